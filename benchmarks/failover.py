@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from octaskly.core.suspicion import CALM_S, RESTLESS
+from octaskly.core.election.failure_detector import CALM_S, RESTLESS
 from tests.mesh.history import Pace
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import missing, wait_until

@@ -20,7 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from octaskly.core.messages import (
+from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch
+from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import (
     Claim,
     ClaimOk,
     Dispatch,
@@ -35,19 +39,6 @@ from octaskly.core.messages import (
     Reattach,
     Report,
     Results,
-)
-from octaskly.core.model import (
-    NO_EPOCH,
-    AttemptId,
-    AttemptState,
-    Epoch,
-    Limits,
-    LoadSample,
-    NodeInfo,
-    NodeState,
-    Outcome,
-    Reason,
-    TaskSpec,
 )
 from octaskly.mesh import wire
 from octaskly.trust import MeshTrust, NodeKey, load

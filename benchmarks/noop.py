@@ -16,11 +16,12 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.measure import Row, count, occupy, until
-from octaskly.agent import running as runners
+from octaskly.agent import components as runners
 from octaskly.cli import main
-from octaskly.core.messages import Report
-from octaskly.core.model import AttemptId, AttemptState, Outcome, Reason, TaskSpec
-from octaskly.runner.pool import Pool
+from octaskly.core.model.ids import AttemptId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import Report
+from octaskly.runner.pool.pool import Pool
 from octaskly.trust import make
 from tests.agents import Agent, launch, running, until_nodes
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 from benchmarks.measure import Row, p95_row, until
 from octaskly.cli import main
-from octaskly.runner import cgroup
+from octaskly.runner.processes import cgroup
 from octaskly.trust import make
 from tests.agents import Agent, launch, submit, until_nodes
 from tests.integration.pooling import processes_with, token

@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 
 from benchmarks.measure import BATCH, Row, occupy, throughput
 from octaskly.cli import main
-from octaskly.core.model import NodeId
-from octaskly.mesh.link import Link
+from octaskly.core.model.ids import NodeId
+from octaskly.mesh.links.link import Link
 from octaskly.trust import MeshTrust, NodeKey, make
-from octaskly.trust.authority import ALPN
+from octaskly.trust.tls import ALPN
 from tests.agents import Agent, launch, until_nodes
 
 PEER = "BENCHMARK_PEER"  #: in the environment: the id of the only other node

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Row, bound_row
+from octaskly.core.dispatcher.retention import STEP_S, TIGHT_S
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import Fact
-from octaskly.core.merge import facts_of
-from octaskly.core.retention import STEP_S, TIGHT_S
+from octaskly.core.log.facts import Fact
+from octaskly.core.log.merge import facts_of
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import TaskQuery
 from octaskly.store import Store

@@ -19,7 +19,7 @@ from benchmarks.measure import (
     rss_max_mb,
     until,
 )
-from octaskly.core.replication import STANDBYS
+from octaskly.core.replication.replication import STANDBYS
 from tests.agents import Agent, request, running, start, until_nodes
 
 NODES = 4

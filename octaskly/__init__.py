@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # isort: off
-    from octaskly.client.asked import (
+    from octaskly.client.flows.task_fields import (
         Asked as Asked,
         Limits as Limits,
         Requires as Requires,
     )
-    from octaskly.client.asynchronous import AsyncClient as AsyncClient
-    from octaskly.client.blocking import Client as Client
+    from octaskly.client.async_client import AsyncClient as AsyncClient
+    from octaskly.client.client import Client as Client
     from octaskly.client.errors import (
         Closed as Closed,
         Conflict as Conflict,
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
         Unavailable as Unavailable,
         Unreachable as Unreachable,
     )
-    from octaskly.client.following import Log as Log
-    from octaskly.client.reading import Wanted as Wanted
-    from octaskly.client.records import (
+    from octaskly.client.flows.streams import Log as Log
+    from octaskly.client.flows.listing import Wanted as Wanted
+    from octaskly.rest.client_types import (
         Counts as Counts,
         Database as Database,
         Draft as Draft,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         Verdict as Verdict,
         Workers as Workers,
     )
-    from octaskly.client.streams import Event as Event
+    from octaskly.client.flows.sse import Event as Event
     from octaskly.errors import (
         ConfigError as ConfigError,
         MeshError as MeshError,
@@ -97,21 +97,21 @@ __version__ = "0.1.0"
 
 # Imported when they are first used: the command line and the agent need none of them.
 _HOMES = {
-    "octaskly.client.asked": "Asked Limits Requires",
-    "octaskly.client.asynchronous": "AsyncClient",
-    "octaskly.client.blocking": "Client",
+    "octaskly.client.flows.task_fields": "Asked Limits Requires",
+    "octaskly.client.async_client": "AsyncClient",
+    "octaskly.client.client": "Client",
     "octaskly.client.errors": (
         "Closed Conflict Forbidden Invalid NoAnswer NoDispatcher NotFound "
         "NotOctaskly Refused ReplyLost SeveralAgents TaskFailed TimedOut TooMany "
         "Unauthorized Unavailable Unreachable "
     ),
-    "octaskly.client.following": "Log",
-    "octaskly.client.reading": "Wanted",
-    "octaskly.client.records": (
+    "octaskly.client.flows.streams": "Log",
+    "octaskly.client.flows.listing": "Wanted",
+    "octaskly.rest.client_types": (
         "Counts Database Draft Explanation Failover Load Members MeshState "
         "NodeInfo Output Reason Standby Stats System Task Verdict Workers "
     ),
-    "octaskly.client.streams": "Event",
+    "octaskly.client.flows.sse": "Event",
     "octaskly.errors": "ConfigError MeshError OctasklyError PermissionDenied",
     "octaskly.executor": (
         "BrokenCall Executor InterpreterMismatch MeshLost RemoteError "

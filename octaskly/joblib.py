@@ -18,7 +18,7 @@ from typing import Any, Final
 from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
 
-from octaskly.client.blocking import Client
+from octaskly.client.client import Client
 from octaskly.executor import Executor
 
 NAME: Final = "octaskly"

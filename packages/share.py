@@ -50,7 +50,7 @@ def shared_files() -> Iterator[tuple[str, str]]:
     """Yield the path below an environment, and the text, of each file."""
     import click  # noqa: PLC0415 - the hook may be loaded where nothing is built
 
-    from octaskly.cli.completing import script  # noqa: PLC0415
+    from octaskly.cli.completion import script  # noqa: PLC0415
     from octaskly.cli.root import octaskly  # noqa: PLC0415
 
     for shell, path in COMPLETIONS.items():

@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.effects import Load
-from octaskly.core.events import Draft, Loaded, Saved
-from octaskly.core.journal import Journal
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Report
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    Epoch,
-    Limits,
-    Moment,
-    NodeId,
-    NodeInfo,
-    Outcome,
-    Reason,
-    Settings,
-    StreamId,
-    TaskId,
-    TaskSpec,
-    Timing,
-)
-from octaskly.core.options import Pairs, Requires, requires_of, shape_of
-from octaskly.core.timestamps import HLC_EPOCH_MS
+from octaskly.core.events import Loaded, Saved
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.hlc import HLC_EPOCH_MS
+from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.model.task_options import Pairs, Requires, requires_of, shape_of
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import Report
+from octaskly.core.replication.journal import Journal
 
 START_MS = HLC_EPOCH_MS + 1_000_000
 STREAM = StreamId(77)

@@ -6,29 +6,21 @@ from dataclasses import replace
 
 from octaskly.core.effects import Effect, Note, Send, ServePull
 from octaskly.core.events import PeerUp, Saved
-from octaskly.core.facts import CancelAsked, Fact, Submitted
-from octaskly.core.membership import Membership
-from octaskly.core.messages import (
-    STOPPING,
-    Hello,
-    Message,
-    Pull,
-    Repl,
-    ReplOk,
-)
-from octaskly.core.model import (
+from octaskly.core.log.facts import CancelAsked, Fact, Submitted
+from octaskly.core.membership.membership import Membership
+from octaskly.core.model.ids import (
     Address,
     Epoch,
     Holdings,
-    Limits,
     NodeId,
-    NodeState,
-    Settings,
+    Reign,
     StreamId,
     TaskId,
 )
-from octaskly.core.replication import Replication
-from octaskly.core.succession import Reign
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.settings import Limits, Settings
+from octaskly.core.protocol.messages import STOPPING, Hello, Message, Pull, Repl, ReplOk
+from octaskly.core.replication.replication import Replication
 from tests.builders import STREAM, epoch, journal, moment, settings, spec
 
 FACT = CancelAsked(TaskId("t"), "x")

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.dispatch import Dispatch
+from octaskly.core.dispatcher.dispatcher import Dispatch
 from octaskly.core.effects import Answer, Append, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
-    Draft,
     LiveLoaded,
     Loaded,
     Saved,
     TasksSubmitted,
 )
-from octaskly.core.facts import Fact
-from octaskly.core.membership import Membership
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import (
-    Dispatch as DispatchMessage,
-)
-from octaskly.core.messages import (
-    Kill,
-    Reattach,
-    Report,
-    Results,
-    ResultsOk,
-)
-from octaskly.core.model import (
+from octaskly.core.log.facts import Fact
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.membership.membership import Membership
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import (
     Attempt,
-    AttemptId,
     AttemptState,
-    Limits,
-    NodeId,
-    NodeState,
     Outcome,
     Reason,
-    TaskId,
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replication import Replication
+from octaskly.core.protocol.messages import Dispatch as DispatchMessage
+from octaskly.core.protocol.messages import Kill, Reattach, Report, Results, ResultsOk
+from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelDone
 from tests.builders import (
     STREAM,

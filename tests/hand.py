@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from octaskly.core.effects import Send
 from octaskly.core.events import AttemptsEnded
-from octaskly.core.messages import Dispatch, Kill, Report, Results
-from octaskly.core.model import (
-    AttemptState,
-    Limits,
-    Reason,
-    TaskId,
-)
-from octaskly.core.worker import Worker
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import AttemptState, Reason
+from octaskly.core.protocol.messages import Dispatch, Kill, Report, Results
+from octaskly.core.worker.worker import Worker
 from tests.builders import (
     attempt,
     epoch,

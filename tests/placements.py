@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
-from octaskly.core.inhand import Grant
-from octaskly.core.model import NodeId
-from octaskly.core.scheduler import WorkerPool
+from octaskly.core.model.ids import NodeId
+from octaskly.core.scheduling.queued_task import Grant
+from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.builders import node_info
 
 

@@ -5,20 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Append, Effect, Load
-from octaskly.core.events import Draft
-from octaskly.core.facts import Assigned
-from octaskly.core.messages import Results, RosterLine
-from octaskly.core.model import (
-    AttemptId,
-    NodeId,
-    NodeInfo,
-    NodeState,
-    Outcome,
-    Role,
-    Strain,
-    TaskId,
-)
-from octaskly.core.options import Requires, TaskOptions
+from octaskly.core.log.facts import Assigned
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.nodes import NodeInfo, NodeState, Role, Strain
+from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.tasks import Outcome
+from octaskly.core.protocol.messages import Results, RosterLine
 from tests.builders import STREAM, answer, draft, epoch, moment, outcome, report
 from tests.desk import World, reattach, submit
 

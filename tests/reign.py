@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from octaskly.core.dispatch import Dispatch
+from octaskly.core.dispatcher.dispatcher import Dispatch
 from octaskly.core.effects import (
     Announce,
     Answer,
@@ -30,7 +30,7 @@ from octaskly.core.events import (
     Saved,
     TasksSubmitted,
 )
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Fact,
@@ -39,13 +39,15 @@ from octaskly.core.facts import (
     Recorded,
     TaskFact,
 )
-from octaskly.core.journal import Journal
-from octaskly.core.membership import Membership
-from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.messages import (
-    Dispatch as DispatchMessage,
-)
-from octaskly.core.messages import (
+from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.membership.membership import Membership
+from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import Hold, LoadSample, Stance
+from octaskly.core.model.settings import Limits, Settings
+from octaskly.core.model.task_options import Requires, Retry, TaskOptions, requires_of
+from octaskly.core.model.tasks import AttemptState, Outcome, TaskSpec, TaskState
+from octaskly.core.protocol.messages import Dispatch as DispatchMessage
+from octaskly.core.protocol.messages import (
     HeartbeatOk,
     Kill,
     Message,
@@ -54,27 +56,10 @@ from octaskly.core.messages import (
     Results,
     ResultsOk,
 )
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    Epoch,
-    Hold,
-    Limits,
-    LoadSample,
-    Moment,
-    NodeId,
-    Outcome,
-    Settings,
-    StreamId,
-    TaskId,
-    TaskSpec,
-    TaskState,
-)
-from octaskly.core.options import Requires, Retry, TaskOptions, requires_of
-from octaskly.core.replication import Replication
+from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import Accepted, CancelDone
-from octaskly.core.stance import Stance
-from octaskly.core.worker import Worker
+from octaskly.core.worker.worker import Worker
 from tests import builders
 
 LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3, lanes=4, lane_tasks=3)

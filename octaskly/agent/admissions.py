@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from octaskly.agent import leaving
-from octaskly.agent.apart import take_over
-from octaskly.agent.invites import Invites
-from octaskly.agent.requests import Requests
-from octaskly.agent.sockets import EVERYWHERE
 from octaskly.config.agent import AgentConfig
-from octaskly.config.kinds import Many, Peer, Unusable
-from octaskly.core.model import NodeInfo, TaskState
+from octaskly.config.value_types import Many, Peer, Unusable
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.tasks import TaskState
 from octaskly.errors import ConfigError, OnlyCopy, TrustError, WouldLeave
-from octaskly.log import Logger
+from octaskly.joining import state_folder
+from octaskly.joining.invites import Invites
+from octaskly.joining.join_requests import Requests
+from octaskly.joining.state_folder import take_over
 from octaskly.ports import (
     Clock,
     Gateway,
@@ -26,8 +25,10 @@ from octaskly.ports import (
     Principal,
     Request,
 )
+from octaskly.system.listeners import EVERYWHERE
+from octaskly.system.log import Logger
 from octaskly.trust import Keyring, MeshSecret, NodeKey
-from octaskly.trust.secret import parse
+from octaskly.trust.mesh_secret import parse
 
 UNFINISHED: Final = (TaskState.QUEUED, TaskState.RUNNING)
 
@@ -176,7 +177,7 @@ class AgentAdmissions:
         lost = await self._only_here()
         if lost and not force:
             raise OnlyCopy(f"{self._name} may have the only copy of tasks: {lost}")
-        await asyncio.to_thread(leaving.begin, self._config.paths)
+        await asyncio.to_thread(state_folder.begin, self._config.paths)
         self._log.warning(
             "leaving the mesh",
             mesh=self._gateway.mesh_id,

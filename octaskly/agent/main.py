@@ -17,14 +17,13 @@ from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from octaskly.agent.notify import Notifier
-from octaskly.agent.signals import Signals
+from octaskly.agent.process import Notifier, Signals
 from octaskly.config.account import Inherited
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import ConfigError, StoreError
-from octaskly.log import Logger, configure
-from octaskly.mesh.looking import FIRST_LOOK_S, sightings
+from octaskly.mesh.discovery.scan import FIRST_LOOK_S, sightings
+from octaskly.system.log import Logger, configure
 
 EXIT_FAILED = 1
 
@@ -73,4 +72,4 @@ async def _begin(
 
 
 async def _load() -> Any:
-    return await asyncio.to_thread(importlib.import_module, "octaskly.agent.life")
+    return await asyncio.to_thread(importlib.import_module, "octaskly.agent.lifecycle")

@@ -10,23 +10,17 @@ import asyncio
 from collections.abc import Callable
 
 from octaskly import __version__
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.api import ApiServer
-from octaskly.core.model import (
-    AttemptState,
-    NodeInfo,
-    NodeState,
-    Reason,
-    Role,
-    TaskState,
-)
-from octaskly.core.node import Node
+from octaskly.core.model.nodes import NodeInfo, NodeState, Role
+from octaskly.core.model.tasks import AttemptState, Reason, TaskState
+from octaskly.core.node.node import Node
 from octaskly.errors import StoreError
 from octaskly.metrics.table import Values
 from octaskly.ports import StoreStats
-from octaskly.runner.pool import Pool
+from octaskly.runner.pool.pool import Pool
 from octaskly.store import Store
+from octaskly.system.clock import SystemClock
 
 _MIB = 1 << 20
 _OUTCOMES = {AttemptState.OK: "completed"}

@@ -10,24 +10,25 @@ from typing import NoReturn
 
 from octaskly import __version__
 from octaskly.agent.admissions import AgentAdmissions, Moves
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.fitness import Fitness
-from octaskly.agent.gateway import AgentGateway
-from octaskly.agent.sockets import bind, port_of
-from octaskly.agent.start import describe, write_description
+from octaskly.agent.gateway.gateway import AgentGateway
+from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.startup import describe, write_description
 from octaskly.api import ApiServer, Site
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX
 from octaskly.core.events import Saved
-from octaskly.core.model import NO_LOAD, NodeInfo, Settings
-from octaskly.core.node import Node
+from octaskly.core.model.nodes import NO_LOAD, NodeInfo
+from octaskly.core.model.settings import Settings
+from octaskly.core.node.node import Node
 from octaskly.errors import TrustError
-from octaskly.log import Logger, write_note
-from octaskly.mesh.discovery import Discovery
+from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import Principal
-from octaskly.stats import port_holder
 from octaskly.store import Store
+from octaskly.system.clock import SystemClock
+from octaskly.system.listeners import bind, port_of
+from octaskly.system.load import port_holder
+from octaskly.system.log import Logger, write_note
 from octaskly.trust import NodeKey
 
 

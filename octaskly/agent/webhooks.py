@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from urllib.parse import urlsplit
 
-from octaskly.agent.view import MeshView
-from octaskly.api.webhooks import Poster
+from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.api.webhook_sender import Poster
+from octaskly.core.change_feed import TaskNews, end_of
 from octaskly.core.events import Event, TasksNotified
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import NO_EPOCH
-from octaskly.core.retry import backoff
-from octaskly.core.timeline import TaskNews, end_of
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.backoff import backoff
+from octaskly.core.model.ids import NO_EPOCH
 from octaskly.errors import MeshError, StoreError
-from octaskly.log import Logger
 from octaskly.ports import Clock, Log
+from octaskly.system.log import Logger
 
 HELD_MAX = 10_000  #: ended tasks in hand; others wait in the store
 AT_ONCE = 8

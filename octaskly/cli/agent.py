@@ -10,10 +10,10 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from octaskly.cli.choice import Choice
+from octaskly.cli.context import Choice
 from octaskly.config.agent import configure
-from octaskly.config.kinds import Kind, Many, OneOf, Place, Switch
-from octaskly.config.table import SETTINGS, Setting
+from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.value_types import Kind, Many, OneOf, Place, Switch
 
 
 class _Written(click.ParamType[Any]):

@@ -17,51 +17,51 @@ from pathlib import Path
 import click
 
 from octaskly import __version__
-from octaskly.cli import completing
-from octaskly.cli.choice import Choice
-from octaskly.cli.render import EXIT_CANCELLED, EXIT_FAILED, print_error, report
+from octaskly.cli import completion
+from octaskly.cli.context import Choice
+from octaskly.cli.output.render import EXIT_CANCELLED, EXIT_FAILED, print_error, report
 from octaskly.errors import OctasklyError
 
 COMMANDS = {
     "agent": "octaskly.cli.agent:agent",
-    "approve": "octaskly.cli.approving:approve",
-    "audit": "octaskly.cli.auditing:audit",
-    "array": "octaskly.cli.arrays:array",
-    "ca": "octaskly.cli.access:ca",
-    "cancel": "octaskly.cli.tasks:cancel",
-    "completion": "octaskly.cli.completing:completion",
-    "config": "octaskly.cli.settings:config",
-    "db": "octaskly.cli.database:db",
-    "demo": "octaskly.cli.demo:demo",
-    "doctor": "octaskly.cli.doctor:doctor",
-    "drain": "octaskly.cli.steering:drain",
-    "events": "octaskly.cli.waiting:events",
-    "explain": "octaskly.cli.explaining:explain",
-    "forget": "octaskly.cli.forgetting:forget",
-    "invite": "octaskly.cli.joining:invite",
-    "join": "octaskly.cli.joining:join",
-    "leave": "octaskly.cli.leaving:leave",
-    "logs": "octaskly.cli.tasks:logs",
-    "ls": "octaskly.cli.tasks:ls",
-    "map": "octaskly.cli.arrays:map_",
-    "nodes": "octaskly.cli.overview:nodes",
-    "open": "octaskly.cli.opening:open_",
-    "pause": "octaskly.cli.steering:pause",
-    "requests": "octaskly.cli.approving:requests",
-    "resume": "octaskly.cli.steering:resume",
-    "retry": "octaskly.cli.retrying:retry",
-    "revoke": "octaskly.cli.rotating:revoke",
-    "rotate": "octaskly.cli.rotating:rotate",
-    "run": "octaskly.cli.running:run",
-    "secret": "octaskly.cli.access:secret",
-    "service": "octaskly.cli.service:service",
-    "show": "octaskly.cli.tasks:show",
-    "stats": "octaskly.cli.overview:stats",
-    "submit": "octaskly.cli.submitting:submit",
-    "token": "octaskly.cli.tokens:token",
-    "top": "octaskly.cli.top:top",
-    "unpause": "octaskly.cli.steering:unpause",
-    "wait": "octaskly.cli.waiting:wait",
+    "approve": "octaskly.cli.commands.approve:approve",
+    "audit": "octaskly.cli.commands.audit:audit",
+    "array": "octaskly.cli.commands.arrays:array",
+    "ca": "octaskly.cli.commands.secret:ca",
+    "cancel": "octaskly.cli.commands.tasks:cancel",
+    "completion": "octaskly.cli.completion:completion",
+    "config": "octaskly.cli.commands.config:config",
+    "db": "octaskly.cli.commands.db:db",
+    "demo": "octaskly.cli.demo.command:demo",
+    "doctor": "octaskly.cli.doctor.command:doctor",
+    "drain": "octaskly.cli.commands.drain:drain",
+    "events": "octaskly.cli.commands.wait:events",
+    "explain": "octaskly.cli.commands.tasks:explain",
+    "forget": "octaskly.cli.commands.tasks:forget",
+    "invite": "octaskly.cli.commands.join:invite",
+    "join": "octaskly.cli.commands.join:join",
+    "leave": "octaskly.cli.commands.leave:leave",
+    "logs": "octaskly.cli.commands.tasks:logs",
+    "ls": "octaskly.cli.commands.tasks:ls",
+    "map": "octaskly.cli.commands.arrays:map_",
+    "nodes": "octaskly.cli.commands.nodes:nodes",
+    "open": "octaskly.cli.commands.open:open_",
+    "pause": "octaskly.cli.commands.drain:pause",
+    "requests": "octaskly.cli.commands.approve:requests",
+    "resume": "octaskly.cli.commands.drain:resume",
+    "retry": "octaskly.cli.commands.tasks:retry",
+    "revoke": "octaskly.cli.commands.rotate:revoke",
+    "rotate": "octaskly.cli.commands.rotate:rotate",
+    "run": "octaskly.cli.commands.run:run",
+    "secret": "octaskly.cli.commands.secret:secret",
+    "service": "octaskly.cli.service.command:service",
+    "show": "octaskly.cli.commands.tasks:show",
+    "stats": "octaskly.cli.commands.nodes:stats",
+    "submit": "octaskly.cli.commands.submit:submit",
+    "token": "octaskly.cli.commands.tokens:token",
+    "top": "octaskly.cli.commands.top:top",
+    "unpause": "octaskly.cli.commands.drain:unpause",
+    "wait": "octaskly.cli.commands.wait:wait",
 }
 
 #: What a write to stdout or stderr can end with; no file is named then.
@@ -121,7 +121,7 @@ class LazyGroup(click.Group):
 @click.option(
     "--node",
     metavar="NAME",
-    shell_complete=completing.agents,
+    shell_complete=completion.agents,
     help="Use this agent of this machine.",
 )
 @click.option(

@@ -4,7 +4,6 @@
 use. All run the same flows.
 """
 
-from octaskly.client.calls import Reply
 from octaskly.client.errors import (
     NoAnswer,
     Refused,
@@ -12,8 +11,10 @@ from octaskly.client.errors import (
     SeveralAgents,
     Unreachable,
 )
-from octaskly.client.places import agents_here, local_socket
-from octaskly.client.records import (
+from octaskly.client.flows.calls import Reply
+from octaskly.client.local_agents import agents_here, local_socket
+from octaskly.client.session import Session
+from octaskly.rest.client_types import (
     FINAL,
     Checkup,
     Draft,
@@ -34,7 +35,6 @@ from octaskly.client.records import (
     Task,
     TaskPage,
 )
-from octaskly.client.session import Session
 
 __all__ = [
     "FINAL",

@@ -35,7 +35,7 @@ import msgspec
 from octaskly.errors import ConfigError, MeshError, OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.client.records import Task
+    from octaskly.rest.client_types import Task
 
 NO_DISPATCHER: Final = "No dispatcher is elected"
 RETRY_S_MIN: Final = 0.1

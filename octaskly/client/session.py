@@ -6,13 +6,13 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from octaskly.client import calls
-from octaskly.client.asker import Asker
-from octaskly.client.calls import Call, Reply
+from octaskly.client.drivers.thread_driver import Pool
+from octaskly.client.endpoint import Target
 from octaskly.client.errors import Refused
-from octaskly.client.pool import Pool
-from octaskly.client.steps import Emitting, Flow
-from octaskly.client.targets import Target
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.steps import Emitting, Flow
 from octaskly.errors import OctasklyError
 
 PATIENCE_S: Final = 10.0

@@ -13,15 +13,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from octaskly.config.account import INHERITED, Account, Inherited
-from octaskly.config.places import (
+from octaskly.config.paths import (
     Paths,
     runtime_dir_default,
     secret_default,
     state_dir_default,
 )
+from octaskly.config.settings import AgentOptions
 from octaskly.config.sources import Said, said_everywhere
-from octaskly.config.table import AgentOptions
-from octaskly.core.model import Limits, Timing
+from octaskly.core.model.settings import Limits, Timing
 from octaskly.errors import ConfigError
 
 _FIELDS = {field.name for field in fields(AgentOptions)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from octaskly.config.kinds import Kind, Place
-from octaskly.config.table import NAME, Setting
+from octaskly.config.settings import NAME, Setting
+from octaskly.config.value_types import Kind, Place
 
 CLIENT_SETTINGS: Final = (
     Setting(

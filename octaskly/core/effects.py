@@ -9,24 +9,29 @@ leave before it.
 
 from __future__ import annotations
 
-from octaskly.core.facts import Entry, Recorded
-from octaskly.core.keys import KeysEffect
-from octaskly.core.merge import TaskRow
-from octaskly.core.messages import Cursor, Message, Report, Roster, SnapshotHead
-from octaskly.core.model import (
+from octaskly.core.log.facts import Entry, Recorded
+from octaskly.core.log.merge import TaskRow
+from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
-    Hold,
     Holdings,
     NodeId,
-    Reason,
     StreamId,
     TaskId,
-    TaskSpec,
+)
+from octaskly.core.model.keys import KeysEffect
+from octaskly.core.model.nodes import Hold
+from octaskly.core.model.tasks import Reason, TaskSpec
+from octaskly.core.model.values import value
+from octaskly.core.protocol.messages import (
+    Cursor,
+    Message,
+    Report,
+    Roster,
+    SnapshotHead,
 )
 from octaskly.core.replies import Reply
-from octaskly.core.values import value
 
 
 @value(frozen=True, slots=True)

@@ -8,25 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from octaskly.core.facts import NO_FLOOR, Floor, Recorded
-from octaskly.core.keys import Keys, KeysEvent
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Hello, Message, Report
-from octaskly.core.model import (
-    NO_HOLD,
-    Address,
-    Epoch,
-    Hold,
-    Holdings,
-    LoadSample,
-    NodeId,
-    Steering,
-    StreamId,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.options import Requires, TaskOptions
-from octaskly.core.values import value
+from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import Address, Epoch, Holdings, NodeId, StreamId, TaskId
+from octaskly.core.model.keys import Keys, KeysEvent
+from octaskly.core.model.nodes import NO_HOLD, Hold, LoadSample, Steering
+from octaskly.core.model.task_options import Requires
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.values import value
+from octaskly.core.protocol.messages import Hello, Message, Report
 
 
 @value(frozen=True, slots=True)
@@ -90,20 +81,6 @@ class DialFailed:
     node: NodeId | None
     addresses: tuple[Address, ...]
     was_refused: bool  #: every address refused at once: no process listens there
-
-
-@value(frozen=True, slots=True)
-class Draft:
-    """A task that somebody asks for, validated, not yet accepted."""
-
-    command: str
-    timeout_s: int = 3600
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    id: TaskId | None = None  #: name that a client chose, or derived from its key
-    priority: int = 0  #: -50..50, a higher one runs first
-    options: TaskOptions | None = None
-    is_fail_fast: bool = False  #: refuse it if no node could ever run it
 
 
 @value(frozen=True, slots=True)

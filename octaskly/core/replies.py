@@ -5,11 +5,61 @@ A reply leaves only when what it says is as durable as it says.
 
 from __future__ import annotations
 
-from octaskly.core.facts import Recorded
-from octaskly.core.keys import NotRotated, Rotating
-from octaskly.core.model import NodeState, TaskId, TaskSpec, TaskState
-from octaskly.core.values import value
-from octaskly.core.verdicts import Explanation
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from octaskly.core.log.facts import Recorded
+from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.keys import NotRotated, Rotating
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.model.values import value
+
+PASSING = frozenset(
+    {
+        "slots",
+        "memory_granted",
+        "gpus_granted",
+        "reserved",
+        "turn",
+        "joining",
+        "resting",
+        "parents",
+    }
+)
+"""Reasons that end by themselves while the node takes work."""
+
+
+class Why(NamedTuple):
+    """One reason why a node does not run a task."""
+
+    code: str
+    text: str  #: follows the name of the node
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it stays as long as nobody does something about it."""
+        return self.code not in PASSING
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why one node does not run the task."""
+
+    node: NodeId
+    name: str
+    state: NodeState
+    reasons: tuple[Why, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a task is where it is."""
+
+    state: TaskState
+    summary: str  #: one sentence, without a full stop
+    nodes: tuple[Verdict, ...] = ()  #: of a task that waits
+    placement: str = ""  #: why it was given to the node that has or had it
 
 
 @value(frozen=True, slots=True)

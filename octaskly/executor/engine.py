@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any, Final
 
 from octaskly.client import FINAL
-from octaskly.client.records import Draft, Task
-from octaskly.client.streams import Event
+from octaskly.client.flows.sse import Event
 from octaskly.errors import OctasklyError
 from octaskly.executor.errors import MeshLost
+from octaskly.executor.large_values import NoRoom
 from octaskly.executor.mesh import Mesh
-from octaskly.executor.shelf import NoRoom
+from octaskly.rest.client_types import Draft, Task
 
 FETCHERS: Final = 3
 BATCH_MAX: Final = 500  #: tasks in one submission

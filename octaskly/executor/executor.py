@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpac
 
 import msgspec
 
-from octaskly.client.asked import Asked, Limits, Requires, draft
-from octaskly.client.patience import PATIENCE_S
-from octaskly.client.records import Draft, Task
-from octaskly.client.targets import target
-from octaskly.executor.answers import answer
-from octaskly.executor.callee import RESULT_FILE
+from octaskly.client.endpoint import target
+from octaskly.client.flows.retry import PATIENCE_S
+from octaskly.client.flows.task_fields import Asked, Limits, Requires, draft
+from octaskly.executor.call_runner import RESULT_FILE
 from octaskly.executor.engine import Engine, Work
+from octaskly.executor.large_values import Shelf
 from octaskly.executor.mesh import Mesh
-from octaskly.executor.shelf import Shelf
+from octaskly.executor.results import answer
+from octaskly.rest.client_types import Draft, Task
 
 if TYPE_CHECKING:
-    from octaskly.executor.pickles import Arguments, Parcel
+    from octaskly.executor.pickling import Arguments, Parcel
 
 WINDOW: Final = 1000  #: tasks in the mesh at a time, unless another number is asked for
 CALL_S_MAX: Final = 86_400  #: how long a call may run, unless said otherwise
@@ -173,7 +173,7 @@ class Executor(FuturesExecutor):
         self, fn: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
     ) -> Future[Any]:
         # Commands do without cloudpickle.
-        from octaskly.executor.pickles import parcel  # noqa: PLC0415
+        from octaskly.executor.pickling import parcel  # noqa: PLC0415
 
         self._engine.check()
         packed = parcel(fn, calls, is_chunk=is_chunk)

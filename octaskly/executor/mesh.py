@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from octaskly.client import flows, following, leaving
-from octaskly.client.asker import Asker
+from octaskly.client.drivers.thread_driver import Pool
+from octaskly.client.endpoint import Target
 from octaskly.client.errors import Closed, TooMany
-from octaskly.client.pool import Pool
-from octaskly.client.records import Draft, Task
-from octaskly.client.streams import Event
-from octaskly.client.targets import Target
+from octaskly.client.flows import files, streams, tasks
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.sse import Event
+from octaskly.rest.client_types import Draft, Task
 
 NO_ROOM = 507  #: status where a node cannot take a file, or a task, at the moment
 
@@ -33,7 +33,7 @@ class Mesh:
         """Submit tasks, all or none, as soon as the mesh has room for them."""
         key = self._asker.new_key()
         while True:
-            flow = flows.submit_many(
+            flow = tasks.submit_many(
                 self._asker,
                 drafts,
                 key=key,
@@ -48,15 +48,15 @@ class Mesh:
 
     def task(self, name: str) -> Task:
         """Return a task as it is now."""
-        return self._pool.run(flows.task(self._asker, name))
+        return self._pool.run(tasks.task(self._asker, name))
 
     def cancel(self, name: str) -> None:
         """Cancel a task, be it that it runs."""
-        self._pool.run(flows.cancel(self._asker, name, force=True))
+        self._pool.run(tasks.cancel(self._asker, name, force=True))
 
     def events(self) -> Iterator[Event]:
         """Yield what happens, the first event at once, until `interrupt`."""
-        flow = following.events(
+        flow = streams.events(
             self._asker,
             types=("task", "node"),  # Nodes are told of first.
             task=None,
@@ -71,16 +71,16 @@ class Mesh:
     def save_output(self, task: str, path: str, target: IO[bytes]) -> None:
         """Write an output of a task into a file."""
         until = self._asker.until(None)
-        flow = following.output(self._asker, task, path, until=until)
+        flow = streams.output(self._asker, task, path, until=until)
         target.writelines(self._pool.iterate(flow))
 
     def leave(self, sha256: str, data: bytes | memoryview) -> str:
         """Leave a file for tasks; return the id of the node that has it."""
-        return self._pool.run(leaving.leave(self._asker, sha256, data)).node
+        return self._pool.run(files.leave(self._asker, sha256, data)).node
 
     def let_go(self, sha256: str) -> None:
         """Say that no task will name a file any more."""
-        self._pool.run(leaving.let_go(self._asker, sha256))
+        self._pool.run(files.let_go(self._asker, sha256))
 
     def interrupt(self) -> None:
         """Have `events` end, in whatever thread it waits."""

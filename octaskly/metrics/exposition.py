@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from octaskly.metrics.table import METRICS, Metric, Values
-from octaskly.ports.tally import Tally
+from octaskly.ports.histogram import Tally
 
 _PROCESS: Final = ProcessCollector(registry=CollectorRegistry())
 _NUMBERS: Final[Mapping[str, type[CounterMetricFamily | GaugeMetricFamily]]] = {

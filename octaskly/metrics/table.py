@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from octaskly.ports.tally import Tally
+from octaskly.ports.histogram import Tally
 
 Kind = Literal["counter", "gauge", "histogram"]
 By = Literal["every node", "the dispatcher", "followers"]

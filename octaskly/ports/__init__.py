@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from octaskly.core.messages import Hello
-from octaskly.ports.access import Principal, TokenDesk, TokenInfo
+from octaskly.core.protocol.messages import Hello
 from octaskly.ports.admissions import Admissions, Invite, Membership, Request
 from octaskly.ports.audit import AuditLog, Deed, DeedPage
 from octaskly.ports.files import Files, Intake, NoRoom, WrongBytes
@@ -22,7 +21,7 @@ from octaskly.ports.gateway import (
     OutputPlace,
     Point,
 )
-from octaskly.ports.rotation import Rotations, RotationView
+from octaskly.ports.key_rotation import Rotations, RotationView
 from octaskly.ports.store import (
     Clock,
     Log,
@@ -34,6 +33,7 @@ from octaskly.ports.store import (
     TaskQuery,
     ToNotify,
 )
+from octaskly.ports.tokens import Principal, TokenDesk, TokenInfo
 
 __all__ = [
     "Admissions",

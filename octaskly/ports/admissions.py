@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octaskly.ports.access import Principal
+from octaskly.ports.tokens import Principal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

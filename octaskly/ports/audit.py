@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,29 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from octaskly.core.events import Draft
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import (
-    Roster,
-    RosterLine,
-)
-from octaskly.core.model import (
-    AttemptId,
-    Epoch,
-    Failover,
-    LoadSample,
-    NodeId,
-    StandbyView,
-    Steering,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.verdicts import Explanation
-from octaskly.ports.access import Principal, TokenDesk
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
+from octaskly.core.model.nodes import Failover, LoadSample, StandbyView, Steering
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.core.replies import Explanation
 from octaskly.ports.audit import AuditLog
-from octaskly.ports.news import Telling
+from octaskly.ports.events import Telling
 from octaskly.ports.output import Transcripts
 from octaskly.ports.store import TaskPage, TaskQuery
+from octaskly.ports.tokens import Principal, TokenDesk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

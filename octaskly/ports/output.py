@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import AttemptId, TaskId
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, TaskId
 
 STREAMS = ("stdout", "stderr")
 

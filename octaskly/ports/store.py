@@ -8,14 +8,9 @@ from typing import Any, Protocol
 
 from octaskly.core.effects import Join, LoadRipe, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
-from octaskly.core.facts import Entry, Recorded, Stored
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import (
-    Cursor,
-    Packed,
-    Report,
-)
-from octaskly.core.model import (
+from octaskly.core.log.facts import Entry, Recorded, Stored
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
@@ -24,11 +19,12 @@ from octaskly.core.model import (
     NodeId,
     StreamId,
     TaskId,
-    TaskState,
 )
-from octaskly.core.options import ArraySpec
-from octaskly.ports.news import Past
-from octaskly.ports.tally import Tally
+from octaskly.core.model.task_options import ArraySpec
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Cursor, Packed, Report
+from octaskly.ports.events import Past
+from octaskly.ports.histogram import Tally
 
 
 class Clock(Protocol):

@@ -4,7 +4,7 @@
 `reader` the questions, `state` what a node keeps of itself, `database` the file.
 """
 
-from octaskly.store.database import move_aside
-from octaskly.store.log import Store
+from octaskly.store.store import Store
+from octaskly.store.tables.database import move_aside
 
 __all__ = ["Store", "move_aside"]

@@ -5,10 +5,10 @@ derived from it or signed with what is derived. Members trust each other fully: 
 can sign certificates and tokens.
 """
 
-from octaskly.trust.authority import MeshTrust
-from octaskly.trust.identity import NodeKey, node_id_of
-from octaskly.trust.keyring import Keyring
-from octaskly.trust.secret import MeshSecret, generate, load, load_or_create, make
+from octaskly.trust.mesh_secret import MeshSecret, generate, load, load_or_create, make
+from octaskly.trust.node_key import NodeKey, node_id_of
+from octaskly.trust.secret_file import Keyring
+from octaskly.trust.tls import MeshTrust
 from octaskly.trust.tokens import Claims, Tokens
 
 __all__ = [

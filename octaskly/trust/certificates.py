@@ -32,9 +32,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
-from octaskly.trust.identity import node_id_of
+from octaskly.trust.node_key import node_id_of
 
 NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
 LAN_NOT_BEFORE: Final = datetime(2019, 6, 1, tzinfo=UTC)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import jwt
 
 from octaskly.errors import TrustError
-from octaskly.trust.secret import MeshSecret
+from octaskly.trust.mesh_secret import MeshSecret
 
 ALGORITHM: Final = "HS256"
 TOKEN_BYTES_MAX: Final = 4096

@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from playwright.async_api import Browser, Page
 
-from octaskly.api.schema import TaskIn, parse_tasks
-from octaskly.cli.arrays import array, map_
-from octaskly.cli.running import run
+from octaskly.api.schemas.task_request import TaskIn, parse_tasks
+from octaskly.cli.commands.arrays import array, map_
+from octaskly.cli.commands.run import run
 from tests.agents import TASKS, Agent, running, until_nodes
 from tests.browser.chromium import visitor
 from tests.browser.dash import enter

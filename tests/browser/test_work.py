@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from octaskly.core.acceptance import number_of
+from octaskly.core.model.drafts import number_of
 from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
 from tests.browser import chromium

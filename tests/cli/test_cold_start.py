@@ -11,7 +11,7 @@ from octaskly.cli.root import COMMANDS
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
-TABLE = "octaskly.config.table"
+TABLE = "octaskly.config.settings"
 HEAVY = (
     *("aiohttp", "zeroconf", "structlog", "cryptography", "jwt", "rich", "asyncio"),
     *("tomllib", TABLE),
@@ -64,7 +64,7 @@ def test_commands_import_no_heavy_library(
 
 def test_an_agent_imports_nothing_for_pictures_and_pairings() -> None:
     """Rich and what it draws with took 4 MB of each node."""
-    program = "import octaskly.agent.life, sys; print(*sys.modules)"
+    program = "import octaskly.agent.lifecycle, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.completing import OFFERED_MAX
+from octaskly.cli.completion import OFFERED_MAX
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 from tests.cli.typed import PROGRAM

@@ -13,7 +13,7 @@ NOBODY = 65534
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from octaskly.cli.leaving import become_owner
+from octaskly.cli.commands.leave import become_owner
 become_owner(Path(sys.argv[1]))
 print(*os.getresuid(), *os.getresgid(), *os.getgroups())
 """

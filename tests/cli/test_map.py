@@ -13,8 +13,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.demo_agents import DemoAgent, agents, formed
-from octaskly.core.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
+from octaskly.cli.demo.agents import DemoAgent, agents, formed
+from octaskly.core.model.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
 from tests.cli.typed import apart, typed
 
 Call = subprocess.CompletedProcess[bytes]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli.provenance import weaknesses
+from octaskly.cli.service.ownership import weaknesses
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")
 

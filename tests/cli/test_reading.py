@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.cli.render import on_one_line, print_json
+from octaskly.cli.output.render import on_one_line, print_json
 from tests.cli.conftest import Run
 from tests.cli.stand_in import NODE, NODES, STATS, Api
 

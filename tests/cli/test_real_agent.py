@@ -16,7 +16,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.demo_agents import DemoAgent, agents, formed
+from octaskly.cli.demo.agents import DemoAgent, agents, formed
 from tests.cli.typed import apart, typed
 
 Call = subprocess.CompletedProcess[bytes]

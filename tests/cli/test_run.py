@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.client.patience import FULL
+from octaskly.client.flows.retry import FULL
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 

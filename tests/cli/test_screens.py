@@ -20,9 +20,9 @@ import click
 import pexpect
 import pytest
 
-from octaskly.cli.doctor import shown_to_people
-from octaskly.cli.findings import findings
-from octaskly.cli.symptoms import Symptoms, TakenPort
+from octaskly.cli.doctor.command import shown_to_people
+from octaskly.cli.doctor.findings import findings
+from octaskly.cli.doctor.symptoms import Symptoms, TakenPort
 from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
 from tests.cli.test_reading import ended_task

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli import unitfiles
-from octaskly.cli.render import JSON_VERSION
-from octaskly.cli.systemd import Scope
+from octaskly.cli.output.render import JSON_VERSION
+from octaskly.cli.service import unit_files
+from octaskly.cli.service.systemd import Scope
 from octaskly.trust import make
 from tests.cli import machine as machines
 from tests.cli.machine import OCTASKLY, Machine, booted
@@ -147,10 +147,10 @@ def test_unit_that_was_changed_by_hand_is_kept(machine: Machine) -> None:
     """Somebody's change is shown, not lost; --force replaces it."""
     unit = unit_of(machine)
     unit.parent.mkdir(parents=True)
-    plan = unitfiles.drafts(
+    plan = unit_files.drafts(
         Scope.USER, {"HOME": str(machine.home)}, Path(OCTASKLY[0]), []
     )
-    unitfiles.write(plan[0])
+    unit_files.write(plan[0])
     unit.write_text(unit.read_text().replace("WatchdogSec=30s", "WatchdogSec=90s"))
     by_hand = unit.read_text()
 
@@ -175,7 +175,7 @@ def test_unit_of_another_installation_is_kept(machine: Machine) -> None:
     unit = unit_of(machine)
     unit.parent.mkdir(parents=True)
     unit.write_text(
-        unitfiles.signed(
+        unit_files.signed(
             f"[Service]\nExecStart={other} agent --name old", ["--name", "old"]
         )
     )

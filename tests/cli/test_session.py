@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
-from octaskly.cli.render import exit_code_of
-from octaskly.client import NodePage, Refused, ReplyLost, Session, Unreachable, calls
-from octaskly.client.asker import OPEN_ERRORS
-from octaskly.client.calls import NODES, STATS, TOKENS, Call
-from octaskly.client.connection import Connection, connect_unix
+from octaskly.cli.output.render import exit_code_of
+from octaskly.client import NodePage, Refused, ReplyLost, Session, Unreachable
+from octaskly.client.endpoint import Target
 from octaskly.client.errors import NoAnswer, NotOctaskly
-from octaskly.client.targets import Target
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import NODES, STATS, TOKENS, Call
+from octaskly.client.flows.request import OPEN_ERRORS
+from octaskly.client.http_connection import Connection, connect_unix
 from tests.agents import until
 from tests.cli.stand_in import Api, serving
 
@@ -66,7 +67,7 @@ def test_requests_share_a_connection(
     """Opening one for each request would cost more than the request."""
     nodes(session)
     monkeypatch.setattr(http.client.HTTPConnection, "connect", None)
-    monkeypatch.setattr("octaskly.client.connection.connect_unix", None)
+    monkeypatch.setattr("octaskly.client.http_connection.connect_unix", None)
 
     assert session.asked(Call("GET", STATS), dict[str, Any])["workers"]["total"] == 3
 

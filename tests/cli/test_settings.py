@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.table import SETTINGS
+from octaskly.config.settings import SETTINGS
 from tests.cli.conftest import Run
 
 

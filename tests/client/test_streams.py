@@ -81,7 +81,7 @@ def test_items_are_taken_as_they_are_needed(
     mesh: octaskly.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be any number of them; two arrays are under way at a time."""
-    monkeypatch.setattr("octaskly.client.mapping.ITEMS_MAX", 3)
+    monkeypatch.setattr("octaskly.client.flows.arrays.ITEMS_MAX", 3)
     taken = 0
 
     def endless() -> Iterator[int]:

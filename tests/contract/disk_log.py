@@ -11,17 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from octaskly.core.effects import Append, Join, Load, LoadLive, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, Saved
-from octaskly.core.facts import Entry, Recorded
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Cursor, Entries, Packed, Report
-from octaskly.core.model import (
-    AttemptId,
-    Epoch,
-    Holdings,
-    StreamId,
-    TaskId,
-    TaskState,
-)
+from octaskly.core.log.facts import Entry, Recorded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, Epoch, Holdings, StreamId, TaskId
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Cursor, Entries, Packed, Report
 from octaskly.ports import RecordQuery, StoreStats, TaskPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.store.disk import Disk

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Entry,
@@ -18,23 +18,20 @@ from octaskly.core.facts import (
     Stored,
     Submitted,
 )
-from octaskly.core.messages import Entries, Packed
-from octaskly.core.model import (
+from octaskly.core.model.ids import (
     AttemptId,
-    AttemptState,
     Epoch,
     Holdings,
     Moment,
     NodeId,
-    Outcome,
-    Reason,
     StreamId,
     TaskId,
-    TaskSpec,
 )
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import Entries, Packed
 from octaskly.ports import Log
 from octaskly.store import Store
-from octaskly.store.schema import MIGRATIONS
+from octaskly.store.tables.schema import MIGRATIONS
 
 STREAM = StreamId(71)
 OTHER = StreamId(1 << 62)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from octaskly.agent.audit import RETENTION_MS, Audit
-from octaskly.agent.clock import SystemClock
+from octaskly.agent.gateway.audit import RETENTION_MS, Audit
 from octaskly.core.events import RecordDraft
-from octaskly.core.facts import Recorded
-from octaskly.core.model import NodeId
-from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.records import AUDIT, AUDIT_STRANGERS, KINDS
+from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditLog, Deed, RecordQuery
+from octaskly.system.clock import SystemClock
 from tests.contract.test_token_desk import MemoryRecords, Reign
 from tests.integration.fake_audit import FakeAudit
 

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import pytest
 
-from octaskly.core.events import Draft
-from octaskly.core.model import TaskId, TaskState
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskState
 from octaskly.errors import (
     NotDispatcher,
     OutputNotFound,

@@ -10,11 +10,11 @@ from typing import cast
 
 import pytest
 
-from octaskly.core import merge
-from octaskly.core.arrays import member_id
+from octaskly.core.change_feed import Reach
 from octaskly.core.effects import LoadRipe, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import (
+from octaskly.core.log import merge
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Entry,
@@ -26,21 +26,12 @@ from octaskly.core.facts import (
     Ready,
     Submitted,
 )
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Entries, Report
-from octaskly.core.model import (
-    Address,
-    AttemptState,
-    Epoch,
-    Hold,
-    NodeId,
-    OutputFile,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.options import (
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.hlc import HLC_MAX
+from octaskly.core.model.ids import Address, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import Hold
+from octaskly.core.model.task_options import (
     After,
     ArraySpec,
     Requires,
@@ -48,10 +39,11 @@ from octaskly.core.options import (
     TaskOptions,
     shape_of,
 )
-from octaskly.core.timeline import Reach
-from octaskly.core.timestamps import HLC_MAX
+from octaskly.core.model.tasks import AttemptState, OutputFile, Reason, TaskState
+from octaskly.core.protocol.messages import Entries, Report
 from octaskly.ports import Log, TaskPage, TaskQuery
-from octaskly.store import Store, history
+from octaskly.store import Store
+from octaskly.store.reading import history
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
 from tests.simulation.store.disk import Disk

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from octaskly.core.effects import PlanFloor, Save
-from octaskly.core.facts import Recorded
-from octaskly.core.model import Holdings
-from octaskly.core.records import AUDIT, AUDIT_STRANGERS, TOKEN_REVOKED
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.records import AUDIT, AUDIT_STRANGERS, TOKEN_REVOKED
+from octaskly.core.model.ids import Holdings
 from octaskly.ports import RecordQuery
 from tests.contract import log_kit as kit
 from tests.contract.test_log_retention import AGES, MANY, Bench, benches, rows_of

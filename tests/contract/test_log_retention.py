@@ -10,14 +10,15 @@ from typing import cast
 
 import pytest
 
-from octaskly.core.arrays import member_id
 from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import NO_FLOOR, Entry, Fact, Floor, Mark, Submitted
-from octaskly.core.merge import facts_of
-from octaskly.core.messages import WHOLE, Cursor, Snapshot, SnapshotHead
-from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, Mark, Submitted
+from octaskly.core.log.merge import facts_of
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import WHOLE, Cursor, Snapshot, SnapshotHead
 from octaskly.ports import Log, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit

@@ -8,18 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent.seams import Runner
-from octaskly.core.messages import Report
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    Outcome,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskSpec,
-)
-from octaskly.runner.pool import Pool
+from octaskly.agent.core_loop import Runner
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import Report
+from octaskly.runner.pool.pool import Pool
 from tests.integration.pooling import MachineClock, archive_in, eventually, supply_in
 
 Ended = Callable[[tuple[Report, ...]], None]

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.records import Records
-from octaskly.agent.tokens import PAGE_S, PAGE_S_MAX, TokenOffice
+from octaskly.agent.gateway.records import Records
+from octaskly.agent.gateway.tokens import PAGE_S, PAGE_S_MAX, TokenOffice
 from octaskly.core.events import RecordDraft
-from octaskly.core.facts import Recorded
-from octaskly.core.model import NodeId
-from octaskly.core.records import TOKEN, TOKEN_REVOKED
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.records import TOKEN, TOKEN_REVOKED
+from octaskly.core.model.ids import NodeId
 from octaskly.core.replies import Kept
 from octaskly.errors import (
     NotDispatcher,
@@ -23,6 +22,7 @@ from octaskly.errors import (
     TrustError,
 )
 from octaskly.ports import Principal, RecordQuery, TokenDesk
+from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, Tokens, generate
 from tests.integration.fake_tokens import FakeTokens
 

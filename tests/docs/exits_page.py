@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octaskly.api.openapi import phrase
-from octaskly.cli.render import exit_code_of
+from octaskly.api.routes.openapi import phrase
+from octaskly.cli.output.render import exit_code_of
 from octaskly.client import Refused
 from tests.docs.routes_page import operations
 

@@ -8,10 +8,11 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octaskly.core.messages import Message
-from octaskly.core.model import Limits
-from octaskly.core.type_numbers import NUMBERS
-from octaskly.mesh import counting, wire
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.codec import NUMBERS
+from octaskly.core.protocol.messages import Message
+from octaskly.mesh import wire
+from octaskly.mesh import wire as counting
 
 _PLAIN = {
     str: "text",

@@ -26,17 +26,17 @@ END = "<!-- The end of what is made. -->\n"
 
 def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
     """Yield the page of each part, of what it is made, and what makes it."""
-    yield "configuration.md", "octaskly/config/table.py", settings_page.table
+    yield "configuration.md", "octaskly/config/settings.py", settings_page.table
     yield "metrics.md", "octaskly/metrics/table.py", metrics_page.tables
     for words, command in commands_page.commands():
         make = functools.partial(commands_page.part, words, command)
         yield "cli.md", f"octaskly {words}", make
     yield "rest-api.md", "the routes", routes_page.table
     yield "rest-api.md", "the OpenAPI document", routes_page.forms
-    yield "exit-codes.md", "octaskly/cli/render.py", exits_page.table
+    yield "exit-codes.md", "octaskly/cli/output/render.py", exits_page.table
     yield "wire-protocol.md", "octaskly/mesh/wire.py", frames_page.sizes
-    yield "wire-protocol.md", "octaskly/core/messages.py", frames_page.messages
-    yield "wire-protocol.md", "octaskly/core/codec.py", frames_page.values
+    yield "wire-protocol.md", "octaskly/core/protocol/messages.py", frames_page.messages
+    yield "wire-protocol.md", "octaskly/core/protocol/codec.py", frames_page.values
     yield "python.md", "octaskly/__init__.py", python_page.page
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octaskly.config.kinds import Many, Switch
-from octaskly.config.table import SETTINGS, Setting
+from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.value_types import Many, Switch
 
 
 def table() -> str:

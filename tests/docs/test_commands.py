@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from octaskly.cli import completing
+from octaskly.cli import completion
 from octaskly.cli.root import octaskly
 from tests.docs.commands_page import commands, flags, named
 
@@ -68,10 +68,10 @@ def test_help_of_a_command_ends_with_an_example(
 
 
 OFFERED = {
-    "ID": completing.tasks,
-    "ID...": completing.tasks,
-    "[ID...]": completing.tasks,
-    "NODE": completing.nodes,
+    "ID": completion.tasks,
+    "ID...": completion.tasks,
+    "[ID...]": completion.tasks,
+    "NODE": completion.nodes,
 }
 """What a shell offers for a parameter, by the word that stands for it in the help."""
 OF_THE_USER = frozenset(
@@ -120,7 +120,7 @@ def test_a_shell_completes_what_a_command_takes(
         parameter.name: parameter.metavar
         for parameter in command.params
         if (wanted := OFFERED.get(parameter.metavar or "")) is not None
-        if parameter._custom_shell_complete not in (wanted, completing.arrays)
+        if parameter._custom_shell_complete not in (wanted, completion.arrays)
     }
 
     assert (wrong, other) == ({}, {})

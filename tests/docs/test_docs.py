@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from octaskly.api import ApiServer
-from octaskly.cli import render
+from octaskly.cli.output import render
 from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.table import SETTINGS
-from octaskly.core.messages import Message
+from octaskly.config.settings import SETTINGS
+from octaskly.core.protocol.messages import Message
 from tests.docs import reference, routes_page
 from tests.integration.api_node import FixedClock, no_peer, verify
 from tests.integration.fake_gateway import FakeGateway

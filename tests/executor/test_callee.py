@@ -10,16 +10,16 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from octaskly.executor import callee
+from octaskly.executor import call_runner
 
-TOLD = {"python": callee.python_version(), "cloudpickle": cloudpickle.__version__}
+TOLD = {"python": call_runner.python_version(), "cloudpickle": cloudpickle.__version__}
 
 
 def perform(
     stdin: bytes, folder: Path, *flags: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run it in a folder with a parcel."""
-    words = [sys.executable, *flags, callee.__file__]
+    words = [sys.executable, *flags, call_runner.__file__]
     return subprocess.run(
         words, input=stdin, capture_output=True, cwd=folder, check=False, timeout=90
     )
@@ -27,12 +27,12 @@ def perform(
 
 def parcel(function: Any, *arguments: Any, **told: str) -> bytes:
     """Return a parcel with one call."""
-    parts = callee.pickled((function, [(arguments, {})], False), cloudpickle.dumps)
-    return b"".join(callee.packed(parts, TOLD | told))
+    parts = call_runner.pickled((function, [(arguments, {})], False), cloudpickle.dumps)
+    return b"".join(call_runner.packed(parts, TOLD | told))
 
 
 def told_by(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
-    return callee.unpacked(memoryview(bytearray(done.stdout)))[0]
+    return call_runner.unpacked(memoryview(bytearray(done.stdout)))[0]
 
 
 def test_a_call_is_answered_by_its_value(tmp_path: Path) -> None:
@@ -43,10 +43,10 @@ def test_a_call_is_answered_by_its_value(tmp_path: Path) -> None:
         return a + b
 
     done = perform(parcel(add, 2, 3), tmp_path)
-    told, parts = callee.unpacked(memoryview(bytearray(done.stdout)))
+    told, parts = call_runner.unpacked(memoryview(bytearray(done.stdout)))
 
     assert (done.returncode, told["kind"]) == (0, "value")
-    assert callee.loads(parts) == 5
+    assert call_runner.loads(parts) == 5
     assert done.stderr == b"said\n"
 
 
@@ -55,7 +55,7 @@ def test_another_python_is_told_before_anything_is_unpickled(tmp_path: Path) -> 
     done = perform(parcel(exit, 3, python="2.7"), tmp_path)
 
     assert (done.returncode, told_by(done)["kind"]) == (1, "mismatch")
-    here = f"{sys.executable} is Python {callee.python_version()}"
+    here = f"{sys.executable} is Python {call_runner.python_version()}"
     assert told_by(done)["text"] == f"{here}, and the call comes from 2.7"
 
 
@@ -81,8 +81,10 @@ def test_a_large_answer_lies_in_a_file(tmp_path: Path) -> None:
     done = perform(parcel(elsewhere), tmp_path)
 
     assert told_by(done)["kind"] == "file"
-    told, parts = callee.unpacked(callee.mapped(str(tmp_path / callee.RESULT_FILE)))
-    assert (told["kind"], callee.loads(parts)) == ("value", b"x" * 1_000_000)
+    told, parts = call_runner.unpacked(
+        call_runner.mapped(str(tmp_path / call_runner.RESULT_FILE))
+    )
+    assert (told["kind"], call_runner.loads(parts)) == ("value", b"x" * 1_000_000)
 
 
 def test_parts_of_a_call_may_lie_in_files(tmp_path: Path) -> None:
@@ -96,28 +98,30 @@ def test_parts_of_a_call_may_lie_in_files(tmp_path: Path) -> None:
     import pickle
 
     buffer = bytearray(b"hello")
-    pickled = callee.pickled(
+    pickled = call_runner.pickled(
         (change, [((pickle.PickleBuffer(buffer),), {})], False), cloudpickle.dumps
     )
     (tmp_path / "part").write_bytes(pickled[1])
-    stdin = b"".join(callee.packed([pickled[0], "part"], TOLD))
-    _, parts = callee.unpacked(memoryview(bytearray(perform(stdin, tmp_path).stdout)))
+    stdin = b"".join(call_runner.packed([pickled[0], "part"], TOLD))
+    _, parts = call_runner.unpacked(
+        memoryview(bytearray(perform(stdin, tmp_path).stdout))
+    )
 
-    assert callee.loads(parts) == b"Jello"
+    assert call_runner.loads(parts) == b"Jello"
     assert (tmp_path / "part").read_bytes() == b"hello"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 20])
 def test_what_is_no_parcel_is_refused(cut: int) -> None:
     """As the output of a process that was killed in the middle of its answer."""
-    whole = b"".join(callee.packed([b"abc", b"d" * 100], {"kind": "value"}))
-    told, parts = callee.unpacked(memoryview(whole))
+    whole = b"".join(call_runner.packed([b"abc", b"d" * 100], {"kind": "value"}))
+    told, parts = call_runner.unpacked(memoryview(whole))
 
     assert (told["kind"], [bytes(part) for part in parts]) == (
         "value",
         [b"abc", b"d" * 100],
     )
-    with pytest.raises(callee.NoParcel):
-        callee.unpacked(memoryview(whole[: len(whole) - 1 - cut]))
-    with pytest.raises(callee.NoParcel):
-        callee.unpacked(memoryview(whole[1:]))
+    with pytest.raises(call_runner.NoParcel):
+        call_runner.unpacked(memoryview(whole[: len(whole) - 1 - cut]))
+    with pytest.raises(call_runner.NoParcel):
+        call_runner.unpacked(memoryview(whole[1:]))

@@ -10,9 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from octaskly.core.model import AttemptId, StreamId, TaskId, TaskSpec
-from octaskly.runner.pool import Pool
-from octaskly.runner.tree import become_subreaper, children_of
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.runner.pool.pool import Pool
+from octaskly.runner.processes.proc_tree import become_subreaper, children_of
 from tests.integration.pooling import MachineClock, archive_in, supply_in
 
 

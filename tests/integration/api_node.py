@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from octaskly.agent.sockets import bind, port_of
 from octaskly.api import ApiServer, Deadlines, Served, Site
 from octaskly.config.defaults import LOOPBACK
-from octaskly.core.model import Moment, NodeId
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
+from octaskly.system.listeners import bind, port_of
 from tests.agents import WAIT_S_MAX
 from tests.integration.conformance import conforms
 from tests.integration.fake_gateway import NOW_MS, FakeGateway

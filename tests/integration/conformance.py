@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
-from octaskly.api.openapi import document
-from octaskly.api.routes import ROUTES
+from octaskly.api.routes.openapi import document
+from octaskly.api.routes.table import ROUTES
 
 STATIC = "/static/"  #: files of the dashboard
 ADDED = "/api/v1/test-"  #: begins the paths that tests add to the API

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from octaskly.ports import Deed, DeedPage
 
 

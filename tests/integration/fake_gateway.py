@@ -9,35 +9,25 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.core.acceptance import PRIORITY_BAND, repeating
-from octaskly.core.arrays import member_of
-from octaskly.core.events import Draft
-from octaskly.core.facts import Assigned, CancelAsked, Finished
-from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.messages import Roster, RosterLine
-from octaskly.core.model import (
+from octaskly.core.change_feed import News, Place
+from octaskly.core.log.facts import Assigned, CancelAsked, Finished
+from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.drafts import PRIORITY_BAND, Draft, repeating
+from octaskly.core.model.hlc import PRIORITY_SHIFT
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import (
     NO_HOLD,
-    Address,
-    AttemptId,
-    AttemptState,
-    Epoch,
     LoadSample,
-    NodeId,
     NodeState,
-    Outcome,
-    Reason,
     Role,
     StandbyView,
     Steering,
-    StreamId,
-    TaskId,
-    TaskSpec,
-    TaskState,
 )
-from octaskly.core.options import TaskOptions
-from octaskly.core.timeline import News, Place
-from octaskly.core.timestamps import PRIORITY_SHIFT
-from octaskly.core.verdicts import Explanation, Verdict, Why
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec, TaskState
+from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.core.replies import Explanation, Verdict, Why
 from octaskly.errors import (
     CatchingUp,
     LeftBehind,
@@ -64,7 +54,7 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
-from octaskly.ports.news import Ended, Lately, Listening, Run
+from octaskly.ports.events import Ended, Lately, Listening, Run
 from octaskly.ports.output import Piece
 from tests.integration.fake_audit import FakeAudit
 from tests.integration.fake_tokens import FakeTokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, TokenInfo
 

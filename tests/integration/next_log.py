@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from octaskly.cli import main
-from octaskly.core import model
+from octaskly.core.model.settings import Settings
 
 if __name__ == "__main__":
-    defaults = model.Settings.__init__.__kwdefaults__
+    defaults = Settings.__init__.__kwdefaults__
     assert defaults is not None
     defaults["log_version"] = 2
     sys.exit(main())

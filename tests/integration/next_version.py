@@ -11,8 +11,9 @@ from typing import Any, get_args
 import msgpack
 
 from octaskly.cli import main
-from octaskly.core import codec, messages
-from octaskly.mesh import link, wire
+from octaskly.core.protocol import codec, messages
+from octaskly.mesh import wire
+from octaskly.mesh.links import link
 
 VERSION = 2
 UNKNOWN = msgpack.packb((42, ["what", 7]))

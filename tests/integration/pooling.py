@@ -13,23 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.config.account import Account
-from octaskly.core.messages import Report
-from octaskly.core.model import (
-    AttemptId,
-    Moment,
-    Outcome,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskSpec,
-)
+from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
+from octaskly.core.model.tasks import Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
-from octaskly.runner.archive import Archive
-from octaskly.runner.depot import Depot
-from octaskly.runner.pool import Pool
-from octaskly.runner.process import OF_CALLS
-from octaskly.runner.supply import Supply
-from octaskly.runner.tree import children_of
+from octaskly.runner.files.blob_fetcher import Supply
+from octaskly.runner.files.blob_store import Depot
+from octaskly.runner.output.output_archive import Archive
+from octaskly.runner.pool.launcher_process import OF_CALLS
+from octaskly.runner.pool.pool import Pool
+from octaskly.runner.processes.proc_tree import children_of
 from tests.agents import WAIT_S_MAX
 
 #: Random, so that no other run of these tests on this machine ends our processes.

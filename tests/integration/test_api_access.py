@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from octaskly.api import Deadlines, server
-from octaskly.config.bounds import LimitOptions
-from octaskly.core.model import Epoch, Failover, NodeId, StandbyView
+from octaskly.api import Deadlines
+from octaskly.api.server import server
+from octaskly.config.limits import LimitOptions
+from octaskly.core.model.ids import Epoch, NodeId
+from octaskly.core.model.nodes import Failover, StandbyView
 from octaskly.ports import MeshState
 from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from octaskly.api.problems import Problem
-from octaskly.api.schema import parse_tasks
-from octaskly.core.events import Draft
-from octaskly.core.options import Requires, Retry, TaskLimits, TaskOptions
+from octaskly.api.schemas.task_request import parse_tasks
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.task_options import Requires, Retry, TaskLimits, TaskOptions
 from tests.integration.api_node import ADMIN, CLIENT, ApiNode, api_node
 
 TASKS = "/api/v1/tasks"

@@ -14,7 +14,7 @@ import pytest
 from octaskly.api import Deadlines
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
-from octaskly.trust import secret as secrets_of
+from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.tokens import Tokens
 from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (

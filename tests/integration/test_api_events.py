@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import StreamId
-from octaskly.core.timeline import Gap, News, NodeNews, Place, TaskNews
+from octaskly.core.change_feed import Gap, News, NodeNews, Place, TaskNews
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import StreamId
 from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     CLIENT,

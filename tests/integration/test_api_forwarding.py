@@ -15,14 +15,15 @@ from urllib.parse import quote
 
 import pytest
 
-from octaskly.api import Deadlines, Site, sse, waits
-from octaskly.api.buffers import BACKLOG_BYTES
-from octaskly.config.bounds import LimitOptions
-from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
+from octaskly.api import Deadlines, Site
+from octaskly.api.http import long_polls, sse
+from octaskly.api.http.buffers import BACKLOG_BYTES
+from octaskly.config.limits import LimitOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
 from octaskly.ports import Principal
-from octaskly.trust import secret as secrets_of
-from octaskly.trust.authority import MeshTrust
-from octaskly.trust.identity import NodeKey
+from octaskly.trust import mesh_secret as secrets_of
+from octaskly.trust.node_key import NodeKey
+from octaskly.trust.tls import MeshTrust
 from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     ADMIN,
@@ -748,7 +749,7 @@ async def test_poll_on_a_silent_dispatcher_moves_on(
 
     It ends at once, without the grace for what cannot be repeated.
     """
-    monkeypatch.setattr(waits, "_GRACE_S", 3600.0)
+    monkeypatch.setattr(long_polls, "_GRACE_S", 3600.0)
 
     async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)

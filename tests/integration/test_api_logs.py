@@ -12,18 +12,13 @@ from typing import Any, Self
 
 import pytest
 
-from octaskly.api import following, standing
-from octaskly.api.logs import parse_id
-from octaskly.config.bounds import LimitOptions
+from octaskly.api.output import follower, task_status
+from octaskly.api.output.logs import parse_id
 from octaskly.config.defaults import STREAMS_MAX
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    Outcome,
-    Reason,
-    TaskId,
-)
+from octaskly.config.limits import LimitOptions
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
 from octaskly.ports.output import Piece
 from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
@@ -496,8 +491,8 @@ async def test_an_end_that_never_comes_is_not_waited_for(
     node: ApiNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker of what was cancelled may be lost for good."""
-    monkeypatch.setattr(following, "WAIT_S", 0.01)
-    monkeypatch.setattr(following, "AGAIN_S", 0.01)
+    monkeypatch.setattr(follower, "WAIT_S", 0.01)
+    monkeypatch.setattr(follower, "AGAIN_S", 0.01)
     task = await cancelled_while_it_runs(node)
 
     assert told(await ask(node, task, "follow=true"))[1:] == [
@@ -647,7 +642,7 @@ async def test_who_waits_leaves_a_dispatcher_room_for_others(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers of queued tasks on all nodes would else take its last connection."""
-    monkeypatch.setattr(standing, "_BUSY_S", 0.01)
+    monkeypatch.setattr(task_status, "_BUSY_S", 0.01)
     few = LimitOptions(streams_max=FEW)
     names = ("front", "back", "worker")
     three = Three(*[await mesh.member(name, bounds=few) for name in names])
@@ -669,7 +664,7 @@ async def test_a_follower_waits_for_a_dispatcher_that_still_learns(
     three: Three, monkeypatch: pytest.MonkeyPatch, *, is_front: bool
 ) -> None:
     """Right after a failover it may not know the task; who began may stay."""
-    monkeypatch.setattr(standing, "_BUSY_S", 0.01)
+    monkeypatch.setattr(task_status, "_BUSY_S", 0.01)
     front = three.back if is_front else three.front
     task = await three.back.api.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from octaskly.api.page import assets
+from octaskly.api.routes.dashboard import assets
 from tests.integration.api_node import ApiNode, api_node, assert_hardened
 
 STATIC = Path(octaskly.__file__).parent / "static"

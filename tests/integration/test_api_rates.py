@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from octaskly.api import rates, sse
-from octaskly.core.model import Moment
+from octaskly.api.http import sse
+from octaskly.api.security import rate_limit
+from octaskly.core.model.ids import Moment
 from octaskly.ports import Principal
 from tests.integration.api_node import (
     ADMIN,
@@ -66,7 +67,10 @@ async def node() -> AsyncIterator[Limited]:
 
 def told(answer: Answer) -> tuple[str | None, ...]:
     """Return status, limit, what is left, and seconds until more is."""
-    return (str(answer.status), *map(answer.headers.get, map(str.lower, rates.HEADERS)))
+    return (
+        str(answer.status),
+        *map(answer.headers.get, map(str.lower, rate_limit.HEADERS)),
+    )
 
 
 async def test_every_answer_tells_what_is_left_until_one_is_refused(
@@ -159,7 +163,7 @@ async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_token_has_its_own_account() -> None:
     """Also where two are for one subject."""
-    meter = rates.Meter({"client": 1}, Clock())
+    meter = rate_limit.Meter({"client": 1}, Clock())
 
     left = [
         meter.charge(Principal(subject="ci", role="client", token=token))
@@ -173,8 +177,8 @@ async def test_of_too_many_clients_the_most_silent_begin_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Memory is bounded, and nobody is refused because others ask."""
-    monkeypatch.setattr(rates, "CLIENTS_MAX", 1)
-    meter = rates.Meter({"client": 1}, Clock())
+    monkeypatch.setattr(rate_limit, "CLIENTS_MAX", 1)
+    meter = rate_limit.Meter({"client": 1}, Clock())
     ana, bo = (Principal(subject=name, role="client") for name in ("ana", "bo"))
 
     left = [meter.charge(who)["RateLimit-Remaining"] for who in (ana, bo, ana)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.model import TaskId
+from octaskly.core.model.ids import TaskId
 from tests.integration.api_node import TOKENS, ApiNode, api_node
 from tests.integration.fake_gateway import FakeGateway
 

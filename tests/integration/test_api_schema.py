@@ -12,17 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.api import twice
-from octaskly.api.admitting import InviteIn
 from octaskly.api.problems import Problem, encode_problem
-from octaskly.api.schema import (
+from octaskly.api.routes.joining import InviteIn
+from octaskly.api.schemas.task_request import (
     PATH_BYTES_MAX,
     TaskIn,
     clean_path,
     decode,
     parse_tasks,
 )
-from octaskly.core.events import Draft
-from octaskly.core.model import TaskId, TaskSpec
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.mesh.wire import WirePacker
 
 SCALARS = (

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from octaskly.api import Site
-from octaskly.api.codes import CODE_S, CODES_MAX, Codes
-from octaskly.api.sockets import loopback_users
-from octaskly.core.model import Moment, NodeId
+from octaskly.api.http.sockets import loopback_users
+from octaskly.api.security.sessions import CODE_S, CODES_MAX, Codes
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Membership, Principal, Request
 from octaskly.trust import MeshTrust, NodeKey, generate

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from octaskly.api import Deadlines, sse
-from octaskly.api.routes import ROUTES
-from octaskly.api.routing import Access, Call, Route
+from octaskly.api import Deadlines
+from octaskly.api.http import sse
+from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.routes.table import ROUTES
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
 from tests.agents import WAIT_S_MAX
@@ -54,7 +55,7 @@ def serve_stream(
         answers={200: None},
         media=sse.CONTENT_TYPE,
     )
-    monkeypatch.setattr("octaskly.api.server.ROUTES", (*ROUTES, route))
+    monkeypatch.setattr("octaskly.api.server.server.ROUTES", (*ROUTES, route))
 
 
 async def _nothing(stream: sse.EventStream) -> None:

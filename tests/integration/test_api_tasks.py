@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from octaskly.api import asked
-from octaskly.core.model import AttemptState, NodeId, Outcome, OutputFile, Reason
+from octaskly.api.schemas import task_options
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
 from octaskly.errors import AnswerLost, StoreError, StoreFull
 from tests.integration.api_node import (
     ADMIN,
@@ -245,7 +246,7 @@ async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
 
     assert answer.status == 200
     known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
-    known |= {*asked.shown(None), *asked.shown_whole(None), "priority"}
+    known |= {*task_options.shown(None), *task_options.shown_whole(None), "priority"}
     unknown = {k: v for k, v in answer.json.items() if k not in known}
     assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
     assert set(unknown.values()) == {None}
@@ -288,8 +289,8 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         "outputs": [],
         "priority": 0,
         "array": None,
-        **asked.shown(None),
-        **asked.shown_whole(None),
+        **task_options.shown(None),
+        **task_options.shown_whole(None),
     }
 
 

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.messages import (
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import (
     Entries,
     Heartbeat,
     Hello,
@@ -20,17 +23,8 @@ from octaskly.core.messages import (
     Message,
     Pull,
 )
-from octaskly.core.model import (
-    NO_EPOCH,
-    Epoch,
-    Limits,
-    NodeId,
-    NodeInfo,
-    StreamId,
-    TaskId,
-)
 from octaskly.mesh import wire
-from octaskly.mesh.grudges import FIRST_S, GRUDGE
+from octaskly.mesh.links.limits import FIRST_S, GRUDGE
 from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.test_identity import in_order

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model import Moment
+from octaskly.core.model.ids import Moment
 from octaskly.errors import OutputNotFound
 from octaskly.ports import NoRoom, WrongBytes
-from octaskly.runner.depot import FORGET_S, KEEP_COPY_S, KEEP_S, Depot
-from octaskly.runner.fresh import create_file, place_link
+from octaskly.runner.files.blob_store import FORGET_S, KEEP_COPY_S, KEEP_S, Depot
+from octaskly.runner.files.scratch_folder import create_file, place_link
 
 
 class SetClock:

@@ -14,8 +14,8 @@ from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
 from octaskly.errors import ConfigError
-from octaskly.mesh.adverts import SERVICE
-from octaskly.mesh.looking import sightings
+from octaskly.mesh.discovery.adverts import SERVICE
+from octaskly.mesh.discovery.scan import sightings
 from tests.agents import soon_s
 from tests.mesh.discovery_process import DiscoveryProcess
 

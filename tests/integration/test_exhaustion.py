@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.stats import stalled_percent
+from octaskly.system.load import stalled_percent
 from tests.agents import (
     TASKS,
     Agent,

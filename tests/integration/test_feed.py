@@ -9,26 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent import feed as feeds
-from octaskly.agent.feed import Feed
-from octaskly.agent.view import MeshView
+from octaskly.agent.gateway import event_feed as feeds
+from octaskly.agent.gateway.event_feed import Feed
+from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.core.change_feed import Gap, History, News, NodeNews, Place, TaskNews
 from octaskly.core.effects import Publish
-from octaskly.core.facts import CancelAsked, Entry, Fact, Finished
-from octaskly.core.messages import Roster, RosterLine
-from octaskly.core.model import (
-    AttemptState,
-    Epoch,
-    NodeId,
-    NodeState,
-    Role,
-    StreamId,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.core.timeline import Gap, History, News, NodeNews, Place, TaskNews
+from octaskly.core.log.facts import CancelAsked, Entry, Fact, Finished
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import AttemptState, TaskState
+from octaskly.core.protocol.messages import Roster, RosterLine
 from octaskly.errors import NotDispatcher
-from octaskly.ports.news import Listening
+from octaskly.ports.events import Listening
 from octaskly.store import Store
 from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit

@@ -20,8 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.facts import CancelAsked, Entry, Fact, Submitted
-from octaskly.core.messages import (
+from octaskly.core.log.facts import CancelAsked, Entry, Fact, Submitted
+from octaskly.core.model.ids import Epoch, StreamId, TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.node.message_checks import ENTRIES_MAX
+from octaskly.core.protocol.messages import (
     Claim,
     Entries,
     Heartbeat,
@@ -31,8 +35,6 @@ from octaskly.core.messages import (
     Reattach,
     Results,
 )
-from octaskly.core.model import Epoch, NodeState, StreamId, TaskId, TaskSpec
-from octaskly.core.vetting import ENTRIES_MAX
 from octaskly.mesh import wire
 from tests.agents import Agent, finished, running, soon_s, submit, until, until_nodes
 from tests.integration.test_bad_peers import Member

@@ -10,17 +10,18 @@ from typing import NoReturn
 
 import pytest
 
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.fitness import Fitness
-from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.gateway.gateway import AgentGateway
+from octaskly.agent.gateway.health import Fitness
 from octaskly.core.effects import Publish
 from octaskly.core.events import BarrierAsked, Event, Saved
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import NO_LOAD, Epoch, StreamId
-from octaskly.core.node import Node
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import Epoch, StreamId
+from octaskly.core.model.nodes import NO_LOAD
+from octaskly.core.node.node import Node
 from octaskly.core.replies import Passed
 from octaskly.errors import LeftBehind, TaskNotFound
 from octaskly.store import Store
+from octaskly.system.clock import SystemClock
 from tests.builders import settings
 from tests.contract import log_kit as kit
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent.history import POINTS_MAX, History
+from octaskly.agent.gateway.queue_history import POINTS_MAX, History
 from octaskly.core.effects import Publish
-from octaskly.core.model import Moment, NodeId
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.ports import Point
 from tests.contract import log_kit as kit
 from tests.integration.api_node import ADMIN, api_node

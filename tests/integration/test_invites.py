@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.invites import FAILURES_MAX, OPEN_MAX, Invites
-from octaskly.agent.joining import Joiner, Place, place_at
-from octaskly.agent.sockets import bind, port_of
 from octaskly.config.defaults import HANDSHAKES_MAX
-from octaskly.core.keys import DENIED_MAX
-from octaskly.core.model import Address, Moment, NodeId, NodeInfo
+from octaskly.core.model.ids import Address, Moment, NodeId
+from octaskly.core.model.keys import DENIED_MAX
+from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
-from octaskly.log import configure
-from octaskly.mesh.pairing import Conversation, call, listen
-from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
+from octaskly.joining.conversation import Conversation, call, listen
+from octaskly.joining.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
+from octaskly.joining.invites import FAILURES_MAX, OPEN_MAX, Invites
+from octaskly.joining.join_by_code import Joiner, Place, place_at
+from octaskly.joining.key_exchange import DIGITS, SHARE_BYTES, Code, Exchange
+from octaskly.mesh.links.limits import HANDSHAKES_HERE_MAX
+from octaskly.system.clock import SystemClock
+from octaskly.system.listeners import bind, port_of
+from octaskly.system.log import configure
 from octaskly.trust import NodeKey
-from octaskly.trust.code import DIGITS, Code
-from octaskly.trust.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
-from octaskly.trust.pairing import SHARE_BYTES, Exchange
-from octaskly.trust.secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
+from octaskly.trust.mesh_secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
 from tests.agents import WAIT_S_MAX
 
 KEYRING = MeshSecret((bytes(20),)).lines()
@@ -293,7 +293,7 @@ async def test_of_two_invites_with_one_number_the_code_finds_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first is burnt by the guess; the second lets the machine in."""
-    monkeypatch.setattr("octaskly.agent.invites.SLOT_MAX", 1)
+    monkeypatch.setattr("octaskly.joining.invites.SLOT_MAX", 1)
     async with door() as ash, door() as elm:
         other, code = await ash.invite(), await elm.invite()
         assert other.slot == code.slot
@@ -310,7 +310,7 @@ async def test_members_that_are_silent_keep_no_other_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Any machine may say over mDNS that it invites, and then say nothing."""
-    monkeypatch.setattr("octaskly.agent.joining.GREETING_S", 3600.0)
+    monkeypatch.setattr("octaskly.joining.join_by_code.GREETING_S", 3600.0)
     async with door() as ash:
         code = await ash.invite()
         assert ash.place is not None

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.model import AttemptState, Outcome, Reason, StreamId
-from octaskly.core.options import TaskOptions
-from octaskly.runner import tree
+from octaskly.core.model.ids import StreamId
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.runner.processes import proc_tree
 from tests.integration.pooling import (
     STREAM,
     Rig,
@@ -168,7 +169,7 @@ async def test_a_leaving_node_waits_for_no_task_longer_than_its_own_grace(
 
 
 def has_mark(pid: int, mark: bytes) -> bool:
-    return mark in tree.settings_of(pid)
+    return mark in proc_tree.settings_of(pid)
 
 
 async def test_attempts_of_two_reigns_are_told_apart() -> None:
@@ -190,7 +191,7 @@ async def test_attempts_of_two_reigns_are_told_apart() -> None:
     try:
         for mark, process in zip(marks, processes, strict=True):
             await eventually(partial(has_mark, process.pid, mark))
-        await asyncio.to_thread(tree.end_marked, {marks[0]}, set())
+        await asyncio.to_thread(proc_tree.end_marked, {marks[0]}, set())
 
         assert [process.poll() is None for process in processes] == [False, True]
     finally:

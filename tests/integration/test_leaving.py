@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from octaskly.agent.leaving import finish
-from octaskly.config.places import Paths
+from octaskly.config.paths import Paths
+from octaskly.joining.state_folder import finish
 from octaskly.trust import make
-from octaskly.trust.private import create_private
-from octaskly.trust.sharing import SecretUse
+from octaskly.trust.private_files import create_private
+from octaskly.trust.secret_file import SecretUse
 from tests.agents import (
     WAIT_S_MAX,
     Agent,

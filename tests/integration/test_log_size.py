@@ -14,13 +14,13 @@ import pytest
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import Fact, Recorded
-from octaskly.core.merge import facts_of
-from octaskly.core.model import TaskState
-from octaskly.core.records import AUDIT, TOKEN_REVOKED
+from octaskly.core.log.facts import Fact, Recorded
+from octaskly.core.log.merge import facts_of
+from octaskly.core.log.records import AUDIT, TOKEN_REVOKED
+from octaskly.core.model.tasks import TaskState
 from octaskly.store import Store
-from octaskly.store.database import VACUUM_PAGES, open_writer
-from octaskly.store.plan import ENTRIES_MIN, SPARE
+from octaskly.store.reading.compaction_plan import ENTRIES_MIN, SPARE
+from octaskly.store.tables.database import VACUUM_PAGES, open_writer
 from tests.contract import log_kit as kit
 from tests.integration.test_store import until
 

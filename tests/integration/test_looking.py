@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from octaskly.core.model import NodeId, NodeInfo
-from octaskly.mesh import looking
-from octaskly.mesh.adverts import NEIGHBOURS_MAX, PAIRING_SERVICE, Sighting
-from octaskly.mesh.looking import Found, beacon, members_that_invite
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.mesh.discovery import scan
+from octaskly.mesh.discovery.adverts import NEIGHBOURS_MAX, PAIRING_SERVICE, Sighting
+from octaskly.mesh.discovery.scan import Found, beacon, members_that_invite
 from tests.integration.test_discovery import node_id
 
 LOOK_S = 60.0  #: none of these waits for so long
@@ -54,8 +55,8 @@ async def test_forged_members_of_one_address_are_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As for an agent: a thousand adverts of a victim lead to a few dials."""
-    monkeypatch.setattr(looking, "open_mdns", Forger.open)
-    monkeypatch.setattr(looking, "near", lambda one, _: one.hosts)
+    monkeypatch.setattr(scan, "open_mdns", Forger.open)
+    monkeypatch.setattr(scan, "near", lambda one, _: one.hosts)
 
     async with contextlib.aclosing(members_that_invite(LOOK_S, ["lo"])) as found:
         for _ in range(NEIGHBOURS_MAX):

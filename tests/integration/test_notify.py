@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from octaskly.agent.notify import Notifier
+from octaskly.agent.process import Notifier
 from octaskly.trust import make
 from tests.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.arrays import member_id
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import Fact
-from octaskly.core.model import NodeId, TaskState
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.log.facts import Fact
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskState
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import TaskQuery
 from octaskly.store import Store
-from octaskly.store.schema import VERSION
+from octaskly.store.tables.schema import VERSION
 from tests.contract import log_kit as kit
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openapi_spec_validator
 import pytest
 
-from octaskly.api.rates import HEADERS
+from octaskly.api.security.rate_limit import HEADERS
 from tests.integration.api_node import VIEWER, api_node, assert_problem
 from tests.integration.conformance import DOCUMENT, conforms
 

@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.arrays import member_id
 from octaskly.core.effects import Append
-from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished
-from octaskly.core.model import NodeId, TaskId, TaskState
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.log.facts import Assigned, CancelAsked, Fact, Finished
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskState
 from octaskly.ports import Search, TaskQuery
-from octaskly.store import blocks, pages, purge, rows
-from octaskly.store.database import open_writer
-from octaskly.store.tables import Tables
+from octaskly.store.reading import pages
+from octaskly.store.tables import block_counts, rows
+from octaskly.store.tables.database import open_writer
+from octaskly.store.writing import purge
+from octaskly.store.writing.tables import Tables
 from tests.contract import log_kit as kit
 
 TASKS = 12_000
@@ -136,7 +139,7 @@ def test_a_page_takes_few_steps_however_deep(
         steps(db, TaskQuery(limit=10, offset=total * n // 9, **asked)) for n in range(9)
     ]
 
-    assert max(deep) <= first + 3 * (1 << blocks.BITS)
+    assert max(deep) <= first + 3 * (1 << block_counts.BITS)
 
 
 def test_arrays_alone_are_listed_with_their_members_counted(
@@ -213,7 +216,7 @@ def test_a_search_finds_each_task_once_in_however_many_parts(
         search = replace(search, after=TaskId(page.next))
 
     assert shown == (wanted[::-1] if is_newest_first else wanted)
-    assert parts >= 5000 >> blocks.BITS
+    assert parts >= 5000 >> block_counts.BITS
     assert page.left == 0
 
 
@@ -232,7 +235,7 @@ def test_a_search_counts_only_when_it_has_looked_at_all(
 
     assert (whole.total, len(whole.records), whole.left) == (715, 10, 0)
     assert whole.next == whole.records[-1].name
-    first_block = (1 << blocks.BITS) - 1  # Keys begin at 1.
+    first_block = (1 << block_counts.BITS) - 1  # Keys begin at 1.
     assert (part.total, part.left) == (None, 5000 - first_block)
     assert second.total is None
 
@@ -273,5 +276,5 @@ def test_blocks_count_what_is_there_and_go_with_it(db: sqlite3.Connection) -> No
         " GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
     )
 
-    found = db.execute(rows_of, [blocks.BITS] * 2).fetchall()
+    found = db.execute(rows_of, [block_counts.BITS] * 2).fetchall()
     assert db.execute(counted).fetchall() == found

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.model import AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
 from tests.integration.pooling import Rig, eventually, processes_with, rig, token
 
 MODES = pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.options import TaskOptions
-from octaskly.runner import plain, spawn
-from octaskly.runner.child import Order
-from octaskly.runner.plain import COMMAND_BYTES, WORDS_MAX, Plain
-from octaskly.runner.slots import Slots
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.runner.launch_protocol import RESET_SIGNALS
+from octaskly.runner.launcher import fast_spawn, spawn
+from octaskly.runner.launcher.child import Order
+from octaskly.runner.launcher.fast_spawn import COMMAND_BYTES, WORDS_MAX, Plain
+from octaskly.runner.launcher.slots import Slots
 from tests.integration.pooling import rig
 
 SURROUNDINGS = "cat /proc/self/environ /proc/self/status /proc/self/stat"
@@ -80,8 +81,8 @@ def test_more_pipes_than_are_remembered_are_used_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which descriptors a pipe has depends on what else is open."""
-    monkeypatch.setattr(plain, "ACTIONS_MAX", 2)
-    starter = Plain({b"A": b"1", b"B": b""}, (b"B",), spawn.RESET_SIGNALS)
+    monkeypatch.setattr(fast_spawn, "ACTIONS_MAX", 2)
+    starter = Plain({b"A": b"1", b"B": b""}, (b"B",), RESET_SIGNALS)
     for number in range(5):
         starter.put([b"B=%d" % number])
         with (tmp_path / f"{number}").open("wb") as out:

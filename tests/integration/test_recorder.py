@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model import AttemptId, Moment, TaskId
+from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import Piece
-from octaskly.runner.archive import Archive, name_of_file
-from octaskly.runner.pool import Pool
-from octaskly.runner.transcript import (
+from octaskly.runner.output.output_archive import Archive, name_of_file
+from octaskly.runner.output.output_file import (
     BLOCK_BYTES,
     HEAD_BYTES,
     READ_BYTES_MAX,
     Reader,
     Writer,
 )
+from octaskly.runner.pool.pool import Pool
 from tests.agents import WAIT_S_MAX
 from tests.integration.pooling import STREAM, archive_in, eventually, rig, stranger
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from octaskly.cli.submitting import submitted
+from octaskly.cli.commands.submit import submitted
 from octaskly.client import Draft, Session
 from tests.agents import (
     WAIT_S_MAX,

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.requests import MET_MAX, MET_PER_ADDRESS, Requests
-from octaskly.agent.sockets import bind, port_of
-from octaskly.core.model import Address, NodeId, NodeInfo
-from octaskly.log import configure
-from octaskly.mesh.looking import Found
-from octaskly.mesh.pairing import Conversation, listen
-from octaskly.trust.comparison import COMMITMENT_BYTES, HALF_BYTES, Half
-from octaskly.trust.greeting import GREETING_BYTES, Greeting
-from octaskly.trust.identity import NodeKey
+from octaskly.core.model.ids import Address, NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.joining.conversation import Conversation, listen
+from octaskly.joining.fingerprint import COMMITMENT_BYTES, HALF_BYTES, Half
+from octaskly.joining.greeting import GREETING_BYTES, Greeting
+from octaskly.joining.join_requests import MET_MAX, MET_PER_ADDRESS, Requests
+from octaskly.mesh.discovery.scan import Found
+from octaskly.system.clock import SystemClock
+from octaskly.system.listeners import bind, port_of
+from octaskly.system.log import configure
+from octaskly.trust.node_key import NodeKey
 
 LIARS = [f"127.0.0.{number}" for number in range(2, 2 + MET_MAX // MET_PER_ADDRESS)]
 

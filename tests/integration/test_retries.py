@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.retry import LOSSES_MAX
+from octaskly.core.scheduling.retry_policy import LOSSES_MAX
 from tests.agents import (
     TASKS,
     Agent,

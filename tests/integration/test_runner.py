@@ -16,14 +16,17 @@ from pathlib import Path
 import pytest
 
 from octaskly.config.account import INHERITED
-from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason, TaskId
-from octaskly.core.options import Requires, TaskOptions
-from octaskly.runner import launcher, launchers
-from octaskly.runner.child import Sink
-from octaskly.runner.delivery import COALESCE_S
-from octaskly.runner.frames import encode_settings
-from octaskly.runner.process import import_folders, python_words, task_environment
-from octaskly.runner.workdir import captured
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.runner.files.workdir import captured
+from octaskly.runner.launch_protocol import encode_settings
+from octaskly.runner.launcher import launcher
+from octaskly.runner.launcher.child import Sink
+from octaskly.runner.pool import launchers
+from octaskly.runner.pool.launcher_process import task_environment
+from octaskly.runner.pool.reports import COALESCE_S
+from octaskly.runner.python_command import import_folders, python_words
 from tests.integration.pooling import (
     CALLS,
     STREAM,

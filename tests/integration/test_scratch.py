@@ -8,11 +8,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from octaskly.core.model import AttemptState, OutputFile, Reason
-from octaskly.core.options import TaskOptions
-from octaskly.runner.outcome import not_prepared
-from octaskly.runner.removal import remove_tree
-from octaskly.runner.workdir import captured
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, OutputFile, Reason
+from octaskly.runner.files.scratch_folder import remove_tree
+from octaskly.runner.files.workdir import captured
+from octaskly.runner.pool.launch_messages import not_prepared
 from tests.agents import ending, start, submit, until
 from tests.integration.pooling import Rig, eventually, launchers_of, rig
 

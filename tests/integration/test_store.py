@@ -17,14 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.facts import Entry, Fact
-from octaskly.core.model import Address, NodeId, StreamId, TaskState
+from octaskly.core.log.facts import Entry, Fact
+from octaskly.core.model.ids import Address, NodeId, StreamId
+from octaskly.core.model.tasks import TaskState
 from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
 from octaskly.ports import TaskQuery
-from octaskly.store import Store, move_aside, pace, writer
-from octaskly.store.database import open_writer
-from octaskly.store.schema import VERSION
-from octaskly.store.state import read_hlc
+from octaskly.store import Store, move_aside
+from octaskly.store.tables.database import open_writer
+from octaskly.store.tables.node_state import read_hlc
+from octaskly.store.tables.schema import VERSION
+from octaskly.store.writing import commit_queue, writer
 from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
 
@@ -34,7 +36,7 @@ DEADLINE_S = WAIT_S_MAX
 CRASHING = """
 import asyncio, os, random, signal, sys
 from pathlib import Path
-from octaskly.core.model import Epoch, NodeId, StreamId
+from octaskly.core.model.tasks import Epoch, NodeId, StreamId
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 
@@ -530,7 +532,7 @@ async def test_who_is_alone_has_a_small_commit_made_before_it_goes_on(
         assert told == [1, 2]
         await until(lambda: told == [1, 2, 3] and is_waiting(store))
         for number, quick_s in ((4, 1000.0), (5, -1.0)):  # All are too long for that.
-            monkeypatch.setattr(pace, "QUICK_S", quick_s)
+            monkeypatch.setattr(commit_queue, "QUICK_S", quick_s)
             store.hold()
             facts = [kit.submitted(number)]
             store.append(number, kit.entries(facts, after=number - 1))
@@ -567,7 +569,7 @@ async def test_a_commit_that_fails_there_is_made_by_the_thread_when_it_can_be(
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take any disk for a quick one."""
-    monkeypatch.setattr(pace, "QUICK_S", 1000.0)
+    monkeypatch.setattr(commit_queue, "QUICK_S", 1000.0)
     monkeypatch.setattr(writer, "QUICK_PAUSE_S", 0.0)
 
 

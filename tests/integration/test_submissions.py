@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.finding import Finder
-from octaskly.agent.fitness import Fitness
-from octaskly.agent.submissions import Submission, Submissions
-from octaskly.agent.tickets import Tickets
-from octaskly.core.acceptance import PRIORITY_BAND, logged_id
-from octaskly.core.events import Draft, Event, TasksSubmitted
-from octaskly.core.model import StreamId, TaskId, TaskSpec
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.agent.gateway.submissions import Submission, Submissions
+from octaskly.agent.gateway.task_lookup import Finder
+from octaskly.core.events import Event, TasksSubmitted
+from octaskly.core.model.drafts import PRIORITY_BAND, Draft, logged_id
+from octaskly.core.model.hlc import PRIORITY_SHIFT
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.replies import Accepted
-from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.errors import NotDispatcher, QueueTooSmall, StoreFull, TaskExists
 from octaskly.store import Store
+from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
 
 NAME = TaskId("nightly")
@@ -171,7 +172,7 @@ async def test_who_hands_in_as_the_disk_fills_is_not_kept_waiting(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer says that the task may be accepted all the same."""
-    monkeypatch.setattr("octaskly.agent.tickets.LOOK_S", 0.01)
+    monkeypatch.setattr("octaskly.agent.gateway.pending_requests.LOOK_S", 0.01)
     drafts = (Draft(command="true"),)
     wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
     posted: list[Event] = []

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model import AttemptState, Reason
-from octaskly.core.options import Requires, TaskLimits, TaskOptions
-from octaskly.runner import cgroup, limits, spawn
-from octaskly.runner.child import Order
-from octaskly.runner.slots import Slots
+from octaskly.core.model.task_options import Requires, TaskLimits, TaskOptions
+from octaskly.core.model.tasks import AttemptState, Reason
+from octaskly.runner.launcher import spawn
+from octaskly.runner.launcher.child import Order
+from octaskly.runner.launcher.slots import Slots
+from octaskly.runner.processes import cgroup, limits
 from tests.agents import ending, finished, start, submit
 from tests.integration.pooling import (
     CALLS,

@@ -15,25 +15,25 @@ import msgpack
 import pytest
 import trustme
 
-from octaskly.agent.clock import SystemClock
 from octaskly.config.defaults import HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS
-from octaskly.core import codec
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
-from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
-from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
-from octaskly.mesh import grudges, link, wire
-from octaskly.mesh.dials import DIALS_AT_ONCE_MAX
-from octaskly.mesh.grudges import GRUDGE
-from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, TOO_LATE
-from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
-from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
-from octaskly.mesh.tcp import remote_of
-from octaskly.mesh.transport import (
-    Transport,
-)
+from octaskly.core.model.ids import NO_EPOCH, Address, NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol import codec
+from octaskly.core.protocol.messages import Hello, HelloOk, Leave, Message, Probe, Pull
+from octaskly.mesh import wire
+from octaskly.mesh.links import limits as grudges
+from octaskly.mesh.links import link
+from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID
+from octaskly.mesh.links.limits import DIALS_AT_ONCE_MAX, GRUDGE, HANDSHAKES_HERE_MAX
+from octaskly.mesh.links.link import NOT_ACCEPTED, OVERFLOW, TOO_LATE
+from octaskly.mesh.links.tcp import remote_of
+from octaskly.mesh.links.transport import Transport
+from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, generate
-from octaskly.trust.secret import fresh
+from octaskly.trust.mesh_secret import fresh
 from tests.agents import WAIT_S_MAX
 
 T = TypeVar("T")

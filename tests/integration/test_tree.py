@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model import AttemptState, Reason
-from octaskly.core.options import TaskOptions
-from octaskly.runner import cgroup, tree
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, Reason
+from octaskly.runner.processes import cgroup, proc_tree
 from tests.agents import soon_s
 from tests.integration.pooling import eventually, processes_with, rig, token
 
@@ -198,7 +198,7 @@ async def test_ended_processes_do_not_stay_as_zombies(tmp_path: Path) -> None:
             await made.run("for i in 1 2 3; do setsid sleep 9 & done; (true &)")
         await made.run("true")
         launcher = _launcher()
-        await eventually(lambda: not tree.children_of(launcher))
+        await eventually(lambda: not proc_tree.children_of(launcher))
 
 
 @contextmanager
@@ -237,7 +237,7 @@ async def test_a_killed_agent_takes_its_trees_along(
 
 
 def _living(pids: list[int]) -> list[int]:
-    processes = map(tree.read_process, pids)
+    processes = map(proc_tree.read_process, pids)
     return [p.pid for p in processes if p is not None and p.state != "Z"]
 
 
@@ -257,12 +257,12 @@ async def test_a_killed_launcher_leaves_nothing(
         await eventually(lambda: not _sleepers(word), within_s=soon_s(2.0))
 
         assert _living([pid]) == [pid]
-        await eventually(lambda: not tree.children_of(pid), within_s=soon_s(2.0))
+        await eventually(lambda: not proc_tree.children_of(pid), within_s=soon_s(2.0))
 
 
 def _age_s(word: str) -> float:
     ticks = os.sysconf("SC_CLK_TCK")
-    processes = filter(None, map(tree.read_process, processes_with(word)))
+    processes = filter(None, map(proc_tree.read_process, processes_with(word)))
     newest = max((p.start_ticks for p in processes), default=0) / ticks
     return time.clock_gettime(time.CLOCK_BOOTTIME) - newest
 
@@ -322,7 +322,7 @@ async def test_a_launcher_with_one_slot_ends_trees_from_outside_their_group(
 
 def _launcher() -> int:
     """Return the one launcher of this process, which may have other children."""
-    for pid in tree.children_of(os.getpid()):
+    for pid in proc_tree.children_of(os.getpid()):
         if b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     raise AssertionError("no launcher")
@@ -335,13 +335,13 @@ def _groups(folder: Path, pid: int) -> list[Path]:
 async def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
     """The start time belongs to its name."""
     process = subprocess.Popen(["sleep", "60"])
-    seen = tree.read_process(process.pid)
+    seen = proc_tree.read_process(process.pid)
     assert seen is not None
     seen.start_ticks += 1
-    tree.signal_process(seen, signal.SIGKILL)
+    proc_tree.signal_process(seen, signal.SIGKILL)
     assert process.poll() is None
     seen.start_ticks -= 1
-    tree.signal_process(seen, signal.SIGKILL)
+    proc_tree.signal_process(seen, signal.SIGKILL)
 
     assert process.wait() == -signal.SIGKILL
 
@@ -353,13 +353,13 @@ async def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
 def test_a_damaged_line_of_the_process_table_is_refused(line: bytes) -> None:
     """Nothing is guessed from it."""
     with pytest.raises(ValueError, match=r"."):
-        tree.parse_stat(line)
+        proc_tree.parse_stat(line)
 
 
 def test_a_process_may_have_any_name() -> None:
     """Spaces and parentheses in it do not shift the fields."""
     fields = b" ".join(str(n).encode() for n in range(4, 52))
-    process = tree.parse_stat(b"7 (a) S 1 (b) ) R 3 " + fields)
+    process = proc_tree.parse_stat(b"7 (a) S 1 (b) ) R 3 " + fields)
 
     assert (process.pid, process.state, process.parent) == (7, "R", 3)
     assert (process.session, process.start_ticks) == (5, 21)

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust import MeshTrust, NodeKey, generate
-from octaskly.trust.authority import ALPN
 from octaskly.trust.certificates import Authority, node_id_in
-from octaskly.trust.secret import MeshSecret
+from octaskly.trust.mesh_secret import MeshSecret
+from octaskly.trust.tls import ALPN
 from tests.agents import WAIT_S_MAX
 
 SECRET = generate()

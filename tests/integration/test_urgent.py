@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from octaskly.api.auth import PRINCIPAL_HEADER
-from octaskly.core.messages import ClaimOk, Reattach
-from octaskly.core.model import Epoch, NodeId, NodeState
+from octaskly.api.http.authentication import PRINCIPAL_HEADER
+from octaskly.core.model.ids import Epoch, NodeId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.protocol.messages import ClaimOk, Reattach
 from octaskly.mesh import wire
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, load
 from tests.agents import Agent, request, running, until, until_nodes

@@ -13,19 +13,20 @@ from typing import Any
 import pytest
 
 from octaskly.agent import webhooks
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.view import MeshView
+from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.webhooks import Webhooks
-from octaskly.api import webhooks as posting
-from octaskly.api.webhooks import Poster
+from octaskly.api import webhook_sender as posting
+from octaskly.api.webhook_sender import Poster
 from octaskly.core.effects import Publish
 from octaskly.core.events import Event, TasksNotified
-from octaskly.core.facts import Entry, Fact, Notified
-from octaskly.core.model import AttemptState, Epoch, NodeId, TaskId
-from octaskly.core.options import TaskOptions
+from octaskly.core.log.facts import Entry, Fact, Notified
+from octaskly.core.model.ids import Epoch, NodeId, TaskId
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState
 from octaskly.errors import NotDispatcher
 from octaskly.ports import ToNotify
 from octaskly.store import Store
+from octaskly.system.clock import SystemClock
 from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
 from tests.integration.receiver import is_signed, receiver

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from octaskly.trust.secret import load
+from octaskly.trust.mesh_secret import load
 from tests.agents import Agent, finished, replicas, running, submit, until, until_nodes
 from tests.integration.receiver import is_signed, receiver
 from tests.integration.test_tokens_live import roles

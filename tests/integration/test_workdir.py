@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.model import AttemptId, OutputFile, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.tasks import OutputFile
 from octaskly.errors import OutputNotFound
-from octaskly.runner.workdir import (
+from octaskly.runner.files.workdir import (
     TOO_LARGE,
     capture,
     captured,
@@ -45,7 +46,7 @@ def test_a_copy_that_fails_leaves_nothing_behind(workdir: Path, tmp_path: Path) 
     script = """
 import resource, signal, sys
 from pathlib import Path
-from octaskly.runner.workdir import capture
+from octaskly.runner.files.workdir import capture
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # EFBIG above it
 print(capture(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]).files)

@@ -10,13 +10,14 @@ import json
 import sys
 from collections import Counter
 
-from octaskly.agent.clock import SystemClock
 from octaskly.core.effects import Note
 from octaskly.core.events import Seen
-from octaskly.core.model import NodeId, NodeInfo
-from octaskly.mesh.discovery import Discovery
-from octaskly.mesh.interfaces import LocalAddress
-from octaskly.mesh.looking import sightings
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.mesh.discovery.discovery import Discovery
+from octaskly.mesh.discovery.interfaces import LocalAddress
+from octaskly.mesh.discovery.scan import sightings
+from octaskly.system.clock import SystemClock
 
 CLOCK = SystemClock()
 

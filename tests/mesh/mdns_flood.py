@@ -10,7 +10,7 @@ import sys
 from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
-from octaskly.mesh.adverts import SERVICE
+from octaskly.mesh.discovery.adverts import SERVICE
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 BURST = 50

@@ -6,10 +6,10 @@ The milliseconds by which it is off are in the file `wall_ms` beside the state f
 import sys
 from pathlib import Path
 
-from octaskly.agent import life
-from octaskly.agent.clock import SystemClock
+from octaskly.agent import lifecycle
 from octaskly.cli import main
-from octaskly.core.model import Moment
+from octaskly.core.model.ids import Moment
+from octaskly.system.clock import SystemClock
 
 OFFSET = "wall_ms"
 
@@ -37,5 +37,5 @@ if __name__ == "__main__":
     state = Path(sys.argv[sys.argv.index("--state-dir") + 1])
     if not (state.parent / OFFSET).exists():
         move(state.parent, 0)
-    vars(life)["SystemClock"] = moved(state.parent / OFFSET)
+    vars(lifecycle)["SystemClock"] = moved(state.parent / OFFSET)
     sys.exit(main())

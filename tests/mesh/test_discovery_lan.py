@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.mesh.adverts import CLAIMS_MAX
-from octaskly.mesh.looking import FIRST_LOOK_S
+from octaskly.mesh.discovery.adverts import CLAIMS_MAX
+from octaskly.mesh.discovery.scan import FIRST_LOOK_S
 from tests.agents import soon_s
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from octaskly.runner.tree import read_process
+from octaskly.runner.processes.proc_tree import read_process
 from tests.mesh import moved_clock
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import dispatcher_of, is_formed

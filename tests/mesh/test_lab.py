@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.mesh.interfaces import Kind, list_interfaces
+from octaskly.mesh.discovery.interfaces import Kind, list_interfaces
 from tests.mesh.conftest import MakeLab
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import NETNS, wait_until

@@ -9,7 +9,7 @@ import pytest
 from zeroconf._dns import DNSText
 from zeroconf._protocol.incoming import DNSIncoming
 
-from octaskly.mesh.adverts import SERVICE
+from octaskly.mesh.discovery.adverts import SERVICE
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import dispatcher_of, form
 from tests.mesh.lab import Host

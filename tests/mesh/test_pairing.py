@@ -18,18 +18,18 @@ from typing import NamedTuple, Self
 
 import pytest
 
-from octaskly.mesh.pairing import EXCHANGE_S
-from octaskly.trust import NodeKey, load
-from octaskly.trust.code import Code
-from octaskly.trust.greeting import GREETING_BYTES, Greeting
-from octaskly.trust.pairing import (
+from octaskly.joining.conversation import EXCHANGE_S
+from octaskly.joining.greeting import GREETING_BYTES, Greeting
+from octaskly.joining.key_exchange import (
     NO_PROOF,
     PROOF_BYTES,
     SEALED_BYTES,
     SHARE_BYTES,
+    Code,
     Exchange,
     is_proof,
 )
+from octaskly.trust import NodeKey, load
 from tests.mesh.forming import secret_file
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until

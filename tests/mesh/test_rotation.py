@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli.render import EXIT_NO_DISPATCHER
+from octaskly.cli.output.render import EXIT_NO_DISPATCHER
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import FORM_S, is_formed, nodes, secret_file, submit
 from tests.mesh.lab import Host, Lab

@@ -8,8 +8,8 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.model import NodeId
-from octaskly.mesh.adverts import (
+from octaskly.core.model.ids import NodeId
+from octaskly.mesh.discovery.adverts import (
     CANDIDATES_MAX,
     CLAIMS_MAX,
     NEIGHBOURS_MAX,
@@ -21,8 +21,8 @@ from octaskly.mesh.adverts import (
     read_sighting,
     shown,
 )
-from octaskly.mesh.interfaces import LocalAddress
-from octaskly.mesh.mdns import near
+from octaskly.mesh.discovery.interfaces import LocalAddress
+from octaskly.mesh.discovery.mdns import near
 from tests.property.fuzzing import fuzz
 
 NODES = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=16, max_size=16)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.arrays import member_id
-from octaskly.core.facts import Assigned, CancelAsked, Entry, Finished, Submitted
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId, TaskSpec
-from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.store import reader
-from octaskly.store.state import read_vector
+from octaskly.core.log.facts import Assigned, CancelAsked, Entry, Finished, Submitted
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.store.reading import queries
+from octaskly.store.tables.node_state import read_vector
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 from tests.property.test_arrays import agree
@@ -53,7 +54,7 @@ class ArrayMesh(Mesh):
         what, n, a, b = op
         stream = (kit.STREAM, kit.OTHER)[a % 2]
         task = IDS[(n + b) % len(IDS)]
-        known = reader.task(self.writer.db, task)
+        known = queries.task(self.writer.db, task)
         attempt = kit.attempt_id(1 + b % 2, stream)
         match what:
             case "submit":
@@ -70,7 +71,7 @@ class ArrayMesh(Mesh):
                 pass
 
     def submit(self, task: TaskId) -> None:
-        known = reader.task(self.writer.db, task)
+        known = queries.task(self.writer.db, task)
         self.hlc += 1
         options = None if task == IDS[0] else OPTIONS
         spec = TaskSpec(id=task, command="run {}", ord=self.hlc, options=options)
@@ -81,7 +82,7 @@ class ArrayMesh(Mesh):
 
 def shown(table: Table) -> dict[TaskId, TaskRecord]:
     records = {
-        task: reader.task(table.db, task) for task in (*IDS, LATE, *LATE_MEMBERS)
+        task: queries.task(table.db, task) for task in (*IDS, LATE, *LATE_MEMBERS)
     }
     return {task: record for task, record in records.items() if record is not None}
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.arrays import Progress, member_id, member_of, member_spec
 from octaskly.core.effects import LoadLive
 from octaskly.core.events import CancelRequested, LiveLoaded, TasksSubmitted
-from octaskly.core.facts import Assigned, Fact, Submitted
-from octaskly.core.merge import TaskRecord, cut, join
-from octaskly.core.model import TaskId, TaskState
-from octaskly.core.options import ArraySpec, Retry, TaskOptions
-from octaskly.store import rows
+from octaskly.core.log.facts import Assigned, Fact, Submitted
+from octaskly.core.log.merge import TaskRecord, cut, join
+from octaskly.core.model.arrays import Progress, member_id, member_of, member_spec
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec, Retry, TaskOptions
+from octaskly.core.model.tasks import TaskState
+from octaskly.store.tables import rows
 from tests import builders
 from tests.property.test_reign_walks import Walk
 from tests.reign import Reign

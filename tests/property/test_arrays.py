@@ -11,16 +11,18 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core import merge
-from octaskly.core.arrays import Progress, member_id, member_of, member_spec
 from octaskly.core.effects import Append
-from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import AttemptState, Outcome, Reason, TaskId, TaskSpec
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.log import merge
+from octaskly.core.log.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import Progress, member_id, member_of, member_spec
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
 from octaskly.ports import TaskQuery
-from octaskly.store import pages, queue, reader, rows
-from octaskly.store.tables import Tables
+from octaskly.store.reading import pages, queries, queue
+from octaskly.store.tables import rows
+from octaskly.store.writing.tables import Tables
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 from tests.property.test_store import (
@@ -88,9 +90,9 @@ def test_arrays_are_the_merge_of_all_facts_in_any_order(
     for db in (filled(data, interleaved(data, sides)) for _ in range(2)):
         for array in ARRAYS:
             wanted = merged(array, first + second)
-            shown = {id_: reader.task(db, id_) for id_ in wanted}
+            shown = {id_: queries.task(db, id_) for id_ in wanted}
             assert shown == wanted
-            assert reader.task(db, member_id(array, COUNT)) is None
+            assert queries.task(db, member_id(array, COUNT)) is None
         agree(db, [merged(array, first + second) for array in ARRAYS])
         db.close()
 
@@ -100,7 +102,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
     records = [record for some in wanted for record in some.values()]
     arrays = [record for record in records if record.progress is not None]
     tasks = [record for record in records if record.progress is None]
-    stats = reader.stats(db).counts
+    stats = queries.stats(db).counts
     tally = Counter(task.state for task in tasks)
     assert stats == {state: tally[state] for state in rows.STATES}
     page = pages.page(db, TaskQuery())
@@ -149,9 +151,9 @@ def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
     tables = Tables(db, kit.PicklePacker(), kit.HandClock())
 
     tables.append([Append(1, tuple(entries[:2]), kit.EPOCHS)])
-    before = reader.to_notify(db, frozenset(), 9)
+    before = queries.to_notify(db, frozenset(), 9)
     tables.append([Append(2, tuple(entries), kit.EPOCHS)])
-    after = reader.to_notify(db, frozenset(), 9)
+    after = queries.to_notify(db, frozenset(), 9)
     db.close()
 
     assert before.fresh == ()

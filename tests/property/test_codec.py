@@ -10,12 +10,12 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core import codec
-from octaskly.core.facts import Entry, Fact
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Message
-from octaskly.core.model import NodeId, StreamId, TaskId
-from octaskly.core.type_numbers import NUMBERS
+from octaskly.core.log.facts import Entry, Fact
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import NodeId, StreamId, TaskId
+from octaskly.core.protocol import codec
+from octaskly.core.protocol.codec import NUMBERS
+from octaskly.core.protocol.messages import Message
 from octaskly.errors import RemoteProtocolError
 
 BASE: dict[Any, st.SearchStrategy[Any]] = {

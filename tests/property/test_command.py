@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from octaskly.runner.command import SHELL_NAMES, split_plain
-from octaskly.runner.spawn import find_program
+from octaskly.runner.launcher.child import SHELL_NAMES, split_plain
+from octaskly.runner.launcher.spawn import find_program
 
 PLAIN = "abcXYZ019_@%+=:,./-"
 SYNTAX = PLAIN + " \t~#$&|;<>()[]{}*?!^'\"`\\\n\0\N{LATIN SMALL LETTER E WITH ACUTE}"

@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.acceptance import logged_id
-from octaskly.core.dispatch import Dispatch
+from octaskly.core.dispatcher.dispatcher import Dispatch
 from octaskly.core.effects import Announce, Append, Effect, LoadLive
 from octaskly.core.events import LiveLoaded, Saved, TasksSubmitted
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Fact,
@@ -26,12 +25,14 @@ from octaskly.core.facts import (
     Recorded,
     TaskFact,
 )
-from octaskly.core.journal import Journal
-from octaskly.core.membership import Membership
-from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
-from octaskly.core.options import Retry, TaskOptions
-from octaskly.core.replication import Replication
+from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.membership.membership import Membership
+from octaskly.core.model.drafts import logged_id
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.model.task_options import Retry, TaskOptions
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import Accepted, CancelDone
 from tests import builders
 from tests.property.test_reign_walks import Walk

@@ -8,11 +8,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 from octaskly.core.events import PeerUp, Received
-from octaskly.core.messages import Hello, HelloOk, Message
-from octaskly.core.model import Address, Epoch, Limits
+from octaskly.core.model.ids import Address, Epoch
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Hello, HelloOk, Message
 from octaskly.errors import PairingFailed, RemoteProtocolError
+from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.mesh import wire
-from octaskly.trust.greeting import GREETING_BYTES, Greeting
 from tests.builders import moment, node_id
 from tests.property.fuzzing import fuzz
 from tests.property.test_codec import MESSAGES, values_of

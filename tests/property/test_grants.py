@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.model import NodeId
-from octaskly.core.options import Requires
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import Requires
 from tests import builders
 from tests.reign import NEEDS, NODES, Reign
 

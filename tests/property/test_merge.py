@@ -7,7 +7,7 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Finished,
@@ -15,17 +15,10 @@ from octaskly.core.facts import (
     Submitted,
     TaskFact,
 )
-from octaskly.core.merge import SUPPOSED, TaskRecord, apply, join, record_of
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    Outcome,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.retry import FAILURES
+from octaskly.core.log.merge import SUPPOSED, TaskRecord, apply, join, record_of
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskState
+from octaskly.core.scheduling.retry_policy import FAILURES
 from tests.builders import node_id, spec
 
 TASK = TaskId("t")

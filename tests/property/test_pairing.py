@@ -8,33 +8,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.messages import PROTOCOL_VERSION
+from octaskly.core.protocol.messages import PROTOCOL_VERSION
 from octaskly.errors import PairingFailed
-from octaskly.trust import NodeKey
-from octaskly.trust.code import SLOT_MAX, Code
-from octaskly.trust.comparison import (
+from octaskly.joining.fingerprint import (
+    WORDS,
     Half,
     check_commitment,
     commitment,
     fingerprint,
+    words_of,
 )
-from octaskly.trust.greeting import (
+from octaskly.joining.greeting import (
     CLOCK_MS_MAX,
     GREETING_BYTES,
     Greeting,
     Refusal,
     Refused,
 )
-from octaskly.trust.pairing import (
+from octaskly.joining.key_exchange import (
     SEALED_BYTES,
     SHARE_BYTES,
+    SLOT_MAX,
+    Code,
     Exchange,
     Keys,
     is_proof,
     seal,
     unseal,
 )
-from octaskly.trust.words import WORDS, words_of
+from octaskly.trust import NodeKey
 
 CODES = st.builds(
     Code,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.api.members import ArrayIn, array_of
-from octaskly.core.placeholders import PLACEHOLDERS, filled, value
+from octaskly.api.schemas.arrays import ArrayIn, array_of
+from octaskly.core.model.placeholders import PLACEHOLDERS, filled, value
 
 NASTY = [
     *("a", "a.b", "a/b", "a/b.c", "a.b/c", "a/b/c.d.e", "/", "//", "/a", "//a", "/a.b"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.facts import Entry, Recorded
-from octaskly.core.model import StreamId
-from octaskly.core.records import AUDIT, KINDS, TOKEN_REVOKED, Book, first
-from octaskly.store import records as table
+from octaskly.core.log.facts import Entry, Recorded
+from octaskly.core.log.records import AUDIT, KINDS, TOKEN_REVOKED, Book, first
+from octaskly.core.model.ids import StreamId
+from octaskly.store.tables import records as table
 from tests.contract import log_kit as kit
 
 RECORDS = st.builds(

@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from octaskly.core.model import AttemptState, NodeId, Reason, TaskState
-from octaskly.core.options import Retry
-from octaskly.core.retry import FAILURES
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import Retry
+from octaskly.core.model.tasks import AttemptState, Reason, TaskState
+from octaskly.core.scheduling.retry_policy import FAILURES
 from tests import builders
 from tests.reign import Reign
 

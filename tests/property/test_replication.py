@@ -11,14 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from octaskly.core.effects import Append, Effect, Note, Send, ServePull
 from octaskly.core.events import Saved
-from octaskly.core.exchange import Exchange
-from octaskly.core.facts import Entry
-from octaskly.core.journal import Journal
-from octaskly.core.messages import Entries, Message, Pull, Repl, ReplOk
-from octaskly.core.model import Epoch, Limits, NodeId, StreamId, Vector
-from octaskly.core.standby import Standby
-from octaskly.core.succession import Reign, covers
-from octaskly.core.tail import Tail, repl_of, size_of
+from octaskly.core.log.facts import Entry
+from octaskly.core.model.ids import Epoch, NodeId, Reign, StreamId, Vector, covers
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Entries, Message, Pull, Repl, ReplOk
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.log_tail import Tail, repl_of, size_of
+from octaskly.core.replication.standby import Standby
 from tests.builders import STREAM, epoch, moment
 from tests.copies import FACT, Copies
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.effects import Append, Join, PlanFloor
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
     CancelAsked,
@@ -21,24 +21,21 @@ from octaskly.core.facts import (
     Mark,
     Submitted,
 )
-from octaskly.core.merge import Birth, TaskRecord, facts_of, join_births, join_floors
-from octaskly.core.model import (
-    AttemptState,
-    Epoch,
-    NodeId,
-    Outcome,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskSpec,
+from octaskly.core.log.merge import (
+    Birth,
+    TaskRecord,
+    facts_of,
+    join_births,
+    join_floors,
 )
-from octaskly.core.succession import covers
-from octaskly.store import reader
-from octaskly.store.plan import plan_floor
-from octaskly.store.purge import read_floor
-from octaskly.store.snapshot import snapshot
-from octaskly.store.state import read_vector
-from octaskly.store.tables import Tables
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId, covers
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.store.reading import queries
+from octaskly.store.reading.compaction_plan import plan_floor
+from octaskly.store.reading.snapshot import snapshot
+from octaskly.store.tables.floors import read_floor
+from octaskly.store.tables.node_state import read_vector
+from octaskly.store.writing.tables import Tables
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 
@@ -64,7 +61,7 @@ class Table:
             self.tables.purge()
 
     def shown(self) -> dict[TaskId, TaskRecord | None]:
-        return {task: reader.task(self.db, task) for task in IDS}
+        return {task: queries.task(self.db, task) for task in IDS}
 
     def check(self) -> None:
         """No entry is left below the floor, and the counters are right."""
@@ -114,7 +111,7 @@ class Mesh:
         stream = (kit.STREAM, kit.OTHER)[a % 2]
         attempt = kit.attempt_id(1 + b % 2, stream)
         task = kit.task_id(1 + n % 3)
-        known = reader.task(self.writer.db, task)
+        known = queries.task(self.writer.db, task)
         match what:
             case "submit":
                 self.hlc += 1

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from tests.placements import Why, WorkerView, place
 
 PREFETCH = 6

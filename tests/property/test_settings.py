@@ -7,8 +7,8 @@ from contextlib import suppress
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from octaskly.config.kinds import Unusable
-from octaskly.config.table import SETTINGS, Setting
+from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.value_types import Unusable
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.dates()

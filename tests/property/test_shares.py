@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.model import AttemptId, StreamId, TaskId, TaskSpec
-from octaskly.core.options import Requires, TaskOptions
-from octaskly.runner.seat import Item
-from octaskly.runner.shares import Shares
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.runner.pool.attempts import Item, Shares
 
 SLOTS = 6
 GPUS = ("0", "3", "GPU-a")

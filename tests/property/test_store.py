@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core import merge
 from octaskly.core.effects import Append
-from octaskly.core.facts import (
+from octaskly.core.log import merge
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Entry,
@@ -22,11 +22,13 @@ from octaskly.core.facts import (
     Recorded,
     TaskFact,
 )
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import AttemptState, NodeId, Outcome, Reason, TaskId
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
 from octaskly.ports import TaskQuery
-from octaskly.store import pages, reader, rows
-from octaskly.store.tables import Tables
+from octaskly.store.reading import pages, queries
+from octaskly.store.tables import rows
+from octaskly.store.writing.tables import Tables
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 
@@ -87,7 +89,7 @@ def filled(data: st.DataObject, entries: Sequence[Entry]) -> sqlite3.Connection:
 
 def shown(connection: sqlite3.Connection) -> dict[TaskId, TaskRecord | None]:
     ids = [kit.task_id(n) for n in (1, 2, 3)]
-    return {task: reader.task(connection, task) for task in ids}
+    return {task: queries.task(connection, task) for task in ids}
 
 
 def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
@@ -116,7 +118,7 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
 
     assert shown(one) == shown(other) == merged(mixed)
     packer = kit.PicklePacker()
-    given_on = packer.unpack(reader.entries_after(one, packer, {}, 1 << 20).data)
+    given_on = packer.unpack(queries.entries_after(one, packer, {}, 1 << 20).data)
     assert list(given_on.entries) == streams[0] + streams[1]
     assert not given_on.more
     one.close()

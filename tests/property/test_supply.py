@@ -12,9 +12,9 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.options import GivenFile
-from octaskly.runner.depot import Depot
-from octaskly.runner.supply import Source, Supply, Turns
+from octaskly.core.model.task_options import GivenFile
+from octaskly.runner.files.blob_fetcher import Source, Supply, Turns
+from octaskly.runner.files.blob_store import Depot
 from tests.integration.pooling import MachineClock
 
 THREADS: Final = 6

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.ports.tally import Tally
+from octaskly.ports.histogram import Tally
 
 BOUNDS = (0.1, 1, 10)
 

@@ -12,8 +12,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from octaskly.core.model import AttemptState, NodeId, Outcome, Reason
-from octaskly.core.options import Requires
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import Requires
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
 from tests import builders, reign
 from tests.reign import HOPELESS, LIMITS, NEEDS, Reign
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.facts import Entry
-from octaskly.core.model import Epoch, NodeId, StreamId
-from octaskly.core.timeline import Bookmark, Place, Reach, resumed
+from octaskly.core.change_feed import Bookmark, Place, Reach, resumed
+from octaskly.core.log.facts import Entry
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from tests.contract import log_kit as kit
 
 STREAMS = tuple(StreamId(n) for n in (9, 4, 7, 2))

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.acceptance import Acceptance, logged_id
+from octaskly.core.dispatcher.admission import Acceptance
 from octaskly.core.effects import Append
-from octaskly.core.events import Draft, TasksSubmitted
-from octaskly.core.facts import Entry, Submitted
-from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
-from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.events import TasksSubmitted
+from octaskly.core.log.facts import Entry, Submitted
+from octaskly.core.model.drafts import Draft, logged_id
+from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.ports import TaskQuery
-from octaskly.store import pages, reader
-from octaskly.store.tables import Tables
+from octaskly.store.reading import pages, queries
+from octaskly.store.writing.tables import Tables
 from tests.builders import journal, moment
 from tests.contract import log_kit as kit
 
@@ -70,8 +73,8 @@ def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
     assert asked == {(name_of(r.id), r.spec.command) for r in shown[0] if r.spec}
     assert len(names) == len(shown[0]) == len(asked)
     for record in shown[0]:
-        assert reader.task(one, record.name) == record
-        same = reader.tasks(one, [name_of(record.id)])[name_of(record.id)]
+        assert queries.task(one, record.name) == record
+        same = queries.tasks(one, [name_of(record.id)])[name_of(record.id)]
         assert same[record.twin - 1] == record
         assert [each.spec.ord for each in same if each.spec] == sorted(
             each.spec.ord for each in same if each.spec

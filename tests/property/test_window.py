@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.api.window import SLOT_S, WINDOW_S, Window
+from octaskly.api.security.rate_limit import SLOT_S, WINDOW_S, Window
 
 #: Seconds between two requests: bursts, single ones, and pauses about a window long.
 gaps = st.one_of(

@@ -6,8 +6,9 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.messages import Leave, Message, Probe, Pull, ResultsOk
-from octaskly.core.model import AttemptId, Limits, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Leave, Message, Probe, Pull, ResultsOk
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 

@@ -15,11 +15,10 @@ from typing import Any
 import msgpack
 from hypothesis import strategies as st
 
-from octaskly.api import render
-from octaskly.core import codec
+from octaskly.api.schemas import task_response
 from octaskly.core.effects import Append, Effect, Join, Save, Spool
 from octaskly.core.events import Persisted, Received, Woke
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
     Entry,
@@ -31,18 +30,10 @@ from octaskly.core.facts import (
     Ready,
     Submitted,
 )
-from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.messages import (
-    Cursor,
-    Dispatch,
-    Entries,
-    Message,
-    Repl,
-    Snapshot,
-    SnapshotHead,
-)
-from octaskly.core.model import Attempt, AttemptState, Epoch, Limits, TaskId
-from octaskly.core.options import (
+from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model.ids import Epoch, TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import (
     After,
     ArraySpec,
     GivenFile,
@@ -51,11 +42,23 @@ from octaskly.core.options import (
     TaskLimits,
     TaskOptions,
 )
+from octaskly.core.model.tasks import Attempt, AttemptState
+from octaskly.core.protocol import codec
+from octaskly.core.protocol.messages import (
+    Cursor,
+    Dispatch,
+    Entries,
+    Message,
+    Repl,
+    Snapshot,
+    SnapshotHead,
+)
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 from octaskly.ports import TaskQuery
-from octaskly.store import pages, queue, reader, state
-from octaskly.store.tables import Tables
+from octaskly.store.reading import pages, queries, queue
+from octaskly.store.tables import node_state
+from octaskly.store.writing.tables import Tables
 from tests.builders import moment
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import fuzz
@@ -143,11 +146,11 @@ class Writing(Shell):
             case Join():
                 self.tables.join(effect)
             case Save(stream=stream):
-                state.write_saves(self.db, [effect])
+                node_state.write_saves(self.db, [effect])
                 if stream is not None:
                     self.tables.add_stream(*stream)
             case Spool():
-                state.write_spool(self.db, self.packer, [effect])
+                node_state.write_spool(self.db, self.packer, [effect])
             case _:
                 pass
 
@@ -155,12 +158,14 @@ class Writing(Shell):
         """Read all that is asked of a store, as at its start and by the API."""
         db: sqlite3.Connection = self.db
         for record in pages.page(db, TaskQuery(limit=50)).records:
-            render.encode(render.listed(record, {}))
-            render.encode(render.task(reader.task(db, record.id) or record, {}))
+            task_response.encode(task_response.listed(record, {}))
+            task_response.encode(
+                task_response.task(queries.task(db, record.id) or record, {})
+            )
         queue.load(db, 0, 100)
         queue.load_live(db)
-        reader.stats(db)
-        state.read_saved(db, self.packer, 1 << 41)
+        queries.stats(db)
+        node_state.read_saved(db, self.packer, 1 << 41)
 
 
 def _here(value: Any) -> Any:
@@ -251,7 +256,7 @@ def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
     for number, rows in enumerate(parts, start=1):
         shell.tables.join(Join(number, rows, HEAD, is_last=False))
     shell.show()
-    told = [reader.task(shell.db, name) for name in (ARRAY, ONE, TWO)]
+    told = [queries.task(shell.db, name) for name in (ARRAY, ONE, TWO)]
     return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
 
 
@@ -274,7 +279,7 @@ def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
 
     shell.tables.join(Join(1, (_rowed("a", 5), _rowed("a", 9)), head, is_last=False))
 
-    record = reader.task(shell.db, "a")
+    record = queries.task(shell.db, "a")
     assert record is not None
     assert record.spec is not None
     assert record.spec.ord == 5
@@ -297,7 +302,7 @@ def test_an_array_stays_what_it_was_first() -> None:
         shell.tables.append([Append(1, tuple(told), WRITERS)])
         shell.show()
 
-        record = reader.task(shell.db, ARRAY)
+        record = queries.task(shell.db, ARRAY)
         assert record is not None
         assert record.spec is not None
         assert record.spec.array == others[0].array

@@ -11,18 +11,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from octaskly.core import records, replies
+from octaskly.core import replies
 from octaskly.core.events import (
     BarrierAsked,
     CancelRequested,
-    Draft,
     RecordAsked,
     RecordDraft,
     TasksSubmitted,
 )
-from octaskly.core.facts import Submitted
-from octaskly.core.model import NodeId, TaskId, TaskSpec, name_of
-from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
+from octaskly.core.log import records
+from octaskly.core.log.facts import Submitted
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import NodeId, TaskId, name_of
+from octaskly.core.model.task_options import (
+    After,
+    ArraySpec,
+    Requires,
+    Retry,
+    TaskOptions,
+)
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.replies import Accepted, CancelDone, Passed, Reply, Steered
 from tests.simulation.machine import MEMORY_MB, Machine
 from tests.simulation.store.folding import kept

@@ -10,21 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_of
 from octaskly.core.events import AttemptsEnded
-from octaskly.core.facts import Ready
-from octaskly.core.messages import Report
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    NodeId,
-    Outcome,
-    Reason,
-    TaskId,
-    TaskSpec,
-)
-from octaskly.core.node import Node
-from octaskly.core.timestamps import born_hlc
+from octaskly.core.log.facts import Ready
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.hlc import born_hlc
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.messages import Report
 from tests.simulation.machine import Machine
 from tests.simulation.store.queue import GOOD
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from octaskly.core.events import DialFailed, Event, PeerUp, Seen
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

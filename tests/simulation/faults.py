@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import Saved
-from octaskly.core.keys import (
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.keys import (
     ChangeKeys,
     GiveKeys,
     KeysChanged,
@@ -15,11 +16,11 @@ from octaskly.core.keys import (
     RotateAsked,
     TakeKeys,
 )
-from octaskly.core.model import NodeId, Timing
-from octaskly.core.node import Node
+from octaskly.core.model.settings import Timing
+from octaskly.core.node.node import Node
 from octaskly.core.replies import Reply
-from octaskly.trust.lines import SECRET_BYTES
-from octaskly.trust.secret import MeshSecret, parse
+from octaskly.trust.mesh_secret import MeshSecret, parse
+from octaskly.trust.secret_format import SECRET_BYTES
 from tests.simulation.machine import Machine
 from tests.simulation.shell import Shell
 from tests.simulation.world import World

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from octaskly.core.effects import Note
-from octaskly.core.facts import Recorded
-from octaskly.core.model import Address, AttemptId, NodeId, NodeInfo, TaskId, TaskSpec
-from octaskly.core.node import Node
-from octaskly.core.options import slots_of
+from octaskly.core.log.facts import Recorded
+from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.task_options import slots_of
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.node.node import Node
 from tests.simulation.store.disk import Disk
 from tests.simulation.timeline import Due
 

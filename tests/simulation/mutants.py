@@ -12,21 +12,25 @@ from typing import Any
 
 import pytest
 
-from octaskly.core import replication
-from octaskly.core.adoption import Adoption
-from octaskly.core.claims import Claims
-from octaskly.core.clerk import Clerk
-from octaskly.core.completeness import Completeness
-from octaskly.core.dispatch import Dispatch
+from octaskly.core.dispatcher.dispatcher import Dispatch
+from octaskly.core.dispatcher.outcomes import Recording
+from octaskly.core.dispatcher.reconciliation import Adoption
+from octaskly.core.dispatcher.records import Clerk
+from octaskly.core.dispatcher.retention import Retention
+from octaskly.core.dispatcher.step import Placing
 from octaskly.core.effects import Append, Effect, Join, Save, Send
-from octaskly.core.election import Election
+from octaskly.core.election.candidacy import Versions
+from octaskly.core.election.claims import Claims
+from octaskly.core.election.election import Election
 from octaskly.core.events import Event, PeerUp, Persisted, Saved
-from octaskly.core.exchange import Exchange
-from octaskly.core.hints import Hints
-from octaskly.core.inbound import Inbound
-from octaskly.core.journal import Journal, WhenDurable
-from octaskly.core.membership import Membership
-from octaskly.core.messages import (
+from octaskly.core.membership.address_book import Hints
+from octaskly.core.membership.membership import Membership
+from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.tasks import Outcome, TaskSpec
+from octaskly.core.node.message_handlers import Inbound
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.messages import (
     Message,
     Reattach,
     Repl,
@@ -37,29 +41,17 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.model import (
-    NO_EPOCH,
-    AttemptId,
-    Moment,
-    NodeId,
-    NodeInfo,
-    Outcome,
-    StreamId,
-    TaskSpec,
-)
-from octaskly.core.node import Node
-from octaskly.core.placing import Placing
-from octaskly.core.promises import Promises, WhenSafe
-from octaskly.core.recording import Recording
-from octaskly.core.reliance import Reliance
-from octaskly.core.replication import Replication
-from octaskly.core.results import KeptResult, KeptResults
-from octaskly.core.retention import Retention
-from octaskly.core.retry import NO_TRIES, Tries, judged
-from octaskly.core.standby import Standby
-from octaskly.core.tail import repl_of
-from octaskly.core.versions import Versions
-from octaskly.core.worker import Worker
+from octaskly.core.replication import replication
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.catch_up import Completeness
+from octaskly.core.replication.journal import Journal, WhenDurable
+from octaskly.core.replication.log_tail import repl_of
+from octaskly.core.replication.pending_acks import Promises, WhenSafe
+from octaskly.core.replication.replication import Replication
+from octaskly.core.replication.standby import Reliance, Standby
+from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, judged
+from octaskly.core.worker.result_outbox import KeptResult, KeptResults
+from octaskly.core.worker.worker import Worker
 from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
 from tests.simulation.kinds.failovers import (
     run_backlog,
@@ -136,7 +128,7 @@ def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
         else:
             save(self, effect)
 
-    patch.setattr("octaskly.core.election.mint_stream", same)
+    patch.setattr("octaskly.core.election.election.mint_stream", same)
     patch.setattr(Journal, "open_stream", resume)
     patch.setattr(Disk, "_save", tolerant)
     take_over = Election.take_over
@@ -339,12 +331,12 @@ def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
 
 def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
     """Of two facts about an attempt the one that comes last counts."""
-    patch.setattr("octaskly.core.merge._further", lambda _, later: later)
+    patch.setattr("octaskly.core.log.merge._further", lambda _, later: later)
 
 
 def a_name_is_an_id(patch: pytest.MonkeyPatch) -> None:
     """Different tasks that got one name in two halves of a split are one."""
-    patch.setattr("octaskly.core.acceptance.logged_id", lambda draft, _: draft.id)
+    patch.setattr("octaskly.core.model.drafts.logged_id", lambda draft, _: draft.id)
 
 
 def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:
@@ -454,12 +446,12 @@ def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
 
 def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
     """Tasks that still wait below the floor are not written again."""
-    patch.setattr("octaskly.core.retention.facts_of", lambda _: [])
+    patch.setattr("octaskly.core.dispatcher.retention.facts_of", lambda _: [])
 
 
 def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
     """A floor is taken in before what its writer held when it was written."""
-    patch.setattr("octaskly.core.journal.covers", lambda *_: True)
+    patch.setattr("octaskly.core.replication.journal.covers", lambda *_: True)
 
 
 def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
@@ -469,7 +461,7 @@ def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
 
 def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
     """A task is queued as soon as it is accepted, whatever it comes after."""
-    patch.setattr("octaskly.core.dispatch.is_late", lambda _: False)
+    patch.setattr("octaskly.core.dispatcher.dispatcher.is_late", lambda _: False)
 
 
 def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
@@ -523,7 +515,7 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     ) -> Outcome:
         return judged(spec, attempt, outcome, NO_TRIES)
 
-    patch.setattr("octaskly.core.recording.judged", forgiving)
+    patch.setattr("octaskly.core.dispatcher.outcomes.judged", forgiving)
 
 
 def ends_count_once_all_is_pulled(patch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from octaskly.core.events import DialFailed, PeerDown, PeerUp, Received
-from octaskly.core.messages import Message
-from octaskly.core.model import Address, Limits, NodeId
-from octaskly.mesh.transport import HANDSHAKE_S
+from octaskly.core.model.ids import Address, NodeId
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Message
+from octaskly.mesh.links.transport import HANDSHAKE_S
 from octaskly.mesh.wire import Decoder, encode
 from tests.simulation.cores import TLS_MS
 

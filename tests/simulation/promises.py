@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_of
-from octaskly.core.facts import CancelAsked, Finished, Submitted
-from octaskly.core.messages import Message, ResultsOk
-from octaskly.core.model import NodeId, TaskId
+from octaskly.core.log.facts import CancelAsked, Finished, Submitted
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.protocol.messages import Message, ResultsOk
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
 

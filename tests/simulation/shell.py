@@ -32,8 +32,8 @@ from octaskly.core.effects import (
     Unspool,
 )
 from octaskly.core.events import Advert, Seen
-from octaskly.core.facts import Recorded
-from octaskly.core.node import Node
+from octaskly.core.log.facts import Recorded
+from octaskly.core.node.node import Node
 from tests.simulation.machine import Machine
 from tests.simulation.storage import read
 

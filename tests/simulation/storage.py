@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_of
 from octaskly.core.effects import (
     Append,
     Join,
@@ -20,9 +19,11 @@ from octaskly.core.effects import (
     Save,
 )
 from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
-from octaskly.core.merge import TaskRow
-from octaskly.core.messages import Cursor, Entries
-from octaskly.core.model import NodeId, TaskId, TaskState, Vector
+from octaskly.core.log.merge import TaskRow
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.ids import NodeId, TaskId, Vector
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Cursor, Entries
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.keys import NotRotated, Phase, Rotating
-from octaskly.core.model import NodeId
-from octaskly.core.rotation import PATIENCE_S, URGENT_S
+from octaskly.core.key_rotation.rotation import PATIENCE_S
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.keys import NotRotated, Phase, Rotating
+from octaskly.core.model.settings import URGENT_S
 from tests.simulation.checks.kept import all_go_by_the_same_records, records_are_kept
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.effects import Note
-from octaskly.core.model import name_of
+from octaskly.core.model.ids import name_of
 from tests.simulation.hunt import failures, run_of
 from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
 from tests.simulation.kinds.failovers import (

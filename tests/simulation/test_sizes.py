@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from tests.simulation.world import World
 
 

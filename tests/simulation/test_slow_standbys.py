@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from octaskly.core.replies import Accepted, Reply
 from tests.simulation.machine import Machine
 from tests.simulation.world import World

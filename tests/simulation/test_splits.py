@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from tests.simulation.checks.unknown import never_not_found
 from tests.simulation.world import World
 

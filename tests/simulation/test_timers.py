@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.dispatch import Dispatch
-from octaskly.core.doubt import Doubt
+from octaskly.core.dispatcher.dispatcher import Dispatch
 from octaskly.core.effects import Effect
-from octaskly.core.hints import Hints
-from octaskly.core.model import Moment
-from octaskly.core.phases import Following, Seeking
-from octaskly.core.timers import Timers
-from octaskly.core.watch import Watch
-from octaskly.core.worker import Worker
+from octaskly.core.election.phases import Following, Seeking
+from octaskly.core.election.timeouts import Watch
+from octaskly.core.membership.address_book import Hints
+from octaskly.core.model.ids import Moment
+from octaskly.core.node.self_fencing import Doubt
+from octaskly.core.node.timers import Timers
+from octaskly.core.worker.worker import Worker
 from tests.simulation.kinds.tormented import run_seed
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from octaskly.core.model import Limits, TaskId
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.settings import Limits
 from tests.simulation.checks.rest import is_quiet
 from tests.simulation.checks.unknown import never_not_found
 from tests.simulation.faults import FAULTS, PAIRWISE, QUIET_S, Profile, forget_soon

@@ -16,8 +16,10 @@ from functools import partial
 
 from octaskly.core.effects import Effect
 from octaskly.core.events import Event, Saved, SteeringAsked, StopAsked, Woke
-from octaskly.core.model import Limits, Moment, NodeId, Settings, Steering, Timing
-from octaskly.core.node import Node
+from octaskly.core.model.ids import Moment, NodeId
+from octaskly.core.model.nodes import Steering
+from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.node.node import Node
 from tests.simulation.clients import Clients
 from tests.simulation.commands import Commands
 from tests.simulation.cores import Cores

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.acceptance import (
-    PRIORITY_BAND,
-    Acceptance,
-    logged_id,
-    repeating,
-)
-from octaskly.core.events import Draft
-from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
-from octaskly.core.options import After, Retry, TaskOptions
-from octaskly.core.taskqueue import TaskQueue
-from octaskly.core.timestamps import PRIORITY_SHIFT
+from octaskly.core.dispatcher.admission import Acceptance
+from octaskly.core.model.drafts import PRIORITY_BAND, Draft, logged_id, repeating
+from octaskly.core.model.hlc import PRIORITY_SHIFT
+from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import After, Retry, TaskOptions
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import START_MS, draft, journal, moment
 from tests.desk import submit
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from octaskly.agent.admissions import AgentAdmissions
-from octaskly.core.model import NodeId, StandbyView, TaskState
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import StandbyView
+from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OnlyCopy
 from octaskly.ports import MeshState
 from tests.builders import epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from octaskly.core.dispatcher.dependencies import RIPE_MAX
 from octaskly.core.effects import (
     Announce,
     Load,
@@ -12,20 +13,12 @@ from octaskly.core.events import (
     LiveLoaded,
     Loaded,
 )
-from octaskly.core.facts import Assigned, Finished, Submitted
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import (
-    Reattach,
-)
-from octaskly.core.model import (
-    Attempt,
-    AttemptState,
-    NodeState,
-    Outcome,
-    Reason,
-    TaskId,
-)
-from octaskly.core.parents import RIPE_MAX
+from octaskly.core.log.facts import Assigned, Finished, Submitted
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, Reason
+from octaskly.core.protocol.messages import Reattach
 from tests.builders import (
     STREAM,
     attempt,

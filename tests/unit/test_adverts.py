@@ -2,8 +2,9 @@
 
 import pytest
 
-from octaskly.core.model import NodeId, NodeInfo
-from octaskly.mesh.adverts import (
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.mesh.discovery.adverts import (
     CANDIDATES_MAX,
     SERVICE,
     Candidates,

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.arrays import Progress, Rest, array_state, member_of, member_spec
-from octaskly.core.model import TaskId, TaskSpec, TaskState
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.model.arrays import (
+    Progress,
+    Rest,
+    array_state,
+    member_of,
+    member_spec,
+)
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskSpec, TaskState
 
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = TaskState
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from octaskly.api.auditing import (
+from octaskly.api.http.audit_trail import (
     GROUPS_MAX,
     SINGLES,
     STRANGERS_MAX,
@@ -16,10 +16,10 @@ from octaskly.api.auditing import (
     WINDOW_MS,
     Auditor,
 )
-from octaskly.api.rates import Meter
-from octaskly.api.routing import Deadlines, Forward, Parts, Seen
-from octaskly.api.waits import Waits
-from octaskly.core.model import Moment, NodeId
+from octaskly.api.http.long_polls import Waits
+from octaskly.api.http.request import Deadlines, Forward, Parts, Seen
+from octaskly.api.security.rate_limit import Meter
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import Deed, Principal
 from tests.integration.fake_gateway import NOW_MS, FakeGateway

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.acceptance import logged_id
 from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import LiveLoaded
-from octaskly.core.facts import CancelAsked, Finished, Submitted
-from octaskly.core.messages import Reattach
-from octaskly.core.model import Limits, NodeState, TaskId
+from octaskly.core.log.facts import CancelAsked, Finished, Submitted
+from octaskly.core.model.drafts import logged_id
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Reattach
 from tests.builders import attempt, draft, moment, node_info, outcome, report, spec
 from tests.desk import A, B, World, cancel, facts, reigning, submit, told
 

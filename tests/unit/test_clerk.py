@@ -17,11 +17,12 @@ from octaskly.core.events import (
     Saved,
     Woke,
 )
-from octaskly.core.facts import Recorded
-from octaskly.core.messages import ClaimOk, Hello, Message, Reattach, Records
-from octaskly.core.model import NO_EPOCH, Address, Epoch, NodeState
-from octaskly.core.node import Node
-from octaskly.core.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, Kind
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, Kind
+from octaskly.core.model.ids import NO_EPOCH, Address, Epoch
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.messages import ClaimOk, Hello, Message, Reattach, Records
 from octaskly.core.replies import Crowded, Kept, NotHere
 from tests.builders import moment, node_id, settings
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import octaskly
 from octaskly.api.problems import CATCHING_UP
-from octaskly.client import flows, following, mapping
-from octaskly.client.asker import Asker
-from octaskly.client.calls import Call, Reply
-from octaskly.client.patience import BEHIND, Deadline
-from octaskly.client.steps import Begin, Emit, Leave, Pause, Read, Send
-from octaskly.client.streams import Event, Parser
+from octaskly.client.flows import arrays, streams, tasks
+from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.retry import BEHIND, Deadline
+from octaskly.client.flows.sse import Event, Parser
+from octaskly.client.flows.steps import Begin, Emit, Leave, Pause, Read, Send
 
 LOST = octaskly.ReplyLost("lost")
 AWAY = octaskly.Unreachable("away")
@@ -108,7 +108,7 @@ class Play:
 
 
 def submitted(play: Play) -> octaskly.Task:
-    task: octaskly.Task = play.run(flows.submit(play.asker, "true", {}))
+    task: octaskly.Task = play.run(tasks.submit(play.asker, "true", {}))
     return task
 
 
@@ -301,7 +301,7 @@ def test_a_deadline_ends_the_wait_for_a_silent_node() -> None:
     play = Play("nothing", "nothing", "nothing")
 
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
-        play.run(flows.submit(play.asker, "true", {}, until=play.until(2)))
+        play.run(tasks.submit(play.asker, "true", {}, until=play.until(2)))
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
         logged(play, deadline_s=2)
 
@@ -311,7 +311,7 @@ def test_a_deadline_ends_the_tries() -> None:
     play = Play(*[BUSY] * 11)
 
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
-        play.run(flows.submit(play.asker, "true", {}, until=play.until(2)))
+        play.run(tasks.submit(play.asker, "true", {}, until=play.until(2)))
     assert play.clock.now_s == 2.0
 
 
@@ -320,7 +320,7 @@ def test_a_long_wait_is_many_polls() -> None:
     queued = reply({"id": "task-1", "status": "queued"})
     play = Play(queued, "nothing", queued, ENDED, patience_s=300)
 
-    ended = play.run(flows.wait(play.asker, "task-1", until=play.until()))
+    ended = play.run(tasks.wait(play.asker, "task-1", until=play.until()))
 
     assert ended.is_final
     assert {call.query["wait"] for call in play.sent} == {"60.000"}
@@ -328,7 +328,7 @@ def test_a_long_wait_is_many_polls() -> None:
 
 def ran(play: Play) -> octaskly.Task:
     task: octaskly.Task = play.run(
-        flows.run(
+        tasks.run(
             play.asker,
             "true",
             {},
@@ -385,17 +385,17 @@ def test_an_interrupt_stays_one_where_nobody_can_cancel() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         ran(play)
-    assert play.clock.now_s <= flows.CANCEL_S_MAX
+    assert play.clock.now_s <= tasks.CANCEL_S_MAX
 
 
 def test_a_map_takes_back_what_it_was_about_to_begin() -> None:
     """Of two arrays the second has no answer yet: both are cancelled."""
     gone = reply({"id": "task-1", "status": "cancelled"})
     play = Play(TASK, KeyboardInterrupt(), TASK, gone, gone)
-    flow = mapping.map_(
+    flow = arrays.map_(
         play.asker,
         "true",
-        ["x" * mapping.ITEMS_BYTES_MAX] * 2,
+        ["x" * arrays.ITEMS_BYTES_MAX] * 2,
         {},
         ordered=True,
         until=play.until(),
@@ -420,7 +420,7 @@ END = sse("end", {"id": "task-1", "status": "completed"}, "1:2:0")
 
 def logged(play: Play, deadline_s: float | None = None) -> bytes:
     play.run(
-        following.logs(
+        streams.logs(
             play.asker,
             "task-1",
             follow=True,
@@ -483,7 +483,7 @@ def test_tasks_that_are_waited_for_are_known_by_any_of_their_names() -> None:
     ]
     play = Play(HEAD, news[0], running, news[1] + news[2], ended)
 
-    play.run(following.as_ended(play.asker, ["task-1", "task-1"], until=play.until()))
+    play.run(streams.as_ended(play.asker, ["task-1", "task-1"], until=play.until()))
 
     assert [task.id for task in play.emitted] == ["task-1-aa"]
 
@@ -492,7 +492,7 @@ def test_nobody_who_waits_for_nothing_asks_anything() -> None:
     """An empty list has ended."""
     play = Play()
 
-    play.run(following.as_ended(play.asker, [], until=play.until()))
+    play.run(streams.as_ended(play.asker, [], until=play.until()))
 
     assert play.sent == []
 
@@ -504,7 +504,7 @@ def test_a_refusal_is_told_also_when_the_deadline_is_over() -> None:
     play.clock.now_s = 2.0
 
     with pytest.raises(octaskly.Invalid):
-        play.run(flows.submit(play.asker, "true", {}, until=until))
+        play.run(tasks.submit(play.asker, "true", {}, until=until))
 
 
 def test_signs_of_life_keep_a_quiet_stream() -> None:
@@ -528,7 +528,7 @@ def test_a_result_comes_once_though_its_stream_was_lost() -> None:
         HEAD, RESULTS[0] + RESULTS[2], LOST, HEAD, RESULTS[1] + RESULTS[2] + ALL
     )
 
-    play.run(mapping.results(play.asker, "task-1", ordered=False, until=play.until()))
+    play.run(arrays.results(play.asker, "task-1", ordered=False, until=play.until()))
 
     assert [task.id for task in play.emitted] == ["task-1.0", "task-1.2", "task-1.1"]
     assert [call.query["offset"] for call in play.sent] == [0, 1]
@@ -538,7 +538,7 @@ def test_an_end_that_comes_before_all_results_is_not_believed() -> None:
     """A node that has not heard of all ends is asked again."""
     play = Play(HEAD, RESULTS[0] + ALL, HEAD, RESULTS[1] + RESULTS[2] + ALL)
 
-    play.run(mapping.results(play.asker, "task-1", ordered=True, until=play.until()))
+    play.run(arrays.results(play.asker, "task-1", ordered=True, until=play.until()))
 
     assert len(play.emitted) == 3
 
@@ -547,7 +547,7 @@ def test_a_map_has_two_arrays_under_way_and_takes_no_more_items_than_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So the next begins while the last members of the one before still run."""
-    monkeypatch.setattr(mapping, "ITEMS_MAX", 1)
+    monkeypatch.setattr(arrays, "ITEMS_MAX", 1)
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -560,7 +560,7 @@ def test_a_map_has_two_arrays_under_way_and_takes_no_more_items_than_that(
     play = Play(TASK, TASK, HEAD, one, TASK, HEAD, one, HEAD, one)
 
     play.run(
-        mapping.map_(
+        arrays.map_(
             play.asker,
             "f {}",
             items(),

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 import octaskly.client
-from octaskly.client import flows, mapping, pool
-from octaskly.client.asker import Asker
-from octaskly.client.calls import Call, Reply
-from octaskly.client.pool import Pool
-from octaskly.client.steps import Begin, Leave, Read, Send, Step
-from octaskly.client.targets import Target
+from octaskly.client.drivers import thread_driver
+from octaskly.client.drivers.thread_driver import Pool
+from octaskly.client.endpoint import Target
+from octaskly.client.flows import arrays, tasks
+from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.steps import Begin, Leave, Read, Send, Step
 
 CLIENT = str(Path(octaskly.client.__file__).parent)
 
@@ -90,7 +91,7 @@ def _sse(kind: str, data: object) -> bytes:
 
 def run(asker: Asker, at: Pool) -> None:
     at.run(
-        flows.run(
+        tasks.run(
             asker,
             "true",
             {},
@@ -102,7 +103,7 @@ def run(asker: Asker, at: Pool) -> None:
 
 
 def map_(asker: Asker, at: Pool) -> None:
-    flow = mapping.map_(asker, "f {}", ["a"], {}, ordered=True, until=asker.until(None))
+    flow = arrays.map_(asker, "f {}", ["a"], {}, ordered=True, until=asker.until(None))
     for _ in at.iterate(flow):
         pass
 
@@ -145,7 +146,7 @@ def test_ctrl_c_at_any_line_leaves_no_task_behind(
     cancelled = 0
     for line in itertools.count():
         mesh = Mesh()
-        monkeypatch.setattr(pool, "_Stage", partial(Stage, mesh))
+        monkeypatch.setattr(thread_driver, "_Stage", partial(Stage, mesh))
         keys = (f"key-{n}" for n in itertools.count())
         asker = Asker("the node", new_key=keys.__next__)
         at = Pool(Target(url="http://127.0.0.1:1"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.client.targets import Target, target
-from octaskly.config import places
+from octaskly.client.endpoint import Target, target
+from octaskly.config import paths
 from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.files import CLIENT_KEYS
+from octaskly.config.sources import CLIENT_KEYS
 from octaskly.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(places, "SYSTEM_FOLDER", tmp_path / "etc")
+    monkeypatch.setattr(paths, "SYSTEM_FOLDER", tmp_path / "etc")
     return Machine(tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 SLEPT_S = 100_000
 ASK = (
-    "import time; from octaskly.agent.clock import SystemClock; "
+    "import time; from octaskly.system.clock import SystemClock; "
     "print(SystemClock().now().mono_s - time.monotonic())"
 )
 #: A time namespace: there the machine has slept for so long.

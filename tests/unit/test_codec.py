@@ -7,8 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from octaskly.core import codec
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Entry,
@@ -21,9 +20,22 @@ from octaskly.core.facts import (
     Recorded,
     Submitted,
 )
-from octaskly.core.keys import Keys, KeysGiven, KeysHeld
-from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.messages import (
+from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.keys import Keys, KeysGiven, KeysHeld
+from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
+from octaskly.core.model.task_options import After, Requires, TaskLimits, TaskOptions
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    Outcome,
+    OutputFile,
+    Reason,
+    TaskSpec,
+)
+from octaskly.core.protocol import codec
+from octaskly.core.protocol.codec import NUMBERS
+from octaskly.core.protocol.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
@@ -54,26 +66,6 @@ from octaskly.core.messages import (
     SnapshotHead,
     Transfer,
 )
-from octaskly.core.model import (
-    Address,
-    Attempt,
-    AttemptId,
-    AttemptState,
-    Epoch,
-    LoadSample,
-    NodeId,
-    NodeInfo,
-    NodeState,
-    Outcome,
-    OutputFile,
-    Reason,
-    Role,
-    StreamId,
-    TaskId,
-    TaskSpec,
-)
-from octaskly.core.options import After, Requires, TaskLimits, TaskOptions
-from octaskly.core.type_numbers import NUMBERS
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
 
 NODE = NodeId("abcdefgh234567xy")

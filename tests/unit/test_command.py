@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.runner.command import shell_words, split_plain
+from octaskly.runner.launcher.child import shell_words, split_plain
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.completeness import RETURN_S, Completeness
 from octaskly.core.effects import Answer, Effect
-from octaskly.core.exchange import Exchange
-from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.messages import STOPPING, Entries, HeartbeatOk, Roster, RosterLine
-from octaskly.core.model import (
-    NO_EPOCH,
-    Epoch,
-    LoadSample,
-    NodeId,
-    NodeState,
-    Role,
-    StreamId,
-    TaskId,
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.membership.roster import LOST_S
+from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import LoadSample, NodeState, Role
+from octaskly.core.protocol.messages import (
+    STOPPING,
+    Entries,
+    HeartbeatOk,
+    Roster,
+    RosterLine,
 )
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.catch_up import RETURN_S, Completeness
 from octaskly.core.replies import NotHere, Passed
-from octaskly.core.roster import LOST_S
 from tests.builders import epoch, moment, node_id
 from tests.copies import Copies
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from octaskly.agent.cycles import YOUNG_MAX, Cycles
+from octaskly.agent.process import YOUNG_MAX, Cycles
 
 
 class Knot:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from octaskly.core.departure import SETTLE_S, Departure
 from octaskly.core.effects import Effect, Stopped
+from octaskly.core.election.phases import Attachment, Reigning
 from octaskly.core.events import PeerUp, Saved
-from octaskly.core.machines import Machines, assemble
-from octaskly.core.messages import Hello, Transfer
-from octaskly.core.model import Address
-from octaskly.core.phases import Attachment, Reigning
-from octaskly.core.succession import Reign
+from octaskly.core.model.ids import Address, Reign
+from octaskly.core.node.components import Machines, assemble
+from octaskly.core.node.shutdown import SETTLE_S, Departure
+from octaskly.core.protocol.messages import Hello, Transfer
 from tests.builders import STREAM, epoch, moment, node_id, settings
 
 PEER = node_id("b")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.arrays import BY_FAILURES, FORCED, Progress
+from octaskly.core.dispatcher.dependencies import RIPE_MAX
 from octaskly.core.effects import (
     Announce,
     Answer,
@@ -25,7 +25,7 @@ from octaskly.core.events import (
     TasksNotified,
     TasksSubmitted,
 )
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
     CancelAsked,
@@ -33,8 +33,14 @@ from octaskly.core.facts import (
     Notified,
     Submitted,
 )
-from octaskly.core.merge import TaskRecord, join
-from octaskly.core.messages import (
+from octaskly.core.log.merge import TaskRecord, join
+from octaskly.core.model.arrays import BY_FAILURES, FORCED, Progress
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.nodes import LoadSample, NodeState
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import Reason, TaskState
+from octaskly.core.protocol.messages import (
     Cursor,
     HeartbeatOk,
     Kill,
@@ -44,21 +50,8 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.messages import (
-    Dispatch as DispatchMessage,
-)
-from octaskly.core.model import (
-    Limits,
-    LoadSample,
-    NodeState,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.core.parents import RIPE_MAX
-from octaskly.core.replication import Replication
+from octaskly.core.protocol.messages import Dispatch as DispatchMessage
+from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import Accepted, NotDurable, NotHere
 from tests.builders import (
     STREAM,

@@ -8,10 +8,11 @@ from contextlib import closing
 
 import pytest
 
-from octaskly.core.model import TaskId, TaskState
-from octaskly.core.options import After
-from octaskly.store.edges import Edges, Waits
-from octaskly.store.schema import MIGRATIONS
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import After
+from octaskly.core.model.tasks import TaskState
+from octaskly.store.tables.schema import MIGRATIONS
+from octaskly.store.writing.dependencies import Edges, Waits
 
 FEW = 50
 MANY = 800

@@ -6,16 +6,40 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.core.candidacy import STAGGER_MAX, Candidacy
-from octaskly.core.claims import Claims
 from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
-from octaskly.core.election import Election
+from octaskly.core.election.candidacy import STAGGER_MAX, Candidacy, Versions
+from octaskly.core.election.claims import Claims, beats
+from octaskly.core.election.election import Election, mint_stream
+from octaskly.core.election.heartbeats import Pulse
+from octaskly.core.election.phases import (
+    MOVES,
+    Attachment,
+    Following,
+    Phase,
+    Reigning,
+    Seeking,
+    Succeeding,
+    TakingOver,
+    Yielding,
+)
+from octaskly.core.election.timeouts import Watch
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.exchange import Exchange
-from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.journal import Journal
-from octaskly.core.membership import Membership
-from octaskly.core.messages import (
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.membership.membership import Membership
+from octaskly.core.membership.peer import standing
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    Address,
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    TaskId,
+    covers,
+)
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.protocol.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
@@ -28,35 +52,9 @@ from octaskly.core.messages import (
     Redirect,
     Transfer,
 )
-from octaskly.core.model import (
-    NO_EPOCH,
-    Address,
-    Epoch,
-    Limits,
-    Moment,
-    NodeId,
-    NodeInfo,
-    Settings,
-    StreamId,
-    TaskId,
-    Timing,
-)
-from octaskly.core.phases import (
-    MOVES,
-    Attachment,
-    Following,
-    Phase,
-    Reigning,
-    Seeking,
-    Succeeding,
-    TakingOver,
-    Yielding,
-)
-from octaskly.core.pulse import Pulse
-from octaskly.core.replication import Replication
-from octaskly.core.succession import beats, covers, mint_stream, standing
-from octaskly.core.versions import Versions
-from octaskly.core.watch import Watch
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.replication import Replication
 
 A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 TIMING = Timing()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import Saved
-from octaskly.core.exchange import Exchange
-from octaskly.core.facts import NO_FLOOR, CancelAsked, Entry
-from octaskly.core.journal import Journal
-from octaskly.core.messages import (
+from octaskly.core.log.facts import NO_FLOOR, CancelAsked, Entry
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.protocol.messages import (
     WHOLE,
     Cursor,
     Entries,
@@ -15,7 +14,8 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.model import StreamId, TaskId
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.journal import Journal
 from tests.builders import epoch, moment, node_id
 
 A = node_id("a")

@@ -6,24 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.arrays import Progress
 from octaskly.core.effects import Answer
-from octaskly.core.merge import BROKEN, TaskRecord
-from octaskly.core.messages import RosterLine
-from octaskly.core.model import (
-    Attempt,
-    AttemptState,
-    NodeInfo,
-    NodeState,
-    Reason,
-    Strain,
-    TaskSpec,
-    TaskState,
+from octaskly.core.log.merge import BROKEN, TaskRecord
+from octaskly.core.model.arrays import Progress
+from octaskly.core.model.nodes import NodeInfo, NodeState, Strain
+from octaskly.core.model.task_options import (
+    After,
+    ArraySpec,
+    Requires,
+    Retry,
+    TaskOptions,
 )
-from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
-from octaskly.core.replies import Hopeless
-from octaskly.core.turns import RESERVE_AFTER_S
-from octaskly.core.verdicts import Explanation
+from octaskly.core.model.tasks import Attempt, AttemptState, Reason, TaskSpec, TaskState
+from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.replies import Explanation, Hopeless
+from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.builders import attempt, draft, moment, node_info, outcome, released, spec
 from tests.desk import submit
 from tests.quick import Mesh, heavy, member

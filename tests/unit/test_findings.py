@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli import asking_nodes
-from octaskly.cli.findings import Finding, Status, findings
-from octaskly.cli.symptoms import Neighbour, Symptoms
+from octaskly.cli.doctor import probes
+from octaskly.cli.doctor.findings import Finding, Status, findings
+from octaskly.cli.doctor.symptoms import Neighbour, Symptoms
 from octaskly.client import Checkup
 from octaskly.trust import generate
 
@@ -80,9 +80,7 @@ def test_a_name_without_an_address_is_no_firewall(
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    [named] = asking_nodes.asked(
-        [asking_nodes.of_seed("pi4.local", 7878, SECRET.mesh_id)], SECRET
-    )
+    [named] = probes.asked([probes.of_seed("pi4.local", 7878, SECRET.mesh_id)], SECRET)
 
     seen = found(replace(OUTSIDER, mesh=SECRET.mesh_id, neighbours=(named,)))
 

@@ -14,7 +14,7 @@ from typing import get_args
 
 import pytest
 
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Entry,
@@ -24,9 +24,19 @@ from octaskly.core.facts import (
     Recorded,
     Submitted,
 )
-from octaskly.core.keys import Keys, KeysGiven, KeysHeld
-from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.messages import (
+from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.keys import Keys, KeysGiven, KeysHeld
+from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import (
+    AttemptState,
+    Outcome,
+    OutputFile,
+    Reason,
+    TaskSpec,
+)
+from octaskly.core.protocol.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
@@ -56,24 +66,6 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
     Transfer,
-)
-from octaskly.core.model import (
-    Address,
-    AttemptId,
-    AttemptState,
-    Epoch,
-    Limits,
-    LoadSample,
-    NodeId,
-    NodeInfo,
-    NodeState,
-    Outcome,
-    OutputFile,
-    Reason,
-    Role,
-    StreamId,
-    TaskId,
-    TaskSpec,
 )
 from octaskly.mesh import wire
 

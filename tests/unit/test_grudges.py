@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octaskly.core.model import Moment, NodeId
-from octaskly.mesh.grudges import (
+from octaskly.core.model.ids import Moment, NodeId
+from octaskly.mesh.links.limits import (
     FIRST_S,
     FORGIVEN_S,
     LONGEST_S,

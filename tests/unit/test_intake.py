@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.messages import Entries, HelloOk, Message, Pull, Results
-from octaskly.core.model import Limits, StreamId, TaskId
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Entries, HelloOk, Message, Pull, Results
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
-from octaskly.mesh.intake import (
+from octaskly.mesh.links.receive import (
     AHEAD_ENTRIES_MAX,
     DECODE_S,
     MESSAGES_PER_TURN,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model import Address
+from octaskly.core.model.ids import Address
 from octaskly.errors import ConfigError
-from octaskly.mesh import interfaces
-from octaskly.mesh.interfaces import (
+from octaskly.mesh.discovery import interfaces
+from octaskly.mesh.discovery.interfaces import (
     Interface,
     Kind,
     LocalAddress,

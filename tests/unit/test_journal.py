@@ -8,16 +8,17 @@ import pytest
 
 from octaskly.core.effects import Append, Effect, Note, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import CancelAsked, Entry, Floor, Mark
-from octaskly.core.journal import Journal, WhenDurable
-from octaskly.core.model import Moment, StreamId, TaskId, TaskSpec
-from octaskly.core.timestamps import (
+from octaskly.core.log.facts import CancelAsked, Entry, Floor, Mark
+from octaskly.core.model.hlc import (
     HLC_MAX,
     PRIORITY_SHIFT,
     hlc_next,
     hlc_of,
     wall_ms_of,
 )
+from octaskly.core.model.ids import Moment, StreamId, TaskId
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.replication.journal import Journal, WhenDurable
 from tests.builders import START_MS, STREAM, attempt, epoch, journal, moment, spec
 
 FACT = CancelAsked(TaskId("t"), "x")

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from octaskly.agent import tickets
-from octaskly.agent.fitness import Fitness
-from octaskly.agent.records import Records
+from octaskly.agent.gateway import pending_requests
+from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.records import Records
 from octaskly.core.events import Event, RecordDraft
-from octaskly.core.records import TOKEN
+from octaskly.core.log.records import TOKEN
 from octaskly.errors import StoreFull
 
 DRAFT = RecordDraft(TOKEN, "0" * 32, b"{}", 1_900_000_000_000)
@@ -24,7 +24,7 @@ class Desk:
         self.posted: list[Event] = []
         self.failure: str | None = None
         self.records = Records(
-            tickets.Tickets(self.posted.append),
+            pending_requests.Tickets(self.posted.append),
             cast("Any", None),
             Fitness(failure=lambda: self.failure, is_room=lambda: False),
         )
@@ -44,7 +44,7 @@ async def test_who_asked_before_that_was_known_waits_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was asked for is on its way, so the answer says that."""
-    monkeypatch.setattr(tickets, "LOOK_S", 0.01)
+    monkeypatch.setattr(pending_requests, "LOOK_S", 0.01)
     desk = Desk()
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(_refusal(desk.records))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from octaskly.errors import ConfigError
-from octaskly.trust.keyring import Keyring
-from octaskly.trust.secret import MeshSecret, fresh, generate
+from octaskly.trust.mesh_secret import MeshSecret, fresh, generate
+from octaskly.trust.secret_file import Keyring
 
 SECRET = generate()
 
@@ -102,7 +102,7 @@ def test_where_nothing_can_be_written_nothing_is_changed(tmp_path: Path) -> None
 CHANGER = """
 import sys
 from pathlib import Path
-from octaskly.trust.keyring import Keyring
+from octaskly.trust.secret_file import Keyring
 ring = Keyring(Path(sys.argv[1]), Path(sys.argv[2]), {})
 for letter in "abcdefghijklmnopqrst":
     ring.change(lambda secret: secret.denying([sys.argv[3] + letter]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Load, LoadLive
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Limits, TaskId, TaskSpec
-from octaskly.core.options import Requires, TaskOptions, shape_of
-from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import Requires, TaskOptions, shape_of
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import STREAM, answer, draft, epoch, moment, node_info, spec
 from tests.desk import World, facts, reattach, submit
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.runner import cgroup
-from octaskly.runner.limits import Fence, count_threads, enclosure, fence_of
+from octaskly.runner.processes import cgroup
+from octaskly.runner.processes.limits import Fence, count_threads, enclosure, fence_of
 
 ALL = {"memory_mb": 64, "cpu_s": 5, "file_mb": 7, "processes": 80}
 IDLE = (10, None)

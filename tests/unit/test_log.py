@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from octaskly import log
+from octaskly.system import log
 
 NASTY = "x\x1b[2J\x1b]0;t\x07\r\n<3>forged event\u202etxt\u2028y\x9b1m"
 
@@ -54,7 +54,7 @@ def test_lines_carry_a_priority_where_the_journal_reads_them(
     """The variable alone means nothing: a terminal of a desktop inherits it."""
     file = tmp_path / "stderr"
     script = (
-        "import os, sys; from octaskly.log import configure;"
+        "import os, sys; from octaskly.system.log import configure;"
         "configure(sys.argv[1], 'info', os.environ).warning('disk is low', free=1)"
     )
     with file.open("wb") as stderr:

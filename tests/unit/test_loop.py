@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from octaskly.agent.clock import SystemClock
-from octaskly.agent.loop import EARLY_S, CoreLoop
+from octaskly.agent.core_loop import EARLY_S, CoreLoop
 from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import Event, LiveLoaded, Persisted, Woke
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Limits, Moment, TaskId
-from octaskly.core.node import Node
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import Moment, TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.node.node import Node
+from octaskly.system.clock import SystemClock
 
 
 class Recorder:

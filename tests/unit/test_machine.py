@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from octaskly.stats import gpus
+from octaskly.system.load import gpus
 
 
 def test_gpus_are_those_of_the_driver_by_number(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from itertools import pairwise
 
 import pytest
 
-from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
 from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.hints import (
+from octaskly.core.membership.address_book import (
     HOLD_S,
     MEETING_MAX,
     REDIAL_MAX_S,
@@ -21,33 +20,29 @@ from octaskly.core.hints import (
     SOUGHT,
     Circle,
 )
-from octaskly.core.membership import Membership
-from octaskly.core.messages import Hello, Roster, RosterLine
-from octaskly.core.model import (
+from octaskly.core.membership.mdns_schedule import BROWSE_EVERY_S, Browsing
+from octaskly.core.membership.membership import Membership
+from octaskly.core.membership.peer import ADDRESSES_MAX
+from octaskly.core.membership.roster import Registry
+from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, Moment, NodeId
+from octaskly.core.model.nodes import (
     GPUS_MAX,
     LABELS_MAX,
-    NO_EPOCH,
     WORD_CHARS_MAX,
-    Address,
-    Epoch,
-    Limits,
     LoadSample,
-    Moment,
-    NodeId,
     NodeInfo,
     NodeState,
     Role,
-    Settings,
+    Stance,
 )
-from octaskly.core.peers import ADDRESSES_MAX
-from octaskly.core.roster import Registry
-from octaskly.core.sanity import (
+from octaskly.core.model.settings import Limits, Settings
+from octaskly.core.protocol.bounds import (
     HOST_BYTES_MAX,
     NAME_CHARS_MAX,
     TITLE_CHARS_MAX,
     is_sane_node,
 )
-from octaskly.core.stance import Stance
+from octaskly.core.protocol.messages import Hello, Roster, RosterLine
 from octaskly.mesh import wire
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
-from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.model import AttemptState, Reason, TaskId, TaskState
+from octaskly.core.log.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
+from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import AttemptState, Reason, TaskState
 from tests.builders import attempt, node_id, outcome, released, spec
 
 TASK = TaskId("t")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.departure import GONE_S
 from octaskly.core.effects import (
     Advertise,
     Announce,
@@ -31,7 +30,6 @@ from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
     DialFailed,
-    Draft,
     Event,
     LiveLoaded,
     Loaded,
@@ -48,9 +46,33 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import Entry, Fact, Finished, Submitted
-from octaskly.core.inbound import highest_sequence
-from octaskly.core.messages import (
+from octaskly.core.log.facts import Entry, Fact, Finished, Submitted
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    Address,
+    AttemptId,
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    TaskId,
+)
+from octaskly.core.model.nodes import (
+    Hold,
+    LoadSample,
+    NodeInfo,
+    NodeState,
+    Role,
+    Steering,
+)
+from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec, TaskState
+from octaskly.core.node.message_handlers import highest_sequence
+from octaskly.core.node.node import Node
+from octaskly.core.node.shutdown import GONE_S
+from octaskly.core.protocol.messages import (
     STOPPING,
     Claim,
     ClaimNo,
@@ -75,32 +97,6 @@ from octaskly.core.messages import (
     Roster,
     RosterLine,
 )
-from octaskly.core.model import (
-    NO_EPOCH,
-    Address,
-    AttemptId,
-    AttemptState,
-    Epoch,
-    Hold,
-    Limits,
-    LoadSample,
-    Moment,
-    NodeId,
-    NodeInfo,
-    NodeState,
-    Outcome,
-    Reason,
-    Role,
-    Settings,
-    Steering,
-    StreamId,
-    TaskId,
-    TaskSpec,
-    TaskState,
-    Timing,
-)
-from octaskly.core.node import Node
-from octaskly.core.options import Requires, TaskOptions
 from octaskly.core.replies import Accepted, Hopeless, NotHere, Steered
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octaskly.agent.noting import ALIKE_MAX, Notes
 from octaskly.core.effects import Note
+from octaskly.system.log import ALIKE_MAX, Notes
 
 
 def followed(peer: str, term: int) -> Note:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.arrays import Progress, member_id
+from octaskly.core.dispatcher.dependencies import RIPE_MAX
 from octaskly.core.effects import Announce, Append, Effect, Load, LoadLive, LoadRipe
 from octaskly.core.events import LiveLoaded, Loaded, Ripe, RipeLoaded
-from octaskly.core.facts import Assigned, Finished
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Attempt, AttemptState, TaskId
-from octaskly.core.options import After, ArraySpec, Retry, TaskOptions
-from octaskly.core.parents import RIPE_MAX
+from octaskly.core.log.facts import Assigned, Finished
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import Progress, member_id
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
+from octaskly.core.model.tasks import Attempt, AttemptState
 from tests.builders import (
     attempt,
     draft,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octaskly.store.pace import MEAN_OF, QUICK_S, SLOW_S, TURN, Pace
+from octaskly.store.writing.commit_queue import MEAN_OF, QUICK_S, SLOW_S, TURN, Pace
 
 
 def quick() -> Pace:

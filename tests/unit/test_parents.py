@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.adoption import READ_S
-from octaskly.core.arrays import Progress
+from octaskly.core.dispatcher.dependencies import RIPE_MAX
+from octaskly.core.dispatcher.reconciliation import READ_S
 from octaskly.core.effects import Append, LoadLive, LoadRipe, Send
-from octaskly.core.events import Draft, LiveLoaded, Ripe, RipeLoaded
-from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Reattach
-from octaskly.core.model import NodeState, TaskId
-from octaskly.core.options import After, ArraySpec, TaskOptions
-from octaskly.core.parents import RIPE_MAX
+from octaskly.core.events import LiveLoaded, Ripe, RipeLoaded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import Progress
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.task_options import After, ArraySpec, TaskOptions
+from octaskly.core.protocol.messages import Reattach
 from tests.builders import STREAM, attempt, draft, epoch, moment, report, spec
 from tests.desk import A, B, T, World, cancel, reigning, submit, told
 

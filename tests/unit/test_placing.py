@@ -8,19 +8,12 @@ from octaskly.core.effects import (
     LoadLive,
 )
 from octaskly.core.events import LiveLoaded, Loaded
-from octaskly.core.facts import Assigned, Finished, Submitted
-from octaskly.core.messages import (
-    Reattach,
-    Results,
-)
-from octaskly.core.model import (
-    AttemptState,
-    NodeState,
-    Reason,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.retry import LOSS_REST_S
+from octaskly.core.log.facts import Assigned, Finished, Submitted
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.tasks import AttemptState, Reason, TaskState
+from octaskly.core.protocol.messages import Reattach, Results
+from octaskly.core.scheduling.retry_policy import LOSS_REST_S
 from tests.builders import (
     STREAM,
     attempt,

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.api.auth import stated, statement
+from octaskly.api.http.authentication import stated, statement
 from octaskly.api.problems import Problem
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
 from octaskly.ports import Principal
 
 HOP = NodeId("front")

@@ -7,12 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.agent.recent import FEW_ENTRIES, OUTPUT_BYTES_MAX, TASKS_MAX, Recent
-from octaskly.agent.tickets import Waiters
-from octaskly.core.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import AttemptState, Epoch, StreamId, TaskId, TaskState
-from octaskly.core.options import TaskOptions
+from octaskly.agent.gateway.pending_requests import (
+    FEW_ENTRIES,
+    OUTPUT_BYTES_MAX,
+    TASKS_MAX,
+    Recent,
+    Waiters,
+)
+from octaskly.core.log.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import Epoch, StreamId, TaskId
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, TaskState
 from tests.builders import STREAM, attempt, node_id, outcome, spec
 
 TASK = TaskId("task-001-00000001")

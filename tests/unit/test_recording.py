@@ -6,27 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.acceptance import logged_id
-from octaskly.core.cancelling import state_of
+from octaskly.core.dispatcher.cancellation import state_of
 from octaskly.core.effects import Announce, Append, LoadLive, Send
 from octaskly.core.events import LiveLoaded, Loaded
-from octaskly.core.facts import Assigned, CancelAsked, Finished
-from octaskly.core.inhand import Stage
-from octaskly.core.merge import SUPPOSED, TaskRecord
-from octaskly.core.messages import Reattach, ResultsOk
-from octaskly.core.model import (
+from octaskly.core.log.facts import Assigned, CancelAsked, Finished
+from octaskly.core.log.merge import SUPPOSED, TaskRecord
+from octaskly.core.model.drafts import logged_id
+from octaskly.core.model.ids import AttemptId, StreamId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.task_options import Retry, TaskOptions
+from octaskly.core.model.tasks import (
     Attempt,
-    AttemptId,
     AttemptState,
-    NodeState,
     Outcome,
     Reason,
-    StreamId,
     TaskSpec,
     TaskState,
 )
-from octaskly.core.options import Retry, TaskOptions
-from octaskly.core.retry import LOSSES_MAX, rest_s
+from octaskly.core.protocol.messages import Reattach, ResultsOk
+from octaskly.core.scheduling.queued_task import Stage
+from octaskly.core.scheduling.retry_policy import LOSSES_MAX, rest_s
 from tests.builders import (
     STREAM,
     attempt,

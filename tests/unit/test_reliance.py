@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.reliance import BEATS_MAX, Reliance
+from octaskly.core.replication.standby import BEATS_MAX, Reliance
 
 SOLO_S = 2.0
 BEAT_S = 0.3

@@ -6,11 +6,11 @@ from typing import cast
 
 import pytest
 
-from octaskly.agent import repeats
-from octaskly.agent.repeats import Runs, repetition
-from octaskly.core.arrays import Progress
-from octaskly.core.merge import TaskRecord
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.agent.gateway import repeat
+from octaskly.agent.gateway.repeat import Runs, repetition
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import Progress
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.errors import NothingToRepeat
 from octaskly.ports import Log
 from tests.contract import log_kit as kit
@@ -56,7 +56,7 @@ async def test_many_that_follow_one_another_are_a_range(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two numbers say it all."""
-    monkeypatch.setattr(repeats, "_MEMBERS_MAX", 3)
+    monkeypatch.setattr(repeat, "_MEMBERS_MAX", 3)
 
     assert await repeated((46, 49)) == ArraySpec(count=4, first=102, step=2)
 
@@ -65,7 +65,7 @@ async def test_many_with_gaps_are_refused_by_their_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As somebody would hand them in."""
-    monkeypatch.setattr(repeats, "_MEMBERS_MAX", 3)
+    monkeypatch.setattr(repeat, "_MEMBERS_MAX", 3)
 
     with pytest.raises(NothingToRepeat) as refused:
         await repeated((0, 1), (4, 9))

@@ -7,17 +7,18 @@ import math
 import pytest
 
 from octaskly.core.effects import Effect
-from octaskly.core.facts import NO_FLOOR
-from octaskly.core.messages import STOPPING, Cursor, Repl, Snapshot, SnapshotHead
-from octaskly.core.model import (
-    Limits,
-    NodeId,
-    NodeState,
-    StandbyView,
-    StreamId,
-    Timing,
+from octaskly.core.log.facts import NO_FLOOR
+from octaskly.core.model.ids import NodeId, StreamId
+from octaskly.core.model.nodes import NodeState, StandbyView
+from octaskly.core.model.settings import Limits, Timing
+from octaskly.core.protocol.messages import (
+    STOPPING,
+    Cursor,
+    Repl,
+    Snapshot,
+    SnapshotHead,
 )
-from octaskly.core.replication import UNACKED_BYTES_MAX
+from octaskly.core.replication.replication import UNACKED_BYTES_MAX
 from tests.builders import STREAM, epoch, moment
 from tests.copies import (
     NEXT_STREAM,

@@ -7,15 +7,13 @@ import math
 import pytest
 
 from octaskly.core.effects import Send, Spool, Unspool
-from octaskly.core.messages import Reattach, Report, Results, ResultsOk
-from octaskly.core.model import (
-    Limits,
-    NodeState,
-    Reason,
-    TaskId,
-)
-from octaskly.core.results import RESEND_MAX_S, RESEND_S
-from octaskly.core.worker import KEPT_BYTES_MAX
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import Reason
+from octaskly.core.protocol.messages import Reattach, Report, Results, ResultsOk
+from octaskly.core.worker.result_outbox import RESEND_MAX_S, RESEND_S
+from octaskly.core.worker.worker import KEPT_BYTES_MAX
 from tests.builders import (
     attempt,
     epoch,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from octaskly.core.dispatcher.retention import JUMP_MS, STEP_S, TIGHT_S
 from octaskly.core.effects import Answer, Append, Effect, Join, PlanFloor, Save, Send
 from octaskly.core.events import FloorPlanned, ForgetAsked, LiveLoaded, PeerUp, Saved
-from octaskly.core.exchange import Exchange
-from octaskly.core.facts import NO_FLOOR, Entry, Finished, Floor, Mark, Submitted
-from octaskly.core.journal import Journal
-from octaskly.core.merge import Birth, TaskRow, facts_of
-from octaskly.core.messages import (
+from octaskly.core.log.facts import NO_FLOOR, Entry, Finished, Floor, Mark, Submitted
+from octaskly.core.log.merge import Birth, TaskRow, facts_of
+from octaskly.core.model.hlc import hlc_of
+from octaskly.core.model.ids import NO_EPOCH, Address, StreamId
+from octaskly.core.model.tasks import Attempt, AttemptState
+from octaskly.core.protocol.messages import (
     Cursor,
     Hello,
     Pull,
@@ -19,10 +21,9 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.model import NO_EPOCH, Address, Attempt, AttemptState, StreamId
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import Forgot
-from octaskly.core.retention import JUMP_MS, STEP_S, TIGHT_S
-from octaskly.core.timestamps import hlc_of
 from tests.builders import (
     STREAM,
     attempt,

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.model import Attempt, AttemptState, Outcome, Reason, TaskId, TaskSpec
-from octaskly.core.options import Retry, TaskOptions
-from octaskly.core.retry import (
+from octaskly.core.model.backoff import backoff
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import Retry, TaskOptions
+from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.scheduling.retry_policy import (
     LOSSES_MAX,
     NO_TRIES,
     RETRY_CAP_S,
     Tries,
-    backoff,
     counted,
     judged,
     loss,

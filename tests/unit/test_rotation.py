@@ -8,7 +8,12 @@ import pytest
 
 from octaskly.core.effects import Effect
 from octaskly.core.events import PeerUp, Saved
-from octaskly.core.keys import (
+from octaskly.core.key_rotation.rotation import RENEWING, Rotation
+from octaskly.core.log.records import Book
+from octaskly.core.membership.membership import Membership
+from octaskly.core.membership.roster import Registry
+from octaskly.core.model.ids import NO_EPOCH, Address, Moment, NodeId
+from octaskly.core.model.keys import (
     REVOKED,
     ChangeKeys,
     GiveKeys,
@@ -16,12 +21,8 @@ from octaskly.core.keys import (
     KeysChanged,
     KeyStep,
 )
-from octaskly.core.membership import Membership
-from octaskly.core.messages import Hello, Roster, RosterLine
-from octaskly.core.model import NO_EPOCH, Address, Moment, NodeId, NodeState, Role
-from octaskly.core.records import Book
-from octaskly.core.roster import Registry
-from octaskly.core.rotation import RENEWING, Rotation
+from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.protocol.messages import Hello, Roster, RosterLine
 from tests.builders import epoch, moment, node_id, node_info, settings
 
 KNOWN, HIDDEN, GONE = map(node_id, ("b", "c", "d"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from octaskly.core.inhand import Grant
-from octaskly.core.model import NodeId
-from octaskly.core.scheduler import WorkerPool
+from octaskly.core.model.ids import NodeId
+from octaskly.core.scheduling.queued_task import Grant
+from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.builders import node_id, node_info
 from tests.placements import Placement, Why, WorkerView, place
 

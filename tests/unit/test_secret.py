@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.keys import DENIED_MAX
-from octaskly.core.model import NodeId
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.keys import DENIED_MAX
 from octaskly.errors import ConfigError, TrustError
-from octaskly.trust.identity import NodeKey, node_id_of
-from octaskly.trust.private import create_private
-from octaskly.trust.secret import (
+from octaskly.trust.mesh_secret import (
     ENDED_MAX,
     GENERATIONS_MAX,
     MeshSecret,
@@ -26,6 +24,8 @@ from octaskly.trust.secret import (
     load_or_create,
     parse,
 )
+from octaskly.trust.node_key import NodeKey, node_id_of
+from octaskly.trust.private_files import create_private
 
 KNOWN = MeshSecret((bytes(range(20)),))
 KNOWN_LINE = "okm1-aaaqeayeaudaocajbifqydiob4ibceqtxnl3"
@@ -368,7 +368,7 @@ def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
     path = tmp_path / "mesh.key"
     code = (
         "import sys; from pathlib import Path\n"
-        "from octaskly.trust.secret import load_or_create\n"
+        "from octaskly.trust.mesh_secret import load_or_create\n"
         "sys.stdout.write('ready\\n'); sys.stdout.flush(); sys.stdin.readline()\n"
         "print(load_or_create(Path(sys.argv[1])).mesh_id)"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from octaskly.config.agent import AgentConfig, configure
 from octaskly.config.defaults import RETAINED_BYTES_MIN
-from octaskly.config.table import SETTINGS
+from octaskly.config.settings import SETTINGS
 from octaskly.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    monkeypatch.setattr("octaskly.config.places.SYSTEM_FOLDER", tmp_path / "machine")
+    monkeypatch.setattr("octaskly.config.paths.SYSTEM_FOLDER", tmp_path / "machine")
     return Home(tmp_path)
 
 

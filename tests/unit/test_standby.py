@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import Saved
-from octaskly.core.exchange import Exchange
-from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.journal import Journal
-from octaskly.core.messages import Entries, Heartbeat, Pull, Repl, ReplOk
-from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId, TaskId, Timing
-from octaskly.core.standby import PARTS_MAX, Standby
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.settings import Timing
+from octaskly.core.protocol.messages import Entries, Heartbeat, Pull, Repl, ReplOk
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.standby import PARTS_MAX, Standby
 from tests.builders import epoch, moment, node_id
 
 A, C = node_id("a"), node_id("c")

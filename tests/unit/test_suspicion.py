@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.suspicion import CALM_S, PATIENCE_MAX, Patience
+from octaskly.core.election.failure_detector import CALM_S, PATIENCE_MAX, Patience
 from tests.builders import moment
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Append
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     CancelAsked,
     Entry,
     Fact,
@@ -14,10 +14,11 @@ from octaskly.core.facts import (
     Mark,
     Submitted,
 )
-from octaskly.core.messages import Repl
-from octaskly.core.model import Limits, OutputFile, StreamId, TaskId
-from octaskly.core.succession import Reign
-from octaskly.core.tail import Tail, repl_of, size_of
+from octaskly.core.model.ids import Reign, StreamId, TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import OutputFile
+from octaskly.core.protocol.messages import Repl
+from octaskly.core.replication.log_tail import Tail, repl_of, size_of
 from tests.builders import STREAM, attempt, epoch, node_id, outcome, spec
 
 OTHER = StreamId(5)

@@ -6,17 +6,12 @@ import pytest
 
 from octaskly.core.effects import Load, LoadLive
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import TRANSITIONS, InHand, Stage, Turn
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import (
-    Attempt,
-    Limits,
-    NodeId,
-    Reason,
-    TaskId,
-    TaskState,
-)
-from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import Attempt, Reason, TaskState
+from octaskly.core.scheduling.queued_task import TRANSITIONS, InHand, Stage, Turn
+from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import BAND, attempt, node_id, released, spec
 
 B = node_id("b")

@@ -7,11 +7,12 @@ import asyncio
 import pytest
 
 from octaskly import errors
-from octaskly.agent.tickets import Tickets, Waiters
+from octaskly.agent.gateway.pending_requests import Tickets, Waiters
 from octaskly.core.events import Event, TasksSubmitted
-from octaskly.core.facts import Assigned, Entry, Finished
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId, TaskState
+from octaskly.core.log.facts import Assigned, Entry, Finished
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import Accepted, NotDurable, NotHere, Reply
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher, OctasklyError
 from tests.builders import STREAM, attempt, node_id, outcome

@@ -4,20 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.facts import NO_FLOOR, CancelAsked, Entry, Fact, Finished, Submitted
-from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.model import (
-    Attempt,
-    AttemptState,
-    Epoch,
-    NodeId,
-    OutputFile,
-    StreamId,
-    TaskSpec,
-    TaskState,
-)
-from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.core.timeline import (
+from octaskly.core.change_feed import (
     FRESH_MS,
     Bookmark,
     Place,
@@ -27,7 +14,25 @@ from octaskly.core.timeline import (
     outline,
     resumed,
 )
-from octaskly.core.timestamps import HLC_COUNTER_BITS, hlc_of
+from octaskly.core.log.facts import (
+    NO_FLOOR,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Submitted,
+)
+from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.model.hlc import HLC_COUNTER_BITS, hlc_of
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    OutputFile,
+    TaskSpec,
+    TaskState,
+)
 from tests.contract import log_kit as kit
 
 OLD, OWN, NEXT, SPLIT = StreamId(5), StreamId(9), StreamId(2), StreamId(7)

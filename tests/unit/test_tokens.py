@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from octaskly.errors import TrustError
-from octaskly.trust.secret import MeshSecret, generate
+from octaskly.trust.mesh_secret import MeshSecret, generate
 from octaskly.trust.tokens import CACHE_MAX, EXPIRED, INVALID, Tokens
 
 NOW_S = 1_790_000_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.messages import Results
-from octaskly.core.model import NodeId
-from octaskly.core.options import Requires
-from octaskly.core.turns import RESERVE_AFTER_S
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import Requires
+from octaskly.core.protocol.messages import Results
+from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.builders import (
     draft,
     moment,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.arrays import Progress, member_id
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import InHand
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId, TaskSpec, TaskState
-from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import Progress, member_id
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.scheduling.queued_task import InHand
+from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import attempt, spec
 from tests.unit.test_taskqueue import B, front, queue
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from octaskly.runner import usage
+from octaskly.runner.processes import limits
 
 
 def spent(user_us: int, system_us: int, peak_kb: int) -> bytes:
@@ -15,8 +15,8 @@ def spent(user_us: int, system_us: int, peak_kb: int) -> bytes:
 
 def test_a_peak_that_may_be_the_launchers_is_not_told() -> None:
     """A process begins as a copy of the launcher, so small ones look as large."""
-    own_kb = usage.own_peak_kb()
-    gauge = usage.Gauge()
+    own_kb = limits.own_peak_kb()
+    gauge = limits.Gauge()
 
     assert own_kb > 1000
     assert gauge.read(spent(400, 800, own_kb)) == (1, None)

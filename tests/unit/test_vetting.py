@@ -17,7 +17,7 @@ from octaskly.core.effects import (
     ServePull,
 )
 from octaskly.core.events import PeerUp, Persisted, Received, Saved, Woke
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
     CancelAsked,
@@ -26,8 +26,24 @@ from octaskly.core.facts import (
     Recorded,
     Submitted,
 )
-from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.messages import (
+from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.log.records import AUDIT
+from octaskly.core.model.hlc import HLC_MAX, hlc_of
+from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
+from octaskly.core.model.nodes import NO_LOAD, NodeState, Role
+from octaskly.core.model.task_options import (
+    After,
+    ArraySpec,
+    Requires,
+    Retry,
+    TaskLimits,
+    TaskOptions,
+)
+from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, TaskSpec
+from octaskly.core.node.message_checks import ENTRIES_MAX, PARTS_MAX, TERMS_AHEAD
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.bounds import STREAMS_MAX
+from octaskly.core.protocol.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
@@ -52,34 +68,6 @@ from octaskly.core.messages import (
     SnapshotHead,
     Transfer,
 )
-from octaskly.core.model import (
-    NO_EPOCH,
-    NO_LOAD,
-    Address,
-    Attempt,
-    AttemptState,
-    Epoch,
-    NodeState,
-    Outcome,
-    Role,
-    StreamId,
-    TaskId,
-    TaskSpec,
-    Vector,
-)
-from octaskly.core.node import Node
-from octaskly.core.options import (
-    After,
-    ArraySpec,
-    Requires,
-    Retry,
-    TaskLimits,
-    TaskOptions,
-)
-from octaskly.core.records import AUDIT
-from octaskly.core.sanity import STREAMS_MAX
-from octaskly.core.timestamps import HLC_MAX, hlc_of
-from octaskly.core.vetting import ENTRIES_MAX, PARTS_MAX, TERMS_AHEAD
 from tests.builders import (
     attempt,
     epoch,

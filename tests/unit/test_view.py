@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.agent.view import MeshView
+from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import Note, Publish
-from octaskly.core.messages import Roster, RosterLine
-from octaskly.core.model import Address, NodeState, Role
+from octaskly.core.model.ids import Address
+from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.protocol.messages import Roster, RosterLine
 from tests.builders import epoch, node_id
 
 ME, DISPATCHER, STRANGER = node_id("a"), node_id("b"), node_id("c")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 
-from octaskly.api.webhooks import signed
+from octaskly.api.webhook_sender import signed
 from octaskly.trust import generate
-from octaskly.trust.secret import MeshSecret
+from octaskly.trust.mesh_secret import MeshSecret
 
 
 def test_signature_is_that_of_the_standard() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.cli.render import duration, print_table
-from octaskly.cli.widths import cut, pad, width
+from octaskly.cli.output.render import cut, duration, pad, print_table, width
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ import tracemalloc
 import msgpack
 import pytest
 
-from octaskly.core.facts import CancelAsked, Entry, Submitted
-from octaskly.core.messages import (
+from octaskly.core.log.facts import CancelAsked, Entry, Submitted
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.protocol.messages import (
     Dispatch,
     Entries,
     HelloOk,
@@ -20,22 +24,10 @@ from octaskly.core.messages import (
     Report,
     Results,
 )
-from octaskly.core.model import (
-    AttemptId,
-    AttemptState,
-    Epoch,
-    Limits,
-    NodeId,
-    NodeState,
-    Outcome,
-    Reason,
-    StreamId,
-    TaskId,
-    TaskSpec,
-)
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
-from octaskly.mesh import counting, wire
-from octaskly.store.reader import ENTRY_BYTES
+from octaskly.mesh import wire
+from octaskly.mesh import wire as counting
+from octaskly.store.reading.queries import ENTRY_BYTES
 
 LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
 

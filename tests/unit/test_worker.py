@@ -15,20 +15,11 @@ from octaskly.core.effects import (
     Start,
     Stop,
 )
-from octaskly.core.messages import Reattach, Results, ResultsOk
-from octaskly.core.model import (
-    NO_HOLD,
-    AttemptState,
-    Hold,
-    NodeState,
-    Outcome,
-    Reason,
-    Steering,
-    Strain,
-    TaskId,
-)
-from octaskly.core.stance import Stance
-from octaskly.core.worker import Worker
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NO_HOLD, Hold, NodeState, Stance, Steering, Strain
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.protocol.messages import Reattach, Results, ResultsOk
+from octaskly.core.worker.worker import Worker
 from tests.builders import (
     attempt,
     epoch,

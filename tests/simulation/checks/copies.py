@@ -6,14 +6,14 @@ and nobody is given what its program cannot read. All of it is checked step by s
 
 from __future__ import annotations
 
+from octaskly.core.dispatcher.retention import STEP_S
 from octaskly.core.effects import Append, Effect, Join, Save, Send
 from octaskly.core.events import Event, Received
-from octaskly.core.facts import Finished, Submitted
-from octaskly.core.messages import Results, ResultsOk
-from octaskly.core.model import AttemptId, NodeId, StreamId, TaskId
-from octaskly.core.node import Node
+from octaskly.core.log.facts import Finished, Submitted
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.messages import Results, ResultsOk
 from octaskly.core.replies import Accepted, CancelDone, Reply
-from octaskly.core.retention import STEP_S
 from tests.simulation.machine import Machine
 from tests.simulation.shell import NUMBERED
 from tests.simulation.store.disk import Disk

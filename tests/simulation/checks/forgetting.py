@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from octaskly.core.effects import Append, Effect
 from octaskly.core.events import Event
-from octaskly.core.facts import Entry, Submitted
-from octaskly.core.merge import TaskRow
-from octaskly.core.model import StreamId, TaskId
-from octaskly.core.timestamps import hlc_of
+from octaskly.core.log.facts import Entry, Submitted
+from octaskly.core.log.merge import TaskRow
+from octaskly.core.model.hlc import hlc_of
+from octaskly.core.model.ids import StreamId, TaskId
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import WALL_MS, World

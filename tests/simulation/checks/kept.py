@@ -5,11 +5,11 @@ A promise is void only where all disks are lost that held it when it was made.
 
 from __future__ import annotations
 
-from octaskly.core.arrays import member_of
-from octaskly.core.facts import CancelAsked, Fact, Finished, Recorded, Submitted
-from octaskly.core.model import TaskId, name_of
-from octaskly.core.records import KINDS, first
-from octaskly.core.timestamps import HLC_MAX, born_hlc
+from octaskly.core.log.facts import CancelAsked, Fact, Finished, Recorded, Submitted
+from octaskly.core.log.records import KINDS, first
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.hlc import HLC_MAX, born_hlc
+from octaskly.core.model.ids import TaskId, name_of
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import ENDING, Kept
 from tests.simulation.world import World

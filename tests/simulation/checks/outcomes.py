@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.facts import CancelAsked
-from octaskly.core.merge import TaskRecord, join
-from octaskly.core.model import TaskId, TaskState
+from octaskly.core.log.facts import CancelAsked
+from octaskly.core.log.merge import TaskRecord, join
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskState
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.commands import Started
 from tests.simulation.store.disk import Disk

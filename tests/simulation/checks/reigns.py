@@ -8,11 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from octaskly.core.effects import Effect, Note, Send
-from octaskly.core.events import Event, Received
-from octaskly.core.messages import Claim, ClaimOk, Repl, ReplOk
-from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId
-from octaskly.core.node import Node
-from octaskly.core.phases import (
+from octaskly.core.election.phases import (
     Following,
     Phase,
     Reigning,
@@ -21,6 +17,10 @@ from octaskly.core.phases import (
     TakingOver,
     Yielding,
 )
+from octaskly.core.events import Event, Received
+from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.messages import Claim, ClaimOk, Repl, ReplOk
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World

@@ -5,8 +5,7 @@ Nothing is asserted here: worlds wait for it before they are checked.
 
 from __future__ import annotations
 
-from octaskly.core.model import TaskId
-from octaskly.core.succession import covers
+from octaskly.core.model.ids import TaskId, covers
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octaskly.core.arrays import member_id, member_of
 from octaskly.core.effects import Append, Effect, Join
 from octaskly.core.events import Event, Persisted
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     Assigned,
     CancelAsked,
     Entry,
@@ -20,21 +19,18 @@ from octaskly.core.facts import (
     Finished,
     Submitted,
 )
-from octaskly.core.merge import TaskRecord, facts_of
-from octaskly.core.model import (
-    NO_EPOCH,
+from octaskly.core.log.merge import TaskRecord, facts_of
+from octaskly.core.model.arrays import member_id, member_of
+from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, StreamId, TaskId
+from octaskly.core.model.task_options import Retry
+from octaskly.core.model.tasks import (
     Attempt,
-    AttemptId,
     AttemptState,
-    Epoch,
     Outcome,
-    StreamId,
-    TaskId,
     TaskSpec,
     TaskState,
 )
-from octaskly.core.options import Retry
-from octaskly.core.retry import FAILURES
+from octaskly.core.scheduling.retry_policy import FAILURES
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World

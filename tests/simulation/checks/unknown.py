@@ -10,8 +10,8 @@ from functools import partial
 
 from octaskly.core.effects import Effect
 from octaskly.core.events import Event
-from octaskly.core.model import Epoch, NodeId, TaskId, name_of
-from octaskly.core.node import Node
+from octaskly.core.model.ids import Epoch, NodeId, TaskId, name_of
+from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import promised
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk

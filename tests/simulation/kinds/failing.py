@@ -5,8 +5,9 @@ Each function is one kind of run, by its name without `run_`.
 
 from __future__ import annotations
 
-from octaskly.core.arrays import member_id, member_of
-from octaskly.core.model import TaskId, TaskState
+from octaskly.core.model.arrays import member_id, member_of
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import CancelDone, Reply
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.tries import TRIED, TryWatch

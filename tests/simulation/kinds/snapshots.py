@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from octaskly.core.model import TaskId
-from octaskly.core.node import Node
-from octaskly.core.retention import STEP_S
+from octaskly.core.dispatcher.retention import STEP_S
+from octaskly.core.model.ids import TaskId
+from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.unknown import knows_all

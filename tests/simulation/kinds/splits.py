@@ -5,7 +5,7 @@ Each function is one kind of run, by its name without `run_`.
 
 from __future__ import annotations
 
-from octaskly.core.model import TaskId
+from octaskly.core.model.ids import TaskId
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.faults import QUIET_S
 from tests.simulation.torment import calm

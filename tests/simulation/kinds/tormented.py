@@ -6,7 +6,7 @@ torments it, and checks it.
 
 from __future__ import annotations
 
-from octaskly.core.model import NO_HOLD, Steering
+from octaskly.core.model.nodes import NO_HOLD, Steering
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.faults import one_alive
 from tests.simulation.torment import (

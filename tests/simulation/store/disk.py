@@ -12,25 +12,24 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from octaskly.core.arrays import member_of
 from octaskly.core.effects import Append, Join, Save
 from octaskly.core.events import Advert, Saved
-from octaskly.core.facts import NO_FLOOR, Entry, Floor, Recorded
-from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.messages import Report
-from octaskly.core.model import (
+from octaskly.core.log.facts import NO_FLOOR, Entry, Floor, Recorded
+from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.ids import (
     NO_EPOCH,
-    NO_HOLD,
     Address,
     AttemptId,
     Epoch,
-    Hold,
     NodeId,
     StreamId,
     TaskId,
-    TaskState,
     Vector,
 )
+from octaskly.core.model.nodes import NO_HOLD, Hold
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Report
 from tests.simulation.store.folding import Kept, Place, enter, kept, learn, note
 from tests.simulation.store.joining import join_rows
 from tests.simulation.store.members import shown

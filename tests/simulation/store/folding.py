@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_of
-from octaskly.core.facts import (
+from octaskly.core.log.facts import (
     CancelAsked,
     Entry,
     Fact,
@@ -19,10 +18,11 @@ from octaskly.core.facts import (
     Submitted,
     TaskFact,
 )
-from octaskly.core.inbound import highest_number
-from octaskly.core.merge import Birth, apply, join_births
-from octaskly.core.model import AttemptId, StreamId, TaskId
-from octaskly.core.records import first
+from octaskly.core.log.merge import Birth, apply, join_births
+from octaskly.core.log.records import first
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.node.message_handlers import highest_number
 from tests.simulation.store.members import counted
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_of
 from octaskly.core.effects import Join
-from octaskly.core.facts import Submitted
-from octaskly.core.merge import TaskRow, facts_of
-from octaskly.core.messages import SnapshotHead
-from octaskly.core.model import Vector
+from octaskly.core.log.facts import Submitted
+from octaskly.core.log.merge import TaskRow, facts_of
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.ids import Vector
+from octaskly.core.protocol.messages import SnapshotHead
 from tests.simulation.store.folding import Kept, bear, fold, kept, learn
 from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
 

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from octaskly.core.arrays import Progress, member_id, member_spec
-from octaskly.core.merge import Birth, TaskRecord, cut
-from octaskly.core.model import StreamId, TaskState
-from octaskly.core.timestamps import HLC_MAX
+from octaskly.core.log.merge import Birth, TaskRecord, cut
+from octaskly.core.model.arrays import Progress, member_id, member_spec
+from octaskly.core.model.hlc import HLC_MAX
+from octaskly.core.model.ids import StreamId
+from octaskly.core.model.tasks import TaskState
 
 MEMBERS = 1 << 40  #: keys of members begin here
 ROOM = 1000  #: keys for the members of one array

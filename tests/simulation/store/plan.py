@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import Floor, Mark, Recorded
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import StreamId, TaskId, Vector
-from octaskly.core.records import is_over
-from octaskly.core.timestamps import born_hlc
+from octaskly.core.log.facts import Floor, Mark, Recorded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.records import is_over
+from octaskly.core.model.hlc import born_hlc
+from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.members import BORN
 from tests.simulation.store.purge import seqs_of
 from tests.simulation.store.queue import is_any_live

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_id
-from octaskly.core.facts import Floor
-from octaskly.core.merge import Birth, TaskRow, facts_of, join_floors
-from octaskly.core.model import TaskId, Vector
+from octaskly.core.log.facts import Floor
+from octaskly.core.log.merge import Birth, TaskRow, facts_of, join_floors
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import TaskId, Vector
 from tests.simulation.store.folding import kept
 
 if TYPE_CHECKING:

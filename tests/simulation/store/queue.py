@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_of
 from octaskly.core.effects import Load, LoadLive, LoadRipe
 from octaskly.core.events import Loaded, Ripe, RipeLoaded
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId, TaskState
-from octaskly.core.timestamps import born_hlc
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.hlc import born_hlc
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskState
 from tests.builders import answer
 from tests.simulation.store.members import is_live, with_rest
 

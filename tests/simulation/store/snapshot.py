@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from octaskly.core.arrays import member_id
-from octaskly.core.facts import Entry
-from octaskly.core.merge import TaskRow
-from octaskly.core.messages import WHOLE, Cursor, Snapshot, SnapshotHead
-from octaskly.core.model import Epoch, StreamId, TaskId, Vector
+from octaskly.core.log.facts import Entry
+from octaskly.core.log.merge import TaskRow
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import Epoch, StreamId, TaskId, Vector
+from octaskly.core.protocol.messages import WHOLE, Cursor, Snapshot, SnapshotHead
 from tests.simulation.store.members import BORN, MEMBERS, ROOM
 
 if TYPE_CHECKING:

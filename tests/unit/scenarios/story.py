@@ -20,7 +20,8 @@ writes what really came, to be read before it is committed.
 
 from __future__ import annotations
 
-from octaskly.core.model import NodeId, Steering
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import Steering
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.world import World
 

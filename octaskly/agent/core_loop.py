@@ -1,0 +1,331 @@
+"""Feeds events to the core, one at a time, and performs its effects in order.
+
+The loop owns the node. Nothing here waits: reads of the store run as tasks whose
+answers come back as events, writes go to the writer, messages go to outboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from octaskly.agent.gateway.gateway import AgentGateway
+from octaskly.agent.mesh_secret import Keeper
+from octaskly.core import effects as ef
+from octaskly.core import events as ev
+from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
+from octaskly.core.model.keys import ChangeKeys, GiveKeys, TakeKeys
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import Reason, TaskSpec
+from octaskly.core.node.node import Node
+from octaskly.core.protocol.messages import Message, Packed
+from octaskly.ports import Log
+from octaskly.system.clock import SystemClock
+from octaskly.system.log import Logger, Notes, write_note
+
+
+class Runner(Protocol):
+    """Runs attempts on this machine."""
+
+    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+        """Take attempts; each is reported once through the callback given at birth."""
+
+    def stop(
+        self,
+        items: Sequence[tuple[TaskId, AttemptId]],
+        reason: Reason = Reason.CANCELLED,
+    ) -> None:
+        """End attempts, and all that they started; unknown ones are ignored.
+
+        They are reported as cancelled, or as released where `reason` is DRAINING; what
+        has ended by itself is told as it was, but never as a success after a cancel.
+        """
+
+    def hand_back(self) -> None:
+        """Report the attempts that have not begun as released."""
+
+    def freeze(self, *, is_frozen: bool) -> None:
+        """Stop every process of every attempt where it is, or let it go on.
+
+        While they are stopped nothing is started, and no time counts.
+        """
+
+    async def close(self) -> None:
+        """End every tree and every launcher."""
+
+
+class Links(Protocol):
+    """Connected peers; at most one link each."""
+
+    @property
+    def link_count(self) -> int:
+        """How many peers are connected."""
+
+    def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
+        """Queue messages; drops the link when its outbox is over its bound."""
+
+    def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
+        """Start a dial unless connected to `node` or dialling it."""
+
+    def disconnect(self, peer: NodeId, reason: str) -> None:
+        """Send Leave and close."""
+
+    async def close(self) -> None:
+        """Close the listener and all links."""
+
+
+class Advertiser(Protocol):
+    """What the loop asks of discovery."""
+
+    def browse(self, *, is_wanted: bool) -> None:
+        """Ask afresh, or stop asking."""
+
+    def advertise(self, *, is_dispatcher: bool, term: int) -> None:
+        """Say what this node is now."""
+
+
+EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
+EARLY_S = 0.1  #: a timer that is earlier than needed by less may stay
+
+
+class CoreLoop:
+    """One node, its inbox and its timer."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        clock: SystemClock,
+        log: Logger,
+        store: Log,
+        limits: Limits,
+        on_stopped: Callable[[], None],
+    ) -> None:
+        self.node = node
+        self.is_stopped = False  #: hand-over and drain are complete, or it failed
+        self.failure: BaseException | None = None
+        self.turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
+        self._clock = clock
+        self._log = log
+        self._store = store
+        self._limits = limits
+        self._on_stopped = on_stopped
+        self._inbox: deque[ev.Event] = deque()
+        self._turn: asyncio.Handle | None = None
+        self._is_in_turn = False
+        self._arming: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  #: on the node's clock
+        self._is_too_large = False  #: the log; said once
+        self._is_alone: Callable[[], bool] = lambda: False  #: no peer waits for it
+        self._perform: dict[type, Callable[[Any], None]] = {}
+        self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
+        self._live_turn = asyncio.Lock()
+        """One at a time: an earlier reign's answer is known by coming first."""
+
+    def connect(
+        self,
+        *,
+        links: Links,
+        runner: Runner,
+        discovery: Advertiser,
+        gateway: AgentGateway,
+        keeper: Keeper,
+        reads: asyncio.TaskGroup,
+        on_ended: Callable[[], None],
+    ) -> None:
+        """Give the loop the parts that perform effects; before `start`."""
+        store = self._store
+        self._notes = Notes(lambda n: write_note(self._log, gateway.view.told(n)))
+        self._links, self._reads, self._on_ended = links, reads, on_ended
+        self._is_alone = lambda: links.link_count == 0
+        self._perform = {
+            ef.Append: lambda e: self._append(e, gateway),
+            ef.Join: store.join,
+            ef.Save: store.save,
+            ef.Send: lambda e: links.send(e.peer, e.messages),
+            ef.Dial: lambda e: links.dial(e.node, e.addresses),
+            ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
+            ef.ServePull: self._ask_for,
+            ef.Browse: lambda e: discovery.browse(is_wanted=e.is_wanted),
+            ef.Advertise: lambda e: discovery.advertise(
+                is_dispatcher=e.is_dispatcher, term=e.term
+            ),
+            ef.Start: lambda e: runner.start(e.items),
+            ef.Stop: lambda e: runner.stop(e.items, e.reason),
+            ef.HandBack: lambda _: runner.hand_back(),
+            ef.Freeze: lambda e: runner.freeze(is_frozen=e.is_frozen),
+            ef.Spool: lambda e: store.spool(e.reports),
+            ef.Unspool: lambda e: store.unspool(e.items),
+            ef.Load: lambda e: self._spawn(self._load(e)),
+            ef.LoadLive: lambda e: self._spawn(self._load_live(e)),
+            ef.LoadRipe: lambda e: self._spawn(self._load_ripe(e)),
+            ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
+            ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
+            ef.Announce: lambda e: self._announce(e, gateway),
+            ef.Learnt: lambda e: gateway.records.learnt(e.records),
+            ef.Publish: lambda e: self._publish(e, gateway),
+            ef.Remember: lambda e: self._remember(e, gateway),
+            ef.Note: self._notes.take,
+            ef.Stopped: lambda _: self._stop(),
+            ChangeKeys: keeper.change,
+            GiveKeys: keeper.give,
+            TakeKeys: keeper.take,
+        }
+
+    def start(self) -> None:
+        """Take the first step."""
+        self.post(ev.Woke(draw=self._clock.draw()))
+
+    def post(self, event: ev.Event) -> None:
+        """Queue an event; it is handled within this or the next turn of the loop."""
+        self._inbox.append(event)
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def handle(self, event: ev.Event) -> None:
+        """Handle an event now, behind those that wait; saves a turn of the loop.
+
+        Its effects are performed before this returns, unless a turn is under way.
+        """
+        self._inbox.append(event)
+        if not self._is_in_turn:
+            self._take_turn()
+
+    def fail(self, error: BaseException) -> None:
+        """End the node, which cannot go on; the process then ends with this error."""
+        self.failure = self.failure or error
+        self._stop()
+
+    def close(self) -> None:
+        """Take no more steps."""
+        if self._perform:
+            self._notes.close()
+        self._perform = {}
+        for handle in (self._turn, self._arming, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._turn = self._arming = self._timer = None
+
+    def _take_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self._is_in_turn = True
+        self._store.hold()
+        try:
+            for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
+                self._step(self._inbox.popleft())
+        except Exception as error:  # noqa: BLE001  the boundary: systemd restarts us
+            # A broken invariant: nothing that we would still say could be trusted.
+            self.fail(error)
+            return
+        finally:
+            self._is_in_turn = False
+            self._store.give_way(is_alone=self._is_alone())
+        if self._inbox and self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+        if self._arming is None:  # Behind those who were just given an answer.
+            self._arming = asyncio.get_running_loop().call_soon(self._arm)
+
+    def _step(self, event: ev.Event) -> None:
+        for effect in self.node.step(event, self._clock.now()):
+            action = self._perform.get(type(effect))
+            if action is not None:
+                action(effect)
+
+    def _arm(self) -> None:
+        """Wake when the node wants to be woken.
+
+        It mostly wants that later and later. A timer that is a little early then looks
+        again: on a busy node that costs less than another timer for each step.
+        """
+        self._arming = None
+        now_s = self._clock.now().mono_s
+        self.turn_s = now_s
+        due_s = self.node.deadline()
+        if self._timer is not None:
+            if self._timer_s <= due_s < self._timer_s + EARLY_S:
+                return
+            self._timer.cancel()
+        self._timer_s = due_s
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.0, due_s - now_s), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        if self.node.deadline() > self._clock.now().mono_s:
+            self._arm()
+        else:
+            self.handle(ev.Woke(draw=self._clock.draw()))
+
+    def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
+        self._store.append(effect.number, effect.entries, effect.epochs)
+        gateway.waiters.appended(effect.entries, effect.number)
+
+    def _announce(self, effect: ef.Announce, gateway: AgentGateway) -> None:
+        gateway.waiters.announced(effect.tasks)
+        self._on_ended()
+
+    def _publish(self, effect: ef.Publish, gateway: AgentGateway) -> None:
+        gateway.view.published(effect)
+        gateway.view.time_reign(self._clock.now(), self.node.failover)
+        gateway.waiters.recent.reigns(effect.epoch)
+        gateway.feed.published(effect)
+        self._on_ended()
+
+    def _remember(self, effect: ef.Remember, gateway: AgentGateway) -> None:
+        self._store.remember(effect.peer, effect.name, effect.addresses)
+        if gateway.view.is_serving and effect.peer not in gateway.view.names:
+            self._spawn(gateway.audit.joined(effect.peer, effect.name))
+        gateway.view.met(effect.peer, effect.name)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._reads.create_task(work)
+
+    async def _load(self, effect: ef.Load) -> None:
+        self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
+
+    async def _load_live(self, effect: ef.LoadLive) -> None:
+        async with self._live_turn:
+            self.post(ev.LiveLoaded(await self._store.load_live(effect.named)))
+
+    async def _load_ripe(self, effect: ef.LoadRipe) -> None:
+        self.post(await self._store.load_ripe(effect))
+
+    async def _plan_floor(self, effect: ef.PlanFloor) -> None:
+        planned = await self._store.plan_floor(effect)
+        if planned.is_too_large and not self._is_too_large:
+            self._log.warning(
+                "the log is larger than --retained-bytes, and nothing can be forgotten",
+                hint="what waits or runs stays; allow more, or cancel some of it",
+            )
+        self._is_too_large = planned.is_too_large
+        self.post(planned)
+
+    def _ask_for(self, pull: ef.ServePull) -> None:
+        """Read what a peer asked for; of what it asks meanwhile the last counts."""
+        is_served = pull.peer in self._pulls
+        self._pulls[pull.peer] = pull
+        if not is_served:
+            self._spawn(self._serve_pulls(pull))
+
+    async def _serve_pulls(self, pull: ef.ServePull) -> None:
+        peer = pull.peer
+        try:
+            while True:
+                packed = await self._store.answer(
+                    dict(pull.vector), pull.cursor, self._limits.pull_bytes
+                )
+                self._links.send(peer, (packed,))
+                if self._pulls[peer] is pull:
+                    return
+                pull = self._pulls[peer]
+        finally:
+            del self._pulls[peer]
+
+    def _stop(self) -> None:
+        self.is_stopped = True
+        self._on_stopped()

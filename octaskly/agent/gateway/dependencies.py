@@ -1,0 +1,122 @@
+"""Finds the tasks that new ones come after, before they are accepted.
+
+A parent is a task that is known, or another one of the same request. What clients
+call it becomes what the log calls it; that name is the same on both sides of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.drafts import Draft, logged_id
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import After
+from octaskly.errors import CyclicTasks, ParentNotFound, TaskNotFound
+from octaskly.ports import Log
+
+Find = Callable[[str], Awaitable[TaskRecord]]
+
+_NOT_FOUND = "Parent task not found"
+
+
+async def resolve(
+    drafts: Sequence[Draft], submitter: str, store: Log, find: Find
+) -> tuple[Draft, ...]:
+    """Return the drafts with their parents as the log calls them.
+
+    Raises:
+        ParentNotFound: there is no such task.
+        CyclicTasks: tasks of the request wait for each other.
+        CatchingUp: one is unknown here, but another node may know it.
+    """
+    if not [draft for draft in drafts if draft.options and draft.options.after]:
+        return tuple(drafts)
+    own = {str(draft.id): draft for draft in drafts if draft.id is not None}
+    known = await _known(drafts, own, store, find)
+    return _Resolution(own, known, submitter).of(drafts)
+
+
+class _Resolution:
+    """The drafts of one request, each after those that it comes after."""
+
+    def __init__(
+        self, own: Mapping[str, Draft], known: Mapping[str, str], submitter: str
+    ) -> None:
+        self._own = own
+        self._known = dict(known)
+        self._submitter = submitter
+        self._done: dict[str, Draft] = {}
+
+    def of(self, drafts: Sequence[Draft]) -> tuple[Draft, ...]:
+        """Return all drafts in their order."""
+        for name in self._own:
+            self._settle(name)
+        return tuple(
+            self._with_parents(draft) if draft.id is None else self._done[draft.id]
+            for draft in drafts
+        )
+
+    def _settle(self, name: str) -> None:
+        """Name a task and those before it; without recursion, as chains are long."""
+        path: dict[str, None] = {name: None}
+        while path:
+            at = next(reversed(path))
+            after = None if at in self._done else _after(self._own[at])
+            unnamed = [
+                task
+                for task in (after.tasks if after else ())
+                if task in self._own and task not in self._done
+            ]
+            if not unnamed:
+                if at not in self._done:
+                    draft = self._done[at] = self._with_parents(self._own[at])
+                    self._known[at] = str(logged_id(draft, self._submitter))
+                del path[at]
+            elif unnamed[0] in path:
+                circle = " after ".join([*reversed(path), next(reversed(path))][:5])
+                raise CyclicTasks("Tasks wait for each other", hint=circle)
+            else:
+                path[unnamed[0]] = None
+
+    def _with_parents(self, draft: Draft) -> Draft:
+        after = _after(draft)
+        if after is None or draft.options is None:
+            return draft
+        tasks = tuple(self._known[task] for task in after.tasks)
+        return replace(
+            draft, options=replace(draft.options, after=replace(after, tasks=tasks))
+        )
+
+
+async def _known(
+    drafts: Sequence[Draft], own: Mapping[str, Draft], store: Log, find: Find
+) -> dict[str, str]:
+    """Return what the log calls the parents that are no tasks of this request."""
+    refs = {
+        task: (index, place)
+        for index, draft in enumerate(drafts)
+        if (after := _after(draft)) is not None
+        for place, task in enumerate(after.tasks)
+        if task not in own
+    }
+    found = await store.tasks(list(refs)) if refs else {}
+    known: dict[str, str] = {}
+    for ref, (index, place) in refs.items():
+        at = "$" if len(drafts) == 1 else f"$[{index}]"
+        field = f"{at}.after[{place}]"
+        try:
+            known[ref] = found[ref][0].id if ref in found else (await find(ref)).id
+        except TaskNotFound as error:
+            hint = f"no task is called {ref}"
+            raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error
+        if member_of(TaskId(known[ref])) is not None:
+            hint = f"{ref} is a member of an array: come after all of it"
+            raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
+    return known
+
+
+def _after(draft: Draft) -> After | None:
+    return None if draft.options is None else draft.options.after

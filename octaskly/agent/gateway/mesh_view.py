@@ -1,0 +1,191 @@
+"""What this node knows of the mesh: dispatcher, members, names, addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+from octaskly.config.units import host_and_port
+from octaskly.core.effects import Note, Publish
+from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
+from octaskly.core.model.nodes import Failover, NodeState, Role
+from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.ports import DispatcherView
+
+
+class MeshView:
+    """The latest news of the core, as the API asks for it."""
+
+    def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
+        self.names = dict(names)  #: every node ever met
+        self._called: dict[NodeId, str] = {}
+        self._node_id = node_id
+        self._news: Publish | None = None
+        self._dispatcher: DispatcherView | None = None
+        self._changed = asyncio.Event()
+        self._reign: tuple[Epoch, Moment] | None = None  #: and when it began
+        self.failovers = 0  #: reigns of this node in place of a lost dispatcher
+        self._broken = 0  #: links whose peer sent what is no message
+
+    def published(self, news: Publish) -> None:
+        """Take in who is dispatcher and who is in the mesh."""
+        self._news = news
+        if news.roster is not None:
+            self.names.update((m.id, m.name) for m in news.roster.members)
+        self._dispatcher = self._reigning(news)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @property
+    def roster(self) -> Roster | None:
+        """The members of the mesh."""
+        return self._news.roster if self._news else None
+
+    @property
+    def live(self) -> list[RosterLine]:
+        """The members that are not lost."""
+        members = self.roster.members if self.roster else ()
+        return [m for m in members if m.state is not NodeState.LOST]
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch in force."""
+        return self._news.epoch if self._news else NO_EPOCH
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this node is dispatcher and accepts."""
+        news = self._news
+        return news is not None and news.is_serving and news.dispatcher == self._node_id
+
+    def time_reign(self, now: Moment, failover: Failover | None) -> None:
+        """Remember when a reign began, if the last news were that."""
+        if self.is_serving and (self._reign is None or self._reign[0] != self.epoch):
+            self._reign = self.epoch, now
+            self.failovers += failover is not None
+
+    def note_broken(self) -> None:
+        """Count a link that its peer broke."""
+        self._broken += 1
+
+    def refused(self, messages: Mapping[str, int]) -> Mapping[str, int]:
+        """Return how often peers were refused, by the code of the reason.
+
+        Args:
+            messages: How often the core has refused what they said.
+        """
+        return {**messages, "frame": self._broken} if self._broken else messages
+
+    @property
+    def reigns_since(self) -> Moment | None:
+        """When this node began to accept tasks, if it does."""
+        return self._reign[1] if self._reign and self.is_serving else None
+
+    def reign_s(self, now_s: float) -> float:
+        """Return for how long this node has reigned."""
+        return now_s - self.reigns_since.mono_s if self.reigns_since else 0.0
+
+    @property
+    def role(self) -> Role | None:
+        """What this node is, None while nobody reigns."""
+        if self.is_serving:
+            return Role.DISPATCHER
+        own = self._own_line()
+        return own.role if own and self.dispatcher() else None
+
+    def dispatcher(self) -> DispatcherView | None:
+        """Return the dispatcher, or None while none is known or it is not ready."""
+        return self._dispatcher
+
+    def _reigning(self, news: Publish) -> DispatcherView | None:
+        if news.dispatcher is None:
+            return None
+        if news.dispatcher == self._node_id:
+            if not news.is_serving:
+                return None
+            return DispatcherView(is_self=True, node=self._node_id, epoch=news.epoch)
+        urls = self.lan_urls(news.dispatcher)
+        if not urls:
+            return None
+        return DispatcherView(
+            is_self=False, node=news.dispatcher, epoch=news.epoch, lan_urls=urls
+        )
+
+    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+        """Wait until a dispatcher is known, at most so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (view := self.dispatcher()) is None:
+                    await self._changed.wait()
+                return view
+        except TimeoutError:
+            return None
+
+    async def shown_as(self, state: NodeState, timeout_s: float) -> RosterLine | None:
+        """Return this node's line of the roster, once it says so or the time is over.
+
+        None: no roster has this node.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while (own := self._own_line()) is None or own.state is not state:
+                    await self._changed.wait()
+        return self._own_line()
+
+    def _own_line(self) -> RosterLine | None:
+        members = self.roster.members if self.roster else ()
+        return next((m for m in members if m.id == self._node_id), None)
+
+    def name_of(self, node: NodeId) -> str:
+        """Return the name of a node, its id while none is known."""
+        return self.names.get(node) or self._called.get(node, node)
+
+    def met(self, node: NodeId, name: str) -> None:
+        """Know what a peer calls itself, until a roster says its name in the mesh."""
+        self._called[node] = name
+
+    def told(self, note: Note) -> Note:
+        """Return a line for the log with the names of nodes, which people know."""
+        fields = tuple(
+            (key, self.name_of(NodeId(str(value))) if key == "peer" else value)
+            for key, value in note.fields
+        )
+        return replace(note, fields=fields)
+
+    def lan_urls(self, name: str) -> tuple[str, ...]:
+        """Return where a live member, by name or id, serves its LAN API."""
+        for member in self.live:
+            if name in (member.id, member.name):
+                port = member.lan_port
+                return tuple(lan_url(each.host, port) for each in member.addresses)
+        return ()
+
+    def node_named(self, name: str) -> NodeId | None:
+        """Return the id of a node by name or id."""
+        if name in self.names:
+            return NodeId(name)
+        return next((id_ for id_, known in self.names.items() if known == name), None)
+
+    def status_line(self) -> str:
+        """Return one line on this node for `systemctl status`."""
+        news = self._news
+        running = sum(member.running for member in self.live)
+        if news is None or news.dispatcher is None:
+            role = "looking for a dispatcher"
+        elif news.dispatcher == self._node_id:
+            role = str(Role.DISPATCHER)
+        else:
+            own = (m.role for m in self.live if m.id == self._node_id)
+            role = f"{next(own, Role.WORKER)} of {self.name_of(news.dispatcher)}"
+        return f"{role}, {len(self.live)} nodes, {running} running"
+
+
+def lan_url(host: str, port: int) -> str:
+    """Return where a node serves the LAN.
+
+    A scope stands there as it is, for programs give the system what they find: with the
+    %25 of RFC 6874 it names no interface.
+    """
+    return f"https://{host_and_port(host, port)}"

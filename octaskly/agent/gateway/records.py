@@ -1,0 +1,69 @@
+"""Records, for the parts of the shell: to write one, to read them, to be told of one.
+
+Whoever goes by records of a kind subscribes before the agent starts. It is told of all
+that this node has kept once the core takes its first step, and then of each that is on
+this node's disk, wherever it was written; see `core.records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.core.events import RecordAsked, RecordDraft
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.records import is_sane
+from octaskly.core.replies import Crowded, Kept
+from octaskly.errors import TooManyRecords
+from octaskly.ports import Log, RecordQuery
+
+Heard = Callable[[Recorded], None]
+
+
+class Records:
+    """What this node knows that is about no task."""
+
+    def __init__(self, tickets: Tickets, store: Log, fitness: Fitness) -> None:
+        self._tickets = tickets
+        self._fitness = fitness
+        self._store = store
+        self._heard: dict[str, list[Heard]] = {}
+
+    def subscribe(self, kind: str, heard: Heard) -> None:
+        """Call `heard` with each record of a kind, on the event loop."""
+        self._heard.setdefault(kind, []).append(heard)
+
+    def learnt(self, records: Sequence[Recorded]) -> None:
+        """Pass on what has come to this node's disk."""
+        for record in records:
+            for heard in self._heard.get(record.kind, ()):
+                heard(record)
+
+    async def keep(self, *drafts: RecordDraft) -> Kept:
+        """Record these, all or none, and return what counts when that is safe.
+
+        Where kind and key were taken, that is the earlier record.
+
+        Raises:
+            NotDispatcher: another node is dispatcher; nothing was recorded.
+            NotDurable: one copy is too few.
+            TooManyRecords: the mesh keeps no more of a kind.
+            StoreFull: the disk takes no writes. What was asked for when it stopped to
+                do so is recorded once it does again.
+        """
+        assert all(is_sane(Recorded(*draft, at=0)) for draft in drafts)
+        self._fitness.require_log()
+        reply = await self._tickets.ask(
+            lambda ticket: RecordAsked(ticket, drafts),
+            look=partial(self._fitness.require_writes, "it is noted for later"),
+        )
+        if isinstance(reply, Crowded):
+            raise TooManyRecords(f"the mesh keeps {reply.most} records {reply.kind}")
+        assert isinstance(reply, Kept)
+        return reply
+
+    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        """Read records of one kind, also those that are over."""
+        return await self._store.records(query)

@@ -1,0 +1,97 @@
+"""How an ended task is repeated: of an array the members that did not succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+from octaskly.agent.gateway.submissions import Submission
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import ITEMS_BYTES_MAX
+from octaskly.core.model.drafts import Draft, repeating
+from octaskly.core.model.ids import name_of
+from octaskly.core.model.task_options import ITEM_BYTES, ArraySpec
+from octaskly.errors import NothingToRepeat, TaskNotEnded
+from octaskly.ports import Log
+
+KEY = "retry "  #: begins the key of a repetition; no client's key has a space
+
+Runs = Sequence[tuple[int, int]]
+"""Places of members, from one to another."""
+
+_RUNS_TOLD = 8
+_MEMBERS_MAX = ITEMS_BYTES_MAX // ITEM_BYTES + 1  #: so many fit into no array
+
+
+async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submission:
+    """Return the wish to repeat a task, which is the same whoever has it.
+
+    Raises:
+        TaskNotEnded: it is queued or runs.
+        NothingToRepeat: it is an array whose members are all completed, or of which
+            more are not than one can name, and not in one range.
+    """
+    spec = record.spec
+    if spec is None or not record.state.is_final:
+        raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
+    draft = repeating(spec)
+    if spec.array is not None:
+        draft = await _left(record, spec.array, draft, store)
+    return Submission(
+        drafts=(draft,),
+        submitter=submitter,
+        # Once it is forgotten, the name may be chosen again.
+        key=f"{KEY}{record.name} {spec.created_ms}",
+        is_key_of_all=True,
+        is_strict=False,
+    )
+
+
+async def _left(
+    record: TaskRecord, asked: ArraySpec, draft: Draft, store: Log
+) -> Draft:
+    """Return a draft of an array with the members that did not succeed."""
+    assert draft.options is not None
+    runs = await store.unfinished(record.id, _MEMBERS_MAX)
+    if not runs:
+        hint = "all members of the array are completed"
+        raise NothingToRepeat("Nothing to repeat", hint=hint)
+    whole = (await store.tasks([name_of(record.id)]))[name_of(record.id)]
+    given = {other.id: other.spec for other in whole}[record.id]
+    assert given is not None
+    assert given.array is not None
+    array = _named(runs, given.array) or _range(runs, given.array)
+    array = replace(array, max_fails=asked.max_fails)
+    return replace(draft, options=replace(draft.options, array=array))
+
+
+def _named(runs: Runs, given: ArraySpec) -> ArraySpec | None:
+    """Return an array that names each of its members; None: they are too many."""
+    count = sum(last - first + 1 for first, last in runs)
+    if count > _MEMBERS_MAX:
+        return None
+    wanted = chain.from_iterable(range(first, last + 1) for first, last in runs)
+    items = tuple(map(given.item, wanted))
+    array = ArraySpec(count=count, has_items=True, items=items)
+    return array if array.items_bytes <= ITEMS_BYTES_MAX else None
+
+
+def _range(runs: Runs, given: ArraySpec) -> ArraySpec:
+    """Return an array of which two numbers say all.
+
+    Raises:
+        NothingToRepeat: they do not, as some between them are completed.
+    """
+    (first, last), *more = runs
+    if not more:
+        count = last - first + 1
+        return ArraySpec(count=count, first=given.number(first), step=given.step)
+    step = f":{given.step}" if given.step > 1 else ""
+    shown = [f"{given.number(a)}-{given.number(b)}{step}" for a, b in runs[:_RUNS_TOLD]]
+    shown += ["..."] if len(runs) > _RUNS_TOLD else []
+    raise NothingToRepeat(
+        "Nothing to repeat",
+        hint="more members are left than one array can name, and not in one range;"
+        f" hand in arrays of {', '.join(shown)}",
+    )

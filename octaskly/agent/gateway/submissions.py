@@ -1,0 +1,368 @@
+"""Hands submissions to the core, and makes repeating one harmless.
+
+An `Idempotency-Key` becomes the ids of its tasks, which are the same on both sides of
+a split. So a repeated request finds them in the store, or meets the first one at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+from octaskly.agent.gateway.dependencies import Find, resolve
+from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.core import events as ev
+from octaskly.core import replies
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import called_as_member
+from octaskly.core.model.drafts import Draft, is_asked_by, logged_id
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.task_options import ArraySpec
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.replies import Hopeless
+from octaskly.errors import (
+    AnswerLost,
+    NoNodeFits,
+    NotDispatcher,
+    QueueFull,
+    QueueTooSmall,
+    StoreFull,
+    TaskExists,
+)
+from octaskly.ports import Log
+from octaskly.system.clock import SystemClock
+from octaskly.system.cooperative import in_turns
+
+COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
+FEW = 1000  #: tasks of a request that are prepared and accepted in one turn
+
+Taken = tuple[list[TaskRecord], int]
+"""Accepted tasks in order, and how many disks hold them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """Tasks to accept, all or none."""
+
+    drafts: tuple[Draft, ...]
+    submitter: str
+    key: str | None
+    is_key_of_all: bool = False  #: whoever brings it means the same tasks
+    is_strict: bool  #: rather none than with only one copy
+
+
+class QueueRoom:
+    """How many more tasks may wait.
+
+    Counting takes a moment, so it is done anew only where what was counted last and has
+    been accepted since would be too much, or was counted long ago.
+    """
+
+    def __init__(self, store: Log, clock: SystemClock, queue_max: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._queue_max = queue_max
+        self._queued_most = 0
+        self._counted_s = float("-inf")
+
+    async def require(self, count: int) -> None:
+        """Let so many tasks in.
+
+        Raises:
+            QueueFull: there is no room for them.
+            QueueTooSmall: there never is.
+        """
+        if count > self._queue_max:
+            raise QueueTooSmall(
+                "Queue is full",
+                hint=f"these are {count} tasks, and {self._queue_max} may wait;"
+                " hand in fewer at a time, or raise --queue-max of the agents",
+            )
+        now_s = self._clock.now().mono_s
+        is_old = now_s - self._counted_s >= COUNT_S
+        if count and (is_old or self._queued_most + count > self._queue_max):
+            self._counted_s = now_s
+            counts = (await self._store.stats()).counts
+            self._queued_most = counts.get(TaskState.QUEUED, 0)
+            if self._queued_most + count > self._queue_max:
+                raise QueueFull(
+                    "Queue is full",
+                    hint=f"{self._queued_most} tasks wait, and {self._queue_max} may;"
+                    " try again when some have run, or raise --queue-max of the agent",
+                )
+        self._queued_most += count
+
+
+class Submissions:
+    """The way of tasks into the core."""
+
+    def __init__(
+        self,
+        *,
+        mesh_id: str | None,
+        store: Log,
+        clock: SystemClock,
+        tickets: Tickets,
+        find: Find,
+        stream: Callable[[], StreamId | None],
+        fitness: Fitness,
+        queue_max: int,
+    ) -> None:
+        self._mesh_id = mesh_id
+        self._store = store
+        self._clock = clock
+        self._tickets = tickets
+        self._find = find
+        self._stream = stream
+        self._fitness = fitness
+        self._room = QueueRoom(store, clock, queue_max)
+        self._claims: dict[TaskId, asyncio.Event] = {}
+
+    async def take(self, asked: Submission) -> Taken:
+        """Accept new tasks; return those that an earlier request brought as they are.
+
+        Raises:
+            TaskExists: an id is taken by another task.
+            NotDurable: one copy is too few.
+            NotDispatcher: this node is not dispatcher any more; nothing was accepted.
+            ParentNotFound, CyclicTasks, CatchingUp: see `lineage.resolve`.
+            StoreFull: the disk has stopped to take writes. What was asked for may be
+                accepted once it does again.
+        """
+        after = None
+        if asked.key is not None:
+            after = self._keyed_id(asked, len(asked.drafts))
+            asked = replace(asked, drafts=tuple(await self._keyed(asked)))
+        drafts = await resolve(asked.drafts, asked.submitter, self._store, self._find)
+        if drafts is not asked.drafts:
+            asked = replace(asked, drafts=drafts)
+        chosen = [draft.id for draft in asked.drafts if draft.id is not None]
+        if not chosen:
+            return await self._accept(asked)
+        async with self._alone_with(asked.drafts, chosen):
+            known = await self._known(asked.drafts, chosen, after)
+            missing = tuple(d for d in asked.drafts if d.id not in known)
+            await self._require_no_members(missing)
+            await self._require_free_members(missing)
+            # As safe as a new one would be: this disk may be the only one as yet that
+            # has what another dispatcher accepted. No tasks wait for all before them.
+            fresh, replicas = await self._accept(replace(asked, drafts=missing))
+            if known and missing:  # What was known may have fewer copies.
+                _, least = await self._accept(replace(asked, drafts=()))
+                replicas = min(replicas, least)
+            more = iter(fresh)
+            held = (draft.id and known.get(draft.id) for draft in asked.drafts)
+            return [record or next(more) for record in held], replicas
+
+    async def names(self, count: int) -> tuple[TaskId, ...]:
+        """Return ids for tasks that may be handed in.
+
+        Raises:
+            NotDispatcher: this node is not dispatcher any more.
+        """
+        suffixes = self._suffixes(count)
+        reply = await self._tickets.ask(lambda t: ev.NamesAsked(t, suffixes))
+        assert isinstance(reply, replies.Named)
+        return reply.ids
+
+    async def when_safe(self) -> None:
+        """Wait until what is on this disk is as safe as an accepted task.
+
+        Raises:
+            NotDispatcher: this node is not dispatcher any more, or stops.
+        """
+        event = partial(ev.TasksSubmitted, drafts=(), submitter="", suffixes=())
+        try:
+            await self._tickets.ask(event)
+        except AnswerLost as error:
+            raise NotDispatcher(str(error)) from None
+
+    @asynccontextmanager
+    async def _alone_with(
+        self, drafts: Sequence[Draft], chosen: Sequence[TaskId]
+    ) -> AsyncIterator[None]:
+        """Claim ids; a request that repeats one waits until the first is answered.
+
+        So does an array while a task comes with the name of a member, or a task
+        while the array of its name does.
+        """
+        arrays = {draft.id for draft in drafts if _array(draft)}
+        while busy := self._busy(chosen, arrays):
+            await busy.wait()
+        answered = asyncio.Event()
+        claims = dict.fromkeys(chosen, answered)
+        self._claims.update(claims)
+        try:
+            yield
+        finally:
+            for task in claims:
+                del self._claims[task]
+            answered.set()
+
+    def _busy(
+        self, chosen: Sequence[TaskId], arrays: Collection[str | None]
+    ) -> asyncio.Event | None:
+        """Return when a request is answered that stands in the way of these names."""
+        for task in chosen:
+            place = called_as_member(task)
+            for name in (task, place and TaskId(place[0])):
+                if name and (busy := self._claims.get(name)):
+                    return busy
+        for task, claim in self._claims.items() if arrays else ():
+            place = called_as_member(task)
+            if place and place[0] in arrays:
+                return claim
+        return None
+
+    async def _accept(self, asked: Submission) -> Taken:
+        asking = [draft for draft in asked.drafts if draft.options is not None]
+        plain = len(asked.drafts) - len(asking)
+        await self._room.require(plain + sum(map(_count, asking)))
+        suffixes = self._suffixes(len(asked.drafts))
+        logged = await self._logged(asked)
+        if len(asked.drafts) > FEW:
+            await asyncio.sleep(0)  # The step of the core is long enough by itself.
+        reply = await self._tickets.ask(
+            lambda ticket: ev.TasksSubmitted(
+                *(ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict),
+                logged,
+            ),
+            look=self._require_writes,
+        )
+        if isinstance(reply, Hopeless):
+            place = "$" if len(asked.drafts) == 1 else f"$[{reply.index}]"
+            raise NoNodeFits(
+                "No node can run the task", hint=reply.why, field=f"{place}.requires"
+            )
+        assert isinstance(reply, replies.Accepted)
+        records = [TaskRecord(spec.id, spec) for spec in reply.specs]
+        return records, reply.replicas
+
+    def _require_writes(self) -> None:
+        """Raise StoreFull where what is on its way to the disk stays there."""
+        if failure := self._fitness.failure():
+            raise StoreFull(
+                "it may be accepted later, but the disk keeps nothing",
+                hint="look before you repeat it, or send an Idempotency-Key:"
+                f" {failure}",
+            )
+
+    def _suffixes(self, count: int) -> tuple[str, ...]:
+        """Return what keeps tasks of the same number apart."""
+        digits = self._clock.hex_digits(8 * count) if count else ""
+        return tuple([digits[at : at + 8] for at in range(0, len(digits), 8)])
+
+    async def _keyed(self, asked: Submission) -> list[Draft]:
+        """Return the drafts, those without a name under one that the key gives."""
+
+        def keyed(pair: tuple[int, Draft]) -> Draft:
+            draft = pair[1]
+            if draft.id is not None:
+                return draft
+            return replace(draft, id=self._keyed_id(asked, pair[0]))
+
+        return await in_turns(list(enumerate(asked.drafts)), keyed)
+
+    async def _logged(self, asked: Submission) -> tuple[TaskId | None, ...]:
+        """Return what the log will call the tasks that have a name."""
+        drafts = asked.drafts
+        if not [draft for draft in drafts if draft.id is not None]:
+            return (None,) * len(drafts)
+        return tuple(await in_turns(drafts, lambda d: logged_id(d, asked.submitter)))
+
+    async def _known(
+        self,
+        drafts: Sequence[Draft],
+        chosen: Sequence[TaskId],
+        after: TaskId | None,
+    ) -> dict[TaskId, TaskRecord]:
+        """Return the tasks of a repeated request, by chosen id; none if all are free.
+
+        `after` is the id that the key would give to one task more: where it is taken,
+        the first request with this key was a longer one.
+
+        A dispatcher that was lost in the midst of sending a large batch to a standby
+        has acknowledged nothing of it. It may have left some, to be completed.
+        """
+        if len(set(chosen)) < len(chosen):
+            raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
+        taken = await self._store.tasks([*chosen, *([after] if after else [])])
+        busy = next((task for task in chosen if task in taken), None)
+        if busy is None:
+            return {}
+        records = {
+            draft.id: record
+            for draft in drafts
+            if draft.id and (record := _same(draft, taken.get(draft.id, ())))
+        }
+        is_repeat = after is not None and taken.keys() == records.keys()
+        if is_repeat and len(records) < len(drafts):
+            streams = await self._store.streams_of([r.id for r in records.values()])
+            is_repeat = self._stream() not in streams
+        if not is_repeat:
+            field, hint = "id", f"{busy} exists already"
+            if after:
+                field = "Idempotency-Key"
+                hint = f"it was sent before with other tasks: {busy} is one"
+            raise TaskExists("Duplicate task ID", field=field, hint=hint)
+        return records
+
+    async def _require_no_members(self, drafts: Sequence[Draft]) -> None:
+        """Refuse names that members of arrays have, also those that have not begun."""
+        places = {
+            draft.id: place
+            for draft in drafts
+            if draft.id is not None and (place := called_as_member(draft.id))
+        }
+        if not places:
+            return
+        arrays = {draft.id: [_array(draft)] for draft in drafts}
+        known = await self._store.tasks([*{name for name, _ in places.values()}])
+        for name, records in known.items():
+            specs = [record.spec.array for record in records if record.spec]
+            arrays[TaskId(name)] = [*arrays.get(TaskId(name), ()), *specs]
+        for task, (name, number) in places.items():
+            for array in arrays.get(TaskId(name), ()):
+                if array is not None and array.position(number) is not None:
+                    hint = f"{task} is a member of the array {name}"
+                    raise TaskExists("Duplicate task ID", field="id", hint=hint)
+
+    async def _require_free_members(self, drafts: Sequence[Draft]) -> None:
+        """Refuse arrays of which a member would have the name that a task has."""
+        pairs = [(draft.id, _array(draft)) for draft in drafts]
+        arrays = {name: array for name, array in pairs if name and array}
+        task = await self._store.namesake(arrays) if arrays else None
+        if task is not None:
+            hint = f"{task} exists already, and would be a member"
+            raise TaskExists("Duplicate task ID", field="id", hint=hint)
+
+    def _keyed_id(self, asked: Submission, index: int) -> TaskId:
+        """Return the id that this key has on both sides of a split."""
+        assert asked.key is not None
+        whose = "" if asked.is_key_of_all else asked.submitter
+        text = "\0".join((self._mesh_id or "", whose, asked.key, str(index)))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
+
+
+def _same(draft: Draft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
+    """Return the task that is what the draft asks for."""
+    for record in taken:
+        if record.spec is not None and is_asked_by(draft, record.spec):
+            return record
+    return None
+
+
+def _array(draft: Draft) -> ArraySpec | None:
+    return None if draft.options is None else draft.options.array
+
+
+def _count(draft: Draft) -> int:
+    """Return how many tasks a draft stands for."""
+    array = _array(draft)
+    return 1 if array is None else array.count

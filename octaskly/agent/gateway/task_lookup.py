@@ -1,0 +1,139 @@
+"""Where the outputs lie that tasks declared: at the nodes that ran them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.core.events import BarrierAsked
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.replies import Passed
+from octaskly.errors import (
+    CatchingUp,
+    NodeNotFound,
+    OutputNotFound,
+    TaskAmbiguous,
+    TaskNotFound,
+)
+from octaskly.ports import Log, OutputPlace
+
+_SEQUENCE = re.compile(r"task-(\d{1,15})")
+
+
+class Finder:
+    """The tasks of the log, as far as this node holds it.
+
+    Args:
+        store: Where they are.
+        tickets: Where the core is asked whether another node may know more.
+    """
+
+    def __init__(self, store: Log, tickets: Tickets) -> None:
+        self._store = store
+        self._tickets = tickets
+
+    async def task(self, ref: str) -> TaskRecord:
+        """Return one task with outputs.
+
+        Raises:
+            TaskNotFound: no such task.
+            CatchingUp: it is unknown here, but another node may know it.
+            TaskAmbiguous: the sequence fits several.
+            NotDispatcher, NoDispatcher, AnswerLost: it is unknown, and this node does
+                not reign, is too busy, or stops.
+        """
+        record = await self._find(ref)
+        if record is None:
+            reply = await self._tickets.ask(BarrierAsked)
+            assert isinstance(reply, Passed)
+            if not reply.is_complete:
+                raise CatchingUp(
+                    f"{ref} is unknown here, and a node that may know it is missing",
+                    hint="ask again; a node that stays away is given up after "
+                    "10 minutes",
+                )
+            # What has come in since the store was read is found now.
+            record = await self._find(ref)
+        if record is None:
+            raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
+        return record
+
+    async def name(self, ref: str) -> str:
+        """Return the name of a task that may be given by its number."""
+        is_short = _SEQUENCE.fullmatch(ref) is not None
+        return (await self.task(ref)).name if is_short else ref
+
+    async def _find(self, ref: str) -> TaskRecord | None:
+        record = await self._store.task(ref)
+        if record is None and (match := _SEQUENCE.fullmatch(ref)):
+            names = await self._store.resolve(int(match[1]))
+            if len(names) > 1:
+                raise TaskAmbiguous(
+                    f"{ref} fits several tasks", hint=f"use {names[0]} or {names[1]}"
+                )
+            record = await self._store.task(names[0]) if names else None
+        return record
+
+
+Captured = Callable[[TaskId, AttemptId, str], Path]
+"""Returns the file of an output that this node captured."""
+
+
+class Outputs:
+    """The captured outputs of the mesh.
+
+    Args:
+        task: Returns a task by what clients call it.
+        view: Who is in the mesh.
+        node_id: This node.
+        captured: Where its own lie.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[str], Awaitable[TaskRecord]],
+        view: MeshView,
+        node_id: NodeId,
+        captured: Captured,
+    ) -> None:
+        self._task = task
+        self._view = view
+        self._node_id = node_id
+        self._captured = captured
+
+    async def place(self, ref: str, path: str) -> OutputPlace:
+        """Return where a declared output lies."""
+        record = await self._task(ref)
+        attempt = record.chosen
+        outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
+        size = next((o.size_bytes for o in outputs if o.path == path), None)
+        if attempt is None or size is None:
+            raise OutputNotFound(
+                "Output not found",
+                field="path",
+                hint="only declared outputs that existed at the end are kept",
+            )
+        local = None
+        if attempt.node == self._node_id:
+            local = self._captured(record.id, attempt.id, path)
+        urls = () if local else self._view.lan_urls(attempt.node)
+        if local is None and not urls:
+            name = self._view.name_of(attempt.node)
+            raise NodeNotFound(f"node {name}, which has this output, is gone")
+        return OutputPlace(
+            node=attempt.node,
+            task=record.id,
+            attempt=attempt.id,
+            path=path,
+            size_bytes=size,
+            local=local,
+            lan_urls=urls,
+        )
+
+    def local(self, task: str, attempt: AttemptId, path: str) -> Path:
+        """Return the file of an output that this node captured."""
+        return self._captured(TaskId(task), attempt, path)

@@ -1,0 +1,308 @@
+"""Tokens of the API: issues them, knows which were taken back.
+
+A token is signed and is kept nowhere. What is kept of a named one is a record, so that
+it can be listed and revoked; a revocation is a record that every node goes by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from octaskly.agent.gateway.records import Records
+from octaskly.core.events import RecordDraft
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.records import KINDS, TOKEN, TOKEN_REVOKED
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.tasks import TIME_MS_MAX
+from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
+from octaskly.ports import Principal, RecordQuery, TokenInfo
+from octaskly.system.clock import SystemClock
+from octaskly.trust import Tokens
+from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, Opening
+
+PAGE_S: Final = 900  #: for which the token of a page is good
+PAGE_S_MAX: Final = 12 * 3600  #: from its opening; then somebody opens it again
+UNNAMED_S_MAX: Final = 86_400  #: a token that is good for longer gets a name
+REVOKED: Final = "token revoked"
+OLDER: Final = "a token of an older secret issues none under the newer one"
+PAGE_OVER: Final = "the page was opened too long ago"
+BY_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+_Time = Annotated[int, msgspec.Meta(ge=0, lt=TIME_MS_MAX)]
+
+
+class _Body(msgspec.Struct, frozen=True):
+    """What the records of a token and of its end say, all of which can be shown."""
+
+    name: str | None = None
+    subject: str | None = None
+    role: str | None = None
+    issued_ms: _Time | None = None
+    issued_by: str | None = None
+    at_ms: _Time | None = None
+    by: str | None = None
+
+
+class TokenOffice:
+    """The tokens of one mesh, seen from one node.
+
+    Args:
+        signer: Signs and verifies; None on a node that is in no mesh.
+        records: Where tokens and revocations are kept.
+        clock: The time by which tokens expire, and dice for their ids.
+        require_dispatcher: Raises NotDispatcher unless this node reigns.
+    """
+
+    def __init__(
+        self,
+        signer: Tokens | None,
+        records: Records,
+        clock: SystemClock,
+        require_dispatcher: Callable[[], None],
+    ) -> None:
+        self._signer = signer
+        self._records = records
+        self._clock = clock
+        self._require_dispatcher = require_dispatcher
+        self._revoked: dict[str, Recorded] = {}
+        self._turn = asyncio.Lock()
+        records.subscribe(TOKEN_REVOKED, self._heard)
+
+    def verify(self, token: str) -> Principal:
+        """Return who shows a token.
+
+        Raises:
+            TrustError: it is not valid, has expired, or was revoked.
+        """
+        signer, now_ms = self._require_signer(), self._now_ms()
+        claims = signer.verify(token, now_ms / 1000)
+        if claims.jti in self._revoked:
+            raise TrustError(REVOKED)
+        opened = claims.opened
+        return Principal(
+            subject=claims.subject,
+            role=claims.role,
+            token=claims.jti,
+            expires_ms=(claims.expires_s + LEEWAY_S) * 1000,
+            generation=claims.generation,
+            opened_on=None if opened is None else NodeId(opened.node),
+            opened_s=None if opened is None else opened.at_s,
+        )
+
+    def is_good(self, principal: Principal) -> bool:
+        """Whether a token is neither expired nor revoked, nor its generation over."""
+        expires_ms, generation = principal.expires_ms, principal.generation
+        is_over = expires_ms is not None and expires_ms <= self._now_ms()
+        if generation is not None and self._signer is not None:
+            is_over = is_over or self._signer.is_over(generation)
+        return not is_over and principal.token not in self._revoked
+
+    async def issue(
+        self,
+        *,
+        role: str,
+        expires_s: int,
+        subject: str | None,
+        name: str | None,
+        by: Principal,
+    ) -> tuple[str, TokenInfo]:
+        """Return a new token, and what is kept of it."""
+        self._require_dispatcher()
+        signer, now_ms = self._require_signer(), self._now_ms()
+        # Else whoever has an older secret could go on under the one that replaced it.
+        if by.generation is not None and by.generation < signer.generation:
+            raise PermissionDenied(OLDER, hint="octaskly token create    on a member")
+        jti = self._clock.hex_digits(32)
+        subject = subject or name or by.subject
+        if name is None and expires_s > UNNAMED_S_MAX:
+            name = f"{role}-{jti[:8]}"
+        info = TokenInfo(
+            id=jti,
+            name=name,
+            subject=subject,
+            role=role,
+            issued_ms=now_ms,
+            expires_ms=(now_ms // 1000 + expires_s) * 1000,
+            issued_by=_brief(by.subject),
+        )
+        token = signer.mint(
+            subject=subject,
+            role=role,
+            expires_s=expires_s,
+            now_s=now_ms / 1000,
+            jti=jti,
+        )
+        if name is not None:
+            await self._keep(info)
+        return token, info
+
+    def open_page(
+        self, *, subject: str, role: str, node: NodeId
+    ) -> tuple[str, TokenInfo]:
+        """Return a short token for a page that was just opened at this node."""
+        opened = Opening(node, self._now_ms() // 1000)
+        return self._page(subject, role, self._clock.hex_digits(32), opened)
+
+    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
+        """Return a later token of the same id."""
+        node, opened_s = principal.opened_on, principal.opened_s
+        if principal.token is None or node is None or opened_s is None:
+            raise PermissionDenied(
+                "this token is of no page",
+                hint="only a page that `octaskly open` opened renews its token",
+            )
+        is_older = principal.generation != self._require_signer().generation
+        if is_older or self._now_ms() // 1000 >= opened_s + PAGE_S_MAX:
+            raise TrustError(PAGE_OVER, hint="open the page again: octaskly open")
+        opened = Opening(node, opened_s)
+        return self._page(principal.subject, principal.role, principal.token, opened)
+
+    def _page(
+        self, subject: str, role: str, jti: str, opened: Opening
+    ) -> tuple[str, TokenInfo]:
+        now_s = self._now_ms() // 1000
+        expires_s = min(PAGE_S, opened.at_s + PAGE_S_MAX - now_s)
+        token = self._require_signer().mint(
+            subject=subject,
+            role=role,
+            expires_s=expires_s,
+            now_s=now_s,
+            jti=jti,
+            opened=opened,
+        )
+        info = TokenInfo(
+            id=jti,
+            name=None,
+            subject=subject,
+            role=role,
+            issued_ms=now_s * 1000,
+            expires_ms=(now_s + expires_s) * 1000,
+            issued_by=subject,
+        )
+        return token, info
+
+    async def listed(self) -> tuple[TokenInfo, ...]:
+        """Return the tokens that have a name and have not expired, oldest first."""
+        self._require_dispatcher()
+        query = RecordQuery(kinds=(TOKEN,), limit=2 * KINDS[TOKEN].most)
+        found = await self._records.page(query)
+        infos = (self._info(record) for record in found)
+        now_ms = self._now_ms()
+        return tuple(i for i in infos if i.expires_ms and i.expires_ms > now_ms)
+
+    async def revoke(self, ref: str, *, by: str) -> TokenInfo:
+        """Take a token back, by its name or id."""
+        named = [info for info in await self.listed() if ref in (info.name, info.id)]
+        # One that was revoked may share its name with one that was issued since.
+        info = next((i for i in named if i.revoked_ms is None), None)
+        info = info or next(iter(named[-1:]), None)
+        if info is None:
+            if not _ID.fullmatch(ref):
+                raise TokenNotFound(f"no token is called {ref[:80]!r}")
+            info = self._unlisted(ref)
+        if info.revoked_ms is None:
+            now_ms = self._now_ms()
+            expires_ms = info.expires_ms or now_ms + EXPIRES_S_MAX * 1000
+            body = {"by": _brief(by), "at_ms": now_ms}
+            until_ms = expires_ms + LEEWAY_S * 1000
+            draft = RecordDraft(TOKEN_REVOKED, info.id, _packed(body), until_ms)
+            await self._records.keep(draft)
+        return self._with_end(info)
+
+    async def _keep(self, info: TokenInfo) -> None:
+        """Record a token, unless one that is still good has its name."""
+        async with self._turn:
+            for other in await self.listed():
+                if other.name == info.name and other.revoked_ms is None:
+                    raise TokenExists(
+                        f"a token is called {info.name!r} already",
+                        hint=f"choose another name, or `octaskly token revoke "
+                        f"{info.name}` first",
+                        field="$.name",
+                    )
+            body = {
+                "name": info.name,
+                "subject": info.subject,
+                "role": info.role,
+                "issued_ms": info.issued_ms,
+                "issued_by": info.issued_by,
+            }
+            assert info.expires_ms is not None
+            draft = RecordDraft(TOKEN, info.id, _packed(body), info.expires_ms)
+            await self._records.keep(draft)
+
+    def _info(self, record: Recorded) -> TokenInfo:
+        body = _unpacked(record)
+        return self._with_end(
+            TokenInfo(
+                id=record.key,
+                name=body.name,
+                subject=body.subject,
+                role=body.role,
+                issued_ms=body.issued_ms,
+                expires_ms=record.until_ms,
+                issued_by=body.issued_by,
+            )
+        )
+
+    def _unlisted(self, jti: str) -> TokenInfo:
+        """Return what is known of a token that has no name: its id."""
+        return self._with_end(
+            TokenInfo(
+                id=jti,
+                name=None,
+                subject=None,
+                role=None,
+                issued_ms=None,
+                expires_ms=None,
+                issued_by=None,
+            )
+        )
+
+    def _with_end(self, info: TokenInfo) -> TokenInfo:
+        record = self._revoked.get(info.id)
+        if record is None:
+            return info
+        body = _unpacked(record)
+        return replace(info, revoked_ms=body.at_ms, revoked_by=body.by)
+
+    def _heard(self, record: Recorded) -> None:
+        """Refuse a token from now on, on this node."""
+        now_ms = self._now_ms()
+        if len(self._revoked) >= KINDS[TOKEN_REVOKED].most:
+            known = self._revoked.items()
+            self._revoked = {jti: r for jti, r in known if r.until_ms > now_ms}
+        self._revoked[record.key] = record
+
+    def _require_signer(self) -> Tokens:
+        if self._signer is None:
+            raise TrustError("this node is in no mesh")
+        return self._signer
+
+    def _now_ms(self) -> int:
+        return self._clock.now().wall_ms
+
+
+def _brief(text: str) -> str:
+    """Return the beginning of a subject, which others may have chosen."""
+    return text.encode("utf-8", "replace")[:BY_BYTES_MAX].decode("utf-8", "ignore")
+
+
+def _packed(body: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(body)
+
+
+def _unpacked(record: Recorded) -> _Body:
+    """Return the body of a record; of what no node of ours wrote, an empty one."""
+    try:
+        return msgspec.json.decode(record.body, type=_Body)
+    except (msgspec.DecodeError, ValueError):
+        return _Body()

@@ -1,0 +1,197 @@
+"""What must be there before a node can live: folders, and its description."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import resource
+import socket
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from octaskly import __version__
+from octaskly.agent.gateway.mesh_view import lan_url
+from octaskly.config.account import Account
+from octaskly.config.agent import AgentConfig
+from octaskly.config.defaults import API_PORT, LAN_PORT, PEER_PORT
+from octaskly.config.paths import Paths
+from octaskly.core.model.ids import Address
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.errors import ConfigError
+from octaskly.runner.files.task_user import Steward
+from octaskly.system.load import gpus, is_on_mains, memory_total_mb
+from octaskly.system.log import Logger
+
+SOCKET_PATH_BYTES_MAX = 107  #: unix(7), but for the NUL at the end
+ELSEWHERE = "octaskly agent {} DIR uses another one"
+
+
+def make_folders(paths: Paths, name: str, account: Account | None = None) -> None:
+    """Create the folders of an agent; its state is for its own user alone.
+
+    Args:
+        paths: Where they lie.
+        name: Of the node.
+        account: The user that tasks run as; None: the agent's own. It may pass through
+            the state folder, and write where tasks run.
+
+    Raises:
+        ConfigError: a folder cannot be made or entered, or its path is too long.
+    """
+    path = paths.socket_of(name)
+    if (size := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"{path} has {size} bytes, and the path of a socket"
+            f" {SOCKET_PATH_BYTES_MAX} at most",
+            hint="octaskly agent --state-dir DIR, a shorter one",
+        )
+    for folder, mode in (
+        (paths.state, 0o700),
+        (paths.outputs, 0o700),
+        (paths.workdir, 0o755),
+        (paths.runtime, 0o755),
+    ):
+        flag = "--workdir" if folder == paths.workdir else "--state-dir"
+        hint = ELSEWHERE.format(flag)
+        try:
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the folder {folder}: {error.strerror}", hint=hint
+            ) from error
+        is_ours = account is None or folder != paths.workdir
+        if is_ours and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"the folder {folder} is not writable for this user", hint=hint
+            )
+    if account is not None:
+        _lend(paths, account)
+
+
+def _lend(paths: Paths, account: Account) -> None:
+    """Give the user of tasks what it needs of the agent's folders, and try that."""
+    try:
+        if os.geteuid() != 0:
+            # Who is in a group may give files to it.
+            os.setgroups(sorted({*os.getgroups(), account.gid}))
+        paths.scratch.mkdir(mode=0o700, exist_ok=True)
+        paths.state.chmod(0o711)
+        _share(paths.scratch, account, 0o770)
+        if paths.state in paths.workdir.parents:
+            _share(paths.workdir, account, 0o775)
+        with closing(Steward(account)) as steward:
+            unusable = steward.unusable([paths.workdir, paths.scratch])
+    except OSError as error:
+        raise ConfigError(
+            f"--task-user {account.name}: tasks cannot run as that user: {error}",
+            hint=f"octaskly agent --state-dir DIR, a folder that {account.name}"
+            " may pass through",
+        ) from error
+    if unusable:
+        flag = (
+            "--state-dir" if paths.state in Path(unusable[0]).parents else "--workdir"
+        )
+        raise ConfigError(
+            f"tasks run as {account.name}, who cannot write in {unusable[0]}",
+            hint=f"octaskly agent {flag} DIR, where {account.name} may pass through all"
+            " folders above, for example /var/lib/octaskly",
+        )
+
+
+def _share(folder: Path, account: Account, mode: int) -> None:
+    os.chown(folder, -1, account.gid)
+    folder.chmod(mode)
+
+
+def describe(
+    config: AgentConfig, node: NodeInfo, *, mesh: str | None, api_port: int
+) -> dict[str, Any]:
+    """Return what `agent.json` and `octaskly doctor` are told of a running agent."""
+    options = config.options
+    ports = (
+        ("api", options.api_port, API_PORT, api_port),
+        ("peer", options.peer_port, PEER_PORT, node.peer_port),
+        ("lan", options.lan_port, LAN_PORT, node.lan_port),
+    )
+    described = {
+        "name": node.name,
+        "node_id": node.id,
+        "pid": os.getpid(),
+        "version": node.version,
+        "api_url": f"http://localhost:{api_port}",
+        "socket": str(config.paths.socket_of(node.name)),
+        "state_dir": str(config.paths.state),
+        "secret_file": str(config.paths.secret),
+        "interfaces": list(options.interfaces),
+        "seeds": [list(seed) for seed in config.seeds],
+        "moved_ports": [
+            {"port": name, "wanted": default, "used": used}
+            for name, asked, default, used in ports
+            if asked is None and used not in (default, 0)
+        ],
+        "descriptors_max": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "was_renewed": config.was_renewed,
+        "mesh": mesh,
+    }
+    if mesh is not None:
+        described |= {
+            "lan_url": lan_url(node.addresses[0], node.lan_port),
+            "peer_port": node.peer_port,
+        }
+    return described
+
+
+def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
+    """Return what a node says of itself.
+
+    Args:
+        config: The settings.
+        name: By which the mesh knows it.
+        known: Fields that depend on neither settings nor machine.
+    """
+    return NodeInfo(
+        name=name,
+        slots=config.slots,
+        version=__version__,
+        memory_mb=memory_total_mb(),
+        labels=config.labels,
+        electable=config.options.electable,
+        on_mains=is_on_mains(),
+        os=platform.system().lower(),
+        arch=platform.machine(),
+        cpus=os.cpu_count() or 1,
+        gpus=config.options.gpus or gpus(),
+        **known,
+    )
+
+
+def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:
+    """Write `agent.json` in one step: readers see all of it or nothing."""
+    path = config.paths.description
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(fields, indent=2) + "\n")
+    draft.chmod(0o600)
+    draft.replace(path)
+
+
+async def addresses_of(host: str, port: int, log: Logger) -> tuple[Address, ...]:
+    """Return where a `--join` name may be dialled; say so where it has no address."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )
+    except OSError as error:
+        log.warning("cannot resolve --join", host=host, error=str(error))
+        return ()
+    return tuple(Address(str(entry[4][0]), port) for entry in found)
+
+
+def lasting_name(asked: str, given: str | None) -> str:
+    """Return the name that a dispatcher gave because `asked` was taken, if it did."""
+    if given is not None and given.startswith(f"{asked}-"):
+        return given
+    return asked

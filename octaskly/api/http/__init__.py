@@ -1,0 +1,1 @@
+"""What routes share: requests, authentication, streams, calls to other nodes."""

@@ -1,0 +1,142 @@
+"""Who asks: a token, a local user, or a node that states for whom it forwards.
+
+A node certificate authenticates the hop and nothing else: it lets the sender state a
+principal, and fetch outputs; alone it gives no right.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import socket
+import struct
+from collections.abc import Callable
+from urllib.parse import quote, unquote
+
+from octaskly.api.http.request import Access, Route
+from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
+from octaskly.config.defaults import GROUP
+from octaskly.core.model.ids import NodeId
+from octaskly.core.protocol.bounds import SUBJECT_CHARS_MAX
+from octaskly.errors import TrustError
+from octaskly.ports import Principal
+from octaskly.trust.tokens import PERMISSIONS, TOKEN_BYTES_MAX
+
+PRINCIPAL_HEADER = "Octaskly-Principal"
+
+Verify = Callable[[str], Principal]
+"""Returns the principal of a token; raises TrustError."""
+
+_CREDENTIALS = struct.Struct("3i")
+_GENERATION = re.compile(r"[1-9][0-9]{0,9}")
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+def bearer(header: str | None, verify: Verify) -> Principal:
+    """Return the principal of an Authorization header; raise `Problem` (401)."""
+    if header is None:
+        raise _unauthenticated(
+            "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
+            "`octaskly token create --role client` prints one"
+        )
+    scheme, _, token = header.partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise _unauthenticated("the header is not `Authorization: Bearer <TOKEN>`")
+    if len(token) > TOKEN_BYTES_MAX:
+        raise _unauthenticated(f"a token has at most {TOKEN_BYTES_MAX} bytes")
+    try:
+        return verify(token)
+    except TrustError as error:
+        raise _unauthenticated(error.hint or str(error)) from None
+
+
+def local_user(connection: socket.socket, node_name: str) -> Principal:
+    """Return the principal of the process at the other end of a UNIX socket."""
+    raw = connection.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+    )
+    _, uid, gid = _CREDENTIALS.unpack(raw)
+    user = _user_name(uid)
+    if uid not in (0, os.geteuid()) and not _is_in_group(user, gid):
+        raise Problem(
+            403,
+            ACCESS_DENIED,
+            hint=f"user {user} is not in group {GROUP}",
+        )
+    return Principal(subject=f"local:{user}@{node_name}", role="admin", uid=uid)
+
+
+def stated(header: str, hop: NodeId) -> Principal:
+    """Return the principal that a forwarding node states; raise `Problem` (401)."""
+    role, quoted, token, generation = [*header.split(" "), "", "", ""][:4]
+    subject = unquote(quoted)
+    if role not in PERMISSIONS or not 0 < len(subject) <= SUBJECT_CHARS_MAX:
+        raise _unauthenticated(f"unusable {PRINCIPAL_HEADER}")
+    return Principal(
+        subject=subject,
+        role=role,
+        node=hop,
+        token=unquote(token) or None,
+        generation=int(generation) if _GENERATION.fullmatch(generation) else None,
+    )
+
+
+def statement(principal: Principal) -> str:
+    """Return the header value that `stated` reads."""
+    words = (
+        principal.role,
+        principal.subject,
+        principal.token or "",
+        str(principal.generation or ""),
+    )
+    return " ".join(quote(word, safe="") for word in words).strip()
+
+
+def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
+    """Raise `Problem` (403) unless a principal may use a route.
+
+    Args:
+        principal: Who asks.
+        route: What is asked for.
+        is_local: As a user of this machine's socket, as far as the route counts that.
+    """
+    access = route.access
+    if access is Access.SUBMIT and not principal.may_submit:
+        hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if access is Access.LOCAL and not is_local:
+        hint = "no token is enough: only the command on that machine may do that"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if access is Access.OPENED and not is_local:
+        hint = "no token is enough: run `octaskly open` on that machine for a page "
+        raise Problem(403, FORBIDDEN, hint=hint + "that may, or use its command line")
+    is_reading = access in (Access.READ, Access.MACHINE, Access.SUBMIT)
+    if not is_reading and not principal.is_admin:
+        raise Problem(403, FORBIDDEN, hint="only an admin may do that")
+
+
+def ended() -> Problem:
+    """Return the answer where a token was revoked or has expired meanwhile."""
+    return _unauthenticated("the token was revoked, or has expired")
+
+
+def _unauthenticated(hint: str) -> Problem:
+    return Problem(401, UNAUTHENTICATED, hint=hint, headers=_CHALLENGE)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _is_in_group(user: str, gid: int) -> bool:
+    try:
+        group = grp.getgrnam(GROUP)
+    except KeyError:
+        return False
+    return gid == group.gr_gid or user in group.gr_mem

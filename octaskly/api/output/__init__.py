@@ -1,0 +1,1 @@
+"""Output of tasks: logs, downloads, and followers across attempts and nodes."""

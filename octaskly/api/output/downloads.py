@@ -1,0 +1,180 @@
+"""Downloads of declared outputs, wherever they lie.
+
+The dispatcher knows which node has the file. It sends its own, and passes on that of
+another node, which gives it to members only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from octaskly.api.http.request import BYTES, Access, Call, Route
+from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.api.schemas import query, task_request
+from octaskly.core.model.ids import AttemptId, StreamId
+from octaskly.errors import NodeNotFound, OutputNotFound
+from octaskly.ports import OutputPlace
+
+_CHUNK_BYTES = 256 << 10
+_INTERNAL = "/internal/v1/outputs"
+# The last none, which cannot be had of any file; the library takes it for all of them.
+_NO_BYTES = re.compile(r"bytes=-0+", re.IGNORECASE)
+# A file beside the asked one that ends in .gz is another output, not an encoding of
+# this one; and a copy that never changes needs no condition. `If-Range` is looked at
+# here: the library takes any date from then on for a match, and no entity tag.
+_DROPPED = frozenset(
+    (
+        "accept-encoding",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+    )
+)
+
+
+async def download(call: Call) -> web.StreamResponse:
+    """Send a declared output of a task."""
+    ref = query.task_ref(call.named["id"])
+    path = query.path_part(task_request.clean_path, call.named["path"])
+    try:
+        place = await call.gateway.output(ref, path)
+    except NodeNotFound as error:
+        raise Problem(
+            503, "Worker not found", hint=str(error), headers={"Retry-After": "5"}
+        ) from None
+    if place.local is not None:
+        return await send_file(call, place.local)
+    return await call.parts.forwarder.fetch(call, place.lan_urls, _internal_path(place))
+
+
+async def hand_over(call: Call) -> web.StreamResponse:
+    """Send a captured output of this node to another node."""
+    parts = call.named
+    path = query.path_part(task_request.clean_path, parts["path"])
+    attempt = AttemptId(
+        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
+    )
+    file = call.gateway.local_output(query.logged_id(parts["task"]), attempt, path)
+    return await send_file(call, file)
+
+
+async def send_file(call: Call, file: Path) -> web.StreamResponse:
+    """Return a file as an attachment; part of it where a range was asked for."""
+    there = _stat(file)
+    answer = _Attachment(file, there)
+    if answer.is_meant(call.request):
+        answer.is_whole = _part(call.request, there.st_size) is None
+    return answer
+
+
+class _Attachment(web.FileResponse):
+    """A file as it is, whatever else lies beside it."""
+
+    def __init__(self, file: Path, there: os.stat_result) -> None:
+        # Bytes from a task are data, never a page of this origin.
+        told = f"attachment; filename*=UTF-8''{quote(file.name)}"
+        headers = {"Content-Type": BYTES, "Content-Disposition": told}
+        super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
+        # As the library will, but known before it is asked for a part.
+        self.etag = f"{there.st_mtime_ns:x}-{there.st_size:x}"
+        self.last_modified = there.st_mtime
+        self.is_whole = True
+
+    def is_meant(self, request: web.BaseRequest) -> bool:
+        """Whether a range is of this file, and of no other that was here before.
+
+        Source: RFC 9110, section 13.1.5.
+        """
+        wanted = request.headers.get("If-Range")
+        return wanted in (None, self.headers["ETag"], self.headers["Last-Modified"])
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send headers and file; once, though the library asks for it again."""
+        if self.prepared:
+            return None
+        dropped = _DROPPED | {"range"} if self.is_whole else _DROPPED
+        kept = [
+            (name, value)
+            for name, value in request.headers.items()
+            if name.lower() not in dropped
+        ]
+        return await super().prepare(request.clone(headers=kept))
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError:
+        raise OutputNotFound(f"{file.name} is not there any more") from None
+
+
+def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
+    """Return which bytes to send; None: all, or nothing is asked that is understood.
+
+    The last bytes of an empty output are all of it, which no `Content-Range` can say.
+
+    Source: RFC 9110, sections 14.1.2 and 14.2.
+
+    Raises:
+        Problem: there are none, which the library's own 416 says without JSON.
+    """
+    try:
+        part = request.http_range
+    except ValueError:  # Another unit, several ranges, or no range at all.
+        return None
+    if request.method != "GET" or part.start is None:
+        return None
+    is_none = _NO_BYTES.fullmatch(request.headers["Range"]) is not None
+    if part.start < 0 and not size_bytes:
+        return None
+    if is_none or part.start >= size_bytes:
+        raise Problem(
+            416,
+            INVALID_VALUE,
+            hint=f"the output has {size_bytes} bytes",
+            field="Range",
+            headers={"Content-Range": f"bytes */{size_bytes}"},
+        )
+    return part
+
+
+def _internal_path(place: OutputPlace) -> str:
+    attempt = place.attempt
+    return (
+        f"{_INTERNAL}/{quote(place.task, safe='')}"
+        f"/{attempt.term}/{attempt.stream}/{attempt.n}/{quote(place.path)}"
+    )
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/outputs/{path:(?s:.+)}",
+        perform=download,
+        access=Access.READ,
+        answers={200: None, 206: None},
+        media=BYTES,
+        heeds=("Range", "If-Range"),
+        refuses=(409, 416),
+    ),
+    Route(
+        method="GET",
+        path=_INTERNAL
+        + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:(?s:.+)}",
+        perform=hand_over,
+        access=Access.NODE,
+        is_local=True,
+        answers={200: None, 206: None},
+        media=BYTES,
+        heeds=("Range", "If-Range"),
+        refuses=(416,),
+    ),
+)

@@ -1,0 +1,148 @@
+"""The output of an attempt from the node that has it, to the one that is asked.
+
+Between nodes it is a stream of frames: kind (1 byte), offset (8), length (4), bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+
+from octaskly.api.http import sse
+from octaskly.api.http.node_client import Unanswered, asked
+from octaskly.api.http.request import BYTES, Access, Call, Route
+from octaskly.api.schemas import query
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.errors import OutputNotFound
+from octaskly.ports.output import STREAMS, Piece
+
+_INTERNAL = "/internal/v1/transcripts"
+_FRAME = struct.Struct(">BQI")
+_BYTES_MAX = 1 << 20
+_ABSENT, _END, _ALIVE = 253, 254, 255  #: kinds beside the numbers of streams
+_SIGNS_MISSED = 2
+_SIGN = _FRAME.pack(_ALIVE, 0, 0)
+
+Starts = tuple[int | None, int | None]
+
+
+async def pieces(
+    call: Call,
+    node: NodeId,
+    attempt: tuple[TaskId, AttemptId],
+    starts: Starts,
+    *,
+    follow: bool,
+) -> AsyncGenerator[Piece]:
+    """Return the output of an attempt from its node: see `output.Transcripts.pieces`.
+
+    Raises:
+        OutputNotFound: the node has nothing but what is in the result.
+        Unanswered: the node is not there, or stopped in between.
+    """
+    if node == call.gateway.node_id:
+        async for piece in call.gateway.pieces(*attempt, starts, follow=follow):
+            yield piece
+        return
+    path = _path(attempt, starts, follow=follow)
+    urls, silence_s = call.gateway.urls_of(node), _silence_s(call, follow=follow)
+    async with asked(call, urls, path, begin_s=silence_s) as response:
+        if response.content_type != BYTES:
+            raise Unanswered(f"the node answered {response.status}")
+        async with aclosing(_received(response, silence_s)) as received:
+            async for piece in received:
+                yield piece
+
+
+async def _received(
+    response: aiohttp.ClientResponse, silence_s: float
+) -> AsyncGenerator[Piece]:
+    while True:
+        try:
+            async with asyncio.timeout(silence_s):
+                head = await response.content.readexactly(_FRAME.size)
+                kind, offset, size = _FRAME.unpack(head)
+                if size > _BYTES_MAX:
+                    raise Unanswered(f"a frame of {size} bytes")
+                data = await response.content.readexactly(size)
+        except (asyncio.IncompleteReadError, TimeoutError):
+            raise Unanswered("the node stopped sending") from None
+        if kind == _END:
+            return
+        if kind == _ABSENT:
+            raise OutputNotFound("the node has no file with this output")
+        if kind < len(STREAMS):
+            yield Piece(kind, offset, data)
+
+
+def _silence_s(call: Call, *, follow: bool) -> float:
+    """Return after how long a node that says nothing is taken for gone.
+
+    It shows again and again that it lives. Who follows asks once more and goes on where
+    it was, but by then the task may run elsewhere; else what is missing stays missing.
+    """
+    deadlines = call.parts.deadlines
+    return _SIGNS_MISSED * deadlines.quiet_s if follow else deadlines.stall_s
+
+
+def _path(attempt: tuple[TaskId, AttemptId], starts: Starts, *, follow: bool) -> str:
+    task, (term, stream, n) = attempt
+    given = [
+        f"{name}={start}"
+        for name, start in zip(STREAMS, starts, strict=True)
+        if start is not None
+    ]
+    given.append(f"follow={'true' if follow else 'false'}")
+    place = f"{quote(task, safe='')}/{term}/{stream}/{n}"
+    return f"{_INTERNAL}/{place}?{'&'.join(given)}"
+
+
+_HEADERS = {"Content-Type": BYTES}
+
+
+async def hand_over(call: Call) -> web.StreamResponse:
+    """Send the output of an attempt of this node to another node."""
+    parts = call.named
+    task = TaskId(query.logged_id(parts["task"]))
+    attempt = AttemptId(
+        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
+    )
+    starts = call.query.start("stdout"), call.query.start("stderr")
+    follow = call.query.flag("follow")
+
+    async def send_all(stream: sse.EventStream) -> None:
+        found = call.gateway.pieces(task, attempt, starts, follow=follow)
+        await _send(stream, found)
+
+    return await sse.relay(call, send_all, headers=_HEADERS, sign=_SIGN)
+
+
+async def _send(stream: sse.EventStream, found: AsyncIterator[Piece]) -> None:
+    kind = _END
+    try:
+        async for piece in found:
+            head = _FRAME.pack(piece.stream, piece.offset, len(piece.data))
+            await stream.write(head + piece.data)
+    except OutputNotFound:
+        kind = _ABSENT
+    await stream.write(_FRAME.pack(kind, 0, 0))
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        perform=hand_over,
+        access=Access.NODE,
+        is_local=True,
+        query=(*STREAMS, "follow"),
+        answers={200: None},
+        media=BYTES,
+    ),
+)

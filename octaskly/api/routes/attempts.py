@@ -1,0 +1,162 @@
+"""The routes of attempts: those of one task, and those of late on all nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypedDict
+
+import msgspec
+from aiohttp import web
+
+from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.schemas import query, task_response
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.tasks import Attempt, AttemptState, Reason
+from octaskly.ports.events import Run
+
+COMMAND_CHARS = 200  #: of a command that is shown beside its attempts
+
+_Instant = Annotated[
+    str,
+    msgspec.Meta(
+        description="UTC, with milliseconds", extra_json_schema={"format": "date-time"}
+    ),
+]
+_Status = Literal["running", "completed", "failed", "cancelled", "released"]
+_STATUS: Mapping[AttemptState, _Status] = {
+    AttemptState.ASSIGNED: "running",
+    AttemptState.RUNNING: "running",
+    AttemptState.RELEASED: "released",
+    AttemptState.CANCELLED: "cancelled",
+    AttemptState.FAILED: "failed",
+    AttemptState.OK: "completed",
+}
+
+
+class AttemptShown(TypedDict):
+    """One run of a task; `released` ones do not count, as another one may follow."""
+
+    attempt: int
+    worker_id: str
+    status: _Status
+    reason: Reason | None
+    detail: str | None
+    exit_code: int | None
+    signal: int | None
+    started_at: _Instant | None
+    completed_at: _Instant | None
+    duration_ms: int | None
+    cpu_seconds: float | None
+    memory_peak_mb: float | None
+
+
+class AttemptsShown(TypedDict):
+    """The attempts of one task, in their order."""
+
+    id: str
+    attempts: list[AttemptShown]
+
+
+class RunShown(AttemptShown):
+    """An attempt with the task that it is of."""
+
+    id: str
+    name: str | None
+    command: str
+    assigned_at: _Instant | None
+
+
+class RunsShown(TypedDict):
+    """What runs, and what ended of late."""
+
+    running: list[RunShown]
+    ended: list[RunShown]
+    truncated: bool
+    now: _Instant
+
+
+async def index(call: Call) -> web.StreamResponse:
+    """Return attempts that run, and those that ended of late, the latest first.
+
+    At most `limit` of each; `truncated` says that more have ended in that time.
+    Commands are cut to 200 characters. Of what runs, `assigned_at` is when it was
+    given to its node, where it may wait for a slot.
+    """
+    now_ms = call.parts.clock.now().wall_ms
+    since_s = call.query.since_s()
+    since_ms = 0 if since_s is None else now_ms - since_s * 1000
+    found = await call.gateway.lately(since_ms, call.query.limit())
+    names = call.gateway.names()
+    body = {
+        "running": [_run(run, names) for run in found.running],
+        "ended": [_run(run, names) for run in found.ended],
+        "truncated": found.is_cut,
+        "now": _instant(now_ms),
+    }
+    return json_response(task_response.encode(body))
+
+
+async def of_task(call: Call) -> web.StreamResponse:
+    """Return all attempts of a task, also those that do not count."""
+    ref = query.task_ref(call.named["id"])
+    record, names = await call.gateway.task(ref), call.gateway.names()
+    shown = [_attempt(attempt, names) for attempt in record.attempts]
+    return json_response(task_response.encode({"id": record.name, "attempts": shown}))
+
+
+def _attempt(attempt: Attempt, names: Mapping[NodeId, str]) -> task_response.Json:
+    end = attempt.outcome
+    cpu_ms, peak_kb = (end.cpu_ms, end.memory_max_kb) if end else (None, None)
+    return {
+        "attempt": attempt.id.n,
+        "worker_id": names.get(attempt.node, attempt.node),
+        "status": _STATUS[attempt.state],
+        "reason": end.reason.value if end else None,
+        "detail": (end.detail or None) if end else None,
+        "exit_code": end.exit_code if end else None,
+        "signal": end.signal if end else None,
+        "started_at": _instant(end.started_ms) if end else None,
+        "completed_at": _instant(end.ended_ms) if end else None,
+        "duration_ms": end.duration_ms if end else None,
+        "cpu_seconds": None if cpu_ms is None else cpu_ms / 1000,
+        "memory_peak_mb": None if peak_kb is None else round(peak_kb / 1024, 1),
+    }
+
+
+def _run(run: Run, names: Mapping[NodeId, str]) -> task_response.Json:
+    spec = run.record.spec
+    options = spec.options if spec else None
+    return {
+        "id": run.record.name,
+        "name": (options.name or None) if options else None,
+        "command": spec.command[:COMMAND_CHARS] if spec else "",
+        "assigned_at": _instant(run.assigned_ms),
+        **_attempt(run.attempt, names),
+    }
+
+
+def _instant(wall_ms: int | None) -> str | None:
+    text = task_response.at(wall_ms)
+    if text is None or wall_ms is None:
+        return None
+    return f"{text[:-1]}.{wall_ms % 1000:03}Z"
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/attempts",
+        perform=index,
+        access=Access.READ,
+        query=("since_s", "limit"),
+        answers={200: RunsShown},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/attempts",
+        perform=of_task,
+        access=Access.READ,
+        answers={200: AttemptsShown},
+        refuses=(409,),
+    ),
+)

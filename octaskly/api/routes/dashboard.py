@@ -1,0 +1,149 @@
+"""The dashboard's files, which every node serves to everybody: they hold no data.
+
+The table of them is made when the API starts, and nothing else is ever read for a
+request: no path from outside reaches the disk.
+
+The page names its files below a hash of them all, so browsers keep those for good, and
+a new version of the agent is seen at once all the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+from typing import Final
+
+from aiohttp import web
+
+from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.problems import status_problem
+
+INDEX: Final = "index.html"
+ROOT: Final = b"/static/"
+PRELOADS: Final = b"<!-- preloads -->"
+KINDS: Final[Mapping[str, str]] = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+"""Endings of the files that are served; licences and lists of hashes are not."""
+
+HEADERS: Final[Mapping[str, str]] = {
+    # Scripts and styles come from here alone, data goes nowhere else, and no text
+    # becomes markup: what a task wrote stays text, whatever a view does with it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
+    "style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Vary": "Origin, Accept-Encoding",
+}
+ASKED_FOR: Final = "no-cache"
+"""A new version of the agent must be seen at once; the hash spares the transfer."""
+KEPT: Final = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file as it is sent."""
+
+    body: bytes
+    content_type: str
+    etag: str
+    cached: str  #: how long browsers may keep it unasked
+
+
+@functools.cache
+def assets() -> Mapping[str, Asset]:
+    """Return all files by their path below `/static`, also below their version."""
+    found = dict(_read(files("octaskly") / "static", PurePosixPath()))
+    version = _hash(*(part for path in sorted(found) for part in (path, found[path])))
+    index = _index(found.pop(INDEX), version, found)
+    made = {INDEX: _asset(INDEX, index, ASKED_FOR)}
+    for path, body in found.items():
+        made[path] = _asset(path, body, ASKED_FOR)
+        made[f"{version}/{path}"] = replace(made[path], cached=KEPT)
+    return made
+
+
+def _read(folder: Traversable, place: PurePosixPath) -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        path = place / entry.name
+        if entry.is_dir():
+            yield from _read(entry, path)
+        elif path.suffix in KINDS:
+            yield str(path), entry.read_bytes()
+
+
+def _index(body: bytes, version: str, paths: Iterable[str]) -> bytes:
+    """Return the page with its files by version, and all modules named beforehand.
+
+    Else a browser would hear of each module from the one that imports it, and ask for
+    them one after another.
+    """
+    preloads = b"\n    ".join(
+        b'<link rel="modulepreload" href="%s%s">' % (ROOT, path.encode())
+        for path in sorted(paths)
+        if path.endswith(".js")
+    )
+    return body.replace(PRELOADS, preloads).replace(
+        ROOT, b"%s%s/" % (ROOT, version.encode())
+    )
+
+
+def _asset(path: str, body: bytes, cached: str) -> Asset:
+    return Asset(body, KINDS[PurePosixPath(path).suffix], _hash(body), cached)
+
+
+@functools.cache
+def _packed(body: bytes) -> bytes:
+    """Return a file as it travels; not made at the start, as most pages stay closed."""
+    return gzip.compress(body, mtime=0)
+
+
+def _hash(*parts: str | bytes) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.encode() if isinstance(part, str) else part)
+    return whole.hexdigest()[:16]
+
+
+async def show(call: Call) -> web.StreamResponse:
+    """Return a file of the dashboard."""
+    asset = assets().get(call.named.get("file", INDEX))
+    if asset is None:
+        raise status_problem(HTTPStatus.NOT_FOUND, "there is no such file")
+    headers = {**HEADERS, "ETag": f'"{asset.etag}"', "Cache-Control": asset.cached}
+    known = call.request.if_none_match or ()
+    if any(one.value in (asset.etag, "*") for one in known):
+        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    headers["Content-Type"] = asset.content_type
+    if "gzip" not in call.request.headers.get("Accept-Encoding", ""):
+        return web.Response(body=asset.body, headers=headers)
+    headers["Content-Encoding"] = "gzip"
+    return web.Response(body=_packed(asset.body), headers=headers)
+
+
+ROUTES = tuple(
+    Route(
+        method="GET",
+        path=path,
+        perform=show,
+        access=Access.OPEN,
+        is_local=True,
+        query=None,  # Bookmarks carry all kinds of things.
+        is_for_people=True,
+        answers={200: None, 304: None},
+        media="text/html",
+    )
+    for path in ("/", "/static/{file:.+}")
+)

@@ -1,0 +1,138 @@
+"""The routes behind `octaskly doctor`: how an agent is set up, and whom it reaches."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Final, Literal, TypedDict
+
+from aiohttp import web
+
+from octaskly.api.http.request import Call, Route, json_response
+from octaskly.api.problems import WORKER_NOT_FOUND, Problem
+from octaskly.api.schemas import task_response
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.protocol.messages import RosterLine
+
+REACH_S_MAX: Final = 1.0  #: for the answer to the first packet, which a LAN gives in ms
+ADDRESSES_MAX: Final = 4  #: of the member that are tried
+Reached = Literal["reached", "refused", "silent"]
+BEST_FIRST: Final[tuple[Reached, ...]] = ("reached", "refused", "silent")
+
+
+class MovedPort(TypedDict):
+    """A default port that was taken when the agent started."""
+
+    port: Literal["api", "peer", "lan"]
+    wanted: int
+    used: int
+
+
+class Checkup(TypedDict, total=False):
+    """How this agent is set up; the last two only where it is in a mesh."""
+
+    name: str
+    node_id: str
+    pid: int
+    version: str
+    api_url: str
+    socket: str
+    state_dir: str
+    secret_file: str
+    interfaces: list[str]
+    seeds: list[tuple[str, int]]
+    moved_ports: list[MovedPort]
+    descriptors_max: int
+    was_renewed: bool
+    mesh: str | None
+    lan_url: str
+    peer_port: int
+
+
+class Reach(TypedDict):
+    """Whether a node can open TCP connections to another one."""
+
+    node: str
+    peer_port: Reached
+    lan_port: Reached
+
+
+async def checkup(call: Call) -> web.StreamResponse:
+    """Return how this agent is set up."""
+    return json_response(task_response.encode(dict(call.parts.describe())))
+
+
+async def reach(call: Call) -> web.StreamResponse:
+    """Return whether one member reaches another; the first one itself finds out."""
+    gateway, path = call.gateway, call.named
+    source, target = _member(call, path["name"]), _member(call, path["other"])
+    if source.id == gateway.node_id:
+        return json_response(task_response.encode(await _reach(target)))
+    if source.state is NodeState.LOST or call.hop is not None:
+        raise _missing(source.name)
+    where = f"/api/v1/nodes/{source.id}/reach/{target.id}"
+    return await call.parts.forwarder.fetch(call, gateway.urls_of(source.id), where)
+
+
+async def _reach(target: RosterLine) -> Reach:
+    """Dial a member of the roster: an address that a member vouches for."""
+    hosts = [address.host for address in target.addresses[:ADDRESSES_MAX]]
+    port = target.addresses[0].port if target.addresses else 0
+    async with asyncio.TaskGroup() as tasks:
+        dials = [
+            [tasks.create_task(_dialled(host, each)) for host in hosts]
+            for each in (port, target.lan_port)
+        ]
+    peer, lan = (_best([dial.result() for dial in tried]) for tried in dials)
+    return Reach(node=target.id, peer_port=peer, lan_port=lan)
+
+
+def _best(answers: list[Reached]) -> Reached:
+    """Return what the best of several addresses answered."""
+    return min(answers, key=BEST_FIRST.index, default="silent")
+
+
+async def _dialled(host: str, port: int) -> Reached:
+    try:
+        async with asyncio.timeout(REACH_S_MAX):
+            _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError:  # Also when the time is over.
+        return "silent"
+    writer.close()
+    return "reached"
+
+
+def _member(call: Call, name: str) -> RosterLine:
+    roster = call.gateway.roster()
+    for member in roster.members if roster else ():
+        if name in (member.name, member.id):
+            return member
+    raise _missing(name)
+
+
+def _missing(name: str) -> Problem:
+    return Problem(
+        HTTPStatus.NOT_FOUND, WORKER_NOT_FOUND, hint=f"no member {name[:80]!r} is there"
+    )
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/doctor",
+        perform=checkup,
+        is_local=True,
+        is_for_unpaired=True,
+        answers={200: Checkup},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/nodes/{name}/reach/{other}",
+        perform=reach,
+        is_local=True,
+        answers={200: Reach},
+        refuses=(404,),
+    ),
+)

@@ -1,0 +1,87 @@
+"""The routes for Prometheus: what this node reports, and where all nodes are."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TypedDict
+
+from aiohttp import web
+
+from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.schemas import task_response
+from octaskly.config.units import host_and_port
+from octaskly.core.protocol.messages import RosterLine
+
+MEDIA = "text/plain"
+_HEADERS = {"Content-Type": f"{MEDIA}; version=0.0.4; charset=utf-8"}
+
+
+class Target(TypedDict):
+    """One node, as the HTTP service discovery of Prometheus has it."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
+async def report(call: Call) -> web.StreamResponse:
+    """Return the metrics of this node."""
+    return web.Response(body=await call.parts.metrics(), headers=_HEADERS)
+
+
+async def discover(call: Call) -> web.StreamResponse:
+    """Return where the metrics of all nodes are; also of those that are lost."""
+    roster = call.gateway.roster()
+    members = roster.members if roster else ()
+    shown = [_target(m, call.gateway.mesh_id or "") for m in members if m.addresses]
+    return json_response(task_response.encode(shown))
+
+
+def _target(member: RosterLine, mesh_id: str) -> Target:
+    meta = {
+        "node_id": member.id,
+        "role": member.role.value,
+        "state": member.state.value,
+        "version": member.version,
+        "os": member.os,
+        "arch": member.arch,
+    }
+    return {
+        "targets": [_place(member)],
+        "labels": {
+            "__scheme__": "https",
+            "__metrics_path__": "/metrics",
+            "node": member.name,
+            "mesh": mesh_id,
+            **{f"__meta_octaskly_{name}": value for name, value in meta.items()},
+        },
+    }
+
+
+def _place(member: RosterLine) -> str:
+    """Return where others reach a node; its scope, if any, is of this machine."""
+    hosts = [address.host.partition("%")[0] for address in member.addresses]
+    host = next(
+        (h for h in hosts if not ipaddress.ip_address(h).is_link_local), hosts[0]
+    )
+    return host_and_port(host, member.lan_port)
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/metrics",
+        perform=report,
+        access=Access.MACHINE,
+        is_local=True,
+        query=None,  # Prometheus can be told to add parameters.
+        answers={200: None},
+        media=MEDIA,
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/sd/prometheus",
+        perform=discover,
+        access=Access.READ,
+        answers={200: list[Target]},
+    ),
+)

@@ -1,0 +1,309 @@
+"""The OpenAPI document of this API, made of its routes and the types that they name.
+
+Bodies of requests are described by the very types that validate them, answers by those
+of `answers`; summaries are the first lines of the handlers' docstrings.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from octaskly import __version__
+from octaskly.api.http.request import BYTES, JSON, Access, Call, Route, json_response
+from octaskly.api.schemas.query import PARAMETERS, PATH_PARTS
+from octaskly.api.schemas.task_request import RANGES
+from octaskly.api.security.rate_limit import HEADERS
+from octaskly.rest.tasks import Problem
+
+Json = dict[str, Any]
+
+_TEMPLATE = "#/components/schemas/{name}"
+_ABOUT: Final = (
+    "What the fields mean is told in docs/reference/rest-api.md. HEAD works wherever "
+    "GET does. Operations with x-internal are for nodes of the mesh alone."
+)
+_RIGHTS: Final[Mapping[Access, str]] = {
+    Access.OPEN: "Rights: none are needed.",
+    Access.READ: "Rights: every role.",
+    Access.MACHINE: "Rights: every role; none are needed on the machine itself.",
+    Access.SUBMIT: "Rights: the roles admin and client.",
+    Access.ADMIN: "Rights: the role admin.",
+    Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
+    Access.OPENED: "Rights: users of the node's local socket, also through loopback in "
+    "a page that one of them opened; no other token is enough.",
+    Access.NODE: "Rights: nodes of the mesh.",
+}
+_SECURITY: Final[Mapping[Access, list[Json]]] = {
+    Access.OPEN: [],
+    Access.READ: [{"token": []}],
+    Access.MACHINE: [{"token": []}, {}],
+    Access.SUBMIT: [{"token": []}],
+    Access.ADMIN: [{"token": []}],
+    Access.LOCAL: [{"token": []}],
+    Access.OPENED: [{"token": []}],
+    Access.NODE: [{"node": []}],
+}
+_SCHEMES: Final[Json] = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "`octaskly token create --role client` prints one",
+    },
+    "node": {"type": "mutualTLS", "description": "the certificate of a node"},
+}
+_REFUSALS: Final = (400, 403, 408, 413, 415, 417, 429, 500, 503)
+"""What any route may answer instead."""
+
+_HEEDED: Final[Mapping[str, Json]] = {
+    "Idempotency-Key": {
+        "description": "the same key of the same subject is the same task",
+        "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
+    },
+    "If-Range": {
+        "description": "`ETag` or `Last-Modified` of what a range continues; the whole"
+        " is sent where that is not there any more",
+        "schema": {"type": "string"},
+    },
+    "Last-Event-ID": {
+        "description": "id of the last event that was got: what came since then",
+        "schema": {"type": "string"},
+    },
+    "Range": {
+        "description": "which bytes to send, as bytes=FIRST-LAST",
+        "schema": {"type": "string"},
+    },
+    "X-Request-ID": {
+        "description": "names this request in the log; one that cannot is replaced",
+        "schema": {"type": "string"},
+    },
+}
+_TOLD: Final[Mapping[str, tuple[str, str]]] = {
+    "Octaskly-Dispatcher": ("string", "name of the dispatcher that answered"),
+    "Octaskly-Epoch": ("string", "its reign, as TERM/NODE-ID"),
+    "Octaskly-Output-Bytes": ("integer", "how much was written, once that has ended"),
+    "Octaskly-Replicas": ("integer", "on how many disks the task is flushed"),
+    "RateLimit-Limit": ("integer", "requests of this client within any minute"),
+    "RateLimit-Remaining": ("integer", "how many of them are left"),
+    "RateLimit-Reset": ("integer", "seconds until the oldest counts no more"),
+    "Retry-After": ("integer", "seconds until another try is worth it"),
+    "WWW-Authenticate": ("string", "what is missing"),
+    "X-Request-ID": ("string", "names this request in the log"),
+    "X-Response-Time-ms": ("number", "how long the answer took"),
+}
+_PHRASES: Final = {
+    413: "Content Too Large",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""What Python 3.13 calls otherwise than those before it."""
+_USUAL: Final = ("X-Request-ID", "X-Response-Time-ms", *HEADERS)
+_BY_DISPATCHER: Final = ("Octaskly-Dispatcher", "Octaskly-Epoch")
+_WITH_REFUSAL: Final[Mapping[int, tuple[str, ...]]] = {
+    401: ("WWW-Authenticate",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
+
+
+def with_document(*routes: Route) -> tuple[Route, ...]:
+    """Return the routes, and one more that answers with the document of all."""
+
+    @functools.cache
+    def encoded() -> bytes:
+        return msgspec.json.encode(document(every))
+
+    async def show(_call: Call) -> web.StreamResponse:
+        """Return this document."""
+        return json_response(encoded())
+
+    own = Route(
+        method="GET",
+        path="/api/v1/openapi.json",
+        perform=show,
+        access=Access.READ,
+        is_local=True,
+        answers={200: Json},
+    )
+    every = (*routes, own)
+    return every
+
+
+def document(routes: Iterable[Route]) -> Json:
+    """Return the document of these routes."""
+    types = _Types()
+    paths: dict[str, Json] = {}
+    for route in routes:
+        if route.is_for_people:
+            continue
+        path = web.UrlDispatcher().add_resource(route.path).canonical
+        paths.setdefault(path, {})[route.method.lower()] = _operation(
+            route, path, types
+        )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Octaskly",
+            "version": __version__,
+            "description": _ABOUT,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": types.components,
+            "responses": {
+                str(status): _refusal(status, types)
+                for status in sorted(types.refusals)
+            },
+            "headers": {
+                name: {"description": text, "schema": {"type": kind}}
+                for name, (kind, text) in _TOLD.items()
+            },
+            "securitySchemes": _SCHEMES,
+        },
+    }
+
+
+class _Types:
+    """Gathers what operations refer to."""
+
+    def __init__(self) -> None:
+        self.components: Json = {}
+        self.refusals: set[int] = set()
+        self.problem = self.schema(Problem)
+
+    def schema(self, kind: Any, hints: Mapping[str, str] | None = None) -> Json:
+        """Return the schema of a type.
+
+        Args:
+            kind: The type.
+            hints: What fields may be, by name.
+        """
+        (found,), components = msgspec.json.schema_components(
+            [kind], ref_template=_TEMPLATE
+        )
+        for name, schema in components.items():
+            fields = schema.get("properties")
+            if fields is not None:
+                schema["additionalProperties"] = False
+                for field in fields.keys() & (hints or {}).keys():
+                    fields[field].setdefault("description", (hints or {})[field])
+            known = self.components.setdefault(name, schema)
+            assert known == schema, f"two types are called {name}"
+        return found
+
+
+def _operation(route: Route, path: str, types: _Types) -> Json:
+    summary, _, more = (inspect.getdoc(route.perform) or "").partition("\n")
+    operation: Json = {
+        "operationId": f"{route.method.lower()}_{'_'.join(_words(path))}",
+        "tags": [_words(path)[0]],
+        "summary": summary.rstrip("."),
+        "description": f"{more.strip()}\n\n{_RIGHTS[route.access]}".strip(),
+        "security": _SECURITY[route.access],
+        "parameters": list(_parameters(route, path, types)),
+        "responses": _responses(route, path, types),
+    }
+    if route.takes is not None:
+        schema = types.schema(route.takes, RANGES)
+        content = {JSON: {"schema": schema}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if route.reads_body:
+        operation["requestBody"] = {"required": True, "content": {BYTES: {}}}
+    if route.access is Access.NODE:
+        operation["x-internal"] = True
+    return operation
+
+
+def _words(path: str) -> list[str]:
+    """Return `tasks`, `id`, `retry` for `/api/v1/tasks/{id}/retry`."""
+    words: list[str] = re.findall(
+        r"\w+", path.removeprefix("/api/v1").partition(".")[0]
+    )
+    return words
+
+
+def _parameters(route: Route, path: str, types: _Types) -> Iterable[Json]:
+    for name in re.findall(r"{(\w+)}", path):
+        kind, text = PATH_PARTS[name]
+        yield {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": text,
+            "schema": types.schema(kind),
+        }
+    for name in route.query or ():
+        kind, text = PARAMETERS[name]
+        yield {
+            "name": name,
+            "in": "query",
+            "description": text,
+            "schema": types.schema(kind),
+        }
+    for name in (*route.heeds, "X-Request-ID"):
+        yield {"name": name, "in": "header", **_HEEDED[name]}
+
+
+def _responses(route: Route, path: str, types: _Types) -> Json:
+    refusals = {*_REFUSALS, *route.refuses}
+    if route.access is not Access.OPEN:
+        refusals.add(401)
+    if "{" in path:
+        refusals.add(404)
+    refusals -= route.answers.keys()
+    types.refusals |= refusals
+    told = (*_USUAL, *route.tells, *(() if route.is_local else _BY_DISPATCHER))
+    answers = {
+        str(status): {
+            "description": phrase(status),
+            "headers": _headers(told),
+            **_content(route, status, kind, types),
+        }
+        for status, kind in route.answers.items()
+    }
+    return answers | {
+        str(status): {"$ref": f"#/components/responses/{status}"}
+        for status in sorted(refusals)
+    }
+
+
+def phrase(status: int) -> str:
+    """Return what a status is called in RFC 9110, whatever Python this is."""
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
+
+
+def _content(route: Route, status: int, kind: Any, types: _Types) -> Json:
+    if status == HTTPStatus.NO_CONTENT:
+        return {}
+    return {"content": {route.media: _body(status, kind, types)}}
+
+
+def _body(status: int, kind: Any, types: _Types) -> Json:
+    if kind is None:
+        return {}
+    schema = types.schema(kind)
+    if status in _REFUSALS:
+        schema = {"anyOf": [schema, types.problem]}
+    return {"schema": schema}
+
+
+def _refusal(status: int, types: _Types) -> Json:
+    told = (*_USUAL, *_BY_DISPATCHER, *_WITH_REFUSAL.get(status, ()))
+    return {
+        "description": phrase(status),
+        "headers": _headers(told),
+        "content": {JSON: {"schema": types.problem}},
+    }
+
+
+def _headers(names: Iterable[str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -1,0 +1,169 @@
+"""The route of results: what the members of an array wrote, as one stream.
+
+Who runs a command for many items wants all their output and not a request for each.
+What has ended is read from the tables, what ends from then on is heard of by the feed
+of events; nothing is kept here but a place and a mark for each member that was sent
+(one byte), so a reader may be as slow as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from aiohttp import web
+
+from octaskly.api.http import sse
+from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.routes import tasks
+from octaskly.api.schemas import query, task_response
+from octaskly.core.change_feed import Gap, News, TaskNews
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_id, member_of
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec
+from octaskly.ports.events import Ended, Listening
+
+READ_MAX: Final = 64  #: members at once, each with up to two streams of output
+SHOWN: Final = (
+    *("id", "status", "worker_id", "attempt", "exit_code", "signal", "reason"),
+    *("detail", "duration_ms", "stdout", "stderr", "encoding"),
+    *("stdout_bytes", "stdout_truncated", "stderr_bytes", "stderr_truncated"),
+)
+
+
+async def results(call: Call) -> web.StreamResponse:
+    """Send how the members of an array end and what they wrote, until all have."""
+    start, is_by_number = call.query.offset(), call.query.is_by_number()
+    ref = query.task_ref(call.named["id"])
+    array = tasks.an_array(await call.gateway.task(ref))
+
+    async def send_all(stream: sse.EventStream) -> None:
+        sender = _Sender(call, stream, array, start, is_by_number=is_by_number)
+        async with call.gateway.listen(None) as listening:
+            await sender.send_all(listening)
+
+    return await sse.serve(call, send_all, reign=call.gateway.dispatcher())
+
+
+class _Sender:
+    """Sends the results of one array.
+
+    Args:
+        call: The request.
+        stream: Where they go.
+        array: Whose members they are.
+        start: The place of the first member that is wanted.
+        is_by_number: Whether a member waits for those before it.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        stream: sse.EventStream,
+        array: TaskRecord,
+        start: int,
+        *,
+        is_by_number: bool,
+    ) -> None:
+        assert array.spec is not None
+        assert array.spec.options is not None
+        assert array.spec.options.array is not None
+        self._call = call
+        self._stream = stream
+        self._array = array
+        self._members: ArraySpec = array.spec.options.array
+        self._start = self._next = start
+        # Who ends while what has ended is read, is heard of too.
+        self._is_sent = bytearray(self._members.count)
+        self._is_by_number = is_by_number
+
+    async def send_all(self, listening: Listening) -> None:
+        """Send what has ended, then what ends, then how the array ended."""
+        array = await self._now()
+        await self._send_from_next(is_over=array.state.is_final)
+        while not array.state.is_final:
+            news = await listening.more()
+            if any(isinstance(each.about, Gap) for each in news):
+                return  # Something is not told: whoever reads comes back.
+            if any(_is_about(each, self._array.id) for each in news):
+                array = await self._now()
+            if self._is_by_number:
+                await self._send_from_next(is_over=array.state.is_final)
+            else:
+                await self._send_places(sorted(set(self._ended(news))))
+        await self._stream.send(
+            task_response.listed(array, self._call.gateway.names()), event="end"
+        )
+
+    async def _now(self) -> TaskRecord:
+        return await self._call.gateway.task(self._array.id)
+
+    def _ended(self, news: Iterable[News]) -> Iterator[int]:
+        """Yield the places of members that ended by these news."""
+        for each in news:
+            if not isinstance(each.about, TaskNews) or not each.about.state.is_final:
+                continue
+            place = member_of(each.about.record.id)
+            if place is not None and place[0] == self._array.id:
+                position = self._members.position(place[1])
+                if position is not None and position >= self._start:
+                    yield position
+
+    async def _send_from_next(self, *, is_over: bool) -> None:
+        """Send what has ended of all members that were not looked at.
+
+        Where they are sent by number, those behind one that has not ended wait. Once
+        the array is over, there is no such: it never began.
+        """
+        while some := await self._read(self._next, self._members.count - 1):
+            if self._is_by_number and not is_over:
+                some = tuple(m for n, m in enumerate(some, self._next) if m[0] == n)
+            await self._send(some)
+            if not some:
+                return
+            self._next = some[-1][0] + 1
+
+    async def _send_places(self, places: list[int]) -> None:
+        """Send the members at some places, which are in order."""
+        while places:
+            run = 1
+            while run < min(len(places), READ_MAX) and places[run] == places[0] + run:
+                run += 1
+            await self._send(await self._read(places[0], places[run - 1]))
+            del places[:run]
+
+    async def _read(self, first: int, last: int) -> tuple[Ended, ...]:
+        return await self._call.gateway.ended(self._array.id, first, last, READ_MAX)
+
+    async def _send(self, some: Iterable[Ended]) -> None:
+        for position, record in some:
+            if self._is_sent[position]:
+                continue
+            self._is_sent[position] = True
+            shown = task_response.task(
+                record, self._call.gateway.names(), is_exact=True
+            )
+            number = self._members.number(position)
+            told = {key: shown[key] for key in SHOWN}
+            told |= {"id": member_id(TaskId(self._array.name), number)}
+            told |= {"index": number, "position": position}
+            await self._stream.send(told, event="result")
+
+
+def _is_about(news: News, task: TaskId) -> bool:
+    return isinstance(news.about, TaskNews) and news.about.record.id == task
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/arrays/{id}/results",
+        perform=results,
+        access=Access.READ,
+        query=("order", "offset"),
+        answers={200: None},
+        media=sse.CONTENT_TYPE,
+        refuses=(404, 409),
+    ),
+)

@@ -1,0 +1,38 @@
+"""The route of names for tasks that are to be submitted."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from aiohttp import web
+
+from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.schemas import task_response
+
+
+class NewIds(TypedDict):
+    """Names for tasks that are to be submitted."""
+
+    ids: list[str]
+
+
+async def new_ids(call: Call) -> web.StreamResponse:
+    """Return ids for tasks that are to be submitted, which no other task has.
+
+    With such ids and an `Idempotency-Key` a submission may be repeated, as with the key
+    alone, and its tasks are counted as those without one.
+    """
+    ids = await call.gateway.new_ids(call.query.count())
+    return json_response(task_response.encode({"ids": ids}))
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/ids",
+        perform=new_ids,
+        access=Access.SUBMIT,
+        query=("count",),
+        answers={200: NewIds},
+    ),
+)

@@ -1,0 +1,392 @@
+"""What a task asks for beyond its command: as clients write it, checked, and shown.
+
+The one place that knows the JSON of `core.options`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Annotated, Final, Literal, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from octaskly.api.schemas import files as given
+from octaskly.api.schemas.base import Body, Wrong, told
+from octaskly.config.units import is_host
+from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.task_options import (
+    After,
+    Pairs,
+    Requires,
+    Retry,
+    TaskLimits,
+    TaskOptions,
+)
+
+NAME_CHARS_MAX: Final = 128
+LABELS_MAX: Final = 32
+LABEL_CHARS_MAX: Final = 256
+ENV_MAX: Final = 1000
+ENV_BYTES_MAX: Final = 1 << 20  #: of all names and values
+ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel takes 128 KiB with the name
+CWD_BYTES_MAX: Final = 4096
+STDIN_BYTES_MAX: Final = 1 << 20
+PRIORITY_MAX: Final = 50
+GRACE_S_MAX: Final = 3600
+MEMORY_MB_MAX: Final = 1 << 30
+COUNT_MAX: Final = 1 << 20
+RETRIES_MAX: Final = 100
+CODES_MAX: Final = 64
+URL_CHARS_MAX: Final = 2048
+PARENTS_MAX: Final = 1000
+RESERVED: Final = "OCTASKLY_"  #: begins the variables that the agent sets
+
+_REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
+_LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_URL = re.compile(r"https?://[\x21-\x7e]+")
+_JOINERS = re.compile("[\u200c\u200d]")
+_SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+T = TypeVar("T")
+
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
+Megabytes = Annotated[int, msgspec.Meta(ge=1, le=MEMORY_MB_MAX)]
+
+
+ExitCode = Annotated[int, msgspec.Meta(ge=1, le=255)]
+Cause = Literal["failure", "lost"]
+Word = Annotated[str, told(pattern=f"^{_SIMPLE.pattern}$")]
+Ref = Annotated[str, told(pattern=f"^{_REF.pattern}$")]
+Labels = Annotated[
+    dict[str, Annotated[str, told(maxLength=LABEL_CHARS_MAX)]],
+    told(maxProperties=LABELS_MAX, propertyNames={"pattern": f"^{_LABEL.pattern}$"}),
+]
+_NAMES = {"pattern": f"^(?!{RESERVED}){_VARIABLE.pattern}$"}
+Env = Annotated[
+    dict[str, Annotated[str, told(maxLength=ENV_VALUE_BYTES_MAX)]],
+    told(maxProperties=ENV_MAX, propertyNames=_NAMES),
+]
+RetryOn = Annotated[tuple[ExitCode | Cause, ...], msgspec.Meta(max_length=CODES_MAX)]
+
+
+class RequiresIn(Body, gc=False):
+    """What a node must have."""
+
+    labels: Labels = msgspec.field(default_factory=dict)
+    node: Word | None = None
+    os: Word | None = None
+    arch: Word | None = None
+    cpus: Count | None = None
+    memory_mb: Megabytes | None = None
+    gpus: Count | None = None
+
+
+class LimitsIn(Body, gc=False):
+    """What a task may take."""
+
+    memory_mb: Megabytes | None = None
+    cpu_seconds: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] | None = None
+    file_mb: Megabytes | None = None
+    processes: Count | None = None
+
+
+class OptionsIn(Body, gc=False):
+    """The fields of a task that few tasks have."""
+
+    name: Annotated[str, told(minLength=1, maxLength=NAME_CHARS_MAX)] | None = None
+    labels: Labels = msgspec.field(default_factory=dict)
+    env: Env = msgspec.field(default_factory=dict)
+    cwd: Annotated[str, told(minLength=1, maxLength=CWD_BYTES_MAX)] | None = None
+    stdin: Annotated[str, told(maxLength=STDIN_BYTES_MAX)] = ""
+    stdin_base64: Annotated[str, told(contentEncoding="base64")] = ""
+    workdir: Literal["scratch"] | None = None
+    grace: Annotated[int, msgspec.Meta(ge=0, le=GRACE_S_MAX)] | None = None
+    requires: RequiresIn | None = None
+    limits: LimitsIn | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
+    retry_on: RetryOn | None = None
+    notify_url: Annotated[str, told(pattern=f"^{_URL.pattern}$")] | None = None
+    after: Annotated[tuple[Ref, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
+    on: Literal["success", "failure", "any"] = "success"
+    files: given.Files = ()
+
+
+NONE_ASKED: Final = TaskOptions()
+_fields = attrgetter(*(f for f in OptionsIn.__struct_fields__ if f != "priority"))
+_NOTHING: Final = _fields(OptionsIn())
+
+RANGES: Final = {
+    "name": f"1 to {NAME_CHARS_MAX} printable characters",
+    "labels": f"at most {LABELS_MAX} pairs; names of 1 to 64 characters of A-Z a-z 0-9"
+    f" . _ / -, values of at most {LABEL_CHARS_MAX} printable characters",
+    "env": f"at most {ENV_MAX} variables, {ENV_BYTES_MAX} bytes in all",
+    "cwd": "a folder: absolute, or below the worker directory",
+    "stdin": f"a text of at most {STDIN_BYTES_MAX} bytes",
+    "stdin_base64": f"at most {STDIN_BYTES_MAX} bytes in base64, and no `stdin`",
+    "workdir": "scratch, or nothing",
+    "grace": f"an integer from 0 to {GRACE_S_MAX} (seconds)",
+    "priority": f"an integer from -{PRIORITY_MAX} to {PRIORITY_MAX}",
+    "node": "name or id of a node",
+    "os": "a word, as linux",
+    "arch": "a word, as x86_64",
+    "cpus": f"an integer from 1 to {COUNT_MAX}",
+    "gpus": f"an integer from 1 to {COUNT_MAX}",
+    "processes": f"an integer from 1 to {COUNT_MAX}",
+    "memory_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
+    "file_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
+    "cpu_seconds": f"an integer from 1 to {1 << 30}",
+    "retries": f"an integer from 0 to {RETRIES_MAX}",
+    "retry_on": f"at most {CODES_MAX} of: failure, lost, exit codes from 1 to 255",
+    "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters, all"
+    " of them visible ASCII",
+    "after": f"at most {PARENTS_MAX} ids of tasks",
+    "on": "success, failure or any, with `after`",
+    "files": given.RANGE,
+    "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
+    "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
+}
+"""What each field may be, for hints."""
+
+
+def options_of(asked: OptionsIn) -> TaskOptions | None:
+    """Return what a task asks for; None if it is nothing.
+
+    Raises:
+        Wrong: a field cannot be used.
+    """
+    if _fields(asked) == _NOTHING:
+        return None  # As most: this is on the way of each task.
+    # An empty one is a variable that is not set: not a task without it.
+    if asked.name is not None and not _is_shown(asked.name, NAME_CHARS_MAX):
+        raise Wrong("name", "unusable name")
+    options = TaskOptions(
+        name=asked.name or "",
+        labels=_labels(asked.labels, "labels"),
+        env=_env(asked.env),
+        cwd=_cwd(asked.cwd),
+        stdin=_stdin(asked),
+        is_scratch=asked.workdir == "scratch",
+        grace_s=asked.grace,
+        requires=None if asked.requires is None else _requires(asked.requires),
+        limits=None if asked.limits is None else _limits(asked.limits),
+        retry=_retry(asked),
+        notify_url=_notify_url(asked.notify_url),
+        after=_after(asked),
+        files=given.files_of(asked.files, is_scratch=asked.workdir == "scratch"),
+    )
+    return None if options == NONE_ASKED else options
+
+
+def shown(options: TaskOptions | None) -> dict[str, object]:
+    """Return what a list shows of it."""
+    if options is None:  # As most.
+        return {"name": None, "labels": {}}
+    return {"name": options.name or None, "labels": dict(options.labels)}
+
+
+def shown_whole(options: TaskOptions | None) -> dict[str, object]:
+    """Return all of it, but for the bytes of stdin; null where nothing is asked for."""
+    return _NONE_SHOWN if options is None else _shown_whole(options)
+
+
+def _shown_whole(asked: TaskOptions) -> dict[str, object]:
+    requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
+    return {
+        "after": [name_of(TaskId(t)) for t in asked.after.tasks] if asked.after else [],
+        "on": asked.after and asked.after.end,
+        "retry_of": asked.retry_of or None,
+        "retries": retry.retries,
+        "retry_on": [
+            *(["failure"] if retry.on_failure else retry.codes),
+            *(["lost"] if retry.on_lost else []),
+        ],
+        "notify_url": asked.notify_url or None,
+        "env": dict(asked.env),
+        "cwd": asked.cwd or None,
+        "stdin_bytes": len(asked.stdin),
+        "workdir": "scratch" if asked.is_scratch else None,
+        "files": given.shown(asked.files),
+        "grace": asked.grace_s,
+        "requires": requires
+        and {
+            "labels": dict(requires.labels),
+            "node": requires.node or None,
+            "os": requires.os or None,
+            "arch": requires.arch or None,
+            "cpus": requires.cpus or None,
+            "memory_mb": requires.memory_mb or None,
+            "gpus": requires.gpus or None,
+        },
+        "limits": limits
+        and {
+            "memory_mb": limits.memory_mb or None,
+            "cpu_seconds": limits.cpu_s or None,
+            "file_mb": limits.file_mb or None,
+            "processes": limits.processes or None,
+        },
+    }
+
+
+_NONE_SHOWN: Final = _shown_whole(NONE_ASKED)
+
+
+def _labels(labels: Mapping[str, str], field: str) -> Pairs:
+    if len(labels) > LABELS_MAX:
+        raise Wrong(field, f"{len(labels)} labels")
+    for name, value in labels.items():
+        if not _LABEL.fullmatch(name):
+            raise Wrong(field, f"unusable name {name[:80]!r}")
+        if value and not _is_shown(value, LABEL_CHARS_MAX):
+            raise Wrong(field, f"unusable value of {name}")
+    return tuple(sorted(labels.items()))
+
+
+def _env(env: Mapping[str, str]) -> Pairs:
+    if len(env) > ENV_MAX:
+        raise Wrong("env", f"{len(env)} variables")
+    size_bytes = 0
+    for name, value in env.items():
+        if not _VARIABLE.fullmatch(name):
+            raise Wrong("env", f"{name[:80]!r} cannot be a variable")
+        if name.startswith(RESERVED):
+            raise Wrong("env", f"{name[:80]}: variables of {RESERVED} are the agent's")
+        if "\0" in value:
+            raise Wrong("env", f"the value of {name} contains a NUL character")
+        value_bytes = len(value.encode())
+        if value_bytes > ENV_VALUE_BYTES_MAX:
+            allowed = f"at most {ENV_VALUE_BYTES_MAX} are allowed"
+            raise Wrong(
+                "env", f"the value of {name} has {value_bytes} bytes; {allowed}"
+            )
+        size_bytes += len(name) + value_bytes
+    if size_bytes > ENV_BYTES_MAX:
+        raise Wrong("env", f"the variables have {size_bytes} bytes")
+    return tuple(sorted(env.items()))
+
+
+def _notify_url(url: str | None) -> str:
+    if url is None:
+        return ""
+    if len(url) > URL_CHARS_MAX or not _URL.fullmatch(url):
+        raise Wrong("notify_url", "unusable URL")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        is_usable = bool(host) and is_host(host) and parts.port != 0
+    except ValueError:  # The port is none, or the address.
+        parts, is_usable = SplitResult("", "", "", "", ""), False
+    if not is_usable:
+        raise Wrong("notify_url", "the URL names no host that can be reached")
+    if parts.username is not None:
+        raise Wrong("notify_url", "everybody can read the URL: no passwords there")
+    return url
+
+
+def _cwd(cwd: str | None) -> str:
+    if cwd is None:
+        return ""
+    if not cwd:
+        raise Wrong("cwd", "the path is empty")
+    if "\0" in cwd:
+        raise Wrong("cwd", "the path contains a NUL character")
+    if len(cwd.encode()) > CWD_BYTES_MAX:
+        raise Wrong("cwd", f"the path is longer than {CWD_BYTES_MAX} bytes")
+    if not cwd.startswith("/") and ".." in cwd.split("/"):
+        raise Wrong("cwd", "the path contains `..`; give an absolute one")
+    return cwd
+
+
+def _stdin(asked: OptionsIn) -> bytes:
+    if asked.stdin and asked.stdin_base64:
+        raise Wrong("stdin_base64", "stdin is given twice")
+    try:
+        data = asked.stdin.encode() or base64.b64decode(
+            asked.stdin_base64, validate=True
+        )
+    except ValueError:  # Also where it has characters beyond ASCII.
+        raise Wrong("stdin_base64", "this is no base64") from None
+    if len(data) > STDIN_BYTES_MAX:
+        field = "stdin" if asked.stdin else "stdin_base64"
+        raise Wrong(field, f"stdin has {len(data)} bytes")
+    return data
+
+
+def _requires(asked: RequiresIn) -> Requires | None:
+    for field in ("node", "os", "arch"):
+        word: str | None = getattr(asked, field)
+        # An empty one is a variable that is not set: not a task without needs.
+        if word is not None and not _SIMPLE.fullmatch(word):
+            raise Wrong(f"requires.{field}", "unusable word")
+    return _or_none(
+        Requires(
+            labels=_labels(asked.labels, "requires.labels"),
+            node=asked.node or "",
+            os=asked.os or "",
+            arch=asked.arch or "",
+            cpus=asked.cpus or 0,
+            memory_mb=asked.memory_mb or 0,
+            gpus=asked.gpus or 0,
+        ),
+        Requires,
+    )
+
+
+def _limits(asked: LimitsIn) -> TaskLimits | None:
+    return _or_none(
+        TaskLimits(
+            memory_mb=asked.memory_mb or 0,
+            cpu_s=asked.cpu_seconds or 0,
+            file_mb=asked.file_mb or 0,
+            processes=asked.processes or 0,
+        ),
+        TaskLimits,
+    )
+
+
+def _retry(asked: OptionsIn) -> Retry | None:
+    if asked.retry_on is None:
+        return _or_none(Retry(retries=asked.retries), Retry)
+    codes = {cause for cause in asked.retry_on if isinstance(cause, int)}
+    on_failure = "failure" in asked.retry_on
+    if codes and not asked.retries:
+        raise Wrong("retries", "`retry_on` names exit codes, and `retries` is 0")
+    return _or_none(
+        Retry(
+            retries=asked.retries,
+            on_failure=on_failure,
+            codes=() if on_failure else tuple(sorted(codes)),
+            on_lost="lost" in asked.retry_on,
+        ),
+        Retry,
+    )
+
+
+def _after(asked: OptionsIn) -> After | None:
+    for index, ref in enumerate(asked.after):
+        if not _REF.fullmatch(ref):
+            raise Wrong(f"after[{index}]", "this can be no id")
+    if not asked.after:
+        if asked.on != "success":
+            raise Wrong("on", "`on` is said of the tasks in `after`")
+        return None
+    return After(tasks=tuple(dict.fromkeys(asked.after)), end=asked.on)
+
+
+def _or_none(value: T, empty: Callable[[], T]) -> T | None:
+    return None if value == empty() else value
+
+
+def _is_shown(text: str, chars_max: int) -> bool:
+    if not 1 <= len(text) <= chars_max:
+        return False
+    if text.isprintable():
+        return True
+    # Emoji and some scripts join what stands beside; alone a joiner shows nothing.
+    return all(part and part.isprintable() for part in _JOINERS.split(text))

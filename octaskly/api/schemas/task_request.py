@@ -1,0 +1,395 @@
+"""Requests as typed values: bodies and query parameters, validated to the last field.
+
+Everything that a client can get wrong leaves here as a `Problem` that names the
+field; nothing here knows HTTP headers or the agent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+import msgspec
+
+from octaskly.api import twice
+from octaskly.api.problems import (
+    INVALID_COMMAND,
+    INVALID_VALUE,
+    MALFORMED_JSON,
+    MISSING_FIELD,
+    UNKNOWN_FIELD,
+    Problem,
+)
+from octaskly.api.schemas import arrays, files
+from octaskly.api.schemas.base import Body, Wrong, told
+from octaskly.api.schemas.task_options import NONE_ASKED, OptionsIn, options_of
+from octaskly.api.schemas.task_options import RANGES as OPTION_RANGES
+from octaskly.core.model.drafts import Draft
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.system.cooperative import in_turns
+from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
+
+COMMAND_BYTES_MAX = 65_536
+PATHS_MAX = 10_000
+PATH_BYTES_MAX = 4_096
+LIST_BYTES_MAX = 1 << 20  #: of one list of paths; a task must fit into a frame
+BATCH_MAX = 10_000
+TOKEN_S_DEFAULT = 86_400
+RESCAN_BYTES_MAX = 1 << 20
+SUBJECT_MAX = 128
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+_BOUND = re.compile(r"Expected [^,]*(, got (?P<got>`.*`))?", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Path = Annotated[str, told(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]")]
+Paths = Annotated[tuple[Path, ...], msgspec.Meta(max_length=PATHS_MAX)]
+
+
+class TaskIn(OptionsIn, gc=False, kw_only=True):
+    """One task as a client writes it."""
+
+    command: Annotated[str, told(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
+    timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
+    inputs: Paths = ()
+    outputs: Paths = ()
+    id: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    durability: Literal["normal", "strict"] = "normal"
+    fail_fast: bool = False
+    array: arrays.ArrayIn | None = None
+
+
+Tasks = Annotated[list[TaskIn], msgspec.Meta(min_length=1, max_length=BATCH_MAX)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The tasks of a submission, in order."""
+
+    drafts: list[Draft]
+    is_array: bool
+    is_strict: bool  #: of one task at least, which goes for all: all or none
+
+
+FORGET_S_MAX: Final = 10 * 365 * 86_400
+
+
+class TokenIn(Body):
+    """A request for a token."""
+
+    role: Annotated[str, told(enum=sorted(PERMISSIONS))]
+    subject: Annotated[str, told(minLength=1, maxLength=SUBJECT_MAX)] | None = None
+    expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
+    name: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | None = None
+
+
+class ForgetIn(Body):
+    """A wish to forget ended tasks."""
+
+    older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
+
+
+class NothingIn(Body):
+    """What a request may say that needs no body."""
+
+
+RANGES: Final = {
+    **OPTION_RANGES,
+    **arrays.RANGES,
+    "timeout": "an integer from 1 to 86400 (seconds)",
+    "inputs": f"an array of at most {PATHS_MAX} relative paths",
+    "outputs": f"an array of at most {PATHS_MAX} relative paths",
+    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    "durability": "normal or strict",
+    "fail_fast": "true or false",
+    "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
+    "role": "admin, client or viewer",
+    "subject": "1 to 128 printable characters",
+    "older_than_s": f"an integer from 0 to {FORGET_S_MAX} (seconds)",
+    "expires_s": f"an integer from 1 to {EXPIRES_S_MAX} (seconds)",
+    "ttl_s": "an integer from 10 to 3600 (seconds)",
+}
+
+_one = msgspec.json.Decoder(TaskIn)
+_many = msgspec.json.Decoder(list[TaskIn])
+_token = msgspec.json.Decoder(TokenIn)
+_forget = msgspec.json.Decoder(ForgetIn)
+_nothing = msgspec.json.Decoder(NothingIn)
+
+
+async def parse_tasks(body: bytes) -> Batch:
+    """Return the tasks of a submission; of a large one in several turns."""
+    if not body.lstrip(b" \t\r\n").startswith(b"["):
+        task: TaskIn = decode(_one, TaskIn, body)
+        await twice.refuse_in_large(body, task)
+        is_strict = task.durability == "strict"
+        return Batch(drafts=[_draft(task, None)], is_array=False, is_strict=is_strict)
+    tasks: list[TaskIn] = decode(_many, TaskIn, body)
+    await twice.refuse_in_large(body, tasks)
+    if not 1 <= len(tasks) <= BATCH_MAX:
+        raise Problem(
+            400,
+            INVALID_VALUE,
+            hint=f"an array holds 1 to {BATCH_MAX} tasks, not {len(tasks)}",
+            field="$",
+        )
+    drafts = await in_turns(list(enumerate(tasks)), lambda each: _draft(*each[::-1]))
+    _refuse_repeated_ids(drafts)
+    is_strict = "strict" in {task.durability for task in tasks}
+    return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
+
+
+def parse_forget(body: bytes) -> ForgetIn:
+    """Return a wish to forget ended tasks."""
+    asked: ForgetIn = decode(_forget, ForgetIn, body)
+    return asked
+
+
+def parse_token(body: bytes) -> TokenIn:
+    """Return a request for a token."""
+    asked: TokenIn = decode(_token, TokenIn, body)
+    if asked.role not in PERMISSIONS:
+        _refuse("$.role", f"`{asked.role}` is no role")
+    if asked.subject is not None and not (
+        1 <= len(asked.subject) <= SUBJECT_MAX and asked.subject.isprintable()
+    ):
+        _refuse("$.subject", "unusable subject")
+    if asked.name is not None and not _ID.fullmatch(asked.name):
+        hint = f"a token's name is {RANGES['id']}"  # The name of a task may be more.
+        raise Problem(400, INVALID_VALUE, hint=hint, field="$.name")
+    return asked
+
+
+def clean_path(path: str) -> str:
+    """Return a path below the worker directory in its normal form.
+
+    Raises:
+        ValueError: it is absolute, leaves the directory, or cannot be a file name;
+            says which.
+    """
+    if not path:
+        raise ValueError("a path is empty")
+    if "\0" in path:
+        raise ValueError("a path contains a NUL character")
+    try:
+        size_bytes = len(path.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a path contains a lone surrogate") from None
+    if size_bytes > PATH_BYTES_MAX:
+        raise ValueError(f"a path is longer than {PATH_BYTES_MAX} bytes")
+    if path.startswith("/"):
+        raise ValueError("a path is absolute; give it relative to the worker directory")
+    parts = path.split("/")
+    if ".." in parts:
+        raise ValueError("a path contains `..`; it must stay in the worker directory")
+    if any(len(part.encode()) > arrays.NAME_BYTES_MAX for part in parts):
+        raise ValueError(
+            f"a part of a path is longer than {arrays.NAME_BYTES_MAX} bytes"
+        )
+    normal = posixpath.normpath(path)
+    if normal == ".":
+        raise ValueError("a path names the worker directory itself")
+    return normal
+
+
+def _draft(task: TaskIn, index: int | None) -> Draft:
+    wrong = _wrong_command(task.command)
+    if wrong:
+        field = f"{_place(index)}.command"
+        raise Problem(400, INVALID_COMMAND, hint=wrong, field=field)
+    chosen = None
+    if task.id is not msgspec.UNSET:
+        if not _ID.fullmatch(task.id) or task.id in (".", ".."):
+            _refuse(f"{_place(index)}.id", "unusable id")
+        chosen = TaskId(task.id)
+    return Draft(
+        task.command,
+        task.timeout,
+        _paths(task.inputs, index, "inputs") if task.inputs else (),
+        _paths(task.outputs, index, "outputs") if task.outputs else (),
+        chosen,
+        task.priority,
+        _options(task, index),
+        task.fail_fast,
+    )
+
+
+def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
+    try:
+        options = options_of(task)
+        files.check_apart(task.files, task.inputs)
+        if task.array is None:
+            return options
+        array = arrays.array_of(task.array, task.command, COMMAND_BYTES_MAX)
+        arrays.check_paths(array, (*task.inputs, *task.outputs))
+        return replace(options or NONE_ASKED, array=array)
+    except Wrong as wrong:
+        _refuse(f"{_place(index)}.{wrong.field}", str(wrong))
+
+
+def _place(index: int | None) -> str:
+    return "$" if index is None else f"$[{index}]"
+
+
+def _wrong_command(command: str) -> str | None:
+    """Return what is wrong with a command, None for a good one."""
+    if not command or command.isspace():
+        return "the command is empty"
+    if "\0" in command:
+        return "the command contains a NUL character"
+    if len(command) * 4 > COMMAND_BYTES_MAX:
+        size_bytes = len(command.encode())
+        if size_bytes > COMMAND_BYTES_MAX:
+            allowed = f"at most {COMMAND_BYTES_MAX} are allowed"
+            return f"the command has {size_bytes} bytes; {allowed}"
+    return None
+
+
+def _paths(paths: tuple[str, ...], task: int | None, name: str) -> tuple[str, ...]:
+    cleaned: dict[str, None] = {}
+    for index, path in enumerate(paths):
+        try:
+            cleaned[clean_path(path)] = None
+        except ValueError as error:
+            shown = ascii(path[:80])
+            raise Problem(
+                400,
+                INVALID_VALUE,
+                hint=f"{error}: {shown}",
+                field=f"{_place(task)}.{name}[{index}]",
+            ) from None
+    size_bytes = sum(len(path.encode()) for path in cleaned)
+    if size_bytes > LIST_BYTES_MAX:
+        allowed = f"at most {LIST_BYTES_MAX} are allowed"
+        hint = f"the paths have {size_bytes} bytes; {allowed}"
+        raise Problem(400, INVALID_VALUE, hint=hint, field=f"{_place(task)}.{name}")
+    return tuple(cleaned)
+
+
+def _refuse_repeated_ids(drafts: Iterable[Draft]) -> None:
+    seen: set[TaskId] = set()
+    for index, draft in enumerate(drafts):
+        if draft.id is None:
+            continue
+        if draft.id in seen:
+            raise Problem(
+                409,
+                "Duplicate task ID",
+                hint=f"`{draft.id}` appears twice in the array",
+                field=f"$[{index}].id",
+            )
+        seen.add(draft.id)
+
+
+def _refuse(place: str, what: str) -> NoReturn:
+    name = _field_name(place)
+    error = INVALID_COMMAND if name == "command" else INVALID_VALUE
+    raise Problem(400, error, hint=f"{what}; expected {RANGES[name]}", field=place)
+
+
+def _field_name(place: str) -> str:
+    """Return `inputs` for `$[3].inputs[1]`."""
+    return place.rpartition(".")[2].partition("[")[0]
+
+
+def require_nothing(body: bytes) -> None:
+    """Refuse a body where none is needed, unless that is an empty object."""
+    decode(_nothing, NothingIn, body)
+
+
+def decode(
+    decoder: msgspec.json.Decoder[Any], kind: type[msgspec.Struct], body: bytes
+) -> Any:
+    """Return a body as a value of `kind`, for which the decoder was made."""
+    if not body:
+        raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
+    try:
+        value = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        place = _surrogate_place(body)
+        if place is not None:
+            _refuse(place, "the text contains a lone surrogate")
+        raise Problem(400, MALFORMED_JSON, hint=f"invalid JSON: {error}") from None
+    twice.refuse(body, value)
+    return value
+
+
+def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
+    """Translate msgspec's sentence into the reference's text, a hint and a field."""
+    place = _PLACE.match(message)
+    what, path = (place["what"], place["path"] or "$") if place else (message, "$")
+    if unknown := _UNKNOWN.fullmatch(what):
+        name = unknown["name"]
+        near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
+        also = f"; did you mean `{near[0]}`?" if near else ""
+        return Problem(
+            400,
+            UNKNOWN_FIELD,
+            hint=f"unknown field `{name[:80]}`{also}",
+            field=f"{path}.{name[:80]}",
+        )
+    if missing := _MISSING.fullmatch(what):
+        name = missing["name"]
+        what = f": {RANGES[name]}" if name in RANGES else ""
+        return Problem(
+            400,
+            MISSING_FIELD,
+            hint=f"`{name}` is required{what}",
+            field=f"{path}.{name}",
+        )
+    name = _field_name(path)
+    if name in RANGES:
+        # What is ours says more than the library's first half of the same.
+        bound = _BOUND.fullmatch(what)
+        got = f"got {bound['got']}" if bound and bound["got"] else "" if bound else what
+        what = f"{got}; expected {RANGES[name]}".removeprefix("; ")
+    error = INVALID_COMMAND if name == "command" else INVALID_VALUE
+    return Problem(400, error, hint=what, field=path)
+
+
+def _surrogate_place(body: bytes) -> str | None:
+    """Return the path of the first text with a lone surrogate, which msgspec refuses.
+
+    Only a body that has already failed comes here, and only up to 1 MiB of it.
+    """
+    if len(body) > RESCAN_BYTES_MAX or b"\\ud" not in body.lower():
+        return None
+    try:
+        # The standard library takes lone surrogates; msgspec cannot say where one is.
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    for place, text in _texts(value, "$"):
+        if _field_name(place) in RANGES and _SURROGATE.search(text):
+            return place
+    return None
+
+
+def _texts(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """Walk a decoded body as deep as a valid one can be."""
+    stack: list[tuple[str, object, int]] = [(place, value, 0)]
+    deepest = 4
+    while stack:
+        where, item, depth = stack.pop()
+        if isinstance(item, str):
+            yield where, item
+        elif depth < deepest and isinstance(item, Mapping):
+            stack += [(f"{where}.{key}", part, depth + 1) for key, part in item.items()]
+        elif depth < deepest and isinstance(item, list):
+            stack += [
+                (f"{where}[{index}]", part, depth + 1)
+                for index, part in enumerate(item)
+            ]

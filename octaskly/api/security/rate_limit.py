@@ -1,0 +1,124 @@
+"""How many requests a minute one client may make, and what it is told about that.
+
+A request is counted where it is answered: most go to the dispatcher, so that asking
+many nodes gives nobody more. What a node answers by itself, `toll` has counted there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from math import ceil, floor
+from typing import Final
+
+from octaskly.api.problems import TOO_FAST, Problem
+from octaskly.ports import Clock, Principal
+
+WINDOW_S: Final = 60
+SLOT_S: Final = 1
+_SLOTS: Final = WINDOW_S // SLOT_S + 1
+
+
+class Window:
+    """What one client has asked for lately."""
+
+    __slots__ = ("_slots", "total")
+
+    def __init__(self) -> None:
+        self._slots: deque[list[int]] = deque()
+        """Number and requests of each slot that had some, the oldest first."""
+        self.total = 0  #: requests within the window
+
+    def take(self, now_s: float, limit: int) -> bool:
+        """Count a request, unless there were `limit` of them; return whether it was.
+
+        Args:
+            now_s: Monotonic; never less than in the call before.
+            limit: Requests within any window.
+        """
+        slot = floor(now_s / SLOT_S)
+        slots = self._slots
+        while slots and slots[0][0] <= slot - _SLOTS:
+            self.total -= slots.popleft()[1]
+        if self.total >= limit:
+            return False
+        if not slots or slots[-1][0] != slot:
+            slots.append([slot, 0])
+        slots[-1][1] += 1
+        self.total += 1
+        return True
+
+    def frees_s(self, now_s: float) -> int:
+        """Return the whole seconds until the oldest request leaves the window."""
+        return ceil((self._slots[0][0] + _SLOTS) * SLOT_S - now_s)
+
+
+HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+CLIENTS_MAX = 1024
+"""Of more, those that were silent for longest are forgotten, and begin anew.
+
+That many clients ask must not be a reason to refuse one of them.
+"""
+
+
+STRANGER = "stranger"  #: who shows no token, among the roles of those who do
+
+
+class Meter:
+    """Counts the requests of every client of this node.
+
+    Args:
+        rates: Requests that may come within a minute, by role; 0 is no limit.
+        clock: Its monotonic time counts.
+    """
+
+    def __init__(self, rates: Mapping[str, int], clock: Clock) -> None:
+        self._rates = rates
+        self._clock = clock
+        self._principals: OrderedDict[str, Window] = OrderedDict()
+        self._strangers: OrderedDict[str, Window] = OrderedDict()
+        self.refused = 0  #: requests, since the start
+
+    def charge(self, principal: Principal) -> Mapping[str, str]:
+        """Count a request; return the headers that tell what is left.
+
+        Raises:
+            Problem: 429, it is one too many.
+        """
+        name = principal.token or f"{principal.role} {principal.subject}"
+        return self._charge(self._principals, name, principal.role)
+
+    def charge_stranger(self, address: str) -> Mapping[str, str]:
+        """Count a request of somebody who did not show who asks; as `charge`."""
+        return self._charge(self._strangers, address, STRANGER)
+
+    def _charge(
+        self, windows: OrderedDict[str, Window], name: str, role: str
+    ) -> Mapping[str, str]:
+        limit = self._rates.get(role, 0)
+        if not limit:
+            return {}
+        window = windows.pop(name, None) or Window()
+        windows[name] = window
+        if len(windows) > CLIENTS_MAX:
+            windows.popitem(last=False)
+        now_s = self._clock.now().mono_s
+        is_taken = window.take(now_s, limit)
+        values = (limit, limit - window.total, window.frees_s(now_s))
+        headers = dict(zip(HEADERS, map(str, values), strict=True))
+        if not is_taken:
+            self.refused += 1
+            raise too_fast(headers)
+        return headers
+
+
+def too_fast(headers: Mapping[str, str]) -> Problem:
+    """Return the answer to one request too many, with these headers of a rate."""
+    limit, _, wait_s = (headers[name] for name in HEADERS)
+    return Problem(
+        429,
+        TOO_FAST,
+        hint=f"{limit} requests a minute are taken from one client; there is room "
+        f"for another one in {wait_s} s",
+        headers={**headers, "Retry-After": wait_s},
+    )

@@ -1,0 +1,98 @@
+"""Bodies of requests: bounded in size and time, and in bytes of all of them together.
+
+A body lies in memory until its request is answered, and some may have 32 MiB. Who has
+a token could send one over each connection at once; so those that find no room are
+asked to come again. The first bytes of each need none: small ones always get in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from aiohttp import StreamReader, web
+
+from octaskly.api.http.request import BYTES, JSON, Route, Seen
+from octaskly.api.problems import Problem, status_problem
+
+SMALL_BYTES: Final = 64 << 10
+
+
+class Bodies:
+    """The bodies that one node holds."""
+
+    def __init__(self, deadline_s: float, together_bytes: int) -> None:
+        self._deadline_s = deadline_s
+        self._together_bytes = together_bytes
+        self._held_bytes = 0  #: beyond what is small
+
+    async def read(self, request: web.BaseRequest, seen: Seen, route: Route) -> bytes:
+        """Return the body of a request; what it takes is held until `let_go`.
+
+        One that its route reads is left to that.
+
+        Raises:
+            Problem: it is too large, too late, of another type, or one too many.
+        """
+        if not request.body_exists:
+            return b""
+        media, bytes_max = BYTES if route.reads_body else JSON, route.body_bytes_max
+        if request.content_type != media:
+            raise status_problem(415, f"send Content-Type: {media}")
+        if route.reads_body:
+            return b""
+        if (request.content_length or 0) > bytes_max:
+            raise _too_large(bytes_max)
+        content = request.content
+        try:
+            if content.is_eof() and content.total_bytes <= bytes_max:
+                # It came along with the header: no timer.
+                self._hold(seen, content.total_bytes)
+                return content.read_nowait()
+            async with asyncio.timeout(self._deadline_s):
+                return await self._gather(content, seen, bytes_max)
+        except TimeoutError:
+            hint = f"the body did not arrive within {self._deadline_s:g} s"
+            raise Problem(408, "Request timeout", hint=hint, closes=True) from None
+        except web.RequestPayloadError as error:
+            why = " ".join(str(error).split()).removeprefix("400, message: ")
+            hint = f"the body cannot be read: {why}"
+            raise Problem(400, "Bad request", hint=hint, closes=True) from None
+
+    def let_go(self, seen: Seen) -> None:
+        """Forget the body of a request that is answered."""
+        self._held_bytes -= max(0, seen.body_bytes - SMALL_BYTES)
+        seen.body_bytes = 0
+
+    async def _gather(self, content: StreamReader, seen: Seen, bytes_max: int) -> bytes:
+        chunks: list[bytes] = []
+        while chunk := await content.readany():
+            chunks.append(chunk)
+            if seen.body_bytes + len(chunk) > bytes_max:
+                raise _too_large(bytes_max)
+            self._hold(seen, len(chunk))
+        return b"".join(chunks)
+
+    def _hold(self, seen: Seen, size_bytes: int) -> None:
+        """Count more bytes of a body, if there is room for them."""
+        before = max(0, seen.body_bytes - SMALL_BYTES)
+        more = max(0, seen.body_bytes + size_bytes - SMALL_BYTES) - before
+        if more and self._held_bytes + more > self._together_bytes:
+            raise Problem(
+                503,
+                "Too many large requests",
+                hint=f"bodies of {self._together_bytes} bytes are in work; come again",
+                headers={"Retry-After": "1"},
+                closes=True,
+            )
+        seen.body_bytes += size_bytes
+        self._held_bytes += more
+
+
+def _too_large(bytes_max: int) -> Problem:
+    return Problem(
+        413,
+        "Request body too large",
+        hint=f"at most {bytes_max} bytes are allowed here",
+        closes=True,
+    )

@@ -1,0 +1,94 @@
+"""One message to a receiver outside the mesh that a task has ended, signed.
+
+The form is that of Standard Webhooks, for which there are libraries: the key signs id,
+time and body, so that a receiver knows who sent it and that it is not an old one.
+Source: https://www.standardwebhooks.com.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import aiohttp
+
+from octaskly.api.schemas import task_response
+from octaskly.core.change_feed import TaskNews
+from octaskly.core.model.ids import NodeId
+
+ANSWER_S_MAX = 10.0  #: from the look-up of the name to the status line
+
+
+class Poster:
+    """Sends messages; what receivers answer beyond a status is never read."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._session: aiohttp.ClientSession | None = None
+
+    def renew(self, key: bytes) -> None:
+        """Sign with this key from now on."""
+        self._key = key
+
+    async def send(
+        self,
+        url: str,
+        news: TaskNews,
+        names: Mapping[NodeId, str],
+        wall_ms: int,
+    ) -> str | None:
+        """Tell a receiver how a task ended; return why it was not told, if so."""
+        body = body_of(news, names)
+        try:
+            response = await self._session_here().post(
+                url,
+                data=body,
+                headers=signed(self._key, news.record.id, wall_ms // 1000, body),
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+            return str(error) or f"no answer within {ANSWER_S_MAX:g} s"
+        response.close()  # Whatever it has to say, however long.
+        if HTTPStatus(200) <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return None
+        return f"it answered {response.status}"
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _session_here(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # The next try may find the receiver at another address.
+                connector=aiohttp.TCPConnector(use_dns_cache=False),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": "octaskly"},
+                timeout=aiohttp.ClientTimeout(total=ANSWER_S_MAX),
+            )
+        return self._session
+
+
+def body_of(news: TaskNews, names: Mapping[NodeId, str]) -> bytes:
+    """Return what is told of a task: neither its command nor its output."""
+    data = task_response.task_news(news, names)
+    return task_response.encode(
+        {"type": f"task.{news.state}", "timestamp": data.pop("at"), "data": data}
+    )
+
+
+def signed(key: bytes, message_id: str, at_s: int, body: bytes) -> dict[str, str]:
+    """Return the headers with which a receiver can check a message."""
+    text = b"%s.%d.%s" % (message_id.encode(), at_s, body)
+    mac = hmac.new(key, text, hashlib.sha256).digest()
+    return {
+        "Content-Type": "application/json",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(at_s),
+        "webhook-signature": f"v1,{base64.b64encode(mac).decode()}",
+    }

@@ -1,0 +1,87 @@
+"""`octaskly audit`: who did what, from where, and whether it was allowed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import click
+
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION, Duration
+from octaskly.cli.output.render import on_one_line, print_json, print_table
+from octaskly.client import Session
+from octaskly.client.flows.calls import Call
+
+PAGE: Final = 1000
+FOLLOW_S: Final = 1.0
+HEADS: Final = ("AT", "WHO", "ROLE", "FROM", "NODE", "ANSWER", "WHAT")
+SHOWN: Final = 100  #: of the latest, unless told how far back
+
+
+@click.command(epilog="Example: octaskly audit --since 7d")
+@click.option(
+    "--since", type=Duration(), metavar="T", help="How far back: 1h, 7d, at most 90d."
+)
+@click.option("--follow", "-f", is_flag=True, help="Go on with what happens.")
+@JSON_OPTION
+@click.pass_obj
+def audit(choice: Choice, since: int | None, follow: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Show who changed what, and what was refused. Only an admin may ask.
+
+    The latest hundred lines, or all since a time. `3 times` stands for requests of one
+    minute that were alike.
+    """
+    with choice.client() as client:
+        cursor = _show(client, since, None, as_json=as_json)
+        while follow:
+            time.sleep(FOLLOW_S)
+            since = 0 if cursor is None else None
+            cursor = _show(client, since, cursor, as_json=as_json)
+
+
+def _show(
+    client: Session, since: int | None, cursor: str | None, *, as_json: bool
+) -> str | None:
+    """Show all pages from here on; return behind which entry to go on."""
+    is_first = cursor is None
+    while True:
+        limit = SHOWN if since is None and cursor is None else PAGE
+        asked = {"limit": limit, "since_s": since, "after": cursor}
+        reply = client.ask(Call("GET", "/api/v1/audit", asked))
+        answer = client.read(reply, dict[str, Any])
+        if as_json and (is_first or answer["entries"]):
+            print_json(reply.body)
+        elif not as_json:
+            _print(answer["entries"], with_head=is_first)
+        is_first = False
+        cursor = answer["next"]
+        if answer["returned"] < PAGE:
+            return cursor
+        since = None
+
+
+def _print(entries: list[dict[str, Any]], *, with_head: bool) -> None:
+    rows = [_row(entry) for entry in entries]
+    if with_head:
+        print_table(HEADS, rows, state_column=HEADS.index("ANSWER"))
+        return
+    for row in rows:
+        click.echo("  ".join(map(on_one_line, row)))
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    times = [f"{entry['count']} times"] if entry["count"] > 1 else []
+    what = [*times, entry["action"], *([entry["target"]] if entry["target"] else [])]
+    what += entry["tasks"]
+    if entry["task_count"] > len(entry["tasks"]):
+        what.append(f"and {entry['task_count'] - len(entry['tasks'])} more")
+    return (
+        entry["at"],
+        entry["subject"] or "-",
+        entry["role"] or "-",
+        entry["source"],
+        entry["node"],
+        f"{'allowed' if entry['allowed'] else 'refused'} {entry['status']}",
+        " ".join(what),
+    )

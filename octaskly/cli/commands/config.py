@@ -1,0 +1,147 @@
+"""`octaskly config`: which settings hold for an agent here, and who said so."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.output.render import note, print_json, print_table
+from octaskly.config.agent import AgentConfig, configure, options_of, refuse
+from octaskly.config.client import CLIENT_SETTINGS
+from octaskly.config.paths import settings_files
+from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.sources import Said, said_everywhere, said_in_file
+from octaskly.config.value_types import Many
+from octaskly.errors import ConfigError
+
+DEFAULT = "default"  #: the origin of what nobody said
+
+
+@click.group(invoke_without_command=True, epilog="Example: octaskly config --json")
+@JSON_OPTION
+@click.pass_context
+def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
+    """Show every setting that holds here, and where it was said.
+
+    Those of an agent that would start here come first, then which node commands ask.
+
+    Flags of octaskly agent prevail over variables like OCTASKLY_SLOTS, these over
+    ~/.config/octaskly/config.toml, and that over /etc/octaskly/config.toml. A change
+    holds from the next start of the agent.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    choice: Choice = ctx.obj
+    found = configure(choice.flags(), choice.environ)
+    clients = _said_to_clients(choice)
+    files = settings_files(choice.environ)
+    if as_json:
+        print_json(msgspec.json.encode(_plain(found, clients, files)))
+        return
+    rows = [
+        (setting.key, _origin(setting, found), _text(setting, found))
+        for setting in SETTINGS
+    ]
+    for setting in CLIENT_SETTINGS:
+        value, origin = clients[setting.key]
+        rows.append((setting.key, origin, str(value or setting.default_text)))
+    print_table(("SETTING", "FROM", "VALUE"), rows, state_column=0)
+    for variable in choice.environ:
+        if variable.startswith("OCTASKLY_") and (meant := _meant(variable)):
+            note(f"{variable} is no setting; did you mean {meant}?")
+    for path in files:
+        note(f"{path}: {'read' if path.exists() else 'not there'}")
+
+
+@config.command(epilog="Example: octaskly config check draft.toml")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.pass_obj
+def check(choice: Choice, file: Path | None) -> None:
+    """Check a file of settings, or all that an agent would read; exit 78 if wrong."""
+    if file is None:
+        configure(choice.flags(), choice.environ)
+        _said_to_clients(choice)
+        note("all settings can be used")
+        return
+    if not file.exists():
+        raise ConfigError(f"there is no file {file}", hint="octaskly config")
+    faults: list[str] = []
+    said = said_in_file(file, faults)
+    options_of(said, faults)
+    refuse(faults)
+    note(f"{file}: {len(said)} settings, all can be used")
+
+
+def _said_to_clients(choice: Choice) -> dict[str, tuple[Any, str]]:
+    """Return what holds for commands here, and its origin, by key."""
+    flags = {"url": choice.url, "node": choice.node, "ca_file": choice.ca_file}
+    faults: list[str] = []
+    said = said_everywhere(flags, choice.environ, faults, CLIENT_SETTINGS)
+    refuse(faults)
+    nobody = Said(None, DEFAULT)
+    told = ((each.key, said.get(each.field, nobody)) for each in CLIENT_SETTINGS)
+    return {key: (each.value, each.origin) for key, each in told}
+
+
+def _meant(variable: str) -> str | None:
+    """Return the variable that a misspelt one is for, None where it is not misspelt."""
+    every = (*SETTINGS, *CLIENT_SETTINGS)
+    known = [setting.variable for setting in every if setting.variable]
+    close = difflib.get_close_matches(variable, known, 1, cutoff=0.9)
+    return close[0] if close and close[0] != variable else None
+
+
+def _plain(
+    found: AgentConfig,
+    clients: Mapping[str, tuple[Any, str]],
+    files: tuple[Path, ...],
+) -> dict[str, Any]:
+    values = {
+        setting: (_value(setting, found), _origin(setting, found))
+        for setting in SETTINGS
+    } | {setting: clients[setting.key] for setting in CLIENT_SETTINGS}
+    return {
+        "files": [{"path": str(path), "exists": path.exists()} for path in files],
+        "settings": {
+            setting.key: {
+                "value": str(value) if isinstance(value, Path) else value,
+                "origin": origin,
+                "flag": setting.flag,
+                "variable": setting.variable or None,
+            }
+            for setting, (value, origin) in values.items()
+        },
+    }
+
+
+def _origin(setting: Setting, found: AgentConfig) -> str:
+    return found.origins.get(setting.field, DEFAULT)
+
+
+def _text(setting: Setting, found: AgentConfig) -> str:
+    value = _value(setting, found)
+    if value is None or value == []:
+        return setting.default_text
+    return ",".join(value) if isinstance(value, list) else setting.kind.show(value)
+
+
+def _value(setting: Setting, found: AgentConfig) -> Any:
+    """Return what holds; None where that is found out when the agent starts."""
+    filled = {
+        "name": found.name,
+        "state_dir": str(found.paths.state),
+        "secret_file": str(found.paths.secret),
+        "workdir": str(found.paths.workdir),
+        "slots": found.slots,
+    }
+    value: Any = filled.get(setting.field, getattr(found.options, setting.field))
+    if isinstance(setting.kind, Many):
+        return setting.kind.show(value).split(",") if value else []
+    return value

@@ -1,0 +1,40 @@
+"""`octaskly db`: what to do with a log that cannot be used."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import click
+
+from octaskly.cli.context import Choice
+from octaskly.cli.output.render import note
+from octaskly.errors import ConfigError
+
+
+@click.group(epilog="Example: octaskly db reset")
+def db() -> None:
+    """Care for the log of the agent on this machine."""
+
+
+@db.command(epilog="Example: octaskly --node ash db reset")
+@click.pass_obj
+def reset(choice: Choice) -> None:
+    """Move the log aside, so that the agent starts with a fresh one.
+
+    Nothing is deleted: the files stay beside the new log. The other nodes of the
+    mesh bring the new log up to date.
+    """
+    # Imported here: a quick command needs neither settings nor SQLite.
+    from octaskly.config.agent import configure  # noqa: PLC0415
+    from octaskly.store.tables.database import move_aside  # noqa: PLC0415
+
+    path = configure(choice.flags(), choice.environ).paths.database
+    if not path.exists():
+        raise ConfigError(
+            f"there is no log at {path}",
+            hint="octaskly --state-dir DIR db reset    names another agent's folder",
+        )
+    suffix = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    for moved in move_aside(path, suffix):
+        note(f"moved aside: {moved}")
+    note("next: octaskly agent")

@@ -1,0 +1,403 @@
+"""`octaskly invite`, `join`: how machines get into a mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION, Duration
+from octaskly.cli.output.render import note, print_json, printable, room_of
+from octaskly.client import (
+    Invite,
+    Membership,
+    NodeInfo,
+    Refused,
+    ReplyLost,
+    Session,
+    Unreachable,
+)
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, path_of
+from octaskly.errors import ConfigError, MeshError, WouldLeave
+from octaskly.joining.join_by_code import Admitted
+from octaskly.joining.join_by_words import Meeting, meet, receive
+from octaskly.mesh.discovery.scan import sightings
+
+if TYPE_CHECKING:
+    from octaskly.config.agent import AgentConfig
+    from octaskly.joining.key_exchange import Code
+
+
+LOOK_S: Final = 1.0
+ANSWERS: Final = {"y": True, "yes": True, "n": False, "no": False, "": False}
+
+
+async def by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Admitted:
+    """Wait for a member, show the words, and get in once both sides have said yes.
+
+    Raises:
+        PairingFailed: no member came, or somebody at it said no.
+        MeshError: somebody here said no.
+    """
+    meshes = await sightings(LOOK_S, interfaces)
+    note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
+    note(f"· waiting; on a member: octaskly approve {name}")
+    note("· three words to compare come here as soon as a member looks")
+    meeting = await meet(name, key, interfaces)
+    member = meeting.member.name
+    note(f"\n{member} answers. The words of this machine are:\n")
+    note(f"    {meeting.words}\n")
+    return await _admitted(meeting)
+
+
+async def _admitted(meeting: Meeting) -> Admitted:
+    """Ask here while the member is heard: what it refuses needs no answer any more."""
+    member = meeting.member.name
+    hearing = asyncio.ensure_future(receive(meeting))
+    try:
+        while (is_same := await _answer(member, hearing)) is None:
+            note("y or n?")
+        if not is_same:
+            raise MeshError(
+                "this machine did not join: the words differ",
+                hint="octaskly join    once more; if they differ again, somebody is in "
+                "the middle: use a code of `octaskly invite`",
+            )
+        if not hearing.done():
+            note(f"· waiting until somebody approves at {member}")
+        return await hearing
+    finally:
+        hearing.cancel()
+        meeting.conversation.close()
+
+
+async def _answer(member: str, hearing: asyncio.Future[Admitted]) -> bool | None:
+    """Return what somebody types; None: it is no answer.
+
+    Raises:
+        PairingFailed: somebody at the member said no meanwhile.
+        click.Abort: the terminal is closed.
+    """
+    loop = asyncio.get_running_loop()
+    typed = asyncio.Event()
+    asked = f"Does {printable(member)} show the same words? [y/N]: "
+    click.echo(asked, nl=False, err=True)
+    loop.add_reader(sys.stdin, typed.set)
+    typing = asyncio.ensure_future(typed.wait())
+    try:
+        await asyncio.wait(
+            (typing, *(() if hearing.done() else (hearing,))),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if hearing.done() and hearing.exception() is not None:
+            click.echo(err=True)
+            hearing.result()
+        await typing
+    finally:
+        loop.remove_reader(sys.stdin)
+        typing.cancel()
+    line = sys.stdin.readline()
+    if not line:
+        raise click.Abort
+    return ANSWERS.get(line.strip().lower())
+
+
+READY_S = 15.0  #: for the agent to be a member; it takes a second or two
+POLL_S = 0.1
+TTL_S = 300
+
+
+@click.command(epilog="Example: octaskly invite --ttl 10m")
+@click.option(
+    "--ttl",
+    type=Duration(),
+    default=TTL_S,
+    metavar="T",
+    help="How long it is good: 10 s to 1h (default: 5m).",
+)
+@JSON_OPTION
+@click.pass_obj
+def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
+    """Show a code that lets one more machine into the mesh.
+
+    The code is good for one attempt. Whoever types it first joins.
+    """
+    with choice.client() as client:
+        reply = client.ask(calls.order("/api/v1/invites", {"ttl_s": ttl}))
+    if as_json:
+        print_json(reply.body)
+        return
+    opened = client.read(reply, Invite)
+    note(f"On the other machine (valid {_span(ttl)}, for one attempt):")
+    click.echo(f"    octaskly join {opened.code}")
+    if opened.places:
+        note("Where multicast is blocked:")
+        note(f"    octaskly join --at {opened.places[0]} {opened.code}")
+    note("Whoever types this code first joins, and can run commands on every node.")
+
+
+@click.command(epilog="Example: octaskly join 7-4821-9375")
+@click.argument("code", metavar="[CODE]", required=False)
+@click.option(
+    "--at", metavar="HOST[:PORT]", help="Where the member is; multicast is not needed."
+)
+@click.option(
+    "--force", is_flag=True, help="Leave members and tasks of another mesh behind."
+)
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="NAME",
+    help="Look for members on this network interface only. Repeatable.",
+)
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    help="Where no agent runs: the file for the mesh secret.",
+)
+@click.pass_obj
+def join(
+    choice: Choice,
+    code: str | None,
+    at: str | None,
+    force: bool,  # noqa: FBT001
+    interfaces: tuple[str, ...],
+    secret_file: Path | None,
+) -> None:
+    """Make this machine a member of a mesh, by a code or by words.
+
+    `-` reads the code from stdin, where no other user can see it. Without a code it
+    waits until somebody approves it at a member, and shows three words to compare.
+    """
+    _check_way(code, at)
+    socket = _agent(choice)
+    if socket is None:
+        _join_alone(choice, _Way(code, at, interfaces), secret_file)
+        return
+    with Session.at_socket(socket) as client:
+        own = client.asked(Call("GET", MEMBERSHIP), Membership)
+        _check_leaving(own, force=force)
+        way = _Way(code, at, interfaces or own.interfaces)
+        admitted = way.take(own.name, bytes.fromhex(own.node_key), own.mesh)
+        with _interruptible(admitted):
+            wanted = {"keyring": admitted.keyring, "seeds": [admitted.seed]}
+            client.ask(calls.order(MEMBERSHIP, {**wanted, "force": force}))
+            _await_ready(socket, own, admitted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How this machine shall get in."""
+
+    code: str | None  #: None: by words that people compare
+    at: str | None
+    interfaces: Sequence[str]
+
+    def take(self, name: str, key: bytes, mesh: str | None) -> Admitted:
+        """Get in, and return what a member has then."""
+        # Imported here, as below: pairing brings in what quick commands do without.
+        from octaskly.joining.key_exchange import Code  # noqa: PLC0415
+
+        if self.code is None:
+            import asyncio  # noqa: PLC0415
+
+            return asyncio.run(by_words(name, key, self.interfaces))
+        code = Code.parse(_read_code() if self.code == "-" else self.code)
+        return _by_code(name, key, mesh, code, self.at, self.interfaces)
+
+
+def _check_way(code: str | None, at: str | None) -> None:
+    if code is not None:
+        return
+    if at is not None:
+        raise click.UsageError("--at needs a code of `octaskly invite`")
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            "without a code somebody has to compare words, at a terminal"
+        )
+
+
+def _agent(choice: Choice) -> Path | None:
+    """Return the socket of the agent here, None where none runs."""
+    try:
+        return choice.socket()
+    except Unreachable:
+        if choice.node or choice.state_dir:
+            raise  # One was meant.
+        return None
+
+
+def _read_code() -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt("Code", hide_input=True, err=True))
+    return sys.stdin.readline()
+
+
+def _check_leaving(own: Membership, *, force: bool) -> None:
+    """Say what joining would leave behind, before a code is spent."""
+    left = [f"{own.tasks} tasks"] if own.tasks else []
+    if own.members:
+        left.append(f"the nodes {', '.join(own.members)}")
+    if not left:
+        return
+    if not force:
+        raise WouldLeave(
+            f"this machine is in the mesh {own.mesh}, and joining another one "
+            f"leaves behind: {' and '.join(left)}",
+            hint="octaskly nodes    shows who is in it; to stay there, do nothing\n"
+            f"octaskly drain {own.name} --wait    first lets its tasks end\n"
+            "octaskly join --force CODE    leaves them all the same; its log is kept, "
+            "moved aside",
+        )
+    note(f"leaving behind: {' and '.join(left)}")
+
+
+def _by_code(
+    name: str,
+    key: bytes,
+    mesh: str | None,
+    code: Code,
+    at: str | None,
+    interfaces: Sequence[str],
+) -> Admitted:
+    import asyncio  # noqa: PLC0415
+
+    from octaskly.joining.join_by_code import Joiner, place_at, places_in_sight  # noqa: PLC0415
+    from octaskly.system.clock import SystemClock  # noqa: PLC0415
+
+    async def pair() -> Admitted:
+        places = place_at(at) if at else places_in_sight(interfaces, mesh)
+        async with contextlib.aclosing(places):
+            joiner = Joiner(name, key, SystemClock(), _tell)
+            return await joiner.by_code(code, places)
+
+    return asyncio.run(pair())
+
+
+def _tell(text: str) -> None:
+    note(f"· {text}")
+
+
+def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
+    """Join where no agent runs: write the secret, and start the service, if any.
+
+    Raises:
+        ConfigError: the agent of this machine is the system's service, which only root
+            starts, and which has its secret where only it can write.
+    """
+    from octaskly.cli.service.systemd import Scope, Systemd  # noqa: PLC0415
+    from octaskly.joining.join_by_code import keep  # noqa: PLC0415
+    from octaskly.trust import NodeKey  # noqa: PLC0415
+
+    config, has_service = agent_to_be(choice, secret_file)
+    key = NodeKey.load_or_create(config.paths.state)
+    admitted = way.take(config.name, key.public_bytes(), None)
+    with _interruptible(admitted):
+        left = keep(config.paths, admitted.keyring)
+        if left is not None:
+            note(f"the secret of the mesh before lies in {left}")
+        note(f"✓ the mesh secret is in {config.paths.secret}")
+        if has_service:
+            Systemd(Scope.USER, choice.environ).start("restart")
+            note(f"✓ service started; joined the mesh of {admitted.member}")
+            return
+    seed = f" --join {admitted.seed}" if way.at else ""
+    note(f"next: octaskly agent{seed}")
+
+
+@contextlib.contextmanager
+def _interruptible(admitted: Admitted) -> Iterator[None]:
+    """Say where Ctrl-C leaves this machine; until here it was where it had been.
+
+    What follows is done as a whole or not at all; which of the two is seen later.
+    """
+    try:
+        _tell(f"{admitted.member} let this machine in")
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted; this machine may be in the mesh of {admitted.member} now")
+        note("octaskly nodes    shows whether it is")
+        note("octaskly leave    takes it out")
+        raise
+
+
+def agent_to_be(choice: Choice, secret_file: Path | None) -> tuple[AgentConfig, bool]:
+    """Return the settings of the agent that will run here; and whether as a service.
+
+    Raises:
+        ConfigError: that is the service of the machine.
+    """
+    from octaskly.cli.service import unit_files  # noqa: PLC0415
+    from octaskly.cli.service.install import config_of  # noqa: PLC0415
+    from octaskly.cli.service.systemd import Scope  # noqa: PLC0415
+    from octaskly.config.agent import configure  # noqa: PLC0415
+
+    flags = choice.flags() | {"secret_file": secret_file}
+    if any(flags.values()):
+        return configure(flags, choice.environ), False
+    own = unit_files.found(unit_files.unit_path(Scope.USER, choice.environ))
+    if own is not None:
+        return config_of(Scope.USER, choice.environ, own.flags or ()), True
+    if unit_files.unit_path(Scope.SYSTEM, choice.environ).exists():
+        raise ConfigError(
+            "the service of this machine is not running",
+            hint="sudo systemctl start octaskly    and join then",
+        )
+    return configure({}, choice.environ), False
+
+
+def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
+    """Return once the agent is listed as a ready member; say so."""
+    give_up_at = time.monotonic() + READY_S
+    while time.monotonic() < give_up_at:
+        node = _own(socket, before, admitted)
+        if node is not None and node.state == "ready":
+            kind = f", {node.arch}" if node.arch else ""
+            note(
+                f"✓ joined the mesh of {admitted.member} as {node.name} "
+                f"({room_of(node)}{kind})"
+            )
+            return
+        time.sleep(POLL_S)
+    raise MeshError(
+        f"this machine has the secret of {admitted.member}'s mesh, but is not "
+        f"ready in it after {READY_S:.0f} s",
+        hint="octaskly nodes    shows whether it is in now; its log tells more",
+    )
+
+
+def _own(socket: Path, before: Membership, admitted: Admitted) -> NodeInfo | None:
+    """Return this node as its new mesh lists it, None while it does not.
+
+    The mesh may be its own, which has renewed its secret without it.
+    """
+    from octaskly.trust.mesh_secret import parse  # noqa: PLC0415
+
+    wanted = parse(admitted.keyring).mesh_id
+    try:
+        with Session.at_socket(socket, patience_s=0.0) as client:
+            if client.asked(Call("GET", MEMBERSHIP), Membership).mesh != wanted:
+                return None
+            if before.mesh == wanted and _node(client, admitted.member).state == "lost":
+                return None
+            return _node(client, before.node_id)
+    except (Refused, Unreachable, ReplyLost):
+        return None  # It is just beginning anew.
+
+
+def _node(client: Session, name: str) -> NodeInfo:
+    return client.asked(Call("GET", path_of(NODES, name)), NodeInfo)
+
+
+def _span(seconds: int) -> str:
+    return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"

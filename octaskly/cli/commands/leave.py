@@ -1,0 +1,169 @@
+"""`octaskly leave`: a machine goes, and forgets the mesh and everything of it.
+
+Its agent does that, so nothing depends on this command's life. Where none runs, this
+does the same under the lock of the state folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import select
+import sys
+from pathlib import Path
+
+import click
+
+from octaskly.cli.commands.join import agent_to_be
+from octaskly.cli.context import Choice
+from octaskly.cli.output.render import note
+from octaskly.client import Checkup, Membership, Session, Unreachable
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import CHECKUP, MEMBERSHIP, Call
+from octaskly.config.paths import Paths
+from octaskly.errors import ConfigError, MeshError
+
+
+@click.command(epilog="Example: octaskly leave")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Leave, though tasks may be lost.")
+@click.pass_obj
+def leave(
+    choice: Choice,
+    yes: bool,  # noqa: FBT001
+    force: bool,  # noqa: FBT001
+) -> None:
+    """Take this machine out of its mesh, and forget the mesh here.
+
+    Its agent drains and stops; then its secret, log, outputs and identity go. Files in
+    its worker directory stay, and so does a secret file that other agents use. What
+    the other nodes have is not touched. Where no agent runs, the same is forgotten.
+    """
+    if choice.url:
+        raise ConfigError(
+            "`leave` is for the agent of this machine", hint="octaskly leave"
+        )
+    try:
+        with Session(choice.local()) as client:
+            agent = client.asked(Call("GET", CHECKUP), Checkup)
+            _check_folder(choice, agent)
+            own = client.asked(Call("GET", MEMBERSHIP), Membership)
+            _confirm(agent.name, own.tasks, agent.state_dir, yes=yes)
+            client.ask(calls.order(f"{MEMBERSHIP}/leave", {"force": force}))
+    except Unreachable:
+        _leave_alone(choice, yes=yes)
+        return
+    _await_end(agent)
+    _say_left(agent.name, Path(agent.secret_file))
+
+
+def _check_folder(choice: Choice, agent: Checkup) -> None:
+    """Refuse where what answers has its files elsewhere than was said."""
+    asked = choice.state_dir
+    if asked is not None and asked.resolve() != Path(agent.state_dir).resolve():
+        raise ConfigError(
+            f"the agent of {asked} is not running; what answers at its socket is "
+            f"{agent.name}, with the state folder {agent.state_dir}",
+            hint=f"octaskly --state-dir {agent.state_dir} leave    if that is meant",
+        )
+
+
+def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None:
+    if yes or not sys.stdin.isatty():
+        return
+    log = "its log" if tasks is None else f"the {tasks} tasks in its log"
+    click.confirm(
+        f"{name} forgets the mesh, with {log} and the outputs that lie in {state_dir}. "
+        "Go on?",
+        abort=True,
+        err=True,
+    )
+
+
+def _await_end(agent: Checkup) -> None:
+    """Wait until the agent has ended.
+
+    Raises:
+        MeshError: it did, before it had forgotten everything.
+    """
+    from octaskly.joining.state_folder import MARK  # noqa: PLC0415
+
+    note(f"{agent.name} ends what it runs, at most as long as --drain says")
+    try:
+        _await_exit(agent.pid)
+    except KeyboardInterrupt:
+        note(f"interrupted; {agent.name} goes on leaving all the same")
+        raise
+    if os.path.lexists(Path(agent.state_dir, MARK)):
+        raise MeshError(
+            f"{agent.name} ended before it had forgotten the mesh",
+            hint=f"octaskly --state-dir {agent.state_dir} leave    once more",
+        )
+
+
+def _await_exit(pid: int) -> None:
+    """Wait until a process has ended, whoever its parent is.
+
+    One of another container cannot be seen; its pid, often 1, means another one here.
+    """
+    if pid <= 1:
+        return
+    with contextlib.suppress(OSError):  # It has ended already.
+        end = os.pidfd_open(pid)
+        try:
+            select.select([end], [], [])
+        finally:
+            os.close(end)
+
+
+def _leave_alone(choice: Choice, *, yes: bool) -> None:
+    """Forget the mesh where no agent runs.
+
+    Raises:
+        StoreUnusable: one does, and does not answer.
+        ConfigError: there is nothing to forget, or it cannot be deleted.
+    """
+    from octaskly.joining import state_folder  # noqa: PLC0415
+    from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
+
+    config, _ = agent_to_be(choice, None)
+    paths = config.paths
+    if not _has_something(paths):
+        raise ConfigError(
+            f"no agent runs here, and {paths.state} has nothing of a mesh",
+            hint="octaskly --state-dir DIR leave    forgets what lies elsewhere",
+        )
+    _confirm(config.name, None, str(paths.state), yes=yes)
+    become_owner(paths.state)
+    state_folder.check(paths)
+    state_folder.finish(paths, SecretUse(paths.secret))
+    _say_left(config.name, paths.secret)
+
+
+def _has_something(paths: Paths) -> bool:
+    from octaskly.trust.node_key import KEY_FILE  # noqa: PLC0415
+
+    # Not the secret alone: agents of other names may have it.
+    return paths.database.exists() or (paths.state / KEY_FILE).exists()
+
+
+def become_owner(folder: Path) -> None:
+    """Let root take the rights of whoever has this folder, for good.
+
+    What lies in it may be links to anywhere.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        owner = folder.lstat().st_uid
+        if os.geteuid() != 0 or owner == 0:
+            return
+        group = pwd.getpwuid(owner).pw_gid
+        os.setgroups([])
+        os.setresgid(group, group, group)
+        os.setresuid(owner, owner, owner)
+
+
+def _say_left(name: str, secret: Path) -> None:
+    note(f"✓ {name} has left the mesh, and forgotten it")
+    if os.path.lexists(secret):
+        note(f"  another agent of this machine has the secret {secret}, so it stays")

@@ -1,0 +1,140 @@
+"""`octaskly nodes` and `stats`: the mesh at a glance."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.output.render import (
+    age,
+    duration,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    seconds_since,
+)
+from octaskly.client import Failover, Load, MeshState, NodeInfo, NodePage, Standby
+from octaskly.client.flows.calls import NODES, STATS, Call
+
+NEW_S = 60.0  #: for so long it is said of a node that it has joined
+NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
+
+
+@click.command(epilog="Example: octaskly nodes --json")
+@JSON_OPTION
+@click.pass_obj
+def nodes(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+    """List the nodes of the mesh."""
+    with choice.client() as client:
+        reply = client.ask(Call("GET", NODES))
+    if as_json:
+        print_json(reply.body)
+        return
+    page = client.read(reply, NodePage)
+    # The CLI is no agent: it compares the API's wall-clock times with its own.
+    now = dt.datetime.now(dt.UTC)
+    print_table(
+        ("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN"),
+        [_row(node, page, now) for node in page.nodes],
+        state_column=1,
+    )
+    if page.replicas == 1 and any(_is_other(node) for node in page.nodes):
+        joining = ", ".join(_standing(standby) for standby in page.standbys)
+        note(f"warning: new tasks have one copy only; {joining or NO_STANDBY}")
+    if page.last_failover is not None:
+        note(f"last failover: {_failover(page.last_failover, now)}")
+
+
+def _is_other(node: NodeInfo) -> bool:
+    """Whether this node is there and could keep a copy of what another accepts."""
+    return node.role != "dispatcher" and node.state != "lost"
+
+
+def _is_short(node: NodeInfo) -> bool:
+    """Whether it takes no work though nobody told it so."""
+    return node.state == "ready" and node.short_of is not None
+
+
+def _standing(standby: Standby) -> str:
+    behind = f", {standby.lag} entries behind" if standby.state == "joining" else ""
+    return f"{standby.name} is {standby.state}{behind}"
+
+
+def _failover(failover: Failover, now: dt.datetime) -> str:
+    took = duration(failover.duration_ms)
+    return f"{age(failover.at, now)}, took {took} ({failover.reason})"
+
+
+def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
+    state = next((f" {s.state}" for s in page.standbys if s.id == node.id), "")
+    load = (node.load if node.state != "lost" else None) or Load()
+    cpu, used_mb = load.cpu_percent, load.memory_used_mb
+    memory = "-"
+    if node.memory_mb and used_mb is not None:
+        memory = f"{used_mb / 1024:.1f}/{node.memory_mb / 1024:.1f} GiB"
+    return (
+        node.name,
+        f"short of {node.short_of}" if _is_short(node) else node.state,
+        node.role if not state else f"standby{state}",
+        f"{node.running or 0}/{node.slots or 0}",
+        "-" if cpu is None else f"{cpu:.0f}%",
+        memory,
+        node.version or "-",
+        age(node.last_seen, now) + _joined(node, now),
+    )
+
+
+def _joined(node: NodeInfo, now: dt.datetime) -> str:
+    """Point at a node that is new."""
+    if node.joined_at is None or node.state == "lost":
+        return ""
+    since_s = seconds_since(node.joined_at, now)
+    is_new = since_s is not None and since_s < NEW_S
+    return f"  ← joined {age(node.joined_at, now)}" if is_new else ""
+
+
+@click.command(epilog="Example: octaskly stats")
+@JSON_OPTION
+@click.pass_obj
+def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+    """Count tasks, workers and copies in the whole mesh."""
+    with choice.client() as client:
+        reply = client.ask(Call("GET", STATS))
+    if as_json:
+        print_json(reply.body)
+        return
+    answer = client.read(reply, dict[str, Any])
+    workers, tasks = answer.get("workers", {}), answer.get("tasks", {})
+    system, database = answer.get("system", {}), answer.get("database", {})
+    mesh = msgspec.convert(answer.get("mesh", {}), MeshState)
+    failover, now = mesh.last_failover, dt.datetime.now(dt.UTC)
+    standbys = "; ".join(_standing(standby) for standby in mesh.standbys)
+    uptime_s = system.get("uptime_seconds")
+    print_fields(
+        [
+            ("workers", _counts(workers)),
+            ("tasks", _counts(tasks)),
+            ("copies of a new task", mesh.replicas),
+            ("standbys", standbys or None),
+            ("term", mesh.term),
+            ("last failover", _failover(failover, now) if failover else None),
+            ("dispatcher's agent up", duration(uptime_s * 1000) if uptime_s else None),
+            ("dispatcher's agent memory", _unit(system.get("memory_usage_mb"), "MB")),
+            ("dispatcher's machine CPU", _unit(system.get("cpu_usage_percent"), "%")),
+            ("log and its journal", _unit(database.get("disk_size_mb"), "MB")),
+        ]
+    )
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{value} {key}" for key, value in counts.items())
+
+
+def _unit(value: float | None, unit: str) -> str | None:
+    return None if value is None else f"{value} {unit}"

@@ -1,0 +1,63 @@
+"""`octaskly open`: the dashboard in a browser, signed in."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from octaskly.cli.context import Choice
+from octaskly.cli.output.render import note
+from octaskly.client.flows import calls
+from octaskly.errors import MeshError
+
+SCREENS = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
+GOOD_ONCE = "it signs in whoever opens it first, once, within 60 s"
+
+
+@click.command("open", epilog="Example: octaskly open")
+@click.option(
+    "--print", "is_printed", is_flag=True, help="Print the address; open nothing."
+)
+@click.option(
+    "--lan", "is_lan", is_flag=True, help="Print an address for another machine."
+)
+@click.pass_obj
+def open_(
+    choice: Choice,
+    is_printed: bool,  # noqa: FBT001
+    is_lan: bool,  # noqa: FBT001
+) -> None:
+    """Open the dashboard in your browser, and sign in to it.
+
+    The address holds a code that is good once, for 60 s and for your own programs
+    alone. Where no browser can be shown, or with --print or --lan, it is printed, and
+    good for whoever opens it first.
+    """
+    has_screen = any(choice.environ.get(name) for name in SCREENS)
+    if has_screen and not (is_printed or is_lan):
+        url = _code(choice, "me")["url"]
+        if webbrowser.open(url):
+            note(f"opened {url.partition('#')[0]} in your browser")
+            return
+        note("no browser could be started; open this address in one:")
+    code = _code(choice, "anybody")
+    click.echo(_lan_url(code) if is_lan else code["url"])
+    note(GOOD_ONCE)
+
+
+def _code(choice: Choice, good_for: str) -> Mapping[str, Any]:
+    call = calls.order("/api/v1/sessions/codes", {"good_for": good_for})
+    with choice.client() as client:
+        return client.asked(call, dict[str, Any])
+
+
+def _lan_url(code: Mapping[str, Any]) -> str:
+    if code["lan_url"] is None:
+        raise MeshError(
+            "this node serves nothing to the network",
+            hint="octaskly open --print    for this machine",
+        )
+    return str(code["lan_url"])

@@ -1,0 +1,125 @@
+"""`octaskly rotate` and `revoke`: a new secret for the mesh, with or without a node."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli.commands.drain import NODE_ARGUMENT
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.output.render import age, note, print_fields, print_json
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import NODES, Call, path_of
+
+_ROTATION = "/api/v1/rotation"
+_PHASES: Mapping[str, str] = {
+    "spreading": "generation {newest} is accepted; {generation} stays in force until "
+    "all nodes know it",
+    "switched": "generation {newest} is in force; older ones are accepted still",
+    "settled": "generation {newest} is in force, alone",
+}
+_HURRIED = "generation {newest} is accepted; {generation} is over within 5 s"
+
+
+@click.command(epilog="Example: octaskly rotate --status")
+@click.option("--status", is_flag=True, help="Show how far it is, and change nothing.")
+@click.option(
+    "--now", is_flag=True, help="End the old secret within seconds, for whoever has it."
+)
+@click.option("--yes", is_flag=True, help="Do not ask, with --now.")
+@JSON_OPTION
+@click.pass_obj
+def rotate(
+    choice: Choice,
+    status: bool,  # noqa: FBT001
+    now: bool,  # noqa: FBT001
+    yes: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Give the mesh a new secret. Nothing stops, and no node has to be touched.
+
+    All nodes that are there learn it at once. It comes into force when all nodes know
+    it, or after a day; the old one is accepted for a week after that, for those that
+    are away. With --now nobody is waited for: nodes that are away have to be invited
+    again, and tokens end. So does a rotation that a node which is away holds up.
+    """
+    if now and status:
+        raise click.UsageError("--status changes nothing, so it cannot be --now")
+    if now and not yes and sys.stdin.isatty():
+        click.confirm(
+            "All tokens end, and nodes that are away have to be invited again. Go on?",
+            abort=True,
+            err=True,
+        )
+    order = calls.order(f"{_ROTATION}?now=true" if now else _ROTATION)
+    with choice.client() as client:
+        reply = client.ask(Call("GET", _ROTATION) if status else order)
+    if as_json:
+        print_json(reply.body)
+        return
+    _show(reply.body, is_hurried=now)
+    if not status:
+        note("octaskly rotate --status    shows how far it is")
+
+
+@click.command(epilog="Example: octaskly revoke attic")
+@NODE_ARGUMENT
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@JSON_OPTION
+@click.pass_obj
+def revoke(
+    choice: Choice,
+    name: str,
+    yes: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Lock a node out. The others get a new secret at once, and it does not.
+
+    What it runs is run elsewhere. Nodes that are away at this moment have to be invited
+    again, and tokens that were made before end. What the node has seen, it keeps.
+    """
+    if not yes and sys.stdin.isatty():
+        click.confirm(
+            f"{name} is locked out, all tokens end, and nodes that are away have to be "
+            "invited again. Go on?",
+            abort=True,
+            err=True,
+        )
+    with choice.client() as client:
+        reply = client.ask(calls.order(path_of(NODES, name, "revoke")))
+    if as_json:
+        print_json(reply.body)
+        return
+    note(f"{name} is revoked")
+    _show(reply.body, is_hurried=True)
+
+
+def _show(body: bytes, *, is_hurried: bool) -> None:
+    answer = msgspec.json.decode(body, type=dict[str, Any])
+    is_spreading = answer["phase"] == "spreading"
+    text = _HURRIED if is_hurried and is_spreading else _PHASES[answer["phase"]]
+    # The CLI is no agent: it compares the API's wall-clock times with its own.
+    now = dt.datetime.now(dt.UTC)
+    print_fields(
+        [
+            ("secret", text.format(**answer)),
+            ("since", age(answer["since"], now) if answer["since"] else None),
+            ("next step", _due(answer)),
+            ("know it", ", ".join(answer["confirmed"]) or None),
+            ("do not yet", ", ".join(answer["awaited"]) or None),
+            ("revoked", ", ".join(answer["revoked"]) or None),
+        ]
+    )
+
+
+def _due(answer: Mapping[str, Any]) -> str | None:
+    if answer["due"] is None:
+        return None
+    step = "in force" if answer["phase"] == "spreading" else "alone"
+    return f"generation {answer['newest']} is {step} at {answer['due']} at the latest"

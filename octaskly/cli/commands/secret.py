@@ -1,0 +1,93 @@
+"""`octaskly secret`, `ca`: what machines of a mesh share."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from octaskly.cli.context import Choice
+from octaskly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octaskly.trust import MeshSecret
+
+
+@click.group(epilog="Example: octaskly secret new > mesh.key")
+def secret() -> None:
+    """Make the secret that all nodes of a mesh share."""
+
+
+@secret.command("new", epilog="Example: octaskly secret new > mesh.key")
+def new_secret() -> None:
+    """Print a new mesh secret, and nothing else.
+
+    Put it into one file on each machine, readable by its user only:
+    octaskly secret new > mesh.key; chmod 600 mesh.key
+    """
+    # Imported here, as below: cryptography costs more than a quick command takes.
+    from octaskly.trust import generate  # noqa: PLC0415
+
+    click.echo(generate().lines().strip())
+
+
+@secret.command("webhook-key", epilog="Example: octaskly secret webhook-key")
+@click.option(
+    "--secret-file",
+    type=click.Path(readable=False, path_type=Path),
+    help="The mesh secret (default: where the agent has it).",
+)
+@click.pass_obj
+def webhook_key(choice: Choice, secret_file: Path | None) -> None:
+    """Print the key with which receivers of --notify-url check who sent a message.
+
+    It is in the form of Standard Webhooks, and tells nothing of the secret.
+    """
+    key = _secret_of(choice, secret_file).webhook_key()
+    click.echo(f"whsec_{b64encode(key).decode()}")
+
+
+@click.command(epilog="Example: octaskly ca > mesh-ca.pem")
+@click.option(
+    "--secret-file",
+    type=click.Path(readable=False, path_type=Path),
+    help="The mesh secret (default: where the agent has it).",
+)
+@click.pass_obj
+def ca(choice: Choice, secret_file: Path | None) -> None:
+    """Print the CA certificate of the mesh, for HTTPS clients.
+
+    curl --cacert mesh-ca.pem https://NODE:3443/health
+    """
+    from octaskly.trust import MeshTrust, NodeKey  # noqa: PLC0415
+
+    mesh_secret = _secret_of(choice, secret_file)
+    # Any node key will do: the CA depends on the secret alone.
+    click.echo(MeshTrust(mesh_secret, NodeKey.generate()).ca_pem().strip())
+
+
+def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
+    from octaskly.config.agent import configure  # noqa: PLC0415
+    from octaskly.trust import Keyring  # noqa: PLC0415
+
+    flags = choice.flags() | {"secret_file": secret_file}
+    paths = configure(flags, choice.environ).paths
+    path = secret_file or _used(paths.description) or paths.secret
+    try:
+        return Keyring(path, paths.state, choice.environ).load()
+    except ConfigError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            # A new one, as an agent would be told to make, is that of no mesh.
+            error.hint = "--secret-file FILE    the one that the mesh has"
+        raise
+
+
+def _used(description: Path) -> Path | None:
+    """Return where the agent that runs there has its secret; None: none runs there."""
+    try:
+        return Path(json.loads(description.read_text())["secret_file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

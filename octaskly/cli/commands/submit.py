@@ -1,0 +1,235 @@
+"""`octaskly submit`: hand in tasks and print their ids, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
+
+import click
+import msgspec
+from msgspec.structs import replace
+
+from octaskly.cli import completion
+from octaskly.cli.context import Choice, resolve_ref
+from octaskly.cli.output.render import note
+from octaskly.cli.task_options import TAKEN, Asked, asking, not_empty, texts_of
+from octaskly.client import Draft, Session, Task
+from octaskly.client.errors import Invalid, NotFound
+from octaskly.client.flows import calls
+from octaskly.errors import OctasklyError
+from octaskly.rest.client_types import NewIds
+
+BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
+BATCH_BYTES_MAX: Final = 31 << 20  #: the node takes bodies of 32 MiB
+
+_COMMAND = re.compile(r"\$\[(\d+)\]\.command")  #: the place of one in a request
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+REQUEST_OPTIONS = (
+    click.option(
+        "--idempotency-key",
+        metavar="KEY",
+        callback=not_empty,
+        help="Makes handing in again harmless: the same key is the same task.",
+    ),
+    click.option(
+        "--durability",
+        type=click.Choice(("normal", "strict")),
+        help="strict: rather fail than have one copy only (default: normal).",
+    ),
+)
+
+
+def request_options(command: _C) -> _C:
+    """Add the options that say how tasks are handed in."""
+    for option in reversed(REQUEST_OPTIONS):
+        command = option(command)
+    return command
+
+
+def command_text(words: Sequence[str]) -> str:
+    """Return the shell text that the words after `--` mean.
+
+    One word is shell text already; several are quoted as a shell would need them.
+    """
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def draft(command: str, asked: Asked) -> Draft:
+    """Return the task to submit.
+
+    Raises:
+        UsageError: a text is not UTF-8, which JSON cannot carry.
+    """
+    for text in (command, *texts_of(asked)):
+        if not _is_utf8(text):
+            raise click.UsageError(f"{text!a} is not UTF-8 text")
+    return Draft(command=command, **asked)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of an argument or a file had to be smuggled through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Line(NamedTuple):
+    """One command, and the line of the input that it stands in."""
+
+    command: str
+    number: int | None = None
+
+
+@click.command(epilog="Example: octaskly submit --name nightly -- ./backup.sh")
+@asking
+@request_options
+@click.option(
+    "--file",
+    "file",
+    type=click.File("rb"),
+    help="Read one command per line from here; - is stdin.",
+)
+@click.argument(
+    "words", nargs=-1, metavar="[--] CMD...", shell_complete=completion.files
+)
+@click.pass_obj
+def submit(
+    choice: Choice,
+    words: Sequence[str],
+    file: BinaryIO | None,
+    idempotency_key: str | None,
+    durability: str | None,
+    asked: Asked,
+) -> None:
+    """Hand in a task, or one per line of stdin with -. Prints the ids.
+
+    One argument is shell text; several are joined as a shell would quote them.
+    """
+    if list(words) == ["-"]:
+        file = sys.stdin.buffer
+        words = ()
+    if (file is None) == (not words):
+        raise click.UsageError("either a command, or - or --file with one per line")
+    if file is not None and file.name == "<stdin>" and _is_stdin_taken():
+        raise click.UsageError("stdin holds the commands, or what they read: not both")
+    lines = [_Line(command_text(words))] if words else _lines(file)
+    drafts = [draft(line.command, asked) for line in lines]
+    if not drafts:
+        note("nothing to submit: no line has a command")
+        return
+    count = 0
+    with choice.client() as client:
+        try:
+            for accepted in submitted(
+                client, drafts, key=idempotency_key, durability=durability
+            ):
+                click.echo("\n".join(task.id for task in accepted))
+                count += len(accepted)
+        except OctasklyError as error:
+            if count:
+                note(f"the first {count} of {len(drafts)} tasks were handed in")
+            raise _named_by_line(error, lines[count:]) from error.__cause__
+
+
+def submitted(
+    client: Session, drafts: Iterable[Draft], *, key: str | None, durability: str | None
+) -> Iterator[list[Task]]:
+    """Hand in tasks in as few requests as their number allows; yield those of each.
+
+    Each request is all or nothing. Without a key it gets one of its own, by which it
+    is repeated where its answer is lost, and its tasks get ids from the mesh: those
+    that follow from a key have long numbers.
+
+    Raises:
+        MeshError: what a task comes after fits several tasks.
+    """
+    drafts = [*_with_parents(client, drafts)]
+    if key is None and (named := _named(client, drafts)) is not None:
+        drafts, key = named, client.asker.new_key()
+    for index, body in enumerate(_batches(drafts)):
+        part = f"{key}-{index}" if key and index else key
+        call = calls.submission(body, key=part, durability=durability)
+        yield client.asked(call, list[Task])
+
+
+def _named(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
+    """Return drafts with the ids that their tasks shall have.
+
+    None: the node is too old to give any.
+    """
+    named = []
+    for at in range(0, len(drafts), BATCH_TASKS_MAX):
+        part = drafts[at : at + BATCH_TASKS_MAX]
+        try:
+            ids = client.asked(calls.new_ids(len(part)), NewIds).ids
+        except NotFound:
+            return None
+        named += [replace(item, id=i) for item, i in zip(part, ids, strict=True)]
+    return named
+
+
+def _with_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """Yield drafts that name the tasks before them as the API understands it."""
+    full: dict[str, str] = {}  # Of many drafts, all come after the same ones.
+    for item in drafts:
+        for ref in item.after:
+            if ref not in full:
+                full[ref] = resolve_ref(client, ref)
+        parents = [full[ref] for ref in item.after]
+        yield replace(item, after=parents) if parents else item
+
+
+def _batches(drafts: Iterable[Draft]) -> Iterator[bytes]:
+    """Yield bodies of requests: JSON arrays within the bounds of the API."""
+    items: list[bytes] = []
+    size = 0
+    for item in map(msgspec.json.encode, drafts):
+        if items and (
+            len(items) == BATCH_TASKS_MAX or size + len(item) > BATCH_BYTES_MAX
+        ):
+            yield b"[%s]" % b",".join(items)
+            items, size = [], 0
+        items.append(item)
+        size += len(item) + 1
+    yield b"[%s]" % b",".join(items)
+
+
+def _is_stdin_taken() -> bool:
+    return bool(click.get_current_context().meta.get(TAKEN))
+
+
+def _lines(file: BinaryIO | None) -> list[_Line]:
+    """Return the commands in a file, where a line that is blank has none."""
+    lines = []
+    for number, data in enumerate(file or (), 1):
+        try:
+            command = data.decode().strip()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"line {number} is not UTF-8 text") from error
+        lines += [_Line(command, number)] if command else []
+    return lines
+
+
+def _named_by_line(error: OctasklyError, lines: Sequence[_Line]) -> OctasklyError:
+    """Return an error about one of the commands so that it names the line.
+
+    Args:
+        error: What the API refused.
+        lines: Those of the request, and perhaps of later ones.
+    """
+    place = _COMMAND.fullmatch(error.field or "")
+    if not isinstance(error, Invalid) or place is None:
+        return error
+    line = lines[int(place[1])]
+    if line.number is None:
+        return error
+    return Invalid(
+        str(error), status=error.status, hint=error.hint, field=f"line {line.number}"
+    )

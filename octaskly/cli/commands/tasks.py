@@ -1,0 +1,408 @@
+"""`octaskly ls`, `show`, `logs`, `cancel`: look at tasks and end them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import click
+
+from octaskly.cli import completion
+from octaskly.cli.context import Choice, resolve_ref
+from octaskly.cli.options import JSON_OPTION, Duration
+from octaskly.cli.output.render import (
+    duration,
+    for_each,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    size,
+    took,
+)
+from octaskly.cli.output.task_view import asked_fields, pairs, progress, show_array
+from octaskly.client import Explanation, Refused, Session, Task, TaskPage
+from octaskly.client.errors import NotFound
+from octaskly.client.flows import calls, listing
+from octaskly.client.flows.calls import TASKS, Call
+
+STATES = ("queued", "running", "completed", "failed", "cancelled")
+LIMIT_MAX = 1000
+
+
+@click.command(epilog="Example: octaskly ls --status failed")
+@click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
+@click.option(
+    "--node",
+    "worker_id",
+    metavar="NODE",
+    shell_complete=completion.nodes,
+    help="Only tasks that this node runs or ran.",
+)
+@click.option(
+    "--array",
+    metavar="ID",
+    shell_complete=completion.arrays,
+    help="Only members of this array that have begun; else none are listed.",
+)
+@click.option("--name", metavar="NAME", help="Only tasks with this name.")
+@click.option(
+    "--label",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only tasks with this label; NAME alone: with any value. Repeatable.",
+)
+@click.option("--text", metavar="TEXT", help="Only with this in command or name.")
+@click.option("--newest", is_flag=True, help="The latest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, LIMIT_MAX),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="At most so many.",
+)
+@click.option(
+    "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip so many."
+)
+@click.option(
+    "--after",
+    metavar="ID",
+    shell_complete=completion.tasks,
+    help="Go on with a search behind this task.",
+)
+@JSON_OPTION
+@click.pass_obj
+def ls(
+    choice: Choice,
+    /,
+    as_json: bool,  # noqa: FBT001
+    newest: bool,  # noqa: FBT001
+    offset: int,
+    **filters: object,
+) -> None:
+    """List tasks, oldest first; an array is one line.
+
+    With --name, --label or --text it is a search, however many tasks there are.
+    """
+    order = "true" if newest else None
+    query = {**filters, "newest": order, "offset": offset}
+    with choice.client() as client:
+        for name in ("array", "after"):
+            if query[name] is not None:
+                query[name] = resolve_ref(client, str(query[name]))
+        if as_json:
+            print_json(client.ask(Call("GET", TASKS, query)).body)
+            return
+        tasks, page = _found(client, query)
+    heads = ["ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"]
+    rows = [_row(task) for task in tasks]
+    if any(task.name for task in tasks):
+        heads.insert(-1, "NAME")
+        for row, task in zip(rows, tasks, strict=True):
+            row.insert(-1, task.name or "-")
+    print_table(heads, rows, state_column=1)
+    shown = offset + len(tasks)
+    if page.next is not None:
+        note(f"{len(tasks)} shown; more: --after {page.next}")
+    elif page.total is not None and shown < page.total:
+        note(f"{len(tasks)} of {page.total} shown; more: --offset {shown}")
+
+
+def _found(client: Session, query: Mapping[str, object]) -> tuple[list[Task], TaskPage]:
+    """Return the tasks of a page and the page; a search goes on until it is full."""
+    asked = dict(query)
+    tasks: list[Task] = []
+    while True:
+        page = client.asked(Call("GET", TASKS, asked), TaskPage)
+        tasks += page.tasks
+        room = (page.limit or 0) - len(page.tasks)
+        if page.next is None or room <= 0:
+            return tasks, page
+        asked |= {"after": page.next, "limit": room}
+
+
+def _row(task: Task) -> list[str]:
+    exit_code = "-" if task.exit_code is None else str(task.exit_code)
+    return [
+        task.id,
+        task.status,
+        task.worker_id or "-" if task.array is None else progress(task.array),
+        exit_code,
+        duration(task.duration_ms),
+        task.command,
+    ]
+
+
+@click.command(epilog="Example: octaskly show last")
+@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@JSON_OPTION
+@click.pass_obj
+def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
+    """Show everything about a task: ID, its number alone, or `last`."""
+    with choice.client() as client:
+        full = resolve_ref(client, ref)
+        if as_json:
+            print_json(client.ask(calls.task(full, is_exact=False)).body)
+            return
+        task = client.asked(calls.task(full), Task)
+        if task.array is not None:
+            show_array(client, task)
+            return
+    ending = None
+    if task.reason not in (None, "exit"):
+        signal = f" {task.signal}" if task.signal is not None else ""
+        ending = f"{task.reason}{signal}"
+    print_fields(
+        [
+            ("id", task.id),
+            ("name", task.name),
+            ("labels", pairs(task.labels)),
+            ("state", task.status),
+            ("command", task.command),
+            ("node", task.worker_id),
+            ("attempt", task.attempt),
+            ("exit code", task.exit_code),
+            ("ended by", ending),
+            ("because", task.detail),
+            *asked_fields(task),
+            ("created", task.created_at),
+            ("started", task.started_at),
+            ("ended", task.completed_at),
+            ("waited", took(task.queue_ms)),
+            ("took", took(task.duration_ms)),
+            ("cpu time", took(_milliseconds(task.cpu_seconds))),
+            ("memory", _memory(task.memory_peak_mb)),
+            ("inputs", ", ".join(task.inputs) or None),
+            ("outputs", _outputs(task)),
+            ("stdout", _stream(task.stdout_bytes, cut=task.stdout_truncated)),
+            ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
+        ]
+    )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _memory(megabytes: float | None) -> str | None:
+    return None if megabytes is None else f"{size(round(megabytes * (1 << 20)))} peak"
+
+
+def _outputs(task: Task) -> str | None:
+    shown = []
+    for output in task.outputs:
+        if isinstance(output, str):
+            shown.append(output)
+        elif output.bytes is None:
+            shown.append(f"{output.path} (missing)")
+        else:
+            shown.append(f"{output.path} ({size(output.bytes)})")
+    return ", ".join(shown) or None
+
+
+def _stream(count: int | None, *, cut: bool | None) -> str | None:
+    if not count:
+        return None
+    return f"{size(count)}{', cut' if cut else ''}"
+
+
+@click.command(epilog="Example: octaskly logs -f last")
+@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
+@click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
+@click.option(
+    "--attempt",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Only this attempt; without it the one that counts.",
+)
+@JSON_OPTION
+@click.pass_obj
+def logs(
+    choice: Choice,
+    ref: str,
+    follow: bool,  # noqa: FBT001
+    stream: str | None,
+    attempt: int | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Print what a task wrote. Its stdout goes to stdout, its stderr to stderr.
+
+    With -f also what it still writes; Ctrl-C leaves the task alone.
+    """
+    # Imported here: `ls` and `show` do without.
+    from octaskly.cli.output.follow import Following  # noqa: PLC0415
+    from octaskly.cli.wait_hint import stall_told  # noqa: PLC0415
+
+    with choice.client() as client:
+        full = resolve_ref(client, ref)
+        if as_json:
+            print_json(client.ask(calls.task(full, is_exact=False)).body)
+            return
+        following = Following(
+            client,
+            full,
+            stream=stream or "both",
+            attempt=attempt,
+            says_state=follow,
+        )
+        with stall_told(choice, [full] if follow else []):
+            task = following.to_the_end(follow=follow)
+        if not (task.is_final or attempt):
+            task = client.asked(
+                calls.task(full), Task
+            )  # The last event says no more than its state.
+    if task.array is not None:
+        note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
+    elif not (task.is_final or attempt):
+        more = f"octaskly logs -f {task.id} shows what follows"
+        note(f"{task.id} is {task.status}; {more}")
+    elif task.reason in ("lost", "poison") and not attempt:
+        note(f"{task.id} was lost with its worker: it may have written more")
+
+
+@click.command(epilog="Example: octaskly cancel --force 12 13")
+@click.argument(
+    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completion.tasks
+)
+@click.option("--force", is_flag=True, help="Also end a task that runs.")
+@JSON_OPTION
+@click.pass_obj
+def cancel(
+    choice: Choice,
+    refs: Sequence[str],
+    force: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Cancel tasks that wait; with --force also those that run."""
+    with choice.client() as client:
+
+        def cancel_one(ref: str) -> None:
+            full = resolve_ref(client, ref)
+            try:
+                reply = client.ask(calls.cancel(full, force=force))
+            except NotFound as error:
+                if not (error.hint or "").startswith("it has ended"):
+                    raise
+                raise Refused(
+                    "Cannot cancel ended task", status=error.status, hint=error.hint
+                ) from None
+            if as_json:
+                print_json(reply.body)
+            else:
+                note(f"{full} is cancelled")
+
+        return for_each(refs, cancel_one)
+
+
+@click.command(epilog="Example: octaskly explain last")
+@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@JSON_OPTION
+@click.pass_obj
+def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
+    """Say why a task does not run, for each node."""
+    with choice.client() as client:
+        full = resolve_ref(client, ref)
+        reply = client.ask(calls.explain(full))
+    if as_json:
+        print_json(reply.body)
+        return
+    told = client.read(reply, Explanation)
+    click.echo(f"{told.id} ({told.status}): {told.summary}")
+    if told.placement:
+        click.echo(f"placed there: {told.placement}")
+    if told.nodes:
+        rows = [
+            [node.name, node.state, "; ".join(why.message for why in node.reasons)]
+            for node in told.nodes
+        ]
+        print_table(["NODE", "STATE", "WHY NOT THERE"], rows, state_column=1)
+
+
+@click.command(epilog="Example: octaskly forget --older-than 1d --yes")
+@click.option(
+    "--older-than",
+    "older_than_s",
+    type=Duration(),
+    metavar="T",
+    help="Tasks that ended so long ago, such as 7d or 12h.",
+)
+@click.option("--all-ended", is_flag=True, help="All tasks that have ended.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@JSON_OPTION
+@click.pass_obj
+def forget(
+    choice: Choice,
+    older_than_s: int | None,
+    all_ended: bool,  # noqa: FBT001
+    yes: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Forget ended tasks and their output now, on all nodes.
+
+    What waits or runs stays. A task that ended later holds up those that were
+    submitted after it; single tasks cannot be chosen.
+    """
+    if all_ended == (older_than_s is not None):
+        raise click.UsageError("either --older-than T, or --all-ended")
+    if not yes and sys.stdin.isatty():
+        click.confirm(
+            "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
+        )
+    with choice.client() as client:
+        reply = client.ask(
+            calls.order("/api/v1/forget", {"older_than_s": older_than_s or 0})
+        )
+    if as_json:
+        print_json(reply.body)
+        return
+    forgotten = client.read(reply, dict[str, int | None])["forgotten"]
+    if forgotten is None:
+        note("there are many: the dispatcher goes on, see `octaskly stats`")
+    else:
+        note(f"{forgotten} {'task' if forgotten == 1 else 'tasks'} forgotten")
+
+
+@click.command(epilog="Example: octaskly retry --failed")
+@click.argument("refs", nargs=-1, metavar="[ID...]", shell_complete=completion.tasks)
+@click.option(
+    "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
+)
+@JSON_OPTION
+@click.pass_obj
+def retry(
+    choice: Choice,
+    refs: Sequence[str],
+    failed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Run ended tasks once more, as new tasks, and print their ids.
+
+    A task is repeated once, however often it is asked for: repeat the repetition.
+    """
+    if failed == bool(refs):
+        raise click.UsageError("either ids, or --failed")
+    with choice.client() as client:
+
+        def retry_one(ref: str) -> None:
+            old = ref if failed else resolve_ref(client, ref)
+            reply = client.ask(calls.retry(old))
+            new = client.read(reply, Task)
+            if new.status != "queued":
+                note(f"{old} was repeated as {new.id}, which is {new.status}")
+                if failed:
+                    return  # Only those that were not repeated yet are asked for.
+            if as_json:
+                print_json(reply.body)
+            else:
+                click.echo(new.id)
+
+        return for_each(_failed(client) if failed else refs, retry_one)
+
+
+def _failed(client: Session) -> Iterator[str]:
+    """Yield the failed tasks of this moment, the oldest first."""
+    found = client.iterate(listing.tasks(client.asker, {"status": "failed"}))
+    return iter([task.id for task in found])

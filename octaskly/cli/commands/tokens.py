@@ -1,0 +1,123 @@
+"""`octaskly token`: what lets people and programs in."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime as dt
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli import completion
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION, Duration
+from octaskly.cli.output.render import age, note, print_json, print_table
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import Call, path_of
+from octaskly.errors import ConfigError
+
+ROLES = ("admin", "client", "viewer")
+DAY_S = 86400
+
+
+@click.group(epilog="Example: octaskly token create --role viewer")
+def token() -> None:
+    """Make, list and revoke tokens for the REST API."""
+
+
+@token.command(
+    epilog="Example: octaskly token create --name ci --role client --expires 30d"
+)
+@click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
+@click.option("--name", metavar="NAME", help="By which it is listed and revoked.")
+@click.option(
+    "--expires", type=Duration(), default=DAY_S, metavar="T", help="24h, up to 90d."
+)
+@click.option(
+    "--subject", metavar="WHO", help="Who it is for, as tasks show it (its name)."
+)
+@click.pass_obj
+def create(
+    choice: Choice, role: str, name: str | None, expires: int, subject: str | None
+) -> None:
+    """Print a new token, and nothing else; it is kept nowhere.
+
+    admin may do everything; client submits, and cancels its own; viewer reads. One
+    that is good for more than a day is given a name if you give none.
+    """
+    wanted = {"role": role, "expires_s": expires, "subject": subject, "name": name}
+    wanted = {field: value for field, value in wanted.items() if value is not None}
+    with choice.client() as client:
+        made = client.asked(calls.order(calls.TOKENS, wanted), dict[str, Any])
+    click.echo(made["token"])
+    if made["name"] is not None and name is None:
+        note(f"it is called {made['name']}")
+
+
+@token.command("list", epilog="Example: octaskly token list --json")
+@JSON_OPTION
+@click.pass_obj
+def list_(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+    """List the tokens that have a name and have not expired."""
+    with choice.client() as client:
+        reply = client.ask(Call("GET", calls.TOKENS))
+    if as_json:
+        print_json(reply.body)
+        return
+    answer = client.read(reply, dict[str, Any])
+    if not answer["tokens"]:
+        note("no token has a name; those without one are listed nowhere")
+        return
+    now = dt.datetime.now(dt.UTC)
+    print_table(
+        ("NAME", "STATE", "ROLE", "SUBJECT", "ISSUED", "BY", "EXPIRES", "ID"),
+        [_row(shown, now) for shown in answer["tokens"]],
+        state_column=1,
+    )
+
+
+def _row(shown: dict[str, Any], now: dt.datetime) -> tuple[str, ...]:
+    return (
+        shown["name"],
+        shown["state"],
+        shown["role"] or "-",
+        shown["subject"] or "-",
+        age(shown["issued_at"], now),
+        shown["issued_by"] or "-",
+        (shown["expires_at"] or "-").partition("T")[0],
+        shown["id"],
+    )
+
+
+@token.command(epilog="Example: octaskly token revoke ci")
+@click.argument("name", metavar="NAME", shell_complete=completion.tokens)
+@click.pass_obj
+def revoke(choice: Choice, name: str) -> None:
+    """Revoke a token by its name or id: no node accepts it any more.
+
+    With - the token itself is read from standard input, as whoever lists processes
+    can read what stands on a command line.
+    """
+    ref = _id_of(sys.stdin.read().strip()) if name == "-" else name
+    with choice.client() as client:
+        client.ask(Call("DELETE", path_of(calls.TOKENS, ref)))
+    note(f"revoked {ref}; it is refused by every node")
+
+
+def _id_of(token_text: str) -> str:
+    """Return the id that a token says it has; the mesh has to know it by that."""
+    claims: dict[str, Any] = {}
+    _, _, rest = token_text.partition(".")
+    body = rest.partition(".")[0]
+    with contextlib.suppress(ValueError, msgspec.DecodeError):
+        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        claims = msgspec.json.decode(raw, type=dict[str, Any])
+    if "jti" not in claims:
+        raise ConfigError(
+            "standard input holds no token",
+            hint="octaskly token revoke NAME    or the token alone, on standard input",
+        )
+    return str(claims["jti"])

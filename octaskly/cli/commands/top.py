@@ -1,0 +1,210 @@
+"""`octaskly top`: the mesh as it is at this moment, again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import time
+import tty
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import click
+import msgspec
+
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.output.render import has_colour, print_json
+from octaskly.errors import OctasklyError
+
+if TYPE_CHECKING:
+    from octaskly.cli.output.top_screen import Snapshot, View
+
+ASK_S: Final = 1.0  #: between two looks at the mesh
+DRAW_S: Final = 0.5  #: between two frames, for the times that go on meanwhile
+RATE_S: Final = 10.0  #: tasks per second are those of so long
+KEY_BYTES: Final = 64
+RIGHT, LEFT = b"\x1b[C", b"\x1b[D"
+
+
+@click.command(epilog="Example: octaskly top")
+@click.option("--once", is_flag=True, help="Print one frame and end.")
+@JSON_OPTION
+@click.pass_obj
+def top(choice: Choice, once: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Watch nodes, queue and running tasks live.
+
+    Keys: q ends it, as Ctrl-C does; left and right choose the order of the tasks, r
+    turns it round. Where stdout is no terminal, one frame is printed.
+    """
+    # It takes 30 ms that other commands need not wait for.
+    from octaskly.cli.output import top_screen  # noqa: PLC0415
+
+    with choice.client() as client:
+        first = top_screen.taken(client)
+    if as_json:
+        print_json(msgspec.json.encode(first))
+    elif once or not sys.stdout.isatty():
+        columns = top_screen.PIPE_COLUMNS
+        if sys.stdout.isatty():
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns
+        click.echo(top_screen.plain(first, columns))
+    else:
+        _live(_Watch(choice, first))
+
+
+class _Watch:
+    """Asks for the mesh in a thread, so that keys and frames never wait for it."""
+
+    def __init__(self, choice: Choice, first: Snapshot) -> None:
+        self.seen = first
+        self.seen_s = time.monotonic()
+        self.trouble: str | None = None
+        self._choice = choice
+        self._ended: deque[tuple[float, int]] = deque([(self.seen_s, first.ended)])
+        self._is_over = threading.Event()
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Ask as long as the block lasts."""
+        # It may be in the middle of a request that takes seconds: nobody waits for it.
+        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                self._ask()
+            except OctasklyError as error:
+                self.trouble = str(error)
+                self._is_over.wait(ASK_S)
+
+    def _ask(self) -> None:
+        """Ask until that fails; a new connection then finds who answers now."""
+        from octaskly.cli.output import top_screen  # noqa: PLC0415
+
+        with self._choice.client(is_silent=True) as client:
+            while not self._is_over.wait(ASK_S):
+                snapshot = top_screen.taken(client)
+                rate = self._rate(snapshot.ended)
+                self.seen = msgspec.structs.replace(snapshot, tasks_per_second=rate)
+                self.seen_s, self.trouble = time.monotonic(), None
+
+    def _rate(self, ended: int) -> float:
+        """Return how many tasks a second have ended of late."""
+        now_s = time.monotonic()
+        self._ended.append((now_s, ended))
+        while now_s - self._ended[0][0] > RATE_S and len(self._ended) > 2:  # noqa: PLR2004
+            self._ended.popleft()
+        then_s, before = self._ended[0]
+        # Those that are forgotten meanwhile are no tasks that did not end.
+        return max(0, ended - before) / max(now_s - then_s, ASK_S)
+
+
+def _live(watch: _Watch) -> None:
+    """Draw until somebody has seen enough; leave the terminal as it was."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    from octaskly.cli.output import top_screen  # noqa: PLC0415
+
+    colour = has_colour(sys.stdout)
+    console = Console(no_color=not colour, highlight=False)
+    view = top_screen.View(has_keys=sys.stdin.isatty())
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _Keys() as keys,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+        watch.going_on(),
+    ):
+        while True:
+            shown = replace(view, trouble=_trouble(watch))
+            late_s, rows = time.monotonic() - watch.seen_s, console.size.height
+            frame = top_screen.frame(watch.seen, shown, late_s=late_s, rows=rows)
+            live.update(frame, refresh=True)
+            pressed = keys.wait(DRAW_S)
+            if b"q" in pressed:
+                return
+            view = _turned(view, pressed)
+
+
+def _turned(view: View, pressed: bytes) -> View:
+    """Return how the tasks are ordered after these keys."""
+    from octaskly.cli.output.top_screen import SORTS  # noqa: PLC0415
+
+    names = list(SORTS)
+    steps = pressed.count(RIGHT) - pressed.count(LEFT)
+    sort = names[(names.index(view.sort) + steps) % len(names)]
+    is_turned = pressed.count(b"r") % 2 == 1
+    return replace(view, sort=sort, is_reversed=view.is_reversed ^ is_turned)
+
+
+def _trouble(watch: _Watch) -> str | None:
+    if watch.trouble is None:
+        return None
+    return f"{watch.trouble}; this was {time.monotonic() - watch.seen_s:.0f} s ago"
+
+
+class _Keys:
+    """The keyboard, key by key, without an echo; and the size of the terminal."""
+
+    def __init__(self) -> None:
+        self._stdin = sys.stdin.fileno() if sys.stdin.isatty() else None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Change the terminal, until the end."""
+        self._woken, woken = os.pipe()
+        for end in (self._woken, woken):
+            self._stack.callback(os.close, end)
+        os.set_blocking(woken, False)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        self._stack.callback(signal.set_wakeup_fd, -1)
+        # A signal must not end the process before the terminal is as it was.
+        for number, then in (
+            (signal.SIGWINCH, _go_on),
+            (signal.SIGTERM, _end),
+            (signal.SIGHUP, _end),
+        ):
+            before = signal.signal(number, then)
+            self._stack.callback(signal.signal, number, before)
+        if self._stdin is not None:
+            modes = termios.tcgetattr(self._stdin)
+            self._stack.callback(
+                termios.tcsetattr, self._stdin, termios.TCSADRAIN, modes
+            )
+            tty.setcbreak(self._stdin)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Put everything back."""
+        self._stack.close()
+
+    def wait(self, timeout_s: float) -> bytes:
+        """Return what is pressed within that time; less if the terminal changes."""
+        waited = [self._woken] + ([] if self._stdin is None else [self._stdin])
+        ready, _, _ = select.select(waited, [], [], timeout_s)
+        if self._woken in ready:
+            os.read(self._woken, KEY_BYTES)
+        if self._stdin is None or self._stdin not in ready:
+            return b""
+        # Nothing: the terminal is gone, and nobody looks any more.
+        return os.read(self._stdin, KEY_BYTES) or b"q"
+
+
+def _go_on(_number: int, _frame: Any) -> None:
+    """Only wake whoever waits."""
+
+
+def _end(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,182 @@
+"""`octaskly wait` and `octaskly events`: what happens in the mesh, as it happens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octaskly.cli import completion
+from octaskly.cli.commands.run import OWN_CODES, exit_code
+from octaskly.cli.context import Choice, resolve_id, resolve_ref
+from octaskly.cli.options import Duration
+from octaskly.cli.output.render import (
+    EXIT_NOT_FOUND,
+    EXIT_OCTASKLY_FAILED,
+    EXIT_TIMEOUT,
+    JSON_VERSION,
+    is_quiet,
+    note,
+    print_json,
+    printable,
+    report,
+)
+from octaskly.cli.wait_hint import stall_told
+from octaskly.client.errors import TimedOut
+from octaskly.client.flows import calls, streams
+from octaskly.errors import OctasklyError
+
+if TYPE_CHECKING:
+    from octaskly.client import Session, Task
+    from octaskly.client.flows.sse import Event
+
+
+@click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")
+@click.argument(
+    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completion.tasks
+)
+@click.option("--any", "is_any", is_flag=True, help="Only until one of them has ended.")
+@click.option(
+    "--timeout", type=Duration(), metavar="S", help="Wait no longer than 90, 15m, 2h."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the ended tasks.")
+@click.pass_obj
+def wait(
+    choice: Choice,
+    refs: Sequence[str],
+    is_any: bool,  # noqa: FBT001
+    timeout: int | None,
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Wait until tasks have ended; Ctrl-C leaves them alone.
+
+    Exit code: that of the first of them whose code is not 0, as from `octaskly run`;
+    124 when the time is over, 125 Octaskly failed, 3 no such task.
+    """
+    try:
+        with choice.client() as client:
+            full = [resolve_id(client, ref) for ref in refs]
+            waiting = _Waiting(client, full)
+            try:
+                with stall_told(choice, full):
+                    waiting.to_the_end(limit_s=timeout, is_any=is_any)
+            except TimedOut:
+                note(f"{waiting.progress} when the time was over")
+                return EXIT_TIMEOUT
+            finally:
+                waiting.end_line()
+            if as_json:
+                for task in waiting.ended:
+                    print_json(client.ask(calls.task(task.id, is_exact=False)).body)
+    except OctasklyError as error:
+        code = report(error)
+        return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
+    codes = [exit_code(task, is_cancelled=False) for task in waiting.ended]
+    return next((code for code in codes if code), 0)
+
+
+@click.command(epilog="Example: octaskly events --types task --json")
+@click.option(
+    "--types",
+    metavar="TYPES",
+    default="task,node",
+    show_default=True,
+    help="Which events: task, node.",
+)
+@click.option(
+    "--task",
+    "ref",
+    metavar="ID",
+    shell_complete=completion.tasks,
+    help="Only of this task.",
+)
+@click.option("--after", metavar="EVENT", default="", help="Go on after this event id.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.pass_obj
+def events(
+    choice: Choice,
+    types: str,
+    ref: str | None,
+    after: str,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Print what happens to tasks and nodes, until Ctrl-C."""
+    with choice.client() as client:
+        flow = streams.events(
+            client.asker,
+            types=types.split(","),
+            task=None if ref is None else resolve_ref(client, ref),
+            after=after,
+            until=client.asker.until(None),
+        )
+        for event in client.iterate(flow):
+            if as_json:
+                line = {"event": event.kind, "id": event.id or None, "data": event.data}
+                click.echo(json.dumps({"v": JSON_VERSION, **line}))
+            else:
+                click.echo(printable(_line(event)).replace("\n", " "))
+
+
+class _Waiting:
+    """Tasks that somebody waits for, by their ids."""
+
+    def __init__(self, client: Session, ids: Sequence[str]) -> None:
+        self._client = client
+        self._tasks: dict[str, Task | None] = dict.fromkeys(ids)
+        self._shows = sys.stderr.isatty() and not is_quiet()
+
+    @property
+    def ended(self) -> list[Task]:
+        """Those that have ended, in the order in which they were named."""
+        return [task for task in self._tasks.values() if task is not None]
+
+    @property
+    def progress(self) -> str:
+        """How far it is."""
+        return f"{len(self.ended)} of {len(self._tasks)} have ended"
+
+    def to_the_end(self, *, limit_s: int | None, is_any: bool) -> None:
+        """Wait until all of them have ended, or one.
+
+        Raises:
+            TimedOut: they do not within `limit_s`.
+        """
+        asker = self._client.asker
+        flow = streams.as_ended(asker, self._tasks, until=asker.until(limit_s))
+        with closing(self._client.iterate(flow)) as ended:
+            for task in ended:
+                self._tasks[task.id] = task
+                self._show()
+                if is_any:
+                    return
+
+    def end_line(self) -> None:
+        """Leave the line of the progress."""
+        if self._shows:
+            click.echo(err=True)
+
+    def _show(self) -> None:
+        if self._shows:
+            click.echo(f"\r{self.progress}", nl=False, err=True)
+
+
+def _line(event: Event) -> str:
+    """Return an event for people."""
+    data: dict[str, Any] = event.data
+    if event.kind == "task":
+        parts = [data["at"], data["id"], data["status"]]
+        if data["worker_id"]:
+            parts.append(f"on {data['worker_id']}")
+        if data["exit_code"] is not None:
+            parts.append(f"exit code {data['exit_code']}")
+        if data["reason"] not in (None, "exit"):
+            parts.append(f"({data['reason']})")
+    elif event.kind == "node":
+        parts = ["node", data["name"], data["state"], data["role"]]
+    else:
+        parts = [event.kind, data.get("message", "")]
+    return "  ".join(str(part) for part in parts)

@@ -1,0 +1,175 @@
+"""What a shell offers when Tab is pressed, and `octaskly completion`.
+
+What only the mesh knows is asked of the local agent, within `BUDGET_S`. Whatever goes
+wrong, nothing is offered and nothing is said: the user is in the middle of a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+
+from octaskly.cli.context import Choice, newest_tasks
+from octaskly.client import NodePage, Session, Task, agents_here
+from octaskly.client.flows.calls import NODES, TOKENS, Call
+
+BUDGET_S: Final = 0.2
+OFFERED_MAX: Final = 50  #: tasks, the newest
+SHELLS: Final = ("bash", "zsh", "fish")
+VARIABLE: Final = "_OCTASKLY_COMPLETE"
+
+Offers = list[CompletionItem]
+Offer = Callable[[click.Context, click.Parameter, str], Offers]
+Ask = Callable[[Session], Iterable[CompletionItem]]
+
+
+class _TimeUp(BaseException):
+    """The budget is spent; nothing that handles errors may take it for one."""
+
+
+def tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+    """Offer `last` and the newest tasks, with their commands."""
+    last = CompletionItem("last", help="the newest task")
+    return _starting(incomplete, [last, *_asked(ctx, _newest)])
+
+
+def arrays(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+    """Offer the arrays among the newest tasks."""
+    return _starting(
+        incomplete,
+        _asked(
+            ctx,
+            lambda client: _items(
+                t for t in newest_tasks(client, OFFERED_MAX) if t.array
+            ),
+        ),
+    )
+
+
+def nodes(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+    """Offer the names of the nodes, with their states."""
+    return _starting(
+        incomplete,
+        _asked(
+            ctx,
+            lambda client: (
+                CompletionItem(node.name, help=node.state)
+                for node in client.asked(Call("GET", NODES), NodePage).nodes
+            ),
+        ),
+    )
+
+
+def tokens(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+    """Offer the names of the tokens that are still good, with their roles."""
+    return _starting(
+        incomplete,
+        _asked(
+            ctx,
+            lambda client: (
+                CompletionItem(token["name"], help=token["role"])
+                for token in client.asked(Call("GET", TOKENS), dict[str, Any])["tokens"]
+                if token["state"] == "good"
+            ),
+        ),
+    )
+
+
+def labels(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+    """Offer the labels that nodes have, as `NAME=VALUE`."""
+    return _starting(
+        incomplete,
+        _asked(
+            ctx,
+            lambda client: (
+                CompletionItem(f"{name}={value}", help=node.name)
+                for node in client.asked(Call("GET", NODES), NodePage).nodes
+                for name, value in node.labels.items()
+            ),
+        ),
+    )
+
+
+def agents(_: click.Context, __: click.Parameter, incomplete: str) -> Offers:
+    """Offer the agents of this machine."""
+    return _starting(
+        incomplete, (CompletionItem(name) for name, _ in agents_here(Choice().environ))
+    )
+
+
+def files(_: click.Context, __: click.Parameter, incomplete: str) -> Offers:
+    """Let the shell offer files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _starting(incomplete: str, items: Iterable[CompletionItem]) -> Offers:
+    """Return the items that begin so, each value once."""
+    fitting = (item for item in items if item.value.startswith(incomplete))
+    return list({item.value: item for item in fitting}.values())
+
+
+def _asked(ctx: click.Context, ask: Ask) -> Offers:
+    """Return what the agent tells within the budget; nothing if it does not."""
+    chosen = ctx.find_root().params
+    choice = Choice(
+        node=chosen.get("node"),
+        state_dir=chosen.get("state_dir"),
+        url=chosen.get("url"),
+        ca_file=chosen.get("ca_file"),
+    )
+    try:
+        with _budget(), choice.client(is_silent=True) as client:
+            return list(ask(client))
+    except (_TimeUp, Exception):  # noqa: BLE001 - see above: silence is the contract
+        return []
+
+
+@contextlib.contextmanager
+def _budget() -> Iterator[None]:
+    def on_alarm(_number: int, _frame: object) -> None:
+        raise _TimeUp
+
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, BUDGET_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _newest(client: Session) -> Iterable[CompletionItem]:
+    return _items(newest_tasks(client, OFFERED_MAX))
+
+
+def _items(some: Iterable[Task]) -> Iterator[CompletionItem]:
+    for task in some:
+        yield CompletionItem(task.id, help=f"{task.status}: {task.command[:60]}")
+
+
+def script(shell: str, command: click.Command) -> str:
+    """Return what a shell has to read once, so that it completes `command`."""
+    kind = get_completion_class(shell)
+    assert kind is not None, shell
+    # Not the method of the shell's own class: that starts the shell to see how old it
+    # is, and says so on stdout.
+    return ShellComplete.source(kind(command, {}, "octaskly", VARIABLE))
+
+
+@click.command(epilog="Example: octaskly completion fish | source")
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print what makes a shell complete commands, ids and names.
+
+    \b
+    bash:  eval "$(octaskly completion bash)"    in ~/.bashrc
+    zsh:   eval "$(octaskly completion zsh)"     in ~/.zshrc, after compinit
+    fish:  octaskly completion fish > ~/.config/fish/completions/octaskly.fish
+    """  # noqa: D301 - click wants the character itself
+    click.echo(script(shell, ctx.find_root().command))

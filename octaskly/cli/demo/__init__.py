@@ -1,0 +1,1 @@
+"""`octaskly demo`: three agents on this machine share a real job."""

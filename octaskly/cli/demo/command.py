@@ -1,0 +1,220 @@
+"""`octaskly demo`: three agents find each other and share a real job.
+
+Every module of Python's standard library is compressed with `gzip -9`, one task
+each; every output is fetched through the API, decompressed and compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import shlex
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import click
+
+from octaskly import Client, Draft, Task
+from octaskly.cli.demo.agents import DemoAgent, agents, formed, stopped_by_signals
+from octaskly.cli.output.render import print_table
+from octaskly.errors import MeshError
+
+NAMES = ("ash", "birch", "cedar")
+WORK_S_MAX = 120.0
+POLL_S = 0.2
+PLAIN_S = 1.0  #: between two lines where no bar can be drawn
+LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
+NEXT = """\
+next:  octaskly agent               start a node of your own, here and on other machines
+       octaskly run -- hostname     and run something on whichever is free"""
+
+
+class Bar(Protocol):
+    """Shows how far something is."""
+
+    def __call__(self, done: int) -> None:
+        """Show that so many are done."""
+
+
+@click.command(epilog="Example: octaskly demo --modules 100")
+@click.option(
+    "--modules",
+    "modules_max",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Compress at most so many modules.",
+)
+def demo(modules_max: int | None) -> None:
+    """Watch three agents of this machine share a real job.
+
+    Uses the loopback interface only, ends by itself, and leaves nothing behind.
+    """
+    if shutil.which("gzip") is None:
+        raise MeshError("the demo compresses with gzip, which is not installed")
+    with (
+        stopped_by_signals(),
+        tempfile.TemporaryDirectory(prefix="octaskly-demo-") as name,
+    ):
+        folder = Path(name)
+        workdir = folder / "work"
+        modules = _copy_modules(workdir, modules_max)
+        _say(f"Input: {len(modules)} modules of Python's standard library.")
+        _say("Starting three agents: separate processes, loopback only, free ports.")
+        started_at = time.monotonic()
+        with agents(folder, NAMES, workdir) as started:
+            _rehearse(started, workdir, modules, started_at)
+        _say("The agents are stopped; nothing is left behind.")
+    click.echo(f"\n{NEXT}")
+
+
+def _rehearse(
+    started: Sequence[DemoAgent],
+    workdir: Path,
+    modules: Sequence[str],
+    started_at: float,
+) -> None:
+    nodes = formed(started)
+    dispatcher = next(node.name for node in nodes if node.role == "dispatcher")
+    _say(
+        f"They found each other by mDNS in {time.monotonic() - started_at:.1f} s "
+        f"and elected {dispatcher} as dispatcher."
+    )
+    front = next(agent for agent in started if agent.name != dispatcher)
+    _say(f"Submitting one task per module through {front.name}, which forwards them.")
+    with front.client() as client:
+        begun_at = time.monotonic()
+        accepted = client.submit_many([_draft(module) for module in modules])
+        _wait(client, len(accepted))
+        work_s = time.monotonic() - begun_at
+        tasks = list(client.tasks())
+    _refuse_failures(tasks)
+    packed = _verify(started, workdir, accepted, modules)
+    original = sum((workdir / module).stat().st_size for module in modules)
+    _say(
+        f"All {len(modules)} outputs came back, decompressed and identical: "
+        f"{original / 1e6:.1f} MB became {packed / 1e6:.1f} MB."
+    )
+    _summary(tasks, work_s)
+
+
+def _copy_modules(workdir: Path, modules_max: int | None) -> list[str]:
+    """Copy the modules below the worker directory; return their paths there."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found = sorted(
+        path.relative_to(library)
+        for path in library.rglob("*.py")
+        if not LEFT_OUT.intersection(path.relative_to(library).parts)
+    )[:modules_max]
+    for path in found:
+        for top in ("lib", "packed"):
+            (workdir / top / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library / path, workdir / "lib" / path)
+    return [f"lib/{path}" for path in found]
+
+
+def _packed(module: str) -> str:
+    return f"packed/{module.removeprefix('lib/')}.gz"
+
+
+def _draft(module: str) -> Draft:
+    target = _packed(module)
+    return Draft(
+        command=f"gzip -9 -n -c {shlex.quote(module)} > {shlex.quote(target)}",
+        timeout=60,
+        inputs=[module],
+        outputs=[target],
+    )
+
+
+def _wait(client: Client, count: int) -> None:
+    """Show progress until all tasks have ended."""
+    deadline = time.monotonic() + WORK_S_MAX
+    with _bar("compressing", count) as show:
+        while time.monotonic() < deadline:
+            counts = client.stats().tasks
+            done = counts.completed + counts.failed + counts.cancelled
+            show(done)
+            if done >= count:
+                return
+            time.sleep(POLL_S)
+    raise MeshError(f"the tasks did not end within {WORK_S_MAX:.0f} s")
+
+
+def _refuse_failures(tasks: Sequence[Task]) -> None:
+    failed = [task for task in tasks if task.status != "completed"]
+    if failed:
+        first = failed[0]
+        raise MeshError(
+            f"{len(failed)} of {len(tasks)} tasks failed; the first: {first.command}"
+            f" ({first.reason}, exit code {first.exit_code}; {first.detail})"
+        )
+
+
+def _verify(
+    started: Sequence[DemoAgent],
+    workdir: Path,
+    accepted: Sequence[Task],
+    modules: Sequence[str],
+) -> int:
+    """Fetch every output, from each node in turn; compare; return their bytes."""
+    fetched_bytes = 0
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(agent.client()) for agent in started]
+        show = stack.enter_context(_bar("fetching and comparing", len(modules)))
+        for index, (task, module) in enumerate(zip(accepted, modules, strict=True)):
+            client = clients[index % len(clients)]
+            output = b"".join(client.output(task, _packed(module)))
+            fetched_bytes += len(output)
+            if gzip.decompress(output) != (workdir / module).read_bytes():
+                raise MeshError(f"the output of {task.id} is not {module}, compressed")
+            show(index + 1)
+    return fetched_bytes
+
+
+def _summary(tasks: Sequence[Task], work_s: float) -> None:
+    shares = Counter(task.worker_id or "?" for task in tasks)
+    click.echo()
+    print_table(
+        ("NODE", "TASKS", "SHARE"),
+        [
+            (node, str(count), f"{100 * count / len(tasks):.0f}%")
+            for node, count in sorted(shares.items())
+        ],
+        state_column=0,
+    )
+    rate = len(tasks) / work_s
+    click.echo(f"\n{len(tasks)} tasks in {work_s:.1f} s: {rate:.0f} tasks per second.")
+
+
+@contextlib.contextmanager
+def _bar(title: str, count: int) -> Iterator[Bar]:
+    """Show progress: a bar on a terminal, elsewhere a line now and then."""
+    if sys.stdout.isatty():
+        from rich.progress import Progress  # noqa: PLC0415 - 40 ms, for terminals only
+
+        with Progress() as progress:
+            line = progress.add_task(title, total=count)
+            yield lambda done: progress.update(line, completed=done)
+        return
+    shown_at = -PLAIN_S
+
+    def show(done: int) -> None:
+        nonlocal shown_at
+        now = time.monotonic()
+        if now - shown_at >= PLAIN_S or done >= count:
+            shown_at = now
+            _say(f"  {title}: {done}/{count}")
+
+    yield show
+
+
+def _say(text: str) -> None:
+    click.echo(text)
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""`octaskly doctor`: probes, symptoms and findings."""

@@ -1,0 +1,87 @@
+"""`octaskly doctor`: what is wrong here, and how to mend it. It changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from octaskly.cli.context import Choice
+from octaskly.cli.output.render import EXIT_FAILED, has_colour, print_json, printable
+from octaskly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octaskly.cli.doctor.findings import Finding
+
+MARKS = {"ok": "✓", "warning": "!", "fault": "✗", "unchecked": "-"}
+COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "unchecked": None}
+
+
+@click.command(epilog="Example: octaskly doctor --join 192.168.1.20")
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="NAME",
+    help="Look at this network interface, where no agent runs. Repeatable.",
+)
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    help="The mesh secret, where no agent runs.",
+)
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Also look at this node, which is not found by itself. Repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_obj
+def doctor(
+    choice: Choice,
+    interfaces: tuple[str, ...],
+    secret_file: Path | None,
+    join: tuple[str, ...],
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Find out what is wrong here; exit code 1 if something is.
+
+    It asks the agent of this machine if one runs, looks around on the LAN for some
+    seconds, and changes nothing.
+    """
+    # Imported here: mDNS and TLS cost more than a quick command takes.
+    from octaskly.cli.doctor.findings import Status, findings  # noqa: PLC0415
+    from octaskly.cli.doctor.probes import examine  # noqa: PLC0415
+
+    if choice.url:
+        raise ConfigError(
+            "the doctor looks at this machine, not at --url", hint="octaskly doctor"
+        )
+    found = findings(examine(choice, interfaces, secret_file, join))
+    is_healthy = all(each.status is not Status.BAD for each in found)
+    if as_json:
+        listed = [each._asdict() for each in found]
+        shown = {"healthy": is_healthy, "findings": listed}
+        print_json(msgspec.json.encode(shown))
+        return 0 if is_healthy else EXIT_FAILED
+    colour = has_colour(sys.stdout)
+    click.echo(
+        "".join(f"{line}\n" for line in shown_to_people(found, colour)), nl=False
+    )
+    return 0 if is_healthy else EXIT_FAILED
+
+
+def shown_to_people(found: Iterable[Finding], colour: bool) -> Iterator[str]:  # noqa: FBT001
+    """Yield the lines that say what was found."""
+    for each in found:
+        mark = MARKS[each.status]
+        if colour:
+            mark = click.style(mark, fg=COLOURS[each.status])
+        yield f"{mark} {each.check}: {printable(each.says)}"
+        if each.hint:
+            yield f"    hint: {printable(each.hint)}"

@@ -1,0 +1,71 @@
+"""What `octaskly doctor` sees of this machine, of its agent, and of its neighbours.
+
+Values alone: how they are found out is in `examining`, what they mean in `findings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octaskly.client import Checkup, Reach
+from octaskly.errors import OctasklyError
+
+if TYPE_CHECKING:
+    from octaskly.mesh.discovery.interfaces import Interface
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenPort:
+    """A default port that another program has."""
+
+    flag: str  #: of the agent, that chooses another one
+    port: int
+    holder: str | None  #: None: it cannot be read
+    used: int | None = None  #: by the agent instead; None: no agent runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """Another node, and what happens when it is asked how it is."""
+
+    name: str  #: its id where no name is known
+    mesh: str | None
+    place: str  #: HOST:PORT for peers
+    is_in_sight: bool  #: over mDNS
+    is_member: bool  #: our agent is connected to it
+    answer: str = "unasked"
+    """`reached`, `refused` or `silent`; `unknown`: its name has no address here;
+    `untrusted`: its certificate is of another secret; `unasked`: it is of another
+    mesh."""
+    version: str | None = None
+    ahead_s: float | None = None  #: of its clock; precise to a second
+    hears_us: Reach | None = None  #: what it finds when it dials this node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptoms:
+    """All that is seen."""
+
+    agent: Checkup | None  #: None: none runs, or it does not talk to us
+    agent_error: OctasklyError | None  #: why one that runs does not talk to us
+    version: str  #: of the agent, or of this program
+    mesh: str | None  #: of the secret file
+    secret_file: Path
+    secret_error: OctasklyError | None
+    may_read_secret: bool
+    node_id: (
+        str | None
+    )  #: of this state folder; None: it has none yet, or is unreadable
+    copies: tuple[str, ...]  #: other machines that live with this node's id
+    names: tuple[str, ...]  #: of the interfaces that somebody asked for
+    interfaces: tuple[Interface, ...]
+    mdns_error: OSError | None  #: why port 5353 cannot be shared
+    mdns_holder: str | None
+    hears_itself: bool | None  #: our agent is in sight; None: no agent is in a mesh
+    neighbours: tuple[Neighbour, ...]
+    taken: tuple[TakenPort, ...]
+    state_dir: Path
+    free_bytes: int | None
+    descriptors_max: int

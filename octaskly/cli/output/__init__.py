@@ -1,0 +1,1 @@
+"""How commands print tasks, nodes, results and live screens."""

@@ -1,0 +1,97 @@
+"""What a task writes, on the terminal as it comes."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from octaskly.cli.output.render import note, size
+from octaskly.client import Task
+from octaskly.client.flows import streams
+
+if TYPE_CHECKING:
+    from octaskly.client import Session
+    from octaskly.client.flows.streams import Log
+
+
+class Following:
+    """Prints the output of one task, through lost connections.
+
+    Args:
+        client: The node that is asked.
+        ref: The task.
+        stream: `stdout`, `stderr` or `both`.
+        attempt: Number of the only one that is printed.
+        says_state: Whether to say on stderr that the task waits.
+    """
+
+    def __init__(
+        self,
+        client: Session,
+        ref: str,
+        *,
+        stream: str = "both",
+        attempt: int | None = None,
+        says_state: bool,
+    ) -> None:
+        self._client = client
+        self._ref = ref
+        self._stream = stream
+        self._attempt = attempt
+        self._says_state = says_state
+        self._after = ""
+        self._has_printed = False  #: of the attempt before, if another one begins
+
+    def to_the_end(self, *, follow: bool) -> Task:
+        """Print all there is, with `follow` until it has ended; return the task.
+
+        May be called again after an interrupt: nothing is printed twice.
+
+        Raises:
+            ReplyLost, Unreachable: the node stays away.
+            Refused: it refuses.
+        """
+        asker = self._client.asker
+        flow = streams.logs(
+            asker,
+            self._ref,
+            follow=follow,
+            stream=self._stream,
+            attempt=self._attempt,
+            after=self._after,
+            until=asker.until(None),
+        )
+        lost = self._client.lost
+        with closing(self._client.iterate(flow)) as logs:
+            for log in logs:
+                if lost != self._client.lost and self._after:
+                    note(f"the connection was lost; {self._ref} is resumed")
+                lost = self._client.lost
+                self._take(log)
+                self._after = log.id or self._after
+                if log.kind == "end":
+                    break
+        return msgspec.convert(log.details, Task)
+
+    def _take(self, log: Log) -> None:
+        told = log.details
+        match log.kind:
+            case "stdout" | "stderr":
+                stream = sys.stdout if log.kind == "stdout" else sys.stderr
+                stream.flush()
+                stream.buffer.write(log.data)
+                stream.buffer.flush()
+                self._has_printed = True
+            case "gap":
+                what = f"{size(told['bytes'])} of {told['stream']} are missing here"
+                note(f"{what}: {told['reason']}")
+            case "attempt" if self._has_printed:
+                what = f"attempt {told['attempt']} on {told['node']}"
+                why = told["previous"] or "another one counts"
+                note(f"{what}; the one before it does not count: {why}")
+                self._has_printed = False
+            case "state" if self._says_state:
+                note(f"{self._ref} is {told['status']}")

@@ -1,0 +1,347 @@
+"""How things look: tables, errors, notes, durations.
+
+Colour and boxes appear on a terminal only, and never where NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import http
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO
+
+import click
+import msgspec
+
+from octaskly.client import NoAnswer, NodeInfo, Refused, SeveralAgents, Unreachable
+from octaskly.config.defaults import EXIT_CONFIG
+from octaskly.errors import (
+    ConfigError,
+    NoDispatcher,
+    OctasklyError,
+    PermissionDenied,
+    TaskNotFound,
+)
+
+_MARKS = ("Mn", "Me", "Cf")
+
+
+def width(text: str) -> int:
+    """Return the number of columns of a text on one line."""
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def pad(text: str, columns: int) -> str:
+    """Return the text followed by as many blanks as fill the columns."""
+    return text + " " * (columns - width(text))
+
+
+def cut(text: str, columns: int) -> str:
+    """Return what of a text fits into the columns, with a mark where some does not."""
+    if width(text) <= columns:
+        return text
+    left = columns - 1  # The mark takes one.
+    for index, char in enumerate(text):
+        left -= _width(char)
+        if left < 0:
+            return text[:index] + "…"
+    return text
+
+
+def _width(char: str) -> int:
+    if unicodedata.category(char) in _MARKS:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_NOT_ALLOWED = 4
+EXIT_NO_DISPATCHER = 5
+EXIT_TIMEOUT = 124
+EXIT_OCTASKLY_FAILED = 125
+EXIT_CANCELLED = 130  #: 128 + SIGINT
+
+JSON_VERSION = 1
+"""Of what `--json` prints: more when a key goes, or means something else."""
+
+STATE_COLOURS = {
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "ready": "green",
+    "lost": "red",
+    "paused": "yellow",
+    "draining": "yellow",
+    "short of disk": "red",
+    "short of memory": "red",
+}
+
+_BY_STATUS = {
+    http.HTTPStatus.BAD_REQUEST: EXIT_USAGE,
+    http.HTTPStatus.UNAUTHORIZED: EXIT_NOT_ALLOWED,
+    http.HTTPStatus.FORBIDDEN: EXIT_NOT_ALLOWED,
+    http.HTTPStatus.NOT_FOUND: EXIT_NOT_FOUND,
+    http.HTTPStatus.SERVICE_UNAVAILABLE: EXIT_NO_DISPATCHER,
+}
+_API_HINTS = {
+    400: "octaskly --help    and octaskly COMMAND --help say what is taken",
+    401: "OCTASKLY_TOKEN=$(octaskly token create --role client)    made on a node",
+    403: "octaskly token create --role client    on a node, or --role admin",
+    404: "octaskly ls    shows the tasks there are",
+    409: "octaskly cancel --force ID    also ends a task that runs",
+    503: "octaskly nodes    shows who is there, once a dispatcher is elected",
+}
+_HINTS = {
+    "No dispatcher is elected": "octaskly doctor    says what keeps nodes apart",
+    "Too many requests": "octaskly config    on the dispatcher shows its rates",
+    "Worker not found": "octaskly nodes    shows the nodes there are",
+    "This node is in no mesh yet": "octaskly join CODE    from `octaskly invite`",
+    "This node is in the mesh no more": "octaskly join CODE    from `octaskly invite`",
+    "No node can run the task": "octaskly nodes    shows the nodes there are",
+    "Token not found": "octaskly token list    shows those that have a name",
+    "Token exists": "octaskly token list    shows the names that are taken",
+    "Too many records": "octaskly token list    shows what is kept until it expires",
+    "Too many open invites": "octaskly invite    once one of them has expired",
+    "Members or tasks would be left behind": "octaskly join --force CODE",
+    "Tasks may be lost": "octaskly leave --force    loses them",
+    "Duplicate task ID": "octaskly show ID    shows the task that is there already",
+    "Cannot cancel ended task": "octaskly retry ID    runs it once more",
+    "Task ID is ambiguous": "octaskly ls    shows whole ids",
+    "Task has not ended": "octaskly wait ID    waits for its end",
+    "Nothing to repeat": "octaskly show ID    counts the members of an array",
+    "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",
+    "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
+}
+"""By the API's own text, where the status fits several things."""
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape sequences
+    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # what changes the order of text
+)
+
+
+def exit_code_of(error: OctasklyError) -> int:
+    """Return the exit code that scripts may rely on for this error."""
+    match error:
+        case Refused():
+            return _BY_STATUS.get(http.HTTPStatus(error.status), EXIT_FAILED)
+        case TaskNotFound():
+            return EXIT_NOT_FOUND
+        case PermissionDenied():
+            return EXIT_NOT_ALLOWED
+        case Unreachable() | NoAnswer() | NoDispatcher():
+            return EXIT_NO_DISPATCHER
+        case ConfigError():
+            return EXIT_CONFIG
+        case _:
+            return EXIT_FAILED
+
+
+def has_colour(stream: IO[str]) -> bool:
+    """Whether colours may go there."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def report(error: OctasklyError, *, of: str | None = None) -> int:
+    """Print an error with its cause and the command that helps; return its exit code.
+
+    The API says in `error` what kind of thing is wrong, and what in particular in
+    `hint`: that is a cause here.
+
+    `of` is what it is about, where that is one of several things.
+    """
+    hints = (error.hint or "").splitlines()
+    if isinstance(error, SeveralAgents):
+        hints = [f"octaskly --node {error.names[0]} ..."]
+    cause = str(error.__cause__) if error.__cause__ else None
+    if isinstance(error, Refused):
+        cause = error.hint
+        if cause and error.field and error.status == http.HTTPStatus.BAD_REQUEST:
+            # Of one task the place in the body is the name of its field.
+            place = error.field.removeprefix("$[0].").removeprefix("$.")
+            cause = cause if place in cause else f"{place}: {cause}"
+        hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
+        hints = [hint] if hint else []
+    print_error(f"{of}: {error}" if of else str(error), cause=cause, hints=hints)
+    return exit_code_of(error)
+
+
+def for_each(refs: Iterable[str], do: Callable[[str], None]) -> int:
+    """Do something with each of several tasks; return the first exit code that is bad.
+
+    What is refused for one of them is said, and the others are not left out.
+    """
+    codes = []
+    named = list(refs)
+    for ref in named:
+        try:
+            do(ref)
+        except Refused as error:
+            if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise  # It would be for all of them.
+            codes.append(report(error, of=ref if len(named) > 1 else None))
+    return codes[0] if codes else 0
+
+
+def print_error(
+    message: str, *, cause: str | None = None, hints: Iterable[str] = ()
+) -> None:
+    """Say what failed, why, and the command that helps, on stderr."""
+    colour = has_colour(sys.stderr)
+    label = click.style("error:", fg="red", bold=True) if colour else "error:"
+    lines = [f"{label} {_inward(message)}"]
+    if cause:
+        lines.append(f"  cause: {_inward(cause)}")
+    lines += [f"  hint: {printable(hint)}" for hint in hints]
+    _talk("\n".join(lines))
+
+
+def note(text: str) -> None:
+    """Say something on stderr, unless nobody wants to hear it.
+
+    Further lines go in, so that none passes for another.
+    """
+    if not is_quiet():
+        _talk(_inward(text))
+
+
+def _talk(text: str) -> None:
+    """Say it on stderr; what is done goes on where nobody hears of it."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def is_quiet() -> bool:
+    """Whether only errors are told, by `--quiet`."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("quiet"))
+
+
+def printable(text: str) -> str:
+    """Return text of others without what could move the cursor or turn text round."""
+    return _UNSAFE.sub("�", text)
+
+
+def on_one_line(text: str) -> str:
+    """Return the same on one line, so that nothing in it passes for another one."""
+    return printable(text).replace("\n", " ⏎ ")
+
+
+def _inward(text: str) -> str:
+    return printable(text).replace("\n", "\n    ")
+
+
+def print_json(body: bytes) -> None:
+    """Print an answer behind the version of its form; for people indented and harmless.
+
+    An object stays one: it gets `v` as its first key.
+    """
+    if body.startswith(b"{"):
+        more = body[1:].lstrip()
+        comma = b"" if more.startswith(b"}") else b","
+        body = b'{"v":%d%s%s' % (JSON_VERSION, comma, more)
+    if sys.stdout.isatty():
+        text = msgspec.json.format(body, indent=2).decode()
+        body = _UNSAFE.sub(lambda char: f"\\u{ord(char[0]):04x}", text).encode()
+    click.echo(body.rstrip(b"\n") + b"\n", nl=False)
+
+
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, state_column: int
+) -> None:
+    """Print rows under heads; the last column is cut to what a terminal has."""
+    cells = [list(map(on_one_line, row)) for row in rows]
+    widths = [
+        max(width(line[index]) for line in (heads, *cells))
+        for index in range(len(heads))
+    ]
+    room = _columns() - sum(widths[:-1]) - 2 * (len(heads) - 1)
+    colour = has_colour(sys.stdout)
+    for number, row in enumerate((list(heads), *cells)):
+        line = [pad(cell, columns) for cell, columns in zip(row, widths, strict=True)]
+        line[-1] = cut(row[-1], room) if room > 1 else row[-1]
+        if colour and number:
+            if fg := STATE_COLOURS.get(row[state_column]):
+                line[state_column] = click.style(line[state_column], fg=fg)
+        elif colour:
+            line = [click.style(cell, bold=True) for cell in line]
+        click.echo("  ".join(line).rstrip())
+
+
+def print_fields(fields: Sequence[tuple[str, object]]) -> None:
+    """Print one `key: value` a line; None is left out, and further lines go in."""
+    shown = [(key, value) for key, value in fields if value is not None]
+    margin = max((len(key) for key, _ in shown), default=0) + 1
+    for key, value in shown:
+        text = printable(str(value)).replace("\n", f"\n{'':<{margin}}  ")
+        click.echo(f"{key + ':':<{margin}}  {text}")
+
+
+def duration(milliseconds: float | None) -> str:
+    """Return a time span in at most seven characters."""
+    if milliseconds is None:
+        return "-"
+    # Rounded before it is split: there is no 1m60s, and no 60.0 s.
+    whole_ms, tenths, seconds = (round(milliseconds / unit) for unit in (1, 100, 1000))
+    minute, hour = 60, 3600
+    if whole_ms < 1000:  # noqa: PLR2004
+        return f"{whole_ms} ms"
+    if tenths < 10 * minute:
+        return f"{tenths / 10:.1f} s"
+    if seconds < hour:
+        return f"{seconds // minute}m{seconds % minute:02}s"
+    return f"{seconds // hour}h{seconds % hour // minute:02}m"
+
+
+def took(milliseconds: float | None) -> str | None:
+    """Return a time span for a list of fields; None: it is not known."""
+    return None if milliseconds is None else duration(milliseconds)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:  # noqa: PLR2004
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def room_of(node: NodeInfo) -> str:
+    """Return how much a node may do at a time."""
+    room = f"{node.slots or 0} tasks at a time"
+    return room + (f", {node.memory_mb / 1024:.1f} GiB" if node.memory_mb else "")
+
+
+def age(timestamp: str | None, now: dt.datetime) -> str:
+    """Return how long ago a timestamp of the API was: `now`, `12 s ago`."""
+    if not timestamp:
+        return "-"
+    seconds = seconds_since(timestamp, now)
+    if seconds is None:
+        return timestamp
+    just_now_s = 2
+    return "now" if seconds < just_now_s else f"{duration(seconds * 1000)} ago"
+
+
+def seconds_since(timestamp: str, now: dt.datetime) -> float | None:
+    """Return how long ago a timestamp of the API was, None if it is none."""
+    try:
+        return (now - dt.datetime.fromisoformat(timestamp)).total_seconds()
+    except ValueError:
+        return None
+
+
+def _columns() -> int:
+    """Return the width of the terminal; without one, lines are never cut."""
+    if not sys.stdout.isatty():
+        return 1 << 30
+    return os.get_terminal_size(sys.stdout.fileno()).columns

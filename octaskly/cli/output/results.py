@@ -1,0 +1,136 @@
+"""What the members of an array wrote, on the terminal as they end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from octaskly.cli.output.follow import Following
+from octaskly.cli.output.render import duration, is_quiet, note
+from octaskly.client import Task
+from octaskly.client.flows import arrays, calls
+
+if TYPE_CHECKING:
+    from octaskly.client import Session
+
+NAMED_MAX: Final = 20  #: failed members that are named on stderr
+
+
+class Results:
+    """Prints what members write, each whole, through lost connections.
+
+    Args:
+        client: The node that is asked.
+        array: Id of the array.
+        items: What its members were given, as far as known here.
+        total: How many members it has.
+        is_by_number: Whether they are printed in their order, not as they end.
+    """
+
+    def __init__(
+        self,
+        client: Session,
+        array: str,
+        *,
+        items: Sequence[str],
+        total: int,
+        is_by_number: bool,
+    ) -> None:
+        self._client = client
+        self._array = array
+        self._items = items
+        self._is_by_number = is_by_number
+        self._ended = 0
+        self._failed = 0
+        self._bar = _Bar(total)
+
+    def to_the_end(self) -> Task:
+        """Print all results; return the array as it ended.
+
+        Raises:
+            ReplyLost, Unreachable: the node stays away.
+            Refused: it refuses.
+        """
+        asker = self._client.asker
+        flow = arrays.results(
+            asker,
+            self._array,
+            ordered=self._is_by_number,
+            until=asker.until(None),
+            items=self._items,
+        )
+        try:
+            with closing(self._client.iterate(flow)) as members:
+                for member in members:
+                    if member.status != "cancelled":
+                        self._take(member)
+        finally:
+            self._bar.clear()
+        return self._client.asked(calls.task(self._array), Task)
+
+    def _take(self, task: Task) -> None:
+        self._bar.clear()
+        self._print(task)
+        self._ended += 1
+        if task.status == "failed":
+            self._failed += 1
+            self._name(task)
+        self._bar.show(self._ended, self._failed)
+
+    def _print(self, task: Task) -> None:
+        if task.stdout_truncated or task.stderr_truncated:
+            long = Following(self._client, task.id, says_state=False)
+            long.to_the_end(follow=False)
+            return
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            if data := task.output_bytes(name):
+                stream.flush()
+                stream.buffer.write(data)
+                stream.buffer.flush()
+
+    def _name(self, task: Task) -> None:
+        """Say which member failed, unless many did."""
+        if self._failed > NAMED_MAX:
+            return
+        item = f" ({task.item[:60]})" if self._items and task.item else ""
+        why = task.detail or task.reason
+        if task.reason == "exit" and task.exit_code is not None:
+            why = f"exit code {task.exit_code}"
+        elif task.signal is not None and not task.detail:
+            why = f"signal {task.signal}"
+        note(f"{task.id}{item} failed: {why}")
+        if self._failed == NAMED_MAX:
+            note(f"more of them: octaskly ls --array {self._array} --status failed")
+
+
+class _Bar:
+    """One line of progress on a terminal; none elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._is_shown = sys.stderr.isatty() and not is_quiet()
+        self._began_s = time.monotonic()
+        self._width = 0
+
+    def show(self, ended: int, failed: int) -> None:
+        """Draw how far it is."""
+        if not self._is_shown:
+            return
+        took_s = time.monotonic() - self._began_s
+        left_ms = took_s / ended * (self._total - ended) * 1000
+        parts = [f"{ended}/{self._total}", f"{100 * ended // self._total}%"]
+        parts += [f"{failed} failed"] if failed else []
+        line = f"{', '.join(parts)}, {duration(left_ms)} left"
+        sys.stderr.write(f"\r{line}")
+        sys.stderr.flush()
+        self._width = len(line)
+
+    def clear(self) -> None:
+        """Make room for output."""
+        if self._width:
+            sys.stderr.write(f"\r{'':{self._width}}\r")
+            sys.stderr.flush()
+            self._width = 0

@@ -1,0 +1,118 @@
+"""What a task asked for beyond its command, as lines of `show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from octaskly.cli.output.render import note, print_fields, size, took
+from octaskly.client import Members, Session, Task
+from octaskly.client.flows.calls import ARRAYS, Call, path_of
+
+PARENTS_SHOWN: Final = 5  #: of up to a thousand
+RETRY_ON_DEFAULT: Final = ["failure", "lost"]
+
+
+def asked_fields(task: Task) -> list[tuple[str, object]]:
+    """Return key and value of each thing that a task may ask for; None: it did not."""
+    limits = {k: str(most) for k, most in (task.limits or {}).items() if most}
+    return [
+        ("time limit", f"{task.timeout} s" if task.timeout else None),
+        ("grace", None if task.grace is None else f"{task.grace} s"),
+        ("limits", pairs(limits)),
+        ("needs", ", ".join(_needs(task.requires or {})) or None),
+        ("priority", task.priority or None),
+        ("retries", _retries(task)),
+        ("after", _parents(task.after, task.on)),
+        ("repeats", task.retry_of),
+        ("told at the end", task.notify_url),
+        ("env", pairs(task.env)),
+        ("cwd", task.cwd),
+        ("workdir", task.workdir),
+        ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
+    ]
+
+
+def pairs(named: Mapping[str, str]) -> str | None:
+    """Return names with their values on one line; None: there are none."""
+    shown = (f"{name}={value}" if value else name for name, value in named.items())
+    return " ".join(shown) or None
+
+
+def _needs(requires: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in requires.items():
+        if name == "labels":
+            yield from (f"label {label}={text}" for label, text in value.items())
+        elif value is not None:
+            yield f"{name}={value}"
+
+
+def _retries(task: Task) -> str | None:
+    """Return how often it is tried again, and when, if not as usual."""
+    causes = task.retry_on or []
+    if not task.retries and causes in ([], RETRY_ON_DEFAULT):
+        return None
+    what = ", ".join(map(str, causes)) or "nothing"
+    return f"{task.retries or 0}, on {what}"
+
+
+def _parents(parents: Sequence[str], end: str | None) -> str | None:
+    if not parents:
+        return None
+    shown = ", ".join(parents[:PARENTS_SHOWN])
+    more = len(parents) - PARENTS_SHOWN
+    others = f" and {more} more" if more > 0 else ""
+    return f"{shown}{others}, on {end}"
+
+
+STATES = ("queued", "running", "completed", "failed", "cancelled")
+SHOWN_FAILED = 20  #: failed members that `show` names
+
+
+class _Array(msgspec.Struct):
+    """What is read of an array."""
+
+    failed_members: list[Task] = []
+
+
+def progress(counts: Members) -> str:
+    """Return how many have ended of how many."""
+    ended = counts.completed + counts.failed + counts.cancelled
+    return f"{ended}/{counts.total}"
+
+
+def show_array(client: Session, task: Task) -> None:
+    """Print how far an array is, and which members failed."""
+    counts = task.array or Members()
+    failed = client.asked(
+        Call("GET", path_of(ARRAYS, task.id), {"limit": SHOWN_FAILED}), _Array
+    ).failed_members
+    shown = [f"{member.id} (exit code {_code(member)})" for member in failed]
+    more = counts.failed - len(failed)
+    print_fields(
+        [
+            ("id", task.id),
+            ("name", task.name),
+            ("labels", pairs(task.labels)),
+            ("state", task.status),
+            ("command", task.command),
+            ("range", counts.range),
+            ("members", counts.total),
+            *((state, getattr(counts, state) or None) for state in STATES),
+            ("most failures", counts.max_fails),
+            *asked_fields(task),
+            ("created", task.created_at),
+            ("started", task.started_at),
+            ("ended", task.completed_at),
+            ("took", took(task.duration_ms)),
+            ("failures", "\n".join(shown) or None),
+        ]
+    )
+    if more > 0:
+        note(f"{more} more: octaskly ls --array {task.id} --status failed")
+
+
+def _code(member: Task) -> str:
+    return "-" if member.exit_code is None else str(member.exit_code)

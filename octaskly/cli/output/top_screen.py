@@ -1,0 +1,251 @@
+"""What one frame of `octaskly top` shows: the mesh, its nodes, and what runs."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    RenderableType,
+    RenderResult,
+)
+from rich.table import Table
+from rich.text import Text
+
+from octaskly.cli.output.render import STATE_COLOURS, duration, on_one_line
+from octaskly.client import NodeInfo, NodePage, Session
+from octaskly.client.flows.calls import NODES, STATS, Call
+
+RUNNING_MAX: Final = 1000  #: attempts that are asked for, as many as may be
+PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
+TABLE_COLUMNS: Final = 80  #: of a table; a narrower terminal shows its left part
+BAR: Final = 8
+TASK_CHARS, NODE_CHARS = 24, 16  #: of their columns, beside a command
+_EVERYTHING: Final = 1 << 20  #: rows, where there is no terminal
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that runs, or waits for a slot of its node."""
+
+    id: str
+    worker_id: str = ""
+    assigned_at: str | None = None
+    name: str | None = None
+    command: str = ""
+
+
+SORTS: Final[dict[str, Callable[[Run], Any]]] = {
+    "time": lambda run: run.assigned_at or "~",
+    "node": lambda run: (run.worker_id, run.assigned_at or "~"),
+    "task": lambda run: run.id,
+    "command": lambda run: run.name or run.command,
+}
+"""Orders of the tasks, by what people call them; the first one to begin with."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The mesh at one moment, as `--json` prints it."""
+
+    at: str
+    mesh: dict[str, Any]
+    nodes: list[dict[str, Any]]
+    tasks: dict[str, int]
+    tasks_per_second: float | None = None  #: that ended; None: seen once only
+    running: list[dict[str, Any]]
+
+    @property
+    def ended(self) -> int:
+        """How many tasks have ended, as far as they are not forgotten."""
+        return sum(self.tasks.get(s, 0) for s in ("completed", "failed", "cancelled"))
+
+
+def taken(client: Session) -> Snapshot:
+    """Ask for all that a frame shows."""
+    asked = {"since_s": 1, "limit": RUNNING_MAX}
+    stats, nodes, runs = (
+        client.asked(Call("GET", path, query), dict[str, Any])
+        for path, query in (
+            (STATS, {}),
+            (NODES, {}),
+            ("/api/v1/attempts", asked),
+        )
+    )
+    return Snapshot(
+        at=runs["now"],
+        mesh=stats.get("mesh", {}),
+        nodes=nodes["nodes"],
+        tasks=stats.get("tasks", {}),
+        running=runs["running"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How somebody wants to see it."""
+
+    sort: str = "time"
+    is_reversed: bool = False
+    trouble: str | None = None  #: why what is shown is not of this moment
+    has_keys: bool = False
+    has_bars: bool = True
+
+
+def frame(
+    seen: Snapshot, view: View, *, late_s: float = 0.0, rows: int = _EVERYTHING
+) -> RenderableType:
+    """Return one frame of at most so many rows, for so long after it was seen."""
+    page = msgspec.convert({**seen.mesh, "nodes": seen.nodes}, NodePage)
+    tasks = sorted(msgspec.convert(seen.running, list[Run]), key=SORTS[view.sort])
+    now = dt.datetime.fromisoformat(seen.at) + dt.timedelta(seconds=late_s)
+    if view.is_reversed:
+        tasks.reverse()
+    left = rows - 6 - (view.trouble is not None) - view.has_keys
+    # Nodes get what tasks leave, and half of the frame in any case.
+    some = max(2, left - len(tasks), left // 2)
+    nodes = _first(page.nodes, some)
+    left -= len(nodes) + (len(nodes) < len(page.nodes))
+    shown = _first(tasks, max(1, left))
+    parts: list[RenderableType] = [
+        *_heads(seen, page),
+        Text(),
+        _node_table(nodes, has_bars=view.has_bars),
+    ]
+    if len(nodes) < len(page.nodes):
+        parts.append(Text(f"... and {len(page.nodes) - len(nodes)} more", "dim"))
+    parts += [Text(), _task_table(shown, view, now)]
+    if (more := max(len(tasks), seen.tasks.get("running", 0)) - len(shown)) > 0:
+        parts.append(Text(f"... and {more} more", "dim"))
+    if view.trouble is not None:
+        parts.append(Text(on_one_line(view.trouble), "red", overflow="ellipsis"))
+    if view.has_keys:
+        parts.append(Text("q quit   left, right: order   r: the other way", "dim"))
+    return Group(*parts)
+
+
+def plain(seen: Snapshot, columns: int = PIPE_COLUMNS) -> str:
+    """Return a frame without colours, for a pipe or a file."""
+    console = Console(width=columns, color_system=None, legacy_windows=False)
+    with console.capture() as caught:
+        console.print(frame(seen, View(has_bars=columns != PIPE_COLUMNS)))
+    return "\n".join(line.rstrip() for line in caught.get().splitlines())
+
+
+def _first(items: list[Any], count: int) -> list[Any]:
+    """Return the first ones, leaving a row to say how many more there are."""
+    return items if len(items) <= count else items[: max(1, count - 1)]
+
+
+def _heads(seen: Snapshot, page: NodePage) -> tuple[Text, Text]:
+    """Return the two lines on the whole mesh."""
+    reigns = (node.name for node in page.nodes if node.role == "dispatcher")
+    ready = sum(node.state == "ready" for node in page.nodes)
+    copies = page.replicas or 1
+    mesh = Text(no_wrap=True, overflow="ellipsis")
+    mesh.append(on_one_line(next(reigns, "no dispatcher")), "bold")
+    mesh.append(f" reigns in term {page.term}" if page.term else "")
+    if (reign_s := seen.mesh.get("reign_seconds")) is not None:
+        mesh.append(f" for {duration(reign_s * 1000)}")
+    mesh.append(f"   {ready}/{len(page.nodes)} nodes ready")
+    style = "yellow" if copies == 1 and len(page.nodes) > 1 else ""
+    mesh.append(f"   {copies} {'copy' if copies == 1 else 'copies'}", style)
+    tasks = Text(no_wrap=True, overflow="ellipsis")
+    for state, count in seen.tasks.items():
+        tasks.append(
+            f"{count} {state}   ", STATE_COLOURS.get(state, "") if count else ""
+        )
+    if seen.tasks_per_second is not None:
+        tasks.append(f"{seen.tasks_per_second:.1f} tasks/s", "bold")
+    return mesh, tasks
+
+
+def _node_table(nodes: list[NodeInfo], *, has_bars: bool) -> Table:
+    bar = _bar if has_bars else _no_bar
+    table = _table("NODE", ("NODE", "STATE", "ROLE", "SLOTS", "CPU", "MEMORY"))
+    for node in nodes:
+        is_short = node.state == "ready" and node.short_of is not None
+        state = f"short of {node.short_of}" if is_short else node.state
+        load = None if node.state == "lost" else node.load
+        cpu = None if load is None else load.cpu_percent
+        used_mb = None if load is None else load.memory_used_mb
+        memory = f"{(used_mb or 0) / 1024:.1f}/{(node.memory_mb or 0) / 1024:.1f} GiB"
+        table.add_row(
+            _cut(node.name),
+            Text(state, STATE_COLOURS.get(state, "")),
+            Text(node.role, "bold" if node.role == "dispatcher" else ""),
+            "-" if load is None else f"{node.running or 0}/{node.slots or 0}",
+            "-" if cpu is None else f"{bar(cpu / 100)}{cpu:3.0f}%",
+            "-" if used_mb is None else memory,
+        )
+    return table
+
+
+def _bar(part: float) -> str:
+    full = round(min(1.0, max(0.0, part)) * BAR)
+    return "█" * full + "░" * (BAR - full) + " "
+
+
+def _no_bar(_part: float) -> str:
+    return ""
+
+
+def _task_table(runs: list[Run], view: View, now: dt.datetime) -> Table:
+    arrow = "▲" if view.is_reversed else "▼"
+    heads = [
+        f"{name.upper()} {arrow}" if name == view.sort else name.upper()
+        for name in ("task", "node", "time", "command")
+    ]
+    table = _table(heads[-1], heads)
+    for run in runs:
+        table.add_row(
+            _cut(run.id, TASK_CHARS),
+            _cut(run.worker_id, NODE_CHARS),
+            _since(run.assigned_at, now),
+            _cut(run.name or run.command),
+        )
+    if not runs:
+        table.add_row(Text("nothing runs", "dim"))
+    return table
+
+
+def _since(instant: str | None, now: dt.datetime) -> str:
+    if instant is None:
+        return "-"
+    # A dispatcher before may have had another clock.
+    spent = now - dt.datetime.fromisoformat(instant)
+    return duration(max(0.0, spent.total_seconds() * 1000))
+
+
+class _Table(Table):
+    """A table that leaves its right part out where there is no room for all of it.
+
+    The library would narrow columns until the names of nodes are gone.
+    """
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        """Lay it out for a usual terminal at least; what prints it cuts its lines."""
+        columns = max(options.max_width, TABLE_COLUMNS)
+        return super().__rich_console__(console, options.update_width(columns))
+
+
+def _table(wide: str, heads: Sequence[str]) -> Table:
+    """Return a table of which one column takes the room that others leave."""
+    table = _Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        table.add_column(head, no_wrap=head != wide)
+    return table
+
+
+def _cut(text: str, chars_max: int | None = None) -> Text:
+    """Return text of others on one line, cut to its column."""
+    shown = Text(on_one_line(text), no_wrap=True, overflow="ellipsis")
+    if chars_max is not None:
+        shown.truncate(chars_max, overflow="ellipsis")
+    return shown

@@ -1,0 +1,1 @@
+"""`octaskly service`: installing and removing the systemd unit."""

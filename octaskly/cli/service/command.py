@@ -1,0 +1,292 @@
+"""`octaskly service`: an agent that runs without a terminal, also after a reboot."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli.context import Choice
+from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.output.render import (
+    EXIT_FAILED,
+    note,
+    print_fields,
+    print_json,
+    room_of,
+)
+from octaskly.cli.service import unit_files
+from octaskly.cli.service.install import carry_out, config_of, make_plan
+from octaskly.cli.service.systemd import UNIT, Scope, Systemd
+from octaskly.client import NodeInfo, NodePage, Session
+from octaskly.client.flows.calls import NODES, Call
+from octaskly.config.agent import AgentConfig
+from octaskly.errors import ConfigError, OctasklyError
+
+SCOPE_OPTION = click.option(
+    "--user/--system",
+    "is_user",
+    default=None,
+    help="Your own service, or the machine's (default: your own).",
+)
+STARTED_WORD = {"started": "written and started", "restarted": "written and restarted"}
+TASK_USER = "octaskly-task"  #: as the unit of the machine says
+SYSTEM_DATA = ("/var/cache/octaskly",)
+
+
+@click.group()
+def service() -> None:
+    """Keep an agent running under systemd, also after a reboot."""
+
+
+@service.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: octaskly service install --slots 4 --label disk=ssd",
+)
+@SCOPE_OPTION
+@click.option("--dry-run", is_flag=True, help="Show what would change, and no more.")
+@click.option("--force", is_flag=True, help="Replace a unit that is not this one's.")
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def install(
+    choice: Choice,
+    is_user: bool | None,  # noqa: FBT001
+    dry_run: bool,  # noqa: FBT001
+    force: bool,  # noqa: FBT001
+    flags: tuple[str, ...],
+) -> None:
+    """Write the unit, start it, and wait until its agent is ready.
+
+    FLAGS are those of `octaskly agent`; without any, those of the installation before
+    stay. Once more after an upgrade it shows what changes, and restarts the agent.
+    """
+    scope = _scope(is_user)
+    systemd = Systemd(scope, choice.environ)
+    plan = make_plan(scope, choice.environ, flags, force=force)
+    if dry_run:
+        for difference in plan.changes.values():
+            click.echo(difference)
+        note("nothing is changed; without --dry-run it would be")
+        if os.geteuid() == 0 and scope is Scope.USER:
+            note("hint: octaskly service install --system    is for the whole machine")
+        return
+    systemd.require()
+    for draft, difference in plan.changes.items():
+        if draft.path.exists():
+            note(difference)
+    if plan.kept_flags:
+        note(f"· as before: {shlex.join(plan.flags)}")
+    unit = plan.drafts[0].path
+    is_new = not os.path.lexists(plan.config.paths.secret)
+    done = carry_out(plan, systemd)
+    what = f"{scope.value} service {UNIT}"
+    note(f"✓ {what} {STARTED_WORD.get(done, done)} ({unit})")
+    if scope is Scope.USER:
+        _linger(systemd)
+    _introduce(plan.config, systemd, is_new=is_new)
+
+
+@service.command(epilog="Example: octaskly service uninstall --user")
+@SCOPE_OPTION
+@click.option("--purge", is_flag=True, help="Remove its data too; asks before.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def uninstall(
+    choice: Choice,
+    is_user: bool | None,  # noqa: FBT001
+    purge: bool,  # noqa: FBT001
+    yes: bool,  # noqa: FBT001
+) -> None:
+    """Stop the agent and remove its unit; the data stay, unless --purge is given."""
+    scope = _installed(is_user, choice)
+    systemd = Systemd(scope, choice.environ)
+    path = unit_files.unit_path(scope, choice.environ)
+    before = unit_files.found(path)
+    if before is None:
+        raise ConfigError(
+            f"there is no {scope.value} service of Octaskly: {path} does not exist",
+            hint="octaskly service install    makes one",
+        )
+    systemd.require()
+    flags = before.flags or ()
+    config = config_of(scope, choice.environ, flags)
+    data = _data_of(config, scope)
+    # What a setting names may hold more than ours: only people know that.
+    gone = [place for place, is_named in data.items() if purge and not is_named]
+    if gone and not yes:
+        places = ", ".join(map(str, gone))
+        click.confirm(
+            f"Remove {places}? Tasks and results that are only there are lost, and "
+            "without another copy of the secret nobody joins this mesh again.",
+            abort=True,
+            err=True,
+        )
+    systemd.do("disable", "--now", UNIT, timeout_s=150.0)
+    for draft in unit_files.drafts(scope, choice.environ, path, ()):
+        draft.path.unlink(missing_ok=True)
+    systemd.do("daemon-reload")
+    note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
+    _remove(gone)
+    if config.paths.secret in gone:
+        from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
+
+        SecretUse(config.paths.secret).path.unlink(missing_ok=True)
+    for place in data:
+        note(f"{'✓ removed' if place in gone else '  data stay:'} {place}")
+    if data and not purge:
+        note("  hint: octaskly service install    goes on with them")
+
+
+@service.command(epilog="Example: octaskly service status --json")
+@SCOPE_OPTION
+@JSON_OPTION
+@click.pass_obj
+def status(choice: Choice, is_user: bool | None, as_json: bool) -> int:  # noqa: FBT001
+    """Show whether the service is installed and runs; exit code 1 if not."""
+    scope = _installed(is_user, choice)
+    systemd = Systemd(scope, choice.environ)
+    path = unit_files.unit_path(scope, choice.environ)
+    found = unit_files.found(path)
+    shown = systemd.show() if found else {}
+    is_active = shown.get("ActiveState") == "active"
+    fields: dict[str, Any] = {
+        "scope": scope.value,
+        "unit": str(path) if found else None,
+        "changed_by_hand": not found.is_ours if found else None,
+        "program": str(found.program) if found else None,
+        "flags": list(found.flags or ()) if found else None,
+        "enabled": shown.get("UnitFileState") == "enabled",
+        "state": shown.get("ActiveState", "not installed"),
+        "result": shown.get("Result") if not is_active else None,
+        "pid": int(shown.get("MainPID") or 0) or None,
+        "since": shown.get("ActiveEnterTimestamp") or None,
+        "says": shown.get("StatusText") or None,
+    }
+    if as_json:
+        print_json(msgspec.json.encode(fields))
+    else:
+        flags = shlex.join(fields["flags"] or ()) or None
+        print_fields(
+            [(key, value) for key, value in (fields | {"flags": flags}).items()]
+        )
+        if not found:
+            note("hint: octaskly service install    makes it")
+        elif not is_active:
+            note(f"hint: {systemd.look_hint()}    says why")
+    return 0 if is_active else EXIT_FAILED
+
+
+@service.command(epilog="Example: octaskly service logs --follow")
+@SCOPE_OPTION
+@click.option("-f", "--follow", is_flag=True, help="Go on as it writes.")
+@click.option(
+    *("-n", "--lines"),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="How many, at most.",
+)
+@click.pass_obj
+def logs(choice: Choice, is_user: bool | None, follow: bool, lines: int) -> int:  # noqa: FBT001
+    """Show what the agent of the service wrote, from the journal."""
+    systemd = Systemd(_installed(is_user, choice), choice.environ)
+    words = systemd.journal_words(f"--lines={lines}", "--output=short-iso")
+    if shutil.which(words[0]) is None:
+        raise ConfigError(
+            "journalctl is not installed", hint="octaskly agent    logs to its terminal"
+        )
+    words += ["--follow"] if follow else ["--no-pager"]
+    try:
+        return subprocess.run(words, check=False).returncode  # noqa: S603  ours
+    except KeyboardInterrupt:
+        return 0  # As with `octaskly logs -f`: who looks may stop looking.
+
+
+def _scope(is_user: bool | None) -> Scope:  # noqa: FBT001
+    return Scope.SYSTEM if is_user is False else Scope.USER
+
+
+def _installed(is_user: bool | None, choice: Choice) -> Scope:  # noqa: FBT001
+    """Return the scope that was asked for, else the one that has a service."""
+    if is_user is None and unit_files.unit_path(Scope.USER, choice.environ).exists():
+        return Scope.USER
+    if is_user is None and unit_files.unit_path(Scope.SYSTEM, choice.environ).exists():
+        return Scope.SYSTEM
+    return _scope(is_user)
+
+
+def _linger(systemd: Systemd) -> None:
+    if systemd.linger():
+        note("✓ linger is on, so it survives logout and starts with the machine")
+        return
+    note("! it stops when you log out")
+    note(f"  hint: sudo loginctl enable-linger {getpass.getuser()}")
+
+
+def _introduce(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
+    """Say who the agent is now, where it listens, and what to do next."""
+    try:
+        agent = json.loads(config.paths.description.read_bytes())
+    except (OSError, ValueError):
+        note(f"! the agent has stopped meanwhile: {systemd.look_hint()}")
+        return
+    if agent.get("mesh") is None:
+        note("! a mesh is in sight, and this machine has no secret of it")
+        note("  hint: octaskly join    with a code that `octaskly invite` shows there")
+        return
+    own = _say_mesh(agent, is_new=is_new)
+    note(
+        f"✓ listening for peers on port {agent['peer_port']} (TLS, members only); "
+        f"API {agent['api_url']} (this machine only)"
+    )
+    user = getpass.getuser() if systemd.scope is Scope.USER else TASK_USER
+    limits = room_of(own or NodeInfo(name=config.name, slots=config.slots))
+    note(f"  tasks run as: {user}      limits: {limits} (change: octaskly config)")
+    note("next:  octaskly run -- hostname        octaskly open        octaskly invite")
+
+
+def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
+    """Say in which mesh the agent is; return it as that lists it, if it does."""
+    name, mesh = agent["name"], agent["mesh"]
+    with Session.at_socket(agent["socket"]) as client:
+        try:
+            page = client.asked(Call("GET", NODES), NodePage)
+        except OctasklyError as error:
+            note(f"! {name} is in the mesh {mesh}, which does not answer yet: {error}")
+            return None
+    others = page.total - 1
+    if others:
+        plural = "" if others == 1 else "s"
+        note(f"✓ {name} is in the mesh {mesh} with {others} other node{plural}")
+    elif is_new:
+        note(f"✓ new mesh {mesh} made; {name} is its dispatcher")
+    else:
+        note(f"✓ {name} is the only node of the mesh {mesh} so far")
+    return next((node for node in page.nodes if node.id == agent["node_id"]), None)
+
+
+def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:
+    """Return where data of the service lie, and whether a setting named the place."""
+    data = {
+        config.paths.state: "state_dir" in config.origins,
+        config.paths.secret: "secret_file" in config.origins,
+    }
+    if scope is Scope.SYSTEM:
+        data |= {Path(place): False for place in SYSTEM_DATA}
+    return {place: named for place, named in data.items() if os.path.lexists(place)}
+
+
+def _remove(places: list[Path]) -> None:
+    for place in places:
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)

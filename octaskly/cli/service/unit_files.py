@@ -1,0 +1,164 @@
+"""The files of the service: their text, whether people changed them, what would change.
+
+Texts come from `systemd/`, which is part of the package. A file that this module wrote
+ends with what it was made of, so that a later change by hand is seen and kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from octaskly.cli.service.systemd import UNIT, Scope
+from octaskly.config.paths import xdg
+from octaskly.errors import ConfigError
+
+_PACKAGE = Path(__file__).parent.parent
+_FOLDERS = (_PACKAGE / "systemd", _PACKAGE.parent / "systemd")  #: a wheel; a clone
+_EXEC = re.compile(r"^ExecStart=.*$", re.MULTILINE)
+_TRAILER = re.compile(
+    r"^# Written by `octaskly service install`.*\n"
+    r"# flags: (?P<flags>.*)\n# sha256: (?P<digest>[0-9a-f]{64})\n\Z",
+    re.MULTILINE,
+)
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
+
+
+class Draft(NamedTuple):
+    """A file as it should be."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A unit as it lies on the disk."""
+
+    text: str  #: without what this module adds
+    flags: tuple[str, ...] | None  #: of the agent; None: it was not written by us
+    is_ours: bool  #: nobody changed it since this program wrote it
+
+    @property
+    def program(self) -> Path | None:
+        """What it starts."""
+        match = re.search(r'^ExecStart="?([^\s"]+)', self.text, re.MULTILINE)
+        return Path(match[1].replace("%%", "%")) if match else None
+
+
+def unit_path(scope: Scope, environ: Mapping[str, str]) -> Path:
+    """Return where the unit lies."""
+    if scope is Scope.SYSTEM:
+        return Path("/etc/systemd/system") / UNIT
+    return xdg(environ, "XDG_CONFIG_HOME", ".config") / "systemd" / "user" / UNIT
+
+
+def drafts(
+    scope: Scope, environ: Mapping[str, str], program: Path, flags: Sequence[str]
+) -> list[Draft]:
+    """Return the files of the service, the unit first.
+
+    Raises:
+        ConfigError: this installation has no unit files.
+    """
+    source = "octaskly.service" if scope is Scope.SYSTEM else "octaskly-user.service"
+    command = " ".join(quoted(word) for word in (str(program), "agent", *flags))
+    unit = _EXEC.sub(lambda _: f"ExecStart={command}", _shipped(source), count=1)
+    files = [Draft(unit_path(scope, environ), signed(unit, flags))]
+    if scope is Scope.SYSTEM:
+        for kind in ("sysusers.d", "tmpfiles.d"):
+            text = signed(_shipped(f"{kind}/octaskly.conf"), ())
+            files.append(Draft(Path("/etc") / kind / "octaskly.conf", text))
+    return files
+
+
+def signed(text: str, flags: Sequence[str]) -> str:
+    """Return a text with what tells a later change by hand."""
+    digest = _digest(text, flags)
+    return (
+        f"{text.rstrip()}\n\n"
+        "# Written by `octaskly service install`; what you change belongs into a "
+        "drop-in: systemctl edit\n"
+        f"# flags: {json.dumps(list(flags))}\n# sha256: {digest}\n"
+    )
+
+
+def found(path: Path) -> Found | None:
+    """Return what lies there, None where nothing does."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    match = _TRAILER.search(text)
+    if match is None:
+        return Found(text, None, is_ours=False)
+    try:
+        flags = tuple(str(flag) for flag in json.loads(match["flags"]))
+    except (ValueError, TypeError):
+        return Found(text, None, is_ours=False)
+    is_ours = _digest(text[: match.start()], flags) == match["digest"]
+    return Found(text[: match.start()].rstrip(), flags, is_ours=is_ours)
+
+
+def difference(draft: Draft) -> str:
+    """Return how the file would change, as `diff -u` shows it; empty: not at all."""
+    before = found(draft.path)
+    old = before.text if before else ""
+    lines = difflib.unified_diff(
+        old.splitlines(),
+        _TRAILER.sub("", draft.text).rstrip().splitlines(),
+        str(draft.path) if before else os.devnull,
+        str(draft.path),
+        n=1,
+        lineterm="",
+    )
+    return "\n".join(lines)
+
+
+def write(draft: Draft) -> None:
+    """Write a file in one step.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        draft.path.parent.mkdir(parents=True, exist_ok=True)
+        new = draft.path.with_name(f".{draft.path.name}.new")
+        new.write_text(draft.text)
+        new.chmod(0o644)
+        new.replace(draft.path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {draft.path}: {error.strerror}",
+            hint=f"ls -ld {draft.path.parent}    who may write there?",
+        ) from error
+
+
+def quoted(word: str) -> str:
+    """Return a word so that systemd reads it as it is: systemd.service(5), quoting."""
+    word = word.replace("%", "%%").replace("$", "$$")
+    if _PLAIN.fullmatch(word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _digest(text: str, flags: Sequence[str]) -> str:
+    body = f"{text.rstrip()}\n{json.dumps(list(flags))}"
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _shipped(name: str) -> str:
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return (folder / name).read_text()
+    raise ConfigError(
+        f"this installation of Octaskly lacks systemd/{name}",
+        hint="pipx install --force octaskly    brings it",
+    )

@@ -1,0 +1,312 @@
+"""What `submit` and `run` ask for beyond a command: flags, and fields of a task."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, Final, TypeVar
+
+import click
+
+from octaskly.cli import completion
+from octaskly.cli.options import Duration
+
+STDIN_BYTES_MAX: Final = 1 << 20
+LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
+DIGITS_MAX: Final = 18  #: of a number that JSON and the log can hold
+TAKEN: Final = f"{__name__}.taken"  #: in the context, once stdin was read for the task
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+Asked = dict[str, Any]
+"""Fields of a `Draft`."""
+
+
+def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[str]:
+    return list(texts)
+
+
+def not_empty(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Refuse what a variable left that is not set: it would ask for nothing."""
+    if text == "":
+        raise click.BadParameter("it is empty")
+    return text
+
+
+def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name:
+            raise click.UsageError(f"{flag} {text}: give a name, or NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+    return _pairs(texts, "--label")
+
+
+def _needed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+    for text in texts:
+        if "=" not in text:
+            raise click.UsageError(f"--require {text}: give NAME=VALUE")
+    return _pairs(texts, "--require")
+
+
+def _requires(values: dict[str, Any]) -> Asked:
+    """Return the field `requires` of a draft, out of the flags for it."""
+    requires = {
+        "cpus": values.pop("cpus"),
+        "memory_mb": values.pop("memory"),
+        "gpus": values.pop("gpus"),
+        "node": values.pop("wanted_node"),
+        "labels": values.pop("require"),
+    }
+    return {field: value for field, value in requires.items() if value}
+
+
+def _env(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+    env = _pairs(texts, "--env")
+    for name in texts:
+        if "=" not in name:
+            if name not in os.environ:
+                raise click.UsageError(f"--env {name}: there is no such variable here")
+            env[name] = os.environ[name]
+    return env
+
+
+def _limits(
+    _: click.Context, __: click.Parameter, texts: Sequence[str]
+) -> dict[str, int]:
+    limits = {}
+    for text in ",".join(texts).split(",") if texts else ():
+        name, _equals, most = text.partition("=")
+        if name not in LIMITS:
+            raise click.UsageError(f"--limit {text}: one of {', '.join(LIMITS)}")
+        if not _is_number(most):
+            raise click.UsageError(f"--limit {text}: give a whole number")
+        limits[name] = int(most)
+    return limits
+
+
+def _causes(
+    _: click.Context, __: click.Parameter, texts: Sequence[str]
+) -> list[int | str] | None:
+    return [int(t) if _is_number(t) else t for t in texts] if texts else None
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is one that a node may take: Python reads no number of any length."""
+    return text.isdecimal() and len(text) <= DIGITS_MAX
+
+
+def _stdin(
+    context: click.Context, _: click.Parameter, file: BinaryIO | None
+) -> str | None:
+    if file is None:
+        return None
+    data = file.read(STDIN_BYTES_MAX + 1)
+    context.meta[TAKEN] = file.name == "<stdin>"
+    if not context.meta[TAKEN]:
+        file.close()
+    if len(data) > STDIN_BYTES_MAX:
+        raise click.UsageError(
+            f"--stdin {file.name} has more than {STDIN_BYTES_MAX} bytes;"
+            " put the file into the worker directory and name it with --input"
+        )
+    return base64.b64encode(data).decode()
+
+
+NEEDS: Final = (
+    click.option(
+        "--priority",
+        type=click.IntRange(-50, 50),
+        default=0,
+        metavar="N",
+        help="From -50 to 50; a higher one runs first (0).",
+    ),
+    click.option(
+        "--cpus", type=click.IntRange(1), metavar="N", help="CPUs that it holds (1)."
+    ),
+    click.option(
+        "--memory",
+        type=click.IntRange(1),
+        metavar="MB",
+        help="Memory that its node sets aside for it.",
+    ),
+    click.option(
+        "--gpus", type=click.IntRange(1), metavar="N", help="GPUs that it holds."
+    ),
+    click.option(
+        "--on",
+        "wanted_node",
+        metavar="NODE",
+        callback=not_empty,
+        shell_complete=completion.nodes,
+        help="The only node that will do.",
+    ),
+    click.option(
+        "--require",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_needed,
+        shell_complete=completion.labels,
+        help="A label that its node must have. Repeatable.",
+    ),
+    click.option(
+        "--fail-fast",
+        is_flag=True,
+        help="Refuse it if no node that is here could ever run it.",
+    ),
+)
+FLAGS: Final = (
+    *NEEDS,
+    click.option(
+        "--timeout",
+        type=Duration(),
+        metavar="S",
+        help="End it after so long: 90, 15m, 2h (default 1h).",
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="PATH",
+        callback=_list,
+        help="A file that must be in the worker directory. Repeatable.",
+    ),
+    click.option(
+        "--output",
+        "outputs",
+        multiple=True,
+        metavar="PATH",
+        callback=_list,
+        help="A file of the worker directory to keep. Repeatable.",
+    ),
+    click.option(
+        "--name",
+        metavar="TEXT",
+        callback=not_empty,
+        help="What people call it; not unique.",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_labels,
+        help="A note for people and programs. Repeatable.",
+    ),
+    click.option(
+        "--env",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_env,
+        help="A variable of its environment; NAME alone takes yours. Repeatable.",
+    ),
+    click.option(
+        "--cwd",
+        metavar="DIR",
+        callback=not_empty,
+        help="The folder it runs in: absolute, or below the worker directory.",
+    ),
+    click.option(
+        "--scratch",
+        "workdir",
+        is_flag=True,
+        flag_value="scratch",
+        default=None,
+        help="Run in a fresh folder, with links to the inputs, removed after the end.",
+    ),
+    click.option(
+        "--stdin",
+        "stdin_base64",
+        type=click.File("rb"),
+        callback=_stdin,
+        help="What it reads: a file of up to 1 MiB from here; - is stdin.",
+    ),
+    click.option(
+        "--notify-url",
+        metavar="URL",
+        callback=not_empty,
+        help="Is sent a signed POST when the task has ended.",
+    ),
+    click.option(
+        "--grace",
+        type=Duration(least_s=0),
+        metavar="S",
+        help="Time from SIGTERM to SIGKILL (default: as the node has it, 10s).",
+    ),
+    click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        metavar="NAME=N",
+        callback=_limits,
+        help=f"What it may take: {', '.join(LIMITS)}. Repeatable, or with commas.",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="How many attempts may follow one that failed.",
+    ),
+    click.option(
+        "--retry-on",
+        multiple=True,
+        metavar="WHAT",
+        callback=_causes,
+        help="What is tried again: failure, lost, or an exit code. Repeatable.",
+    ),
+    click.option(
+        "--after",
+        multiple=True,
+        metavar="ID",
+        callback=_list,
+        shell_complete=completion.tasks,
+        help="A task that must have ended before. Repeatable.",
+    ),
+    click.option(
+        "--after-on",
+        "on",
+        type=click.Choice(["success", "failure", "any"]),
+        help="The end of those that will do (default: success).",
+    ),
+)
+FIELDS: Final = (
+    *("timeout", "inputs", "outputs"),
+    *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
+    "notify_url",
+    *("retries", "retry_on", "after", "on"),
+    *("priority", "fail_fast"),
+)
+
+
+def asking(command: _C) -> _C:
+    """Add the flags; the command gets what they say as one argument, `asked`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        asked = {field: values.pop(field) for field in FIELDS}
+        asked["requires"] = _requires(values)
+        return command(*args, **values, asked=asked)
+
+    for flag in reversed(FLAGS):
+        gathered = flag(gathered)
+    return gathered  # type: ignore[return-value]
+
+
+def texts_of(asked: Asked) -> list[str]:
+    """Return all texts in it."""
+    values: list[object] = []
+    for value in asked.values():
+        if isinstance(value, dict):
+            values += [*value, *value.values()]
+        elif isinstance(value, list):
+            values += value
+        else:
+            values.append(value)
+    return [value for value in values if isinstance(value, str)]

@@ -1,0 +1,263 @@
+"""`octaskly.AsyncClient`: the mesh for programs on an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from pathlib import Path
+from typing import Self, Unpack
+
+from octaskly.client.drivers.asyncio_driver import Loop
+from octaskly.client.endpoint import target
+from octaskly.client.flows import arrays, listing, streams
+from octaskly.client.flows import tasks as flows
+from octaskly.client.flows.listing import Wanted
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.retry import PATIENCE_S
+from octaskly.client.flows.sse import Event
+from octaskly.client.flows.streams import EventType, Log, Stream
+from octaskly.client.flows.task_fields import Asked, Durability
+from octaskly.rest.client_types import Draft, Explanation, NodeInfo, Stats, Task
+
+
+class AsyncClient:
+    """As `Client`, for asyncio: the same words, to be awaited.
+
+        async with octaskly.AsyncClient() as mesh:
+            print((await mesh.run("hostname")).stdout)
+
+    It belongs to the event loop that uses it first; its tasks may share it. What is
+    cancelled stops at once: `run` and `map` cancel what they began in the mesh, too.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        node: str | None = None,
+        state_dir: str | Path | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        place = target(url, token=token, ca=ca, node=node, state_dir=state_dir)
+        self._asker = Asker(place.name, patience_s=patience_s)
+        self._loop = Loop(place)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections; what was submitted goes on."""
+        await self._loop.close()
+
+    # -- submitting ----------------------------------------------------------------
+
+    async def submit(
+        self,
+        command: str,
+        *,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """As `Client.submit`."""
+        flow = flows.submit(
+            self._asker,
+            command,
+            asked,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return await self._loop.run(flow)
+
+    async def submit_many(
+        self,
+        drafts: Iterable[Draft | str],
+        *,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+    ) -> list[Task]:
+        """As `Client.submit_many`."""
+        flow = flows.submit_many(
+            self._asker,
+            drafts,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return await self._loop.run(flow)
+
+    async def array(
+        self,
+        command: str,
+        members: str | Iterable[object],
+        *,
+        max_fails: int | None = None,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """As `Client.array`."""
+        flow = arrays.array(
+            self._asker,
+            command,
+            asked,
+            members=members,
+            max_fails=max_fails,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return await self._loop.run(flow)
+
+    async def run(
+        self,
+        command: str,
+        *,
+        check: bool = False,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """As `Client.run`."""
+        flow = flows.run(
+            self._asker,
+            command,
+            asked,
+            check=check,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return await self._loop.run(flow)
+
+    def map(
+        self,
+        command: str,
+        items: Iterable[object],
+        *,
+        ordered: bool = True,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> AsyncGenerator[Task]:
+        """As `Client.map`."""
+        flow = arrays.map_(
+            self._asker,
+            command,
+            items,
+            asked,
+            ordered=ordered,
+            until=self._asker.until(deadline_s),
+        )
+        return self._loop.iterate(flow)
+
+    # -- waiting -------------------------------------------------------------------
+
+    async def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
+        """As `Client.wait`."""
+        until = self._asker.until(deadline_s)
+        return await self._loop.run(flows.wait(self._asker, task, until=until))
+
+    def as_ended(
+        self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
+    ) -> AsyncGenerator[Task]:
+        """As `Client.as_ended`."""
+        until = self._asker.until(deadline_s)
+        return self._loop.iterate(streams.as_ended(self._asker, tasks, until=until))
+
+    def results(
+        self,
+        array: str | Task,
+        *,
+        ordered: bool = True,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Task]:
+        """As `Client.results`."""
+        until = self._asker.until(deadline_s)
+        flow = arrays.results(self._asker, array, ordered=ordered, until=until)
+        return self._loop.iterate(flow)
+
+    def logs(
+        self,
+        task: str | Task,
+        *,
+        follow: bool = True,
+        stream: Stream = "both",
+        attempt: int | None = None,
+        after: str = "",
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Log]:
+        """As `Client.logs`."""
+        flow = streams.logs(
+            self._asker,
+            task,
+            follow=follow,
+            stream=stream,
+            attempt=attempt,
+            after=after,
+            until=self._asker.until(deadline_s),
+        )
+        return self._loop.iterate(flow)
+
+    def events(
+        self,
+        *,
+        types: Sequence[EventType] = ("task", "node"),
+        task: str | Task | None = None,
+        after: str = "",
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Event]:
+        """As `Client.events`."""
+        flow = streams.events(
+            self._asker,
+            types=types,
+            task=task,
+            after=after,
+            until=self._asker.until(deadline_s),
+        )
+        return self._loop.iterate(flow)
+
+    # -- one task ------------------------------------------------------------------
+
+    async def task(self, task: str | Task) -> Task:
+        """As `Client.task`."""
+        return await self._loop.run(flows.task(self._asker, task))
+
+    def output(
+        self, task: str | Task, path: str, *, deadline_s: float | None = None
+    ) -> AsyncGenerator[bytes]:
+        """As `Client.output`."""
+        until = self._asker.until(deadline_s)
+        return self._loop.iterate(streams.output(self._asker, task, path, until=until))
+
+    async def cancel(self, task: str | Task, *, force: bool = False) -> Task:
+        """As `Client.cancel`."""
+        return await self._loop.run(flows.cancel(self._asker, task, force=force))
+
+    async def retry(self, task: str | Task) -> Task:
+        """As `Client.retry`."""
+        return await self._loop.run(flows.retry(self._asker, task))
+
+    async def explain(self, task: str | Task) -> Explanation:
+        """As `Client.explain`."""
+        return await self._loop.run(listing.explain(self._asker, task))
+
+    # -- the mesh ------------------------------------------------------------------
+
+    def tasks(self, **wanted: Unpack[Wanted]) -> AsyncGenerator[Task]:
+        """As `Client.tasks`."""
+        return self._loop.iterate(listing.tasks(self._asker, wanted))
+
+    async def nodes(self) -> list[NodeInfo]:
+        """As `Client.nodes`."""
+        return await self._loop.run(listing.nodes(self._asker))
+
+    async def stats(self) -> Stats:
+        """As `Client.stats`."""
+        return await self._loop.run(listing.stats(self._asker))

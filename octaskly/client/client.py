@@ -1,0 +1,345 @@
+"""`octaskly.Client`: the mesh for programs that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Self, Unpack
+
+from octaskly.client.drivers.thread_driver import Pool
+from octaskly.client.endpoint import target
+from octaskly.client.flows import arrays, listing, streams
+from octaskly.client.flows import tasks as flows
+from octaskly.client.flows.listing import Wanted
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.retry import PATIENCE_S
+from octaskly.client.flows.sse import Event
+from octaskly.client.flows.streams import EventType, Log, Stream
+from octaskly.client.flows.task_fields import Asked, Durability
+from octaskly.rest.client_types import Draft, Explanation, NodeInfo, Stats, Task
+
+
+class Client:
+    """The mesh, through one of its nodes.
+
+        with octaskly.Client() as mesh:
+            print(mesh.run("hostname").stdout)
+
+    Without a place, and where no file of settings names one, it takes the agent of this
+    machine, by its socket, which needs no token. Several threads may share a client; so
+    may a process that forked.
+
+    Args:
+        url: `https://NODE:3443`, or `http://localhost:3000`; else `OCTASKLY_URL`.
+        token: What `octaskly token create` printed; else `OCTASKLY_TOKEN`.
+        ca: File with the CA of the mesh, of `octaskly ca`; else `OCTASKLY_CA_FILE`.
+        node: Name of an agent of this machine, where several run.
+        state_dir: Its state folder, instead.
+        patience_s: How long a mesh that does not answer, has no dispatcher, or asks
+            for a pause (429, 503) is asked again before that is an error.
+
+    Raises:
+        ConfigError: the place cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        node: str | None = None,
+        state_dir: str | Path | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        place = target(url, token=token, ca=ca, node=node, state_dir=state_dir)
+        self._asker = Asker(place.name, patience_s=patience_s)
+        self._pool = Pool(place)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; what was submitted goes on."""
+        self._pool.close()
+
+    # -- submitting ----------------------------------------------------------------
+
+    def submit(
+        self,
+        command: str,
+        *,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """Submit a task and return it as it was accepted.
+
+        It is one task, whatever happens on the way: the submission has a key, and is
+        repeated by it. With a key of your own that holds across processes, too.
+
+        Raises:
+            Invalid: a value is not taken.
+            TimedOut: no answer within `deadline_s`.
+        """
+        flow = flows.submit(
+            self._asker,
+            command,
+            asked,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.run(flow)
+
+    def submit_many(
+        self,
+        drafts: Iterable[Draft | str],
+        *,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+    ) -> list[Task]:
+        """Submit up to 10 000 tasks in one request, all or none; return them in order.
+
+        Raises:
+            Invalid: there are more, or a value is not taken; nothing was accepted.
+        """
+        flow = flows.submit_many(
+            self._asker,
+            drafts,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.run(flow)
+
+    def array(
+        self,
+        command: str,
+        members: str | Iterable[object],
+        *,
+        max_fails: int | None = None,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """Submit one array: `members` is a range such as `"1-1000"`, or the items.
+
+        `{}` in the command stands for the number or item. See `results`.
+        """
+        flow = arrays.array(
+            self._asker,
+            command,
+            asked,
+            members=members,
+            max_fails=max_fails,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.run(flow)
+
+    def run(
+        self,
+        command: str,
+        *,
+        check: bool = False,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """Run a command and return the ended task, as `subprocess.run` would.
+
+        If this is left early, by `deadline_s` or Ctrl-C, the task is cancelled.
+
+        Raises:
+            TaskFailed: it did not complete, with `check`.
+            TimedOut: it did not end within `deadline_s`.
+        """
+        flow = flows.run(
+            self._asker,
+            command,
+            asked,
+            check=check,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.run(flow)
+
+    def map(
+        self,
+        command: str,
+        items: Iterable[object],
+        *,
+        ordered: bool = True,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Generator[Task]:
+        """Run a command for each item, and yield the ended tasks.
+
+        `{}` in the command stands for the item, as one word; without it the item is in
+        the variable `OCTASKLY_ITEM`. Items are taken as they are needed, up to 20 000
+        ahead, so there may be any number. Nothing is submitted before the first result
+        is asked for; if the generator is closed early, what has not ended is cancelled.
+
+        Args:
+            command: What is run.
+            items: Texts, or what becomes one by `str()`; `item` of a task has it.
+            ordered: Whether results come in the order of the items, or as they end.
+            deadline_s: How long to go on.
+            asked: What each task asks for.
+        """
+        flow = arrays.map_(
+            self._asker,
+            command,
+            items,
+            asked,
+            ordered=ordered,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.iterate(flow)
+
+    # -- waiting -------------------------------------------------------------------
+
+    def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
+        """Return a task once it has ended, however that is.
+
+        Raises:
+            TimedOut: not within `deadline_s`; it goes on.
+        """
+        until = self._asker.until(deadline_s)
+        return self._pool.run(flows.wait(self._asker, task, until=until))
+
+    def as_ended(
+        self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
+    ) -> Generator[Task]:
+        """Yield tasks as they end, over one stream however many they are."""
+        until = self._asker.until(deadline_s)
+        return self._pool.iterate(streams.as_ended(self._asker, tasks, until=until))
+
+    def results(
+        self,
+        array: str | Task,
+        *,
+        ordered: bool = True,
+        deadline_s: float | None = None,
+    ) -> Generator[Task]:
+        """Yield the members of an array with their output, in order or as they end.
+
+        One that was cancelled before it began has no result.
+        """
+        until = self._asker.until(deadline_s)
+        flow = arrays.results(self._asker, array, ordered=ordered, until=until)
+        return self._pool.iterate(flow)
+
+    def logs(
+        self,
+        task: str | Task,
+        *,
+        follow: bool = True,
+        stream: Stream = "both",
+        attempt: int | None = None,
+        after: str = "",
+        deadline_s: float | None = None,
+    ) -> Generator[Log]:
+        """Yield what a task writes as it does, until it has ended.
+
+        Args:
+            task: The task, or its id.
+            follow: Whether to wait for more; else what there is by now.
+            stream: `stdout`, `stderr` or `both`.
+            attempt: The number of an attempt that is read alone.
+            after: Id of the last piece that is known.
+            deadline_s: How long to go on.
+        """
+        flow = streams.logs(
+            self._asker,
+            task,
+            follow=follow,
+            stream=stream,
+            attempt=attempt,
+            after=after,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.iterate(flow)
+
+    def events(
+        self,
+        *,
+        types: Sequence[EventType] = ("task", "node"),
+        task: str | Task | None = None,
+        after: str = "",
+        deadline_s: float | None = None,
+    ) -> Generator[Event]:
+        """Yield what happens to tasks and nodes, for ever.
+
+        Nothing is missed, or an event `reset` says so: read again then.
+
+        Args:
+            types: Which kinds of events.
+            task: The only task, or array with its members, to hear of.
+            after: Id of the last event that is known.
+            deadline_s: How long to go on.
+        """
+        flow = streams.events(
+            self._asker,
+            types=types,
+            task=task,
+            after=after,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.iterate(flow)
+
+    # -- one task ------------------------------------------------------------------
+
+    def task(self, task: str | Task) -> Task:
+        """Return a task as it is now, with its output if it has ended."""
+        return self._pool.run(flows.task(self._asker, task))
+
+    def output(
+        self, task: str | Task, path: str, *, deadline_s: float | None = None
+    ) -> Generator[bytes]:
+        """Yield the bytes of a file that the task declared in `outputs`, in pieces."""
+        until = self._asker.until(deadline_s)
+        return self._pool.iterate(streams.output(self._asker, task, path, until=until))
+
+    def cancel(self, task: str | Task, *, force: bool = False) -> Task:
+        """Cancel a task that is queued, with `force` also one that runs.
+
+        Raises:
+            Conflict: it runs.
+            NotFound: there is none, or it has ended.
+        """
+        return self._pool.run(flows.cancel(self._asker, task, force=force))
+
+    def retry(self, task: str | Task) -> Task:
+        """Run an ended task once more, or what failed of an array; return the new one.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        return self._pool.run(flows.retry(self._asker, task))
+
+    def explain(self, task: str | Task) -> Explanation:
+        """Return why a task is where it is, and what keeps it from each node."""
+        return self._pool.run(listing.explain(self._asker, task))
+
+    # -- the mesh ------------------------------------------------------------------
+
+    def tasks(self, **wanted: Unpack[Wanted]) -> Generator[Task]:
+        """Yield tasks without their output, oldest first unless told."""
+        return self._pool.iterate(listing.tasks(self._asker, wanted))
+
+    def nodes(self) -> list[NodeInfo]:
+        """Return the members of the mesh, the dispatcher first."""
+        return self._pool.run(listing.nodes(self._asker))
+
+    def stats(self) -> Stats:
+        """Return the whole mesh in numbers."""
+        return self._pool.run(listing.stats(self._asker))

@@ -1,0 +1,1 @@
+"""Drivers that perform the steps of flows: threads or an event loop."""

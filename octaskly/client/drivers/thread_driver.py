@@ -1,0 +1,205 @@
+"""The steps of flows, performed by threads that wait: a pool of connections."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+from collections import deque
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Final, TypeVar, assert_never
+
+from octaskly.client.endpoint import Target
+from octaskly.client.errors import Closed, ReplyLost
+from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.flows.steps import (
+    Begin,
+    Emit,
+    Emitting,
+    Flow,
+    Leave,
+    Pause,
+    Read,
+    Send,
+    Step,
+    is_over,
+)
+from octaskly.client.http_connection import Connection, headers_of
+
+IDLE_MAX: Final = 8  #: connections that are kept for the next requests
+CHUNK_BYTES: Final = 1 << 16
+OK_BELOW: Final = 400
+
+_T = TypeVar("_T")
+
+
+class Pool:
+    """Connections to one node, as many as threads use at a time.
+
+    A deque is all the locking that this needs: it takes and gives in one step. After a
+    fork the child leaves the connections to its parent.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._idle: deque[Connection] = deque()
+        self.streams: set[Connection] = set()  #: that are open
+        self._pid = os.getpid()
+        self._is_closed = False
+
+    def run(self, flow: Flow[_T], raised: BaseException | None = None) -> _T:
+        """Perform a flow; return what it comes to. `raised` is thrown into it first."""
+        stage = _Stage(self)
+        came: object = None
+        try:
+            while True:
+                try:
+                    step = flow.send(came) if raised is None else flow.throw(raised)
+                except StopIteration as end:
+                    value: _T = end.value
+                    return value
+                came = raised = None
+                try:
+                    came = stage.perform(step)
+                except BaseException as error:  # noqa: BLE001 - the flow raises it
+                    raised = error
+        except BaseException as error:
+            if is_over(flow):
+                raise
+            # Ctrl-C between two steps: the flow has to hear of it as of one within.
+            return self.run(flow, error)
+
+    def iterate(
+        self, flow: Emitting[_T], raised: BaseException | None = None
+    ) -> Generator[_T]:
+        """Perform a flow; yield what it emits. Who leaves early is told to the flow."""
+        stage = _Stage(self)
+        came: object = None
+        try:
+            while True:
+                try:
+                    step = flow.send(came) if raised is None else flow.throw(raised)
+                except StopIteration:
+                    return
+                came = raised = None
+                try:
+                    if isinstance(step, Emit):
+                        yield step.item
+                    else:
+                        came = stage.perform(step)
+                except BaseException as error:  # noqa: BLE001 - as above
+                    raised = error
+        except BaseException as error:
+            if is_over(flow):
+                raise
+            yield from self.iterate(flow, error)  # As above.
+        finally:
+            stage.leave()
+
+    def take(self) -> Connection:
+        """Return a connection for one request.
+
+        Raises:
+            Closed: there are none any more.
+        """
+        if self._is_closed:
+            raise Closed(
+                "this client is closed", hint="use it inside of its `with` block"
+            )
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._idle = deque()
+        with suppress(IndexError):
+            return self._idle.pop()
+        target = self._target
+        if target.url is None:
+            return Connection.at_socket(target.socket())
+        return Connection.at_url(target.url, token=target.token, ca_file=target.ca)
+
+    def give(self, connection: Connection) -> None:
+        """Keep a connection whose answer was read to its end."""
+        if self._is_closed or len(self._idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close the connections; those in use, when they are given back.
+
+        Who reads a stream in another thread gets `Closed`.
+        """
+        self._is_closed = True
+        if self._pid == os.getpid():
+            for stream in list(self.streams):
+                stream.abort()
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+
+class _Stage:
+    """Where one flow is performed, with the stream that it may have open."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._connection: Connection | None = None
+        self._response: http.client.HTTPResponse | None = None
+        self._pid = os.getpid()
+
+    def perform(self, step: Step) -> object:
+        match step:
+            case Send(call, timeout_s):
+                return self._send(call, timeout_s)
+            case Begin(call, timeout_s):
+                return self._begin(call, timeout_s)
+            case Read(timeout_s):
+                return self._read(timeout_s)
+            case Pause(seconds):
+                time.sleep(seconds)
+            case Leave():
+                self.leave()
+            case _:
+                assert_never(step)
+        return None
+
+    def leave(self) -> None:
+        """Close the stream; whatever is left of it is nobody's answer."""
+        if self._connection is not None and self._pid == os.getpid():
+            self._pool.streams.discard(self._connection)
+            self._connection.close()
+        self._connection = self._response = None
+
+    def _send(self, call: Call, timeout_s: float) -> Reply:
+        connection = self._pool.take()
+        reply = connection.ask(call, timeout_s)
+        self._pool.give(connection)
+        return reply
+
+    def _begin(self, call: Call, timeout_s: float) -> Reply:
+        self.leave()
+        connection = self._pool.take()
+        response = connection.exchange(
+            call.method, call.target, call.body, call.headers, timeout_s
+        )
+        if response.status >= OK_BELOW:
+            reply = connection.finish(response)
+            self._pool.give(connection)
+            return reply
+        self._connection, self._response = connection, response
+        self._pool.streams.add(connection)
+        return Reply(response.status, headers_of(response), b"")
+
+    def _read(self, timeout_s: float) -> bytes:
+        if self._pid != os.getpid():
+            raise Closed(
+                "this stream belongs to the process that opened it",
+                hint="open another one after the fork",
+            )
+        assert self._connection is not None
+        assert self._response is not None
+        try:
+            return self._connection.piece(self._response, CHUNK_BYTES, timeout_s)
+        except ReplyLost:
+            self.leave()
+            raise

@@ -1,0 +1,168 @@
+"""Which node a client talks to: a URL with a token, or an agent of this machine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from octaskly.client.local_agents import local_socket
+from octaskly.config.sources import said_to_clients
+from octaskly.config.units import is_host
+from octaskly.errors import ConfigError
+
+_LOOPBACK_NET = 127
+_URLS = "https://NODE:3443, or http://localhost:3000 on this machine"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One node, as the caller named it; `url` None: an agent of this machine."""
+
+    url: str | None = None
+    token: str | None = None
+    ca: Path | None = None
+    node: str | None = None
+    state_dir: Path | None = None
+    path: Path | None = None  #: of its socket, where that is known
+    environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
+
+    def __repr__(self) -> str:
+        """Show no token, and no environment, which may have one."""
+        return f"Target({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        if self.url is not None:
+            return self.url
+        if self.path is not None:
+            return str(self.path)
+        if self.state_dir is not None:
+            return f"the agent of {self.state_dir}"
+        return f"the agent {self.node}" if self.node else "the agent of this machine"
+
+    def socket(self) -> Path:
+        """Return the socket of the agent; as `local_socket`."""
+        if self.path is not None:
+            return self.path
+        return local_socket(self.environ, node=self.node, state_dir=self.state_dir)
+
+
+def target(
+    url: str | None = None,
+    *,
+    token: str | None = None,
+    ca: str | Path | None = None,
+    node: str | None = None,
+    state_dir: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    is_local: bool = False,
+) -> Target:
+    """Return the node that is meant, by what is given, the environment, or files.
+
+    The first of them that names a node decides; a URL prevails over an agent there. If
+    it `is_local`, that is an agent of this machine, whatever URL anything says.
+
+    Raises:
+        ConfigError: it contradicts itself, or is no such URL.
+    """
+    environ = os.environ if environ is None else environ
+    said = {"url": url, "node": node, "state_dir": state_dir}
+    if (node or state_dir) and (url or token or ca):
+        raise ConfigError(
+            "a URL, token or CA goes with no agent of this machine",
+            hint="either the URL of a node, or the name or state folder of an agent",
+        )
+    chosen = _chosen(said, environ, is_local=is_local)
+    if chosen.get("url") and not is_local:
+        ca = ca or environ.get("OCTASKLY_CA_FILE") or _ca_file(environ)
+        return Target(
+            url=_checked(chosen["url"]),
+            token=_token(token or environ.get("OCTASKLY_TOKEN")),
+            ca=Path(ca) if ca else None,
+        )
+    if token or ca:
+        raise ConfigError("a token or CA without a URL leads nowhere", hint=_URLS)
+    folder = chosen.get("state_dir")
+    return Target(
+        node=None if folder else chosen.get("node"),
+        state_dir=Path(folder) if folder else None,
+        environ=environ,
+    )
+
+
+def _chosen(
+    said: Mapping[str, Any], environ: Mapping[str, str], *, is_local: bool
+) -> Mapping[str, Any]:
+    """Return what the first source says that names a node."""
+    keys = ("node", "state_dir") if is_local else ("url", "node", "state_dir")
+    variables = {
+        "url": environ.get("OCTASKLY_URL"),
+        "state_dir": environ.get("OCTASKLY_STATE_DIR"),
+    }
+    sources = itertools.chain((said, variables), said_to_clients(environ))
+    return next((each for each in sources if any(map(each.get, keys))), {})
+
+
+def _ca_file(environ: Mapping[str, str]) -> str | None:
+    files = said_to_clients(environ)
+    return next((said["ca_file"] for said in files if "ca_file" in said), None)
+
+
+def _checked(url: str) -> str:
+    """Return a URL without what follows the port."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"the port of {url!r} is not a number") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"{url!r} is not an http:// or https:// URL",
+            hint=_URLS,
+        )
+    if not is_host(parts.hostname):
+        raise ConfigError(f"{_bare(url)!r} names no host", hint=_URLS)
+    if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ConfigError(
+            f"{_bare(url)!r} has more than a host and a port",
+            hint=_URLS,
+        )
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ConfigError(
+            f"{url!r} would carry the token in the clear",
+            hint=f"https://{parts.hostname}:3443    with the CA of `octaskly ca`",
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+
+
+def _bare(url: str) -> str:
+    """Return a URL that may be printed: without a password."""
+    return url.rpartition("@")[2]
+
+
+def _is_loopback(host: str) -> bool:
+    if host in ("localhost", "::1"):
+        return True
+    try:
+        return socket.inet_pton(socket.AF_INET, host)[0] == _LOOPBACK_NET
+    except OSError:
+        return False
+
+
+def _token(token: str | None) -> str | None:
+    """Return a token as a header can carry it."""
+    token = (token or "").strip()
+    if not token.isascii() or not token.isprintable():
+        raise ConfigError(
+            "the token holds what no token has",
+            hint="octaskly token create --role client    prints one",
+        )
+    return token or None

@@ -1,0 +1,1 @@
+"""Client operations as generators of steps, without I/O."""

@@ -1,0 +1,172 @@
+"""One command for many items: arrays, and what their members come to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from octaskly.client.flows import calls, tasks
+from octaskly.client.flows.calls import Call
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.resumable import Told
+from octaskly.client.flows.retry import Deadline
+from octaskly.client.flows.steps import Emit, Emitting, Flow, Leave
+from octaskly.client.flows.task_fields import Asked, Durability, ref_of
+from octaskly.rest.client_types import Members, Task
+
+ITEMS_MAX: Final = 10_000  #: of one array of a `map`, so that little is held here
+ITEMS_BYTES_MAX: Final = 1 << 20
+ITEM_BYTES_MORE: Final = 6  #: what the API counts for each item besides its text
+AHEAD: Final = 2  #: arrays of one `map` at a time
+
+
+def array(
+    asker: Asker,
+    command: str,
+    asked: Asked,
+    *,
+    members: str | Iterable[object],
+    max_fails: int | None,
+    key: str | None,
+    durability: Durability | None,
+    until: Deadline,
+) -> Flow[Task]:
+    """Submit one array; `members` is a range, or the items."""
+    wanted: dict[str, Any] = {}
+    if isinstance(members, str):
+        wanted["range"] = members
+    else:
+        wanted["items"] = [str(item) for item in members]
+    if max_fails is not None:
+        wanted["max_fails"] = max_fails
+    return (
+        yield from tasks.submit(
+            asker,
+            command,
+            asked,
+            array=wanted,
+            key=key,
+            durability=durability,
+            until=until,
+        )
+    )
+
+
+def map_(
+    asker: Asker,
+    command: str,
+    items: Iterable[object],
+    asked: Asked,
+    *,
+    ordered: bool,
+    until: Deadline,
+) -> Emitting[Task]:
+    """Run a command for each item; who leaves cancels what has not ended."""
+    parts = _parts(items)
+    under_way: deque[_Part] = deque()
+    try:
+        while True:
+            while len(under_way) < AHEAD and (part := next(parts, None)) is not None:
+                under_way.append(part)
+                part.task = yield from tasks.begin(
+                    asker, command, asked, array={"items": part.items}, until=until
+                )
+            if not under_way:
+                return
+            first = under_way[0]
+            assert first.task is not None
+            yield from results(
+                asker, first.task, ordered=ordered, until=until, items=first.items
+            )
+            under_way.popleft()
+    except BaseException:
+        yield Leave()
+        for part in under_way:
+            if part.task is not None:
+                yield from tasks.give_up(asker, part.task)
+        raise
+
+
+class _Part:
+    """Items that make one array."""
+
+    def __init__(self, items: list[str]) -> None:
+        self.items = items
+        self.task: Task | None = None  #: once it is submitted
+
+
+def _parts(items: Iterable[object]) -> Iterator[_Part]:
+    """Yield the items as texts, as many at a time as one array takes."""
+    part: list[str] = []
+    size = 0
+    for item in items:
+        text = str(item)
+        cost = len(text.encode("utf-8", "surrogatepass")) + ITEM_BYTES_MORE
+        if part and (len(part) == ITEMS_MAX or size + cost > ITEMS_BYTES_MAX):
+            yield _Part(part)
+            part, size = [], 0
+        part.append(text)
+        size += cost
+    if part:
+        yield _Part(part)
+
+
+def results(
+    asker: Asker,
+    array: str | Task,
+    *,
+    ordered: bool,
+    until: Deadline,
+    items: Sequence[str] = (),
+) -> Emitting[Task]:
+    """Hand out the members of an array as they end, or in their order; each once."""
+    path = calls.path_of(calls.ARRAYS, ref_of(array), "results")
+    seen = _Seen()
+    ended = 0
+
+    def call(_last_id: str) -> Call:
+        order = "number" if ordered else "end"
+        return calls.stream(path, {"order": order, "offset": seen.first_missing})
+
+    told = Told(asker, call, until)
+    while True:
+        event = yield from told.event()
+        if event.kind == "end":
+            counts = msgspec.convert(event.data, Task).array or Members()
+            if ended >= counts.completed + counts.failed:
+                yield Leave()
+                return
+            yield from told.again()
+        elif event.kind == "result" and seen.add(event.data["position"]):
+            task = msgspec.convert(event.data, Task)
+            ended += task.status != "cancelled"
+            if items:
+                item = items[event.data["position"]]
+                task = msgspec.structs.replace(task, item=item)
+            yield Emit(task)
+
+
+class _Seen:
+    """Positions that came, a bit for each; those before `first_missing` came all."""
+
+    def __init__(self) -> None:
+        self.first_missing = 0
+        self._bits = bytearray()
+
+    def add(self, position: int) -> bool:
+        """Note a position; return whether it is new."""
+        if self._has(position):
+            return False
+        byte = position >> 3
+        self._bits.extend(bytes(max(0, byte + 1 - len(self._bits))))
+        self._bits[byte] |= 1 << (position & 7)
+        while self._has(self.first_missing):
+            self.first_missing += 1
+        return True
+
+    def _has(self, position: int) -> bool:
+        byte = position >> 3
+        return byte < len(self._bits) and bool(self._bits[byte] & 1 << (position & 7))

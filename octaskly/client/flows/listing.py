@@ -1,0 +1,80 @@
+"""Looking: tasks in pages, why a task waits, the nodes, the mesh in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import Call
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.steps import Emit, Emitting, Flow
+from octaskly.client.flows.task_fields import Status, encoded, ref_of
+from octaskly.rest.client_types import (
+    Explanation,
+    NodeInfo,
+    NodePage,
+    Stats,
+    Task,
+    TaskPage,
+)
+
+PAGE: Final = 1000  #: tasks of one request
+
+
+class Wanted(TypedDict, total=False):
+    """Which tasks to list; `name`, `labels` and `text` search."""
+
+    status: Status
+    worker_id: str  #: name or id of the node
+    array: str | Task  #: its members, where others are listed without members
+    name: str
+    labels: Mapping[str, str]
+    text: str  #: is in the command or the name
+    newest: bool  #: the latest first
+
+
+def tasks(asker: Asker, wanted: Wanted) -> Emitting[Task]:
+    """Hand out tasks, a page at a time."""
+    query = _query(wanted)
+    is_search = bool({"name", "labels", "text"} & wanted.keys())
+    while True:
+        page = yield from asker.asked(Call("GET", calls.TASKS, dict(query)), TaskPage)
+        for task in page.tasks:
+            yield Emit(task)
+        if is_search and page.next is not None:
+            query["after"] = page.next
+        elif not is_search and len(page.tasks) == PAGE:
+            query["offset"] += PAGE
+        else:
+            return
+
+
+def _query(wanted: Wanted) -> dict[str, Any]:
+    query: dict[str, Any] = {**wanted, "limit": PAGE}
+    if not {"name", "labels", "text"} & wanted.keys():
+        query["offset"] = 0
+    if "array" in wanted:
+        query["array"] = ref_of(wanted["array"])
+    if labels := query.pop("labels", None):
+        query["label"] = [f"{name}={value}" for name, value in labels.items()]
+    if "newest" in wanted:
+        query["newest"] = "true" if wanted["newest"] else "false"
+    encoded(query)  # A text that is none cannot be sent; it is refused in our words.
+    return query
+
+
+def explain(asker: Asker, task: str | Task) -> Flow[Explanation]:
+    """Say why a task is where it is."""
+    return (yield from asker.asked(calls.explain(ref_of(task)), Explanation))
+
+
+def nodes(asker: Asker) -> Flow[list[NodeInfo]]:
+    """Return the members."""
+    page = yield from asker.asked(Call("GET", calls.NODES), NodePage)
+    return page.nodes
+
+
+def stats(asker: Asker) -> Flow[Stats]:
+    """Count the whole mesh."""
+    return (yield from asker.asked(Call("GET", calls.STATS), Stats))

@@ -1,0 +1,196 @@
+"""One request to a mesh, until it is answered: the flow that all others are made of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from octaskly import __version__
+from octaskly.client.errors import (
+    NoAnswer,
+    NotOctaskly,
+    Refused,
+    ReplyLost,
+    TimedOut,
+    Unauthorized,
+    Unreachable,
+    refusal,
+)
+from octaskly.client.flows.calls import Call, Reply, decoded
+from octaskly.client.flows.retry import PATIENCE_S, Clock, Deadline, Failures
+from octaskly.client.flows.steps import Flow, Pause, Send
+from octaskly.errors import OctasklyError
+
+REPLY_S_MAX: Final = 30.0  #: a node holds a request up to 5 s, then answers in any case
+FIRST_REPLY_S: Final = 10.0  #: of what is quickly asked; before there was any answer
+SMALL_BYTES: Final = 65_536  #: of a body that takes no time to send
+GRACE_S: Final = 1.0  #: what an answer that comes at the deadline may take to come
+OK_BELOW: Final = 400
+VERSION_GAPS: Final = ("Not found", "Unknown field", "Method not allowed")
+"""What nodes say to clients that know more, or less, than they do."""
+OPEN_ERRORS: Final = (
+    "Connection to the dispatcher was lost",
+    "No standby keeps a copy",
+)
+"""What nodes say where what was asked for may have been done."""
+_WRONG_PORT: Final = "is that its port? the API of the LAN is https://NODE:3443"
+_STOPPED: Final = "fg    in the terminal of that agent, if Ctrl-Z has stopped it"
+
+_T = TypeVar("_T")
+
+
+def _draw() -> float:
+    return os.urandom(1)[0] / 256  # The library for this takes longer to import.
+
+
+def _new_key() -> str:
+    return os.urandom(16).hex()
+
+
+class Asker:
+    """Asks one node.
+
+    Args:
+        place: What errors call the node.
+        patience_s: How long failures are borne before they are raised.
+        clock: Counts seconds.
+        draw: A number from [0, 1), for pauses.
+        new_key: Makes a key for each submission, by which it can be repeated.
+        on_failure: Told of the first of some failures in a row, if it goes on.
+        is_program: Whether hints shall be for who writes one.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock: Clock = time.monotonic,
+        draw: Callable[[], float] = _draw,
+        new_key: Callable[[], str] = _new_key,
+        on_failure: Callable[[OctasklyError], None] | None = None,
+        is_program: bool = True,
+    ) -> None:
+        self.place = place
+        self._patience_s = patience_s
+        self._clock = clock
+        self._draw = draw
+        self.new_key = new_key
+        self._on_failure = on_failure
+        self._is_program = is_program
+        self._was_reached = False
+
+    def ask(self, call: Call, until: Deadline | None = None) -> Flow[Reply]:
+        """Send a request until it is answered; return the answer, a good one."""
+        until = until or self.until(None)
+        failures = self.failures()
+        while True:
+            try:
+                reply: Reply = yield Send(call, self.reply_s(call, until))
+                return self.checked(reply)
+            except OctasklyError as error:
+                if call.is_once and may_be_done(error):
+                    raise
+                if isinstance(error, NoAnswer):
+                    until.check(f"{self.place} did not answer")
+                pause_s = yield from self.pause_s(failures, error)
+            until.check(f"{self.place} did not answer")
+            yield Pause(until.cap(pause_s))
+
+    def asked(
+        self, call: Call, kind: type[_T], until: Deadline | None = None
+    ) -> Flow[_T]:
+        """As `ask`; return what the answer carries."""
+        reply = yield from self.ask(call, until)
+        try:
+            return decoded(reply, kind, self.place)
+        except NotOctaskly as error:
+            raise (yield from self._explained(error)) from error
+
+    def checked(self, reply: Reply) -> Reply:
+        """Return a good answer; raise what a bad one means."""
+        if reply.status < OK_BELOW:
+            self._was_reached = True
+            return reply
+        error = refusal(reply.status, reply.headers, reply.body)
+        if error is None:
+            raise NotOctaskly(
+                f"{self.place} answered {reply.status}, but not as a node does",
+                hint="octaskly nodes    on a machine of the mesh; ports are 3000, 3443",
+            )
+        self._was_reached = True
+        raise error
+
+    def reply_s(self, call: Call, until: Deadline) -> float:
+        """Return how long the answer to a call may take to come.
+
+        Who is stopped takes connections and answers nothing, which is told soon: unless
+        the node lives, or what was asked for may be done and cannot be asked for again.
+        """
+        is_quick = len(call.body or b"") <= SMALL_BYTES and not call.is_once
+        may_be_stopped = is_quick and not self._was_reached
+        reply_s = FIRST_REPLY_S if may_be_stopped else REPLY_S_MAX
+        return until.cap(reply_s + call.wait_s) + GRACE_S
+
+    def failures(self) -> Failures:
+        """Return an account of failures that has none yet."""
+        return Failures(
+            patience_s=self._patience_s,
+            was_reached=self._was_reached,
+            draw=self._draw,
+            clock=self._clock,
+        )
+
+    def until(self, deadline_s: float | None) -> Deadline:
+        """Return the deadline so many seconds from now."""
+        return Deadline(deadline_s, self._clock)
+
+    def pause_s(self, failures: Failures, error: OctasklyError) -> Flow[float]:
+        """Return how long to wait before another try; raise `error` if it is vain."""
+        try:
+            pause_s = failures.pause_s(error)
+        except OctasklyError:
+            raise (yield from self._explained(error)) from error.__cause__
+        if failures.count == 1 and self._on_failure is not None:
+            self._on_failure(error)
+        return pause_s
+
+    def _explained(self, error: OctasklyError) -> Flow[OctasklyError]:
+        """Return the error with a hint about what is behind it."""
+        match error:
+            case Unauthorized() if self._is_program:
+                hint = "token=    from `octaskly token create --role client` on a node"
+            case ReplyLost() if not self._was_reached:
+                hint = _WRONG_PORT if "://" in self.place else _STOPPED
+            case NotOctaskly() | Refused() if self._may_be_a_gap(error):
+                hint = (yield from self._version_gap()) or ""
+            case _:
+                hint = ""
+        error.hint = "\n".join(part for part in (error.hint, hint) if part) or None
+        return error
+
+    @staticmethod
+    def _may_be_a_gap(error: OctasklyError) -> bool:
+        return isinstance(error, NotOctaskly) or str(error) in VERSION_GAPS
+
+    def _version_gap(self) -> Flow[str | None]:
+        """Return what to say of a node of another version; None: it is the same."""
+        try:
+            reply = yield Send(Call("GET", "/health"), REPLY_S_MAX)
+            there = decoded(reply, dict[str, Any], self.place).get("version")
+        except (Unreachable, ReplyLost, NotOctaskly):
+            return None
+        if not isinstance(there, str) or there == __version__:
+            return None
+        return f"this client is Octaskly {__version__}, the node {there:.40}"
+
+
+def may_be_done(error: BaseException) -> bool:
+    """Whether the node may have acted, or act yet, on what ended so for its caller."""
+    return (
+        not isinstance(error, OctasklyError)  # Ctrl-C, or a cancelled coroutine.
+        or isinstance(error, ReplyLost | TimedOut)
+        or str(error) in OPEN_ERRORS
+    )

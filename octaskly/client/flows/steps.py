@@ -1,0 +1,65 @@
+"""What a flow asks of the client that runs it: all input and output there is.
+
+A flow is a generator. It yields a step, is sent what came of it, and returns what the
+caller wants; where a step fails, the error is thrown into it. So waiting, repeating and
+resuming are written once, and a client is no more than a way to perform six steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from types import GeneratorType
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from octaskly.client.flows.calls import Call
+
+T = TypeVar("T")
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send a request; comes to its `Reply`."""
+
+    call: Call
+    timeout_s: float
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """Send a request whose answer is a stream; comes to its head, or the refusal."""
+
+    call: Call
+    timeout_s: float
+
+
+class Read(msgspec.Struct, frozen=True):
+    """Comes to the next bytes of the stream, none at its end."""
+
+    timeout_s: float
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """Close the stream, if one is open."""
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Let time pass."""
+
+    seconds: float
+
+
+class Emit(msgspec.Struct, Generic[T], frozen=True):
+    """Hand an item to the caller, who may take its time."""
+
+    item: T
+
+
+Step: TypeAlias = Send | Begin | Read | Leave | Pause
+Flow: TypeAlias = Generator[Step, Any, T]
+Emitting: TypeAlias = Generator[Step | Emit[T], Any, None]
+
+
+def is_over(flow: Flow[Any] | Emitting[Any]) -> bool:
+    """Whether a flow has returned or raised."""
+    assert isinstance(flow, GeneratorType)
+    return flow.gi_frame is None

@@ -1,0 +1,172 @@
+"""What happens, as it happens: logs, events, tasks as they end."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from octaskly.client.errors import ReplyLost
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import Call
+from octaskly.client.flows.request import Asker
+from octaskly.client.flows.resumable import Resuming, Told
+from octaskly.client.flows.retry import Deadline
+from octaskly.client.flows.sse import Event
+from octaskly.client.flows.steps import Emit, Emitting, Leave
+from octaskly.client.flows.task_fields import ref_of
+from octaskly.rest.client_types import FINAL, Task
+
+Stream = Literal["stdout", "stderr", "both"]
+LogKind = Literal["stdout", "stderr", "attempt", "gap", "state", "end"]
+EventType = Literal["task", "node"]
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of what a task wrote, or what happened to it meanwhile.
+
+    `kind` is `stdout` or `stderr` where there is `data`; `attempt` when another attempt
+    begins, whose output begins anew; `gap` where output is not kept; `state` when
+    nobody runs it; `end` at last. `details` has the fields of the REST reference.
+    """
+
+    kind: LogKind
+    data: bytes = b""
+    offset: int | None = None  #: of `data` in its stream
+    id: str = ""  #: the log goes on behind it, see `after`
+    details: dict[str, Any] = {}
+
+    @property
+    def text(self) -> str:
+        """The data as text; a character that was cut in two is replaced."""
+        return self.data.decode("utf-8", "replace")
+
+
+def logs(
+    asker: Asker,
+    task: str | Task,
+    *,
+    follow: bool,
+    stream: str,
+    attempt: int | None,
+    after: str,
+    until: Deadline,
+) -> Emitting[Log]:
+    """Tell what a task writes."""
+    path = calls.path_of(calls.TASKS, ref_of(task), "logs")
+    query = {
+        "stream": stream,
+        "follow": "true" if follow else "false",
+        "attempt": attempt,
+    }
+
+    def call(last_id: str) -> Call:
+        return calls.stream(path, query, last_id)
+
+    told = Told(asker, call, until, last_id=after)
+    while True:
+        event = yield from told.event()
+        if event.kind:
+            yield Emit(_log(event))
+        if event.kind == "end":
+            yield Leave()
+            return
+
+
+def _log(event: Event) -> Log:
+    details = event.data
+    if event.kind not in ("stdout", "stderr"):
+        return msgspec.convert(
+            {"kind": event.kind, "id": event.id, "details": details}, Log
+        )
+    text: str = details["data"]
+    data = base64.b64decode(text) if "encoding" in details else text.encode()
+    kind: LogKind = "stdout" if event.kind == "stdout" else "stderr"
+    return Log(kind=kind, data=data, offset=details["offset"], id=event.id)
+
+
+def events(
+    asker: Asker,
+    *,
+    types: Sequence[str],
+    task: str | Task | None,
+    after: str,
+    until: Deadline,
+) -> Emitting[Event]:
+    """Tell what happens to tasks and nodes, for ever."""
+    only = None if task is None else ref_of(task)
+    told = _news(asker, types, only, until, after=after)
+    while True:
+        event = yield from told.event()
+        if event.kind:
+            yield Emit(event)
+
+
+def as_ended(
+    asker: Asker, tasks: Iterable[str | Task], *, until: Deadline
+) -> Emitting[Task]:
+    """Hand out tasks as they end."""
+    waiting = dict.fromkeys(map(ref_of, tasks))
+    only = next(iter(waiting)) if len(waiting) == 1 else None
+    told = _news(asker, ("task",), only, until)
+    is_told = False
+    while waiting:
+        event = yield from told.event()
+        if not is_told or event.kind == "reset":
+            # From now on all ends are told; until now some were not.
+            is_told = True
+            ended = list(waiting)
+        elif event.kind == "task" and event.data["status"] in FINAL:
+            ended = [event.data["id"]]
+        else:
+            continue
+        for ref in [ref for ref in ended if ref in waiting]:
+            task = yield from asker.asked(calls.task(ref), Task, until)
+            del waiting[ref]
+            if task.is_final:
+                yield Emit(task)
+            else:
+                waiting[task.id] = None  # By its full id, as events call it.
+    yield Leave()
+
+
+def _news(
+    asker: Asker,
+    types: Sequence[str],
+    task: str | None,
+    until: Deadline,
+    *,
+    after: str = "",
+) -> Told:
+    query = {"types": ",".join(types), "task": task}
+
+    def call(last_id: str) -> Call:
+        return calls.stream(calls.EVENTS, query, last_id)
+
+    return Told(asker, call, until, last_id=after)
+
+
+def output(
+    asker: Asker, task: str | Task, path: str, *, until: Deadline
+) -> Emitting[bytes]:
+    """Hand out the bytes of a file that a task left."""
+    where = calls.path_of(calls.TASKS, ref_of(task), "outputs", calls.quoted(path))
+    got = 0
+
+    def call() -> Call:
+        return Call("GET", where, headers={"Range": f"bytes={got}-"} if got else {})
+
+    pieces = Resuming(asker, call, until)
+    size: int | None = None
+    while size is None or got < size:
+        data = yield from pieces.piece()
+        if pieces.head is not None and size is None:
+            size = int(pieces.head.headers["content-length"])
+        if data:
+            got += len(data)
+            yield Emit(data)
+        elif data is not None and got < (size or 0):
+            yield from pieces.lost(ReplyLost(f"{asker.place} stopped sending {path!r}"))
+    yield Leave()

@@ -1,0 +1,305 @@
+"""One HTTP connection to a node: its timeouts, its errors.
+
+The standard library's `http.client` only: a command has to start in a tenth of a
+second, and the big HTTP libraries alone take longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octaskly.client import errors
+from octaskly.client.errors import NoAnswer, ReplyLost
+from octaskly.client.flows.calls import Call, Reply
+from octaskly.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
+
+CONNECT_S_MAX = 5.0
+IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
+TURN_S = 0.01  #: between calls at the door of a busy node
+LOOK_UP_S = 0.5  #: of one wait for bytes, before Python looks whether it was Ctrl-C
+SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
+
+
+class _Bytes(io.RawIOBase):
+    """What comes from a socket, waited for in turns.
+
+    Python hears of a signal between two calls only: one that comes in the instant
+    before it waits would else be heard of after the wait, half a minute later.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._await_some()
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        with contextlib.suppress(AttributeError):  # Ctrl-C came before there was one.
+            self._file.close()
+        super().close()
+
+    def _await_some(self) -> None:
+        timeout_s = self._sock.gettimeout()
+        if timeout_s is None or _lies_decrypted(self._sock):
+            return
+        give_up_at = time.monotonic() + timeout_s
+        while not self._poll.poll(min(timeout_s, LOOK_UP_S) * 1000):
+            timeout_s = give_up_at - time.monotonic()
+            if timeout_s <= 0:
+                raise TimeoutError("timed out")
+
+
+def _lies_decrypted(sock: socket.socket) -> bool:
+    """Whether TLS has bytes that the kernel no longer has."""
+    pending = getattr(sock, "pending", None)
+    return pending is not None and pending() > 0
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that Ctrl-C does not wait for."""
+
+    fp: Any = None  #: not yet, where Ctrl-C comes first
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Bytes(sock))
+
+    def flush(self) -> None:
+        """Do nothing: it is only read.
+
+        The library's way fails where Ctrl-C came while it was being closed, and from
+        Python 3.13 on such a failure is shown, with a traceback.
+        """
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the socket of a local agent."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CONNECT_S_MAX)
+        self._path = path
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(CONNECT_S_MAX)
+        try:
+            connect_unix(sock, self._path)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+def connect_unix(sock: socket.socket, path: Path) -> None:
+    """Connect to a socket file, also where its path is longer than an address.
+
+    Raises:
+        OSError: nobody listens there, this user may not use it, or nobody took the
+            call within the timeout of the socket.
+    """
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+        _connect_in_turn(sock, str(path))
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _connect_in_turn(sock, f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+
+
+def _connect_in_turn(sock: socket.socket, address: str) -> None:
+    """Connect; wait while a busy node has yet to take as many calls as may wait.
+
+    Over TCP the kernel asks again by itself, here it says EAGAIN.
+    """
+    give_up_at = time.monotonic() + (sock.gettimeout() or 0)
+    while True:
+        try:
+            return sock.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(TURN_S)
+
+
+class Connection:
+    """A connection to one node, opened when it is needed; for one thread at a time."""
+
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        *,
+        place: str,
+        token: str | None = None,
+    ) -> None:
+        self.place = place
+        self._connection = connection
+        connection.response_class = _Answer
+        self._used_at: float | None = None
+        self._headers = {"Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    @classmethod
+    def at_socket(cls, path: Path) -> Connection:
+        """Return a connection to the local agent with this socket file."""
+        return cls(_UnixConnection(path), place=str(path))
+
+    @classmethod
+    def at_url(cls, url: str, *, token: str | None, ca_file: Path | None) -> Connection:
+        """Return a connection to the node at a URL that `targets` has read.
+
+        Raises:
+            ConfigError: `ca_file` is unusable.
+        """
+        scheme, _, host = url.partition("://")
+        connection = (
+            http.client.HTTPConnection(host, timeout=CONNECT_S_MAX)
+            if scheme == "http"
+            else http.client.HTTPSConnection(
+                host, timeout=CONNECT_S_MAX, context=tls_context(ca_file)
+            )
+        )
+        return cls(connection, place=url, token=token)
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        self._connection.close()
+        self._used_at = None
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        body: bytes | memoryview | None,
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> http.client.HTTPResponse:
+        """Send a request; leave it to the caller to read the answer to its end."""
+        used_at = self._used_at
+        if used_at is not None and time.monotonic() - used_at > IDLE_S_MAX:
+            self.close()
+        everything = {**self._headers, **headers}
+        if body is not None:
+            everything.setdefault("Content-Type", "application/json")
+        self._open()
+        try:
+            self._connection.sock.settimeout(timeout_s)
+            self._connection.request(method, target, body=body, headers=everything)
+            response = self._connection.getresponse()
+        except TimeoutError as error:
+            self.close()
+            raise NoAnswer(
+                f"{self.place} did not answer within {timeout_s:.0f} s"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            hint = "octaskly ls    shows whether it was accepted"
+            raise ReplyLost(
+                f"{self.place} closed the connection before it answered",
+                hint=None if method == "GET" else hint,
+            ) from error
+        except BaseException:
+            # Interrupted half-way: what comes next must not read this answer.
+            self.close()
+            raise
+        self._used_at = time.monotonic()
+        return response
+
+    def ask(self, call: Call, timeout_s: float) -> Reply:
+        """Send one request; return its answer, good or bad."""
+        response = self.exchange(
+            call.method, call.target, call.body, call.headers, timeout_s
+        )
+        return self.finish(response)
+
+    def finish(self, response: http.client.HTTPResponse) -> Reply:
+        """Read an answer to its end."""
+        data = self._read(response)
+        return Reply(response.status, headers_of(response), data)
+
+    def piece(
+        self, response: http.client.HTTPResponse, size: int, timeout_s: float
+    ) -> bytes:
+        """Return the next bytes of an answer that is a stream, none at its end."""
+        try:
+            if (sock := self._connection.sock) is not None:
+                sock.settimeout(timeout_s)
+            return response.read1(size)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ReplyLost(
+                f"{self.place} stopped in the middle of a stream"
+            ) from error
+
+    def abort(self) -> None:
+        """End what another thread reads or writes at this moment."""
+        if (sock := self._connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _open(self) -> None:
+        if self._connection.sock is not None:
+            return
+        try:
+            self._connection.connect()
+        except OSError as error:
+            self.close()
+            raise errors.not_connected(self.place, error) from error
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            data = response.read()
+            # Python closes what was forgotten, too, but loses a Ctrl-C that comes then.
+            response.close()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ReplyLost(
+                f"{self.place} stopped in the middle of its answer"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        return data
+
+
+def tls_context(ca_file: Path | str | None) -> ssl.SSLContext:
+    """Return what checks who a node is, by the CA of the mesh or those of the system.
+
+    Raises:
+        ConfigError: the file is no CA.
+    """
+    import ssl  # noqa: PLC0415 - costs 10 ms that the local socket need not pay
+
+    try:
+        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except OSError as error:
+        raise ConfigError(
+            f"{ca_file} is not a readable CA certificate",
+            hint="octaskly ca > mesh-ca.pem    on a node of the mesh",
+        ) from error
+
+
+def headers_of(response: http.client.HTTPResponse) -> dict[str, str]:
+    """Return the headers of an answer, their names in small letters."""
+    return {name.lower(): value for name, value in response.getheaders()}

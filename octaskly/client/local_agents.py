@@ -1,0 +1,142 @@
+"""Where the agents of this machine answer: their sockets, and how one is chosen."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from octaskly.client.errors import SeveralAgents, Unreachable
+from octaskly.client.http_connection import CONNECT_S_MAX, connect_unix
+from octaskly.config.paths import STATE_BASE, xdg
+from octaskly.errors import PermissionDenied
+
+RUN_FOLDER = Path("/run/octaskly")
+
+NO_AGENT = "no Octaskly agent is running on this machine"
+NO_AGENT_HINT = """\
+octaskly agent                try it now, in this terminal
+octaskly service install      keep it running, also after a reboot"""
+
+
+class _Described(msgspec.Struct):
+    """What is read of what a running agent says of itself."""
+
+    name: str
+    socket: str
+
+
+def local_socket(
+    environ: Mapping[str, str], *, node: str | None, state_dir: Path | None
+) -> Path:
+    """Return the socket of the agent on this machine that is meant.
+
+    Where nobody chose, the only agent that answers is taken.
+
+    Raises:
+        Unreachable: no agent answers.
+        SeveralAgents: several answer and none was chosen.
+        PermissionDenied: the socket is not for this user.
+    """
+    if state_dir is not None:
+        return _of_state_dir(state_dir)
+    places = dict(agents_here(environ, node))
+    if node is not None:
+        wanted = places.get(node)
+        places = {} if wanted is None else {node: wanted}
+    answering = {name: path for name, path in places.items() if _answers(path)}
+    if len(answering) == 1:
+        return next(iter(answering.values()))
+    if answering:
+        raise SeveralAgents(sorted(answering))
+    if node is not None:
+        raise Unreachable(
+            f"no agent named {node!r} is running on this machine",
+            hint=f"octaskly agent --name {node}",
+        )
+    raise Unreachable(NO_AGENT, hint=NO_AGENT_HINT)
+
+
+def agents_here(
+    environ: Mapping[str, str], node: str | None = None
+) -> Iterator[tuple[str, Path]]:
+    """Yield name and socket of agents that may be running on this machine.
+
+    Folders of the state come last, and only where no socket lies in a folder for
+    sockets, unless `node` asks for one that was not found there.
+    """
+    folders = [RUN_FOLDER]
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        folders.append(Path(runtime) / "octaskly")
+    names: set[str] = set()
+    for folder in folders:
+        for path in sorted(_listed(folder, "*.sock")):
+            if path.stem not in names:
+                names.add(path.stem)
+                yield path.stem, path
+    if node in names:
+        return
+    states = xdg(environ, *STATE_BASE) / "octaskly"
+    for description in sorted(_listed(states, "*/agent.json")):
+        described = _described(description.parent)
+        if described is not None and described[0] not in names:
+            yield described
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def _described(folder: Path) -> tuple[str, Path] | None:
+    """Return name and socket of an agent, None where its folder does not tell."""
+    try:
+        return _read(folder)
+    except (OSError, ValueError):
+        return None
+
+
+def _read(folder: Path) -> tuple[str, Path]:
+    """Return name and socket from the `agent.json` of a state folder."""
+    written = (folder / "agent.json").read_bytes()
+    told = msgspec.json.decode(written, type=_Described)
+    return told.name, Path(told.socket)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens there; a socket file outlives an agent that died."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(CONNECT_S_MAX)  # A dead one is refused at once.
+        try:
+            connect_unix(sock, path)
+        except PermissionError as error:
+            raise PermissionDenied(
+                f"this user may not use the agent at {path}",
+                hint="sudo usermod -aG octaskly $USER    then log in again",
+            ) from error
+        except OSError:
+            return False
+    return True
+
+
+def _of_state_dir(folder: Path) -> Path:
+    try:
+        described = _read(folder)
+    except PermissionError:
+        raise PermissionDenied(
+            f"this user may not look into the state folder {folder}",
+            hint=f"ls -ld {shlex.quote(str(folder))}    is it yours?",
+        ) from None
+    except (OSError, ValueError):
+        described = None
+    if described is None or not _answers(described[1]):
+        raise Unreachable(
+            f"no agent is running with the state folder {folder}",
+            hint=f"octaskly agent --state-dir {folder}",
+        )
+    return described[1]

@@ -1,0 +1,1 @@
+"""The dispatcher: admission, dispatch, outcomes, cancellation and retention."""

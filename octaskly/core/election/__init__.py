@@ -1,0 +1,1 @@
+"""Leader election without a quorum: candidacy, claims, heartbeats and timeouts."""

@@ -1,0 +1,1 @@
+"""Rotation of the mesh secret across all nodes."""

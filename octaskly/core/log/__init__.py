@@ -1,0 +1,1 @@
+"""Facts of the replicated log, and the join that folds them into records."""

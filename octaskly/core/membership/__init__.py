@@ -1,0 +1,1 @@
+"""Peers, their addresses, the roster and the mDNS schedule."""

@@ -1,0 +1,1 @@
+"""Values of the domain: ids, nodes, tasks, arrays, keys and settings."""

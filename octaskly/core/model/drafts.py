@@ -1,0 +1,88 @@
+"""Drafts of tasks, and the task ids and priorities made from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import blake2b
+
+from octaskly.core.model import arrays
+from octaskly.core.model.hlc import PRIORITY_SHIFT
+from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.values import value
+
+
+@value(frozen=True, slots=True)
+class Draft:
+    """A task that somebody asks for, validated, not yet accepted."""
+
+    command: str
+    timeout_s: int = 3600
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    id: TaskId | None = None  #: name that a client chose, or derived from its key
+    priority: int = 0  #: -50..50, a higher one runs first
+    options: TaskOptions | None = None
+    is_fail_fast: bool = False  #: refuse it if no node could ever run it
+
+
+PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
+SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
+DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
+
+
+def number_of(task: TaskId) -> int:
+    """Return the number in the id of a task that was counted, else 0."""
+    word, _, rest = task.partition("-")
+    digits = rest.partition("-")[0]
+    is_number = word == "task" and digits.isdecimal() and digits.isascii()
+    return int(digits) if is_number and len(digits) <= SEQUENCE_DIGITS_MAX else 0
+
+
+def priority_of(spec: TaskSpec) -> int:
+    """Return the priority that a task was given: a higher one runs first."""
+    return PRIORITY_BAND - (spec.ord >> PRIORITY_SHIFT)
+
+
+def repeating(spec: TaskSpec) -> Draft:
+    """Return the wish to run an ended task once more, as another task."""
+    options = replace(
+        spec.options or TaskOptions(), retry_of=name_of(spec.id), after=None
+    )
+    return replace(_wish_for(spec), options=options)
+
+
+def is_asked_by(draft: Draft, spec: TaskSpec) -> bool:
+    """Whether a task is what the draft asks for, whoever asked and by what name."""
+    return replace(draft, id=None, is_fail_fast=False) == _wish_for(spec)
+
+
+def _wish_for(spec: TaskSpec) -> Draft:
+    """Return the draft that a task was made of, without a name."""
+    return Draft(
+        command=spec.command,
+        timeout_s=spec.timeout_s,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        priority=priority_of(spec),
+        options=spec.options,
+    )
+
+
+def logged_id(draft: Draft, submitter: str) -> TaskId | None:
+    """Return the id of a task whose name was chosen; None where it was not.
+
+    It is the same for the same task on both sides of a split, and only for that.
+    """
+    if draft.id is None:
+        return None
+    files = (draft.inputs, draft.outputs)
+    asked: tuple[object, ...] = (draft.command, draft.timeout_s, *files, submitter)
+    if draft.options is not None or draft.priority:
+        asked += (draft.priority, repr(draft.options))
+    digest = blake2b(json.dumps(asked).encode()).hexdigest()
+    array = None if draft.options is None else draft.options.array
+    digits = DIGEST_DIGITS if array is None else arrays.DIGEST_DIGITS
+    return TaskId(f"{draft.id}~{digest[:digits]}")

@@ -1,0 +1,92 @@
+"""Ids of nodes, tasks, streams and attempts; epochs, log vectors and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, NewType
+
+NodeId = NewType("NodeId", str)
+"""Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
+
+TaskId = NewType("TaskId", str)
+"""What the log calls a task: its name, `[A-Za-z0-9._-]{1,64}`, where a node made it up.
+
+Where a client chose the name, `~` and a digest of what it asked for follow. So two
+halves of a split that accept different tasks under one name hold two tasks; clients
+see them as `<name>` and `<name>~2`.
+"""
+
+StreamId = NewType("StreamId", int)
+"""63-bit random number of a log stream, minted at each claim, never zero."""
+
+Vector = dict[StreamId, int]
+"""For each stream the highest sequence number held without a gap."""
+
+Holdings = tuple[tuple[StreamId, int], ...]
+"""A vector as messages carry it."""
+
+
+def name_of(task: TaskId, twin: int = 1) -> str:
+    """Return what clients call the task that is the `twin`-th of its name."""
+    name = task.partition("~")[0] if "~" in task else task
+    return name if twin == 1 else f"{name}~{twin}"
+
+
+class Epoch(NamedTuple):
+    """One node's reign as dispatcher; compared by term, then by node id."""
+
+    term: int
+    node: NodeId
+
+
+NO_EPOCH = Epoch(0, NodeId(""))
+
+
+class AttemptId(NamedTuple):
+    """Name of one run of a task, unique together with the task id.
+
+    Ordered: the smallest successful attempt is the one that counts, on all nodes.
+    """
+
+    term: int
+    stream: StreamId
+    n: int  #: counts from 1 within the task
+
+
+class Moment(NamedTuple):
+    """The two clocks at one instant, given to every step.
+
+    `mono_s` never jumps and keeps counting in suspend; all rules use it.
+    `wall_ms` is UTC milliseconds since 1970, for timestamps that people read.
+    """
+
+    mono_s: float
+    wall_ms: int
+
+
+class Address(NamedTuple):
+    """Where a peer may be dialled."""
+
+    host: str  #: IP address, an IPv6 link-local one with its scope
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One claim of this node to be dispatcher."""
+
+    epoch: Epoch
+    stream: StreamId
+
+
+def covers(
+    mine: Mapping[StreamId, int], theirs: Iterable[tuple[StreamId, int]]
+) -> bool:
+    """Return whether `mine` holds every entry that `theirs` counts."""
+    return all(mine.get(stream, 0) >= seq for stream, seq in theirs)
+
+
+def log_size(vector: Iterable[tuple[StreamId, int]]) -> int:
+    """Return how many entries a vector counts."""
+    return sum(seq for _, seq in vector)

@@ -1,0 +1,1 @@
+"""Composition: the step function, timers, message handlers and role changes."""

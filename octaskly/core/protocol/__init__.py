@@ -1,0 +1,1 @@
+"""Messages between peers, their bounds and their encoding."""

@@ -1,0 +1,1 @@
+"""Replication of the log: standbys, acknowledgements, anti-entropy and catch-up."""

@@ -1,0 +1,166 @@
+"""What a dispatcher appended lately: enough to bring a follower level from memory.
+
+Bounded in entries and bytes; what is older is on disk and asked for by PULL.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from octaskly.core.effects import Append
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Finished,
+    Floor,
+    Recorded,
+    Submitted,
+)
+from octaskly.core.model.ids import Epoch, Moment, Reign, StreamId, Vector, covers
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import CHAR_BYTES
+from octaskly.core.protocol.messages import Repl
+
+ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
+FIELDS_CHARS = 3  #: what stands beside a path, as characters
+
+
+@dataclass(slots=True)
+class Part:
+    """Something under way to a standby."""
+
+    number: int
+    sent_s: float
+    entries: int
+    size_bytes: int
+    ends: dict[StreamId, int]  #: last sequence of each stream in it
+
+
+class Tail:
+    """The last appends of a reign, in order."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._appends: deque[tuple[Append, int]] = deque()  #: with their bytes
+        self._entries = self._bytes = 0
+        self._before: Vector = {}
+        """What a node must hold for the tail to bring it level."""
+
+    def begin(self, vector: Vector) -> None:
+        """Start empty, behind what `vector` counts."""
+        self._appends.clear()
+        self._entries = self._bytes = 0
+        self._before = dict(vector)
+
+    def takes(self, append: Append) -> bool:
+        """Whether an append may stay, by its entries."""
+        return len(append.entries) <= self._limits.tail_entries
+
+    def add(self, append: Append, size_bytes: int) -> None:
+        """Keep one more append, and let go of the oldest beyond the bounds."""
+        self._appends.append((append, size_bytes))
+        for entry in append.entries:
+            if type(entry.fact) is Floor:
+                self._pass(entry.fact)
+        self._entries += len(append.entries)
+        self._bytes += size_bytes
+        limits = self._limits
+        while self._appends and (
+            self._entries > limits.tail_entries or self._bytes > limits.tail_bytes
+        ):
+            old, old_bytes = self._appends.popleft()
+            self._entries -= len(old.entries)
+            self._bytes -= old_bytes
+            for entry in old.entries:
+                before = self._before.get(entry.stream, 0)
+                self._before[entry.stream] = max(before, entry.seq)
+
+    def _pass(self, floor: Floor) -> None:
+        """Give nothing to who lacks what is void: it is in no row, either.
+
+        The other half of a split may hold tasks to which it would still be joined.
+        """
+        for stream, seq, _ in floor.marks:
+            self._before[stream] = max(self._before.get(stream, 0), seq)
+
+    def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
+        """Return what a node lacks that holds so much; None: the tail is too short."""
+        if not covers(held, self._before.items()):
+            return None
+        missing = []
+        for append, _ in self._appends:
+            entries = tuple(e for e in append.entries if held.get(e.stream, 0) < e.seq)
+            missing.append(Append(append.number, entries, append.epochs))
+        return missing
+
+
+def repl_of(
+    reign: Reign,
+    appends: Iterable[Append],
+    number: int,
+    bytes_max: int,
+    *,
+    is_ahead: bool = False,
+) -> tuple[Repl, ...]:
+    """Return appends as messages of at most about `bytes_max`, complete at `number`.
+
+    All but the last have the number 0, as they complete no append. The last says
+    whether the sender answers for more than it appends.
+    """
+    epoch = reign.epoch
+    messages = []
+    entries: list[Entry] = []
+    epochs: list[tuple[StreamId, Epoch]] = [(reign.stream, epoch)]
+    size = 0
+    for append in appends:
+        epochs += append.epochs
+        for entry in append.entries:
+            size += _size(entry)
+            if size > bytes_max and entries:
+                messages.append(Repl(epoch, 0, tuple(entries), tuple(epochs)))
+                entries, size = [], _size(entry)
+                epochs = [(reign.stream, epoch), *append.epochs]
+            entries.append(entry)
+    messages.append(Repl(epoch, number, tuple(entries), tuple(epochs), is_ahead))
+    return tuple(messages)
+
+
+def size_of(append: Append) -> int:
+    """Return roughly how many bytes an append takes on the wire."""
+    size = ENTRY_BYTES * len(append.entries)
+    for entry in append.entries:
+        fact = entry.fact
+        if type(fact) is Submitted:  # Of which there are ten thousand in one.
+            size += fact.spec.size_bytes
+        else:
+            size += _size(entry) - ENTRY_BYTES
+    return size
+
+
+def _size(entry: Entry) -> int:
+    fact = entry.fact
+    if isinstance(fact, Assigned):  # Every third.
+        return ENTRY_BYTES
+    if isinstance(fact, Finished):
+        outcome = fact.outcome
+        raw_bytes = len(outcome.stdout) + len(outcome.stderr)
+        chars = len(outcome.detail)
+        if outcome.outputs:
+            chars += sum(len(file.path) + FIELDS_CHARS for file in outcome.outputs)
+        return ENTRY_BYTES + raw_bytes + CHAR_BYTES * chars
+    if isinstance(fact, Submitted):
+        return ENTRY_BYTES + fact.spec.size_bytes
+    if isinstance(fact, Recorded):
+        return ENTRY_BYTES + len(fact.body) + CHAR_BYTES * len(fact.key)
+    return ENTRY_BYTES
+
+
+def part_of(
+    appends: Sequence[Append], number: int, size_bytes: int, now: Moment
+) -> Part:
+    """Return what is kept of appends that are on their way."""
+    entries = [entry for append in appends for entry in append.entries]
+    ends = {entry.stream: entry.seq for entry in entries}
+    return Part(number, now.mono_s, len(entries), size_bytes, ends)

@@ -1,0 +1,105 @@
+"""What tasks ask of nodes and what nodes have: one rule for placing and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.task_options import Requires
+from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.replies import Why
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def has_all(node: NodeInfo | RosterLine, requires: Requires) -> bool:
+    """Whether a node could run such a task if it had nothing else to do."""
+    return next(missing(node, requires), None) is None
+
+
+def missing(node: NodeInfo | RosterLine, requires: Requires) -> Iterator[Why]:
+    """Yield what a node lacks for good."""
+    if requires.node and requires.node not in (node.id, node.name):
+        yield Why("node", f"is not {requires.node}")
+    if requires.os and requires.os != node.os:
+        yield Why("os", f"runs {node.os or 'another system'}, not {requires.os}")
+    if requires.arch and requires.arch != node.arch:
+        yield Why("arch", f"is {node.arch or 'another machine'}, not {requires.arch}")
+    labels = dict(node.labels)
+    for name, value in requires.labels:
+        if labels.get(name) != value:
+            has = f" (has {name}={labels[name]})" if name in labels else ""
+            yield Why("label", f"lacks label {name}={value}{has}")
+    if requires.slots > node.slots:
+        yield Why("cpus", f"needs {counted(requires.slots, 'cpu')}, has {node.slots}")
+    if requires.memory_mb > node.memory_mb:
+        memory = f"needs {requires.memory_mb} MB of memory, has {node.memory_mb}"
+        yield Why("memory", memory)
+    if requires.gpus > len(node.gpus):
+        has = str(len(node.gpus)) if node.gpus else "no GPU"
+        yield Why("gpus", f"needs {counted(requires.gpus, 'GPU')}, has {has}")
+
+
+def asked_for(requires: Requires | None) -> str:
+    """Return what is asked of a node, in words."""
+    if requires is None:
+        return "nothing"
+    parts = [f"label {name}={value}" for name, value in requires.labels]
+    parts += [f"the name {requires.node}"] if requires.node else []
+    parts += [word for word in (requires.os, requires.arch) if word]
+    parts += [counted(requires.cpus, "CPU")] if requires.cpus else []
+    parts += [f"{requires.memory_mb} MB of memory"] if requires.memory_mb else []
+    parts += [counted(requires.gpus, "GPU")] if requires.gpus else []
+    return ", ".join(parts)
+
+
+def nobody_has(
+    nodes: Sequence[NodeInfo | RosterLine], requires: Requires
+) -> str | None:
+    """Return why none of these nodes could run such a task; None: one could."""
+    if not nodes:
+        return "no node is here"
+    if any(has_all(node, requires) for node in nodes):
+        return None
+    for part in _parts(requires):
+        if not any(has_all(node, part) for node in nodes):
+            return _sentence(part, nodes)
+    return "no node has all that it asks for"
+
+
+def _parts(requires: Requires) -> Iterator[Requires]:
+    """Yield what is asked for one by one."""
+    for label in requires.labels:
+        yield Requires(labels=(label,))
+    yield Requires(node=requires.node)
+    yield Requires(os=requires.os)
+    yield Requires(arch=requires.arch)
+    yield Requires(cpus=requires.cpus)
+    yield Requires(memory_mb=requires.memory_mb)
+    yield Requires(gpus=requires.gpus)
+
+
+def _sentence(part: Requires, nodes: Sequence[NodeInfo | RosterLine]) -> str:
+    """Return that no node has the one thing asked for, and who comes nearest."""
+    if part.labels:
+        return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"
+    if part.node:
+        return f"no node is called {part.node}"
+    if part.os:
+        return f"no node runs {part.os}"
+    if part.arch:
+        return f"no node is {part.arch}"
+    if part.memory_mb:
+        most = max(nodes, key=lambda node: node.memory_mb)
+        nearest = f"largest is {most.memory_mb} MB ({most.name})"
+        return f"no node has {part.memory_mb} MB of memory; {nearest}"
+    if part.cpus:
+        most = max(nodes, key=lambda node: node.slots)
+        return f"no node has {part.cpus} CPUs; largest is {most.slots} ({most.name})"
+    most = max(nodes, key=lambda node: len(node.gpus))
+    if not most.gpus:
+        return "no node has a GPU"
+    return f"no node has {part.gpus} GPUs; largest is {len(most.gpus)} ({most.name})"

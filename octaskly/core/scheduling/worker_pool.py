@@ -1,0 +1,279 @@
+"""Which worker gets the next attempt: free slots first, then prefetch, always fair.
+
+Owns how much each worker may hold and how much it holds. It does not know tasks:
+it answers "who takes one more?", in logarithmic time, so that neither a long queue
+nor a big mesh costs anything per task. For the few that ask for something it looks at
+each worker: such a task gets what it asks for until it ends, and never more is given
+away than a worker has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.task_options import Requires
+from octaskly.core.replies import Why
+from octaskly.core.scheduling.queued_task import Grant
+from octaskly.core.scheduling.requirements import counted, has_all, nobody_has
+
+LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
+HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One worker as the pool counts it."""
+
+    info: NodeInfo
+    slots: int
+    credit: int
+    outstanding: int = 0  #: slots that its attempts hold, or wait for
+    memory_mb: int = 0  #: that its attempts were granted
+    gpus: int = 0
+    load: int = 0  #: in steps of `LOAD_STEP_PERCENT`
+    is_attached: bool = False
+    version: int = 0  #: of its line in the heap; other lines are outdated
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Its place among workers with room: the lowest comes first."""
+        return self.outstanding / self.slots, self.load
+
+    def has_room(self, requires: Requires) -> bool:
+        """Whether a task may be given to it now, if it suits at all."""
+        if not self.is_attached or self.outstanding >= self.credit:
+            return False
+        if not requires.is_heavy:
+            return True
+        return (
+            # What it asks for is set aside at once, so nothing may be before it.
+            self.outstanding + requires.slots <= min(self.credit, self.slots)
+            and self.memory_mb + requires.memory_mb <= self.info.memory_mb
+            and self.gpus + requires.gpus <= len(self.info.gpus)
+        )
+
+
+class WorkerPool:
+    """The live workers, ordered by who should take the next attempt.
+
+    Order: outstanding per slot, then load, then id. A worker below one attempt per
+    slot has a free slot, so free slots come first by themselves.
+    """
+
+    def __init__(self, prefetch_max: int) -> None:
+        self._prefetch_max = prefetch_max
+        self._workers: dict[NodeId, _Worker] = {}
+        self._heap: list[tuple[float, int, NodeId, int]] = []
+        self.freed: set[NodeId] = set()
+        """Workers that may have more room than when this was emptied."""
+
+    def add(self, info: NodeInfo) -> None:
+        """Know a worker; it takes nothing before it is attached."""
+        slots = max(info.slots, 1)
+        worker = self._workers.get(info.id)
+        if worker is None:
+            self._workers[info.id] = _Worker(info, slots, slots)
+            return
+        worker.info, worker.slots = info, slots
+        self._offer(info.id, worker)
+
+    def remove(self, node: NodeId) -> None:
+        """Forget a worker; its lines in the heap become outdated."""
+        self._workers.pop(node, None)
+        self.freed.discard(node)
+
+    def attach(self, node: NodeId, attempts: int, extra: Grant) -> None:
+        """Let a worker take attempts, on top of those that it said it holds."""
+        self._workers[node].is_attached = True
+        self.hold(node, attempts, extra)
+
+    def hold(self, node: NodeId, attempts: int, extra: Grant) -> None:
+        """Count what the worker holds: so many attempts, and what they were granted."""
+        worker = self._workers.get(node)
+        if worker is not None:
+            worker.outstanding = attempts + extra.slots
+            worker.memory_mb, worker.gpus = extra.memory_mb, extra.gpus
+            self._offer(node, worker)
+
+    def detach_all(self) -> None:
+        """Let nobody take anything until it is attached again."""
+        for worker in self._workers.values():
+            worker.is_attached = False
+            worker.outstanding = worker.memory_mb = worker.gpus = 0
+            worker.credit = worker.slots
+        self._heap.clear()
+        self.freed.clear()
+
+    def slots(self, node: NodeId) -> int:
+        """Return how many attempts a worker runs at a time, 0 if it is not known."""
+        worker = self._workers.get(node)
+        return 0 if worker is None else worker.slots
+
+    def is_attached(self, node: NodeId) -> bool:
+        """Whether the worker takes attempts."""
+        worker = self._workers.get(node)
+        return worker is not None and worker.is_attached
+
+    def attached(self) -> list[NodeId]:
+        """Return the workers that take attempts."""
+        return [node for node, worker in self._workers.items() if worker.is_attached]
+
+    def able(self, requires: Requires | None) -> list[NodeId]:
+        """Return the workers that take such attempts, busy or not."""
+        if requires is None:
+            return self.attached()
+        workers = self._workers
+        return [n for n in self.attached() if has_all(workers[n].info, requires)]
+
+    def can_run(self, requires: Requires) -> bool:
+        """Whether a worker that is known could run such an attempt."""
+        return any(has_all(each.info, requires) for each in self._workers.values())
+
+    def nobody_has(self, requires: Requires) -> str | None:
+        """Return why no worker that is known could run such an attempt, if so."""
+        infos = [worker.info for worker in self._workers.values()]
+        return nobody_has(infos, requires)
+
+    def shortage(self, node: NodeId, requires: Requires) -> Iterator[Why]:
+        """Yield what a worker has not free for such an attempt."""
+        worker = self._workers[node]
+        if not worker.credit:
+            yield Why("slots", "takes no work at this moment")
+            return
+        free = max(0, min(worker.credit, worker.slots) - worker.outstanding)
+        if worker.outstanding >= worker.credit or (requires.is_heavy and not free):
+            many = f"all {worker.slots} slots are busy"
+            yield Why("slots", "its slot is busy" if worker.slots == 1 else many)
+        elif requires.is_heavy and requires.slots > free:
+            yield Why("slots", f"needs {requires.slots} free slots, has {free}")
+        left_mb = worker.info.memory_mb - worker.memory_mb
+        if requires.memory_mb > left_mb:
+            memory = f"needs {requires.memory_mb} MB of memory, has {left_mb} ungranted"
+            yield Why("memory_granted", memory)
+        left = len(worker.info.gpus) - worker.gpus
+        if requires.gpus > left:
+            wanted = counted(requires.gpus, "GPU")
+            yield Why("gpus_granted", f"needs {wanted}, has {left} ungranted")
+
+    def may_wait_for(self, node: NodeId, requires: Requires) -> bool:
+        """Whether a worker will have room for such an attempt if it gets no others."""
+        worker = self._workers.get(node)
+        return (
+            worker is not None
+            and worker.is_attached
+            and worker.credit >= requires.slots
+            and has_all(worker.info, requires)
+        )
+
+    def clearest(self, requires: Requires) -> NodeId | None:
+        """Return the worker that will have room for such an attempt first, roughly."""
+        return min(
+            (node for node in self.attached() if self.may_wait_for(node, requires)),
+            key=lambda node: (*self._workers[node].rank, node),
+            default=None,
+        )
+
+    def set_credit(self, node: NodeId, credit: int) -> None:
+        """Believe what a worker says it takes in all, within what we allow."""
+        worker = self._workers.get(node)
+        if worker is not None:
+            credit = max(0, min(credit, worker.slots + self._prefetch_max))
+            if credit != worker.credit:
+                worker.credit = credit
+                self._offer(node, worker)
+
+    def cap_credit(self, node: NodeId, *, is_refusing: bool) -> None:
+        """Give no work ahead, or none at all, until the worker names a credit."""
+        worker = self._workers.get(node)
+        if worker is not None:
+            cap = 0 if is_refusing else worker.slots
+            worker.credit = min(worker.credit, cap)
+
+    def set_load(self, node: NodeId, cpu_percent: float) -> None:
+        """Prefer idle machines among those that hold equally much."""
+        worker = self._workers.get(node)
+        if worker is not None:
+            # In this order of arguments NaN counts as idle.
+            load = int(max(0.0, min(cpu_percent, 100.0))) // LOAD_STEP_PERCENT
+            if load != worker.load:
+                worker.load = load
+                self._offer(node, worker)
+
+    def take(self, excluded: Collection[NodeId] = ()) -> NodeId | None:
+        """Choose who takes one more attempt and count it; None: all are full."""
+        heap, workers = self._heap, self._workers
+        passed: list[tuple[float, int, NodeId, int]] = []
+        chosen: NodeId | None = None
+        while heap:
+            line = heappop(heap)
+            node = line[2]
+            worker = workers.get(node)
+            if worker is None or worker.version != line[3]:
+                continue
+            if worker.outstanding >= worker.credit:
+                continue  # Its credit shrank; a larger one offers it again.
+            if node in excluded:
+                passed.append(line)
+                continue
+            worker.outstanding += 1
+            self._offer(node, worker)
+            chosen = node
+            break
+        for line in passed:
+            heappush(heap, line)
+        return chosen
+
+    def take_for(
+        self,
+        requires: Requires,
+        excluded: Collection[NodeId],
+        among: Collection[NodeId] | None = None,
+    ) -> NodeId | None:
+        """Choose who takes an attempt that asks for something, and count it.
+
+        Args:
+            requires: What it asks for.
+            excluded: Who does not get it.
+            among: Who may have more room than before; None: ask everybody.
+        """
+        chosen: NodeId | None = None
+        best: tuple[float, int, NodeId] | None = None
+        for node in self._workers if among is None else among:
+            worker = self._workers.get(node)
+            if worker is None or node in excluded or not worker.has_room(requires):
+                continue
+            rank = (*worker.rank, node)
+            if (best is None or rank < best) and has_all(worker.info, requires):
+                best, chosen = rank, node
+        if chosen is not None:
+            worker = self._workers[chosen]
+            worker.outstanding += requires.slots
+            worker.memory_mb += requires.memory_mb
+            worker.gpus += requires.gpus
+            self._offer(chosen, worker)
+        return chosen
+
+    def _offer(self, node: NodeId, worker: _Worker) -> None:
+        """Put the worker's current line into the heap, if it has room."""
+        worker.version += 1
+        if not worker.is_attached or worker.outstanding >= worker.credit:
+            return
+        self.freed.add(node)
+        ratio = worker.outstanding / worker.slots
+        heappush(self._heap, (ratio, worker.load, node, worker.version))
+        if len(self._heap) > 4 * len(self._workers) + HEAP_SLACK:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Drop the outdated lines."""
+        self._heap[:] = [
+            line
+            for line in self._heap
+            if (worker := self._workers.get(line[2])) is not None
+            and worker.version == line[3]
+        ]
+        heapify(self._heap)

@@ -1,0 +1,1 @@
+"""The worker: attempts that run here, and results until they are acknowledged."""

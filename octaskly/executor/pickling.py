@@ -1,0 +1,165 @@
+"""What goes out as a call and what comes back as its answer; the door to cloudpickle.
+
+Whoever submits a call pickles it here, and the process of its task unpickles it; the
+answer goes the other way. Nobody in between looks into either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pickle import PicklingError
+from typing import Any
+
+from octaskly.errors import ConfigError
+from octaskly.executor import call_runner
+from octaskly.executor.errors import (
+    BrokenCall,
+    InterpreterMismatch,
+    RemoteError,
+    RemoteTraceback,
+    ResultLost,
+)
+from octaskly.executor.large_values import Blob
+from octaskly.rest.client_types import Task
+
+try:
+    import cloudpickle
+except ImportError as error:  # pragma: no cover - the extra is there in tests
+    raise ConfigError(
+        "functions travel by cloudpickle, which is not installed here",
+        hint="pip install 'octaskly[python]'    here, and where the agents run",
+    ) from error
+
+Part = bytes | memoryview
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A call that is ready to leave."""
+
+    stdin: bytes
+    blobs: Sequence[Blob]
+
+
+def parcel(
+    function: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
+) -> Parcel:
+    """Pickle one call, or several that one process performs one after the other.
+
+    Raises:
+        PicklingError: something cannot be pickled; says what.
+    """
+    try:
+        parts = call_runner.pickled((function, calls, is_chunk), cloudpickle.dumps)
+    except Exception as error:  # Whatever `__reduce__` of the caller's class raises.
+        raise _unpicklable(function, calls, error) from error
+    told = {
+        "python": call_runner.python_version(),
+        "cloudpickle": cloudpickle.__version__,
+    }
+    blobs: list[Blob] = []
+    kept: list[Part | str] = []
+    is_small = call_runner.size_of(parts) <= call_runner.INLINE_BYTES_MAX
+    for part in parts:
+        if is_small or len(part) < call_runner.INLINE_BYTES_MAX // 16:
+            kept.append(part)
+            continue
+        digest = hashlib.sha256(part).hexdigest()
+        blobs.append(Blob(f"octaskly.{len(blobs)}", digest, part))
+        kept.append(blobs[-1].name)
+    return Parcel(b"".join(call_runner.packed(kept, told)), blobs)
+
+
+def value_of(data: memoryview, task: Task) -> Any:
+    """Return what the answer of a call carries.
+
+    Raises:
+        BaseException: what the call raised, or why there is no value.
+    """
+    told, parts = call_runner.unpacked(data)
+    if told["kind"] == "value":
+        return _loaded(parts, task)
+    if told["kind"] == "error":
+        text = f'\n"""\n{told["traceback"]}"""'
+        raise _raised(told, parts) from RemoteTraceback(text)
+    raise _lost(told, task)
+
+
+def _loaded(parts: Sequence[memoryview], task: Task) -> Any:
+    try:
+        return call_runner.loads(parts)
+    except Exception as error:
+        raise ResultLost(
+            f"the result of {task.id} came back, and cannot be unpickled here:"
+            f" {type(error).__name__}: {error}",
+            task=task.id,
+            node=task.worker_id,
+        ) from error
+
+
+def _lost(told: Mapping[str, Any], task: Task) -> BrokenCall:
+    """Return why an answer has neither a value nor an exception."""
+    kind: type[BrokenCall] = ResultLost
+    match told["kind"]:
+        case "mismatch":
+            kind, text = InterpreterMismatch, told["text"]
+            hint = (
+                "pip install 'octaskly[python]'    there; or Executor(python=...) names"
+                " another interpreter on the nodes"
+            )
+        case "unpicklable":
+            text = told["text"]
+            hint = "return something that can be pickled, as numbers, texts, arrays"
+        case "too-large":
+            most = f"a node keeps at most {call_runner.RESULT_BYTES_MAX} of a task"
+            text = f"the result has {told['bytes']} bytes, and {most}"
+            hint = "return it in parts, or write it where all machines can read it"
+        case other:
+            text, hint = (
+                f"an answer of the unknown kind {other!r}",
+                "octaskly --version",
+            )
+    return kind(
+        f"{text} (on {task.worker_id})", task=task.id, node=task.worker_id, hint=hint
+    )
+
+
+def _raised(told: Mapping[str, Any], parts: Sequence[memoryview]) -> BaseException:
+    if parts:
+        try:
+            error = call_runner.loads(parts)
+        except Exception:  # noqa: BLE001 - classes may ask for more than they pickle
+            error = None
+        if isinstance(error, BaseException):
+            return error
+    return RemoteError(f"{told['type']}: {told['text']}")
+
+
+def _unpicklable(
+    function: Callable[..., Any], calls: Sequence[Arguments], error: Exception
+) -> PicklingError:
+    name = getattr(function, "__qualname__", repr(function))
+    for what, value in _named(function, calls):
+        try:
+            cloudpickle.dumps(value)
+        except Exception as why:  # noqa: BLE001 - as above
+            kind = type(value).__name__
+            return PicklingError(
+                f"{what} of {name}(), a {kind}, cannot be pickled: {why}"
+            )
+    return PicklingError(f"the call of {name}() cannot be pickled: {error}")
+
+
+def _named(
+    function: Callable[..., Any], calls: Sequence[Arguments]
+) -> Iterable[tuple[str, Any]]:
+    yield "the code", function
+    for number, (arguments, named) in enumerate(calls):
+        of = f"call {number}, " if len(calls) > 1 else ""
+        for index, value in enumerate(arguments):
+            yield f"{of}argument {index + 1}", value
+        for key, value in named.items():
+            yield f"{of}argument {key!r}", value

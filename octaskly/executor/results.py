@@ -1,0 +1,102 @@
+"""What a future gets of a task that has ended."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from contextlib import suppress
+from typing import Any, Final
+
+from octaskly.errors import OctasklyError
+from octaskly.executor.call_runner import RESULT_FILE, NoParcel, mapped, unpacked
+from octaskly.executor.errors import BrokenCall, ResultLost
+from octaskly.executor.mesh import Mesh
+from octaskly.rest.client_types import Output, Task
+
+STDERR_LINES: Final = 10  #: of a process that left no answer
+STDERR_CHARS_MAX: Final = 1000
+
+
+def answer(mesh: Mesh, task: Task) -> Any:
+    """Return what a call returned.
+
+    Raises:
+        BaseException: what it raised, or a BrokenCall that says why there is nothing.
+    """
+    from octaskly.executor.pickling import value_of  # noqa: PLC0415 - as in `executor`
+
+    data = memoryview(bytearray(task.output_bytes("stdout")))
+    try:
+        told, _ = unpacked(data)
+    except NoParcel:
+        raise _broken(task) from None
+    if told["kind"] == "file":
+        data = _fetched(mesh, task)
+    return value_of(data, task)
+
+
+def _fetched(mesh: Mesh, task: Task) -> memoryview:
+    """Return an answer that lies in a file at the node of the task."""
+    sizes = [o.bytes for o in task.outputs if isinstance(o, Output)]
+    if sizes == [None]:
+        raise ResultLost(
+            f"the result of {task.id} was not kept on {task.worker_id}",
+            task=task.id,
+            node=task.worker_id,
+            hint="its disk may be full: octaskly doctor    there",
+        )
+    try:
+        # Mapped and not read: pages come as they are needed.
+        with tempfile.NamedTemporaryFile(prefix="octaskly-") as file:
+            mesh.save_output(task.id, RESULT_FILE, file)
+            file.flush()
+            return mapped(file.name)
+    except (OctasklyError, OSError) as error:
+        raise ResultLost(
+            f"the result of {task.id} lies on {task.worker_id} and cannot be had:"
+            f" {error}",
+            task=task.id,
+            node=task.worker_id,
+            hint=f"octaskly show {task.id}",
+        ) from error
+
+
+def _broken(task: Task) -> BrokenCall:
+    """Return the error of a call whose process left no answer."""
+    text = f"{task.id} {_how(task)}"
+    if task.worker_id:
+        text += f" on {task.worker_id}"
+    last = (task.stderr or "").strip().splitlines()[-STDERR_LINES:]
+    if last:
+        text += ":\n" + "\n".join(last)[-STDERR_CHARS_MAX:]
+    return BrokenCall(
+        text,
+        task=task.id,
+        node=task.worker_id,
+        exit_code=task.exit_code,
+        signal=_number(task),
+        hint=f"octaskly show {task.id}",
+    )
+
+
+def _how(task: Task) -> str:
+    """Return how it ended, as a part of a sentence."""
+    match task.reason:
+        case "exit":
+            return f"ended its interpreter with exit code {task.exit_code}"
+        case "signal":
+            number = _number(task)
+            name = f"signal {number}"
+            with suppress(ValueError, TypeError):
+                name = signal.Signals(number).name  # type: ignore[arg-type]
+            return f"was killed by {name}"
+        case "timeout":
+            return f"took longer than its {task.timeout} s"
+        case "cancelled" | None:
+            return f"was {task.status}"
+        case reason:
+            return f"failed ({reason}: {task.detail})" if task.detail else reason
+
+
+def _number(task: Task) -> int | None:
+    return None if task.signal is None else int(task.signal)

@@ -1,0 +1,165 @@
+"""The joiner's side of a pairing without a code: wait for a member, compare, come in.
+
+`octaskly join` runs this in its own short life. It listens only while it waits, and for
+one member: each command shows words once, so nobody can try until they fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from octaskly import __version__
+from octaskly.config.defaults import PAIRING_PORT
+from octaskly.config.units import host_and_port
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.errors import PairingFailed
+from octaskly.joining.conversation import Conversation, listen
+from octaskly.joining.fingerprint import (
+    COMMITMENT_BYTES,
+    HALF_BYTES,
+    Half,
+    check_commitment,
+    fingerprint,
+)
+from octaskly.joining.greeting import GREETING_BYTES, Greeting
+from octaskly.joining.join_by_code import Admitted
+from octaskly.joining.key_exchange import (
+    NO_PROOF,
+    PROOF_BYTES,
+    SEALED_BYTES,
+    Keys,
+    is_proof,
+    unseal,
+)
+from octaskly.mesh.discovery.interfaces import local_addresses
+from octaskly.mesh.discovery.scan import beacon
+from octaskly.system.clock import SystemClock
+from octaskly.system.listeners import EVERYWHERE, bind, port_of
+from octaskly.system.load import port_holder
+from octaskly.trust import node_id_of
+
+WAIT_S: Final = 600.0  #: for a member to look
+APPROVE_S: Final = 300.0  #: for somebody there to approve
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A member that answered; people have yet to compare the words."""
+
+    member: Greeting
+    words: str
+    conversation: Conversation
+    keys: Keys
+
+
+async def meet(name: str, key: bytes, interfaces: Sequence[str]) -> Meeting:
+    """Wait until the first member looks for machines that want in.
+
+    Args:
+        name: Of this node.
+        key: Its public key.
+        interfaces: Names that restrict where it is heard.
+
+    Raises:
+        PairingFailed: none came.
+        ConfigError: no port is free, or an interface does not exist.
+    """
+    clock = SystemClock()
+    local = [one.host for one in local_addresses(interfaces)]
+    sockets = bind(
+        "--pairing-port",
+        asked=None,
+        default=PAIRING_PORT,
+        addresses=local if interfaces else EVERYWHERE,
+        holder=port_holder,
+    )
+    first: asyncio.Future[Meeting] = asyncio.get_running_loop().create_future()
+
+    async def welcome(conversation: Conversation) -> None:
+        own = Greeting(name=name, key=key, wall_ms=clock.now().wall_ms)
+        meeting = await _compare(conversation, own)
+        meeting.member.check(clock.now().wall_ms)
+        if not first.done():
+            conversation.keep()
+            first.set_result(meeting)
+
+    async with asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(listen(sockets, welcome))
+        try:
+            node = _node(name, key, port_of(sockets), clock)
+            async with beacon(node, mesh_id=None, interfaces=interfaces):
+                await asyncio.wait([first], timeout=WAIT_S)
+        finally:
+            listening.cancel()
+    if not first.done():
+        raise PairingFailed(
+            f"no member came within {WAIT_S / 60:.0f} minutes",
+            hint=f"octaskly approve {name}    on a member, while this one waits",
+        )
+    return first.result()
+
+
+def _node(name: str, key: bytes, port: int, clock: SystemClock) -> NodeInfo:
+    """Return this machine as its beacon shows it."""
+    return NodeInfo(
+        id=node_id_of(key),
+        boot=clock.hex_digits(16),
+        name=name,
+        slots=1,
+        version=__version__,
+        peer_port=port,
+        lan_port=0,
+    )
+
+
+async def receive(meeting: Meeting) -> Admitted:
+    """Return the keyring, once somebody at the member has approved.
+
+    Raises:
+        PairingFailed: nobody did, or what came is not from that member.
+    """
+    name = meeting.member.name
+    conversation = meeting.conversation
+    try:
+        async with asyncio.timeout(APPROVE_S):
+            proof = await conversation.hear(PROOF_BYTES)
+            is_no = is_proof(proof, NO_PROOF)
+            sealed = b"" if is_no else await conversation.hear(SEALED_BYTES)
+    except OSError as error:
+        raise PairingFailed(
+            f"{name} did not let this machine in",
+            cause="nobody approved in time" if not str(error) else str(error),
+            hint="octaskly join    once more",
+        ) from None
+    finally:
+        conversation.close()
+    if is_no:
+        raise PairingFailed(
+            f"{name} said no: the words differ",
+            cause="somebody may be in the middle",
+            hint="octaskly join    once more; if they differ again, use a code of "
+            "`octaskly invite`",
+        )
+    if not is_proof(proof, meeting.keys.member_proof()):
+        raise PairingFailed(f"what {name} sent is not from the machine that you saw")
+    return Admitted(
+        keyring=unseal(meeting.keys, sealed),
+        member=name,
+        seed=host_and_port(conversation.host, meeting.member.number),
+    )
+
+
+async def _compare(conversation: Conversation, own: Greeting) -> Meeting:
+    """Lead the joiner's side up to the words; see `trust.comparison`."""
+    first = await conversation.hear(GREETING_BYTES + COMMITMENT_BYTES)
+    greeting, promised = first[:GREETING_BYTES], first[GREETING_BYTES:]
+    member, half = Greeting.unpack(greeting), Half.fresh()
+    second = own.pack() + half.public()
+    await conversation.say(second)
+    theirs = await conversation.hear(HALF_BYTES)
+    check_commitment(promised, greeting, theirs)
+    keys = half.keys(theirs, first, second, theirs)
+    return Meeting(member, fingerprint(keys), conversation, keys)

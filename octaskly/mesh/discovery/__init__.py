@@ -1,0 +1,1 @@
+"""Discovery over mDNS: adverts, interfaces and scans."""

@@ -1,0 +1,262 @@
+"""Which network interfaces and addresses of this machine the mesh uses.
+
+Owns the choice: what is left out by default (loopback, container bridges,
+point-to-point links), and which addresses of a peer to dial first. It opens no socket.
+Listing reads `/sys` and blocks for about a millisecond; choosing is pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import ifaddr
+
+from octaskly.core.model.ids import Address
+from octaskly.errors import ConfigError
+
+ADDRESSES_MAX = 16  #: of one machine, that are advertised; and of a peer, that are kept
+
+_IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+_V4 = 4
+_PAIR = 2  #: addresses of a /31, which has no broadcast address
+
+_CONTAINER_NAME = re.compile(
+    r"(docker|br-[0-9a-f]{12}|veth|cni|virbr|lxc|lxd|podman|flannel|cali|kube-|nerdctl)"
+)
+_LINK_NAME = re.compile(r"(tun|tap|wg|ppp|tailscale|zt|utun|sit|gre|ipip|nebula)\d*")
+_SYS = Path("/sys/class/net")
+_IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x1, 0x8, 0x10
+
+
+class Kind(StrEnum):
+    """What an interface is for the mesh; only `LAN` is used unasked."""
+
+    LAN = "lan"
+    LOOPBACK = "loopback"
+    CONTAINER = "container bridge"
+    LINK = "point-to-point"
+    DOWN = "down"
+
+
+class LocalAddress(NamedTuple):
+    """One address of this machine."""
+
+    host: str  #: an IPv6 link-local one with its interface: `fe80::1%eth0`
+    prefix: int  #: bits of the network part
+    interface: str
+    scope: int  #: number of the interface, for IPv6
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        """The network that is reached without a router."""
+        return _network(self.host.partition("%")[0], self.prefix)
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it means something on its own link only."""
+        return ipaddress.ip_address(self.host).is_link_local
+
+    @property
+    def is_scoped(self) -> bool:
+        """Whether it cannot be dialled without naming the interface."""
+        return "%" in self.host
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface that has addresses."""
+
+    name: str
+    kind: Kind
+    addresses: tuple[LocalAddress, ...]
+
+
+def list_interfaces() -> tuple[Interface, ...]:
+    """Return the interfaces of this machine that have an address; blocks briefly."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        name = str(adapter.name).partition(":")[0]
+        index = adapter.index or 0
+        addresses = tuple(_local(ip, name, index) for ip in adapter.ips)
+        if addresses:
+            found.append(Interface(name, _kind(name, _SYS), addresses))
+    return tuple(found)
+
+
+def select(
+    interfaces: Iterable[Interface],
+    names: Sequence[str] = (),
+    *,
+    must_exist: bool = True,
+) -> tuple[LocalAddress, ...]:
+    """Return the addresses to listen on and to advertise, best first.
+
+    IPv4 comes before global IPv6, link-local IPv6 last. A machine that has nothing
+    but loopback gets loopback, so that its own agents still find each other.
+
+    Args:
+        interfaces: What `list_interfaces` said.
+        names: Exactly these interfaces, whatever they are; empty: the usual choice.
+        must_exist: Whether an unknown name is an error; a cable that is pulled out
+            later is not.
+
+    Raises:
+        ConfigError: a name is unknown; the hint lists those that exist.
+    """
+    interfaces = tuple(interfaces)
+    if names:
+        known = {interface.name for interface in interfaces}
+        unknown = [name for name in names if name not in known]
+        if unknown and must_exist:
+            raise ConfigError(
+                f"no interface named {unknown[0]} has an address on this machine",
+                hint="--interface takes one of: " + ", ".join(sorted(known)),
+                field="interface",
+            )
+        chosen = [each for each in interfaces if each.name in names]
+    else:
+        chosen = [each for each in interfaces if each.kind is Kind.LAN]
+        chosen = chosen or [each for each in interfaces if each.kind is Kind.LOOPBACK]
+    listed = dict.fromkeys(one for each in chosen for one in each.addresses)
+    return tuple(sorted(listed, key=_preference)[:ADDRESSES_MAX])
+
+
+def local_addresses(
+    names: Sequence[str] = (), *, must_exist: bool = True
+) -> tuple[LocalAddress, ...]:
+    """Return `select` over `list_interfaces`; blocks briefly."""
+    return select(list_interfaces(), names, must_exist=must_exist)
+
+
+def on_link(host: str, local: Sequence[LocalAddress]) -> str | None:
+    """Return how to dial an advertised address, or None if it is not on our networks.
+
+    An advert may name any victim's address, so only those that are reached without a
+    router count. A link-local address gets the scope of the interface when the advert
+    left it out and there is only one that it can be.
+    """
+    bare, _, scope = host.partition("%")
+    try:
+        ip = ipaddress.ip_address(bare)
+    except ValueError:
+        return None
+    if ip.is_multicast or ip.is_unspecified:
+        return None
+    if isinstance(ip, ipaddress.IPv6Address) and ip.is_link_local:
+        return _scoped(ip, scope, local)
+    nets = (one.network for one in local if not one.is_scoped)
+    return bare if any(_is_in(ip, net) for net in nets) else None
+
+
+def dial_order(
+    addresses: Iterable[Address], local: Sequence[LocalAddress]
+) -> tuple[Address, ...]:
+    """Return a peer's addresses in the order in which to try them.
+
+    Those on a network of ours come first, then routed ones, link-local ones last;
+    within each group the order stays as given, since what worked comes first there.
+    """
+    unique = dict.fromkeys(addresses)
+
+    def rank(address: Address) -> int:
+        bare = address.host.partition("%")[0]
+        try:
+            if ipaddress.ip_address(bare).is_link_local:
+                return 2
+        except ValueError:
+            return 1  # A name that --join gave.
+        return 0 if on_link(address.host, local) else 1
+
+    return tuple(sorted(unique, key=rank))
+
+
+@lru_cache(64)  # Each advert is compared with the few that this machine has.
+def _network(bare: str, prefix: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(f"{bare}/{prefix}", strict=False)
+
+
+def _is_in(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Whether it can be a machine of this network, so not its broadcast address."""
+    if ip.version != net.version or ip not in net:
+        return False
+    has_broadcast = ip.version == _V4 and net.num_addresses > _PAIR
+    return not (has_broadcast and ip == net.broadcast_address)
+
+
+def _scoped(
+    ip: ipaddress.IPv6Address, scope: str, local: Sequence[LocalAddress]
+) -> str | None:
+    """Return a link-local address with its interface, or None where that is unclear.
+
+    All of fe80::/10 is for links, but what is outside of a link's own network (/64)
+    goes to its router.
+    """
+    scoped = (one for one in local if one.is_scoped and _is_in(ip, one.network))
+    near = {one.interface: one.scope for one in scoped}
+    if not scope and len(near) == 1:
+        return f"{ip}%{next(iter(near))}"
+    for name, number in near.items():
+        if scope in (name, str(number)):
+            return f"{ip}%{name}"
+    return None
+
+
+def _preference(one: LocalAddress) -> tuple[int, int]:
+    """Sort IPv4 first and link-local last; the sort is stable for the rest."""
+    return (one.is_link_local, ":" in one.host)
+
+
+def _local(ip: ifaddr.IP, interface: str, index: int) -> LocalAddress:
+    """Read one address of an adapter."""
+    host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+    parsed: _IP = ipaddress.ip_address(host)
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.is_link_local:
+        host = f"{host}%{interface}"
+    return LocalAddress(host, int(ip.network_prefix), interface, index)
+
+
+def _kind(name: str, sys: Path) -> Kind:
+    """Say what an interface is: by `/sys` where it can be read, else by its name."""
+    flags = _flags(sys / name / "flags")
+    if (name == "lo") if flags is None else flags & _IFF_LOOPBACK:
+        return Kind.LOOPBACK
+    if flags is not None and not flags & _IFF_UP:
+        return Kind.DOWN
+    if _is_link(name, flags, sys):
+        return Kind.LINK
+    if _CONTAINER_NAME.match(name) or _is_portless_bridge(name, sys):
+        return Kind.CONTAINER
+    return Kind.LAN
+
+
+def _is_link(name: str, flags: int | None, sys: Path) -> bool:
+    """Whether it is a tunnel or another link to one other end."""
+    if flags is not None and flags & _IFF_POINTOPOINT:
+        return True
+    return (sys / name / "tun_flags").exists() or bool(_LINK_NAME.fullmatch(name))
+
+
+def _is_portless_bridge(name: str, sys: Path) -> bool:
+    """Whether it is a bridge without real hardware, so with containers only.
+
+    The LAN of a virtualisation host is itself a bridge, over a network card.
+    """
+    if not (sys / name / "bridge").is_dir():
+        return False
+    ports = (sys / name / "brif").glob("*")
+    return not any((sys / port.name / "device").exists() for port in ports)
+
+
+def _flags(path: Path) -> int | None:
+    """Read the flags of an interface, None where the kernel does not tell."""
+    try:
+        return int(path.read_text(encoding="ascii").strip(), 16)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Connections between peers: TLS links, limits and duplicates."""

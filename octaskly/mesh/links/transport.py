@@ -1,0 +1,397 @@
+"""Links to all peers: listening, dialling, and at most one link for each."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from octaskly.config.limits import LimitOptions
+from octaskly.core.effects import Note
+from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
+from octaskly.core.model.ids import Address, NodeId
+from octaskly.core.model.keys import REVOKED
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import (
+    ATTACHED,
+    PROTOCOL,
+    STOPPING,
+    Message,
+    Packed,
+)
+from octaskly.errors import LocalProtocolError
+from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
+from octaskly.mesh.links.limits import GRUDGE, Dials, Grudges, Place, Strangers
+from octaskly.mesh.links.link import TOO_LATE, Link
+from octaskly.mesh.links.receive import Progress
+from octaskly.mesh.links.tcp import connect, tune
+from octaskly.mesh.wire import Packing
+from octaskly.ports import Clock, HelloSource
+from octaskly.trust import MeshTrust
+
+HANDSHAKE_S: Final = 15.0
+"""From the connection to HELLO_OK. Where many start at once on few cores, they all
+are slow together; handshakes that miss a deadline were work in vain, and come again."""
+DIALS_WAITING_MAX: Final = 1024
+BACKLOG: Final = 128
+ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
+SHUTDOWN_S: Final = 1.0
+NOTED_MAX: Final = 1024
+
+QUIET: Final = frozenset(
+    {DUPLICATE, MYSELF, STOPPING, ATTACHED, REVOKED, "eof", "reset", "timeout", "woke"}
+)
+"""Reasons that are part of life and not worth a line in the log."""
+
+
+class Transport:
+    """The `Links` port over TCP and TLS.
+
+    Args:
+        trust: Certificates of this mesh.
+        limits: Bounds on frames and peers.
+        clock: Time, and draws for events.
+        hello: Returns what this node says of itself.
+        on_event: Takes `PeerUp`, `Received`, `PeerDown` and `DialFailed`; for each
+            peer `PeerUp` and `PeerDown` alternate.
+        on_note: Takes lines for the log.
+        on_duplicate: Told that another process lives with this node's id, and keeps it.
+        handshake_s: Time from a TCP connection to HELLO_OK.
+        outbox_bytes: Bytes that may wait for one peer; two frames unless given.
+        progress: Numbers of what was last given to the disk, and is on it.
+        bounds: On strangers.
+    """
+
+    def __init__(
+        self,
+        *,
+        trust: MeshTrust,
+        limits: Limits,
+        clock: Clock,
+        hello: HelloSource,
+        on_event: Callable[[Event], None],
+        on_note: Callable[[Note], None],
+        on_duplicate: Callable[[], None],
+        on_broken: Callable[[], None] = lambda: None,
+        handshake_s: float = HANDSHAKE_S,
+        outbox_bytes: int | None = None,
+        progress: Progress = lambda: (0, 0),
+        bounds: LimitOptions | None = None,
+    ) -> None:
+        self._trust = trust
+        self._me = trust.node_id
+        self._limits = limits
+        self._packing = Packing(limits.frame_bytes)
+        self._clock = clock
+        self._hello = hello
+        self._post = on_event
+        self._note = on_note
+        self._on_duplicate = on_duplicate
+        self._on_broken = on_broken
+        self._handshake_s = handshake_s
+        self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
+        self._progress = progress
+        self._server_context = trust.server_context()
+        self._rivals = Rivals(self._me, limits.peers, clock, on_duplicate)
+        self._links = self._rivals.links
+        self._closing: set[Link] = set()
+        self._strangers = Strangers(bounds)
+        self._grudges = Grudges(clock)
+        self._dialling: set[NodeId | Address] = set()
+        self._dials = Dials()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._sockets: tuple[socket.socket, ...] = ()
+        self._noted: set[tuple[str, str]] = set()
+
+    async def start(
+        self, tasks: asyncio.TaskGroup, sockets: Sequence[socket.socket]
+    ) -> None:
+        """Accept peers on these bound sockets, and dial when asked.
+
+        Args:
+            tasks: Owns all tasks of the transport until `close`.
+            sockets: Bound TCP sockets; they are closed with the transport.
+        """
+        self._group = tasks
+        self._sockets = tuple(sockets)
+        for listener in self._sockets:
+            listener.settimeout(0)
+            listener.listen(BACKLOG)
+            self._spawn(self._accept(listener))
+
+    @property
+    def link_count(self) -> int:
+        """How many peers are connected."""
+        return len(self._links)
+
+    # The `Links` port
+
+    def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
+        """Queue messages; drops the link when its outbox is over its bound.
+
+        Without a link nothing happens: its `PeerDown` is on the way already.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            return
+        try:
+            link.send(messages)
+        except LocalProtocolError as error:
+            self._note(
+                Note("error", "message not sent", (("peer", peer), ("why", str(error))))
+            )
+
+    def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
+        """Start a dial unless connected to `node` or dialling it."""
+        key = addresses[0] if node is None else node
+        if node in self._links or key in self._dialling or self._group is None:
+            return
+        if len(self._dialling) >= DIALS_WAITING_MAX:
+            self._post(DialFailed(node, tuple(addresses), was_refused=False))
+            return
+        self._dialling.add(key)
+        self._spawn(self._dial(node, tuple(addresses), key))
+
+    def disconnect(self, peer: NodeId, reason: str) -> None:
+        """Send Leave and close."""
+        link = self._links.get(peer)
+        if link is not None:
+            self._noted.add((peer, reason))  # Who asks for it has told people why.
+            link.close(reason)
+
+    async def close(self) -> None:
+        """Close the listener and all links, after telling peers that we stop."""
+        self._group = None
+        running = tuple(self._tasks)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        for listener in self._sockets:
+            listener.close()
+        for link in (*self._links.values(), *self._rivals.greeting):
+            link.close(STOPPING)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_S):
+                for link in tuple(self._closing):
+                    await link.lost.wait()
+        for link in tuple(self._closing):
+            link.abort(STOPPING)
+
+    # What links tell; see `LinkOwner`
+
+    def on_open(self, link: Link) -> str | None:
+        """Say why a link is not wanted, if it is not."""
+        if self._grudges.is_out(link.peer):
+            return GRUDGE
+        return self._rivals.on_open(link)
+
+    def on_hello(self, link: Link) -> str | None:
+        """Accept a peer, or say why not."""
+        return self._rivals.on_hello(link)
+
+    def on_connected(self, link: Link) -> None:
+        """Tell the core that a peer is there."""
+        assert link.hello is not None
+        assert link.sent is not None
+        before = self._links.get(link.peer)
+        if before is not None:
+            before.close(DUPLICATE)
+        self._rivals.on_connected(link)
+        self._noted = {
+            (who, reason)
+            for who, reason in self._noted
+            if who != link.peer or reason.startswith(PROTOCOL)
+        }
+        port = link.hello.node.peer_port
+        assert link.remote is not None
+        address = link.dialled or Address(link.remote.host, port)
+        draw, took_ms = self._clock.draw(), round(link.age_s * 1000)
+        self._post(PeerUp(link.peer, link.sent, link.hello, address, draw, took_ms))
+
+    def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
+        """Hand messages to the core."""
+        self._rivals.on_heard(link.peer)
+        self._post(Received(link.peer, tuple(messages), self._clock.draw()))
+
+    def on_ended(self, link: Link) -> None:
+        """Tell the core if it knew of the link, and people if something is wrong."""
+        assert link.reason is not None
+        was_connected = self._rivals.on_ended(link)
+        if link.is_open:
+            self._closing.add(link)
+        if link.reason.startswith(PROTOCOL) and link.peer and not link.was_left:
+            self._grudges.bear(link.peer)
+        if link.was_broken:
+            self._on_broken()
+        if link.reason not in QUIET:
+            self._warn(link, link.reason)
+        if link.reason == DUPLICATE_ID and link.was_left:
+            self._on_duplicate()
+        if was_connected:
+            self._post(PeerDown(link.peer, link.reason, self._clock.draw()))
+
+    def on_lost(self, link: Link) -> None:
+        """Forget a link whose connection is gone."""
+        self._closing.discard(link)
+
+    # Listening
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, name = await loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            place = self._strangers.enter(connection, str(name[0]))
+            if place is None:
+                connection.close()
+                continue
+            tune(connection)
+            self._spawn(self._welcome(connection, place))
+
+    async def _welcome(self, connection: socket.socket, place: Place) -> None:
+        """Bring one connection from a stranger's to a peer's, or close it.
+
+        Whoever has shown a certificate of the mesh is no stranger any more, and takes
+        no place of one while its HELLO is under way.
+        """
+        link = self._new_link(None)
+        certificate_s = min(self._handshake_s, self._strangers.patience_s(place))
+        try:
+            async with asyncio.timeout(self._handshake_s):
+                try:
+                    await asyncio.get_running_loop().connect_accepted_socket(
+                        lambda: link,
+                        connection,
+                        ssl=self._server_context,
+                        ssl_handshake_timeout=certificate_s,
+                        ssl_shutdown_timeout=SHUTDOWN_S,
+                    )
+                finally:
+                    self._strangers.leave(place)
+                await link.settled.wait()
+        except OSError as error:
+            link.abort(_failure(error))
+
+    # Dialling
+
+    async def _dial(
+        self,
+        node: NodeId | None,
+        addresses: tuple[Address, ...],
+        key: NodeId | Address,
+    ) -> None:
+        refused = 0
+        try:
+            for address in addresses:
+                try:
+                    async with self._dials.turn(address.host):
+                        link = await self._meet(address)
+                except ConnectionRefusedError:
+                    refused += 1
+                    continue
+                if link is not None and node in (None, link.peer):
+                    return
+                if node in self._links:
+                    return
+        finally:
+            self._dialling.discard(key)
+        self._post(DialFailed(node, addresses, refused == len(addresses)))
+
+    async def _meet(self, address: Address) -> Link | None:
+        """Return the link if the peer was met: connected, or connected otherwise.
+
+        A peer that was away while the secret was renewed knows an older generation.
+
+        Raises:
+            ConnectionRefusedError: no process listens there.
+        """
+        for context in self._trust.client_contexts():
+            link = await self._attempt(address, context)
+            if link is None or link.is_connected or link.reason == DUPLICATE:
+                return link
+            if not link.was_unheard:
+                break
+        return None
+
+    async def _attempt(self, address: Address, context: ssl.SSLContext) -> Link | None:
+        """Return the link once it is connected or ended; None: there is no way to it.
+
+        Raises:
+            ConnectionRefusedError: no process listens there.
+        """
+        link = self._new_link(address)
+        try:
+            connection = await connect(address)
+        except ConnectionRefusedError:
+            raise
+        except OSError:
+            return None
+        try:
+            async with asyncio.timeout(self._handshake_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: link,
+                    sock=connection,
+                    ssl=context,
+                    server_hostname=self._trust.dialled_as,
+                    ssl_handshake_timeout=self._handshake_s,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
+                )
+                await link.settled.wait()
+        except OSError as error:
+            link.abort(_failure(error))
+        return link
+
+    def _new_link(self, dialled: Address | None) -> Link:
+        return Link(
+            self,
+            self._trust,
+            self._limits,
+            self._packing,
+            self._hello,
+            dialled=dialled,
+            outbox_bytes=self._outbox_bytes,
+            progress=self._progress,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._group is None:
+            work.close()
+            return  # Closed in the meantime.
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _warn(self, link: Link, reason: str) -> None:
+        """Log what is wrong with a peer, once until it connects, if that mends it."""
+        place = link.dialled or link.remote
+        who = link.peer or (place.host if place else "")
+        if (who, reason) in self._noted:
+            return
+        if len(self._noted) >= NOTED_MAX:
+            self._noted.clear()
+        self._noted.add((who, reason))
+        host = place.host if place else ""
+        fields = (("peer", link.peer), ("address", host), ("reason", reason))
+        known = tuple((name, value) for name, value in fields if value)
+        self._note(Note("warning", "peer refused", known))
+
+
+def _failure(error: OSError) -> str:
+    """Return why a handshake failed, as people read it."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return "peer is not of our mesh"
+        case ssl.SSLError():
+            return "peer shows no certificate, or speaks no TLS 1.3"
+        case TimeoutError() | ConnectionAbortedError():
+            return TOO_LATE
+        case _:
+            return "reset"

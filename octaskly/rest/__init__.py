@@ -1,0 +1,1 @@
+"""The JSON of the REST API, defined once for server and client."""

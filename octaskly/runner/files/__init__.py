@@ -1,0 +1,1 @@
+"""Files of attempts: blobs, scratch folders and the task user's helper."""

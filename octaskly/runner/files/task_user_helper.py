@@ -1,0 +1,112 @@
+"""The steward: a small process that does for the agent what only tasks' user may do.
+
+Started by file, as the launcher is, with its socket as stdin. Each request is a frame
+with one message, a name and fields, and is answered by one: 0 and a value, with which
+a descriptor may come, or the number and text of an error. When the socket ends, so
+does it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # As in the launcher: the agent names the folders of this package and of msgpack.
+    sys.path[:] = [*sys.argv[4:], *sys.path[1:]]
+
+from octaskly.runner.files.scratch_folder import create_file, make_scratch, remove_tree
+from octaskly.runner.files.workdir import missing_inputs, open_output
+from octaskly.runner.launch_protocol import Inbox, pack, receive
+from octaskly.runner.processes import proc_tree
+from octaskly.runner.processes.privileges import become
+
+REMOVE_S = 0.2  #: others wait meanwhile
+
+
+def answer(name: str, fields: list[Any]) -> tuple[object, int]:
+    """Do what is asked for; return a value, and a descriptor or -1.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    match name, fields:
+        case "unusable", [folders]:
+            return [f for f in map(os.fsdecode, folders) if not _is_usable(f)], -1
+        case "missing", [workdir, inputs]:
+            return missing_inputs(_path(workdir), inputs), -1
+        case "scratch", [base, workdir, inputs, cwd]:
+            made = make_scratch(_path(base), _path(workdir), inputs, cwd)
+            return os.fsencode(made), -1
+        case "create", [folder, path]:
+            return None, create_file(_path(folder), path)
+        case "open", [workdir, path]:
+            return None, open_output(_path(workdir), path)
+        case "remove", [folder]:
+            return _is_cut_short(_path(folder)), -1
+        case "end", [marks, pids]:
+            return list(proc_tree.end_marked(set(marks), set(pids))), -1
+        case "wake", [pids]:
+            proc_tree.wake(pids)
+            return None, -1
+        case _:
+            raise AssertionError(f"{name} with {len(fields)} fields")
+
+
+def _path(raw: bytes) -> Path:
+    return Path(os.fsdecode(raw))
+
+
+def _is_usable(folder: str) -> bool:
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _is_cut_short(folder: Path) -> bool:
+    """Remove for a moment; return whether there was more to do."""
+    until_s = time.monotonic() + REMOVE_S
+    is_gone = remove_tree(folder, lambda: time.monotonic() < until_s)
+    return not is_gone and time.monotonic() >= until_s
+
+
+def serve(control: socket.socket) -> None:
+    """Answer until the agent is gone."""
+    inbox = Inbox()
+    while True:
+        data, fds = receive(control)
+        for fd in fds:
+            os.close(fd)
+        if not data:
+            return
+        for name, *fields in inbox.feed(data):
+            fd = -1
+            try:
+                value, fd = answer(str(name), fields)
+                reply = pack([[0, value]])
+            except OSError as error:
+                reply = pack([[error.errno or 5, str(error.strerror or error)]])
+            if fd >= 0:
+                socket.send_fds(control, [reply], [fd])
+                os.close(fd)
+            else:
+                control.sendall(reply)
+
+
+def main() -> None:
+    """Run as `steward.py UID GID GROUP,... FOLDER...`."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    control = socket.socket(fileno=os.dup(0))
+    uid, gid, groups = sys.argv[1:4]
+    become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
+    with suppress(OSError):  # The agent is gone, or will not hear of it.
+        serve(control)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The launcher process: starts attempts and ends their process trees."""

@@ -1,0 +1,268 @@
+"""How attempts are started, each in the surroundings that it asked for.
+
+Used by the launcher alone, which is single-threaded: the working directory of the
+launcher is that of the task it is starting.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from octaskly.runner.launch_protocol import NOT_STARTED, RESET_SIGNALS, SCARCE
+from octaskly.runner.launcher.child import Child, Order, Sink, shell_words
+from octaskly.runner.launcher.fast_spawn import Plain
+from octaskly.runner.launcher.slots import Slot
+from octaskly.runner.processes.limits import GATE_FD
+
+SHELL = "/bin/sh"
+OF_ATTEMPT = (b"OCTASKLY_TASK_ID", b"OCTASKLY_ATTEMPT", b"OCTASKLY_MARK")
+OF_SLOT = b"OCTASKLY_SLOT"
+NOT_FOUND = 127  #: exit code where there is no program, or no shell to look for it
+
+
+def find_program(word: str, path: str) -> str | None:
+    """Return the file that a shell would execute, or None when it must decide.
+
+    It decides whatever is not simple: relative folders in PATH, a first match that
+    cannot be executed, and of course a program that is not there.
+    """
+    if "/" in word:
+        return word
+    if "%" in path:  # dash gives `%` in PATH a meaning.
+        return None
+    for folder in path.split(":"):
+        if not folder.startswith("/"):
+            return None
+        file = f"{folder}/{word}"
+        # What is not there is told by `access` without an exception.
+        if os.access(file, os.F_OK) and os.path.isfile(file):  # noqa: PTH113 - fast
+            return file if os.access(file, os.X_OK) else None
+    return None
+
+
+def _execute(
+    order: Order,
+    before: str,
+    env: dict[bytes, bytes],
+    files: Sequence[tuple[int, int]],
+) -> int:
+    """Start a command in a session of its own and return its pid; raise OSError.
+
+    Args:
+        order: What to run.
+        before: Shell text that prepares and then executes it as `sh "$@"`; or nothing.
+        env: The whole environment.
+        files: Descriptors of ours with what they are for the command.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in files]
+    if order.words is not None and not before:
+        path = os.fsdecode(env.get(b"PATH", b""))
+        program = find_program(order.words[0], path)
+        if program is not None:
+            try:
+                return _spawn(program, order.words, env, actions)
+            except OSError as error:
+                if error.errno in SCARCE:
+                    raise
+                # The shell says it as people expect it.
+    words = shell_words(order.command)
+    if before:
+        words = [b"sh", b"-c", before.encode(), *words]
+    return _spawn(SHELL, words, env, actions)
+
+
+def _spawn(
+    program: str,
+    words: list[str] | list[bytes],
+    env: dict[bytes, bytes],
+    actions: Sequence[tuple[int, int, int]],
+) -> int:
+    return os.posix_spawn(
+        program,
+        words,
+        env,
+        file_actions=actions,
+        setsid=True,
+        setsigdef=RESET_SIGNALS,
+        setsigmask=(),
+    )
+
+
+class Refused(Exception):
+    """An attempt could not be started.
+
+    Args:
+        detail: What is in the way.
+        code: Exit code, as a shell would give it.
+        is_final: Whether it would fail again, so it has failed.
+    """
+
+    def __init__(
+        self, detail: str, *, code: int = NOT_STARTED, is_final: bool = True
+    ) -> None:
+        # It travels and is kept as UTF-8, which the name of a file need not be.
+        super().__init__(detail.encode("utf-8", "backslashreplace").decode())
+        self.code = code
+        self.is_final = is_final
+
+
+def refused_end(order: Order, now_ms: int, refusal: Refused) -> list[object]:
+    """Return the message that ends an attempt that could not be executed."""
+    head = ["end", order.key, refusal.code, "", now_ms, now_ms, 0, None, None]
+    return [*head, b"", b"", 0, 0, str(refusal)]
+
+
+class Pad:
+    """What all attempts of a launcher have in common when they start.
+
+    Args:
+        workdir: Where they run unless they ask for another folder; it may come and go.
+        node: Name of this node, for their environment.
+        output_bytes_max: Bytes to keep of each stream.
+        has_ctype: Whether the agent gave `LC_CTYPE`. Python adds it by itself where
+            no locale is set, and a task must not see that.
+    """
+
+    def __init__(
+        self, *, workdir: str, node: str, output_bytes_max: int, has_ctype: bool
+    ) -> None:
+        self._workdir = workdir
+        self._node = node
+        self._limit = output_bytes_max
+        self._env = dict(os.environb)
+        if not has_ctype:
+            self._env.pop(b"LC_CTYPE", None)
+        self._env[b"OCTASKLY_NODE"] = node.encode()
+        # What a shell would export; a program started directly must see the same.
+        self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
+        self._env |= dict.fromkeys((*OF_ATTEMPT, OF_SLOT), b"")
+        self._path = os.fsdecode(self._env.get(b"PATH", b""))
+        self._plain = Plain(self._env, (*OF_ATTEMPT, OF_SLOT), RESET_SIGNALS)
+
+    def spawn(
+        self, order: Order, slot: Slot, *, begin_s: float, begin_ms: int
+    ) -> Child:
+        """Start an attempt.
+
+        Args:
+            order: What to run.
+            slot: What it has been given.
+            begin_s: Now, on the monotonic clock.
+            begin_ms: Now, on the wall clock.
+
+        Raises:
+            Refused: it cannot be executed, or not at this moment.
+        """
+        self._enter(order.asked)
+        try:
+            pid, out_fd, err_fd = self._spawn_captured(order, slot)
+        except (OSError, ValueError) as error:
+            raise Refused(
+                f"cannot execute on {self._node}: {error}",
+                code=NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED,
+                is_final=getattr(error, "errno", None) not in SCARCE,
+            ) from error
+        finally:
+            if order.asked:
+                os.chdir("/")  # A disk whose task has ended can be unmounted.
+        sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
+        return Child(order, slot, pid, sinks, (begin_s, begin_ms))
+
+    def _spawn_captured(self, order: Order, slot: Slot) -> tuple[int, int, int]:
+        """Return the pid and the read ends of both pipes."""
+        out_r, out_w = os.pipe2(os.O_CLOEXEC)
+        try:
+            err_r, err_w = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            os.close(out_r)
+            os.close(out_w)
+            raise
+        try:
+            if order.settings is not None and slot.fence is None:
+                pid = self._start_plain(order, slot, (out_w, err_w))
+            else:
+                pid = self._start_as_asked(order, slot, out_w, err_w)
+        except (OSError, ValueError):
+            os.close(out_r)
+            os.close(err_r)
+            raise
+        finally:
+            os.close(out_w)
+            os.close(err_w)
+        return pid, out_r, err_r
+
+    def _start_plain(self, order: Order, slot: Slot, pipes: tuple[int, int]) -> int:
+        """Do what `_start_as_asked` does for an order that asks for nothing."""
+        assert order.settings is not None
+        self._plain.put((*order.settings, slot.setting))
+        if order.words is not None:
+            program = find_program(order.words[0], self._path)
+            if program is not None:
+                try:
+                    return self._plain.start(os.fsencode(program), order.words, pipes)
+                except OSError as error:
+                    if error.errno in SCARCE:
+                        raise
+                    # The shell says it as people expect it.
+        return self._plain.start_shell(SHELL.encode(), order.command, pipes)
+
+    def _start_as_asked(self, order: Order, slot: Slot, out_w: int, err_w: int) -> int:
+        asked, env = order.asked, self._env
+        env |= zip(OF_ATTEMPT, (order.task, order.attempt, order.mark), strict=True)
+        env[OF_SLOT] = b"%d" % slot.index
+        files, ours = [(out_w, 1), (err_w, 2)], []
+        if asked:
+            # Behind what marks its processes, which is looked for at the beginning.
+            env = env | asked.get("env", {})
+            env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
+        try:
+            if "stdin" in asked:
+                ours.append(open_bytes(asked["stdin"]))
+                files.append((ours[-1], 0))
+            fence = slot.fence
+            before = "" if fence is None else fence.script()
+            if fence is None or fence.group is None:
+                return _execute(order, before, env, files)
+            # It must not enter by itself: by a descriptor with which it could, a
+            # library that its environment names could put any process there.
+            ours += os.pipe2(os.O_CLOEXEC)
+            pid = _execute(order, before, env, [*files, (ours[-2], GATE_FD)])
+            if fence.group.admit(pid):
+                os.write(ours[-1], b"\n")
+            return pid
+        finally:
+            for fd in ours:
+                os.close(fd)
+
+    def _enter(self, asked: Mapping[str, Any]) -> None:
+        folder, cwd = self._workdir, ""
+        if asked:
+            folder = os.fsdecode(asked.get("folder", folder))
+            cwd = os.fsdecode(asked.get("cwd", b""))
+            folder = os.path.join(folder, cwd) if cwd else folder  # noqa: PTH118 - fast
+        try:
+            os.chdir(folder)
+        except (OSError, ValueError) as error:
+            what = f"cwd {cwd}" if cwd else f"working directory {folder}"
+            # Of NUL alone Python itself says why, each version in its own words.
+            reason = getattr(error, "strerror", "it contains a NUL character")
+            why = f"cannot be entered ({reason})"
+            if isinstance(error, FileNotFoundError):
+                why = "does not exist"
+            elif isinstance(error, NotADirectoryError):
+                why = "is not a folder"
+            raise Refused(f"{what} {why} on {self._node}") from error
+
+
+def open_bytes(data: bytes) -> int:
+    """Return a descriptor that gives these bytes; nobody waits for a reader."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)

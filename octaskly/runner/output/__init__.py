@@ -1,0 +1,1 @@
+"""Output of attempts as bounded files."""

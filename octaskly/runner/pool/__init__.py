@@ -1,0 +1,1 @@
+"""The agent's side of the launchers: attempts, slots and reports."""

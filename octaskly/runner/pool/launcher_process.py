@@ -1,0 +1,211 @@
+"""One launcher, seen from the agent: its process, its socket, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import octaskly
+from octaskly.runner import launch_protocol
+from octaskly.runner.launch_protocol import RESET_SIGNALS
+from octaskly.runner.launcher import launcher
+from octaskly.runner.python_command import import_folders, python_words
+
+CONTROL_FD = 3
+DISMISS_S = 6.0  #: a launcher that was told to close has this long to end its trees
+
+#: Never passed on: they speak to the agent alone.
+PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
+PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
+
+#: With what a task performs calls of `octaskly.Executor`: see `executor.callee`.
+OF_CALLS = {
+    "OCTASKLY_PYTHON": sys.executable,
+    "OCTASKLY_CALLEE": str(
+        Path(octaskly.__file__).resolve().parent / "executor" / "callee.py"
+    ),
+}
+
+Message = list[Any]
+
+
+def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of the agent's environment that tasks may see."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in PRIVATE_NAMES and not name.startswith(PRIVATE_PREFIXES)
+    }
+
+
+class LauncherProcess:
+    """A launcher that is running, from its start to the end of its process.
+
+    Args:
+        settings: As the launcher wants them.
+        env: Environment of the launcher, and so of its tasks.
+        on_messages: Called with what it sent.
+        on_exit: Called once, when the process is gone and all it sent was delivered.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, object],
+        *,
+        env: Mapping[str, str],
+        on_messages: Callable[[list[Message]], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_messages = on_messages
+        self._on_exit = on_exit
+        self._inbox = launch_protocol.Inbox()
+        self._outbox = bytearray()
+        self._is_blocked = False  #: the socket is full: what is left goes later
+        self._fds: list[int] = []  #: to be sent with what is in the outbox
+        self.was_ready = False  #: it came as far as to start what it is handed
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(0)
+        words = [
+            *python_words(launcher.__file__),
+            *(str(CONTROL_FD), launch_protocol.encode_settings(settings)),
+            *import_folders(),
+        ]
+        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.pid = os.posix_spawn(
+                words[0],
+                words,
+                env,
+                file_actions=(
+                    (os.POSIX_SPAWN_DUP2, null_fd, 0),
+                    (os.POSIX_SPAWN_DUP2, null_fd, 1),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
+                ),
+                # Not in the agent's session: Ctrl-C is for the agent, which tells us.
+                setsid=True,
+                setsigdef=RESET_SIGNALS,
+                setsigmask=(),
+            )
+        except OSError:
+            self._control.close()
+            raise
+        finally:
+            os.close(null_fd)
+            theirs.close()
+        self._pid_fd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._control, self._receive)
+        self._loop.add_reader(self._pid_fd, self._reap)
+        self.gone = self._loop.create_future()  #: done when the process has ended
+
+    def send(self, messages: list[Message], fds: Sequence[int] = ()) -> None:
+        """Send at once, or as soon as the socket takes it.
+
+        Args:
+            messages: What to send.
+            fds: Descriptors that go along; they are closed here.
+        """
+        self._outbox += launch_protocol.pack(messages)
+        self._fds += fds
+        self._flush()
+
+    def _flush(self) -> None:
+        while len(self._fds) > launch_protocol.FDS_MAX and self._send_piece(1):
+            pass  # Descriptors may come ahead of their message, but never behind it.
+        if len(self._fds) <= launch_protocol.FDS_MAX:
+            self._send_piece(len(self._outbox))
+        if bool(self._outbox) == self._is_blocked:
+            return
+        self._is_blocked = not self._is_blocked
+        if self._is_blocked:
+            self._loop.add_writer(self._control, self._flush)
+        else:
+            self._loop.remove_writer(self._control)
+
+    def _send_piece(self, size: int) -> bool:
+        """Send up to so many bytes, and descriptors; return whether any went."""
+        fds = self._fds[: launch_protocol.FDS_MAX]
+        piece = self._outbox if size >= len(self._outbox) else self._outbox[:size]
+        try:
+            if fds:
+                sent = socket.send_fds(self._control, [piece], fds)
+            else:
+                sent = self._control.send(piece)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # It is dying; `_reap` follows.
+            sent, fds = len(self._outbox), self._fds
+        del self._outbox[:sent]
+        self._forget(fds)
+        return True
+
+    def _forget(self, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        self._fds = self._fds[len(fds) :]
+
+    def _receive(self) -> None:
+        data = self._read()
+        if data:
+            self._deliver(data)
+        elif data is not None:
+            self._loop.remove_reader(self._control)  # It is ending: see `_reap`.
+
+    def _read(self) -> bytes | None:
+        """Return what has come, None if nothing, no bytes at the end of the stream."""
+        try:
+            return self._control.recv(launch_protocol.RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _deliver(self, data: bytes) -> None:
+        self.was_ready = True  # It says so before all else.
+        if messages := self._inbox.feed(data):
+            self._on_messages(messages)
+
+    def _reap(self) -> None:
+        """Tidy up after the process, which has ended."""
+        os.waitpid(self.pid, 0)
+        self._loop.remove_reader(self._pid_fd)
+        os.close(self._pid_fd)
+        while data := self._read():
+            self._deliver(data)
+        self._loop.remove_reader(self._control)
+        self._loop.remove_writer(self._control)
+        self._control.close()
+        self._forget(self._fds)
+        if not self.gone.done():
+            self.gone.set_result(None)
+        self._on_exit()
+
+    def was_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP) since this was asked last."""
+        if self.gone.done():
+            return False
+        try:
+            look = os.WSTOPPED | os.WNOHANG
+            return os.waitid(os.P_PIDFD, self._pid_fd, look) is not None
+        except ChildProcessError:  # It has ended, which `_reap` is about to see.
+            return False
+
+    async def dismiss(self) -> bool:
+        """Have it end its trees and itself; return whether it is gone."""
+        if not self.gone.done():
+            self.send([["close"]])
+        try:
+            async with asyncio.timeout(DISMISS_S):
+                await asyncio.shield(self.gone)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Process trees, cgroups, limits and privileges."""

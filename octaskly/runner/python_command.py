@@ -1,0 +1,20 @@
+"""Command lines that start a module of this package in its own process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import octaskly
+from octaskly.runner import launch_protocol
+
+
+def python_words(file: str) -> list[str]:
+    """Return the beginning of a command line that runs a module by its file."""
+    return [sys.executable, "-I", "-S", file]
+
+
+def import_folders() -> list[str]:
+    """Return what such a program must have on its path."""
+    package = Path(octaskly.__file__).resolve().parent.parent
+    return [str(package), launch_protocol.msgpack_folder()]

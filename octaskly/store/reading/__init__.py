@@ -1,0 +1,1 @@
+"""Queries: pages, queue, history and snapshots."""

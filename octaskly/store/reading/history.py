@@ -1,0 +1,198 @@
+"""The log as people read it: across streams, in the order of timestamps."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from heapq import merge
+from typing import Final
+
+from octaskly.core.change_feed import History, Reach, array_of
+from octaskly.core.log.facts import Entry
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.hlc import HLC_MAX, hlc_of, wall_ms_of
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
+from octaskly.ports import Packer
+from octaskly.ports.events import Lately, Run
+from octaskly.store.reading import pages
+from octaskly.store.tables import arrays, name_collisions, rows
+
+PART_BYTES_MAX: Final = 4 << 20  #: of the entries of one part, roughly
+
+# What news show: nothing that can be large.
+_OUTLINE: Final = rows.TASK_COLUMNS.replace(" command,", " '',").replace(
+    "inputs, outputs, options, stdin, items",
+    "NULL, NULL, (SELECT tasks.options FROM arrays WHERE arrays.task = tasks.key),"
+    " NULL, NULL",
+)
+_STREAMS: Final = (
+    "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+)
+
+
+def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+    """Return the latest timestamp in the log up to `hlc`, and how far each stream goes.
+
+    A stream of which the rows are gone goes as far as they did.
+    """
+    latest, found = 0, []
+    for stream, term, node, have, start in db.execute(_STREAMS).fetchall():
+        seq, at = _reach(db, stream, min(start, have), have, hlc)
+        latest = max(latest, at)
+        epoch = Epoch(term, NodeId(node))
+        found.append(Reach(StreamId(stream), epoch, seq, min(start, have)))
+    return latest, tuple(found)
+
+
+def _reach(
+    db: sqlite3.Connection, stream: int, low: int, high: int, hlc: int
+) -> tuple[int, int]:
+    """Return the last entry from `low` to `high` up to `hlc`, and its timestamp."""
+    at = 0
+    is_all = hlc >= HLC_MAX
+    while low < high:
+        middle = high if is_all else (low + high + 1) // 2
+        (stamp,) = db.execute(
+            "SELECT hlc FROM log WHERE stream = ? AND seq = ?", (stream, middle)
+        ).fetchone()
+        if stamp <= hlc:
+            low, at = middle, stamp
+        else:
+            high = middle - 1
+    return low, at
+
+
+def history(
+    db: sqlite3.Connection, packer: Packer, vector: Mapping[StreamId, int], limit: int
+) -> History:
+    """Return at most `limit` entries beyond `vector`, the oldest first.
+
+    What is no longer in the log is left out, and what is about tasks that are gone.
+    """
+    reached: dict[StreamId, int] = {}
+    parts = []
+    is_whole = True
+    for stream, _, _, have, start in db.execute(_STREAMS).fetchall():
+        seen = vector.get(stream, 0)
+        if have <= seen:
+            continue
+        if seen < start:
+            is_whole = False
+            reached[stream] = seen = start
+        parts.append(_rows(db, stream, seen, limit + 1))
+    entries: list[Entry] = []
+    has_more, left = False, PART_BYTES_MAX
+    for hlc, stream, seq, body in merge(*parts):
+        if len(entries) == limit or left <= 0:
+            has_more = True
+            break
+        entries.append(packer.unpack_entry(StreamId(stream), seq, hlc, body))
+        reached[StreamId(stream)] = seq
+        left -= len(body)
+    ids = {entry.fact.task for entry in entries}
+    records = _records(db, ids | {array_of(task) for task in ids})
+    arrays_here = {task: record for task, record in records.items() if record.progress}
+    items = tuple(
+        (entry, records[entry.fact.task])
+        for entry in entries
+        if entry.fact.task in records
+    )
+    return History(
+        items, arrays_here, tuple(sorted(reached.items())), has_more, is_whole
+    )
+
+
+def _rows(
+    db: sqlite3.Connection, stream: int, seen: int, limit: int
+) -> Iterator[tuple[int, int, int, bytes]]:
+    return db.execute(
+        "SELECT hlc, stream, seq, body FROM log WHERE stream = ? AND seq > ?"
+        " ORDER BY seq LIMIT ?",
+        (stream, seen, limit),
+    )
+
+
+def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
+    records: list[TaskRecord] = []
+    for some in rows.chunks(sorted(ids)):
+        found = db.execute(
+            f"SELECT {_OUTLINE} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
+        records += (record for record, _ in arrays.records_from(db, found))
+    places = name_collisions.places(db, (record.id for record in records))
+    return {
+        record.id: replace(record, twin=places.get(record.id, 1)) for record in records
+    }
+
+
+LOOKED_MAX: Final = 8000  #: entries at the end of each stream that are looked at
+
+
+def lately(db: sqlite3.Connection, since_ms: int, limit: int) -> Lately:
+    """Return attempts that run, and those that ended since, the latest first.
+
+    At most `limit` of each. There is no index by time, for which each attempt would
+    pay: what ended is found from the end of the log backwards.
+    """
+    live = dict(
+        db.execute(
+            "SELECT key, changed FROM tasks INDEXED BY tasks_state"
+            " WHERE state = 1 AND tries > 0 ORDER BY key LIMIT ?",
+            (limit,),
+        ).fetchall()
+    )
+    running = [
+        Run(record, attempt, wall_ms_of(live[key]))
+        for key, record in _live_records(db, live)
+        for attempt in record.attempts
+        if attempt.state.is_live
+    ]
+    touched = _touched(db, since_ms, limit)
+    ended = [
+        (attempt.outcome.ended_ms, attempt.id, Run(record, attempt))
+        for _, record in _live_records(db, touched)
+        for attempt in record.attempts
+        if attempt.outcome is not None and attempt.outcome.ended_ms is not None
+        if attempt.outcome.ended_ms >= since_ms
+    ]
+    ended.sort(key=lambda each: each[:2], reverse=True)
+    return Lately(
+        tuple(running),
+        tuple(run for _, _, run in ended[:limit]),
+        is_cut=len(touched) == limit or len(ended) > limit,
+    )
+
+
+def _touched(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
+    """Return the keys of tasks that were tried, and of which the log told lately."""
+    parts = []
+    _, found = reaches(db, hlc_of(since_ms))
+    ends = dict(db.execute("SELECT stream, have_seq FROM streams"))
+    for stream, _, seq, start in found:
+        low = max(seq, start, ends[stream] - LOOKED_MAX)
+        parts.append(
+            db.execute(
+                "SELECT log.hlc, tasks.key FROM log JOIN tasks ON tasks.id = task_id"
+                " WHERE log.stream = ? AND log.seq > ? AND tasks.tries > 0"
+                " ORDER BY log.seq DESC",
+                (stream, low),
+            )
+        )
+    latest_first = merge(*parts, reverse=True)
+    keys: dict[int, None] = {}
+    for _, key in latest_first:
+        keys[key] = None
+        if len(keys) == limit:
+            break
+    return list(keys)
+
+
+def _live_records(
+    db: sqlite3.Connection, keys: Iterable[int]
+) -> Iterable[tuple[int, TaskRecord]]:
+    found = pages.by_keys(db, sorted(keys))
+    records = name_collisions.numbered(db, arrays.records(db, found))
+    return zip((row[0] for row in found), records, strict=True)

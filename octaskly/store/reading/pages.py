@@ -1,0 +1,223 @@
+"""Pages of lists, and searches in them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from octaskly.core.log.merge import TaskRecord
+from octaskly.ports import Search, TaskPage, TaskQuery
+from octaskly.store.tables import arrays, block_counts, name_collisions, rows
+
+SEARCH_S: Final = 0.03  #: so long one answer may look; then it says where to go on
+
+_NAME = "options ->> 0"  #: null where nothing is asked for
+_LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 = ?"
+
+Keys = tuple[int, int]
+"""The first and the last key of those that a question is about."""
+
+
+def page(
+    db: sqlite3.Connection,
+    query: TaskQuery,
+    now_s: Callable[[], float] = float,
+) -> TaskPage:
+    """Return one page, and how many tasks match in all.
+
+    Args:
+        db: Where to look.
+        query: What is asked for.
+        now_s: A clock that never goes back; by default it stands, so that a search
+            takes the time it needs.
+    """
+    if query.search is not None:
+        return _search(db, query, query.search, now_s)
+    if query.is_of_arrays:
+        return _arrays(db, query)
+    members = None if query.array is None else arrays.members_of(db, query.array)
+    if query.array is not None and members is None:
+        return TaskPage((), 0)
+    keys = (0, arrays.MEMBERS - 1) if members is None else (members.first, members.last)
+    place = block_counts.find(
+        db, _cells(query), keys, query.offset, is_last_first=query.is_newest_first
+    )
+    if query.offset >= place.total or query.limit <= 0:
+        return TaskPage((), place.total)
+    where, values = _filters(query, _beyond(query, keys, place.start))
+    found = db.execute(
+        f"SELECT key FROM {where} {_order(query)} LIMIT ? OFFSET ?",  # noqa: S608
+        (*values, query.limit, place.skip),
+    )
+    return TaskPage(_shown(db, query, [key for (key,) in found]), place.total)
+
+
+def by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
+    """Return rows of `LIST_COLUMNS`, in the order of their keys."""
+    found: list[rows.Row] = []
+    for some in rows.chunks(keys):
+        found += db.execute(
+            f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
+            f" ({rows.marks(len(some))}) ORDER BY key",
+            some,
+        ).fetchall()
+    return found
+
+
+def _arrays(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
+    (total,) = db.execute("SELECT count(*) FROM arrays").fetchone()
+    found = db.execute(
+        f"SELECT task AS key FROM arrays {_order(query)} LIMIT ? OFFSET ?",  # noqa: S608
+        (query.limit, query.offset),
+    )
+    return TaskPage(_shown(db, query, [key for (key,) in found]), total)
+
+
+def _search(
+    db: sqlite3.Connection,
+    query: TaskQuery,
+    search: Search,
+    now_s: Callable[[], float],
+) -> TaskPage:
+    """Return what has this name, label or text, for which there is no index.
+
+    It looks at one block after another, as long as there is time, so that a million
+    tasks hold up nobody. A first page goes on beyond its last line, to count.
+    """
+    end_s = now_s() + SEARCH_S
+    condition, wanted = _condition(search)
+    found: list[int] = []
+    left, last, is_over = 0, -1, False
+    for keys, n in _parts(db, query, search):
+        if is_over:
+            left += n
+            continue
+        where, values = _filters(query, keys)
+        select = f"SELECT key FROM {where} AND {condition} {_order(query)}"  # noqa: S608
+        found += (key for (key,) in db.execute(select, (*values, *wanted)))
+        last = keys[0] if query.is_newest_first else keys[1]
+        is_full = search.after is not None and len(found) > query.limit
+        is_over = is_full or now_s() >= end_s
+    total = len(found) if not left and search.after is None else None
+    some = found[: query.limit]
+    if len(found) > len(some):
+        last = some[-1]
+    is_all = len(found) == len(some) and not left
+    return TaskPage(
+        _shown(db, query, some),
+        total,
+        next=None if is_all else _name_at(db, query, last),
+        left=left,
+    )
+
+
+def _parts(
+    db: sqlite3.Connection, query: TaskQuery, search: Search
+) -> Iterator[tuple[Keys, int]]:
+    """Yield the keys of blocks in which there are rows, and how many, in order."""
+    first, last = 0, arrays.MEMBERS - 1
+    if search.after is not None:
+        (key,) = db.execute(
+            "SELECT key FROM tasks WHERE id = ?", (search.after,)
+        ).fetchone() or (0,)
+        first, last = _beyond(query, (first, last), key)
+        first, last = (first, last - 1) if query.is_newest_first else (first + 1, last)
+    for start, n in block_counts.in_order(
+        db, _cells(query), (first, last), is_last_first=query.is_newest_first
+    ):
+        end = block_counts.last_key(start)
+        yield (max(first, start), min(last, end)), n
+
+
+def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
+    """Return the name of the last task that was looked at, here or just before."""
+    near = "key >= ?" if query.is_newest_first else "key <= ?"
+    order = "ASC" if query.is_newest_first else "DESC"
+    found = db.execute(
+        f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE {near}"  # noqa: S608
+        f" ORDER BY key {order} LIMIT 1",
+        (key,),
+    ).fetchall()
+    for record in name_collisions.numbered(db, arrays.records(db, found)):
+        return record.name
+    return None
+
+
+def _condition(search: Search) -> tuple[str, list[str]]:
+    """Return what rows must be like, and the parameters."""
+    # What is quick comes first, and leaves few rows of which the JSON is read.
+    parts: list[str] = []
+    values: list[str] = []
+    if search.name is not None:
+        parts.append(f"instr(options, ?) AND {_NAME} = ?")
+        values += [json.dumps(search.name), search.name]
+    for name, value in search.labels:
+        if value is None:
+            parts.append(f"instr(options, ?) AND {_LABELLED})")
+            values += [f'"{name}", ', name]
+        else:
+            parts.append(f"instr(options, ?) AND {_LABELLED} AND value ->> 1 = ?)")
+            values += [json.dumps([name, value]), name, value]
+    if search.text is not None:
+        like = "LIKE ? ESCAPE '\\'"
+        parts.append(f"(command {like} OR (options {like} AND {_NAME} {like}))")
+        written = json.dumps(search.text)[1:-1]
+        values += map(_pattern, (search.text, written, search.text))
+    return " AND ".join(parts), values
+
+
+def _pattern(text: str) -> str:
+    """Return what LIKE takes for anything with this text in it."""
+    escaped = re.sub(r"([\\%_])", r"\\\1", text)
+    return f"%{escaped}%"
+
+
+def _cells(query: TaskQuery) -> tuple[str, int]:
+    """Return the node and state of the cells that count what is asked for."""
+    state = None if query.state is None else rows.NUMBER_OF[query.state]
+    return (
+        block_counts.ANY_NODE if query.node is None else query.node,
+        block_counts.ANY_STATE if state is None else state,
+    )
+
+
+def _beyond(query: TaskQuery, keys: Keys, key: int) -> Keys:
+    """Return the keys from one on, in the order that is asked for."""
+    return (keys[0], key) if query.is_newest_first else (key, keys[1])
+
+
+def _order(query: TaskQuery) -> str:
+    return "ORDER BY key DESC" if query.is_newest_first else "ORDER BY key"
+
+
+def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
+    """Return the table with its index and the condition, and the parameters."""
+    between = "key BETWEEN ? AND ?"
+    if query.node is not None and query.state is not None:
+        return (
+            f"tasks INDEXED BY tasks_node WHERE node = ? AND state = ? AND {between}",
+            [query.node, rows.NUMBER_OF[query.state], *keys],
+        )
+    if query.node is not None:
+        return (
+            f"tasks INDEXED BY tasks_node WHERE node = ? AND {between}",
+            [query.node, *keys],
+        )
+    if query.state is not None:
+        return (
+            f"tasks INDEXED BY tasks_state WHERE state = ? AND {between}",
+            [rows.NUMBER_OF[query.state], *keys],
+        )
+    return f"tasks WHERE {between}", [*keys]
+
+
+def _shown(
+    db: sqlite3.Connection, query: TaskQuery, keys: Sequence[int]
+) -> tuple[TaskRecord, ...]:
+    records = name_collisions.numbered(
+        db, arrays.records(db, by_keys(db, sorted(keys)))
+    )
+    return records[::-1] if query.is_newest_first else records

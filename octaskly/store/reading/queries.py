@@ -1,0 +1,260 @@
+"""Questions to the tables, each answered from one read-only snapshot."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from octaskly.core.log.facts import Finished, Stored
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId, TaskId, name_of
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Packed
+from octaskly.ports import Packer, StoreStats, ToNotify
+from octaskly.ports.events import Ended
+from octaskly.store.reading import pages, queue
+from octaskly.store.tables import arrays, name_collisions, rows
+from octaskly.store.tables.node_state import read_vector
+
+NOTIFY_MAX = 20_000  #: ended tasks that are looked at to be told of
+ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
+
+_MEMBER = re.compile(
+    r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
+)
+
+
+def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
+    """Return the task with this id or name, and what its attempts wrote."""
+    select = f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
+    found = db.execute(select, (ref,)).fetchall()
+    if not found:
+        found = db.execute(select, (name_collisions.id_of(db, ref),)).fetchall()
+    for record, outputs in arrays.records_from(db, found):
+        (numbered,) = name_collisions.numbered(db, (record,))
+        return with_outputs(db, numbered, outputs)
+    return _member_without_row(db, ref)
+
+
+def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
+    """Return a member of an array of which nothing is known but that there is one."""
+    places = [member_of(TaskId(ref))]
+    if match := _MEMBER.fullmatch(ref):
+        # A chosen name may look like an id that the dispatcher gave.
+        array_id = name_collisions.id_of(db, f"{match['name']}{match['twin'] or ''}")
+        places += [] if array_id is None else [(array_id, int(match["number"]))]
+    for array_id, number in filter(None, places):
+        if array := arrays.parents(db, (array_id,)).get(array_id):
+            return arrays.record_of_member(array, number)
+    return None
+
+
+def with_outputs(
+    db: sqlite3.Connection, record: TaskRecord, outputs: Mapping[AttemptId, int]
+) -> TaskRecord:
+    """Return a record with what its attempts wrote."""
+    if not outputs:
+        return record
+    attempts = tuple(
+        rows.with_output(attempt, rows.read_output(db, outputs[attempt.id]))
+        if attempt.id in outputs
+        else attempt
+        for attempt in record.attempts
+    )
+    return replace(record, attempts=attempts)
+
+
+def tasks(
+    db: sqlite3.Connection, names: Sequence[str]
+) -> dict[str, tuple[TaskRecord, ...]]:
+    """Return the tasks with these names, without outputs; no name without a task."""
+    ids = name_collisions.ids_of(db, names)
+    records: dict[TaskId, TaskRecord] = {}
+    for some in rows.chunks(chain.from_iterable(ids.values())):
+        found = db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
+        records.update((record.id, record) for record in arrays.records(db, found))
+    return {
+        name: tuple(replace(records[id_], twin=n) for n, id_ in enumerate(same, 1))
+        for name, same in ids.items()
+    }
+
+
+def streams_of(db: sqlite3.Connection, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+    """Return in which streams these tasks were accepted."""
+    return frozenset(
+        StreamId(stream)
+        for some in rows.chunks(ids)
+        for (stream,) in db.execute(
+            "SELECT DISTINCT stream FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        )
+    )
+
+
+def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
+    """Return at most two names of tasks with this number."""
+    if not 0 <= sequence < rows.DERIVED:
+        return ()
+    found = db.execute(
+        "SELECT id FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence IN (?, ?) ORDER BY key LIMIT 2",
+        (sequence, sequence + rows.DERIVED),
+    )
+    ids = [TaskId(task_id) for (task_id,) in found]
+    places = name_collisions.places(db, ids)
+    return tuple(name_of(task_id, places.get(task_id, 1)) for task_id in ids)
+
+
+def unfinished(
+    db: sqlite3.Connection, array: TaskId, limit: int
+) -> tuple[tuple[int, int], ...]:
+    """Return the places of members that are not completed, as runs, in order.
+
+    The last of each is included.
+    """
+    members = arrays.members_of(db, array)
+    if members is None:
+        return ()
+    completed = db.execute(
+        "SELECT key FROM tasks INDEXED BY tasks_state"
+        " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key",
+        (rows.NUMBER_OF[TaskState.COMPLETED], members.first, members.last),
+    )
+    runs: list[tuple[int, int]] = []
+    start = members.first
+    for (key,) in chain(completed, [(members.last + 1,)]):
+        if start < key and len(runs) < limit:
+            runs.append((start - members.first, key - 1 - members.first))
+        start = key + 1
+    return tuple(runs)
+
+
+def ended(
+    db: sqlite3.Connection, array: TaskId, first: int, last: int, limit: int
+) -> tuple[Ended, ...]:
+    """Return members that have ended, from a place to another, and what they wrote.
+
+    What follows from the array is left out: to read that takes longer than the rest.
+    """
+    members = arrays.members_of(db, array)
+    if members is None:
+        return ()
+    last = min(last, members.total - 1)
+    found = db.execute(
+        f"SELECT {rows.SHOWN_COLUMNS} FROM tasks"  # noqa: S608
+        " WHERE key BETWEEN ? AND ? AND state > ? ORDER BY key LIMIT ?",
+        (
+            members.first + first,
+            members.first + last,
+            rows.NUMBER_OF[TaskState.RUNNING],
+            limit,
+        ),
+    ).fetchall()
+    records = arrays.raw_records_from(db, found)
+    return tuple(
+        (row[0] - members.first, with_outputs(db, record, outputs))
+        for row, (record, outputs) in zip(found, records, strict=True)
+    )
+
+
+def stats(db: sqlite3.Connection) -> StoreStats:
+    """Return what the tables say of themselves."""
+    found = dict.fromkeys(rows.STATES, 0)
+    for number, n in db.execute(
+        "SELECT state, sum(n) FROM counts WHERE kind != ? GROUP BY state",
+        (arrays.ARRAY,),
+    ):
+        found[rows.STATES[number]] = n
+    (entries,) = db.execute(
+        "SELECT sum(have_seq - max(base_seq, floor_seq)) FROM streams"
+    ).fetchone()
+    return StoreStats(
+        counts=found,
+        disk_bytes=0,
+        sequence=rows.sequence_max(db),
+        oldest_ms=queue.oldest_ms(db),
+        log_entries=entries or 0,
+    )
+
+
+def to_notify(db: sqlite3.Connection, known: frozenset[int], limit: int) -> ToNotify:
+    """Return ended tasks of whose end somebody is to be told, `limit` unknown ones."""
+    keys = frozenset(
+        key
+        for (key,) in db.execute(
+            "SELECT key FROM tasks INDEXED BY tasks_notify"
+            " WHERE notify = 1 AND state > 1 ORDER BY key LIMIT ?",
+            (NOTIFY_MAX,),
+        )
+    )
+    fresh = sorted(keys - known)[:limit]
+    records = name_collisions.numbered(db, arrays.records(db, pages.by_keys(db, fresh)))
+    return ToNotify(keys, tuple(zip(fresh, records, strict=True)))
+
+
+def entries_after(
+    db: sqlite3.Connection,
+    packer: Packer,
+    vector: Mapping[StreamId, int],
+    bytes_max: int,
+) -> Packed:
+    """Return `Entries` beyond `vector`, the oldest reign first, at least one if any.
+
+    Nothing of a stream whose next entry for the peer is gone: it needs a snapshot.
+    """
+    stored: list[Stored] = []
+    epochs: list[tuple[StreamId, Epoch]] = []
+    left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
+    more = False
+    streams = db.execute(
+        "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+        " ORDER BY term, node, stream"
+    ).fetchall()
+    for stream, term, node, have, start in streams:
+        seen = vector.get(stream, 0)
+        if have <= seen or seen < start:
+            continue
+        if left <= 0:
+            more = True
+            break
+        epochs.append((StreamId(stream), Epoch(term, NodeId(node))))
+        for row in db.execute(
+            "SELECT seq, hlc, body, stdout, stderr FROM log"
+            " LEFT JOIN outputs ON outputs.id = log.output"
+            " WHERE stream = ? AND seq > ? ORDER BY seq",
+            (stream, seen),
+        ):
+            if left <= 0:
+                more = True
+                break
+            left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
+            left -= ENTRY_BYTES
+            stored.append(_stored(packer, stream, row))
+    return packer.pack_entries(stored, epochs, read_vector(db), more=more)
+
+
+def vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
+    """Return what is durable, per stream."""
+    return read_vector(db)
+
+
+def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
+    """Return an entry with the output that is kept apart, which few have."""
+    seq, hlc, body, stdout, stderr = row
+    if stdout is None:
+        return stream, seq, hlc, body
+    entry = packer.unpack_entry(stream, seq, hlc, body)
+    assert isinstance(entry.fact, Finished), "nothing else has an output"
+    outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
+    entry = replace(entry, fact=replace(entry.fact, outcome=outcome))
+    return stream, seq, hlc, packer.pack(entry.fact)

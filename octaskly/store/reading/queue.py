@@ -1,0 +1,151 @@
+"""What waits and what runs, as the dispatcher asks for it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+
+from octaskly.core.events import Loaded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.hlc import PRIORITY_SHIFT
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import Requires, requires_of
+from octaskly.store.tables import arrays, rows
+
+LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
+LANE_LOAD_BYTES = 1 << 20  #: of other shapes, as there are many
+SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
+HEADS_MAX = 1000  #: of shapes and priorities, to find the oldest task
+
+_QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
+
+
+def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+    """Return queued tasks of one shape with `ord > after_ord`, in order.
+
+    Tasks with one `ord` are never torn apart, so there may be more than `limit`; what
+    is large may make it fewer. With the front of shape 0 go the other shapes.
+    """
+    found: list[rows.Row] = []
+    size = 0
+    bytes_max = LANE_LOAD_BYTES if shape else LOAD_BYTES
+    has_more = False
+    for row in db.execute(
+        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord > ?"
+        " ORDER BY ord, key LIMIT ?",
+        (shape, after_ord, limit + 1),
+    ):
+        if len(found) == limit or size > bytes_max:
+            has_more = True
+            if found and found[-1][-1] == row[-1]:
+                found = _with_ties(db, shape, found)
+                has_more = _is_behind(db, shape, found[-1][-1])
+            break
+        found.append(row)
+        size += rows.size_of_row(row)
+    shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
+    return Loaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
+
+
+def oldest_ms(db: sqlite3.Connection) -> int | None:
+    """Return when the oldest task of the queue was accepted; None: it is empty.
+
+    Each shape and priority has its tasks in that order, so their first ones will do.
+    """
+    oldest: int | None = None
+    place = (0, 0)
+    for _ in range(HEADS_MAX):
+        head = db.execute(
+            f"SELECT shape, ord, created_ms {_QUEUE} AND (shape, ord) >= (?, ?)"
+            " ORDER BY shape, ord LIMIT 1",
+            place,
+        ).fetchone()
+        if head is None:
+            break
+        shape, ord_, created_ms = head
+        oldest = created_ms if oldest is None else min(oldest, created_ms)
+        place = (shape, ((ord_ >> PRIORITY_SHIFT) + 1) << PRIORITY_SHIFT)
+    return oldest
+
+
+def load_live(
+    db: sqlite3.Connection, named: Sequence[TaskId] = ()
+) -> tuple[TaskRecord, ...]:
+    """Return tasks of which an attempt has no end, oldest first.
+
+    Besides those that run, a few that are decided: cancelled but not yet ended. An
+    array of which members run comes with its members, and so do those that are named.
+    """
+    found = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
+        " WHERE state = 1"
+        f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
+        " WHERE is_live = 1 AND state > 1 ORDER BY key"
+    ).fetchall()
+    known = {row[1] for row in found}
+    for some in rows.chunks(id_ for id_ in named if id_ not in known):
+        found += db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
+    return _in_queue(db, found)
+
+
+def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requires], ...]:
+    """Return what the tasks that wait ask for, each once, for so many at most."""
+    shapes: list[tuple[int, Requires]] = []
+    last = 0
+    while len(shapes) < SHAPES_MAX:
+        found = db.execute(
+            f"SELECT shape {_QUEUE} AND shape > ? ORDER BY shape LIMIT 1", (last,)
+        ).fetchone()
+        if found is None:
+            break
+        (last,) = found
+        select = f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? LIMIT 1"
+        (record,) = arrays.records(db, db.execute(select, (last,)).fetchall())
+        requires = None if record.spec is None else requires_of(record.spec.options)
+        assert requires is not None
+        shapes.append((last, requires))
+    return tuple(shapes)
+
+
+def _in_queue(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    """Return records; of arrays with the members about which nothing is known."""
+    records = arrays.records(db, found)
+    if not any(record.progress for record in records):
+        return records
+    members = arrays.read(db, (row[0] for row in found))
+    whole = []
+    for row, record in zip(found, records, strict=True):
+        progress = record.progress
+        if progress is not None and record.cancelled_by is None:
+            runs = arrays.runs_left(db, members[row[0]])
+            record = replace(record, progress=progress._replace(rest=runs))
+        whole.append(record)
+    return tuple(whole)
+
+
+def _with_ties(
+    db: sqlite3.Connection, shape: int, found: list[rows.Row]
+) -> list[rows.Row]:
+    """Complete the group of the last `ord`, which the limit cut."""
+    last = found[-1][-1]
+    ties = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord = ?"
+        " ORDER BY ord, key",
+        (shape, last),
+    ).fetchall()
+    return [row for row in found if row[-1] != last] + ties
+
+
+def _is_behind(db: sqlite3.Connection, shape: int, last_ord: int) -> bool:
+    row = db.execute(
+        f"SELECT 1 {_QUEUE} AND shape = ? AND ord > ? LIMIT 1",
+        (shape, last_ord),
+    ).fetchone()
+    return row is not None

@@ -1,0 +1,75 @@
+"""Connections that read, each in a thread of its own, while the writer writes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final, TypeVar
+
+from octaskly.store.tables.database import open_reader, translated
+
+_READERS: Final = 2
+
+_T = TypeVar("_T")
+
+
+class Readers:
+    """Answers questions, each from one snapshot of the database.
+
+    Args:
+        path: The database file, which exists by the time of `open`.
+        loop: The event loop on which is asked.
+    """
+
+    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._loop = loop
+        self._pool: ThreadPoolExecutor | None = None
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._connections: list[sqlite3.Connection] = []
+
+    def open(self) -> None:
+        """Open a connection for each reader, while there are descriptors for it.
+
+        Raises:
+            StoreError, sqlite3.Error: that does not work; `close` all the same.
+        """
+        self._idle = SimpleQueue()
+        for _ in range(_READERS):
+            db = open_reader(self._path)
+            self._connections.append(db)
+            db.execute("SELECT 1 FROM meta").fetchone()  # Opens the log beside it.
+            self._idle.put(db)
+        self._pool = ThreadPoolExecutor(_READERS, "octaskly-reader")
+
+    def close(self) -> None:
+        """Wait for questions under way, and close the connections."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+
+    async def ask(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Answer a question, in a thread."""
+        assert self._pool is not None, "the store is not open"
+        return await self._loop.run_in_executor(self._pool, self._answer, question)
+
+    def _answer(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
+        try:
+            db = self._idle.get()
+            try:
+                db.execute("BEGIN")
+                try:
+                    return question(db)
+                finally:
+                    db.execute("COMMIT")
+            finally:
+                self._idle.put(db)
+        except sqlite3.Error as error:
+            raise translated(self._path, error) from error

@@ -1,0 +1,128 @@
+"""Gives joined tasks and records to a peer instead of the entries about them.
+
+No transaction lasts longer than one part: the vector is read before the first row, so
+every row is as new or newer, and joining the newer ones twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from octaskly.core.log.facts import Recorded
+from octaskly.core.log.merge import Birth, TaskRow
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.protocol.messages import WHOLE, Cursor, Snapshot, SnapshotHead
+from octaskly.store.reading import queries
+from octaskly.store.tables import arrays, node_state, records, rows
+from octaskly.store.tables.floors import read_floor
+
+LAG_ENTRIES: Final = 200_000  #: fewer are always given as entries
+ENTRIES_PER_TASK: Final = 2  #: more than these, for each task held, are given as rows
+
+_PAGE: Final = 64
+
+
+def snapshot(
+    db: sqlite3.Connection,
+    vector: Mapping[StreamId, int],
+    cursor: Cursor | None,
+    bytes_max: int,
+) -> Snapshot | None:
+    """Return the next part of a snapshot; None if entries serve the peer better.
+
+    Args:
+        db: A reader in a transaction.
+        vector: What the peer holds.
+        cursor: How far it came with a snapshot, None before the first part.
+        bytes_max: When to end the part; it has one row at least, if there are any.
+    """
+    head = None
+    if cursor in (None, WHOLE):
+        head = _head(db)
+        if cursor is None and not _is_wanted(db, vector, head):
+            return None
+        cursor = Cursor(head.hlc, 0)
+    # A row is as new as what this log holds, or the snapshot that it came with.
+    stands_for = dict(node_state.read_vector(db)) | dict(node_state.read_ahead(db))
+    part = Snapshot(
+        rows=(),
+        cursor=cursor,
+        more=False,
+        head=head,
+        vector=tuple(sorted(stands_for.items())),
+    )
+    told: list[Recorded] = []
+    found: list[TaskRow] = []
+    left = bytes_max
+    for id_, record in records.after(db, cursor.record):
+        if told and left <= 0:
+            return replace(part, records=tuple(told), cursor=cursor, more=True)
+        told.append(record)
+        cursor = cursor._replace(record=id_)
+        left -= records.size_of(record)
+    part = replace(part, records=tuple(told))
+    for key, row in _rows(db, cursor.key):
+        if found and left <= 0:
+            return replace(part, rows=tuple(found), cursor=cursor, more=True)
+        found.append(row)
+        cursor = cursor._replace(key=key)
+        left -= rows.size_of(row.record)
+    return replace(part, rows=tuple(found), cursor=cursor)
+
+
+def _head(db: sqlite3.Connection) -> SnapshotHead:
+    """Return what the rows stand for: all entries but those that cannot count yet."""
+    waiting = dict(
+        db.execute(
+            "SELECT stream, min(seq) FROM orphans JOIN streams USING (stream)"
+            " WHERE seq > max(floor_seq, base_seq) GROUP BY stream"
+        )
+    )
+    streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
+    return SnapshotHead(
+        vector=tuple(
+            (stream, min(have, waiting.get(stream, have + 1) - 1))
+            for stream, have in node_state.read_vector(db)
+        ),
+        epochs=tuple((StreamId(s), Epoch(term, NodeId(n))) for s, term, n in streams),
+        floor=read_floor(db),
+        hlc=node_state.read_hlc(db),
+    )
+
+
+def _is_wanted(
+    db: sqlite3.Connection, vector: Mapping[StreamId, int], head: SnapshotHead
+) -> bool:
+    """Return whether entries are gone that the peer needs, or would be far more."""
+    lag = 0
+    starts = dict(db.execute("SELECT stream, max(base_seq, floor_seq) FROM streams"))
+    for stream, have in head.vector:
+        seen = vector.get(stream, 0)
+        if seen < starts[stream]:
+            return True
+        lag += max(0, have - seen)
+    if lag <= LAG_ENTRIES:
+        return False
+    (tasks,) = db.execute(
+        "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
+    ).fetchone()
+    return bool(lag > ENTRIES_PER_TASK * (tasks + arrays.rows_held(db)))
+
+
+def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
+    while True:
+        found = db.execute(
+            f"SELECT {rows.TASK_COLUMNS}, changed, born, reborn, stream, seq"  # noqa: S608
+            " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
+            (after, _PAGE),
+        ).fetchall()
+        records = arrays.raw_records_from(db, [row[:-5] for row in found])
+        for row, (record, outputs) in zip(found, records, strict=True):
+            whole = queries.with_outputs(db, record, outputs)
+            yield row[0], TaskRow(whole, Birth(*row[-4:]), row[-5])
+        if len(found) < _PAGE:
+            return
+        after = found[-1][0]

@@ -1,0 +1,383 @@
+"""The durable side of a node: `ports.Log` on one SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from octaskly.core.change_feed import History, Reach
+from octaskly.core.effects import (
+    Append,
+    Join,
+    LoadRipe,
+    PlanFloor,
+    Save,
+    Spool,
+    Unspool,
+)
+from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
+from octaskly.core.log.facts import Entry, Floor, Recorded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.task_options import ArraySpec
+from octaskly.core.protocol.messages import Cursor, Packed, Report
+from octaskly.errors import RemoteProtocolError, StoreCorrupt
+from octaskly.ports import (
+    Clock,
+    Packer,
+    RecordQuery,
+    StoreStats,
+    TaskPage,
+    TaskQuery,
+    ToNotify,
+)
+from octaskly.ports.events import Ended, Lately
+from octaskly.store.reading import history as attempts
+from octaskly.store.reading import history as histories
+from octaskly.store.reading import pages, queries, queue
+from octaskly.store.reading.compaction_plan import plan_floor
+from octaskly.store.reading.reader_pool import Readers
+from octaskly.store.reading.ready_tasks import load_ripe
+from octaskly.store.reading.snapshot import snapshot
+from octaskly.store.tables import name_collisions
+from octaskly.store.tables import records as records_
+from octaskly.store.tables.database import (
+    Lock,
+    disk_bytes,
+    free_bytes,
+    open_writer,
+    size_max,
+    translated,
+)
+from octaskly.store.tables.node_state import Met, read_saved
+from octaskly.store.writing.commit_queue import Item
+from octaskly.store.writing.writer import Writer
+
+ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
+BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
+
+
+class Store:
+    """Log, tasks, attempts, spool and peers in one file.
+
+    Create it on the event loop that shall hear of commits; `open` may run in a thread.
+
+    Args:
+        path: The database file; its folder is made where it is missing.
+        packer: Turns facts and reports into bytes.
+        on_persisted: Called on the event loop with the highest number made durable.
+        clock: Dates the last meeting with a peer.
+        loop: By default the running one.
+        room_bytes: Free space that `is_room` leaves alone.
+        bytes_max: Of a larger log the oldest tasks are forgotten; by default 8 GiB,
+            or a tenth of the disk where that is less.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        packer: Packer,
+        on_persisted: Callable[[int], None],
+        clock: Clock,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        room_bytes: int = ROOM_BYTES,
+        bytes_max: int | None = None,
+    ) -> None:
+        self._path, self._folder = path, str(path.parent)
+        self._packer = packer
+        self._on_persisted = on_persisted
+        self._clock = clock
+        self._loop = loop or asyncio.get_running_loop()
+        self._room_bytes = room_bytes
+        self._bytes_max = bytes_max
+        self._lock: Lock | None = None
+        self._writer: Writer | None = None
+        self._readers = Readers(path, self._loop)
+        self._read = self._readers.ask
+        self._handed: dict[StreamId, int] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be written at the moment; None while all is well."""
+        return None if self._writer is None else self._writer.failure
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing will ever be written again: the process must end."""
+        return self._writer is not None and self._writer.has_stopped
+
+    @property
+    def ends_to_tell(self) -> int:
+        """A count that grows whenever `to_notify` may find more."""
+        return 0 if self._writer is None else self._writer.ends_to_tell
+
+    async def purged(self) -> None:
+        """Wait until nothing that was forgotten is shown any more."""
+        if self._writer is not None:
+            await self._writer.purged()
+
+    def is_room(self, needed_bytes: int = 0) -> bool:
+        """Return whether new work can be kept: the disk has room and takes writes."""
+        return self.shortage(needed_bytes) is None
+
+    def shortage(self, needed_bytes: int = 0) -> str | None:
+        """Return why no new work can be kept; None if it can."""
+        writer = self._writer
+        if writer is None:
+            return "the log is not open"
+        if writer.failure:
+            return writer.failure
+        if writer.backlog > BACKLOG_MAX:
+            return "the disk is far behind with its writes"
+        free, needed = free_bytes(self._folder), self._room_bytes + needed_bytes
+        if free >= needed:
+            return None
+        return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
+
+    def open(self) -> Saved:
+        """Open or create the database and return what the node must know.
+
+        Raises:
+            StoreCorrupt: damaged, foreign, or written by a newer version; untouched.
+            StoreUnusable: it cannot be opened, or another process has it.
+            StoreFull: the disk has no room.
+        """
+        assert self._writer is None
+        lock = Lock(self._path)
+        try:
+            connection = open_writer(self._path)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            saved = self._start(connection)
+        except BaseException:
+            self._readers.close()
+            connection.close()
+            lock.release()
+            raise
+        self._lock = lock
+        return saved
+
+    def append(
+        self,
+        number: int,
+        entries: Sequence[Entry],
+        epochs: Sequence[tuple[StreamId, Epoch]] = (),
+    ) -> None:
+        """Queue entries for the next commit; those already held are skipped."""
+        handed = self._handed
+        for stream, _ in epochs:
+            handed.setdefault(stream, 0)
+        fresh = []
+        for entry in entries:
+            held = handed[entry.stream]
+            if entry.seq > held:
+                assert entry.seq == held + 1, f"gap in stream {entry.stream}"
+                handed[entry.stream] = entry.seq
+                fresh.append(entry)
+                if isinstance(entry.fact, Floor):
+                    self._hold(mark[:2] for mark in entry.fact.marks)
+        self._put(Append(number, tuple(fresh), tuple(epochs)))
+
+    def join(self, item: Join) -> None:
+        """Queue rows of a snapshot for the next commit."""
+        if item.is_last:
+            self._hold(item.head.vector)
+            self._hold(mark[:2] for mark in item.head.floor.marks)
+        self._put(item)
+
+    def save(self, item: Save) -> None:
+        """Queue node state for the next commit."""
+        if item.stream is not None:
+            self._handed.setdefault(item.stream[0], 0)
+        self._put(item)
+
+    def spool(self, reports: Sequence[Report]) -> None:
+        """Queue results to keep until `unspool`."""
+        self._put(Spool(tuple(reports)))
+
+    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+        """Queue the end of kept results."""
+        self._put(Unspool(tuple(items)))
+
+    def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
+        """Queue a peer's addresses."""
+        self._put(Met(peer, name, tuple(addresses), self._clock.now().wall_ms))
+
+    def hold(self) -> None:
+        """Let the writer begin with nothing that is queued before `give_way`."""
+        if self._writer is not None:
+            self._writer.hold()
+
+    def give_way(self, *, is_alone: bool = False) -> None:
+        """Let the writer begin, and prepare a small commit before this returns."""
+        if self._writer is not None:
+            self._writer.give_way(is_alone=is_alone)
+
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+        """Read queued tasks of one shape with `ord > after_ord`, in order."""
+        return await self._read(lambda db: queue.load(db, after_ord, limit, shape))
+
+    async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:
+        """Read tasks whose wait for others is over, the oldest first."""
+        return await self._read(lambda db: load_ripe(db, ask))
+
+    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+        """Read tasks that run, and those that are decided while their latest does."""
+        return await self._read(lambda db: queue.load_live(db, named))
+
+    async def answer(
+        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
+    ) -> Packed:
+        """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
+        packer = self._packer
+
+        def packed(db: sqlite3.Connection) -> Packed:
+            part = snapshot(db, vector, cursor, bytes_max)
+            if part is not None:
+                return Packed(packer.pack(part))
+            return queries.entries_after(db, packer, vector, bytes_max)
+
+        return await self._read(packed)
+
+    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
+        """Find how far the floor may rise."""
+        return await self._read(lambda db: plan_floor(db, ask, self._size_max()))
+
+    async def vector(self) -> tuple[tuple[StreamId, int], ...]:
+        """Return what is durable, per stream."""
+        return await self._read(queries.vector)
+
+    async def reaches(self, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+        """Return how far each stream goes at that time: latest timestamp, streams."""
+        return await self._read(lambda db: histories.reaches(db, hlc))
+
+    async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
+        """Read entries beyond `vector` across streams, in the order of timestamps."""
+        return await self._read(
+            lambda db: histories.history(db, self._packer, vector, limit)
+        )
+
+    async def task(self, ref: str) -> TaskRecord | None:
+        """Read the task with this id or name, and its outputs."""
+        return await self._read(lambda db: queries.task(db, ref))
+
+    async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
+        """Read the tasks with these names, without outputs."""
+        return await self._read(lambda db: queries.tasks(db, names))
+
+    async def streams_of(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+        """Read in which streams these tasks were accepted."""
+        return await self._read(lambda db: queries.streams_of(db, ids))
+
+    async def resolve(self, sequence: int) -> tuple[str, ...]:
+        """Return the names of tasks that have this sequence number (at most 2)."""
+        return await self._read(lambda db: queries.resolve(db, sequence))
+
+    async def namesake(self, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+        """Return a task that is called as a member of one of these would be."""
+        return await self._read(lambda db: name_collisions.namesake(db, arrays))
+
+    async def page(self, query: TaskQuery) -> TaskPage:
+        """Read one page of tasks."""
+        return await self._read(
+            lambda db: pages.page(db, query, lambda: self._clock.now().mono_s)
+        )
+
+    async def unfinished(
+        self, array: TaskId, limit: int
+    ) -> tuple[tuple[int, int], ...]:
+        """Read the places of members that are not completed, as runs, in order."""
+        return await self._read(lambda db: queries.unfinished(db, array, limit))
+
+    async def ended(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[Ended, ...]:
+        """Read members that have ended, from a place to another, with outputs."""
+        return await self._read(lambda db: queries.ended(db, array, first, last, limit))
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        """Read attempts that run, and those that ended since."""
+        return await self._read(lambda db: attempts.lately(db, since_ms, limit))
+
+    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+        """Find ended tasks of whose end somebody is to be told."""
+        return await self._read(lambda db: queries.to_notify(db, known, limit))
+
+    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        """Read one page of records, also those that are over."""
+        return await self._read(lambda db: records_.page(db, query))
+
+    async def stats(self) -> StoreStats:
+        """Read the counters."""
+        stats, writer = await self._read(queries.stats), self._writer
+        assert writer is not None, "the store is not open"
+        return replace(
+            stats,
+            disk_bytes=disk_bytes(self._path),
+            free_bytes=free_bytes(self._folder),
+            backlog=writer.backlog,
+            committed=writer.committed,
+            commit_s=writer.commit_s,
+        )
+
+    async def close(self) -> None:
+        """Commit what is queued, stop the writer, close the file.
+
+        Raises:
+            StoreError: something could not be written; it was never acknowledged.
+        """
+        await asyncio.to_thread(self._shut)
+
+    def _start(self, connection: sqlite3.Connection) -> Saved:
+        """Read what the node must know and start the threads."""
+        try:
+            saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
+            # Streams of which nothing is held yet are known all the same.
+            streams = connection.execute("SELECT stream, have_seq FROM streams")
+            self._handed = {StreamId(stream): have for stream, have in streams}
+            self._readers.open()
+            self._writer = Writer(
+                self._path,
+                connection,
+                self._packer,
+                self._clock,
+                self._loop,
+                self._on_persisted,
+            )
+        except sqlite3.Error as error:
+            raise translated(self._path, error) from error
+        except RemoteProtocolError as error:
+            raise StoreCorrupt(
+                f"{self._path} is damaged: {error}",
+                hint="`octaskly db reset` moves it aside and starts afresh",
+            ) from error
+        return saved
+
+    def _hold(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
+        for stream, seq in holdings:
+            self._handed[stream] = max(self._handed.get(stream, 0), seq)
+
+    def _put(self, item: Item) -> None:
+        assert self._writer is not None, "the store is not open"
+        self._writer.put(item)
+
+    def _size_max(self) -> int:
+        return size_max(self._path) if self._bytes_max is None else self._bytes_max
+
+    def _shut(self) -> None:
+        self._readers.close()
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None

@@ -1,0 +1,244 @@
+"""Arrays and their members in the tables.
+
+An array is one row of `tasks`, and one of `arrays` that counts its members. A member
+has a row from the first fact about it on; its key is that of the array's first member
+plus its position, so its place needs no index, and `tasks` below `MEMBERS` has what
+lists show. What follows from the array is not stored again: the row of a member has its
+place in the queue and its state, no envelope.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from octaskly.core.log.merge import Birth, TaskRecord, cut
+from octaskly.core.model.arrays import RUNS_MAX, Progress, member_of, member_spec
+from octaskly.core.model.hlc import HLC_MAX
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.tasks import Outcome, TaskState
+from octaskly.store.tables import rows
+from octaskly.store.tables.block_counts import first_key
+
+MEMBERS: Final = 1 << 40  #: keys of members begin here
+BORN: Final = Birth(HLC_MAX, 0, StreamId(0), 0)
+"""Of a member: it is void with its array, so no floor looks for it."""
+
+TASK, ARRAY, MEMBER = range(3)
+"""What `counts` counts apart; of members also those without a row."""
+
+_QUEUED: Final = rows.NUMBER_OF[TaskState.QUEUED]
+_CANCELLED: Final = rows.NUMBER_OF[TaskState.CANCELLED]
+_COLUMNS: Final = (
+    "members, total, queued, running, completed, failed, cancelled, live,"
+    " started_ms, ended_ms"
+)
+
+
+@dataclass(slots=True)
+class Members:
+    """What is stored of the members of one array."""
+
+    first: int  #: key of the first
+    total: int
+    counts: list[int] = field(default_factory=lambda: [0] * len(rows.STATES))
+    """Rows by number of their state."""
+    live: int = 0  #: rows of which an attempt has no end
+    started_ms: int | None = None  #: when the first attempt began that has ended
+    ended_ms: int | None = None  #: when the last one ended of those that have
+    left_counted: tuple[int, int] | None = None
+    """State and number of the members without a row, as `counts` has them."""
+
+    @property
+    def last(self) -> int:
+        """Key of the last."""
+        return self.first + self.total - 1
+
+    @property
+    def held(self) -> int:
+        """How many have a row."""
+        return sum(self.counts)
+
+    def left(self, by: str | None) -> tuple[int, int]:
+        """Return the state of those without a row, and how many they are."""
+        state = _QUEUED if by is None else _CANCELLED
+        return state, self.total - self.held
+
+    def progress(self, by: str | None) -> Progress:
+        """Return how many members are in each state, those without a row included."""
+        counts = list(self.counts)
+        state, left = self.left(by)
+        counts[state] += left
+        queued, running, completed, failed, cancelled = counts
+        return Progress(
+            *(queued, running, completed, failed, cancelled),
+            started_ms=self.started_ms,
+            ended_ms=self.ended_ms,
+        )
+
+    def note_times(self, outcome: Outcome) -> None:
+        """Note when an attempt of a member began and ended."""
+        if outcome.started_ms is not None:
+            known_ms = self.started_ms or outcome.started_ms
+            self.started_ms = min(known_ms, outcome.started_ms)
+        if outcome.ended_ms is not None:
+            self.ended_ms = max(self.ended_ms or 0, outcome.ended_ms)
+
+    def row(self, key: int) -> tuple[int | None, ...]:
+        """Return the row of `arrays`."""
+        times = self.started_ms, self.ended_ms
+        return (key, self.first, self.total, *self.counts, self.live, *times)
+
+
+def read(db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Members]:
+    """Return what is stored of the members of arrays, by the keys of these."""
+    found = {}
+    for some in rows.chunks(keys):
+        for key, first, total, *counts, live, started_ms, ended_ms in db.execute(
+            f"SELECT task, {_COLUMNS} FROM arrays"  # noqa: S608
+            f" WHERE task IN ({rows.marks(len(some))})",
+            some,
+        ):
+            found[key] = Members(*(first, total, counts, live), started_ms, ended_ms)
+    return found
+
+
+def members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:
+    """Return what is stored of the members of one array; None: it is none."""
+    found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
+    return None if found is None else read(db, found).get(found[0])
+
+
+def next_key(db: sqlite3.Connection) -> int:
+    """Return the key from which on no member has one; it begins a block."""
+    (last,) = db.execute("SELECT max(members + total) FROM arrays").fetchone()
+    return first_key(last or MEMBERS)
+
+
+def rows_held(db: sqlite3.Connection) -> int:
+    """Return how many members have a row."""
+    (held,) = db.execute(
+        "SELECT coalesce(sum(queued + running + completed + failed + cancelled), 0)"
+        " FROM arrays"
+    ).fetchone()
+    return int(held)
+
+
+def rows_ended(db: sqlite3.Connection) -> int:
+    """Return how many members have a row and have ended."""
+    (ended,) = db.execute(
+        "SELECT coalesce(sum(completed + failed + cancelled), 0) FROM arrays"
+    ).fetchone()
+    return int(ended)
+
+
+Found = list[tuple[TaskRecord, dict[AttemptId, int]]]
+"""Records, and where the output of their attempts lies."""
+
+
+def raw_records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
+    """Return what the facts about tasks say, for rows of `TASK_COLUMNS`.
+
+    Members are without an envelope, and as if nothing had become of their array.
+    """
+    plain = rows.records_from(db, found)
+    if not found or found[-1][0] < MEMBERS:  # By key, or a single one.
+        return plain
+    return [
+        (replace(record, spec=None) if row[0] >= MEMBERS else record, outputs)
+        for row, (record, outputs) in zip(found, plain, strict=True)
+    ]
+
+
+def records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
+    """Return what is shown, for rows of `TASK_COLUMNS`.
+
+    Members have the envelope that follows from their array, and arrays their progress.
+    """
+    plain = rows.records_from(db, found)
+    places = (member_of(record.id) for record, _ in plain)
+    above = parents(db, (place[0] for place in places if place is not None))
+    arrays = (r[0] for r, (record, _) in zip(found, plain, strict=True) if _is(record))
+    members = read(db, arrays)
+    if not above and not members:
+        return plain
+    return [
+        (_whole(row[0], record, members, above), outputs)
+        for row, (record, outputs) in zip(found, plain, strict=True)
+    ]
+
+
+def records(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    """Return the records alone, for rows of `TASK_COLUMNS`."""
+    return tuple(record for record, _ in records_from(db, found))
+
+
+def record_of_member(
+    array: TaskRecord, number: int, *, twin: int = 1
+) -> TaskRecord | None:
+    """Return the member of which the log says nothing; None: there is none."""
+    spec = None if array.spec is None else member_spec(array.spec, number)
+    if spec is None:
+        return None
+    return cut(TaskRecord(id=spec.id, spec=spec, twin=twin), array.cancelled_by)
+
+
+def runs_left(db: sqlite3.Connection, members: Members) -> tuple[tuple[int, int], ...]:
+    """Return the positions of members without a row, as runs, the first ones."""
+    held = members.held
+    if not held:
+        return ((0, members.total - 1),)
+    (last,) = db.execute(
+        "SELECT max(key) FROM tasks WHERE key BETWEEN ? AND ?",
+        (members.first, members.last),
+    ).fetchone()
+    runs = []
+    if last - members.first + 1 > held:
+        runs = db.execute(
+            "SELECT before + 1, key - 1 FROM (SELECT key, lag(key, 1, ?) OVER"
+            " (ORDER BY key) AS before FROM tasks WHERE key BETWEEN ? AND ?)"
+            " WHERE key > before + 1 ORDER BY key LIMIT ?",
+            (members.first - 1, members.first, last, RUNS_MAX),
+        ).fetchall()
+    if last < members.last and len(runs) < RUNS_MAX:
+        runs.append((last + 1, members.last))
+    return tuple((a - members.first, b - members.first) for a, b in runs)
+
+
+def _is(record: TaskRecord) -> bool:
+    return record.spec is not None and record.spec.array is not None
+
+
+def parents(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
+    """Return arrays with their items, without their progress."""
+    whole = {}
+    for some in rows.chunks(dict.fromkeys(ids)):
+        found = db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
+        for record, _ in rows.records_from(db, found):
+            whole[record.id] = record
+    return whole
+
+
+def _whole(
+    key: int,
+    record: TaskRecord,
+    members: Mapping[int, Members],
+    above: Mapping[TaskId, TaskRecord],
+) -> TaskRecord:
+    counted = members.get(key)
+    if counted is not None:
+        return replace(record, progress=counted.progress(record.cancelled_by))
+    place = member_of(record.id)
+    array = None if place is None else above.get(place[0])
+    if place is None or array is None or array.spec is None:
+        return record
+    record = replace(record, spec=member_spec(array.spec, place[1]))
+    return cut(record, array.cancelled_by)

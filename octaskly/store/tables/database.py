@@ -1,0 +1,366 @@
+"""The database file: its lock, its checks, its connections, and moving it aside.
+
+Whatever is wrong with an existing file is found before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from octaskly.errors import StoreCorrupt, StoreError, StoreFull, StoreUnusable
+from octaskly.store.tables.schema import APPLICATION_ID, MIGRATIONS, VERSION
+
+SCAN_BYTES_MAX: Final = 200 << 20
+"""Up to this size all pages are checked at the start, above it only the schema."""
+
+WAL_PAGES: Final = 4096  #: 16 MiB of write-ahead log, then it is moved into the file
+_WAL_BYTES: Final = WAL_PAGES * (4096 + 24) + 32
+_RESERVE_BYTES: Final = 1 << 20
+_RESERVE_SHARE: Final = 64  #: never more than this part of the free space
+
+VACUUM_PAGES: Final = 64  #: given back in one commit
+_SPARE_PAGES: Final = 1024  #: so many stay, to be used again,
+_SPARE_PARTS: Final = 16  #: or this part of the file, where that is more
+_SIZE_MAX: Final = 8 << 30  #: of a log whose size nobody chose,
+_SIZE_DISK_PARTS: Final = 10  #: and this part of the disk
+
+_MAGIC: Final = b"SQLite format 3\0"
+_RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
+_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_FULL_BYTES: Final = 1 << 20
+_BUSY_S: Final = 1.0  #: another program may have the file for so long
+
+# Python asks for an adapter of each such value, and finding none costs an exception:
+# that was a fifth of the writer's time. These return what they get, without a call of
+# a function of Python.
+sqlite3.register_adapter(bytes, bytes)
+sqlite3.register_adapter(bool, int)
+_NONE: dict[None, int] = {}
+sqlite3.register_adapter(type(None), _NONE.get)
+
+
+def translated(path: Path, error: sqlite3.Error) -> StoreError:
+    """Return what an error of SQLite means, with what to do about it."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _DAMAGE:
+        return StoreCorrupt(f"{path} is damaged: {error}", hint=_RESET)
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
+        return StoreFull(f"{path}: the disk is full", hint="free some space")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreUnusable(
+            f"{path} is locked by another program", hint="close what has it open"
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreUnusable(
+            f"{path} cannot be written: {error}", hint="check owner and permissions"
+        )
+    return StoreError(f"{path}: {error}")
+
+
+class Lock:
+    """One process's right to the database; ends with the process at the latest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        self._fd = self._take(path)
+
+    def release(self) -> None:
+        """Let others have the database."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _take(self, path: Path) -> int:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        except BlockingIOError:
+            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise StoreUnusable(
+                f"{path} is in use by process {holder or 'unknown'}",
+                hint="stop that agent, or choose another --name or --state-dir",
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise _unusable(self.path, error) from error
+        return fd
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """Check or create the database and return the one connection that writes.
+
+    The caller holds the `Lock`.
+
+    Raises:
+        StoreCorrupt: it is damaged, foreign or newer; nothing was written.
+        StoreUnusable: it cannot be opened or written.
+    """
+    try:
+        if path.exists() and path.stat().st_size:
+            _check(path)
+        else:
+            _create(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return _guarded(path, "rw", _prepare_writer)
+
+
+class Opened:
+    """The file that was opened, which others may take away."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)  # Twice at each commit, and a path is made text anew.
+        self._inode = _inode(self._path)
+
+    def check(self) -> None:
+        """Raise OSError unless the file is still there."""
+        if _inode(self._path) != self._inode:
+            raise FileNotFoundError(0, "another file has taken its place")
+
+    def gone(self, error: OSError) -> str:
+        """Return what such an error means."""
+        return f"{self._path} is gone: {error.strerror}"
+
+
+class Reserve:
+    """Makes the write-ahead log as long as it may become, bit by bit.
+
+    A commit then overwrites: flushing bytes that lengthen a file costs twice as much.
+    Zeros behind the last commit are no part of the log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(f"{path}-wal")
+        self._is_done = False
+
+    def extend(self) -> bool:
+        """Write one more piece; return whether there may be more to do."""
+        if not self._is_done:
+            try:
+                self._is_done = self._extend()
+            except OSError:
+                self._is_done = True  # It is only faster.
+        return not self._is_done
+
+    def _extend(self) -> bool:
+        free_bytes = shutil.disk_usage(self._path.parent).free
+        if free_bytes < _WAL_BYTES * _RESERVE_SHARE:
+            return True
+        # Another descriptor than SQLite's may be closed: its locks are elsewhere.
+        descriptor = os.open(self._path, os.O_WRONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            missing = min(_RESERVE_BYTES, _WAL_BYTES - size)
+            if missing > 0:
+                os.pwrite(descriptor, bytes(missing), size)
+                os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        return missing < _RESERVE_BYTES
+
+
+def size_max(path: Path) -> int:
+    """Return how large the log may be where nobody says it."""
+    return min(_SIZE_MAX, shutil.disk_usage(path.parent).total // _SIZE_DISK_PARTS)
+
+
+def free_bytes(folder: str) -> int:
+    """Return the free space of a folder's disk, 0 where it cannot be told."""
+    try:
+        found = os.statvfs(folder)  # At each request for a task, so the cheap call.
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def disk_bytes(path: Path) -> int:
+    """Return what the database takes, with the files beside it."""
+    total = 0
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):
+            total += path.with_name(path.name + suffix).stat().st_size
+    return total
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return how much of the file is in use."""
+    pages = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
+    return pages * _pragma(connection, "page_size")
+
+
+def has_spare_pages(connection: sqlite3.Connection) -> bool:
+    """Return whether so much of the file is free that some shall be given back.
+
+    Never of a file that an earlier version made: there, pages are only used again.
+    """
+    free, pages = (_pragma(connection, n) for n in ("freelist_count", "page_count"))
+    is_much = free > max(_SPARE_PAGES, pages // _SPARE_PARTS)
+    return is_much and _pragma(connection, "auto_vacuum") != 0
+
+
+def give_back(connection: sqlite3.Connection) -> None:
+    """Make the file a little shorter; the caller has begun a transaction."""
+    for _ in range(VACUUM_PAGES):  # Python lets such a statement make one step only.
+        connection.execute("PRAGMA incremental_vacuum(1)")
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Return a connection that only reads; any thread may use it, one at a time."""
+    return _guarded(path, "ro", _prepare_reader)
+
+
+def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
+    """Rename the database to `<name>.<suffix>`, with its log; return the new names.
+
+    Raises:
+        StoreUnusable: an agent uses it, or it cannot be renamed.
+    """
+    lock = Lock(path)
+    moved = []
+    try:
+        for part in ("-wal", "-shm", ""):  # SQLite pairs them by name.
+            source = path.with_name(path.name + part)
+            target = path.with_name(f"{path.name}.{suffix}{part}")
+            if target.exists():
+                raise StoreUnusable(f"{target} exists already")
+            if source.exists():
+                source.rename(target)
+                moved.append(target)
+    except OSError as error:
+        raise StoreUnusable(f"{path} cannot be moved: {error.strerror}") from error
+    finally:
+        lock.release()
+    return tuple(moved)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116  at each commit, so the cheap call
+    return found.st_dev, found.st_ino
+
+
+def _unusable(path: Path, error: OSError) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"{path}: the disk is full", hint="free some space")
+    return StoreUnusable(
+        f"{path} cannot be used: {error.strerror}",
+        hint="check owner and permissions of the state folder",
+    )
+
+
+def _is_full(path: Path) -> bool:
+    """Return whether an I/O error is explained by a disk without room."""
+    try:
+        return shutil.disk_usage(path.parent).free < _FULL_BYTES
+    except OSError:
+        return False
+
+
+def _guarded(
+    path: Path, mode: str, prepare: Callable[[sqlite3.Connection, Path], None]
+) -> sqlite3.Connection:
+    """Connect and prepare, or close and say what is wrong."""
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(str(path))}?mode={mode}",
+            uri=True,
+            isolation_level=None,  # Transactions are begun and ended by us alone.
+            check_same_thread=False,
+            timeout=_BUSY_S,
+            cached_statements=256,
+        )
+    except sqlite3.Error as error:
+        raise translated(path, error) from error
+    try:
+        prepare(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise translated(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Make an empty file that nobody but the owner can ever read."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # Else a power cut could take the whole file away.
+    finally:
+        os.close(folder)
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that is damaged, foreign or newer, without writing to it."""
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
+    _guarded(path, "ro", _examine).close()
+
+
+def _examine(connection: sqlite3.Connection, path: Path) -> None:
+    version = _pragma(connection, "user_version")
+    if version > VERSION:
+        raise StoreCorrupt(
+            f"{path} has schema {version}, this program knows up to {VERSION}",
+            hint=f"install the newer Octaskly again; {_RESET}",
+        )
+    if _pragma(connection, "application_id") not in (0, APPLICATION_ID) or (
+        version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    ):
+        raise StoreCorrupt(f"{path} belongs to another program", hint=_RESET)
+    if path.stat().st_size <= SCAN_BYTES_MAX:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreCorrupt(f"{path} is damaged: {verdict}", hint=_RESET)
+
+
+def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # Of a new file.
+    if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+        raise StoreUnusable(
+            f"{path}: this file system cannot keep a write-ahead log",
+            hint="put the state folder on a local disk",
+        )
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA cache_size=-16384")
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
+    connection.execute("BEGIN IMMEDIATE")
+    version = _pragma(connection, "user_version")
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        for statement in script.split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={number}")
+    if version == 0:
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    connection.execute("COMMIT")
+
+
+def _prepare_reader(connection: sqlite3.Connection, _: Path) -> None:
+    connection.execute("PRAGMA query_only=1")
+    connection.execute("PRAGMA cache_size=-4096")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(value)

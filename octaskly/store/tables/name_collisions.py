@@ -1,0 +1,88 @@
+"""Names of tasks, where clients chose one name for several on sides of a split.
+
+The ids differ, so each task stays whole. The one that was accepted first keeps the
+name, the others are called `<name>~2`, `<name>~3`: for all nodes with the same tasks
+alike, and without a fact that says so.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import called_as_member
+from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.task_options import ArraySpec
+from octaskly.store.tables import rows
+
+_REF: Final = re.compile(r"([^~]+)(?:~([1-9][0-9]*))?")
+
+
+def ids_of(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, list[TaskId]]:
+    """Return the tasks of each name, in the order of their places."""
+    found: list[tuple[bool, int, TaskId]] = []
+    for some in rows.chunks(names):
+        listed = ",".join(["(?)"] * len(some))
+        # `~` is the last character before 127 that is visible.
+        found += db.execute(
+            f"WITH n (name) AS (VALUES {listed})"  # noqa: S608
+            " SELECT 0, ord, id FROM n CROSS JOIN tasks ON id = name UNION ALL"
+            " SELECT 1, ord, id FROM n CROSS JOIN tasks"
+            " ON id > name || '~' AND id < name || char(127)",
+            some,
+        ).fetchall()
+    ids: dict[str, list[TaskId]] = {}
+    for _, _, task_id in sorted(found):
+        ids.setdefault(name_of(task_id), []).append(task_id)
+    return ids
+
+
+def id_of(db: sqlite3.Connection, ref: str) -> TaskId | None:
+    """Return the task that clients call so."""
+    match = _REF.fullmatch(ref)
+    if match is None:
+        return None
+    ids = ids_of(db, [match[1]]).get(match[1], [])
+    place = int(match[2] or 1)
+    is_proper = match[2] != "1"
+    return ids[place - 1] if is_proper and place <= len(ids) else None
+
+
+def namesake(db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+    """Return a task that is called as a member of one of these arrays would be."""
+    for name, array in arrays.items():
+        # `:` comes right behind the digits.
+        found = db.execute(
+            "SELECT id FROM tasks WHERE id > ? || '.' AND id < ? || '.:'", (name, name)
+        )
+        for (task_id,) in found:
+            task = name_of(TaskId(task_id))
+            place = called_as_member(task)
+            if place and place[0] == name and array.position(place[1]) is not None:
+                return task
+    return None
+
+
+def places(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, int]:
+    """Return the places of tasks whose names were chosen; all others have the first."""
+    names = dict.fromkeys(name_of(task_id) for task_id in ids if "~" in task_id)
+    if not names:
+        return {}
+    found = ids_of(db, names).values()
+    return {task_id: n for same in found for n, task_id in enumerate(same, 1)}
+
+
+def numbered(
+    db: sqlite3.Connection, records: Sequence[TaskRecord]
+) -> tuple[TaskRecord, ...]:
+    """Return records that know their places."""
+    twins = places(db, (record.id for record in records))
+    return tuple(
+        record if place == 1 else replace(record, twin=place)
+        for record in records
+        for place in [twins.get(record.id, 1)]
+    )

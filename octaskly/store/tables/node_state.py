@@ -1,0 +1,204 @@
+"""What a node keeps about itself: its term, its spooled results, its peers."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from octaskly.core.effects import Save, Spool, Unspool
+from octaskly.core.events import Advert, Saved
+from octaskly.core.model.ids import (
+    Address,
+    AttemptId,
+    Epoch,
+    Holdings,
+    NodeId,
+    StreamId,
+    TaskId,
+)
+from octaskly.core.model.nodes import Hold
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Report
+from octaskly.ports import Packer
+from octaskly.store.tables import records, rows
+from octaskly.store.tables.arrays import ARRAY
+from octaskly.store.tables.floors import read_floor, read_numbers
+
+PEER_DAYS: Final = 7  #: a peer not met for longer is not dialled at the start
+PEERS_MAX: Final = 1024
+
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A peer was met at this wall clock, UTC milliseconds since 1970."""
+
+    peer: NodeId
+    name: str
+    addresses: tuple[Address, ...]
+    met_ms: int
+
+
+def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
+    """Write the fields that are not None; streams are the business of `Tables`."""
+    values: dict[str, int | str] = {}
+    for save in saves:
+        if save.term is not None:
+            values["term"] = save.term
+        if save.epoch is not None:
+            values["epoch_term"], values["epoch_node"] = save.epoch
+        if save.name is not None:
+            values["name"] = save.name
+        if save.retold:
+            _lower_ahead(db, save.retold)
+        records.learn(db, save.records)
+        if save.log_version is not None:
+            values["log_version"] = save.log_version
+        if save.hold is not None:
+            values["is_drained"], values["is_paused"] = map(int, save.hold)
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+
+def write_peers(db: sqlite3.Connection, peers: Iterable[Met]) -> None:
+    """Keep where peers were met last."""
+    db.executemany(
+        "INSERT OR REPLACE INTO peers (id, name, addresses, met_ms)"
+        " VALUES (?, ?, ?, ?)",
+        [
+            (met.peer, met.name, json.dumps(met.addresses), met.met_ms)
+            for met in {met.peer: met for met in peers}.values()
+        ],
+    )
+
+
+def write_spool(
+    db: sqlite3.Connection, packer: Packer, items: Sequence[Spool | Unspool]
+) -> None:
+    """Keep and forget results; one that comes and goes in a batch costs no write."""
+    kept: dict[tuple[TaskId, AttemptId], Report] = {}
+    gone: list[tuple[TaskId, AttemptId]] = []
+    for item in items:
+        if isinstance(item, Spool):
+            kept.update(((r.task, r.attempt), r) for r in item.reports)
+            continue
+        gone += item.items
+        for key in item.items:
+            kept.pop(key, None)
+    db.executemany(
+        "DELETE FROM spool WHERE task_id = ? AND term = ? AND stream = ? AND n = ?",
+        [(task, *attempt) for task, attempt in gone],
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO spool (task_id, term, stream, n, report)"
+        " VALUES (?, ?, ?, ?, ?)",
+        [
+            (task, *attempt, packer.pack(report))
+            for (task, attempt), report in kept.items()
+        ],
+    )
+
+
+def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
+    """Return what the node knew; peers met in the last `PEER_DAYS`, latest first."""
+    meta: dict[str, Any] = dict(db.execute("SELECT key, value FROM meta"))
+    queued = db.execute(
+        "SELECT sum(n) FROM counts WHERE kind != ? AND state = ?",
+        (ARRAY, rows.NUMBER_OF[TaskState.QUEUED]),
+    ).fetchone()[0]
+    reports = db.execute("SELECT report FROM spool ORDER BY key")
+    names = db.execute("SELECT id, name FROM peers ORDER BY id")
+    return Saved(
+        term=meta.get("term", 0),
+        epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
+        vector=read_vector(db),
+        ahead=read_ahead(db),
+        epochs=_read_epochs(db),
+        hlc=read_hlc(db),
+        floor=read_floor(db),
+        sequence=rows.sequence_max(db),
+        queued=queued or 0,
+        name=meta.get("name"),
+        reports=tuple(packer.unpack(report) for (report,) in reports),
+        peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
+        names=tuple((NodeId(node), name) for node, name in names),
+        hold=Hold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
+        records=records.in_memory(db),
+        log_version=meta.get("log_version", 1),
+    )
+
+
+def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
+    """Return the vector, ordered by stream; empty streams are left out."""
+    found = db.execute(
+        "SELECT stream, have_seq FROM streams WHERE have_seq > 0 ORDER BY stream"
+    )
+    return tuple((StreamId(stream), have) for stream, have in found)
+
+
+def raise_ahead(db: sqlite3.Connection, vector: Holdings) -> None:
+    """Note that rows of snapshots stand for so much, whatever the log holds."""
+    have = dict(_read_ahead(db))
+    news = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
+    if news:
+        _write_ahead(db, have | news)
+
+
+def read_ahead(db: sqlite3.Connection) -> Holdings:
+    """Return what rows stand for beyond the log."""
+    have = dict(read_vector(db))
+    return tuple(
+        (stream, seq) for stream, seq in _read_ahead(db) if seq > have.get(stream, 0)
+    )
+
+
+def _lower_ahead(db: sqlite3.Connection, retold: Holdings) -> None:
+    said = dict(retold)
+    left = {stream: seq for stream, seq in read_ahead(db) if seq > said.get(stream, 0)}
+    _write_ahead(db, left)
+
+
+def _read_ahead(db: sqlite3.Connection) -> Holdings:
+    found = db.execute("SELECT value FROM meta WHERE key = 'ahead'").fetchone()
+    pairs = json.loads(found[0]) if found else ()
+    return tuple((StreamId(stream), seq) for stream, seq in pairs)
+
+
+def _write_ahead(db: sqlite3.Connection, ahead: Mapping[StreamId, int]) -> None:
+    text = json.dumps(sorted(ahead.items()))
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('ahead', ?)", (text,))
+
+
+def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:
+    found = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
+    return tuple((StreamId(stream), Epoch(*epoch)) for stream, *epoch in found)
+
+
+def read_hlc(db: sqlite3.Connection) -> int:
+    """Return the highest hybrid timestamp: it only grows within a stream."""
+    # Of what is no longer in the log, the highest was kept.
+    kept = read_numbers(db).get("hlc", 0)
+    found = db.execute(
+        # In this order: there are few streams, and maybe millions of entries.
+        "SELECT max(hlc) FROM streams CROSS JOIN log"
+        " ON log.stream = streams.stream AND log.seq = streams.have_seq"
+    ).fetchone()
+    return max(found[0] or 0, kept)
+
+
+def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[Advert, ...]:
+    found = db.execute(
+        "SELECT id, addresses FROM peers WHERE met_ms >= ?"
+        " ORDER BY met_ms DESC, id LIMIT ?",
+        (since_ms, PEERS_MAX),
+    )
+    return tuple(
+        Advert(
+            node=NodeId(node),
+            addresses=tuple(Address(*pair) for pair in json.loads(addresses)),
+        )
+        for node, addresses in found
+    )

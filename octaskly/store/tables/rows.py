@@ -1,0 +1,375 @@
+"""Task records to rows of `tasks` and `attempts`, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import islice
+from typing import Any, Final
+
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions, shape_of
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    Outcome,
+    OutputFile,
+    Reason,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.protocol.codec import NUMBERS, decode, encode
+
+EDGE_OPEN, EDGE_MET, EDGE_BROKEN = 0, 1, 2
+
+
+STATES: Final = (
+    TaskState.QUEUED,
+    TaskState.RUNNING,
+    TaskState.COMPLETED,
+    TaskState.FAILED,
+    TaskState.CANCELLED,
+)
+"""Position is the number in the database, for ever."""
+
+NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
+
+TASK_COLUMNS: Final = (
+    "key, id, cancelled_by, tries, is_ready, notify,"
+    " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
+    " created_ms, ord"
+)
+NOTIFIED, TO_NOTIFY = 0, 1  #: in `notify`
+LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
+"""The same without what can be large, which no list shows."""
+SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
+"""The same without the items of an array, which are never shown together."""
+ATTEMPT_COLUMNS: Final = (
+    "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
+    " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
+    " memory_max_kb, output"
+)
+
+Row = Sequence[Any]
+Rare = tuple[str | None, bool, bool, int | None]
+"""`cancelled_by`, `is_ready`, `is_blocked` and `notify` of a task."""
+NOTHING_RARE: Final[Rare] = (None, False, False, None)
+
+_CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
+_SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
+DERIVED: Final = 1 << 62
+ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
+_DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
+_ATTEMPT_STATES: Final = tuple(AttemptState)
+_OPTIONS: Final = NUMBERS[TaskOptions]
+_STDIN, _ARRAY = map(
+    [field.name for field in fields(TaskOptions)].index, ("stdin", "array")
+)
+_ITEMS: Final = [field.name for field in fields(ArraySpec)].index("items")
+_REASONS: Final = {reason.value: reason for reason in Reason}
+_TEXTS: Final = {reason: reason.value for reason in Reason}  #: sooner than `value`
+
+
+def sequence_of(task: TaskId) -> int | None:
+    """Return the number in a task id as it is stored, None if there is none.
+
+    A number that was derived from an idempotency key, rather than counted, is stored
+    with `DERIVED` added: it must not move the counter.
+    """
+    match = _SEQUENCE.fullmatch(task)
+    if match is None:
+        return None
+    digits = match[1]
+    return int(digits) + (DERIVED if len(digits) >= _DERIVED_DIGITS else 0)
+
+
+def sequence_max(db: sqlite3.Connection) -> int:
+    """Return the highest number that was ever counted in a task id."""
+    found = db.execute(
+        "SELECT max(sequence) FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence < ?",
+        (DERIVED,),
+    ).fetchone()
+    given = db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
+    return max(found[0] or 0, given[0] if given else 0)
+
+
+def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
+    """Return the node that a task counts for: nobody's while it waits."""
+    if state is TaskState.QUEUED:
+        return None
+    if state is TaskState.RUNNING:
+        live = (a.node for a in reversed(record.attempts) if a.state.is_live)
+        return next(live, None)  # An array runs on many.
+    chosen = record.chosen
+    return None if chosen is None else chosen.node
+
+
+def notify_of(record: TaskRecord) -> int | None:
+    """Return whether somebody is to be told of its end: None if nobody asked."""
+    if record.is_notified:
+        return NOTIFIED
+    options = None if record.spec is None else record.spec.options
+    return TO_NOTIFY if options is not None and options.notify_url else None
+
+
+def is_live(record: TaskRecord) -> bool:
+    """Return whether the latest attempt has no end."""
+    return bool(record.attempts) and record.attempts[-1].state.is_live
+
+
+def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
+    """Return the columns from `command` to `ord` of `TASK_COLUMNS`, and `shape`."""
+    return (
+        spec.command,
+        spec.timeout_s,
+        _names_text(spec.inputs),
+        _names_text(spec.outputs),
+        *_options_row(spec.options),
+        spec.submitter,
+        spec.created_ms,
+        spec.ord,
+        shape_of(spec.options),
+    )
+
+
+def member_row(array: TaskSpec) -> tuple[Any, ...]:
+    """Return the same columns of a member of an array, which says the rest."""
+    shape = shape_of(array.options)
+    return ("", 0, None, None, None, None, None, "", 0, array.ord, shape)
+
+
+def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
+    """Return the record of a row of `TASK_COLUMNS`."""
+    _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
+    options, stdin, items, submitter, created, ord_ = row[10:]
+    spec = TaskSpec(
+        task,
+        command,
+        timeout_s,
+        _names(inputs),
+        _names(outputs),
+        submitter,
+        created,
+        ord_,
+        None if options is None else _options(options, stdin, items),
+    )
+    return TaskRecord(
+        task, spec, by, attempts, 1, None, notify == NOTIFIED, bool(is_ready)
+    )
+
+
+def size_of_row(row: Row) -> int:
+    """Return roughly how many characters and bytes a row of `TASK_COLUMNS` has."""
+    return sum(len(part) for part in row[4:] if isinstance(part, str | bytes))
+
+
+def rare(record: TaskRecord, *, is_blocked: bool) -> Rare:
+    """Return the columns of a task that most tasks never have."""
+    return record.cancelled_by, record.is_ready, is_blocked, notify_of(record)
+
+
+def is_plain(spec: TaskSpec) -> bool:
+    """Whether nothing but a command is asked for."""
+    return spec.options is None and not (spec.inputs or spec.outputs)
+
+
+def is_usual(record: TaskRecord, spec: TaskSpec) -> bool:
+    """Whether a task has none of `Rare`, and is no array."""
+    is_untold = not (record.is_notified or record.is_ready)
+    return spec.options is None and record.cancelled_by is None and is_untold
+
+
+def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
+    """Return `command` to `ord` of a plain task, without what is null."""
+    return spec.command, spec.timeout_s, spec.submitter, spec.created_ms, spec.ord
+
+
+def live_row(key: int, attempt: Attempt) -> tuple[Any, ...]:
+    """Return the first columns of `ATTEMPT_COLUMNS`; the others are null."""
+    return (key, *attempt.id, attempt.node, int(attempt.state))
+
+
+def plain_end_row(
+    key: int, attempt: Attempt, outcome: Outcome, output: int | None
+) -> tuple[Any, ...]:
+    """Return a row of `ATTEMPT_COLUMNS` without `signal`, `files` and `detail`."""
+    return (
+        *(key, *attempt.id, attempt.node, int(attempt.state)),
+        *(_TEXTS[outcome.reason], outcome.exit_code),
+        *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
+        *(outcome.stdout_bytes, outcome.stderr_bytes),
+        *(outcome.cpu_ms, outcome.memory_max_kb, output),
+    )
+
+
+def ended_row(
+    key: int, attempt: Attempt, outcome: Outcome, output: int | None
+) -> tuple[Any, ...]:
+    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
+    return (
+        *(key, *attempt.id, attempt.node, int(attempt.state)),
+        *(_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
+        *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
+        *(outcome.stdout_bytes, outcome.stderr_bytes),
+        json.dumps(outcome.outputs) if outcome.outputs else None,
+        outcome.detail or None,
+        *(outcome.cpu_ms, outcome.memory_max_kb, output),
+    )
+
+
+def attempt_from(row: Row) -> Attempt:
+    """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
+    _, term, stream, n, node, number, reason, exit_code, signal = row[:9]
+    started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[9:14]
+    files, detail, cpu_ms, memory_max_kb = row[14:18]
+    identity = AttemptId(term, StreamId(stream), n)
+    state = _ATTEMPT_STATES[number]
+    if reason is None:
+        return Attempt(identity, node, state)
+    outcome = Outcome(
+        state,
+        _REASONS[reason],
+        exit_code,
+        signal,
+        started_ms,
+        ended_ms,
+        duration_ms,
+        b"",
+        b"",
+        stdout_bytes,
+        stderr_bytes,
+        _files(files),
+        detail or "",
+        cpu_ms,
+        memory_max_kb,
+    )
+    return Attempt(identity, node, state, outcome)
+
+
+def bare(outcome: Outcome) -> Outcome:
+    """Return an outcome without what was kept of stdout and stderr."""
+    # Spelled out: `replace` takes many times as long, and this is for each result.
+    return Outcome(
+        outcome.state,
+        outcome.reason,
+        outcome.exit_code,
+        outcome.signal,
+        outcome.started_ms,
+        outcome.ended_ms,
+        outcome.duration_ms,
+        b"",
+        b"",
+        outcome.stdout_bytes,
+        outcome.stderr_bytes,
+        outcome.outputs,
+        outcome.detail,
+        outcome.cpu_ms,
+        outcome.memory_max_kb,
+    )
+
+
+def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Split items into lists that fit as parameters of one statement."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk
+
+
+def marks(count: int) -> str:
+    """Return the placeholders for so many parameters."""
+    return ",".join("?" * count)
+
+
+def records_from(
+    connection: sqlite3.Connection, rows: Sequence[Row]
+) -> list[tuple[TaskRecord, dict[AttemptId, int]]]:
+    """Return, for rows of `TASK_COLUMNS`, the records and where their output lies."""
+    tried = (row[0] for row in rows if row[3])  # Most queued tasks have no attempt.
+    attempts: dict[int, list[Attempt]] = {}
+    outputs: dict[int, dict[AttemptId, int]] = {}
+    for keys in chunks(tried):
+        for row in connection.execute(
+            f"SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE task IN"  # noqa: S608
+            f" ({marks(len(keys))}) ORDER BY task, term, stream, n",
+            keys,
+        ):
+            attempt = attempt_from(row)
+            attempts.setdefault(row[0], []).append(attempt)
+            if row[-1] is not None:
+                outputs.setdefault(row[0], {})[attempt.id] = row[-1]
+    return [
+        (
+            record_from(row, tuple(attempts.get(row[0], ()))),
+            outputs.get(row[0], {}),
+        )
+        for row in rows
+    ]
+
+
+def read_output(connection: sqlite3.Connection, output: int) -> tuple[bytes, bytes]:
+    """Return what was kept of stdout and stderr."""
+    row = connection.execute(
+        "SELECT stdout, stderr FROM outputs WHERE id = ?", (output,)
+    ).fetchone()
+    return row[0], row[1]
+
+
+def with_output(attempt: Attempt, kept: tuple[bytes, bytes]) -> Attempt:
+    """Return an ended attempt with its kept output."""
+    assert attempt.outcome is not None
+    outcome = replace(attempt.outcome, stdout=kept[0], stderr=kept[1])
+    return replace(attempt, outcome=outcome)
+
+
+def size_of(record: TaskRecord) -> int:
+    """Return roughly how many bytes a record takes in a message."""
+    size = ROW_BYTES
+    if record.spec is not None:
+        size += record.spec.size_bytes
+    for attempt in record.attempts:
+        size += ROW_BYTES
+        if attempt.outcome is not None:
+            size += len(attempt.outcome.stdout) + len(attempt.outcome.stderr)
+    return size
+
+
+def _options_row(
+    options: TaskOptions | None,
+) -> tuple[str | None, bytes | None, str | None]:
+    """Return the columns `options`, a row of the codec as JSON, `stdin`, `items`."""
+    if options is None:
+        return None, None, None
+    plain = list(encode(options)[1])
+    plain[_STDIN] = None
+    items = None
+    if options.array is not None:
+        array = plain[_ARRAY] = list(plain[_ARRAY])
+        array[_ITEMS] = None
+        items = _names_text(options.array.items)
+    return json.dumps(plain), options.stdin or None, items
+
+
+def _options(text: str, stdin: bytes | None, items: str | None) -> TaskOptions:
+    plain = json.loads(text)
+    plain[_STDIN] = stdin or b""
+    if len(plain) > _ARRAY and plain[_ARRAY] is not None:
+        plain[_ARRAY][_ITEMS] = _names(items)
+    options: TaskOptions = decode((_OPTIONS, plain))
+    return options
+
+
+def _names_text(names: tuple[str, ...]) -> str | None:
+    return json.dumps(names) if names else None
+
+
+def _files(text: str | None) -> tuple[OutputFile, ...]:
+    return tuple(OutputFile(*item) for item in json.loads(text)) if text else ()
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(json.loads(text)) if text else ()

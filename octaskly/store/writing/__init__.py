@@ -1,0 +1,1 @@
+"""The single writer: commits, projection and compaction."""

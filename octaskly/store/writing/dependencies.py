@@ -1,0 +1,134 @@
+"""Who waits for whom, kept in step with the tasks, in the writer's transaction.
+
+`edges` has a row for each task that another one comes after, until that one need not
+wait any more, and `ripe` each task whose wait is over: all have ended as they should,
+or one of them did not. Both only follow from `tasks`; what a dispatcher decides are
+facts of the log. A parent that is not known here yet is waited for, and one that has
+ended is not forgotten while somebody comes after it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ENDS, After
+from octaskly.core.model.tasks import TaskState
+from octaskly.store.tables import rows
+from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_MET, EDGE_OPEN
+from octaskly.store.writing.projection import Task
+
+"""Position is the number in the database, for ever."""
+_GOOD: Final = {
+    "success": {TaskState.COMPLETED},
+    "failure": {TaskState.FAILED, TaskState.CANCELLED},
+    "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
+}
+
+
+@dataclass(slots=True)
+class Waits:
+    """What one commit changes about who waits."""
+
+    begun: list[tuple[int, After]] = field(default_factory=list)
+    over: list[int] = field(default_factory=list)
+    """Tasks that wait no longer."""
+    ended: list[tuple[TaskId, TaskState]] = field(default_factory=list)
+
+    def note(self, task: Task, record: TaskRecord, state: TaskState) -> None:
+        """Compare a task in this state with its row; it has a key."""
+        assert task.key is not None
+        after = record.waits_for
+        if state.is_final and not task.is_final:
+            self.ended.append((record.id, state))
+        if after is not None and not task.is_blocked:
+            self.begun.append((task.key, after))
+        if after is None and task.is_blocked:
+            self.over.append(task.key)
+        task.is_blocked = after is not None
+
+
+class Edges:
+    """The waits of all tasks, through the writer's connection."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.look()
+
+    def look(self) -> None:
+        """See whether any task waits: most logs have none."""
+        found = self._db.execute("SELECT 1 FROM edges LIMIT 1").fetchone()
+        self._has_any = found is not None
+
+    def take(self, waits: Waits) -> None:
+        """Keep step with a commit whose rows are written."""
+        for child, after in waits.begun:
+            self._begin(child, after)
+        self._end(waits.ended)
+        self._forget(waits.over)
+
+    def _begin(self, child: int, after: After) -> None:
+        states = self._states(after.tasks)
+        wanted = ENDS.index(after.end)
+        edges = [
+            (parent, child, wanted, _met(wanted, states.get(parent)))
+            for parent in dict.fromkeys(after.tasks)
+        ]
+        self._db.executemany("INSERT OR REPLACE INTO edges VALUES (?, ?, ?, ?)", edges)
+        self._has_any = True
+        self._judge([child])
+
+    def _end(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
+        if not self._has_any:
+            return
+        for parent, state in parents:
+            found = self._db.execute(
+                "SELECT child, wanted FROM edges WHERE parent = ?", (parent,)
+            ).fetchall()
+            self._db.executemany(
+                "UPDATE edges SET met = ? WHERE parent = ? AND child = ?",
+                [(_met(wanted, state), parent, child) for child, wanted in found],
+            )
+            self._judge(child for child, _ in found)
+
+    def _forget(self, children: Sequence[int]) -> None:
+        for some in rows.chunks(children):
+            marks = rows.marks(len(some))
+            for table in ("edges", "ripe"):
+                self._db.execute(
+                    f"DELETE FROM {table} WHERE child IN ({marks})",  # noqa: S608
+                    some,
+                )
+
+    def _judge(self, children: Iterable[int]) -> None:
+        """See whose wait is over, however many edges they have."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO ripe SELECT ?1"
+            " WHERE EXISTS (SELECT 1 FROM edges WHERE child = ?1 AND met = ?2)"
+            " OR NOT EXISTS (SELECT 1 FROM edges WHERE child = ?1 AND met = ?3)",
+            [(child, EDGE_BROKEN, EDGE_OPEN) for child in children],
+        )
+
+    def _states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
+        found: dict[str, TaskState] = {}
+        for some in rows.chunks(tasks):
+            found.update(
+                (task, rows.STATES[number])
+                for task, number in self._db.execute(
+                    "SELECT id, state FROM tasks WHERE id IN"  # noqa: S608
+                    f" ({rows.marks(len(some))})",
+                    some,
+                )
+            )
+        return found
+
+
+def _met(wanted: int, state: TaskState | None) -> int:
+    """Return how far an edge has come, by the state of the parent."""
+    if state is None or not state.is_final:
+        return EDGE_OPEN
+    return EDGE_MET if state in _GOOD[ENDS[wanted]] else EDGE_BROKEN

@@ -1,0 +1,1 @@
+"""This machine: clock, log, load and listeners."""

@@ -1,0 +1,155 @@
+"""Binds the agent's ports, before anything listens: two agents never share one."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+
+from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
+from octaskly.config.settings import AgentOptions
+from octaskly.errors import ConfigError
+from octaskly.system.load import port_holder
+from octaskly.system.log import Logger
+
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
+
+NEXT_PORTS = 100  #: how far a default port that is taken may move
+ANY_PORT_TRIES = 20  #: port 0 must be free on every address at once
+
+
+def bind(
+    flag: str,
+    *,
+    asked: int | None,
+    default: int,
+    addresses: Sequence[str],
+    holder: Callable[[int], str | None],
+) -> list[socket.socket]:
+    """Return one bound TCP socket per address, all with one port.
+
+    Args:
+        flag: The flag that asks for this port, for the error.
+        asked: The port that somebody asked for, 0 for any; None: the default or the
+            next free one.
+        default: Where to begin when nobody asked.
+        addresses: IP addresses; an IPv6 one that this machine lacks is left out.
+        holder: Names the process that listens on a port, if it can be read.
+
+    Raises:
+        ConfigError: the port that was asked for is taken, or none could be bound.
+    """
+    if asked is None:
+        candidates = range(default, default + NEXT_PORTS)
+    else:
+        candidates = range(asked, asked + 1)
+    if asked == 0:
+        return _bind_any(flag, addresses)
+    for port in candidates:
+        sockets = _bind_all(flag, addresses, port)
+        if sockets:
+            return sockets
+    if asked is not None:
+        by = holder(asked)
+        raise ConfigError(
+            f"port {asked} is taken" + (f" by {by}" if by else ""),
+            hint=f"octaskly agent {flag} 0 takes any free port",
+            field=flag,
+        )
+    raise ConfigError(
+        f"no free port from {default} to {default + NEXT_PORTS - 1}", field=flag
+    )
+
+
+def bind_ports(
+    options: AgentOptions, lan: Sequence[str], log: Logger
+) -> list[list[socket.socket]]:
+    """Return the sockets of the local API, of the peer port and of the LAN's API.
+
+    Raises:
+        ConfigError: as `bind`.
+    """
+    wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
+        ("--api-port", options.api_port, API_PORT, LOOPBACK),
+        ("--peer-port", options.peer_port, PEER_PORT, lan),
+        ("--lan-port", options.lan_port, LAN_PORT, lan),
+    )
+    bound: list[list[socket.socket]] = []
+    for flag, asked, default, addresses in wanted:
+        sockets = bind(
+            flag,
+            asked=asked,
+            default=default,
+            addresses=addresses,
+            holder=port_holder,
+        )
+        if asked is None and port_of(sockets) != default:
+            log.warning(
+                "port taken",
+                port=default,
+                holder=port_holder(default) or "another process",
+                using=port_of(sockets),
+            )
+        bound.append(sockets)
+    return bound
+
+
+def port_of(sockets: Sequence[socket.socket]) -> int:
+    """Return the port that these sockets share."""
+    port: int = sockets[0].getsockname()[1]
+    return port
+
+
+def _bind_any(flag: str, addresses: Sequence[str]) -> list[socket.socket]:
+    for _ in range(ANY_PORT_TRIES):
+        first = _bind_one(addresses[0], 0)
+        port = port_of([first])
+        rest = _bind_all(flag, addresses[1:], port) if addresses[1:] else []
+        if rest is not None:
+            return [first, *rest]
+        first.close()
+    raise ConfigError("no port is free on every address", field=flag)
+
+
+def _bind_all(
+    flag: str, addresses: Sequence[str], port: int
+) -> list[socket.socket] | None:
+    """Bind every address; None if the port is taken on one of them."""
+    sockets: list[socket.socket] = []
+    for address in addresses:
+        try:
+            sockets.append(_bind_one(address, port))
+        except OSError as error:
+            if ":" in address and error.errno in (
+                errno.EADDRNOTAVAIL,
+                errno.EAFNOSUPPORT,
+            ):
+                continue  # IPv6 is off on this machine.
+            for bound in sockets:
+                bound.close()
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise ConfigError(
+                f"cannot bind {address} port {port}: {error.strerror}", field=flag
+            ) from error
+    return sockets
+
+
+def _bind_one(address: str, port: int) -> socket.socket:
+    family, kind, _, _, target = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0]
+    bound = socket.socket(family, kind)
+    try:
+        # A listener that just ended must not block its successor; a live one does.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setblocking(False)  # noqa: FBT003  no keyword there
+        bound.bind(target)
+        # Only a listening socket keeps others with SO_REUSEADDR off the port.
+        bound.listen(512)
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -1,0 +1,198 @@
+"""Configures the agent's log: the only module that knows structlog.
+
+Events are constant names with fields. On a terminal they are aligned and coloured, in
+the journal they carry a priority and read as `key=value`; JSON can be asked for, and
+carries it there, too. Values are escaped, so that one event is always one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Final, Protocol, cast
+
+from octaskly.core.effects import Note
+
+WINDOW_S: Final = 1.0
+ALIKE_MAX: Final = 10  #: that come at once and are written as they are
+
+_Kind = tuple[str, object]  #: its event, and the peer if it is about one
+
+
+class Notes:
+    """Lines of one node, on their way to the log.
+
+    Args:
+        write: Writes a line.
+    """
+
+    def __init__(self, write: Callable[[Note], None]) -> None:
+        self._write = write
+        self._windows: dict[_Kind, asyncio.TimerHandle] = {}
+        self._written: Counter[_Kind] = Counter()  #: since there was a quiet second
+        self._held: dict[_Kind, tuple[Note, int]] = {}  #: the last, how many before
+
+    def take(self, note: Note) -> None:
+        """Write a line, or hold it if many like it were within the last second."""
+        kind = (note.event, dict(note.fields).get("peer"))
+        if kind not in self._windows:
+            self._open(kind)
+        if self._written[kind] < ALIKE_MAX:
+            self._written[kind] += 1
+            self._write(note)
+            return
+        _, before = self._held.get(kind, (note, -1))
+        self._held[kind] = (note, before + 1)
+
+    def close(self) -> None:
+        """Write what is held; nothing is noted any more."""
+        for window in self._windows.values():
+            window.cancel()
+        for kind in tuple(self._held):
+            self._write_held(kind)
+
+    def _open(self, kind: _Kind) -> None:
+        loop = asyncio.get_running_loop()
+        self._windows[kind] = loop.call_later(WINDOW_S, self._end, kind)
+
+    def _end(self, kind: _Kind) -> None:
+        del self._windows[kind]
+        if kind in self._held:
+            self._write_held(kind)
+            self._open(kind)
+        else:
+            del self._written[kind]
+
+    def _write_held(self, kind: _Kind) -> None:
+        note, before = self._held.pop(kind)
+        more = (("left_out", before),) if before else ()
+        self._write(replace(note, fields=note.fields + more))
+
+
+# For tracebacks that it never draws here, structlog imports rich where that is
+# installed, and pygments with it: 4 MB, and a twelfth of what an agent imports.
+_IS_RICH_THERE = "rich" in sys.modules
+if not _IS_RICH_THERE:
+    sys.modules["rich"] = cast("ModuleType", None)
+import structlog  # noqa: E402
+
+if not _IS_RICH_THERE:
+    del sys.modules["rich"]
+
+_SHOWN_AS_THEY_ARE = (str, int, float, list, tuple, dict, type(None))
+"""Kinds of values that every form of the log shows on one line; paths are none."""
+
+_JOURNAL_PRIORITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
+
+
+class Logger(Protocol):
+    """What the agent's parts need of a log."""
+
+    def debug(self, event: str, **fields: Any) -> Any:
+        """Messages."""
+
+    def info(self, event: str, **fields: Any) -> Any:
+        """State changed."""
+
+    def warning(self, event: str, **fields: Any) -> Any:
+        """We recovered."""
+
+    def error(self, event: str, **fields: Any) -> Any:
+        """A human must act."""
+
+    def bind(self, **fields: Any) -> Logger:
+        """Return a logger that adds these fields to each event."""
+
+
+def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
+    """Set up the process's log on stderr and return its root logger.
+
+    Args:
+        style: `auto`, `console`, `json` or `journal`.
+        level: Lowest level shown: `debug`, `info`, `warning` or `error`.
+        environ: Environment that tells a journal (JOURNAL_STREAM) and NO_COLOR.
+    """
+    is_journal = _leads_to_journal(environ)
+    if style == "auto":
+        style = "journal" if is_journal else "console"
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True)
+            if style != "journal"
+            else _keep,
+            structlog.processors.format_exc_info,
+            _one_line,
+            *_renderers(style, environ, is_journal=is_journal),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries log per hostile packet or request; a flood of those is no news.
+    logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
+    logger: Logger = structlog.get_logger()
+    return logger
+
+
+def write_note(logger: Logger, note: Note) -> None:
+    """Log what a part of the agent has noted."""
+    getattr(logger, note.level)(note.event, **dict(note.fields))
+
+
+def _leads_to_journal(environ: Mapping[str, str]) -> bool:
+    """Return whether the journal reads stderr.
+
+    Whatever a service or a desktop starts inherits the variable, terminals too: it
+    names the stream that is meant by device and inode.
+    """
+    try:
+        here = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{here.st_dev}:{here.st_ino}"
+
+
+def _renderers(
+    style: str, environ: Mapping[str, str], *, is_journal: bool
+) -> list[Any]:
+    if style == "json":
+        renderer = structlog.processors.JSONRenderer()
+        return [renderer, _with_priority] if is_journal else [renderer]
+    if style == "journal":
+        return [
+            structlog.processors.LogfmtRenderer(
+                key_order=["event"], bool_as_flag=False
+            ),
+            _with_priority,
+        ]
+    colors = sys.stderr.isatty() and not environ.get("NO_COLOR")
+    return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=28)]
+
+
+def _keep(_logger: Any, _name: str, event: Any) -> Any:
+    return event
+
+
+def _one_line(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escape control characters: a hostile name must not forge a line or a colour."""
+    for key, value in event.items():
+        if not isinstance(value, _SHOWN_AS_THEY_ARE):
+            value = event[key] = str(value)
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode("ascii")
+    return event
+
+
+def _with_priority(_logger: Any, name: str, line: str) -> str:
+    return f"<{_JOURNAL_PRIORITY.get(name, 6)}>{line}"

@@ -1,0 +1,363 @@
+"""The mesh secret: how it is written, kept, shared on a machine, and derived from.
+
+A secret is 160 random bits, shown as `okm1-`, 32 base32 characters and 4 of checksum.
+The file holds one line for each generation, oldest first; the last one is in force,
+unless it says `next`; the others are still accepted. A line alone is generation 1, and
+the mesh id follows from it. Once a mesh has renewed its secret, lines say their number
+and the mesh id, so that older ones can go and nothing changes its name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.keys import DENIED_MAX, Keys
+from octaskly.errors import ConfigError, TrustError
+from octaskly.trust import secret_format
+from octaskly.trust.private_files import create_private, read_private
+from octaskly.trust.secret_format import PREFIX, SECRET_BYTES
+
+GENERATIONS_MAX: Final = 16
+MESH_ID_BYTES: Final = 8
+MARK_BYTES: Final = 8
+KEY_BYTES: Final = 32
+LAN_SEED_BYTES: Final = 48
+ENDED_MAX: Final = 4  #: generations that are over and can still be told so
+_SALT: Final = b"octaskly/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSecret:
+    """The generations of a mesh secret that a node accepts; never shown by `repr`."""
+
+    generations: tuple[bytes, ...] = field(repr=False)  #: oldest first, at least one
+    first: int = field(default=1, repr=False)  #: number of the oldest
+    mesh_id: str = field(default="", repr=False)
+    """Public name of the mesh, 16 hex digits; follows from generation 1, for ever."""
+    has_next: bool = field(default=False, repr=False)  #: the newest is not in force yet
+    is_urgent: bool = field(default=False, repr=False)  #: as in `Keys`
+    since_ms: int = field(default=0, repr=False)  #: as in `Keys`
+    denials: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
+    """Revoked nodes, ordered, each with the first generation that it never got.
+
+    Once nothing older is accepted, it cannot get in anyway; so of too many, those of
+    the oldest generations are forgotten, and never one that could.
+    """
+    ended: tuple[tuple[int, str], ...] = field(default=(), repr=False)
+    """Numbers of the last generations that are over, and how each is told so."""
+
+    def __post_init__(self) -> None:
+        if not self.mesh_id:
+            mesh_id = _derive(self.generations[0], "mesh-id", MESH_ID_BYTES).hex()
+            object.__setattr__(self, "mesh_id", mesh_id)
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest generation."""
+        return self.first + len(self.generations) - 1
+
+    @property
+    def generation(self) -> int:
+        """Number of the generation in force."""
+        return self.newest - 1 if self.has_next else self.newest
+
+    @property
+    def accepted(self) -> range:
+        """Numbers of all generations, oldest first."""
+        return range(self.first, self.newest + 1)
+
+    @property
+    def keys(self) -> Keys:
+        """What may be known of it."""
+        return Keys(
+            oldest=self.first,
+            generation=self.generation,
+            newest=self.newest,
+            mark=_derive(self._raw(self.newest), "mark", MARK_BYTES).hex(),
+            is_urgent=self.is_urgent,
+            since_ms=self.since_ms,
+            denied=self.denied,
+        )
+
+    @property
+    def denied(self) -> tuple[NodeId, ...]:
+        """The revoked nodes, ordered."""
+        return tuple(node for node, _ in self.denials)
+
+    def authority_seed(self, generation: int) -> bytes:
+        """Return the 32 bytes of the certificate authority's Ed25519 key."""
+        return _derive(self._raw(generation), "ca", KEY_BYTES)
+
+    def lan_authority_seed(self, generation: int) -> bytes:
+        """Return the bytes of which its P-256 key follows, for HTTPS listeners."""
+        return _derive(self._raw(generation), "ca/lan", LAN_SEED_BYTES)
+
+    def token_key(self, generation: int) -> bytes:
+        """Return the 32 bytes that sign tokens."""
+        return _derive(self._raw(generation), f"jwt/{generation}", KEY_BYTES)
+
+    def webhook_key(self) -> bytes:
+        """Return the 32 bytes that sign messages to receivers outside the mesh."""
+        label = f"webhook/{self.generation}"
+        return _derive(self._raw(self.generation), label, KEY_BYTES)
+
+    def end_proof(self, generation: int) -> str:
+        """Return what tells a node that knows a generation that it is over.
+
+        Only who has that generation can make it, or tell that it is right; so a mesh
+        may show it to everybody, once the generation is over.
+        """
+        return _derive(self._raw(generation), f"ended/{generation}", MARK_BYTES).hex()
+
+    # --- A newer generation ----------------------------------------------------------
+
+    def renewed(
+        self,
+        raw: bytes,
+        now_ms: int,
+        *,
+        revoked: NodeId | None = None,
+        is_urgent: bool = False,
+    ) -> MeshSecret:
+        """Return it with one generation more, which is accepted and not yet in force.
+
+        Args:
+            raw: The new secret, which follows from no other.
+            now_ms: Wall clock.
+            revoked: The node because of which it is renewed, and at once, if any is.
+            is_urgent: At once in any case.
+
+        Raises:
+            TrustError: the last one has not come into force yet, or there are too many.
+        """
+        is_urgent = is_urgent or revoked is not None
+        if self.has_next and not is_urgent:
+            raise TrustError(f"generation {self.newest} is not in force yet")
+        if len(self.generations) >= GENERATIONS_MAX:
+            raise TrustError(f"a secret has at most {GENERATIONS_MAX} generations")
+        kept = self.switched(now_ms) if self.has_next else self
+        newer = replace(
+            kept,
+            generations=(*kept.generations, raw),
+            has_next=True,
+            is_urgent=is_urgent,
+            since_ms=now_ms,
+        )
+        return newer if revoked is None else _deny(newer, {revoked: newer.newest})
+
+    def switched(self, now_ms: int) -> MeshSecret:
+        """Return it with the newest generation in force."""
+        if not self.has_next:
+            return self
+        return replace(self, has_next=False, since_ms=now_ms)
+
+    def settled(self, now_ms: int) -> MeshSecret:
+        """Return it with the newest generation alone, and in force."""
+        if len(self.generations) == 1:
+            return self
+        gone = tuple((old, self.end_proof(old)) for old in self.accepted[:-1])
+        return replace(
+            self,
+            generations=self.generations[-1:],
+            first=self.newest,
+            has_next=False,
+            is_urgent=False,
+            since_ms=now_ms,
+            ended=(*self.ended, *gone)[-ENDED_MAX:],
+        )
+
+    def denying(self, nodes: Iterable[NodeId]) -> MeshSecret:
+        """Return it with these nodes denied, too; they are to get no newer generation.
+
+        Raises:
+            TrustError: there are too many that may have one of those accepted.
+        """
+        return _deny(self, dict.fromkeys(nodes, self.newest + 1))
+
+    def joined(self, other: MeshSecret) -> MeshSecret:
+        """Return what two keyrings of one mesh say together.
+
+        Raises:
+            TrustError: the other one is of another mesh.
+        """
+        if other.mesh_id != self.mesh_id:
+            raise TrustError(f"that is the secret of another mesh, {other.mesh_id}")
+        return _deny(self._ahead(other), _later(self.denials, other.denials))
+
+    def taking(
+        self, other: MeshSecret, raw: bytes, now_ms: int, *, me: NodeId
+    ) -> MeshSecret:
+        """Return the same, with one generation more if a revoked node may have them.
+
+        Where nodes are revoked at two places at once, each place gives what it made to
+        the node that the other one leaves out.
+
+        Args:
+            other: The keyring of a peer.
+            raw: The new secret, should there have to be one.
+            now_ms: Wall clock.
+            me: This node; one that is revoked makes nothing for others.
+
+        Raises:
+            TrustError: as `joined` and `renewed`.
+        """
+        both = self.joined(other)
+        told = {*both.denied} - {*self._ahead(other).denied}
+        if not told or me in both.denied:
+            return both
+        newer = both.renewed(raw, now_ms, revoked=min(told))
+        return _deny(newer, dict.fromkeys(told, newer.newest))
+
+    def _ahead(self, other: MeshSecret) -> MeshSecret:
+        return other if self.keys.rank < other.keys.rank else self
+
+    def lines(self) -> str:
+        """Return the content of a secret file."""
+        if self == MeshSecret(self.generations):
+            # As all versions read it.
+            return "".join(f"{secret_format.show(raw)}\n" for raw in self.generations)
+        text = "".join(map(self._line, self.accepted))
+        text += "".join(
+            f"{secret_format.ENDED}={n}:{proof}\n" for n, proof in self.ended
+        )
+        for node, number in self.denials:
+            text += f"{secret_format.DENIED}={f'{number}:' if number else ''}{node}\n"
+        return text
+
+    def _line(self, number: int) -> str:
+        words = [secret_format.show(self._raw(number)), f"generation={number}"]
+        words.append(f"mesh={self.mesh_id}")
+        if number == self.newest:
+            words += [f"since={self.since_ms}"]
+            words += ["next"] * self.has_next + ["urgent"] * self.is_urgent
+        return " ".join(words) + "\n"
+
+    def _raw(self, generation: int) -> bytes:
+        return self.generations[generation - self.first]
+
+
+def generate() -> MeshSecret:
+    """Return a new secret of one generation, from the system's random source."""
+    return MeshSecret((fresh(),))
+
+
+def fresh() -> bytes:
+    """Return a new generation, which follows from no other one."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def parse(text: str) -> MeshSecret:
+    """Return the secret that `text` holds, one generation a line.
+
+    Empty lines and those that begin with `#` are skipped.
+
+    Raises:
+        TrustError: it holds none, or a line is malformed; the text is not repeated.
+    """
+    page = secret_format.read(text)
+    if not 1 <= len(page.generations) <= GENERATIONS_MAX:
+        raise TrustError(f"a secret has 1 to {GENERATIONS_MAX} {PREFIX} lines")
+    first = page.numbers[0]
+    if page.numbers != tuple(range(first, first + len(page.numbers))):
+        raise TrustError("the generations of a secret follow each other")
+    if first > 1 and not page.mesh_id:
+        raise TrustError("without generation 1, a line says mesh=ID")
+    if page.has_next and len(page.generations) == 1:
+        raise TrustError("the only generation of a secret cannot be the next one")
+    secret = MeshSecret(
+        page.generations,
+        first=first,
+        mesh_id=page.mesh_id,
+        has_next=page.has_next,
+        is_urgent=page.is_urgent,
+        since_ms=page.since_ms,
+        ended=page.ended[-ENDED_MAX:],
+    )
+    return _deny(secret, _later((), page.denials))
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
+    """Read the secret file.
+
+    A file in systemd's `CREDENTIALS_DIRECTORY` may have any mode: systemd guards it.
+
+    Raises:
+        ConfigError: it is missing, unreadable or malformed, or others may read it.
+    """
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    is_guarded = bool(credentials) and path.parent == Path(credentials or "")
+    try:
+        data = read_private(path, may_be_shared=is_guarded)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no mesh secret at {path}",
+            hint=f"octaskly secret new > {path}",
+        ) from error
+    try:
+        return parse(data.decode("ascii"))
+    except (UnicodeDecodeError, TrustError) as error:
+        # Without the cause: a decoding error would show the bytes.
+        reason = error if isinstance(error, TrustError) else "it is not plain text"
+        raise ConfigError(
+            f"{path} is no mesh secret: {reason}",
+            hint=f"copy {path} again from a node of the mesh",
+        ) from None
+
+
+def load_or_create(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
+    """Read the secret file; make a new secret where there is none.
+
+    Processes that do this at once all get the same secret.
+
+    Raises:
+        ConfigError: as `load`, or the file cannot be made.
+    """
+    make(path)
+    return load(path, environ)
+
+
+def make(path: Path) -> bool:
+    """Make a new secret unless there is one; return whether this call made it.
+
+    Of several processes that do this at once, one makes it.
+
+    Raises:
+        ConfigError: the file cannot be made.
+    """
+    # `exists` would hide an unreadable file or folder; `load` names what is wrong.
+    if os.path.lexists(path):
+        return False
+    return create_private(path, generate().lines().encode())
+
+
+def _deny(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
+    """Return it with these nodes denied; the order of many such steps is all one."""
+    found = _later(secret.denials, denials.items())
+    kept = sorted(found, key=lambda node: (found[node], node))[-DENIED_MAX:]
+    if any(found[node] > secret.first for node in found.keys() - {*kept}):
+        raise TrustError(f"more than {DENIED_MAX} nodes are revoked at once")
+    return replace(secret, denials=tuple((node, found[node]) for node in sorted(kept)))
+
+
+def _later(
+    some: Iterable[tuple[NodeId, int]], more: Iterable[tuple[NodeId, int]]
+) -> dict[NodeId, int]:
+    """Return of each denied node the newest generation that is said of it."""
+    found = dict(some)
+    for node, number in more:
+        found[node] = max(number, found.get(node, 0))
+    return found
+
+
+def _derive(secret: bytes, label: str, length: int) -> bytes:
+    kdf = HKDF(algorithm=SHA256(), length=length, salt=_SALT, info=label.encode())
+    return kdf.derive(secret)
