@@ -18,8 +18,8 @@ from octaskly.cli import main
 from octaskly.runner.processes import cgroup
 from octaskly.trust import make
 from tests.agents import Agent, launch, submit, until_nodes
-from tests.integration.pooling import processes_with, token
-from tests.integration.test_pause import BURNERS
+from tests.integration.runner.test_pause import BURNERS
+from tests.support.pooling import processes_with, token
 
 STILL_S = 1.0
 WATCH_S = 3.0  #: from the request on

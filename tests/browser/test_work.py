@@ -18,7 +18,7 @@ from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
 from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import enter, show
-from tests.integration.test_joining import Asking, newcomer
+from tests.integration.joining.test_joining import Asking, newcomer
 
 SCRIPTS = (
     "<img src=x onerror=alert(1)>",

@@ -27,7 +27,7 @@ from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
 from tests.cli.test_reading import ended_task
 from tests.docs.commands_page import commands, named
-from tests.unit.test_findings import OUTSIDER, of_mesh
+from tests.unit.cli.test_doctor_findings import OUTSIDER, of_mesh
 
 SCREENS = Path(__file__).parent / "screens"
 WAIT_S = 60

@@ -16,7 +16,7 @@ from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditLog, Deed, RecordQuery
 from octaskly.system.clock import SystemClock
 from tests.contract.test_token_desk import MemoryRecords, Reign
-from tests.integration.fake_audit import FakeAudit
+from tests.support.fake_audit import FakeAudit
 
 NODE = NodeId("n" * 16)
 

@@ -20,7 +20,7 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.ports import Gateway, Principal, TaskQuery
-from tests.integration.fake_gateway import FakeGateway
+from tests.support.fake_gateway import FakeGateway
 
 ANA = Principal(subject="ana", role="admin")
 BO = Principal(subject="bo", role="client")

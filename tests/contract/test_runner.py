@@ -13,7 +13,7 @@ from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
-from tests.integration.pooling import MachineClock, archive_in, eventually, supply_in
+from tests.support.pooling import MachineClock, archive_in, eventually, supply_in
 
 Ended = Callable[[tuple[Report, ...]], None]
 

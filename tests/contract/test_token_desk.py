@@ -24,7 +24,7 @@ from octaskly.errors import (
 from octaskly.ports import Principal, RecordQuery, TokenDesk
 from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, Tokens, generate
-from tests.integration.fake_tokens import FakeTokens
+from tests.support.fake_tokens import FakeTokens
 
 DAY_S = 86_400
 

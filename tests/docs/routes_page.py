@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tests.integration.conformance import DOCUMENT
+from tests.support.conformance import DOCUMENT
 
 Json = dict[str, Any]
 

@@ -19,7 +19,7 @@ from tests.docs.blocks import PAGES, ROOT, RUN, SHELLS, Block, blocks_of
 from tests.docs.console import Console
 from tests.docs.test_pages_run import PAGES as ALONE
 from tests.docs.test_pages_run import TWO_MACHINES
-from tests.integration.conformance import DOCUMENT, conforms, validates
+from tests.support.conformance import DOCUMENT, conforms, validates
 
 BLOCKS = [
     (page, block)

@@ -14,8 +14,8 @@ from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.settings import SETTINGS
 from octaskly.core.protocol.messages import Message
 from tests.docs import reference, routes_page
-from tests.integration.api_node import FixedClock, no_peer, verify
-from tests.integration.fake_gateway import FakeGateway
+from tests.support.api_node import FixedClock, no_peer, verify
+from tests.support.fake_gateway import FakeGateway
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

@@ -17,8 +17,8 @@ from octaskly.mesh import wire
 from tests.builders import moment, node_id
 from tests.property.fuzzing import fuzz
 from tests.property.test_codec import MESSAGES, values_of
-from tests.unit.test_golden import MESSAGES as GOLDEN
-from tests.unit.test_vetting import ME, PEER, Shell
+from tests.unit.core.node.test_message_checks import ME, PEER, Shell
+from tests.unit.mesh.test_golden_frames import MESSAGES as GOLDEN
 
 GREETING = Greeting(name="ash", key=bytes(32), wall_ms=0, number=7).pack()
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 16)

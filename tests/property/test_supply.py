@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from octaskly.core.model.task_options import GivenFile
 from octaskly.runner.files.blob_fetcher import Source, Supply, Turns
 from octaskly.runner.files.blob_store import Depot
-from tests.integration.pooling import MachineClock
+from tests.support.pooling import MachineClock
 
 THREADS: Final = 6
 AT_ONCE: Final = st.lists(st.sampled_from("abc"), min_size=THREADS, max_size=60)

@@ -62,8 +62,7 @@ from octaskly.store.writing.tables import Tables
 from tests.builders import moment
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import fuzz
-from tests.unit import test_golden as golden
-from tests.unit.test_vetting import (
+from tests.unit.core.node.test_message_checks import (
     KNOWN,
     ME,
     OTHER,
@@ -73,6 +72,7 @@ from tests.unit.test_vetting import (
     Shell,
     hello_of,
 )
+from tests.unit.mesh import test_golden_frames as golden
 
 WISHES = TaskOptions(
     name="n",

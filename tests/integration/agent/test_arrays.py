@@ -1,0 +1,493 @@
+"""Arrays on a whole agent: handed in as one, run one by one, cancelled, repeated."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agents import (
+    TASKS,
+    WAIT_S_MAX,
+    Agent,
+    finished,
+    replicas,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
+from tests.support.sse_client import stream
+
+ARRAYS = "/api/v1/arrays"
+MEMBERS = 400  #: of an array that is cut off after the first hundred
+STATES = ("queued", "running", "completed", "failed", "cancelled")
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with running(tmp_path_factory.mktemp("arrays"), "ash") as (agent,):
+        until_nodes(agent, 1)
+        yield agent
+
+
+def ended(agent: Agent, array: str) -> dict[str, Any]:
+    """Wait for the end of an array and return it."""
+    return finished(agent, array, ARRAYS)
+
+
+def counts(body: dict[str, Any]) -> dict[str, int]:
+    return {state: body["array"][state] for state in STATES if body["array"][state]}
+
+
+def test_each_number_of_a_range_is_a_member(agent: Agent) -> None:
+    """One line in lists; members are tasks of their own."""
+    before = agent.call("GET", TASKS)[1]["total"]
+    array = submit(
+        agent,
+        'echo {} "$OCTASKLY_ITEM" "$OCTASKLY_INDEX"; test {} -ne 5',
+        array={"range": "1-9:2"},
+    )
+
+    body = ended(agent, array)
+
+    assert body["status"] == "failed"
+    assert counts(body) == {"completed": 4, "failed": 1}
+    assert body["array"]["total"] == 5
+    (failed,) = body["failed_members"]
+    members = [agent.call("GET", f"{TASKS}/{array}.{n}")[1] for n in range(1, 10, 2)]
+    assert body["started_at"] == min(member["started_at"] for member in members)
+    assert body["completed_at"] == max(member["completed_at"] for member in members)
+    assert body["duration_ms"] >= 0
+    assert body["queue_ms"] >= 0
+    assert (failed["id"], failed["index"], failed["item"]) == (f"{array}.5", 5, "5")
+    assert failed["exit_code"] == 1
+    assert agent.call("GET", f"{TASKS}/{array}.3")[1]["stdout"] == "3 3 3\n"
+    assert agent.call("GET", f"{TASKS}/{array}.2")[0] == 404
+    assert agent.call("GET", TASKS)[1]["total"] == before + 1
+    page = agent.call("GET", f"{TASKS}?array={array}&status=completed&limit=2&offset=2")
+    assert [task["id"] for task in page[1]["tasks"]] == [f"{array}.7", f"{array}.9"]
+    assert page[1]["total"] == 4
+
+
+def test_an_item_is_one_word_and_only_what_failed_is_repeated(agent: Agent) -> None:
+    """A name with a space or a quote in it does what it does as an argument."""
+    items = ["a b", "c'd; exit 3", "$HOME", ""]
+    array = submit(
+        agent,
+        'test {} != "$OCTASKLY_ITEM" || test {} = "a b"',
+        id="mine",
+        array={"items": items, "max_fails": 9},
+    )
+
+    body = ended(agent, array)
+
+    assert counts(body) == {"completed": 1, "failed": 3}
+    assert [member["item"] for member in body["failed_members"]] == items[1:]
+    status, repeated = agent.call("POST", f"{ARRAYS}/{array}/retry")
+    assert status == 201
+    assert agent.call("POST", f"{TASKS}/{array}/retry")[1]["id"] == repeated["id"]
+    body = ended(agent, repeated["id"])
+    assert counts(body) == {"failed": 3}
+    assert agent.call("GET", f"{TASKS}/{repeated['id']}")[1]["retry_of"] == "mine"
+    assert agent.call("GET", f"{TASKS}/mine.0")[1]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("query", "indexes"),
+    [("?order=number", [1, 3, 5, 7]), ("", [1, 3, 5, 7]), ("?offset=2", [5, 7])],
+)
+def test_results_of_all_members_come_in_one_stream(
+    agent: Agent, query: str, indexes: list[int]
+) -> None:
+    """How each ended and what it wrote, to the byte; then how the array did."""
+    array = submit(
+        agent,
+        "printf '\\377'; echo {} >&2; test {} -ne 5",
+        array={"range": "1-7:2"},
+    )
+    with stream(agent, f"{ARRAYS}/{array}/results{query}") as events:
+        *results, end = events
+
+    assert end.name == "end"
+    assert (end.data["id"], end.data["status"]) == (array, "failed")
+    assert {event.name for event in results} == {"result"}
+    told = [event.data for event in results]
+    if "number" not in query:
+        told.sort(key=lambda result: result["index"])
+    assert [result["index"] for result in told] == indexes
+    assert [result["id"] for result in told] == [f"{array}.{n}" for n in indexes]
+    assert [result["position"] for result in told] == [n // 2 for n in indexes]
+    assert {b64decode(result["stdout"]) for result in told} == {b"\xff"}
+    assert [b64decode(r["stderr"]) for r in told] == [b"%d\n" % n for n in indexes]
+    codes = {r["index"]: (r["status"], r["exit_code"]) for r in told}
+    assert codes[5] == ("failed", 1)
+    assert codes[7] == ("completed", 0)
+
+
+def test_results_are_of_arrays_alone(agent: Agent) -> None:
+    """A task has its own route; what is asked for has to exist."""
+    task = submit(agent, "true")
+
+    assert agent.call("GET", f"{ARRAYS}/{task}/results")[0] == 404
+    assert agent.call("GET", f"{ARRAYS}/task-999/results")[0] == 404
+    status, body = agent.call("GET", f"{ARRAYS}/{task}/results?order=size")
+    assert (status, body["field"]) == (400, "order")
+
+
+def test_placeholders_stand_in_commands_and_paths(agent: Agent) -> None:
+    """A path keeps to the worker directory, whatever the items are."""
+    items = ["x/a b.c", "d.e"]
+    array = submit(
+        agent,
+        "echo {#} > {/.}.out",
+        outputs=["{/.}.out"],
+        array={"items": items},
+    )
+
+    assert counts(ended(agent, array)) == {"completed": 2}
+    shown = [agent.call("GET", f"{TASKS}/{array}.{n}")[1] for n in range(2)]
+    assert [task["command"] for task in shown] == [
+        "echo 1 > 'a b'.out",
+        "echo 2 > d.out",
+    ]
+    assert [task["outputs"] for task in shown] == [
+        [{"path": "a b.out", "bytes": 2}],
+        [{"path": "d.out", "bytes": 2}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "item"),
+    [("{//}", "a/b"), ("{/}", "a/.."), ("{.}", ".x"), ("{.}", "a/b.c")],
+)
+def test_a_placeholder_leads_no_path_astray(agent: Agent, path: str, item: str) -> None:
+    """It stands for one part of a path, and never for the folder above."""
+    body = {"command": "true", "outputs": [path], "array": {"items": [item]}}
+    status, answer = agent.call("POST", TASKS, body)
+
+    assert status == 400
+    assert "in a path" in answer["hint"]
+
+
+def test_what_was_cancelled_is_repeated_with_what_failed(agent: Agent) -> None:
+    """Members that had not begun have no row of their own, and are not forgotten."""
+    array = submit(
+        agent,
+        "test {} -ne 1 || exit 1; test {} -lt 3 || sleep 1000",
+        array={"range": "0-499"},
+    )
+    first = {"completed": 2, "failed": 1}
+    until(lambda: first.items() <= shown(agent, array).items(), "the first have ended")
+    assert agent.call("DELETE", f"{ARRAYS}/{array}?force=true")[0] == 200
+    body = ended(agent, array)
+    assert counts(body) == {"completed": 2, "failed": 1, "cancelled": 497}
+
+    status, repeated = agent.call("POST", f"{ARRAYS}/{array}/retry")
+
+    assert status == 201
+    assert agent.call("DELETE", f"{ARRAYS}/{repeated['id']}?force=true")[0] == 200
+    assert ended(agent, repeated["id"])["array"]["total"] == 498
+    status, member = agent.call("GET", f"{TASKS}/{repeated['id']}.0")
+    assert status == 200, member
+    assert member["command"].startswith("test 1 -ne 1 ")
+    # Of the last one the log says nothing, as it never began.
+    status, member = agent.call("GET", f"{TASKS}/{repeated['id']}.497")
+    assert status == 200, member
+    assert member["command"].startswith("test 499 -ne 1 ")
+
+
+def test_a_long_range_is_repeated_though_its_members_cannot_all_be_named(
+    agent: Agent,
+) -> None:
+    """It is 409 only where some in the middle are completed."""
+    array = submit(
+        agent,
+        "true",
+        array={"range": "5-1999999:2", "max_fails": 3},
+        requires={"labels": {"nobody": "has"}},
+    )
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+
+    status, repeated = agent.call("POST", f"{ARRAYS}/{array}/retry")
+    body = agent.call("GET", f"{ARRAYS}/{repeated['id']}")[1]
+    agent.call("DELETE", f"{ARRAYS}/{repeated['id']}")
+
+    assert status == 201
+    assert body["array"]["range"] == "5-1999999:2"
+    assert body["array"]["queued"] == 999_998
+    assert body["array"]["max_fails"] == 3
+
+
+def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
+    """Nor of a task by the route of arrays."""
+    array = submit(agent, "true", array={"range": "0-2"})
+    assert counts(ended(agent, array)) == {"completed": 3}
+
+    status, body = agent.call("POST", f"{ARRAYS}/{array}/retry")
+
+    assert (status, body["error"]) == (409, "Nothing to repeat")
+    task = submit(agent, "true")
+    assert agent.call("GET", f"{ARRAYS}/{task}")[0] == 404
+    assert agent.call("POST", f"{ARRAYS}/{task}/retry")[0] == 404
+
+
+def test_a_member_that_was_cancelled_is_explained_as_such(agent: Agent) -> None:
+    """Not with those of its array that wait."""
+    array = submit(agent, "true", array={"range": "0-2"}, requires={"gpus": 1000})
+    assert agent.call("DELETE", f"{TASKS}/{array}.1")[0] == 200
+
+    _, waiting = agent.call("GET", f"{TASKS}/{array}.2/explain")
+    _, cancelled = agent.call("GET", f"{TASKS}/{array}.1/explain")
+
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+    assert waiting["status"] == "queued"
+    assert waiting["summary"].startswith("2 of 3 members are queued: ")
+    told = (cancelled["status"], cancelled["summary"])
+    assert told == ("cancelled", "it was cancelled")
+
+
+def test_too_many_failures_end_what_has_not_begun(agent: Agent) -> None:
+    """A million members that would all fail cost a few attempts."""
+    array = submit(agent, "false", array={"range": "1-1000000", "max_fails": 3})
+
+    body = ended(agent, array)
+
+    assert body["status"] == "failed"
+    assert body["array"]["failed"] > 3
+    assert body["array"]["failed"] + body["array"]["cancelled"] == 1_000_000
+    assert agent.call("GET", f"{TASKS}/{array}.777777")[1]["status"] == "cancelled"
+
+
+def test_too_many_failures_end_what_waits_for_another_try(agent: Agent) -> None:
+    """All have begun once, so nothing is left of the array but what is to go on."""
+    array = submit(agent, "false", retries=1, array={"range": "1-100", "max_fails": 3})
+
+    body = ended(agent, array)
+
+    assert body["status"] == "failed"
+    assert 3 < body["array"]["failed"] < 100
+    assert body["array"]["failed"] + body["array"]["cancelled"] == 100
+
+
+def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> None:
+    """One request for all that waits; counts of the mesh are exact at each moment."""
+    before = agent.call("GET", "/api/v1/stats")[1]["tasks"]
+    array = submit(agent, "sleep 1000", array={"range": "1-1000"})
+    path = f"{ARRAYS}/{array}"
+    until(lambda: agent.call("GET", path)[1]["status"] == "running", "it runs")
+    why = agent.call("GET", f"{TASKS}/{array}.998/explain")[1]
+    assert (why["id"], why["status"]) == (f"{array}.998", "queued")
+    assert "members are queued" in why["summary"]
+    assert agent.call("DELETE", f"{TASKS}/{array}.999")[0] == 200
+    stats = agent.call("GET", "/api/v1/stats")[1]["tasks"]
+    assert sum(stats.values()) == sum(before.values()) + 1000
+
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+
+    body = agent.call("GET", f"{ARRAYS}/{array}")[1]
+    slots = body["array"]["running"]
+    assert body["status"] == "running"
+    assert counts(body) == {"running": slots, "cancelled": 1000 - slots}
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200  # It was asked again.
+    assert agent.call("DELETE", f"{ARRAYS}/{array}?force=true")[0] == 200
+    body = ended(agent, array)
+    assert body["status"] == "cancelled"
+    assert counts(body) == {"cancelled": 1000}
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("array", "field", "hint"),
+    [
+        ({"range": "9-1"}, "range", "9-1 is reversed"),
+        ({"range": "1-1000000000"}, "range", "has 1000000000 members"),
+        ({"range": "999999999-1000000000"}, "range", "1000000000 is too large"),
+        ({"range": "1-9:0"}, "range", "the step is 0"),
+        ({"range": "one-two"}, "range", "is no range"),
+        ({"items": []}, "items", "there are 0 items"),
+        ({"items": ["x", "y" * (1 << 20)]}, "items[1]", "the item has 1048576 bytes"),
+        ({"items": ["x" * 65_000] * 80}, "items", "the items take 5200480 bytes"),
+        ({"items": ["a\0b"]}, "items[0]", "NUL"),
+        ({"items": ["a"], "range": "1-2"}, None, "either `range` or `items`"),
+        ({}, None, "either `range` or `items`"),
+        ({"range": "1-2", "max_fails": -1}, "max_fails", "0 to 10000000"),
+        ({"range": "1-2", "most": 1}, "most", "unknown field"),
+    ],
+)
+def test_an_array_that_cannot_be_is_refused_whole(
+    agent: Agent, array: object, field: str | None, hint: str
+) -> None:
+    """The answer names the field; nothing of the request is accepted."""
+    before = agent.call("GET", TASKS)[1]["total"]
+    batch = [{"command": "true"}, {"command": "echo {}", "array": array}]
+
+    status, body = agent.call("POST", TASKS, batch)
+
+    assert status == 400
+    assert body["field"] == ("$[1].array" if field is None else f"$[1].array.{field}")
+    assert hint in body["hint"]
+    assert agent.call("GET", TASKS)[1]["total"] == before
+
+
+def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> None:
+    """A short command and a long item can make a very long one."""
+    array = {"items": ["short", "x" * 30_000]}
+
+    status, body = agent.call("POST", TASKS, {"command": "{} {} {}", "array": array})
+
+    assert (status, body["field"]) == (400, "$.command")
+    assert "with its longest member the command has 90002 bytes" in body["hint"]
+
+
+def test_tasks_come_after_arrays_and_arrays_after_tasks(
+    agent: Agent, tmp_path: Path
+) -> None:
+    """A whole array is waited for; a member is refused, since it may never begin."""
+    first = submit(agent, f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done")
+    array = submit(agent, "echo {}", array={"range": "0-3"}, after=[first])
+    last = submit(agent, "echo done", after=[array])
+
+    why = agent.call("GET", f"{TASKS}/{array}.2/explain")[1]
+    status, body = agent.call(
+        "POST", TASKS, {"command": "true", "after": [f"{array}.2"]}
+    )
+
+    assert (why["status"], why["summary"]) == ("queued", f"it waits for {first}")
+    assert (status, body["field"]) == (400, "$.after[0]")
+    assert "is a member of an array" in body["hint"]
+    (tmp_path / "go").touch()
+    assert counts(ended(agent, array)) == {"completed": 4}
+    assert agent.call("GET", f"{TASKS}/{last}?wait=30")[1]["status"] == "completed"
+    failed = submit(agent, "false")
+    array = submit(agent, "echo {}", array={"range": "0-3"}, after=[failed])
+    assert counts(ended(agent, array)) == {"cancelled": 4}
+
+
+def test_members_ask_for_what_their_array_asks_for(agent: Agent) -> None:
+    """No node has the label, so all wait, and the reason is told of each."""
+    array = submit(
+        agent,
+        "echo {}",
+        array={"range": "0-999999"},
+        requires={"labels": {"room": "none"}},
+    )
+
+    whole = agent.call("GET", f"{TASKS}/{array}/explain")[1]
+    member = agent.call("GET", f"{TASKS}/{array}.7/explain")[1]
+
+    assert whole["status"] == member["status"] == "queued"
+    assert "room" in whole["summary"]
+    assert member["summary"] == whole["summary"]
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+    assert counts(ended(agent, array)) == {"cancelled": 1_000_000}
+
+
+def test_each_member_has_files_of_its_own(agent: Agent) -> None:
+    """A path may have the item in it, as long as it stays where it is."""
+    array = submit(
+        agent,
+        "mkdir -p frames && echo {} > frames/$OCTASKLY_ITEM.txt",
+        outputs=["frames/{}.txt"],
+        array={"items": ["a b", "..c"]},
+    )
+    assert counts(ended(agent, array)) == {"completed": 2}
+    task = agent.call("GET", f"{TASKS}/{array}.0")[1]
+    assert task["outputs"] == [{"path": "frames/a b.txt", "bytes": 4}]
+
+    for item in ("a/b", "..", "", "x" * 252):
+        members = {"items": ["fine", item]}
+        body = {"command": "true", "inputs": ["frames/{}.txt"], "array": members}
+        status, answer = agent.call("POST", TASKS, body)
+        assert (status, answer["field"]) == (400, "$.array.items[1]")
+        assert "cannot stand for {} in a path" in answer["hint"]
+
+
+def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """What has ended is not run again, and the members that waited come from disk."""
+    ran, gate = tmp_path / "ran", tmp_path / "gate"
+    ran.mkdir()
+    agent = start(tmp_path, "ash")
+    try:
+        until_nodes(agent, 1)
+        command = (
+            f"echo >> {ran}/{{}}; test {{}} -lt 50 || test -e {gate} || sleep 1000"
+        )
+        array = submit(agent, command, array={"range": "0-199"})
+        until(lambda: ended_so_far(agent, array) >= 50, "the first have ended")
+        agent.process.kill()
+        agent.process.wait()
+        gate.touch()
+        agent = start(tmp_path, "ash")
+        until_nodes(agent, 1)
+        body = ended(agent, array)
+    finally:
+        agent.stop()
+
+    assert counts(body) == {"completed": 200}
+    assert {path.name for path in ran.iterdir()} == {str(n) for n in range(200)}
+    assert all((ran / str(n)).read_text() == "\n" for n in range(50))
+
+
+def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
+    """The next one goes on with the members that did not end, and runs no other.
+
+    Who reads their output hears of each once, in its place.
+    """
+    ran = tmp_path / "ran"
+    ran.mkdir()
+    with running(tmp_path, "ash", "elm", "oak", extra=("--slots", "1")) as agents:
+        until_nodes(agents[0], 3)
+        until(lambda: replicas(agents[0]) == 3, "two standbys are level")
+        nodes = agents[0].call("GET", "/api/v1/nodes")[1]["nodes"]
+        names = {node["role"]: node["name"] for node in nodes}
+        head = next(a for a in agents if a.state.name == names["dispatcher"])
+        witness = next(a for a in agents if a is not head)
+        command = f"echo >> {ran}/{{}}; echo {{}}"
+        items = "".join(f"{number}\n" for number in range(MEMBERS))
+        (tmp_path / "items").write_text(items)
+        reader = mapping(witness, command, tmp_path / "items")
+        array = until(lambda: newest(witness), "it is handed in")
+        until(lambda: ended_so_far(witness, array) >= 100, "some have ended")
+        done = ended_so_far(witness, array)
+        head.process.kill()
+        head.process.wait()
+
+        body = ended(witness, array)
+        printed, _ = reader.communicate(timeout=WAIT_S_MAX)
+
+    assert counts(body) == {"completed": MEMBERS}
+    assert (reader.returncode, printed.decode()) == (0, items)
+    assert {path.name for path in ran.iterdir()} == {str(n) for n in range(MEMBERS)}
+    twice = [path for path in ran.iterdir() if path.read_text() != "\n"]
+    assert len(twice) <= MEMBERS - done
+
+
+def mapping(agent: Agent, command: str, items: Path) -> subprocess.Popen[bytes]:
+    """Start `octaskly map -k` with the items of a file."""
+    program = [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)]
+    with items.open() as stdin:
+        return subprocess.Popen(
+            [*program, "map", "-k", command], stdin=stdin, stdout=subprocess.PIPE
+        )
+
+
+def newest(agent: Agent) -> str | None:
+    status, body = agent.call("GET", TASKS)
+    return str(body["tasks"][-1]["id"]) if status == 200 and body["tasks"] else None
+
+
+def shown(agent: Agent, array: str) -> dict[str, int]:
+    """Return how many members are in each state now."""
+    return counts(agent.call("GET", f"{ARRAYS}/{array}")[1])
+
+
+def ended_so_far(agent: Agent, array: str) -> int:
+    status, body = agent.call("GET", f"{ARRAYS}/{array}")
+    return int(body["array"]["completed"]) if status == 200 else 0

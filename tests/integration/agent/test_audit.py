@@ -1,0 +1,142 @@
+"""Whole agents on loopback: one audit log, whichever node was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agents import Agent, request, until
+from tests.integration.agent.test_tokens import connection, issue, roles, three
+
+Line = tuple[str | None, str, str | None, str, int]
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
+    """Three nodes, whose audit log holds nothing of another test."""
+    with three(tmp_path) as agents:
+        yield agents
+
+
+def lines(agent: Agent) -> list[dict[str, Any]]:
+    status, body = agent.call("GET", "/api/v1/audit?since_s=3600&limit=1000")
+    assert status == 200, body
+    return list(body["entries"])
+
+
+def joins(agent: Agent) -> dict[str, str | None]:
+    """Return of each node when it came as a new one."""
+    nodes = agent.call("GET", "/api/v1/nodes")[1]["nodes"]
+    return {node["name"]: node["joined_at"] for node in nodes}
+
+
+def told(agent: Agent) -> set[Line]:
+    """Return who did what at which node, and the answer."""
+    return {
+        (e["subject"], e["action"], e["target"], e["node"], e["status"])
+        for e in lines(agent)
+    }
+
+
+def ask(
+    agent: Agent, method: str, path: str, body: object = None, *, token: str
+) -> tuple[int, Any]:
+    with contextlib.closing(connection(agent)) as opened:
+        return request(opened, method, path, body, token)
+
+
+def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
+    mesh: list[Agent],
+) -> None:
+    """Whatever node is asked, also one that decides by itself; after a failover, too.
+
+    Who reads it is an admin.
+    """
+    worker = mesh[2]
+    client, viewer = (
+        issue(worker, name=r, role=r)["token"] for r in ("client", "viewer")
+    )
+    status, task = ask(
+        worker, "POST", "/api/v1/tasks", {"command": "true"}, token=client
+    )
+    assert status == 201, task
+    assert ask(worker, "GET", "/api/v1/tasks", token=viewer)[0] == 200
+    assert (
+        ask(worker, "POST", "/api/v1/tasks", {"command": "x"}, token=viewer)[0] == 403
+    )
+    assert ask(worker, "GET", "/api/v1/tasks", token="x.y.z")[0] == 401
+    for token in (client, viewer):
+        assert ask(worker, "GET", "/api/v1/audit", token=token)[0] == 403
+    assert worker.call("POST", "/api/v1/nodes/cy/pause")[0] == 200
+    assert worker.call("DELETE", "/api/v1/tokens/viewer")[0] == 200
+    tasks = "POST /api/v1/tasks"
+    who = worker.call("GET", "/api/v1/tokens")[1]["tokens"][0]["issued_by"]
+    wanted: set[Line] = {
+        (who, "POST /api/v1/tokens", "client", "cy", 201),
+        (who, "POST /api/v1/tokens", "viewer", "cy", 201),
+        ("client", tasks, None, "cy", 201),
+        ("viewer", tasks, None, "cy", 403),
+        (None, "GET /api/v1/tasks", None, "cy", 401),
+        ("client", "GET /api/v1/audit", None, "cy", 403),
+        (who, "POST /api/v1/nodes/{name}/pause", "cy", "cy", 200),
+        (who, "DELETE /api/v1/tokens/{token}", "viewer", "cy", 200),
+    }
+
+    until(lambda: wanted <= told(mesh[0]), "all of it is in the log")
+    seen = lines(mesh[0])
+    joined = {e["subject"] for e in seen if e["action"] == "join"}
+    (submission,) = (
+        e for e in seen if e["action"] == tasks and e["subject"] == "client"
+    )
+    assert joined == {"node:ben", "node:cy"}
+    assert (submission["tasks"], submission["task_count"]) == ([task["id"]], 1)
+    assert (submission["source"], submission["decided_by"]) == ("127.0.0.1", "ana")
+    (paused,) = (e for e in seen if e["action"].endswith("pause"))
+    assert (paused["source"][:4], paused["decided_by"]) == ("uid ", "cy")
+    there = {e["id"]: e for e in lines(worker)}  # And what came meanwhile.
+    assert [there[e["id"]] for e in seen] == seen
+
+    came = joins(worker)
+    assert came["ana"] is None
+    assert all(came[name] for name in ("ben", "cy"))
+
+    mesh[0].process.send_signal(signal.SIGKILL)
+    mesh[0].process.wait()
+    until(lambda: roles(worker).get("ben") == "dispatcher", "another node reigns")
+    assert {e["id"] for e in seen} <= {e["id"] for e in lines(worker)}
+    assert joins(worker) == came
+
+
+def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
+    mesh: list[Agent],
+) -> None:
+    """Else it would cost more to refuse than to ask."""
+    token = issue(mesh[1], name="bulk")["token"]
+    before = {e["id"] for e in lines(mesh[1])}
+    began_s = time.monotonic()
+    with contextlib.closing(connection(mesh[2])) as opened:
+        for _ in range(200):
+            assert request(opened, "GET", "/api/v1/tasks", token="x.y.z")[0] == 401
+    many = [{"command": "true", "requires": {"gpus": 99}}] * 100
+    for _ in range(20):
+        assert ask(mesh[1], "POST", "/api/v1/tasks", many, token=token)[0] == 201
+
+    def are_written() -> bool:
+        found = [e for e in lines(mesh[1]) if e["subject"] == "bulk"]
+        return sum(int(e["task_count"]) for e in found) >= 10 * len(many)
+
+    until(are_written, "the first submissions are in the log")
+    seen = [e for e in lines(mesh[1]) if e["id"] not in before]
+
+    refused = [e for e in seen if not e["allowed"]]
+    bulk = [e for e in seen if e["action"] == "POST /api/v1/tasks"]
+    minutes = 1 + (time.monotonic() - began_s) // 60  # Each begins with a line.
+    assert len(refused) <= 2 + 2 * minutes
+    assert len(bulk) <= 22
+    assert all(len(e["tasks"]) <= 8 for e in bulk)

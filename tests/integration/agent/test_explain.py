@@ -1,0 +1,163 @@
+"""Real agents say why a task waits, refuse what cannot run, and bound their queue."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.agents import (
+    TASKS,
+    Agent,
+    ending,
+    finished,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
+from tests.integration.agent.test_availability import steer
+
+
+def hand_in(agent: Agent, **task: Any) -> tuple[int, Any]:
+    """Submit one task that does nothing."""
+    status, body = agent.call("POST", TASKS, {"command": "true", **task})
+    return status, body
+
+
+def explained(agent: Agent, task: str) -> Any:
+    status, told = agent.call("GET", f"{TASKS}/{task}/explain")
+    assert status == 200, told
+    return told
+
+
+def state_of(agent: Agent, name: str) -> str:
+    return str(agent.call("GET", f"/api/v1/nodes/{name}")[1]["state"])
+
+
+def codes(told: Any) -> dict[str, list[str]]:
+    """Return the codes of the reasons, by node."""
+    return {
+        node["name"]: [why["code"] for why in node["reasons"]] for node in told["nodes"]
+    }
+
+
+def test_a_task_that_no_node_can_run_waits_and_is_explained(tmp_path: Path) -> None:
+    """B22: others run meanwhile; who wants to know at once is refused."""
+    agent = start(tmp_path, "solo", "--slots", "2", "--label", "disk=hdd")
+    with ending(agent):
+        until(lambda: agent.call("GET", "/api/v1/nodes")[0] == 200, "a dispatcher")
+        huge = {"requires": {"cpus": 999}}
+        status, accepted = hand_in(agent, **huge)
+        why = "no node has 999 CPUs; largest is 2 (solo)"
+
+        assert status == 201
+        told = explained(agent, accepted["id"])
+        assert (told["status"], told["summary"]) == ("queued", why)
+        assert codes(told) == {"solo": ["cpus"]}
+        ssd = hand_in(agent, requires={"labels": {"disk": "ssd"}})[1]["id"]
+        (node,) = explained(agent, ssd)["nodes"]
+        assert node["reasons"] == [
+            {"code": "label", "message": "lacks label disk=ssd (has disk=hdd)"}
+        ]
+        many = [{"command": "true", "priority": 9, **huge}] * 10_000
+        assert agent.call("POST", TASKS, many)[0] == 201
+        assert finished(agent, submit(agent, "echo ran"))["stdout"] == "ran\n"
+
+        before = agent.call("GET", TASKS)[1]["total"]
+        for path, task in (
+            (TASKS, {"fail_fast": True}),
+            (f"{TASKS}?fail_fast=true", {}),
+        ):
+            body = {"command": "true", **huge, **task}
+            status, refused = agent.call("POST", path, body)
+            assert (status, refused["error"]) == (422, "No node can run the task")
+            assert refused["hint"] == why
+            assert refused["field"] == "$.requires"
+        assert agent.call("GET", TASKS)[1]["total"] == before
+        fits = {"requires": {"cpus": 2}, "fail_fast": True}
+        assert finished(agent, hand_in(agent, **fits)[1]["id"])["status"] == "completed"
+
+        shown = cli(agent, "explain", accepted["id"])
+        assert why in shown
+        assert "needs 999 cpus, has 2" in shown
+        assert json.loads(cli(agent, "explain", ssd, "--json"))["id"] == ssd
+
+
+def cli(agent: Agent, *arguments: str) -> str:
+    """Run a command of this package against an agent, and return what it prints."""
+    command = [
+        *(sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=dict(os.environ)
+    )
+    return done.stdout
+
+
+def test_every_node_has_its_own_reason(tmp_path: Path) -> None:
+    """Asked at any node: paused, drained, and another one is wanted."""
+    with running(tmp_path, "ana", "ben", extra=("--slots", "1")) as (ana, ben):
+        until_nodes(ana, 2)
+        steer(ana, "ana", "pause")
+        steer(ana, "ben", "drain")
+        until(lambda: state_of(ana, "ben") == "draining", "the dispatcher knows")
+        task = submit(ana, "true")
+        only = hand_in(ana, requires={"node": "ben"})[1]["id"]
+
+        for agent in (ana, ben):
+            assert codes(explained(agent, task)) == {
+                "ana": ["paused"],
+                "ben": ["draining"],
+            }
+            assert codes(explained(agent, only)) == {
+                "ana": ["paused", "node"],
+                "ben": ["draining"],
+            }
+        summary = explained(ana, task)["summary"]
+        assert summary == "no node that could run it takes work at this moment"
+
+        steer(ana, "ben", "resume")
+        for each in (task, only):
+            assert finished(ana, each)["worker_id"] == "ben"
+        assert explained(ana, task)["summary"] == "it completed on ben"
+
+
+def wait_told(agent: Agent, tasks: object) -> str | None:
+    """Hand in what is refused; return how long to wait until another try."""
+    with contextlib.closing(agent.connection()) as connection:
+        head = {"Content-Type": "application/json"}
+        connection.request("POST", TASKS, json.dumps(tasks), head)
+        reply = connection.getresponse()
+        reply.read()
+    assert reply.status == 429
+    return reply.headers["Retry-After"]
+
+
+def test_a_full_queue_refuses_more_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """B21: 429 with Retry-After; there is room again once tasks have run."""
+    agent = start(tmp_path, "solo", "--slots", "1", "--queue-max", "3")
+    with ending(agent):
+        until(lambda: agent.call("GET", "/api/v1/nodes")[0] == 200, "a dispatcher")
+        steer(agent, "solo", "pause")
+        taken = [submit(agent, "echo kept") for _ in range(3)]
+
+        status, refused = hand_in(agent)
+
+        assert (status, refused["error"]) == (429, "Queue is full")
+        assert refused["hint"].startswith("3 tasks wait, and 3 may")
+        assert wait_told(agent, {"command": "true"}) == "5"
+        batch = [{"command": "true"}] * 2
+        assert agent.call("POST", TASKS, batch)[0] == 429
+        # More than may ever wait: to try again does not help.
+        assert wait_told(agent, batch * 2) is None
+        assert agent.call("GET", TASKS)[1]["total"] == 3
+        steer(agent, "solo", "unpause")
+        assert [finished(agent, task)["stdout"] for task in taken] == ["kept\n"] * 3
+        assert finished(agent, submit(agent, "echo more"))["stdout"] == "more\n"

@@ -1,0 +1,97 @@
+"""What the dispatcher remembers of its queue: even in time, bounded, of one reign."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.agent.gateway.queue_history import POINTS_MAX, History
+from octaskly.core.effects import Publish
+from octaskly.core.model.ids import Moment, NodeId
+from octaskly.ports import Point
+from tests.contract import log_kit as kit
+from tests.integration.agent.test_event_feed import EPOCH, Bench
+from tests.support.api_node import ADMIN, api_node
+
+
+class Hands:
+    """A clock whose hands a test moves."""
+
+    s = 0.0
+
+    def now(self) -> Moment:
+        return Moment(self.s, kit.WALL_MS + int(self.s * 1000))
+
+    def draw(self) -> float:
+        return 0.5
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "log.db")
+    await asyncio.to_thread(made.store.open)
+    yield made
+    await made.store.close()
+
+
+async def test_a_point_tells_what_waits_and_how_fast_tasks_ended(bench: Bench) -> None:
+    """The first look has nothing to compare with, so it makes none."""
+    clock = Hands()
+    history = History(bench.store, bench.view, clock)
+    await bench.add(kit.submitted(1), kit.submitted(2), kit.assigned(1))
+    await history.look()
+    clock.s = 4.0
+    await bench.add(kit.finished(1))
+    await history.look()
+
+    at_ms = kit.WALL_MS + 4000
+    assert history.points() == (
+        Point(at_ms=at_ms, queued=1, running=0, ended_per_s=0.25),
+    )
+
+
+async def test_no_more_than_ten_minutes_are_kept(bench: Bench) -> None:
+    """A dispatcher reigns for months."""
+    clock = Hands()
+    history = History(bench.store, bench.view, clock)
+    for _ in range(POINTS_MAX + 5):
+        clock.s += 5.0
+        await history.look()
+
+    assert len(history.points()) == POINTS_MAX
+    assert history.points()[-1].at_ms == clock.now().wall_ms
+
+
+async def test_another_reign_begins_anew(bench: Bench) -> None:
+    """What happened meanwhile was seen by another node."""
+    history = History(bench.store, bench.view, Hands())
+    for _ in range(2):
+        await history.look()
+    lost = Publish(EPOCH, NodeId("other"), is_serving=False, roster=None)
+    bench.view.published(lost)
+    await history.look()
+
+    assert history.points() == ()
+
+
+async def test_the_points_are_shown_by_the_api() -> None:
+    """In seconds and in tasks a second, as all of the API."""
+    async with api_node() as node:
+        node.gateway.points.append(
+            Point(at_ms=1_770_379_200_000, queued=5, running=2, ended_per_s=1.4)
+        )
+        answer = await node.ask("GET", "/api/v1/stats/history", headers=ADMIN)
+
+    assert answer.json == {
+        "points": [
+            {
+                "at": "2026-02-06T12:00:00Z",
+                "queued": 5,
+                "running": 2,
+                "ended_per_second": 1.4,
+            }
+        ]
+    }

@@ -1,0 +1,90 @@
+"""Webhooks of whole agents: the next dispatcher tells what the last one could not."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from octaskly.trust.mesh_secret import load
+from tests.agents import Agent, finished, replicas, running, submit, until, until_nodes
+from tests.integration.agent.test_tokens import roles
+from tests.support.receiver import is_signed, receiver
+
+
+async def _in_thread(call: Any, *args: Any, **more: Any) -> Any:
+    """Do what blocks while the receiver serves."""
+    return await asyncio.to_thread(functools.partial(call, *args, **more))
+
+
+async def test_an_agent_tells_how_a_task_ended(tmp_path: Path) -> None:
+    """At once, and with the key that the secret of the mesh gives."""
+    with running(tmp_path, "solo") as (agent,):
+        await _in_thread(until_nodes, agent, 1)
+        async with receiver() as server:
+            task = await _in_thread(
+                submit, agent, "echo secret; exit 3", notify_url=server.url
+            )
+            await server.until(1)
+            shown = await _in_thread(finished, agent, task)
+
+    key = load(tmp_path / "mesh.key").webhook_key()
+    _, headers, body = server.got[0]
+    assert is_signed(headers, body, key)
+    told = server.bodies()[0]
+    assert told["type"] == "task.failed"
+    assert (
+        told["data"] | {"id": task, "exit_code": 3, "worker_id": "solo"} == told["data"]
+    )
+    assert b"secret" not in body
+    assert shown["notify_url"] == server.url
+    assert len(base64.b64encode(key)) == 44
+
+
+def to_tell(agent: Agent) -> list[str]:
+    """Return the ended tasks of which somebody is to be told, as its log has it."""
+    log = f"file:{agent.state}/log.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(log, uri=True)) as db:
+        rows = db.execute("SELECT id FROM tasks WHERE notify = 1 AND state > 1")
+        return [task for (task,) in rows]
+
+
+def _kill_the_first(ana: Agent, bo: Agent) -> None:
+    ana.process.kill()
+    until(
+        lambda: roles(bo).get("bo") == "dispatcher",
+        "bo reigns",
+    )
+
+
+async def test_the_next_dispatcher_tells_what_the_last_could_not(
+    tmp_path: Path,
+) -> None:
+    """And not again what the last one did: the log says who was told."""
+    with running(tmp_path, "ana") as (ana,):
+        await _in_thread(until_nodes, ana, 1)
+        with running(tmp_path, "bo") as (bo,):
+            await _in_thread(until_nodes, ana, 2)
+            await _in_thread(until, lambda: replicas(ana) == 2, "a copy")
+            async with receiver() as server, receiver() as other:
+                server.answer = b"HTTP/1.1 503 Later\r\n\r\n"
+                heard = await _in_thread(submit, ana, "true", notify_url=other.url)
+                missed = await _in_thread(submit, ana, "true", notify_url=server.url)
+                await server.until(1)
+                await other.until(1)
+                for task in (heard, missed):
+                    await _in_thread(finished, ana, task)
+                await _in_thread(
+                    until, lambda: to_tell(bo) == [missed], "bo knows who was told"
+                )
+                server.got.clear()
+                server.answer = b"HTTP/1.1 204 No\r\n\r\n"
+                await _in_thread(_kill_the_first, ana, bo)
+                await server.until(1)
+
+    assert {headers["webhook-id"] for _, headers, _ in server.got} == {missed}
+    assert [headers["webhook-id"] for _, headers, _ in other.got] == [heard]

@@ -1,0 +1,165 @@
+"""The route of events, on a gateway that says what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from octaskly.core.change_feed import Gap, News, NodeNews, Place, TaskNews
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import StreamId
+from tests.agents import WAIT_S_MAX
+from tests.support.api_node import CLIENT, VIEWER, ApiNode, api_node, assert_problem
+from tests.support.fake_gateway import NOW_MS
+
+PATH = "/api/v1/events"
+PLACES = [Place(n, StreamId(7), n, "0" * 16) for n in range(20)]
+
+
+def task_news(node: ApiNode, task: str, place: Place | None) -> News:
+    """Tell how a task of the gateway is now."""
+    record: TaskRecord = node.gateway.records[task]  # type: ignore[index]
+    about = TaskNews(record, record.state, NOW_MS, record.chosen)
+    return News(about, place)
+
+
+def node_news(node: ApiNode, *, is_gone: bool = False) -> News:
+    roster = node.gateway.roster()
+    assert roster is not None
+    return News(NodeNews(roster.members[0], is_gone))
+
+
+async def told(node: ApiNode, *news: News, query: str = "", last_id: str = "") -> str:
+    """Ask for events, and end the stream once all of `news` are sent."""
+    node.gateway.news.put_nowait(news)
+    headers = {**VIEWER, **({"Last-Event-ID": last_id} if last_id else {})}
+    asked = asyncio.create_task(node.ask("GET", PATH + query, headers=headers))
+    async with asyncio.timeout(WAIT_S_MAX):
+        while not node.gateway.news.empty():  # noqa: ASYNC110  the stream takes it
+            await asyncio.sleep(0.001)
+    node.gateway.elect(node.gateway.view_of("other", term=2))
+    answer = await asked
+    assert answer.status == 200, answer
+    return answer.body.decode().removeprefix("retry: 1000\n\n")
+
+
+async def test_a_task_is_told_without_command_and_output() -> None:
+    """All times and reasons that a list shows, and the id from which to go on."""
+    async with api_node() as node:
+        task = await node.submit("echo secret")
+        node.gateway.start(task)
+        node.gateway.finish(task)
+        body = await told(node, task_news(node, task, PLACES[10]))
+
+    assert body == (
+        "event: task\n"
+        "id: a-7-a-0000000000000000\n"
+        f'data: {{"id":"{task}","status":"completed","at":"2026-02-06T12:00:00Z",'
+        '"worker_id":"laptop-01","attempt":1,"exit_code":0,"signal":null,'
+        '"reason":"exit","duration_ms":1500,"created_at":"2026-02-06T12:00:00Z",'
+        '"started_at":"2026-02-06T12:00:00Z","completed_at":"2026-02-06T12:00:01Z","array":null}\n\n'
+    )
+
+
+async def test_a_node_is_told_as_it_is() -> None:
+    """Without an id: the place in the log is the same as before."""
+    async with api_node() as node:
+        body = await told(node, node_news(node), node_news(node, is_gone=True))
+
+    shown = (
+        '{"name":"laptop-01","id":"node-a","role":"dispatcher",'
+        '"state":"%s","slots":2,"version":"0.0.0"}'
+    )
+    assert body == "".join(
+        f"event: node\ndata: {shown % state}\n\n" for state in ("ready", "gone")
+    )
+
+
+async def test_what_is_not_wanted_moves_the_place_all_the_same() -> None:
+    """Else a client of one quiet task would hear the whole log at its return."""
+    async with api_node() as node:
+        mine, other = await node.submit(), await node.submit()
+        news = [
+            task_news(node, mine, PLACES[1]),
+            node_news(node),
+            task_news(node, other, PLACES[2]),
+            task_news(node, other, PLACES[3]),
+        ]
+        body = await told(node, *news, query=f"?task={mine}")
+
+    first, rest, end = body.split("\n\n")
+    assert first.startswith(f'event: task\nid: {PLACES[1]}\ndata: {{"id":"{mine}"')
+    assert rest == f"id: {PLACES[3]}"
+    assert end == ""
+
+
+@pytest.mark.parametrize(("types", "names"), [("task", {"task"}), ("node", {"node"})])
+async def test_types_choose(types: str, names: set[str]) -> None:
+    """A reset is told to all."""
+    async with api_node() as node:
+        task = await node.submit()
+        news = [
+            News(Gap(), PLACES[1]),
+            task_news(node, task, PLACES[2]),
+            node_news(node),
+        ]
+        body = await told(node, *news, query=f"?types={types}")
+
+    lines = body.splitlines()
+    assert {line for line in lines if line.startswith("event: ")} == {
+        "event: reset",
+        *(f"event: {name}" for name in names),
+    }
+
+
+async def test_a_place_without_news_is_given() -> None:
+    """A client that is cut off before the first event goes on from there."""
+    async with api_node() as node:
+        body = await told(node, News(None, PLACES[4]), last_id=str(PLACES[3]))
+
+        assert body == f"id: {PLACES[4]}\n\n"
+        assert node.gateway.heard_from == [PLACES[3]]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("?types=", "types"),
+        ("?types=task,", "types"),
+        ("?types=tasks", "types"),
+        ("?task=a/b", "task"),
+        ("?since=1", "since"),
+    ],
+)
+async def test_bad_questions_are_refused(query: str, field: str) -> None:
+    """Before the stream begins."""
+    async with api_node() as node:
+        answer = await node.ask("GET", PATH + query, headers=CLIENT)
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == field
+
+
+async def test_an_id_that_is_none_is_refused() -> None:
+    """Guessing would skip or repeat events in silence."""
+    async with api_node() as node:
+        headers = {**VIEWER, "Last-Event-ID": "12"}
+        answer = await node.ask("GET", PATH, headers=headers)
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == "Last-Event-ID"
+
+
+async def test_events_of_no_task_are_not_found() -> None:
+    """Rather than a stream that stays silent for ever."""
+    async with api_node() as node:
+        answer = await node.ask("GET", PATH + "?task=nothing", headers=VIEWER)
+
+    assert_problem(answer, 404, "Task not found")
+
+
+async def test_events_need_a_token() -> None:
+    """As everything that shows tasks."""
+    async with api_node() as node:
+        assert_problem(await node.ask("GET", PATH), 401)

@@ -1,0 +1,47 @@
+"""The route that forgets ended tasks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.api_node import ADMIN, ApiNode, api_node, assert_problem
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[ApiNode]:
+    async with api_node() as started:
+        yield started
+
+
+@pytest.mark.parametrize(("age_s", "status", "told"), [(0, 200, 0), (60, 202, None)])
+async def test_who_asks_is_told_how_many_went_or_that_it_goes_on(
+    node: ApiNode, age_s: int, status: int, told: int | None
+) -> None:
+    """A request does not wait for minutes."""
+    body = {"older_than_s": age_s}
+
+    answer = await node.ask("POST", "/api/v1/forget", headers=ADMIN, body=body)
+
+    assert (answer.status, answer.json) == (status, {"forgotten": told})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"older_than_s": -1},
+        {"older_than_s": "7d"},
+        {"older_than_s": 1e10},
+        {"x": 1},
+    ],
+    ids=str,
+)
+async def test_what_is_to_go_must_be_clear(
+    node: ApiNode, body: dict[str, object]
+) -> None:
+    """Nothing is forgotten by a slip."""
+    answer = await node.ask("POST", "/api/v1/forget", headers=ADMIN, body=body)
+
+    assert_problem(answer, 400)

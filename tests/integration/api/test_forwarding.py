@@ -1,0 +1,1138 @@
+"""Requests that reach a node which is not dispatcher, over real mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from octaskly.api import Deadlines, Site
+from octaskly.api.http import long_polls, sse
+from octaskly.api.http.buffers import BACKLOG_BYTES
+from octaskly.config.limits import LimitOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.ports import Principal
+from octaskly.trust import mesh_secret as secrets_of
+from octaskly.trust.node_key import NodeKey
+from octaskly.trust.tls import MeshTrust
+from tests.agents import WAIT_S_MAX
+from tests.integration.api.test_streams import Open, connect, serve_stream
+from tests.support.api_node import (
+    ADMIN,
+    CLIENT,
+    KNOWN,
+    VIEWER,
+    Answer,
+    ApiNode,
+    api_node,
+    ask,
+    assert_hardened,
+    assert_problem,
+    assert_standard_headers,
+    exchange,
+    serve_free,
+    unread,
+    until,
+)
+from tests.support.fake_gateway import FakeGateway
+
+TASKS = "/api/v1/tasks"
+#: A machine that stalls must not make a node seem to be gone, or a hold seem over.
+PATIENT = Deadlines(hold_s=30.0, connect_s=30.0, shutdown_s=1.0)
+BRIEF = replace(PATIENT, hold_s=1.0)  #: where nobody comes to be dispatcher
+SECRET = secrets_of.generate()
+
+
+@dataclass
+class Member:
+    """A node with both listeners."""
+
+    api: ApiNode
+    trust: MeshTrust
+    lan_port: int
+
+    @property
+    def gateway(self) -> FakeGateway:
+        return self.api.gateway
+
+    @property
+    def lan_url(self) -> str:
+        return f"https://127.0.0.1:{self.lan_port}"
+
+    def follow(self, other: Member, term: int = 1) -> None:
+        """See `other` as dispatcher."""
+        view = self.gateway.view_of(
+            other.gateway.node_id, term=term, lan_urls=[other.lan_url]
+        )
+        self.gateway.elect(view)
+
+    def reign(self, term: int = 1) -> None:
+        """See itself as dispatcher."""
+        view = self.gateway.view_of(self.gateway.node_id, term=term)
+        self.gateway.elect(view)
+
+
+class Mesh(AsyncExitStack):
+    """Members that share one secret."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tuned: list[socket.socket] = []  #: connections to other members
+
+    async def member(
+        self, name: str, deadlines: Deadlines = PATIENT, **options: Any
+    ) -> Member:
+        trust = MeshTrust(SECRET, NodeKey.generate())
+        api = await self.enter_async_context(
+            api_node(
+                FakeGateway(trust.node_id, name=name),
+                node_name=name,
+                lan_ssl=trust.lan_server_context([name], ["127.0.0.1"]),
+                forward_ssl=trust.lan_client_context(),
+                peer_node_id=trust.peer_node_id,
+                deadlines=deadlines,
+                tune=self.tuned.append,
+                **options,
+            )
+        )
+        return Member(api, trust, await serve_free(api.server, Site.LAN, ["127.0.0.1"]))
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    async with Mesh() as started:
+        yield started
+
+
+@pytest.fixture
+async def front(mesh: Mesh) -> Member:
+    return await mesh.member("front")
+
+
+@pytest.fixture
+async def back(mesh: Mesh, front: Member) -> Member:
+    member = await mesh.member("back")
+    front.follow(member)
+    return member
+
+
+async def test_handshakes_of_one_address_are_bounded_by_the_setting(mesh: Mesh) -> None:
+    """Whoever connects to the LAN port and says nothing gets no more places."""
+    bounds = LimitOptions(lan_handshakes_per_address=2)
+    member = await mesh.member("bay", bounds=bounds)
+    place = ("127.0.0.1", member.lan_port)
+    (first, one), (second, two), (third, three) = [
+        await asyncio.open_connection(*place) for _ in range(3)
+    ]
+
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(WAIT_S_MAX):
+            assert await third.read() == b""
+
+    assert not first.at_eof()
+    assert not second.at_eof()
+    for writer in (one, two, three):
+        writer.transport.abort()
+
+
+def _stranger() -> ssl.SSLContext:
+    """Return the context of a client that trusts the mesh, without a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    trust = MeshTrust(SECRET, NodeKey.generate())
+    context.load_verify_locations(cadata=trust.ca_pem())
+    return context
+
+
+async def test_strangers_that_never_say_hello_are_bounded(mesh: Mesh) -> None:
+    """Each would cost memory before it says who it is; others get in all the same."""
+    bounds = LimitOptions(
+        handshake_s=int(4 * WAIT_S_MAX)
+    )  # None is given up meanwhile.
+    front = await mesh.member("front", bounds=bounds)
+    address = ("127.0.0.1", front.lan_port)
+    silent = [await asyncio.open_connection(*address) for _ in range(70)]
+
+    await until(lambda: sum(reader.at_eof() for reader, _ in silent) >= 6)
+    reader, writer = await asyncio.open_connection(
+        *address, ssl=_stranger(), local_addr=("127.0.0.2", 0)
+    )
+    writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    first = await reader.readline()
+
+    assert first == b"HTTP/1.1 200 OK\r\n"
+    assert sum(stream.at_eof() for stream, _ in silent) == 6
+    for each in (writer, *(end for _, end in silent)):
+        each.transport.abort()
+
+
+async def test_silent_addresses_without_number_keep_no_node_out(mesh: Mesh) -> None:
+    """One machine has as many as it likes, by IPv6; who waits longest makes room."""
+    bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX), lan_handshakes_max=4)
+    front = await mesh.member("front", bounds=bounds)
+    place = ("127.0.0.1", front.lan_port)
+    silent = [
+        await asyncio.open_connection(*place, local_addr=(f"127.0.1.{i}", 0))
+        for i in (1, 2, 3, 3)
+    ]
+
+    async with asyncio.timeout(WAIT_S_MAX):
+        _, writer = await asyncio.open_connection(*place, ssl=_stranger())
+        with contextlib.suppress(ConnectionError):
+            assert await silent[2][0].read() == b""
+
+    assert not any(silent[i][0].at_eof() for i in (0, 1, 3))
+    for each in (writer, *(end for _, end in silent)):
+        each.transport.abort()
+
+
+async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None:
+    """Four connections may be had here, and three of them by whom nobody knows."""
+    front = await mesh.member("front", bounds=LimitOptions(connections_max=4))
+    member = MeshTrust(SECRET, NodeKey.generate()).lan_client_context()
+    opened = []
+
+    async def status(tls: ssl.SSLContext, host: str) -> bytes:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", front.lan_port, ssl=tls, local_addr=(host, 0)
+        )
+        opened.append(writer)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        return (await reader.readline()).split()[1]
+
+    far = [await status(_stranger(), f"127.0.0.{i}") for i in range(2, 6)]
+    opened.pop().transport.abort()
+    await until(lambda: front.api.server.connections == len(far) - 1)
+    near = await status(member, "127.0.0.2")
+    for writer in opened:
+        writer.transport.abort()
+
+    assert far == [b"200", b"200", b"200", b"503"]
+    assert near == b"200"
+
+
+async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> None:
+    """One more is told so; this machine and members are not counted by address."""
+    bounds = LimitOptions(connections_per_address=2)
+    front = await mesh.member("front", bounds=bounds)
+    member = MeshTrust(SECRET, NodeKey.generate()).lan_client_context()
+    asked = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def status(tls: ssl.SSLContext, host: str) -> bytes:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", front.lan_port, ssl=tls, local_addr=(host, 0)
+        )
+        opened.append(writer)
+        writer.write(asked)
+        return (await reader.readline()).split()[1]
+
+    opened: list[asyncio.StreamWriter] = []
+    far = [await status(_stranger(), "127.0.0.2") for _ in range(3)]
+    others = [
+        await status(tls, host)
+        for tls, host in (
+            (member, "127.0.0.2"),
+            (_stranger(), "127.0.0.1"),
+            (_stranger(), "127.0.0.3"),
+        )
+        for _ in range(2)
+    ]
+    for writer in opened:
+        writer.transport.abort()
+    await until(lambda: not front.api.server._crowd._strangers)
+
+    assert far == [b"200", b"200", b"503"]
+    assert others == [b"200"] * 6
+    assert await status(_stranger(), "127.0.0.2") == b"200"
+    opened[-1].transport.abort()
+
+
+async def test_a_connection_to_another_node_is_told_to_notice_silence(
+    mesh: Mesh, front: Member, back: Member
+) -> None:
+    """Where an address was taken away, no reset ever comes, and a request would hang.
+
+    That it then ends is shown by fault case F29.
+    """
+    answer = await front.api.ask("GET", TASKS, headers=CLIENT)
+
+    assert answer.status == 200
+    (connection,) = mesh.tuned
+    assert connection.type == socket.SOCK_STREAM
+
+
+async def test_task_reaches_the_dispatcher_with_its_submitter(
+    front: Member, back: Member
+) -> None:
+    """The front authenticates; the dispatcher is told for whom."""
+    headers = CLIENT | {"Idempotency-Key": "k", "X-Request-ID": "r1"}
+
+    answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
+
+    assert answer.status == 201
+    assert_standard_headers(answer)
+    assert answer.headers["x-request-id"] == "r1"
+    assert answer.headers["octaskly-dispatcher"] == "back"
+    assert answer.headers["octaskly-replicas"] == "1"
+    principal = Principal(subject="bo", role="client", node=front.gateway.node_id)
+    assert back.gateway.submissions == [(principal, "k")]
+    assert front.gateway.records == {}
+    assert back.api.served[0].request_id == "r1"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", TASKS, 200),
+        ("GET", f"{TASKS}?limit=5&status=queued", 200),
+        ("GET", f"{TASKS}/task-001", 200),
+        ("HEAD", f"{TASKS}/task-001", 200),
+        ("GET", f"{TASKS}/unknown", 404),
+        ("GET", f"{TASKS}/a%2Fb", 400),
+        ("GET", f"{TASKS}/%2e%2e", 400),
+        ("GET", "/api/v1/stats", 200),
+        ("GET", "/api/v1/nodes", 200),
+        ("GET", "/api/v1/nodes/back", 200),
+        ("GET", "/api/v1/nodes/nobody", 404),
+        ("DELETE", f"{TASKS}/task-001", 200),
+    ],
+)
+async def test_forwarded_answer_is_the_direct_one(
+    front: Member, back: Member, method: str, path: str, status: int
+) -> None:
+    """Whichever node is asked, body and headers are the same."""
+    await back.api.submit()
+
+    forwarded = await front.api.ask(method, path, headers=ADMIN)
+    direct = await back.api.ask(method, path, headers=ADMIN)
+
+    def lasting(answer: Answer) -> dict[str, str]:
+        varying = ("date", "x-request-id", "x-response-time-ms")
+        return {k: v for k, v in answer.headers.items() if k not in varying}
+
+    assert forwarded.status == direct.status == status
+    assert forwarded.body == direct.body
+    assert lasting(forwarded) == lasting(direct)
+
+
+async def test_durability_is_asked_of_the_dispatcher_as_it_was_of_the_front(
+    front: Member, back: Member
+) -> None:
+    """It alone knows of copies; parameter and field reach it, its refusal comes back.
+
+    Its setting is the one that counts, so the front must not decide.
+    """
+    asked = [
+        (f"{TASKS}?durability=strict", {"command": "true"}),
+        (TASKS, {"command": "true", "durability": "strict"}),
+    ]
+
+    for path, body in asked:
+        refused = await front.api.ask("POST", path, headers=CLIENT, body=body)
+        back.gateway.keep_copies("front")
+        accepted = await front.api.ask("POST", path, headers=CLIENT, body=body)
+        back.gateway.keep_copies()
+
+        assert_problem(refused, 503, "No standby keeps a copy")
+        assert refused.headers["retry-after"] == "1"
+        assert (accepted.status, accepted.json["replicas"]) == (201, 2)
+        assert accepted.headers["octaskly-epoch"] == f"1/{back.gateway.node_id}"
+
+
+async def test_a_task_that_others_may_know_is_no_404_at_any_node(
+    front: Member, back: Member
+) -> None:
+    """G7 through a front: the dispatcher's doubt is passed on, not held."""
+    back.gateway.is_complete = False
+
+    answer = await front.api.ask("GET", f"{TASKS}/unknown", headers=CLIENT)
+
+    assert_problem(answer, 503, "The log is not complete yet")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_local_routes_are_not_forwarded(front: Member, back: Member) -> None:
+    """Each node answers for its own health."""
+    back.gateway.failure = "broken"
+
+    health = await front.api.ask("GET", "/health")
+
+    assert health.status == 200
+    assert back.api.served == []
+
+
+async def test_a_token_that_only_the_dispatcher_knows_to_be_revoked_is_refused(
+    front: Member, back: Member
+) -> None:
+    """A front that has not heard of it yet states which token it was shown."""
+    assert (await front.api.ask("GET", TASKS, headers=KNOWN)).status == 200
+    back.gateway.tokens.revoked.add("an-id")
+
+    assert_problem(await front.api.ask("GET", TASKS, headers=KNOWN), 401)
+    assert (await front.api.ask("GET", TASKS, headers=CLIENT)).status == 200
+
+
+async def test_large_batch_and_large_list_pass(front: Member, back: Member) -> None:
+    """Bodies above one buffer, in both directions."""
+    body = [{"command": f"echo {n} {'x' * 500}"} for n in range(1000)]
+
+    created = await front.api.ask("POST", TASKS, headers=ADMIN, body=body)
+    listed = await front.api.ask("GET", f"{TASKS}?limit=1000", headers=ADMIN)
+
+    assert (len(created.json), len(listed.json["tasks"])) == (1000, 1000)
+    assert listed.json["tasks"][999]["command"] == body[999]["command"]
+
+
+async def test_rights_are_checked_at_the_front(front: Member, back: Member) -> None:
+    """What may not be done never leaves the front."""
+    answer = await front.api.ask("POST", TASKS, headers=VIEWER, body={"command": "a"})
+
+    assert_problem(answer, 403, "Insufficient permissions")
+    assert back.api.served == []
+
+
+async def test_stated_principal_without_certificate_is_nobody(back: Member) -> None:
+    """The header that nodes send is worth nothing from anybody else."""
+    headers = {"Octaskly-Principal": "admin ana", "Octaskly-Hop": "x"}
+
+    answer = await ask(back.lan_port, "GET", TASKS, headers=headers, tls=_stranger())
+
+    assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_stated_principal_does_not_outdo_a_token(back: Member) -> None:
+    """A viewer stays a viewer, whatever the header says."""
+    headers = VIEWER | {"Octaskly-Principal": "admin ana"}
+
+    answer = await ask(
+        back.lan_port,
+        "POST",
+        TASKS,
+        headers=headers,
+        body={"command": "a"},
+        tls=_stranger(),
+    )
+
+    assert_problem(answer, 403, "Insufficient permissions")
+
+
+async def test_front_does_not_pass_on_a_stated_principal(
+    front: Member, back: Member
+) -> None:
+    """It states the one that it has authenticated."""
+    headers = CLIENT | {"Octaskly-Principal": "admin root", "Octaskly-Hop": "x"}
+
+    answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
+
+    assert answer.status == 201
+    assert back.gateway.submissions[0][0].subject == "bo"
+
+
+async def test_certificate_alone_has_no_rights(front: Member, back: Member) -> None:
+    """Else everybody who reaches a member's loopback would be an admin."""
+    answer = await ask(
+        back.lan_port, "GET", TASKS, tls=front.trust.lan_client_context()
+    )
+
+    assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_a_node_keeps_no_connection_from_before_a_new_secret(
+    mesh: Mesh, front: Member
+) -> None:
+    """Whoever made it may not have a certificate of the secret that is left."""
+    back = await mesh.member("back", replace(PATIENT, grace_s=0.01))
+    tls = front.trust.lan_client_context()
+    reader, writer = await asyncio.open_connection("127.0.0.1", back.lan_port, ssl=tls)
+    request = (
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nOctaskly-Principal: admin a\r\n"
+    )
+    writer.write(request + b"\r\n")
+    assert b" 200 " in await reader.readline()
+
+    back.api.server.expel((), is_settled=True)
+
+    async with asyncio.timeout(WAIT_S_MAX):
+        await reader.read()
+    writer.close()
+
+
+async def test_token_is_enough_on_the_lan(back: Member) -> None:
+    """People have no certificates."""
+    answer = await ask(
+        back.lan_port,
+        "GET",
+        TASKS,
+        headers=ADMIN | {"Host": f"127.0.0.1:{back.lan_port}"},
+        tls=_stranger(),
+    )
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("back:3443", 200),
+        ("BACK.local", 200),
+        ("127.0.0.1", 200),
+        ("192.168.7.7", 403),
+        ("front:3443", 403),
+        ("evil.com", 403),
+    ],
+)
+async def test_lan_listener_knows_its_own_names(
+    back: Member, host: str, status: int
+) -> None:
+    """The node's name, with and without .local, and the address that was dialled."""
+    answer = await ask(
+        back.lan_port, "GET", "/health", headers={"Host": host}, tls=_stranger()
+    )
+
+    assert answer.status == status
+
+
+async def test_certificate_of_another_mesh_is_refused(back: Member) -> None:
+    """By TLS, before a byte of HTTP is read."""
+    foreign = MeshTrust(secrets_of.generate(), NodeKey.generate())
+    context = foreign.lan_client_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    with pytest.raises((ssl.SSLError, ConnectionError, IndexError)):
+        await ask(back.lan_port, "GET", "/health", tls=context)
+
+    assert back.api.served == []
+
+
+async def test_second_hop_is_refused(mesh: Mesh) -> None:
+    """Two nodes that take each other for dispatcher do not play ping-pong."""
+    front, back = [await mesh.member(name, BRIEF) for name in ("front", "back")]
+    front.follow(back)
+    back.follow(front)
+
+    answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert_problem(answer, 503, "No dispatcher is elected")
+    assert answer.headers["retry-after"] == "1"
+    assert "octaskly-refused" not in answer.headers
+    assert front.api.served[-1].status == 503
+    assert all(served.status == 503 for served in back.api.served)
+    assert back.gateway.submissions == front.gateway.submissions == []
+
+
+async def test_request_is_held_until_a_dispatcher_is_elected(
+    front: Member, back: Member
+) -> None:
+    """A client does not notice a short election."""
+    front.gateway.elect(None)
+    asyncio.get_running_loop().call_later(0.3, front.follow, back)
+
+    answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert answer.status == 201
+    assert len(back.gateway.records) == 1
+
+
+async def test_without_a_dispatcher_the_answer_is_503(mesh: Mesh) -> None:
+    """After the hold, with the time to come back."""
+    front = await mesh.member("front", BRIEF)
+    front.gateway.elect(None)
+    began_s = asyncio.get_running_loop().time()
+
+    answer = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    assert_problem(answer, 503, "No dispatcher is elected")
+    assert answer.headers["retry-after"] == "1"
+    assert asyncio.get_running_loop().time() - began_s > 0.9
+
+
+async def test_a_node_that_is_in_the_mesh_no_more_says_so(mesh: Mesh) -> None:
+    """No dispatcher will be there, so nobody is told to come again."""
+    front = await mesh.member("front", BRIEF)
+    front.gateway.elect(None)
+    front.gateway.left = "this node was revoked"
+
+    answer = await front.api.ask("GET", TASKS, headers=ADMIN)
+    stream = await front.api.ask("GET", f"{TASKS}/task-1/logs", headers=ADMIN)
+
+    assert_problem(answer, 503, "This node is in the mesh no more")
+    assert_problem(stream, 503, "This node is in the mesh no more")
+    assert answer.json["hint"] == "this node was revoked"
+    assert "retry-after" not in answer.headers
+
+
+async def test_unreachable_dispatcher_was_not_reached(
+    front: Member, back: Member
+) -> None:
+    """A refused connection is safe to try again, so a POST moves to the next one."""
+    await back.api.server.close()
+    asyncio.get_running_loop().call_later(0.3, front.reign, 2)
+
+    answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert answer.status == 201
+    assert len(front.gateway.records) == 1
+
+
+async def test_second_address_is_tried(front: Member, back: Member) -> None:
+    """A node may have several; one of them may lead nowhere."""
+    urls = ["https://127.0.0.1:1", back.lan_url]
+    front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=urls))
+
+    answer = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    assert answer.status == 200
+
+
+async def test_an_address_that_leads_nowhere_is_tried_once(
+    front: Member, back: Member
+) -> None:
+    """Each request would else wait for it, for as long as a cable is out."""
+    tried: list[object] = []
+    listener = await asyncio.start_server(lambda *ends: tried.append(ends), "127.0.0.1")
+    dead_port = listener.sockets[0].getsockname()[1]
+    listener.close()
+    urls = [f"https://127.0.0.1:{dead_port}", back.lan_url]
+    front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=urls))
+    first = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    def noted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tried.append(writer)
+        writer.close()
+
+    async with await asyncio.start_server(noted, "127.0.0.1", dead_port):
+        later = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    assert (first.status, later.status) == (200, 200)
+    assert not tried
+
+
+async def test_deposed_dispatcher_in_mid_request(front: Member, back: Member) -> None:
+    """It refuses without acting, and the front goes to the new one."""
+    back.gateway.held.clear()
+    loop = asyncio.get_running_loop()
+
+    def hand_over() -> None:
+        back.follow(front, term=2)
+        back.gateway.held.set()
+        loop.call_later(0.2, front.reign, 2)
+
+    async with asyncio.TaskGroup() as group:
+        posted = group.create_task(
+            front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+        )
+        await until(lambda: back.gateway.submissions)
+        hand_over()
+
+    assert posted.result().status == 201
+    assert len(front.gateway.records) == 1
+    assert back.gateway.records == {}
+
+
+async def test_own_fall_in_mid_request_is_forwarded(
+    front: Member, back: Member
+) -> None:
+    """The node that was asked stops being dispatcher while it works on it."""
+    front.reign()
+    front.gateway.held.clear()
+    async with asyncio.TaskGroup() as group:
+        posted = group.create_task(
+            front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+        )
+        await until(lambda: front.gateway.submissions)
+        front.follow(back, term=2)
+        front.gateway.held.set()
+
+    assert posted.result().status == 201
+    assert len(back.gateway.records) == 1
+
+
+async def _crash_after_request(
+    front: Member, back: Member, headers: dict[str, str], method: str = "POST"
+) -> Answer:
+    """Ask the front; the dispatcher dies with the request, then the front reigns."""
+
+    async def swallow(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asyncio.get_running_loop().call_later(0.1, front.reign, 2)
+        writer.transport.abort()
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    dying = await asyncio.start_server(swallow, "127.0.0.1", 0, ssl=context)
+    async with dying:
+        port = dying.sockets[0].getsockname()[1]
+        view = front.gateway.view_of(
+            back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+        )
+        front.gateway.elect(view)
+        body = {"command": "a"} if method == "POST" else None
+        path = TASKS if method == "POST" else f"{TASKS}?limit=1"
+        return await front.api.ask(method, path, headers=headers, body=body)
+
+
+async def test_task_that_may_have_arrived_is_not_sent_twice(
+    front: Member, back: Member
+) -> None:
+    """503 that says so; the client decides."""
+    answer = await _crash_after_request(front, back, ADMIN)
+
+    assert_problem(answer, 503)
+    assert "Idempotency-Key" in answer.json["hint"]
+    assert front.gateway.records == {}
+
+
+async def test_task_with_a_key_is_sent_again(front: Member, back: Member) -> None:
+    """The key makes a repetition harmless."""
+    headers = ADMIN | {"Idempotency-Key": "k"}
+
+    answer = await _crash_after_request(front, back, headers)
+
+    assert answer.status == 201
+    assert len(front.gateway.records) == 1
+
+
+async def test_a_submission_waits_no_longer_than_the_hold(mesh: Mesh) -> None:
+    """However often its dispatcher breaks off after long, and is asked once more.
+
+    A long poll has the whole hold anew each time: it was meant to last.
+    """
+    front = await mesh.member("front", replace(PATIENT, hold_s=0.05))
+    back = await mesh.member("back")
+    asked: list[bytes] = []
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split()[0])
+        await asyncio.sleep(0.1)
+        if asked.count(b"GET") == 3:
+            front.reign(2)
+        writer.transport.abort()
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    server = await asyncio.start_server(stall, "127.0.0.1", 0, ssl=context)
+    async with server, asyncio.timeout(WAIT_S_MAX):
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=[url]))
+        headers = ADMIN | {"Idempotency-Key": "k"}
+        refused = await front.api.ask(
+            "POST", TASKS, headers=headers, body={"command": "a"}
+        )
+        read = await front.api.ask("GET", f"{TASKS}?limit=1", headers=ADMIN)
+
+    assert_problem(refused, 503, "No dispatcher is elected")
+    assert read.status == 200
+    assert (asked.count(b"POST"), asked.count(b"GET") >= 3) == (1, True)
+
+
+async def test_reading_is_tried_again(front: Member, back: Member) -> None:
+    """A GET changes nothing."""
+    answer = await _crash_after_request(front, back, ADMIN, "GET")
+
+    assert answer.status == 200
+
+
+@pytest.mark.slow
+async def test_poll_on_a_silent_dispatcher_moves_on(
+    front: Member, back: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped machine closes nothing; the change of dispatcher ends the wait.
+
+    It ends at once, without the grace for what cannot be repeated.
+    """
+    monkeypatch.setattr(long_polls, "_GRACE_S", 3600.0)
+
+    async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    silent = await asyncio.start_server(ignore, "127.0.0.1", 0, ssl=context)
+    port = silent.sockets[0].getsockname()[1]
+    front.reign()
+    task = await front.api.submit()
+    view = front.gateway.view_of(
+        back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+    )
+    front.gateway.elect(view)
+    asyncio.get_running_loop().call_later(0.2, front.reign, 2)
+
+    answer = await front.api.ask("GET", f"{TASKS}/{task}?wait=1", headers=ADMIN)
+    silent.close()
+
+    assert (answer.status, answer.json["status"]) == (200, "queued")
+
+
+# --- outputs -----------------------------------------------------------------------
+
+
+async def _finished(member: Member, path: str, size: int, node: str) -> str:
+    body = {"command": "x", "outputs": [path]}
+    created = await member.api.ask("POST", TASKS, headers=ADMIN, body=body)
+    task: str = created.json["id"]
+    member.gateway.start(task, node)
+    outcome = Outcome(
+        state=AttemptState.OK,
+        reason=Reason.EXIT,
+        exit_code=0,
+        outputs=(OutputFile(path, size),),
+    )
+    member.gateway.finish(task, outcome)
+    return task
+
+
+@pytest.fixture
+def data() -> bytes:
+    return bytes(range(256)) * 4096  # 1 MiB, more than one buffer
+
+
+@pytest.mark.parametrize("file", ["ä b.bin", "a\nb%0A?#"])
+async def test_output_of_another_worker_comes_through_two_nodes(
+    mesh: Mesh, front: Member, back: Member, data: bytes, tmp_path: Path, file: str
+) -> None:
+    """Client, front, dispatcher, worker: exact bytes, as an attachment."""
+    worker = await mesh.member("worker")
+    worker.follow(back)
+    name = f"out/{file}"
+    task = await _finished(back, name, len(data), worker.gateway.node_id)
+    (tmp_path / file).write_bytes(data)
+    worker.gateway.files[task, name] = tmp_path / file  # type: ignore[index]
+    back.gateway.lan_urls[worker.gateway.node_id] = (worker.lan_url,)
+
+    url = f"{TASKS}/{task}/outputs/out/{quote(file)}"
+    answer = await front.api.ask("GET", url, headers=VIEWER)
+    again = await worker.api.ask("GET", url, headers=VIEWER)
+
+    assert answer.status == 200
+    assert answer.body == again.body == data
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-length"] == str(len(data))
+    assert_hardened(answer)
+    assert answer.headers["content-disposition"] == (
+        f"attachment; filename*=UTF-8''{quote(file)}"
+    )
+    assert answer.headers["x-request-id"]
+
+
+async def test_own_output_is_sent_whole_or_in_part(
+    back: Member, data: bytes, tmp_path: Path
+) -> None:
+    """A range resumes a download; one beyond the end is 416 as JSON."""
+    task = await _finished(back, "r.bin", len(data), back.gateway.node_id)
+    (tmp_path / "r.bin").write_bytes(data)
+    back.gateway.files[task, "r.bin"] = tmp_path / "r.bin"  # type: ignore[index]
+    url = f"{TASKS}/{task}/outputs/r.bin"
+
+    whole = await back.api.ask("GET", url, headers=VIEWER)
+    head = await back.api.ask("HEAD", url, headers=VIEWER)
+    part = await back.api.ask("GET", url, headers=VIEWER | {"Range": "bytes=10-19"})
+    end = await back.api.ask("GET", url, headers=VIEWER | {"Range": "bytes=-9"})
+
+    assert whole.body == data
+    assert (head.status, head.headers["content-length"]) == (200, str(len(data)))
+    assert (part.status, part.body) == (206, data[10:20])
+    assert (end.status, end.body) == (206, data[-9:])
+
+
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [(b"the whole", n) for n in ("bytes=9-", "bytes=9-12", "bytes=-0", "Bytes=-00")]
+    + [(b"", n) for n in ("bytes=0-", "bytes=0-9", "bytes=-0")],
+)
+async def test_a_range_that_has_no_byte_of_an_output_is_refused(
+    back: Member, tmp_path: Path, data: bytes, asked: str
+) -> None:
+    """RFC 9110 section 14.1.2: beyond the end, or the last none; 416 as JSON."""
+    task = await _finished(back, "a.txt", len(data), back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(data)
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        "GET", f"{TASKS}/{task}/outputs/a.txt", headers=VIEWER | {"Range": asked}
+    )
+
+    assert_problem(answer, 416)
+    assert answer.headers["content-range"] == f"bytes */{len(data)}"
+
+
+async def test_a_range_of_another_file_is_answered_with_the_whole(
+    mesh: Mesh, front: Member, back: Member, data: bytes, tmp_path: Path
+) -> None:
+    """RFC 9110 section 13.1.5: `If-Range` is met by what the first answer showed."""
+    worker = await mesh.member("worker")
+    worker.follow(back)
+    task = await _finished(back, "r.bin", len(data), worker.gateway.node_id)
+    (tmp_path / "r.bin").write_bytes(data)
+    worker.gateway.files[task, "r.bin"] = tmp_path / "r.bin"  # type: ignore[index]
+    back.gateway.lan_urls[worker.gateway.node_id] = (worker.lan_url,)
+    url = f"{TASKS}/{task}/outputs/r.bin"
+
+    async def status(if_range: str, asked: str = "bytes=10-19") -> int:
+        headers = VIEWER | {"Range": asked, "If-Range": if_range}
+        answer = await front.api.ask("GET", url, headers=headers)
+        assert answer.body == (data[10:20] if answer.status == 206 else data)
+        return answer.status
+
+    shown = (await front.api.ask("GET", url, headers=VIEWER)).headers
+
+    assert await status(shown["etag"]) == 206
+    assert await status(shown["last-modified"]) == 206
+    assert await status('"another"') == 200
+    assert await status(f"W/{shown['etag']}") == 200
+    assert await status("Thu, 01 Jan 2099 00:00:00 GMT") == 200
+    assert await status('"another"', f"bytes={len(data)}-") == 200
+
+
+async def test_the_last_bytes_of_an_empty_output_are_all_of_it(
+    back: Member, tmp_path: Path
+) -> None:
+    """RFC 9110 section 14.1.2: such a range can be met, but not be told as a part."""
+    task = await _finished(back, "a.txt", 0, back.gateway.node_id)
+    (tmp_path / "a.txt").touch()
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        "GET", f"{TASKS}/{task}/outputs/a.txt", headers=VIEWER | {"Range": "bytes=-1"}
+    )
+
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["content-length"] == "0"
+
+
+async def test_a_download_that_nobody_reads_is_cut(mesh: Mesh, tmp_path: Path) -> None:
+    """Also where the kernel sends the file, and nothing of ours waits."""
+    back = await mesh.member("back", Deadlines(stall_s=0.5, shutdown_s=1))
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(64 << 20)
+    task = await _finished(back, "big", 64 << 20, back.gateway.node_id)
+    back.gateway.files[task, "big"] = tmp_path / "big"  # type: ignore[index]
+    back.reign()
+    asked = f"GET {TASKS}/{task}/outputs/big HTTP/1.1\r\nHost: localhost\r\n"
+    asked += "".join(f"{name}: {value}\r\n" for name, value in VIEWER.items())
+
+    async with unread(back.api, f"{asked}\r\n".encode()):
+        await until(lambda: not back.api.server.connections)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("GET", "pages=1-2"),
+        ("GET", "bytes=0-1,4-5"),
+        ("GET", "bytes=5-2"),
+        ("GET", "bytes"),
+        ("HEAD", "bytes=1-2"),
+    ],
+)
+async def test_a_range_that_is_not_understood_is_ignored(
+    back: Member, tmp_path: Path, method: str, asked: str
+) -> None:
+    """RFC 9110 section 14.2: units must be, several ranges and bad ones may be."""
+    task = await _finished(back, "a.txt", 9, back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(b"the whole")
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        method, f"{TASKS}/{task}/outputs/a.txt", headers=VIEWER | {"Range": asked}
+    )
+
+    assert answer.status == 200
+    assert answer.headers["content-length"] == "9"
+    assert answer.body == (b"the whole" if method == "GET" else b"")
+
+
+async def test_neighbour_that_ends_in_gz_is_another_output(
+    back: Member, tmp_path: Path
+) -> None:
+    """It is never sent in place of the asked one, whatever the client accepts."""
+    task = await _finished(back, "a.txt", 5, back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(b"plain")
+    (tmp_path / "a.txt.gz").write_bytes(b"other")
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        "GET",
+        f"{TASKS}/{task}/outputs/a.txt",
+        headers=VIEWER | {"Accept-Encoding": "gzip", "If-None-Match": "*"},
+    )
+
+    assert answer.body == b"plain"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("none.txt", 404),
+        ("%2e%2e/secret", 400),
+        ("../../../etc/passwd", 400),
+        ("a%00b", 400),
+        ("%2Fetc/passwd", 400),
+        ("//etc/passwd", 400),
+    ],
+)
+async def test_output_that_is_none(back: Member, path: str, status: int) -> None:
+    """404, or 400 for a path that leaves."""
+    task = await _finished(back, "r.txt", 1, back.gateway.node_id)
+
+    answer = await back.api.ask("GET", f"{TASKS}/{task}/outputs/{path}", headers=ADMIN)
+
+    assert_problem(answer, status)
+
+
+async def test_output_whose_worker_is_gone_is_503(back: Member) -> None:
+    """Known to be gone, or found to be."""
+    task = await _finished(back, "r.txt", 1, "node-z")
+
+    unknown = await back.api.ask("GET", f"{TASKS}/{task}/outputs/r.txt", headers=ADMIN)
+    back.gateway.lan_urls["node-z"] = ("https://127.0.0.1:1",)  # type: ignore[index]
+    refused = await back.api.ask("GET", f"{TASKS}/{task}/outputs/r.txt", headers=ADMIN)
+
+    assert_problem(unknown, 503)
+    assert_problem(refused, 503)
+
+
+@pytest.mark.parametrize("called", ["name", "id"])
+async def test_an_order_to_a_node_reaches_it_with_who_asked(
+    front: Member, back: Member, called: str
+) -> None:
+    """Any node takes it, and hands it to the one that it is for."""
+    node = back.gateway.node_id
+    front.gateway.known_names[node] = "back"
+    front.gateway.lan_urls[node] = (back.lan_url,)
+    ref = "back" if called == "name" else node
+
+    answers = [
+        await front.api.ask("POST", f"/api/v1/nodes/{ref}/{order}", headers=ADMIN)
+        for order in ("drain", "pause", "unpause", "resume", "resume")
+    ]
+
+    assert [answer.status for answer in answers] == [200] * 5
+    states = [answer.json["state"] for answer in answers]
+    assert states == ["draining", "paused", "draining", "ready", "ready"]
+    assert back.gateway.steered[:2] == [("drain", "ana"), ("pause", "ana")]
+    assert front.gateway.steered == []
+
+
+async def test_an_order_to_a_node_that_is_not_there(
+    front: Member, back: Member
+) -> None:
+    """It never was, it is lost, or it is gone and nobody knows yet."""
+    node = back.gateway.node_id
+    url = "/api/v1/nodes/{}/drain"
+    never = await front.api.ask("POST", url.format("nobody"), headers=ADMIN)
+    front.gateway.known_names[node] = "back"
+    front.gateway.lan_urls[node] = ("https://127.0.0.1:1",)
+    gone = await front.api.ask("POST", url.format("back"), headers=ADMIN)
+    front.gateway.lost.add(node)
+    lost = await front.api.ask("POST", url.format("back"), headers=ADMIN)
+
+    assert_problem(never, 404, "Worker not found")
+    assert_problem(gone, 503, "Worker not found")
+    assert_problem(lost, 503, "Worker not found")
+    assert back.gateway.steered == []
+
+
+async def test_death_in_mid_stream_breaks_the_connection(
+    front: Member, back: Member
+) -> None:
+    """A short body must never look like a whole one."""
+
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 70000
+        )
+        await writer.drain()
+        writer.transport.abort()
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    dying = await asyncio.start_server(half, "127.0.0.1", 0, ssl=context)
+    async with dying:
+        port = dying.sockets[0].getsockname()[1]
+        view = front.gateway.view_of(
+            back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+        )
+        front.gateway.elect(view)
+        lines = [f"GET {TASKS}/x HTTP/1.1", "Host: localhost", "Connection: close"]
+        lines += [f"{k}: {v}" for k, v in ADMIN.items()]
+        received = await exchange(
+            front.api.port, "\r\n".join([*lines, "", ""]).encode()
+        )
+
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"Content-Length: 1000000" in head
+    assert len(body) < 1_000_000
+    assert front.api.faults == []
+
+
+async def test_stream_of_events_passes_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+) -> None:
+    """Each event is sent on at once, with the id from which the client resumes."""
+    goes_on = asyncio.Event()
+
+    async def produce(stream: sse.EventStream) -> None:
+        await stream.send(1, event_id="1")
+        await goes_on.wait()
+        await stream.send(2, event_id="2")
+
+    serve_stream(monkeypatch, produce, is_local=False)
+    front, back = await mesh.member("front"), await mesh.member("back")
+    front.follow(back)
+    reader, writer = await connect(front.api)
+
+    await reader.readuntil(b"id: 1\ndata: 1\n\n")
+    goes_on.set()
+    rest = await reader.readuntil(b"0\r\n\r\n")
+
+    assert b"id: 2\ndata: 2\n\n" in rest
+    writer.close()
+
+
+async def test_forwarded_stream_ends_with_the_reign(
+    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+) -> None:
+    """The front tells, also when the old dispatcher still sends: it may be cut off."""
+    produce = Open()
+    serve_stream(monkeypatch, produce, is_local=False)
+    front, back = await mesh.member("front"), await mesh.member("back")
+    front.follow(back)
+    reader, writer = await connect(front.api)
+    await until(lambda: produce.running)
+
+    front.reign(term=2)
+    await reader.readuntil(b"0\r\n\r\n")
+
+    await until(lambda: not produce.running)
+    writer.close()
+
+
+async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
+    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+) -> None:
+    """By itself TLS holds back half a megabyte for each client that does not read."""
+    most: list[int] = []
+
+    async def produce(stream: sse.EventStream) -> None:
+        transport = stream._call.request.transport
+        assert isinstance(transport, asyncio.Transport)
+        assert transport.get_extra_info("ssl_object") is not None
+        most.append(transport.get_write_buffer_limits()[1])
+
+    serve_stream(monkeypatch, produce, is_local=False)
+    front, back = await mesh.member("front"), await mesh.member("back")
+    front.follow(back)
+    reader, writer = await connect(front.api)
+    await reader.readuntil(b"0\r\n\r\n")
+
+    assert most == [BACKLOG_BYTES]
+    writer.close()

@@ -1,0 +1,720 @@
+"""Output of tasks as events and as bytes: from the log, from workers, across both."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Self
+
+import pytest
+
+from octaskly.api.output import follower, task_status
+from octaskly.api.output.logs import parse_id
+from octaskly.config.defaults import STREAMS_MAX
+from octaskly.config.limits import LimitOptions
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.ports.output import Piece
+from tests.agents import WAIT_S_MAX
+from tests.integration.api.test_forwarding import PATIENT, Member, Mesh
+from tests.support.api_node import (
+    ADMIN,
+    VIEWER,
+    Answer,
+    ApiNode,
+    api_node,
+    assert_hardened,
+    assert_problem,
+)
+from tests.support.fake_gateway import STREAM, FakeGateway
+
+FIRST = "1-7-1"
+FEW = 4  #: streams that a node serves, where that is what a test fills
+DONE = Outcome(
+    state=AttemptState.OK,
+    reason=Reason.EXIT,
+    exit_code=0,
+    stdout=b"one\ntwo\n",
+    stderr=b"oh\n",
+    stdout_bytes=8,
+    stderr_bytes=3,
+)
+LONG_S = 2 * WAIT_S_MAX
+LONG = replace(DONE, stdout=b"0123", stdout_bytes=1000, stderr=b"", stderr_bytes=0)
+
+Event = tuple[str, str, Any]
+
+
+def parsed(block: bytes) -> Event:
+    fields = dict(line.split(": ", 1) for line in block.decode().splitlines())
+    return fields["event"], fields["id"], json.loads(fields["data"])
+
+
+def events(answer: Answer) -> list[Event]:
+    """Return the events of a stream that has ended."""
+    assert answer.status == 200, answer
+    assert answer.headers["content-type"] == "text/event-stream"
+    blocks = [block for block in answer.body.split(b"\n\n") if block]
+    assert blocks.pop(0).startswith(b"retry:")
+    return [parsed(block) for block in blocks if not block.startswith(b":")]
+
+
+def told(found: list[Event]) -> list[tuple[str, Any]]:
+    """Return kinds and what matters of them."""
+    return [
+        (kind, data["status"] if kind == "end" else data) for kind, _, data in found
+    ]
+
+
+async def ask(node: ApiNode, task: str, query: str = "", **headers: str) -> list[Event]:
+    path = f"/api/v1/tasks/{task}/logs?{query}"
+    answer = await node.ask("GET", path, headers=VIEWER | headers)
+    return events(answer)
+
+
+class Reader:
+    """A client that reads a stream as it comes."""
+
+    def __init__(self, node: ApiNode, path: str, **headers: str) -> None:
+        self._node = node
+        self._path = path
+        self._headers = VIEWER | headers
+
+    async def __aenter__(self) -> Self:
+        self._reader, self.writer = await asyncio.open_connection(
+            "127.0.0.1", self._node.port
+        )
+        lines = [
+            f"GET {self._path} HTTP/1.1",
+            f"Host: localhost:{self._node.port}",
+            *(f"{name}: {value}" for name, value in self._headers.items()),
+        ]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode())
+        await self._reader.readuntil(b"\r\n\r\n")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+
+    async def next(self) -> Event | None:
+        """Return the next event, None at the end."""
+        block = b""
+        async with asyncio.timeout(WAIT_S_MAX):
+            while not block or block.startswith((b"retry:", b":")):
+                block = b""
+                while not block.endswith(b"\n\n"):
+                    size = int(await self._reader.readline(), 16)
+                    block += await self._reader.readexactly(size)
+                    await self._reader.readline()
+                    if not size:
+                        return None
+        return parsed(block.strip())
+
+    async def of(self, kind: str) -> Event:
+        """Return the next event of a kind."""
+        while (event := await self.next()) is not None:
+            if event[0] == kind:
+                return event
+        raise AssertionError(f"no {kind} came")
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[ApiNode]:
+    async with api_node(deadlines=PATIENT) as made:
+        yield made
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    async with Mesh() as started:
+        yield started
+
+
+def finish(gateway: FakeGateway, task: str, outcome: Outcome) -> None:
+    gateway.finish(task, outcome)
+
+
+def lose(gateway: FakeGateway, task: str) -> None:
+    """Let the last attempt of a task be lost."""
+    gateway.finish(task, Outcome(state=AttemptState.RELEASED, reason=Reason.LOST))
+
+
+async def begun(node: ApiNode, where: str | None = None) -> tuple[str, AttemptId]:
+    """Let a task run."""
+    task = await node.submit()
+    return task, node.gateway.start(task, where)
+
+
+async def test_an_ended_task_is_told_from_the_log(node: ApiNode) -> None:
+    """Attempt, both streams, end; each with an id that says attempt and offsets."""
+    task, _ = await begun(node)
+    finish(node.gateway, task, DONE)
+
+    found = await ask(node, task)
+
+    begin = {"attempt": 1, "node": "laptop-01", "previous": None}
+    assert [event[:2] for event in found] == [
+        ("attempt", f"{FIRST}:0:0"),
+        ("stdout", f"{FIRST}:8:0"),
+        ("stderr", f"{FIRST}:8:3"),
+        ("end", f"{FIRST}:8:3"),
+    ]
+    assert told(found) == [
+        ("attempt", begin),
+        ("stdout", {"offset": 0, "data": "one\ntwo\n"}),
+        ("stderr", {"offset": 0, "data": "oh\n"}),
+        ("end", "completed"),
+    ]
+    end = found[-1][2]
+    assert (end["exit_code"], end["stdout_bytes"], end["stderr_bytes"]) == (0, 8, 3)
+
+
+async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
+    node: ApiNode,
+) -> None:
+    """It is asked for the output: that would not be missing, but not there yet."""
+    task, _ = await begun(node)
+    running = node.gateway.records[TaskId(task)]
+    finish(node.gateway, task, DONE)
+    known = [node.gateway.records[TaskId(task)], running]
+    read = node.gateway.task
+
+    async def failing_over(ref: str) -> TaskRecord:
+        return known.pop(0) if known else await read(ref)
+
+    node.gateway.task = failing_over  # type: ignore[method-assign]
+
+    found = await ask(node, task, "follow=true")
+
+    assert not known
+    assert told(found)[1:] == [
+        ("stdout", {"offset": 0, "data": "one\ntwo\n"}),
+        ("stderr", {"offset": 0, "data": "oh\n"}),
+        ("end", "completed"),
+    ]
+
+
+async def test_a_stream_is_chosen_and_begins_at_an_offset(node: ApiNode) -> None:
+    """`stream` and `offset`; beyond the end there is only the end."""
+    task, _ = await begun(node)
+    finish(node.gateway, task, DONE)
+
+    assert told(await ask(node, task, "stream=stdout&offset=4"))[1:] == [
+        ("stdout", {"offset": 4, "data": "two\n"}),
+        ("end", "completed"),
+    ]
+    assert told(await ask(node, task, "stream=stderr&offset=99"))[1:] == [
+        ("end", "completed")
+    ]
+
+
+async def test_a_stream_goes_on_where_an_earlier_one_ended(node: ApiNode) -> None:
+    """`Last-Event-ID`; of another attempt nothing counts."""
+    task, _ = await begun(node)
+    finish(node.gateway, task, DONE)
+
+    resumed = {"Last-Event-ID": f"{FIRST}:4:3"}
+    assert told(await ask(node, task, **resumed)) == [
+        ("stdout", {"offset": 4, "data": "two\n"}),
+        ("end", "completed"),
+    ]
+    resumed = {"Last-Event-ID": "1-7-9:4:3"}
+    assert [kind for kind, *_ in await ask(node, task, **resumed)] == [
+        "attempt",
+        "stdout",
+        "stderr",
+        "end",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "1-7-1:4", ":4", "1-7:4:3", "1-7-1:-4:3", "1-7-1:4:3\u00b2"]
+)
+async def test_an_id_of_another_stream_is_refused(node: ApiNode, text: str) -> None:
+    """It would be taken for another place, and bytes would be lost."""
+    task = await node.submit()
+
+    answer = await node.ask(
+        "GET",
+        f"/api/v1/tasks/{task}/logs",
+        headers=VIEWER | {"Last-Event-ID": text.encode().decode("latin-1")},
+    )
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == "Last-Event-ID"
+
+
+@pytest.mark.parametrize(
+    "query", ["stream=all", "offset=-1", "offset=x", "follow=yes", "tail=5"]
+)
+async def test_a_wrong_parameter_is_named(node: ApiNode, query: str) -> None:
+    """With the values that it may have."""
+    task = await node.submit()
+
+    answer = await node.ask("GET", f"/api/v1/tasks/{task}/logs?{query}", headers=VIEWER)
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == query.partition("=")[0]
+
+
+@pytest.mark.parametrize("kind", ["logs", "stdout", "stderr"])
+async def test_an_unknown_task_is_no_stream(node: ApiNode, kind: str) -> None:
+    """Errors come as JSON, before a stream has begun."""
+    answer = await node.ask("GET", f"/api/v1/tasks/nope/{kind}", headers=VIEWER)
+
+    assert_problem(answer, 404, "Task not found")
+
+
+async def test_characters_are_whole_and_bytes_exact(node: ApiNode) -> None:
+    """A character that two pieces share is put together; what is none is base64."""
+    task, attempt = await begun(node)
+    whole = "ü€😀".encode()
+    pieces = [Piece(0, n, whole[n : n + 1]) for n in range(len(whole))]
+    end = len(whole)
+    pieces += [Piece(0, end, b"a\xff\x00b"), Piece(0, end + 4, b"\xe2\x82")]
+    node.gateway.wrote[TaskId(task), attempt] = pieces
+    outcome = replace(DONE, stdout=b"", stdout_bytes=end + 6, stderr_bytes=0)
+    finish(node.gateway, task, replace(outcome, stderr=b""))
+
+    found = [data for kind, _, data in await ask(node, task) if kind == "stdout"]
+
+    assert [item["data"] for item in found if "encoding" not in item] == list("ü€😀")
+    exact = [base64.b64decode(i["data"]) for i in found if "encoding" in i]
+    assert exact == [b"a\xff\x00b", b"\xe2\x82"]
+
+
+async def test_what_is_not_kept_is_said(node: ApiNode) -> None:
+    """Between the beginning and the end of long output, and when there is no file."""
+    task, attempt = await begun(node)
+    finish(node.gateway, task, LONG)
+
+    assert told(await ask(node, task))[1:] == [
+        ("stdout", {"offset": 0, "data": "0123"}),
+        (
+            "gap",
+            {
+                "stream": "stdout",
+                "offset": 4,
+                "bytes": 996,
+                "reason": "laptop-01 keeps no more of it",
+            },
+        ),
+        ("end", "completed"),
+    ]
+    kept = [Piece(0, 0, b"012345"), Piece(0, 990, b"x" * 10), Piece(0, 1000, b"")]
+    node.gateway.wrote[TaskId(task), attempt] = kept
+    assert told(await ask(node, task))[1:] == [
+        ("stdout", {"offset": 0, "data": "012345"}),
+        (
+            "gap",
+            {
+                "stream": "stdout",
+                "offset": 6,
+                "bytes": 984,
+                "reason": "more was written than is kept",
+            },
+        ),
+        ("stdout", {"offset": 990, "data": "x" * 10}),
+        ("end", "completed"),
+    ]
+
+
+async def test_raw_bytes_are_exact(node: ApiNode) -> None:
+    """With the true number of bytes beside them, which may be more."""
+    task, attempt = await begun(node)
+    raw = bytes(range(256)) * 4
+    finish(node.gateway, task, replace(DONE, stdout=raw, stdout_bytes=len(raw)))
+
+    for path, expected, total in (
+        ("stdout", raw, "1024"),
+        ("stdout?offset=1000", raw[1000:], "1024"),
+        ("stderr", b"oh\n", "3"),
+    ):
+        answer = await node.ask("GET", f"/api/v1/tasks/{task}/{path}", headers=VIEWER)
+        assert (answer.status, answer.body) == (200, expected)
+        assert answer.headers["octaskly-output-bytes"] == total
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert_hardened(answer)
+
+    task, attempt = await begun(node)
+    kept = [Piece(0, 0, b"012345"), Piece(0, 990, b"x" * 10), Piece(0, 1000, b"")]
+    node.gateway.wrote[TaskId(task), attempt] = kept
+    finish(node.gateway, task, LONG)
+    answer = await node.ask("GET", f"/api/v1/tasks/{task}/stdout", headers=VIEWER)
+    assert answer.body == b"012345" + b"x" * 10
+    assert answer.headers["octaskly-output-bytes"] == "1000"
+
+
+async def test_who_does_not_follow_gets_what_is_there(node: ApiNode) -> None:
+    """Of a task that waits or runs, too: `end` says how it is then."""
+    task = await node.submit()
+    assert told(await ask(node, task)) == [
+        ("state", {"status": "queued"}),
+        ("end", "queued"),
+    ]
+    attempt = node.gateway.start(task)
+    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"so far")]
+    assert told(await ask(node, task))[1:] == [
+        ("stdout", {"offset": 0, "data": "so far"}),
+        ("end", "running"),
+    ]
+
+
+async def test_a_follower_waits_for_the_start_and_for_another_attempt(
+    node: ApiNode,
+) -> None:
+    """What a lost attempt wrote stays told; the next begins from its start."""
+    task = await node.submit()
+    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+        assert await reader.next() == ("state", ":0:0", {"status": "queued"})
+        first = AttemptId(1, STREAM, 1)
+        node.gateway.wrote[TaskId(task), first] = [Piece(0, 0, b"first")]
+        node.gateway.start(task)
+        assert (await reader.of("attempt"))[2]["attempt"] == 1
+        assert (await reader.of("stdout"))[2]["data"] == "first"
+
+        lose(node.gateway, task)
+        assert (await reader.of("state"))[2] == {"status": "queued"}
+        second = AttemptId(1, STREAM, 2)
+        node.gateway.wrote[TaskId(task), second] = [Piece(0, 0, b"second")]
+        node.gateway.start(task)
+        begin = await reader.of("attempt")
+        assert begin[1:] == (
+            "1-7-2:0:0",
+            {"attempt": 2, "node": "laptop-01", "previous": "lost"},
+        )
+        assert (await reader.of("stdout"))[2] == {"offset": 0, "data": "second"}
+        finish(
+            node.gateway,
+            task,
+            replace(DONE, stdout=b"second", stdout_bytes=6, stderr=b"", stderr_bytes=0),
+        )
+        end = await reader.of("end")
+        assert end[1] == "1-7-2:6:0"
+        assert await reader.next() is None
+
+
+async def test_an_attempt_that_does_not_count_can_be_read(node: ApiNode) -> None:
+    """What it wrote says why it was tried again; a number that is none is named."""
+    task, _ = await begun(node)
+    failed = replace(DONE, state=AttemptState.RELEASED, exit_code=7)
+    node.gateway.finish(task, failed)
+    assert told(await ask(node, task)) == [
+        ("state", {"status": "queued"}),
+        ("end", "queued"),
+    ]
+
+    found = await ask(node, task, "attempt=1&stream=stderr&follow=true")
+    assert told(found)[1:] == [
+        ("stderr", {"offset": 0, "data": "oh\n"}),
+        ("end", "queued"),
+    ]
+    end = found[-1][2]
+    assert (end["attempt"], end["exit_code"], end["stderr_bytes"]) == (1, 7, 3)
+    raw = await node.ask(
+        "GET", f"/api/v1/tasks/{task}/stdout?attempt=1", headers=VIEWER
+    )
+    assert raw.body == b"one\ntwo\n"
+    for number, status in (("2", 404), ("-1", 400), ("x", 400)):
+        answer = await node.ask(
+            "GET", f"/api/v1/tasks/{task}/logs?attempt={number}", headers=VIEWER
+        )
+        assert_problem(answer, status)
+        assert answer.json["field"] == "attempt"
+
+
+async def test_a_lost_attempt_left_what_its_node_has(node: ApiNode) -> None:
+    """Nobody saw its end, so the log says nothing of what it wrote."""
+    task, attempt = await begun(node)
+    lose(node.gateway, task)
+    assert told(await ask(node, task, "attempt=1"))[1:] == [("end", "queued")]
+
+    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"so far")]
+
+    assert told(await ask(node, task, "attempt=1"))[1:] == [
+        ("stdout", {"offset": 0, "data": "so far"}),
+        ("end", "queued"),
+    ]
+
+
+async def test_a_task_that_never_ran_ends_without_output(node: ApiNode) -> None:
+    """Who waits for it to start is told that it was cancelled."""
+    task = await node.submit()
+    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+        assert await reader.next()
+        answer = await node.ask("DELETE", f"/api/v1/tasks/{task}", headers=ADMIN)
+        assert answer.status == 200
+
+        assert (await reader.of("end"))[2]["status"] == "cancelled"
+
+
+async def cancelled_while_it_runs(node: ApiNode) -> str:
+    task, attempt = await begun(node)
+    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one\n")]
+    answer = await node.ask("DELETE", f"/api/v1/tasks/{task}?force=true", headers=ADMIN)
+    assert answer.status == 200
+    return task
+
+
+async def test_what_is_cancelled_is_followed_until_it_is_gone(node: ApiNode) -> None:
+    """It is given time to end, and what it writes meanwhile may be what matters."""
+    task = await cancelled_while_it_runs(node)
+    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+        assert (await reader.of("stdout"))[2]["data"] == "one\n"
+
+        bye = replace(DONE, state=AttemptState.CANCELLED, exit_code=3)
+        finish(node.gateway, task, bye)
+
+        assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
+        end = (await reader.of("end"))[2]
+    assert (end["status"], end["exit_code"]) == ("cancelled", 3)
+
+
+async def test_who_does_not_follow_what_is_cancelled_waits_for_nothing(
+    node: ApiNode,
+) -> None:
+    """The stream has what there is."""
+    task = await cancelled_while_it_runs(node)
+
+    assert told(await ask(node, task))[1:] == [
+        ("stdout", {"offset": 0, "data": "one\n"}),
+        ("end", "cancelled"),
+    ]
+
+
+async def test_an_end_that_never_comes_is_not_waited_for(
+    node: ApiNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker of what was cancelled may be lost for good."""
+    monkeypatch.setattr(follower, "WAIT_S", 0.01)
+    monkeypatch.setattr(follower, "AGAIN_S", 0.01)
+    task = await cancelled_while_it_runs(node)
+
+    assert told(await ask(node, task, "follow=true"))[1:] == [
+        ("stdout", {"offset": 0, "data": "one\n"}),
+        ("end", "cancelled"),
+    ]
+
+
+async def test_streams_are_bounded(node: ApiNode) -> None:
+    """Beyond the bound 503; the others go on, and a place is free after an end."""
+    task = await node.submit()
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    readers = [Reader(node, path) for _ in range(STREAMS_MAX)]
+    for reader in readers:
+        await reader.__aenter__()
+
+    answer = await node.ask("GET", path, headers=VIEWER)
+    assert_problem(answer, 503, "Too many event streams")
+    assert answer.headers["retry-after"]
+
+    for reader in readers:
+        await reader.__aexit__()
+
+    async def is_served() -> bool:
+        task_path = f"/api/v1/tasks/{task}/logs"
+        return (await node.ask("GET", task_path, headers=VIEWER)).status == 200
+
+    async with asyncio.timeout(WAIT_S_MAX):
+        while not await is_served():
+            pass
+
+
+# -- several nodes -------------------------------------------------------------------
+
+
+class Three:
+    """The node that is asked, the dispatcher, and the worker, each another one."""
+
+    def __init__(self, front: Member, back: Member, worker: Member) -> None:
+        self.front, self.back, self.worker = front, back, worker
+        front.follow(back)
+        node = worker.gateway.node_id
+        for member in (front, back):
+            member.gateway.lan_urls[node] = (worker.lan_url,)
+            member.gateway.known_names[node] = "worker"
+
+    async def begun(self) -> tuple[str, AttemptId]:
+        return await begun(self.back.api, self.worker.gateway.node_id)
+
+
+@pytest.fixture
+async def three(mesh: Mesh) -> Three:
+    return Three(
+        await mesh.member("front"),
+        await mesh.member("back"),
+        await mesh.member("worker"),
+    )
+
+
+async def test_any_node_tells_what_another_keeps(three: Three) -> None:
+    """The dispatcher says where it is; the bytes come from the worker."""
+    task, attempt = await three.begun()
+    three.worker.gateway.wrote[TaskId(task), attempt] = [
+        Piece(0, 0, b"\x00\xff"),
+        Piece(1, 0, b"oh"),
+        Piece(0, 990, b"x" * 10),
+        Piece(0, 1000, b""),
+    ]
+    outcome = replace(LONG, stderr=b"oh", stderr_bytes=2)
+    finish(three.back.gateway, task, outcome)
+
+    for member in (three.front, three.back):
+        found = await ask(member.api, task)
+        assert [kind for kind, *_ in found] == [
+            *("attempt", "stdout", "stderr", "gap", "stdout", "end")
+        ]
+        assert found[0][2]["node"] == "worker"
+    answer = await three.front.api.ask(
+        "GET", f"/api/v1/tasks/{task}/stdout", headers=VIEWER
+    )
+    assert answer.body == b"\x00\xff" + b"x" * 10
+
+
+async def test_a_worker_that_is_gone_leaves_what_the_log_has(three: Three) -> None:
+    """And the reader is told what is missing, and why."""
+    task, _ = await three.begun()
+    finish(three.back.gateway, task, LONG)
+    three.front.gateway.lan_urls.clear()
+
+    found = await ask(three.front.api, task)
+
+    assert found[1][2] == {"offset": 0, "data": "0123"}
+    assert found[2][2]["reason"] == "worker, which keeps the rest, cannot be reached"
+    assert found[3][0] == "end"
+
+
+async def test_a_follower_survives_a_change_of_dispatcher(
+    mesh: Mesh, three: Three
+) -> None:
+    """The node that it is connected to finds the new one; nothing comes twice."""
+    task, attempt = await three.begun()
+    wrote = three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one\n")]
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    async with Reader(three.front.api, path) as reader:
+        assert (await reader.of("stdout"))[2]["data"] == "one\n"
+        heir = await mesh.member("heir")
+        heir.gateway.records = dict(three.back.gateway.records)
+        heir.gateway.lan_urls = three.back.gateway.lan_urls
+        heir.reign(term=2)
+        three.back.follow(heir, term=2)
+        three.front.follow(heir, term=2)
+        wrote.append(Piece(0, 4, b"two\n"))
+        finish(heir.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
+
+        assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
+        assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
+
+
+async def test_a_follower_leaves_a_worker_that_says_nothing(mesh: Mesh) -> None:
+    """Its cable is out: the connection does not end, and the task runs elsewhere."""
+    three = Three(
+        await mesh.member("front", replace(PATIENT, quiet_s=0.1, stall_s=LONG_S)),
+        await mesh.member("back"),
+        await mesh.member("worker", replace(PATIENT, quiet_s=LONG_S)),
+    )
+
+    async def pieces(*_: object, **__: object) -> AsyncIterator[Piece]:
+        yield Piece(0, 0, b"first")
+        await asyncio.sleep(LONG_S)
+
+    three.worker.gateway.pieces = pieces  # type: ignore[method-assign]
+    task, _ = await three.begun()
+    async with Reader(
+        three.front.api, f"/api/v1/tasks/{task}/logs?follow=true"
+    ) as reader:
+        assert (await reader.of("stdout"))[2]["data"] == "first"
+        lose(three.back.gateway, task)
+        here = three.front.gateway
+        again = three.back.gateway.start(task, here.node_id)
+        here.wrote[TaskId(task), again] = [Piece(0, 0, b"second")]
+
+        assert (await reader.of("attempt"))[2]["previous"] == "lost"
+        assert (await reader.of("stdout"))[2]["data"] == "second"
+
+
+async def test_who_waits_leaves_a_dispatcher_room_for_others(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Followers of queued tasks on all nodes would else take its last connection."""
+    monkeypatch.setattr(task_status, "_BUSY_S", 0.01)
+    few = LimitOptions(streams_max=FEW)
+    names = ("front", "back", "worker")
+    three = Three(*[await mesh.member(name, bounds=few) for name in names])
+    task = await three.back.api.submit()
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(FEW):
+            await stack.enter_async_context(Reader(three.back.api, path))
+        reader = await stack.enter_async_context(Reader(three.front.api, path))
+        assert (await reader.of("state"))[2] == {"status": "queued"}
+        attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
+        three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
+
+        assert (await reader.of("stdout"))[2]["data"] == "one"
+
+
+@pytest.mark.parametrize("is_front", [True, False])
+async def test_a_follower_waits_for_a_dispatcher_that_still_learns(
+    three: Three, monkeypatch: pytest.MonkeyPatch, *, is_front: bool
+) -> None:
+    """Right after a failover it may not know the task; who began may stay."""
+    monkeypatch.setattr(task_status, "_BUSY_S", 0.01)
+    front = three.back if is_front else three.front
+    task = await three.back.api.submit()
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    async with Reader(front.api, path) as reader:
+        assert (await reader.of("state"))[2] == {"status": "queued"}
+        records, three.back.gateway.records = three.back.gateway.records, {}
+        three.back.gateway.is_complete = False
+        three.back.gateway.elect(three.back.gateway.view)
+        answer = await front.api.ask("GET", path, headers=VIEWER)
+        assert_problem(answer, 503, "The log is not complete yet")
+
+        three.back.gateway.records = records
+        attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
+        three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
+        assert (await reader.of("stdout"))[2]["data"] == "one"
+
+
+async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:
+    """A worker that goes back in a stream is not believed."""
+    task, attempt = await three.begun()
+    three.worker.gateway.wrote[TaskId(task), attempt] = [
+        Piece(0, 0, b"0123"),
+        Piece(0, 2, b"23"),
+    ]
+    finish(three.back.gateway, task, LONG)
+
+    found = await ask(three.front.api, task)
+
+    assert [kind for kind, *_ in found] == ["attempt", "stdout", "gap", "end"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/internal/v1/tasks/{task}/standing", "/internal/v1/transcripts/{task}/1/7/1"],
+)
+async def test_what_nodes_tell_each_other_is_for_nodes(
+    node: ApiNode, path: str
+) -> None:
+    """No token opens it."""
+    task, _ = await begun(node)
+
+    answer = await node.ask("GET", path.format(task=task), headers=ADMIN)
+
+    assert_problem(answer, 401)
+
+
+def test_ids_say_attempt_and_offsets() -> None:
+    """Also before there is an attempt."""
+    place = parse_id("12-9223372036854775807-3:4:5")
+
+    assert place.attempt == (12, 9223372036854775807, 3)
+    assert place.offsets == [4, 5]
+    assert parse_id(":0:0").attempt is None

@@ -1,0 +1,295 @@
+"""How many requests a client may make: counted, told, refused, on one node and many."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from octaskly.api.http import sse
+from octaskly.api.security import rate_limit
+from octaskly.core.model.ids import Moment
+from octaskly.ports import Principal
+from tests.integration.api.test_forwarding import Member, Mesh, _stranger
+from tests.integration.api.test_streams import serve_stream
+from tests.support.api_node import (
+    ADMIN,
+    CLIENT,
+    VIEWER,
+    Answer,
+    ApiNode,
+    api_node,
+    ask,
+    assert_problem,
+)
+from tests.support.fake_gateway import NOW_MS
+
+TASKS = "/api/v1/tasks"
+DOCUMENT = "/api/v1/openapi.json"  #: every node answers it by itself
+RATES = {"client": 3, "viewer": 2, "stranger": 2}
+OTHER = {"Authorization": "Bearer other-token"}
+
+
+class Clock:
+    """Clock port that a test moves."""
+
+    def __init__(self) -> None:
+        self.mono_s = 1000.5
+
+    def now(self) -> Moment:
+        return Moment(self.mono_s, NOW_MS)
+
+    def draw(self) -> float:
+        return 0.5
+
+
+@dataclass
+class Limited:
+    """A node with limits, and its clock."""
+
+    api: ApiNode
+    clock: Clock
+
+    async def ask(
+        self, headers: Mapping[str, str] = CLIENT, path: str = TASKS
+    ) -> Answer:
+        return await self.api.ask("GET", path, headers=headers)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Limited]:
+    clock = Clock()
+    async with api_node(rates=RATES, clock=clock) as started:
+        yield Limited(started, clock)
+
+
+def told(answer: Answer) -> tuple[str | None, ...]:
+    """Return status, limit, what is left, and seconds until more is."""
+    return (
+        str(answer.status),
+        *map(answer.headers.get, map(str.lower, rate_limit.HEADERS)),
+    )
+
+
+async def test_every_answer_tells_what_is_left_until_one_is_refused(
+    node: Limited,
+) -> None:
+    """The oldest request of a minute frees the place of one."""
+    answers = [await node.ask() for _ in range(2)]
+    node.clock.mono_s += 10
+    answers += [await node.ask() for _ in range(2)]
+
+    assert [told(answer) for answer in answers] == [
+        ("200", "3", "2", "61"),
+        ("200", "3", "1", "61"),
+        ("200", "3", "0", "51"),
+        ("429", "3", "0", "51"),
+    ]
+    assert_problem(answers[-1], 429, "Too many requests")
+    assert answers[-1].headers["retry-after"] == "51"
+    assert "3 requests a minute" in answers[-1].json["hint"]
+
+
+async def test_who_waits_as_told_is_let_in_again(node: Limited) -> None:
+    """What was refused did not count."""
+    answers = [await node.ask() for _ in range(5)]
+    node.clock.mono_s += int(answers[-1].headers["retry-after"])
+
+    assert told(await node.ask()) == ("200", "3", "2", "61")
+
+
+async def test_each_client_has_its_own_account_by_its_role(node: Limited) -> None:
+    """One that runs wild takes nothing from others; admins have no limit here."""
+    for _ in range(4):
+        await node.ask(CLIENT)
+
+    assert told(await node.ask(CLIENT))[0] == "429"
+    assert told(await node.ask(OTHER))[:2] == ("200", "3")
+    assert told(await node.ask(VIEWER))[:2] == ("200", "2")
+    assert told(await node.ask(ADMIN)) == ("200", None, None, None)
+
+
+async def test_what_is_refused_for_another_reason_counts_too(node: Limited) -> None:
+    """Guessing ids is not free; what any node refuses by the role alone, is."""
+    viewer = [
+        await node.ask(VIEWER, f"{TASKS}/task-999"),
+        await node.api.ask("POST", TASKS, headers=VIEWER, body={"command": "true"}),
+        await node.ask(VIEWER, f"{TASKS}?limit=0"),
+        await node.ask(VIEWER),
+    ]
+
+    assert [told(answer)[::2] for answer in viewer] == [
+        ("404", "1"),
+        ("403", None),
+        ("400", "0"),
+        ("429", "0"),
+    ]
+
+
+async def test_a_body_is_not_read_of_one_request_too_many(node: Limited) -> None:
+    """It may be a mebibyte; the answer comes before it."""
+    for _ in range(3):
+        await node.ask()
+    head = {**CLIENT, "Content-Length": "1000000", "Content-Type": "application/json"}
+
+    answer = await node.api.ask("POST", TASKS, headers=head, body=b"[")
+
+    assert_problem(answer, 429)
+    assert node.api.gateway.records == {}
+
+
+async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its start, however long it lasts."""
+
+    async def many(stream: sse.EventStream) -> None:
+        for number in range(50):
+            await stream.send({"n": number})
+
+    serve_stream(monkeypatch, many)
+    async with api_node(rates=RATES, clock=Clock()) as api:
+        answers = [
+            await api.ask("GET", "/api/v1/test-stream", headers=VIEWER)
+            for _ in range(3)
+        ]
+
+    assert [told(answer)[::2] for answer in answers] == [
+        ("200", "1"),
+        ("200", "0"),
+        ("429", "0"),
+    ]
+
+
+def test_each_token_has_its_own_account() -> None:
+    """Also where two are for one subject."""
+    meter = rate_limit.Meter({"client": 1}, Clock())
+
+    left = [
+        meter.charge(Principal(subject="ci", role="client", token=token))
+        for token in ("first", "second")
+    ]
+
+    assert [headers["RateLimit-Remaining"] for headers in left] == ["0", "0"]
+
+
+async def test_of_too_many_clients_the_most_silent_begin_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory is bounded, and nobody is refused because others ask."""
+    monkeypatch.setattr(rate_limit, "CLIENTS_MAX", 1)
+    meter = rate_limit.Meter({"client": 1}, Clock())
+    ana, bo = (Principal(subject=name, role="client") for name in ("ana", "bo"))
+
+    left = [meter.charge(who)["RateLimit-Remaining"] for who in (ana, bo, ana)]
+
+    assert left == ["0", "0", "0"]
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    async with Mesh() as started:
+        yield started
+
+
+@pytest.fixture
+async def members(mesh: Mesh) -> list[Member]:
+    """Three nodes of one mesh; the first is dispatcher."""
+    members = [
+        await mesh.member(name, rates=RATES, clock=Clock()) for name in ("a", "b", "c")
+    ]
+    for member in members[1:]:
+        member.follow(members[0])
+    return members
+
+
+@pytest.mark.parametrize("path", [TASKS, DOCUMENT], ids=["forwarded", "local"])
+async def test_a_client_that_asks_all_nodes_in_turn_has_one_account(
+    members: list[Member], path: str
+) -> None:
+    """Whichever node is asked, the verdict is the same, and so is what is told."""
+    answers = [
+        await members[number % 3].api.ask("GET", path, headers=CLIENT)
+        for number in range(1, 7)
+    ]
+
+    assert [told(answer) for answer in answers] == [
+        ("200", "3", "2", "61"),
+        ("200", "3", "1", "61"),
+        ("200", "3", "0", "61"),
+        *[("429", "3", "0", "61")] * 3,
+    ]
+    assert {answer.headers["retry-after"] for answer in answers[3:]} == {"61"}
+    for answer in answers[3:]:
+        assert_problem(answer, 429, "Too many requests")
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["none known", "it is gone"])
+async def test_without_a_dispatcher_a_node_counts_what_it_answers_alone(
+    members: list[Member], *, is_known: bool
+) -> None:
+    """Then a client has one account for each node, and no more."""
+    front = members[1]
+    if is_known:
+        await members[0].api.server.close()
+    else:
+        front.gateway.elect(None)
+
+    answers = [await front.api.ask("GET", DOCUMENT, headers=CLIENT) for _ in range(4)]
+
+    assert [told(answer)[::2] for answer in answers] == [
+        ("200", "2"),
+        ("200", "1"),
+        ("200", "0"),
+        ("429", "0"),
+    ]
+
+
+async def test_a_new_dispatcher_gives_a_client_one_more_account_at_most(
+    members: list[Member],
+) -> None:
+    """It does not know what the one before has counted."""
+    front = members[1]
+    before = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
+    members[2].reign(term=2)
+    front.follow(members[2], term=2)
+    after = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
+
+    assert [answer.status for answer in before] == [200, 200, 200, 429]
+    assert [answer.status for answer in after] == [200, 200, 200, 429]
+
+
+async def from_lan(
+    member: Member, path: str = "/health", *, tls: ssl.SSLContext | None = None
+) -> Answer:
+    """Ask on the LAN's port, as somebody without a token."""
+    return await ask(
+        member.lan_port, "GET", path, headers={"Host": "127.0.0.1"}, tls=tls
+    )
+
+
+async def test_an_address_of_the_lan_is_limited_while_nobody_shows_a_token(
+    members: list[Member],
+) -> None:
+    """Who does, is served from there all the same, and so are other nodes."""
+    [member, *_] = members
+    stranger = _stranger()
+
+    answers = [
+        await from_lan(member, path, tls=stranger)
+        for path in ("/health", TASKS, "/nowhere", "/health")
+    ]
+    known = await ask(
+        member.lan_port,
+        "GET",
+        TASKS,
+        headers={"Host": "127.0.0.1", **CLIENT},
+        tls=stranger,
+    )
+    node = await from_lan(member, tls=members[1].trust.lan_client_context())
+    here = await member.api.ask("GET", "/health")
+
+    assert [answer.status for answer in answers] == [200, 401, 429, 429]
+    assert_problem(answers[2], 429, "Too many requests")
+    assert told(known)[::2] == ("200", "2")
+    assert [told(answer)[:2] for answer in (node, here)] == [("200", None)] * 2

@@ -1,0 +1,322 @@
+"""How a page gets its token: codes of the local socket, swapped once and soon."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octaskly.api import Site
+from octaskly.api.http.sockets import loopback_users
+from octaskly.api.security.sessions import CODE_S, CODES_MAX, Codes
+from octaskly.core.model.ids import Moment, NodeId
+from octaskly.errors import TrustError
+from octaskly.ports import Membership, Principal, Request
+from octaskly.trust import MeshTrust, NodeKey, generate
+from tests.support.api_node import (
+    ADMIN,
+    JSON,
+    Answer,
+    ApiNode,
+    FixedClock,
+    api_node,
+    ask,
+    assert_problem,
+    serve_free,
+)
+from tests.support.fake_gateway import NOW_MS, FakeGateway
+
+PAGES = "/api/v1/sessions"
+OURS = Principal(subject="ana", role="admin", uid=1000)
+
+
+class Hands(FixedClock):
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.mono_s = 100.0
+
+    def now(self) -> Moment:
+        return Moment(self.mono_s, NOW_MS)
+
+
+class Nobody:
+    """Admissions of a node at which no machine waits."""
+
+    async def requests(self) -> list[Request]:
+        return []
+
+    async def membership(self) -> Membership:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def clock() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+async def node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
+    """A node whose tokens are those that its desk issues for pages."""
+    gateway = FakeGateway()
+
+    def verify(token: str) -> Principal:
+        kind, _, jti = token.rpartition(":")
+        if token == "admin-token":
+            return Principal(subject="ana", role="admin", token="a-named-one")
+        if not kind.startswith("page:") or jti in gateway.tokens.revoked:
+            raise TrustError("token is not valid")
+        return Principal(
+            subject=kind.removeprefix("page:"),
+            role="admin",
+            token=jti,
+            opened_on=NodeId("elsewhere" if jti == "far" else "node-a"),
+            opened_s=NOW_MS // 1000,
+        )
+
+    options: dict[str, Any] = {
+        "verify": verify,
+        "clock": clock,
+        "admissions": Nobody(),
+        "describe": lambda: {"api_url": "http://localhost:3000", "lan_url": LAN},
+    }
+    async with api_node(gateway, **options) as started:
+        await started.server.start_unix(tmp_path / "api.sock")
+        yield started
+
+
+LAN = "https://10.0.0.7:3443"
+
+
+async def code_of(tmp_path: Path, good_for: str = "me") -> dict[str, Any]:
+    """Ask for a code as a local user does."""
+
+    def ask() -> Any:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(tmp_path / "api.sock"))
+        body = json.dumps({"good_for": good_for})
+        connection.request("POST", f"{PAGES}/codes", body=body, headers=JSON)
+        answer = connection.getresponse()
+        assert answer.status == 201
+        said = json.loads(answer.read())
+        connection.close()
+        return said
+
+    found: dict[str, Any] = await asyncio.to_thread(ask)
+    return found
+
+
+async def swap(node: ApiNode, code: str) -> Answer:
+    return await node.ask("POST", PAGES, body={"code": code})
+
+
+def shown(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def test_a_code_of_the_local_socket_signs_a_page_in(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """As the user who asked for it; its address leads to this node."""
+    code = await code_of(tmp_path)
+
+    answer = await swap(node, code["code"])
+
+    assert code["url"] == f"http://localhost:3000/#code={code['code']}"
+    assert code["lan_url"] is None
+    assert answer.status == 201
+    assert answer.json["role"] == "admin"
+    assert answer.json["subject"].startswith("local:")
+    listed = await node.ask("GET", "/api/v1/nodes", headers=shown(answer.json["token"]))
+    assert listed.status == 200
+
+
+async def test_a_code_is_good_once(node: ApiNode, tmp_path: Path) -> None:
+    """Who reads it in a list of processes comes too late."""
+    code = (await code_of(tmp_path))["code"]
+    await swap(node, code)
+
+    again = await swap(node, code)
+
+    assert_problem(again, 401, "Missing or invalid authentication token")
+    assert again.json["hint"].endswith("octaskly open")
+
+
+async def test_a_code_is_good_for_a_minute(
+    node: ApiNode, tmp_path: Path, clock: Hands
+) -> None:
+    """One that was printed and forgotten opens nothing."""
+    code = (await code_of(tmp_path))["code"]
+    clock.mono_s += CODE_S
+
+    assert (await swap(node, code)).status == 401
+
+
+@pytest.mark.parametrize("given", ["", "x", "node-a.", "node-a." + "x" * 43, "é.é"])
+async def test_what_is_no_code_is_refused(node: ApiNode, given: str) -> None:
+    """With one status, whatever it looks like."""
+    assert (await swap(node, given)).status == 401
+
+
+async def test_a_code_of_another_node_is_told_so(node: ApiNode, tmp_path: Path) -> None:
+    """Else one would open it there again and again."""
+    code = (await code_of(tmp_path))["code"]
+
+    answer = await swap(node, f"node-b.{code.partition('.')[2]}")
+
+    assert answer.status == 401
+    assert "another node" in answer.json["hint"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+async def test_a_code_for_me_is_no_good_to_another_user(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """The kernel says whose the other end of the connection is."""
+    code = (await code_of(tmp_path))["code"]
+    body = json.dumps({"code": code}).encode()
+    head = f"POST {PAGES} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    os.seteuid(65534)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    finally:
+        os.seteuid(0)
+    writer.write(head.encode() + body)
+    raw = await reader.read()
+    writer.close()
+
+    assert raw.startswith(b"HTTP/1.1 401")
+    assert b"another user" in raw
+    assert (await swap(node, code)).status == 401, "it is burnt"
+
+
+async def test_a_code_for_anybody_comes_with_an_address_for_the_network(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """That is for people who copy it themselves."""
+    code = await code_of(tmp_path, "anybody")
+
+    assert code["lan_url"] == f"{LAN}/#code={code['code']}"
+    assert (await swap(node, code["code"])).status == 201
+
+
+async def test_no_token_makes_a_code(node: ApiNode) -> None:
+    """A token would become one that renews itself."""
+    answer = await node.ask(
+        "POST", f"{PAGES}/codes", headers=ADMIN, body={"good_for": "me"}
+    )
+
+    assert_problem(answer, 403, "Insufficient permissions")
+
+
+async def test_a_page_renews_its_token_under_the_same_id(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """So who revokes one of them revokes the page."""
+    first = await swap(node, (await code_of(tmp_path))["code"])
+    token = first.json["token"]
+
+    second = await node.ask("POST", f"{PAGES}/renew", headers=shown(token))
+
+    assert second.status == 200
+    assert second.json["token"].rpartition(":")[2] == token.rpartition(":")[2]
+    await node.gateway.tokens.revoke(f"{1:032x}", by="ana")
+    refused = await node.ask("POST", f"{PAGES}/renew", headers=shown(token))
+    assert refused.status == 401
+
+
+async def test_a_token_that_is_of_no_page_is_not_renewed(node: ApiNode) -> None:
+    """It would be good for ever."""
+    answer = await node.ask("POST", f"{PAGES}/renew", headers=ADMIN)
+
+    assert_problem(answer, 403, "Insufficient permissions")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [(shown("page:bo:1"), 200), (shown("page:bo:far"), 403), (ADMIN, 403)],
+    ids=["opened here", "opened elsewhere", "any admin"],
+)
+async def test_only_a_page_that_was_opened_here_lets_machines_in(
+    node: ApiNode, headers: dict[str, str], status: int
+) -> None:
+    """Who lets a machine in gives it the mesh secret, which no token is worth."""
+    answer = await node.ask("GET", "/api/v1/requests", headers=headers)
+
+    assert answer.status == status
+
+
+async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
+    """On the network its token is one that somebody may have taken along."""
+    trust = MeshTrust(generate(), NodeKey.generate())
+    page = Principal(
+        subject="bo", role="admin", token="1", opened_on=trust.node_id, opened_s=1
+    )
+    async with api_node(
+        FakeGateway(trust.node_id),
+        verify=lambda _: page,
+        admissions=Nobody(),
+        lan_ssl=trust.lan_server_context(["here"], ["127.0.0.1"]),
+    ) as node:
+        port = await serve_free(node.server, Site.LAN, ["127.0.0.1"])
+        tls = ssl.create_default_context(cadata=trust.ca_pem())
+        headers, path = shown("x"), "/api/v1/requests"
+        near = await node.ask("GET", path, headers=headers)
+        far = await ask(port, "GET", path, headers=headers, tls=tls)
+
+    assert near.status == 200
+    assert_problem(far, 403, "Insufficient permissions")
+
+
+async def test_guesses_are_counted_on_loopback_too(clock: Hands) -> None:
+    """As those of strangers on the network are."""
+    async with api_node(rates={"stranger": 3}, clock=clock) as node:
+        answers = [(await swap(node, "node-a.x")).status for _ in range(5)]
+
+    assert answers == [401, 401, 401, 429, 429]
+
+
+def test_only_the_newest_codes_are_kept() -> None:
+    """A loop that asks for codes fills no memory, and the newest one works."""
+    codes = Codes()
+    made = [codes.make(OURS, user=None, now_s=0.0) for _ in range(CODES_MAX + 1)]
+
+    assert codes.take(made[0], 1.0) is None
+    assert codes.take(made[-1], 1.0) is not None
+
+
+def test_all_users_who_may_be_the_other_end_have_to_be_right() -> None:
+    """Another connection between the same ports must not lend its user."""
+    codes = Codes()
+    opened = codes.take(codes.make(OURS, user=1000, now_s=0.0), 1.0)
+
+    assert opened is not None
+    assert opened.is_for(frozenset({1000}))
+    assert opened.is_for(frozenset({0}))
+    assert not opened.is_for(frozenset({1000, 1001}))
+    assert not opened.is_for(frozenset())
+
+
+def test_users_of_loopback_are_read_from_the_tables_of_the_kernel(
+    tmp_path: Path,
+) -> None:
+    """Of both families; a table that is not there has none."""
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt"
+    row = "   0: {}:9C40 {}:0BB8 01 00000000:00000000 00:00000000 00000000  {}  0 1"
+    four, six = tmp_path / "tcp", tmp_path / "tcp6"
+    four.write_text(f"{head}\n{row.format('0100007F', '0100007F', 1000)}\n")
+    six.write_text(f"{head}\n{row.format('0' * 32, '0' * 32, 1001)}\n")
+
+    assert loopback_users(40000, 3000, [four, six]) == {1000, 1001}
+    assert loopback_users(3000, 40000, [four, six]) == frozenset()
+    assert loopback_users(40000, 3000, [four, tmp_path / "none"]) == {1000}

@@ -1,0 +1,617 @@
+"""The routes of tasks, over real TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from octaskly.api.schemas import task_options
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.errors import AnswerLost, StoreError, StoreFull
+from tests.support.api_node import (
+    ADMIN,
+    CLIENT,
+    VIEWER,
+    ApiNode,
+    api_node,
+    assert_problem,
+    assert_standard_headers,
+)
+from tests.support.fake_gateway import NOW_MS
+
+TASKS = "/api/v1/tasks"
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[ApiNode]:
+    async with api_node() as started:
+        yield started
+
+
+async def test_created_task_answers_like_the_reference(node: ApiNode) -> None:
+    """201 with id, command, status and a time that ends in Z."""
+    body = {"command": "echo hello", "timeout": 3600, "inputs": ["a.txt"]}
+
+    answer = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+
+    assert answer.status == 201
+    assert_standard_headers(answer)
+    assert answer.json == {
+        "id": next(iter(node.gateway.records)),
+        "command": "echo hello",
+        "status": "queued",
+        "created_at": "2026-02-06T12:00:00Z",
+        "replicas": 1,
+    }
+    assert answer.headers["octaskly-dispatcher"] == "laptop-01"
+    assert answer.headers["octaskly-epoch"] == "1/node-a"
+    assert answer.headers["octaskly-replicas"] == "1"
+
+
+async def test_ids_are_given_to_whoever_may_submit(node: ApiNode) -> None:
+    """As many as are asked for, at most as many as a submission may have tasks."""
+    answer = await node.ask("GET", "/api/v1/ids?count=2", headers=CLIENT)
+    refused = await node.ask("GET", "/api/v1/ids?count=10001", headers=CLIENT)
+    reader = await node.ask("GET", "/api/v1/ids", headers=VIEWER)
+
+    assert answer.json == {"ids": ["task-001-00000001", "task-002-00000002"]}
+    assert_problem(refused, 400, "Invalid parameter value")
+    assert reader.status == 403
+
+
+async def test_each_task_says_how_many_disks_hold_it(node: ApiNode) -> None:
+    """All of a batch as many; the header says it for the whole."""
+    node.gateway.keep_copies("node-b")
+    body = [{"command": f"echo {n}"} for n in range(3)]
+
+    answer = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+
+    assert [task["replicas"] for task in answer.json] == [2, 2, 2]
+    assert answer.headers["octaskly-replicas"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"{TASKS}?durability=strict", {"command": "true"}),
+        (TASKS, {"command": "true", "durability": "strict"}),
+        (TASKS, [{"command": "true"}, {"command": "true", "durability": "strict"}]),
+        (
+            f"{TASKS}?durability=normal",
+            {"command": "true", "durability": "strict"},
+        ),
+    ],
+)
+async def test_strict_tasks_are_refused_while_there_is_one_copy(
+    node: ApiNode, path: str, body: object
+) -> None:
+    """By task or by request; one strict task makes the batch strict: all or none."""
+    refused = await node.ask("POST", path, headers=CLIENT, body=body)
+    node.gateway.keep_copies("node-b")
+    accepted = await node.ask("POST", path, headers=CLIENT, body=body)
+
+    assert_problem(refused, 503, "No standby keeps a copy")
+    assert refused.headers["retry-after"] == "1"
+    assert accepted.status == 201
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (f"{TASKS}?durability=eternal", {"command": "true"}, "durability"),
+        (TASKS, {"command": "true", "durability": 1}, "$.durability"),
+        (TASKS, [{"command": "true", "durability": "x"}], "$[0].durability"),
+    ],
+)
+async def test_unknown_durability_is_named(
+    node: ApiNode, path: str, body: object, field: str
+) -> None:
+    """With the two that there are."""
+    answer = await node.ask("POST", path, headers=CLIENT, body=body)
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == field
+    assert "normal or strict" in answer.json["hint"]
+
+
+async def test_refusals_of_the_dispatcher_say_who_refused(node: ApiNode) -> None:
+    """Also an error is the word of one reign, not of another."""
+    answer = await node.ask("GET", f"{TASKS}/nothing", headers=CLIENT)
+
+    assert_problem(answer, 404, "Task not found")
+    assert answer.headers["octaskly-dispatcher"] == "laptop-01"
+    assert answer.headers["octaskly-epoch"] == "1/node-a"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"{TASKS}/somewhere"),
+        ("GET", f"{TASKS}/task-7"),
+        ("GET", f"{TASKS}/somewhere?wait=1"),
+        ("DELETE", f"{TASKS}/somewhere"),
+        ("GET", f"{TASKS}/somewhere/outputs/a.txt"),
+    ],
+)
+async def test_unknown_task_is_no_404_while_others_may_know_it(
+    node: ApiNode, method: str, path: str
+) -> None:
+    """G7: what was accepted anywhere is never called unknown; lists show what is."""
+    node.gateway.is_complete = False
+
+    answer = await node.ask(method, path, headers=ADMIN)
+    listed = await node.ask("GET", TASKS, headers=ADMIN)
+    node.gateway.is_complete = True
+    later = await node.ask(method, path, headers=ADMIN)
+
+    assert_problem(answer, 503, "The log is not complete yet")
+    assert answer.headers["retry-after"] == "1"
+    assert (listed.status, later.status) == (200, 404)
+
+
+async def test_defaults_of_a_task_are_those_of_the_reference(node: ApiNode) -> None:
+    """Timeout one hour, no inputs, no outputs; the submitter is the subject."""
+    task = await node.submit("true")
+
+    spec = node.gateway.records[task].spec  # type: ignore[index]
+
+    assert spec is not None
+    assert (spec.timeout_s, spec.inputs, spec.outputs) == (3600, (), ())
+    assert spec.submitter == "ana"
+
+
+async def test_array_is_accepted_whole_and_in_order(node: ApiNode) -> None:
+    """The answer to an array is an array in request order."""
+    body = [{"command": f"echo {n}"} for n in range(1000)]
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+
+    assert answer.status == 201
+    assert [task["command"] for task in answer.json] == [t["command"] for t in body]
+    assert [task["id"] for task in answer.json] == list(node.gateway.records)
+
+
+async def test_array_with_one_bad_member_is_refused_whole(node: ApiNode) -> None:
+    """The bad member is named, and nothing is stored."""
+    body = [{"command": "true"}] * 3 + [{"command": " "}]
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+
+    assert_problem(answer, 400, "Invalid command format")
+    assert answer.json["field"] == "$[3].command"
+    assert node.gateway.records == {}
+
+
+@pytest.mark.parametrize("count", [0, 10_001])
+async def test_array_holds_one_to_ten_thousand_tasks(node: ApiNode, count: int) -> None:
+    """An empty array and one task too many are refused."""
+    answer = await node.ask(
+        "POST", TASKS, headers=ADMIN, body=[{"command": "true"}] * count
+    )
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == "$"
+
+
+async def test_chosen_id_is_taken_once(node: ApiNode) -> None:
+    """A second task with the id is a conflict, in one array too."""
+    body = {"command": "true", "id": "build.7"}
+
+    first = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+    second = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+    both = [{"command": "true", "id": "x"}, {"command": "true", "id": "x"}]
+    twice = await node.ask("POST", TASKS, headers=ADMIN, body=both)
+
+    assert first.json["id"] == "build.7"
+    assert_problem(second, 409, "Duplicate task ID")
+    assert_problem(twice, 409, "Duplicate task ID")
+    assert twice.json["field"] == "$[1].id"
+
+
+async def test_idempotency_key_gives_the_same_task(node: ApiNode) -> None:
+    """The same body gives the same task; another body is a conflict."""
+    headers = ADMIN | {"Idempotency-Key": "k1"}
+
+    first = await node.ask("POST", TASKS, headers=headers, body={"command": "a"})
+    again = await node.ask("POST", TASKS, headers=headers, body={"command": "a"})
+    other = await node.ask("POST", TASKS, headers=headers, body={"command": "b"})
+
+    assert (first.status, again.status) == (201, 201)
+    assert first.json == again.json
+    assert_problem(other, 409, "Duplicate task ID")
+    assert other.json["field"] == "Idempotency-Key"
+
+
+@pytest.mark.parametrize("key", ["a b", "x" * 256, "\u00e9"])
+async def test_unusable_idempotency_key_is_refused(node: ApiNode, key: str) -> None:
+    """Only 1 to 255 visible ASCII characters make a key."""
+    answer = await node.ask(
+        "POST", TASKS, headers=ADMIN | {"Idempotency-Key": key}, body={"command": "a"}
+    )
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == "Idempotency-Key"
+
+
+async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
+    """Nothing is left out, and nothing is invented."""
+    task = await node.submit("cargo build")
+
+    answer = await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)
+
+    assert answer.status == 200
+    known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
+    known |= {*task_options.shown(None), *task_options.shown_whole(None), "priority"}
+    unknown = {k: v for k, v in answer.json.items() if k not in known}
+    assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
+    assert set(unknown.values()) == {None}
+    assert answer.json["status"] == "queued"
+
+
+async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
+    """Exit code, output, duration and the name of the node."""
+    task = await node.submit("echo hello")
+    node.gateway.start(task)
+    node.gateway.finish(task)
+
+    answer = await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)
+
+    assert answer.json == {
+        "id": task,
+        "command": "echo hello",
+        "status": "completed",
+        "worker_id": "laptop-01",
+        "attempt": 1,
+        "exit_code": 0,
+        "signal": None,
+        "reason": "exit",
+        "detail": None,
+        "timeout": 3600,
+        "queue_ms": 0,
+        "duration_ms": 1500,
+        "cpu_seconds": None,
+        "memory_peak_mb": None,
+        "created_at": "2026-02-06T12:00:00Z",
+        "started_at": "2026-02-06T12:00:00Z",
+        "completed_at": "2026-02-06T12:00:01Z",
+        "stdout": "hello\n",
+        "stderr": "",
+        "stdout_bytes": 6,
+        "stderr_bytes": 0,
+        "stdout_truncated": False,
+        "stderr_truncated": False,
+        "inputs": [],
+        "outputs": [],
+        "priority": 0,
+        "array": None,
+        **task_options.shown(None),
+        **task_options.shown_whole(None),
+    }
+
+
+async def test_what_a_task_used_and_how_long_it_waited_is_told(node: ApiNode) -> None:
+    """Also in lists; a clock of the worker that is behind makes no time negative."""
+    for started_ms, queue_ms in ((NOW_MS + 250, 250), (NOW_MS - 250, 0)):
+        task = await node.submit("echo hello")
+        node.gateway.start(task)
+        outcome = Outcome(
+            state=AttemptState.OK,
+            reason=Reason.EXIT,
+            started_ms=started_ms,
+            cpu_ms=1750,
+            memory_max_kb=20_500,
+        )
+        node.gateway.finish(task, outcome)
+        one = await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)
+        listed = await node.ask("GET", TASKS, headers=VIEWER)
+
+        for shown in (one.json, listed.json["tasks"][-1]):
+            assert shown["queue_ms"] == queue_ms
+            assert (shown["cpu_seconds"], shown["memory_peak_mb"]) == (1.75, 20.0)
+
+
+async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(
+    node: ApiNode,
+) -> None:
+    """Invalid UTF-8 is replaced, truncation is said, missing outputs are null."""
+    body = {"command": "x", "outputs": ["r.txt", "gone.txt"]}
+    created = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+    task = created.json["id"]
+    node.gateway.start(task)
+    outcome = Outcome(
+        state=AttemptState.FAILED,
+        reason=Reason.SIGNAL,
+        exit_code=137,
+        signal=9,
+        stdout=b"\xff\x00ok",
+        stdout_bytes=9999,
+        outputs=(OutputFile("r.txt", 3), OutputFile("gone.txt", None)),
+    )
+    node.gateway.finish(task, outcome)
+
+    shown = (await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)).json
+    url = f"{TASKS}/{task}?encoding=base64"
+    exact = (await node.ask("GET", url, headers=VIEWER)).json
+
+    assert base64.b64decode(exact["stdout"]) == b"\xff\x00ok"
+    assert exact["encoding"] == "base64"
+    assert shown["stdout"] == "\ufffd\x00ok"
+    assert shown["encoding"] == "utf-8-replaced"
+    assert (shown["stdout_bytes"], shown["stdout_truncated"]) == (9999, True)
+    assert (shown["exit_code"], shown["signal"], shown["reason"]) == (137, 9, "signal")
+    assert shown["outputs"] == [
+        {"path": "r.txt", "bytes": 3},
+        {"path": "gone.txt", "bytes": None},
+    ]
+
+
+async def test_short_id_resolves_where_it_is_unique(node: ApiNode) -> None:
+    """`task-001` is enough for the only task with that number."""
+    task = await node.submit()
+
+    answer = await node.ask("GET", f"{TASKS}/task-001", headers=VIEWER)
+
+    assert answer.json["id"] == task
+
+
+async def test_ambiguous_short_id_is_a_conflict(node: ApiNode) -> None:
+    """Two tasks with one number, from two sides of a split."""
+    for task in ("task-001-aaaaaaaa", "task-001-bbbbbbbb"):
+        body = {"command": "true", "id": task}
+        await node.ask("POST", TASKS, headers=ADMIN, body=body)
+
+    answer = await node.ask("GET", f"{TASKS}/task-001", headers=VIEWER)
+
+    assert_problem(answer, 409, "Task ID is ambiguous")
+
+
+async def test_list_pages_and_counts(node: ApiNode) -> None:
+    """Oldest first, without output, with total, returned, limit and offset."""
+    tasks = [await node.submit(f"echo {n}") for n in range(5)]
+
+    answer = await node.ask("GET", f"{TASKS}?limit=2&offset=1", headers=VIEWER)
+
+    assert [task["id"] for task in answer.json["tasks"]] == tasks[1:3]
+    assert all("stdout" not in task for task in answer.json["tasks"])
+    place = {key: answer.json[key] for key in ("total", "returned", "limit", "offset")}
+    assert place == {"total": 5, "returned": 2, "limit": 2, "offset": 1}
+
+
+async def test_list_without_parameters_has_the_default_page(node: ApiNode) -> None:
+    """100 from the start."""
+    answer = await node.ask("GET", TASKS, headers=VIEWER)
+
+    assert answer.json == {
+        "tasks": [],
+        "total": 0,
+        "returned": 0,
+        "limit": 100,
+        "offset": 0,
+    }
+
+
+async def test_list_filters_by_state_and_worker(node: ApiNode) -> None:
+    """All five states are filters; an unknown worker has no tasks."""
+    node.gateway.known_names[NodeId("node-b")] = "pi"
+    queued, running, done, cancelled = [await node.submit() for _ in range(4)]
+    node.gateway.start(running, "node-b")
+    node.gateway.start(done)
+    node.gateway.finish(done)
+    await node.ask("DELETE", f"{TASKS}/{cancelled}", headers=ADMIN)
+
+    async def ids(query: str) -> list[str]:
+        answer = await node.ask("GET", f"{TASKS}?{query}", headers=VIEWER)
+        assert answer.status == 200, answer
+        return [task["id"] for task in answer.json["tasks"]]
+
+    assert await ids("status=queued") == [queued]
+    assert await ids("status=running") == [running]
+    assert await ids("status=completed") == [done]
+    assert await ids("status=cancelled") == [cancelled]
+    assert await ids("status=failed") == []
+    assert await ids("worker_id=pi") == [running]
+    assert await ids("worker_id=node-b&status=queued") == []
+    assert await ids("worker_id=nobody") == []
+
+
+async def test_attempts_are_shown_of_a_task_and_of_all_of_late(node: ApiNode) -> None:
+    """Each with its node, how it ended, and times to the millisecond."""
+    node.gateway.known_names[NodeId("node-b")] = "pi"
+    first, second = [await node.submit(f"echo {'x' * 300}") for _ in range(2)]
+    node.gateway.start(first, "node-b")
+    node.gateway.finish(first)
+    node.gateway.start(second)
+
+    own = await node.ask("GET", f"{TASKS}/{first}/attempts", headers=VIEWER)
+    all_ = await node.ask("GET", "/api/v1/attempts?since_s=60", headers=VIEWER)
+
+    (attempt,) = own.json["attempts"]
+    assert (attempt["worker_id"], attempt["status"]) == ("pi", "completed")
+    assert attempt["completed_at"] == "2026-02-06T12:00:01.500Z"
+    (ended,), (running,) = all_.json["ended"], all_.json["running"]
+    assert ended == {
+        **attempt,
+        "id": first,
+        "name": None,
+        "assigned_at": None,
+        "command": f"echo {'x' * 195}",
+    }
+    assert (running["id"], running["status"]) == (second, "running")
+    assert running["assigned_at"] == all_.json["now"] == "2026-02-06T12:00:00.000Z"
+
+
+async def test_a_search_says_where_it_goes_on(node: ApiNode) -> None:
+    """Page by page, with the name of the last task that was looked at."""
+    asked = {"command": "make", "name": "nightly", "labels": {"team": "red", "x": ""}}
+    body = [asked, {"command": "make"}, asked, {**asked, "labels": {"team": "blue"}}]
+    made = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+    first, _, third, fourth = (task["id"] for task in made.json)
+
+    async def found(query: str) -> dict[str, Any]:
+        answer = await node.ask("GET", f"{TASKS}?{query}", headers=VIEWER)
+        assert answer.status == 200, answer
+        return {**answer.json, "tasks": [task["id"] for task in answer.json["tasks"]]}
+
+    page = await found("name=nightly&limit=2")
+    assert (page["tasks"], page["next"], page["left"]) == ([first, third], third, 0)
+    assert (await found(f"name=nightly&after={third}"))["tasks"] == [fourth]
+    assert (await found("label=team&newest=true"))["tasks"] == [fourth, third, first]
+    assert (await found("label=team=red&label=x="))["tasks"] == [first, third]
+    assert (await found("text=Night&label=team%3Dblue"))["tasks"] == [fourth]
+    assert "next" not in await found("status=queued")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("label=", "label"),
+        ("label==red", "label"),
+        (f"label=team={'x' * 400}", "label"),
+        ("&".join(["label=team"] * 33), "label"),
+        ("name=", "name"),
+        ("text=", "text"),
+        (f"text={'x' * 257}", "text"),
+        ("text=a%00b", "text"),
+        ("text=a&text=b", "text"),
+        ("text=a&offset=1", "offset"),
+        ("text=a&array=task-001", "array"),
+        ("text=a&after=no%20id", "after"),
+        ("after=task-001", "after"),
+        ("newest=yes", "newest"),
+    ],
+)
+async def test_a_search_that_cannot_be_is_refused(
+    node: ApiNode, query: str, field: str
+) -> None:
+    """400 with the parameter at fault."""
+    answer = await node.ask("GET", f"{TASKS}?{query}", headers=VIEWER)
+
+    assert_problem(answer, 400)
+    assert answer.json["field"] == field
+
+
+async def test_a_task_that_is_no_array_has_no_members(node: ApiNode) -> None:
+    """404 as of the array itself: an empty list would say that none has begun."""
+    task = await node.submit()
+
+    listed = await node.ask("GET", f"{TASKS}?array={task}", headers=VIEWER)
+    shown = await node.ask("GET", f"/api/v1/arrays/{task}", headers=VIEWER)
+
+    assert_problem(listed, 404, "Task not found")
+    assert listed.json["hint"] == shown.json["hint"] == f"{task} is a task, no array"
+    assert (listed.json["field"], shown.json["field"]) == ("array", "id")
+
+
+async def test_wait_returns_when_the_task_ends(node: ApiNode) -> None:
+    """A long poll sees the end at once, not at its deadline."""
+    task = await node.submit()
+    node.gateway.start(task)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.1, node.gateway.finish, task)
+
+    answer = await node.ask("GET", f"{TASKS}/{task}?wait=30", headers=VIEWER)
+
+    assert answer.json["status"] == "completed"
+
+
+async def test_wait_returns_the_state_as_it_then_is(node: ApiNode) -> None:
+    """When the time is over, the answer is a plain 200."""
+    task = await node.submit()
+
+    answer = await node.ask("GET", f"{TASKS}/{task}?wait=0.05", headers=VIEWER)
+
+    assert (answer.status, answer.json["status"]) == (200, "queued")
+
+
+async def test_client_cancels_only_its_own(node: ApiNode) -> None:
+    """403 for somebody else's task, 200 for its own."""
+    foreign = await node.submit()
+    created = await node.ask("POST", TASKS, headers=CLIENT, body={"command": "a"})
+
+    refused = await node.ask("DELETE", f"{TASKS}/{foreign}", headers=CLIENT)
+    own = await node.ask("DELETE", f"{TASKS}/{created.json['id']}", headers=CLIENT)
+
+    assert_problem(refused, 403, "Insufficient permissions")
+    assert own.json == {
+        "id": created.json["id"],
+        "status": "cancelled",
+        "message": "Task cancelled successfully",
+    }
+
+
+async def test_a_request_that_may_have_been_carried_out_is_not_repeated(
+    node: ApiNode,
+) -> None:
+    """A node that stops in mid-request must not have it done a second time."""
+    node.gateway.raised.append(AnswerLost("the node stopped before it could answer"))
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+    listed = await node.ask("GET", TASKS, headers=ADMIN)
+
+    assert_problem(answer, 503, "Connection to the dispatcher was lost")
+    assert listed.json["total"] == 0
+
+
+async def test_full_disk_is_507(node: ApiNode) -> None:
+    """Nothing is accepted, and the answer says why."""
+    node.gateway.raised.append(StoreFull("/var/lib/octaskly has 3 MiB left"))
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert_problem(answer, 507)
+    assert answer.json["hint"] == "/var/lib/octaskly has 3 MiB left"
+
+
+async def test_broken_store_is_500_and_reported(node: ApiNode) -> None:
+    """The reference's text for the client, the exception for the log."""
+    node.gateway.raised.append(StoreError("disk I/O error"))
+
+    answer = await node.ask("GET", TASKS, headers=ADMIN)
+
+    assert_problem(answer, 500, "Database connection failure")
+    assert [str(error) for error in node.faults] == ["disk I/O error"]
+
+
+async def test_unexpected_exception_is_500_without_details(node: ApiNode) -> None:
+    """A bug of ours tells the client nothing of itself."""
+    node.gateway.raised.append(ZeroDivisionError("secret"))
+
+    answer = await node.ask("GET", TASKS, headers=ADMIN)
+
+    assert_problem(answer, 500, "Internal server error")
+    assert b"secret" not in answer.body
+    assert isinstance(node.faults[0], ZeroDivisionError)
+
+
+async def test_an_ended_task_is_repeated_once(node: ApiNode) -> None:
+    """With all that it asked for; whoever asks again gets the same new task."""
+    body = {"command": "false", "name": "x", "priority": 9, "env": {"A": "1"}}
+    created = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+    task = created.json["id"]
+    node.gateway.start(task)
+    node.gateway.finish(task)
+
+    first = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+    again = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+
+    assert first.status == again.status == 201
+    assert first.json == again.json
+    assert first.json["retry_of"] == task
+    assert first.json["id"] != task
+    shown = await node.ask("GET", f"{TASKS}/{first.json['id']}", headers=VIEWER)
+    assert {key: shown.json[key] for key in body} == body
+    assert (shown.json["status"], shown.json["retry_of"]) == ("queued", task)
+
+
+async def test_what_has_not_ended_is_not_repeated(node: ApiNode) -> None:
+    """It may still succeed."""
+    task = await node.submit("true")
+
+    answer = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+
+    assert_problem(answer, 409, "Task has not ended")

@@ -1,0 +1,170 @@
+"""F34: whoever talks nonsense to an agent is cut off, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import (
+    Entries,
+    Heartbeat,
+    Hello,
+    HelloOk,
+    Leave,
+    Message,
+    Pull,
+)
+from octaskly.mesh import wire
+from octaskly.mesh.links.limits import FIRST_S, GRUDGE
+from octaskly.trust import MeshTrust, NodeKey, load
+from tests.agents import Agent, finished, running, submit, until_nodes
+from tests.integration.agent.test_identity import in_order
+from tests.mesh.databases import vector
+
+GROWTH_KB_MAX = 64 << 10
+STREAM = StreamId(77)
+GAP = tuple(Entry(STREAM, n, 1, CancelAsked(TaskId("t"), "x")) for n in (1, 3))
+
+
+class Member:
+    """Somebody with a certificate of the mesh who says what it likes."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.trust = MeshTrust(load(folder / "mesh.key"), NodeKey.generate())
+        self._place = ("127.0.0.1", port)
+        self.node_id = self.trust.node_id
+
+    @contextlib.contextmanager
+    def linked(self) -> Iterator[ssl.SSLSocket]:
+        """Connect, and be met."""
+        decoder = wire.Decoder(Limits())
+        heard: list[Message] = []
+        context = self.trust.client_context()
+        with (
+            socket.create_connection(self._place, timeout=10) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            tls.sendall(wire.encode([self._hello(), HelloOk()]))
+            while HelloOk() not in heard:
+                heard += decoder.receive_data(tls.recv(65536))
+            yield tls
+
+    def say(self, *frames: bytes, is_greeting: bool = True) -> str:
+        """Connect, send frames, and return why the agent closed the link."""
+        decoder = wire.Decoder(Limits())
+        heard: list[Message] = []
+        context = self.trust.client_context()
+        with (
+            socket.create_connection(self._place, timeout=10) as plain,
+            context.wrap_socket(plain) as tls,
+            contextlib.suppress(ConnectionError),
+        ):
+            if is_greeting:
+                tls.sendall(wire.encode([self._hello(), HelloOk()]))
+                while HelloOk() not in heard:
+                    heard += decoder.receive_data(tls.recv(65536))
+            for frame in frames:
+                tls.sendall(frame)
+            while not any(isinstance(message, Leave) for message in heard):
+                data = tls.recv(65536)
+                if not data:
+                    break
+                heard += decoder.receive_data(data)
+                if not frames and any(isinstance(m, Hello) for m in heard):
+                    break  # It was let in, and nothing more will come.
+        return next((m.reason for m in heard if isinstance(m, Leave)), "")
+
+    def _hello(self) -> Hello:
+        info = NodeInfo(
+            id=self.node_id,
+            boot="boot",
+            name="liar",
+            slots=0,
+            version="0",
+            peer_port=1,
+            lan_port=1,
+            electable=False,
+        )
+        return Hello(node=info, epoch=NO_EPOCH, dispatcher=None)
+
+    def far(self) -> bytes:
+        """Return a heartbeat of a term that nobody can have reached."""
+        return wire.encode([Heartbeat(Epoch(1 << 40, self.node_id), 0.0)])
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+@contextlib.contextmanager
+def strangers(port: int) -> Iterator[None]:
+    """Keep connections open that say nothing, junk, or TLS byte by byte."""
+    greetings = (b"", b"\x16", b"\x16\x03\x01\x02\x00\x01", b"\xff" * 4096, b"GET / H")
+    with contextlib.ExitStack() as stack:
+        for greeting in greetings * 8:
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with contextlib.suppress(ConnectionError):
+                one.sendall(greeting)
+        yield
+
+
+def peak_kb(agent: Agent) -> int:
+    """Return the most memory that an agent ever had resident."""
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) -> None:
+    """Strangers and members alike; each liar is logged once."""
+    with running(tmp_path, "ana", "ben") as agents:
+        until_nodes(agents[0], 2)
+        ana, ben = in_order(agents)
+        finished(ana, submit(ana, "true"))
+        before_kb = peak_kb(ana)
+        port = ana.ready()["peer_port"]
+        flood = b"\xdd\x00\x00\x00\x10" + (
+            b"\xdd\x00\x03\xff\xf0" + b"\x91\x00" * 262128
+        )
+        lies: dict[str, Callable[[Member], bytes]] = {
+            "announced": lambda _: b"\xff\xff\xff\xff",
+            "values": lambda _: framed((flood * 16)[: Limits().frame_bytes - 8]),
+            "field": lambda _: framed(b"\x91\x92\x14\x91\x05"),
+            "map": lambda _: framed(b"\x91\x80"),
+            "term": Member.far,
+            "gap": lambda _: wire.encode(
+                [Entries(GAP, ((STREAM, Epoch(1, NodeId("x"))),), False, ())]
+            ),
+            "vector": lambda _: wire.encode([Pull(((STREAM, -1),))]),
+        }
+        with strangers(port):
+            for word, lie in lies.items():
+                liar = Member(tmp_path, port)
+                began_s = time.perf_counter()
+                assert word in liar.say(lie(liar)), word
+                for _ in range(3):
+                    is_kept_out = liar.say(is_greeting=False) == GRUDGE
+                    # A machine that stalls for as long as that lasts shows nothing.
+                    assert is_kept_out or time.perf_counter() - began_s > FIRST_S
+            assert "before HELLO_OK" in Member(tmp_path, port).say(
+                wire.encode([Pull(())]), is_greeting=False
+            )
+            tasks = [finished(ben, submit(ben, f"echo {n}")) for n in range(5)]
+        log = ana.log()
+        _, stats = ana.call("GET", "/api/v1/stats")
+
+        assert [task["stdout"] for task in tasks] == [f"{n}\n" for n in range(5)]
+        for word in ("announced", "term", "gap", "vector"):
+            assert len(re.findall(f"peer refused .*{word}", log)) == 1, log
+        counts = {"frame": 5, "term": 1, "gap": 1, "vector": 1}
+        assert stats["mesh"]["refused"] == counts
+        assert STREAM not in vector(ana.state)
+        assert peak_kb(ana) - before_kb < GROWTH_KB_MAX

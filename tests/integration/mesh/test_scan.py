@@ -1,0 +1,109 @@
+"""Who lets machines in, as it is heard of over real mDNS and from forged records."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.mesh.discovery import scan
+from octaskly.mesh.discovery.adverts import NEIGHBOURS_MAX, PAIRING_SERVICE, Sighting
+from octaskly.mesh.discovery.scan import Found, beacon, members_that_invite
+from tests.integration.mesh.test_discovery import node_id
+
+LOOK_S = 60.0  #: none of these waits for so long
+
+
+def member(port: int) -> NodeInfo:
+    return NodeInfo(
+        id=NodeId(node_id()),
+        boot="0" * 16,
+        name="ash",
+        slots=1,
+        version="0",
+        peer_port=port,
+        lan_port=3443,
+        addresses=("127.0.0.1",),
+    )
+
+
+async def test_a_member_that_invites_later_is_found_while_one_looks() -> None:
+    """Two people may open invites at once, and the first to answer is not the one."""
+    first, second = member(1001), member(1002)
+    async with contextlib.AsyncExitStack() as stack:
+        await shine(stack, first)
+        found = members_that_invite(LOOK_S, ["lo"])
+        async with contextlib.aclosing(found):
+            await until(found, first.id)
+            await shine(stack, second)
+            await until(found, second.id)
+
+
+async def test_looking_ends_when_its_time_is_up() -> None:
+    """Also where nobody answers."""
+    node = member(1003)
+    seen = [one.node async for one in members_that_invite(0.2, ["lo"])]
+
+    assert node.id not in seen
+
+
+async def test_forged_members_of_one_address_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As for an agent: a thousand adverts of a victim lead to a few dials."""
+    monkeypatch.setattr(scan, "open_mdns", Forger.open)
+    monkeypatch.setattr(scan, "near", lambda one, _: one.hosts)
+
+    async with contextlib.aclosing(members_that_invite(LOOK_S, ["lo"])) as found:
+        for _ in range(NEIGHBOURS_MAX):
+            await anext(found)
+    all_ = [one async for one in members_that_invite(0.1, ["lo"])]
+    assert len(all_) <= NEIGHBOURS_MAX
+
+
+class Forger:
+    """mDNS that brings thousands of members at one address, each on its own port."""
+
+    def __init__(self) -> None:
+        self._ports: dict[NodeId, int] = {}
+
+    @classmethod
+    async def open(cls, *_: object, **__: object) -> Forger:
+        """Take the place of `open_mdns`."""
+        return cls()
+
+    def browse(self, on_change: Callable[[str, bool], None]) -> None:
+        """Report all at once."""
+        for number in range(2000):
+            self._ports[NodeId(node_id())] = 1000 + number
+        for node in self._ports:
+            on_change(f"{node}.{PAIRING_SERVICE}", False)
+
+    def lookup(self, node: NodeId) -> Sighting:
+        """Return what one of them says."""
+        return Sighting(
+            node=node,
+            hosts=("10.9.8.7",),
+            port=self._ports[node],
+            mesh="0" * 16,
+            boot="0" * 16,
+        )
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+async def shine(stack: contextlib.AsyncExitStack, node: NodeInfo) -> None:
+    shown = beacon(node, mesh_id="0" * 16, interfaces=["lo"])
+    assert await stack.enter_async_context(shown)
+
+
+async def until(found: AsyncIterator[Found], node: NodeId) -> None:
+    """Look on until this one is found; others may live on this loopback, too."""
+    async with asyncio.timeout(LOOK_S):
+        while (await anext(found)).node != node:
+            pass

@@ -1,0 +1,204 @@
+"""A paused tree uses no processor, loses nothing, and can still be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from tests.support.pooling import Rig, eventually, processes_with, rig, token
+
+MODES = pytest.mark.parametrize(
+    "mode",
+    [{"with_cgroups": True}, {"launchers": 2}, {"with_cgroups": False}],
+    ids=["a group a slot", "a group a launcher", "no groups"],
+)
+
+#: Each burns a processor, in a process with this word in its command line.
+BURNERS = {
+    "alone": "exec sh -c 'while :; do :; done' {0}",
+    "children": "sh -c 'while :; do :; done' {0} & sh -c 'while :; do :; done' {0}",
+    "another session": "setsid sh -c 'while :; do :; done' {0} & wait",
+    "daemon": "(setsid sh -c 'while :; do :; done' {0} &) ; sleep {0}",
+    "no environment": "(env -i setsid sh -c 'while :; do :; done' {0} &) ; sleep {0}",
+    "forks": "sh -c 'while :; do sh -c : {0}; done' {0}",
+}
+
+
+def ticks(word: str) -> int:
+    """Return what the processes with this word have used of the processor."""
+    return sum(sum(map(int, stat[11:15])) for stat in stats_with(word).values())
+
+
+def stats_with(word: str) -> dict[int, list[str]]:
+    """Return the state, and what follows it, of the processes with this word."""
+    found = {}
+    for pid in processes_with(word):
+        with contextlib.suppress(OSError):  # It has ended meanwhile.
+            text = Path(f"/proc/{pid}/stat").read_text()
+            found[pid] = text.rpartition(")")[2].split()
+    return found
+
+
+async def frozen(made: Rig, *words: str) -> None:
+    """Pause, and wait until nothing moves any more."""
+    made.pool.freeze(is_frozen=True)
+    await still(*words)
+
+
+async def still(*words: str) -> None:
+    """Wait until these processes have used nothing for a while."""
+    seen: list[object] = []
+    for _ in range(30):
+        before, seen = seen, [(ticks(w), set(processes_with(w))) for w in words]
+        if before == seen:
+            return
+        await asyncio.sleep(0.3)  # What is measured, in ticks of 10 ms.
+    raise AssertionError(f"it goes on: {seen}")
+
+
+async def is_burning(word: str, since: int = 1) -> None:
+    await eventually(lambda: ticks(word) > since)
+
+
+@MODES
+async def test_paused_trees_use_no_processor(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    """Measured as none at all, also of what forks at that moment."""
+    many = {key: value * 3 for key, value in mode.items() if key == "launchers"}
+    async with rig(tmp_path, slots=len(BURNERS), **(mode | many)) as made:
+        words = {token(): text for text in BURNERS.values()}
+        names = [made.start(text.format(word)) for word, text in words.items()]
+        for word in words:
+            await is_burning(word)
+        await frozen(made, *words)
+        before = {word: ticks(word) for word in words}
+        made.pool.freeze(is_frozen=False)
+        for word in words:
+            await is_burning(word, before[word])
+        made.pool.stop(names)
+
+        for task, _ in names:
+            assert (await made.end_of(task)).state == AttemptState.CANCELLED
+        assert not any(map(processes_with, words))
+
+
+@MODES
+async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) -> None:
+    """Neither for who would be late by it, nor does it spare who is late anyway."""
+    word = token()
+    limit_s = 4  #: far more than the short one needs, and less than the pause
+    async with rig(tmp_path, **mode) as made:
+        begin_s = time.monotonic()
+        short, _ = made.start(
+            f"while ! [ -e go ]; do sleep 0.05; done; : {word}", timeout_s=limit_s
+        )
+        late, _ = made.start(f"sleep {word}", timeout_s=limit_s)
+        await eventually(lambda: len(processes_with(word)) == 2)
+        made.pool.freeze(is_frozen=True)
+        before_s = time.monotonic() - begin_s  # At most: some of it may count.
+        await asyncio.sleep(limit_s + 0.5)
+        assert made.reports == []
+        (made.workdir / "go").touch()
+        begin_s = time.monotonic()
+        made.pool.freeze(is_frozen=False)
+
+        assert (await made.end_of(short)).state == AttemptState.OK
+        assert (await made.end_of(late)).reason is Reason.TIMEOUT
+        assert before_s + time.monotonic() - begin_s > limit_s - 0.1
+
+
+@MODES
+async def test_a_paused_task_can_be_cancelled(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    """It cannot act on a signal, so it is killed at once; the others stay frozen."""
+    word, other_word = token(), token()
+    async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
+        task, attempt = made.start(BURNERS["daemon"].format(word))
+        other, _ = made.start(BURNERS["alone"].format(other_word))
+        await is_burning(word)
+        await is_burning(other_word)
+        made.pool.freeze(is_frozen=True)
+        made.pool.stop([(task, attempt)])
+        outcome = await made.end_of(task)
+
+        assert (outcome.state, outcome.signal) == (AttemptState.CANCELLED, 9)
+        assert processes_with(word) == {}
+        assert made.outcome(other) is None
+        await still(other_word)
+
+
+@MODES
+async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    """Whoever pauses a machine wants it now."""
+    word = token()
+    async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
+        task, attempt = made.start(f"trap : TERM; while :; do sh -c : {word}; done")
+        await eventually(lambda: ticks(word) > 0)
+        made.pool.stop([(task, attempt)])
+        made.pool.freeze(is_frozen=True)
+
+        assert (await made.end_of(task)).signal == 9
+
+
+@MODES
+async def test_a_slot_that_was_paused_can_be_used_again(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    """What was killed while it was frozen leaves no frozen group behind."""
+    word = token()
+    async with rig(tmp_path, **mode) as made:
+        task, attempt = made.start(BURNERS["alone"].format(word))
+        await is_burning(word)
+        made.pool.freeze(is_frozen=True)
+        made.pool.stop([(task, attempt)])
+        await made.end_of(task)
+        made.pool.freeze(is_frozen=False)
+        ends = await made.run_all(["true"] * 4)
+
+        assert [end.state for end in ends] == [AttemptState.OK] * 4
+
+
+async def test_what_a_task_had_stopped_itself_stays_stopped(tmp_path: Path) -> None:
+    """Without cgroups a stop is a signal, and two of them look alike."""
+    word = token()
+    async with rig(tmp_path, with_cgroups=False) as made:
+        made.start(f"sh -c 'kill -STOP $$; sleep {word}' & sh -c : ; sleep {word}")
+        await eventually(lambda: stopped_with(word))
+        before = stopped_with(word)
+        made.pool.freeze(is_frozen=True)
+        await eventually(lambda: len(stopped_with(word)) > len(before))
+        made.pool.freeze(is_frozen=False)
+        await eventually(lambda: stopped_with(word) == before)
+
+
+def stopped_with(word: str) -> set[int]:
+    """Return the stopped processes with this word."""
+    return {pid for pid, stat in stats_with(word).items() if stat[0] == "T"}
+
+
+async def test_what_has_not_begun_is_handed_back(tmp_path: Path) -> None:
+    """To be run elsewhere, at once; what runs goes on."""
+    word = token()
+    async with rig(tmp_path) as made:
+        running = [made.start(f"sleep {word}") for _ in range(2)]
+        await eventually(lambda: len(processes_with(word)) == 2)
+        (made.workdir / "there").touch()
+        waiting = [made.start("true")[0], made.start("true", inputs=("there",))[0]]
+        made.pool.hand_back()
+        ends: list[Outcome] = [await made.end_of(task) for task in waiting]
+
+        assert {(end.state, end.reason) for end in ends} == {
+            (AttemptState.RELEASED, Reason.DRAINING)
+        }
+        assert all(made.outcome(task) is None for task, _ in running)
+        assert len(processes_with(word)) == 2

@@ -1,0 +1,724 @@
+"""The pool and its launchers with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from octaskly.config.account import INHERITED
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.runner.files.workdir import captured
+from octaskly.runner.launch_protocol import encode_settings
+from octaskly.runner.launcher import launcher
+from octaskly.runner.launcher.child import Sink
+from octaskly.runner.pool import launchers
+from octaskly.runner.pool.launcher_process import task_environment
+from octaskly.runner.pool.reports import COALESCE_S
+from octaskly.runner.python_command import import_folders, python_words
+from tests.support.pooling import (
+    CALLS,
+    STREAM,
+    Rig,
+    eventually,
+    launchers_of,
+    processes_with,
+    rig,
+    token,
+)
+
+
+def summary(outcome: Outcome) -> tuple[AttemptState, Reason, int | None, int | None]:
+    return outcome.state, outcome.reason, outcome.exit_code, outcome.signal
+
+
+OK = (AttemptState.OK, Reason.EXIT, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("true", OK),
+        ("/bin/true", OK),
+        ("exit 7", (AttemptState.FAILED, Reason.EXIT, 7, None)),
+        ("kill -9 $$", (AttemptState.FAILED, Reason.SIGNAL, 137, 9)),
+        ("kill -TERM $$", (AttemptState.FAILED, Reason.SIGNAL, 143, 15)),
+        ("no-such-program a", (AttemptState.FAILED, Reason.EXIT, 127, None)),
+        ("/etc/passwd", (AttemptState.FAILED, Reason.EXIT, 126, None)),
+        ("/tmp", (AttemptState.FAILED, Reason.EXIT, 126, None)),
+        ("if", (AttemptState.FAILED, Reason.EXIT, 2, None)),
+        ("a\0b", (AttemptState.FAILED, Reason.EXIT, 126, None)),
+        (": " + "x" * 200_000, (AttemptState.FAILED, Reason.EXIT, 126, None)),
+        ("echo \ud800 \N{GREEK SMALL LETTER ALPHA}", OK),
+    ],
+)
+async def test_an_end_is_told_as_it_was(
+    tmp_path: Path,
+    command: str,
+    expected: tuple[AttemptState, Reason, int | None, int | None],
+) -> None:
+    """State, reason, exit code and signal follow from the process alone."""
+    async with rig(tmp_path) as made:
+        assert summary(await made.run(command)) == expected
+
+
+async def test_what_could_not_be_executed_says_why(tmp_path: Path) -> None:
+    """An argument above the kernel's limit is the task's own failure."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run(": " + "x" * 200_000)
+
+        assert "Argument list too long" in outcome.detail
+
+
+async def test_a_missing_work_directory_fails_the_task(tmp_path: Path) -> None:
+    """Nobody else is asked to run it: the answer names the folder and the node."""
+    async with rig(tmp_path, workdir=tmp_path / "gone") as made:
+        outcome = await made.run("true")
+
+        assert summary(outcome) == (AttemptState.FAILED, Reason.EXIT, 126, None)
+        assert outcome.detail == (
+            f"working directory {tmp_path / 'gone'} does not exist on rig"
+        )
+
+
+async def test_a_work_directory_of_any_name_can_be_named(tmp_path: Path) -> None:
+    """A name that is no UTF-8 stops neither launcher nor log: it is escaped."""
+    folder = tmp_path / os.fsdecode(b"w\xff")
+    async with rig(tmp_path, workdir=folder) as made:
+        gone = await made.run("true")
+        folder.mkdir()
+
+        assert "w\\udcff does not exist" in gone.detail
+        assert gone.detail.isascii()
+        assert summary(await made.run("true")) == OK
+
+
+async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) -> None:
+    """Without a descriptor to spare the attempt goes back, and the slot is free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with rig(tmp_path) as made:
+        (made.workdir / "a").touch()
+        assert summary(await made.run("true")) == OK
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            outcome = await made.run("true", inputs=("a",))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.LOST)
+        assert "Too many open files" in outcome.detail
+        assert summary(await made.run("true", inputs=("a",))) == OK
+
+
+async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
+    """Ten thousand inputs that are missing make no message of megabytes."""
+    inputs = tuple(f"{n}/{'x' * 250}" for n in range(200))
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true", inputs=inputs)
+
+        assert outcome.reason is Reason.INPUTS
+        assert outcome.detail.startswith("0/xxx")
+        assert len(outcome.detail) == 4096
+
+
+async def test_a_work_directory_may_come_back(tmp_path: Path) -> None:
+    """Each task enters it anew."""
+    async with rig(tmp_path) as made:
+        assert (await made.run("pwd")).state == AttemptState.OK
+        made.workdir.rmdir()
+        assert (await made.run("pwd")).state == AttemptState.FAILED
+        made.workdir.mkdir()
+        outcome = await made.run("pwd")
+
+        assert outcome.stdout.decode() == f"{made.workdir}\n"
+
+
+async def test_times_are_those_of_the_process(tmp_path: Path) -> None:
+    """The duration is monotonic; both moments are wall clock."""
+    async with rig(tmp_path) as made:
+        before_ms = int(time.time() * 1000)
+        outcome = await made.run("sleep 0.2")
+        after_ms = int(time.time() * 1000)
+
+        assert outcome.started_ms is not None
+        assert outcome.ended_ms is not None
+        assert before_ms <= outcome.started_ms <= outcome.ended_ms <= after_ms
+        assert outcome.duration_ms is not None
+        assert 200 <= outcome.duration_ms <= after_ms - before_ms + 1
+
+
+async def test_output_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    """Neither decoding nor line ends touch it (B31)."""
+    data = bytes(range(256)) * 8
+    async with rig(tmp_path) as made:
+        (made.workdir / "data").write_bytes(data)
+
+        assert (await made.run("cat data")).stdout == data
+        assert (await made.run("cat data >&2")).stderr == data
+
+
+async def test_output_beyond_the_bound_is_counted(tmp_path: Path) -> None:
+    """The first bytes are kept; the task is never blocked by a full pipe."""
+    async with rig(tmp_path, output_bytes_max=1000) as made:
+        outcome = await made.run("head -c 3000001 /dev/zero; printf abc >&2")
+
+        assert outcome.state == AttemptState.OK
+        assert (outcome.stdout, outcome.stdout_bytes) == (bytes(1000), 3_000_001)
+        assert (outcome.stderr, outcome.stderr_bytes) == (b"abc", 3)
+
+
+@pytest.mark.slow
+async def test_a_flood_on_stderr_is_drained(tmp_path: Path) -> None:
+    """100 MB on one stream while the other is idle do not block."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run("head -c 100000000 /dev/zero >&2; echo done")
+
+        assert outcome.stdout == b"done\n"
+        assert len(outcome.stderr) == 1 << 20
+        assert outcome.stderr_bytes == 100_000_000
+
+
+def test_a_closed_pipe_is_watched_no_more() -> None:
+    """Not though a process that is being started has a copy of it for a moment."""
+    reader, writer = os.pipe()
+    copy = os.dup(reader)
+    with select.epoll() as epoll:
+        sink = Sink(reader, 10, 0)
+        sink.watch(epoll)
+        os.close(writer)
+        sink.close()
+
+        assert epoll.poll(0) == []
+
+    os.close(copy)
+
+
+async def test_a_writer_of_a_closed_pipe_ends(tmp_path: Path) -> None:
+    """SIGPIPE has its default again, which Python takes away."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run("yes | head -n 1", timeout_s=60)
+
+        assert (outcome.state, outcome.stdout) == (AttemptState.OK, b"y\n")
+
+
+async def test_a_task_has_three_descriptors(tmp_path: Path) -> None:
+    """Nothing of the launcher leaks; with its socket a task could forge results."""
+    async with rig(tmp_path) as made:
+        await made.run("sleep 0.05")
+        direct = await made.run("ls /proc/self/fd")
+        shell = await made.run("ls /proc/self/fd; readlink /proc/self/fd/0")
+
+        # The fourth is the folder that `ls` reads.
+        assert direct.stdout.split() == [b"0", b"1", b"2", b"3"]
+        assert shell.stdout.split() == [b"0", b"1", b"2", b"3", b"/dev/null"]
+
+
+async def test_a_task_begins_with_default_signals(tmp_path: Path) -> None:
+    """None is blocked or ignored."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run("grep -E ^Sig(Blk|Ign) /proc/self/status")
+        outcome = await made.run("grep -E '^Sig(Blk|Ign)' /proc/self/status")
+
+        masks = [int(line.split()[1], 16) for line in outcome.stdout.splitlines()]
+        assert masks == [0, 0]
+
+
+async def test_the_environment_is_the_agents_without_its_secrets(
+    tmp_path: Path,
+) -> None:
+    """And a task is told what it is."""
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/home/x",
+        "OCTASKLY_TOKEN": "secret",
+        "NOTIFY_SOCKET": "/run/x",
+        "WATCHDOG_USEC": "1",
+        "LISTEN_FDS": "1",
+        "CREDENTIALS_DIRECTORY": "/run/c",
+    }
+    async with rig(tmp_path, env=env) as made:
+        direct = await made.run("env")
+        shell = await made.run("env | cat")
+
+        expected = {
+            f"PATH={env['PATH']}",
+            "HOME=/home/x",
+            f"PWD={made.workdir}",
+            "OCTASKLY_NODE=rig",
+            "OCTASKLY_SLOT=0",
+            "OCTASKLY_ATTEMPT=1",
+            *CALLS,
+        }
+        for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
+            assert set(outcome.stdout.decode().splitlines()) == expected | {
+                f"OCTASKLY_TASK_ID={task}",
+                f"OCTASKLY_MARK={task}.3.{STREAM}.1",
+            }
+
+
+def test_python_variables_of_the_agent_reach_tasks() -> None:
+    """Only what speaks to the agent alone is held back."""
+    assert task_environment({"PYTHONPATH": "/x", "OCTASKLY_X": "1"}) == {
+        "PYTHONPATH": "/x"
+    }
+
+
+async def test_tasks_go_before_their_agent_when_memory_is_out(tmp_path: Path) -> None:
+    """The kernel ends who has the highest score; a higher one is kept."""
+    mine = Path("/proc/self/oom_score_adj")
+    async with rig(tmp_path) as made:
+        outcome = await made.run("cat /proc/self/oom_score_adj")
+        assert outcome.stdout == b"500\n"
+        assert int(mine.read_text()) < 500
+
+    score = mine.read_text()
+    mine.write_text("700")
+    try:
+        async with rig(tmp_path) as made:
+            outcome = await made.run("cat /proc/self/oom_score_adj")
+            assert outcome.stdout == b"700\n"
+    finally:
+        mine.write_text(score)
+
+
+async def test_stdin_is_empty(tmp_path: Path) -> None:
+    """A command that reads it ends at once."""
+    async with rig(tmp_path) as made:
+        assert (await made.run("cat")).state == AttemptState.OK
+
+
+async def test_a_grandchild_with_stdout_does_not_delay_the_end(
+    tmp_path: Path,
+) -> None:
+    """The end is the exit of the main process; what it left is killed (B30)."""
+    word = token()
+    async with rig(tmp_path) as made:
+        outcome = await made.run(f"setsid sleep {word} & echo begun")
+
+        assert summary(outcome) == OK
+        assert outcome.stdout == b"begun\n"
+        assert processes_with(word) == {}
+
+
+async def test_a_grandchild_that_floods_does_not_delay_the_end(
+    tmp_path: Path,
+) -> None:
+    """What is left of a task writes without end into the pipe."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run("setsid yes & sleep 0.1")
+
+        assert outcome.state == AttemptState.OK
+
+
+async def test_a_timeout_ends_with_124(tmp_path: Path) -> None:
+    """However the process took it."""
+    async with rig(tmp_path) as made:
+        gentle = made.start(
+            "trap 'echo bye; exit 0' TERM; sleep 60 & wait",
+            timeout_s=3,
+            options=TaskOptions(grace_s=60),
+        )
+        deaf = made.start("trap '' TERM; sleep 61; sleep 62", timeout_s=1)
+        outcome = await made.end_of(gentle[0])
+        other = await made.end_of(deaf[0])
+
+        timeout = (AttemptState.FAILED, Reason.TIMEOUT, 124, None)
+        assert summary(outcome) == timeout
+        assert outcome.stdout == b"bye\n"
+        assert summary(other) == timeout
+        assert other.duration_ms is not None
+        assert 1300 <= other.duration_ms < 61_000
+
+
+async def test_a_stopped_process_can_be_ended(tmp_path: Path) -> None:
+    """SIGTERM alone would wait for SIGCONT."""
+    command = f"kill -STOP $$; : {token()}"
+    async with rig(tmp_path, kill_grace_s=600) as made:
+        task, attempt = made.start(command)
+        await eventually(lambda: _state_of_shells(command) == ["T"])
+        made.pool.stop([(task, attempt)])
+
+        outcome = await made.end_of(task)
+        assert summary(outcome) == (
+            AttemptState.CANCELLED,
+            Reason.CANCELLED,
+            143,
+            signal.SIGTERM,
+        )
+
+
+def _state_of_shells(word: str) -> list[str]:
+    return [
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        for pid in processes_with(word)
+    ]
+
+
+async def test_stop_cancels_what_runs_and_what_waits(tmp_path: Path) -> None:
+    """Also what had no time to begin."""
+    async with rig(tmp_path, slots=1) as made:
+        names = [made.start("sleep 60") for _ in range(3)]
+        made.pool.stop([*names, names[0], (TaskId("unknown"), names[0][1])])
+        ends = [await made.end_of(task) for task, _ in names]
+
+        assert {end.state for end in ends} == {AttemptState.CANCELLED}
+        assert {end.reason for end in ends} == {Reason.CANCELLED}
+        assert ends[2].started_ms is None
+
+
+async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
+    """Even if the process takes SIGTERM for a reason to end well."""
+    async with rig(tmp_path, slots=1, kill_grace_s=60) as made:
+        polite = made.start("trap 'exit 0' TERM; echo > ready; sleep 60 & wait")
+        await eventually((made.workdir / "ready").exists)
+        made.pool.stop([polite])
+        outcome = await made.end_of(polite[0])
+
+        cancelled = (AttemptState.CANCELLED, Reason.CANCELLED, 0, None)
+        assert summary(outcome) == cancelled
+
+
+async def test_an_attempt_is_taken_once(tmp_path: Path) -> None:
+    """A repeated dispatch does not run it twice."""
+    async with rig(tmp_path) as made:
+        item = made.item("echo x >> log; sleep 0.2")
+        made.pool.start([item, item])
+        made.pool.start([item])
+        await made.end_of(item[1].id)
+
+        assert (made.workdir / "log").read_text() == "x\n"
+
+
+async def test_sixty_four_slots_in_one_launcher(tmp_path: Path) -> None:
+    """They run side by side: none ends before all have begun."""
+    async with rig(tmp_path, slots=64) as made:
+        command = ": > $OCTASKLY_TASK_ID.on; while ! [ -e go ]; do sleep 0.2; done"
+        names = [made.start(command) for _ in range(64)]
+        await eventually(lambda: len(list(made.workdir.glob("*.on"))) == 64)
+        (made.workdir / "go").touch()
+        ends = [await made.end_of(task) for task, _ in names]
+
+        assert {summary(end) for end in ends} == {OK}
+
+
+async def test_no_more_than_the_slots_run_at_once(tmp_path: Path) -> None:
+    """Counted by the tasks themselves."""
+    async with rig(tmp_path, slots=3, launchers=2) as made:
+        command = "echo + >> log; sleep 0.02; echo - >> log"
+        await made.run_all([command] * 30)
+
+        running = most = 0
+        for line in (made.workdir / "log").read_text().split():
+            running += 1 if line == "+" else -1
+            most = max(most, running)
+        assert most <= 3
+
+
+async def test_what_waits_behind_long_ones_is_given_back(tmp_path: Path) -> None:
+    """Another node may have room; here it would wait for seconds."""
+    async with rig(tmp_path, slots=2, launchers=2) as made:
+        long = [made.start("sleep 600") for _ in range(2)]
+        task, _ = made.start("echo short")
+        outcome = await made.end_of(task)
+
+        assert outcome.state == AttemptState.RELEASED
+        assert outcome.reason == Reason.RETURNED
+        assert made.outcome(long[0][0]) is None
+
+
+async def test_a_short_one_never_waits_behind_a_long_one(tmp_path: Path) -> None:
+    """Orders that wait in a launcher go where a slot gets free."""
+    async with rig(tmp_path, slots=2, launchers=2) as made:
+        await made.run_all(["true"] * 40)
+        items = [made.item("sleep 600"), *(made.item("true") for _ in range(20))]
+        made.pool.start(items)
+        for _, spec in items[1:]:
+            assert summary(await made.ended(spec)) == OK
+
+        assert made.outcome(items[0][1].id) is None
+
+
+async def test_reports_come_together_when_many_wait(tmp_path: Path) -> None:
+    """One call for several, but the first one at once, and those when none waits."""
+    async with rig(tmp_path, slots=2, launchers=2) as made:
+        await made.run_all(["true"] * 20)
+        made.calls = 0
+        begin_s = time.monotonic()
+        items = [made.item("true") for _ in range(200)]
+        made.pool.start(items)
+        for _, spec in items:
+            await made.end_of(spec.id)
+
+        assert made.calls < 50 + (time.monotonic() - begin_s) / COALESCE_S
+
+
+async def test_missing_inputs_give_the_attempt_back(tmp_path: Path) -> None:
+    """Nothing is started; the detail lists what is missing."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "there").touch()
+        (made.workdir / "folder").mkdir()
+        lacking = await made.run(
+            "touch ran", inputs=("there", "nope", "folder", "../x")
+        )
+        having = await made.run("cat there", inputs=("there", "folder"))
+
+        assert lacking.state == AttemptState.RELEASED
+        assert lacking.reason == Reason.INPUTS
+        assert lacking.detail == "nope, ../x"
+        assert not (made.workdir / "ran").exists()
+        assert having.state == AttemptState.OK
+
+
+async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
+    """Also of a task that failed; a missing one leaves its state alone."""
+    async with rig(tmp_path) as made:
+        task, attempt = made.start(
+            "mkdir -p d; printf hello > d/out; mkfifo pipe; exit 3",
+            outputs=("d/out", "pipe", "nope", "../etc/passwd", "d"),
+        )
+        outcome = await made.end_of(task)
+
+        assert outcome.exit_code == 3
+        assert outcome.outputs == (
+            OutputFile("d/out", 5),
+            OutputFile("pipe", None),
+            OutputFile("nope", None),
+            OutputFile("../etc/passwd", None),
+            OutputFile("d", None),
+        )
+        file = captured(tmp_path / "outputs", task, attempt, "d/out")
+        assert file.read_text() == "hello"
+
+
+async def test_closing_releases_what_has_not_ended(tmp_path: Path) -> None:
+    """So that another node runs it; nothing is left here."""
+    word = token()
+    async with rig(tmp_path, slots=1) as made:
+        runs = made.start(f"sleep {word}")
+        waits = made.start("true")
+        await eventually(lambda: processes_with(word))
+        await made.pool.close()
+        late = made.start("true")
+        await eventually(lambda: made.outcome(late[0]))
+
+        for task, _ in (runs, waits, late):
+            outcome = made.outcome(task)
+            assert outcome is not None
+            assert outcome.state == AttemptState.RELEASED
+        assert processes_with(word) == {}
+
+
+async def test_a_launcher_that_is_killed_loses_its_tasks_only(
+    tmp_path: Path,
+) -> None:
+    """They are released as lost, their trees are killed, and a new one starts."""
+    word = token()
+    async with rig(tmp_path, slots=2, launchers=2) as made:
+        first, _ = made.start(f"setsid sleep {word} & env -i sleep {word}")
+        await eventually(lambda: len(processes_with(f"sleep {word}")) >= 2)
+        other = token()
+        second, _ = made.start(f"while ! [ -e go ]; do sleep 0.05; done; : {other}")
+        await eventually(lambda: processes_with(other))
+        launcher = _parent_of(min(processes_with(f"sleep {word} & env")))
+        os.kill(launcher, signal.SIGKILL)
+        outcome = await made.end_of(first)
+
+        assert outcome.state == AttemptState.RELEASED
+        assert outcome.reason == Reason.LOST
+        await eventually(lambda: not processes_with(f"sleep {word}"))
+        (made.workdir / "go").touch()
+        after = await made.run_all(["true"] * 4)
+        assert {o.state for o in after} <= {AttemptState.OK, AttemptState.RELEASED}
+        assert (await made.end_of(second)).state == AttemptState.OK
+        assert (await made.run("echo again")).stdout == b"again\n"
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_launchers_start_with_the_first_attempt(tmp_path: Path) -> None:
+    """An idle node has none."""
+    async with rig(tmp_path) as made:
+        assert launchers_of(os.getpid()) == []
+        assert (await made.run("true")).state == AttemptState.OK
+        assert len(launchers_of(os.getpid())) == 1
+
+
+async def test_the_loop_is_never_blocked_for_long(tmp_path: Path) -> None:
+    """Heartbeats go out while outputs of many megabytes are copied.
+
+    The best of some rounds counts, and what the loop waited for a core does not.
+    """
+    async with rig(tmp_path) as made:
+        longest = []
+        for _ in range(6):
+            longest.append(await _longest_gap_s(made))
+            if longest[-1] < 0.3:
+                break
+
+        assert min(longest) < 0.3
+
+
+async def _longest_gap_s(made: Rig) -> float:
+    """Return the longest time between two turns of the loop while output is copied."""
+    gaps = []
+    task, _ = made.start("head -c 200000000 /dev/zero > big", outputs=("big",))
+    while made.outcome(task) is None:
+        begin_s, waited_s = time.monotonic(), _waited_s()
+        await asyncio.sleep(0.005)
+        gaps.append(time.monotonic() - begin_s - (_waited_s() - waited_s))
+    outcome = made.outcome(task)
+    assert outcome is not None
+    assert outcome.outputs == (OutputFile("big", 200_000_000),)
+    return max(gaps)
+
+
+def _waited_s() -> float:
+    """Return for how long this thread could run, and had no core."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+async def test_many_large_outputs_at_once(tmp_path: Path) -> None:
+    """A launcher that has more to say than the socket takes goes on."""
+    async with rig(tmp_path, slots=32) as made:
+        outcomes = await made.run_all(["head -c 2000000 /dev/zero"] * 32)
+
+        assert {(o.state, len(o.stdout), o.stdout_bytes) for o in outcomes} == {
+            (AttemptState.OK, 1 << 20, 2_000_000)
+        }
+
+
+async def test_a_launcher_that_cannot_start_gives_attempts_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a second try, and are released when the pool is closed."""
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    async with rig(tmp_path) as made:
+        task, _ = made.start("true")
+        await made.pool.close()
+
+        outcome = made.outcome(task)
+        assert outcome is not None
+        assert outcome.state == AttemptState.RELEASED
+
+
+async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the program was replaced under its agent: three of them are no poison.
+
+    What it was handed runs in the next one that starts; one that was cancelled
+    meanwhile is so.
+    """
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('made by another version')")
+    sound = launcher.__file__
+    monkeypatch.setattr(launchers, "RESTART_S", 0.05)
+    monkeypatch.setattr(launcher, "__file__", str(broken))
+    async with rig(tmp_path) as made:
+        task, _ = made.start("echo ran")
+        other, attempt = made.start("true")
+        await eventually(lambda: made.pool.counts.launcher_deaths >= 4)
+        made.pool.stop([(other, attempt)])
+        monkeypatch.setattr(launcher, "__file__", sound)
+
+        assert (await made.end_of(task)).stdout == b"ran\n"
+        assert (await made.end_of(other)).reason is Reason.CANCELLED
+
+
+async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody hands it anything meanwhile: it tries by itself."""
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('made by another version')")
+    sound = launcher.__file__
+    monkeypatch.setattr(launchers, "RESTART_S", 0.05)
+    monkeypatch.setattr(launchers, "PROBE_S", 0.05)
+    monkeypatch.setattr(launcher, "__file__", str(broken))
+    async with rig(tmp_path) as made:
+        assert made.pool.look_after()
+        task, attempt = made.start("true")
+        await eventually(lambda: not made.pool.look_after())
+        made.pool.stop([(task, attempt)])
+        monkeypatch.setattr(launcher, "__file__", sound)
+
+        await eventually(made.pool.look_after)
+
+
+def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
+    tmp_path: Path,
+) -> None:
+    """It writes where the agent does: into the log."""
+    agent, control = socket.socketpair()
+    agent.close()
+    settings = {
+        "workdir": str(tmp_path),
+        "node": "oak",
+        "output_bytes_max": 1 << 20,
+        "transcript_bytes_max": 1 << 20,
+        "kill_grace_s": 10.0,
+        "has_ctype": False,
+        "user": None,
+        "cgroup": "",
+        "first_slot": 0,
+        "slots": 1,
+        **INHERITED._asdict(),
+    }
+    words = [
+        *python_words(launcher.__file__),
+        *(str(control.fileno()), encode_settings(settings)),
+        *import_folders(),
+    ]
+    with control:
+        done = subprocess.run(
+            words, pass_fds=(control.fileno(),), capture_output=True, check=False
+        )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+async def test_other_nodes_are_asked_where_no_launcher_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No attempt stays for ever with a node that cannot begin it."""
+    monkeypatch.setattr(launchers, "NONE_STARTS_S", 0.1)
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true")
+
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.RETURNED)
+
+
+async def test_a_task_with_several_slots_keeps_others_from_running(
+    tmp_path: Path,
+) -> None:
+    """Slots in use, counted by the tasks themselves, are never more than there are."""
+    async with rig(tmp_path, slots=4, launchers=2) as made:
+        items = []
+        for n in range(24):
+            weight = 1 + n % 3
+            command = f"echo +{weight} >> log; sleep 0.02; echo -{weight} >> log"
+            options = TaskOptions(requires=Requires(cpus=weight))
+            items.append(made.item(command, options=options))
+        made.pool.start(items)
+        for _, spec in items:
+            assert summary(await made.ended(spec)) == OK
+
+        running = most = 0
+        for line in (made.workdir / "log").read_text().split():
+            running += int(line)
+            most = max(most, running)
+        assert 2 < most <= 4

@@ -1,0 +1,255 @@
+"""Attempts in fresh folders of their own, and what becomes of those."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, OutputFile, Reason
+from octaskly.runner.files.scratch_folder import remove_tree
+from octaskly.runner.files.workdir import captured
+from octaskly.runner.pool.launch_messages import not_prepared
+from tests.agents import ending, start, submit, until
+from tests.support.pooling import Rig, eventually, launchers_of, rig
+
+SCRATCH = TaskOptions(is_scratch=True)
+DEEP = 1100  #: more than frames of recursion there may be
+
+
+def yes() -> bool:
+    return True
+
+
+def left(folder: Path) -> list[str]:
+    """Return the folders of attempts that are there."""
+    scratch = folder / "scratch"
+    return [place.name for place in scratch.iterdir()] if scratch.exists() else []
+
+
+async def lines_of(made: Rig, command: str, **fields: Any) -> list[str]:
+    """Run a command in a folder of its own; return what it wrote."""
+    outcome = await made.run(command, **{"options": SCRATCH} | fields)
+    assert outcome.state is AttemptState.OK, outcome
+    return outcome.stdout.decode().splitlines()
+
+
+async def test_each_attempt_has_a_fresh_folder_that_goes_with_it(
+    tmp_path: Path,
+) -> None:
+    """For nobody else to read, also where it leaves much; the other stays as it is."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "mine").touch()
+        command = "pwd; printenv PWD; stat -c %a .; ls -A; mkdir -p a/b; touch a/b/c x"
+        first = await lines_of(made, command)
+        second = await lines_of(made, command)
+
+        for lines in (first, second):
+            assert lines == [lines[0], lines[0], "700"]
+            assert Path(lines[0]).parent == tmp_path / "scratch"
+        assert first[0] != second[0]
+        assert list(made.workdir.iterdir()) == [made.workdir / "mine"]
+        await eventually(lambda: left(tmp_path) == [])
+
+
+async def test_inputs_are_there_as_links(tmp_path: Path) -> None:
+    """Files and folders; what lies in a folder that is there too is not made twice."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "data" / "deep").mkdir(parents=True)
+        (made.workdir / "data" / "deep" / "file").write_text("in\n")
+        (made.workdir / "other").mkdir()
+        (made.workdir / "other" / "file").write_text("other\n")
+        inputs = ("data/deep/file", "data/deep", "data/deep", "other/file")
+        lines = await lines_of(
+            made, "cat data/deep/file other/file; ls; rm -r data other", inputs=inputs
+        )
+
+        assert lines == ["in", "other", "data", "other"]
+        assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
+        missing = await made.run("true", inputs=("gone",), options=SCRATCH)
+        assert (missing.reason, missing.detail) == (Reason.INPUTS, "gone")
+        await eventually(lambda: left(tmp_path) == [])
+        assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
+
+
+async def test_outputs_are_captured_from_it(tmp_path: Path) -> None:
+    """Before it goes; a file of the same name in the worker directory is not it."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "out").mkdir()
+        (made.workdir / "out" / "r").write_text("wrong")
+        name = made.start(
+            "mkdir out; printf right >out/r", outputs=("out/r", "no"), options=SCRATCH
+        )
+        outcome = await made.end_of(name[0])
+
+        assert outcome.outputs == (OutputFile("out/r", 5), OutputFile("no", None))
+        assert captured(tmp_path / "outputs", *name, "out/r").read_text() == "right"
+
+
+async def test_its_cwd_is_below_it(tmp_path: Path) -> None:
+    """A fresh folder has none, so it is made, unless it is in an input."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "src" / "lib").mkdir(parents=True)
+        for cwd, inputs, end in (
+            ("a/b", (), "/a/b"),
+            ("./a//b/.", (), "/a/b"),
+            ("a", ("src",), "/a"),
+            ("src/lib", ("src",), "/work/src/lib"),
+            ("/", (), "/"),
+        ):
+            options = TaskOptions(is_scratch=True, cwd=cwd)
+            lines = await lines_of(made, "pwd -P", options=options, inputs=inputs)
+
+            assert lines[0].endswith(end)
+            assert (lines[0] == f"{tmp_path}{end}") == end.startswith("/work")
+
+        options = TaskOptions(is_scratch=True, cwd="src/new")
+        outcome = await made.run("true", options=options, inputs=("src",))
+        assert outcome.detail == "cwd src/new does not exist on rig"
+        assert not (made.workdir / "src" / "new").exists()
+
+
+async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
+    """By its time limit, by a stop, with its launcher, before it began."""
+    async with rig(tmp_path, slots=1) as made:
+        tell = f"touch {tmp_path}/on; exec sleep 60"
+        late = await made.run("sleep 60", options=SCRATCH, timeout_s=1)
+        assert late.reason is Reason.TIMEOUT
+
+        stopped = made.start(tell, options=SCRATCH)
+        waiting = made.start(tell, options=SCRATCH)
+        await eventually((tmp_path / "on").exists)
+        made.pool.stop([stopped, waiting])
+        assert (await made.end_of(stopped[0])).state is AttemptState.CANCELLED
+        # What waits for a moment is given back, and then there is nothing to cancel.
+        end = await made.end_of(waiting[0])
+        assert end.state is AttemptState.CANCELLED or end.reason is Reason.RETURNED
+
+        (tmp_path / "on").unlink()
+        lost = made.start(tell, options=SCRATCH)
+        await eventually((tmp_path / "on").exists)
+        for pid in launchers_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+        assert (await made.end_of(lost[0])).reason is Reason.LOST
+
+        await eventually(lambda: left(tmp_path) == [])
+
+
+async def test_a_closed_pool_leaves_none(tmp_path: Path) -> None:
+    """What still ran is ended first."""
+    async with rig(tmp_path) as made:
+        made.start(f"touch {tmp_path}/on; exec sleep 60", options=SCRATCH)
+        await eventually((tmp_path / "on").exists)
+        assert len(left(tmp_path)) == 1
+
+    assert left(tmp_path) == []
+
+
+async def test_what_a_killed_agent_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """And nothing that its links lead to."""
+    old = tmp_path / "scratch" / "old"
+    (old / "sub").mkdir(parents=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    (old / "sub" / "link").symlink_to(tmp_path / "precious")
+    (tmp_path / "scratch" / "link").symlink_to(tmp_path / "precious")
+    async with rig(tmp_path) as made:
+        assert (await made.run("pwd", options=SCRATCH)).state is AttemptState.OK
+        await eventually(lambda: left(tmp_path) == [])
+
+    assert (tmp_path / "precious" / "file").exists()
+
+
+async def test_where_no_folder_can_be_made_the_task_fails(tmp_path: Path) -> None:
+    """It would fail again: the answer says why and where."""
+    (tmp_path / "scratch").write_text("a file")
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true", options=SCRATCH)
+
+        assert (outcome.state, outcome.exit_code) == (AttemptState.FAILED, 126)
+        assert outcome.detail.startswith("no scratch folder on rig: ")
+
+
+def test_where_there_is_no_room_another_node_is_tried() -> None:
+    """As for a missing input: it may have the room."""
+    why = "No space left on device"
+
+    outcome = not_prepared(OSError(errno.ENOSPC, why, "/scratch"), "rig")
+
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.INPUTS)
+    assert outcome.detail == f"room for a scratch folder on rig ({why})"
+
+
+def test_any_tree_can_be_removed(tmp_path: Path) -> None:
+    """Deep, locked, with links, pipes, and names that mean something elsewhere."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    top = tmp_path / "top"
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(DEEP):
+        os.mkdir("d", dir_fd=fd)
+        os.symlink(precious, "link", dir_fd=fd)
+        below_fd = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below_fd
+    os.close(fd)
+    (top / "locked" / "inner").mkdir(parents=True)
+    (top / "locked" / "inner" / "file").touch()
+    (top / "locked" / "inner").chmod(0)
+    (top / "locked").chmod(0o500)
+    os.mkfifo(top / "pipe")
+    (top / "-rf").touch()
+    (top / os.fsdecode(b"\xff\n")).mkdir()
+
+    assert remove_tree(top, yes)
+    assert not top.exists()
+    assert (precious / "file").exists()
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    """It goes, and what it leads to stays."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    (tmp_path / "link").symlink_to(precious)
+
+    assert remove_tree(tmp_path / "link", yes)
+    assert not (tmp_path / "link").is_symlink()
+    assert (precious / "file").exists()
+
+
+def test_a_removal_can_be_left_to_somebody_else(tmp_path: Path) -> None:
+    """An agent that stops does not wait for a million files."""
+    top = tmp_path / "top"
+    (top / "a" / "b").mkdir(parents=True)
+    for number in range(20):
+        (top / "a" / str(number)).touch()
+    asked = iter([True] * 8 + [False] * 100)
+
+    assert not remove_tree(top, lambda: next(asked))
+    assert top.exists()
+    assert remove_tree(top, yes)
+
+
+def test_an_agent_that_was_killed_leaves_no_folder_behind(tmp_path: Path) -> None:
+    """Its next start removes it, also while the task runs again in another one."""
+    agent = start(tmp_path, "solo")
+    with ending(agent):
+        task = submit(agent, "echo data >file; exec sleep 60", workdir="scratch")
+        scratch = agent.state / "scratch"
+        until(lambda: list(scratch.glob("*/file")), "it runs")
+        (old,) = scratch.iterdir()
+        agent.process.kill()
+        agent.process.wait()
+        assert old.exists()
+        again = start(tmp_path, "solo")
+        with ending(again):
+            until(lambda: not old.exists(), "the old folder is gone")
+            until(lambda: list(scratch.glob("*/file")), "it runs again")
+            again.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+            until(lambda: not list(scratch.iterdir()), "and its folder goes, too")

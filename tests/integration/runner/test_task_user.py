@@ -1,0 +1,506 @@
+"""Tasks of another user than the agent: what they are, and what they cannot do.
+
+One agent as the system unit starts it (see `as_unit`) runs all tasks here. Each thing
+that a task tries is a test of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octaskly.trust import make
+from tests.agents import Agent, ending, finished, soon_s, submit, until
+from tests.support import as_unit, intruder
+from tests.support.pooling import launchers_of, processes_with, token
+
+AGENT_UID, TASK_UID = as_unit.AGENT[1], as_unit.TASKS[1]
+SECRET = "mesh.key"
+PYTHON = f"{sys.executable} -I -S -c"
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="making users needs root"),
+    pytest.mark.skipif(
+        subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
+        reason="mounting over /etc/passwd needs a mount namespace",
+    ),
+]
+
+
+@contextmanager
+def agent_with_task_user(*extra: str) -> Iterator[Agent]:
+    """Run an agent of a user of its own, whose tasks are another's."""
+    folder = Path(tempfile.mkdtemp(prefix="octaskly-", dir="/tmp"))
+    folder.chmod(0o711)  # Not pytest's own, through which nobody else may pass.
+    state = folder / "state"
+    runtime = folder / "run"
+    make(state / SECRET)
+    for place in (state, state / SECRET, runtime):
+        place.mkdir(exist_ok=True) if place == runtime else None
+        os.chown(place, AGENT_UID, AGENT_UID)
+    (folder / "home").mkdir()
+    os.chown(folder / "home", TASK_UID, TASK_UID)
+    arguments = [
+        *("--interface", "lo", "--state-dir", str(state), "--name", "two"),
+        *("--secret-file", str(state / SECRET), "--task-user", as_unit.TASKS[0]),
+        *("--api-port", "0", "--peer-port", "0", "--lan-port", "0", "--slots", "2"),
+        *extra,
+    ]
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "SSH_AUTH_SOCK": "/x"}
+    environ.pop("OCTASKLY_TASK_USER", None)
+    with (state / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                *("unshare", "--mount", "--propagation", "private"),
+                *(sys.executable, as_unit.__file__, str(folder), *arguments),
+            ],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environ,
+        )
+    agent = Agent(process, state, time.perf_counter())
+    with ending(agent):
+        agent.ready()
+        yield agent
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    """Run one for all tests of this module."""
+    with agent_with_task_user() as started:
+        yield started
+
+
+def run(agent: Agent, command: str, **more: object) -> dict[str, Any]:
+    """Run a command to its end."""
+    return finished(agent, submit(agent, command, **more))
+
+
+def printed(agent: Agent, command: str, **more: object) -> str:
+    """Return what a command prints that goes well."""
+    task = run(agent, command, **more)
+    assert task["exit_code"] == 0, task
+    return str(task["stdout"])
+
+
+# -- who they are --------------------------------------------------------------------
+
+
+def test_a_task_is_its_user_and_nobody_else(agent: Agent) -> None:
+    """One uid, one gid, no other group, and no capability left of the agent's two."""
+    status = printed(
+        agent, "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs):' /proc/self/status"
+    )
+    found = dict(re.findall(r"^(\w+):[ \t]*(.*?)[ \t]*$", status, re.MULTILINE))
+
+    assert found == {
+        "Uid": "\t".join([str(TASK_UID)] * 4),
+        "Gid": "\t".join([str(TASK_UID)] * 4),
+        "Groups": "",
+        **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapAmb"), "0" * 16),
+        "CapBnd": "00000000000000c0",  # Worth nothing without new privileges.
+        "NoNewPrivs": "1",
+    }
+
+
+def test_a_task_has_the_environment_of_its_user(agent: Agent) -> None:
+    """Its home and name; nothing that leads to the agent's sockets and folders."""
+    lines = printed(agent, "env").splitlines()
+    found = dict(line.split("=", 1) for line in lines)
+
+    assert found["HOME"] == str(agent.state.parent / "home")
+    assert found["USER"] == found["LOGNAME"] == as_unit.TASKS[0]
+    assert found["SHELL"] == "/bin/sh"
+    assert not [n for n in found if n.startswith(("XDG_", "SSH_", "SUDO_"))]
+
+
+def test_a_task_has_three_descriptors(agent: Agent) -> None:
+    """Nothing of the agent's or the launcher's is inherited."""
+    assert printed(agent, "echo /proc/self/fd/*").split() == [
+        f"/proc/self/fd/{number}"
+        for number in range(4)  # The last one reads them.
+    ]
+
+
+# -- what works all the same -----------------------------------------------------------
+
+
+def test_outputs_that_nobody_else_may_read_are_captured(agent: Agent) -> None:
+    """They are opened with the rights of the task that made them."""
+    task = run(
+        agent,
+        "umask 077; mkdir -p private; echo mine >private/file",
+        outputs=["private/file"],
+    )
+
+    assert [(o["path"], o["bytes"]) for o in task["outputs"]] == [("private/file", 5)]
+
+
+def test_scratch_folders_with_locked_rooms_are_removed(agent: Agent) -> None:
+    """Their owner does it, whatever modes they have."""
+    place = printed(
+        agent,
+        "pwd; mkdir -p a/b; touch a/b/c; chmod 000 a/b; chmod 500 a",
+        workdir="scratch",
+    ).strip()
+
+    assert Path(place).parent == agent.state / "scratch"
+    until(lambda: not Path(place).exists(), "the folder is gone")
+
+
+def test_inputs_are_those_that_the_task_can_find(agent: Agent) -> None:
+    """In the worker directory, also in a room that is closed to the agent."""
+    printed(agent, "umask 077; mkdir -p room; echo fine >room/input")
+    assert printed(agent, "cat room/input", inputs=["room/input"]) == "fine\n"
+    command = "cat room/input"
+    assert printed(agent, command, inputs=["room/input"], workdir="scratch") == "fine\n"
+
+
+def test_a_file_that_was_left_is_a_copy_of_the_tasks_own(agent: Agent) -> None:
+    """The agent's own lies where tasks may not look."""
+    data = b"left" * 1000
+    name = hashlib.sha256(data).hexdigest()
+    with closing(agent.connection()) as connection:
+        media = {"Content-Type": "application/octet-stream"}
+        connection.request("POST", f"/api/v1/files/{name}", data, media)
+        left = json.loads(connection.getresponse().read())
+
+    file = {"path": "given", "sha256": name, "node": left["node"]}
+    command = "sha256sum given; stat -c '%a %h %u' given"
+    printed_words = printed(agent, command, files=[file], workdir="scratch").split()
+
+    assert printed_words == [name, "given", "400", "1", str(TASK_UID)]
+
+
+def test_stdin_comes_to_the_task(agent: Agent) -> None:
+    """Through a file in memory, that it may read."""
+    assert printed(agent, "cat", stdin="hello") == "hello"
+
+
+def test_long_output_is_kept(agent: Agent) -> None:
+    """Written by the launcher into a file that the agent has opened."""
+    task = run(agent, "head -c 3000000 /dev/zero; sleep 0.2")
+
+    assert task["stdout_bytes"] == 3_000_000
+    (kept,) = (agent.state / "transcripts").glob(f"{task['id']}.*")
+    assert kept.stat().st_size > 3_000_000
+    assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (AGENT_UID, 0o600)
+
+
+def test_a_late_task_is_killed_with_all_it_started(agent: Agent) -> None:
+    """By its launcher, which may signal it."""
+    word = token()
+    task = run(agent, f"setsid sleep {word} & sleep {word}", timeout=1)
+
+    assert (task["exit_code"], processes_with(word)) == (124, {})
+
+
+def test_a_cancelled_task_is_killed(agent: Agent) -> None:
+    """The order goes through the launcher."""
+    word = token()
+    task = submit(agent, f"sleep {word}")
+    until(lambda: processes_with(word), "it runs")
+    status, _ = agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+
+    assert status == 200
+    assert finished(agent, task)["status"] == "cancelled"
+    until(lambda: not processes_with(word), "it is gone")
+
+
+def test_a_paused_node_stops_tasks_where_they_are(agent: Agent) -> None:
+    """The launcher does it, and lets them go on."""
+    task = submit(agent, "n=0; while :; do n=$((n+1)); echo $n >count; done")
+    count = agent.state / "work" / "count"
+    until(lambda: count.exists() and count.read_text(), "it counts")
+    for _ in range(5):  # It waits for the disk in some of them.
+        assert agent.call("POST", "/api/v1/nodes/two/pause")[0] == 200
+        try:
+            until(lambda: _is_still(count), "it stands still")
+        finally:
+            assert agent.call("POST", "/api/v1/nodes/two/unpause")[0] == 200
+        until(lambda: not _is_still(count), "it goes on")
+
+    agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+    assert finished(agent, task)["status"] == "cancelled"
+
+
+def _is_still(count: Path) -> bool:
+    before = count.stat().st_mtime_ns
+    time.sleep(0.1)
+    return count.stat().st_mtime_ns == before
+
+
+def test_what_a_task_leaves_behind_is_ended(agent: Agent) -> None:
+    """A session of its own, no parent and an empty environment do not hide it."""
+    word = token()
+    left = f"setsid env -i sh -c '(sleep {word} &) ; sleep {word}'"
+    printed(agent, f"{left} >/dev/null 2>&1 & sleep 0.1")
+
+    until(lambda: not processes_with(word), "nothing is left")
+
+
+# -- what they cannot do ---------------------------------------------------------------
+
+INTRUDER = Path(intruder.__file__)
+
+
+def refused(agent: Agent, name: str, pid: int = 0, target: object = "-") -> str:
+    """Have a task try something; return the error that stopped it."""
+    words = f"{sys.executable} -I -S {INTRUDER} '{name}' {pid} '{target}'"
+    task = run(agent, words)
+    assert task["exit_code"] == 1, f"{name} {pid} {target}: {task}"
+    return str(task["stdout"]).strip()
+
+
+def test_the_intruder_succeeds_where_it_may(agent: Agent) -> None:
+    """So what it cannot do, is refused, and not done wrong."""
+    printed(agent, f"{sys.executable} -I -S {INTRUDER} make 0 mine")
+    printed(agent, f"{sys.executable} -I -S {INTRUDER} read 0 mine")
+    printed(agent, f"sleep 9 & {sys.executable} -I -S {INTRUDER} trace $! -")
+    printed(agent, f"{sys.executable} -I -S {INTRUDER} setuid 0 {TASK_UID}")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [SECRET, "node.key", "log.db", "log.db-wal", "log.db.lock", "agent.json"],
+)
+def test_a_task_cannot_read_what_is_the_agents(agent: Agent, place: str) -> None:
+    """Secret, key, log, description: each by its name."""
+    assert (agent.state / place).exists()
+
+    assert refused(agent, "read", target=agent.state / place) == "EACCES"
+
+
+@pytest.mark.parametrize("place", [".", "outputs", "transcripts"])
+def test_a_task_cannot_list_folders_of_the_agent(agent: Agent, place: str) -> None:
+    """Nor learn what others ran here."""
+    printed(agent, "head -c 400000 /dev/zero; sleep 0.1")  # So that there is one.
+
+    assert refused(agent, "list", target=agent.state / place) == "EACCES"
+
+
+def test_nothing_in_the_state_folder_is_open_to_tasks(agent: Agent) -> None:
+    """But for the folders that are theirs."""
+    printed(agent, "echo kept >kept; head -c 400000 /dev/zero", outputs=["kept"])
+    theirs = {agent.state / "work", agent.state / "scratch"}
+    found = [place for place in agent.state.iterdir() if place not in theirs]
+
+    assert len(found) > 5
+    assert [p for p in found if p.stat().st_mode & 0o077 and p.name != "log.txt"] == []
+
+
+@pytest.mark.parametrize("file", ["environ", "mem", "maps", "fd/3"])
+def test_a_task_cannot_look_into_the_agent(agent: Agent, file: str) -> None:
+    """Its memory, environment and open files."""
+    target = f"/proc/{agent.process.pid}/{file}"
+
+    assert refused(agent, "read", target=target) in ("EACCES", "EPERM")
+
+
+@pytest.mark.parametrize("file", ["environ", "mem", "maps", "fd/3"])
+def test_a_task_cannot_look_into_its_launcher(agent: Agent, file: str) -> None:
+    """Though it has the same user: the launcher speaks to the agent."""
+    printed(agent, "true")
+
+    for pid in launchers_of(agent.process.pid):
+        assert refused(agent, "read", target=f"/proc/{pid}/{file}") == "EACCES"
+
+
+def test_a_task_cannot_connect_to_the_socket(agent: Agent) -> None:
+    """Which would make it an administrator of the mesh."""
+    place = agent.ready()["socket"]
+
+    assert refused(agent, "connect", target=place) == "EACCES"
+
+
+def test_a_task_cannot_use_the_api_without_a_token(agent: Agent) -> None:
+    """Loopback is no right."""
+    code = (
+        "import urllib.request as r, urllib.error as e\n"
+        f"try: r.urlopen('{agent.ready()['api_url']}/api/v1/tasks')\n"
+        "except e.HTTPError as error: print(error.code)"
+    )
+
+    assert printed(agent, f'{PYTHON} "{code}"') == "401\n"
+
+
+@pytest.mark.parametrize("number", [0, 9, 15])
+def test_a_task_cannot_signal_the_agent(agent: Agent, number: int) -> None:
+    """Not even to learn whether it is there."""
+    assert refused(agent, "signal", agent.process.pid, number) == "EPERM"
+
+
+def test_a_task_cannot_stop_the_agent(agent: Agent) -> None:
+    """SIGSTOP would take the node out of the mesh."""
+    assert refused(agent, "stop", agent.process.pid) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["trace", "descriptors", "limit"])
+def test_a_task_cannot_take_the_agent_over(agent: Agent, name: str) -> None:
+    """By ptrace, by its descriptors, by its limits."""
+    assert refused(agent, name, agent.process.pid) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["trace", "descriptors"])
+def test_a_task_cannot_take_a_launcher_over(agent: Agent, name: str) -> None:
+    """Who has its connection to the agent could forge the results of others."""
+    printed(agent, "true")
+
+    for pid in launchers_of(agent.process.pid):
+        assert refused(agent, name, pid) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["setuid", "setgid", "setgroups"])
+@pytest.mark.parametrize("target", [0, AGENT_UID])
+def test_a_task_cannot_become_somebody_else(
+    agent: Agent, name: str, target: int
+) -> None:
+    """Neither root nor the agent."""
+    assert refused(agent, name, target=target) == "EPERM"
+
+
+@pytest.mark.parametrize("owner", [0, AGENT_UID])
+def test_a_setuid_program_gives_a_task_nothing(agent: Agent, owner: int) -> None:
+    """Whoever left it there."""
+    program = agent.state.parent / f"id-{owner}"
+    shutil.copy("/usr/bin/id", program)
+    os.chown(program, owner, owner)
+    program.chmod(0o6755)
+
+    assert printed(agent, f"{program} -u; {program} -g").split() == [str(TASK_UID)] * 2
+
+
+def test_a_task_cannot_use_setpriv_to_be_root(agent: Agent) -> None:
+    """The agent's capabilities are gone before the first task."""
+    assert run(agent, "setpriv --reuid 0 --clear-groups id -u")["exit_code"] != 0
+
+
+@pytest.mark.parametrize("place", ["planted", "outputs/planted", "transcripts/planted"])
+def test_a_task_cannot_make_files_among_the_agents(agent: Agent, place: str) -> None:
+    """So it can neither fill that folder nor plant anything there."""
+    assert refused(agent, "make", target=agent.state / place) == "EACCES"
+
+
+@pytest.mark.parametrize("name", ["remove", "rename", "link"])
+def test_a_task_cannot_touch_the_secret(agent: Agent, name: str) -> None:
+    """Neither take it away nor give it another name."""
+    error = refused(agent, name, target=agent.state / SECRET)
+
+    assert error in ("EACCES", "EPERM")
+
+
+def test_a_task_cannot_put_a_link_in_place_of_its_folders(agent: Agent) -> None:
+    """They are in a folder of the agent."""
+    for place in ("work", "scratch"):
+        assert refused(agent, "rename", target=agent.state / place) == "EACCES"
+
+
+def test_a_link_as_output_leads_nowhere(agent: Agent) -> None:
+    """Not to the secret, whichever way it is planted."""
+    secret = agent.state / SECRET
+    task = run(
+        agent,
+        f"ln -sf {secret} link; ln -sfn {agent.state} folder; mkfifo -m 666 pipe",
+        outputs=["link", f"folder/{SECRET}", "pipe"],
+    )
+
+    assert [output["bytes"] for output in task["outputs"]] == [None, None, None]
+
+
+def test_a_path_that_is_swapped_while_it_is_read_leads_nowhere(agent: Agent) -> None:
+    """Whoever opens it, may open nothing that the task could not."""
+    swap = (
+        f"mkdir real; echo x >real/{SECRET}; for n in $(seq 60); do ln -sfn real d;"
+        f" ln -sfn {agent.state} d; rm d; cp -r real d; rm -r d; done"
+    )
+    printed(
+        agent, f"rm -rf swap; mkdir swap; (cd swap; {swap}) >/dev/null 2>&1 & sleep 0"
+    )
+    tasks = [
+        run(
+            agent,
+            f"cd swap && {{ {swap}; }} >/dev/null 2>&1",
+            outputs=[f"swap/d/{SECRET}"],
+        )
+        for _ in range(2)
+    ]
+
+    assert {task["outputs"][0]["bytes"] for task in tasks} <= {None, 2}
+
+
+def test_a_link_in_a_scratch_folder_is_removed_and_not_followed(agent: Agent) -> None:
+    """What it leads to stays."""
+    place = printed(
+        agent, f"pwd; ln -s {agent.state} state; ln -s /etc etc", workdir="scratch"
+    ).strip()
+    until(lambda: not Path(place).exists(), "the folder is gone")
+
+    assert (agent.state / SECRET).exists()
+    assert Path("/etc/passwd").exists()
+
+
+def test_a_scratch_folder_that_became_a_link_is_removed_and_not_followed(
+    agent: Agent,
+) -> None:
+    """Its name is the task's to give to something else."""
+    place = printed(
+        agent, f"pwd; mv $PWD $PWD-x; ln -s {agent.state} $PWD", workdir="scratch"
+    ).strip()
+    until(lambda: not os.path.lexists(place), "the link is gone")
+
+    assert (agent.state / SECRET).exists()
+
+
+# -- what they can do to each other, and no more ---------------------------------------
+
+
+def test_a_task_that_ends_its_launcher_loses_its_own_attempt(agent: Agent) -> None:
+    """It is tried again, and fails in the end; the next task is served as ever."""
+    word = token()
+    task = run(
+        agent, f"(setsid env -i sleep {word} &); sleep 0.1; kill -9 $PPID; sleep 9"
+    )
+
+    assert (task["status"], task["reason"]) == ("failed", "poison")
+    assert printed(agent, "echo fine") == "fine\n"
+    until(lambda: not processes_with(word), "what it left is gone")
+
+
+def test_a_task_that_ends_all_of_its_user_ends_no_agent(agent: Agent) -> None:
+    """All launchers go, and what helps with files; all of them come back."""
+    run(agent, "kill -9 -1")
+
+    assert printed(agent, "echo fine >fine; cat fine", outputs=["fine"]) == "fine\n"
+
+
+def test_a_launcher_that_a_task_stops_goes_on(agent: Agent) -> None:
+    """The agent sees it, though it may not signal it itself: time limits hold."""
+    task = run(agent, "kill -STOP $PPID; sleep 60", timeout=1)
+
+    assert (task["exit_code"], task["duration_ms"] < 30_000) == (124, True)
+
+
+def test_trees_end_with_their_agent() -> None:
+    """Their launchers see it, and may kill them: within a second."""
+    word = token()
+    with agent_with_task_user() as agent:
+        submit(agent, f"setsid env -i sleep {word} & sleep {word}")
+        until(lambda: len(processes_with(word)) >= 2, "it runs")
+        agent.process.kill()
+        agent.process.wait()
+        until(lambda: not processes_with(word), "all are gone", deadline_s=soon_s(1.5))

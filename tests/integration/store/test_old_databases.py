@@ -1,0 +1,100 @@
+"""Databases of every version that was ever written open, migrate and read."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.effects import PlanFloor
+from octaskly.core.events import FloorPlanned
+from octaskly.core.log.facts import Fact
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskState
+from octaskly.mesh.wire import WirePacker
+from octaskly.ports import TaskQuery
+from octaskly.store import Store
+from octaskly.store.tables.schema import VERSION
+from tests.contract import log_kit as kit
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+async def test_when_an_array_of_an_older_database_ran_is_read_from_its_members(
+    tmp_path: Path,
+) -> None:
+    """The first beginning and the last end."""
+    path = tmp_path / "log.db"
+    array = kit.task_id(1)
+    facts: list[Fact] = [
+        kit.submitted(1, options=TaskOptions(array=ArraySpec(count=3, first=1))),
+        *(
+            replace(
+                kit.finished(1, started_ms=start, ended_ms=end),
+                task=member_id(array, n),
+            )
+            for n, start, end in ((1, 20, 90), (2, 10, 30))
+        ),
+    ]
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+    store.append(1, kit.entries(facts), kit.EPOCHS)
+    await store.close()
+    with sqlite3.connect(path) as old:
+        for column in ("started_ms", "ended_ms"):
+            old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
+        old.execute("PRAGMA user_version=4")
+    old.close()
+
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+    record = await store.task(array)
+    await store.close()
+
+    assert record is not None
+    assert record.progress is not None
+    assert (record.progress.started_ms, record.progress.ended_ms) == (10, 90)
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
+async def test_a_database_of_an_older_version_is_read_and_goes_on(
+    tmp_path: Path, version: int
+) -> None:
+    """The file holds all states, an entry that came early, a result and a peer."""
+    path = tmp_path / "log.db"
+    with sqlite3.connect(path) as old:
+        old.executescript((GOLDEN / f"database-{version}.sql").read_text())
+    old.close()
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    saved = await asyncio.to_thread(store.open)
+
+    page = await store.page(TaskQuery())
+    states = [record.state for record in page.records]
+    done, failed = TaskState.COMPLETED, TaskState.FAILED
+    cancelled, queued = TaskState.CANCELLED, TaskState.QUEUED
+    assert states == [done, failed, cancelled, done, queued]
+    first = await store.task(kit.task_id(1))
+    assert first is not None
+    assert first.attempts[0].outcome is not None
+    assert first.attempts[0].outcome.stdout == b"hello\n\xff"
+    assert saved.vector == ((kit.STREAM, 10), (kit.OTHER, 3))
+    assert [report.task for report in saved.reports] == [kit.task_id(4)]
+    assert saved.peers[0].node == NodeId("b" * 16)
+    packed = await store.answer({}, None, 1 << 20)
+    answer = WirePacker().unpack(packed.data)
+    assert len(answer.entries) == 13
+    planned = await store.plan_floor(PlanFloor(1 << 60, 1))
+    await store.close()
+
+    assert isinstance(planned, FloorPlanned)
+    assert planned.floor is not None
+    assert [mark[:2] for mark in planned.floor.marks] == [
+        (kit.STREAM, 10),
+        (kit.OTHER, 2),
+    ]
+    assert [record.id for record in planned.carried] == [kit.task_id(5)]

@@ -1,0 +1,606 @@
+"""The store on real files: crashes, full disks, strangers and damage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.log.facts import Entry, Fact
+from octaskly.core.model.ids import Address, NodeId, StreamId
+from octaskly.core.model.tasks import TaskState
+from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
+from octaskly.ports import TaskQuery
+from octaskly.store import Store, move_aside
+from octaskly.store.tables.database import open_writer
+from octaskly.store.tables.node_state import read_hlc
+from octaskly.store.tables.schema import VERSION
+from octaskly.store.writing import commit_queue, writer
+from tests.agents import WAIT_S_MAX
+from tests.contract import log_kit as kit
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_S = WAIT_S_MAX
+
+CRASHING = """
+import asyncio, os, random, signal, sys
+from pathlib import Path
+from octaskly.core.model.tasks import Epoch, NodeId, StreamId
+from octaskly.store import Store
+from tests.contract import log_kit as kit
+
+async def write(stream, pipe):
+    def tell(number):
+        os.write(pipe, b"%d\\n" % number)
+    path = Path(sys.argv[1])
+    store = Store(path, kit.PicklePacker(), tell, kit.HandClock())
+    vector = dict(store.open().vector)
+    os.write(pipe, repr(vector).encode() + b"\\n")
+    epochs = ((stream, Epoch(1, NodeId("a"))),)
+    for seq in range(1, 1_000_000):
+        facts = [kit.submitted(seq, id=f"{stream}.{seq}")]
+        store.append(seq, kit.entries(facts, stream=stream, after=seq - 1), epochs)
+        if seq % 7 == 0:
+            await asyncio.sleep(0.0005)
+
+held = {}
+last = 0
+for stream in range(1, 21):
+    source, pipe = os.pipe()
+    child = os.fork()
+    if child == 0:
+        asyncio.run(write(StreamId(stream), pipe))
+    os.close(pipe)
+    with open(source, "rb") as lines:
+        vector = eval(lines.readline())
+        assert vector.get(stream - 1, 0) >= last, (vector, last)
+        assert {s: n for s, n in vector.items() if s < stream - 1} == held
+        held, last = vector, 0
+        for _ in range(random.randrange(1, 30)):
+            last = int(lines.readline())
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for line in lines:
+            last = int(line)
+print(last)
+"""
+
+
+@asynccontextmanager
+async def opened(
+    path: Path, told: list[int] | None = None, **options: object
+) -> AsyncIterator[Store]:
+    store = kit.open_store(path, told, **options)
+    await asyncio.to_thread(store.open)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+    """Wait for a condition, with a deadline."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():  # noqa: ASYNC110  another thread changes it
+            await asyncio.sleep(0.005)
+
+
+async def fill(path: Path, tasks: int = 50) -> None:
+    async with opened(path) as store:
+        facts = [kit.submitted(n) for n in range(1, tasks + 1)]
+        store.append(1, kit.entries(facts), kit.EPOCHS)
+
+
+async def refused(path: Path) -> StoreError:
+    """Open what must not be opened; the file must be as before."""
+    before = path.read_bytes()
+    with pytest.raises(StoreError) as caught:
+        await asyncio.to_thread(kit.open_store(path).open)
+    assert path.read_bytes() == before
+    return caught.value
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    """At random moments, twenty times, on one file."""
+    path = tmp_path / "log.db"
+
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", CRASHING, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    async with opened(path) as store:
+        vector = dict(await store.vector())
+        total = (await store.page(TaskQuery(limit=1))).total
+    assert len(vector) == 20
+    assert vector[StreamId(20)] >= int(done.stdout)
+    assert total == sum(vector.values())
+
+
+async def test_any_prefix_of_the_write_ahead_log_is_a_sound_database(
+    tmp_path: Path,
+) -> None:
+    """A power cut leaves whole commits, in order, with counters that fit."""
+    source = tmp_path / "log.db"
+    told: list[int] = []
+    async with opened(source, told) as store:
+        for n in range(1, 31):
+            facts: list[Fact] = [kit.submitted(n), kit.assigned(n)]
+            facts.append(kit.finished(n, stdout=b"x"))
+            store.append(n, kit.entries(facts, after=3 * n - 3), kit.EPOCHS)
+            await until(partial(is_told, told, n))
+        wal = Path(f"{source}-wal").read_bytes().rstrip(b"\0")  # Without its reserve.
+        database = source.read_bytes()
+
+    seen = []
+    for cut in (*range(0, len(wal), 512 * 37), len(wal)):
+        path = tmp_path / str(cut) / "log.db"
+        path.parent.mkdir()
+        path.write_bytes(database)
+        path.with_name("log.db-wal").write_bytes(wal[:cut])
+        async with opened(path) as store:
+            have = dict(await store.vector()).get(kit.STREAM, 0)
+            counts = (await store.stats()).counts
+            page = await store.page(TaskQuery(state=TaskState.COMPLETED))
+        assert have % 3 == 0
+        assert counts[TaskState.COMPLETED] == len(page.records) == have // 3
+        seen.append(have)
+    assert seen == sorted(seen)
+    assert seen[-1] > 60
+
+
+async def test_a_second_process_is_told_who_has_the_database(tmp_path: Path) -> None:
+    """It must not wait, and not touch anything."""
+    path = tmp_path / "log.db"
+    async with opened(path):
+        error = await refused(path)
+
+    assert isinstance(error, StoreUnusable)
+    assert f"process {os.getpid()}" in str(error)
+    assert "--name" in (error.hint or "")
+    async with opened(path) as store:
+        assert store.failure is None
+
+
+async def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    """Commands and outputs are nobody else's business."""
+    path = tmp_path / "new" / "state" / "log.db"
+    before = os.umask(0)
+    try:
+        async with opened(path) as store:
+            store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+            await store.vector()
+            modes = {
+                f.name: stat.S_IMODE(f.stat().st_mode) for f in path.parent.iterdir()
+            }
+    finally:
+        os.umask(before)
+
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert {"log.db", "log.db-wal", "log.db.lock"} <= set(modes)
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    """The hint says how to go on."""
+    path = tmp_path / "log.db"
+    path.write_bytes(b"dear diary" * 1000)
+
+    error = await refused(path)
+
+    assert isinstance(error, StoreCorrupt)
+    assert "octaskly db reset" in (error.hint or "")
+
+
+async def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    """Our tables do not belong there."""
+    path = tmp_path / "log.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url)")
+
+    error = await refused(path)
+
+    assert isinstance(error, StoreCorrupt)
+    assert "another program" in str(error)
+
+
+async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    """An older program cannot know what it would break."""
+    path = tmp_path / "log.db"
+    await fill(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version={VERSION + 1}")
+
+    error = await refused(path)
+
+    assert isinstance(error, StoreCorrupt)
+    assert f"schema {VERSION + 1}" in str(error)
+
+
+@pytest.mark.parametrize("kept", [100, 4096, 30_000])
+async def test_a_truncated_database_is_refused(tmp_path: Path, kept: int) -> None:
+    """Whether the header, the schema or only rows are missing."""
+    path = tmp_path / "log.db"
+    await fill(path, 2000)
+    path.write_bytes(path.read_bytes()[:kept])
+
+    assert isinstance(await refused(path), StoreCorrupt)
+
+
+async def test_a_database_with_damaged_pages_is_refused(tmp_path: Path) -> None:
+    """Silently wrong is worse than down."""
+    path = tmp_path / "log.db"
+    await fill(path, 2000)
+    whole = bytearray(path.read_bytes())
+    for page in range(2, len(whole) // 4096):
+        whole[page * 4096 : page * 4096 + 100] = b"\xff" * 100
+    path.write_bytes(whole)
+
+    assert isinstance(await refused(path), StoreCorrupt)
+
+
+async def test_a_database_that_another_program_writes_is_refused(
+    tmp_path: Path,
+) -> None:
+    """Say so instead of waiting for ever."""
+    path = tmp_path / "log.db"
+    await fill(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnusable, match="locked by another program"):
+            await asyncio.to_thread(kit.open_store(path).open)
+
+
+async def test_a_database_that_cannot_be_written_is_refused() -> None:
+    """Found at the start, not at the first task."""
+    folder = Path(tempfile.mkdtemp(prefix="octaskly-", dir="/tmp"))
+    path = folder / "log.db"
+    try:
+        await fill(path)
+        script = (
+            "import asyncio, os, sys\n"
+            "from pathlib import Path\n"
+            "from octaskly.errors import StoreError\n"
+            "from tests.contract import log_kit as kit\n"
+            "async def main():\n"
+            "    store = kit.open_store(Path(sys.argv[1]))\n"
+            "    if os.getuid() == 0:\n"  # Nothing is read-only to root.
+            "        os.setuid(65534)\n"
+            "    try:\n"
+            "        store.open()\n"
+            "    except StoreError as error:\n"
+            "        print(error, '/', error.hint)\n"
+            "asyncio.run(main())\n"
+        )
+        for item in folder.iterdir():
+            item.chmod(0o666 if item.suffix == ".lock" else 0o444)
+        folder.chmod(0o755)
+
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", script, str(path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder)
+
+    assert str(path) in done.stdout, done.stderr
+    assert "owner and permissions" in done.stdout
+
+
+async def test_a_full_disk_delays_the_acknowledgement_and_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    """Once there is room again, the same writes go through, without a restart."""
+    told: list[int] = []
+    async with opened(tmp_path / "log.db", told) as store:
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        await until(lambda: told == [1])
+        limit_pages(store, 1)
+        big = [kit.submitted(n, command="x" * 10_000) for n in range(2, 40)]
+        store.append(2, kit.entries(big, after=1), kit.EPOCHS)
+        await until(lambda: store.failure is not None)
+        store.append(3, kit.entries([kit.assigned(1)], after=39), kit.EPOCHS)
+
+        assert "full" in str(store.failure)
+        assert not store.is_room()
+        assert told == [1]
+        assert (await store.page(TaskQuery())).total == 1
+
+        limit_pages(store, 1 << 30)
+        await until(lambda: told[-1] == 3)
+        assert store.failure is None
+        assert store.is_room()
+        assert await store.vector() == ((kit.STREAM, 40),)
+
+
+async def test_closing_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> None:
+    """Nobody was told that it was kept, and a stop must not hang."""
+    told: list[int] = []
+    store = kit.open_store(tmp_path / "log.db", told)
+    await asyncio.to_thread(store.open)
+    await store.vector()
+    limit_pages(store, 1)
+    store.append(1, kit.entries([kit.submitted(1, command="x" * 100_000)]), kit.EPOCHS)
+
+    with pytest.raises(StoreError, match="full"):
+        await store.close()
+
+    assert told == []
+
+
+async def test_a_database_that_disappears_acknowledges_nothing(tmp_path: Path) -> None:
+    """The open file still takes writes, but nobody would ever find them."""
+    path = tmp_path / "log.db"
+    told: list[int] = []
+    async with opened(path, told) as store:
+        path.rename(tmp_path / "elsewhere")
+        assert "is gone" in str(store.failure)
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        with pytest.raises(TimeoutError):
+            await until(lambda: bool(told), deadline_s=0.2)
+
+        (tmp_path / "elsewhere").rename(path)
+        await until(lambda: told == [1])
+        assert store.failure is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
+    tmp_path: Path,
+) -> None:
+    """A bug of ours must not look like a slow disk, and nothing is acknowledged."""
+    told: list[int] = []
+    store = kit.open_store(tmp_path / "log.db", told)
+    await asyncio.to_thread(store.open)
+    broken = kit.submitted(1, command="\udcff")
+    store.append(1, kit.entries([broken]), kit.EPOCHS)
+    await until(lambda: store.failure is not None)
+
+    assert "the writer stopped" in str(store.failure)
+    assert store.shortage() == store.failure
+    assert not store.is_room()
+    with pytest.raises(StoreError, match="the writer stopped"):
+        await store.close()
+    assert told == []
+
+
+async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> None:
+    """The reserve lets running tasks report when nothing new is accepted."""
+    free = shutil.disk_usage(tmp_path).free
+    async with opened(tmp_path / "a.db", room_bytes=0) as store:
+        assert store.is_room(1000)
+        assert not store.is_room(4 * free)
+        assert store.shortage(1000) is None
+    async with opened(tmp_path / "b.db", room_bytes=4 * free) as store:
+        assert not store.is_room()
+        assert "MiB are free where the log is" in str(store.shortage())
+
+
+async def test_a_peer_not_met_for_a_week_is_known_by_name_only(
+    tmp_path: Path,
+) -> None:
+    """Its address has probably gone to somebody else."""
+    path = tmp_path / "log.db"
+    clock = kit.HandClock()
+    async with opened(path, clock=clock) as store:
+        for name in ("old", "new", "newest"):
+            store.remember(NodeId(name), name, [Address("10.0.0.1", 7878)])
+            clock.wall_ms += 86_400_000
+    clock.wall_ms += 5 * 86_400_000
+
+    store = kit.open_store(path, clock=clock)
+    saved = await asyncio.to_thread(store.open)
+    await store.close()
+
+    assert [advert.node for advert in saved.peers] == ["newest", "new"]
+    assert dict(saved.names) == {"old": "old", "new": "new", "newest": "newest"}
+
+
+async def test_a_reset_moves_everything_aside(tmp_path: Path) -> None:
+    """What was there can still be opened under its new name."""
+    path = tmp_path / "log.db"
+    await fill(path)
+
+    moved = move_aside(path, "20261124T120000Z")
+
+    assert [p.name for p in moved] == ["log.db.20261124T120000Z"]
+    async with opened(moved[0]) as store:
+        assert (await store.page(TaskQuery())).total == 50
+    async with opened(path) as store:
+        assert (await store.page(TaskQuery())).total == 0
+        with pytest.raises(StoreError, match="in use by process"):
+            move_aside(path, "later")
+
+
+async def test_work_that_piles_up_goes_into_few_commits(tmp_path: Path) -> None:
+    """One commit per write would make every write wait for the disk in turn."""
+    told: list[int] = []
+    async with opened(tmp_path / "log.db", told) as store:
+        for n in range(1, 2001):
+            store.append(n, kit.entries([kit.submitted(n)], after=n - 1), kit.EPOCHS)
+        await until(lambda: told[-1:] == [2000])
+
+    assert len(told) < 200
+
+
+async def test_a_fact_that_nobody_waits_for_is_written_by_itself_or_with_the_next(
+    tmp_path: Path,
+) -> None:
+    """It wakes nobody, but does not wait for ever either."""
+    told: list[int] = []
+    async with opened(tmp_path / "log.db", told) as store:
+        store.append(1, kit.entries([kit.submitted(1), kit.submitted(2)]), kit.EPOCHS)
+        await until(lambda: is_told(told, 1))
+        store.append(2, kit.entries([kit.assigned(1)], after=2), kit.EPOCHS)
+        await until(lambda: is_told(told, 2))
+        store.append(3, kit.entries([kit.assigned(2)], after=3), kit.EPOCHS)
+        store.append(4, kit.entries([kit.finished(1)], after=4), kit.EPOCHS)
+        await until(lambda: is_told(told, 4))
+
+    assert told == [1, 2, 4]
+
+
+class Watched(kit.PicklePacker):
+    """Keeps what was packed, so what a commit was prepared of."""
+
+    def __init__(self) -> None:
+        self.packed: list[Fact] = []
+
+    def pack_entry_body(self, entry: Entry) -> bytes:
+        self.packed.append(entry.fact)
+        return super().pack_entry_body(entry)
+
+
+async def test_a_small_commit_is_prepared_before_who_gives_way_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer has Python's lock meanwhile; it is durable later, as ever."""
+    monkeypatch.setattr(writer, "GIVE_WAY_S", 1000.0)
+    told: list[int] = []
+    packer = Watched()
+    store = Store(tmp_path / "log.db", packer, told.append, kit.HandClock())
+    await asyncio.to_thread(store.open)
+    await until(lambda: is_waiting(store))
+    store.hold()
+    store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+    store.append(2, kit.entries([kit.submitted(2)], after=1))
+    store.give_way()
+    assert packer.packed == [kit.submitted(1), kit.submitted(2)]
+    assert told == []
+    await until(lambda: told == [2])
+    store.hold()
+    store.give_way()  # Nothing was queued, so it does not wait.
+    await store.close()
+
+
+async def test_who_gives_way_to_a_commit_that_fails_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes no writes must not stop the event loop as well."""
+    monkeypatch.setattr(writer, "GIVE_WAY_S", 1000.0)
+    path = tmp_path / "log.db"
+    told: list[int] = []
+    async with opened(path, told) as store:
+        await until(lambda: is_waiting(store))
+        path.rename(tmp_path / "elsewhere")
+        store.hold()
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        store.give_way()
+        assert "is gone" in str(store.failure)
+        (tmp_path / "elsewhere").rename(path)
+        await until(lambda: told == [1])
+
+
+async def test_who_is_alone_has_a_small_commit_made_before_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk was quick, and nobody but its clients waits for the loop."""
+    make_quick(monkeypatch)
+    told: list[int] = []
+    async with opened(tmp_path / "log.db", told) as store:
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        await until(lambda: told == [1] and is_waiting(store))
+        store.hold()
+        store.append(2, kit.entries([kit.submitted(2)], after=1))
+        store.give_way(is_alone=True)
+        assert told == [1, 2]
+        store.hold()
+        store.append(3, kit.entries([kit.submitted(3)], after=2))
+        store.give_way()
+        assert told == [1, 2]
+        await until(lambda: told == [1, 2, 3] and is_waiting(store))
+        for number, quick_s in ((4, 1000.0), (5, -1.0)):  # All are too long for that.
+            monkeypatch.setattr(commit_queue, "QUICK_S", quick_s)
+            store.hold()
+            facts = [kit.submitted(number)]
+            store.append(number, kit.entries(facts, after=number - 1))
+            store.give_way(is_alone=True)
+            assert (told[-1] == number) == (number == 4)
+            await until(lambda number=number: told[-1] == number)  # type: ignore[misc]
+            await until(lambda: is_waiting(store))
+
+
+async def test_a_commit_that_fails_there_is_made_by_the_thread_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost, doubled or acknowledged before."""
+    make_quick(monkeypatch)
+    path = tmp_path / "log.db"
+    told: list[int] = []
+    async with opened(path, told) as store:
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        await until(lambda: told == [1] and is_waiting(store))
+        path.rename(tmp_path / "elsewhere")
+        store.hold()
+        store.append(2, kit.entries([kit.submitted(2)], after=1))
+        store.give_way(is_alone=True)
+        assert "is gone" in str(store.failure)
+        store.hold()
+        store.append(3, kit.entries([kit.submitted(3)], after=2))
+        store.give_way(is_alone=True)
+        assert told == [1]
+        (tmp_path / "elsewhere").rename(path)
+        await until(lambda: is_told(told, 3))
+        page = await store.page(TaskQuery())
+        assert page.total == 3
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take any disk for a quick one."""
+    monkeypatch.setattr(commit_queue, "QUICK_S", 1000.0)
+    monkeypatch.setattr(writer, "QUICK_PAUSE_S", 0.0)
+
+
+def is_waiting(store: Store) -> bool:
+    assert store._writer is not None
+    return store._writer._wanted == 1
+
+
+def is_told(told: list[int], number: int) -> bool:
+    return told[-1:] == [number]
+
+
+def limit_pages(store: Store, pages: int) -> None:
+    """Let SQLite find the disk full at so many pages."""
+    assert store._writer is not None
+    store._writer._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
+
+
+def test_the_clock_of_a_long_log_is_found_by_stream(tmp_path: Path) -> None:
+    """It is asked for with each PULL, so it must not walk a million entries."""
+    db = open_writer(tmp_path / "octaskly.db")
+    asked: list[str] = []
+    db.set_trace_callback(asked.append)
+    read_hlc(db)
+    db.set_trace_callback(None)
+
+    plans = [
+        step[3]
+        for question in asked
+        for step in db.execute(f"EXPLAIN QUERY PLAN {question}")
+    ]
+
+    db.close()
+    assert "SEARCH log USING PRIMARY KEY (stream=? AND seq=?)" in plans

@@ -1,0 +1,46 @@
+"""A process that runs commands in a pool, as an agent does, until it is killed.
+
+Usage: agent_stand_in.py FOLDER SLOTS WITH_CGROUPS COMMAND...; prints its launchers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.runner.pool.pool import Pool
+from octaskly.runner.processes.proc_tree import become_subreaper, children_of
+from tests.support.pooling import MachineClock, archive_in, supply_in
+
+
+async def main() -> None:
+    """Start all commands and sleep."""
+    folder, slots, with_cgroups, *commands = sys.argv[1:]
+    become_subreaper()
+    pool = Pool(
+        slots=int(slots),
+        workdir=Path(folder),
+        outputs_dir=Path(folder),
+        scratch_dir=Path(folder) / "scratch",
+        archive=archive_in(Path(folder)),
+        supply=supply_in(Path(folder)),
+        node_name="stand-in",
+        clock=MachineClock(),
+        on_ended=lambda reports: print(reports, flush=True),
+        with_cgroups=with_cgroups == "yes",
+    )
+    pool.start(
+        [
+            (AttemptId(1, StreamId(1), 1), TaskSpec(id=TaskId(f"t{n}"), command=text))
+            for n, text in enumerate(commands)
+        ]
+    )
+    print(*children_of(os.getpid()), flush=True)
+    await asyncio.sleep(60)
+
+
+asyncio.run(main())

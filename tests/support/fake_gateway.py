@@ -1,0 +1,523 @@
+"""An in-memory Gateway: one node's view of a mesh that a test arranges as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from octaskly.core.change_feed import News, Place
+from octaskly.core.log.facts import Assigned, CancelAsked, Finished
+from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.model.arrays import member_of
+from octaskly.core.model.drafts import PRIORITY_BAND, Draft, repeating
+from octaskly.core.model.hlc import PRIORITY_SHIFT
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import (
+    NO_HOLD,
+    LoadSample,
+    NodeState,
+    Role,
+    StandbyView,
+    Steering,
+)
+from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec, TaskState
+from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.core.replies import Explanation, Verdict, Why
+from octaskly.errors import (
+    CatchingUp,
+    LeftBehind,
+    NodeNotFound,
+    NotDispatcher,
+    NotDurable,
+    OutputNotFound,
+    PermissionDenied,
+    TaskAmbiguous,
+    TaskExists,
+    TaskNotCancellable,
+    TaskNotEnded,
+    TaskNotFound,
+)
+from octaskly.ports import (
+    DispatcherView,
+    Health,
+    MeshState,
+    MeshStats,
+    OutputPlace,
+    Point,
+    Principal,
+    Search,
+    TaskPage,
+    TaskQuery,
+)
+from octaskly.ports.events import Ended, Lately, Listening, Run
+from octaskly.ports.output import Piece
+from tests.support.fake_audit import FakeAudit
+from tests.support.fake_tokens import FakeTokens
+
+NOW_MS = 1_770_379_200_000  # 2026-02-06T12:00:00Z
+STREAM = StreamId(7)
+
+
+class FakeGateway:
+    """Gateway port without an agent; alone and dispatcher unless told otherwise."""
+
+    def __init__(
+        self,
+        node: str = "node-a",
+        *,
+        name: str = "laptop-01",
+        mesh_id: str | None = "test-mesh",
+    ) -> None:
+        self._node = NodeId(node)
+        self._mesh_id = mesh_id
+        self._sequence = 0
+        self._changed = asyncio.Event()
+        self.records: dict[TaskId, TaskRecord] = {}
+        self.keys: dict[tuple[str, str], tuple[list[Draft], list[TaskId]]] = {}
+        self.known_names: dict[NodeId, str] = {self._node: name}
+        self.state = MeshState(epoch=Epoch(1, self._node))
+        self.view: DispatcherView | None = self.view_of(self._node)
+        self.files: dict[tuple[TaskId, str], Path] = {}
+        self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
+        self.wrote: dict[tuple[TaskId, AttemptId], list[Piece]] = {}
+        self.submissions: list[tuple[Principal, str | None]] = []
+        self.raised: list[Exception] = []  #: raised by the next calls, in order
+        self.steered: list[tuple[Steering, str]] = []
+        self.hold = NO_HOLD
+        self.audit = FakeAudit(self._require_dispatcher)
+        self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
+        self.lost: set[NodeId] = set()
+        self.points: list[Point] = []
+        self.failure: str | None = None
+        self.left: str | None = None  #: why this node is in the mesh no more
+        self.is_complete = True  #: no other node may know what is unknown here
+        self.held = asyncio.Event()  #: submissions wait for it
+        self.held.set()
+
+        self.news: asyncio.Queue[Sequence[News]] = asyncio.Queue()
+        self.heard_from: list[Place | None] = []
+
+    # --- what a test arranges ------------------------------------------------------
+
+    def view_of(
+        self, node: str, *, term: int = 1, lan_urls: Sequence[str] = ()
+    ) -> DispatcherView:
+        """Return how this node sees a dispatcher."""
+        return DispatcherView(
+            is_self=node == self._node,
+            node=NodeId(node),
+            epoch=Epoch(term, NodeId(node)),
+            lan_urls=tuple(lan_urls),
+        )
+
+    def elect(self, view: DispatcherView | None) -> None:
+        """Change who is dispatcher."""
+        self.view = view
+        self._notify()
+
+    def keep_copies(self, *nodes: str) -> None:
+        """Have these nodes as level standbys."""
+        standbys = tuple(StandbyView(NodeId(node), True, 0) for node in nodes)
+        self.state = replace(self.state, standbys=standbys)
+
+    def start(self, task: str, node: str | None = None) -> AttemptId:
+        """Let a queued task run."""
+        record = self.records[TaskId(task)]
+        attempt = AttemptId(1, STREAM, len(record.attempts) + 1)
+        fact = Assigned(record.id, attempt, NodeId(node or self._node))
+        self.records[record.id] = apply(record, fact)
+        self._notify()
+        return attempt
+
+    def finish(self, task: str, outcome: Outcome | None = None) -> None:
+        """End the last attempt of a task, well unless told otherwise."""
+        record = self.records[TaskId(task)]
+        last = record.attempts[-1]
+        ended = outcome or Outcome(
+            state=AttemptState.OK,
+            reason=Reason.EXIT,
+            exit_code=0,
+            started_ms=NOW_MS,
+            ended_ms=NOW_MS + 1500,
+            duration_ms=1500,
+            stdout=b"hello\n",
+            stdout_bytes=6,
+        )
+        fact = Finished(record.id, last.id, last.node, ended)
+        self.records[record.id] = apply(record, fact)
+        self._notify()
+
+    # --- Gateway -------------------------------------------------------------------
+
+    @property
+    def mesh_id(self) -> str | None:
+        return self._mesh_id
+
+    @property
+    def node_id(self) -> NodeId:
+        return self._node
+
+    def dispatcher(self) -> DispatcherView | None:
+        return self.view
+
+    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.view is None:
+                    await self._changed.wait()
+        except TimeoutError:
+            if self.left is not None:
+                raise LeftBehind(self.left) from None
+            return None
+        return self.view
+
+    async def submit(
+        self,
+        drafts: Sequence[Draft],
+        *,
+        principal: Principal,
+        idempotency_key: str | None = None,
+        is_strict: bool = False,
+    ) -> tuple[list[TaskRecord], int]:
+        self._require_dispatcher()
+        self.submissions.append((principal, idempotency_key))
+        if is_strict and self.state.replicas == 1:
+            raise NotDurable("no standby acknowledges")
+        await self.held.wait()
+        self._require_dispatcher()
+        if idempotency_key is not None:
+            known = self.keys.get((principal.subject, idempotency_key))
+            if known is not None:
+                if known[0] != list(drafts):
+                    raise TaskExists(
+                        "the key was used for another body", field="Idempotency-Key"
+                    )
+                return [self.records[task] for task in known[1]], self.state.replicas
+        for index, draft in enumerate(drafts):
+            if draft.id in self.records:
+                place = "$.id" if len(drafts) == 1 else f"$[{index}].id"
+                raise TaskExists(f"{draft.id} exists already", field=place)
+        records = [self._accept(draft, principal) for draft in drafts]
+        if idempotency_key is not None:
+            ids = [record.id for record in records]
+            self.keys[principal.subject, idempotency_key] = (list(drafts), ids)
+        return records, self.state.replicas
+
+    async def new_ids(self, count: int) -> Sequence[TaskId]:
+        self._require_dispatcher()
+        numbers = range(self._sequence + 1, self._sequence + count + 1)
+        self._sequence += count
+        return [TaskId(f"task-{number:03d}-{number:08x}") for number in numbers]
+
+    async def task(self, ref: str) -> TaskRecord:
+        self._require_dispatcher()
+        record = self.records.get(TaskId(ref))
+        if record is not None:
+            return record
+        found = [task for task in self.records if task.rpartition("-")[0] == ref]
+        if len(found) > 1:
+            raise TaskAmbiguous(f"{ref} fits {', '.join(found)}")
+        if not found and not self.is_complete:
+            raise CatchingUp(f"{ref} is unknown here")
+        if not found:
+            raise TaskNotFound(f"no task is called {ref}")
+        return self.records[found[0]]
+
+    def at_hand(self, ref: str) -> TaskRecord | None:
+        return None
+
+    async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
+        return await self.until(ref, lambda record: record.state.is_final, timeout_s)
+
+    async def until(
+        self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
+    ) -> TaskRecord:
+        record = await self.task(ref)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_wanted(record):
+                    await self._changed.wait()
+                    record = await self.task(ref)
+        except TimeoutError:
+            pass
+        return record
+
+    async def pieces(
+        self,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: tuple[int | None, int | None],
+        *,
+        follow: bool,
+    ) -> AsyncIterator[Piece]:
+        wrote = self.wrote.get((task, attempt))
+        if wrote is None:
+            raise OutputNotFound(f"{task} has no file here")
+        for piece in wrote:
+            start = starts[piece.stream]
+            if start is None:
+                continue
+            if piece.offset < start < piece.end:
+                piece = Piece(piece.stream, start, piece.data[start - piece.offset :])
+            if piece.offset >= start:
+                yield piece
+
+    async def page(self, query: TaskQuery) -> TaskPage:
+        self._require_dispatcher()
+        found = [
+            record
+            for record in self.records.values()
+            if query.state in (None, record.state)
+            and (
+                query.node is None
+                or (record.chosen is not None and record.chosen.node == query.node)
+            )
+            and (query.search is None or _is_like(record, query.search))
+            and (not query.is_of_arrays or record.progress is not None)
+        ]
+        if query.is_newest_first:
+            found.reverse()
+        ids = [record.id for record in found]
+        start = query.offset
+        if query.search is not None and query.search.after in ids:
+            start = ids.index(query.search.after) + 1
+        part = tuple(found[start : start + query.limit])
+        has_more = query.search is not None and start + len(part) < len(found)
+        return TaskPage(part, len(found), part[-1].name if has_more else None)
+
+    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
+        record = await self.task(ref)
+        if record.spec is None or not record.state.is_final:
+            raise TaskNotEnded(f"{ref} is {record.state}")
+        key = f"retry {record.name}"
+        records, replicas = await self.submit(
+            [repeating(record.spec)], principal=principal, idempotency_key=key
+        )
+        return records[0], replicas
+
+    async def forget(self, older_than_s: int) -> int | None:
+        if older_than_s:
+            return None  # As if there were many.
+        ended = [task for task, r in self.records.items() if r.state.is_final]
+        for task in ended:
+            del self.records[task]
+        return len(ended)
+
+    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+        record = await self.task(ref)
+        why = Why("paused", "is paused")
+        verdict = Verdict(self._node, "ana", NodeState.PAUSED, (why,))
+        return record, Explanation(record.state, "it waits", (verdict,))
+
+    async def cancel(
+        self, ref: str, *, force: bool, principal: Principal
+    ) -> TaskRecord:
+        record = await self.task(ref)
+        owner = record.spec.submitter if record.spec else ""
+        if not principal.is_admin and owner != principal.subject:
+            raise PermissionDenied(f"{record.id} was submitted by somebody else")
+        if record.state in (TaskState.COMPLETED, TaskState.FAILED):
+            raise TaskNotFound(f"{record.id} has ended")
+        if record.state is TaskState.RUNNING and not force:
+            raise TaskNotCancellable(f"{record.id} runs", hint="use ?force=true")
+        record = apply(record, CancelAsked(record.id, principal.subject))
+        self.records[record.id] = record
+        self._notify()
+        return record
+
+    @asynccontextmanager
+    async def listen(self, after: Place | None) -> AsyncIterator[Listening]:
+        self._require_dispatcher()
+        self.heard_from.append(after)
+        yield _FakeListening(self.news)
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        self._require_dispatcher()
+        runs = [Run(r, a) for r in self.records.values() for a in r.attempts]
+        running = [
+            replace(r, assigned_ms=NOW_MS) for r in runs if not r.attempt.outcome
+        ]
+        ended = [
+            run
+            for run in runs
+            if run.attempt.outcome and (run.attempt.outcome.ended_ms or 0) >= since_ms
+        ]
+        is_cut = len(ended) > limit
+        return Lately(tuple(running[:limit]), tuple(ended[::-1][:limit]), is_cut)
+
+    async def ended(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[Ended, ...]:
+        members = (
+            (place[1], record)
+            for record in self.records.values()
+            if (place := member_of(record.id)) is not None and place[0] == array
+        )
+        found = [
+            (number, record)
+            for number, record in sorted(members, key=lambda member: member[0])
+            if first <= number <= last and record.state.is_final
+        ]
+        return tuple(found[:limit])
+
+    async def output(self, ref: str, path: str) -> OutputPlace:
+        record = await self.task(ref)
+        chosen = record.chosen
+        files = chosen.outcome.outputs if chosen and chosen.outcome else ()
+        size = next((item.size_bytes for item in files if item.path == path), None)
+        if chosen is None or size is None:
+            raise OutputNotFound(f"{record.id} has no output {path}")
+        is_here = chosen.node == self._node
+        if not is_here and chosen.node not in self.lan_urls:
+            raise NodeNotFound(f"{chosen.node} is gone")
+        return OutputPlace(
+            node=chosen.node,
+            task=record.id,
+            attempt=chosen.id,
+            path=path,
+            size_bytes=size,
+            local=self.files[record.id, path] if is_here else None,
+            lan_urls=self.lan_urls.get(chosen.node, ()),
+        )
+
+    def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
+        try:
+            return self.files[TaskId(task), path]
+        except KeyError:
+            raise OutputNotFound(f"{task} left no {path} here") from None
+
+    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
+        if self.raised:
+            raise self.raised.pop(0)
+        self.steered.append((steering, principal.subject))
+        self.hold = self.hold.steered(steering)
+        state = NodeState.DRAINING if self.hold.is_drained else NodeState.READY
+        own = next(m for m in self.roster().members if m.id == self._node)
+        return replace(own, state=NodeState.PAUSED if self.hold.is_paused else state)
+
+    def urls_of(self, name: str) -> tuple[str, ...]:
+        return self.lan_urls.get(NodeId(name), ())
+
+    def roster(self) -> Roster:
+        dispatcher = self.view.node if self.view else self._node
+        members = tuple(
+            RosterLine(
+                id=node,
+                name=name,
+                role=Role.DISPATCHER if node == dispatcher else Role.WORKER,
+                state=NodeState.LOST if node in self.lost else NodeState.READY,
+                addresses=(Address("127.0.0.1", 7878), Address("::1", 7878)),
+                lan_port=3443,
+                slots=2,
+                version="0.0.0",
+                load=LoadSample(12.5, 0.5, 800, 60),
+                memory_mb=4096,
+            )
+            for node, name in self.known_names.items()
+        )
+        return Roster(Epoch(1, dispatcher), 1, members)
+
+    def mesh(self) -> MeshState:
+        return self.state
+
+    def seen_ms(self, node: NodeId) -> int | None:
+        return NOW_MS if node in self.known_names else None
+
+    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        return {}
+
+    def names(self) -> Mapping[NodeId, str]:
+        return self.known_names
+
+    def node_named(self, name: str) -> NodeId | None:
+        for node, known in self.known_names.items():
+            if name in (node, known):
+                return node
+        return None
+
+    async def stats(self) -> MeshStats:
+        self._require_dispatcher()
+        counts = dict.fromkeys(TaskState, 0)
+        for record in self.records.values():
+            counts[record.state] += 1
+        return MeshStats(
+            workers_total=3,
+            workers_active=2,
+            workers_idle=1,
+            counts=counts,
+            uptime_s=86400.7,
+            memory_mb=512,
+            cpu_percent=25.54,
+            disk_bytes=15_000_000,
+            mesh=self.state,
+        )
+
+    def history(self) -> Sequence[Point]:
+        return self.points
+
+    def health(self) -> Health:
+        return Health(
+            is_healthy=self.failure is None, uptime_s=3600.9, message=self.failure
+        )
+
+    def load(self) -> LoadSample:
+        return LoadSample(0.0, 0.0, 0, 0)
+
+    # --- inside --------------------------------------------------------------------
+
+    def _accept(self, draft: Draft, principal: Principal) -> TaskRecord:
+        self._sequence += 1
+        name = f"task-{self._sequence:03d}"
+        digest = hashlib.sha256(f"{self._node}{name}".encode()).hexdigest()[:8]
+        task = draft.id or TaskId(f"{name}-{digest}")
+        spec = TaskSpec(
+            id=task,
+            command=draft.command,
+            timeout_s=draft.timeout_s,
+            inputs=draft.inputs,
+            outputs=draft.outputs,
+            submitter=principal.subject,
+            created_ms=NOW_MS,
+            ord=((PRIORITY_BAND - draft.priority) << PRIORITY_SHIFT) | self._sequence,
+            options=draft.options,
+        )
+        record = TaskRecord(id=task, spec=spec)
+        self.records[task] = record
+        return replace(record)
+
+    def _require_dispatcher(self) -> None:
+        if self.raised:
+            raise self.raised.pop(0)
+        if self.view is None or not self.view.is_self:
+            raise NotDispatcher(f"{self._node} is not dispatcher")
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class _FakeListening:
+    """Gives on what a test says."""
+
+    def __init__(self, news: asyncio.Queue[Sequence[News]]) -> None:
+        self._news = news
+
+    async def more(self) -> Sequence[News]:
+        return await self._news.get()
+
+
+def _is_like(record: TaskRecord, search: Search) -> bool:
+    assert record.spec is not None
+    options = record.spec.options or TaskOptions()
+    labels = dict(options.labels)
+    text = (search.text or "").casefold()
+    return (
+        search.name in (None, options.name)
+        and all(n in labels and v in (None, labels[n]) for n, v in search.labels)
+        and (text in record.spec.command.casefold() or text in options.name.casefold())
+    )

@@ -1,0 +1,245 @@
+"""What a node notes of requests, and how little of it when there are many."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from octaskly.api.http.audit_trail import (
+    GROUPS_MAX,
+    SINGLES,
+    STRANGERS_MAX,
+    STRANGERS_WAITING_MAX,
+    WAITING_MAX,
+    WINDOW_MS,
+    Auditor,
+)
+from octaskly.api.http.long_polls import Waits
+from octaskly.api.http.request import Deadlines, Forward, Parts, Seen
+from octaskly.api.security.rate_limit import Meter
+from octaskly.core.model.ids import Moment, NodeId
+from octaskly.errors import NotDispatcher
+from octaskly.ports import Deed, Principal
+from tests.support.fake_gateway import NOW_MS, FakeGateway
+
+BO = Principal(subject="bo", role="client")
+
+
+class HandClock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.wall_ms = NOW_MS
+
+    def now(self) -> Moment:
+        return Moment(0.0, self.wall_ms)
+
+    def draw(self) -> float:
+        return 0.5
+
+
+class Desk:
+    """An auditor of a node that is dispatcher."""
+
+    def __init__(self) -> None:
+        self.clock = HandClock()
+        self.gateway = FakeGateway()
+        parts = Parts(
+            self.gateway,
+            self.clock,
+            cast("Forward", None),
+            Waits(self.gateway.dispatcher),
+            Deadlines(),
+            Meter({}, self.clock),
+        )
+        self.auditor = Auditor(parts, "n-1")
+
+    def ask(
+        self,
+        status: int = 201,
+        *,
+        method: str = "POST",
+        who: Principal | None = BO,
+        source: str = "127.0.0.1",
+        times: int = 1,
+        tasks: tuple[str, ...] = (),
+        is_elsewhere: bool = False,
+    ) -> None:
+        for _ in range(times):
+            seen = Seen("r", 0.0)
+            seen.principal, seen.source = who, source
+            seen.action, seen.is_noted = f"{method} /api/v1/tasks", True
+            seen.tasks, seen.task_count = tasks, len(tasks)
+            seen.is_decided_elsewhere = is_elsewhere
+            self.auditor.note(seen, method, status)
+
+    async def written(self) -> list[Deed]:
+        """Return what has been written once nothing waits."""
+        await self.auditor.flush()
+        return self.gateway.audit.deeds
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    return Desk()
+
+
+async def test_a_change_is_noted_with_who_what_where_and_the_answer(desk: Desk) -> None:
+    """Everything that a reader needs stands in one line."""
+    desk.ask(tasks=("task-1", "task-2"))
+
+    assert await desk.written() == [
+        Deed(
+            id="node-a-n-1-1",
+            at_ms=NOW_MS,
+            subject="bo",
+            role="client",
+            action="POST /api/v1/tasks",
+            target=None,
+            source="127.0.0.1",
+            asked=NodeId("node-a"),
+            decided=NodeId("node-a"),
+            status=201,
+            tasks=("task-1", "task-2"),
+            task_count=2,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("GET", 200), ("POST", 400), ("DELETE", 404), ("POST", 503)]
+)
+async def test_what_changes_nothing_is_not_noted(
+    desk: Desk, method: str, status: int
+) -> None:
+    """Reading is free, and an error of a client is no refusal of rights."""
+    desk.ask(status, method=method)
+
+    assert await desk.written() == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_every_refusal_for_rights_is_noted(desk: Desk, status: int) -> None:
+    """Also of who only wanted to read."""
+    desk.ask(status, method="GET", who=None)
+
+    (deed,) = await desk.written()
+    assert (deed.status, deed.subject, deed.count) == (status, None, 1)
+
+
+async def test_what_another_node_decides_that_node_notes(desk: Desk) -> None:
+    """One request is one line, though two nodes have seen it."""
+    desk.ask(is_elsewhere=True)
+    desk.ask(403, is_elsewhere=True)
+
+    assert await desk.written() == []
+
+
+async def test_a_flood_of_refusals_is_two_lines_a_minute(desk: Desk) -> None:
+    """Threat 11: who tries tokens cannot fill the log."""
+    desk.ask(401, who=None, times=1000)
+    desk.clock.wall_ms += WINDOW_MS
+    desk.ask(401, who=None)
+
+    first, rest, next_minute = await desk.written()
+    assert (first.count, rest.count, next_minute.count) == (1, 999, 1)
+    assert rest.until_ms == NOW_MS
+
+
+async def test_busy_clients_are_written_one_by_one_only_at_first(desk: Desk) -> None:
+    """A thousand submissions a second are eleven lines a minute."""
+    desk.ask(times=1000, tasks=("t",))
+
+    deeds = await desk.written()
+    assert [deed.count for deed in deeds] == [1] * SINGLES + [1000 - SINGLES]
+    assert deeds[-1].task_count == 1000 - SINGLES
+    assert len(deeds[-1].tasks) <= 8
+
+
+async def test_refusals_from_everywhere_are_counted_as_one(desk: Desk) -> None:
+    """An address costs nothing where there is IPv6."""
+    for number in range(3 * GROUPS_MAX):
+        desk.ask(401, who=None, source=f"fe80::{number:x}")
+
+    deeds = await desk.written()
+    assert len(deeds) == STRANGERS_MAX + 2
+    assert sum(deed.count for deed in deeds) == 3 * GROUPS_MAX
+
+
+async def test_what_no_dispatcher_takes_waits_within_bounds(desk: Desk) -> None:
+    """The oldest go first, and what was handed over half-way comes but once."""
+    for number in range(WAITING_MAX + 5):
+        desk.clock.wall_ms += WINDOW_MS
+        desk.ask(source=str(number))
+    desk.gateway.elect(None)
+    assert await desk.written() == []
+
+    desk.gateway.elect(desk.gateway.view_of(NodeId("node-a")))
+    deeds = await desk.written()
+
+    assert len(deeds) == WAITING_MAX
+    assert deeds[0].source == "5"
+
+
+async def test_it_is_handed_over_without_being_asked(desk: Desk) -> None:
+    """Within a moment, for whoever follows the log."""
+    desk.ask()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        running = group.create_task(desk.auditor.run())
+        while not desk.gateway.audit.deeds:  # noqa: ASYNC110  # Nobody is told.
+            await asyncio.sleep(0.01)
+        running.cancel()
+
+    assert len(desk.gateway.audit.deeds) == 1
+
+
+async def test_a_dispatcher_that_is_deposed_meanwhile_loses_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it could not write waits for the next one."""
+    keep = desk.gateway.audit.keep
+
+    async def refuse(_: object) -> None:
+        raise NotDispatcher("not here")
+
+    monkeypatch.setattr(desk.gateway.audit, "keep", refuse)
+    desk.ask()
+    assert await desk.written() == []
+    monkeypatch.setattr(desk.gateway.audit, "keep", keep)
+
+    assert len(await desk.written()) == 1
+
+
+async def test_who_changes_something_is_noted_however_many_strangers_ask(
+    desk: Desk,
+) -> None:
+    """Any user of the machine has a net of source addresses, and could hide itself."""
+    for number in range(2 * GROUPS_MAX):
+        desk.ask(401, who=None, source=f"127.0.0.{number}")
+    desk.ask(201, source="127.0.0.1")
+
+    (change,) = [deed for deed in await desk.written() if deed.status == 201]
+
+    assert (change.subject, change.source) == ("bo", "127.0.0.1")
+
+
+async def test_without_a_dispatcher_strangers_push_out_nobody_but_each_other(
+    desk: Desk,
+) -> None:
+    """Whoever asks for long enough would hide what was changed meanwhile."""
+    desk.gateway.elect(None)
+    desk.ask()
+    for number in range(WAITING_MAX):
+        desk.clock.wall_ms += WINDOW_MS
+        desk.ask(401, who=None, source=str(number))
+    assert await desk.written() == []
+
+    desk.gateway.elect(desk.gateway.view_of(NodeId("node-a")))
+    change, *refusals = await desk.written()
+
+    assert change.subject == "bo"
+    assert len(refusals) == STRANGERS_WAITING_MAX
+    assert refusals[-1].source == str(WAITING_MAX - 1)

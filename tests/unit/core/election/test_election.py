@@ -1,0 +1,821 @@
+"""The phases of one node: what it does when, with whom, and in which order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
+from octaskly.core.election.candidacy import STAGGER_MAX, Candidacy, Versions
+from octaskly.core.election.claims import Claims, beats
+from octaskly.core.election.election import Election, mint_stream
+from octaskly.core.election.heartbeats import Pulse
+from octaskly.core.election.phases import (
+    MOVES,
+    Attachment,
+    Following,
+    Phase,
+    Reigning,
+    Seeking,
+    Succeeding,
+    TakingOver,
+    Yielding,
+)
+from octaskly.core.election.timeouts import Watch
+from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
+from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.membership.membership import Membership
+from octaskly.core.membership.peer import standing
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    Address,
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    TaskId,
+    covers,
+)
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.protocol.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Heartbeat,
+    Hello,
+    Message,
+    Probe,
+    ProbeOk,
+    Pull,
+    Redirect,
+    Transfer,
+)
+from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.replication import Replication
+
+A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
+TIMING = Timing()
+PAGE = Path(__file__).parents[4] / "docs" / "explanation" / "election.md"
+NAMES: dict[str, type[Phase]] = {
+    "seek": Seeking,
+    "follow": Following,
+    "succeed": Succeeding,
+    "take over": TakingOver,
+    "dispatch": Reigning,
+    "yield": Yielding,
+}
+
+
+def info(node: NodeId, **changes: object) -> NodeInfo:
+    base = NodeInfo(
+        id=node,
+        boot="boot",
+        name="pi",
+        slots=2,
+        version="1.0",
+        peer_port=7878,
+        lan_port=3443,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def at(seconds: float) -> Moment:
+    return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
+
+
+class Harness:
+    """One election with the machines that it reads, and a disk that is asked."""
+
+    def __init__(self, saved: Saved | None = None, **changes: object) -> None:
+        saved = saved or Saved()
+        settings = Settings(node=info(B, **changes), log_version=saved.log_version)
+        self.journal = Journal(saved)
+        self.members = Membership(settings, saved)
+        self.exchange = Exchange(self.journal)
+        versions = Versions(settings, self.journal, self.members)
+        self.candidacy = Candidacy(settings, self.journal, self.members, versions)
+        replication = Replication(settings, self.journal, self.members)
+        pulse = Pulse(settings, self.journal, self.members, replication)
+        self.election = Election(
+            settings, saved, self.journal, self.members, self.candidacy, pulse
+        )
+        self.watch = Watch(settings, self.members, self.candidacy, self.election)
+        self.claims = Claims(
+            *(settings, self.journal, self.members),
+            *(self.exchange, self.candidacy, self.election),
+        )
+        self.election.start(at(0.0))
+        self.members.hints.begin(at(0.0))
+
+    def meet(
+        self,
+        peer: NodeId,
+        now_s: float,
+        *,
+        epoch: Epoch = NO_EPOCH,
+        dispatcher: NodeId | None = None,
+        followers: int = 0,
+        entries: int = 0,
+        sent: Hello | None = None,
+        **changes: object,
+    ) -> list[Effect]:
+        election = self.election
+        mine = sent or Hello(
+            node=info(B), epoch=election.epoch, dispatcher=election.known_dispatcher
+        )
+        vector = ((StreamId(7), entries),) if entries else ()
+        hello = Hello(
+            node=info(peer, **changes),
+            epoch=epoch,
+            dispatcher=dispatcher,
+            followers=followers,
+            vector=vector,
+        )
+        address = Address(f"10.0.0.{ord(peer[0])}", 7878)
+        event = PeerUp(peer, mine, hello, address)
+        self.members.on_peer_up(event, at(now_s))
+        return self.claims.on_peer_up(event, at(now_s))
+
+    def persist(self, now_s: float) -> list[Effect]:
+        self.journal.on_persisted(self.journal.number)
+        return self.journal.release(at(now_s))
+
+    def follow(self, now_s: float, dispatcher: NodeId = A) -> None:
+        epoch = Epoch(3, dispatcher)
+        self.meet(dispatcher, now_s, epoch=epoch, dispatcher=dispatcher)
+        self.persist(now_s)
+        self.members.touch(dispatcher, at(now_s + 0.001))
+        assert self.election.attachment == Attachment(dispatcher, epoch, 1)
+
+    def reign(self, now_s: float) -> None:
+        self.watch.on_time(at(now_s))
+        self.persist(now_s)
+        assert isinstance(self.election.phase, Reigning)
+
+
+def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
+    return [
+        m for e in effects if isinstance(e, Send) and e.peer == peer for m in e.messages
+    ]
+
+
+def notes(effects: list[Effect]) -> list[str]:
+    return [effect.event for effect in effects if isinstance(effect, Note)]
+
+
+ELSEWHERE = Address("10.0.0.9", 7878)
+
+
+def refused(node: NodeId) -> DialFailed:
+    """Return that no process listens where a node was."""
+    return DialFailed(
+        node, (Address(f"10.0.0.{ord(node[0])}", 7878),), was_refused=True
+    )
+
+
+def test_the_timings_keep_their_ratios() -> None:
+    """One lost heartbeat is no silence, and where beats come no tick is needed."""
+    assert TIMING.silence_s >= 3 * TIMING.heartbeat_s
+    assert TIMING.lost_s >= TIMING.silence_s
+    assert TIMING.heartbeat_s < TIMING.tick_s < TIMING.silence_s / 3
+
+
+def test_the_page_shows_the_phases_and_no_move_that_is_none() -> None:
+    """People read the table there before they read this code."""
+    rows = re.findall(
+        r"^\| ([a-z ]+) \| .* \| (.*) \|$", PAGE.read_text(), re.MULTILINE
+    )
+    named = {name: re.findall(r": ([a-z ]+)", leaves) for name, leaves in rows}
+
+    assert list(named) == list(NAMES)
+    assert list(MOVES) == list(NAMES.values())
+    for name, moves in named.items():
+        possible = MOVES[NAMES[name]]
+        assert all(NAMES.get(move) in (*possible, None) for move in moves), name
+        assert any(move in NAMES for move in moves), name
+
+
+def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None:
+    """§ 3.5: one machine must serve at once."""
+    world = Harness()
+
+    assert world.watch.deadline() == TIMING.seek_alone_s
+    assert world.watch.on_time(at(0.69)) == []
+    save, note = world.watch.on_time(at(0.7))
+
+    assert isinstance(save, Save)
+    assert (save.term, save.epoch) == (1, Epoch(1, B))
+    assert note == Note(
+        "info", "claiming", (("term", 1), ("reason", "no dispatcher found"))
+    )
+
+
+def test_a_claim_is_said_only_once_it_is_durable() -> None:
+    """§ 3.4: terms are committed before any frame that depends on them."""
+    world = Harness()
+    world.meet(C, 0.1)
+
+    claiming = world.watch.on_time(at(1.6))
+    assert sent(claiming, C) == []
+    assert world.election.reign is None
+
+    crowned = world.persist(1.62)
+    (claim,) = sent(crowned, C)
+    assert isinstance(claim, Claim)
+    assert claim.epoch == Epoch(1, B)
+    assert world.election.reign is not None
+
+
+def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
+    """The longer log leads; the next waits `claim_wait_s` for its claim."""
+    world = Harness()
+    world.meet(C, 0.1, entries=5)
+
+    assert world.watch.on_time(at(1.9)) == []
+    assert notes(world.watch.on_time(at(2.5))) == ["claiming"]
+
+
+def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
+    """A restart must not bring back a worker that obeys an older epoch."""
+    world = Harness()
+    epoch = Epoch(4, A)
+
+    effects = world.meet(A, 0.2, epoch=epoch, dispatcher=A)
+    assert [e for e in effects if isinstance(e, Save)] == [
+        Save(number=1, term=4, epoch=epoch)
+    ]
+    assert world.election.attachment is None
+
+    effects = world.persist(0.21)
+    assert sent(effects, A) == [ClaimOk(epoch, ())]
+    assert world.election.attachment == Attachment(A, epoch, 1)
+
+
+def test_a_stale_claim_is_answered_and_never_followed() -> None:
+    """§ 3.5: a deposed dispatcher learns from the answer how late it is."""
+    world = Harness(Saved(term=9, epoch=Epoch(9, C)))
+    world.meet(A, 0.2)
+
+    effects = world.claims.on_claim(A, Claim(Epoch(5, A), StreamId(1), ()), at(0.3))
+
+    assert effects == [Send(A, (ClaimNo(Epoch(9, C)),))]
+    assert world.election.dispatcher is None
+
+
+def test_a_follower_names_its_dispatcher_to_a_stale_one() -> None:
+    """Two dispatchers learn of each other through a worker, too."""
+    world = Harness()
+    world.follow(0.1)
+
+    effects = world.meet(C, 0.5, epoch=Epoch(2, C), dispatcher=C)
+
+    assert sent(effects, C) == [
+        Redirect(Epoch(3, A), A, (Address(f"10.0.0.{ord('a')}", 7878),))
+    ]
+
+
+def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_once() -> (
+    None
+):
+    """A killed process is replaced in milliseconds."""
+    world = Harness()
+    world.follow(0.1)
+    world.candidacy.successors = dict.fromkeys((B, C, D), ())
+    where = (Address("10.0.0.3", 7878),)
+    world.members.hints.on_seen((Advert(C, where),), at(1.0))
+    world.members.on_peer_down(A, at(5.0))
+
+    effects = world.watch.on_peer_down(A, "eof", at(5.0))
+    # Where D may be found is not known, which is no proof that it is gone.
+    assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
+    assert world.election.attachment is None
+
+    effects = world.watch.on_dial_failed(refused(A), at(5.001))
+    assert notes(effects) == ["dispatcher lost", "claiming"]
+
+
+def test_a_dispatcher_that_hangs_up_is_dialled_once_more() -> None:
+    """As a process ends, its links may do so before it listens no more."""
+    world = Harness()
+    world.follow(0.1)
+    world.members.on_peer_down(A, at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
+    hung_up = replace(refused(A), was_refused=False)
+
+    (again,) = world.watch.on_dial_failed(hung_up, at(5.01))
+    assert isinstance(again, Dial)
+    assert again.node == A
+    assert world.watch.on_dial_failed(hung_up, at(5.02)) == []
+    effects = world.watch.on_dial_failed(refused(A), at(5.03))
+    assert notes(effects) == ["dispatcher lost", "claiming"]
+
+
+def test_later_successors_wait_their_turn() -> None:
+    """Claims are staggered by place in the roster."""
+    world = Harness()
+    world.follow(0.1)
+    world.candidacy.successors = dict.fromkeys((C, D, B), ())
+    world.members.on_peer_down(A, at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
+
+    assert notes(world.watch.on_dial_failed(refused(A), at(5.0))) == ["dispatcher lost"]
+    assert world.watch.on_time(at(5.0)) == []
+    assert world.watch.deadline() == 5.0 + 2 * TIMING.stagger_s
+    assert notes(world.watch.on_time(at(5.5))) == ["claiming"]
+
+
+def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> None:
+    """All the standbys may have died with the dispatcher."""
+    world = Harness()
+    world.follow(0.1)
+    line = {C: (ELSEWHERE,), D: (ELSEWHERE,), B: ()}
+    world.candidacy.successors = line
+    world.members.on_peer_down(A, at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
+    world.watch.on_dial_failed(refused(A), at(5.0))
+
+    assert world.watch.on_dial_failed(refused(C), at(5.0)) == []
+    assert world.watch.deadline() == 5.0 + TIMING.stagger_s
+    assert notes(world.watch.on_dial_failed(refused(D), at(5.01))) == ["claiming"]
+
+
+def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
+    """It had no link to any of them, so it would not hear their claims."""
+    world = Harness()
+    world.follow(0.1)
+    line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
+    world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
+    world.members.on_peer_down(A, at(5.0))
+
+    effects = world.watch.on_peer_down(A, "eof", at(5.0))
+    dialled = [effect.node for effect in effects if isinstance(effect, Dial)]
+    world.watch.on_dial_failed(refused(A), at(5.0))
+    for node in line[:4]:
+        world.members.hints.on_dial_failed(refused(node), at(5.0))
+        effects = world.watch.on_dial_failed(refused(node), at(5.0))
+        dialled += [effect.node for effect in effects if isinstance(effect, Dial)]
+    assert dialled == [A, *line[:7]]
+
+    world.meet(line[5], 5.1)
+    alone_s = 5.0 + STAGGER_MAX * TIMING.stagger_s
+    world.members.hints.on_dial_failed(refused(line[6]), at(5.1))
+    assert world.watch.on_dial_failed(refused(line[6]), at(5.1)) == []
+    # It has to notice first, as all others have.
+    crowding = 22 / Limits().full_mesh_peers
+    assert world.watch.deadline() == alone_s + crowding * TIMING.claim_wait_s
+
+
+def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
+    """They refuse nothing: each quarter of a second one more is dialled."""
+    world = Harness()
+    world.follow(0.1)
+    line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
+    world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
+    world.watch.on_time(at(5.0))
+    world.watch.on_time(at(5.5))
+    assert isinstance(world.election.phase, Succeeding)
+    world.watch.on_time(at(5.5))
+
+    for node in line[3:6]:
+        due_s = world.watch.deadline()
+        assert world.watch.on_time(at(due_s - 0.01)) == []
+        assert world.watch.on_time(at(due_s)) == [Dial(node, (ELSEWHERE,))]
+        assert world.watch.deadline() == due_s + TIMING.stagger_s
+
+
+def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
+    """A link may look alive when its host is gone."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
+
+    assert world.watch.on_time(at(1.2)) == []
+    effects = world.watch.on_time(at(1.35))
+
+    assert Disconnect(A, "silent") in effects
+    assert sent(effects, C) == [Probe(A, 1.35)]
+    assert [e.node for e in effects if isinstance(e, Dial)] == [A]
+
+
+def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
+    """F11: A and C cannot talk, B hears both; nothing must change."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
+    world.watch.on_time(at(1.35))
+    world.watch.on_probe_ok(ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
+
+    assert world.watch.on_time(at(1.66)) == []
+    assert world.watch.on_time(at(2.2)) == []
+    again = world.watch.on_time(at(2.27))
+    assert sent(again, C) == [Probe(A, 2.27)]
+
+    assert notes(world.watch.on_time(at(2.6))) == ["dispatcher lost", "claiming"]
+
+
+def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
+    """Where many follow at once it needs time for each; its heartbeats come after."""
+    world = Harness()
+    world.meet(A, 0.1, epoch=Epoch(3, A), dispatcher=A)
+    world.persist(0.1)
+    bound_s = 0.1 + TIMING.silence_s + TIMING.meet_s
+
+    assert world.watch.on_time(at(bound_s - 0.01)) == []
+    assert notes(world.watch.on_time(at(bound_s))) == ["dispatcher silent"]
+
+
+def test_a_follower_that_comes_too_late_is_sent_on() -> None:
+    """Who has given way sends no heartbeats, and is not to be taken for dead."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Epoch(1, B)
+    world.meet(C, 1.0)
+    world.meet(A, 1.1, epoch=Epoch(3, A), dispatcher=A)
+    assert not isinstance(world.election.phase, Reigning)
+
+    effects = world.claims.on_claim_ok(C, ClaimOk(mine, ()))
+
+    (redirect,) = sent(effects, C)
+    assert isinstance(redirect, Redirect)
+    assert redirect.dispatcher == A
+
+
+def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> None:
+    """It was said before the claim that is followed, so it says nothing about it."""
+    world = Harness()
+    world.follow(0.1)
+    where = (Address("10.0.0.3", 7878),)
+
+    assert world.claims.on_redirect(A, Redirect(Epoch(2, C), C, where), at(0.3)) == []
+    assert world.election.attachment is not None
+    assert world.members.peers[A].dispatcher == A
+
+    followed = Redirect(Epoch(3, A), C, where)
+    assert notes(world.claims.on_redirect(A, followed, at(0.4))) == ["seeking"]
+
+
+def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
+    """It may have no time for a handshake yet, which has an end."""
+    world = Harness()
+    world.meet(C, 0.2)
+    where = (Address("10.0.0.1", 7878),)
+    redirect = Redirect(Epoch(3, A), A, where)
+    assert world.claims.on_redirect(C, redirect, at(0.3)) == [Dial(A, where)]
+
+    assert world.watch.on_time(at(TIMING.seek_s)) == []
+
+    failed = DialFailed(A, where, was_refused=False)
+    world.members.hints.on_dial_failed(failed, at(1.5))
+    assert world.watch.on_time(at(1.6)) == [
+        Send(C, (Probe(A, 1.6),)),
+        Dial(A, where),
+    ]
+
+
+def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
+    """On a busy machine handshakes are slow; those of dead nodes fail before."""
+    where = (Address("10.0.0.1", 7878),)
+    for failed in (True, False):
+        world = Harness()
+        world.members.hints.on_seen((Advert(A, where),), at(0.0))
+        world.members.hints.dial_held(frozenset(), at(0.3))
+        world.meet(C, 0.5)
+        if failed:
+            event = DialFailed(A, where, was_refused=False)
+            world.members.hints.on_dial_failed(event, at(0.9))
+
+        effects = world.watch.on_time(at(TIMING.seek_s))
+
+        assert notes(effects) == (["claiming"] if failed else [])
+        effects = world.watch.on_time(at(TIMING.seek_s + TIMING.claim_wait_s))
+        assert notes(effects) == ([] if failed else ["claiming"])
+
+
+def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
+    """Lifeguard: who stood still must not accuse others of silence."""
+    world = Harness()
+    world.follow(0.1)
+
+    world.watch.on_pause(1.0, at(1.4))
+
+    assert world.watch.on_time(at(1.4)) == []
+    assert world.watch.on_time(at(2.5)) == []
+    assert "dispatcher silent" in notes(world.watch.on_time(at(2.61)))
+
+
+def test_own_slowness_does_not_shorten_the_search() -> None:
+    """Who stood still has not looked for anybody meanwhile."""
+    world = Harness()
+
+    world.watch.on_pause(0.5, at(0.6))
+
+    assert world.watch.on_time(at(1.19)) == []
+    assert notes(world.watch.on_time(at(1.2))) == ["claiming"]
+
+
+def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
+    """On a busy machine a handshake takes longer than the search; it has an end."""
+    where = (Address("10.0.0.3", 7878),)
+    head = Advert(C, where, is_dispatcher=True, term=1)
+    for failed in (True, False):
+        world = Harness()
+        world.members.hints.on_seen((head,), at(0.1))
+        assert world.watch.on_time(at(1.5)) == []
+        if failed:
+            event = DialFailed(C, where, was_refused=False)
+            world.members.hints.on_dial_failed(event, at(1.5))
+            assert notes(world.watch.on_time(at(1.6))) == ["claiming"]
+        else:
+            bound_s = TIMING.seek_s + TIMING.meet_s
+            assert world.watch.on_time(at(bound_s - 0.01)) == []
+            assert notes(world.watch.on_time(at(bound_s))) == ["claiming"]
+
+
+def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
+    """A reign never resumes, so its successors claim."""
+    world = Harness()
+    world.follow(0.1)
+    world.members.on_peer_down(A, at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
+
+    effects = world.meet(A, 5.1, epoch=Epoch(3, A))
+
+    assert notes(effects)[0] == "dispatcher lost"
+
+
+def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
+    """Both compare the same two HELLOs."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B, followers=1)
+
+    effects = world.meet(
+        C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine
+    )
+
+    assert notes(effects) == ["yielding"]
+    assert isinstance(world.election.phase, Yielding)
+    assert world.election.reign is None
+
+
+def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
+    """However few followers it has: the other one could not take its tasks over."""
+    here, there = info(B), info(C)
+    older = Hello(node=here, epoch=Epoch(9, B), dispatcher=B, followers=5)
+    newer = Hello(node=there, epoch=Epoch(1, C), dispatcher=C, reads=2, log_version=2)
+
+    assert beats(newer, older)
+    assert not beats(older, newer)
+    assert beats(older, replace(newer, log_version=1))
+
+
+def test_a_newer_program_claims_once_it_may_reign_again() -> None:
+    """Its full disk let it follow one that never learns of the tasks in its log."""
+    world = Harness(Saved(log_version=2))
+    world.candidacy.take_disk(is_failing=True)
+    world.follow(0.1)
+    assert world.watch.on_time(at(0.2)) == []
+
+    world.candidacy.take_disk(is_failing=False)
+    effects = world.watch.on_time(at(0.3))
+
+    assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
+    world.members.touch(A, at(0.4))
+    assert world.claims.on_heartbeat(A, Epoch(3, A), at(0.4)) == []
+    assert notes(world.persist(0.5)) == ["dispatcher elected"]
+
+
+def test_the_winner_claims_again_above_both() -> None:
+    """So that its epoch counts for every worker of either side."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B, followers=3)
+
+    effects = world.meet(
+        C, 9.0, epoch=Epoch(6, C), dispatcher=C, followers=2, sent=mine
+    )
+    assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(7, B)]
+
+    (claim,) = sent(world.persist(9.01), C)
+    assert isinstance(claim, Claim)
+    assert claim.epoch == Epoch(7, B)
+
+
+def yielding() -> tuple[Harness, StreamId]:
+    """Return a dispatcher that meets one with more followers at 9 s, and its stream."""
+    world = Harness()
+    world.reign(0.7)
+    reign = world.election.reign
+    assert reign is not None
+    world.journal.open_stream(reign.stream)
+    world.journal.append([CancelAsked(TaskId("t"), "me")], at(1.0))
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
+    world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+    return world, reign.stream
+
+
+def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
+    """Nothing accepted is left behind (G2); the worker waits so long."""
+    world, stream = yielding()
+
+    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.1))
+    effects = world.persist(9.11)
+    assert sent(effects, C) == [ClaimOk(Epoch(2, C), ((stream, 1),))]
+    assert world.election.attachment is None
+
+    world.claims.on_pull(C, Pull(((stream, 1),)), at(9.2))
+    assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
+
+
+def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
+    """A winner that speaks is borne until the worker waits no longer."""
+    world, _ = yielding()
+    assert world.watch.deadline() == 9.0 + TIMING.yield_s
+
+    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.5))
+    assert world.watch.deadline() == 9.0 + TIMING.yield_s
+    world.members.touch(C, at(10.5))
+    assert world.watch.deadline() == 10.5 + TIMING.yield_s
+    world.members.touch(C, at(13.5))
+    assert world.watch.deadline() == 9.5 + TIMING.adopt_s
+
+    assert world.watch.on_time(at(14.4)) == []
+    assert notes(world.watch.on_time(at(14.5))) == ["yielded"]
+
+
+def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
+    """All steps are idempotent: the meeting may happen once more."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
+    world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+
+    assert world.watch.on_time(at(10.9)) == []
+    assert notes(world.watch.on_time(at(11.0))) == ["seeking"]
+
+
+def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
+    """A node that remembers a higher epoch could follow nobody else."""
+    world = Harness()
+    world.reign(0.7)
+
+    effects = world.meet(C, 2.0, epoch=Epoch(8, D))
+
+    assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(9, B)]
+    assert world.election.reign is not None
+
+
+def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
+    """G5: before its next frame."""
+    world = Harness()
+    world.reign(0.7)
+    world.meet(C, 2.0, epoch=Epoch(1, B), dispatcher=B)
+    world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
+
+    where = (Address("10.0.0.9", 7878),)
+    effects = world.claims.on_redirect(C, Redirect(Epoch(4, D), D, where), at(2.1))
+
+    assert world.election.reign is None
+    assert sent(effects, C) == [Redirect(Epoch(1, B), D, ())]
+    assert effects[-1] == Dial(D, where)
+
+
+def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
+    """A graceful stop loses nothing and waits for nothing else."""
+    world = Harness()
+    world.follow(0.1)
+    stream = StreamId(9)
+
+    pulling = world.claims.on_transfer(
+        A, Transfer(Epoch(3, A), ((stream, 1),)), at(1.0)
+    )
+    assert sent(pulling, A) == [Pull(())]
+
+    entry = Entry(stream, 1, 1, CancelAsked(TaskId("t"), "me"))
+    world.journal.absorb([entry], [(stream, Epoch(3, A))])
+    assert notes(world.claims.on_absorbed()) == ["claiming"]
+
+
+def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> None:
+    """Its last heartbeat may arrive while the successor's claim is being flushed."""
+    world = Harness()
+    world.follow(0.1)
+    reign = Epoch(3, A)
+    assert notes(world.claims.on_transfer(A, Transfer(reign, ()), at(1.0))) == [
+        "claiming"
+    ]
+
+    assert world.claims.on_heartbeat(A, reign, at(1.1)) == []
+    assert world.claims.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
+    assert notes(world.persist(1.2)) == ["dispatcher elected"]
+
+
+def test_a_stopping_node_never_claims() -> None:
+    """It would only have to hand over again."""
+    world = Harness()
+    world.candidacy.withdraw()
+
+    assert world.watch.on_time(at(60.0)) == []
+
+
+def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
+    """A peer that missed the claim hears it again each second."""
+    world = Harness()
+    world.reign(0.7)
+    world.meet(A, 0.8)
+    world.meet(C, 0.8)
+    world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
+
+    effects = world.watch.on_time(at(2.0))
+
+    assert sent(effects, C) == [Heartbeat(Epoch(1, B), 2.0)]
+    assert [type(message) for message in sent(effects, A)] == [Claim]
+
+
+def test_a_node_that_may_not_be_elected_comes_last() -> None:
+    """Phones hold no log for others while any other node is there."""
+    phone = standing(info(A, electable=False), 1000, 0.0)
+    plain = standing(info(C), 0, 0.0)
+
+    assert plain < phone
+
+
+def test_rank_goes_by_log_then_mains_then_age_then_id() -> None:
+    """§ 3.5, in this order."""
+    ranked = [
+        standing(info(D), 9, 0.0),
+        standing(info(C), 5, 0.0),
+        standing(info(D), 0, 1300.0),
+        standing(info(A), 0, 10.0),
+        standing(info(B), 0, 500.0),
+        standing(info(A, on_mains=False), 0, 9000.0),
+    ]
+
+    assert ranked == sorted(ranked)
+
+
+def test_two_dispatchers_always_agree_who_wins() -> None:
+    """The comparison is strict and the same from both sides."""
+    one = Hello(node=info(A), epoch=Epoch(2, A), dispatcher=A, followers=1)
+    two = Hello(node=info(B), epoch=Epoch(2, B), dispatcher=B, followers=1)
+
+    assert beats(two, one)
+    assert not beats(one, two)
+
+
+def test_streams_of_two_claims_differ() -> None:
+    """A stream is never resumed, so no two claims may share an id."""
+    streams = {
+        mint_stream(info(A), 1, 0.5),
+        mint_stream(info(A), 2, 0.5),
+        mint_stream(info(B), 1, 0.5),
+        mint_stream(info(A, boot="other"), 1, 0.5),
+        mint_stream(info(A), 1, 0.25),
+    }
+
+    assert len(streams) == 5
+    assert all(0 < stream < 1 << 63 for stream in streams)
+
+
+def test_a_vector_covers_another_only_in_every_stream() -> None:
+    """An unknown stream counts as empty."""
+    mine = {StreamId(1): 5}
+
+    assert covers(mine, [(StreamId(1), 5), (StreamId(2), 0)])
+    assert not covers(mine, [(StreamId(1), 5), (StreamId(2), 1)])
+
+
+def test_a_claim_is_said_again_later_where_many_have_to_answer() -> None:
+    """Who follows already would do so again."""
+    for size, again_s in ((16, 1.0), (32, 2.0)):
+        world = Harness()
+        nodes = [NodeId(f"c{number:015d}") for number in range(size)]
+        for node in nodes:
+            world.meet(node, 0.1)
+        world.reign(3.0)
+
+        early = world.watch.on_time(at(3.0 + again_s - 0.01))
+        late = world.watch.on_time(at(3.0 + again_s + TIMING.heartbeat_s))
+
+        assert not any(isinstance(m, Claim) for m in sent(early, nodes[0]))
+        assert any(isinstance(m, Claim) for m in sent(late, nodes[0]))
+
+
+def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
+    """Only standbys need to notice at once that a dispatcher is gone."""
+    world = Harness()
+    world.reign(0.7)
+    reign = world.election.reign
+    assert reign is not None
+    nodes = [NodeId(f"1{number:015d}") for number in range(20)]
+    for node in nodes:
+        world.meet(node, 1.0)
+        world.members.confirm(node, reign.epoch, ())
+    world.members.note_standby(nodes[3], is_standby=True)
+
+    beaten = [world.election.pulse.beaten(reign) for _ in range(3)]
+
+    assert sorted(map(len, beaten)) == [1, 1, 20]

@@ -1,0 +1,113 @@
+"""Arrays in the queue: members come out in order, and each once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.events import Loaded
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import Progress, member_id
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.scheduling.queued_task import InHand
+from octaskly.core.scheduling.task_queue import TaskQueue
+from tests.builders import attempt, spec
+from tests.unit.core.scheduling.test_task_queue import B, front, queue
+
+ARRAY = TaskId("task-001-0000000a")
+
+
+def array_spec(count: int, ord_: int = 5) -> TaskSpec:
+    options = TaskOptions(array=ArraySpec(count=count, first=1))
+    return replace(spec(ARRAY, ord=ord_), options=options)
+
+
+def handed_out(tasks: TaskQueue, most: int = 99) -> list[str]:
+    """Give so many tasks to a worker; return their ids without that of the array."""
+    order: list[str] = []
+    while len(order) < most and (task := front(tasks)) is not None:
+        order.append(task.spec.id.removeprefix(ARRAY))
+        give(tasks, task)
+    return order
+
+
+def give(tasks: TaskQueue, task: InHand) -> None:
+    if task.spec.id in tasks.tasks:
+        tasks.assign(task, attempt(task.n + 1), B)
+    else:
+        tasks.adopt(task, attempt(task.n + 1), B)
+
+
+def member(tasks: TaskQueue, number: int) -> InHand:
+    return tasks.tasks[member_id(ARRAY, number)]
+
+
+def test_an_array_is_one_entry_until_a_worker_takes_a_member() -> None:
+    """It stands in the queue where it was handed in."""
+    tasks = queue(window=4)
+    tasks.admit([spec("before", ord=4), array_spec(1_000_000), spec("behind", ord=9)])
+
+    assert len(tasks.tasks) == 3
+    assert handed_out(tasks, 4) == ["before", ".1", ".2", ".3"]
+    assert front(tasks) is front(tasks)
+    assert len(tasks.tasks) == 6
+    assert tasks.lanes.plain.queued == 2
+
+
+def test_a_member_that_came_back_goes_before_the_rest() -> None:
+    """Else it would wait for a million others."""
+    tasks = queue()
+    tasks.admit([array_spec(4), spec("behind", ord=7)])
+    assert handed_out(tasks, 2) == [".1", ".2"]
+
+    tasks.release(member(tasks, 1))
+
+    assert handed_out(tasks) == [".1", ".3", ".4", "behind"]
+    assert tasks.lanes.plain.queued == 0
+
+
+def test_what_was_cancelled_is_never_handed_out() -> None:
+    """Neither the member that is next, nor one further behind."""
+    tasks = queue()
+    tasks.admit([array_spec(5)])
+    assert handed_out(tasks, 1) == [".1"]
+    ahead = front(tasks)
+    assert ahead is not None
+
+    for number in (2, 4):
+        cancelled = spec(member_id(ARRAY, number))
+        shadow = tasks.shadow(cancelled, TaskState.CANCELLED)
+        shadow.number = 7
+        tasks.settle([shadow], 7)
+
+    assert handed_out(tasks) == [".3", ".5"]
+
+
+def test_an_older_read_brings_no_member_twice() -> None:
+    """What is in hand is newer than what the store said."""
+    tasks = queue()
+    tasks.admit([array_spec(3)])
+    assert handed_out(tasks) == [".1", ".2", ".3"]
+    record = TaskRecord(
+        id=ARRAY, spec=array_spec(3), progress=Progress(queued=3, rest=((0, 2),))
+    )
+
+    tasks.reread()
+    tasks.refill()
+    assert tasks.loaded(Loaded(-2, (record,), has_more=False))
+
+    assert front(tasks) is None
+    tasks.release(member(tasks, 2))
+    assert handed_out(tasks) == [".2"]
+
+
+def test_an_array_goes_on_where_the_reign_before_left_it() -> None:
+    """Members with a fact of their own come from the store as tasks."""
+    tasks = queue()
+    progress = Progress(queued=4, completed=2, rest=((1, 1), (4, 5)))
+    record = TaskRecord(id=ARRAY, spec=array_spec(6), progress=progress)
+
+    tasks.add_arrays([record])
+
+    assert handed_out(tasks) == [".2", ".5", ".6"]

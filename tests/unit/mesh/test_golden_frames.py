@@ -1,0 +1,228 @@
+"""Frames as every version so far has sent them: what was once sent is understood.
+
+Each line of `tests/golden/frames.txt` is the name of a message and a frame in hex.
+What a version sent is never changed. When a field is added, `BLESS=1` adds a line with
+it, and the line before shows that a frame without it is still read. Until the next
+version, that line is replaced when another field follows.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from octaskly.core.log.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Finished,
+    Floor,
+    Mark,
+    Recorded,
+    Submitted,
+)
+from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.keys import Keys, KeysGiven, KeysHeld
+from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
+from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import (
+    AttemptState,
+    Outcome,
+    OutputFile,
+    Reason,
+    TaskSpec,
+)
+from octaskly.core.protocol.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Cursor,
+    Dispatch,
+    Entries,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    HelloOk,
+    Kill,
+    Leave,
+    Message,
+    Probe,
+    ProbeOk,
+    Pull,
+    Reattach,
+    Records,
+    Redirect,
+    Repl,
+    ReplOk,
+    Report,
+    Results,
+    ResultsOk,
+    Roster,
+    RosterLine,
+    Snapshot,
+    SnapshotHead,
+    Transfer,
+)
+from octaskly.mesh import wire
+
+FRAMES = Path(__file__).parents[2] / "golden" / "frames.txt"
+SENT = 25  #: lines that versions so far have sent; the rest is the next version's
+NODE, OTHER = NodeId("abcdefgh234567ab"), NodeId("zyxwvuts765432zy")
+EPOCH = Epoch(7, NODE)
+STREAM = StreamId(0x1234_5678_9ABC_DEF0)
+VECTOR = ((STREAM, 41), (StreamId(5), 1))
+TASK = TaskId("task-012-deadbeef")
+ATTEMPT = AttemptId(7, STREAM, 2)
+SPEC = TaskSpec(
+    id=TASK,
+    command="echo ü",
+    timeout_s=60,
+    inputs=("in.txt",),
+    outputs=("out.txt",),
+    submitter="local:ana@desk",
+    created_ms=1_700_000_000_123,
+    ord=(50 << 56) + 99,
+)
+OUTCOME = Outcome(
+    state=AttemptState.FAILED,
+    reason=Reason.SIGNAL,
+    exit_code=137,
+    signal=9,
+    started_ms=1_700_000_000_200,
+    ended_ms=1_700_000_000_300,
+    duration_ms=100,
+    stdout=b"\x00\xff",
+    stderr=b"oh",
+    stdout_bytes=2,
+    stderr_bytes=7,
+    outputs=(OutputFile("out.txt", None),),
+    detail="why",
+)
+LOAD = LoadSample(12.5, 0.25, 900, 60)
+ENTRIES = (
+    Entry(STREAM, 1, 1001, Submitted(SPEC)),
+    Entry(STREAM, 2, 1002, Assigned(TASK, ATTEMPT, OTHER)),
+    Entry(STREAM, 3, 1003, Finished(TASK, ATTEMPT, OTHER, OUTCOME)),
+    Entry(STREAM, 4, 1004, CancelAsked(TASK, "local:ana@desk")),
+)
+RECORD = Recorded("token-revoked", "0f" * 16, b"{}", 1_700_000_000_000, 1006)
+WRITERS = ((STREAM, EPOCH),)
+FLOOR = Floor(1000, (Mark(StreamId(5), 1, EPOCH),), VECTOR)
+MESSAGES: tuple[Message, ...] = (
+    Hello(
+        version=1,
+        node=NodeInfo(
+            id=NODE,
+            boot="b00t",
+            name="desk",
+            slots=4,
+            version="0.1.0",
+            peer_port=7878,
+            lan_port=3443,
+            addresses=("192.168.1.5",),
+            memory_mb=2048,
+            labels=(("gpu", "no"),),
+        ),
+        epoch=EPOCH,
+        dispatcher=None,
+        followers=3,
+        vector=VECTOR,
+        uptime_s=1.5,
+        wall_ms=1_700_000_000_000,
+    ),
+    HelloOk(),
+    Heartbeat(EPOCH, 12.25),
+    HeartbeatOk(EPOCH, 12.25, NodeState.READY, 9, LOAD),
+    Probe(OTHER, 3.5),
+    ProbeOk(OTHER, 3.5, None, EPOCH),
+    Claim(EPOCH, STREAM, VECTOR),
+    ClaimOk(EPOCH, VECTOR),
+    ClaimNo(EPOCH),
+    Roster(
+        EPOCH,
+        2,
+        (
+            RosterLine(
+                id=NODE,
+                name="desk",
+                role=Role.DISPATCHER,
+                state=NodeState.READY,
+                addresses=(Address("fe80::1%eth0", 7878),),
+                lan_port=3443,
+                slots=4,
+                running=1,
+                version="0.1.0",
+                load=LOAD,
+                memory_mb=2048,
+            ),
+        ),
+    ),
+    Redirect(EPOCH, OTHER, (Address("192.168.1.6", 7878),)),
+    Pull(VECTOR),
+    Entries(ENTRIES, WRITERS, True, VECTOR),
+    Dispatch(EPOCH, ((ATTEMPT, SPEC),)),
+    Kill(EPOCH, ((TASK, ATTEMPT),)),
+    Results((Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC),), 5),
+    ResultsOk(((TASK, ATTEMPT),)),
+    Reattach(((ATTEMPT, SPEC),), 5, NodeState.DRAINING),
+    Transfer(EPOCH, VECTOR),
+    Leave("stopping"),
+    Repl(EPOCH, 17, ENTRIES, WRITERS),
+    Records(EPOCH, (RECORD,)),
+    ReplOk(EPOCH, 17),
+    Snapshot(
+        rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(3, 4, STREAM, 5), 6),),
+        cursor=Cursor(1005, 7),
+        more=True,
+        head=SnapshotHead(vector=VECTOR, epochs=WRITERS, floor=FLOOR, hlc=1005),
+    ),
+    KeysHeld(
+        Keys(
+            oldest=1,
+            generation=1,
+            newest=2,
+            mark="0123456789abcdef",
+            is_urgent=True,
+            since_ms=1_700_000_000_000,
+            denied=(OTHER,),
+        )
+    ),
+    KeysGiven("okm1-x generation=2"),
+)
+BY_NAME = {type(message).__name__: message for message in MESSAGES}
+
+
+def lines() -> list[tuple[str, bytes]]:
+    """Return the name and the frame of each line."""
+    found = [line.split() for line in FRAMES.read_text().splitlines()]
+    return [(name, bytes.fromhex(frame)) for name, frame in found]
+
+
+def bless() -> None:
+    """Keep what was sent, and each message that is now written in another way."""
+    sent = lines()[:SENT]
+    now = [(name, wire.encode([message])) for name, message in BY_NAME.items()]
+    kept = sent + [line for line in now if line not in sent]
+    FRAMES.write_text("".join(f"{name} {frame.hex()}\n" for name, frame in kept))
+
+
+@pytest.mark.parametrize(("name", "frame"), lines(), ids=lambda part: str(part)[:12])
+def test_a_frame_of_any_version_so_far_is_understood(name: str, frame: bytes) -> None:
+    """Nodes of different versions work together while a mesh is upgraded."""
+    decoder = wire.Decoder(Limits())
+
+    assert decoder.receive_data(frame) == [BY_NAME[name]]
+
+
+def test_frames_are_still_written_as_they_are_kept() -> None:
+    """What changes is a new line, seen by whoever reviews it; all are there."""
+    if os.environ.get("BLESS"):
+        bless()
+    latest = dict(lines())
+
+    assert latest == {name: wire.encode([m]) for name, m in BY_NAME.items()}
+    assert set(latest) == {kind.__name__ for kind in get_args(Message)}
