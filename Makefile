@@ -46,6 +46,7 @@ check: .venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy octaskly tests benchmarks docs/examples
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.structure
 
 # The parts of the reference that are made from the code, then all pages as a site in
 # build/site; a link that leads nowhere is an error.

@@ -23,7 +23,7 @@ API = ROOT / "octaskly" / "api"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 FENCE = re.compile(r"^```.*?^```\n", re.DOTALL | re.MULTILINE)
 OTHER_WORDS = re.compile(
-    r"\b(?:master|leader|coordinator|slave|jobs?|daemons?)\b", re.IGNORECASE
+    r"\b(?:master|coordinator|slave|jobs?|daemons?)\b", re.IGNORECASE
 )
 ERROR_TEXT = re.compile(r"[A-Z][a-z]+( [A-Za-z]+)*")
 VARIABLE = re.compile(r"OCTASKLY_[A-Z_]*[A-Z]")
