@@ -63,6 +63,7 @@ def questions(modules: dict[str, Module]) -> dict[str, list[str]]:
 def breaches(modules: dict[str, Module], tests: Iterable[Module]) -> list[str]:
     """Return each breach of a rule."""
     return [
+        *rules.crowded_folders(modules.values()),
         *rules.long_functions(modules.values()),
         *rules.wrong_names(modules.values()),
         *rules.unused_modules(modules, source.imports(modules)),
