@@ -10,7 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from octaskly.core.election.failure_detector import CALM_S, RESTLESS
+from octaskly.core.election.failure_detector import (
+    EPOCH_CHURN_MAX,
+    EPOCH_CHURN_WINDOW_S,
+)
 from tests.mesh.history import Pace
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import missing, wait_until
@@ -33,7 +36,9 @@ def figures(*, runs: int) -> Iterator[Figure]:
             ("dispatcher unplugged", scene.cut, lab.heal, 2.5),
             ("dispatcher stopped", scene.stop, scene.start, 0.3),
         ):
-            time.sleep(CALM_S)  # What was done to the mesh before is no matter then.
+            time.sleep(
+                EPOCH_CHURN_WINDOW_S
+            )  # What was done to the mesh before is no matter then.
             samples = [_once(scene, lose, regain) for _ in range(runs)]
             yield f"{name}: next accept", samples, goal_s
 
@@ -58,5 +63,7 @@ def _once(
     load.stop()
     regain(head)
     scene.await_mesh()
-    time.sleep(max(0.0, began_s + CALM_S / RESTLESS - time.monotonic()))
+    time.sleep(
+        max(0.0, began_s + EPOCH_CHURN_WINDOW_S / EPOCH_CHURN_MAX - time.monotonic())
+    )
     return scene.history.handed_over_s(moment_s, head.name)

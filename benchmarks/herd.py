@@ -23,11 +23,11 @@ from pathlib import Path
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import (
+    Assign,
     Claim,
     ClaimOk,
-    Dispatch,
     Heartbeat,
     HeartbeatOk,
     Hello,
@@ -97,7 +97,7 @@ class Member:
                 self._say(self._health(epoch, sent_s))
             case Probe(about, sent_s):
                 self._say(ProbeOk(about, sent_s, None, self._epoch))
-            case Dispatch(_, items):
+            case Assign(_, items):
                 took_s = TOOK_S + self._number % 7 / 2
                 asyncio.get_running_loop().call_later(took_s, self._end, items, took_s)
             case Leave(reason):
@@ -117,7 +117,7 @@ class Member:
         took_ms = int(took_s * 1000)
         outcome = Outcome(
             state=AttemptState.OK,
-            reason=Reason.EXIT,
+            reason=EndReason.EXIT,
             exit_code=0,
             started_ms=ended_ms - took_ms,
             ended_ms=ended_ms,

@@ -19,7 +19,7 @@ from benchmarks.measure import Row, count, occupy, until
 from octaskly.agent import components as runners
 from octaskly.cli import main
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
 from octaskly.trust import make
@@ -39,7 +39,7 @@ class ReturnsAtOnce(Pool):
         now_ms = self._clock.now().wall_ms
         outcome = Outcome(
             state=AttemptState.OK,
-            reason=Reason.EXIT,
+            reason=EndReason.EXIT,
             exit_code=0,
             started_ms=now_ms,
             ended_ms=now_ms,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Row, bound_row
-from octaskly.core.dispatcher.retention import STEP_S, TIGHT_S
+from octaskly.core.dispatcher.retention import FLOOR_STEP_S, SHORT_INTERVAL_S
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Fact
@@ -83,7 +83,7 @@ class _Feed:
         """Look at the size as a dispatcher does while there is little room."""
         plan = FloorPlanned(None)
         while True:
-            await asyncio.sleep(STEP_S if plan.has_more else TIGHT_S)
+            await asyncio.sleep(FLOOR_STEP_S if plan.has_more else SHORT_INTERVAL_S)
             plan = await self.store.plan_floor(PlanFloor(0, 1 << 40))
             if plan.floor is not None:
                 facts = [fact for record in plan.carried for fact in facts_of(record)]

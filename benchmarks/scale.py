@@ -19,7 +19,7 @@ from benchmarks.measure import (
     rss_max_mb,
     until,
 )
-from octaskly.core.replication.replication import STANDBYS
+from octaskly.core.replication.replication import STANDBYS_MAX
 from tests.agents import Agent, request, running, start, until_nodes
 
 NODES = 4
@@ -127,7 +127,9 @@ def _is_whole(agent: Agent) -> bool:
     """Return whether both standbys keep up, and every slot is taken."""
     _, body = agent.call("GET", "/api/v1/nodes")
     level = [standby["state"] == "level" for standby in body["standbys"]]
-    return len(level) == STANDBYS and all(level) and count(agent, "running") == NODES
+    return (
+        len(level) == STANDBYS_MAX and all(level) and count(agent, "running") == NODES
+    )
 
 
 def _unfinished(agent: Agent) -> int:

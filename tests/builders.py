@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from octaskly.core.effects import Load
-from octaskly.core.events import Loaded, Saved
+from octaskly.core.effects import LoadQueued
+from octaskly.core.events import QueuedLoaded, SavedState
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
-from octaskly.core.model.task_options import Pairs, Requires, requires_of, shape_of
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.task_options import Pairs, Requirements, requires_of, shape_of
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.core.replication.journal import Journal
 
@@ -75,7 +75,7 @@ def epoch(term: int = 1, name: str = "a") -> Epoch:
 
 def journal(stream: StreamId = STREAM) -> Journal:
     """Return a journal whose own stream is open."""
-    made = Journal(Saved())
+    made = Journal(SavedState())
     made.open_stream(stream)
     return made
 
@@ -91,14 +91,14 @@ def spec(name: str = "t", *, ord: int = 1, command: str = "true") -> TaskSpec:  
     )
 
 
-def draft(command: str = "true", *, id: str | None = None) -> Draft:  # noqa: A002
+def draft(command: str = "true", *, id: str | None = None) -> TaskDraft:  # noqa: A002
     """Return a task that somebody asks for."""
-    return Draft(command=command, id=None if id is None else TaskId(id))
+    return TaskDraft(command=command, id=None if id is None else TaskId(id))
 
 
-def answer(queued: Iterable[TaskRecord], asked: Load) -> Loaded:
+def answer(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
     """Return what a store with these tasks in its queue answers to a read."""
-    shapes: dict[int, Requires] = {}
+    shapes: dict[int, Requirements] = {}
     found = []
     for record in queued:
         assert record.spec is not None
@@ -112,7 +112,7 @@ def answer(queued: Iterable[TaskRecord], asked: Load) -> Loaded:
     last = found[: asked.limit][-1].spec if found else None
     loaded = [r for r in found if r.spec and last and r.spec.ord <= last.ord]
     is_front = not asked.shape and asked.after_ord < 0
-    return Loaded(
+    return QueuedLoaded(
         asked.after_ord,
         tuple(loaded),
         len(found) > len(loaded),
@@ -128,7 +128,7 @@ def attempt(n: int = 1, *, term: int = 1, stream: StreamId = STREAM) -> AttemptI
 
 def outcome(
     state: AttemptState = AttemptState.OK,
-    reason: Reason = Reason.EXIT,
+    reason: EndReason = EndReason.EXIT,
     *,
     duration_ms: int | None = None,
     stdout: bytes = b"",
@@ -144,7 +144,7 @@ def outcome(
     )
 
 
-def released(reason: Reason, detail: str = "") -> Outcome:
+def released(reason: EndReason, detail: str = "") -> Outcome:
     """Return the end of an attempt that was given back."""
     return outcome(AttemptState.RELEASED, reason, detail=detail)
 

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Note, Send, ServePull
-from octaskly.core.events import PeerUp, Saved
-from octaskly.core.log.facts import CancelAsked, Fact, Submitted
-from octaskly.core.membership.membership import Membership
+from octaskly.core.effects import Effect, LogLine, Send, ServePull
+from octaskly.core.events import PeerUp, SavedState
+from octaskly.core.log.facts import Fact, Submitted, TaskCancelled
+from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import (
     Address,
+    DispatcherEpoch,
     Epoch,
-    Holdings,
     NodeId,
-    Reign,
     StreamId,
     TaskId,
+    VectorItems,
 )
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits, Settings
-from octaskly.core.protocol.messages import STOPPING, Hello, Message, Pull, Repl, ReplOk
+from octaskly.core.protocol.messages import (
+    STOPPING_REASON,
+    Hello,
+    Message,
+    Pull,
+    Replicate,
+    ReplicateOk,
+)
 from octaskly.core.replication.replication import Replication
 from tests.builders import STREAM, epoch, journal, moment, settings, spec
 
-FACT = CancelAsked(TaskId("t"), "x")
+FACT = TaskCancelled(TaskId("t"), "x")
 NEXT_STREAM = StreamId(78)
 
 
-def answer(name: str, copies: int) -> Note:
+def answer(name: str, copies: int) -> LogLine:
     """Return the trace of an answer that was told how many disks hold it."""
-    return Note("info", name, (("copies", copies),))
+    return LogLine("info", name, (("copies", copies),))
 
 
 def large(chars: int) -> Submitted:
@@ -45,7 +52,7 @@ class Copies:
     ) -> None:
         self.known: Settings = settings("a", limits=limits)
         self.journal = journal()
-        self.members = Membership(self.known, Saved())
+        self.members = PeerTable(self.known, SavedState())
         self.epoch: Epoch = epoch()
         self.stream = STREAM
         self.replication = Replication(self.known, self.journal, self.members)
@@ -57,12 +64,14 @@ class Copies:
 
     def begin(self, at: float = 0.0, *, is_expecting: bool = False) -> None:
         """Reign."""
-        reign = Reign(self.epoch, self.stream)
-        self.replication.begin(reign, moment(at), is_expecting=is_expecting)
+        reign = DispatcherEpoch(self.epoch, self.stream)
+        self.replication.start_replicating(
+            reign, moment(at), expects_standbys=is_expecting
+        )
 
     def renew(self, at: float = 0.0) -> None:
         """Reign in a higher epoch, as after a claim above another one."""
-        self.replication.end(moment(at))
+        self.replication.stop_replicating(moment(at))
         self.journal.close_stream()
         self.epoch = epoch(self.epoch.term + 1)
         self.stream = StreamId(self.stream + 1)
@@ -76,7 +85,7 @@ class Copies:
         name: str,
         at: float = 0.0,
         *,
-        held: Holdings | None = None,
+        held: VectorItems | None = None,
         electable: bool = True,
         state: NodeState = NodeState.READY,
     ) -> list[Effect]:
@@ -90,14 +99,16 @@ class Copies:
         view = self.members.peers[node]
         view.state = state
         vector = self.journal.vector_items() if held is None else held
-        self.members.confirm(node, self.epoch, vector)
+        self.members.confirm_follower(node, self.epoch, vector)
         return self.review(at)
 
     def lose(self, name: str, at: float = 0.0, reason: str = "eof") -> list[Effect]:
         """A follower's link ends."""
         node, now = NodeId(name), moment(at)
         self.members.on_peer_down(node, now)
-        self.replication.on_lost(node, now, is_leaving=reason == STOPPING)
+        self.replication.on_follower_lost(
+            node, now, is_leaving=reason == STOPPING_REASON
+        )
         return self.review(at)
 
     def ack(
@@ -109,11 +120,11 @@ class Copies:
         of: Epoch | None = None,
     ) -> list[Effect]:
         """A standby acknowledges, by default everything."""
-        number = self.journal.number if number is None else number
-        ok = ReplOk(of or self.epoch, number)
-        return self.replication.on_repl_ok(NodeId(name), ok, moment(at))
+        number = self.journal.last_number if number is None else number
+        ok = ReplicateOk(of or self.epoch, number)
+        return self.replication.on_replicate_ok(NodeId(name), ok, moment(at))
 
-    def pull(self, name: str, held: Holdings, at: float = 0.0) -> list[Effect]:
+    def pull(self, name: str, held: VectorItems, at: float = 0.0) -> list[Effect]:
         """A follower asks for what is beyond `held`."""
         self.members.peers[NodeId(name)].vector = dict(held)
         return self.replication.on_pull(NodeId(name), Pull(held), moment(at))
@@ -123,31 +134,35 @@ class Copies:
     def write(self, *facts: Fact, at: float = 0.0) -> list[Effect]:
         """Append facts, by default one, and stream them."""
         append = self.journal.append(facts or (FACT,), moment(at))
-        return self.replication.on_written(append, moment(at))
+        return self.replication.on_log_write(append, moment(at))
 
     def ask(self, name: str, at: float = 0.0) -> list[Effect]:
         """Answer once it is safe."""
-        return self.replication.when_safe(
+        return self.replication.when_replicated(
             lambda _, copies: [answer(name, copies)], moment(at)
         )
 
     def commit(self, at: float = 0.0) -> list[Effect]:
         """Make everything durable here."""
-        self.journal.on_persisted(self.journal.number)
-        return self.replication.release(moment(at)) + self.journal.release(moment(at))
+        self.journal.on_persisted(self.journal.last_number)
+        return self.replication.release_acks(moment(at)) + self.journal.run_deferred(
+            moment(at)
+        )
 
     def review(self, at: float = 0.0) -> list[Effect]:
-        return self.replication.review(moment(at))
+        return self.replication.update_standbys(moment(at))
 
     @property
     def standbys(self) -> list[str]:
         """Who keeps copies, the first successor first."""
-        return list(self.replication.nodes)
+        return list(self.replication.standby_nodes)
 
     @property
     def level(self) -> list[str]:
         """Those of them that are level."""
-        return [view.node for view in self.replication.views() if view.is_level]
+        return [
+            view.node for view in self.replication.standby_views() if view.is_in_sync
+        ]
 
 
 def sent(effects: list[Effect], to: str) -> list[Message]:
@@ -165,7 +180,7 @@ def repls(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
     return [
         (message.number, [entry.seq for entry in message.entries])
         for message in sent(effects, to)
-        if isinstance(message, Repl)
+        if isinstance(message, Replicate)
     ]
 
 
@@ -176,4 +191,4 @@ def served(effects: list[Effect]) -> list[str]:
 
 def events(effects: list[Effect]) -> list[str]:
     """Return the notes."""
-    return [effect.event for effect in effects if isinstance(effect, Note)]
+    return [effect.event for effect in effects if isinstance(effect, LogLine)]

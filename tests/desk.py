@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.dispatcher.dispatcher import Dispatch
+from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Answer, Append, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
     LiveLoaded,
-    Loaded,
-    Saved,
+    QueuedLoaded,
+    SavedState,
     TasksSubmitted,
 )
 from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.membership.membership import Membership
-from octaskly.core.model.drafts import Draft
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
+    EndReason,
     Outcome,
-    Reason,
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import Dispatch as DispatchMessage
+from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import Kill, Reattach, Report, Results, ResultsOk
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import CancelDone
+from octaskly.core.replies import CancelResult
 from tests.builders import (
     STREAM,
     attempt,
@@ -51,7 +51,7 @@ A, B = node_id("a"), node_id("b")
 T = TaskId("t")
 FAILED = outcome(AttemptState.FAILED)
 LOST_OUTCOME = Outcome(
-    state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=moment(9).wall_ms
+    state=AttemptState.RELEASED, reason=EndReason.LOST, ended_ms=moment(9).wall_ms
 )
 LATE = 9.0  #: seconds: the adopt window is over
 
@@ -64,13 +64,15 @@ class World:
     ) -> None:
         self.journal = journal()
         known = replace(settings("a", limits=limits), is_strict=is_strict)
-        self.replication = Replication(known, self.journal, Membership(known, Saved()))
-        self.dispatch = Dispatch(known, self.journal, self.replication, 7)
+        self.replication = Replication(
+            known, self.journal, PeerTable(known, SavedState())
+        )
+        self.dispatch = Dispatcher(known, self.journal, self.replication, 7)
 
     def commit(self, at: float = 0.0) -> list[Effect]:
         now = moment(at)
-        self.journal.on_persisted(self.journal.number)
-        return self.replication.release(now) + self.journal.release(now)
+        self.journal.on_persisted(self.journal.last_number)
+        return self.replication.release_acks(now) + self.journal.run_deferred(now)
 
 
 def reigning(
@@ -81,8 +83,8 @@ def reigning(
 ) -> World:
     """Return a reign of node a whose store held these tasks, with these workers."""
     world = World(limits)
-    world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_loaded(Loaded(-1, records, has_more=False), moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, records, has_more=False), moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
         world.dispatch.on_reattach(
@@ -116,7 +118,7 @@ def running(node: NodeId, of: AttemptId | None = None) -> Attempt:
     return Attempt(id=of or attempt(), node=node)
 
 
-def submit(*drafts: Draft, ticket: int = 1) -> TasksSubmitted:
+def submit(*drafts: TaskDraft, ticket: int = 1) -> TasksSubmitted:
     """Return a submission."""
     drafts = drafts or (draft(),)
     suffixes = tuple(f"0000000{index}" for index in range(len(drafts)))
@@ -132,7 +134,7 @@ def cancel(
 
 def cancelled(was_done: bool = True, state: TaskState = TaskState.CANCELLED) -> Answer:
     """Return the answer to `cancel`."""
-    return Answer(5, CancelDone(T, state, was_done))
+    return Answer(5, CancelResult(T, state, was_done))
 
 
 def facts(effects: list[Effect]) -> list[Fact]:

@@ -6,8 +6,8 @@ from octaskly.core.effects import Send
 from octaskly.core.events import AttemptsEnded
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import AttemptState, Reason
-from octaskly.core.protocol.messages import Dispatch, Kill, Report, Results
+from octaskly.core.model.tasks import AttemptState, EndReason
+from octaskly.core.protocol.messages import Assign, Kill, Report, Results
 from octaskly.core.worker.worker import Worker
 from tests.builders import (
     attempt,
@@ -22,7 +22,7 @@ from tests.builders import (
 
 ME, D, E = node_id("a"), node_id("d"), node_id("e")
 KEY = (TaskId("t"), attempt())
-CANCELLED = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
+CANCELLED = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
 
 
 def worker(*saved: Report, slots: int = 2, limits: Limits | None = None) -> Worker:
@@ -37,10 +37,10 @@ def attached(slots: int = 2, limits: Limits | None = None) -> Worker:
     return made
 
 
-def order(*names: str, term: int = 1, sender: str = "d") -> Dispatch:
+def order(*names: str, term: int = 1, sender: str = "d") -> Assign:
     """Return what a dispatcher sends to have these tasks run."""
     items = tuple((attempt(), spec(name)) for name in names or ("t",))
-    return Dispatch(epoch(term, sender), items)
+    return Assign(epoch(term, sender), items)
 
 
 def kill(*keys: tuple[TaskId, object], term: int = 1) -> Kill:

@@ -53,7 +53,7 @@ def place(
         pool.set_load(view.node, view.cpu_percent)
         pool.attach(view.node, view.outstanding, Grant())
     placements: list[Placement] = []
-    while len(placements) < wanted and (node := pool.take()) is not None:
+    while len(placements) < wanted and (node := pool.take_slot()) is not None:
         held[node] += 1
         is_ahead = held[node] > slots[node]
         placements.append(Placement(node, Why.PREFETCH if is_ahead else Why.SLOT))

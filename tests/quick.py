@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Append, Effect, Load
+from octaskly.core.effects import Append, Effect, LoadQueued
 from octaskly.core.log.facts import Assigned
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.nodes import NodeInfo, NodeState, Role, Strain
-from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role
+from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import Outcome
-from octaskly.core.protocol.messages import Results, RosterLine
+from octaskly.core.protocol.messages import Results, RosterEntry
 from tests.builders import STREAM, answer, draft, epoch, moment, outcome, report
 from tests.desk import World, reattach, submit
 
@@ -21,8 +21,8 @@ class Mesh(World):
 
     def __init__(self, *nodes: NodeInfo) -> None:
         super().__init__()
-        self.dispatch.begin(epoch(), STREAM, moment())
-        self.dispatch.on_loaded(answer([], Load(-1, 5000)), moment())
+        self.dispatch.start_dispatching(epoch(), STREAM, moment())
+        self.dispatch.on_queued_loaded(answer([], LoadQueued(-1, 5000)), moment())
         self.live: dict[str, tuple[TaskId, AttemptId, NodeId]] = {}
         for node in nodes:
             self.dispatch.on_worker_up(node, moment())
@@ -40,7 +40,7 @@ class Mesh(World):
                 commands.append(command)
         return commands
 
-    def ask(self, *drafts: Draft, at: float = 0.0) -> list[str]:
+    def ask(self, *drafts: TaskDraft, at: float = 0.0) -> list[str]:
         """Submit tasks; return what was placed."""
         effects = self.dispatch.on_submitted(submit(*drafts), moment(at))
         return self.note(effects) + self.note(self.commit(at))
@@ -59,17 +59,17 @@ class Mesh(World):
         return str(self.live[command][2])
 
 
-def heavy(command: str, requires: Requires, priority: int = 0) -> Draft:
+def heavy(command: str, requires: Requirements, priority: int = 0) -> TaskDraft:
     """Return a task that asks for something."""
     options = TaskOptions(requires=requires)
     return replace(draft(command), options=options, priority=priority)
 
 
 def member(
-    info: NodeInfo, state: NodeState = NodeState.READY, strain: Strain | None = None
-) -> RosterLine:
+    info: NodeInfo, state: NodeState = NodeState.READY, strain: Pressure | None = None
+) -> RosterEntry:
     """Return a node's line of the roster."""
-    return RosterLine(
+    return RosterEntry(
         id=info.id,
         name=info.name,
         role=Role.WORKER,
@@ -78,7 +78,7 @@ def member(
         lan_port=1,
         slots=info.slots,
         memory_mb=info.memory_mb,
-        strain=strain,
+        pressure=strain,
         labels=info.labels,
         os=info.os,
         arch=info.arch,

@@ -10,14 +10,14 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from octaskly.core.dispatcher.dispatcher import Dispatch
+from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import (
-    Announce,
+    AnnounceTaskStates,
     Answer,
     Append,
     Effect,
-    Load,
     LoadLive,
+    LoadQueued,
     Send,
     Start,
     Stop,
@@ -26,27 +26,32 @@ from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
     LiveLoaded,
-    Loaded,
-    Saved,
+    QueuedLoaded,
+    SavedState,
     TasksSubmitted,
 )
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Fact,
     Finished,
     Floor,
     Recorded,
+    TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import TaskRecord, apply
-from octaskly.core.membership.membership import Membership
+from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import Hold, LoadSample, Stance
+from octaskly.core.model.nodes import Availability, LoadSample, OperatorHold
 from octaskly.core.model.settings import Limits, Settings
-from octaskly.core.model.task_options import Requires, Retry, TaskOptions, requires_of
+from octaskly.core.model.task_options import (
+    Requirements,
+    Retry,
+    TaskOptions,
+    requires_of,
+)
 from octaskly.core.model.tasks import AttemptState, Outcome, TaskSpec, TaskState
-from octaskly.core.protocol.messages import Dispatch as DispatchMessage
+from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
     Kill,
@@ -58,7 +63,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import Accepted, CancelDone
+from octaskly.core.replies import CancelResult, TasksAccepted
 from octaskly.core.worker.worker import Worker
 from tests import builders
 
@@ -70,17 +75,17 @@ NODES = {
 }
 NEEDS = (
     None,
-    Requires(cpus=2),
-    Requires(cpus=3),
-    Requires(cpus=4, gpus=2),
-    Requires(gpus=1),
-    Requires(memory_mb=40),
-    Requires(cpus=2, memory_mb=70),
-    Requires(labels=(("disk", "ssd"),)),
-    Requires(node="a"),
+    Requirements(cpus=2),
+    Requirements(cpus=3),
+    Requirements(cpus=4, gpus=2),
+    Requirements(gpus=1),
+    Requirements(memory_mb=40),
+    Requirements(cpus=2, memory_mb=70),
+    Requirements(labels=(("disk", "ssd"),)),
+    Requirements(node="a"),
 )
 """More kinds of needs than lanes."""
-HOPELESS = Requires(cpus=5)
+HOPELESS = Requirements(cpus=5)
 ELSEWHERE = AttemptId(0, StreamId(7), 1)  #: an attempt of another half of a split
 
 Key = tuple[TaskId, AttemptId]
@@ -111,10 +116,12 @@ class Reign:
     def __init__(self, names: str = "abc") -> None:
         self.seconds = 0.0
         self.me = NodeId(names[0])
-        self.journal = Journal(Saved())
+        self.journal = Journal(SavedState())
         known = builders.settings(names[0], limits=LIMITS)
-        self.replication = Replication(known, self.journal, Membership(known, Saved()))
-        self.dispatch = Dispatch(known, self.journal, self.replication, 0)
+        self.replication = Replication(
+            known, self.journal, PeerTable(known, SavedState())
+        )
+        self.dispatch = Dispatcher(known, self.journal, self.replication, 0)
         self.hands = {
             NodeId(name): Hand(Worker(Settings(node=NODES[name], limits=LIMITS), ()))
             for name in names
@@ -123,8 +130,8 @@ class Reign:
         """All facts, durable or not."""
         self.durable: dict[TaskId, TaskRecord] = {}
         self.commits: deque[Append] = deque()
-        self.reads: deque[Load | LoadLive] = deque()
-        self.answers: deque[Loaded | LiveLoaded] = deque()
+        self.reads: deque[LoadQueued | LoadLive] = deque()
+        self.answers: deque[QueuedLoaded | LiveLoaded] = deque()
         self.accepted: list[TaskId] = []
         self.cancelled: set[TaskId] = set()
         self.announced: set[TaskId] = set()
@@ -142,7 +149,7 @@ class Reign:
 
     def reign(self) -> None:
         """Begin a new reign, after the end of the one before."""
-        self.dispatch.end()
+        self.dispatch.stop_dispatching()
         self.journal.close_stream()
         while self.commits:
             self.commit()  # The claim is a commit behind them.
@@ -150,7 +157,7 @@ class Reign:
         stream = StreamId(1000 + self.term)
         self.journal.open_stream(stream)
         epoch = Epoch(self.term, self.me)
-        self.perform(self.dispatch.begin(epoch, stream, self.now))
+        self.perform(self.dispatch.start_dispatching(epoch, stream, self.now))
         for node, hand in self.hands.items():
             if hand.is_linked:
                 self.rise(node)
@@ -181,7 +188,7 @@ class Reign:
     def submit(
         self,
         count: int,
-        requires: Requires | None = None,
+        requires: Requirements | None = None,
         priority: int = 0,
         retry: Retry | None = None,
     ) -> None:
@@ -202,7 +209,7 @@ class Reign:
         self.asked[self.ticket] = task
         known = self.durable[task].state
         event = CancelRequested(self.ticket, task, known, force, "tester")
-        self.perform(self.dispatch.on_cancel(event, self.now))
+        self.perform(self.dispatch.on_cancel_requested(event, self.now))
 
     def commit(self) -> None:
         """Make the oldest append durable."""
@@ -211,10 +218,10 @@ class Reign:
             if isinstance(entry.fact, Floor | Recorded):
                 continue
             task = entry.fact.task
-            self.durable[task] = apply(self.durable.get(task), entry.fact)
+            self.durable[task] = apply_fact(self.durable.get(task), entry.fact)
         self.journal.on_persisted(append.number)
-        self.perform(self.replication.release(self.now))
-        self.perform(self.journal.release(self.now))
+        self.perform(self.replication.release_acks(self.now))
+        self.perform(self.journal.run_deferred(self.now))
 
     def read(self) -> None:
         """Let the store answer the oldest read, from what is durable now."""
@@ -224,7 +231,7 @@ class Reign:
                 record
                 for record in self.durable.values()
                 if (record.attempts and record.attempts[-1].state.is_live)
-                or record.id in asked.named
+                or record.id in asked.looked_up
             ]
             self.answers.append(LiveLoaded(tuple(live)))
             return
@@ -239,22 +246,22 @@ class Reign:
     def answer(self) -> None:
         """Hand the oldest answer of the store to the dispatcher."""
         answer = self.answers.popleft()
-        if isinstance(answer, Loaded):
-            self.perform(self.dispatch.on_loaded(answer, self.now))
+        if isinstance(answer, QueuedLoaded):
+            self.perform(self.dispatch.on_queued_loaded(answer, self.now))
         else:
             self.perform(self.dispatch.on_live_loaded(answer, self.now))
 
     def absorb(self) -> None:
-        self.perform(self.dispatch.on_absorbed(self.now))
+        self.perform(self.dispatch.on_remote_entries(self.now))
 
     def overtake(self, task: TaskId, *, is_cancel: bool) -> None:
         """Let the log of another node, which is on this disk now, end a task."""
-        fact: TaskFact = CancelAsked(task, "other")
+        fact: TaskFact = TaskCancelled(task, "other")
         if not is_cancel:
             fact = Finished(task, ELSEWHERE, NodeId("other"), builders.outcome())
         for records in (self.written, self.durable):
-            records[task] = apply(records[task], fact)
-        self.perform(self.dispatch.on_overtaken((task,), self.now))
+            records[task] = apply_fact(records[task], fact)
+        self.perform(self.dispatch.on_ended_elsewhere((task,), self.now))
 
     def hear_worker(self, node: NodeId) -> None:
         """Deliver the oldest message of a worker."""
@@ -279,7 +286,7 @@ class Reign:
             case Claimed(epoch):
                 effects = worker.attach(self.me, epoch, self.now)
             case DispatchMessage():
-                effects = worker.on_dispatch(self.me, message, self.now)
+                effects = worker.on_assign(self.me, message, self.now)
             case Kill():
                 effects = worker.on_kill(message, self.now)
             case ResultsOk():
@@ -295,7 +302,7 @@ class Reign:
             epoch = Epoch(self.term, self.me)
             worker = hand.worker
             hand.up.append(
-                HeartbeatOk(epoch, 0.0, worker.stance.state, worker.credit, load)
+                HeartbeatOk(epoch, 0.0, worker.availability.state, worker.credit, load)
             )
 
     def finish(self, node: NodeId, outcome: Outcome) -> None:
@@ -307,11 +314,13 @@ class Reign:
             outcome = builders.outcome(AttemptState.CANCELLED)
         hand.stopping.discard(key)
         report = Report(task=key[0], attempt=key[1], outcome=outcome)
-        self.perform(hand.worker.on_ended(AttemptsEnded((report,)), self.now), node)
+        self.perform(
+            hand.worker.on_attempts_ended(AttemptsEnded((report,)), self.now), node
+        )
 
     def pause(self, node: NodeId, *, is_paused: bool) -> None:
-        hold = Hold(is_paused=is_paused)
-        effects = self.hands[node].worker.take_stance(Stance(hold), self.now)
+        hold = OperatorHold(is_paused=is_paused)
+        effects = self.hands[node].worker.set_availability(Availability(hold), self.now)
         self.perform(effects, node)
 
     def advance(self, seconds: float) -> None:
@@ -328,7 +337,7 @@ class Reign:
                 for key, spec in hand.here.items()
                 if key not in hand.stopping
                 and (requires := requires_of(spec.options)) is not None
-                and requires.is_heavy
+                and requires.needs_exclusive_resources
             ]
             info = NODES[name]
             assert sum(each.slots for each in granted) <= info.slots
@@ -337,16 +346,16 @@ class Reign:
 
     def check_nobody_is_overlooked(self) -> None:
         """What waits has no room, unless a worker is kept for somebody."""
-        placing = self.dispatch._placing
+        placing = self.dispatch._step
         queue, lanes = placing.queue, placing.queue.lanes
-        if placing.turns.reserved is not None:
+        if placing.matcher.reservation is not None:
             return
-        if queue.first(lanes.plain) is not None:
-            assert placing.pool.take() is None
-        for _, lane in lanes.others():
-            task = queue.first(lane)
+        if queue.first_in_lane(lanes.unconstrained) is not None:
+            assert placing.pool.take_slot() is None
+        for _, lane in lanes.constrained():
+            task = queue.first_in_lane(lane)
             if task is not None and task.requires is not None:
-                assert placing.pool.take_for(task.requires, ()) is None, task
+                assert placing.pool.take_resources(task.requires, ()) is None, task
 
     # --- What follows from it.
 
@@ -358,11 +367,11 @@ class Reign:
                     self._write(effect)
                 case Send(peer, messages):
                     self._send(node, peer, messages)
-                case Load() | LoadLive():
+                case LoadQueued() | LoadLive():
                     self.reads.append(effect)
                 case Answer(ticket, reply):
                     self._answered(ticket, reply)
-                case Announce(tasks):
+                case AnnounceTaskStates(tasks):
                     shown = [self.durable[task] for task in tasks]
                     assert all(r.state.is_final or r.progress for r in shown)
                     self.announced.update(tasks)
@@ -385,7 +394,7 @@ class Reign:
                 continue
             self._check(entry.fact)
             task = entry.fact.task
-            self.written[task] = apply(self.written.get(task), entry.fact)
+            self.written[task] = apply_fact(self.written.get(task), entry.fact)
 
     def _check(self, fact: Fact) -> None:
         """Say no to a second live attempt, and to one of a task that is over."""
@@ -415,10 +424,10 @@ class Reign:
 
     def _answered(self, ticket: int, reply: object) -> None:
         match reply:
-            case Accepted(specs):
+            case TasksAccepted(specs):
                 assert all(self.durable[spec.id].spec == spec for spec in specs)
                 self.accepted += [spec.id for spec in specs]
-            case CancelDone(task, state, was_done):
+            case CancelResult(task, state, was_done):
                 assert task == self.asked.pop(ticket)
                 if was_done:
                     assert state is TaskState.CANCELLED

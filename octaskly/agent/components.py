@@ -30,7 +30,7 @@ from octaskly.api.webhook_sender import Poster
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import GROUP
 from octaskly.core import events as ev
-from octaskly.core.effects import Note
+from octaskly.core.effects import LogLine
 from octaskly.core.events import DiskChanged, LoadSampled
 from octaskly.core.model.nodes import LoadSample, NodeInfo
 from octaskly.core.model.settings import Settings
@@ -142,7 +142,7 @@ class Parts:
         config: AgentConfig,
         keyring: Keyring,
         store: Store,
-        saved: ev.Saved,
+        saved: ev.SavedState,
         clock: SystemClock,
         log: Logger,
         *,
@@ -225,7 +225,7 @@ class Parts:
 
     def ask_to_stop(self, drain_s: float) -> None:
         """Begin the hand-over and the drain."""
-        self.loop.post(ev.StopAsked(drain_s))
+        self.loop.post(ev.StopRequested(drain_s))
 
     def sample(self) -> None:
         """Take a sample of this machine: its load, and whether its disk has room."""
@@ -299,13 +299,13 @@ class Parts:
         )
 
     def _build_core(
-        self, saved: ev.Saved, *, is_first: bool, on_stopped: Callable[[], None]
+        self, saved: ev.SavedState, *, is_first: bool, on_stopped: Callable[[], None]
     ) -> None:
         config, name = self._config, self._info.name
         self._socket_path = config.paths.socket_of(name)
         timing = config.timing
         if is_first:
-            timing = replace(timing, seek_alone_s=0.0)
+            timing = replace(timing, discovery_alone_s=0.0)
         settings = Settings(
             node=self._info,
             timing=timing,
@@ -457,7 +457,7 @@ class Parts:
 
     # --- callbacks -----------------------------------------------------------------
 
-    def _note(self, note: Note) -> None:
+    def _note(self, note: LogLine) -> None:
         write_note(self._log, self.gateway.view.told(note))
 
     def _fault(self, request_id: str, error: BaseException) -> None:
@@ -467,7 +467,7 @@ class Parts:
         self._local = addresses
         hosts = tuple(address.host for address in addresses)
         self._log.info("addresses changed", addresses=list(hosts))
-        self.loop.post(ev.Moved(hosts))
+        self.loop.post(ev.AddressesChanged(hosts))
 
     def _dial_seeds(self, tasks: asyncio.TaskGroup) -> None:
         for host, port in self._config.seeds:
@@ -477,4 +477,4 @@ class Parts:
         """Look a `--join` name up and hand it to the core as a hint."""
         addresses = await addresses_of(host, port, self._log)
         if addresses:
-            self.loop.post(ev.Seen((ev.Advert(None, addresses),)))
+            self.loop.post(ev.PeersDiscovered((ev.PeerHint(None, addresses),)))

@@ -16,11 +16,11 @@ from octaskly.agent.mesh_secret import Keeper
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
-from octaskly.core.model.keys import ChangeKeys, GiveKeys, TakeKeys
+from octaskly.core.model.keys import ChangeKeyring, MergeKeyring, SendKeyring
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import Reason, TaskSpec
+from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Message, Packed
+from octaskly.core.protocol.messages import Message, PackedMessage
 from octaskly.ports import Log
 from octaskly.system.clock import SystemClock
 from octaskly.system.log import Logger, Notes, write_note
@@ -35,7 +35,7 @@ class Runner(Protocol):
     def stop(
         self,
         items: Sequence[tuple[TaskId, AttemptId]],
-        reason: Reason = Reason.CANCELLED,
+        reason: EndReason = EndReason.CANCELLED,
     ) -> None:
         """End attempts, and all that they started; unknown ones are ignored.
 
@@ -63,7 +63,7 @@ class Links(Protocol):
     def link_count(self) -> int:
         """How many peers are connected."""
 
-    def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
+    def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
         """Queue messages; drops the link when its outbox is over its bound."""
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
@@ -143,7 +143,7 @@ class CoreLoop:
         self._is_alone = lambda: links.link_count == 0
         self._perform = {
             ef.Append: lambda e: self._append(e, gateway),
-            ef.Join: store.join,
+            ef.MergeRows: store.join,
             ef.Save: store.save,
             ef.Send: lambda e: links.send(e.peer, e.messages),
             ef.Dial: lambda e: links.dial(e.node, e.addresses),
@@ -155,29 +155,29 @@ class CoreLoop:
             ),
             ef.Start: lambda e: runner.start(e.items),
             ef.Stop: lambda e: runner.stop(e.items, e.reason),
-            ef.HandBack: lambda _: runner.hand_back(),
+            ef.ReleaseWaiting: lambda _: runner.hand_back(),
             ef.Freeze: lambda e: runner.freeze(is_frozen=e.is_frozen),
             ef.Spool: lambda e: store.spool(e.reports),
             ef.Unspool: lambda e: store.unspool(e.items),
-            ef.Load: lambda e: self._spawn(self._load(e)),
+            ef.LoadQueued: lambda e: self._spawn(self._load(e)),
             ef.LoadLive: lambda e: self._spawn(self._load_live(e)),
-            ef.LoadRipe: lambda e: self._spawn(self._load_ripe(e)),
+            ef.LoadUnblocked: lambda e: self._spawn(self._load_ripe(e)),
             ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
-            ef.Announce: lambda e: self._announce(e, gateway),
-            ef.Learnt: lambda e: gateway.records.learnt(e.records),
-            ef.Publish: lambda e: self._publish(e, gateway),
-            ef.Remember: lambda e: self._remember(e, gateway),
-            ef.Note: self._notes.take,
+            ef.AnnounceTaskStates: lambda e: self._announce(e, gateway),
+            ef.ApplyRecords: lambda e: gateway.records.learnt(e.records),
+            ef.PublishMeshState: lambda e: self._publish(e, gateway),
+            ef.SavePeer: lambda e: self._remember(e, gateway),
+            ef.LogLine: self._notes.take,
             ef.Stopped: lambda _: self._stop(),
-            ChangeKeys: keeper.change,
-            GiveKeys: keeper.give,
-            TakeKeys: keeper.take,
+            ChangeKeyring: keeper.change,
+            SendKeyring: keeper.give,
+            MergeKeyring: keeper.take,
         }
 
     def start(self) -> None:
         """Take the first step."""
-        self.post(ev.Woke(draw=self._clock.draw()))
+        self.post(ev.TimerFired(draw=self._clock.draw()))
 
     def post(self, event: ev.Event) -> None:
         """Queue an event; it is handled within this or the next turn of the loop."""
@@ -259,24 +259,24 @@ class CoreLoop:
         if self.node.deadline() > self._clock.now().mono_s:
             self._arm()
         else:
-            self.handle(ev.Woke(draw=self._clock.draw()))
+            self.handle(ev.TimerFired(draw=self._clock.draw()))
 
     def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
         self._store.append(effect.number, effect.entries, effect.epochs)
         gateway.waiters.appended(effect.entries, effect.number)
 
-    def _announce(self, effect: ef.Announce, gateway: AgentGateway) -> None:
+    def _announce(self, effect: ef.AnnounceTaskStates, gateway: AgentGateway) -> None:
         gateway.waiters.announced(effect.tasks)
         self._on_ended()
 
-    def _publish(self, effect: ef.Publish, gateway: AgentGateway) -> None:
+    def _publish(self, effect: ef.PublishMeshState, gateway: AgentGateway) -> None:
         gateway.view.published(effect)
-        gateway.view.time_reign(self._clock.now(), self.node.failover)
+        gateway.view.time_reign(self._clock.now(), self.node.last_takeover)
         gateway.waiters.recent.reigns(effect.epoch)
         gateway.feed.published(effect)
         self._on_ended()
 
-    def _remember(self, effect: ef.Remember, gateway: AgentGateway) -> None:
+    def _remember(self, effect: ef.SavePeer, gateway: AgentGateway) -> None:
         self._store.remember(effect.peer, effect.name, effect.addresses)
         if gateway.view.is_serving and effect.peer not in gateway.view.names:
             self._spawn(gateway.audit.joined(effect.peer, effect.name))
@@ -285,24 +285,24 @@ class CoreLoop:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)
 
-    async def _load(self, effect: ef.Load) -> None:
+    async def _load(self, effect: ef.LoadQueued) -> None:
         self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
 
     async def _load_live(self, effect: ef.LoadLive) -> None:
         async with self._live_turn:
-            self.post(ev.LiveLoaded(await self._store.load_live(effect.named)))
+            self.post(ev.LiveLoaded(await self._store.load_live(effect.looked_up)))
 
-    async def _load_ripe(self, effect: ef.LoadRipe) -> None:
+    async def _load_ripe(self, effect: ef.LoadUnblocked) -> None:
         self.post(await self._store.load_ripe(effect))
 
     async def _plan_floor(self, effect: ef.PlanFloor) -> None:
         planned = await self._store.plan_floor(effect)
-        if planned.is_too_large and not self._is_too_large:
+        if planned.is_log_too_large and not self._is_too_large:
             self._log.warning(
                 "the log is larger than --retained-bytes, and nothing can be forgotten",
                 hint="what waits or runs stays; allow more, or cancel some of it",
             )
-        self._is_too_large = planned.is_too_large
+        self._is_too_large = planned.is_log_too_large
         self.post(planned)
 
     def _ask_for(self, pull: ef.ServePull) -> None:

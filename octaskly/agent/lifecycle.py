@@ -17,7 +17,7 @@ from octaskly.agent.startup import make_folders
 from octaskly.agent.unpaired import unpaired
 from octaskly.config.account import account_for
 from octaskly.config.agent import AgentConfig
-from octaskly.core.node.shutdown import GONE_S
+from octaskly.core.node.shutdown import PROCESS_EXIT_S
 from octaskly.joining import state_folder
 from octaskly.joining.state_folder import set_apart
 from octaskly.mesh.discovery.scan import FIRST_LOOK_S, sightings
@@ -232,7 +232,7 @@ class Agent:
         )
         if parts.loop.is_stopped:
             return
-        drain_s, ending_s = 0.0, self._config.timing.kill_grace_s + GONE_S + 10
+        drain_s, ending_s = 0.0, self._config.timing.kill_grace_s + PROCESS_EXIT_S + 10
         if not (self._is_duplicate or self._is_moving):
             drain_s = float(self._config.options.drain_s)
             self._notifier.stopping(drain_s + ending_s + CLOSE_S)

@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 
 from octaskly.agent.gateway.pending_requests import Tickets
 from octaskly.core.events import Event
-from octaskly.core.key_rotation.rotation import Rotation
+from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keys import (
-    ChangeKeys,
-    GiveKeys,
-    KeysChanged,
-    KeysGiven,
-    KeyStep,
-    NotRotated,
-    Phase,
-    RotateAsked,
-    TakeKeys,
+    ChangeKeyring,
+    KeyringChanged,
+    KeyringStep,
+    KeyringTransfer,
+    MergeKeyring,
+    RotateRequested,
+    RotationNotStarted,
+    RotationPhase,
+    SendKeyring,
 )
-from octaskly.core.model.settings import URGENT_S, Timing
+from octaskly.core.model.settings import URGENT_STEP_S, Timing
 from octaskly.core.protocol.messages import Message
 from octaskly.errors import OctasklyError, RotationRefused
 from octaskly.ports import Clock, Principal, RotationView
@@ -70,7 +70,7 @@ class Keeper:
     def connect(
         self,
         *,
-        rotation: Rotation,
+        rotation: KeyRotation,
         tickets: Tickets,
         post: Callable[[Event], None],
         send: Callable[[NodeId, Sequence[Message]], None],
@@ -96,24 +96,26 @@ class Keeper:
 
     # --- What the core asks for.
 
-    def change(self, effect: ChangeKeys) -> None:
+    def change(self, effect: ChangeKeyring) -> None:
         """Take a step of a rotation."""
         now_ms, revoked = self._clock.now().wall_ms, effect.revoked
-        steps: dict[KeyStep, Change] = {
-            KeyStep.RENEW: lambda s: s.renewed(
+        steps: dict[KeyringStep, Change] = {
+            KeyringStep.RENEW: lambda s: s.renewed(
                 fresh(), now_ms, revoked=revoked, is_urgent=effect.is_urgent
             ),
-            KeyStep.SWITCH: lambda s: s.switched(now_ms),
-            KeyStep.SETTLE: lambda s: s.settled(now_ms),
-            KeyStep.DENY: lambda s: s.denying(() if revoked is None else (revoked,)),
+            KeyringStep.SWITCH: lambda s: s.switched(now_ms),
+            KeyringStep.SETTLE: lambda s: s.settled(now_ms),
+            KeyringStep.REVOKE: lambda s: s.denying(
+                () if revoked is None else (revoked,)
+            ),
         }
         self._tasks.create_task(self._do(steps[effect.step]))
 
-    def give(self, effect: GiveKeys) -> None:
+    def give(self, effect: SendKeyring) -> None:
         """Send the keyring to a peer, on a link that both sides have proven."""
-        self._send(effect.peer, (KeysGiven(self.secret.lines()),))
+        self._send(effect.peer, (KeyringTransfer(self.secret.lines()),))
 
-    def take(self, effect: TakeKeys) -> None:
+    def take(self, effect: MergeKeyring) -> None:
         """Join what a peer gave."""
         now_ms, me = self._clock.now().wall_ms, self._me
         self._tasks.create_task(
@@ -128,14 +130,14 @@ class Keeper:
                     self._keyring.change, lambda kept: change(kept.joined(self.secret))
                 )
             except (OctasklyError, OSError) as error:
-                self._post(KeysChanged(self.secret.keys, failure=str(error)))
+                self._post(KeyringChanged(self.secret.keys, failure=str(error)))
                 return
             if after != self.secret:
                 self.secret = after
                 for use in self._users:
                     use(after)
                 self._tell_of_copy()
-            self._post(KeysChanged(after.keys))
+            self._post(KeyringChanged(after.keys))
 
     def _tell_of_copy(self) -> None:
         """Say once that the secret file is not the place of the secret any more."""
@@ -185,23 +187,29 @@ class Keeper:
     def view(self) -> RotationView:
         """Return how far the newest generation has come."""
         rotation, timing = self._rotation, self._timing
-        keys = rotation.keys
+        keys = rotation.keyring
         lasts_s = {
-            Phase.SPREADING: URGENT_S if keys.is_urgent else timing.spread_s,
-            Phase.SWITCHED: URGENT_S if keys.is_urgent else timing.keep_old_s,
+            RotationPhase.SPREADING: URGENT_STEP_S
+            if keys.is_urgent
+            else timing.rotation_spread_s,
+            RotationPhase.SWITCHED: URGENT_STEP_S
+            if keys.is_urgent
+            else timing.old_secret_s,
         }.get(keys.phase)
         return RotationView(
             keys=keys,
-            due_ms=None if lasts_s is None else keys.since_ms + int(lasts_s * 1000),
-            confirmed=tuple(sorted(rotation.confirmed())),
-            awaited=tuple(sorted(rotation.awaited())),
+            due_ms=None
+            if lasts_s is None
+            else keys.phase_since_ms + int(lasts_s * 1000),
+            confirmed=tuple(sorted(rotation.confirmed_nodes())),
+            awaited=tuple(sorted(rotation.awaited_nodes())),
             is_revoked=rotation.is_revoked,
             is_left_behind=self.is_left_behind,
         )
 
     def refuses(self, node: NodeId) -> bool:
         """Whether a node may not act for others now."""
-        return self._rotation.refusal(node) is not None
+        return self._rotation.link_refusal(node) is not None
 
     async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
         """Begin to renew the secret."""
@@ -217,7 +225,7 @@ class Keeper:
         try:
             async with asyncio.timeout(ANSWER_S):
                 reply = await self._tickets.ask(
-                    lambda ticket: RotateAsked(
+                    lambda ticket: RotateRequested(
                         ticket, node, principal.subject, is_urgent
                     )
                 )
@@ -225,6 +233,6 @@ class Keeper:
             raise RotationRefused(
                 "the disk does not take the new secret", hint="octaskly rotate --status"
             ) from None
-        if isinstance(reply, NotRotated):
-            raise RotationRefused(reply.why, hint="octaskly rotate --status")
+        if isinstance(reply, RotationNotStarted):
+            raise RotationRefused(reply.reason, hint="octaskly rotate --status")
         return self.view()

@@ -13,7 +13,7 @@ from octaskly import __version__
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.api import ApiServer
 from octaskly.core.model.nodes import NodeInfo, NodeState, Role
-from octaskly.core.model.tasks import AttemptState, Reason, TaskState
+from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.node.node import Node
 from octaskly.errors import StoreError
 from octaskly.metrics.table import Values
@@ -25,9 +25,9 @@ from octaskly.system.clock import SystemClock
 _MIB = 1 << 20
 _OUTCOMES = {AttemptState.OK: "completed"}
 _KILLS = {
-    "cancelled": (AttemptState.CANCELLED, Reason.CANCELLED),
-    "timeout": (AttemptState.FAILED, Reason.TIMEOUT),
-    "limit": (AttemptState.FAILED, Reason.LIMIT),
+    "cancelled": (AttemptState.CANCELLED, EndReason.CANCELLED),
+    "timeout": (AttemptState.FAILED, EndReason.TIMEOUT),
+    "limit": (AttemptState.FAILED, EndReason.LIMIT),
 }
 
 
@@ -86,11 +86,11 @@ class Metrics:
             "octaskly_mesh_failovers_total": view.failovers,
             "octaskly_mesh_refused_messages_total": [
                 ((code,), count)
-                for code, count in view.refused(self._node.refused).items()
+                for code, count in view.refused(self._node.refused_counts).items()
             ],
         }
         known = self._node.dispatcher
-        heard_s = None if known is None else self._node.heard_s(known)
+        heard_s = None if known is None else self._node.last_heard_s(known)
         if heard_s is not None and known != self._info.id:
             age_s = max(0, now_s - heard_s)
             return {**values, "octaskly_mesh_heartbeat_age_seconds": age_s}
@@ -113,7 +113,9 @@ class Metrics:
             ],
             "octaskly_queue_oldest_age_seconds": max(0, age_ms) / 1000,
             "octaskly_task_ended_total": [
-                ((s.value,), n) for s, n in self._node.ended.items() if s.is_final
+                ((s.value,), n)
+                for s, n in self._node.ended_counts.items()
+                if s.is_final
             ],
             "octaskly_store_replicas": state.replicas,
             "octaskly_store_standby_lag_entries": max(

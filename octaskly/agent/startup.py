@@ -160,7 +160,7 @@ def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
         memory_mb=memory_total_mb(),
         labels=config.labels,
         electable=config.options.electable,
-        on_mains=is_on_mains(),
+        has_mains_power=is_on_mains(),
         os=platform.system().lower(),
         arch=platform.machine(),
         cpus=os.cpu_count() or 1,

@@ -16,7 +16,7 @@ from octaskly.agent.startup import describe, write_description
 from octaskly.api import ApiServer, Site
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX
-from octaskly.core.events import Saved
+from octaskly.core.events import SavedState
 from octaskly.core.model.nodes import NO_LOAD, NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.node import Node
@@ -143,7 +143,7 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
     return AgentGateway(
         node_id=node.id,
         mesh_id=None,
-        node=Node(Settings(node=node), Saved()),
+        node=Node(Settings(node=node), SavedState()),
         queue_max=QUEUE_MAX,
         store=store,
         clock=clock,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.api.webhook_sender import Poster
-from octaskly.core.change_feed import TaskNews, end_of
+from octaskly.core.change_feed import TaskEvent, end_event
 from octaskly.core.events import Event, TasksNotified
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.backoff import backoff
@@ -41,7 +41,7 @@ class _Notice:
     """One ended task."""
 
     key: int
-    news: TaskNews
+    news: TaskEvent
     url: str
     host: str
     since_s: float
@@ -142,7 +142,7 @@ class Webhooks:
         url = record.spec.options.notify_url
         host = urlsplit(url).netloc
         self._held.add(key)
-        news = end_of(record, self._clock.now().wall_ms)
+        news = end_event(record, self._clock.now().wall_ms)
         self._wait(_Notice(key, news, url, host, now_s), now_s)
 
     def _wait(self, notice: _Notice, due_s: float) -> None:

@@ -16,7 +16,7 @@ from http import HTTPStatus
 import aiohttp
 
 from octaskly.api.schemas import task_response
-from octaskly.core.change_feed import TaskNews
+from octaskly.core.change_feed import TaskEvent
 from octaskly.core.model.ids import NodeId
 
 ANSWER_S_MAX = 10.0  #: from the look-up of the name to the status line
@@ -36,7 +36,7 @@ class Poster:
     async def send(
         self,
         url: str,
-        news: TaskNews,
+        news: TaskEvent,
         names: Mapping[NodeId, str],
         wall_ms: int,
     ) -> str | None:
@@ -74,7 +74,7 @@ class Poster:
         return self._session
 
 
-def body_of(news: TaskNews, names: Mapping[NodeId, str]) -> bytes:
+def body_of(news: TaskEvent, names: Mapping[NodeId, str]) -> bytes:
     """Return what is told of a task: neither its command nor its output."""
     data = task_response.task_news(news, names)
     return task_response.encode(

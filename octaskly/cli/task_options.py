@@ -21,7 +21,7 @@ TAKEN: Final = f"{__name__}.taken"  #: in the context, once stdin was read for t
 _C = TypeVar("_C", bound=Callable[..., Any])
 
 Asked = dict[str, Any]
-"""Fields of a `Draft`."""
+"""Fields of a `TaskDraft`."""
 
 
 def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[str]:

@@ -108,8 +108,8 @@ def _filled(
         timing=Timing(
             retention_s=options.retention_s,
             kill_grace_s=options.kill_grace_s,
-            spread_s=options.rotate_within_s,
-            keep_old_s=options.keep_old_secret_s,
+            rotation_spread_s=options.rotate_within_s,
+            old_secret_s=options.keep_old_secret_s,
         ),
         limits=Limits(retained_tasks=options.retained_tasks),
     )

@@ -17,21 +17,28 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import NamedTuple, Self
 
-from octaskly.core.log.facts import Assigned, CancelAsked, Entry, Finished, Submitted
+from octaskly.core.log.facts import Assigned, Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.hlc import HLC_COUNTER_BITS, born_hlc, wall_ms_of
-from octaskly.core.model.ids import NO_EPOCH, Epoch, Holdings, StreamId, TaskId, Vector
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.hlc import HLC_COUNTER_BITS, accepted_hlc, wall_ms_of
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    Epoch,
+    StreamId,
+    TaskId,
+    Vector,
+    VectorItems,
+)
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
 from octaskly.core.model.values import value
-from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.protocol.messages import RosterEntry
 
-FRESH_MS = 1000
+REWRITE_AGE_MS = 1000
 """A submission that is written later than this after its task was accepted is no news:
 it was written again."""
 
-_PLACE = re.compile(r"(?:([0-9a-f]{1,16})-)" * 3 + r"([0-9a-f]{16})")
+_POSITION = re.compile(r"(?:([0-9a-f]{1,16})-)" * 3 + r"([0-9a-f]{16})")
 _STATES = {
     AttemptState.OK: TaskState.COMPLETED,
     AttemptState.FAILED: TaskState.FAILED,
@@ -40,16 +47,16 @@ _STATES = {
 }
 
 
-class Reach(NamedTuple):
+class StreamExtent(NamedTuple):
     """How far one stream goes at some time."""
 
     stream: StreamId
     epoch: Epoch  #: who wrote it
     seq: int  #: last entry from before that time
-    start: int  #: what it says up to here is in the log no more
+    compacted_seq: int  #: what it says up to here is in the log no more
 
 
-class Place(NamedTuple):
+class FeedPosition(NamedTuple):
     """A place in the log, as clients keep it."""
 
     hlc: int
@@ -63,14 +70,14 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the place that was shown as `text`; raise ValueError if none was."""
-        match = _PLACE.fullmatch(text)
+        match = _POSITION.fullmatch(text)
         if match is None:
             raise ValueError(f"{text[:80]!a} is no place in the log")
         hlc, stream, seq = (int(part, 16) for part in match.groups()[:3])
         return cls(hlc, StreamId(stream), seq, match[4])
 
 
-class Bookmark:
+class FeedCursor:
     """How far one reader has come, for a dispatcher that writes `stream`."""
 
     def __init__(
@@ -78,7 +85,7 @@ class Bookmark:
     ) -> None:
         self.hlc = hlc
         self.vector: Vector = dict(vector)
-        self.owed: dict[TaskId, TaskNews] = {}
+        self.corrected_ends: dict[TaskId, TaskEvent] = {}
         """Ends of tasks of which something else was told last.
 
         The other half of a split may have gone on with a task that had ended here.
@@ -87,62 +94,66 @@ class Bookmark:
         self._digest: str | None = None
 
     @property
-    def place(self) -> Place:
+    def position(self) -> FeedPosition:
         """Where the reader is."""
         if self._digest is None:
             self._digest = _digest(self.vector.items(), self._stream)
         seq = self.vector.get(self._stream, 0)
-        return Place(self.hlc, self._stream, seq, self._digest)
+        return FeedPosition(self.hlc, self._stream, seq, self._digest)
 
-    def pass_over(self, entry: Entry) -> bool:
+    def advance_past(self, entry: Entry) -> bool:
         """Move behind an entry; return whether the place can be found again.
 
         It cannot in the midst of entries that came to light late.
         """
-        self.skip(entry.stream, entry.seq)
+        self.skip_entries(entry.stream, entry.seq)
         is_late = entry.hlc < self.hlc
         self.hlc = max(self.hlc, entry.hlc)
         return not is_late
 
-    def skip(self, stream: StreamId, seq: int) -> None:
+    def skip_entries(self, stream: StreamId, seq: int) -> None:
         """Move behind all entries of a stream up to `seq`."""
         self.vector[stream] = max(seq, self.vector.get(stream, 0))
         if stream != self._stream:
             self._digest = None
 
 
-def resumed(
-    place: Place, reaches: Iterable[Reach], stream: StreamId
-) -> tuple[Bookmark, bool]:
+def resume_cursor(
+    position: FeedPosition, extents: Iterable[StreamExtent], stream: StreamId
+) -> tuple[FeedCursor, bool]:
     """Return a bookmark at a place, and whether nothing is missing between the two.
 
     Args:
-        place: How far a client got, by the word of any dispatcher.
-        reaches: How far each stream goes at the time of the place.
+        position: How far a client got, by the word of any dispatcher.
+        extents: How far each stream goes at the time of the place.
         stream: What the dispatcher of this day writes.
     """
-    reaches = tuple(reaches)
-    known = {reach.stream: reach for reach in reaches}
-    told = known.get(place.stream)
+    extents = tuple(extents)
+    known = {reach.stream: reach for reach in extents}
+    told_extent = known.get(position.stream)
     # A reign that came later is not known to the one that told, though its clock may
     # be behind; unless it lost against that one when a split healed.
-    epoch = told.epoch if told else NO_EPOCH
-    before = {r.stream: r.seq for r in reaches if told is None or r.epoch <= epoch}
-    everything = {reach.stream: reach.seq for reach in reaches}
-    is_found = told is not None or place.seq == 0
+    epoch = told_extent.epoch if told_extent else NO_EPOCH
+    before = {
+        r.stream: r.seq for r in extents if told_extent is None or r.epoch <= epoch
+    }
+    everything = {reach.stream: reach.seq for reach in extents}
+    is_found = told_extent is not None or position.seq == 0
     for vector in (before, everything):
-        if is_found and _digest(vector.items(), place.stream) == place.digest:
-            is_exact = told is None or place.seq >= told.start
+        if is_found and _digest(vector.items(), position.stream) == position.digest:
+            is_exact = told_extent is None or position.seq >= told_extent.compacted_seq
             break
     else:
         # Rather tell something twice than not at all.
         vector, is_exact = before, False
     # What is lacking here was told, but a task may have gone on without it: it is told
     # again when it comes.
-    vector[place.stream] = (
-        max(min(place.seq, told.seq), told.start) if told is not None else 0
+    vector[position.stream] = (
+        max(min(position.seq, told_extent.seq), told_extent.compacted_seq)
+        if told_extent is not None
+        else 0
     )
-    return Bookmark(place.hlc, vector, stream), is_exact
+    return FeedCursor(position.hlc, vector, stream), is_exact
 
 
 def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
@@ -154,7 +165,7 @@ def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
 
 
 @value(frozen=True, slots=True)
-class TaskNews:
+class TaskEvent:
     """A task went into a state."""
 
     record: TaskRecord  #: its outline
@@ -164,42 +175,42 @@ class TaskNews:
 
 
 @value(frozen=True, slots=True)
-class History:
+class FeedPage:
     """A part of the log in the order of timestamps, as people read it."""
 
     items: tuple[tuple[Entry, TaskRecord], ...]
     """Entries about tasks that are known, with what is known of the task now."""
     arrays: Mapping[TaskId, TaskRecord]  #: that those tasks are, or are members of
-    reached: Holdings  #: how far the streams concerned are read now
+    reached: VectorItems  #: how far the streams concerned are read now
     has_more: bool
     is_whole: bool  #: nothing in between had been deleted before it was read
 
 
 @value(frozen=True, slots=True)
-class NodeNews:
+class NodeEvent:
     """A node is in the mesh like this now."""
 
-    member: RosterLine
+    member: RosterEntry
     is_gone: bool = False  #: it was lost for so long that it is listed no more
 
 
 @value(frozen=True, slots=True)
-class Gap:
+class FeedGap:
     """What happened between the last news and the next is not known in full."""
 
 
-About = TaskNews | NodeNews | Gap
+FeedContent = TaskEvent | NodeEvent | FeedGap
 
 
 @value(frozen=True, slots=True)
-class News:
+class FeedItem:
     """Something that happened, and where to go on after it."""
 
-    about: About | None  #: None: nothing but the place
-    place: Place | None = None  #: None: none but the one before
+    content: FeedContent | None  #: None: nothing but the place
+    position: FeedPosition | None = None  #: None: none but the one before
 
 
-def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
+def task_event_of(entry: Entry, record: TaskRecord) -> TaskEvent | None:
     """Return what an entry says that people wait for, if it does.
 
     Facts that decide nothing are no news: what is written again before it is
@@ -210,49 +221,57 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
         return None  # What becomes of an array follows from its members.
     match fact:
         case Submitted(spec):
-            is_fresh = entry.hlc - born_hlc(spec) < FRESH_MS << HLC_COUNTER_BITS
-            return _news(record, TaskState.QUEUED, at_ms) if is_fresh else None
-        case CancelAsked():
-            is_so = record.state is TaskState.CANCELLED
-            return _news(record, TaskState.CANCELLED, at_ms) if is_so else None
+            is_fresh = (
+                entry.hlc - accepted_hlc(spec) < REWRITE_AGE_MS << HLC_COUNTER_BITS
+            )
+            return _task_event(record, TaskState.QUEUED, at_ms) if is_fresh else None
+        case TaskCancelled():
+            is_cancelled = record.state is TaskState.CANCELLED
+            return (
+                _task_event(record, TaskState.CANCELLED, at_ms)
+                if is_cancelled
+                else None
+            )
         case Assigned(_, attempt, node):
-            made = Attempt(id=attempt, node=node)
+            shown_attempt = Attempt(id=attempt, node=node)
             state = TaskState.RUNNING
         case Finished(_, attempt, node, outcome):
-            made = Attempt(id=attempt, node=node, state=outcome.state, outcome=outcome)
+            shown_attempt = Attempt(
+                id=attempt, node=node, state=outcome.state, outcome=outcome
+            )
             state = _STATES.get(outcome.state, TaskState.RUNNING)
         case _:
             return None
     if state.is_final and state is not record.state:
         return None
-    chosen = record.chosen
-    if record.state.is_final and chosen is not None:
-        if chosen.id < attempt:
+    deciding = record.deciding_attempt
+    if record.state.is_final and deciding is not None:
+        if deciding.id < attempt:
             return None
-        if chosen.id == attempt and state is TaskState.QUEUED:
+        if deciding.id == attempt and state is TaskState.QUEUED:
             # Given back by a worker that was taken for lost: nobody has the task again.
-            return end_of(record, at_ms)
-    return _news(record, state, at_ms, made)
+            return end_event(record, at_ms)
+    return _task_event(record, state, at_ms, shown_attempt)
 
 
-def array_news(entry: Entry, array: TaskRecord) -> TaskNews | None:
+def array_event_of(entry: Entry, array: TaskRecord) -> TaskEvent | None:
     """Return that an array has ended, as far as is known; `entry` is of a member."""
     is_ended = array.state.is_final
-    return _news(array, array.state, wall_ms_of(entry.hlc)) if is_ended else None
+    return _task_event(array, array.state, wall_ms_of(entry.hlc)) if is_ended else None
 
 
-def end_of(record: TaskRecord, at_ms: int) -> TaskNews:
+def end_event(record: TaskRecord, at_ms: int) -> TaskEvent:
     """Return how a task ended."""
-    return _news(record, record.state, at_ms, record.chosen)
+    return _task_event(record, record.state, at_ms, record.deciding_attempt)
 
 
-def array_of(task: TaskId) -> TaskId:
+def array_id_of(task: TaskId) -> TaskId:
     """Return the array of a member; all other tasks as they are."""
-    place = member_of(task)
-    return task if place is None else place[0]
+    array_and_number = split_member_id(task)
+    return task if array_and_number is None else array_and_number[0]
 
 
-def outline(record: TaskRecord) -> TaskRecord:
+def outline_record(record: TaskRecord) -> TaskRecord:
     """Return what news show of a task: little, however much it asks for."""
     spec = record.spec
     if spec is None:
@@ -268,10 +287,10 @@ def outline(record: TaskRecord) -> TaskRecord:
     return replace(record, attempts=(), spec=small)
 
 
-def _news(
+def _task_event(
     record: TaskRecord, state: TaskState, at_ms: int, attempt: Attempt | None = None
-) -> TaskNews:
+) -> TaskEvent:
     if attempt is not None and attempt.outcome is not None:
         bare = replace(attempt.outcome, stdout=b"", stderr=b"", outputs=())
         attempt = replace(attempt, outcome=bare)
-    return TaskNews(outline(record), state, at_ms, attempt)
+    return TaskEvent(outline_record(record), state, at_ms, attempt)

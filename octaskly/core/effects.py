@@ -15,20 +15,20 @@ from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
-    Holdings,
     NodeId,
     StreamId,
     TaskId,
+    VectorItems,
 )
-from octaskly.core.model.keys import KeysEffect
-from octaskly.core.model.nodes import Hold
-from octaskly.core.model.tasks import Reason, TaskSpec
+from octaskly.core.model.keys import KeyringEffect
+from octaskly.core.model.nodes import OperatorHold
+from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.model.values import value
 from octaskly.core.protocol.messages import (
-    Cursor,
     Message,
     Report,
     Roster,
+    SnapshotCursor,
     SnapshotHead,
 )
 from octaskly.core.replies import Reply
@@ -56,15 +56,15 @@ class Save:
     epoch: Epoch | None = None
     stream: tuple[StreamId, Epoch] | None = None  #: a new stream of this node
     name: str | None = None
-    hold: Hold | None = None
-    retold: Holdings = ()
+    hold: OperatorHold | None = None
+    rewritten_rows: VectorItems = ()
     """What rows of snapshots said beyond the log up to here is in the log now."""
     records: tuple[Recorded, ...] = ()  #: that a dispatcher told, outside the log
     log_version: int | None = None
 
 
 @value(frozen=True, slots=True)
-class Join:
+class MergeRows:
     """Join a peer's tasks into the task table, without entries of the log.
 
     With the last of them, in the same transaction, the node holds what `head` says.
@@ -74,11 +74,11 @@ class Join:
     rows: tuple[TaskRow, ...]
     head: SnapshotHead
     is_last: bool
-    vector: Holdings = ()  #: what the rows stand for, which may be more than `head`
+    vector: VectorItems = ()  #: what the rows stand for, which may be more than `head`
     records: tuple[Recorded, ...] = ()
 
 
-Written = Append | Join
+LogWrite = Append | MergeRows
 """What brings facts about tasks to the disk."""
 
 
@@ -117,8 +117,8 @@ class ServePull:
     """
 
     peer: NodeId
-    vector: Holdings
-    cursor: Cursor | None = None  #: go on with this snapshot
+    vector: VectorItems
+    cursor: SnapshotCursor | None = None  #: go on with this snapshot
 
 
 @value(frozen=True, slots=True)
@@ -151,11 +151,11 @@ class Stop:
     """
 
     items: tuple[tuple[TaskId, AttemptId], ...]
-    reason: Reason = Reason.CANCELLED
+    reason: EndReason = EndReason.CANCELLED
 
 
 @value(frozen=True, slots=True)
-class HandBack:
+class ReleaseWaiting:
     """Report the attempts that have not begun as released, for other nodes to run."""
 
 
@@ -181,8 +181,8 @@ class Unspool:
 
 
 @value(frozen=True, slots=True)
-class Load:
-    """Read queued tasks of one shape with `ord > after_ord`; answered by `Loaded`."""
+class LoadQueued:
+    """Read queued tasks of one shape with `ord > after_ord`; answered by `QueuedLoaded`."""
 
     after_ord: int
     limit: int
@@ -190,10 +190,10 @@ class Load:
 
 
 @value(frozen=True, slots=True)
-class LoadRipe:
-    """Read tasks whose wait for others is over; answered by `RipeLoaded`."""
+class LoadUnblocked:
+    """Read tasks whose wait for others is over; answered by `UnblockedLoaded`."""
 
-    number: int  #: of the question, repeated in the answer
+    query_number: int  #: of the question, repeated in the answer
     limit: int
     before_hlc: int = 0
     """Tasks accepted earlier do not wait for tasks that the store does not know."""
@@ -203,7 +203,7 @@ class LoadRipe:
 class LoadLive:
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
 
-    named: tuple[TaskId, ...] = ()  #: besides these, whether any of it runs or not
+    looked_up: tuple[TaskId, ...] = ()  #: besides these, whether any of it runs or not
 
 
 @value(frozen=True, slots=True)
@@ -213,10 +213,10 @@ class PlanFloor:
     before_hlc: int  #: what ended before is old enough
     tasks_max: int  #: of more ended tasks than these, the oldest go, whatever their age
     stream: StreamId = StreamId(0)  #: of this reign: what was born there is in the log
-    after: int = 0  #: as in `FloorPlanned`
-    forget_hlc: int = 0
+    after_key: int = 0  #: as in `FloorPlanned`
+    purge_hlc: int = 0
     """What ended before is to go; what waits is carried only as far as needed."""
-    today_ms: int = 0  #: wall clock; records that ended before are not carried
+    wall_ms: int = 0  #: wall clock; records that ended before are not carried
 
 
 @value(frozen=True, slots=True)
@@ -228,25 +228,25 @@ class Answer:
 
 
 @value(frozen=True, slots=True)
-class Announce:
+class AnnounceTaskStates:
     """Tasks reached a new state that is durable: wake whoever waits for them."""
 
     tasks: tuple[TaskId, ...]
 
 
 @value(frozen=True, slots=True)
-class Learnt:
+class ApplyRecords:
     """These records are on this node's disk, for the first time: go by them.
 
     After a start that is all that it kept. Kinds of which only a dispatcher is asked
-    (`records.Kind.is_listed`) are left out.
+    (`records.RecordKind.is_list_only`) are left out.
     """
 
     records: tuple[Recorded, ...]
 
 
 @value(frozen=True, slots=True)
-class Publish:
+class PublishMeshState:
     """The mesh changed: role, dispatcher or members; for API, log and systemd."""
 
     epoch: Epoch
@@ -256,7 +256,7 @@ class Publish:
 
 
 @value(frozen=True, slots=True)
-class Remember:
+class SavePeer:
     """Keep a peer's addresses for the next start."""
 
     peer: NodeId
@@ -265,7 +265,7 @@ class Remember:
 
 
 @value(frozen=True, slots=True)
-class Note:
+class LogLine:
     """One line for the agent's log: a constant event name and its fields."""
 
     level: str  #: `debug`, `info`, `warning` or `error`
@@ -281,7 +281,7 @@ class Stopped:
 Effect = (
     Append
     | Save
-    | Join
+    | MergeRows
     | Send
     | Dial
     | Disconnect
@@ -290,20 +290,20 @@ Effect = (
     | Advertise
     | Start
     | Stop
-    | HandBack
+    | ReleaseWaiting
     | Freeze
     | Spool
     | Unspool
-    | Load
+    | LoadQueued
     | LoadLive
-    | LoadRipe
+    | LoadUnblocked
     | PlanFloor
     | Answer
-    | Announce
-    | Learnt
-    | Publish
-    | Remember
-    | Note
+    | AnnounceTaskStates
+    | ApplyRecords
+    | PublishMeshState
+    | SavePeer
+    | LogLine
     | Stopped
-    | KeysEffect
+    | KeyringEffect
 )

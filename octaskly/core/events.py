@@ -10,18 +10,30 @@ from typing import NamedTuple
 
 from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.drafts import Draft
-from octaskly.core.model.ids import Address, Epoch, Holdings, NodeId, StreamId, TaskId
-from octaskly.core.model.keys import Keys, KeysEvent
-from octaskly.core.model.nodes import NO_HOLD, Hold, LoadSample, Steering
-from octaskly.core.model.task_options import Requires
+from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.ids import (
+    Address,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    VectorItems,
+)
+from octaskly.core.model.keys import KeyringEvent, KeyringState
+from octaskly.core.model.nodes import (
+    NO_HOLD,
+    AvailabilityCommand,
+    LoadSample,
+    OperatorHold,
+)
+from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.values import value
 from octaskly.core.protocol.messages import Hello, Message, Report
 
 
 @value(frozen=True, slots=True)
-class Woke:
+class TimerFired:
     """Nothing happened but time."""
 
     draw: float = 0.0  #: in [0, 1)
@@ -41,11 +53,13 @@ class PeerUp:
     """A link is connected: both sides sent HELLO_OK. There is one link per peer."""
 
     peer: NodeId
-    sent: Hello  #: what this node had said
-    hello: Hello  #: what the peer said
+    own_hello: Hello  #: what this node had said
+    peer_hello: Hello  #: what the peer said
     address: Address  #: where the peer's peer port can be dialled
     draw: float = 0.0  #: in [0, 1)
-    took_ms: int = 0  #: from the connection until now; both said HELLO in that time
+    handshake_ms: int = (
+        0  #: from the connection until now; both said HELLO in that time
+    )
 
 
 @value(frozen=True, slots=True)
@@ -58,7 +72,7 @@ class PeerDown:
 
 
 @value(frozen=True, slots=True)
-class Advert:
+class PeerHint:
     """One node as mDNS, the memory of peers or `--join` names it: a hint to dial."""
 
     node: NodeId | None  #: None where only an address is known
@@ -68,10 +82,10 @@ class Advert:
 
 
 @value(frozen=True, slots=True)
-class Seen:
+class PeersDiscovered:
     """Hints arrived."""
 
-    adverts: tuple[Advert, ...]
+    hints: tuple[PeerHint, ...]
 
 
 @value(frozen=True, slots=True)
@@ -88,24 +102,24 @@ class TasksSubmitted:
     """A batch of tasks to accept, all or none; answered by `Answer(ticket, ...)`."""
 
     ticket: int
-    drafts: tuple[Draft, ...]
+    drafts: tuple[TaskDraft, ...]
     submitter: str
-    suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
+    id_suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
     is_strict: bool = False  #: rather none than with only one copy
-    logged: tuple[TaskId | None, ...] = ()
+    log_ids: tuple[TaskId | None, ...] = ()
     """`acceptance.logged_id` of each draft, if that was worked out beforehand."""
 
 
 @value(frozen=True, slots=True)
-class NamesAsked:
+class TaskIdsRequested:
     """Name tasks that are to be handed in; answered by `Answer(ticket, Named)`."""
 
     ticket: int
-    suffixes: tuple[str, ...]  #: 8 random hex digits for each task
+    id_suffixes: tuple[str, ...]  #: 8 random hex digits for each task
 
 
 @value(frozen=True, slots=True)
-class BarrierAsked:
+class CatchUpRequested:
     """Say whether what is unknown here is unknown everywhere.
 
     Answered by `Answer(ticket, Passed)`, with what is so after the question.
@@ -115,7 +129,7 @@ class BarrierAsked:
 
 
 @value(frozen=True, slots=True)
-class ExplainAsked:
+class ExplainRequested:
     """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
 
     ticket: int
@@ -128,20 +142,22 @@ class ExplainAsked:
 class CancelRequested:
     """Cancel one task; answered by `Answer(ticket, ...)`.
 
-    `known` is what the store says; the node's own knowledge of queued and running
+    `stored_state` is what the store says; the node's own knowledge of queued and running
     tasks is newer and wins.
     """
 
     ticket: int
     task: TaskId
-    known: TaskState
+    stored_state: TaskState
     force: bool
     by: str
-    array: TaskRecord | None = None  #: the task as the store has it, if it is one
+    array_record: TaskRecord | None = (
+        None  #: the task as the store has it, if it is one
+    )
 
 
 @value(frozen=True, slots=True)
-class ForgetAsked:
+class PurgeRequested:
     """Forget tasks that ended so long ago, now; answered by `Answer(ticket, Forgot)`.
 
     The answer comes when that is done, which may take minutes.
@@ -157,11 +173,11 @@ class RecordDraft(NamedTuple):
     kind: str
     key: str
     body: bytes
-    until_ms: int = 0
+    expires_ms: int = 0
 
 
 @value(frozen=True, slots=True)
-class RecordAsked:
+class RecordRequested:
     """Record these, all or none; answered by `Answer(ticket, Kept)`."""
 
     ticket: int
@@ -190,14 +206,14 @@ class Persisted:
 
 
 @value(frozen=True, slots=True)
-class Loaded:
-    """Queued tasks of one shape in queue order, the answer to `Load`."""
+class QueuedLoaded:
+    """Queued tasks of one shape in queue order, the answer to `LoadQueued`."""
 
     after_ord: int  #: as in the effect
     records: tuple[TaskRecord, ...]
     has_more: bool
     shape: int = 0  #: as in the effect
-    shapes: tuple[tuple[int, Requires], ...] = ()
+    other_shapes: tuple[tuple[int, Requirements], ...] = ()
     """The other shapes that wait, where shape 0 was read from its front."""
 
 
@@ -208,20 +224,22 @@ class LiveLoaded:
     records: tuple[TaskRecord, ...]
 
 
-class Ripe(NamedTuple):
+class UnblockedTask(NamedTuple):
     """A task whose wait for others is over."""
 
     record: TaskRecord
-    broken: TaskId | None  #: the one that did not end as it should; None: it may run
+    failed_dependency: (
+        TaskId | None
+    )  #: the one that did not end as it should; None: it may run
 
 
 @value(frozen=True, slots=True)
-class RipeLoaded:
-    """Tasks that wait for nobody any more: the answer to `LoadRipe`."""
+class UnblockedLoaded:
+    """Tasks that wait for nobody any more: the answer to `LoadUnblocked`."""
 
-    number: int  #: as in the effect
-    ripe: tuple[Ripe, ...]
-    are_left: bool  #: others wait, or were beyond the limit
+    query_number: int  #: as in the effect
+    tasks: tuple[UnblockedTask, ...]
+    has_more: bool  #: others wait, or were beyond the limit
 
 
 @value(frozen=True, slots=True)
@@ -231,13 +249,13 @@ class FloorPlanned:
     floor: Floor | None  #: None: nothing is old enough
     carried: tuple[TaskRecord, ...] = ()  #: to be written again before it, with outputs
     has_more: bool = False  #: more is old enough; a step is bounded
-    ahead: Holdings = ()
+    rows_ahead: VectorItems = ()
     """Rows of snapshots stand for so much that the log lacks. As long as that is so,
     `carried` are tasks that it may say less of, and there is no floor."""
-    after: int = 0  #: how far these tasks were read; ask on from there
-    is_tight: bool = False  #: little room is left: look again soon
-    is_too_large: bool = False  #: the log is, and no task in it may be forgotten
-    forgotten: int = 0  #: tasks that this floor ends, begun members included
+    after_key: int = 0  #: how far these tasks were read; ask on from there
+    is_low_on_space: bool = False  #: little room is left: look again soon
+    is_log_too_large: bool = False  #: the log is, and no task in it may be forgotten
+    purged_count: int = 0  #: tasks that this floor ends, begun members included
     records: tuple[Recorded, ...] = ()  #: to be written again before it
 
 
@@ -254,20 +272,20 @@ class DiskChanged:
     """The disk of this node takes no more writes, or it takes them again."""
 
     is_failing: bool
-    why: str = ""
+    reason: str = ""
 
 
 @value(frozen=True, slots=True)
-class SteeringAsked:
+class AvailabilityRequested:
     """An operator steers this node; answered by `Answer(ticket, ...)`."""
 
     ticket: int
-    steering: Steering
+    command: AvailabilityCommand
     by: str
 
 
 @value(frozen=True, slots=True)
-class StopAsked:
+class StopRequested:
     """Hand over, drain and stop; the node says `Stopped` when it is done.
 
     A second one stops at once.
@@ -277,20 +295,20 @@ class StopAsked:
 
 
 @value(frozen=True, slots=True)
-class Moved:
+class AddressesChanged:
     """This machine has other addresses than before."""
 
     addresses: tuple[str, ...]
 
 
 @value(frozen=True, slots=True, kw_only=True)
-class Saved:
+class SavedState:
     """What a node knew when it last stopped: given to it at the start, no event."""
 
     term: int = 0
     epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
-    vector: Holdings = ()
-    ahead: Holdings = ()  #: what rows of broken-off snapshots say beyond that
+    vector: VectorItems = ()
+    rows_ahead: VectorItems = ()  #: what rows of broken-off snapshots say beyond that
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: who wrote each stream
     hlc: int = 0
     floor: Floor = NO_FLOOR
@@ -298,39 +316,39 @@ class Saved:
     queued: int = 0  #: tasks that wait in the store
     name: str | None = None  #: given by a dispatcher because ours was taken
     reports: tuple[Report, ...] = ()  #: results that no dispatcher acknowledged
-    peers: tuple[Advert, ...] = ()  #: remembered, most recently met first
+    peers: tuple[PeerHint, ...] = ()  #: remembered, most recently met first
     names: tuple[tuple[NodeId, str], ...] = ()  #: every node ever in a roster
-    hold: Hold = NO_HOLD  #: what operators told this node
+    hold: OperatorHold = NO_HOLD  #: what operators told this node
     records: tuple[Recorded, ...] = ()  #: but for kinds that are only listed
-    keys: Keys = Keys()  #: the generations of the mesh secret
+    keys: KeyringState = KeyringState()  #: the generations of the mesh secret
     log_version: int = 1  #: the newest of who wrote what the log holds
 
 
 Event = (
-    Woke
+    TimerFired
     | Received
     | PeerUp
     | PeerDown
-    | Seen
+    | PeersDiscovered
     | DialFailed
-    | NamesAsked
+    | TaskIdsRequested
     | TasksSubmitted
-    | BarrierAsked
-    | ExplainAsked
+    | CatchUpRequested
+    | ExplainRequested
     | CancelRequested
-    | ForgetAsked
-    | RecordAsked
+    | PurgeRequested
+    | RecordRequested
     | TasksNotified
     | AttemptsEnded
     | Persisted
-    | Loaded
+    | QueuedLoaded
     | LiveLoaded
-    | RipeLoaded
+    | UnblockedLoaded
     | FloorPlanned
     | LoadSampled
     | DiskChanged
-    | SteeringAsked
-    | StopAsked
-    | Moved
-    | KeysEvent
+    | AvailabilityRequested
+    | StopRequested
+    | AddressesChanged
+    | KeyringEvent
 )

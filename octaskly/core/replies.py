@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from octaskly.core.log.facts import Recorded
 from octaskly.core.model.ids import NodeId, TaskId
-from octaskly.core.model.keys import NotRotated, Rotating
+from octaskly.core.model.keys import RotationNotStarted, RotationStarted
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.model.values import value
 
-PASSING = frozenset(
+TRANSIENT_CODES = frozenset(
     {
         "slots",
         "memory_granted",
@@ -30,47 +30,47 @@ PASSING = frozenset(
 """Reasons that end by themselves while the node takes work."""
 
 
-class Why(NamedTuple):
+class RejectionReason(NamedTuple):
     """One reason why a node does not run a task."""
 
     code: str
     text: str  #: follows the name of the node
 
     @property
-    def is_lasting(self) -> bool:
+    def is_permanent(self) -> bool:
         """Whether it stays as long as nobody does something about it."""
-        return self.code not in PASSING
+        return self.code not in TRANSIENT_CODES
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class NodeRejection:
     """Why one node does not run the task."""
 
     node: NodeId
     name: str
     state: NodeState
-    reasons: tuple[Why, ...]
+    reasons: tuple[RejectionReason, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class TaskExplanation:
     """Why a task is where it is."""
 
     state: TaskState
     summary: str  #: one sentence, without a full stop
-    nodes: tuple[Verdict, ...] = ()  #: of a task that waits
-    placement: str = ""  #: why it was given to the node that has or had it
+    rejections: tuple[NodeRejection, ...] = ()  #: of a task that waits
+    placement_reason: str = ""  #: why it was given to the node that has or had it
 
 
 @value(frozen=True, slots=True)
-class Named:
+class TaskIdsReserved:
     """Ids for tasks that may be handed in, and that no other task has."""
 
     ids: tuple[TaskId, ...]
 
 
 @value(frozen=True, slots=True)
-class Accepted:
+class TasksAccepted:
     """The submission is durable."""
 
     specs: tuple[TaskSpec, ...]
@@ -78,14 +78,14 @@ class Accepted:
 
 
 @value(frozen=True, slots=True)
-class Passed:
+class CatchUpStatus:
     """Whether no other node may hold a task that this one does not know."""
 
     is_complete: bool
 
 
 @value(frozen=True, slots=True)
-class CancelDone:
+class CancelResult:
     """What became of a cancel: the state that the task has now, and whether we did."""
 
     task: TaskId
@@ -94,12 +94,12 @@ class CancelDone:
 
 
 @value(frozen=True, slots=True)
-class NotHere:
+class NotDispatching:
     """This node is not dispatcher (any more); nothing was accepted."""
 
 
 @value(frozen=True, slots=True)
-class NotDurable:
+class NotReplicated:
     """No standby keeps a copy, and the request insists on one.
 
     Nothing was accepted; only if the standbys failed while the request was under way
@@ -108,7 +108,7 @@ class NotDurable:
 
 
 @value(frozen=True, slots=True)
-class Steered:
+class AvailabilityChanged:
     """What the operator told this node is in force, and outlives a restart."""
 
     state: NodeState
@@ -116,25 +116,25 @@ class Steered:
 
 
 @value(frozen=True, slots=True)
-class Hopeless:
+class Unplaceable:
     """No node that is here could ever run a task that shall fail fast.
 
     Nothing was accepted.
     """
 
     index: int  #: of the task in the submission
-    why: str
+    reason: str
 
 
 @value(frozen=True, slots=True)
-class Forgot:
+class TasksPurged:
     """What was to be forgotten is void on every node that knows as much."""
 
-    tasks: int  #: with the members of arrays that had begun
+    count: int  #: with the members of arrays that had begun
 
 
 @value(frozen=True, slots=True)
-class Kept:
+class RecordsKept:
     """Records are durable; for each that was asked for, the one that counts.
 
     That is an earlier one where kind and key were taken.
@@ -145,26 +145,26 @@ class Kept:
 
 
 @value(frozen=True, slots=True)
-class Crowded:
+class RecordLimitReached:
     """The mesh keeps as many records of a kind as it may; none was added."""
 
     kind: str
-    most: int
+    count_max: int
 
 
 Reply = (
-    Named
-    | Accepted
-    | Kept
-    | Crowded
-    | Passed
-    | CancelDone
-    | NotHere
-    | NotDurable
-    | Steered
-    | Hopeless
-    | Forgot
-    | Explanation
-    | Rotating
-    | NotRotated
+    TaskIdsReserved
+    | TasksAccepted
+    | RecordsKept
+    | RecordLimitReached
+    | CatchUpStatus
+    | CancelResult
+    | NotDispatching
+    | NotReplicated
+    | AvailabilityChanged
+    | Unplaceable
+    | TasksPurged
+    | TaskExplanation
+    | RotationStarted
+    | RotationNotStarted
 )

@@ -14,20 +14,20 @@ from typing import Any, Final, get_args
 
 import msgpack
 
-from octaskly.core.log.facts import Entry, Stored
-from octaskly.core.model.ids import Epoch, Holdings, StreamId
+from octaskly.core.log.facts import Entry, PackedEntry
+from octaskly.core.model.ids import Epoch, StreamId, VectorItems
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol import codec
 from octaskly.core.protocol.codec import NUMBERS
 from octaskly.core.protocol.messages import (
     PROTOCOL_VERSION,
-    Dispatch,
+    Assign,
     Entries,
     Hello,
     HelloOk,
     Kill,
     Message,
-    Packed,
+    PackedMessage,
     Reattach,
     Results,
     ResultsOk,
@@ -148,7 +148,7 @@ MESSAGE_NUMBERS_END: Final = 100
 _MESSAGE_NUMBERS: Final = frozenset(NUMBERS[kind] for kind in get_args(Message))
 
 _BATCHES: Final[dict[type, str]] = {
-    Dispatch: "items",
+    Assign: "items",
     Kill: "items",
     Results: "reports",
     ResultsOk: "items",
@@ -297,13 +297,13 @@ def frame(parts: Sequence[bytes]) -> bytes:
     return b"".join((header, len(parts).to_bytes(4, "big"), *parts))
 
 
-def parts_of(message: Message | Packed, frame_bytes: int) -> list[bytes]:
+def parts_of(message: Message | PackedMessage, frame_bytes: int) -> list[bytes]:
     """Return a message packed, split into several where it is a large batch.
 
     Raises:
         LocalProtocolError: it is too large for a frame and cannot be split.
     """
-    if isinstance(message, Packed):
+    if isinstance(message, PackedMessage):
         packed = message.data
     else:
         packed = _pack(codec.encode(message))
@@ -324,10 +324,10 @@ class Packing:
 
     def __init__(self, frame_bytes: int) -> None:
         self._frame_bytes = frame_bytes
-        self._message: Message | Packed | None = None
+        self._message: Message | PackedMessage | None = None
         self._parts: list[bytes] = []
 
-    def parts_of(self, message: Message | Packed) -> list[bytes]:
+    def parts_of(self, message: Message | PackedMessage) -> list[bytes]:
         """Return what the function of this name does.
 
         Raises:
@@ -339,7 +339,7 @@ class Packing:
         return self._parts
 
 
-def _halves(message: Message | Packed) -> tuple[Message, ...]:
+def _halves(message: Message | PackedMessage) -> tuple[Message, ...]:
     """Split a batch in two that mean the same together; nothing where it is none."""
     batch: Any = message
     field = _BATCHES.get(type(message), "")
@@ -349,7 +349,7 @@ def _halves(message: Message | Packed) -> tuple[Message, ...]:
         return ()
     first = replace(batch, **{field: items[:middle]})
     if isinstance(first, Reattach):
-        first = replace(first, more=True)
+        first = replace(first, has_more=True)
     return first, replace(batch, **{field: items[middle:]})
 
 
@@ -377,12 +377,12 @@ class WirePacker:
 
     def pack_entries(
         self,
-        stored: Sequence[Stored],
+        stored: Sequence[PackedEntry],
         epochs: Sequence[tuple[StreamId, Epoch]],
-        vector: Holdings,
+        vector: VectorItems,
         *,
         more: bool,
-    ) -> Packed:
+    ) -> PackedMessage:
         """Return `Entries` of entries whose facts `pack_entry_body` has packed.
 
         A fact lies in the frame as it lies in the log, so nothing is decoded.
@@ -399,7 +399,7 @@ class WirePacker:
             parts.append(packer.pack((stream, seq, hlc, None))[:-1])
             parts.append(body)
         parts += map(packer.pack, row[1:])
-        return Packed(b"".join(parts))
+        return PackedMessage(b"".join(parts))
 
     def pack(self, value: object) -> bytes:
         """Return a value of a class in `NUMBERS` as bytes.

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from octaskly.core.change_feed import History, News, Place, Reach
+from octaskly.core.change_feed import FeedItem, FeedPage, FeedPosition, StreamExtent
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.tasks import Attempt
@@ -38,10 +38,10 @@ class Lately:
 class Past(Protocol):
     """The log in the order of timestamps."""
 
-    async def reaches(self, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+    async def reaches(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
         """Return how far each stream goes at that time: latest timestamp, streams."""
 
-    async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
+    async def history(self, vector: Mapping[StreamId, int], limit: int) -> FeedPage:
         """Read entries beyond `vector` across streams, in the order of timestamps."""
 
     async def lately(self, since_ms: int, limit: int) -> Lately:
@@ -59,14 +59,16 @@ class Past(Protocol):
 class Listening(Protocol):
     """One reader of what happens."""
 
-    async def more(self) -> Sequence[News]:
+    async def more(self) -> Sequence[FeedItem]:
         """Wait for news; raise NotDispatcher if this reader is too slow for them."""
 
 
 class Telling(Protocol):
     """An agent that tells what happens."""
 
-    def listen(self, after: Place | None) -> AbstractAsyncContextManager[Listening]:
+    def listen(
+        self, after: FeedPosition | None
+    ) -> AbstractAsyncContextManager[Listening]:
         """Hear what happens to tasks and nodes, from a place in the log or from now on.
 
         First comes how each node is now.

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Protocol
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
-from octaskly.core.model.nodes import Failover, LoadSample, StandbyView, Steering
+from octaskly.core.model.nodes import (
+    AvailabilityCommand,
+    LoadSample,
+    StandbyView,
+    Takeover,
+)
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Roster, RosterLine
-from octaskly.core.replies import Explanation
+from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.replies import TaskExplanation
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import Telling
 from octaskly.ports.output import Transcripts
@@ -50,13 +55,13 @@ class MeshState:
 
     epoch: Epoch
     standbys: tuple[StandbyView, ...] = ()  #: the one that would succeed first
-    failover: Failover | None = None  #: the last one, if this reign came of one
+    failover: Takeover | None = None  #: the last one, if this reign came of one
     is_ahead: bool = False  #: this node still has to tell standbys of some tasks
 
     @property
     def replicas(self) -> int:
         """How many disks will hold a task that is accepted now."""
-        return 1 + sum(standby.is_level for standby in self.standbys)
+        return 1 + sum(standby.is_in_sync for standby in self.standbys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +128,7 @@ class Gateway(Transcripts, Telling, Protocol):
 
     async def submit(
         self,
-        drafts: Sequence[Draft],
+        drafts: Sequence[TaskDraft],
         *,
         principal: Principal,
         idempotency_key: str | None = None,
@@ -198,7 +203,7 @@ class Gateway(Transcripts, Telling, Protocol):
             NotDispatcher: this node is not dispatcher.
         """
 
-    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+    async def explain(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task, and why it is where it is.
 
         Raises:
@@ -221,7 +226,9 @@ class Gateway(Transcripts, Telling, Protocol):
             OutputNotFound: there is none.
         """
 
-    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
+    async def steer(
+        self, steering: AvailabilityCommand, *, principal: Principal
+    ) -> RosterEntry:
         """Drain, resume, pause or unpause this node; return it as it is then.
 
         Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keys import Keys
+from octaskly.core.model.keys import KeyringState
 from octaskly.ports.tokens import Principal
 
 
@@ -14,7 +14,7 @@ from octaskly.ports.tokens import Principal
 class RotationView:
     """How far the renewal of the mesh secret has come, seen from one node."""
 
-    keys: Keys
+    keys: KeyringState
     due_ms: int | None  #: wall clock, when the next step comes at the latest
     confirmed: tuple[NodeId, ...]  #: have the newest generation
     awaited: tuple[NodeId, ...]  #: may not have it yet

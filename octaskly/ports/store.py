@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from octaskly.core.effects import Join, LoadRipe, PlanFloor, Save
-from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
-from octaskly.core.log.facts import Entry, Recorded, Stored
+from octaskly.core.effects import LoadUnblocked, MergeRows, PlanFloor, Save
+from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
+from octaskly.core.log.facts import Entry, PackedEntry, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
-    Holdings,
     Moment,
     NodeId,
     StreamId,
     TaskId,
+    VectorItems,
 )
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Cursor, Packed, Report
+from octaskly.core.protocol.messages import PackedMessage, Report, SnapshotCursor
 from octaskly.ports.events import Past
 from octaskly.ports.histogram import Tally
 
@@ -48,12 +48,12 @@ class Packer(Protocol):
 
     def pack_entries(
         self,
-        stored: Sequence[Stored],
+        stored: Sequence[PackedEntry],
         epochs: Sequence[tuple[StreamId, Epoch]],
-        vector: Holdings,
+        vector: VectorItems,
         *,
         more: bool,
-    ) -> Packed:
+    ) -> PackedMessage:
         """Return `Entries` of entries whose facts `pack_entry_body` has packed."""
 
     def pack(self, value: object) -> bytes:
@@ -140,7 +140,7 @@ class Log(Past, Protocol):
     `number` and all before it durable. Reading calls are coroutines.
     """
 
-    def open(self) -> Saved:
+    def open(self) -> SavedState:
         """Open or create the database and return what the node must know.
 
         Raises:
@@ -156,7 +156,7 @@ class Log(Past, Protocol):
     ) -> None:
         """Queue entries for the next commit."""
 
-    def join(self, item: Join) -> None:
+    def join(self, item: MergeRows) -> None:
         """Queue rows of a snapshot; with the last, the log holds what its head says."""
 
     def save(self, item: Save) -> None:
@@ -184,7 +184,7 @@ class Log(Past, Protocol):
     async def purged(self) -> None:
         """Wait until nothing that was forgotten is shown any more."""
 
-    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> QueuedLoaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 
     async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
@@ -193,18 +193,21 @@ class Log(Past, Protocol):
         What is named comes with them, whether it runs or not.
         """
 
-    async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:
+    async def load_ripe(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose wait for others is over, the oldest first."""
 
     async def answer(
-        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
-    ) -> Packed:
+        self,
+        vector: Mapping[StreamId, int],
+        cursor: SnapshotCursor | None,
+        bytes_max: int,
+    ) -> PackedMessage:
         """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
 
     async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""
 
-    async def vector(self) -> Holdings:
+    async def vector(self) -> VectorItems:
         """Return what is durable, per stream."""
 
     async def task(self, ref: str) -> TaskRecord | None:

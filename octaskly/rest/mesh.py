@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from octaskly.core.model.nodes import NodeState, Role, Strain
+from octaskly.core.model.nodes import NodeState, Pressure, Role
 from octaskly.rest.tasks import At
 
 
@@ -69,7 +69,7 @@ class Node(TypedDict):
     id: str
     role: Role
     state: NodeState
-    short_of: Strain | None
+    short_of: Pressure | None
     addresses: list[str]
     lan_port: int
     slots: int

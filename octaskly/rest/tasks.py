@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 import msgspec
 
 from octaskly.core.model.nodes import NodeState
-from octaskly.core.model.tasks import Reason, TaskState
+from octaskly.core.model.tasks import EndReason, TaskState
 
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -92,7 +92,7 @@ class TaskLine(TypedDict):
     attempt: int | None
     exit_code: int | None
     signal: int | None
-    reason: Reason | None
+    reason: EndReason | None
     detail: str | None
     timeout: int | None
     queue_ms: int | None

@@ -9,22 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from octaskly.core.change_feed import History, Reach
+from octaskly.core.change_feed import FeedPage, StreamExtent
 from octaskly.core.effects import (
     Append,
-    Join,
-    LoadRipe,
+    LoadUnblocked,
+    MergeRows,
     PlanFloor,
     Save,
     Spool,
     Unspool,
 )
-from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
+from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.core.protocol.messages import Cursor, Packed, Report
+from octaskly.core.protocol.messages import PackedMessage, Report, SnapshotCursor
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
     Clock,
@@ -139,7 +139,7 @@ class Store:
             return None
         return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
 
-    def open(self) -> Saved:
+    def open(self) -> SavedState:
         """Open or create the database and return what the node must know.
 
         Raises:
@@ -182,14 +182,14 @@ class Store:
                 handed[entry.stream] = entry.seq
                 fresh.append(entry)
                 if isinstance(entry.fact, Floor):
-                    self._hold(mark[:2] for mark in entry.fact.marks)
+                    self._hold(mark[:2] for mark in entry.fact.stream_floors)
         self._put(Append(number, tuple(fresh), tuple(epochs)))
 
-    def join(self, item: Join) -> None:
+    def join(self, item: MergeRows) -> None:
         """Queue rows of a snapshot for the next commit."""
         if item.is_last:
             self._hold(item.head.vector)
-            self._hold(mark[:2] for mark in item.head.floor.marks)
+            self._hold(mark[:2] for mark in item.head.floor.stream_floors)
         self._put(item)
 
     def save(self, item: Save) -> None:
@@ -220,11 +220,11 @@ class Store:
         if self._writer is not None:
             self._writer.give_way(is_alone=is_alone)
 
-    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> QueuedLoaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
         return await self._read(lambda db: queue.load(db, after_ord, limit, shape))
 
-    async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:
+    async def load_ripe(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose wait for others is over, the oldest first."""
         return await self._read(lambda db: load_ripe(db, ask))
 
@@ -233,15 +233,18 @@ class Store:
         return await self._read(lambda db: queue.load_live(db, named))
 
     async def answer(
-        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
-    ) -> Packed:
+        self,
+        vector: Mapping[StreamId, int],
+        cursor: SnapshotCursor | None,
+        bytes_max: int,
+    ) -> PackedMessage:
         """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
         packer = self._packer
 
-        def packed(db: sqlite3.Connection) -> Packed:
+        def packed(db: sqlite3.Connection) -> PackedMessage:
             part = snapshot(db, vector, cursor, bytes_max)
             if part is not None:
-                return Packed(packer.pack(part))
+                return PackedMessage(packer.pack(part))
             return queries.entries_after(db, packer, vector, bytes_max)
 
         return await self._read(packed)
@@ -254,11 +257,11 @@ class Store:
         """Return what is durable, per stream."""
         return await self._read(queries.vector)
 
-    async def reaches(self, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+    async def reaches(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
         """Return how far each stream goes at that time: latest timestamp, streams."""
         return await self._read(lambda db: histories.reaches(db, hlc))
 
-    async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
+    async def history(self, vector: Mapping[StreamId, int], limit: int) -> FeedPage:
         """Read entries beyond `vector` across streams, in the order of timestamps."""
         return await self._read(
             lambda db: histories.history(db, self._packer, vector, limit)
@@ -335,7 +338,7 @@ class Store:
         """
         await asyncio.to_thread(self._shut)
 
-    def _start(self, connection: sqlite3.Connection) -> Saved:
+    def _start(self, connection: sqlite3.Connection) -> SavedState:
         """Read what the node must know and start the threads."""
         try:
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final, Protocol, cast
 
-from octaskly.core.effects import Note
+from octaskly.core.effects import LogLine
 
 WINDOW_S: Final = 1.0
 ALIKE_MAX: Final = 10  #: that come at once and are written as they are
@@ -32,13 +32,13 @@ class Notes:
         write: Writes a line.
     """
 
-    def __init__(self, write: Callable[[Note], None]) -> None:
+    def __init__(self, write: Callable[[LogLine], None]) -> None:
         self._write = write
         self._windows: dict[_Kind, asyncio.TimerHandle] = {}
         self._written: Counter[_Kind] = Counter()  #: since there was a quiet second
-        self._held: dict[_Kind, tuple[Note, int]] = {}  #: the last, how many before
+        self._held: dict[_Kind, tuple[LogLine, int]] = {}  #: the last, how many before
 
-    def take(self, note: Note) -> None:
+    def take(self, note: LogLine) -> None:
         """Write a line, or hold it if many like it were within the last second."""
         kind = (note.event, dict(note.fields).get("peer"))
         if kind not in self._windows:
@@ -143,7 +143,7 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
     return logger
 
 
-def write_note(logger: Logger, note: Note) -> None:
+def write_note(logger: Logger, note: LogLine) -> None:
     """Log what a part of the agent has noted."""
     getattr(logger, note.level)(note.event, **dict(note.fields))
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keys import DENIED_MAX, Keys
+from octaskly.core.model.keys import REVOKED_MAX, KeyringState
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust import secret_format
 from octaskly.trust.private_files import create_private, read_private
@@ -44,8 +44,8 @@ class MeshSecret:
     mesh_id: str = field(default="", repr=False)
     """Public name of the mesh, 16 hex digits; follows from generation 1, for ever."""
     has_next: bool = field(default=False, repr=False)  #: the newest is not in force yet
-    is_urgent: bool = field(default=False, repr=False)  #: as in `Keys`
-    since_ms: int = field(default=0, repr=False)  #: as in `Keys`
+    is_urgent: bool = field(default=False, repr=False)  #: as in `KeyringState`
+    since_ms: int = field(default=0, repr=False)  #: as in `KeyringState`
     denials: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
     """Revoked nodes, ordered, each with the first generation that it never got.
 
@@ -76,16 +76,16 @@ class MeshSecret:
         return range(self.first, self.newest + 1)
 
     @property
-    def keys(self) -> Keys:
+    def keys(self) -> KeyringState:
         """What may be known of it."""
-        return Keys(
+        return KeyringState(
             oldest=self.first,
             generation=self.generation,
             newest=self.newest,
-            mark=_derive(self._raw(self.newest), "mark", MARK_BYTES).hex(),
+            fingerprint=_derive(self._raw(self.newest), "mark", MARK_BYTES).hex(),
             is_urgent=self.is_urgent,
-            since_ms=self.since_ms,
-            denied=self.denied,
+            phase_since_ms=self.since_ms,
+            revoked=self.denied,
         )
 
     @property
@@ -342,9 +342,9 @@ def make(path: Path) -> bool:
 def _deny(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
     """Return it with these nodes denied; the order of many such steps is all one."""
     found = _later(secret.denials, denials.items())
-    kept = sorted(found, key=lambda node: (found[node], node))[-DENIED_MAX:]
+    kept = sorted(found, key=lambda node: (found[node], node))[-REVOKED_MAX:]
     if any(found[node] > secret.first for node in found.keys() - {*kept}):
-        raise TrustError(f"more than {DENIED_MAX} nodes are revoked at once")
+        raise TrustError(f"more than {REVOKED_MAX} nodes are revoked at once")
     return replace(secret, denials=tuple((node, found[node]) for node in sorted(kept)))
 
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from octaskly.core.model.drafts import number_of
+from octaskly.core.model.drafts import sequence_of
 from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
 from tests.browser import chromium
@@ -94,7 +94,7 @@ async def test_a_task_is_handed_in_by_the_form(
     await expect(page.locator(".head .state")).to_have_text("completed")
     task = told(mesh[0], page.url.rpartition("/")[2])
     assert task["name"] == "formal"
-    assert number_of(task["id"])  # Counted: one that follows from a key is long.
+    assert sequence_of(task["id"])  # Counted: one that follows from a key is long.
 
 
 @pytest.mark.skipif(not shutil.which("certutil"), reason="apt install libnss3-tools")

@@ -9,13 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from octaskly.core.effects import Append, Join, Load, LoadLive, PlanFloor, Save
-from octaskly.core.events import FloorPlanned, Loaded, Saved
+from octaskly.core.effects import (
+    Append,
+    LoadLive,
+    LoadQueued,
+    MergeRows,
+    PlanFloor,
+    Save,
+)
+from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState
 from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, Epoch, Holdings, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, Epoch, StreamId, TaskId, VectorItems
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Cursor, Entries, Packed, Report
+from octaskly.core.protocol.messages import (
+    Entries,
+    PackedMessage,
+    Report,
+    SnapshotCursor,
+)
 from octaskly.ports import RecordQuery, StoreStats, TaskPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.store.disk import Disk
@@ -33,7 +45,7 @@ class DiskLog:
         self._disk = disk
         self._hear = hear
 
-    def open(self) -> Saved:
+    def open(self) -> SavedState:
         return self._disk.saved()
 
     def append(
@@ -45,7 +57,7 @@ class DiskLog:
         self._disk.append(Append(number, tuple(entries), tuple(epochs)))
         self._commit_soon()
 
-    def join(self, item: Join) -> None:
+    def join(self, item: MergeRows) -> None:
         self._disk.join(item)
         self._commit_soon()
 
@@ -59,34 +71,37 @@ class DiskLog:
     def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         self._disk.forget(tuple(items))
 
-    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
-        return load(self._disk, Load(after_ord, limit, shape))
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> QueuedLoaded:
+        return load(self._disk, LoadQueued(after_ord, limit, shape))
 
     async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
         return live(self._disk, LoadLive(tuple(named)))
 
     async def answer(
-        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
-    ) -> Packed:
+        self,
+        vector: Mapping[StreamId, int],
+        cursor: SnapshotCursor | None,
+        bytes_max: int,
+    ) -> PackedMessage:
         disk, pack = self._disk, PicklePacker().pack
         part = next_part(disk, dict(vector), cursor)
         if part is not None:
-            return Packed(pack(part))
+            return PackedMessage(pack(part))
         most = min(bytes_max, ENTRIES_MAX)
         entries, epochs, more = entries_after(disk, dict(vector), most)
-        return Packed(pack(Entries(entries, epochs, more, disk.vector())))
+        return PackedMessage(pack(Entries(entries, epochs, more, disk.vector())))
 
     async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
         return plan_floor(self._disk, ask)
 
-    async def vector(self) -> Holdings:
+    async def vector(self) -> VectorItems:
         return self._disk.vector()
 
     async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
         some = [
-            ((r.at, r.key), r)
+            ((r.hlc, r.key), r)
             for r in self._disk.told()
-            if r.kind in query.kinds and r.at >= query.since
+            if r.kind in query.kinds and r.hlc >= query.since
             if query.keys is None or r.key in query.keys
         ]
         some.sort(key=lambda placed: placed[0], reverse=query.is_newest_first)

@@ -11,24 +11,24 @@ from typing import Any
 
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Entry,
     Fact,
     Finished,
-    Stored,
+    PackedEntry,
     Submitted,
+    TaskCancelled,
 )
 from octaskly.core.model.ids import (
     AttemptId,
     Epoch,
-    Holdings,
     Moment,
     NodeId,
     StreamId,
     TaskId,
+    VectorItems,
 )
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
-from octaskly.core.protocol.messages import Entries, Packed
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.protocol.messages import Entries, PackedMessage
 from octaskly.ports import Log
 from octaskly.store import Store
 from octaskly.store.tables.schema import MIGRATIONS
@@ -51,14 +51,14 @@ class PicklePacker:
 
     def pack_entries(
         self,
-        stored: Sequence[Stored],
+        stored: Sequence[PackedEntry],
         epochs: Sequence[tuple[StreamId, Epoch]],
-        vector: Holdings,
+        vector: VectorItems,
         *,
         more: bool,
-    ) -> Packed:
+    ) -> PackedMessage:
         found = tuple(self.unpack_entry(*entry) for entry in stored)
-        return Packed(self.pack(Entries(found, tuple(epochs), more, vector)))
+        return PackedMessage(self.pack(Entries(found, tuple(epochs), more, vector)))
 
     def pack(self, value: object) -> bytes:
         return pickle.dumps(value, protocol=5)
@@ -119,7 +119,7 @@ def finished(
     *,
     node: NodeId = WORKER,
     state: AttemptState = AttemptState.OK,
-    reason: Reason = Reason.EXIT,
+    reason: EndReason = EndReason.EXIT,
     **fields: Any,
 ) -> Finished:
     told = {"exit_code": 0, "started_ms": WALL_MS, "duration_ms": 7}
@@ -127,8 +127,8 @@ def finished(
     return Finished(task_id(number), attempt_id(n), node, outcome)
 
 
-def cancelled(number: int, by: str = "ada") -> CancelAsked:
-    return CancelAsked(task_id(number), by)
+def cancelled(number: int, by: str = "ada") -> TaskCancelled:
+    return TaskCancelled(task_id(number), by)
 
 
 def entries(

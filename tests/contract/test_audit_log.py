@@ -10,7 +10,7 @@ import pytest
 from octaskly.agent.gateway.audit import RETENTION_MS, Audit
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import AUDIT, AUDIT_STRANGERS, KINDS
+from octaskly.core.log.records import AUDIT, AUDIT_UNAUTHENTICATED, KINDS
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditLog, Deed, RecordQuery
@@ -32,7 +32,7 @@ class ListedRecords(MemoryRecords):
         if query.keys is not None:
             found = [r for r in found if r.key in query.keys]
         if query.beyond is not None:
-            found = [r for r in found if (r.at, r.key) > query.beyond]
+            found = [r for r in found if (r.hlc, r.key) > query.beyond]
         if query.is_newest_first:
             found.reverse()
         return tuple(found[: query.limit])
@@ -134,8 +134,8 @@ async def test_strangers_push_nothing_out_but_each_other() -> None:
 
     page = await log.page(since_ms=0, after=None, limit=9)
 
-    assert [kind for kind, _ in records.kept] == [AUDIT, AUDIT, AUDIT_STRANGERS]
-    assert KINDS[AUDIT_STRANGERS].most < KINDS[AUDIT].most
+    assert [kind for kind, _ in records.kept] == [AUDIT, AUDIT, AUDIT_UNAUTHENTICATED]
+    assert KINDS[AUDIT_UNAUTHENTICATED].count_max < KINDS[AUDIT].count_max
     assert [d.id for d in page.deeds] == ["n-1", "n-2", "n-3"]
 
 
@@ -152,7 +152,7 @@ async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:
     assert page.deeds[0] == plain
     for record in records.kept.values():
         assert len(record.body) <= KINDS[AUDIT].body_bytes_max
-        assert record.until_ms - plain.at_ms >= RETENTION_MS
+        assert record.expires_ms - plain.at_ms >= RETENTION_MS
 
 
 async def test_when_a_node_was_met_is_known_to_each_dispatcher() -> None:

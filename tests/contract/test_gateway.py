@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import (
@@ -69,7 +69,7 @@ async def subject(request: pytest.FixtureRequest) -> Subject:
 async def _submit(
     subject: Subject, *commands: str, principal: Principal = ANA, key: str | None = None
 ) -> list[TaskId]:
-    drafts = [Draft(command=command) for command in commands]
+    drafts = [TaskDraft(command=command) for command in commands]
     records, replicas = await subject.gateway.submit(
         drafts, principal=principal, idempotency_key=key
     )
@@ -79,7 +79,7 @@ async def _submit(
 
 async def test_submitted_tasks_come_back_in_order_and_queued(subject: Subject) -> None:
     """One record for each draft, with the envelope filled in."""
-    drafts = [Draft(command=f"echo {n}", timeout_s=n + 1) for n in range(20)]
+    drafts = [TaskDraft(command=f"echo {n}", timeout_s=n + 1) for n in range(20)]
 
     records, _ = await subject.gateway.submit(drafts, principal=BO)
 
@@ -104,7 +104,7 @@ async def test_task_is_found_by_id_and_by_number(subject: Subject) -> None:
 async def test_ids_may_be_had_before_their_tasks(subject: Subject) -> None:
     """With numbers of their own, which no later task has."""
     ids = await subject.gateway.new_ids(2)
-    drafts = [Draft(command="true", id=task) for task in ids]
+    drafts = [TaskDraft(command="true", id=task) for task in ids]
     later = await _submit(subject, "true")
 
     records, _ = await subject.gateway.submit(drafts, principal=ANA)
@@ -129,12 +129,12 @@ async def test_unknown_task_is_not_found(subject: Subject) -> None:
 
 async def test_chosen_id_is_kept_and_taken_once(subject: Subject) -> None:
     """All or nothing: the free one of the second batch is not accepted either."""
-    chosen = Draft(command="true", id=TaskId("mine"))
+    chosen = TaskDraft(command="true", id=TaskId("mine"))
     await subject.gateway.submit([chosen], principal=ANA)
 
     with pytest.raises(TaskExists):
         await subject.gateway.submit(
-            [Draft(command="false", id=TaskId("free")), chosen], principal=ANA
+            [TaskDraft(command="false", id=TaskId("free")), chosen], principal=ANA
         )
 
     assert (await subject.gateway.task("mine")).id == "mine"

@@ -10,36 +10,36 @@ from typing import cast
 
 import pytest
 
-from octaskly.core.change_feed import Reach
-from octaskly.core.effects import LoadRipe, Save
-from octaskly.core.events import Saved
+from octaskly.core.change_feed import StreamExtent
+from octaskly.core.effects import LoadUnblocked, Save
+from octaskly.core.events import SavedState
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Floor,
-    Mark,
     Notified,
-    Ready,
+    StreamFloor,
     Submitted,
+    TaskCancelled,
+    Unblocked,
 )
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import Address, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import Hold
+from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
-    Requires,
+    Requirements,
     TaskLimits,
     TaskOptions,
     shape_of,
 )
-from octaskly.core.model.tasks import AttemptState, OutputFile, Reason, TaskState
+from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskState
 from octaskly.core.protocol.messages import Entries, Report
 from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store
@@ -61,7 +61,7 @@ class Bench:
         self._changed = asyncio.Event()
         self.told: list[int] = []
         self.log = make(self._hear)
-        self.saved = Saved()
+        self.saved = SavedState()
 
     async def open(self) -> None:
         self.saved = await asyncio.to_thread(self.log.open)
@@ -120,7 +120,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 @for_the_core
 async def test_a_new_log_knows_nothing(bench: Bench) -> None:
     """The first start needs no set-up."""
-    assert bench.saved == Saved()
+    assert bench.saved == SavedState()
     assert await bench.log.vector() == ()
     assert await bench.log.page(TaskQuery()) == TaskPage((), 0)
 
@@ -133,7 +133,7 @@ async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> 
 
     await bench.add(fact)
 
-    record = merge.apply(None, fact)
+    record = merge.apply_fact(None, fact)
     assert await bench.log.task(fact.task) == record
     assert await bench.log.tasks([fact.task, kit.task_id(2)]) == {fact.task: (record,)}
     assert await bench.log.task(kit.task_id(2)) is None
@@ -147,17 +147,17 @@ async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
         env=(("A", "1"),),
         stdin=bytes(range(256)),
         is_scratch=True,
-        requires=Requires(cpus=2, labels=(("disk", "ssd"),)),
+        requires=Requirements(cpus=2, labels=(("disk", "ssd"),)),
         limits=TaskLimits(processes=9),
     )
     fact = kit.submitted(1, options=options)
 
     await bench.add(fact)
 
-    record = merge.apply(None, fact)
+    record = merge.apply_fact(None, fact)
     assert await bench.log.task(fact.task) == record
     front = await bench.log.load(-1, 9)
-    assert front.shapes == ((shape_of(options), options.requires),)
+    assert front.other_shapes == ((shape_of(options), options.requires),)
     assert (await bench.log.load(-1, 9, shape_of(options))).records == (record,)
     (listed,) = (await bench.log.page(TaskQuery())).records
     assert listed.spec is not None
@@ -172,9 +172,11 @@ def later(number: int, *parents: int, end: str = "success") -> Submitted:
 
 async def ripe(log: Log) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
     """Return whose wait is over, with what broke it, and whether others wait."""
-    found = await log.load_ripe(LoadRipe(7, 100))
-    assert found.number == 7
-    return [(item.record.id, item.broken) for item in found.ripe], found.are_left
+    found = await log.load_ripe(LoadUnblocked(7, 100))
+    assert found.query_number == 7
+    return [
+        (item.record.id, item.failed_dependency) for item in found.tasks
+    ], found.has_more
 
 
 async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
@@ -189,9 +191,9 @@ async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
 
     assert await ripe(bench.log) == ([(kit.task_id(3), None)], True)
     assert (await bench.log.load(-1, 9)).records == ()
-    await bench.add(Ready(kit.task_id(3)))
+    await bench.add(Unblocked(kit.task_id(3)))
     (queued,) = (await bench.log.load(-1, 9)).records
-    assert (queued.id, queued.is_ready) == (kit.task_id(3), True)
+    assert (queued.id, queued.is_unblocked) == (kit.task_id(3), True)
     assert await ripe(bench.log) == ([], False)
 
 
@@ -240,11 +242,11 @@ async def test_a_parent_that_is_not_known_is_awaited_for_a_while(bench: Bench) -
     await bench.add(later(2, 1))
     assert await ripe(bench.log) == ([], True)
 
-    early = await bench.log.load_ripe(LoadRipe(1, 9, before_hlc=2))
-    found = await bench.log.load_ripe(LoadRipe(2, 9, before_hlc=3))
+    early = await bench.log.load_ripe(LoadUnblocked(1, 9, before_hlc=2))
+    found = await bench.log.load_ripe(LoadUnblocked(2, 9, before_hlc=3))
 
-    assert early.ripe == ()
-    assert [item.record.id for item in found.ripe] == [kit.task_id(2)]
+    assert early.tasks == ()
+    assert [item.record.id for item in found.tasks] == [kit.task_id(2)]
 
 
 async def test_who_waits_is_known_after_a_restart(bench: Bench) -> None:
@@ -304,7 +306,7 @@ async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
 async def test_node_state_survives_a_restart(bench: Bench) -> None:
     """Fields that are not named stay as they are."""
     epoch = Epoch(4, NodeId("a" * 16))
-    hold = Hold(is_drained=True)
+    hold = OperatorHold(is_drained=True)
     bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12", hold=hold))
     bench.log.save(Save(number=bench.next(), log_version=2))
     number = bench.next()
@@ -420,7 +422,7 @@ async def test_tasks_with_one_place_in_the_queue_are_loaded_together(
 @for_the_core
 async def test_a_task_given_back_is_loaded_with_its_attempts(bench: Bench) -> None:
     """The next attempt takes the next number."""
-    back = kit.finished(1, state=AttemptState.RELEASED, reason=Reason.RETURNED)
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     await bench.add(kit.submitted(1), kit.assigned(1), back)
 
     (record,) = (await bench.log.load(0, 10)).records
@@ -438,14 +440,14 @@ async def test_live_tasks_are_those_of_which_an_attempt_may_still_run(
     await bench.add(kit.assigned(2), kit.assigned(3), kit.assigned(4), kit.assigned(5))
     await bench.add(kit.finished(3), kit.cancelled(4), kit.cancelled(1))
     await bench.add(
-        kit.finished(5, state=AttemptState.RELEASED, reason=Reason.LOST),
+        kit.finished(5, state=AttemptState.RELEASED, reason=EndReason.LOST),
         kit.assigned(5, 2),
     )
 
     await bench.add(
         kit.submitted(6),
         kit.assigned(6),
-        kit.finished(6, 2, state=AttemptState.CANCELLED, reason=Reason.CANCELLED),
+        kit.finished(6, 2, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED),
     )
 
     live = await bench.log.load_live()
@@ -476,7 +478,7 @@ def counts_of(record: TaskRecord | None) -> tuple[int, ...]:
 def left_of(record: TaskRecord) -> list[int]:
     """Return the places of the members of whom nothing is said."""
     assert record.progress is not None
-    return [at for a, b in record.progress.rest for at in range(a, b + 1)]
+    return [at for a, b in record.progress.remaining_runs for at in range(a, b + 1)]
 
 
 @for_the_core
@@ -504,7 +506,7 @@ async def test_a_member_that_was_given_back_waits_behind_its_array(
     bench: Bench,
 ) -> None:
     """It has been handed out, so the array does not hand it out again."""
-    back = kit.finished(1, state=AttemptState.RELEASED, reason=Reason.LOST)
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, of_member(kit.assigned(1), 7), of_member(back, 7))
 
     array, member = (await bench.log.load(0, 9)).records
@@ -517,9 +519,9 @@ async def test_a_member_that_was_given_back_waits_behind_its_array(
 @for_the_core
 async def test_the_cancel_of_an_array_ends_what_waits_of_it(bench: Bench) -> None:
     """What runs goes on, and is not tried again."""
-    back = kit.finished(1, state=AttemptState.RELEASED, reason=Reason.LOST)
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, *(of_member(kit.assigned(1), n) for n in (7, 8, 9)))
-    await bench.add(of_member(back, 7), CancelAsked(ARRAY.task, "ada"))
+    await bench.add(of_member(back, 7), TaskCancelled(ARRAY.task, "ada"))
 
     assert counts_of(await bench.log.task(ARRAY.task)) == (0, 2, 0, 0, 2)
     assert (await bench.log.load(0, 9)).records == ()
@@ -540,7 +542,7 @@ async def test_the_cancel_of_an_array_ends_what_waits_of_it(bench: Bench) -> Non
 async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
     """Those of whom something is said, live or not."""
     member = member_id(ARRAY.task, 7)
-    await bench.add(ARRAY, CancelAsked(member, "ada"))
+    await bench.add(ARRAY, TaskCancelled(member, "ada"))
 
     found = await bench.log.load_live((ARRAY.task, member, member_id(ARRAY.task, 8)))
 
@@ -586,7 +588,9 @@ async def test_entries_come_back_exactly_as_they_were(bench: Bench) -> None:
     mine = kit.entries(facts)
     theirs = kit.entries([kit.submitted(2)], stream=kit.OTHER)
     vector = await bench.log.vector()
-    assert got == Entries(tuple(mine + theirs), kit.EPOCHS, more=False, vector=vector)
+    assert got == Entries(
+        tuple(mine + theirs), kit.EPOCHS, has_more=False, vector=vector
+    )
     assert rest == replace(got, entries=tuple(mine[5:]), epochs=kit.EPOCHS[:1])
 
 
@@ -601,7 +605,7 @@ async def test_a_long_log_is_given_in_parts(bench: Bench) -> None:
     parts, more = 0, True
     while more:
         some = await kit.entries_of(bench.log, vector, 4000)
-        more = some.more
+        more = some.has_more
         assert 0 < len(some.entries) <= 5
         got += some.entries
         vector.update((entry.stream, entry.seq) for entry in some.entries)
@@ -887,7 +891,7 @@ async def test_a_moment_is_found_in_every_stream(
     found = await bench.log.reaches(hlc)
 
     reaches = [
-        Reach(stream, epoch, seq, 0)
+        StreamExtent(stream, epoch, seq, 0)
         for (stream, epoch), seq in zip(kit.EPOCHS, seqs, strict=True)
     ]
     assert found == (latest, tuple(reaches))
@@ -899,7 +903,9 @@ async def test_history_tells_what_is_gone(bench: Bench) -> None:
     """Below the floor nothing is left to read, and a reader hears of that."""
     await _add_two_streams(bench)
     (mine, my_epoch), (other, other_epoch) = kit.EPOCHS
-    floor = Floor(500, (Mark(mine, 3, my_epoch), Mark(other, 2, other_epoch)))
+    floor = Floor(
+        500, (StreamFloor(mine, 3, my_epoch), StreamFloor(other, 2, other_epoch))
+    )
     number = bench.next()
     later = [_at(mine, 4, 600, floor), _at(mine, 5, 700, kit.submitted(3))]
     bench.log.append(number, later)
@@ -915,7 +921,7 @@ async def test_history_tells_what_is_gone(bench: Bench) -> None:
     assert after.is_whole
     assert await bench.log.reaches(250) == (
         0,
-        (Reach(mine, my_epoch, 3, 3), Reach(other, other_epoch, 2, 2)),
+        (StreamExtent(mine, my_epoch, 3, 3), StreamExtent(other, other_epoch, 2, 2)),
     )
 
 
@@ -965,7 +971,7 @@ async def test_a_word_that_somebody_was_told_may_come_early(bench: Bench) -> Non
 
 async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) -> None:
     """The front of the plain queue names the shapes that wait, each once."""
-    pair, disk = Requires(cpus=2), Requires(labels=(("disk", "ssd"),))
+    pair, disk = Requirements(cpus=2), Requirements(labels=(("disk", "ssd"),))
     asked = {2: pair, 3: disk, 4: pair, 6: pair}
     await bench.add(
         *(
@@ -981,10 +987,10 @@ async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) 
     pairs = await bench.log.load(2, 1, pair.shape)
 
     assert [r.id for r in plain.records] == [kit.task_id(n) for n in (1, 5, 7)]
-    assert plain.shapes == ((pair.shape, pair),)
+    assert plain.other_shapes == ((pair.shape, pair),)
     assert [r.id for r in pairs.records] == [kit.task_id(4)]
-    assert (pairs.shape, pairs.has_more, pairs.shapes) == (pair.shape, True, ())
-    assert (await bench.log.load(1, 9)).shapes == ()
+    assert (pairs.shape, pairs.has_more, pairs.other_shapes) == (pair.shape, True, ())
+    assert (await bench.log.load(1, 9)).other_shapes == ()
 
 
 async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
@@ -1003,7 +1009,7 @@ async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
 
 async def test_of_what_asks_for_something_less_is_loaded_at_once(bench: Bench) -> None:
     """There may be many kinds of needs, each with its own window."""
-    pair = Requires(cpus=2)
+    pair = Requirements(cpus=2)
     large = TaskOptions(stdin=bytes(1 << 19), requires=pair)
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 9)))
 

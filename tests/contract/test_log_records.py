@@ -9,8 +9,8 @@ import pytest
 
 from octaskly.core.effects import PlanFloor, Save
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import AUDIT, AUDIT_STRANGERS, TOKEN_REVOKED
-from octaskly.core.model.ids import Holdings
+from octaskly.core.log.records import AUDIT, AUDIT_UNAUTHENTICATED, TOKEN_REVOKED
+from octaskly.core.model.ids import VectorItems
 from octaskly.ports import RecordQuery
 from tests.contract import log_kit as kit
 from tests.contract.test_log_retention import AGES, MANY, Bench, benches, rows_of
@@ -81,7 +81,7 @@ async def test_a_page_has_records_of_all_kinds_that_are_asked_for(
 ) -> None:
     """In the one order in which they were recorded, from either end."""
     one, _ = benches
-    kinds = (AUDIT, AUDIT_STRANGERS)
+    kinds = (AUDIT, AUDIT_UNAUTHENTICATED)
     made = [record(str(n), kind=kinds[n % 2], at=n) for n in range(1, 6)]
     await one.add(*made, record("other", at=3))
 
@@ -99,7 +99,7 @@ async def test_what_is_over_is_not_carried(benches: list[Bench]) -> None:
     over = Recorded(TOKEN_REVOKED, "a", b"", TODAY_MS - 1, 5)
     await one.add(over, record("b"), kit.submitted(1), kit.finished(1))
 
-    planned = await one.log.plan_floor(PlanFloor(AGES, MANY, today_ms=TODAY_MS))
+    planned = await one.log.plan_floor(PlanFloor(AGES, MANY, wall_ms=TODAY_MS))
 
     assert planned.floor is not None
     assert planned.records == (record("b"),)
@@ -132,7 +132,7 @@ async def test_a_snapshot_gives_the_records_first(
     await one.raise_floor()
     await one.shows(2)
 
-    held: Holdings = await two.log.vector()
+    held: VectorItems = await two.log.vector()
     part = await rows_of(one.log, dict(held))
     assert await two.join(one.log) is not None
 
@@ -146,7 +146,7 @@ async def test_records_are_found_by_their_keys(benches: list[Bench]) -> None:
     """So many as there are, and only those of the kind."""
     one, _ = benches
     wanted = record("b", b"it", kind=AUDIT)
-    others = [record("a", kind=AUDIT), record("b", kind=AUDIT_STRANGERS)]
+    others = [record("a", kind=AUDIT), record("b", kind=AUDIT_UNAUTHENTICATED)]
     await one.add(*others, wanted)
 
     query = RecordQuery(kinds=(AUDIT,), keys=("b", "c"), limit=2)

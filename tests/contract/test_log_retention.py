@@ -10,15 +10,20 @@ from typing import cast
 
 import pytest
 
-from octaskly.core.effects import Join, PlanFloor, Save
+from octaskly.core.effects import MergeRows, PlanFloor, Save
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, Mark, Submitted
+from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, StreamFloor, Submitted
 from octaskly.core.log.merge import facts_of
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import WHOLE, Cursor, Snapshot, SnapshotHead
+from octaskly.core.protocol.messages import (
+    FULL_SNAPSHOT,
+    Snapshot,
+    SnapshotCursor,
+    SnapshotHead,
+)
 from octaskly.ports import Log, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
@@ -95,7 +100,7 @@ class Bench:
 
     async def join(self, server: Log, most: int = MANY) -> SnapshotHead | None:
         """Take so many parts of a snapshot of another log."""
-        cursor: Cursor | None = None
+        cursor: SnapshotCursor | None = None
         head = None
         held = dict(await self.log.vector())
         for _ in range(most):
@@ -105,13 +110,13 @@ class Bench:
             head = part.head or head
             assert head is not None
             self.number += 1
-            more, vector = part.more, part.vector
+            more, vector = part.has_more, part.vector
             self.log.join(
-                Join(self.number, part.rows, head, not more, vector, part.records)
+                MergeRows(self.number, part.rows, head, not more, vector, part.records)
             )
             await self.durable()
             cursor = part.cursor
-            if not part.more:
+            if not part.has_more:
                 break
         return head
 
@@ -123,7 +128,7 @@ class Bench:
 async def rows_of(
     log: Log,
     vector: Mapping[StreamId, int],
-    cursor: Cursor | None = None,
+    cursor: SnapshotCursor | None = None,
     bytes_max: int = 1,
 ) -> Snapshot | None:
     """Pull part of a snapshot, None where entries are given."""
@@ -178,11 +183,11 @@ async def test_what_is_asked_to_go_carries_no_more_than_it_needs(
     await one.add(kit.submitted(1), kit.submitted(2), kit.assigned(2), kit.finished(2))
     await one.add(kit.submitted(3), kit.submitted(4))
 
-    planned = await one.log.plan_floor(PlanFloor(0, MANY, forget_hlc=AGES))
+    planned = await one.log.plan_floor(PlanFloor(0, MANY, purge_hlc=AGES))
 
     assert planned.floor is not None
     assert [record.id for record in planned.carried] == [kit.task_id(1)]
-    assert planned.forgotten == 1
+    assert planned.purged_count == 1
     assert not planned.has_more
     await one.add(*facts_of(planned.carried[0]), planned.floor)
     await one.shows(1, 3, 4)
@@ -214,7 +219,7 @@ async def test_what_a_later_reign_took_over_goes_with_what_is_younger(
     await one.add(kit.submitted(2), kit.submitted(3), kit.finished(3), kit.finished(2))
 
     planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
-    assert (planned.carried, planned.forgotten) == ((), 3)
+    assert (planned.carried, planned.purged_count) == ((), 3)
     assert await one.raise_floor()
     await one.shows()
 
@@ -269,7 +274,7 @@ async def test_numbers_are_not_given_again(benches: list[Bench]) -> None:
 
     assert one.saved.sequence == 41
     assert one.saved.hlc == 1000 + one.seq
-    assert one.saved.floor.marks[0][:2] == (kit.STREAM, 2)
+    assert one.saved.floor.stream_floors[0][:2] == (kit.STREAM, 2)
     assert one.saved.vector == ((kit.STREAM, one.seq),)
 
 
@@ -383,7 +388,7 @@ async def test_an_array_is_carried_with_its_members_and_goes_with_them(
     assert [await one.log.task(task) for task in ids] == before
     await one.add(*run_of_array(1), *run_of_array(2))
     planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
-    assert (planned.carried, planned.forgotten) == ((), 4)
+    assert (planned.carried, planned.purged_count) == ((), 4)
     assert await one.raise_floor()
     await one.shows()
     assert await one.log.task(ids[1]) is None
@@ -395,7 +400,7 @@ async def test_rows_are_given_to_whoever_asks_for_them(benches: list[Bench]) -> 
     await one.add(kit.submitted(1), kit.finished(1))
 
     assert await rows_of(one.log, {}, None) is None
-    part = await rows_of(one.log, {}, WHOLE)
+    part = await rows_of(one.log, {}, FULL_SNAPSHOT)
 
     assert part is not None
     assert part.head is not None
@@ -431,7 +436,9 @@ async def test_what_comes_from_below_the_horizon_is_carried_in_its_order(
     late = kit.entries([kit.submitted(2), kit.submitted(3)], stream=kit.OTHER)
     late = [replace(entry, hlc=entry.hlc - 500) for entry in late]
     await one.take(late[:1])
-    await one.add(Floor(1002, (Mark(kit.STREAM, 2, dict(kit.EPOCHS)[kit.STREAM]),)))
+    await one.add(
+        Floor(1002, (StreamFloor(kit.STREAM, 2, dict(kit.EPOCHS)[kit.STREAM]),))
+    )
     await one.shows(2)
     await one.take(late[1:])
 
@@ -456,13 +463,13 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     planned = await two.log.plan_floor(own)
 
     assert planned.floor is None
-    assert two.saved.ahead == planned.ahead
-    assert planned.ahead == await one.log.vector()
+    assert two.saved.rows_ahead == planned.rows_ahead
+    assert planned.rows_ahead == await one.log.vector()
     assert planned.carried == (await two.log.task(kit.task_id(2)),)
     (told,) = (facts_of(record) for record in planned.carried)
     await two.take(kit.entries(told, stream=kit.OTHER))
     two.number += 1
-    two.log.save(Save(number=two.number, retold=planned.ahead))
+    two.log.save(Save(number=two.number, rewritten_rows=planned.rows_ahead))
     await two.durable()
     assert await two.log.plan_floor(own) == FloorPlanned(None)
 
@@ -483,7 +490,7 @@ async def test_of_an_array_that_only_rows_say_the_members_are_told_first(
 
     begun = (member_id(ARRAY.task, number) for number in (1, 0))
     assert [record.id for record in planned.carried] == [*begun, ARRAY.task]
-    rest = await two.log.plan_floor(replace(own, after=planned.after))
+    rest = await two.log.plan_floor(replace(own, after_key=planned.after_key))
     assert rest.carried == ()
 
 
@@ -532,7 +539,7 @@ async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
     facts: list[Fact] = [kit.submitted(5), kit.finished(5), kit.submitted(2)]
     again = kit.entries(facts, stream=kit.OTHER)
     later = [replace(entry, hlc=entry.hlc + 1000) for entry in again]
-    mark = Mark(kit.OTHER, 2, dict(kit.EPOCHS)[kit.OTHER])
+    mark = StreamFloor(kit.OTHER, 2, dict(kit.EPOCHS)[kit.OTHER])
     floor = replace(later[-1], seq=4, fact=Floor(later[1].hlc, (mark,)))
     await two.take([*later, replace(floor, hlc=floor.hlc + 1)])
     await two.shows(2)
@@ -549,15 +556,15 @@ async def test_a_void_row_adds_to_a_task_that_lives_on(benches: list[Bench]) -> 
     await one.add(kit.submitted(1), kit.finished(1))
     await two.pull(one.log)
     await one.add(kit.finished(1, 2))
-    floor = Floor(4000, (Mark(kit.STREAM, 2, dict(kit.EPOCHS)[kit.STREAM]),))
+    floor = Floor(4000, (StreamFloor(kit.STREAM, 2, dict(kit.EPOCHS)[kit.STREAM]),))
     later = kit.entries([kit.finished(1, 3), floor], stream=kit.OTHER)
     await two.take([replace(entry, hlc=entry.hlc + 4000) for entry in later])
-    part = await rows_of(one.log, {}, Cursor(0, 0))
+    part = await rows_of(one.log, {}, SnapshotCursor(0, 0))
     assert part is not None
 
     head = SnapshotHead(vector=(), epochs=kit.EPOCHS, floor=NO_FLOOR, hlc=1003)
     two.number += 1
-    two.log.join(Join(two.number, part.rows, head, is_last=True))
+    two.log.join(MergeRows(two.number, part.rows, head, is_last=True))
     await two.durable()
 
     record = await two.log.task(kit.task_id(1))
@@ -580,7 +587,7 @@ async def test_rows_whose_entries_follow_are_not_told_again(
     await two.pull(one.log)
 
     assert await two.log.vector() == await one.log.vector()
-    assert (await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))).ahead == ()
+    assert (await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))).rows_ahead == ()
 
 
 async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> None:
@@ -619,7 +626,7 @@ async def test_a_floor_may_name_streams_that_are_unknown(benches: list[Bench]) -
     """Whatever was in them is void, so it counts as held."""
     one, _ = benches
     gone = StreamId(5)
-    floor = Floor(999, (Mark(gone, 7, Epoch(1, NodeId("c" * 16))),))
+    floor = Floor(999, (StreamFloor(gone, 7, Epoch(1, NodeId("c" * 16))),))
 
     await one.add(floor, kit.submitted(1))
 

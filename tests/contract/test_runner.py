@@ -10,7 +10,7 @@ import pytest
 
 from octaskly.agent.core_loop import Runner
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
 from tests.support.pooling import MachineClock, archive_in, eventually, supply_in
@@ -33,19 +33,19 @@ class InstantRunner:
                 continue
             self._running[spec.id, attempt] = spec
             if self._is_closed:
-                self._end(spec.id, attempt, AttemptState.RELEASED, Reason.DRAINING)
+                self._end(spec.id, attempt, AttemptState.RELEASED, EndReason.DRAINING)
             elif spec.command.startswith("exit "):
                 code = int(spec.command[5:])
                 state = AttemptState.FAILED if code else AttemptState.OK
-                self._end(spec.id, attempt, state, Reason.EXIT, code)
+                self._end(spec.id, attempt, state, EndReason.EXIT, code)
 
     def stop(
         self,
         items: Sequence[tuple[TaskId, AttemptId]],
-        reason: Reason = Reason.CANCELLED,
+        reason: EndReason = EndReason.CANCELLED,
     ) -> None:
         """Cancel or release what runs."""
-        is_cancel = reason is Reason.CANCELLED
+        is_cancel = reason is EndReason.CANCELLED
         state = AttemptState.CANCELLED if is_cancel else AttemptState.RELEASED
         for task, attempt in items:
             if (task, attempt) in self._running:
@@ -61,14 +61,14 @@ class InstantRunner:
         """Release what runs."""
         self._is_closed = True
         for task, attempt in list(self._running):
-            self._end(task, attempt, AttemptState.RELEASED, Reason.DRAINING)
+            self._end(task, attempt, AttemptState.RELEASED, EndReason.DRAINING)
 
     def _end(
         self,
         task: TaskId,
         attempt: AttemptId,
         state: AttemptState,
-        reason: Reason,
+        reason: EndReason,
         code: int | None = None,
     ) -> None:
         del self._running[task, attempt]
@@ -161,7 +161,7 @@ async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
     ends = await bench.ends(1)
 
     assert ends["t1"].state == AttemptState.CANCELLED
-    assert ends["t1"].reason == Reason.CANCELLED
+    assert ends["t1"].reason == EndReason.CANCELLED
 
 
 async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
@@ -182,12 +182,12 @@ async def test_what_a_leaving_node_stops_is_given_back(bench: Bench) -> None:
     bench.runner.start(items)
     await bench.ends(1)
     names = [(spec.id, name) for name, spec in items]
-    bench.runner.stop(names, Reason.DRAINING)
+    bench.runner.stop(names, EndReason.DRAINING)
     ends = await bench.ends(2)
 
     assert (ends["t"].state, ends["t"].reason) == (
         AttemptState.RELEASED,
-        Reason.DRAINING,
+        EndReason.DRAINING,
     )
     assert ends["u"].state == AttemptState.OK
 
@@ -209,7 +209,7 @@ async def test_closing_gives_back_what_runs_and_what_comes(bench: Bench) -> None
     ends = await bench.ends(2)
     await bench.runner.close()
 
-    released = Outcome(state=AttemptState.RELEASED, reason=Reason.DRAINING)
+    released = Outcome(state=AttemptState.RELEASED, reason=EndReason.DRAINING)
     assert {task: replace(end, detail="") for task, end in ends.items()} == {
         "t1": released,
         "t2": released,

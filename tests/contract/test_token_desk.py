@@ -13,7 +13,7 @@ from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.records import TOKEN, TOKEN_REVOKED
 from octaskly.core.model.ids import NodeId
-from octaskly.core.replies import Kept
+from octaskly.core.replies import RecordsKept
 from octaskly.errors import (
     NotDispatcher,
     PermissionDenied,
@@ -36,12 +36,14 @@ class MemoryRecords(Records):
         self.kept: dict[tuple[str, str], Recorded] = {}
         self._heard = {}
 
-    async def keep(self, *drafts: RecordDraft) -> Kept:
-        fresh = [Recorded(*draft, at=len(self.kept)) for draft in drafts]
+    async def keep(self, *drafts: RecordDraft) -> RecordsKept:
+        fresh = [Recorded(*draft, hlc=len(self.kept)) for draft in drafts]
         for record in fresh:
             self.kept.setdefault((record.kind, record.key), record)
         self.learnt(fresh)
-        return Kept(tuple(self.kept[record.kind, record.key] for record in fresh))
+        return RecordsKept(
+            tuple(self.kept[record.kind, record.key] for record in fresh)
+        )
 
     async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
         return tuple(r for r in self.kept.values() if r.kind in query.kinds)

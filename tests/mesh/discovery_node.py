@@ -10,8 +10,8 @@ import json
 import sys
 from collections import Counter
 
-from octaskly.core.effects import Note
-from octaskly.core.events import Seen
+from octaskly.core.effects import LogLine
+from octaskly.core.events import PeersDiscovered
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery.discovery import Discovery
@@ -27,8 +27,8 @@ def say(kind: str, **fields: object) -> None:
     print(json.dumps({"kind": kind, "at": CLOCK.now().mono_s, **fields}), flush=True)
 
 
-def seen(event: Seen) -> None:
-    for advert in event.adverts:
+def seen(event: PeersDiscovered) -> None:
+    for advert in event.hints:
         say(
             "seen",
             node=advert.node,
@@ -38,7 +38,7 @@ def seen(event: Seen) -> None:
         )
 
 
-def noted(note: Note) -> None:
+def noted(note: LogLine) -> None:
     say("note", level=note.level, event=note.event, fields=dict(note.fields))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.log.facts import Assigned, CancelAsked, Entry, Finished, Submitted
+from octaskly.core.log.facts import Assigned, Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import TaskId
@@ -42,7 +42,7 @@ AWAY = [
     Entry(FAR, 1, 900, Assigned(LATE_MEMBERS[0], ATTEMPT, kit.WORKER)),
     Entry(FAR, 2, 901, Submitted(TaskSpec(id=LATE, command="x", options=OPTIONS))),
     Entry(FAR, 3, 902, Finished(LATE_MEMBERS[2], ATTEMPT, kit.WORKER, outcome(0))),
-    Entry(FAR, 4, 903, CancelAsked(LATE_MEMBERS[1], "eve")),
+    Entry(FAR, 4, 903, TaskCancelled(LATE_MEMBERS[1], "eve")),
 ]
 
 
@@ -60,7 +60,7 @@ class ArrayMesh(Mesh):
             case "submit":
                 self.submit((kit.task_id(1), ARRAY, OTHER)[n % 3])
             case "cancel" if known:
-                self.write(stream, [CancelAsked(task, "ada")])
+                self.write(stream, [TaskCancelled(task, "ada")])
             case "assign" if known and task in MEMBERS:
                 self.write(stream, [Assigned(task, attempt, kit.WORKER)])
             case "finish" if task in MEMBERS:

@@ -11,8 +11,13 @@ import pytest
 from octaskly.core.effects import LoadLive
 from octaskly.core.events import CancelRequested, LiveLoaded, TasksSubmitted
 from octaskly.core.log.facts import Assigned, Fact, Submitted
-from octaskly.core.log.merge import TaskRecord, cut, join
-from octaskly.core.model.arrays import Progress, member_id, member_of, member_spec
+from octaskly.core.log.merge import TaskRecord, join_records, with_array_cancelled
+from octaskly.core.model.arrays import (
+    ArrayProgress,
+    member_id,
+    member_spec,
+    split_member_id,
+)
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import TaskState
@@ -28,7 +33,7 @@ class Shown(dict[TaskId, TaskRecord]):
     """What is durable; by its id a task is found as the store shows it."""
 
     def __getitem__(self, task: TaskId) -> TaskRecord:
-        place = member_of(task)
+        place = split_member_id(task)
         if place is not None:
             return self.member(*place)
         record = super().__getitem__(task)
@@ -40,7 +45,7 @@ class Shown(dict[TaskId, TaskRecord]):
         is_over = record.cancelled_by is not None
         left = [n for n in numbers if member_id(task, n) not in self and not is_over]
         rest = tuple((n, n) for n in left)
-        progress = Progress(queued, running, completed, failed, cancelled, rest)
+        progress = ArrayProgress(queued, running, completed, failed, cancelled, rest)
         return replace(record, progress=progress)
 
     def member(self, array: TaskId, number: int) -> TaskRecord:
@@ -49,7 +54,9 @@ class Shown(dict[TaskId, TaskRecord]):
         spec = member_spec(whole.spec, number)
         assert spec is not None
         known = self.get(spec.id, TaskRecord(id=spec.id))
-        return cut(join(known, TaskRecord(id=spec.id, spec=spec)), whole.cancelled_by)
+        return with_array_cancelled(
+            join_records(known, TaskRecord(id=spec.id, spec=spec)), whole.cancelled_by
+        )
 
     def arrays(self) -> list[TaskRecord]:
         return [record for record in map(self.__getitem__, self) if record.progress]
@@ -85,7 +92,7 @@ class ArrayReign(Reign):
         event = CancelRequested(
             self.ticket, task, record.state, force, "tester", record
         )
-        self.perform(self.dispatch.on_cancel(event, self.now))
+        self.perform(self.dispatch.on_cancel_requested(event, self.now))
 
     def read(self) -> None:
         asked = self.reads.popleft()
@@ -96,7 +103,7 @@ class ArrayReign(Reign):
                 for record in shown
                 if (record.attempts and record.attempts[-1].state.is_live)
                 or (record.progress and record.state is TaskState.RUNNING)
-                or record.id in asked.named
+                or record.id in asked.looked_up
             )
             self.answers.append(LiveLoaded(tuple(live)))
             return
@@ -108,7 +115,7 @@ class ArrayReign(Reign):
         super()._check(fact)
         if isinstance(fact, Submitted):
             self.ours.add(fact.task)
-        place = member_of(fact.task)
+        place = split_member_id(fact.task)
         record = self.written.get(fact.task)
         known = () if record is None else (a.id for a in record.attempts)
         if place is None or not isinstance(fact, Assigned) or fact.attempt in known:
@@ -124,7 +131,7 @@ class ArrayReign(Reign):
         return sum(
             record.state is TaskState.FAILED
             for task, record in self.written.items()
-            if (member_of(task) or ("",))[0] == array
+            if (split_member_id(task) or ("",))[0] == array
         )
 
 
@@ -160,7 +167,7 @@ def test_whatever_happens_every_member_ends_or_never_begins(seed: int) -> None:
     assert all(world.durable[task].state.is_final for task in world.accepted)
     for array in world.durable.arrays():
         assert array.progress is not None
-        assert array.cancelled_by or not array.progress.rest
+        assert array.cancelled_by or not array.progress.remaining_runs
     queue = world.dispatch._queue
     assert queue.tasks == {}
     assert queue.lanes.queued == 0

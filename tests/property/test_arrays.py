@@ -13,12 +13,23 @@ from hypothesis import strategies as st
 
 from octaskly.core.effects import Append
 from octaskly.core.log import merge
-from octaskly.core.log.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
+from octaskly.core.log.facts import (
+    Assigned,
+    Finished,
+    Submitted,
+    TaskCancelled,
+    TaskFact,
+)
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import Progress, member_id, member_of, member_spec
+from octaskly.core.model.arrays import (
+    ArrayProgress,
+    member_id,
+    member_spec,
+    split_member_id,
+)
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import rows
@@ -48,7 +59,7 @@ array_ids = st.sampled_from(ARRAYS)
 member_ids = st.builds(member_id, array_ids, st.integers(0, COUNT))  # One is none.
 facts: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(Submitted, st.builds(array_spec, array_ids, st.integers(1, 2))),
-    st.builds(CancelAsked, array_ids | member_ids, st.sampled_from(["ada", "bob"])),
+    st.builds(TaskCancelled, array_ids | member_ids, st.sampled_from(["ada", "bob"])),
     st.builds(Assigned, member_ids, ATTEMPTS, NODES),
     st.builds(Finished, member_ids, ATTEMPTS, NODES, OUTCOMES),
 )
@@ -58,7 +69,7 @@ streams = st.lists(facts, max_size=12)
 def merged(array: TaskId, some: Sequence[TaskFact]) -> dict[TaskId, TaskRecord]:
     """Return an array and all its members by the rules alone."""
     about = [merge.record_of(fact) for fact in some if fact.task == array]
-    record = reduce(merge.join, about) if about else None
+    record = reduce(merge.join_records, about) if about else None
     if record is None or record.spec is None:
         return {}
     members = {}
@@ -66,11 +77,11 @@ def merged(array: TaskId, some: Sequence[TaskFact]) -> dict[TaskId, TaskRecord]:
         spec = member_spec(record.spec, number)
         assert spec is not None
         own = [merge.record_of(fact) for fact in some if fact.task == spec.id]
-        member = reduce(merge.join, own, TaskRecord(id=spec.id, spec=spec))
-        members[spec.id] = merge.cut(member, record.cancelled_by)
+        member = reduce(merge.join_records, own, TaskRecord(id=spec.id, spec=spec))
+        members[spec.id] = merge.with_array_cancelled(member, record.cancelled_by)
     tally = Counter(member.state for member in members.values())
     queued, running, completed, failed, cancelled = (tally[s] for s in rows.STATES)
-    progress = Progress(queued, running, completed, failed, cancelled)
+    progress = ArrayProgress(queued, running, completed, failed, cancelled)
     # What is shown of an array leaves its items out.
     assert record.spec.options is not None
     assert record.spec.array is not None
@@ -106,7 +117,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
     tally = Counter(task.state for task in tasks)
     assert stats == {state: tally[state] for state in rows.STATES}
     page = pages.page(db, TaskQuery())
-    listed = {record.id for record in records if member_of(record.id) is None}
+    listed = {record.id for record in records if split_member_id(record.id) is None}
     assert {record.id for record in page.records} == listed
     assert page.total == len(listed)
     held = {id_ for (id_,) in db.execute("SELECT id FROM tasks")}
@@ -127,7 +138,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
         if record.progress is not None:
             rest = {
                 member_id(record.id, n)
-                for first, last in record.progress.rest
+                for first, last in record.progress.remaining_runs
                 for n in range(first, last + 1)
             }
             assert record.spec is not None
@@ -141,7 +152,7 @@ def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
     """A million members are one message."""
     options = TaskOptions(array=ArraySpec(count=2), notify_url="https://example/hook")
     array = TaskSpec(id=ARRAYS[0], command="x", ord=1, options=options)
-    end = Outcome(state=AttemptState.OK, reason=Reason.EXIT, exit_code=0)
+    end = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
     ends = [
         Finished(member_id(array.id, n), kit.attempt_id(), kit.WORKER, end)
         for n in (0, 1)

@@ -13,27 +13,27 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.dispatcher.dispatcher import Dispatch
-from octaskly.core.effects import Announce, Append, Effect, LoadLive
-from octaskly.core.events import LiveLoaded, Saved, TasksSubmitted
+from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.effects import AnnounceTaskStates, Append, Effect, LoadLive
+from octaskly.core.events import LiveLoaded, SavedState, TasksSubmitted
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Fact,
     Finished,
     Floor,
     Recorded,
+    TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import TaskRecord, apply
-from octaskly.core.membership.membership import Membership
-from octaskly.core.model.drafts import logged_id
+from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import Retry, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import Accepted, CancelDone
+from octaskly.core.replies import CancelResult, TasksAccepted
 from tests import builders
 from tests.property.test_reign_walks import Walk
 from tests.reign import LIMITS, NEEDS, Reign
@@ -67,10 +67,14 @@ class Reigns(Reign):
         self.asked.clear()
         self.written = dict(self.durable)
         known = builders.settings(self.me, limits=LIMITS)
-        self.journal = Journal(Saved(hlc=self._hlc))
-        self.replication = Replication(known, self.journal, Membership(known, Saved()))
+        self.journal = Journal(SavedState(hlc=self._hlc))
+        self.replication = Replication(
+            known, self.journal, PeerTable(known, SavedState())
+        )
         self._sequence += SEQUENCE_STEP
-        self.dispatch = Dispatch(known, self.journal, self.replication, self._sequence)
+        self.dispatch = Dispatcher(
+            known, self.journal, self.replication, self._sequence
+        )
         for node, hand in self.hands.items():
             hand.is_linked = False
             hand.up.clear()
@@ -81,8 +85,10 @@ class Reigns(Reign):
         stream = StreamId(self._dice.randrange(1000, 9000) * 10_000 + self.term)
         self.journal.open_stream(stream)
         if is_held:
-            self.dispatch.adoption.hold(self.now)
-        self.perform(self.dispatch.begin(Epoch(self.term, self.me), stream, self.now))
+            self.dispatch.reconciler.delay_read(self.now)
+        self.perform(
+            self.dispatch.start_dispatching(Epoch(self.term, self.me), stream, self.now)
+        )
         for node in self.hands:
             self.link(node)
 
@@ -93,18 +99,20 @@ class Reigns(Reign):
             return
         for fact in gone:
             for records in (self.written, self.durable):
-                records[fact.task] = apply(records.get(fact.task), fact)
-        over = [fact.task for fact in gone if isinstance(fact, Finished | CancelAsked)]
+                records[fact.task] = apply_fact(records.get(fact.task), fact)
+        over = [
+            fact.task for fact in gone if isinstance(fact, Finished | TaskCancelled)
+        ]
         if over:
-            self.perform(self.dispatch.on_overtaken(tuple(over), self.now))
-        self.dispatch.adoption.catch_up()
+            self.perform(self.dispatch.on_ended_elsewhere(tuple(over), self.now))
+        self.dispatch.reconciler.trust_log()
         self.absorb()
 
     def hand_in(self, name: str, retry: Retry | None) -> None:
         """Submit a task by a name that may be in use, or have been."""
         options = None if retry is None else TaskOptions(retry=retry)
         draft = replace(builders.draft(id=name), options=options)
-        task = logged_id(draft, "tester")
+        task = log_id_of(draft, "tester")
         known = None if task is None else self.durable.get(task)
         if known is not None and known.spec is not None:
             return  # The store tells the API of it.
@@ -124,7 +132,7 @@ class Reigns(Reign):
             return
         reads.popleft()
         known = self.durable.values()
-        found = tuple(r for r in known if _is_live(r) or r.id in asked.named)
+        found = tuple(r for r in known if _is_live(r) or r.id in asked.looked_up)
         self.answers.append(LiveLoaded(found))
 
     def answer(self) -> None:
@@ -138,7 +146,9 @@ class Reigns(Reign):
 
     def perform(self, effects: list[Effect], node: NodeId | None = None) -> None:
         """Tell nobody of ends: who waits asks anew of each dispatcher."""
-        told: list[Effect] = [e for e in effects if not isinstance(e, Announce)]
+        told: list[Effect] = [
+            e for e in effects if not isinstance(e, AnnounceTaskStates)
+        ]
         super().perform(told, node)
 
     def _write(self, append: Append) -> None:
@@ -152,11 +162,11 @@ class Reigns(Reign):
             super()._check(fact)
 
     def _answered(self, ticket: int, reply: object) -> None:
-        if isinstance(reply, Accepted):
+        if isinstance(reply, TasksAccepted):
             # By its name it may be what another log said of the same task.
             assert all(self.durable[spec.id].spec is not None for spec in reply.specs)
             self.accepted += [spec.id for spec in reply.specs]
-        elif not isinstance(reply, CancelDone) or ticket in self.asked:
+        elif not isinstance(reply, CancelResult) or ticket in self.asked:
             super()._answered(ticket, reply)
 
 
@@ -223,6 +233,6 @@ def test_whoever_dies_every_task_that_was_accepted_ends_and_holds_nothing(
     queue, pool = world.dispatch._queue, world.dispatch._pool
     assert queue.tasks == {}
     for node in world.hands:
-        granted, worker = queue.granted(node), pool._workers[node]
+        granted, worker = queue.granted_resources(node), pool._workers[node]
         assert (granted.slots, granted.memory_mb, granted.gpus) == (0, 0, 0)
         assert (worker.outstanding, worker.memory_mb, worker.gpus) == (0, 0, 0)

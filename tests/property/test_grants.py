@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import Requires
+from octaskly.core.model.task_options import Requirements
 from tests import builders
 from tests.reign import NEEDS, NODES, Reign
 
@@ -26,7 +26,7 @@ ACTIONS = st.one_of(
 def act(world: Reign, action: tuple[object, ...]) -> None:
     """Let one thing happen, and all that follows from it."""
     match action:
-        case "submit", (Requires() | None) as requires, int(count):
+        case "submit", (Requirements() | None) as requires, int(count):
             world.submit(count, requires)
         case "finish", str(name):
             if world.hands[NodeId(name)].here:

@@ -9,16 +9,22 @@ from hypothesis import strategies as st
 
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Finished,
     Notified,
     Submitted,
+    TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import SUPPOSED, TaskRecord, apply, join, record_of
+from octaskly.core.log.merge import (
+    PRESUMED_REASONS,
+    TaskRecord,
+    apply_fact,
+    join_records,
+    record_of,
+)
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskState
-from octaskly.core.scheduling.retry_policy import FAILURES
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskState
+from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
 from tests.builders import node_id, spec
 
 TASK = TaskId("t")
@@ -33,25 +39,25 @@ nodes = st.sampled_from([node_id("a"), node_id("b")])
 outcomes = st.builds(
     Outcome,
     state=st.sampled_from(list(AttemptState)[2:]),
-    reason=st.sampled_from([Reason.EXIT, Reason.SIGNAL, Reason.LOST]),
+    reason=st.sampled_from([EndReason.EXIT, EndReason.SIGNAL, EndReason.LOST]),
     exit_code=st.none() | st.integers(0, 2),
 )
 facts: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(Submitted, st.builds(spec, st.just("t"), ord=st.integers(1, 2))),
-    st.builds(CancelAsked, st.just(TASK), st.sampled_from(["x", "y"])),
+    st.builds(TaskCancelled, st.just(TASK), st.sampled_from(["x", "y"])),
     st.builds(Notified, st.just(TASK)),
     st.builds(Assigned, st.just(TASK), attempts, nodes),
     st.builds(Finished, st.just(TASK), attempts, nodes, outcomes),
 )
 records = st.lists(facts, min_size=1, max_size=5).map(
-    lambda some: reduce(join, map(record_of, some))
+    lambda some: reduce(join_records, map(record_of, some))
 )
 
 
 @given(records, records)
 def test_the_order_of_two_sides_does_not_matter(a: TaskRecord, b: TaskRecord) -> None:
     """Both halves of a split come to the same task."""
-    assert join(a, b) == join(b, a)
+    assert join_records(a, b) == join_records(b, a)
 
 
 @given(records, records, records)
@@ -59,13 +65,13 @@ def test_the_grouping_of_three_sides_does_not_matter(
     a: TaskRecord, b: TaskRecord, c: TaskRecord
 ) -> None:
     """Whoever meets first, all end alike."""
-    assert join(join(a, b), c) == join(a, join(b, c))
+    assert join_records(join_records(a, b), c) == join_records(a, join_records(b, c))
 
 
 @given(records)
 def test_hearing_it_twice_changes_nothing(a: TaskRecord) -> None:
     """A repeated PULL is harmless."""
-    assert join(a, a) == a
+    assert join_records(a, a) == a
 
 
 @given(st.lists(facts, min_size=1, max_size=8), st.randoms(use_true_random=False))
@@ -76,17 +82,17 @@ def test_facts_give_the_same_task_in_any_order_and_repeated(
     mixed = some + some[: len(some) // 2]
     dice.shuffle(mixed)  # type: ignore[attr-defined]
 
-    assert reduce(apply, some, None) == reduce(apply, mixed, None)
+    assert reduce(apply_fact, some, None) == reduce(apply_fact, mixed, None)
 
 
 @given(
     attempts,
-    st.sampled_from(FAILURES),
+    st.sampled_from(FAILURE_REASONS),
     st.sampled_from(list(AttemptState)[2:]),
-    st.sampled_from(SUPPOSED),
+    st.sampled_from(PRESUMED_REASONS),
 )
 def test_an_end_that_was_seen_counts_more_than_one_that_was_supposed(
-    attempt: AttemptId, reason: Reason, state: AttemptState, supposed: Reason
+    attempt: AttemptId, reason: EndReason, state: AttemptState, supposed: EndReason
 ) -> None:
     """A worker that comes back knows better, and what its attempt wrote."""
     seen, lost = (
@@ -94,24 +100,24 @@ def test_an_end_that_was_seen_counts_more_than_one_that_was_supposed(
         for each in (reason, supposed)
     )
 
-    assert join(record_of(lost), record_of(seen)) == record_of(seen)
+    assert join_records(record_of(lost), record_of(seen)) == record_of(seen)
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
 def test_a_success_is_never_taken_back(some: list[TaskFact], more: TaskFact) -> None:
     """Completed is the top of the lattice of states."""
-    before = reduce(apply, some, None)
+    before = reduce(apply_fact, some, None)
     assert before is not None
 
     if before.state is TaskState.COMPLETED:
-        assert apply(before, more).state is TaskState.COMPLETED
+        assert apply_fact(before, more).state is TaskState.COMPLETED
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
 def test_a_final_task_stays_final(some: list[TaskFact], more: TaskFact) -> None:
     """No later fact puts a task that is over back into the queue."""
-    before = reduce(apply, some, None)
+    before = reduce(apply_fact, some, None)
     assert before is not None
 
     if before.state.is_final:
-        assert apply(before, more).state.is_final
+        assert apply_fact(before, more).state.is_final

@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.api.schemas.arrays import ArrayIn, array_of
-from octaskly.core.model.placeholders import PLACEHOLDERS, filled, value
+from octaskly.core.model.placeholders import (
+    PLACEHOLDERS,
+    fill_placeholders,
+    placeholder_value,
+)
 
 NASTY = [
     *("a", "a.b", "a/b", "a/b.c", "a.b/c", "a/b/c.d.e", "/", "//", "/a", "//a", "/a.b"),
@@ -37,7 +41,10 @@ def test_placeholders_stand_for_what_they_do_in_gnu_parallel() -> None:
     )
     theirs = [shlex.split(line) for line in done.stdout.decode().splitlines()]
     ours = [
-        [f"={value(placeholder, item, position)}" for placeholder in PLACEHOLDERS]
+        [
+            f"={placeholder_value(placeholder, item, position)}"
+            for placeholder in PLACEHOLDERS
+        ]
         for position, item in enumerate(NASTY)
     ]
 
@@ -50,13 +57,13 @@ def test_whatever_an_item_is_it_is_one_word(items: list[str]) -> None:
     """As a real shell reads it: nothing in an item is ever run or taken apart."""
     text = " ".join(PLACEHOLDERS)
     script = "\n".join(
-        f"printf '%s\\0' {filled(text, item, position, is_quoted=True)}"
+        f"printf '%s\\0' {fill_placeholders(text, item, position, is_quoted=True)}"
         for position, item in enumerate(items)
     )
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=True)
 
     assert done.stdout.decode().split("\0")[:-1] == [
-        value(placeholder, item, position)
+        placeholder_value(placeholder, item, position)
         for position, item in enumerate(items)
         for placeholder in PLACEHOLDERS
     ]
@@ -69,7 +76,7 @@ def test_no_member_has_a_longer_command_than_was_looked_at(
     """The bound of a command holds for each member, though few are measured."""
     command = f"echo {placeholder} x {placeholder}"
     longest = max(
-        len(filled(command, item, position, is_quoted=True).encode())
+        len(fill_placeholders(command, item, position, is_quoted=True).encode())
         for position, item in enumerate(items)
     )
 

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.log.facts import Entry, Recorded
-from octaskly.core.log.records import AUDIT, KINDS, TOKEN_REVOKED, Book, first
+from octaskly.core.log.records import (
+    AUDIT,
+    KINDS,
+    TOKEN_REVOKED,
+    RecordTable,
+    earlier_record,
+)
 from octaskly.core.model.ids import StreamId
 from octaskly.store.tables import records as table
 from tests.contract import log_kit as kit
@@ -40,9 +46,11 @@ def test_which_record_counts_does_not_depend_on_the_order(
     a: Recorded, b: Recorded, c: Recorded
 ) -> None:
     """Commutative, associative, idempotent."""
-    assert first(a, b) == first(b, a)
-    assert first(first(a, b), c) == first(a, first(b, c))
-    assert first(a, a) == a
+    assert earlier_record(a, b) == earlier_record(b, a)
+    assert earlier_record(earlier_record(a, b), c) == earlier_record(
+        a, earlier_record(b, c)
+    )
+    assert earlier_record(a, a) == a
 
 
 @given(st.lists(RECORDS, max_size=8), st.randoms())
@@ -50,16 +58,16 @@ def test_nodes_that_heard_the_same_go_by_the_same(
     said: list[Recorded], draw: object
 ) -> None:
     """What a node has in memory is a function of the set of records."""
-    one, two = Book(()), Book(())
+    one, two = RecordTable(()), RecordTable(())
     for record in said:
-        one.learn(record)
+        one.add_record(record)
     for record in sorted(said, key=lambda _: draw.random()):  # type: ignore[attr-defined]
-        two.learn(record)
+        two.add_record(record)
 
     for record in said:
         mine = one.get(record.kind, record.key)
         assert mine == two.get(record.kind, record.key)
-        assert (mine is None) == KINDS[record.kind].is_listed
+        assert (mine is None) == KINDS[record.kind].is_list_only
 
 
 def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[object]:

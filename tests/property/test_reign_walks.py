@@ -14,8 +14,8 @@ import pytest
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Retry
-from octaskly.core.model.tasks import AttemptState, Reason, TaskState
-from octaskly.core.scheduling.retry_policy import FAILURES
+from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
+from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
 from tests import builders
 from tests.reign import Reign
 
@@ -25,11 +25,11 @@ FAILED_ONCE = (6906, 7284, 8053)  #: beyond those that are always walked
 
 ENDS = [
     builders.outcome(duration_ms=1),
-    builders.outcome(AttemptState.FAILED, Reason.EXIT, duration_ms=1),
-    builders.outcome(AttemptState.FAILED, Reason.TIMEOUT, duration_ms=1),
-    builders.released(Reason.RETURNED),
-    builders.released(Reason.INPUTS, "data.csv"),
-    builders.released(Reason.LOST),
+    builders.outcome(AttemptState.FAILED, EndReason.EXIT, duration_ms=1),
+    builders.outcome(AttemptState.FAILED, EndReason.TIMEOUT, duration_ms=1),
+    builders.released(EndReason.RETURNED),
+    builders.released(EndReason.INPUTS, "data.csv"),
+    builders.released(EndReason.LOST),
 ]
 
 
@@ -189,10 +189,10 @@ def test_whatever_happens_as_many_attempts_follow_as_were_asked_for(
         assert record.spec.options is not None
         assert record.spec.options.retry is not None
         ends = [a.outcome for a in record.attempts if a.outcome is not None]
-        failed = [end.state for end in ends if end.reason in FAILURES]
+        failed = [end.state for end in ends if end.reason in FAILURE_REASONS]
         assert failed.count(AttemptState.RELEASED) <= 1, record
         # Else it may have been lost for good before it was known to have failed.
         may_be_lost = record.spec.options.retry.on_lost
-        may_be_lost &= all(end.reason is not Reason.POISON for end in ends)
+        may_be_lost &= all(end.reason is not EndReason.POISON for end in ends)
         is_over = record.state is TaskState.FAILED and AttemptState.FAILED in failed
         assert len(failed) > 1 or not (may_be_lost and is_over), record

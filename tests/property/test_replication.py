@@ -9,15 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from octaskly.core.effects import Append, Effect, Note, Send, ServePull
-from octaskly.core.events import Saved
+from octaskly.core.effects import Append, Effect, LogLine, Send, ServePull
+from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry
-from octaskly.core.model.ids import Epoch, NodeId, Reign, StreamId, Vector, covers
+from octaskly.core.model.ids import (
+    DispatcherEpoch,
+    Epoch,
+    NodeId,
+    StreamId,
+    Vector,
+    covers,
+)
 from octaskly.core.model.settings import Limits
-from octaskly.core.protocol.messages import Entries, Message, Pull, Repl, ReplOk
-from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.protocol.messages import (
+    Entries,
+    Message,
+    Pull,
+    Replicate,
+    ReplicateOk,
+)
+from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.log_tail import Tail, repl_of, size_of
+from octaskly.core.replication.log_tail import (
+    LogTail,
+    append_size_bytes,
+    replicate_messages,
+)
 from octaskly.core.replication.standby import Standby
 from tests.builders import STREAM, epoch, moment
 from tests.copies import FACT, Copies
@@ -42,13 +59,13 @@ def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
     bytes_max: int,
 ) -> None:
     """No entry is left out, and none comes out of order or without its writer."""
-    tail = Tail(Limits(tail_entries=entries_max))
-    tail.begin({})
+    tail = LogTail(Limits(tail_entries=entries_max))
+    tail.restart_from({})
     vector: Vector = {}
     kept: deque[list[Entry]] = deque()
     for number, streams in enumerate(sizes):
         if number == before:
-            tail.begin(vector)
+            tail.restart_from(vector)
             kept.clear()
         fresh = []
         for stream in streams:
@@ -56,7 +73,7 @@ def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
             fresh.append(Entry(stream, vector[stream], 1, FACT))
         writers = tuple((stream, epoch(int(stream))) for stream in streams)
         append = Append(number, tuple(fresh), writers)
-        tail.add(append, size_of(append))
+        tail.add(append, append_size_bytes(append))
         kept.append(fresh)
         while sum(map(len, kept)) > entries_max:
             kept.popleft()
@@ -68,18 +85,18 @@ def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
         held.get(stream, 0) >= first.get(stream, vector[stream] + 1) - 1
         for stream in vector
     )
-    node = Journal(Saved(vector=tuple(held.items())))
+    node = Journal(SavedState(vector=tuple(held.items())))
 
-    missing = tail.beyond(held)
+    missing = tail.appends_missing_in(held)
 
     assert (missing is not None) == is_long_enough
     if missing is None:
         return
-    parts = repl_of(Reign(epoch(), STREAM), missing, 7, bytes_max)
+    parts = replicate_messages(DispatcherEpoch(epoch(), STREAM), missing, 7, bytes_max)
     for part in parts:
         named = {stream for stream, _ in part.epochs}
         assert {entry.stream for entry in part.entries if entry.seq == 1} <= named
-        node.absorb(part.entries, part.epochs)
+        node.append_remote(part.entries, part.epochs)
     assert covers(node.vector, vector.items())
     assert sum(len(part.entries) for part in parts) == sum(vector.values()) - sum(
         held.values()
@@ -92,14 +109,14 @@ class _Follower:
     """The real half of a standby, its disk and its link."""
 
     name: str
-    journal: Journal = field(default_factory=lambda: Journal(Saved()))
+    journal: Journal = field(default_factory=lambda: Journal(SavedState()))
     inbox: deque[Message] = field(default_factory=deque)
     outbox: deque[Message] = field(default_factory=deque)
     disk: Vector = field(default_factory=dict)
     is_linked: bool = False
 
     def __post_init__(self) -> None:
-        self.exchange = Exchange(self.journal)
+        self.exchange = AntiEntropy(self.journal)
         self.standby = Standby(self.journal, self.exchange, SOLO_S)
 
 
@@ -134,7 +151,7 @@ class CopiesMachine(RuleBasedStateMachine):
         append = world.journal.append([FACT] * count, moment(self.seconds))
         self.log += [(append.number, entry) for entry in append.entries]
         now = moment(self.seconds)
-        self.perform(world.replication.on_written(append, now))
+        self.perform(world.replication.on_log_write(append, now))
 
     @rule()
     def submit(self) -> None:
@@ -147,17 +164,19 @@ class CopiesMachine(RuleBasedStateMachine):
         self.names += 1
         journal = self.world.journal
         name = f"x{self.names}"
-        promise = (name, self.seconds, journal.number, dict(journal.vector))
+        promise = (name, self.seconds, journal.last_number, dict(journal.vector))
         self.asked.append(promise)
         self.perform(self.world.ask(name, self.seconds))
 
     @rule(share=st.floats(0.0, 1.0))
     def commit(self, share: float) -> None:
         journal = self.world.journal
-        waiting = journal.number - journal.persisted
+        waiting = journal.last_number - journal.persisted
         journal.on_persisted(journal.persisted + round(share * waiting))
         now = moment(self.seconds)
-        self.perform(self.world.replication.release(now) + journal.release(now))
+        self.perform(
+            self.world.replication.release_acks(now) + journal.run_deferred(now)
+        )
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 2.0, 11.0]))
     def wait(self, seconds: float) -> None:
@@ -178,7 +197,7 @@ class CopiesMachine(RuleBasedStateMachine):
             follower.is_linked = False
             follower.inbox.clear()
             follower.outbox.clear()
-            follower.exchange.forget(NodeId("a"))
+            follower.exchange.drop_peer(NodeId("a"))
             self.perform(self.world.lose(name, self.seconds))
 
     @rule(name=FOLLOWERS, times=st.integers(1, 4))
@@ -187,8 +206,8 @@ class CopiesMachine(RuleBasedStateMachine):
         for _ in range(min(times, len(follower.inbox))):
             message = follower.inbox.popleft()
             now = moment(self.seconds)
-            if isinstance(message, Repl):
-                effects = follower.standby.on_repl(NodeId("a"), message, now)
+            if isinstance(message, Replicate):
+                effects = follower.standby.on_replicate(NodeId("a"), message, now)
             else:
                 assert isinstance(message, Entries)
                 effects = follower.exchange.on_entries(NodeId("a"), message)
@@ -199,8 +218,8 @@ class CopiesMachine(RuleBasedStateMachine):
         """A standby's disk is done with what it was given."""
         follower = self.followers[name]
         follower.disk = dict(follower.journal.vector)
-        follower.journal.on_persisted(follower.journal.number)
-        self.said(follower, follower.journal.release(moment(self.seconds)))
+        follower.journal.on_persisted(follower.journal.last_number)
+        self.said(follower, follower.journal.run_deferred(moment(self.seconds)))
 
     @rule(name=FOLLOWERS, times=st.integers(1, 4))
     def hear(self, name: str, times: int) -> None:
@@ -211,8 +230,8 @@ class CopiesMachine(RuleBasedStateMachine):
             if isinstance(message, Pull):
                 self.perform(self.world.pull(name, message.vector, self.seconds))
             else:
-                assert isinstance(message, ReplOk)
-                self.perform(self.world.replication.on_repl_ok(node, message, now))
+                assert isinstance(message, ReplicateOk)
+                self.perform(self.world.replication.on_replicate_ok(node, message, now))
 
     @rule(name=FOLLOWERS)
     def catch_up(self, name: str) -> None:
@@ -243,7 +262,7 @@ class CopiesMachine(RuleBasedStateMachine):
             for number, entry in self.log
             if number <= persisted and entry.seq > held.get(entry.stream, 0)
         )[:3]
-        message = Entries(found, tuple(self.writers.items()), more=False, vector=())
+        message = Entries(found, tuple(self.writers.items()), has_more=False, vector=())
         if self.followers[asked.peer].is_linked:
             self.followers[asked.peer].inbox.append(message)
 
@@ -272,7 +291,7 @@ class CopiesMachine(RuleBasedStateMachine):
                         self.followers[peer].inbox.extend(messages)
                 case ServePull():
                     self.reads.append(effect)
-                case Note("info", event, (("copies", copies),)):
+                case LogLine("info", event, (("copies", copies),)):
                     self.answered(event, int(copies))
                 case _:
                     pass

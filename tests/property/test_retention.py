@@ -9,27 +9,27 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.effects import Append, Join, PlanFloor
+from octaskly.core.effects import Append, MergeRows, PlanFloor
 from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Floor,
-    Mark,
+    StreamFloor,
     Submitted,
+    TaskCancelled,
 )
 from octaskly.core.log.merge import (
-    Birth,
+    SubmissionTimes,
     TaskRecord,
     facts_of,
-    join_births,
     join_floors,
+    join_submission_times,
 )
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId, covers
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.store.reading import queries
 from octaskly.store.reading.compaction_plan import plan_floor
 from octaskly.store.reading.snapshot import snapshot
@@ -103,7 +103,7 @@ class Mesh:
     def said(self, floor: Floor, stream: StreamId) -> Floor:
         """Return a floor with what it builds on, as a journal says it."""
         held = read_vector(self.writer.db)
-        return replace(floor, needs=tuple(p for p in held if p[0] != stream))
+        return replace(floor, required_vector=tuple(p for p in held if p[0] != stream))
 
     def do(self, op: Op) -> None:
         """Let the writer do something that a dispatcher may do."""
@@ -120,7 +120,7 @@ class Mesh:
                     spec = known.spec  # A worker's envelope, told again.
                 self.write(stream, [Submitted(spec)])
             case "cancel" if known:
-                self.write(stream, [CancelAsked(task, "ada")])
+                self.write(stream, [TaskCancelled(task, "ada")])
             case "assign" if known:
                 self.write(stream, [Assigned(task, attempt, kit.WORKER)])
             case "finish":  # Of a task that is gone: a spooled result.
@@ -146,7 +146,7 @@ class Mesh:
 
 def outcome(b: int) -> Outcome:
     state = (AttemptState.OK, AttemptState.FAILED, AttemptState.RELEASED)[b % 3]
-    return Outcome(state=state, reason=Reason.EXIT, stdout=b"out %d" % (b // 3))
+    return Outcome(state=state, reason=EndReason.EXIT, stdout=b"out %d" % (b // 3))
 
 
 OPS = st.lists(
@@ -161,7 +161,7 @@ OPS = st.lists(
 AWAY = [
     Entry(FAR, 1, 900, Submitted(TaskSpec(id=kit.task_id(4), command="far", ord=899))),
     Entry(FAR, 2, 901, Assigned(kit.task_id(4), kit.attempt_id(1, FAR), kit.WORKER)),
-    Entry(FAR, 3, 902, CancelAsked(kit.task_id(4), "eve")),
+    Entry(FAR, 3, 902, TaskCancelled(kit.task_id(4), "eve")),
 ]
 
 
@@ -188,7 +188,7 @@ def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
     """Return how many entries a journal takes in that holds so much."""
     for index, entry in enumerate(part):
         fact = entry.fact
-        if isinstance(fact, Floor) and not covers(have, fact.needs):
+        if isinstance(fact, Floor) and not covers(have, fact.required_vector):
             return index
     return len(part)
 
@@ -203,10 +203,10 @@ def joined(table: Table, server: Table, most: int) -> bool:
             return True
         head = part.head or head
         assert head is not None
-        join = Join(1, part.rows, head, not part.more, part.vector)
+        join = MergeRows(1, part.rows, head, not part.has_more, part.vector)
         table.tables.join(join)
         cursor = part.cursor
-        if not part.more:
+        if not part.has_more:
             return True
     return False
 
@@ -246,7 +246,7 @@ def test_entries_floors_and_snapshots_in_any_order_come_to_the_same(
 
 
 MARKS = st.builds(
-    Mark,
+    StreamFloor,
     st.sampled_from([kit.STREAM, kit.OTHER]),
     st.integers(1, 3),
     st.just(Epoch(1, NodeId("a" * 16))),
@@ -259,7 +259,7 @@ FLOORS = st.builds(
     ),
 )
 BIRTHS = st.none() | st.builds(
-    lambda born, more, seq: Birth(born, born + more, kit.STREAM, seq),
+    lambda born, more, seq: SubmissionTimes(born, born + more, kit.STREAM, seq),
     st.integers(0, 2),
     st.integers(0, 2),
     st.integers(1, 3),
@@ -276,9 +276,11 @@ def test_floors_join_in_any_order(a: Floor, b: Floor, c: Floor) -> None:
 
 @given(BIRTHS, BIRTHS, BIRTHS)
 def test_births_join_in_any_order(
-    a: Birth | None, b: Birth | None, c: Birth | None
+    a: SubmissionTimes | None, b: SubmissionTimes | None, c: SubmissionTimes | None
 ) -> None:
     """The first and the latest submission are so, however they were heard of."""
-    assert join_births(a, b) == join_births(b, a)
-    assert join_births(a, join_births(b, c)) == join_births(join_births(a, b), c)
-    assert join_births(a, a) == a
+    assert join_submission_times(a, b) == join_submission_times(b, a)
+    assert join_submission_times(
+        a, join_submission_times(b, c)
+    ) == join_submission_times(join_submission_times(a, b), c)
+    assert join_submission_times(a, a) == a

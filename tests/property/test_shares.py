@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.model.task_options import Requires, TaskOptions
+from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.runner.pool.attempts import Item, Shares
 
@@ -14,12 +14,12 @@ SLOTS = 6
 GPUS = ("0", "3", "GPU-a")
 
 wishes = st.builds(
-    Requires, cpus=st.integers(0, SLOTS), gpus=st.integers(0, len(GPUS) + 1)
+    Requirements, cpus=st.integers(0, SLOTS), gpus=st.integers(0, len(GPUS) + 1)
 )
 steps = st.lists(st.one_of(wishes, st.integers(0, 20)), max_size=40)
 
 
-def item(key: int, requires: Requires) -> Item:
+def item(key: int, requires: Requirements) -> Item:
     spec = TaskSpec(
         id=TaskId(f"t{key}"), command="true", options=TaskOptions(requires=requires)
     )
@@ -27,7 +27,9 @@ def item(key: int, requires: Requires) -> Item:
 
 
 @given(steps)
-def test_no_gpu_is_given_twice_and_all_come_back(steps: list[Requires | int]) -> None:
+def test_no_gpu_is_given_twice_and_all_come_back(
+    steps: list[Requirements | int],
+) -> None:
     """A wish begins if it fits; a number ends one of those that run."""
     shares = Shares(SLOTS, GPUS)
     running: list[Item] = []
@@ -52,7 +54,7 @@ def test_no_gpu_is_given_twice_and_all_come_back(steps: list[Requires | int]) ->
 
     for each in running:
         shares.give(each)
-    whole = item(-1, Requires(cpus=SLOTS, gpus=len(GPUS)))
+    whole = item(-1, Requirements(cpus=SLOTS, gpus=len(GPUS)))
     assert shares.fits(whole, 0)
     shares.take(whole)
     assert whole.gpus == GPUS

@@ -14,17 +14,17 @@ from octaskly.core.effects import Append
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Entry,
     Finished,
     Floor,
     Notified,
     Recorded,
+    TaskCancelled,
     TaskFact,
 )
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.tables import rows
@@ -43,7 +43,7 @@ OUTCOMES = st.builds(
     state=st.sampled_from(
         [AttemptState.RELEASED, AttemptState.FAILED, AttemptState.OK]
     ),
-    reason=st.sampled_from([Reason.EXIT, Reason.LOST]),
+    reason=st.sampled_from([EndReason.EXIT, EndReason.LOST]),
     exit_code=st.sampled_from([None, 0]),
     stdout=OUTPUT,
     stderr=OUTPUT,
@@ -51,7 +51,7 @@ OUTCOMES = st.builds(
 IDS = st.builds(kit.task_id, NUMBERS)
 FACTS: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(lambda n, o: kit.submitted(n, ord=o), NUMBERS, st.integers(1, 2)),
-    st.builds(CancelAsked, IDS, st.sampled_from(["ada", "bob"])),
+    st.builds(TaskCancelled, IDS, st.sampled_from(["ada", "bob"])),
     st.builds(Notified, IDS),
     st.builds(Assigned, IDS, ATTEMPTS, NODES),
     st.builds(Finished, IDS, ATTEMPTS, NODES, OUTCOMES),
@@ -97,7 +97,7 @@ def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
     for entry in entries:
         assert not isinstance(entry.fact, Floor | Recorded)
         task = entry.fact.task
-        records[task] = merge.apply(records[task], entry.fact)
+        records[task] = merge.apply_fact(records[task], entry.fact)
     return {
         task: record if record and record.spec else None
         for task, record in records.items()
@@ -120,7 +120,7 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
     packer = kit.PicklePacker()
     given_on = packer.unpack(queries.entries_after(one, packer, {}, 1 << 20).data)
     assert list(given_on.entries) == streams[0] + streams[1]
-    assert not given_on.more
+    assert not given_on.has_more
     one.close()
     other.close()
 

@@ -12,14 +12,14 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.model.task_options import GivenFile
+from octaskly.core.model.task_options import UploadedFile
 from octaskly.runner.files.blob_fetcher import Source, Supply, Turns
 from octaskly.runner.files.blob_store import Depot
 from tests.support.pooling import MachineClock
 
 THREADS: Final = 6
 AT_ONCE: Final = st.lists(st.sampled_from("abc"), min_size=THREADS, max_size=60)
-NOWHERE: Final = GivenFile(path="data", sha256="0" * 64, node="gone")
+NOWHERE: Final = UploadedFile(path="data", sha256="0" * 64, node="gone")
 
 
 class Unlucky(Exception):

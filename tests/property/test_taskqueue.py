@@ -13,8 +13,8 @@ from hypothesis.stateful import (
 )
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import Requires
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.task_options import Requirements
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from tests import builders, reign
 from tests.reign import HOPELESS, LIMITS, NEEDS, Reign
 
@@ -25,9 +25,9 @@ OUTCOMES = st.sampled_from(
         builders.outcome(duration_ms=1),
         builders.outcome(duration_ms=1),
         builders.outcome(AttemptState.FAILED, duration_ms=1),
-        builders.released(Reason.RETURNED),
-        builders.released(Reason.INPUTS, "data.csv"),
-        builders.released(Reason.LOST),
+        builders.released(EndReason.RETURNED),
+        builders.released(EndReason.INPUTS, "data.csv"),
+        builders.released(EndReason.LOST),
     ]
 )
 
@@ -50,7 +50,7 @@ class ReignMachine(RuleBasedStateMachine):
         requires=st.none() | st.sampled_from([*NEEDS, HOPELESS]),
         priority=st.sampled_from([0, 0, 1]),
     )
-    def submit(self, count: int, requires: Requires | None, priority: int) -> None:
+    def submit(self, count: int, requires: Requirements | None, priority: int) -> None:
         if len(self.world.written) < 40:
             self.world.submit(count, requires, priority)
 

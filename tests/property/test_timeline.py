@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.change_feed import Bookmark, Place, Reach, resumed
+from octaskly.core.change_feed import (
+    FeedCursor,
+    FeedPosition,
+    StreamExtent,
+    resume_cursor,
+)
 from octaskly.core.log.facts import Entry
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from tests.contract import log_kit as kit
@@ -24,7 +29,7 @@ class Log:
 
     hlcs: dict[StreamId, list[int]]
 
-    def read(self, held: Held, bookmark: Bookmark) -> list[Entry]:
+    def read(self, held: Held, bookmark: FeedCursor) -> list[Entry]:
         """Return what a node that holds so much has beyond a bookmark, by time."""
         entries = [
             Entry(stream, seq, hlc, kit.submitted(seq))
@@ -34,9 +39,9 @@ class Log:
         ]
         return sorted(entries, key=lambda e: (e.hlc, e.stream, e.seq))
 
-    def reaches(self, held: Held, hlc: int) -> list[Reach]:
+    def reaches(self, held: Held, hlc: int) -> list[StreamExtent]:
         return [
-            Reach(
+            StreamExtent(
                 stream,
                 Epoch(STREAMS.index(stream) + 1, NodeId("n")),
                 sum(each <= hlc for each in hlcs[: held[stream]]),
@@ -62,18 +67,20 @@ def holdings(log: Log) -> st.SearchStrategy[Held]:
     )
 
 
-def places(log: Log, held: list[Held], own: StreamId) -> list[tuple[Place, Held]]:
+def places(
+    log: Log, held: list[Held], own: StreamId
+) -> list[tuple[FeedPosition, Held]]:
     """Return the places that a client gets, each with what it was told by then.
 
     Its dispatcher holds more from time to time, as other halves of a split come in.
     """
-    bookmark = Bookmark(0, {}, own)
-    found = [(bookmark.place, dict(bookmark.vector))]
+    bookmark = FeedCursor(0, {}, own)
+    found = [(bookmark.position, dict(bookmark.vector))]
     for holds in held:
         found += [
-            (bookmark.place, dict(bookmark.vector))
+            (bookmark.position, dict(bookmark.vector))
             for entry in log.read(holds, bookmark)
-            if bookmark.pass_over(entry)
+            if bookmark.advance_past(entry)
         ]
     return found
 
@@ -88,7 +95,7 @@ def test_nothing_is_missed_in_silence(data: st.DataObject) -> None:
     found = places(log, [first, grown], own)
     place, told = data.draw(st.sampled_from(found))
 
-    bookmark, is_exact = resumed(place, log.reaches(other, place.hlc), successor)
+    bookmark, is_exact = resume_cursor(place, log.reaches(other, place.hlc), successor)
 
     if is_exact:
         skipped = {
@@ -111,7 +118,7 @@ def test_the_same_log_is_always_recognised(data: st.DataObject) -> None:
     held[own] = len(log.hlcs[own])
     place, told = data.draw(st.sampled_from(places(log, [held], own)[-4:]))
 
-    bookmark, is_exact = resumed(place, log.reaches(held, place.hlc), own)
+    bookmark, is_exact = resume_cursor(place, log.reaches(held, place.hlc), own)
 
     assert is_exact
     assert {s: n for s, n in bookmark.vector.items() if n} == told

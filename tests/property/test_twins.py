@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.dispatcher.admission import Acceptance
+from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.effects import Append
 from octaskly.core.events import TasksSubmitted
 from octaskly.core.log.facts import Entry, Submitted
-from octaskly.core.model.drafts import Draft, logged_id
-from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.drafts import TaskDraft, log_id_of
+from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
@@ -25,20 +25,20 @@ from tests.contract import log_kit as kit
 
 NAMES = st.sampled_from(["a", "a-", "a.b", "aa", "b"])
 DRAFTS = st.builds(
-    lambda name, command: Draft(command=command, id=TaskId(name)),
+    lambda name, command: TaskDraft(command=command, id=TaskId(name)),
     NAMES,
     st.sampled_from(["x", "y", "z"]),
 )
 REQUESTS = st.lists(st.tuples(DRAFTS, st.integers(0, 9)), max_size=6)
 
 
-def accepted(requests: Sequence[tuple[Draft, int]]) -> list[TaskSpec]:
+def accepted(requests: Sequence[tuple[TaskDraft, int]]) -> list[TaskSpec]:
     """Return what one half of a split accepts, each at its second."""
-    half = Acceptance(journal(), TaskQueue(Limits()), 0)
+    half = Admission(journal(), TaskQueue(Limits()), 0)
     specs: dict[TaskId, TaskSpec] = {}
     for draft, at_s in requests:
         event = TasksSubmitted(1, (draft,), "ana", ("0" * 8,))
-        for spec in half.specs(event, moment(at_s))[1]:
+        for spec in half.specs_from_drafts(event, moment(at_s))[1]:
             specs[spec.id] = spec
     return list(specs.values())
 
@@ -55,7 +55,7 @@ def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
 @settings(deadline=None)
 @given(REQUESTS, REQUESTS)
 def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
-    here: list[tuple[Draft, int]], there: list[tuple[Draft, int]]
+    here: list[tuple[TaskDraft, int]], there: list[tuple[TaskDraft, int]]
 ) -> None:
     """Nothing that was accepted is lost, and a name without a number is the first."""
     specs = [accepted(here), accepted(there)]
@@ -70,12 +70,12 @@ def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
     names = {record.name: record.id for record in shown[0]}
     assert names == {record.name: record.id for record in shown[1]}
     asked = {(draft.id, draft.command) for draft, _ in here + there}
-    assert asked == {(name_of(r.id), r.spec.command) for r in shown[0] if r.spec}
+    assert asked == {(task_name(r.id), r.spec.command) for r in shown[0] if r.spec}
     assert len(names) == len(shown[0]) == len(asked)
     for record in shown[0]:
         assert queries.task(one, record.name) == record
-        same = queries.tasks(one, [name_of(record.id)])[name_of(record.id)]
-        assert same[record.twin - 1] == record
+        same = queries.tasks(one, [task_name(record.id)])[task_name(record.id)]
+        assert same[record.occurrence - 1] == record
         assert [each.spec.ord for each in same if each.spec] == sorted(
             each.spec.ord for each in same if each.spec
         )
@@ -85,9 +85,9 @@ def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
 
 @given(DRAFTS, DRAFTS, st.sampled_from(["ana", "bob"]))
 def test_ids_are_equal_exactly_where_the_tasks_are(
-    a: Draft, b: Draft, submitter: str
+    a: TaskDraft, b: TaskDraft, submitter: str
 ) -> None:
     """Which is why the merge of the log needs no rule for names."""
-    assert (logged_id(a, "ana") == logged_id(b, submitter)) == (
+    assert (log_id_of(a, "ana") == log_id_of(b, submitter)) == (
         a == b and submitter == "ana"
     )

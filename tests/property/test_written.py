@@ -16,8 +16,8 @@ import msgpack
 from hypothesis import strategies as st
 
 from octaskly.api.schemas import task_response
-from octaskly.core.effects import Append, Effect, Join, Save, Spool
-from octaskly.core.events import Persisted, Received, Woke
+from octaskly.core.effects import Append, Effect, MergeRows, Save, Spool
+from octaskly.core.events import Persisted, Received, TimerFired
 from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
@@ -25,32 +25,32 @@ from octaskly.core.log.facts import (
     Fact,
     Finished,
     Floor,
-    Mark,
     Notified,
-    Ready,
+    StreamFloor,
     Submitted,
+    Unblocked,
 )
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.ids import Epoch, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
-    GivenFile,
-    Requires,
+    Requirements,
     Retry,
     TaskLimits,
     TaskOptions,
+    UploadedFile,
 )
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.core.protocol import codec
 from octaskly.core.protocol.messages import (
-    Cursor,
-    Dispatch,
+    Assign,
     Entries,
     Message,
-    Repl,
+    Replicate,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
 )
 from octaskly.errors import RemoteProtocolError
@@ -79,13 +79,13 @@ WISHES = TaskOptions(
     labels=(("a", "b"),),
     env=(("A", "b"),),
     grace_s=1,
-    requires=Requires(cpus=1, memory_mb=5),
+    requires=Requirements(cpus=1, memory_mb=5),
     limits=TaskLimits(memory_mb=5, processes=3),
     retry=Retry(retries=2, codes=(1,)),
     array=ArraySpec(count=3, items=("a", "b", "c"), has_items=True),
     notify_url="http://x/",
     after=After(tasks=("t1",)),
-    files=(GivenFile(path="a", sha256="0" * 64, node="x"),),
+    files=(UploadedFile(path="a", sha256="0" * 64, node="x"),),
 )
 SPEC = replace(golden.SPEC, options=WISHES)
 TASK, ATTEMPT, OUTCOME = golden.TASK, golden.ATTEMPT, golden.OUTCOME
@@ -94,13 +94,15 @@ FACTS: tuple[Fact, ...] = (
     Assigned(TASK, ATTEMPT, ME),
     Finished(TASK, ATTEMPT, ME, OUTCOME),
     golden.RECORD,
-    Ready(TASK),
+    Unblocked(TASK),
     Notified(TASK),
 )
 LOGGED = tuple(Entry(KNOWN, 5 + n, 1000 + n, fact) for n, fact in enumerate(FACTS))
 TRIED = Attempt(id=ATTEMPT, node=ME, state=AttemptState.FAILED, outcome=OUTCOME)
 ROW = TaskRow(
-    TaskRecord(id=TASK, spec=golden.SPEC, attempts=(TRIED,)), Birth(3, 4, KNOWN, 5), 6
+    TaskRecord(id=TASK, spec=golden.SPEC, attempts=(TRIED,)),
+    SubmissionTimes(3, 4, KNOWN, 5),
+    6,
 )
 HEAD = SnapshotHead(
     vector=((KNOWN, 9),), epochs=((KNOWN, WRITER),), floor=NO_FLOOR, hlc=1005
@@ -135,7 +137,7 @@ class Writing(Shell):
                 self._write(effect)
             done += effects
             for effect in effects:
-                if isinstance(effect, Append | Save | Join):
+                if isinstance(effect, Append | Save | MergeRows):
                     done += self.feed(Persisted(effect.number))
         return done
 
@@ -143,7 +145,7 @@ class Writing(Shell):
         match effect:
             case Append():
                 self.tables.append([effect])
-            case Join():
+            case MergeRows():
                 self.tables.join(effect)
             case Save(stream=stream):
                 node_state.write_saves(self.db, [effect])
@@ -187,11 +189,15 @@ def _here(value: Any) -> Any:
 SAID: tuple[Message, ...] = (
     *(_here(message) for message in golden.MESSAGES),
     Entries(LOGGED, WRITERS, False, ((KNOWN, 10),)),
-    Repl(THEIRS, 3, LOGGED, WRITERS),
-    Dispatch(THEIRS, ((ATTEMPT, SPEC),)),
-    Snapshot(rows=(ROW,), cursor=Cursor(1005, 7), more=True, head=HEAD),
+    Replicate(THEIRS, 3, LOGGED, WRITERS),
+    Assign(THEIRS, ((ATTEMPT, SPEC),)),
+    Snapshot(rows=(ROW,), cursor=SnapshotCursor(1005, 7), has_more=True, head=HEAD),
     Snapshot(
-        rows=(ROW,), cursor=Cursor(1005, 7), more=False, head=HEAD, vector=HEAD.vector
+        rows=(ROW,),
+        cursor=SnapshotCursor(1005, 7),
+        has_more=False,
+        head=HEAD,
+        vector=HEAD.vector,
     ),
 )
 
@@ -232,7 +238,7 @@ def test_what_a_member_says_is_refused_or_can_be_kept(
 
     shell.feed(Received(PEER, tuple(said)))
     shell.seconds += 0.5
-    shell.feed(Woke())
+    shell.feed(TimerFired())
 
     shell.show()
 
@@ -243,7 +249,11 @@ def _rowed(task: str, ord_: int, *, array: ArraySpec | None = None) -> TaskRow:
     if array is not None:
         spec = replace(spec, options=TaskOptions(array=array))
     tries = () if array is not None else (TRIED,)
-    return TaskRow(TaskRecord(spec.id, spec, attempts=tries), ROW.birth, ROW.changed)
+    return TaskRow(
+        TaskRecord(spec.id, spec, attempts=tries),
+        ROW.submission_times,
+        ROW.last_change_hlc,
+    )
 
 
 ARRAY = "task-001-0123abcd"
@@ -254,7 +264,7 @@ def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
     """Join parts of a snapshot; return the time and the attempts of each task."""
     shell = Writing(is_following=True)
     for number, rows in enumerate(parts, start=1):
-        shell.tables.join(Join(number, rows, HEAD, is_last=False))
+        shell.tables.join(MergeRows(number, rows, HEAD, is_last=False))
     shell.show()
     told = [queries.task(shell.db, name) for name in (ARRAY, ONE, TWO)]
     return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
@@ -273,11 +283,13 @@ def test_the_envelope_in_the_row_of_a_member_counts_for_nothing() -> None:
 
 def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
     """No node of ours tells a part like that; the writer goes on all the same."""
-    floor = Floor(9, (Mark(KNOWN, 5, WRITER),))
+    floor = Floor(9, (StreamFloor(KNOWN, 5, WRITER),))
     shell = Writing(is_following=True)
     head = replace(HEAD, floor=floor)
 
-    shell.tables.join(Join(1, (_rowed("a", 5), _rowed("a", 9)), head, is_last=False))
+    shell.tables.join(
+        MergeRows(1, (_rowed("a", 5), _rowed("a", 9)), head, is_last=False)
+    )
 
     record = queries.task(shell.db, "a")
     assert record is not None

@@ -13,25 +13,31 @@ from typing import TYPE_CHECKING
 
 from octaskly.core import replies
 from octaskly.core.events import (
-    BarrierAsked,
     CancelRequested,
-    RecordAsked,
+    CatchUpRequested,
     RecordDraft,
+    RecordRequested,
     TasksSubmitted,
 )
 from octaskly.core.log import records
 from octaskly.core.log.facts import Submitted
-from octaskly.core.model.drafts import Draft
-from octaskly.core.model.ids import NodeId, TaskId, name_of
+from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
-    Requires,
+    Requirements,
     Retry,
     TaskOptions,
 )
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.core.replies import Accepted, CancelDone, Passed, Reply, Steered
+from octaskly.core.replies import (
+    AvailabilityChanged,
+    CancelResult,
+    CatchUpStatus,
+    Reply,
+    TasksAccepted,
+)
 from tests.simulation.machine import MEMORY_MB, Machine
 from tests.simulation.store.folding import kept
 
@@ -68,7 +74,7 @@ class Clients:
         self.refused = 0
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._ticket = 0
-        self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
+        self._drafts: dict[int, tuple[TaskDraft, ...]] = {}  #: by ticket
         self._held: dict[int, tuple[TaskSpec, ...]] = {}  #: what it repeats
         self._asked_s: dict[int, float] = {}  #: open requests, and since when
         self._barriers: dict[int, Callable[[Machine], None]] = {}  #: by ticket
@@ -87,9 +93,9 @@ class Clients:
             f"{self._world.random.getrandbits(32):08x}" for _ in range(count)
         )
         drafts = tuple(
-            Draft(command=f"run {suffix}", id=None)
+            TaskDraft(command=f"run {suffix}", id=None)
             if task_id is None
-            else Draft(command=f"run {task_id} {int(suffix, 16) % 2}", id=task_id)
+            else TaskDraft(command=f"run {task_id} {int(suffix, 16) % 2}", id=task_id)
             for suffix in suffixes
         )
         if task_id is None:
@@ -129,34 +135,34 @@ class Clients:
         )
         key = str(draw.randrange(6)) if few else f"{draw.getrandbits(64):x}"
         drafts = (RecordDraft(kind, key, draw.randbytes(4)),)
-        self._world.feed(machine, RecordAsked(self.next_ticket(), drafts))
+        self._world.feed(machine, RecordRequested(self.next_ticket(), drafts))
 
     def on_unknown(self, machine: Machine, say: Callable[[Machine], None]) -> None:
         """Ask for what a node does not know; `say` is done where it answers 404."""
         ticket = self.next_ticket()
         self._barriers[ticket] = say
-        self._world.feed(machine, BarrierAsked(ticket))
+        self._world.feed(machine, CatchUpRequested(ticket))
 
     def answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
         """Take an answer in: what it promises has to be true from now on."""
         promises = self._world.promises
-        if isinstance(reply, Steered):
+        if isinstance(reply, AvailabilityChanged):
             return
         match reply:
-            case Passed(is_complete):
+            case CatchUpStatus(is_complete):
                 say = self._barriers.pop(ticket)
                 if is_complete:
                     say(machine)
-            case Accepted(specs, replicas):
+            case TasksAccepted(specs, replicas):
                 self.repeated = self._held.pop(ticket, ())
-                reply = Accepted((*specs, *self.repeated), replicas)
+                reply = TasksAccepted((*specs, *self.repeated), replicas)
                 for spec, draft in zip(specs, self._drafts[ticket], strict=True):
                     self.accepted[spec.id] = spec
                     self.wanted.add((spec.id, draft.command))
                     promises.make((Submitted, spec.id, None))
-            case replies.Kept(some):
+            case replies.RecordsKept(some):
                 promises.make(*map(kept, some))
-            case CancelDone(task, _, was_done) if was_done:
+            case CancelResult(task, _, was_done) if was_done:
                 promises.make(*promises.cancelled_as(task))
             case _:
                 self.refused += 1
@@ -173,7 +179,7 @@ class Clients:
     def _named(self, machine: Machine, name: TaskId) -> list[TaskSpec]:
         """Return the tasks of that name on a node's disk."""
         records = machine.disk.records.values()
-        return [r.spec for r in records if r.spec and name_of(r.id) == name]
+        return [r.spec for r in records if r.spec and task_name(r.id) == name]
 
     def _repeat(self, machine: Machine, held: list[TaskSpec]) -> None:
         """Let the gateway answer from its log, once that is safe."""
@@ -182,7 +188,7 @@ class Clients:
         self._held[ticket] = tuple(held)
         self._world.feed(machine, TasksSubmitted(ticket, (), "client", ()))
 
-    def _made_late(self, draft: Draft, machine: Machine) -> Draft:
+    def _made_late(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
         """Let some tasks come after another one that this node knows."""
         known, draw = list(machine.disk.records), self._world.late
         if not known or draw.random() >= self.late_share:
@@ -190,21 +196,21 @@ class Clients:
         after = After(tasks=(draw.choice(known),), end=draw.choice(("success", "any")))
         return replace(draft, options=TaskOptions(after=after))
 
-    def _made_needy(self, draft: Draft, machine: Machine) -> Draft:
+    def _made_needy(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
         """Let some tasks ask for a whole machine, or for most of its memory."""
         if self._world.needy.random() >= self.needy_share:
             return draft
         requires = self._world.needy.choice(
             (
-                Requires(cpus=machine.slots),
-                Requires(memory_mb=MEMORY_MB - 1),
-                Requires(os="linux"),
+                Requirements(cpus=machine.slots),
+                Requirements(memory_mb=MEMORY_MB - 1),
+                Requirements(os="linux"),
             )
         )
         options = replace(draft.options or TaskOptions(), requires=requires)
         return replace(draft, options=options)
 
-    def _made_trying(self, draft: Draft) -> Draft:
+    def _made_trying(self, draft: TaskDraft) -> TaskDraft:
         """Let tasks be tried again, and some stand for many.
 
         What has a name asks for the same each time that it is handed in.

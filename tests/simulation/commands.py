@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octaskly.core.events import AttemptsEnded
-from octaskly.core.log.facts import Ready
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.hlc import born_hlc
+from octaskly.core.log.facts import Unblocked
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Report
 from tests.simulation.machine import Machine
@@ -63,7 +63,7 @@ class Commands:
             if not self._may_start(machine, spec):
                 self.early.append(spec.id)
             self.started.append(
-                Started(now_s, machine.id, spec.id, attempt, seen, born_hlc(spec))
+                Started(now_s, machine.id, spec.id, attempt, seen, accepted_hlc(spec))
             )
             machine.waiting.append((attempt, spec))
         self._fill(machine)
@@ -77,11 +77,11 @@ class Commands:
         split may have done so with what the other one was running.
         """
         disks = [each.disk for each in self._world.machines.values()]
-        if (place := member_of(spec.id)) is not None:
+        if (place := split_member_id(spec.id)) is not None:
             found = (disk.records.get(place[0]) for disk in disks)
             spec = next((r.spec for r in found if r and r.spec), spec)
         after = None if spec.options is None else spec.options.after
-        is_ready = any((Ready, spec.id, None) in disk.kept for disk in disks)
+        is_ready = any((Unblocked, spec.id, None) in disk.kept for disk in disks)
         for parent in () if after is None else after.tasks:
             assert after is not None
             task = TaskId(parent)
@@ -99,7 +99,7 @@ class Commands:
         """Whether it has waited for as long as one waits for what nobody knows."""
         world = self._world
         age_ms = world.now(machine).wall_ms - spec.created_ms
-        return world.is_skewed or age_ms >= world.timing.orphan_s * 1000
+        return world.is_skewed or age_ms >= world.timing.missing_dependency_s * 1000
 
     def _fill(self, machine: Machine) -> None:
         while machine.waiting and machine.has_room(machine.waiting[0][1]):
@@ -114,7 +114,7 @@ class Commands:
                     machine.frozen.append(lambda: end(key, life))
                 elif machine.life == life and key in machine.running:
                     del machine.running[key]
-                    self._ended(machine, key, self._state(), Reason.EXIT)
+                    self._ended(machine, key, self._state(), EndReason.EXIT)
                     self._fill(machine)
 
             self._world.at(self._world.random.uniform(*self.duration_s), end)
@@ -129,7 +129,7 @@ class Commands:
         self,
         machine: Machine,
         items: tuple[tuple[TaskId, AttemptId], ...],
-        reason: Reason,
+        reason: EndReason,
     ) -> None:
         """End attempts, a moment later, whether they run or wait."""
         for key in items:
@@ -141,10 +141,10 @@ class Commands:
                 self._world.later(machine, KILL_S, self._killer(machine, key, reason))
 
     def _killer(
-        self, machine: Machine, key: tuple[TaskId, AttemptId], reason: Reason
+        self, machine: Machine, key: tuple[TaskId, AttemptId], reason: EndReason
     ) -> Callable[[], None]:
         state = AttemptState.CANCELLED
-        if reason is Reason.DRAINING:
+        if reason is EndReason.DRAINING:
             state = AttemptState.RELEASED
         is_running = key in machine.running
 
@@ -163,12 +163,12 @@ class Commands:
         machine: Machine,
         key: tuple[TaskId, AttemptId],
         state: AttemptState,
-        reason: Reason,
+        reason: EndReason,
     ) -> None:
         code = 0 if state is AttemptState.OK else None
         if state is AttemptState.FAILED:
             code = self._world.tries.choice((None, 7))
-            reason = Reason.SIGNAL if code is None else reason
+            reason = EndReason.SIGNAL if code is None else reason
         outcome = Outcome(
             state=state,
             reason=reason,

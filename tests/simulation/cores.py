@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from octaskly.core.events import DialFailed, Event, PeerUp, Seen
+from octaskly.core.events import DialFailed, Event, PeersDiscovered, PeerUp
 from octaskly.core.model.ids import NodeId
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _cost_ms(event: Event) -> float:
             return MEET_MS
         case DialFailed():
             return DIAL_MS
-        case Seen():
+        case PeersDiscovered():
             return SEEN_MS
         case _:
             return STEP_MS

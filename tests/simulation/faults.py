@@ -206,7 +206,9 @@ PAIRWISE = (split, cut_one, mute_one, reset_links)  #: these need two machines
 def forget_soon(world: World) -> None:
     """Let tasks that ended be kept for some seconds only."""
     world.timing = replace(
-        world.timing, retention_s=world.random.choice((1.0, 2.0, 4.0)), floor_s=0.5
+        world.timing,
+        retention_s=world.random.choice((1.0, 2.0, 4.0)),
+        floor_interval_s=0.5,
     )
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Answer, Effect
-from octaskly.core.events import Saved
+from octaskly.core.events import SavedState
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keys import (
-    ChangeKeys,
-    GiveKeys,
-    KeysChanged,
-    KeysGiven,
-    KeyStep,
-    RotateAsked,
-    TakeKeys,
+    ChangeKeyring,
+    KeyringChanged,
+    KeyringStep,
+    KeyringTransfer,
+    MergeKeyring,
+    RotateRequested,
+    SendKeyring,
 )
 from octaskly.core.model.settings import Timing
 from octaskly.core.node.node import Node
@@ -34,7 +34,9 @@ class KeyringWorld(World):
     """A mesh whose links need a secret that both ends accept."""
 
     def __init__(self, seed: int, *, nodes: int = 3) -> None:
-        timing = Timing(orphan_s=60.0, spread_s=SPREAD_S, keep_old_s=KEEP_S)
+        timing = Timing(
+            missing_dependency_s=60.0, rotation_spread_s=SPREAD_S, old_secret_s=KEEP_S
+        )
         super().__init__(seed, nodes=nodes, timing=timing)
         self.shell = KeyringShell(self)
         self.secrets = dict.fromkeys(self.machines, FIRST)  #: on each disk
@@ -42,7 +44,7 @@ class KeyringWorld(World):
         self.broken: set[NodeId] = set()  #: whose disk takes no keyring
         self.failures = 0
 
-    def saved(self, machine: Machine) -> Saved:
+    def saved(self, machine: Machine) -> SavedState:
         """Return what a machine knows when it starts: its keyring, too."""
         return replace(super().saved(machine), keys=self.secrets[machine.id].keys)
 
@@ -68,7 +70,7 @@ class KeyringWorld(World):
     ) -> None:
         """Ask a node to renew the secret."""
         ticket = self.clients.next_ticket()
-        asked = RotateAsked(ticket, revoked, "op", is_urgent)
+        asked = RotateRequested(ticket, revoked, "op", is_urgent)
         self.feed(self.machines[node], asked)
 
     @property
@@ -91,12 +93,12 @@ class KeyringShell(Shell):
         match effect:
             case Answer(_, reply):
                 world.replies.append(reply)
-            case ChangeKeys():
+            case ChangeKeyring():
                 self._change(machine, effect)
-            case GiveKeys(peer):
+            case SendKeyring(peer):
                 text = world.secrets[machine.id].lines()
-                world.network.send(machine.id, peer, (KeysGiven(text),))
-            case TakeKeys(_, text):
+                world.network.send(machine.id, peer, (KeyringTransfer(text),))
+            case MergeKeyring(_, text):
                 raw, now_ms = self._fresh(), world.now(machine).wall_ms
                 self._put(
                     machine,
@@ -105,17 +107,17 @@ class KeyringShell(Shell):
             case _:
                 super().perform(machine, node, effect)
 
-    def _change(self, machine: Machine, change: ChangeKeys) -> None:
+    def _change(self, machine: Machine, change: ChangeKeyring) -> None:
         revoked, is_urgent = change.revoked, change.is_urgent
         now_ms = self._keyrings.now(machine).wall_ms
         raw = self._fresh()
         changes = {
-            KeyStep.RENEW: lambda s: s.renewed(
+            KeyringStep.RENEW: lambda s: s.renewed(
                 raw, now_ms, revoked=revoked, is_urgent=is_urgent
             ),
-            KeyStep.SWITCH: lambda s: s.switched(now_ms),
-            KeyStep.SETTLE: lambda s: s.settled(now_ms),
-            KeyStep.DENY: lambda s: s.denying([revoked]),
+            KeyringStep.SWITCH: lambda s: s.switched(now_ms),
+            KeyringStep.SETTLE: lambda s: s.settled(now_ms),
+            KeyringStep.REVOKE: lambda s: s.denying([revoked]),
         }
         self._put(machine, changes[change.step])
 
@@ -130,11 +132,11 @@ class KeyringShell(Shell):
             if machine.id in world.broken:
                 world.failures += 1
                 keys = world.secrets[machine.id].keys
-                world.feed(machine, KeysChanged(keys, failure="no room"))
+                world.feed(machine, KeyringChanged(keys, failure="no room"))
                 return
             after = change(world.secrets[machine.id])  # type: ignore[operator]
             world.secrets[machine.id] = after
-            world.feed(machine, KeysChanged(after.keys))
+            world.feed(machine, KeyringChanged(after.keys))
 
         world.later(machine, world.random.uniform(*DISK_S), write)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Note
+from octaskly.core.effects import LogLine
 from octaskly.core.log.facts import Recorded
 from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeInfo
@@ -53,7 +53,7 @@ class Machine:
     """What this process was told to go by."""
     is_committing: bool = False
     dies_after_s: float | None = None  #: a crash so long after the next write
-    notes: list[tuple[float, Note]] = field(default_factory=list)
+    notes: list[tuple[float, LogLine]] = field(default_factory=list)
 
     @property
     def boot(self) -> str:

@@ -12,29 +12,29 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.dispatcher.dispatcher import Dispatch
-from octaskly.core.dispatcher.outcomes import Recording
-from octaskly.core.dispatcher.reconciliation import Adoption
-from octaskly.core.dispatcher.records import Clerk
+from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.dispatcher.outcomes import OutcomeRecorder
+from octaskly.core.dispatcher.reconciliation import Reconciler
+from octaskly.core.dispatcher.records import RecordWriter
 from octaskly.core.dispatcher.retention import Retention
-from octaskly.core.dispatcher.step import Placing
-from octaskly.core.effects import Append, Effect, Join, Save, Send
-from octaskly.core.election.candidacy import Versions
-from octaskly.core.election.claims import Claims
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
+from octaskly.core.election.candidacy import LogVersions
+from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
-from octaskly.core.events import Event, PeerUp, Persisted, Saved
-from octaskly.core.membership.address_book import Hints
-from octaskly.core.membership.membership import Membership
+from octaskly.core.events import Event, PeerUp, Persisted, SavedState
+from octaskly.core.membership.address_book import AddressBook
+from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import Outcome, TaskSpec
-from octaskly.core.node.message_handlers import Inbound
+from octaskly.core.node.message_handlers import MessageHandlers
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
     Message,
     Reattach,
-    Repl,
-    ReplOk,
+    Replicate,
+    ReplicateOk,
     Report,
     Results,
     ResultsOk,
@@ -42,15 +42,15 @@ from octaskly.core.protocol.messages import (
     SnapshotHead,
 )
 from octaskly.core.replication import replication
-from octaskly.core.replication.anti_entropy import Exchange
-from octaskly.core.replication.catch_up import Completeness
+from octaskly.core.replication.anti_entropy import AntiEntropy
+from octaskly.core.replication.catch_up import CatchUp
 from octaskly.core.replication.journal import Journal, WhenDurable
-from octaskly.core.replication.log_tail import repl_of
-from octaskly.core.replication.pending_acks import Promises, WhenSafe
+from octaskly.core.replication.log_tail import replicate_messages
+from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replication.standby import Reliance, Standby
-from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, judged
-from octaskly.core.worker.result_outbox import KeptResult, KeptResults
+from octaskly.core.replication.standby import AckGuarantee, Standby
+from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, apply_retry_policy
+from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
 from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
 from tests.simulation.kinds.failovers import (
@@ -84,7 +84,7 @@ def volatile_term(patch: pytest.MonkeyPatch) -> None:
     """Terms live in memory only: an epoch is used twice after a restart (exo)."""
     saved = Disk.saved
 
-    def forgetful(self: Disk) -> Saved:
+    def forgetful(self: Disk) -> SavedState:
         return replace(saved(self), term=0, epoch=NO_EPOCH)
 
     patch.setattr(Disk, "saved", forgetful)
@@ -92,19 +92,19 @@ def volatile_term(patch: pytest.MonkeyPatch) -> None:
 
 def discard_the_losers_tail(patch: pytest.MonkeyPatch) -> None:
     """Who loses a comparison is not asked for what it accepted (Redis Sentinel)."""
-    patch.setattr(Exchange, "ask", lambda *_: [])
+    patch.setattr(AntiEntropy, "pull_from", lambda *_: [])
 
 
 def stop_pulling_early(patch: pytest.MonkeyPatch) -> None:
     """Only the first part of a peer's entries is taken."""
-    real = Exchange.on_entries
+    real = AntiEntropy.on_entries
 
-    def once(self: Exchange, peer: NodeId, message: Any) -> list[Effect]:
+    def once(self: AntiEntropy, peer: NodeId, message: Any) -> list[Effect]:
         effects = real(self, peer, message)
-        self._asked.discard(peer)
+        self._pending_pulls.discard(peer)
         return [e for e in effects if not isinstance(e, Send)]
 
-    patch.setattr(Exchange, "on_entries", once)
+    patch.setattr(AntiEntropy, "on_entries", once)
 
 
 def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.election.election.mint_stream", same)
     patch.setattr(Journal, "open_stream", resume)
     patch.setattr(Disk, "_save", tolerant)
-    take_over = Election.take_over
+    take_over = Election.claim_epoch
 
     def unchecked(self: Election, *claim: Any) -> list[Effect]:
         vector, self._journal.vector = self._journal.vector, {}
@@ -140,7 +140,7 @@ def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
         finally:
             self._journal.vector = vector
 
-    patch.setattr(Election, "take_over", unchecked)
+    patch.setattr(Election, "claim_epoch", unchecked)
 
 
 def _before_the_disk(kind: type[Append | Save]) -> Plant:
@@ -171,40 +171,40 @@ def claim_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
     """Workers may forget results that wait for the dispatcher's disk."""
-    real = Inbound.on_message
+    real = MessageHandlers.on_message
 
     def hasty(
-        self: Inbound, peer: NodeId, message: Message, now: Moment
+        self: MessageHandlers, peer: NodeId, message: Message, now: Moment
     ) -> list[Effect]:
         effects = real(self, peer, message, now)
-        if isinstance(message, Results) and self._machines.dispatch.is_reigning:
+        if isinstance(message, Results) and self._components.dispatcher.is_active:
             items = tuple((r.task, r.attempt) for r in message.reports)
             effects.append(Send(peer, (ResultsOk(items),)))
         return effects
 
-    patch.setattr(Inbound, "on_message", hasty)
+    patch.setattr(MessageHandlers, "on_message", hasty)
 
 
 def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) -> None:
     """Workers may forget results that only the dispatcher's disk has."""
-    real = Dispatch._commit
+    real = Dispatcher._commit_step
 
     def hasty(
-        self: Dispatch,
+        self: Dispatcher,
         now: Moment,
         when_durable: WhenDurable | None = None,
-        when_safe: WhenSafe | None = None,
+        when_safe: WhenReplicated | None = None,
     ) -> list[Effect]:
         if when_safe is None or when_durable is not None:
             return real(self, now, when_durable, when_safe)
         return real(self, now, lambda now: when_safe(now, 2))
 
-    patch.setattr(Dispatch, "_commit", hasty)
+    patch.setattr(Dispatcher, "_commit", hasty)
 
 
 def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
     """A worker starts what a deposed dispatcher sends."""
-    real = Worker.on_dispatch
+    real = Worker.on_assign
 
     def trusting(
         self: Worker, sender: NodeId, message: Any, now: Moment
@@ -212,36 +212,38 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
         self._epoch = NO_EPOCH
         return real(self, sender, message, now)
 
-    patch.setattr(Worker, "on_dispatch", trusting)
-    patch.setattr(Inbound, "_is_stale", lambda *_: False)
+    patch.setattr(Worker, "on_assign", trusting)
+    patch.setattr(MessageHandlers, "_is_stale_epoch", lambda *_: False)
 
 
 def never_step_down(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher goes on, whatever it hears of others."""
-    patch.setattr(Election, "yield_to", lambda *_: [])
+    patch.setattr(Election, "step_down_for", lambda *_: [])
     real = Election.follow
 
     def stubborn(self: Election, *claim: Any) -> list[Effect]:
-        return [] if self.reign is not None else real(self, *claim)
+        return [] if self.dispatcher_epoch is not None else real(self, *claim)
 
     patch.setattr(Election, "follow", stubborn)
 
 
 def never_redial(patch: pytest.MonkeyPatch) -> None:
     """Nobody looks for peers that were lost (serf, zeroconf)."""
-    patch.setattr(Hints, "on_time", lambda *_: [])
-    patch.setattr(Hints, "redial_all", lambda *_: [])
-    patch.setattr(Hints, "on_seen", _only_first(Hints.on_seen))
+    patch.setattr(AddressBook, "on_time", lambda *_: [])
+    patch.setattr(AddressBook, "redial_all", lambda *_: [])
+    patch.setattr(
+        AddressBook, "on_peers_discovered", _only_first(AddressBook.on_peers_discovered)
+    )
 
 
 def _only_first(real: Any) -> Any:
     def on_seen(
-        self: Hints,
+        self: AddressBook,
         adverts: Any,
         now: Moment,
         wanted: frozenset[NodeId] = frozenset(),
     ) -> list[Effect]:
-        known = set(self._hints)
+        known = set(self._targets)
         effects = real(self, adverts, now, wanted)
         return [e for e in effects if getattr(e, "node", None) not in known]
 
@@ -250,39 +252,39 @@ def _only_first(real: Any) -> Any:
 
 def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
     """The winner of a comparison keeps the loser's tasks, but never runs them."""
-    patch.setattr(Dispatch, "on_absorbed", lambda *_: [])
+    patch.setattr(Dispatcher, "on_absorbed", lambda *_: [])
 
 
 def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
     """A claim of an epoch that is over is followed."""
-    patch.setattr(Election, "bound", NO_EPOCH)
-    patch.setattr(Claims, "on_heartbeat", lambda *_: [])
+    patch.setattr(Election, "min_epoch", NO_EPOCH)
+    patch.setattr(ClaimHandlers, "on_heartbeat", lambda *_: [])
 
 
 def no_adopt_window(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher waits for no worker of the reign before."""
-    real = Adoption.begin
+    real = Reconciler.open_reattach_window
 
-    def impatient(self: Adoption, now: Moment) -> None:
-        self._adopt_s = 0.0
+    def impatient(self: Reconciler, now: Moment) -> None:
+        self._reattach_s = 0.0
         real(self, now)
 
-    patch.setattr(Adoption, "begin", impatient)
+    patch.setattr(Reconciler, "open_reattach_window", impatient)
 
 
 def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
     """What a worker says it runs does not count."""
-    real = Adoption.on_reattach
+    real = Reconciler.on_reattach
 
-    def deaf(self: Adoption, node: NodeId, message: Reattach, now: Moment) -> None:
+    def deaf(self: Reconciler, node: NodeId, message: Reattach, now: Moment) -> None:
         real(self, node, replace(message, running=()), now)
 
-    patch.setattr(Adoption, "on_reattach", deaf)
+    patch.setattr(Reconciler, "on_reattach", deaf)
 
 
 def a_reign_reads_at_once(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher takes its own log for whole before it has asked the others."""
-    patch.setattr(Adoption, "hold", lambda *_: None)
+    patch.setattr(Reconciler, "delay_read", lambda *_: None)
 
 
 def who_speaks_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
@@ -290,7 +292,7 @@ def who_speaks_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
 
     What waits may have begun, or ended, as a node knows whose link is slow.
     """
-    patch.setattr(Completeness, "reads_on", lambda *_: False)
+    patch.setattr(CatchUp, "can_read_more", lambda *_: False)
 
 
 def a_success_counts_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -298,72 +300,72 @@ def a_success_counts_at_once(patch: pytest.MonkeyPatch) -> None:
 
     The one before may have told a client that the task is cancelled.
     """
-    patch.setattr(Recording, "put_off", lambda *_: False)
+    patch.setattr(OutcomeRecorder, "defer_report", lambda *_: False)
 
 
 def what_is_unread_is_lost(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher takes its log for whole once it has waited a moment."""
-    real = Adoption.expire
+    real = Reconciler.expire_absent_workers
 
-    def hasty(self: Adoption, now: Moment) -> None:
+    def hasty(self: Reconciler, now: Moment) -> None:
         real(self, now)
-        if not self._queue.is_held:
-            self.is_behind = False
+        if not self._queue.is_reading_paused:
+            self.is_log_behind = False
 
-    patch.setattr(Adoption, "expire", hasty)
+    patch.setattr(Reconciler, "expire_absent_workers", hasty)
 
 
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     """A worker trusts that what it sent arrives and is kept."""
-    real = KeptResults.told
+    real = ResultOutbox.mark_sent
 
     def trusting(
-        self: KeptResults, kept: KeptResult, now_s: float, *, is_news: bool
+        self: ResultOutbox, kept: PendingResult, now_s: float, *, is_news: bool
     ) -> Report:
-        self.forget([(kept.report.task, kept.report.attempt)])
-        self._kept[kept.report.task, kept.report.attempt] = kept
-        report = real(self, kept, now_s, is_news=is_news)
-        del self._kept[kept.report.task, kept.report.attempt]
+        self.drop_acknowledged([(kept.report.task, kept.report.attempt)])
+        self._results[kept.report.task, kept.report.attempt] = kept
+        report = real(self, kept, now_s, is_new=is_news)
+        del self._results[kept.report.task, kept.report.attempt]
         return report
 
-    patch.setattr(KeptResults, "told", trusting)
+    patch.setattr(ResultOutbox, "mark_sent", trusting)
 
 
 def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
     """Of two facts about an attempt the one that comes last counts."""
-    patch.setattr("octaskly.core.log.merge._further", lambda _, later: later)
+    patch.setattr("octaskly.core.log.merge._more_advanced", lambda _, later: later)
 
 
 def a_name_is_an_id(patch: pytest.MonkeyPatch) -> None:
     """Different tasks that got one name in two halves of a split are one."""
-    patch.setattr("octaskly.core.model.drafts.logged_id", lambda draft, _: draft.id)
+    patch.setattr("octaskly.core.model.drafts.log_id_of", lambda draft, _: draft.id)
 
 
 def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:
     """A standby says that it keeps what still waits for its disk."""
-    patch.setattr(Standby, "on_repl", _hasty_standby(Standby.on_repl))
+    patch.setattr(Standby, "on_replicate", _hasty_standby(Standby.on_replicate))
 
 
 def _hasty_standby(real: Any) -> Any:
     def on_repl(
-        self: Standby, peer: NodeId, message: Repl, now: Moment
+        self: Standby, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
         effects: list[Effect] = real(self, peer, message, now)
-        if not message.number or self._due:
+        if not message.number or self._missing_vector:
             return effects
-        return [*effects, Send(peer, (ReplOk(message.epoch, message.number),))]
+        return [*effects, Send(peer, (ReplicateOk(message.epoch, message.number),))]
 
     return on_repl
 
 
 def no_standby_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     """One copy is enough, whoever keeps up."""
-    patch.setattr(Promises, "_alone_at_s", lambda *_: 0.0)
+    patch.setattr(PendingAcks, "_single_copy_at_s", lambda *_: 0.0)
 
 
 def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:
     """What was sent to a level standby counts as kept by it."""
-    real = Replication._stream
+    real = Replication._stream_part
 
     def hopeful(
         self: Replication, node: NodeId, copy: Any, part: Any, *rest: Any
@@ -372,76 +374,76 @@ def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:
         copy.acked = max(copy.acked, part.number)
         return effects
 
-    patch.setattr(Replication, "_stream", hopeful)
+    patch.setattr(Replication, "_stream_part", hopeful)
 
 
 def joining_standbys_count(patch: pytest.MonkeyPatch) -> None:
     """A standby that only pulls is taken for one that keeps up."""
-    real = Replication._enlist
+    real = Replication._add_standby
 
     def early(self: Replication, node: NodeId, now: Moment) -> list[Effect]:
         effects = real(self, node, now)
-        copy = self._copies[node]
-        copy.progress = replication._Progress.LEVEL
+        copy = self._standbys[node]
+        copy.sync_state = replication._SyncState.IN_SYNC
         copy.acked = FAR
         return effects
 
-    patch.setattr(Replication, "_enlist", early)
+    patch.setattr(Replication, "_add_standby", early)
 
 
 def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
     """A standby keeps what a dispatcher of a lower epoch sends, and says so."""
 
     def trusting(
-        self: Inbound, peer: NodeId, message: Repl, now: Moment
+        self: MessageHandlers, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
-        return self._machines.standby.on_repl(peer, message, now)
+        return self._components.standby.on_replicate(peer, message, now)
 
-    patch.setattr(Inbound, "_on_repl", trusting)
+    patch.setattr(MessageHandlers, "_on_replicate", trusting)
 
 
 def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
     """A snapshot counts as whole from its first part on."""
-    real = Journal.join
+    real = Journal.merge_rows
 
-    def hasty(self: Journal, part: Snapshot, head: SnapshotHead) -> Join:
-        return real(self, replace(part, more=False), head)
+    def hasty(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
+        return real(self, replace(part, has_more=False), head)
 
-    patch.setattr(Journal, "join", hasty)
+    patch.setattr(Journal, "merge_rows", hasty)
 
 
 def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
     """Nobody is told what only rows of a snapshot say, whose entries are lost."""
-    real = Journal.join
+    real = Journal.merge_rows
 
-    def content(self: Journal, part: Snapshot, head: SnapshotHead) -> Join:
+    def content(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
         return real(self, replace(part, vector=()), head)
 
-    patch.setattr(Journal, "join", content)
+    patch.setattr(Journal, "merge_rows", content)
 
 
 def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
     """What only rows say is written again when it is time for the next floor."""
-    patch.setattr(Retention, "hasten", lambda *_: None)
+    patch.setattr(Retention, "hasten_row_rewrite", lambda *_: None)
 
 
 def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
     """They are not told that rows of their dispatcher say more."""
 
-    def reticent(*args: Any, is_ahead: bool) -> tuple[Repl, ...]:
-        return repl_of(*args)
+    def reticent(*args: Any, is_ahead: bool) -> tuple[Replicate, ...]:
+        return replicate_messages(*args)
 
     patch.setattr(replication, "repl_of", reticent)
 
 
 def standbys_are_sure_for_ever(patch: pytest.MonkeyPatch) -> None:
     """One that was given up takes itself for level until it hears of it."""
-    patch.setattr(Reliance, "holds", lambda *_: True)
+    patch.setattr(AckGuarantee, "is_guaranteed", lambda *_: True)
 
 
 def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher goes by what the logs of its followers hold."""
-    patch.setattr(Exchange, "lacks_rows", lambda *_: False)
+    patch.setattr(AntiEntropy, "lacks_rows", lambda *_: False)
 
 
 def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
@@ -456,7 +458,7 @@ def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
     """A late result brings a task back that is gone."""
-    patch.setattr(Journal, "is_void", lambda *_: False)
+    patch.setattr(Journal, "is_below_floor", lambda *_: False)
 
 
 def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
@@ -466,17 +468,17 @@ def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
     """Who joins by rows hears of tasks alone."""
-    real = Journal.join
+    real = Journal.merge_rows
 
-    def deaf(self: Journal, part: Snapshot, head: SnapshotHead) -> Join:
+    def deaf(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
         return real(self, replace(part, records=()), head)
 
-    patch.setattr(Journal, "join", deaf)
+    patch.setattr(Journal, "merge_rows", deaf)
 
 
 def newcomers_are_told_nothing(patch: pytest.MonkeyPatch) -> None:
     """Only who is here when something is recorded hears of it."""
-    patch.setattr(Clerk, "_greet", lambda *_: [])
+    patch.setattr(RecordWriter, "_send_all_records", lambda *_: [])
 
 
 def what_is_told_is_not_kept(patch: pytest.MonkeyPatch) -> None:
@@ -491,20 +493,20 @@ def what_is_told_is_not_kept(patch: pytest.MonkeyPatch) -> None:
 
 def copies_go_to_who_cannot_read_them(patch: pytest.MonkeyPatch) -> None:
     """An older program is made standby of a newer one."""
-    real = Membership.on_peer_up
+    real = PeerTable.on_peer_up
 
-    def blind(self: Membership, event: PeerUp, now: Moment) -> list[Effect]:
+    def blind(self: PeerTable, event: PeerUp, now: Moment) -> list[Effect]:
         effects = real(self, event, now)
-        self.peers[event.peer].is_reader = True
+        self.peers[event.peer].can_read_our_log = True
         return effects
 
-    patch.setattr(Membership, "on_peer_up", blind)
+    patch.setattr(PeerTable, "on_peer_up", blind)
 
 
 def older_programs_are_followed(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher is followed, and asks, that cannot read what the follower has."""
-    patch.setattr(Versions, "reads_ours", lambda *_: True)
-    patch.setattr(Versions, "is_readable", lambda *_: True)
+    patch.setattr(LogVersions, "can_read_our_log", lambda *_: True)
+    patch.setattr(LogVersions, "is_log_readable", lambda *_: True)
 
 
 def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
@@ -513,19 +515,19 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     def forgiving(
         spec: TaskSpec, attempt: AttemptId, outcome: Outcome, _: Tries
     ) -> Outcome:
-        return judged(spec, attempt, outcome, NO_TRIES)
+        return apply_retry_policy(spec, attempt, outcome, NO_TRIES)
 
     patch.setattr("octaskly.core.dispatcher.outcomes.judged", forgiving)
 
 
 def ends_count_once_all_is_pulled(patch: pytest.MonkeyPatch) -> None:
     """What another node's log ends may begin while more of that log comes."""
-    patch.setattr(Dispatch, "on_overtaken", lambda *_: [])
+    patch.setattr(Dispatcher, "on_overtaken", lambda *_: [])
 
 
 def arrays_are_cancelled_without_what_runs(patch: pytest.MonkeyPatch) -> None:
     """Only what waits of an array is cancelled, whatever was asked for."""
-    patch.setattr(Placing, "cancel_live", lambda *_: [])
+    patch.setattr(DispatchStep, "cancel_live_members", lambda *_: [])
 
 
 Hunt = Callable[[int], object]
@@ -533,7 +535,7 @@ Hunt = Callable[[int], object]
 
 def what_is_unknown_here_is_unknown(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher says 404 though others may know the task."""
-    patch.setattr(Completeness, "is_complete", lambda _, __: True)
+    patch.setattr(CatchUp, "is_complete", lambda _, __: True)
 
 
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (

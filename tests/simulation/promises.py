@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.log.facts import CancelAsked, Finished, Submitted
-from octaskly.core.model.arrays import member_of
+from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.protocol.messages import Message, ResultsOk
 from tests.simulation.store.disk import Disk
@@ -62,13 +62,13 @@ class Promises:
 
         A member may be so by its array, and an array by each of its members.
         """
-        place = member_of(task)
+        place = split_member_id(task)
         disks = [machine.disk for machine in self._world.machines.values()]
         is_array = any(task in disk.members for disk in disks)
         if place is None and not is_array:
-            return ((CancelAsked, task, None),)
+            return ((TaskCancelled, task, None),)
         for one in (task,) if place is None else (task, place[0]):
-            key: Kept = (CancelAsked, one, None)
+            key: Kept = (TaskCancelled, one, None)
             if any(key in disk.kept for disk in disks):
                 return (key,)
         return ()

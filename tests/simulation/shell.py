@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 from octaskly.core.effects import (
     Answer,
     Append,
+    ApplyRecords,
     Browse,
     Dial,
     Disconnect,
     Effect,
-    Join,
-    Learnt,
-    Load,
     LoadLive,
-    LoadRipe,
-    Note,
+    LoadQueued,
+    LoadUnblocked,
+    LogLine,
+    MergeRows,
     PlanFloor,
-    Remember,
     Save,
+    SavePeer,
     Send,
     ServePull,
     Spool,
@@ -31,7 +31,7 @@ from octaskly.core.effects import (
     Stopped,
     Unspool,
 )
-from octaskly.core.events import Advert, Seen
+from octaskly.core.events import PeerHint, PeersDiscovered
 from octaskly.core.log.facts import Recorded
 from octaskly.core.node.node import Node
 from tests.simulation.machine import Machine
@@ -40,7 +40,7 @@ from tests.simulation.storage import read
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-NUMBERED = (Append, Join, Save)  #: effects that go to the disk, in order
+NUMBERED = (Append, MergeRows, Save)  #: effects that go to the disk, in order
 
 
 class Shell:
@@ -66,7 +66,7 @@ class Shell:
         match effect:
             case Send(peer, messages):
                 world.network.send(machine.id, peer, messages)
-            case Append() | Join() | Save():
+            case Append() | MergeRows() | Save():
                 world.storage.write(machine, effect)
             case Dial(peer, addresses):
                 world.network.dial(machine.id, peer, addresses)
@@ -74,7 +74,7 @@ class Shell:
                 world.network.disconnect(machine.id, peer, reason)
             case Answer(ticket, reply):
                 world.clients.answer(machine, ticket, reply)
-            case Learnt(some):
+            case ApplyRecords(some):
                 self._learn(machine, some)
             case Start(items):
                 world.commands.run(machine, node, items)
@@ -96,7 +96,7 @@ class Shell:
     def _perform_store(self, machine: Machine, effect: Effect) -> None:
         world, disk = self._world, machine.disk
         match effect:
-            case Note():
+            case LogLine():
                 # Nobody here lies, but old frames that come again may look like it.
                 assert effect.event != "peer refused" or world.network.repeats, effect
                 machine.notes.append((world.time_s, effect))
@@ -106,8 +106,8 @@ class Shell:
                     world.random.uniform(0.001, 0.01),
                     lambda: world.storage.serve(machine, peer, dict(vector), cursor),
                 )
-            case Load() | LoadLive() | LoadRipe() | PlanFloor():
-                draw = world.late if isinstance(effect, LoadRipe) else world.random
+            case LoadQueued() | LoadLive() | LoadUnblocked() | PlanFloor():
+                draw = world.late if isinstance(effect, LoadUnblocked) else world.random
                 world.later(
                     machine,
                     draw.uniform(0.001, 0.01),
@@ -119,7 +119,7 @@ class Shell:
             case Spool(reports):
                 disk.keep(reports)
                 world.storage.commit_soon(machine)
-            case Remember(peer, _, addresses):
+            case SavePeer(peer, _, addresses):
                 disk.peers[peer] = addresses
             case Browse(is_wanted):
                 self._browse(machine, is_wanted=is_wanted)
@@ -142,7 +142,7 @@ class Shell:
 
     def _advertise(self, seen: Machine, by: Machine) -> None:
         is_dispatcher = seen.node is not None and seen.node.is_dispatcher
-        advert = Advert(seen.id, (seen.address,), is_dispatcher=is_dispatcher)
+        advert = PeerHint(seen.id, (seen.address,), is_dispatcher=is_dispatcher)
         world = self._world
         delay_s = world.random.uniform(0.02, 0.3)
-        world.later(by, delay_s, lambda: world.feed(by, Seen((advert,))))
+        world.later(by, delay_s, lambda: world.feed(by, PeersDiscovered((advert,))))

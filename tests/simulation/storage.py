@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from octaskly.core.effects import (
     Append,
-    Join,
-    Load,
     LoadLive,
-    LoadRipe,
+    LoadQueued,
+    LoadUnblocked,
+    MergeRows,
     PlanFloor,
     Save,
 )
 from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
 from octaskly.core.log.merge import TaskRow
-from octaskly.core.model.arrays import member_of
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import NodeId, TaskId, Vector
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Cursor, Entries
+from octaskly.core.protocol.messages import Entries, SnapshotCursor
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
@@ -53,16 +53,16 @@ class Storage:
 
     def is_gone(self, task: TaskId) -> bool:
         """Whether a task was forgotten somewhere, a member with its array."""
-        place = member_of(task)
+        place = split_member_id(task)
         return (task if place is None else place[0]) in self.forgotten
 
-    def write(self, machine: Machine, effect: Append | Join | Save) -> None:
+    def write(self, machine: Machine, effect: Append | MergeRows | Save) -> None:
         """Hand to a disk what its next commit makes durable."""
         disk = machine.disk
         match effect:
             case Append():
                 disk.append(effect)
-            case Join():
+            case MergeRows():
                 disk.join(effect)
                 self.snapshots += effect.is_last
             case Save():
@@ -123,7 +123,11 @@ class Storage:
         disk.ended, disk.gone = [], []
 
     def serve(
-        self, machine: Machine, peer: NodeId, vector: Vector, cursor: Cursor | None
+        self,
+        machine: Machine,
+        peer: NodeId,
+        vector: Vector,
+        cursor: SnapshotCursor | None,
     ) -> None:
         """Answer a peer that asks for what it has not got."""
         disk = machine.disk
@@ -137,14 +141,14 @@ class Storage:
         self._world.network.send(machine.id, peer, (message,))
 
 
-def read(disk: Disk, asked: Load | LoadLive | LoadRipe | PlanFloor) -> Event:
+def read(disk: Disk, asked: LoadQueued | LoadLive | LoadUnblocked | PlanFloor) -> Event:
     """Return what the store answers."""
     match asked:
-        case Load():
+        case LoadQueued():
             return load(disk, asked)
         case LoadLive():
             return LiveLoaded(live(disk, asked))
-        case LoadRipe():
+        case LoadUnblocked():
             return ripe(disk, asked)
         case PlanFloor():
             return plan_floor(disk, asked)

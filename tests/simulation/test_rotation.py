@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.key_rotation.rotation import PATIENCE_S
+from octaskly.core.key_rotation.rotation import STEP_RETRY_S
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keys import NotRotated, Phase, Rotating
-from octaskly.core.model.settings import URGENT_S
+from octaskly.core.model.keys import RotationNotStarted, RotationPhase, RotationStarted
+from octaskly.core.model.settings import URGENT_STEP_S
 from tests.simulation.checks.kept import all_go_by_the_same_records, records_are_kept
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 
@@ -22,7 +22,7 @@ def formed(seed: int = 1, nodes: int = 3) -> KeyringWorld:
     return world
 
 
-def phases(world: KeyringWorld) -> set[Phase]:
+def phases(world: KeyringWorld) -> set[RotationPhase]:
     return {world.secrets[node].keys.phase for node in world.live}
 
 
@@ -41,12 +41,14 @@ def test_a_secret_that_all_know_comes_into_force_at_once() -> None:
     world = formed()
     world.rotate(world.dispatchers()[0])
 
-    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
-    assert not world.run_until(lambda: Phase.SETTLED in phases(world), KEEP_S - 5.0)
-    assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, 10.0)
+    assert world.run_until(lambda: phases(world) == {RotationPhase.SWITCHED}, 5.0)
+    assert not world.run_until(
+        lambda: RotationPhase.SETTLED in phases(world), KEEP_S - 5.0
+    )
+    assert world.run_until(lambda: phases(world) == {RotationPhase.SETTLED}, 10.0)
     assert is_whole(world)
     assert not {*FIRST.generations} & {*world.secrets[world.live[0]].generations}
-    assert isinstance(world.replies[0], Rotating)
+    assert isinstance(world.replies[0], RotationStarted)
 
 
 def test_a_node_that_is_off_is_waited_for_and_learns_it_when_it_comes() -> None:
@@ -56,9 +58,11 @@ def test_a_node_that_is_off_is_waited_for_and_learns_it_when_it_comes() -> None:
     world.crash(away)
     world.rotate(world.dispatchers()[0])
 
-    assert not world.run_until(lambda: Phase.SWITCHED in phases(world), SPREAD_S - 5.0)
+    assert not world.run_until(
+        lambda: RotationPhase.SWITCHED in phases(world), SPREAD_S - 5.0
+    )
     world.start(away)
-    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
+    assert world.run_until(lambda: phases(world) == {RotationPhase.SWITCHED}, 5.0)
     assert is_whole(world)
 
 
@@ -69,7 +73,7 @@ def test_a_node_that_comes_after_the_switch_learns_it_over_the_old_one() -> None
     world.crash(away)
     world.rotate(world.dispatchers()[0])
     world.run(SPREAD_S + 5.0)
-    assert phases(world) == {Phase.SWITCHED}
+    assert phases(world) == {RotationPhase.SWITCHED}
 
     world.start(away)
 
@@ -83,7 +87,7 @@ def test_a_node_that_slept_through_it_all_stays_out() -> None:
     world.crash(away)
     world.rotate(world.dispatchers()[0])
     world.run(SPREAD_S + KEEP_S + 10.0)
-    assert phases(world) == {Phase.SETTLED}
+    assert phases(world) == {RotationPhase.SETTLED}
     world.start(away)
     assert not world.run_until(lambda: is_whole(world), 30.0)
 
@@ -113,7 +117,9 @@ def test_another_dispatcher_goes_on_with_a_rotation(when_s: float) -> None:
     world.start(away)
 
     assert world.run_until(lambda: is_whole(world), 20.0)
-    assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, KEEP_S + 20.0)
+    assert world.run_until(
+        lambda: phases(world) == {RotationPhase.SETTLED}, KEEP_S + 20.0
+    )
     assert is_whole(world)
 
 
@@ -140,7 +146,7 @@ def test_who_has_confirmed_and_sleeps_is_not_waited_for_by_the_next_dispatcher(
         if node != asleep:
             world.start(node)
 
-    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
+    assert world.run_until(lambda: phases(world) == {RotationPhase.SWITCHED}, 5.0)
     world.start(asleep)
     assert world.run_until(lambda: is_whole(world), 10.0)
     records_are_kept(world)
@@ -155,11 +161,13 @@ def test_a_step_that_fails_is_tried_again_only_after_a_while() -> None:
     world.run(3.0)
     world.broken.update(world.live)
 
-    world.run(SPREAD_S + PATIENCE_S)
+    world.run(SPREAD_S + STEP_RETRY_S)
     assert 1 <= world.failures <= 3
     world.broken.clear()
 
-    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, PATIENCE_S + 5.0)
+    assert world.run_until(
+        lambda: phases(world) == {RotationPhase.SWITCHED}, STEP_RETRY_S + 5.0
+    )
 
 
 def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
@@ -172,7 +180,7 @@ def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
     world.rotate(world.dispatchers()[0])
     world.run(2.0)
 
-    assert isinstance(world.replies[-1], NotRotated)
+    assert isinstance(world.replies[-1], RotationNotStarted)
 
 
 def test_an_urgent_one_ends_the_old_secret_within_seconds() -> None:
@@ -182,9 +190,9 @@ def test_an_urgent_one_ends_the_old_secret_within_seconds() -> None:
     world.crash(away)
 
     world.rotate(asked, is_urgent=True)
-    world.run(URGENT_S + 3.0)
+    world.run(URGENT_STEP_S + 3.0)
 
-    assert phases(world) == {Phase.SETTLED}
+    assert phases(world) == {RotationPhase.SETTLED}
     assert is_whole(world)
     kept = world.secrets[asked]
     assert not kept.denied
@@ -205,7 +213,9 @@ def test_an_urgent_one_overtakes_one_that_waits_for_a_node() -> None:
 
     world.rotate(asked, is_urgent=True)
 
-    assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, URGENT_S + 3.0)
+    assert world.run_until(
+        lambda: phases(world) == {RotationPhase.SETTLED}, URGENT_STEP_S + 3.0
+    )
     assert world.secrets[asked].first == waiting + 1
     assert is_whole(world)
 
@@ -219,7 +229,10 @@ def test_an_urgent_one_is_not_asked_for_twice() -> None:
     world.rotate(asked, is_urgent=True)
     world.run(0.5)
 
-    assert {type(reply) for reply in world.replies} == {Rotating, NotRotated}
+    assert {type(reply) for reply in world.replies} == {
+        RotationStarted,
+        RotationNotStarted,
+    }
 
 
 def test_two_halves_that_both_renew_it_agree_when_they_meet() -> None:
@@ -231,7 +244,7 @@ def test_two_halves_that_both_renew_it_agree_when_they_meet() -> None:
     for node in world.dispatchers():
         world.rotate(node)
     world.run(2.0)
-    assert len({world.secrets[node].keys.mark for node in nodes}) == 2
+    assert len({world.secrets[node].keys.fingerprint for node in nodes}) == 2
 
     world.network.heal_all()
 
@@ -250,7 +263,7 @@ def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
     world.run(30.0)
     rest = [node for node in world.live if node != gone]
     assert len({world.secrets[node].lines() for node in rest}) == 1
-    assert world.secrets[rest[0]].keys.phase is Phase.SETTLED
+    assert world.secrets[rest[0]].keys.phase is RotationPhase.SETTLED
     assert gone not in world.dispatchers()
     world.crash(gone)
     world.start(gone)
@@ -371,7 +384,7 @@ def test_a_node_does_not_revoke_itself() -> None:
     world.rotate(node, revoked=node)
     world.run(2.0)
 
-    assert isinstance(world.replies[-1], NotRotated)
+    assert isinstance(world.replies[-1], RotationNotStarted)
     assert world.secrets[node] == FIRST
 
 
@@ -403,6 +416,6 @@ def test_whatever_fails_meanwhile_all_have_one_secret_in_the_end(seed: int) -> N
 
     assert is_whole(world)
     assert world.run_until(
-        lambda: phases(world) == {Phase.SETTLED}, 2 * (SPREAD_S + KEEP_S)
+        lambda: phases(world) == {RotationPhase.SETTLED}, 2 * (SPREAD_S + KEEP_S)
     )
     assert is_whole(world)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.effects import Note
-from octaskly.core.model.ids import name_of
+from octaskly.core.effects import LogLine
+from octaskly.core.model.ids import task_name
 from tests.simulation.hunt import failures, run_of
 from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
 from tests.simulation.kinds.failovers import (
@@ -109,7 +109,7 @@ def test_nothing_runs_on_of_an_array_that_was_cancelled_with_what_runs(
     run_cut_off(seed)
 
 
-def notes(world: World) -> list[Note]:
+def notes(world: World) -> list[LogLine]:
     """Return what all nodes noted."""
     return [note for machine in world.machines.values() for _, note in machine.notes]
 
@@ -158,7 +158,7 @@ def test_halves_of_a_split_may_give_one_name_to_different_tasks(seed: int) -> No
     world = run_same_names(seed)
 
     tasks = {task for task, _ in world.clients.wanted}
-    assert len(tasks) > len({name_of(task) for task in tasks})
+    assert len(tasks) > len({task_name(task) for task in tasks})
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.replies import Accepted, Reply
+from octaskly.core.replies import Reply, TasksAccepted
 from tests.simulation.machine import Machine
 from tests.simulation.world import World
 
@@ -54,7 +54,7 @@ class Accepts:
         world.clients.answer_watchers.append(self._note)
 
     def _note(self, _machine: Machine, reply: Reply, waited_s: float) -> None:
-        assert isinstance(reply, Accepted)
+        assert isinstance(reply, TasksAccepted)
         self.waited_s.append(waited_s)
         self.replicas.add(reply.replicas)
 
@@ -118,5 +118,5 @@ def test_the_only_standby_in_trouble_holds_clients_for_two_seconds_at_most(
         world.run(STEP_S)
     world.run(3.0)
 
-    assert max(accepts.waited_s) <= world.timing.solo_s + ACCEPT_S_MAX
+    assert max(accepts.waited_s) <= world.timing.replication_wait_s + ACCEPT_S_MAX
     assert 1 in accepts.replicas

@@ -15,9 +15,15 @@ from collections.abc import Callable
 from functools import partial
 
 from octaskly.core.effects import Effect
-from octaskly.core.events import Event, Saved, SteeringAsked, StopAsked, Woke
+from octaskly.core.events import (
+    AvailabilityRequested,
+    Event,
+    SavedState,
+    StopRequested,
+    TimerFired,
+)
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.nodes import Steering
+from octaskly.core.model.nodes import AvailabilityCommand
 from octaskly.core.model.settings import Limits, Settings, Timing
 from octaskly.core.node.node import Node
 from tests.simulation.clients import Clients
@@ -60,7 +66,7 @@ class World(Timeline):
             )
         )
         self.node_type = node_type
-        self.timing = timing or Timing(orphan_s=60.0)
+        self.timing = timing or Timing(missing_dependency_s=60.0)
         self.limits = Limits()
         self.is_strict = False  #: nothing is accepted that only one disk holds
         self.machines = {
@@ -86,7 +92,7 @@ class World(Timeline):
 
     # Processes
 
-    def saved(self, machine: Machine) -> Saved:
+    def saved(self, machine: Machine) -> SavedState:
         """Return what a machine knows when its process starts."""
         return machine.disk.saved()
 
@@ -116,7 +122,7 @@ class World(Timeline):
             log_version=machine.log_version,
         )
         machine.node = self.node_type(settings, self.saved(machine))
-        self.feed(machine, Woke(self.random.random()))
+        self.feed(machine, TimerFired(self.random.random()))
 
     def start_all(self) -> None:
         """Start every machine's agent at the same instant."""
@@ -199,11 +205,11 @@ class World(Timeline):
         """Ask an agent to stop."""
         machine = self.machines[node_id]
         if machine.node is not None:
-            self.feed(machine, StopAsked(drain_s))
+            self.feed(machine, StopRequested(drain_s))
 
-    def steer(self, node_id: NodeId, steering: Steering) -> None:
+    def steer(self, node_id: NodeId, steering: AvailabilityCommand) -> None:
         """Tell a node as an operator does."""
-        self.feed(self.machines[node_id], SteeringAsked(0, steering, "ana"))
+        self.feed(self.machines[node_id], AvailabilityRequested(0, steering, "ana"))
 
     def on_stopped(self, node_id: NodeId) -> None:
         """End a process that has said goodbye."""
@@ -294,7 +300,7 @@ class World(Timeline):
             return  # An earlier one took its place.
         machine.alarm = None
         if machine.timer == due:
-            self.feed(machine, Woke(self.random.random()))
+            self.feed(machine, TimerFired(self.random.random()))
         elif machine.timer is not None:
             self._set_alarm(machine, machine.timer)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import octaskly.core
 from octaskly.core.effects import Effect
-from octaskly.core.events import Event, Woke
+from octaskly.core.events import Event, TimerFired
 from octaskly.core.model.ids import Moment
 from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import unfinished
@@ -108,21 +108,21 @@ def traced(action: Callable[[], object]) -> Trace:
 def wake_up(nodes: int) -> Trace:
     """Return the files that a dispatcher enters on a wake-up with nothing due."""
     world, dispatcher = settled(nodes)
-    world.feed(dispatcher, Woke(0.5))
-    return traced(lambda: world.feed(dispatcher, Woke(0.5)))
+    world.feed(dispatcher, TimerFired(0.5))
+    return traced(lambda: world.feed(dispatcher, TimerFired(0.5)))
 
 
 def submission(nodes: int) -> Trace:
     """Return the files that a dispatcher enters in the step that accepts one task."""
     world, dispatcher = settled(nodes)
-    world.feed(dispatcher, Woke(0.5))
+    world.feed(dispatcher, TimerFired(0.5))
     return traced(lambda: world.clients.submit(dispatcher.id))
 
 
 def life_of_a_task(nodes: int) -> Trace:
     """Return the files that all nodes enter from a task's submission to its end."""
     world, dispatcher = settled(nodes)
-    world.feed(dispatcher, Woke(0.5))
+    world.feed(dispatcher, TimerFired(0.5))
 
     def live() -> None:
         world.clients.submit(dispatcher.id)

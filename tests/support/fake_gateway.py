@@ -9,25 +9,31 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.core.change_feed import News, Place
-from octaskly.core.log.facts import Assigned, CancelAsked, Finished
-from octaskly.core.log.merge import TaskRecord, apply
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.drafts import PRIORITY_BAND, Draft, repeating
+from octaskly.core.change_feed import FeedItem, FeedPosition
+from octaskly.core.log.facts import Assigned, Finished, TaskCancelled
+from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, rerun_draft
 from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import (
     NO_HOLD,
+    AvailabilityCommand,
     LoadSample,
     NodeState,
     Role,
     StandbyView,
-    Steering,
 )
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec, TaskState
-from octaskly.core.protocol.messages import Roster, RosterLine
-from octaskly.core.replies import Explanation, Verdict, Why
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.replies import NodeRejection, RejectionReason, TaskExplanation
 from octaskly.errors import (
     CatchingUp,
     LeftBehind,
@@ -78,7 +84,7 @@ class FakeGateway:
         self._sequence = 0
         self._changed = asyncio.Event()
         self.records: dict[TaskId, TaskRecord] = {}
-        self.keys: dict[tuple[str, str], tuple[list[Draft], list[TaskId]]] = {}
+        self.keys: dict[tuple[str, str], tuple[list[TaskDraft], list[TaskId]]] = {}
         self.known_names: dict[NodeId, str] = {self._node: name}
         self.state = MeshState(epoch=Epoch(1, self._node))
         self.view: DispatcherView | None = self.view_of(self._node)
@@ -87,7 +93,7 @@ class FakeGateway:
         self.wrote: dict[tuple[TaskId, AttemptId], list[Piece]] = {}
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
-        self.steered: list[tuple[Steering, str]] = []
+        self.steered: list[tuple[AvailabilityCommand, str]] = []
         self.hold = NO_HOLD
         self.audit = FakeAudit(self._require_dispatcher)
         self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
@@ -99,8 +105,8 @@ class FakeGateway:
         self.held = asyncio.Event()  #: submissions wait for it
         self.held.set()
 
-        self.news: asyncio.Queue[Sequence[News]] = asyncio.Queue()
-        self.heard_from: list[Place | None] = []
+        self.news: asyncio.Queue[Sequence[FeedItem]] = asyncio.Queue()
+        self.heard_from: list[FeedPosition | None] = []
 
     # --- what a test arranges ------------------------------------------------------
 
@@ -130,7 +136,7 @@ class FakeGateway:
         record = self.records[TaskId(task)]
         attempt = AttemptId(1, STREAM, len(record.attempts) + 1)
         fact = Assigned(record.id, attempt, NodeId(node or self._node))
-        self.records[record.id] = apply(record, fact)
+        self.records[record.id] = apply_fact(record, fact)
         self._notify()
         return attempt
 
@@ -140,7 +146,7 @@ class FakeGateway:
         last = record.attempts[-1]
         ended = outcome or Outcome(
             state=AttemptState.OK,
-            reason=Reason.EXIT,
+            reason=EndReason.EXIT,
             exit_code=0,
             started_ms=NOW_MS,
             ended_ms=NOW_MS + 1500,
@@ -149,7 +155,7 @@ class FakeGateway:
             stdout_bytes=6,
         )
         fact = Finished(record.id, last.id, last.node, ended)
-        self.records[record.id] = apply(record, fact)
+        self.records[record.id] = apply_fact(record, fact)
         self._notify()
 
     # --- Gateway -------------------------------------------------------------------
@@ -178,7 +184,7 @@ class FakeGateway:
 
     async def submit(
         self,
-        drafts: Sequence[Draft],
+        drafts: Sequence[TaskDraft],
         *,
         principal: Principal,
         idempotency_key: str | None = None,
@@ -275,7 +281,10 @@ class FakeGateway:
             if query.state in (None, record.state)
             and (
                 query.node is None
-                or (record.chosen is not None and record.chosen.node == query.node)
+                or (
+                    record.deciding_attempt is not None
+                    and record.deciding_attempt.node == query.node
+                )
             )
             and (query.search is None or _is_like(record, query.search))
             and (not query.is_of_arrays or record.progress is not None)
@@ -296,7 +305,7 @@ class FakeGateway:
             raise TaskNotEnded(f"{ref} is {record.state}")
         key = f"retry {record.name}"
         records, replicas = await self.submit(
-            [repeating(record.spec)], principal=principal, idempotency_key=key
+            [rerun_draft(record.spec)], principal=principal, idempotency_key=key
         )
         return records[0], replicas
 
@@ -308,11 +317,11 @@ class FakeGateway:
             del self.records[task]
         return len(ended)
 
-    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+    async def explain(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         record = await self.task(ref)
-        why = Why("paused", "is paused")
-        verdict = Verdict(self._node, "ana", NodeState.PAUSED, (why,))
-        return record, Explanation(record.state, "it waits", (verdict,))
+        why = RejectionReason("paused", "is paused")
+        verdict = NodeRejection(self._node, "ana", NodeState.PAUSED, (why,))
+        return record, TaskExplanation(record.state, "it waits", (verdict,))
 
     async def cancel(
         self, ref: str, *, force: bool, principal: Principal
@@ -325,13 +334,13 @@ class FakeGateway:
             raise TaskNotFound(f"{record.id} has ended")
         if record.state is TaskState.RUNNING and not force:
             raise TaskNotCancellable(f"{record.id} runs", hint="use ?force=true")
-        record = apply(record, CancelAsked(record.id, principal.subject))
+        record = apply_fact(record, TaskCancelled(record.id, principal.subject))
         self.records[record.id] = record
         self._notify()
         return record
 
     @asynccontextmanager
-    async def listen(self, after: Place | None) -> AsyncIterator[Listening]:
+    async def listen(self, after: FeedPosition | None) -> AsyncIterator[Listening]:
         self._require_dispatcher()
         self.heard_from.append(after)
         yield _FakeListening(self.news)
@@ -356,7 +365,7 @@ class FakeGateway:
         members = (
             (place[1], record)
             for record in self.records.values()
-            if (place := member_of(record.id)) is not None and place[0] == array
+            if (place := split_member_id(record.id)) is not None and place[0] == array
         )
         found = [
             (number, record)
@@ -367,7 +376,7 @@ class FakeGateway:
 
     async def output(self, ref: str, path: str) -> OutputPlace:
         record = await self.task(ref)
-        chosen = record.chosen
+        chosen = record.deciding_attempt
         files = chosen.outcome.outputs if chosen and chosen.outcome else ()
         size = next((item.size_bytes for item in files if item.path == path), None)
         if chosen is None or size is None:
@@ -391,11 +400,13 @@ class FakeGateway:
         except KeyError:
             raise OutputNotFound(f"{task} left no {path} here") from None
 
-    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
+    async def steer(
+        self, steering: AvailabilityCommand, *, principal: Principal
+    ) -> RosterEntry:
         if self.raised:
             raise self.raised.pop(0)
         self.steered.append((steering, principal.subject))
-        self.hold = self.hold.steered(steering)
+        self.hold = self.hold.after_command(steering)
         state = NodeState.DRAINING if self.hold.is_drained else NodeState.READY
         own = next(m for m in self.roster().members if m.id == self._node)
         return replace(own, state=NodeState.PAUSED if self.hold.is_paused else state)
@@ -406,7 +417,7 @@ class FakeGateway:
     def roster(self) -> Roster:
         dispatcher = self.view.node if self.view else self._node
         members = tuple(
-            RosterLine(
+            RosterEntry(
                 id=node,
                 name=name,
                 role=Role.DISPATCHER if node == dispatcher else Role.WORKER,
@@ -470,7 +481,7 @@ class FakeGateway:
 
     # --- inside --------------------------------------------------------------------
 
-    def _accept(self, draft: Draft, principal: Principal) -> TaskRecord:
+    def _accept(self, draft: TaskDraft, principal: Principal) -> TaskRecord:
         self._sequence += 1
         name = f"task-{self._sequence:03d}"
         digest = hashlib.sha256(f"{self._node}{name}".encode()).hexdigest()[:8]
@@ -504,10 +515,10 @@ class FakeGateway:
 class _FakeListening:
     """Gives on what a test says."""
 
-    def __init__(self, news: asyncio.Queue[Sequence[News]]) -> None:
+    def __init__(self, news: asyncio.Queue[Sequence[FeedItem]]) -> None:
         self._news = news
 
-    async def more(self) -> Sequence[News]:
+    async def more(self) -> Sequence[FeedItem]:
         return await self._news.get()
 
 

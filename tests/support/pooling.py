@@ -14,7 +14,7 @@ from typing import Any
 
 from octaskly.config.account import Account
 from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
-from octaskly.core.model.tasks import Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
 from octaskly.runner.files.blob_fetcher import Supply
@@ -171,7 +171,7 @@ class Rig:
         much.
         """
         outcome = await self.end_of(spec.id)
-        while outcome.reason is Reason.RETURNED:
+        while outcome.reason is EndReason.RETURNED:
             outcome = await self.run(spec.command, options=spec.options)
         return outcome
 

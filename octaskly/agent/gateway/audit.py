@@ -14,7 +14,7 @@ import msgspec
 from octaskly.agent.gateway.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import AUDIT, AUDIT_STRANGERS, KINDS
+from octaskly.core.log.records import AUDIT, AUDIT_UNAUTHENTICATED, KINDS
 from octaskly.core.model.hlc import HLC_MAX, hlc_of
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TIME_MS_MAX
@@ -120,7 +120,7 @@ class Audit:
         beyond = None if after is None else _place(after)
         found = await self._records.page(
             RecordQuery(
-                kinds=(AUDIT, AUDIT_STRANGERS),
+                kinds=(AUDIT, AUDIT_UNAUTHENTICATED),
                 limit=limit,
                 since=since,
                 beyond=beyond,
@@ -129,7 +129,7 @@ class Audit:
         )
         if is_latest:
             found = found[::-1]
-        cursor = f"{found[-1].at:x}-{found[-1].key}" if found else after
+        cursor = f"{found[-1].hlc:x}-{found[-1].key}" if found else after
         return DeedPage(tuple(filter(None, map(_deed, found))), cursor)
 
 
@@ -152,7 +152,7 @@ def _draft(deed: Deed) -> RecordDraft:
     body = msgspec.json.encode(brief)
     if len(body) > KINDS[AUDIT].body_bytes_max:
         body = msgspec.json.encode(replace(brief, tasks=()))
-    kind = AUDIT_STRANGERS if deed.is_of_strangers else AUDIT
+    kind = AUDIT_UNAUTHENTICATED if deed.is_of_strangers else AUDIT
     return RecordDraft(kind, deed.id, body, deed.at_ms + RETENTION_MS)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.drafts import Draft, logged_id
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After
 from octaskly.errors import CyclicTasks, ParentNotFound, TaskNotFound
@@ -23,8 +23,8 @@ _NOT_FOUND = "Parent task not found"
 
 
 async def resolve(
-    drafts: Sequence[Draft], submitter: str, store: Log, find: Find
-) -> tuple[Draft, ...]:
+    drafts: Sequence[TaskDraft], submitter: str, store: Log, find: Find
+) -> tuple[TaskDraft, ...]:
     """Return the drafts with their parents as the log calls them.
 
     Raises:
@@ -43,14 +43,14 @@ class _Resolution:
     """The drafts of one request, each after those that it comes after."""
 
     def __init__(
-        self, own: Mapping[str, Draft], known: Mapping[str, str], submitter: str
+        self, own: Mapping[str, TaskDraft], known: Mapping[str, str], submitter: str
     ) -> None:
         self._own = own
         self._known = dict(known)
         self._submitter = submitter
-        self._done: dict[str, Draft] = {}
+        self._done: dict[str, TaskDraft] = {}
 
-    def of(self, drafts: Sequence[Draft]) -> tuple[Draft, ...]:
+    def of(self, drafts: Sequence[TaskDraft]) -> tuple[TaskDraft, ...]:
         """Return all drafts in their order."""
         for name in self._own:
             self._settle(name)
@@ -73,7 +73,7 @@ class _Resolution:
             if not unnamed:
                 if at not in self._done:
                     draft = self._done[at] = self._with_parents(self._own[at])
-                    self._known[at] = str(logged_id(draft, self._submitter))
+                    self._known[at] = str(log_id_of(draft, self._submitter))
                 del path[at]
             elif unnamed[0] in path:
                 circle = " after ".join([*reversed(path), next(reversed(path))][:5])
@@ -81,7 +81,7 @@ class _Resolution:
             else:
                 path[unnamed[0]] = None
 
-    def _with_parents(self, draft: Draft) -> Draft:
+    def _with_parents(self, draft: TaskDraft) -> TaskDraft:
         after = _after(draft)
         if after is None or draft.options is None:
             return draft
@@ -92,7 +92,7 @@ class _Resolution:
 
 
 async def _known(
-    drafts: Sequence[Draft], own: Mapping[str, Draft], store: Log, find: Find
+    drafts: Sequence[TaskDraft], own: Mapping[str, TaskDraft], store: Log, find: Find
 ) -> dict[str, str]:
     """Return what the log calls the parents that are no tasks of this request."""
     refs = {
@@ -112,11 +112,11 @@ async def _known(
         except TaskNotFound as error:
             hint = f"no task is called {ref}"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error
-        if member_of(TaskId(known[ref])) is not None:
+        if split_member_id(TaskId(known[ref])) is not None:
             hint = f"{ref} is a member of an array: come after all of it"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
     return known
 
 
-def _after(draft: Draft) -> After | None:
+def _after(draft: TaskDraft) -> After | None:
     return None if draft.options is None else draft.options.after

@@ -15,22 +15,22 @@ from dataclasses import replace
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.change_feed import (
-    Bookmark,
-    Gap,
-    History,
-    News,
-    NodeNews,
-    Place,
-    array_news,
-    array_of,
-    end_of,
-    news_of,
-    resumed,
+    FeedCursor,
+    FeedGap,
+    FeedItem,
+    FeedPage,
+    FeedPosition,
+    NodeEvent,
+    array_event_of,
+    array_id_of,
+    end_event,
+    resume_cursor,
+    task_event_of,
 )
-from octaskly.core.effects import Publish
+from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import NodeId, StreamId
-from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.protocol.messages import RosterEntry
 from octaskly.errors import NotDispatcher
 from octaskly.ports import Log
 from octaskly.ports.events import Lately
@@ -65,9 +65,9 @@ class Feed:
         self._stream = stream
         self._when_safe = when_safe
         self._listeners = 0
-        self._bookmark: Bookmark | None = None
-        self._kept: deque[tuple[_Origin, News]] = deque()
-        self._members: dict[NodeId, RosterLine] = {}
+        self._bookmark: FeedCursor | None = None
+        self._kept: deque[tuple[_Origin, FeedItem]] = deque()
+        self._members: dict[NodeId, RosterEntry] = {}
         self._turn = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -79,21 +79,21 @@ class Feed:
         if self._listeners:
             self._woken.set()
 
-    def published(self, news: Publish) -> None:
+    def published(self, news: PublishMeshState) -> None:
         """Take in who is in the mesh."""
         if not self._listeners or news.roster is None:
             return
         before, self._members = self._members, _by_id(news.roster.members)
         for node, member in self._members.items():
             if node not in before or _shown(member) != _shown(before[node]):
-                self._keep(None, News(NodeNews(member)))
+                self._keep(None, FeedItem(NodeEvent(member)))
         for node, member in before.items():
             if node not in self._members:
-                self._keep(None, News(NodeNews(member, is_gone=True)))
+                self._keep(None, FeedItem(NodeEvent(member, is_gone=True)))
         self._woken.set()
 
     @asynccontextmanager
-    async def listen(self, after: Place | None) -> AsyncIterator[Listener]:
+    async def listen(self, after: FeedPosition | None) -> AsyncIterator[Listener]:
         """Hear what happens, from a place in the log or from now on."""
         stream = self._stream()
         if stream is None or not self._view.is_serving:
@@ -104,17 +104,17 @@ class Feed:
                 hlc, reaches = await self._store.reaches(HLC_MAX)
                 if self._bookmark is None:
                     ends = {reach.stream: reach.seq for reach in reaches}
-                    self._bookmark = Bookmark(hlc, ends, stream)
+                    self._bookmark = FeedCursor(hlc, ends, stream)
             if self._view.roster is not None and not self._members:
                 self._members = _by_id(self._view.roster.members)
-            nodes = [News(NodeNews(member)) for member in self._members.values()]
+            nodes = [FeedItem(NodeEvent(member)) for member in self._members.values()]
             if after is None:
-                start = News(None, self._bookmark.place)
+                start = FeedItem(None, self._bookmark.position)
                 yield Listener(self, [start, *nodes])
             else:
                 _, reaches = await self._store.reaches(after.hlc)
-                bookmark, is_whole = resumed(after, reaches, stream)
-                lost = [] if is_whole else [News(Gap(), bookmark.place)]
+                bookmark, is_whole = resume_cursor(after, reaches, stream)
+                lost = [] if is_whole else [FeedItem(FeedGap(), bookmark.position)]
                 yield Listener(self, [*lost, *nodes], bookmark)
         finally:
             self._listeners -= 1
@@ -130,7 +130,7 @@ class Feed:
             raise NotDispatcher("this node is not dispatcher")
         return await self._store.lately(since_ms, limit)
 
-    async def kept_after(self, number: int) -> Sequence[tuple[_Origin, News]]:
+    async def kept_after(self, number: int) -> Sequence[tuple[_Origin, FeedItem]]:
         """Wait for news from this number on."""
         while True:
             if number < self.begin:
@@ -142,7 +142,9 @@ class Feed:
                 while number >= self.end:
                     await self._read_on()
 
-    async def read(self, bookmark: Bookmark) -> tuple[list[tuple[_Origin, News]], bool]:
+    async def read(
+        self, bookmark: FeedCursor
+    ) -> tuple[list[tuple[_Origin, FeedItem]], bool]:
         """Read on in the log, and move the bookmark; return whether there is more."""
         async with self._reading:
             part = await self._store.history(bookmark.vector, PART_MAX)
@@ -162,7 +164,7 @@ class Feed:
         if number == self.end and not has_more:
             await self._woken.wait()
 
-    def _keep(self, origin: _Origin, news: News) -> None:
+    def _keep(self, origin: _Origin, news: FeedItem) -> None:
         self._kept.append((origin, news))
         self.end += 1
         if len(self._kept) > KEPT_MAX:
@@ -174,7 +176,7 @@ class Listener:
     """One reader: of the past by itself, then of what is read for all."""
 
     def __init__(
-        self, feed: Feed, first: Sequence[News], bookmark: Bookmark | None = None
+        self, feed: Feed, first: Sequence[FeedItem], bookmark: FeedCursor | None = None
     ) -> None:
         self._feed = feed
         self._first = first
@@ -182,7 +184,7 @@ class Listener:
         self._seen: dict[StreamId, int] = {}
         self._next = feed.end
 
-    async def more(self) -> Sequence[News]:
+    async def more(self) -> Sequence[FeedItem]:
         """Wait for news."""
         if self._first:
             first, self._first = self._first, ()
@@ -193,7 +195,7 @@ class Listener:
         self._next += len(kept)
         return [news for origin, news in kept if not self._knows(origin)]
 
-    async def _catch_up(self, bookmark: Bookmark) -> Sequence[News]:
+    async def _catch_up(self, bookmark: FeedCursor) -> Sequence[FeedItem]:
         before = self._feed.end
         found, has_more = await self._feed.read(bookmark)
         if not has_more:
@@ -204,35 +206,35 @@ class Listener:
         return origin is not None and origin[1] <= self._seen.get(origin[0], 0)
 
 
-def _told(part: History, bookmark: Bookmark) -> list[tuple[_Origin, News]]:
+def _told(part: FeedPage, bookmark: FeedCursor) -> list[tuple[_Origin, FeedItem]]:
     """Return the news in a part of the log, and move the bookmark behind it."""
-    found: list[tuple[_Origin, News]] = []
+    found: list[tuple[_Origin, FeedItem]] = []
     if not part.is_whole:
-        found.append((None, News(Gap())))
-    last = {array_of(entry.fact.task): entry for entry, _ in part.items}
+        found.append((None, FeedItem(FeedGap())))
+    last = {array_id_of(entry.fact.task): entry for entry, _ in part.items}
     for entry, record in part.items:
-        can_resume = bookmark.pass_over(entry)
-        about = [news_of(entry, record)]
-        array = part.arrays.get(array_of(record.id))
+        can_resume = bookmark.advance_past(entry)
+        about = [task_event_of(entry, record)]
+        array = part.arrays.get(array_id_of(record.id))
         if array is not None and entry is last[array.id]:
-            about.append(array_news(entry, array))
+            about.append(array_event_of(entry, array))
         told = [each for each in about if each is not None]
         for each in told:
             if each.state.is_final or not record.state.is_final:
-                bookmark.owed.pop(each.record.id, None)
+                bookmark.corrected_ends.pop(each.record.id, None)
             else:
-                bookmark.owed[record.id] = end_of(record, each.at_ms)
+                bookmark.corrected_ends[record.id] = end_event(record, each.at_ms)
             # Only behind all that one entry says a client may go on.
-            place = bookmark.place if can_resume and each is told[-1] else None
-            found.append(((entry.stream, entry.seq), News(each, place)))
+            place = bookmark.position if can_resume and each is told[-1] else None
+            found.append(((entry.stream, entry.seq), FeedItem(each, place)))
     for stream, seq in part.reached:
-        bookmark.skip(stream, seq)
-    if bookmark.owed and not part.has_more:
+        bookmark.skip_entries(stream, seq)
+    if bookmark.corrected_ends and not part.has_more:
         _tell_owed(found, bookmark)
     return found
 
 
-def _tell_owed(found: list[tuple[_Origin, News]], bookmark: Bookmark) -> None:
+def _tell_owed(found: list[tuple[_Origin, FeedItem]], bookmark: FeedCursor) -> None:
     """Add how tasks ended of which something else was told last.
 
     Who has the place of the latest news must have heard these, too.
@@ -240,18 +242,18 @@ def _tell_owed(found: list[tuple[_Origin, News]], bookmark: Bookmark) -> None:
     origin, place = None, None
     if found:
         origin, latest = found.pop()
-        place = latest.place
-        found.append((origin, replace(latest, place=None)))
-    *others, last = bookmark.owed.values()
-    found += [(origin, News(end)) for end in others]
-    found.append((origin, News(last, place)))
-    bookmark.owed.clear()
+        place = latest.position
+        found.append((origin, replace(latest, position=None)))
+    *others, last = bookmark.corrected_ends.values()
+    found += [(origin, FeedItem(end)) for end in others]
+    found.append((origin, FeedItem(last, place)))
+    bookmark.corrected_ends.clear()
 
 
-def _by_id(members: Iterable[RosterLine]) -> dict[NodeId, RosterLine]:
+def _by_id(members: Iterable[RosterEntry]) -> dict[NodeId, RosterEntry]:
     return {member.id: member for member in members}
 
 
-def _shown(member: RosterLine) -> tuple[object, ...]:
+def _shown(member: RosterEntry) -> tuple[object, ...]:
     """Return what makes news of a node: not its load."""
     return member.name, member.role, member.state, member.slots, member.version

@@ -27,16 +27,16 @@ from octaskly.agent.gateway.task_lookup import Finder, Outputs
 from octaskly.agent.gateway.tokens import TokenOffice
 from octaskly.core import events as ev
 from octaskly.core import replies
-from octaskly.core.events import ForgetAsked
+from octaskly.core.events import PurgeRequested
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import LoadSample, Steering
+from octaskly.core.model.nodes import AvailabilityCommand, LoadSample
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Roster, RosterLine
-from octaskly.core.replies import Explanation, Forgot
+from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.replies import TaskExplanation, TasksPurged
 from octaskly.errors import (
     NoDispatcher,
     NotDispatcher,
@@ -77,13 +77,15 @@ async def forget(
     """
     try:
         async with asyncio.timeout(HOLD_S):
-            reply = await tickets.ask(lambda ticket: ForgetAsked(ticket, older_than_s))
+            reply = await tickets.ask(
+                lambda ticket: PurgeRequested(ticket, older_than_s)
+            )
             await store.purged()
     except TimeoutError:
         still_here()
         return None
-    assert isinstance(reply, Forgot)
-    return reply.tasks
+    assert isinstance(reply, TasksPurged)
+    return reply.count
 
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
@@ -178,8 +180,8 @@ class AgentGateway:
         return MeshState(
             epoch=self.view.epoch,
             standbys=self._node.standbys,
-            failover=self._node.failover if self.view.is_serving else None,
-            is_ahead=self._node.is_ahead,
+            failover=self._node.last_takeover if self.view.is_serving else None,
+            is_ahead=self._node.has_rows_ahead,
         )
 
     def seen_ms(self, node: NodeId) -> int | None:
@@ -187,7 +189,7 @@ class AgentGateway:
         now = self._clock.now()
         if node == self._node_id:
             return now.wall_ms
-        heard_s = self._node.heard_s(node)
+        heard_s = self._node.last_heard_s(node)
         if heard_s is None:
             return None
         return now.wall_ms - round((now.mono_s - heard_s) * 1000)
@@ -208,7 +210,7 @@ class AgentGateway:
 
     async def submit(
         self,
-        drafts: Sequence[Draft],
+        drafts: Sequence[TaskDraft],
         *,
         principal: Principal,
         idempotency_key: str | None = None,
@@ -290,7 +292,7 @@ class AgentGateway:
             ),
             look=partial(self._fitness.require_writes, f"{record.id} is cancelled"),
         )
-        assert isinstance(reply, replies.CancelDone)
+        assert isinstance(reply, replies.CancelResult)
         if reply.state is TaskState.RUNNING:
             raise TaskNotCancellable(
                 "Cannot cancel running task", hint="it runs; `force` ends its processes"
@@ -312,34 +314,38 @@ class AgentGateway:
         here = self._require_dispatcher
         return await forget(self.tickets, self._store, older_than_s, here)
 
-    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+    async def explain(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task, and why it is where it is."""
         record = about = await self.task(ref)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
-        if is_waiting and (place := member_of(record.id)) is not None:
+        if is_waiting and (place := split_member_id(record.id)) is not None:
             about = await self.task(place[0])  # It waits with its array.
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
-        reply = await self.tickets.ask(lambda n: ev.ExplainAsked(n, about, names))
-        assert isinstance(reply, Explanation)
+        reply = await self.tickets.ask(lambda n: ev.ExplainRequested(n, about, names))
+        assert isinstance(reply, TaskExplanation)
         if about is not record:
             reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
         return record, reply
 
     # --- this node -----------------------------------------------------------------
 
-    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
+    async def steer(
+        self, steering: AvailabilityCommand, *, principal: Principal
+    ) -> RosterEntry:
         """Drain, resume, pause or unpause this node; return it as it is then."""
         try:
             async with asyncio.timeout(STEERED_S):
                 reply = await self.tickets.ask(
-                    lambda ticket: ev.SteeringAsked(ticket, steering, principal.subject)
+                    lambda ticket: ev.AvailabilityRequested(
+                        ticket, steering, principal.subject
+                    )
                 )
         except TimeoutError:
             raise StoreFull(
                 f"{steering.value} is in force, but the disk does not keep it",
                 hint="it is forgotten when this agent restarts",
             ) from None
-        assert isinstance(reply, replies.Steered)
+        assert isinstance(reply, replies.AvailabilityChanged)
         # The dispatcher shall know, so that whoever asks it next is told the same.
         member = await self.view.shown_as(reply.state, STEERED_S)
         if member is None:
@@ -373,7 +379,7 @@ class AgentGateway:
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
             mesh=self.mesh(),
-            refused=self.view.refused(self._node.refused),
+            refused=self.view.refused(self._node.refused_counts),
         )
 
     def health(self) -> Health:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from octaskly.config.units import host_and_port
-from octaskly.core.effects import Note, Publish
+from octaskly.core.effects import LogLine, PublishMeshState
 from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
-from octaskly.core.model.nodes import Failover, NodeState, Role
-from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.core.model.nodes import NodeState, Role, Takeover
+from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.ports import DispatcherView
 
 
@@ -22,14 +22,14 @@ class MeshView:
         self.names = dict(names)  #: every node ever met
         self._called: dict[NodeId, str] = {}
         self._node_id = node_id
-        self._news: Publish | None = None
+        self._news: PublishMeshState | None = None
         self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
         self._reign: tuple[Epoch, Moment] | None = None  #: and when it began
         self.failovers = 0  #: reigns of this node in place of a lost dispatcher
         self._broken = 0  #: links whose peer sent what is no message
 
-    def published(self, news: Publish) -> None:
+    def published(self, news: PublishMeshState) -> None:
         """Take in who is dispatcher and who is in the mesh."""
         self._news = news
         if news.roster is not None:
@@ -44,7 +44,7 @@ class MeshView:
         return self._news.roster if self._news else None
 
     @property
-    def live(self) -> list[RosterLine]:
+    def live(self) -> list[RosterEntry]:
         """The members that are not lost."""
         members = self.roster.members if self.roster else ()
         return [m for m in members if m.state is not NodeState.LOST]
@@ -60,7 +60,7 @@ class MeshView:
         news = self._news
         return news is not None and news.is_serving and news.dispatcher == self._node_id
 
-    def time_reign(self, now: Moment, failover: Failover | None) -> None:
+    def time_reign(self, now: Moment, failover: Takeover | None) -> None:
         """Remember when a reign began, if the last news were that."""
         if self.is_serving and (self._reign is None or self._reign[0] != self.epoch):
             self._reign = self.epoch, now
@@ -99,7 +99,7 @@ class MeshView:
         """Return the dispatcher, or None while none is known or it is not ready."""
         return self._dispatcher
 
-    def _reigning(self, news: Publish) -> DispatcherView | None:
+    def _reigning(self, news: PublishMeshState) -> DispatcherView | None:
         if news.dispatcher is None:
             return None
         if news.dispatcher == self._node_id:
@@ -123,7 +123,7 @@ class MeshView:
         except TimeoutError:
             return None
 
-    async def shown_as(self, state: NodeState, timeout_s: float) -> RosterLine | None:
+    async def shown_as(self, state: NodeState, timeout_s: float) -> RosterEntry | None:
         """Return this node's line of the roster, once it says so or the time is over.
 
         None: no roster has this node.
@@ -134,7 +134,7 @@ class MeshView:
                     await self._changed.wait()
         return self._own_line()
 
-    def _own_line(self) -> RosterLine | None:
+    def _own_line(self) -> RosterEntry | None:
         members = self.roster.members if self.roster else ()
         return next((m for m in members if m.id == self._node_id), None)
 
@@ -146,7 +146,7 @@ class MeshView:
         """Know what a peer calls itself, until a roster says its name in the mesh."""
         self._called[node] = name
 
-    def told(self, note: Note) -> Note:
+    def told(self, note: LogLine) -> LogLine:
         """Return a line for the log with the names of nodes, which people know."""
         fields = tuple(
             (key, self.name_of(NodeId(str(value))) if key == "peer" else value)

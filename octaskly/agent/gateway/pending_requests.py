@@ -13,7 +13,7 @@ from octaskly import errors
 from octaskly.core.events import Event
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
-    ABOUT_NO_TASK,
+    MESH_FACTS,
     Entry,
     Finished,
     Floor,
@@ -21,9 +21,9 @@ from octaskly.core.log.facts import (
     TaskFact,
 )
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.ids import Epoch, StreamId, TaskId, name_of
-from octaskly.core.replies import NotDurable, NotHere, Reply
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.ids import Epoch, StreamId, TaskId, task_name
+from octaskly.core.replies import NotDispatching, NotReplicated, Reply
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher
 
 TASKS_MAX: Final = 64
@@ -43,7 +43,7 @@ class Story:
     def record(self) -> TaskRecord:
         """The task as it may be shown: an end only once it is durable."""
         shown = self.facts if self.is_told else self.facts[:1]
-        return reduce(merge.apply, shown[1:], merge.record_of(shown[0]))
+        return reduce(merge.apply_fact, shown[1:], merge.record_of(shown[0]))
 
 
 class Recent:
@@ -91,7 +91,7 @@ class Recent:
             if fact.spec.options is None:
                 self._stories[fact.task] = Story([fact])
             return
-        if isinstance(fact, ABOUT_NO_TASK):
+        if isinstance(fact, MESH_FACTS):
             if isinstance(fact, Floor):
                 self._stories.clear()  # It may be the end of any of them.
         elif (story := self._stories.get(fact.task)) is not None:
@@ -155,13 +155,13 @@ class Tickets:
             reply = await future
         finally:
             self._open.pop(ticket, None)
-        if isinstance(reply, NotDurable):
+        if isinstance(reply, NotReplicated):
             raise errors.NotDurable(
                 "durability is strict, and no standby acknowledges",
                 hint="repeat the request when one is back, a POST with an "
                 "Idempotency-Key",
             )
-        if isinstance(reply, NotHere):
+        if isinstance(reply, NotDispatching):
             raise NotDispatcher("this node stopped being dispatcher")
         return reply
 
@@ -218,8 +218,8 @@ class Waiters:
         for entry in entries if waits else ():
             fact = entry.fact
             task = fact.task  # None has the name of what is about no task.
-            for wait in waits.get(name_of(task) if "~" in task else task, ()):
-                assert not isinstance(fact, ABOUT_NO_TASK)
+            for wait in waits.get(task_name(task) if "~" in task else task, ()):
+                assert not isinstance(fact, MESH_FACTS)
                 if wait.is_eager:
                     self._written.append((number, wait, fact))
                 else:
@@ -241,9 +241,9 @@ class Waiters:
         self.recent.announced(tasks)
         waits = self._waits
         for task in tasks if waits else ():
-            name = name_of(task) if "~" in task else task
-            place = member_of(task) if "." in task else None
-            other = name + _MEMBERS if place is None else name_of(place[0])
+            name = task_name(task) if "~" in task else task
+            place = split_member_id(task) if "." in task else None
+            other = name + _MEMBERS if place is None else task_name(place[0])
             for wait in (*waits.get(name, ()), *waits.get(other, ())):
                 wait.news.set()
 
@@ -291,7 +291,7 @@ class Waiters:
                         await asyncio.sleep(ARRAY_S)
                     wait.news.clear()
                     own = (fact for fact in wait.facts if fact.task == record.id)
-                    record = reduce(merge.apply, own, record)
+                    record = reduce(merge.apply_fact, own, record)
                     if not is_wanted(record):
                         record = _newer(record, await read())
                 return record
@@ -306,7 +306,7 @@ class Waiters:
 
 def _keys(name: str) -> list[str]:
     """Return under what to wait for a task: a member may end with its array, too."""
-    key = name_of(TaskId(name))
+    key = task_name(TaskId(name))
     array, dot, number = key.rpartition(".")
     return [key, array + _MEMBERS] if dot and number.isdecimal() else [key]
 
@@ -315,4 +315,4 @@ def _newer(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
     """Return what is known when the store may be behind, or hold another one."""
     if known is None or known.id != read.id or read.progress is not None:
         return read
-    return merge.join(known, read)
+    return merge.join_records(known, read)

@@ -12,10 +12,10 @@ from functools import partial
 
 from octaskly.agent.gateway.health import Fitness
 from octaskly.agent.gateway.pending_requests import Tickets
-from octaskly.core.events import RecordAsked, RecordDraft
+from octaskly.core.events import RecordDraft, RecordRequested
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import is_sane
-from octaskly.core.replies import Crowded, Kept
+from octaskly.core.log.records import is_valid_record
+from octaskly.core.replies import RecordLimitReached, RecordsKept
 from octaskly.errors import TooManyRecords
 from octaskly.ports import Log, RecordQuery
 
@@ -41,7 +41,7 @@ class Records:
             for heard in self._heard.get(record.kind, ()):
                 heard(record)
 
-    async def keep(self, *drafts: RecordDraft) -> Kept:
+    async def keep(self, *drafts: RecordDraft) -> RecordsKept:
         """Record these, all or none, and return what counts when that is safe.
 
         Where kind and key were taken, that is the earlier record.
@@ -53,15 +53,17 @@ class Records:
             StoreFull: the disk takes no writes. What was asked for when it stopped to
                 do so is recorded once it does again.
         """
-        assert all(is_sane(Recorded(*draft, at=0)) for draft in drafts)
+        assert all(is_valid_record(Recorded(*draft, hlc=0)) for draft in drafts)
         self._fitness.require_log()
         reply = await self._tickets.ask(
-            lambda ticket: RecordAsked(ticket, drafts),
+            lambda ticket: RecordRequested(ticket, drafts),
             look=partial(self._fitness.require_writes, "it is noted for later"),
         )
-        if isinstance(reply, Crowded):
-            raise TooManyRecords(f"the mesh keeps {reply.most} records {reply.kind}")
-        assert isinstance(reply, Kept)
+        if isinstance(reply, RecordLimitReached):
+            raise TooManyRecords(
+                f"the mesh keeps {reply.count_max} records {reply.kind}"
+            )
+        assert isinstance(reply, RecordsKept)
         return reply
 
     async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:

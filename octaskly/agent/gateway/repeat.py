@@ -9,8 +9,8 @@ from itertools import chain
 from octaskly.agent.gateway.submissions import Submission
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ITEMS_BYTES_MAX
-from octaskly.core.model.drafts import Draft, repeating
-from octaskly.core.model.ids import name_of
+from octaskly.core.model.drafts import TaskDraft, rerun_draft
+from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import ITEM_BYTES, ArraySpec
 from octaskly.errors import NothingToRepeat, TaskNotEnded
 from octaskly.ports import Log
@@ -35,7 +35,7 @@ async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submissi
     spec = record.spec
     if spec is None or not record.state.is_final:
         raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
-    draft = repeating(spec)
+    draft = rerun_draft(spec)
     if spec.array is not None:
         draft = await _left(record, spec.array, draft, store)
     return Submission(
@@ -49,15 +49,15 @@ async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submissi
 
 
 async def _left(
-    record: TaskRecord, asked: ArraySpec, draft: Draft, store: Log
-) -> Draft:
+    record: TaskRecord, asked: ArraySpec, draft: TaskDraft, store: Log
+) -> TaskDraft:
     """Return a draft of an array with the members that did not succeed."""
     assert draft.options is not None
     runs = await store.unfinished(record.id, _MEMBERS_MAX)
     if not runs:
         hint = "all members of the array are completed"
         raise NothingToRepeat("Nothing to repeat", hint=hint)
-    whole = (await store.tasks([name_of(record.id)]))[name_of(record.id)]
+    whole = (await store.tasks([task_name(record.id)]))[task_name(record.id)]
     given = {other.id: other.spec for other in whole}[record.id]
     assert given is not None
     assert given.array is not None

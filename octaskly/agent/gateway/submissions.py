@@ -19,12 +19,12 @@ from octaskly.agent.gateway.pending_requests import Tickets
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import called_as_member
-from octaskly.core.model.drafts import Draft, is_asked_by, logged_id
+from octaskly.core.model.arrays import split_member_name
+from octaskly.core.model.drafts import TaskDraft, log_id_of, matches_draft
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.replies import Hopeless
+from octaskly.core.replies import Unplaceable
 from octaskly.errors import (
     AnswerLost,
     NoNodeFits,
@@ -49,7 +49,7 @@ Taken = tuple[list[TaskRecord], int]
 class Submission:
     """Tasks to accept, all or none."""
 
-    drafts: tuple[Draft, ...]
+    drafts: tuple[TaskDraft, ...]
     submitter: str
     key: str | None
     is_key_of_all: bool = False  #: whoever brings it means the same tasks
@@ -166,8 +166,8 @@ class Submissions:
             NotDispatcher: this node is not dispatcher any more.
         """
         suffixes = self._suffixes(count)
-        reply = await self._tickets.ask(lambda t: ev.NamesAsked(t, suffixes))
-        assert isinstance(reply, replies.Named)
+        reply = await self._tickets.ask(lambda t: ev.TaskIdsRequested(t, suffixes))
+        assert isinstance(reply, replies.TaskIdsReserved)
         return reply.ids
 
     async def when_safe(self) -> None:
@@ -176,7 +176,7 @@ class Submissions:
         Raises:
             NotDispatcher: this node is not dispatcher any more, or stops.
         """
-        event = partial(ev.TasksSubmitted, drafts=(), submitter="", suffixes=())
+        event = partial(ev.TasksSubmitted, drafts=(), submitter="", id_suffixes=())
         try:
             await self._tickets.ask(event)
         except AnswerLost as error:
@@ -184,7 +184,7 @@ class Submissions:
 
     @asynccontextmanager
     async def _alone_with(
-        self, drafts: Sequence[Draft], chosen: Sequence[TaskId]
+        self, drafts: Sequence[TaskDraft], chosen: Sequence[TaskId]
     ) -> AsyncIterator[None]:
         """Claim ids; a request that repeats one waits until the first is answered.
 
@@ -209,12 +209,12 @@ class Submissions:
     ) -> asyncio.Event | None:
         """Return when a request is answered that stands in the way of these names."""
         for task in chosen:
-            place = called_as_member(task)
+            place = split_member_name(task)
             for name in (task, place and TaskId(place[0])):
                 if name and (busy := self._claims.get(name)):
                     return busy
         for task, claim in self._claims.items() if arrays else ():
-            place = called_as_member(task)
+            place = split_member_name(task)
             if place and place[0] in arrays:
                 return claim
         return None
@@ -234,12 +234,12 @@ class Submissions:
             ),
             look=self._require_writes,
         )
-        if isinstance(reply, Hopeless):
+        if isinstance(reply, Unplaceable):
             place = "$" if len(asked.drafts) == 1 else f"$[{reply.index}]"
             raise NoNodeFits(
-                "No node can run the task", hint=reply.why, field=f"{place}.requires"
+                "No node can run the task", hint=reply.reason, field=f"{place}.requires"
             )
-        assert isinstance(reply, replies.Accepted)
+        assert isinstance(reply, replies.TasksAccepted)
         records = [TaskRecord(spec.id, spec) for spec in reply.specs]
         return records, reply.replicas
 
@@ -257,10 +257,10 @@ class Submissions:
         digits = self._clock.hex_digits(8 * count) if count else ""
         return tuple([digits[at : at + 8] for at in range(0, len(digits), 8)])
 
-    async def _keyed(self, asked: Submission) -> list[Draft]:
+    async def _keyed(self, asked: Submission) -> list[TaskDraft]:
         """Return the drafts, those without a name under one that the key gives."""
 
-        def keyed(pair: tuple[int, Draft]) -> Draft:
+        def keyed(pair: tuple[int, TaskDraft]) -> TaskDraft:
             draft = pair[1]
             if draft.id is not None:
                 return draft
@@ -273,11 +273,11 @@ class Submissions:
         drafts = asked.drafts
         if not [draft for draft in drafts if draft.id is not None]:
             return (None,) * len(drafts)
-        return tuple(await in_turns(drafts, lambda d: logged_id(d, asked.submitter)))
+        return tuple(await in_turns(drafts, lambda d: log_id_of(d, asked.submitter)))
 
     async def _known(
         self,
-        drafts: Sequence[Draft],
+        drafts: Sequence[TaskDraft],
         chosen: Sequence[TaskId],
         after: TaskId | None,
     ) -> dict[TaskId, TaskRecord]:
@@ -312,12 +312,12 @@ class Submissions:
             raise TaskExists("Duplicate task ID", field=field, hint=hint)
         return records
 
-    async def _require_no_members(self, drafts: Sequence[Draft]) -> None:
+    async def _require_no_members(self, drafts: Sequence[TaskDraft]) -> None:
         """Refuse names that members of arrays have, also those that have not begun."""
         places = {
             draft.id: place
             for draft in drafts
-            if draft.id is not None and (place := called_as_member(draft.id))
+            if draft.id is not None and (place := split_member_name(draft.id))
         }
         if not places:
             return
@@ -332,7 +332,7 @@ class Submissions:
                     hint = f"{task} is a member of the array {name}"
                     raise TaskExists("Duplicate task ID", field="id", hint=hint)
 
-    async def _require_free_members(self, drafts: Sequence[Draft]) -> None:
+    async def _require_free_members(self, drafts: Sequence[TaskDraft]) -> None:
         """Refuse arrays of which a member would have the name that a task has."""
         pairs = [(draft.id, _array(draft)) for draft in drafts]
         arrays = {name: array for name, array in pairs if name and array}
@@ -350,19 +350,19 @@ class Submissions:
         return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 
 
-def _same(draft: Draft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
+def _same(draft: TaskDraft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
     """Return the task that is what the draft asks for."""
     for record in taken:
-        if record.spec is not None and is_asked_by(draft, record.spec):
+        if record.spec is not None and matches_draft(draft, record.spec):
             return record
     return None
 
 
-def _array(draft: Draft) -> ArraySpec | None:
+def _array(draft: TaskDraft) -> ArraySpec | None:
     return None if draft.options is None else draft.options.array
 
 
-def _count(draft: Draft) -> int:
+def _count(draft: TaskDraft) -> int:
     """Return how many tasks a draft stands for."""
     array = _array(draft)
     return 1 if array is None else array.count

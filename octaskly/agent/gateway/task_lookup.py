@@ -8,10 +8,10 @@ from pathlib import Path
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import Tickets
-from octaskly.core.events import BarrierAsked
+from octaskly.core.events import CatchUpRequested
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.replies import Passed
+from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import (
     CatchingUp,
     NodeNotFound,
@@ -48,8 +48,8 @@ class Finder:
         """
         record = await self._find(ref)
         if record is None:
-            reply = await self._tickets.ask(BarrierAsked)
-            assert isinstance(reply, Passed)
+            reply = await self._tickets.ask(CatchUpRequested)
+            assert isinstance(reply, CatchUpStatus)
             if not reply.is_complete:
                 raise CatchingUp(
                     f"{ref} is unknown here, and a node that may know it is missing",
@@ -108,7 +108,7 @@ class Outputs:
     async def place(self, ref: str, path: str) -> OutputPlace:
         """Return where a declared output lies."""
         record = await self._task(ref)
-        attempt = record.chosen
+        attempt = record.deciding_attempt
         outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
         size = next((o.size_bytes for o in outputs if o.path == path), None)
         if attempt is None or size is None:

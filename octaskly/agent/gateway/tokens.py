@@ -192,7 +192,7 @@ class TokenOffice:
     async def listed(self) -> tuple[TokenInfo, ...]:
         """Return the tokens that have a name and have not expired, oldest first."""
         self._require_dispatcher()
-        query = RecordQuery(kinds=(TOKEN,), limit=2 * KINDS[TOKEN].most)
+        query = RecordQuery(kinds=(TOKEN,), limit=2 * KINDS[TOKEN].count_max)
         found = await self._records.page(query)
         infos = (self._info(record) for record in found)
         now_ms = self._now_ms()
@@ -248,7 +248,7 @@ class TokenOffice:
                 subject=body.subject,
                 role=body.role,
                 issued_ms=body.issued_ms,
-                expires_ms=record.until_ms,
+                expires_ms=record.expires_ms,
                 issued_by=body.issued_by,
             )
         )
@@ -277,9 +277,9 @@ class TokenOffice:
     def _heard(self, record: Recorded) -> None:
         """Refuse a token from now on, on this node."""
         now_ms = self._now_ms()
-        if len(self._revoked) >= KINDS[TOKEN_REVOKED].most:
+        if len(self._revoked) >= KINDS[TOKEN_REVOKED].count_max:
             known = self._revoked.items()
-            self._revoked = {jti: r for jti, r in known if r.until_ms > now_ms}
+            self._revoked = {jti: r for jti, r in known if r.expires_ms > now_ms}
         self._revoked[record.key] = record
 
     def _require_signer(self) -> Tokens:

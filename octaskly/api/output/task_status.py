@@ -218,7 +218,7 @@ def _standing_of(call: Call, record: TaskRecord, question: Question) -> Standing
         node_name=names.get(attempt.node, attempt.node) if attempt else "",
         before=gone[-1] if gone and not question.number else None,
         sizes=(outcome.stdout_bytes, outcome.stderr_bytes) if outcome else (0, 0),
-        is_torn=outcome is not None and not outcome.is_seen,
+        is_torn=outcome is not None and not outcome.was_observed,
         logged=(len(kept[0]), len(kept[1])),
         kept=kept if question.with_kept else None,
         end=task_response.ended(record, attempt, names) if is_final else None,

@@ -11,7 +11,7 @@ from aiohttp import web
 from octaskly.api.http.request import Access, Call, Route, json_response
 from octaskly.api.schemas import query, task_response
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import Attempt, AttemptState, Reason
+from octaskly.core.model.tasks import Attempt, AttemptState, EndReason
 from octaskly.ports.events import Run
 
 COMMAND_CHARS = 200  #: of a command that is shown beside its attempts
@@ -39,7 +39,7 @@ class AttemptShown(TypedDict):
     attempt: int
     worker_id: str
     status: _Status
-    reason: Reason | None
+    reason: EndReason | None
     detail: str | None
     exit_code: int | None
     signal: int | None

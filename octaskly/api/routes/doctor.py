@@ -12,7 +12,7 @@ from octaskly.api.http.request import Call, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.core.model.nodes import NodeState
-from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.protocol.messages import RosterEntry
 
 REACH_S_MAX: Final = 1.0  #: for the answer to the first packet, which a LAN gives in ms
 ADDRESSES_MAX: Final = 4  #: of the member that are tried
@@ -74,7 +74,7 @@ async def reach(call: Call) -> web.StreamResponse:
     return await call.parts.forwarder.fetch(call, gateway.urls_of(source.id), where)
 
 
-async def _reach(target: RosterLine) -> Reach:
+async def _reach(target: RosterEntry) -> Reach:
     """Dial a member of the roster: an address that a member vouches for."""
     hosts = [address.host for address in target.addresses[:ADDRESSES_MAX]]
     port = target.addresses[0].port if target.addresses else 0
@@ -104,7 +104,7 @@ async def _dialled(host: str, port: int) -> Reached:
     return "reached"
 
 
-def _member(call: Call, name: str) -> RosterLine:
+def _member(call: Call, name: str) -> RosterEntry:
     roster = call.gateway.roster()
     for member in roster.members if roster else ():
         if name in (member.name, member.id):

@@ -10,13 +10,13 @@ from octaskly.api.http import sse
 from octaskly.api.http.request import Access, Call, Route
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.core.change_feed import (
-    About,
-    Gap,
-    News,
-    NodeNews,
-    Place,
-    TaskNews,
-    array_of,
+    FeedContent,
+    FeedGap,
+    FeedItem,
+    FeedPosition,
+    NodeEvent,
+    TaskEvent,
+    array_id_of,
 )
 from octaskly.core.model.ids import TaskId
 from octaskly.ports.events import Listening
@@ -29,7 +29,7 @@ LOST = "events may be missing here; read tasks and nodes again"
 async def events(call: Call) -> web.StreamResponse:
     """Send what happens from now on, or since an earlier stream ended."""
     types = call.query.types(TYPES)
-    after = sse.resume_id(call, Place.parse)
+    after = sse.resume_id(call, FeedPosition.parse)
     ref = call.query.task()
     task = None if ref is None else (await call.gateway.task(ref)).id
 
@@ -69,40 +69,40 @@ class _Sender:
             if parts:
                 await self._stream.write(b"".join(parts))
 
-    def _frames(self, some: Sequence[News]) -> Iterator[bytes]:
+    def _frames(self, some: Sequence[FeedItem]) -> Iterator[bytes]:
         """Yield what the client wants of some news, and where it is behind them."""
-        passed: Place | None = None
+        passed: FeedPosition | None = None
         for news in some:
-            if news.about is None:
-                yield sse.id_frame(str(news.place))
-            elif self._wants(news.about):
-                name, data = self._shown(news.about)
-                place = None if news.place is None else str(news.place)
+            if news.content is None:
+                yield sse.id_frame(str(news.position))
+            elif self._wants(news.content):
+                name, data = self._shown(news.content)
+                place = None if news.position is None else str(news.position)
                 yield sse.frame(data, event=name, event_id=place)
                 passed = passed if place is None else None
-            elif news.place is not None:
-                passed = news.place
+            elif news.position is not None:
+                passed = news.position
         if passed is not None:
             # It need not hear again what it did not want.
             yield sse.id_frame(str(passed))
 
-    def _wants(self, about: About) -> bool:
+    def _wants(self, about: FeedContent) -> bool:
         match about:
-            case TaskNews(record):
-                is_it = self._task in (None, record.id, array_of(record.id))
+            case TaskEvent(record):
+                is_it = self._task in (None, record.id, array_id_of(record.id))
                 return "task" in self._types and is_it
-            case NodeNews():
+            case NodeEvent():
                 return "node" in self._types and self._task is None
-            case Gap():
+            case FeedGap():
                 return True
 
-    def _shown(self, about: About) -> tuple[str, task_response.Json]:
+    def _shown(self, about: FeedContent) -> tuple[str, task_response.Json]:
         match about:
-            case TaskNews():
+            case TaskEvent():
                 return "task", task_response.task_news(about, self._gateway.names())
-            case NodeNews():
+            case NodeEvent():
                 return "node", mesh_response.node_news(about)
-            case Gap():
+            case FeedGap():
                 return "reset", {"message": LOST}
 
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from octaskly.api.http.request import Access, Call, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
-from octaskly.core.model.keys import Phase
+from octaskly.core.model.keys import RotationPhase
 from octaskly.ports import Rotations, RotationView
 from octaskly.rest.tasks import At
 
@@ -21,7 +21,7 @@ class Rotation(TypedDict):
     generation: int
     newest: int
     oldest: int
-    phase: Phase
+    phase: RotationPhase
     since: At | None
     due: At | None
     confirmed: list[str]
@@ -71,11 +71,11 @@ def _shown(call: Call, view: RotationView, status: int = 200) -> web.StreamRespo
         "newest": keys.newest,
         "oldest": keys.oldest,
         "phase": keys.phase.value,
-        "since": task_response.at(keys.since_ms or None),
+        "since": task_response.at(keys.phase_since_ms or None),
         "due": task_response.at(view.due_ms),
         "confirmed": [names.get(node, node) for node in view.confirmed],
         "awaited": [names.get(node, node) for node in view.awaited],
-        "revoked": [names.get(node, node) for node in keys.denied],
+        "revoked": [names.get(node, node) for node in keys.revoked],
     }
     return json_response(task_response.encode(body), status)
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from octaskly.api.http.request import Access, Call, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.config.units import host_and_port
-from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.protocol.messages import RosterEntry
 
 MEDIA = "text/plain"
 _HEADERS = {"Content-Type": f"{MEDIA}; version=0.0.4; charset=utf-8"}
@@ -36,7 +36,7 @@ async def discover(call: Call) -> web.StreamResponse:
     return json_response(task_response.encode(shown))
 
 
-def _target(member: RosterLine, mesh_id: str) -> Target:
+def _target(member: RosterEntry, mesh_id: str) -> Target:
     meta = {
         "node_id": member.id,
         "role": member.role.value,
@@ -57,7 +57,7 @@ def _target(member: RosterLine, mesh_id: str) -> Target:
     }
 
 
-def _place(member: RosterLine) -> str:
+def _place(member: RosterEntry) -> str:
     """Return where others reach a node; its scope, if any, is of this machine."""
     hosts = [address.host.partition("%")[0] for address in member.addresses]
     host = next(

@@ -10,8 +10,8 @@ from octaskly import __version__
 from octaskly.api.http.request import Access, Call, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
-from octaskly.core.model.nodes import NodeState, Steering
-from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.model.nodes import AvailabilityCommand, NodeState
+from octaskly.core.protocol.messages import RosterEntry
 from octaskly.rest import mesh
 
 
@@ -51,7 +51,7 @@ async def show(call: Call) -> web.StreamResponse:
 
 async def steer(call: Call) -> web.StreamResponse:
     """Tell a node to take no more work, or the opposite; that node itself answers."""
-    steering = Steering(call.request.path.rpartition("/")[2])
+    steering = AvailabilityCommand(call.request.path.rpartition("/")[2])
     name, gateway = call.named["name"], call.gateway
     if gateway.node_named(name) == gateway.node_id:
         return await _shown(call, await gateway.steer(steering, principal=call.who))
@@ -67,21 +67,21 @@ async def steer(call: Call) -> web.StreamResponse:
     return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
 
 
-async def _shown(call: Call, member: RosterLine) -> web.StreamResponse:
+async def _shown(call: Call, member: RosterEntry) -> web.StreamResponse:
     gateway, node = call.gateway, member.id
     joined_ms = (await gateway.joined_ms([node])).get(node)
     shown = mesh_response.node(member, gateway.seen_ms(node), joined_ms)
     return json_response(task_response.encode(shown))
 
 
-def _member(call: Call, name: str) -> RosterLine:
+def _member(call: Call, name: str) -> RosterEntry:
     for member in _members(call):
         if name in (member.name, member.id):
             return member
     raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!r}")
 
 
-def _members(call: Call) -> tuple[RosterLine, ...]:
+def _members(call: Call) -> tuple[RosterEntry, ...]:
     roster = call.gateway.roster()
     return roster.members if roster else ()
 
@@ -127,6 +127,6 @@ ROUTES = (
             answers={200: mesh.Node},
             refuses=(507,),
         )
-        for steering in Steering
+        for steering in AvailabilityCommand
     ),
 )

@@ -17,9 +17,9 @@ from octaskly.api.http import sse
 from octaskly.api.http.request import Access, Call, Route
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
-from octaskly.core.change_feed import Gap, News, TaskNews
+from octaskly.core.change_feed import FeedGap, FeedItem, TaskEvent
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_id, member_of
+from octaskly.core.model.arrays import member_id, split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.ports.events import Ended, Listening
@@ -84,7 +84,7 @@ class _Sender:
         await self._send_from_next(is_over=array.state.is_final)
         while not array.state.is_final:
             news = await listening.more()
-            if any(isinstance(each.about, Gap) for each in news):
+            if any(isinstance(each.content, FeedGap) for each in news):
                 return  # Something is not told: whoever reads comes back.
             if any(_is_about(each, self._array.id) for each in news):
                 array = await self._now()
@@ -99,12 +99,15 @@ class _Sender:
     async def _now(self) -> TaskRecord:
         return await self._call.gateway.task(self._array.id)
 
-    def _ended(self, news: Iterable[News]) -> Iterator[int]:
+    def _ended(self, news: Iterable[FeedItem]) -> Iterator[int]:
         """Yield the places of members that ended by these news."""
         for each in news:
-            if not isinstance(each.about, TaskNews) or not each.about.state.is_final:
+            if (
+                not isinstance(each.content, TaskEvent)
+                or not each.content.state.is_final
+            ):
                 continue
-            place = member_of(each.about.record.id)
+            place = split_member_id(each.content.record.id)
             if place is not None and place[0] == self._array.id:
                 position = self._members.position(place[1])
                 if position is not None and position >= self._start:
@@ -151,8 +154,8 @@ class _Sender:
             await self._stream.send(told, event="result")
 
 
-def _is_about(news: News, task: TaskId) -> bool:
-    return isinstance(news.about, TaskNews) and news.about.record.id == task
+def _is_about(news: FeedItem, task: TaskId) -> bool:
+    return isinstance(news.content, TaskEvent) and news.content.record.id == task
 
 
 ROUTES = (

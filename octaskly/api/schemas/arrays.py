@@ -17,11 +17,15 @@ from octaskly.core.model.arrays import (
     ITEM_BYTES_MAX,
     ITEM_VARIABLE,
     ITEMS_BYTES_MAX,
+    MEMBER_NUMBER_MAX,
     MEMBERS_MAX,
-    NUMBER_MAX,
-    Progress,
+    ArrayProgress,
 )
-from octaskly.core.model.placeholders import FOLDER, split, value
+from octaskly.core.model.placeholders import (
+    FOLDER_PLACEHOLDER,
+    placeholder_value,
+    split_placeholders,
+)
 from octaskly.core.model.task_options import CHAR_BYTES, ITEM_BYTES, ArraySpec
 from octaskly.core.model.tasks import TaskState
 
@@ -35,7 +39,7 @@ QUOTED_MAX: Final = 5 * CHAR_BYTES  #: most bytes of one character that is quote
 
 RANGES: Final = {
     "array": "an object with `range` or `items`, and `max_fails`",
-    "range": f"FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to {NUMBER_MAX}, and"
+    "range": f"FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to {MEMBER_NUMBER_MAX}, and"
     f" at most {MEMBERS_MAX} members",
     "items": f"1 to {MEMBERS_MAX} texts of at most {ITEM_BYTES_MAX} bytes each and"
     f" {ITEMS_BYTES_MAX} in all",
@@ -71,7 +75,7 @@ def array_of(asked: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
     else:
         array = _listed(asked.items)
         longest = QUOTED_MAX * max(map(len, asked.items)) + len("''")
-    pieces = split(command)
+    pieces = split_placeholders(command)
     times, size_bytes = len(pieces) // 2, len("".join(pieces[::2]).encode())
     if asked.items and size_bytes + times * longest > command_bytes_max:
         # By the roughest measure it is too long: look at each.
@@ -90,19 +94,19 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
     So that a path stays where it is: what one stands for is at most one part of it.
     """
     rooms: dict[str, int] = {}
-    for pieces in (split(part) for path in paths for part in _parts(path)):
+    for pieces in (split_placeholders(part) for path in paths for part in _parts(path)):
         found = pieces[1::2]
         room = NAME_BYTES_MAX - len("".join(pieces[::2]).encode())
         for placeholder in found:
             each = room // len(found)
             rooms[placeholder] = min(each, rooms.get(placeholder, each))
-    if FOLDER in rooms:
-        raise Wrong("array", f"{FOLDER} cannot stand in a path")
+    if FOLDER_PLACEHOLDER in rooms:
+        raise Wrong("array", f"{FOLDER_PLACEHOLDER} cannot stand in a path")
     if not array.has_items:
         return
     for index, item in enumerate(array.items):
         for placeholder, room in rooms.items():
-            part = value(placeholder, item, index)
+            part = placeholder_value(placeholder, item, index)
             if "/" in part or not part.strip(".") or len(part.encode()) > room:
                 what = f"{item[:40]!r} cannot stand for {placeholder} in a path"
                 raise Wrong(f"array.items[{index}]", what)
@@ -110,7 +114,7 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
 
 def _parts(path: str) -> list[str]:
     """Return the parts of a path; a slash of a placeholder ends none."""
-    pieces = list(split(path))
+    pieces = list(split_placeholders(path))
     pieces[::2] = (piece.replace("/", "\0") for piece in pieces[::2])
     return "".join(pieces).split("\0")
 
@@ -120,7 +124,7 @@ def shown(record: TaskRecord) -> dict[str, object]:
     array = None if record.spec is None else record.spec.array
     if array is None:
         return {"array": None}
-    progress = record.progress or Progress(queued=array.count)
+    progress = record.progress or ArrayProgress(queued=array.count)
     last = array.number(array.count - 1)
     step = f":{array.step}" if array.step != 1 else ""
     return {
@@ -152,7 +156,7 @@ def _numbered(text: str) -> ArraySpec:
     count = (last - first) // step + 1
     if count > MEMBERS_MAX:
         raise Wrong("array.range", f"the array has {count} members")
-    if last > NUMBER_MAX:
+    if last > MEMBER_NUMBER_MAX:
         raise Wrong("array.range", f"{last} is too large")
     return ArraySpec(count=count, first=first, step=step)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 
 from octaskly.api.schemas.base import Body, Wrong, told
-from octaskly.core.model.task_options import GivenFile
+from octaskly.core.model.task_options import UploadedFile
 from octaskly.rest.tasks import SHA256, FileGiven
 
 FILES_MAX: Final = 256
@@ -33,19 +33,21 @@ RANGE: Final = (
 )
 
 
-def files_of(asked: Iterable[FileIn], *, is_scratch: bool) -> tuple[GivenFile, ...]:
+def files_of(asked: Iterable[FileIn], *, is_scratch: bool) -> tuple[UploadedFile, ...]:
     """Return the files that a task names.
 
     Raises:
         Wrong: one cannot be used.
     """
-    files: dict[str, GivenFile] = {}
+    files: dict[str, UploadedFile] = {}
     for index, file in enumerate(asked):
         if (why := _wrong(file)) is not None:
             raise Wrong(f"files[{index}]", why)
         if file.path in files:
             raise Wrong(f"files[{index}]", f"two files are called {file.path}")
-        files[file.path] = GivenFile(path=file.path, sha256=file.sha256, node=file.node)
+        files[file.path] = UploadedFile(
+            path=file.path, sha256=file.sha256, node=file.node
+        )
     if files and not is_scratch:
         raise Wrong("files", "files lie in a folder of the task: ask for one")
     return tuple(files.values())
@@ -61,7 +63,7 @@ def check_apart(asked: Iterable[FileIn], inputs: Iterable[str]) -> None:
             raise Wrong(f"files[{index}]", f"an input is there: {file.path}")
 
 
-def shown(files: Iterable[GivenFile]) -> list[FileGiven]:
+def shown(files: Iterable[UploadedFile]) -> list[FileGiven]:
     """Return files as they are shown."""
     return [FileGiven(path=f.path, sha256=f.sha256, node=f.node) for f in files]
 

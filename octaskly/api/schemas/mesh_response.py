@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from octaskly.api.schemas.task_response import Json, at
 from octaskly.config.units import host_and_port
-from octaskly.core.change_feed import NodeNews
+from octaskly.core.change_feed import NodeEvent
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import RosterLine
+from octaskly.core.protocol.messages import RosterEntry
 from octaskly.ports import Health, MeshState, MeshStats
 
 _MIB = 1 << 20
 
 
 def nodes(
-    members: Sequence[RosterLine],
+    members: Sequence[RosterEntry],
     seen_ms: Callable[[NodeId], int | None],
     joined_ms: Mapping[NodeId, int],
     state: MeshState,
@@ -41,7 +41,7 @@ def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
             {
                 "name": names.get(standby.node, standby.node),
                 "id": standby.node,
-                "state": "level" if standby.is_level else "joining",
+                "state": "level" if standby.is_in_sync else "joining",
                 "lag": standby.lag,
             }
             for standby in state.standbys
@@ -55,7 +55,7 @@ def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
     }
 
 
-def node(member: RosterLine, seen_ms: int | None, joined_ms: int | None) -> Json:
+def node(member: RosterEntry, seen_ms: int | None, joined_ms: int | None) -> Json:
     """Return one member."""
     load = member.load
     return {
@@ -63,7 +63,7 @@ def node(member: RosterLine, seen_ms: int | None, joined_ms: int | None) -> Json
         "id": member.id,
         "role": member.role.value,
         "state": member.state.value,
-        "short_of": member.strain and member.strain.value,
+        "short_of": member.pressure and member.pressure.value,
         "addresses": [host_and_port(*item) for item in member.addresses],
         "lan_port": member.lan_port,
         "slots": member.slots,
@@ -87,7 +87,7 @@ def node(member: RosterLine, seen_ms: int | None, joined_ms: int | None) -> Json
     }
 
 
-def node_news(news: NodeNews) -> Json:
+def node_news(news: NodeEvent) -> Json:
     """Return how a node is now."""
     member = news.member
     return {

@@ -17,11 +17,11 @@ import msgspec
 from octaskly.api.schemas import files as given
 from octaskly.api.schemas.base import Body, Wrong, told
 from octaskly.config.units import is_host
-from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import (
     After,
     Pairs,
-    Requires,
+    Requirements,
     Retry,
     TaskLimits,
     TaskOptions,
@@ -199,7 +199,9 @@ def shown_whole(options: TaskOptions | None) -> dict[str, object]:
 def _shown_whole(asked: TaskOptions) -> dict[str, object]:
     requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
-        "after": [name_of(TaskId(t)) for t in asked.after.tasks] if asked.after else [],
+        "after": [task_name(TaskId(t)) for t in asked.after.tasks]
+        if asked.after
+        else [],
         "on": asked.after and asked.after.end,
         "retry_of": asked.retry_of or None,
         "retries": retry.retries,
@@ -318,14 +320,14 @@ def _stdin(asked: OptionsIn) -> bytes:
     return data
 
 
-def _requires(asked: RequiresIn) -> Requires | None:
+def _requires(asked: RequiresIn) -> Requirements | None:
     for field in ("node", "os", "arch"):
         word: str | None = getattr(asked, field)
         # An empty one is a variable that is not set: not a task without needs.
         if word is not None and not _SIMPLE.fullmatch(word):
             raise Wrong(f"requires.{field}", "unusable word")
     return _or_none(
-        Requires(
+        Requirements(
             labels=_labels(asked.labels, "requires.labels"),
             node=asked.node or "",
             os=asked.os or "",
@@ -334,7 +336,7 @@ def _requires(asked: RequiresIn) -> Requires | None:
             memory_mb=asked.memory_mb or 0,
             gpus=asked.gpus or 0,
         ),
-        Requires,
+        Requirements,
     )
 
 

@@ -29,7 +29,7 @@ from octaskly.api.schemas import arrays, files
 from octaskly.api.schemas.base import Body, Wrong, told
 from octaskly.api.schemas.task_options import NONE_ASKED, OptionsIn, options_of
 from octaskly.api.schemas.task_options import RANGES as OPTION_RANGES
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.system.cooperative import in_turns
@@ -77,7 +77,7 @@ Tasks = Annotated[list[TaskIn], msgspec.Meta(min_length=1, max_length=BATCH_MAX)
 class Batch:
     """The tasks of a submission, in order."""
 
-    drafts: list[Draft]
+    drafts: list[TaskDraft]
     is_array: bool
     is_strict: bool  #: of one task at least, which goes for all: all or none
 
@@ -203,7 +203,7 @@ def clean_path(path: str) -> str:
     return normal
 
 
-def _draft(task: TaskIn, index: int | None) -> Draft:
+def _draft(task: TaskIn, index: int | None) -> TaskDraft:
     wrong = _wrong_command(task.command)
     if wrong:
         field = f"{_place(index)}.command"
@@ -213,7 +213,7 @@ def _draft(task: TaskIn, index: int | None) -> Draft:
         if not _ID.fullmatch(task.id) or task.id in (".", ".."):
             _refuse(f"{_place(index)}.id", "unusable id")
         chosen = TaskId(task.id)
-    return Draft(
+    return TaskDraft(
         task.command,
         task.timeout,
         _paths(task.inputs, index, "inputs") if task.inputs else (),
@@ -277,7 +277,7 @@ def _paths(paths: tuple[str, ...], task: int | None, name: str) -> tuple[str, ..
     return tuple(cleaned)
 
 
-def _refuse_repeated_ids(drafts: Iterable[Draft]) -> None:
+def _refuse_repeated_ids(drafts: Iterable[TaskDraft]) -> None:
     seen: set[TaskId] = set()
     for index, draft in enumerate(drafts):
         if draft.id is None:

@@ -11,20 +11,20 @@ import msgspec
 
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import arrays, task_options
-from octaskly.core.change_feed import TaskNews
+from octaskly.core.change_feed import TaskEvent
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import priority_of
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
+    EndReason,
     Outcome,
     OutputFile,
-    Reason,
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replies import Explanation
+from octaskly.core.replies import TaskExplanation
 from octaskly.ports import TaskPage, TaskQuery
 
 Json = dict[str, object]
@@ -104,7 +104,7 @@ def task(
     state, attempt, outcome = _visible(record)
     body = _line(record, names, state, attempt, outcome)
     shown = _base64 if is_exact else _text
-    seen = outcome if outcome and outcome.is_seen else None
+    seen = outcome if outcome and outcome.was_observed else None
     texts = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
     body["stdout"], body["stderr"] = texts
     if is_exact:
@@ -139,7 +139,7 @@ def ended(
 
 
 def _sizes(outcome: Outcome | None) -> Json:
-    if outcome is None or not outcome.is_seen:
+    if outcome is None or not outcome.was_observed:
         return _NO_SIZES
     return {
         "stdout_bytes": outcome.stdout_bytes,
@@ -150,11 +150,11 @@ def _sizes(outcome: Outcome | None) -> Json:
 
 
 _NO_SIZES: Final[Json] = dict.fromkeys(
-    _sizes(Outcome(state=AttemptState.OK, reason=Reason.EXIT))
+    _sizes(Outcome(state=AttemptState.OK, reason=EndReason.EXIT))
 )
 
 
-def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
+def task_news(news: TaskEvent, names: Mapping[NodeId, str]) -> Json:
     """Return what happened to a task: neither its command nor its output."""
     record, attempt = news.record, news.attempt
     outcome = attempt.outcome if attempt else None
@@ -200,13 +200,13 @@ def cancelled(record: TaskRecord) -> Json:
     }
 
 
-def explanation(record: TaskRecord, told: Explanation) -> Json:
+def explanation(record: TaskRecord, told: TaskExplanation) -> Json:
     """Return why a task is where it is."""
     return {
         "id": record.name,
         "status": told.state.value,
         "summary": told.summary,
-        "placement": told.placement or None,
+        "placement": told.placement_reason or None,
         "nodes": [
             {
                 "name": verdict.name,
@@ -216,7 +216,7 @@ def explanation(record: TaskRecord, told: Explanation) -> Json:
                     {"code": why.code, "message": why.text} for why in verdict.reasons
                 ],
             }
-            for verdict in told.nodes
+            for verdict in told.rejections
         ],
     }
 
@@ -255,7 +255,7 @@ def _span(record: TaskRecord) -> Outcome | None:
         return None
     return Outcome(
         state=AttemptState.OK,
-        reason=Reason.EXIT,
+        reason=EndReason.EXIT,
         started_ms=progress.started_ms,
         ended_ms=progress.ended_ms,
         # By the clocks of several machines: it could come out as less than nothing.
@@ -264,14 +264,14 @@ def _span(record: TaskRecord) -> Outcome | None:
 
 
 _NO_TIMES: Final = dict.fromkeys(
-    _times(Outcome(state=AttemptState.OK, reason=Reason.EXIT), None)
+    _times(Outcome(state=AttemptState.OK, reason=EndReason.EXIT), None)
 )
 
 
 def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
     """Return the attempt that a reader cares for."""
     if state.is_final:
-        return record.chosen
+        return record.deciding_attempt
     if state is TaskState.QUEUED:
         return None  # Earlier attempts were given back: nobody holds the task.
     live = (a for a in reversed(record.attempts) if a.state.is_live)
@@ -287,19 +287,19 @@ def visible_outcome(attempt: Attempt | None, state: TaskState) -> Outcome | None
 
 def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
     if state is _CANCELLED:
-        return Reason.CANCELLED.value
+        return EndReason.CANCELLED.value
     return _REASONS[outcome.reason] if outcome else None
 
 
 # Python 3.11 is slow to find members of an enumeration, and what they stand for.
 _CANCELLED: Final = TaskState.CANCELLED
 _RELEASED: Final = AttemptState.RELEASED
-_REASONS: Final = {reason: reason.value for reason in Reason}
+_REASONS: Final = {reason: reason.value for reason in EndReason}
 
 
 def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
-    if record.broken_parent is not None:
-        return f"{record.broken_parent} did not end as it should"
+    if record.failed_dependency is not None:
+        return f"{record.failed_dependency} did not end as it should"
     return (outcome.detail or None) if outcome else None
 
 

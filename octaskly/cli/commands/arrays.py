@@ -57,7 +57,7 @@ def taken(words: Sequence[str], *, is_nul: bool) -> tuple[str, Sequence[str]]:
     _check(items)
     text = command_text(command)
     # Who reads the variables needs no placeholder.
-    is_named = len(placeholders.split(text)) > 1 or any(
+    is_named = len(placeholders.split_placeholders(text)) > 1 or any(
         variable in text for variable in (ITEM_VARIABLE, INDEX_VARIABLE)
     )
     return text if is_named else f"{text} {{}}", items
@@ -69,7 +69,7 @@ def command_text(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    pieces = list(placeholders.split(word))
+    pieces = list(placeholders.split_placeholders(word))
     if len(pieces) == 1:
         return shlex.quote(word)
     pieces[::2] = (shlex.quote(piece) if piece else "" for piece in pieces[::2])
@@ -264,7 +264,7 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
     from octaskly.core.model import placeholders  # noqa: PLC0415
 
     for position, item in enumerate(items):
-        click.echo(placeholders.filled(text, item, position, is_quoted=True))
+        click.echo(placeholders.fill_placeholders(text, item, position, is_quoted=True))
 
 
 def _repeated(client: Session, ref: str) -> Task:

@@ -5,56 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.events import TasksSubmitted
-from octaskly.core.model.drafts import PRIORITY_BAND, logged_id, number_of
+from octaskly.core.model.drafts import PRIORITY_BAND, log_id_of, sequence_of
 from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import Moment, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.replication.journal import Journal
 from octaskly.core.scheduling.task_queue import TaskQueue
 
-THREE_DIGITS = 99  #: numbers above have so many
+PADDED_NUMBER_MAX = 99  #: numbers above have so many
 
 
-class Acceptance:
+class Admission:
     """Names and places of new tasks."""
 
     def __init__(self, journal: Journal, queue: TaskQueue, sequence: int) -> None:
         self._journal = journal
         self._queue = queue
         self._sequence = sequence
-        self._chosen: dict[TaskId, TaskSpec] = {}
+        self._pending_named: dict[TaskId, TaskSpec] = {}
         """Ids that clients chose, while their submission is not durable."""
 
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
         self._sequence = max(self._sequence, sequence)
 
-    def name(self, suffix: str) -> TaskId:
+    def mint_task_id(self, suffix: str) -> TaskId:
         """Return an id with a number that no other task has."""
         self._sequence = number = self._sequence + 1
-        digits = number if number > THREE_DIGITS else f"{number:03d}"  # That is slow.
+        digits = (
+            number if number > PADDED_NUMBER_MAX else f"{number:03d}"
+        )  # That is slow.
         return TaskId(f"task-{digits}-{suffix}")
 
-    def forget(self, specs: Iterable[TaskSpec]) -> None:
+    def drop_durable_specs(self, specs: Iterable[TaskSpec]) -> None:
         """These are durable: the store knows their ids."""
-        for spec in specs if self._chosen else ():
-            self._chosen.pop(spec.id, None)
+        for spec in specs if self._pending_named else ():
+            self._pending_named.pop(spec.id, None)
 
-    def specs(
+    def specs_from_drafts(
         self, event: TasksSubmitted, now: Moment
     ) -> tuple[list[TaskSpec], list[TaskSpec]]:
         """Return the tasks of a request, and those of them that are new."""
         specs = []
-        fresh = []
-        hlc = self._journal.tick(now, len(event.drafts))
+        new_specs = []
+        hlc = self._journal.reserve_timestamps(now, len(event.drafts))
         submitter, created_ms = event.submitter, now.wall_ms
-        logged = event.logged or (logged_id(d, submitter) for d in event.drafts)
-        drafts = zip(event.drafts, event.suffixes, logged, strict=True)
+        logged = event.log_ids or (log_id_of(d, submitter) for d in event.drafts)
+        drafts = zip(event.drafts, event.id_suffixes, logged, strict=True)
         for draft, suffix, task_id in drafts:
-            spec = None if task_id is None else self._known_spec(task_id)
+            spec = None if task_id is None else self._pending_spec(task_id)
             if spec is None:
                 if task_id is None:
-                    task_id = self.name(suffix)
+                    task_id = self.mint_task_id(suffix)
                 spec = TaskSpec(
                     task_id,
                     draft.command,
@@ -67,17 +69,17 @@ class Acceptance:
                     draft.options,
                 )
                 hlc += 1
-                fresh.append(spec)
+                new_specs.append(spec)
                 if draft.id is not None:
-                    self.raise_sequence(number_of(draft.id))
-                    self._chosen[task_id] = spec
-                    self._queue.renew(task_id)
+                    self.raise_sequence(sequence_of(draft.id))
+                    self._pending_named[task_id] = spec
+                    self._queue.forget_final(task_id)
             specs.append(spec)
-        return specs, fresh
+        return specs, new_specs
 
-    def _known_spec(self, task_id: TaskId) -> TaskSpec | None:
+    def _pending_spec(self, task_id: TaskId) -> TaskSpec | None:
         """Return the task that has this id, if it is in hand."""
         known = self._queue.tasks.get(task_id)
-        if known is not None and known.is_sure:
+        if known is not None and known.is_store_confirmed:
             return known.spec
-        return self._chosen.get(task_id)
+        return self._pending_named.get(task_id)

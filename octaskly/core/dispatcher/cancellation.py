@@ -8,29 +8,29 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octaskly.core.dispatcher.step import Placing
-from octaskly.core.effects import Announce, Answer, Effect
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import AnnounceTaskStates, Answer, Effect
 from octaskly.core.events import CancelRequested
-from octaskly.core.log.facts import CancelAsked
+from octaskly.core.log.facts import TaskCancelled
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import FORCED
+from octaskly.core.model.arrays import FORCED_PREFIX
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.pending_acks import WhenSafe
+from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import CancelDone, NotDurable
-from octaskly.core.scheduling.queued_task import WAITING, InHand, Stage
+from octaskly.core.replies import CancelResult, NotReplicated
+from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 
 
-class Commit(Protocol):
+class CommitStep(Protocol):
     """Ends a step of the reign."""
 
-    def __call__(self, now: Moment, *, when_safe: WhenSafe) -> list[Effect]:
-        """Do `when_safe` once all that was decided so far is safe."""
+    def __call__(self, now: Moment, *, when_replicated: WhenReplicated) -> list[Effect]:
+        """Do `when_replicated` once all that was decided so far is safe."""
 
 
-class Cancelling:
+class Canceller:
     """What is cancelled in this reign.
 
     Args:
@@ -43,50 +43,55 @@ class Cancelling:
 
     def __init__(
         self,
-        placing: Placing,
+        step: DispatchStep,
         journal: Journal,
         replication: Replication,
-        commit: Commit,
+        commit_step: CommitStep,
         *,
         is_strict: bool,
     ) -> None:
-        self._placing = placing
-        self._queue = placing.queue
+        self._step = step
+        self._queue = step.queue
         self._journal = journal
         self._replication = replication
-        self._commit = commit
+        self._commit_step = commit_step
         self._is_strict = is_strict
 
-    def on_asked(self, event: CancelRequested, now: Moment) -> list[Effect]:
+    def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""
-        if event.array is not None:
-            return self._cancel_array(event, event.array, now)
+        if event.array_record is not None:
+            return self._cancel_array(event, event.array_record, now)
         task = self._queue.tasks.get(event.task)
-        state = state_of(task, self._queue.settled(event.task, event.known))
+        state = visible_state(
+            task, self._queue.final_state_of(event.task, event.stored_state)
+        )
         if state is TaskState.RUNNING and not (
-            event.force or self._placing.is_ahead(task)
+            event.force or self._step.is_prefetched(task)
         ):
-            return self._answer(event, state, now)
+            return self._answer_state(event, state, now)
         if state.is_final:
-            return self._answer(event, state, now)
+            return self._answer_state(event, state, now)
         if task is None:
             spec = TaskSpec(id=event.task, command="")
-            task = self._queue.shadow(spec, TaskState.CANCELLED)
+            task = self._queue.add_shadow(spec, TaskState.CANCELLED)
         elif task.stage is Stage.LIVE:
-            task.final = TaskState.CANCELLED
-            self._placing.kill(task)
+            task.final_state = TaskState.CANCELLED
+            self._step.kill_live_attempt(task)
         else:
             self._queue.end(task, TaskState.CANCELLED)
-        self._placing.touch(task)
-        self._placing.note_end()
-        self._placing.note_over([event.task])
-        self._placing.facts.append(CancelAsked(event.task, event.by))
-        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
+        self._step.pin_until_durable(task)
+        self._step.mark_task_ended()
+        self._step.note_ended([event.task])
+        self._step.facts.append(TaskCancelled(event.task, event.by))
+        done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._done(event, done, replicas), Announce((event.task,))]
+            return [
+                self._cancel_answer(event, done, replicas),
+                AnnounceTaskStates((event.task,)),
+            ]
 
-        return self._commit(now, when_safe=answer)
+        return self._commit_step(now, when_replicated=answer)
 
     def _cancel_array(
         self, event: CancelRequested, array: TaskRecord, now: Moment
@@ -97,49 +102,56 @@ class Cancelling:
         assert progress is not None
         if array.state.is_final or not (progress.queued or event.force):
             # Who asks again, as the answer was lost, hears that it was done.
-            was_cut = progress.running and array.cancelled_by is not None
-            state = TaskState.CANCELLED if was_cut else array.state
-            return self._answer(event, state, now)
-        self._placing.note_over([event.task])
-        by = f"{FORCED}{event.by}" if event.force else event.by
-        ended = self._placing.cut_off(spec, by, TaskState.CANCELLED)
+            was_cancelled = progress.running and array.cancelled_by is not None
+            state = TaskState.CANCELLED if was_cancelled else array.state
+            return self._answer_state(event, state, now)
+        self._step.note_ended([event.task])
+        by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
+        ended = self._step.cancel_remaining_members(spec, by, TaskState.CANCELLED)
         if event.force:
-            ended += self._placing.cancel_live(spec, event.by)
-        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
+            ended += self._step.cancel_live_members(spec, event.by)
+        done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._done(event, done, replicas), Announce(tuple(ended))]
+            return [
+                self._cancel_answer(event, done, replicas),
+                AnnounceTaskStates(tuple(ended)),
+            ]
 
-        self._placing.note_end()
-        return self._commit(now, when_safe=answer)
+        self._step.mark_task_ended()
+        return self._commit_step(now, when_replicated=answer)
 
-    def _answer(
+    def _answer_state(
         self, event: CancelRequested, state: TaskState, now: Moment
     ) -> list[Effect]:
         """Answer once all that this node decided is safe, as the state may be."""
-        done = CancelDone(event.task, state, state is TaskState.CANCELLED)
-        is_sole = self._journal.is_ahead  # As with what a submission repeats.
+        done = CancelResult(event.task, state, state is TaskState.CANCELLED)
+        is_single_copy = (
+            self._journal.has_rows_ahead
+        )  # As with what a submission repeats.
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._done(event, done, 1 if is_sole else replicas)]
+            return [self._cancel_answer(event, done, 1 if is_single_copy else replicas)]
 
-        return self._replication.when_safe(answer, now)
+        return self._replication.when_replicated(answer, now)
 
-    def _done(self, event: CancelRequested, done: CancelDone, replicas: int) -> Answer:
+    def _cancel_answer(
+        self, event: CancelRequested, done: CancelResult, replicas: int
+    ) -> Answer:
         """Return the answer, if strict only once another disk has it, too.
 
         What runs is ended all the same: who cancels must not wait for a standby.
         """
-        is_unsafe = self._is_strict and done.was_done and replicas == 1
-        return Answer(event.ticket, NotDurable() if is_unsafe else done)
+        lacks_copy = self._is_strict and done.was_done and replicas == 1
+        return Answer(event.ticket, NotReplicated() if lacks_copy else done)
 
 
-def state_of(task: InHand | None, known: TaskState) -> TaskState:
+def visible_state(task: QueuedTask | None, stored_state: TaskState) -> TaskState:
     """Return where a task stands: what is in hand is newer, if it is sure."""
-    if task is None or (not task.is_sure and known.is_final):
-        return known
-    if task.final is not None:
-        return task.final
-    if task.stage in WAITING:
+    if task is None or (not task.is_store_confirmed and stored_state.is_final):
+        return stored_state
+    if task.final_state is not None:
+        return task.final_state
+    if task.stage in WAITING_STAGES:
         return TaskState.QUEUED
-    return TaskState.RUNNING if task.stage is Stage.LIVE else known
+    return TaskState.RUNNING if task.stage is Stage.LIVE else stored_state

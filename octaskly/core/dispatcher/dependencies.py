@@ -12,123 +12,140 @@ from __future__ import annotations
 
 import math
 
-from octaskly.core.dispatcher.step import Placing
-from octaskly.core.effects import Effect, LoadRipe
-from octaskly.core.events import Ripe, RipeLoaded
-from octaskly.core.log.facts import CancelAsked, Ready
-from octaskly.core.log.merge import BROKEN
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import Effect, LoadUnblocked
+from octaskly.core.events import UnblockedLoaded, UnblockedTask
+from octaskly.core.log.facts import TaskCancelled, Unblocked
+from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX
 from octaskly.core.model.hlc import hlc_of
-from octaskly.core.model.ids import Moment, name_of
+from octaskly.core.model.ids import Moment, task_name
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.replication.journal import Journal
 
-RIPE_MAX = 1000  #: tasks of one answer
+UNBLOCKED_MAX = 1000  #: tasks of one answer
 
 
-def is_late(spec: TaskSpec) -> bool:
+def has_dependencies(spec: TaskSpec) -> bool:
     """Whether a task comes after others."""
     return spec.options is not None and spec.options.after is not None
 
 
-class Parents:
+class Dependencies:
     """The tasks of this reign that wait for others."""
 
-    def __init__(self, placing: Placing, journal: Journal, timing: Timing) -> None:
-        self._placing = placing
-        self._queue = placing.queue
+    def __init__(self, step: DispatchStep, journal: Journal, timing: Timing) -> None:
+        self._step = step
+        self._queue = step.queue
         self._journal = journal
-        self._number = 0
+        self._query_number = 0
         """Of the last question; answers to others are of an earlier reign."""
-        self._are_waiting = False
+        self._has_waiting_tasks = False
         """Whether any task waits, as far as is known."""
-        self._is_dirty = False
+        self._needs_query = False
         """Whether a task may have become ripe since the last question."""
-        self._is_asking = False
-        self._has_come = False
+        self._is_querying = False
+        self._has_new_waiting_tasks = False
         """Whether tasks that wait came since the last question."""
-        self._orphan_ms = round(timing.orphan_s * 1000)
-        self._period_s = timing.floor_s
+        self._missing_dependency_ms = round(timing.missing_dependency_s * 1000)
+        self._period_s = timing.floor_interval_s
         self._due_s = 0.0
 
-    def begin(self, now: Moment) -> None:
+    def start_checking(self, now: Moment) -> None:
         """Ask as soon as the log is read: what became ripe may not have been seen."""
-        self._number += 1
-        self._done()
+        self._query_number += 1
+        self._finish_query()
         self._due_s = now.mono_s + self._period_s
-        self.stir()
+        self.note_waiting_tasks()
 
     def deadline(self) -> float:
-        """Return when `ask` has something to do without anything having happened."""
-        is_idle = self._are_waiting and not (self._is_asking or self._queue.is_held)
+        """Return when `query_unblocked` has something to do without anything having happened."""
+        is_idle = self._has_waiting_tasks and not (
+            self._is_querying or self._queue.is_reading_paused
+        )
         return self._due_s if is_idle else math.inf
 
-    def stir(self) -> None:
+    def note_waiting_tasks(self) -> None:
         """Tasks came that wait: ask when they are durable."""
-        self._are_waiting = self._is_dirty = self._has_come = True
+        self._has_waiting_tasks = self._needs_query = self._has_new_waiting_tasks = True
 
-    def ask(self, now: Moment) -> list[Effect]:
+    def query_unblocked(self, now: Moment) -> list[Effect]:
         """Ask the store, if there is a reason to; at the end of each step."""
         is_due = now.mono_s >= self._due_s
-        self._is_dirty = self._placing.take_news() or self._is_dirty or is_due
-        if not (self._is_dirty and self._are_waiting) or self._is_asking:
+        self._needs_query = (
+            self._step.pop_has_ended_tasks() or self._needs_query or is_due
+        )
+        if not (self._needs_query and self._has_waiting_tasks) or self._is_querying:
             return []
-        if self._queue.is_held:
+        if self._queue.is_reading_paused:
             return []  # Others may hold that such a task has run.
-        self._is_dirty, self._has_come, self._is_asking = False, False, True
-        self._placing.over = set()
-        self._number += 1
+        self._needs_query, self._has_new_waiting_tasks, self._is_querying = (
+            False,
+            False,
+            True,
+        )
+        self._step.ended_since_query = set()
+        self._query_number += 1
         before_hlc = 0
         if is_due:
             self._due_s = now.mono_s + self._period_s
-            before_hlc = hlc_of(now.wall_ms - self._orphan_ms)
-        question = LoadRipe(self._number, RIPE_MAX, before_hlc)
-        return self._journal.when_durable(lambda _: [question], now)
+            before_hlc = hlc_of(now.wall_ms - self._missing_dependency_ms)
+        query = LoadUnblocked(self._query_number, UNBLOCKED_MAX, before_hlc)
+        return self._journal.when_durable(lambda _: [query], now)
 
-    def on_loaded(self, event: RipeLoaded, now: Moment) -> list[Effect]:
+    def on_unblocked_loaded(self, event: UnblockedLoaded, now: Moment) -> list[Effect]:
         """Let tasks run whose parents ended well; cancel those that never can."""
-        number = self._number
-        if event.number != number:
+        number = self._query_number
+        if event.query_number != number:
             return []
-        self._are_waiting = event.are_left or bool(event.ripe) or self._has_come
+        self._has_waiting_tasks = (
+            event.has_more or bool(event.tasks) or self._has_new_waiting_tasks
+        )
         # What a worker was found to run, or told of, waits no more.
         tasks = self._queue.tasks
-        some = [r for r in event.ripe if r.broken is None or r.record.id not in tasks]
-        ready = [self._decide(ripe) for ripe in some]
-        self._is_dirty = self._is_dirty or bool(some)
-        admitted = [spec for spec in ready if spec is not None]
+        undecided = [
+            r
+            for r in event.tasks
+            if r.failed_dependency is None or r.record.id not in tasks
+        ]
+        decided = [self._decide_unblocked(ripe) for ripe in undecided]
+        self._needs_query = self._needs_query or bool(undecided)
+        admitted = [spec for spec in decided if spec is not None]
 
         def settled(now: Moment) -> list[Effect]:
-            if self._number != number:
+            if self._query_number != number:
                 return []
             # What is over meanwhile may be, on disk, behind what was read.
-            over = self._placing.over or ()
-            begun = [spec for spec in admitted if spec.id not in over]
-            self._queue.admit(spec for spec in begun if spec.array is None)
-            for spec in begun:
+            ended = self._step.ended_since_query or ()
+            still_wanted = [spec for spec in admitted if spec.id not in ended]
+            self._queue.admit(spec for spec in still_wanted if spec.array is None)
+            for spec in still_wanted:
                 if spec.array is not None:  # Some members may be cancelled already.
-                    self._queue.look_for(spec.id)
-            self._done()
-            return self._placing.commit(now) + self.ask(now)
+                    self._queue.look_up_missing(spec.id)
+            self._finish_query()
+            return self._step.commit_step(now) + self.query_unblocked(now)
 
-        return self._placing.commit(now, settled)
+        return self._step.commit_step(now, settled)
 
-    def _done(self) -> None:
-        self._is_asking, self._placing.over = False, None
+    def _finish_query(self) -> None:
+        self._is_querying, self._step.ended_since_query = False, None
 
-    def _decide(self, ripe: Ripe) -> TaskSpec | None:
+    def _decide_unblocked(self, unblocked: UnblockedTask) -> TaskSpec | None:
         """Write what becomes of one task; return it if it may run."""
-        spec = ripe.record.spec
+        spec = unblocked.record.spec
         assert spec is not None
-        if self._placing.over and spec.id in self._placing.over:
+        if self._step.ended_since_query and spec.id in self._step.ended_since_query:
             return None
-        if ripe.broken is None:
-            self._placing.facts.append(Ready(spec.id))
+        if unblocked.failed_dependency is None:
+            self._step.facts.append(Unblocked(spec.id))
             return spec
-        self._placing.facts.append(
-            CancelAsked(spec.id, f"{BROKEN}{name_of(ripe.broken)}")
+        self._step.facts.append(
+            TaskCancelled(
+                spec.id,
+                f"{DEPENDENCY_FAILED_PREFIX}{task_name(unblocked.failed_dependency)}",
+            )
         )
-        task = self._queue.shadow(spec, TaskState.CANCELLED)
-        self._placing.touch(task)
-        self._placing.tell([spec.id])
+        task = self._queue.add_shadow(spec, TaskState.CANCELLED)
+        self._step.pin_until_durable(task)
+        self._step.announce_ended([spec.id])
         return None

@@ -10,24 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from octaskly.core.dispatcher.admission import Acceptance
-from octaskly.core.dispatcher.cancellation import Cancelling
-from octaskly.core.dispatcher.dependencies import Parents, is_late
-from octaskly.core.dispatcher.explain import Explaining
-from octaskly.core.dispatcher.outcomes import Recording
-from octaskly.core.dispatcher.reconciliation import Adoption
-from octaskly.core.dispatcher.records import Clerk
+from octaskly.core.dispatcher.admission import Admission
+from octaskly.core.dispatcher.cancellation import Canceller
+from octaskly.core.dispatcher.dependencies import Dependencies, has_dependencies
+from octaskly.core.dispatcher.explain import Explainer
+from octaskly.core.dispatcher.outcomes import OutcomeRecorder
+from octaskly.core.dispatcher.reconciliation import Reconciler
+from octaskly.core.dispatcher.records import RecordWriter
 from octaskly.core.dispatcher.retention import Retention
-from octaskly.core.dispatcher.step import Placing
-from octaskly.core.effects import Announce, Answer, Effect, Send
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
     FloorPlanned,
     LiveLoaded,
-    Loaded,
-    RipeLoaded,
+    QueuedLoaded,
     TasksNotified,
     TasksSubmitted,
+    UnblockedLoaded,
 )
 from octaskly.core.log.facts import Notified, Submitted
 from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, TaskId
@@ -41,15 +41,21 @@ from octaskly.core.protocol.messages import (
     ResultsOk,
 )
 from octaskly.core.replication.journal import Journal, WhenDurable
-from octaskly.core.replication.pending_acks import WhenSafe
+from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import Accepted, Hopeless, Named, NotDurable, NotHere
+from octaskly.core.replies import (
+    NotDispatching,
+    NotReplicated,
+    TaskIdsReserved,
+    TasksAccepted,
+    Unplaceable,
+)
 
 
-class Dispatch:
+class Dispatcher:
     """The dispatcher's half of a node; idle while another node reigns.
 
-    Every `Loaded` and `LiveLoaded` must come here, reigning or not: answers to reads
+    Every `QueuedLoaded` and `LiveLoaded` must come here, reigning or not: answers to reads
     of an earlier reign are counted off.
     """
 
@@ -63,61 +69,65 @@ class Dispatch:
         self._journal = journal
         self._replication = replication
         self._is_strict = settings.is_strict
-        self.is_reigning = False
+        self.is_active = False
         self.is_accepting = False
-        self._placing = Placing(settings.limits, journal, replication)
-        self.adoption = Adoption(self._placing, settings.timing.adopt_s)
+        self._step = DispatchStep(settings.limits, journal, replication)
+        self.reconciler = Reconciler(self._step, settings.timing.reattach_s)
         self.retention = Retention(
-            settings, self._placing, journal, replication.members
+            settings, self._step, journal, replication.peer_table
         )
-        self._queue, self._pool = self._placing.queue, self._placing.pool
-        self.ended = self._queue.ended
-        self._resting = self._placing.resting
-        self._recording = Recording(self._placing, self.adoption)
-        self.explaining = Explaining(self._placing)
-        self._parents = Parents(self._placing, journal, settings.timing)
-        self._acceptance = Acceptance(journal, self._queue, sequence)
-        self._cancelling = Cancelling(
-            self._placing,
+        self._queue, self._pool = self._step.queue, self._step.pool
+        self.ended_counts = self._queue.ended_counts
+        self._backoff_queue = self._step.backoff_queue
+        self._outcome_recorder = OutcomeRecorder(self._step, self.reconciler)
+        self.explainer = Explainer(self._step)
+        self._dependencies = Dependencies(self._step, journal, settings.timing)
+        self._admission = Admission(journal, self._queue, sequence)
+        self._canceller = Canceller(
+            self._step,
             journal,
             replication,
-            self._commit,
+            self._commit_step,
             is_strict=self._is_strict,
         )
-        self.clerk = Clerk(self._placing, journal, replication, settings)
+        self.record_writer = RecordWriter(self._step, journal, replication, settings)
 
     # --- The reign.
 
-    def begin(self, epoch: Epoch, stream: StreamId, now: Moment) -> list[Effect]:
+    def start_dispatching(
+        self, epoch: Epoch, stream: StreamId, now: Moment
+    ) -> list[Effect]:
         """Reign; the journal's own stream is open."""
-        self.is_reigning = self.is_accepting = True
-        self.adoption.begin(now)
-        self.retention.begin(now)
-        self._parents.begin(now)
-        return self._placing.begin(epoch, stream) + self._parents.ask(now)
+        self.is_active = self.is_accepting = True
+        self.reconciler.open_reattach_window(now)
+        self.retention.start_retention(now)
+        self._dependencies.start_checking(now)
+        return self._step.open_epoch(
+            epoch, stream
+        ) + self._dependencies.query_unblocked(now)
 
-    def end(self) -> None:
+    def stop_dispatching(self) -> None:
         """Reign no more: forget all. What was appended is still acknowledged."""
-        self.is_reigning = self.is_accepting = False
-        self.adoption.end()
-        self._resting.forget()
-        self._recording.forget()
-        self._placing.end()
+        self.is_active = self.is_accepting = False
+        self.reconciler.stop_waiting()
+        self._backoff_queue.clear_backoff()
+        self._outcome_recorder.clear_reports()
+        self._step.close_epoch()
 
     def pause_accepting(self) -> None:
         """Accept and place nothing more, before the reign is handed over."""
-        self.is_accepting = self._placing.is_placing = False
+        self.is_accepting = self._step.is_assigning = False
 
     def resume_accepting(self, now: Moment) -> list[Effect]:
         """Accept and place again: nobody took the reign over."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []
-        self.is_accepting = self._placing.is_placing = True
-        return self._commit(now)
+        self.is_accepting = self._step.is_assigning = True
+        return self._commit_step(now)
 
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
-        self._acceptance.raise_sequence(sequence)
+        self._admission.raise_sequence(sequence)
 
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
@@ -125,20 +135,20 @@ class Dispatch:
 
     def deadline(self) -> float:
         """Return when `on_time` has something to do."""
-        if not self.is_reigning:
+        if not self.is_active:
             return math.inf
         return min(
-            self.adoption.deadline(),
-            self._resting.deadline(),
-            self._parents.deadline(),
+            self.reconciler.deadline(),
+            self._backoff_queue.deadline(),
+            self._dependencies.deadline(),
             self.retention.deadline() if self.is_accepting else math.inf,
         )
 
     # --- Clients.
 
-    def named(self, suffixes: Iterable[str]) -> Named:
+    def reserve_task_ids(self, suffixes: Iterable[str]) -> TaskIdsReserved:
         """Return ids for tasks that may be handed in."""
-        return Named(tuple(map(self._acceptance.name, suffixes)))
+        return TaskIdsReserved(tuple(map(self._admission.mint_task_id, suffixes)))
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
         """Accept a batch; the answer waits for its commit, here and at a standby."""
@@ -146,78 +156,86 @@ class Dispatch:
         refusal = self._refusal(event, is_strict=is_strict)
         if refusal is not None:
             return [Answer(event.ticket, refusal)]
-        specs, fresh = self._acceptance.specs(event, now)
-        self._placing.facts += [Submitted(spec) for spec in fresh]
-        for spec in fresh if self._placing.forced else ():
-            self._placing.forced.pop(spec.id, None)  # Its name may be of one before.
-        prompt = [spec for spec in fresh if not is_late(spec)]
-        if len(prompt) < len(fresh):
-            self._parents.stir()
-        is_alone = len(fresh) == len(prompt) == 1 and fresh[0].array is None
+        specs, new_specs = self._admission.specs_from_drafts(event, now)
+        self._step.facts += [Submitted(spec) for spec in new_specs]
+        for spec in new_specs if self._step.forced_cancels else ():
+            self._step.forced_cancels.pop(
+                spec.id, None
+            )  # Its name may be of one before.
+        runnable_specs = [spec for spec in new_specs if not has_dependencies(spec)]
+        if len(runnable_specs) < len(new_specs):
+            self._dependencies.note_waiting_tasks()
+        is_single_task = (
+            len(new_specs) == len(runnable_specs) == 1 and new_specs[0].array is None
+        )
         # A worker may have told of it already, if it was handed in to another reign.
-        is_alone = is_alone and fresh[0].id not in self._queue.tasks
-        if is_alone and not is_strict and self._queue.lanes.is_idle(fresh[0]):
+        is_single_task = is_single_task and new_specs[0].id not in self._queue.tasks
+        if (
+            is_single_task
+            and not is_strict
+            and self._queue.lanes.is_lane_empty(new_specs[0])
+        ):
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.
-            self._placing.touch(self._queue.put(fresh[0]))
-        epoch = self._placing.epoch
+            self._step.pin_until_durable(self._queue.put_undurable(new_specs[0]))
+        epoch = self._step.epoch
         # Asked about what is known already, which may be so from rows alone.
-        is_sole = not event.drafts and self._journal.is_ahead
+        is_single_copy = not event.drafts and self._journal.has_rows_ahead
 
         def durable(now: Moment) -> list[Effect]:
-            self._acceptance.forget(fresh)
-            if not self.is_reigning:
+            self._admission.drop_durable_specs(new_specs)
+            if not self.is_active:
                 return []
-            if self._placing.epoch == epoch:
-                self._queue.admit(prompt)
+            if self._step.epoch == epoch:
+                self._queue.admit(runnable_specs)
             else:
-                self._queue.reread()
-            return self._commit(now)
+                self._queue.mark_for_reread()
+            return self._commit_step(now)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            replicas = 1 if is_sole else replicas
+            replicas = 1 if is_single_copy else replicas
             if is_strict and replicas == 1:
-                return [Answer(event.ticket, NotDurable())]
-            return [Answer(event.ticket, Accepted(tuple(specs), replicas))]
+                return [Answer(event.ticket, NotReplicated())]
+            return [Answer(event.ticket, TasksAccepted(tuple(specs), replicas))]
 
-        return self._commit(now, durable, answer)
+        return self._commit_step(now, durable, answer)
 
     def _refusal(
         self, event: TasksSubmitted, *, is_strict: bool
-    ) -> NotHere | NotDurable | Hopeless | None:
+    ) -> NotDispatching | NotReplicated | Unplaceable | None:
         """Return why a batch is not accepted."""
         if not self.is_accepting:
-            return NotHere()
-        if is_strict and not self._replication.is_level:
-            return NotDurable()
-        return self.explaining.hopeless(event.drafts)
+            return NotDispatching()
+        if is_strict and not self._replication.has_in_sync_standby:
+            return NotReplicated()
+        return self.explainer.find_unplaceable(event.drafts)
 
-    def on_cancel(self, event: CancelRequested, now: Moment) -> list[Effect]:
+    def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task or an array."""
-        if not self.is_reigning:
-            return [Answer(event.ticket, NotHere())]
-        return self._cancelling.on_asked(event, now)
+        if not self.is_active:
+            return [Answer(event.ticket, NotDispatching())]
+        return self._canceller.on_cancel_requested(event, now)
 
-    def on_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
+    def on_tasks_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
         """Write who was told, so that a later dispatcher does not do it again."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []
-        self._placing.facts += [Notified(task) for task in event.tasks]
-        return self._commit(now)
+        self._step.facts += [Notified(task) for task in event.tasks]
+        return self._commit_step(now)
 
     # --- Workers.
 
     def on_worker_up(self, info: NodeInfo, now: Moment) -> list[Effect]:
         """Know a follower; it gets work once it has said what it runs."""
         self._pool.add(info)
-        self._queue.lanes.new_workers()
-        return self._commit(now)
+        self._queue.lanes.on_workers_changed()
+        return self._commit_step(now)
 
     def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
         """Run elsewhere what the worker held, at once or after the adopt window."""
-        were_lost = self.is_reigning and self.adoption.on_down(node, now)
+        were_lost = self.is_active and self.reconciler.on_worker_down(node, now)
         self._pool.remove(node)
-        return self._judge_inputs(now) if were_lost else []
+        return self._fail_without_inputs(now) if were_lost else []
 
     def on_heartbeat_ok(
         self, node: NodeId, message: HeartbeatOk, now: Moment
@@ -226,141 +244,165 @@ class Dispatch:
         self._pool.set_load(node, message.load.cpu_percent)
         self._pool.set_credit(node, message.credit)
         # Nearly all say what is known.
-        return self._commit(now) if self._pool.freed else []
+        return self._commit_step(now) if self._pool.workers_with_room else []
 
-    def on_beat(self, now: Moment) -> list[Effect]:
+    def on_own_heartbeat(self, now: Moment) -> list[Effect]:
         """Place what has waited long enough to have a worker kept for it."""
-        return self._commit(now)
+        return self._commit_step(now)
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> list[Effect]:
         """Adopt what a worker runs, kill what is void, run again what it lost."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []
-        self.adoption.on_reattach(node, message, now)
+        self.reconciler.on_reattach(node, message, now)
         self._pool.set_credit(node, message.credit)
-        self._pool.attach(node, self.outstanding(node), self._queue.granted(node))
-        return self._judge_inputs(now)
+        self._pool.attach(
+            node, self.outstanding(node), self._queue.granted_resources(node)
+        )
+        return self._fail_without_inputs(now)
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
         """Record how attempts ended; acknowledge and announce when that is safe."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
-        recording = self._recording
-        reports = [r for r in message.reports if not recording.put_off(node, r)]
-        when_safe = self._record(node, reports, now)
-        return self._commit(now, when_safe=when_safe if reports else None)
+        outcome_recorder = self._outcome_recorder
+        reports = [
+            r for r in message.reports if not outcome_recorder.defer_report(node, r)
+        ]
+        when_replicated = self._record_reports(node, reports, now)
+        return self._commit_step(
+            now, when_replicated=when_replicated if reports else None
+        )
 
-    def _record(self, node: NodeId, reports: Sequence[Report], now: Moment) -> WhenSafe:
+    def _record_reports(
+        self, node: NodeId, reports: Sequence[Report], now: Moment
+    ) -> WhenReplicated:
         """Record how attempts of one worker ended; return what is done when safe."""
-        ended = tuple(r.task for r in reports if self._recording.record(node, r, now))
-        self._pool.hold(node, self.outstanding(node), self._queue.granted(node))
+        ended = tuple(
+            r.task
+            for r in reports
+            if self._outcome_recorder.record_report(node, r, now)
+        )
+        self._pool.set_held(
+            node, self.outstanding(node), self._queue.granted_resources(node)
+        )
         if ended:
-            self._placing.note_end()
+            self._step.mark_task_ended()
         items = tuple((report.task, report.attempt) for report in reports)
-        news: list[Effect] = [Announce(ended)] if ended else []
+        announcements: list[Effect] = [AnnounceTaskStates(ended)] if ended else []
         ok = Send(node, (ResultsOk(items),))
 
         def acknowledge(_: Moment, replicas: int) -> list[Effect]:
             # The worker keeps what only this disk holds, if that shall not do, or if
             # there is a successor to tell.
-            may_be_alone = self.is_reigning and not self._is_strict
+            may_be_alone = self.is_active and not self._is_strict
             if replicas == 1 and not may_be_alone:
-                return news
-            self._recording.acknowledged(items)
-            return [ok, *news]
+                return announcements
+            self._outcome_recorder.mark_acknowledged(items)
+            return [ok, *announcements]
 
         return acknowledge
 
     # --- The store and time.
 
-    def on_read(
-        self, event: Loaded | LiveLoaded | RipeLoaded | FloorPlanned, now: Moment
+    def on_store_answer(
+        self,
+        event: QueuedLoaded | LiveLoaded | UnblockedLoaded | FloorPlanned,
+        now: Moment,
     ) -> list[Effect]:
         """Go on with what the store was asked."""
         match event:
-            case Loaded():
-                return self.on_loaded(event, now)
+            case QueuedLoaded():
+                return self.on_queued_loaded(event, now)
             case LiveLoaded():
                 return self.on_live_loaded(event, now)
-            case RipeLoaded():
-                return self._parents.on_loaded(event, now) if self.is_reigning else []
+            case UnblockedLoaded():
+                return (
+                    self._dependencies.on_unblocked_loaded(event, now)
+                    if self.is_active
+                    else []
+                )
             case FloorPlanned():
                 may_write = self.is_accepting
-                return self.retention.on_planned(event, now, may_write=may_write)
+                return self.retention.on_floor_planned(event, now, may_write=may_write)
 
-    def on_loaded(self, event: Loaded, now: Moment) -> list[Effect]:
+    def on_queued_loaded(self, event: QueuedLoaded, now: Moment) -> list[Effect]:
         """Take more of the queue into the window."""
-        if not self._queue.loaded(event):
+        if not self._queue.on_queued_answer(event):
             return []
-        self.adoption.overtake_again()
-        return self._judge_inputs(now)
+        self.reconciler.withdraw_known_ended()
+        return self._fail_without_inputs(now)
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
         """Believe the log about what runs, until the workers are heard."""
-        if not self._queue.live_read():
+        if not self._queue.on_live_answer():
             return []
         self._queue.add_arrays(event.records)  # They count the failures among these:
         # Before its attempts are taken for lost, as their workers list them no more.
-        ready = self._recording.take_up(event.records)
-        told = [self._record(node, reports, now) for node, reports in ready.items()]
-        self._placing.give_up(event.records)
-        self.adoption.let_go(event.records)
+        ready = self._outcome_recorder.take_ready_reports(event.records)
+        recorded = [
+            self._record_reports(node, reports, now) for node, reports in ready.items()
+        ]
+        self._step.cancel_failing_arrays(event.records)
+        self.reconciler.drop_ended_attempts(event.records)
         for record in event.records:
-            self._placing.recall_forced(record)
+            self._step.reapply_forced_cancel(record)
         for record in event.records:
             if record.spec is not None and record.progress is None:
-                self.adoption.believe(record, now)
-        self.adoption.overtake_again()
+                self.reconciler.adopt_record(record, now)
+        self.reconciler.withdraw_known_ended()
 
         def acknowledge(now: Moment, replicas: int) -> list[Effect]:
-            return [effect for one in told for effect in one(now, replicas)]
+            return [effect for one in recorded for effect in one(now, replicas)]
 
-        return self._commit(now, when_safe=acknowledge if told else None)
+        return self._commit_step(now, when_replicated=acknowledge if recorded else None)
 
-    def on_overtaken(self, over: tuple[TaskId, ...], now: Moment) -> list[Effect]:
+    def on_ended_elsewhere(
+        self, ended: tuple[TaskId, ...], now: Moment
+    ) -> list[Effect]:
         """Begin none of these, and tell who waits: their ends came from elsewhere."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []
-        self.adoption.overtake(over)
-        self._recording.overtake(over)
-        return [Announce(over), *self._commit(now)]
+        self.reconciler.withdraw_ended(ended)
+        self._outcome_recorder.requery_deferred(ended)
+        return [AnnounceTaskStates(ended), *self._commit_step(now)]
 
-    def on_absorbed(self, now: Moment) -> list[Effect]:
+    def on_remote_entries(self, now: Moment) -> list[Effect]:
         """Read queue and live tasks again: another node's entries are durable."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []
-        self._queue.reread()
-        self._queue.seek_waiting()
-        self._parents.stir()
-        return self._commit(now)
+        self._queue.mark_for_reread()
+        self._queue.look_up_waiting()
+        self._dependencies.note_waiting_tasks()
+        return self._commit_step(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
-        if not self.is_reigning:
+        if not self.is_active:
             return []
         effects = self.retention.on_time(now) if self.is_accepting else []
-        effects += self._parents.ask(now)
-        if self._resting.deadline() <= now.mono_s:
-            self._placing.wake(now)
-            effects += self._commit(now)
-        if self.adoption.deadline() > now.mono_s:
+        effects += self._dependencies.query_unblocked(now)
+        if self._backoff_queue.deadline() <= now.mono_s:
+            self._step.requeue_backed_off(now)
+            effects += self._commit_step(now)
+        if self.reconciler.deadline() > now.mono_s:
             return effects
-        self.adoption.expire(now)
-        return effects + self._judge_inputs(now)
+        self.reconciler.expire_absent_workers(now)
+        return effects + self._fail_without_inputs(now)
 
-    def _commit(
+    def _commit_step(
         self,
         now: Moment,
         when_durable: WhenDurable | None = None,
-        when_safe: WhenSafe | None = None,
+        when_replicated: WhenReplicated | None = None,
     ) -> list[Effect]:
         """End the step; then ask for whom its ends were the last to wait for."""
-        effects = self._placing.commit(now, when_durable, when_safe)
-        return effects + self._parents.ask(now)
+        effects = self._step.commit_step(now, when_durable, when_replicated)
+        return effects + self._dependencies.query_unblocked(now)
 
-    def _judge_inputs(self, now: Moment) -> list[Effect]:
+    def _fail_without_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""
-        if not self.adoption.is_open:
-            self._placing.fail_lacking()
-        return self._commit(now)
+        if not self.reconciler.is_window_open:
+            self._step.fail_without_inputs()
+        return self._commit_step(now)

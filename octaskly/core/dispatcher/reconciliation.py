@@ -13,163 +13,177 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from octaskly.core.dispatcher.step import Placing
+from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.facts import Assigned
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec
 from octaskly.core.protocol.messages import Reattach
-from octaskly.core.scheduling.queued_task import WAITING, InHand, Stage
-from octaskly.core.scheduling.retry_policy import NO_TRIES, told_of, tries_of
+from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
+from octaskly.core.scheduling.retry_policy import NO_TRIES, reported_attempts, tries_of
 
-READ_S = 0.5  #: how long a new reign waits for what others hold;
-READ_MAX_S = 3.0  #: and for those that are not silent
+CATCH_UP_S = 0.5  #: how long a new reign waits for what others hold;
+CATCH_UP_S_MAX = 3.0  #: and for those that are not silent
 
 
-class Adoption:
+class Reconciler:
     """Attempts that this reign did not start, and workers that are awaited."""
 
-    def __init__(self, placing: Placing, adopt_s: float) -> None:
-        self._placing = placing
-        self._queue = placing.queue
-        self._pool = placing.pool
-        self._adopt_s = adopt_s
-        self._until_s = 0.0
-        self.is_open = False
+    def __init__(self, step: DispatchStep, reattach_s: float) -> None:
+        self._step = step
+        self._queue = step.queue
+        self._pool = step.pool
+        self._reattach_s = reattach_s
+        self._window_end_s = 0.0
+        self.is_window_open = False
         """Whether workers of the reign before may still come."""
-        self._held_until_s = math.inf
-        self._held_most_s = 0.0
-        self.is_behind = False
+        self._read_delayed_until_s = math.inf
+        self._read_delay_end_s = 0.0
+        self.is_log_behind = False
         """Whether nodes here may hold ends that this log does not."""
-        self._absent: dict[NodeId, float] = {}
+        self._absent_workers: dict[NodeId, float] = {}
         """Nodes whose attempts are left alone until then, in seconds."""
-        self._over: set[TaskId] = set()
+        self._ended_elsewhere: set[TaskId] = set()
         """What ended elsewhere, until no read that is under way may be older."""
 
-    def begin(self, now: Moment) -> None:
+    def open_reattach_window(self, now: Moment) -> None:
         """Wait for the workers of the reign before."""
-        self._until_s = now.mono_s + self._adopt_s
-        self._absent.clear()
-        self.is_open = True
+        self._window_end_s = now.mono_s + self._reattach_s
+        self._absent_workers.clear()
+        self.is_window_open = True
 
-    def hold(self, now: Moment) -> None:
-        """Read nothing until `catch_up`, for a while: others have ends to tell."""
-        self.is_behind = self._queue.is_held = True
-        self._held_most_s = now.mono_s + READ_MAX_S
-        self.hold_on(now)
+    def delay_read(self, now: Moment) -> None:
+        """Read nothing until `trust_log`, for a while: others have ends to tell."""
+        self.is_log_behind = self._queue.is_reading_paused = True
+        self._read_delay_end_s = now.mono_s + CATCH_UP_S_MAX
+        self.extend_read_delay(now)
 
-    def hold_on(self, now: Moment) -> None:
+    def extend_read_delay(self, now: Moment) -> None:
         """Wait on for what others hold, as one that is not read yet speaks."""
-        if self._queue.is_held:
-            self._held_until_s = min(now.mono_s + READ_S, self._held_most_s)
+        if self._queue.is_reading_paused:
+            self._read_delayed_until_s = min(
+                now.mono_s + CATCH_UP_S, self._read_delay_end_s
+            )
 
-    def catch_up(self) -> None:
+    def trust_log(self) -> None:
         """Believe the log when it is read next: it is whole now, or has to do."""
-        self._go_on()
-        self.is_behind = False
-        self._queue.reread()
+        self._resume_reading()
+        self.is_log_behind = False
+        self._queue.mark_for_reread()
 
-    def _go_on(self) -> None:
+    def _resume_reading(self) -> None:
         """Read what is in the log."""
-        self._queue.is_held = False
-        self._held_until_s = math.inf
+        self._queue.is_reading_paused = False
+        self._read_delayed_until_s = math.inf
 
-    def end(self) -> None:
+    def stop_waiting(self) -> None:
         """Wait for nobody."""
-        self._go_on()
-        self.is_behind = False
-        self._absent.clear()
-        self._over.clear()
-        self.is_open = False
+        self._resume_reading()
+        self.is_log_behind = False
+        self._absent_workers.clear()
+        self._ended_elsewhere.clear()
+        self.is_window_open = False
 
     def deadline(self) -> float:
-        """Return when `expire` has something to do."""
-        due_s = self._held_until_s
-        if self.is_open:
-            due_s = min(due_s, self._until_s)
-        return min(due_s, *self._absent.values()) if self._absent else due_s
+        """Return when `expire_absent_workers` has something to do."""
+        due_s = self._read_delayed_until_s
+        if self.is_window_open:
+            due_s = min(due_s, self._window_end_s)
+        return (
+            min(due_s, *self._absent_workers.values())
+            if self._absent_workers
+            else due_s
+        )
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
-        self._absent.pop(node, None)
+        self._absent_workers.pop(node, None)
         # By the same link it reattaches where it was claimed twice: what this reign
         # gave it since is on its way.
-        given = self._placing.stream if self._pool.is_attached(node) else None
-        listed = set()
+        own_stream = self._step.stream if self._pool.is_attached(node) else None
+        listed_attempts = set()
         for attempt, spec in message.running:
-            listed.add((spec.id, attempt))
-            self._adopt(node, attempt, spec)
+            listed_attempts.add((spec.id, attempt))
+            self._adopt_attempt(node, attempt, spec)
         # What the worker does not know was lost with its process, or on the way to it.
         missing = [
             task
-            for task in self._held_by(node)
+            for task in self._tasks_held_by(node)
             if task.attempt is not None
-            and (task.spec.id, task.attempt) not in listed
-            and task.attempt.stream != given
-            and (task.is_heard or not self.is_behind)
+            and (task.spec.id, task.attempt) not in listed_attempts
+            and task.attempt.stream != own_stream
+            and (task.is_worker_confirmed or not self.is_log_behind)
         ]
-        self._placing.lose_all(missing, now)
+        self._step.lose_attempts(missing, now)
 
-    def on_down(self, node: NodeId, now: Moment) -> bool:
+    def on_worker_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
-        held = self._held_by(node)
-        if self.is_open and now.mono_s < self._until_s:
-            if held:
-                self._absent[node] = self._until_s
+        held_tasks = self._tasks_held_by(node)
+        if self.is_window_open and now.mono_s < self._window_end_s:
+            if held_tasks:
+                self._absent_workers[node] = self._window_end_s
             return False
-        self._absent.pop(node, None)
-        self._placing.lose_all(held, now)
+        self._absent_workers.pop(node, None)
+        self._step.lose_attempts(held_tasks, now)
         return True
 
-    def expire(self, now: Moment) -> None:
+    def expire_absent_workers(self, now: Moment) -> None:
         """Give up the attempts of workers that did not come back in time."""
-        if self._held_until_s <= now.mono_s:
-            self._go_on()
-        for node in [node for node, at_s in self._absent.items() if at_s <= now.mono_s]:
-            del self._absent[node]
-            self._placing.lose_all(self._held_by(node), now)
-        self.is_open = now.mono_s < self._until_s
-        if self.is_open:
+        if self._read_delayed_until_s <= now.mono_s:
+            self._resume_reading()
+        for node in [
+            node for node, at_s in self._absent_workers.items() if at_s <= now.mono_s
+        ]:
+            del self._absent_workers[node]
+            self._step.lose_attempts(self._tasks_held_by(node), now)
+        self.is_window_open = now.mono_s < self._window_end_s
+        if self.is_window_open:
             return
-        if self.is_behind:
-            self.catch_up()
+        if self.is_log_behind:
+            self.trust_log()
 
-    def overtake(self, over: Iterable[TaskId]) -> None:
+    def withdraw_ended(self, ended: Iterable[TaskId]) -> None:
         """Begin none of these: the log of another node, on this disk, has their ends.
 
         Or ends of attempts at them, which count. More may come for long before the
         queue is read afresh. The store is asked, as what has the name of a forgotten
         task may live on, and not all attempts may be used up.
         """
-        self._over.update(over)
-        self._placing.note_over(self._over)
-        self.overtake_again()
+        self._ended_elsewhere.update(ended)
+        self._step.note_ended(self._ended_elsewhere)
+        self.withdraw_known_ended()
 
-    def overtake_again(self) -> None:
+    def withdraw_known_ended(self) -> None:
         """Do so with what a read has brought, which may be older than that."""
-        queue, over = self._queue, self._over
-        if not over:
+        queue, ended = self._queue, self._ended_elsewhere
+        if not ended:
             return
         for task_id, task in queue.tasks.items():
-            place = member_of(task_id)
-            is_cut = place is not None and place[0] in over
-            if task_id not in over and not is_cut:
+            array_and_number = split_member_id(task_id)
+            is_array_ended = (
+                array_and_number is not None and array_and_number[0] in ended
+            )
+            if task_id not in ended and not is_array_ended:
                 continue
-            if task.stage in WAITING:
+            if task.stage in WAITING_STAGES:
                 queue.end(task, None)
-                self._placing.touch(task)
+                self._step.pin_until_durable(task)
             elif task.stage is Stage.LIVE:
-                task.is_sure = task.is_sure and task_id not in over
-                task.may_be_cut = task.may_be_cut or is_cut
-                if task.final is None and self._placing.is_ahead(task):
-                    self._placing.kill(task)  # Its worker has not begun it.
-        for task_id in over:
-            queue.arrays.withdraw(task_id)
+                task.is_store_confirmed = (
+                    task.is_store_confirmed and task_id not in ended
+                )
+                task.may_be_array_cancelled = (
+                    task.may_be_array_cancelled or is_array_ended
+                )
+                if task.final_state is None and self._step.is_prefetched(task):
+                    self._step.kill_live_attempt(task)  # Its worker has not begun it.
+        for task_id in ended:
+            queue.array_queue.remove_member(task_id)
         if not queue.is_reading:
-            over.clear()
+            ended.clear()
 
-    def let_go(self, records: Iterable[TaskRecord]) -> None:
+    def drop_ended_attempts(self, records: Iterable[TaskRecord]) -> None:
         """Have the store say what became of attempts that it says are live no more.
 
         Their ends came with another node's log; no worker is going to tell them.
@@ -180,161 +194,187 @@ class Adoption:
             for attempt in record.attempts
             if attempt.state.is_live
         }
-        for node, held in self._queue.held.items():
+        for node, held in self._queue.tasks_by_node.items():
             for task in tuple(held.values()):
                 if (task.spec.id, task.attempt) in live:
                     continue
-                if task.is_heard:
-                    self._look_up(task)
+                if task.is_worker_confirmed:
+                    self._look_up_found_task(task)
                 else:
-                    self._queue.end(task, task.final)
-                    self._placing.touch(task)
-                    self._count(node)
+                    self._queue.end(task, task.final_state)
+                    self._step.pin_until_durable(task)
+                    self._recount_worker(node)
 
-    def _look_up(self, task: InHand) -> None:
+    def _look_up_found_task(self, task: QueuedTask) -> None:
         """Ask once whether a task is over that its worker was found to run.
 
         The reign before may have taken the worker for lost, and then ended the task.
         """
         queue, attempt = self._queue, task.attempt
-        is_found = attempt is not None and attempt.stream != self._placing.stream
-        if is_found and task.final is None and task.spec.id not in queue.named:
-            queue.seek(task.spec.id)
+        is_found = attempt is not None and attempt.stream != self._step.stream
+        if (
+            is_found
+            and task.final_state is None
+            and task.spec.id not in queue.looked_up
+        ):
+            queue.look_up_task(task.spec.id)
 
-    def believe(self, record: TaskRecord, now: Moment) -> None:
+    def adopt_record(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
         task = self._queue.tasks.get(record.id)
-        told = () if task is None else task.reported  # Since the store was asked.
-        live = [a for a in record.attempts if a.state.is_live and a.id not in told]
+        reported = () if task is None else task.reported  # Since the store was asked.
+        live = [a for a in record.attempts if a.state.is_live and a.id not in reported]
         if task is not None and task.stage is Stage.ENDED:
             return
         if not live:
             if task is not None:  # It rests, or who runs it was taken for lost.
-                self.learn(record, task)
+                self.merge_record(record, task)
             return
-        likely = self._likely(live)
+        chosen_attempt = self._likely_live_attempt(live)
         if task is None:
-            task = self._queue.from_record(record)
-            task.may_be_cut = member_of(record.id) is not None
-            self._queue.adopt(task, likely.id, likely.node)
-            self._placing.cancel_found(task)
+            task = self._queue.task_from_record(record)
+            task.may_be_array_cancelled = split_member_id(record.id) is not None
+            self._queue.adopt(task, chosen_attempt.id, chosen_attempt.node)
+            self._step.cancel_found_member(task)
         else:
             is_live = task.stage is Stage.LIVE
-            task.is_sure = task.is_sure or is_live
-            is_settled = is_live and (task.is_heard or task.final is not None)
-            is_later = task.attempt is None or task.attempt < likely.id
+            task.is_store_confirmed = task.is_store_confirmed or is_live
+            is_settled = is_live and (
+                task.is_worker_confirmed or task.final_state is not None
+            )
+            is_later = task.attempt is None or task.attempt < chosen_attempt.id
             if is_later and not is_settled:
-                self._move(task, likely.id, likely.node)
-        task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
-        self.learn(record, task)
+                self._switch_attempt(task, chosen_attempt.id, chosen_attempt.node)
+        task.last_attempt_n = max(
+            task.last_attempt_n, *(attempt.id.n for attempt in record.attempts)
+        )
+        self.merge_record(record, task)
         for attempt in live:
             if attempt.id != task.attempt:
-                self._placing.write_lost(record.id, attempt.id, attempt.node, now)
-        self._expect(task, now)
+                self._step.record_lost_attempt(record.id, attempt.id, attempt.node, now)
+        self._await_worker(task, now)
 
-    def learn(self, record: TaskRecord, task: InHand) -> None:
+    def merge_record(self, record: TaskRecord, task: QueuedTask) -> None:
         """Take over what the log says of a task in hand."""
         task.tries |= tries_of(record.attempts)
         # A worker is going to report what it still runs, whatever the log says.
         live = task.attempt if task.stage is Stage.LIVE else None
-        told = (attempt for attempt in told_of(record.attempts) if attempt != live)
-        task.reported += tuple(a for a in told if a not in task.reported)
-        self._end_with(record, task)
+        reported = (
+            attempt for attempt in reported_attempts(record.attempts) if attempt != live
+        )
+        task.reported += tuple(a for a in reported if a not in task.reported)
+        self._end_if_final(record, task)
 
-    def _end_with(self, record: TaskRecord, task: InHand) -> None:
+    def _end_if_final(self, record: TaskRecord, task: QueuedTask) -> None:
         """End what the log says is over."""
-        if not record.state.is_final or task.final is not None:
+        if not record.state.is_final or task.final_state is not None:
             return
         if task.stage is Stage.LIVE:
-            task.final = record.state
-            self._placing.kill(task)
+            task.final_state = record.state
+            self._step.kill_live_attempt(task)
         else:
             self._queue.end(task, record.state)
-            self._placing.touch(task)
+            self._step.pin_until_durable(task)
 
-    def _likely(self, live: Sequence[Attempt]) -> Attempt:
+    def _likely_live_attempt(self, live: Sequence[Attempt]) -> Attempt:
         """Return the last attempt that may run, as far as workers have told."""
         pool = self._pool
-        may_run = [a for a in live if self.is_behind or not pool.is_attached(a.node)]
+        may_run = [
+            a for a in live if self.is_log_behind or not pool.is_attached(a.node)
+        ]
         return (may_run or live)[-1]
 
-    def _move(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
+    def _switch_attempt(
+        self, task: QueuedTask, attempt: AttemptId, node: NodeId
+    ) -> None:
         """Let another attempt count than before."""
         before = task.node if task.stage is Stage.LIVE else None
         if before is not None:
-            self._queue.rest(task)
+            self._queue.back_off_task(task)
         self._queue.assign(task, attempt, node)
         if before is not None:
-            self._count(before)  # It may hold nothing now, and never tell of an end.
+            self._recount_worker(
+                before
+            )  # It may hold nothing now, and never tell of an end.
 
-    def _adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
+    def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task, tries = self._queue.tasks.get(spec.id), NO_TRIES
-        if task is not None and _has_followed(task, attempt):
+        if task is not None and _is_retry_of_known(task, attempt):
             tries = task.tries
             del self._queue.tasks[spec.id]
             task = None
-        if task is None and not self._queue.is_final(spec.id):
+        if task is None and not self._queue.has_ended_recently(spec.id):
             # The store may know more, as that it was cancelled; until a read says so,
             # it is asked before the task is run again.
-            task = InHand(spec, is_sure=False, tries=tries)
-            self._queue.seek(spec.id)
-            if (place := member_of(spec.id)) is not None:
-                task.may_be_cut = True
-                self._queue.look_for(place[0])
+            task = QueuedTask(spec, is_store_confirmed=False, tries=tries)
+            self._queue.look_up_task(spec.id)
+            if (array_and_number := split_member_id(spec.id)) is not None:
+                task.may_be_array_cancelled = True
+                self._queue.look_up_missing(array_and_number[0])
             self._queue.adopt(task, attempt, node)
-            task.is_heard = True
-            self._placing.facts += self._placing.told_again(spec, attempt)
-            self._placing.facts.append(Assigned(spec.id, attempt, node))
-            self._placing.cancel_found(task)
-        elif task is None or not self._is_counting(task, node, attempt):
-            self._placing.kill_attempt(node, spec.id, attempt)
+            task.is_worker_confirmed = True
+            self._step.facts += self._step.resubmission_facts(spec, attempt)
+            self._step.facts.append(Assigned(spec.id, attempt, node))
+            self._step.cancel_found_member(task)
+        elif task is None or not self._supersedes_known_attempt(task, node, attempt):
+            self._step.kill_attempt(node, spec.id, attempt)
         else:
-            self._hear(task, node, attempt)
+            self._confirm_attempt(task, node, attempt)
 
-    def _is_counting(self, task: InHand, node: NodeId, attempt: AttemptId) -> bool:
-        is_live = task.stage is Stage.LIVE and task.final is None
+    def _supersedes_known_attempt(
+        self, task: QueuedTask, node: NodeId, attempt: AttemptId
+    ) -> bool:
+        is_live = task.stage is Stage.LIVE and task.final_state is None
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
         if attempt in task.reported:
             return False  # Its end is known, and told again would move nothing.
         # Its assignment was lost with the dispatcher before, or is still to be read.
-        is_doubted = is_live and not task.is_heard
-        is_news = task.attempt is None or task.attempt < attempt
-        return is_news and (is_doubted or task.stage in WAITING)
+        is_unconfirmed = is_live and not task.is_worker_confirmed
+        is_newer = task.attempt is None or task.attempt < attempt
+        return is_newer and (is_unconfirmed or task.stage in WAITING_STAGES)
 
-    def _hear(self, task: InHand, node: NodeId, attempt: AttemptId) -> None:
+    def _confirm_attempt(
+        self, task: QueuedTask, node: NodeId, attempt: AttemptId
+    ) -> None:
         if task.attempt != attempt:
-            self._move(task, attempt, node)
-            self._placing.facts.append(Assigned(task.spec.id, attempt, node))
-        task.is_heard = True
+            self._switch_attempt(task, attempt, node)
+            self._step.facts.append(Assigned(task.spec.id, attempt, node))
+        task.is_worker_confirmed = True
 
-    def _expect(self, task: InHand, now: Moment) -> None:
+    def _await_worker(self, task: QueuedTask, now: Moment) -> None:
         """Give an absent worker time to come back to its attempt."""
         node = task.node
         if task.stage is not Stage.LIVE or node is None:
             return
         if not self._pool.is_attached(node):
-            until_s = self._until_s if self.is_open else now.mono_s + self._adopt_s
-            self._absent.setdefault(node, until_s)
-        elif not task.is_heard and not self.is_behind:
-            self._placing.lose_task(task, now)
-            self._count(node)
+            until_s = (
+                self._window_end_s
+                if self.is_window_open
+                else now.mono_s + self._reattach_s
+            )
+            self._absent_workers.setdefault(node, until_s)
+        elif not task.is_worker_confirmed and not self.is_log_behind:
+            self._step.lose_attempt(task, now)
+            self._recount_worker(node)
 
-    def _count(self, node: NodeId) -> None:
+    def _recount_worker(self, node: NodeId) -> None:
         """Let a worker have room again for what was counted as its own."""
         queue = self._queue
-        self._pool.hold(node, queue.outstanding(node), queue.granted(node))
+        self._pool.set_held(
+            node, queue.outstanding(node), queue.granted_resources(node)
+        )
 
-    def _held_by(self, node: NodeId) -> list[InHand]:
-        return list(self._queue.held.get(node, {}).values())
+    def _tasks_held_by(self, node: NodeId) -> list[QueuedTask]:
+        return list(self._queue.tasks_by_node.get(node, {}).values())
 
 
-def _has_followed(task: InHand, attempt: AttemptId) -> bool:
+def _is_retry_of_known(task: QueuedTask, attempt: AttemptId) -> bool:
     """Whether all that is known of a task are earlier attempts that came to nothing.
 
     Their ends are told again by workers that the dispatcher before did not acknowledge.
     """
     is_shadow = task.stage is Stage.ENDED and task.attempt is None
-    is_open = is_shadow and task.final is None and bool(task.reported)
-    return is_open and max(task.reported) < attempt
+    is_undecided = is_shadow and task.final_state is None and bool(task.reported)
+    return is_undecided and max(task.reported) < attempt

@@ -10,138 +10,161 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from octaskly.core.dispatcher.step import Placing
-from octaskly.core.effects import Answer, Effect, Learnt, Send
-from octaskly.core.events import RecordAsked, RecordDraft
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import Answer, ApplyRecords, Effect, Send
+from octaskly.core.events import RecordDraft, RecordRequested
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import KINDS, is_over, is_sane
-from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, Reign
+from octaskly.core.log.records import KINDS, is_expired, is_valid_record
+from octaskly.core.model.ids import NO_EPOCH, DispatcherEpoch, Epoch, Moment, NodeId
 from octaskly.core.model.settings import Settings
-from octaskly.core.protocol.messages import Message, Records
+from octaskly.core.protocol.messages import Message, RecordBatch
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import Crowded, Kept, NotDurable, NotHere
+from octaskly.core.replies import (
+    NotDispatching,
+    NotReplicated,
+    RecordLimitReached,
+    RecordsKept,
+)
 
-BATCH: Final = 1000  #: records in one message, of 4 KiB at most
+RECORDS_PER_MESSAGE_MAX: Final = 1000  #: records in one message, of 4 KiB at most
 
 
-class Clerk:
+class RecordWriter:
     """The records of one node; it writes while the node reigns."""
 
     def __init__(
         self,
-        placing: Placing,
+        step: DispatchStep,
         journal: Journal,
         replication: Replication,
         settings: Settings,
     ) -> None:
-        self._placing = placing
+        self._step = step
         self._journal = journal
-        self._members = replication.members
+        self._peer_table = replication.peer_table
         self._is_strict = settings.is_strict
-        self._told: dict[tuple[str, str], Recorded] = {}
+        self._broadcast_records: dict[tuple[str, str], Recorded] = {}
         """What followers have to know, as far as it is durable here."""
-        self._seen_changes = -1  #: of the members, when all had been told
+        self._seen_peer_changes = -1  #: of the members, when all had been told
 
-    def on_asked(
-        self, event: RecordAsked, now: Moment, *, may_write: bool
+    def on_record_requested(
+        self, event: RecordRequested, now: Moment, *, may_write: bool
     ) -> list[Effect]:
         """Record what is asked for; the answer waits until it is safe."""
         if not may_write:
-            return [Answer(event.ticket, NotHere())]
-        crowded = self._crowded(event.drafts, now)
-        if crowded is not None:
-            return [Answer(event.ticket, crowded)]
-        counting = self._written(event.drafts, now)
+            return [Answer(event.ticket, NotDispatching())]
+        limit_reached = self._reached_limit(event.drafts, now)
+        if limit_reached is not None:
+            return [Answer(event.ticket, limit_reached)]
+        effective = self._write_new_records(event.drafts, now)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
             if self._is_strict and replicas == 1:
-                return [Answer(event.ticket, NotDurable())]
-            return [Answer(event.ticket, Kept(tuple(counting), replicas))]
+                return [Answer(event.ticket, NotReplicated())]
+            return [Answer(event.ticket, RecordsKept(tuple(effective), replicas))]
 
-        return self._placing.commit(now, when_safe=answer)
+        return self._step.commit_step(now, when_replicated=answer)
 
-    def write(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Effect]:
+    def write_drafts(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Effect]:
         """Record what nobody asked for and nobody waits for, if there is room."""
-        if not drafts or self._crowded(drafts, now) is not None:
+        if not drafts or self._reached_limit(drafts, now) is not None:
             return []
-        self._written(drafts, now)
-        return self._placing.commit(now)
+        self._write_new_records(drafts, now)
+        return self._step.commit_step(now)
 
-    def _written(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Recorded]:
+    def _write_new_records(
+        self, drafts: Sequence[RecordDraft], now: Moment
+    ) -> list[Recorded]:
         """Write what is new; return the records that count."""
-        counting: list[Recorded] = []
+        effective: list[Recorded] = []
         for draft in drafts:
-            known = self._journal.book.get(draft.kind, draft.key)
+            known = self._journal.record_table.get(draft.kind, draft.key)
             if known is None:
-                known = Recorded(*draft, self._journal.tick(now))
-                assert is_sane(known), f"no record of ours: {draft.kind} {draft.key}"
-                self._placing.facts.append(known)
-            elif not self._journal.book.is_logged(known):
+                known = Recorded(*draft, self._journal.reserve_timestamps(now))
+                assert is_valid_record(known), (
+                    f"no record of ours: {draft.kind} {draft.key}"
+                )
+                self._step.facts.append(known)
+            elif not self._journal.record_table.is_logged(known):
                 # It was told without the log, which no standby copies.
-                self._placing.facts.append(known)
-            counting.append(known)
-        return counting
+                self._step.facts.append(known)
+            effective.append(known)
+        return effective
 
-    def _crowded(self, drafts: Sequence[RecordDraft], now: Moment) -> Crowded | None:
+    def _reached_limit(
+        self, drafts: Sequence[RecordDraft], now: Moment
+    ) -> RecordLimitReached | None:
         """Return the kind of which there are too many already, if there is one."""
         for name in dict.fromkeys(draft.kind for draft in drafts):
             kind = KINDS[name]
-            fresh = sum(
-                draft.kind == name and self._journal.book.get(*draft[:2]) is None
+            new_count = sum(
+                draft.kind == name
+                and self._journal.record_table.get(*draft[:2]) is None
                 for draft in drafts
             )
-            if not kind.is_listed and fresh:
-                room = self._journal.book.room(name, now.wall_ms)
-                if fresh > room:
-                    return Crowded(name, kind.most)
+            if not kind.is_list_only and new_count:
+                free_count = self._journal.record_table.free_count(name, now.wall_ms)
+                if new_count > free_count:
+                    return RecordLimitReached(name, kind.count_max)
         return None
 
-    def on_told(self, message: Records) -> list[Effect]:
+    def on_record_batch(self, message: RecordBatch) -> list[Effect]:
         """Keep what the dispatcher of this node says that all go by."""
-        book = self._journal.book
-        fresh = tuple(record for record in message.items if book.learn(record))
-        return [self._journal.save(records=fresh)] if fresh else []
+        record_table = self._journal.record_table
+        new_records = tuple(
+            record for record in message.items if record_table.add_record(record)
+        )
+        return [self._journal.save(records=new_records)] if new_records else []
 
-    def review(self, reign: Reign | None, now: Moment) -> list[Effect]:
+    def broadcast_new_records(
+        self, dispatcher_epoch: DispatcherEpoch | None, now: Moment
+    ) -> list[Effect]:
         """Let know what is new, here and at the followers of this reign."""
         effects: list[Effect] = []
-        news = self._journal.book.take_news()
-        if news:
+        new_records = self._journal.record_table.pop_new_records()
+        if new_records:
 
             def durable(_: Moment) -> list[Effect]:
-                told = tuple(r for r in news if KINDS[r.kind].is_told)
-                self._told.update({(r.kind, r.key): r for r in told})
-                return [Learnt(news), *self._spread(told)]
+                broadcast = tuple(r for r in new_records if KINDS[r.kind].is_broadcast)
+                self._broadcast_records.update({(r.kind, r.key): r for r in broadcast})
+                return [ApplyRecords(new_records), *self._broadcast(broadcast)]
 
             effects += self._journal.when_durable(durable, now)
-        if reign is not None and self._members.changes != self._seen_changes:
-            self._seen_changes = self._members.changes
-            for peer, view in self._members.followers(reign.epoch):
+        if (
+            dispatcher_epoch is not None
+            and self._peer_table.change_count != self._seen_peer_changes
+        ):
+            self._seen_peer_changes = self._peer_table.change_count
+            for peer, view in self._peer_table.followers(dispatcher_epoch.epoch):
                 if not view.has_records:
                     view.has_records = True
-                    effects += self._greet(peer, now)
+                    effects += self._send_all_records(peer, now)
         return effects
 
-    def _spread(self, items: tuple[Recorded, ...]) -> list[Effect]:
+    def _broadcast(self, items: tuple[Recorded, ...]) -> list[Effect]:
         """Tell the followers what is durable now, if this node reigns."""
-        epoch = self._placing.epoch
+        epoch = self._step.epoch
         if not items or epoch == NO_EPOCH:
             return []
         messages = _messages(epoch, items)
-        return [Send(peer, messages) for peer, _ in self._members.followers(epoch)]
+        return [Send(peer, messages) for peer, _ in self._peer_table.followers(epoch)]
 
-    def _greet(self, peer: NodeId, now: Moment) -> list[Effect]:
+    def _send_all_records(self, peer: NodeId, now: Moment) -> list[Effect]:
         """Tell a follower all that it has to know."""
-        over = [k for k, record in self._told.items() if is_over(record, now.wall_ms)]
-        for key in over:
-            del self._told[key]
-        messages = _messages(self._placing.epoch, tuple(self._told.values()))
+        expired = [
+            k
+            for k, record in self._broadcast_records.items()
+            if is_expired(record, now.wall_ms)
+        ]
+        for key in expired:
+            del self._broadcast_records[key]
+        messages = _messages(self._step.epoch, tuple(self._broadcast_records.values()))
         return [Send(peer, messages)] if messages else []
 
 
 def _messages(epoch: Epoch, items: tuple[Recorded, ...]) -> tuple[Message, ...]:
     return tuple(
-        Records(epoch, items[start : start + BATCH])
-        for start in range(0, len(items), BATCH)
+        RecordBatch(epoch, items[start : start + RECORDS_PER_MESSAGE_MAX])
+        for start in range(0, len(items), RECORDS_PER_MESSAGE_MAX)
     )

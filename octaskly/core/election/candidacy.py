@@ -8,82 +8,90 @@ Source: docs/explanation/election.md.
 
 from __future__ import annotations
 
-from octaskly.core.effects import Effect, Note
-from octaskly.core.membership.membership import Membership
-from octaskly.core.membership.peer import PeerView, Standing, standing
-from octaskly.core.model.ids import Address, Moment, NodeId, log_size
+from octaskly.core.effects import Effect, LogLine
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer import CandidateRank, PeerView, candidate_rank
+from octaskly.core.model.ids import Address, Moment, NodeId, count_entries
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import Hello, Roster
 from octaskly.core.replication.journal import Journal
 
-UNREADABLE = "a dispatcher cannot read this log"  #: why a newer program claims
+UNREADABLE_LOG_REASON = (
+    "a dispatcher cannot read this log"  #: why a newer program claims
+)
 
 
-class Versions:
+class LogVersions:
     """What this node can read, what it holds, and what it has heard of."""
 
     def __init__(
-        self, settings: Settings, journal: Journal, members: Membership
+        self, settings: Settings, journal: Journal, peer_table: PeerTable
     ) -> None:
-        self._reads = settings.log_version
+        self._readable = settings.log_version
         self._journal = journal
-        self._members = members
-        self._newest = journal.version  #: of the logs of the mesh, as far as heard
+        self._peer_table = peer_table
+        self._newest_heard = (
+            journal.log_version
+        )  #: of the logs of the mesh, as far as heard
 
     @property
     def is_outdated(self) -> bool:
         """Whether a peer could reign that reads what this node cannot."""
-        return self._newest > self._reads and any(
-            view.reads >= self._newest and view.info.electable
-            for view in self._members.peers.values()
+        return self._newest_heard > self._readable and any(
+            view.readable_log_version >= self._newest_heard and view.info.electable
+            for view in self._peer_table.peers.values()
         )
 
-    def on_up(self, peer: NodeId, hello: Hello) -> list[Effect]:
+    def on_peer_up(self, peer: NodeId, hello: Hello) -> list[Effect]:
         """Take in what a peer says of its program and its log."""
-        self._newest = max(self._newest, hello.log_version)
-        effects = self.hold(hello.log_version)
-        if hello.reads < self._journal.version:
+        self._newest_heard = max(self._newest_heard, hello.log_version)
+        effects = self.raise_log_version(hello.log_version)
+        if hello.readable_log_version < self._journal.log_version:
             hint = "update the program there: until then it keeps no copies"
             fields = (("peer", peer), ("version", hello.node.version), ("hint", hint))
-            effects.append(Note("warning", "program of a peer is older", fields))
+            effects.append(LogLine("warning", "program of a peer is older", fields))
         return effects
 
-    def on_followed(self, peer: NodeId) -> list[Effect]:
+    def on_dispatcher_followed(self, peer: NodeId) -> list[Effect]:
         """Expect the log to be of the version that its dispatcher writes."""
-        view = self._members.peers.get(peer)
+        view = self._peer_table.peers.get(peer)
         if view is None:
             return []
-        self._newest = max(self._newest, view.reads)
-        return self.hold(view.reads)
+        self._newest_heard = max(self._newest_heard, view.readable_log_version)
+        return self.raise_log_version(view.readable_log_version)
 
-    def on_claim(self) -> list[Effect]:
+    def write_own_version(self) -> list[Effect]:
         """Write in the version of this program from now on."""
-        return self.hold(self._reads)
+        return self.raise_log_version(self._readable)
 
-    def hold(self, version: int) -> list[Effect]:
+    def raise_log_version(self, version: int) -> list[Effect]:
         """Entries of a version may come here, if this program can read them."""
-        if not self._journal.version < version <= self._reads:
+        if not self._journal.log_version < version <= self._readable:
             return []
-        self._newest = max(self._newest, version)
+        self._newest_heard = max(self._newest_heard, version)
         return [self._journal.save(log_version=version)]
 
-    def reads_ours(self, peer: NodeId) -> bool:
+    def can_read_our_log(self, peer: NodeId) -> bool:
         """Whether a peer can read the log of this node, as far as is known."""
-        view = self._members.peers.get(peer)
-        return view is None or view.reads >= self._journal.version
+        view = self._peer_table.peers.get(peer)
+        return view is None or view.readable_log_version >= self._journal.log_version
 
-    def is_readable(self, peer: NodeId) -> bool:
+    def is_log_readable(self, peer: NodeId) -> bool:
         """Whether this node can read the log of a connected peer."""
-        return self._members.peers[peer].log_version <= self._reads
+        return self._peer_table.peers[peer].log_version <= self._readable
 
-    def rank(self, view: PeerView, now: Moment) -> Standing:
+    def rank_of(self, view: PeerView, now: Moment) -> CandidateRank:
         """Return the rank of a peer: last, if it cannot read the log of this node."""
-        rank = view.standing(now)
-        return (True, *rank[1:]) if view.reads < self._journal.version else rank
+        rank = view.rank(now)
+        return (
+            (True, *rank[1:])
+            if view.readable_log_version < self._journal.log_version
+            else rank
+        )
 
 
-STAGGER_MAX = 12  #: successors beyond this many claim at the same time
+STAGGERED_CLAIMS_MAX = 12  #: successors beyond this many claim at the same time
 
 
 class Candidacy:
@@ -93,24 +101,24 @@ class Candidacy:
         self,
         settings: Settings,
         journal: Journal,
-        members: Membership,
-        versions: Versions,
+        peer_table: PeerTable,
+        log_versions: LogVersions,
     ) -> None:
         self.successors: dict[NodeId, tuple[Address, ...]] = {}
         """From the roster, best first, with where to dial them."""
         self.is_withdrawn = False  #: it stops, or was revoked: it claims no more
         self.is_disk_failing = False  #: so a claim would never be durable
-        self.versions = versions
+        self.log_versions = log_versions
         self._absent: set[NodeId] = set()  #: successors that a dial did not find
         self._limits = settings.limits
         self._info = settings.node
         self._timing = settings.timing
         self._journal = journal
-        self._members = members
-        self._born_s: float | None = None
+        self._peer_table = peer_table
+        self._started_s: float | None = None
 
     @property
-    def is_fit(self) -> bool:
+    def is_eligible(self) -> bool:
         """Whether this node may reign at all."""
         is_barred = self.is_withdrawn or self.is_disk_failing
         return self._info.electable and not is_barred
@@ -118,23 +126,23 @@ class Candidacy:
     @property
     def may_succeed(self) -> bool:
         """Whether this node may claim in place of a dispatcher that is gone."""
-        return self.is_fit and not self.versions.is_outdated
+        return self.is_eligible and not self.log_versions.is_outdated
 
-    def start(self, now: Moment) -> None:
+    def start_uptime(self, now: Moment) -> None:
         """Count the uptime from now on."""
-        self._born_s = now.mono_s
+        self._started_s = now.mono_s
 
     def withdraw(self) -> None:
         """Claim no more, for good."""
         self.is_withdrawn = True
 
-    def take_disk(self, *, is_failing: bool) -> bool:
+    def set_disk_failing(self, *, is_failing: bool) -> bool:
         """Note how the disk is; return whether that is news."""
-        is_news = is_failing != self.is_disk_failing
+        is_change = is_failing != self.is_disk_failing
         self.is_disk_failing = is_failing
-        return is_news
+        return is_change
 
-    def take_roster(self, roster: Roster) -> None:
+    def set_successors(self, roster: Roster) -> None:
         """Know who would succeed the dispatcher whose roster this is."""
         self._absent.clear()
         self.successors = {
@@ -143,54 +151,56 @@ class Candidacy:
             if member.role is not Role.DISPATCHER and member.state is not NodeState.LOST
         }
 
-    def miss(self, node: NodeId) -> bool:
+    def mark_absent(self, node: NodeId) -> bool:
         """A dial found nobody there, who goes before nobody then; return if it is news.
 
         It is no more once the next roster came.
         """
-        is_news = node not in self._absent
+        is_change = node not in self._absent
         self._absent.add(node)
-        return is_news
+        return is_change
 
     @property
-    def crowding_in_line(self) -> float:
+    def successor_ratio(self) -> float:
         """How crowded the line of succession is, whoever of it is met."""
-        return self._limits.crowding(len(self.successors))
+        return self._limits.full_mesh_ratio(len(self.successors))
 
-    def before(self, gone: NodeId) -> list[NodeId]:
+    def nodes_claiming_first(self, lost_dispatcher: NodeId) -> list[NodeId]:
         """Return who may claim before this node, as far as nobody proved absent."""
-        found: list[NodeId] = []
+        earlier: list[NodeId] = []
         for node in self.successors:
             if node == self._info.id:
                 break
-            is_absent = node in self._absent and node not in self._members.peers
-            if node != gone and not is_absent:
-                found.append(node)
-        return found
+            is_absent = node in self._absent and node not in self._peer_table.peers
+            if node != lost_dispatcher and not is_absent:
+                earlier.append(node)
+        return earlier
 
     def uptime_s(self, now: Moment) -> float:
         """Return the seconds since the first step."""
-        return 0.0 if self._born_s is None else now.mono_s - self._born_s
+        return 0.0 if self._started_s is None else now.mono_s - self._started_s
 
-    def standing(self, now: Moment) -> Standing:
+    def rank(self, now: Moment) -> CandidateRank:
         """Return this node's own rank."""
-        size = log_size(self._journal.vector.items())
-        rank = standing(self._info, size, self.uptime_s(now))
-        is_last = self.is_disk_failing or self.versions.is_outdated
+        size = count_entries(self._journal.vector.items())
+        rank = candidate_rank(self._info, size, self.uptime_s(now))
+        is_last = self.is_disk_failing or self.log_versions.is_outdated
         return (True, *rank[1:]) if is_last else rank
 
-    def outreads(self, peer: NodeId) -> bool:
+    def reads_newer_log_than(self, peer: NodeId) -> bool:
         """Whether this node may reign, and that peer cannot read its log."""
-        return self.is_fit and not self.versions.reads_ours(peer)
+        return self.is_eligible and not self.log_versions.can_read_our_log(peer)
 
-    def count_better(self, now: Moment) -> int:
+    def count_better_ranked(self, now: Moment) -> int:
         """Return how many peers rank before this node, or may once they are met."""
-        mine, me = self.standing(now), self._info.id
-        views = self._members.peers.values()
-        better = sum(self.versions.rank(view, now) < mine for view in views)
-        return better + sum(node < me for node in self._members.hints.awaited())
+        own_rank, me = self.rank(now), self._info.id
+        views = self._peer_table.peers.values()
+        better = sum(self.log_versions.rank_of(view, now) < own_rank for view in views)
+        return better + sum(
+            node < me for node in self._peer_table.address_book.unanswered_nodes()
+        )
 
-    def wait_s(self, gone: NodeId, *, is_proven: bool) -> float:
+    def claim_delay_s(self, lost_dispatcher: NodeId, *, is_proven: bool) -> float:
         """Return how long others may claim before this node, as the roster has them.
 
         In a crowd this node may have a link to none of them, as those that it had were
@@ -199,18 +209,20 @@ class Candidacy:
         it is slow to notice, and gets more time, the more there are.
 
         Args:
-            gone: The dispatcher that was.
+            lost_dispatcher: The dispatcher that was.
             is_proven: Its process ended.
         """
-        before = self.before(gone)
-        wait_s = min(len(before), STAGGER_MAX) * self._timing.stagger_s
-        peers, hints = self._members.peers, self._members.hints
-        is_crowd = is_proven and self.crowding_in_line > 1.0
-        if is_crowd and any(n in peers or hints.is_dialling(n) for n in before):
-            wait_s += self._timing.claim_wait_s * self.crowding_in_line
-        mine = log_size(self._journal.vector.items())
+        earlier = self.nodes_claiming_first(lost_dispatcher)
+        wait_s = min(len(earlier), STAGGERED_CLAIMS_MAX) * self._timing.claim_stagger_s
+        peers, address_book = self._peer_table.peers, self._peer_table.address_book
+        exceeds_full_mesh = is_proven and self.successor_ratio > 1.0
+        if exceeds_full_mesh and any(
+            n in peers or address_book.is_dialling(n) for n in earlier
+        ):
+            wait_s += self._timing.claim_wait_s * self.successor_ratio
+        own_size = count_entries(self._journal.vector.items())
         if any(
-            log_size(view.vector.items()) > mine and view.is_candidate
+            count_entries(view.vector.items()) > own_size and view.is_candidate
             for view in peers.values()
         ):
             wait_s += self._timing.claim_wait_s  # A fuller log goes first.

@@ -11,37 +11,40 @@ from octaskly.core.effects import Effect, Send
 from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.election.phases import (
+    Campaigning,
+    Claiming,
+    Dispatching,
     Following,
-    Reigning,
-    Succeeding,
-    TakingOver,
-    Yielding,
+    SteppingDown,
 )
 from octaskly.core.events import PeerUp
-from octaskly.core.membership.membership import Membership
-from octaskly.core.model.ids import Epoch, Moment, NodeId, Reign, covers
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, covers
 from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import (
     Claim,
-    ClaimNo,
     ClaimOk,
+    ClaimRejected,
     Hello,
     Pull,
     Redirect,
     Transfer,
 )
-from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 
 
-def beats(mine: Hello, theirs: Hello) -> bool:
+def wins_over(mine: Hello, theirs: Hello) -> bool:
     """Return whether the dispatcher that sent `mine` keeps the role.
 
     One that can read the other's log, if the other cannot read its own. Then more
     followers, then the higher term, then the higher id. Both sides compare the two
     HELLOs of one link, which nobody can change afterwards.
     """
-    reads, is_read = mine.reads >= theirs.log_version, theirs.reads >= mine.log_version
+    reads, is_read = (
+        mine.readable_log_version >= theirs.log_version,
+        theirs.readable_log_version >= mine.log_version,
+    )
     if reads != is_read:
         return reads
     return _score(mine) > _score(theirs)
@@ -51,75 +54,97 @@ def _score(hello: Hello) -> tuple[int, int, str]:
     return (hello.followers, hello.epoch.term, hello.node.id)
 
 
-class Claims:
+class ClaimHandlers:
     """The claims of this node and of others, as peers hear and tell of them."""
 
     def __init__(
         self,
         settings: Settings,
         journal: Journal,
-        members: Membership,
-        exchange: Exchange,
+        peer_table: PeerTable,
+        anti_entropy: AntiEntropy,
         candidacy: Candidacy,
         election: Election,
     ) -> None:
         self._me = settings.node.id
         self._journal = journal
-        self._members = members
-        self._exchange = exchange
+        self._peer_table = peer_table
+        self._anti_entropy = anti_entropy
         self._candidacy = candidacy
-        self._versions = candidacy.versions
+        self._log_versions = candidacy.log_versions
         self._election = election
 
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
         """Compare what both sides said in HELLO."""
-        hello, peer = event.hello, event.peer
-        self._election.hear(hello.epoch.term)
-        reigns = hello.dispatcher == peer
+        hello, peer = event.peer_hello, event.peer
+        self._election.observe_term(hello.epoch.term)
+        peer_dispatches = hello.dispatcher == peer
         phase = self._election.phase
-        if isinstance(phase, Reigning):
-            return self._meet(event, phase.reign, now)
-        is_known = isinstance(phase, Yielding) and hello.epoch == event.sent.epoch
-        if reigns and is_known:
+        if isinstance(phase, Dispatching):
+            return self._on_peer_up_as_dispatcher(event, phase.dispatcher_epoch, now)
+        is_known_winner = (
+            isinstance(phase, SteppingDown) and hello.epoch == event.own_hello.epoch
+        )
+        if peer_dispatches and is_known_winner:
             return []
-        if reigns and hello.epoch >= self._election.epoch:
+        if peer_dispatches and hello.epoch >= self._election.epoch:
             reason = "it reigned when met"
             return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
-        if isinstance(phase, Following) and peer == phase.tie.dispatcher:
+        if isinstance(phase, Following) and peer == phase.follow_link.dispatcher:
             # It came back without its role: a reign never resumes.
-            return self._election.bereave("it restarted", now)
+            return self._election.on_dispatcher_lost("it restarted", now)
         attachment = self._election.attachment
-        is_astray = attachment is not None and hello.dispatcher != attachment.dispatcher
-        return self.correct(peer) if reigns or is_astray else []
+        follows_another = (
+            attachment is not None and hello.dispatcher != attachment.dispatcher
+        )
+        return (
+            self.reject_stale_dispatcher(peer)
+            if peer_dispatches or follows_another
+            else []
+        )
 
-    def _meet(self, event: PeerUp, reign: Reign, now: Moment) -> list[Effect]:
+    def _on_peer_up_as_dispatcher(
+        self, event: PeerUp, dispatcher_epoch: DispatcherEpoch, now: Moment
+    ) -> list[Effect]:
         """A dispatcher meets a peer that may be one too."""
-        hello, sent, peer = event.hello, event.sent, event.peer
-        is_same = sent.dispatcher == self._me and sent.epoch == reign.epoch
+        hello, sent, peer = event.peer_hello, event.own_hello, event.peer
+        is_same = sent.dispatcher == self._me and sent.epoch == dispatcher_epoch.epoch
         if hello.dispatcher == peer and is_same:
-            return self._contend(event, reign, now)
-        if hello.dispatcher == peer and hello.epoch > reign.epoch:
+            return self._resolve_rival_dispatcher(event, dispatcher_epoch, now)
+        if hello.dispatcher == peer and hello.epoch > dispatcher_epoch.epoch:
             reason = "a higher epoch reigns"
             return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
         effects: list[Effect] = []
         if not is_same:
-            effects += [Send(peer, (self._election.pulse.claim(reign),))]
-        if hello.dispatcher in (None, self._me) and hello.epoch > reign.epoch:
-            effects += self._rise_above(hello.epoch)
+            effects += [
+                Send(peer, (self._election.heartbeats.claim_message(dispatcher_epoch),))
+            ]
+        if (
+            hello.dispatcher in (None, self._me)
+            and hello.epoch > dispatcher_epoch.epoch
+        ):
+            effects += self._claim_above_unowned(hello.epoch)
         return effects
 
-    def _contend(self, event: PeerUp, reign: Reign, now: Moment) -> list[Effect]:
+    def _resolve_rival_dispatcher(
+        self, event: PeerUp, dispatcher_epoch: DispatcherEpoch, now: Moment
+    ) -> list[Effect]:
         """Two dispatchers meet: both compare the same two statements."""
-        if not beats(event.sent, event.hello):
-            return self._election.yield_to(event.peer, "lost to a dispatcher", now)
-        if event.hello.epoch < reign.epoch:
-            return [Send(event.peer, (self._election.pulse.claim(reign),))]
+        if not wins_over(event.own_hello, event.peer_hello):
+            return self._election.step_down_for(event.peer, "lost to a dispatcher", now)
+        if event.peer_hello.epoch < dispatcher_epoch.epoch:
+            return [
+                Send(
+                    event.peer,
+                    (self._election.heartbeats.claim_message(dispatcher_epoch),),
+                )
+            ]
         reason = "won over a dispatcher"
-        return self._election.claim_above(event.hello.epoch, reason)
+        return self._election.claim_epoch_above(event.peer_hello.epoch, reason)
 
-    def _rise_above(self, epoch: Epoch) -> list[Effect]:
+    def _claim_above_unowned(self, epoch: Epoch) -> list[Effect]:
         """Renew the reign above an epoch in which nobody is known to live."""
-        return self._election.claim_above(epoch, "a higher epoch was seen")
+        return self._election.claim_epoch_above(epoch, "a higher epoch was seen")
 
     # Messages
 
@@ -128,91 +153,95 @@ class Claims:
         epoch = message.epoch
         if epoch.node != peer:
             return []
-        self._election.hear(epoch.term)
-        if epoch < self._election.bound:
-            return self.correct(peer)
-        if self._is_heir_of(epoch):
+        self._election.observe_term(epoch.term)
+        if epoch < self._election.min_epoch:
+            return self.reject_stale_dispatcher(peer)
+        if self._is_predecessor_epoch(epoch):
             return []
-        if self._is_followed(peer, epoch) and self._election.attachment is None:
+        if self._is_followed_epoch(peer, epoch) and self._election.attachment is None:
             return []  # The answer waits for the disk, or for the log.
         return self._election.follow(peer, epoch, message.vector, "it claims", now)
 
     def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
         """Judge a heartbeat; the answer is the node's affair."""
-        if self._is_followed(peer, epoch) or self._is_heir_of(epoch):
+        if self._is_followed_epoch(peer, epoch) or self._is_predecessor_epoch(epoch):
             return []
-        if epoch.node != peer or epoch < self._election.bound:
-            return self.correct(peer)
+        if epoch.node != peer or epoch < self._election.min_epoch:
+            return self.reject_stale_dispatcher(peer)
         return self._election.follow(peer, epoch, (), "it sends heartbeats", now)
 
-    def _is_followed(self, peer: NodeId, epoch: Epoch) -> bool:
+    def _is_followed_epoch(self, peer: NodeId, epoch: Epoch) -> bool:
         election = self._election
         return peer == election.dispatcher and epoch == election.epoch
 
-    def _is_heir_of(self, epoch: Epoch) -> bool:
+    def _is_predecessor_epoch(self, epoch: Epoch) -> bool:
         """Whether a reign handed over: what it still says is no reason to turn back."""
         phase = self._election.phase
-        return isinstance(phase, TakingOver) and phase.heir_of == epoch
+        return isinstance(phase, Claiming) and phase.predecessor == epoch
 
     def on_claim_ok(self, peer: NodeId, message: ClaimOk) -> list[Effect]:
         """A peer follows this reign; take over what only it holds."""
         phase = self._election.phase
-        if isinstance(phase, Yielding) and peer == phase.winner:
+        if isinstance(phase, SteppingDown) and peer == phase.winner:
             # Each has given way to the other; this one heard of it first.
-            return self._election.take_over("the winner gave way")
-        if not isinstance(phase, Reigning):
-            return self._send_away(peer)
-        if message.epoch != phase.reign.epoch:
+            return self._election.claim_epoch("the winner gave way")
+        if not isinstance(phase, Dispatching):
+            return self._redirect_follower(peer)
+        if message.epoch != phase.dispatcher_epoch.epoch:
             return []
-        ahead = message.ahead
-        self._members.confirm(peer, message.epoch, message.vector, ahead)
-        is_readable = self._versions.is_readable(peer)
-        return self._exchange.ask(peer, ahead) if is_readable else []
+        ahead = message.rows_ahead
+        self._peer_table.confirm_follower(peer, message.epoch, message.vector, ahead)
+        is_readable = self._log_versions.is_log_readable(peer)
+        return self._anti_entropy.pull_from(peer, ahead) if is_readable else []
 
-    def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:
+    def on_claim_no(
+        self, peer: NodeId, message: ClaimRejected, now: Moment
+    ) -> list[Effect]:
         """A higher epoch is known: yield to who lives in it, else rise above it."""
         epoch = message.epoch
-        self._election.hear(epoch.term)
-        if self._election.reign is None or epoch <= self._election.bound:
+        self._election.observe_term(epoch.term)
+        if self._election.dispatcher_epoch is None or epoch <= self._election.min_epoch:
             return []
         if epoch.node == peer:
-            return self._election.yield_to(peer, "a higher epoch reigns", now)
-        return self._rise_above(epoch)
+            return self._election.step_down_for(peer, "a higher epoch reigns", now)
+        return self._claim_above_unowned(epoch)
 
     def on_redirect(self, peer: NodeId, message: Redirect, now: Moment) -> list[Effect]:
         """A peer says who is dispatcher."""
         election = self._election
         epoch, dispatcher = message.epoch, message.dispatcher
-        election.hear(epoch.term)
-        is_own = isinstance(election.phase, Following) and peer == election.dispatcher
-        if dispatcher == self._me or (is_own and epoch < election.epoch):
+        election.observe_term(epoch.term)
+        is_own_dispatcher = (
+            isinstance(election.phase, Following) and peer == election.dispatcher
+        )
+        if dispatcher == self._me or (is_own_dispatcher and epoch < election.epoch):
             return []  # The latter was said before the reign that is followed.
-        if peer in self._members.peers:
-            self._members.peers[peer].dispatcher = dispatcher
+        if peer in self._peer_table.peers:
+            self._peer_table.peers[peer].dispatcher = dispatcher
         effects: list[Effect] = []
-        if election.reign is not None:
-            if epoch <= election.bound:
+        if election.dispatcher_epoch is not None:
+            if epoch <= election.min_epoch:
                 return []
-            effects = election.yield_to(dispatcher, "a higher epoch reigns", now)
-        elif is_own:
-            effects = election.seek("redirected", now)
+            effects = election.step_down_for(dispatcher, "a higher epoch reigns", now)
+        elif is_own_dispatcher:
+            effects = election.start_discovering("redirected", now)
         elif epoch < election.epoch:
             return []
-        dials = self._members.hints.dial(
+        dials = self._peer_table.address_book.dial_node(
             dispatcher, message.addresses, now, is_dispatcher=True
         )
         return effects + dials
 
     def on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
         """See in a peer's question what it holds."""
-        view = self._members.peers.get(peer)
+        view = self._peer_table.peers.get(peer)
         if view is not None:
             view.vector = dict(message.vector)
         election = self._election
-        if not isinstance(election.phase, Yielding) or peer != election.dispatcher:
+        if not isinstance(election.phase, SteppingDown) or peer != election.dispatcher:
             return []
         if covers(dict(message.vector), self._journal.vector_items()):
-            return self._election.settle("it holds all of the log", now)
+            return self._election.finish_step_down("it holds all of the log", now)
         return []
 
     def on_transfer(self, peer: NodeId, message: Transfer, now: Moment) -> list[Effect]:
@@ -220,41 +249,46 @@ class Claims:
         phase = self._election.phase
         if not isinstance(phase, Following) or self._candidacy.is_withdrawn:
             return []
-        if not self._is_followed(peer, message.epoch):
+        if not self._is_followed_epoch(peer, message.epoch):
             return []
-        phase.transfer = message.vector
-        self._election.loss.miss(now, peer)
-        effects = self._exchange.want(peer, message.vector)
-        return effects + self.on_absorbed()
+        phase.transfer_vector = message.vector
+        self._election.loss.mark_missing(now, peer)
+        effects = self._anti_entropy.pull_missing(peer, message.vector)
+        return effects + self.continue_transfer()
 
-    def on_absorbed(self) -> list[Effect]:
+    def continue_transfer(self) -> list[Effect]:
         """Entries were taken in: perhaps the transfer is complete."""
         phase = self._election.phase
-        if not isinstance(phase, Following | Succeeding) or phase.transfer is None:
+        if (
+            not isinstance(phase, Following | Campaigning)
+            or phase.transfer_vector is None
+        ):
             return []
-        if not covers(self._journal.vector, phase.transfer):
+        if not covers(self._journal.vector, phase.transfer_vector):
             return []
         election = self._election
-        return election.take_over("handed over", election.epoch)
+        return election.claim_epoch("handed over", election.epoch)
 
     # Whom others are told to follow
 
-    def correct(self, peer: NodeId) -> list[Effect]:
+    def reject_stale_dispatcher(self, peer: NodeId) -> list[Effect]:
         """Tell a deposed dispatcher whom this node follows, or at least how late."""
         election = self._election
         attachment = election.attachment
-        if election.reign is None and attachment is not None:
-            return election.redirect([peer], attachment.dispatcher, election.epoch)
-        return [Send(peer, (ClaimNo(election.bound),))]
+        if election.dispatcher_epoch is None and attachment is not None:
+            return election.redirect_peers(
+                [peer], attachment.dispatcher, election.epoch
+            )
+        return [Send(peer, (ClaimRejected(election.min_epoch),))]
 
-    def _send_away(self, peer: NodeId) -> list[Effect]:
+    def _redirect_follower(self, peer: NodeId) -> list[Effect]:
         """Tell a peer that would follow this node, which has given way, whom to follow.
 
         Else it would take the silence here for a death, and claim.
         """
         phase = self._election.phase
-        winner = phase.winner if isinstance(phase, Yielding) else None
+        winner = phase.winner if isinstance(phase, SteppingDown) else None
         other = winner or self._election.dispatcher
         if other is None or other == peer:
             return []
-        return self._election.redirect([peer], other, self._election.epoch)
+        return self._election.redirect_peers([peer], other, self._election.epoch)

@@ -19,12 +19,12 @@ from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import Probe, ProbeOk
 
-CALM_S = 30.0  #: reigns that begin within this time count as restless
-RESTLESS = 3  #: each of them beyond this number doubles the patience
-PATIENCE_MAX = 8.0
+EPOCH_CHURN_WINDOW_S = 30.0  #: reigns that begin within this time count as restless
+EPOCH_CHURN_MAX = 3  #: each of them beyond this number doubles the patience
+TIMEOUT_SCALE_MAX = 8.0
 
 
-class Patience:
+class TimeoutScaling:
     """How much longer than usual silence is borne.
 
     Where reigns change again and again, nodes are slow rather than dead: each claim
@@ -33,98 +33,107 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._began: deque[float] = deque(maxlen=RESTLESS + 4)
-        self._awake_s = 0.0  #: end of this node's last own pause
+        self._epoch_starts_s: deque[float] = deque(maxlen=EPOCH_CHURN_MAX + 4)
+        self._resumed_s = 0.0  #: end of this node's last own pause
 
     def on_pause(self, now: Moment) -> None:
         """This node itself stood still until now."""
-        self._awake_s = now.mono_s
+        self._resumed_s = now.mono_s
 
-    def heard_s(self, frame_s: float = 0.0) -> float:
+    def silent_since_s(self, frame_s: float = 0.0) -> float:
         """Return from when on a peer is silent that sent its last frame then."""
-        return max(frame_s, self._awake_s)
+        return max(frame_s, self._resumed_s)
 
-    def on_reign(self, now: Moment) -> None:
+    def on_epoch_start(self, now: Moment) -> None:
         """A reign begins, here or elsewhere."""
-        self._began.append(now.mono_s)
+        self._epoch_starts_s.append(now.mono_s)
 
-    def factor(self, now: Moment) -> float:
+    def timeout_scale(self, now: Moment) -> float:
         """Return by how much to multiply the times of silence, from 1 on."""
-        if len(self._began) <= RESTLESS:
+        if len(self._epoch_starts_s) <= EPOCH_CHURN_MAX:
             return 1.0
-        recent = sum(now.mono_s - began_s < CALM_S for began_s in self._began)
-        return min(PATIENCE_MAX, 2.0 ** max(0, recent - RESTLESS))
+        recent = sum(
+            now.mono_s - began_s < EPOCH_CHURN_WINDOW_S
+            for began_s in self._epoch_starts_s
+        )
+        return min(TIMEOUT_SCALE_MAX, 2.0 ** max(0, recent - EPOCH_CHURN_MAX))
 
 
-class Judgement(Enum):
+class SuspicionState(Enum):
     """What is known of the suspect."""
 
-    WAIT = "wait"
-    HOLD = "hold"  #: somebody hears it
+    PROBING = "wait"
+    HEARD = "hold"  #: somebody hears it
     DEAD = "dead"
 
 
 class Suspicion:
     """One suspect, from the first doubt to the judgement."""
 
-    def __init__(self, about: NodeId, timing: Timing, patience: float = 1.0) -> None:
-        self.about = about
+    def __init__(
+        self, suspect: NodeId, timing: Timing, timeout_scale: float = 1.0
+    ) -> None:
+        self.suspect = suspect
         self._timing = timing
-        self._probe_s = timing.probe_s * patience
-        self._asked_s = 0.0
-        self._ends_s = 0.0
+        self._probe_s = timing.probe_s * timeout_scale
+        self._probe_sent_s = 0.0
+        self._state_until_s = 0.0
         self._is_heard = False
-        self._is_holding = False
+        self._is_takeover_held = False
         self._is_dead = False
         self.is_proven = False
 
-    def ask(self, peers: Iterable[NodeId], now: Moment) -> list[Effect]:
+    def send_probes(self, peers: Iterable[NodeId], now: Moment) -> list[Effect]:
         """Ask these peers about the suspect; the caller dials it."""
-        self._asked_s = now.mono_s
-        self._ends_s = now.mono_s + self._probe_s
-        self._is_heard = self._is_holding = False
-        probe = Probe(self.about, now.mono_s)
-        return [Send(peer, (probe,)) for peer in peers if peer != self.about]
+        self._probe_sent_s = now.mono_s
+        self._state_until_s = now.mono_s + self._probe_s
+        self._is_heard = self._is_takeover_held = False
+        probe = Probe(self.suspect, now.mono_s)
+        return [Send(peer, (probe,)) for peer in peers if peer != self.suspect]
 
     def on_probe_ok(self, message: ProbeOk) -> None:
         """Take a peer's word, if it answers the question asked last."""
-        if message.about != self.about or message.sent_s != self._asked_s:
+        if message.suspect != self.suspect or message.sent_s != self._probe_sent_s:
             return
-        if message.age_s is not None and message.age_s <= self._timing.fresh_s:
+        if message.age_s is not None and message.age_s <= self._timing.frame_fresh_s:
             self._is_heard = True
 
-    def on_proof(self) -> None:
+    def mark_proven_dead(self) -> None:
         """The suspect's process is gone for certain."""
         self._is_dead = self.is_proven = True
 
     @property
-    def finding(self) -> str:
+    def death_reason(self) -> str:
         """Why the suspect counts as dead, in words for people."""
         return "nobody listens there" if self.is_proven else "nobody hears it"
 
-    def restart(self, now: Moment) -> None:
+    def restart_probe(self, now: Moment) -> None:
         """Give the suspect the time again that this node itself slept through."""
-        self._ends_s = now.mono_s + self._probe_s
+        self._state_until_s = now.mono_s + self._probe_s
 
-    def judge(self, now: Moment) -> Judgement:
+    def evaluate(self, now: Moment) -> SuspicionState:
         """Return what is known; after HOLD has lasted, ask again."""
         if self._is_dead:
-            return Judgement.DEAD
-        if now.mono_s < self._ends_s:
-            return Judgement.HOLD if self._is_holding else Judgement.WAIT
-        if self._is_holding:
-            return Judgement.WAIT
+            return SuspicionState.DEAD
+        if now.mono_s < self._state_until_s:
+            return (
+                SuspicionState.HEARD
+                if self._is_takeover_held
+                else SuspicionState.PROBING
+            )
+        if self._is_takeover_held:
+            return SuspicionState.PROBING
         if not self._is_heard:
             self._is_dead = True
-            return Judgement.DEAD
-        self._is_holding = True
-        self._ends_s = now.mono_s + 2 * self._probe_s
-        return Judgement.HOLD
+            return SuspicionState.DEAD
+        self._is_takeover_held = True
+        self._state_until_s = now.mono_s + 2 * self._probe_s
+        return SuspicionState.HEARD
 
-    def is_asking_due(self, now: Moment) -> bool:
+    def is_probe_due(self, now: Moment) -> bool:
         """Whether a hold has lasted long enough to ask again."""
-        return self._is_holding and now.mono_s >= self._ends_s
+        return self._is_takeover_held and now.mono_s >= self._state_until_s
 
     def deadline(self) -> float:
         """Return when the judgement may change."""
-        return 0.0 if self._is_dead else self._ends_s
+        return 0.0 if self._is_dead else self._state_until_s

@@ -9,49 +9,49 @@ from __future__ import annotations
 
 import math
 
-from octaskly.core.effects import Effect, Note
-from octaskly.core.election.candidacy import UNREADABLE, Candidacy
+from octaskly.core.effects import Effect, LogLine
+from octaskly.core.election.candidacy import UNREADABLE_LOG_REASON, Candidacy
 from octaskly.core.election.election import Election
-from octaskly.core.election.failure_detector import Judgement, Suspicion
-from octaskly.core.election.heartbeats import PLAIN_BEATS
+from octaskly.core.election.failure_detector import Suspicion, SuspicionState
+from octaskly.core.election.heartbeats import PLAIN_WORKER_HEARTBEATS
 from octaskly.core.election.phases import (
+    Campaigning,
+    Claiming,
+    Discovering,
+    Dispatching,
     Following,
+    FollowLink,
     Phase,
-    Reigning,
-    Seeking,
-    Succeeding,
-    TakingOver,
-    Tie,
-    Yielding,
+    SteppingDown,
 )
 from octaskly.core.events import DialFailed
-from octaskly.core.membership.membership import Membership
+from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Settings
-from octaskly.core.protocol.messages import STOPPING, ProbeOk
-from octaskly.core.replication.catch_up import PLAIN_ENDS
+from octaskly.core.protocol.messages import STOPPING_REASON, ProbeOk
+from octaskly.core.replication.catch_up import NON_PARTITION_REASONS
 
-PROBED_MAX = 16  #: peers asked about a suspect
-SUCCESSORS_DIALLED = 3
+PROBED_PEERS_MAX = 16  #: peers asked about a suspect
+SUCCESSORS_DIALLED_MAX = 3
 
 
-class Watch:
+class Timeouts:
     """The timers of one node's phases, and its doubts."""
 
     def __init__(
         self,
         settings: Settings,
-        members: Membership,
+        peer_table: PeerTable,
         candidacy: Candidacy,
         election: Election,
     ) -> None:
         self._me = settings.node.id
         self._timing = settings.timing
-        self._members = members
-        self._hints = members.hints
+        self._peer_table = peer_table
+        self._address_book = peer_table.address_book
         self._candidacy = candidacy
         self._election = election
-        self._patience = election.patience
+        self._timeout_scaling = election.timeout_scaling
 
     @property
     def _phase(self) -> Phase:
@@ -60,7 +60,7 @@ class Watch:
     @property
     def _suspicion(self) -> Suspicion | None:
         phase = self._phase
-        return phase.suspicion if isinstance(phase, Seeking | Following) else None
+        return phase.suspicion if isinstance(phase, Discovering | Following) else None
 
     # Time
 
@@ -70,205 +70,238 @@ class Watch:
         For who falls silent it looks at each tick as well.
         """
         match self._election.phase:
-            case Reigning():  # As mostly, and so is the next one.
-                return self._election.pulse.due_s
+            case Dispatching():  # As mostly, and so is the next one.
+                return self._election.heartbeats.next_heartbeat_s
             case Following(suspicion=suspicion):
                 return math.inf if suspicion is None else suspicion.deadline()
-            case Seeking() as phase:
+            case Discovering() as phase:
                 is_withdrawn = self._candidacy.is_withdrawn
-                return math.inf if is_withdrawn else self._look_s(phase)
-            case Succeeding() as phase:
-                return min(self._election.turn_s(phase), self._widens_s(phase))
-            case TakingOver():
+                return math.inf if is_withdrawn else self._next_check_s(phase)
+            case Campaigning() as phase:
+                return min(
+                    self._election.claim_turn_s(phase), self._next_dial_round_s(phase)
+                )
+            case Claiming():
                 return math.inf  # The disk decides when it goes on.
-            case Yielding() as phase:
-                return self._yields_until_s(phase)
+            case SteppingDown() as phase:
+                return self._step_down_deadline_s(phase)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Do what is due."""
         match self._phase:
-            case Seeking() as phase:
-                return self._on_seeking(phase, now)
+            case Discovering() as phase:
+                return self._on_discovering(phase, now)
             case Following() as phase:
                 return self._on_following(phase, now)
-            case Succeeding() as phase:
-                return self._dial_before(phase, now) + self._election.succeed(now)
-            case TakingOver():
+            case Campaigning() as phase:
+                return self._dial_earlier_successors(
+                    phase, now
+                ) + self._election.claim_if_turn(now)
+            case Claiming():
                 return []
-            case Reigning(reign):
-                return self._election.pulse.on_time(reign, now)
-            case Yielding() as phase:
-                return self._on_yielding(phase, now)
+            case Dispatching(reign):
+                return self._election.heartbeats.on_time(reign, now)
+            case SteppingDown() as phase:
+                return self._on_stepping_down(phase, now)
 
-    def _on_seeking(self, phase: Seeking, now: Moment) -> list[Effect]:
+    def _on_discovering(self, phase: Discovering, now: Moment) -> list[Effect]:
         """Claim when it is this node's turn, unless a peer hears a dispatcher."""
-        phase.looked = now
-        if self._candidacy.is_withdrawn or now.mono_s < self._turn_s(phase):
+        phase.last_look = now
+        if self._candidacy.is_withdrawn or now.mono_s < self._claim_turn_s(phase):
             return []
-        if phase.suspicion is not None and not self._is_settled(phase.suspicion, now):
+        if phase.suspicion is not None and not self._is_suspicion_over(
+            phase.suspicion, now
+        ):
             return []
         phase.suspicion = None
-        about = self._absent_dispatcher()
-        if about is None:
-            return self._election.take_over("no dispatcher found")
-        return self._suspect(phase, about, now)
+        suspect = self._absent_dispatcher()
+        if suspect is None:
+            return self._election.claim_epoch("no dispatcher found")
+        return self._start_suspicion(phase, suspect, now)
 
-    def _turn_s(self, phase: Seeking) -> float:
+    def _claim_turn_s(self, phase: Discovering) -> float:
         """Return when those that are better, or may be, have had their time."""
-        timing, hints = self._timing, self._hints
-        window_s = timing.seek_s + phase.jitter_s
-        if hints.is_alone:
-            window_s = timing.seek_alone_s
-        elif hints.is_meeting:
-            window_s += hints.meet_s  # Slow handshakes; dead ones fail before.
-        wait_s = self._candidacy.count_better(phase.looked) * timing.claim_wait_s
+        timing, address_book = self._timing, self._address_book
+        window_s = timing.discovery_s + phase.jitter_s
+        if address_book.knows_no_peer:
+            window_s = timing.discovery_alone_s
+        elif address_book.is_awaiting_dials:
+            window_s += (
+                address_book.dial_wait_s
+            )  # Slow handshakes; dead ones fail before.
+        wait_s = (
+            self._candidacy.count_better_ranked(phase.last_look) * timing.claim_wait_s
+        )
         return phase.since_s + window_s + wait_s
 
-    def _look_s(self, phase: Seeking) -> float:
+    def _next_check_s(self, phase: Discovering) -> float:
         """Return when this node has its turn, asks on, or awaits one less."""
-        due_s = self._turn_s(phase)
+        due_s = self._claim_turn_s(phase)
         if phase.suspicion is not None:
             due_s = max(due_s, phase.suspicion.deadline())
-        return min(due_s, self._hints.awaited_until_s)
+        return min(due_s, self._address_book.first_dial_deadline_s)
 
     def _on_following(self, phase: Following, now: Moment) -> list[Effect]:
         """Doubt a dispatcher that is silent, and claim once it is taken for dead."""
         suspicion = phase.suspicion
-        if suspicion is None and self._candidacy.outreads(phase.tie.dispatcher):
+        if suspicion is None and self._candidacy.reads_newer_log_than(
+            phase.follow_link.dispatcher
+        ):
             # It was followed while this node could not reign, or had no such log yet.
-            return self._election.claim_above(self._election.epoch, UNREADABLE)
+            return self._election.claim_epoch_above(
+                self._election.epoch, UNREADABLE_LOG_REASON
+            )
         if suspicion is None:
-            return self._watch(phase, now)
-        match suspicion.judge(now):
-            case Judgement.DEAD:
-                finding, is_proven = suspicion.finding, suspicion.is_proven
-                return self._election.bereave(finding, now, is_proven=is_proven)
-            case Judgement.WAIT if suspicion.is_asking_due(now):
-                return self._inquire(suspicion, now)
+            return self._check_silence(phase, now)
+        match suspicion.evaluate(now):
+            case SuspicionState.DEAD:
+                finding, is_proven = suspicion.death_reason, suspicion.is_proven
+                return self._election.on_dispatcher_lost(
+                    finding, now, is_proven=is_proven
+                )
+            case SuspicionState.PROBING if suspicion.is_probe_due(now):
+                return self._probe_suspect(suspicion, now)
             case _:
                 return []
 
-    def _watch(self, phase: Following, now: Moment) -> list[Effect]:
+    def _check_silence(self, phase: Following, now: Moment) -> list[Effect]:
         """Suspect a dispatcher that is silent; its link may only look alive."""
-        dispatcher = phase.tie.dispatcher
-        view = self._members.peers.get(dispatcher)
-        heard_s = self._patience.heard_s(0.0 if view is None else view.frame_s)
-        silence_s = self._timing.silence_s * self._patience.factor(now)
-        silence_s *= PLAIN_BEATS if phase.tie.is_plain else 1
-        if view is not None and view.frame_s <= phase.since_s:
-            silence_s += self._hints.meet_s  # It has not even said that it heard.
+        dispatcher = phase.follow_link.dispatcher
+        view = self._peer_table.peers.get(dispatcher)
+        heard_s = self._timeout_scaling.silent_since_s(
+            0.0 if view is None else view.last_frame_s
+        )
+        silence_s = (
+            self._timing.suspicion_timeout_s * self._timeout_scaling.timeout_scale(now)
+        )
+        silence_s *= PLAIN_WORKER_HEARTBEATS if phase.follow_link.is_plain_worker else 1
+        if view is not None and view.last_frame_s <= phase.since_s:
+            silence_s += (
+                self._address_book.dial_wait_s
+            )  # It has not even said that it heard.
         if view is not None and now.mono_s - heard_s < silence_s:
             return []
-        self._election.loss.on_silence(heard_s)
-        effects = self._members.disconnect(dispatcher, "silent", now)
-        note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
-        return [*effects, note, *self._suspect(phase, dispatcher, now)]
+        self._election.loss.mark_silent(heard_s)
+        effects = self._peer_table.disconnect(dispatcher, "silent", now)
+        note = LogLine("warning", "dispatcher silent", (("peer", dispatcher),))
+        return [*effects, note, *self._start_suspicion(phase, dispatcher, now)]
 
-    def _on_yielding(self, phase: Yielding, now: Moment) -> list[Effect]:
+    def _on_stepping_down(self, phase: SteppingDown, now: Moment) -> list[Effect]:
         """Give up a winner that takes too long to claim, or is gone."""
-        if now.mono_s < self._yields_until_s(phase):
+        if now.mono_s < self._step_down_deadline_s(phase):
             return []
-        if phase.tie is None:
-            return self._election.seek("winner lost", now)
-        if now.mono_s >= self._lost_s(phase.tie):
-            dispatcher = phase.tie.dispatcher
-            effects = self._members.disconnect(dispatcher, "silent", now)
-            return [*effects, *self._election.seek("winner lost", now)]
+        if phase.follow_link is None:
+            return self._election.start_discovering("winner lost", now)
+        if now.mono_s >= self._winner_deadline_s(phase.follow_link):
+            dispatcher = phase.follow_link.dispatcher
+            effects = self._peer_table.disconnect(dispatcher, "silent", now)
+            return [*effects, *self._election.start_discovering("winner lost", now)]
         # The rest is on this disk and joins later; the worker must not wait.
-        return self._election.settle("the worker waits no longer", now)
+        return self._election.finish_step_down("the worker waits no longer", now)
 
-    def _yields_until_s(self, phase: Yielding) -> float:
+    def _step_down_deadline_s(self, phase: SteppingDown) -> float:
         """Return when this node waits for the winner no longer."""
-        if phase.tie is None:
-            return phase.since_s + self._timing.yield_s
-        return min(self._lost_s(phase.tie), phase.since_s + self._timing.adopt_s)
+        if phase.follow_link is None:
+            return phase.since_s + self._timing.step_down_s
+        return min(
+            self._winner_deadline_s(phase.follow_link),
+            phase.since_s + self._timing.reattach_s,
+        )
 
-    def _lost_s(self, tie: Tie) -> float:
+    def _winner_deadline_s(self, follow_link: FollowLink) -> float:
         """Return when a winner that says nothing more is taken for lost."""
-        view = self._members.peers.get(tie.dispatcher)
-        return 0.0 if view is None else view.frame_s + self._timing.yield_s
+        view = self._peer_table.peers.get(follow_link.dispatcher)
+        return 0.0 if view is None else view.last_frame_s + self._timing.step_down_s
 
     def on_pause(self, gap_s: float, now: Moment) -> None:
         """This node itself stood still: others get the time of silence again."""
-        self._patience.on_pause(now)
+        self._timeout_scaling.on_pause(now)
         phase = self._phase
-        if isinstance(phase, Seeking):
+        if isinstance(phase, Discovering):
             phase.since_s += gap_s
         if self._suspicion is not None:
-            self._suspicion.restart(now)
+            self._suspicion.restart_probe(now)
 
     # Doubts
 
-    def _suspect(
-        self, phase: Seeking | Following, about: NodeId, now: Moment
+    def _start_suspicion(
+        self, phase: Discovering | Following, suspect: NodeId, now: Moment
     ) -> list[Effect]:
         """Doubt that a dispatcher lives; its worker stands by meanwhile."""
-        self._election.loss.miss(now)
-        suspicion = Suspicion(about, self._timing, self._patience.factor(now))
+        self._election.loss.mark_missing(now)
+        suspicion = Suspicion(
+            suspect, self._timing, self._timeout_scaling.timeout_scale(now)
+        )
         phase.suspicion = suspicion
-        return self._inquire(suspicion, now)
+        return self._probe_suspect(suspicion, now)
 
-    def _inquire(self, suspicion: Suspicion, now: Moment) -> list[Effect]:
+    def _probe_suspect(self, suspicion: Suspicion, now: Moment) -> list[Effect]:
         """Dial the suspect, and ask others about it, those first that know best."""
-        about, members = suspicion.about, self._members
+        suspect, peer_table = suspicion.suspect, self._peer_table
         successors = self._candidacy.successors
-        first = [node for node in successors if node in members.peers]
-        rest = [node for node in sorted(members.peers) if node not in first]
-        effects = suspicion.ask((first + rest)[:PROBED_MAX], now)
-        for node in (about, *list(successors)[:SUCCESSORS_DIALLED]):
-            if node not in members.peers:
-                effects += self._dial(node, now)
+        successors_here = [node for node in successors if node in peer_table.peers]
+        others = [
+            node for node in sorted(peer_table.peers) if node not in successors_here
+        ]
+        effects = suspicion.send_probes(
+            (successors_here + others)[:PROBED_PEERS_MAX], now
+        )
+        for node in (suspect, *list(successors)[:SUCCESSORS_DIALLED_MAX]):
+            if node not in peer_table.peers:
+                effects += self._dial_node(node, now)
         return effects
 
-    def _dial(self, node: NodeId, now: Moment) -> list[Effect]:
+    def _dial_node(self, node: NodeId, now: Moment) -> list[Effect]:
         """Dial a node where this one has seen it, else where the roster says it is."""
         listed = self._candidacy.successors.get(node, ())
-        return self._hints.dial(node, self._hints.addresses_of(node) or listed, now)
+        return self._address_book.dial_node(
+            node, self._address_book.addresses_of(node) or listed, now
+        )
 
-    def _widens_s(self, phase: Succeeding) -> float:
+    def _next_dial_round_s(self, phase: Campaigning) -> float:
         """Return when it dials more of those before it, though no dial has failed.
 
         Hosts that are gone refuse nothing; a dial to each takes its time.
         """
-        if phase.is_proven and phase.widened:
+        if phase.is_end_proven and phase.dial_rounds:
             return math.inf
-        return phase.since_s + phase.widened * self._timing.stagger_s
+        return phase.since_s + phase.dial_rounds * self._timing.claim_stagger_s
 
-    def _dial_before(self, phase: Succeeding, now: Moment) -> list[Effect]:
+    def _dial_earlier_successors(self, phase: Campaigning, now: Moment) -> list[Effect]:
         """Dial down the roster, a few at a time, until one is met that goes before.
 
         So all who have lost the same links meet at the first of them that is there.
         """
-        while now.mono_s >= self._widens_s(phase):
-            phase.widened += 1
-        most = SUCCESSORS_DIALLED - 1 + phase.widened
+        while now.mono_s >= self._next_dial_round_s(phase):
+            phase.dial_rounds += 1
+        most = SUCCESSORS_DIALLED_MAX - 1 + phase.dial_rounds
         effects: list[Effect] = []
-        for node in self._candidacy.before(phase.gone)[:most]:
-            if node in self._members.peers:
+        for node in self._candidacy.nodes_claiming_first(phase.lost_dispatcher)[:most]:
+            if node in self._peer_table.peers:
                 break
-            if not self._hints.is_dialling(node):
-                effects += self._dial(node, now)
+            if not self._address_book.is_dialling(node):
+                effects += self._dial_node(node, now)
         return effects
 
-    def _is_settled(self, suspicion: Suspicion, now: Moment) -> bool:
+    def _is_suspicion_over(self, suspicion: Suspicion, now: Moment) -> bool:
         """Whether a dispatcher that others name is dead, or may be asked about anew."""
-        if suspicion.judge(now) is not Judgement.DEAD:
-            return suspicion.is_asking_due(now)
-        for view in self._members.peers.values():
-            if view.dispatcher == suspicion.about:
+        if suspicion.evaluate(now) is not SuspicionState.DEAD:
+            return suspicion.is_probe_due(now)
+        for view in self._peer_table.peers.values():
+            if view.dispatcher == suspicion.suspect:
                 view.dispatcher = None
         return True
 
     def _absent_dispatcher(self) -> NodeId | None:
         """Return the highest dispatcher that peers name and that is not connected."""
-        peers = self._members.peers
+        peers = self._peer_table.peers
         here = {None, self._me, *peers}
         named = [view for view in peers.values() if view.dispatcher not in here]
         return max(named, key=lambda view: view.epoch).dispatcher if named else None
 
     def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
         """Take a peer's word about a suspect."""
-        self._election.hear(message.epoch.term)
+        self._election.observe_term(message.epoch.term)
         if self._suspicion is not None:
             self._suspicion.on_probe_ok(message)
         return []
@@ -278,39 +311,39 @@ class Watch:
         node, phase, suspicion = event.node, self._phase, self._suspicion
         if node is None:
             return []
-        if isinstance(phase, Succeeding):
-            gone = phase.gone
+        if isinstance(phase, Campaigning):
+            lost_dispatcher = phase.lost_dispatcher
         elif suspicion is not None:
-            gone = suspicion.about
+            lost_dispatcher = suspicion.suspect
         else:
             return []
-        is_first = self._candidacy.miss(node)
-        if node != gone:
-            return self.on_time(now) if isinstance(phase, Succeeding) else []
+        is_first = self._candidacy.mark_absent(node)
+        if node != lost_dispatcher:
+            return self.on_time(now) if isinstance(phase, Campaigning) else []
         if not event.was_refused:
             # As a process ends, its links may do so before it listens no more.
-            return self._dial(node, now) if is_first else []
-        if isinstance(phase, Succeeding):
-            phase.is_proven = True
+            return self._dial_node(node, now) if is_first else []
+        if isinstance(phase, Campaigning):
+            phase.is_end_proven = True
         elif suspicion is not None:
-            suspicion.on_proof()
+            suspicion.mark_proven_dead()
         return self.on_time(now)
 
     def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """A link ended; that of the dispatcher is a reason to doubt it."""
         phase = self._phase
-        if isinstance(phase, Succeeding):
+        if isinstance(phase, Campaigning):
             return self.on_time(now)  # It may be one that was met, and goes before.
         if peer != self._election.dispatcher:
             return []
-        if isinstance(phase, Yielding):
-            self._election.part(now)
+        if isinstance(phase, SteppingDown):
+            self._election.on_winner_lost(now)
         if not isinstance(phase, Following) or phase.suspicion is not None:
             return []
-        if reason == STOPPING:
-            return self._election.bereave("it stopped", now)
-        if reason not in PLAIN_ENDS:
+        if reason == STOPPING_REASON:
+            return self._election.on_dispatcher_lost("it stopped", now)
+        if reason not in NON_PARTITION_REASONS:
             # This node stood still, else it would have noticed the silence: it may have
             # been given up as standby meanwhile, and what told it so is lost.
-            self._election.loss.on_silence(now.mono_s)
-        return self._suspect(phase, peer, now)
+            self._election.loss.mark_silent(now.mono_s)
+        return self._start_suspicion(phase, peer, now)

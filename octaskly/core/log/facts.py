@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from octaskly.core.model.ids import AttemptId, Epoch, Holdings, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import (
+    AttemptId,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    VectorItems,
+)
 from octaskly.core.model.tasks import Outcome, TaskSpec
 from octaskly.core.model.values import value
 
@@ -27,7 +34,7 @@ class Submitted:
 
 
 @value(frozen=True, slots=True)
-class CancelAsked:
+class TaskCancelled:
     """Somebody cancelled the task; it wins over everything but success."""
 
     task: TaskId
@@ -61,13 +68,13 @@ class Notified:
 
 
 @value(frozen=True, slots=True)
-class Ready:
+class Unblocked:
     """The tasks that this one came after have ended as it asked: it may run."""
 
     task: TaskId
 
 
-class Mark(NamedTuple):
+class StreamFloor(NamedTuple):
     """How far one stream is void, the entry `seq` included."""
 
     stream: StreamId
@@ -85,8 +92,10 @@ class Floor:
     """
 
     horizon: int  #: hybrid timestamp; in the marked streams all up to it is void
-    marks: tuple[Mark, ...]  #: of all streams that ever had one, ordered by stream
-    needs: Holdings = ()  #: what the writer held beyond the marks, in other streams
+    stream_floors: tuple[
+        StreamFloor, ...
+    ]  #: of all streams that ever had one, ordered by stream
+    required_vector: VectorItems = ()  #: what the writer held beyond the marks, in other streams
 
     @property
     def task(self) -> TaskId:
@@ -104,8 +113,10 @@ class Recorded:
     kind: str
     key: str
     body: bytes  #: means something to whoever wrote it, not to the log
-    until_ms: int  #: wall clock after which every node may forget it; 0: never
-    at: int  #: hybrid timestamp of when it was recorded; stays when it is written again
+    expires_ms: int  #: wall clock after which every node may forget it; 0: never
+    hlc: (
+        int  #: hybrid timestamp of when it was recorded; stays when it is written again
+    )
 
     @property
     def task(self) -> TaskId:
@@ -113,10 +124,10 @@ class Recorded:
         return TaskId("")
 
 
-TaskFact = Submitted | CancelAsked | Assigned | Finished | Ready | Notified
+TaskFact = Submitted | TaskCancelled | Assigned | Finished | Unblocked | Notified
 Fact = TaskFact | Floor | Recorded
 
-ABOUT_NO_TASK = (Floor, Recorded)
+MESH_FACTS = (Floor, Recorded)
 
 NO_FLOOR = Floor(0, ())
 
@@ -131,5 +142,5 @@ class Entry:
     fact: Fact
 
 
-Stored = tuple[StreamId, int, int, bytes]
+PackedEntry = tuple[StreamId, int, int, bytes]
 """An entry as the log keeps it: its fact is packed."""

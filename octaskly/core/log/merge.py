@@ -1,6 +1,6 @@
 """Task records as a join-semilattice: the order in which facts arrive never matters.
 
-`join` is commutative, associative and idempotent, so any two nodes that hold the same
+`join_records` is commutative, associative and idempotent, so any two nodes that hold the same
 facts show the same task. The store applies it; nothing here touches a disk.
 
 Source: docs/explanation/log.md.
@@ -13,27 +13,38 @@ from typing import Final, NamedTuple
 
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Finished,
     Floor,
-    Mark,
     Notified,
-    Ready,
+    StreamFloor,
     Submitted,
+    TaskCancelled,
     TaskFact,
+    Unblocked,
 )
-from octaskly.core.model.arrays import Progress, array_state, is_failing, member_of
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId, name_of
+from octaskly.core.model.arrays import (
+    ArrayProgress,
+    array_state,
+    has_too_many_failures,
+    split_member_id,
+)
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
 from octaskly.core.model.task_options import After
-from octaskly.core.model.tasks import Attempt, AttemptState, Reason, TaskSpec, TaskState
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    EndReason,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.model.values import value
 
-SUPPOSED: Final = (Reason.LOST, Reason.POISON, Reason.RETURNED)
+PRESUMED_REASONS: Final = (EndReason.LOST, EndReason.POISON, EndReason.RETURNED)
 """How a dispatcher says that attempts ended of which it will hear no more, it thinks.
 
 What was only waiting on a worker that is gone counts as returned.
 """
-BROKEN = "\x1fafter "
+DEPENDENCY_FAILED_PREFIX = "\x1fafter "
 """Begins who cancelled a task, where one before it ended otherwise.
 
 No subject of a token begins so: they are printable.
@@ -51,15 +62,15 @@ class TaskRecord:
     spec: TaskSpec | None = None
     cancelled_by: str | None = None  #: smallest subject that cancelled, if any
     attempts: tuple[Attempt, ...] = ()  #: ordered by attempt id
-    twin: int = 1  #: place among the tasks of one name, where the store was asked
-    progress: Progress | None = None  #: of an array, where the store was asked
+    occurrence: int = 1  #: place among the tasks of one name, where the store was asked
+    progress: ArrayProgress | None = None  #: of an array, where the store was asked
     is_notified: bool = False  #: nobody needs to be told of its end any more
-    is_ready: bool = False  #: what it came after has ended
+    is_unblocked: bool = False  #: what it came after has ended
 
     @property
     def name(self) -> str:
         """What clients call it."""
-        return name_of(self.id, self.twin)
+        return task_name(self.id, self.occurrence)
 
     @property
     def waits_for(self) -> After | None:
@@ -67,25 +78,29 @@ class TaskRecord:
         options = None if self.spec is None else self.spec.options
         if options is None:  # As most have none.
             return None
-        is_over = self.is_ready or self.attempts or self.cancelled_by is not None
+        is_over = self.is_unblocked or self.attempts or self.cancelled_by is not None
         return None if is_over else options.after
 
     @property
-    def is_failing(self) -> bool:
+    def has_too_many_failures(self) -> bool:
         """Whether it is an array whose rest is to be cancelled, as too many failed."""
         array = None if self.spec is None else self.spec.array
         if array is None or self.progress is None:
             return False
-        return is_failing(array, self.progress, self.cancelled_by)
+        return has_too_many_failures(array, self.progress, self.cancelled_by)
 
     @property
-    def broken_parent(self) -> str | None:
+    def failed_dependency(self) -> str | None:
         """The task before it whose end cancelled it, as clients call that one."""
         by = self.cancelled_by
-        return by.removeprefix(BROKEN) if by and by.startswith(BROKEN) else None
+        return (
+            by.removeprefix(DEPENDENCY_FAILED_PREFIX)
+            if by and by.startswith(DEPENDENCY_FAILED_PREFIX)
+            else None
+        )
 
     @property
-    def chosen(self) -> Attempt | None:
+    def deciding_attempt(self) -> Attempt | None:
         """The attempt that decides: the first success, or failure, or else the last."""
         if len(self.attempts) == 1:  # As mostly.
             return self.attempts[0]
@@ -106,7 +121,7 @@ class TaskRecord:
             is_cancelled = self.cancelled_by is not None
             return TaskState.CANCELLED if is_cancelled else TaskState.QUEUED
         if len(self.attempts) == 1:  # As mostly; then by identity, which is faster.
-            return _state_of_one(self.attempts[0].state, self.cancelled_by)
+            return _single_attempt_state(self.attempts[0].state, self.cancelled_by)
         states = [attempt.state for attempt in self.attempts]
         if AttemptState.OK in states:
             return TaskState.COMPLETED
@@ -119,15 +134,15 @@ class TaskRecord:
         return TaskState.QUEUED
 
 
-def _state_of_one(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
+def _single_attempt_state(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
     """Return what `TaskRecord.state` says of a task with one attempt."""
-    state = _OF_ONE[attempt]
-    is_undone = cancelled_by is not None and state is not _COMPLETED
-    return TaskState.CANCELLED if is_undone else state
+    state = _STATE_BY_ATTEMPT[attempt]
+    is_cancelled = cancelled_by is not None and state is not _COMPLETED
+    return TaskState.CANCELLED if is_cancelled else state
 
 
 _COMPLETED: Final = TaskState.COMPLETED
-_OF_ONE: Final = {
+_STATE_BY_ATTEMPT: Final = {
     AttemptState.ASSIGNED: TaskState.RUNNING,
     AttemptState.RUNNING: TaskState.RUNNING,
     AttemptState.RELEASED: TaskState.QUEUED,
@@ -143,7 +158,7 @@ def record_of(fact: TaskFact) -> TaskRecord:
     if isinstance(fact, Submitted):  # Of each task, so it comes first.
         return TaskRecord(fact.spec.id, fact.spec)
     match fact:
-        case CancelAsked(task, by):
+        case TaskCancelled(task, by):
             return TaskRecord(id=task, cancelled_by=by)
         case Assigned(task, attempt, node):
             return TaskRecord(id=task, attempts=(Attempt(id=attempt, node=node),))
@@ -152,47 +167,47 @@ def record_of(fact: TaskFact) -> TaskRecord:
             return TaskRecord(id=task, attempts=(ended,))
         case Notified(task):
             return TaskRecord(id=task, is_notified=True)
-        case Ready(task):
-            return TaskRecord(id=task, is_ready=True)
+        case Unblocked(task):
+            return TaskRecord(id=task, is_unblocked=True)
 
 
-def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
+def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
     """Return what is known when both `a` and `b` are; both have one task id."""
     assert a.id == b.id
     return TaskRecord(
         id=a.id,
         spec=_join_spec(a.spec, b.spec),
-        cancelled_by=_smaller(a.cancelled_by, b.cancelled_by),
+        cancelled_by=_min_if_any(a.cancelled_by, b.cancelled_by),
         attempts=_join_attempts(a.attempts, b.attempts),
-        twin=max(a.twin, b.twin),
+        occurrence=max(a.occurrence, b.occurrence),
         progress=a.progress or b.progress,
         is_notified=a.is_notified or b.is_notified,
-        is_ready=a.is_ready or b.is_ready,
+        is_unblocked=a.is_unblocked or b.is_unblocked,
     )
 
 
-def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
+def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     """Return `record` with one more fact."""
     if record is None:
         return record_of(fact)
-    # For these two as `join` does, without a record in between: most are of this kind.
+    # For these two as `join_records` does, without a record in between: most are of this kind.
     if isinstance(fact, Finished):
         outcome = fact.outcome
-        news = Attempt(fact.attempt, fact.node, outcome.state, outcome)
+        attempt = Attempt(fact.attempt, fact.node, outcome.state, outcome)
     elif isinstance(fact, Assigned):
-        news = Attempt(fact.attempt, fact.node)
+        attempt = Attempt(fact.attempt, fact.node)
     else:
-        return join(record, record_of(fact))
+        return join_records(record, record_of(fact))
     assert record.id == fact.task
     return TaskRecord(
         record.id,
         record.spec,
         record.cancelled_by,
-        _join_attempts(record.attempts, (news,)),
-        record.twin,
+        _join_attempts(record.attempts, (attempt,)),
+        record.occurrence,
         record.progress,
         record.is_notified,
-        record.is_ready,
+        record.is_unblocked,
     )
 
 
@@ -202,12 +217,12 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
     That of a member of an array is never said: it follows from the array.
     """
     facts: list[TaskFact] = []
-    if record.spec is not None and member_of(record.id) is None:
+    if record.spec is not None and split_member_id(record.id) is None:
         facts.append(Submitted(record.spec))
     if record.cancelled_by is not None:
-        facts.append(CancelAsked(record.id, record.cancelled_by))
-    if record.is_ready:
-        facts.append(Ready(record.id))
+        facts.append(TaskCancelled(record.id, record.cancelled_by))
+    if record.is_unblocked:
+        facts.append(Unblocked(record.id))
     for attempt in record.attempts:
         if attempt.outcome is None:
             facts.append(Assigned(record.id, attempt.id, attempt.node))
@@ -218,18 +233,18 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
     return facts
 
 
-def cut(record: TaskRecord, by: str | None) -> TaskRecord:
+def with_array_cancelled(record: TaskRecord, by: str | None) -> TaskRecord:
     """Return a member as it is shown where its array was cancelled, if it waits."""
     if by is None or record.state is not TaskState.QUEUED:
         return record
     return replace(record, cancelled_by=by)
 
 
-class Birth(NamedTuple):
+class SubmissionTimes(NamedTuple):
     """When a task was submitted, and where last: what a floor is compared with."""
 
-    born: int  #: hybrid timestamp of the first submission that counts
-    reborn: int  #: of the latest one, which is entry `seq` of `stream`
+    first_hlc: int  #: hybrid timestamp of the first submission that counts
+    last_hlc: int  #: of the latest one, which is entry `seq` of `stream`
     stream: StreamId
     seq: int
 
@@ -239,21 +254,23 @@ class TaskRow:
     """A task as one node gives it to another instead of the entries about it."""
 
     record: TaskRecord
-    birth: Birth
-    changed: int  #: hybrid timestamp of the latest fact
+    submission_times: SubmissionTimes
+    last_change_hlc: int  #: hybrid timestamp of the latest fact
 
 
-def join_births(a: Birth | None, b: Birth | None) -> Birth | None:
+def join_submission_times(
+    a: SubmissionTimes | None, b: SubmissionTimes | None
+) -> SubmissionTimes | None:
     """Return the first and the latest of all submissions."""
     if a is None or b is None:
         return a or b
-    return Birth(min(a.born, b.born), *max(a[1:], b[1:]))
+    return SubmissionTimes(min(a.first_hlc, b.first_hlc), *max(a[1:], b[1:]))
 
 
 def join_floors(a: Floor, b: Floor) -> Floor:
     """Return what is void by either floor; a mark only ever rises."""
-    marks: dict[StreamId, Mark] = {mark.stream: mark for mark in a.marks}
-    for mark in b.marks:
+    marks: dict[StreamId, StreamFloor] = {mark.stream: mark for mark in a.stream_floors}
+    for mark in b.stream_floors:
         mine = marks.get(mark.stream)
         if mine is None or mine.seq < mark.seq:
             marks[mark.stream] = mark
@@ -271,7 +288,7 @@ def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
     return min(a, b, key=lambda spec: (spec.ord, spec.created_ms, repr(spec)))
 
 
-def _smaller(a: str | None, b: str | None) -> str | None:
+def _min_if_any(a: str | None, b: str | None) -> str | None:
     if a is None or b is None:
         return a if b is None else b
     return min(a, b)
@@ -283,15 +300,15 @@ def _join_attempts(
     if not a or not b:
         return a or b
     if len(a) == len(b) == 1 and a[0].id == b[0].id:  # The only attempt ended.
-        return (_further(a[0], b[0]),)
+        return (_more_advanced(a[0], b[0]),)
     joined: dict[AttemptId, Attempt] = {attempt.id: attempt for attempt in a}
     for attempt in b:
         mine = joined.get(attempt.id)
-        joined[attempt.id] = attempt if mine is None else _further(mine, attempt)
+        joined[attempt.id] = attempt if mine is None else _more_advanced(mine, attempt)
     return tuple(joined[key] for key in sorted(joined))
 
 
-def _further(a: Attempt, b: Attempt) -> Attempt:
+def _more_advanced(a: Attempt, b: Attempt) -> Attempt:
     """Return the attempt that has come further; ties fall to the smaller outcome.
 
     An end that was seen counts more than one that was supposed, as nobody heard of the
@@ -301,13 +318,13 @@ def _further(a: Attempt, b: Attempt) -> Attempt:
     if a.state != b.state:
         winner = a if a.state > b.state else b
     else:
-        winner = min(a, b, key=_among_alike)
+        winner = min(a, b, key=_tie_break_key)
     node = min(a.node, b.node)
     return winner if winner.node == node else replace(winner, node=node)
 
 
-def _among_alike(attempt: Attempt) -> tuple[bool, str]:
+def _tie_break_key(attempt: Attempt) -> tuple[bool, str]:
     """Return what the smallest of counts, of attempts that have come equally far."""
     outcome = attempt.outcome
-    is_supposed = outcome is not None and outcome.reason in SUPPOSED
-    return is_supposed, repr(outcome)
+    is_presumed = outcome is not None and outcome.reason in PRESUMED_REASONS
+    return is_presumed, repr(outcome)

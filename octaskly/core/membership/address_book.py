@@ -14,220 +14,242 @@ from enum import Enum
 from typing import Final
 
 from octaskly.core.effects import Dial, Effect
-from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.membership.peer import ADDRESSES_MAX, PeerView, without_repeats
+from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
+from octaskly.core.membership.peer import ADDRESSES_MAX, PeerView, merge_addresses
 from octaskly.core.model.ids import Address, Moment, NodeId
 from octaskly.core.model.settings import Settings
 
-FORGET_S: Final = 7 * 86_400.0  #: for how long an absent peer is dialled
+FORGET_PEER_S: Final = 7 * 86_400.0  #: for how long an absent peer is dialled
 FORGET_ADVERT_S: Final = 60.0
 """For how long what was only seen: that anybody can say, and who is there says it again
 each time that it is asked, which a dispatcher does three times in that time."""
 
 
 @dataclass(slots=True)
-class Place:
+class DialTarget:
     """One place to dial."""
 
     node: NodeId | None
     addresses: tuple[Address, ...]
-    since_s: float  #: when it was heard of first, or lost
-    next_s: float
-    heard_s: float  #: when it was heard of last
-    is_known: bool = field(kw_only=True)  #: as a peer, or by `--join`
+    absent_since_s: float  #: when it was heard of first, or lost
+    next_dial_s: float
+    last_heard_s: float  #: when it was heard of last
+    is_confirmed: bool = field(kw_only=True)  #: as a peer, or by `--join`
 
-    def is_over(self, now_s: float) -> bool:
+    def is_expired(self, now_s: float) -> bool:
         """Whether it is dialled no more."""
-        if self.is_known:
-            return now_s - self.since_s > FORGET_S
-        return now_s - self.heard_s > FORGET_ADVERT_S
+        if self.is_confirmed:
+            return now_s - self.absent_since_s > FORGET_PEER_S
+        return now_s - self.last_heard_s > FORGET_ADVERT_S
 
 
 @dataclass(slots=True)
-class Dialled:
+class PendingDial:
     """A dial that has neither met anybody nor failed."""
 
     node: NodeId | None
-    until_s: float  #: then it is waited for no longer
-    is_in_sight: bool = False  #: not only remembered
+    deadline_s: float  #: then it is waited for no longer
+    was_discovered: bool = False  #: not only remembered
     is_dispatcher: bool = False
 
 
 REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
 REDIAL_MAX_S = 30.0  #: and after that
 REDIAL_FAST_FOR_S = 600.0
-FAVOURED_MAX = 3  #: dispatchers in sight for which others wait, until a peer is met
-HOLD_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
-ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
-SOUGHT = 4  #: peers that a seeking node meets before it tries greater ids
-MEETING_MAX = 7.0
+PREFERRED_DISPATCHERS_MAX = (
+    3  #: dispatchers in sight for which others wait, until a peer is met
+)
+DIAL_DELAY_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
+ROSTER_WAIT_S = 1.0  #: for a dispatcher that was just met to send its roster
+DISCOVERY_PEERS = 4  #: peers that a seeking node meets before it tries greater ids
+DIAL_WAIT_SCALE_MAX = 7.0
 """By so much more is waited in a crowd: enough for a hundred agents of one machine.
 Anybody can say that there are a thousand, and nobody is to wait minutes for them."""
 
 
-class Circle(Enum):
+class DialScope(Enum):
     """Whom a node dials."""
 
-    FEW = "few"  #: who seeks meets those that rank first, a dispatcher before them
-    ALL = "all"  #: who reigns meets everybody
-    NONE = "none"  #: who follows leaves it to its dispatcher
+    FIRST_RANKED = (
+        "few"  #: who seeks meets those that rank first, a dispatcher before them
+    )
+    EVERYBODY = "all"  #: who reigns meets everybody
+    NOBODY = "none"  #: who follows leaves it to its dispatcher
 
 
-class Hints:
+class AddressBook:
     """Places to dial, with the times of the next dials."""
 
     def __init__(
-        self, settings: Settings, saved: Saved, peers: Mapping[NodeId, PeerView]
+        self, settings: Settings, saved: SavedState, peers: Mapping[NodeId, PeerView]
     ) -> None:
-        self.circle = Circle.FEW
+        self.dial_scope = DialScope.FIRST_RANKED
         self._peers = peers  #: who is connected, as `membership` has it
         self._me = settings.node.id
         self._limits = settings.limits
-        self._meet_s = settings.timing.meet_s
-        self._hints: dict[NodeId | Address, Place] = {}
-        self._saved = saved.peers
-        self._due_s: float | None = None  #: the next dial; None: to be found
-        self._dialled: dict[NodeId | Address, Dialled] = {}
-        self._held: set[NodeId] = set()  #: in sight, not dialled yet
-        self._shunned: frozenset[NodeId] = frozenset()
-        self._shuns_all = False
-        self._held_until_s = 0.0
-        self._favoured = 0
+        self._dial_wait_s = settings.timing.dial_wait_s
+        self._targets: dict[NodeId | Address, DialTarget] = {}
+        self._remembered = saved.peers
+        self._next_dial_s: float | None = None  #: the next dial; None: to be found
+        self._pending_dials: dict[NodeId | Address, PendingDial] = {}
+        self._delayed_nodes: set[NodeId] = set()  #: in sight, not dialled yet
+        self._blocked: frozenset[NodeId] = frozenset()
+        self._blocks_all = False
+        self._delayed_until_s = 0.0
+        self._preferred_count = 0
 
     @property
-    def is_meeting(self) -> bool:
+    def is_awaiting_dials(self) -> bool:
         """Whether a dispatcher is being dialled, or nobody is met of those in sight."""
-        is_close = any(dial.is_in_sight for dial in self._dialled.values())
-        return self._is_meeting_dispatcher or (is_close and not self._peers)
+        is_dialling_discovered = any(
+            dial.was_discovered for dial in self._pending_dials.values()
+        )
+        return self._is_dialling_dispatcher or (
+            is_dialling_discovered and not self._peers
+        )
 
     @property
-    def meet_s(self) -> float:
+    def dial_wait_s(self) -> float:
         """How long to wait for nodes that are dialled: longer in a crowd."""
-        return self._meet_s * min(self._crowding_heard_of, MEETING_MAX)
+        return self._dial_wait_s * min(self._heard_of_ratio, DIAL_WAIT_SCALE_MAX)
 
     @property
-    def is_alone(self) -> bool:
+    def knows_no_peer(self) -> bool:
         """Whether no peer was ever seen or remembered."""
-        return not self._peers and not self._hints and not self._saved
+        return not self._peers and not self._targets and not self._remembered
 
-    def awaited(self) -> list[NodeId]:
+    def unanswered_nodes(self) -> list[NodeId]:
         """Return the nodes in sight that are dialled and have not answered yet."""
         return [
             dial.node
-            for dial in self._dialled.values()
-            if dial.is_in_sight and dial.node is not None
+            for dial in self._pending_dials.values()
+            if dial.was_discovered and dial.node is not None
         ]
 
     def is_dialling(self, node: NodeId) -> bool:
         """Whether a dial to a node is under way."""
-        return node in self._dialled
+        return node in self._pending_dials
 
     @property
-    def awaited_until_s(self) -> float:
+    def first_dial_deadline_s(self) -> float:
         """When the first of the dials under way is given up."""
-        return min((d.until_s for d in self._dialled.values()), default=math.inf)
+        return min(
+            (d.deadline_s for d in self._pending_dials.values()), default=math.inf
+        )
 
-    def met(self) -> list[NodeId]:
+    def heard_of_nodes(self) -> list[NodeId]:
         """Return the nodes that this process has heard of."""
-        return [hint.node for hint in self._hints.values() if hint.node is not None]
+        return [hint.node for hint in self._targets.values() if hint.node is not None]
 
-    def remembered(self) -> list[NodeId]:
+    def remembered_nodes(self) -> list[NodeId]:
         """Return the nodes that were met before this process started."""
-        return [advert.node for advert in self._saved if advert.node is not None]
+        return [advert.node for advert in self._remembered if advert.node is not None]
 
-    def begin(self, now: Moment) -> list[Effect]:
+    def dial_remembered(self, now: Moment) -> list[Effect]:
         """Dial peers that are remembered."""
-        saved, self._saved = self._saved, ()
+        saved, self._remembered = self._remembered, ()
         for advert in saved:
-            self._learn(advert.node, advert.addresses, now)
-        return self._dial_all(self._hints.values(), now)
+            self._add_target(advert.node, advert.addresses, now)
+        return self._dial_targets(self._targets.values(), now)
 
-    def shun(self, nodes: Iterable[NodeId], *, shuns_all: bool) -> None:
+    def block_nodes(self, nodes: Iterable[NodeId], *, blocks_all: bool) -> None:
         """Dial these nodes no more, or nobody: they were revoked, or this node was."""
-        self._shunned, self._shuns_all = frozenset(nodes), shuns_all
-        for key, hint in tuple(self._hints.items()):
-            if shuns_all or hint.node in self._shunned:
-                del self._hints[key]
-        self._due_s = None
+        self._blocked, self._blocks_all = frozenset(nodes), blocks_all
+        for key, hint in tuple(self._targets.items()):
+            if blocks_all or hint.node in self._blocked:
+                del self._targets[key]
+        self._next_dial_s = None
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
         """Return where a node may be dialled, as far as it was heard."""
-        hint = self._hints.get(node)
+        hint = self._targets.get(node)
         return () if hint is None else hint.addresses
 
-    def on_seen(
+    def on_peers_discovered(
         self,
-        adverts: Iterable[Advert],
+        hints: Iterable[PeerHint],
         now: Moment,
-        wanted: frozenset[NodeId] = frozenset(),
+        needed: frozenset[NodeId] = frozenset(),
     ) -> list[Effect]:
         """Keep hints and dial those that lead to no connected peer.
 
         Args:
-            adverts: As discovery, memory or `--join` brought them.
+            hints: As discovery, memory or `--join` brought them.
             now: Both clocks.
-            wanted: When not empty, only these nodes are worth a link.
+            needed: When not empty, only these nodes are worth a link.
         """
         effects: list[Effect] = []
-        for advert in adverts:
-            if advert.node == self._me or not advert.addresses:
+        for peer_hint in hints:
+            if peer_hint.node == self._me or not peer_hint.addresses:
                 continue
-            is_known = advert.node is None
-            hint = self._learn(advert.node, advert.addresses, now, is_known=is_known)
-            if hint is None or (wanted and advert.node not in wanted):
+            is_known = peer_hint.node is None
+            target = self._add_target(
+                peer_hint.node, peer_hint.addresses, now, is_confirmed=is_known
+            )
+            if target is None or (needed and peer_hint.node not in needed):
                 continue
-            node = advert.node
-            if node is None or advert.is_dispatcher or wanted:
-                is_dispatcher = advert.is_dispatcher
-                effects += self._dial(
-                    hint, now, is_in_sight=True, is_dispatcher=is_dispatcher
+            node = peer_hint.node
+            if node is None or peer_hint.is_dispatcher or needed:
+                is_dispatcher = peer_hint.is_dispatcher
+                effects += self._dial_target(
+                    target, now, was_discovered=True, is_dispatcher=is_dispatcher
                 )
             else:
-                self._hold(node, hint, now)
+                self._delay_dial(node, target, now)
         return effects
 
-    def _hold(self, node: NodeId, hint: Place, now: Moment) -> None:
+    def _delay_dial(self, node: NodeId, target: DialTarget, now: Moment) -> None:
         """Dial a node a little later: met first, a dispatcher may make it needless."""
-        dialled = self._dialled.get(node)
-        if dialled is not None:
-            dialled.is_in_sight = True
+        dial = self._pending_dials.get(node)
+        if dial is not None:
+            dial.was_discovered = True
             return
-        if len(self._held) >= self._limits.peers or node in self._peers:
+        if len(self._delayed_nodes) >= self._limits.peers or node in self._peers:
             return
-        if not self._held:
-            self._held_until_s = max(self._held_until_s, now.mono_s + HOLD_S)
-        self._held.add(node)
-        hint.next_s = max(hint.next_s, now.mono_s + self._pause_s(hint, now))
-        self._due_s = None
+        if not self._delayed_nodes:
+            self._delayed_until_s = max(
+                self._delayed_until_s, now.mono_s + DIAL_DELAY_S
+            )
+        self._delayed_nodes.add(node)
+        target.next_dial_s = max(
+            target.next_dial_s, now.mono_s + self._redial_delay_s(target, now)
+        )
+        self._next_dial_s = None
 
     @property
     def has_dials(self) -> bool:
         """Whether a dial is under way, or waits."""
-        return bool(self._dialled or self._held)
+        return bool(self._pending_dials or self._delayed_nodes)
 
-    def dial_held(self, wanted: frozenset[NodeId], now: Moment) -> list[Effect]:
+    def dial_delayed(self, needed: frozenset[NodeId], now: Moment) -> list[Effect]:
         """Dial those that waited, unless a follower in a large mesh needs no link."""
-        if self._dialled:
-            self._dialled = {
+        if self._pending_dials:
+            self._pending_dials = {
                 key: dial
-                for key, dial in self._dialled.items()
-                if now.mono_s < dial.until_s
+                for key, dial in self._pending_dials.items()
+                if now.mono_s < dial.deadline_s
             }
-        if not self._held or now.mono_s < self._held_until_s:
+        if not self._delayed_nodes or now.mono_s < self._delayed_until_s:
             return []
-        self._held_until_s = now.mono_s + HOLD_S
-        if self._is_meeting_dispatcher:
+        self._delayed_until_s = now.mono_s + DIAL_DELAY_S
+        if self._is_dialling_dispatcher:
             return []
-        held, self._held = self._held, set()
-        if self.circle is Circle.NONE and self._crowding_heard_of > 1.0:
+        delayed, self._delayed_nodes = self._delayed_nodes, set()
+        if self.dial_scope is DialScope.NOBODY and self._heard_of_ratio > 1.0:
             return []
-        hints = [self._hints[n] for n in held & (wanted or held) if n in self._hints]
-        effects = self._dial_all(hints, now, is_in_sight=True)
-        if self.circle is Circle.FEW:
-            self._held = held - self._peers.keys() - self._dialled.keys()
+        targets = [
+            self._targets[n]
+            for n in delayed & (needed or delayed)
+            if n in self._targets
+        ]
+        effects = self._dial_targets(targets, now, was_discovered=True)
+        if self.dial_scope is DialScope.FIRST_RANKED:
+            self._delayed_nodes = (
+                delayed - self._peers.keys() - self._pending_dials.keys()
+            )
         return effects
 
-    def dial(
+    def dial_node(
         self,
         node: NodeId,
         addresses: tuple[Address, ...],
@@ -238,192 +260,209 @@ class Hints:
         """Dial one node at once, unless it is connected."""
         if node == self._me:
             return []
-        hint = self._learn(node, addresses, now)
-        if hint is None:
+        target = self._add_target(node, addresses, now)
+        if target is None:
             return []
-        return self._dial(
-            hint, now, is_in_sight=is_dispatcher, is_dispatcher=is_dispatcher
+        return self._dial_target(
+            target, now, was_discovered=is_dispatcher, is_dispatcher=is_dispatcher
         )
 
-    def dial_later(
+    def dial_node_later(
         self, node: NodeId, addresses: tuple[Address, ...], now: Moment
     ) -> None:
         """Dial one node in a moment, unless it has dialled this one by then."""
-        hint = self._learn(node, addresses, now)
-        if hint is not None and node != self._me:
-            self._hold(node, hint, now)
+        target = self._add_target(node, addresses, now)
+        if target is not None and node != self._me:
+            self._delay_dial(node, target, now)
 
     def on_dial_failed(self, event: DialFailed, now: Moment) -> None:
         """Wait before the next dial, longer when the peer is away for long."""
         for key in (event.node, *event.addresses):
             if key is not None:
-                self._dialled.pop(key, None)
-            hint = None if key is None else self._hints.get(key)
-            if hint is not None:
-                hint.next_s = max(hint.next_s, now.mono_s + self._pause_s(hint, now))
-                self._due_s = None
+                self._pending_dials.pop(key, None)
+            target = None if key is None else self._targets.get(key)
+            if target is not None:
+                target.next_dial_s = max(
+                    target.next_dial_s, now.mono_s + self._redial_delay_s(target, now)
+                )
+                self._next_dial_s = None
 
-    def on_met(
+    def on_peer_up(
         self, event: PeerUp, addresses: tuple[Address, ...], now: Moment
     ) -> None:
         """A dial has led to a peer, or the peer has dialled itself."""
         node = event.peer
-        self._hints.pop(event.address, None)
-        self._dialled.pop(event.address, None)
-        self._dialled.pop(node, None)
-        self._favoured = 0
-        if event.hello.dispatcher == node:
-            self._held_until_s = now.mono_s + ROSTER_S
-        self._learn(node, addresses, now)
-        self._due_s = None
+        self._targets.pop(event.address, None)
+        self._pending_dials.pop(event.address, None)
+        self._pending_dials.pop(node, None)
+        self._preferred_count = 0
+        if event.peer_hello.dispatcher == node:
+            self._delayed_until_s = now.mono_s + ROSTER_WAIT_S
+        self._add_target(node, addresses, now)
+        self._next_dial_s = None
 
-    def on_moved(
+    def on_addresses_changed(
         self, node: NodeId, addresses: tuple[Address, ...], now: Moment
     ) -> None:
         """A connected peer has other addresses than before."""
-        self._learn(node, addresses, now)
+        self._add_target(node, addresses, now)
 
-    def on_lost(self, node: NodeId, now: Moment) -> None:
+    def on_peer_down(self, node: NodeId, now: Moment) -> None:
         """A link ended; it may come back."""
-        hint = self._hints.get(node)
-        if hint is not None:
-            hint.since_s = now.mono_s
-            hint.next_s = now.mono_s + REDIAL_S
-        self._due_s = None
+        target = self._targets.get(node)
+        if target is not None:
+            target.absent_since_s = now.mono_s
+            target.next_dial_s = now.mono_s + REDIAL_S
+        self._next_dial_s = None
 
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
-        if self.circle is not Circle.ALL and self._crowding_heard_of > 1.0:
+        if self.dial_scope is not DialScope.EVERYBODY and self._heard_of_ratio > 1.0:
             return []
-        hints = [hint for hint in self._hints.values() if hint.node not in self._held]
-        return self._dial_all(hints, now)
+        targets = [
+            hint
+            for hint in self._targets.values()
+            if hint.node not in self._delayed_nodes
+        ]
+        return self._dial_targets(targets, now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Dial the hints that are due, forget those that are too old."""
-        if self.circle is Circle.NONE:
+        if self.dial_scope is DialScope.NOBODY:
             return []
         if now.mono_s < self.deadline():
             return []
-        self._due_s = None
+        self._next_dial_s = None
         due = []
-        for key, hint in tuple(self._hints.items()):
-            if hint.next_s > now.mono_s or hint.node in self._peers:
+        for key, hint in tuple(self._targets.items()):
+            if hint.next_dial_s > now.mono_s or hint.node in self._peers:
                 continue
-            if hint.is_over(now.mono_s):
-                del self._hints[key]
+            if hint.is_expired(now.mono_s):
+                del self._targets[key]
                 continue
-            hint.next_s = now.mono_s + self._pause_s(hint, now)
+            hint.next_dial_s = now.mono_s + self._redial_delay_s(hint, now)
             due.append(hint)
-        return self._dial_all(due, now)
+        return self._dial_targets(due, now)
 
     def deadline(self) -> float:
         """Return when the next dial is due."""
-        held_s = self._held_until_s if self._held else math.inf
-        if self.circle is Circle.NONE:
+        held_s = self._delayed_until_s if self._delayed_nodes else math.inf
+        if self.dial_scope is DialScope.NOBODY:
             return held_s
-        if self._due_s is None:
-            hints = self._hints.values()
-            due = (hint.next_s for hint in hints if hint.node not in self._peers)
-            self._due_s = min(due, default=math.inf)
-        return min(self._due_s, held_s)
+        if self._next_dial_s is None:
+            hints = self._targets.values()
+            due = (hint.next_dial_s for hint in hints if hint.node not in self._peers)
+            self._next_dial_s = min(due, default=math.inf)
+        return min(self._next_dial_s, held_s)
 
     @property
-    def _is_meeting_dispatcher(self) -> bool:
-        return any(dial.is_dispatcher for dial in self._dialled.values())
+    def _is_dialling_dispatcher(self) -> bool:
+        return any(dial.is_dispatcher for dial in self._pending_dials.values())
 
     @property
-    def _crowding_heard_of(self) -> float:
+    def _heard_of_ratio(self) -> float:
         """How crowded the LAN is by what was heard, true or not."""
-        return self._limits.crowding(len(self._hints))
+        return self._limits.full_mesh_ratio(len(self._targets))
 
-    def _dial_all(
-        self, hints: Iterable[Place], now: Moment, *, is_in_sight: bool = False
+    def _dial_targets(
+        self,
+        targets: Iterable[DialTarget],
+        now: Moment,
+        *,
+        was_discovered: bool = False,
     ) -> list[Effect]:
         """Dial places; while seeking, a dispatcher first, then those first by id.
 
         Of nodes that start together the one with the smallest id ranks first. All meet
         it then, or meet one who has, without a link between each two of them.
         """
-        if self.circle is Circle.FEW and self._is_meeting_dispatcher:
+        if self.dial_scope is DialScope.FIRST_RANKED and self._is_dialling_dispatcher:
             return []
-        met = set(self._peers)
-        for dial in self._dialled.values():
-            if dial.node is not None and dial.is_in_sight >= is_in_sight:
-                met.add(dial.node)
+        reached = set(self._peers)
+        for dial in self._pending_dials.values():
+            if dial.node is not None and dial.was_discovered >= was_discovered:
+                reached.add(dial.node)
         effects: list[Effect] = []
-        for hint in sorted(hints, key=lambda hint: hint.node or ""):
+        for hint in sorted(targets, key=lambda target: target.node or ""):
             node = hint.node
             if node is not None:
-                before = sum(other < node for other in met)
-                if self.circle is Circle.FEW and before >= SOUGHT:
+                before = sum(other < node for other in reached)
+                if (
+                    self.dial_scope is DialScope.FIRST_RANKED
+                    and before >= DISCOVERY_PEERS
+                ):
                     break
-                met.add(node)
-            effects += self._dial(hint, now, is_in_sight=is_in_sight)
+                reached.add(node)
+            effects += self._dial_target(hint, now, was_discovered=was_discovered)
         return effects
 
-    def _dial(
+    def _dial_target(
         self,
-        hint: Place,
+        target: DialTarget,
         now: Moment,
         *,
-        is_in_sight: bool = False,
+        was_discovered: bool = False,
         is_dispatcher: bool = False,
     ) -> list[Effect]:
-        if hint.node in self._peers or not hint.addresses:
+        if target.node in self._peers or not target.addresses:
             return []  # Nowhere to dial is no proof that nobody is there.
-        hint.next_s = now.mono_s + self._pause_s(hint, now)
-        self._due_s = None
-        key = hint.node or hint.addresses[0]
-        until_s = now.mono_s + self.meet_s
-        self._favoured += is_dispatcher and key not in self._dialled
-        is_dispatcher &= self._favoured <= FAVOURED_MAX
-        dial = self._dialled.setdefault(key, Dialled(hint.node, until_s))
-        dial.is_in_sight |= is_in_sight
+        target.next_dial_s = now.mono_s + self._redial_delay_s(target, now)
+        self._next_dial_s = None
+        key = target.node or target.addresses[0]
+        until_s = now.mono_s + self.dial_wait_s
+        self._preferred_count += is_dispatcher and key not in self._pending_dials
+        is_dispatcher &= self._preferred_count <= PREFERRED_DISPATCHERS_MAX
+        dial = self._pending_dials.setdefault(key, PendingDial(target.node, until_s))
+        dial.was_discovered |= was_discovered
         dial.is_dispatcher |= is_dispatcher
-        return [Dial(hint.node, hint.addresses)]
+        return [Dial(target.node, target.addresses)]
 
-    def _learn(
+    def _add_target(
         self,
         node: NodeId | None,
         addresses: tuple[Address, ...],
         now: Moment,
         *,
-        is_known: bool = True,
-    ) -> Place | None:
+        is_confirmed: bool = True,
+    ) -> DialTarget | None:
         """Return the hint for a place; None where a connected peer covers it.
 
         None also where nobody is to be dialled.
         """
-        if self._shuns_all or node in self._shunned:
+        if self._blocks_all or node in self._blocked:
             return None
         key: NodeId | Address = addresses[0] if node is None else node
         if node is None and any(key in v.addresses for v in self._peers.values()):
             return None
-        hint = self._hints.get(key)
-        if hint is None:
+        target = self._targets.get(key)
+        if target is None:
             kept, now_s = addresses[:ADDRESSES_MAX], now.mono_s
-            hint = Place(node, kept, now_s, now_s, now_s, is_known=is_known)
-            self._hints[key] = hint
-            self._due_s = None
-            self._bound()
+            target = DialTarget(
+                node, kept, now_s, now_s, now_s, is_confirmed=is_confirmed
+            )
+            self._targets[key] = target
+            self._next_dial_s = None
+            self._drop_oldest_target()
         else:
-            hint.addresses = without_repeats(addresses, hint.addresses)
-        hint.heard_s = now.mono_s
-        hint.is_known |= is_known
-        return hint
+            target.addresses = merge_addresses(addresses, target.addresses)
+        target.last_heard_s = now.mono_s
+        target.is_confirmed |= is_confirmed
+        return target
 
-    def _bound(self) -> None:
+    def _drop_oldest_target(self) -> None:
         """Forget the oldest hint that leads to no connected peer, or was only seen."""
-        if len(self._hints) <= self._limits.peers:
+        if len(self._targets) <= self._limits.peers:
             return
-        absent = [key for key, h in self._hints.items() if h.node not in self._peers]
+        absent = [key for key, h in self._targets.items() if h.node not in self._peers]
         if len(absent) > 1:
-            del self._hints[min(absent, key=lambda key: self._hints[key].is_known)]
+            del self._targets[
+                min(absent, key=lambda key: self._targets[key].is_confirmed)
+            ]
 
-    def _pause_s(self, hint: Place, now: Moment) -> float:
+    def _redial_delay_s(self, target: DialTarget, now: Moment) -> float:
         """Return the seconds before an absent peer is dialled again."""
-        absent_s = now.mono_s - hint.since_s
+        absent_s = now.mono_s - target.absent_since_s
         factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)
-        if self.circle is Circle.FEW:
-            factor = max(factor, self._crowding_heard_of)
+        if self.dial_scope is DialScope.FIRST_RANKED:
+            factor = max(factor, self._heard_of_ratio)
         return min(REDIAL_MAX_S, REDIAL_S * factor)

@@ -1,6 +1,6 @@
 """Which peers are connected.
 
-Owns what peers said of themselves; where others may be found is for `hints`. It does
+Owns what peers said of themselves; where others may be found is for `address_book`. It does
 not judge a dispatcher's silence (`suspicion`), nor give names (`roster`).
 """
 
@@ -8,79 +8,79 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from octaskly.core.effects import Disconnect, Effect, Remember
-from octaskly.core.events import PeerUp, Saved
-from octaskly.core.membership.address_book import Hints
-from octaskly.core.membership.peer import PeerView, without_repeats
+from octaskly.core.effects import Disconnect, Effect, SavePeer
+from octaskly.core.events import PeerUp, SavedState
+from octaskly.core.membership.address_book import AddressBook
+from octaskly.core.membership.peer import PeerView, merge_addresses
 from octaskly.core.model.hlc import HLC_EPOCH_MS
-from octaskly.core.model.ids import Address, Epoch, Holdings, Moment, NodeId
+from octaskly.core.model.ids import Address, Epoch, Moment, NodeId, VectorItems
 from octaskly.core.model.settings import Settings
 
 
-class Membership:
+class PeerTable:
     """Connected peers, beside the places to dial."""
 
-    def __init__(self, settings: Settings, saved: Saved) -> None:
+    def __init__(self, settings: Settings, saved: SavedState) -> None:
         self.peers: dict[NodeId, PeerView] = {}  #: connected
-        self.hints = Hints(settings, saved, self.peers)
-        self.most = settings.limits.peers  #: of which all are told
-        self.changes = 0  #: grows when peers come, go or begin to follow
+        self.address_book = AddressBook(settings, saved, self.peers)
+        self.members_max = settings.limits.peers  #: of which all are told
+        self.change_count = 0  #: grows when peers come, go or begin to follow
         self._me = settings.node.id
         self._log_version = settings.log_version
 
-    def changed(self) -> None:
+    def count_change(self) -> None:
         """Count a change of the peers, or of what they are to this node."""
-        self.changes += 1
+        self.change_count += 1
 
-    def note_standby(self, node: NodeId, *, is_standby: bool) -> None:
+    def set_standby(self, node: NodeId, *, is_standby: bool) -> None:
         """A follower keeps copies from now on, or no more."""
         if node in self.peers:
             self.peers[node].is_standby = is_standby
-        self.changed()
+        self.count_change()
 
     # Links
 
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
         """A link is connected; what was known of an earlier one is void."""
-        hello = event.hello
-        addresses = without_repeats(
+        hello = event.peer_hello
+        addresses = merge_addresses(
             (event.address,),
             tuple(Address(h, hello.node.peer_port) for h in hello.node.addresses),
         )
         self.peers[event.peer] = PeerView(
             info=hello.node,
             addresses=addresses,
-            up_s=now.mono_s,
-            frame_s=now.mono_s,
+            connected_s=now.mono_s,
+            last_frame_s=now.mono_s,
             uptime_s=hello.uptime_s,
             epoch=hello.epoch,
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
-            reads=hello.reads,
+            readable_log_version=hello.readable_log_version,
             log_version=hello.log_version,
-            is_reader=hello.reads >= self._log_version,
+            can_read_our_log=hello.readable_log_version >= self._log_version,
             wall_ahead_ms=hello.wall_ms - now.wall_ms if hello.wall_ms else 0,
         )
-        self.changed()
-        self.hints.on_met(event, addresses, now)
-        return [Remember(event.peer, hello.node.name, addresses)]
+        self.count_change()
+        self.address_book.on_peer_up(event, addresses, now)
+        return [SavePeer(event.peer, hello.node.name, addresses)]
 
-    def on_moved(
+    def on_addresses_changed(
         self, peer: NodeId, hosts: tuple[str, ...], now: Moment
     ) -> list[Effect]:
         """A connected peer says that its machine has these addresses by now, if any."""
         view = self.peers.get(peer)
         if view is None or not hosts or hosts == view.info.addresses:
             return []
-        view.move(hosts)
-        self.hints.on_moved(peer, view.addresses, now)
-        return [Remember(peer, view.info.name, view.addresses)]
+        view.set_addresses(hosts)
+        self.address_book.on_addresses_changed(peer, view.addresses, now)
+        return [SavePeer(peer, view.info.name, view.addresses)]
 
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """A link ended; return what was known, None if it was not connected."""
         view = self.peers.pop(peer, None)
-        self.changed()
-        self.hints.on_lost(peer, now)
+        self.count_change()
+        self.address_book.on_peer_down(peer, now)
         return view
 
     def disconnect(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
@@ -89,48 +89,52 @@ class Membership:
             return []
         return [Disconnect(peer, reason)]
 
-    def touch(self, peer: NodeId, now: Moment) -> bool:
+    def record_frame(self, peer: NodeId, now: Moment) -> bool:
         """Note a frame; return whether the peer is connected at all."""
         view = self.peers.get(peer)
         if view is None:
             return False
-        view.frame_s = now.mono_s
+        view.last_frame_s = now.mono_s
         return True
 
-    def confirm(
-        self, peer: NodeId, epoch: Epoch, vector: Holdings, ahead: Holdings = ()
+    def confirm_follower(
+        self,
+        peer: NodeId,
+        epoch: Epoch,
+        vector: VectorItems,
+        rows_ahead: VectorItems = (),
     ) -> None:
         """A connected peer follows this node's reign."""
         view = self.peers[peer]
-        if view.follows != epoch:
-            view.follows = epoch
+        if view.followed_epoch != epoch:
+            view.followed_epoch = epoch
             view.has_roster = view.has_records = view.is_standby = False
-            view.told.clear()
+            view.reattach_parts.clear()
         view.dispatcher = self._me
-        view.vector, view.ahead = dict(vector), ahead
-        self.changed()
+        view.vector, view.rows_ahead = dict(vector), rows_ahead
+        self.count_change()
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
         """Return where a node may be dialled, best first."""
         view = self.peers.get(node)
-        return self.hints.addresses_of(node) if view is None else view.addresses
+        return self.address_book.addresses_of(node) if view is None else view.addresses
 
-    def earliest_ms(self, now: Moment) -> int:
+    def earliest_wall_ms(self, now: Moment) -> int:
         """Return the wall clock that is furthest behind, of ours and the peers'.
 
         One that was never set does not count: it would hold up all that goes by age.
         """
         views = self.peers.values()
-        told = (now.wall_ms + view.wall_ahead_ms for view in views)
-        return min((now.wall_ms, *(ms for ms in told if ms >= HLC_EPOCH_MS)))
+        peer_wall_ms = (now.wall_ms + view.wall_ahead_ms for view in views)
+        return min((now.wall_ms, *(ms for ms in peer_wall_ms if ms >= HLC_EPOCH_MS)))
 
-    def age_s(self, node: NodeId, now: Moment) -> float | None:
+    def frame_age_s(self, node: NodeId, now: Moment) -> float | None:
         """Return the age of the last frame; None without a link."""
         view = self.peers.get(node)
-        return None if view is None else now.mono_s - view.frame_s
+        return None if view is None else now.mono_s - view.last_frame_s
 
     def followers(self, epoch: Epoch) -> Iterator[tuple[NodeId, PeerView]]:
         """Yield the peers that confirmed this reign, ordered by id."""
         for peer in sorted(self.peers):
-            if self.peers[peer].follows == epoch:
+            if self.peers[peer].followed_epoch == epoch:
                 yield peer, self.peers[peer]

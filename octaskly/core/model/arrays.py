@@ -22,14 +22,16 @@ from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskSpec, TaskState
 
 MEMBERS_MAX: Final = 10_000_000
-NUMBER_MAX: Final = 999_999_999  #: of a member
+MEMBER_NUMBER_MAX: Final = 999_999_999  #: of a member
 ITEM_BYTES_MAX: Final = 65_536
 ITEMS_BYTES_MAX: Final = 4 << 20  #: of one array, as it travels in one frame
 RUNS_MAX: Final = 10_000  #: runs of members of an array that are read at once
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
-BY_FAILURES: Final = "max_fails"  #: who cancels the rest after too many failures
-FORCED: Final = "\x1fforce "
+MAX_FAILS_CANCELLER: Final = (
+    "max_fails"  #: who cancels the rest after too many failures
+)
+FORCED_PREFIX: Final = "\x1fforce "
 """Begins who cancelled an array with the members that run.
 
 It is less than each subject, so it stays where others cancelled the array, too.
@@ -37,17 +39,17 @@ It is less than each subject, so it stays where others cancelled the array, too.
 
 # What a client called a task has `~` and a digest behind it: 15 digits of it for a
 # task, 14 for an array, so a name with a dot and a number in it is no member.
-DIGEST_DIGITS: Final = 14
-_MEMBER: Final = re.compile(
+ARRAY_DIGEST_DIGITS: Final = 14
+_MEMBER_ID: Final = re.compile(
     r"(task-[0-9]{3,18}-[0-9a-f]{8}|.+(?=\.[0-9]+~))"
-    rf"\.(0|[1-9][0-9]{{0,8}})(~[0-9a-f]{{{DIGEST_DIGITS}}})?"
+    rf"\.(0|[1-9][0-9]{{0,8}})(~[0-9a-f]{{{ARRAY_DIGEST_DIGITS}}})?"
 )
 
 
-_CALLED: Final = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")
+_MEMBER_NAME: Final = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")
 
 
-class Progress(NamedTuple):
+class ArrayProgress(NamedTuple):
     """How many members of an array are in each state."""
 
     queued: int = 0
@@ -55,7 +57,7 @@ class Progress(NamedTuple):
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
-    rest: tuple[tuple[int, int], ...] = ()
+    remaining_runs: tuple[tuple[int, int], ...] = ()
     """Runs of positions, the last included, of which the log says nothing; for the
     queue alone, which was told all of them if they are not too many."""
     started_ms: int | None = None  #: when the first member began that has ended
@@ -68,7 +70,7 @@ class Progress(NamedTuple):
         return self.queued + self.running + ended
 
 
-class Rest:
+class RemainingMembers:
     """The members of an array that were not handed out, as runs of positions."""
 
     def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
@@ -97,19 +99,19 @@ class Rest:
             if run[0] <= run[1]
         )
 
-    def keep(self, runs: Iterable[tuple[int, int]]) -> None:
+    def intersect(self, runs: Iterable[tuple[int, int]]) -> None:
         """Take all out that is in none of these runs, which are in order."""
         kept: deque[tuple[int, int]] = deque()
-        mine = iter(self._runs)
-        run = next(mine, None)
+        own_runs = iter(self._runs)
+        run = next(own_runs, None)
         for first, last in runs:
             while run is not None and run[1] < first:
-                run = next(mine, None)
+                run = next(own_runs, None)
             while run is not None and run[0] <= last:
                 kept.append((max(run[0], first), min(run[1], last)))
                 if run[1] > last:
                     break
-                run = next(mine, None)
+                run = next(own_runs, None)
         self._runs = kept
 
 
@@ -119,71 +121,75 @@ def member_id(array: TaskId, number: int) -> TaskId:
     return TaskId(f"{name}.{number}{mark}{digest}")
 
 
-def member_of(task: TaskId) -> tuple[TaskId, int] | None:
+def split_member_id(task: TaskId) -> tuple[TaskId, int] | None:
     """Return the array that a member belongs to, and its number; None: it is none."""
-    return _parsed(task) if "." in task else None
+    return _split_cached(task) if "." in task else None
 
 
 @lru_cache(maxsize=4096)
-def _parsed(task: TaskId) -> tuple[TaskId, int] | None:
-    match = _MEMBER.fullmatch(task)
+def _split_cached(task: TaskId) -> tuple[TaskId, int] | None:
+    match = _MEMBER_ID.fullmatch(task)
     if match is None:
         return None
     return TaskId(match[1] + (match[3] or "")), int(match[2])
 
 
-def called_as_member(name: str) -> tuple[str, int] | None:
+def split_member_name(name: str) -> tuple[str, int] | None:
     """Return array and number of the member that clients would call so, if any."""
-    match = _CALLED.fullmatch(name) if "." in name else None
+    match = _MEMBER_NAME.fullmatch(name) if "." in name else None
     return None if match is None else (match[1], int(match[2]))
 
 
 def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
     """Return the envelope of the member with a number; None: there is none."""
-    asked = array.array
-    position = None if asked is None else asked.position(number)
-    if asked is None or position is None or array.options is None:
+    array_spec = array.array
+    position = None if array_spec is None else array_spec.position(number)
+    if array_spec is None or position is None or array.options is None:
         return None
-    item = asked.item(position)
+    item = array_spec.item(position)
     own = ((INDEX_VARIABLE, str(number)), (ITEM_VARIABLE, item))
     env = tuple(sorted(array.options.env + own))
     return replace(
         array,
         id=member_id(array.id, number),
-        command=placeholders.filled(array.command, item, position, is_quoted=True),
-        inputs=_named(array.inputs, item, position),
-        outputs=_named(array.outputs, item, position),
+        command=placeholders.fill_placeholders(
+            array.command, item, position, is_quoted=True
+        ),
+        inputs=_member_paths(array.inputs, item, position),
+        outputs=_member_paths(array.outputs, item, position),
         options=replace(array.options, env=env, array=None, after=None, notify_url=""),
     )
 
 
-def _named(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:
+def _member_paths(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:
     """Return the paths of a member, each once."""
-    filled = (placeholders.filled(path, item, position) for path in paths)
+    filled = (placeholders.fill_placeholders(path, item, position) for path in paths)
     return tuple(dict.fromkeys(filled))
 
 
-def is_sane(array: ArraySpec) -> bool:
+def is_valid_array(array: ArraySpec) -> bool:
     """Whether the members can be numbered and counted."""
     return (
         0 < array.count <= MEMBERS_MAX
-        and 0 <= array.first <= NUMBER_MAX
-        and 0 < array.step <= NUMBER_MAX
-        and array.number(array.count - 1) <= NUMBER_MAX
+        and 0 <= array.first <= MEMBER_NUMBER_MAX
+        and 0 < array.step <= MEMBER_NUMBER_MAX
+        and array.number(array.count - 1) <= MEMBER_NUMBER_MAX
         and (not array.has_items or len(array.items) == array.count)
     )
 
 
-def is_failing(array: ArraySpec, progress: Progress, cancelled_by: str | None) -> bool:
+def has_too_many_failures(
+    array: ArraySpec, progress: ArrayProgress, cancelled_by: str | None
+) -> bool:
     """Whether too many members have failed, and nobody has cancelled the rest yet."""
-    most = array.max_fails
-    if most is None or progress.failed <= most or cancelled_by is not None:
+    fails_max = array.max_fails
+    if fails_max is None or progress.failed <= fails_max or cancelled_by is not None:
         return False
     return progress.queued > 0 or progress.running > 0
 
 
 def array_state(
-    array: ArraySpec, progress: Progress, cancelled_by: str | None
+    array: ArraySpec, progress: ArrayProgress, cancelled_by: str | None
 ) -> TaskState:
     """Return where an array stands, a pure function of what its members do."""
     failed = progress.failed
@@ -194,7 +200,7 @@ def array_state(
         return TaskState.RUNNING if has_begun else TaskState.QUEUED
     if not progress.cancelled:
         return TaskState.FAILED if failed else TaskState.COMPLETED
-    is_given_up = array.max_fails is not None and failed > array.max_fails
-    if failed and (cancelled_by is None or is_given_up):
+    has_failed_too_often = array.max_fails is not None and failed > array.max_fails
+    if failed and (cancelled_by is None or has_failed_too_often):
         return TaskState.FAILED
     return TaskState.CANCELLED

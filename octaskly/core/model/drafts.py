@@ -8,14 +8,14 @@ from hashlib import blake2b
 
 from octaskly.core.model import arrays
 from octaskly.core.model.hlc import PRIORITY_SHIFT
-from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.model.values import value
 
 
 @value(frozen=True, slots=True)
-class Draft:
+class TaskDraft:
     """A task that somebody asks for, validated, not yet accepted."""
 
     command: str
@@ -33,7 +33,7 @@ SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency ke
 DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
 
 
-def number_of(task: TaskId) -> int:
+def sequence_of(task: TaskId) -> int:
     """Return the number in the id of a task that was counted, else 0."""
     word, _, rest = task.partition("-")
     digits = rest.partition("-")[0]
@@ -46,22 +46,22 @@ def priority_of(spec: TaskSpec) -> int:
     return PRIORITY_BAND - (spec.ord >> PRIORITY_SHIFT)
 
 
-def repeating(spec: TaskSpec) -> Draft:
+def rerun_draft(spec: TaskSpec) -> TaskDraft:
     """Return the wish to run an ended task once more, as another task."""
     options = replace(
-        spec.options or TaskOptions(), retry_of=name_of(spec.id), after=None
+        spec.options or TaskOptions(), retry_of=task_name(spec.id), after=None
     )
-    return replace(_wish_for(spec), options=options)
+    return replace(_draft_of(spec), options=options)
 
 
-def is_asked_by(draft: Draft, spec: TaskSpec) -> bool:
+def matches_draft(draft: TaskDraft, spec: TaskSpec) -> bool:
     """Whether a task is what the draft asks for, whoever asked and by what name."""
-    return replace(draft, id=None, is_fail_fast=False) == _wish_for(spec)
+    return replace(draft, id=None, is_fail_fast=False) == _draft_of(spec)
 
 
-def _wish_for(spec: TaskSpec) -> Draft:
+def _draft_of(spec: TaskSpec) -> TaskDraft:
     """Return the draft that a task was made of, without a name."""
-    return Draft(
+    return TaskDraft(
         command=spec.command,
         timeout_s=spec.timeout_s,
         inputs=spec.inputs,
@@ -71,7 +71,7 @@ def _wish_for(spec: TaskSpec) -> Draft:
     )
 
 
-def logged_id(draft: Draft, submitter: str) -> TaskId | None:
+def log_id_of(draft: TaskDraft, submitter: str) -> TaskId | None:
     """Return the id of a task whose name was chosen; None where it was not.
 
     It is the same for the same task on both sides of a split, and only for that.
@@ -79,10 +79,10 @@ def logged_id(draft: Draft, submitter: str) -> TaskId | None:
     if draft.id is None:
         return None
     files = (draft.inputs, draft.outputs)
-    asked: tuple[object, ...] = (draft.command, draft.timeout_s, *files, submitter)
+    content: tuple[object, ...] = (draft.command, draft.timeout_s, *files, submitter)
     if draft.options is not None or draft.priority:
-        asked += (draft.priority, repr(draft.options))
-    digest = blake2b(json.dumps(asked).encode()).hexdigest()
+        content += (draft.priority, repr(draft.options))
+    digest = blake2b(json.dumps(content).encode()).hexdigest()
     array = None if draft.options is None else draft.options.array
-    digits = DIGEST_DIGITS if array is None else arrays.DIGEST_DIGITS
+    digits = DIGEST_DIGITS if array is None else arrays.ARRAY_DIGEST_DIGITS
     return TaskId(f"{draft.id}~{digest[:digits]}")

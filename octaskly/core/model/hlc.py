@@ -14,7 +14,7 @@ HLC_COUNTER_BITS = 15
 HLC_MAX = 1 << 62  #: none is so late; beyond it there would be no room to count on
 HLC_AHEAD_MS = 3_600_000  #: so far a node follows the clock of another that is ahead
 PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
-ORD_HLC = (1 << PRIORITY_SHIFT) - 1  #: the bits of it in `TaskSpec.ord`
+ORD_HLC_MASK = (1 << PRIORITY_SHIFT) - 1  #: the bits of it in `TaskSpec.ord`
 
 
 def hlc_of(wall_ms: int) -> int:
@@ -27,7 +27,7 @@ def wall_ms_of(hlc: int) -> int:
     return (hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS
 
 
-def hlc_ahead(wall_ms: int) -> int:
+def hlc_of_latest_remote(wall_ms: int) -> int:
     """Return the latest timestamp that is taken over from others.
 
     A clock that is wrong somewhere must not carry all others along.
@@ -40,6 +40,6 @@ def hlc_next(last: int, wall_ms: int) -> int:
     return max(hlc_of(wall_ms), last + 1)
 
 
-def born_hlc(spec: TaskSpec) -> int:
+def accepted_hlc(spec: TaskSpec) -> int:
     """Return when a task was accepted, by the clock of that dispatcher."""
-    return spec.ord & ORD_HLC
+    return spec.ord & ORD_HLC_MASK

@@ -23,14 +23,14 @@ StreamId = NewType("StreamId", int)
 Vector = dict[StreamId, int]
 """For each stream the highest sequence number held without a gap."""
 
-Holdings = tuple[tuple[StreamId, int], ...]
+VectorItems = tuple[tuple[StreamId, int], ...]
 """A vector as messages carry it."""
 
 
-def name_of(task: TaskId, twin: int = 1) -> str:
+def task_name(task: TaskId, occurrence: int = 1) -> str:
     """Return what clients call the task that is the `twin`-th of its name."""
     name = task.partition("~")[0] if "~" in task else task
-    return name if twin == 1 else f"{name}~{twin}"
+    return name if occurrence == 1 else f"{name}~{occurrence}"
 
 
 class Epoch(NamedTuple):
@@ -73,7 +73,7 @@ class Address(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Reign:
+class DispatcherEpoch:
     """One claim of this node to be dispatcher."""
 
     epoch: Epoch
@@ -87,6 +87,6 @@ def covers(
     return all(mine.get(stream, 0) >= seq for stream, seq in theirs)
 
 
-def log_size(vector: Iterable[tuple[StreamId, int]]) -> int:
+def count_entries(vector: Iterable[tuple[StreamId, int]]) -> int:
     """Return how many entries a vector counts."""
     return sum(seq for _, seq in vector)

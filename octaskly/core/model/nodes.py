@@ -26,7 +26,7 @@ class NodeState(StrEnum):
     LOST = "lost"
 
 
-class Steering(StrEnum):
+class AvailabilityCommand(StrEnum):
     """What an operator may tell a node."""
 
     DRAIN = "drain"  #: end what runs, take no more
@@ -35,25 +35,25 @@ class Steering(StrEnum):
     UNPAUSE = "unpause"  #: the end of that
 
 
-class Hold(NamedTuple):
+class OperatorHold(NamedTuple):
     """Why a node takes no work, by order of an operator; a restart changes nothing."""
 
     is_drained: bool = False
     is_paused: bool = False
 
-    def steered(self, steering: Steering) -> Hold:
+    def after_command(self, command: AvailabilityCommand) -> OperatorHold:
         """Return what holds after one more order."""
-        match steering:
-            case Steering.DRAIN | Steering.RESUME:
-                return self._replace(is_drained=steering is Steering.DRAIN)
-            case Steering.PAUSE | Steering.UNPAUSE:
-                return self._replace(is_paused=steering is Steering.PAUSE)
+        match command:
+            case AvailabilityCommand.DRAIN | AvailabilityCommand.RESUME:
+                return self._replace(is_drained=command is AvailabilityCommand.DRAIN)
+            case AvailabilityCommand.PAUSE | AvailabilityCommand.UNPAUSE:
+                return self._replace(is_paused=command is AvailabilityCommand.PAUSE)
 
 
-NO_HOLD = Hold()
+NO_HOLD = OperatorHold()
 
 
-class Strain(StrEnum):
+class Pressure(StrEnum):
     """Why a node that is ready takes no work all the same."""
 
     DISK = "disk"  #: its disk is full, or fails
@@ -84,7 +84,7 @@ class NodeInfo:
     memory_mb: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     electable: bool = True
-    on_mains: bool = True
+    has_mains_power: bool = True
     os: str = ""  #: as `linux`
     arch: str = ""  #: as `x86_64`
     cpus: int = 0  #: of the machine; `slots` are those on offer
@@ -105,11 +105,11 @@ class StandbyView(NamedTuple):
     """A standby as its dispatcher sees it."""
 
     node: NodeId
-    is_level: bool  #: it acknowledges what is appended as that happens
+    is_in_sync: bool  #: it acknowledges what is appended as that happens
     lag: int  #: entries that it has not acknowledged
 
 
-class Failover(NamedTuple):
+class Takeover(NamedTuple):
     """How this node became dispatcher in place of another one."""
 
     at_ms: int  #: wall clock at the end of it
@@ -120,15 +120,15 @@ class Failover(NamedTuple):
 NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: before the first sample
 
 
-STALLED_PERCENT = 20.0  #: of the time without any progress: memory is short
-EASED_PERCENT = 5.0  #: below this it is short no more
+STALLED_PERCENT_HIGH = 20.0  #: of the time without any progress: memory is short
+STALLED_PERCENT_LOW = 5.0  #: below this it is short no more
 
 
-class Stance(NamedTuple):
+class Availability(NamedTuple):
     """What operators, a stop and the machine say about taking work."""
 
-    hold: Hold = NO_HOLD
-    is_leaving: bool = False
+    hold: OperatorHold = NO_HOLD
+    is_stopping: bool = False
     is_revoked: bool = False  #: the mesh has a new secret, without this node
     is_disk_short: bool = False
     is_memory_short: bool = False
@@ -137,46 +137,46 @@ class Stance(NamedTuple):
     @property
     def state(self) -> NodeState:
         """What the mesh is told."""
-        if self.hold.is_paused and not self.is_leaving:
+        if self.hold.is_paused and not self.is_stopping:
             return NodeState.PAUSED
-        is_draining = self.hold.is_drained or self.is_leaving or self.is_revoked
+        is_draining = self.hold.is_drained or self.is_stopping or self.is_revoked
         return NodeState.DRAINING if is_draining else NodeState.READY
 
     @property
-    def strain(self) -> Strain | None:
+    def pressure(self) -> Pressure | None:
         """What the machine lacks."""
         if self.is_disk_short:
-            return Strain.DISK
+            return Pressure.DISK
         if self.is_memory_short:
-            return Strain.MEMORY
-        return Strain.LAUNCHERS if self.are_launchers_failing else None
+            return Pressure.MEMORY
+        return Pressure.LAUNCHERS if self.are_launchers_failing else None
 
     @property
     def takes_work(self) -> bool:
         """Whether attempts are welcome."""
-        return self.state is NodeState.READY and self.strain is None
+        return self.state is NodeState.READY and self.pressure is None
 
-    def leaving(self) -> Stance:
+    def with_stopping(self) -> Availability:
         """Return the stance of a node that stops."""
-        return self._replace(is_leaving=True)
+        return self._replace(is_stopping=True)
 
-    def revoked(self) -> Stance:
+    def with_revoked(self) -> Availability:
         """Return the stance of a node that is no member any more."""
         return self._replace(is_revoked=True)
 
-    def steered(self, hold: Hold) -> Stance:
+    def with_hold(self, hold: OperatorHold) -> Availability:
         """Return the stance after an order of an operator."""
         return self._replace(hold=hold)
 
-    def on_disk(self, *, is_failing: bool) -> Stance:
+    def with_disk(self, *, is_failing: bool) -> Availability:
         """Return the stance after a change of the disk."""
         return self._replace(is_disk_short=is_failing)
 
-    def on_launchers(self, *, are_failing: bool) -> Stance:
+    def with_launchers(self, *, are_failing: bool) -> Availability:
         """Return the stance after another look at what starts tasks."""
         return self._replace(are_launchers_failing=are_failing)
 
-    def sampled(self, stalled_percent: float) -> Stance:
+    def with_stalled_percent(self, stalled_percent: float) -> Availability:
         """Return the stance after a look at how long tasks waited for memory."""
-        bound = EASED_PERCENT if self.is_memory_short else STALLED_PERCENT
+        bound = STALLED_PERCENT_LOW if self.is_memory_short else STALLED_PERCENT_HIGH
         return self._replace(is_memory_short=stalled_percent >= bound)

@@ -14,19 +14,19 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
-NUMBER: Final = "{#}"
-FOLDER: Final = "{//}"
+NUMBER_PLACEHOLDER: Final = "{#}"
+FOLDER_PLACEHOLDER: Final = "{//}"
 
 
-def _stem(item: str) -> str:
+def _without_extension(item: str) -> str:
     return _EXTENSION.sub("", item)
 
 
-def _name(item: str) -> str:
+def _basename(item: str) -> str:
     return item.rpartition("/")[2]
 
 
-def _folder(item: str) -> str:
+def _dirname(item: str) -> str:
     path = item.rstrip("/")
     if not path:
         return "/" if item else "."
@@ -35,35 +35,41 @@ def _folder(item: str) -> str:
 
 
 _EXTENSION: Final = re.compile(r"\.[^/.]*\Z")
-_PARTS: Final[Mapping[str, Callable[[str], str]]] = {
+_SUBSTITUTIONS: Final[Mapping[str, Callable[[str], str]]] = {
     "{}": lambda item: item,
-    "{.}": _stem,
-    "{/}": _name,
-    FOLDER: _folder,
-    "{/.}": lambda item: _stem(_name(item)),
+    "{.}": _without_extension,
+    "{/}": _basename,
+    FOLDER_PLACEHOLDER: _dirname,
+    "{/.}": lambda item: _without_extension(_basename(item)),
 }
-PLACEHOLDERS: Final = (*_PARTS, NUMBER)
-PATTERN: Final = re.compile(f"({'|'.join(map(re.escape, PLACEHOLDERS))})")
+PLACEHOLDERS: Final = (*_SUBSTITUTIONS, NUMBER_PLACEHOLDER)
+PLACEHOLDER_PATTERN: Final = re.compile(f"({'|'.join(map(re.escape, PLACEHOLDERS))})")
 
 
 @lru_cache(maxsize=256)
-def split(text: str) -> tuple[str, ...]:
+def split_placeholders(text: str) -> tuple[str, ...]:
     """Return the text in pieces, of which each second one is a placeholder."""
-    return tuple(PATTERN.split(text))
+    return tuple(PLACEHOLDER_PATTERN.split(text))
 
 
-def value(placeholder: str, item: str, position: int) -> str:
+def placeholder_value(placeholder: str, item: str, position: int) -> str:
     """Return what a placeholder stands for; the first item has the position 0."""
-    return str(position + 1) if placeholder == NUMBER else _PARTS[placeholder](item)
+    return (
+        str(position + 1)
+        if placeholder == NUMBER_PLACEHOLDER
+        else _SUBSTITUTIONS[placeholder](item)
+    )
 
 
-def filled(text: str, item: str, position: int, *, is_quoted: bool = False) -> str:
+def fill_placeholders(
+    text: str, item: str, position: int, *, is_quoted: bool = False
+) -> str:
     """Return the text with what its placeholders stand for.
 
     With `is_quoted` each becomes one word of the shell, whatever is in it.
     """
-    pieces = list(split(text))
+    pieces = list(split_placeholders(text))
     for at in range(1, len(pieces), 2):
-        found = value(pieces[at], item, position)
+        found = placeholder_value(pieces[at], item, position)
         pieces[at] = shlex.quote(found) if is_quoted else found
     return "".join(pieces)

@@ -20,30 +20,40 @@ class Timing:
     Where a comment tells what a node does or bears, that is for how long.
     """
 
-    seek_alone_s: float = 0.7  #: SEEK when no peer was seen or remembered
-    seek_s: float = 1.0  #: SEEK otherwise, plus up to `seek_jitter_s`
-    seek_jitter_s: float = 0.4
-    meet_s: float = 3.0  #: SEEK lasts so much longer while the first dials run
+    discovery_alone_s: float = 0.7  #: SEEK when no peer was seen or remembered
+    discovery_s: float = 1.0  #: SEEK otherwise, plus up to `discovery_jitter_s`
+    discovery_jitter_s: float = 0.4
+    dial_wait_s: float = 3.0  #: SEEK lasts so much longer while the first dials run
     claim_wait_s: float = 1.0  #: how long the best-ranked peer may take to claim
     heartbeat_s: float = 0.3  #: dispatcher to followers; in a crowd to standbys only
-    silence_s: float = 1.2  #: 4 heartbeats: then a peer is suspected
+    suspicion_timeout_s: float = 1.2  #: 4 heartbeats: then a peer is suspected
     probe_s: float = 0.3  #: direct and indirect probe, each
-    fresh_s: float = 1.0  #: a frame younger than this clears a suspicion
-    stagger_s: float = 0.25  #: between the claims of successors, in roster order
-    lost_s: float = 3.0  #: silence after which a worker's attempts run elsewhere
-    adopt_s: float = 5.0  #: a new dispatcher waits for workers to reattach
+    frame_fresh_s: float = 1.0  #: a frame younger than this clears a suspicion
+    claim_stagger_s: float = 0.25  #: between the claims of successors, in roster order
+    worker_timeout_s: float = (
+        3.0  #: silence after which a worker's attempts run elsewhere
+    )
+    reattach_s: float = 5.0  #: a new dispatcher waits for workers to reattach
     kill_grace_s: float = 10.0  #: between SIGTERM and SIGKILL
-    gap_s: float = 10.0  #: a jump of the clock that means suspend: rejoin
-    solo_s: float = 2.0  #: answers wait for a standby, where there should be one
-    slow_s: float = 1.0  #: a standby that acknowledges nothing meanwhile is replaced
-    sticky_s: float = 10.0  #: it is not chosen again, if others are there
-    yield_s: float = 2.0  #: a yielding dispatcher waits for the winner
+    suspend_gap_s: float = 10.0  #: a jump of the clock that means suspend: rejoin
+    replication_wait_s: float = (
+        2.0  #: answers wait for a standby, where there should be one
+    )
+    standby_timeout_s: float = (
+        1.0  #: a standby that acknowledges nothing meanwhile is replaced
+    )
+    standby_cooldown_s: float = 10.0  #: it is not chosen again, if others are there
+    step_down_s: float = 2.0  #: a yielding dispatcher waits for the winner
     tick_s: float = 0.35  #: longest time between two steps; heartbeats come sooner
     retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
-    floor_s: float = 60.0  #: how often the dispatcher looks for tasks to forget
-    spread_s: float = 86_400.0  #: all nodes have time to learn of a renewed secret
-    keep_old_s: float = 7 * 86_400.0  #: the secret before it is still accepted
-    orphan_s: float = 600.0  #: tasks wait for one that nobody knows
+    floor_interval_s: float = (
+        60.0  #: how often the dispatcher looks for tasks to forget
+    )
+    rotation_spread_s: float = (
+        86_400.0  #: all nodes have time to learn of a renewed secret
+    )
+    old_secret_s: float = 7 * 86_400.0  #: the secret before it is still accepted
+    missing_dependency_s: float = 600.0  #: tasks wait for one that nobody knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +77,7 @@ class Limits:
     retained_tasks: int = 2_000_000  #: of more ended tasks, the oldest are forgotten
     full_mesh_peers: int = 16  #: above this, followers keep only the dispatcher's link
 
-    def crowding(self, nodes: int) -> float:
+    def full_mesh_ratio(self, nodes: int) -> float:
         """Return how many times as many these are as have links between each two."""
         return max(1.0, nodes / self.full_mesh_peers)
 
@@ -83,7 +93,7 @@ class Settings:
     log_version: int = LOG_VERSION  #: newest that this program reads; it writes that
 
 
-URGENT_S = 5.0  #: honest nodes that are connected have so long to learn of it
+URGENT_STEP_S = 5.0  #: honest nodes that are connected have so long to learn of it
 
 
-BRIEF_MS = 2.0  #: below this, telling of a task costs more than waiting to tell
+SHORT_TASK_MS = 2.0  #: below this, telling of a task costs more than waiting to tell

@@ -21,7 +21,7 @@ ITEM_BYTES = 6  #: of an item of an array in a message, beyond its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requires:
+class Requirements:
     """What a node must have before it gets the task, and what it sets aside for it."""
 
     labels: Pairs = ()  #: that the node has, with these values
@@ -38,7 +38,7 @@ class Requires:
         return max(self.cpus, 1)
 
     @property
-    def is_heavy(self) -> bool:
+    def needs_exclusive_resources(self) -> bool:
         """Whether it takes more of its node than one slot, so never waits there."""
         return self.cpus > 1 or self.memory_mb > 0 or self.gpus > 0
 
@@ -50,13 +50,13 @@ class Requires:
         they wait in two lanes instead of one.
         """
         plain = replace(self, cpus=0) if self.cpus == 1 else self
-        if plain == NO_NEEDS:
+        if plain == NO_REQUIREMENTS:
             return 0
         digest = blake2b(json.dumps(astuple(plain)).encode(), digest_size=8).digest()
         return int.from_bytes(digest) >> 1 or 1
 
 
-NO_NEEDS = Requires()
+NO_REQUIREMENTS = Requirements()
 """Of a task that any node can run."""
 
 
@@ -112,7 +112,7 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GivenFile:
+class UploadedFile:
     """A file that a client left at a node, for tasks to find in their folder."""
 
     path: str  #: in the folder of its own that the attempt has
@@ -120,7 +120,7 @@ class GivenFile:
     node: str  #: name or id of the node that has it
 
 
-ENDS = ("success", "failure", "any")
+DEPENDENCY_ENDS = ("success", "failure", "any")
 """Of tasks that others come after; the log knows them by their places here."""
 
 
@@ -129,7 +129,7 @@ class After:
     """The tasks that must have ended before, and how."""
 
     tasks: tuple[str, ...]  #: as the log calls them
-    end: str = "success"  #: of `ENDS`: that of each task that will do
+    end: str = "success"  #: of `DEPENDENCY_ENDS`: that of each task that will do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +143,14 @@ class TaskOptions:
     stdin: bytes = b""
     is_scratch: bool = False  #: it runs in a fresh folder of its own
     grace_s: int | None = None  #: from SIGTERM to SIGKILL; None: as the node has it
-    requires: Requires | None = None
+    requires: Requirements | None = None
     limits: TaskLimits | None = None
     retry: Retry | None = None
     retry_of: str = ""  #: name of the ended task that this one repeats
     array: ArraySpec | None = None
     notify_url: str = ""  #: told of the end of the task
     after: After | None = None
-    files: tuple[GivenFile, ...] = ()  #: for the folder of its own
+    files: tuple[UploadedFile, ...] = ()  #: for the folder of its own
 
     @property
     def chars(self) -> int:
@@ -171,7 +171,7 @@ class TaskOptions:
         )
 
 
-def requires_of(options: TaskOptions | None) -> Requires | None:
+def requires_of(options: TaskOptions | None) -> Requirements | None:
     """Return what a task asks of its node."""
     return None if options is None else options.requires
 

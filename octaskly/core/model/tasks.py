@@ -49,7 +49,7 @@ class AttemptState(IntEnum):
         self.is_live = number <= 1
 
 
-class Reason(StrEnum):
+class EndReason(StrEnum):
     """Why an attempt or a task ended as it did."""
 
     EXIT = "exit"
@@ -109,7 +109,7 @@ class Outcome:
     """What really happened to one attempt that ended."""
 
     state: AttemptState  #: RELEASED, CANCELLED, FAILED or OK
-    reason: Reason
+    reason: EndReason
     exit_code: int | None = None  #: the process's own; 128+N by signal; 124 timeout
     signal: int | None = None
     started_ms: int | None = None  #: wall clock of the worker
@@ -126,9 +126,9 @@ class Outcome:
     """Most that one of its processes had resident; None: little."""
 
     @property
-    def is_seen(self) -> bool:
+    def was_observed(self) -> bool:
         """Whether anybody saw the end; else it is not known what the attempt wrote."""
-        return self.reason not in (Reason.LOST, Reason.POISON)
+        return self.reason not in (EndReason.LOST, EndReason.POISON)
 
 
 @value(frozen=True, slots=True)

@@ -7,36 +7,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Note, Publish, Send
+from octaskly.core.effects import Effect, LogLine, PublishMeshState, Send
 from octaskly.core.model.ids import Address, Moment
 from octaskly.core.model.nodes import NO_LOAD, LoadSample, Role
-from octaskly.core.node.components import Machines
-from octaskly.core.protocol.messages import HeartbeatOk, Hello, RosterLine
+from octaskly.core.node.components import Components
+from octaskly.core.protocol.messages import HeartbeatOk, Hello, RosterEntry
 
 
-class Profile:
+class SelfDescription:
     """This node, as other nodes are told of it."""
 
-    def __init__(self, machines: Machines) -> None:
-        self._info = machines.settings.node
-        self._reads = machines.settings.log_version
-        self._journal = machines.journal
-        self._members = machines.members
-        self._candidacy = machines.candidacy
-        self._election = machines.election
-        self._worker = machines.worker
+    def __init__(self, components: Components) -> None:
+        self._info = components.settings.node
+        self._readable_log_version = components.settings.log_version
+        self._journal = components.journal
+        self._peer_table = components.peer_table
+        self._candidacy = components.candidacy
+        self._election = components.election
+        self._worker = components.worker
         self._load = NO_LOAD
-        self._moved: tuple[str, ...] = ()  #: its addresses, once they have changed
+        self._changed_addresses: tuple[
+            str, ...
+        ] = ()  #: its addresses, once they have changed
 
-    def move(self, addresses: tuple[str, ...]) -> None:
+    def set_addresses(self, addresses: tuple[str, ...]) -> None:
         """Name these addresses from now on: the machine has others than before.
 
         A link may outlive that, over another interface or a link-local address.
         """
-        self._moved = addresses
+        self._changed_addresses = addresses
         self._info = replace(self._info, addresses=addresses)
 
-    def take_load(self, load: LoadSample) -> None:
+    def set_load(self, load: LoadSample) -> None:
         """Name this load from now on."""
         self._load = load
 
@@ -44,42 +46,42 @@ class Profile:
         """Return what is said first on a new link."""
         election = self._election
         followers = 0
-        if election.reign is not None:
-            followers = sum(1 for _ in self._members.followers(election.epoch))
+        if election.dispatcher_epoch is not None:
+            followers = sum(1 for _ in self._peer_table.followers(election.epoch))
         return Hello(
             node=self._info,
             epoch=election.epoch,
-            dispatcher=election.known_dispatcher,
+            dispatcher=election.reachable_dispatcher,
             followers=followers,
             vector=self._journal.vector_items(),
             uptime_s=self._candidacy.uptime_s(now),
             wall_ms=now.wall_ms,
-            reads=self._reads,
-            log_version=self._journal.version,
+            readable_log_version=self._readable_log_version,
+            log_version=self._journal.log_version,
         )
 
-    def health(self, now: Moment) -> HeartbeatOk:
+    def heartbeat_ok(self, now: Moment) -> HeartbeatOk:
         """Return how this node is: `epoch` and `sent_s` are its own."""
         worker = self._worker
         return HeartbeatOk(
             self._election.epoch,
             now.mono_s,
-            worker.stance.state,
+            worker.availability.state,
             worker.credit_at(now),
             self._load,
             self._candidacy.is_disk_failing,
-            worker.stance.strain,
-            self._moved,
+            worker.availability.pressure,
+            self._changed_addresses,
         )
 
-    def line(self) -> RosterLine:
+    def roster_entry(self) -> RosterEntry:
         """Return this node's line of the roster that it sends as dispatcher."""
         info, worker = self._info, self._worker
-        return RosterLine(
+        return RosterEntry(
             id=info.id,
             name=info.name,
             role=Role.DISPATCHER,
-            state=worker.stance.state,
+            state=worker.availability.state,
             addresses=tuple(Address(h, info.peer_port) for h in info.addresses),
             lan_port=info.lan_port,
             slots=info.slots,
@@ -92,82 +94,92 @@ class Profile:
             arch=info.arch,
             cpus=info.cpus,
             gpus=info.gpus,
-            strain=worker.stance.strain,
+            pressure=worker.availability.pressure,
         )
 
 
-class Herald:
+class Announcements:
     """The outgoing side of the roster, and the last thing published."""
 
-    def __init__(self, machines: Machines, profile: Profile, name: str) -> None:
-        self._me = machines.settings.node.id
-        self._profile = profile
-        self._journal = machines.journal
-        self._members = machines.members
-        self._registry = machines.registry
-        self._election = machines.election
-        self._replication = machines.replication
-        self._dispatch = machines.dispatch
-        self._worker = machines.worker
-        self._name = name  #: by which the mesh knows this node
+    def __init__(
+        self, components: Components, self_description: SelfDescription, name: str
+    ) -> None:
+        self._me = components.settings.node.id
+        self._self_description = self_description
+        self._journal = components.journal
+        self._peer_table = components.peer_table
+        self._roster_builder = components.roster_builder
+        self._election = components.election
+        self._replication = components.replication
+        self._dispatcher = components.dispatcher
+        self._worker = components.worker
+        self._given_name = name  #: by which the mesh knows this node
         self._published: tuple[object, ...] = ()
-        self._was_level = False  #: a standby of this reign, at the last step
-        self._spread_changes = -1  #: of the members, when all had the roster
+        self._was_in_sync = False  #: a standby of this reign, at the last step
+        self._sent_peer_changes = -1  #: of the members, when all had the roster
 
-    def on_change(self, now: Moment) -> list[Effect]:
+    def announce_changes(self, now: Moment) -> list[Effect]:
         """Tell what is new since the last call, if anything is."""
         election = self._election
-        effects = [] if election.reign is None else self._spread(now)
-        effects += self._note_copies()
-        roster = self._registry.roster
+        effects = [] if election.dispatcher_epoch is None else self._send_roster(now)
+        effects += self._warn_single_copy()
+        roster = self._roster_builder.roster
         version = None if roster is None else (roster.epoch, roster.version)
-        is_serving = election.reign is not None and self._dispatch.is_accepting
-        dispatcher = election.known_dispatcher
+        is_serving = (
+            election.dispatcher_epoch is not None and self._dispatcher.is_accepting
+        )
+        dispatcher = election.reachable_dispatcher
         state = (election.epoch, dispatcher, is_serving, version)
         if state == self._published:
             return effects
         self._published = state
-        effects += self._take_name()  # Which only a reign or a roster gives.
-        return [*effects, Publish(election.epoch, dispatcher, is_serving, roster)]
+        effects += self._save_given_name()  # Which only a reign or a roster gives.
+        return [
+            *effects,
+            PublishMeshState(election.epoch, dispatcher, is_serving, roster),
+        ]
 
-    def _note_copies(self) -> list[Effect]:
+    def _warn_single_copy(self) -> list[Effect]:
         """Say it when tasks that are accepted from now on have one copy only."""
-        was_level, is_reigning = self._was_level, self._election.reign is not None
-        self._was_level = is_reigning and self._replication.is_level
-        if not is_reigning or self._was_level or not was_level:
+        was_in_sync, is_dispatching = (
+            self._was_in_sync,
+            self._election.dispatcher_epoch is not None,
+        )
+        self._was_in_sync = is_dispatching and self._replication.has_in_sync_standby
+        if not is_dispatching or self._was_in_sync or not was_in_sync:
             return []
-        joining = len(self._replication.nodes)
-        return [Note("warning", "one copy only", (("joining", joining),))]
+        joining = len(self._replication.standby_nodes)
+        return [LogLine("warning", "one copy only", (("joining", joining),))]
 
-    def _spread(self, now: Moment) -> list[Effect]:
+    def _send_roster(self, now: Moment) -> list[Effect]:
         """Send followers a roster that changed, and newcomers the last one."""
-        epoch, stance = self._election.epoch, self._worker.stance
+        epoch, availability = self._election.epoch, self._worker.availability
         new = None
-        if self._registry.is_due(epoch, stance, now):
-            new = self._registry.build(
+        if self._roster_builder.is_build_due(epoch, availability, now):
+            new = self._roster_builder.build_roster(
                 epoch,
-                self._profile.line,
-                stance,
-                self._replication.nodes,
-                self._dispatch.outstanding,
+                self._self_description.roster_entry,
+                availability,
+                self._replication.standby_nodes,
+                self._dispatcher.outstanding,
                 now,
             )
-        if new is None and self._members.changes == self._spread_changes:
+        if new is None and self._peer_table.change_count == self._sent_peer_changes:
             return []
-        self._spread_changes = self._members.changes
-        roster = self._registry.roster
+        self._sent_peer_changes = self._peer_table.change_count
+        roster = self._roster_builder.roster
         assert roster is not None, "the first build of a reign is never put off"
         effects: list[Effect] = []
-        for peer, view in self._members.followers(epoch):
+        for peer, view in self._peer_table.followers(epoch):
             if new is not None or not view.has_roster:
                 view.has_roster = True
                 effects.append(Send(peer, (roster,)))
         return effects
 
-    def _take_name(self) -> list[Effect]:
+    def _save_given_name(self) -> list[Effect]:
         """Keep the name that the mesh has given this node."""
-        given = self._registry.given(self._me)
-        if given is None or given == self._name:
+        given = self._roster_builder.given_name(self._me)
+        if given is None or given == self._given_name:
             return []
-        self._name = given
+        self._given_name = given
         return [self._journal.save(name=given)]

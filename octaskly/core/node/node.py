@@ -11,183 +11,191 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from octaskly.core.effects import Answer, Disconnect, Effect, Send, Written
+from octaskly.core.effects import Answer, Disconnect, Effect, LogWrite, Send
 from octaskly.core.election.phases import Phase
 from octaskly.core.events import (
+    AddressesChanged,
     AttemptsEnded,
-    BarrierAsked,
+    AvailabilityRequested,
     CancelRequested,
+    CatchUpRequested,
     DialFailed,
     DiskChanged,
     Event,
-    ExplainAsked,
+    ExplainRequested,
     FloorPlanned,
-    ForgetAsked,
     LiveLoaded,
-    Loaded,
     LoadSampled,
-    Moved,
-    NamesAsked,
     PeerDown,
+    PeersDiscovered,
     PeerUp,
     Persisted,
+    PurgeRequested,
+    QueuedLoaded,
     Received,
-    RecordAsked,
-    RipeLoaded,
-    Saved,
-    Seen,
-    SteeringAsked,
-    StopAsked,
+    RecordRequested,
+    SavedState,
+    StopRequested,
+    TaskIdsRequested,
     TasksNotified,
     TasksSubmitted,
-    Woke,
+    TimerFired,
+    UnblockedLoaded,
 )
-from octaskly.core.key_rotation.rotation import Rotation
+from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
 from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId
-from octaskly.core.model.keys import KeysChanged, RotateAsked
-from octaskly.core.model.nodes import Failover, StandbyView
+from octaskly.core.model.keys import KeyringChanged, RotateRequested
+from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.node.announcements import Herald, Profile
-from octaskly.core.node.availability import DiskCare, Helm
-from octaskly.core.node.components import Machines, assemble
-from octaskly.core.node.connections import Custody, Links
-from octaskly.core.node.message_handlers import Inbound
-from octaskly.core.node.role_change import Allegiance
-from octaskly.core.node.shutdown import Departure
+from octaskly.core.node.announcements import Announcements, SelfDescription
+from octaskly.core.node.availability import AvailabilityControl, DiskFailureHandler
+from octaskly.core.node.components import Components, build_components
+from octaskly.core.node.connections import Connections, RevocationEnforcer
+from octaskly.core.node.message_handlers import MessageHandlers
+from octaskly.core.node.role_change import RoleChange
+from octaskly.core.node.shutdown import Shutdown
 from octaskly.core.node.timers import Timers
-from octaskly.core.protocol.messages import STOPPING, Hello, Message, Roster
-from octaskly.core.replies import Explanation, NotHere
+from octaskly.core.protocol.messages import STOPPING_REASON, Hello, Message, Roster
+from octaskly.core.replies import NotDispatching, TaskExplanation
 
-Question = (
-    NamesAsked
+ClientRequest = (
+    TaskIdsRequested
     | TasksSubmitted
     | CancelRequested
-    | BarrierAsked
-    | ExplainAsked
-    | ForgetAsked
-    | RecordAsked
+    | CatchUpRequested
+    | ExplainRequested
+    | PurgeRequested
+    | RecordRequested
     | TasksNotified
 )
 
 
-class Questions:
+class ClientRequestHandlers:
     """Which part of a reign answers what."""
 
-    def __init__(self, machines: Machines) -> None:
-        self._registry = machines.registry
-        self._election = machines.election
-        self._completeness = machines.completeness
-        self._dispatch = machines.dispatch
-        self._clerk = machines.clerk
+    def __init__(self, components: Components) -> None:
+        self._roster_builder = components.roster_builder
+        self._election = components.election
+        self._catch_up = components.catch_up
+        self._dispatcher = components.dispatcher
+        self._record_writer = components.record_writer
 
-    def on_asked(self, event: Question, now: Moment) -> list[Effect]:
+    def on_client_request(self, event: ClientRequest, now: Moment) -> list[Effect]:
         """Pass a request on while this node reigns."""
         if isinstance(event, TasksNotified):
-            return self._dispatch.on_notified(event, now)
-        if not self._dispatch.is_reigning:
-            return [Answer(event.ticket, NotHere())]
+            return self._dispatcher.on_tasks_notified(event, now)
+        if not self._dispatcher.is_active:
+            return [Answer(event.ticket, NotDispatching())]
         match event:
             case TasksSubmitted():
-                return self._dispatch.on_submitted(event, now)
+                return self._dispatcher.on_submitted(event, now)
             case CancelRequested():
-                return self._dispatch.on_cancel(event, now)
-            case RecordAsked():
-                may_write = self._dispatch.is_accepting
-                return self._clerk.on_asked(event, now, may_write=may_write)
-            case ForgetAsked():
-                self._dispatch.retention.on_asked(event, now)
-            case BarrierAsked(ticket):
-                self._completeness.ask(ticket, now)
-                self._election.pulse.hasten()
-            case NamesAsked(ticket, suffixes):
-                return [Answer(ticket, self._dispatch.named(suffixes))]
-            case ExplainAsked(ticket):
-                return [Answer(ticket, self._explain(event, now))]
+                return self._dispatcher.on_cancel_requested(event, now)
+            case RecordRequested():
+                may_write = self._dispatcher.is_accepting
+                return self._record_writer.on_record_requested(
+                    event, now, may_write=may_write
+                )
+            case PurgeRequested():
+                self._dispatcher.retention.on_purge_requested(event, now)
+            case CatchUpRequested(ticket):
+                self._catch_up.add_request(ticket, now)
+                self._election.heartbeats.hasten_heartbeat()
+            case TaskIdsRequested(ticket, suffixes):
+                return [Answer(ticket, self._dispatcher.reserve_task_ids(suffixes))]
+            case ExplainRequested(ticket):
+                return [Answer(ticket, self._explain_task(event, now))]
         return []
 
-    def _explain(self, event: ExplainAsked, now: Moment) -> Explanation:
-        roster = self._registry.roster
+    def _explain_task(self, event: ExplainRequested, now: Moment) -> TaskExplanation:
+        roster = self._roster_builder.roster
         members = () if roster is None else roster.members
-        explaining = self._dispatch.explaining
+        explainer = self._dispatcher.explainer
         names = {**dict(event.names), **{m.id: m.name for m in members}}
-        told = explaining.explain(event.record, members, now, names)
-        placement = explaining.placement(event.record, members, names)
-        return replace(told, placement=placement)
+        explanation = explainer.explain_task(event.record, members, now, names)
+        placement = explainer.explain_placement(event.record, members, names)
+        return replace(explanation, placement_reason=placement)
 
 
-LATE_S = 0.05  #: behind the longest time between two steps, and it was own slowness
+LATE_STEP_S = (
+    0.05  #: behind the longest time between two steps, and it was own slowness
+)
 WorkEvent = (
-    Question
+    ClientRequest
     | AttemptsEnded
     | Persisted
-    | Loaded
+    | QueuedLoaded
     | LiveLoaded
     | FloorPlanned
-    | RipeLoaded
+    | UnblockedLoaded
     | LoadSampled
     | DiskChanged
-    | SteeringAsked
-    | Moved
+    | AvailabilityRequested
+    | AddressesChanged
 )
 """What happens to tasks and this machine, not to links."""
-DRAWN = (Woke, Received, PeerUp, PeerDown)  #: what brings chance along
+EVENTS_WITH_DRAW = (TimerFired, Received, PeerUp, PeerDown)  #: what brings chance along
 
 
 class Node:
     """Everything that one agent decides."""
 
-    def __init__(self, settings: Settings, saved: Saved) -> None:
+    def __init__(self, settings: Settings, saved: SavedState) -> None:
         self._timing = settings.timing
         self._me = settings.node.id
-        machines = assemble(settings, saved)
-        self._journal = machines.journal
-        self._members = machines.members
-        self._hints = machines.members.hints
-        self._browsing = machines.browsing
-        self._registry = machines.registry
-        self._candidacy = machines.candidacy
-        self._election = machines.election
-        self._watch = machines.watch
-        self._replication = machines.replication
-        self._standby = machines.standby
-        self._completeness = machines.completeness
-        self._dispatch = machines.dispatch
-        self._clerk = machines.clerk
-        self._doubt = machines.doubt
-        self._worker = machines.worker
-        self.rotation: Rotation = machines.rotation
+        components = build_components(settings, saved)
+        self._journal = components.journal
+        self._peer_table = components.peer_table
+        self._address_book = components.peer_table.address_book
+        self._mdns_schedule = components.mdns_schedule
+        self._roster_builder = components.roster_builder
+        self._candidacy = components.candidacy
+        self._election = components.election
+        self._timeouts = components.timeouts
+        self._replication = components.replication
+        self._standby = components.standby
+        self._catch_up = components.catch_up
+        self._dispatcher = components.dispatcher
+        self._record_writer = components.record_writer
+        self._self_fencing = components.self_fencing
+        self._worker = components.worker
+        self.rotation: KeyRotation = components.rotation
         """Which generations of the mesh secret are known where."""
-        self.refused: Mapping[str, int] = machines.vetting.refused
-        """How many messages of peers were refused, by the code of the reason."""
-        self.ended: Mapping[TaskState, int] = machines.dispatch.ended
-        """How many tasks ended while this node reigned, by state."""
-        self._departure = Departure(machines)
-        self._disk = DiskCare(machines)
-        self._helm = Helm(machines)
-        self._questions = Questions(machines)
-        self._profile = Profile(machines)
-        name = saved.name or settings.node.name
-        self._herald = Herald(machines, self._profile, name)
-        self._links = Links(machines)
-        self._custody = Custody(machines, self._links)
-        self._inbound = Inbound(machines, self._profile, self._links)
-        self._timers = Timers(
-            machines,
-            self._profile,
-            self._links,
-            self._custody,
-            self._departure,
-            self._disk,
+        self.refused_counts: Mapping[str, int] = (
+            components.message_validator.refused_counts
         )
-        self._step_s: float | None = None
-        self._allegiance = Allegiance(machines)
+        """How many messages of peers were refused, by the code of the reason."""
+        self.ended_counts: Mapping[TaskState, int] = components.dispatcher.ended_counts
+        """How many tasks ended while this node reigned, by state."""
+        self._shutdown = Shutdown(components)
+        self._disk_failure_handler = DiskFailureHandler(components)
+        self._availability_control = AvailabilityControl(components)
+        self._client_request_handlers = ClientRequestHandlers(components)
+        self._self_description = SelfDescription(components)
+        name = saved.name or settings.node.name
+        self._announcements = Announcements(components, self._self_description, name)
+        self._connections = Connections(components)
+        self._revocation_enforcer = RevocationEnforcer(components, self._connections)
+        self._message_handlers = MessageHandlers(
+            components, self._self_description, self._connections
+        )
+        self._timers = Timers(
+            components,
+            self._self_description,
+            self._connections,
+            self._revocation_enforcer,
+            self._shutdown,
+            self._disk_failure_handler,
+        )
+        self._last_step_s: float | None = None
+        self._role_change = RoleChange(components)
 
     @property
     def progress(self) -> tuple[int, int]:
         """Numbers of what was last given to the disk, and of what is on it."""
-        return self._journal.number, self._journal.persisted
+        return self._journal.last_number, self._journal.persisted
 
     @property
     def phase(self) -> Phase:
@@ -197,12 +205,12 @@ class Node:
     @property
     def is_dispatcher(self) -> bool:
         """Whether this node reigns; so only once its claim is durable."""
-        return self._election.reign is not None
+        return self._election.dispatcher_epoch is not None
 
     @property
     def dispatcher(self) -> NodeId | None:
         """The dispatcher as far as this node can reach it."""
-        return self._election.known_dispatcher
+        return self._election.reachable_dispatcher
 
     @property
     def epoch(self) -> Epoch:
@@ -212,22 +220,22 @@ class Node:
     @property
     def roster(self) -> Roster | None:
         """The members of the mesh, as last heard."""
-        return self._registry.roster
+        return self._roster_builder.roster
 
     @property
     def standbys(self) -> tuple[StandbyView, ...]:
         """Who keeps copies of what this reign appends; none unless it reigns."""
-        return self._replication.views()
+        return self._replication.standby_views()
 
     @property
-    def is_ahead(self) -> bool:
+    def has_rows_ahead(self) -> bool:
         """Whether this node knows of tasks more than its log says to standbys."""
-        return self._journal.is_ahead
+        return self._journal.has_rows_ahead
 
     @property
-    def failover(self) -> Failover | None:
+    def last_takeover(self) -> Takeover | None:
         """How this node took over last, if it reigns in place of another one."""
-        return self._election.failover
+        return self._election.last_takeover
 
     @property
     def stream(self) -> StreamId | None:
@@ -237,31 +245,35 @@ class Node:
     @property
     def peers(self) -> Mapping[NodeId, PeerView]:
         """Who is connected."""
-        return self._members.peers
+        return self._peer_table.peers
 
     @property
-    def level_epoch(self) -> Epoch:
+    def in_sync_epoch(self) -> Epoch:
         """The last reign with which this node kept level as a standby."""
-        return self._standby.epoch
+        return self._standby.in_sync_epoch
 
     @property
-    def has_level_standby(self) -> bool:
+    def has_in_sync_standby(self) -> bool:
         """Whether answers wait for a copy elsewhere."""
-        return self._replication.is_level
+        return self._replication.has_in_sync_standby
 
     @property
     def has_read_all(self) -> bool:
         """Whether all that the nodes here hold can be read from this node's disk."""
-        return self._completeness.has_read_all
+        return self._catch_up.has_read_all
 
-    def heard_s(self, node: NodeId) -> float | None:
+    def last_heard_s(self, node: NodeId) -> float | None:
         """Return when a peer was last heard, or was found lost, if that is known."""
-        view = self._members.peers.get(node)
-        return self._registry.lost_s(node) if view is None else view.frame_s
+        view = self._peer_table.peers.get(node)
+        return (
+            self._roster_builder.lost_since_s(node)
+            if view is None
+            else view.last_frame_s
+        )
 
     def hello(self, now: Moment) -> Hello:
         """Return what this node says of itself on a new link."""
-        return self._profile.hello(now)
+        return self._self_description.hello(now)
 
     def deadline(self) -> float:
         """Return when to step again without an event, in monotonic seconds."""
@@ -269,125 +281,141 @@ class Node:
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Do what is due at `now`, then handle `event`; return what to do, in order."""
-        if isinstance(event, DRAWN):
+        if isinstance(event, EVENTS_WITH_DRAW):
             self._election.draw = event.draw
-        effects = self._on_clock(now)
+        effects = self._check_clock_gap(now)
         effects += self._timers.on_time(now)
-        effects += self._handle(event, now)
-        effects += self._inbound.on_quiet(now)
-        if self._departure.is_asked:
-            effects += self._departure.on_time(now)
+        effects += self._handle_event(event, now)
+        effects += self._message_handlers.reread_after_sync(now)
+        if self._shutdown.is_requested:
+            effects += self._shutdown.on_time(now)
         if self._candidacy.is_disk_failing:
-            effects += self._disk.on_time(now)
-        if self._completeness.asked:
-            reign = self._election.reign
-            epoch = None if reign is None else reign.epoch
-            effects += self._completeness.on_time(epoch, now)
-        return self._conclude(effects, now)
+            effects += self._disk_failure_handler.on_time(now)
+        if self._catch_up.pending_requests:
+            dispatcher_epoch = self._election.dispatcher_epoch
+            epoch = None if dispatcher_epoch is None else dispatcher_epoch.epoch
+            effects += self._catch_up.on_time(epoch, now)
+        return self._deliver_consequences(effects, now)
 
     # Time
 
-    def _on_clock(self, now: Moment) -> list[Effect]:
+    def _check_clock_gap(self, now: Moment) -> list[Effect]:
         """Begin, or notice that this node itself stood still."""
-        last_s, self._step_s = self._step_s, now.mono_s
+        last_s, self._last_step_s = self._last_step_s, now.mono_s
         if last_s is None:
-            effects = self._election.start(now)
-            self._completeness.remember(self._hints.remembered(), now.mono_s)
-            return effects + self._browsing.start(now) + self._hints.begin(now)
+            effects = self._election.start_election(now)
+            self._catch_up.expect_nodes(
+                self._address_book.remembered_nodes(), now.mono_s
+            )
+            return (
+                effects
+                + self._mdns_schedule.start(now)
+                + self._address_book.dial_remembered(now)
+            )
         gap_s = now.mono_s - last_s
-        if gap_s > self._timing.gap_s:
-            return self._wake(now)
-        if gap_s <= self._timing.tick_s + LATE_S:
+        if gap_s > self._timing.suspend_gap_s:
+            return self._on_resume(now)
+        if gap_s <= self._timing.tick_s + LATE_STEP_S:
             return []
-        self._watch.on_pause(gap_s, now)
-        return self._doubt.on_pause(gap_s, now)
+        self._timeouts.on_pause(gap_s, now)
+        return self._self_fencing.on_pause(gap_s, now)
 
-    def _wake(self, now: Moment) -> list[Effect]:
+    def _on_resume(self, now: Moment) -> list[Effect]:
         """The machine slept: its roles and links belong to the time before."""
-        effects = self._election.seek("woke", now)
-        for peer in tuple(self._members.peers):
-            effects += self._links.cut(peer, "woke", now)
-        effects += self._allegiance.reconcile(now)  # Nothing is accepted on the way.
-        return effects + self._browsing.start(now) + self._hints.redial_all(now)
+        effects = self._election.start_discovering("woke", now)
+        for peer in tuple(self._peer_table.peers):
+            effects += self._connections.close_link(peer, "woke", now)
+        effects += self._role_change.apply_role(now)  # Nothing is accepted on the way.
+        return (
+            effects
+            + self._mdns_schedule.start(now)
+            + self._address_book.redial_all(now)
+        )
 
     # Events
 
-    def _handle(self, event: Event, now: Moment) -> list[Effect]:
+    def _handle_event(self, event: Event, now: Moment) -> list[Effect]:
         match event:
-            case Woke():
+            case TimerFired():
                 return []
             case Received(peer, messages):
                 return self._on_received(peer, messages, now)
             case PeerUp():
-                return self._on_up(event, now)
+                return self._on_peer_up(event, now)
             case PeerDown(peer, reason):
-                return self._links.on_down(peer, reason, now)
-            case Seen(adverts):
-                return self._hints.on_seen(adverts, now, self._links.wanted())
+                return self._connections.on_peer_down(peer, reason, now)
+            case PeersDiscovered(adverts):
+                return self._address_book.on_peers_discovered(
+                    adverts, now, self._connections.needed_peers()
+                )
             case DialFailed():
-                self._hints.on_dial_failed(event, now)
-                return self._watch.on_dial_failed(event, now)
-            case StopAsked() | KeysChanged() | RotateAsked():
-                return self._on_order(event, now)
+                self._address_book.on_dial_failed(event, now)
+                return self._timeouts.on_dial_failed(event, now)
+            case StopRequested() | KeyringChanged() | RotateRequested():
+                return self._handle_control_event(event, now)
             case _:
-                return self._handle_work(event, now)
+                return self._handle_work_event(event, now)
 
-    def _on_order(
-        self, event: StopAsked | KeysChanged | RotateAsked, now: Moment
+    def _handle_control_event(
+        self, event: StopRequested | KeyringChanged | RotateRequested, now: Moment
     ) -> list[Effect]:
-        if isinstance(event, StopAsked):
-            return self._departure.begin(event.drain_s, now)
-        return self._custody.on_event(event, now)
+        if isinstance(event, StopRequested):
+            return self._shutdown.start_shutdown(event.drain_s, now)
+        return self._revocation_enforcer.on_keyring_event(event, now)
 
-    def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
-        if isinstance(event, Question):
-            return self._questions.on_asked(event, now)
+    def _handle_work_event(self, event: WorkEvent, now: Moment) -> list[Effect]:
+        if isinstance(event, ClientRequest):
+            return self._client_request_handlers.on_client_request(event, now)
         match event:
-            case Loaded() | LiveLoaded() | RipeLoaded() | FloorPlanned():
-                return self._dispatch.on_read(event, now)
+            case QueuedLoaded() | LiveLoaded() | UnblockedLoaded() | FloorPlanned():
+                return self._dispatcher.on_store_answer(event, now)
             case Persisted(number):
                 self._journal.on_persisted(number)
                 # Who waits for an answer comes first.
-                return self._replication.release(now) + self._journal.release(now)
+                return self._replication.release_acks(now) + self._journal.run_deferred(
+                    now
+                )
             case AttemptsEnded():
-                return self._worker.on_ended(event, now)
+                return self._worker.on_attempts_ended(event, now)
             case LoadSampled(load):
-                self._profile.take_load(load)
-                return self._helm.on_load(event, now)
-            case Moved(addresses):
-                self._profile.move(addresses)
+                self._self_description.set_load(load)
+                return self._availability_control.on_load_sampled(event, now)
+            case AddressesChanged(addresses):
+                self._self_description.set_addresses(addresses)
             case DiskChanged(is_failing):
-                effects = self._disk.on_changed(event, now)
-                return effects + self._helm.on_disk(now, is_failing=is_failing)
-            case SteeringAsked():
-                return self._helm.on_asked(event, now)
+                effects = self._disk_failure_handler.on_disk_changed(event, now)
+                return effects + self._availability_control.on_disk_changed(
+                    now, is_failing=is_failing
+                )
+            case AvailabilityRequested():
+                return self._availability_control.on_availability_requested(event, now)
         return []
 
     # Links
 
-    def _on_up(self, event: PeerUp, now: Moment) -> list[Effect]:
-        if self._departure.is_done:  # Its process takes a moment to end.
-            return [Disconnect(event.peer, STOPPING)]
-        return self._links.on_up(event, now)
+    def _on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        if self._shutdown.is_done:  # Its process takes a moment to end.
+            return [Disconnect(event.peer, STOPPING_REASON)]
+        return self._connections.on_peer_up(event, now)
 
     def _on_received(
         self, peer: NodeId, messages: tuple[Message, ...], now: Moment
     ) -> list[Effect]:
         effects: list[Effect] = []
         for message in messages:
-            if not self._members.touch(peer, now):
+            if not self._peer_table.record_frame(peer, now):
                 break  # It left, or was told to leave, in mid-batch.
-            refused = self._links.turn_away(peer, message, now)
+            refused = self._connections.reject_invalid(peer, message, now)
             if refused:
                 return effects + refused
-            effects += self._inbound.on_message(peer, message, now)
+            effects += self._message_handlers.on_message(peer, message, now)
             if isinstance(message, Roster):
-                effects += self._links.drop_surplus(now)
+                effects += self._connections.drop_unneeded_links(now)
         return effects
 
     # Consequences
 
-    def _conclude(self, effects: list[Effect], now: Moment) -> list[Effect]:
+    def _deliver_consequences(self, effects: list[Effect], now: Moment) -> list[Effect]:
         """Deliver what this node's halves send each other, until all is quiet."""
         done: list[Effect] = []
         waiting = deque(effects)
@@ -397,14 +425,18 @@ class Node:
                 if isinstance(effect, Send) and effect.peer == self._me:
                     # Behind what is decided already, as appends keep their order.
                     for message in effect.messages:
-                        waiting += self._inbound.on_message(self._me, message, now)
+                        waiting += self._message_handlers.on_message(
+                            self._me, message, now
+                        )
                 else:
                     done.append(effect)
-                    if isinstance(effect, Written):
-                        waiting += self._replication.on_written(effect, now)
-            waiting += self._allegiance.reconcile(now)
-            waiting += self._replication.review(now)
-            waiting += self._clerk.review(self._election.reign, now)
+                    if isinstance(effect, LogWrite):
+                        waiting += self._replication.on_log_write(effect, now)
+            waiting += self._role_change.apply_role(now)
+            waiting += self._replication.update_standbys(now)
+            waiting += self._record_writer.broadcast_new_records(
+                self._election.dispatcher_epoch, now
+            )
             if not waiting:
                 break
-        return done + self._herald.on_change(now)
+        return done + self._announcements.announce_changes(now)

@@ -9,74 +9,81 @@ from __future__ import annotations
 
 import math
 
-from octaskly.core.dispatcher.dispatcher import Dispatch
-from octaskly.core.effects import Effect, Note
+from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.effects import Effect, LogLine
 from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
-from octaskly.core.election.transfer import HandOver
-from octaskly.core.membership.membership import Membership
+from octaskly.core.election.transfer import DispatcherTransfer
+from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import Epoch, Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import HeartbeatOk
 
-DOUBT_S = 1.0  #: a pause that others may have taken for death
+FENCING_PAUSE_S = 1.0  #: a pause that others may have taken for death
 
 
-class Doubt:
+class SelfFencing:
     """Whether this node's reign is in doubt, and since when."""
 
     def __init__(
         self,
         timing: Timing,
-        members: Membership,
+        peer_table: PeerTable,
         candidacy: Candidacy,
         election: Election,
-        handover: HandOver,
-        dispatch: Dispatch,
+        dispatcher_transfer: DispatcherTransfer,
+        dispatcher: Dispatcher,
     ) -> None:
         self._timing = timing
-        self._members = members
+        self._peer_table = peer_table
         self._candidacy = candidacy
         self._election = election
-        self._handover = handover
-        self._dispatch = dispatch
-        self._epoch: Epoch | None = None  #: the reign that is in doubt
-        self._since_s = 0.0
+        self._dispatcher_transfer = dispatcher_transfer
+        self._dispatcher = dispatcher
+        self._fenced_epoch: Epoch | None = None  #: the reign that is in doubt
+        self._fenced_since_s = 0.0
 
     def on_pause(self, gap_s: float, now: Moment) -> list[Effect]:
         """This node itself stood still for so long."""
-        reign = self._election.reign
+        dispatcher_epoch = self._election.dispatcher_epoch
         if (
-            gap_s < DOUBT_S
-            or reign is None
-            or not any(True for _ in self._members.followers(reign.epoch))
+            gap_s < FENCING_PAUSE_S
+            or dispatcher_epoch is None
+            or not any(True for _ in self._peer_table.followers(dispatcher_epoch.epoch))
         ):
             return []
-        self._epoch, self._since_s = reign.epoch, now.mono_s
-        self._dispatch.pause_accepting()
-        return [Note("warning", "stood still", (("seconds", round(gap_s, 1)),))]
+        self._fenced_epoch, self._fenced_since_s = dispatcher_epoch.epoch, now.mono_s
+        self._dispatcher.pause_accepting()
+        return [LogLine("warning", "stood still", (("seconds", round(gap_s, 1)),))]
 
     def on_heartbeat_ok(self, message: HeartbeatOk, now: Moment) -> list[Effect]:
         """A follower of this reign has answered."""
-        if message.epoch != self._epoch or message.sent_s < self._since_s:
+        if message.epoch != self._fenced_epoch or message.sent_s < self._fenced_since_s:
             return []
-        return self._end(now)
+        return self._lift_fence(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on when nobody is left to ask."""
-        if self._epoch is None or now.mono_s < self._since_s + self._timing.solo_s:
+        if (
+            self._fenced_epoch is None
+            or now.mono_s < self._fenced_since_s + self._timing.replication_wait_s
+        ):
             return []
-        return self._end(now)
+        return self._lift_fence(now)
 
     def deadline(self) -> float:
         """Return when `on_time` has something to do."""
-        return math.inf if self._epoch is None else self._since_s + self._timing.solo_s
+        return (
+            math.inf
+            if self._fenced_epoch is None
+            else self._fenced_since_s + self._timing.replication_wait_s
+        )
 
-    def _end(self, now: Moment) -> list[Effect]:
-        epoch, self._epoch = self._epoch, None
-        reign = self._election.reign
-        if reign is None or reign.epoch != epoch:
+    def _lift_fence(self, now: Moment) -> list[Effect]:
+        epoch, self._fenced_epoch = self._fenced_epoch, None
+        dispatcher_epoch = self._election.dispatcher_epoch
+        if dispatcher_epoch is None or dispatcher_epoch.epoch != epoch:
             return []
-        if self._candidacy.is_withdrawn or self._handover.is_under_way:
+        if self._candidacy.is_withdrawn or self._dispatcher_transfer.is_in_progress:
             return []  # It is paused for more than this.
-        return self._dispatch.resume_accepting(now)
+        return self._dispatcher.resume_accepting(now)

@@ -9,92 +9,100 @@ from __future__ import annotations
 
 import math
 
-from octaskly.core.effects import Effect, Note, Stopped
-from octaskly.core.election.phases import Yielding
+from octaskly.core.effects import Effect, LogLine, Stopped
+from octaskly.core.election.phases import SteppingDown
 from octaskly.core.model.ids import Moment
-from octaskly.core.node.components import Machines
-from octaskly.core.protocol.messages import STOPPING
+from octaskly.core.node.components import Components
+from octaskly.core.protocol.messages import STOPPING_REASON
 
-GONE_S = 6.0  #: beyond the grace, for processes to go and results to be kept
-SETTLE_S = 2.0  #: for what is on its way to the disk when patience is over
+PROCESS_EXIT_S = 6.0  #: beyond the grace, for processes to go and results to be kept
+DISK_FLUSH_S = 2.0  #: for what is on its way to the disk when patience is over
 
 
-class Departure:
+class Shutdown:
     """The way out of one node; idle until it is asked for."""
 
-    def __init__(self, machines: Machines) -> None:
-        self.is_asked = False  #: the node is on its way out
+    def __init__(self, components: Components) -> None:
+        self.is_requested = False  #: the node is on its way out
         self.is_done = False
-        self._journal = machines.journal
-        self._members = machines.members
-        self._candidacy = machines.candidacy
-        self._election = machines.election
-        self._handover = machines.handover
-        self._dispatch = machines.dispatch
-        self._worker = machines.worker
-        self._ends_s: float | None = None  #: when patience with the worker is over
-        self._kill_s = machines.settings.timing.kill_grace_s + GONE_S
-        self._has_given_up = False
-        self._is_late = False
+        self._journal = components.journal
+        self._peer_table = components.peer_table
+        self._candidacy = components.candidacy
+        self._election = components.election
+        self._dispatcher_transfer = components.dispatcher_transfer
+        self._dispatcher = components.dispatcher
+        self._worker = components.worker
+        self._drain_deadline_s: float | None = (
+            None  #: when patience with the worker is over
+        )
+        self._kill_timeout_s = components.settings.timing.kill_grace_s + PROCESS_EXIT_S
+        self._has_stopped_attempts = False
+        self._is_drain_over = False
 
-    def begin(self, drain_s: float, now: Moment) -> list[Effect]:
+    def start_shutdown(self, drain_s: float, now: Moment) -> list[Effect]:
         """Start to leave; asked a second time, leave at once."""
-        if self.is_asked:
+        if self.is_requested:
             return self._finish("stopped at once", now)
-        if self._worker.stance.hold.is_paused:
+        if self._worker.availability.hold.is_paused:
             drain_s = 0.0  # What is frozen does not end.
-        self.is_asked = True
-        self._ends_s = now.mono_s + drain_s
+        self.is_requested = True
+        self._drain_deadline_s = now.mono_s + drain_s
         self._candidacy.withdraw()
         # Standbys that were asked while the disk failed may be ready by now.
-        self._handover.reset()
-        effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
-        if self._dispatch.is_reigning:
-            self._dispatch.pause_accepting()
-        stance = self._worker.stance.leaving()
-        return effects + self._worker.take_stance(stance, now)
+        self._dispatcher_transfer.reset()
+        effects: list[Effect] = [LogLine("info", "stopping", (("drain_s", drain_s),))]
+        if self._dispatcher.is_active:
+            self._dispatcher.pause_accepting()
+        availability = self._worker.availability.with_stopping()
+        return effects + self._worker.set_availability(availability, now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on as far as possible."""
-        if self._ends_s is None or self.is_done:
+        if self._drain_deadline_s is None or self.is_done:
             return []
-        self._is_late = is_late = now.mono_s >= self._ends_s
-        if is_late and not self._has_given_up:
-            self._has_given_up = True
+        self._is_drain_over = is_drain_over = now.mono_s >= self._drain_deadline_s
+        if is_drain_over and not self._has_stopped_attempts:
+            self._has_stopped_attempts = True
             # Others run it again, but not beside what is left of it here.
-            if ended := self._worker.give_up():
-                self._ends_s += self._kill_s
+            if ended := self._worker.stop_attempts():
+                self._drain_deadline_s += self._kill_timeout_s
                 return ended
         # Without a successor answers would leave that one disk alone holds.
-        has_waited = now.mono_s >= self._ends_s + SETTLE_S
-        is_stuck = has_waited and not self._journal.is_settled
-        if self._election.reign is not None and not is_stuck:
-            effects = self._handover.step(now)
+        has_waited = now.mono_s >= self._drain_deadline_s + DISK_FLUSH_S
+        is_stuck = has_waited and not self._journal.is_all_durable
+        if self._election.dispatcher_epoch is not None and not is_stuck:
+            effects = self._dispatcher_transfer.ask_next_successor(now)
             if effects is not None:
                 return effects
-        if not is_late and not self._is_clean():
+        if not is_drain_over and not self._is_safe_to_stop():
             return []
-        is_over = is_late or self._has_given_up
+        is_over = is_drain_over or self._has_stopped_attempts
         return self._finish("drain over" if is_over else "drained", now)
 
     def deadline(self) -> float:
         """Return when patience ends."""
-        if self._ends_s is None or self.is_done:
+        if self._drain_deadline_s is None or self.is_done:
             return math.inf
-        if self._election.reign is None:
-            return self._ends_s
-        patience_s = SETTLE_S if self._is_late else 0.0
-        return self._handover.deadline() or self._ends_s + patience_s
+        if self._election.dispatcher_epoch is None:
+            return self._drain_deadline_s
+        flush_s = DISK_FLUSH_S if self._is_drain_over else 0.0
+        return self._dispatcher_transfer.deadline() or self._drain_deadline_s + flush_s
 
-    def _is_clean(self) -> bool:
+    def _is_safe_to_stop(self) -> bool:
         """Whether all that this node ran and wrote is safe elsewhere or on disk."""
-        is_yielding = isinstance(self._election.phase, Yielding)
-        return self._worker.is_idle and self._journal.is_settled and not is_yielding
+        is_stepping_down = isinstance(self._election.phase, SteppingDown)
+        return (
+            self._worker.is_idle
+            and self._journal.is_all_durable
+            and not is_stepping_down
+        )
 
     def _finish(self, reason: str, now: Moment) -> list[Effect]:
         self.is_done = True
-        effects: list[Effect] = [Note("info", "stopped", (("reason", reason),))]
-        self._election.seek("stopped", now)  # In silence: it seeks nothing any more.
-        for peer in tuple(self._members.peers):
-            effects += self._members.disconnect(peer, STOPPING, now)
+        effects: list[Effect] = [LogLine("info", "stopped", (("reason", reason),))]
+        self._election.start_discovering(
+            "stopped", now
+        )  # In silence: it seeks nothing any more.
+        for peer in tuple(self._peer_table.peers):
+            effects += self._peer_table.disconnect(peer, STOPPING_REASON, now)
         return [*effects, Stopped()]

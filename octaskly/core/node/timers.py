@@ -12,14 +12,14 @@ import math
 
 from octaskly.core.effects import Effect
 from octaskly.core.model.ids import Moment
-from octaskly.core.node.announcements import Profile
-from octaskly.core.node.availability import DiskCare
-from octaskly.core.node.components import Machines
-from octaskly.core.node.connections import Custody, Links
-from octaskly.core.node.shutdown import Departure
+from octaskly.core.node.announcements import SelfDescription
+from octaskly.core.node.availability import DiskFailureHandler
+from octaskly.core.node.components import Components
+from octaskly.core.node.connections import Connections, RevocationEnforcer
+from octaskly.core.node.shutdown import Shutdown
 
-REST_S = 0.02  #: between two looks that only time causes
-PASSING_S = 0.1  #: after a look the next event is taken for another, to save a wake
+POLL_INTERVAL_S = 0.02  #: between two looks that only time causes
+COALESCE_S = 0.1  #: after a look the next event is taken for another, to save a wake
 
 
 class Timers:
@@ -27,94 +27,94 @@ class Timers:
 
     def __init__(
         self,
-        machines: Machines,
-        profile: Profile,
-        links: Links,
-        custody: Custody,
-        departure: Departure,
-        disk: DiskCare,
+        components: Components,
+        self_description: SelfDescription,
+        connections: Connections,
+        revocation_enforcer: RevocationEnforcer,
+        shutdown: Shutdown,
+        disk_failure_handler: DiskFailureHandler,
     ) -> None:
-        self._me = machines.settings.node.id
-        self._timing = machines.settings.timing
-        self._profile = profile
-        self._links = links
-        self._custody = custody
-        self._departure = departure
-        self._election = machines.election
-        self._watch = machines.watch
-        self._hints = machines.members.hints
-        self._browsing = machines.browsing
-        self._doubt = machines.doubt
-        self._dispatch = machines.dispatch
-        self._worker = machines.worker
-        self._timed = (
-            machines.watch,
-            machines.members.hints,
-            machines.browsing,
-            machines.replication,
-            machines.doubt,
-            machines.dispatch,
-            machines.worker,
-            departure,
-            disk,
+        self._me = components.settings.node.id
+        self._timing = components.settings.timing
+        self._self_description = self_description
+        self._connections = connections
+        self._revocation_enforcer = revocation_enforcer
+        self._shutdown = shutdown
+        self._election = components.election
+        self._timeouts = components.timeouts
+        self._address_book = components.peer_table.address_book
+        self._mdns_schedule = components.mdns_schedule
+        self._self_fencing = components.self_fencing
+        self._dispatcher = components.dispatcher
+        self._worker = components.worker
+        self._timed_components = (
+            components.timeouts,
+            components.peer_table.address_book,
+            components.mdns_schedule,
+            components.replication,
+            components.self_fencing,
+            components.dispatcher,
+            components.worker,
+            shutdown,
+            disk_failure_handler,
         )
-        self._looked_s = -math.inf
-        self._due_s: float | None = None  #: None: to be found
-        self._own_beat_s = 0.0
+        self._last_poll_s = -math.inf
+        self._next_deadline_s: float | None = None  #: None: to be found
+        self._next_own_heartbeat_s = 0.0
 
     def deadline(self) -> float:
         """Return when something is due, or a tick is over, in monotonic seconds."""
-        if self._due_s is None:
-            self._due_s = self._next_s()
-        return self._due_s
+        if self._next_deadline_s is None:
+            self._next_deadline_s = self._earliest_deadline_s()
+        return self._next_deadline_s
 
-    def _next_s(self) -> float:
-        looked_s = self._looked_s
-        next_s = looked_s + self._timing.tick_s
-        for machine in self._timed:
+    def _earliest_deadline_s(self) -> float:
+        last_poll_s = self._last_poll_s
+        next_s = last_poll_s + self._timing.tick_s
+        for machine in self._timed_components:
             due_s = machine.deadline()
             if due_s >= next_s:
                 continue
-            if due_s <= looked_s:
+            if due_s <= last_poll_s:
                 # What was due at the last look waits for something else than time.
-                due_s = min(next_s, looked_s + REST_S)
+                due_s = min(next_s, last_poll_s + POLL_INTERVAL_S)
             next_s = due_s
         return next_s
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Do what is due; asked at the beginning of each step, before its event."""
-        is_due = now.mono_s >= self._looked_s + PASSING_S
+        is_due = now.mono_s >= self._last_poll_s + COALESCE_S
         is_due = is_due or now.mono_s >= self.deadline()
-        self._due_s = None  # The event may change it.
+        self._next_deadline_s = None  # The event may change it.
         if not is_due:
             return []
-        self._looked_s = now.mono_s
-        return [] if self._departure.is_done else self._look(now)
+        self._last_poll_s = now.mono_s
+        return [] if self._shutdown.is_done else self._run_due(now)
 
-    def _look(self, now: Moment) -> list[Effect]:
-        effects = self._watch.on_time(now)
-        is_reigning = self._election.reign is not None
-        effects += self._hints.on_time(now)
-        effects += self._links.dial_held(now)
-        effects += self._custody.on_time(now, is_reigning=is_reigning)
-        asked = self._browsing.on_time(
-            now, draw=self._election.draw, is_reigning=is_reigning
+    def _run_due(self, now: Moment) -> list[Effect]:
+        effects = self._timeouts.on_time(now)
+        is_dispatching = self._election.dispatcher_epoch is not None
+        effects += self._address_book.on_time(now)
+        effects += self._connections.dial_delayed(now)
+        effects += self._revocation_enforcer.on_time(now, is_dispatching=is_dispatching)
+        browse = self._mdns_schedule.on_time(
+            now, draw=self._election.draw, is_dispatching=is_dispatching
         )
-        if asked:
-            effects += asked + self._hints.redial_all(now)
-        effects += self._doubt.on_time(now)
-        effects += self._dispatch.on_time(now)
+        if browse:
+            effects += browse + self._address_book.redial_all(now)
+        effects += self._self_fencing.on_time(now)
+        effects += self._dispatcher.on_time(now)
         effects += self._worker.on_time(now)
-        if self._election.reign is not None:
-            effects += self._on_beat(now)
+        if self._election.dispatcher_epoch is not None:
+            effects += self._on_own_heartbeat(now)
         return effects
 
-    def _on_beat(self, now: Moment) -> list[Effect]:
+    def _on_own_heartbeat(self, now: Moment) -> list[Effect]:
         """At each heartbeat, judge the followers, this node's own worker included."""
-        if now.mono_s < self._own_beat_s or not self._dispatch.is_reigning:
+        if now.mono_s < self._next_own_heartbeat_s or not self._dispatcher.is_active:
             return []
-        self._own_beat_s = now.mono_s + self._timing.heartbeat_s
-        health = self._profile.health(now)
-        effects = self._dispatch.on_heartbeat_ok(self._me, health, now)
-        effects += self._dispatch.on_beat(now)
-        return effects + self._links.judge_followers(now)
+        self._next_own_heartbeat_s = now.mono_s + self._timing.heartbeat_s
+        health = self._self_description.heartbeat_ok(now)
+        effects = self._dispatcher.on_heartbeat_ok(self._me, health, now)
+        effects += self._dispatcher.on_own_heartbeat(now)
+        return effects + self._connections.drop_silent_followers(now)

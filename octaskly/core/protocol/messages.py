@@ -15,19 +15,19 @@ from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
-    Holdings,
     NodeId,
     StreamId,
     TaskId,
+    VectorItems,
 )
-from octaskly.core.model.keys import KeysMessage
+from octaskly.core.model.keys import KeyringMessage
 from octaskly.core.model.nodes import (
     NO_LOAD,
     LoadSample,
     NodeInfo,
     NodeState,
+    Pressure,
     Role,
-    Strain,
 )
 from octaskly.core.model.tasks import Outcome, TaskSpec
 from octaskly.core.model.values import value
@@ -36,10 +36,12 @@ PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
 
 # Why a link ends without a loss, in `Leave` and `PeerDown`.
-STOPPING = "stopping"
-ATTACHED = "attached"  #: a large mesh, and the sender needs no link to the receiver
+STOPPING_REASON = "stopping"
+UNNEEDED_REASON = (
+    "attached"  #: a large mesh, and the sender needs no link to the receiver
+)
 
-PROTOCOL = "protocol: "
+PROTOCOL_PREFIX = "protocol: "
 """Begins the reason where a peer said what it must not; what follows is for people."""
 
 
@@ -53,10 +55,10 @@ class Hello:
     epoch: Epoch  #: highest epoch seen
     dispatcher: NodeId | None  #: whom the sender follows; itself if it is dispatcher
     followers: int = 0  #: live followers, when the sender is dispatcher
-    vector: Holdings = ()
+    vector: VectorItems = ()
     uptime_s: float = 0.0
     wall_ms: int = 0  #: to tell people about clocks that differ
-    reads: int = 1  #: newest version of the log that the sender can read
+    readable_log_version: int = 1  #: newest version of the log that the sender can read
     log_version: int = 1  #: the version of its log
 
 
@@ -71,7 +73,7 @@ class Heartbeat:
 
     epoch: Epoch
     sent_s: float  #: sender's clock, echoed
-    heard_s: float | None = None
+    confirmed_sent_s: float | None = None
     """For a standby that answers wait for: `sent_s` of the last one it confirmed.
 
     0 while it has confirmed none. None: no answer waits for the receiver.
@@ -88,7 +90,7 @@ class HeartbeatOk:
     credit: int  #: attempts that it takes in all, running and waiting
     load: LoadSample
     is_disk_failing: bool = False  #: so it can neither keep copies nor succeed
-    strain: Strain | None = None  #: why it takes no work though it is ready
+    pressure: Pressure | None = None  #: why it takes no work though it is ready
     addresses: tuple[str, ...] = ()  #: that it has since its HELLO, if it has others
 
 
@@ -96,7 +98,7 @@ class HeartbeatOk:
 class Probe:
     """Has the receiver heard from this node lately?"""
 
-    about: NodeId
+    suspect: NodeId
     sent_s: float
 
 
@@ -104,7 +106,7 @@ class Probe:
 class ProbeOk:
     """How long ago the sender had a frame from the node; None: no link to it."""
 
-    about: NodeId
+    suspect: NodeId
     sent_s: float
     age_s: float | None
     epoch: Epoch  #: highest that the answering node has seen
@@ -116,7 +118,7 @@ class Claim:
 
     epoch: Epoch
     stream: StreamId
-    vector: Holdings
+    vector: VectorItems
 
 
 @value(frozen=True, slots=True)
@@ -124,19 +126,19 @@ class ClaimOk:
     """The sender follows; its vector shows what the claimer may lack."""
 
     epoch: Epoch
-    vector: Holdings
-    ahead: Holdings = ()  #: what its rows of a broken-off snapshot say beyond that
+    vector: VectorItems
+    rows_ahead: VectorItems = ()  #: what its rows of a broken-off snapshot say beyond that
 
 
 @value(frozen=True, slots=True)
-class ClaimNo:
+class ClaimRejected:
     """A higher epoch is known."""
 
     epoch: Epoch
 
 
 @value(frozen=True, slots=True, kw_only=True)
-class RosterLine:
+class RosterEntry:
     """One line of the roster."""
 
     id: NodeId
@@ -150,7 +152,7 @@ class RosterLine:
     version: str = ""
     load: LoadSample = NO_LOAD
     memory_mb: int = 0
-    strain: Strain | None = None  #: as in HeartbeatOk
+    pressure: Pressure | None = None  #: as in HeartbeatOk
     labels: tuple[tuple[str, str], ...] = ()
     os: str = ""
     arch: str = ""
@@ -164,7 +166,7 @@ class Roster:
 
     epoch: Epoch
     version: int
-    members: tuple[RosterLine, ...]
+    members: tuple[RosterEntry, ...]
 
 
 @value(frozen=True, slots=True)
@@ -176,23 +178,27 @@ class Redirect:
     addresses: tuple[Address, ...]
 
 
-class Cursor(NamedTuple):
+class SnapshotCursor(NamedTuple):
     """How far a snapshot has come."""
 
-    series: int  #: `hlc` of its head at first, then the name that the asker uses
-    key: int  #: names the last row
-    record: int = 0  #: names the last record, which come first
+    snapshot_id: int  #: `hlc` of its head at first, then the name that the asker uses
+    row_key: int  #: names the last row
+    record_key: int = 0  #: names the last record, which come first
 
 
-WHOLE = Cursor(0, 0)  #: asks for a snapshot, also where entries would do
+FULL_SNAPSHOT = SnapshotCursor(
+    0, 0
+)  #: asks for a snapshot, also where entries would do
 
 
 @value(frozen=True, slots=True)
 class Pull:
     """Send me the entries beyond this vector."""
 
-    vector: Holdings
-    cursor: Cursor | None = None  #: go on with this snapshot; `WHOLE`: begin one
+    vector: VectorItems
+    cursor: SnapshotCursor | None = (
+        None  #: go on with this snapshot; `FULL_SNAPSHOT`: begin one
+    )
 
 
 @value(frozen=True, slots=True)
@@ -201,15 +207,15 @@ class Entries:
 
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote the streams that appear
-    more: bool  #: ask again with the new vector
-    vector: Holdings  #: what the sender holds
+    has_more: bool  #: ask again with the new vector
+    vector: VectorItems  #: what the sender holds
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class SnapshotHead:
     """What the receiver holds once it has all rows of a snapshot."""
 
-    vector: Holdings  #: read before the first row, so the rows are as new or newer
+    vector: VectorItems  #: read before the first row, so the rows are as new or newer
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote these streams
     floor: Floor
     hlc: int  #: highest hybrid timestamp of the sender
@@ -220,22 +226,22 @@ class Snapshot:
     """Part of an answer to PULL that gives joined tasks instead of entries."""
 
     rows: tuple[TaskRow, ...]
-    cursor: Cursor  #: PULL it to get more
-    more: bool
+    cursor: SnapshotCursor  #: PULL it to get more
+    has_more: bool
     head: SnapshotHead | None = None  #: in the first part only
-    vector: Holdings = ()  #: what the sender held when it read these rows
+    vector: VectorItems = ()  #: what the sender held when it read these rows
     records: tuple[Recorded, ...] = ()
 
 
 @value(frozen=True, slots=True)
-class Packed:
+class PackedMessage:
     """A message that was packed elsewhere, so that the event loop need not."""
 
     data: bytes
 
 
 @value(frozen=True, slots=True)
-class Repl:
+class Replicate:
     """What the dispatcher gave to its own disk, for a standby to keep as well.
 
     Entries come in the order of the dispatcher's appends, without gaps.
@@ -245,7 +251,7 @@ class Repl:
     number: int  #: of the append that is complete with this message; 0: more follows
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
-    is_ahead: bool = False
+    acks_beyond_standbys: bool = False
     """The sender answers for more than what standbys confirm.
 
     It knows of tasks from rows of a snapshot alone, or has no level standby yet.
@@ -253,7 +259,7 @@ class Repl:
 
 
 @value(frozen=True, slots=True)
-class ReplOk:
+class ReplicateOk:
     """All appends up to this number are durable at the sender."""
 
     epoch: Epoch
@@ -261,7 +267,7 @@ class ReplOk:
 
 
 @value(frozen=True, slots=True)
-class Records:
+class RecordBatch:
     """What every node goes by; a follower keeps it, though it may keep no log."""
 
     epoch: Epoch
@@ -269,7 +275,7 @@ class Records:
 
 
 @value(frozen=True, slots=True)
-class Dispatch:
+class Assign:
     """Run these."""
 
     epoch: Epoch
@@ -320,7 +326,7 @@ class Reattach:
     running: tuple[tuple[AttemptId, TaskSpec], ...]
     credit: int
     state: NodeState
-    more: bool = False  #: another part follows
+    has_more: bool = False  #: another part follows
 
 
 @value(frozen=True, slots=True)
@@ -328,14 +334,16 @@ class Transfer:
     """A stopping dispatcher asks the receiver to claim; it has accepted its last."""
 
     epoch: Epoch
-    vector: Holdings
+    vector: VectorItems
 
 
 @value(frozen=True, slots=True)
 class Leave:
     """The sender closes this link on purpose."""
 
-    reason: str  #: `STOPPING`, `ATTACHED`, or in words that only people read
+    reason: (
+        str  #: `STOPPING_REASON`, `UNNEEDED_REASON`, or in words that only people read
+    )
 
 
 Message = (
@@ -347,21 +355,21 @@ Message = (
     | ProbeOk
     | Claim
     | ClaimOk
-    | ClaimNo
+    | ClaimRejected
     | Roster
     | Redirect
     | Pull
     | Entries
     | Snapshot
-    | Dispatch
+    | Assign
     | Kill
     | Results
     | ResultsOk
     | Reattach
     | Transfer
     | Leave
-    | Repl
-    | ReplOk
-    | Records
-    | KeysMessage
+    | Replicate
+    | ReplicateOk
+    | RecordBatch
+    | KeyringMessage
 )

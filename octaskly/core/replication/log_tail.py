@@ -18,43 +18,50 @@ from octaskly.core.log.facts import (
     Recorded,
     Submitted,
 )
-from octaskly.core.model.ids import Epoch, Moment, Reign, StreamId, Vector, covers
+from octaskly.core.model.ids import (
+    DispatcherEpoch,
+    Epoch,
+    Moment,
+    StreamId,
+    Vector,
+    covers,
+)
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import CHAR_BYTES
-from octaskly.core.protocol.messages import Repl
+from octaskly.core.protocol.messages import Replicate
 
 ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
 FIELDS_CHARS = 3  #: what stands beside a path, as characters
 
 
 @dataclass(slots=True)
-class Part:
+class UnackedPart:
     """Something under way to a standby."""
 
     number: int
     sent_s: float
-    entries: int
+    entry_count: int
     size_bytes: int
-    ends: dict[StreamId, int]  #: last sequence of each stream in it
+    last_seqs: dict[StreamId, int]  #: last sequence of each stream in it
 
 
-class Tail:
+class LogTail:
     """The last appends of a reign, in order."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._appends: deque[tuple[Append, int]] = deque()  #: with their bytes
-        self._entries = self._bytes = 0
-        self._before: Vector = {}
+        self._entry_count = self._size_bytes = 0
+        self._base_vector: Vector = {}
         """What a node must hold for the tail to bring it level."""
 
-    def begin(self, vector: Vector) -> None:
+    def restart_from(self, vector: Vector) -> None:
         """Start empty, behind what `vector` counts."""
         self._appends.clear()
-        self._entries = self._bytes = 0
-        self._before = dict(vector)
+        self._entry_count = self._size_bytes = 0
+        self._base_vector = dict(vector)
 
-    def takes(self, append: Append) -> bool:
+    def may_keep(self, append: Append) -> bool:
         """Whether an append may stay, by its entries."""
         return len(append.entries) <= self._limits.tail_entries
 
@@ -63,71 +70,78 @@ class Tail:
         self._appends.append((append, size_bytes))
         for entry in append.entries:
             if type(entry.fact) is Floor:
-                self._pass(entry.fact)
-        self._entries += len(append.entries)
-        self._bytes += size_bytes
+                self._raise_base(entry.fact)
+        self._entry_count += len(append.entries)
+        self._size_bytes += size_bytes
         limits = self._limits
         while self._appends and (
-            self._entries > limits.tail_entries or self._bytes > limits.tail_bytes
+            self._entry_count > limits.tail_entries
+            or self._size_bytes > limits.tail_bytes
         ):
             old, old_bytes = self._appends.popleft()
-            self._entries -= len(old.entries)
-            self._bytes -= old_bytes
+            self._entry_count -= len(old.entries)
+            self._size_bytes -= old_bytes
             for entry in old.entries:
-                before = self._before.get(entry.stream, 0)
-                self._before[entry.stream] = max(before, entry.seq)
+                before = self._base_vector.get(entry.stream, 0)
+                self._base_vector[entry.stream] = max(before, entry.seq)
 
-    def _pass(self, floor: Floor) -> None:
+    def _raise_base(self, floor: Floor) -> None:
         """Give nothing to who lacks what is void: it is in no row, either.
 
         The other half of a split may hold tasks to which it would still be joined.
         """
-        for stream, seq, _ in floor.marks:
-            self._before[stream] = max(self._before.get(stream, 0), seq)
+        for stream, seq, _ in floor.stream_floors:
+            self._base_vector[stream] = max(self._base_vector.get(stream, 0), seq)
 
-    def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
+    def appends_missing_in(
+        self, peer_vector: Mapping[StreamId, int]
+    ) -> list[Append] | None:
         """Return what a node lacks that holds so much; None: the tail is too short."""
-        if not covers(held, self._before.items()):
+        if not covers(peer_vector, self._base_vector.items()):
             return None
         missing = []
         for append, _ in self._appends:
-            entries = tuple(e for e in append.entries if held.get(e.stream, 0) < e.seq)
+            entries = tuple(
+                e for e in append.entries if peer_vector.get(e.stream, 0) < e.seq
+            )
             missing.append(Append(append.number, entries, append.epochs))
         return missing
 
 
-def repl_of(
-    reign: Reign,
+def replicate_messages(
+    dispatcher_epoch: DispatcherEpoch,
     appends: Iterable[Append],
     number: int,
     bytes_max: int,
     *,
-    is_ahead: bool = False,
-) -> tuple[Repl, ...]:
+    acks_beyond_standbys: bool = False,
+) -> tuple[Replicate, ...]:
     """Return appends as messages of at most about `bytes_max`, complete at `number`.
 
     All but the last have the number 0, as they complete no append. The last says
     whether the sender answers for more than it appends.
     """
-    epoch = reign.epoch
+    epoch = dispatcher_epoch.epoch
     messages = []
     entries: list[Entry] = []
-    epochs: list[tuple[StreamId, Epoch]] = [(reign.stream, epoch)]
+    epochs: list[tuple[StreamId, Epoch]] = [(dispatcher_epoch.stream, epoch)]
     size = 0
     for append in appends:
         epochs += append.epochs
         for entry in append.entries:
-            size += _size(entry)
+            size += _entry_size_bytes(entry)
             if size > bytes_max and entries:
-                messages.append(Repl(epoch, 0, tuple(entries), tuple(epochs)))
-                entries, size = [], _size(entry)
-                epochs = [(reign.stream, epoch), *append.epochs]
+                messages.append(Replicate(epoch, 0, tuple(entries), tuple(epochs)))
+                entries, size = [], _entry_size_bytes(entry)
+                epochs = [(dispatcher_epoch.stream, epoch), *append.epochs]
             entries.append(entry)
-    messages.append(Repl(epoch, number, tuple(entries), tuple(epochs), is_ahead))
+    messages.append(
+        Replicate(epoch, number, tuple(entries), tuple(epochs), acks_beyond_standbys)
+    )
     return tuple(messages)
 
 
-def size_of(append: Append) -> int:
+def append_size_bytes(append: Append) -> int:
     """Return roughly how many bytes an append takes on the wire."""
     size = ENTRY_BYTES * len(append.entries)
     for entry in append.entries:
@@ -135,11 +149,11 @@ def size_of(append: Append) -> int:
         if type(fact) is Submitted:  # Of which there are ten thousand in one.
             size += fact.spec.size_bytes
         else:
-            size += _size(entry) - ENTRY_BYTES
+            size += _entry_size_bytes(entry) - ENTRY_BYTES
     return size
 
 
-def _size(entry: Entry) -> int:
+def _entry_size_bytes(entry: Entry) -> int:
     fact = entry.fact
     if isinstance(fact, Assigned):  # Every third.
         return ENTRY_BYTES
@@ -157,10 +171,10 @@ def _size(entry: Entry) -> int:
     return ENTRY_BYTES
 
 
-def part_of(
+def unacked_part(
     appends: Sequence[Append], number: int, size_bytes: int, now: Moment
-) -> Part:
+) -> UnackedPart:
     """Return what is kept of appends that are on their way."""
     entries = [entry for append in appends for entry in append.entries]
     ends = {entry.stream: entry.seq for entry in entries}
-    return Part(number, now.mono_s, len(entries), size_bytes, ends)
+    return UnackedPart(number, now.mono_s, len(entries), size_bytes, ends)

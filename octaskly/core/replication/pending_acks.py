@@ -17,7 +17,7 @@ from octaskly.core.effects import Effect
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.replication.journal import Journal
 
-WhenSafe = Callable[[Moment, int], list[Effect]]
+WhenReplicated = Callable[[Moment, int], list[Effect]]
 """What happens once something is safe; it is given how many disks hold that."""
 
 ALWAYS = float("-inf")
@@ -25,18 +25,18 @@ NEVER = float("inf")
 
 
 @dataclass(slots=True)
-class _Promise:
+class _PendingAck:
     """An answer that waits."""
 
-    number: int  #: durable here at this commit
-    needed: int  #: and at a standby that acknowledged this append
+    commit_number: int  #: durable here at this commit
+    append_number: int  #: and at a standby that acknowledged this append
     since_s: float
-    then: WhenSafe
-    elsewhere: frozenset[NodeId] = frozenset()
+    on_replicated: WhenReplicated
+    remaining_copies: frozenset[NodeId] = frozenset()
     """Standbys that had acknowledged it when the reign ended, and are there still."""
 
 
-class Promises:
+class PendingAcks:
     """The answers that wait, in the order in which they were given.
 
     Args:
@@ -48,68 +48,76 @@ class Promises:
     def __init__(
         self,
         journal: Journal,
-        solo_s: float,
-        holders: Callable[[int], frozenset[NodeId]],
+        replication_wait_s: float,
+        acked_standbys: Callable[[int], frozenset[NodeId]],
     ) -> None:
-        self.bare_s: float | None = ALWAYS
+        self.unreplicated_since_s: float | None = ALWAYS
         """Since when no standby is level, None if one is."""
         self._journal = journal
-        self._solo_s = solo_s
-        self._holders = holders
-        self._waiting: deque[_Promise] = deque()
+        self._replication_wait_s = replication_wait_s
+        self._acked_standbys = acked_standbys
+        self._pending: deque[_PendingAck] = deque()
 
     @property
-    def is_bare(self) -> bool:
+    def is_unreplicated(self) -> bool:
         """Whether no standby is level: answers leave without one, now or soon."""
-        return self.bare_s is not None
+        return self.unreplicated_since_s is not None
 
     @property
-    def are_kept(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether no answer waits."""
-        return not self._waiting
+        return not self._pending
 
-    def make(self, then: WhenSafe, now: Moment) -> list[Effect]:
-        """Do `then` once all that was decided so far is durable in two places."""
-        number, needed = self._journal.number, self._journal.appended
-        self._waiting.append(_Promise(number, needed, now.mono_s, then))
-        return self.release(now)
+    def when_replicated(self, callback: WhenReplicated, now: Moment) -> list[Effect]:
+        """Do `on_replicated` once all that was decided so far is durable in two places."""
+        number, append_number = self._journal.last_number, self._journal.last_append
+        self._pending.append(_PendingAck(number, append_number, now.mono_s, callback))
+        return self.release_acks(now)
 
-    def release(self, now: Moment) -> list[Effect]:
+    def release_acks(self, now: Moment) -> list[Effect]:
         """Do what waited, in order, as far as it is safe."""
-        if not self._waiting:
+        if not self._pending:
             return []
         effects: list[Effect] = []
-        while self._waiting:
-            first = self._waiting[0]
-            is_here = self._journal.persisted >= first.number
-            if not is_here and not first.elsewhere:
+        while self._pending:
+            first = self._pending[0]
+            is_here = self._journal.persisted >= first.commit_number
+            if not is_here and not first.remaining_copies:
                 break
-            copies = is_here + len(self._holders(first.needed) | first.elsewhere)
-            if copies == 1 and now.mono_s < self._alone_at_s(first):
+            copies = is_here + len(
+                self._acked_standbys(first.append_number) | first.remaining_copies
+            )
+            if copies == 1 and now.mono_s < self._single_copy_at_s(first):
                 break
-            self._waiting.popleft()
-            effects += first.then(now, copies)
+            self._pending.popleft()
+            effects += first.on_replicated(now, copies)
         return effects
 
-    def note_copies(self) -> None:
+    def note_current_copies(self) -> None:
         """Remember where there are copies of each: the standbys are let go."""
-        for promise in self._waiting:
-            promise.elsewhere = self._holders(promise.needed)
+        for ack in self._pending:
+            ack.remaining_copies = self._acked_standbys(ack.append_number)
 
-    def discount(self, node: NodeId) -> None:
+    def discount_node(self, node: NodeId) -> None:
         """Count on a node no more that may never come back with its copies."""
-        for promise in self._waiting:
-            promise.elsewhere -= {node}
+        for ack in self._pending:
+            ack.remaining_copies -= {node}
 
     def deadline(self) -> float:
         """Return when the first leaves with a single copy, if only time is lacking."""
-        if not self._waiting:
+        if not self._pending:
             return NEVER
-        first = self._waiting[0]
-        has_copy = first.elsewhere or first.number <= self._journal.persisted
-        return self._alone_at_s(first) if has_copy else NEVER
+        first = self._pending[0]
+        has_copy = (
+            first.remaining_copies or first.commit_number <= self._journal.persisted
+        )
+        return self._single_copy_at_s(first) if has_copy else NEVER
 
-    def _alone_at_s(self, promise: _Promise) -> float:
+    def _single_copy_at_s(self, ack: _PendingAck) -> float:
         """Return when an answer leaves with a single copy."""
-        since_s = promise.since_s if self.bare_s is None else self.bare_s
-        return min(promise.since_s, since_s) + self._solo_s
+        since_s = (
+            ack.since_s
+            if self.unreplicated_since_s is None
+            else self.unreplicated_since_s
+        )
+        return min(ack.since_s, since_s) + self._replication_wait_s

@@ -13,38 +13,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from octaskly.core.effects import Append, Effect, Join, Note, Send, ServePull, Written
-from octaskly.core.membership.membership import Membership
-from octaskly.core.model.ids import Moment, NodeId, Reign
+from octaskly.core.effects import (
+    Append,
+    Effect,
+    LogLine,
+    LogWrite,
+    MergeRows,
+    Send,
+    ServePull,
+)
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, StandbyView
 from octaskly.core.model.settings import Settings
-from octaskly.core.protocol.messages import Pull, Repl, ReplOk
+from octaskly.core.protocol.messages import Pull, Replicate, ReplicateOk
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.log_tail import Part, Tail, part_of, repl_of, size_of
-from octaskly.core.replication.pending_acks import ALWAYS, NEVER, Promises, WhenSafe
+from octaskly.core.replication.log_tail import (
+    LogTail,
+    UnackedPart,
+    append_size_bytes,
+    replicate_messages,
+    unacked_part,
+)
+from octaskly.core.replication.pending_acks import (
+    ALWAYS,
+    NEVER,
+    PendingAcks,
+    WhenReplicated,
+)
 
-STANDBYS = 2  #: electable followers that keep copies
+STANDBYS_MAX = 2  #: electable followers that keep copies
 UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
 
 DRAINING = NodeState.DRAINING
 
 
-class _Progress(Enum):
+class _SyncState(Enum):
     """How far a standby has come."""
 
-    JOINING = "joining"  #: it pulls what it lacks
+    CATCHING_UP = "joining"  #: it pulls what it lacks
     STREAMING = "streaming"  #: it is sent what is appended
-    LEVEL = "level"  #: and has acknowledged, so answers wait for it
+    IN_SYNC = "level"  #: and has acknowledged, so answers wait for it
 
 
 @dataclass(slots=True)
-class _Copy:
+class _StandbyProgress:
     """One standby."""
 
-    heard_s: float  #: when it last pulled or acknowledged
-    progress: _Progress = _Progress.JOINING
+    last_active_s: float  #: when it last pulled or acknowledged
+    sync_state: _SyncState = _SyncState.CATCHING_UP
     acked: int = 0
-    unacked: deque[Part] = field(default_factory=deque)
+    unacked: deque[UnackedPart] = field(default_factory=deque)
     unacked_bytes: int = 0
 
 
@@ -52,328 +71,381 @@ class Replication:
     """Standbys, what is on its way to them, and what waits for them."""
 
     def __init__(
-        self, settings: Settings, journal: Journal, members: Membership
+        self, settings: Settings, journal: Journal, peer_table: PeerTable
     ) -> None:
         self._timing = settings.timing
         self._limits = settings.limits
         self._journal = journal
-        self.members = members
-        self._reign: Reign | None = None
-        self._copies: dict[NodeId, _Copy] = {}
-        self._slow: dict[NodeId, float] = {}
+        self.peer_table = peer_table
+        self._dispatcher_epoch: DispatcherEpoch | None = None
+        self._standbys: dict[NodeId, _StandbyProgress] = {}
+        self._dropped_as_slow_s: dict[NodeId, float] = {}
         """When a node was last given up as too slow."""
-        self._tail = Tail(settings.limits)
-        self._number = 0  #: of the last append that was streamed
-        self._promises = Promises(journal, settings.timing.solo_s, self._holders)
-        self._seen_changes = -1  #: of the members, at the last choice
-        self._choice_s = NEVER  #: when a node that was slow may be chosen again
+        self._log_tail = LogTail(settings.limits)
+        self._last_streamed = 0  #: of the last append that was streamed
+        self._pending_acks = PendingAcks(
+            journal, settings.timing.replication_wait_s, self._acked_standbys
+        )
+        self._seen_peer_changes = -1  #: of the members, at the last choice
+        self._next_choice_s = NEVER  #: when a node that was slow may be chosen again
 
     # --- The reign.
 
-    def begin(self, reign: Reign, now: Moment, *, is_expecting: bool) -> None:
+    def start_replicating(
+        self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, expects_standbys: bool
+    ) -> None:
         """Reign; with `is_expecting`, members who may be standbys are on their way."""
-        self._reign = reign
-        self._forget()
-        self._tail.begin(self._journal.vector)
-        self._number = self._journal.number
-        self._promises.bare_s = now.mono_s if is_expecting else ALWAYS
+        self._dispatcher_epoch = dispatcher_epoch
+        self._clear_standbys()
+        self._log_tail.restart_from(self._journal.vector)
+        self._last_streamed = self._journal.last_number
+        self._pending_acks.unreplicated_since_s = (
+            now.mono_s if expects_standbys else ALWAYS
+        )
 
-    def end(self, now: Moment) -> None:
+    def stop_replicating(self, now: Moment) -> None:
         """Reign no more; what waits is told how many copies it has, if it has any.
 
         A standby that was level may be about to reign without what it has not
         acknowledged: that is told as if it were slow, and not at once.
         """
-        self._promises.note_copies()
-        if not self._promises.is_bare:
-            self._promises.bare_s = now.mono_s
-        self._reign = None
-        self._forget()
+        self._pending_acks.note_current_copies()
+        if not self._pending_acks.is_unreplicated:
+            self._pending_acks.unreplicated_since_s = now.mono_s
+        self._dispatcher_epoch = None
+        self._clear_standbys()
 
-    def _forget(self) -> None:
-        self._copies.clear()
-        self._slow.clear()
-        self._tail.begin({})
-        self._seen_changes = -1
-        self._choice_s = NEVER
+    def _clear_standbys(self) -> None:
+        self._standbys.clear()
+        self._dropped_as_slow_s.clear()
+        self._log_tail.restart_from({})
+        self._seen_peer_changes = -1
+        self._next_choice_s = NEVER
 
     # --- What is seen of it.
 
     @property
-    def nodes(self) -> tuple[NodeId, ...]:
+    def standby_nodes(self) -> tuple[NodeId, ...]:
         """The standbys, the one that should succeed first."""
-        copies = self._copies
-        level = _Progress.LEVEL
+        standbys = self._standbys
+        in_sync = _SyncState.IN_SYNC
         return tuple(
-            sorted(copies, key=lambda node: copies[node].progress is not level)
+            sorted(standbys, key=lambda node: standbys[node].sync_state is not in_sync)
         )
 
     @property
-    def is_level(self) -> bool:
+    def has_in_sync_standby(self) -> bool:
         """Whether a standby keeps up with this node."""
-        return _Progress.LEVEL in [copy.progress for copy in self._copies.values()]
+        return _SyncState.IN_SYNC in [
+            standby.sync_state for standby in self._standbys.values()
+        ]
 
     @property
-    def is_quiet(self) -> bool:
+    def has_no_pending_acks(self) -> bool:
         """Whether no answer waits."""
-        return self._promises.are_kept
+        return self._pending_acks.is_empty
 
-    def streams_to(self, node: NodeId) -> bool:
+    def is_in_sync(self, node: NodeId) -> bool:
         """Return whether this standby keeps up with what is appended."""
-        copy = self._copies.get(node)
-        return copy is not None and copy.progress is _Progress.LEVEL
+        standby = self._standbys.get(node)
+        return standby is not None and standby.sync_state is _SyncState.IN_SYNC
 
-    def level_with(self, node: NodeId) -> bool:
+    def has_acked_all(self, node: NodeId) -> bool:
         """Return whether this standby has acknowledged everything."""
-        copy = self._copies.get(node)
-        return copy is not None and copy.acked >= self._journal.appended
+        standby = self._standbys.get(node)
+        return standby is not None and standby.acked >= self._journal.last_append
 
-    def views(self) -> tuple[StandbyView, ...]:
+    def standby_views(self) -> tuple[StandbyView, ...]:
         """Return the standbys in order, and how far each is behind."""
-        return tuple(self._view(node, self._copies[node]) for node in self.nodes)
+        return tuple(
+            self._standby_view(node, self._standbys[node])
+            for node in self.standby_nodes
+        )
 
-    def _view(self, node: NodeId, copy: _Copy) -> StandbyView:
-        if copy.progress is not _Progress.JOINING:
-            lag = sum(part.entries for part in copy.unacked)
+    def _standby_view(self, node: NodeId, standby: _StandbyProgress) -> StandbyView:
+        if standby.sync_state is not _SyncState.CATCHING_UP:
+            lag = sum(part.entry_count for part in standby.unacked)
         else:
-            held = self.members.peers[node].vector
+            peer_vector = self.peer_table.peers[node].vector
             vector = self._journal.vector.items()
-            lag = sum(max(0, seq - held.get(stream, 0)) for stream, seq in vector)
-        return StandbyView(node, copy.progress is _Progress.LEVEL, lag)
+            lag = sum(
+                max(0, seq - peer_vector.get(stream, 0)) for stream, seq in vector
+            )
+        return StandbyView(node, standby.sync_state is _SyncState.IN_SYNC, lag)
 
     # --- Answers.
 
-    def when_safe(self, then: WhenSafe, now: Moment) -> list[Effect]:
+    def when_replicated(self, callback: WhenReplicated, now: Moment) -> list[Effect]:
         """Do `then` once all that was decided so far is durable in two places."""
-        return self._promises.make(then, now)
+        return self._pending_acks.when_replicated(callback, now)
 
-    def release(self, now: Moment) -> list[Effect]:
+    def release_acks(self, now: Moment) -> list[Effect]:
         """Do what waited, in order, as far as it is safe."""
-        return self._promises.release(now)
+        return self._pending_acks.release_acks(now)
 
-    def discount(self, node: NodeId) -> None:
+    def discount_node(self, node: NodeId) -> None:
         """Count on a node no more that is gone, for answers of an earlier reign."""
-        self._promises.discount(node)
+        self._pending_acks.discount_node(node)
 
-    def _holders(self, number: int) -> frozenset[NodeId]:
-        level = _Progress.LEVEL
+    def _acked_standbys(self, number: int) -> frozenset[NodeId]:
+        in_sync = _SyncState.IN_SYNC
         return frozenset(
             node
-            for node, copy in self._copies.items()
-            if copy.progress is level and copy.acked >= number
+            for node, standby in self._standbys.items()
+            if standby.sync_state is in_sync and standby.acked >= number
         )
 
     # --- Streaming.
 
-    def on_written(self, append: Written, now: Moment) -> list[Effect]:
+    def on_log_write(self, append: LogWrite, now: Moment) -> list[Effect]:
         """Send the standbys what goes to this node's own disk."""
-        if self._reign is None:
+        if self._dispatcher_epoch is None:
             return []
-        if isinstance(append, Join):
-            return self._rejoin(now) if append.is_last else []
-        self._number = append.number
-        copies = [
-            (node, copy)
-            for node, copy in self._copies.items()
-            if copy.progress is not _Progress.JOINING
+        if isinstance(append, MergeRows):
+            return self._restart_standbys(now) if append.is_last else []
+        self._last_streamed = append.number
+        standbys = [
+            (node, standby)
+            for node, standby in self._standbys.items()
+            if standby.sync_state is not _SyncState.CATCHING_UP
         ]
         # It takes a while to count, and a large request is one step.
-        is_counted = bool(copies) or self._tail.takes(append)
-        size_bytes = size_of(append) if is_counted else 0
-        self._tail.add(append, size_bytes)
-        if not copies:
+        is_counted = bool(standbys) or self._log_tail.may_keep(append)
+        size_bytes = append_size_bytes(append) if is_counted else 0
+        self._log_tail.add(append, size_bytes)
+        if not standbys:
             return []
-        part = part_of((append,), append.number, size_bytes, now)
+        part = unacked_part((append,), append.number, size_bytes, now)
         # The same messages for all, so that they are packed once.
-        messages = self._messages(self._reign, (append,))
+        messages = self._replicate_messages(self._dispatcher_epoch, (append,))
         return [
             effect
-            for node, copy in copies
-            for effect in self._stream(node, copy, part, messages, now)
+            for node, copy in standbys
+            for effect in self._stream_part(node, copy, part, messages, now)
         ]
 
-    def _rejoin(self, now: Moment) -> list[Effect]:
+    def _restart_standbys(self, now: Moment) -> list[Effect]:
         """Rows of a snapshot came in, which are no entries: standbys join anew."""
-        self._tail.begin(self._journal.vector)
+        self._log_tail.restart_from(self._journal.vector)
         effects: list[Effect] = []
-        for node, copy in self._copies.items():
-            self._fall_behind(copy, now)
-            effects += self._bring_level(node, copy, now) or self._serve(node, now)
+        for node, standby in self._standbys.items():
+            self._restart_catch_up(standby, now)
+            effects += self._start_streaming(node, standby, now) or self._serve_pull(
+                node, now
+            )
         return effects
 
-    def _stream(
+    def _stream_part(
         self,
         node: NodeId,
-        copy: _Copy,
-        part: Part,
-        messages: tuple[Repl, ...],
+        standby: _StandbyProgress,
+        part: UnackedPart,
+        messages: tuple[Replicate, ...],
         now: Moment,
     ) -> list[Effect]:
-        if copy.unacked_bytes + part.size_bytes > UNACKED_BYTES_MAX:
+        if standby.unacked_bytes + part.size_bytes > UNACKED_BYTES_MAX:
             # More would end the link. It asks for the rest at its own pace.
-            self._fall_behind(copy, now)
-            return self._serve(node, now)
-        copy.unacked.append(part)
-        copy.unacked_bytes += part.size_bytes
+            self._restart_catch_up(standby, now)
+            return self._serve_pull(node, now)
+        standby.unacked.append(part)
+        standby.unacked_bytes += part.size_bytes
         return [Send(node, messages)]
 
-    def _serve(self, node: NodeId, now: Moment) -> list[Effect]:
+    def _serve_pull(self, node: NodeId, now: Moment) -> list[Effect]:
         """Send a standby what it lacks; it asks on by itself for the rest.
 
         Only what is on disk can be read, and an empty answer would end its questions.
         """
-        vector = tuple(sorted(self.members.peers[node].vector.items()))
+        vector = tuple(sorted(self.peer_table.peers[node].vector.items()))
         return self._journal.when_durable(lambda _: [ServePull(node, vector)], now)
 
-    def _fall_behind(self, copy: _Copy, now: Moment) -> None:
+    def _restart_catch_up(self, standby: _StandbyProgress, now: Moment) -> None:
         """A standby has to join again."""
-        copy.progress = _Progress.JOINING
-        copy.heard_s = now.mono_s
-        copy.unacked.clear()
-        copy.unacked_bytes = 0
-        if not self._promises.is_bare and not self.is_level:
-            self._promises.bare_s = now.mono_s
+        standby.sync_state = _SyncState.CATCHING_UP
+        standby.last_active_s = now.mono_s
+        standby.unacked.clear()
+        standby.unacked_bytes = 0
+        if not self._pending_acks.is_unreplicated and not self.has_in_sync_standby:
+            self._pending_acks.unreplicated_since_s = now.mono_s
 
     # --- Standbys.
 
     def on_pull(self, node: NodeId, message: Pull, now: Moment) -> list[Effect]:
         """A peer asks for entries: a standby may be close enough by now."""
-        copy = self._copies.get(node)
-        if copy is None or message.cursor is not None:
-            if copy is not None:
-                copy.heard_s = now.mono_s
+        standby = self._standbys.get(node)
+        if standby is None or message.cursor is not None:
+            if standby is not None:
+                standby.last_active_s = now.mono_s
             return [ServePull(node, message.vector, message.cursor)]
         # One that is streamed to asks only if something was lost on the way.
-        self._fall_behind(copy, now)
-        return self._bring_level(node, copy, now) or self._serve(node, now)
+        self._restart_catch_up(standby, now)
+        return self._start_streaming(node, standby, now) or self._serve_pull(node, now)
 
-    def on_repl_ok(self, node: NodeId, message: ReplOk, now: Moment) -> list[Effect]:
+    def on_replicate_ok(
+        self, node: NodeId, message: ReplicateOk, now: Moment
+    ) -> list[Effect]:
         """A standby has made durable what it was sent."""
-        copy = self._copies.get(node)
-        reign = self._reign
-        if copy is None or reign is None or message.epoch != reign.epoch:
+        standby = self._standbys.get(node)
+        dispatcher_epoch = self._dispatcher_epoch
+        if (
+            standby is None
+            or dispatcher_epoch is None
+            or message.epoch != dispatcher_epoch.epoch
+        ):
             return []
-        if message.number > self._number:
+        if message.number > self._last_streamed:
             return []  # Nobody can hold what was never sent.
-        copy.heard_s = now.mono_s
-        copy.acked = max(copy.acked, message.number)
-        held = self.members.peers[node].vector
-        while copy.unacked and copy.unacked[0].number <= copy.acked:
-            part = copy.unacked.popleft()
-            copy.unacked_bytes -= part.size_bytes
-            for stream, seq in part.ends.items():
+        standby.last_active_s = now.mono_s
+        standby.acked = max(standby.acked, message.number)
+        peer_vector = self.peer_table.peers[node].vector
+        while standby.unacked and standby.unacked[0].number <= standby.acked:
+            part = standby.unacked.popleft()
+            standby.unacked_bytes -= part.size_bytes
+            for stream, seq in part.last_seqs.items():
                 # It may hold more, of a reign of its own.
-                held[stream] = max(seq, held.get(stream, 0))
+                peer_vector[stream] = max(seq, peer_vector.get(stream, 0))
         effects: list[Effect] = []
-        if copy.progress is _Progress.STREAMING:
-            effects += self._count_on(node, copy, reign)
-        return effects + self.release(now)
+        if standby.sync_state is _SyncState.STREAMING:
+            effects += self._mark_in_sync(node, standby, dispatcher_epoch)
+        return effects + self.release_acks(now)
 
-    def _count_on(self, node: NodeId, copy: _Copy, reign: Reign) -> list[Effect]:
+    def _mark_in_sync(
+        self, node: NodeId, standby: _StandbyProgress, dispatcher_epoch: DispatcherEpoch
+    ) -> list[Effect]:
         """Let answers wait for a standby from now on, and tell it where none did."""
-        copy.progress = _Progress.LEVEL
-        was_bare, self._promises.bare_s = self._promises.is_bare, None
-        self._slow.pop(node, None)
-        self.members.changed()
-        note = Note("info", "standby level", (("peer", node),))
+        standby.sync_state = _SyncState.IN_SYNC
+        was_unreplicated, self._pending_acks.unreplicated_since_s = (
+            self._pending_acks.is_unreplicated,
+            None,
+        )
+        self._dropped_as_slow_s.pop(node, None)
+        self.peer_table.count_change()
+        note = LogLine("info", "standby level", (("peer", node),))
         # What it was sent until now may have been answered for without it.
-        return [Send(node, self._messages(reign, ())), note] if was_bare else [note]
-
-    def on_lost(self, node: NodeId, now: Moment, *, is_leaving: bool) -> None:
-        """A follower's link is gone, and its copy with it."""
-        if node in self._copies:
-            self._drop(node, now.mono_s)
-            if is_leaving and not self._has_candidates():
-                self._promises.bare_s = ALWAYS
-
-    def _has_candidates(self) -> bool:
-        reign = self._reign
-        return reign is not None and any(
-            view.is_candidate for _, view in self.members.followers(reign.epoch)
+        return (
+            [Send(node, self._replicate_messages(dispatcher_epoch, ())), note]
+            if was_unreplicated
+            else [note]
         )
 
-    def review(self, now: Moment) -> list[Effect]:
+    def on_follower_lost(self, node: NodeId, now: Moment, *, is_leaving: bool) -> None:
+        """A follower's link is gone, and its copy with it."""
+        if node in self._standbys:
+            self._drop_standby(node, now.mono_s)
+            if is_leaving and not self._has_candidates():
+                self._pending_acks.unreplicated_since_s = ALWAYS
+
+    def _has_candidates(self) -> bool:
+        dispatcher_epoch = self._dispatcher_epoch
+        return dispatcher_epoch is not None and any(
+            view.is_candidate
+            for _, view in self.peer_table.followers(dispatcher_epoch.epoch)
+        )
+
+    def update_standbys(self, now: Moment) -> list[Effect]:
         """Replace standbys that are too slow, choose where one is missing."""
-        if self._reign is None:
-            return self._promises.release(now)
+        if self._dispatcher_epoch is None:
+            return self._pending_acks.release_acks(now)
         effects: list[Effect] = []
-        for node, copy in tuple(self._copies.items()):
-            if not self.members.peers[node].is_candidate or self._is_slow(copy, now):
-                first_s = copy.unacked[0].sent_s if copy.unacked else now.mono_s
-                self._drop(node, first_s)
-                self._slow[node] = now.mono_s
-                effects.append(Note("warning", "standby slow", (("peer", node),)))
-        is_due = now.mono_s >= self._choice_s
-        if is_due or self.members.changes != self._seen_changes:
-            self._seen_changes = self.members.changes
-            effects += self._choose(now)
-        return effects + self._promises.release(now)
+        for node, standby in tuple(self._standbys.items()):
+            if not self.peer_table.peers[node].is_candidate or self._is_slow(
+                standby, now
+            ):
+                first_s = standby.unacked[0].sent_s if standby.unacked else now.mono_s
+                self._drop_standby(node, first_s)
+                self._dropped_as_slow_s[node] = now.mono_s
+                effects.append(LogLine("warning", "standby slow", (("peer", node),)))
+        is_due = now.mono_s >= self._next_choice_s
+        if is_due or self.peer_table.change_count != self._seen_peer_changes:
+            self._seen_peer_changes = self.peer_table.change_count
+            effects += self._choose_standbys(now)
+        return effects + self._pending_acks.release_acks(now)
 
     def deadline(self) -> float:
-        """Return when `review` has something to do."""
-        due_s = min(self._promises.deadline(), self._choice_s)
-        for copy in self._copies.values():
-            if copy.unacked:
-                due_s = min(due_s, copy.unacked[0].sent_s + self._timing.slow_s)
+        """Return when `update_standbys` has something to do."""
+        due_s = min(self._pending_acks.deadline(), self._next_choice_s)
+        for standby in self._standbys.values():
+            if standby.unacked:
+                due_s = min(
+                    due_s, standby.unacked[0].sent_s + self._timing.standby_timeout_s
+                )
         return due_s
 
-    def _is_slow(self, copy: _Copy, now: Moment) -> bool:
-        if copy.progress is _Progress.JOINING:
-            return now.mono_s >= copy.heard_s + self._timing.sticky_s
-        if not copy.unacked:
+    def _is_slow(self, standby: _StandbyProgress, now: Moment) -> bool:
+        if standby.sync_state is _SyncState.CATCHING_UP:
+            return now.mono_s >= standby.last_active_s + self._timing.standby_cooldown_s
+        if not standby.unacked:
             return False
-        return now.mono_s >= copy.unacked[0].sent_s + self._timing.slow_s
+        return now.mono_s >= standby.unacked[0].sent_s + self._timing.standby_timeout_s
 
-    def _choose(self, now: Moment) -> list[Effect]:
+    def _choose_standbys(self, now: Moment) -> list[Effect]:
         """Take the best followers where standbys are missing."""
-        assert self._reign is not None
+        assert self._dispatcher_epoch is not None
         timing = self._timing
         ranked = []
-        for node, view in self.members.followers(self._reign.epoch):
-            slow_s = self._slow.get(node, ALWAYS)
-            is_resting = now.mono_s < slow_s + timing.slow_s
-            if node in self._copies or not view.is_candidate or is_resting:
+        for node, view in self.peer_table.followers(self._dispatcher_epoch.epoch):
+            slow_s = self._dropped_as_slow_s.get(node, ALWAYS)
+            is_cooling_down = now.mono_s < slow_s + timing.standby_timeout_s
+            if node in self._standbys or not view.is_candidate or is_cooling_down:
                 continue
-            is_sticky = now.mono_s < slow_s + timing.sticky_s
+            was_slow_lately = now.mono_s < slow_s + timing.standby_cooldown_s
             is_leaving = view.state is DRAINING
-            ranked.append((is_sticky, is_leaving, view.standing(now), node))
+            ranked.append((was_slow_lately, is_leaving, view.rank(now), node))
         effects: list[Effect] = []
-        for *_, node in sorted(ranked)[: max(0, STANDBYS - len(self._copies))]:
-            effects += self._enlist(node, now)
-        self._choice_s = NEVER
-        for node, at_s in tuple(self._slow.items()):
-            rested_s, forgiven_s = at_s + timing.slow_s, at_s + timing.sticky_s
-            if now.mono_s >= forgiven_s or node not in self.members.peers:
-                del self._slow[node]
+        for *_, node in sorted(ranked)[: max(0, STANDBYS_MAX - len(self._standbys))]:
+            effects += self._add_standby(node, now)
+        self._next_choice_s = NEVER
+        for node, at_s in tuple(self._dropped_as_slow_s.items()):
+            retry_s, forgiven_s = (
+                at_s + timing.standby_timeout_s,
+                at_s + timing.standby_cooldown_s,
+            )
+            if now.mono_s >= forgiven_s or node not in self.peer_table.peers:
+                del self._dropped_as_slow_s[node]
             else:
-                next_s = rested_s if now.mono_s < rested_s else forgiven_s
-                self._choice_s = min(self._choice_s, next_s)
+                next_s = retry_s if now.mono_s < retry_s else forgiven_s
+                self._next_choice_s = min(self._next_choice_s, next_s)
         return effects
 
-    def _enlist(self, node: NodeId, now: Moment) -> list[Effect]:
-        copy = self._copies[node] = _Copy(now.mono_s)
-        self.members.note_standby(node, is_standby=True)
-        return self._bring_level(node, copy, now) or self._serve(node, now)
+    def _add_standby(self, node: NodeId, now: Moment) -> list[Effect]:
+        standby = self._standbys[node] = _StandbyProgress(now.mono_s)
+        self.peer_table.set_standby(node, is_standby=True)
+        return self._start_streaming(node, standby, now) or self._serve_pull(node, now)
 
-    def _bring_level(self, node: NodeId, copy: _Copy, now: Moment) -> list[Effect]:
+    def _start_streaming(
+        self, node: NodeId, standby: _StandbyProgress, now: Moment
+    ) -> list[Effect]:
         """Stream to a standby if what it lacks is all in the tail."""
-        missing = self._tail.beyond(self.members.peers[node].vector)
+        missing = self._log_tail.appends_missing_in(self.peer_table.peers[node].vector)
         if missing is None:
             return []
-        assert self._reign is not None
-        copy.progress = _Progress.STREAMING
-        part = part_of(missing, self._number, sum(map(size_of, missing)), now)
-        messages = self._messages(self._reign, missing)
-        return self._stream(node, copy, part, messages, now)
+        assert self._dispatcher_epoch is not None
+        standby.sync_state = _SyncState.STREAMING
+        part = unacked_part(
+            missing, self._last_streamed, sum(map(append_size_bytes, missing)), now
+        )
+        messages = self._replicate_messages(self._dispatcher_epoch, missing)
+        return self._stream_part(node, standby, part, messages, now)
 
-    def _messages(self, reign: Reign, appends: Sequence[Append]) -> tuple[Repl, ...]:
-        bytes_max, is_bare = self._limits.entries_bytes, self._promises.is_bare
-        is_ahead = is_bare or self._journal.is_ahead
-        return repl_of(reign, appends, self._number, bytes_max, is_ahead=is_ahead)
+    def _replicate_messages(
+        self, dispatcher_epoch: DispatcherEpoch, appends: Sequence[Append]
+    ) -> tuple[Replicate, ...]:
+        bytes_max, is_unreplicated = (
+            self._limits.entries_bytes,
+            self._pending_acks.is_unreplicated,
+        )
+        is_ahead = is_unreplicated or self._journal.has_rows_ahead
+        return replicate_messages(
+            dispatcher_epoch,
+            appends,
+            self._last_streamed,
+            bytes_max,
+            acks_beyond_standbys=is_ahead,
+        )
 
-    def _drop(self, node: NodeId, since_s: float) -> None:
+    def _drop_standby(self, node: NodeId, since_s: float) -> None:
         """Count on a standby no more; `since_s` is when it was last of use."""
-        del self._copies[node]
-        self.members.note_standby(node, is_standby=False)
-        if not self._promises.is_bare and not self.is_level:
-            self._promises.bare_s = since_s
+        del self._standbys[node]
+        self.peer_table.set_standby(node, is_standby=False)
+        if not self._pending_acks.is_unreplicated and not self.has_in_sync_standby:
+            self._pending_acks.unreplicated_since_s = since_s

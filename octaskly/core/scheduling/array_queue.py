@@ -11,127 +11,152 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import RUNS_MAX, Rest, member_id, member_of, member_spec
+from octaskly.core.model.arrays import (
+    RUNS_MAX,
+    RemainingMembers,
+    member_id,
+    member_spec,
+    split_member_id,
+)
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.core.scheduling.queued_task import InHand, Stage
+from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
-COUNTED_MAX = 10_000  #: arrays that are not in hand and whose failures are counted
+COUNTED_ARRAYS_MAX = (
+    10_000  #: arrays that are not in hand and whose failures are counted
+)
 
-Numbers = Mapping[TaskId, list[int]]
+MemberNumbers = Mapping[TaskId, list[int]]
 """Numbers of members in hand, by array."""
 
 
-def unpacked(spec: TaskSpec) -> InHand:
+def new_queued_task(spec: TaskSpec) -> QueuedTask:
     """Return a new task as it waits; an array with all its members."""
-    task = InHand(spec)
+    task = QueuedTask(spec)
     if spec.array is not None:
-        task.rest = Rest([(0, spec.array.count - 1)])
+        task.remaining = RemainingMembers([(0, spec.array.count - 1)])
     return task
 
 
-def numbers_in_hand(tasks: Iterable[TaskId]) -> Numbers:
+def queued_member_numbers(tasks: Iterable[TaskId]) -> MemberNumbers:
     """Return which members are in hand, so that a read may be older than that."""
     found: defaultdict[TaskId, list[int]] = defaultdict(list)
-    for place in map(member_of, tasks):
-        if place is not None:
-            found[place[0]].append(place[1])
+    for array_and_number in map(split_member_id, tasks):
+        if array_and_number is not None:
+            found[array_and_number[0]].append(array_and_number[1])
     return found
 
 
-def learn(task: InHand, record: TaskRecord, numbers: Numbers) -> None:
+def merge_array_record(
+    task: QueuedTask, record: TaskRecord, numbers: MemberNumbers
+) -> None:
     """Take over what the store says of the members of an array."""
     progress, array = record.progress, task.spec.array
     assert progress is not None
     assert array is not None
-    task.is_sure = len(progress.rest) < RUNS_MAX
-    if task.rest is None:
-        task.rest, task.failed = Rest(progress.rest), progress.failed
+    task.is_store_confirmed = len(progress.remaining_runs) < RUNS_MAX
+    if task.remaining is None:
+        task.remaining, task.failed_members = (
+            RemainingMembers(progress.remaining_runs),
+            progress.failed,
+        )
     else:
-        task.rest.keep(progress.rest)
-        task.failed = max(task.failed, progress.failed)
+        task.remaining.intersect(progress.remaining_runs)
+        task.failed_members = max(task.failed_members, progress.failed)
     for number in numbers.get(task.spec.id, ()):
         position = array.position(number)
         if position is not None:
-            task.rest.remove(position)
+            task.remaining.remove(position)
 
 
-class Unpacking:
+class ArrayQueue:
     """The arrays among the tasks in hand."""
 
-    def __init__(self, tasks: dict[TaskId, InHand]) -> None:
+    def __init__(self, tasks: dict[TaskId, QueuedTask]) -> None:
         self._tasks = tasks
-        self._counted: OrderedDict[TaskId, InHand] = OrderedDict()
+        self._counted_arrays: OrderedDict[TaskId, QueuedTask] = OrderedDict()
         """Those with a bound on failures, without items and rest: their members may
         fail when all of them were handed out, or while the store is read."""
 
-    def counted(self, member: TaskId) -> InHand | None:
+    def counted_array_of(self, member: TaskId) -> QueuedTask | None:
         """Return the array of a member that counts its failures, if one does."""
-        place = member_of(member)
-        if place is None:
+        array_and_number = split_member_id(member)
+        if array_and_number is None:
             return None
-        array = self._tasks.get(place[0]) or self._counted.get(place[0])
+        array = self._tasks.get(array_and_number[0]) or self._counted_arrays.get(
+            array_and_number[0]
+        )
         return array if array is not None and array.stage is Stage.QUEUED else None
 
-    def count_on(self, array: InHand) -> None:
+    def keep_counting_failures(self, array: QueuedTask) -> None:
         """Count the failures of an array whether it is in hand or not."""
-        asked, id_ = array.spec.array, array.spec.id
-        if asked is None or asked.max_fails is None:
+        array_spec, id_ = array.spec.array, array.spec.id
+        if array_spec is None or array_spec.max_fails is None:
             return
-        known = self._counted.pop(id_, None)
-        if known is not None:
-            array.failed = max(array.failed, known.failed)
-        bound = TaskOptions(array=replace(asked, has_items=False, items=()))
+        earlier = self._counted_arrays.pop(id_, None)
+        if earlier is not None:
+            array.failed_members = max(array.failed_members, earlier.failed_members)
+        bound = TaskOptions(array=replace(array_spec, has_items=False, items=()))
         spec = TaskSpec(id=id_, command="", options=bound)
-        self._counted[id_] = InHand(spec, failed=array.failed)
-        if len(self._counted) > COUNTED_MAX:
-            self._counted.popitem(last=False)
+        self._counted_arrays[id_] = QueuedTask(
+            spec, failed_members=array.failed_members
+        )
+        if len(self._counted_arrays) > COUNTED_ARRAYS_MAX:
+            self._counted_arrays.popitem(last=False)
 
-    def uncount(self, array: TaskId) -> None:
+    def stop_counting_failures(self, array: TaskId) -> None:
         """Count no more failures of an array that is over, or not the same any more."""
-        self._counted.pop(array, None)
+        self._counted_arrays.pop(array, None)
 
-    def forget(self) -> None:
+    def clear_arrays(self) -> None:
         """The reign is over."""
-        self._counted.clear()
+        self._counted_arrays.clear()
 
-    def of(self, member: TaskId) -> InHand | None:
+    def queued_array_of(self, member: TaskId) -> QueuedTask | None:
         """Return the array of a member, if it waits in hand."""
-        place = member_of(member)
-        array = None if place is None else self._tasks.get(place[0])
+        array_and_number = split_member_id(member)
+        array = (
+            None if array_and_number is None else self._tasks.get(array_and_number[0])
+        )
         is_waiting = array is not None and array.stage is Stage.QUEUED
         return array if is_waiting else None
 
-    def is_cut(self, member: TaskId) -> bool:
+    def is_remainder_cancelled(self, member: TaskId) -> bool:
         """Whether the rest of its array was cancelled just now."""
-        place = member_of(member)
-        array = None if place is None else self._tasks.get(place[0])
+        array_and_number = split_member_id(member)
+        array = (
+            None if array_and_number is None else self._tasks.get(array_and_number[0])
+        )
         return array is not None and array.stage is Stage.ENDED
 
-    def next_of(self, array: InHand) -> InHand | None:
+    def take_next_member(self, array: QueuedTask) -> QueuedTask | None:
         """Return the member that is next, not yet in hand; None: none is left."""
-        asked = array.spec.array
-        assert asked is not None
-        if array.ahead is not None and array.ahead.spec.id in self._tasks:
-            array.ahead = None  # A read of the store was newer.
-        while array.ahead is None and array.rest:
-            number = asked.number(array.rest.pop())
+        array_spec = array.spec.array
+        assert array_spec is not None
+        if array.next_member is not None and array.next_member.spec.id in self._tasks:
+            array.next_member = None  # A read of the store was newer.
+        while array.next_member is None and array.remaining:
+            number = array_spec.number(array.remaining.pop())
             if member_id(array.spec.id, number) not in self._tasks:
                 spec = member_spec(array.spec, number)
                 assert spec is not None
-                array.ahead = InHand(spec)
-        return array.ahead
+                array.next_member = QueuedTask(spec)
+        return array.next_member
 
-    def withdraw(self, member: TaskId) -> None:
+    def remove_member(self, member: TaskId) -> None:
         """Note that a member is in hand otherwise, and not to be handed out."""
-        array = self.of(member)
-        if array is None or array.rest is None or array.spec.array is None:
+        array = self.queued_array_of(member)
+        if array is None or array.remaining is None or array.spec.array is None:
             return
-        if array.ahead is not None and array.ahead.spec.id == member:
-            array.ahead = None
+        if array.next_member is not None and array.next_member.spec.id == member:
+            array.next_member = None
             return
-        place = member_of(member)
-        position = None if place is None else array.spec.array.position(place[1])
+        array_and_number = split_member_id(member)
+        position = (
+            None
+            if array_and_number is None
+            else array.spec.array.position(array_and_number[1])
+        )
         if position is not None:
-            array.rest.remove(position)
+            array.remaining.remove(position)

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 
-from octaskly.core.effects import Load
-from octaskly.core.events import Loaded
+from octaskly.core.effects import LoadQueued
+from octaskly.core.events import QueuedLoaded
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.task_options import Requires, requires_of, shape_of
+from octaskly.core.model.task_options import Requirements, requires_of, shape_of
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.core.scheduling.queued_task import InHand, Stage
+from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
-Tasks = Mapping[TaskId, InHand]
+TasksById = Mapping[TaskId, QueuedTask]
 
 
 class Lane:
@@ -32,7 +32,7 @@ class Lane:
     def __init__(
         self,
         shape: int,
-        requires: Requires | None,
+        requires: Requirements | None,
         bounds: tuple[int, int],
         cursor: int,
     ) -> None:
@@ -42,33 +42,33 @@ class Lane:
         self.blocked_s: float | None = None
         """Since when its first task finds no worker with room."""
         self.has_more = False  #: the store may have more beyond the cursor
-        self.is_stuck = True  #: the last read brought nothing new
+        self.was_last_read_empty = True  #: the last read brought nothing new
         self.cursor = cursor  #: all that the store has queued up to here is in hand
-        self._left: int | None = None
+        self._first_skipped_ord: int | None = None
         """The first place of what was left in the store during a read."""
         self._tasks_max, self._bytes_max = bounds
-        self._size = 0  #: bytes of its tasks, roughly
+        self._size_bytes = 0  #: bytes of its tasks, roughly
         self._heap: list[tuple[int, TaskId]] = []
 
     @property
     def is_full(self) -> bool:
         """Whether it takes no more tasks that may as well wait in the store."""
-        return self.queued >= self._tasks_max or self._size >= self._bytes_max
+        return self.queued >= self._tasks_max or self._size_bytes >= self._bytes_max
 
     @property
     def is_overfull(self) -> bool:
         """Whether so much came with a higher priority that the end must go."""
         is_many = self.queued >= 2 * self._tasks_max
-        return is_many or self._size >= 2 * self._bytes_max
+        return is_many or self._size_bytes >= 2 * self._bytes_max
 
     @property
-    def is_hungry(self) -> bool:
+    def needs_refill(self) -> bool:
         """Whether more should be read."""
         is_low = self.queued <= self._tasks_max // 2
-        return self.has_more and is_low and self._size <= self._bytes_max // 2
+        return self.has_more and is_low and self._size_bytes <= self._bytes_max // 2
 
     @property
-    def is_over(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing waits in it, here or in the store."""
         return not self.queued and not self.has_more
 
@@ -78,37 +78,45 @@ class Lane:
             return True
         if self.has_more or self.is_full:
             self.has_more = True
-            self._left = spec.ord if self._left is None else min(self._left, spec.ord)
+            self._first_skipped_ord = (
+                spec.ord
+                if self._first_skipped_ord is None
+                else min(self._first_skipped_ord, spec.ord)
+            )
             return False
-        self.cursor, self.is_stuck = spec.ord, False
+        self.cursor, self.was_last_read_empty = spec.ord, False
         return True
 
-    def enter(self, task: InHand) -> None:
+    def count_task(self, task: QueuedTask) -> None:
         """Count a task that is not to wait."""
         self.queued += 1
         task.shape = self.shape
-        task.size = task.size or task.spec.size_bytes
-        self._size += task.size
+        task.size_bytes = task.size_bytes or task.spec.size_bytes
+        self._size_bytes += task.size_bytes
 
-    def push(self, task: InHand) -> None:
+    def push(self, task: QueuedTask) -> None:
         """Let a task wait in its turn."""
-        self.enter(task)
-        if not task.lacking:
+        self.count_task(task)
+        if not task.nodes_lacking_inputs:
             # A member that came back stands before those that never left their array.
-            place = task.spec.ord + (task.rest is not None)
+            place = task.spec.ord + (task.remaining is not None)
             heappush(self._heap, (place, task.spec.id))
 
-    def leave(self, task: InHand) -> None:
+    def leave(self, task: QueuedTask) -> None:
         """Take a task out; its line in the heap becomes outdated."""
         self.queued -= 1
-        self._size -= task.size
+        self._size_bytes -= task.size_bytes
 
-    def first(self, tasks: Tasks) -> InHand | None:
+    def first(self, tasks: TasksById) -> QueuedTask | None:
         """Return the task that is next, if any worker of its shape will do for it."""
         heap = self._heap
         while heap:
             task = tasks.get(heap[0][1])
-            if task is not None and task.stage is Stage.QUEUED and not task.lacking:
+            if (
+                task is not None
+                and task.stage is Stage.QUEUED
+                and not task.nodes_lacking_inputs
+            ):
                 return task
             heappop(heap)
         return None
@@ -118,12 +126,12 @@ class Lane:
         """Whether its first task found no worker with room."""
         return self.blocked_s is not None
 
-    def block(self, now_s: float) -> None:
+    def mark_blocked(self, now_s: float) -> None:
         """Its first task finds no worker with room."""
         if self.blocked_s is None:
             self.blocked_s = now_s
 
-    def trim(self, tasks: Tasks) -> list[InHand]:
+    def trim_lane(self, tasks: TasksById) -> list[QueuedTask]:
         """Leave the end of the lane to the store again; return what that is.
 
         Not what the store may see otherwise: what is not durable yet, and arrays.
@@ -134,66 +142,74 @@ class Lane:
         for place, task in waiting:
             if count and (count >= self._tasks_max or size >= self._bytes_max):
                 break
-            count, size, self.cursor = count + 1, size + task.size, place
-        dropped = [t for _, t in waiting[count:] if not t.number and t.rest is None]
-        self.is_stuck, self.has_more = False, True
+            count, size, self.cursor = count + 1, size + task.size_bytes, place
+        dropped = [
+            t for _, t in waiting[count:] if not t.commit_number and t.remaining is None
+        ]
+        self.was_last_read_empty, self.has_more = False, True
         gone = {task.spec.id for task in dropped}
         self._heap = [
             (place, task.spec.id)
             for place, task in waiting
-            if not task.lacking and task.spec.id not in gone
+            if not task.nodes_lacking_inputs and task.spec.id not in gone
         ]
         for task in dropped:
             self.leave(task)
         return dropped
 
-    def count_before(self, ord_: int, tasks: Tasks) -> int:
+    def count_before(self, ord_: int, tasks: TasksById) -> int:
         """Return how many tasks in hand stand before this place."""
         ahead = (tasks.get(task_id) for place, task_id in self._heap if place < ord_)
         return sum(1 for task in ahead if task and task.stage is Stage.QUEUED)
 
-    def asked(self, load_tasks: int) -> tuple[int, int]:
+    def next_read_range(self, load_tasks: int) -> tuple[int, int]:
         """Return after which place to read how many tasks."""
-        self._left = None
+        self._first_skipped_ord = None
         # Two streams can give one `ord`, so the last one is read again.
-        after_ord = self.cursor - (not self.is_stuck)
+        after_ord = self.cursor - (not self.was_last_read_empty)
         return after_ord, min(load_tasks, max(1, self._tasks_max - self.queued))
 
-    def read(self, last_ord: int, *, is_news: bool, has_more: bool) -> None:
+    def note_read(self, last_ord: int, *, is_new: bool, has_more: bool) -> None:
         """Note what a read brought."""
-        if self._left is not None:
+        if self._first_skipped_ord is not None:
             # It may be older than that, and stand before what it brought.
-            last_ord, has_more = min(last_ord, self._left - 1), True
+            last_ord, has_more = min(last_ord, self._first_skipped_ord - 1), True
         self.cursor = max(self.cursor, last_ord)
-        self.is_stuck = not is_news
+        self.was_last_read_empty = not is_new
         self.has_more = has_more
 
 
 class Lanes:
     """All lanes, and the one read of the store that may be under way."""
 
-    def __init__(self, limits: Limits, can_run: Callable[[Requires], bool]) -> None:
+    def __init__(self, limits: Limits, can_run: Callable[[Requirements], bool]) -> None:
         self._limits = limits
         self._can_run = can_run
         self._lanes: dict[int, Lane] = {}
-        self._reading: tuple[int, int] | None = None  #: shape, and after which `ord`
+        self._pending_read: tuple[int, int] | None = (
+            None  #: shape, and after which `ord`
+        )
         self._stale_reads: set[tuple[int, int]] = set()  #: answers that do not count
-        self._starts = 0  #: each start from the front has its own cursor
-        self._is_listed = False  #: the shapes in the store are known
-        self._has_hidden = False  #: some shapes wait in the store alone
-        self._is_crowded = False  #: and a node could run at least one of these
-        self._is_left = False  #: a shape was left in the store since the last start
-        self.is_dirty = False  #: start again once no read is under way
+        self._restart_count = 0  #: each start from the front has its own cursor
+        self._are_shapes_known = False  #: the shapes in the store are known
+        self._has_unlisted_shapes = False  #: some shapes wait in the store alone
+        self._has_runnable_unlisted = (
+            False  #: and a node could run at least one of these
+        )
+        self._has_skipped_shape = (
+            False  #: a shape was left in the store since the last start
+        )
+        self.needs_restart = False  #: start again once no read is under way
 
     @property
-    def plain(self) -> Lane:
+    def unconstrained(self) -> Lane:
         """The lane of the tasks that ask for nothing."""
-        return self._lanes.get(0) or self._open(0, None)
+        return self._lanes.get(0) or self._open_lane(0, None)
 
     @property
     def is_reading(self) -> bool:
         """Whether an answer of the store is awaited."""
-        return self._reading is not None
+        return self._pending_read is not None
 
     @property
     def queued(self) -> int:
@@ -201,11 +217,11 @@ class Lanes:
         return sum(lane.queued for lane in self._lanes.values())
 
     @property
-    def has_others(self) -> bool:
+    def has_constrained(self) -> bool:
         """Whether there are lanes whose tasks ask for something."""
         return len(self._lanes) > 1
 
-    def others(self) -> Iterator[tuple[int, Lane]]:
+    def constrained(self) -> Iterator[tuple[int, Lane]]:
         """Yield the lanes whose tasks ask for something, with their shapes."""
         return ((shape, lane) for shape, lane in self._lanes.items() if shape)
 
@@ -213,122 +229,130 @@ class Lanes:
         """Return the lane of a shape, if it is in hand."""
         return self._lanes.get(shape)
 
-    def of(self, task: InHand) -> Lane:
+    def lane_of(self, task: QueuedTask) -> Lane:
         """Return the lane of a task that must be in hand, whatever the bounds."""
         if task.shape is None:
             task.shape = shape_of(task.spec.options)
-        return self._lanes.get(task.shape) or self._open(task.shape, task.requires)
+        return self._lanes.get(task.shape) or self._open_lane(task.shape, task.requires)
 
-    def forget(self) -> None:
+    def clear_lanes(self) -> None:
         """Drop everything: the reign is over."""
         self._lanes.clear()
-        if self._reading is not None:
-            self._stale_reads.add(self._reading)
-        self._reading = None
-        self.is_dirty = self._is_listed = False
-        self._has_hidden = self._is_crowded = self._is_left = False
+        if self._pending_read is not None:
+            self._stale_reads.add(self._pending_read)
+        self._pending_read = None
+        self.needs_restart = self._are_shapes_known = False
+        self._has_unlisted_shapes = self._has_runnable_unlisted = (
+            self._has_skipped_shape
+        ) = False
 
-    def restart(self, kept: Iterable[InHand]) -> None:
+    def restart(self, kept_tasks: Iterable[QueuedTask]) -> None:
         """Begin to read everything again, but for `kept`."""
-        self._starts += 1
+        self._restart_count += 1
         self._lanes.clear()
-        self.is_dirty = self._is_listed = self._is_crowded = self._is_left = False
-        self._has_hidden = True
-        self._open(0, None)
-        for task in kept:
-            self.of(task).push(task)
+        self.needs_restart = self._are_shapes_known = self._has_runnable_unlisted = (
+            self._has_skipped_shape
+        ) = False
+        self._has_unlisted_shapes = True
+        self._open_lane(0, None)
+        for task in kept_tasks:
+            self.lane_of(task).push(task)
 
-    def is_idle(self, spec: TaskSpec) -> bool:
+    def is_lane_empty(self, spec: TaskSpec) -> bool:
         """Whether nothing waits, here or in the store, in the lane of a task."""
         shape = shape_of(spec.options)
-        if self.is_dirty or (self._reading is not None and self._reading[0] == shape):
+        if self.needs_restart or (
+            self._pending_read is not None and self._pending_read[0] == shape
+        ):
             return False
         lane = self._lanes.get(shape)
         if lane is None:
-            return self._is_listed and not self._has_hidden
-        return lane.is_over
+            return self._are_shapes_known and not self._has_unlisted_shapes
+        return lane.is_empty
 
-    def count_before(self, spec: TaskSpec, tasks: Tasks) -> tuple[int, bool]:
+    def count_tasks_before(self, spec: TaskSpec, tasks: TasksById) -> tuple[int, bool]:
         """Return how many tasks stand before one, and whether these are all."""
         lanes = self._lanes.values()
         count = sum(lane.count_before(spec.ord, tasks) for lane in lanes)
         are_all = all(not each.has_more or each.cursor >= spec.ord for each in lanes)
-        return count, are_all and not self._has_hidden
+        return count, are_all and not self._has_unlisted_shapes
 
-    def trim(self, tasks: Tasks) -> list[InHand]:
+    def trim_lanes(self, tasks: TasksById) -> list[QueuedTask]:
         """Return what is left to the store again, lest memory follow the queue."""
         # The answer to a read would be taken to reach further than the lane then does.
-        reading = None if self._reading is None else self._reading[0]
+        read_shape = None if self._pending_read is None else self._pending_read[0]
         dropped = []
         for shape, lane in self._lanes.items():
-            if lane.is_overfull and shape != reading:
-                dropped += lane.trim(tasks)
+            if lane.is_overfull and shape != read_shape:
+                dropped += lane.trim_lane(tasks)
         return dropped
 
-    def entry(self, spec: TaskSpec) -> Lane | None:
+    def admitting_lane(self, spec: TaskSpec) -> Lane | None:
         """Return the lane that takes a new task; None: it is left in the store."""
         shape = shape_of(spec.options)
         lane = self._lanes.get(shape)
         if lane is None:
             requires = requires_of(spec.options)
-            if not self._makes_room(requires):
-                self._has_hidden = self._is_left = True
+            if not self._may_open_lane(requires):
+                self._has_unlisted_shapes = self._has_skipped_shape = True
                 return None
-            lane = self._open(shape, requires)
+            lane = self._open_lane(shape, requires)
         return lane if lane.admits(spec) else None
 
-    def new_workers(self) -> None:
+    def on_workers_changed(self) -> None:
         """Other shapes may be worth a lane than before."""
-        is_known = self._is_listed or self._is_left
-        self.is_dirty = self.is_dirty or (is_known and self._has_hidden)
+        has_read_shapes = self._are_shapes_known or self._has_skipped_shape
+        self.needs_restart = self.needs_restart or (
+            has_read_shapes and self._has_unlisted_shapes
+        )
 
     # --- Reading.
 
-    def next_read(self) -> Load | None:
+    def next_read(self) -> LoadQueued | None:
         """Return what to read next, if anything, and no read is under way."""
-        if self._reading is not None:
+        if self._pending_read is not None:
             return None
-        self._close_some()
+        self._close_empty_lanes()
         for shape, lane in self._lanes.items():
-            if lane.is_hungry:
+            if lane.needs_refill:
                 del self._lanes[shape]
                 self._lanes[shape] = lane  # Each in its turn.
-                return self._read(shape, lane)
+                return self._read_lane(shape, lane)
         return None
 
-    def _read(self, shape: int, lane: Lane) -> Load:
-        after_ord, limit = lane.asked(self._limits.load_tasks)
+    def _read_lane(self, shape: int, lane: Lane) -> LoadQueued:
+        after_ord, limit = lane.next_read_range(self._limits.load_tasks)
         while (shape, after_ord) in self._stale_reads:
             after_ord -= 1
-        self._reading = (shape, after_ord)
-        return Load(after_ord, limit, shape)
+        self._pending_read = (shape, after_ord)
+        return LoadQueued(after_ord, limit, shape)
 
-    def answered(self, answer: Loaded) -> bool:
+    def on_answer(self, answer: QueuedLoaded) -> bool:
         """Count an answer of the store; tell whether it is the one that is awaited."""
         key = (answer.shape, answer.after_ord)
-        if key != self._reading:
+        if key != self._pending_read:
             self._stale_reads.discard(key)
             return False
-        self._reading = None
-        if not self.is_dirty and not answer.shape and not self._is_listed:
-            self._list(answer.shapes)
+        self._pending_read = None
+        if not self.needs_restart and not answer.shape and not self._are_shapes_known:
+            self._add_shapes(answer.other_shapes)
         return True
 
-    def _list(self, shapes: Iterable[tuple[int, Requires]]) -> None:
+    def _add_shapes(self, shapes: Iterable[tuple[int, Requirements]]) -> None:
         """Give lanes to shapes that wait in the store, first to those that can run."""
-        self._is_listed, self._has_hidden = True, False
-        fresh = [pair for pair in shapes if pair[0] not in self._lanes]
-        fresh.sort(key=lambda pair: not self._can_run(pair[1]))
-        room = max(0, self._limits.lanes - len(self._lanes))
-        for shape, requires in fresh[:room]:
-            self._open(shape, requires).has_more = True
-        hidden = fresh[room:]
-        self._has_hidden = bool(hidden) or self._is_left
-        self._is_crowded |= bool(hidden) and self._can_run(hidden[0][1])
+        self._are_shapes_known, self._has_unlisted_shapes = True, False
+        new_shapes = [pair for pair in shapes if pair[0] not in self._lanes]
+        new_shapes.sort(key=lambda pair: not self._can_run(pair[1]))
+        free_count = max(0, self._limits.lanes - len(self._lanes))
+        for shape, requires in new_shapes[:free_count]:
+            self._open_lane(shape, requires).has_more = True
+        unlisted = new_shapes[free_count:]
+        self._has_unlisted_shapes = bool(unlisted) or self._has_skipped_shape
+        self._has_runnable_unlisted |= bool(unlisted) and self._can_run(unlisted[0][1])
 
     # --- Lanes come and go.
 
-    def _open(self, shape: int, requires: Requires | None) -> Lane:
+    def _open_lane(self, shape: int, requires: Requirements | None) -> Lane:
         limits = self._limits
         tasks_max, bytes_max = limits.window_tasks, limits.window_bytes
         if shape:
@@ -336,33 +360,35 @@ class Lanes:
             bytes_max = min(bytes_max, limits.lane_bytes)
         # Below every `ord`, and never the same twice, so that the answer to a read of
         # an earlier reign is not taken for this one.
-        lane = Lane(shape, requires, (tasks_max, bytes_max), -self._starts)
-        lane.has_more = self._has_hidden or (shape != 0 and not self._is_listed)
+        lane = Lane(shape, requires, (tasks_max, bytes_max), -self._restart_count)
+        lane.has_more = self._has_unlisted_shapes or (
+            shape != 0 and not self._are_shapes_known
+        )
         self._lanes[shape] = lane
         return lane
 
-    def _makes_room(self, requires: Requires | None) -> bool:
+    def _may_open_lane(self, requires: Requirements | None) -> bool:
         """Whether a shape without a lane may have one now."""
         has_room = len(self._lanes) < self._limits.lanes
-        if requires is None or (has_room and not self._has_hidden):
+        if requires is None or (has_room and not self._has_unlisted_shapes):
             return True
         if not self._can_run(requires):
             return False
-        if has_room and not self._is_crowded:
+        if has_room and not self._has_runnable_unlisted:
             return True
-        if not self._is_crowded:
-            self._is_crowded = True
-            self.is_dirty = any(
+        if not self._has_runnable_unlisted:
+            self._has_runnable_unlisted = True
+            self.needs_restart = any(
                 lane.requires is not None and not self._can_run(lane.requires)
                 for lane in self._lanes.values()
             )
         return False
 
-    def _close_some(self) -> None:
+    def _close_empty_lanes(self) -> None:
         """Let go of lanes that are over, and look for others in the store."""
         if len(self._lanes) <= 1:
             return
-        for shape in [s for s, lane in self._lanes.items() if s and lane.is_over]:
+        for shape in [s for s, lane in self._lanes.items() if s and lane.is_empty]:
             del self._lanes[shape]
-        if self._is_crowded and len(self._lanes) <= self._limits.lanes // 2:
-            self.is_dirty = True
+        if self._has_runnable_unlisted and len(self._lanes) <= self._limits.lanes // 2:
+            self.needs_restart = True

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.task_options import NO_NEEDS, Requires
+from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
 from octaskly.core.scheduling.lanes import Lane
-from octaskly.core.scheduling.queued_task import InHand
+from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool
 
@@ -32,53 +32,59 @@ class Reservation:
     ord: int  #: place of that task: who stands before it may still have the worker
 
 
-class Turns:
+class Matcher:
     """Chooses pairs of a task and a worker."""
 
     def __init__(self, queue: TaskQueue, pool: WorkerPool) -> None:
         self._queue = queue
         self._pool = pool
-        self.reserved: Reservation | None = None
+        self.reservation: Reservation | None = None
 
-    def forget(self) -> None:
+    def clear_reservation(self) -> None:
         """Keep no worker for anybody."""
-        self.reserved = None
+        self.reservation = None
 
-    def kept_from(self, task: InHand, shape: int | None) -> tuple[NodeId, ...]:
+    def reserved_from(self, task: QueuedTask, shape: int | None) -> tuple[NodeId, ...]:
         """Return the worker that this task may not have, if there is one."""
-        kept = self.reserved
-        if kept is None or task.spec.ord <= kept.ord or shape == kept.shape:
+        reservation = self.reservation
+        if (
+            reservation is None
+            or task.spec.ord <= reservation.ord
+            or shape == reservation.shape
+        ):
             return ()
-        return (kept.node,)
+        return (reservation.node,)
 
-    def turns(self, now: Moment) -> Iterator[tuple[InHand, NodeId]]:
+    def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
         """Yield who runs where; the caller assigns each before it asks for the next."""
         lanes = self._queue.lanes
-        if lanes.has_others:
-            yield from self._by_order(now)
+        if lanes.has_constrained:
+            yield from self._match_in_order(now)
         else:
-            self._pool.freed.clear()
-        yield from self._plain(None)
+            self._pool.workers_with_room.clear()
+        yield from self._match_unconstrained(None)
 
-    def _plain(self, before: int | None) -> Iterator[tuple[InHand, NodeId]]:
+    def _match_unconstrained(
+        self, before: int | None
+    ) -> Iterator[tuple[QueuedTask, NodeId]]:
         """Place what asks for nothing, and stands before that place."""
         queue, pool = self._queue, self._pool
-        plain = queue.lanes.plain
-        while (task := queue.first(plain)) is not None:
+        lane = queue.lanes.unconstrained
+        while (task := queue.first_in_lane(lane)) is not None:
             if before is not None and task.spec.ord >= before:
                 return
-            node = pool.take(self.kept_from(task, 0))
+            node = pool.take_slot(self.reserved_from(task, 0))
             if node is None:
                 return
             yield task, node
 
-    def _by_order(self, now: Moment) -> Iterator[tuple[InHand, NodeId]]:
+    def _match_in_order(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
         """Place what asks for something, and what asks for nothing before that."""
         queue, pool = self._queue, self._pool
-        freed, pool.freed = pool.freed, set()
+        freed, pool.workers_with_room = pool.workers_with_room, set()
         waiting = []
-        for shape, lane in queue.lanes.others():
-            task = queue.first(lane)
+        for shape, lane in queue.lanes.constrained():
+            task = queue.first_in_lane(lane)
             if task is None:
                 lane.blocked_s = None  # What comes next was not passed over yet.
             else:
@@ -86,68 +92,72 @@ class Turns:
         heapify(waiting)
         while waiting:
             ord_, shape, lane = heappop(waiting)
-            yield from self._plain(ord_)
-            task = queue.first(lane)
+            yield from self._match_unconstrained(ord_)
+            task = queue.first_in_lane(lane)
             assert task is not None
-            among = self._candidates(lane, ord_, freed)
-            requires = task.requires or NO_NEEDS
-            node = pool.take_for(requires, self.kept_from(task, shape), among)
+            among = self._candidate_nodes(lane, ord_, freed)
+            requires = task.requires or NO_REQUIREMENTS
+            node = pool.take_resources(requires, self.reserved_from(task, shape), among)
             if node is None:
-                lane.block(now.mono_s)
+                lane.mark_blocked(now.mono_s)
                 continue
             lane.blocked_s = None
-            if self.reserved is not None and self.reserved.shape == shape:
-                self._release(self.reserved)
+            if self.reservation is not None and self.reservation.shape == shape:
+                self._release_reservation(self.reservation)
             yield task, node
-            following = queue.first(lane)
+            following = queue.first_in_lane(lane)
             if following is not None:
                 heappush(waiting, (following.spec.ord, shape, lane))
-        self._review(now.mono_s)
+        self._update_reservation(now.mono_s)
 
-    def _candidates(
+    def _candidate_nodes(
         self, lane: Lane, ord_: int, freed: set[NodeId]
     ) -> set[NodeId] | None:
         """Return who may have room for a lane; None: anybody."""
         if not lane.is_blocked:
             return None
-        kept = self.reserved
+        reservation = self.reservation
         # Others had no room before. The kept one may not have been asked.
-        return freed if kept is None or ord_ > kept.ord else {*freed, kept.node}
+        return (
+            freed
+            if reservation is None or ord_ > reservation.ord
+            else {*freed, reservation.node}
+        )
 
-    def _review(self, now_s: float) -> None:
+    def _update_reservation(self, now_s: float) -> None:
         """Keep a worker for who has waited too long, no longer than that is needed."""
-        kept = self.reserved
-        if kept is not None and not self._is_needed(kept):
-            self._release(kept)
-        if self.reserved is None:
-            self.reserved = self._reserve(now_s)
+        reservation = self.reservation
+        if reservation is not None and not self._is_reservation_needed(reservation):
+            self._release_reservation(reservation)
+        if self.reservation is None:
+            self.reservation = self._reserve_worker(now_s)
 
-    def _release(self, kept: Reservation) -> None:
-        self.reserved = None
-        self._pool.freed.add(kept.node)
+    def _release_reservation(self, reservation: Reservation) -> None:
+        self.reservation = None
+        self._pool.workers_with_room.add(reservation.node)
 
-    def _is_needed(self, kept: Reservation) -> bool:
-        lane = self._queue.lanes.get(kept.shape)
-        task = None if lane is None else self._queue.first(lane)
+    def _is_reservation_needed(self, reservation: Reservation) -> bool:
+        lane = self._queue.lanes.get(reservation.shape)
+        task = None if lane is None else self._queue.first_in_lane(lane)
         return (
             lane is not None
             and task is not None
             and task.requires is not None
             and lane.blocked_s is not None
-            and self._pool.may_wait_for(kept.node, task.requires)
+            and self._pool.could_make_room_for(reservation.node, task.requires)
         )
 
-    def _reserve(self, now_s: float) -> Reservation | None:
+    def _reserve_worker(self, now_s: float) -> Reservation | None:
         """Return a worker for the first of those that were passed over for long."""
-        patient: list[tuple[int, int, Lane, Requires]] = []
-        for shape, lane in self._queue.lanes.others():
+        long_blocked: list[tuple[int, int, Lane, Requirements]] = []
+        for shape, lane in self._queue.lanes.constrained():
             if lane.blocked_s is None or now_s - lane.blocked_s < RESERVE_AFTER_S:
                 continue
-            task = self._queue.first(lane)
+            task = self._queue.first_in_lane(lane)
             if task is not None and task.requires is not None:
-                patient.append((task.spec.ord, shape, lane, task.requires))
-        for ord_, shape, lane, requires in sorted(patient):
-            node = self._pool.clearest(requires)
+                long_blocked.append((task.spec.ord, shape, lane, task.requires))
+        for ord_, shape, lane, requires in sorted(long_blocked):
+            node = self._pool.soonest_free_worker(requires)
             if node is not None:
                 return Reservation(node, shape, ord_)
             lane.blocked_s = now_s  # Nobody could run it: look again later.

@@ -5,84 +5,94 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.model.task_options import Requires
-from octaskly.core.protocol.messages import RosterLine
-from octaskly.core.replies import Why
+from octaskly.core.model.task_options import Requirements
+from octaskly.core.protocol.messages import RosterEntry
+from octaskly.core.replies import RejectionReason
 
 
-def counted(count: int, what: str) -> str:
+def count_phrase(count: int, what: str) -> str:
     """Return a number of things in words."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def has_all(node: NodeInfo | RosterLine, requires: Requires) -> bool:
+def meets_requirements(node: NodeInfo | RosterEntry, requires: Requirements) -> bool:
     """Whether a node could run such a task if it had nothing else to do."""
-    return next(missing(node, requires), None) is None
+    return next(unmet_requirements(node, requires), None) is None
 
 
-def missing(node: NodeInfo | RosterLine, requires: Requires) -> Iterator[Why]:
+def unmet_requirements(
+    node: NodeInfo | RosterEntry, requires: Requirements
+) -> Iterator[RejectionReason]:
     """Yield what a node lacks for good."""
     if requires.node and requires.node not in (node.id, node.name):
-        yield Why("node", f"is not {requires.node}")
+        yield RejectionReason("node", f"is not {requires.node}")
     if requires.os and requires.os != node.os:
-        yield Why("os", f"runs {node.os or 'another system'}, not {requires.os}")
+        yield RejectionReason(
+            "os", f"runs {node.os or 'another system'}, not {requires.os}"
+        )
     if requires.arch and requires.arch != node.arch:
-        yield Why("arch", f"is {node.arch or 'another machine'}, not {requires.arch}")
+        yield RejectionReason(
+            "arch", f"is {node.arch or 'another machine'}, not {requires.arch}"
+        )
     labels = dict(node.labels)
     for name, value in requires.labels:
         if labels.get(name) != value:
             has = f" (has {name}={labels[name]})" if name in labels else ""
-            yield Why("label", f"lacks label {name}={value}{has}")
+            yield RejectionReason("label", f"lacks label {name}={value}{has}")
     if requires.slots > node.slots:
-        yield Why("cpus", f"needs {counted(requires.slots, 'cpu')}, has {node.slots}")
+        yield RejectionReason(
+            "cpus", f"needs {count_phrase(requires.slots, 'cpu')}, has {node.slots}"
+        )
     if requires.memory_mb > node.memory_mb:
         memory = f"needs {requires.memory_mb} MB of memory, has {node.memory_mb}"
-        yield Why("memory", memory)
+        yield RejectionReason("memory", memory)
     if requires.gpus > len(node.gpus):
         has = str(len(node.gpus)) if node.gpus else "no GPU"
-        yield Why("gpus", f"needs {counted(requires.gpus, 'GPU')}, has {has}")
+        yield RejectionReason(
+            "gpus", f"needs {count_phrase(requires.gpus, 'GPU')}, has {has}"
+        )
 
 
-def asked_for(requires: Requires | None) -> str:
+def describe_requirements(requires: Requirements | None) -> str:
     """Return what is asked of a node, in words."""
     if requires is None:
         return "nothing"
     parts = [f"label {name}={value}" for name, value in requires.labels]
     parts += [f"the name {requires.node}"] if requires.node else []
     parts += [word for word in (requires.os, requires.arch) if word]
-    parts += [counted(requires.cpus, "CPU")] if requires.cpus else []
+    parts += [count_phrase(requires.cpus, "CPU")] if requires.cpus else []
     parts += [f"{requires.memory_mb} MB of memory"] if requires.memory_mb else []
-    parts += [counted(requires.gpus, "GPU")] if requires.gpus else []
+    parts += [count_phrase(requires.gpus, "GPU")] if requires.gpus else []
     return ", ".join(parts)
 
 
-def nobody_has(
-    nodes: Sequence[NodeInfo | RosterLine], requires: Requires
+def why_none_meets(
+    nodes: Sequence[NodeInfo | RosterEntry], requires: Requirements
 ) -> str | None:
     """Return why none of these nodes could run such a task; None: one could."""
     if not nodes:
         return "no node is here"
-    if any(has_all(node, requires) for node in nodes):
+    if any(meets_requirements(node, requires) for node in nodes):
         return None
-    for part in _parts(requires):
-        if not any(has_all(node, part) for node in nodes):
-            return _sentence(part, nodes)
+    for part in _single_requirements(requires):
+        if not any(meets_requirements(node, part) for node in nodes):
+            return _describe_unmet(part, nodes)
     return "no node has all that it asks for"
 
 
-def _parts(requires: Requires) -> Iterator[Requires]:
+def _single_requirements(requires: Requirements) -> Iterator[Requirements]:
     """Yield what is asked for one by one."""
     for label in requires.labels:
-        yield Requires(labels=(label,))
-    yield Requires(node=requires.node)
-    yield Requires(os=requires.os)
-    yield Requires(arch=requires.arch)
-    yield Requires(cpus=requires.cpus)
-    yield Requires(memory_mb=requires.memory_mb)
-    yield Requires(gpus=requires.gpus)
+        yield Requirements(labels=(label,))
+    yield Requirements(node=requires.node)
+    yield Requirements(os=requires.os)
+    yield Requirements(arch=requires.arch)
+    yield Requirements(cpus=requires.cpus)
+    yield Requirements(memory_mb=requires.memory_mb)
+    yield Requirements(gpus=requires.gpus)
 
 
-def _sentence(part: Requires, nodes: Sequence[NodeInfo | RosterLine]) -> str:
+def _describe_unmet(part: Requirements, nodes: Sequence[NodeInfo | RosterEntry]) -> str:
     """Return that no node has the one thing asked for, and who comes nearest."""
     if part.labels:
         return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"

@@ -5,22 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from octaskly.core.log.merge import SUPPOSED
+from octaskly.core.log.merge import PRESUMED_REASONS
 from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.core.model.task_options import Retry
-from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+)
 
 LOSSES_MAX = 3  #: a task whose worker was lost so often is taken for the cause
-LOSS_REST_S = 5.0
+LOSS_BACKOFF_S = 5.0
 """Before its last try: where many nodes go down together, the next one is not used up
 by that. Longer than a dead node may seem alive."""
 
 RETRY_BASE_S = 1.0
 RETRY_CAP_S = 300.0
 DRAW_BYTES = 7
-DEFAULT = Retry()
-FAILURES = (Reason.EXIT, Reason.SIGNAL, Reason.TIMEOUT, Reason.LIMIT)
+DEFAULT_RETRY = Retry()
+FAILURE_REASONS = (EndReason.EXIT, EndReason.SIGNAL, EndReason.TIMEOUT, EndReason.LIMIT)
 """Reasons of attempts that failed by themselves."""
 
 
@@ -48,20 +54,20 @@ def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
     tries = NO_TRIES
     for attempt in attempts:
         if attempt.state is AttemptState.RELEASED and attempt.outcome is not None:
-            tries = counted(tries, attempt.id, attempt.outcome)
+            tries = add_try(tries, attempt.id, attempt.outcome)
     return tries
 
 
-def told_of(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
+def reported_attempts(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
     """Return the attempts whose ends the log has from their workers.
 
     What was supposed of a worker that was away is not told: it may tell more.
     """
     ended = [(a.id, a.outcome) for a in attempts if a.outcome is not None]
-    return tuple(name for name, end in ended if end.reason not in SUPPOSED)
+    return tuple(name for name, end in ended if end.reason not in PRESUMED_REASONS)
 
 
-def judged(
+def apply_retry_policy(
     spec: TaskSpec, attempt: AttemptId, outcome: Outcome, tries: Tries
 ) -> Outcome:
     """Return an end as the log shall have it: released if another attempt follows.
@@ -70,34 +76,36 @@ def judged(
     stays what it was.
     """
     state, reason = outcome.state, outcome.reason
-    is_loss = state is AttemptState.RELEASED and reason is Reason.LOST
-    if not is_loss and (state is not AttemptState.FAILED or reason not in FAILURES):
+    is_loss = state is AttemptState.RELEASED and reason is EndReason.LOST
+    if not is_loss and (
+        state is not AttemptState.FAILED or reason not in FAILURE_REASONS
+    ):
         return outcome
-    rule = _rule(spec)
+    rule = _retry_policy(spec)
     if attempt not in tries.failed:
         if is_loss:
-            return _judged_loss(rule, outcome, len(tries.lost - {attempt}))
-        is_meant = rule.on_failure or outcome.exit_code in rule.codes
-        if len(tries.failed) >= rule.retries or not is_meant:
+            return _apply_loss_policy(rule, outcome, len(tries.lost - {attempt}))
+        is_retried = rule.on_failure or outcome.exit_code in rule.codes
+        if len(tries.failed) >= rule.retries or not is_retried:
             return outcome
     return replace(outcome, state=AttemptState.RELEASED)
 
 
-def may_run_twice(spec: TaskSpec) -> bool:
+def may_rerun_if_lost(spec: TaskSpec) -> bool:
     """Whether an attempt that may have begun can be followed by another."""
-    return _rule(spec).on_lost
+    return _retry_policy(spec).on_lost
 
 
-def counted(tries: Tries, attempt: AttemptId, outcome: Outcome) -> Tries:
+def add_try(tries: Tries, attempt: AttemptId, outcome: Outcome) -> Tries:
     """Return the tries after one more attempt that another follows."""
-    if outcome.reason is Reason.LOST:
+    if outcome.reason is EndReason.LOST:
         return tries | Tries(lost=frozenset((attempt,)))
-    if outcome.reason in FAILURES:
+    if outcome.reason in FAILURE_REASONS:
         return tries | Tries(failed=frozenset((attempt,)))
     return tries
 
 
-def rest_s(task: TaskId, failed: int) -> float:
+def retry_delay_s(task: TaskId, failed: int) -> float:
     """Return how long a task waits after its `failed`-th failure, in seconds.
 
     Full jitter: anywhere between nothing and the doubled wait. The draw comes from
@@ -109,14 +117,14 @@ def rest_s(task: TaskId, failed: int) -> float:
     return draw * backoff(failed, base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
 
 
-def loss(now: Moment) -> Outcome:
+def lost_outcome(now: Moment) -> Outcome:
     """Return the outcome of an attempt whose end nobody will report."""
     return Outcome(
-        state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=now.wall_ms
+        state=AttemptState.RELEASED, reason=EndReason.LOST, ended_ms=now.wall_ms
     )
 
 
-def _judged_loss(rule: Retry, outcome: Outcome, others: int) -> Outcome:
+def _apply_loss_policy(rule: Retry, outcome: Outcome, others: int) -> Outcome:
     if not rule.on_lost:
         lost = outcome.detail or "its worker was lost"
         detail = f"{lost}, and it asked not to be run twice"
@@ -125,10 +133,10 @@ def _judged_loss(rule: Retry, outcome: Outcome, others: int) -> Outcome:
         return outcome
     detail = f"its worker or launcher was lost {others + 1} times while it ran"
     return replace(
-        outcome, state=AttemptState.FAILED, reason=Reason.POISON, detail=detail
+        outcome, state=AttemptState.FAILED, reason=EndReason.POISON, detail=detail
     )
 
 
-def _rule(spec: TaskSpec) -> Retry:
+def _retry_policy(spec: TaskSpec) -> Retry:
     options = spec.options
-    return DEFAULT if options is None or options.retry is None else options.retry
+    return DEFAULT_RETRY if options is None or options.retry is None else options.retry

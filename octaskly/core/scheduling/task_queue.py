@@ -18,30 +18,30 @@ from heapq import heappop, heappush
 from itertools import islice
 
 from octaskly.core.effects import Effect, LoadLive
-from octaskly.core.events import Loaded
+from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.task_options import Requires
-from octaskly.core.model.tasks import Reason, TaskSpec, TaskState
+from octaskly.core.model.task_options import Requirements
+from octaskly.core.model.tasks import EndReason, TaskSpec, TaskState
 from octaskly.core.scheduling.array_queue import (
-    Unpacking,
-    learn,
-    numbers_in_hand,
-    unpacked,
+    ArrayQueue,
+    merge_array_record,
+    new_queued_task,
+    queued_member_numbers,
 )
 from octaskly.core.scheduling.lanes import Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
-    WAITING,
+    WAITING_STAGES,
     Grant,
-    InHand,
+    QueuedTask,
     Stage,
-    Turn,
+    Transition,
 )
-from octaskly.core.scheduling.retry_policy import told_of, tries_of
+from octaskly.core.scheduling.retry_policy import reported_attempts, tries_of
 
-PICKY_LOOK = 32  #: tasks with excluded workers that one placement looks at
+EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers that one placement looks at
 
 
 class TaskQueue:
@@ -53,29 +53,29 @@ class TaskQueue:
     """
 
     def __init__(
-        self, limits: Limits, can_run: Callable[[Requires], bool] = lambda _: True
+        self, limits: Limits, can_run: Callable[[Requirements], bool] = lambda _: True
     ) -> None:
         self._window_tasks = limits.window_tasks
-        self.tasks: dict[TaskId, InHand] = {}
-        self.held: dict[NodeId, dict[TaskId, InHand]] = {}
+        self.tasks: dict[TaskId, QueuedTask] = {}
+        self.tasks_by_node: dict[NodeId, dict[TaskId, QueuedTask]] = {}
         """Live tasks by the node that holds them."""
-        self.arrays = Unpacking(self.tasks)
+        self.array_queue = ArrayQueue(self.tasks)
         self._granted: dict[NodeId, Grant] = {}
         self.lanes = Lanes(limits, can_run)
-        self._picky: dict[TaskId, InHand] = {}
-        self._shadows: list[InHand] = []
+        self._excluding_tasks: dict[TaskId, QueuedTask] = {}
+        self._shadows: list[QueuedTask] = []
         # A plain dict would look for its first key behind all that were deleted.
-        self._finals: OrderedDict[TaskId, TaskState] = OrderedDict()
-        self.ended = dict.fromkeys(TaskState, 0)
+        self._recent_finals: OrderedDict[TaskId, TaskState] = OrderedDict()
+        self.ended_counts = dict.fromkeys(TaskState, 0)
         """How many tasks and members ended here, by state, since the start."""
-        self._sought: dict[TaskId, None] = {}
-        self.named: tuple[TaskId, ...] = ()
+        self._lookups: dict[TaskId, None] = {}
+        self.looked_up: tuple[TaskId, ...] = ()
         """What the last read of live tasks was to bring, live or not."""
-        self.is_held = False
+        self.is_reading_paused = False
         """Nothing is read: others may hold newer facts than this node's disk."""
         self._term = 0
-        self._live_reads = 0
-        self._is_live_dirty = False
+        self._pending_live_reads = 0
+        self._needs_live_read = False
         self._stale_live_reads = 0
 
     # --- The lanes and the store.
@@ -83,162 +83,169 @@ class TaskQueue:
     @property
     def is_reading(self) -> bool:
         """Whether an answer of the store is awaited."""
-        return self.lanes.is_reading or self._live_reads > 0
+        return self.lanes.is_reading or self._pending_live_reads > 0
 
-    def forget(self) -> None:
+    def clear_queue(self) -> None:
         """Drop everything: the reign is over."""
         self.tasks.clear()
-        self.held.clear()
+        self.tasks_by_node.clear()
         self._granted.clear()
-        self.lanes.forget()
-        self._picky.clear()
+        self.lanes.clear_lanes()
+        self._excluding_tasks.clear()
         self._shadows.clear()
-        self._finals.clear()
-        self._sought.clear()
-        self.arrays.forget()
-        self._is_live_dirty = False
-        self._stale_live_reads += self._live_reads
-        self._live_reads = 0
+        self._recent_finals.clear()
+        self._lookups.clear()
+        self.array_queue.clear_arrays()
+        self._needs_live_read = False
+        self._stale_live_reads += self._pending_live_reads
+        self._pending_live_reads = 0
 
-    def begin(self, term: int) -> list[Effect]:
+    def start_reading(self, term: int) -> list[Effect]:
         """Read everything: the front of the queue, and what the log says is live."""
-        self.forget()
+        self.clear_queue()
         self._term = term
-        self.reread()
-        return self.refill()
+        self.mark_for_reread()
+        return self.next_reads()
 
-    def reread(self) -> None:
-        """Read the queue from its front, and what is live, at the next `refill`."""
-        self.lanes.is_dirty = self._is_live_dirty = True
+    def mark_for_reread(self) -> None:
+        """Read the queue from its front, and what is live, at the next `next_reads`."""
+        self.lanes.needs_restart = self._needs_live_read = True
 
-    def _restart(self) -> None:
+    def _restart_lanes(self) -> None:
         waiting = [task for task in self.tasks.values() if task.stage is Stage.QUEUED]
         for task in waiting:
-            if task.number == 0:
+            if task.commit_number == 0:
                 del self.tasks[task.spec.id]
-                self._picky.pop(task.spec.id, None)
-                if task.rest is not None:
-                    self.arrays.count_on(task)
-                    self.look_for(task.spec.id)
-        self.lanes.restart(task for task in waiting if task.number)
+                self._excluding_tasks.pop(task.spec.id, None)
+                if task.remaining is not None:
+                    self.array_queue.keep_counting_failures(task)
+                    self.look_up_missing(task.spec.id)
+        self.lanes.restart(task for task in waiting if task.commit_number)
 
-    def look_for(self, task: TaskId) -> None:
-        """Read what is not in hand by its id at the next `refill`, live or not."""
+    def look_up_missing(self, task: TaskId) -> None:
+        """Read what is not in hand by its id at the next `next_reads`, live or not."""
         if task not in self.tasks:
-            self.seek(task)
+            self.look_up_task(task)
 
-    def seek(self, task: TaskId) -> None:
-        """Read a task or an array by its id at the next `refill`, live or not."""
-        self._sought[task] = None
-        self._is_live_dirty = True
+    def look_up_task(self, task: TaskId) -> None:
+        """Read a task or an array by its id at the next `next_reads`, live or not."""
+        self._lookups[task] = None
+        self._needs_live_read = True
 
-    def seek_waiting(self) -> None:
+    def look_up_waiting(self) -> None:
         """Read what waits in hand and is not read with the queue: it may be over."""
         for task in self.tasks.values():
-            if task.stage is Stage.RESTING or (task.stage in WAITING and task.number):
-                self.seek(task.spec.id)
+            if task.stage is Stage.BACKING_OFF or (
+                task.stage in WAITING_STAGES and task.commit_number
+            ):
+                self.look_up_task(task.spec.id)
 
-    def live_read(self) -> bool:
+    def on_live_answer(self) -> bool:
         """Count an answer to `LoadLive`; tell whether it counts for this reign."""
         if self._stale_live_reads:
             self._stale_live_reads -= 1
             return False
-        if not self._live_reads:
+        if not self._pending_live_reads:
             return False
-        self._live_reads -= 1
+        self._pending_live_reads -= 1
         return True
 
-    def refill(self) -> list[Effect]:
+    def next_reads(self) -> list[Effect]:
         """Read what is out of date, and more when the window is below half."""
         effects: list[Effect] = []
-        if self.is_held:
+        if self.is_reading_paused:
             return effects
         if not self.is_reading:
             self._drop_shadows()
             # Of what is dropped, no read that is under way may bring an older state.
-            if self.lanes.is_dirty:
-                self._restart()
-        if self._is_live_dirty and not self._live_reads:
-            self._is_live_dirty = False
-            self._live_reads += 1
-            self.named = tuple(self._sought)
-            self._sought.clear()
-            effects.append(LoadLive(self.named))
-        load = None if self.lanes.is_dirty else self.lanes.next_read()
+            if self.lanes.needs_restart:
+                self._restart_lanes()
+        if self._needs_live_read and not self._pending_live_reads:
+            self._needs_live_read = False
+            self._pending_live_reads += 1
+            self.looked_up = tuple(self._lookups)
+            self._lookups.clear()
+            effects.append(LoadLive(self.looked_up))
+        load = None if self.lanes.needs_restart else self.lanes.next_read()
         return effects if load is None else [*effects, load]
 
-    def loaded(self, answer: Loaded) -> bool:
+    def on_queued_answer(self, answer: QueuedLoaded) -> bool:
         """Take what the store answered; tell whether it counts for this reign."""
-        if not self.lanes.answered(answer):
+        if not self.lanes.on_answer(answer):
             return False
         lane = self.lanes.get(answer.shape)
-        if lane is not None and not self.lanes.is_dirty:
+        if lane is not None and not self.lanes.needs_restart:
             before, last_ord = len(self.tasks), lane.cursor
             self.add_arrays(answer.records)
             for record in answer.records:
-                self._add(record, answer.shape)
+                self._add_record(record, answer.shape)
                 assert record.spec is not None
                 last_ord = max(last_ord, record.spec.ord)
-            is_news = len(self.tasks) > before
-            lane.read(last_ord, is_news=is_news, has_more=answer.has_more)
+            is_new = len(self.tasks) > before
+            lane.note_read(last_ord, is_new=is_new, has_more=answer.has_more)
         return True
 
     def add_arrays(self, records: Iterable[TaskRecord]) -> None:
         """Queue what is left of arrays of the store, or learn what others have run."""
         arrays = [record for record in records if record.progress is not None]
-        numbers = numbers_in_hand(self.tasks) if arrays else {}
+        numbers = queued_member_numbers(self.tasks) if arrays else {}
         for record in arrays:
             assert record.spec is not None
-            known = self.tasks.get(record.id)
-            task = known or InHand(record.spec)
+            queued = self.tasks.get(record.id)
+            task = queued or QueuedTask(record.spec)
             if task.stage is Stage.QUEUED:
-                learn(task, record, numbers)
-            if known is None and record.cancelled_by is None:
-                self.arrays.count_on(task)
-                if task.rest:
+                merge_array_record(task, record, numbers)
+            if queued is None and record.cancelled_by is None:
+                self.array_queue.keep_counting_failures(task)
+                if task.remaining:
                     self._enqueue(task)
 
-    def _add(self, record: TaskRecord, shape: int) -> None:
+    def _add_record(self, record: TaskRecord, shape: int) -> None:
         """Queue a task of the store, unless it is in hand already."""
         if record.progress is not None:
             return
-        if (known := self.tasks.get(record.id)) is not None:
-            if known.stage is not Stage.ENDED:  # Else more is known of it than that.
-                known.is_sure = True
-                known.tries |= tries_of(record.attempts)
-                known.n = max(known.n, *(a.id.n for a in record.attempts), 0)
-        elif record.state is TaskState.QUEUED and not self.arrays.is_cut(record.id):
-            task = self.from_record(record)
+        if (queued := self.tasks.get(record.id)) is not None:
+            if queued.stage is not Stage.ENDED:  # Else more is known of it than that.
+                queued.is_store_confirmed = True
+                queued.tries |= tries_of(record.attempts)
+                queued.last_attempt_n = max(
+                    queued.last_attempt_n, *(a.id.n for a in record.attempts), 0
+                )
+        elif (
+            record.state is TaskState.QUEUED
+            and not self.array_queue.is_remainder_cancelled(record.id)
+        ):
+            task = self.task_from_record(record)
             task.shape = shape
             self._enqueue(task)
 
-    def from_record(self, record: TaskRecord) -> InHand:
+    def task_from_record(self, record: TaskRecord) -> QueuedTask:
         """Return a task as the log knows it, not yet in hand."""
         assert record.spec is not None
-        task = InHand(record.spec, tries=tries_of(record.attempts))
-        task.reported = told_of(record.attempts)
+        task = QueuedTask(record.spec, tries=tries_of(record.attempts))
+        task.reported = reported_attempts(record.attempts)
         for attempt in record.attempts:
-            task.n = max(task.n, attempt.id.n)
+            task.last_attempt_n = max(task.last_attempt_n, attempt.id.n)
             task.attempt, task.node = attempt.id, attempt.node
             outcome = attempt.outcome
             # What a worker lacked in an earlier reign it may have got since.
-            is_lack = outcome is not None and outcome.reason is Reason.INPUTS
-            if outcome is not None and is_lack and attempt.id.term == self._term:
-                task.lacking |= {attempt.node}
-                task.lack = outcome.detail
+            lacked_inputs = outcome is not None and outcome.reason is EndReason.INPUTS
+            if outcome is not None and lacked_inputs and attempt.id.term == self._term:
+                task.nodes_lacking_inputs |= {attempt.node}
+                task.missing_input = outcome.detail
         return task
 
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
-        return len(self.held.get(node, ()))
+        return len(self.tasks_by_node.get(node, ()))
 
-    def granted(self, node: NodeId) -> Grant:
+    def granted_resources(self, node: NodeId) -> Grant:
         """Return what its attempts were granted beyond one slot each."""
         return self._granted.get(node) or Grant()
 
-    def _grant(self, task: InHand, node: NodeId, sign: int) -> None:
+    def _count_grant(self, task: QueuedTask, node: NodeId, sign: int) -> None:
         requires = task.requires
-        if requires is not None and requires.is_heavy:
+        if requires is not None and requires.needs_exclusive_resources:
             self._granted.setdefault(node, Grant()).add(requires, sign)
 
     # --- The life of a task.
@@ -248,198 +255,212 @@ class TaskQueue:
         for spec in specs:
             if spec.id in self.tasks:
                 continue  # A read was faster than the news of the commit.
-            self.arrays.uncount(spec.id)  # Of one of its name that is forgotten.
-            if (lane := self.lanes.entry(spec)) is not None:
-                task = self.tasks[spec.id] = unpacked(spec)
+            self.array_queue.stop_counting_failures(
+                spec.id
+            )  # Of one of its name that is forgotten.
+            if (lane := self.lanes.admitting_lane(spec)) is not None:
+                task = self.tasks[spec.id] = new_queued_task(spec)
                 lane.push(task)
-        for task in self.lanes.trim(self.tasks):
+        for task in self.lanes.trim_lanes(self.tasks):
             del self.tasks[task.spec.id]
 
-    def put(self, spec: TaskSpec) -> InHand:
+    def put_undurable(self, spec: TaskSpec) -> QueuedTask:
         """Queue a task that is not durable yet; the caller must `touch` it."""
-        task = InHand(spec)
+        task = QueuedTask(spec)
         self._enqueue(task)
         return task
 
-    def first(self, lane: Lane) -> InHand | None:
+    def first_in_lane(self, lane: Lane) -> QueuedTask | None:
         """Return the task of a lane that is next, if any worker will do for it."""
         while (task := lane.first(self.tasks)) is not None:
-            if task.rest is None:
+            if task.remaining is None:
                 return task
-            if (member := self.arrays.next_of(task)) is not None:
+            if (member := self.array_queue.take_next_member(task)) is not None:
                 return member
-            self._forget_array(task)
+            self._drop_array(task)
         return None
 
-    def _forget_array(self, array: InHand) -> None:
+    def _drop_array(self, array: QueuedTask) -> None:
         """Let go of an array all of whose members were handed out."""
-        self._leave(array)
-        self.arrays.count_on(array)
+        self._leave_lane(array)
+        self.array_queue.keep_counting_failures(array)
         del self.tasks[array.spec.id]
-        if not array.is_sure:
-            self.reread()
+        if not array.is_store_confirmed:
+            self.mark_for_reread()
 
-    def picky(self) -> list[InHand]:
+    def next_excluding_tasks(self) -> list[QueuedTask]:
         """Return some of the tasks that not every worker can run, each in its turn."""
-        some = list(islice(self._picky.values(), PICKY_LOOK))
+        some = list(islice(self._excluding_tasks.values(), EXCLUDING_TASKS_MAX))
         for task in some:
-            del self._picky[task.spec.id]
-            self._picky[task.spec.id] = task
+            del self._excluding_tasks[task.spec.id]
+            self._excluding_tasks[task.spec.id] = task
         return some
 
-    def all_picky(self) -> list[InHand]:
+    def all_excluding_tasks(self) -> list[QueuedTask]:
         """Return all queued tasks that some worker could not run."""
-        return list(self._picky.values())
+        return list(self._excluding_tasks.values())
 
-    def assign(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
+    def assign(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         """Say that `node` holds the task."""
-        self._move(task, Turn.ASSIGN)
-        task.attempt, task.node, task.is_heard = attempt, node, False
-        task.n = max(task.n, attempt.n)
-        self.held.setdefault(node, {})[task.spec.id] = task
+        self._apply_transition(task, Transition.ASSIGN)
+        task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
+        task.last_attempt_n = max(task.last_attempt_n, attempt.n)
+        self.tasks_by_node.setdefault(node, {})[task.spec.id] = task
         if task.shape:
-            self._grant(task, node, 1)
+            self._count_grant(task, node, 1)
 
-    def adopt(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
+    def adopt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         """Take a task in hand that `node` was found to hold."""
         known = self.tasks.setdefault(task.spec.id, task)
         assert known is task
-        self.arrays.withdraw(task.spec.id)
-        self.lanes.of(task).enter(task)
+        self.array_queue.remove_member(task.spec.id)
+        self.lanes.lane_of(task).count_task(task)
         self.assign(task, attempt, node)
 
-    def release(self, task: InHand) -> None:
+    def requeue_attempted(self, task: QueuedTask) -> None:
         """Queue the task again at its old place; final ones end instead."""
-        if task.final is not None or not task.is_sure or task.may_be_cut:
-            self.end(task, task.final)
+        if (
+            task.final_state is not None
+            or not task.is_store_confirmed
+            or task.may_be_array_cancelled
+        ):
+            self.end(task, task.final_state)
             return
-        self._move(task, Turn.RELEASE)
+        self._apply_transition(task, Transition.RELEASE)
 
-    def rest(self, task: InHand) -> None:
-        """Take the task back, but let it wait until `wake`."""
-        self._move(task, Turn.REST)
+    def back_off_task(self, task: QueuedTask) -> None:
+        """Take the task back, but let it wait until `end_back_off`."""
+        self._apply_transition(task, Transition.BACK_OFF)
 
-    def wake(self, task: InHand) -> None:
+    def end_back_off(self, task: QueuedTask) -> None:
         """Queue a task that has rested."""
-        self._move(task, Turn.WAKE)
+        self._apply_transition(task, Transition.RETRY)
 
-    def end(self, task: InHand, final: TaskState | None) -> None:
+    def end(self, task: QueuedTask, final: TaskState | None) -> None:
         """Take the task out of the queue; without `final` the store is asked."""
         if final is not None:
-            task.final = final
-            self.ended[final] += task.rest is None  # Of an array its members count.
-        self._move(task, Turn.END)
+            task.final_state = final
+            self.ended_counts[final] += (
+                task.remaining is None
+            )  # Of an array its members count.
+        self._apply_transition(task, Transition.END)
 
-    def shadow(self, spec: TaskSpec, final: TaskState | None) -> InHand:
+    def add_shadow(self, spec: TaskSpec, final: TaskState | None) -> QueuedTask:
         """Remember a task that is not in hand and must not be read as it was."""
-        task = InHand(spec, stage=Stage.ENDED, final=final, is_sure=False)
+        task = QueuedTask(
+            spec, stage=Stage.ENDED, final_state=final, is_store_confirmed=False
+        )
         self.tasks[spec.id] = task
-        self.arrays.withdraw(spec.id)
+        self.array_queue.remove_member(spec.id)
         return task
 
-    def settle(self, tasks: Iterable[InHand], number: int) -> None:
+    def drop_durable_tasks(self, tasks: Iterable[QueuedTask], number: int) -> None:
         """Let go of what commit `number` made durable."""
         is_read = self.is_reading
         for task in tasks:
-            if task.number != number:
+            if task.commit_number != number:
                 continue  # Later facts are still on their way.
-            task.number = 0
+            task.commit_number = 0
             if task.stage is Stage.ENDED and is_read:
                 self._shadows.append(task)
             elif task.stage is Stage.ENDED:
-                self._retire(task)
+                self._retire_shadow(task)
 
-    def is_final(self, task_id: TaskId) -> bool:
+    def has_ended_recently(self, task_id: TaskId) -> bool:
         """Whether a task that is not in hand is known to have ended a while ago."""
-        return task_id in self._finals
+        return task_id in self._recent_finals
 
-    def renew(self, task_id: TaskId) -> None:
+    def forget_final(self, task_id: TaskId) -> None:
         """Forget how a task ended: another one has the name of one that is gone."""
-        self._finals.pop(task_id, None)
+        self._recent_finals.pop(task_id, None)
 
-    def settled(self, task_id: TaskId, known: TaskState) -> TaskState:
+    def final_state_of(self, task_id: TaskId, stored_state: TaskState) -> TaskState:
         """Return how a task ended that is not in hand; the store said it is `known`."""
-        return self._finals.get(task_id, known)
+        return self._recent_finals.get(task_id, stored_state)
 
-    def _move(self, task: InHand, turn: Turn) -> None:
+    def _apply_transition(self, task: QueuedTask, transition: Transition) -> None:
         """Change the stage by the table and keep counts and places in step."""
         before = task.stage
-        after = TRANSITIONS[before][turn]
-        assert after is not None, f"{task.spec.id}: {turn.name} in {before.name}"
+        after = TRANSITIONS[before][transition]
+        assert after is not None, f"{task.spec.id}: {transition.name} in {before.name}"
         if before is Stage.QUEUED:
-            self._leave(task)
+            self._leave_lane(task)
         elif before is Stage.LIVE:
             assert task.node is not None
-            del self.held[task.node][task.spec.id]
+            del self.tasks_by_node[task.node][task.spec.id]
             if task.shape:
-                self._grant(task, task.node, -1)
+                self._count_grant(task, task.node, -1)
         task.stage = after
         if after is Stage.QUEUED:
             self._enqueue(task)
 
-    def _enqueue(self, task: InHand) -> None:
+    def _enqueue(self, task: QueuedTask) -> None:
         self.tasks[task.spec.id] = task
-        self.lanes.of(task).push(task)
-        if task.lacking:
-            self._picky[task.spec.id] = task
+        self.lanes.lane_of(task).push(task)
+        if task.nodes_lacking_inputs:
+            self._excluding_tasks[task.spec.id] = task
 
-    def _leave(self, task: InHand) -> None:
-        self.lanes.of(task).leave(task)
-        if task.lacking:
-            self._picky.pop(task.spec.id, None)
+    def _leave_lane(self, task: QueuedTask) -> None:
+        self.lanes.lane_of(task).leave(task)
+        if task.nodes_lacking_inputs:
+            self._excluding_tasks.pop(task.spec.id, None)
 
     def _drop_shadows(self) -> None:
         """Let go of ended tasks once no read can bring them back."""
         for task in self._shadows:
-            if task.number == 0:
-                self._retire(task)
+            if task.commit_number == 0:
+                self._retire_shadow(task)
         self._shadows.clear()
 
-    def _retire(self, task: InHand) -> None:
+    def _retire_shadow(self, task: QueuedTask) -> None:
         if self.tasks.get(task.spec.id) is not task:
             return  # Of an earlier reign, or more was told of it since.
         del self.tasks[task.spec.id]
-        if task.final is None:
-            self.reread()
+        if task.final_state is None:
+            self.mark_for_reread()
             return
-        self._finals[task.spec.id] = task.final
-        if len(self._finals) > self._window_tasks:
-            self._finals.popitem(last=False)
+        self._recent_finals[task.spec.id] = task.final_state
+        if len(self._recent_finals) > self._window_tasks:
+            self._recent_finals.popitem(last=False)
 
 
-RESTING_MAX = 10_000
+BACKING_OFF_MAX = 10_000
 
 
-class Resting:
+class BackoffQueue:
     """Who waits, and until when."""
 
     def __init__(self, queue: TaskQueue) -> None:
         self._queue = queue
         self._due: list[tuple[float, TaskId]] = []
 
-    def forget(self) -> None:
+    def clear_backoff(self) -> None:
         """Let nobody wait: the reign is over."""
         self._due.clear()
 
     def deadline(self) -> float:
-        """Return when `rested` has something to yield."""
+        """Return when `pop_due` has something to yield."""
         return self._due[0][0] if self._due else math.inf
 
     def due_s(self, task: TaskId) -> float | None:
         """Return until when a task waits, None if it does not."""
         return next((due_s for due_s, id_ in self._due if id_ == task), None)
 
-    def take(self, task: InHand, now: Moment, rest_s: float) -> None:
+    def add_task(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
         """Let a task wait whose live attempt came to nothing, or queue it at once."""
-        if task.final is not None or not task.is_sure or len(self._due) >= RESTING_MAX:
-            self._queue.release(task)
+        if (
+            task.final_state is not None
+            or not task.is_store_confirmed
+            or len(self._due) >= BACKING_OFF_MAX
+        ):
+            self._queue.requeue_attempted(task)
             return
-        self._queue.rest(task)
-        heappush(self._due, (now.mono_s + rest_s, task.spec.id))
+        self._queue.back_off_task(task)
+        heappush(self._due, (now.mono_s + delay_s, task.spec.id))
 
-    def rested(self, now: Moment) -> Iterator[InHand]:
+    def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
         """Yield the tasks that have waited long enough."""
         while self._due and self._due[0][0] <= now.mono_s:
             task = self._queue.tasks.get(heappop(self._due)[1])
-            if task is not None and task.stage is Stage.RESTING:
+            if task is not None and task.stage is Stage.BACKING_OFF:
                 yield task

@@ -15,10 +15,14 @@ from heapq import heapify, heappop, heappush
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.model.task_options import Requires
-from octaskly.core.replies import Why
+from octaskly.core.model.task_options import Requirements
+from octaskly.core.replies import RejectionReason
 from octaskly.core.scheduling.queued_task import Grant
-from octaskly.core.scheduling.requirements import counted, has_all, nobody_has
+from octaskly.core.scheduling.requirements import (
+    count_phrase,
+    meets_requirements,
+    why_none_meets,
+)
 
 LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
 HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
@@ -36,18 +40,18 @@ class _Worker:
     gpus: int = 0
     load: int = 0  #: in steps of `LOAD_STEP_PERCENT`
     is_attached: bool = False
-    version: int = 0  #: of its line in the heap; other lines are outdated
+    heap_version: int = 0  #: of its line in the heap; other lines are outdated
 
     @property
     def rank(self) -> tuple[float, int]:
         """Its place among workers with room: the lowest comes first."""
         return self.outstanding / self.slots, self.load
 
-    def has_room(self, requires: Requires) -> bool:
+    def has_room(self, requires: Requirements) -> bool:
         """Whether a task may be given to it now, if it suits at all."""
         if not self.is_attached or self.outstanding >= self.credit:
             return False
-        if not requires.is_heavy:
+        if not requires.needs_exclusive_resources:
             return True
         return (
             # What it asks for is set aside at once, so nothing may be before it.
@@ -68,7 +72,7 @@ class WorkerPool:
         self._prefetch_max = prefetch_max
         self._workers: dict[NodeId, _Worker] = {}
         self._heap: list[tuple[float, int, NodeId, int]] = []
-        self.freed: set[NodeId] = set()
+        self.workers_with_room: set[NodeId] = set()
         """Workers that may have more room than when this was emptied."""
 
     def add(self, info: NodeInfo) -> None:
@@ -79,25 +83,25 @@ class WorkerPool:
             self._workers[info.id] = _Worker(info, slots, slots)
             return
         worker.info, worker.slots = info, slots
-        self._offer(info.id, worker)
+        self._push_to_heap(info.id, worker)
 
     def remove(self, node: NodeId) -> None:
         """Forget a worker; its lines in the heap become outdated."""
         self._workers.pop(node, None)
-        self.freed.discard(node)
+        self.workers_with_room.discard(node)
 
     def attach(self, node: NodeId, attempts: int, extra: Grant) -> None:
         """Let a worker take attempts, on top of those that it said it holds."""
         self._workers[node].is_attached = True
-        self.hold(node, attempts, extra)
+        self.set_held(node, attempts, extra)
 
-    def hold(self, node: NodeId, attempts: int, extra: Grant) -> None:
+    def set_held(self, node: NodeId, attempts: int, extra: Grant) -> None:
         """Count what the worker holds: so many attempts, and what they were granted."""
         worker = self._workers.get(node)
         if worker is not None:
             worker.outstanding = attempts + extra.slots
             worker.memory_mb, worker.gpus = extra.memory_mb, extra.gpus
-            self._offer(node, worker)
+            self._push_to_heap(node, worker)
 
     def detach_all(self) -> None:
         """Let nobody take anything until it is attached again."""
@@ -106,7 +110,7 @@ class WorkerPool:
             worker.outstanding = worker.memory_mb = worker.gpus = 0
             worker.credit = worker.slots
         self._heap.clear()
-        self.freed.clear()
+        self.workers_with_room.clear()
 
     def slots(self, node: NodeId) -> int:
         """Return how many attempts a worker runs at a time, 0 if it is not known."""
@@ -122,57 +126,75 @@ class WorkerPool:
         """Return the workers that take attempts."""
         return [node for node, worker in self._workers.items() if worker.is_attached]
 
-    def able(self, requires: Requires | None) -> list[NodeId]:
+    def capable_workers(self, requires: Requirements | None) -> list[NodeId]:
         """Return the workers that take such attempts, busy or not."""
         if requires is None:
             return self.attached()
         workers = self._workers
-        return [n for n in self.attached() if has_all(workers[n].info, requires)]
+        return [
+            n for n in self.attached() if meets_requirements(workers[n].info, requires)
+        ]
 
-    def can_run(self, requires: Requires) -> bool:
+    def can_run(self, requires: Requirements) -> bool:
         """Whether a worker that is known could run such an attempt."""
-        return any(has_all(each.info, requires) for each in self._workers.values())
+        return any(
+            meets_requirements(each.info, requires) for each in self._workers.values()
+        )
 
-    def nobody_has(self, requires: Requires) -> str | None:
+    def why_none_meets(self, requires: Requirements) -> str | None:
         """Return why no worker that is known could run such an attempt, if so."""
         infos = [worker.info for worker in self._workers.values()]
-        return nobody_has(infos, requires)
+        return why_none_meets(infos, requires)
 
-    def shortage(self, node: NodeId, requires: Requires) -> Iterator[Why]:
+    def shortage_reasons(
+        self, node: NodeId, requires: Requirements
+    ) -> Iterator[RejectionReason]:
         """Yield what a worker has not free for such an attempt."""
         worker = self._workers[node]
         if not worker.credit:
-            yield Why("slots", "takes no work at this moment")
+            yield RejectionReason("slots", "takes no work at this moment")
             return
         free = max(0, min(worker.credit, worker.slots) - worker.outstanding)
-        if worker.outstanding >= worker.credit or (requires.is_heavy and not free):
+        if worker.outstanding >= worker.credit or (
+            requires.needs_exclusive_resources and not free
+        ):
             many = f"all {worker.slots} slots are busy"
-            yield Why("slots", "its slot is busy" if worker.slots == 1 else many)
-        elif requires.is_heavy and requires.slots > free:
-            yield Why("slots", f"needs {requires.slots} free slots, has {free}")
+            yield RejectionReason(
+                "slots", "its slot is busy" if worker.slots == 1 else many
+            )
+        elif requires.needs_exclusive_resources and requires.slots > free:
+            yield RejectionReason(
+                "slots", f"needs {requires.slots} free slots, has {free}"
+            )
         left_mb = worker.info.memory_mb - worker.memory_mb
         if requires.memory_mb > left_mb:
             memory = f"needs {requires.memory_mb} MB of memory, has {left_mb} ungranted"
-            yield Why("memory_granted", memory)
+            yield RejectionReason("memory_granted", memory)
         left = len(worker.info.gpus) - worker.gpus
         if requires.gpus > left:
-            wanted = counted(requires.gpus, "GPU")
-            yield Why("gpus_granted", f"needs {wanted}, has {left} ungranted")
+            wanted = count_phrase(requires.gpus, "GPU")
+            yield RejectionReason(
+                "gpus_granted", f"needs {wanted}, has {left} ungranted"
+            )
 
-    def may_wait_for(self, node: NodeId, requires: Requires) -> bool:
+    def could_make_room_for(self, node: NodeId, requires: Requirements) -> bool:
         """Whether a worker will have room for such an attempt if it gets no others."""
         worker = self._workers.get(node)
         return (
             worker is not None
             and worker.is_attached
             and worker.credit >= requires.slots
-            and has_all(worker.info, requires)
+            and meets_requirements(worker.info, requires)
         )
 
-    def clearest(self, requires: Requires) -> NodeId | None:
+    def soonest_free_worker(self, requires: Requirements) -> NodeId | None:
         """Return the worker that will have room for such an attempt first, roughly."""
         return min(
-            (node for node in self.attached() if self.may_wait_for(node, requires)),
+            (
+                node
+                for node in self.attached()
+                if self.could_make_room_for(node, requires)
+            ),
             key=lambda node: (*self._workers[node].rank, node),
             default=None,
         )
@@ -184,7 +206,7 @@ class WorkerPool:
             credit = max(0, min(credit, worker.slots + self._prefetch_max))
             if credit != worker.credit:
                 worker.credit = credit
-                self._offer(node, worker)
+                self._push_to_heap(node, worker)
 
     def cap_credit(self, node: NodeId, *, is_refusing: bool) -> None:
         """Give no work ahead, or none at all, until the worker names a credit."""
@@ -201,35 +223,35 @@ class WorkerPool:
             load = int(max(0.0, min(cpu_percent, 100.0))) // LOAD_STEP_PERCENT
             if load != worker.load:
                 worker.load = load
-                self._offer(node, worker)
+                self._push_to_heap(node, worker)
 
-    def take(self, excluded: Collection[NodeId] = ()) -> NodeId | None:
+    def take_slot(self, excluded: Collection[NodeId] = ()) -> NodeId | None:
         """Choose who takes one more attempt and count it; None: all are full."""
         heap, workers = self._heap, self._workers
-        passed: list[tuple[float, int, NodeId, int]] = []
+        excluded_lines: list[tuple[float, int, NodeId, int]] = []
         chosen: NodeId | None = None
         while heap:
             line = heappop(heap)
             node = line[2]
             worker = workers.get(node)
-            if worker is None or worker.version != line[3]:
+            if worker is None or worker.heap_version != line[3]:
                 continue
             if worker.outstanding >= worker.credit:
                 continue  # Its credit shrank; a larger one offers it again.
             if node in excluded:
-                passed.append(line)
+                excluded_lines.append(line)
                 continue
             worker.outstanding += 1
-            self._offer(node, worker)
+            self._push_to_heap(node, worker)
             chosen = node
             break
-        for line in passed:
+        for line in excluded_lines:
             heappush(heap, line)
         return chosen
 
-    def take_for(
+    def take_resources(
         self,
-        requires: Requires,
+        requires: Requirements,
         excluded: Collection[NodeId],
         among: Collection[NodeId] | None = None,
     ) -> NodeId | None:
@@ -247,33 +269,35 @@ class WorkerPool:
             if worker is None or node in excluded or not worker.has_room(requires):
                 continue
             rank = (*worker.rank, node)
-            if (best is None or rank < best) and has_all(worker.info, requires):
+            if (best is None or rank < best) and meets_requirements(
+                worker.info, requires
+            ):
                 best, chosen = rank, node
         if chosen is not None:
             worker = self._workers[chosen]
             worker.outstanding += requires.slots
             worker.memory_mb += requires.memory_mb
             worker.gpus += requires.gpus
-            self._offer(chosen, worker)
+            self._push_to_heap(chosen, worker)
         return chosen
 
-    def _offer(self, node: NodeId, worker: _Worker) -> None:
+    def _push_to_heap(self, node: NodeId, worker: _Worker) -> None:
         """Put the worker's current line into the heap, if it has room."""
-        worker.version += 1
+        worker.heap_version += 1
         if not worker.is_attached or worker.outstanding >= worker.credit:
             return
-        self.freed.add(node)
+        self.workers_with_room.add(node)
         ratio = worker.outstanding / worker.slots
-        heappush(self._heap, (ratio, worker.load, node, worker.version))
+        heappush(self._heap, (ratio, worker.load, node, worker.heap_version))
         if len(self._heap) > 4 * len(self._workers) + HEAP_SLACK:
-            self._rebuild()
+            self._rebuild_heap()
 
-    def _rebuild(self) -> None:
+    def _rebuild_heap(self) -> None:
         """Drop the outdated lines."""
         self._heap[:] = [
             line
             for line in self._heap
             if (worker := self._workers.get(line[2])) is not None
-            and worker.version == line[3]
+            and worker.heap_version == line[3]
         ]
         heapify(self._heap)

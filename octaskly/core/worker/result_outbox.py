@@ -21,63 +21,63 @@ RESEND_S = 1.0  #: before the first repetition of a result: no link loses one
 RESEND_MAX_S = 5.0  #: before any, and also before the first one to oneself
 REPORT_BYTES = 512  #: what a report takes beyond output and envelope, roughly
 
-Key = tuple[TaskId, AttemptId]
+AttemptKey = tuple[TaskId, AttemptId]
 
 
 @dataclass(slots=True)
-class KeptResult:
+class PendingResult:
     """One result that no dispatcher has acknowledged."""
 
     report: Report  #: as news, which need no envelope
     spec: TaskSpec | None
-    size: int  #: in bytes on the wire, roughly
+    size_bytes: int  #: in bytes on the wire, roughly
     is_spooled: bool = False
     due_s: float = RESEND_S  #: when it is sent again
-    sends: int = 0  #: to the present dispatcher
+    send_count: int = 0  #: to the present dispatcher
 
-    def whole(self) -> Report:
+    def report_with_spec(self) -> Report:
         """Return what is told again, for a dispatcher that may not know the task."""
         return replace(self.report, spec=self.spec)
 
 
-class KeptResults:
+class ResultOutbox:
     """Results in the order in which they were sent last; unsent ones come first."""
 
     def __init__(self, saved: Iterable[Report], message_bytes: int) -> None:
         self._message_bytes = message_bytes
-        self._kept: dict[Key, KeptResult] = {}
-        self.size = 0
+        self._results: dict[AttemptKey, PendingResult] = {}
+        self.size_bytes = 0
         """Bytes of all of them on the wire, roughly."""
         self._quiet_until_s = 0.0
-        self._repeated: set[Key] = set()
+        self._resent: set[AttemptKey] = set()
         """What was sent again last, and is not acknowledged."""
         self._resend_s = RESEND_S
-        self._is_own = False
+        self._is_own_dispatcher = False
         for report in saved:
-            news = replace(report, spec=None)
-            self.keep(news, report.spec).is_spooled = True
+            new_report = replace(report, spec=None)
+            self.add_result(new_report, report.spec).is_spooled = True
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._kept
+    def __contains__(self, key: AttemptKey) -> bool:
+        return key in self._results
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._results)
 
-    def __getitem__(self, key: Key) -> KeptResult:
-        return self._kept[key]
+    def __getitem__(self, key: AttemptKey) -> PendingResult:
+        return self._results[key]
 
-    def keep(self, report: Report, spec: TaskSpec | None) -> KeptResult:
-        """Keep a result until `forget`, behind all others."""
+    def add_result(self, report: Report, spec: TaskSpec | None) -> PendingResult:
+        """Keep a result until `drop_acknowledged`, behind all others."""
         key = (report.task, report.attempt)
         size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
         if spec is not None:
             size += spec.size_bytes
-        before = self._kept.pop(key, None)
-        self.size += size - (0 if before is None else before.size)
-        self._kept[key] = kept = KeptResult(report, spec, size)
-        return kept
+        before = self._results.pop(key, None)
+        self.size_bytes += size - (0 if before is None else before.size_bytes)
+        self._results[key] = result = PendingResult(report, spec, size)
+        return result
 
-    def forget(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+    def drop_acknowledged(self, keys: Iterable[AttemptKey]) -> tuple[AttemptKey, ...]:
         """Drop acknowledged results; return those that are on disk.
 
         What the present dispatcher was not sent stays, whoever else has it: it was
@@ -85,19 +85,19 @@ class KeptResults:
         """
         spooled = []
         for key in keys:
-            kept = self._kept.get(key)
-            if kept is None or not kept.sends:
+            result = self._results.get(key)
+            if result is None or not result.send_count:
                 continue
-            del self._kept[key]
-            self.size -= kept.size
-            if kept.is_spooled:
+            del self._results[key]
+            self.size_bytes -= result.size_bytes
+            if result.is_spooled:
                 spooled.append(key)
-        if self._repeated and self._repeated.isdisjoint(self._kept):
-            self._repeated.clear()
+        if self._resent and self._resent.isdisjoint(self._results):
+            self._resent.clear()
             self._quiet_until_s = 0.0  # The dispatcher keeps up: the next may follow.
         return tuple(spooled)
 
-    def restart(self, now_s: float, *, is_own: bool) -> None:
+    def mark_all_unsent(self, now_s: float, *, is_own_dispatcher: bool) -> None:
         """Count every result as unsent: there is a new dispatcher.
 
         What a node tells itself is not lost on the way, so that a disk with much to
@@ -105,24 +105,29 @@ class KeptResults:
         told itself yet waits for nothing, though: where no answer comes for want of a
         standby, that would be told as running for as long.
         """
-        self._is_own = is_own
-        self._resend_s = RESEND_MAX_S if is_own else RESEND_S
-        for kept in self._kept.values():
-            kept.sends, kept.due_s = 0, now_s + (0.0 if is_own else RESEND_S)
+        self._is_own_dispatcher = is_own_dispatcher
+        self._resend_s = RESEND_MAX_S if is_own_dispatcher else RESEND_S
+        for result in self._results.values():
+            result.send_count, result.due_s = (
+                0,
+                now_s + (0.0 if is_own_dispatcher else RESEND_S),
+            )
         self._quiet_until_s = 0.0
-        self._repeated.clear()
+        self._resent.clear()
 
-    def unsent(self) -> list[KeptResult]:
+    def unsent_results(self) -> list[PendingResult]:
         """Return those that the present dispatcher was not sent."""
-        return list(takewhile(lambda kept: kept.sends == 0, self._kept.values()))
+        return list(
+            takewhile(lambda kept: kept.send_count == 0, self._results.values())
+        )
 
     def deadline(self) -> float:
         """Return when one is due again."""
-        if not self._kept:
+        if not self._results:
             return math.inf
-        return self._due_s(next(iter(self._kept.values())))
+        return self._due_s(next(iter(self._results.values())))
 
-    def due(self, now_s: float) -> list[KeptResult]:
+    def due_results(self, now_s: float) -> list[PendingResult]:
         """Return those to send again, and then stay quiet until it is acknowledged.
 
         One message at a time: a dispatcher that is slow is not helped by more. That
@@ -130,60 +135,64 @@ class KeptResults:
         """
         if self.deadline() > now_s:
             return []
-        due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
-        chunk = next(self.chunks(due))
-        if not self._is_untold(chunk[0]):
+        due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._results.values())
+        chunk = next(self.split_into_messages(due))
+        if not self._is_unsent_to_self(chunk[0]):
             self._quiet_until_s = now_s + self._resend_s
-            self._repeated = {(k.report.task, k.report.attempt) for k in chunk}
+            self._resent = {(k.report.task, k.report.attempt) for k in chunk}
         return chunk
 
-    def chunks(self, results: Iterable[KeptResult]) -> Iterator[list[KeptResult]]:
+    def split_into_messages(
+        self, results: Iterable[PendingResult]
+    ) -> Iterator[list[PendingResult]]:
         """Cut results so that each part fits into a frame; look at no more of them."""
-        chunk: list[KeptResult] = []
+        chunk: list[PendingResult] = []
         size = 0
-        for kept in results:
-            if chunk and size + kept.size > self._message_bytes:
+        for result in results:
+            if chunk and size + result.size_bytes > self._message_bytes:
                 yield chunk
                 chunk, size = [], 0
-            chunk.append(kept)
-            size += kept.size
+            chunk.append(result)
+            size += result.size_bytes
         if chunk:
             yield chunk
 
-    def told(self, kept: KeptResult, now_s: float, *, is_news: bool) -> Report:
+    def mark_sent(self, result: PendingResult, now_s: float, *, is_new: bool) -> Report:
         """Note that a result is sent now; return what is said of it.
 
         All but news carry the envelope: their dispatcher may not know the task.
         """
-        kept.sends += 1
-        wait_s = backoff(kept.sends, base_s=self._resend_s, cap_s=RESEND_MAX_S)
-        kept.due_s = now_s + wait_s
-        if is_news:
-            return kept.report  # It is the last one as it is.
-        key = (kept.report.task, kept.report.attempt)
-        del self._kept[key]
-        self._kept[key] = kept
-        return kept.whole()
+        result.send_count += 1
+        wait_s = backoff(result.send_count, base_s=self._resend_s, cap_s=RESEND_MAX_S)
+        result.due_s = now_s + wait_s
+        if is_new:
+            return result.report  # It is the last one as it is.
+        key = (result.report.task, result.report.attempt)
+        del self._results[key]
+        self._results[key] = result
+        return result.report_with_spec()
 
-    def spool(self, candidates: Iterable[KeptResult] | None = None) -> list[Effect]:
+    def spool_results(
+        self, candidates: Iterable[PendingResult] | None = None
+    ) -> list[Effect]:
         """Write results to disk that are not there; what was given back need not be."""
-        chosen = [
+        unspooled = [
             kept
-            for kept in (self._kept.values() if candidates is None else candidates)
+            for kept in (self._results.values() if candidates is None else candidates)
             if not kept.is_spooled
             and kept.report.outcome.state is not AttemptState.RELEASED
         ]
-        for kept in chosen:
-            kept.is_spooled = True
-        if not chosen:
+        for result in unspooled:
+            result.is_spooled = True
+        if not unspooled:
             return []
-        return [Spool(tuple(kept.whole() for kept in chosen))]
+        return [Spool(tuple(kept.report_with_spec() for kept in unspooled))]
 
-    def _due_s(self, kept: KeptResult) -> float:
-        if self._is_untold(kept):
-            return kept.due_s
-        return max(kept.due_s, self._quiet_until_s)
+    def _due_s(self, result: PendingResult) -> float:
+        if self._is_unsent_to_self(result):
+            return result.due_s
+        return max(result.due_s, self._quiet_until_s)
 
-    def _is_untold(self, kept: KeptResult) -> bool:
+    def _is_unsent_to_self(self, result: PendingResult) -> bool:
         """Whether this node reigns, and has not told itself of a result yet."""
-        return self._is_own and kept.sends == 0
+        return self._is_own_dispatcher and result.send_count == 0

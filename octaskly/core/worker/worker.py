@@ -10,15 +10,23 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 
-from octaskly.core.effects import Effect, Freeze, HandBack, Send, Start, Stop, Unspool
+from octaskly.core.effects import (
+    Effect,
+    Freeze,
+    ReleaseWaiting,
+    Send,
+    Start,
+    Stop,
+    Unspool,
+)
 from octaskly.core.events import AttemptsEnded
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
-from octaskly.core.model.nodes import NO_HOLD, Hold, Stance
-from octaskly.core.model.settings import BRIEF_MS, Settings
+from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
+from octaskly.core.model.settings import SHORT_TASK_MS, Settings
 from octaskly.core.model.task_options import slots_of
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import (
-    Dispatch,
+    Assign,
     Kill,
     Message,
     Reattach,
@@ -26,18 +34,18 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
 )
-from octaskly.core.worker.result_outbox import KeptResult, KeptResults, Key
+from octaskly.core.worker.result_outbox import AttemptKey, PendingResult, ResultOutbox
 
-AHEAD_MS = 50.0  #: of work that should wait on a worker with short tasks
-BRIEF_AHEAD_MS = 100.0  #: of work with such tasks, whose ends are told each 50
-LONG_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
-SHORTEST_MS = 0.5  #: durations are whole milliseconds; 0 means less than one
+PREFETCH_MS = 50.0  #: of work that should wait on a worker with short tasks
+SHORT_TASK_PREFETCH_MS = 100.0  #: of work with such tasks, whose ends are told each 50
+LONG_TASK_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
+DURATION_MS_MIN = 0.5  #: durations are whole milliseconds; 0 means less than one
 EWMA_SHARE = 0.125  #: weight of the newest duration
-KEPT_BYTES_MAX = 64 << 20  #: of results kept before this node takes no more work
+OUTBOX_BYTES_MAX = 64 << 20  #: of results kept before this node takes no more work
 
 
 @dataclass(slots=True)
-class _Taken:
+class _HeldAttempt:
     """An attempt that is here, running or waiting for a slot."""
 
     spec: TaskSpec
@@ -52,32 +60,32 @@ class Worker:
         self,
         settings: Settings,
         saved_reports: tuple[Report, ...],
-        hold: Hold = NO_HOLD,
+        hold: OperatorHold = NO_HOLD,
         *,
         is_revoked: bool = False,
     ) -> None:
         self._me = settings.node.id
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
-        self._dispatcher: NodeId | None = None
+        self._dispatcher_id: NodeId | None = None
         self._epoch = NO_EPOCH
-        self.stance = Stance(hold, is_revoked=is_revoked)
+        self.availability = Availability(hold, is_revoked=is_revoked)
         """Whether it takes work."""
-        self._taken: dict[Key, _Taken] = {}
-        self._started: dict[Key, float] = {}
+        self._attempts: dict[AttemptKey, _HeldAttempt] = {}
+        self._started_s: dict[AttemptKey, float] = {}
         """Attempts in slots and since when, oldest first, as far as can be told."""
-        self._busy = 0  #: slots that these hold
-        self._waiting: deque[Key] = deque()
-        self._kept = KeptResults(saved_reports, settings.limits.entries_bytes)
+        self._busy_slots = 0  #: slots that these hold
+        self._waiting: deque[AttemptKey] = deque()
+        self._outbox = ResultOutbox(saved_reports, settings.limits.entries_bytes)
         self._mean_ms: float | None = None
-        self._told_credit: int | None = None
-        self._told_stance = Stance()
+        self._sent_credit: int | None = None
+        self._sent_availability = Availability()
         self._now_s = 0.0
 
     @property
     def running(self) -> int:
         """How many attempts are in slots."""
-        return len(self._started)
+        return len(self._started_s)
 
     @property
     def is_idle(self) -> bool:
@@ -85,7 +93,7 @@ class Worker:
 
         Without a dispatcher the results wait on disk for the next start.
         """
-        return not self._taken and (not self._kept or self._dispatcher is None)
+        return not self._attempts and (not self._outbox or self._dispatcher_id is None)
 
     @property
     def credit(self) -> int:
@@ -94,15 +102,18 @@ class Worker:
         Work for some 50 to 100 ms may wait here, and none behind a long task: a
         short one would be faster anywhere else.
         """
-        if not self.stance.takes_work or self._kept.size >= KEPT_BYTES_MAX:
+        if (
+            not self.availability.takes_work
+            or self._outbox.size_bytes >= OUTBOX_BYTES_MAX
+        ):
             return 0
-        if self._mean_ms is None or self._mean_ms > LONG_MS:
+        if self._mean_ms is None or self._mean_ms > LONG_TASK_MS:
             return self._slots
-        oldest_s = next(iter(self._started.values()), self._now_s)
-        if (self._now_s - oldest_s) * 1000 > LONG_MS:
+        oldest_s = next(iter(self._started_s.values()), self._now_s)
+        if (self._now_s - oldest_s) * 1000 > LONG_TASK_MS:
             return self._slots
-        is_brief = self._mean_ms < BRIEF_MS
-        ahead_ms = BRIEF_AHEAD_MS if is_brief else AHEAD_MS
+        are_tasks_short = self._mean_ms < SHORT_TASK_MS
+        ahead_ms = SHORT_TASK_PREFETCH_MS if are_tasks_short else PREFETCH_MS
         ahead = int(self._slots * ahead_ms / self._mean_ms)
         return self._slots + min(ahead, self._prefetch_max)
 
@@ -121,58 +132,60 @@ class Worker:
         are told as running; they follow as that is acknowledged.
         """
         self._now_s = now.mono_s
-        self._dispatcher = dispatcher
+        self._dispatcher_id = dispatcher
         self._epoch = max(self._epoch, epoch)
-        effects = self._kept.spool() if dispatcher != self._me else []
-        self._kept.restart(now.mono_s, is_own=dispatcher == self._me)
+        effects = self._outbox.spool_results() if dispatcher != self._me else []
+        self._outbox.mark_all_unsent(
+            now.mono_s, is_own_dispatcher=dispatcher == self._me
+        )
         effects += self._send_unsent()
-        running = [(key[1], taken.spec) for key, taken in self._taken.items()]
-        unsent = [(k.report.attempt, k.spec) for k in self._kept.unsent()]
+        running = [(key[1], held.spec) for key, held in self._attempts.items()]
+        unsent = [(k.report.attempt, k.spec) for k in self._outbox.unsent_results()]
         later = [(attempt, spec) for attempt, spec in unsent if spec is not None]
-        self._told_credit, self._told_stance = self.credit, self.stance
-        message = Reattach((*running, *later), self._told_credit, self.stance.state)
+        self._sent_credit, self._sent_availability = self.credit, self.availability
+        message = Reattach(
+            (*running, *later), self._sent_credit, self.availability.state
+        )
         return [*effects, Send(dispatcher, (message,))]
 
     def detach(self, now: Moment) -> list[Effect]:
         """Go on without a dispatcher; results wait, on disk."""
         self._now_s = now.mono_s
-        self._dispatcher = None
-        return self._kept.spool()
+        self._dispatcher_id = None
+        return self._outbox.spool_results()
 
-    def on_dispatch(
-        self, sender: NodeId, message: Dispatch, now: Moment
-    ) -> list[Effect]:
+    def on_assign(self, sender: NodeId, message: Assign, now: Moment) -> list[Effect]:
         """Start attempts, each once, and none for a deposed dispatcher."""
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             # Rule I7: a node that has seen an epoch never starts work for an older
             # one. The sender may learn it from this.
             reports = [
-                replace(_refused(attempt, spec, Reason.STALE), spec=spec)
+                replace(_refused_report(attempt, spec, EndReason.STALE), spec=spec)
                 for attempt, spec in message.items
             ]
             return [Send(sender, (Results(tuple(reports), 0),))]
         self._epoch = message.epoch
-        fresh: list[tuple[AttemptId, TaskSpec]] = []
-        again: list[KeptResult] = []
-        refused: list[KeptResult] = []
-        takes_work = self.stance.takes_work
+        new_attempts: list[tuple[AttemptId, TaskSpec]] = []
+        resent: list[PendingResult] = []
+        refused: list[PendingResult] = []
+        takes_work = self.availability.takes_work
         for attempt, spec in message.items:
             key = (spec.id, attempt)
-            if key in self._kept:
-                again.append(self._kept[key])
-            elif key in self._taken:
+            if key in self._outbox:
+                resent.append(self._outbox[key])
+            elif key in self._attempts:
                 continue
             elif not takes_work:
-                report = _refused(attempt, spec, Reason.DRAINING)
-                refused.append(self._kept.keep(report, spec))
+                report = _refused_report(attempt, spec, EndReason.DRAINING)
+                refused.append(self._outbox.add_result(report, spec))
             else:
-                fresh.append((attempt, spec))
-                self._take(key, spec)
-        effects: list[Effect] = [Start(tuple(fresh))] if fresh else []
-        if again:
-            effects += self._send(again)
-        return effects + self._report(refused)
+                new_attempts.append((attempt, spec))
+                self._hold_attempt(key, spec)
+        effects: list[Effect] = [Start(tuple(new_attempts))] if new_attempts else []
+        if resent:
+            effects += self._send_results(resent)
+        return effects + self._send_new_results(refused)
 
     def on_kill(self, message: Kill, now: Moment) -> list[Effect]:
         """End attempts; each is reported as cancelled, whatever it still achieves.
@@ -182,166 +195,177 @@ class Worker:
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             return []  # Its successor decides what is void.
-        stops: list[Key] = []
-        again: list[KeptResult] = []
-        unknown: list[KeptResult] = []
+        stops: list[AttemptKey] = []
+        resent: list[PendingResult] = []
+        unknown: list[PendingResult] = []
         for key in message.items:
-            if (taken := self._taken.get(key)) is not None:
-                taken.is_killed = True
+            if (held := self._attempts.get(key)) is not None:
+                held.is_killed = True
                 stops.append(key)
-            elif key in self._kept:
-                again.append(self._kept[key])
+            elif key in self._outbox:
+                resent.append(self._outbox[key])
             else:
-                unknown.append(self._kept.keep(_cancelled(key, now), None))
+                unknown.append(
+                    self._outbox.add_result(_cancelled_report(key, now), None)
+                )
         effects: list[Effect] = [Stop(tuple(stops))] if stops else []
-        if again:
-            effects += self._send(again)
-        return effects + self._report(unknown)
+        if resent:
+            effects += self._send_results(resent)
+        return effects + self._send_new_results(unknown)
 
     def on_results_ok(self, message: ResultsOk, now: Moment) -> list[Effect]:
         """Forget results that are durable at the dispatcher."""
         self._now_s = now.mono_s
-        spooled = self._kept.forget(message.items)
+        spooled = self._outbox.drop_acknowledged(message.items)
         effects: list[Effect] = [Unspool(spooled)] if spooled else []
         effects += self._send_unsent()
-        return effects + self._tell_credit()
+        return effects + self._send_credit_change()
 
     # --- The runner, the operator, time.
 
-    def on_ended(self, event: AttemptsEnded, now: Moment) -> list[Effect]:
+    def on_attempts_ended(self, event: AttemptsEnded, now: Moment) -> list[Effect]:
         """Report what the runner saw end or gives back."""
         self._now_s = now.mono_s
-        fresh = []
+        new_results = []
         for report in event.reports:
-            taken = self._leave((report.task, report.attempt))
-            if taken is not None and taken.is_killed:
-                report = replace(report, outcome=_as_killed(report.outcome))
-            self._learn(report.outcome)
-            spec = None if taken is None else taken.spec
-            fresh.append(self._kept.keep(report, spec))
-        return self._report(fresh)
+            held = self._remove_attempt((report.task, report.attempt))
+            if held is not None and held.is_killed:
+                report = replace(report, outcome=_killed_outcome(report.outcome))
+            self._update_mean_duration(report.outcome)
+            spec = None if held is None else held.spec
+            new_results.append(self._outbox.add_result(report, spec))
+        return self._send_new_results(new_results)
 
-    def give_up(self) -> list[Effect]:
+    def stop_attempts(self) -> list[Effect]:
         """End what still runs, for other nodes to run it."""
-        keys = tuple(key for key, taken in self._taken.items() if not taken.is_killed)
-        return [Stop(keys, Reason.DRAINING)] if keys else []
+        keys = tuple(key for key, held in self._attempts.items() if not held.is_killed)
+        return [Stop(keys, EndReason.DRAINING)] if keys else []
 
-    def take_stance(self, stance: Stance, now: Moment) -> list[Effect]:
+    def set_availability(self, availability: Availability, now: Moment) -> list[Effect]:
         """Take work from now on, or none; the dispatcher hears of it at once."""
         self._now_s = now.mono_s
-        before, self.stance = self.stance, stance
+        previous, self.availability = self.availability, availability
         effects: list[Effect] = []
-        if stance.hold.is_paused != before.hold.is_paused:
-            effects.append(Freeze(stance.hold.is_paused))
-        if before.takes_work and not stance.takes_work:
-            effects.append(HandBack())
-        told = self._told_stance
-        is_known = (told.state, told.strain) == (stance.state, stance.strain)
-        if self._dispatcher is None or is_known:
+        if availability.hold.is_paused != previous.hold.is_paused:
+            effects.append(Freeze(availability.hold.is_paused))
+        if previous.takes_work and not availability.takes_work:
+            effects.append(ReleaseWaiting())
+        sent = self._sent_availability
+        is_already_sent = (sent.state, sent.pressure) == (
+            availability.state,
+            availability.pressure,
+        )
+        if self._dispatcher_id is None or is_already_sent:
             return effects
-        self._told_credit, self._told_stance = self.credit, stance
-        news = Results((), self._told_credit, stance.state)
-        return [*effects, Send(self._dispatcher, (news,))]
+        self._sent_credit, self._sent_availability = self.credit, availability
+        update = Results((), self._sent_credit, availability.state)
+        return [*effects, Send(self._dispatcher_id, (update,))]
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Repeat results that were not acknowledged, the oldest message first."""
         self._now_s = now.mono_s
-        if self._dispatcher is None or not self._kept:
+        if self._dispatcher_id is None or not self._outbox:
             return []
-        return self._send(self._kept.due(now.mono_s))
+        return self._send_results(self._outbox.due_results(now.mono_s))
 
     def deadline(self) -> float:
         """Return when `on_time` has something to do."""
-        return math.inf if self._dispatcher is None else self._kept.deadline()
+        return math.inf if self._dispatcher_id is None else self._outbox.deadline()
 
     # --- Slots and waiting.
 
-    def _take(self, key: Key, spec: TaskSpec) -> None:
-        taken = self._taken[key] = _Taken(spec, slots_of(spec.options))
-        if self._busy + taken.slots <= self._slots:
-            self._start(key, taken)
+    def _hold_attempt(self, key: AttemptKey, spec: TaskSpec) -> None:
+        held = self._attempts[key] = _HeldAttempt(spec, slots_of(spec.options))
+        if self._busy_slots + held.slots <= self._slots:
+            self._occupy_slots(key, held)
         else:
             self._waiting.append(key)
 
-    def _start(self, key: Key, taken: _Taken) -> None:
-        self._started[key] = self._now_s
-        self._busy += taken.slots
+    def _occupy_slots(self, key: AttemptKey, held: _HeldAttempt) -> None:
+        self._started_s[key] = self._now_s
+        self._busy_slots += held.slots
 
-    def _leave(self, key: Key) -> _Taken | None:
+    def _remove_attempt(self, key: AttemptKey) -> _HeldAttempt | None:
         """Take an attempt out of its slots or its waiting place."""
-        taken = self._taken.pop(key, None)
-        if taken is None or self._started.pop(key, None) is None:
-            return taken  # Its line among those that wait is skipped later.
-        self._busy -= taken.slots
+        held = self._attempts.pop(key, None)
+        if held is None or self._started_s.pop(key, None) is None:
+            return held  # Its line among those that wait is skipped later.
+        self._busy_slots -= held.slots
         while self._waiting:
-            successor = self._taken.get(self._waiting[0])
+            successor = self._attempts.get(self._waiting[0])
             if successor is not None:
-                if self._busy + successor.slots > self._slots:
+                if self._busy_slots + successor.slots > self._slots:
                     break
-                self._start(self._waiting[0], successor)
+                self._occupy_slots(self._waiting[0], successor)
             self._waiting.popleft()
-        return taken
+        return held
 
-    def _learn(self, outcome: Outcome) -> None:
+    def _update_mean_duration(self, outcome: Outcome) -> None:
         """Follow how long tasks take here."""
         if outcome.duration_ms is None or outcome.state is AttemptState.RELEASED:
             return
-        lasted_ms = max(float(outcome.duration_ms), SHORTEST_MS)
+        lasted_ms = max(float(outcome.duration_ms), DURATION_MS_MIN)
         if self._mean_ms is None:
             self._mean_ms = lasted_ms
         self._mean_ms += (lasted_ms - self._mean_ms) * EWMA_SHARE
 
     # --- Results.
 
-    def _report(self, fresh: list[KeptResult]) -> list[Effect]:
+    def _send_new_results(self, new_results: list[PendingResult]) -> list[Effect]:
         """Send results that were just kept where a dispatcher is known."""
-        if not fresh:
+        if not new_results:
             return []
-        is_remote = self._dispatcher != self._me
-        effects = self._kept.spool(fresh) if is_remote else []
-        return effects + self._send(fresh, is_news=True)
+        is_remote = self._dispatcher_id != self._me
+        effects = self._outbox.spool_results(new_results) if is_remote else []
+        return effects + self._send_results(new_results, is_new=True)
 
-    def _send(
-        self, results: list[KeptResult], *, is_news: bool = False
+    def _send_results(
+        self, results: list[PendingResult], *, is_new: bool = False
     ) -> list[Effect]:
         """Send results in messages of bounded size."""
-        if self._dispatcher is None or not results:
+        if self._dispatcher_id is None or not results:
             return []
-        self._told_credit = self.credit
+        self._sent_credit = self.credit
         messages: list[Message] = []
-        for chunk in self._kept.chunks(results):
+        for chunk in self._outbox.split_into_messages(results):
             reports = [
-                self._kept.told(kept, self._now_s, is_news=is_news) for kept in chunk
+                self._outbox.mark_sent(result, self._now_s, is_new=is_new)
+                for result in chunk
             ]
-            messages.append(Results(tuple(reports), self._told_credit))
-        return [Send(self._dispatcher, tuple(messages))]
+            messages.append(Results(tuple(reports), self._sent_credit))
+        return [Send(self._dispatcher_id, tuple(messages))]
 
     def _send_unsent(self) -> list[Effect]:
         """Send one message of what the present dispatcher was not sent."""
-        return self._send(next(iter(self._kept.chunks(self._kept.unsent())), []))
+        return self._send_results(
+            next(
+                iter(self._outbox.split_into_messages(self._outbox.unsent_results())),
+                [],
+            )
+        )
 
-    def _tell_credit(self) -> list[Effect]:
+    def _send_credit_change(self) -> list[Effect]:
         """Say at once that this node takes work again, or no more."""
         credit = self.credit
-        if self._dispatcher is None or bool(credit) == bool(self._told_credit):
+        if self._dispatcher_id is None or bool(credit) == bool(self._sent_credit):
             return []
-        self._told_credit = credit
-        return [Send(self._dispatcher, (Results((), credit),))]
+        self._sent_credit = credit
+        return [Send(self._dispatcher_id, (Results((), credit),))]
 
 
-def _refused(attempt: AttemptId, spec: TaskSpec, reason: Reason) -> Report:
+def _refused_report(attempt: AttemptId, spec: TaskSpec, reason: EndReason) -> Report:
     outcome = Outcome(state=AttemptState.RELEASED, reason=reason)
     return Report(task=spec.id, attempt=attempt, outcome=outcome)
 
 
-def _cancelled(key: Key, now: Moment) -> Report:
+def _cancelled_report(key: AttemptKey, now: Moment) -> Report:
     """Return the end of an attempt that was never here, or is here no more."""
     outcome = Outcome(
-        state=AttemptState.CANCELLED, reason=Reason.CANCELLED, ended_ms=now.wall_ms
+        state=AttemptState.CANCELLED, reason=EndReason.CANCELLED, ended_ms=now.wall_ms
     )
     return Report(task=key[0], attempt=key[1], outcome=outcome)
 
 
-def _as_killed(outcome: Outcome) -> Outcome:
+def _killed_outcome(outcome: Outcome) -> Outcome:
     """Return the end of an attempt that was told to end: never a success."""
-    return replace(outcome, state=AttemptState.CANCELLED, reason=Reason.CANCELLED)
+    return replace(outcome, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)

@@ -13,8 +13,8 @@ import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from octaskly.core.effects import Note
-from octaskly.core.events import Advert, Seen
+from octaskly.core.effects import LogLine
+from octaskly.core.events import PeerHint, PeersDiscovered
 from octaskly.core.model.ids import Address, NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery.adverts import (
@@ -55,8 +55,8 @@ class Discovery:
         node: NodeInfo,
         mesh_id: str | None,
         clock: Clock,
-        on_event: Callable[[Seen], None],
-        on_note: Callable[[Note], None],
+        on_event: Callable[[PeersDiscovered], None],
+        on_note: Callable[[LogLine], None],
         interfaces: Sequence[str] = (),
         on_other_mesh: Callable[[str], None] | None = None,
         on_addresses: Callable[[tuple[LocalAddress, ...]], None] | None = None,
@@ -201,7 +201,7 @@ class Discovery:
                 await self._look()
             is_due = self._mdns is None and polls % RETRY_POLLS == 0
             if is_due and await self._open():
-                self._on_note(Note("info", "discovery is on"))
+                self._on_note(LogLine("info", "discovery is on"))
                 self._renew()
 
     async def _look(self) -> None:
@@ -249,9 +249,9 @@ class Discovery:
         if self._changes:
             self._sweep = asyncio.get_running_loop().call_soon(self._sweep_changes)
         if adverts:
-            self._on_event(Seen(tuple(adverts)))
+            self._on_event(PeersDiscovered(tuple(adverts)))
 
-    def _read(self, name: str, *, has_left: bool) -> Advert | None:
+    def _read(self, name: str, *, has_left: bool) -> PeerHint | None:
         """Return what a change means for our mesh, None where it means nothing."""
         node = node_named(name)
         if node is None:
@@ -294,7 +294,7 @@ class Discovery:
                 continue
             advert = self._sight(sighting)
             if advert is not None:
-                self._on_event(Seen((advert,)))
+                self._on_event(PeersDiscovered((advert,)))
 
     def _has_room(self, node: NodeId) -> bool:
         has_room = self._candidates.has_room(node)
@@ -302,7 +302,7 @@ class Discovery:
             self._warn("too many nodes in sight", kept=len(self._candidates))
         return has_room
 
-    def _sight(self, sighting: Sighting) -> Advert | None:
+    def _sight(self, sighting: Sighting) -> PeerHint | None:
         """Note a node, and return it as an advert when it belongs to our mesh."""
         if sighting.node == self._node.id:
             if sighting.boot != self._node.boot:
@@ -339,12 +339,12 @@ class Discovery:
 
     def _advert(
         self, sighting: Sighting, addresses: tuple[Address, ...]
-    ) -> Advert | None:
+    ) -> PeerHint | None:
         """Return the hint to dial a node, None if no address is on our networks."""
         if not addresses:
             self._warn("advert ignored", node=sighting.node, cause="no address to dial")
             return None
-        return Advert(
+        return PeerHint(
             sighting.node,
             addresses,
             is_dispatcher=sighting.is_dispatcher,
@@ -357,4 +357,4 @@ class Discovery:
         last_s = self._warned_s.get(event)
         if last_s is None or now_s - last_s >= WARN_EVERY_S:
             self._warned_s[event] = now_s
-            self._on_note(Note("warning", event, tuple(fields.items())))
+            self._on_note(LogLine("warning", event, tuple(fields.items())))

@@ -15,17 +15,17 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from octaskly.core.model.ids import Address, NodeId
-from octaskly.core.model.keys import OUTDATED
+from octaskly.core.model.keys import OUTDATED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
-    PROTOCOL,
+    PROTOCOL_PREFIX,
     PROTOCOL_VERSION,
     VERSION_MIN,
     Hello,
     HelloOk,
     Leave,
     Message,
-    Packed,
+    PackedMessage,
 )
 from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
 from octaskly.mesh import wire
@@ -195,7 +195,7 @@ class Link(asyncio.Protocol):
             buffered = self._transport.get_write_buffer_size()
         return self._outbox_bytes + buffered
 
-    def send(self, messages: Sequence[Message | Packed]) -> None:
+    def send(self, messages: Sequence[Message | PackedMessage]) -> None:
         """Queue messages; all of one turn of the event loop share frames.
 
         Raises:
@@ -246,7 +246,7 @@ class Link(asyncio.Protocol):
 
     def _break(self, error: RemoteProtocolError) -> None:
         self.was_broken = True
-        self.close(f"{PROTOCOL}{error}")
+        self.close(f"{PROTOCOL_PREFIX}{error}")
 
     def _hear(self, messages: Sequence[Message]) -> None:
         if self.reason is not None:
@@ -288,7 +288,7 @@ class Link(asyncio.Protocol):
             case Hello() if self.hello is None:
                 self._meet(message)
             case HelloOk() if self.has_accepted and not self._is_current():
-                self.close(OUTDATED)
+                self.close(OUTDATED_REASON)
             case HelloOk() if self.has_accepted:
                 self.is_connected = True
                 self._owner.on_connected(self)

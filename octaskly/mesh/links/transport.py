@@ -10,17 +10,17 @@ from contextlib import suppress
 from typing import Any, Final
 
 from octaskly.config.limits import LimitOptions
-from octaskly.core.effects import Note
+from octaskly.core.effects import LogLine
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.model.ids import Address, NodeId
-from octaskly.core.model.keys import REVOKED
+from octaskly.core.model.keys import REVOKED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
-    ATTACHED,
-    PROTOCOL,
-    STOPPING,
+    PROTOCOL_PREFIX,
+    STOPPING_REASON,
+    UNNEEDED_REASON,
     Message,
-    Packed,
+    PackedMessage,
 )
 from octaskly.errors import LocalProtocolError
 from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
@@ -42,13 +42,23 @@ SHUTDOWN_S: Final = 1.0
 NOTED_MAX: Final = 1024
 
 QUIET: Final = frozenset(
-    {DUPLICATE, MYSELF, STOPPING, ATTACHED, REVOKED, "eof", "reset", "timeout", "woke"}
+    {
+        DUPLICATE,
+        MYSELF,
+        STOPPING_REASON,
+        UNNEEDED_REASON,
+        REVOKED_REASON,
+        "eof",
+        "reset",
+        "timeout",
+        "woke",
+    }
 )
 """Reasons that are part of life and not worth a line in the log."""
 
 
 class Transport:
-    """The `Links` port over TCP and TLS.
+    """The `Connections` port over TCP and TLS.
 
     Args:
         trust: Certificates of this mesh.
@@ -73,7 +83,7 @@ class Transport:
         clock: Clock,
         hello: HelloSource,
         on_event: Callable[[Event], None],
-        on_note: Callable[[Note], None],
+        on_note: Callable[[LogLine], None],
         on_duplicate: Callable[[], None],
         on_broken: Callable[[], None] = lambda: None,
         handshake_s: float = HANDSHAKE_S,
@@ -128,9 +138,9 @@ class Transport:
         """How many peers are connected."""
         return len(self._links)
 
-    # The `Links` port
+    # The `Connections` port
 
-    def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
+    def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
         """Queue messages; drops the link when its outbox is over its bound.
 
         Without a link nothing happens: its `PeerDown` is on the way already.
@@ -142,7 +152,9 @@ class Transport:
             link.send(messages)
         except LocalProtocolError as error:
             self._note(
-                Note("error", "message not sent", (("peer", peer), ("why", str(error))))
+                LogLine(
+                    "error", "message not sent", (("peer", peer), ("why", str(error)))
+                )
             )
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
@@ -174,13 +186,13 @@ class Transport:
         for listener in self._sockets:
             listener.close()
         for link in (*self._links.values(), *self._rivals.greeting):
-            link.close(STOPPING)
+            link.close(STOPPING_REASON)
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
                 for link in tuple(self._closing):
                     await link.lost.wait()
         for link in tuple(self._closing):
-            link.abort(STOPPING)
+            link.abort(STOPPING_REASON)
 
     # What links tell; see `LinkOwner`
 
@@ -205,7 +217,7 @@ class Transport:
         self._noted = {
             (who, reason)
             for who, reason in self._noted
-            if who != link.peer or reason.startswith(PROTOCOL)
+            if who != link.peer or reason.startswith(PROTOCOL_PREFIX)
         }
         port = link.hello.node.peer_port
         assert link.remote is not None
@@ -224,7 +236,7 @@ class Transport:
         was_connected = self._rivals.on_ended(link)
         if link.is_open:
             self._closing.add(link)
-        if link.reason.startswith(PROTOCOL) and link.peer and not link.was_left:
+        if link.reason.startswith(PROTOCOL_PREFIX) and link.peer and not link.was_left:
             self._grudges.bear(link.peer)
         if link.was_broken:
             self._on_broken()
@@ -381,7 +393,7 @@ class Transport:
         host = place.host if place else ""
         fields = (("peer", link.peer), ("address", host), ("reason", reason))
         known = tuple((name, value) for name, value in fields if value)
-        self._note(Note("warning", "peer refused", known))
+        self._note(LogLine("warning", "peer refused", known))
 
 
 def _failure(error: OSError) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from octaskly.core.model.task_options import GivenFile
+from octaskly.core.model.task_options import UploadedFile
 from octaskly.errors import OutputNotFound
 from octaskly.ports import NoRoom, WrongBytes
 from octaskly.runner.files.blob_store import KEEP_COPY_S, Depot
@@ -31,7 +31,7 @@ UrlsOf = Callable[[str], Sequence[str]]
 class Source(NamedTuple):
     """A file, and where it can be had."""
 
-    file: GivenFile
+    file: UploadedFile
     urls: Sequence[str]
 
 
@@ -89,7 +89,7 @@ class Supply:
         self._live: set[socket.socket] = set()
         self._is_closed = threading.Event()
 
-    def sources(self, files: Iterable[GivenFile]) -> list[Source]:
+    def sources(self, files: Iterable[UploadedFile]) -> list[Source]:
         """Return where files can be had; not for other threads."""
         return [Source(file, self._urls_of(file.node)) for file in files]
 

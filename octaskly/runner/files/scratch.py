@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.task_options import GivenFile
+from octaskly.core.model.task_options import UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.runner.files.blob_fetcher import Source, Supply
@@ -111,7 +111,7 @@ class Scratch:
         self._is_closing.set()
         self._removals.shutdown(cancel_futures=True)
 
-    def _place(self, folder: Path, files: Iterable[GivenFile]) -> None:
+    def _place(self, folder: Path, files: Iterable[UploadedFile]) -> None:
         for file in files:
             source = self._supply.depot.path(file.sha256)
             self._hands.place(source, folder, file.path)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.settings import BRIEF_MS
+from octaskly.core.model.settings import SHORT_TASK_MS
 from octaskly.core.model.task_options import TaskLimits, slots_of
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.runner.files.task_user import Hands
@@ -114,7 +114,7 @@ class Seat:
     def set_depth(self) -> None:
         """Count on tasks that take as long as the recent ones."""
         mean_ms = self.mean_ms
-        most_ms = BRIEF_AHEAD_MS if mean_ms < BRIEF_MS else AHEAD_MS
+        most_ms = BRIEF_AHEAD_MS if mean_ms < SHORT_TASK_MS else AHEAD_MS
         ahead = int(most_ms / max(mean_ms, 1.0))
         self.depth = 0 if mean_ms >= SHORT_MS else min(DEPTH_MAX, ahead)
 

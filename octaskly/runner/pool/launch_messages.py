@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 from octaskly.core.model.arrays import INDEX_VARIABLE, ITEM_VARIABLE
-from octaskly.core.model.ids import name_of
+from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.runner.launch_protocol import NOT_STARTED, SCARCE
 from octaskly.runner.pool.attempts import Item, given_limits
 
@@ -22,7 +22,7 @@ def run_order(item: Item) -> list[object]:
     """Return the order to start an attempt; of most tasks it has no wishes."""
     spec = item.spec
     order: list[object] = [
-        *("run", item.key, name_of(spec.id), str(item.attempt.n), item.mark),
+        *("run", item.key, task_name(spec.id), str(item.attempt.n), item.mark),
         *(_raw(spec.command), spec.timeout_s),
     ]
     if spec.options is not None:
@@ -87,18 +87,18 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         :7
     ]
     stdout, stderr, stdout_bytes, stderr_bytes, detail = fields[7:]
-    state, reason = AttemptState.FAILED, Reason.EXIT
+    state, reason = AttemptState.FAILED, EndReason.EXIT
     exit_code, number = status, None
     if status < 0:
-        exit_code, number, reason = SIGNALLED - status, -status, Reason.SIGNAL
+        exit_code, number, reason = SIGNALLED - status, -status, EndReason.SIGNAL
     if verdict == "timeout":
-        exit_code, number, reason = TIMED_OUT, None, Reason.TIMEOUT
+        exit_code, number, reason = TIMED_OUT, None, EndReason.TIMEOUT
     elif verdict == "draining":
-        return released(Reason.DRAINING, _told(status))
+        return released(EndReason.DRAINING, _told(status))
     elif verdict == "limit":
-        reason = Reason.LIMIT
+        reason = EndReason.LIMIT
     elif verdict == "cancelled":
-        state, reason = AttemptState.CANCELLED, Reason.CANCELLED
+        state, reason = AttemptState.CANCELLED, EndReason.CANCELLED
     elif status == 0:
         state = AttemptState.OK
     return Outcome(
@@ -133,7 +133,7 @@ def clean_detail(text: str) -> str:
     return shown
 
 
-def released(reason: Reason, detail: str = "") -> Outcome:
+def released(reason: EndReason, detail: str = "") -> Outcome:
     """Return the outcome of an attempt that did not end here: another may follow."""
     return Outcome(
         state=AttemptState.RELEASED, reason=reason, detail=clean_detail(detail)
@@ -148,12 +148,14 @@ def not_prepared(error: BaseException, node: str) -> Outcome:
     """
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         why = os.strerror(error.errno)
-        return released(Reason.INPUTS, f"room for a scratch folder on {node} ({why})")
+        return released(
+            EndReason.INPUTS, f"room for a scratch folder on {node} ({why})"
+        )
     if not isinstance(error, OSError) or error.errno in SCARCE:
-        return released(Reason.LOST, f"inputs not checked: {error}")
+        return released(EndReason.LOST, f"inputs not checked: {error}")
     return Outcome(
         state=AttemptState.FAILED,
-        reason=Reason.EXIT,
+        reason=EndReason.EXIT,
         exit_code=NOT_STARTED,
         detail=clean_detail(f"no scratch folder on {node}: {error}"),
     )
@@ -161,4 +163,4 @@ def not_prepared(error: BaseException, node: str) -> Outcome:
 
 def cancelled() -> Outcome:
     """Return the outcome of an attempt that was stopped before it began."""
-    return Outcome(state=AttemptState.CANCELLED, reason=Reason.CANCELLED)
+    return Outcome(state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)

@@ -16,9 +16,9 @@ from octaskly.config.account import INHERITED, Account, Inherited
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import (
     AttemptState,
+    EndReason,
     Outcome,
     OutputFile,
-    Reason,
     TaskSpec,
 )
 from octaskly.core.protocol.messages import Report
@@ -148,9 +148,9 @@ class Pool:
             self._keys += 1
             item = self._items[name] = Item(self._keys, attempt, spec, now_s)
             if self._is_closing:
-                self._end(item, released(Reason.DRAINING))
+                self._end(item, released(EndReason.DRAINING))
             elif not self._shares.may_ever_fit(item):
-                self._end(item, released(Reason.RETURNED))
+                self._end(item, released(EndReason.RETURNED))
             elif spec.inputs or (spec.options and spec.options.is_scratch):
                 self._prepare(item)
             else:
@@ -161,14 +161,14 @@ class Pool:
     def stop(
         self,
         items: Sequence[tuple[TaskId, AttemptId]],
-        reason: Reason = Reason.CANCELLED,
+        reason: EndReason = EndReason.CANCELLED,
     ) -> None:
         """End attempts and all that they started; unknown ones are ignored."""
         for name in items:
             item = self._items.get(name)
             if item is None or item.is_stopped:
                 continue
-            item.is_stopped = reason is Reason.CANCELLED
+            item.is_stopped = reason is EndReason.CANCELLED
             item.is_recalled = True
             if item in self._waiting:
                 self._waiting.remove(item)
@@ -184,7 +184,7 @@ class Pool:
         for item in self._items.values():
             item.is_recalled = True
         while self._waiting:
-            self._end(self._waiting.popleft(), released(Reason.DRAINING))
+            self._end(self._waiting.popleft(), released(EndReason.DRAINING))
         self._launchers.tell_all("recall")
         self._delivery.soon()
 
@@ -214,7 +214,7 @@ class Pool:
         # Let the callbacks of the threads run, which report captured outputs.
         await asyncio.sleep(0)
         for item in list(self._items.values()):
-            self._end(item, released(Reason.DRAINING))
+            self._end(item, released(EndReason.DRAINING))
         if self._look is not None:
             self._look.cancel()
         self._delivery.now()
@@ -242,7 +242,7 @@ class Pool:
             if name == "end":
                 self._on_end(seat, item, fields)
             elif name == "lost" and not item.is_stopped:
-                self._end(item, released(Reason.LOST, fields[0]))
+                self._end(item, released(EndReason.LOST, fields[0]))
             else:
                 seat.mean_ms = max(seat.mean_ms, SHORT_MS)
                 self._not_begun(item)
@@ -255,7 +255,7 @@ class Pool:
         if item.is_stopped:
             self._end(item, cancelled())
         elif item.is_recalled:
-            self._end(item, released(Reason.DRAINING))
+            self._end(item, released(EndReason.DRAINING))
         else:
             self._waiting.appendleft(item)
 
@@ -292,7 +292,7 @@ class Pool:
         for item in reversed(lost):
             self._shares.give(item)
             if may_have_begun:
-                self._end(item, released(Reason.LOST, "its launcher died"))
+                self._end(item, released(EndReason.LOST, "its launcher died"))
             else:
                 item.release()
                 self._not_begun(item)
@@ -332,7 +332,7 @@ class Pool:
         patience_s = self._launchers.patience_s(now_s, self._slots)
         for item in [i for i in self._waiting if now_s - i.since_s >= patience_s]:
             self._waiting.remove(item)
-            self._end(item, released(Reason.RETURNED))
+            self._end(item, released(EndReason.RETURNED))
         self._fill()
         self._deliver()
 
@@ -371,9 +371,9 @@ class Pool:
         elif isinstance(found, BaseException):
             self._end(item, not_prepared(found, self._node_name))
         elif found.missing:
-            self._end(item, released(Reason.INPUTS, ", ".join(found.missing)))
+            self._end(item, released(EndReason.INPUTS, ", ".join(found.missing)))
         elif item.is_recalled:
-            self._end(item, released(Reason.DRAINING))
+            self._end(item, released(EndReason.DRAINING))
         else:
             item.since_s = self._clock.now().mono_s
             self._waiting.append(item)
@@ -398,7 +398,7 @@ class Pool:
         if item.is_stopped and outcome.state != AttemptState.CANCELLED:
             # Success is never reported for what was told to end.
             outcome = replace(
-                outcome, state=AttemptState.CANCELLED, reason=Reason.CANCELLED
+                outcome, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED
             )
         self.counts.end(item.spec, item.attempt, outcome)
         self._delivery.add(Report(item.spec.id, item.attempt, outcome))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
 from octaskly.ports.histogram import Tally
@@ -25,7 +25,7 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self.ended: Counter[tuple[AttemptState, Reason]] = Counter()
+        self.ended: Counter[tuple[AttemptState, EndReason]] = Counter()
         self.queue_s = Tally(BOUNDS_S)  #: from acceptance to the first start
         self.run_s = Tally(BOUNDS_S)
         self.launcher_deaths = 0
@@ -48,7 +48,7 @@ class Counts:
 
     def complete(self) -> Self:
         """Count what was put aside; to be called before the numbers are read."""
-        self.ended[AttemptState.OK, Reason.EXIT] += self._completed
+        self.ended[AttemptState.OK, EndReason.EXIT] += self._completed
         self._completed = 0
         self.run_s.add_all([ms / 1000 for ms in self._run_ms])
         # Two machines may have said when; a start before the acceptance is none.

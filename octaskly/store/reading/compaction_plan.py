@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import Floor, Mark
+from octaskly.core.log.facts import Floor, StreamFloor
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.hlc import HLC_MAX, ORD_HLC
-from octaskly.core.model.ids import Epoch, Holdings, NodeId, StreamId
+from octaskly.core.model.hlc import HLC_MAX, ORD_HLC_MASK
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, records, rows
@@ -88,10 +88,10 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     is in a transaction.
     """
     known = read_floor(db)
-    floors = {mark.stream: mark.seq for mark in known.marks}
+    floors = {mark.stream: mark.seq for mark in known.stream_floors}
     if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
-    loose = records.outside_the_log(db, ask.today_ms, CARRIED_MAX)
+    loose = records.outside_the_log(db, ask.wall_ms, CARRIED_MAX)
     if loose:
         return FloorPlanned(None, has_more=True, records=loose)
     ahead = read_ahead(db)
@@ -112,8 +112,8 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     )
     if not marks:
         is_full = used > bytes_max
-        return FloorPlanned(None, is_tight=used > low, is_too_large=is_full)
-    left = records.below(db, marks, ask.today_ms, CARRIED_MAX + 1)
+        return FloorPlanned(None, is_low_on_space=used > low, is_log_too_large=is_full)
+    left = records.below(db, marks, ask.wall_ms, CARRIED_MAX + 1)
     if len(left) > CARRIED_MAX:
         return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
     return FloorPlanned(
@@ -121,8 +121,8 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
         tuple(cut.carried),
         records=left,
         has_more=not cut.is_over,
-        is_tight=used > low,
-        forgotten=cut.forgotten,
+        is_low_on_space=used > low,
+        purged_count=cut.forgotten,
     )
 
 
@@ -145,7 +145,7 @@ def _rows(db: sqlite3.Connection) -> int:
 
 
 def _plan_ahead(
-    db: sqlite3.Connection, ask: PlanFloor, ahead: Holdings, horizon: int
+    db: sqlite3.Connection, ask: PlanFloor, ahead: VectorItems, horizon: int
 ) -> FloorPlanned:
     """Return tasks that may be known from rows alone, the last keys first.
 
@@ -163,9 +163,16 @@ def _plan_ahead(
         " WHERE key < ? AND changed > ?"
         " AND (stream != ? OR born != reborn OR ord & ? <= ?)"
         " ORDER BY key DESC LIMIT ?",
-        (ask.after or KEY_MAX, since, ask.stream, ORD_HLC, horizon, CARRIED_MAX + 1),
+        (
+            ask.after_key or KEY_MAX,
+            since,
+            ask.stream,
+            ORD_HLC_MASK,
+            horizon,
+            CARRIED_MAX + 1,
+        ),
     ).fetchall()
-    after, left = ask.after, CARRIED_BYTES_MAX
+    after, left = ask.after_key, CARRIED_BYTES_MAX
     carried: list[TaskRecord] = []
     for row in found[:CARRIED_MAX]:
         if left <= 0:
@@ -226,7 +233,7 @@ def _walk(
         is_wanted, changed, born, reborn, stream, seq = row[-6:]
         is_ended = row[-7] in _ENDED and not is_wanted
         limit = changed if is_ended else born
-        before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
+        before_hlc = max(ask.before_hlc, ask.purge_hlc if ended > 0 else 0)
         is_old = surplus > 0 or limit < before_hlc
         if born > cut.horizon:  # Else the cut is through it already.
             kept = len(cut.carried) + len(cut.doubtful)
@@ -293,7 +300,7 @@ def _whole(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
 
 def _marks(
     db: sqlite3.Connection, cut: _Cut, floors: Mapping[StreamId, int]
-) -> tuple[Mark, ...]:
+) -> tuple[StreamFloor, ...]:
     """Return for each stream the last entry up to the horizon."""
     marks = []
     for stream, term, node, have, base in db.execute(
@@ -304,13 +311,13 @@ def _marks(
         if seq == base > floor:
             seq = floor  # The log begins later; nothing more is known of before.
         if seq:
-            marks.append(Mark(StreamId(stream), seq, Epoch(term, NodeId(node))))
+            marks.append(StreamFloor(StreamId(stream), seq, Epoch(term, NodeId(node))))
     return tuple(marks)
 
 
 def _marks_alone(
     db: sqlite3.Connection, cut: _Cut, floors: Mapping[StreamId, int], ask: PlanFloor
-) -> tuple[Mark, ...]:
+) -> tuple[StreamFloor, ...]:
     """Return marks where no task has to go, but much that is about none of them.
 
     So a log of records alone does not grow for ever.

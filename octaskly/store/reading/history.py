@@ -8,7 +8,7 @@ from dataclasses import replace
 from heapq import merge
 from typing import Final
 
-from octaskly.core.change_feed import History, Reach, array_of
+from octaskly.core.change_feed import FeedPage, StreamExtent, array_id_of
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import HLC_MAX, hlc_of, wall_ms_of
@@ -31,7 +31,7 @@ _STREAMS: Final = (
 )
 
 
-def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
     """Return the latest timestamp in the log up to `hlc`, and how far each stream goes.
 
     A stream of which the rows are gone goes as far as they did.
@@ -41,7 +41,7 @@ def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[Reach, ...]]:
         seq, at = _reach(db, stream, min(start, have), have, hlc)
         latest = max(latest, at)
         epoch = Epoch(term, NodeId(node))
-        found.append(Reach(StreamId(stream), epoch, seq, min(start, have)))
+        found.append(StreamExtent(StreamId(stream), epoch, seq, min(start, have)))
     return latest, tuple(found)
 
 
@@ -65,7 +65,7 @@ def _reach(
 
 def history(
     db: sqlite3.Connection, packer: Packer, vector: Mapping[StreamId, int], limit: int
-) -> History:
+) -> FeedPage:
     """Return at most `limit` entries beyond `vector`, the oldest first.
 
     What is no longer in the log is left out, and what is about tasks that are gone.
@@ -91,14 +91,14 @@ def history(
         reached[StreamId(stream)] = seq
         left -= len(body)
     ids = {entry.fact.task for entry in entries}
-    records = _records(db, ids | {array_of(task) for task in ids})
+    records = _records(db, ids | {array_id_of(task) for task in ids})
     arrays_here = {task: record for task, record in records.items() if record.progress}
     items = tuple(
         (entry, records[entry.fact.task])
         for entry in entries
         if entry.fact.task in records
     )
-    return History(
+    return FeedPage(
         items, arrays_here, tuple(sorted(reached.items())), has_more, is_whole
     )
 
@@ -124,7 +124,8 @@ def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, Task
         records += (record for record, _ in arrays.records_from(db, found))
     places = name_collisions.places(db, (record.id for record in records))
     return {
-        record.id: replace(record, twin=places.get(record.id, 1)) for record in records
+        record.id: replace(record, occurrence=places.get(record.id, 1))
+        for record in records
     }
 
 

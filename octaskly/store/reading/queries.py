@@ -9,12 +9,19 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from octaskly.core.log.facts import Finished, Stored
+from octaskly.core.log.facts import Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId, TaskId, name_of
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.ids import (
+    AttemptId,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    task_name,
+)
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Packed
+from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, StoreStats, ToNotify
 from octaskly.ports.events import Ended
 from octaskly.store.reading import pages, queue
@@ -43,7 +50,7 @@ def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
 
 def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     """Return a member of an array of which nothing is known but that there is one."""
-    places = [member_of(TaskId(ref))]
+    places = [split_member_id(TaskId(ref))]
     if match := _MEMBER.fullmatch(ref):
         # A chosen name may look like an id that the dispatcher gave.
         array_id = name_collisions.id_of(db, f"{match['name']}{match['twin'] or ''}")
@@ -83,7 +90,9 @@ def tasks(
         ).fetchall()
         records.update((record.id, record) for record in arrays.records(db, found))
     return {
-        name: tuple(replace(records[id_], twin=n) for n, id_ in enumerate(same, 1))
+        name: tuple(
+            replace(records[id_], occurrence=n) for n, id_ in enumerate(same, 1)
+        )
         for name, same in ids.items()
     }
 
@@ -112,7 +121,7 @@ def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
     )
     ids = [TaskId(task_id) for (task_id,) in found]
     places = name_collisions.places(db, ids)
-    return tuple(name_of(task_id, places.get(task_id, 1)) for task_id in ids)
+    return tuple(task_name(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
 def unfinished(
@@ -207,12 +216,12 @@ def entries_after(
     packer: Packer,
     vector: Mapping[StreamId, int],
     bytes_max: int,
-) -> Packed:
+) -> PackedMessage:
     """Return `Entries` beyond `vector`, the oldest reign first, at least one if any.
 
     Nothing of a stream whose next entry for the peer is gone: it needs a snapshot.
     """
-    stored: list[Stored] = []
+    stored: list[PackedEntry] = []
     epochs: list[tuple[StreamId, Epoch]] = []
     left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
     more = False
@@ -248,7 +257,7 @@ def vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
     return read_vector(db)
 
 
-def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
+def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> PackedEntry:
     """Return an entry with the output that is kept apart, which few have."""
     seq, hlc, body, stdout, stderr = row
     if stdout is None:

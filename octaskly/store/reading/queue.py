@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 
-from octaskly.core.events import Loaded
+from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import Requires, requires_of
+from octaskly.core.model.task_options import Requirements, requires_of
 from octaskly.store.tables import arrays, rows
 
 LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
@@ -21,7 +21,9 @@ HEADS_MAX = 1000  #: of shapes and priorities, to find the oldest task
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
 
 
-def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+def load(
+    db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0
+) -> QueuedLoaded:
     """Return queued tasks of one shape with `ord > after_ord`, in order.
 
     Tasks with one `ord` are never torn apart, so there may be more than `limit`; what
@@ -45,7 +47,7 @@ def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> 
         found.append(row)
         size += rows.size_of_row(row)
     shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
-    return Loaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
+    return QueuedLoaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
 
 
 def oldest_ms(db: sqlite3.Connection) -> int | None:
@@ -93,9 +95,9 @@ def load_live(
     return _in_queue(db, found)
 
 
-def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requires], ...]:
+def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:
     """Return what the tasks that wait ask for, each once, for so many at most."""
-    shapes: list[tuple[int, Requires]] = []
+    shapes: list[tuple[int, Requirements]] = []
     last = 0
     while len(shapes) < SHAPES_MAX:
         found = db.execute(
@@ -125,7 +127,7 @@ def _in_queue(
         progress = record.progress
         if progress is not None and record.cancelled_by is None:
             runs = arrays.runs_left(db, members[row[0]])
-            record = replace(record, progress=progress._replace(rest=runs))
+            record = replace(record, progress=progress._replace(remaining_runs=runs))
         whole.append(record)
     return tuple(whole)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 
-from octaskly.core.effects import LoadRipe
-from octaskly.core.events import Ripe, RipeLoaded
-from octaskly.core.model.hlc import ORD_HLC
+from octaskly.core.effects import LoadUnblocked
+from octaskly.core.events import UnblockedLoaded, UnblockedTask
+from octaskly.core.model.hlc import ORD_HLC_MASK
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 
 
-def load_ripe(db: sqlite3.Connection, ask: LoadRipe) -> RipeLoaded:
+def load_ripe(db: sqlite3.Connection, ask: LoadUnblocked) -> UnblockedLoaded:
     """Return tasks whose wait is over, the oldest first."""
     keys = [
         key
@@ -21,7 +21,7 @@ def load_ripe(db: sqlite3.Connection, ask: LoadRipe) -> RipeLoaded:
     ]
     if ask.before_hlc and len(keys) < ask.limit:
         keys += _orphans(db, ask.before_hlc, ask.limit - len(keys))
-    ripe: list[Ripe] = []
+    ripe: list[UnblockedTask] = []
     for some in rows.chunks(dict.fromkeys(keys)):
         these = f"IN ({rows.marks(len(some))})"
         found = db.execute(
@@ -37,11 +37,11 @@ def load_ripe(db: sqlite3.Connection, ask: LoadRipe) -> RipeLoaded:
         )
         records = rows.records_from(db, found)
         ripe += [
-            Ripe(record, broken.get(row[0]))
+            UnblockedTask(record, broken.get(row[0]))
             for row, (record, _) in zip(found, records, strict=True)
         ]
     left = db.execute("SELECT 1 FROM edges LIMIT 1").fetchone()
-    return RipeLoaded(ask.number, tuple(ripe), left is not None)
+    return UnblockedLoaded(ask.query_number, tuple(ripe), left is not None)
 
 
 def _orphans(db: sqlite3.Connection, before_hlc: int, limit: int) -> list[int]:
@@ -51,6 +51,6 @@ def _orphans(db: sqlite3.Connection, before_hlc: int, limit: int) -> list[int]:
         " WHERE (t.ord & ?) < ? AND e.met = ? AND NOT EXISTS ("
         "SELECT 1 FROM edges AS o JOIN tasks AS p ON p.id = o.parent"
         " WHERE o.child = e.child AND o.met = ?) LIMIT ?",
-        (ORD_HLC, before_hlc, EDGE_OPEN, EDGE_OPEN, limit),
+        (ORD_HLC_MASK, before_hlc, EDGE_OPEN, EDGE_OPEN, limit),
     )
     return [key for (key,) in found]

@@ -12,9 +12,14 @@ from dataclasses import replace
 from typing import Final
 
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.merge import Birth, TaskRow
+from octaskly.core.log.merge import SubmissionTimes, TaskRow
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
-from octaskly.core.protocol.messages import WHOLE, Cursor, Snapshot, SnapshotHead
+from octaskly.core.protocol.messages import (
+    FULL_SNAPSHOT,
+    Snapshot,
+    SnapshotCursor,
+    SnapshotHead,
+)
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, node_state, records, rows
 from octaskly.store.tables.floors import read_floor
@@ -28,7 +33,7 @@ _PAGE: Final = 64
 def snapshot(
     db: sqlite3.Connection,
     vector: Mapping[StreamId, int],
-    cursor: Cursor | None,
+    cursor: SnapshotCursor | None,
     bytes_max: int,
 ) -> Snapshot | None:
     """Return the next part of a snapshot; None if entries serve the peer better.
@@ -40,35 +45,35 @@ def snapshot(
         bytes_max: When to end the part; it has one row at least, if there are any.
     """
     head = None
-    if cursor in (None, WHOLE):
+    if cursor in (None, FULL_SNAPSHOT):
         head = _head(db)
         if cursor is None and not _is_wanted(db, vector, head):
             return None
-        cursor = Cursor(head.hlc, 0)
+        cursor = SnapshotCursor(head.hlc, 0)
     # A row is as new as what this log holds, or the snapshot that it came with.
     stands_for = dict(node_state.read_vector(db)) | dict(node_state.read_ahead(db))
     part = Snapshot(
         rows=(),
         cursor=cursor,
-        more=False,
+        has_more=False,
         head=head,
         vector=tuple(sorted(stands_for.items())),
     )
     told: list[Recorded] = []
     found: list[TaskRow] = []
     left = bytes_max
-    for id_, record in records.after(db, cursor.record):
+    for id_, record in records.after(db, cursor.record_key):
         if told and left <= 0:
-            return replace(part, records=tuple(told), cursor=cursor, more=True)
+            return replace(part, records=tuple(told), cursor=cursor, has_more=True)
         told.append(record)
-        cursor = cursor._replace(record=id_)
+        cursor = cursor._replace(record_key=id_)
         left -= records.size_of(record)
     part = replace(part, records=tuple(told))
-    for key, row in _rows(db, cursor.key):
+    for key, row in _rows(db, cursor.row_key):
         if found and left <= 0:
-            return replace(part, rows=tuple(found), cursor=cursor, more=True)
+            return replace(part, rows=tuple(found), cursor=cursor, has_more=True)
         found.append(row)
-        cursor = cursor._replace(key=key)
+        cursor = cursor._replace(row_key=key)
         left -= rows.size_of(row.record)
     return replace(part, rows=tuple(found), cursor=cursor)
 
@@ -122,7 +127,7 @@ def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
         records = arrays.raw_records_from(db, [row[:-5] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = queries.with_outputs(db, record, outputs)
-            yield row[0], TaskRow(whole, Birth(*row[-4:]), row[-5])
+            yield row[0], TaskRow(whole, SubmissionTimes(*row[-4:]), row[-5])
         if len(found) < _PAGE:
             return
         after = found[-1][0]

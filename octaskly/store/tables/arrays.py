@@ -14,8 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from octaskly.core.log.merge import Birth, TaskRecord, cut
-from octaskly.core.model.arrays import RUNS_MAX, Progress, member_of, member_spec
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, with_array_cancelled
+from octaskly.core.model.arrays import (
+    RUNS_MAX,
+    ArrayProgress,
+    member_spec,
+    split_member_id,
+)
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Outcome, TaskState
@@ -23,7 +28,7 @@ from octaskly.store.tables import rows
 from octaskly.store.tables.block_counts import first_key
 
 MEMBERS: Final = 1 << 40  #: keys of members begin here
-BORN: Final = Birth(HLC_MAX, 0, StreamId(0), 0)
+BORN: Final = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
 """Of a member: it is void with its array, so no floor looks for it."""
 
 TASK, ARRAY, MEMBER = range(3)
@@ -66,13 +71,13 @@ class Members:
         state = _QUEUED if by is None else _CANCELLED
         return state, self.total - self.held
 
-    def progress(self, by: str | None) -> Progress:
+    def progress(self, by: str | None) -> ArrayProgress:
         """Return how many members are in each state, those without a row included."""
         counts = list(self.counts)
         state, left = self.left(by)
         counts[state] += left
         queued, running, completed, failed, cancelled = counts
-        return Progress(
+        return ArrayProgress(
             *(queued, running, completed, failed, cancelled),
             started_ms=self.started_ms,
             ended_ms=self.ended_ms,
@@ -158,7 +163,7 @@ def records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
     Members have the envelope that follows from their array, and arrays their progress.
     """
     plain = rows.records_from(db, found)
-    places = (member_of(record.id) for record, _ in plain)
+    places = (split_member_id(record.id) for record, _ in plain)
     above = parents(db, (place[0] for place in places if place is not None))
     arrays = (r[0] for r, (record, _) in zip(found, plain, strict=True) if _is(record))
     members = read(db, arrays)
@@ -184,7 +189,9 @@ def record_of_member(
     spec = None if array.spec is None else member_spec(array.spec, number)
     if spec is None:
         return None
-    return cut(TaskRecord(id=spec.id, spec=spec, twin=twin), array.cancelled_by)
+    return with_array_cancelled(
+        TaskRecord(id=spec.id, spec=spec, occurrence=twin), array.cancelled_by
+    )
 
 
 def runs_left(db: sqlite3.Connection, members: Members) -> tuple[tuple[int, int], ...]:
@@ -236,9 +243,9 @@ def _whole(
     counted = members.get(key)
     if counted is not None:
         return replace(record, progress=counted.progress(record.cancelled_by))
-    place = member_of(record.id)
+    place = split_member_id(record.id)
     array = None if place is None else above.get(place[0])
     if place is None or array is None or array.spec is None:
         return record
     record = replace(record, spec=member_spec(array.spec, place[1]))
-    return cut(record, array.cancelled_by)
+    return with_array_cancelled(record, array.cancelled_by)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
-from octaskly.core.log.facts import Floor, Mark
+from octaskly.core.log.facts import Floor, StreamFloor
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 
 
@@ -21,7 +21,7 @@ def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " have_seq = max(have_seq, excluded.have_seq),"
         " floor_seq = max(floor_seq, excluded.floor_seq)",
-        [(stream, *epoch, seq, seq) for stream, seq, epoch in floor.marks],
+        [(stream, *epoch, seq, seq) for stream, seq, epoch in floor.stream_floors],
     )
     raise_number(db, "horizon", floor.horizon)
 
@@ -33,7 +33,7 @@ def read_floor(db: sqlite3.Connection) -> Floor:
         " WHERE floor_seq > 0 ORDER BY stream"
     )
     marks = tuple(
-        Mark(StreamId(stream), seq, Epoch(term, NodeId(node)))
+        StreamFloor(StreamId(stream), seq, Epoch(term, NodeId(node)))
         for stream, seq, term, node in found
     )
     return Floor(read_numbers(db).get("horizon", 0), marks)

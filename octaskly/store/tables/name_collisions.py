@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Final
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import called_as_member
-from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.arrays import split_member_name
+from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.store.tables import rows
 
@@ -37,7 +37,7 @@ def ids_of(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, list[TaskI
         ).fetchall()
     ids: dict[str, list[TaskId]] = {}
     for _, _, task_id in sorted(found):
-        ids.setdefault(name_of(task_id), []).append(task_id)
+        ids.setdefault(task_name(task_id), []).append(task_id)
     return ids
 
 
@@ -60,8 +60,8 @@ def namesake(db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]) -> str 
             "SELECT id FROM tasks WHERE id > ? || '.' AND id < ? || '.:'", (name, name)
         )
         for (task_id,) in found:
-            task = name_of(TaskId(task_id))
-            place = called_as_member(task)
+            task = task_name(TaskId(task_id))
+            place = split_member_name(task)
             if place and place[0] == name and array.position(place[1]) is not None:
                 return task
     return None
@@ -69,7 +69,7 @@ def namesake(db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]) -> str 
 
 def places(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, int]:
     """Return the places of tasks whose names were chosen; all others have the first."""
-    names = dict.fromkeys(name_of(task_id) for task_id in ids if "~" in task_id)
+    names = dict.fromkeys(task_name(task_id) for task_id in ids if "~" in task_id)
     if not names:
         return {}
     found = ids_of(db, names).values()
@@ -82,7 +82,7 @@ def numbered(
     """Return records that know their places."""
     twins = places(db, (record.id for record in records))
     return tuple(
-        record if place == 1 else replace(record, twin=place)
+        record if place == 1 else replace(record, occurrence=place)
         for record in records
         for place in [twins.get(record.id, 1)]
     )

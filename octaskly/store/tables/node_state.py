@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from octaskly.core.effects import Save, Spool, Unspool
-from octaskly.core.events import Advert, Saved
+from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
-    Holdings,
     NodeId,
     StreamId,
     TaskId,
+    VectorItems,
 )
-from octaskly.core.model.nodes import Hold
+from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Packer
@@ -53,8 +53,8 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
             values["epoch_term"], values["epoch_node"] = save.epoch
         if save.name is not None:
             values["name"] = save.name
-        if save.retold:
-            _lower_ahead(db, save.retold)
+        if save.rewritten_rows:
+            _lower_ahead(db, save.rewritten_rows)
         records.learn(db, save.records)
         if save.log_version is not None:
             values["log_version"] = save.log_version
@@ -102,7 +102,7 @@ def write_spool(
     )
 
 
-def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
+def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedState:
     """Return what the node knew; peers met in the last `PEER_DAYS`, latest first."""
     meta: dict[str, Any] = dict(db.execute("SELECT key, value FROM meta"))
     queued = db.execute(
@@ -111,11 +111,11 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
     ).fetchone()[0]
     reports = db.execute("SELECT report FROM spool ORDER BY key")
     names = db.execute("SELECT id, name FROM peers ORDER BY id")
-    return Saved(
+    return SavedState(
         term=meta.get("term", 0),
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
-        ahead=read_ahead(db),
+        rows_ahead=read_ahead(db),
         epochs=_read_epochs(db),
         hlc=read_hlc(db),
         floor=read_floor(db),
@@ -125,7 +125,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         reports=tuple(packer.unpack(report) for (report,) in reports),
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
         names=tuple((NodeId(node), name) for node, name in names),
-        hold=Hold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
+        hold=OperatorHold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
         records=records.in_memory(db),
         log_version=meta.get("log_version", 1),
     )
@@ -139,7 +139,7 @@ def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
     return tuple((StreamId(stream), have) for stream, have in found)
 
 
-def raise_ahead(db: sqlite3.Connection, vector: Holdings) -> None:
+def raise_ahead(db: sqlite3.Connection, vector: VectorItems) -> None:
     """Note that rows of snapshots stand for so much, whatever the log holds."""
     have = dict(_read_ahead(db))
     news = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
@@ -147,7 +147,7 @@ def raise_ahead(db: sqlite3.Connection, vector: Holdings) -> None:
         _write_ahead(db, have | news)
 
 
-def read_ahead(db: sqlite3.Connection) -> Holdings:
+def read_ahead(db: sqlite3.Connection) -> VectorItems:
     """Return what rows stand for beyond the log."""
     have = dict(read_vector(db))
     return tuple(
@@ -155,13 +155,13 @@ def read_ahead(db: sqlite3.Connection) -> Holdings:
     )
 
 
-def _lower_ahead(db: sqlite3.Connection, retold: Holdings) -> None:
+def _lower_ahead(db: sqlite3.Connection, retold: VectorItems) -> None:
     said = dict(retold)
     left = {stream: seq for stream, seq in read_ahead(db) if seq > said.get(stream, 0)}
     _write_ahead(db, left)
 
 
-def _read_ahead(db: sqlite3.Connection) -> Holdings:
+def _read_ahead(db: sqlite3.Connection) -> VectorItems:
     found = db.execute("SELECT value FROM meta WHERE key = 'ahead'").fetchone()
     pairs = json.loads(found[0]) if found else ()
     return tuple((StreamId(stream), seq) for stream, seq in pairs)
@@ -189,14 +189,14 @@ def read_hlc(db: sqlite3.Connection) -> int:
     return max(found[0] or 0, kept)
 
 
-def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[Advert, ...]:
+def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[PeerHint, ...]:
     found = db.execute(
         "SELECT id, addresses FROM peers WHERE met_ms >= ?"
         " ORDER BY met_ms DESC, id LIMIT ?",
         (since_ms, PEERS_MAX),
     )
     return tuple(
-        Advert(
+        PeerHint(
             node=NodeId(node),
             addresses=tuple(Address(*pair) for pair in json.loads(addresses)),
         )

@@ -14,15 +14,15 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from octaskly.core.log.facts import Entry, Mark, Recorded
-from octaskly.core.log.records import KINDS, first
+from octaskly.core.log.facts import Entry, Recorded, StreamFloor
+from octaskly.core.log.records import KINDS, earlier_record
 from octaskly.ports import RecordQuery
 
 GRACE_MS: Final = 86_400_000  #: clocks of nodes differ: what is over stays so long
 TOLD_BYTES: Final = 200  #: of a record in a message, beside its body
 
 _COLUMNS: Final = "kind, key, body, until_ms, at"
-_LISTED: Final = tuple(name for name, kind in KINDS.items() if kind.is_listed)
+_LISTED: Final = tuple(name for name, kind in KINDS.items() if kind.is_list_only)
 
 
 def enter(db: sqlite3.Connection, entry: Entry, record: Recorded, wall_ms: int) -> None:
@@ -58,14 +58,14 @@ def _put(db: sqlite3.Connection, record: Recorded, place: tuple[int, int, int]) 
         known = Recorded(*found[:5])
         if known == record:
             place = max(place, found[5:])
-        elif first(known, record) == known:
+        elif earlier_record(known, record) == known:
             return
     db.execute(
         "INSERT INTO records (kind, key, body, until_ms, at, hlc, stream, seq)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET"
         " body = excluded.body, until_ms = excluded.until_ms, at = excluded.at,"
         " hlc = excluded.hlc, stream = excluded.stream, seq = excluded.seq",
-        (record.kind, record.key, record.body, record.until_ms, record.at, *place),
+        (record.kind, record.key, record.body, record.expires_ms, record.hlc, *place),
     )
 
 
@@ -78,7 +78,7 @@ def _trim(db: sqlite3.Connection, kind: str) -> None:
         db.execute(
             "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE kind = ?"
             " ORDER BY at DESC, key DESC LIMIT -1 OFFSET ?)",
-            (kind, KINDS[kind].most),
+            (kind, KINDS[kind].count_max),
         )
 
 
@@ -105,7 +105,7 @@ def page(db: sqlite3.Connection, query: RecordQuery) -> tuple[Recorded, ...]:
     """Return records of these kinds, in one order."""
     found = heapq.merge(
         *(_of_kind(db, kind, query) for kind in query.kinds),
-        key=lambda record: (record.at, record.key),
+        key=lambda record: (record.hlc, record.key),
         reverse=query.is_newest_first,
     )
     return tuple(itertools.islice(found, query.limit))
@@ -139,7 +139,7 @@ def outside_the_log(
 
 
 def below(
-    db: sqlite3.Connection, marks: Iterable[Mark], today_ms: int, limit: int
+    db: sqlite3.Connection, marks: Iterable[StreamFloor], today_ms: int, limit: int
 ) -> tuple[Recorded, ...]:
     """Return records that only entries up to these marks say."""
     found: list[Recorded] = []

@@ -16,9 +16,9 @@ from octaskly.core.model.task_options import ArraySpec, TaskOptions, shape_of
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
+    EndReason,
     Outcome,
     OutputFile,
-    Reason,
     TaskSpec,
     TaskState,
 )
@@ -70,8 +70,8 @@ _STDIN, _ARRAY = map(
     [field.name for field in fields(TaskOptions)].index, ("stdin", "array")
 )
 _ITEMS: Final = [field.name for field in fields(ArraySpec)].index("items")
-_REASONS: Final = {reason.value: reason for reason in Reason}
-_TEXTS: Final = {reason: reason.value for reason in Reason}  #: sooner than `value`
+_REASONS: Final = {reason.value: reason for reason in EndReason}
+_TEXTS: Final = {reason: reason.value for reason in EndReason}  #: sooner than `value`
 
 
 def sequence_of(task: TaskId) -> int | None:
@@ -105,7 +105,7 @@ def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
     if state is TaskState.RUNNING:
         live = (a.node for a in reversed(record.attempts) if a.state.is_live)
         return next(live, None)  # An array runs on many.
-    chosen = record.chosen
+    chosen = record.deciding_attempt
     return None if chosen is None else chosen.node
 
 
@@ -170,7 +170,7 @@ def size_of_row(row: Row) -> int:
 
 def rare(record: TaskRecord, *, is_blocked: bool) -> Rare:
     """Return the columns of a task that most tasks never have."""
-    return record.cancelled_by, record.is_ready, is_blocked, notify_of(record)
+    return record.cancelled_by, record.is_unblocked, is_blocked, notify_of(record)
 
 
 def is_plain(spec: TaskSpec) -> bool:
@@ -180,7 +180,7 @@ def is_plain(spec: TaskSpec) -> bool:
 
 def is_usual(record: TaskRecord, spec: TaskSpec) -> bool:
     """Whether a task has none of `Rare`, and is no array."""
-    is_untold = not (record.is_notified or record.is_ready)
+    is_untold = not (record.is_notified or record.is_unblocked)
     return spec.options is None and record.cancelled_by is None and is_untold
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from octaskly.core.effects import Append, Join, Save, Spool, Unspool
+from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
 from octaskly.core.log.facts import Assigned
 from octaskly.store.tables.node_state import Met
 
@@ -37,7 +37,7 @@ class Pace:
         self._mean_s = SLOW_S
 
 
-Item = Append | Join | Save | Spool | Unspool | Met
+Item = Append | MergeRows | Save | Spool | Unspool | Met
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
@@ -85,13 +85,13 @@ def weight(item: Item) -> int:
     """Return how many entries an item counts for."""
     if isinstance(item, Append):
         return len(item.entries) or 1
-    return len(item.rows) + len(item.records) or 1 if isinstance(item, Join) else 1
+    return len(item.rows) + len(item.records) or 1 if isinstance(item, MergeRows) else 1
 
 
 def last_number(batch: Sequence[Item]) -> int | None:
     """Return the number that is durable with these items, None if none is."""
     for item in reversed(batch):
-        if isinstance(item, Append | Join | Save):
+        if isinstance(item, Append | MergeRows | Save):
             return item.number
     return None
 

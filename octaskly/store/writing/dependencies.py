@@ -16,7 +16,7 @@ from typing import Final
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import ENDS, After
+from octaskly.core.model.task_options import DEPENDENCY_ENDS, After
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_MET, EDGE_OPEN
@@ -73,7 +73,7 @@ class Edges:
 
     def _begin(self, child: int, after: After) -> None:
         states = self._states(after.tasks)
-        wanted = ENDS.index(after.end)
+        wanted = DEPENDENCY_ENDS.index(after.end)
         edges = [
             (parent, child, wanted, _met(wanted, states.get(parent)))
             for parent in dict.fromkeys(after.tasks)
@@ -131,4 +131,4 @@ def _met(wanted: int, state: TaskState | None) -> int:
     """Return how far an edge has come, by the state of the parent."""
     if state is None or not state.is_final:
         return EDGE_OPEN
-    return EDGE_MET if state in _GOOD[ENDS[wanted]] else EDGE_BROKEN
+    return EDGE_MET if state in _GOOD[DEPENDENCY_ENDS[wanted]] else EDGE_BROKEN

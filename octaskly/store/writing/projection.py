@@ -21,8 +21,8 @@ from octaskly.core.log.facts import (
     Submitted,
     TaskFact,
 )
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.model.arrays import member_of, member_spec
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.model.arrays import member_spec, split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec
 from octaskly.ports import Packer
@@ -80,7 +80,7 @@ class Orphans:
             " WHERE task_id > ? || '.' AND task_id < ? || '/'",
             (name, name),
         )
-        return {id_ for (id_,) in found if (member_of(id_) or ("",))[0] == array}
+        return {id_ for (id_,) in found if (split_member_id(id_) or ("",))[0] == array}
 
     def write(self, held: Iterable[Early], counted: Iterable[Early]) -> None:
         """Hold what cannot count yet, let go of what does now."""
@@ -114,8 +114,8 @@ class Task:
     stored_rare: rows.Rare | None = None  #: as of the row
     changed: set[AttemptId] | None = None  #: attempts that differ from their rows
     changed_hlc: int = 0
-    birth: Birth | None = None
-    stored_birth: Birth | None = None
+    birth: SubmissionTimes | None = None
+    stored_birth: SubmissionTimes | None = None
     early: list[Early] | None = None  #: what cannot count yet
     counted_early: list[Early] | None = None
     members: Members | None = None  #: of an array
@@ -205,7 +205,7 @@ class Folding:
         if isinstance(fact, Submitted):
             if task.array is not None:
                 return fact, None  # The array has said it.
-            self._bear(task, fact, Birth(hlc, hlc, stream, seq))
+            self._bear(task, fact, SubmissionTimes(hlc, hlc, stream, seq))
         else:
             if isinstance(fact, Finished):
                 fact, output = self._strip(task, fact)
@@ -216,7 +216,7 @@ class Folding:
         task.changed_hlc = max(task.changed_hlc, hlc)
         return fact, output
 
-    def _bear(self, task: Task, fact: Submitted, birth: Birth) -> None:
+    def _bear(self, task: Task, fact: Submitted, birth: SubmissionTimes) -> None:
         """Fold a submission, and what came before it and counts now.
 
         One that makes another array of it is none of ours, as the content of a task is
@@ -224,8 +224,8 @@ class Folding:
         """
         if task.spec is not None and task.spec.array != fact.spec.array:
             return
-        task.birth = merge.join_births(task.birth, birth)
-        task.record = merge.apply(task.record, fact)
+        task.birth = merge.join_submission_times(task.birth, birth)
+        task.record = merge.apply_fact(task.record, fact)
         if not task.early:  # As mostly.
             return
         for early in task.early:
@@ -237,7 +237,7 @@ class Folding:
     def bear_member(self, task_id: TaskId, task: Task) -> None:
         """Give a member its envelope, once its array is here and has such a member."""
         array = None if task.array is None else task.array.spec
-        place = member_of(task_id)
+        place = split_member_id(task_id)
         if task.spec is not None or array is None or place is None:
             return
         spec = member_spec(array, place[1])
@@ -248,12 +248,12 @@ class Folding:
         """Fold all facts of a peer's row."""
         for fact in merge.facts_of(row.record):
             if isinstance(fact, Submitted):
-                self._bear(task, fact, row.birth)
+                self._bear(task, fact, row.submission_times)
             elif isinstance(fact, Finished):
                 self._fold(task, *self._strip(task, fact))
             else:
                 self._fold(task, fact, None)
-        task.changed_hlc = max(task.changed_hlc, row.changed)
+        task.changed_hlc = max(task.changed_hlc, row.last_change_hlc)
 
     def _strip(self, task: Task, fact: Finished) -> tuple[Finished, int | None]:
         """Set the kept output of a fact aside; return its number in `outputs`."""
@@ -283,7 +283,7 @@ class Folding:
                 _point(task, fact.attempt, output)
         elif isinstance(fact, Assigned):
             task.touch(fact.attempt)
-        task.record = merge.apply(record, fact)
+        task.record = merge.apply_fact(record, fact)
 
     def _fold_tie(
         self, task: Task, mine: Attempt, fact: Finished, output: int | None
@@ -294,7 +294,7 @@ class Folding:
         """
         ours = self._full(mine, task.output_of(mine.id))
         theirs = self._full(merge.record_of(fact).attempts[0], output)
-        joined = merge.join(
+        joined = merge.join_records(
             TaskRecord(id=fact.task, attempts=(ours,)),
             TaskRecord(id=fact.task, attempts=(theirs,)),
         ).attempts[0]
@@ -334,7 +334,7 @@ def _task_from(
 ) -> Task:
     """Return a task as it is stored."""
     node, state, changed = row[_WIDTH : CHANGED + 1]
-    birth = Birth(*row[-4:])
+    birth = SubmissionTimes(*row[-4:])
     kind = arrays.TASK if members is None else arrays.ARRAY
     if row[0] >= arrays.MEMBERS:
         kind, record = arrays.MEMBER, replace(record, spec=None)

@@ -36,7 +36,7 @@ class Purge:
         """Walk from the beginning."""
         floor = read_floor(self._db)
         self._horizon = floor.horizon
-        self._floors = {mark.stream: mark.seq for mark in floor.marks}
+        self._floors = {mark.stream: mark.seq for mark in floor.stream_floors}
         self._after = (-1, -1)
         self._streams = deque(sorted(self._floors))
         self._has_tasks = bool(self._floors)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from octaskly.core.log.merge import TaskRecord, cut
+from octaskly.core.log.merge import TaskRecord, with_array_cancelled
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.store.tables import arrays, block_counts, bulk, rows
@@ -207,7 +207,7 @@ class Changes:
         assert record is not None
         assert array.record is not None
         assert array.record.spec is not None
-        shown = cut(record, array.record.cancelled_by)
+        shown = with_array_cancelled(record, array.record.cancelled_by)
         state = shown.state
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(shown, state)

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from octaskly.core.effects import Append, Join
-from octaskly.core.log.facts import ABOUT_NO_TASK, Entry, Floor, TaskFact
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.model.arrays import member_of
+from octaskly.core.effects import Append, MergeRows
+from octaskly.core.log.facts import MESH_FACTS, Entry, Floor, TaskFact
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
@@ -86,7 +86,7 @@ class Tables:
         some: list[tuple[Entry, TaskFact]] = []
         for entry in entries:
             fact = entry.fact
-            if not isinstance(fact, ABOUT_NO_TASK):
+            if not isinstance(fact, MESH_FACTS):
                 some.append((entry, fact))
             elif isinstance(fact, Floor):
                 self._append_some(some)
@@ -98,15 +98,17 @@ class Tables:
         self._append_some(some)
         self._advance(entries)
 
-    def join(self, item: Join) -> None:
+    def join(self, item: MergeRows) -> None:
         """Join rows of a peer, and at the end its vector; a transaction has begun."""
         plain = [
             row
             for told in item.rows
-            if told.record.spec is not None and member_of(told.record.id) is None
+            if told.record.spec is not None and split_member_id(told.record.id) is None
             if (row := self._living(told)) is not None
         ]
-        members = [row for row in item.rows if member_of(row.record.id) is not None]
+        members = [
+            row for row in item.rows if split_member_id(row.record.id) is not None
+        ]
         self._join_some(item, plain)
         self._join_some(item, members)
         records.learn(self._db, item.records)
@@ -114,9 +116,9 @@ class Tables:
         if item.is_last:
             self._end_join(item)
 
-    def _join_some(self, item: Join, some: Sequence[TaskRow]) -> None:
+    def _join_some(self, item: MergeRows, some: Sequence[TaskRow]) -> None:
         """Join rows of tasks, or those of members, whose arrays are here by then."""
-        floors = {mark.stream: mark.seq for mark in item.head.floor.marks}
+        floors = {mark.stream: mark.seq for mark in item.head.floor.stream_floors}
         touched = self._fetch(dict.fromkeys(row.record.id for row in some))
         for row in some:
             task_id = row.record.id
@@ -151,7 +153,7 @@ class Tables:
         self._next_key = (last or 0) + 1
         self._next_member = arrays.next_key(self._db)
         floor = read_floor(self._db)
-        self._floors = {mark.stream: mark.seq for mark in floor.marks}
+        self._floors = {mark.stream: mark.seq for mark in floor.stream_floors}
         self._horizon = floor.horizon
 
     def _add_streams(self, pairs: Iterable[tuple[StreamId, Epoch]]) -> None:
@@ -176,7 +178,7 @@ class Tables:
                 assert seq == have[stream] + 1, f"gap in stream {stream}"
                 have[stream] = seq
                 if isinstance(entry.fact, Floor):
-                    for stream, seq, _ in entry.fact.marks:
+                    for stream, seq, _ in entry.fact.stream_floors:
                         have[stream] = max(have.get(stream, 0), seq)
                 fresh.append(entry)
         return fresh
@@ -219,13 +221,13 @@ class Tables:
     def _raise_floor(self, floor: Floor) -> None:
         write_floor(self._db, floor)
         self._horizon = max(self._horizon, floor.horizon)
-        for stream, seq, _ in floor.marks:
+        for stream, seq, _ in floor.stream_floors:
             self._floors[stream] = max(self._floors.get(stream, 0), seq)
             self._have[stream] = max(self._have.get(stream, 0), seq)
         self._cache.clear()  # It may hold what is void now.
         self._purge.begin()
 
-    def _is_void(self, birth: Birth, changed_hlc: int) -> bool:
+    def _is_void(self, birth: SubmissionTimes, changed_hlc: int) -> bool:
         """Whether the task is void, and waits for its deletion."""
         is_below = 0 < birth.seq <= self._floors.get(birth.stream, 0)
         return is_below and changed_hlc <= self._horizon
@@ -235,7 +237,7 @@ class Tables:
 
         Its entries would add it, too: some of them may lie beyond the floor.
         """
-        if not self._is_void(row.birth, row.changed):
+        if not self._is_void(row.submission_times, row.last_change_hlc):
             return row
         assert row.record.spec is not None
         found = self._db.execute(
@@ -243,11 +245,13 @@ class Tables:
             " WHERE id = ? AND ord = ?",
             (row.record.id, row.record.spec.ord),
         ).fetchone()
-        if found is None or self._is_void(birth := Birth(*found[1:]), found[0]):
+        if found is None or self._is_void(
+            birth := SubmissionTimes(*found[1:]), found[0]
+        ):
             return None
-        return replace(row, birth=birth)
+        return replace(row, submission_times=birth)
 
-    def _end_join(self, item: Join) -> None:
+    def _end_join(self, item: MergeRows) -> None:
         """Hold all that the rows stand for, without the entries."""
         head = item.head
         self._add_streams(head.epochs)
@@ -271,7 +275,7 @@ class Tables:
         plain = dict.fromkeys(ids)
         parents: dict[TaskId, TaskId] = {}
         for task_id in plain:
-            if "." in task_id and (place := member_of(task_id)) is not None:
+            if "." in task_id and (place := split_member_id(task_id)) is not None:
                 parents[task_id] = place[0]
         if not parents:
             return self._fetch_rows(plain)
@@ -309,7 +313,9 @@ class Tables:
             if not found:
                 continue  # Most are new.
             void = [
-                row[0] for row in found if self._is_void(Birth(*row[-4:]), row[CHANGED])
+                row[0]
+                for row in found
+                if self._is_void(SubmissionTimes(*row[-4:]), row[CHANGED])
             ]
             purge.drop_tasks(self._db, void)
             found = [row for row in found if row[0] not in void]
@@ -378,7 +384,7 @@ class Tables:
     def _add_member(
         self, task_id: TaskId, task: Task, array: Task, changes: Changes
     ) -> None:
-        place, spec, members = member_of(task_id), array.spec, array.members
+        place, spec, members = split_member_id(task_id), array.spec, array.members
         assert place is not None
         assert spec is not None
         assert spec.array is not None

@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from octaskly.core.effects import Append, Join, Save, Spool, Unspool
+from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
 from octaskly.errors import StoreError
 from octaskly.ports import Clock, Packer
 from octaskly.ports.histogram import Tally
@@ -385,12 +385,12 @@ class Writer:
             node_state.write_saves(self._db, saves)
             for stream in (save.stream for save in saves if save.stream):
                 self._tables.add_stream(*stream)
-        for is_join, items in groupby(batch, lambda item: isinstance(item, Join)):
+        for is_join, items in groupby(batch, lambda item: isinstance(item, MergeRows)):
             if not is_join:
                 self._tables.append([i for i in items if isinstance(i, Append)])
                 continue
             for item in items:
-                assert isinstance(item, Join)
+                assert isinstance(item, MergeRows)
                 self._tables.join(item)
         if spools:
             node_state.write_spool(self._db, self._packer, spools)

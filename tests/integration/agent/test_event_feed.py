@@ -12,14 +12,21 @@ import pytest
 from octaskly.agent.gateway import event_feed as feeds
 from octaskly.agent.gateway.event_feed import Feed
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.core.change_feed import Gap, History, News, NodeNews, Place, TaskNews
-from octaskly.core.effects import Publish
-from octaskly.core.log.facts import CancelAsked, Entry, Fact, Finished
+from octaskly.core.change_feed import (
+    FeedGap,
+    FeedItem,
+    FeedPage,
+    FeedPosition,
+    NodeEvent,
+    TaskEvent,
+)
+from octaskly.core.effects import PublishMeshState
+from octaskly.core.log.facts import Entry, Fact, Finished, TaskCancelled
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
-from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.errors import NotDispatcher
 from octaskly.ports.events import Listening
 from octaskly.store import Store
@@ -37,7 +44,7 @@ class CountedStore(Store):
 
     reads = 0
 
-    async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
+    async def history(self, vector: Mapping[StreamId, int], limit: int) -> FeedPage:
         self.reads += 1
         return await super().history(vector, limit)
 
@@ -51,7 +58,9 @@ class Bench:
         )
         self.view = MeshView(EPOCH.node, {})
         self.stream: StreamId | None = kit.STREAM
-        self.view.published(Publish(EPOCH, EPOCH.node, is_serving=True, roster=None))
+        self.view.published(
+            PublishMeshState(EPOCH, EPOCH.node, is_serving=True, roster=None)
+        )
         self.is_asked = asyncio.Event()  #: whether a standby has it,
         self.is_safe = asyncio.Event()  #: as it has
         self.is_safe.set()
@@ -77,10 +86,10 @@ class Bench:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def mesh(self, *members: RosterLine) -> None:
+    def mesh(self, *members: RosterEntry) -> None:
         """Publish who is in the mesh."""
         roster = Roster(EPOCH, 1, members)
-        news = Publish(EPOCH, EPOCH.node, is_serving=True, roster=roster)
+        news = PublishMeshState(EPOCH, EPOCH.node, is_serving=True, roster=roster)
         self.view.published(news)
         self.feed.published(news)
 
@@ -103,8 +112,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await made.store.close()
 
 
-def member(name: str, state: NodeState = NodeState.READY) -> RosterLine:
-    return RosterLine(
+def member(name: str, state: NodeState = NodeState.READY) -> RosterEntry:
+    return RosterEntry(
         id=NodeId(name * 16),
         name=name,
         role=Role.WORKER,
@@ -115,27 +124,27 @@ def member(name: str, state: NodeState = NodeState.READY) -> RosterLine:
     )
 
 
-async def until(listening: Listening, count: int) -> list[News]:
+async def until(listening: Listening, count: int) -> list[FeedItem]:
     """Return the next news that are more than a place."""
-    found: list[News] = []
+    found: list[FeedItem] = []
     async with asyncio.timeout(WAIT_S_MAX):
         while len(found) < count:
-            found += [n for n in await listening.more() if n.about is not None]
+            found += [n for n in await listening.more() if n.content is not None]
     assert len(found) == count
     return found
 
 
-def shown(news: Sequence[News]) -> list[tuple[str, TaskState]]:
+def shown(news: Sequence[FeedItem]) -> list[tuple[str, TaskState]]:
     return [
-        (news.about.record.id, news.about.state)
+        (news.content.record.id, news.content.state)
         for news in news
-        if isinstance(news.about, TaskNews)
+        if isinstance(news.content, TaskEvent)
     ]
 
 
-def place_of(news: News) -> Place:
-    assert news.place is not None
-    return news.place
+def place_of(news: FeedItem) -> FeedPosition:
+    assert news.position is not None
+    return news.position
 
 
 Q, R, C = TaskState.QUEUED, TaskState.RUNNING, TaskState.COMPLETED
@@ -182,7 +191,7 @@ async def test_a_place_is_given_at_once(bench: Bench) -> None:
     """So a client that loses its connection before the first event misses none."""
     async with bench.feed.listen(None) as listening:
         (first,) = await listening.more()
-    assert first.about is None
+    assert first.content is None
     await bench.add(kit.assigned(1))
 
     async with bench.feed.listen(place_of(first)) as listening:
@@ -237,7 +246,7 @@ async def test_entries_that_come_late_are_told_to_all(bench: Bench) -> None:
 
     async with bench.feed.listen(place_of(before)) as listening:
         told = await until(listening, 2)
-    assert isinstance(told[0].about, Gap)
+    assert isinstance(told[0].content, FeedGap)
     assert shown(told) == [(ONE, R)]
     async with bench.feed.listen(place_of(after)) as listening:
         await bench.add(kit.finished(1))
@@ -253,7 +262,7 @@ async def test_how_a_task_ended_is_told_last(bench: Bench) -> None:
         await bench.add(lost)
         queued, ended = await until(listening, 2)
     assert shown([queued, ended]) == [(ONE, Q), (ONE, C)]
-    assert queued.place is None
+    assert queued.position is None
     await bench.add(kit.submitted(2))
 
     async with bench.feed.listen(place_of(ended)) as listening:
@@ -343,11 +352,11 @@ async def test_nodes_are_told_as_they_are_and_as_they_change(bench: Bench) -> No
         bench.mesh(ana, member("c"))
         rest = await until(listening, 3)
 
-    assert [news.about for news in first] == [NodeNews(ana), NodeNews(bo)]
-    assert [news.about for news in rest] == [
-        NodeNews(member("b", NodeState.LOST)),
-        NodeNews(member("b", NodeState.LOST), is_gone=True),
-        NodeNews(member("c")),
+    assert [news.content for news in first] == [NodeEvent(ana), NodeEvent(bo)]
+    assert [news.content for news in rest] == [
+        NodeEvent(member("b", NodeState.LOST)),
+        NodeEvent(member("b", NodeState.LOST), is_gone=True),
+        NodeEvent(member("c")),
     ]
 
 
@@ -375,13 +384,13 @@ async def test_an_array_has_ended_with_its_last_member(bench: Bench) -> None:
         await bench.add(ended(second))
         two = await until(listening, 2)
         await bench.add(kit.submitted(6, options=asked))
-        await bench.add(CancelAsked(kit.task_id(6), "ana"))
+        await bench.add(TaskCancelled(kit.task_id(6), "ana"))
         three = await until(listening, 2)
     async with bench.feed.listen(place_of(one)) as listening:
         again = await until(listening, 4)
 
     assert shown([one]) == [(first, C)]
     assert shown(two) == [(second, C), (kit.task_id(5), C)]
-    assert [news.place is None for news in two] == [True, False]
+    assert [news.position is None for news in two] == [True, False]
     assert shown(three) == [(kit.task_id(6), Q), (kit.task_id(6), TaskState.CANCELLED)]
     assert shown(again) == shown([*two, *three])

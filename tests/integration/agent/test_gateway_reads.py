@@ -12,13 +12,13 @@ import pytest
 
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.health import Fitness
-from octaskly.core.effects import Publish
-from octaskly.core.events import BarrierAsked, Event, Saved
+from octaskly.core.effects import PublishMeshState
+from octaskly.core.events import CatchUpRequested, Event, SavedState
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Epoch, StreamId
 from octaskly.core.model.nodes import NO_LOAD
 from octaskly.core.node.node import Node
-from octaskly.core.replies import Passed
+from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import LeftBehind, TaskNotFound
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
@@ -62,8 +62,8 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         raise AssertionError
 
     def answer(event: Event) -> None:
-        assert isinstance(event, BarrierAsked)
-        made.tickets.answered(event.ticket, Passed(is_complete=True))
+        assert isinstance(event, CatchUpRequested)
+        made.tickets.answered(event.ticket, CatchUpStatus(is_complete=True))
 
     made = AgentGateway(
         node_id=NODE.id,
@@ -77,10 +77,10 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         fitness=Fitness(failure=lambda: None, is_room=lambda: True),
         signer=None,
         names={},
-        node=Node(settings("a"), Saved()),
+        node=Node(settings("a"), SavedState()),
         queue_max=9,
     )
-    made.view.published(Publish(EPOCH, NODE.id, is_serving=True, roster=None))
+    made.view.published(PublishMeshState(EPOCH, NODE.id, is_serving=True, roster=None))
     yield made
     await store.close()
 
@@ -100,7 +100,7 @@ async def test_who_is_in_the_mesh_no_more_waits_for_no_dispatcher(
     gateway._fitness = replace(gateway._fitness, left=lambda: why)
 
     assert await gateway.dispatcher_known(0) == reigning
-    gateway.view.published(Publish(EPOCH, None, is_serving=False, roster=None))
+    gateway.view.published(PublishMeshState(EPOCH, None, is_serving=False, roster=None))
     with pytest.raises(LeftBehind, match=why):
         await gateway.dispatcher_known(0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.agent.gateway.queue_history import POINTS_MAX, History
-from octaskly.core.effects import Publish
+from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.ports import Point
 from tests.contract import log_kit as kit
@@ -70,7 +70,7 @@ async def test_another_reign_begins_anew(bench: Bench) -> None:
     history = History(bench.store, bench.view, Hands())
     for _ in range(2):
         await history.look()
-    lost = Publish(EPOCH, NodeId("other"), is_serving=False, roster=None)
+    lost = PublishMeshState(EPOCH, NodeId("other"), is_serving=False, roster=None)
     bench.view.published(lost)
     await history.look()
 

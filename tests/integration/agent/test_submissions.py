@@ -13,12 +13,12 @@ from octaskly.agent.gateway.pending_requests import Tickets
 from octaskly.agent.gateway.submissions import Submission, Submissions
 from octaskly.agent.gateway.task_lookup import Finder
 from octaskly.core.events import Event, TasksSubmitted
-from octaskly.core.model.drafts import PRIORITY_BAND, Draft, logged_id
+from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of
 from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.core.replies import Accepted
+from octaskly.core.replies import TasksAccepted
 from octaskly.errors import NotDispatcher, QueueTooSmall, StoreFull, TaskExists
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
@@ -43,7 +43,9 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
         tmp_path / "log.db", kit.PicklePacker(), told.put_nowait, kit.HandClock()
     )
     await asyncio.to_thread(store.open)
-    named = logged_id(Draft(command="true", id=TaskId("sums"), options=ARRAY), "ana")
+    named = log_id_of(
+        TaskDraft(command="true", id=TaskId("sums"), options=ARRAY), "ana"
+    )
     facts = [
         kit.submitted(number, id=task or kit.task_id(number), options=ARRAY)
         for number, task in ((3, named), (4, None))
@@ -51,7 +53,7 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
     facts += [
         kit.submitted(
             number,
-            id=logged_id(Draft(command=command, id=NAME), "ana"),
+            id=log_id_of(TaskDraft(command=command, id=NAME), "ana"),
             command=command,
             timeout_s=3600,
             submitter="ana",
@@ -66,7 +68,7 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
 
 
 def submissions(
-    store: Store, keep: Callable[[Draft], Awaitable[None]] | None = None
+    store: Store, keep: Callable[[TaskDraft], Awaitable[None]] | None = None
 ) -> Submissions:
     """Return the way into a core that accepts what `keep` makes durable, or nothing."""
     at_work = []
@@ -76,10 +78,10 @@ def submissions(
             assert keep is not None
             await keep(draft)
         specs = [
-            TaskSpec(id=logged_id(draft, "ana") or TaskId(""), command=draft.command)
+            TaskSpec(id=log_id_of(draft, "ana") or TaskId(""), command=draft.command)
             for draft in event.drafts
         ]
-        tickets.answered(event.ticket, Accepted(tuple(specs), 2))
+        tickets.answered(event.ticket, TasksAccepted(tuple(specs), 2))
 
     def post(event: Event) -> None:
         assert isinstance(event, TasksSubmitted)
@@ -109,7 +111,7 @@ def way_in(
 
 def asked(command: str, key: str | None) -> Submission:
     """Return a request for a task of the chosen name."""
-    drafts = (Draft(command=command, id=NAME),)
+    drafts = (TaskDraft(command=command, id=NAME),)
     return Submission(drafts=drafts, submitter="ana", key=key, is_strict=False)
 
 
@@ -141,14 +143,14 @@ async def test_a_name_that_is_taken_is_not_given_again(
     [
         ("sums.2", None),
         (f"{kit.task_id(4)}.0", None),
-        ("new.0", Draft(command="true", id=TaskId("new"), options=ARRAY)),
+        ("new.0", TaskDraft(command="true", id=TaskId("new"), options=ARRAY)),
     ],
 )
 async def test_the_name_of_a_member_is_taken_before_it_begins(
-    store: Store, name: str, array: Draft | None
+    store: Store, name: str, array: TaskDraft | None
 ) -> None:
     """Who asked for that task would be shown another one."""
-    draft = Draft(command="true", id=TaskId(name))
+    draft = TaskDraft(command="true", id=TaskId(name))
     drafts = (draft,) if array is None else (draft, array)
     wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
 
@@ -161,7 +163,7 @@ async def test_the_name_of_a_member_is_taken_before_it_begins(
 @pytest.mark.parametrize("name", ["sums.1", "sums.6", "sums.02", "sums.x", "other.2"])
 async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
     """Versions are written like this, too."""
-    draft = Draft(command="true", id=TaskId(name))
+    draft = TaskDraft(command="true", id=TaskId(name))
     wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
 
     with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
@@ -173,7 +175,7 @@ async def test_who_hands_in_as_the_disk_fills_is_not_kept_waiting(
 ) -> None:
     """The answer says that the task may be accepted all the same."""
     monkeypatch.setattr("octaskly.agent.gateway.pending_requests.LOOK_S", 0.01)
-    drafts = (Draft(command="true"),)
+    drafts = (TaskDraft(command="true"),)
     wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
     posted: list[Event] = []
     way = way_in(store, Tickets(posted.append), lambda: "it is full" if posted else "")
@@ -183,10 +185,10 @@ async def test_who_hands_in_as_the_disk_fills_is_not_kept_waiting(
     assert len(posted) == 1
 
 
-BATCH = tuple(Draft(command=command) for command in ("one", "two", "three"))
+BATCH = tuple(TaskDraft(command=command) for command in ("one", "two", "three"))
 
 
-def keyed(*drafts: Draft) -> Submission:
+def keyed(*drafts: TaskDraft) -> Submission:
     """Return a request with a key."""
     return Submission(drafts=drafts, submitter="ana", key="batch", is_strict=False)
 
@@ -197,7 +199,7 @@ async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
     facts = [
         kit.submitted(
             number,
-            id=logged_id(draft, "ana"),
+            id=log_id_of(draft, "ana"),
             command=draft.command,
             timeout_s=draft.timeout_s,
             submitter="ana",
@@ -217,7 +219,7 @@ async def test_a_batch_of_which_a_lost_dispatcher_left_a_part_is_completed(
     await leave_two(store, told, kit.STREAM)
     brought = []
 
-    async def keep(draft: Draft) -> None:
+    async def keep(draft: TaskDraft) -> None:
         brought.append(draft.command)
 
     records, replicas = await submissions(store, keep).take(keyed(*BATCH))
@@ -237,7 +239,7 @@ async def test_a_batch_of_which_a_lost_dispatcher_left_a_part_is_completed(
     ],
 )
 async def test_another_batch_with_the_same_key_completes_none(
-    store: Store, told: Told, stream: StreamId, drafts: tuple[Draft, ...]
+    store: Store, told: Told, stream: StreamId, drafts: tuple[TaskDraft, ...]
 ) -> None:
     """What this very dispatcher accepted is whole, so more tasks are another batch."""
     await leave_two(store, told, stream)
@@ -251,13 +253,13 @@ async def test_another_batch_with_the_same_key_completes_none(
 
 def named(name: str, options: TaskOptions | None = None) -> Submission:
     """Return a request for one task of this name."""
-    draft = Draft(command="true", id=TaskId(name), options=options)
+    draft = TaskDraft(command="true", id=TaskId(name), options=options)
     return Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
 
 
-async def keep(store: Store, told: Told, draft: Draft) -> None:
+async def keep(store: Store, told: Told, draft: TaskDraft) -> None:
     """Make a task of ana's durable."""
-    task = logged_id(draft, "ana")
+    task = log_id_of(draft, "ana")
     fact = kit.submitted(5, id=task, options=draft.options)
     store.append(2, kit.entries([fact], after=4))
     await told.get()
@@ -293,7 +295,7 @@ async def test_only_one_of_an_array_and_a_task_called_as_a_member_comes_in(
     """Both find their names free, as long as neither is durable."""
     accepted: list[TaskId | None] = []
 
-    async def accept(draft: Draft) -> None:
+    async def accept(draft: TaskDraft) -> None:
         accepted.append(draft.id)
         await keep(store, told, draft)
 
@@ -322,7 +324,7 @@ async def test_who_waits_for_safety_is_sent_on_by_a_node_that_stops(
 async def test_what_never_finds_room_is_told_so(store: Store) -> None:
     """Not to wait until some tasks have run."""
     array = TaskOptions(array=ArraySpec(count=20))
-    draft = Draft(command="true", options=array)
+    draft = TaskDraft(command="true", options=array)
     wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
 
     with pytest.raises(QueueTooSmall) as refused:

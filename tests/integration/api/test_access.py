@@ -19,7 +19,7 @@ from octaskly.api import Deadlines
 from octaskly.api.server import server
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
-from octaskly.core.model.nodes import Failover, StandbyView
+from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.ports import MeshState
 from tests.agents import WAIT_S_MAX
 from tests.support.api_node import (
@@ -688,7 +688,7 @@ async def test_stats_and_nodes_tell_how_safe_a_task_is(node: ApiNode) -> None:
             StandbyView(NodeId("node-b"), True, 2),
             StandbyView(NodeId("node-c"), False, 1200),
         ),
-        failover=Failover(NOW_MS, 412, "dispatcher lost"),
+        failover=Takeover(NOW_MS, 412, "dispatcher lost"),
     )
 
     stats = await node.ask("GET", "/api/v1/stats", headers=VIEWER)

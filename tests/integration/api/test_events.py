@@ -6,7 +6,13 @@ import asyncio
 
 import pytest
 
-from octaskly.core.change_feed import Gap, News, NodeNews, Place, TaskNews
+from octaskly.core.change_feed import (
+    FeedGap,
+    FeedItem,
+    FeedPosition,
+    NodeEvent,
+    TaskEvent,
+)
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId
 from tests.agents import WAIT_S_MAX
@@ -14,23 +20,25 @@ from tests.support.api_node import CLIENT, VIEWER, ApiNode, api_node, assert_pro
 from tests.support.fake_gateway import NOW_MS
 
 PATH = "/api/v1/events"
-PLACES = [Place(n, StreamId(7), n, "0" * 16) for n in range(20)]
+PLACES = [FeedPosition(n, StreamId(7), n, "0" * 16) for n in range(20)]
 
 
-def task_news(node: ApiNode, task: str, place: Place | None) -> News:
+def task_news(node: ApiNode, task: str, place: FeedPosition | None) -> FeedItem:
     """Tell how a task of the gateway is now."""
     record: TaskRecord = node.gateway.records[task]  # type: ignore[index]
-    about = TaskNews(record, record.state, NOW_MS, record.chosen)
-    return News(about, place)
+    about = TaskEvent(record, record.state, NOW_MS, record.deciding_attempt)
+    return FeedItem(about, place)
 
 
-def node_news(node: ApiNode, *, is_gone: bool = False) -> News:
+def node_news(node: ApiNode, *, is_gone: bool = False) -> FeedItem:
     roster = node.gateway.roster()
     assert roster is not None
-    return News(NodeNews(roster.members[0], is_gone))
+    return FeedItem(NodeEvent(roster.members[0], is_gone))
 
 
-async def told(node: ApiNode, *news: News, query: str = "", last_id: str = "") -> str:
+async def told(
+    node: ApiNode, *news: FeedItem, query: str = "", last_id: str = ""
+) -> str:
     """Ask for events, and end the stream once all of `news` are sent."""
     node.gateway.news.put_nowait(news)
     headers = {**VIEWER, **({"Last-Event-ID": last_id} if last_id else {})}
@@ -100,7 +108,7 @@ async def test_types_choose(types: str, names: set[str]) -> None:
     async with api_node() as node:
         task = await node.submit()
         news = [
-            News(Gap(), PLACES[1]),
+            FeedItem(FeedGap(), PLACES[1]),
             task_news(node, task, PLACES[2]),
             node_news(node),
         ]
@@ -116,7 +124,7 @@ async def test_types_choose(types: str, names: set[str]) -> None:
 async def test_a_place_without_news_is_given() -> None:
     """A client that is cut off before the first event goes on from there."""
     async with api_node() as node:
-        body = await told(node, News(None, PLACES[4]), last_id=str(PLACES[3]))
+        body = await told(node, FeedItem(None, PLACES[4]), last_id=str(PLACES[3]))
 
         assert body == f"id: {PLACES[4]}\n\n"
         assert node.gateway.heard_from == [PLACES[3]]

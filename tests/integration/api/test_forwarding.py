@@ -19,7 +19,7 @@ from octaskly.api import Deadlines, Site
 from octaskly.api.http import long_polls, sse
 from octaskly.api.http.buffers import BACKLOG_BYTES
 from octaskly.config.limits import LimitOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey
@@ -781,7 +781,7 @@ async def _finished(member: Member, path: str, size: int, node: str) -> str:
     member.gateway.start(task, node)
     outcome = Outcome(
         state=AttemptState.OK,
-        reason=Reason.EXIT,
+        reason=EndReason.EXIT,
         exit_code=0,
         outputs=(OutputFile(path, size),),
     )

@@ -18,7 +18,7 @@ from octaskly.config.defaults import STREAMS_MAX
 from octaskly.config.limits import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports.output import Piece
 from tests.agents import WAIT_S_MAX
 from tests.integration.api.test_forwarding import PATIENT, Member, Mesh
@@ -37,7 +37,7 @@ FIRST = "1-7-1"
 FEW = 4  #: streams that a node serves, where that is what a test fills
 DONE = Outcome(
     state=AttemptState.OK,
-    reason=Reason.EXIT,
+    reason=EndReason.EXIT,
     exit_code=0,
     stdout=b"one\ntwo\n",
     stderr=b"oh\n",
@@ -141,7 +141,7 @@ def finish(gateway: FakeGateway, task: str, outcome: Outcome) -> None:
 
 def lose(gateway: FakeGateway, task: str) -> None:
     """Let the last attempt of a task be lost."""
-    gateway.finish(task, Outcome(state=AttemptState.RELEASED, reason=Reason.LOST))
+    gateway.finish(task, Outcome(state=AttemptState.RELEASED, reason=EndReason.LOST))
 
 
 async def begun(node: ApiNode, where: str | None = None) -> tuple[str, AttemptId]:

@@ -21,7 +21,7 @@ from octaskly.api.schemas.task_request import (
     decode,
     parse_tasks,
 )
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.mesh.wire import WirePacker
@@ -64,7 +64,7 @@ FIELDS = st.sampled_from(
 TASKS = st.dictionaries(FIELDS, VALUES, max_size=5)
 
 
-def _parse(body: bytes) -> list[Draft] | None:
+def _parse(body: bytes) -> list[TaskDraft] | None:
     try:
         return asyncio.run(parse_tasks(body)).drafts
     except Problem as caught:

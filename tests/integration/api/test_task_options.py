@@ -12,8 +12,13 @@ import pytest
 
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.task_request import parse_tasks
-from octaskly.core.model.drafts import Draft
-from octaskly.core.model.task_options import Requires, Retry, TaskLimits, TaskOptions
+from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.task_options import (
+    Requirements,
+    Retry,
+    TaskLimits,
+    TaskOptions,
+)
 from tests.support.api_node import ADMIN, CLIENT, ApiNode, api_node
 
 TASKS = "/api/v1/tasks"
@@ -49,7 +54,7 @@ async def node() -> AsyncIterator[ApiNode]:
         yield started
 
 
-def parse(task: object) -> Draft:
+def parse(task: object) -> TaskDraft:
     """Return the draft of one task."""
     (draft,) = asyncio.run(parse_tasks(json.dumps(task).encode())).drafts
     return draft
@@ -69,7 +74,7 @@ def test_every_field_arrives() -> None:
         is_scratch=True,
         grace_s=0,
         notify_url="https://hooks.example:8443/a?b=c",
-        requires=Requires(
+        requires=Requirements(
             labels=(("disk", "ssd"),),
             node="pi4",
             os="linux",

@@ -11,7 +11,7 @@ import pytest
 
 from octaskly.api.schemas import task_options
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.errors import AnswerLost, StoreError, StoreFull
 from tests.support.api_node import (
     ADMIN,
@@ -301,7 +301,7 @@ async def test_what_a_task_used_and_how_long_it_waited_is_told(node: ApiNode) ->
         node.gateway.start(task)
         outcome = Outcome(
             state=AttemptState.OK,
-            reason=Reason.EXIT,
+            reason=EndReason.EXIT,
             started_ms=started_ms,
             cpu_ms=1750,
             memory_max_kb=20_500,
@@ -325,7 +325,7 @@ async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(
     node.gateway.start(task)
     outcome = Outcome(
         state=AttemptState.FAILED,
-        reason=Reason.SIGNAL,
+        reason=EndReason.SIGNAL,
         exit_code=137,
         signal=9,
         stdout=b"\xff\x00ok",

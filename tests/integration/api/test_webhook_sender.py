@@ -17,7 +17,7 @@ from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.webhooks import Webhooks
 from octaskly.api import webhook_sender as posting
 from octaskly.api.webhook_sender import Poster
-from octaskly.core.effects import Publish
+from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import Event, TasksNotified
 from octaskly.core.log.facts import Entry, Fact, Notified
 from octaskly.core.model.ids import Epoch, NodeId, TaskId
@@ -107,7 +107,9 @@ class Bench:
         """Be dispatcher until the block ends."""
         self._term += 1
         epoch = Epoch(self._term, EPOCH.node)
-        self.view.published(Publish(epoch, EPOCH.node, is_serving=True, roster=None))
+        self.view.published(
+            PublishMeshState(epoch, EPOCH.node, is_serving=True, roster=None)
+        )
         self.sender = Webhooks(
             self.store,
             self.view,
@@ -319,7 +321,7 @@ async def test_the_next_dispatcher_tells_what_was_not_told(bench: Bench) -> None
 async def test_nobody_is_told_by_a_node_that_follows(bench: Bench) -> None:
     """Each node has the log, and one sends."""
     async with receiver() as server, bench.dispatching():
-        news = Publish(Epoch(9, NodeId("other")), NodeId("other"), False, None)
+        news = PublishMeshState(Epoch(9, NodeId("other")), NodeId("other"), False, None)
         bench.view.published(news)
         await bench.end(1, server.url)
         await asyncio.sleep(0.3)  # Three looks.

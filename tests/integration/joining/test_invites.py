@@ -12,7 +12,7 @@ import pytest
 
 from octaskly.config.defaults import HANDSHAKES_MAX
 from octaskly.core.model.ids import Address, Moment, NodeId
-from octaskly.core.model.keys import DENIED_MAX
+from octaskly.core.model.keys import REVOKED_MAX
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
 from octaskly.joining.conversation import Conversation, call, listen
@@ -388,7 +388,7 @@ async def test_a_secret_file_that_cannot_be_read_ends_one_pairing_alone() -> Non
 async def test_the_longest_keyring_passes() -> None:
     """A mesh that has revoked many nodes still takes machines in."""
     async with door() as ash:
-        names = (f"{number:016}" for number in range(DENIED_MAX))
+        names = (f"{number:016}" for number in range(REVOKED_MAX))
         ash.keyring = MeshSecret(
             (bytes(20),) * GENERATIONS_MAX,
             first=900_000_000,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits
@@ -32,7 +32,7 @@ from tests.mesh.databases import vector
 
 GROWTH_KB_MAX = 64 << 10
 STREAM = StreamId(77)
-GAP = tuple(Entry(STREAM, n, 1, CancelAsked(TaskId("t"), "x")) for n in (1, 3))
+GAP = tuple(Entry(STREAM, n, 1, TaskCancelled(TaskId("t"), "x")) for n in (1, 3))
 
 
 class Member:

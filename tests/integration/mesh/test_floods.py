@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.log.facts import CancelAsked, Entry, Fact, Submitted
+from octaskly.core.log.facts import Entry, Fact, Submitted, TaskCancelled
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import TaskSpec
@@ -207,7 +207,7 @@ FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {
     "as many entries, of tasks": _long(
         lambda n: Submitted(TaskSpec(id=TaskId(f"x-{n}"), command="x"))
     ),
-    "as many entries, brief": _long(lambda n: CancelAsked(TaskId(f"x-{n}"), "x")),
+    "as many entries, brief": _long(lambda n: TaskCancelled(TaskId(f"x-{n}"), "x")),
 }
 THIN = (
     *("questions", "probes", "entries", "terms"),

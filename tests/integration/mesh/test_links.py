@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from octaskly.config.defaults import HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS
-from octaskly.core.effects import Note
+from octaskly.core.effects import LogLine
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.model.ids import NO_EPOCH, Address, NodeId
 from octaskly.core.model.nodes import NodeInfo
@@ -56,7 +56,7 @@ class Party:
     boot: str = "boot"
     version: int = 1
     events: list[Event] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[LogLine] = field(default_factory=list)
     duplicates: int = 0  #: how often it heard that its id is taken
     uptime_s: float = 0.0
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,7 +107,7 @@ class Party:
         self.events.append(event)
         self.news.set()
 
-    def on_note(self, note: Note) -> None:
+    def on_note(self, note: LogLine) -> None:
         self.notes.append(note)
         self.news.set()
 
@@ -171,7 +171,7 @@ async def test_two_nodes_meet_and_talk_both_ways() -> None:
         await a.until(lambda: len(a.received) == 1)
 
     (up,) = b.of(PeerUp)
-    assert (up.peer, up.address, up.hello.node.id) == (a.id, a.address, a.id)
+    assert (up.peer, up.address, up.peer_hello.node.id) == (a.id, a.address, a.id)
     assert a.of(PeerUp)[0].address == b.address
     assert b.received == [Pull(()), Probe(b.id, 1.0)]
 
@@ -253,7 +253,7 @@ async def test_a_peer_that_lost_its_link_unnoticed_comes_back_at_once() -> None:
         await a.until(lambda: len(a.of(PeerUp)) == 2)
         assert a.is_linked(key.node_id)
 
-    assert [u.hello.node.boot for u in a.of(PeerUp)] == ["boot", "second"]
+    assert [u.peer_hello.node.boot for u in a.of(PeerUp)] == ["boot", "second"]
 
 
 @pytest.mark.parametrize("attempt", range(5))
@@ -428,7 +428,7 @@ async def test_a_copy_of_a_peer_that_lives_is_refused_and_told_so() -> None:
         await copy.until(lambda: copy.duplicates)
         assert a.is_linked(key.node_id)
 
-    assert [up.hello.node.boot for up in a.of(PeerUp)] == ["boot"]
+    assert [up.peer_hello.node.boot for up in a.of(PeerUp)] == ["boot"]
     assert a.reasons == [DUPLICATE_ID]
     assert not first.duplicates
 
@@ -575,7 +575,7 @@ async def test_a_peer_of_the_next_version_is_worked_with_in_this_one() -> None:
 
     assert a.received == [Pull(()), Probe(a.id, 1.0)]
     assert heard == [a.hello(), HelloOk(), Pull(())]
-    assert a.of(PeerUp)[0].hello == next_hello
+    assert a.of(PeerUp)[0].peer_hello == next_hello
     assert not a.notes
 
 
@@ -864,7 +864,7 @@ async def test_how_long_a_handshake_took_is_told() -> None:
         await a.until(lambda: a.of(PeerUp))
         writer.close()
 
-    assert a.of(PeerUp)[0].took_ms >= 100
+    assert a.of(PeerUp)[0].handshake_ms >= 100
 
 
 async def test_a_member_that_pretends_to_be_another_is_refused() -> None:

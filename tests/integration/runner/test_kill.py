@@ -13,7 +13,7 @@ import pytest
 
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.runner.processes import proc_tree
 from tests.support.pooling import STREAM, Rig, eventually, processes_with, rig, token
 
@@ -33,7 +33,7 @@ MANNERS = {
 }
 
 
-def summary(outcome: Outcome) -> tuple[AttemptState, Reason, int | None, int | None]:
+def summary(outcome: Outcome) -> tuple[AttemptState, EndReason, int | None, int | None]:
     return outcome.state, outcome.reason, outcome.exit_code, outcome.signal
 
 
@@ -72,7 +72,7 @@ async def test_a_cancelled_task_has_its_own_code_and_signal(
         ends = [summary(await made.end_of(task)) for task, _ in names]
 
         assert dict(zip(MANNERS, ends, strict=True)) == {
-            name: (AttemptState.CANCELLED, Reason.CANCELLED, code, number)
+            name: (AttemptState.CANCELLED, EndReason.CANCELLED, code, number)
             for name, (_, code, number) in MANNERS.items()
         }
 
@@ -88,7 +88,7 @@ async def test_a_task_that_is_late_ends_with_124_however_it_took_it(
         ]
         ends = {summary(await made.end_of(task)) for task, _ in names}
 
-        assert ends == {(AttemptState.FAILED, Reason.TIMEOUT, 124, None)}
+        assert ends == {(AttemptState.FAILED, EndReason.TIMEOUT, 124, None)}
 
 
 async def test_a_cancel_of_what_is_late_already_is_a_cancel(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ async def test_a_cancel_of_what_is_late_already_is_a_cancel(tmp_path: Path) -> N
         task, attempt = await began(made, manner, timeout_s=5)
         await eventually(heard.exists)
         made.pool.stop([(task, attempt)])
-        made.pool.stop([(task, attempt)], Reason.DRAINING)
+        made.pool.stop([(task, attempt)], EndReason.DRAINING)
         await made.run("true")
         assert heard.read_text() == "\n"
         made.pool.freeze(is_frozen=True)  # Ends the grace.
@@ -112,12 +112,12 @@ async def test_what_a_leaving_node_ends_is_released(tmp_path: Path) -> None:
     """It was told to end, so nothing that it did then counts; it is run elsewhere."""
     async with rig(tmp_path, kill_grace_s=PATIENT_S) as made:
         task, attempt = await began(made, "trap 'exit 0' TERM")
-        made.pool.stop([(task, attempt)], Reason.DRAINING)
+        made.pool.stop([(task, attempt)], EndReason.DRAINING)
         outcome = await made.end_of(task)
 
         assert (outcome.state, outcome.reason) == (
             AttemptState.RELEASED,
-            Reason.DRAINING,
+            EndReason.DRAINING,
         )
         assert outcome.detail == "ended with code 0"
 
@@ -128,10 +128,10 @@ async def test_what_ended_before_a_node_leaves_counts(tmp_path: Path) -> None:
         ended = made.workdir / "ended"
         name = made.start(f"echo > {ended}; exit 3")
         await eventually(lambda: ended.exists() and not processes_with(str(ended)))
-        made.pool.stop([name], Reason.DRAINING)
+        made.pool.stop([name], EndReason.DRAINING)
 
         outcome = await made.end_of(name[0])
-        assert summary(outcome) == (AttemptState.FAILED, Reason.EXIT, 3, None)
+        assert summary(outcome) == (AttemptState.FAILED, EndReason.EXIT, 3, None)
 
 
 SLOW = "trap 'sleep 0.5; exit 5' TERM"
@@ -156,7 +156,7 @@ async def test_a_leaving_node_waits_for_no_task_longer_than_its_own_grace(
     """The service manager would kill the agent meanwhile."""
     async with rig(tmp_path, kill_grace_s=0.1) as made:
         task, attempt = await began(made, SLOWEST, options=TaskOptions(grace_s=3600))
-        made.pool.stop([(task, attempt)], Reason.DRAINING)
+        made.pool.stop([(task, attempt)], EndReason.DRAINING)
 
         assert (await made.end_of(task)).detail == "ended by signal 9"
 

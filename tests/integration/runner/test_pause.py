@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from tests.support.pooling import Rig, eventually, processes_with, rig, token
 
 MODES = pytest.mark.parametrize(
@@ -110,7 +110,7 @@ async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) 
         made.pool.freeze(is_frozen=False)
 
         assert (await made.end_of(short)).state == AttemptState.OK
-        assert (await made.end_of(late)).reason is Reason.TIMEOUT
+        assert (await made.end_of(late)).reason is EndReason.TIMEOUT
         assert before_s + time.monotonic() - begin_s > limit_s - 0.1
 
 
@@ -198,7 +198,7 @@ async def test_what_has_not_begun_is_handed_back(tmp_path: Path) -> None:
         ends: list[Outcome] = [await made.end_of(task) for task in waiting]
 
         assert {(end.state, end.reason) for end in ends} == {
-            (AttemptState.RELEASED, Reason.DRAINING)
+            (AttemptState.RELEASED, EndReason.DRAINING)
         }
         assert all(made.outcome(task) is None for task, _ in running)
         assert len(processes_with(word)) == 2

@@ -17,8 +17,8 @@ import pytest
 
 from octaskly.config.account import INHERITED
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import Requires, TaskOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, OutputFile, Reason
+from octaskly.core.model.task_options import Requirements, TaskOptions
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.runner.files.workdir import captured
 from octaskly.runner.launch_protocol import encode_settings
 from octaskly.runner.launcher import launcher
@@ -39,11 +39,11 @@ from tests.support.pooling import (
 )
 
 
-def summary(outcome: Outcome) -> tuple[AttemptState, Reason, int | None, int | None]:
+def summary(outcome: Outcome) -> tuple[AttemptState, EndReason, int | None, int | None]:
     return outcome.state, outcome.reason, outcome.exit_code, outcome.signal
 
 
-OK = (AttemptState.OK, Reason.EXIT, 0, None)
+OK = (AttemptState.OK, EndReason.EXIT, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -51,22 +51,22 @@ OK = (AttemptState.OK, Reason.EXIT, 0, None)
     [
         ("true", OK),
         ("/bin/true", OK),
-        ("exit 7", (AttemptState.FAILED, Reason.EXIT, 7, None)),
-        ("kill -9 $$", (AttemptState.FAILED, Reason.SIGNAL, 137, 9)),
-        ("kill -TERM $$", (AttemptState.FAILED, Reason.SIGNAL, 143, 15)),
-        ("no-such-program a", (AttemptState.FAILED, Reason.EXIT, 127, None)),
-        ("/etc/passwd", (AttemptState.FAILED, Reason.EXIT, 126, None)),
-        ("/tmp", (AttemptState.FAILED, Reason.EXIT, 126, None)),
-        ("if", (AttemptState.FAILED, Reason.EXIT, 2, None)),
-        ("a\0b", (AttemptState.FAILED, Reason.EXIT, 126, None)),
-        (": " + "x" * 200_000, (AttemptState.FAILED, Reason.EXIT, 126, None)),
+        ("exit 7", (AttemptState.FAILED, EndReason.EXIT, 7, None)),
+        ("kill -9 $$", (AttemptState.FAILED, EndReason.SIGNAL, 137, 9)),
+        ("kill -TERM $$", (AttemptState.FAILED, EndReason.SIGNAL, 143, 15)),
+        ("no-such-program a", (AttemptState.FAILED, EndReason.EXIT, 127, None)),
+        ("/etc/passwd", (AttemptState.FAILED, EndReason.EXIT, 126, None)),
+        ("/tmp", (AttemptState.FAILED, EndReason.EXIT, 126, None)),
+        ("if", (AttemptState.FAILED, EndReason.EXIT, 2, None)),
+        ("a\0b", (AttemptState.FAILED, EndReason.EXIT, 126, None)),
+        (": " + "x" * 200_000, (AttemptState.FAILED, EndReason.EXIT, 126, None)),
         ("echo \ud800 \N{GREEK SMALL LETTER ALPHA}", OK),
     ],
 )
 async def test_an_end_is_told_as_it_was(
     tmp_path: Path,
     command: str,
-    expected: tuple[AttemptState, Reason, int | None, int | None],
+    expected: tuple[AttemptState, EndReason, int | None, int | None],
 ) -> None:
     """State, reason, exit code and signal follow from the process alone."""
     async with rig(tmp_path) as made:
@@ -86,7 +86,7 @@ async def test_a_missing_work_directory_fails_the_task(tmp_path: Path) -> None:
     async with rig(tmp_path, workdir=tmp_path / "gone") as made:
         outcome = await made.run("true")
 
-        assert summary(outcome) == (AttemptState.FAILED, Reason.EXIT, 126, None)
+        assert summary(outcome) == (AttemptState.FAILED, EndReason.EXIT, 126, None)
         assert outcome.detail == (
             f"working directory {tmp_path / 'gone'} does not exist on rig"
         )
@@ -116,7 +116,10 @@ async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) 
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-        assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.LOST)
+        assert (outcome.state, outcome.reason) == (
+            AttemptState.RELEASED,
+            EndReason.LOST,
+        )
         assert "Too many open files" in outcome.detail
         assert summary(await made.run("true", inputs=("a",))) == OK
 
@@ -127,7 +130,7 @@ async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         outcome = await made.run("true", inputs=inputs)
 
-        assert outcome.reason is Reason.INPUTS
+        assert outcome.reason is EndReason.INPUTS
         assert outcome.detail.startswith("0/xxx")
         assert len(outcome.detail) == 4096
 
@@ -333,7 +336,7 @@ async def test_a_timeout_ends_with_124(tmp_path: Path) -> None:
         outcome = await made.end_of(gentle[0])
         other = await made.end_of(deaf[0])
 
-        timeout = (AttemptState.FAILED, Reason.TIMEOUT, 124, None)
+        timeout = (AttemptState.FAILED, EndReason.TIMEOUT, 124, None)
         assert summary(outcome) == timeout
         assert outcome.stdout == b"bye\n"
         assert summary(other) == timeout
@@ -352,7 +355,7 @@ async def test_a_stopped_process_can_be_ended(tmp_path: Path) -> None:
         outcome = await made.end_of(task)
         assert summary(outcome) == (
             AttemptState.CANCELLED,
-            Reason.CANCELLED,
+            EndReason.CANCELLED,
             143,
             signal.SIGTERM,
         )
@@ -373,7 +376,7 @@ async def test_stop_cancels_what_runs_and_what_waits(tmp_path: Path) -> None:
         ends = [await made.end_of(task) for task, _ in names]
 
         assert {end.state for end in ends} == {AttemptState.CANCELLED}
-        assert {end.reason for end in ends} == {Reason.CANCELLED}
+        assert {end.reason for end in ends} == {EndReason.CANCELLED}
         assert ends[2].started_ms is None
 
 
@@ -385,7 +388,7 @@ async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
         made.pool.stop([polite])
         outcome = await made.end_of(polite[0])
 
-        cancelled = (AttemptState.CANCELLED, Reason.CANCELLED, 0, None)
+        cancelled = (AttemptState.CANCELLED, EndReason.CANCELLED, 0, None)
         assert summary(outcome) == cancelled
 
 
@@ -433,7 +436,7 @@ async def test_what_waits_behind_long_ones_is_given_back(tmp_path: Path) -> None
         outcome = await made.end_of(task)
 
         assert outcome.state == AttemptState.RELEASED
-        assert outcome.reason == Reason.RETURNED
+        assert outcome.reason == EndReason.RETURNED
         assert made.outcome(long[0][0]) is None
 
 
@@ -474,7 +477,7 @@ async def test_missing_inputs_give_the_attempt_back(tmp_path: Path) -> None:
         having = await made.run("cat there", inputs=("there", "folder"))
 
         assert lacking.state == AttemptState.RELEASED
-        assert lacking.reason == Reason.INPUTS
+        assert lacking.reason == EndReason.INPUTS
         assert lacking.detail == "nope, ../x"
         assert not (made.workdir / "ran").exists()
         assert having.state == AttemptState.OK
@@ -535,7 +538,7 @@ async def test_a_launcher_that_is_killed_loses_its_tasks_only(
         outcome = await made.end_of(first)
 
         assert outcome.state == AttemptState.RELEASED
-        assert outcome.reason == Reason.LOST
+        assert outcome.reason == EndReason.LOST
         await eventually(lambda: not processes_with(f"sleep {word}"))
         (made.workdir / "go").touch()
         after = await made.run_all(["true"] * 4)
@@ -635,7 +638,7 @@ async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
         monkeypatch.setattr(launcher, "__file__", sound)
 
         assert (await made.end_of(task)).stdout == b"ran\n"
-        assert (await made.end_of(other)).reason is Reason.CANCELLED
+        assert (await made.end_of(other)).reason is EndReason.CANCELLED
 
 
 async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
@@ -699,7 +702,10 @@ async def test_other_nodes_are_asked_where_no_launcher_starts(
     async with rig(tmp_path) as made:
         outcome = await made.run("true")
 
-    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.RETURNED)
+    assert (outcome.state, outcome.reason) == (
+        AttemptState.RELEASED,
+        EndReason.RETURNED,
+    )
 
 
 async def test_a_task_with_several_slots_keeps_others_from_running(
@@ -711,7 +717,7 @@ async def test_a_task_with_several_slots_keeps_others_from_running(
         for n in range(24):
             weight = 1 + n % 3
             command = f"echo +{weight} >> log; sleep 0.02; echo -{weight} >> log"
-            options = TaskOptions(requires=Requires(cpus=weight))
+            options = TaskOptions(requires=Requirements(cpus=weight))
             items.append(made.item(command, options=options))
         made.pool.start(items)
         for _, spec in items:

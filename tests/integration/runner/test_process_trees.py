@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.runner.processes import cgroup, proc_tree
 from tests.agents import soon_s
 from tests.support.pooling import eventually, processes_with, rig, token
@@ -108,7 +108,7 @@ async def test_a_timeout_takes_the_whole_tree(
             timeout_s=0.3,
         )
 
-        assert (outcome.reason, outcome.exit_code) == (Reason.TIMEOUT, 124)
+        assert (outcome.reason, outcome.exit_code) == (EndReason.TIMEOUT, 124)
         assert processes_with(word) == {}
 
 

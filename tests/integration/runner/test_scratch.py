@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, OutputFile, Reason
+from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.scratch_folder import remove_tree
 from octaskly.runner.files.workdir import captured
 from octaskly.runner.pool.launch_messages import not_prepared
@@ -70,7 +70,7 @@ async def test_inputs_are_there_as_links(tmp_path: Path) -> None:
         assert lines == ["in", "other", "data", "other"]
         assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
         missing = await made.run("true", inputs=("gone",), options=SCRATCH)
-        assert (missing.reason, missing.detail) == (Reason.INPUTS, "gone")
+        assert (missing.reason, missing.detail) == (EndReason.INPUTS, "gone")
         await eventually(lambda: left(tmp_path) == [])
         assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
 
@@ -117,7 +117,7 @@ async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
     async with rig(tmp_path, slots=1) as made:
         tell = f"touch {tmp_path}/on; exec sleep 60"
         late = await made.run("sleep 60", options=SCRATCH, timeout_s=1)
-        assert late.reason is Reason.TIMEOUT
+        assert late.reason is EndReason.TIMEOUT
 
         stopped = made.start(tell, options=SCRATCH)
         waiting = made.start(tell, options=SCRATCH)
@@ -126,14 +126,14 @@ async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
         assert (await made.end_of(stopped[0])).state is AttemptState.CANCELLED
         # What waits for a moment is given back, and then there is nothing to cancel.
         end = await made.end_of(waiting[0])
-        assert end.state is AttemptState.CANCELLED or end.reason is Reason.RETURNED
+        assert end.state is AttemptState.CANCELLED or end.reason is EndReason.RETURNED
 
         (tmp_path / "on").unlink()
         lost = made.start(tell, options=SCRATCH)
         await eventually((tmp_path / "on").exists)
         for pid in launchers_of(os.getpid()):
             os.kill(pid, signal.SIGKILL)
-        assert (await made.end_of(lost[0])).reason is Reason.LOST
+        assert (await made.end_of(lost[0])).reason is EndReason.LOST
 
         await eventually(lambda: left(tmp_path) == [])
 
@@ -179,7 +179,7 @@ def test_where_there_is_no_room_another_node_is_tried() -> None:
 
     outcome = not_prepared(OSError(errno.ENOSPC, why, "/scratch"), "rig")
 
-    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.INPUTS)
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.INPUTS)
     assert outcome.detail == f"room for a scratch folder on rig ({why})"
 
 

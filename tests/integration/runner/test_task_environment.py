@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model.task_options import Requires, TaskLimits, TaskOptions
-from octaskly.core.model.tasks import AttemptState, Reason
+from octaskly.core.model.task_options import Requirements, TaskLimits, TaskOptions
+from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.runner.launcher import spawn
 from octaskly.runner.launcher.child import Order
 from octaskly.runner.launcher.slots import Slots
@@ -129,7 +129,10 @@ async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> No
         ):
             outcome = await made.run("true", options=TaskOptions(cwd=cwd))
 
-            assert (outcome.state, outcome.reason) == (AttemptState.FAILED, Reason.EXIT)
+            assert (outcome.state, outcome.reason) == (
+                AttemptState.FAILED,
+                EndReason.EXIT,
+            )
             assert (outcome.exit_code, outcome.signal) == (126, None)
             assert outcome.detail.startswith(detail)
 
@@ -207,7 +210,7 @@ async def test_grace_is_the_tasks_own(tmp_path: Path) -> None:
         deaf = "trap '' TERM; sleep 61; sleep 62"
         outcome = await made.run(deaf, timeout_s=1, options=TaskOptions(grace_s=0))
 
-        assert outcome.reason is Reason.TIMEOUT
+        assert outcome.reason is EndReason.TIMEOUT
 
 
 async def test_what_a_task_used_is_told(tmp_path: Path) -> None:
@@ -247,9 +250,13 @@ async def test_processor_time_beyond_its_limit_ends_a_task(tmp_path: Path) -> No
         why = "limit cpu_seconds"
         told = f"{why}: a process used more than 1 s"
         assert [(end.state, end.reason, end.detail) for end in ends] == [
-            (AttemptState.FAILED, Reason.LIMIT, told),
-            (AttemptState.FAILED, Reason.LIMIT, told),
-            (AttemptState.FAILED, Reason.SIGNAL, f"{why}: SIGKILL comes 2 s after 1 s"),
+            (AttemptState.FAILED, EndReason.LIMIT, told),
+            (AttemptState.FAILED, EndReason.LIMIT, told),
+            (
+                AttemptState.FAILED,
+                EndReason.SIGNAL,
+                f"{why}: SIGKILL comes 2 s after 1 s",
+            ),
         ]
         assert [(end.exit_code, end.signal) for end in ends] == [
             (128 + signal.SIGXCPU, signal.SIGXCPU),
@@ -266,7 +273,7 @@ async def test_a_file_beyond_its_limit_ends_a_task(tmp_path: Path) -> None:
         fine = await made.run("head -c 1048576 /dev/zero >small", options=options)
 
         assert (outcome.reason, outcome.exit_code) == (
-            Reason.LIMIT,
+            EndReason.LIMIT,
             128 + signal.SIGXFSZ,
         )
         assert outcome.detail == "limit file_mb: a file got larger than 1 MiB"
@@ -284,7 +291,7 @@ async def test_memory_beyond_its_limit_is_refused(tmp_path: Path) -> None:
         fine = await made.run(HOG, options=roomy)
 
         assert b"MemoryError" in refused.stderr
-        assert (refused.reason, refused.exit_code) == (Reason.EXIT, 1)
+        assert (refused.reason, refused.exit_code) == (EndReason.EXIT, 1)
         assert fine.state is AttemptState.OK
 
 
@@ -323,7 +330,7 @@ async def test_a_task_with_limits_is_otherwise_like_any_other(tmp_path: Path) ->
             outcome = await made.run(command, options=options)
 
             assert (outcome.exit_code, outcome.stdout) == (code, stdout)
-            assert outcome.reason in (Reason.EXIT, Reason.SIGNAL)
+            assert outcome.reason in (EndReason.EXIT, EndReason.SIGNAL)
 
 
 def _has_controllers() -> bool:
@@ -346,7 +353,7 @@ async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) ->
         outcome = await made.run(f"{HOG}; echo survived", options=options)
 
         assert outcome.detail == "limit memory_mb: more than 64 MiB were needed"
-        assert (outcome.reason, outcome.stdout) == (Reason.LIMIT, b"")
+        assert (outcome.reason, outcome.stdout) == (EndReason.LIMIT, b"")
         assert outcome.memory_max_kb is not None
         assert outcome.memory_max_kb <= 64 << 10
 
@@ -474,9 +481,9 @@ async def test_a_slot_comes_back_from_what_could_not_begin(tmp_path: Path) -> No
 async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
     """By the names that CUDA has for them; they come back with the end."""
     async with rig(tmp_path, slots=4, gpus=("0", "2", "GPU-5d")) as made:
-        two = TaskOptions(requires=Requires(gpus=2))
+        two = TaskOptions(requires=Requirements(gpus=2))
         one = TaskOptions(
-            requires=Requires(gpus=1), env=(("CUDA_VISIBLE_DEVICES", "7"),)
+            requires=Requirements(gpus=1), env=(("CUDA_VISIBLE_DEVICES", "7"),)
         )
         tell = "echo $CUDA_VISIBLE_DEVICES >$OCTASKLY_TASK_ID; exec sleep 60"
         first, second = made.start(tell, options=two), made.start(tell, options=one)
@@ -495,9 +502,9 @@ async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
 async def test_gpus_of_a_launcher_that_dies_come_back(tmp_path: Path) -> None:
     """Once its processes are gone; and a task that asks for none is told of none."""
     async with rig(tmp_path, gpus=("0",), env={"PATH": os.environ["PATH"]}) as made:
-        options = TaskOptions(requires=Requires(gpus=1))
+        options = TaskOptions(requires=Requirements(gpus=1))
         kill = "kill -9 $PPID; sleep 60"
-        assert (await made.run(kill, options=options)).reason is Reason.LOST
+        assert (await made.run(kill, options=options)).reason is EndReason.LOST
 
         tell = "echo =$CUDA_VISIBLE_DEVICES="
         assert (await made.run(tell, options=options)).stdout == b"=0=\n"
@@ -507,10 +514,13 @@ async def test_gpus_of_a_launcher_that_dies_come_back(tmp_path: Path) -> None:
 async def test_more_gpus_than_there_are_go_back_at_once(tmp_path: Path) -> None:
     """Nobody waits behind what can never begin."""
     async with rig(tmp_path, gpus=("0",)) as made:
-        asked = TaskOptions(requires=Requires(gpus=2))
+        asked = TaskOptions(requires=Requirements(gpus=2))
         never = await made.run("true", options=asked)
 
-        assert (never.state, never.reason) == (AttemptState.RELEASED, Reason.RETURNED)
+        assert (never.state, never.reason) == (
+            AttemptState.RELEASED,
+            EndReason.RETURNED,
+        )
         assert (await made.run("true")).state is AttemptState.OK
 
 

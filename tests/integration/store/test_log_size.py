@@ -60,7 +60,7 @@ class Fed:
                 if planned.floor is not None:
                     facts = [f for r in planned.carried for f in facts_of(r)]
                     await self.add([*facts, planned.floor])
-                elif self.used() <= BOUND - ROOM or planned.is_too_large:
+                elif self.used() <= BOUND - ROOM or planned.is_log_too_large:
                     return planned
                 else:
                     await asyncio.sleep(0.005)
@@ -140,7 +140,7 @@ async def test_what_waits_is_never_forgotten_however_large(tmp_path: Path) -> No
 
         planned = await one.settle()
 
-        assert planned.is_too_large
+        assert planned.is_log_too_large
         assert planned.floor is None
         assert await shown(one.store) == 199
 
@@ -215,7 +215,7 @@ async def test_a_log_without_tasks_is_forgotten_as_well(tmp_path: Path) -> None:
     over = [Recorded(AUDIT, str(n), b"", 1, n) for n in range(ENTRIES_MIN)]
     lasting = Recorded(TOKEN_REVOKED, "a", b"", 0, 1)
     await fed.add([lasting, *over[:-2]])
-    ask = PlanFloor(before_hlc=1 << 60, tasks_max=1 << 40, today_ms=kit.WALL_MS)
+    ask = PlanFloor(before_hlc=1 << 60, tasks_max=1 << 40, wall_ms=kit.WALL_MS)
 
     early = await fed.store.plan_floor(ask)
     await fed.add([*over[-2:], kit.submitted(1)])
@@ -226,4 +226,6 @@ async def test_a_log_without_tasks_is_forgotten_as_well(tmp_path: Path) -> None:
     assert early.floor is None
     assert planned.floor is not None
     assert planned.records == (lasting,)
-    assert [mark[:2] for mark in planned.floor.marks] == [(kit.STREAM, fed.seq - 1)]
+    assert [mark[:2] for mark in planned.floor.stream_floors] == [
+        (kit.STREAM, fed.seq - 1)
+    ]

@@ -93,7 +93,7 @@ async def test_a_database_of_an_older_version_is_read_and_goes_on(
 
     assert isinstance(planned, FloorPlanned)
     assert planned.floor is not None
-    assert [mark[:2] for mark in planned.floor.marks] == [
+    assert [mark[:2] for mark in planned.floor.stream_floors] == [
         (kit.STREAM, 10),
         (kit.OTHER, 2),
     ]

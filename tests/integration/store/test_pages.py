@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from octaskly.core.effects import Append
-from octaskly.core.log.facts import Assigned, CancelAsked, Fact, Finished
+from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
@@ -68,7 +68,7 @@ def ended(task: TaskId, dice: random.Random) -> list[Fact]:
     done = Finished(task, kit.attempt_id(), node, kit.finished(1).outcome)
     assigned = Assigned(task, kit.attempt_id(), node)
     choices: list[list[Fact]] = [[], [assigned], [assigned, done]]
-    choices.append([CancelAsked(task, "ada")])
+    choices.append([TaskCancelled(task, "ada")])
     return dice.choices(choices, (1, 1, 6, 1))[0]
 
 

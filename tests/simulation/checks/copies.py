@@ -6,14 +6,14 @@ and nobody is given what its program cannot read. All of it is checked step by s
 
 from __future__ import annotations
 
-from octaskly.core.dispatcher.retention import STEP_S
-from octaskly.core.effects import Append, Effect, Join, Save, Send
+from octaskly.core.dispatcher.retention import FLOOR_STEP_S
+from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.log.facts import Finished, Submitted
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Results, ResultsOk
-from octaskly.core.replies import Accepted, CancelDone, Reply
+from octaskly.core.replies import CancelResult, Reply, TasksAccepted
 from tests.simulation.machine import Machine
 from tests.simulation.shell import NUMBERED
 from tests.simulation.store.disk import Disk
@@ -65,7 +65,7 @@ class Copies:
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client, at the instant at which it leaves."""
-        if isinstance(reply, CancelDone) and reply.was_done and self._world.is_strict:
+        if isinstance(reply, CancelResult) and reply.was_done and self._world.is_strict:
             # It may have been cancelled long ago, and be forgotten meanwhile.
             is_gone = self._world.storage.is_gone(reply.task)
             for fact in self._world.promises.cancelled_as(reply.task):
@@ -73,11 +73,11 @@ class Copies:
                 assert is_gone or len(holders) > 1, (
                     f"{reply.task} cancelled on {holders}, though strict"
                 )
-        if isinstance(reply, Accepted):
+        if isinstance(reply, TasksAccepted):
             self._replicas_are_real(reply)
             self._standbys_are_waited_for(machine, reply, waited_s)
 
-    def _replicas_are_real(self, reply: Accepted) -> None:
+    def _replicas_are_real(self, reply: TasksAccepted) -> None:
         """I10: so many disks hold the tasks as the answer says."""
         for spec in reply.specs:
             machines = self._world.machines.values()
@@ -106,7 +106,7 @@ class Copies:
         return [machine.id for machine in machines if key in machine.disk.kept]
 
     def _standbys_are_waited_for(
-        self, machine: Machine, reply: Accepted, waited_s: float
+        self, machine: Machine, reply: TasksAccepted, waited_s: float
     ) -> None:
         """I10: one copy is said to be enough only where no standby keeps up."""
         if reply.replicas > 1:
@@ -118,7 +118,7 @@ class Copies:
         assert (
             not was_level
             or not _has_level_standby(machine)
-            or (waited_s >= self._world.timing.solo_s - 0.01)
+            or (waited_s >= self._world.timing.replication_wait_s - 0.01)
         ), f"{machine.id} waited {waited_s:.3f} s for no standby"
 
     def _note_results(self, node: Node, event: Received) -> None:
@@ -144,7 +144,7 @@ class Copies:
             if self._level.get(machine.id) is node and _has_level_standby(machine):
                 assert told_s is not None
                 waited_s = world.time_s - told_s
-                assert waited_s >= world.timing.solo_s - 0.01, (
+                assert waited_s >= world.timing.replication_wait_s - 0.01, (
                     f"{machine.id} acknowledged {task} on {holders} after {waited_s} s"
                 )
 
@@ -153,7 +153,7 @@ class Copies:
         if (
             not machine.disk.stands_for
             or not machine.disk.ahead()
-            or not (node.has_level_standby and node.has_read_all)
+            or not (node.has_in_sync_standby and node.has_read_all)
             or self._world.time_s < max(machine.full_s, machine.stall_s)
         ):
             self._ahead_s.pop(machine.id, None)
@@ -161,10 +161,10 @@ class Copies:
         now_s = self._world.time_s
         since_s = self._ahead_s.setdefault(machine.id, now_s)
         steps = machine.disk.rows / STEP_TASKS  # Here a row is much, there a thousand.
-        is_late = now_s >= since_s + TOLD_S + steps * STEP_S
+        is_late = now_s >= since_s + TOLD_S + steps * FLOOR_STEP_S
         assert not is_late, f"{machine.id} keeps rows to itself"
 
-    def _is_readable(self, machine: Machine, effect: Append | Join | Save) -> None:
+    def _is_readable(self, machine: Machine, effect: Append | MergeRows | Save) -> None:
         """3.10: no node is given entries that its program cannot read."""
         streams: set[StreamId] = set()
         match effect:
@@ -172,7 +172,7 @@ class Copies:
                 self._versions[stream] = machine.log_version
             case Append():
                 streams = {entry.stream for entry in effect.entries}
-            case Join():
+            case MergeRows():
                 streams = {stream for stream, _ in effect.head.vector}
             case Save():
                 return
@@ -183,7 +183,7 @@ class Copies:
 
 def _has_level_standby(machine: Machine) -> bool:
     node = machine.node
-    return node is not None and node.has_level_standby
+    return node is not None and node.has_in_sync_standby
 
 
 def _has_end(disk: Disk, task: TaskId, attempt: AttemptId) -> bool:

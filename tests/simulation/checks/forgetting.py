@@ -99,6 +99,6 @@ def _row(disk: Disk, task: TaskId) -> TaskRow:
 
 
 def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
-    marks = {mark.stream: mark.seq for mark in disk.floor.marks}
-    is_below = row.birth.seq <= marks.get(row.birth.stream, 0)
-    return is_below and row.changed <= disk.floor.horizon
+    marks = {mark.stream: mark.seq for mark in disk.floor.stream_floors}
+    is_below = row.submission_times.seq <= marks.get(row.submission_times.stream, 0)
+    return is_below and row.last_change_hlc <= disk.floor.horizon

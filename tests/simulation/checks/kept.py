@@ -5,11 +5,11 @@ A promise is void only where all disks are lost that held it when it was made.
 
 from __future__ import annotations
 
-from octaskly.core.log.facts import CancelAsked, Fact, Finished, Recorded, Submitted
-from octaskly.core.log.records import KINDS, first
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.hlc import HLC_MAX, born_hlc
-from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.log.facts import Fact, Finished, Recorded, Submitted, TaskCancelled
+from octaskly.core.log.records import KINDS, earlier_record
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.hlc import HLC_MAX, accepted_hlc
+from octaskly.core.model.ids import TaskId, task_name
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import ENDING, Kept
 from tests.simulation.world import World
@@ -24,19 +24,19 @@ def accepted_tasks_are_what_was_asked_for(world: World) -> None:
     """I1: so is what it shall do, whoever else chose the same name for a task."""
     (dispatcher,) = world.dispatchers()
     records = world.machines[dispatcher].disk.records.values()
-    known = {(name_of(r.id), r.spec.command) for r in records if r.spec is not None}
-    gone = {name_of(task) for task in world.storage.forgotten}
+    known = {(task_name(r.id), r.spec.command) for r in records if r.spec is not None}
+    gone = {task_name(task) for task in world.storage.forgotten}
     for task, command in sorted(world.clients.wanted):
         if (
             world.promises.holders.get((Submitted, task, None))
-            and name_of(task) not in gone
+            and task_name(task) not in gone
         ):
-            assert (name_of(task), command) in known, f"{task} is not {command!r}"
+            assert (task_name(task), command) in known, f"{task} is not {command!r}"
 
 
 def cancels_are_kept(world: World) -> None:
     """I1: so is every cancel that was confirmed."""
-    _is_kept(world, CancelAsked)
+    _is_kept(world, TaskCancelled)
 
 
 def acknowledged_results_are_present(world: World) -> None:
@@ -57,12 +57,12 @@ def all_go_by_the_same_records(world: World) -> None:
     """What every node goes by is known to each, whether it keeps a log or not."""
     (dispatcher,) = world.dispatchers()
     for key, (record, _) in world.machines[dispatcher].disk.notes.items():
-        if KINDS[record.kind].is_told:
+        if KINDS[record.kind].is_broadcast:
             for machine in world.alive():
                 mine = machine.learnt.get(key)
                 assert mine is not None, f"{machine.id} was not told {key}"
                 # It may have heard of an earlier one, whose log is lost.
-                counts = first(mine, record)
+                counts = earlier_record(mine, record)
                 assert counts == mine, f"{machine.id} goes by {mine}, not {record}"
 
 
@@ -111,13 +111,13 @@ def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
     Its results are told to no end then, and there is nothing to cancel: a worker's copy
     is written again only while the floor has not passed the time of its submission.
     """
-    if (place := member_of(task)) is not None:
+    if (place := split_member_id(task)) is not None:
         task = place[0]  # An array is lost with all that its members did.
         key: Kept = (Submitted, task, None)
         return not any(key in m.disk.kept for m in world.machines.values())
     key = (Submitted, task, None)
     born = [started.born for started in world.commands.started if started.task == task]
     if task in world.clients.accepted:
-        born.append(born_hlc(world.clients.accepted[task]))
+        born.append(accepted_hlc(world.clients.accepted[task]))
     is_old = max(born, default=HLC_MAX) <= disk.floor.horizon
     return is_old and not any(key in m.disk.kept for m in world.machines.values())

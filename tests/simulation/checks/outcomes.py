@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.log.facts import CancelAsked
-from octaskly.core.log.merge import TaskRecord, join
+from octaskly.core.log.facts import TaskCancelled
+from octaskly.core.log.merge import TaskRecord, join_records
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from tests.simulation.checks.rest import unfinished
@@ -43,7 +43,7 @@ def one_outcome(world: World) -> None:
                 mine, its = ours.get(task), theirs.get(task)
                 if its is not None and machine.disk.ahead():
                     # It knows more than its log, and tells the others when it reigns.
-                    mine = its if mine is None else join(mine, its)
+                    mine = its if mine is None else join_records(mine, its)
                 assert mine == its, f"{task} differs: {mine} and {its}"
 
 
@@ -52,7 +52,7 @@ def cancelled_stays_cancelled(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for kind, task, _ in disk.kept:
-        record = disk.shown(task) if kind is CancelAsked else None
+        record = disk.shown(task) if kind is TaskCancelled else None
         if record is not None and record.progress is None:
             is_so = record.state in (TaskState.CANCELLED, TaskState.COMPLETED)
             assert is_so, f"{task}"
@@ -78,7 +78,7 @@ def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
 
     Others wait until a late fact is void as well. Arrays come with their members.
     """
-    marks = {mark.stream: mark.seq for mark in disk.floor.marks}
+    marks = {mark.stream: mark.seq for mark in disk.floor.stream_floors}
     found = {
         task: record
         for task, record in disk.records.items()

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from octaskly.core.effects import Effect, Note, Send
+from octaskly.core.effects import Effect, LogLine, Send
 from octaskly.core.election.phases import (
+    Campaigning,
+    Claiming,
+    Discovering,
+    Dispatching,
     Following,
     Phase,
-    Reigning,
-    Seeking,
-    Succeeding,
-    TakingOver,
-    Yielding,
+    SteppingDown,
 )
 from octaskly.core.events import Event, Received
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Claim, ClaimOk, Repl, ReplOk
+from octaskly.core.protocol.messages import Claim, ClaimOk, Replicate, ReplicateOk
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 CLAIMS = (Claim, ClaimOk)  #: what says whom a node reigns for or follows
 TELLS: dict[type[Phase], set[str]] = {
-    Seeking: {"seeking", "stopped"},
+    Discovering: {"seeking", "stopped"},
     Following: {"dispatcher followed", "yielded"},
-    Succeeding: {"dispatcher lost"},
-    TakingOver: {"claiming"},
-    Reigning: {"dispatcher elected"},
-    Yielding: {"yielding", "dispatcher followed"},
+    Campaigning: {"dispatcher lost"},
+    Claiming: {"claiming"},
+    Dispatching: {"dispatcher elected"},
+    SteppingDown: {"yielding", "dispatcher followed"},
 }
 """The lines of the log that tell of each phase."""
 LINES = set().union(*TELLS.values())
@@ -68,15 +68,15 @@ class Reigns:
         for message in sent.messages:
             if isinstance(message, CLAIMS):
                 self._is_on_disk(machine, message)
-            elif isinstance(message, ReplOk):
+            elif isinstance(message, ReplicateOk):
                 self._is_not_stale(machine, message)
 
     def _transitions_are_told(self, machine: Machine, effects: list[Effect]) -> None:
         """Each transition is one line of the log, with its reason."""
         assert machine.node is not None
         phase = type(machine.node.phase)
-        node, before = self._phases.get(machine.id, (None, Seeking))
-        told = [e for e in effects if isinstance(e, Note) and e.event in LINES]
+        node, before = self._phases.get(machine.id, (None, Discovering))
+        told = [e for e in effects if isinstance(e, LogLine) and e.event in LINES]
         if not told and node is machine.node and phase is before:
             return
         self._phases[machine.id] = machine.node, phase
@@ -107,12 +107,12 @@ class Reigns:
     def _note_stale(self, machine: Machine, event: Received) -> None:
         node, epoch = self._epochs.get(machine.id, (None, NO_EPOCH))
         for message in event.messages:
-            if isinstance(message, Repl) and node is machine.node:
+            if isinstance(message, Replicate) and node is machine.node:
                 key = (machine.id, message.epoch, message.number)
                 # What came in time may come again, and is acknowledged once.
                 self._is_stale.setdefault(key, message.epoch < epoch)
 
-    def _is_not_stale(self, machine: Machine, message: ReplOk) -> None:
+    def _is_not_stale(self, machine: Machine, message: ReplicateOk) -> None:
         """I7: a standby does not serve a dispatcher that it knows to be deposed."""
         key = (machine.id, message.epoch, message.number)
         assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"

@@ -21,7 +21,7 @@ def is_quiet(world: World) -> bool:
     held = dict(world.machines[dispatcher].disk.vector())
     reign = world.machines[dispatcher].node
     assert reign is not None
-    if len(list(reign._members.followers(reign.epoch))) < len(machines) - 1:
+    if len(list(reign._peer_table.followers(reign.epoch))) < len(machines) - 1:
         return False  # Who came last is told nothing before it has confirmed the reign.
     others = (m.id for m in machines if m.id != dispatcher)
     if not all(world.network.is_up(dispatcher, other) for other in others):

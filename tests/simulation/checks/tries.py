@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Effect, Join
+from octaskly.core.effects import Append, Effect, MergeRows
 from octaskly.core.events import Event, Persisted
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Submitted,
+    TaskCancelled,
 )
 from octaskly.core.log.merge import TaskRecord, facts_of
-from octaskly.core.model.arrays import member_id, member_of
+from octaskly.core.model.arrays import member_id, split_member_id
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, StreamId, TaskId
 from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import (
@@ -30,7 +30,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.scheduling.retry_policy import FAILURES
+from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
@@ -89,7 +89,7 @@ class TryWatch:
                 for entry in effect.entries:
                     self._on_entry(machine, known, entry)
                     self._note(known, effect.number, entry.fact)
-            elif isinstance(effect, Join):
+            elif isinstance(effect, MergeRows):
                 for row in effect.rows:
                     for fact in facts_of(row.record):
                         self._note(known, effect.number, fact)
@@ -116,7 +116,7 @@ class TryWatch:
         match fact:
             case Finished(task, attempt, _, outcome):
                 known.written.append((number, _end(task, attempt, outcome)))
-            case CancelAsked(task):
+            case TaskCancelled(task):
                 known.written.append((number, _cancel(task)))
             case Submitted(spec):
                 known.written.append((number, _submission(spec.id)))
@@ -138,7 +138,7 @@ class TryWatch:
                     if is_tried_again(outcome):
                         self._may_follow(machine, known, task, attempt, outcome)
                     known.ours.add(told)
-            case CancelAsked(task):
+            case TaskCancelled(task):
                 known.ours.add(_cancel(task))
             case Submitted(spec):
                 known.ours.add(_submission(spec.id))
@@ -155,7 +155,7 @@ class TryWatch:
     ) -> None:
         """No more attempts follow those that failed than the task asks for."""
         record, now_s = machine.disk.shown(task), self._world.time_s
-        whole, _ = member_of(task) or (task, 0)
+        whole, _ = split_member_id(task) or (task, 0)
         if known.says(_cancel(task), now_s) or known.says(_cancel(whole), now_s):
             return  # None follows what is cancelled, however its ends are written.
         if record is None or record.spec is None:
@@ -183,7 +183,7 @@ class TryWatch:
         if record is None or attempt in {one.id for one in record.attempts}:
             return  # It was found at its worker, or is written again.
         assert not self._is_over(known, record), f"{machine.id} begins {record}"
-        if (place := member_of(task)) is None:
+        if (place := split_member_id(task)) is None:
             return
         array = disk.records[place[0]]
         is_cut = array.cancelled_by is not None and known.says(_cancel(array.id), now_s)
@@ -220,7 +220,7 @@ def rule_of(spec: TaskSpec) -> Retry:
 
 def is_tried_again(outcome: Outcome) -> bool:
     """Whether an attempt failed by itself, and another may follow."""
-    return outcome.state is AttemptState.RELEASED and outcome.reason in FAILURES
+    return outcome.state is AttemptState.RELEASED and outcome.reason in FAILURE_REASONS
 
 
 def _is_own(disk: Disk, stream: StreamId, epoch: Epoch) -> bool:
@@ -228,7 +228,7 @@ def _is_own(disk: Disk, stream: StreamId, epoch: Epoch) -> bool:
 
 
 def _end(task: TaskId, attempt: AttemptId, outcome: Outcome) -> Told:
-    return task, attempt, outcome.state, outcome.reason in FAILURES
+    return task, attempt, outcome.state, outcome.reason in FAILURE_REASONS
 
 
 def _cancel(task: TaskId) -> Told:
@@ -247,7 +247,7 @@ def _ends(record: TaskRecord | None) -> set[Told]:
 
 def _is_of(task: TaskId, whole: TaskId) -> bool:
     """Whether it is this task, or a member of this array."""
-    return task == whole or (member_of(task) or ("",))[0] == whole
+    return task == whole or (split_member_id(task) or ("",))[0] == whole
 
 
 def has_failed(attempt: Attempt) -> bool:
@@ -258,14 +258,14 @@ def has_failed(attempt: Attempt) -> bool:
         AttemptState.FAILED,
     ):
         return False
-    return outcome.reason in FAILURES
+    return outcome.reason in FAILURE_REASONS
 
 
 def failures_are_tried_again(world: World) -> None:
     """A task that failed was tried as often as it asked for."""
     (dispatcher,) = world.dispatchers()
     for record in _all(world.machines[dispatcher].disk):
-        chosen = record.chosen
+        chosen = record.deciding_attempt
         if record.state is not TaskState.FAILED or chosen is None or world.restored:
             continue
         assert record.spec is not None

@@ -10,7 +10,7 @@ from functools import partial
 
 from octaskly.core.effects import Effect
 from octaskly.core.events import Event
-from octaskly.core.model.ids import Epoch, NodeId, TaskId, name_of
+from octaskly.core.model.ids import Epoch, NodeId, TaskId, task_name
 from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import promised
 from tests.simulation.machine import Machine
@@ -41,7 +41,7 @@ class Heirs:
         """I4: a standby that reigns says 404 of nothing that its dispatcher had."""
         epoch, before, lacked = self._heirs.get(machine.id, (None, machine.id, set()))
         if epoch != node.epoch:
-            level = node.level_epoch
+            level = node.in_sync_epoch
             before = level.node or machine.id
             disk = self._world.machines[before].disk
             if level.node and disk is not self._reigned.get(level):
@@ -50,7 +50,7 @@ class Heirs:
             lacked = disk.records.keys() & self._world.promises.tasks.keys()
             lacked -= machine.disk.records.keys() | self._world.storage.forgotten.keys()
             # A chosen name may be on its way anew, whose first task is lost for good.
-            lacked = {task for task in lacked if name_of(task) == task}
+            lacked = {task for task in lacked if task_name(task) == task}
             self._heirs[machine.id] = node.epoch, before, lacked
         if not lacked or not knows_all(self._world, node):
             return
@@ -65,7 +65,7 @@ class Heirs:
 
 def knows_all(world: World, node: Node) -> bool:
     """Whether a node counts on nobody who may hold what it does not know."""
-    return node._completeness.is_complete(world.time_s)
+    return node._catch_up.is_complete(world.time_s)
 
 
 def never_not_found(world: World) -> None:

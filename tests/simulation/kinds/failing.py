@@ -5,10 +5,10 @@ Each function is one kind of run, by its name without `run_`.
 
 from __future__ import annotations
 
-from octaskly.core.model.arrays import member_id, member_of
+from octaskly.core.model.arrays import member_id, split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.replies import CancelDone, Reply
+from octaskly.core.replies import CancelResult, Reply
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.tries import TRIED, TryWatch
 from tests.simulation.machine import Machine
@@ -99,7 +99,7 @@ def run_cut_off(seed: int) -> World:
         for machine in world.alive()
         for task, attempt in machine.running
         # A node that was cut off may reign before it hears that it was cancelled.
-        if attempt.term == term and (member_of(task) or (task,))[0] in told
+        if attempt.term == term and (split_member_id(task) or (task,))[0] in told
     ]
     assert not left, f"cancelled with what runs, and it runs on: {left}"
     for task in tuple(world.clients.accepted):
@@ -145,7 +145,7 @@ def _told_of_cancels(world: World) -> set[TaskId]:
     told = set()
 
     def on_answer(_machine: Machine, reply: Reply, _waited_s: float) -> None:
-        if isinstance(reply, CancelDone) and reply.was_done:
+        if isinstance(reply, CancelResult) and reply.was_done:
             told.add(reply.task)
 
     world.clients.answer_watchers.append(on_answer)

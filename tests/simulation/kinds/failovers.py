@@ -181,7 +181,7 @@ def run_given_up(seed: int) -> World:
     (second,) = world.machines.keys() - {first}
     reigning = world.machines[first].node
     assert reigning is not None
-    assert world.run_until(lambda: reigning.has_level_standby, 10.0)
+    assert world.run_until(lambda: reigning.has_in_sync_standby, 10.0)
     for way_ms in (300.0, 600.0, 900.0, 1200.0):
         world.run(1.0)
         world.network.slow_ms[second] = (way_ms, way_ms + 50.0)

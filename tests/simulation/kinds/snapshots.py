@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from octaskly.core.dispatcher.retention import STEP_S
+from octaskly.core.dispatcher.retention import FLOOR_STEP_S
 from octaskly.core.model.ids import TaskId
 from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import unfinished
@@ -163,7 +163,7 @@ def run_half_left(seed: int) -> World:
         world.run(draw.uniform(0.0, 1.5))
     else:
         world.run_until(lambda: len(reigning.standbys) == 2, 10.0)
-        world.run(TOLD_S + len(rows) / STEP_TASKS * STEP_S)
+        world.run(TOLD_S + len(rows) / STEP_TASKS * FLOOR_STEP_S)
         held = [m.id for m in world.machines.values() if rows <= m.disk.records.keys()]
         assert len(held) == 3, f"rows of half a snapshot are only on {held}"
     world.crash(second)
@@ -181,4 +181,4 @@ def run_half_left(seed: int) -> World:
 
 
 def _has_level(node: Node) -> bool:
-    return any(view.is_level for view in node.standbys)
+    return any(view.is_in_sync for view in node.standbys)

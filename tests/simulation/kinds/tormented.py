@@ -6,7 +6,7 @@ torments it, and checks it.
 
 from __future__ import annotations
 
-from octaskly.core.model.nodes import NO_HOLD, Steering
+from octaskly.core.model.nodes import NO_HOLD, AvailabilityCommand
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.faults import one_alive
 from tests.simulation.torment import (
@@ -76,7 +76,7 @@ def run_steered(seed: int) -> World:
     def steer() -> None:
         if world.time_s < end_s:
             if (node := one_alive(world)) is not None:
-                world.steer(node, world.random.choice(tuple(Steering)))
+                world.steer(node, world.random.choice(tuple(AvailabilityCommand)))
             world.at(world.random.uniform(0.1, 2.0), steer)
 
     world.at(1.0, steer)
@@ -84,7 +84,7 @@ def run_steered(seed: int) -> World:
     for machine in world.machines.values():
         world.resume(machine.id)
         machine.disk.hold = NO_HOLD  # Of those that are down.
-        for steering in (Steering.RESUME, Steering.UNPAUSE):
+        for steering in (AvailabilityCommand.RESUME, AvailabilityCommand.UNPAUSE):
             world.steer(machine.id, steering)
     calm(world)
     for check in FINAL:

@@ -12,11 +12,11 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from octaskly.core.effects import Append, Join, Save
-from octaskly.core.events import Advert, Saved
+from octaskly.core.effects import Append, MergeRows, Save
+from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, Floor, Recorded
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.model.arrays import member_of
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -27,7 +27,7 @@ from octaskly.core.model.ids import (
     TaskId,
     Vector,
 )
-from octaskly.core.model.nodes import NO_HOLD, Hold
+from octaskly.core.model.nodes import NO_HOLD, OperatorHold
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Report
 from tests.simulation.store.folding import Kept, Place, enter, kept, learn, note
@@ -46,7 +46,7 @@ class Disk:
     term: int = 0
     epoch: Epoch = NO_EPOCH
     name: str | None = None
-    hold: Hold = NO_HOLD
+    hold: OperatorHold = NO_HOLD
     log_version: int = 1
     streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
     """The entries that are left, all beyond `starts`."""
@@ -56,7 +56,7 @@ class Disk:
     """Tasks and arrays, of which each says how far it is."""
     members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
     """What was said of members, by array and number; each array is here."""
-    births: dict[TaskId, Birth] = field(default_factory=dict)
+    births: dict[TaskId, SubmissionTimes] = field(default_factory=dict)
     changed: dict[TaskId, int] = field(default_factory=dict)
     keys: dict[TaskId, int] = field(default_factory=dict)
     """In which order tasks came here."""
@@ -82,13 +82,13 @@ class Disk:
     """How forgotten tasks had ended: those after them have taken note of it."""
     gone: list[TaskRow] = field(default_factory=list)  #: forgotten; taken away as well
 
-    def saved(self) -> Saved:
+    def saved(self) -> SavedState:
         """Return what a node is told at its start."""
-        return Saved(
+        return SavedState(
             term=self.term,
             epoch=self.epoch,
             vector=self.vector(),
-            ahead=self.ahead(),
+            rows_ahead=self.ahead(),
             epochs=tuple(sorted(self.writers.items())),
             hlc=self.hlc,
             floor=self.floor,
@@ -97,7 +97,7 @@ class Disk:
             name=self.name,
             hold=self.hold,
             reports=tuple(self.spool.values()),
-            peers=tuple(Advert(peer, where) for peer, where in self.peers.items()),
+            peers=tuple(PeerHint(peer, where) for peer, where in self.peers.items()),
             records=self.told(),
             log_version=self.log_version,
         )
@@ -136,12 +136,12 @@ class Disk:
 
     def has(self, task: TaskId) -> bool:
         """Whether a task is here, or the array of a member."""
-        place = member_of(task)
+        place = split_member_id(task)
         return task in self.records if place is None else place[0] in self.members
 
     def shown(self, task: TaskId) -> TaskRecord | None:
         """Return a task, an array, or a member as it follows from its array."""
-        place = member_of(task)
+        place = split_member_id(task)
         if place is None:
             return self.records.get(task)
         array, number = place
@@ -158,7 +158,7 @@ class Disk:
 
     def raw(self, task: TaskId) -> TaskRecord:
         """Return what the facts about a task or a member say, and nothing else."""
-        place = member_of(task)
+        place = split_member_id(task)
         if place is not None:
             return self.members[place[0]][place[1]]
         record = self.records[task]
@@ -179,7 +179,7 @@ class Disk:
         """Queue node state for the next commit."""
         self.waiting.append((effect.number, lambda: self._save(effect)))
 
-    def join(self, effect: Join) -> None:
+    def join(self, effect: MergeRows) -> None:
         """Queue rows of a snapshot for the next commit."""
         self.waiting.append((effect.number, lambda: join_rows(self, effect)))
 
@@ -228,7 +228,9 @@ class Disk:
             log.append(entry)
             self.hlc = max(self.hlc, entry.hlc)
             if isinstance(entry.fact, Floor):
-                lacks = [n for n in entry.fact.needs if n[1] > self.have(n[0])]
+                lacks = [
+                    n for n in entry.fact.required_vector if n[1] > self.have(n[0])
+                ]
                 assert not lacks, f"a floor came before what it builds on: {lacks}"
                 raise_floor(self, entry.fact)
             elif isinstance(entry.fact, Recorded):
@@ -254,7 +256,7 @@ class Disk:
         if effect.log_version is not None:
             self.log_version = effect.log_version
         learn(self, effect.records)
-        for stream, seq in effect.retold:
+        for stream, seq in effect.rewritten_rows:
             if self.stands_for.get(stream, 0) <= seq:
                 self.stands_for.pop(stream, None)
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octaskly.core.log.facts import (
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Floor,
     Recorded,
     Submitted,
+    TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import Birth, apply, join_births
-from octaskly.core.log.records import first
-from octaskly.core.model.arrays import member_of
+from octaskly.core.log.merge import SubmissionTimes, apply_fact, join_submission_times
+from octaskly.core.log.records import earlier_record
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.node.message_handlers import highest_number
+from octaskly.core.node.message_handlers import highest_id_sequence
 from tests.simulation.store.members import counted
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Kept = tuple[type[Fact], TaskId, AttemptId | None]
 """What a client or a worker may rely on: that a fact of a kind stands in the log."""
 Place = tuple[int, StreamId, int]  #: when an entry was written, and where it stands
 NOWHERE: Place = (0, StreamId(0), 0)  #: of what no entry here says
-ENDING = (Finished, CancelAsked)  #: kinds of facts that end a task
+ENDING = (Finished, TaskCancelled)  #: kinds of facts that end a task
 
 
 def kept(fact: Fact) -> Kept:
@@ -47,28 +47,28 @@ def enter(disk: Disk, entry: Entry, fact: TaskFact) -> None:
     task = fact.task
     disk.kept.add(kept(fact))
     if isinstance(fact, Submitted):
-        bear(disk, fact, Birth(entry.hlc, entry.hlc, entry.stream, entry.seq))
+        bear(disk, fact, SubmissionTimes(entry.hlc, entry.hlc, entry.stream, entry.seq))
     elif disk.has(task):
         fold(disk, fact, entry.hlc)
     else:
         disk.early.setdefault(task, []).append(entry)
 
 
-def bear(disk: Disk, fact: Submitted, birth: Birth) -> None:
+def bear(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None:
     """Fold a submission, and what came before it and counts now."""
     task = fact.task
-    joined = join_births(disk.births.get(task), birth)
+    joined = join_submission_times(disk.births.get(task), birth)
     assert joined is not None
     disk.births[task] = joined
     if task not in disk.keys:
         disk.keys_given += 1
         disk.keys[task] = disk.keys_given
-    disk.sequence = max(disk.sequence, highest_number((task,)))
+    disk.sequence = max(disk.sequence, highest_id_sequence((task,)))
     waiting = [task]
     if fact.spec.array is not None:
         disk.members.setdefault(task, {})
         waiting += [early for early in disk.early if _array_of(early) == task]
-    fold(disk, fact, birth.reborn)
+    fold(disk, fact, birth.last_hlc)
     for early in waiting:
         for entry in disk.early.pop(early, ()):
             assert not isinstance(entry.fact, Floor | Recorded)
@@ -79,13 +79,13 @@ def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
     """Let a fact count, of a task that is here."""
     task = fact.task
     disk.changed[task] = max(disk.changed.get(task, 0), hlc)
-    place = member_of(task)
+    place = split_member_id(task)
     if place is None:
-        disk.records[task] = apply(disk.records.get(task), fact)
+        disk.records[task] = apply_fact(disk.records.get(task), fact)
     else:
         task, number = place
         said = disk.members[task]
-        said[number] = apply(said.get(number), fact)
+        said[number] = apply_fact(said.get(number), fact)
         disk.changed[task] = max(disk.changed[task], hlc)
     record = disk.records[task]
     if task in disk.members:
@@ -107,11 +107,11 @@ def note(disk: Disk, record: Recorded, place: Place) -> None:
     known, at = disk.notes.get(key, (record, place))
     if known == record:
         disk.notes[key] = record, max(at, place)
-    elif first(known, record) == record:
+    elif earlier_record(known, record) == record:
         disk.notes[key] = record, place
 
 
 def _array_of(task: TaskId) -> TaskId | None:
     """Return the array of a member."""
-    place = member_of(task)
+    place = split_member_id(task)
     return None if place is None else place[0]

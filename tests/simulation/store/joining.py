@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from octaskly.core.effects import Join
+from octaskly.core.effects import MergeRows
 from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
-from octaskly.core.model.arrays import member_of
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Vector
 from octaskly.core.protocol.messages import SnapshotHead
 from tests.simulation.store.folding import Kept, bear, fold, kept, learn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
 
-def join_rows(disk: Disk, effect: Join) -> None:
+def join_rows(disk: Disk, effect: MergeRows) -> None:
     """Take a peer's rows in, and with the last ones its vector."""
     head = effect.head
     floors = seqs_of(head.floor)
@@ -40,11 +40,11 @@ def join_rows(disk: Disk, effect: Join) -> None:
         for fact in facts_of(row.record):
             loose.add(kept(fact))
             if isinstance(fact, Submitted):
-                bear(disk, fact, row.birth)
+                bear(disk, fact, row.submission_times)
             else:
-                fold(disk, fact, row.changed)
-        disk.changed[task] = max(disk.changed[task], row.changed)
-    for row in (row for row in effect.rows if member_of(row.record.id)):
+                fold(disk, fact, row.last_change_hlc)
+        disk.changed[task] = max(disk.changed[task], row.last_change_hlc)
+    for row in (row for row in effect.rows if split_member_id(row.record.id)):
         loose |= _join_member(disk, row, floors)
     loose |= learn(disk, effect.records)
     for stream, seq in effect.vector:
@@ -69,16 +69,16 @@ def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:
     drop_early(disk, task, floors)
     facts = facts_of(row.record) if disk.has(task) else ()
     for fact in facts:
-        fold(disk, fact, row.changed)
+        fold(disk, fact, row.last_change_hlc)
     return set(map(kept, facts))
 
 
 def _living(disk: Disk, row: TaskRow) -> TaskRow | None:
     """Return a row; of a void one what it adds to a task that lives on here."""
-    if not is_void(disk, row.birth, row.changed):
+    if not is_void(disk, row.submission_times, row.last_change_hlc):
         return row
     mine = disk.records.get(row.record.id)
     if mine is None or not (mine.spec and row.record.spec):
         return None
     is_same = mine.spec.ord == row.record.spec.ord
-    return replace(row, birth=disk.births[mine.id]) if is_same else None
+    return replace(row, submission_times=disk.births[mine.id]) if is_same else None

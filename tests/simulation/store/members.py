@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from octaskly.core.log.merge import Birth, TaskRecord, cut
-from octaskly.core.model.arrays import Progress, member_id, member_spec
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, with_array_cancelled
+from octaskly.core.model.arrays import ArrayProgress, member_id, member_spec
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.tasks import TaskState
 
 MEMBERS = 1 << 40  #: keys of members begin here
 ROOM = 1000  #: keys for the members of one array
-BORN = Birth(HLC_MAX, 0, StreamId(0), 0)
+BORN = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
 """Of a member: it is void with its array, so no floor looks for it."""
 
 Said = Mapping[int, TaskRecord]
@@ -26,11 +26,11 @@ def counted(array: TaskRecord, said: Said) -> TaskRecord:
     assert array.spec is not None
     assert array.spec.array is not None
     by = array.cancelled_by
-    tally = Counter(cut(record, by).state for record in said.values())
+    tally = Counter(with_array_cancelled(record, by).state for record in said.values())
     left = TaskState.QUEUED if by is None else TaskState.CANCELLED
     tally[left] += array.spec.array.count - len(said)
     ends = [a.outcome for r in said.values() for a in r.attempts if a.outcome]
-    progress = Progress(
+    progress = ArrayProgress(
         queued=tally[TaskState.QUEUED],
         running=tally[TaskState.RUNNING],
         completed=tally[TaskState.COMPLETED],
@@ -53,7 +53,7 @@ def with_rest(array: TaskRecord, said: Said) -> TaskRecord:
     assert array.spec.array is not None
     asked = array.spec.array
     left = (at for at in range(asked.count) if asked.number(at) not in said)
-    progress = array.progress._replace(rest=tuple((at, at) for at in left))
+    progress = array.progress._replace(remaining_runs=tuple((at, at) for at in left))
     return replace(array, progress=progress)
 
 
@@ -63,7 +63,7 @@ def shown(array: TaskRecord, number: int, said: Said) -> TaskRecord | None:
     if spec is None:
         return None
     record = said.get(number) or TaskRecord(id=member_id(array.id, number))
-    return cut(replace(record, spec=spec), array.cancelled_by)
+    return with_array_cancelled(replace(record, spec=spec), array.cancelled_by)
 
 
 def is_live(record: TaskRecord) -> bool:

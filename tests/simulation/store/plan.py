@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import Floor, Mark, Recorded
+from octaskly.core.log.facts import Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.log.records import is_over
-from octaskly.core.model.hlc import born_hlc
+from octaskly.core.log.records import is_expired
+from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.members import BORN
 from tests.simulation.store.purge import seqs_of
@@ -30,7 +30,7 @@ HELD_MAX = 8  #: members that have begun of an array that may be carried before 
 
 def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     """Find the next step of the floor, like the port of that name."""
-    if loose := _upto(disk, {StreamId(0): 0}, ask.today_ms):
+    if loose := _upto(disk, {StreamId(0): 0}, ask.wall_ms):
         return FloorPlanned(None, has_more=True, records=loose)
     if disk.ahead():
         return _plan_ahead(disk, ask)
@@ -40,18 +40,18 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     doubtful: list[TaskId] = []  # Ended, and submitted again, maybe beyond the cut.
     until, ended = 1 << 62, _count_ended(disk)
     surplus = ended - ask.tasks_max
-    order = sorted((birth.born, task) for task, birth in disk.births.items())
+    order = sorted((birth.first_hlc, task) for task, birth in disk.births.items())
     for passed, (born, task) in enumerate(order):
         birth, whole = disk.births[task], _whole(disk, task)
         changed, is_ended = disk.changed[task], _is_ended(disk, task)
-        before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
+        before_hlc = max(ask.before_hlc, ask.purge_hlc if ended > 0 else 0)
         is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
         is_large, is_full = len(whole) > 1 + HELD_MAX, passed >= STEP_TASKS
         is_stuck = is_full or (is_large and not is_ended)
         if born > horizon and (not is_old or is_stuck):
             is_over, until = not (is_old and is_full), born - 1
             break
-        is_passed = birth.reborn <= max(born, horizon) and is_old
+        is_passed = birth.last_hlc <= max(born, horizon) and is_old
         if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
             surplus, ended = surplus - len(whole), ended - len(whole)
             forgotten += len(whole)
@@ -61,17 +61,17 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
         else:
             carried += whole
         horizon = max(horizon, born)
-        if birth.reborn == born:
+        if birth.last_hlc == born:
             last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
     if not horizon:
         return FloorPlanned(None)
-    gone = [task for task in doubtful if disk.births[task].reborn <= horizon]
+    gone = [task for task in doubtful if disk.births[task].last_hlc <= horizon]
     carried += [r for t in doubtful if t not in gone for r in _whole(disk, t)]
     latest = max([latest, *(disk.changed[task] for task in gone)])
     forgotten += sum(len(_whole(disk, task)) for task in gone)
     horizon = max(horizon, min(latest, until))
     floor = Floor(horizon, _marks(disk, horizon, last))
-    planned = FloorPlanned(floor, tuple(carried), not is_over, forgotten=forgotten)
+    planned = FloorPlanned(floor, tuple(carried), not is_over, purged_count=forgotten)
     return _with_records(disk, planned, floor, ask)
 
 
@@ -83,15 +83,15 @@ def _plan_ahead(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     left = [
         (key, task)
         for task, key in reversed(row_keys(disk).items())
-        if disk.changed[task] > since and (not ask.after or key < ask.after)
+        if disk.changed[task] > since and (not ask.after_key or key < ask.after_key)
         for birth, record in [(disk.births.get(task, BORN), disk.raw(task))]
         if birth.stream != ask.stream
-        or birth.born != birth.reborn
-        or (record.spec and born_hlc(record.spec) <= disk.floor.horizon)
+        or birth.first_hlc != birth.last_hlc
+        or (record.spec and accepted_hlc(record.spec) <= disk.floor.horizon)
     ]
     part = left[:STEP_TASKS]
     carried = tuple(disk.raw(task) for _, task in part)
-    after = part[-1][0] if part else ask.after
+    after = part[-1][0] if part else ask.after_key
     return FloorPlanned(None, carried, len(part) < len(left), ahead, after)
 
 
@@ -99,13 +99,13 @@ def _with_records(
     disk: Disk, planned: FloorPlanned, floor: Floor, ask: PlanFloor
 ) -> FloorPlanned:
     """Write records again that lie below a floor, before it if they are many."""
-    below = _upto(disk, seqs_of(floor), ask.today_ms)
+    below = _upto(disk, seqs_of(floor), ask.wall_ms)
     if len(below) == STEP_TASKS:
         return FloorPlanned(None, has_more=True, records=below)
     return replace(planned, records=below)
 
 
-def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[Mark, ...]:
+def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[StreamFloor, ...]:
     """Return for each stream the last entry up to the horizon."""
     floors = seqs_of(disk.floor)
     marks = []
@@ -120,7 +120,7 @@ def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[Mark, ...]:
         if seq == start > floor:
             seq = floor  # The log begins later; nothing more is known of before.
         if seq:
-            marks.append(Mark(stream, seq, disk.writers[stream]))
+            marks.append(StreamFloor(stream, seq, disk.writers[stream]))
     return tuple(marks)
 
 
@@ -135,7 +135,7 @@ def _upto(disk: Disk, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
     found = [
         record
         for record, (_, stream, seq) in disk.notes.values()
-        if seq <= seqs.get(stream, -1) and not is_over(record, today_ms)
+        if seq <= seqs.get(stream, -1) and not is_expired(record, today_ms)
     ]
     return tuple(found[:STEP_TASKS])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octaskly.core.log.facts import Floor
-from octaskly.core.log.merge import Birth, TaskRow, facts_of, join_floors
+from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of, join_floors
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import TaskId, Vector
 from tests.simulation.store.folding import kept
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def raise_floor(disk: Disk, floor: Floor) -> None:
     """Forget what is void from now on."""
     disk.floor = join_floors(disk.floor, floor)
-    disk.add_writers(tuple((mark.stream, mark.epoch) for mark in floor.marks))
+    disk.add_writers(tuple((mark.stream, mark.epoch) for mark in floor.stream_floors))
     floors = seqs_of(disk.floor)
     for stream, seq in floors.items():
         if seq > (start := disk.starts.get(stream, 0)):
@@ -31,16 +31,16 @@ def raise_floor(disk: Disk, floor: Floor) -> None:
     for task, birth in list(disk.births.items()):
         if is_void(disk, birth, disk.changed[task]):
             drop(disk, task)
-        elif birth.born <= horizon:
+        elif birth.first_hlc <= horizon:
             # Its turn comes with its latest submission, or with its last fact.
             is_below = birth.seq <= floors.get(birth.stream, 0)
-            turn = disk.changed[task] if is_below else birth.reborn
-            disk.births[task] = birth._replace(born=turn)
+            turn = disk.changed[task] if is_below else birth.last_hlc
+            disk.births[task] = birth._replace(first_hlc=turn)
     for task in list(disk.early):
         drop_early(disk, task, floors)
 
 
-def is_void(disk: Disk, birth: Birth, changed: int) -> bool:
+def is_void(disk: Disk, birth: SubmissionTimes, changed: int) -> bool:
     """Whether the floor has passed a task that was born and changed then."""
     floor = seqs_of(disk.floor).get(birth.stream, 0)
     return birth.seq <= floor and changed <= disk.floor.horizon
@@ -73,4 +73,4 @@ def drop_early(disk: Disk, task: TaskId, floors: Vector) -> None:
 
 def seqs_of(floor: Floor) -> Vector:
     """Return up to where each stream is below a floor."""
-    return {mark.stream: mark.seq for mark in floor.marks}
+    return {mark.stream: mark.seq for mark in floor.stream_floors}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.effects import Load, LoadLive, LoadRipe
-from octaskly.core.events import Loaded, Ripe, RipeLoaded
+from octaskly.core.effects import LoadLive, LoadQueued, LoadUnblocked
+from octaskly.core.events import QueuedLoaded, UnblockedLoaded, UnblockedTask
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_of
-from octaskly.core.model.hlc import born_hlc
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from tests.builders import answer
@@ -38,7 +38,7 @@ def queued(disk: Disk) -> list[TaskRecord]:
     return sorted(waiting, key=_place)
 
 
-def load(disk: Disk, asked: Load) -> Loaded:
+def load(disk: Disk, asked: LoadQueued) -> QueuedLoaded:
     """Read the next queued tasks of a shape."""
     return answer(queued(disk), asked)
 
@@ -50,16 +50,16 @@ def live(disk: Disk, ask: LoadLive) -> tuple[TaskRecord, ...]:
         for record in disk.records.values()
         if record.state is TaskState.RUNNING
         or is_any_live(disk, record)
-        or record.id in ask.named
+        or record.id in ask.looked_up
     ]
     for record in disk.shown_members():
         is_running = record.state is TaskState.RUNNING
-        if is_running or is_live(record) or record.id in ask.named:
+        if is_running or is_live(record) or record.id in ask.looked_up:
             found.append(record)
     return tuple(found)
 
 
-def ripe(disk: Disk, ask: LoadRipe) -> RipeLoaded:
+def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
     """Read tasks whose wait for others is over, like the port of that name."""
     waiting = [r for r in disk.records.values() if r.waits_for is not None]
     found = []
@@ -69,15 +69,15 @@ def ripe(disk: Disk, ask: LoadRipe) -> RipeLoaded:
         parents = [TaskId(task) for task in after.tasks]
         ends = {task: _end(disk, task) for task in parents}
         assert record.spec is not None
-        is_old = born_hlc(record.spec) < ask.before_hlc
+        is_old = accepted_hlc(record.spec) < ask.before_hlc
         bad = [t for t, end in ends.items() if end and end not in GOOD[after.end]]
         is_over = all(
             end is not None or (is_old and task not in disk.records)
             for task, end in ends.items()
         )
         if bad or is_over:
-            found.append(Ripe(record, min(bad, default=None)))
-    return RipeLoaded(ask.number, tuple(found[: ask.limit]), bool(waiting))
+            found.append(UnblockedTask(record, min(bad, default=None)))
+    return UnblockedLoaded(ask.query_number, tuple(found[: ask.limit]), bool(waiting))
 
 
 def is_any_live(disk: Disk, record: TaskRecord) -> bool:
@@ -101,5 +101,5 @@ def _end(disk: Disk, task: TaskId) -> TaskState | None:
 def _place(record: TaskRecord) -> tuple[int, int, TaskId]:
     """Return the place in the queue."""
     assert record.spec is not None
-    place = member_of(record.id)
+    place = split_member_id(record.id)
     return record.spec.ord, -1 if place is None else place[1], record.id

@@ -15,7 +15,12 @@ from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId, Vector
-from octaskly.core.protocol.messages import WHOLE, Cursor, Snapshot, SnapshotHead
+from octaskly.core.protocol.messages import (
+    FULL_SNAPSHOT,
+    Snapshot,
+    SnapshotCursor,
+    SnapshotHead,
+)
 from tests.simulation.store.members import BORN, MEMBERS, ROOM
 
 if TYPE_CHECKING:
@@ -47,41 +52,43 @@ def entries_after(
     return chunk, epochs, len(found) > most
 
 
-def next_part(disk: Disk, vector: Vector, cursor: Cursor | None) -> Snapshot | None:
+def next_part(
+    disk: Disk, vector: Vector, cursor: SnapshotCursor | None
+) -> Snapshot | None:
     """Read the next part of a snapshot; None if entries serve better."""
     head = None
-    if cursor in (None, WHOLE):
+    if cursor in (None, FULL_SNAPSHOT):
         head = _head(disk)
         if cursor is None and not _is_wanted(disk, vector, head):
             return None
-        cursor = Cursor(head.hlc, 0)
+        cursor = SnapshotCursor(head.hlc, 0)
     stands_for = dict(disk.vector()) | dict(disk.ahead())
     part = Snapshot(
         rows=(),
         cursor=cursor,
-        more=False,
+        has_more=False,
         head=head,
         vector=tuple(sorted(stands_for.items())),
     )
-    told = disk.told()[cursor.record :][:PART_ROWS]
+    told = disk.told()[cursor.record_key :][:PART_ROWS]
     if len(told) == PART_ROWS:
-        cursor = cursor._replace(record=cursor.record + PART_ROWS)
-        return replace(part, records=told, cursor=cursor, more=True)
+        cursor = cursor._replace(record_key=cursor.record_key + PART_ROWS)
+        return replace(part, records=told, cursor=cursor, has_more=True)
     # As they are given, so in order; a long log has thousands of parts.
     keys = row_keys(disk)
-    seen = bisect_right(list(keys.values()), cursor.key)
+    seen = bisect_right(list(keys.values()), cursor.row_key)
     tasks = list(islice(keys, seen, seen + PART_ROWS))
     rows = tuple(
         TaskRow(disk.raw(task), disk.births.get(task, BORN), disk.changed[task])
         for task in tasks
     )
-    key = keys[tasks[-1]] if tasks else cursor.key
+    key = keys[tasks[-1]] if tasks else cursor.row_key
     return replace(
         part,
         rows=rows,
         records=told,
-        cursor=Cursor(cursor.series, key, cursor.record + len(told)),
-        more=len(keys) > seen + len(tasks),
+        cursor=SnapshotCursor(cursor.snapshot_id, key, cursor.record_key + len(told)),
+        has_more=len(keys) > seen + len(tasks),
     )
 
 

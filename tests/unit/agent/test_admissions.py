@@ -16,7 +16,7 @@ from octaskly.errors import OnlyCopy
 from octaskly.ports import MeshState
 from tests.builders import epoch
 
-LEVEL = (StandbyView(NodeId("b"), is_level=True, lag=0),)
+LEVEL = (StandbyView(NodeId("b"), is_in_sync=True, lag=0),)
 
 
 async def leave(mesh: MeshState, state: TaskState) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from octaskly.agent.core_loop import EARLY_S, CoreLoop
 from octaskly.core.effects import Effect, LoadLive
-from octaskly.core.events import Event, LiveLoaded, Persisted, Woke
+from octaskly.core.events import Event, LiveLoaded, Persisted, TimerFired
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Moment, TaskId
 from octaskly.core.model.settings import Limits
@@ -138,7 +138,7 @@ async def test_a_timer_that_comes_a_little_early_only_looks_again() -> None:
     assert loop._timer is not early
     node.due_s -= 3000.0
     loop._wake()
-    assert isinstance(node.events[-1], Woke)
+    assert isinstance(node.events[-1], TimerFired)
     loop.close()
 
 

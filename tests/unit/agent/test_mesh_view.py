@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.core.effects import Note, Publish
+from octaskly.core.effects import LogLine, PublishMeshState
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.protocol.messages import Roster, RosterLine
+from octaskly.core.protocol.messages import Roster, RosterEntry
 from tests.builders import epoch, node_id
 
 ME, DISPATCHER, STRANGER = node_id("a"), node_id("b"), node_id("c")
@@ -19,7 +19,7 @@ def view(role: Role, dispatcher: str = "b") -> MeshView:
     made = MeshView(ME, {ME: "ana"})
     reigning = epoch(term=2, name=dispatcher)
     members = tuple(
-        RosterLine(
+        RosterEntry(
             id=node,
             name=name,
             role=role if node == ME else Role.DISPATCHER,
@@ -31,7 +31,9 @@ def view(role: Role, dispatcher: str = "b") -> MeshView:
         for node, name in ((ME, "ana"), (DISPATCHER, "ben"))
     )
     roster = Roster(reigning, 1, members)
-    made.published(Publish(reigning, node_id(dispatcher), dispatcher == "a", roster))
+    made.published(
+        PublishMeshState(reigning, node_id(dispatcher), dispatcher == "a", roster)
+    )
     return made
 
 
@@ -57,7 +59,7 @@ def test_lines_of_the_log_name_nodes_as_far_as_they_are_known() -> None:
     made.met(DISPATCHER, "another-ben")
 
     told = [
-        made.told(Note("info", "x", (("peer", node), ("term", 3)))).fields
+        made.told(LogLine("info", "x", (("peer", node), ("term", 3)))).fields
         for node in (DISPATCHER, STRANGER, node_id("d"))
     ]
 

@@ -9,7 +9,7 @@ import pytest
 from octaskly.agent.gateway import repeat
 from octaskly.agent.gateway.repeat import Runs, repetition
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import Progress
+from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.errors import NothingToRepeat
 from octaskly.ports import Log
@@ -19,7 +19,7 @@ GIVEN = ArraySpec(count=50, first=10, step=2)
 RECORD = TaskRecord(
     id=kit.task_id(1),
     spec=kit.submitted(1, options=TaskOptions(array=GIVEN)).spec,
-    progress=Progress(cancelled=50),
+    progress=ArrayProgress(cancelled=50),
 )
 
 

@@ -13,7 +13,7 @@ from octaskly.core.log.facts import Assigned, Entry, Finished
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.replies import Accepted, NotDurable, NotHere, Reply
+from octaskly.core.replies import NotDispatching, NotReplicated, Reply, TasksAccepted
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher, OctasklyError
 from tests.builders import STREAM, attempt, node_id, outcome
 
@@ -48,14 +48,15 @@ async def test_a_node_that_stops_takes_no_more_questions() -> None:
 
 async def test_an_answer_reaches_who_asked() -> None:
     """Each question has its own ticket."""
-    accepted = Accepted((), 2)
+    accepted = TasksAccepted((), 2)
     tickets = Tickets(lambda event: tickets.answered(event.ticket, accepted))  # type: ignore[union-attr]
 
     assert await tickets.ask(submission) == accepted
 
 
 @pytest.mark.parametrize(
-    ("reply", "error"), [(NotHere(), NotDispatcher), (NotDurable(), errors.NotDurable)]
+    ("reply", "error"),
+    [(NotDispatching(), NotDispatcher), (NotReplicated(), errors.NotDurable)],
 )
 async def test_a_refusal_of_the_core_is_an_error(
     reply: Reply, error: type[OctasklyError]
@@ -75,7 +76,7 @@ async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
 
     async def read() -> TaskRecord:
         has_read.set()
-        return TaskRecord(id=mine, twin=2)
+        return TaskRecord(id=mine, occurrence=2)
 
     async def tell(task: TaskId) -> None:
         await has_read.wait()

@@ -301,4 +301,4 @@ def test_an_agent_is_woken_by_heartbeats_rather_than_by_its_own_tick(
     """A tick within each beat would double what an idle node costs."""
     timing = home.configure().timing
 
-    assert timing.heartbeat_s < timing.tick_s < timing.silence_s / 3
+    assert timing.heartbeat_s < timing.tick_s < timing.suspicion_timeout_s / 3

@@ -5,24 +5,24 @@ from __future__ import annotations
 import pytest
 
 from octaskly.core.change_feed import (
-    FRESH_MS,
-    Bookmark,
-    Place,
-    Reach,
-    TaskNews,
-    news_of,
-    outline,
-    resumed,
+    REWRITE_AGE_MS,
+    FeedCursor,
+    FeedPosition,
+    StreamExtent,
+    TaskEvent,
+    outline_record,
+    resume_cursor,
+    task_event_of,
 )
 from octaskly.core.log.facts import (
     NO_FLOOR,
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Submitted,
+    TaskCancelled,
 )
-from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, hlc_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
@@ -40,20 +40,20 @@ AT_MS = 1_700_000_000_000
 AT = hlc_of(AT_MS)
 
 
-def reach(stream: StreamId, term: int, seq: int, start: int = 0) -> Reach:
-    return Reach(stream, Epoch(term, NodeId("n")), seq, start)
+def reach(stream: StreamId, term: int, seq: int, start: int = 0) -> StreamExtent:
+    return StreamExtent(stream, Epoch(term, NodeId("n")), seq, start)
 
 
-def bookmark(hlc: int = 100, *, stream: StreamId = OWN, **seqs: int) -> Bookmark:
+def bookmark(hlc: int = 100, *, stream: StreamId = OWN, **seqs: int) -> FeedCursor:
     names = {"old": OLD, "own": OWN, "next": NEXT, "split": SPLIT}
-    return Bookmark(hlc, {names[name]: seq for name, seq in seqs.items()}, stream)
+    return FeedCursor(hlc, {names[name]: seq for name, seq in seqs.items()}, stream)
 
 
 def test_place_is_read_as_it_is_shown() -> None:
     """Clients keep it as text."""
-    place = bookmark(old=3, own=200).place
+    place = bookmark(old=3, own=200).position
 
-    assert Place.parse(str(place)) == place
+    assert FeedPosition.parse(str(place)) == place
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_place_is_read_as_it_is_shown() -> None:
 def test_nonsense_is_no_place(text: str) -> None:
     """Whatever a client sends, it is refused rather than guessed at."""
     with pytest.raises(ValueError, match="no place"):
-        Place.parse(text)
+        FeedPosition.parse(text)
 
 
 def test_a_reader_goes_on_in_the_same_reign() -> None:
     """Nothing is missing, nothing comes twice."""
-    place = bookmark(old=3, own=4).place
+    place = bookmark(old=3, own=4).position
 
-    found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(OWN, 2, 4)], OWN)
+    found, is_exact = resume_cursor(place, [reach(OLD, 1, 3), reach(OWN, 2, 4)], OWN)
 
     assert is_exact
     assert found.vector == {OLD: 3, OWN: 4}
@@ -88,10 +88,10 @@ def test_a_reader_goes_on_in_the_same_reign() -> None:
 
 def test_a_reader_goes_on_after_a_failover() -> None:
     """The next reign holds all that it was told of, and more of its own."""
-    place = bookmark(old=3, own=4).place
+    place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 0)]
 
-    found, is_exact = resumed(place, reaches, NEXT)
+    found, is_exact = resume_cursor(place, reaches, NEXT)
 
     assert is_exact
     assert found.vector == {OLD: 3, OWN: 4}
@@ -99,10 +99,10 @@ def test_a_reader_goes_on_after_a_failover() -> None:
 
 def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
     """What it wrote bears an earlier time than what the client saw last."""
-    place = bookmark(old=3, own=4).place
+    place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 8)]
 
-    found, is_exact = resumed(place, reaches, NEXT)
+    found, is_exact = resume_cursor(place, reaches, NEXT)
 
     assert is_exact
     assert found.vector == {OLD: 3, OWN: 4}
@@ -110,10 +110,10 @@ def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
 
 def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
     """It may have run a task again, of which the client had heard that it ended."""
-    place = bookmark(old=3, own=4).place
+    place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 3), reach(NEXT, 3, 0)]
 
-    found, is_exact = resumed(place, reaches, NEXT)
+    found, is_exact = resume_cursor(place, reaches, NEXT)
 
     assert is_exact
     assert found.vector == {OLD: 3, OWN: 3}
@@ -121,10 +121,10 @@ def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
 
 def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
     """It was merged, and told of, before the client left."""
-    place = bookmark(old=3, own=4, split=6).place
+    place = bookmark(old=3, own=4, split=6).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 3, 6)]
 
-    found, is_exact = resumed(place, reaches, OWN)
+    found, is_exact = resume_cursor(place, reaches, OWN)
 
     assert is_exact
     assert found.vector == {OLD: 3, OWN: 4, SPLIT: 6}
@@ -132,17 +132,17 @@ def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
 
 def test_what_came_to_light_late_is_no_secret() -> None:
     """A stream with entries from before, of which the client was never told."""
-    place = bookmark(old=3, own=4).place
+    place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 2, 6)]
 
-    _, is_exact = resumed(place, reaches, OWN)
+    _, is_exact = resume_cursor(place, reaches, OWN)
 
     assert not is_exact
 
 
 def test_a_reign_that_nobody_knows_is_no_secret() -> None:
     """Its disk is lost, and with it what the client saw."""
-    found, is_exact = resumed(bookmark(own=4).place, [reach(NEXT, 3, 2)], NEXT)
+    found, is_exact = resume_cursor(bookmark(own=4).position, [reach(NEXT, 3, 2)], NEXT)
 
     assert not is_exact
     assert found.vector == {NEXT: 2, OWN: 0}
@@ -150,7 +150,9 @@ def test_a_reign_that_nobody_knows_is_no_secret() -> None:
 
 def test_a_place_before_the_floor_is_no_secret() -> None:
     """The entries in between are deleted."""
-    found, is_exact = resumed(bookmark(own=4).place, [reach(OWN, 2, 7, 7)], OWN)
+    found, is_exact = resume_cursor(
+        bookmark(own=4).position, [reach(OWN, 2, 7, 7)], OWN
+    )
 
     assert not is_exact
     assert found.vector == {OWN: 7}
@@ -158,9 +160,9 @@ def test_a_place_before_the_floor_is_no_secret() -> None:
 
 def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
     """All that its clients saw is in other streams."""
-    place = bookmark(old=3).place
+    place = bookmark(old=3).position
 
-    found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(NEXT, 3, 0)], NEXT)
+    found, is_exact = resume_cursor(place, [reach(OLD, 1, 3), reach(NEXT, 3, 0)], NEXT)
 
     assert is_exact
     assert found.vector == {OLD: 3, NEXT: 0, OWN: 0}
@@ -169,24 +171,24 @@ def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
 def test_midst_of_late_entries_is_no_place() -> None:
     """Only behind the last of them can a client go on."""
     reader = bookmark(hlc=AT, own=4)
-    before = reader.place
+    before = reader.position
 
-    assert not reader.pass_over(Entry(SPLIT, 1, AT - 5, kit.submitted(1)))
-    assert reader.pass_over(Entry(OWN, 5, AT + 1, kit.submitted(2)))
-    assert reader.place.seq == 5
-    assert reader.place.digest != before.digest
+    assert not reader.advance_past(Entry(SPLIT, 1, AT - 5, kit.submitted(1)))
+    assert reader.advance_past(Entry(OWN, 5, AT + 1, kit.submitted(2)))
+    assert reader.position.seq == 5
+    assert reader.position.digest != before.digest
 
 
-def record(*facts: Submitted | CancelAsked | Finished) -> TaskRecord:
+def record(*facts: Submitted | TaskCancelled | Finished) -> TaskRecord:
     found: TaskRecord | None = None
     for fact in facts:
-        found = apply(found, fact)
+        found = apply_fact(found, fact)
     assert found is not None
     return found
 
 
-def news(fact: Fact, known: TaskRecord, *, hlc: int = AT) -> TaskNews | None:
-    return news_of(Entry(OWN, 1, hlc, fact), known)
+def news(fact: Fact, known: TaskRecord, *, hlc: int = AT) -> TaskEvent | None:
+    return task_event_of(Entry(OWN, 1, hlc, fact), known)
 
 
 def submitted(ord_hlc: int = AT) -> Submitted:
@@ -196,9 +198,11 @@ def submitted(ord_hlc: int = AT) -> Submitted:
 def test_acceptance_is_news_once() -> None:
     """It is written again with what a worker tells, and before the floor rises."""
     known = record(submitted())
-    late = AT + (FRESH_MS << HLC_COUNTER_BITS)
+    late = AT + (REWRITE_AGE_MS << HLC_COUNTER_BITS)
 
-    assert news(submitted(), known) == TaskNews(outline(known), TaskState.QUEUED, AT_MS)
+    assert news(submitted(), known) == TaskEvent(
+        outline_record(known), TaskState.QUEUED, AT_MS
+    )
     assert news(submitted(), known, hlc=late) is None
 
 
@@ -252,7 +256,7 @@ def test_failure_of_a_task_that_succeeded_is_no_news() -> None:
     ],
 )
 def test_a_task_that_has_ended_is_queued_no_more(
-    other: Finished | CancelAsked, end: TaskState
+    other: Finished | TaskCancelled, end: TaskState
 ) -> None:
     """Its worker was taken for lost, but ended it, or it was cancelled there."""
     lost = kit.finished(1, state=AttemptState.RELEASED)
@@ -268,10 +272,10 @@ def test_cancelling_counts_unless_the_task_succeeded() -> None:
     """As the task is shown."""
     known = record(submitted(), kit.cancelled(1))
 
-    assert news(kit.cancelled(1), known) == TaskNews(
-        outline(known), TaskState.CANCELLED, AT_MS
+    assert news(kit.cancelled(1), known) == TaskEvent(
+        outline_record(known), TaskState.CANCELLED, AT_MS
     )
-    ended = apply(known, kit.finished(1))
+    ended = apply_fact(known, kit.finished(1))
     assert news(kit.cancelled(1), ended) is None
 
 

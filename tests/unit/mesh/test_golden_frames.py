@@ -16,32 +16,31 @@ import pytest
 
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Entry,
     Finished,
     Floor,
-    Mark,
     Recorded,
+    StreamFloor,
     Submitted,
+    TaskCancelled,
 )
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.keys import Keys, KeysGiven, KeysHeld
+from octaskly.core.model.keys import KeyringState, KeyringStatus, KeyringTransfer
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import (
     AttemptState,
+    EndReason,
     Outcome,
     OutputFile,
-    Reason,
     TaskSpec,
 )
 from octaskly.core.protocol.messages import (
+    Assign,
     Claim,
-    ClaimNo,
     ClaimOk,
-    Cursor,
-    Dispatch,
+    ClaimRejected,
     Entries,
     Heartbeat,
     HeartbeatOk,
@@ -54,16 +53,17 @@ from octaskly.core.protocol.messages import (
     ProbeOk,
     Pull,
     Reattach,
-    Records,
+    RecordBatch,
     Redirect,
-    Repl,
-    ReplOk,
+    Replicate,
+    ReplicateOk,
     Report,
     Results,
     ResultsOk,
     Roster,
-    RosterLine,
+    RosterEntry,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
     Transfer,
 )
@@ -89,7 +89,7 @@ SPEC = TaskSpec(
 )
 OUTCOME = Outcome(
     state=AttemptState.FAILED,
-    reason=Reason.SIGNAL,
+    reason=EndReason.SIGNAL,
     exit_code=137,
     signal=9,
     started_ms=1_700_000_000_200,
@@ -107,11 +107,11 @@ ENTRIES = (
     Entry(STREAM, 1, 1001, Submitted(SPEC)),
     Entry(STREAM, 2, 1002, Assigned(TASK, ATTEMPT, OTHER)),
     Entry(STREAM, 3, 1003, Finished(TASK, ATTEMPT, OTHER, OUTCOME)),
-    Entry(STREAM, 4, 1004, CancelAsked(TASK, "local:ana@desk")),
+    Entry(STREAM, 4, 1004, TaskCancelled(TASK, "local:ana@desk")),
 )
 RECORD = Recorded("token-revoked", "0f" * 16, b"{}", 1_700_000_000_000, 1006)
 WRITERS = ((STREAM, EPOCH),)
-FLOOR = Floor(1000, (Mark(StreamId(5), 1, EPOCH),), VECTOR)
+FLOOR = Floor(1000, (StreamFloor(StreamId(5), 1, EPOCH),), VECTOR)
 MESSAGES: tuple[Message, ...] = (
     Hello(
         version=1,
@@ -141,12 +141,12 @@ MESSAGES: tuple[Message, ...] = (
     ProbeOk(OTHER, 3.5, None, EPOCH),
     Claim(EPOCH, STREAM, VECTOR),
     ClaimOk(EPOCH, VECTOR),
-    ClaimNo(EPOCH),
+    ClaimRejected(EPOCH),
     Roster(
         EPOCH,
         2,
         (
-            RosterLine(
+            RosterEntry(
                 id=NODE,
                 name="desk",
                 role=Role.DISPATCHER,
@@ -164,34 +164,38 @@ MESSAGES: tuple[Message, ...] = (
     Redirect(EPOCH, OTHER, (Address("192.168.1.6", 7878),)),
     Pull(VECTOR),
     Entries(ENTRIES, WRITERS, True, VECTOR),
-    Dispatch(EPOCH, ((ATTEMPT, SPEC),)),
+    Assign(EPOCH, ((ATTEMPT, SPEC),)),
     Kill(EPOCH, ((TASK, ATTEMPT),)),
     Results((Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC),), 5),
     ResultsOk(((TASK, ATTEMPT),)),
     Reattach(((ATTEMPT, SPEC),), 5, NodeState.DRAINING),
     Transfer(EPOCH, VECTOR),
     Leave("stopping"),
-    Repl(EPOCH, 17, ENTRIES, WRITERS),
-    Records(EPOCH, (RECORD,)),
-    ReplOk(EPOCH, 17),
+    Replicate(EPOCH, 17, ENTRIES, WRITERS),
+    RecordBatch(EPOCH, (RECORD,)),
+    ReplicateOk(EPOCH, 17),
     Snapshot(
-        rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(3, 4, STREAM, 5), 6),),
-        cursor=Cursor(1005, 7),
-        more=True,
+        rows=(
+            TaskRow(
+                TaskRecord(id=TASK, spec=SPEC), SubmissionTimes(3, 4, STREAM, 5), 6
+            ),
+        ),
+        cursor=SnapshotCursor(1005, 7),
+        has_more=True,
         head=SnapshotHead(vector=VECTOR, epochs=WRITERS, floor=FLOOR, hlc=1005),
     ),
-    KeysHeld(
-        Keys(
+    KeyringStatus(
+        KeyringState(
             oldest=1,
             generation=1,
             newest=2,
-            mark="0123456789abcdef",
+            fingerprint="0123456789abcdef",
             is_urgent=True,
-            since_ms=1_700_000_000_000,
-            denied=(OTHER,),
+            phase_since_ms=1_700_000_000_000,
+            revoked=(OTHER,),
         )
     ),
-    KeysGiven("okm1-x generation=2"),
+    KeyringTransfer("okm1-x generation=2"),
 )
 BY_NAME = {type(message).__name__: message for message in MESSAGES}
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import Entries, HelloOk, Message, Pull, Results
@@ -172,11 +172,11 @@ async def test_a_long_message_is_decoded_in_several_turns() -> None:
     """Others get theirs before it is complete; it arrives as it was sent."""
     peer = Peer()
     entries = tuple(
-        Entry(STREAM, n + 1, 1, CancelAsked(TaskId(f"t-{n}"), "x"))
+        Entry(STREAM, n + 1, 1, TaskCancelled(TaskId(f"t-{n}"), "x"))
         for n in range(40_000)
     )
     vector = tuple((StreamId(n + 1), n) for n in range(9000))
-    message = Entries(entries, (), more=True, vector=vector)
+    message = Entries(entries, (), has_more=True, vector=vector)
 
     peer.intake.receive(wire.encode([message]))
 
@@ -231,7 +231,7 @@ async def test_long_parts_of_a_log_wait_until_the_one_before_is_on_disk() -> Non
     """Each entry takes 2 kB here until then, and a frame may have many thousands."""
     peer = Peer()
     entries = tuple(
-        Entry(STREAM, n, 1, CancelAsked(TaskId("t"), "me"))
+        Entry(STREAM, n, 1, TaskCancelled(TaskId("t"), "me"))
         for n in range(1, AHEAD_ENTRIES_MAX + 2)
     )
     part = Entries(entries, (), False, ())

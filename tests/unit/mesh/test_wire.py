@@ -7,18 +7,18 @@ import tracemalloc
 import msgpack
 import pytest
 
-from octaskly.core.log.facts import CancelAsked, Entry, Submitted
+from octaskly.core.log.facts import Entry, Submitted, TaskCancelled
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import (
-    Dispatch,
+    Assign,
     Entries,
     HelloOk,
     Leave,
     Message,
-    Packed,
+    PackedMessage,
     Pull,
     Reattach,
     Report,
@@ -160,7 +160,7 @@ def test_arrays_are_counted_before_they_cost_memory(body: bytes) -> None:
 def test_the_fullest_frames_that_nodes_send_are_far_below_the_bound() -> None:
     """A bound that refuses an honest frame would cut a peer off for ever."""
     brief = [
-        Entry(StreamId(2**62), i + 1, 2**52, CancelAsked(TaskId("t"), "me"))
+        Entry(StreamId(2**62), i + 1, 2**52, TaskCancelled(TaskId("t"), "me"))
         for i in range(Limits().entries_bytes // (ENTRY_BYTES + 8))
     ]
     vector = tuple((StreamId(2**62 + i), 1) for i in range(1 << 16))
@@ -187,7 +187,7 @@ def test_what_a_worker_still_runs_may_come_in_parts() -> None:
     got = [m for part in parts for m in decoder.receive_data(wire.frame([part]))]
 
     assert all(isinstance(m, Reattach) and m.credit == 7 for m in got)
-    assert [m.more for m in got if isinstance(m, Reattach)] == [True] * (
+    assert [m.has_more for m in got if isinstance(m, Reattach)] == [True] * (
         len(got) - 1
     ) + [False]
     assert (
@@ -264,14 +264,16 @@ def test_a_dispatch_of_hundred_stays_below_hundred_bytes_a_task() -> None:
         for i in range(100)
     )
 
-    assert len(wire.encode([Dispatch(epoch, items)])) < 100 * 100
+    assert len(wire.encode([Assign(epoch, items)])) < 100 * 100
 
 
 def report(number: int, size: int) -> Report:
     return Report(
         task=TaskId(f"task-{number:03}-deadbeef"),
         attempt=AttemptId(1, StreamId(1), 1),
-        outcome=Outcome(state=AttemptState.OK, reason=Reason.EXIT, stdout=b"x" * size),
+        outcome=Outcome(
+            state=AttemptState.OK, reason=EndReason.EXIT, stdout=b"x" * size
+        ),
     )
 
 
@@ -291,7 +293,7 @@ def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
     """A peer gets the same bytes as if each entry had been made again."""
     stream = StreamId(2**62 - 1)
     entries = (
-        Entry(stream, 1, 2**52, CancelAsked(TaskId("t"), "me")),
+        Entry(stream, 1, 2**52, TaskCancelled(TaskId("t"), "me")),
         Entry(stream, 2, 7, Submitted(TaskSpec(id=TaskId("u"), command="x"))),
     )
     writers = ((stream, Epoch(1, NodeId("a"))),)
@@ -310,4 +312,4 @@ def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
 def test_what_was_packed_elsewhere_is_bounded_like_the_rest() -> None:
     """A frame that the peer would refuse never leaves."""
     with pytest.raises(LocalProtocolError):
-        wire.parts_of(Packed(bytes(2000)), 1000)
+        wire.parts_of(PackedMessage(bytes(2000)), 1000)

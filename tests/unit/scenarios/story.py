@@ -21,7 +21,7 @@ writes what really came, to be read before it is committed.
 from __future__ import annotations
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.nodes import Steering
+from octaskly.core.model.nodes import AvailabilityCommand
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.world import World
 
@@ -100,7 +100,7 @@ class Story:
         self.world.pause(self._node(name), float(seconds))
 
     def _steer(self, name: str, order: str) -> None:
-        self.world.steer(self._node(name), Steering(order))
+        self.world.steer(self._node(name), AvailabilityCommand(order))
 
     def _only(self, *names: str) -> None:
         begun = self.world.commands.started[self._begun :]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keys import DENIED_MAX
+from octaskly.core.model.keys import REVOKED_MAX
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.mesh_secret import (
     ENDED_MAX,
@@ -172,7 +172,7 @@ def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
     secret = KNOWN
     while len(secret.generations) < GENERATIONS_MAX:
         secret = secret.renewed(fresh(), 1, revoked=None).switched(2)
-    many = [node_id_of(str(i).encode()) for i in range(DENIED_MAX + 1)]
+    many = [node_id_of(str(i).encode()) for i in range(REVOKED_MAX + 1)]
 
     with pytest.raises(TrustError, match="at most"):
         secret.renewed(fresh(), 1, revoked=None)
@@ -182,7 +182,7 @@ def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
 
 def test_a_bound_on_revoked_nodes_lets_none_of_them_in() -> None:
     """Who may still have a generation that is accepted is never the one forgotten."""
-    many = [NodeId(f"{i:016}") for i in range(DENIED_MAX)]
+    many = [NodeId(f"{i:016}") for i in range(REVOKED_MAX)]
     full = KNOWN.denying(many).renewed(fresh(), 1, revoked=None).switched(2).settled(3)
     last = NodeId("z" * 16)
 
@@ -191,7 +191,7 @@ def test_a_bound_on_revoked_nodes_lets_none_of_them_in() -> None:
     later = settled.renewed(fresh(), 7, revoked=NodeId("0" * 15 + "x"))
 
     assert last in spreading.denied
-    assert len(spreading.denied) == DENIED_MAX
+    assert len(spreading.denied) == REVOKED_MAX
     assert last in parse(settled.joined(full).lines()).denied
     assert spreading.joined(full) == full.joined(spreading) == spreading
     assert {last, NodeId("0" * 15 + "x")} <= {*later.denied}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.dispatcher.admission import Acceptance
-from octaskly.core.model.drafts import PRIORITY_BAND, Draft, logged_id, repeating
+from octaskly.core.dispatcher.admission import Admission
+from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of, rerun_draft
 from octaskly.core.model.hlc import PRIORITY_SHIFT
-from octaskly.core.model.ids import TaskId, name_of
+from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import After, Retry, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
@@ -19,9 +19,9 @@ from tests.builders import START_MS, draft, journal, moment
 from tests.desk import submit
 
 
-def acceptance(sequence: int = 7) -> Acceptance:
+def acceptance(sequence: int = 7) -> Admission:
     """Return the acceptance of a mesh that has used so many numbers."""
-    return Acceptance(journal(), TaskQueue(Limits()), sequence)
+    return Admission(journal(), TaskQueue(Limits()), sequence)
 
 
 def names(specs: list[TaskSpec]) -> list[str]:
@@ -31,7 +31,7 @@ def names(specs: list[TaskSpec]) -> list[str]:
 
 def test_tasks_are_numbered_on_from_the_last_number_used() -> None:
     """The suffix keeps two halves of a split apart."""
-    specs, fresh = acceptance().specs(submit(draft(), draft()), moment())
+    specs, fresh = acceptance().specs_from_drafts(submit(draft(), draft()), moment())
 
     assert names(specs) == ["task-008-00000000", "task-009-00000001"]
     assert fresh == specs
@@ -43,12 +43,12 @@ def test_a_higher_number_of_another_node_is_counted_on_from() -> None:
     made.raise_sequence(41)
     made.raise_sequence(12)
 
-    assert names(made.specs(submit(), moment())[0]) == ["task-042-00000000"]
+    assert names(made.specs_from_drafts(submit(), moment())[0]) == ["task-042-00000000"]
 
 
 def test_tasks_stand_in_the_queue_in_the_order_of_the_request() -> None:
     """All in one band of priority, at the time of this node."""
-    specs, _ = acceptance().specs(submit(draft(), draft()), moment())
+    specs, _ = acceptance().specs_from_drafts(submit(draft(), draft()), moment())
 
     assert specs[0].ord < specs[1].ord
     assert {spec.ord >> PRIORITY_SHIFT for spec in specs} == {PRIORITY_BAND}
@@ -59,40 +59,44 @@ def test_a_number_is_given_once_also_where_it_is_asked_for_beforehand() -> None:
     """Whoever submits tasks with the names that it got may repeat that."""
     made = acceptance()
 
-    assert made.name("0badcafe") == "task-008-0badcafe"
-    assert names(made.specs(submit(), moment())[0]) == ["task-009-00000000"]
+    assert made.mint_task_id("0badcafe") == "task-008-0badcafe"
+    assert names(made.specs_from_drafts(submit(), moment())[0]) == ["task-009-00000000"]
 
 
 def test_a_number_that_comes_with_a_task_is_counted_on_from() -> None:
     """An earlier dispatcher gave it; a number that follows from a key is none."""
     made = acceptance()
-    made.specs(
+    made.specs_from_drafts(
         submit(draft(id="task-011-0badcafe"), draft(id=f"task-{7:012}-0badcafe")),
         moment(),
     )
 
-    assert names(made.specs(submit(), moment())[0]) == ["task-012-00000000"]
+    assert names(made.specs_from_drafts(submit(), moment())[0]) == ["task-012-00000000"]
 
 
 def test_an_id_that_a_client_chose_uses_no_number() -> None:
     """But it is the task's name."""
-    specs, _ = acceptance().specs(submit(draft(id="mine"), draft()), moment())
+    specs, _ = acceptance().specs_from_drafts(
+        submit(draft(id="mine"), draft()), moment()
+    )
 
-    assert [name_of(spec.id) for spec in specs] == ["mine", "task-008-00000001"]
+    assert [task_name(spec.id) for spec in specs] == ["mine", "task-008-00000001"]
 
 
 def test_a_name_for_two_different_tasks_makes_two() -> None:
     """Two halves of a split cannot know what the other one calls so."""
-    one, _ = acceptance().specs(submit(draft(id="mine")), moment())
-    other, _ = acceptance().specs(submit(draft("other", id="mine")), moment(1))
+    one, _ = acceptance().specs_from_drafts(submit(draft(id="mine")), moment())
+    other, _ = acceptance().specs_from_drafts(
+        submit(draft("other", id="mine")), moment(1)
+    )
 
     assert one[0].id != other[0].id
 
 
 def test_a_name_for_one_task_makes_one_on_both_sides_of_a_split() -> None:
     """Wherever and whenever the same is asked for."""
-    one, _ = acceptance().specs(submit(draft(id="mine")), moment())
-    other, _ = acceptance(99).specs(submit(draft(id="mine")), moment(5))
+    one, _ = acceptance().specs_from_drafts(submit(draft(id="mine")), moment())
+    other, _ = acceptance(99).specs_from_drafts(submit(draft(id="mine")), moment(5))
 
     assert one[0].id == other[0].id
 
@@ -111,17 +115,17 @@ def test_whatever_is_asked_for_tells_tasks_of_one_name_apart(
     change: dict[str, Any],
 ) -> None:
     """So does who asks: a client cancels its own tasks only."""
-    asked = Draft(command="a", id=TaskId("mine"))
+    asked = TaskDraft(command="a", id=TaskId("mine"))
 
-    assert logged_id(replace(asked, **change), "ana") != logged_id(asked, "ana")
-    assert logged_id(asked, "bob") != logged_id(asked, "ana")
+    assert log_id_of(replace(asked, **change), "ana") != log_id_of(asked, "ana")
+    assert log_id_of(asked, "bob") != log_id_of(asked, "ana")
 
 
 def test_a_chosen_id_that_is_under_way_is_the_same_task() -> None:
     """Two requests with one key make one task, also before its commit."""
     made = acceptance()
-    first, _ = made.specs(submit(draft(id="mine")), moment())
-    again, fresh = made.specs(submit(draft(id="mine")), moment(1))
+    first, _ = made.specs_from_drafts(submit(draft(id="mine")), moment())
+    again, fresh = made.specs_from_drafts(submit(draft(id="mine")), moment(1))
 
     assert (again, fresh) == (first, [])
 
@@ -132,7 +136,7 @@ def test_a_repetition_asks_for_all_but_the_parents() -> None:
     asked = TaskOptions(name="n", after=parents, retry=Retry(retries=2))
     spec = TaskSpec(id=TaskId("t"), command="c", timeout_s=5, options=asked)
 
-    wish = repeating(spec)
+    wish = rerun_draft(spec)
 
     assert (wish.command, wish.timeout_s) == ("c", 5)
     assert wish.options == replace(asked, after=None, retry_of="t")
@@ -141,7 +145,7 @@ def test_a_repetition_asks_for_all_but_the_parents() -> None:
 def test_a_chosen_id_is_forgotten_once_it_is_durable() -> None:
     """From then on the store answers for it: memory is bounded by what is in hand."""
     made = acceptance()
-    specs, _ = made.specs(submit(draft(id="mine")), moment())
-    made.forget(specs)
+    specs, _ = made.specs_from_drafts(submit(draft(id="mine")), moment())
+    made.drop_durable_specs(specs)
 
-    assert len(made.specs(submit(draft(id="mine")), moment())[1]) == 1
+    assert len(made.specs_from_drafts(submit(draft(id="mine")), moment())[1]) == 1

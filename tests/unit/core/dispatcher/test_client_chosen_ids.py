@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import LiveLoaded
-from octaskly.core.log.facts import CancelAsked, Finished, Submitted
-from octaskly.core.model.drafts import logged_id
+from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
+from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
@@ -20,7 +20,7 @@ NIGHTLY = draft(id="nightly")
 
 def name() -> TaskId:
     """Return the id of the task whose name is chosen here."""
-    known = logged_id(NIGHTLY, "tester")
+    known = log_id_of(NIGHTLY, "tester")
     assert known is not None
     return known
 
@@ -81,6 +81,6 @@ def test_who_has_the_name_of_what_ended_here_and_was_forgotten_can_be_cancelled(
     world.commit()
     hand_in(world)
 
-    effects = world.dispatch.on_cancel(cancel(task=name()), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(task=name()), moment())
 
-    assert facts(effects) == [CancelAsked(name(), "ann")]
+    assert facts(effects) == [TaskCancelled(name(), "ann")]

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.dispatcher.dependencies import RIPE_MAX
-from octaskly.core.dispatcher.reconciliation import READ_S
-from octaskly.core.effects import Append, LoadLive, LoadRipe, Send
-from octaskly.core.events import LiveLoaded, Ripe, RipeLoaded
+from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
+from octaskly.core.dispatcher.reconciliation import CATCH_UP_S
+from octaskly.core.effects import Append, LoadLive, LoadUnblocked, Send
+from octaskly.core.events import LiveLoaded, UnblockedLoaded, UnblockedTask
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import Progress
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.arrays import ArrayProgress
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import After, ArraySpec, TaskOptions
@@ -21,7 +21,7 @@ from tests.builders import STREAM, attempt, draft, epoch, moment, report, spec
 from tests.desk import A, B, T, World, cancel, reigning, submit, told
 
 
-def late() -> Draft:
+def late() -> TaskDraft:
     """Return a task that comes after another one."""
     return replace(draft(), options=TaskOptions(after=After(tasks=("p",))))
 
@@ -31,20 +31,20 @@ def test_a_late_task_that_comes_while_the_store_answers_is_asked_for() -> None:
     world = reigning()
     world.dispatch.on_submitted(submit(late()), moment())
 
-    answer = RipeLoaded(2, (), are_left=False)
-    effects = world.dispatch.on_read(answer, moment())
+    answer = UnblockedLoaded(2, (), has_more=False)
+    effects = world.dispatch.on_store_answer(answer, moment())
     effects += world.commit()
 
-    assert LoadRipe(3, RIPE_MAX) in effects
+    assert LoadUnblocked(3, UNBLOCKED_MAX) in effects
 
 
 def test_nobody_is_asked_about_where_no_task_is_late() -> None:
     """Each end of a task would cost a read."""
     world = reigning()
-    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     effects = world.dispatch.on_submitted(submit(), moment()) + world.commit()
 
-    assert not [effect for effect in effects if isinstance(effect, LoadRipe)]
+    assert not [effect for effect in effects if isinstance(effect, LoadUnblocked)]
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
@@ -53,15 +53,17 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
 ) -> None:
     """The store was asked before it knew that, or before it could write it."""
     world = reigning(b=1)
-    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submit(late()), moment())
-    assert LoadRipe(3, RIPE_MAX) in world.commit()
+    assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = replace(spec("t"), options=late().options)
 
-    world.dispatch.on_cancel(cancel(), moment())
+    world.dispatch.on_cancel_requested(cancel(), moment())
     effects = world.commit() if is_durable else []
-    answer = RipeLoaded(3, (Ripe(TaskRecord(T, waits), None),), are_left=False)
-    effects += world.dispatch.on_read(answer, moment()) + world.commit()
+    answer = UnblockedLoaded(
+        3, (UnblockedTask(TaskRecord(T, waits), None),), has_more=False
+    )
+    effects += world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
@@ -69,16 +71,16 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
 def test_who_ends_while_the_store_answers_does_not_run() -> None:
     """A worker tells so that began it in the reign before."""
     world = reigning(b=1)
-    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submit(late()), moment())
-    assert LoadRipe(3, RIPE_MAX) in world.commit()
+    assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
     world.dispatch.on_results(B, told(report(envelope=waits.spec)), moment())
     world.dispatch.on_live_loaded(LiveLoaded((waits,)), moment())
     world.commit()
 
-    answer = RipeLoaded(3, (Ripe(waits, None),), are_left=False)
-    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+    answer = UnblockedLoaded(3, (UnblockedTask(waits, None),), has_more=False)
+    effects = world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert not [e for e in effects if isinstance(e, Append | Send)]
 
@@ -86,15 +88,15 @@ def test_who_ends_while_the_store_answers_does_not_run() -> None:
 def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> None:
     """Some were cancelled while it waited."""
     world = reigning(b=3)
-    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submit(late()), moment())
     world.commit()
     options = TaskOptions(after=After(tasks=("p",)), array=ArraySpec(count=2))
     waits = replace(spec("t"), options=options)
-    record = TaskRecord(T, waits, progress=Progress(queued=1, cancelled=1))
+    record = TaskRecord(T, waits, progress=ArrayProgress(queued=1, cancelled=1))
 
-    answer = RipeLoaded(3, (Ripe(record, None),), are_left=False)
-    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+    answer = UnblockedLoaded(3, (UnblockedTask(record, None),), has_more=False)
+    effects = world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert LoadLive((T,)) in effects
     assert not [effect for effect in effects if isinstance(effect, Send)]
@@ -103,7 +105,7 @@ def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> 
 def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
     """Its reign had seen that one end well. It would be tried again, though over."""
     world = reigning(a=1)
-    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submit(late()), moment())
     world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
@@ -111,8 +113,8 @@ def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
     back = Reattach(((attempt(), waits.spec),), 1, NodeState.READY)
     world.dispatch.on_reattach(A, back, moment())
 
-    answer = RipeLoaded(3, (Ripe(waits, TaskId("p")),), are_left=False)
-    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+    answer = UnblockedLoaded(3, (UnblockedTask(waits, TaskId("p")),), has_more=False)
+    effects = world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
@@ -120,8 +122,8 @@ def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
 def test_nobody_is_asked_about_while_others_are_read() -> None:
     """They may hold that a late task has run, and how it ended."""
     world = World()
-    world.dispatch.adoption.hold(moment())
+    world.dispatch.reconciler.delay_read(moment())
 
-    assert world.dispatch.begin(epoch(), STREAM, moment()) == []
+    assert world.dispatch.start_dispatching(epoch(), STREAM, moment()) == []
 
-    assert LoadRipe(2, RIPE_MAX) in world.dispatch.on_time(moment(READ_S))
+    assert LoadUnblocked(2, UNBLOCKED_MAX) in world.dispatch.on_time(moment(CATCH_UP_S))

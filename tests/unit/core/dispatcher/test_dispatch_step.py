@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from octaskly.core.effects import (
-    Announce,
-    Load,
+    AnnounceTaskStates,
     LoadLive,
+    LoadQueued,
 )
-from octaskly.core.events import LiveLoaded, Loaded
+from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Finished, Submitted
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
-from octaskly.core.model.tasks import AttemptState, Reason, TaskState
+from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.protocol.messages import Reattach, Results
-from octaskly.core.scheduling.retry_policy import LOSS_REST_S
+from octaskly.core.scheduling.retry_policy import LOSS_BACKOFF_S
 from tests.builders import (
     STREAM,
     attempt,
@@ -56,7 +56,7 @@ def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
 
     assert facts(effects) == [Finished(T, attempt(), B, outcome())]
     assert effects[1:] == []
-    assert later == [acknowledged(B), Announce((T,))]
+    assert later == [acknowledged(B), AnnounceTaskStates((T,))]
     assert world.dispatch.outstanding(B) == 0
 
 
@@ -81,7 +81,11 @@ def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
     again = world.dispatch.on_results(B, told(), moment())
 
     assert again == []
-    assert world.commit() == [acknowledged(B), Announce((T,)), acknowledged(B)]
+    assert world.commit() == [
+        acknowledged(B),
+        AnnounceTaskStates((T,)),
+        acknowledged(B),
+    ]
 
 
 def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
@@ -96,7 +100,7 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
         Submitted(spec()),
         Finished(T, attempt(), B, outcome()),
     ]
-    assert world.commit() == [acknowledged(B), Announce((T,))]
+    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
 
 
 def test_a_success_of_a_task_that_was_cancelled_before_this_reign_is_none() -> None:
@@ -111,22 +115,22 @@ def test_a_success_of_a_task_that_was_cancelled_before_this_reign_is_none() -> N
 
     assert asked == [LoadLive((T,))]
     assert again == []
-    end = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
+    end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
     assert facts(effects) == [Finished(T, attempt(), B, end)]
     assert effects[1:] == []
-    assert world.commit() == [acknowledged(B), Announce((T,))]
+    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
 
 
 def test_a_success_that_waits_for_the_store_keeps_its_task_from_being_started() -> None:
     """Its assignment was lost with the dispatcher before, so it seems to wait."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(A, 1), moment())
     world.dispatch.on_reattach(*reattach("a", 1), moment())
     waits = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
 
-    loaded = Loaded(-1, (record(),), has_more=False)
-    assert world.dispatch.on_loaded(loaded, moment()) == []
+    loaded = QueuedLoaded(-1, (record(),), has_more=False)
+    assert world.dispatch.on_queued_loaded(loaded, moment()) == []
     asked = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     effects = world.dispatch.on_live_loaded(LiveLoaded((record(),)), moment())
 
@@ -141,7 +145,7 @@ def test_what_is_cancelled_while_its_success_waits_for_the_store_is_cancelled() 
     world = reigning(b=1)
     world.dispatch.on_results(B, told(report(envelope=spec())), moment())
     asked = cancel(TaskState.RUNNING, force=True)
-    world.dispatch.on_cancel(asked, moment())
+    world.dispatch.on_cancel_requested(asked, moment())
     assert cancelled() in world.commit()
 
     was = record("t", running(B))
@@ -155,16 +159,16 @@ def test_what_is_cancelled_while_its_success_waits_for_the_store_is_cancelled() 
 def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None:
     """It may have ended long ago; only the store knows whether to run it."""
     world = reigning(b=1)
-    back = report(end=released(Reason.RETURNED), envelope=spec())
+    back = report(end=released(EndReason.RETURNED), envelope=spec())
 
     effects = world.dispatch.on_results(B, told(back), moment())
     later = world.commit()
 
     assert facts(effects) == [
         Submitted(spec()),
-        Finished(T, attempt(), B, released(Reason.RETURNED)),
+        Finished(T, attempt(), B, released(EndReason.RETURNED)),
     ]
-    assert later == [acknowledged(B), LoadLive(), Load(-2, 1000)]
+    assert later == [acknowledged(B), LoadLive(), LoadQueued(-2, 1000)]
 
 
 def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
@@ -173,11 +177,11 @@ def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
     world.dispatch.on_worker_up(node_info(A, 1), moment())
 
     effects = world.dispatch.on_results(
-        B, told(report(end=released(Reason.RETURNED)), credit=1), moment()
+        B, told(report(end=released(EndReason.RETURNED)), credit=1), moment()
     )
 
     assert facts(effects) == [
-        Finished(T, attempt(), B, released(Reason.RETURNED)),
+        Finished(T, attempt(), B, released(EndReason.RETURNED)),
         Assigned(T, attempt(2), B),
     ]
     assert effects[1:] == [to(B, (attempt(2), spec()))]
@@ -189,17 +193,17 @@ def test_a_worker_that_refuses_is_not_asked_again_at_once() -> None:
     world = holding(b=1)
 
     effects = world.dispatch.on_results(
-        B, told(report(end=released(Reason.STALE)), credit=1), moment()
+        B, told(report(end=released(EndReason.STALE)), credit=1), moment()
     )
 
-    assert facts(effects) == [Finished(T, attempt(), B, released(Reason.STALE))]
+    assert facts(effects) == [Finished(T, attempt(), B, released(EndReason.STALE))]
     assert effects[1:] == []
 
 
 def test_a_worker_without_an_input_is_not_tried_again() -> None:
     """Another worker may have it."""
     world = holding(b=1)
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
 
     first = world.dispatch.on_results(B, told(report(end=lack)), moment())
     second = world.dispatch.on_worker_up(node_info(A, 1), moment())
@@ -213,30 +217,30 @@ def test_a_worker_without_an_input_is_not_tried_again() -> None:
 def test_a_task_whose_input_nobody_has_fails_and_names_it() -> None:
     """Waiting would be for ever."""
     world = holding(b=1)
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_time(moment(LATE))
 
     effects = world.dispatch.on_results(B, told(report(end=lack)), moment(LATE))
 
-    failed = outcome(AttemptState.FAILED, Reason.INPUTS, detail="data.csv")
+    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")
     assert facts(effects) == [Finished(T, attempt(), B, failed)]
-    assert world.commit() == [acknowledged(B), Announce((T,))]
+    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
 
 
 def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
     """The node that has the file may be the last to attach."""
     world = holding(b=1)
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_results(B, told(report(end=lack)), moment())
     world.commit()
 
     due = world.dispatch.deadline()
     effects = world.dispatch.on_time(moment(LATE))
 
-    failed = outcome(AttemptState.FAILED, Reason.INPUTS, detail="data.csv")
+    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")
     assert due == moment(5.0).mono_s
     assert facts(effects) == [Finished(T, attempt(), B, failed)]
-    assert world.commit() == [Announce((T,))]
+    assert world.commit() == [AnnounceTaskStates((T,))]
 
 
 def test_a_lost_attempt_that_succeeded_after_all_ends_its_successor() -> None:
@@ -250,7 +254,7 @@ def test_a_lost_attempt_that_succeeded_after_all_ends_its_successor() -> None:
 
     assert facts(effects) == [Finished(T, attempt(), B, outcome())]
     assert effects[1:] == [kill(A, attempt(2))]
-    assert world.commit() == [acknowledged(B), Announce((T,))]
+    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
 
 
 def test_news_of_credit_alone_needs_no_acknowledgement() -> None:
@@ -264,7 +268,7 @@ def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
     """Worker b lacks it, worker a is merely busy."""
     world = reigning(record("t"), record("u", place=2), a=1, b=1)
     world.dispatch.on_time(moment(LATE))
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_results(B, told(report("u", end=lack), credit=1), moment(LATE))
 
     world.dispatch.on_worker_up(node_info("c", 1), moment(LATE))
@@ -284,8 +288,8 @@ def test_a_task_rests_before_its_last_try() -> None:
     (second,) = [fact.node for fact in facts(again) if isinstance(fact, Assigned)]
     rested = world.dispatch.on_worker_down(second, moment(LATE))
     world.commit()
-    early = world.dispatch.on_time(moment(LATE + LOSS_REST_S - 0.1))
-    last = world.dispatch.on_time(moment(LATE + LOSS_REST_S))
+    early = world.dispatch.on_time(moment(LATE + LOSS_BACKOFF_S - 0.1))
+    last = world.dispatch.on_time(moment(LATE + LOSS_BACKOFF_S))
 
     assert [type(fact) for fact in facts(rested)] == [Finished]
     assert early == []

@@ -7,52 +7,52 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.dispatcher.dependencies import RIPE_MAX
+from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
 from octaskly.core.effects import (
-    Announce,
+    AnnounceTaskStates,
     Answer,
     Append,
     Effect,
-    Load,
     LoadLive,
-    LoadRipe,
+    LoadQueued,
+    LoadUnblocked,
     Send,
 )
 from octaskly.core.events import (
     CancelRequested,
     LiveLoaded,
-    Loaded,
+    QueuedLoaded,
     TasksNotified,
     TasksSubmitted,
 )
 from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
-    CancelAsked,
     Finished,
     Notified,
     Submitted,
+    TaskCancelled,
 )
-from octaskly.core.log.merge import TaskRecord, join
-from octaskly.core.model.arrays import BY_FAILURES, FORCED, Progress
+from octaskly.core.log.merge import TaskRecord, join_records
+from octaskly.core.model.arrays import FORCED_PREFIX, MAX_FAILS_CANCELLER, ArrayProgress
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import Reason, TaskState
+from octaskly.core.model.tasks import EndReason, TaskState
+from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
-    Cursor,
     HeartbeatOk,
     Kill,
     Reattach,
     Report,
     Results,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.core.protocol.messages import Dispatch as DispatchMessage
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replies import Accepted, NotDurable, NotHere
+from octaskly.core.replies import NotDispatching, NotReplicated, TasksAccepted
 from tests.builders import (
     STREAM,
     attempt,
@@ -91,22 +91,28 @@ def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
     """What was accepted before is the first thing to know."""
     world = World()
 
-    effects = world.dispatch.begin(epoch(), STREAM, moment())
+    effects = world.dispatch.start_dispatching(epoch(), STREAM, moment())
 
-    assert effects == [LoadLive(), Load(-1, 1000), LoadRipe(2, RIPE_MAX)]
-    assert world.dispatch.is_reigning
+    assert effects == [
+        LoadLive(),
+        LoadQueued(-1, 1000),
+        LoadUnblocked(2, UNBLOCKED_MAX),
+    ]
+    assert world.dispatch.is_active
     assert world.dispatch.is_accepting
 
 
 def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
     """They may be older than what was decided since."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.end()
-    world.dispatch.begin(epoch(2), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.stop_dispatching()
+    world.dispatch.start_dispatching(epoch(2), STREAM, moment())
     stale = (record("t", running(A)),)
 
-    effects = world.dispatch.on_loaded(Loaded(-1, stale, has_more=False), moment())
+    effects = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-1, stale, has_more=False), moment()
+    )
     effects += world.dispatch.on_live_loaded(LiveLoaded(stale), moment())
 
     assert effects == []
@@ -117,11 +123,13 @@ def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     """The API then forwards them."""
     dispatch = World().dispatch
 
-    assert dispatch.on_submitted(submit(), moment()) == [Answer(1, NotHere())]
-    assert dispatch.on_cancel(cancel(), moment()) == [Answer(5, NotHere())]
+    assert dispatch.on_submitted(submit(), moment()) == [Answer(1, NotDispatching())]
+    assert dispatch.on_cancel_requested(cancel(), moment()) == [
+        Answer(5, NotDispatching())
+    ]
     assert dispatch.on_results(A, told(), moment()) == []
     assert dispatch.on_worker_down(A, moment()) == []
-    assert dispatch.on_absorbed(moment()) == []
+    assert dispatch.on_remote_entries(moment()) == []
     assert dispatch.on_time(moment()) == []
     assert dispatch.deadline() == math.inf
     assert dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment()) == []
@@ -131,8 +139,8 @@ def test_who_was_told_of_an_end_is_written_down() -> None:
     """By the dispatcher alone, so that the next one does not tell them again."""
     event = TasksNotified((T, TaskId("u")))
 
-    assert World().dispatch.on_notified(event, moment()) == []
-    effects = reigning().dispatch.on_notified(event, moment())
+    assert World().dispatch.on_tasks_notified(event, moment()) == []
+    effects = reigning().dispatch.on_tasks_notified(event, moment())
     assert facts(effects) == [Notified(T), Notified(TaskId("u"))]
 
 
@@ -141,31 +149,35 @@ def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:
     world = holding(a=1)
     world.dispatch.pause_accepting()
 
-    assert world.dispatch.on_submitted(submit(), moment()) == [Answer(1, NotHere())]
+    assert world.dispatch.on_submitted(submit(), moment()) == [
+        Answer(1, NotDispatching())
+    ]
     effects = world.dispatch.on_results(A, told(), moment())
 
     assert facts(effects) == [Finished(T, attempt(), A, outcome())]
-    assert world.commit() == [acknowledged(A), Announce((T,))]
+    assert world.commit() == [acknowledged(A), AnnounceTaskStates((T,))]
 
 
 def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
     """It is durable, and the successor pulls it."""
     world = reigning()
     world.dispatch.on_submitted(submit(), moment())
-    world.dispatch.end()
+    world.dispatch.stop_dispatching()
 
     (answer,) = world.commit()
 
     assert isinstance(answer, Answer)
-    assert isinstance(answer.reply, Accepted)
+    assert isinstance(answer.reply, TasksAccepted)
 
 
 def take_rows(world: World, *, is_ahead: bool) -> None:
     """Take in a part of a snapshot; with `is_ahead` it says more than the log."""
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
     stands_for = ((StreamId(5), 3 if is_ahead else 0),)
-    part = Snapshot(rows=(), cursor=Cursor(1, 1), more=True, vector=stands_for)
-    world.journal.join(part, head)
+    part = Snapshot(
+        rows=(), cursor=SnapshotCursor(1, 1), has_more=True, vector=stands_for
+    )
+    world.journal.merge_rows(part, head)
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
@@ -173,16 +185,18 @@ def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
     monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
 ) -> None:
     """What a request repeats may have come with a snapshot; standbys lack that."""
-    monkeypatch.setattr(Replication, "when_safe", lambda _, told, now: told(now, 2))
+    monkeypatch.setattr(
+        Replication, "when_replicated", lambda _, told, now: told(now, 2)
+    )
     world = reigning()
     take_rows(world, is_ahead=is_ahead)
 
     (known,) = world.dispatch.on_submitted(TasksSubmitted(1, (), "me", ()), moment())
     new = world.dispatch.on_submitted(submit(), moment())
 
-    assert known == Answer(1, Accepted((), 1 if is_ahead else 2))
+    assert known == Answer(1, TasksAccepted((), 1 if is_ahead else 2))
     (answer,) = [effect for effect in new if isinstance(effect, Answer)]
-    assert isinstance(answer.reply, Accepted)
+    assert isinstance(answer.reply, TasksAccepted)
     assert answer.reply.replicas == 2
 
 
@@ -202,7 +216,7 @@ def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:
     assert task.command == "echo hi"
     assert task.created_ms == moment().wall_ms
     assert task.ord >> 56 == 50
-    assert later == [Answer(1, Accepted((task,)))]
+    assert later == [Answer(1, TasksAccepted((task,)))]
 
 
 def test_where_more_waits_a_task_is_placed_when_it_is_durable() -> None:
@@ -214,7 +228,7 @@ def test_where_more_waits_a_task_is_placed_when_it_is_durable() -> None:
 
     one, two = (fact.spec for fact in facts(effects) if isinstance(fact, Submitted))
     assert effects[1:] == []
-    assert later[0] == Answer(1, Accepted((one, two)))
+    assert later[0] == Answer(1, TasksAccepted((one, two)))
     assert later[2:] == [to(B, (attempt(), one), (attempt(), two))]
 
 
@@ -249,7 +263,7 @@ def test_an_id_that_is_in_hand_is_not_accepted_twice() -> None:
 
     (submitted,) = facts(first)
     assert isinstance(submitted, Submitted)
-    reply = Accepted((submitted.spec,))
+    reply = TasksAccepted((submitted.spec,))
     assert second == []
     assert answers == [Answer(1, reply), Answer(2, reply)]
     assert third == [Answer(3, reply)]
@@ -313,24 +327,24 @@ def test_a_queued_task_is_cancelled_for_good() -> None:
     """The answer waits for the commit."""
     world = reigning(record())
 
-    effects = world.dispatch.on_cancel(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(), moment())
 
-    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert facts(effects) == [TaskCancelled(T, "ann")]
     assert effects[1:] == []
-    assert world.commit() == [cancelled(), Announce((T,))]
+    assert world.commit() == [cancelled(), AnnounceTaskStates((T,))]
 
 
 def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None:
     """The store may have answered before the cancel was written."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
-    world.dispatch.on_cancel(cancel(), moment())
+    world.dispatch.on_cancel_requested(cancel(), moment())
     world.commit()
 
-    effects = world.dispatch.on_loaded(
-        Loaded(-1, (record(),), has_more=False), moment()
+    effects = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-1, (record(),), has_more=False), moment()
     )
 
     assert effects == []
@@ -340,7 +354,7 @@ def test_a_running_task_is_not_cancelled_without_force() -> None:
     """Somebody may count on its side effects."""
     world = holding(b=1)
 
-    effects = world.dispatch.on_cancel(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(), moment())
 
     assert effects == [cancelled(False, TaskState.RUNNING)]
 
@@ -352,9 +366,9 @@ def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
     world.commit()
     assert world.dispatch.outstanding(B) == 2
 
-    effects = world.dispatch.on_cancel(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(), moment())
 
-    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert facts(effects) == [TaskCancelled(T, "ann")]
     assert effects[1:] == [kill(B)]
 
 
@@ -362,13 +376,13 @@ def test_a_running_task_is_killed_by_force() -> None:
     """The kill leaves at once, the answer waits for the commit."""
     world = holding(b=1)
 
-    effects = world.dispatch.on_cancel(cancel(force=True), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(force=True), moment())
     answer = world.commit()
-    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
 
-    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert facts(effects) == [TaskCancelled(T, "ann")]
     assert effects[1:] == [kill(B)]
-    assert answer == [cancelled(), Announce((T,))]
+    assert answer == [cancelled(), AnnounceTaskStates((T,))]
     assert again == [cancelled()]
 
 
@@ -378,7 +392,9 @@ def test_what_ended_since_it_was_looked_up_is_not_cancelled() -> None:
     world.dispatch.on_results(B, told(report()), moment())
     world.commit()
 
-    effects = world.dispatch.on_cancel(cancel(TaskState.RUNNING, force=True), moment())
+    effects = world.dispatch.on_cancel_requested(
+        cancel(TaskState.RUNNING, force=True), moment()
+    )
 
     assert effects == [cancelled(False, TaskState.COMPLETED)]
 
@@ -386,7 +402,7 @@ def test_what_ended_since_it_was_looked_up_is_not_cancelled() -> None:
 def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> None:
     """Its worker repeats it for as long as that takes."""
     world = World(is_strict=True)
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
     message = Results((report,), 1)
 
@@ -397,24 +413,26 @@ def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> 
     again = world.dispatch.on_results(B, message, moment(1))
 
     assert facts(first) == [Submitted(spec()), Finished(T, attempt(), B, outcome())]
-    assert told == [Announce((T,))]
+    assert told == [AnnounceTaskStates((T,))]
     assert again == []
 
 
 def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
     """It is carried out all the same, and asked for again until a standby has it."""
     world = World(is_strict=True)
-    world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_loaded(Loaded(-1, (record(),), has_more=False), moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.on_queued_loaded(
+        QueuedLoaded(-1, (record(),), has_more=False), moment()
+    )
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
-    effects = world.dispatch.on_cancel(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(), moment())
     answer = world.commit()
-    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
 
-    assert facts(effects) == [CancelAsked(T, "ann")]
-    assert answer == [Answer(5, NotDurable()), Announce((T,))]
-    assert again == [Answer(5, NotDurable())]
+    assert facts(effects) == [TaskCancelled(T, "ann")]
+    assert answer == [Answer(5, NotReplicated()), AnnounceTaskStates((T,))]
+    assert again == [Answer(5, NotReplicated())]
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
@@ -422,21 +440,23 @@ def test_a_strict_mesh_counts_no_copy_of_a_cancel_that_rows_alone_may_say(
     monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
 ) -> None:
     """Who asks again is told so until standbys have it in their logs."""
-    monkeypatch.setattr(Replication, "when_safe", lambda _, told, now: told(now, 2))
+    monkeypatch.setattr(
+        Replication, "when_replicated", lambda _, told, now: told(now, 2)
+    )
     world = World(is_strict=True)
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     take_rows(world, is_ahead=is_ahead)
 
-    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
 
-    assert again == [Answer(5, NotDurable()) if is_ahead else cancelled()]
+    assert again == [Answer(5, NotReplicated()) if is_ahead else cancelled()]
 
 
 def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
     """It is cancelled, whatever becomes of the attempt."""
     world = holding(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
-    world.dispatch.on_cancel(cancel(force=True), moment(LATE))
+    world.dispatch.on_cancel_requested(cancel(force=True), moment(LATE))
     world.commit()
 
     effects = world.dispatch.on_worker_down(A, moment(LATE))
@@ -448,7 +468,7 @@ def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
 def test_a_kill_is_repeated_when_the_worker_comes_back() -> None:
     """The first order may have been lost with the link."""
     world = holding(b=1)
-    world.dispatch.on_cancel(cancel(force=True), moment())
+    world.dispatch.on_cancel_requested(cancel(force=True), moment())
     world.commit()
     world.dispatch.on_worker_down(B, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
@@ -461,8 +481,8 @@ def test_what_is_over_cannot_be_cancelled() -> None:
     """The store knows; nothing is written."""
     world = reigning()
 
-    done = world.dispatch.on_cancel(cancel(TaskState.COMPLETED), moment())
-    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+    done = world.dispatch.on_cancel_requested(cancel(TaskState.COMPLETED), moment())
+    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
 
     assert done == [cancelled(False, TaskState.COMPLETED)]
     assert again == [cancelled()]
@@ -479,11 +499,11 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
         id=T,
         spec=replace(spec(), options=options),
         cancelled_by=by,
-        progress=Progress(running=1, cancelled=2),
+        progress=ArrayProgress(running=1, cancelled=2),
     )
     asked = CancelRequested(5, T, TaskState.RUNNING, False, "ann", array)
 
-    effects = world.dispatch.on_cancel(asked, moment())
+    effects = world.dispatch.on_cancel_requested(asked, moment())
 
     state = TaskState.CANCELLED if is_done else TaskState.RUNNING
     assert effects == [cancelled(is_done, state)]
@@ -492,7 +512,7 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
 def by_force(name: TaskId) -> CancelRequested:
     """Return how an array of three is cancelled of which one member runs."""
     spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
-    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
+    array = TaskRecord(name, spec_, progress=ArrayProgress(running=1, queued=2))
     return CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
 
 
@@ -502,11 +522,11 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
 ) -> None:
     """The reign is new: the log is still to be read, or a worker comes back later."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
     asked = by_force(name)
-    assert facts(world.dispatch.on_cancel(asked, moment())) == [
-        CancelAsked(name, f"{FORCED}ann")
+    assert facts(world.dispatch.on_cancel_requested(asked, moment())) == [
+        TaskCancelled(name, f"{FORCED_PREFIX}ann")
     ]
 
     member = record(f"{name}.1", running(B))
@@ -519,7 +539,7 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
         back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
         effects = world.dispatch.on_reattach(B, back, moment(1))
 
-    assert CancelAsked(member.id, "ann") in facts(effects)
+    assert TaskCancelled(member.id, "ann") in facts(effects)
     ordered = Kill(epoch(), ((member.id, attempt()),))
     assert effects[1:] == [Send(B, (ordered,))]
 
@@ -527,10 +547,10 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
 def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() -> None:
     """Its worker was away for longer than the adopt window, and begins no other."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
     asked = by_force(name)
-    world.dispatch.on_cancel(asked, moment())
+    world.dispatch.on_cancel_requested(asked, moment())
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
 
@@ -547,11 +567,11 @@ def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
 ) -> None:
     """That dispatcher died before the worker came back: with the log, or before it."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
-    asked = by_force(TaskId("task-007-abcdef12")).array
+    asked = by_force(TaskId("task-007-abcdef12")).array_record
     assert asked is not None
-    array = replace(asked, cancelled_by=f"{FORCED}ann")
+    array = replace(asked, cancelled_by=f"{FORCED_PREFIX}ann")
     member = record(f"{array.id}.1", running(B))
     assert member.spec is not None
     back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
@@ -567,13 +587,13 @@ def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
 
     assert ordered in effects
     told_ = [f for e in effects if isinstance(e, Append) for f in e.entries]
-    assert CancelAsked(member.id, "ann") in [entry.fact for entry in told_]
+    assert TaskCancelled(member.id, "ann") in [entry.fact for entry in told_]
 
 
 def test_members_of_an_array_that_was_cancelled_otherwise_run_on() -> None:
     """Without force those that run go on, whoever reigns."""
     world = reigning(b=1)
-    asked = by_force(TaskId("task-007-abcdef12")).array
+    asked = by_force(TaskId("task-007-abcdef12")).array_record
     assert asked is not None
     member = record(f"{asked.id}.1", running(B))
     assert member.spec is not None
@@ -589,24 +609,24 @@ def test_members_of_an_array_that_was_cancelled_otherwise_run_on() -> None:
 def test_force_stays_whoever_else_cancels_an_array() -> None:
     """Of all who did so one is kept, the same on each node."""
     task = TaskId("task-007-abcdef12")
-    forced = TaskRecord(task, cancelled_by=f"{FORCED}zoe")
+    forced = TaskRecord(task, cancelled_by=f"{FORCED_PREFIX}zoe")
 
-    for by in ("ann", BY_FAILURES):
-        assert join(forced, TaskRecord(task, cancelled_by=by)) == forced
+    for by in ("ann", MAX_FAILS_CANCELLER):
+        assert join_records(forced, TaskRecord(task, cancelled_by=by)) == forced
 
 
 def test_a_new_reign_begins_no_more_members_after_too_many_failures() -> None:
     """Each half of a split had allowed for as many."""
     name = TaskId("task-007-abcdef12")
     options = TaskOptions(array=ArraySpec(count=3, max_fails=0))
-    progress = Progress(queued=2, failed=1, rest=((1, 2),))
+    progress = ArrayProgress(queued=2, failed=1, remaining_runs=((1, 2),))
     array = TaskRecord(name, replace(spec(name), options=options), progress=progress)
     world = reigning(b=2)
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
 
     effects = world.dispatch.on_live_loaded(LiveLoaded((array,)), moment())
 
-    assert facts(effects) == [CancelAsked(name, BY_FAILURES)]
+    assert facts(effects) == [TaskCancelled(name, MAX_FAILS_CANCELLER)]
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 
@@ -615,7 +635,7 @@ def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
     world = reigning(b=1)
     name = TaskId("mine")
     options = TaskOptions(array=ArraySpec(count=3))
-    world.dispatch.on_cancel(by_force(name), moment())
+    world.dispatch.on_cancel_requested(by_force(name), moment())
     world.commit()
     world.dispatch.on_submitted(
         submit(replace(draft(), id=name, options=options)), moment()
@@ -634,7 +654,7 @@ def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> 
     world = holding(b=1)
     world.dispatch.on_results(B, told(), moment())
 
-    assert world.dispatch.on_cancel(cancel(TaskState.RUNNING), moment()) == []
+    assert world.dispatch.on_cancel_requested(cancel(TaskState.RUNNING), moment()) == []
     assert world.commit()[-1] == cancelled(False, TaskState.COMPLETED)
 
 
@@ -642,38 +662,38 @@ def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
     """The read of the new reign may have passed its place already."""
     world = reigning()
     world.dispatch.on_submitted(submit(), moment())
-    world.dispatch.end()
-    world.dispatch.begin(epoch(2), STREAM, moment())
-    world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment())
+    world.dispatch.stop_dispatching()
+    world.dispatch.start_dispatching(epoch(2), STREAM, moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
     (answer, *rest) = world.commit()
 
     assert isinstance(answer, Answer)
-    assert isinstance(answer.reply, Accepted)
-    assert Load(-3, 1000) in rest
+    assert isinstance(answer.reply, TasksAccepted)
+    assert LoadQueued(-3, 1000) in rest
 
 
 def test_a_task_that_is_looked_up_in_the_store_can_be_cancelled_meanwhile() -> None:
     """Its attempt came back, and whether it is queued is not yet known."""
     world = reigning(b=1)
-    back = report(end=released(Reason.RETURNED), envelope=spec())
+    back = report(end=released(EndReason.RETURNED), envelope=spec())
     world.dispatch.on_results(B, Results((back,), 1), moment())
 
-    effects = world.dispatch.on_cancel(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(), moment())
 
-    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert facts(effects) == [TaskCancelled(T, "ann")]
     assert effects[1:] == []
-    assert world.commit()[1:] == [cancelled(), Announce((T,))]
+    assert world.commit()[1:] == [cancelled(), AnnounceTaskStates((T,))]
 
 
 def test_a_task_that_the_store_says_is_over_is_not_queued() -> None:
     """A store may be asked for queued tasks only, but a rule does not rely on it."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     over = (record("t", cancelled="ann"),)
 
-    world.dispatch.on_loaded(Loaded(-1, over, has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, over, has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 

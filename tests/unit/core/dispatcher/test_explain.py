@@ -7,64 +7,75 @@ from dataclasses import replace
 import pytest
 
 from octaskly.core.effects import Answer
-from octaskly.core.log.merge import BROKEN, TaskRecord
-from octaskly.core.model.arrays import Progress
-from octaskly.core.model.nodes import NodeInfo, NodeState, Strain
+from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord
+from octaskly.core.model.arrays import ArrayProgress
+from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
-    Requires,
+    Requirements,
     Retry,
     TaskOptions,
 )
-from octaskly.core.model.tasks import Attempt, AttemptState, Reason, TaskSpec, TaskState
-from octaskly.core.protocol.messages import RosterLine
-from octaskly.core.replies import Explanation, Hopeless
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    EndReason,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.protocol.messages import RosterEntry
+from octaskly.core.replies import TaskExplanation, Unplaceable
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.builders import attempt, draft, moment, node_info, outcome, released, spec
 from tests.desk import submit
 from tests.quick import Mesh, heavy, member
 
 A, B = node_info("a", 2), node_info("b", 2)
-SSD = Requires(labels=(("disk", "ssd"),))
+SSD = Requirements(labels=(("disk", "ssd"),))
 
 
-def asking(requires: Requires | None = None) -> TaskSpec:
+def asking(requires: Requirements | None = None) -> TaskSpec:
     """Return a task that the store has, and that is not in hand."""
     return replace(spec("t", ord=999), options=TaskOptions(requires=requires))
 
 
 def explained(
-    mesh: Mesh, what: TaskSpec | TaskRecord | str, *members: RosterLine, at: float = 0.0
-) -> Explanation:
+    mesh: Mesh,
+    what: TaskSpec | TaskRecord | str,
+    *members: RosterEntry,
+    at: float = 0.0,
+) -> TaskExplanation:
     """Ask why a task (or the one with this command) is where it is."""
     if isinstance(what, str):
         tasks = mesh.dispatch._queue.tasks.values()
         what = next(task.spec for task in tasks if task.spec.command == what)
     record = TaskRecord(id=what.id, spec=what) if isinstance(what, TaskSpec) else what
     names = {line.id: line.name for line in members}
-    return mesh.dispatch.explaining.explain(record, members, moment(at), names)
+    return mesh.dispatch.explainer.explain_task(record, members, moment(at), names)
 
 
-def reasons(told: Explanation) -> list[tuple[str, str]]:
+def reasons(told: TaskExplanation) -> list[tuple[str, str]]:
     """Return all reasons with their codes."""
-    return [(why.code, why.text) for verdict in told.nodes for why in verdict.reasons]
+    return [
+        (why.code, why.text) for verdict in told.rejections for why in verdict.reasons
+    ]
 
 
 @pytest.mark.parametrize(
     ("requires", "reason"),
     [
-        (Requires(cpus=4), ("cpus", "needs 4 cpus, has 2")),
-        (Requires(memory_mb=9), ("memory", "needs 9 MB of memory, has 0")),
-        (Requires(gpus=1), ("gpus", "needs 1 GPU, has no GPU")),
+        (Requirements(cpus=4), ("cpus", "needs 4 cpus, has 2")),
+        (Requirements(memory_mb=9), ("memory", "needs 9 MB of memory, has 0")),
+        (Requirements(gpus=1), ("gpus", "needs 1 GPU, has no GPU")),
         (SSD, ("label", "lacks label disk=ssd")),
-        (Requires(node="ana"), ("node", "is not ana")),
-        (Requires(os="darwin"), ("os", "runs linux, not darwin")),
-        (Requires(arch="arm64"), ("arch", "is x86_64, not arm64")),
+        (Requirements(node="ana"), ("node", "is not ana")),
+        (Requirements(os="darwin"), ("os", "runs linux, not darwin")),
+        (Requirements(arch="arm64"), ("arch", "is x86_64, not arm64")),
     ],
 )
 def test_what_a_node_lacks_for_good_is_named(
-    requires: Requires, reason: tuple[str, str]
+    requires: Requirements, reason: tuple[str, str]
 ) -> None:
     """Each with a code that programs can read."""
     assert reasons(explained(Mesh(B), asking(requires), member(B))) == [reason]
@@ -86,16 +97,16 @@ def test_a_label_with_another_value_is_shown() -> None:
         (member(B, NodeState.LOST), ("lost", "is lost")),
         (member(B, NodeState.DRAINING), ("draining", "is draining")),
         (member(B, NodeState.PAUSED), ("paused", "is paused")),
-        (member(B, strain=Strain.DISK), ("disk_short", "is short of disk")),
-        (member(B, strain=Strain.MEMORY), ("memory_short", "is short of memory")),
+        (member(B, strain=Pressure.DISK), ("disk_short", "is short of disk")),
+        (member(B, strain=Pressure.MEMORY), ("memory_short", "is short of memory")),
         (
-            member(B, strain=Strain.LAUNCHERS),
+            member(B, strain=Pressure.LAUNCHERS),
             ("launchers_short", "is short of launchers"),
         ),
     ],
 )
 def test_a_node_that_takes_no_work_says_why(
-    line: RosterLine, reason: tuple[str, str]
+    line: RosterEntry, reason: tuple[str, str]
 ) -> None:
     """Whatever the task asks for."""
     assert reasons(explained(Mesh(B), asking(), line)) == [reason]
@@ -103,7 +114,7 @@ def test_a_node_that_takes_no_work_says_why(
 
 def test_all_that_is_in_the_way_is_told() -> None:
     """Else somebody resumes a node in vain."""
-    told = explained(Mesh(B), asking(Requires(cpus=4)), member(B, NodeState.PAUSED))
+    told = explained(Mesh(B), asking(Requirements(cpus=4)), member(B, NodeState.PAUSED))
 
     assert [code for code, _ in reasons(told)] == ["paused", "cpus"]
 
@@ -112,7 +123,7 @@ def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
     """Who asked for one node wants to hear of that, not of all the others."""
     line = (member(B, NodeState.DRAINING), member(node_info("c", 2)))
 
-    told = explained(Mesh(B), asking(Requires(node="b")), *line)
+    told = explained(Mesh(B), asking(Requirements(node="b")), *line)
 
     assert told.summary == "b is draining, and no other node could run it"
 
@@ -120,16 +131,18 @@ def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
 @pytest.mark.parametrize(
     ("requires", "summary"),
     [
-        (Requires(cpus=999), "no node has 999 CPUs; largest is 8 (ana-desk)"),
-        (Requires(memory_mb=9), "no node has 9 MB of memory; largest is 4 MB (b)"),
-        (Requires(gpus=2), "no node has 2 GPUs; largest is 1 (b)"),
-        (Requires(node="c"), "no node is called c"),
-        (Requires(os="darwin"), "no node runs darwin"),
-        (Requires(arch="arm64"), "no node is arm64"),
-        (Requires(cpus=8, gpus=1), "no node has all that it asks for"),
+        (Requirements(cpus=999), "no node has 999 CPUs; largest is 8 (ana-desk)"),
+        (Requirements(memory_mb=9), "no node has 9 MB of memory; largest is 4 MB (b)"),
+        (Requirements(gpus=2), "no node has 2 GPUs; largest is 1 (b)"),
+        (Requirements(node="c"), "no node is called c"),
+        (Requirements(os="darwin"), "no node runs darwin"),
+        (Requirements(arch="arm64"), "no node is arm64"),
+        (Requirements(cpus=8, gpus=1), "no node has all that it asks for"),
     ],
 )
-def test_what_nobody_has_is_said_in_one_line(requires: Requires, summary: str) -> None:
+def test_what_nobody_has_is_said_in_one_line(
+    requires: Requirements, summary: str
+) -> None:
     """With who comes nearest."""
     ana = node_info("ana-desk", 8)
     own = node_info("b", 2, memory_mb=4, gpus=("0",))
@@ -145,7 +158,7 @@ def test_lost_nodes_are_not_counted_among_those_that_have_it() -> None:
     big = node_info("big", 64)
 
     told = explained(
-        Mesh(B), asking(Requires(cpus=32)), member(B), member(big, NodeState.LOST)
+        Mesh(B), asking(Requirements(cpus=32)), member(B), member(big, NodeState.LOST)
     )
 
     assert told.summary == "no node has 32 CPUs; largest is 2 (b)"
@@ -156,7 +169,10 @@ def test_a_lost_node_that_was_asked_for_by_name_is_not_unknown() -> None:
     gone = node_info("gone", 2)
 
     told = explained(
-        Mesh(B), asking(Requires(node="gone")), member(B), member(gone, NodeState.LOST)
+        Mesh(B),
+        asking(Requirements(node="gone")),
+        member(B),
+        member(gone, NodeState.LOST),
     )
 
     assert told.summary == "gone is lost"
@@ -177,8 +193,8 @@ def test_what_is_granted_to_others_is_told() -> None:
     """It is there, but not free."""
     big = node_info("b", 4, memory_mb=100, gpus=("0",))
     mesh = Mesh(big)
-    mesh.ask(heavy("first", Requires(cpus=3, memory_mb=80, gpus=1)))
-    mesh.ask(heavy("next", Requires(cpus=2, memory_mb=50, gpus=1)))
+    mesh.ask(heavy("first", Requirements(cpus=3, memory_mb=80, gpus=1)))
+    mesh.ask(heavy("next", Requirements(cpus=2, memory_mb=50, gpus=1)))
 
     assert reasons(explained(mesh, "next", member(big))) == [
         ("slots", "needs 2 free slots, has 1"),
@@ -191,7 +207,7 @@ def test_a_worker_that_is_kept_is_told_to_both() -> None:
     """To the one it is kept for, and to who could have had it."""
     mesh = Mesh(B)
     mesh.ask(draft("t0"), draft("t1"))
-    mesh.ask(heavy("pair", Requires(cpus=2)))
+    mesh.ask(heavy("pair", Requirements(cpus=2)))
     late = RESERVE_AFTER_S + 1
     mesh.ask(draft("later"), at=late)
     mesh.end("t0", at=late)
@@ -222,7 +238,7 @@ def test_a_missing_input_is_named() -> None:
     mesh.ask(draft("one"))
     where = mesh.where("one")
     mesh.ask(*(draft(f"busy{n}") for n in range(3)))
-    mesh.end("one", how=released(Reason.INPUTS, "data.csv"))
+    mesh.end("one", how=released(EndReason.INPUTS, "data.csv"))
 
     told = explained(mesh, "one", member(node_info(where, 2)))
 
@@ -279,7 +295,7 @@ def test_where_a_task_runs_is_all_there_is_to_say() -> None:
     mesh = Mesh(B)
     mesh.ask(draft("one"))
 
-    assert explained(mesh, "one", member(B)) == Explanation(
+    assert explained(mesh, "one", member(B)) == TaskExplanation(
         TaskState.RUNNING, "it runs on b"
     )
 
@@ -309,7 +325,7 @@ SSD_C = node_info("c", 2, labels=(("disk", "ssd"),))
     ],
 )
 def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
-    requires: Requires | None, nodes: list[NodeInfo], text: str
+    requires: Requirements | None, nodes: list[NodeInfo], text: str
 ) -> None:
     """Also once it has ended; a task that waits was placed nowhere."""
     own = asking(requires)
@@ -318,11 +334,11 @@ def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
     waiting = TaskRecord(id=own.id, spec=own)
     members = [member(each) for each in nodes]
 
-    explaining = Mesh(*nodes).dispatch.explaining
+    explaining = Mesh(*nodes).dispatch.explainer
 
     names = {line.id: line.name for line in members}
-    assert explaining.placement(record, members, names) == text
-    assert explaining.placement(waiting, members, names) == ""
+    assert explaining.explain_placement(record, members, names) == text
+    assert explaining.explain_placement(waiting, members, names) == ""
 
 
 def test_what_stands_still_on_a_paused_node_is_told() -> None:
@@ -336,10 +352,10 @@ def test_what_stands_still_on_a_paused_node_is_told() -> None:
 
 def test_of_an_array_the_members_that_wait_are_explained() -> None:
     """Whether some of it runs or not; they all ask for the same."""
-    array = TaskOptions(array=ArraySpec(count=9), requires=Requires(cpus=4))
+    array = TaskOptions(array=ArraySpec(count=9), requires=Requirements(cpus=4))
     own = replace(spec(), options=array)
-    some = TaskRecord(id=own.id, spec=own, progress=Progress(6, 2, 1))
-    last = replace(some, progress=Progress(0, 2, 7))
+    some = TaskRecord(id=own.id, spec=own, progress=ArrayProgress(6, 2, 1))
+    last = replace(some, progress=ArrayProgress(0, 2, 7))
 
     told = explained(Mesh(B), some, member(B))
 
@@ -348,7 +364,7 @@ def test_of_an_array_the_members_that_wait_are_explained() -> None:
         told.summary
         == "6 of 9 members are queued: no node has 4 CPUs; largest is 2 (b)"
     )
-    assert explained(Mesh(B), last, member(B)) == Explanation(
+    assert explained(Mesh(B), last, member(B)) == TaskExplanation(
         TaskState.RUNNING, "it runs"
     )
 
@@ -357,12 +373,12 @@ def test_a_node_that_has_left_is_called_by_its_name() -> None:
     """The roster has it no more."""
     ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(ended,))
-    explaining, names = Mesh(A).dispatch.explaining, {B.id: "ben"}
+    explaining, names = Mesh(A).dispatch.explainer, {B.id: "ben"}
 
-    told = explaining.explain(record, [member(A)], moment(), names)
+    told = explaining.explain_task(record, [member(A)], moment(), names)
 
     assert told.summary == "it completed on ben"
-    placement = explaining.placement(record, [member(A)], names)
+    placement = explaining.explain_placement(record, [member(A)], names)
     assert (
         placement
         == "of 2 nodes, ben had the least work for its slots when the turn came"
@@ -373,7 +389,7 @@ def test_an_ended_task_is_told_as_the_store_has_it() -> None:
     """Nothing waits any more."""
     record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="ana")
 
-    assert explained(Mesh(B), record, member(B)) == Explanation(
+    assert explained(Mesh(B), record, member(B)) == TaskExplanation(
         TaskState.CANCELLED, "it was cancelled"
     )
 
@@ -399,12 +415,15 @@ def test_a_task_that_was_cancelled_while_it_rested_was_so_nowhere(
 @pytest.mark.parametrize(
     ("progress", "text"),
     [
-        (Progress(0, 0, 4, 2), "it failed: 2 of 6 members did"),
-        (Progress(0, 0, 0, 3, 47), "it failed: 3 of 50 members did, 47 were cancelled"),
+        (ArrayProgress(0, 0, 4, 2), "it failed: 2 of 6 members did"),
+        (
+            ArrayProgress(0, 0, 0, 3, 47),
+            "it failed: 3 of 50 members did, 47 were cancelled",
+        ),
     ],
 )
 def test_of_an_array_that_failed_it_is_told_how_much_of_it(
-    progress: Progress, text: str
+    progress: ArrayProgress, text: str
 ) -> None:
     """Also where the others were given up."""
     array = ArraySpec(count=progress.total, max_fails=2)
@@ -416,7 +435,9 @@ def test_of_an_array_that_failed_it_is_told_how_much_of_it(
 
 def test_a_task_that_never_can_run_is_told_why() -> None:
     """Who cancelled it is not a person."""
-    record = TaskRecord(id=spec().id, spec=spec(), cancelled_by=f"{BROKEN}p")
+    record = TaskRecord(
+        id=spec().id, spec=spec(), cancelled_by=f"{DEPENDENCY_FAILED_PREFIX}p"
+    )
 
     told = explained(Mesh(B), record, member(B))
 
@@ -426,11 +447,11 @@ def test_a_task_that_never_can_run_is_told_why() -> None:
 @pytest.mark.parametrize(
     ("reason", "code", "signal", "detail", "text"),
     [
-        (Reason.EXIT, 3, None, "", "exit code 3"),
-        (Reason.SIGNAL, 137, 9, "", "signal 9"),
-        (Reason.TIMEOUT, 124, None, "", "timeout"),
+        (EndReason.EXIT, 3, None, "", "exit code 3"),
+        (EndReason.SIGNAL, 137, 9, "", "signal 9"),
+        (EndReason.TIMEOUT, 124, None, "", "timeout"),
         (
-            Reason.EXIT,
+            EndReason.EXIT,
             126,
             None,
             "cwd x does not exist on b",
@@ -439,7 +460,7 @@ def test_a_task_that_never_can_run_is_told_why() -> None:
     ],
 )
 def test_a_task_that_failed_is_told_how(
-    reason: Reason, code: int, signal: int | None, detail: str, text: str
+    reason: EndReason, code: int, signal: int | None, detail: str, text: str
 ) -> None:
     """In the words that say most."""
     end = outcome(AttemptState.FAILED, reason, detail=detail)
@@ -452,7 +473,7 @@ def test_a_task_that_failed_is_told_how(
 
 def test_a_task_without_its_inputs_failed_on_no_node() -> None:
     """The last one that was tried had no more to do with it than the others."""
-    end = replace(outcome(AttemptState.FAILED, Reason.INPUTS), detail="a.txt, b.txt")
+    end = replace(outcome(AttemptState.FAILED, EndReason.INPUTS), detail="a.txt, b.txt")
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
@@ -464,12 +485,12 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
 def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:
     """Nothing of its batch is accepted; others wait for a node that may come."""
     mesh = Mesh(B)
-    huge = heavy("huge", Requires(cpus=999))
+    huge = heavy("huge", Requirements(cpus=999))
     hasty = replace(huge, is_fail_fast=True)
 
     refused = mesh.dispatch.on_submitted(submit(draft("one"), hasty), moment())
 
     why = "no node has 999 CPUs; largest is 2 (b)"
-    assert refused == [Answer(1, Hopeless(1, why))]
-    fits = replace(heavy("fits", Requires(cpus=2)), is_fail_fast=True)
+    assert refused == [Answer(1, Unplaceable(1, why))]
+    fits = replace(heavy("fits", Requirements(cpus=2)), is_fail_fast=True)
     assert mesh.ask(huge, fits) == ["fits"]

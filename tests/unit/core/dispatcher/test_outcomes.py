@@ -6,26 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.dispatcher.cancellation import state_of
-from octaskly.core.effects import Announce, Append, LoadLive, Send
-from octaskly.core.events import LiveLoaded, Loaded
-from octaskly.core.log.facts import Assigned, CancelAsked, Finished
-from octaskly.core.log.merge import SUPPOSED, TaskRecord
-from octaskly.core.model.drafts import logged_id
+from octaskly.core.dispatcher.cancellation import visible_state
+from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, Send
+from octaskly.core.events import LiveLoaded, QueuedLoaded
+from octaskly.core.log.facts import Assigned, Finished, TaskCancelled
+from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
+from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import Retry, TaskOptions
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
+    EndReason,
     Outcome,
-    Reason,
     TaskSpec,
     TaskState,
 )
 from octaskly.core.protocol.messages import Reattach, ResultsOk
 from octaskly.core.scheduling.queued_task import Stage
-from octaskly.core.scheduling.retry_policy import LOSSES_MAX, rest_s
+from octaskly.core.scheduling.retry_policy import LOSSES_MAX, retry_delay_s
 from tests.builders import (
     STREAM,
     attempt,
@@ -59,7 +59,7 @@ from tests.desk import (
 )
 
 AGAIN = replace(FAILED, state=AttemptState.RELEASED)
-REST_S = rest_s(T, 1)
+REST_S = retry_delay_s(T, 1)
 
 
 def stubborn(*attempts: Attempt, **rule: object) -> TaskRecord:
@@ -107,16 +107,16 @@ def test_the_last_failure_is_the_end() -> None:
     effects = world.dispatch.on_results(A, told(last), moment())
 
     assert facts(effects) == [Finished(T, attempt(3), A, FAILED)]
-    assert Announce((T,)) in world.commit()
+    assert AnnounceTaskStates((T,)) in world.commit()
 
 
 def test_a_resting_task_is_cancelled_like_a_queued_one() -> None:
     """It never runs again."""
     world = resting()
 
-    effects = world.dispatch.on_cancel(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel(), moment())
 
-    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert facts(effects) == [TaskCancelled(T, "ann")]
     assert cancelled() in world.commit()
     assert world.dispatch.on_time(moment(REST_S)) == []
 
@@ -124,12 +124,12 @@ def test_a_resting_task_is_cancelled_like_a_queued_one() -> None:
 def test_a_success_that_met_its_cancel_on_the_way_is_none() -> None:
     """Who cancelled was answered that it is so; an end is an end once."""
     world = holding(b=1)
-    world.dispatch.on_cancel(cancel(force=True), moment())
+    world.dispatch.on_cancel_requested(cancel(force=True), moment())
     assert cancelled() in world.commit()
 
     effects = world.dispatch.on_results(B, told(report(end=outcome())), moment())
 
-    end = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
+    end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
     assert facts(effects) == [Finished(T, attempt(), B, end)]
 
 
@@ -138,7 +138,7 @@ def test_a_success_told_again_to_who_cancelled_it_is_none_either() -> None:
     acknowledgement, and is acknowledged once more.
     """
     world = holding(b=1)
-    world.dispatch.on_cancel(cancel(force=True), moment())
+    world.dispatch.on_cancel_requested(cancel(force=True), moment())
     world.commit()
     world.dispatch.on_results(B, told(report(end=outcome())), moment())
     world.commit()
@@ -152,7 +152,7 @@ def test_a_task_that_takes_the_name_of_a_forgotten_one_ends_as_well() -> None:
     """Its first attempt has the number that the other one's had in this reign."""
     world = reigning(b=1)
     nightly = draft(id="nightly")
-    name = logged_id(nightly, "tester")
+    name = log_id_of(nightly, "tester")
     assert name is not None
     for _ in range(2):
         world.dispatch.on_submitted(submit(nightly), moment())
@@ -167,7 +167,7 @@ def test_a_task_that_takes_the_name_of_a_forgotten_one_ends_as_well() -> None:
 def test_a_resting_task_survives_a_new_read_of_the_queue() -> None:
     """The store shows it as queued, and it is not queued twice."""
     world = resting()
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
 
     assert world.dispatch.on_time(moment(REST_S * 0.9)) == []
 
@@ -188,8 +188,8 @@ def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
 def new_reign(**workers: int) -> World:
     """Return a reign that has not read its log yet; these workers are linked."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
     return world
@@ -305,7 +305,7 @@ def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again()
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
     assert acknowledged(A, attempt(2)) in world.commit()
-    world.dispatch._queue._finals.clear()  # Of them the last ones are remembered.
+    world.dispatch._queue._recent_finals.clear()  # Of them the last ones are remembered.
     assert ONCE.spec is not None
     listed = ((attempt(), ONCE.spec), (attempt(2), ONCE.spec))
     world.dispatch.on_reattach(A, Reattach(listed, 0, NodeState.READY), moment())
@@ -340,7 +340,7 @@ def test_an_attempt_whose_end_is_known_is_not_taken_for_live_by_an_older_read() 
     """The store was asked before it was told, and says that it runs."""
     theirs = AttemptId(1, StreamId(99), 1)
     world = reigning(stubborn(retries=5), a=1)
-    world.dispatch.adoption.catch_up()
+    world.dispatch.reconciler.trust_log()
     assert LoadLive() in world.dispatch.on_submitted(submit(), moment())
     world.dispatch.on_results(B, told(report(of=theirs, end=FAILED)), moment())
     world.dispatch.on_results(A, told(report(end=FAILED)), moment())
@@ -349,7 +349,7 @@ def test_an_attempt_whose_end_is_known_is_not_taken_for_live_by_an_older_read() 
 
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
 
-    assert world.dispatch._queue.tasks[T].stage is Stage.RESTING
+    assert world.dispatch._queue.tasks[T].stage is Stage.BACKING_OFF
 
 
 def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> None:
@@ -386,7 +386,7 @@ def test_failures_behind_the_attempt_that_a_worker_listed_count_too() -> None:
 def test_a_failure_told_beside_what_was_given_back_waits_for_the_log_as_well() -> None:
     """All that is known of the task is that: not even how often it may be tried."""
     world = new_reign(a=1, b=1)
-    back = Outcome(state=AttemptState.RELEASED, reason=Reason.RETURNED)
+    back = Outcome(state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     world.dispatch.on_results(A, told(report(of=attempt(3), end=back)), moment())
 
     late = report(of=attempt(2), end=FAILED)
@@ -413,7 +413,7 @@ def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked()
     assert isinstance(end, Finished)
     assert (end.outcome.state, end.outcome.reason) == (
         AttemptState.FAILED,
-        Reason.LOST,
+        EndReason.LOST,
     )
 
 
@@ -424,7 +424,7 @@ def test_the_end_of_another_attempt_at_what_ended_here_asks_the_store() -> None:
     world.commit()
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
     assert kill(B, attempt(2)) in world.dispatch.on_reattach(B, back, moment())
-    gone = replace(AGAIN, state=AttemptState.CANCELLED, reason=Reason.CANCELLED)
+    gone = replace(AGAIN, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
     world.dispatch.on_results(B, told(report(of=attempt(2), end=gone)), moment())
 
     effects = world.commit()
@@ -434,7 +434,7 @@ def test_the_end_of_another_attempt_at_what_ended_here_asks_the_store() -> None:
 
 def lost(n: int) -> Attempt:
     """Return an attempt whose worker was lost."""
-    outcome = Outcome(state=AttemptState.RELEASED, reason=Reason.LOST)
+    outcome = Outcome(state=AttemptState.RELEASED, reason=EndReason.LOST)
     return Attempt(id=attempt(n), node=B, state=AttemptState.RELEASED, outcome=outcome)
 
 
@@ -448,9 +448,9 @@ def test_a_task_that_takes_down_its_workers_is_stopped() -> None:
 
     assert isinstance(end, Finished)
     assert (end.outcome.state, end.outcome.reason) == (
-        *(AttemptState.FAILED, Reason.POISON),
+        *(AttemptState.FAILED, EndReason.POISON),
     )
-    assert Announce((T,)) in world.commit()
+    assert AnnounceTaskStates((T,)) in world.commit()
 
 
 def test_who_waits_on_a_lost_worker_did_not_take_it_down() -> None:
@@ -468,7 +468,7 @@ def test_who_waits_on_a_lost_worker_did_not_take_it_down() -> None:
 
     assert [
         (end.task, end.outcome.reason) for end in ends if isinstance(end, Finished)
-    ] == [(running, Reason.LOST), (waiting, Reason.RETURNED)]
+    ] == [(running, EndReason.LOST), (waiting, EndReason.RETURNED)]
 
 
 @pytest.mark.parametrize("on_lost", [True, False])
@@ -494,12 +494,12 @@ def test_a_resting_task_is_queued_for_clients() -> None:
     world = resting()
     task = world.dispatch._queue.tasks[T]
 
-    assert state_of(task, TaskState.RUNNING) is TaskState.QUEUED
+    assert visible_state(task, TaskState.RUNNING) is TaskState.QUEUED
 
 
-@pytest.mark.parametrize("reason", SUPPOSED)
+@pytest.mark.parametrize("reason", PRESUMED_REASONS)
 def test_the_end_of_an_attempt_of_which_only_a_guess_is_known_counts(
-    reason: Reason,
+    reason: EndReason,
 ) -> None:
     """A dispatcher supposed that it never began, or was lost: its worker was away."""
     state = AttemptState.RELEASED
@@ -516,10 +516,10 @@ def test_the_end_of_an_attempt_of_which_only_a_guess_is_known_counts(
 def test_failures_that_the_queue_shows_count_for_what_a_worker_listed() -> None:
     """It was read before the task was, by which the reign knows all of it."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
-    world.dispatch.on_loaded(Loaded(-1, (ONCE,), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (ONCE,), has_more=False), moment())
 
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, told(late), moment())
@@ -530,10 +530,12 @@ def test_failures_that_the_queue_shows_count_for_what_a_worker_listed() -> None:
 def test_what_is_known_only_by_its_ends_is_not_known_by_the_queue() -> None:
     """The end that was told came without what the task may be tried again by."""
     world = reigning(a=1, b=1)
-    world.dispatch.on_absorbed(moment())
-    back = Outcome(state=AttemptState.RELEASED, reason=Reason.RETURNED)
+    world.dispatch.on_remote_entries(moment())
+    back = Outcome(state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     world.dispatch.on_results(A, told(report(end=back)), moment())
-    world.dispatch.on_loaded(Loaded(-2, (stubborn(),), has_more=False), moment())
+    world.dispatch.on_queued_loaded(
+        QueuedLoaded(-2, (stubborn(),), has_more=False), moment()
+    )
 
     late = report(of=attempt(2), end=FAILED, envelope=stubborn().spec)
     assert world.dispatch.on_results(B, told(late), moment()) == []
@@ -549,15 +551,17 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     first = report(end=FAILED, envelope=stubborn().spec)
     world.dispatch.on_results(A, told(first), moment())
     world.dispatch.on_live_loaded(LiveLoaded((stubborn(running(A)),)), moment())
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
     world.commit()
     world.dispatch.on_reattach(B, listing(attempt(2), stubborn().spec), moment())
-    world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
     world.dispatch.on_results(B, told(report(of=attempt(2))), moment())
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
     log = stubborn(*ONCE.attempts)
-    effects = world.dispatch.on_loaded(Loaded(-3, (log,), has_more=False), moment())
+    effects = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-3, (log,), has_more=False), moment()
+    )
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
@@ -575,7 +579,7 @@ def test_a_loss_that_is_told_beside_another_attempt_counts() -> None:
     (end,) = facts(world.dispatch.on_worker_down(B, moment(LATE)))
 
     assert isinstance(end, Finished)
-    assert end.outcome.reason is Reason.POISON
+    assert end.outcome.reason is EndReason.POISON
 
 
 @pytest.mark.parametrize("state", [AttemptState.OK, AttemptState.CANCELLED])
@@ -584,16 +588,16 @@ def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
 ) -> None:
     """A new link lists results as running that are too many for one message."""
     world = World(is_strict=True)
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     late = report(end=outcome(state), envelope=spec())
     world.dispatch.on_results(A, told(late), moment())
     log = replace(stubborn(), attempts=(replace(running(A), state=state),))
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
-    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     world.commit()
-    world.dispatch._queue._finals.clear()  # Of them the last ones are remembered.
+    world.dispatch._queue._recent_finals.clear()  # Of them the last ones are remembered.
     world.dispatch.on_worker_down(A, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     world.dispatch.on_reattach(A, listing(attempt(), spec()), moment())
@@ -608,7 +612,7 @@ def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
 def lacking_in_the_adopt_window() -> World:
     """Return a reign whose only worker lacks an input, while others may yet come."""
     world = reigning(stubborn(), a=1)
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_results(A, told(report(end=lack)), moment())
     world.commit()
     return world
@@ -617,13 +621,15 @@ def lacking_in_the_adopt_window() -> World:
 def test_what_every_worker_lacks_fails_also_when_it_is_read_after_the_window() -> None:
     """As that closed it was not in hand."""
     world = lacking_in_the_adopt_window()
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
     ended = replace(running(A), state=lack.state, outcome=lack)
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
     world.dispatch.on_time(moment(LATE))
 
     log = (stubborn(ended),)
-    effects = world.dispatch.on_loaded(Loaded(-2, log, has_more=False), moment(LATE))
+    effects = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-2, log, has_more=False), moment(LATE)
+    )
 
     (end,) = facts(effects)
     assert isinstance(end, Finished)

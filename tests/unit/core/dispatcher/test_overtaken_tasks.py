@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.dispatcher.dependencies import RIPE_MAX
-from octaskly.core.effects import Announce, Append, Effect, Load, LoadLive, LoadRipe
-from octaskly.core.events import LiveLoaded, Loaded, Ripe, RipeLoaded
+from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
+from octaskly.core.effects import (
+    AnnounceTaskStates,
+    Append,
+    Effect,
+    LoadLive,
+    LoadQueued,
+    LoadUnblocked,
+)
+from octaskly.core.events import (
+    LiveLoaded,
+    QueuedLoaded,
+    UnblockedLoaded,
+    UnblockedTask,
+)
 from octaskly.core.log.facts import Assigned, Finished
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import Progress, member_id
+from octaskly.core.model.arrays import ArrayProgress, member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
@@ -46,7 +58,9 @@ def array(*rest: tuple[int, int]) -> TaskRecord:
     """Return an array of two, and what is left of it."""
     asked = TaskOptions(array=ArraySpec(count=2), retry=Retry(retries=1))
     task = replace(spec(ARRAY, ord=1), options=asked)
-    return TaskRecord(ARRAY, task, progress=Progress(queued=2, rest=rest))
+    return TaskRecord(
+        ARRAY, task, progress=ArrayProgress(queued=2, remaining_runs=rest)
+    )
 
 
 def join(world: World) -> list[Effect]:
@@ -59,9 +73,9 @@ def test_a_task_that_waits_and_ended_elsewhere_is_read_again() -> None:
     """Who waits for it is told; the store knows whether it is the same task."""
     world = reigning(record())
 
-    effects = world.dispatch.on_overtaken((T,), moment())
+    effects = world.dispatch.on_ended_elsewhere((T,), moment())
 
-    assert effects == [Announce((T,)), LoadLive(), Load(-2, 1000)]
+    assert effects == [AnnounceTaskStates((T,)), LoadLive(), LoadQueued(-2, 1000)]
     assert join(world) == []
 
 
@@ -69,33 +83,33 @@ def test_who_does_not_reign_goes_by_no_end() -> None:
     """A reign that begins later reads it."""
     world = World()
 
-    assert world.dispatch.on_overtaken((T,), moment()) == []
+    assert world.dispatch.on_ended_elsewhere((T,), moment()) == []
 
 
 def test_a_read_that_is_older_begins_nothing_that_ended_elsewhere() -> None:
     """It was asked before the end was on this disk."""
     world = reigning()
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
     join(world)
-    world.dispatch.on_overtaken((T,), moment())
+    world.dispatch.on_ended_elsewhere((T,), moment())
 
-    older = Loaded(-2, (record(), record("u")), has_more=False)
-    effects = world.dispatch.on_loaded(older, moment())
+    older = QueuedLoaded(-2, (record(), record("u")), has_more=False)
+    effects = world.dispatch.on_queued_loaded(older, moment())
 
     assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
     world.commit()
     again = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    assert again == [LoadLive(), Load(-3, 1000)]
+    assert again == [LoadLive(), LoadQueued(-3, 1000)]
 
 
 def test_a_later_read_is_believed() -> None:
     """Another task may have the name of one that was forgotten."""
     world = reigning(record())
-    world.dispatch.on_overtaken((T,), moment())
+    world.dispatch.on_ended_elsewhere((T,), moment())
     join(world)
 
-    effects = world.dispatch.on_loaded(
-        Loaded(-2, (record(),), has_more=False), moment()
+    effects = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-2, (record(),), has_more=False), moment()
     )
 
     assert facts(effects) == [Assigned(T, attempt(), B)]
@@ -104,7 +118,7 @@ def test_a_later_read_is_believed() -> None:
 def test_what_runs_and_ended_elsewhere_is_looked_up_before_its_end_counts() -> None:
     """It may have been cancelled there, and who did so was told."""
     world = holding(a=1)
-    world.dispatch.on_overtaken((T,), moment())
+    world.dispatch.on_ended_elsewhere((T,), moment())
 
     effects = world.dispatch.on_results(A, told(), moment())
 
@@ -116,12 +130,12 @@ def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> No
     """Its worker was lost before it could tell."""
     world = holding(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
-    world.dispatch.on_overtaken((T,), moment(LATE))
+    world.dispatch.on_ended_elsewhere((T,), moment(LATE))
 
     effects = world.dispatch.on_worker_down(A, moment(LATE))
 
     assert effects[1:] == []
-    assert world.commit() == [LoadLive(), Load(-2, 1000)]
+    assert world.commit() == [LoadLive(), LoadQueued(-2, 1000)]
 
 
 def test_what_waits_at_its_worker_and_ended_elsewhere_is_called_back() -> None:
@@ -131,9 +145,9 @@ def test_what_waits_at_its_worker_and_ended_elsewhere_is_called_back() -> None:
     world.dispatch.on_reattach(*reattach("a", 2), moment())
     world.commit()
 
-    effects = world.dispatch.on_overtaken((T, TaskId("u")), moment())
+    effects = world.dispatch.on_ended_elsewhere((T, TaskId("u")), moment())
 
-    assert effects == [Announce((T, TaskId("u"))), kill(A)]
+    assert effects == [AnnounceTaskStates((T, TaskId("u"))), kill(A)]
     ended = report(end=outcome(AttemptState.CANCELLED))
     back = world.dispatch.on_results(A, told(ended, credit=0), moment())
     assert [type(fact) for fact in facts(back)] == [Finished]
@@ -144,7 +158,7 @@ def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
     """Neither one that never left it, nor one that failed and would be tried again."""
     world = reigning(array((0, 1)), a=1)
     first = member_id(ARRAY, 0)
-    world.dispatch.on_overtaken((ARRAY,), moment())
+    world.dispatch.on_ended_elsewhere((ARRAY,), moment())
 
     failed = told(report(first, end=FAILED))
     effects = world.dispatch.on_results(A, failed, moment()) + world.commit()
@@ -158,7 +172,7 @@ def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
 def test_a_member_that_ended_elsewhere_does_not_begin() -> None:
     """The others do."""
     world = reigning(array((0, 1)))
-    world.dispatch.on_overtaken((member_id(ARRAY, 0),), moment())
+    world.dispatch.on_ended_elsewhere((member_id(ARRAY, 0),), moment())
 
     assert facts(join(world)) == [Assigned(member_id(ARRAY, 1), attempt(), B)]
 
@@ -169,14 +183,14 @@ def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run()
     """The store was asked before it knew that."""
     late = TaskOptions(after=After(tasks=("p",)))
     world = reigning(b=1)
-    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submit(replace(draft(), options=late)), moment())
-    assert LoadRipe(3, RIPE_MAX) in world.commit()
+    assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
 
-    world.dispatch.on_overtaken((T,), moment())
+    world.dispatch.on_ended_elsewhere((T,), moment())
     waits = TaskRecord(T, replace(spec(), options=late))
-    answer = RipeLoaded(3, (Ripe(waits, None),), are_left=False)
-    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+    answer = UnblockedLoaded(3, (UnblockedTask(waits, None),), has_more=False)
+    effects = world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
@@ -191,7 +205,7 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_what_was_read_before()
     late = report(of=attempt(2), end=FAILED, envelope=log.spec)
     assert world.dispatch.on_results(A, told(late), moment()) == [LoadLive((T,))]
 
-    world.dispatch.on_overtaken((T,), moment())
+    world.dispatch.on_ended_elsewhere((T,), moment())
     effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
 
     assert LoadLive((T,)) in effects

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from octaskly.core.dispatcher.dependencies import RIPE_MAX
+from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
 from octaskly.core.effects import (
-    Announce,
-    Load,
+    AnnounceTaskStates,
     LoadLive,
-    LoadRipe,
+    LoadQueued,
+    LoadUnblocked,
 )
 from octaskly.core.events import (
     LiveLoaded,
-    Loaded,
+    QueuedLoaded,
 )
 from octaskly.core.log.facts import Assigned, Finished, Submitted
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
-from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, Reason
+from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Reattach
 from tests.builders import (
     STREAM,
@@ -158,8 +158,8 @@ def test_an_attempt_that_a_worker_does_not_know_any_more_is_lost_at_once() -> No
 def test_the_log_is_not_believed_about_a_worker_that_has_already_spoken() -> None:
     """It said what it runs before the log was read."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
@@ -177,7 +177,7 @@ def test_of_two_live_attempts_in_the_log_the_older_is_given_up() -> None:
     """Two sides of a split each ran the task."""
     two = (running(A, attempt(1)), running(B, attempt(2)))
     world = reigning()
-    world.dispatch.on_absorbed(moment(9))
+    world.dispatch.on_remote_entries(moment(9))
 
     effects = world.dispatch.on_live_loaded(LiveLoaded((record("t", *two),)), moment(9))
 
@@ -199,29 +199,31 @@ def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> Non
 
     assert facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
     assert effects[1:] == []
-    assert world.commit() == [LoadLive(), Load(-2, 1000)]
+    assert world.commit() == [LoadLive(), LoadQueued(-2, 1000)]
 
 
 def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
     """Tasks of the other side are queued here, and ended ones are dropped."""
     world = reigning(record())
 
-    effects = world.dispatch.on_absorbed(moment())
+    effects = world.dispatch.on_remote_entries(moment())
     world.dispatch.on_worker_up(node_info(B, 2), moment())
     world.dispatch.on_reattach(B, Reattach((), 2, NodeState.READY), moment())
-    placed = world.dispatch.on_loaded(
-        Loaded(-2, (record("u", place=2),), has_more=False), moment()
+    placed = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-2, (record("u", place=2),), has_more=False), moment()
     )
 
-    assert effects == [LoadLive(), Load(-2, 1000)]
+    assert effects == [LoadLive(), LoadQueued(-2, 1000)]
     assert facts(placed) == [Assigned(TaskId("u"), attempt(), B)]
 
 
 def test_the_log_may_know_of_an_attempt_of_a_task_that_was_read_as_queued() -> None:
     """Another node's entries arrived between the two reads."""
     world = reigning()
-    world.dispatch.on_absorbed(moment())
-    world.dispatch.on_loaded(Loaded(-2, (record(),), has_more=False), moment())
+    world.dispatch.on_remote_entries(moment())
+    world.dispatch.on_queued_loaded(
+        QueuedLoaded(-2, (record(),), has_more=False), moment()
+    )
 
     effects = world.dispatch.on_live_loaded(
         LiveLoaded((record("t", running(B)),)), moment()
@@ -240,12 +242,12 @@ def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
         id=attempt(3),
         node=B,
         state=AttemptState.RELEASED,
-        outcome=released(Reason.LOST),
+        outcome=released(EndReason.LOST),
     )
     world = reigning()
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
     queued = (record("t", released_later),)
-    world.dispatch.on_loaded(Loaded(-2, queued, has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-2, queued, has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
 
     effects = world.dispatch.on_live_loaded(
@@ -253,7 +255,7 @@ def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
     )
 
     lost = Outcome(
-        state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=moment().wall_ms
+        state=AttemptState.RELEASED, reason=EndReason.LOST, ended_ms=moment().wall_ms
     )
     assert facts(effects) == [Finished(T, attempt(1), A, lost)]
     assert effects[1:] == []
@@ -264,7 +266,7 @@ def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
 def test_a_record_without_its_submission_is_left_alone() -> None:
     """It comes with a later PULL."""
     world = reigning()
-    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_remote_entries(moment())
     partial = TaskRecord(id=T, attempts=(running(B),))
 
     effects = world.dispatch.on_live_loaded(LiveLoaded((partial,)), moment())
@@ -277,7 +279,7 @@ def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
     """Entries of another node may name absent workers long after the start."""
     world = reigning()
     world.dispatch.on_time(moment(LATE))
-    world.dispatch.on_absorbed(moment(LATE))
+    world.dispatch.on_remote_entries(moment(LATE))
 
     world.dispatch.on_live_loaded(LiveLoaded((record("t", running(B)),)), moment(LATE))
 
@@ -288,13 +290,13 @@ def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
 def behind(*live: TaskRecord, **workers: int) -> World:
     """Return a reign that has read its log though others hold more than it says."""
     world = World()
-    world.dispatch.adoption.hold(moment())
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.reconciler.delay_read(moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
     asked = world.dispatch.on_time(moment(0.5))
-    assert asked == [LoadLive(), Load(-1, 1000), LoadRipe(2, RIPE_MAX)]
-    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment(0.5))
+    assert asked == [LoadLive(), LoadQueued(-1, 1000), LoadUnblocked(2, UNBLOCKED_MAX)]
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment(0.5))
     assert world.dispatch.on_live_loaded(LiveLoaded(live), moment(0.5)) == []
     return world
 
@@ -302,17 +304,17 @@ def behind(*live: TaskRecord, **workers: int) -> World:
 def test_who_speaks_is_waited_for_but_not_for_ever() -> None:
     """Of what waits, it may know that it has begun; three seconds are enough."""
     world = World()
-    world.dispatch.adoption.hold(moment())
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.reconciler.delay_read(moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
     for tenths in range(30):
         assert world.dispatch.on_time(moment(tenths / 10)) == []
-        world.dispatch.adoption.hold_on(moment(tenths / 10))
+        world.dispatch.reconciler.extend_read_delay(moment(tenths / 10))
 
     assert world.dispatch.deadline() == moment(3).mono_s
     assert world.dispatch.on_time(moment(3)) == [
         LoadLive(),
-        Load(-1, 1000),
-        LoadRipe(2, RIPE_MAX),
+        LoadQueued(-1, 1000),
+        LoadUnblocked(2, UNBLOCKED_MAX),
     ]
 
 
@@ -322,15 +324,18 @@ def test_what_a_worker_does_not_list_may_have_ended_until_all_is_read() -> None:
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert effects == []
 
-    world.dispatch.adoption.catch_up()
-    assert world.dispatch.on_absorbed(moment(2)) == [LoadLive(), Load(-2, 1000)]
-    world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment(2))
+    world.dispatch.reconciler.trust_log()
+    assert world.dispatch.on_remote_entries(moment(2)) == [
+        LoadLive(),
+        LoadQueued(-2, 1000),
+    ]
+    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment(2))
     effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment(2))
 
-    assert effects == [LoadLive(), Load(-3, 1000)]
+    assert effects == [LoadLive(), LoadQueued(-3, 1000)]
     assert world.dispatch.outstanding(B) == 0
-    effects = world.dispatch.on_loaded(
-        Loaded(-3, (record("u", place=2),), has_more=False), moment(2)
+    effects = world.dispatch.on_queued_loaded(
+        QueuedLoaded(-3, (record("u", place=2),), has_more=False), moment(2)
     )
     assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
 
@@ -339,8 +344,8 @@ def test_what_is_still_live_when_all_is_read_is_lost() -> None:
     """Its worker lists nothing, and nobody knows of an end."""
     world = behind(record("t", running(B)), b=1)
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
-    world.dispatch.adoption.catch_up()
-    world.dispatch.on_absorbed(moment(9))
+    world.dispatch.reconciler.trust_log()
+    world.dispatch.on_remote_entries(moment(9))
 
     live = LiveLoaded((record("t", running(B)),))
     effects = world.dispatch.on_live_loaded(live, moment(9))
@@ -357,7 +362,7 @@ def test_what_is_not_read_in_the_adopt_window_is_not_waited_for() -> None:
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert world.dispatch.deadline() == moment(5).mono_s
 
-    assert world.dispatch.on_time(moment(LATE)) == [LoadLive(), Load(-2, 1000)]
+    assert world.dispatch.on_time(moment(LATE)) == [LoadLive(), LoadQueued(-2, 1000)]
     live = LiveLoaded((record("t", running(B)),))
     effects = world.dispatch.on_live_loaded(live, moment(LATE))
 
@@ -387,7 +392,7 @@ def test_who_waits_for_an_array_is_told_when_a_member_of_it_is_lost() -> None:
 
     world.dispatch.on_time(moment(LATE))
 
-    assert Announce((array,)) in world.commit()
+    assert AnnounceTaskStates((array,)) in world.commit()
 
 
 def test_a_later_attempt_counts_over_one_whose_worker_is_not_heard() -> None:
@@ -408,7 +413,7 @@ def test_a_later_attempt_counts_over_one_whose_worker_is_not_heard() -> None:
 def test_of_two_attempts_that_the_log_shows_the_later_is_awaited() -> None:
     """The other one is given up, though it was read first."""
     world = reigning(live=(record("t", running(A)),))
-    world.dispatch.on_absorbed(moment(1))
+    world.dispatch.on_remote_entries(moment(1))
 
     both = record("t", running(A), running(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded((both,)), moment(LATE))
@@ -420,7 +425,7 @@ def test_of_two_attempts_that_the_log_shows_the_later_is_awaited() -> None:
 def test_an_attempt_that_its_worker_lists_no_more_is_not_the_one_to_await() -> None:
     """Else both were given up, and the other one runs on."""
     world = reigning(live=(), b=1)
-    world.dispatch.on_absorbed(moment(1))
+    world.dispatch.on_remote_entries(moment(1))
 
     both = record("t", running(A), running(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded((both,)), moment(LATE))
@@ -432,7 +437,7 @@ def test_an_attempt_that_its_worker_lists_no_more_is_not_the_one_to_await() -> N
 def test_an_absent_worker_s_attempt_that_the_log_shows_ended_is_let_go() -> None:
     """Else it would count as lost when the time is over, and run again."""
     world = reigning(live=(record("t", running(B)),), a=1)
-    world.dispatch.on_absorbed(moment(1))
+    world.dispatch.on_remote_entries(moment(1))
 
     world.dispatch.on_live_loaded(LiveLoaded(()), moment(1))
 

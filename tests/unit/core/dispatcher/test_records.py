@@ -6,24 +6,38 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.effects import Answer, Append, Effect, Join, Learnt, Save, Send
+from octaskly.core.effects import (
+    Answer,
+    Append,
+    ApplyRecords,
+    Effect,
+    MergeRows,
+    Save,
+    Send,
+)
 from octaskly.core.events import (
     Event,
     PeerUp,
     Persisted,
     Received,
-    RecordAsked,
     RecordDraft,
-    Saved,
-    Woke,
+    RecordRequested,
+    SavedState,
+    TimerFired,
 )
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, Kind
+from octaskly.core.log.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, RecordKind
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import ClaimOk, Hello, Message, Reattach, Records
-from octaskly.core.replies import Crowded, Kept, NotHere
+from octaskly.core.protocol.messages import (
+    ClaimOk,
+    Hello,
+    Message,
+    Reattach,
+    RecordBatch,
+)
+from octaskly.core.replies import NotDispatching, RecordLimitReached, RecordsKept
 from tests.builders import moment, node_id, settings
 
 PEER = node_id("b")
@@ -34,8 +48,8 @@ OLD = Recorded(TOKEN_REVOKED, "old", b"", 0, 7)
 class Shell:
     """A node with a disk that writes when it is told to."""
 
-    def __init__(self, saved: Saved | None = None) -> None:
-        self.node = Node(settings("a"), saved or Saved(records=(OLD,)))
+    def __init__(self, saved: SavedState | None = None) -> None:
+        self.node = Node(settings("a"), saved or SavedState(records=(OLD,)))
         self.seconds = 0.0
         self.numbers: list[int] = []
         self.done: list[Effect] = []
@@ -43,7 +57,7 @@ class Shell:
     def feed(self, event: Event) -> list[Effect]:
         effects = self.node.step(event, moment(self.seconds))
         for effect in effects:
-            if isinstance(effect, Append | Save | Join):
+            if isinstance(effect, Append | Save | MergeRows):
                 self.numbers.append(effect.number)
         self.done += effects
         return effects
@@ -58,7 +72,7 @@ class Shell:
     def reign(self) -> None:
         while not self.node.is_dispatcher:
             self.seconds += 0.1
-            self.feed(Woke())
+            self.feed(TimerFired())
             self.write()
 
     def meet(self) -> list[Effect]:
@@ -76,7 +90,7 @@ class Shell:
         return self.feed(Received(PEER, messages))
 
     def ask(self, *drafts: RecordDraft) -> list[Effect]:
-        return self.feed(RecordAsked(1, drafts))
+        return self.feed(RecordRequested(1, drafts))
 
 
 def told(effects: list[Effect]) -> list[Recorded]:
@@ -86,14 +100,14 @@ def told(effects: list[Effect]) -> list[Recorded]:
         for effect in effects
         if isinstance(effect, Send)
         for message in effect.messages
-        if isinstance(message, Records)
+        if isinstance(message, RecordBatch)
         for record in message.items
     ]
 
 
 def learnt(effects: list[Effect]) -> list[Recorded]:
     """Return what the shell is told to go by."""
-    return [r for e in effects if isinstance(e, Learnt) for r in e.records]
+    return [r for e in effects if isinstance(e, ApplyRecords) for r in e.records]
 
 
 def kept(effects: list[Effect]) -> list[object]:
@@ -103,15 +117,15 @@ def kept(effects: list[Effect]) -> list[object]:
 
 def test_a_node_goes_by_what_it_kept_from_its_first_step_on() -> None:
     """A token that was revoked stays so when every node restarts."""
-    assert learnt(Shell().feed(Woke())) == [OLD]
+    assert learnt(Shell().feed(TimerFired())) == [OLD]
 
 
 def test_only_a_dispatcher_records() -> None:
     """Another node forwards the request."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
 
-    assert kept(shell.ask(DRAFT)) == [NotHere()]
+    assert kept(shell.ask(DRAFT)) == [NotDispatching()]
 
 
 def test_a_record_is_gone_by_and_answered_once_it_is_on_the_disk() -> None:
@@ -124,7 +138,7 @@ def test_a_record_is_gone_by_and_answered_once_it_is_on_the_disk() -> None:
 
     assert (learnt(before), kept(before)) == ([], [])
     (answer,) = kept(after)
-    assert isinstance(answer, Kept)
+    assert isinstance(answer, RecordsKept)
     assert answer.replicas == 1
     (record,) = answer.records
     assert (record.kind, record.key, record.body) == DRAFT[:3]
@@ -157,7 +171,7 @@ def test_what_is_only_listed_is_told_to_nobody() -> None:
 def test_a_follower_keeps_what_it_is_told_and_then_goes_by_it() -> None:
     """Over a restart, too."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     epoch = Epoch(3, PEER)
     hello = Hello(
         node=replace(settings("b").node, id=PEER), epoch=epoch, dispatcher=PEER
@@ -165,7 +179,7 @@ def test_a_follower_keeps_what_it_is_told_and_then_goes_by_it() -> None:
     shell.feed(PeerUp(PEER, shell.node.hello(moment()), hello, Address("::1", 7)))
     new = Recorded(TOKEN_REVOKED, "new", b"", 0, 9)
 
-    before = shell.hear(Records(epoch, (OLD, new)))
+    before = shell.hear(RecordBatch(epoch, (OLD, new)))
     after = shell.write()
 
     (save,) = [e for e in before if isinstance(e, Save) and e.records]
@@ -184,7 +198,7 @@ def test_a_key_that_is_taken_answers_with_what_counts() -> None:
     effects = shell.ask(RecordDraft(TOKEN, "2", b"second"))
     (answer,) = kept(effects + shell.write())
 
-    assert isinstance(answer, Kept)
+    assert isinstance(answer, RecordsKept)
     assert answer.records[0].body == b"first"
     assert not any(isinstance(effect, Append) for effect in effects)
 
@@ -199,21 +213,23 @@ def test_what_was_told_without_the_log_is_written_when_it_is_asked_for() -> None
     (append,) = [effect for effect in effects if isinstance(effect, Append)]
     assert [entry.fact for entry in append.entries] == [OLD]
     assert kept(effects) == []
-    assert kept(shell.write()) == [Kept((OLD,), 1)]
+    assert kept(shell.write()) == [RecordsKept((OLD,), 1)]
 
 
 def test_more_records_than_a_kind_may_have_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each node has them in memory; those that are over make room."""
-    monkeypatch.setitem(KINDS, TOKEN_REVOKED, Kind(2, 256, is_told=True))
+    monkeypatch.setitem(KINDS, TOKEN_REVOKED, RecordKind(2, 256, is_broadcast=True))
     shell = Shell()
     shell.reign()
     now_ms = moment(shell.seconds).wall_ms
-    shell.ask(DRAFT._replace(until_ms=now_ms + 1))
+    shell.ask(DRAFT._replace(expires_ms=now_ms + 1))
 
-    assert kept(shell.ask(DRAFT._replace(key="x"))) == [Crowded(TOKEN_REVOKED, 2)]
+    assert kept(shell.ask(DRAFT._replace(key="x"))) == [
+        RecordLimitReached(TOKEN_REVOKED, 2)
+    ]
 
     shell.seconds += 0.1
     shell.ask(DRAFT._replace(key="x"))
-    assert all(isinstance(reply, Kept) for reply in kept(shell.write()))
+    assert all(isinstance(reply, RecordsKept) for reply in kept(shell.write()))

@@ -4,26 +4,51 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.dispatcher.retention import JUMP_MS, STEP_S, TIGHT_S
-from octaskly.core.effects import Answer, Append, Effect, Join, PlanFloor, Save, Send
-from octaskly.core.events import FloorPlanned, ForgetAsked, LiveLoaded, PeerUp, Saved
-from octaskly.core.log.facts import NO_FLOOR, Entry, Finished, Floor, Mark, Submitted
-from octaskly.core.log.merge import Birth, TaskRow, facts_of
+from octaskly.core.dispatcher.retention import (
+    CLOCK_GAIN_MS_MAX,
+    FLOOR_STEP_S,
+    SHORT_INTERVAL_S,
+)
+from octaskly.core.effects import (
+    Answer,
+    Append,
+    Effect,
+    MergeRows,
+    PlanFloor,
+    Save,
+    Send,
+)
+from octaskly.core.events import (
+    FloorPlanned,
+    LiveLoaded,
+    PeerUp,
+    PurgeRequested,
+    SavedState,
+)
+from octaskly.core.log.facts import (
+    NO_FLOOR,
+    Entry,
+    Finished,
+    Floor,
+    StreamFloor,
+    Submitted,
+)
+from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.core.protocol.messages import (
-    Cursor,
     Hello,
     Pull,
     Report,
     Results,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replies import Forgot
+from octaskly.core.replies import TasksPurged
 from tests.builders import (
     STREAM,
     attempt,
@@ -38,11 +63,11 @@ from tests.desk import A, B, World, facts, record, reigning
 
 DAY_MS = 86_400_000
 OTHER = StreamId(5)
-FLOOR = Floor(9, (Mark(OTHER, 3, epoch()),))
+FLOOR = Floor(9, (StreamFloor(OTHER, 3, epoch()),))
 HEAD = SnapshotHead(
     vector=((OTHER, 7),), epochs=((OTHER, epoch()),), floor=FLOOR, hlc=70
 )
-ROW = TaskRow(record(), Birth(1, 1, OTHER, 5), 2)
+ROW = TaskRow(record(), SubmissionTimes(1, 1, OTHER, 5), 2)
 
 
 def pulls(effects: list[Effect]) -> list[Pull]:
@@ -53,15 +78,15 @@ def pulls(effects: list[Effect]) -> list[Pull]:
 
 def part(key: int, *, more: bool, head: SnapshotHead | None = None) -> Snapshot:
     """Return one part of the snapshot of `HEAD`."""
-    cursor, vector = Cursor(70, key), HEAD.vector
-    return Snapshot(rows=(ROW,), cursor=cursor, more=more, head=head, vector=vector)
+    cursor, vector = SnapshotCursor(70, key), HEAD.vector
+    return Snapshot(rows=(ROW,), cursor=cursor, has_more=more, head=head, vector=vector)
 
 
 def planned(world: World, event: FloorPlanned) -> list[Effect]:
     """Ask the store when it is time, and let it answer."""
     asked = world.dispatch.on_time(moment(61))
     assert [type(effect) for effect in asked] == [PlanFloor]
-    return world.dispatch.on_read(event, moment(61))
+    return world.dispatch.on_store_answer(event, moment(61))
 
 
 def test_what_is_carried_stands_before_the_floor() -> None:
@@ -84,37 +109,41 @@ def test_what_is_carried_stands_before_the_floor() -> None:
 def test_what_only_rows_say_is_written_again_step_by_step() -> None:
     """Then the store is told, behind the last of it; the floor stays where it is."""
     world = reigning()
-    some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
+    some = FloorPlanned(
+        None, (record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
+    )
     rest = replace(some, has_more=False)
 
     assert facts(planned(world, some)) == facts_of(record())
     world.commit(61)
     (ask,) = world.dispatch.on_time(moment(62))
     assert isinstance(ask, PlanFloor)
-    assert (ask.after, ask.stream) == (4, STREAM)
-    last = world.dispatch.on_read(rest, moment(62))
+    assert (ask.after_key, ask.stream) == (4, STREAM)
+    last = world.dispatch.on_store_answer(rest, moment(62))
 
     # Behind the floor standbys hear that no rows say more.
     assert facts(last) == [*facts_of(record()), NO_FLOOR]
-    assert [e.retold for e in last if isinstance(e, Save)] == [rest.ahead]
+    assert [e.rewritten_rows for e in last if isinstance(e, Save)] == [rest.rows_ahead]
     assert world.dispatch.on_time(moment(130)) == []
     world.commit(130)
     (again,) = world.dispatch.on_time(moment(130))
     assert isinstance(again, PlanFloor)
-    assert again.after == 0
+    assert again.after_key == 0
 
 
 def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
     """Not after a minute; but one step leaves time for others."""
     world = reigning()
-    world.dispatch.retention.hasten(moment(5))
+    world.dispatch.retention.hasten_row_rewrite(moment(5))
 
     assert world.dispatch.on_time(moment(5)) == []
-    (ask,) = world.dispatch.on_time(moment(5 + STEP_S))
+    (ask,) = world.dispatch.on_time(moment(5 + FLOOR_STEP_S))
     assert isinstance(ask, PlanFloor)
-    some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
-    world.dispatch.on_read(some, moment(6))
-    world.dispatch.retention.hasten(moment(6))
+    some = FloorPlanned(
+        None, (record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
+    )
+    world.dispatch.on_store_answer(some, moment(6))
+    world.dispatch.retention.hasten_row_rewrite(moment(6))
     assert world.dispatch.on_time(moment(7)) == []
     world.commit(7)
     assert len(world.dispatch.on_time(moment(7))) == 1
@@ -123,26 +152,28 @@ def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
 def test_while_rows_come_nothing_of_them_is_written_again() -> None:
     """The members of an array come last, and in the end the log may say it all."""
     world = reigning()
-    some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
+    some = FloorPlanned(
+        None, (record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
+    )
     planned(world, some)
-    world.journal.join(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
+    world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
     world.commit(61)
 
     assert world.dispatch.on_time(moment(62)) == []
-    (again,) = world.dispatch.on_time(moment(62 + TIGHT_S))
+    (again,) = world.dispatch.on_time(moment(62 + SHORT_INTERVAL_S))
 
     assert isinstance(again, PlanFloor)
-    assert again.after == 0
+    assert again.after_key == 0
 
 
 def test_rows_that_come_while_the_store_reads_wait_for_the_next_round() -> None:
     """They may lie behind what was read."""
     world = reigning()
     world.dispatch.on_time(moment(61))
-    world.journal.join(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
+    world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
 
-    last = world.dispatch.on_read(
-        FloorPlanned(None, (record(),), ahead=((OTHER, 7),)), moment(61)
+    last = world.dispatch.on_store_answer(
+        FloorPlanned(None, (record(),), rows_ahead=((OTHER, 7),)), moment(61)
     )
 
     assert not [e for e in last if isinstance(e, Save)]
@@ -154,7 +185,10 @@ def test_what_was_planned_before_a_floor_came_is_planned_again() -> None:
     world.dispatch.on_time(moment(61))
     world.journal.raise_floor(FLOOR)
 
-    assert world.dispatch.on_read(FloorPlanned(FLOOR, (record(),)), moment(61)) == []
+    assert (
+        world.dispatch.on_store_answer(FloorPlanned(FLOOR, (record(),)), moment(61))
+        == []
+    )
 
 
 def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
@@ -166,7 +200,7 @@ def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
 
     assert isinstance(asked, PlanFloor)
     in_time = moment(61).wall_ms - 7 * DAY_MS
-    assert asked.before_hlc <= hlc_of(in_time + JUMP_MS)
+    assert asked.before_hlc <= hlc_of(in_time + CLOCK_GAIN_MS_MAX)
 
 
 def meet(world: World, wall_ms: int) -> None:
@@ -174,7 +208,7 @@ def meet(world: World, wall_ms: int) -> None:
     node = settings("b").node
     hello = Hello(node=node, epoch=NO_EPOCH, dispatcher=None, wall_ms=wall_ms)
     event = PeerUp(B, hello, hello, Address("10.0.0.2", 7878))
-    world.replication.members.on_peer_up(event, moment())
+    world.replication.peer_table.on_peer_up(event, moment())
 
 
 def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
@@ -212,7 +246,9 @@ def test_nothing_is_asked_while_a_step_is_under_way() -> None:
 
 def asked_to_forget(world: World, ticket: int, seconds: int) -> PlanFloor:
     """Ask between two looks at the age; return what the store is asked."""
-    world.dispatch.retention.on_asked(ForgetAsked(ticket, seconds), moment(5))
+    world.dispatch.retention.on_purge_requested(
+        PurgeRequested(ticket, seconds), moment(5)
+    )
     assert world.dispatch.deadline() <= moment(5).mono_s
     (ask,) = world.dispatch.on_time(moment(5))
     assert isinstance(ask, PlanFloor)
@@ -228,22 +264,22 @@ def test_who_asks_to_forget_hears_when_it_is_durable_and_how_many_went() -> None
     world = reigning()
 
     ask = asked_to_forget(world, 3, 60)
-    assert hlc_of(moment(5).wall_ms - 60_000) <= ask.forget_hlc
-    assert ask.forget_hlc < hlc_of(moment(5).wall_ms - 59_000)
-    first = FloorPlanned(FLOOR, has_more=True, forgotten=10)
-    assert answered(world.dispatch.on_read(first, moment(5))) == []
+    assert hlc_of(moment(5).wall_ms - 60_000) <= ask.purge_hlc
+    assert ask.purge_hlc < hlc_of(moment(5).wall_ms - 59_000)
+    first = FloorPlanned(FLOOR, has_more=True, purged_count=10)
+    assert answered(world.dispatch.on_store_answer(first, moment(5))) == []
     assert answered(world.commit(5)) == []
     (again,) = world.dispatch.on_time(moment(6))
     assert isinstance(again, PlanFloor)
-    assert again.forget_hlc == ask.forget_hlc
-    last = FloorPlanned(replace(FLOOR, horizon=10), forgotten=4)
-    assert answered(world.dispatch.on_read(last, moment(6))) == []
+    assert again.purge_hlc == ask.purge_hlc
+    last = FloorPlanned(replace(FLOOR, horizon=10), purged_count=4)
+    assert answered(world.dispatch.on_store_answer(last, moment(6))) == []
 
-    assert answered(world.commit(6)) == [Answer(3, Forgot(14))]
+    assert answered(world.commit(6)) == [Answer(3, TasksPurged(14))]
 
     (later,) = world.dispatch.on_time(moment(70))
     assert isinstance(later, PlanFloor)
-    assert later.forget_hlc == 0
+    assert later.purge_hlc == 0
 
 
 def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None:
@@ -251,32 +287,34 @@ def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None
     world = reigning()
     asked_to_forget(world, 3, 0)
 
-    deleting = world.dispatch.on_read(FloorPlanned(None, has_more=True), moment(5))
+    deleting = world.dispatch.on_store_answer(
+        FloorPlanned(None, has_more=True), moment(5)
+    )
     assert deleting == []
     assert len(world.dispatch.on_time(moment(6))) == 1
-    done = world.dispatch.on_read(FloorPlanned(None), moment(6))
+    done = world.dispatch.on_store_answer(FloorPlanned(None), moment(6))
 
-    assert done == [Answer(3, Forgot(0))]
+    assert done == [Answer(3, TasksPurged(0))]
 
 
 def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
     """What it asks for beyond the first one is not told to be done."""
     world = reigning()
     asked_to_forget(world, 3, 60)
-    world.dispatch.retention.on_asked(ForgetAsked(4, 0), moment(5))
+    world.dispatch.retention.on_purge_requested(PurgeRequested(4, 0), moment(5))
 
-    assert world.dispatch.on_read(FloorPlanned(None), moment(5)) == []
+    assert world.dispatch.on_store_answer(FloorPlanned(None), moment(5)) == []
     assert len(world.dispatch.on_time(moment(6))) == 1
-    done = world.dispatch.on_read(FloorPlanned(None), moment(6))
+    done = world.dispatch.on_store_answer(FloorPlanned(None), moment(6))
 
-    assert done == [Answer(3, Forgot(0)), Answer(4, Forgot(0))]
+    assert done == [Answer(3, TasksPurged(0)), Answer(4, TasksPurged(0))]
 
 
 def test_a_reign_begins_with_the_floor_that_is_known() -> None:
     """Whoever reads its stream knows what was gone before it."""
     world = World()
     world.journal.raise_floor(FLOOR)
-    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
 
     assert facts(world.dispatch.on_time(moment())) == [FLOOR]
     assert world.dispatch.on_time(moment()) == []
@@ -305,29 +343,32 @@ def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
 def test_a_floor_waits_for_what_its_writer_held() -> None:
     """Else a task would be gone here before its copy or its end has come."""
     log = journal()
-    floor = replace(FLOOR, needs=((StreamId(6), 1),))
+    floor = replace(FLOOR, required_vector=((StreamId(6), 1),))
     entries = [Entry(StreamId(8), 1, 10, floor)]
-    assert log.absorb(entries, ()) is None
-    assert log.absorb([Entry(StreamId(6), 1, 10, Submitted(spec()))], ()) is not None
+    assert log.append_remote(entries, ()) is None
+    assert (
+        log.append_remote([Entry(StreamId(6), 1, 10, Submitted(spec()))], ())
+        is not None
+    )
 
-    assert isinstance(log.absorb(entries, ()), Append)
+    assert isinstance(log.append_remote(entries, ()), Append)
     assert log.floor == FLOOR
 
 
 def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> None:
     """The next part is asked for once the one before is on disk."""
-    log = Journal(Saved())
-    exchange = Exchange(log)
-    exchange.ask(A)
+    log = Journal(SavedState())
+    exchange = AntiEntropy(log)
+    exchange.pull_from(A)
 
     first = exchange.on_snapshot(A, part(1, more=True, head=HEAD))
-    assert [type(effect) for effect in first] == [Join]
+    assert [type(effect) for effect in first] == [MergeRows]
     assert log.vector == {}
     log.on_persisted(1)
-    assert pulls(log.release(moment())) == [Pull((), Cursor(70, 1))]
+    assert pulls(log.run_deferred(moment())) == [Pull((), SnapshotCursor(70, 1))]
 
     last = exchange.on_snapshot(A, part(2, more=False))
-    assert [e.is_last for e in last if isinstance(e, Join)] == [True]
+    assert [e.is_last for e in last if isinstance(e, MergeRows)] == [True]
     assert log.vector == {OTHER: 7}
     assert log.floor == FLOOR
     assert pulls(last) == [Pull(((OTHER, 7),))]
@@ -335,18 +376,18 @@ def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> N
 
 def test_a_snapshot_that_was_cut_off_is_begun_again() -> None:
     """Parts of the one before do not count for the next."""
-    log = Journal(Saved())
-    exchange = Exchange(log)
-    exchange.ask(A)
+    log = Journal(SavedState())
+    exchange = AntiEntropy(log)
+    exchange.pull_from(A)
     exchange.on_snapshot(A, part(1, more=True, head=HEAD))
-    exchange.forget(A)
+    exchange.drop_peer(A)
     log.on_persisted(1)
 
-    assert pulls(log.release(moment())) == []
+    assert pulls(log.run_deferred(moment())) == []
     assert exchange.on_snapshot(A, part(2, more=False)) == []
     assert log.vector == {}
     later = replace(HEAD, hlc=71)
     exchange.on_snapshot(
-        A, replace(part(1, more=True, head=later), cursor=Cursor(71, 1))
+        A, replace(part(1, more=True, head=later), cursor=SnapshotCursor(71, 1))
     )
     assert exchange.on_snapshot(A, part(2, more=False)) == []

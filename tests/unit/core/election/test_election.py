@@ -6,27 +6,31 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
-from octaskly.core.election.candidacy import STAGGER_MAX, Candidacy, Versions
-from octaskly.core.election.claims import Claims, beats
+from octaskly.core.effects import Dial, Disconnect, Effect, LogLine, Save, Send
+from octaskly.core.election.candidacy import (
+    STAGGERED_CLAIMS_MAX,
+    Candidacy,
+    LogVersions,
+)
+from octaskly.core.election.claims import ClaimHandlers, wins_over
 from octaskly.core.election.election import Election, mint_stream
-from octaskly.core.election.heartbeats import Pulse
+from octaskly.core.election.heartbeats import Heartbeats
 from octaskly.core.election.phases import (
-    MOVES,
+    PHASE_TRANSITIONS,
     Attachment,
+    Campaigning,
+    Claiming,
+    Discovering,
+    Dispatching,
     Following,
     Phase,
-    Reigning,
-    Seeking,
-    Succeeding,
-    TakingOver,
-    Yielding,
+    SteppingDown,
 )
-from octaskly.core.election.timeouts import Watch
-from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.log.facts import CancelAsked, Entry
-from octaskly.core.membership.membership import Membership
-from octaskly.core.membership.peer import standing
+from octaskly.core.election.timeouts import Timeouts
+from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
+from octaskly.core.log.facts import Entry, TaskCancelled
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer import candidate_rank
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -41,8 +45,8 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
 from octaskly.core.protocol.messages import (
     Claim,
-    ClaimNo,
     ClaimOk,
+    ClaimRejected,
     Heartbeat,
     Hello,
     Message,
@@ -52,7 +56,7 @@ from octaskly.core.protocol.messages import (
     Redirect,
     Transfer,
 )
-from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 
@@ -60,12 +64,12 @@ A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 TIMING = Timing()
 PAGE = Path(__file__).parents[4] / "docs" / "explanation" / "election.md"
 NAMES: dict[str, type[Phase]] = {
-    "seek": Seeking,
+    "seek": Discovering,
     "follow": Following,
-    "succeed": Succeeding,
-    "take over": TakingOver,
-    "dispatch": Reigning,
-    "yield": Yielding,
+    "succeed": Campaigning,
+    "take over": Claiming,
+    "dispatch": Dispatching,
+    "yield": SteppingDown,
 }
 
 
@@ -89,26 +93,26 @@ def at(seconds: float) -> Moment:
 class Harness:
     """One election with the machines that it reads, and a disk that is asked."""
 
-    def __init__(self, saved: Saved | None = None, **changes: object) -> None:
-        saved = saved or Saved()
+    def __init__(self, saved: SavedState | None = None, **changes: object) -> None:
+        saved = saved or SavedState()
         settings = Settings(node=info(B, **changes), log_version=saved.log_version)
         self.journal = Journal(saved)
-        self.members = Membership(settings, saved)
-        self.exchange = Exchange(self.journal)
-        versions = Versions(settings, self.journal, self.members)
+        self.members = PeerTable(settings, saved)
+        self.exchange = AntiEntropy(self.journal)
+        versions = LogVersions(settings, self.journal, self.members)
         self.candidacy = Candidacy(settings, self.journal, self.members, versions)
         replication = Replication(settings, self.journal, self.members)
-        pulse = Pulse(settings, self.journal, self.members, replication)
+        pulse = Heartbeats(settings, self.journal, self.members, replication)
         self.election = Election(
             settings, saved, self.journal, self.members, self.candidacy, pulse
         )
-        self.watch = Watch(settings, self.members, self.candidacy, self.election)
-        self.claims = Claims(
+        self.watch = Timeouts(settings, self.members, self.candidacy, self.election)
+        self.claims = ClaimHandlers(
             *(settings, self.journal, self.members),
             *(self.exchange, self.candidacy, self.election),
         )
-        self.election.start(at(0.0))
-        self.members.hints.begin(at(0.0))
+        self.election.start_election(at(0.0))
+        self.members.address_book.dial_remembered(at(0.0))
 
     def meet(
         self,
@@ -124,7 +128,7 @@ class Harness:
     ) -> list[Effect]:
         election = self.election
         mine = sent or Hello(
-            node=info(B), epoch=election.epoch, dispatcher=election.known_dispatcher
+            node=info(B), epoch=election.epoch, dispatcher=election.reachable_dispatcher
         )
         vector = ((StreamId(7), entries),) if entries else ()
         hello = Hello(
@@ -140,20 +144,20 @@ class Harness:
         return self.claims.on_peer_up(event, at(now_s))
 
     def persist(self, now_s: float) -> list[Effect]:
-        self.journal.on_persisted(self.journal.number)
-        return self.journal.release(at(now_s))
+        self.journal.on_persisted(self.journal.last_number)
+        return self.journal.run_deferred(at(now_s))
 
     def follow(self, now_s: float, dispatcher: NodeId = A) -> None:
         epoch = Epoch(3, dispatcher)
         self.meet(dispatcher, now_s, epoch=epoch, dispatcher=dispatcher)
         self.persist(now_s)
-        self.members.touch(dispatcher, at(now_s + 0.001))
+        self.members.record_frame(dispatcher, at(now_s + 0.001))
         assert self.election.attachment == Attachment(dispatcher, epoch, 1)
 
     def reign(self, now_s: float) -> None:
         self.watch.on_time(at(now_s))
         self.persist(now_s)
-        assert isinstance(self.election.phase, Reigning)
+        assert isinstance(self.election.phase, Dispatching)
 
 
 def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
@@ -163,7 +167,7 @@ def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
 
 
 def notes(effects: list[Effect]) -> list[str]:
-    return [effect.event for effect in effects if isinstance(effect, Note)]
+    return [effect.event for effect in effects if isinstance(effect, LogLine)]
 
 
 ELSEWHERE = Address("10.0.0.9", 7878)
@@ -178,9 +182,9 @@ def refused(node: NodeId) -> DialFailed:
 
 def test_the_timings_keep_their_ratios() -> None:
     """One lost heartbeat is no silence, and where beats come no tick is needed."""
-    assert TIMING.silence_s >= 3 * TIMING.heartbeat_s
-    assert TIMING.lost_s >= TIMING.silence_s
-    assert TIMING.heartbeat_s < TIMING.tick_s < TIMING.silence_s / 3
+    assert TIMING.suspicion_timeout_s >= 3 * TIMING.heartbeat_s
+    assert TIMING.worker_timeout_s >= TIMING.suspicion_timeout_s
+    assert TIMING.heartbeat_s < TIMING.tick_s < TIMING.suspicion_timeout_s / 3
 
 
 def test_the_page_shows_the_phases_and_no_move_that_is_none() -> None:
@@ -191,9 +195,9 @@ def test_the_page_shows_the_phases_and_no_move_that_is_none() -> None:
     named = {name: re.findall(r": ([a-z ]+)", leaves) for name, leaves in rows}
 
     assert list(named) == list(NAMES)
-    assert list(MOVES) == list(NAMES.values())
+    assert list(PHASE_TRANSITIONS) == list(NAMES.values())
     for name, moves in named.items():
-        possible = MOVES[NAMES[name]]
+        possible = PHASE_TRANSITIONS[NAMES[name]]
         assert all(NAMES.get(move) in (*possible, None) for move in moves), name
         assert any(move in NAMES for move in moves), name
 
@@ -202,13 +206,13 @@ def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None
     """§ 3.5: one machine must serve at once."""
     world = Harness()
 
-    assert world.watch.deadline() == TIMING.seek_alone_s
+    assert world.watch.deadline() == TIMING.discovery_alone_s
     assert world.watch.on_time(at(0.69)) == []
     save, note = world.watch.on_time(at(0.7))
 
     assert isinstance(save, Save)
     assert (save.term, save.epoch) == (1, Epoch(1, B))
-    assert note == Note(
+    assert note == LogLine(
         "info", "claiming", (("term", 1), ("reason", "no dispatcher found"))
     )
 
@@ -220,13 +224,13 @@ def test_a_claim_is_said_only_once_it_is_durable() -> None:
 
     claiming = world.watch.on_time(at(1.6))
     assert sent(claiming, C) == []
-    assert world.election.reign is None
+    assert world.election.dispatcher_epoch is None
 
     crowned = world.persist(1.62)
     (claim,) = sent(crowned, C)
     assert isinstance(claim, Claim)
     assert claim.epoch == Epoch(1, B)
-    assert world.election.reign is not None
+    assert world.election.dispatcher_epoch is not None
 
 
 def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
@@ -256,12 +260,12 @@ def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
 
 def test_a_stale_claim_is_answered_and_never_followed() -> None:
     """§ 3.5: a deposed dispatcher learns from the answer how late it is."""
-    world = Harness(Saved(term=9, epoch=Epoch(9, C)))
+    world = Harness(SavedState(term=9, epoch=Epoch(9, C)))
     world.meet(A, 0.2)
 
     effects = world.claims.on_claim(A, Claim(Epoch(5, A), StreamId(1), ()), at(0.3))
 
-    assert effects == [Send(A, (ClaimNo(Epoch(9, C)),))]
+    assert effects == [Send(A, (ClaimRejected(Epoch(9, C)),))]
     assert world.election.dispatcher is None
 
 
@@ -285,7 +289,7 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     world.follow(0.1)
     world.candidacy.successors = dict.fromkeys((B, C, D), ())
     where = (Address("10.0.0.3", 7878),)
-    world.members.hints.on_seen((Advert(C, where),), at(1.0))
+    world.members.address_book.on_peers_discovered((PeerHint(C, where),), at(1.0))
     world.members.on_peer_down(A, at(5.0))
 
     effects = world.watch.on_peer_down(A, "eof", at(5.0))
@@ -323,7 +327,7 @@ def test_later_successors_wait_their_turn() -> None:
 
     assert notes(world.watch.on_dial_failed(refused(A), at(5.0))) == ["dispatcher lost"]
     assert world.watch.on_time(at(5.0)) == []
-    assert world.watch.deadline() == 5.0 + 2 * TIMING.stagger_s
+    assert world.watch.deadline() == 5.0 + 2 * TIMING.claim_stagger_s
     assert notes(world.watch.on_time(at(5.5))) == ["claiming"]
 
 
@@ -338,7 +342,7 @@ def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> Non
     world.watch.on_dial_failed(refused(A), at(5.0))
 
     assert world.watch.on_dial_failed(refused(C), at(5.0)) == []
-    assert world.watch.deadline() == 5.0 + TIMING.stagger_s
+    assert world.watch.deadline() == 5.0 + TIMING.claim_stagger_s
     assert notes(world.watch.on_dial_failed(refused(D), at(5.01))) == ["claiming"]
 
 
@@ -354,14 +358,14 @@ def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
     dialled = [effect.node for effect in effects if isinstance(effect, Dial)]
     world.watch.on_dial_failed(refused(A), at(5.0))
     for node in line[:4]:
-        world.members.hints.on_dial_failed(refused(node), at(5.0))
+        world.members.address_book.on_dial_failed(refused(node), at(5.0))
         effects = world.watch.on_dial_failed(refused(node), at(5.0))
         dialled += [effect.node for effect in effects if isinstance(effect, Dial)]
     assert dialled == [A, *line[:7]]
 
     world.meet(line[5], 5.1)
-    alone_s = 5.0 + STAGGER_MAX * TIMING.stagger_s
-    world.members.hints.on_dial_failed(refused(line[6]), at(5.1))
+    alone_s = 5.0 + STAGGERED_CLAIMS_MAX * TIMING.claim_stagger_s
+    world.members.address_book.on_dial_failed(refused(line[6]), at(5.1))
     assert world.watch.on_dial_failed(refused(line[6]), at(5.1)) == []
     # It has to notice first, as all others have.
     crowding = 22 / Limits().full_mesh_peers
@@ -376,14 +380,14 @@ def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
     world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
     world.watch.on_time(at(5.0))
     world.watch.on_time(at(5.5))
-    assert isinstance(world.election.phase, Succeeding)
+    assert isinstance(world.election.phase, Campaigning)
     world.watch.on_time(at(5.5))
 
     for node in line[3:6]:
         due_s = world.watch.deadline()
         assert world.watch.on_time(at(due_s - 0.01)) == []
         assert world.watch.on_time(at(due_s)) == [Dial(node, (ELSEWHERE,))]
-        assert world.watch.deadline() == due_s + TIMING.stagger_s
+        assert world.watch.deadline() == due_s + TIMING.claim_stagger_s
 
 
 def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
@@ -421,7 +425,7 @@ def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
     world = Harness()
     world.meet(A, 0.1, epoch=Epoch(3, A), dispatcher=A)
     world.persist(0.1)
-    bound_s = 0.1 + TIMING.silence_s + TIMING.meet_s
+    bound_s = 0.1 + TIMING.suspicion_timeout_s + TIMING.dial_wait_s
 
     assert world.watch.on_time(at(bound_s - 0.01)) == []
     assert notes(world.watch.on_time(at(bound_s))) == ["dispatcher silent"]
@@ -434,7 +438,7 @@ def test_a_follower_that_comes_too_late_is_sent_on() -> None:
     mine = Epoch(1, B)
     world.meet(C, 1.0)
     world.meet(A, 1.1, epoch=Epoch(3, A), dispatcher=A)
-    assert not isinstance(world.election.phase, Reigning)
+    assert not isinstance(world.election.phase, Dispatching)
 
     effects = world.claims.on_claim_ok(C, ClaimOk(mine, ()))
 
@@ -465,10 +469,10 @@ def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
     redirect = Redirect(Epoch(3, A), A, where)
     assert world.claims.on_redirect(C, redirect, at(0.3)) == [Dial(A, where)]
 
-    assert world.watch.on_time(at(TIMING.seek_s)) == []
+    assert world.watch.on_time(at(TIMING.discovery_s)) == []
 
     failed = DialFailed(A, where, was_refused=False)
-    world.members.hints.on_dial_failed(failed, at(1.5))
+    world.members.address_book.on_dial_failed(failed, at(1.5))
     assert world.watch.on_time(at(1.6)) == [
         Send(C, (Probe(A, 1.6),)),
         Dial(A, where),
@@ -480,17 +484,17 @@ def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
     where = (Address("10.0.0.1", 7878),)
     for failed in (True, False):
         world = Harness()
-        world.members.hints.on_seen((Advert(A, where),), at(0.0))
-        world.members.hints.dial_held(frozenset(), at(0.3))
+        world.members.address_book.on_peers_discovered((PeerHint(A, where),), at(0.0))
+        world.members.address_book.dial_delayed(frozenset(), at(0.3))
         world.meet(C, 0.5)
         if failed:
             event = DialFailed(A, where, was_refused=False)
-            world.members.hints.on_dial_failed(event, at(0.9))
+            world.members.address_book.on_dial_failed(event, at(0.9))
 
-        effects = world.watch.on_time(at(TIMING.seek_s))
+        effects = world.watch.on_time(at(TIMING.discovery_s))
 
         assert notes(effects) == (["claiming"] if failed else [])
-        effects = world.watch.on_time(at(TIMING.seek_s + TIMING.claim_wait_s))
+        effects = world.watch.on_time(at(TIMING.discovery_s + TIMING.claim_wait_s))
         assert notes(effects) == ([] if failed else ["claiming"])
 
 
@@ -519,17 +523,17 @@ def test_own_slowness_does_not_shorten_the_search() -> None:
 def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
     """On a busy machine a handshake takes longer than the search; it has an end."""
     where = (Address("10.0.0.3", 7878),)
-    head = Advert(C, where, is_dispatcher=True, term=1)
+    head = PeerHint(C, where, is_dispatcher=True, term=1)
     for failed in (True, False):
         world = Harness()
-        world.members.hints.on_seen((head,), at(0.1))
+        world.members.address_book.on_peers_discovered((head,), at(0.1))
         assert world.watch.on_time(at(1.5)) == []
         if failed:
             event = DialFailed(C, where, was_refused=False)
-            world.members.hints.on_dial_failed(event, at(1.5))
+            world.members.address_book.on_dial_failed(event, at(1.5))
             assert notes(world.watch.on_time(at(1.6))) == ["claiming"]
         else:
-            bound_s = TIMING.seek_s + TIMING.meet_s
+            bound_s = TIMING.discovery_s + TIMING.dial_wait_s
             assert world.watch.on_time(at(bound_s - 0.01)) == []
             assert notes(world.watch.on_time(at(bound_s))) == ["claiming"]
 
@@ -557,33 +561,39 @@ def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
     )
 
     assert notes(effects) == ["yielding"]
-    assert isinstance(world.election.phase, Yielding)
-    assert world.election.reign is None
+    assert isinstance(world.election.phase, SteppingDown)
+    assert world.election.dispatcher_epoch is None
 
 
 def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
     """However few followers it has: the other one could not take its tasks over."""
     here, there = info(B), info(C)
     older = Hello(node=here, epoch=Epoch(9, B), dispatcher=B, followers=5)
-    newer = Hello(node=there, epoch=Epoch(1, C), dispatcher=C, reads=2, log_version=2)
+    newer = Hello(
+        node=there,
+        epoch=Epoch(1, C),
+        dispatcher=C,
+        readable_log_version=2,
+        log_version=2,
+    )
 
-    assert beats(newer, older)
-    assert not beats(older, newer)
-    assert beats(older, replace(newer, log_version=1))
+    assert wins_over(newer, older)
+    assert not wins_over(older, newer)
+    assert wins_over(older, replace(newer, log_version=1))
 
 
 def test_a_newer_program_claims_once_it_may_reign_again() -> None:
     """Its full disk let it follow one that never learns of the tasks in its log."""
-    world = Harness(Saved(log_version=2))
-    world.candidacy.take_disk(is_failing=True)
+    world = Harness(SavedState(log_version=2))
+    world.candidacy.set_disk_failing(is_failing=True)
     world.follow(0.1)
     assert world.watch.on_time(at(0.2)) == []
 
-    world.candidacy.take_disk(is_failing=False)
+    world.candidacy.set_disk_failing(is_failing=False)
     effects = world.watch.on_time(at(0.3))
 
     assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
-    world.members.touch(A, at(0.4))
+    world.members.record_frame(A, at(0.4))
     assert world.claims.on_heartbeat(A, Epoch(3, A), at(0.4)) == []
     assert notes(world.persist(0.5)) == ["dispatcher elected"]
 
@@ -608,10 +618,10 @@ def yielding() -> tuple[Harness, StreamId]:
     """Return a dispatcher that meets one with more followers at 9 s, and its stream."""
     world = Harness()
     world.reign(0.7)
-    reign = world.election.reign
+    reign = world.election.dispatcher_epoch
     assert reign is not None
     world.journal.open_stream(reign.stream)
-    world.journal.append([CancelAsked(TaskId("t"), "me")], at(1.0))
+    world.journal.append([TaskCancelled(TaskId("t"), "me")], at(1.0))
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
     return world, reign.stream
@@ -633,14 +643,14 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
 def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
     """A winner that speaks is borne until the worker waits no longer."""
     world, _ = yielding()
-    assert world.watch.deadline() == 9.0 + TIMING.yield_s
+    assert world.watch.deadline() == 9.0 + TIMING.step_down_s
 
     world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.5))
-    assert world.watch.deadline() == 9.0 + TIMING.yield_s
-    world.members.touch(C, at(10.5))
-    assert world.watch.deadline() == 10.5 + TIMING.yield_s
-    world.members.touch(C, at(13.5))
-    assert world.watch.deadline() == 9.5 + TIMING.adopt_s
+    assert world.watch.deadline() == 9.0 + TIMING.step_down_s
+    world.members.record_frame(C, at(10.5))
+    assert world.watch.deadline() == 10.5 + TIMING.step_down_s
+    world.members.record_frame(C, at(13.5))
+    assert world.watch.deadline() == 9.5 + TIMING.reattach_s
 
     assert world.watch.on_time(at(14.4)) == []
     assert notes(world.watch.on_time(at(14.5))) == ["yielded"]
@@ -665,7 +675,7 @@ def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
     effects = world.meet(C, 2.0, epoch=Epoch(8, D))
 
     assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(9, B)]
-    assert world.election.reign is not None
+    assert world.election.dispatcher_epoch is not None
 
 
 def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
@@ -678,7 +688,7 @@ def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
     where = (Address("10.0.0.9", 7878),)
     effects = world.claims.on_redirect(C, Redirect(Epoch(4, D), D, where), at(2.1))
 
-    assert world.election.reign is None
+    assert world.election.dispatcher_epoch is None
     assert sent(effects, C) == [Redirect(Epoch(1, B), D, ())]
     assert effects[-1] == Dial(D, where)
 
@@ -694,9 +704,9 @@ def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
     )
     assert sent(pulling, A) == [Pull(())]
 
-    entry = Entry(stream, 1, 1, CancelAsked(TaskId("t"), "me"))
-    world.journal.absorb([entry], [(stream, Epoch(3, A))])
-    assert notes(world.claims.on_absorbed()) == ["claiming"]
+    entry = Entry(stream, 1, 1, TaskCancelled(TaskId("t"), "me"))
+    world.journal.append_remote([entry], [(stream, Epoch(3, A))])
+    assert notes(world.claims.continue_transfer()) == ["claiming"]
 
 
 def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> None:
@@ -737,8 +747,8 @@ def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
 
 def test_a_node_that_may_not_be_elected_comes_last() -> None:
     """Phones hold no log for others while any other node is there."""
-    phone = standing(info(A, electable=False), 1000, 0.0)
-    plain = standing(info(C), 0, 0.0)
+    phone = candidate_rank(info(A, electable=False), 1000, 0.0)
+    plain = candidate_rank(info(C), 0, 0.0)
 
     assert plain < phone
 
@@ -746,12 +756,12 @@ def test_a_node_that_may_not_be_elected_comes_last() -> None:
 def test_rank_goes_by_log_then_mains_then_age_then_id() -> None:
     """§ 3.5, in this order."""
     ranked = [
-        standing(info(D), 9, 0.0),
-        standing(info(C), 5, 0.0),
-        standing(info(D), 0, 1300.0),
-        standing(info(A), 0, 10.0),
-        standing(info(B), 0, 500.0),
-        standing(info(A, on_mains=False), 0, 9000.0),
+        candidate_rank(info(D), 9, 0.0),
+        candidate_rank(info(C), 5, 0.0),
+        candidate_rank(info(D), 0, 1300.0),
+        candidate_rank(info(A), 0, 10.0),
+        candidate_rank(info(B), 0, 500.0),
+        candidate_rank(info(A, has_mains_power=False), 0, 9000.0),
     ]
 
     assert ranked == sorted(ranked)
@@ -762,8 +772,8 @@ def test_two_dispatchers_always_agree_who_wins() -> None:
     one = Hello(node=info(A), epoch=Epoch(2, A), dispatcher=A, followers=1)
     two = Hello(node=info(B), epoch=Epoch(2, B), dispatcher=B, followers=1)
 
-    assert beats(two, one)
-    assert not beats(one, two)
+    assert wins_over(two, one)
+    assert not wins_over(one, two)
 
 
 def test_streams_of_two_claims_differ() -> None:
@@ -808,14 +818,14 @@ def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
     """Only standbys need to notice at once that a dispatcher is gone."""
     world = Harness()
     world.reign(0.7)
-    reign = world.election.reign
+    reign = world.election.dispatcher_epoch
     assert reign is not None
     nodes = [NodeId(f"1{number:015d}") for number in range(20)]
     for node in nodes:
         world.meet(node, 1.0)
-        world.members.confirm(node, reign.epoch, ())
-    world.members.note_standby(nodes[3], is_standby=True)
+        world.members.confirm_follower(node, reign.epoch, ())
+    world.members.set_standby(nodes[3], is_standby=True)
 
-    beaten = [world.election.pulse.beaten(reign) for _ in range(3)]
+    beaten = [world.election.heartbeats.next_recipients(reign) for _ in range(3)]
 
     assert sorted(map(len, beaten)) == [1, 1, 20]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.election.failure_detector import CALM_S, PATIENCE_MAX, Patience
+from octaskly.core.election.failure_detector import (
+    EPOCH_CHURN_WINDOW_S,
+    TIMEOUT_SCALE_MAX,
+    TimeoutScaling,
+)
 from tests.builders import moment
 
 
@@ -15,17 +19,17 @@ def test_patience_doubles_with_each_reign_beyond_the_third(
     reigns: int, factor: float
 ) -> None:
     """The first failovers are as fast as ever; a storm calms itself."""
-    patience = Patience()
+    patience = TimeoutScaling()
     for _ in range(reigns):
-        patience.on_reign(moment(1.0))
+        patience.on_epoch_start(moment(1.0))
 
-    assert patience.factor(moment(2.0)) == factor <= PATIENCE_MAX
+    assert patience.timeout_scale(moment(2.0)) == factor <= TIMEOUT_SCALE_MAX
 
 
 def test_patience_ends_when_it_has_been_calm_for_a_while() -> None:
     """What was restless once is not punished for ever."""
-    patience = Patience()
+    patience = TimeoutScaling()
     for _ in range(9):
-        patience.on_reign(moment(1.0))
+        patience.on_epoch_start(moment(1.0))
 
-    assert patience.factor(moment(1.0 + CALM_S)) == 1
+    assert patience.timeout_scale(moment(1.0 + EPOCH_CHURN_WINDOW_S)) == 1

@@ -7,26 +7,26 @@ from dataclasses import replace
 import pytest
 
 from octaskly.core.effects import Effect
-from octaskly.core.events import PeerUp, Saved
-from octaskly.core.key_rotation.rotation import RENEWING, Rotation
-from octaskly.core.log.records import Book
-from octaskly.core.membership.membership import Membership
-from octaskly.core.membership.roster import Registry
+from octaskly.core.events import PeerUp, SavedState
+from octaskly.core.key_rotation.rotation import RENEWING_REASON, KeyRotation
+from octaskly.core.log.records import RecordTable
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import NO_EPOCH, Address, Moment, NodeId
 from octaskly.core.model.keys import (
-    REVOKED,
-    ChangeKeys,
-    GiveKeys,
-    Keys,
-    KeysChanged,
-    KeyStep,
+    REVOKED_REASON,
+    ChangeKeyring,
+    KeyringChanged,
+    KeyringState,
+    KeyringStep,
+    SendKeyring,
 )
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.protocol.messages import Hello, Roster, RosterLine
+from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from tests.builders import epoch, moment, node_id, node_info, settings
 
 KNOWN, HIDDEN, GONE = map(node_id, ("b", "c", "d"))
-URGENT = Keys(newest=2, is_urgent=True, denied=(GONE,))
+URGENT = KeyringState(newest=2, is_urgent=True, revoked=(GONE,))
 
 
 def hello(name: str) -> Hello:
@@ -43,7 +43,7 @@ def hello(name: str) -> Hello:
 
 def roster(*names: str) -> Roster:
     listed = (
-        RosterLine(
+        RosterEntry(
             id=node_id(name),
             name=name,
             role=Role.WORKER,
@@ -57,77 +57,88 @@ def roster(*names: str) -> Roster:
     return Roster(epoch(), 1, tuple(listed))
 
 
-def rotation() -> Rotation:
+def rotation() -> KeyRotation:
     """Return one with three peers, of which rosters have shown two."""
-    members = Membership(settings("a"), Saved())
-    registry = Registry((), members)
-    registry.learn(roster("a", "b", "d"))
+    members = PeerTable(settings("a"), SavedState())
+    registry = RosterBuilder((), members)
+    registry.set_roster(roster("a", "b", "d"))
     for peer in (KNOWN, HIDDEN, GONE):
         up = PeerUp(peer, hello("a"), hello(peer), Address("10.0.0.1", 1), 0.5)
         members.on_peer_up(up, moment())
-    registry.learn(roster("a", "d"))  # The dispatcher, `d`, says that `b` has left.
-    return Rotation(settings("a"), members, registry, Book(()), Keys())
+    registry.set_roster(
+        roster("a", "d")
+    )  # The dispatcher, `d`, says that `b` has left.
+    return KeyRotation(
+        settings("a"), members, registry, RecordTable(()), KeyringState()
+    )
 
 
 def given(effects: list[Effect]) -> list[NodeId]:
-    return [effect.peer for effect in effects if isinstance(effect, GiveKeys)]
+    return [effect.peer for effect in effects if isinstance(effect, SendKeyring)]
 
 
 def test_a_peer_that_no_roster_shows_is_not_given_the_secret() -> None:
     """Nobody could see it in `octaskly nodes`; it may be the revoked node itself."""
     rules = rotation()
 
-    effects = rules.on_changed(KeysChanged(URGENT), moment())
+    effects = rules.on_keyring_changed(KeyringChanged(URGENT), moment())
 
     assert given(effects) == [KNOWN]
-    assert rules.unwanted(moment()) == [(HIDDEN, RENEWING), (GONE, REVOKED)]
+    assert rules.links_to_close(moment()) == [
+        (HIDDEN, RENEWING_REASON),
+        (GONE, REVOKED_REASON),
+    ]
 
 
 def test_once_the_old_secret_is_over_tls_alone_lets_in() -> None:
     """Also where a node learns of the revocation so late that it is over by then."""
     rules = rotation()
-    over = Keys(oldest=2, generation=2, newest=2, denied=(GONE,))
+    over = KeyringState(oldest=2, generation=2, newest=2, revoked=(GONE,))
 
-    effects = rules.on_changed(KeysChanged(over), moment())
+    effects = rules.on_keyring_changed(KeyringChanged(over), moment())
 
     assert given(effects) == [KNOWN]
-    assert rules.refusal(HIDDEN) == RENEWING
-    rules.let_in()
-    assert rules.refusal(HIDDEN) is None
+    assert rules.link_refusal(HIDDEN) == RENEWING_REASON
+    rules.lift_link_refusal()
+    assert rules.link_refusal(HIDDEN) is None
 
 
 def test_an_urgent_renewal_leaves_out_who_was_never_shown() -> None:
     """Whoever has the secret that has to go could have made that identity."""
     rules = rotation()
 
-    effects = rules.on_changed(KeysChanged(Keys(newest=2, is_urgent=True)), moment())
+    effects = rules.on_keyring_changed(
+        KeyringChanged(KeyringState(newest=2, is_urgent=True)), moment()
+    )
 
     assert given(effects) == [KNOWN, GONE]
-    assert rules.unwanted(moment()) == [(HIDDEN, RENEWING)]
+    assert rules.links_to_close(moment()) == [(HIDDEN, RENEWING_REASON)]
 
 
 def test_a_plain_renewal_leaves_nobody_out() -> None:
     """Who has the old secret is a member, and is to have the new one."""
     rules = rotation()
 
-    effects = rules.on_changed(KeysChanged(Keys(newest=2)), moment())
+    effects = rules.on_keyring_changed(KeyringChanged(KeyringState(newest=2)), moment())
 
     assert given(effects) == [KNOWN, HIDDEN, GONE]
-    assert rules.unwanted(moment()) == []
+    assert rules.links_to_close(moment()) == []
 
 
 DAY_S = 86_400.0
-SPREAD = Keys(newest=2, since_ms=moment().wall_ms)
+SPREAD = KeyringState(newest=2, phase_since_ms=moment().wall_ms)
 SWITCHED = replace(SPREAD, generation=2)
 
 
-def alone(keys: Keys) -> Rotation:
+def alone(keys: KeyringState) -> KeyRotation:
     """Return one that has just learnt of a phase, with nobody in reach."""
-    members = Membership(settings("a"), Saved())
-    registry = Registry((), members)
-    registry.learn(roster("a", "b"))  # It sleeps.
-    rules = Rotation(settings("a"), members, registry, Book(()), Keys())
-    rules.on_changed(KeysChanged(keys), moment())
+    members = PeerTable(settings("a"), SavedState())
+    registry = RosterBuilder((), members)
+    registry.set_roster(roster("a", "b"))  # It sleeps.
+    rules = KeyRotation(
+        settings("a"), members, registry, RecordTable(()), KeyringState()
+    )
+    rules.on_keyring_changed(KeyringChanged(keys), moment())
     return rules
 
 
@@ -138,7 +149,7 @@ def at(seconds: float, *, ahead_s: float = 0.0) -> Moment:
 
 
 @pytest.mark.parametrize("keys", [SPREAD, SWITCHED])
-def test_a_clock_that_jumps_ahead_locks_nobody_out(keys: Keys) -> None:
+def test_a_clock_that_jumps_ahead_locks_nobody_out(keys: KeyringState) -> None:
     """Nodes that sleep have as long as was said to learn of the new secret."""
     rules = alone(keys)
     assert rules.on_time(at(1.0)) == []
@@ -151,22 +162,26 @@ def test_a_clock_that_goes_back_keeps_no_secret_alive() -> None:
     rules = alone(replace(SWITCHED, is_urgent=True))
     assert rules.on_time(at(1.0)) == []
 
-    assert rules.on_time(at(7.0, ahead_s=-DAY_S)) == [ChangeKeys(KeyStep.SETTLE)]
+    assert rules.on_time(at(7.0, ahead_s=-DAY_S)) == [ChangeKeyring(KeyringStep.SETTLE)]
 
 
 def test_a_phase_that_began_by_a_clock_ahead_of_ours_ends_in_time() -> None:
     """The dispatcher that took the step is gone, and so is its clock."""
     ahead_ms = round(DAY_S * 1000)
     rules = alone(
-        replace(SWITCHED, is_urgent=True, since_ms=SPREAD.since_ms + ahead_ms)
+        replace(
+            SWITCHED, is_urgent=True, phase_since_ms=SPREAD.phase_since_ms + ahead_ms
+        )
     )
     assert rules.on_time(at(1.0)) == []
 
-    assert rules.on_time(at(7.0)) == [ChangeKeys(KeyStep.SETTLE)]
+    assert rules.on_time(at(7.0)) == [ChangeKeyring(KeyringStep.SETTLE)]
 
 
 def test_what_has_passed_while_nothing_ran_counts() -> None:
     """All nodes may have been off for a week."""
     rules = alone(SWITCHED)
 
-    assert rules.on_time(at(1.0, ahead_s=8 * DAY_S)) == [ChangeKeys(KeyStep.SETTLE)]
+    assert rules.on_time(at(1.0, ahead_s=8 * DAY_S)) == [
+        ChangeKeyring(KeyringStep.SETTLE)
+    ]

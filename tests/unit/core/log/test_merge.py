@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from octaskly.core.log.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
-from octaskly.core.log.merge import TaskRecord, apply
+from octaskly.core.log.facts import (
+    Assigned,
+    Finished,
+    Submitted,
+    TaskCancelled,
+    TaskFact,
+)
+from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.tasks import AttemptState, Reason, TaskState
+from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from tests.builders import attempt, node_id, outcome, released, spec
 
 TASK = TaskId("t")
@@ -18,7 +24,7 @@ def known(*facts: TaskFact) -> TaskRecord:
     """Return the record of a task about which these facts are known."""
     record = None
     for fact in facts:
-        record = apply(record, fact)
+        record = apply_fact(record, fact)
     assert record is not None
     return record
 
@@ -29,7 +35,7 @@ def test_a_submitted_task_is_queued() -> None:
 
     assert record.state is TaskState.QUEUED
     assert record.spec == spec()
-    assert record.chosen is None
+    assert record.deciding_attempt is None
 
 
 def test_an_assigned_task_is_running() -> None:
@@ -39,21 +45,21 @@ def test_an_assigned_task_is_running() -> None:
 
 def test_a_released_task_is_queued_again() -> None:
     """A lost or returned attempt decides nothing."""
-    record = known(SUBMITTED, Finished(TASK, attempt(), A, released(Reason.LOST)))
+    record = known(SUBMITTED, Finished(TASK, attempt(), A, released(EndReason.LOST)))
 
     assert record.state is TaskState.QUEUED
 
 
 def test_a_cancel_wins_over_a_failure() -> None:
     """Somebody wanted it gone, and it brought nothing."""
-    record = known(CancelAsked(TASK, "x"), Finished(TASK, attempt(), A, FAILED))
+    record = known(TaskCancelled(TASK, "x"), Finished(TASK, attempt(), A, FAILED))
 
     assert record.state is TaskState.CANCELLED
 
 
 def test_a_success_wins_over_a_cancel() -> None:
     """Only a split can bring both, and then the work is done."""
-    record = known(CancelAsked(TASK, "x"), Finished(TASK, attempt(), A, outcome()))
+    record = known(TaskCancelled(TASK, "x"), Finished(TASK, attempt(), A, outcome()))
 
     assert record.state is TaskState.COMPLETED
 
@@ -66,7 +72,7 @@ def test_a_success_wins_over_an_earlier_failure() -> None:
     )
 
     assert record.state is TaskState.COMPLETED
-    assert record.chosen == record.attempts[1]
+    assert record.deciding_attempt == record.attempts[1]
 
 
 def test_the_smallest_success_is_the_one_that_counts() -> None:
@@ -76,18 +82,18 @@ def test_the_smallest_success_is_the_one_that_counts() -> None:
         Finished(TASK, attempt(1), A, outcome(stdout=b"one")),
     )
 
-    assert record.chosen is not None
-    assert record.chosen.id == attempt(1)
+    assert record.deciding_attempt is not None
+    assert record.deciding_attempt.id == attempt(1)
 
 
 def test_the_first_failure_is_the_one_that_counts_without_success() -> None:
     """A failure is chosen before a later release."""
     record = known(
         Finished(TASK, attempt(1), A, FAILED),
-        Finished(TASK, attempt(2), B, released(Reason.LOST)),
+        Finished(TASK, attempt(2), B, released(EndReason.LOST)),
     )
 
-    assert record.chosen == record.attempts[0]
+    assert record.deciding_attempt == record.attempts[0]
 
 
 def test_a_late_assignment_does_not_reopen_an_attempt() -> None:
@@ -102,7 +108,7 @@ def test_a_late_assignment_does_not_reopen_an_attempt() -> None:
 def test_what_a_lost_attempt_achieved_still_counts() -> None:
     """A worker that was given up brings its result after all."""
     record = known(
-        Finished(TASK, attempt(), A, released(Reason.LOST)),
+        Finished(TASK, attempt(), A, released(EndReason.LOST)),
         Finished(TASK, attempt(), A, outcome()),
     )
 
@@ -111,7 +117,7 @@ def test_what_a_lost_attempt_achieved_still_counts() -> None:
 
 def test_two_who_cancelled_are_named_alike_everywhere() -> None:
     """The smaller name stands."""
-    record = known(CancelAsked(TASK, "zoe"), CancelAsked(TASK, "ann"))
+    record = known(TaskCancelled(TASK, "zoe"), TaskCancelled(TASK, "ann"))
 
     assert record.cancelled_by == "ann"
 

@@ -10,39 +10,39 @@ from itertools import pairwise
 
 import pytest
 
-from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
-from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
+from octaskly.core.effects import Browse, Dial, Disconnect, Effect, SavePeer
+from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.membership.address_book import (
-    HOLD_S,
-    MEETING_MAX,
+    DIAL_DELAY_S,
+    DIAL_WAIT_SCALE_MAX,
+    DISCOVERY_PEERS,
     REDIAL_MAX_S,
     REDIAL_S,
-    SOUGHT,
-    Circle,
+    DialScope,
 )
-from octaskly.core.membership.mdns_schedule import BROWSE_EVERY_S, Browsing
-from octaskly.core.membership.membership import Membership
+from octaskly.core.membership.mdns_schedule import BROWSE_INTERVAL_S, MdnsSchedule
+from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import ADDRESSES_MAX
-from octaskly.core.membership.roster import Registry
+from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import (
     GPUS_MAX,
     LABELS_MAX,
     WORD_CHARS_MAX,
+    Availability,
     LoadSample,
     NodeInfo,
     NodeState,
     Role,
-    Stance,
 )
 from octaskly.core.model.settings import Limits, Settings
 from octaskly.core.protocol.bounds import (
     HOST_BYTES_MAX,
     NAME_CHARS_MAX,
     TITLE_CHARS_MAX,
-    is_sane_node,
+    is_valid_node,
 )
-from octaskly.core.protocol.messages import Hello, Roster, RosterLine
+from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from octaskly.mesh import wire
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
@@ -69,9 +69,9 @@ def at(seconds: float) -> Moment:
     return Moment(seconds, 0)
 
 
-def members(saved: Saved | None = None, peers: int = 1024) -> Membership:
+def members(saved: SavedState | None = None, peers: int = 1024) -> PeerTable:
     settings = Settings(node=info(ME), limits=Limits(peers=peers))
-    return Membership(settings, saved or Saved())
+    return PeerTable(settings, saved or SavedState())
 
 
 def up(peer: NodeId, name: str = "pi", address: Address = WHERE) -> PeerUp:
@@ -82,10 +82,10 @@ def up(peer: NodeId, name: str = "pi", address: Address = WHERE) -> PeerUp:
 
 def test_remembered_peers_are_dialled_at_the_start() -> None:
     """Discovery may be slow or blocked; who was met once is tried at once."""
-    here = members(Saved(peers=(Advert(PEER, (WHERE,)),)))
+    here = members(SavedState(peers=(PeerHint(PEER, (WHERE,)),)))
 
-    assert not here.hints.is_alone
-    assert here.hints.begin(at(0.0)) == [Dial(PEER, (WHERE,))]
+    assert not here.address_book.knows_no_peer
+    assert here.address_book.dial_remembered(at(0.0)) == [Dial(PEER, (WHERE,))]
 
 
 def test_a_peer_that_was_met_is_remembered_with_all_its_addresses() -> None:
@@ -95,7 +95,7 @@ def test_a_peer_that_was_met_is_remembered_with_all_its_addresses() -> None:
     effects = here.on_peer_up(up(PEER), at(0.0))
 
     addresses = (WHERE, Address("192.168.1.2", 7878))
-    assert effects == [Remember(PEER, "pi", addresses)]
+    assert effects == [SavePeer(PEER, "pi", addresses)]
     assert here.addresses_of(PEER) == addresses
 
 
@@ -104,21 +104,25 @@ def test_a_hint_to_a_connected_peer_or_to_oneself_is_not_dialled() -> None:
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
 
-    adverts = (Advert(PEER, (WHERE,)), Advert(ME, (WHERE,)), Advert(None, (WHERE,)))
+    adverts = (
+        PeerHint(PEER, (WHERE,)),
+        PeerHint(ME, (WHERE,)),
+        PeerHint(None, (WHERE,)),
+    )
 
-    assert here.hints.on_seen(adverts, at(1.0)) == []
+    assert here.address_book.on_peers_discovered(adverts, at(1.0)) == []
 
 
 def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     """§ 2.1: this is what heals a partition."""
-    here = members(Saved(peers=(Advert(PEER, (WHERE,)),)))
-    here.hints.begin(at(0.0))
+    here = members(SavedState(peers=(PeerHint(PEER, (WHERE,)),)))
+    here.address_book.dial_remembered(at(0.0))
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
-        now_s = here.hints.deadline()
-        assert here.hints.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
-        here.hints.on_dial_failed(
+        now_s = here.address_book.deadline()
+        assert here.address_book.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
+        here.address_book.on_dial_failed(
             DialFailed(PEER, (WHERE,), was_refused=False), at(now_s)
         )
         dials.append(now_s)
@@ -132,31 +136,31 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
 def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
     """A hundred followers must not all knock at an absent machine."""
     here = members()
-    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.hints.dial_held(ALL, at(HOLD_S))
-    here.hints.circle = Circle.NONE
+    here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
+    here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
+    here.address_book.dial_scope = DialScope.NOBODY
 
-    assert here.hints.deadline() == math.inf
-    assert here.hints.on_time(at(60.0)) == []
+    assert here.address_book.deadline() == math.inf
+    assert here.address_book.on_time(at(60.0)) == []
 
 
 def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
     """Of fifty that start at once, each needs one link, not fifty."""
     here = members()
-    head = Advert(OTHER, (ELSEWHERE,), is_dispatcher=True, term=1)
+    head = PeerHint(OTHER, (ELSEWHERE,), is_dispatcher=True, term=1)
 
-    assert here.hints.on_seen((Advert(PEER, (WHERE,)), head), at(0.0)) == [
-        Dial(OTHER, (ELSEWHERE,))
-    ]
-    assert here.hints.dial_held(ALL, at(HOLD_S)) == []
-    assert here.hints.redial_all(at(1.0)) == []
+    assert here.address_book.on_peers_discovered(
+        (PeerHint(PEER, (WHERE,)), head), at(0.0)
+    ) == [Dial(OTHER, (ELSEWHERE,))]
+    assert here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S)) == []
+    assert here.address_book.redial_all(at(1.0)) == []
 
-    here.hints.on_dial_failed(
+    here.address_book.on_dial_failed(
         DialFailed(OTHER, (ELSEWHERE,), was_refused=False), at(1.1)
     )
-    due_s = here.hints.deadline()
-    assert due_s == 2 * HOLD_S
-    dials = here.hints.dial_held(ALL, at(1.1))
+    due_s = here.address_book.deadline()
+    assert due_s == 2 * DIAL_DELAY_S
+    dials = here.address_book.dial_delayed(ALL, at(1.1))
     assert dials == [Dial(PEER, (WHERE,))]
 
 
@@ -164,21 +168,23 @@ def test_a_follower_leaves_a_crowd_in_sight_alone() -> None:
     """Its dispatcher is all that it needs; in a small mesh it links to everybody."""
     for most, dials in ((2, 0), (3, 3)):
         settings = Settings(node=info(ME), limits=Limits(full_mesh_peers=most))
-        here = Membership(settings, Saved())
+        here = PeerTable(settings, SavedState())
         crowd = [NodeId(letter * 16) for letter in "xyz"]
-        here.hints.on_seen([Advert(node, (ELSEWHERE,)) for node in crowd], at(0.0))
+        here.address_book.on_peers_discovered(
+            [PeerHint(node, (ELSEWHERE,)) for node in crowd], at(0.0)
+        )
 
-        here.hints.circle = Circle.NONE
+        here.address_book.dial_scope = DialScope.NOBODY
 
-        done = here.hints.dial_held(ALL, at(HOLD_S))
+        done = here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
 
         assert len(done) == dials
-        assert here.hints.dial_held(ALL, at(1.0)) == []
+        assert here.address_book.dial_delayed(ALL, at(1.0)) == []
 
 
-def crowd(size: int) -> list[Advert]:
+def crowd(size: int) -> list[PeerHint]:
     return [
-        Advert(NodeId(f"{index:016d}"), (Address(f"10.0.1.{index}", 7878),))
+        PeerHint(NodeId(f"{index:016d}"), (Address(f"10.0.1.{index}", 7878),))
         for index in range(size)
     ]
 
@@ -187,104 +193,115 @@ def test_who_seeks_in_a_crowd_meets_those_that_rank_first() -> None:
     """Fifty that start on two cores have no time for a link between each two."""
     here = members()
     adverts = crowd(20)
-    here.hints.on_seen(adverts[::-1], at(0.0))
+    here.address_book.on_peers_discovered(adverts[::-1], at(0.0))
 
-    dials = here.hints.dial_held(ALL, at(HOLD_S))
+    dials = here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
     assert [dial.node for dial in dials if isinstance(dial, Dial)] == [
-        advert.node for advert in adverts[:SOUGHT]
+        advert.node for advert in adverts[:DISCOVERY_PEERS]
     ]
-    assert here.hints.dial_held(ALL, at(2 * HOLD_S)) == []
+    assert here.address_book.dial_delayed(ALL, at(2 * DIAL_DELAY_S)) == []
 
     first = adverts[0]
     event = DialFailed(first.node, first.addresses, was_refused=True)
-    here.hints.on_dial_failed(event, at(0.7))
-    (dial,) = here.hints.dial_held(ALL, at(3 * HOLD_S))
-    assert dial == Dial(adverts[SOUGHT].node, adverts[SOUGHT].addresses)
+    here.address_book.on_dial_failed(event, at(0.7))
+    (dial,) = here.address_book.dial_delayed(ALL, at(3 * DIAL_DELAY_S))
+    assert dial == Dial(
+        adverts[DISCOVERY_PEERS].node, adverts[DISCOVERY_PEERS].addresses
+    )
 
 
 def test_who_reigns_meets_everybody() -> None:
     """Those that wait for a dispatcher need not look for it."""
     here = members()
-    here.hints.on_seen(crowd(20), at(0.0))
-    here.hints.dial_held(ALL, at(HOLD_S))
+    here.address_book.on_peers_discovered(crowd(20), at(0.0))
+    here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
 
-    here.hints.circle = Circle.ALL
+    here.address_book.dial_scope = DialScope.EVERYBODY
 
-    assert len(here.hints.dial_held(ALL, at(2 * HOLD_S))) == 20 - SOUGHT
-    assert len(here.hints.redial_all(at(1.0))) == 20
+    assert (
+        len(here.address_book.dial_delayed(ALL, at(2 * DIAL_DELAY_S)))
+        == 20 - DISCOVERY_PEERS
+    )
+    assert len(here.address_book.redial_all(at(1.0))) == 20
 
 
 def test_who_seeks_in_a_crowd_dials_more_seldom() -> None:
     """What is too much at once is not to come again at the next look."""
     for size, pause_s in ((16, REDIAL_S), (32, 2 * REDIAL_S)):
         here = members()
-        here.hints.on_seen(crowd(size), at(0.0))
-        here.hints.dial_held(ALL, at(HOLD_S))
+        here.address_book.on_peers_discovered(crowd(size), at(0.0))
+        here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
 
-        assert len(here.hints.redial_all(at(1.0))) == (SOUGHT if size == 16 else 0)
-        assert here.hints.on_time(at(pause_s - 0.1)) == []
-        assert len(here.hints.on_time(at(pause_s + 1.0))) == SOUGHT
+        assert len(here.address_book.redial_all(at(1.0))) == (
+            DISCOVERY_PEERS if size == 16 else 0
+        )
+        assert here.address_book.on_time(at(pause_s - 0.1)) == []
+        assert len(here.address_book.on_time(at(pause_s + 1.0))) == DISCOVERY_PEERS
 
 
 def test_what_anybody_can_say_makes_nobody_wait_for_minutes() -> None:
     """A thousand adverts are forged at a stroke; no LAN has so many agents."""
     here = members()
-    here.hints.on_seen(crowd(1000), at(0.0))
+    here.address_book.on_peers_discovered(crowd(1000), at(0.0))
 
-    assert here.hints.meet_s == 3.0 * MEETING_MAX
+    assert here.address_book.dial_wait_s == 3.0 * DIAL_WAIT_SCALE_MAX
 
 
 def test_in_a_crowd_those_that_are_dialled_get_more_time() -> None:
     """Each of them has as much to do."""
     for size in (16, 32):
         here = members()
-        here.hints.on_seen(crowd(size), at(0.0))
-        here.hints.dial_held(ALL, at(HOLD_S))
+        here.address_book.on_peers_discovered(crowd(size), at(0.0))
+        here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
 
-        assert here.hints.meet_s == 3.0 * size / 16
-        here.hints.dial_held(ALL, at(HOLD_S + here.hints.meet_s - 0.01))
-        assert len(here.hints.awaited()) == SOUGHT
-        here.hints.dial_held(frozenset({ME}), at(HOLD_S + here.hints.meet_s))
-        assert here.hints.awaited() == []
+        assert here.address_book.dial_wait_s == 3.0 * size / 16
+        here.address_book.dial_delayed(
+            ALL, at(DIAL_DELAY_S + here.address_book.dial_wait_s - 0.01)
+        )
+        assert len(here.address_book.unanswered_nodes()) == DISCOVERY_PEERS
+        here.address_book.dial_delayed(
+            frozenset({ME}), at(DIAL_DELAY_S + here.address_book.dial_wait_s)
+        )
+        assert here.address_book.unanswered_nodes() == []
 
 
 def test_who_is_sent_to_a_dispatcher_dials_nobody_else() -> None:
     """Until that has failed, or takes too long."""
     here = members()
-    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.hints.dial(OTHER, (ELSEWHERE,), at(0.1), is_dispatcher=True)
+    here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
+    here.address_book.dial_node(OTHER, (ELSEWHERE,), at(0.1), is_dispatcher=True)
 
-    assert here.hints.dial_held(ALL, at(1.0)) == []
-    assert here.hints.on_time(at(2.9)) == []
-    assert here.hints.dial_held(ALL, at(3.2)) == [Dial(PEER, (WHERE,))]
+    assert here.address_book.dial_delayed(ALL, at(1.0)) == []
+    assert here.address_book.on_time(at(2.9)) == []
+    assert here.address_book.dial_delayed(ALL, at(3.2)) == [Dial(PEER, (WHERE,))]
 
 
 def test_a_node_without_an_address_is_not_dialled() -> None:
     """That no address answers would look as if all had refused."""
     here = members()
 
-    assert here.hints.dial(PEER, (), at(0.0)) == []
-    assert here.hints.on_time(at(5.0)) == []
+    assert here.address_book.dial_node(PEER, (), at(0.0)) == []
+    assert here.address_book.on_time(at(5.0)) == []
 
 
 def test_a_lost_peer_is_redialled_after_a_while() -> None:
     """The link may come back without any news from mDNS."""
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
-    assert here.hints.deadline() == float("inf")
+    assert here.address_book.deadline() == float("inf")
 
     here.on_peer_down(PEER, at(100.0))
 
-    assert here.hints.deadline() == 100.0 + REDIAL_S
-    assert [type(e) for e in here.hints.on_time(at(105.0))] == [Dial]
+    assert here.address_book.deadline() == 100.0 + REDIAL_S
+    assert [type(e) for e in here.address_book.on_time(at(105.0))] == [Dial]
 
 
 def test_after_a_week_a_peer_is_forgotten() -> None:
     """Laptops that went home for good cost nothing for ever."""
     here = members()
-    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
 
-    assert here.hints.on_time(at(8 * 86_400.0)) == []
+    assert here.address_book.on_time(at(8 * 86_400.0)) == []
     assert here.addresses_of(PEER) == ()
 
 
@@ -293,20 +310,20 @@ def test_hints_are_bounded() -> None:
     here = members(peers=3)
 
     for index in range(50):
-        advert = Advert(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
-        here.hints.on_seen((advert,), at(0.0))
+        advert = PeerHint(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
+        here.address_book.on_peers_discovered((advert,), at(0.0))
 
-    assert len(here.hints.redial_all(at(1.0))) == 3
+    assert len(here.address_book.redial_all(at(1.0))) == 3
 
 
 def test_a_flood_of_adverts_makes_no_peer_forgotten() -> None:
     """Where mDNS finds nobody any more, what is remembered is the only way back."""
-    here = members(Saved(peers=(Advert(PEER, (WHERE,)),)), peers=3)
-    here.hints.begin(at(0.0))
+    here = members(SavedState(peers=(PeerHint(PEER, (WHERE,)),)), peers=3)
+    here.address_book.dial_remembered(at(0.0))
 
     for index in range(50):
-        advert = Advert(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
-        here.hints.on_seen((advert,), at(0.0))
+        advert = PeerHint(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
+        here.address_book.on_peers_discovered((advert,), at(0.0))
 
     assert here.addresses_of(PEER) == (WHERE,)
 
@@ -314,12 +331,12 @@ def test_a_flood_of_adverts_makes_no_peer_forgotten() -> None:
 def test_what_was_only_seen_is_not_dialled_for_long() -> None:
     """Anybody can name a thousand places; who is there says so again when asked."""
     here = members()
-    adverts = (Advert(PEER, (WHERE,)), Advert(OTHER, (ELSEWHERE,)))
-    here.hints.on_seen(adverts, at(0.0))
-    here.hints.dial_held(ALL, at(HOLD_S))
-    here.hints.on_seen(adverts[:1], at(50.0))
+    adverts = (PeerHint(PEER, (WHERE,)), PeerHint(OTHER, (ELSEWHERE,)))
+    here.address_book.on_peers_discovered(adverts, at(0.0))
+    here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
+    here.address_book.on_peers_discovered(adverts[:1], at(50.0))
 
-    dials = here.hints.on_time(at(70.0))
+    dials = here.address_book.on_time(at(70.0))
 
     assert dials == [Dial(PEER, (WHERE,))]
     assert here.addresses_of(OTHER) == ()
@@ -328,14 +345,14 @@ def test_what_was_only_seen_is_not_dialled_for_long() -> None:
 def test_dispatchers_without_end_in_sight_hold_nobody_back_for_long() -> None:
     """Anybody can say to be one; a few are waited for, and the others are nodes."""
     here = members()
-    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
     dials: list[Effect] = []
     for index in range(20):
         now = at(0.5 * index)
         false = Address(f"10.0.1.{index}", 7878)
-        advert = Advert(NodeId(f"zzz{index}"), (false,), is_dispatcher=True, term=9)
-        here.hints.on_seen((advert,), now)
-        dials += here.hints.dial_held(ALL, now)
+        advert = PeerHint(NodeId(f"zzz{index}"), (false,), is_dispatcher=True, term=9)
+        here.address_book.on_peers_discovered((advert,), now)
+        dials += here.address_book.dial_delayed(ALL, now)
 
     assert dials[:1] == [Dial(PEER, (WHERE,))]
 
@@ -346,47 +363,49 @@ def test_frames_of_a_link_that_was_closed_count_no_more() -> None:
     here.on_peer_up(up(PEER), at(0.0))
 
     assert here.disconnect(PEER, "silent", at(1.0)) == [Disconnect(PEER, "silent")]
-    assert not here.touch(PEER, at(1.1))
+    assert not here.record_frame(PEER, at(1.1))
     assert here.disconnect(PEER, "silent", at(1.2)) == []
 
 
 def test_only_wanted_nodes_are_dialled_in_a_large_mesh() -> None:
     """Followers keep the links that a takeover needs."""
     here = members()
-    adverts = (Advert(PEER, (WHERE,)), Advert(OTHER, (Address("10.0.0.3", 7878),)))
+    adverts = (PeerHint(PEER, (WHERE,)), PeerHint(OTHER, (Address("10.0.0.3", 7878),)))
 
-    effects = here.hints.on_seen(adverts, at(0.0), frozenset({OTHER}))
+    effects = here.address_book.on_peers_discovered(
+        adverts, at(0.0), frozenset({OTHER})
+    )
 
     assert effects == [Dial(OTHER, (Address("10.0.0.3", 7878),))]
 
 
 def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
     """Then every twenty seconds."""
-    browsing = Browsing()
+    browsing = MdnsSchedule()
     assert browsing.start(at(0.0)) == [Browse(is_wanted=True)]
     asked = []
     for _ in range(7):
         due_s = browsing.deadline()
         asked.append(due_s)
-        assert browsing.on_time(at(due_s), draw=0.5, is_reigning=False)
+        assert browsing.on_time(at(due_s), draw=0.5, is_dispatching=False)
 
     assert asked == [1.0, 2.0, 4.0, 8.0, 16.0, 36.0, 56.0]
 
 
 def test_a_dispatcher_spreads_its_browsing_and_a_follower_stops() -> None:
     """Two sides of a healed split must not ask in step for ever."""
-    browsing = Browsing()
+    browsing = MdnsSchedule()
     browsing.start(at(0.0))
 
-    browsing.on_time(at(1.0), draw=0.0, is_reigning=True)
-    assert browsing.deadline() == 1.0 + 0.75 * BROWSE_EVERY_S
+    browsing.on_time(at(1.0), draw=0.0, is_dispatching=True)
+    assert browsing.deadline() == 1.0 + 0.75 * BROWSE_INTERVAL_S
 
     assert browsing.stop() == [Browse(is_wanted=False)]
     assert browsing.stop() == []
 
 
-def own_line() -> RosterLine:
-    return RosterLine(
+def own_line() -> RosterEntry:
+    return RosterEntry(
         id=ME,
         name="pi",
         role=Role.DISPATCHER,
@@ -399,20 +418,20 @@ def own_line() -> RosterLine:
 
 def test_a_taken_name_gets_the_first_four_of_the_id_for_good() -> None:
     """Five machines called `raspberrypi` are common."""
-    registry = Registry([], members())
+    registry = RosterBuilder([], members())
 
-    assert registry.name_of(ME, "pi") == "pi"
-    assert registry.name_of(PEER, "pi") == "pi-pppp"
-    assert registry.name_of(PEER, "pi") == "pi-pppp"
-    assert registry.name_of(NodeId("pppp" + "q" * 12), "pi") == "pi-ppppq"
+    assert registry.assign_name(ME, "pi") == "pi"
+    assert registry.assign_name(PEER, "pi") == "pi-pppp"
+    assert registry.assign_name(PEER, "pi") == "pi-pppp"
+    assert registry.assign_name(NodeId("pppp" + "q" * 12), "pi") == "pi-ppppq"
 
 
 def test_a_node_that_is_renamed_gets_its_new_name() -> None:
     """`--name` must work on a mesh that knows the node by another one."""
-    registry = Registry([(PEER, "old")], members())
+    registry = RosterBuilder([(PEER, "old")], members())
 
-    assert registry.name_of(PEER, "new") == "new"
-    assert registry.name_of(OTHER, "old") == "old"
+    assert registry.assign_name(PEER, "new") == "new"
+    assert registry.assign_name(OTHER, "old") == "old"
 
 
 def test_members_stand_in_the_order_of_succession() -> None:
@@ -421,11 +440,11 @@ def test_members_stand_in_the_order_of_succession() -> None:
     nodes = [NodeId(letter * 16) for letter in "cab"]
     for index, node in enumerate(nodes):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
-        here.confirm(node, EPOCH, ())
+        here.confirm_follower(node, EPOCH, ())
 
     standbys = (nodes[0], nodes[2])
-    roster = Registry([], here).build(
-        EPOCH, own_line, Stance(), standbys, lambda _: 9, at(1.0)
+    roster = RosterBuilder([], here).build_roster(
+        EPOCH, own_line, Availability(), standbys, lambda _: 9, at(1.0)
     )
 
     assert roster is not None
@@ -444,11 +463,11 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
 ):
     """Idle nodes must stay quiet."""
     here = members()
-    registry = Registry([], here)
+    registry = RosterBuilder([], here)
     busy = partial(replace, own_line(), load=LoadSample(90.0, 2.0, 0, 0))
 
-    def build(own: Callable[[], RosterLine], now: Moment) -> Roster | None:
-        return registry.build(EPOCH, own, Stance(), (), lambda _: 0, now)
+    def build(own: Callable[[], RosterEntry], now: Moment) -> Roster | None:
+        return registry.build_roster(EPOCH, own, Availability(), (), lambda _: 0, now)
 
     assert build(own_line, at(1.0)) is not None
     assert build(busy, at(1.5)) is None
@@ -456,20 +475,20 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     assert build(busy, at(9.0)) is None
 
     here.on_peer_up(up(PEER), at(9.0))
-    here.confirm(PEER, EPOCH, ())
+    here.confirm_follower(PEER, EPOCH, ())
     roster = build(busy, at(9.1))
     assert roster is not None
     assert (roster.version, len(roster.members)) == (3, 2)
 
 
-def registry_of(size: int) -> Registry:
+def registry_of(size: int) -> RosterBuilder:
     """Return what a dispatcher knows of so many nodes, all of which follow it."""
     here = members()
-    registry = Registry([], here)
+    registry = RosterBuilder([], here)
     for advert in crowd(size)[1:]:
         assert advert.node is not None
         here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
-        here.confirm(advert.node, EPOCH, ())
+        here.confirm_follower(advert.node, EPOCH, ())
     return registry
 
 
@@ -480,8 +499,8 @@ def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
         told = 0
         for tenth in range(600):
             line = partial(replace, own_line(), load=LoadSample(tenth, tenth, 0, 0))
-            roster = registry.build(
-                EPOCH, line, Stance(), (), lambda _: 0, at(tenth / 10)
+            roster = registry.build_roster(
+                EPOCH, line, Availability(), (), lambda _: 0, at(tenth / 10)
             )
             told += 0 if roster is None else len(roster.members)
 
@@ -493,12 +512,12 @@ def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
     looks = []
     for size in (16, 64):
         registry = registry_of(size)
-        registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
+        registry.build_roster(EPOCH, own_line, Availability(), (), lambda _: 0, at(1.0))
         steps = [at(2.0 + hundredth / 100) for hundredth in range(1000)]
         looks.append(0)
         for now in steps:
-            looks[-1] += registry.is_due(EPOCH, Stance(), now)
-            registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, now)
+            looks[-1] += registry.is_build_due(EPOCH, Availability(), now)
+            registry.build_roster(EPOCH, own_line, Availability(), (), lambda _: 0, now)
 
     assert looks[0] == pytest.approx(100, abs=10)
     assert looks[1] == pytest.approx(25, abs=3)
@@ -507,7 +526,7 @@ def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
 def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> None:
     """Each may say as much as it likes, within the bounds of one; all have a line."""
     here = members()
-    registry = Registry([], here)
+    registry = RosterBuilder([], here)
     wide = "\N{GRINNING FACE}"
     for index in range(1024):
         node = NodeId(f"{index:064d}")
@@ -519,19 +538,21 @@ def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> 
             os=wide * WORD_CHARS_MAX,
             arch=wide * WORD_CHARS_MAX,
         )
-        assert is_sane_node(said)
+        assert is_valid_node(said)
         event = up(node)
-        hello = replace(event.hello, node=said)
-        here.on_peer_up(replace(event, hello=hello), at(0.0))
+        hello = replace(event.peer_hello, node=said)
+        here.on_peer_up(replace(event, peer_hello=hello), at(0.0))
         view = here.peers[node]
         hosts = (f"{n:0{HOST_BYTES_MAX}d}" for n in range(ADDRESSES_MAX))
         view.addresses = tuple(Address(host, 65_535) for host in hosts)
-        here.confirm(node, EPOCH, ())
+        here.confirm_follower(node, EPOCH, ())
 
-    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
+    roster = registry.build_roster(
+        EPOCH, own_line, Availability(), (), lambda _: 0, at(1.0)
+    )
 
     assert roster is not None
-    assert len(roster.members) == here.most
+    assert len(roster.members) == here.members_max
     assert roster.members[1].labels
     assert len(wire.parts_of(roster, Limits().frame_bytes)) == 1
 
@@ -539,17 +560,21 @@ def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> 
 def test_whoever_comes_and_goes_without_end_the_roster_has_room_for_members() -> None:
     """A member could call itself another one each time; nobody reads longer ones."""
     here = members(peers=4)
-    registry = Registry([], here)
+    registry = RosterBuilder([], here)
     for index in range(9):
         node = NodeId(f"{index:016d}")
         here.on_peer_up(up(node, f"pi-{index}"), at(index))
-        here.confirm(node, EPOCH, ())
-        registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(index + 0.2))
+        here.confirm_follower(node, EPOCH, ())
+        registry.build_roster(
+            EPOCH, own_line, Availability(), (), lambda _: 0, at(index + 0.2)
+        )
         if index < 8:
             here.on_peer_down(node, at(index + 0.4))
-            registry.on_lost(node, at(index + 0.4), is_leaving=False)
+            registry.on_follower_lost(node, at(index + 0.4), is_leaving=False)
 
-    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(9.0))
+    roster = registry.build_roster(
+        EPOCH, own_line, Availability(), (), lambda _: 0, at(9.0)
+    )
 
     roster = roster or registry.roster
     assert roster is not None
@@ -561,22 +586,26 @@ def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not()
 ):
     """People look for the machine that is missing."""
     here = members()
-    registry = Registry([], here)
+    registry = RosterBuilder([], here)
     for index, node in enumerate((PEER, OTHER)):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
-        here.confirm(node, EPOCH, ())
-    registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
+        here.confirm_follower(node, EPOCH, ())
+    registry.build_roster(EPOCH, own_line, Availability(), (), lambda _: 0, at(1.0))
 
     for node, is_leaving in ((PEER, False), (OTHER, True)):
         here.on_peer_down(node, at(2.0))
-        registry.on_lost(node, at(2.0), is_leaving=is_leaving)
-    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(3.0))
+        registry.on_follower_lost(node, at(2.0), is_leaving=is_leaving)
+    roster = registry.build_roster(
+        EPOCH, own_line, Availability(), (), lambda _: 0, at(3.0)
+    )
     assert roster is not None
     assert [(m.id, m.state) for m in roster.members] == [
         (ME, NodeState.READY),
         (PEER, NodeState.LOST),
     ]
 
-    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(700.0))
+    roster = registry.build_roster(
+        EPOCH, own_line, Availability(), (), lambda _: 0, at(700.0)
+    )
     assert roster is not None
     assert len(roster.members) == 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from octaskly.core.model.arrays import (
-    Progress,
-    Rest,
+    ArrayProgress,
+    RemainingMembers,
     array_state,
-    member_of,
     member_spec,
+    split_member_id,
 )
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
@@ -18,7 +18,7 @@ from octaskly.core.model.tasks import TaskSpec, TaskState
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = TaskState
 
 
-def runs(rest: Rest) -> list[int]:
+def runs(rest: RemainingMembers) -> list[int]:
     taken = []
     while rest:
         taken.append(rest.pop())
@@ -27,7 +27,7 @@ def runs(rest: Rest) -> list[int]:
 
 def test_members_are_handed_out_in_order() -> None:
     """One run is one entry, whatever its length."""
-    assert runs(Rest([(0, 2), (5, 5), (7, 8)])) == [0, 1, 2, 5, 7, 8]
+    assert runs(RemainingMembers([(0, 2), (5, 5), (7, 8)])) == [0, 1, 2, 5, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_members_are_handed_out_in_order() -> None:
 )
 def test_a_member_is_taken_out(position: int, left: list[int]) -> None:
     """A cancelled one is never handed out."""
-    rest = Rest([(0, 2), (5, 5)])
+    rest = RemainingMembers([(0, 2), (5, 5)])
 
     rest.remove(position)
 
@@ -58,11 +58,11 @@ def test_what_others_handed_out_is_taken_out(
     mine: list[tuple[int, int]], theirs: list[tuple[int, int]]
 ) -> None:
     """After a heal members ran that this node had still to hand out."""
-    rest = Rest(mine)
+    rest = RemainingMembers(mine)
 
-    rest.keep(theirs)
+    rest.intersect(theirs)
 
-    both = set(runs(Rest(mine))) & set(runs(Rest(theirs)))
+    both = set(runs(RemainingMembers(mine))) & set(runs(RemainingMembers(theirs)))
     assert runs(rest) == sorted(both)
 
 
@@ -82,7 +82,7 @@ def test_an_id_tells_whether_it_is_a_members(
     task: str, place: tuple[str, int] | None
 ) -> None:
     """A name that a client chose never makes a task a member."""
-    assert member_of(TaskId(task)) == place
+    assert split_member_id(TaskId(task)) == place
 
 
 def test_a_member_follows_from_its_array() -> None:
@@ -119,23 +119,23 @@ def test_a_member_follows_from_its_array() -> None:
 @pytest.mark.parametrize(
     ("progress", "by", "state"),
     [
-        (Progress(queued=3), None, QUEUED),
-        (Progress(queued=1, running=2), None, RUNNING),
-        (Progress(queued=2, completed=1), None, RUNNING),
-        (Progress(queued=2, cancelled=1), None, QUEUED),
-        (Progress(completed=3), None, COMPLETED),
-        (Progress(completed=3), "ada", COMPLETED),
-        (Progress(completed=2, failed=1), None, FAILED),
-        (Progress(completed=2, cancelled=1), None, CANCELLED),
-        (Progress(completed=1, failed=1, cancelled=1), None, FAILED),
-        (Progress(completed=1, failed=1, cancelled=1), "ada", CANCELLED),
-        (Progress(failed=2, cancelled=1), "max_fails", FAILED),
-        (Progress(running=1, cancelled=2), "ada", RUNNING),
-        (Progress(cancelled=3), "ada", CANCELLED),
+        (ArrayProgress(queued=3), None, QUEUED),
+        (ArrayProgress(queued=1, running=2), None, RUNNING),
+        (ArrayProgress(queued=2, completed=1), None, RUNNING),
+        (ArrayProgress(queued=2, cancelled=1), None, QUEUED),
+        (ArrayProgress(completed=3), None, COMPLETED),
+        (ArrayProgress(completed=3), "ada", COMPLETED),
+        (ArrayProgress(completed=2, failed=1), None, FAILED),
+        (ArrayProgress(completed=2, cancelled=1), None, CANCELLED),
+        (ArrayProgress(completed=1, failed=1, cancelled=1), None, FAILED),
+        (ArrayProgress(completed=1, failed=1, cancelled=1), "ada", CANCELLED),
+        (ArrayProgress(failed=2, cancelled=1), "max_fails", FAILED),
+        (ArrayProgress(running=1, cancelled=2), "ada", RUNNING),
+        (ArrayProgress(cancelled=3), "ada", CANCELLED),
     ],
 )
 def test_an_array_is_what_its_members_are(
-    progress: Progress, by: str | None, state: TaskState
+    progress: ArrayProgress, by: str | None, state: TaskState
 ) -> None:
     """It has ended when all have, and then the worst of them counts."""
     assert array_state(ArraySpec(count=3, max_fails=1), progress, by) is state

@@ -11,22 +11,22 @@ from octaskly.core.effects import (
     Append,
     Disconnect,
     Effect,
-    Note,
+    LogLine,
     Save,
     Send,
     ServePull,
 )
-from octaskly.core.events import PeerUp, Persisted, Received, Saved, Woke
+from octaskly.core.events import PeerUp, Persisted, Received, SavedState, TimerFired
 from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
-    CancelAsked,
     Entry,
     Finished,
     Recorded,
     Submitted,
+    TaskCancelled,
 )
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.records import AUDIT
 from octaskly.core.model.hlc import HLC_MAX, hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
@@ -34,21 +34,24 @@ from octaskly.core.model.nodes import NO_LOAD, NodeState, Role
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
-    Requires,
+    Requirements,
     Retry,
     TaskLimits,
     TaskOptions,
 )
 from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, TaskSpec
-from octaskly.core.node.message_checks import ENTRIES_MAX, PARTS_MAX, TERMS_AHEAD
+from octaskly.core.node.message_checks import (
+    ENTRIES_MAX,
+    REATTACH_PARTS_MAX,
+    TERMS_AHEAD_MAX,
+)
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.bounds import STREAMS_MAX
 from octaskly.core.protocol.messages import (
+    Assign,
     Claim,
-    ClaimNo,
     ClaimOk,
-    Cursor,
-    Dispatch,
+    ClaimRejected,
     Entries,
     Heartbeat,
     HeartbeatOk,
@@ -57,14 +60,15 @@ from octaskly.core.protocol.messages import (
     Message,
     Pull,
     Reattach,
-    Records,
+    RecordBatch,
     Redirect,
-    Repl,
-    ReplOk,
+    Replicate,
+    ReplicateOk,
     Results,
     Roster,
-    RosterLine,
+    RosterEntry,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
     Transfer,
 )
@@ -83,9 +87,9 @@ ME, PEER, OTHER = node_id("a"), node_id("b"), node_id("c")
 THEIRS = Epoch(5, PEER)
 KNOWN, NEW = StreamId(5), StreamId(6)
 WRITER = Epoch(2, OTHER)
-FACT = CancelAsked(TaskId("t"), "x")
+FACT = TaskCancelled(TaskId("t"), "x")
 RECORD = Recorded("gossip", "key", b"", 0, 5)
-FAR = Epoch(TERMS_AHEAD + 5, PEER)
+FAR = Epoch(TERMS_AHEAD_MAX + 5, PEER)
 READY = NodeState.READY
 
 
@@ -93,15 +97,17 @@ class Shell:
     """A node that has met a peer, with a disk that answers at once."""
 
     def __init__(self, theirs: Hello | None = None) -> None:
-        saved = Saved(term=3, vector=((KNOWN, 4),), epochs=((KNOWN, WRITER),), hlc=9)
+        saved = SavedState(
+            term=3, vector=((KNOWN, 4),), epochs=((KNOWN, WRITER),), hlc=9
+        )
         self.node = Node(settings("a"), saved)
         self.seconds = 0.0
-        self.feed(Woke())
+        self.feed(TimerFired())
         hello = theirs or hello_of(NO_EPOCH)
         sent = self.node.hello(moment())
         self.met = self.feed(PeerUp(PEER, sent, hello, Address("::1", 7)))
 
-    def feed(self, *events: Woke | PeerUp | Received | Persisted) -> list[Effect]:
+    def feed(self, *events: TimerFired | PeerUp | Received | Persisted) -> list[Effect]:
         done: list[Effect] = []
         for event in events:
             effects = self.node.step(event, moment(self.seconds))
@@ -118,7 +124,7 @@ class Shell:
         """Become dispatcher, followed by the peer; return its own stream."""
         while not self.node.is_dispatcher:
             self.seconds += 0.1
-            self.feed(Woke())
+            self.feed(TimerFired())
         self.hear(ClaimOk(self.node.epoch, ()), Reattach((), 2, READY))
         known = {KNOWN}
         (own,) = {s for s, _ in self.node.hello(moment()).vector} - known
@@ -162,8 +168,8 @@ def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:
     """Return a snapshot of one task whose attempt came so far."""
     tried = Attempt(id=attempt(), node=ME, state=state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(tried,))
-    row = TaskRow(record, Birth(1, 1, KNOWN, 1), 1)
-    return Snapshot(rows=(row,), cursor=Cursor(1, 1), more=True)
+    row = TaskRow(record, SubmissionTimes(1, 1, KNOWN, 1), 1)
+    return Snapshot(rows=(row,), cursor=SnapshotCursor(1, 1), has_more=True)
 
 
 LATE = replace(spec(), created_ms=1 << 62)
@@ -187,7 +193,7 @@ def array_of(**fields: Any) -> Entry:
 
 def listing(**more: Any) -> Roster:
     """Return a roster of one node, of which something is told."""
-    line = RosterLine(
+    line = RosterEntry(
         id=PEER,
         name="pi",
         role=Role.DISPATCHER,
@@ -202,8 +208,8 @@ def listing(**more: Any) -> Roster:
 def two_named() -> Snapshot:
     """Return a snapshot of a row that is that of two tasks."""
     record = TaskRecord(id=TaskId("another"), spec=spec())
-    row = TaskRow(record, Birth(1, 1, KNOWN, 1), 1)
-    return Snapshot(rows=(row,), cursor=Cursor(1, 1), more=True)
+    row = TaskRow(record, SubmissionTimes(1, 1, KNOWN, 1), 1)
+    return Snapshot(rows=(row,), cursor=SnapshotCursor(1, 1), has_more=True)
 
 
 WRONG = {
@@ -211,26 +217,26 @@ WRONG = {
     "heartbeat of a negative term": (Heartbeat(Epoch(-1, PEER), 0.0), "term"),
     "claim of a far term": (Claim(FAR, NEW, ()), "term"),
     "redirect to a far term": (Redirect(FAR, OTHER, ()), "term"),
-    "refused claim with a far term": (ClaimNo(FAR), "term"),
+    "refused claim with a far term": (ClaimRejected(FAR), "term"),
     "entries of a far reign": (pulled((6, 1), epochs=((NEW, FAR),)), "term"),
     "heartbeat for another": (Heartbeat(Epoch(5, OTHER), 0.0), "epoch"),
     "claim for another": (Claim(Epoch(5, OTHER), NEW, ()), "epoch"),
     "roster for another": (Roster(Epoch(5, OTHER), 1, ()), "epoch"),
-    "order for another": (Dispatch(Epoch(5, OTHER), ()), "epoch"),
+    "order for another": (Assign(Epoch(5, OTHER), ()), "epoch"),
     "kill for another": (Kill(Epoch(5, OTHER), ()), "epoch"),
     "transfer for another": (Transfer(Epoch(5, OTHER), ()), "epoch"),
-    "copy for another": (Repl(Epoch(5, OTHER), 1, (), ()), "epoch"),
-    "thanks to another": (ReplOk(Epoch(5, OTHER), 1), "epoch"),
+    "copy for another": (Replicate(Epoch(5, OTHER), 1, (), ()), "epoch"),
+    "thanks to another": (ReplicateOk(Epoch(5, OTHER), 1), "epoch"),
     "a gap": (pulled((5, 5), (5, 7)), "gap"),
     "a repetition": (pulled((5, 5), (5, 5)), "gap"),
     "sequence zero": (pulled((6, 0)), "gap"),
-    "a gap in a copy": (Repl(THEIRS, 1, entries((5, 5), (5, 7)), ()), "gap"),
+    "a gap in a copy": (Replicate(THEIRS, 1, entries((5, 5), (5, 7)), ()), "gap"),
     "a stream that nobody writes": (
         pulled((9, 1), epochs=((KNOWN, WRITER),)),
         "stream",
     ),
     "a copy of a stream that nobody writes": (
-        Repl(THEIRS, 1, entries((9, 1)), ()),
+        Replicate(THEIRS, 1, entries((9, 1)), ()),
         "stream",
     ),
     "another writer": (pulled((5, 5), epochs=((KNOWN, THEIRS),)), "writer"),
@@ -259,22 +265,22 @@ WRONG = {
     ),
     "a row of two states": (rowed(AttemptState.FAILED, outcome()), "fact"),
     "a row that ended without an end": (rowed(AttemptState.OK, None), "fact"),
-    "records for another": (Records(Epoch(5, OTHER), ()), "epoch"),
+    "records for another": (RecordBatch(Epoch(5, OTHER), ()), "epoch"),
     "a record of no kind": (telling(Entry(KNOWN, 5, 9, RECORD)), "fact"),
     "a record that is too long": (
-        Records(THEIRS, (replace(RECORD, kind=AUDIT, body=b"x" * 4096),)),
+        RecordBatch(THEIRS, (replace(RECORD, kind=AUDIT, body=b"x" * 4096),)),
         "fact",
     ),
     "a record that breaks lines": (
-        Records(THEIRS, (replace(RECORD, kind=AUDIT, key="a\nb"),)),
+        RecordBatch(THEIRS, (replace(RECORD, kind=AUDIT, key="a\nb"),)),
         "fact",
     ),
     "a record of the far future in a snapshot": (
         Snapshot(
             rows=(),
-            cursor=Cursor(9, 0),
-            more=True,
-            records=(replace(RECORD, kind=AUDIT, at=HLC_MAX),),
+            cursor=SnapshotCursor(9, 0),
+            has_more=True,
+            records=(replace(RECORD, kind=AUDIT, hlc=HLC_MAX),),
         ),
         "fact",
     ),
@@ -293,7 +299,7 @@ WRONG = {
         "node",
     ),
     "a snapshot behind which none can come": (
-        Snapshot(rows=(), cursor=Cursor(HLC_MAX, 0), more=True, head=EMPTY),
+        Snapshot(rows=(), cursor=SnapshotCursor(HLC_MAX, 0), has_more=True, head=EMPTY),
         "clock",
     ),
     "a row of two tasks": (two_named(), "fact"),
@@ -302,7 +308,7 @@ WRONG = {
         "fact",
     ),
     "somebody without end who cancels": (
-        telling(Entry(KNOWN, 5, 9, CancelAsked(TaskId("t"), "x" * 1025))),
+        telling(Entry(KNOWN, 5, 9, TaskCancelled(TaskId("t"), "x" * 1025))),
         "fact",
     ),
     "somebody without end who asks": (
@@ -318,7 +324,7 @@ WRONG = {
         "fact",
     ),
     "memory of less than nothing": (
-        telling(wishing(requires=Requires(memory_mb=-1))),
+        telling(wishing(requires=Requirements(memory_mb=-1))),
         "fact",
     ),
     "processes without end": (
@@ -332,14 +338,14 @@ WRONG = {
     "an array of nothing": (telling(array_of(count=0)), "fact"),
     "an array that lacks items": (telling(array_of(count=2, has_items=True)), "fact"),
     "an attempt zero": (Reattach(((attempt(0), spec()),), 1, READY), "fact"),
-    "an order of the far future": (Dispatch(THEIRS, ((attempt(), LATE),)), "fact"),
+    "an order of the far future": (Assign(THEIRS, ((attempt(), LATE),)), "fact"),
     "a vector of negative numbers": (Pull(((KNOWN, -1),)), "vector"),
     "a vector of huge numbers": (Pull(((KNOWN, 1 << 62),)), "vector"),
     "a vector of no stream": (ClaimOk(NO_EPOCH, ((StreamId(0), 1),)), "vector"),
     "an answer without end": (
         Entries(
             tuple(
-                Entry(KNOWN, i + 1, 1, CancelAsked(TaskId("t"), "me"))
+                Entry(KNOWN, i + 1, 1, TaskCancelled(TaskId("t"), "me"))
                 for i in range(ENTRIES_MAX + 1)
             ),
             (),
@@ -410,12 +416,12 @@ def test_a_kind_of_refusal_is_counted_each_time_and_told_once() -> None:
         shell.feed(PeerUp(PEER, sent, hello_of(NO_EPOCH), Address("::1", 7)))
     told += shell.hear(pulled((5, 7), (5, 9)))
 
-    notes = [e.fields for e in told if isinstance(e, Note) and "refused" in e.event]
+    notes = [e.fields for e in told if isinstance(e, LogLine) and "refused" in e.event]
     assert notes == [
         (("peer", PEER), ("reason", "protocol: term")),
         (("peer", PEER), ("reason", "protocol: gap")),
     ]
-    assert shell.node.refused == {"term": 3, "gap": 1}
+    assert shell.node.refused_counts == {"term": 3, "gap": 1}
 
 
 def test_unknown_streams_and_old_frames_are_harmless() -> None:
@@ -442,10 +448,10 @@ def test_a_clock_that_is_off_is_told_of_once(off_s: int) -> None:
         effect
         for _ in range(2)
         for effect in shell.feed(PeerUp(PEER, sent, theirs, Address("::1", 7)))
-        if isinstance(effect, Note | Disconnect)
+        if isinstance(effect, LogLine | Disconnect)
     ]
 
-    notes = [e for e in told if isinstance(e, Note) and "clock" in e.event]
+    notes = [e for e in told if isinstance(e, LogLine) and "clock" in e.event]
     assert [dict(note.fields)["ahead_s"] for note in notes] == (
         [off_s] if abs(off_s) > 5 else []
     )
@@ -459,10 +465,10 @@ def test_no_clock_is_called_off_for_a_late_handshake(off_s: int, is_told: bool) 
     sent = shell.node.hello(moment())
     theirs = hello_of(NO_EPOCH, wall_ms=sent.wall_ms + off_s * 1000)
 
-    up = PeerUp(PEER, sent, theirs, Address("::1", 7), took_ms=10_000)
+    up = PeerUp(PEER, sent, theirs, Address("::1", 7), handshake_ms=10_000)
     effects = shell.feed(up)
 
-    told = [e for e in effects if isinstance(e, Note) and "clock" in e.event]
+    told = [e for e in effects if isinstance(e, LogLine) and "clock" in e.event]
     assert bool(told) == is_told
 
 
@@ -475,7 +481,7 @@ def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
     effects += shell.hear(telling(Entry(KNOWN, 6, ahead, FACT)))
 
     assert len([e for e in effects if isinstance(e, Append)]) == 2
-    notes = [e.event for e in effects if isinstance(e, Note)]
+    notes = [e.event for e in effects if isinstance(e, LogLine)]
     assert notes.count("entries of the future") == 1
 
 
@@ -494,8 +500,8 @@ def test_only_what_was_appended_can_be_acknowledged() -> None:
     shell = Shell()
     shell.reign()
 
-    old = shell.hear(ReplOk(Epoch(1, ME), 10**9))
-    wrong = shell.hear(ReplOk(shell.node.epoch, 10**9))
+    old = shell.hear(ReplicateOk(Epoch(1, ME), 10**9))
+    wrong = shell.hear(ReplicateOk(shell.node.epoch, 10**9))
 
     assert not [e for e in old if isinstance(e, Disconnect)]
     assert Disconnect(PEER, "protocol: number") in wrong
@@ -505,8 +511,8 @@ def test_the_numbers_of_a_reign_never_go_back_on_one_link() -> None:
     """A replayed frame would be acknowledged as if it were new."""
     shell = Shell(hello_of(THEIRS))
 
-    right = shell.hear(*(Repl(THEIRS, n, (), ()) for n in (3, 3, 0, 7)))
-    wrong = shell.hear(Repl(THEIRS, 6, (), ()))
+    right = shell.hear(*(Replicate(THEIRS, n, (), ()) for n in (3, 3, 0, 7)))
+    wrong = shell.hear(Replicate(THEIRS, 6, (), ()))
 
     assert not [e for e in right if isinstance(e, Disconnect)]
     assert Disconnect(PEER, "protocol: number") in wrong
@@ -516,9 +522,9 @@ def test_what_a_worker_runs_does_not_come_in_parts_without_end() -> None:
     """Each part is kept until the last."""
     shell = Shell()
     shell.reign()
-    part = Reattach((), 1, READY, more=True)
+    part = Reattach((), 1, READY, has_more=True)
 
-    kept = shell.hear(*[part] * PARTS_MAX)
+    kept = shell.hear(*[part] * REATTACH_PARTS_MAX)
     beyond = shell.hear(part)
 
     assert not [e for e in kept if isinstance(e, Disconnect)]

@@ -8,7 +8,7 @@ import pytest
 
 from octaskly.core.effects import (
     Advertise,
-    Announce,
+    AnnounceTaskStates,
     Answer,
     Append,
     Browse,
@@ -16,9 +16,9 @@ from octaskly.core.effects import (
     Effect,
     LoadLive,
     PlanFloor,
-    Publish,
-    Remember,
+    PublishMeshState,
     Save,
+    SavePeer,
     Send,
     ServePull,
     Start,
@@ -26,28 +26,28 @@ from octaskly.core.effects import (
     Stopped,
 )
 from octaskly.core.events import (
-    Advert,
+    AddressesChanged,
     AttemptsEnded,
+    AvailabilityRequested,
     CancelRequested,
     DialFailed,
     Event,
     LiveLoaded,
-    Loaded,
     LoadSampled,
-    Moved,
     PeerDown,
+    PeerHint,
+    PeersDiscovered,
     PeerUp,
     Persisted,
+    QueuedLoaded,
     Received,
-    Saved,
-    Seen,
-    SteeringAsked,
-    StopAsked,
+    SavedState,
+    StopRequested,
     TasksSubmitted,
-    Woke,
+    TimerFired,
 )
 from octaskly.core.log.facts import Entry, Fact, Finished, Submitted
-from octaskly.core.model.drafts import Draft
+from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -59,25 +59,31 @@ from octaskly.core.model.ids import (
     TaskId,
 )
 from octaskly.core.model.nodes import (
-    Hold,
+    AvailabilityCommand,
     LoadSample,
     NodeInfo,
     NodeState,
+    OperatorHold,
     Role,
-    Steering,
 )
 from octaskly.core.model.settings import Limits, Settings, Timing
-from octaskly.core.model.task_options import Requires, TaskOptions
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason, TaskSpec, TaskState
-from octaskly.core.node.message_handlers import highest_sequence
+from octaskly.core.model.task_options import Requirements, TaskOptions
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.node.message_handlers import highest_submitted_sequence
 from octaskly.core.node.node import Node
-from octaskly.core.node.shutdown import GONE_S
+from octaskly.core.node.shutdown import PROCESS_EXIT_S
 from octaskly.core.protocol.messages import (
-    STOPPING,
+    STOPPING_REASON,
+    Assign,
     Claim,
-    ClaimNo,
     ClaimOk,
-    Dispatch,
+    ClaimRejected,
     Entries,
     Heartbeat,
     HeartbeatOk,
@@ -89,15 +95,20 @@ from octaskly.core.protocol.messages import (
     Pull,
     Reattach,
     Redirect,
-    Repl,
-    ReplOk,
+    Replicate,
+    ReplicateOk,
     Report,
     Results,
     ResultsOk,
     Roster,
-    RosterLine,
+    RosterEntry,
 )
-from octaskly.core.replies import Accepted, Hopeless, NotHere, Steered
+from octaskly.core.replies import (
+    AvailabilityChanged,
+    NotDispatching,
+    TasksAccepted,
+    Unplaceable,
+)
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 EPOCH = Epoch(1, ME)
@@ -125,10 +136,10 @@ class Shell:
     """A node with a disk that answers at once, and a record of its effects."""
 
     def __init__(
-        self, saved: Saved | None = None, limits: Limits | None = None
+        self, saved: SavedState | None = None, limits: Limits | None = None
     ) -> None:
         settings = Settings(node=info(ME), limits=limits or Limits())
-        self.node = Node(settings, saved or Saved())
+        self.node = Node(settings, saved or SavedState())
         self.now_s = 100.0
         self.has_disk = True
         self.log: list[Effect] = []  #: all that happened
@@ -149,14 +160,16 @@ class Shell:
         effects = []
         while self.now_s < until_s:
             due_s = max(self.node.deadline(), self.now_s + 0.001)
-            effects += self.feed(Woke(0.5), min(due_s, until_s))
+            effects += self.feed(TimerFired(0.5), min(due_s, until_s))
         return effects
 
     def serve(self) -> list[Effect]:
         """Bring the node to serve alone."""
-        effects = self.feed(Woke(0.5)) + self.run(100.75)
-        then = self.feed(LiveLoaded(())) + self.feed(Loaded(-1, (), has_more=False))
-        published = [e for e in effects + then if isinstance(e, Publish)]
+        effects = self.feed(TimerFired(0.5)) + self.run(100.75)
+        then = self.feed(LiveLoaded(())) + self.feed(
+            QueuedLoaded(-1, (), has_more=False)
+        )
+        published = [e for e in effects + then if isinstance(e, PublishMeshState)]
         assert published[-1].is_serving
         return effects
 
@@ -173,7 +186,7 @@ class Shell:
 
 
 def submitted(ticket: int = 1) -> TasksSubmitted:
-    return TasksSubmitted(ticket, (Draft(command="true"),), "me", ("0badcafe",))
+    return TasksSubmitted(ticket, (TaskDraft(command="true"),), "me", ("0badcafe",))
 
 
 def followed() -> Shell:
@@ -208,8 +221,8 @@ def test_a_node_alone_serves_within_three_quarters_of_a_second() -> None:
     assert shell.now_s <= 100.75
     assert shell.node.epoch == EPOCH
     assert of(Advertise, effects) == [Advertise(is_dispatcher=True, term=1)]
-    last = of(Publish, effects)[-1]
-    assert isinstance(last, Publish)
+    last = of(PublishMeshState, effects)[-1]
+    assert isinstance(last, PublishMeshState)
     assert (last.dispatcher, last.is_serving) == (ME, True)
     assert last.roster is not None
     assert [m.id for m in last.roster.members] == [ME]
@@ -218,23 +231,23 @@ def test_a_node_alone_serves_within_three_quarters_of_a_second() -> None:
 def test_a_node_steps_at_least_each_tick_and_never_spins() -> None:
     """Otherwise it would take its own laziness for a suspend."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(NodeId("a" * 16))
 
     for _ in range(200):
         assert shell.node.deadline() - shell.now_s <= Timing().tick_s
-        shell.feed(Woke(), shell.node.deadline())
+        shell.feed(TimerFired(), shell.node.deadline())
     assert shell.now_s > 110.0
 
 
 def test_a_node_that_waits_for_a_better_one_to_claim_sleeps_meanwhile() -> None:
     """It is when all start at once that there is no core to spare."""
     shell = Shell()
-    shell.feed(Woke(0.5))
+    shell.feed(TimerFired(0.5))
     shell.meet(NodeId("a" * 16))
     steps = 0
     while not shell.node.is_dispatcher:
-        shell.feed(Woke(0.5), shell.node.deadline())
+        shell.feed(TimerFired(0.5), shell.node.deadline())
         steps += 1
 
     waited_s = shell.now_s - 100.0
@@ -245,12 +258,12 @@ def test_a_node_that_waits_for_a_better_one_to_claim_sleeps_meanwhile() -> None:
 def test_what_is_submitted_too_early_is_not_here() -> None:
     """The API holds the request and looks for the dispatcher."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
 
     cancel = CancelRequested(2, TaskId("t"), TaskState.QUEUED, False, "me")
 
-    assert shell.feed(submitted(1)) == [Answer(1, NotHere())]
-    assert shell.feed(cancel) == [Answer(2, NotHere())]
+    assert shell.feed(submitted(1)) == [Answer(1, NotDispatching())]
+    assert shell.feed(cancel) == [Answer(2, NotDispatching())]
 
 
 def test_a_task_runs_on_the_dispatcher_itself_without_a_network() -> None:
@@ -263,12 +276,12 @@ def test_a_task_runs_on_the_dispatcher_itself_without_a_network() -> None:
     (answer,) = of(Answer, effects)
     (start,) = of(Start, effects)
     assert isinstance(answer, Answer)
-    assert isinstance(answer.reply, Accepted)
+    assert isinstance(answer.reply, TasksAccepted)
     assert isinstance(start, Start)
     assert [spec for _, spec in start.items] == list(answer.reply.specs)
     assert of(Send, effects) == []
 
-    ok = Outcome(state=AttemptState.OK, reason=Reason.EXIT, exit_code=0)
+    ok = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
     report = Report(task=start.items[0][1].id, attempt=start.items[0][0], outcome=ok)
     assert of(Append, shell.feed(AttemptsEnded((report,))))
 
@@ -296,22 +309,22 @@ def test_a_result_is_acknowledged_when_this_disk_and_a_standby_have_it(
     for ticket in range(3):  # The dispatcher itself has two slots.
         shell.feed(submitted(ticket))
     said = sent(shell.log)
-    number = max(message.number for message in said if isinstance(message, Repl))
-    said += sent(shell.hear(ReplOk(EPOCH, number)))
-    ((attempt, spec), *_) = next(m for m in said if isinstance(m, Dispatch)).items
+    number = max(message.number for message in said if isinstance(message, Replicate))
+    said += sent(shell.hear(ReplicateOk(EPOCH, number)))
+    ((attempt, spec), *_) = next(m for m in said if isinstance(m, Assign)).items
     end = Report(
         task=spec.id,
         attempt=attempt,
-        outcome=Outcome(state=AttemptState.OK, reason=Reason.EXIT),
+        outcome=Outcome(state=AttemptState.OK, reason=EndReason.EXIT),
     )
     shell.has_disk = False
 
     told = shell.hear(Results((end,), 2))
     written = [effect for effect in told if isinstance(effect, Append)]
-    (copy,) = [message for message in sent(told) if isinstance(message, Repl)]
+    (copy,) = [message for message in sent(told) if isinstance(message, Replicate)]
     answers: list[Event] = [
         Persisted(written[-1].number),
-        Received(PEER, (ReplOk(EPOCH, copy.number),)),
+        Received(PEER, (ReplicateOk(EPOCH, copy.number),)),
     ]
     first, second = answers if is_disk_first else reversed(answers)
 
@@ -327,7 +340,7 @@ def of_kind(kind: type, effects: list[Effect]) -> list[Message]:
 def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
     """The whole way of a node that joins a mesh."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.feed(LoadSampled(LoadSample(50.0, 1.0, 100, 10)))
 
     effects = shell.meet(epoch=THEIRS)
@@ -345,14 +358,14 @@ def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
 def test_a_heartbeat_is_answered_with_what_is_true_then() -> None:
     """Nothing short should be sent behind a task that has run for long by now."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
     brief, long = (AttemptId(5, StreamId(1), n) for n in (1, 2))
-    shell.hear(Dispatch(THEIRS, ((brief, TaskSpec(id=TaskId("t"), command="true")),)))
-    ok = Outcome(AttemptState.OK, Reason.EXIT, exit_code=0, duration_ms=2)
+    shell.hear(Assign(THEIRS, ((brief, TaskSpec(id=TaskId("t"), command="true")),)))
+    ok = Outcome(AttemptState.OK, EndReason.EXIT, exit_code=0, duration_ms=2)
     shell.feed(AttemptsEnded((Report(TaskId("t"), brief, ok),)))
     spec = TaskSpec(id=TaskId("u"), command="sleep 1")
-    shell.hear(Dispatch(THEIRS, ((long, spec),)))
+    shell.hear(Assign(THEIRS, ((long, spec),)))
 
     def credit() -> int:
         (answer,) = sent(shell.hear(Heartbeat(THEIRS, shell.now_s)))
@@ -366,17 +379,17 @@ def test_a_heartbeat_is_answered_with_what_is_true_then() -> None:
 
 def test_orders_of_an_older_epoch_start_nothing() -> None:
     """I7: they are answered, so that the deposed dispatcher learns of it."""
-    shell = Shell(Saved(term=9, epoch=Epoch(9, OTHER)))
-    shell.feed(Woke())
+    shell = Shell(SavedState(term=9, epoch=Epoch(9, OTHER)))
+    shell.feed(TimerFired())
     shell.meet()
     item = (AttemptId(5, StreamId(1), 1), TaskSpec(id=TaskId("t"), command="true"))
 
     effects = shell.hear(
-        Dispatch(THEIRS, (item,)), Kill(THEIRS, ((TaskId("t"), item[0]),))
+        Assign(THEIRS, (item,)), Kill(THEIRS, ((TaskId("t"), item[0]),))
     )
 
     assert of(Start, effects) == []
-    assert sent(effects) == [ClaimNo(Epoch(9, OTHER))] * 2
+    assert sent(effects) == [ClaimRejected(Epoch(9, OTHER))] * 2
 
 
 def test_a_follower_becomes_a_worker_when_it_says_what_it_runs() -> None:
@@ -390,9 +403,9 @@ def test_a_follower_becomes_a_worker_when_it_says_what_it_runs() -> None:
     shell.feed(submitted(1))
     shell.feed(submitted(2))
 
-    assert not [m for m in sent(shell.feed(submitted(3))) if isinstance(m, Dispatch)]
+    assert not [m for m in sent(shell.feed(submitted(3))) if isinstance(m, Assign)]
     effects = shell.hear(Reattach((), 2, NodeState.READY))
-    assert len([m for m in sent(effects) if isinstance(m, Dispatch)]) == 1
+    assert len([m for m in sent(effects) if isinstance(m, Assign)]) == 1
 
 
 def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
@@ -402,8 +415,8 @@ def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
     shell.meet()
 
     effects = shell.hear(ClaimOk(EPOCH, ()))
-    (repl,) = [m for m in sent(effects) if isinstance(m, Repl)]
-    effects += shell.hear(ReplOk(EPOCH, repl.number)) + shell.run(101.5)
+    (repl,) = [m for m in sent(effects) if isinstance(m, Replicate)]
+    effects += shell.hear(ReplicateOk(EPOCH, repl.number)) + shell.run(101.5)
     rosters = [m for m in sent(effects) if isinstance(m, Roster)]
     assert [m.id for m in rosters[-1].members] == [ME, PEER]
     assert [m.name for m in rosters[-1].members] == ["pi", "pi-pppp"]
@@ -427,7 +440,7 @@ def test_a_silent_worker_is_given_up_after_three_seconds() -> None:
 def test_a_pull_is_served_and_a_second_hello_means_nothing() -> None:
     """Any node serves what it holds; the link consumed the greeting."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet()
 
     assert shell.hear(Pull(()), HelloOk()) == [ServePull(PEER, ())]
@@ -436,7 +449,7 @@ def test_a_pull_is_served_and_a_second_hello_means_nothing() -> None:
 def test_a_peer_that_leaves_is_heard_no_more_in_the_same_batch() -> None:
     """Leave ends the link, whatever stands behind it."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet()
 
     assert of(ServePull, shell.hear(Leave("stopping"), Pull(()))) == []
@@ -446,7 +459,7 @@ def test_a_peer_that_leaves_is_heard_no_more_in_the_same_batch() -> None:
 def test_messages_without_a_link_are_ignored() -> None:
     """They were under way when the link was closed."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
 
     assert shell.hear(Claim(THEIRS, StreamId(1), ())) == []
 
@@ -457,7 +470,7 @@ def test_after_a_suspend_a_dispatcher_has_no_role_and_no_links() -> None:
     shell.serve()
     shell.meet()
 
-    effects = shell.feed(Woke(0.5), shell.now_s + 30.0)
+    effects = shell.feed(TimerFired(0.5), shell.now_s + 30.0)
 
     assert of(Disconnect, effects) == [Disconnect(PEER, "woke")]
     assert of(Advertise, effects) == [Advertise(is_dispatcher=False, term=0)]
@@ -470,10 +483,10 @@ def test_a_node_alone_stops_as_soon_as_it_is_idle() -> None:
     shell = Shell()
     shell.serve()
 
-    effects = shell.feed(StopAsked(30.0))
+    effects = shell.feed(StopRequested(30.0))
 
     assert Stopped() in effects
-    assert shell.feed(submitted())[0] == Answer(1, NotHere())
+    assert shell.feed(submitted())[0] == Answer(1, NotDispatching())
 
 
 def test_a_node_that_has_stopped_takes_no_link_and_dials_nobody() -> None:
@@ -481,9 +494,9 @@ def test_a_node_that_has_stopped_takes_no_link_and_dials_nobody() -> None:
     shell = Shell()
     shell.serve()
     shell.meet()
-    assert Stopped() in shell.feed(StopAsked(30.0))
+    assert Stopped() in shell.feed(StopRequested(30.0))
 
-    assert shell.meet() == [Disconnect(PEER, STOPPING)]
+    assert shell.meet() == [Disconnect(PEER, STOPPING_REASON)]
     assert shell.run(shell.now_s + 10.0) == []
 
 
@@ -493,9 +506,9 @@ def test_a_stopping_node_finishes_what_runs_and_a_second_request_ends_it() -> No
     shell.serve()
     shell.feed(submitted())
 
-    assert of(Stopped, shell.feed(StopAsked(30.0))) == []
+    assert of(Stopped, shell.feed(StopRequested(30.0))) == []
     assert of(Stopped, shell.run(110.0)) == []
-    assert of(Stopped, shell.feed(StopAsked(30.0))) == [Stopped()]
+    assert of(Stopped, shell.feed(StopRequested(30.0))) == [Stopped()]
 
 
 def test_a_stopping_node_ends_what_runs_when_the_drain_is_over() -> None:
@@ -505,15 +518,15 @@ def test_a_stopping_node_ends_what_runs_when_the_drain_is_over() -> None:
     (started,) = of(Start, shell.feed(submitted()))
     assert isinstance(started, Start)
     ((attempt, spec),) = started.items
-    shell.feed(StopAsked(5.0))
+    shell.feed(StopRequested(5.0))
     start_s = shell.now_s
 
     assert of(Stop, shell.run(start_s + 4.9)) == []
     (stop,) = of(Stop, shell.run(start_s + 5.1))
-    assert stop == Stop(((spec.id, attempt),), Reason.DRAINING)
+    assert stop == Stop(((spec.id, attempt),), EndReason.DRAINING)
     assert of(Stopped, shell.run(start_s + 9.0)) == []
 
-    outcome = Outcome(state=AttemptState.RELEASED, reason=Reason.DRAINING)
+    outcome = Outcome(state=AttemptState.RELEASED, reason=EndReason.DRAINING)
     report = Report(task=spec.id, attempt=attempt, outcome=outcome)
     effects = shell.feed(AttemptsEnded((report,))) + shell.run(start_s + 9.1)
     assert of(Stopped, effects) == [Stopped()]
@@ -524,8 +537,8 @@ def test_a_stopping_node_does_not_wait_for_ever_for_what_it_ends() -> None:
     shell = Shell()
     shell.serve()
     shell.feed(submitted())
-    shell.feed(StopAsked(5.0))
-    end_s = shell.now_s + 5.0 + Timing().kill_grace_s + GONE_S
+    shell.feed(StopRequested(5.0))
+    end_s = shell.now_s + 5.0 + Timing().kill_grace_s + PROCESS_EXIT_S
 
     assert of(Stopped, shell.run(end_s - 0.1)) == []
     assert of(Stopped, shell.run(end_s + 0.1)) == [Stopped()]
@@ -534,15 +547,15 @@ def test_a_stopping_node_does_not_wait_for_ever_for_what_it_ends() -> None:
 def test_draining_is_told_and_can_be_taken_back() -> None:
     """The operator may want the machine for a while."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
 
-    shell.feed(SteeringAsked(7, Steering.DRAIN, "ana"))
+    shell.feed(AvailabilityRequested(7, AvailabilityCommand.DRAIN, "ana"))
     (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
     assert isinstance(ok, HeartbeatOk)
     assert (ok.state, ok.credit) == (NodeState.DRAINING, 0)
 
-    shell.feed(SteeringAsked(8, Steering.RESUME, "ana"))
+    shell.feed(AvailabilityRequested(8, AvailabilityCommand.RESUME, "ana"))
     (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
     assert isinstance(ok, HeartbeatOk)
     assert ok.state is NodeState.READY
@@ -551,26 +564,30 @@ def test_draining_is_told_and_can_be_taken_back() -> None:
 def test_an_order_of_an_operator_is_answered_when_it_is_kept() -> None:
     """A machine that was drained for a repair stays so through its restarts."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.has_disk = False
 
-    (save,) = of(Save, shell.feed(SteeringAsked(7, Steering.DRAIN, "ana")))
+    (save,) = of(
+        Save, shell.feed(AvailabilityRequested(7, AvailabilityCommand.DRAIN, "ana"))
+    )
     assert isinstance(save, Save)
-    assert save.hold == Hold(is_drained=True)
+    assert save.hold == OperatorHold(is_drained=True)
     assert of(Answer, shell.log) == []
 
     shell.feed(Persisted(save.number))
-    assert of(Answer, shell.log) == [Answer(7, Steered(NodeState.DRAINING, 0))]
+    assert of(Answer, shell.log) == [
+        Answer(7, AvailabilityChanged(NodeState.DRAINING, 0))
+    ]
 
 
 def test_an_order_that_changes_nothing_is_answered_and_not_written() -> None:
     """Asking twice is as good as asking once."""
-    shell = Shell(Saved(hold=Hold(is_paused=True)))
-    shell.feed(Woke())
+    shell = Shell(SavedState(hold=OperatorHold(is_paused=True)))
+    shell.feed(TimerFired())
 
-    effects = shell.feed(SteeringAsked(7, Steering.PAUSE, "ana"))
+    effects = shell.feed(AvailabilityRequested(7, AvailabilityCommand.PAUSE, "ana"))
 
-    assert effects == [Answer(7, Steered(NodeState.PAUSED, 0))]
+    assert effects == [Answer(7, AvailabilityChanged(NodeState.PAUSED, 0))]
 
 
 def test_a_dispatcher_lists_a_worker_as_it_said_it_is() -> None:
@@ -589,9 +606,9 @@ def test_a_paused_node_leaves_without_waiting_for_what_is_frozen() -> None:
     shell = Shell()
     shell.serve()
     shell.feed(submitted())
-    shell.feed(SteeringAsked(7, Steering.PAUSE, "ana"))
+    shell.feed(AvailabilityRequested(7, AvailabilityCommand.PAUSE, "ana"))
 
-    assert len(of(Stop, shell.feed(StopAsked(30.0)))) == 1
+    assert len(of(Stop, shell.feed(StopRequested(30.0)))) == 1
 
 
 def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
@@ -599,7 +616,7 @@ def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
     shell = followed()
     shell.run(shell.now_s + 2.0)
 
-    effects = shell.feed(Moved(("10.0.0.9",))) + shell.run(shell.now_s + 2.0)
+    effects = shell.feed(AddressesChanged(("10.0.0.9",))) + shell.run(shell.now_s + 2.0)
 
     rosters = [each for each in sent(effects) if isinstance(each, Roster)]
     (own,) = [member for member in rosters[-1].members if member.id == ME]
@@ -610,10 +627,10 @@ def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
 def test_a_follower_with_a_new_address_tells_its_dispatcher() -> None:
     """Its link may outlive the change, so that no other HELLO says it."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
 
-    shell.feed(Moved(("10.0.0.9",)))
+    shell.feed(AddressesChanged(("10.0.0.9",)))
 
     (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
     assert isinstance(ok, HeartbeatOk)
@@ -634,8 +651,8 @@ def test_a_follower_is_listed_under_its_new_address() -> None:
     rosters = [each for each in sent(effects) if isinstance(each, Roster)]
     (line,) = [member for member in rosters[-1].members if member.id == PEER]
     assert [address.host for address in line.addresses][-2:] == ["10.0.0.9", "10.1.0.9"]
-    assert Remember(PEER, "pi", line.addresses) in of(Remember, effects)
-    assert not of(Remember, shell.hear(ok))
+    assert SavePeer(PEER, "pi", line.addresses) in of(SavePeer, effects)
+    assert not of(SavePeer, shell.hear(ok))
 
 
 def roster_of(*nodes: NodeId) -> Roster:
@@ -643,7 +660,7 @@ def roster_of(*nodes: NodeId) -> Roster:
         THEIRS,
         1,
         tuple(
-            RosterLine(
+            RosterEntry(
                 id=node,
                 name=f"pi-{node[:4]}",
                 role=Role.DISPATCHER if node == PEER else Role.WORKER,
@@ -660,7 +677,7 @@ def roster_of(*nodes: NodeId) -> Roster:
 def test_the_name_that_the_mesh_gives_is_kept() -> None:
     """Tasks and people must find the node under it after a restart."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
 
     effects = shell.hear(roster_of(PEER, ME))
@@ -672,7 +689,7 @@ def test_the_name_that_the_mesh_gives_is_kept() -> None:
 def test_a_roster_of_a_node_that_is_not_followed_is_ignored() -> None:
     """Only the dispatcher speaks for the mesh."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet()
 
     assert shell.hear(roster_of(PEER, ME)) == []
@@ -682,21 +699,21 @@ def test_a_roster_of_a_node_that_is_not_followed_is_ignored() -> None:
 def test_in_a_large_mesh_followers_keep_the_links_that_matter() -> None:
     """Above `full_mesh_peers`, N² links would cost more than they give."""
     shell = Shell(limits=Limits(full_mesh_peers=2))
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
     shell.hear(roster_of(PEER, ME, OTHER))
 
     effects = shell.meet(OTHER)
     assert of(Disconnect, effects) == [Disconnect(OTHER, "attached")]
 
-    advert = Advert(OTHER, (Address("10.0.0.3", 7878),))
-    assert shell.feed(Seen((advert,))) == []
+    advert = PeerHint(OTHER, (Address("10.0.0.3", 7878),))
+    assert shell.feed(PeersDiscovered((advert,))) == []
 
 
 def test_who_is_left_in_a_large_mesh_is_told_of_the_dispatcher_first() -> None:
     """It was met before there was one, and would claim for want of any."""
     shell = Shell(limits=Limits(full_mesh_peers=2))
-    shell.feed(Woke())
+    shell.feed(TimerFired())
     shell.meet(OTHER)
     shell.meet(epoch=THEIRS)
 
@@ -711,7 +728,7 @@ def test_who_is_left_in_a_large_mesh_is_told_of_the_dispatcher_first() -> None:
 def test_a_failed_dial_changes_nothing_for_a_node_that_suspects_nobody() -> None:
     """It is only tried again later."""
     shell = Shell()
-    shell.feed(Woke())
+    shell.feed(TimerFired())
 
     where = (Address("10.0.0.9", 7878),)
     assert shell.feed(DialFailed(OTHER, where, was_refused=True)) == []
@@ -732,7 +749,7 @@ def test_sequences_of_other_nodes_are_not_used_again(task: str, sequence: int) -
     spec = TaskSpec(id=TaskId(task), command="true")
     entry = Entry(StreamId(1), 1, 1, Submitted(spec))
 
-    assert highest_sequence((entry,)) == sequence
+    assert highest_submitted_sequence((entry,)) == sequence
 
 
 def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for() -> (
@@ -748,11 +765,11 @@ def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for
         assert of(Send, asked)
     told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
     said = (Entry(StreamId(9), 1, 1, told),)
-    entries = Entries(said, ((StreamId(9), deposed),), more=False, vector=())
+    entries = Entries(said, ((StreamId(9), deposed),), has_more=False, vector=())
 
-    shell.hear(Repl(deposed, 1, (), ()), peer=late)
+    shell.hear(Replicate(deposed, 1, (), ()), peer=late)
     shell.hear(entries, peer=OTHER)
-    nothing = Entries((), (), more=False, vector=())
+    nothing = Entries((), (), has_more=False, vector=())
     effects = shell.hear(nothing, peer=OTHER)
 
     assert of(LoadLive, effects) == [LoadLive()]
@@ -766,30 +783,30 @@ def test_who_waits_for_a_task_is_told_that_another_node_knows_of_its_end() -> No
     task, done = TaskId("t"), AttemptId(1, StreamId(9), 1)
     said: tuple[Fact, ...] = (
         Submitted(TaskSpec(id=task, command="true")),
-        Finished(task, done, OTHER, Outcome(AttemptState.OK, Reason.EXIT)),
+        Finished(task, done, OTHER, Outcome(AttemptState.OK, EndReason.EXIT)),
     )
     entries = tuple(Entry(StreamId(9), at, at, fact) for at, fact in enumerate(said, 1))
     writers = ((StreamId(9), Epoch(1, OTHER)),)
 
-    effects = shell.hear(Entries(entries, writers, more=False, vector=()))
+    effects = shell.hear(Entries(entries, writers, has_more=False, vector=()))
 
-    assert of(Announce, effects) == [Announce((task,))]
+    assert of(AnnounceTaskStates, effects) == [AnnounceTaskStates((task,))]
 
 
 def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
     """It left its dispatcher for a moment, sent away, and follows it again."""
     shell = Shell()
-    shell.feed(Woke(0.5))
+    shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
     told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
     theirs, known = StreamId(1), StreamId(9)
     writers = ((theirs, THEIRS), (known, Epoch(1, OTHER)))
-    shell.hear(Repl(THEIRS, 1, (Entry(known, 1, 1, told),), writers))
+    shell.hear(Replicate(THEIRS, 1, (Entry(known, 1, 1, told),), writers))
 
     shell.hear(Redirect(THEIRS, OTHER, ()))
-    missed = shell.hear(Repl(THEIRS, 2, (Entry(theirs, 1, 1, told),), writers))
+    missed = shell.hear(Replicate(THEIRS, 2, (Entry(theirs, 1, 1, told),), writers))
     shell.hear(Heartbeat(THEIRS, shell.now_s))
-    effects = shell.hear(Repl(THEIRS, 3, (Entry(known, 1, 1, told),), writers))
+    effects = shell.hear(Replicate(THEIRS, 3, (Entry(known, 1, 1, told),), writers))
 
     assert not of(Append, missed)
     assert [type(message) for message in sent(effects)] == [Pull]
@@ -797,7 +814,7 @@ def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
 
 def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> None:
     """Alone there is time: who gave the rows may come back with its log."""
-    shell = Shell(Saved(ahead=((StreamId(9), 3),)))
+    shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
     shell.serve()
     shell.run(shell.now_s + 5)
     shell.meet()
@@ -805,7 +822,7 @@ def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> No
     shell.run(shell.now_s + 0.5)
     assert not of(PlanFloor, shell.log)
 
-    shell.hear(Entries((), (), more=False, vector=()))
+    shell.hear(Entries((), (), has_more=False, vector=()))
 
     assert of(PlanFloor, shell.run(shell.now_s + 0.5))
 
@@ -813,55 +830,55 @@ def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> No
 def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
     """Else it would say of a lost dispatcher's tasks that there are none."""
     shell = Shell()
-    shell.feed(Woke(0.5))
+    shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
     told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
     stream = StreamId(1)
     some = [Entry(stream, seq, seq, told) for seq in (1, 2)]
     writers = ((stream, THEIRS),)
-    shell.hear(Repl(THEIRS, 1, (some[0],), writers))
-    shell.hear(Entries((some[0],), writers, more=False, vector=()))
-    assert shell.node.level_epoch == THEIRS
+    shell.hear(Replicate(THEIRS, 1, (some[0],), writers))
+    shell.hear(Entries((some[0],), writers, has_more=False, vector=()))
+    assert shell.node.in_sync_epoch == THEIRS
 
-    shell.hear(Entries((some[1],), writers, more=False, vector=()))
-    assert shell.node.level_epoch == NO_EPOCH
+    shell.hear(Entries((some[1],), writers, has_more=False, vector=()))
+    assert shell.node.in_sync_epoch == NO_EPOCH
 
-    shell.hear(Repl(THEIRS, 3, (), writers))
-    assert shell.node.level_epoch == THEIRS
+    shell.hear(Replicate(THEIRS, 3, (), writers))
+    assert shell.node.in_sync_epoch == THEIRS
 
 
 def test_a_standby_whose_dispatcher_fell_silent_is_level_no_more() -> None:
     """It may have been given up meanwhile, whoever it follows before it reigns."""
     shell = Shell()
-    shell.feed(Woke(0.5))
+    shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
-    shell.hear(Entries((), (), more=False, vector=()))
-    shell.hear(Repl(THEIRS, 1, (), ((StreamId(1), THEIRS),)))
-    assert shell.node.level_epoch == THEIRS
+    shell.hear(Entries((), (), has_more=False, vector=()))
+    shell.hear(Replicate(THEIRS, 1, (), ((StreamId(1), THEIRS),)))
+    assert shell.node.in_sync_epoch == THEIRS
 
     shell.run(shell.now_s + 5)
 
-    assert shell.node.level_epoch == NO_EPOCH
+    assert shell.node.in_sync_epoch == NO_EPOCH
 
 
 def test_heartbeats_tell_a_standby_which_of_them_it_confirmed_last() -> None:
     """It knows by that until when answers have waited for it."""
     shell = followed()
-    assert heartbeats(shell)[-1].heard_s is None
+    assert heartbeats(shell)[-1].confirmed_sent_s is None
 
     shell.feed(submitted())
     said = sent(shell.log)
-    number = max(message.number for message in said if isinstance(message, Repl))
-    shell.hear(ReplOk(EPOCH, number))
+    number = max(message.number for message in said if isinstance(message, Replicate))
+    shell.hear(ReplicateOk(EPOCH, number))
     last = heartbeats(shell)[-1]
-    assert last.heard_s == 0.0
+    assert last.confirmed_sent_s == 0.0
 
     shell.hear(
         HeartbeatOk(
             EPOCH, last.sent_s, NodeState.READY, 2, LoadSample(0.0, 0.0, 100, 10)
         )
     )
-    assert heartbeats(shell)[-1].heard_s == last.sent_s
+    assert heartbeats(shell)[-1].confirmed_sent_s == last.sent_s
 
 
 def heartbeats(shell: Shell) -> list[Heartbeat]:
@@ -881,12 +898,12 @@ def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
     held = tuple(
         item
         for message in sent(shell.log)
-        if isinstance(message, Dispatch)
+        if isinstance(message, Assign)
         for item in message.items
     )
     assert len(held) > 1
 
-    first = shell.hear(Reattach(held[:1], 9, NodeState.READY, more=True))
+    first = shell.hear(Reattach(held[:1], 9, NodeState.READY, has_more=True))
     last = shell.hear(Reattach(held[1:], 9, NodeState.READY))
 
     assert of(Append, first + last) == []
@@ -898,7 +915,7 @@ def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
 def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
     """A task that fails fast is not refused because nobody has reattached yet."""
     shell = Shell()
-    shell.feed(Woke(0.5))
+    shell.feed(TimerFired(0.5))
     big = replace(info(PEER), slots=8)
     hello = Hello(node=big, epoch=NO_EPOCH, dispatcher=None)
     sent_hello = shell.node.hello(at(shell.now_s))
@@ -907,11 +924,11 @@ def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
         shell.run(shell.now_s + 0.1)
 
     def hasty(ticket: int, cpus: int) -> list[Effect]:
-        options = TaskOptions(requires=Requires(cpus=cpus))
-        draft = Draft(command="true", options=options, is_fail_fast=True)
+        options = TaskOptions(requires=Requirements(cpus=cpus))
+        draft = TaskDraft(command="true", options=options, is_fail_fast=True)
         asked = TasksSubmitted(ticket, (draft,), "me", ("0badcafe",))
         return of(Answer, shell.feed(asked))
 
     why = "no node has 9 CPUs; largest is 8 (pi-pppp)"
     assert hasty(1, 8) == []
-    assert hasty(2, 9) == [Answer(2, Hopeless(0, why))]
+    assert hasty(2, 9) == [Answer(2, Unplaceable(0, why))]

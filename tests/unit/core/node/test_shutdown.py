@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from octaskly.core.effects import Effect, Stopped
-from octaskly.core.election.phases import Attachment, Reigning
-from octaskly.core.events import PeerUp, Saved
-from octaskly.core.model.ids import Address, Reign
-from octaskly.core.node.components import Machines, assemble
-from octaskly.core.node.shutdown import SETTLE_S, Departure
+from octaskly.core.election.phases import Attachment, Dispatching
+from octaskly.core.events import PeerUp, SavedState
+from octaskly.core.model.ids import Address, DispatcherEpoch
+from octaskly.core.node.components import Components, build_components
+from octaskly.core.node.shutdown import DISK_FLUSH_S, Shutdown
 from octaskly.core.protocol.messages import Hello, Transfer
 from tests.builders import STREAM, epoch, moment, node_id, settings
 
 PEER = node_id("b")
 
 
-def reigning() -> Machines:
+def reigning() -> Components:
     """Return the machines of a dispatcher with one follower."""
-    machines = assemble(settings(), Saved())
-    reign, own = Reign(epoch(), STREAM), Attachment(node_id("a"), epoch(), 1)
-    machines.election.phase = Reigning(reign, own)
-    machines.election.reign = reign
+    machines = build_components(settings(), SavedState())
+    reign, own = DispatcherEpoch(epoch(), STREAM), Attachment(node_id("a"), epoch(), 1)
+    machines.election.phase = Dispatching(reign, own)
+    machines.election.dispatcher_epoch = reign
     hello = Hello(node=settings("b").node, epoch=epoch(), dispatcher=node_id("a"))
-    machines.members.on_peer_up(
+    machines.peer_table.on_peer_up(
         PeerUp(PEER, hello, hello, Address("10.0.0.2", 7878)), moment()
     )
-    machines.members.confirm(PEER, epoch(), ())
+    machines.peer_table.confirm_follower(PEER, epoch(), ())
     return machines
 
 
@@ -41,10 +41,10 @@ def transfers(effects: list[Effect]) -> list[Transfer]:
 def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> None:
     """It may be ready by now; else this node would leave without a successor."""
     machines = reigning()
-    departure = Departure(machines)
-    machines.handover.step(moment())
+    departure = Shutdown(machines)
+    machines.dispatcher_transfer.ask_next_successor(moment())
 
-    departure.begin(30.0, moment(0.1))
+    departure.start_shutdown(30.0, moment(0.1))
     effects = departure.on_time(moment(0.1))
 
     assert transfers(effects) == [Transfer(epoch(), ())]
@@ -53,12 +53,12 @@ def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> No
 def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
     """A paused node has none, but what is on its way to the disk needs a successor."""
     machines = reigning()
-    departure = Departure(machines)
+    departure = Shutdown(machines)
     machines.journal.save(term=1)
-    departure.begin(0.0, moment())
+    departure.start_shutdown(0.0, moment())
 
     assert departure.on_time(moment()) == []
-    machines.journal.on_persisted(machines.journal.number)
+    machines.journal.on_persisted(machines.journal.last_number)
     effects = departure.on_time(moment(0.1))
 
     assert transfers(effects) == [Transfer(epoch(), ())]
@@ -67,10 +67,10 @@ def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
 def test_a_disk_that_takes_nothing_holds_up_nobody_for_long() -> None:
     """And the clock wakes the node in time to leave."""
     machines = reigning()
-    departure = Departure(machines)
+    departure = Shutdown(machines)
     machines.journal.save(term=1)
-    departure.begin(0.0, moment())
+    departure.start_shutdown(0.0, moment())
     departure.on_time(moment())
 
-    assert departure.deadline() == moment(SETTLE_S).mono_s
-    assert departure.on_time(moment(SETTLE_S))[-1] == Stopped()
+    assert departure.deadline() == moment(DISK_FLUSH_S).mono_s
+    assert departure.on_time(moment(DISK_FLUSH_S))[-1] == Stopped()

@@ -9,38 +9,42 @@ import pytest
 
 from octaskly.core.log.facts import (
     Assigned,
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Floor,
-    Mark,
     Notified,
-    Ready,
     Recorded,
+    StreamFloor,
     Submitted,
+    TaskCancelled,
+    Unblocked,
 )
-from octaskly.core.log.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.keys import Keys, KeysGiven, KeysHeld
+from octaskly.core.model.keys import KeyringState, KeyringStatus, KeyringTransfer
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
-from octaskly.core.model.task_options import After, Requires, TaskLimits, TaskOptions
+from octaskly.core.model.task_options import (
+    After,
+    Requirements,
+    TaskLimits,
+    TaskOptions,
+)
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
+    EndReason,
     Outcome,
     OutputFile,
-    Reason,
     TaskSpec,
 )
 from octaskly.core.protocol import codec
 from octaskly.core.protocol.codec import NUMBERS
 from octaskly.core.protocol.messages import (
+    Assign,
     Claim,
-    ClaimNo,
     ClaimOk,
-    Cursor,
-    Dispatch,
+    ClaimRejected,
     Entries,
     Heartbeat,
     HeartbeatOk,
@@ -53,16 +57,17 @@ from octaskly.core.protocol.messages import (
     ProbeOk,
     Pull,
     Reattach,
-    Records,
+    RecordBatch,
     Redirect,
-    Repl,
-    ReplOk,
+    Replicate,
+    ReplicateOk,
     Report,
     Results,
     ResultsOk,
     Roster,
-    RosterLine,
+    RosterEntry,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
     Transfer,
 )
@@ -83,7 +88,7 @@ OPTIONS = TaskOptions(
     stdin=b"\xff\x00",
     is_scratch=True,
     grace_s=0,
-    requires=Requires(labels=(("disk", "ssd"),), cpus=2),
+    requires=Requirements(labels=(("disk", "ssd"),), cpus=2),
     limits=TaskLimits(processes=9),
     after=After(tasks=("a", "b"), end="any"),
 )
@@ -98,7 +103,7 @@ SPEC = TaskSpec(
 )
 OUTCOME = Outcome(
     state=AttemptState.FAILED,
-    reason=Reason.SIGNAL,
+    reason=EndReason.SIGNAL,
     exit_code=137,
     signal=9,
     started_ms=1,
@@ -121,7 +126,7 @@ INFO = NodeInfo(
     labels=(("gpu", "none"),),
     electable=False,
 )
-MEMBER = RosterLine(
+MEMBER = RosterEntry(
     id=NODE,
     name="a",
     role=Role.STANDBY,
@@ -132,16 +137,18 @@ MEMBER = RosterLine(
     load=LOAD,
 )
 REPORT = Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC)
-FLOOR = Floor(5, (Mark(STREAM, 7, EPOCH), Mark(StreamId(1), 2, EPOCH)), VECTOR)
+FLOOR = Floor(
+    5, (StreamFloor(STREAM, 7, EPOCH), StreamFloor(StreamId(1), 2, EPOCH)), VECTOR
+)
 RECORD = Recorded("node-revoked", NODE, b"\xff", 0, 98)
 FACTS: tuple[Fact, ...] = (
     Submitted(SPEC),
-    CancelAsked(TASK, "me"),
+    TaskCancelled(TASK, "me"),
     Notified(TASK),
     Assigned(TASK, ATTEMPT, NODE),
     Finished(TASK, ATTEMPT, NODE, OUTCOME),
     FLOOR,
-    Ready(TASK),
+    Unblocked(TASK),
     RECORD,
 )
 ENTRIES = tuple(Entry(STREAM, i + 1, 99, fact) for i, fact in enumerate(FACTS))
@@ -156,32 +163,36 @@ MESSAGES: tuple[Message, ...] = (
     ProbeOk(NODE, 2.0, 0.5, EPOCH),
     Claim(EPOCH, STREAM, VECTOR),
     ClaimOk(EPOCH, ()),
-    ClaimNo(EPOCH),
+    ClaimRejected(EPOCH),
     Roster(EPOCH, 4, (MEMBER,)),
     Redirect(EPOCH, NODE, (ADDRESS,)),
     Pull(VECTOR),
-    Pull(VECTOR, Cursor(99, 9)),
-    Entries(ENTRIES, ((STREAM, EPOCH),), more=True, vector=VECTOR),
-    KeysHeld(Keys(newest=2, mark="ab", denied=(NodeId("n"),))),
-    KeysGiven("okm1-x"),
+    Pull(VECTOR, SnapshotCursor(99, 9)),
+    Entries(ENTRIES, ((STREAM, EPOCH),), has_more=True, vector=VECTOR),
+    KeyringStatus(KeyringState(newest=2, fingerprint="ab", revoked=(NodeId("n"),))),
+    KeyringTransfer("okm1-x"),
     Snapshot(
-        rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(1, 2, STREAM, 3), 4),),
-        cursor=Cursor(99, 9),
-        more=True,
+        rows=(
+            TaskRow(
+                TaskRecord(id=TASK, spec=SPEC), SubmissionTimes(1, 2, STREAM, 3), 4
+            ),
+        ),
+        cursor=SnapshotCursor(99, 9),
+        has_more=True,
         head=SnapshotHead(
             vector=VECTOR, epochs=((STREAM, EPOCH),), floor=FLOOR, hlc=99
         ),
     ),
-    Dispatch(EPOCH, ((ATTEMPT, SPEC),)),
+    Assign(EPOCH, ((ATTEMPT, SPEC),)),
     Kill(EPOCH, ((TASK, ATTEMPT),)),
     Results((REPORT, Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME)), 5),
     ResultsOk(((TASK, ATTEMPT),)),
     Reattach(((ATTEMPT, SPEC),), 2, NodeState.READY),
     Transfer(EPOCH, VECTOR),
     Leave("stopping"),
-    Repl(EPOCH, 7, ENTRIES, ((STREAM, EPOCH),)),
-    ReplOk(EPOCH, 7),
-    Records(EPOCH, (RECORD,)),
+    Replicate(EPOCH, 7, ENTRIES, ((STREAM, EPOCH),)),
+    ReplicateOk(EPOCH, 7),
+    RecordBatch(EPOCH, (RECORD,)),
 )
 OTHERS = (
     *FACTS,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from octaskly.core.effects import Append, Effect, Send
-from octaskly.core.events import Saved
-from octaskly.core.log.facts import NO_FLOOR, CancelAsked, Entry
+from octaskly.core.events import SavedState
+from octaskly.core.log.facts import NO_FLOOR, Entry, TaskCancelled
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.protocol.messages import (
-    WHOLE,
-    Cursor,
+    FULL_SNAPSHOT,
     Entries,
     Pull,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from tests.builders import epoch, moment, node_id
 
@@ -24,8 +24,8 @@ STREAM = StreamId(5)
 
 def part(seq: int) -> Entries:
     """Return an answer with one entry."""
-    entry = Entry(STREAM, seq, seq, CancelAsked(TaskId("t"), "x"))
-    return Entries((entry,), ((STREAM, epoch()),), more=True, vector=())
+    entry = Entry(STREAM, seq, seq, TaskCancelled(TaskId("t"), "x"))
+    return Entries((entry,), ((STREAM, epoch()),), has_more=True, vector=())
 
 
 def pull(seq: int) -> Send:
@@ -40,69 +40,73 @@ def kinds(effects: list[Effect]) -> list[type]:
 
 def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
     """More would pile up in memory where the peer is faster than this disk."""
-    log = Journal(Saved())
-    exchange = Exchange(log)
-    exchange.ask(A)
+    log = Journal(SavedState())
+    exchange = AntiEntropy(log)
+    exchange.pull_from(A)
 
     assert exchange.on_entries(A, part(1))[1:] == [pull(1)]
     assert kinds(exchange.on_entries(A, part(2))) == [Append]
-    assert exchange.is_busy
-    assert log.release(moment()) == []
+    assert exchange.is_pulling
+    assert log.run_deferred(moment()) == []
 
     log.on_persisted(1)
-    assert log.release(moment()) == [pull(2)]
+    assert log.run_deferred(moment()) == [pull(2)]
     assert kinds(exchange.on_entries(A, part(3))) == [Append]
 
 
 def test_rows_beyond_the_log_of_a_peer_are_asked_for_as_a_snapshot_once() -> None:
     """No entries of that peer say what they do."""
-    log = Journal(Saved())
-    exchange = Exchange(log)
+    log = Journal(SavedState())
+    exchange = AntiEntropy(log)
     ahead = ((STREAM, 9),)
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=4)
 
-    asked = exchange.ask(A, ahead)
-    last = Snapshot(rows=(), cursor=Cursor(4, 0), more=False, head=head)
+    asked = exchange.pull_from(A, ahead)
+    last = Snapshot(rows=(), cursor=SnapshotCursor(4, 0), has_more=False, head=head)
     exchange.on_snapshot(A, last)
-    exchange.on_entries(A, Entries((), (), more=False, vector=()))
+    exchange.on_entries(A, Entries((), (), has_more=False, vector=()))
 
-    assert asked == [Send(A, (Pull((), WHOLE),))]
+    assert asked == [Send(A, (Pull((), FULL_SNAPSHOT),))]
     assert not exchange.lacks_rows(A, ahead)
-    assert exchange.ask(A, ahead) == [Send(A, (Pull(()),))]
+    assert exchange.pull_from(A, ahead) == [Send(A, (Pull(()),))]
 
 
 def test_rows_are_asked_for_after_the_answer_that_is_under_way() -> None:
     """One question at a time goes to a peer."""
-    exchange = Exchange(Journal(Saved()))
-    exchange.ask(A)
+    exchange = AntiEntropy(Journal(SavedState()))
+    exchange.pull_from(A)
 
-    assert exchange.ask(A, ((STREAM, 9),)) == []
+    assert exchange.pull_from(A, ((STREAM, 9),)) == []
 
-    empty = Entries((), (), more=False, vector=())
-    assert exchange.on_entries(A, empty) == [Send(A, (Pull((), WHOLE),))]
+    empty = Entries((), (), has_more=False, vector=())
+    assert exchange.on_entries(A, empty) == [Send(A, (Pull((), FULL_SNAPSHOT),))]
 
 
 def test_a_peer_that_is_gone_is_not_asked_on() -> None:
     """Who comes back is asked afresh."""
-    log = Journal(Saved())
-    exchange = Exchange(log)
-    exchange.ask(A)
+    log = Journal(SavedState())
+    exchange = AntiEntropy(log)
+    exchange.pull_from(A)
     exchange.on_entries(A, part(1))
     exchange.on_entries(A, part(2))
 
-    exchange.forget(A)
+    exchange.drop_peer(A)
     log.on_persisted(2)
 
-    assert log.release(moment()) == []
-    assert not exchange.is_busy
+    assert log.run_deferred(moment()) == []
+    assert not exchange.is_pulling
 
 
 def rows(
-    head: SnapshotHead | None = None, *, cursor: Cursor, more: bool, held: int = 9
+    head: SnapshotHead | None = None,
+    *,
+    cursor: SnapshotCursor,
+    more: bool,
+    held: int = 9,
 ) -> Snapshot:
     """Return a part of a snapshot, whose rows do not matter here."""
     vector = ((STREAM, held),)
-    return Snapshot(rows=(), cursor=cursor, more=more, head=head, vector=vector)
+    return Snapshot(rows=(), cursor=cursor, has_more=more, head=head, vector=vector)
 
 
 def head(seq: int) -> SnapshotHead:
@@ -115,10 +119,10 @@ def head(seq: int) -> SnapshotHead:
     )
 
 
-def asked(journal: Journal) -> Cursor:
+def asked(journal: Journal) -> SnapshotCursor:
     """Return how the snapshot is asked on for that has just been begun."""
-    journal.on_persisted(journal.number)
-    (send,) = journal.release(moment())
+    journal.on_persisted(journal.last_number)
+    (send,) = journal.run_deferred(moment())
     assert isinstance(send, Send)
     (message,) = send.messages
     assert isinstance(message, Pull)
@@ -128,40 +132,43 @@ def asked(journal: Journal) -> Cursor:
 
 def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -> None:
     """What came to the giver between the two stands in rows before that end."""
-    journal = Journal(Saved())
-    exchange = Exchange(journal)
-    exchange.on_snapshot(A, rows(head(3), cursor=Cursor(7, 1), more=True))
+    journal = Journal(SavedState())
+    exchange = AntiEntropy(journal)
+    exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
-    exchange.on_snapshot(A, rows(head(9), cursor=Cursor(7, 1), more=True))
+    exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
     second = asked(journal)
 
-    late = exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False))
+    late = exchange.on_snapshot(A, rows(cursor=first._replace(row_key=2), more=False))
 
     assert late == []
     assert journal.vector == {}
-    exchange.on_snapshot(A, rows(cursor=second._replace(key=2), more=False))
+    exchange.on_snapshot(A, rows(cursor=second._replace(row_key=2), more=False))
     assert journal.vector == {STREAM: 9}
 
 
 def test_nor_is_it_once_the_first_one_has_ended() -> None:
     """It was given twice, and what is left of that comes late."""
-    journal = Journal(Saved())
-    exchange = Exchange(journal)
-    exchange.on_snapshot(A, rows(head(3), cursor=Cursor(7, 1), more=True))
+    journal = Journal(SavedState())
+    exchange = AntiEntropy(journal)
+    exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
-    exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False))
-    exchange.on_snapshot(A, rows(head(9), cursor=Cursor(7, 1), more=True))
+    exchange.on_snapshot(A, rows(cursor=first._replace(row_key=2), more=False))
+    exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
 
-    assert exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False)) == []
+    assert (
+        exchange.on_snapshot(A, rows(cursor=first._replace(row_key=2), more=False))
+        == []
+    )
     assert journal.vector == {STREAM: 3}
 
 
 def test_a_snapshot_whose_giver_has_lost_its_disk_is_begun_again() -> None:
     """The rest would be of another log, and what the first one held be missing."""
-    journal = Journal(Saved())
-    exchange = Exchange(journal)
-    exchange.on_snapshot(A, rows(head(3), cursor=Cursor(7, 1), more=True))
-    rest = asked(journal)._replace(key=2)
+    journal = Journal(SavedState())
+    exchange = AntiEntropy(journal)
+    exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
+    rest = asked(journal)._replace(row_key=2)
 
     again = exchange.on_snapshot(A, rows(cursor=rest, more=False, held=2))
 

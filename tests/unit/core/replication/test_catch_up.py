@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from octaskly.core.effects import Answer, Effect
-from octaskly.core.log.facts import CancelAsked, Entry
-from octaskly.core.membership.roster import LOST_S
+from octaskly.core.log.facts import Entry, TaskCancelled
+from octaskly.core.membership.roster import LOST_MEMBER_S
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState, Role
 from octaskly.core.protocol.messages import (
-    STOPPING,
+    STOPPING_REASON,
     Entries,
     HeartbeatOk,
     Roster,
-    RosterLine,
+    RosterEntry,
 )
-from octaskly.core.replication.anti_entropy import Exchange
-from octaskly.core.replication.catch_up import RETURN_S, Completeness
-from octaskly.core.replies import NotHere, Passed
+from octaskly.core.replication.anti_entropy import AntiEntropy
+from octaskly.core.replication.catch_up import REMEMBERED_PEER_S, CatchUp
+from octaskly.core.replies import CatchUpStatus, NotDispatching
 from tests.builders import epoch, moment, node_id
 from tests.copies import Copies
 
@@ -31,11 +31,16 @@ class World(Copies):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exchange = Exchange(self.journal)
-        self.completeness = Completeness(
-            *(self.journal, self.members, self.exchange, self.known.timing.silence_s)
+        self.exchange = AntiEntropy(self.journal)
+        self.completeness = CatchUp(
+            *(
+                self.journal,
+                self.members,
+                self.exchange,
+                self.known.timing.suspicion_timeout_s,
+            )
         )
-        self.completeness.begin(self.epoch, None, NO_EPOCH, self.at(0.0))
+        self.completeness.start_catch_up(self.epoch, None, NO_EPOCH, self.at(0.0))
 
     @staticmethod
     def at(seconds: float) -> float:
@@ -48,7 +53,7 @@ class World(Copies):
         """A peer's link ends."""
         view = self.members.on_peer_down(NodeId(name), moment(seconds))
         assert view is not None
-        self.completeness.on_lost(NodeId(name), view, reason, self.at(seconds))
+        self.completeness.on_peer_lost(NodeId(name), view, reason, self.at(seconds))
 
     def confirm(self, name: str, sent: float, epoch: Epoch | None = None) -> None:
         """A follower confirms a heartbeat."""
@@ -59,21 +64,21 @@ class World(Copies):
             credit=1,
             load=LoadSample(0.0, 0.0, 0, 0),
         )
-        self.members.peers[NodeId(name)].health = beat
+        self.members.peers[NodeId(name)].last_heartbeat_ok = beat
 
     def answers(self, seconds: float) -> list[Effect]:
         """What is answered at that time."""
         return self.completeness.on_time(self.epoch, moment(seconds))
 
-    def take_over(self, *members: RosterLine, level: Epoch = BEFORE) -> None:
+    def take_over(self, *members: RosterEntry, level: Epoch = BEFORE) -> None:
         """Reign after z, which had sent this roster."""
         roster = Roster(BEFORE, 1, members)
-        self.completeness.begin(self.epoch, roster, level, self.at(0.0))
+        self.completeness.start_catch_up(self.epoch, roster, level, self.at(0.0))
 
 
-def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterLine:
+def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterEntry:
     """Return one line of a roster."""
-    return RosterLine(
+    return RosterEntry(
         id=node_id(name),
         name=name,
         role=role,
@@ -92,16 +97,16 @@ def test_alone_a_node_knows_all_there_is() -> None:
 def test_after_a_start_remembered_peers_are_waited_for_a_while() -> None:
     """They may have worked on without this node."""
     world = World()
-    world.completeness.remember([node_id("b")], world.at(0.0))
+    world.completeness.expect_nodes([node_id("b")], world.at(0.0))
 
-    assert not world.is_complete(RETURN_S - 1)
-    assert world.is_complete(RETURN_S)
+    assert not world.is_complete(REMEMBERED_PEER_S - 1)
+    assert world.is_complete(REMEMBERED_PEER_S)
 
 
 def test_a_remembered_peer_that_follows_is_missing_no_more() -> None:
     """It was asked for what only it held."""
     world = World()
-    world.completeness.remember([node_id("b")], world.at(0.0))
+    world.completeness.expect_nodes([node_id("b")], world.at(0.0))
     world.follow("b")
 
     assert world.is_complete()
@@ -118,9 +123,11 @@ def test_own_writes_under_way_hide_nothing() -> None:
 def test_what_was_pulled_and_is_not_on_disk_yet_may_be_the_task() -> None:
     """It cannot be read before its commit."""
     world = World()
-    entries = (Entry(OTHER, 1, 1, CancelAsked(TaskId("t"), "x")),)
-    world.exchange.on_entries(node_id("b"), Entries(entries, (), more=False, vector=()))
-    world.exchange.forget(node_id("b"))
+    entries = (Entry(OTHER, 1, 1, TaskCancelled(TaskId("t"), "x")),)
+    world.exchange.on_entries(
+        node_id("b"), Entries(entries, (), has_more=False, vector=())
+    )
+    world.exchange.drop_peer(node_id("b"))
 
     assert not world.is_complete()
 
@@ -132,11 +139,11 @@ def test_what_was_pulled_and_is_not_on_disk_yet_may_be_the_task() -> None:
 def test_while_a_peer_owes_an_answer_more_may_come() -> None:
     """The end of its answers is an empty one."""
     world = World()
-    world.exchange.ask(node_id("b"))
+    world.exchange.pull_from(node_id("b"))
 
     assert not world.is_complete()
 
-    world.exchange.on_entries(node_id("b"), Entries((), (), more=False, vector=()))
+    world.exchange.on_entries(node_id("b"), Entries((), (), has_more=False, vector=()))
 
     assert world.is_complete()
 
@@ -155,11 +162,11 @@ def test_a_peer_that_does_not_follow_yet_may_have_accepted_what_is_unknown_here(
     """What it said in HELLO is old as soon as it is dispatcher itself."""
     world = World()
     world.follow("b")
-    world.members.peers[node_id("b")].follows = None
+    world.members.peers[node_id("b")].followed_epoch = None
 
     assert not world.is_complete()
 
-    world.members.confirm(node_id("b"), world.epoch, ())
+    world.members.confirm_follower(node_id("b"), world.epoch, ())
 
     assert world.is_complete()
 
@@ -168,7 +175,7 @@ def test_a_follower_s_rows_beyond_its_log_may_be_the_task() -> None:
     """They came with half a snapshot, whose giver is gone."""
     world = World()
     world.follow("b")
-    world.members.confirm(node_id("b"), world.epoch, (), ((OTHER, 3),))
+    world.members.confirm_follower(node_id("b"), world.epoch, (), ((OTHER, 3),))
 
     assert not world.is_complete()
 
@@ -179,8 +186,8 @@ def test_a_follower_that_is_cut_off_may_be_at_work_elsewhere() -> None:
     world.follow("b")
     world.gone("b", "silent")
 
-    assert not world.is_complete(LOST_S - 1)
-    assert world.is_complete(LOST_S)
+    assert not world.is_complete(LOST_MEMBER_S - 1)
+    assert world.is_complete(LOST_MEMBER_S)
 
 
 def test_a_follower_that_is_silent_may_have_claimed_already() -> None:
@@ -188,19 +195,19 @@ def test_a_follower_that_is_silent_may_have_claimed_already() -> None:
     world = World()
     world.follow("b")
     world.follow("c", electable=False)
-    silence_s = world.known.timing.silence_s
+    silence_s = world.known.timing.suspicion_timeout_s
 
     assert world.is_complete(silence_s - 0.1)
     assert not world.is_complete(silence_s)
 
-    world.members.touch(node_id("b"), moment(silence_s))
+    world.members.record_frame(node_id("b"), moment(silence_s))
 
     assert world.is_complete(silence_s)
 
 
 def test_a_follower_whose_process_is_gone_accepts_nothing() -> None:
     """What it held is held here."""
-    for reason in ("eof", "reset", STOPPING):
+    for reason in ("eof", "reset", STOPPING_REASON):
         world = World()
         world.follow("b")
         world.gone("b", reason)
@@ -214,16 +221,16 @@ def test_a_peer_that_dies_before_its_log_is_here_takes_tasks_with_it() -> None:
     world.follow("b", held=((OTHER, 3),))
     world.gone("b", "eof")
 
-    assert not world.is_complete(LOST_S - 1)
-    assert world.is_complete(LOST_S)
+    assert not world.is_complete(LOST_MEMBER_S - 1)
+    assert world.is_complete(LOST_MEMBER_S)
 
 
 def test_a_peer_that_was_waited_for_and_leaves_is_missing_no_more() -> None:
     """It came, handed over what it held, and went."""
     world = World()
-    world.completeness.remember([node_id("b")], world.at(0.0))
+    world.completeness.expect_nodes([node_id("b")], world.at(0.0))
     world.follow("b")
-    world.gone("b", STOPPING)
+    world.gone("b", STOPPING_REASON)
 
     assert world.is_complete()
 
@@ -267,8 +274,8 @@ def test_members_that_were_lost_already_are_waited_for() -> None:
     world = World()
     world.take_over(member("b", Role.WORKER, NodeState.LOST))
 
-    assert not world.is_complete(LOST_S - 1)
-    assert world.is_complete(LOST_S + 1)
+    assert not world.is_complete(LOST_MEMBER_S - 1)
+    assert world.is_complete(LOST_MEMBER_S + 1)
 
 
 def test_a_question_waits_for_all_who_may_have_claimed_since() -> None:
@@ -279,7 +286,7 @@ def test_a_question_waits_for_all_who_may_have_claimed_since() -> None:
     world.follow("d", electable=False)
     world.confirm("b", 0.2)
     world.confirm("c", 0.2)
-    world.completeness.ask(1, moment(0.3))
+    world.completeness.add_request(1, moment(0.3))
 
     assert world.answers(0.3) == []
 
@@ -287,7 +294,7 @@ def test_a_question_waits_for_all_who_may_have_claimed_since() -> None:
     assert world.answers(0.6) == []
 
     world.confirm("c", 0.5)
-    assert world.answers(0.6) == [Answer(1, Passed(is_complete=True))]
+    assert world.answers(0.6) == [Answer(1, CatchUpStatus(is_complete=True))]
     assert world.answers(0.6) == []
 
 
@@ -296,7 +303,7 @@ def test_what_followers_confirmed_to_an_earlier_reign_says_nothing() -> None:
     world = World()
     world.follow("b")
     world.confirm("b", 0.5, BEFORE)
-    world.completeness.ask(1, moment(0.3))
+    world.completeness.add_request(1, moment(0.3))
 
     assert world.answers(0.6) == []
 
@@ -305,22 +312,22 @@ def test_a_question_is_answered_at_once_while_somebody_is_missing() -> None:
     """And by then, if a follower goes before it has confirmed anything."""
     world = World()
     world.follow("b")
-    world.completeness.ask(1, moment(0.3))
+    world.completeness.add_request(1, moment(0.3))
     world.gone("b", "silent", 0.4)
 
-    assert world.answers(0.4) == [Answer(1, Passed(is_complete=False))]
+    assert world.answers(0.4) == [Answer(1, CatchUpStatus(is_complete=False))]
 
-    world.completeness.ask(2, moment(0.5))
+    world.completeness.add_request(2, moment(0.5))
 
-    assert world.answers(0.5) == [Answer(2, Passed(is_complete=False))]
+    assert world.answers(0.5) == [Answer(2, CatchUpStatus(is_complete=False))]
 
 
 def test_alone_a_node_answers_at_once() -> None:
     """There is nobody to ask."""
     world = World()
-    world.completeness.ask(1, moment(0.3))
+    world.completeness.add_request(1, moment(0.3))
 
-    assert world.answers(0.3) == [Answer(1, Passed(is_complete=True))]
+    assert world.answers(0.3) == [Answer(1, CatchUpStatus(is_complete=True))]
 
 
 @pytest.mark.parametrize("reign", [None, epoch(9, "a")])
@@ -328,9 +335,9 @@ def test_the_question_of_a_reign_ends_with_it(reign: Epoch | None) -> None:
     """Who reigns now is to be asked."""
     world = World()
     world.follow("b")
-    world.completeness.ask(1, moment(0.3))
+    world.completeness.add_request(1, moment(0.3))
 
     told = world.completeness.on_time(reign, moment(0.4))
 
-    assert told == [Answer(1, NotHere())]
-    assert not world.completeness.asked
+    assert told == [Answer(1, NotDispatching())]
+    assert not world.completeness.pending_requests

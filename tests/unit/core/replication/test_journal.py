@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.effects import Append, Effect, Note, Save
-from octaskly.core.events import Saved
-from octaskly.core.log.facts import CancelAsked, Entry, Floor, Mark
+from octaskly.core.effects import Append, Effect, LogLine, Save
+from octaskly.core.events import SavedState
+from octaskly.core.log.facts import Entry, Floor, StreamFloor, TaskCancelled
 from octaskly.core.model.hlc import (
     HLC_MAX,
     PRIORITY_SHIFT,
@@ -21,13 +21,13 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.replication.journal import Journal, WhenDurable
 from tests.builders import START_MS, STREAM, attempt, epoch, journal, moment, spec
 
-FACT = CancelAsked(TaskId("t"), "x")
+FACT = TaskCancelled(TaskId("t"), "x")
 OTHER = StreamId(5)
 
 
 def note(name: str) -> WhenDurable:
     """Return something to do later that leaves a trace."""
-    return lambda _: [Note("info", name)]
+    return lambda _: [LogLine("info", name)]
 
 
 def foreign(*seqs: int) -> list[Entry]:
@@ -43,12 +43,12 @@ def born(wall_ms: int) -> TaskSpec:
 def persisted(log: Journal, number: int) -> list[Effect]:
     """Return what a commit releases."""
     log.on_persisted(number)
-    return log.release(moment())
+    return log.run_deferred(moment())
 
 
 def names(effects: list[Effect]) -> list[str]:
     """Return the traces that were left."""
-    return [effect.event for effect in effects if isinstance(effect, Note)]
+    return [effect.event for effect in effects if isinstance(effect, LogLine)]
 
 
 def test_own_facts_are_numbered_without_gaps() -> None:
@@ -60,7 +60,7 @@ def test_own_facts_are_numbered_without_gaps() -> None:
 
     assert [entry.seq for entry in first.entries] == [1, 2]
     assert [entry.seq for entry in second.entries] == [3]
-    assert [first.number, second.number, log.number] == [1, 2, 2]
+    assert [first.number, second.number, log.last_number] == [1, 2, 2]
     assert log.vector_items() == ((STREAM, 3),)
 
 
@@ -68,7 +68,11 @@ def test_timestamps_only_grow_though_the_wall_clock_jumps_back() -> None:
     """The hybrid clock follows the wall clock, but never back."""
     log = journal()
 
-    stamps = [log.tick(moment(5.0)), log.tick(moment(0.0)), log.tick(moment(9.0))]
+    stamps = [
+        log.reserve_timestamps(moment(5.0)),
+        log.reserve_timestamps(moment(0.0)),
+        log.reserve_timestamps(moment(9.0)),
+    ]
 
     assert stamps == sorted(set(stamps))
     wall_ms = wall_ms_of(stamps[2])
@@ -80,16 +84,16 @@ def test_what_waits_is_released_in_order_by_the_commit_it_waits_for() -> None:
     """Nothing that needs durability leaves before it."""
     log = journal()
     log.append([FACT], moment())
-    log.after(note("one"))
+    log.defer_until_durable(note("one"))
     log.append([FACT], moment())
-    log.after(note("two"))
-    log.after(note("three"))
+    log.defer_until_durable(note("two"))
+    log.defer_until_durable(note("three"))
 
-    assert not log.is_settled
+    assert not log.is_all_durable
     assert names(persisted(log, 1)) == ["one"]
     assert names(persisted(log, 2)) == ["two", "three"]
     assert persisted(log, 2) == []
-    assert log.is_settled
+    assert log.is_all_durable
 
 
 def test_what_is_released_may_wait_again() -> None:
@@ -99,10 +103,10 @@ def test_what_is_released_may_wait_again() -> None:
 
     def again(now: Moment) -> list[Effect]:
         append = log.append([FACT], now)
-        log.after(note("later"))
+        log.defer_until_durable(note("later"))
         return [append]
 
-    log.after(again)
+    log.defer_until_durable(again)
 
     released = persisted(log, 1)
 
@@ -113,32 +117,35 @@ def test_what_is_released_may_wait_again() -> None:
 def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
     """A restart does not repeat timestamps, though the clock is half an hour back."""
     last = hlc_of(moment(1800.0).wall_ms)
-    log = Journal(Saved(vector=((OTHER, 4),), hlc=last))
+    log = Journal(SavedState(vector=((OTHER, 4),), hlc=last))
 
-    assert log.tick(moment()) == last + 1
+    assert log.reserve_timestamps(moment()) == last + 1
     assert log.vector == {OTHER: 4}
 
 
 @pytest.mark.parametrize("latest", [HLC_MAX - 1, hlc_of(moment(1e9).wall_ms)])
 def test_a_clock_far_ahead_is_followed_for_an_hour_and_no_further(latest: int) -> None:
     """One bad clock would stop every writer, once numbers end; entries are kept."""
-    heard, saved = journal(), Journal(Saved(hlc=latest))
+    heard, saved = journal(), Journal(SavedState(hlc=latest))
     entry = Entry(OTHER, 1, latest, FACT)
 
-    append = heard.absorb([entry], [(OTHER, epoch())])
+    append = heard.append_remote([entry], [(OTHER, epoch())])
 
     hour = hlc_of(moment(3600.0).wall_ms)
     assert append is not None
     assert append.entries == (entry,)
-    assert [heard.tick(moment()), heard.tick(moment())] == [hour + 1, hour + 2]
-    assert saved.tick(moment()) == hour + 1
+    assert [heard.reserve_timestamps(moment()), heard.reserve_timestamps(moment())] == [
+        hour + 1,
+        hour + 2,
+    ]
+    assert saved.reserve_timestamps(moment()) == hour + 1
 
 
 def test_entries_of_others_are_taken_up_to_a_gap() -> None:
     """What lies beyond a gap comes with a later PULL."""
     log = journal()
 
-    append = log.absorb(foreign(1, 2, 4), [(OTHER, epoch(1, "b"))])
+    append = log.append_remote(foreign(1, 2, 4), [(OTHER, epoch(1, "b"))])
 
     assert append == Append(1, tuple(foreign(1, 2)), epochs=((OTHER, epoch(1, "b")),))
     assert log.vector[OTHER] == 2
@@ -147,16 +154,16 @@ def test_entries_of_others_are_taken_up_to_a_gap() -> None:
 def test_known_entries_are_not_written_again() -> None:
     """PULL may bring what is here already."""
     log = journal()
-    log.absorb(foreign(1), [])
+    log.append_remote(foreign(1), [])
 
-    assert log.absorb(foreign(1), []) is None
+    assert log.append_remote(foreign(1), []) is None
 
 
 def test_nobody_else_writes_into_the_own_stream() -> None:
     """A stream has one writer."""
     log = journal()
 
-    assert log.absorb([Entry(STREAM, 1, 10, FACT)], []) is None
+    assert log.append_remote([Entry(STREAM, 1, 10, FACT)], []) is None
     assert log.vector[STREAM] == 0
 
 
@@ -164,9 +171,9 @@ def test_own_timestamps_follow_those_of_others() -> None:
     """What is written after reading an entry is later than that entry."""
     log = journal()
     theirs = hlc_of(moment(1800.0).wall_ms)
-    log.absorb([Entry(OTHER, 1, theirs, FACT)], [])
+    log.append_remote([Entry(OTHER, 1, theirs, FACT)], [])
 
-    assert log.tick(moment()) > theirs
+    assert log.reserve_timestamps(moment()) > theirs
 
 
 def test_a_stream_never_resumes() -> None:
@@ -192,9 +199,9 @@ def test_what_the_floor_has_passed_is_not_told_again() -> None:
     """Neither of an attempt that was assigned after it, in a stream without a mark."""
     made = journal()
     old = born(START_MS)
-    made.raise_floor(Floor(hlc_of(START_MS + 1), (Mark(OTHER, 9, epoch()),)))
+    made.raise_floor(Floor(hlc_of(START_MS + 1), (StreamFloor(OTHER, 9, epoch()),)))
 
-    assert made.is_void(attempt(stream=OTHER), old)
-    assert made.is_void(attempt(2), old)
-    assert not made.is_void(attempt(stream=StreamId(6)), old)
-    assert not made.is_void(attempt(2), born(START_MS + 2))
+    assert made.is_below_floor(attempt(stream=OTHER), old)
+    assert made.is_below_floor(attempt(2), old)
+    assert not made.is_below_floor(attempt(stream=StreamId(6)), old)
+    assert not made.is_below_floor(attempt(2), born(START_MS + 2))

@@ -6,24 +6,28 @@ from dataclasses import replace
 
 from octaskly.core.effects import Append
 from octaskly.core.log.facts import (
-    CancelAsked,
     Entry,
     Fact,
     Finished,
     Floor,
-    Mark,
+    StreamFloor,
     Submitted,
+    TaskCancelled,
 )
-from octaskly.core.model.ids import Reign, StreamId, TaskId
+from octaskly.core.model.ids import DispatcherEpoch, StreamId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import OutputFile
-from octaskly.core.protocol.messages import Repl
-from octaskly.core.replication.log_tail import Tail, repl_of, size_of
+from octaskly.core.protocol.messages import Replicate
+from octaskly.core.replication.log_tail import (
+    LogTail,
+    append_size_bytes,
+    replicate_messages,
+)
 from tests.builders import STREAM, attempt, epoch, node_id, outcome, spec
 
 OTHER = StreamId(5)
-REIGN = Reign(epoch(), STREAM)
-SMALL = CancelAsked(TaskId("t"), "x")
+REIGN = DispatcherEpoch(epoch(), STREAM)
+SMALL = TaskCancelled(TaskId("t"), "x")
 
 
 def entry(seq: int, fact: Fact = SMALL, stream: StreamId = STREAM) -> Entry:
@@ -35,18 +39,23 @@ def test_the_last_message_says_whether_rows_say_more() -> None:
     """The others complete nothing."""
     some = [Append(9, (entry(1), entry(2)))]
 
-    parts = repl_of(REIGN, some, 9, 1, is_ahead=True)
+    parts = replicate_messages(REIGN, some, 9, 1, acks_beyond_standbys=True)
 
-    assert [(part.number, part.is_ahead) for part in parts] == [(0, False), (9, True)]
-    assert [part.is_ahead for part in repl_of(REIGN, some, 9, 1)] == [False, False]
+    assert [(part.number, part.acks_beyond_standbys) for part in parts] == [
+        (0, False),
+        (9, True),
+    ]
+    assert [
+        part.acks_beyond_standbys for part in replicate_messages(REIGN, some, 9, 1)
+    ] == [False, False]
 
 
-def tail(*appends: Append, limits: Limits | None = None) -> Tail:
+def tail(*appends: Append, limits: Limits | None = None) -> LogTail:
     """Return a tail that began when the own stream was empty."""
-    made = Tail(limits or Limits())
-    made.begin({STREAM: 0, OTHER: 3})
+    made = LogTail(limits or Limits())
+    made.restart_from({STREAM: 0, OTHER: 3})
     for append in appends:
-        made.add(append, size_of(append))
+        made.add(append, append_size_bytes(append))
     return made
 
 
@@ -55,8 +64,8 @@ def test_who_holds_what_was_before_lacks_the_whole_tail() -> None:
     one, two = Append(1, (entry(1),)), Append(2, (entry(2), entry(3)))
     kept = tail(one, two)
 
-    assert kept.beyond({OTHER: 3}) == [one, two]
-    assert kept.beyond({OTHER: 3, STREAM: 2}) == [
+    assert kept.appends_missing_in({OTHER: 3}) == [one, two]
+    assert kept.appends_missing_in({OTHER: 3, STREAM: 2}) == [
         Append(1, ()),
         Append(2, (entry(3),)),
     ]
@@ -64,19 +73,21 @@ def test_who_holds_what_was_before_lacks_the_whole_tail() -> None:
 
 def test_who_lacks_what_was_before_is_not_helped_by_the_tail() -> None:
     """It has to pull."""
-    assert tail(Append(1, (entry(1),))).beyond({OTHER: 2}) is None
-    assert tail().beyond({}) is None
+    assert tail(Append(1, (entry(1),))).appends_missing_in({OTHER: 2}) is None
+    assert tail().appends_missing_in({}) is None
 
 
 def test_who_lacks_what_a_floor_has_passed_is_given_none_of_it() -> None:
     """It is in no row either: the half of a split that has the tasks kept them."""
-    floor = Floor(1, (Mark(STREAM, 1, epoch()), Mark(OTHER, 4, epoch(1, "b"))))
+    floor = Floor(
+        1, (StreamFloor(STREAM, 1, epoch()), StreamFloor(OTHER, 4, epoch(1, "b")))
+    )
     one, two, last = Append(1, (entry(1),)), Append(2, (entry(2, floor),)), entry(3)
     kept = tail(one, two, Append(3, (last,)))
 
-    assert kept.beyond({OTHER: 4}) is None
-    assert kept.beyond({OTHER: 3, STREAM: 2}) is None
-    assert kept.beyond({OTHER: 4, STREAM: 2}) == [
+    assert kept.appends_missing_in({OTHER: 4}) is None
+    assert kept.appends_missing_in({OTHER: 3, STREAM: 2}) is None
+    assert kept.appends_missing_in({OTHER: 4, STREAM: 2}) == [
         *(Append(1, ()), Append(2, ()), Append(3, (last,))),
     ]
 
@@ -86,8 +97,8 @@ def test_more_entries_than_the_bound_push_out_the_oldest() -> None:
     one, two, three = (Append(n, (entry(n),)) for n in (1, 2, 3))
     kept = tail(one, two, three, limits=Limits(tail_entries=2))
 
-    assert kept.beyond({OTHER: 3}) is None
-    assert kept.beyond({OTHER: 3, STREAM: 1}) == [two, three]
+    assert kept.appends_missing_in({OTHER: 3}) is None
+    assert kept.appends_missing_in({OTHER: 3, STREAM: 1}) == [two, three]
 
 
 def test_more_bytes_than_the_bound_push_out_the_oldest() -> None:
@@ -95,18 +106,18 @@ def test_more_bytes_than_the_bound_push_out_the_oldest() -> None:
     large = Append(2, (entry(2, Submitted(spec(command="x" * 1000))),))
     kept = tail(Append(1, (entry(1),)), large, limits=Limits(tail_bytes=2000))
 
-    assert kept.beyond({OTHER: 3, STREAM: 1}) is None
-    assert kept.beyond({OTHER: 3, STREAM: 2}) == []
+    assert kept.appends_missing_in({OTHER: 3, STREAM: 1}) is None
+    assert kept.appends_missing_in({OTHER: 3, STREAM: 2}) == []
 
 
 def test_who_wrote_new_streams_comes_with_their_entries() -> None:
     """Also after a newcomer has been brought level."""
     absorbed = Append(1, (entry(4, stream=OTHER),), ((OTHER, epoch(1, "b")),))
-    missing = tail(absorbed).beyond({OTHER: 3})
+    missing = tail(absorbed).appends_missing_in({OTHER: 3})
 
     assert missing is not None
-    assert repl_of(REIGN, missing, 9, 1000) == (
-        Repl(
+    assert replicate_messages(REIGN, missing, 9, 1000) == (
+        Replicate(
             epoch(),
             9,
             absorbed.entries,
@@ -117,7 +128,9 @@ def test_who_wrote_new_streams_comes_with_their_entries() -> None:
 
 def test_nothing_missing_is_one_empty_message() -> None:
     """Its acknowledgement is what makes a standby level."""
-    assert repl_of(REIGN, (), 9, 1000) == (Repl(epoch(), 9, (), ((STREAM, epoch()),)),)
+    assert replicate_messages(REIGN, (), 9, 1000) == (
+        Replicate(epoch(), 9, (), ((STREAM, epoch()),)),
+    )
 
 
 def test_a_large_append_is_cut_and_only_the_last_part_has_its_number() -> None:
@@ -125,7 +138,7 @@ def test_a_large_append_is_cut_and_only_the_last_part_has_its_number() -> None:
     fact = Submitted(spec(command="x" * 200))
     append = Append(1, (entry(1), entry(2, fact), entry(3)))
 
-    parts = repl_of(REIGN, (append,), 1, 500)
+    parts = replicate_messages(REIGN, (append,), 1, 500)
 
     assert [(p.number, [e.seq for e in p.entries]) for p in parts] == [
         (0, [1]),
@@ -139,7 +152,7 @@ def test_each_part_names_the_writers_of_the_streams_that_begin_in_it() -> None:
     writers = ((OTHER, epoch(1, "b")), (StreamId(6), epoch(2, "c")))
     append = Append(1, (entry(4, stream=OTHER), entry(1, stream=StreamId(6))), writers)
 
-    parts = repl_of(REIGN, (append,), 1, 1)
+    parts = replicate_messages(REIGN, (append,), 1, 1)
 
     assert [part.epochs for part in parts] == [((STREAM, epoch()), *writers)] * 2
 
@@ -162,4 +175,4 @@ def test_every_text_of_an_entry_counts() -> None:
             replace(outcome(), outputs=(OutputFile("x" * chars, 1),)),
         ),
     ):
-        assert size_of(Append(1, (entry(1, fact),))) >= chars, fact
+        assert append_size_bytes(Append(1, (entry(1, fact),))) >= chars, fact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.replication.standby import BEATS_MAX, Reliance
+from octaskly.core.replication.standby import HEARTBEATS_MAX, AckGuarantee
 
 SOLO_S = 2.0
 BEAT_S = 0.3
@@ -14,7 +14,7 @@ class Link:
     """A dispatcher sends a heartbeat each 0.3 s, and hears answers a while later."""
 
     def __init__(self, way_s: float = 0.0) -> None:
-        self.reliance = Reliance(SOLO_S)
+        self.reliance = AckGuarantee(SOLO_S)
         self.way_s = way_s  #: of a frame, in each direction
         self.received = self.acked = 0
         self._confirmed: list[tuple[float, float]] = []
@@ -39,7 +39,7 @@ class Link:
 
 def test_who_was_never_waited_for_does_not_rely_on_it() -> None:
     """It may lack whatever was answered for."""
-    assert not Link().reliance.holds(0.0)
+    assert not Link().reliance.is_guaranteed(0.0)
 
 
 @pytest.mark.parametrize("way_s", [0.0, 0.05, 0.25])
@@ -50,7 +50,7 @@ def test_a_standby_that_keeps_up_relies_on_it_at_any_time(way_s: float) -> None:
 
     for number in range(7, 20):
         before_s = number * BEAT_S + way_s
-        assert link.reliance.holds(before_s)
+        assert link.reliance.is_guaranteed(before_s)
         link.beat(number)
 
 
@@ -59,7 +59,7 @@ def test_silence_ends_it() -> None:
     link = Link()
     last_s = link.beats(10)
 
-    assert not link.reliance.holds(last_s + SOLO_S)
+    assert not link.reliance.is_guaranteed(last_s + SOLO_S)
 
 
 def test_frames_that_take_over_a_second_end_it() -> None:
@@ -67,7 +67,7 @@ def test_frames_that_take_over_a_second_end_it() -> None:
     link = Link(way_s=1.2)
     last_s = link.beats(20)
 
-    assert not link.reliance.holds(last_s)
+    assert not link.reliance.is_guaranteed(last_s)
 
 
 def test_what_is_not_acknowledged_for_long_ends_it() -> None:
@@ -79,8 +79,8 @@ def test_what_is_not_acknowledged_for_long_ends_it() -> None:
 
     last_s = link.beats(17, first=11)
 
-    assert link.reliance.holds(came_s + SOLO_S / 2)
-    assert not link.reliance.holds(last_s + BEAT_S)
+    assert link.reliance.is_guaranteed(came_s + SOLO_S / 2)
+    assert not link.reliance.is_guaranteed(last_s + BEAT_S)
 
 
 def test_what_is_always_under_way_does_not_end_it() -> None:
@@ -90,7 +90,7 @@ def test_what_is_always_under_way_does_not_end_it() -> None:
         link.received, link.acked = number, number - 1
         link.beat(number)
 
-    assert link.reliance.holds((last + 1) * BEAT_S)
+    assert link.reliance.is_guaranteed((last + 1) * BEAT_S)
 
 
 def test_what_is_acknowledged_in_the_end_counts_again() -> None:
@@ -103,31 +103,31 @@ def test_what_is_acknowledged_in_the_end_counts_again() -> None:
 
     last_s = link.beats(24, first=21)
 
-    assert link.reliance.holds(last_s)
+    assert link.reliance.is_guaranteed(last_s)
 
 
 def test_who_is_told_that_it_does_not_count_relies_on_nothing() -> None:
     """Whatever it was told before."""
     link = Link()
     last_s = link.beats(10)
-    link.reliance.end()
+    link.reliance.end_guarantee()
 
-    assert not link.reliance.holds(last_s)
+    assert not link.reliance.is_guaranteed(last_s)
 
 
 def test_an_unknown_name_of_a_heartbeat_says_nothing() -> None:
     """It was confirmed on another link, or never."""
-    reliance = Reliance(SOLO_S)
+    reliance = AckGuarantee(SOLO_S)
     for number in range(10):
         reliance.on_heartbeat(number, 77.0, number, received=0, acked=0)
 
-    assert not reliance.holds(9.0)
+    assert not reliance.is_guaranteed(9.0)
 
 
 def test_memory_is_bounded() -> None:
     """Whoever is followed may send as many heartbeats as it likes, all at once."""
-    reliance = Reliance(SOLO_S)
+    reliance = AckGuarantee(SOLO_S)
     for number in range(10_000):
         reliance.on_heartbeat(number, 0.0, 0.0, received=0, acked=0)
 
-    assert len(reliance._beats) == BEATS_MAX
+    assert len(reliance._heartbeats) == HEARTBEATS_MAX

@@ -12,10 +12,10 @@ from octaskly.core.model.ids import NodeId, StreamId
 from octaskly.core.model.nodes import NodeState, StandbyView
 from octaskly.core.model.settings import Limits, Timing
 from octaskly.core.protocol.messages import (
-    STOPPING,
-    Cursor,
-    Repl,
+    STOPPING_REASON,
+    Replicate,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
 )
 from octaskly.core.replication.replication import UNACKED_BYTES_MAX
@@ -86,7 +86,7 @@ def test_an_earlier_acknowledgement_is_not_enough() -> None:
     """It promises what was appended before."""
     world = Copies("b")
     world.write()
-    before = world.journal.number
+    before = world.journal.last_number
     world.write()
     world.ask("x")
     world.commit()
@@ -103,7 +103,10 @@ def test_answers_leave_in_the_order_of_the_questions() -> None:
         world.ask(name)
     world.commit()
 
-    assert world.ack("b", world.journal.number - 1) == [answer("x", 2), answer("y", 2)]
+    assert world.ack("b", world.journal.last_number - 1) == [
+        answer("x", 2),
+        answer("y", 2),
+    ]
     assert world.ack("b") == [answer("z", 2)]
 
 
@@ -169,7 +172,7 @@ def test_a_newcomer_replaces_a_lost_standby_and_releases_what_waits() -> None:
 def test_a_last_standby_that_leaves_on_purpose_is_not_waited_for() -> None:
     """It said so, and nobody else is there."""
     world = Copies("b")
-    world.lose("b", reason=STOPPING)
+    world.lose("b", reason=STOPPING_REASON)
     world.write()
     world.ask("x")
 
@@ -254,14 +257,16 @@ def rows(*, ahead: int, more: bool = False) -> tuple[Snapshot, SnapshotHead]:
     """Return a part of a snapshot of which the log here lacks so much."""
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
     stands_for = ((OTHER, ahead),) if ahead else ()
-    cursor = Cursor(1, 1)
-    part = Snapshot(rows=(), cursor=cursor, more=more, head=head, vector=stands_for)
+    cursor = SnapshotCursor(1, 1)
+    part = Snapshot(rows=(), cursor=cursor, has_more=more, head=head, vector=stands_for)
     return part, head
 
 
 def said_ahead(effects: list[Effect], to: str) -> list[bool]:
     """Return what a standby is told of rows that say more than the log."""
-    return [m.is_ahead for m in sent(effects, to) if isinstance(m, Repl)]
+    return [
+        m.acks_beyond_standbys for m in sent(effects, to) if isinstance(m, Replicate)
+    ]
 
 
 def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
@@ -269,11 +274,11 @@ def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
     world = Copies("b")
     assert said_ahead(world.write(), "b") == [False]
 
-    world.journal.join(*rows(ahead=3, more=True))
+    world.journal.merge_rows(*rows(ahead=3, more=True))
     assert said_ahead(world.write(), "b") == [True]
     assert said_ahead(world.follow("c"), "c") == [True]
 
-    world.journal.save(retold=((OTHER, 3),))
+    world.journal.save(rewritten_rows=((OTHER, 3),))
     assert said_ahead(world.write(), "b") == [False]
 
 
@@ -283,25 +288,25 @@ def test_a_standby_hears_when_answers_begin_to_wait_for_it() -> None:
     assert said_ahead(world.follow("b"), "b") == [True]
     assert said_ahead(world.write(), "b") == [True]
 
-    effects = world.ack("b", world.journal.appended)
-    assert repls(effects, "b") == [(world.journal.appended, [])]
+    effects = world.ack("b", world.journal.last_append)
+    assert repls(effects, "b") == [(world.journal.last_append, [])]
     assert said_ahead(effects, "b") == [False]
     assert said_ahead(world.write(), "b") == [False]
 
     assert said_ahead(world.follow("c"), "c") == [False], "answers wait for b"
-    assert not repls(world.ack("c", world.journal.appended), "c")
+    assert not repls(world.ack("c", world.journal.last_append), "c")
 
 
 def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
     """An empty answer would end its questions, and one copy be all for ten seconds."""
     world = Copies("b")
 
-    join = world.journal.join(*rows(ahead=0))
-    effects = world.replication.on_written(join, moment())
+    join = world.journal.merge_rows(*rows(ahead=0))
+    effects = world.replication.on_log_write(join, moment())
 
-    assert repls(effects, "b") == [(world.journal.appended, [])]
+    assert repls(effects, "b") == [(world.journal.last_append, [])]
     assert world.level == []
-    world.ack("b", world.journal.appended)
+    world.ack("b", world.journal.last_append)
     assert world.level == ["b"]
 
 
@@ -342,7 +347,7 @@ def test_a_tail_that_is_too_short_makes_a_standby_pull_first() -> None:
 
     assert served(effects) == ["b"]
     assert repls(effects, "b") == []
-    assert world.replication.views() == (StandbyView(NodeId("b"), False, 4),)
+    assert world.replication.standby_views() == (StandbyView(NodeId("b"), False, 4),)
     assert served(world.pull("b", ((STREAM, 1),))) == ["b"]
     assert repls(world.pull("b", ((STREAM, 2),)), "b") == [(4, [3, 4])]
 
@@ -487,20 +492,20 @@ def test_the_lag_of_a_level_standby_is_what_it_has_not_acknowledged() -> None:
     """People see whether it keeps up."""
     world = Copies("b")
     world.write()
-    first = world.journal.number
+    first = world.journal.last_number
     world.write()
     world.write()
 
-    assert world.replication.views() == (StandbyView(NodeId("b"), True, 3),)
+    assert world.replication.standby_views() == (StandbyView(NodeId("b"), True, 3),)
 
     world.ack("b", first)
 
-    assert world.replication.views() == (StandbyView(NodeId("b"), True, 2),)
-    assert not world.replication.level_with(NodeId("b"))
+    assert world.replication.standby_views() == (StandbyView(NodeId("b"), True, 2),)
+    assert not world.replication.has_acked_all(NodeId("b"))
 
     world.ack("b")
 
-    assert world.replication.level_with(NodeId("b"))
+    assert world.replication.has_acked_all(NodeId("b"))
 
 
 # --- Slow standbys.
@@ -623,13 +628,15 @@ def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
     world = Copies("b")
     world.write()
     world.ask("x")
-    world.replication.end(moment())
+    world.replication.stop_replicating(moment())
 
     assert world.commit() == []
     due_s = world.replication.deadline()
-    assert due_s == pytest.approx(moment().mono_s + Timing().solo_s)
-    assert world.replication.review(moment(Timing().solo_s)) == [answer("x", 1)]
-    assert world.replication.is_quiet
+    assert due_s == pytest.approx(moment().mono_s + Timing().replication_wait_s)
+    assert world.replication.update_standbys(moment(Timing().replication_wait_s)) == [
+        answer("x", 1)
+    ]
+    assert world.replication.has_no_pending_acks
 
 
 def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
@@ -638,12 +645,14 @@ def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
     world.write()
     world.ask("x")
     world.ack("b")
-    world.replication.end(moment())
+    world.replication.stop_replicating(moment())
 
     due_s = world.replication.deadline()
 
-    assert due_s == pytest.approx(moment().mono_s + Timing().solo_s)
-    assert world.replication.review(moment(Timing().solo_s)) == [answer("x", 1)]
+    assert due_s == pytest.approx(moment().mono_s + Timing().replication_wait_s)
+    assert world.replication.update_standbys(moment(Timing().replication_wait_s)) == [
+        answer("x", 1)
+    ]
 
 
 def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
@@ -652,12 +661,12 @@ def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
     world.write()
     world.ask("x")
     world.ack("b")
-    world.replication.end(moment())
-    world.replication.discount(NodeId("b"))
+    world.replication.stop_replicating(moment())
+    world.replication.discount_node(NodeId("b"))
 
     assert world.replication.deadline() == math.inf
-    assert world.replication.review(moment(Timing().solo_s)) == []
-    assert world.commit(Timing().solo_s) == [answer("x", 1)]
+    assert world.replication.update_standbys(moment(Timing().replication_wait_s)) == []
+    assert world.commit(Timing().replication_wait_s) == [answer("x", 1)]
 
 
 def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
@@ -665,7 +674,7 @@ def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
     world = Copies()
     world.write()
     world.ask("x")
-    world.replication.end(moment())
+    world.replication.stop_replicating(moment())
 
     assert world.commit() == [answer("x", 1)]
 
@@ -673,7 +682,7 @@ def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
 def test_without_a_reign_nothing_is_streamed() -> None:
     """What a follower absorbs is its dispatcher's to spread."""
     world = Copies("b")
-    world.replication.end(moment())
+    world.replication.stop_replicating(moment())
 
     assert world.write() == []
     assert world.standbys == []

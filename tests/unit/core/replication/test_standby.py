@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from octaskly.core.effects import Append, Effect, Send
-from octaskly.core.events import Saved
-from octaskly.core.log.facts import CancelAsked, Entry
+from octaskly.core.events import SavedState
+from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.settings import Timing
-from octaskly.core.protocol.messages import Entries, Heartbeat, Pull, Repl, ReplOk
-from octaskly.core.replication.anti_entropy import Exchange
+from octaskly.core.protocol.messages import (
+    Entries,
+    Heartbeat,
+    Pull,
+    Replicate,
+    ReplicateOk,
+)
+from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.standby import PARTS_MAX, Standby
+from octaskly.core.replication.standby import APPEND_PARTS_MAX, Standby
 from tests.builders import epoch, moment, node_id
 
 A, C = node_id("a"), node_id("c")
@@ -21,9 +27,9 @@ class World:
     """Node b keeps what a streams; its disk is as slow as a test wants."""
 
     def __init__(self) -> None:
-        self.journal = Journal(Saved())
-        self.exchange = Exchange(self.journal)
-        self.standby = Standby(self.journal, self.exchange, Timing().solo_s)
+        self.journal = Journal(SavedState())
+        self.exchange = AntiEntropy(self.journal)
+        self.standby = Standby(self.journal, self.exchange, Timing().replication_wait_s)
 
     def repl(
         self,
@@ -35,24 +41,24 @@ class World:
     ) -> list[Effect]:
         """The dispatcher streams."""
         reign = of or epoch()
-        message = Repl(reign, number, entries, ((OWN, reign),), is_ahead)
-        return self.standby.on_repl(peer, message, moment())
+        message = Replicate(reign, number, entries, ((OWN, reign),), is_ahead)
+        return self.standby.on_replicate(peer, message, moment())
 
     def commit(self, number: int | None = None) -> list[Effect]:
         """What was written so far, or up to a number, is durable."""
-        number = self.journal.number if number is None else number
+        number = self.journal.last_number if number is None else number
         self.journal.on_persisted(number)
-        return self.journal.release(moment())
+        return self.journal.run_deferred(moment())
 
 
 def entry(seq: int, stream: StreamId = OWN) -> Entry:
     """Return one entry."""
-    return Entry(stream, seq, seq, CancelAsked(TaskId("t"), "x"))
+    return Entry(stream, seq, seq, TaskCancelled(TaskId("t"), "x"))
 
 
 def ok(number: int, of: Epoch | None = None, peer: NodeId = A) -> Send:
     """Return the acknowledgement."""
-    return Send(peer, (ReplOk(of or epoch(), number),))
+    return Send(peer, (ReplicateOk(of or epoch(), number),))
 
 
 def pulls(effects: list[Effect]) -> list[Pull]:
@@ -85,28 +91,28 @@ def test_a_standby_that_heartbeats_count_on_is_level_until_they_are_old() -> Non
             Heartbeat(epoch(), number * 0.3 + 0.3, heard_s), moment(number * 0.3)
         )
 
-    world.standby.judge(moment(1.2))
-    assert world.standby.epoch == epoch()
+    world.standby.check_ack_guarantee(moment(1.2))
+    assert world.standby.in_sync_epoch == epoch()
 
-    world.standby.judge(moment(3.0))
-    assert world.standby.epoch == NO_EPOCH
+    world.standby.check_ack_guarantee(moment(3.0))
+    assert world.standby.in_sync_epoch == NO_EPOCH
 
 
 def test_a_standby_that_heartbeats_count_on_no_more_is_not_level() -> None:
     """The dispatcher answers without it from now on."""
     world = World()
     world.repl(7, entry(1))
-    assert world.standby.epoch == epoch()
+    assert world.standby.in_sync_epoch == epoch()
 
     world.standby.on_heartbeat(Heartbeat(epoch(), 0.3), moment())
 
-    assert world.standby.epoch == NO_EPOCH
+    assert world.standby.in_sync_epoch == NO_EPOCH
 
 
 def test_what_is_held_already_is_acknowledged_once_it_is_durable() -> None:
     """It may have come by PULL, and be on its way to the disk."""
     world = World()
-    world.exchange.on_entries(A, Entries((entry(1),), (), more=False, vector=()))
+    world.exchange.on_entries(A, Entries((entry(1),), (), has_more=False, vector=()))
 
     assert world.repl(7, entry(1)) == []
     assert world.commit() == [ok(7)]
@@ -169,7 +175,7 @@ def test_of_an_append_whose_middle_was_missed_nothing_is_kept() -> None:
     """The node left its dispatcher for a moment, and asks for all of it."""
     world = World()
     world.repl(0, entry(1))
-    world.standby.miss(Repl(epoch(), 0, (entry(2),), ((OWN, epoch()),)))
+    world.standby.note_missed(Replicate(epoch(), 0, (entry(2),), ((OWN, epoch()),)))
 
     effects = world.repl(7, entry(3))
 
@@ -191,12 +197,12 @@ def test_parts_come_anew_after_a_link_has_broken() -> None:
 def test_a_node_that_is_sent_parts_without_end_keeps_them() -> None:
     """Rather than hold all of them in memory."""
     world = World()
-    for seq in range(1, PARTS_MAX + 1):
+    for seq in range(1, APPEND_PARTS_MAX + 1):
         world.repl(0, entry(seq))
 
-    world.repl(0, entry(PARTS_MAX + 1))
+    world.repl(0, entry(APPEND_PARTS_MAX + 1))
 
-    assert world.journal.vector == {OWN: PARTS_MAX + 1}
+    assert world.journal.vector == {OWN: APPEND_PARTS_MAX + 1}
     assert world.commit() == []
 
 
@@ -217,7 +223,7 @@ def test_what_comes_after_a_gap_is_not_acknowledged_before_the_gap_is_filled() -
     assert world.commit() == []
     assert world.repl(9) == []  # Nor is it asked for twice.
 
-    got = Entries((entry(1), entry(2)), (), more=False, vector=())
+    got = Entries((entry(1), entry(2)), (), has_more=False, vector=())
     world.exchange.on_entries(A, got)
     world.repl(10)
 
@@ -238,7 +244,7 @@ def test_what_was_missed_is_a_gap_though_the_next_part_shows_none() -> None:
     world = World()
     world.repl(6, entry(1, OTHER))
     world.commit()
-    world.standby.miss(Repl(epoch(), 7, (entry(1),), ((OWN, epoch()),)))
+    world.standby.note_missed(Replicate(epoch(), 7, (entry(1),), ((OWN, epoch()),)))
 
     assert pulls(world.repl(8, entry(1, OTHER)))
     assert world.commit() == []
@@ -248,7 +254,7 @@ def test_what_a_deposed_dispatcher_said_is_no_gap_of_the_present_reign() -> None
     """It may never be said by anybody again."""
     world = World()
     world.repl(6, entry(1, OTHER), of=epoch(2))
-    world.standby.miss(Repl(epoch(1), 7, (entry(1),), ((OWN, epoch(1)),)))
+    world.standby.note_missed(Replicate(epoch(1), 7, (entry(1),), ((OWN, epoch(1)),)))
     world.commit()
 
     assert not pulls(world.repl(7, entry(2, OTHER), of=epoch(2)))
@@ -271,7 +277,7 @@ def test_the_reign_that_a_node_is_level_with_is_that_of_the_last_whole_message()
     world.repl(7, entry(1))
     world.repl(8, entry(9), of=epoch(2))
 
-    assert world.standby.epoch == epoch(1)
+    assert world.standby.in_sync_epoch == epoch(1)
 
 
 def test_beyond_a_gap_a_node_is_level_no_more() -> None:
@@ -280,7 +286,7 @@ def test_beyond_a_gap_a_node_is_level_no_more() -> None:
     world.repl(7, entry(1))
     world.repl(8, entry(3))
 
-    assert world.standby.epoch == NO_EPOCH
+    assert world.standby.in_sync_epoch == NO_EPOCH
 
 
 def test_while_rows_of_its_dispatcher_say_more_a_node_is_not_level() -> None:
@@ -289,19 +295,19 @@ def test_while_rows_of_its_dispatcher_say_more_a_node_is_not_level() -> None:
 
     world.repl(7, entry(1), is_ahead=True)
     assert world.commit() == [ok(7)]
-    assert world.standby.epoch == NO_EPOCH
+    assert world.standby.in_sync_epoch == NO_EPOCH
 
     world.repl(8, entry(2))
-    assert world.standby.epoch == epoch()
+    assert world.standby.in_sync_epoch == epoch()
 
     world.repl(9, entry(3), is_ahead=True)
-    assert world.standby.epoch == NO_EPOCH
+    assert world.standby.in_sync_epoch == NO_EPOCH
 
 
 def test_a_node_that_is_streamed_to_waits_for_no_answer() -> None:
     """Else it would hold back what waits for the end of its questions."""
     world = World()
-    world.exchange.ask(A)
+    world.exchange.pull_from(A)
     world.repl(7, entry(1))
 
-    assert not world.exchange.is_busy
+    assert not world.exchange.is_pulling

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.events import Loaded
+from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import Progress, member_id
+from octaskly.core.model.arrays import ArrayProgress, member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskSpec, TaskState
-from octaskly.core.scheduling.queued_task import InHand
+from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import attempt, spec
 from tests.unit.core.scheduling.test_task_queue import B, front, queue
@@ -32,14 +32,14 @@ def handed_out(tasks: TaskQueue, most: int = 99) -> list[str]:
     return order
 
 
-def give(tasks: TaskQueue, task: InHand) -> None:
+def give(tasks: TaskQueue, task: QueuedTask) -> None:
     if task.spec.id in tasks.tasks:
-        tasks.assign(task, attempt(task.n + 1), B)
+        tasks.assign(task, attempt(task.last_attempt_n + 1), B)
     else:
-        tasks.adopt(task, attempt(task.n + 1), B)
+        tasks.adopt(task, attempt(task.last_attempt_n + 1), B)
 
 
-def member(tasks: TaskQueue, number: int) -> InHand:
+def member(tasks: TaskQueue, number: int) -> QueuedTask:
     return tasks.tasks[member_id(ARRAY, number)]
 
 
@@ -52,7 +52,7 @@ def test_an_array_is_one_entry_until_a_worker_takes_a_member() -> None:
     assert handed_out(tasks, 4) == ["before", ".1", ".2", ".3"]
     assert front(tasks) is front(tasks)
     assert len(tasks.tasks) == 6
-    assert tasks.lanes.plain.queued == 2
+    assert tasks.lanes.unconstrained.queued == 2
 
 
 def test_a_member_that_came_back_goes_before_the_rest() -> None:
@@ -61,10 +61,10 @@ def test_a_member_that_came_back_goes_before_the_rest() -> None:
     tasks.admit([array_spec(4), spec("behind", ord=7)])
     assert handed_out(tasks, 2) == [".1", ".2"]
 
-    tasks.release(member(tasks, 1))
+    tasks.requeue_attempted(member(tasks, 1))
 
     assert handed_out(tasks) == [".1", ".3", ".4", "behind"]
-    assert tasks.lanes.plain.queued == 0
+    assert tasks.lanes.unconstrained.queued == 0
 
 
 def test_what_was_cancelled_is_never_handed_out() -> None:
@@ -77,9 +77,9 @@ def test_what_was_cancelled_is_never_handed_out() -> None:
 
     for number in (2, 4):
         cancelled = spec(member_id(ARRAY, number))
-        shadow = tasks.shadow(cancelled, TaskState.CANCELLED)
-        shadow.number = 7
-        tasks.settle([shadow], 7)
+        shadow = tasks.add_shadow(cancelled, TaskState.CANCELLED)
+        shadow.commit_number = 7
+        tasks.drop_durable_tasks([shadow], 7)
 
     assert handed_out(tasks) == [".3", ".5"]
 
@@ -90,22 +90,24 @@ def test_an_older_read_brings_no_member_twice() -> None:
     tasks.admit([array_spec(3)])
     assert handed_out(tasks) == [".1", ".2", ".3"]
     record = TaskRecord(
-        id=ARRAY, spec=array_spec(3), progress=Progress(queued=3, rest=((0, 2),))
+        id=ARRAY,
+        spec=array_spec(3),
+        progress=ArrayProgress(queued=3, remaining_runs=((0, 2),)),
     )
 
-    tasks.reread()
-    tasks.refill()
-    assert tasks.loaded(Loaded(-2, (record,), has_more=False))
+    tasks.mark_for_reread()
+    tasks.next_reads()
+    assert tasks.on_queued_answer(QueuedLoaded(-2, (record,), has_more=False))
 
     assert front(tasks) is None
-    tasks.release(member(tasks, 2))
+    tasks.requeue_attempted(member(tasks, 2))
     assert handed_out(tasks) == [".2"]
 
 
 def test_an_array_goes_on_where_the_reign_before_left_it() -> None:
     """Members with a fact of their own come from the store as tasks."""
     tasks = queue()
-    progress = Progress(queued=4, completed=2, rest=((1, 1), (4, 5)))
+    progress = ArrayProgress(queued=4, completed=2, remaining_runs=((1, 1), (4, 5)))
     record = TaskRecord(id=ARRAY, spec=array_spec(6), progress=progress)
 
     tasks.add_arrays([record])

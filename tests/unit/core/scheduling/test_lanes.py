@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Load, LoadLive
+from octaskly.core.effects import LoadLive, LoadQueued
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.task_options import Requires, TaskOptions, shape_of
+from octaskly.core.model.task_options import Requirements, TaskOptions, shape_of
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import STREAM, answer, draft, epoch, moment, node_info, spec
 from tests.desk import World, facts, reattach, submit
 
-HUGE = Requires(cpus=999)
-PAIR = Requires(cpus=2)
+HUGE = Requirements(cpus=999)
+PAIR = Requirements(cpus=2)
 
 
-def asking(name: str, place: int, requires: Requires | None) -> TaskSpec:
+def asking(name: str, place: int, requires: Requirements | None) -> TaskSpec:
     """Return a task with this place in the queue that asks for something."""
     options = None if requires is None else TaskOptions(requires=requires)
     return replace(spec(name, ord=place), options=options)
@@ -29,35 +29,35 @@ def stored(*specs: TaskSpec) -> list[TaskRecord]:
     return [TaskRecord(id=each.id, spec=each) for each in specs]
 
 
-def is_small(requires: Requires) -> bool:
+def is_small(requires: Requirements) -> bool:
     """Whether any node of this mesh could run such a task."""
     return requires.slots <= 8
 
 
-def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[Load]:
+def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
     """Answer the reads of a queue from a store until it asks no more."""
-    asked: list[Load] = []
+    asked: list[LoadQueued] = []
     for _ in range(1000):
-        effects = queue.refill()
-        loads = [effect for effect in effects if isinstance(effect, Load)]
+        effects = queue.next_reads()
+        loads = [effect for effect in effects if isinstance(effect, LoadQueued)]
         if any(isinstance(effect, LoadLive) for effect in effects):
-            queue.live_read()
+            queue.on_live_answer()
         elif not loads:
             return asked
         for load in loads:
             asked.append(load)
-            queue.loaded(answer(records, load))
+            queue.on_queued_answer(answer(records, load))
     raise AssertionError("it reads for ever")
 
 
 def begun(limits: Limits, *specs: TaskSpec) -> TaskQueue:
     """Return a queue that has read a store with these tasks."""
     queue = TaskQueue(limits, is_small)
-    (_, first) = queue.begin(1)
-    queue.live_read()
-    assert isinstance(first, Load)
+    (_, first) = queue.start_reading(1)
+    queue.on_live_answer()
+    assert isinstance(first, LoadQueued)
     records = stored(*specs)
-    queue.loaded(answer(records, first))
+    queue.on_queued_answer(answer(records, first))
     fed(queue, records)
     return queue
 
@@ -69,9 +69,13 @@ def in_hand(queue: TaskQueue) -> set[str]:
 
 def test_equal_needs_have_one_shape_and_none_have_none() -> None:
     """However they are said."""
-    assert shape_of(None) == shape_of(TaskOptions(requires=Requires(cpus=1))) == 0
-    assert Requires(cpus=2).shape == Requires(cpus=2).shape != Requires(cpus=3).shape
-    assert 0 < Requires(labels=(("disk", "ssd"),)).shape < 1 << 63
+    assert shape_of(None) == shape_of(TaskOptions(requires=Requirements(cpus=1))) == 0
+    assert (
+        Requirements(cpus=2).shape
+        == Requirements(cpus=2).shape
+        != Requirements(cpus=3).shape
+    )
+    assert 0 < Requirements(labels=(("disk", "ssd"),)).shape < 1 << 63
 
 
 def test_ten_thousand_that_no_node_can_run_leave_the_others_their_window() -> None:
@@ -81,10 +85,10 @@ def test_ten_thousand_that_no_node_can_run_leave_the_others_their_window() -> No
 
     queue = begun(Limits(), *huge, *plain)
 
-    first = queue.lanes.plain.first(queue.tasks)
+    first = queue.lanes.unconstrained.first(queue.tasks)
     assert first is not None
     assert first.spec.id == "p0"
-    assert queue.lanes.plain.queued == 100
+    assert queue.lanes.unconstrained.queued == 100
     assert queue.lanes.queued == 100 + Limits().lane_tasks
 
 
@@ -108,12 +112,12 @@ def test_each_lane_is_read_on_as_it_empties() -> None:
 def test_more_shapes_than_lanes_wait_for_a_lane_those_first_that_can_run() -> None:
     """The bound on lanes keeps nobody from running for good."""
     limits = Limits(lanes=4)
-    hopeless = [asking(f"h{n}", n, Requires(cpus=100 + n)) for n in range(9)]
-    able = [asking(f"a{n}", 50 + n, Requires(memory_mb=1 + n)) for n in range(5)]
+    hopeless = [asking(f"h{n}", n, Requirements(cpus=100 + n)) for n in range(9)]
+    able = [asking(f"a{n}", 50 + n, Requirements(memory_mb=1 + n)) for n in range(5)]
     queue = begun(limits, *hopeless, *able)
     waiting = {str(each.id): each for each in able}
 
-    assert sum(1 for _ in queue.lanes.others()) == 3
+    assert sum(1 for _ in queue.lanes.constrained()) == 3
     assert in_hand(queue) <= waiting.keys()
 
     while waiting:
@@ -128,7 +132,7 @@ def test_more_shapes_than_lanes_wait_for_a_lane_those_first_that_can_run() -> No
 
 def test_a_new_shape_that_can_run_takes_the_lane_of_one_that_cannot() -> None:
     """Else a few mistakes would stop the mesh."""
-    hopeless = [asking(f"h{n}", n, Requires(cpus=100 + n)) for n in range(9)]
+    hopeless = [asking(f"h{n}", n, Requirements(cpus=100 + n)) for n in range(9)]
     queue = begun(Limits(lanes=4), *hopeless)
     new = asking("new", 100, PAIR)
 
@@ -140,17 +144,17 @@ def test_a_new_shape_that_can_run_takes_the_lane_of_one_that_cannot() -> None:
 
 def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
     """What is known of workers changes."""
-    able: set[Requires] = set()
+    able: set[Requirements] = set()
     queue = TaskQueue(Limits(lanes=2), lambda requires: requires in able)
-    (_, first) = queue.begin(1)
-    queue.live_read()
-    assert isinstance(first, Load)
-    records = stored(*(asking(f"h{n}", n, Requires(cpus=9 + n)) for n in range(5)))
-    queue.loaded(answer(records, first))
+    (_, first) = queue.start_reading(1)
+    queue.on_live_answer()
+    assert isinstance(first, LoadQueued)
+    records = stored(*(asking(f"h{n}", n, Requirements(cpus=9 + n)) for n in range(5)))
+    queue.on_queued_answer(answer(records, first))
     fed(queue, records)
-    able.add(Requires(cpus=13))
+    able.add(Requirements(cpus=13))
 
-    queue.lanes.new_workers()
+    queue.lanes.on_workers_changed()
     fed(queue, records)
 
     assert "h4" in in_hand(queue)
@@ -159,14 +163,14 @@ def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
 def test_a_shape_that_came_while_shapes_were_listed_is_not_forgotten() -> None:
     """The list may be older than the commit."""
     queue = TaskQueue(Limits(), lambda _: False)
-    (_, first) = queue.begin(1)
-    queue.live_read()
-    assert isinstance(first, Load)
+    (_, first) = queue.start_reading(1)
+    queue.on_live_answer()
+    assert isinstance(first, LoadQueued)
     new = asking("new", 1, HUGE)
     queue.admit([new])
 
-    queue.loaded(answer([], first))
-    queue.lanes.new_workers()
+    queue.on_queued_answer(answer([], first))
+    queue.lanes.on_workers_changed()
     fed(queue, stored(new))
 
     assert "new" in in_hand(queue)
@@ -204,7 +208,7 @@ def test_memory_stays_bounded_whatever_the_priority_of_what_comes() -> None:
     order: list[str] = []
     left = {each.id: each for each in specs}
     while left:
-        task = queue.first(queue.lanes.plain)
+        task = queue.first_in_lane(queue.lanes.unconstrained)
         assert task is not None
         order.append(str(task.spec.id))
         queue.end(task, None)
@@ -217,8 +221,8 @@ def test_memory_stays_bounded_whatever_the_priority_of_what_comes() -> None:
 def test_priority_then_age_decides_among_lanes() -> None:
     """A task that asks for something is not put back for that, nor preferred."""
     world = World()
-    world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_loaded(answer([], Load(-1, 1000)), moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.on_queued_loaded(answer([], LoadQueued(-1, 1000)), moment())
     pair = TaskOptions(requires=PAIR)
     drafts = (
         draft("old"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import Requires
+from octaskly.core.model.task_options import Requirements
 from octaskly.core.protocol.messages import Results
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.builders import (
@@ -20,8 +20,8 @@ def test_a_task_holds_as_many_slots_as_it_asks_cpus() -> None:
     """Others get what is left, and it gets none while too few are free."""
     mesh = Mesh(node_info("b", 4))
 
-    assert mesh.ask(heavy("three", Requires(cpus=3))) == ["three"]
-    assert mesh.ask(heavy("two", Requires(cpus=2)), draft("one")) == ["one"]
+    assert mesh.ask(heavy("three", Requirements(cpus=3))) == ["three"]
+    assert mesh.ask(heavy("two", Requirements(cpus=2)), draft("one")) == ["one"]
     assert mesh.end("one") == []
     assert mesh.end("three") == ["two"]
 
@@ -30,10 +30,10 @@ def test_memory_and_gpus_are_granted_once() -> None:
     """Slots alone would have room."""
     mesh = Mesh(node_info("b", 8, memory_mb=100, gpus=("0", "1")))
 
-    assert mesh.ask(heavy("big", Requires(memory_mb=60))) == ["big"]
-    assert mesh.ask(heavy("more", Requires(memory_mb=60))) == []
-    assert mesh.ask(heavy("both", Requires(gpus=2))) == ["both"]
-    assert mesh.ask(heavy("another", Requires(gpus=1))) == []
+    assert mesh.ask(heavy("big", Requirements(memory_mb=60))) == ["big"]
+    assert mesh.ask(heavy("more", Requirements(memory_mb=60))) == []
+    assert mesh.ask(heavy("both", Requirements(gpus=2))) == ["both"]
+    assert mesh.ask(heavy("another", Requirements(gpus=1))) == []
     assert mesh.end("big") == ["more"]
     assert mesh.end("both") == ["another"]
 
@@ -46,10 +46,10 @@ def test_only_a_node_that_has_it_all_is_given_the_task() -> None:
         node_info("c", 4, os="darwin"),
     )
 
-    mesh.ask(heavy("label", Requires(labels=(("disk", "ssd"),))))
-    mesh.ask(heavy("name", Requires(node="c")))
-    mesh.ask(heavy("arch", Requires(arch="aarch64")))
-    mesh.ask(heavy("os", Requires(os="darwin")))
+    mesh.ask(heavy("label", Requirements(labels=(("disk", "ssd"),))))
+    mesh.ask(heavy("name", Requirements(node="c")))
+    mesh.ask(heavy("arch", Requirements(arch="aarch64")))
+    mesh.ask(heavy("os", Requirements(os="darwin")))
 
     assert [mesh.where(c) for c in ("label", "name", "arch", "os")] == [*"bcbc"]
 
@@ -60,21 +60,21 @@ def test_what_asks_for_resources_is_never_sent_ahead_of_free_slots() -> None:
     mesh.dispatch.on_results(NodeId("b"), Results((), 10), moment())
     mesh.ask(*(draft(f"t{n}") for n in range(3)))
 
-    assert mesh.ask(heavy("pair", Requires(cpus=2))) == []
-    assert mesh.ask(heavy("here", Requires(node="b"))) == ["here"]
+    assert mesh.ask(heavy("pair", Requirements(cpus=2))) == []
+    assert mesh.ask(heavy("here", Requirements(node="b"))) == ["here"]
 
 
 def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
     """After a while a worker is kept for it, and only one."""
     mesh = Mesh(node_info("a", 2), node_info("b", 2))
     mesh.ask(*(draft(f"t{n}") for n in range(4)))
-    mesh.ask(heavy("pair", Requires(cpus=2)))
+    mesh.ask(heavy("pair", Requirements(cpus=2)))
     mesh.ask(*(draft(f"u{n}") for n in range(20)))
     assert mesh.end("t0", at=1) == ["u0"]
 
     late = RESERVE_AFTER_S + 1
     first = mesh.end("t1", at=late)
-    kept = mesh.dispatch._placing.turns.reserved
+    kept = mesh.dispatch._step.matcher.reservation
     assert kept is not None
 
     placed = first
@@ -83,19 +83,19 @@ def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
 
     assert "pair" in placed
     assert mesh.where("pair") == kept.node
-    assert mesh.dispatch._placing.turns.reserved is None
+    assert mesh.dispatch._step.matcher.reservation is None
 
 
 def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
     """Priority counts more than patience."""
     mesh = Mesh(node_info("b", 2))
     mesh.ask(draft("t0"), draft("t1"))
-    mesh.ask(heavy("pair", Requires(cpus=2)))
+    mesh.ask(heavy("pair", Requirements(cpus=2)))
     mesh.end("t0", at=1)
     mesh.ask(draft("t2"), at=1)
     late = RESERVE_AFTER_S + 1
     mesh.ask(draft("later"), at=late)
-    assert mesh.dispatch._placing.turns.reserved is not None
+    assert mesh.dispatch._step.matcher.reservation is not None
 
     assert mesh.end("t1", at=late) == []
     urgent = replace(draft("urgent"), priority=1)
@@ -105,7 +105,7 @@ def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
 def test_what_no_node_could_run_keeps_no_worker() -> None:
     """It may wait for ever."""
     mesh = Mesh(node_info("b", 2))
-    mesh.ask(heavy("huge", Requires(cpus=99)))
+    mesh.ask(heavy("huge", Requirements(cpus=99)))
 
     assert mesh.ask(draft("t0"), at=RESERVE_AFTER_S + 1) == ["t0"]
-    assert mesh.dispatch._placing.turns.reserved is None
+    assert mesh.dispatch._step.matcher.reservation is None

@@ -9,16 +9,22 @@ import pytest
 from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Retry, TaskOptions
-from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, Reason, TaskSpec
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+)
 from octaskly.core.scheduling.retry_policy import (
     LOSSES_MAX,
     NO_TRIES,
     RETRY_CAP_S,
     Tries,
-    counted,
-    judged,
-    loss,
-    rest_s,
+    add_try,
+    apply_retry_policy,
+    lost_outcome,
+    retry_delay_s,
     tries_of,
 )
 from tests.builders import attempt, moment, node_id, outcome
@@ -49,14 +55,17 @@ def task(**rule: object) -> TaskSpec:
     return TaskSpec(id=TaskId("t"), command="true", options=options)
 
 
-def failed(exit_code: int = 1, reason: Reason = Reason.EXIT) -> Outcome:
+def failed(exit_code: int = 1, reason: EndReason = EndReason.EXIT) -> Outcome:
     """Return the end of an attempt that failed."""
     return Outcome(state=AttemptState.FAILED, reason=reason, exit_code=exit_code)
 
 
 def is_last(spec: TaskSpec, end: Outcome, tries: Tries = NO_TRIES) -> bool:
     """Whether no attempt follows."""
-    return judged(spec, attempt(9), end, tries).state is not AttemptState.RELEASED
+    return (
+        apply_retry_policy(spec, attempt(9), end, tries).state
+        is not AttemptState.RELEASED
+    )
 
 
 def tries(*, failed: int = 0, lost: int = 0) -> Tries:
@@ -71,12 +80,12 @@ def test_a_task_that_asks_for_nothing_fails_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", [Reason.EXIT, Reason.SIGNAL, Reason.TIMEOUT, Reason.LIMIT]
+    "reason", [EndReason.EXIT, EndReason.SIGNAL, EndReason.TIMEOUT, EndReason.LIMIT]
 )
-def test_a_failure_is_tried_again_as_often_as_asked(reason: Reason) -> None:
+def test_a_failure_is_tried_again_as_often_as_asked(reason: EndReason) -> None:
     """Its code, reason and output stay on record."""
     end = failed(7, reason)
-    again = judged(task(retries=2), attempt(2), end, tries(failed=1))
+    again = apply_retry_policy(task(retries=2), attempt(2), end, tries(failed=1))
 
     assert (again.state, again.exit_code, again.reason) == (
         *(AttemptState.RELEASED, 7, reason),
@@ -84,8 +93,8 @@ def test_a_failure_is_tried_again_as_often_as_asked(reason: Reason) -> None:
     assert is_last(task(retries=2), end, tries(failed=2))
 
 
-@pytest.mark.parametrize("reason", [Reason.INPUTS, Reason.POISON, Reason.LOST])
-def test_what_another_attempt_cannot_mend_is_final(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", [EndReason.INPUTS, EndReason.POISON, EndReason.LOST])
+def test_what_another_attempt_cannot_mend_is_final(reason: EndReason) -> None:
     """It was decided by what became of earlier ones."""
     assert is_last(task(retries=9), failed(reason=reason))
 
@@ -110,12 +119,12 @@ def test_a_task_whose_worker_was_lost_runs_again_but_not_for_ever() -> None:
     spec = TaskSpec(id=TaskId("t"), command="halt -f")
     before = NO_TRIES
     for n in range(1, LOSSES_MAX):
-        assert not is_last(spec, loss(moment()), before)
-        before = counted(before, attempt(n), loss(moment()))
+        assert not is_last(spec, lost_outcome(moment()), before)
+        before = add_try(before, attempt(n), lost_outcome(moment()))
 
-    end = judged(spec, attempt(LOSSES_MAX), loss(moment()), before)
+    end = apply_retry_policy(spec, attempt(LOSSES_MAX), lost_outcome(moment()), before)
 
-    assert (end.state, end.reason) == (AttemptState.FAILED, Reason.POISON)
+    assert (end.state, end.reason) == (AttemptState.FAILED, EndReason.POISON)
     assert "3 times" in end.detail
 
 
@@ -123,11 +132,11 @@ def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
     """Its worker may be well, where the task took down the launcher there alone."""
     rule = TaskOptions(retry=Retry(on_lost=False))
     spec = TaskSpec(id=TaskId("t"), command="kill -9 $PPID", options=rule)
-    lost = loss(moment())
+    lost = lost_outcome(moment())
 
-    worker = judged(spec, attempt(), lost, NO_TRIES)
+    worker = apply_retry_policy(spec, attempt(), lost, NO_TRIES)
     lost = replace(lost, detail="its launcher died")
-    launcher = judged(spec, attempt(), lost, NO_TRIES)
+    launcher = apply_retry_policy(spec, attempt(), lost, NO_TRIES)
 
     assert worker.detail == "its worker was lost, and it asked not to be run twice"
     assert launcher.detail == "its launcher died, and it asked not to be run twice"
@@ -135,25 +144,27 @@ def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
 
 def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
     """It may have done its work."""
-    end = judged(task(on_lost=False), attempt(), loss(moment()), NO_TRIES)
+    end = apply_retry_policy(
+        task(on_lost=False), attempt(), lost_outcome(moment()), NO_TRIES
+    )
 
-    assert (end.state, end.reason) == (AttemptState.FAILED, Reason.LOST)
+    assert (end.state, end.reason) == (AttemptState.FAILED, EndReason.LOST)
 
 
 def test_the_log_tells_how_often_it_was_tried() -> None:
     """So the next dispatcher counts on."""
     ends = [
         failed(),
-        loss(moment()),
-        outcome(AttemptState.RELEASED, Reason.DRAINING),
-        failed(reason=Reason.TIMEOUT),
+        lost_outcome(moment()),
+        outcome(AttemptState.RELEASED, EndReason.DRAINING),
+        failed(reason=EndReason.TIMEOUT),
     ]
     attempts = tuple(
         Attempt(
             id=attempt(n),
             node=node_id("b"),
             state=AttemptState.RELEASED,
-            outcome=judged(task(retries=9), attempt(n), end, NO_TRIES),
+            outcome=apply_retry_policy(task(retries=9), attempt(n), end, NO_TRIES),
         )
         for n, end in enumerate(ends, 1)
     )
@@ -166,27 +177,27 @@ def test_an_attempt_that_is_told_twice_counts_once() -> None:
     """It is judged as it was, by the others."""
     known = tries(failed=2)
 
-    again = judged(task(retries=2), attempt(2), failed(), known)
+    again = apply_retry_policy(task(retries=2), attempt(2), failed(), known)
 
     assert again.state is AttemptState.RELEASED
-    assert counted(known, attempt(2), failed()) == known
+    assert add_try(known, attempt(2), failed()) == known
 
 
 def test_what_was_taken_for_lost_and_failed_after_all_is_no_loss() -> None:
     """In whatever order the two are known."""
-    failure = counted(NO_TRIES, attempt(), failed())
-    lost = counted(NO_TRIES, attempt(), loss(moment()))
+    failure = add_try(NO_TRIES, attempt(), failed())
+    lost = add_try(NO_TRIES, attempt(), lost_outcome(moment()))
 
     assert failure | lost == lost | failure == failure
 
 
 def test_tasks_that_failed_together_do_not_come_back_together() -> None:
     """Each waits its own time, below the doubled wait; a replay repeats it."""
-    waits = [rest_s(TaskId(f"t{n}"), 4) for n in range(200)]
+    waits = [retry_delay_s(TaskId(f"t{n}"), 4) for n in range(200)]
 
     assert all(0 <= wait_s < 8 for wait_s in waits)
     assert len(set(waits)) == len(waits)
     assert min(waits) < 2
     assert max(waits) > 6
-    assert waits == [rest_s(TaskId(f"t{n}"), 4) for n in range(200)]
-    assert rest_s(TaskId("t"), 10_000) < RETRY_CAP_S
+    assert waits == [retry_delay_s(TaskId(f"t{n}"), 4) for n in range(200)]
+    assert retry_delay_s(TaskId("t"), 10_000) < RETRY_CAP_S

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.effects import Load, LoadLive
-from octaskly.core.events import Loaded
+from octaskly.core.effects import LoadLive, LoadQueued
+from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import Attempt, Reason, TaskState
-from octaskly.core.scheduling.queued_task import TRANSITIONS, InHand, Stage, Turn
+from octaskly.core.model.tasks import Attempt, EndReason, TaskState
+from octaskly.core.scheduling.queued_task import (
+    TRANSITIONS,
+    QueuedTask,
+    Stage,
+    Transition,
+)
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.builders import BAND, attempt, node_id, released, spec
 
@@ -20,9 +25,9 @@ B = node_id("b")
 def queue(window: int = 4, load: int = 2) -> TaskQueue:
     """Return an empty queue whose store is empty, too."""
     made = TaskQueue(Limits(window_tasks=window, load_tasks=load))
-    made.begin(1)
-    made.loaded(Loaded(-1, (), has_more=False))
-    made.live_read()
+    made.start_reading(1)
+    made.on_queued_answer(QueuedLoaded(-1, (), has_more=False))
+    made.on_live_answer()
     return made
 
 
@@ -32,9 +37,9 @@ def record(place: int, *attempts: Attempt) -> TaskRecord:
     return TaskRecord(id=task.id, spec=task, attempts=attempts)
 
 
-def front(tasks: TaskQueue) -> InHand | None:
+def front(tasks: TaskQueue) -> QueuedTask | None:
     """Return the next task of those that ask for nothing."""
-    return tasks.first(tasks.lanes.plain)
+    return tasks.first_in_lane(tasks.lanes.unconstrained)
 
 
 def run_all(tasks: TaskQueue) -> list[str]:
@@ -42,14 +47,14 @@ def run_all(tasks: TaskQueue) -> list[str]:
     order = []
     while (task := front(tasks)) is not None:
         order.append(str(task.spec.id))
-        tasks.assign(task, attempt(task.n + 1), B)
+        tasks.assign(task, attempt(task.last_attempt_n + 1), B)
     return order
 
 
 def test_every_move_of_the_table_is_legal_or_named_as_broken() -> None:
     """The table is total."""
     assert len(TRANSITIONS) == len(Stage)
-    assert all(len(row) == len(Turn) for row in TRANSITIONS)
+    assert all(len(row) == len(Transition) for row in TRANSITIONS)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +62,16 @@ def test_every_move_of_the_table_is_legal_or_named_as_broken() -> None:
     [
         (stage, turn)
         for stage in Stage
-        for turn in Turn
+        for turn in Transition
         if TRANSITIONS[stage][turn] is None
     ],
 )
-def test_an_illegal_move_stops_the_node(stage: Stage, turn: Turn) -> None:
+def test_an_illegal_move_stops_the_node(stage: Stage, turn: Transition) -> None:
     """A broken invariant must not be written into the log."""
-    task = InHand(spec(), stage=stage)
+    task = QueuedTask(spec(), stage=stage)
 
     with pytest.raises(AssertionError):
-        queue()._move(task, turn)
+        queue()._apply_transition(task, turn)
 
 
 def test_tasks_leave_in_queue_order_whatever_the_order_of_arrival() -> None:
@@ -86,11 +91,11 @@ def test_a_released_task_comes_back_to_its_old_place() -> None:
     assert old is not None
     tasks.assign(old, attempt(), B)
 
-    tasks.release(old)
+    tasks.requeue_attempted(old)
 
     assert tasks.lanes.queued == 2
     assert run_all(tasks) == ["old", "new"]
-    assert old.n == 2
+    assert old.last_attempt_n == 2
 
 
 def test_what_does_not_fit_into_the_window_is_read_later() -> None:
@@ -98,7 +103,7 @@ def test_what_does_not_fit_into_the_window_is_read_later() -> None:
     tasks = queue(window=4, load=2)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 8))
     assert tasks.lanes.queued == 4
-    assert tasks.refill() == []
+    assert tasks.next_reads() == []
 
     ran = [front(tasks) for _ in range(2)]
     for _ in ran:
@@ -106,8 +111,8 @@ def test_what_does_not_fit_into_the_window_is_read_later() -> None:
         assert task is not None
         tasks.assign(task, attempt(), B)
 
-    assert tasks.refill() == [Load((BAND | 4) - 1, 2)]
-    assert tasks.refill() == []
+    assert tasks.next_reads() == [LoadQueued((BAND | 4) - 1, 2)]
+    assert tasks.next_reads() == []
 
 
 def test_new_tasks_wait_behind_older_ones_that_are_in_the_store() -> None:
@@ -119,45 +124,47 @@ def test_new_tasks_wait_behind_older_ones_that_are_in_the_store() -> None:
     tasks.end(first, TaskState.CANCELLED)
 
     tasks.admit([spec("t4", ord=4)])
-    (load,) = tasks.refill()
-    assert load == Load((BAND | 2) - 1, 1)
-    tasks.loaded(Loaded((BAND | 2) - 1, (record(2), record(3)), has_more=True))
+    (load,) = tasks.next_reads()
+    assert load == LoadQueued((BAND | 2) - 1, 1)
+    tasks.on_queued_answer(
+        QueuedLoaded((BAND | 2) - 1, (record(2), record(3)), has_more=True)
+    )
 
     assert run_all(tasks) == ["t2", "t3"]
-    assert tasks.refill() == [Load((BAND | 3) - 1, 2)]
+    assert tasks.next_reads() == [LoadQueued((BAND | 3) - 1, 2)]
 
 
 def test_a_submission_during_a_read_is_not_overlooked() -> None:
     """The read did not see it, and says that there is no more."""
     tasks = TaskQueue(Limits())
-    tasks.begin(1)
+    tasks.start_reading(1)
     tasks.admit([spec("t5", ord=5)])
 
-    tasks.loaded(Loaded(-1, (), has_more=False))
+    tasks.on_queued_answer(QueuedLoaded(-1, (), has_more=False))
 
     assert tasks.lanes.queued == 0
-    assert tasks.refill() == [Load(-1, 1000)]
+    assert tasks.next_reads() == [LoadQueued(-1, 1000)]
 
 
 def test_a_submission_that_stands_before_what_a_read_brings_is_not_overlooked() -> None:
     """It has a higher priority; the store had answered before it was durable."""
     tasks = TaskQueue(Limits(window_tasks=4, load_tasks=2))
-    tasks.begin(1)
+    tasks.start_reading(1)
 
     urgent = spec("t5", ord=5)
     tasks.admit([urgent])
-    tasks.loaded(Loaded(-1, (record(9),), has_more=False))
+    tasks.on_queued_answer(QueuedLoaded(-1, (record(9),), has_more=False))
 
-    (asked,) = tasks.refill()
-    assert isinstance(asked, Load)
+    (asked,) = tasks.next_reads()
+    assert isinstance(asked, LoadQueued)
     assert asked.after_ord < urgent.ord
 
 
 def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
     """A read can be faster than the news of the commit."""
     tasks = TaskQueue(Limits())
-    tasks.begin(1)
-    tasks.loaded(Loaded(-1, (record(1),), has_more=False))
+    tasks.start_reading(1)
+    tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
 
     tasks.admit([spec("t1", ord=1)])
 
@@ -172,41 +179,41 @@ def test_a_read_that_brings_nothing_new_does_not_repeat_for_ever() -> None:
         task = front(tasks)
         assert task is not None
         tasks.assign(task, attempt(), B)
-    (load,) = tasks.refill()
-    assert isinstance(load, Load)
+    (load,) = tasks.next_reads()
+    assert isinstance(load, LoadQueued)
 
-    tasks.loaded(Loaded(load.after_ord, (record(4),), has_more=True))
+    tasks.on_queued_answer(QueuedLoaded(load.after_ord, (record(4),), has_more=True))
 
-    assert tasks.refill() == [Load(BAND | 4, 1)]
+    assert tasks.next_reads() == [LoadQueued(BAND | 4, 1)]
 
 
 def test_an_ended_task_stays_as_a_shadow_until_no_read_can_bring_it_back() -> None:
     """The answer may be older than the end."""
     tasks = TaskQueue(Limits())
-    tasks.begin(1)
-    task = tasks.shadow(spec("t1", ord=1), TaskState.CANCELLED)
-    task.number = 1
-    tasks.settle([task], 1)
+    tasks.start_reading(1)
+    task = tasks.add_shadow(spec("t1", ord=1), TaskState.CANCELLED)
+    task.commit_number = 1
+    tasks.drop_durable_tasks([task], 1)
 
-    tasks.loaded(Loaded(-1, (record(1),), has_more=False))
-    tasks.live_read()
+    tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
+    tasks.on_live_answer()
     assert tasks.lanes.queued == 0
 
-    tasks.refill()
+    tasks.next_reads()
     assert tasks.tasks == {}
-    assert tasks.is_final(TaskId("t1"))
+    assert tasks.has_ended_recently(TaskId("t1"))
 
 
 def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
     """An earlier commit does not settle it."""
     tasks = queue()
-    task = tasks.shadow(spec(), TaskState.COMPLETED)
-    task.number = 2
+    task = tasks.add_shadow(spec(), TaskState.COMPLETED)
+    task.commit_number = 2
 
-    tasks.settle([task], 1)
+    tasks.drop_durable_tasks([task], 1)
     assert tasks.tasks == {spec().id: task}
 
-    tasks.settle([task], 2)
+    tasks.drop_durable_tasks([task], 2)
     assert tasks.tasks == {}
 
 
@@ -215,49 +222,49 @@ def test_reading_again_keeps_what_the_store_cannot_know_yet() -> None:
     tasks = queue()
     tasks.admit([spec("settled", ord=1), spec("fresh", ord=2)])
     fresh = tasks.tasks[TaskId("fresh")]
-    fresh.number = 9
+    fresh.commit_number = 9
 
-    tasks.reread()
+    tasks.mark_for_reread()
 
-    assert tasks.refill() == [LoadLive(), Load(-2, 2)]
+    assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 2)]
     assert run_all(tasks) == ["fresh"]
 
 
 def test_a_read_that_is_out_of_date_when_it_comes_is_repeated() -> None:
     """Another node's entries became durable meanwhile."""
     tasks = TaskQueue(Limits())
-    tasks.begin(1)
-    tasks.live_read()
-    tasks.reread()
+    tasks.start_reading(1)
+    tasks.on_live_answer()
+    tasks.mark_for_reread()
 
-    assert tasks.loaded(Loaded(-1, (record(1),), has_more=False))
+    assert tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
     assert tasks.lanes.queued == 0
-    assert tasks.refill() == [LoadLive(), Load(-2, 1000)]
+    assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 1000)]
 
 
 def test_answers_that_nobody_asked_for_do_not_count() -> None:
     """They belong to an earlier reign."""
     tasks = queue()
 
-    assert not tasks.loaded(Loaded(-7, (record(1),), has_more=False))
-    assert not tasks.live_read()
+    assert not tasks.on_queued_answer(QueuedLoaded(-7, (record(1),), has_more=False))
+    assert not tasks.on_live_answer()
     assert tasks.lanes.queued == 0
 
 
 def test_a_record_brings_attempt_numbers_and_missing_inputs_of_this_reign() -> None:
     """What a worker lacked under another dispatcher it may have got since."""
     tasks = queue()
-    lack = released(Reason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "data.csv")
     old = Attempt(
         id=attempt(1, term=0), node=NodeId("a"), state=lack.state, outcome=lack
     )
     new = Attempt(id=attempt(2), node=B, state=lack.state, outcome=lack)
 
-    task = tasks.from_record(record(1, old, new))
+    task = tasks.task_from_record(record(1, old, new))
 
-    assert task.n == 2
-    assert task.lacking == {B}
-    assert task.lack == "data.csv"
+    assert task.last_attempt_n == 2
+    assert task.nodes_lacking_inputs == {B}
+    assert task.missing_input == "data.csv"
 
 
 def test_picky_tasks_take_turns_and_do_not_block_the_others() -> None:
@@ -267,26 +274,28 @@ def test_picky_tasks_take_turns_and_do_not_block_the_others() -> None:
     for name in ("t1", "t2"):
         task = tasks.tasks[TaskId(name)]
         tasks.assign(task, attempt(), B)
-        task.lacking = frozenset({B})
-        tasks.release(task)
+        task.nodes_lacking_inputs = frozenset({B})
+        tasks.requeue_attempted(task)
 
     first = front(tasks)
 
     assert first is not None
     assert first.spec.id == "t3"
-    assert [task.spec.id for task in tasks.picky()] == ["t1", "t2"]
-    assert tasks.all_picky() == tasks.picky()
+    assert [task.spec.id for task in tasks.next_excluding_tasks()] == ["t1", "t2"]
+    assert tasks.all_excluding_tasks() == tasks.next_excluding_tasks()
 
 
 def test_ended_tasks_are_remembered_in_bounds() -> None:
     """Late news of them is recognised for a while."""
     tasks = queue(window=2)
     for name in ("one", "two", "three"):
-        task = tasks.shadow(spec(name), TaskState.COMPLETED)
-        task.number = 1
-        tasks.settle([task], 1)
+        task = tasks.add_shadow(spec(name), TaskState.COMPLETED)
+        task.commit_number = 1
+        tasks.drop_durable_tasks([task], 1)
 
-    assert [tasks.is_final(TaskId(name)) for name in ("one", "two", "three")] == [
+    assert [
+        tasks.has_ended_recently(TaskId(name)) for name in ("one", "two", "three")
+    ] == [
         False,
         True,
         True,
@@ -298,13 +307,13 @@ def test_a_read_is_never_named_like_one_whose_answer_is_still_to_come() -> None:
     tasks = queue()
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 7))
     run_all(tasks)
-    (stale,) = tasks.refill()
-    assert isinstance(stale, Load)
-    tasks.begin(2)
-    tasks.loaded(Loaded(-2, (record(3), record(4)), has_more=True))
+    (stale,) = tasks.next_reads()
+    assert isinstance(stale, LoadQueued)
+    tasks.start_reading(2)
+    tasks.on_queued_answer(QueuedLoaded(-2, (record(3), record(4)), has_more=True))
     run_all(tasks)
 
-    (load,) = tasks.refill()
+    (load,) = tasks.next_reads()
 
-    assert isinstance(load, Load)
+    assert isinstance(load, LoadQueued)
     assert load.after_ord == stale.after_ord - 1

@@ -86,12 +86,12 @@ def test_a_worker_gets_nothing_before_it_attached() -> None:
     pool = WorkerPool(prefetch_max=8)
     pool.add(node_info(A, 2))
 
-    assert pool.take() is None
+    assert pool.take_slot() is None
     assert pool.attached() == []
 
     pool.attach(A, 1, Grant())
 
-    assert [pool.take(), pool.take()] == [A, None]
+    assert [pool.take_slot(), pool.take_slot()] == [A, None]
     assert pool.is_attached(A)
 
 
@@ -101,7 +101,7 @@ def test_a_worker_that_is_gone_is_never_chosen() -> None:
 
     pool.remove(A)
 
-    assert [pool.take(), pool.take()] == [B, None]
+    assert [pool.take_slot(), pool.take_slot()] == [B, None]
     assert pool.slots(A) == 0
 
 
@@ -109,19 +109,19 @@ def test_excluded_workers_stay_available_for_others() -> None:
     """A task that cannot run on a worker does not use the worker up."""
     pool = pool_of(a=1, b=1)
 
-    assert pool.take({A}) == B
-    assert pool.take({A}) is None
-    assert pool.take() == A
+    assert pool.take_slot({A}) == B
+    assert pool.take_slot({A}) is None
+    assert pool.take_slot() == A
 
 
 def test_a_returned_attempt_makes_room_again() -> None:
     """What it holds is told by who knows."""
     pool = pool_of(a=1)
-    pool.take()
+    pool.take_slot()
 
-    pool.hold(A, 0, Grant())
+    pool.set_held(A, 0, Grant())
 
-    assert [pool.take(), pool.take()] == [A, None]
+    assert [pool.take_slot(), pool.take_slot()] == [A, None]
 
 
 def test_a_worker_that_refuses_gets_nothing_until_it_names_a_credit() -> None:
@@ -129,10 +129,10 @@ def test_a_worker_that_refuses_gets_nothing_until_it_names_a_credit() -> None:
     pool = pool_of(a=2)
 
     pool.cap_credit(A, is_refusing=True)
-    assert pool.take() is None
+    assert pool.take_slot() is None
 
     pool.set_credit(A, 2)
-    assert pool.take() == A
+    assert pool.take_slot() == A
 
 
 def test_a_worker_that_returns_work_gets_no_more_ahead() -> None:
@@ -142,7 +142,7 @@ def test_a_worker_that_returns_work_gets_no_more_ahead() -> None:
 
     pool.cap_credit(A, is_refusing=False)
 
-    assert [pool.take(), pool.take()] == [A, None]
+    assert [pool.take_slot(), pool.take_slot()] == [A, None]
 
 
 def test_the_heap_stays_small_whatever_happens() -> None:
@@ -151,9 +151,9 @@ def test_the_heap_stays_small_whatever_happens() -> None:
 
     for turn in range(5000):
         pool.set_load(A, turn % 2 * 50.0)
-        node = pool.take()
+        node = pool.take_slot()
         assert node is not None
-        pool.hold(node, 0, Grant())
+        pool.set_held(node, 0, Grant())
 
     assert len(pool._heap) < 200
     assert pool.slots(C) == 2
@@ -165,7 +165,7 @@ def test_more_slots_are_used_at_once() -> None:
     pool.add(node_info(A, 4))
     pool.set_credit(A, 4)
 
-    assert [pool.take() for _ in range(5)] == [A, A, A, A, None]
+    assert [pool.take_slot() for _ in range(5)] == [A, A, A, A, None]
 
 
 def test_calls_about_unknown_workers_change_nothing() -> None:
@@ -174,9 +174,9 @@ def test_calls_about_unknown_workers_change_nothing() -> None:
 
     pool.set_credit(A, 3)
     pool.set_load(A, 3.0)
-    pool.hold(A, 3, Grant())
+    pool.set_held(A, 3, Grant())
     pool.cap_credit(A, is_refusing=True)
     pool.remove(A)
 
-    assert pool.take() is None
+    assert pool.take_slot() is None
     assert pool.slots(A) == 0

@@ -10,10 +10,10 @@ from octaskly.core.effects import Send, Spool, Unspool
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import Reason
+from octaskly.core.model.tasks import EndReason
 from octaskly.core.protocol.messages import Reattach, Report, Results, ResultsOk
 from octaskly.core.worker.result_outbox import RESEND_MAX_S, RESEND_S
-from octaskly.core.worker.worker import KEPT_BYTES_MAX
+from octaskly.core.worker.worker import OUTBOX_BYTES_MAX
 from tests.builders import (
     attempt,
     epoch,
@@ -39,9 +39,9 @@ from tests.hand import (
 def test_a_result_goes_to_disk_before_it_is_sent() -> None:
     """If this node dies now, the result is told after its restart."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
+    hand.on_assign(D, order(), moment())
 
-    effects = hand.on_ended(ended(), moment())
+    effects = hand.on_attempts_ended(ended(), moment())
 
     assert effects == [Spool((report(envelope=spec()),)), told(report())]
     assert hand.running == 0
@@ -52,25 +52,25 @@ def test_a_result_for_this_node_itself_goes_straight_into_the_log() -> None:
     """The dispatcher's own worker does not write everything twice."""
     hand = worker()
     hand.attach(ME, epoch(), moment())
-    hand.on_dispatch(ME, order(sender="a"), moment())
+    hand.on_assign(ME, order(sender="a"), moment())
 
-    assert hand.on_ended(ended(), moment()) == [told(report(), to="a")]
+    assert hand.on_attempts_ended(ended(), moment()) == [told(report(), to="a")]
 
 
 def test_what_was_given_back_is_reported_but_not_kept_on_disk() -> None:
     """Nothing is lost if it is forgotten: the attempt is then lost, and run again."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
-    back = report(end=released(Reason.RETURNED))
+    hand.on_assign(D, order(), moment())
+    back = report(end=released(EndReason.RETURNED))
 
-    assert hand.on_ended(ended(back), moment()) == [told(back)]
+    assert hand.on_attempts_ended(ended(back), moment()) == [told(back)]
 
 
 def test_an_acknowledged_result_is_forgotten() -> None:
     """It is durable at the dispatcher."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(D, order(), moment())
+    hand.on_attempts_ended(ended(), moment())
 
     effects = hand.on_results_ok(ResultsOk((KEY,)), moment())
 
@@ -83,8 +83,8 @@ def test_an_acknowledged_result_is_forgotten() -> None:
 def test_an_unacknowledged_result_is_sent_again_with_its_envelope() -> None:
     """More and more rarely, and the dispatcher may not know the task any more."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(D, order(), moment())
+    hand.on_attempts_ended(ended(), moment())
     again = told(report(envelope=spec()))
 
     assert hand.on_time(moment(RESEND_S - 0.1)) == []
@@ -101,8 +101,8 @@ def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow
     """It cannot be lost; of 92 000 tasks in bulk 158 000 ends were told again."""
     hand = worker()
     hand.attach(ME, epoch(), moment())
-    hand.on_dispatch(ME, order(sender="a"), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(ME, order(sender="a"), moment())
+    hand.on_attempts_ended(ended(), moment())
 
     assert hand.on_time(moment(RESEND_MAX_S - 0.1)) == []
     assert hand.deadline() == pytest.approx(moment(RESEND_MAX_S).mono_s)
@@ -114,11 +114,11 @@ def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow
 def test_results_that_do_not_fit_into_one_frame_are_cut() -> None:
     """A frame above the limit would end the link."""
     hand = attached(limits=Limits(entries_bytes=4000))
-    hand.on_dispatch(D, order("t", "u"), moment())
+    hand.on_assign(D, order("t", "u"), moment())
     big = outcome(stdout=b"x" * 3000)
     one, two = report("t", end=big), report("u", end=big)
 
-    effects = hand.on_ended(ended(one, two), moment())
+    effects = hand.on_attempts_ended(ended(one, two), moment())
 
     assert effects[1:] == [Send(D, (Results((one,), 2), Results((two,), 2)))]
 
@@ -126,10 +126,10 @@ def test_results_that_do_not_fit_into_one_frame_are_cut() -> None:
 def test_the_next_repetition_follows_as_the_last_one_is_acknowledged() -> None:
     """After hours without a standby, all would else take five seconds a message."""
     hand = attached(limits=Limits(entries_bytes=4000))
-    hand.on_dispatch(D, order("t", "u"), moment())
+    hand.on_assign(D, order("t", "u"), moment())
     big = outcome(stdout=b"x" * 3000)
     first, second = report("t", end=big), report("u", end=big)
-    hand.on_ended(ended(first, second), moment())
+    hand.on_attempts_ended(ended(first, second), moment())
     late = moment(RESEND_S)
     (again,) = [r for e in hand.on_time(late) if isinstance(e, Send) for r in _told(e)]
 
@@ -150,7 +150,7 @@ def test_a_result_of_an_unknown_attempt_is_still_reported() -> None:
     """The runner knows best what ran."""
     hand = attached()
 
-    effects = hand.on_ended(ended(), moment())
+    effects = hand.on_attempts_ended(ended(), moment())
 
     assert effects == [Spool((report(),)), told(report())]
 
@@ -160,8 +160,10 @@ def test_too_many_unacknowledged_bytes_stop_the_flow_until_they_are_acknowledged
 ):
     """A dispatcher whose disk stalls must not fill the workers' memory."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
-    hand.on_ended(ended(report(end=outcome(stdout=bytes(KEPT_BYTES_MAX)))), moment())
+    hand.on_assign(D, order(), moment())
+    hand.on_attempts_ended(
+        ended(report(end=outcome(stdout=bytes(OUTBOX_BYTES_MAX)))), moment()
+    )
 
     assert hand.credit == 0
 
@@ -173,9 +175,9 @@ def test_too_many_unacknowledged_bytes_stop_the_flow_until_they_are_acknowledged
 def test_a_new_dispatcher_hears_first_what_ended_then_what_runs() -> None:
     """An attempt that is neither reported nor running would be run again."""
     hand = attached()
-    hand.on_dispatch(D, order("t", "u"), moment())
+    hand.on_assign(D, order("t", "u"), moment())
     gone = hand.detach(moment())
-    spooled = hand.on_ended(ended(), moment())
+    spooled = hand.on_attempts_ended(ended(), moment())
 
     effects = hand.attach(E, epoch(2, "e"), moment())
 
@@ -252,8 +254,8 @@ def test_a_dispatcher_that_follows_another_puts_its_own_results_on_disk() -> Non
     """They were meant for its own log, which it writes no more."""
     hand = worker()
     hand.attach(ME, epoch(), moment())
-    hand.on_dispatch(ME, order(sender="a"), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(ME, order(sender="a"), moment())
+    hand.on_attempts_ended(ended(), moment())
 
     assert hand.detach(moment()) == [Spool((report(envelope=spec()),))]
     assert hand.detach(moment()) == []

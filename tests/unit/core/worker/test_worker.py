@@ -9,15 +9,22 @@ import pytest
 from octaskly.core.effects import (
     Effect,
     Freeze,
-    HandBack,
+    ReleaseWaiting,
     Send,
     Spool,
     Start,
     Stop,
 )
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.nodes import NO_HOLD, Hold, NodeState, Stance, Steering, Strain
-from octaskly.core.model.tasks import AttemptState, Outcome, Reason
+from octaskly.core.model.nodes import (
+    NO_HOLD,
+    Availability,
+    AvailabilityCommand,
+    NodeState,
+    OperatorHold,
+    Pressure,
+)
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Reattach, Results, ResultsOk
 from octaskly.core.worker.worker import Worker
 from tests.builders import (
@@ -48,7 +55,7 @@ def test_a_dispatched_attempt_is_started() -> None:
     """That is what workers are for."""
     hand = attached()
 
-    effects = hand.on_dispatch(D, order(), moment())
+    effects = hand.on_assign(D, order(), moment())
 
     assert effects == [Start(((attempt(), spec()),))]
     assert hand.running == 1
@@ -60,9 +67,9 @@ def test_work_of_a_deposed_dispatcher_is_refused_and_never_started() -> None:
     hand = worker()
     hand.attach(E, epoch(2, "e"), moment())
 
-    effects = hand.on_dispatch(D, order(term=1), moment())
+    effects = hand.on_assign(D, order(term=1), moment())
 
-    stale = report(end=released(Reason.STALE), envelope=spec())
+    stale = report(end=released(EndReason.STALE), envelope=spec())
     assert effects == [told(stale, credit=0)]
     assert hand.is_idle
 
@@ -72,39 +79,39 @@ def test_of_two_dispatchers_in_one_term_the_smaller_node_is_deposed() -> None:
     hand = worker()
     hand.attach(E, epoch(1, "e"), moment())
 
-    effects = hand.on_dispatch(D, order(term=1, sender="d"), moment())
+    effects = hand.on_assign(D, order(term=1, sender="d"), moment())
 
-    stale = report(end=released(Reason.STALE), envelope=spec())
+    stale = report(end=released(EndReason.STALE), envelope=spec())
     assert effects == [told(stale, credit=0)]
 
 
 def test_an_attempt_that_is_here_is_not_started_twice() -> None:
     """A repeated message is harmless."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
+    hand.on_assign(D, order(), moment())
 
-    assert hand.on_dispatch(D, order(), moment()) == []
+    assert hand.on_assign(D, order(), moment()) == []
 
 
 def test_an_attempt_that_has_ended_is_reported_again_not_run_again() -> None:
     """A dispatch that was repeated late must not run the command twice."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(D, order(), moment())
+    hand.on_attempts_ended(ended(), moment())
 
-    effects = hand.on_dispatch(D, order(), moment())
+    effects = hand.on_assign(D, order(), moment())
 
     assert effects == [told(report(envelope=spec()))]
 
 
-def steered(*orders: Steering) -> Hold:
+def steered(*orders: AvailabilityCommand) -> OperatorHold:
     """Return what holds after these orders."""
-    return reduce(Hold.steered, orders, NO_HOLD)
+    return reduce(OperatorHold.after_command, orders, NO_HOLD)
 
 
-def steer(hand: Worker, *orders: Steering) -> list[Effect]:
+def steer(hand: Worker, *orders: AvailabilityCommand) -> list[Effect]:
     """Have nothing hold but these orders."""
-    return hand.take_stance(Stance(steered(*orders)), moment())
+    return hand.set_availability(Availability(steered(*orders)), moment())
 
 
 def news(state: NodeState, credit: int) -> Send:
@@ -115,19 +122,19 @@ def news(state: NodeState, credit: int) -> Send:
 def test_a_drained_worker_hands_back_what_waits_and_what_comes() -> None:
     """It ends what runs, and takes no more."""
     hand = attached()
-    drained = steer(hand, Steering.DRAIN)
+    drained = steer(hand, AvailabilityCommand.DRAIN)
 
-    effects = hand.on_dispatch(D, order(), moment())
+    effects = hand.on_assign(D, order(), moment())
 
-    assert drained == [HandBack(), news(NodeState.DRAINING, 0)]
-    assert effects == [told(report(end=released(Reason.DRAINING)), credit=0)]
-    assert hand.stance.state is NodeState.DRAINING
+    assert drained == [ReleaseWaiting(), news(NodeState.DRAINING, 0)]
+    assert effects == [told(report(end=released(EndReason.DRAINING)), credit=0)]
+    assert hand.availability.state is NodeState.DRAINING
 
 
 def test_the_end_of_draining_is_told_at_once() -> None:
     """Nobody would give it work otherwise."""
     hand = attached()
-    steer(hand, Steering.DRAIN)
+    steer(hand, AvailabilityCommand.DRAIN)
 
     assert steer(hand) == [news(NodeState.READY, 2)]
     assert steer(hand) == []
@@ -136,22 +143,31 @@ def test_the_end_of_draining_is_told_at_once() -> None:
 def test_a_paused_worker_freezes_what_runs() -> None:
     """And hands back what waits, which other nodes can run."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
+    hand.on_assign(D, order(), moment())
 
-    paused = steer(hand, Steering.PAUSE)
+    paused = steer(hand, AvailabilityCommand.PAUSE)
     unpaused = steer(hand)
 
-    assert paused == [Freeze(is_frozen=True), HandBack(), news(NodeState.PAUSED, 0)]
+    assert paused == [
+        Freeze(is_frozen=True),
+        ReleaseWaiting(),
+        news(NodeState.PAUSED, 0),
+    ]
     assert unpaused == [Freeze(is_frozen=False), news(NodeState.READY, 2)]
 
 
 def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None:
     """Each order is taken back by its own opposite."""
     hand = attached()
-    steer(hand, Steering.DRAIN)
-    steer(hand, Steering.DRAIN, Steering.PAUSE)
+    steer(hand, AvailabilityCommand.DRAIN)
+    steer(hand, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE)
 
-    effects = steer(hand, Steering.DRAIN, Steering.PAUSE, Steering.UNPAUSE)
+    effects = steer(
+        hand,
+        AvailabilityCommand.DRAIN,
+        AvailabilityCommand.PAUSE,
+        AvailabilityCommand.UNPAUSE,
+    )
 
     assert effects == [Freeze(is_frozen=False), news(NodeState.DRAINING, 0)]
 
@@ -159,38 +175,41 @@ def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None
 def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
     """The operator may resume it while it stops."""
     hand = attached()
-    hand.take_stance(Stance(is_leaving=True), moment())
+    hand.set_availability(Availability(is_stopping=True), moment())
 
-    stance = Stance(is_leaving=True, hold=steered(Steering.DRAIN, Steering.RESUME))
-    assert hand.take_stance(stance, moment()) == []
-    assert hand.stance.state is NodeState.DRAINING
+    stance = Availability(
+        is_stopping=True,
+        hold=steered(AvailabilityCommand.DRAIN, AvailabilityCommand.RESUME),
+    )
+    assert hand.set_availability(stance, moment()) == []
+    assert hand.availability.state is NodeState.DRAINING
 
 
 @pytest.mark.parametrize(
-    "short", [Stance(is_disk_short=True), Stance(is_memory_short=True)]
+    "short", [Availability(is_disk_short=True), Availability(is_memory_short=True)]
 )
-def test_a_worker_that_lacks_something_takes_no_work(short: Stance) -> None:
+def test_a_worker_that_lacks_something_takes_no_work(short: Availability) -> None:
     """What runs goes on, what waits is handed back; it recovers alone (B33, B41)."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
+    hand.on_assign(D, order(), moment())
 
-    begun = hand.take_stance(short, moment())
-    refused = hand.on_dispatch(D, order("u"), moment())
+    begun = hand.set_availability(short, moment())
+    refused = hand.on_assign(D, order("u"), moment())
 
-    assert begun == [HandBack(), news(NodeState.READY, 0)]
+    assert begun == [ReleaseWaiting(), news(NodeState.READY, 0)]
     assert refused == [
-        told(report("u", end=released(Reason.DRAINING)), credit=0),
+        told(report("u", end=released(EndReason.DRAINING)), credit=0),
     ]
-    assert hand.take_stance(short, moment()) == []
-    assert hand.take_stance(Stance(), moment()) == [news(NodeState.READY, 2)]
+    assert hand.set_availability(short, moment()) == []
+    assert hand.set_availability(Availability(), moment()) == [news(NodeState.READY, 2)]
 
 
 def test_memory_is_short_until_it_has_eased() -> None:
     """Else a node would take and refuse work by turns."""
     seen = [10.0, 25.0, 10.0, 4.0, 10.0]
-    stance, short = Stance(), []
+    stance, short = Availability(), []
     for percent in seen:
-        stance = stance.sampled(percent)
+        stance = stance.with_stalled_percent(percent)
         short.append(stance.is_memory_short)
 
     assert short == [False, True, True, False, False]
@@ -198,16 +217,16 @@ def test_memory_is_short_until_it_has_eased() -> None:
 
 def test_a_node_on_which_no_launcher_starts_takes_no_work() -> None:
     """It says why, and so does one that is short of something else first."""
-    failing = Stance().on_launchers(are_failing=True)
+    failing = Availability().with_launchers(are_failing=True)
 
-    assert (failing.strain, failing.takes_work) == (Strain.LAUNCHERS, False)
-    assert failing.on_disk(is_failing=True).strain is Strain.DISK
-    assert failing.on_launchers(are_failing=False) == Stance()
+    assert (failing.pressure, failing.takes_work) == (Pressure.LAUNCHERS, False)
+    assert failing.with_disk(is_failing=True).pressure is Pressure.DISK
+    assert failing.with_launchers(are_failing=False) == Availability()
 
 
 def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
     """A machine that was drained for a repair may start many times."""
-    hand = Worker(settings("a", slots=2), (), steered(Steering.DRAIN))
+    hand = Worker(settings("a", slots=2), (), steered(AvailabilityCommand.DRAIN))
 
     effects = hand.attach(D, epoch(1, "d"), moment())
 
@@ -217,10 +236,10 @@ def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
 def test_a_killed_attempt_never_counts_as_success() -> None:
     """It may have exited by itself in the same instant."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
+    hand.on_assign(D, order(), moment())
 
     stopped = hand.on_kill(kill(), moment())
-    effects = hand.on_ended(ended(), moment())
+    effects = hand.on_attempts_ended(ended(), moment())
 
     assert stopped == [Stop((KEY,))]
     assert effects == [
@@ -237,7 +256,7 @@ def test_a_kill_of_an_unknown_attempt_is_answered_as_cancelled() -> None:
 
     end = Outcome(
         state=AttemptState.CANCELLED,
-        reason=Reason.CANCELLED,
+        reason=EndReason.CANCELLED,
         ended_ms=moment().wall_ms,
     )
     assert effects == [Spool((report(end=end),)), told(report(end=end))]
@@ -246,8 +265,8 @@ def test_a_kill_of_an_unknown_attempt_is_answered_as_cancelled() -> None:
 def test_a_kill_after_the_end_is_answered_with_the_result() -> None:
     """What was reported stays reported."""
     hand = attached()
-    hand.on_dispatch(D, order(), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(D, order(), moment())
+    hand.on_attempts_ended(ended(), moment())
 
     assert hand.on_kill(kill(), moment()) == [told(report(envelope=spec()))]
 
@@ -256,16 +275,16 @@ def test_a_kill_of_a_deposed_dispatcher_is_ignored() -> None:
     """Its successor decides what is void."""
     hand = worker()
     hand.attach(E, epoch(2, "e"), moment())
-    hand.on_dispatch(E, order(term=2, sender="e"), moment())
+    hand.on_assign(E, order(term=2, sender="e"), moment())
 
     assert hand.on_kill(kill(term=1), moment()) == []
 
 
 def run_one(hand: Worker, name: str, duration_ms: int, at: float = 0.0) -> None:
     """Let one task run from dispatch to acknowledgement."""
-    hand.on_dispatch(D, order(name), moment(at))
+    hand.on_assign(D, order(name), moment(at))
     done = report(name, end=outcome(duration_ms=duration_ms))
-    hand.on_ended(ended(done), moment(at))
+    hand.on_attempts_ended(ended(done), moment(at))
     hand.on_results_ok(ResultsOk(((TaskId(name), attempt()),)), moment(at))
 
 
@@ -311,7 +330,7 @@ def test_a_task_that_runs_long_ends_work_ahead_before_it_ends() -> None:
     """Nothing short should be sent behind it."""
     hand = attached()
     run_one(hand, "t", 2)
-    hand.on_dispatch(D, order("u"), moment(1.0))
+    hand.on_assign(D, order("u"), moment(1.0))
 
     hand.on_time(moment(1.04))
     assert hand.credit == 52
@@ -323,10 +342,12 @@ def test_a_waiting_attempt_is_not_taken_for_a_long_one() -> None:
     """Its time counts from when a slot became free."""
     hand = attached(slots=1)
     run_one(hand, "t", 2)
-    hand.on_dispatch(D, order("u", "v", "w"), moment(1.0))
-    hand.on_ended(ended(report("v", end=released(Reason.RETURNED))), moment(1.0))
+    hand.on_assign(D, order("u", "v", "w"), moment(1.0))
+    hand.on_attempts_ended(
+        ended(report("v", end=released(EndReason.RETURNED))), moment(1.0)
+    )
 
-    hand.on_ended(ended(report("u", end=outcome(duration_ms=2))), moment(1.06))
+    hand.on_attempts_ended(ended(report("u", end=outcome(duration_ms=2))), moment(1.06))
 
     assert hand.running == 1
     assert hand.credit > 1
@@ -340,10 +361,10 @@ def order_of(effects: list[Effect]) -> list[str]:
 def test_one_message_may_bring_new_known_and_ended_attempts() -> None:
     """Each is treated for itself."""
     hand = attached(slots=1)
-    hand.on_dispatch(D, order("t", "u"), moment())
-    hand.on_ended(ended(), moment())
+    hand.on_assign(D, order("t", "u"), moment())
+    hand.on_attempts_ended(ended(), moment())
 
-    effects = hand.on_dispatch(D, order("t", "u", "v"), moment())
+    effects = hand.on_assign(D, order("t", "u", "v"), moment())
 
     assert order_of(effects) == ["Start", "Send"]
     assert effects[0] == Start(((attempt(), spec("v")),))
