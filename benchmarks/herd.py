@@ -41,7 +41,7 @@ from octaskly.core.protocol.messages import (
     Results,
 )
 from octaskly.mesh import wire
-from octaskly.trust import MeshTrust, NodeKey, load
+from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.agents import Agent
 
 SLOTS = 2
@@ -56,7 +56,7 @@ class Member:
     """One of them."""
 
     def __init__(self, secret: Path, number: int) -> None:
-        self._trust = MeshTrust(load(secret), NodeKey.generate())
+        self._trust = MeshTls(load_secret(secret), NodeKey.generate())
         self._number = number
         self._epoch = NO_EPOCH
 

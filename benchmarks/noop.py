@@ -22,7 +22,7 @@ from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.agents import Agent, launch, running, until_nodes
 
 BULK = 10_000  #: as many as one request may hold
@@ -34,7 +34,7 @@ ACCEPT_RATE = 100_000
 class ReturnsAtOnce(Pool):
     """Reports each attempt as a success, and starts nothing."""
 
-    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
         """Report the ends."""
         now_ms = self._clock.now().wall_ms
         outcome = Outcome(
@@ -46,14 +46,16 @@ class ReturnsAtOnce(Pool):
             duration_ms=0,
         )
         for attempt, spec in items:
-            self._delivery.add(Report(task=spec.id, attempt=attempt, outcome=outcome))
-        self._delivery.soon()
+            self._reports.add_report(
+                Report(task=spec.id, attempt=attempt, outcome=outcome)
+            )
+        self._reports.schedule_flush()
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Tasks that cost nothing, from the first request to the last durable result."""
     batches, runs = (2, 1) if quick else (5, 3)
-    make(folder / "mesh.key")
+    create_secret_file(folder / "mesh.key")
     agent = launch(
         folder / "noop",
         folder / "mesh.key",

@@ -16,7 +16,7 @@ from unittest import mock
 from benchmarks.measure import Row, p95_row, until
 from octaskly.cli import main
 from octaskly.runner.processes import cgroup
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.agents import Agent, launch, submit, until_nodes
 from tests.integration.runner.test_pause import BURNERS
 from tests.support.pooling import processes_with, token
@@ -28,7 +28,7 @@ WATCH_S = 3.0  #: from the request on
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Pause nodes again and again while their tasks burn all that there is."""
     rounds = 3 if quick else 20
-    make(folder / "mesh.key")
+    create_secret_file(folder / "mesh.key")
     for name, program in (("paused", "octaskly"), ("without cgroups", __name__)):
         extra = ("--name", "solo", "--slots", str(len(BURNERS)))
         state = folder / name.partition(" ")[0]
@@ -80,5 +80,5 @@ def _used(word: str) -> dict[int, int]:
 
 
 if __name__ == "__main__":
-    with mock.patch.object(cgroup, "own_folder", return_value=None):
+    with mock.patch.object(cgroup, "own_group_folder", return_value=None):
         sys.exit(main())

@@ -23,7 +23,7 @@ from benchmarks.measure import BATCH, Row, occupy, throughput
 from octaskly.cli import main
 from octaskly.core.model.ids import NodeId
 from octaskly.mesh.links.link import Link
-from octaskly.trust import MeshTrust, NodeKey, make
+from octaskly.trust import MeshTls, NodeKey, create_secret_file
 from octaskly.trust.tls import ALPN
 from tests.agents import Agent, launch, until_nodes
 
@@ -42,8 +42,8 @@ class _Bare:
 def undress() -> None:
     """Have this process talk to its peer without TLS."""
     peer = NodeId(os.environ[PEER])
-    MeshTrust.peer_node_id = lambda *_: peer  # type: ignore[method-assign]
-    MeshTrust.still_knows = lambda *_: True  # type: ignore[method-assign]
+    MeshTls.peer_node_id = lambda *_: peer  # type: ignore[method-assign]
+    MeshTls.is_generation_accepted = lambda *_: True  # type: ignore[method-assign]
     made = Link.connection_made
 
     def connection_made(self: Link, transport: asyncio.BaseTransport) -> None:
@@ -97,7 +97,7 @@ class _WithToken(HTTPSConnection):
 def _pair(folder: Path, program: str) -> Iterator[Agent]:
     """Run a dispatcher whose only slot is taken, and a worker."""
     folder.mkdir(parents=True)
-    make(folder / "mesh.key")
+    create_secret_file(folder / "mesh.key")
     ids = {}
     for name in ("head", "hand"):
         (folder / name).mkdir(parents=True)

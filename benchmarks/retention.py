@@ -39,7 +39,7 @@ async def _soak(folder: Path, tasks: int) -> list[Row]:
     floor.cancel()
     await asyncio.wait([floor])
     largest_mb, wal_mb = feed.largest / (1 << 20), feed.largest_wal / (1 << 20)
-    left = (await feed.store.page(TaskQuery(limit=1))).total
+    left = (await feed.store.read_task_page(TaskQuery(limit=1))).total
     await feed.store.close()
     end_mb = feed.path.stat().st_size / (1 << 20)
     return [
@@ -84,18 +84,18 @@ class _Feed:
         plan = FloorPlanned(None)
         while True:
             await asyncio.sleep(FLOOR_STEP_S if plan.has_more else SHORT_INTERVAL_S)
-            plan = await self.store.plan_floor(PlanFloor(0, 1 << 40))
+            plan = await self.store.plan_compaction(PlanFloor(0, 1 << 40))
             if plan.floor is not None:
                 facts = [fact for record in plan.carried for fact in facts_of(record)]
                 await self._add([*facts, plan.floor])
             began_s = time.perf_counter()
-            await self.store.page(TaskQuery(offset=20_000))
+            await self.store.read_task_page(TaskQuery(offset=20_000))
             self.slowest_s = max(self.slowest_s, time.perf_counter() - began_s)
 
     async def _add(self, facts: list[Fact]) -> None:
         entries = kit.entries(facts, after=self._seq)
         self._seq = wanted = entries[-1].seq
-        self.store.append(wanted, entries, kit.EPOCHS)
+        self.store.append_entries(wanted, entries, kit.EPOCHS)
         async with self._durable:
             await self._durable.wait_for(lambda: self._told >= wanted)
 

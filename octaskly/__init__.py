@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # isort: off
     from octaskly.client.flows.task_fields import (
-        Asked as Asked,
+        TaskFields as TaskFields,
         Limits as Limits,
         Requires as Requires,
     )
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         Unreachable as Unreachable,
     )
     from octaskly.client.flows.streams import Log as Log
-    from octaskly.client.flows.listing import Wanted as Wanted
+    from octaskly.client.flows.listing import TaskFilter as TaskFilter
     from octaskly.rest.client_types import (
         Counts as Counts,
         Database as Database,
@@ -97,7 +97,7 @@ __version__ = "0.1.0"
 
 # Imported when they are first used: the command line and the agent need none of them.
 _HOMES = {
-    "octaskly.client.flows.task_fields": "Asked Limits Requires",
+    "octaskly.client.flows.task_fields": "TaskFields Limits Requires",
     "octaskly.client.async_client": "AsyncClient",
     "octaskly.client.client": "Client",
     "octaskly.client.errors": (
@@ -106,7 +106,7 @@ _HOMES = {
         "Unauthorized Unavailable Unreachable "
     ),
     "octaskly.client.flows.streams": "Log",
-    "octaskly.client.flows.listing": "Wanted",
+    "octaskly.client.flows.listing": "TaskFilter",
     "octaskly.rest.client_types": (
         "Counts Database Draft Explanation Failover Load Members MeshState "
         "NodeInfo Output Reason Standby Stats System Task Verdict Workers "

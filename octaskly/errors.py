@@ -122,7 +122,7 @@ class TaskNotEnded(TaskError):
     """Only what has ended can be tried again."""
 
 
-class NothingToRepeat(TaskError):
+class NothingToRetry(TaskError):
     """No member of the array failed, or too many did for one array."""
 
 
@@ -142,7 +142,7 @@ class MeshError(OctasklyError):
     """Base of errors about the mesh as a whole."""
 
 
-class NoDispatcher(MeshError):
+class DispatcherUnknown(MeshError):
     """No dispatcher is elected at this moment; retry shortly."""
 
 
@@ -150,7 +150,7 @@ class NotDispatcher(MeshError):
     """The request reached a node that is not dispatcher."""
 
 
-class AnswerLost(MeshError):
+class OutcomeUnknown(MeshError):
     """The node stops; the request may have been carried out, so it is not repeated."""
 
 
@@ -166,7 +166,7 @@ class CatchingUp(MeshError):
     """The task is unknown here, but a node that may know it is missing."""
 
 
-class LeftBehind(MeshError):
+class NotAMember(MeshError):
     """This node is in the mesh no more; what it accepted, nobody else would know."""
 
 
@@ -178,7 +178,7 @@ class NodeNotFound(MeshError):
     """No node has that name or id, or it is gone."""
 
 
-class NoSuchRequest(MeshError):
+class JoinRequestNotFound(MeshError):
     """No machine of that name, which shows these words, waits to be let in."""
 
 
@@ -186,7 +186,7 @@ class TooManyInvites(MeshError):
     """As many invites are open as may be."""
 
 
-class WouldLeave(MeshError):
+class MeshNotEmpty(MeshError):
     """Joining another mesh would leave members or tasks behind."""
 
 

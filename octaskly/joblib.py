@@ -21,10 +21,10 @@ from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
 from octaskly.client.client import Client
 from octaskly.executor import Executor
 
-NAME: Final = "octaskly"
+BACKEND_NAME: Final = "octaskly"
 BATCH_S_MIN: Final = 0.5  #: a task begins in a fifth of that
 BATCH_S_MAX: Final = 5.0
-PLACES: Final = ("url", "token", "ca", "node", "state_dir")
+ENDPOINT_OPTIONS: Final = ("url", "token", "ca", "node", "state_dir")
 
 
 class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc] # joblib has no types
@@ -55,7 +55,7 @@ class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             return 1
         if n_jobs > 0:
             return n_jobs
-        place = {k: v for k, v in self._options.items() if k in PLACES}
+        place = {k: v for k, v in self._options.items() if k in ENDPOINT_OPTIONS}
         with Client(**place) as mesh:
             slots = sum(node.slots or 0 for node in mesh.nodes())
         return max(slots + 1 + n_jobs, 1)
@@ -97,4 +97,4 @@ class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             self._executor = None
 
 
-register_parallel_backend(NAME, OctasklyBackend)
+register_parallel_backend(BACKEND_NAME, OctasklyBackend)

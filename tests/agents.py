@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.api.problems import NO_DISPATCHER
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 
 READY_S_MAX = 90.0  #: a busy machine is slow to start many
 STOP_S_MAX = 20.0
@@ -136,7 +136,7 @@ def start(folder: Path, name: str, *extra: str) -> Agent:
 
     An agent that makes its own would wait where another mesh is in sight.
     """
-    make(folder / "mesh.key")
+    create_secret_file(folder / "mesh.key")
     return launch(folder / name, folder / "mesh.key", "--name", name, *extra)
 
 

@@ -1,4 +1,4 @@
-"""Lets machines in, and moves this node into another mesh: the `Admissions` port."""
+"""Lets machines in, and moves this node into another mesh: the `JoinService` port."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from dataclasses import dataclass
 from typing import Final
 
 from octaskly.config.agent import AgentConfig
-from octaskly.config.value_types import Many, Peer, Unusable
+from octaskly.config.value_types import HostAndPort, InvalidValue, ListOf
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import TaskState
-from octaskly.errors import ConfigError, OnlyCopy, TrustError, WouldLeave
+from octaskly.errors import ConfigError, MeshNotEmpty, OnlyCopy, TrustError
 from octaskly.joining import state_folder
-from octaskly.joining.invites import Invites
-from octaskly.joining.join_requests import Requests
-from octaskly.joining.state_folder import take_over
+from octaskly.joining.invites import InviteServer
+from octaskly.joining.join_requests import WaitingMachines
+from octaskly.joining.state_folder import replace_mesh_secret
 from octaskly.ports import (
     Clock,
+    DurableStore,
     Gateway,
-    Invite,
-    Log,
-    Membership,
+    IssuedInvite,
+    JoinStatus,
     Principal,
-    Request,
+    WaitingMachine,
 )
-from octaskly.system.listeners import EVERYWHERE
+from octaskly.system.listeners import WILDCARD_ADDRESSES
 from octaskly.system.log import Logger
-from octaskly.trust import Keyring, MeshSecret, NodeKey
-from octaskly.trust.mesh_secret import parse
+from octaskly.trust import MeshSecret, NodeKey, SecretFile
+from octaskly.trust.mesh_secret import parse_secret
 
 UNFINISHED: Final = (TaskState.QUEUED, TaskState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
-class Moves:
+class MeshChangeCallbacks:
     """Who is told that this node shall be in another mesh, or in none."""
 
-    entered: Callable[[tuple[tuple[str, int], ...]], None]
+    on_mesh_joined: Callable[[tuple[tuple[str, int], ...]], None]
     """The secret of another mesh is in place; this is where its members may be."""
-    left: Callable[[], None]  #: it shall stop, and forget this mesh
+    on_mesh_left: Callable[[], None]  #: it shall stop, and forget this mesh
 
 
-class AgentAdmissions:
+class AgentJoinService:
     """Of a member, or of a node that is in no mesh yet.
 
     Args:
@@ -64,10 +64,10 @@ class AgentAdmissions:
         name: str,
         key: NodeKey,
         gateway: Gateway,
-        store: Log,
-        invites: Invites | None,
-        waiting: Requests | None,
-        moves: Moves,
+        store: DurableStore,
+        invites: InviteServer | None,
+        waiting_machines: WaitingMachines | None,
+        mesh_changes: MeshChangeCallbacks,
         log: Logger,
     ) -> None:
         self._config = config
@@ -76,8 +76,8 @@ class AgentAdmissions:
         self._gateway = gateway
         self._store = store
         self._invites = invites
-        self._waiting = waiting
-        self._moves = moves
+        self._waiting_machines = waiting_machines
+        self._mesh_changes = mesh_changes
         self._log = log
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -89,14 +89,14 @@ class AgentAdmissions:
         """Burn all invites."""
         if self._invites is not None:
             await self._invites.close()
-        if self._waiting is not None:
-            self._waiting.close()
+        if self._waiting_machines is not None:
+            self._waiting_machines.close()
 
-    async def membership(self) -> Membership:
+    async def join_status(self) -> JoinStatus:
         """Return where this node stands."""
         roster = self._gateway.roster()
         own = self._gateway.node_id
-        return Membership(
+        return JoinStatus(
             name=self._name,
             node_id=own,
             node_key=self._key.public_bytes(),
@@ -107,54 +107,58 @@ class AgentAdmissions:
                 for member in (roster.members if roster else ())
                 if member.id != own
             ),
-            tasks=sum((await self._store.stats()).counts.values()),
+            tasks=sum((await self._store.read_stats()).counts.values()),
         )
 
-    async def invite(self, ttl_s: int, *, principal: Principal) -> Invite:
+    async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
         """Open an invite."""
         del principal
         assert self._invites is not None, "the gate keeps others out"
-        return await self._invites.open(ttl_s)
+        return await self._invites.open_invite(ttl_s)
 
-    async def requests(self) -> Sequence[Request]:
+    async def list_join_requests(self) -> Sequence[WaitingMachine]:
         """Look for machines that want in, and return those that wait."""
-        assert self._waiting is not None, "the gate keeps others out"
-        return await self._waiting.look()
+        assert self._waiting_machines is not None, "the gate keeps others out"
+        return await self._waiting_machines.discover_machines()
 
-    async def approve(self, name: str, words: str, *, principal: Principal) -> Request:
+    async def approve_join(
+        self, name: str, words: str, *, principal: Principal
+    ) -> WaitingMachine:
         """Let a machine in that waits, is called so and shows these words."""
         del principal
-        assert self._waiting is not None, "the gate keeps others out"
-        return await self._waiting.approve(name, words)
+        assert self._waiting_machines is not None, "the gate keeps others out"
+        return await self._waiting_machines.approve_join(name, words)
 
-    async def refuse(self, name: str, words: str, *, principal: Principal) -> Request:
+    async def refuse_join(
+        self, name: str, words: str, *, principal: Principal
+    ) -> WaitingMachine:
         """Send a machine away that waits, is called so and shows these words."""
         del principal
-        assert self._waiting is not None, "the gate keeps others out"
-        return await self._waiting.refuse(name, words)
+        assert self._waiting_machines is not None, "the gate keeps others out"
+        return await self._waiting_machines.refuse_join(name, words)
 
-    async def enter(
+    async def join_mesh(
         self,
-        keyring: str,
+        secret_text: str,
         seeds: Sequence[str],
         *,
         force: bool,
         principal: Principal,
     ) -> None:
         """Become a member of another mesh, and leave this one."""
-        secret, dialled = _secret(keyring), _seeds(seeds)
-        own = await self.membership()
-        if own.node_id in secret.denied:
+        secret, dialled = _parse_secret(secret_text), _parse_seeds(seeds)
+        own = await self.join_status()
+        if own.node_id in secret.revoked:
             raise ConfigError(
                 "this node was revoked: with its id it cannot come back",
                 hint="octaskly leave    gives it a new one; then join again",
             )
         if secret.mesh_id == own.mesh:
-            await self._catch_up(secret)
-            self._moves.entered(dialled)
+            await self._adopt_renewed_secret(secret)
+            self._mesh_changes.on_mesh_joined(dialled)
             return
         if not force and (own.members or own.tasks):
-            raise WouldLeave(
+            raise MeshNotEmpty(
                 f"{own.tasks} tasks and {len(own.members)} other nodes "
                 "would be left behind",
                 hint="force says that this is wanted",
@@ -162,33 +166,33 @@ class AgentAdmissions:
         paths = self._config.paths
         has_one = own.mesh is not None
         # What is on disk counts: it may have been renewed since the start.
-        old = Keyring(paths.secret, paths.state).load() if has_one else None
-        take_over(paths, secret, old)
+        old = SecretFile(paths.secret, paths.state).load() if has_one else None
+        replace_mesh_secret(paths, secret, old)
         self._log.info(
-            "entering a mesh",
+            "joining another mesh",
             mesh=secret.mesh_id,
             left=own.mesh,
             subject=principal.subject,
         )
-        self._moves.entered(dialled)
+        self._mesh_changes.on_mesh_joined(dialled)
 
-    async def leave(self, *, force: bool, principal: Principal) -> None:
+    async def leave_mesh(self, *, force: bool, principal: Principal) -> None:
         """Leave this mesh for good; the node stops, and forgets it."""
-        lost = await self._only_here()
+        lost = await self._data_loss_reason()
         if lost and not force:
             raise OnlyCopy(f"{self._name} may have the only copy of tasks: {lost}")
-        await asyncio.to_thread(state_folder.begin, self._config.paths)
+        await asyncio.to_thread(state_folder.mark_leaving, self._config.paths)
         self._log.warning(
             "leaving the mesh",
             mesh=self._gateway.mesh_id,
             subject=principal.subject,
             lost=lost,
         )
-        self._moves.left()
+        self._mesh_changes.on_mesh_left()
 
-    async def _only_here(self) -> str | None:
+    async def _data_loss_reason(self) -> str | None:
         """Return why tasks may be lost with this node, None if none can be."""
-        counts = (await self._store.stats()).counts
+        counts = (await self._store.read_stats()).counts
         dispatcher = self._gateway.dispatcher()
         if not sum(counts.values()):
             return None
@@ -197,84 +201,88 @@ class AgentAdmissions:
         unfinished = sum(counts.get(state, 0) for state in UNFINISHED)
         if not unfinished or not dispatcher.is_self:
             return None
-        mesh = self._gateway.mesh()
+        mesh = self._gateway.replication_state()
         if mesh.replicas == 1:
             return f"{unfinished} wait or run, and no standby keeps copies"
-        if mesh.is_ahead:
+        if mesh.has_rows_ahead:
             return f"{unfinished} wait or run, and standbys lack some of them yet"
         return None
 
-    async def _catch_up(self, secret: MeshSecret) -> None:
+    async def _adopt_renewed_secret(self, secret: MeshSecret) -> None:
         """Take a renewed secret of this node's own mesh, which it missed."""
-        keyring = Keyring(self._config.paths.secret, self._config.paths.state)
+        keyring = SecretFile(self._config.paths.secret, self._config.paths.state)
         before = keyring.load()
         if secret.keys.rank <= before.keys.rank:
             raise ConfigError(f"this node is in the mesh {secret.mesh_id} already")
         try:
-            await asyncio.to_thread(keyring.change, lambda kept: kept.joined(secret))
+            await asyncio.to_thread(
+                keyring.update_secret, lambda kept: kept.merged_with(secret)
+            )
         except TrustError as error:
             raise ConfigError(str(error), hint=error.hint) from error
-        self._log.info("came back to the mesh", generation=secret.generation)
+        self._log.info("renewed mesh secret adopted", generation=secret.generation)
 
 
-def admissions_of_member(
+def build_member_join_service(
     config: AgentConfig,
     secret: MeshSecret,
     key: NodeKey,
     *,
     node: NodeInfo,
     gateway: Gateway,
-    store: Log,
+    store: DurableStore,
     clock: Clock,
     log: Logger,
-    moves: Moves,
-) -> AgentAdmissions:
+    mesh_changes: MeshChangeCallbacks,
+) -> AgentJoinService:
     """Return the admissions of a member, with its invites."""
     interfaces = config.options.interfaces
 
     def keyring() -> str:
         # What is on disk counts: the secret may have been renewed since the start.
-        return Keyring(config.paths.secret, config.paths.state).load().lines()
+        return SecretFile(config.paths.secret, config.paths.state).load().to_text()
 
-    return AgentAdmissions(
+    return AgentJoinService(
         config=config,
         name=node.name,
         key=key,
         gateway=gateway,
         store=store,
-        invites=Invites(
+        invites=InviteServer(
             node=node,
             node_key=key.public_bytes(),
             mesh_id=secret.mesh_id,
-            keyring=keyring,
-            addresses=node.addresses if interfaces else EVERYWHERE,
+            secret_text=keyring,
+            addresses=node.addresses if interfaces else WILDCARD_ADDRESSES,
             interfaces=interfaces,
             clock=clock,
             log=log,
         ),
-        waiting=Requests(
+        waiting_machines=WaitingMachines(
             node=node,
             node_key=key.public_bytes(),
-            keyring=keyring,
+            secret_text=keyring,
             interfaces=interfaces,
             clock=clock,
             log=log,
         ),
-        moves=moves,
+        mesh_changes=mesh_changes,
         log=log,
     )
 
 
-def _secret(keyring: str) -> MeshSecret:
+def _parse_secret(secret_text: str) -> MeshSecret:
     try:
-        return parse(keyring)
+        return parse_secret(secret_text)
     except TrustError as error:
         raise ConfigError(f"the keyring is none: {error}", field="keyring") from None
 
 
-def _seeds(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
+def _parse_seeds(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
     try:
-        seeds: tuple[tuple[str, int], ...] = Many(Peer()).of_flag(tuple(texts))
-    except Unusable as error:
+        seeds: tuple[tuple[str, int], ...] = ListOf(HostAndPort()).parse_flag(
+            tuple(texts)
+        )
+    except InvalidValue as error:
         raise ConfigError(str(error), field="seeds") from None
     return seeds

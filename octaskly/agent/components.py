@@ -11,24 +11,24 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from octaskly.agent.admissions import Moves, admissions_of_member
+from octaskly.agent.admissions import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.gateway.health import Fitness
-from octaskly.agent.mesh_secret import Keeper
-from octaskly.agent.metrics import Metrics
+from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.mesh_secret import MeshSecretHolder
+from octaskly.agent.metrics import MetricsReport
 from octaskly.agent.startup import (
-    addresses_of,
-    describe,
-    lasting_name,
+    assigned_name,
+    describe_agent,
     node_info,
+    resolve_seed,
     write_description,
 )
-from octaskly.agent.webhooks import Webhooks
-from octaskly.api import ApiServer, Deadlines, Site
-from octaskly.api.webhook_sender import Poster
+from octaskly.agent.webhooks import WebhookScheduler
+from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
+from octaskly.api.webhook_sender import WebhookSender
 from octaskly.config.agent import AgentConfig
-from octaskly.config.defaults import GROUP
+from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import LogLine
 from octaskly.core.events import DiskChanged, LoadSampled
@@ -38,24 +38,24 @@ from octaskly.core.node.node import Node
 from octaskly.errors import StoreError
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
-from octaskly.mesh.links.tcp import tune
+from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import Clock
-from octaskly.runner.files.blob_fetcher import Supply, UrlsOf
-from octaskly.runner.files.blob_store import Depot
-from octaskly.runner.files.workdir import captured
-from octaskly.runner.output.output_archive import Archive
+from octaskly.runner.files.blob_fetcher import BlobFetcher, UrlsOf
+from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.files.workdir import captured_path
+from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.pool.reports import EndedCallback
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import EVERYWHERE, bind_ports, port_of
+from octaskly.system.listeners import WILDCARD_ADDRESSES, bind_ports, port_of
 from octaskly.system.load import LoadSampler
-from octaskly.system.log import Logger, write_note
-from octaskly.trust import Keyring, MeshSecret, MeshTrust, NodeKey, Tokens
+from octaskly.system.log import Logger, log_line
+from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
 
 
-class Condition:
+class MachineMonitor:
     """Looks at the machine; the caller says when, and hands on what is found."""
 
     def __init__(self, store: Store) -> None:
@@ -64,16 +64,16 @@ class Condition:
         self.load: LoadSample = self._sampler.sample()
         self._is_disk_failing = False
 
-    def sampled(self, *, are_launchers_failing: bool) -> LoadSampled:
+    def sample_load(self, *, are_launchers_failing: bool) -> LoadSampled:
         """Take a sample of the load."""
         # Without a descriptor to spare, the sample before is good enough.
         with contextlib.suppress(OSError):
             self.load = self._sampler.sample()
         return LoadSampled(self.load, are_launchers_failing)
 
-    def disk_changed(self) -> DiskChanged | None:
+    def check_disk(self) -> DiskChanged | None:
         """Return whether the disk takes the log, if that is new."""
-        why = self._store.shortage()
+        why = self._store.shortage_reason()
         is_failing = why is not None
         if is_failing == self._is_disk_failing:
             return None
@@ -81,7 +81,7 @@ class Condition:
         return DiskChanged(is_failing, why or "")
 
 
-def pool_of(
+def build_pool(
     config: AgentConfig,
     info: NodeInfo,
     clock: Clock,
@@ -89,7 +89,7 @@ def pool_of(
     tls: Callable[[], ssl.SSLContext],
     urls_of: UrlsOf,
     on_ended: EndedCallback,
-) -> tuple[Pool, Depot]:
+) -> tuple[Pool, BlobStore]:
     """Return the runner of a node, and the files that clients leave there.
 
     Args:
@@ -100,12 +100,12 @@ def pool_of(
         urls_of: Returns where another node, by name or id, serves.
         on_ended: Called on the event loop with one or more reports.
     """
-    depot = Depot(
+    depot = BlobStore(
         config.paths.files,
         clock=clock,
         quota_bytes=config.options.files_quota_bytes,
     )
-    archive = Archive(
+    archive = OutputArchive(
         config.paths.transcripts,
         outputs_dir=config.paths.outputs,
         bytes_max=config.options.output_cap_bytes,
@@ -119,7 +119,7 @@ def pool_of(
         outputs_dir=config.paths.outputs,
         scratch_dir=config.paths.scratch,
         archive=archive,
-        supply=Supply(depot, tls, urls_of),
+        blob_fetcher=BlobFetcher(depot, tls, urls_of),
         node_name=info.name,
         inherited=config.inherited,
         account=config.account,
@@ -131,16 +131,16 @@ def pool_of(
     return pool, depot
 
 
-LAST_WORDS_S: Final = 1.0  #: for what the audit log still lacks at the end
+AUDIT_FLUSH_S: Final = 1.0  #: for what the audit log still lacks at the end
 
 
-class Parts:
+class Components:
     """Everything that one member consists of."""
 
     def __init__(
         self,
         config: AgentConfig,
-        keyring: Keyring,
+        secret_file: SecretFile,
         store: Store,
         saved: ev.SavedState,
         clock: SystemClock,
@@ -149,13 +149,13 @@ class Parts:
         is_first: bool,
         on_stopped: Callable[[], None],
         on_duplicate: Callable[[], None],
-        moves: Moves,
+        mesh_changes: MeshChangeCallbacks,
     ) -> None:
         """Bind the ports and build all parts; nothing is served yet.
 
         Args:
             config: The settings.
-            keyring: Where the mesh secret lies, of which there is one.
+            secret_file: Where the mesh secret lies, of which there is one.
             store: The log, open; the caller closes it.
             saved: What the log said when it was opened.
             clock: Clock and dice of the agent.
@@ -163,27 +163,33 @@ class Parts:
             is_first: This node has just made the mesh: it need not look for others.
             on_stopped: Called once the core has stopped.
             on_duplicate: Called when another agent lives with this node's id.
-            moves: Called when this node shall be in another mesh, or in none.
+            mesh_changes: Called when this node shall be in another mesh, or in none.
 
         Raises:
             ConfigError: the node key or a port cannot be used.
         """
         self._config, self._store, self._clock, self._log = config, store, clock, log
-        secret = keyring.load()
+        secret = secret_file.load()
         key = NodeKey.load_or_create(config.paths.state)
-        self._trust, self._tokens = MeshTrust(secret, key), Tokens(secret)
-        self._keeper = Keeper(keyring, secret, key.node_id, clock, config.timing, log)
-        self._local = local_addresses(config.options.interfaces)
-        lan = [address.host for address in self._local]
-        self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
-            config.options, lan if config.options.interfaces else EVERYWHERE, log
+        self._trust, self._token_signer = MeshTls(secret, key), TokenSigner(secret)
+        self._secret_holder = MeshSecretHolder(
+            secret_file, secret, key.node_id, clock, config.timing, log
         )
-        self._info = self._describe(lasting_name(config.name, saved.name))
-        self._condition = Condition(store)
+        self._local_addresses = local_addresses(config.options.interfaces)
+        lan = [address.host for address in self._local_addresses]
+        self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
+            config.options,
+            lan if config.options.interfaces else WILDCARD_ADDRESSES,
+            log,
+        )
+        self._info = self._node_info(assigned_name(config.name, saved.name))
+        self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
-        self._work: list[asyncio.Task[None]] = []  #: what goes on until the close
+        self._background_tasks: list[
+            asyncio.Task[None]
+        ] = []  #: what goes on until the close
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
-        self._build_admissions(secret, key, moves)
+        self._build_join_service(secret, key, mesh_changes)
         self._build_shell(on_duplicate)
         self._build_webhooks(secret)
 
@@ -194,22 +200,22 @@ class Parts:
             runner=self._pool,
             discovery=self._discovery,
             gateway=self.gateway,
-            keeper=self._keeper,
+            secret_holder=self._secret_holder,
             reads=tasks,
-            on_ended=self._webhooks.ended,
+            on_ended=self._webhooks.on_tasks_ended,
         )
-        self._admissions.start(tasks)
-        self._share_secret(tasks)
+        self._join_service.start(tasks)
+        self._subscribe_to_secret(tasks)
         await self._transport.start(tasks, self._peer_sockets)
-        await self._api.serve(Site.LOOPBACK, self._api_sockets)
-        await self._api.serve(Site.LAN, self._lan_sockets)
-        await self._api.start_unix(self._socket_path, group=GROUP)
+        await self._api.serve(ListenerKind.LOOPBACK, self._api_sockets)
+        await self._api.serve(ListenerKind.LAN, self._lan_sockets)
+        await self._api.serve_unix(self._socket_path, group=SOCKET_GROUP)
         self.loop.start()
-        self._work += [
-            tasks.create_task(self._pool.recorder.tidy()),
+        self._background_tasks += [
+            tasks.create_task(self._pool.recorder.run_cleanup()),
             tasks.create_task(self._webhooks.run()),
             tasks.create_task(self._api.auditor.run()),
-            tasks.create_task(self.gateway.course.run()),
+            tasks.create_task(self.gateway.history_sampler.run()),
         ]
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
@@ -223,71 +229,77 @@ class Parts:
             mesh=description["mesh"],
         )
 
-    def ask_to_stop(self, drain_s: float) -> None:
+    def request_stop(self, drain_s: float) -> None:
         """Begin the hand-over and the drain."""
         self.loop.post(ev.StopRequested(drain_s))
 
-    def sample(self) -> None:
+    def sample_machine(self) -> None:
         """Take a sample of this machine: its load, and whether its disk has room."""
-        is_failing = not self._pool.look_after()
-        self.loop.post(self._condition.sampled(are_launchers_failing=is_failing))
-        if (changed := self._condition.disk_changed()) is not None:
+        is_failing = not self._pool.check_launchers()
+        self.loop.post(
+            self._machine_monitor.sample_load(are_launchers_failing=is_failing)
+        )
+        if (changed := self._machine_monitor.check_disk()) is not None:
             self.loop.post(changed)
 
-    def persisted(self, number: int) -> None:
+    def on_persisted(self, number: int) -> None:
         """Tell the core, and those who listen, that more is on disk."""
         self.loop.handle(ev.Persisted(number))
-        self.gateway.waiters.persisted(number)
-        self.gateway.feed.committed()
+        self.gateway.waiters.on_persisted(number)
+        self.gateway.feed.on_committed()
 
-    def failure(self) -> str | None:
+    def store_failure(self) -> str | None:
         """Return why this node cannot serve, or None."""
-        return self._store.failure
+        return self._store.write_failure
 
-    def check(self) -> None:
+    def fail_if_store_stopped(self) -> None:
         """End the node if it cannot keep anything any more, so that it is restarted."""
-        if self._store.has_stopped and self.loop.failure is None:
-            self.loop.fail(StoreError(self._store.failure or "the writer stopped"))
+        if self._store.has_writer_stopped and self.loop.failure is None:
+            self.loop.fail(
+                StoreError(self._store.write_failure or "the writer stopped")
+            )
 
     async def close(self) -> None:
         """Answer what is in flight, say goodbye, end every tree."""
         with contextlib.suppress(FileNotFoundError):
             self._config.paths.description.unlink()
-        for work in self._work:
+        for work in self._background_tasks:
             work.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
+            async with asyncio.timeout(AUDIT_FLUSH_S):
                 await self._api.auditor.flush()
         self.gateway.close()
-        await self._admissions.close()
+        await self._join_service.close()
         await self._api.close()
         self.loop.close()
         await self._discovery.close()
         await self._transport.close()
         await self._pool.close()
 
-    def _share_secret(self, tasks: asyncio.TaskGroup) -> None:
+    def _subscribe_to_secret(self, tasks: asyncio.TaskGroup) -> None:
         """Let all parts that use the mesh secret hear when it is renewed."""
-        self._discovery.end(self._keeper.secret.ended)
-        self._keeper.connect(
+        self._discovery.advertise_retired(self._secret_holder.secret.retired)
+        self._secret_holder.connect(
             rotation=self._node.rotation,
-            tickets=self.gateway.tickets,
+            pending_requests=self.gateway.pending_requests,
             post=self.loop.post,
             send=self._transport.send,
             tasks=tasks,
-            users=(
-                self._trust.renew,
-                self._tokens.renew,
-                lambda _: self._api.forward_as(self._trust.lan_client_context()),
-                lambda s: self._api.expel(s.denied, is_settled=len(s.accepted) == 1),
-                lambda secret: self._discovery.end(secret.ended),
-                lambda secret: self._poster.renew(secret.webhook_key()),
+            secret_listeners=(
+                self._trust.use_secret,
+                self._token_signer.use_secret,
+                lambda _: self._api.set_client_tls(self._trust.lan_client_context()),
+                lambda s: self._api.close_connections_of(
+                    s.revoked, is_settled=len(s.accepted) == 1
+                ),
+                lambda secret: self._discovery.advertise_retired(secret.retired),
+                lambda secret: self._poster.set_key(secret.webhook_key()),
             ),
         )
 
     # --- building ------------------------------------------------------------------
 
-    def _describe(self, name: str) -> NodeInfo:
+    def _node_info(self, name: str) -> NodeInfo:
         return node_info(
             self._config,
             name,
@@ -295,14 +307,14 @@ class Parts:
             boot=self._clock.hex_digits(16),
             peer_port=port_of(self._peer_sockets),
             lan_port=port_of(self._lan_sockets),
-            addresses=tuple(address.host for address in self._local),
+            addresses=tuple(address.host for address in self._local_addresses),
         )
 
     def _build_core(
         self, saved: ev.SavedState, *, is_first: bool, on_stopped: Callable[[], None]
     ) -> None:
         config, name = self._config, self._info.name
-        self._socket_path = config.paths.socket_of(name)
+        self._socket_path = config.paths.socket_path(name)
         timing = config.timing
         if is_first:
             timing = replace(timing, discovery_alone_s=0.0)
@@ -312,7 +324,9 @@ class Parts:
             limits=config.limits,
             is_strict=config.is_strict,
         )
-        self._node = Node(settings, replace(saved, keys=self._keeper.secret.keys))
+        self._node = Node(
+            settings, replace(saved, keys=self._secret_holder.secret.keys)
+        )
         self.loop = CoreLoop(
             self._node,
             clock=self._clock,
@@ -327,14 +341,20 @@ class Parts:
             store=self._store,
             clock=self._clock,
             post=self.loop.handle,
-            captured=lambda task, attempt, path: captured(
+            captured_path=lambda task, attempt, path: captured_path(
                 config.paths.outputs, task, attempt, path
             ),
             # The pool is made later.
-            pieces=lambda *what, **how: self._pool.recorder.pieces(*what, **how),  # noqa: PLW0108
-            sample=lambda: self._condition.load,
-            fitness=Fitness(self.failure, self._store.is_room, self._keeper.trouble),
-            signer=self._tokens,
+            stream_output=lambda *what, **how: self._pool.recorder.stream_output(  # noqa: PLW0108
+                *what, **how
+            ),
+            last_load=lambda: self._machine_monitor.load,
+            health_checks=HealthChecks(
+                self.store_failure,
+                self._store.has_disk_room,
+                self._secret_holder.lost_membership_reason,
+            ),
+            signer=self._token_signer,
             names={**dict(saved.names), self._info.id: name},
             node=self.loop.node,
             queue_max=config.options.queue_max,
@@ -342,12 +362,12 @@ class Parts:
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
         config, trust = self._config, self._trust
-        self._pool, self._depot = pool_of(
+        self._pool, self._blob_store = build_pool(
             config,
             self._info,
             self._clock,
             tls=trust.lan_client_context,
-            urls_of=self.gateway.urls_of,
+            urls_of=self.gateway.api_urls_of,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
         self._transport = Transport(
@@ -356,9 +376,9 @@ class Parts:
             clock=self._clock,
             hello=lambda: self._node.hello(self._clock.now()),
             on_event=self.loop.post,
-            on_note=self._note,
+            on_note=self._write_log_line,
             on_duplicate=on_duplicate,
-            on_broken=self.gateway.view.note_broken,
+            on_violation=self.gateway.view.count_broken_link,
             progress=lambda: self._node.progress,
             bounds=config.options,
         )
@@ -367,18 +387,18 @@ class Parts:
             mesh_id=trust.mesh_id,
             clock=self._clock,
             on_event=self.loop.post,
-            on_note=self._note,
+            on_note=self._write_log_line,
             interfaces=config.options.interfaces,
             on_other_mesh=lambda mesh: self._log.warning(
-                "another mesh is in sight",
+                "another mesh discovered",
                 mesh=mesh,
                 hint="octaskly join    makes this node a member of it",
             ),
-            on_addresses=self._addresses_changed,
+            on_addresses=self._on_addresses_changed,
             on_clone=partial(self._transport.dial, None),
-            on_ended=self._keeper.sighted,
+            on_retired=self._secret_holder.on_retirement_proofs,
         )
-        self._metrics = Metrics(
+        self._metrics = MetricsReport(
             self._node,
             self.gateway,
             store=self._store,
@@ -390,8 +410,10 @@ class Parts:
         self._api = self._build_api()
         self._metrics.connect(self._api)
 
-    def _build_admissions(self, secret: MeshSecret, key: NodeKey, moves: Moves) -> None:
-        self._admissions = admissions_of_member(
+    def _build_join_service(
+        self, secret: MeshSecret, key: NodeKey, mesh_changes: MeshChangeCallbacks
+    ) -> None:
+        self._join_service = build_member_join_service(
             self._config,
             secret,
             key,
@@ -400,19 +422,19 @@ class Parts:
             store=self._store,
             clock=self._clock,
             log=self._log,
-            moves=moves,
+            mesh_changes=mesh_changes,
         )
 
     def _build_webhooks(self, secret: MeshSecret) -> None:
-        self._poster = Poster(secret.webhook_key())
-        self._webhooks = Webhooks(
+        self._poster = WebhookSender(secret.webhook_key())
+        self._webhooks = WebhookScheduler(
             self._store,
             self.gateway.view,
             self._poster,
             self._clock,
             self._log,
             self.loop.post,
-            self.gateway.when_safe,
+            self.gateway.wait_until_replicated,
         )
 
     def _build_api(self) -> ApiServer:
@@ -420,35 +442,35 @@ class Parts:
         hosts = {socket.gethostname(), f"{socket.gethostname().split('.')[0]}.local"}
         return ApiServer(
             self.gateway,
-            verify=self.gateway.tokens.verify,
+            verify_token=self.gateway.tokens.verify,
             clock=self._clock,
             node_name=self._info.name,
-            on_fault=self._fault,
+            on_unexpected_error=self._log_request_failure,
             cors_origins=config.options.cors_origins,
             allow_hosts=(*config.options.allow_hosts, *hosts),
             lan_ssl=trust.lan_server_context(
                 [*hosts, *config.options.allow_hosts],
-                [address.host for address in self._local],
+                [address.host for address in self._local_addresses],
             ),
             forward_ssl=trust.lan_client_context(),
-            peer_node_id=trust.admitted_node_id,
-            tune=tune,
-            rates=config.options.rates,
-            bounds=config.options,
-            deadlines=Deadlines(
+            peer_node_id=trust.authorized_node_id,
+            configure_socket=tune_socket,
+            limits_per_minute=config.options.rates,
+            limits=config.options,
+            timeouts=HttpTimeouts(
                 header_s=config.options.header_s,
                 body_s=config.options.body_s,
                 stall_s=config.options.stall_s,
             ),
-            admissions=self._admissions,
-            describe=self._description,
-            rotations=self._keeper,
-            files=self._depot,
-            report=self._metrics.report,
+            admissions=self._join_service,
+            describe_agent=self._description,
+            rotations=self._secret_holder,
+            files=self._blob_store,
+            render_metrics=self._metrics.render_report,
         )
 
     def _description(self) -> dict[str, Any]:
-        return describe(
+        return describe_agent(
             self._config,
             self._info,
             mesh=self._trust.mesh_id,
@@ -457,14 +479,14 @@ class Parts:
 
     # --- callbacks -----------------------------------------------------------------
 
-    def _note(self, note: LogLine) -> None:
-        write_note(self._log, self.gateway.view.told(note))
+    def _write_log_line(self, note: LogLine) -> None:
+        log_line(self._log, self.gateway.view.with_node_names(note))
 
-    def _fault(self, request_id: str, error: BaseException) -> None:
+    def _log_request_failure(self, request_id: str, error: BaseException) -> None:
         self._log.error("request failed", error=repr(error), request=request_id)
 
-    def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
-        self._local = addresses
+    def _on_addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
+        self._local_addresses = addresses
         hosts = tuple(address.host for address in addresses)
         self._log.info("addresses changed", addresses=list(hosts))
         self.loop.post(ev.AddressesChanged(hosts))
@@ -475,6 +497,6 @@ class Parts:
 
     async def _dial_seed(self, host: str, port: int) -> None:
         """Look a `--join` name up and hand it to the core as a hint."""
-        addresses = await addresses_of(host, port, self._log)
+        addresses = await resolve_seed(host, port, self._log)
         if addresses:
             self.loop.post(ev.PeersDiscovered((ev.PeerHint(None, addresses),)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.mesh_secret import Keeper
+from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
@@ -21,18 +21,18 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Message, PackedMessage
-from octaskly.ports import Log
+from octaskly.ports import DurableStore
 from octaskly.system.clock import SystemClock
-from octaskly.system.log import Logger, Notes, write_note
+from octaskly.system.log import Logger, Notes, log_line
 
 
 class Runner(Protocol):
     """Runs attempts on this machine."""
 
-    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
         """Take attempts; each is reported once through the callback given at birth."""
 
-    def stop(
+    def stop_attempts(
         self,
         items: Sequence[tuple[TaskId, AttemptId]],
         reason: EndReason = EndReason.CANCELLED,
@@ -43,10 +43,10 @@ class Runner(Protocol):
         has ended by itself is told as it was, but never as a success after a cancel.
         """
 
-    def hand_back(self) -> None:
+    def release_waiting(self) -> None:
         """Report the attempts that have not begun as released."""
 
-    def freeze(self, *, is_frozen: bool) -> None:
+    def set_frozen(self, *, is_frozen: bool) -> None:
         """Stop every process of every attempt where it is, or let it go on.
 
         While they are stopped nothing is started, and no time counts.
@@ -56,7 +56,7 @@ class Runner(Protocol):
         """End every tree and every launcher."""
 
 
-class Links(Protocol):
+class PeerLinks(Protocol):
     """Connected peers; at most one link each."""
 
     @property
@@ -79,7 +79,7 @@ class Links(Protocol):
 class Advertiser(Protocol):
     """What the loop asks of discovery."""
 
-    def browse(self, *, is_wanted: bool) -> None:
+    def set_browsing(self, *, is_wanted: bool) -> None:
         """Ask afresh, or stop asking."""
 
     def advertise(self, *, is_dispatcher: bool, term: int) -> None:
@@ -87,7 +87,7 @@ class Advertiser(Protocol):
 
 
 EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
-EARLY_S = 0.1  #: a timer that is earlier than needed by less may stay
+TIMER_SLACK_S = 0.1  #: a timer that is earlier than needed by less may stay
 
 
 class CoreLoop:
@@ -99,80 +99,82 @@ class CoreLoop:
         *,
         clock: SystemClock,
         log: Logger,
-        store: Log,
+        store: DurableStore,
         limits: Limits,
         on_stopped: Callable[[], None],
     ) -> None:
         self.node = node
         self.is_stopped = False  #: hand-over and drain are complete, or it failed
         self.failure: BaseException | None = None
-        self.turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
+        self.last_turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
         self._clock = clock
         self._log = log
         self._store = store
         self._limits = limits
         self._on_stopped = on_stopped
         self._inbox: deque[ev.Event] = deque()
-        self._turn: asyncio.Handle | None = None
+        self._turn_handle: asyncio.Handle | None = None
         self._is_in_turn = False
-        self._arming: asyncio.Handle | None = None
+        self._timer_update: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: on the node's clock
-        self._is_too_large = False  #: the log; said once
-        self._is_alone: Callable[[], bool] = lambda: False  #: no peer waits for it
-        self._perform: dict[type, Callable[[Any], None]] = {}
+        self._was_size_warned = False  #: the log; said once
+        self._has_no_peers: Callable[[], bool] = lambda: False  #: no peer waits for it
+        self._performers: dict[type, Callable[[Any], None]] = {}
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
-        self._live_turn = asyncio.Lock()
+        self._load_live_lock = asyncio.Lock()
         """One at a time: an earlier reign's answer is known by coming first."""
 
     def connect(
         self,
         *,
-        links: Links,
+        links: PeerLinks,
         runner: Runner,
         discovery: Advertiser,
         gateway: AgentGateway,
-        keeper: Keeper,
+        secret_holder: MeshSecretHolder,
         reads: asyncio.TaskGroup,
         on_ended: Callable[[], None],
     ) -> None:
-        """Give the loop the parts that perform effects; before `start`."""
+        """Give the loop the parts that perform effects; before `start_attempts`."""
         store = self._store
-        self._notes = Notes(lambda n: write_note(self._log, gateway.view.told(n)))
+        self._notes = Notes(
+            lambda n: log_line(self._log, gateway.view.with_node_names(n))
+        )
         self._links, self._reads, self._on_ended = links, reads, on_ended
-        self._is_alone = lambda: links.link_count == 0
-        self._perform = {
-            ef.Append: lambda e: self._append(e, gateway),
-            ef.MergeRows: store.join,
-            ef.Save: store.save,
+        self._has_no_peers = lambda: links.link_count == 0
+        self._performers = {
+            ef.Append: lambda e: self._append_entries(e, gateway),
+            ef.MergeRows: store.merge_rows,
+            ef.Save: store.save_node_state,
             ef.Send: lambda e: links.send(e.peer, e.messages),
             ef.Dial: lambda e: links.dial(e.node, e.addresses),
             ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
-            ef.ServePull: self._ask_for,
-            ef.Browse: lambda e: discovery.browse(is_wanted=e.is_wanted),
+            ef.ServePull: self._queue_pull,
+            ef.Browse: lambda e: discovery.set_browsing(is_wanted=e.is_wanted),
             ef.Advertise: lambda e: discovery.advertise(
                 is_dispatcher=e.is_dispatcher, term=e.term
             ),
-            ef.Start: lambda e: runner.start(e.items),
-            ef.Stop: lambda e: runner.stop(e.items, e.reason),
-            ef.ReleaseWaiting: lambda _: runner.hand_back(),
-            ef.Freeze: lambda e: runner.freeze(is_frozen=e.is_frozen),
-            ef.Spool: lambda e: store.spool(e.reports),
-            ef.Unspool: lambda e: store.unspool(e.items),
-            ef.LoadQueued: lambda e: self._spawn(self._load(e)),
-            ef.LoadLive: lambda e: self._spawn(self._load_live(e)),
-            ef.LoadUnblocked: lambda e: self._spawn(self._load_ripe(e)),
-            ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
-            ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
-            ef.AnnounceTaskStates: lambda e: self._announce(e, gateway),
-            ef.ApplyRecords: lambda e: gateway.records.learnt(e.records),
-            ef.PublishMeshState: lambda e: self._publish(e, gateway),
-            ef.SavePeer: lambda e: self._remember(e, gateway),
+            ef.Start: lambda e: runner.start_attempts(e.items),
+            ef.Stop: lambda e: runner.stop_attempts(e.items, e.reason),
+            ef.ReleaseWaiting: lambda _: runner.release_waiting(),
+            ef.Freeze: lambda e: runner.set_frozen(is_frozen=e.is_frozen),
+            ef.Spool: lambda e: store.spool_results(e.reports),
+            ef.Unspool: lambda e: store.unspool_results(e.items),
+            ef.LoadQueued: lambda e: self._spawn(self._load_queued_tasks(e)),
+            ef.LoadLive: lambda e: self._spawn(self._load_live_tasks(e)),
+            ef.LoadUnblocked: lambda e: self._spawn(self._load_unblocked_tasks(e)),
+            ef.PlanFloor: lambda e: self._spawn(self._plan_compaction(e)),
+            ef.Answer: lambda e: gateway.pending_requests.set_reply(e.ticket, e.reply),
+            ef.AnnounceTaskStates: lambda e: self._announce_tasks(e, gateway),
+            ef.ApplyRecords: lambda e: gateway.records.on_records(e.records),
+            ef.PublishMeshState: lambda e: self._publish_roster(e, gateway),
+            ef.SavePeer: lambda e: self._save_peer(e, gateway),
             ef.LogLine: self._notes.take,
             ef.Stopped: lambda _: self._stop(),
-            ChangeKeyring: keeper.change,
-            SendKeyring: keeper.give,
-            MergeKeyring: keeper.take,
+            ChangeKeyring: secret_holder.change_keyring,
+            SendKeyring: secret_holder.send_keyring,
+            MergeKeyring: secret_holder.merge_keyring,
         }
 
     def start(self) -> None:
@@ -182,8 +184,8 @@ class CoreLoop:
     def post(self, event: ev.Event) -> None:
         """Queue an event; it is handled within this or the next turn of the loop."""
         self._inbox.append(event)
-        if self._turn is None:
-            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+        if self._turn_handle is None:
+            self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
 
     def handle(self, event: ev.Event) -> None:
         """Handle an event now, behind those that wait; saves a turn of the loop.
@@ -192,7 +194,7 @@ class CoreLoop:
         """
         self._inbox.append(event)
         if not self._is_in_turn:
-            self._take_turn()
+            self._run_turn()
 
     def fail(self, error: BaseException) -> None:
         """End the node, which cannot go on; the process then ends with this error."""
@@ -201,20 +203,20 @@ class CoreLoop:
 
     def close(self) -> None:
         """Take no more steps."""
-        if self._perform:
+        if self._performers:
             self._notes.close()
-        self._perform = {}
-        for handle in (self._turn, self._arming, self._timer):
+        self._performers = {}
+        for handle in (self._turn_handle, self._timer_update, self._timer):
             if handle is not None:
                 handle.cancel()
-        self._turn = self._arming = self._timer = None
+        self._turn_handle = self._timer_update = self._timer = None
 
-    def _take_turn(self) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+    def _run_turn(self) -> None:
+        if self._turn_handle is not None:
+            self._turn_handle.cancel()
+            self._turn_handle = None
         self._is_in_turn = True
-        self._store.hold()
+        self._store.hold_commits()
         try:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
                 self._step(self._inbox.popleft())
@@ -224,99 +226,111 @@ class CoreLoop:
             return
         finally:
             self._is_in_turn = False
-            self._store.give_way(is_alone=self._is_alone())
-        if self._inbox and self._turn is None:
-            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
-        if self._arming is None:  # Behind those who were just given an answer.
-            self._arming = asyncio.get_running_loop().call_soon(self._arm)
+            self._store.release_commits(is_alone=self._has_no_peers())
+        if self._inbox and self._turn_handle is None:
+            self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
+        if self._timer_update is None:  # Behind those who were just given an answer.
+            self._timer_update = asyncio.get_running_loop().call_soon(
+                self._update_timer
+            )
 
     def _step(self, event: ev.Event) -> None:
         for effect in self.node.step(event, self._clock.now()):
-            action = self._perform.get(type(effect))
+            action = self._performers.get(type(effect))
             if action is not None:
                 action(effect)
 
-    def _arm(self) -> None:
+    def _update_timer(self) -> None:
         """Wake when the node wants to be woken.
 
         It mostly wants that later and later. A timer that is a little early then looks
         again: on a busy node that costs less than another timer for each step.
         """
-        self._arming = None
+        self._timer_update = None
         now_s = self._clock.now().mono_s
-        self.turn_s = now_s
+        self.last_turn_s = now_s
         due_s = self.node.deadline()
         if self._timer is not None:
-            if self._timer_s <= due_s < self._timer_s + EARLY_S:
+            if self._timer_s <= due_s < self._timer_s + TIMER_SLACK_S:
                 return
             self._timer.cancel()
         self._timer_s = due_s
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, due_s - now_s), self._wake)
+        self._timer = loop.call_later(max(0.0, due_s - now_s), self._on_timer)
 
-    def _wake(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         if self.node.deadline() > self._clock.now().mono_s:
-            self._arm()
+            self._update_timer()
         else:
             self.handle(ev.TimerFired(draw=self._clock.draw()))
 
-    def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
-        self._store.append(effect.number, effect.entries, effect.epochs)
-        gateway.waiters.appended(effect.entries, effect.number)
+    def _append_entries(self, effect: ef.Append, gateway: AgentGateway) -> None:
+        self._store.append_entries(effect.number, effect.entries, effect.epochs)
+        gateway.waiters.on_appended(effect.entries, effect.number)
 
-    def _announce(self, effect: ef.AnnounceTaskStates, gateway: AgentGateway) -> None:
-        gateway.waiters.announced(effect.tasks)
+    def _announce_tasks(
+        self, effect: ef.AnnounceTaskStates, gateway: AgentGateway
+    ) -> None:
+        gateway.waiters.on_replicated(effect.tasks)
         self._on_ended()
 
-    def _publish(self, effect: ef.PublishMeshState, gateway: AgentGateway) -> None:
-        gateway.view.published(effect)
-        gateway.view.time_reign(self._clock.now(), self.node.last_takeover)
+    def _publish_roster(
+        self, effect: ef.PublishMeshState, gateway: AgentGateway
+    ) -> None:
+        gateway.view.on_published(effect)
+        gateway.view.record_epoch_start(self._clock.now(), self.node.last_takeover)
         gateway.waiters.recent.reigns(effect.epoch)
-        gateway.feed.published(effect)
+        gateway.feed.on_roster_published(effect)
         self._on_ended()
 
-    def _remember(self, effect: ef.SavePeer, gateway: AgentGateway) -> None:
-        self._store.remember(effect.peer, effect.name, effect.addresses)
+    def _save_peer(self, effect: ef.SavePeer, gateway: AgentGateway) -> None:
+        self._store.save_peer(effect.peer, effect.name, effect.addresses)
         if gateway.view.is_serving and effect.peer not in gateway.view.names:
-            self._spawn(gateway.audit.joined(effect.peer, effect.name))
-        gateway.view.met(effect.peer, effect.name)
+            self._spawn(gateway.audit.record_join(effect.peer, effect.name))
+        gateway.view.learn_peer_name(effect.peer, effect.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)
 
-    async def _load(self, effect: ef.LoadQueued) -> None:
-        self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
+    async def _load_queued_tasks(self, effect: ef.LoadQueued) -> None:
+        self.post(
+            await self._store.load_queued_tasks(
+                effect.after_ord, effect.limit, effect.shape
+            )
+        )
 
-    async def _load_live(self, effect: ef.LoadLive) -> None:
-        async with self._live_turn:
-            self.post(ev.LiveLoaded(await self._store.load_live(effect.looked_up)))
+    async def _load_live_tasks(self, effect: ef.LoadLive) -> None:
+        async with self._load_live_lock:
+            self.post(
+                ev.LiveLoaded(await self._store.load_live_tasks(effect.looked_up))
+            )
 
-    async def _load_ripe(self, effect: ef.LoadUnblocked) -> None:
-        self.post(await self._store.load_ripe(effect))
+    async def _load_unblocked_tasks(self, effect: ef.LoadUnblocked) -> None:
+        self.post(await self._store.load_unblocked_tasks(effect))
 
-    async def _plan_floor(self, effect: ef.PlanFloor) -> None:
-        planned = await self._store.plan_floor(effect)
-        if planned.is_log_too_large and not self._is_too_large:
+    async def _plan_compaction(self, effect: ef.PlanFloor) -> None:
+        planned = await self._store.plan_compaction(effect)
+        if planned.is_log_too_large and not self._was_size_warned:
             self._log.warning(
-                "the log is larger than --retained-bytes, and nothing can be forgotten",
+                "log size limit exceeded",
                 hint="what waits or runs stays; allow more, or cancel some of it",
             )
-        self._is_too_large = planned.is_log_too_large
+        self._was_size_warned = planned.is_log_too_large
         self.post(planned)
 
-    def _ask_for(self, pull: ef.ServePull) -> None:
+    def _queue_pull(self, pull: ef.ServePull) -> None:
         """Read what a peer asked for; of what it asks meanwhile the last counts."""
         is_served = pull.peer in self._pulls
         self._pulls[pull.peer] = pull
         if not is_served:
-            self._spawn(self._serve_pulls(pull))
+            self._spawn(self._reply_to_pulls(pull))
 
-    async def _serve_pulls(self, pull: ef.ServePull) -> None:
+    async def _reply_to_pulls(self, pull: ef.ServePull) -> None:
         peer = pull.peer
         try:
             while True:
-                packed = await self._store.answer(
+                packed = await self._store.read_pull_reply(
                     dict(pull.vector), pull.cursor, self._limits.pull_bytes
                 )
                 self._links.send(peer, (packed,))

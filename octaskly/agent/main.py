@@ -17,12 +17,12 @@ from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from octaskly.agent.process import Notifier, Signals
-from octaskly.config.account import Inherited
+from octaskly.agent.process import StopSignals, SystemdNotifier
+from octaskly.config.account import InheritedSettings
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import ConfigError, StoreError
-from octaskly.mesh.discovery.scan import FIRST_LOOK_S, sightings
+from octaskly.mesh.discovery.scan import FIRST_SCAN_S, scan_meshes
 from octaskly.system.log import Logger, configure
 
 EXIT_FAILED = 1
@@ -32,15 +32,19 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
     """Run a node until it is told to stop; return the exit code of the process."""
     options = config.options
     log = configure(options.log_format, options.log_level, environ)
-    config = replace(config, inherited=Inherited(os.umask(0o077), _dump_no_core()))
-    if not config.paths.is_found(environ):
+    config = replace(
+        config, inherited=InheritedSettings(os.umask(0o077), _disable_core_dumps())
+    )
+    if not config.paths.is_discoverable(environ):
         hint = f"octaskly --state-dir {shlex.quote(str(config.paths.state))} nodes"
-        log.info("commands must be told the folder of this agent", hint=hint)
+        log.info("commands need the state folder of this agent", hint=hint)
     try:
-        with contextlib.closing(Notifier(environ)) as notifier:
+        with contextlib.closing(SystemdNotifier(environ)) as notifier:
             # An unreadable folder raises when it is read, which names it.
             has_secret = os.path.lexists(config.paths.secret)
-            return asyncio.run(_begin(config, log, notifier, has_secret=has_secret))
+            return asyncio.run(
+                _start_agent(config, log, notifier, has_secret=has_secret)
+            )
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
         if error.hint:
@@ -49,7 +53,7 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
 
 
-def _dump_no_core() -> int:
+def _disable_core_dumps() -> int:
     """Let no crash write the mesh secret to a disk; return what the bound was.
 
     Not by PR_SET_DUMPABLE, which would hide from users which agent has a port.
@@ -59,17 +63,17 @@ def _dump_no_core() -> int:
     return bytes_max
 
 
-async def _begin(
-    config: AgentConfig, log: Logger, notifier: Notifier, *, has_secret: bool
+async def _start_agent(
+    config: AgentConfig, log: Logger, notifier: SystemdNotifier, *, has_secret: bool
 ) -> int:
-    signals, meshes = Signals(), None
+    signals, meshes = StopSignals(), None
     if not has_secret:
         interfaces = config.options.interfaces
-        meshes = await sightings(FIRST_LOOK_S, interfaces, beside=_load)
-    life = await _load()
+        meshes = await scan_meshes(FIRST_SCAN_S, interfaces, meanwhile=_import_agent)
+    life = await _import_agent()
     code: int = await life.Agent(config, log, notifier, signals).run(meshes)
     return code
 
 
-async def _load() -> Any:
+async def _import_agent() -> Any:
     return await asyncio.to_thread(importlib.import_module, "octaskly.agent.lifecycle")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import Event
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.model.ids import NodeId
@@ -27,16 +27,16 @@ from octaskly.core.model.keys import (
 from octaskly.core.model.settings import URGENT_STEP_S, Timing
 from octaskly.core.protocol.messages import Message
 from octaskly.errors import OctasklyError, RotationRefused
-from octaskly.ports import Clock, Principal, RotationView
+from octaskly.ports import Clock, Principal, RotationProgress
 from octaskly.system.log import Logger
-from octaskly.trust import Keyring, MeshSecret
-from octaskly.trust.mesh_secret import fresh, parse
+from octaskly.trust import MeshSecret, SecretFile
+from octaskly.trust.mesh_secret import generate_generation, parse_secret
 
-Change = Callable[[MeshSecret], MeshSecret]
-ANSWER_S = 10.0  #: a disk that takes longer does not keep a secret
+SecretChange = Callable[[MeshSecret], MeshSecret]
+ROTATION_REPLY_S = 10.0  #: a disk that takes longer does not keep a secret
 
 
-class Keeper:
+class MeshSecretHolder:
     """The one place of an agent that changes the secret.
 
     Args:
@@ -50,141 +50,149 @@ class Keeper:
 
     def __init__(
         self,
-        keyring: Keyring,
+        secret_file: SecretFile,
         secret: MeshSecret,
-        me: NodeId,
+        own_id: NodeId,
         clock: Clock,
         timing: Timing,
         log: Logger,
     ) -> None:
         self.secret = secret  #: in use
-        self.is_left_behind = False
-        self._keyring = keyring
-        self._me = me
+        self.has_missed_rotation = False
+        self._secret_file = secret_file
+        self._own_id = own_id
         self._clock = clock
         self._timing = timing
         self._log = log
-        self._turn = asyncio.Lock()
-        self._is_copy_told = False
+        self._change_lock = asyncio.Lock()
+        self._was_copy_warned = False
 
     def connect(
         self,
         *,
         rotation: KeyRotation,
-        tickets: Tickets,
+        pending_requests: PendingRequests,
         post: Callable[[Event], None],
         send: Callable[[NodeId, Sequence[Message]], None],
         tasks: asyncio.TaskGroup,
-        users: Sequence[Callable[[MeshSecret], None]],
+        secret_listeners: Sequence[Callable[[MeshSecret], None]],
     ) -> None:
         """Give the keeper the parts that it works with; before the first step.
 
         Args:
             rotation: What the core knows.
-            tickets: For requests that wait for the core.
+            pending_requests: For requests that wait for the core.
             post: Takes events for the core.
             send: Sends to a connected peer.
             tasks: Owns what takes time.
-            users: Each uses the secret that it is given, for what comes from then on.
+            secret_listeners: Each uses the secret that it is given, for what comes from then on.
         """
         self._rotation = rotation
-        self._tickets = tickets
+        self._pending_requests = pending_requests
         self._post = post
         self._send = send
         self._tasks = tasks
-        self._users = users
+        self._secret_listeners = secret_listeners
 
     # --- What the core asks for.
 
-    def change(self, effect: ChangeKeyring) -> None:
+    def change_keyring(self, effect: ChangeKeyring) -> None:
         """Take a step of a rotation."""
         now_ms, revoked = self._clock.now().wall_ms, effect.revoked
-        steps: dict[KeyringStep, Change] = {
-            KeyringStep.RENEW: lambda s: s.renewed(
-                fresh(), now_ms, revoked=revoked, is_urgent=effect.is_urgent
+        steps: dict[KeyringStep, SecretChange] = {
+            KeyringStep.RENEW: lambda s: s.with_new_generation(
+                generate_generation(),
+                now_ms,
+                revoked=revoked,
+                is_urgent=effect.is_urgent,
             ),
-            KeyringStep.SWITCH: lambda s: s.switched(now_ms),
-            KeyringStep.SETTLE: lambda s: s.settled(now_ms),
-            KeyringStep.REVOKE: lambda s: s.denying(
+            KeyringStep.SWITCH: lambda s: s.with_newest_in_force(now_ms),
+            KeyringStep.SETTLE: lambda s: s.with_newest_only(now_ms),
+            KeyringStep.REVOKE: lambda s: s.with_revoked(
                 () if revoked is None else (revoked,)
             ),
         }
-        self._tasks.create_task(self._do(steps[effect.step]))
+        self._tasks.create_task(self._change_secret(steps[effect.step]))
 
-    def give(self, effect: SendKeyring) -> None:
+    def send_keyring(self, effect: SendKeyring) -> None:
         """Send the keyring to a peer, on a link that both sides have proven."""
-        self._send(effect.peer, (KeyringTransfer(self.secret.lines()),))
+        self._send(effect.peer, (KeyringTransfer(self.secret.to_text()),))
 
-    def take(self, effect: MergeKeyring) -> None:
+    def merge_keyring(self, effect: MergeKeyring) -> None:
         """Join what a peer gave."""
-        now_ms, me = self._clock.now().wall_ms, self._me
+        now_ms, me = self._clock.now().wall_ms, self._own_id
         self._tasks.create_task(
-            self._do(lambda s: s.taking(parse(effect.text), fresh(), now_ms, me=me))
+            self._change_secret(
+                lambda s: s.merged_with_received(
+                    parse_secret(effect.text), generate_generation(), now_ms, own_id=me
+                )
+            )
         )
 
-    async def _do(self, change: Change) -> None:
-        async with self._turn:
+    async def _change_secret(self, change: SecretChange) -> None:
+        async with self._change_lock:
             try:
                 # Another agent with the same file may be ahead, or this one.
                 after = await asyncio.to_thread(
-                    self._keyring.change, lambda kept: change(kept.joined(self.secret))
+                    self._secret_file.update_secret,
+                    lambda kept: change(kept.merged_with(self.secret)),
                 )
             except (OctasklyError, OSError) as error:
                 self._post(KeyringChanged(self.secret.keys, failure=str(error)))
                 return
             if after != self.secret:
                 self.secret = after
-                for use in self._users:
+                for use in self._secret_listeners:
                     use(after)
-                self._tell_of_copy()
+                self._warn_of_copy()
             self._post(KeyringChanged(after.keys))
 
-    def _tell_of_copy(self) -> None:
+    def _warn_of_copy(self) -> None:
         """Say once that the secret file is not the place of the secret any more."""
-        if self._is_copy_told or not self._keyring.copy.exists():
+        if self._was_copy_warned or not self._secret_file.copy_path.exists():
             return
-        self._is_copy_told = True
+        self._was_copy_warned = True
         self._log.warning(
             "mesh secret kept in the state folder",
-            file=str(self._keyring.copy),
-            cause=f"{self._keyring.path} cannot be written",
+            file=str(self._secret_file.copy_path),
+            cause=f"{self._secret_file.path} cannot be written",
             hint="from now on it counts before that file; copy it there when you can",
         )
 
     # --- What others see of it.
 
-    def sighted(self, proofs: Sequence[str]) -> None:
+    def on_retirement_proofs(self, proofs: Sequence[str]) -> None:
         """A node of this mesh shows which generations are over.
 
         What it shows can be made only by who had them, so it is no stranger's word.
         """
         secret = self.secret
-        is_over = secret.end_proof(secret.newest) in proofs
-        if self.is_left_behind or self._rotation.is_revoked or not is_over:
+        is_over = secret.retirement_proof(secret.newest) in proofs
+        if self.has_missed_rotation or self._rotation.is_revoked or not is_over:
             return
-        self.is_left_behind = True
+        self.has_missed_rotation = True
         self._log.error(
-            "the mesh has renewed its secret without this node",
+            "key rotation missed",
             cause=f"generation {secret.newest} is over, and this node was away",
-            hint=self.way_back,
+            hint=self.rejoin_hint,
         )
 
     @property
-    def way_back(self) -> str:
+    def rejoin_hint(self) -> str:
         """How a node that was left behind comes back."""
         return "octaskly invite    on a member, then here: octaskly join CODE"
 
-    def trouble(self) -> str | None:
+    def lost_membership_reason(self) -> str | None:
         """Return why this node is in the mesh no more, None if it is."""
         if self._rotation.is_revoked:
             return "this node was revoked; `octaskly leave --force`, then join"
-        if self.is_left_behind:
-            return f"the mesh has renewed its secret; {self.way_back}"
+        if self.has_missed_rotation:
+            return f"the mesh has renewed its secret; {self.rejoin_hint}"
         return None
 
-    # --- The `Rotations` port.
+    # --- The `KeyRotationControl` port.
 
-    def view(self) -> RotationView:
+    def rotation_progress(self) -> RotationProgress:
         """Return how far the newest generation has come."""
         rotation, timing = self._rotation, self._timing
         keys = rotation.keyring
@@ -196,35 +204,39 @@ class Keeper:
             if keys.is_urgent
             else timing.old_secret_s,
         }.get(keys.phase)
-        return RotationView(
+        return RotationProgress(
             keys=keys,
             due_ms=None
             if lasts_s is None
             else keys.phase_since_ms + int(lasts_s * 1000),
             confirmed=tuple(sorted(rotation.confirmed_nodes())),
-            awaited=tuple(sorted(rotation.awaited_nodes())),
+            unconfirmed=tuple(sorted(rotation.awaited_nodes())),
             is_revoked=rotation.is_revoked,
-            is_left_behind=self.is_left_behind,
+            has_missed_rotation=self.has_missed_rotation,
         )
 
-    def refuses(self, node: NodeId) -> bool:
+    def is_node_refused(self, node: NodeId) -> bool:
         """Whether a node may not act for others now."""
         return self._rotation.link_refusal(node) is not None
 
-    async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
+    async def start_rotation(
+        self, *, principal: Principal, is_urgent: bool
+    ) -> RotationProgress:
         """Begin to renew the secret."""
-        return await self._ask(None, principal, is_urgent=is_urgent)
+        return await self._request_rotation(None, principal, is_urgent=is_urgent)
 
-    async def revoke(self, node: NodeId, *, principal: Principal) -> RotationView:
+    async def revoke_node(
+        self, node: NodeId, *, principal: Principal
+    ) -> RotationProgress:
         """Renew the secret at once, without this node."""
-        return await self._ask(node, principal, is_urgent=True)
+        return await self._request_rotation(node, principal, is_urgent=True)
 
-    async def _ask(
+    async def _request_rotation(
         self, node: NodeId | None, principal: Principal, *, is_urgent: bool
-    ) -> RotationView:
+    ) -> RotationProgress:
         try:
-            async with asyncio.timeout(ANSWER_S):
-                reply = await self._tickets.ask(
+            async with asyncio.timeout(ROTATION_REPLY_S):
+                reply = await self._pending_requests.send_request(
                     lambda ticket: RotateRequested(
                         ticket, node, principal.subject, is_urgent
                     )
@@ -235,4 +247,4 @@ class Keeper:
             ) from None
         if isinstance(reply, RotationNotStarted):
             raise RotationRefused(reply.reason, hint="octaskly rotate --status")
-        return self.view()
+        return self.rotation_progress()

@@ -31,7 +31,7 @@ _KILLS = {
 }
 
 
-class Metrics:
+class MetricsReport:
     """The report of one node."""
 
     def __init__(
@@ -59,34 +59,38 @@ class Metrics:
         """Report of the API, which reports itself through this."""
         self._api = api
 
-    async def report(self) -> bytes:
+    async def render_report(self) -> bytes:
         """Return the answer to one scrape."""
-        expose = await asyncio.to_thread(_exposition)
+        expose = await asyncio.to_thread(_load_exposition)
         values = {
-            **self._mesh(),
-            **self._runner(),
-            **self._machine(),
-            **self._traffic(),
+            **self._mesh_values(),
+            **self._runner_values(),
+            **self._machine_values(),
+            **self._api_values(),
         }
         try:
-            stored = await self._store.stats()
+            stored = await self._store.read_stats()
         except StoreError:
             return expose(values)  # That it cannot be read must not hide the rest.
-        return expose({**values, **self._log(stored), **self._reign(stored)})
+        return expose(
+            {**values, **self._store_values(stored), **self._dispatcher_values(stored)}
+        )
 
-    def _mesh(self) -> Values:
+    def _mesh_values(self) -> Values:
         view, now_s = self._view, self._clock.now().mono_s
         values: Values = {
             "octaskly_build_info": [((__version__,), 1)],
             "octaskly_mesh_role": [((r.value,), r is view.role) for r in Role],
             "octaskly_mesh_term": view.epoch.term,
             "octaskly_mesh_dispatcher_known": view.dispatcher() is not None,
-            "octaskly_mesh_peers": max(0, len(view.live) - 1),
+            "octaskly_mesh_peers": max(0, len(view.live_members) - 1),
             "octaskly_mesh_links": self._links(),
-            "octaskly_mesh_failovers_total": view.failovers,
+            "octaskly_mesh_failovers_total": view.takeovers,
             "octaskly_mesh_refused_messages_total": [
                 ((code,), count)
-                for code, count in view.refused(self._node.refused_counts).items()
+                for code, count in view.refused_counts(
+                    self._node.refused_counts
+                ).items()
             ],
         }
         known = self._node.dispatcher
@@ -96,18 +100,18 @@ class Metrics:
             return {**values, "octaskly_mesh_heartbeat_age_seconds": age_s}
         return values
 
-    def _reign(self, stored: StoreStats) -> Values:
+    def _dispatcher_values(self, stored: StoreStats) -> Values:
         """Return what only the dispatcher knows."""
         view, now = self._view, self._clock.now()
-        since = view.reigns_since
+        since = view.dispatching_since
         if since is None:
             return {}
-        state, members = self._gateway.mesh(), view.roster
+        state, members = self._gateway.replication_state(), view.roster
         states = [m.state for m in members.members] if members else []
         age_ms = 0 if stored.oldest_ms is None else now.wall_ms - stored.oldest_ms
         values: Values = {
             "octaskly_mesh_nodes": [((s.value,), states.count(s)) for s in NodeState],
-            "octaskly_mesh_reign_start_time_seconds": since.wall_ms / 1000,
+            "octaskly_mesh_epoch_start_time_seconds": since.wall_ms / 1000,
             "octaskly_queue_tasks": [
                 ((s.value,), stored.counts.get(s, 0)) for s in TaskState
             ],
@@ -122,14 +126,14 @@ class Metrics:
                 (standby.lag for standby in state.standbys), default=0
             ),
         }
-        if state.failover is not None:
-            took_s = state.failover.duration_ms / 1000
+        if state.last_takeover is not None:
+            took_s = state.last_takeover.duration_ms / 1000
             return {**values, "octaskly_mesh_failover_seconds": took_s}
         return values
 
-    def _runner(self) -> Values:
-        counts = self._pool.counts.complete()
-        running, waiting, launchers = self._pool.usage()
+    def _runner_values(self) -> Values:
+        counts = self._pool.attempt_stats.flush()
+        running, waiting, launchers = self._pool.count_attempts()
         return {
             "octaskly_task_attempts_ended_total": [
                 ((_OUTCOMES.get(state, state.name.lower()), reason.value), count)
@@ -141,14 +145,14 @@ class Metrics:
             "octaskly_runner_running": running,
             "octaskly_runner_waiting": waiting,
             "octaskly_runner_launchers": launchers,
-            "octaskly_runner_launcher_deaths_total": counts.launcher_deaths,
+            "octaskly_runner_launcher_crashes_total": counts.launcher_crashes,
             "octaskly_runner_kills_total": [
                 ((reason,), counts.ended[end]) for reason, end in _KILLS.items()
             ],
         }
 
-    def _machine(self) -> Values:
-        load = self._gateway.load()
+    def _machine_values(self) -> Values:
+        load = self._gateway.last_load()
         return {
             "octaskly_node_cpu_usage_ratio": load.cpu_percent / 100,
             "octaskly_node_memory_bytes": self._info.memory_mb * _MIB,
@@ -156,42 +160,46 @@ class Metrics:
             "octaskly_node_memory_stalled_ratio": load.stalled_percent / 100,
         }
 
-    def _log(self, stored: StoreStats) -> Values:
+    def _store_values(self, stored: StoreStats) -> Values:
         assert stored.commit_s is not None
         return {
             "octaskly_store_commit_seconds": stored.commit_s,
-            "octaskly_store_committed_entries_total": stored.committed,
-            "octaskly_store_backlog_entries": stored.backlog,
+            "octaskly_store_committed_entries_total": stored.committed_entries,
+            "octaskly_store_backlog_entries": stored.queued_entries,
             "octaskly_store_log_entries": stored.log_entries,
             "octaskly_store_bytes": stored.disk_bytes,
             "octaskly_store_disk_free_bytes": stored.free_bytes,
-            "octaskly_store_writable": self._store.is_room(),
+            "octaskly_store_writable": self._store.has_disk_room(),
         }
 
-    def _traffic(self) -> Values:
+    def _api_values(self) -> Values:
         api = self._api
         assert api is not None
         return {
             "octaskly_api_requests_total": [
-                ((*_split(action), f"{hundreds}xx"), count)
-                for (action, hundreds), count in api.traffic.answered.items()
+                ((*_split_action(action), f"{hundreds}xx"), count)
+                for (
+                    action,
+                    hundreds,
+                ), count in api.request_metrics.response_counts.items()
             ],
             "octaskly_api_request_seconds": [
-                (_split(action), tally) for action, tally in api.traffic.took_s.items()
+                (_split_action(action), tally)
+                for action, tally in api.request_metrics.durations_s.items()
             ],
-            "octaskly_api_connections": api.connections,
-            "octaskly_api_streams": api.streams.open,
-            "octaskly_api_rate_limited_total": api.meter.refused,
+            "octaskly_api_connections": api.connection_count,
+            "octaskly_api_streams": api.streams.count,
+            "octaskly_api_rate_limited_total": api.rate_limiter.refused_count,
         }
 
 
-def _split(action: str) -> tuple[str, str]:
+def _split_action(action: str) -> tuple[str, str]:
     method, _, route = action.partition(" ")
     return method, route
 
 
-def _exposition() -> Callable[[Values], bytes]:
+def _load_exposition() -> Callable[[Values], bytes]:
     """Return what writes the answer; takes 50 ms the first time, so in a thread."""
-    from octaskly.metrics.exposition import expose  # noqa: PLC0415
+    from octaskly.metrics.exposition import render_metrics  # noqa: PLC0415
 
-    return expose
+    return render_metrics

@@ -18,17 +18,19 @@ from typing import Final
 from octaskly.ports import Clock
 from octaskly.system.log import Logger
 
-YOUNG_MAX: Final = 20_000  #: objects made since the last look, less those that ended
-UNASKED: Final = 10 * YOUNG_MAX  #: then Python looks by itself
+YOUNG_OBJECTS_MAX: Final = (
+    20_000  #: objects made since the last look, less those that ended
+)
+AUTOMATIC_THRESHOLD: Final = 10 * YOUNG_OBJECTS_MAX  #: then Python looks by itself
 
 
-class Cycles:
+class GarbageCollection:
     """Looks for cycles when it is called."""
 
     def __init__(self) -> None:
         self._is_due = False  #: objects grew old that nobody looked at since
 
-    def begin(self) -> None:
+    def freeze_startup_objects(self) -> None:
         """Look once more, and from now on only at what is made from here on.
 
         What lives as long as the process need not be looked at again; what a node was
@@ -37,51 +39,55 @@ class Cycles:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        gc.set_threshold(UNASKED)
+        gc.set_threshold(AUTOMATIC_THRESHOLD)
 
-    def look(self) -> None:
+    def collect_if_due(self) -> None:
         """Look at what is young where there is much of it, else at all, if need be."""
-        is_much = gc.get_count()[0] >= YOUNG_MAX
+        is_much = gc.get_count()[0] >= YOUNG_OBJECTS_MAX
         if is_much or self._is_due:
             gc.collect(1 if is_much else 2)
         self._is_due = is_much
 
 
-class Signals:
+class StopSignals:
     """How often this process was told to stop; made while the loop runs."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.news = asyncio.Event()  #: a signal came, or what others say with it
+        self.received = asyncio.Event()  #: a signal came, or what others say with it
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._came)
+            loop.add_signal_handler(number, self._on_signal)
 
-    def _came(self) -> None:
+    def _on_signal(self) -> None:
         self.count += 1
-        self.news.set()
+        self.received.set()
 
 
-EVERY_S: Final = 60.0  #: between two lines about errors of one kind
+REPEAT_S: Final = 60.0  #: between two lines about errors of one kind
 _SHOWN_CHARS: Final = 200
 
 
-def unraised(log: Logger, clock: Clock) -> Callable[[sys.UnraisableHookArgs], None]:
+def build_unraisable_hook(
+    log: Logger, clock: Clock
+) -> Callable[[sys.UnraisableHookArgs], None]:
     """Return what `sys.unraisablehook` is to be for a log."""
     told_s: dict[type[BaseException], float] = {}
 
     def tell(what: sys.UnraisableHookArgs) -> None:
         now_s = clock.now().mono_s
-        if now_s - told_s.get(what.exc_type, -EVERY_S) < EVERY_S:
+        if now_s - told_s.get(what.exc_type, -REPEAT_S) < REPEAT_S:
             return
         told_s[what.exc_type] = now_s
         error = f"{what.exc_type.__name__}: {what.exc_value}"
-        log.warning("error ignored", error=error[:_SHOWN_CHARS], at=_place_of(what))
+        log.warning(
+            "unraisable error", error=error[:_SHOWN_CHARS], at=_source_location(what)
+        )
 
     return tell
 
 
-def _place_of(what: sys.UnraisableHookArgs) -> str:
+def _source_location(what: sys.UnraisableHookArgs) -> str:
     """Return the file and line where it came about, as far as that is known."""
     trace = what.exc_traceback
     while trace is not None and trace.tb_next is not None:
@@ -91,7 +97,7 @@ def _place_of(what: sys.UnraisableHookArgs) -> str:
     return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
-class Notifier:
+class SystemdNotifier:
     """One datagram socket to the service manager; silent where there is none."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -115,11 +121,11 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def ready(self) -> None:
+    def notify_ready(self) -> None:
         """The node serves."""
         self._send("READY=1")
 
-    def status(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """One line for `systemctl status`, sent when it changes."""
         # A line break in the name of a node would begin a command to systemd.
         text = " ".join(text.splitlines())
@@ -127,11 +133,11 @@ class Notifier:
             self._last_status = text
             self._send(f"STATUS={text}")
 
-    def alive(self) -> None:
+    def notify_watchdog(self) -> None:
         """The main loop passed its self-check."""
         self._send("WATCHDOG=1")
 
-    def stopping(self, within_s: float) -> None:
+    def notify_stopping(self, within_s: float) -> None:
         """Shutdown began; it may take so long, whatever `TimeoutStopSec` says."""
         self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
 

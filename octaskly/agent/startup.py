@@ -22,12 +22,12 @@ from octaskly.config.paths import Paths
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
-from octaskly.runner.files.task_user import Steward
-from octaskly.system.load import gpus, is_on_mains, memory_total_mb
+from octaskly.runner.files.task_user import TaskUserHelper
+from octaskly.system.load import is_on_mains_power, list_gpus, memory_total_mb
 from octaskly.system.log import Logger
 
 SOCKET_PATH_BYTES_MAX = 107  #: unix(7), but for the NUL at the end
-ELSEWHERE = "octaskly agent {} DIR uses another one"
+OTHER_FOLDER_HINT = "octaskly agent {} DIR uses another one"
 
 
 def make_folders(paths: Paths, name: str, account: Account | None = None) -> None:
@@ -42,7 +42,7 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
     Raises:
         ConfigError: a folder cannot be made or entered, or its path is too long.
     """
-    path = paths.socket_of(name)
+    path = paths.socket_path(name)
     if (size := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
             f"{path} has {size} bytes, and the path of a socket"
@@ -56,7 +56,7 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
         (paths.runtime, 0o755),
     ):
         flag = "--workdir" if folder == paths.workdir else "--state-dir"
-        hint = ELSEWHERE.format(flag)
+        hint = OTHER_FOLDER_HINT.format(flag)
         try:
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
@@ -69,10 +69,10 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
                 f"the folder {folder} is not writable for this user", hint=hint
             )
     if account is not None:
-        _lend(paths, account)
+        _grant_task_user(paths, account)
 
 
-def _lend(paths: Paths, account: Account) -> None:
+def _grant_task_user(paths: Paths, account: Account) -> None:
     """Give the user of tasks what it needs of the agent's folders, and try that."""
     try:
         if os.geteuid() != 0:
@@ -80,11 +80,11 @@ def _lend(paths: Paths, account: Account) -> None:
             os.setgroups(sorted({*os.getgroups(), account.gid}))
         paths.scratch.mkdir(mode=0o700, exist_ok=True)
         paths.state.chmod(0o711)
-        _share(paths.scratch, account, 0o770)
+        _share_with_group(paths.scratch, account, 0o770)
         if paths.state in paths.workdir.parents:
-            _share(paths.workdir, account, 0o775)
-        with closing(Steward(account)) as steward:
-            unusable = steward.unusable([paths.workdir, paths.scratch])
+            _share_with_group(paths.workdir, account, 0o775)
+        with closing(TaskUserHelper(account)) as steward:
+            unusable = steward.unwritable_folders([paths.workdir, paths.scratch])
     except OSError as error:
         raise ConfigError(
             f"--task-user {account.name}: tasks cannot run as that user: {error}",
@@ -102,12 +102,12 @@ def _lend(paths: Paths, account: Account) -> None:
         )
 
 
-def _share(folder: Path, account: Account, mode: int) -> None:
+def _share_with_group(folder: Path, account: Account, mode: int) -> None:
     os.chown(folder, -1, account.gid)
     folder.chmod(mode)
 
 
-def describe(
+def describe_agent(
     config: AgentConfig, node: NodeInfo, *, mesh: str | None, api_port: int
 ) -> dict[str, Any]:
     """Return what `agent.json` and `octaskly doctor` are told of a running agent."""
@@ -123,7 +123,7 @@ def describe(
         "pid": os.getpid(),
         "version": node.version,
         "api_url": f"http://localhost:{api_port}",
-        "socket": str(config.paths.socket_of(node.name)),
+        "socket": str(config.paths.socket_path(node.name)),
         "state_dir": str(config.paths.state),
         "secret_file": str(config.paths.secret),
         "interfaces": list(options.interfaces),
@@ -160,11 +160,11 @@ def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
         memory_mb=memory_total_mb(),
         labels=config.labels,
         electable=config.options.electable,
-        has_mains_power=is_on_mains(),
+        has_mains_power=is_on_mains_power(),
         os=platform.system().lower(),
         arch=platform.machine(),
         cpus=os.cpu_count() or 1,
-        gpus=config.options.gpus or gpus(),
+        gpus=config.options.gpus or list_gpus(),
         **known,
     )
 
@@ -178,7 +178,7 @@ def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None
     draft.replace(path)
 
 
-async def addresses_of(host: str, port: int, log: Logger) -> tuple[Address, ...]:
+async def resolve_seed(host: str, port: int, log: Logger) -> tuple[Address, ...]:
     """Return where a `--join` name may be dialled; say so where it has no address."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
@@ -190,7 +190,7 @@ async def addresses_of(host: str, port: int, log: Logger) -> tuple[Address, ...]
     return tuple(Address(str(entry[4][0]), port) for entry in found)
 
 
-def lasting_name(asked: str, given: str | None) -> str:
+def assigned_name(asked: str, given: str | None) -> str:
     """Return the name that a dispatcher gave because `asked` was taken, if it did."""
     if given is not None and given.startswith(f"{asked}-"):
         return given

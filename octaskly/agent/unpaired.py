@@ -9,13 +9,19 @@ from functools import partial
 from typing import NoReturn
 
 from octaskly import __version__
-from octaskly.agent.admissions import AgentAdmissions, Moves
+from octaskly.agent.admissions import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.gateway.health import Fitness
-from octaskly.agent.startup import describe, write_description
-from octaskly.api import ApiServer, Site
+from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.startup import describe_agent, write_description
+from octaskly.api import ApiServer, ListenerKind
 from octaskly.config.agent import AgentConfig
-from octaskly.config.defaults import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX
+from octaskly.config.defaults import (
+    API_PORT,
+    LOOPBACK,
+    PEER_PORT,
+    QUEUE_MAX,
+    SOCKET_GROUP,
+)
 from octaskly.core.events import SavedState
 from octaskly.core.model.nodes import NO_LOAD, NodeInfo
 from octaskly.core.model.settings import Settings
@@ -26,19 +32,19 @@ from octaskly.mesh.wire import WirePacker
 from octaskly.ports import Principal
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import bind, port_of
-from octaskly.system.load import port_holder
-from octaskly.system.log import Logger, write_note
+from octaskly.system.listeners import bind_port, port_of
+from octaskly.system.load import process_on_port
+from octaskly.system.log import Logger, log_line
 from octaskly.trust import NodeKey
 
 
 @contextlib.asynccontextmanager
-async def unpaired(
+async def serve_unpaired(
     config: AgentConfig,
     meshes: frozenset[str],
     clock: SystemClock,
     log: Logger,
-    moves: Moves,
+    mesh_changes: MeshChangeCallbacks,
 ) -> AsyncIterator[None]:
     """Serve `/health`, and 503 with the way in, for the length of the block.
 
@@ -52,14 +58,14 @@ async def unpaired(
     try:
         async with (
             asyncio.TaskGroup() as tasks,
-            _serving(config, store, clock, log, moves) as node,
+            _serve_local_api(config, store, clock, log, mesh_changes) as node,
         ):
             discovery = Discovery(
                 node=node,
                 mesh_id=None,
                 clock=clock,
                 on_event=lambda _: None,
-                on_note=partial(write_note, log),
+                on_note=partial(log_line, log),
                 interfaces=config.options.interfaces,
             )
             await discovery.start(tasks)
@@ -78,47 +84,47 @@ async def unpaired(
 
 
 @contextlib.asynccontextmanager
-async def _serving(
+async def _serve_local_api(
     config: AgentConfig,
     store: Store,
     clock: SystemClock,
     log: Logger,
-    moves: Moves,
+    mesh_changes: MeshChangeCallbacks,
 ) -> AsyncIterator[NodeInfo]:
     """Serve the API on loopback and the local socket; nothing but health is open."""
     key = NodeKey.load_or_create(config.paths.state)
     node = _node_info(config, key, clock)
-    gateway = _gateway(node, store, clock)
-    admissions = AgentAdmissions(
+    gateway = _build_gateway(node, store, clock)
+    admissions = AgentJoinService(
         config=config,
         name=node.name,
         key=key,
         gateway=gateway,
         store=store,
         invites=None,
-        waiting=None,
-        moves=moves,
+        waiting_machines=None,
+        mesh_changes=mesh_changes,
         log=log,
     )
-    sockets = bind(
+    sockets = bind_port(
         "--api-port",
-        asked=config.options.api_port,
+        requested=config.options.api_port,
         default=API_PORT,
         addresses=LOOPBACK,
-        holder=port_holder,
+        process_on=process_on_port,
     )
-    described = describe(config, node, mesh=None, api_port=port_of(sockets))
+    described = describe_agent(config, node, mesh=None, api_port=port_of(sockets))
     api = ApiServer(
         gateway,
-        verify=_nobody,
+        verify_token=_refuse_token,
         node_name=node.name,
         clock=clock,
         peer_node_id=lambda _: None,
         admissions=admissions,
-        describe=lambda: described,
+        describe_agent=lambda: described,
     )
-    await api.serve(Site.LOOPBACK, sockets)
-    await api.start_unix(config.paths.socket_of(node.name), group=GROUP)
+    await api.serve(ListenerKind.LOOPBACK, sockets)
+    await api.serve_unix(config.paths.socket_path(node.name), group=SOCKET_GROUP)
     write_description(config, described)
     try:
         yield node
@@ -139,7 +145,7 @@ def _node_info(config: AgentConfig, key: NodeKey, clock: SystemClock) -> NodeInf
     )
 
 
-def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
+def _build_gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
     return AgentGateway(
         node_id=node.id,
         mesh_id=None,
@@ -148,18 +154,20 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
         store=store,
         clock=clock,
         post=lambda _: None,
-        captured=_nothing,
-        pieces=_nothing,
-        sample=lambda: NO_LOAD,
-        fitness=Fitness(failure=lambda: store.failure, is_room=store.is_room),
+        captured_path=_refuse_call,
+        stream_output=_refuse_call,
+        last_load=lambda: NO_LOAD,
+        health_checks=HealthChecks(
+            write_failure=lambda: store.write_failure, has_disk_room=store.has_disk_room
+        ),
         signer=None,
         names={},
     )
 
 
-def _nobody(_token: str) -> Principal:
+def _refuse_token(_token: str) -> Principal:
     raise TrustError("this node is in no mesh")
 
 
-def _nothing(*_: object) -> NoReturn:
+def _refuse_call(*_: object) -> NoReturn:
     raise TrustError("this node is in no mesh")

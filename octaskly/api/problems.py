@@ -28,9 +28,9 @@ CONNECTION_LOST = "Connection to the dispatcher was lost"
 NO_DISPATCHER = "No dispatcher is elected"
 NOT_DURABLE = "No standby keeps a copy"
 CATCHING_UP = "The log is not complete yet"
-TOO_MANY = "Too many connections"
-TOO_FAST = "Too many requests"
-LEFT_BEHIND = "This node is in the mesh no more"
+TOO_MANY_CONNECTIONS = "Too many connections"
+TOO_MANY_REQUESTS = "Too many requests"
+NOT_A_MEMBER = "This node is in the mesh no more"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"
@@ -48,7 +48,7 @@ class Problem(Exception):
         hint: str | None = None,
         field: str | None = None,
         headers: Mapping[str, str] | None = None,
-        closes: bool = False,
+        closes_connection: bool = False,
     ) -> None:
         super().__init__(error)
         self.status = status
@@ -56,7 +56,9 @@ class Problem(Exception):
         self.hint = hint
         self.field = field
         self.headers = dict(headers or {})
-        self.closes = closes  #: whether the connection cannot be used any further
+        self.closes_connection = (
+            closes_connection  #: whether the connection cannot be used any further
+        )
 
 
 # Looked up along the class hierarchy, so a subclass needs no row of its own.
@@ -70,22 +72,22 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NoNodeFits: (422, "No node can run the task"),
     errors.QueueFull: (429, "Queue is full"),
     errors.TaskNotEnded: (409, "Task has not ended"),
-    errors.NothingToRepeat: (409, "Nothing to repeat"),
+    errors.NothingToRetry: (409, "Nothing to repeat"),
     errors.OutputNotFound: (404, "Output not found"),
-    errors.NoDispatcher: (503, NO_DISPATCHER),
+    errors.DispatcherUnknown: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),
-    errors.AnswerLost: (503, CONNECTION_LOST),
+    errors.OutcomeUnknown: (503, CONNECTION_LOST),
     errors.NotDurable: (503, NOT_DURABLE),
     errors.CatchingUp: (503, CATCHING_UP),
-    errors.LeftBehind: (503, LEFT_BEHIND),
+    errors.NotAMember: (503, NOT_A_MEMBER),
     errors.RotationRefused: (409, "Mesh secret cannot be renewed"),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
-    errors.NoSuchRequest: (404, "No such request"),
+    errors.JoinRequestNotFound: (404, "No such request"),
     errors.TooManyRecords: (409, "Too many records"),
     errors.TokenNotFound: (404, "Token not found"),
     errors.TokenExists: (409, "Token exists"),
     errors.TooManyInvites: (409, "Too many open invites"),
-    errors.WouldLeave: (409, "Members or tasks would be left behind"),
+    errors.MeshNotEmpty: (409, "Members or tasks would be left behind"),
     errors.OnlyCopy: (409, "Tasks may be lost"),
     errors.TrustError: (401, UNAUTHENTICATED),
     errors.PermissionDenied: (403, FORBIDDEN),
@@ -124,7 +126,7 @@ def problem_of(error: Exception) -> Problem:
             continue
         status, text = row
         # To wait brings no node back into a mesh, and makes no queue longer.
-        is_for_good = isinstance(error, errors.LeftBehind | errors.QueueTooSmall)
+        is_for_good = isinstance(error, errors.NotAMember | errors.QueueTooSmall)
         wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
         # Some errors carry the reference's text already; it is not said twice.
@@ -170,12 +172,12 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def too_many() -> Problem:
+def too_many_connections() -> Problem:
     """Return the answer on a connection that is one too many."""
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        TOO_MANY,
+        TOO_MANY_CONNECTIONS,
         hint="keep one connection for many requests, and close those that are idle",
         headers={"Retry-After": "1"},
-        closes=True,
+        closes_connection=True,
     )

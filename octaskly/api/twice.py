@@ -59,11 +59,11 @@ def named(body: bytes, value: object) -> tuple[str, str] | None:
 
     Most bodies are not read again in Python for it. Written again, a body has as many
     colons as it had, unless a key was dropped: one of two, or one that says what holds
-    anyway, which `Body` leaves out. Text keeps its colons, but for one that is escaped.
+    anyway, which `RequestBody` leaves out. Text keeps its colons, but for one that is escaped.
 
     Args:
         body: What was decoded without a fault.
-        value: What the decoder made of it: one `Body`, or a list of them.
+        value: What the decoder made of it: one `RequestBody`, or a list of them.
     """
     is_escaped = b"\\u003" in body
     if not is_escaped and body.count(b":") == _encoder.encode(value).count(b":"):

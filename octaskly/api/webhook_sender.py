@@ -19,38 +19,40 @@ from octaskly.api.schemas import task_response
 from octaskly.core.change_feed import TaskEvent
 from octaskly.core.model.ids import NodeId
 
-ANSWER_S_MAX = 10.0  #: from the look-up of the name to the status line
+RESPONSE_S_MAX = 10.0  #: from the look-up of the name to the status line
 
 
-class Poster:
+class WebhookSender:
     """Sends messages; what receivers answer beyond a status is never read."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._session: aiohttp.ClientSession | None = None
 
-    def renew(self, key: bytes) -> None:
+    def set_key(self, key: bytes) -> None:
         """Sign with this key from now on."""
         self._key = key
 
     async def send(
         self,
         url: str,
-        news: TaskEvent,
+        event: TaskEvent,
         names: Mapping[NodeId, str],
         wall_ms: int,
     ) -> str | None:
         """Tell a receiver how a task ended; return why it was not told, if so."""
-        body = body_of(news, names)
+        body = encode_body(event, names)
         try:
-            response = await self._session_here().post(
+            response = await self._open_session().post(
                 url,
                 data=body,
-                headers=signed(self._key, news.record.id, wall_ms // 1000, body),
+                headers=signature_headers(
+                    self._key, event.record.id, wall_ms // 1000, body
+                ),
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-            return str(error) or f"no answer within {ANSWER_S_MAX:g} s"
+            return str(error) or f"no answer within {RESPONSE_S_MAX:g} s"
         response.close()  # Whatever it has to say, however long.
         if HTTPStatus(200) <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return None
@@ -61,7 +63,7 @@ class Poster:
         if self._session is not None:
             await self._session.close()
 
-    def _session_here(self) -> aiohttp.ClientSession:
+    def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # The next try may find the receiver at another address.
@@ -69,20 +71,22 @@ class Poster:
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "octaskly"},
-                timeout=aiohttp.ClientTimeout(total=ANSWER_S_MAX),
+                timeout=aiohttp.ClientTimeout(total=RESPONSE_S_MAX),
             )
         return self._session
 
 
-def body_of(news: TaskEvent, names: Mapping[NodeId, str]) -> bytes:
+def encode_body(event: TaskEvent, names: Mapping[NodeId, str]) -> bytes:
     """Return what is told of a task: neither its command nor its output."""
-    data = task_response.task_news(news, names)
+    data = task_response.task_news(event, names)
     return task_response.encode(
-        {"type": f"task.{news.state}", "timestamp": data.pop("at"), "data": data}
+        {"type": f"task.{event.state}", "timestamp": data.pop("at"), "data": data}
     )
 
 
-def signed(key: bytes, message_id: str, at_s: int, body: bytes) -> dict[str, str]:
+def signature_headers(
+    key: bytes, message_id: str, at_s: int, body: bytes
+) -> dict[str, str]:
     """Return the headers with which a receiver can check a message."""
     text = b"%s.%d.%s" % (message_id.encode(), at_s, body)
     mac = hmac.new(key, text, hashlib.sha256).digest()

@@ -10,18 +10,18 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from octaskly.cli.context import Choice
-from octaskly.config.agent import configure
+from octaskly.cli.context import CliContext
+from octaskly.config.agent import load_agent_config
 from octaskly.config.settings import SETTINGS, Setting
-from octaskly.config.value_types import Kind, Many, OneOf, Place, Switch
+from octaskly.config.value_types import Boolean, Choices, ListOf, PathValue, ValueType
 
 
-class _Written(click.ParamType[Any]):
+class _RawText(click.ParamType[Any]):
     """Text that is read later, together with all other sources of settings."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: ValueType) -> None:
         self.name = kind.metavar
-        self._words = kind.words if isinstance(kind, OneOf) else ()
+        self._words = kind.choices if isinstance(kind, Choices) else ()
 
     def shell_complete(
         self,
@@ -34,9 +34,9 @@ class _Written(click.ParamType[Any]):
 
 
 def _flag(setting: Setting) -> click.Option:
-    kind = setting.kind
-    says = f"{setting.says[:1].upper()}{setting.says[1:]}"
-    if isinstance(kind, Switch):
+    kind = setting.value_type
+    says = f"{setting.summary[:1].upper()}{setting.summary[1:]}"
+    if isinstance(kind, Boolean):
         pair = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
         return click.Option([pair, setting.field], default=None, help=f"{says}.")
     says = f"{says} (default: {setting.default_text})."
@@ -44,10 +44,10 @@ def _flag(setting: Setting) -> click.Option:
     place = click.Path(readable=False, path_type=Path)
     return click.Option(
         [setting.flag, setting.field],
-        type=place if isinstance(kind, Place) else _Written(kind),
+        type=place if isinstance(kind, PathValue) else _RawText(kind),
         metavar=kind.metavar,
-        multiple=isinstance(kind, Many),
-        help=f"{says} Repeatable." if isinstance(kind, Many) else says,
+        multiple=isinstance(kind, ListOf),
+        help=f"{says} Repeatable." if isinstance(kind, ListOf) else says,
     )
 
 
@@ -62,17 +62,17 @@ def agent(ctx: click.Context, /, **flags: Any) -> int:
     With nothing said it finds the other nodes of this LAN by itself. What flags say,
     may stand in the environment or a file, too: octaskly config shows what holds.
     """
-    choice: Choice = ctx.obj
+    choice: CliContext = ctx.obj
     if flags["state_dir"] is None:
-        flags["state_dir"] = _named_before(ctx)
-    config = configure(flags, choice.environ)
+        flags["state_dir"] = _state_dir_of_group(ctx)
+    config = load_agent_config(flags, choice.environ)
     # Imported here: the agent brings in every library that commands do without.
     main = importlib.import_module("octaskly.agent.main")
     code: int = main.run(config)
     return code
 
 
-def _named_before(ctx: click.Context) -> Path | None:
+def _state_dir_of_group(ctx: click.Context) -> Path | None:
     """Return the folder of `octaskly --state-dir DIR agent`, which means the same."""
     above = ctx.parent
     if above is None:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
-from octaskly.cli.context import Choice, newest_tasks
-from octaskly.client import NodePage, Session, Task, agents_here
+from octaskly.cli.context import CliContext, newest_tasks
+from octaskly.client import NodePage, Session, Task, find_local_agents
 from octaskly.client.flows.calls import NODES, TOKENS, Call
 
 BUDGET_S: Final = 0.2
@@ -23,26 +23,30 @@ OFFERED_MAX: Final = 50  #: tasks, the newest
 SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_OCTASKLY_COMPLETE"
 
-Offers = list[CompletionItem]
-Offer = Callable[[click.Context, click.Parameter, str], Offers]
-Ask = Callable[[Session], Iterable[CompletionItem]]
+CompletionItems = list[CompletionItem]
+Completer = Callable[[click.Context, click.Parameter, str], CompletionItems]
+FetchItems = Callable[[Session], Iterable[CompletionItem]]
 
 
-class _TimeUp(BaseException):
+class _BudgetExceeded(BaseException):
     """The budget is spent; nothing that handles errors may take it for one."""
 
 
-def tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+def complete_tasks(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Offer `last` and the newest tasks, with their commands."""
     last = CompletionItem("last", help="the newest task")
-    return _starting(incomplete, [last, *_asked(ctx, _newest)])
+    return _with_prefix(incomplete, [last, *_fetch_items(ctx, _newest)])
 
 
-def arrays(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+def complete_arrays(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Offer the arrays among the newest tasks."""
-    return _starting(
+    return _with_prefix(
         incomplete,
-        _asked(
+        _fetch_items(
             ctx,
             lambda client: _items(
                 t for t in newest_tasks(client, OFFERED_MAX) if t.array
@@ -51,88 +55,101 @@ def arrays(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
     )
 
 
-def nodes(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+def complete_nodes(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Offer the names of the nodes, with their states."""
-    return _starting(
+    return _with_prefix(
         incomplete,
-        _asked(
+        _fetch_items(
             ctx,
             lambda client: (
                 CompletionItem(node.name, help=node.state)
-                for node in client.asked(Call("GET", NODES), NodePage).nodes
+                for node in client.send_and_decode(Call("GET", NODES), NodePage).nodes
             ),
         ),
     )
 
 
-def tokens(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+def complete_tokens(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Offer the names of the tokens that are still good, with their roles."""
-    return _starting(
+    return _with_prefix(
         incomplete,
-        _asked(
+        _fetch_items(
             ctx,
             lambda client: (
                 CompletionItem(token["name"], help=token["role"])
-                for token in client.asked(Call("GET", TOKENS), dict[str, Any])["tokens"]
+                for token in client.send_and_decode(
+                    Call("GET", TOKENS), dict[str, Any]
+                )["tokens"]
                 if token["state"] == "good"
             ),
         ),
     )
 
 
-def labels(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+def complete_labels(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Offer the labels that nodes have, as `NAME=VALUE`."""
-    return _starting(
+    return _with_prefix(
         incomplete,
-        _asked(
+        _fetch_items(
             ctx,
             lambda client: (
                 CompletionItem(f"{name}={value}", help=node.name)
-                for node in client.asked(Call("GET", NODES), NodePage).nodes
+                for node in client.send_and_decode(Call("GET", NODES), NodePage).nodes
                 for name, value in node.labels.items()
             ),
         ),
     )
 
 
-def agents(_: click.Context, __: click.Parameter, incomplete: str) -> Offers:
+def complete_agents(
+    _: click.Context, __: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Offer the agents of this machine."""
-    return _starting(
-        incomplete, (CompletionItem(name) for name, _ in agents_here(Choice().environ))
+    return _with_prefix(
+        incomplete,
+        (CompletionItem(name) for name, _ in find_local_agents(CliContext().environ)),
     )
 
 
-def files(_: click.Context, __: click.Parameter, incomplete: str) -> Offers:
+def complete_files(
+    _: click.Context, __: click.Parameter, incomplete: str
+) -> CompletionItems:
     """Let the shell offer files."""
     return [CompletionItem(incomplete, type="file")]
 
 
-def _starting(incomplete: str, items: Iterable[CompletionItem]) -> Offers:
+def _with_prefix(incomplete: str, items: Iterable[CompletionItem]) -> CompletionItems:
     """Return the items that begin so, each value once."""
     fitting = (item for item in items if item.value.startswith(incomplete))
     return list({item.value: item for item in fitting}.values())
 
 
-def _asked(ctx: click.Context, ask: Ask) -> Offers:
+def _fetch_items(ctx: click.Context, fetch: FetchItems) -> CompletionItems:
     """Return what the agent tells within the budget; nothing if it does not."""
     chosen = ctx.find_root().params
-    choice = Choice(
+    choice = CliContext(
         node=chosen.get("node"),
         state_dir=chosen.get("state_dir"),
         url=chosen.get("url"),
         ca_file=chosen.get("ca_file"),
     )
     try:
-        with _budget(), choice.client(is_silent=True) as client:
-            return list(ask(client))
-    except (_TimeUp, Exception):  # noqa: BLE001 - see above: silence is the contract
+        with _time_limit(), choice.connect(is_silent=True) as client:
+            return list(fetch(client))
+    except (_BudgetExceeded, Exception):  # noqa: BLE001 - see above: silence is the contract
         return []
 
 
 @contextlib.contextmanager
-def _budget() -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
     def on_alarm(_number: int, _frame: object) -> None:
-        raise _TimeUp
+        raise _BudgetExceeded
 
     previous = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, BUDGET_S)

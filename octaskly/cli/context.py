@@ -17,7 +17,7 @@ import msgspec
 
 from octaskly.cli.output.render import cut, note
 from octaskly.client import Refused, Session, Task, TaskPage
-from octaskly.client.endpoint import Target, target
+from octaskly.client.endpoint import Endpoint, resolve_endpoint
 from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.flows import calls
 from octaskly.errors import MeshError
@@ -25,10 +25,10 @@ from octaskly.errors import MeshError
 _ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: made by a node
 _NUMBER = re.compile(r"task-[0-9]+")  #: stands for the only task that has it
 SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
-LOOKED_AT = 1000  #: newest tasks
+SEARCHED_TASKS = 1000  #: newest tasks
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class CliContext(msgspec.Struct, frozen=True, kw_only=True):
     """What the user said about the node to use."""
 
     node: str | None = None
@@ -37,7 +37,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: Path | None = None
     environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
 
-    def client(self, *, is_silent: bool = False) -> Session:
+    def connect(self, *, is_silent: bool = False) -> Session:
         """Return the way to the node that these options mean.
 
         It says on stderr what it waits for, unless it `is_silent`.
@@ -45,20 +45,20 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: an option is unusable.
         """
-        place = target(
+        place = resolve_endpoint(
             self.url,
             ca=self.ca_file,
             node=self.node,
             state_dir=self.state_dir,
             environ=self.environ,
         )
-        return Session(place, on_wait=None if is_silent else _say_waiting)
+        return Session(place, on_wait=None if is_silent else _print_waiting)
 
-    def flags(self) -> dict[str, Any]:
+    def agent_flags(self) -> dict[str, Any]:
         """Return what is said of the agent's own settings, by their fields."""
         return {"name": self.node, "state_dir": self.state_dir}
 
-    def socket(self) -> Path:
+    def socket_path(self) -> Path:
         """Return the socket of the local agent that these options mean.
 
         Raises:
@@ -66,11 +66,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
             SeveralAgents: several answer and none was chosen.
             PermissionDenied: the agent's socket is not for this user.
         """
-        return self.local().socket()
+        return self.local_endpoint().socket_path()
 
-    def local(self) -> Target:
+    def local_endpoint(self) -> Endpoint:
         """Return the agent of this machine that these options mean."""
-        return target(
+        return resolve_endpoint(
             node=self.node,
             state_dir=self.state_dir,
             environ=self.environ,
@@ -78,7 +78,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _say_waiting(refused: Refused) -> None:
+def _print_waiting(refused: Refused) -> None:
     note(f"{refused}; waiting")
 
 
@@ -101,12 +101,14 @@ def resolve_ref(client: Session, ref: str) -> str:
         raise MeshError("there is no task yet", hint="octaskly run -- echo hello")
     if _ID.fullmatch(ref):
         return ref
-    full = padded(ref)
+    full = pad_task_number(ref)
     for known in dict.fromkeys((full, ref)):
         with contextlib.suppress(NotFound, Invalid):  # A name need not do as an id.
-            found = client.asked(calls.task(known), Task)
+            found = client.send_and_decode(calls.task(known), Task)
             return found.id if known == ref else known  # As people write it.
-    if (task := _looked_up(client, ref) or _member(client, ref)) is not None:
+    if (
+        task := _find_among_newest(client, ref) or _resolve_member(client, ref)
+    ) is not None:
         return task
     raise NotFound(
         "Task not found", status=404, hint=f"no task is called {cut(full, 80)}"
@@ -117,20 +119,20 @@ def resolve_id(client: Session, ref: str) -> str:
     """Return the whole id of what people call a task; raise as `resolve_ref` does."""
     known = resolve_ref(client, ref)
     if _NUMBER.fullmatch(known):
-        return client.asked(calls.task(known), Task).id
+        return client.send_and_decode(calls.task(known), Task).id
     return known
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:
     """Return at most so many of the newest tasks, the latest first."""
-    return client.asked(calls.newest(limit), TaskPage).tasks
+    return client.send_and_decode(calls.newest(limit), TaskPage).tasks
 
 
-def _looked_up(client: Session, ref: str) -> str | None:
+def _find_among_newest(client: Session, ref: str) -> str | None:
     """Return the only task among the newest that ends so, or has this name."""
     found = [
         task.id
-        for task in newest_tasks(client, LOOKED_AT)
+        for task in newest_tasks(client, SEARCHED_TASKS)
         if task.name == ref or (len(ref) >= SUFFIX_MIN and task.id.endswith(ref))
     ]
     if len(found) > 1:
@@ -142,15 +144,15 @@ def _looked_up(client: Session, ref: str) -> str | None:
     return found[0] if found else None
 
 
-def _member(client: Session, ref: str) -> str | None:
+def _resolve_member(client: Session, ref: str) -> str | None:
     """Return the id of the member that `12.7` or `last.7` names."""
     array, _, number = ref.rpartition(".")
     if not array or not number.isdecimal():
         return None
-    return f"{client.asked(calls.task(resolve_ref(client, array)), Task).id}.{number}"
+    return f"{client.send_and_decode(calls.task(resolve_ref(client, array)), Task).id}.{number}"
 
 
-def padded(ref: str) -> str:
+def pad_task_number(ref: str) -> str:
     """Return `task-012` for `12`, anything else as it is."""
     is_number = ref.isascii() and ref.isdigit()
     return f"task-{ref.lstrip('0'):0>3}" if is_number else ref

@@ -17,7 +17,7 @@ _INTERRUPTING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def interrupt_noted() -> Iterator[list[int]]:
+def defer_first_interrupt() -> Iterator[list[int]]:
     """Put off the first Ctrl-C until the answer is there; a second one ends it."""
     noted: list[int] = []
 
@@ -26,17 +26,17 @@ def interrupt_noted() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         noted.append(number)
 
-    with handling(_INTERRUPTING, on_interrupt):
+    with signal_handlers(_INTERRUPTING, on_interrupt):
         yield noted
 
 
 @contextlib.contextmanager
-def interruptible(noted: list[int]) -> Iterator[None]:
+def allow_interrupts(deferred: list[int]) -> Iterator[None]:
     """Let Ctrl-C end the block at once, also one that was put off before."""
-    with handling(_INTERRUPTING, _interrupt):
-        if noted:
-            number = noted[0]
-            noted.clear()
+    with signal_handlers(_INTERRUPTING, _interrupt):
+        if deferred:
+            number = deferred[0]
+            deferred.clear()
             raise KeyboardInterrupt(number)
         yield
 
@@ -45,13 +45,13 @@ def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def cause(interrupt: KeyboardInterrupt) -> str:
+def interrupt_cause(interrupt: KeyboardInterrupt) -> str:
     """Return what people call the signal that interrupted a block."""
     return "SIGTERM" if interrupt.args == (signal.SIGTERM,) else "Ctrl-C"
 
 
 @contextlib.contextmanager
-def handling(
+def signal_handlers(
     numbers: Sequence[signal.Signals],
     handler: Callable[[int, FrameType | None], object] | signal.Handlers,
 ) -> Iterator[None]:

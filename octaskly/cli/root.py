@@ -18,8 +18,13 @@ import click
 
 from octaskly import __version__
 from octaskly.cli import completion
-from octaskly.cli.context import Choice
-from octaskly.cli.output.render import EXIT_CANCELLED, EXIT_FAILED, print_error, report
+from octaskly.cli.context import CliContext
+from octaskly.cli.output.render import (
+    EXIT_CANCELLED,
+    EXIT_FAILED,
+    print_error,
+    report_error,
+)
 from octaskly.errors import OctasklyError
 
 COMMANDS = {
@@ -69,10 +74,10 @@ WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
 )
 # What cannot be read is said by who reads it, as wherever else it is named.
-_PLACE = click.Path(readable=False, path_type=Path)
+_PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
 END_CHARS = 100
-CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
+CONTEXT_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 
 class LazyGroup(click.Group):
@@ -121,12 +126,12 @@ class LazyGroup(click.Group):
 @click.option(
     "--node",
     metavar="NAME",
-    shell_complete=completion.agents,
+    shell_complete=completion.complete_agents,
     help="Use this agent of this machine.",
 )
 @click.option(
     "--state-dir",
-    type=_PLACE,
+    type=_PATH_TYPE,
     help="Use the agent of this machine that has this state folder.",
 )
 @click.option(
@@ -135,7 +140,7 @@ class LazyGroup(click.Group):
 )
 @click.option(
     "--ca-file",
-    type=_PLACE,
+    type=_PATH_TYPE,
     help="CA of the mesh, for https:// URLs (octaskly ca prints it).",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
@@ -153,12 +158,12 @@ def octaskly(
     """Turn the machines of a LAN into one computer for shell commands."""
     if no_color:
         os.environ["NO_COLOR"] = "1"
-    ctx.obj = Choice(node=node, state_dir=state_dir, url=url, ca_file=ca_file)
+    ctx.obj = CliContext(node=node, state_dir=state_dir, url=url, ca_file=ca_file)
 
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run a command; turn what goes wrong into text on stderr and an exit code."""
-    _open_closed()
+    _reopen_closed_streams()
     try:
         result = octaskly.main(
             args=list(arguments) if arguments is not None else None,
@@ -170,28 +175,30 @@ def run(arguments: Sequence[str] | None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        print_error(_sentence(error.format_message()), hints=_usage_hints(error))
+        print_error(
+            _normalize_message(error.format_message()), hints=_usage_hints(error)
+        )
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return EXIT_CANCELLED
     except OctasklyError as error:
-        return report(error)
+        return report_error(error)
     except OSError as error:
         # A failure of what this program was given to work with, not of its own.
-        print_refusal(error)
-        _drop_output()
+        print_os_error(error)
+        _discard_output()
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
 
 
-def _open_closed() -> None:
+def _reopen_closed_streams() -> None:
     """Have nothing come from a stream that was closed, as by `<&-`, nor go there."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
 
 
-def print_refusal(error: OSError) -> None:
+def print_os_error(error: OSError) -> None:
     """Say what the system refused: a file, the output, or something else."""
     why = error.strerror or str(error)
     if error.filename is not None:
@@ -206,13 +213,13 @@ def print_refusal(error: OSError) -> None:
         print_error(f"the system refuses: {why}", hints=[hint])
 
 
-def _drop_output() -> None:
+def _discard_output() -> None:
     """Keep the interpreter from trying to write the rest again at its end."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _sentence(message: str) -> str:
+def _normalize_message(message: str) -> str:
     """Return click's message in the form of ours: small first letter, no full stop.
 
     It names a flag, repeats what was typed, however long, and says what is taken.
@@ -228,7 +235,7 @@ def _usage_hints(error: click.ClickException) -> list[str]:
         return []
     if error.ctx is None:
         return ["octaskly COMMAND --help"]
-    if isinstance(error, click.NoSuchOption) and error.option_name in CHOICE_OPTIONS:
+    if isinstance(error, click.NoSuchOption) and error.option_name in CONTEXT_OPTIONS:
         first = f"octaskly {error.option_name} VALUE {error.ctx.info_name}"
         return [f"{first} ...    it stands before the command"]
     return [f"{error.ctx.command_path} --help"]

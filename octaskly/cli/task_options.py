@@ -16,11 +16,13 @@ from octaskly.cli.options import Duration
 STDIN_BYTES_MAX: Final = 1 << 20
 LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
 DIGITS_MAX: Final = 18  #: of a number that JSON and the log can hold
-TAKEN: Final = f"{__name__}.taken"  #: in the context, once stdin was read for the task
+STDIN_CONSUMED: Final = (
+    f"{__name__}.taken"  #: in the context, once stdin was read for the task
+)
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
-Asked = dict[str, Any]
+DraftFields = dict[str, Any]
 """Fields of a `TaskDraft`."""
 
 
@@ -28,7 +30,9 @@ def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[s
     return list(texts)
 
 
-def not_empty(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+def require_nonempty(
+    _: click.Context, __: click.Parameter, text: str | None
+) -> str | None:
     """Refuse what a variable left that is not set: it would ask for nothing."""
     if text == "":
         raise click.BadParameter("it is empty")
@@ -45,18 +49,20 @@ def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     return pairs
 
 
-def _labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+def _labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> DraftFields:
     return _pairs(texts, "--label")
 
 
-def _needed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+def _required_labels(
+    _: click.Context, __: click.Parameter, texts: Sequence[str]
+) -> DraftFields:
     for text in texts:
         if "=" not in text:
             raise click.UsageError(f"--require {text}: give NAME=VALUE")
     return _pairs(texts, "--require")
 
 
-def _requires(values: dict[str, Any]) -> Asked:
+def _requires(values: dict[str, Any]) -> DraftFields:
     """Return the field `requires` of a draft, out of the flags for it."""
     requires = {
         "cpus": values.pop("cpus"),
@@ -68,7 +74,7 @@ def _requires(values: dict[str, Any]) -> Asked:
     return {field: value for field, value in requires.items() if value}
 
 
-def _env(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+def _env(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> DraftFields:
     env = _pairs(texts, "--env")
     for name in texts:
         if "=" not in name:
@@ -92,7 +98,7 @@ def _limits(
     return limits
 
 
-def _causes(
+def _retry_causes(
     _: click.Context, __: click.Parameter, texts: Sequence[str]
 ) -> list[int | str] | None:
     return [int(t) if _is_number(t) else t for t in texts] if texts else None
@@ -109,8 +115,8 @@ def _stdin(
     if file is None:
         return None
     data = file.read(STDIN_BYTES_MAX + 1)
-    context.meta[TAKEN] = file.name == "<stdin>"
-    if not context.meta[TAKEN]:
+    context.meta[STDIN_CONSUMED] = file.name == "<stdin>"
+    if not context.meta[STDIN_CONSUMED]:
         file.close()
     if len(data) > STDIN_BYTES_MAX:
         raise click.UsageError(
@@ -120,7 +126,7 @@ def _stdin(
     return base64.b64encode(data).decode()
 
 
-NEEDS: Final = (
+REQUIREMENT_OPTIONS: Final = (
     click.option(
         "--priority",
         type=click.IntRange(-50, 50),
@@ -144,16 +150,16 @@ NEEDS: Final = (
         "--on",
         "wanted_node",
         metavar="NODE",
-        callback=not_empty,
-        shell_complete=completion.nodes,
+        callback=require_nonempty,
+        shell_complete=completion.complete_nodes,
         help="The only node that will do.",
     ),
     click.option(
         "--require",
         multiple=True,
         metavar="NAME=VALUE",
-        callback=_needed,
-        shell_complete=completion.labels,
+        callback=_required_labels,
+        shell_complete=completion.complete_labels,
         help="A label that its node must have. Repeatable.",
     ),
     click.option(
@@ -162,8 +168,8 @@ NEEDS: Final = (
         help="Refuse it if no node that is here could ever run it.",
     ),
 )
-FLAGS: Final = (
-    *NEEDS,
+TASK_OPTIONS: Final = (
+    *REQUIREMENT_OPTIONS,
     click.option(
         "--timeout",
         type=Duration(),
@@ -189,7 +195,7 @@ FLAGS: Final = (
     click.option(
         "--name",
         metavar="TEXT",
-        callback=not_empty,
+        callback=require_nonempty,
         help="What people call it; not unique.",
     ),
     click.option(
@@ -210,7 +216,7 @@ FLAGS: Final = (
     click.option(
         "--cwd",
         metavar="DIR",
-        callback=not_empty,
+        callback=require_nonempty,
         help="The folder it runs in: absolute, or below the worker directory.",
     ),
     click.option(
@@ -231,7 +237,7 @@ FLAGS: Final = (
     click.option(
         "--notify-url",
         metavar="URL",
-        callback=not_empty,
+        callback=require_nonempty,
         help="Is sent a signed POST when the task has ended.",
     ),
     click.option(
@@ -258,7 +264,7 @@ FLAGS: Final = (
         "--retry-on",
         multiple=True,
         metavar="WHAT",
-        callback=_causes,
+        callback=_retry_causes,
         help="What is tried again: failure, lost, or an exit code. Repeatable.",
     ),
     click.option(
@@ -266,7 +272,7 @@ FLAGS: Final = (
         multiple=True,
         metavar="ID",
         callback=_list,
-        shell_complete=completion.tasks,
+        shell_complete=completion.complete_tasks,
         help="A task that must have ended before. Repeatable.",
     ),
     click.option(
@@ -276,7 +282,7 @@ FLAGS: Final = (
         help="The end of those that will do (default: success).",
     ),
 )
-FIELDS: Final = (
+DRAFT_FIELDS: Final = (
     *("timeout", "inputs", "outputs"),
     *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
     "notify_url",
@@ -285,24 +291,24 @@ FIELDS: Final = (
 )
 
 
-def asking(command: _C) -> _C:
+def task_options(command: _C) -> _C:
     """Add the flags; the command gets what they say as one argument, `asked`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
-        asked = {field: values.pop(field) for field in FIELDS}
+        asked = {field: values.pop(field) for field in DRAFT_FIELDS}
         asked["requires"] = _requires(values)
         return command(*args, **values, asked=asked)
 
-    for flag in reversed(FLAGS):
+    for flag in reversed(TASK_OPTIONS):
         gathered = flag(gathered)
     return gathered  # type: ignore[return-value]
 
 
-def texts_of(asked: Asked) -> list[str]:
+def strings_in(fields: DraftFields) -> list[str]:
     """Return all texts in it."""
     values: list[object] = []
-    for value in asked.values():
+    for value in fields.values():
         if isinstance(value, dict):
             values += [*value, *value.values()]
         elif isinstance(value, list):

@@ -7,38 +7,42 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import is_quiet, note
 from octaskly.client import Explanation
 from octaskly.client.flows import calls
 from octaskly.errors import OctasklyError
 
-PATIENCE_S: Final = 1.5  #: a task that soon begins needs no word
-ASKED_MAX: Final = 8  #: tasks that are looked at to find one that waits
+HINT_AFTER_S: Final = 1.5  #: a task that soon begins needs no word
+TASKS_CHECKED_MAX: Final = 8  #: tasks that are looked at to find one that waits
 
 
 @contextlib.contextmanager
-def stall_told(choice: Choice, refs: Sequence[str]) -> Iterator[None]:
+def explain_if_waiting(context: CliContext, refs: Sequence[str]) -> Iterator[None]:
     """Say once on stderr why one of the tasks waits, if the block lasts that long."""
     if is_quiet() or not refs:
         yield
         return
     is_over = threading.Event()
     # A thread beside the block, which waits for an answer that may take hours.
-    threading.Thread(target=_tell, args=(choice, refs, is_over), daemon=True).start()
+    threading.Thread(
+        target=_explain_waiting_task, args=(context, refs, is_over), daemon=True
+    ).start()
     try:
         yield
     finally:
         is_over.set()
 
 
-def _tell(choice: Choice, refs: Sequence[str], is_over: threading.Event) -> None:
-    if is_over.wait(PATIENCE_S):
+def _explain_waiting_task(
+    context: CliContext, refs: Sequence[str], is_over: threading.Event
+) -> None:
+    if is_over.wait(HINT_AFTER_S):
         return
     # Whatever goes wrong here, the one who waits finds out too, and says so.
-    with contextlib.suppress(OctasklyError), choice.client(is_silent=True) as client:
-        for ref in refs[:ASKED_MAX]:
-            told = client.asked(calls.explain(ref), Explanation)
+    with contextlib.suppress(OctasklyError), context.connect(is_silent=True) as client:
+        for ref in refs[:TASKS_CHECKED_MAX]:
+            told = client.send_and_decode(calls.explain(ref), Explanation)
             if told.status == "queued" and not is_over.is_set():
                 note(f"queued: {told.summary}; octaskly explain {told.id} tells more")
                 return

@@ -11,8 +11,8 @@ from octaskly.client.errors import (
     SeveralAgents,
     Unreachable,
 )
-from octaskly.client.flows.calls import Reply
-from octaskly.client.local_agents import agents_here, local_socket
+from octaskly.client.flows.calls import Response
+from octaskly.client.local_agents import find_agent_socket, find_local_agents
 from octaskly.client.session import Session
 from octaskly.rest.client_types import (
     FINAL,
@@ -53,16 +53,16 @@ __all__ = [
     "Output",
     "Reach",
     "Refused",
-    "Reply",
     "ReplyLost",
     "Request",
     "RequestPage",
+    "Response",
     "Session",
     "SeveralAgents",
     "Standby",
     "Task",
     "TaskPage",
     "Unreachable",
-    "agents_here",
-    "local_socket",
+    "find_agent_socket",
+    "find_local_agents",
 ]

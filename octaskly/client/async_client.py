@@ -6,16 +6,16 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
-from octaskly.client.drivers.asyncio_driver import Loop
-from octaskly.client.endpoint import target
+from octaskly.client.drivers.asyncio_driver import AsyncioDriver
+from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows import arrays, listing, streams
 from octaskly.client.flows import tasks as flows
-from octaskly.client.flows.listing import Wanted
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.retry import PATIENCE_S
+from octaskly.client.flows.listing import TaskFilter
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
-from octaskly.client.flows.task_fields import Asked, Durability
+from octaskly.client.flows.task_fields import Durability, TaskFields
 from octaskly.rest.client_types import Draft, Explanation, NodeInfo, Stats, Task
 
 
@@ -37,11 +37,13 @@ class AsyncClient:
         ca: str | Path | None = None,
         node: str | None = None,
         state_dir: str | Path | None = None,
-        patience_s: float = PATIENCE_S,
+        retry_timeout_s: float = RETRY_TIMEOUT_S,
     ) -> None:
-        place = target(url, token=token, ca=ca, node=node, state_dir=state_dir)
-        self._asker = Asker(place.name, patience_s=patience_s)
-        self._loop = Loop(place)
+        place = resolve_endpoint(
+            url, token=token, ca=ca, node=node, state_dir=state_dir
+        )
+        self._requests = RequestFlow(place.label, retry_timeout_s=retry_timeout_s)
+        self._driver = AsyncioDriver(place)
 
     async def __aenter__(self) -> Self:
         return self
@@ -51,7 +53,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections; what was submitted goes on."""
-        await self._loop.close()
+        await self._driver.close()
 
     # -- submitting ----------------------------------------------------------------
 
@@ -62,18 +64,18 @@ class AsyncClient:
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Task:
         """As `Client.submit`."""
         flow = flows.submit(
-            self._asker,
+            self._requests,
             command,
-            asked,
+            fields,
             key=idempotency_key,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            until=self._requests.deadline_after(deadline_s),
         )
-        return await self._loop.run(flow)
+        return await self._driver.run(flow)
 
     async def submit_many(
         self,
@@ -85,13 +87,13 @@ class AsyncClient:
     ) -> list[Task]:
         """As `Client.submit_many`."""
         flow = flows.submit_many(
-            self._asker,
+            self._requests,
             drafts,
             key=idempotency_key,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return await self._loop.run(flow)
+        return await self._driver.run(flow)
 
     async def array(
         self,
@@ -102,20 +104,20 @@ class AsyncClient:
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Task:
         """As `Client.array`."""
         flow = arrays.array(
-            self._asker,
+            self._requests,
             command,
-            asked,
+            fields,
             members=members,
             max_fails=max_fails,
             key=idempotency_key,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return await self._loop.run(flow)
+        return await self._driver.run(flow)
 
     async def run(
         self,
@@ -124,18 +126,18 @@ class AsyncClient:
         check: bool = False,
         durability: Durability | None = None,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Task:
         """As `Client.run`."""
         flow = flows.run(
-            self._asker,
+            self._requests,
             command,
-            asked,
+            fields,
             check=check,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return await self._loop.run(flow)
+        return await self._driver.run(flow)
 
     def map(
         self,
@@ -144,32 +146,34 @@ class AsyncClient:
         *,
         ordered: bool = True,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> AsyncGenerator[Task]:
         """As `Client.map`."""
         flow = arrays.map_(
-            self._asker,
+            self._requests,
             command,
             items,
-            asked,
+            fields,
             ordered=ordered,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._loop.iterate(flow)
+        return self._driver.iterate(flow)
 
     # -- waiting -------------------------------------------------------------------
 
     async def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
         """As `Client.wait`."""
-        until = self._asker.until(deadline_s)
-        return await self._loop.run(flows.wait(self._asker, task, until=until))
+        until = self._requests.deadline_after(deadline_s)
+        return await self._driver.run(flows.wait(self._requests, task, deadline=until))
 
     def as_ended(
         self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
     ) -> AsyncGenerator[Task]:
         """As `Client.as_ended`."""
-        until = self._asker.until(deadline_s)
-        return self._loop.iterate(streams.as_ended(self._asker, tasks, until=until))
+        until = self._requests.deadline_after(deadline_s)
+        return self._driver.iterate(
+            streams.as_ended(self._requests, tasks, deadline=until)
+        )
 
     def results(
         self,
@@ -179,9 +183,9 @@ class AsyncClient:
         deadline_s: float | None = None,
     ) -> AsyncGenerator[Task]:
         """As `Client.results`."""
-        until = self._asker.until(deadline_s)
-        flow = arrays.results(self._asker, array, ordered=ordered, until=until)
-        return self._loop.iterate(flow)
+        until = self._requests.deadline_after(deadline_s)
+        flow = arrays.results(self._requests, array, ordered=ordered, deadline=until)
+        return self._driver.iterate(flow)
 
     def logs(
         self,
@@ -195,15 +199,15 @@ class AsyncClient:
     ) -> AsyncGenerator[Log]:
         """As `Client.logs`."""
         flow = streams.logs(
-            self._asker,
+            self._requests,
             task,
             follow=follow,
             stream=stream,
             attempt=attempt,
             after=after,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._loop.iterate(flow)
+        return self._driver.iterate(flow)
 
     def events(
         self,
@@ -215,49 +219,51 @@ class AsyncClient:
     ) -> AsyncGenerator[Event]:
         """As `Client.events`."""
         flow = streams.events(
-            self._asker,
+            self._requests,
             types=types,
             task=task,
             after=after,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._loop.iterate(flow)
+        return self._driver.iterate(flow)
 
     # -- one task ------------------------------------------------------------------
 
     async def task(self, task: str | Task) -> Task:
         """As `Client.task`."""
-        return await self._loop.run(flows.task(self._asker, task))
+        return await self._driver.run(flows.task(self._requests, task))
 
     def output(
         self, task: str | Task, path: str, *, deadline_s: float | None = None
     ) -> AsyncGenerator[bytes]:
         """As `Client.output`."""
-        until = self._asker.until(deadline_s)
-        return self._loop.iterate(streams.output(self._asker, task, path, until=until))
+        until = self._requests.deadline_after(deadline_s)
+        return self._driver.iterate(
+            streams.output(self._requests, task, path, deadline=until)
+        )
 
     async def cancel(self, task: str | Task, *, force: bool = False) -> Task:
         """As `Client.cancel`."""
-        return await self._loop.run(flows.cancel(self._asker, task, force=force))
+        return await self._driver.run(flows.cancel(self._requests, task, force=force))
 
     async def retry(self, task: str | Task) -> Task:
         """As `Client.retry`."""
-        return await self._loop.run(flows.retry(self._asker, task))
+        return await self._driver.run(flows.retry(self._requests, task))
 
     async def explain(self, task: str | Task) -> Explanation:
         """As `Client.explain`."""
-        return await self._loop.run(listing.explain(self._asker, task))
+        return await self._driver.run(listing.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
-    def tasks(self, **wanted: Unpack[Wanted]) -> AsyncGenerator[Task]:
+    def tasks(self, **task_filter: Unpack[TaskFilter]) -> AsyncGenerator[Task]:
         """As `Client.tasks`."""
-        return self._loop.iterate(listing.tasks(self._asker, wanted))
+        return self._driver.iterate(listing.tasks(self._requests, task_filter))
 
     async def nodes(self) -> list[NodeInfo]:
         """As `Client.nodes`."""
-        return await self._loop.run(listing.nodes(self._asker))
+        return await self._driver.run(listing.nodes(self._requests))
 
     async def stats(self) -> Stats:
         """As `Client.stats`."""
-        return await self._loop.run(listing.stats(self._asker))
+        return await self._driver.run(listing.stats(self._requests))

@@ -6,16 +6,16 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
-from octaskly.client.drivers.thread_driver import Pool
-from octaskly.client.endpoint import target
+from octaskly.client.drivers.thread_driver import ThreadDriver
+from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows import arrays, listing, streams
 from octaskly.client.flows import tasks as flows
-from octaskly.client.flows.listing import Wanted
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.retry import PATIENCE_S
+from octaskly.client.flows.listing import TaskFilter
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
-from octaskly.client.flows.task_fields import Asked, Durability
+from octaskly.client.flows.task_fields import Durability, TaskFields
 from octaskly.rest.client_types import Draft, Explanation, NodeInfo, Stats, Task
 
 
@@ -50,11 +50,13 @@ class Client:
         ca: str | Path | None = None,
         node: str | None = None,
         state_dir: str | Path | None = None,
-        patience_s: float = PATIENCE_S,
+        retry_timeout_s: float = RETRY_TIMEOUT_S,
     ) -> None:
-        place = target(url, token=token, ca=ca, node=node, state_dir=state_dir)
-        self._asker = Asker(place.name, patience_s=patience_s)
-        self._pool = Pool(place)
+        place = resolve_endpoint(
+            url, token=token, ca=ca, node=node, state_dir=state_dir
+        )
+        self._requests = RequestFlow(place.label, retry_timeout_s=retry_timeout_s)
+        self._driver = ThreadDriver(place)
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +66,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections; what was submitted goes on."""
-        self._pool.close()
+        self._driver.close()
 
     # -- submitting ----------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Client:
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Task:
         """Submit a task and return it as it was accepted.
 
@@ -87,14 +89,14 @@ class Client:
             TimedOut: no answer within `deadline_s`.
         """
         flow = flows.submit(
-            self._asker,
+            self._requests,
             command,
-            asked,
+            fields,
             key=idempotency_key,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            until=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.run(flow)
+        return self._driver.run(flow)
 
     def submit_many(
         self,
@@ -110,13 +112,13 @@ class Client:
             Invalid: there are more, or a value is not taken; nothing was accepted.
         """
         flow = flows.submit_many(
-            self._asker,
+            self._requests,
             drafts,
             key=idempotency_key,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.run(flow)
+        return self._driver.run(flow)
 
     def array(
         self,
@@ -127,23 +129,23 @@ class Client:
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Task:
         """Submit one array: `members` is a range such as `"1-1000"`, or the items.
 
         `{}` in the command stands for the number or item. See `results`.
         """
         flow = arrays.array(
-            self._asker,
+            self._requests,
             command,
-            asked,
+            fields,
             members=members,
             max_fails=max_fails,
             key=idempotency_key,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.run(flow)
+        return self._driver.run(flow)
 
     def run(
         self,
@@ -152,7 +154,7 @@ class Client:
         check: bool = False,
         durability: Durability | None = None,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Task:
         """Run a command and return the ended task, as `subprocess.run` would.
 
@@ -163,14 +165,14 @@ class Client:
             TimedOut: it did not end within `deadline_s`.
         """
         flow = flows.run(
-            self._asker,
+            self._requests,
             command,
-            asked,
+            fields,
             check=check,
             durability=durability,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.run(flow)
+        return self._driver.run(flow)
 
     def map(
         self,
@@ -179,7 +181,7 @@ class Client:
         *,
         ordered: bool = True,
         deadline_s: float | None = None,
-        **asked: Unpack[Asked],
+        **fields: Unpack[TaskFields],
     ) -> Generator[Task]:
         """Run a command for each item, and yield the ended tasks.
 
@@ -193,17 +195,17 @@ class Client:
             items: Texts, or what becomes one by `str()`; `item` of a task has it.
             ordered: Whether results come in the order of the items, or as they end.
             deadline_s: How long to go on.
-            asked: What each task asks for.
+            fields: What each task asks for.
         """
         flow = arrays.map_(
-            self._asker,
+            self._requests,
             command,
             items,
-            asked,
+            fields,
             ordered=ordered,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.iterate(flow)
+        return self._driver.iterate(flow)
 
     # -- waiting -------------------------------------------------------------------
 
@@ -213,15 +215,17 @@ class Client:
         Raises:
             TimedOut: not within `deadline_s`; it goes on.
         """
-        until = self._asker.until(deadline_s)
-        return self._pool.run(flows.wait(self._asker, task, until=until))
+        until = self._requests.deadline_after(deadline_s)
+        return self._driver.run(flows.wait(self._requests, task, deadline=until))
 
     def as_ended(
         self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
     ) -> Generator[Task]:
         """Yield tasks as they end, over one stream however many they are."""
-        until = self._asker.until(deadline_s)
-        return self._pool.iterate(streams.as_ended(self._asker, tasks, until=until))
+        until = self._requests.deadline_after(deadline_s)
+        return self._driver.iterate(
+            streams.as_ended(self._requests, tasks, deadline=until)
+        )
 
     def results(
         self,
@@ -234,9 +238,9 @@ class Client:
 
         One that was cancelled before it began has no result.
         """
-        until = self._asker.until(deadline_s)
-        flow = arrays.results(self._asker, array, ordered=ordered, until=until)
-        return self._pool.iterate(flow)
+        until = self._requests.deadline_after(deadline_s)
+        flow = arrays.results(self._requests, array, ordered=ordered, deadline=until)
+        return self._driver.iterate(flow)
 
     def logs(
         self,
@@ -259,15 +263,15 @@ class Client:
             deadline_s: How long to go on.
         """
         flow = streams.logs(
-            self._asker,
+            self._requests,
             task,
             follow=follow,
             stream=stream,
             attempt=attempt,
             after=after,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.iterate(flow)
+        return self._driver.iterate(flow)
 
     def events(
         self,
@@ -288,26 +292,28 @@ class Client:
             deadline_s: How long to go on.
         """
         flow = streams.events(
-            self._asker,
+            self._requests,
             types=types,
             task=task,
             after=after,
-            until=self._asker.until(deadline_s),
+            deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._pool.iterate(flow)
+        return self._driver.iterate(flow)
 
     # -- one task ------------------------------------------------------------------
 
     def task(self, task: str | Task) -> Task:
         """Return a task as it is now, with its output if it has ended."""
-        return self._pool.run(flows.task(self._asker, task))
+        return self._driver.run(flows.task(self._requests, task))
 
     def output(
         self, task: str | Task, path: str, *, deadline_s: float | None = None
     ) -> Generator[bytes]:
         """Yield the bytes of a file that the task declared in `outputs`, in pieces."""
-        until = self._asker.until(deadline_s)
-        return self._pool.iterate(streams.output(self._asker, task, path, until=until))
+        until = self._requests.deadline_after(deadline_s)
+        return self._driver.iterate(
+            streams.output(self._requests, task, path, deadline=until)
+        )
 
     def cancel(self, task: str | Task, *, force: bool = False) -> Task:
         """Cancel a task that is queued, with `force` also one that runs.
@@ -316,7 +322,7 @@ class Client:
             Conflict: it runs.
             NotFound: there is none, or it has ended.
         """
-        return self._pool.run(flows.cancel(self._asker, task, force=force))
+        return self._driver.run(flows.cancel(self._requests, task, force=force))
 
     def retry(self, task: str | Task) -> Task:
         """Run an ended task once more, or what failed of an array; return the new one.
@@ -324,22 +330,22 @@ class Client:
         Raises:
             Conflict: it has not ended.
         """
-        return self._pool.run(flows.retry(self._asker, task))
+        return self._driver.run(flows.retry(self._requests, task))
 
     def explain(self, task: str | Task) -> Explanation:
         """Return why a task is where it is, and what keeps it from each node."""
-        return self._pool.run(listing.explain(self._asker, task))
+        return self._driver.run(listing.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
-    def tasks(self, **wanted: Unpack[Wanted]) -> Generator[Task]:
+    def tasks(self, **task_filter: Unpack[TaskFilter]) -> Generator[Task]:
         """Yield tasks without their output, oldest first unless told."""
-        return self._pool.iterate(listing.tasks(self._asker, wanted))
+        return self._driver.iterate(listing.tasks(self._requests, task_filter))
 
     def nodes(self) -> list[NodeInfo]:
         """Return the members of the mesh, the dispatcher first."""
-        return self._pool.run(listing.nodes(self._asker))
+        return self._driver.run(listing.nodes(self._requests))
 
     def stats(self) -> Stats:
         """Return the whole mesh in numbers."""
-        return self._pool.run(listing.stats(self._asker))
+        return self._driver.run(listing.stats(self._requests))

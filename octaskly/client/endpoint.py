@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from octaskly.client.local_agents import local_socket
-from octaskly.config.sources import said_to_clients
+from octaskly.client.local_agents import find_agent_socket
+from octaskly.config.sources import read_client_settings
 from octaskly.config.units import is_host
 from octaskly.errors import ConfigError
 
@@ -21,7 +21,7 @@ _LOOPBACK_NET = 127
 _URLS = "https://NODE:3443, or http://localhost:3000 on this machine"
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One node, as the caller named it; `url` None: an agent of this machine."""
 
     url: str | None = None
@@ -34,10 +34,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Show no token, and no environment, which may have one."""
-        return f"Target({self.name!r})"
+        return f"Target({self.label!r})"
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """What errors call it."""
         if self.url is not None:
             return self.url
@@ -47,14 +47,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
             return f"the agent of {self.state_dir}"
         return f"the agent {self.node}" if self.node else "the agent of this machine"
 
-    def socket(self) -> Path:
+    def socket_path(self) -> Path:
         """Return the socket of the agent; as `local_socket`."""
         if self.path is not None:
             return self.path
-        return local_socket(self.environ, node=self.node, state_dir=self.state_dir)
+        return find_agent_socket(self.environ, node=self.node, state_dir=self.state_dir)
 
 
-def target(
+def resolve_endpoint(
     url: str | None = None,
     *,
     token: str | None = None,
@@ -63,7 +63,7 @@ def target(
     state_dir: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
     is_local: bool = False,
-) -> Target:
+) -> Endpoint:
     """Return the node that is meant, by what is given, the environment, or files.
 
     The first of them that names a node decides; a URL prevails over an agent there. If
@@ -79,25 +79,25 @@ def target(
             "a URL, token or CA goes with no agent of this machine",
             hint="either the URL of a node, or the name or state folder of an agent",
         )
-    chosen = _chosen(said, environ, is_local=is_local)
+    chosen = _first_source(said, environ, is_local=is_local)
     if chosen.get("url") and not is_local:
         ca = ca or environ.get("OCTASKLY_CA_FILE") or _ca_file(environ)
-        return Target(
-            url=_checked(chosen["url"]),
+        return Endpoint(
+            url=_normalize_url(chosen["url"]),
             token=_token(token or environ.get("OCTASKLY_TOKEN")),
             ca=Path(ca) if ca else None,
         )
     if token or ca:
         raise ConfigError("a token or CA without a URL leads nowhere", hint=_URLS)
     folder = chosen.get("state_dir")
-    return Target(
+    return Endpoint(
         node=None if folder else chosen.get("node"),
         state_dir=Path(folder) if folder else None,
         environ=environ,
     )
 
 
-def _chosen(
+def _first_source(
     said: Mapping[str, Any], environ: Mapping[str, str], *, is_local: bool
 ) -> Mapping[str, Any]:
     """Return what the first source says that names a node."""
@@ -106,16 +106,16 @@ def _chosen(
         "url": environ.get("OCTASKLY_URL"),
         "state_dir": environ.get("OCTASKLY_STATE_DIR"),
     }
-    sources = itertools.chain((said, variables), said_to_clients(environ))
+    sources = itertools.chain((said, variables), read_client_settings(environ))
     return next((each for each in sources if any(map(each.get, keys))), {})
 
 
 def _ca_file(environ: Mapping[str, str]) -> str | None:
-    files = said_to_clients(environ)
+    files = read_client_settings(environ)
     return next((said["ca_file"] for said in files if "ca_file" in said), None)
 
 
-def _checked(url: str) -> str:
+def _normalize_url(url: str) -> str:
     """Return a URL without what follows the port."""
     parts = urlsplit(url)
     try:
@@ -128,10 +128,10 @@ def _checked(url: str) -> str:
             hint=_URLS,
         )
     if not is_host(parts.hostname):
-        raise ConfigError(f"{_bare(url)!r} names no host", hint=_URLS)
+        raise ConfigError(f"{_without_password(url)!r} names no host", hint=_URLS)
     if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(
-            f"{_bare(url)!r} has more than a host and a port",
+            f"{_without_password(url)!r} has more than a host and a port",
             hint=_URLS,
         )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -143,7 +143,7 @@ def _checked(url: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
 
 
-def _bare(url: str) -> str:
+def _without_password(url: str) -> str:
     """Return a URL that may be printed: without a password."""
     return url.rpartition("@")[2]
 

@@ -149,23 +149,26 @@ _BY_STATUS: Final[Mapping[int, type[Refused]]] = {
 }
 
 
-def not_connected(place: str, error: OSError) -> OctasklyError:
+def connect_error(node_label: str, error: OSError) -> OctasklyError:
     """Return what it means that no connection came about."""
     if "certificate verify failed" in str(error).lower():
         return ConfigError(
-            f"{place} has no certificate of a mesh that is trusted here",
+            f"{node_label} has no certificate of a mesh that is trusted here",
             hint="octaskly ca > mesh-ca.pem    on a node; then name that file here",
         )
     if "ssl" in type(error).__name__.lower():
         return ConfigError(
-            f"{place} does not speak TLS", hint="http://    for ports of this machine"
+            f"{node_label} does not speak TLS",
+            hint="http://    for ports of this machine",
         )
     return Unreachable(
-        f"no agent answers at {place}", hint="octaskly agent    on that machine"
+        f"no agent answers at {node_label}", hint="octaskly agent    on that machine"
     )
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused | None:
+def parse_refusal(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> Refused | None:
     """Return the error that a refusing answer means; None: no node says so."""
     try:
         details = msgspec.json.decode(body, type=dict[str, Any])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from octaskly.client import errors
 from octaskly.client.errors import NoAnswer, ReplyLost
-from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.flows.calls import Call, Response
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
-TURN_S = 0.01  #: between calls at the door of a busy node
-LOOK_UP_S = 0.5  #: of one wait for bytes, before Python looks whether it was Ctrl-C
+CONNECT_RETRY_S = 0.01  #: between calls at the door of a busy node
+SIGNAL_CHECK_S = (
+    0.5  #: of one wait for bytes, before Python looks whether it was Ctrl-C
+)
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
 
 
-class _Bytes(io.RawIOBase):
+class _InterruptibleReader(io.RawIOBase):
     """What comes from a socket, waited for in turns.
 
     Python hears of a signal between two calls only: one that comes in the instant
@@ -49,7 +51,7 @@ class _Bytes(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._await_some()
+        self._wait_until_readable()
         return self._file.readinto(buffer)
 
     def close(self) -> None:
@@ -57,24 +59,24 @@ class _Bytes(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def _await_some(self) -> None:
+    def _wait_until_readable(self) -> None:
         timeout_s = self._sock.gettimeout()
-        if timeout_s is None or _lies_decrypted(self._sock):
+        if timeout_s is None or _has_decrypted_bytes(self._sock):
             return
         give_up_at = time.monotonic() + timeout_s
-        while not self._poll.poll(min(timeout_s, LOOK_UP_S) * 1000):
+        while not self._poll.poll(min(timeout_s, SIGNAL_CHECK_S) * 1000):
             timeout_s = give_up_at - time.monotonic()
             if timeout_s <= 0:
                 raise TimeoutError("timed out")
 
 
-def _lies_decrypted(sock: socket.socket) -> bool:
+def _has_decrypted_bytes(sock: socket.socket) -> bool:
     """Whether TLS has bytes that the kernel no longer has."""
     pending = getattr(sock, "pending", None)
     return pending is not None and pending() > 0
 
 
-class _Answer(http.client.HTTPResponse):
+class _InterruptibleResponse(http.client.HTTPResponse):
     """An answer that Ctrl-C does not wait for."""
 
     fp: Any = None  #: not yet, where Ctrl-C comes first
@@ -82,7 +84,7 @@ class _Answer(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
-        self.fp = io.BufferedReader(_Bytes(sock))
+        self.fp = io.BufferedReader(_InterruptibleReader(sock))
 
     def flush(self) -> None:
         """Do nothing: it is only read.
@@ -118,16 +120,16 @@ def connect_unix(sock: socket.socket, path: Path) -> None:
             call within the timeout of the socket.
     """
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        _connect_in_turn(sock, str(path))
+        _connect_with_retries(sock, str(path))
         return
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _connect_in_turn(sock, f"/proc/self/fd/{folder}/{path.name}")
+        _connect_with_retries(sock, f"/proc/self/fd/{folder}/{path.name}")
     finally:
         os.close(folder)
 
 
-def _connect_in_turn(sock: socket.socket, address: str) -> None:
+def _connect_with_retries(sock: socket.socket, address: str) -> None:
     """Connect; wait while a busy node has yet to take as many calls as may wait.
 
     Over TCP the kernel asks again by itself, here it says EAGAIN.
@@ -139,34 +141,36 @@ def _connect_in_turn(sock: socket.socket, address: str) -> None:
         except BlockingIOError:
             if time.monotonic() > give_up_at:
                 raise
-            time.sleep(TURN_S)
+            time.sleep(CONNECT_RETRY_S)
 
 
-class Connection:
+class HttpConnection:
     """A connection to one node, opened when it is needed; for one thread at a time."""
 
     def __init__(
         self,
         connection: http.client.HTTPConnection,
         *,
-        place: str,
+        node_label: str,
         token: str | None = None,
     ) -> None:
-        self.place = place
+        self.node_label = node_label
         self._connection = connection
-        connection.response_class = _Answer
-        self._used_at: float | None = None
+        connection.response_class = _InterruptibleResponse
+        self._last_used_at: float | None = None
         self._headers = {"Accept": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
 
     @classmethod
-    def at_socket(cls, path: Path) -> Connection:
+    def at_socket(cls, path: Path) -> HttpConnection:
         """Return a connection to the local agent with this socket file."""
-        return cls(_UnixConnection(path), place=str(path))
+        return cls(_UnixConnection(path), node_label=str(path))
 
     @classmethod
-    def at_url(cls, url: str, *, token: str | None, ca_file: Path | None) -> Connection:
+    def at_url(
+        cls, url: str, *, token: str | None, ca_file: Path | None
+    ) -> HttpConnection:
         """Return a connection to the node at a URL that `targets` has read.
 
         Raises:
@@ -180,14 +184,14 @@ class Connection:
                 host, timeout=CONNECT_S_MAX, context=tls_context(ca_file)
             )
         )
-        return cls(connection, place=url, token=token)
+        return cls(connection, node_label=url, token=token)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
-        self._used_at = None
+        self._last_used_at = None
 
-    def exchange(
+    def send_request(
         self,
         method: str,
         target: str,
@@ -196,13 +200,13 @@ class Connection:
         timeout_s: float,
     ) -> http.client.HTTPResponse:
         """Send a request; leave it to the caller to read the answer to its end."""
-        used_at = self._used_at
+        used_at = self._last_used_at
         if used_at is not None and time.monotonic() - used_at > IDLE_S_MAX:
             self.close()
         everything = {**self._headers, **headers}
         if body is not None:
             everything.setdefault("Content-Type", "application/json")
-        self._open()
+        self._connect()
         try:
             self._connection.sock.settimeout(timeout_s)
             self._connection.request(method, target, body=body, headers=everything)
@@ -210,35 +214,35 @@ class Connection:
         except TimeoutError as error:
             self.close()
             raise NoAnswer(
-                f"{self.place} did not answer within {timeout_s:.0f} s"
+                f"{self.node_label} did not answer within {timeout_s:.0f} s"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             hint = "octaskly ls    shows whether it was accepted"
             raise ReplyLost(
-                f"{self.place} closed the connection before it answered",
+                f"{self.node_label} closed the connection before it answered",
                 hint=None if method == "GET" else hint,
             ) from error
         except BaseException:
             # Interrupted half-way: what comes next must not read this answer.
             self.close()
             raise
-        self._used_at = time.monotonic()
+        self._last_used_at = time.monotonic()
         return response
 
-    def ask(self, call: Call, timeout_s: float) -> Reply:
+    def request(self, call: Call, timeout_s: float) -> Response:
         """Send one request; return its answer, good or bad."""
-        response = self.exchange(
+        response = self.send_request(
             call.method, call.target, call.body, call.headers, timeout_s
         )
-        return self.finish(response)
+        return self.read_response(response)
 
-    def finish(self, response: http.client.HTTPResponse) -> Reply:
+    def read_response(self, response: http.client.HTTPResponse) -> Response:
         """Read an answer to its end."""
-        data = self._read(response)
-        return Reply(response.status, headers_of(response), data)
+        data = self._read_body(response)
+        return Response(response.status, headers_of(response), data)
 
-    def piece(
+    def read_chunk(
         self, response: http.client.HTTPResponse, size: int, timeout_s: float
     ) -> bytes:
         """Return the next bytes of an answer that is a stream, none at its end."""
@@ -249,7 +253,7 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ReplyLost(
-                f"{self.place} stopped in the middle of a stream"
+                f"{self.node_label} stopped in the middle of a stream"
             ) from error
 
     def abort(self) -> None:
@@ -258,16 +262,16 @@ class Connection:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _open(self) -> None:
+    def _connect(self) -> None:
         if self._connection.sock is not None:
             return
         try:
             self._connection.connect()
         except OSError as error:
             self.close()
-            raise errors.not_connected(self.place, error) from error
+            raise errors.connect_error(self.node_label, error) from error
 
-    def _read(self, response: http.client.HTTPResponse) -> bytes:
+    def _read_body(self, response: http.client.HTTPResponse) -> bytes:
         try:
             data = response.read()
             # Python closes what was forgotten, too, but loses a Ctrl-C that comes then.
@@ -275,7 +279,7 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ReplyLost(
-                f"{self.place} stopped in the middle of its answer"
+                f"{self.node_label} stopped in the middle of its answer"
             ) from error
         except BaseException:
             self.close()

@@ -11,7 +11,7 @@ import msgspec
 
 from octaskly.client.errors import SeveralAgents, Unreachable
 from octaskly.client.http_connection import CONNECT_S_MAX, connect_unix
-from octaskly.config.paths import STATE_BASE, xdg
+from octaskly.config.paths import STATE_BASE, xdg_folder
 from octaskly.errors import PermissionDenied
 
 RUN_FOLDER = Path("/run/octaskly")
@@ -22,14 +22,14 @@ octaskly agent                try it now, in this terminal
 octaskly service install      keep it running, also after a reboot"""
 
 
-class _Described(msgspec.Struct):
+class _AgentDescription(msgspec.Struct):
     """What is read of what a running agent says of itself."""
 
     name: str
     socket: str
 
 
-def local_socket(
+def find_agent_socket(
     environ: Mapping[str, str], *, node: str | None, state_dir: Path | None
 ) -> Path:
     """Return the socket of the agent on this machine that is meant.
@@ -42,12 +42,12 @@ def local_socket(
         PermissionDenied: the socket is not for this user.
     """
     if state_dir is not None:
-        return _of_state_dir(state_dir)
-    places = dict(agents_here(environ, node))
+        return _socket_of_state_dir(state_dir)
+    places = dict(find_local_agents(environ, node))
     if node is not None:
         wanted = places.get(node)
         places = {} if wanted is None else {node: wanted}
-    answering = {name: path for name, path in places.items() if _answers(path)}
+    answering = {name: path for name, path in places.items() if _is_listening(path)}
     if len(answering) == 1:
         return next(iter(answering.values()))
     if answering:
@@ -60,7 +60,7 @@ def local_socket(
     raise Unreachable(NO_AGENT, hint=NO_AGENT_HINT)
 
 
-def agents_here(
+def find_local_agents(
     environ: Mapping[str, str], node: str | None = None
 ) -> Iterator[tuple[str, Path]]:
     """Yield name and socket of agents that may be running on this machine.
@@ -73,42 +73,42 @@ def agents_here(
         folders.append(Path(runtime) / "octaskly")
     names: set[str] = set()
     for folder in folders:
-        for path in sorted(_listed(folder, "*.sock")):
+        for path in sorted(_glob_or_nothing(folder, "*.sock")):
             if path.stem not in names:
                 names.add(path.stem)
                 yield path.stem, path
     if node in names:
         return
-    states = xdg(environ, *STATE_BASE) / "octaskly"
-    for description in sorted(_listed(states, "*/agent.json")):
-        described = _described(description.parent)
+    states = xdg_folder(environ, *STATE_BASE) / "octaskly"
+    for description in sorted(_glob_or_nothing(states, "*/agent.json")):
+        described = _try_read_description(description.parent)
         if described is not None and described[0] not in names:
             yield described
 
 
-def _listed(folder: Path, pattern: str) -> list[Path]:
+def _glob_or_nothing(folder: Path, pattern: str) -> list[Path]:
     try:
         return list(folder.glob(pattern))
     except OSError:
         return []
 
 
-def _described(folder: Path) -> tuple[str, Path] | None:
+def _try_read_description(folder: Path) -> tuple[str, Path] | None:
     """Return name and socket of an agent, None where its folder does not tell."""
     try:
-        return _read(folder)
+        return _read_description(folder)
     except (OSError, ValueError):
         return None
 
 
-def _read(folder: Path) -> tuple[str, Path]:
+def _read_description(folder: Path) -> tuple[str, Path]:
     """Return name and socket from the `agent.json` of a state folder."""
     written = (folder / "agent.json").read_bytes()
-    told = msgspec.json.decode(written, type=_Described)
+    told = msgspec.json.decode(written, type=_AgentDescription)
     return told.name, Path(told.socket)
 
 
-def _answers(path: Path) -> bool:
+def _is_listening(path: Path) -> bool:
     """Whether somebody listens there; a socket file outlives an agent that died."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(CONNECT_S_MAX)  # A dead one is refused at once.
@@ -124,9 +124,9 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _of_state_dir(folder: Path) -> Path:
+def _socket_of_state_dir(folder: Path) -> Path:
     try:
-        described = _read(folder)
+        described = _read_description(folder)
     except PermissionError:
         raise PermissionDenied(
             f"this user may not look into the state folder {folder}",
@@ -134,7 +134,7 @@ def _of_state_dir(folder: Path) -> Path:
         ) from None
     except (OSError, ValueError):
         described = None
-    if described is None or not _answers(described[1]):
+    if described is None or not _is_listening(described[1]):
         raise Unreachable(
             f"no agent is running with the state folder {folder}",
             hint=f"octaskly agent --state-dir {folder}",

@@ -6,16 +6,16 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from octaskly.client.drivers.thread_driver import Pool
-from octaskly.client.endpoint import Target
+from octaskly.client.drivers.thread_driver import ThreadDriver
+from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Refused
 from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call, Reply
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.steps import Emitting, Flow
+from octaskly.client.flows.calls import Call, Response
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.errors import OctasklyError
 
-PATIENCE_S: Final = 10.0
+RETRY_TIMEOUT_S: Final = 10.0
 
 _T = TypeVar("_T")
 
@@ -31,33 +31,37 @@ class Session:
 
     def __init__(
         self,
-        place: Target,
+        endpoint: Endpoint,
         *,
-        patience_s: float = PATIENCE_S,
+        retry_timeout_s: float = RETRY_TIMEOUT_S,
         on_wait: Callable[[Refused], None] | None = None,
     ) -> None:
-        self.asker = Asker(
-            place.name,
-            patience_s=patience_s,
-            on_failure=self._failed,
+        self.requests = RequestFlow(
+            endpoint.label,
+            retry_timeout_s=retry_timeout_s,
+            on_failure=self._count_failure,
             is_program=False,
         )
-        self.lost = 0  #: times that a connection was lost and another one opened
-        self._pool = Pool(place)
+        self.reconnect_count = (
+            0  #: times that a connection was lost and another one opened
+        )
+        self._driver = ThreadDriver(endpoint)
         self._on_wait = on_wait
 
     @classmethod
-    def at_socket(cls, path: Path | str, *, patience_s: float = PATIENCE_S) -> Self:
+    def at_socket(
+        cls, path: Path | str, *, retry_timeout_s: float = RETRY_TIMEOUT_S
+    ) -> Self:
         """Return the way to the agent that has this socket."""
-        return cls(Target(path=Path(path)), patience_s=patience_s)
+        return cls(Endpoint(path=Path(path)), retry_timeout_s=retry_timeout_s)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._pool.close()
+        self._driver.close()
 
-    def ask(self, call: Call) -> Reply:
+    def send(self, call: Call) -> Response:
         """Return the answer to a call.
 
         Raises:
@@ -65,30 +69,30 @@ class Session:
             Unreachable: nobody answers there.
             ReplyLost: the connection ended before the answer.
         """
-        return self.run(self.asker.ask(call))
+        return self.run(self.requests.send(call))
 
-    def asked(self, call: Call, kind: type[_T]) -> _T:
-        """As `ask`; return what the answer carries."""
-        return self.run(self.asker.asked(call, kind))
+    def send_and_decode(self, call: Call, kind: type[_T]) -> _T:
+        """As `send`; return what the answer carries."""
+        return self.run(self.requests.send_and_decode(call, kind))
 
-    def read(self, reply: Reply, kind: type[_T]) -> _T:
+    def decode(self, reply: Response, kind: type[_T]) -> _T:
         """Return what an answer carries.
 
         Raises:
             NotOctaskly: it is something else.
         """
-        return calls.decoded(reply, kind, self.asker.place)
+        return calls.decode_body(reply, kind, self.requests.node_label)
 
     def run(self, flow: Flow[_T]) -> _T:
         """Perform a flow; return what it comes to."""
-        return self._pool.run(flow)
+        return self._driver.run(flow)
 
-    def iterate(self, flow: Emitting[_T]) -> Generator[_T]:
+    def iterate(self, flow: EmittingFlow[_T]) -> Generator[_T]:
         """Perform a flow; yield what it emits."""
-        return self._pool.iterate(flow)
+        return self._driver.iterate(flow)
 
-    def _failed(self, error: OctasklyError) -> None:
+    def _count_failure(self, error: OctasklyError) -> None:
         if not isinstance(error, Refused):
-            self.lost += 1
+            self.reconnect_count += 1
         elif self._on_wait is not None:
             self._on_wait(error)

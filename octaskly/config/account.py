@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from octaskly.config.defaults import GROUP
+from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.errors import ConfigError
 
 SHELL = "/bin/sh"
@@ -19,13 +19,13 @@ NO_SHELLS = ("", "/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/f
 CAP_SETGID, CAP_SETUID = 6, 7
 
 #: These name what belongs to the agent's user, or what systemd made for the agent.
-FOREIGN_NAMES = (
+DROPPED_VARIABLES = (
     *("DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "ICEAUTHORITY", "INVOCATION_ID"),
     *("JOURNAL_STREAM", "KRB5CCNAME", "MAIL", "SYSTEMD_EXEC_PID", "XAUTHORITY"),
     *("STATE_DIRECTORY", "CACHE_DIRECTORY", "LOGS_DIRECTORY", "RUNTIME_DIRECTORY"),
     "CONFIGURATION_DIRECTORY",
 )
-FOREIGN_PREFIXES = ("MEMORY_PRESSURE_", "SSH_", "SUDO_", "XDG_")
+DROPPED_PREFIXES = ("MEMORY_PRESSURE_", "SSH_", "SUDO_", "XDG_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +44,23 @@ class Account:
         kept = {
             name: value
             for name, value in environ.items()
-            if name not in FOREIGN_NAMES and not name.startswith(FOREIGN_PREFIXES)
+            if name not in DROPPED_VARIABLES and not name.startswith(DROPPED_PREFIXES)
         }
         own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name}
         return {**kept, **own, "SHELL": self.login_shell}
 
 
-class Inherited(NamedTuple):
+class InheritedSettings(NamedTuple):
     """What tasks have from whoever started the agent, which itself has it otherwise."""
 
     umask: int = 0o022  #: the agent's own files are private
     core_bytes: int | None = None  #: of a core file, -1: any; the agent makes none
 
 
-INHERITED: Final = Inherited()
+DEFAULT_INHERITED: Final = InheritedSettings()
 
 
-def account_for(name: str | None) -> Account | None:
+def resolve_account(name: str | None) -> Account | None:
     """Return whose rights tasks get; None: those of the agent.
 
     Args:
@@ -75,7 +75,7 @@ def account_for(name: str | None) -> Account | None:
     try:
         entry = pwd.getpwnam(name)
     except (KeyError, ValueError) as error:
-        raise _refused(
+        raise _task_user_error(
             name,
             "there is no such user",
             hint=f"sudo useradd --system {name}; for octaskly-task: systemd-sysusers",
@@ -83,7 +83,7 @@ def account_for(name: str | None) -> Account | None:
     if entry.pw_uid == os.geteuid() == 0:
         return None  # That was said by name, so it is no accident.
     groups = set(os.getgrouplist(name, entry.pw_gid))
-    _check(name, entry.pw_uid, groups)
+    _check_unprivileged(name, entry.pw_uid, groups)
     shell = SHELL if entry.pw_shell in NO_SHELLS else entry.pw_shell
     return Account(
         name=name,
@@ -95,18 +95,20 @@ def account_for(name: str | None) -> Account | None:
     )
 
 
-def _check(name: str, uid: int, groups: set[int]) -> None:
+def _check_unprivileged(name: str, uid: int, groups: set[int]) -> None:
     if uid == 0:
-        raise _refused(name, "tasks would have all rights on this machine")
+        raise _task_user_error(name, "tasks would have all rights on this machine")
     if uid == os.geteuid():
-        raise _refused(
+        raise _task_user_error(
             name, "it is the agent's own user, whose secrets tasks would see"
         )
-    if power := groups & _groups_of_power():
+    if power := groups & _privileged_groups():
         shown = ", ".join(sorted(map(_group_name, power)))
-        raise _refused(name, f"its group {shown} has rights that tasks must not have")
+        raise _task_user_error(
+            name, f"its group {shown} has rights that tasks must not have"
+        )
     if not may_change_users():
-        raise _refused(
+        raise _task_user_error(
             name,
             "this agent may not change users",
             hint="run it by systemd/octaskly.service, which lets it, or as root;"
@@ -121,11 +123,11 @@ def may_change_users() -> bool:
     return all(held >> capability & 1 for capability in (CAP_SETGID, CAP_SETUID))
 
 
-def _groups_of_power() -> set[int]:
+def _privileged_groups() -> set[int]:
     """Return root's group, the agent's own, and the one that may use its socket."""
     groups = {0, os.getegid()}
     with suppress(KeyError):
-        groups.add(grp.getgrnam(GROUP).gr_gid)
+        groups.add(grp.getgrnam(SOCKET_GROUP).gr_gid)
     return groups
 
 
@@ -136,7 +138,7 @@ def _group_name(gid: int) -> str:
         return str(gid)
 
 
-def _refused(name: str, why: str, *, hint: str | None = None) -> ConfigError:
+def _task_user_error(name: str, why: str, *, hint: str | None = None) -> ConfigError:
     usual = "octaskly agent --task-user NAME, a user for tasks and nothing else"
     return ConfigError(
         f"--task-user {name}: {why}", hint=hint or usual, field="--task-user"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from octaskly.config.account import INHERITED, Account, Inherited
+from octaskly.config.account import DEFAULT_INHERITED, Account, InheritedSettings
 from octaskly.config.paths import (
     Paths,
     runtime_dir_default,
@@ -20,7 +20,7 @@ from octaskly.config.paths import (
     state_dir_default,
 )
 from octaskly.config.settings import AgentOptions
-from octaskly.config.sources import Said, said_everywhere
+from octaskly.config.sources import SettingValue, read_all_sources
 from octaskly.core.model.settings import Limits, Timing
 from octaskly.errors import ConfigError
 
@@ -43,10 +43,12 @@ class AgentConfig:
     limits: Limits
     account: Account | None = None  #: the user that tasks run as; None: the agent's
     was_renewed: bool = False  #: the state folder was a copy: its node has a new id
-    inherited: Inherited = INHERITED
+    inherited: InheritedSettings = DEFAULT_INHERITED
 
 
-def configure(flags: Mapping[str, Any], environ: Mapping[str, str]) -> AgentConfig:
+def load_agent_config(
+    flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> AgentConfig:
     """Return the settings that flags, environment, files and defaults make.
 
     Args:
@@ -57,27 +59,29 @@ def configure(flags: Mapping[str, Any], environ: Mapping[str, str]) -> AgentConf
         ConfigError: something is unusable; the message has one line per problem.
     """
     faults: list[str] = []
-    said = said_everywhere(flags, environ, faults)
-    options = options_of(said, faults)
-    refuse(faults)
-    return _filled(
+    said = read_all_sources(flags, environ, faults)
+    options = build_options(said, faults)
+    raise_faults(faults)
+    return _fill_defaults(
         options, {field: each.origin for field, each in said.items()}, environ
     )
 
 
-def options_of(said: Mapping[str, Said], faults: list[str]) -> AgentOptions:
+def build_options(
+    values: Mapping[str, SettingValue], faults: list[str]
+) -> AgentOptions:
     """Return the options; what does not fit together is noted."""
     options = AgentOptions(
-        **{name: each.value for name, each in said.items() if name in _FIELDS}
+        **{name: each.value for name, each in values.items() if name in _FIELDS}
     )
     quota_bytes, cap_bytes = options.output_quota_bytes, options.output_cap_bytes
     if quota_bytes is not None and quota_bytes < cap_bytes:
-        origin = said["output_quota_bytes"].origin
+        origin = values["output_quota_bytes"].origin
         faults.append(f"{origin}: output_quota {quota_bytes}: at least output_cap")
     return options
 
 
-def refuse(faults: list[str]) -> None:
+def raise_faults(faults: list[str]) -> None:
     """Raise what is wrong with settings, if anything is.
 
     Raises:
@@ -91,7 +95,7 @@ def refuse(faults: list[str]) -> None:
     )
 
 
-def _filled(
+def _fill_defaults(
     options: AgentOptions, origins: Mapping[str, str], environ: Mapping[str, str]
 ) -> AgentConfig:
     name = options.name or _host_name()

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from typing import Final
 
-from octaskly.config.settings import NAME, Setting
-from octaskly.config.value_types import Kind, Place
+from octaskly.config.settings import NODE_NAME, Setting
+from octaskly.config.value_types import PathValue, ValueType
 
 CLIENT_SETTINGS: Final = (
     Setting(
         field="url",
         flag="--url",
-        kind=Kind("URL", "an http:// or https:// URL", r"https?://[^\s,]+"),
-        says="the node that commands ask",
+        value_type=ValueType("URL", "an http:// or https:// URL", r"https?://[^\s,]+"),
+        summary="the node that commands ask",
         unset="the agent of this machine",
-        more="",
+        details="",
         default=None,
     ),
     Setting(
         field="node",
         flag="--node",
-        kind=NAME,
-        says="the agent of this machine that commands ask, where several run",
+        value_type=NODE_NAME,
+        summary="the agent of this machine that commands ask, where several run",
         unset="the only one that runs",
-        more="",
+        details="",
         default=None,
         has_variable=False,
     ),
     Setting(
         field="ca_file",
         flag="--ca-file",
-        kind=Place("FILE", "the path of a file", r".+"),
-        says="the authority of the mesh for https:// URLs",
+        value_type=PathValue("FILE", "the path of a file", r".+"),
+        summary="the authority of the mesh for https:// URLs",
         unset="those of the system",
-        more="",
+        details="",
         default=None,
     ),
 )

@@ -7,32 +7,38 @@ from typing import Any
 
 from octaskly.config import defaults
 from octaskly.config.units import BYTES, SECONDS
-from octaskly.config.value_types import Amount, Kind
+from octaskly.config.value_types import Amount, ValueType
 
-_TIME = Amount("T", SECONDS, least=1, most=defaults.DEADLINE_S_MAX)
-_COUNT = Amount(least=1, most=defaults.COUNT_MAX)
+_TIME = Amount("T", SECONDS, minimum=1, maximum=defaults.DEADLINE_S_MAX)
+_COUNT = Amount(minimum=1, maximum=defaults.COUNT_MAX)
 
 
 def setting(
     flag: str,
-    kind: Kind,
-    says: str,
+    value_type: ValueType,
+    summary: str,
     *,
     default: object = None,
     unset: str = "",
-    more: str = "",
+    details: str = "",
 ) -> Any:
     """Return the field of one row.
 
     Args:
         flag: Of `octaskly agent`; the key in files and the variable follow from it.
-        kind: How a value is written, with its bounds.
-        says: What the setting does, in one sentence without a full stop.
+        value_type: How a value is written, with its bounds.
+        summary: What the setting does, in one sentence without a full stop.
         default: What holds where nobody says anything.
         unset: The same in words, where it depends on the machine.
-        more: What the reference page adds, in Markdown.
+        details: What the reference page adds, in Markdown.
     """
-    shown = {"flag": flag, "kind": kind, "says": says, "unset": unset, "more": more}
+    shown = {
+        "flag": flag,
+        "value_type": value_type,
+        "summary": summary,
+        "unset": unset,
+        "details": details,
+    }
     return field(default=default, metadata=shown)
 
 
@@ -42,10 +48,10 @@ class LimitOptions:
 
     connections_max: int = setting(
         "--connections-max",
-        Amount(least=4, most=defaults.COUNT_MAX),
+        Amount(minimum=4, maximum=defaults.COUNT_MAX),
         "so many connections to the API at once",
         default=defaults.CONNECTIONS_MAX,
-        more="fewer where the process may open fewer files; the local socket has 64 "
+        details="fewer where the process may open fewer files; the local socket has 64 "
         "more; strangers of the LAN together get three quarters",
     )
     connections_per_address: int = setting(
@@ -53,7 +59,7 @@ class LimitOptions:
         _COUNT,
         "so many of them from one address of the LAN",
         default=defaults.CONNECTIONS_PER_ADDRESS,
-        more="this machine and nodes of the mesh are exempt",
+        details="this machine and nodes of the mesh are exempt",
     )
     streams_max: int = setting(
         "--streams-max",
@@ -66,19 +72,19 @@ class LimitOptions:
         _TIME,
         "for the header of a request, from the connection or the last answer",
         default=defaults.HEADER_S,
-        more="so it is also how long a connection may be idle",
+        details="so it is also how long a connection may be idle",
     )
     header_bytes: int = setting(
         "--header-max",
         Amount(
             "SIZE",
             BYTES,
-            least=defaults.HEADER_BYTES_MIN,
-            most=defaults.HEADER_BYTES_MAX,
+            minimum=defaults.HEADER_BYTES_MIN,
+            maximum=defaults.HEADER_BYTES_MAX,
         ),
         "for the first line of a request, and for each field of its header",
         default=defaults.HEADER_BYTES,
-        more="of at most 128 fields, on all routes; beyond it 400 or 431",
+        details="of at most 128 fields, on all routes; beyond it 400 or 431",
     )
     body_s: int = setting(
         "--body-timeout",
@@ -88,7 +94,7 @@ class LimitOptions:
     )
     bodies_bytes: int = setting(
         "--bodies-max",
-        Amount("SIZE", BYTES, least=defaults.BODIES_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=defaults.BODIES_BYTES_MIN),
         "so much of bodies beyond 64 KiB each may lie in memory",
         default=defaults.BODIES_BYTES,
     )
@@ -103,7 +109,7 @@ class LimitOptions:
         _COUNT,
         "so many strangers at once at the peer port",
         default=defaults.HANDSHAKES_MAX,
-        more="those of this machine have 96 places of their own; "
+        details="those of this machine have 96 places of their own; "
         "for one more, who has waited longest of the address that has most makes room",
     )
     handshakes_per_address: int = setting(
@@ -117,7 +123,7 @@ class LimitOptions:
         _COUNT,
         "so many TLS handshakes at once at the LAN port",
         default=defaults.LAN_HANDSHAKES_MAX,
-        more="for one more, room is made as at the peer port",
+        details="for one more, room is made as at the peer port",
     )
     lan_handshakes_per_address: int = setting(
         "--lan-handshakes-per-address",
@@ -130,5 +136,5 @@ class LimitOptions:
         _TIME,
         "for a certificate, at the peer port and at the LAN port",
         default=defaults.HANDSHAKE_S,
-        more="twice as long at the peer port for agents of the same machine",
+        details="twice as long at the peer port for agents of the same machine",
     )

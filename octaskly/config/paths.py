@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM_FOLDER = Path("/etc/octaskly")
-STATE_BASE = ("XDG_STATE_HOME", ".local/state")  #: for `xdg`
+STATE_BASE = ("XDG_STATE_HOME", ".local/state")  #: for `xdg_folder`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +44,14 @@ class Paths:
         """Long output of attempts that ran here."""
         return self.state / "transcripts"
 
-    def socket_of(self, name: str) -> Path:
+    def socket_path(self, name: str) -> Path:
         """Return the local socket of the agent of this name."""
         is_own = self.runtime == self.state
         return self.runtime / ("octaskly.sock" if is_own else f"{name}.sock")
 
-    def is_found(self, environ: Mapping[str, str]) -> bool:
+    def is_discoverable(self, environ: Mapping[str, str]) -> bool:
         """Return whether commands of this user find the agent without its folder."""
-        folders = xdg(environ, *STATE_BASE) / "octaskly"
+        folders = xdg_folder(environ, *STATE_BASE) / "octaskly"
         return self.runtime != self.state or self.state.parent == folders
 
     @property
@@ -64,7 +64,7 @@ def state_dir_default(name: str, environ: Mapping[str, str]) -> Path:
     """Return where an agent of this name keeps its state."""
     if given := environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
-    return xdg(environ, *STATE_BASE) / "octaskly" / name
+    return xdg_folder(environ, *STATE_BASE) / "octaskly" / name
 
 
 def runtime_dir_default(environ: Mapping[str, str]) -> Path | None:
@@ -82,7 +82,7 @@ def secret_default(environ: Mapping[str, str], state: Path) -> Path:
         given_key = Path(credentials) / "mesh.key"
         # Without a credential a unit makes its own secret, in its state folder.
         return given_key if given_key.exists() else state / "mesh.key"
-    return xdg(environ, "XDG_CONFIG_HOME", ".config") / "octaskly" / "mesh.key"
+    return xdg_folder(environ, "XDG_CONFIG_HOME", ".config") / "octaskly" / "mesh.key"
 
 
 def settings_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -92,11 +92,11 @@ def settings_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """
     if given := environ.get("CONFIGURATION_DIRECTORY"):
         return (Path(given.split(":")[0]) / "config.toml",)
-    own = xdg(environ, "XDG_CONFIG_HOME", ".config") / "octaskly"
+    own = xdg_folder(environ, "XDG_CONFIG_HOME", ".config") / "octaskly"
     return (own / "config.toml", SYSTEM_FOLDER / "config.toml")
 
 
-def xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
+def xdg_folder(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
     """Return a base folder after the XDG specification; relative ones are ignored."""
     given = environ.get(variable, "")
     if given.startswith("/"):

@@ -39,26 +39,34 @@ from octaskly.config.defaults import (
 )
 from octaskly.config.limits import LimitOptions, setting
 from octaskly.config.units import BYTES, SECONDS
-from octaskly.config.value_types import Amount, Kind, Many, OneOf, Peer, Place, Switch
+from octaskly.config.value_types import (
+    Amount,
+    Boolean,
+    Choices,
+    HostAndPort,
+    ListOf,
+    PathValue,
+    ValueType,
+)
 from octaskly.core.model.nodes import GPUS_MAX, LABELS_MAX
 
-_PORT = Amount("PORT", most=PORT_MAX)
-_FOLDER = Place("DIR", "the path of a folder", r".+")
-_FILE = Place("FILE", "the path of a file", r".+")
-NAME = Kind(
+_PORT = Amount("PORT", maximum=PORT_MAX)
+_FOLDER = PathValue("DIR", "the path of a folder", r".+")
+_FILE = PathValue("FILE", "the path of a file", r".+")
+NODE_NAME = ValueType(
     "NAME",
     "letters, digits, dots and dashes only, 63 at most",
     r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}",
 )
 _LABEL_PART = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
-_LABEL = Kind("KEY=VALUE", "KEY=VALUE", f"{_LABEL_PART}={_LABEL_PART}")
-_GPU = Kind("GPU", "a number or an id", r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
-_ORIGIN = Kind(
+_LABEL = ValueType("KEY=VALUE", "KEY=VALUE", f"{_LABEL_PART}={_LABEL_PART}")
+_GPU = ValueType("GPU", "a number or an id", r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
+_ORIGIN = ValueType(
     "ORIGIN",
     "SCHEME://HOST or SCHEME://HOST:PORT, in small letters, as browsers say it",
     r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?",
 )
-_HOST = Kind(
+_HOST = ValueType(
     "NAME",
     "the name or address of a host, without a port",
     r"[A-Za-z0-9._-]{1,255}|(?=.*:.*:)[0-9A-Fa-f:.]{2,45}",
@@ -75,10 +83,10 @@ class AgentOptions(LimitOptions):
 
     name: str | None = setting(
         "--name",
-        NAME,
+        NODE_NAME,
         "name of this node in the mesh",
         unset="the machine's short name",
-        more="a name that is taken in the mesh becomes `NAME-` and four characters of "
+        details="a name that is taken in the mesh becomes `NAME-` and four characters of "
         "the node id, for good",
     )
     state_dir: Path | None = setting(
@@ -86,7 +94,7 @@ class AgentOptions(LimitOptions):
         _FOLDER,
         "where log, results and identity lie",
         unset="~/.local/state/octaskly/NAME",
-        more="one agent per folder; where systemd gives one, its own",
+        details="one agent per folder; where systemd gives one, its own",
     )
     secret_file: Path | None = setting(
         "--secret-file",
@@ -99,14 +107,14 @@ class AgentOptions(LimitOptions):
         _PORT,
         "plain HTTP API, on this machine only",
         unset=str(API_PORT),
-        more="0 takes any free port",
+        details="0 takes any free port",
     )
     peer_port: int | None = setting(
         "--peer-port",
         _PORT,
         "other nodes",
         unset=str(PEER_PORT),
-        more="mutual TLS 1.3, msgpack frames",
+        details="mutual TLS 1.3, msgpack frames",
     )
     lan_port: int | None = setting(
         "--lan-port",
@@ -116,41 +124,41 @@ class AgentOptions(LimitOptions):
     )
     interfaces: tuple[str, ...] = setting(
         "--interface",
-        Many(Kind("NAME", "the name of a network interface")),
+        ListOf(ValueType("NAME", "the name of a network interface")),
         "use only this network interface",
         default=(),
         unset="all but loopback, container bridges and tunnels",
-        more="for mDNS, the peer port and the LAN port; `lo` keeps everything on this "
+        details="for mDNS, the peer port and the LAN port; `lo` keeps everything on this "
         "machine",
     )
     join: tuple[tuple[str, int], ...] = setting(
         "--join",
-        Many(Peer()),
+        ListOf(HostAndPort()),
         "dial this node, where multicast does not reach",
         default=(),
         unset="none",
     )
     slots: int | None = setting(
         "--slots",
-        Amount(least=1, most=SLOTS_MAX),
+        Amount(minimum=1, maximum=SLOTS_MAX),
         "tasks that run at a time",
         unset="one per CPU that the agent may use",
     )
     labels: tuple[str, ...] = setting(
         "--label",
-        Many(_LABEL, most=LABELS_MAX, is_each_once=True),
+        ListOf(_LABEL, items_max=LABELS_MAX, has_unique_keys=True),
         "tasks can ask for nodes that have it",
         default=(),
         unset="none",
-        more=f"with `requires.labels`; {LABELS_MAX} at most, each KEY once",
+        details=f"with `requires.labels`; {LABELS_MAX} at most, each KEY once",
     )
     gpus: tuple[str, ...] = setting(
         "--gpu",
-        Many(_GPU, most=GPUS_MAX, is_each_once=True),
+        ListOf(_GPU, items_max=GPUS_MAX, has_unique_keys=True),
         "a GPU for tasks, as CUDA_VISIBLE_DEVICES names it",
         default=(),
         unset="those of NVIDIA's driver, by number",
-        more=f"{GPUS_MAX} at most",
+        details=f"{GPUS_MAX} at most",
     )
     workdir: Path | None = setting(
         "--workdir",
@@ -160,77 +168,77 @@ class AgentOptions(LimitOptions):
     )
     task_user: str | None = setting(
         "--task-user",
-        Kind("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
+        ValueType("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
         "run tasks as this user, who can see nothing of the agent",
         unset="the agent's own user",
-        more="an agent of root warns without it, since its tasks are root, too",
+        details="an agent of root warns without it, since its tasks are root, too",
     )
     cors_origins: tuple[str, ...] = setting(
         "--cors-origin",
-        Many(_ORIGIN),
+        ListOf(_ORIGIN),
         "web pages from here may use the API",
         default=(),
         unset="localhost on any port",
     )
     allow_hosts: tuple[str, ...] = setting(
         "--allow-host",
-        Many(_HOST),
+        ListOf(_HOST),
         "the API may be called by this host name, too",
         default=(),
         unset="this machine's names and addresses",
     )
     electable: bool = setting(
         "--electable",
-        Switch(),
+        Boolean(),
         "whether this node may become dispatcher or standby",
         default=True,
-        more="where no node in reach may, it becomes dispatcher all the same, as the "
+        details="where no node in reach may, it becomes dispatcher all the same, as the "
         "last resort",
     )
     durability: str = setting(
         "--durability",
-        OneOf(*DURABILITIES),
+        Choices(*DURABILITIES),
         "with strict, as dispatcher, accept nothing that only one disk holds",
         default=DURABILITIES[0],
-        more="no task, and no result either "
+        details="no task, and no result either "
         "([what that means](../explanation/replication.md#strict-durability)); the "
         "dispatcher's setting counts, so give all agents of a mesh the same",
     )
     retention_s: int = setting(
         "--retention",
-        Amount("T", SECONDS, least=1),
+        Amount("T", SECONDS, minimum=1),
         "as dispatcher, forget what ended so long ago",
         default=RETENTION_S,
-        more="on all nodes ([how](../explanation/log.md#the-floor)); the dispatcher's "
+        details="on all nodes ([how](../explanation/log.md#the-floor)); the dispatcher's "
         "setting counts",
     )
     retained_tasks: int = setting(
         "--retained-tasks",
-        Amount(least=1),
+        Amount(minimum=1),
         "as dispatcher, forget the oldest of more ended tasks",
         default=RETAINED_TASKS,
     )
     retained_bytes: int | None = setting(
         "--retained-bytes",
-        Amount("SIZE", BYTES, least=RETAINED_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=RETAINED_BYTES_MIN),
         "the same so that the log takes no more than this",
         unset="8G, or a tenth of the disk where that is less",
-        more="free pages of the file do not count, nor its write-ahead log of up to "
+        details="free pages of the file do not count, nor its write-ahead log of up to "
         "64 MiB",
     )
     queue_max: int = setting(
         "--queue-max",
-        Amount(least=1),
+        Amount(minimum=1),
         "as dispatcher, let so many tasks wait, and refuse more with 429",
         default=QUEUE_MAX,
-        more="members of arrays count",
+        details="members of arrays count",
     )
     rate_admin: int = setting(
         "--rate-admin",
         Amount(),
         "requests a minute of one admin: a token, or a user of the local socket",
         default=RATE_ADMIN,
-        more="0 is no limit; the dispatcher's setting counts "
+        details="0 is no limit; the dispatcher's setting counts "
         "([how](rest-api.md#rate-limits))",
     )
     rate_client: int = setting(
@@ -238,82 +246,84 @@ class AgentOptions(LimitOptions):
         Amount(),
         "requests a minute of one token of the role client",
         default=RATE_CLIENT,
-        more="0 is no limit; the dispatcher's setting counts",
+        details="0 is no limit; the dispatcher's setting counts",
     )
     rate_viewer: int = setting(
         "--rate-viewer",
         Amount(),
         "requests a minute of one token of the role viewer",
         default=RATE_VIEWER,
-        more="0 is no limit; the dispatcher's setting counts",
+        details="0 is no limit; the dispatcher's setting counts",
     )
     rate_stranger: int = setting(
         "--rate-stranger",
         Amount(),
         "requests a minute of one address of the LAN without a token",
         default=RATE_STRANGER,
-        more="0 is no limit; each node counts for itself",
+        details="0 is no limit; each node counts for itself",
     )
     output_cap_bytes: int = setting(
         "--output-cap",
-        Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN, most=OUTPUT_CAP_BYTES_MAX),
+        Amount(
+            "SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN, maximum=OUTPUT_CAP_BYTES_MAX
+        ),
         "of what a task writes, keep so much on the disk of its worker",
         default=OUTPUT_CAP_BYTES,
-        more="of one attempt: the first MiB of each stream and the end "
+        details="of one attempt: the first MiB of each stream and the end "
         "([how](../explanation/running.md#output))",
     )
     output_quota_bytes: int | None = setting(
         "--output-quota",
-        Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN),
         "of all tasks together; the oldest goes first",
         unset="10G, or a tenth of the disk where that is less",
-        more="and what is older than `retention`; at least `output_cap`",
+        details="and what is older than `retention`; at least `output_cap`",
     )
     files_quota_bytes: int | None = setting(
         "--files-quota",
-        Amount("SIZE", BYTES, least=FILES_QUOTA_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=FILES_QUOTA_BYTES_MIN),
         "of files that clients leave here for tasks, or tasks here need",
         unset="10G, or a tenth of the disk where that is less",
-        more="what nobody wanted for a day goes in any case",
+        details="what nobody wanted for a day goes in any case",
     )
     drain_s: int = setting(
         "--drain",
-        Amount("T", SECONDS, most=DRAIN_S_MAX),
+        Amount("T", SECONDS, maximum=DRAIN_S_MAX),
         "how long running tasks may take to end after SIGTERM",
         default=DRAIN_S,
-        more="what is left is ended and run elsewhere; systemd is told of it",
+        details="what is left is ended and run elsewhere; systemd is told of it",
     )
     rotate_within_s: int = setting(
         "--rotate-within",
-        Amount("T", SECONDS, least=1),
+        Amount("T", SECONDS, minimum=1),
         "as dispatcher, wait so long for nodes to learn a new mesh secret",
         default=ROTATE_WITHIN_S,
-        more="the dispatcher's setting counts",
+        details="the dispatcher's setting counts",
     )
     keep_old_secret_s: int = setting(
         "--keep-old-secret",
-        Amount("T", SECONDS, least=1),
+        Amount("T", SECONDS, minimum=1),
         "as dispatcher, accept the secret before a rotation so long after it",
         default=KEEP_OLD_SECRET_S,
-        more="the dispatcher's setting counts",
+        details="the dispatcher's setting counts",
     )
     kill_grace_s: int = setting(
         "--kill-grace",
-        Amount("T", SECONDS, most=KILL_GRACE_S_MAX),
+        Amount("T", SECONDS, maximum=KILL_GRACE_S_MAX),
         "from SIGTERM to SIGKILL for tasks that are ended",
         default=KILL_GRACE_S,
-        more="those that are late, cancelled by force, or left when the agent stops; a "
+        details="those that are late, cancelled by force, or left when the agent stops; a "
         "task may ask for another `grace`",
     )
     log_format: str = setting(
         "--log-format",
-        OneOf("auto", "console", "json", "journal"),
+        Choices("auto", "console", "json", "journal"),
         "how events are written; auto is journal under systemd, else console",
         default="auto",
     )
     log_level: str = setting(
         "--log-level",
-        OneOf("debug", "info", "warning", "error"),
+        Choices("debug", "info", "warning", "error"),
         "the least level of what is logged",
         default="info",
     )
@@ -331,17 +341,17 @@ class Setting:
 
     field: str  #: of `AgentOptions`
     flag: str
-    kind: Kind
-    says: str
+    value_type: ValueType
+    summary: str
     unset: str
-    more: str
+    details: str
     default: Any
     has_variable: bool = True  #: `OCTASKLY_NODE` tells tasks where they run
 
     @property
     def key(self) -> str:
         """Its name: the key in files, and what `octaskly config` calls it."""
-        if isinstance(self.kind, Many):
+        if isinstance(self.value_type, ListOf):
             return self.field
         return self.flag.removeprefix("--").replace("-", "_")
 
@@ -353,12 +363,12 @@ class Setting:
     @property
     def default_text(self) -> str:
         """What holds where nobody says anything."""
-        return self.unset or self.kind.show(self.default)
+        return self.unset or self.value_type.format(self.default)
 
 
 _ROWS = fields(AgentOptions)
-_BOUNDS = len(fields(LimitOptions))  # They come first there, and last for people.
+_LIMITS_COUNT = len(fields(LimitOptions))  # They come first there, and last for people.
 SETTINGS = tuple(
     Setting(field=row.name, default=row.default, **row.metadata)
-    for row in (*_ROWS[_BOUNDS:], *_ROWS[:_BOUNDS])
+    for row in (*_ROWS[_LIMITS_COUNT:], *_ROWS[:_LIMITS_COUNT])
 )

@@ -18,7 +18,7 @@ from typing import Any, Final
 from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.paths import settings_files
 from octaskly.config.settings import SETTINGS, Setting
-from octaskly.config.value_types import Unusable
+from octaskly.config.value_types import InvalidValue
 from octaskly.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 64 << 10
@@ -27,7 +27,7 @@ CLIENT_KEYS: Final = ("url", "node", "ca_file")
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
-def said_to_clients(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def read_client_settings(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield what each file says of the node to ask; the first prevails.
 
     Raises:
@@ -35,7 +35,7 @@ def said_to_clients(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """
     for path in settings_files(environ):
         if _mentions_clients(path):
-            yield _said(path)
+            yield _read_client_file(path)
 
 
 def _mentions_clients(path: Path) -> bool:
@@ -52,12 +52,12 @@ def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # A FIFO must not hang a command.
 
 
-def _said(path: Path) -> dict[str, str]:
+def _read_client_file(path: Path) -> dict[str, str]:
     # Imported here: most machines have no such file, and commands shall be quick.
     import tomllib  # noqa: PLC0415
 
     try:
-        rows = tomllib.loads(content(path))
+        rows = tomllib.loads(read_protected_file(path))
         return {str(key): _text(key, rows[key]) for key in CLIENT_KEYS if key in rows}
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error
@@ -74,7 +74,7 @@ def _text(key: str, value: object) -> str:
     return str(Path(value).expanduser())
 
 
-def content(path: Path) -> str:
+def read_protected_file(path: Path) -> str:
     """Return the text of a file that nobody else can change: it decides what runs.
 
     Raises:
@@ -104,7 +104,7 @@ _BY_KEY = {setting.key: setting for setting in (*SETTINGS, *CLIENT_SETTINGS)}
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SettingValue:
     """A value, and where it was said."""
 
     value: Any
@@ -117,55 +117,55 @@ def _quoted(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
-def _bare(value: object) -> str:
+def _unquoted(value: object) -> str:
     """Return text as it was typed, where that is clear."""
     return str(value) if _PLAIN.fullmatch(str(value)) else _quoted(value)
 
 
-class _Source:
+class _SourceReader:
     """What one source says, by field of the options."""
 
     def __init__(
-        self, faults: list[str], show: Callable[[object], str] = _bare
+        self, faults: list[str], show: Callable[[object], str] = _unquoted
     ) -> None:
-        self.said: dict[str, Said] = {}
+        self.values: dict[str, SettingValue] = {}
         self._faults = faults
         self._show = show
 
-    def take(
+    def read_setting(
         self, field: str, read: Callable[[Any], Any], raw: Any, origin: str, name: str
     ) -> None:
         """Keep what `raw` means; note what is wrong with it, after its `name`."""
         try:
-            self.said[field] = Said(read(raw), origin)
-        except Unusable as error:
+            self.values[field] = SettingValue(read(raw), origin)
+        except InvalidValue as error:
             self._faults += [
                 f"{name} {self._show(value)}: {allowed}"
                 for value, allowed in error.faults
             ]
 
 
-def said_everywhere(
+def read_all_sources(
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     faults: list[str],
     settings: Sequence[Setting] = SETTINGS,
-) -> dict[str, Said]:
+) -> dict[str, SettingValue]:
     """Return what all sources say, by field; flags prevail, then the environment."""
-    said: dict[str, Said] = {}
+    said: dict[str, SettingValue] = {}
     for path in reversed(settings_files(environ)):
-        said |= said_in_file(path, faults)
-    said |= _in_environment(environ, faults, settings)
-    said |= _by_flags(flags, faults, settings)
+        said |= read_settings_file(path, faults)
+    said |= _read_environment(environ, faults, settings)
+    said |= _read_flags(flags, faults, settings)
     fields = {setting.field for setting in settings}
     return {field: each for field, each in said.items() if field in fields}
 
 
-def said_in_file(path: Path, faults: list[str]) -> dict[str, Said]:
+def read_settings_file(path: Path, faults: list[str]) -> dict[str, SettingValue]:
     """Return what a file says, by field; one that is not there says nothing."""
-    source = _Source(faults, _quoted)
+    source = _SourceReader(faults, _quoted)
     try:
-        text = content(path)
+        text = read_protected_file(path)
         # Imported here: most machines have no file, and commands shall be quick.
         import tomllib  # noqa: PLC0415
 
@@ -178,35 +178,41 @@ def said_in_file(path: Path, faults: list[str]) -> dict[str, Said]:
     for key, raw in rows.items():
         place = f"{path}:{_line(text, key)}"
         if setting := _BY_KEY.get(key):
-            read = setting.kind.of_toml
-            source.take(setting.field, read, raw, place, f"{place}: {key} =")
+            read = setting.value_type.parse_toml
+            source.read_setting(setting.field, read, raw, place, f"{place}: {key} =")
         else:
-            faults.append(f"{place}: {_bare(key)}: no such setting{_meant(key)}")
-    return source.said
+            faults.append(
+                f"{place}: {_unquoted(key)}: no such setting{_did_you_mean(key)}"
+            )
+    return source.values
 
 
-def _in_environment(
+def _read_environment(
     environ: Mapping[str, str], faults: list[str], settings: Sequence[Setting]
-) -> dict[str, Said]:
+) -> dict[str, SettingValue]:
     """Return what variables say; an empty one says nothing."""
-    source = _Source(faults)
+    source = _SourceReader(faults)
     for setting in settings:
         name = setting.variable
         if raw := environ.get(name):
-            source.take(setting.field, setting.kind.of_text, raw, name, name)
-    return source.said
+            source.read_setting(
+                setting.field, setting.value_type.parse_text, raw, name, name
+            )
+    return source.values
 
 
-def _by_flags(
+def _read_flags(
     flags: Mapping[str, Any], faults: list[str], settings: Sequence[Setting]
-) -> dict[str, Said]:
+) -> dict[str, SettingValue]:
     """Return what flags say; None and () were not given."""
-    source = _Source(faults)
+    source = _SourceReader(faults)
     for setting in settings:
         raw, flag = flags.get(setting.field), setting.flag
         if raw is not None and raw != ():
-            source.take(setting.field, setting.kind.of_flag, raw, flag, flag)
-    return source.said
+            source.read_setting(
+                setting.field, setting.value_type.parse_flag, raw, flag, flag
+            )
+    return source.values
 
 
 def _line(text: str, key: str) -> int:
@@ -215,6 +221,6 @@ def _line(text: str, key: str) -> int:
     return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
-def _meant(key: str) -> str:
+def _did_you_mean(key: str) -> str:
     close = difflib.get_close_matches(key.lower().replace("-", "_"), _BY_KEY, 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -45,7 +45,7 @@ class Unit:
             return None
         return int(match[1]) * self.factors.get(match[2], 1)
 
-    def show(self, amount: int) -> str:
+    def format(self, amount: int) -> str:
         """Return the shortest text that `parse` understands."""
         for letter, factor in sorted(self.factors.items(), key=lambda each: -each[1]):
             if amount and amount % factor == 0:

@@ -113,7 +113,7 @@ class Disconnect:
 class ServePull:
     """Read what lies beyond `vector` and send it to the peer.
 
-    As `Entries`, or as a `Snapshot` where entries are gone or would be far more.
+    As `Entries`, or as a `MeshSnapshot` where entries are gone or would be far more.
     """
 
     peer: NodeId

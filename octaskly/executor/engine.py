@@ -20,19 +20,19 @@ from octaskly.client import FINAL
 from octaskly.client.flows.sse import Event
 from octaskly.errors import OctasklyError
 from octaskly.executor.errors import MeshLost
-from octaskly.executor.large_values import NoRoom
-from octaskly.executor.mesh import Mesh
+from octaskly.executor.large_values import NodeFilesFull
+from octaskly.executor.mesh import MeshClient
 from octaskly.rest.client_types import Draft, Task
 
 FETCHERS: Final = 3
 BATCH_MAX: Final = 500  #: tasks in one submission
 BATCH_BYTES_MAX: Final = 8 << 20
 
-Errand = Callable[[], None]
+DeferredCall = Callable[[], None]
 """What is asked of the mesh and has no answer."""
 
 
-class Work:
+class WorkItem:
     """One future and its task.
 
     Args:
@@ -44,31 +44,41 @@ class Work:
     """
 
     __slots__ = (
-        *("after", "future", "id", "is_begun", "is_sent", "make", "size_bytes"),
-        "value",
+        *(
+            "on_end",
+            "future",
+            "id",
+            "is_started",
+            "is_submitted",
+            "make_draft",
+            "size_bytes",
+        ),
+        "result_of",
     )
 
     def __init__(
         self,
         id: str,  # noqa: A002 - as the API calls it
         size_bytes: int,
-        make: Callable[[], Draft],
-        value: Callable[[Task], Any],
-        after: Errand | None = None,
+        make_draft: Callable[[], Draft],
+        result_of: Callable[[Task], Any],
+        on_end: DeferredCall | None = None,
     ) -> None:
         self.future: Future[Any] = Future()
         self.id = id
         self.size_bytes = size_bytes
-        self.make: Callable[[], Draft] | None = make  #: None: it was submitted
-        self.value = value
-        self.after = after
-        self.is_sent = False
-        self.is_begun = False  #: the future runs, or was found cancelled
+        self.make_draft: Callable[[], Draft] | None = (
+            make_draft  #: None: it was submitted
+        )
+        self.result_of = result_of
+        self.on_end = on_end
+        self.is_submitted = False
+        self.is_started = False  #: the future runs, or was found cancelled
 
-    def begin(self) -> bool:
+    def start(self) -> bool:
         """Let the future run, if it does not; return whether it was not cancelled."""
-        if not self.is_begun:
-            self.is_begun = True
+        if not self.is_started:
+            self.is_started = True
             self.future.set_running_or_notify_cancel()
         return not self.future.cancelled()
 
@@ -81,49 +91,49 @@ class Engine:
         window: How many of them are there at a time.
     """
 
-    def __init__(self, mesh: Mesh, window: int) -> None:
+    def __init__(self, mesh: MeshClient, tasks_max: int) -> None:
         self._mesh = mesh
-        self._window = window
-        self._news = threading.Condition()  #: guards what follows
-        self._works: dict[str, Work] = {}  #: whose future has no end yet
-        self._waiting: deque[Work] = deque()
-        self._sent = 0
-        self._errands: list[Errand] = []
+        self._tasks_max = tasks_max
+        self._changed = threading.Condition()  #: guards what follows
+        self._items: dict[str, WorkItem] = {}  #: whose future has no end yet
+        self._queue: deque[WorkItem] = deque()
+        self._submitted_count = 0
+        self._deferred_calls: list[DeferredCall] = []
         self._is_listening = False
         self._is_full = False  #: until something ends
         self._is_closed = False
-        self._broken: OctasklyError | None = None
-        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._fetching = FETCHERS
+        self._error: OctasklyError | None = None
+        self._ended_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._fetchers_left = FETCHERS
         self._threads: list[threading.Thread] = []
 
-    def add(self, work: Work) -> None:
+    def add(self, item: WorkItem) -> None:
         """Take work.
 
         Raises:
             RuntimeError: it is too late for any.
             MeshLost: the mesh is away.
         """
-        with self._news:
-            self._refuse()
-            self._works[work.id] = work
-            self._waiting.append(work)
+        with self._changed:
+            self._raise_if_closed()
+            self._items[item.id] = item
+            self._queue.append(item)
             if not self._threads:
                 self._start()
-            self._news.notify_all()
-        work.future.add_done_callback(partial(self._on_done, work))
+            self._changed.notify_all()
+        item.future.add_done_callback(partial(self._on_done, item))
 
-    def check(self) -> None:
+    def check_open(self) -> None:
         """Raise what `add` would."""
-        with self._news:
-            self._refuse()
+        with self._changed:
+            self._raise_if_closed()
 
-    def close(self, *, cancels: bool = False) -> None:
+    def close(self, *, cancels_pending: bool = False) -> None:
         """Take no more work; cancel what has not begun, if asked to."""
-        with self._news:
+        with self._changed:
             self._is_closed = True
-            works = list(self._works.values()) if cancels else []
-            self._news.notify_all()
+            works = list(self._items.values()) if cancels_pending else []
+            self._changed.notify_all()
         for work in works:
             work.future.cancel()
 
@@ -133,16 +143,16 @@ class Engine:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _refuse(self) -> None:
-        if self._broken is not None:
-            raise MeshLost(str(self._broken), hint=self._broken.hint)
+    def _raise_if_closed(self) -> None:
+        if self._error is not None:
+            raise MeshLost(str(self._error), hint=self._error.hint)
         if self._is_closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _is_exiting.is_set():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def _start(self) -> None:
-        targets = [self._hand_out, self._listen, *[self._fetch] * FETCHERS]
+        targets = [self._submit_loop, self._listen_loop, *[self._fetch_loop] * FETCHERS]
         self._threads = [
             threading.Thread(target=target, name=f"octaskly-executor-{number}")
             for number, target in enumerate(targets)
@@ -153,61 +163,65 @@ class Engine:
 
     # -- out -------------------------------------------------------------------------
 
-    def _hand_out(self) -> None:
-        while (turn := self._next()) is not None:
+    def _submit_loop(self) -> None:
+        while (turn := self._wait_for_batch()) is not None:
             batch, errands = turn
             for errand in errands:
                 with suppress(OctasklyError):  # Nobody waits for what comes of it.
                     errand()
             if batch:
-                self._submit(batch)
+                self._submit_batch(batch)
             del turn, batch, errands
-        self._mesh.interrupt()
+        self._mesh.stop_events()
         for _ in range(FETCHERS):
-            self._ended.put(None)
+            self._ended_ids.put(None)
 
-    def _next(self) -> tuple[list[Work], list[Errand]] | None:
+    def _wait_for_batch(self) -> tuple[list[WorkItem], list[DeferredCall]] | None:
         """Wait for something to do; None: there will be nothing more."""
-        with self._news:
+        with self._changed:
             while True:
                 is_ready = self._is_listening and not self._is_full
-                batch = self._batch() if is_ready else []
-                errands, self._errands = self._errands, []
+                batch = self._take_batch() if is_ready else []
+                errands, self._deferred_calls = self._deferred_calls, []
                 if batch or errands:
                     return batch, errands
-                if not self._works and (self._is_closed or self._broken):
+                if not self._items and (self._is_closed or self._error):
                     return None
-                self._news.wait()
+                self._changed.wait()
 
-    def _batch(self) -> list[Work]:
-        batch: list[Work] = []
+    def _take_batch(self) -> list[WorkItem]:
+        batch: list[WorkItem] = []
         size_bytes = 0
-        while self._waiting and self._sent < self._window and len(batch) < BATCH_MAX:
-            work = self._waiting[0]
-            if work.id in self._works:  # Else it was cancelled meanwhile.
+        while (
+            self._queue
+            and self._submitted_count < self._tasks_max
+            and len(batch) < BATCH_MAX
+        ):
+            work = self._queue[0]
+            if work.id in self._items:  # Else it was cancelled meanwhile.
                 size_bytes += work.size_bytes
                 if batch and size_bytes > BATCH_BYTES_MAX:
                     break
-                work.is_sent = True
-                self._sent += 1
+                work.is_submitted = True
+                self._submitted_count += 1
                 batch.append(work)
-            self._waiting.popleft()
+            self._queue.popleft()
         return batch
 
-    def _submit(self, batch: Sequence[Work]) -> None:
+    def _submit_batch(self, batch: Sequence[WorkItem]) -> None:
         drafts: list[Draft] = []
-        made: list[Work] = []
+        made: list[WorkItem] = []
         for work in batch:
-            assert work.make is not None
+            assert work.make_draft is not None
             try:
-                drafts.append(work.make())
-            except NoRoom as error:
-                if not self._put_back(work):
-                    self._end(work, error)
+                drafts.append(work.make_draft())
+            except NodeFilesFull as error:
+                if not self._requeue(work):
+                    self._end_future(work, error)
             except OctasklyError as error:
-                self._end(work, error)
+                self._end_future(work, error)
             else:
-                work.make = None
+                work.make_draft = None
                 made.append(work)
         if not made:
             return
@@ -215,113 +229,113 @@ class Engine:
             self._mesh.submit(drafts)
         except OctasklyError as error:
             for work in made:
-                self._end(work, error)
+                self._end_future(work, error)
 
-    def _put_back(self, work: Work) -> bool:
+    def _requeue(self, item: WorkItem) -> bool:
         """Try again when something has ended; False: nothing will."""
-        with self._news:
-            if work.id not in self._works:
+        with self._changed:
+            if item.id not in self._items:
                 return True
-            work.is_sent = False
-            self._sent -= 1
-            self._is_full = self._sent > 0
+            item.is_submitted = False
+            self._submitted_count -= 1
+            self._is_full = self._submitted_count > 0
             if self._is_full:
-                self._waiting.appendleft(work)
+                self._queue.appendleft(item)
             return self._is_full
 
     # -- back ------------------------------------------------------------------------
 
-    def _listen(self) -> None:
+    def _listen_loop(self) -> None:
         try:
             for event in self._mesh.events():
-                self._heed(event)
+                self._handle_event(event)
         except OctasklyError as error:
-            self._break(error)
+            self._fail_all(error)
 
-    def _heed(self, event: Event) -> None:
-        with self._news:
+    def _handle_event(self, event: Event) -> None:
+        with self._changed:
             if not self._is_listening:
                 self._is_listening = True
-                self._news.notify_all()
+                self._changed.notify_all()
             if event.kind == "reset":
-                for sent in self._works.values():
-                    if sent.is_sent:
-                        self._ended.put(sent.id)
-            work = self._works.get(event.data.get("id", ""))
+                for sent in self._items.values():
+                    if sent.is_submitted:
+                        self._ended_ids.put(sent.id)
+            work = self._items.get(event.data.get("id", ""))
             if event.kind != "task" or work is None:
                 return
             if event.data["status"] in FINAL:
-                self._ended.put(work.id)
+                self._ended_ids.put(work.id)
             elif event.data["status"] == "running":
-                work.begin()
+                work.start()
 
-    def _fetch(self) -> None:
-        while (task := self._ended.get()) is not None:
-            self._look(task)
-        with self._news:
-            self._fetching -= 1
-            if not self._fetching:
+    def _fetch_loop(self) -> None:
+        while (task := self._ended_ids.get()) is not None:
+            self._check_task(task)
+        with self._changed:
+            self._fetchers_left -= 1
+            if not self._fetchers_left:
                 self._mesh.close()
 
-    def _look(self, name: str) -> None:
-        with self._news:
-            work = self._works.get(name)
+    def _check_task(self, name: str) -> None:
+        with self._changed:
+            work = self._items.get(name)
         if work is None:
             return
         try:
-            task = self._mesh.task(name)
+            task = self._mesh.get_task(name)
         except OctasklyError as error:
-            self._end(work, error)
+            self._end_future(work, error)
             return
         if task.is_final:
-            self._end(work, task)
+            self._end_future(work, task)
         elif task.status == "running":
-            with self._news:
-                work.begin()
+            with self._changed:
+                work.start()
 
-    def _end(self, work: Work, end: Task | OctasklyError) -> None:
+    def _end_future(self, item: WorkItem, end: Task | OctasklyError) -> None:
         """Give a future its end, once."""
-        if not self._claim(work):
+        if not self._remove_item(item):
             return
         if isinstance(end, OctasklyError):
-            work.future.set_exception(end)
+            item.future.set_exception(end)
             return
         try:
-            value = work.value(end)
+            value = item.result_of(end)
         except BaseException as error:  # noqa: BLE001 - that is what the future is for
-            work.future.set_exception(error)
+            item.future.set_exception(error)
         else:
-            work.future.set_result(value)
+            item.future.set_result(value)
 
-    def _claim(self, work: Work) -> bool:
+    def _remove_item(self, item: WorkItem) -> bool:
         """Return whether the caller is the one to end a future."""
-        with self._news:
-            if self._works.pop(work.id, None) is None:
+        with self._changed:
+            if self._items.pop(item.id, None) is None:
                 return False
-            self._sent -= work.is_sent
+            self._submitted_count -= item.is_submitted
             self._is_full = False
-            if work.after is not None and work.make is None:
-                self._errands.append(work.after)
-            self._news.notify_all()
-            return work.begin()
+            if item.on_end is not None and item.make_draft is None:
+                self._deferred_calls.append(item.on_end)
+            self._changed.notify_all()
+            return item.start()
 
-    def _on_done(self, work: Work, future: Future[Any]) -> None:
+    def _on_done(self, item: WorkItem, future: Future[Any]) -> None:
         if not future.cancelled():
             return
-        with self._news:
-            is_sent = work.is_sent
-            if not self._claim(work) and is_sent:
-                self._errands.append(partial(self._mesh.cancel, work.id))
+        with self._changed:
+            is_sent = item.is_submitted
+            if not self._remove_item(item) and is_sent:
+                self._deferred_calls.append(partial(self._mesh.cancel, item.id))
 
-    def _break(self, error: OctasklyError) -> None:
-        with self._news:
-            self._broken = error
-            works = list(self._works.values())
-            self._news.notify_all()
+    def _fail_all(self, error: OctasklyError) -> None:
+        with self._changed:
+            self._error = error
+            works = list(self._items.values())
+            self._changed.notify_all()
         for work in works:
             broken = MeshLost(str(error), hint=error.hint)
             broken.__cause__ = error
-            self._end(work, broken)
+            self._end_future(work, broken)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -18,29 +18,31 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpac
 
 import msgspec
 
-from octaskly.client.endpoint import target
-from octaskly.client.flows.retry import PATIENCE_S
-from octaskly.client.flows.task_fields import Asked, Limits, Requires, draft
+from octaskly.client.endpoint import resolve_endpoint
+from octaskly.client.flows.retry import RETRY_TIMEOUT_S
+from octaskly.client.flows.task_fields import Limits, Requires, TaskFields, make_draft
 from octaskly.executor.call_runner import RESULT_FILE
-from octaskly.executor.engine import Engine, Work
-from octaskly.executor.large_values import Shelf
-from octaskly.executor.mesh import Mesh
-from octaskly.executor.results import answer
+from octaskly.executor.engine import Engine, WorkItem
+from octaskly.executor.large_values import UploadedValues
+from octaskly.executor.mesh import MeshClient
+from octaskly.executor.results import result_of_task
 from octaskly.rest.client_types import Draft, Task
 
 if TYPE_CHECKING:
-    from octaskly.executor.pickling import Arguments, Parcel
+    from octaskly.executor.pickling import Arguments, CallPayload
 
-WINDOW: Final = 1000  #: tasks in the mesh at a time, unless another number is asked for
+TASKS_MAX_DEFAULT: Final = (
+    1000  #: tasks in the mesh at a time, unless another number is asked for
+)
 CALL_S_MAX: Final = 86_400  #: how long a call may run, unless said otherwise
 NAME_CHARS_MAX: Final = 128
 
-_CALLEE = '"${OCTASKLY_CALLEE:?the agent of this node knows no calls: update it}"'
-_OWN = '"$OCTASKLY_PYTHON"'
+_CALL_RUNNER = '"${OCTASKLY_CALLEE:?the agent of this node knows no calls: update it}"'
+_AGENT_PYTHON = '"$OCTASKLY_PYTHON"'
 _T = TypeVar("_T")
 
 
-class Wishes(TypedDict, total=False):
+class ExecutorFields(TypedDict, total=False):
     """What all tasks of an executor ask for; the REST reference says what it means."""
 
     timeout: int
@@ -88,20 +90,22 @@ class Executor(FuturesExecutor):
         ca: str | Path | None = None,
         node: str | None = None,
         state_dir: str | Path | None = None,
-        patience_s: float = PATIENCE_S,
+        retry_timeout_s: float = RETRY_TIMEOUT_S,
         python: str | None = None,
-        **asked: Unpack[Wishes],
+        **fields: Unpack[ExecutorFields],
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        place = target(url, token=token, ca=ca, node=node, state_dir=state_dir)
-        self._mesh = Mesh(place, patience_s)
-        self._engine = Engine(self._mesh, max_workers or WINDOW)
-        self._shelf = Shelf(self._mesh)
-        interpreter = _OWN if python is None else shlex.quote(python)
-        self._command = f"exec {interpreter} {_CALLEE}"
-        self._asked = asked
-        draft(self._command, _merged(asked, {}))
+        place = resolve_endpoint(
+            url, token=token, ca=ca, node=node, state_dir=state_dir
+        )
+        self._mesh = MeshClient(place, retry_timeout_s)
+        self._engine = Engine(self._mesh, max_workers or TASKS_MAX_DEFAULT)
+        self._uploads = UploadedValues(self._mesh)
+        interpreter = _AGENT_PYTHON if python is None else shlex.quote(python)
+        self._command = f"exec {interpreter} {_CALL_RUNNER}"
+        self._task_fields = fields
+        make_draft(self._command, _merge_fields(fields, {}))
         self._prefix = f"py-{secrets.token_hex(6)}"
         self._numbers = count()
         # What was submitted goes on without this object; the rest of it ends then.
@@ -115,9 +119,11 @@ class Executor(FuturesExecutor):
             RuntimeError: it is too late for more work.
             MeshLost: no node answers any more.
         """
-        return self._call(fn, [(args, kwargs)], is_chunk=False)
+        return self._submit_calls(fn, [(args, kwargs)], is_chunk=False)
 
-    def submit_command(self, command: str, **asked: Unpack[Asked]) -> Future[Task]:
+    def submit_command(
+        self, command: str, **fields: Unpack[TaskFields]
+    ) -> Future[Task]:
         """Run a command on a node; return the future of the ended task.
 
         A command that fails is no exception: look at `exit_code`.
@@ -125,11 +131,13 @@ class Executor(FuturesExecutor):
         Raises:
             Invalid: it asks for something that no task knows.
         """
-        self._engine.check()
-        name = asked.get("id") or self._name()
-        made = draft(command, _merged(self._asked, {**asked, "id": name}))
+        self._engine.check_open()
+        name = fields.get("id") or self._new_task_id()
+        made = make_draft(
+            command, _merge_fields(self._task_fields, {**fields, "id": name})
+        )
         size = len(command) + len(made.stdin_base64 or "")
-        return self._add(Work(name, size, lambda: made, lambda task: task))
+        return self._add(WorkItem(name, size, lambda: made, lambda task: task))
 
     def map(
         self,
@@ -159,53 +167,53 @@ class Executor(FuturesExecutor):
             raise ValueError("buffersize must be None or > 0")
         end = None if timeout is None else time.monotonic() + timeout
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        futures = (self._call(fn, chunk, is_chunk=True) for chunk in chunks)
+        futures = (self._submit_calls(fn, chunk, is_chunk=True) for chunk in chunks)
         begun: deque[Future[list[_T]]] = deque(islice(futures, buffersize))
         return _results(begun, futures, end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base class has it
         """Take no more work; wait for what was submitted, or cancel what waits."""
-        self._engine.close(cancels=cancel_futures)
+        self._engine.close(cancels_pending=cancel_futures)
         if wait:
             self._engine.join()
 
-    def _call(
+    def _submit_calls(
         self, fn: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
     ) -> Future[Any]:
         # Commands do without cloudpickle.
-        from octaskly.executor.pickling import parcel  # noqa: PLC0415
+        from octaskly.executor.pickling import pickle_calls  # noqa: PLC0415
 
-        self._engine.check()
-        packed = parcel(fn, calls, is_chunk=is_chunk)
-        name = self._name()
-        make = partial(self._drafted, name, _shown_name(fn), packed)
+        self._engine.check_open()
+        packed = pickle_calls(fn, calls, is_chunk=is_chunk)
+        name = self._new_task_id()
+        make = partial(self._make_draft, name, _shown_name(fn), packed)
         digests = [blob.sha256 for blob in packed.blobs]
-        after = partial(self._shelf.let_go, digests) if digests else None
-        value = partial(answer, self._mesh)
-        return self._add(Work(name, len(packed.stdin), make, value, after))
+        after = partial(self._uploads.release, digests) if digests else None
+        value = partial(result_of_task, self._mesh)
+        return self._add(WorkItem(name, len(packed.stdin), make, value, after))
 
-    def _drafted(self, name: str, shown: str, parcel: Parcel) -> Draft:
-        own: Asked = {
+    def _make_draft(self, name: str, task_name: str, payload: CallPayload) -> Draft:
+        own: TaskFields = {
             "id": name,
-            "name": shown,
+            "name": task_name,
             "workdir": "scratch",
             "outputs": [RESULT_FILE],
-            "files": self._shelf.leave(parcel.blobs),
+            "files": self._uploads.upload(payload.blobs),
         }
-        asked = {"timeout": CALL_S_MAX, **self._asked}
-        made = draft(self._command, _merged(asked, own))
-        stdin = base64.b64encode(parcel.stdin).decode()
+        asked = {"timeout": CALL_S_MAX, **self._task_fields}
+        made = make_draft(self._command, _merge_fields(asked, own))
+        stdin = base64.b64encode(payload.stdin).decode()
         return msgspec.structs.replace(made, stdin_base64=stdin)
 
-    def _add(self, work: Work) -> Future[Any]:
-        self._engine.add(work)
-        return work.future
+    def _add(self, item: WorkItem) -> Future[Any]:
+        self._engine.add(item)
+        return item.future
 
-    def _name(self) -> str:
+    def _new_task_id(self) -> str:
         return f"{self._prefix}-{next(self._numbers)}"
 
 
-def _merged(asked: Mapping[str, Any], more: Mapping[str, Any]) -> Asked:
+def _merge_fields(asked: Mapping[str, Any], more: Mapping[str, Any]) -> TaskFields:
     """Return what a task asks for beyond what all of them do."""
     merged: Any = {**asked, **more}
     if "env" in asked and "env" in more:
@@ -221,26 +229,28 @@ def _chunks(items: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[Argume
 
 
 def _results(
-    begun: deque[Future[list[_T]]],
+    started: deque[Future[list[_T]]],
     more: Iterator[Future[list[_T]]],
-    end: float | None,
+    deadline_s: float | None,
 ) -> Generator[_T]:
     """Yield results in order; cancel what is left when nobody wants any more."""
     try:
-        while begun:
-            values = _result(begun.popleft(), end)
-            begun.extend(islice(more, 1))
+        while started:
+            values = _result(started.popleft(), deadline_s)
+            started.extend(islice(more, 1))
             values.reverse()
             while values:
                 yield values.pop()  # Nothing here refers to it any more.
     finally:
-        for future in begun:
+        for future in started:
             future.cancel()
 
 
-def _result(future: Future[list[_T]], end: float | None) -> list[_T]:
+def _result(future: Future[list[_T]], deadline_s: float | None) -> list[_T]:
     try:
-        return future.result(None if end is None else end - time.monotonic())
+        return future.result(
+            None if deadline_s is None else deadline_s - time.monotonic()
+        )
     finally:
         future.cancel()
 

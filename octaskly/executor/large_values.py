@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 from octaskly.client.errors import Unavailable
 from octaskly.errors import OctasklyError
-from octaskly.executor.mesh import NO_ROOM, Mesh
+from octaskly.executor.mesh import INSUFFICIENT_STORAGE, MeshClient
 
-FRESH_S: Final = 600.0  #: a node keeps for an hour what it was asked for
+REUPLOAD_AFTER_S: Final = 600.0  #: a node keeps for an hour what it was asked for
 
 
 class Blob(NamedTuple):
@@ -23,54 +23,56 @@ class Blob(NamedTuple):
     data: bytes | memoryview
 
 
-class NoRoom(OctasklyError):
+class NodeFilesFull(OctasklyError):
     """The node takes no more files at the moment."""
 
 
-class Shelf:
+class UploadedValues:
     """What one executor has left at a node; for the thread that hands out work."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: MeshClient) -> None:
         self._mesh = mesh
-        self._users: Counter[str] = Counter()  #: calls that need a file
-        self._left: dict[str, tuple[str, float]] = {}  #: node, and until when it is so
+        self._use_counts: Counter[str] = Counter()  #: calls that need a file
+        self._uploaded: dict[
+            str, tuple[str, float]
+        ] = {}  #: node, and until when it is so
 
-    def leave(self, blobs: Sequence[Blob]) -> list[dict[str, str]]:
+    def upload(self, blobs: Sequence[Blob]) -> list[dict[str, str]]:
         """Have parts at a node; return how a task names them.
 
         Raises:
             NoRoom: there is no room for one.
         """
         names = [blob.sha256 for blob in blobs]
-        self._users.update(names)
+        self._use_counts.update(names)
         try:
             return [
-                {"path": b.name, "sha256": b.sha256, "node": self._node_with(b)}
+                {"path": b.name, "sha256": b.sha256, "node": self._upload_if_needed(b)}
                 for b in blobs
             ]
         except Unavailable as error:
-            self.let_go(names)
-            if error.status == NO_ROOM:
-                raise NoRoom(str(error), hint=error.hint) from error
+            self.release(names)
+            if error.status == INSUFFICIENT_STORAGE:
+                raise NodeFilesFull(str(error), hint=error.hint) from error
             raise
         except OctasklyError:
-            self.let_go(names)
+            self.release(names)
             raise
 
-    def let_go(self, names: Iterable[str]) -> None:
+    def release(self, names: Iterable[str]) -> None:
         """Note that a call needs its parts no more."""
         for name in names:
-            self._users[name] -= 1
-            if self._users[name] <= 0:
-                del self._users[name]
-                self._left.pop(name, None)
+            self._use_counts[name] -= 1
+            if self._use_counts[name] <= 0:
+                del self._use_counts[name]
+                self._uploaded.pop(name, None)
                 with suppress(OctasklyError):  # It goes by itself, only later.
-                    self._mesh.let_go(name)
+                    self._mesh.release_file(name)
 
-    def _node_with(self, blob: Blob) -> str:
+    def _upload_if_needed(self, blob: Blob) -> str:
         now_s = time.monotonic()
-        node, until_s = self._left.get(blob.sha256, ("", 0.0))
+        node, until_s = self._uploaded.get(blob.sha256, ("", 0.0))
         if until_s < now_s:
-            node = self._mesh.leave(blob.sha256, blob.data)
-            self._left[blob.sha256] = node, now_s + FRESH_S
+            node = self._mesh.upload_file(blob.sha256, blob.data)
+            self._uploaded[blob.sha256] = node, now_s + REUPLOAD_AFTER_S
         return node

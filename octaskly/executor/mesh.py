@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from octaskly.client.drivers.thread_driver import Pool
-from octaskly.client.endpoint import Target
+from octaskly.client.drivers.thread_driver import ThreadDriver
+from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, TooMany
 from octaskly.client.flows import files, streams, tasks
-from octaskly.client.flows.request import Asker
+from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.sse import Event
 from octaskly.rest.client_types import Draft, Task
 
-NO_ROOM = 507  #: status where a node cannot take a file, or a task, at the moment
+INSUFFICIENT_STORAGE = (
+    507  #: status where a node cannot take a file, or a task, at the moment
+)
 
 
-class Mesh:
+class MeshClient:
     """The way into the mesh, through one node; any thread may use it.
 
     Args:
@@ -24,69 +26,69 @@ class Mesh:
         patience_s: How long a mesh that does not answer is asked again.
     """
 
-    def __init__(self, place: Target, patience_s: float) -> None:
-        self._asker = Asker(place.name, patience_s=patience_s)
-        self._pool = Pool(place)
-        self._ear = Pool(place)
+    def __init__(self, endpoint: Endpoint, retry_timeout_s: float) -> None:
+        self._requests = RequestFlow(endpoint.label, retry_timeout_s=retry_timeout_s)
+        self._driver = ThreadDriver(endpoint)
+        self._event_driver = ThreadDriver(endpoint)
 
     def submit(self, drafts: Sequence[Draft]) -> None:
         """Submit tasks, all or none, as soon as the mesh has room for them."""
-        key = self._asker.new_key()
+        key = self._requests.new_key()
         while True:
             flow = tasks.submit_many(
-                self._asker,
+                self._requests,
                 drafts,
                 key=key,
                 durability=None,
-                until=self._asker.until(None),
+                deadline=self._requests.deadline_after(None),
             )
             try:
-                self._pool.run(flow)
+                self._driver.run(flow)
             except TooMany:
                 continue  # It was asked patiently, and there is no hurry.
             return
 
-    def task(self, name: str) -> Task:
+    def get_task(self, name: str) -> Task:
         """Return a task as it is now."""
-        return self._pool.run(tasks.task(self._asker, name))
+        return self._driver.run(tasks.task(self._requests, name))
 
     def cancel(self, name: str) -> None:
         """Cancel a task, be it that it runs."""
-        self._pool.run(tasks.cancel(self._asker, name, force=True))
+        self._driver.run(tasks.cancel(self._requests, name, force=True))
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens, the first event at once, until `interrupt`."""
+        """Yield what happens, the first event at once, until `stop_events`."""
         flow = streams.events(
-            self._asker,
+            self._requests,
             types=("task", "node"),  # Nodes are told of first.
             task=None,
             after="",
-            until=self._asker.until(None),
+            deadline=self._requests.deadline_after(None),
         )
         try:
-            yield from self._ear.iterate(flow)
+            yield from self._event_driver.iterate(flow)
         except Closed:
             return
 
     def save_output(self, task: str, path: str, target: IO[bytes]) -> None:
         """Write an output of a task into a file."""
-        until = self._asker.until(None)
-        flow = streams.output(self._asker, task, path, until=until)
-        target.writelines(self._pool.iterate(flow))
+        until = self._requests.deadline_after(None)
+        flow = streams.output(self._requests, task, path, deadline=until)
+        target.writelines(self._driver.iterate(flow))
 
-    def leave(self, sha256: str, data: bytes | memoryview) -> str:
+    def upload_file(self, sha256: str, data: bytes | memoryview) -> str:
         """Leave a file for tasks; return the id of the node that has it."""
-        return self._pool.run(files.leave(self._asker, sha256, data)).node
+        return self._driver.run(files.upload_file(self._requests, sha256, data)).node
 
-    def let_go(self, sha256: str) -> None:
+    def release_file(self, sha256: str) -> None:
         """Say that no task will name a file any more."""
-        self._pool.run(files.let_go(self._asker, sha256))
+        self._driver.run(files.release_file(self._requests, sha256))
 
-    def interrupt(self) -> None:
+    def stop_events(self) -> None:
         """Have `events` end, in whatever thread it waits."""
-        self._ear.close()
+        self._event_driver.close()
 
     def close(self) -> None:
         """Close all connections; nothing more is asked."""
-        self._ear.close()
-        self._pool.close()
+        self._event_driver.close()
+        self._driver.close()

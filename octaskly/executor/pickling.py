@@ -37,32 +37,32 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class CallPayload:
     """A call that is ready to leave."""
 
     stdin: bytes
     blobs: Sequence[Blob]
 
 
-def parcel(
+def pickle_calls(
     function: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
-) -> Parcel:
+) -> CallPayload:
     """Pickle one call, or several that one process performs one after the other.
 
     Raises:
         PicklingError: something cannot be pickled; says what.
     """
     try:
-        parts = call_runner.pickled((function, calls, is_chunk), cloudpickle.dumps)
+        parts = call_runner.pickle_value((function, calls, is_chunk), cloudpickle.dumps)
     except Exception as error:  # Whatever `__reduce__` of the caller's class raises.
-        raise _unpicklable(function, calls, error) from error
+        raise _unpicklable_error(function, calls, error) from error
     told = {
         "python": call_runner.python_version(),
         "cloudpickle": cloudpickle.__version__,
     }
     blobs: list[Blob] = []
     kept: list[Part | str] = []
-    is_small = call_runner.size_of(parts) <= call_runner.INLINE_BYTES_MAX
+    is_small = call_runner.payload_bytes(parts) <= call_runner.INLINE_BYTES_MAX
     for part in parts:
         if is_small or len(part) < call_runner.INLINE_BYTES_MAX // 16:
             kept.append(part)
@@ -70,27 +70,27 @@ def parcel(
         digest = hashlib.sha256(part).hexdigest()
         blobs.append(Blob(f"octaskly.{len(blobs)}", digest, part))
         kept.append(blobs[-1].name)
-    return Parcel(b"".join(call_runner.packed(kept, told)), blobs)
+    return CallPayload(b"".join(call_runner.encode_payload(kept, told)), blobs)
 
 
-def value_of(data: memoryview, task: Task) -> Any:
+def unpickle_result(data: memoryview, task: Task) -> Any:
     """Return what the answer of a call carries.
 
     Raises:
         BaseException: what the call raised, or why there is no value.
     """
-    told, parts = call_runner.unpacked(data)
+    told, parts = call_runner.decode_payload(data)
     if told["kind"] == "value":
-        return _loaded(parts, task)
+        return _unpickle_value(parts, task)
     if told["kind"] == "error":
         text = f'\n"""\n{told["traceback"]}"""'
-        raise _raised(told, parts) from RemoteTraceback(text)
-    raise _lost(told, task)
+        raise _remote_exception(told, parts) from RemoteTraceback(text)
+    raise _missing_value_error(told, task)
 
 
-def _loaded(parts: Sequence[memoryview], task: Task) -> Any:
+def _unpickle_value(parts: Sequence[memoryview], task: Task) -> Any:
     try:
-        return call_runner.loads(parts)
+        return call_runner.unpickle(parts)
     except Exception as error:
         raise ResultLost(
             f"the result of {task.id} came back, and cannot be unpickled here:"
@@ -100,22 +100,22 @@ def _loaded(parts: Sequence[memoryview], task: Task) -> Any:
         ) from error
 
 
-def _lost(told: Mapping[str, Any], task: Task) -> BrokenCall:
+def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
     """Return why an answer has neither a value nor an exception."""
     kind: type[BrokenCall] = ResultLost
-    match told["kind"]:
+    match header["kind"]:
         case "mismatch":
-            kind, text = InterpreterMismatch, told["text"]
+            kind, text = InterpreterMismatch, header["text"]
             hint = (
                 "pip install 'octaskly[python]'    there; or Executor(python=...) names"
                 " another interpreter on the nodes"
             )
         case "unpicklable":
-            text = told["text"]
+            text = header["text"]
             hint = "return something that can be pickled, as numbers, texts, arrays"
         case "too-large":
             most = f"a node keeps at most {call_runner.RESULT_BYTES_MAX} of a task"
-            text = f"the result has {told['bytes']} bytes, and {most}"
+            text = f"the result has {header['bytes']} bytes, and {most}"
             hint = "return it in parts, or write it where all machines can read it"
         case other:
             text, hint = (
@@ -127,22 +127,24 @@ def _lost(told: Mapping[str, Any], task: Task) -> BrokenCall:
     )
 
 
-def _raised(told: Mapping[str, Any], parts: Sequence[memoryview]) -> BaseException:
+def _remote_exception(
+    header: Mapping[str, Any], parts: Sequence[memoryview]
+) -> BaseException:
     if parts:
         try:
-            error = call_runner.loads(parts)
+            error = call_runner.unpickle(parts)
         except Exception:  # noqa: BLE001 - classes may ask for more than they pickle
             error = None
         if isinstance(error, BaseException):
             return error
-    return RemoteError(f"{told['type']}: {told['text']}")
+    return RemoteError(f"{header['type']}: {header['text']}")
 
 
-def _unpicklable(
+def _unpicklable_error(
     function: Callable[..., Any], calls: Sequence[Arguments], error: Exception
 ) -> PicklingError:
     name = getattr(function, "__qualname__", repr(function))
-    for what, value in _named(function, calls):
+    for what, value in _named_values(function, calls):
         try:
             cloudpickle.dumps(value)
         except Exception as why:  # noqa: BLE001 - as above
@@ -153,7 +155,7 @@ def _unpicklable(
     return PicklingError(f"the call of {name}() cannot be pickled: {error}")
 
 
-def _named(
+def _named_values(
     function: Callable[..., Any], calls: Sequence[Arguments]
 ) -> Iterable[tuple[str, Any]]:
     yield "the code", function

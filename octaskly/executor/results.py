@@ -8,34 +8,39 @@ from contextlib import suppress
 from typing import Any, Final
 
 from octaskly.errors import OctasklyError
-from octaskly.executor.call_runner import RESULT_FILE, NoParcel, mapped, unpacked
+from octaskly.executor.call_runner import (
+    RESULT_FILE,
+    InvalidPayload,
+    decode_payload,
+    map_file,
+)
 from octaskly.executor.errors import BrokenCall, ResultLost
-from octaskly.executor.mesh import Mesh
+from octaskly.executor.mesh import MeshClient
 from octaskly.rest.client_types import Output, Task
 
 STDERR_LINES: Final = 10  #: of a process that left no answer
 STDERR_CHARS_MAX: Final = 1000
 
 
-def answer(mesh: Mesh, task: Task) -> Any:
+def result_of_task(mesh: MeshClient, task: Task) -> Any:
     """Return what a call returned.
 
     Raises:
         BaseException: what it raised, or a BrokenCall that says why there is nothing.
     """
-    from octaskly.executor.pickling import value_of  # noqa: PLC0415 - as in `executor`
+    from octaskly.executor.pickling import unpickle_result  # noqa: PLC0415 - as in `executor`
 
     data = memoryview(bytearray(task.output_bytes("stdout")))
     try:
-        told, _ = unpacked(data)
-    except NoParcel:
-        raise _broken(task) from None
+        told, _ = decode_payload(data)
+    except InvalidPayload:
+        raise _broken_call(task) from None
     if told["kind"] == "file":
-        data = _fetched(mesh, task)
-    return value_of(data, task)
+        data = _fetch_result_file(mesh, task)
+    return unpickle_result(data, task)
 
 
-def _fetched(mesh: Mesh, task: Task) -> memoryview:
+def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
     """Return an answer that lies in a file at the node of the task."""
     sizes = [o.bytes for o in task.outputs if isinstance(o, Output)]
     if sizes == [None]:
@@ -50,7 +55,7 @@ def _fetched(mesh: Mesh, task: Task) -> memoryview:
         with tempfile.NamedTemporaryFile(prefix="octaskly-") as file:
             mesh.save_output(task.id, RESULT_FILE, file)
             file.flush()
-            return mapped(file.name)
+            return map_file(file.name)
     except (OctasklyError, OSError) as error:
         raise ResultLost(
             f"the result of {task.id} lies on {task.worker_id} and cannot be had:"
@@ -61,9 +66,9 @@ def _fetched(mesh: Mesh, task: Task) -> memoryview:
         ) from error
 
 
-def _broken(task: Task) -> BrokenCall:
+def _broken_call(task: Task) -> BrokenCall:
     """Return the error of a call whose process left no answer."""
-    text = f"{task.id} {_how(task)}"
+    text = f"{task.id} {_describe_end(task)}"
     if task.worker_id:
         text += f" on {task.worker_id}"
     last = (task.stderr or "").strip().splitlines()[-STDERR_LINES:]
@@ -74,18 +79,18 @@ def _broken(task: Task) -> BrokenCall:
         task=task.id,
         node=task.worker_id,
         exit_code=task.exit_code,
-        signal=_number(task),
+        signal=_signal_number(task),
         hint=f"octaskly show {task.id}",
     )
 
 
-def _how(task: Task) -> str:
+def _describe_end(task: Task) -> str:
     """Return how it ended, as a part of a sentence."""
     match task.reason:
         case "exit":
             return f"ended its interpreter with exit code {task.exit_code}"
         case "signal":
-            number = _number(task)
+            number = _signal_number(task)
             name = f"signal {number}"
             with suppress(ValueError, TypeError):
                 name = signal.Signals(number).name  # type: ignore[arg-type]
@@ -98,5 +103,5 @@ def _how(task: Task) -> str:
             return f"failed ({reason}: {task.detail})" if task.detail else reason
 
 
-def _number(task: Task) -> int | None:
+def _signal_number(task: Task) -> int | None:
     return None if task.signal is None else int(task.signal)

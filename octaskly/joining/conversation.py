@@ -15,8 +15,8 @@ from typing import Final
 
 from octaskly.core.model.ids import Address
 from octaskly.errors import OctasklyError
-from octaskly.mesh.links.limits import Place, Strangers
-from octaskly.mesh.links.tcp import connect, tune
+from octaskly.mesh.links.limits import HandshakeLimiter, PendingHandshake
+from octaskly.mesh.links.tcp import connect, tune_socket
 
 EXCHANGE_S: Final = 10.0  #: for all messages between two programs
 ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
@@ -28,9 +28,9 @@ class Conversation:
     def __init__(self, connection: socket.socket, host: str) -> None:
         self.host = host  #: address of the other side
         self._connection = connection
-        self._is_kept = False
+        self._is_detached = False
 
-    async def say(self, message: bytes) -> None:
+    async def send(self, message: bytes) -> None:
         """Send a message.
 
         Raises:
@@ -38,7 +38,7 @@ class Conversation:
         """
         await asyncio.get_running_loop().sock_sendall(self._connection, message)
 
-    async def hear(self, size_bytes: int) -> bytes:
+    async def receive(self, size_bytes: int) -> bytes:
         """Return the next message, which has that size.
 
         Raises:
@@ -54,7 +54,7 @@ class Conversation:
             message += chunk
         return bytes(message)
 
-    def is_over(self) -> bool:
+    def is_closed_by_peer(self) -> bool:
         """Whether the other side has hung up."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
@@ -63,13 +63,13 @@ class Conversation:
         except OSError:
             return True
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         """Go on once the welcome is over; whoever has it then closes it."""
-        self._is_kept = True
+        self._is_detached = True
 
-    def end(self) -> None:
+    def close_unless_detached(self) -> None:
         """Hang up unless it was kept."""
-        if not self._is_kept:
+        if not self._is_detached:
             self.close()
 
     def close(self) -> None:
@@ -77,24 +77,26 @@ class Conversation:
         self._connection.close()
 
 
-Welcome = Callable[[Conversation], Awaitable[None]]
+ConnectionHandler = Callable[[Conversation], Awaitable[None]]
 """Leads a conversation with a stranger; may raise OSError and OctasklyError."""
 
 
-async def listen(sockets: Iterable[socket.socket], welcome: Welcome) -> None:
+async def serve_connections(
+    sockets: Iterable[socket.socket], handler: ConnectionHandler
+) -> None:
     """Welcome who connects to these bound sockets, until cancelled; then close them."""
-    strangers = Strangers()
+    strangers = HandshakeLimiter()
     listeners = list(sockets)
     try:
         async with asyncio.TaskGroup() as tasks:
             for listener in listeners:
-                tasks.create_task(_accept(tasks, listener, strangers, welcome))
+                tasks.create_task(_accept(tasks, listener, strangers, handler))
     finally:
         for listener in listeners:
             listener.close()
 
 
-async def call(addresses: Sequence[Address]) -> Conversation:
+async def connect_first(addresses: Sequence[Address]) -> Conversation:
     """Return a connection to the first of these addresses that answers.
 
     Raises:
@@ -112,8 +114,8 @@ async def call(addresses: Sequence[Address]) -> Conversation:
 async def _accept(
     tasks: asyncio.TaskGroup,
     listener: socket.socket,
-    strangers: Strangers,
-    welcome: Welcome,
+    limiter: HandshakeLimiter,
+    handler: ConnectionHandler,
 ) -> None:
     loop = asyncio.get_running_loop()
     while True:
@@ -123,26 +125,28 @@ async def _accept(
             await asyncio.sleep(ACCEPT_PAUSE_S)
             continue
         host = str(name[0])
-        place = strangers.enter(connection, host)
+        place = limiter.admit_connection(connection, host)
         if place is None:
             connection.close()
             continue
-        tune(connection)
+        tune_socket(connection)
         connection.setblocking(False)  # noqa: FBT003  no keyword there
-        talk = _talk(Conversation(connection, host), welcome)
+        talk = _run_handler(Conversation(connection, host), handler)
         tasks.create_task(talk).add_done_callback(
-            partial(_left, strangers=strangers, place=place)
+            partial(_release_handshake, limiter=limiter, handshake=place)
         )
 
 
-async def _talk(conversation: Conversation, welcome: Welcome) -> None:
+async def _run_handler(conversation: Conversation, handler: ConnectionHandler) -> None:
     try:
         with contextlib.suppress(OSError, OctasklyError):
             async with asyncio.timeout(EXCHANGE_S):
-                await welcome(conversation)
+                await handler(conversation)
     finally:
-        conversation.end()
+        conversation.close_unless_detached()
 
 
-def _left(_: asyncio.Task[None], *, strangers: Strangers, place: Place) -> None:
-    strangers.leave(place)
+def _release_handshake(
+    _: asyncio.Task[None], *, limiter: HandshakeLimiter, handshake: PendingHandshake
+) -> None:
+    limiter.release_handshake(handshake)

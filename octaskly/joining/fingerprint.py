@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 )
 
 from octaskly.errors import PairingFailed
-from octaskly.joining.key_exchange import Keys, derive
+from octaskly.joining.key_exchange import PairingKeys, derive_pairing_keys
 
 _WORD_LINES: Final = """
 acorn almond anchor anvil apple apricot arrow aspen avocado badger bamboo banana
@@ -55,22 +55,22 @@ def words_of(data: bytes) -> str:
 
 
 NONCE_BYTES: Final = 32
-HALF_BYTES: Final = NONCE_BYTES + 32
+KEY_SHARE_BYTES: Final = NONCE_BYTES + 32
 COMMITMENT_BYTES: Final = 32
-WORDS_BYTES: Final = 3  #: 24 bits
-_COMMIT: Final = b"octaskly comparison/1 commitment"
-_WORDS: Final = b"octaskly comparison/1 words"
+FINGERPRINT_BYTES: Final = 3  #: 24 bits
+_COMMITMENT_LABEL: Final = b"octaskly comparison/1 commitment"
+_FINGERPRINT_LABEL: Final = b"octaskly comparison/1 words"
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class KeyShare:
     """What one side adds: a nonce and a key, both fresh."""
 
     private: X25519PrivateKey = field(repr=False)
     nonce: bytes = field(repr=False)
 
     @classmethod
-    def fresh(cls) -> Self:
+    def generate(cls) -> Self:
         """Return a half that was never used."""
         return cls(X25519PrivateKey.generate(), secrets.token_bytes(NONCE_BYTES))
 
@@ -78,37 +78,39 @@ class Half:
         """Return what the other side gets of it."""
         return self.nonce + self.private.public_key().public_bytes_raw()
 
-    def keys(self, theirs: bytes, *said: bytes) -> Keys:
+    def derive_keys(self, theirs: bytes, *said: bytes) -> PairingKeys:
         """Return the keys that follow from both halves and all that was said.
 
         Raises:
             PairingFailed: the other side's key is none.
         """
-        assert len(theirs) == HALF_BYTES
+        assert len(theirs) == KEY_SHARE_BYTES
         try:
             shared = self.private.exchange(
                 X25519PublicKey.from_public_bytes(theirs[NONCE_BYTES:])
             )
         except ValueError:
             raise PairingFailed("the other side breaks the rules of pairing") from None
-        return derive(shared, *said)
+        return derive_pairing_keys(shared, *said)
 
 
-def commitment(greeting: bytes, half: bytes) -> bytes:
+def commitment(greeting: bytes, share: bytes) -> bytes:
     """Return what binds a member to its half before it has seen the other one."""
-    return sha256(_COMMIT + greeting + half).digest()
+    return sha256(_COMMITMENT_LABEL + greeting + share).digest()
 
 
-def check_commitment(given: bytes, greeting: bytes, half: bytes) -> None:
+def verify_commitment(given: bytes, greeting: bytes, share: bytes) -> None:
     """Make sure that a half is the one that was committed to.
 
     Raises:
         PairingFailed: it is another one.
     """
-    if not hmac.compare_digest(given, commitment(greeting, half)):
+    if not hmac.compare_digest(given, commitment(greeting, share)):
         raise PairingFailed("the other side breaks the rules of pairing")
 
 
-def fingerprint(keys: Keys) -> str:
+def fingerprint(keys: PairingKeys) -> str:
     """Return the words that both sides show if nobody is in the middle."""
-    return words_of(sha256(_WORDS + keys.transcript).digest()[:WORDS_BYTES])
+    return words_of(
+        sha256(_FINGERPRINT_LABEL + keys.transcript).digest()[:FINGERPRINT_BYTES]
+    )

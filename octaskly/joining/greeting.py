@@ -18,19 +18,19 @@ from octaskly.errors import PairingFailed
 from octaskly.trust.node_key import node_id_of
 
 PAIRING_VERSION: Final = 1
-CLOCK_MS_MAX: Final = 5 * 60_000  #: tokens and times in the log suffer beyond that
+CLOCK_SKEW_MS_MAX: Final = 5 * 60_000  #: tokens and times in the log suffer beyond that
 KEY_BYTES: Final = 32
 _NAME_BYTES: Final = 96
 _SOFTWARE_BYTES: Final = 16
 _MAGIC: Final = b"octaskly-pairing"
-_FORM: Final = struct.Struct(
+_LAYOUT: Final = struct.Struct(
     f"!{len(_MAGIC)}sBBBBHQ{KEY_BYTES}s{_NAME_BYTES}s{_SOFTWARE_BYTES}s"
 )
-GREETING_BYTES: Final = _FORM.size
+GREETING_BYTES: Final = _LAYOUT.size
 _WORD: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9.+~-]*")
 
 
-class Refusal(IntEnum):
+class RefusalReason(IntEnum):
     """Why the other side goes no further."""
 
     NONE = 0
@@ -40,30 +40,33 @@ class Refusal(IntEnum):
     BUSY = 4
 
 
-class Refused(PairingFailed):
+class PairingRefused(PairingFailed):
     """The other side goes no further; another one may."""
 
-    def __init__(self, why: Refusal, name: str) -> None:
-        what, cause = _REFUSED[why]
+    def __init__(self, why: RefusalReason, name: str) -> None:
+        what, cause = _REFUSAL_TEXTS[why]
         super().__init__(
             f"{name} {what}",
             cause=cause,
             hint="octaskly invite    on a member makes a new code",
         )
-        self.why = why
+        self.reason = why
 
 
-_REFUSED: Final = {
-    Refusal.NO_SLOT: (
+_REFUSAL_TEXTS: Final = {
+    RefusalReason.NO_SLOT: (
         "has no open invite of that number",
         "the first number of the code is wrong, or the code is another member's",
     ),
-    Refusal.EXPIRED: ("does not take that code any more", "the invite has expired"),
-    Refusal.USED: (
+    RefusalReason.EXPIRED: (
+        "does not take that code any more",
+        "the invite has expired",
+    ),
+    RefusalReason.USED: (
         "does not take that code any more",
         "it was tried before, and a code is good for one attempt",
     ),
-    Refusal.BUSY: ("lets nobody in at this moment", "too many ask at once"),
+    RefusalReason.BUSY: ("lets nobody in at this moment", "too many ask at once"),
 }
 
 
@@ -74,19 +77,21 @@ class Greeting:
     name: str  #: of the node
     key: bytes  #: its public key, 32 bytes
     wall_ms: int  #: what its clock says
-    number: int = 0  #: the slot that is asked for; or the peer port that is offered
-    refusal: Refusal = Refusal.NONE
+    slot_or_port: int = (
+        0  #: the slot that is asked for; or the peer port that is offered
+    )
+    refusal: RefusalReason = RefusalReason.NONE
     software: str = __version__
 
     def pack(self) -> bytes:
         """Return the message."""
-        return _FORM.pack(
+        return _LAYOUT.pack(
             _MAGIC,
             PAIRING_VERSION,
             PROTOCOL_VERSION,
             VERSION_MIN,
             self.refusal,
-            self.number,
+            self.slot_or_port,
             self.wall_ms,
             self.key,
             self.name.encode()[:_NAME_BYTES],
@@ -111,13 +116,13 @@ class Greeting:
             key,
             name,
             software,
-        ) = _FORM.unpack(data)
+        ) = _LAYOUT.unpack(data)
         if magic != _MAGIC:
             raise PairingFailed(
                 "what answers there is no node that invites",
                 hint="octaskly invite    on a member shows where it listens",
             )
-        software = _word(software)
+        software = _read_word(software)
         is_foreign = min(newest, PROTOCOL_VERSION) < max(oldest, VERSION_MIN)
         if pairing != PAIRING_VERSION or is_foreign:
             raise PairingFailed(
@@ -125,14 +130,14 @@ class Greeting:
                 f"{__version__}: they do not understand each other",
                 hint="octaskly --version    on both, then upgrade the older one",
             )
-        if refusal > max(Refusal):
+        if refusal > max(RefusalReason):
             raise PairingFailed("the other side refuses for an unknown reason")
         return cls(
-            name=_word(name),
+            name=_read_word(name),
             key=key,
             wall_ms=wall_ms,
-            number=number,
-            refusal=Refusal(refusal),
+            slot_or_port=number,
+            refusal=RefusalReason(refusal),
             software=software,
         )
 
@@ -141,17 +146,17 @@ class Greeting:
         """Id of the node that it speaks for."""
         return node_id_of(self.key)
 
-    def check(self, now_ms: int) -> None:
+    def require_compatible(self, now_ms: int) -> None:
         """Make sure that a pairing may go on.
 
         Raises:
             Refused: the other side refuses.
             PairingFailed: the clocks differ too much.
         """
-        if self.refusal is not Refusal.NONE:
-            raise Refused(self.refusal, self.name)
+        if self.refusal is not RefusalReason.NONE:
+            raise PairingRefused(self.refusal, self.name)
         apart_ms = abs(self.wall_ms - now_ms)
-        if apart_ms > CLOCK_MS_MAX:
+        if apart_ms > CLOCK_SKEW_MS_MAX:
             raise PairingFailed(
                 f"the clocks of this machine and {self.name} are "
                 f"{apart_ms // 60_000} minutes apart",
@@ -161,7 +166,7 @@ class Greeting:
             )
 
 
-def _word(raw: bytes) -> str:
+def _read_word(raw: bytes) -> str:
     """Return a field that anybody may have filled, if it is harmless."""
     word = raw.rstrip(b"\0")
     if not _WORD.fullmatch(word):

@@ -18,37 +18,44 @@ from typing import Final, NamedTuple
 from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.paths import Paths
 from octaskly.config.units import host_and_port
-from octaskly.config.value_types import Peer, Unusable
+from octaskly.config.value_types import HostAndPort, InvalidValue
 from octaskly.core.model.ids import Address
 from octaskly.errors import ConfigError, OctasklyError, PairingFailed, TrustError
-from octaskly.joining.conversation import EXCHANGE_S, Conversation, call
-from octaskly.joining.greeting import GREETING_BYTES, Greeting, Refusal, Refused
+from octaskly.joining.conversation import EXCHANGE_S, Conversation, connect_first
+from octaskly.joining.greeting import (
+    GREETING_BYTES,
+    Greeting,
+    PairingRefused,
+    RefusalReason,
+)
 from octaskly.joining.key_exchange import (
     PROOF_BYTES,
     SEALED_BYTES,
     SHARE_BYTES,
-    Code,
-    Exchange,
-    is_proof,
-    unseal,
+    InviteCode,
+    KeyExchange,
+    is_proof_valid,
+    unseal_secret,
 )
-from octaskly.joining.state_folder import take_over
-from octaskly.mesh.discovery.scan import members_that_invite
+from octaskly.joining.state_folder import replace_mesh_secret
+from octaskly.mesh.discovery.scan import scan_inviting_members
 from octaskly.ports import Clock
-from octaskly.trust import Keyring, MeshSecret
-from octaskly.trust.mesh_secret import parse
+from octaskly.trust import MeshSecret, SecretFile
+from octaskly.trust.mesh_secret import parse_secret
 
-LOOK_S: Final = 5.0  #: for a member with an open invite
+DISCOVERY_S: Final = 5.0  #: for a member with an open invite
 GREETING_S: Final = 3.0  #: for its first answer; others may invite, too
-ASKED_AT_ONCE: Final = 8  #: members; who is silent keeps none of the others waiting
-SHOWN_MAX: Final = 3  #: members that may try one code, each with one guess
-OTHERS_S: Final = 1.0  #: for another with that number, once one did not accept it
-MESH_CHARS: Final = 4  #: of a mesh's id, enough for people who compare
+CONCURRENT_DIALS_MAX: Final = (
+    8  #: members; who is silent keeps none of the others waiting
+)
+CODE_TRIES_MAX: Final = 3  #: members that may try one code, each with one guess
+NEXT_MEMBER_S: Final = 1.0  #: for another with that number, once one did not accept it
+MESH_ID_SHOWN_CHARS: Final = 4  #: of a mesh's id, enough for people who compare
 _NEW_CODE: Final = "octaskly invite    on a member makes a new code"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class JoinTarget:
     """Where a member may let this machine in."""
 
     mesh: str | None  #: None: it is known by its address alone
@@ -56,10 +63,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
+class JoinGrant:
     """What a machine has that was let in."""
 
-    keyring: str = field(repr=False)
+    secret_text: str = field(repr=False)
     member: str  #: name of the node that let it in
     seed: str  #: where that is dialled, as `HOST:PORT`
 
@@ -73,7 +80,7 @@ class _Greetings:
     member: Greeting
 
 
-class _Talk(NamedTuple):
+class _OpenConversation(NamedTuple):
     """A conversation with a member that has an invite of the code's number."""
 
     conversation: Conversation
@@ -84,13 +91,13 @@ class _Failure(NamedTuple):
     """Why a member lets this machine not in, and how much that tells."""
 
     error: OctasklyError
-    weight: int
+    specificity: int
 
 
-_OF_NOBODY, _OF_SILENCE, _OF_ANOTHER, _OF_THE_CODE, _OF_THE_LOOK = range(5)
+_NO_MEMBER, _NO_REPLY, _OTHER_INVITE, _CODE_REJECTED, _DISCOVERY_FAILED = range(5)
 
 
-class Joiner:
+class JoinClient:
     """This machine, as it asks for a way in.
 
     Args:
@@ -101,13 +108,15 @@ class Joiner:
     """
 
     def __init__(
-        self, name: str, key: bytes, clock: Clock, tell: Callable[[str], None]
+        self, name: str, key: bytes, clock: Clock, report: Callable[[str], None]
     ) -> None:
         self._name, self._key = name, key
         self._clock = clock
-        self._tell = tell
+        self._report = report
 
-    async def by_code(self, code: Code, places: AsyncIterable[Place]) -> Admitted:
+    async def join_by_code(
+        self, code: InviteCode, targets: AsyncIterable[JoinTarget]
+    ) -> JoinGrant:
         """Return the keyring that the member has which showed this code.
 
         Others may invite, too, so all are asked at once as they come, and what the code
@@ -117,144 +126,157 @@ class Joiner:
         Raises:
             PairingFailed: no member took it, or it is not the right one.
         """
-        talks: asyncio.Queue[_Talk | _Failure | None] = asyncio.Queue()
+        talks: asyncio.Queue[_OpenConversation | _Failure | None] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
-            asking = tasks.create_task(self._ask_all(code, places, talks))
-            outcome = await self._outcome(code, talks)
+            asking = tasks.create_task(self._contact_members(code, targets, talks))
+            outcome = await self._first_grant(code, talks)
             asking.cancel()
         while not talks.empty():
-            if isinstance(talk := talks.get_nowait(), _Talk):
+            if isinstance(talk := talks.get_nowait(), _OpenConversation):
                 talk.conversation.close()
         if isinstance(outcome, OctasklyError):
             raise outcome
         return outcome
 
-    async def _ask_all(
+    async def _contact_members(
         self,
-        code: Code,
-        places: AsyncIterable[Place],
-        talks: asyncio.Queue[_Talk | _Failure | None],
+        code: InviteCode,
+        targets: AsyncIterable[JoinTarget],
+        talks: asyncio.Queue[_OpenConversation | _Failure | None],
     ) -> None:
         """Ask members as they come, some at a time; tell each answer, then None."""
-        room = asyncio.Semaphore(ASKED_AT_ONCE)
+        room = asyncio.Semaphore(CONCURRENT_DIALS_MAX)
 
-        async def ask(place: Place) -> None:
+        async def ask(place: JoinTarget) -> None:
             try:
-                talks.put_nowait(await self._asked(code, place))
+                talks.put_nowait(await self._contact_member(code, place))
             finally:
                 room.release()
 
         async with asyncio.TaskGroup() as tasks:
             try:
-                async for place in places:
+                async for place in targets:
                     await room.acquire()
                     tasks.create_task(ask(place))
             except OctasklyError as error:
-                talks.put_nowait(_Failure(error, _OF_THE_LOOK))
+                talks.put_nowait(_Failure(error, _DISCOVERY_FAILED))
         talks.put_nowait(None)
 
-    async def _asked(self, code: Code, place: Place) -> _Talk | _Failure:
+    async def _contact_member(
+        self, code: InviteCode, target: JoinTarget
+    ) -> _OpenConversation | _Failure:
         """Return a conversation with a member that has an invite of this number."""
         try:
-            conversation = await call(place.addresses)
+            conversation = await connect_first(target.addresses)
         except OSError as error:
-            return _Failure(_unreachable(place, error), _OF_SILENCE)
+            return _Failure(_unreachable_error(target, error), _NO_REPLY)
         try:
-            return _Talk(conversation, await self._greet(conversation, code, place))
+            return _OpenConversation(
+                conversation, await self._exchange_greetings(conversation, code, target)
+            )
         except OSError:
             conversation.close()
-            return _Failure(_no_pairing(conversation.host), _OF_SILENCE)
+            return _Failure(_not_inviting_error(conversation.host), _NO_REPLY)
         except PairingFailed as error:
             conversation.close()
-            is_other = isinstance(error, Refused) and error.why is Refusal.NO_SLOT
-            return _Failure(error, _OF_ANOTHER if is_other else _OF_THE_CODE)
+            is_other = (
+                isinstance(error, PairingRefused)
+                and error.reason is RefusalReason.NO_SLOT
+            )
+            return _Failure(error, _OTHER_INVITE if is_other else _CODE_REJECTED)
         except BaseException:
             conversation.close()
             raise
 
-    async def _outcome(
-        self, code: Code, talks: asyncio.Queue[_Talk | _Failure | None]
-    ) -> Admitted | OctasklyError:
+    async def _first_grant(
+        self,
+        code: InviteCode,
+        talks: asyncio.Queue[_OpenConversation | _Failure | None],
+    ) -> JoinGrant | OctasklyError:
         """Return what the first member gives that accepts the code, or why none does.
 
         Of several failures the most telling: what a member says of this very code.
         """
-        failures = [_Failure(no_invite(), _OF_NOBODY)]
+        failures = [_Failure(no_open_invite_error(), _NO_MEMBER)]
         shown = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit:
-                while shown < SHOWN_MAX and (talk := await talks.get()) is not None:
+                while (
+                    shown < CODE_TRIES_MAX and (talk := await talks.get()) is not None
+                ):
                     if isinstance(talk, _Failure):
                         failures.append(talk)
                         continue
                     with contextlib.closing(talk.conversation):
                         try:
-                            return await self._proven(talk, code)
+                            return await self._prove_code(talk, code)
                         except PairingFailed as error:
-                            failures.append(_Failure(error, _OF_THE_CODE))
+                            failures.append(_Failure(error, _CODE_REJECTED))
                     shown += 1
-                    limit.reschedule(asyncio.get_running_loop().time() + OTHERS_S)
-        return max(failures, key=lambda failure: failure.weight).error
+                    limit.reschedule(asyncio.get_running_loop().time() + NEXT_MEMBER_S)
+        return max(failures, key=lambda failure: failure.specificity).error
 
-    async def _greet(
-        self, conversation: Conversation, code: Code, place: Place
+    async def _exchange_greetings(
+        self, conversation: Conversation, code: InviteCode, target: JoinTarget
     ) -> _Greetings:
         """Say hello; nothing of the code but its first number is in that."""
         hello = self._greeting(code.slot).pack()
         async with asyncio.timeout(GREETING_S):
-            await conversation.say(hello)
-            welcome = await conversation.hear(GREETING_BYTES)
+            await conversation.send(hello)
+            welcome = await conversation.receive(GREETING_BYTES)
         member = Greeting.unpack(welcome)
-        member.check(self._clock.now().wall_ms)
-        way = "" if place.mesh is None else " by mDNS"
-        self._tell(f"found {member.name} at {conversation.host}{way}")
+        member.require_compatible(self._clock.now().wall_ms)
+        way = "" if target.mesh is None else " by mDNS"
+        self._report(f"found {member.name} at {conversation.host}{way}")
         return _Greetings(hello, welcome, member)
 
-    async def _proven(self, talk: _Talk, code: Code) -> Admitted:
+    async def _prove_code(self, talk: _OpenConversation, code: InviteCode) -> JoinGrant:
         """Show that both know the code, and take the keyring."""
         conversation, greetings = talk
-        exchange, member = Exchange.of_joiner(code), greetings.member
+        exchange, member = KeyExchange.for_joiner(code), greetings.member
         try:
             async with asyncio.timeout(EXCHANGE_S):
-                await conversation.say(exchange.share)
-                share = await conversation.hear(SHARE_BYTES)
-                keys = exchange.finish(share, greetings.hello, greetings.welcome)
-                await conversation.say(keys.joiner_proof())
-                proof = await conversation.hear(PROOF_BYTES)
-                if not is_proof(proof, keys.member_proof()):
-                    raise _wrong_code(member.name)
-                sealed = await conversation.hear(SEALED_BYTES)
+                await conversation.send(exchange.share)
+                share = await conversation.receive(SHARE_BYTES)
+                keys = exchange.derive_keys(share, greetings.hello, greetings.welcome)
+                await conversation.send(keys.joiner_proof())
+                proof = await conversation.receive(PROOF_BYTES)
+                if not is_proof_valid(proof, keys.member_proof()):
+                    raise _wrong_code_error(member.name)
+                sealed = await conversation.receive(SEALED_BYTES)
         except OSError as error:
-            raise _lost(member.name) from error
-        keyring = unseal(keys, sealed)
-        mesh = parsed(keyring).mesh_id[:MESH_CHARS]
-        self._tell(f"both sides proved that they know the code (mesh {mesh})")
-        return Admitted(
-            keyring=keyring,
+            raise _connection_lost_error(member.name) from error
+        keyring = unseal_secret(keys, sealed)
+        mesh = parse_received_secret(keyring).mesh_id[:MESH_ID_SHOWN_CHARS]
+        self._report(f"both sides proved that they know the code (mesh {mesh})")
+        return JoinGrant(
+            secret_text=keyring,
             member=member.name,
-            seed=host_and_port(conversation.host, member.number),
+            seed=host_and_port(conversation.host, member.slot_or_port),
         )
 
     def _greeting(self, slot: int) -> Greeting:
         now_ms = self._clock.now().wall_ms
-        return Greeting(name=self._name, key=self._key, wall_ms=now_ms, number=slot)
+        return Greeting(
+            name=self._name, key=self._key, wall_ms=now_ms, slot_or_port=slot
+        )
 
 
-async def places_in_sight(
+async def discover_targets(
     interfaces: Sequence[str], own_mesh: str | None
-) -> AsyncGenerator[Place]:
+) -> AsyncGenerator[JoinTarget]:
     """Yield the members in sight that have an open invite, of any other mesh.
 
     Raises:
         PairingFailed: all that are in sight are of this mesh.
     """
     meshes: set[str | None] = set()
-    members = members_that_invite(LOOK_S, interfaces)
+    members = scan_inviting_members(DISCOVERY_S, interfaces)
     async with contextlib.aclosing(members):
         async for one in members:
             meshes.add(one.mesh)
             if one.mesh != own_mesh:
-                yield Place(one.mesh, one.addresses)
+                yield JoinTarget(one.mesh, one.addresses)
     if meshes == {own_mesh}:
         raise PairingFailed(
             f"this machine is in the mesh {own_mesh} already",
@@ -262,7 +284,7 @@ async def places_in_sight(
         )
 
 
-async def place_at(text: str) -> AsyncGenerator[Place]:
+async def resolve_target(text: str) -> AsyncGenerator[JoinTarget]:
     """Yield where `HOST` or `HOST:PORT` says that a member invites.
 
     Raises:
@@ -270,8 +292,8 @@ async def place_at(text: str) -> AsyncGenerator[Place]:
         PairingFailed: nothing has that name.
     """
     try:
-        host, port = Peer(PAIRING_PORT).of_text(text)
-    except Unusable as error:
+        host, port = HostAndPort(PAIRING_PORT).parse_text(text)
+    except InvalidValue as error:
         raise ConfigError(
             f"--at {error}", hint="octaskly join --at 192.168.1.20 CODE"
         ) from None
@@ -285,37 +307,37 @@ async def place_at(text: str) -> AsyncGenerator[Place]:
             cause=error.strerror,
             hint="octaskly invite    on a member shows its addresses",
         ) from error
-    yield Place(None, tuple(Address(str(entry[4][0]), port) for entry in found))
+    yield JoinTarget(None, tuple(Address(str(entry[4][0]), port) for entry in found))
 
 
-def keep(paths: Paths, keyring: str) -> Path | None:
+def save_mesh_secret(paths: Paths, secret_text: str) -> Path | None:
     """Write the secret of the mesh for the next start; return where the old one went.
 
     Raises:
         PairingFailed: what the member sent is no keyring.
         ConfigError: it cannot be written.
     """
-    secret = parsed(keyring)
+    secret = parse_received_secret(secret_text)
     has_one = os.path.lexists(paths.secret)
-    old = Keyring(paths.secret, paths.state).load() if has_one else None
-    return take_over(paths, secret, old)
+    old = SecretFile(paths.secret, paths.state).load() if has_one else None
+    return replace_mesh_secret(paths, secret, old)
 
 
-def parsed(keyring: str) -> MeshSecret:
+def parse_received_secret(secret_text: str) -> MeshSecret:
     """Return what a member sent.
 
     Raises:
         PairingFailed: it is no keyring.
     """
     try:
-        return parse(keyring)
+        return parse_secret(secret_text)
     except TrustError as error:
         raise PairingFailed(
             "what the member sent is no keyring", cause=str(error)
         ) from None
 
 
-def no_invite() -> PairingFailed:
+def no_open_invite_error() -> PairingFailed:
     """Return that nobody lets machines in."""
     return PairingFailed(
         "no member in sight has an open invite",
@@ -327,7 +349,7 @@ def no_invite() -> PairingFailed:
     )
 
 
-def _unreachable(place: Place, error: OSError) -> PairingFailed:
+def _unreachable_error(place: JoinTarget, error: OSError) -> PairingFailed:
     where = place.addresses[0]
     is_refused = isinstance(error, ConnectionRefusedError)
     return PairingFailed(
@@ -338,14 +360,14 @@ def _unreachable(place: Place, error: OSError) -> PairingFailed:
     )
 
 
-def _no_pairing(host: str) -> PairingFailed:
+def _not_inviting_error(host: str) -> PairingFailed:
     return PairingFailed(
         f"what answers at {host} is no member with an open invite",
         hint="octaskly invite    on a member shows where it listens",
     )
 
 
-def _wrong_code(member: str) -> PairingFailed:
+def _wrong_code_error(member: str) -> PairingFailed:
     return PairingFailed(
         f"{member} does not accept the code",
         cause="a digit is wrong, or somebody else answered in its name; "
@@ -354,7 +376,7 @@ def _wrong_code(member: str) -> PairingFailed:
     )
 
 
-def _lost(member: str) -> PairingFailed:
+def _connection_lost_error(member: str) -> PairingFailed:
     return PairingFailed(
         f"the connection to {member} was lost",
         cause="another machine may have used the code at the same time; it is burnt",

@@ -16,46 +16,48 @@ from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.units import host_and_port
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import PairingFailed
-from octaskly.joining.conversation import Conversation, listen
+from octaskly.joining.conversation import Conversation, serve_connections
 from octaskly.joining.fingerprint import (
     COMMITMENT_BYTES,
-    HALF_BYTES,
-    Half,
-    check_commitment,
+    KEY_SHARE_BYTES,
+    KeyShare,
     fingerprint,
+    verify_commitment,
 )
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
-from octaskly.joining.join_by_code import Admitted
+from octaskly.joining.join_by_code import JoinGrant
 from octaskly.joining.key_exchange import (
     NO_PROOF,
     PROOF_BYTES,
     SEALED_BYTES,
-    Keys,
-    is_proof,
-    unseal,
+    PairingKeys,
+    is_proof_valid,
+    unseal_secret,
 )
 from octaskly.mesh.discovery.interfaces import local_addresses
-from octaskly.mesh.discovery.scan import beacon
+from octaskly.mesh.discovery.scan import advertise_pairing
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import EVERYWHERE, bind, port_of
-from octaskly.system.load import port_holder
+from octaskly.system.listeners import WILDCARD_ADDRESSES, bind_port, port_of
+from octaskly.system.load import process_on_port
 from octaskly.trust import node_id_of
 
-WAIT_S: Final = 600.0  #: for a member to look
-APPROVE_S: Final = 300.0  #: for somebody there to approve
+MEMBER_WAIT_S: Final = 600.0  #: for a member to look
+APPROVAL_WAIT_S: Final = 300.0  #: for somebody there to approve
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class PendingComparison:
     """A member that answered; people have yet to compare the words."""
 
     member: Greeting
     words: str
     conversation: Conversation
-    keys: Keys
+    keys: PairingKeys
 
 
-async def meet(name: str, key: bytes, interfaces: Sequence[str]) -> Meeting:
+async def wait_for_member(
+    name: str, key: bytes, interfaces: Sequence[str]
+) -> PendingComparison:
     """Wait until the first member looks for machines that want in.
 
     Args:
@@ -69,40 +71,42 @@ async def meet(name: str, key: bytes, interfaces: Sequence[str]) -> Meeting:
     """
     clock = SystemClock()
     local = [one.host for one in local_addresses(interfaces)]
-    sockets = bind(
+    sockets = bind_port(
         "--pairing-port",
-        asked=None,
+        requested=None,
         default=PAIRING_PORT,
-        addresses=local if interfaces else EVERYWHERE,
-        holder=port_holder,
+        addresses=local if interfaces else WILDCARD_ADDRESSES,
+        process_on=process_on_port,
     )
-    first: asyncio.Future[Meeting] = asyncio.get_running_loop().create_future()
+    first: asyncio.Future[PendingComparison] = (
+        asyncio.get_running_loop().create_future()
+    )
 
     async def welcome(conversation: Conversation) -> None:
         own = Greeting(name=name, key=key, wall_ms=clock.now().wall_ms)
-        meeting = await _compare(conversation, own)
-        meeting.member.check(clock.now().wall_ms)
+        meeting = await _exchange_fingerprints(conversation, own)
+        meeting.member.require_compatible(clock.now().wall_ms)
         if not first.done():
-            conversation.keep()
+            conversation.detach()
             first.set_result(meeting)
 
     async with asyncio.TaskGroup() as tasks:
-        listening = tasks.create_task(listen(sockets, welcome))
+        listening = tasks.create_task(serve_connections(sockets, welcome))
         try:
-            node = _node(name, key, port_of(sockets), clock)
-            async with beacon(node, mesh_id=None, interfaces=interfaces):
-                await asyncio.wait([first], timeout=WAIT_S)
+            node = _beacon_info(name, key, port_of(sockets), clock)
+            async with advertise_pairing(node, mesh_id=None, interfaces=interfaces):
+                await asyncio.wait([first], timeout=MEMBER_WAIT_S)
         finally:
             listening.cancel()
     if not first.done():
         raise PairingFailed(
-            f"no member came within {WAIT_S / 60:.0f} minutes",
+            f"no member came within {MEMBER_WAIT_S / 60:.0f} minutes",
             hint=f"octaskly approve {name}    on a member, while this one waits",
         )
     return first.result()
 
 
-def _node(name: str, key: bytes, port: int, clock: SystemClock) -> NodeInfo:
+def _beacon_info(name: str, key: bytes, port: int, clock: SystemClock) -> NodeInfo:
     """Return this machine as its beacon shows it."""
     return NodeInfo(
         id=node_id_of(key),
@@ -115,7 +119,7 @@ def _node(name: str, key: bytes, port: int, clock: SystemClock) -> NodeInfo:
     )
 
 
-async def receive(meeting: Meeting) -> Admitted:
+async def receive_approval(meeting: PendingComparison) -> JoinGrant:
     """Return the keyring, once somebody at the member has approved.
 
     Raises:
@@ -124,10 +128,10 @@ async def receive(meeting: Meeting) -> Admitted:
     name = meeting.member.name
     conversation = meeting.conversation
     try:
-        async with asyncio.timeout(APPROVE_S):
-            proof = await conversation.hear(PROOF_BYTES)
-            is_no = is_proof(proof, NO_PROOF)
-            sealed = b"" if is_no else await conversation.hear(SEALED_BYTES)
+        async with asyncio.timeout(APPROVAL_WAIT_S):
+            proof = await conversation.receive(PROOF_BYTES)
+            is_no = is_proof_valid(proof, NO_PROOF)
+            sealed = b"" if is_no else await conversation.receive(SEALED_BYTES)
     except OSError as error:
         raise PairingFailed(
             f"{name} did not let this machine in",
@@ -143,23 +147,25 @@ async def receive(meeting: Meeting) -> Admitted:
             hint="octaskly join    once more; if they differ again, use a code of "
             "`octaskly invite`",
         )
-    if not is_proof(proof, meeting.keys.member_proof()):
+    if not is_proof_valid(proof, meeting.keys.member_proof()):
         raise PairingFailed(f"what {name} sent is not from the machine that you saw")
-    return Admitted(
-        keyring=unseal(meeting.keys, sealed),
+    return JoinGrant(
+        secret_text=unseal_secret(meeting.keys, sealed),
         member=name,
-        seed=host_and_port(conversation.host, meeting.member.number),
+        seed=host_and_port(conversation.host, meeting.member.slot_or_port),
     )
 
 
-async def _compare(conversation: Conversation, own: Greeting) -> Meeting:
+async def _exchange_fingerprints(
+    conversation: Conversation, own: Greeting
+) -> PendingComparison:
     """Lead the joiner's side up to the words; see `trust.comparison`."""
-    first = await conversation.hear(GREETING_BYTES + COMMITMENT_BYTES)
+    first = await conversation.receive(GREETING_BYTES + COMMITMENT_BYTES)
     greeting, promised = first[:GREETING_BYTES], first[GREETING_BYTES:]
-    member, half = Greeting.unpack(greeting), Half.fresh()
+    member, half = Greeting.unpack(greeting), KeyShare.generate()
     second = own.pack() + half.public()
-    await conversation.say(second)
-    theirs = await conversation.hear(HALF_BYTES)
-    check_commitment(promised, greeting, theirs)
-    keys = half.keys(theirs, first, second, theirs)
-    return Meeting(member, fingerprint(keys), conversation, keys)
+    await conversation.send(second)
+    theirs = await conversation.receive(KEY_SHARE_BYTES)
+    verify_commitment(promised, greeting, theirs)
+    keys = half.derive_keys(theirs, first, second, theirs)
+    return PendingComparison(member, fingerprint(keys), conversation, keys)

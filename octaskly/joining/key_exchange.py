@@ -22,21 +22,21 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from octaskly.errors import PairingFailed
 
 SLOT_MAX: Final = 99
-DIGITS: Final = 8
-_FORM: Final = re.compile(r"([1-9][0-9]?)[-\s]+([0-9]{4})[-\s]*([0-9]{4})")
+DIGIT_COUNT: Final = 8
+_PATTERN: Final = re.compile(r"([1-9][0-9]?)[-\s]+([0-9]{4})[-\s]*([0-9]{4})")
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
+class InviteCode:
     """A slot, which is public, and eight digits, which are not; 26 bits."""
 
     slot: int  #: tells open invites of one member apart, from 1
     digits: str = field(repr=False)
 
     @classmethod
-    def fresh(cls, slot: int) -> Self:
+    def generate(cls, slot: int) -> Self:
         """Return a new code for this slot."""
-        return cls(slot, f"{secrets.randbelow(10**DIGITS):0{DIGITS}}")
+        return cls(slot, f"{secrets.randbelow(10**DIGIT_COUNT):0{DIGIT_COUNT}}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -45,7 +45,7 @@ class Code:
         Raises:
             PairingFailed: it has not the form of one; the text is not repeated.
         """
-        match = _FORM.fullmatch(text.strip())
+        match = _PATTERN.fullmatch(text.strip())
         if match is None:
             raise PairingFailed(
                 "that is no code of an invite",
@@ -54,9 +54,9 @@ class Code:
             )
         return cls(int(match[1]), match[2] + match[3])
 
-    def shown(self) -> str:
+    def formatted(self) -> str:
         """Return the code as people read it."""
-        half = DIGITS // 2
+        half = DIGIT_COUNT // 2
         return f"{self.slot}-{self.digits[:half]}-{self.digits[half:]}"
 
     def password(self) -> bytes:
@@ -66,8 +66,8 @@ class Code:
 
 SHARE_BYTES: Final = 33
 PROOF_BYTES: Final = 32
-KEYRING_BYTES_MAX: Final = 40_958  #: the longest that a secret file gets
-SEALED_BYTES: Final = KEYRING_BYTES_MAX + 2 + 16
+SECRET_TEXT_BYTES_MAX: Final = 40_958  #: the longest that a secret file gets
+SEALED_BYTES: Final = SECRET_TEXT_BYTES_MAX + 2 + 16
 NO_PROOF: Final = bytes(PROOF_BYTES)  #: says that a proof was wrong
 
 _LABEL: Final = b"octaskly pairing/1 "
@@ -75,12 +75,12 @@ _JOINER, _MEMBER = _LABEL + b"joiner", _LABEL + b"member"
 _LENGTH: Final = struct.Struct("!H")
 
 
-class Keys(NamedTuple):
+class PairingKeys(NamedTuple):
     """What follows from a pairing; of no use to who only saw its messages."""
 
     joiner: bytes  #: proves that the joiner knows the code
     member: bytes  #: proves the same of the member
-    seal: bytes
+    sealing_key: bytes
     transcript: bytes  #: hash of all that was said
 
     def joiner_proof(self) -> bytes:
@@ -93,7 +93,7 @@ class Keys(NamedTuple):
 
 
 @dataclass(slots=True)
-class Exchange:
+class KeyExchange:
     """One side of one run; made before anybody connects, used once.
 
     The package computes in pure Python, so not in constant time. Nothing that depends
@@ -106,7 +106,7 @@ class Exchange:
     _is_joiner: bool
 
     @classmethod
-    def of_joiner(cls, code: Code) -> Exchange:
+    def for_joiner(cls, code: InviteCode) -> KeyExchange:
         """Return the side that typed the code."""
         from spake2 import SPAKE2_A  # noqa: PLC0415 - 20 ms, for pairings only
 
@@ -114,14 +114,14 @@ class Exchange:
         return cls(spake.start(), spake, _is_joiner=True)
 
     @classmethod
-    def of_member(cls, code: Code) -> Exchange:
+    def for_member(cls, code: InviteCode) -> KeyExchange:
         """Return the side that showed the code."""
         from spake2 import SPAKE2_B  # noqa: PLC0415 - see above
 
         spake = SPAKE2_B(code.password(), idA=_JOINER, idB=_MEMBER)
         return cls(spake.start(), spake, _is_joiner=False)
 
-    def finish(self, theirs: bytes, hello: bytes, welcome: bytes) -> Keys:
+    def derive_keys(self, theirs: bytes, hello: bytes, welcome: bytes) -> PairingKeys:
         """Return the keys, which are equal on both sides if the codes are.
 
         Args:
@@ -143,10 +143,10 @@ class Exchange:
         first, second = (
             (self.share, theirs) if self._is_joiner else (theirs, self.share)
         )
-        return derive(key, hello, welcome, first, second)
+        return derive_pairing_keys(key, hello, welcome, first, second)
 
 
-def derive(shared: bytes, *said: bytes) -> Keys:
+def derive_pairing_keys(shared: bytes, *said: bytes) -> PairingKeys:
     """Return the keys that follow from a shared secret and all that was said.
 
     Each message has a fixed size, so their sequence is unambiguous.
@@ -154,33 +154,33 @@ def derive(shared: bytes, *said: bytes) -> Keys:
     transcript = sha256(_LABEL + b"".join(said)).digest()
     kdf = HKDF(algorithm=SHA256(), length=96, salt=transcript, info=_LABEL)
     keys = kdf.derive(shared)
-    return Keys(keys[:32], keys[32:64], keys[64:], transcript)
+    return PairingKeys(keys[:32], keys[32:64], keys[64:], transcript)
 
 
-def is_proof(given: bytes, wanted: bytes) -> bool:
+def is_proof_valid(given: bytes, wanted: bytes) -> bool:
     """Whether the other side knows what it must."""
     return hmac.compare_digest(given, wanted)
 
 
-def seal(keys: Keys, keyring: str) -> bytes:
+def seal_secret(keys: PairingKeys, secret_text: str) -> bytes:
     """Return a keyring for the other side alone, always of one size.
 
     The nonce is constant: a key seals one message in its life.
     """
-    data = keyring.encode()
-    assert len(data) <= KEYRING_BYTES_MAX
-    padded = _LENGTH.pack(len(data)) + data.ljust(KEYRING_BYTES_MAX, b"\0")
-    return AESGCM(keys.seal).encrypt(bytes(12), padded, keys.transcript)
+    data = secret_text.encode()
+    assert len(data) <= SECRET_TEXT_BYTES_MAX
+    padded = _LENGTH.pack(len(data)) + data.ljust(SECRET_TEXT_BYTES_MAX, b"\0")
+    return AESGCM(keys.sealing_key).encrypt(bytes(12), padded, keys.transcript)
 
 
-def unseal(keys: Keys, sealed: bytes) -> str:
+def unseal_secret(keys: PairingKeys, sealed: bytes) -> str:
     """Return the keyring that was sealed.
 
     Raises:
         PairingFailed: it was not sealed with this key, or is none.
     """
     try:
-        padded = AESGCM(keys.seal).decrypt(bytes(12), sealed, keys.transcript)
+        padded = AESGCM(keys.sealing_key).decrypt(bytes(12), sealed, keys.transcript)
         (length,) = _LENGTH.unpack_from(padded)
         return padded[_LENGTH.size : _LENGTH.size + length].decode("ascii")
     except (InvalidTag, UnicodeDecodeError):

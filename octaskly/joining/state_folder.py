@@ -15,17 +15,17 @@ from typing import Final
 
 from octaskly.config.paths import Paths
 from octaskly.errors import ConfigError
-from octaskly.store.tables.database import Lock
+from octaskly.store.tables.database import DatabaseLock
 from octaskly.trust import MeshSecret
 from octaskly.trust.node_key import KEY_FILE
 from octaskly.trust.private_files import read_private, replace_private
-from octaskly.trust.secret_file import COPY, SecretUse
+from octaskly.trust.secret_file import COPY_FILE, SecretUse
 
-_MESH: Final = re.compile(r"[0-9a-f]{16}")
-_WAL: Final = ("-wal", "-shm", "")  #: SQLite pairs its files by name
+_MESH_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DATABASE_SUFFIXES: Final = ("-wal", "-shm", "")  #: SQLite pairs its files by name
 
 
-def set_apart(paths: Paths, mesh_id: str) -> Path | None:
+def isolate_mesh_state(paths: Paths, mesh_id: str) -> Path | None:
     """Make sure that the state is that of this mesh; return where another's went.
 
     Raises:
@@ -33,13 +33,13 @@ def set_apart(paths: Paths, mesh_id: str) -> Path | None:
         ConfigError: something cannot be moved.
     """
     mark = paths.state / "mesh.id"
-    lock = Lock(paths.database)
+    lock = DatabaseLock(paths.database)
     try:
         left = None
-        known = _known(mark)
+        known = _read_mesh_id(mark)
         if known is not None and known != mesh_id:
-            left = _free(paths.state / f"left-{known}", "log.db")
-            _move(paths, left)
+            left = _unused_folder(paths.state / f"left-{known}", "log.db")
+            _move_state_aside(paths, left)
         if known != mesh_id:
             replace_private(mark, f"{mesh_id}\n".encode())
     except OSError as error:
@@ -52,7 +52,9 @@ def set_apart(paths: Paths, mesh_id: str) -> Path | None:
     return left
 
 
-def take_over(paths: Paths, secret: MeshSecret, old: MeshSecret | None) -> Path | None:
+def replace_mesh_secret(
+    paths: Paths, secret: MeshSecret, old: MeshSecret | None
+) -> Path | None:
     """Put a secret in the place of the one that this node has.
 
     Returns the folder in which the old one lies now, if there was one.
@@ -63,12 +65,12 @@ def take_over(paths: Paths, secret: MeshSecret, old: MeshSecret | None) -> Path 
     folder = None
     try:
         if old is not None:
-            folder = _free(paths.state / f"left-{old.mesh_id}", "mesh.key")
+            folder = _unused_folder(paths.state / f"left-{old.mesh_id}", "mesh.key")
             folder.mkdir(mode=0o700, exist_ok=True)
-            replace_private(folder / "mesh.key", old.lines().encode())
+            replace_private(folder / "mesh.key", old.to_text().encode())
         paths.secret.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A link stays one: what it leads to is replaced.
-        replace_private(paths.secret.resolve(), secret.lines().encode())
+        replace_private(paths.secret.resolve(), secret.to_text().encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the mesh secret {paths.secret}: {error.strerror}",
@@ -77,15 +79,15 @@ def take_over(paths: Paths, secret: MeshSecret, old: MeshSecret | None) -> Path 
     return folder
 
 
-def _known(mark: Path) -> str | None:
+def _read_mesh_id(mark: Path) -> str | None:
     try:
         text = read_private(mark).decode("ascii", "replace").strip()
     except FileNotFoundError:
         return None
-    return text if _MESH.fullmatch(text) else None
+    return text if _MESH_ID.fullmatch(text) else None
 
 
-def _free(folder: Path, name: str) -> Path:
+def _unused_folder(folder: Path, name: str) -> Path:
     """Return the folder, or one beside it, that does not hold a file of this name."""
     number, free = 1, folder
     while (free / name).exists():
@@ -94,23 +96,23 @@ def _free(folder: Path, name: str) -> Path:
     return free
 
 
-def _move(paths: Paths, left: Path) -> None:
+def _move_state_aside(paths: Paths, left: Path) -> None:
     left.mkdir(mode=0o700, exist_ok=True)
     database = paths.database
-    moved = [database.with_name(database.name + part) for part in _WAL]
+    moved = [database.with_name(database.name + part) for part in _DATABASE_SUFFIXES]
     moved += [paths.outputs, paths.transcripts, paths.scratch, paths.files]
-    moved.append(paths.state / COPY)
+    moved.append(paths.state / COPY_FILE)
     for path in moved:
         if path.exists():
             path.rename(left / path.name)
 
 
-MARK: Final = "leaving"
-OF_MESH: Final = "mesh.id"  #: which mesh a state folder is of, until the end
-FILES: Final = ("log.db-wal", "log.db-shm", "log.db", COPY, KEY_FILE)
+LEAVING_MARKER_FILE: Final = "leaving"
+MESH_ID_FILE: Final = "mesh.id"  #: which mesh a state folder is of, until the end
+MESH_FILES: Final = ("log.db-wal", "log.db-shm", "log.db", COPY_FILE, KEY_FILE)
 
 
-def check(paths: Paths) -> None:
+def require_deletable_secret(paths: Paths) -> None:
     """Make sure that this user can delete the secret, before anything else is.
 
     Raises:
@@ -125,25 +127,25 @@ def check(paths: Paths) -> None:
         )
 
 
-def begin(paths: Paths) -> None:
+def mark_leaving(paths: Paths) -> None:
     """Let this node forget its mesh, whatever happens from now on.
 
     Raises:
-        ConfigError: as `check`, or the state folder cannot be written.
+        ConfigError: as `require_deletable_secret`, or the state folder cannot be written.
     """
-    check(paths)
+    require_deletable_secret(paths)
     try:
-        replace_private(paths.state / MARK, b"")
+        replace_private(paths.state / LEAVING_MARKER_FILE, b"")
     except OSError as error:
-        raise _unable(paths, error) from error
+        raise _delete_error(paths, error) from error
 
 
-def is_begun(paths: Paths) -> bool:
+def is_leaving(paths: Paths) -> bool:
     """Whether this node shall forget its mesh, and has not done so yet."""
-    return os.path.lexists(paths.state / MARK)
+    return os.path.lexists(paths.state / LEAVING_MARKER_FILE)
 
 
-def finish(paths: Paths, use: SecretUse) -> bool:
+def delete_mesh_state(paths: Paths, use: SecretUse) -> bool:
     """Delete what a node has of its mesh; return whether its secret file stays.
 
     It does where another agent of this machine runs with it, or has its state folder
@@ -159,29 +161,29 @@ def finish(paths: Paths, use: SecretUse) -> bool:
     """
     folders = (paths.outputs, paths.transcripts, paths.scratch, paths.files)
     # An agent that a service has started again at once is not to lose its log.
-    lock = Lock(paths.database)
+    lock = DatabaseLock(paths.database)
     try:
-        for name in FILES:
+        for name in MESH_FILES:
             (paths.state / name).unlink(missing_ok=True)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        is_shared = use.is_shared() or _has_sibling(paths.state)
+        is_shared = use.is_shared() or _has_sibling_of_mesh(paths.state)
         if not is_shared:
             paths.secret.unlink(missing_ok=True)
-        (paths.state / OF_MESH).unlink(missing_ok=True)
-        (paths.state / MARK).unlink(missing_ok=True)
+        (paths.state / MESH_ID_FILE).unlink(missing_ok=True)
+        (paths.state / LEAVING_MARKER_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise _unable(paths, error) from error
+        raise _delete_error(paths, error) from error
     finally:
-        use.end()
+        use.unregister()
         lock.release()
     return is_shared and os.path.lexists(paths.secret)
 
 
-def _has_sibling(state: Path) -> bool:
+def _has_sibling_of_mesh(state: Path) -> bool:
     """Whether a folder beside this one is of the same mesh."""
     marks: dict[Path, bytes] = {}
-    for path in state.parent.glob(f"*/{OF_MESH}"):
+    for path in state.parent.glob(f"*/{MESH_ID_FILE}"):
         # What this user cannot read, or others can, is no agent's of this user.
         with suppress(OSError, ConfigError):
             marks[path.parent] = read_private(path)
@@ -189,7 +191,7 @@ def _has_sibling(state: Path) -> bool:
     return own in marks.values()
 
 
-def _unable(paths: Paths, error: OSError) -> ConfigError:
+def _delete_error(paths: Paths, error: OSError) -> ConfigError:
     return ConfigError(
         f"cannot forget the mesh: {error.filename}: {error.strerror}",
         hint=f"delete it by hand, and what else is left in {paths.state}",

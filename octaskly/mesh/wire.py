@@ -133,13 +133,13 @@ HEADER_BYTES: Final = 4
 ARRAY_ITEMS_MAX: Final = 1 << 18
 """Most items of one msgpack array, far above what a frame can sensibly hold."""
 
-LONG_BYTES: Final = 64 << 10
+LONG_FRAME_BYTES: Final = 64 << 10
 """Frames above this size are decoded with pauses,"""
 
-PIECE_ITEMS: Final = 2000
+ITEMS_PER_TURN: Final = 2000
 """and their lists in pieces of so many items: 10 ms of work at most."""
 
-SPLIT_BYTES: Final = 1 << 20
+SPLIT_FRAME_BYTES: Final = 1 << 20
 """Batches above this size are sent in several messages."""
 
 MESSAGE_NUMBERS_END: Final = 100
@@ -159,7 +159,7 @@ _BATCHES: Final[dict[type, str]] = {
 _ARRAY_HEADER_BYTES: Final = 5
 _FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES + _ARRAY_HEADER_BYTES
 
-KEPT_BYTES: Final = 64 << 10
+CACHED_BYTES_MAX: Final = 64 << 10
 """A packer keeps room for the largest value that it has packed: for no more."""
 
 
@@ -183,14 +183,14 @@ class Decoder:
             FrameTooLarge: a length is above the limit; its frame was not read.
             RemoteProtocolError: a frame is not what a peer of ours would send.
         """
-        self.feed(data)
-        return [message for message in self.messages() if message is not None]
+        self.add_data(data)
+        return [message for message in self.decode_messages() if message is not None]
 
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take what came, for `messages` to decode."""
+    def add_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Take what came, for `decode_messages` to decode."""
         self._buffer += data
 
-    def messages(self) -> Iterator[Message | None]:
+    def decode_messages(self) -> Iterator[Message | None]:
         """Decode what is complete, message by message; one of these at a time.
 
         Of a long one None comes in between: its decoding may be continued later.
@@ -202,7 +202,7 @@ class Decoder:
         while (body := self._next_frame()) is not None:
             for message in _frame(body, self._is_known):
                 if self._limit_bytes != self._limits.frame_bytes:
-                    self._greet(message)
+                    self._apply_handshake(message)
                 yield message
 
     def _next_frame(self) -> bytes | None:
@@ -226,7 +226,7 @@ class Decoder:
     def _is_known(self, plain: object) -> bool:
         return not (self._is_newer and _is_unknown(plain))
 
-    def _greet(self, message: Message | None) -> None:
+    def _apply_handshake(self, message: Message | None) -> None:
         """Learn from the first messages what else may come."""
         match message:
             case Hello(version=version):
@@ -244,24 +244,24 @@ def _frame(body: bytes, is_known: Callable[[object], bool]) -> Iterator[Message 
     plain = _unpack(body)
     if type(plain) is not tuple:
         raise RemoteProtocolError("a frame is not an array of messages")
-    if len(body) > LONG_BYTES:
+    if len(body) > LONG_FRAME_BYTES:
         yield None
     for message in plain:
         if is_known(message):
-            if len(body) > LONG_BYTES:
-                yield from _slowly(message)
+            if len(body) > LONG_FRAME_BYTES:
+                yield from _decode_in_pieces(message)
             else:
                 yield codec.decode_message(message)
 
 
-def _slowly(plain: Any) -> Iterator[Message | None]:
+def _decode_in_pieces(plain: Any) -> Iterator[Message | None]:
     """Decode one message, long lists in pieces with None behind each."""
     match plain:
         case (int(), tuple(row)):
             number: int = plain[0]
         case _:
             number, row = 0, ()
-    is_long = [type(item) is tuple and len(item) > PIECE_ITEMS for item in row]
+    is_long = [type(item) is tuple and len(item) > ITEMS_PER_TURN for item in row]
     if not any(is_long):
         yield codec.decode_message(plain)
         return
@@ -272,9 +272,9 @@ def _slowly(plain: Any) -> Iterator[Message | None]:
         if not is_long[at]:
             continue
         items: list[Any] = []
-        for start in range(0, len(row[at]), PIECE_ITEMS):
+        for start in range(0, len(row[at]), ITEMS_PER_TURN):
             piece = brief.copy()
-            piece[at] = row[at][start : start + PIECE_ITEMS]
+            piece[at] = row[at][start : start + ITEMS_PER_TURN]
             items += getattr(codec.decode_message((number, piece)), field.name)
             yield None
         lists[field.name] = tuple(items)
@@ -287,17 +287,17 @@ def encode(messages: Iterable[Message]) -> bytes:
     Raises:
         LocalProtocolError: a message cannot be sent.
     """
-    return frame([_pack(codec.encode(message)) for message in messages])
+    return build_frame([_pack(codec.encode(message)) for message in messages])
 
 
-def frame(parts: Sequence[bytes]) -> bytes:
-    """Return one frame with messages that `parts_of` packed."""
+def build_frame(parts: Sequence[bytes]) -> bytes:
+    """Return one frame with messages that `pack_parts` packed."""
     size = _ARRAY_HEADER_BYTES + sum(map(len, parts))
     header = size.to_bytes(HEADER_BYTES, "big") + b"\xdd"
     return b"".join((header, len(parts).to_bytes(4, "big"), *parts))
 
 
-def parts_of(message: Message | PackedMessage, frame_bytes: int) -> list[bytes]:
+def pack_parts(message: Message | PackedMessage, frame_bytes: int) -> list[bytes]:
     """Return a message packed, split into several where it is a large batch.
 
     Raises:
@@ -308,18 +308,18 @@ def parts_of(message: Message | PackedMessage, frame_bytes: int) -> list[bytes]:
     else:
         packed = _pack(codec.encode(message))
     size = len(packed) + _FRAME_OVERHEAD_BYTES
-    if size <= min(frame_bytes, SPLIT_BYTES):
+    if size <= min(frame_bytes, SPLIT_FRAME_BYTES):
         return [packed]
-    halves = _halves(message)
+    halves = _split_batch(message)
     if halves:
-        return [part for half in halves for part in parts_of(half, frame_bytes)]
+        return [part for half in halves for part in pack_parts(half, frame_bytes)]
     if size > frame_bytes:
         name = type(message).__name__
         raise LocalProtocolError(f"a {name} is larger than a frame may be")
     return [packed]
 
 
-class Packing:
+class MessagePacker:
     """Packs messages for links: what several peers are sent in turn is packed once."""
 
     def __init__(self, frame_bytes: int) -> None:
@@ -327,19 +327,19 @@ class Packing:
         self._message: Message | PackedMessage | None = None
         self._parts: list[bytes] = []
 
-    def parts_of(self, message: Message | PackedMessage) -> list[bytes]:
+    def pack_parts(self, message: Message | PackedMessage) -> list[bytes]:
         """Return what the function of this name does.
 
         Raises:
             LocalProtocolError: the message cannot be sent.
         """
         if message is not self._message:
-            self._parts = parts_of(message, self._frame_bytes)
+            self._parts = pack_parts(message, self._frame_bytes)
             self._message = message
         return self._parts
 
 
-def _halves(message: Message | PackedMessage) -> tuple[Message, ...]:
+def _split_batch(message: Message | PackedMessage) -> tuple[Message, ...]:
     """Split a batch in two that mean the same together; nothing where it is none."""
     batch: Any = message
     field = _BATCHES.get(type(message), "")
@@ -363,7 +363,7 @@ class WirePacker:
     def pack_entry_body(self, entry: Entry) -> bytes:
         """Return the fact of an entry as bytes, as `pack` would; in one thread only."""
         body = _pack(codec.encode(entry.fact), self._packer.pack)
-        if len(body) > KEPT_BYTES:
+        if len(body) > CACHED_BYTES_MAX:
             self._packer = msgpack.Packer()
         return body
 

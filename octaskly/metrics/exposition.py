@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from octaskly.metrics.table import METRICS, Metric, Values
-from octaskly.ports.histogram import Tally
+from octaskly.ports.histogram import Histogram
 
 _PROCESS: Final = ProcessCollector(registry=CollectorRegistry())
 _NUMBERS: Final[Mapping[str, type[CounterMetricFamily | GaugeMetricFamily]]] = {
@@ -26,7 +26,7 @@ _NUMBERS: Final[Mapping[str, type[CounterMetricFamily | GaugeMetricFamily]]] = {
 }
 
 
-class _Report(Collector):
+class _ScrapeCollector(Collector):
     """The metrics of one scrape."""
 
     def __init__(self, values: Values) -> None:
@@ -40,28 +40,28 @@ class _Report(Collector):
         yield from _PROCESS.collect()
 
 
-def expose(values: Values) -> bytes:
+def render_metrics(values: Values) -> bytes:
     """Return the answer to a scrape: the text format, version 0.0.4."""
-    return generate_latest(_Report(values))
+    return generate_latest(_ScrapeCollector(values))
 
 
 def _family(metric: Metric, values: Values) -> Family:
     value = values[metric.name]
-    samples = [((), value)] if isinstance(value, int | float | Tally) else value
-    text = f"{metric.says[0].upper()}{metric.says[1:]}."
+    samples = [((), value)] if isinstance(value, int | float | Histogram) else value
+    text = f"{metric.help_text[0].upper()}{metric.help_text[1:]}."
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(metric.name, text, labels=metric.labels)
         for labels, tally in samples:
-            assert isinstance(tally, Tally), metric.name
+            assert isinstance(tally, Histogram), metric.name
             histogram.add_metric(labels, _buckets(tally), tally.total)
         return histogram
     family = _NUMBERS[metric.kind](metric.name, text, labels=metric.labels)
     for labels, number in samples:
-        assert not isinstance(number, Tally), metric.name
+        assert not isinstance(number, Histogram), metric.name
         family.add_metric(labels, number)
     return family
 
 
-def _buckets(tally: Tally) -> list[tuple[str, float]]:
+def _buckets(tally: Histogram) -> list[tuple[str, float]]:
     ends = [*(f"{bound:g}" for bound in tally.bounds), "+Inf"]
     return list(zip(ends, accumulate(tally.counts), strict=True))

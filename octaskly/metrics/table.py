@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from octaskly.ports.histogram import Tally
+from octaskly.ports.histogram import Histogram
 
-Kind = Literal["counter", "gauge", "histogram"]
-By = Literal["every node", "the dispatcher", "followers"]
+MetricKind = Literal["counter", "gauge", "histogram"]
+ReportedBy = Literal["every node", "the dispatcher", "followers"]
 
-Sample = float | Tally
+Sample = float | Histogram
 Values = Mapping[str, Sample | Sequence[tuple[tuple[str, ...], Sample]]]
 """By the name of a metric: what it is, or what it is for each value of its labels."""
 
@@ -25,10 +25,10 @@ class Metric:
     """One row of the table."""
 
     name: str
-    kind: Kind
-    says: str
+    kind: MetricKind
+    help_text: str
     labels: tuple[str, ...] = ()
-    by: By = "every node"
+    reported_by: ReportedBy = "every node"
 
     @property
     def group(self) -> str:
@@ -56,7 +56,7 @@ _MESH: Final = (
         "octaskly_mesh_heartbeat_age_seconds",
         "gauge",
         "time since the dispatcher was last heard",
-        by="followers",
+        reported_by="followers",
     ),
     Metric(
         "octaskly_mesh_failovers_total",
@@ -77,16 +77,16 @@ _MESH: Final = (
         "the dispatcher",
     ),
     Metric(
-        "octaskly_mesh_reign_start_time_seconds",
+        "octaskly_mesh_epoch_start_time_seconds",
         "gauge",
         "Unix time at which this dispatcher began to reign",
-        by="the dispatcher",
+        reported_by="the dispatcher",
     ),
     Metric(
         "octaskly_mesh_failover_seconds",
         "gauge",
         "from the last sign of the dispatcher before to this reign, if it was lost",
-        by="the dispatcher",
+        reported_by="the dispatcher",
     ),
 )
 
@@ -104,7 +104,7 @@ _QUEUE: Final = (
         "gauge",
         "age of the oldest task that waits for a node, 0 if none does; not of those "
         "that come after others",
-        by="the dispatcher",
+        reported_by="the dispatcher",
     ),
 )
 
@@ -142,7 +142,7 @@ _RUNNER: Final = (
     Metric("octaskly_runner_waiting", "gauge", "attempts that wait for a slot here"),
     Metric("octaskly_runner_launchers", "gauge", "launcher processes"),
     Metric(
-        "octaskly_runner_launcher_deaths_total",
+        "octaskly_runner_launcher_crashes_total",
         "counter",
         "launchers that ended though nobody told them to",
     ),
@@ -191,13 +191,13 @@ _STORE: Final = (
         "octaskly_store_replicas",
         "gauge",
         "disks that hold a task which is accepted now",
-        by="the dispatcher",
+        reported_by="the dispatcher",
     ),
     Metric(
         "octaskly_store_standby_lag_entries",
         "gauge",
         "entries that the standby which is furthest behind has not acknowledged",
-        by="the dispatcher",
+        reported_by="the dispatcher",
     ),
 )
 

@@ -9,66 +9,76 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octaskly.core.protocol.messages import Hello
-from octaskly.ports.admissions import Admissions, Invite, Membership, Request
-from octaskly.ports.audit import AuditLog, Deed, DeedPage
-from octaskly.ports.files import Files, Intake, NoRoom, WrongBytes
+from octaskly.ports.admissions import (
+    IssuedInvite,
+    JoinService,
+    JoinStatus,
+    WaitingMachine,
+)
+from octaskly.ports.audit import AuditEntry, AuditLog, AuditPage
+from octaskly.ports.files import (
+    ContentMismatch,
+    FileQuotaExceeded,
+    FileStore,
+    FileUpload,
+)
 from octaskly.ports.gateway import (
     DispatcherView,
     Gateway,
     Health,
-    MeshState,
     MeshStats,
-    OutputPlace,
-    Point,
+    OutputLocation,
+    QueueSample,
+    ReplicationState,
 )
-from octaskly.ports.key_rotation import Rotations, RotationView
+from octaskly.ports.key_rotation import KeyRotationControl, RotationProgress
 from octaskly.ports.store import (
     Clock,
-    Log,
+    DurableStore,
     Packer,
+    PendingNotifications,
     RecordQuery,
-    Search,
     StoreStats,
-    TaskPage,
+    TaskListPage,
     TaskQuery,
-    ToNotify,
+    TaskSearch,
 )
-from octaskly.ports.tokens import Principal, TokenDesk, TokenInfo
+from octaskly.ports.tokens import Principal, TokenInfo, TokenRegistry
 
 __all__ = [
-    "Admissions",
+    "AuditEntry",
     "AuditLog",
+    "AuditPage",
     "Clock",
-    "Deed",
-    "DeedPage",
+    "ContentMismatch",
     "DispatcherView",
-    "Files",
+    "DurableStore",
+    "FileQuotaExceeded",
+    "FileStore",
+    "FileUpload",
     "Gateway",
     "Health",
     "HelloSource",
-    "Intake",
-    "Invite",
-    "Log",
-    "Membership",
-    "MeshState",
+    "IssuedInvite",
+    "JoinService",
+    "JoinStatus",
+    "KeyRotationControl",
     "MeshStats",
-    "NoRoom",
-    "OutputPlace",
+    "OutputLocation",
     "Packer",
-    "Point",
+    "PendingNotifications",
     "Principal",
+    "QueueSample",
     "RecordQuery",
-    "Request",
-    "RotationView",
-    "Rotations",
-    "Search",
+    "ReplicationState",
+    "RotationProgress",
     "StoreStats",
-    "TaskPage",
+    "TaskListPage",
     "TaskQuery",
-    "ToNotify",
-    "TokenDesk",
+    "TaskSearch",
     "TokenInfo",
-    "WrongBytes",
+    "TokenRegistry",
+    "WaitingMachine",
 ]
 
 HelloSource = Callable[[], Hello]

@@ -10,7 +10,7 @@ from octaskly.ports.tokens import Principal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
+class JoinStatus:
     """Where a node stands: what it belongs to, and what it would leave behind."""
 
     name: str
@@ -23,16 +23,16 @@ class Membership:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Invite:
+class IssuedInvite:
     """One machine may come in, once, soon."""
 
     code: str = field(repr=False)
     expires_ms: int  #: wall clock
-    places: tuple[str, ...]  #: where it is answered, as `HOST:PORT`
+    endpoints: tuple[str, ...]  #: where it is answered, as `HOST:PORT`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class WaitingMachine:
     """A machine that waits to be let in; nothing of it is proven but the words."""
 
     name: str
@@ -41,13 +41,13 @@ class Request:
     address: str
 
 
-class Admissions(Protocol):
+class JoinService(Protocol):
     """How a node lets machines in, and gets into a mesh itself."""
 
-    async def membership(self) -> Membership:
+    async def join_status(self) -> JoinStatus:
         """Return where this node stands."""
 
-    async def invite(self, ttl_s: int, *, principal: Principal) -> Invite:
+    async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
         """Open an invite.
 
         Raises:
@@ -55,26 +55,30 @@ class Admissions(Protocol):
             ConfigError: no port is free.
         """
 
-    async def requests(self) -> Sequence[Request]:
+    async def list_join_requests(self) -> Sequence[WaitingMachine]:
         """Look for machines that want in, and return those that wait."""
 
-    async def approve(self, name: str, words: str, *, principal: Principal) -> Request:
+    async def approve_join(
+        self, name: str, words: str, *, principal: Principal
+    ) -> WaitingMachine:
         """Let a machine in that waits, is called so and shows these words.
 
         Raises:
             NoSuchRequest: there is none.
         """
 
-    async def refuse(self, name: str, words: str, *, principal: Principal) -> Request:
+    async def refuse_join(
+        self, name: str, words: str, *, principal: Principal
+    ) -> WaitingMachine:
         """Send a machine away that waits, is called so and shows these words.
 
         Raises:
             NoSuchRequest: there is none.
         """
 
-    async def enter(
+    async def join_mesh(
         self,
-        keyring: str,
+        secret_text: str,
         seeds: Sequence[str],
         *,
         force: bool,
@@ -83,7 +87,7 @@ class Admissions(Protocol):
         """Become a member of the mesh with this keyring, and leave any other.
 
         Args:
-            keyring: Lines of its secret file.
+            secret_text: Lines of its secret file.
             seeds: Where a member may be dialled.
             force: Leave members and tasks behind.
             principal: Who wants it.
@@ -93,7 +97,7 @@ class Admissions(Protocol):
             ConfigError: the keyring, a seed or the secret file is unusable.
         """
 
-    async def leave(self, *, force: bool, principal: Principal) -> None:
+    async def leave_mesh(self, *, force: bool, principal: Principal) -> None:
         """Leave the mesh for good: end what runs, stop, and forget all of it.
 
         Args:

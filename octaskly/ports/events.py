@@ -12,13 +12,13 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.tasks import Attempt
 
-Ended = tuple[int, TaskRecord]
+EndedMember = tuple[int, TaskRecord]
 """A member of an array that has ended: its place, and what is known but its envelope.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class AttemptWithTask:
     """One attempt, with its task."""
 
     record: TaskRecord
@@ -27,48 +27,50 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Lately:
+class RecentAttempts:
     """What runs, and what ended of late."""
 
-    running: tuple[Run, ...]  #: the oldest tasks first
-    ended: tuple[Run, ...]  #: the latest first
-    is_cut: bool  #: more may have ended in that time
+    running: tuple[AttemptWithTask, ...]  #: the oldest tasks first
+    ended: tuple[AttemptWithTask, ...]  #: the latest first
+    is_truncated: bool  #: more may have ended in that time
 
 
-class Past(Protocol):
+class LogReader(Protocol):
     """The log in the order of timestamps."""
 
-    async def reaches(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
+    async def stream_extents_at(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
         """Return how far each stream goes at that time: latest timestamp, streams."""
 
-    async def history(self, vector: Mapping[StreamId, int], limit: int) -> FeedPage:
+    async def read_feed_page(
+        self, vector: Mapping[StreamId, int], limit: int
+    ) -> FeedPage:
         """Read entries beyond `vector` across streams, in the order of timestamps."""
 
-    async def lately(self, since_ms: int, limit: int) -> Lately:
+    async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read attempts that run, and those that ended since; so many of each."""
 
-    async def ended(
+    async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
-    ) -> tuple[Ended, ...]:
+    ) -> tuple[EndedMember, ...]:
         """Read members that have ended, from a place to another, with outputs.
 
         In order; the members at both ends are included.
         """
 
 
-class Listening(Protocol):
+class EventSubscription(Protocol):
     """One reader of what happens."""
 
-    async def more(self) -> Sequence[FeedItem]:
+    async def next_items(self) -> Sequence[FeedItem]:
         """Wait for news; raise NotDispatcher if this reader is too slow for them."""
 
 
-class Telling(Protocol):
+class EventSource(Protocol):
     """An agent that tells what happens."""
 
-    def listen(
+    def subscribe(
         self, after: FeedPosition | None
-    ) -> AbstractAsyncContextManager[Listening]:
+    ) -> AbstractAsyncContextManager[EventSubscription]:
         """Hear what happens to tasks and nodes, from a place in the log or from now on.
 
         First comes how each node is now.
@@ -77,12 +79,12 @@ class Telling(Protocol):
             NotDispatcher: another node is dispatcher.
         """
 
-    async def ended(
+    async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
-    ) -> tuple[Ended, ...]:
-        """Read members that have ended; see `Past`."""
+    ) -> tuple[EndedMember, ...]:
+        """Read members that have ended; see `LogReader`."""
 
-    async def lately(self, since_ms: int, limit: int) -> Lately:
+    async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read attempts that run, and those that ended since; so many of each.
 
         Raises:

@@ -8,15 +8,15 @@ from typing import Protocol
 from octaskly.errors import OctasklyError
 
 
-class NoRoom(OctasklyError):
+class FileQuotaExceeded(OctasklyError):
     """What is kept may not be deleted yet, and leaves too little room."""
 
 
-class WrongBytes(OctasklyError):
+class ContentMismatch(OctasklyError):
     """What came is not what was announced."""
 
 
-class Intake(Protocol):
+class FileUpload(Protocol):
     """One file on its way in. All of it blocks."""
 
     def write(self, data: bytes) -> None:
@@ -34,17 +34,17 @@ class Intake(Protocol):
             WrongBytes: it is not what it is called.
         """
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Forget it, unless it was finished."""
 
 
-class Files(Protocol):
+class FileStore(Protocol):
     """The files of this node. All methods block; any thread may call them."""
 
-    def size_bytes(self, sha256: str) -> int | None:
+    def touch_file(self, sha256: str) -> int | None:
         """Return the size of a file, which stays for a while; None: there is none."""
 
-    def begin(self, sha256: str, size_bytes: int) -> Intake:
+    def start_upload(self, sha256: str, size_bytes: int) -> FileUpload:
         """Begin to take a file in.
 
         Raises:
@@ -52,10 +52,10 @@ class Files(Protocol):
             OSError: the folder cannot be used.
         """
 
-    def let_go(self, sha256: str) -> None:
+    def release_file(self, sha256: str) -> None:
         """Note that nobody counts on a file any more; it stays while there is room."""
 
-    def path(self, sha256: str) -> Path:
+    def file_path(self, sha256: str) -> Path:
         """Return where a file lies, to be read.
 
         Raises:

@@ -20,10 +20,10 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.core.replies import TaskExplanation
 from octaskly.ports.audit import AuditLog
-from octaskly.ports.events import Telling
-from octaskly.ports.output import Transcripts
-from octaskly.ports.store import TaskPage, TaskQuery
-from octaskly.ports.tokens import Principal, TokenDesk
+from octaskly.ports.events import EventSource
+from octaskly.ports.output import OutputSource
+from octaskly.ports.store import TaskListPage, TaskQuery
+from octaskly.ports.tokens import Principal, TokenRegistry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class DispatcherView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputPlace:
+class OutputLocation:
     """Where the bytes of a declared output lie."""
 
     node: NodeId
@@ -45,18 +45,18 @@ class OutputPlace:
     attempt: AttemptId
     path: str
     size_bytes: int
-    local: Path | None = None  #: set when the file is on this node
+    local_path: Path | None = None  #: set when the file is on this node
     lan_urls: tuple[str, ...] = ()  #: of the node that has it, otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeshState:
+class ReplicationState:
     """Who reigns, and who keeps copies of what is accepted now."""
 
     epoch: Epoch
     standbys: tuple[StandbyView, ...] = ()  #: the one that would succeed first
-    failover: Takeover | None = None  #: the last one, if this reign came of one
-    is_ahead: bool = False  #: this node still has to tell standbys of some tasks
+    last_takeover: Takeover | None = None  #: the last one, if this reign came of one
+    has_rows_ahead: bool = False  #: this node still has to tell standbys of some tasks
 
     @property
     def replicas(self) -> int:
@@ -76,14 +76,14 @@ class MeshStats:
     memory_mb: int
     cpu_percent: float
     disk_bytes: int
-    mesh: MeshState
-    reign_s: float = 0.0  #: since this dispatcher began to accept tasks
-    refused: Mapping[str, int] = field(default_factory=dict)
+    replication: ReplicationState
+    dispatching_s: float = 0.0  #: since this dispatcher began to accept tasks
+    refused_counts: Mapping[str, int] = field(default_factory=dict)
     """Messages of peers that could not be, by the code of the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class QueueSample:
     """How tasks stood at a time."""
 
     at_ms: int  #: wall clock
@@ -101,7 +101,7 @@ class Health:
     message: str | None = None
 
 
-class Gateway(Transcripts, Telling, Protocol):
+class Gateway(OutputSource, EventSource, Protocol):
     """What the API may ask of the agent it lives in.
 
     Calls that need the dispatcher raise NotDispatcher when this node stops being it;
@@ -119,14 +119,14 @@ class Gateway(Transcripts, Telling, Protocol):
     def dispatcher(self) -> DispatcherView | None:
         """Return the dispatcher, or None while none is known or it is not ready."""
 
-    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+    async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
         """Wait until `dispatcher()` is not None, at most so long.
 
         Raises:
             LeftBehind: there is none, and this node is in the mesh no more.
         """
 
-    async def submit(
+    async def submit_tasks(
         self,
         drafts: Sequence[TaskDraft],
         *,
@@ -150,10 +150,10 @@ class Gateway(Transcripts, Telling, Protocol):
             NoNodeFits: no node could ever run one that shall fail fast.
         """
 
-    async def new_ids(self, count: int) -> Sequence[TaskId]:
+    async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
         """Return ids for tasks that may be submitted, with numbers of their own."""
 
-    async def task(self, ref: str) -> TaskRecord:
+    async def find_task(self, ref: str) -> TaskRecord:
         """Return one task with outputs; `task-<sequence>` alone is understood.
 
         Raises:
@@ -165,13 +165,13 @@ class Gateway(Transcripts, Telling, Protocol):
     def at_hand(self, ref: str) -> TaskRecord | None:
         """Return a task that has ended, where that is known without a look."""
 
-    async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
-        """As `task`, but return only when it is final or the time is over."""
+    async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
+        """As `find_task`, but return only when it is final or the time is over."""
 
-    async def page(self, query: TaskQuery) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         """Return one page of tasks."""
 
-    async def cancel(
+    async def cancel_task(
         self, ref: str, *, force: bool, principal: Principal
     ) -> TaskRecord:
         """Cancel a task.
@@ -182,7 +182,9 @@ class Gateway(Transcripts, Telling, Protocol):
             PermissionDenied: it is somebody else's.
         """
 
-    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
+    async def retry_task(
+        self, ref: str, *, principal: Principal
+    ) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one; return it and the replica count.
 
         Who repeats a task twice gets the same task again.
@@ -190,11 +192,11 @@ class Gateway(Transcripts, Telling, Protocol):
         Raises:
             TaskNotEnded: it is queued or runs.
             NothingToRepeat: it is an array without failed members, or too many.
-            TaskNotFound, TaskAmbiguous, CatchingUp: as `task`.
-            NotDispatcher, NotDurable, StoreFull: as `submit`.
+            TaskNotFound, TaskAmbiguous, CatchingUp: as `find_task`.
+            NotDispatcher, NotDurable, StoreFull: as `submit_tasks`.
         """
 
-    async def forget(self, older_than_s: int) -> int | None:
+    async def purge_ended_tasks(self, older_than_s: int) -> int | None:
         """Forget tasks that ended so long ago, 0: all that have, on all nodes.
 
         Return how many, members that had begun included; None: it goes on behind.
@@ -203,15 +205,15 @@ class Gateway(Transcripts, Telling, Protocol):
             NotDispatcher: this node is not dispatcher.
         """
 
-    async def explain(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task, and why it is where it is.
 
         Raises:
-            TaskNotFound, TaskAmbiguous, CatchingUp: as `task`.
+            TaskNotFound, TaskAmbiguous, CatchingUp: as `find_task`.
             NotDispatcher: another node is dispatcher.
         """
 
-    async def output(self, ref: str, path: str) -> OutputPlace:
+    async def locate_output(self, ref: str, path: str) -> OutputLocation:
         """Return where a declared output lies.
 
         Raises:
@@ -219,14 +221,14 @@ class Gateway(Transcripts, Telling, Protocol):
             NodeNotFound: its worker is gone.
         """
 
-    def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
+    def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
         """Return the file of an output that this node captured.
 
         Raises:
             OutputNotFound: there is none.
         """
 
-    async def steer(
+    async def set_availability(
         self, steering: AvailabilityCommand, *, principal: Principal
     ) -> RosterEntry:
         """Drain, resume, pause or unpause this node; return it as it is then.
@@ -236,7 +238,7 @@ class Gateway(Transcripts, Telling, Protocol):
             StoreFull: it is in force, but a restart will end it.
         """
 
-    def urls_of(self, name: str) -> tuple[str, ...]:
+    def api_urls_of(self, name: str) -> tuple[str, ...]:
         """Return where the API of a node, by name or id, is; none if it is lost.
 
         The best comes first.
@@ -245,31 +247,31 @@ class Gateway(Transcripts, Telling, Protocol):
     def roster(self) -> Roster | None:
         """Return the members of the mesh, None while none is known."""
 
-    def mesh(self) -> MeshState:
+    def replication_state(self) -> ReplicationState:
         """Return who reigns, and what the dispatcher knows of its standbys."""
 
-    def seen_ms(self, node: NodeId) -> int | None:
+    def last_heard_ms(self, node: NodeId) -> int | None:
         """Return when a member was last heard, as wall-clock time."""
 
-    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
         """Return of those that were met as new ones when that was."""
 
-    def names(self) -> Mapping[NodeId, str]:
+    def node_names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met, for showing attempts."""
 
-    def node_named(self, name: str) -> NodeId | None:
+    def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
 
-    async def stats(self) -> MeshStats:
+    async def mesh_stats(self) -> MeshStats:
         """Return counts of the whole mesh and the state of this machine."""
 
-    def history(self) -> Sequence[Point]:
+    def queue_history(self) -> Sequence[QueueSample]:
         """Return how tasks stood of late, at even times; of this reign alone."""
 
     def health(self) -> Health:
         """Return whether this node can serve."""
 
-    def load(self) -> LoadSample:
+    def last_load(self) -> LoadSample:
         """Return the last sample of this machine."""
 
     @property
@@ -277,5 +279,5 @@ class Gateway(Transcripts, Telling, Protocol):
         """Who did what."""
 
     @property
-    def tokens(self) -> TokenDesk:
+    def tokens(self) -> TokenRegistry:
         """The tokens of this mesh."""

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 
-class Tally:
+class Histogram:
     """Values counted by size.
 
     One thread adds; whoever reads meanwhile may see the last value half.
@@ -22,12 +22,12 @@ class Tally:
         self.counts = [0] * (len(bounds) + 1)  #: the last one has what is above all
         self.total = 0.0  #: of all values
 
-    def add(self, value: float) -> None:
+    def observe(self, value: float) -> None:
         """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def add_all(self, values: list[float]) -> None:
+    def observe_all(self, values: list[float]) -> None:
         """Count many values, which are put into order; they cost little each."""
         values.sort()
         start = 0

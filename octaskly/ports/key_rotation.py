@@ -11,34 +11,40 @@ from octaskly.ports.tokens import Principal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RotationView:
+class RotationProgress:
     """How far the renewal of the mesh secret has come, seen from one node."""
 
     keys: KeyringState
     due_ms: int | None  #: wall clock, when the next step comes at the latest
     confirmed: tuple[NodeId, ...]  #: have the newest generation
-    awaited: tuple[NodeId, ...]  #: may not have it yet
+    unconfirmed: tuple[NodeId, ...]  #: may not have it yet
     is_revoked: bool = False  #: this node itself is
-    is_left_behind: bool = False  #: the mesh has dropped the generations of this node
+    has_missed_rotation: bool = (
+        False  #: the mesh has dropped the generations of this node
+    )
 
 
-class Rotations(Protocol):
+class KeyRotationControl(Protocol):
     """The mesh secret of one node, as people may handle it."""
 
-    def view(self) -> RotationView:
+    def rotation_progress(self) -> RotationProgress:
         """Return how far the newest generation has come."""
 
-    def refuses(self, node: NodeId) -> bool:
+    def is_node_refused(self, node: NodeId) -> bool:
         """Whether a node may not act for others, or not at this moment."""
 
-    async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
+    async def start_rotation(
+        self, *, principal: Principal, is_urgent: bool
+    ) -> RotationProgress:
         """Begin to renew the secret; one that is urgent ends the old one in seconds.
 
         Raises:
             RotationRefused: one is on its way, or it cannot be kept.
         """
 
-    async def revoke(self, node: NodeId, *, principal: Principal) -> RotationView:
+    async def revoke_node(
+        self, node: NodeId, *, principal: Principal
+    ) -> RotationProgress:
         """Renew the secret at once, without this node.
 
         Raises:

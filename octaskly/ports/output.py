@@ -11,7 +11,7 @@ from octaskly.core.model.ids import AttemptId, TaskId
 STREAMS = ("stdout", "stderr")
 
 
-class Piece(NamedTuple):
+class OutputChunk(NamedTuple):
     """Bytes of one stream of an attempt.
 
     Pieces of a stream come in order. Where one begins later than the one before ended,
@@ -23,31 +23,31 @@ class Piece(NamedTuple):
     data: bytes
 
     @property
-    def end(self) -> int:
+    def end_offset(self) -> int:
         """The offset behind its last byte."""
         return self.offset + len(self.data)
 
 
-class Transcripts(Protocol):
+class OutputSource(Protocol):
     """What the API asks of the agent for output that is longer, or still being made."""
 
-    async def until(
+    async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
     ) -> TaskRecord:
         """Return a task once it is as wanted, or when the time is over.
 
         It may be as wanted before another node has a copy of that. Raises what
-        `Gateway.task` does.
+        `Gateway.find_task` does.
         """
 
-    def pieces(
+    def stream_output(
         self,
         task: TaskId,
         attempt: AttemptId,
         starts: tuple[int | None, int | None],
         *,
         follow: bool,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncIterator[OutputChunk]:
         """Return the output of an attempt.
 
         Args:

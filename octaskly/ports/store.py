@@ -23,8 +23,8 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report, SnapshotCursor
-from octaskly.ports.events import Past
-from octaskly.ports.histogram import Tally
+from octaskly.ports.events import LogReader
+from octaskly.ports.histogram import Histogram
 
 
 class Clock(Protocol):
@@ -64,7 +64,7 @@ class Packer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
+class TaskSearch:
     """What tasks are to be like; none of them may be a member of an array."""
 
     name: str | None = None
@@ -82,19 +82,19 @@ class TaskQuery:
     limit: int = 100
     offset: int = 0  #: nothing else in a search
     array: TaskId | None = None  #: members of it that have begun; else no members
-    is_of_arrays: bool = False  #: only arrays, and no other filter
+    is_arrays_only: bool = False  #: only arrays, and no other filter
     is_newest_first: bool = False
-    search: Search | None = None
+    search: TaskSearch | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TaskPage:
+class TaskListPage:
     """A page without outputs, and how many tasks match in all."""
 
     records: tuple[TaskRecord, ...]
     total: int | None  #: None: a search has not looked at all
-    next: str | None = None  #: name of the task behind which a search goes on
-    left: int = 0  #: how many tasks a search has not looked at
+    next_name: str | None = None  #: name of the task behind which a search goes on
+    unsearched: int = 0  #: how many tasks a search has not looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +107,17 @@ class StoreStats:
     oldest_ms: int | None = None  #: when the oldest task that may run was accepted
     log_entries: int = 0
     free_bytes: int = 0  #: on the disk
-    backlog: int = 0  #: entries that wait for a commit
-    committed: int = 0  #: entries, since the start
-    commit_s: Tally | None = None
+    queued_entries: int = 0  #: entries that wait for a commit
+    committed_entries: int = 0  #: entries, since the start
+    commit_s: Histogram | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ToNotify:
+class PendingNotifications:
     """Ended tasks whose end somebody asked to be told of, and was not yet."""
 
     keys: frozenset[int]  #: of all, or as many as were looked at
-    fresh: tuple[tuple[int, TaskRecord], ...]  #: those that the asker did not know
+    new_tasks: tuple[tuple[int, TaskRecord], ...]  #: those that the asker did not know
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +127,12 @@ class RecordQuery:
     kinds: tuple[str, ...]
     keys: tuple[str, ...] | None = None  #: None: whatever their keys
     limit: int = 1000
-    since: int = 0  #: hybrid timestamp
-    beyond: tuple[int, str] | None = None  #: `at` and key of the last one of a page
+    since_hlc: int = 0  #: hybrid timestamp
+    after: tuple[int, str] | None = None  #: `at` and key of the last one of a page
     is_newest_first: bool = False
 
 
-class Log(Past, Protocol):
+class DurableStore(LogReader, Protocol):
     """The durable side: log, tasks, attempts, spool, peers.
 
     Writing calls return at once and are performed in order by one writer;
@@ -148,7 +148,7 @@ class Log(Past, Protocol):
             StoreError: it cannot be opened or locked.
         """
 
-    def append(
+    def append_entries(
         self,
         number: int,
         entries: Sequence[Entry],
@@ -156,94 +156,104 @@ class Log(Past, Protocol):
     ) -> None:
         """Queue entries for the next commit."""
 
-    def join(self, item: MergeRows) -> None:
+    def merge_rows(self, item: MergeRows) -> None:
         """Queue rows of a snapshot; with the last, the log holds what its head says."""
 
-    def save(self, item: Save) -> None:
+    def save_node_state(self, item: Save) -> None:
         """Queue node state for the next commit."""
 
-    def spool(self, reports: Sequence[Report]) -> None:
-        """Queue results to keep until `unspool`."""
+    def spool_results(self, reports: Sequence[Report]) -> None:
+        """Queue results to keep until `unspool_results`."""
 
-    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+    def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         """Queue the end of kept results."""
 
-    def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
+    def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
 
-    def hold(self) -> None:
-        """Let the writer begin with nothing that is queued before `give_way`."""
+    def hold_commits(self) -> None:
+        """Let the writer begin with nothing that is queued before `release_commits`."""
 
-    def give_way(self, *, is_alone: bool = False) -> None:
+    def release_commits(self, *, is_alone: bool = False) -> None:
         """Let the writer begin, and prepare a small commit before this returns.
 
         That is for a moment only, and nothing is durable then; unless no peer waits
         for this node (`is_alone`): a quick disk may then have it, and says so at once.
         """
 
-    async def purged(self) -> None:
+    async def wait_until_purged(self) -> None:
         """Wait until nothing that was forgotten is shown any more."""
 
-    async def load(self, after_ord: int, limit: int, shape: int = 0) -> QueuedLoaded:
+    async def load_queued_tasks(
+        self, after_ord: int, limit: int, shape: int = 0
+    ) -> QueuedLoaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 
-    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+    async def load_live_tasks(
+        self, named: Sequence[TaskId] = ()
+    ) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does.
 
         What is named comes with them, whether it runs or not.
         """
 
-    async def load_ripe(self, ask: LoadUnblocked) -> UnblockedLoaded:
+    async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose wait for others is over, the oldest first."""
 
-    async def answer(
+    async def read_pull_reply(
         self,
         vector: Mapping[StreamId, int],
         cursor: SnapshotCursor | None,
         bytes_max: int,
     ) -> PackedMessage:
-        """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
+        """Read what answers a PULL: `Entries`, or the next part of a `MeshSnapshot`."""
 
-    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
+    async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""
 
-    async def vector(self) -> VectorItems:
+    async def read_vector(self) -> VectorItems:
         """Return what is durable, per stream."""
 
-    async def task(self, ref: str) -> TaskRecord | None:
+    async def read_task(self, ref: str) -> TaskRecord | None:
         """Read the task with this id or name, and its outputs."""
 
-    async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
+    async def read_tasks_by_name(
+        self, names: Sequence[str]
+    ) -> dict[str, tuple[TaskRecord, ...]]:
         """Read the tasks with these names, in the order of places, without outputs."""
 
-    async def streams_of(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+    async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
         """Read in which streams these tasks were accepted."""
 
-    async def resolve(self, sequence: int) -> tuple[str, ...]:
+    async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
 
-    async def namesake(self, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+    async def find_name_collision(
+        self, arrays: Mapping[TaskId, ArraySpec]
+    ) -> str | None:
         """Return a task that is called as a member of one of these would be."""
 
-    async def page(self, query: TaskQuery) -> TaskPage:
+    async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         """Read one page of tasks."""
 
-    async def unfinished(
+    async def incomplete_member_ranges(
         self, array: TaskId, limit: int
     ) -> tuple[tuple[int, int], ...]:
         """Read the places of members that are not completed, as runs, in order."""
 
     @property
-    def ends_to_tell(self) -> int:
-        """A count that grows whenever `to_notify` may find more."""
+    def notification_count(self) -> int:
+        """A count that grows whenever `read_pending_notifications` may find more."""
 
-    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+    async def read_pending_notifications(
+        self, known: frozenset[int], limit: int
+    ) -> PendingNotifications:
         """Find ended tasks of whose end somebody is to be told."""
 
-    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+    async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
         """Read one page of records, also those that are over."""
 
-    async def stats(self) -> StoreStats:
+    async def read_stats(self) -> StoreStats:
         """Read the counters."""
 
     async def close(self) -> None:

@@ -19,8 +19,8 @@ class Principal:
     expires_ms: int | None = None  #: wall clock, where the token was shown
     generation: int | None = None  #: of the secret that signed it, likewise
     uid: int | None = None  #: of a user of this machine's socket
-    opened_on: NodeId | None = None  #: where a user of the socket opened this page
-    opened_s: int | None = None  #: when, in seconds since 1970
+    session_node: NodeId | None = None  #: where a user of the socket opened this page
+    session_started_s: int | None = None  #: when, in seconds since 1970
 
     @property
     def may_submit(self) -> bool:
@@ -48,7 +48,7 @@ class TokenInfo:
     revoked_by: str | None = None
 
 
-class TokenDesk(Protocol):
+class TokenRegistry(Protocol):
     """Issues tokens, lists them, takes them back."""
 
     async def issue(
@@ -70,7 +70,7 @@ class TokenDesk(Protocol):
             StoreFull: the disk takes no writes.
         """
 
-    async def listed(self) -> tuple[TokenInfo, ...]:
+    async def list_tokens(self) -> tuple[TokenInfo, ...]:
         """Return the tokens that have a name and have not expired, oldest first.
 
         Raises:
@@ -87,12 +87,12 @@ class TokenDesk(Protocol):
             StoreFull: the disk takes no writes.
         """
 
-    def open_page(
+    def issue_session_token(
         self, *, subject: str, role: str, node: NodeId
     ) -> tuple[str, TokenInfo]:
         """Return a short token for a page that was just opened at this node."""
 
-    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
+    def renew_session_token(self, principal: Principal) -> tuple[str, TokenInfo]:
         """Return a later token of the same id; what revokes one revokes all of them.
 
         Raises:
@@ -100,5 +100,5 @@ class TokenDesk(Protocol):
             TrustError: the page was opened too long ago, or under an older secret.
         """
 
-    def is_good(self, principal: Principal) -> bool:
+    def is_valid(self, principal: Principal) -> bool:
         """Whether the token that was shown is neither expired nor revoked by now."""

@@ -18,7 +18,7 @@ from octaskly.core.model.tasks import EndReason, TaskState
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class FileGiven(TypedDict):
+class TaskFileJson(TypedDict):
     """A file that an attempt finds in its folder."""
 
     path: str
@@ -26,7 +26,7 @@ class FileGiven(TypedDict):
     node: str
 
 
-class FileLeft(TypedDict):
+class UploadedFileJson(TypedDict):
     """A file at a node, for tasks to name."""
 
     sha256: str
@@ -160,7 +160,7 @@ class Task(TaskLine):
     stderr_truncated: bool | None
     inputs: list[str]
     outputs: list[Output]
-    files: list[FileGiven]
+    files: list[TaskFileJson]
     after: list[str]
     on: Literal["success", "failure", "any"] | None
     retry_of: str | None

@@ -23,7 +23,7 @@ import msgpack
 NOT_STARTED = 126  #: exit code of what could not be executed
 
 #: Errors of this moment and machine, not of the task: another attempt may go well.
-SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+RESOURCE_ERRORS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 #: What an agent under nohup, in the background of a script or in Python ignores would
 #: be ignored by every task, and a `yes | head` would never end.
@@ -48,12 +48,14 @@ FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
 FDS_MAX = 16  #: descriptors that are sent with one piece of the byte stream
 
-NAMES = "surrogateescape"  #: in settings, as names of files may be any bytes
+NAME_ENCODING_ERRORS = (
+    "surrogateescape"  #: in settings, as names of files may be any bytes
+)
 _LENGTH = struct.Struct(">I")
 _FD = struct.Struct("i")
 
 
-def pack(messages: list[list[object]]) -> bytes:
+def pack_frame(messages: list[list[object]]) -> bytes:
     """Return one frame."""
     body: bytes = msgpack.packb(messages)
     return _LENGTH.pack(len(body)) + body
@@ -62,11 +64,11 @@ def pack(messages: list[list[object]]) -> bytes:
 def pack_results(results: list[list[object]], output_bytes: int) -> bytes:
     """Return results as one frame, or as one each when their output is large."""
     if output_bytes < FRAME_BYTES_SOFT:
-        return pack(results)
-    return b"".join(pack([end]) for end in results)
+        return pack_frame(results)
+    return b"".join(pack_frame([end]) for end in results)
 
 
-def receive(control: socket.socket) -> tuple[bytes, list[int]]:
+def receive_with_fds(control: socket.socket) -> tuple[bytes, list[int]]:
     """Return what has come: bytes, and descriptors that no child inherits."""
     # The library's `recv_fds` drops its flags.
     data, ancillary, *_ = control.recvmsg(
@@ -78,13 +80,15 @@ def receive(control: socket.socket) -> tuple[bytes, list[int]]:
 
 def encode_settings(settings: Mapping[str, object]) -> str:
     """Return settings as one word of a command line."""
-    return bytes(msgpack.packb(dict(settings), unicode_errors=NAMES)).hex()
+    return bytes(
+        msgpack.packb(dict(settings), unicode_errors=NAME_ENCODING_ERRORS)
+    ).hex()
 
 
 def decode_settings(word: str) -> dict[str, Any]:
     """Reverse `encode_settings`."""
     settings: dict[str, Any] = msgpack.unpackb(
-        bytes.fromhex(word), unicode_errors=NAMES
+        bytes.fromhex(word), unicode_errors=NAME_ENCODING_ERRORS
     )
     return settings
 
@@ -94,7 +98,7 @@ def msgpack_folder() -> str:
     return str(Path(msgpack.__file__).parent.parent)
 
 
-class Inbox:
+class FrameBuffer:
     """Cuts a byte stream into frames."""
 
     __slots__ = ("_buffer",)
@@ -102,7 +106,7 @@ class Inbox:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[list[object]]:
+    def add_data(self, data: bytes) -> list[list[object]]:
         """Take bytes; return the messages that are complete."""
         buffer = self._buffer
         buffer += data

@@ -9,7 +9,7 @@ import octaskly
 from octaskly.runner import launch_protocol
 
 
-def python_words(file: str) -> list[str]:
+def python_argv(file: str) -> list[str]:
     """Return the beginning of a command line that runs a module by its file."""
     return [sys.executable, "-I", "-S", file]
 

@@ -29,36 +29,36 @@ from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
     Clock,
     Packer,
+    PendingNotifications,
     RecordQuery,
     StoreStats,
-    TaskPage,
+    TaskListPage,
     TaskQuery,
-    ToNotify,
 )
-from octaskly.ports.events import Ended, Lately
+from octaskly.ports.events import EndedMember, RecentAttempts
 from octaskly.store.reading import history as attempts
 from octaskly.store.reading import history as histories
 from octaskly.store.reading import pages, queries, queue
-from octaskly.store.reading.compaction_plan import plan_floor
-from octaskly.store.reading.reader_pool import Readers
-from octaskly.store.reading.ready_tasks import load_ripe
-from octaskly.store.reading.snapshot import snapshot
+from octaskly.store.reading.compaction_plan import plan_compaction
+from octaskly.store.reading.reader_pool import ReaderPool
+from octaskly.store.reading.ready_tasks import load_unblocked_tasks
+from octaskly.store.reading.snapshot import read_snapshot_part
 from octaskly.store.tables import name_collisions
 from octaskly.store.tables import records as records_
 from octaskly.store.tables.database import (
-    Lock,
+    DatabaseLock,
+    build_store_error,
+    default_size_max,
     disk_bytes,
     free_bytes,
     open_writer,
-    size_max,
-    translated,
 )
-from octaskly.store.tables.node_state import Met, read_saved
-from octaskly.store.writing.commit_queue import Item
+from octaskly.store.tables.node_state import PeerContact, read_saved
+from octaskly.store.writing.commit_queue import QueueItem
 from octaskly.store.writing.writer import Writer
 
-ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
-BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
+FREE_BYTES_MIN: Final = 64 << 20  #: free space below which no new work is accepted
+QUEUED_ENTRIES_MAX: Final = 200_000  #: entries that may wait for a stalled disk
 
 
 class Store:
@@ -72,7 +72,7 @@ class Store:
         on_persisted: Called on the event loop with the highest number made durable.
         clock: Dates the last meeting with a peer.
         loop: By default the running one.
-        room_bytes: Free space that `is_room` leaves alone.
+        room_bytes: Free space that `has_disk_room` leaves alone.
         bytes_max: Of a larger log the oldest tasks are forgotten; by default 8 GiB,
             or a tenth of the disk where that is less.
     """
@@ -85,7 +85,7 @@ class Store:
         clock: Clock,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
-        room_bytes: int = ROOM_BYTES,
+        free_bytes_min: int = FREE_BYTES_MIN,
         bytes_max: int | None = None,
     ) -> None:
         self._path, self._folder = path, str(path.parent)
@@ -93,48 +93,48 @@ class Store:
         self._on_persisted = on_persisted
         self._clock = clock
         self._loop = loop or asyncio.get_running_loop()
-        self._room_bytes = room_bytes
+        self._free_bytes_min = free_bytes_min
         self._bytes_max = bytes_max
-        self._lock: Lock | None = None
+        self._lock: DatabaseLock | None = None
         self._writer: Writer | None = None
-        self._readers = Readers(path, self._loop)
-        self._read = self._readers.ask
-        self._handed: dict[StreamId, int] = {}
+        self._readers = ReaderPool(path, self._loop)
+        self._query = self._readers.run_query
+        self._queued_seqs: dict[StreamId, int] = {}
 
     @property
-    def failure(self) -> str | None:
+    def write_failure(self) -> str | None:
         """Why nothing can be written at the moment; None while all is well."""
-        return None if self._writer is None else self._writer.failure
+        return None if self._writer is None else self._writer.write_failure
 
     @property
-    def has_stopped(self) -> bool:
+    def has_writer_stopped(self) -> bool:
         """Whether nothing will ever be written again: the process must end."""
         return self._writer is not None and self._writer.has_stopped
 
     @property
-    def ends_to_tell(self) -> int:
-        """A count that grows whenever `to_notify` may find more."""
-        return 0 if self._writer is None else self._writer.ends_to_tell
+    def notification_count(self) -> int:
+        """A count that grows whenever `read_pending_notifications` may find more."""
+        return 0 if self._writer is None else self._writer.notification_count
 
-    async def purged(self) -> None:
+    async def wait_until_purged(self) -> None:
         """Wait until nothing that was forgotten is shown any more."""
         if self._writer is not None:
-            await self._writer.purged()
+            await self._writer.wait_until_purged()
 
-    def is_room(self, needed_bytes: int = 0) -> bool:
+    def has_disk_room(self, needed_bytes: int = 0) -> bool:
         """Return whether new work can be kept: the disk has room and takes writes."""
-        return self.shortage(needed_bytes) is None
+        return self.shortage_reason(needed_bytes) is None
 
-    def shortage(self, needed_bytes: int = 0) -> str | None:
+    def shortage_reason(self, needed_bytes: int = 0) -> str | None:
         """Return why no new work can be kept; None if it can."""
         writer = self._writer
         if writer is None:
             return "the log is not open"
-        if writer.failure:
-            return writer.failure
-        if writer.backlog > BACKLOG_MAX:
+        if writer.write_failure:
+            return writer.write_failure
+        if writer.queued_entries > QUEUED_ENTRIES_MAX:
             return "the disk is far behind with its writes"
-        free, needed = free_bytes(self._folder), self._room_bytes + needed_bytes
+        free, needed = free_bytes(self._folder), self._free_bytes_min + needed_bytes
         if free >= needed:
             return None
         return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
@@ -148,7 +148,7 @@ class Store:
             StoreFull: the disk has no room.
         """
         assert self._writer is None
-        lock = Lock(self._path)
+        lock = DatabaseLock(self._path)
         try:
             connection = open_writer(self._path)
         except BaseException:
@@ -164,14 +164,14 @@ class Store:
         self._lock = lock
         return saved
 
-    def append(
+    def append_entries(
         self,
         number: int,
         entries: Sequence[Entry],
         epochs: Sequence[tuple[StreamId, Epoch]] = (),
     ) -> None:
         """Queue entries for the next commit; those already held are skipped."""
-        handed = self._handed
+        handed = self._queued_seqs
         for stream, _ in epochs:
             handed.setdefault(stream, 0)
         fresh = []
@@ -182,151 +182,177 @@ class Store:
                 handed[entry.stream] = entry.seq
                 fresh.append(entry)
                 if isinstance(entry.fact, Floor):
-                    self._hold(mark[:2] for mark in entry.fact.stream_floors)
-        self._put(Append(number, tuple(fresh), tuple(epochs)))
+                    self._note_queued(mark[:2] for mark in entry.fact.stream_floors)
+        self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
 
-    def join(self, item: MergeRows) -> None:
+    def merge_rows(self, item: MergeRows) -> None:
         """Queue rows of a snapshot for the next commit."""
         if item.is_last:
-            self._hold(item.head.vector)
-            self._hold(mark[:2] for mark in item.head.floor.stream_floors)
-        self._put(item)
+            self._note_queued(item.head.vector)
+            self._note_queued(mark[:2] for mark in item.head.floor.stream_floors)
+        self._queue_item(item)
 
-    def save(self, item: Save) -> None:
+    def save_node_state(self, item: Save) -> None:
         """Queue node state for the next commit."""
         if item.stream is not None:
-            self._handed.setdefault(item.stream[0], 0)
-        self._put(item)
+            self._queued_seqs.setdefault(item.stream[0], 0)
+        self._queue_item(item)
 
-    def spool(self, reports: Sequence[Report]) -> None:
-        """Queue results to keep until `unspool`."""
-        self._put(Spool(tuple(reports)))
+    def spool_results(self, reports: Sequence[Report]) -> None:
+        """Queue results to keep until `unspool_results`."""
+        self._queue_item(Spool(tuple(reports)))
 
-    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+    def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         """Queue the end of kept results."""
-        self._put(Unspool(tuple(items)))
+        self._queue_item(Unspool(tuple(items)))
 
-    def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
+    def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
-        self._put(Met(peer, name, tuple(addresses), self._clock.now().wall_ms))
+        self._queue_item(
+            PeerContact(peer, name, tuple(addresses), self._clock.now().wall_ms)
+        )
 
-    def hold(self) -> None:
-        """Let the writer begin with nothing that is queued before `give_way`."""
+    def hold_commits(self) -> None:
+        """Let the writer begin with nothing that is queued before `release_commits`."""
         if self._writer is not None:
-            self._writer.hold()
+            self._writer.hold_commits()
 
-    def give_way(self, *, is_alone: bool = False) -> None:
+    def release_commits(self, *, is_alone: bool = False) -> None:
         """Let the writer begin, and prepare a small commit before this returns."""
         if self._writer is not None:
-            self._writer.give_way(is_alone=is_alone)
+            self._writer.release_commits(is_alone=is_alone)
 
-    async def load(self, after_ord: int, limit: int, shape: int = 0) -> QueuedLoaded:
+    async def load_queued_tasks(
+        self, after_ord: int, limit: int, shape: int = 0
+    ) -> QueuedLoaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
-        return await self._read(lambda db: queue.load(db, after_ord, limit, shape))
+        return await self._query(
+            lambda db: queue.load_queued_tasks(db, after_ord, limit, shape)
+        )
 
-    async def load_ripe(self, ask: LoadUnblocked) -> UnblockedLoaded:
+    async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose wait for others is over, the oldest first."""
-        return await self._read(lambda db: load_ripe(db, ask))
+        return await self._query(lambda db: load_unblocked_tasks(db, ask))
 
-    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+    async def load_live_tasks(
+        self, named: Sequence[TaskId] = ()
+    ) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does."""
-        return await self._read(lambda db: queue.load_live(db, named))
+        return await self._query(lambda db: queue.load_live_tasks(db, named))
 
-    async def answer(
+    async def read_pull_reply(
         self,
         vector: Mapping[StreamId, int],
         cursor: SnapshotCursor | None,
         bytes_max: int,
     ) -> PackedMessage:
-        """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
+        """Read what answers a PULL: `Entries`, or the next part of a `MeshSnapshot`."""
         packer = self._packer
 
         def packed(db: sqlite3.Connection) -> PackedMessage:
-            part = snapshot(db, vector, cursor, bytes_max)
+            part = read_snapshot_part(db, vector, cursor, bytes_max)
             if part is not None:
                 return PackedMessage(packer.pack(part))
-            return queries.entries_after(db, packer, vector, bytes_max)
+            return queries.pack_entries_beyond(db, packer, vector, bytes_max)
 
-        return await self._read(packed)
+        return await self._query(packed)
 
-    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
+    async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""
-        return await self._read(lambda db: plan_floor(db, ask, self._size_max()))
+        return await self._query(lambda db: plan_compaction(db, ask, self._size_max()))
 
-    async def vector(self) -> tuple[tuple[StreamId, int], ...]:
+    async def read_vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Return what is durable, per stream."""
-        return await self._read(queries.vector)
+        return await self._query(queries.read_durable_vector)
 
-    async def reaches(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
+    async def stream_extents_at(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
         """Return how far each stream goes at that time: latest timestamp, streams."""
-        return await self._read(lambda db: histories.reaches(db, hlc))
+        return await self._query(lambda db: histories.stream_extents_at(db, hlc))
 
-    async def history(self, vector: Mapping[StreamId, int], limit: int) -> FeedPage:
-        """Read entries beyond `vector` across streams, in the order of timestamps."""
-        return await self._read(
-            lambda db: histories.history(db, self._packer, vector, limit)
+    async def read_feed_page(
+        self, vector: Mapping[StreamId, int], limit: int
+    ) -> FeedPage:
+        """Read entries beyond `read_vector` across streams, in the order of timestamps."""
+        return await self._query(
+            lambda db: histories.read_feed_page(db, self._packer, vector, limit)
         )
 
-    async def task(self, ref: str) -> TaskRecord | None:
+    async def read_task(self, ref: str) -> TaskRecord | None:
         """Read the task with this id or name, and its outputs."""
-        return await self._read(lambda db: queries.task(db, ref))
+        return await self._query(lambda db: queries.read_task(db, ref))
 
-    async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
+    async def read_tasks_by_name(
+        self, names: Sequence[str]
+    ) -> dict[str, tuple[TaskRecord, ...]]:
         """Read the tasks with these names, without outputs."""
-        return await self._read(lambda db: queries.tasks(db, names))
+        return await self._query(lambda db: queries.read_tasks_by_name(db, names))
 
-    async def streams_of(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+    async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
         """Read in which streams these tasks were accepted."""
-        return await self._read(lambda db: queries.streams_of(db, ids))
+        return await self._query(lambda db: queries.streams_of_tasks(db, ids))
 
-    async def resolve(self, sequence: int) -> tuple[str, ...]:
+    async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
-        return await self._read(lambda db: queries.resolve(db, sequence))
+        return await self._query(lambda db: queries.names_with_sequence(db, sequence))
 
-    async def namesake(self, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+    async def find_name_collision(
+        self, arrays: Mapping[TaskId, ArraySpec]
+    ) -> str | None:
         """Return a task that is called as a member of one of these would be."""
-        return await self._read(lambda db: name_collisions.namesake(db, arrays))
-
-    async def page(self, query: TaskQuery) -> TaskPage:
-        """Read one page of tasks."""
-        return await self._read(
-            lambda db: pages.page(db, query, lambda: self._clock.now().mono_s)
+        return await self._query(
+            lambda db: name_collisions.find_name_collision(db, arrays)
         )
 
-    async def unfinished(
+    async def read_task_page(self, query: TaskQuery) -> TaskListPage:
+        """Read one page of tasks."""
+        return await self._query(
+            lambda db: pages.read_task_page(db, query, lambda: self._clock.now().mono_s)
+        )
+
+    async def incomplete_member_ranges(
         self, array: TaskId, limit: int
     ) -> tuple[tuple[int, int], ...]:
         """Read the places of members that are not completed, as runs, in order."""
-        return await self._read(lambda db: queries.unfinished(db, array, limit))
+        return await self._query(
+            lambda db: queries.incomplete_member_ranges(db, array, limit)
+        )
 
-    async def ended(
+    async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
-    ) -> tuple[Ended, ...]:
+    ) -> tuple[EndedMember, ...]:
         """Read members that have ended, from a place to another, with outputs."""
-        return await self._read(lambda db: queries.ended(db, array, first, last, limit))
+        return await self._query(
+            lambda db: queries.read_ended_members(db, array, first, last, limit)
+        )
 
-    async def lately(self, since_ms: int, limit: int) -> Lately:
+    async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read attempts that run, and those that ended since."""
-        return await self._read(lambda db: attempts.lately(db, since_ms, limit))
+        return await self._query(
+            lambda db: attempts.read_recent_attempts(db, since_ms, limit)
+        )
 
-    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+    async def read_pending_notifications(
+        self, known: frozenset[int], limit: int
+    ) -> PendingNotifications:
         """Find ended tasks of whose end somebody is to be told."""
-        return await self._read(lambda db: queries.to_notify(db, known, limit))
+        return await self._query(
+            lambda db: queries.read_pending_notifications(db, known, limit)
+        )
 
-    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+    async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
         """Read one page of records, also those that are over."""
-        return await self._read(lambda db: records_.page(db, query))
+        return await self._query(lambda db: records_.read_page(db, query))
 
-    async def stats(self) -> StoreStats:
+    async def read_stats(self) -> StoreStats:
         """Read the counters."""
-        stats, writer = await self._read(queries.stats), self._writer
+        stats, writer = await self._query(queries.read_stats), self._writer
         assert writer is not None, "the store is not open"
         return replace(
             stats,
             disk_bytes=disk_bytes(self._path),
             free_bytes=free_bytes(self._folder),
-            backlog=writer.backlog,
-            committed=writer.committed,
+            queued_entries=writer.queued_entries,
+            committed_entries=writer.committed_entries,
             commit_s=writer.commit_s,
         )
 
@@ -336,15 +362,15 @@ class Store:
         Raises:
             StoreError: something could not be written; it was never acknowledged.
         """
-        await asyncio.to_thread(self._shut)
+        await asyncio.to_thread(self._close_all)
 
     def _start(self, connection: sqlite3.Connection) -> SavedState:
         """Read what the node must know and start the threads."""
         try:
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
             # Streams of which nothing is held yet are known all the same.
-            streams = connection.execute("SELECT stream, have_seq FROM streams")
-            self._handed = {StreamId(stream): have for stream, have in streams}
+            streams = connection.execute("SELECT stream, last_seq FROM streams")
+            self._queued_seqs = {StreamId(stream): have for stream, have in streams}
             self._readers.open()
             self._writer = Writer(
                 self._path,
@@ -355,7 +381,7 @@ class Store:
                 self._on_persisted,
             )
         except sqlite3.Error as error:
-            raise translated(self._path, error) from error
+            raise build_store_error(self._path, error) from error
         except RemoteProtocolError as error:
             raise StoreCorrupt(
                 f"{self._path} is damaged: {error}",
@@ -363,18 +389,20 @@ class Store:
             ) from error
         return saved
 
-    def _hold(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
+    def _note_queued(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
         for stream, seq in holdings:
-            self._handed[stream] = max(self._handed.get(stream, 0), seq)
+            self._queued_seqs[stream] = max(self._queued_seqs.get(stream, 0), seq)
 
-    def _put(self, item: Item) -> None:
+    def _queue_item(self, item: QueueItem) -> None:
         assert self._writer is not None, "the store is not open"
-        self._writer.put(item)
+        self._writer.queue_item(item)
 
     def _size_max(self) -> int:
-        return size_max(self._path) if self._bytes_max is None else self._bytes_max
+        return (
+            default_size_max(self._path) if self._bytes_max is None else self._bytes_max
+        )
 
-    def _shut(self) -> None:
+    def _close_all(self) -> None:
         self._readers.close()
         writer, self._writer = self._writer, None
         try:

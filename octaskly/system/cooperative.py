@@ -12,11 +12,13 @@ _From = TypeVar("_From")
 _To = TypeVar("_To")
 
 
-async def in_turns(items: Sequence[_From], make: Callable[[_From], _To]) -> list[_To]:
+async def map_in_batches(
+    items: Sequence[_From], convert: Callable[[_From], _To]
+) -> list[_To]:
     """Return what is made of each item, while others have their turns in between."""
     made: list[_To] = []
     for start in range(0, len(items), ITEMS):
         if start:
             await asyncio.sleep(0)
-        made += map(make, items[start : start + ITEMS])
+        made += map(convert, items[start : start + ITEMS])
     return made

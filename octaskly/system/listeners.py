@@ -9,55 +9,55 @@ from collections.abc import Callable, Sequence
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.config.settings import AgentOptions
 from octaskly.errors import ConfigError
-from octaskly.system.load import port_holder
+from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
 
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
+WILDCARD_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
 
-NEXT_PORTS = 100  #: how far a default port that is taken may move
+NEXT_PORT_TRIES = 100  #: how far a default port that is taken may move
 ANY_PORT_TRIES = 20  #: port 0 must be free on every address at once
 
 
-def bind(
+def bind_port(
     flag: str,
     *,
-    asked: int | None,
+    requested: int | None,
     default: int,
     addresses: Sequence[str],
-    holder: Callable[[int], str | None],
+    process_on: Callable[[int], str | None],
 ) -> list[socket.socket]:
     """Return one bound TCP socket per address, all with one port.
 
     Args:
         flag: The flag that asks for this port, for the error.
-        asked: The port that somebody asked for, 0 for any; None: the default or the
+        requested: The port that somebody asked for, 0 for any; None: the default or the
             next free one.
         default: Where to begin when nobody asked.
         addresses: IP addresses; an IPv6 one that this machine lacks is left out.
-        holder: Names the process that listens on a port, if it can be read.
+        process_on: Names the process that listens on a port, if it can be read.
 
     Raises:
         ConfigError: the port that was asked for is taken, or none could be bound.
     """
-    if asked is None:
-        candidates = range(default, default + NEXT_PORTS)
+    if requested is None:
+        candidates = range(default, default + NEXT_PORT_TRIES)
     else:
-        candidates = range(asked, asked + 1)
-    if asked == 0:
-        return _bind_any(flag, addresses)
+        candidates = range(requested, requested + 1)
+    if requested == 0:
+        return _bind_ephemeral(flag, addresses)
     for port in candidates:
         sockets = _bind_all(flag, addresses, port)
         if sockets:
             return sockets
-    if asked is not None:
-        by = holder(asked)
+    if requested is not None:
+        by = process_on(requested)
         raise ConfigError(
-            f"port {asked} is taken" + (f" by {by}" if by else ""),
+            f"port {requested} is taken" + (f" by {by}" if by else ""),
             hint=f"octaskly agent {flag} 0 takes any free port",
             field=flag,
         )
     raise ConfigError(
-        f"no free port from {default} to {default + NEXT_PORTS - 1}", field=flag
+        f"no free port from {default} to {default + NEXT_PORT_TRIES - 1}", field=flag
     )
 
 
@@ -67,7 +67,7 @@ def bind_ports(
     """Return the sockets of the local API, of the peer port and of the LAN's API.
 
     Raises:
-        ConfigError: as `bind`.
+        ConfigError: as `bind_port`.
     """
     wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
         ("--api-port", options.api_port, API_PORT, LOOPBACK),
@@ -76,18 +76,18 @@ def bind_ports(
     )
     bound: list[list[socket.socket]] = []
     for flag, asked, default, addresses in wanted:
-        sockets = bind(
+        sockets = bind_port(
             flag,
-            asked=asked,
+            requested=asked,
             default=default,
             addresses=addresses,
-            holder=port_holder,
+            process_on=process_on_port,
         )
         if asked is None and port_of(sockets) != default:
             log.warning(
                 "port taken",
                 port=default,
-                holder=port_holder(default) or "another process",
+                holder=process_on_port(default) or "another process",
                 using=port_of(sockets),
             )
         bound.append(sockets)
@@ -100,7 +100,7 @@ def port_of(sockets: Sequence[socket.socket]) -> int:
     return port
 
 
-def _bind_any(flag: str, addresses: Sequence[str]) -> list[socket.socket]:
+def _bind_ephemeral(flag: str, addresses: Sequence[str]) -> list[socket.socket]:
     for _ in range(ANY_PORT_TRIES):
         first = _bind_one(addresses[0], 0)
         port = port_of([first])

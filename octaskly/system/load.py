@@ -10,10 +10,10 @@ import psutil
 
 from octaskly.core.model.nodes import GPUS_MAX, LoadSample
 
-PRESSURE = Path("/proc/pressure/memory")
-NVIDIA = Path("/proc/driver/nvidia/gpus")
+MEMORY_PRESSURE_FILE = Path("/proc/pressure/memory")
+NVIDIA_GPUS_FOLDER = Path("/proc/driver/nvidia/gpus")
 DEV = Path("/dev")
-_FULL = re.compile(r"full avg10=(\d+\.\d+) ")
+_FULL_AVG10 = re.compile(r"full avg10=(\d+\.\d+) ")
 
 
 class LoadSampler:
@@ -32,18 +32,18 @@ class LoadSampler:
             load1=float(psutil.getloadavg()[0]),
             memory_used_mb=int((memory.total - memory.available) >> 20),
             process_mb=int(self._process.memory_info().rss >> 20),
-            stalled_percent=stalled_percent(_read(PRESSURE)),
+            stalled_percent=memory_stalled_percent(_read(MEMORY_PRESSURE_FILE)),
         )
 
 
-def stalled_percent(pressure: str) -> float:
+def memory_stalled_percent(pressure: str) -> float:
     """Return how much of 10 s nothing went on for lack of memory, 0.0 if unknown.
 
     Args:
         pressure: As in `/proc/pressure/memory`.
     """
     for line in pressure.splitlines():
-        if match := _FULL.match(line):
+        if match := _FULL_AVG10.match(line):
             return float(match[1])
     return 0.0
 
@@ -60,7 +60,7 @@ def memory_total_mb() -> int:
     return int(psutil.virtual_memory().total >> 20)
 
 
-def gpus(proc: Path = NVIDIA, dev: Path = DEV) -> tuple[str, ...]:
+def list_gpus(proc: Path = NVIDIA_GPUS_FOLDER, dev: Path = DEV) -> tuple[str, ...]:
     """Return the GPUs of this machine as CUDA numbers them: those of NVIDIA's driver.
 
     Args:
@@ -74,13 +74,13 @@ def gpus(proc: Path = NVIDIA, dev: Path = DEV) -> tuple[str, ...]:
     return tuple(map(str, range(min(count, GPUS_MAX))))
 
 
-def is_on_mains() -> bool:
+def is_on_mains_power() -> bool:
     """Return whether this machine has no battery, or does not live on it."""
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     return battery is None or bool(battery.power_plugged)
 
 
-def port_holder(port: int, *, kind: Literal["tcp", "udp"] = "tcp") -> str | None:
+def process_on_port(port: int, *, kind: Literal["tcp", "udp"] = "tcp") -> str | None:
     """Return `name (pid N)` of the process that has a port, if readable."""
     state = psutil.CONN_LISTEN if kind == "tcp" else psutil.CONN_NONE
     try:

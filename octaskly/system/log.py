@@ -85,7 +85,7 @@ import structlog  # noqa: E402
 if not _IS_RICH_THERE:
     del sys.modules["rich"]
 
-_SHOWN_AS_THEY_ARE = (str, int, float, list, tuple, dict, type(None))
+_LITERAL_TYPES = (str, int, float, list, tuple, dict, type(None))
 """Kinds of values that every form of the log shows on one line; paths are none."""
 
 _JOURNAL_PRIORITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
@@ -118,7 +118,7 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
         level: Lowest level shown: `debug`, `info`, `warning` or `error`.
         environ: Environment that tells a journal (JOURNAL_STREAM) and NO_COLOR.
     """
-    is_journal = _leads_to_journal(environ)
+    is_journal = _is_stderr_journal(environ)
     if style == "auto":
         style = "journal" if is_journal else "console"
     structlog.configure(
@@ -126,9 +126,9 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True)
             if style != "journal"
-            else _keep,
+            else _drop_nothing,
             structlog.processors.format_exc_info,
-            _one_line,
+            _escape_control_chars,
             *_renderers(style, environ, is_journal=is_journal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -143,12 +143,12 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
     return logger
 
 
-def write_note(logger: Logger, note: LogLine) -> None:
+def log_line(logger: Logger, note: LogLine) -> None:
     """Log what a part of the agent has noted."""
     getattr(logger, note.level)(note.event, **dict(note.fields))
 
 
-def _leads_to_journal(environ: Mapping[str, str]) -> bool:
+def _is_stderr_journal(environ: Mapping[str, str]) -> bool:
     """Return whether the journal reads stderr.
 
     Whatever a service or a desktop starts inherits the variable, terminals too: it
@@ -166,33 +166,33 @@ def _renderers(
 ) -> list[Any]:
     if style == "json":
         renderer = structlog.processors.JSONRenderer()
-        return [renderer, _with_priority] if is_journal else [renderer]
+        return [renderer, _prefix_journal_priority] if is_journal else [renderer]
     if style == "journal":
         return [
             structlog.processors.LogfmtRenderer(
                 key_order=["event"], bool_as_flag=False
             ),
-            _with_priority,
+            _prefix_journal_priority,
         ]
     colors = sys.stderr.isatty() and not environ.get("NO_COLOR")
     return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=28)]
 
 
-def _keep(_logger: Any, _name: str, event: Any) -> Any:
+def _drop_nothing(_logger: Any, _name: str, event: Any) -> Any:
     return event
 
 
-def _one_line(
+def _escape_control_chars(
     _logger: Any, _name: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """Escape control characters: a hostile name must not forge a line or a colour."""
     for key, value in event.items():
-        if not isinstance(value, _SHOWN_AS_THEY_ARE):
+        if not isinstance(value, _LITERAL_TYPES):
             value = event[key] = str(value)
         if isinstance(value, str) and not value.isprintable():
             event[key] = value.encode("unicode_escape").decode("ascii")
     return event
 
 
-def _with_priority(_logger: Any, name: str, line: str) -> str:
+def _prefix_journal_priority(_logger: Any, name: str, line: str) -> str:
     return f"<{_JOURNAL_PRIORITY.get(name, 6)}>{line}"

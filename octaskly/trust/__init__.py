@@ -5,22 +5,28 @@ derived from it or signed with what is derived. Members trust each other fully: 
 can sign certificates and tokens.
 """
 
-from octaskly.trust.mesh_secret import MeshSecret, generate, load, load_or_create, make
+from octaskly.trust.mesh_secret import (
+    MeshSecret,
+    create_secret_file,
+    generate_secret,
+    load_or_create_secret,
+    load_secret,
+)
 from octaskly.trust.node_key import NodeKey, node_id_of
-from octaskly.trust.secret_file import Keyring
-from octaskly.trust.tls import MeshTrust
-from octaskly.trust.tokens import Claims, Tokens
+from octaskly.trust.secret_file import SecretFile
+from octaskly.trust.tls import MeshTls
+from octaskly.trust.tokens import Claims, TokenSigner
 
 __all__ = [
     "Claims",
-    "Keyring",
     "MeshSecret",
-    "MeshTrust",
+    "MeshTls",
     "NodeKey",
-    "Tokens",
-    "generate",
-    "load",
-    "load_or_create",
-    "make",
+    "SecretFile",
+    "TokenSigner",
+    "create_secret_file",
+    "generate_secret",
+    "load_or_create_secret",
+    "load_secret",
     "node_id_of",
 ]

@@ -47,7 +47,7 @@ _P256_ORDER: Final = (
 )
 
 
-class Authority:
+class CertificateAuthority:
     """The certificate authority of one generation of the mesh secret.
 
     Args:
@@ -58,10 +58,12 @@ class Authority:
 
     def __init__(self, seed: bytes, lan_seed: bytes, mesh_id: str) -> None:
         name = f"octaskly mesh {mesh_id}"
-        self._nodes = _Root(Ed25519PrivateKey.from_private_bytes(seed), name)
+        self._nodes = _SigningKey(Ed25519PrivateKey.from_private_bytes(seed), name)
         # So many bits more than the order has that each key is as likely as others.
         number = int.from_bytes(lan_seed) % (_P256_ORDER - 1) + 1
-        self._lan = _Root(derive_private_key(number, SECP256R1()), f"{name} HTTPS")
+        self._lan = _SigningKey(
+            derive_private_key(number, SECP256R1()), f"{name} HTTPS"
+        )
         self.certificates = (self._lan.certificate, self._nodes.certificate)
 
     def node_certificate(
@@ -70,7 +72,7 @@ class Authority:
         """Return what a node shows to its peers, as client and as server."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         names = [x509.DNSName(node_id)]
-        return self._nodes.issue(node_id, public, names, usages, NOT_BEFORE)
+        return self._nodes.issue_certificate(node_id, public, names, usages, NOT_BEFORE)
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
         """Whether this authority made the certificate of a node."""
@@ -92,12 +94,14 @@ class Authority:
             ValueError: a name is no host name, or an address no IP address.
         """
         places = (*names, *(address.partition("%")[0] for address in addresses))
-        alternatives = [_alternative(place) for place in dict.fromkeys(places)]
+        alternatives = [_subject_alternative(place) for place in dict.fromkeys(places)]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH]
-        return self._lan.issue(names[0], public, alternatives, usages, LAN_NOT_BEFORE)
+        return self._lan.issue_certificate(
+            names[0], public, alternatives, usages, LAN_NOT_BEFORE
+        )
 
 
-class _Root:
+class _SigningKey:
     """A key that signs certificates, and its own one."""
 
     def __init__(
@@ -116,9 +120,9 @@ class _Root:
             )
             .add_extension(self._issuer_key(), critical=False)
         )
-        self.certificate = self._signed(builder)
+        self.certificate = self._sign(builder)
 
-    def issue(
+    def issue_certificate(
         self,
         common_name: str,
         public: Ed25519PublicKey | EllipticCurvePublicKey,
@@ -142,9 +146,9 @@ class _Root:
             )
             .add_extension(self._issuer_key(), critical=False)
         )
-        return self._signed(builder)
+        return self._sign(builder)
 
-    def _signed(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+    def _sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         if isinstance(self._key, Ed25519PrivateKey):
             return builder.sign(self._key, None)
         return builder.sign(self._key, SHA256(), ecdsa_deterministic=True)
@@ -154,7 +158,7 @@ class _Root:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
 
 
-def node_id_in(certificate: bytes) -> NodeId:
+def node_id_of_certificate(certificate: bytes) -> NodeId:
     """Return the node id of a certificate in DER that TLS has verified.
 
     The id must be that of the key, so that one member cannot use another's id even
@@ -178,7 +182,7 @@ def node_id_in(certificate: bytes) -> NodeId:
     return node_id
 
 
-def _alternative(place: str) -> x509.GeneralName:
+def _subject_alternative(place: str) -> x509.GeneralName:
     """Return a host name or an IP address as certificates hold it."""
     if ":" in place or place.replace(".", "").isdecimal():
         return x509.IPAddress(ip_address(place))

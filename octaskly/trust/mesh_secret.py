@@ -28,10 +28,10 @@ from octaskly.trust.secret_format import PREFIX, SECRET_BYTES
 
 GENERATIONS_MAX: Final = 16
 MESH_ID_BYTES: Final = 8
-MARK_BYTES: Final = 8
+DIGEST_BYTES: Final = 8
 KEY_BYTES: Final = 32
 LAN_SEED_BYTES: Final = 48
-ENDED_MAX: Final = 4  #: generations that are over and can still be told so
+RETIRED_MAX: Final = 4  #: generations that are over and can still be told so
 _SALT: Final = b"octaskly/v1"
 
 
@@ -40,19 +40,19 @@ class MeshSecret:
     """The generations of a mesh secret that a node accepts; never shown by `repr`."""
 
     generations: tuple[bytes, ...] = field(repr=False)  #: oldest first, at least one
-    first: int = field(default=1, repr=False)  #: number of the oldest
+    first_number: int = field(default=1, repr=False)  #: number of the oldest
     mesh_id: str = field(default="", repr=False)
     """Public name of the mesh, 16 hex digits; follows from generation 1, for ever."""
     has_next: bool = field(default=False, repr=False)  #: the newest is not in force yet
     is_urgent: bool = field(default=False, repr=False)  #: as in `KeyringState`
-    since_ms: int = field(default=0, repr=False)  #: as in `KeyringState`
-    denials: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
+    phase_since_ms: int = field(default=0, repr=False)  #: as in `KeyringState`
+    revocations: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
     """Revoked nodes, ordered, each with the first generation that it never got.
 
     Once nothing older is accepted, it cannot get in anyway; so of too many, those of
     the oldest generations are forgotten, and never one that could.
     """
-    ended: tuple[tuple[int, str], ...] = field(default=(), repr=False)
+    retired: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """Numbers of the last generations that are over, and how each is told so."""
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class MeshSecret:
     @property
     def newest(self) -> int:
         """Number of the newest generation."""
-        return self.first + len(self.generations) - 1
+        return self.first_number + len(self.generations) - 1
 
     @property
     def generation(self) -> int:
@@ -73,54 +73,60 @@ class MeshSecret:
     @property
     def accepted(self) -> range:
         """Numbers of all generations, oldest first."""
-        return range(self.first, self.newest + 1)
+        return range(self.first_number, self.newest + 1)
 
     @property
     def keys(self) -> KeyringState:
         """What may be known of it."""
         return KeyringState(
-            oldest=self.first,
+            oldest=self.first_number,
             generation=self.generation,
             newest=self.newest,
-            fingerprint=_derive(self._raw(self.newest), "mark", MARK_BYTES).hex(),
+            fingerprint=_derive(
+                self._generation_bytes(self.newest), "mark", DIGEST_BYTES
+            ).hex(),
             is_urgent=self.is_urgent,
-            phase_since_ms=self.since_ms,
-            revoked=self.denied,
+            phase_since_ms=self.phase_since_ms,
+            revoked=self.revoked,
         )
 
     @property
-    def denied(self) -> tuple[NodeId, ...]:
+    def revoked(self) -> tuple[NodeId, ...]:
         """The revoked nodes, ordered."""
-        return tuple(node for node, _ in self.denials)
+        return tuple(node for node, _ in self.revocations)
 
     def authority_seed(self, generation: int) -> bytes:
         """Return the 32 bytes of the certificate authority's Ed25519 key."""
-        return _derive(self._raw(generation), "ca", KEY_BYTES)
+        return _derive(self._generation_bytes(generation), "ca", KEY_BYTES)
 
     def lan_authority_seed(self, generation: int) -> bytes:
         """Return the bytes of which its P-256 key follows, for HTTPS listeners."""
-        return _derive(self._raw(generation), "ca/lan", LAN_SEED_BYTES)
+        return _derive(self._generation_bytes(generation), "ca/lan", LAN_SEED_BYTES)
 
     def token_key(self, generation: int) -> bytes:
         """Return the 32 bytes that sign tokens."""
-        return _derive(self._raw(generation), f"jwt/{generation}", KEY_BYTES)
+        return _derive(
+            self._generation_bytes(generation), f"jwt/{generation}", KEY_BYTES
+        )
 
     def webhook_key(self) -> bytes:
         """Return the 32 bytes that sign messages to receivers outside the mesh."""
         label = f"webhook/{self.generation}"
-        return _derive(self._raw(self.generation), label, KEY_BYTES)
+        return _derive(self._generation_bytes(self.generation), label, KEY_BYTES)
 
-    def end_proof(self, generation: int) -> str:
+    def retirement_proof(self, generation: int) -> str:
         """Return what tells a node that knows a generation that it is over.
 
         Only who has that generation can make it, or tell that it is right; so a mesh
         may show it to everybody, once the generation is over.
         """
-        return _derive(self._raw(generation), f"ended/{generation}", MARK_BYTES).hex()
+        return _derive(
+            self._generation_bytes(generation), f"ended/{generation}", DIGEST_BYTES
+        ).hex()
 
     # --- A newer generation ----------------------------------------------------------
 
-    def renewed(
+    def with_new_generation(
         self,
         raw: bytes,
         now_ms: int,
@@ -144,46 +150,50 @@ class MeshSecret:
             raise TrustError(f"generation {self.newest} is not in force yet")
         if len(self.generations) >= GENERATIONS_MAX:
             raise TrustError(f"a secret has at most {GENERATIONS_MAX} generations")
-        kept = self.switched(now_ms) if self.has_next else self
+        kept = self.with_newest_in_force(now_ms) if self.has_next else self
         newer = replace(
             kept,
             generations=(*kept.generations, raw),
             has_next=True,
             is_urgent=is_urgent,
-            since_ms=now_ms,
+            phase_since_ms=now_ms,
         )
-        return newer if revoked is None else _deny(newer, {revoked: newer.newest})
+        return (
+            newer
+            if revoked is None
+            else _with_revocations(newer, {revoked: newer.newest})
+        )
 
-    def switched(self, now_ms: int) -> MeshSecret:
+    def with_newest_in_force(self, now_ms: int) -> MeshSecret:
         """Return it with the newest generation in force."""
         if not self.has_next:
             return self
-        return replace(self, has_next=False, since_ms=now_ms)
+        return replace(self, has_next=False, phase_since_ms=now_ms)
 
-    def settled(self, now_ms: int) -> MeshSecret:
+    def with_newest_only(self, now_ms: int) -> MeshSecret:
         """Return it with the newest generation alone, and in force."""
         if len(self.generations) == 1:
             return self
-        gone = tuple((old, self.end_proof(old)) for old in self.accepted[:-1])
+        gone = tuple((old, self.retirement_proof(old)) for old in self.accepted[:-1])
         return replace(
             self,
             generations=self.generations[-1:],
-            first=self.newest,
+            first_number=self.newest,
             has_next=False,
             is_urgent=False,
-            since_ms=now_ms,
-            ended=(*self.ended, *gone)[-ENDED_MAX:],
+            phase_since_ms=now_ms,
+            retired=(*self.retired, *gone)[-RETIRED_MAX:],
         )
 
-    def denying(self, nodes: Iterable[NodeId]) -> MeshSecret:
+    def with_revoked(self, nodes: Iterable[NodeId]) -> MeshSecret:
         """Return it with these nodes denied, too; they are to get no newer generation.
 
         Raises:
             TrustError: there are too many that may have one of those accepted.
         """
-        return _deny(self, dict.fromkeys(nodes, self.newest + 1))
+        return _with_revocations(self, dict.fromkeys(nodes, self.newest + 1))
 
-    def joined(self, other: MeshSecret) -> MeshSecret:
+    def merged_with(self, other: MeshSecret) -> MeshSecret:
         """Return what two keyrings of one mesh say together.
 
         Raises:
@@ -191,10 +201,13 @@ class MeshSecret:
         """
         if other.mesh_id != self.mesh_id:
             raise TrustError(f"that is the secret of another mesh, {other.mesh_id}")
-        return _deny(self._ahead(other), _later(self.denials, other.denials))
+        return _with_revocations(
+            self._later_of(other),
+            _newest_revocations(self.revocations, other.revocations),
+        )
 
-    def taking(
-        self, other: MeshSecret, raw: bytes, now_ms: int, *, me: NodeId
+    def merged_with_received(
+        self, other: MeshSecret, raw: bytes, now_ms: int, *, own_id: NodeId
     ) -> MeshSecret:
         """Return the same, with one generation more if a revoked node may have them.
 
@@ -205,57 +218,62 @@ class MeshSecret:
             other: The keyring of a peer.
             raw: The new secret, should there have to be one.
             now_ms: Wall clock.
-            me: This node; one that is revoked makes nothing for others.
+            own_id: This node; one that is revoked makes nothing for others.
 
         Raises:
-            TrustError: as `joined` and `renewed`.
+            TrustError: as `merged_with` and `with_new_generation`.
         """
-        both = self.joined(other)
-        told = {*both.denied} - {*self._ahead(other).denied}
-        if not told or me in both.denied:
+        both = self.merged_with(other)
+        told = {*both.revoked} - {*self._later_of(other).revoked}
+        if not told or own_id in both.revoked:
             return both
-        newer = both.renewed(raw, now_ms, revoked=min(told))
-        return _deny(newer, dict.fromkeys(told, newer.newest))
+        newer = both.with_new_generation(raw, now_ms, revoked=min(told))
+        return _with_revocations(newer, dict.fromkeys(told, newer.newest))
 
-    def _ahead(self, other: MeshSecret) -> MeshSecret:
+    def _later_of(self, other: MeshSecret) -> MeshSecret:
         return other if self.keys.rank < other.keys.rank else self
 
-    def lines(self) -> str:
+    def to_text(self) -> str:
         """Return the content of a secret file."""
         if self == MeshSecret(self.generations):
             # As all versions read it.
-            return "".join(f"{secret_format.show(raw)}\n" for raw in self.generations)
+            return "".join(
+                f"{secret_format.format_generation(raw)}\n" for raw in self.generations
+            )
         text = "".join(map(self._line, self.accepted))
         text += "".join(
-            f"{secret_format.ENDED}={n}:{proof}\n" for n, proof in self.ended
+            f"{secret_format.RETIRED}={n}:{proof}\n" for n, proof in self.retired
         )
-        for node, number in self.denials:
-            text += f"{secret_format.DENIED}={f'{number}:' if number else ''}{node}\n"
+        for node, number in self.revocations:
+            text += f"{secret_format.REVOKED}={f'{number}:' if number else ''}{node}\n"
         return text
 
     def _line(self, number: int) -> str:
-        words = [secret_format.show(self._raw(number)), f"generation={number}"]
+        words = [
+            secret_format.format_generation(self._generation_bytes(number)),
+            f"generation={number}",
+        ]
         words.append(f"mesh={self.mesh_id}")
         if number == self.newest:
-            words += [f"since={self.since_ms}"]
+            words += [f"since={self.phase_since_ms}"]
             words += ["next"] * self.has_next + ["urgent"] * self.is_urgent
         return " ".join(words) + "\n"
 
-    def _raw(self, generation: int) -> bytes:
-        return self.generations[generation - self.first]
+    def _generation_bytes(self, generation: int) -> bytes:
+        return self.generations[generation - self.first_number]
 
 
-def generate() -> MeshSecret:
+def generate_secret() -> MeshSecret:
     """Return a new secret of one generation, from the system's random source."""
-    return MeshSecret((fresh(),))
+    return MeshSecret((generate_generation(),))
 
 
-def fresh() -> bytes:
+def generate_generation() -> bytes:
     """Return a new generation, which follows from no other one."""
     return secrets.token_bytes(SECRET_BYTES)
 
 
-def parse(text: str) -> MeshSecret:
+def parse_secret(text: str) -> MeshSecret:
     """Return the secret that `text` holds, one generation a line.
 
     Empty lines and those that begin with `#` are skipped.
@@ -263,7 +281,7 @@ def parse(text: str) -> MeshSecret:
     Raises:
         TrustError: it holds none, or a line is malformed; the text is not repeated.
     """
-    page = secret_format.read(text)
+    page = secret_format.parse_lines(text)
     if not 1 <= len(page.generations) <= GENERATIONS_MAX:
         raise TrustError(f"a secret has 1 to {GENERATIONS_MAX} {PREFIX} lines")
     first = page.numbers[0]
@@ -275,17 +293,17 @@ def parse(text: str) -> MeshSecret:
         raise TrustError("the only generation of a secret cannot be the next one")
     secret = MeshSecret(
         page.generations,
-        first=first,
+        first_number=first,
         mesh_id=page.mesh_id,
         has_next=page.has_next,
         is_urgent=page.is_urgent,
-        since_ms=page.since_ms,
-        ended=page.ended[-ENDED_MAX:],
+        phase_since_ms=page.phase_since_ms,
+        retired=page.retired[-RETIRED_MAX:],
     )
-    return _deny(secret, _later((), page.denials))
+    return _with_revocations(secret, _newest_revocations((), page.revocations))
 
 
-def load(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
+def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
     """Read the secret file.
 
     A file in systemd's `CREDENTIALS_DIRECTORY` may have any mode: systemd guards it.
@@ -303,7 +321,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
             hint=f"octaskly secret new > {path}",
         ) from error
     try:
-        return parse(data.decode("ascii"))
+        return parse_secret(data.decode("ascii"))
     except (UnicodeDecodeError, TrustError) as error:
         # Without the cause: a decoding error would show the bytes.
         reason = error if isinstance(error, TrustError) else "it is not plain text"
@@ -313,19 +331,21 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
         ) from None
 
 
-def load_or_create(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
+def load_or_create_secret(
+    path: Path, environ: Mapping[str, str] = os.environ
+) -> MeshSecret:
     """Read the secret file; make a new secret where there is none.
 
     Processes that do this at once all get the same secret.
 
     Raises:
-        ConfigError: as `load`, or the file cannot be made.
+        ConfigError: as `load_secret`, or the file cannot be made.
     """
-    make(path)
-    return load(path, environ)
+    create_secret_file(path)
+    return load_secret(path, environ)
 
 
-def make(path: Path) -> bool:
+def create_secret_file(path: Path) -> bool:
     """Make a new secret unless there is one; return whether this call made it.
 
     Of several processes that do this at once, one makes it.
@@ -333,22 +353,24 @@ def make(path: Path) -> bool:
     Raises:
         ConfigError: the file cannot be made.
     """
-    # `exists` would hide an unreadable file or folder; `load` names what is wrong.
+    # `exists` would hide an unreadable file or folder; `load_secret` names what is wrong.
     if os.path.lexists(path):
         return False
-    return create_private(path, generate().lines().encode())
+    return create_private(path, generate_secret().to_text().encode())
 
 
-def _deny(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
+def _with_revocations(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
     """Return it with these nodes denied; the order of many such steps is all one."""
-    found = _later(secret.denials, denials.items())
+    found = _newest_revocations(secret.revocations, denials.items())
     kept = sorted(found, key=lambda node: (found[node], node))[-REVOKED_MAX:]
-    if any(found[node] > secret.first for node in found.keys() - {*kept}):
+    if any(found[node] > secret.first_number for node in found.keys() - {*kept}):
         raise TrustError(f"more than {REVOKED_MAX} nodes are revoked at once")
-    return replace(secret, denials=tuple((node, found[node]) for node in sorted(kept)))
+    return replace(
+        secret, revocations=tuple((node, found[node]) for node in sorted(kept))
+    )
 
 
-def _later(
+def _newest_revocations(
     some: Iterable[tuple[NodeId, int]], more: Iterable[tuple[NodeId, int]]
 ) -> dict[NodeId, int]:
     """Return of each denied node the newest generation that is said of it."""

@@ -14,7 +14,7 @@ from typing import Final
 from octaskly.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 64 * 1024
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_GROUP_AND_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
@@ -43,7 +43,7 @@ def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
             raise ConfigError(f"{path} is no file of that kind", hint=f"look at {path}")
-        if status.st_mode & _OTHERS and not may_be_shared:
+        if status.st_mode & _GROUP_AND_OTHERS and not may_be_shared:
             raise ConfigError(
                 f"{path} can be read by others (mode {status.st_mode & 0o777:04o})",
                 hint=f"chmod 600 {path}",
@@ -100,7 +100,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes that do the same out, for the length of the block."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

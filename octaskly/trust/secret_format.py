@@ -24,40 +24,40 @@ from octaskly.errors import TrustError
 
 PREFIX: Final = "okm1-"
 SECRET_BYTES: Final = 20
-ENDED: Final = "ended"
-DENIED: Final = "denied"
+RETIRED: Final = "ended"
+REVOKED: Final = "denied"
 _CHECK_CHARS: Final = 4
-_WORDS: Final = {
+_HEADER_PATTERNS: Final = {
     "generation": re.compile(r"[1-9][0-9]{0,8}"),
     "mesh": re.compile(r"[0-9a-f]{16}"),
     "since": re.compile(r"[0-9]{1,15}"),
     "next": re.compile(r""),
     "urgent": re.compile(r""),
 }
-_ENDED: Final = re.compile(r"([1-9][0-9]{0,8}):([0-9a-f]{16})")
-_DENIED: Final = re.compile(r"(?:([1-9][0-9]{0,9}):)?([a-z0-9._-]{1,16})")
+_RETIRED_PATTERN: Final = re.compile(r"([1-9][0-9]{0,8}):([0-9a-f]{16})")
+_REVOKED_PATTERN: Final = re.compile(r"(?:([1-9][0-9]{0,9}):)?([a-z0-9._-]{1,16})")
 
 
 @dataclass(slots=True, kw_only=True)
-class Page:
+class ParsedSecret:
     """What all lines together say, as far as it can be said line by line."""
 
     generations: tuple[bytes, ...] = field(default=(), repr=False)
     numbers: tuple[int, ...] = ()  #: of the generations
     mesh_id: str = ""
-    since_ms: int = 0  #: of the last generation, as the following ones
+    phase_since_ms: int = 0  #: of the last generation, as the following ones
     has_next: bool = False
     is_urgent: bool = False
-    ended: tuple[tuple[int, str], ...] = ()
-    denials: tuple[tuple[NodeId, int], ...] = ()
+    retired: tuple[tuple[int, str], ...] = ()
+    revocations: tuple[tuple[NodeId, int], ...] = ()
 
 
-def show(raw: bytes) -> str:
+def format_generation(raw: bytes) -> str:
     """Return a secret as people see it."""
     return f"{PREFIX}{_base32(raw)}{_checksum(raw)}"
 
 
-def read(text: str) -> Page:
+def parse_lines(text: str) -> ParsedSecret:
     """Return what the lines of a file say.
 
     Empty lines and those that begin with `#` are skipped.
@@ -65,43 +65,43 @@ def read(text: str) -> Page:
     Raises:
         TrustError: a line is malformed; neither it nor a part of it is repeated.
     """
-    page = Page()
+    page = ParsedSecret()
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip().lower()
         kind, _, rest = line.partition("=")
         if not line or line.startswith("#"):
             continue
-        if kind == ENDED and (match := _ENDED.fullmatch(rest)):
-            page.ended += ((int(match[1]), match[2]),)
-        elif kind == DENIED and (match := _DENIED.fullmatch(rest)):
-            page.denials += ((NodeId(match[2]), int(match[1] or 0)),)
+        if kind == RETIRED and (match := _RETIRED_PATTERN.fullmatch(rest)):
+            page.retired += ((int(match[1]), match[2]),)
+        elif kind == REVOKED and (match := _REVOKED_PATTERN.fullmatch(rest)):
+            page.revocations += ((NodeId(match[2]), int(match[1] or 0)),)
         else:
-            _read_generation(page, line, number)
+            _parse_generation(page, line, number)
     return page
 
 
-def _read_generation(page: Page, line: str, number: int) -> None:
+def _parse_generation(parsed: ParsedSecret, line: str, number: int) -> None:
     body, *rest = line.split()
-    raw = _read_secret(body, number)
+    raw = _parse_secret(body, number)
     words: dict[str, str] = {}
     for word in rest:
         key, _, value = word.partition("=")
-        form = _WORDS.get(key)
+        form = _HEADER_PATTERNS.get(key)
         if form is None or not form.fullmatch(value) or key in words:
             raise TrustError(f"line {number} says more than this version understands")
         words[key] = value
-    mesh_id = words.get("mesh", page.mesh_id)
-    if page.has_next or (page.mesh_id and mesh_id != page.mesh_id):
+    mesh_id = words.get("mesh", parsed.mesh_id)
+    if parsed.has_next or (parsed.mesh_id and mesh_id != parsed.mesh_id):
         raise TrustError(f"line {number} does not follow the one before")
-    before = page.numbers[-1] if page.numbers else 0
-    page.generations += (raw,)
-    page.numbers += (int(words.get("generation", before + 1)),)
-    page.mesh_id = mesh_id
-    page.since_ms = int(words.get("since", 0))
-    page.has_next, page.is_urgent = "next" in words, "urgent" in words
+    before = parsed.numbers[-1] if parsed.numbers else 0
+    parsed.generations += (raw,)
+    parsed.numbers += (int(words.get("generation", before + 1)),)
+    parsed.mesh_id = mesh_id
+    parsed.phase_since_ms = int(words.get("since", 0))
+    parsed.has_next, parsed.is_urgent = "next" in words, "urgent" in words
 
 
-def _read_secret(body: str, number: int) -> bytes:
+def _parse_secret(body: str, number: int) -> bytes:
     size = SECRET_BYTES * 8 // 5 + _CHECK_CHARS
     if not body.startswith(PREFIX) or len(body) != len(PREFIX) + size:
         raise TrustError(f"line {number} is not {PREFIX} and {size} characters")

@@ -17,22 +17,24 @@ from cryptography.x509 import Certificate, load_der_x509_certificate
 
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import ConfigError, TrustError
-from octaskly.trust.certificates import Authority, node_id_in
+from octaskly.trust.certificates import CertificateAuthority, node_id_of_certificate
 from octaskly.trust.mesh_secret import MeshSecret
 from octaskly.trust.node_key import NodeKey
 
 ALPN: Final = "octaskly/1"
 ALPN_HTTP: Final = "http/1.1"
-_GENERATION: Final = "generation-"  #: begins what a dialler asks for in the clear
-_DIGITS: Final = 10
+_SERVER_NAME_PREFIX: Final = (
+    "generation-"  #: begins what a dialler asks for in the clear
+)
+_GENERATION_DIGITS_MAX: Final = 10
 
 
-class MeshTrust:
+class MeshTls:
     """What a member of the mesh needs to prove itself and to know others.
 
     All contexts speak TLS 1.3 only, and accept certificates that any generation of
     the secret signed; the one in force signs this node's. Who listens shows an older
-    one to a dialler that says that it knows no newer one. `renew` puts another secret
+    one to a dialler that says that it knows no newer one. `use_secret` puts another secret
     in force for connections that come; those that are there stay.
     """
 
@@ -40,15 +42,15 @@ class MeshTrust:
         self._key = key
         self.mesh_id: Final = secret.mesh_id
         self.node_id: Final = key.node_id
-        self._lan: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self.renew(secret)
+        self._lan_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self.use_secret(secret)
 
-    def renew(self, secret: MeshSecret) -> None:
+    def use_secret(self, secret: MeshSecret) -> None:
         """Use these generations from now on."""
         self._force, self._newest = secret.generation, secret.newest
-        self._denied = frozenset(secret.denied)
+        self._denied = frozenset(secret.revoked)
         self._authorities = {
-            generation: Authority(
+            generation: CertificateAuthority(
                 secret.authority_seed(generation),
                 secret.lan_authority_seed(generation),
                 secret.mesh_id,
@@ -64,8 +66,8 @@ class MeshTrust:
             for generation in reversed(secret.accepted)
             if generation <= self._force
         )
-        if self._lan is not None:
-            self._lan_server = self._lan_context(*self._lan)
+        if self._lan_names is not None:
+            self._lan_server = self._lan_context(*self._lan_names)
 
     def ca_pem(self) -> str:
         """Return the certificates of the mesh authority, newest first.
@@ -76,9 +78,9 @@ class MeshTrust:
         return "".join(_pem(one) for each in newest_first for one in each.certificates)
 
     @property
-    def dialled_as(self) -> str:
+    def server_name(self) -> str:
         """What a dialler asks for, so that it is shown a certificate that it knows."""
-        return f"{_GENERATION}{self._newest}"
+        return f"{_SERVER_NAME_PREFIX}{self._newest}"
 
     def server_context(self) -> ssl.SSLContext:
         """Return the context of the peer port: only nodes of this mesh get in."""
@@ -87,7 +89,7 @@ class MeshTrust:
         def choose(
             connection: ssl.SSLObject, name: str | None, _front: ssl.SSLContext
         ) -> None:
-            connection.context = self._servers[self._known_to(name)]
+            connection.context = self._servers[self._generation_for(name)]
 
         front.sni_callback = choose
         return front
@@ -116,8 +118,8 @@ class MeshTrust:
         Raises:
             ConfigError: a name or an address is none.
         """
-        self._lan = (*hostnames, self.node_id), tuple(addresses)
-        front = self._lan_server = self._lan_context(*self._lan)
+        self._lan_names = (*hostnames, self.node_id), tuple(addresses)
+        front = self._lan_server = self._lan_context(*self._lan_names)
 
         def choose(
             connection: ssl.SSLObject, _name: str | None, _front: ssl.SSLContext
@@ -130,7 +132,7 @@ class MeshTrust:
     def lan_client_context(self) -> ssl.SSLContext:
         """Return the context for forwarding, as it is at this moment."""
         context = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN_HTTP)
-        self._show(context, self._force)
+        self._load_node_certificate(context, self._force)
         return context
 
     def peer_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
@@ -148,9 +150,9 @@ class MeshTrust:
             if certificate is None:
                 raise TrustError("the peer shows no certificate")
             peer = certificate
-        return node_id_in(peer)
+        return node_id_of_certificate(peer)
 
-    def admitted_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
+    def authorized_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
         """As `peer_node_id`, for one that may act for others.
 
         Raises:
@@ -161,24 +163,28 @@ class MeshTrust:
             raise TrustError(f"node {node} is revoked")
         return node
 
-    def still_knows(self, peer: ssl.SSLObject) -> bool:
+    def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:
         """Whether the generation that let a peer in is accepted at this moment, too."""
         certificate = peer.getpeercert(binary_form=True)
         assert certificate is not None  # As `peer_node_id` has found.
         parsed = load_der_x509_certificate(certificate)
         return any(one.has_signed(parsed) for one in self._authorities.values())
 
-    def _known_to(self, name: str | None) -> int:
+    def _generation_for(self, name: str | None) -> int:
         """Return the generation to show to a dialler that says what it knows."""
-        number = (name or "").removeprefix(_GENERATION)
+        number = (name or "").removeprefix(_SERVER_NAME_PREFIX)
         # As little as a number is believed: what is shown must be accepted anyway.
-        newest = int(number) if number.isdecimal() and len(number) < _DIGITS else 0
+        newest = (
+            int(number)
+            if number.isdecimal() and len(number) < _GENERATION_DIGITS_MAX
+            else 0
+        )
         known = [n for n in self._authorities if n <= min(newest, self._force)]
         return max(known, default=self._force)
 
     def _peer_context(self, protocol: int, generation: int) -> ssl.SSLContext:
         context = self._context(protocol, ssl.CERT_REQUIRED, ALPN)
-        self._show(context, generation)
+        self._load_node_certificate(context, generation)
         return context
 
     def _lan_context(
@@ -214,7 +220,7 @@ class MeshTrust:
             context.num_tickets = 0
         return context
 
-    def _show(self, context: ssl.SSLContext, generation: int) -> None:
+    def _load_node_certificate(self, context: ssl.SSLContext, generation: int) -> None:
         """Let a context show this node's certificate of a generation."""
         certificate = self._authorities[generation].node_certificate(
             self.node_id, self._key.private.public_key()

@@ -35,11 +35,11 @@ _CLAIMS: Final = ["iss", "aud", "sub", "jti", "iat", "exp", "role", "permissions
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class SessionOrigin:
     """That a token is of a page, which a user of a node's local socket opened."""
 
     node: str  #: id of that node
-    at_s: int
+    started_s: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +52,19 @@ class Claims:
     issued_s: int
     expires_s: int
     generation: int  #: of the secret that signed it
-    opened: Opening | None  #: None: it is of no page
+    session: SessionOrigin | None  #: None: it is of no page
 
 
-class Tokens:
+class TokenSigner:
     """Mints and verifies the tokens of one mesh."""
 
     def __init__(self, secret: MeshSecret) -> None:
         self._issuer = secret.mesh_id
         self._audience = f"octaskly:{secret.mesh_id}"
         self._jwt = jwt.PyJWT({"enforce_minimum_key_length": True})
-        self.renew(secret)
+        self.use_secret(secret)
 
-    def renew(self, secret: MeshSecret) -> None:
+    def use_secret(self, secret: MeshSecret) -> None:
         """Accept tokens of these generations, and no others any more.
 
         Where the old secret has to go, those of it end at once, and new ones are of
@@ -77,11 +77,11 @@ class Tokens:
         self._verified: dict[str, Claims] = {}
 
     @property
-    def generation(self) -> int:
+    def signing_generation(self) -> int:
         """That of the secret that signs."""
         return int(self._kid)
 
-    def mint(
+    def sign_token(
         self,
         *,
         subject: str,
@@ -89,7 +89,7 @@ class Tokens:
         expires_s: int,
         now_s: float,
         jti: str,
-        opened: Opening | None = None,
+        session: SessionOrigin | None = None,
     ) -> str:
         """Return a new token.
 
@@ -99,7 +99,7 @@ class Tokens:
             expires_s: Seconds for which it is good, at most 90 days.
             now_s: The time of minting.
             jti: Name of this token, unique in the mesh.
-            opened: The page that it is for.
+            session: The page that it is for.
 
         Raises:
             TrustError: the role is unknown, or a value is out of its range.
@@ -120,13 +120,13 @@ class Tokens:
             "role": role,
             "permissions": list(PERMISSIONS[role]),
         }
-        if opened is not None:
-            claims |= {"opened_on": opened.node, "opened_at": opened.at_s}
+        if session is not None:
+            claims |= {"opened_on": session.node, "opened_at": session.started_s}
         return self._jwt.encode(
             claims, self._keys[self._kid], ALGORITHM, headers={"kid": self._kid}
         )
 
-    def verify(self, token: str, now_s: float) -> Claims:
+    def verify_token(self, token: str, now_s: float) -> Claims:
         """Return what a token says.
 
         Raises:
@@ -135,33 +135,33 @@ class Tokens:
         """
         claims = self._verified.get(token)
         if claims is None:
-            claims = self._read(token)
+            claims = self._verify_signature(token)
             if claims.issued_s > now_s + LEEWAY_S:
                 raise TrustError(INVALID)
         if now_s >= claims.expires_s + LEEWAY_S:
             self._verified.pop(token, None)
             raise TrustError(EXPIRED)
-        self._remember(token, claims)
+        self._cache_claims(token, claims)
         return claims
 
-    def is_over(self, generation: int) -> bool:
+    def is_generation_retired(self, generation: int) -> bool:
         """Whether tokens of this generation are good no more."""
         return generation < min(map(int, self._keys))
 
-    def _remember(self, token: str, claims: Claims) -> None:
+    def _cache_claims(self, token: str, claims: Claims) -> None:
         """Keep what was verified last; the oldest goes when there are too many."""
         self._verified.pop(token, None)
         self._verified[token] = claims
         if len(self._verified) > CACHE_MAX:
             del self._verified[next(iter(self._verified))]
 
-    def _read(self, token: str) -> Claims:
+    def _verify_signature(self, token: str) -> Claims:
         # The size comes first: nothing longer is worth a look.
         if len(token) > TOKEN_BYTES_MAX:
             raise TrustError(INVALID)
         try:
             kid = jwt.get_unverified_header(token).get("kid", "")
-            return _checked(self._decode(token, kid), int(kid))
+            return _validate_claims(self._decode(token, kid), int(kid))
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             # No cause and one text: a forger learns nothing from it.
             raise TrustError(INVALID) from None
@@ -188,7 +188,7 @@ class Tokens:
         return claims
 
 
-def _checked(claims: dict[str, Any], generation: int) -> Claims:
+def _validate_claims(claims: dict[str, Any], generation: int) -> Claims:
     """Return the claims; ValueError where the library is too generous."""
     issued_s, expires_s = claims["iat"], claims["exp"]
     subject, jti, role = claims["sub"], claims["jti"], claims["role"]
@@ -208,14 +208,14 @@ def _checked(claims: dict[str, Any], generation: int) -> Claims:
         issued_s=issued_s,
         expires_s=expires_s,
         generation=generation,
-        opened=_opening(claims),
+        session=_session_origin(claims),
     )
 
 
-def _opening(claims: dict[str, Any]) -> Opening | None:
+def _session_origin(claims: dict[str, Any]) -> SessionOrigin | None:
     node, at_s = claims.get("opened_on"), claims.get("opened_at")
     if node is None and at_s is None:
         return None
     if type(node) is not str or type(at_s) is not int:
         raise ValueError(INVALID)
-    return Opening(node, at_s)
+    return SessionOrigin(node, at_s)

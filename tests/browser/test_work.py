@@ -13,7 +13,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from octaskly.core.model.drafts import sequence_of
-from octaskly.trust import MeshTrust, NodeKey, load
+from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
 from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
@@ -103,9 +103,9 @@ async def test_the_address_on_the_lan_opens_for_who_trusts_the_mesh(
 ) -> None:
     """By HTTPS, without a warning: signed in, live, and able to hand in a task."""
     node = mesh[1]
-    secret = load(node.state.parent / "mesh.key")
+    secret = load_secret(node.state.parent / "mesh.key")
     authority = tmp_path / "ca.pem"
-    authority.write_text(MeshTrust(secret, NodeKey.generate()).ca_pem())
+    authority.write_text(MeshTls(secret, NodeKey.generate()).ca_pem())
     chromium.trust(tmp_path, authority)
     _, code = node.call("POST", "/api/v1/sessions/codes", {"good_for": "anybody"})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.demo.agents import DemoAgent, agents, formed
+from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
 from octaskly.core.model.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
 from tests.cli.typed import apart, typed
 
@@ -26,8 +26,8 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
     """One node that serves."""
     folder = tmp_path_factory.mktemp("map")
     (folder / "work").mkdir()
-    with agents(folder, ["lone"], folder / "work") as [started]:
-        formed([started])
+    with run_agents(folder, ["lone"], folder / "work") as [started]:
+        wait_until_formed([started])
         yield started
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli.service.ownership import weaknesses
+from octaskly.cli.service.ownership import find_untrusted_paths
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")
 
@@ -41,7 +41,7 @@ def program(safe: Path) -> Path:
 
 def test_program_of_root_alone_is_fine(program: Path) -> None:
     """Also through a link, and with its interpreter in /usr."""
-    assert list(weaknesses([program, Path("/usr/bin/env")])) == []
+    assert list(find_untrusted_paths([program, Path("/usr/bin/env")])) == []
 
 
 def shared_folder(safe: Path) -> Path:
@@ -95,7 +95,7 @@ def test_each_step_to_the_program_is_judged(
     """The folder of a link counts as much as the file that it leads to."""
     place = weaken(safe)
 
-    found = list(weaknesses([program]))
+    found = list(find_untrusted_paths([program]))
 
     assert [str(each) for each in found] == [f"{place} {why}"]
 
@@ -109,9 +109,9 @@ def test_modules_are_judged_file_by_file(safe: Path) -> None:
     weak.touch()
     weak.chmod(0o666)
 
-    found = list(weaknesses([modules]))
+    found = list(find_untrusted_paths([modules]))
 
-    assert [each.place for each in found] == [weak]
+    assert [each.path for each in found] == [weak]
 
 
 def test_link_among_modules_is_followed(safe: Path) -> None:
@@ -120,13 +120,13 @@ def test_link_among_modules_is_followed(safe: Path) -> None:
     modules.mkdir()
     (modules / "module.py").symlink_to("/tmp/module.py")
 
-    found = list(weaknesses([modules]))
+    found = list(find_untrusted_paths([modules]))
 
     assert [str(each) for each in found] == ["/tmp may be written by everybody"]
 
 
 def test_home_is_no_place_for_a_service(safe: Path) -> None:
     """The unit cannot even see it; root's own home is one."""
-    found = list(weaknesses([Path("/root/.local/bin/octaskly")]))
+    found = list(find_untrusted_paths([Path("/root/.local/bin/octaskly")]))
 
     assert [str(each) for each in found] == ["/root is in a home"]

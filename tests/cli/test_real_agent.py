@@ -16,7 +16,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.demo.agents import DemoAgent, agents, formed
+from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
 from tests.cli.typed import apart, typed
 
 Call = subprocess.CompletedProcess[bytes]
@@ -28,8 +28,8 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
     folder = tmp_path_factory.mktemp("agent")
     workdir = folder / "work"
     workdir.mkdir()
-    with agents(folder, ["lone"], workdir) as [started]:
-        formed([started])
+    with run_agents(folder, ["lone"], workdir) as [started]:
+        wait_until_formed([started])
         yield started
 
 

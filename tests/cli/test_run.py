@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.client.flows.retry import FULL
+from octaskly.client.flows.retry import TOO_MANY_STREAMS_ERROR
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
@@ -57,7 +57,7 @@ def test_a_node_with_too_many_streams_is_asked_again(api: Api, octaskly: Run) ->
         is_full = path.endswith("/logs") and left[0] >= 0
         return (503, {"Retry-After": "0.1"}) if is_full else None
 
-    api.refuse, api.refusal = refuse, FULL
+    api.refuse, api.refusal = refuse, TOO_MANY_STREAMS_ERROR
 
     done = octaskly("run", "--", "echo out; exit 3")
 

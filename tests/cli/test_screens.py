@@ -20,8 +20,8 @@ import click
 import pexpect
 import pytest
 
-from octaskly.cli.doctor.command import shown_to_people
-from octaskly.cli.doctor.findings import findings
+from octaskly.cli.doctor.command import format_findings
+from octaskly.cli.doctor.findings import make_findings
 from octaskly.cli.doctor.symptoms import Symptoms, TakenPort
 from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
@@ -261,12 +261,14 @@ AILING = replace(
         "/home/ana/mesh.key is for its owner alone", hint="chmod 600 /home/ana/mesh.key"
     ),
     mdns_error=OSError(errno.EADDRINUSE, "Address already in use"),
-    mdns_holder="avahi-daemon",
-    neighbours=(
-        replace(of_mesh("192.168.1.21:7878"), answer="untrusted"),
-        replace(of_mesh("192.168.1.22:7878"), name="pi4", mesh=None, answer="silent"),
+    mdns_port_owner="avahi-daemon",
+    probed_nodes=(
+        replace(of_mesh("192.168.1.21:7878"), probe_result="untrusted"),
+        replace(
+            of_mesh("192.168.1.22:7878"), name="pi4", mesh=None, probe_result="silent"
+        ),
     ),
-    taken=(TakenPort(flag="--api-port", port=3000, holder="grafana (pid 812)"),),
+    taken_ports=(TakenPort(flag="--api-port", port=3000, owner="grafana (pid 812)"),),
     free_bytes=1 << 20,
     descriptors_max=256,
 )
@@ -275,9 +277,9 @@ AILING = replace(
 @pytest.mark.parametrize(("name", "seen"), [("well", OUTSIDER), ("ailing", AILING)])
 def test_what_the_doctor_says_looks_as_it_did(name: str, seen: Symptoms) -> None:
     """Of a made-up machine, so that it is the same on each; no line has a width."""
-    found = findings(seen)
-    plain = "\n".join(shown_to_people(found, colour=False)) + "\n"
-    coloured = "\n".join(shown_to_people(found, colour=True)) + "\n"
+    found = make_findings(seen)
+    plain = "\n".join(format_findings(found, colour=False)) + "\n"
+    coloured = "\n".join(format_findings(found, colour=True)) + "\n"
 
     file = SCREENS / f"doctor-{name}.txt"
     if os.environ.get("OCTASKLY_SCREENS") == "write":

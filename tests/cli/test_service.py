@@ -16,7 +16,7 @@ import pytest
 from octaskly.cli.output.render import JSON_VERSION
 from octaskly.cli.service import unit_files
 from octaskly.cli.service.systemd import Scope
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.cli import machine as machines
 from tests.cli.machine import OCTASKLY, Machine, booted
 
@@ -51,7 +51,7 @@ def shared() -> Iterator[Machine]:
 @pytest.fixture
 def machine(shared: Machine) -> Iterator[Machine]:
     """The machine without a service and data, but for a secret: no wait for a mesh."""
-    make(shared.home / ".config/octaskly/mesh.key")
+    create_secret_file(shared.home / ".config/octaskly/mesh.key")
     yield shared
     shared.run("systemctl", "--user", "disable", "--now", "octaskly")
     shared.run("sh", "-c", "rm -rf $HOME/.config $HOME/.local")
@@ -147,10 +147,10 @@ def test_unit_that_was_changed_by_hand_is_kept(machine: Machine) -> None:
     """Somebody's change is shown, not lost; --force replaces it."""
     unit = unit_of(machine)
     unit.parent.mkdir(parents=True)
-    plan = unit_files.drafts(
+    plan = unit_files.make_unit_files(
         Scope.USER, {"HOME": str(machine.home)}, Path(OCTASKLY[0]), []
     )
-    unit_files.write(plan[0])
+    unit_files.write_unit_file(plan[0])
     unit.write_text(unit.read_text().replace("WatchdogSec=30s", "WatchdogSec=90s"))
     by_hand = unit.read_text()
 
@@ -175,7 +175,7 @@ def test_unit_of_another_installation_is_kept(machine: Machine) -> None:
     unit = unit_of(machine)
     unit.parent.mkdir(parents=True)
     unit.write_text(
-        unit_files.signed(
+        unit_files.with_trailer(
             f"[Service]\nExecStart={other} agent --name old", ["--name", "old"]
         )
     )
@@ -362,7 +362,7 @@ def test_join_starts_a_service_that_stands_still(machine: Machine) -> None:
     machine.octaskly("service", "install", "--interface", "lo")
     machine.run("systemctl", "--user", "stop", "octaskly")
     secret = machine.home / "member.key"
-    make(secret)
+    create_secret_file(secret)
     options = ["--interface", "lo", "--state-dir", str(state), "--name", "ash"]
     options += ["--secret-file", str(secret), "--api-port", "0", "--peer-port", "0"]
     started = machine.run(

@@ -17,16 +17,16 @@ import pytest
 from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
 from octaskly.cli.output.render import exit_code_of
 from octaskly.client import NodePage, Refused, ReplyLost, Session, Unreachable
-from octaskly.client.endpoint import Target
+from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import NoAnswer, NotOctaskly
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import NODES, STATS, TOKENS, Call
-from octaskly.client.flows.request import OPEN_ERRORS
-from octaskly.client.http_connection import Connection, connect_unix
+from octaskly.client.flows.request import UNKNOWN_OUTCOME_ERRORS
+from octaskly.client.http_connection import HttpConnection, connect_unix
 from tests.agents import until
 from tests.cli.stand_in import Api, serving
 
-ONCE = calls.order(TOKENS, {"role": "viewer", "expires_s": 60})
+ONCE = calls.post_once(TOKENS, {"role": "viewer", "expires_s": 60})
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def told() -> list[Refused]:
 
 @pytest.fixture
 def session(api: Api, tmp_path: Path, told: list[Refused]) -> Iterator[Session]:
-    place = Target(path=tmp_path / "s")
+    place = Endpoint(path=tmp_path / "s")
     with serving(api, tmp_path / "s"), Session(place, on_wait=told.append) as session:
         yield session
 
 
 def nodes(session: Session) -> NodePage:
-    return session.asked(Call("GET", NODES), NodePage)
+    return session.send_and_decode(Call("GET", NODES), NodePage)
 
 
 def lose_next(api: Api) -> None:
@@ -69,7 +69,10 @@ def test_requests_share_a_connection(
     monkeypatch.setattr(http.client.HTTPConnection, "connect", None)
     monkeypatch.setattr("octaskly.client.http_connection.connect_unix", None)
 
-    assert session.asked(Call("GET", STATS), dict[str, Any])["workers"]["total"] == 3
+    assert (
+        session.send_and_decode(Call("GET", STATS), dict[str, Any])["workers"]["total"]
+        == 3
+    )
 
 
 def test_a_lost_answer_is_asked_for_again(session: Session, api: Api) -> None:
@@ -79,7 +82,7 @@ def test_a_lost_answer_is_asked_for_again(session: Session, api: Api) -> None:
 
     assert nodes(session).total == 1
     assert api.requests == ["GET /api/v1/nodes"] * 3
-    assert session.lost == 1
+    assert session.reconnect_count == 1
 
 
 def test_what_must_not_be_done_twice_is_not_asked_for_twice(
@@ -89,7 +92,7 @@ def test_what_must_not_be_done_twice_is_not_asked_for_twice(
     lose_next(api)
 
     with pytest.raises(ReplyLost) as lost:
-        session.ask(ONCE)
+        session.send(ONCE)
     assert len(api.requests) == 1
     assert "whether it was accepted" in str(lost.value.hint)
 
@@ -101,7 +104,7 @@ def test_a_lost_answer_to_a_question_speaks_of_nothing_accepted(
     lose_next(api)
 
     with pytest.raises(ReplyLost) as lost:
-        session.ask(Call("GET", STATS, is_once=True))
+        session.send(Call("GET", STATS, is_unrepeatable=True))
     assert lost.value.hint is None
 
 
@@ -110,9 +113,9 @@ def test_an_agent_that_is_stopped_is_one_that_is_not_there(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX) as stopped:
         stopped.bind(str(tmp_path / "stopped.sock"))
         stopped.listen()
-        connection = Connection.at_socket(tmp_path / "stopped.sock")
+        connection = HttpConnection.at_socket(tmp_path / "stopped.sock")
         with pytest.raises(NoAnswer, match="did not answer within 0 s") as silent:
-            connection.ask(Call("GET", STATS), 0.05)
+            connection.request(Call("GET", STATS), 0.05)
 
     assert exit_code_of(silent.value) == 5
 
@@ -124,13 +127,13 @@ def test_a_pause_that_the_node_asks_for_is_kept(
     answers = [(503, {"Retry-After": "0.1"})] * 2
     api.refuse = lambda _method, _path: answers.pop() if answers else None
 
-    session.ask(ONCE)
+    session.send(ONCE)
 
     assert [error.status for error in told] == [503]
     assert len(api.requests) == 3
 
 
-@pytest.mark.parametrize("text", OPEN_ERRORS)
+@pytest.mark.parametrize("text", UNKNOWN_OUTCOME_ERRORS)
 def test_a_refusal_that_leaves_it_open_is_none_to_repeat(
     session: Session, api: Api, text: str
 ) -> None:
@@ -141,7 +144,7 @@ def test_a_refusal_that_leaves_it_open_is_none_to_repeat(
     api.refusal = text
 
     with pytest.raises(Refused, match=text):
-        session.ask(ONCE)
+        session.send(ONCE)
     assert nodes(session).total == 1
     assert len(api.requests) == 3
 
@@ -171,7 +174,10 @@ def test_an_interrupted_request_leaves_no_answer_behind(
     with pytest.raises(KeyboardInterrupt):
         nodes(session)
 
-    assert session.asked(Call("GET", STATS), dict[str, Any])["workers"]["total"] == 3
+    assert (
+        session.send_and_decode(Call("GET", STATS), dict[str, Any])["workers"]["total"]
+        == 3
+    )
 
 
 def test_ctrl_c_is_heard_though_it_came_just_before_the_wait(tmp_path: Path) -> None:
@@ -251,4 +257,4 @@ def test_an_answer_of_another_program_is_none(session: Session, api: Api) -> Non
     api.told[NODES] = b"<html>"
 
     with pytest.raises(NotOctaskly, match="not Octaskly's API"):
-        session.read(session.ask(Call("GET", NODES)), NodePage)
+        session.decode(session.send(Call("GET", NODES)), NodePage)

@@ -37,7 +37,7 @@ def run(number: int, **more: object) -> dict[str, object]:
     }
 
 
-def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.Snapshot:
+def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.MeshSnapshot:
     """A mesh of which one node is lost, and one short of memory."""
     members = [
         NODE,
@@ -47,7 +47,7 @@ def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.Snapshot:
     ]
     members += [NODE | {"name": f"node-{n}", "role": "worker"} for n in range(100)]
     runs = [run(1, command=HOSTILE), run(2, name="album"), *map(run, range(3, 50))]
-    return top_screen.Snapshot(
+    return top_screen.MeshSnapshot(
         at=NOW,
         mesh={"term": 4, "replicas": 2, "reign_seconds": 3700},
         nodes=members[:nodes],
@@ -60,7 +60,7 @@ def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.Snapshot:
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_frame_looks_as_it_did(columns: int) -> None:
     """Every difference is one that somebody meant; hostile names do nothing."""
-    text = top_screen.plain(snapshot(), columns) + "\n"
+    text = top_screen.render_plain(snapshot(), columns) + "\n"
     file = SCREENS / f"top-{columns}.txt"
     if os.environ.get("OCTASKLY_SCREENS") == "write":
         file.write_text(text)
@@ -73,7 +73,7 @@ def test_a_frame_looks_as_it_did(columns: int) -> None:
 @pytest.mark.parametrize("columns", [24, 40, 66])
 def test_a_narrow_terminal_shows_which_node_it_is(columns: int) -> None:
     """What lies at the right has no room; names and states of nodes do."""
-    lines = top_screen.plain(snapshot(), columns).splitlines()
+    lines = top_screen.render_plain(snapshot(), columns).splitlines()
 
     assert max(map(len, lines)) <= columns
     shown = [line.split() for line in lines if line.startswith(("here ", "attic "))]
@@ -85,10 +85,10 @@ def test_a_narrow_terminal_shows_which_node_it_is(columns: int) -> None:
 def test_a_frame_fits_its_terminal(rows: int) -> None:
     """With a hundred nodes and many tasks it shows some of both, and says so."""
     console = Console(width=80, color_system=None)
-    view = top_screen.View(trouble="No dispatcher is elected", has_keys=True)
+    view = top_screen.ViewOptions(error="No dispatcher is elected", has_keys=True)
     with console.capture() as caught:
         console.print(
-            top_screen.frame(snapshot(nodes=100, running=40), view, rows=rows)
+            top_screen.render_frame(snapshot(nodes=100, running=40), view, rows=rows)
         )
 
     lines = caught.get().splitlines()
@@ -107,7 +107,9 @@ def test_tasks_are_sorted_as_asked(sort: str) -> None:
     for is_reversed in (False, True):
         console = Console(width=200, color_system=None)
         with console.capture() as caught:
-            console.print(top_screen.frame(seen, top_screen.View(sort, is_reversed)))
+            console.print(
+                top_screen.render_frame(seen, top_screen.ViewOptions(sort, is_reversed))
+            )
         lines = caught.get().splitlines()
         orders.append([line for line in lines if line.startswith("task-")])
 

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 import octaskly
-from octaskly.trust import MeshTrust, NodeKey, Tokens, load
+from octaskly.trust import MeshTls, NodeKey, TokenSigner, load_secret
 from tests.agents import Agent
 from tests.client.kinds import Open
 
@@ -34,9 +34,9 @@ def token(agents: list[Agent]) -> str:
 @pytest.fixture
 def ca(agents: list[Agent], tmp_path: Path) -> Path:
     """The CA of the mesh, as `octaskly ca` prints it."""
-    secret = load(agents[0].state.parent / "mesh.key")
+    secret = load_secret(agents[0].state.parent / "mesh.key")
     path = tmp_path / "ca.pem"
-    path.write_text(MeshTrust(secret, NodeKey.generate()).ca_pem())
+    path.write_text(MeshTls(secret, NodeKey.generate()).ca_pem())
     return path
 
 
@@ -166,9 +166,11 @@ def test_tokens_that_are_not_good_are_said_to_be_so(
     agents: list[Agent], ca: Path, open_client: Open
 ) -> None:
     """Missing, foreign or expired; the hint makes one."""
-    tokens = Tokens(load(agents[0].state.parent / "mesh.key"))
+    tokens = TokenSigner(load_secret(agents[0].state.parent / "mesh.key"))
     past_s = time.time() - 3600
-    old = tokens.mint(subject="a", role="admin", expires_s=60, now_s=past_s, jti="1")
+    old = tokens.sign_token(
+        subject="a", role="admin", expires_s=60, now_s=past_s, jti="1"
+    )
     told = {}
     for token in (None, "x.y.z", old):
         mesh = open_client(agents[0].ready()["api_url"], token=token)
@@ -180,7 +182,7 @@ def test_tokens_that_are_not_good_are_said_to_be_so(
     assert {lines[-1] for lines in told.values()} == {
         "token=    from `octaskly token create --role client` on a node"
     }
-    viewer = tokens.mint(
+    viewer = tokens.sign_token(
         subject="v", role="viewer", expires_s=60, now_s=time.time(), jti="2"
     )
     mesh = open_client(agents[0].ready()["api_url"], token=viewer)

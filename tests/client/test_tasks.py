@@ -52,7 +52,7 @@ def test_who_leaves_a_run_cancels_its_task(mesh: octaskly.Client) -> None:
 def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
     """Each keyword is the field of the API that has its name."""
     parent = mesh.submit("true")
-    asked: octaskly.Asked = {
+    asked: octaskly.TaskFields = {
         "timeout": 60,
         "outputs": ["made"],
         "name": "everything",
@@ -72,7 +72,7 @@ def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
         "on": "any",
     }
     untold = {"cwd", "files", "inputs", "id"}
-    assert set(asked) | untold == octaskly.Asked.__optional_keys__
+    assert set(asked) | untold == octaskly.TaskFields.__optional_keys__
 
     task = mesh.run("echo $GREETING; cat; echo made > made", check=True, **asked)
 
@@ -158,7 +158,7 @@ def test_tasks_are_found_by_what_they_are_called(mesh: octaskly.Client) -> None:
         for n in range(3)
     ]
 
-    def found(**wanted: Unpack[octaskly.Wanted]) -> list[str]:
+    def found(**wanted: Unpack[octaskly.TaskFilter]) -> list[str]:
         return [task.id for task in mesh.tasks(**wanted)]
 
     assert found(name=name) == ids

@@ -1,4 +1,4 @@
-"""The disk of the simulation as a `Log`, as far as the core asks for one.
+"""The disk of the simulation as a `DurableStore`, as far as the core asks for one.
 
 It passes the suite of the store, or the simulation would prove things about a disk
 that nobody has.
@@ -28,7 +28,7 @@ from octaskly.core.protocol.messages import (
     Report,
     SnapshotCursor,
 )
-from octaskly.ports import RecordQuery, StoreStats, TaskPage, TaskQuery
+from octaskly.ports import RecordQuery, StoreStats, TaskListPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
@@ -48,7 +48,7 @@ class DiskLog:
     def open(self) -> SavedState:
         return self._disk.saved()
 
-    def append(
+    def append_entries(
         self,
         number: int,
         entries: Sequence[Entry],
@@ -57,27 +57,31 @@ class DiskLog:
         self._disk.append(Append(number, tuple(entries), tuple(epochs)))
         self._commit_soon()
 
-    def join(self, item: MergeRows) -> None:
+    def merge_rows(self, item: MergeRows) -> None:
         self._disk.join(item)
         self._commit_soon()
 
-    def save(self, item: Save) -> None:
+    def save_node_state(self, item: Save) -> None:
         self._disk.save(item)
         self._commit_soon()
 
-    def spool(self, reports: Sequence[Report]) -> None:
+    def spool_results(self, reports: Sequence[Report]) -> None:
         self._disk.keep(tuple(reports))
 
-    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+    def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         self._disk.forget(tuple(items))
 
-    async def load(self, after_ord: int, limit: int, shape: int = 0) -> QueuedLoaded:
+    async def load_queued_tasks(
+        self, after_ord: int, limit: int, shape: int = 0
+    ) -> QueuedLoaded:
         return load(self._disk, LoadQueued(after_ord, limit, shape))
 
-    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+    async def load_live_tasks(
+        self, named: Sequence[TaskId] = ()
+    ) -> tuple[TaskRecord, ...]:
         return live(self._disk, LoadLive(tuple(named)))
 
-    async def answer(
+    async def read_pull_reply(
         self,
         vector: Mapping[StreamId, int],
         cursor: SnapshotCursor | None,
@@ -91,35 +95,35 @@ class DiskLog:
         entries, epochs, more = entries_after(disk, dict(vector), most)
         return PackedMessage(pack(Entries(entries, epochs, more, disk.vector())))
 
-    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
+    async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         return plan_floor(self._disk, ask)
 
-    async def vector(self) -> VectorItems:
+    async def read_vector(self) -> VectorItems:
         return self._disk.vector()
 
-    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+    async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
         some = [
             ((r.hlc, r.key), r)
             for r in self._disk.told()
-            if r.kind in query.kinds and r.hlc >= query.since
+            if r.kind in query.kinds and r.hlc >= query.since_hlc
             if query.keys is None or r.key in query.keys
         ]
         some.sort(key=lambda placed: placed[0], reverse=query.is_newest_first)
-        if query.beyond is not None:
+        if query.after is not None:
             is_first = query.is_newest_first
-            some = [s for s in some if s[0] != query.beyond]
-            some = [s for s in some if (s[0] < query.beyond) == is_first]
+            some = [s for s in some if s[0] != query.after]
+            some = [s for s in some if (s[0] < query.after) == is_first]
         return tuple(record for _, record in some[: query.limit])
 
-    async def task(self, ref: str) -> TaskRecord | None:
+    async def read_task(self, ref: str) -> TaskRecord | None:
         return self._disk.shown(TaskId(ref))
 
-    async def page(self, query: TaskQuery) -> TaskPage:
+    async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         order = sorted(self._disk.keys.items(), key=lambda item: item[1])
         records = tuple(self._disk.records[task] for task, _ in order)
-        return TaskPage(records[query.offset :][: query.limit], len(records))
+        return TaskListPage(records[query.offset :][: query.limit], len(records))
 
-    async def stats(self) -> StoreStats:
+    async def read_stats(self) -> StoreStats:
         states = [record.state for record in self._disk.records.values()]
         return StoreStats(
             counts={state: states.count(state) for state in TaskState},

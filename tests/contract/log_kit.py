@@ -1,4 +1,4 @@
-"""Facts, packer and clock for tests of the `Log` port."""
+"""Facts, packer and clock for tests of the `DurableStore` port."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Entries, PackedMessage
-from octaskly.ports import Log
+from octaskly.ports import DurableStore
 from octaskly.store import Store
 from octaskly.store.tables.schema import MIGRATIONS
 
@@ -68,10 +68,12 @@ class PicklePacker:
 
 
 async def entries_of(
-    log: Log, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
+    log: DurableStore, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
 ) -> Entries:
     """Pull entries that lie beyond a vector."""
-    answer = PicklePacker().unpack((await log.answer(vector, None, bytes_max)).data)
+    answer = PicklePacker().unpack(
+        (await log.read_pull_reply(vector, None, bytes_max)).data
+    )
     assert isinstance(answer, Entries)
     return answer
 

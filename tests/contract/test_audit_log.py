@@ -7,13 +7,13 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from octaskly.agent.gateway.audit import RETENTION_MS, Audit
+from octaskly.agent.gateway.audit import RETENTION_MS, AgentAuditLog
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.records import AUDIT, AUDIT_UNAUTHENTICATED, KINDS
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
-from octaskly.ports import AuditLog, Deed, RecordQuery
+from octaskly.ports import AuditEntry, AuditLog, RecordQuery
 from octaskly.system.clock import SystemClock
 from tests.contract.test_token_desk import MemoryRecords, Reign
 from tests.support.fake_audit import FakeAudit
@@ -26,20 +26,20 @@ class ListedRecords(MemoryRecords):
 
     asked = 0
 
-    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+    async def read_page(self, query: RecordQuery) -> tuple[Recorded, ...]:
         self.asked += 1
         found = [r for r in self.kept.values() if r.kind in query.kinds]
         if query.keys is not None:
             found = [r for r in found if r.key in query.keys]
-        if query.beyond is not None:
-            found = [r for r in found if (r.hlc, r.key) > query.beyond]
+        if query.after is not None:
+            found = [r for r in found if (r.hlc, r.key) > query.after]
         if query.is_newest_first:
             found.reverse()
         return tuple(found[: query.limit])
 
 
-def real(reign: Reign) -> Audit:
-    return Audit(ListedRecords(), SystemClock(), NODE, reign.require)
+def real(reign: Reign) -> AgentAuditLog:
+    return AgentAuditLog(ListedRecords(), SystemClock(), NODE, reign.require)
 
 
 def fake(reign: Reign) -> FakeAudit:
@@ -60,7 +60,7 @@ def log(request: pytest.FixtureRequest, reign: Reign) -> AuditLog:
     return made
 
 
-def deed(number: int, **more: object) -> Deed:
+def deed(number: int, **more: object) -> AuditEntry:
     fields: dict[str, object] = {
         "id": f"n-{number}",
         "at_ms": SystemClock().now().wall_ms,
@@ -69,51 +69,51 @@ def deed(number: int, **more: object) -> Deed:
         "action": "POST /api/v1/tasks",
         "target": None,
         "source": "127.0.0.1",
-        "asked": NODE,
-        "decided": NODE,
+        "received_by": NODE,
+        "decided_by": NODE,
         "status": 201,
         **more,
     }
-    return Deed(**fields)  # type: ignore[arg-type]
+    return AuditEntry(**fields)  # type: ignore[arg-type]
 
 
 async def test_pages_follow_each_other_without_a_gap(log: AuditLog) -> None:
     """From the first on, each behind the cursor of the one before."""
-    await log.keep([deed(n) for n in range(5)])
+    await log.record_entries([deed(n) for n in range(5)])
 
-    first = await log.page(since_ms=0, after=None, limit=2)
-    second = await log.page(since_ms=None, after=first.cursor, limit=2)
-    third = await log.page(since_ms=None, after=second.cursor, limit=2)
-    last = await log.page(since_ms=None, after=third.cursor, limit=2)
+    first = await log.read_page(since_ms=0, after=None, limit=2)
+    second = await log.read_page(since_ms=None, after=first.cursor, limit=2)
+    third = await log.read_page(since_ms=None, after=second.cursor, limit=2)
+    last = await log.read_page(since_ms=None, after=third.cursor, limit=2)
 
-    ids = [d.id for page in (first, second, third, last) for d in page.deeds]
+    ids = [d.id for page in (first, second, third, last) for d in page.entries]
     assert ids == [f"n-{n}" for n in range(5)]
     assert last.cursor == third.cursor
 
 
 async def test_the_latest_come_when_no_place_is_named(log: AuditLog) -> None:
     """As of a log that one looks into; in the order in which they happened."""
-    await log.keep([deed(n) for n in range(5)])
+    await log.record_entries([deed(n) for n in range(5)])
 
-    page = await log.page(since_ms=None, after=None, limit=2)
+    page = await log.read_page(since_ms=None, after=None, limit=2)
 
-    assert [d.id for d in page.deeds] == ["n-3", "n-4"]
+    assert [d.id for d in page.entries] == ["n-3", "n-4"]
 
 
 async def test_what_is_handed_over_twice_is_kept_once(log: AuditLog) -> None:
     """A node that got no answer hands it over again."""
-    await log.keep([deed(1)])
-    await log.keep([deed(1), deed(2)])
+    await log.record_entries([deed(1)])
+    await log.record_entries([deed(1), deed(2)])
 
-    page = await log.page(since_ms=0, after=None, limit=9)
+    page = await log.read_page(since_ms=0, after=None, limit=9)
 
-    assert [d.id for d in page.deeds] == ["n-1", "n-2"]
+    assert [d.id for d in page.entries] == ["n-1", "n-2"]
 
 
 async def test_what_is_no_cursor_is_refused(log: AuditLog) -> None:
     """It comes from a client."""
     with pytest.raises(ValueError, match=r".+"):
-        await log.page(since_ms=None, after="?", limit=9)
+        await log.read_page(since_ms=None, after="?", limit=9)
 
 
 async def test_only_the_dispatcher_keeps_it(log: AuditLog, reign: Reign) -> None:
@@ -121,35 +121,37 @@ async def test_only_the_dispatcher_keeps_it(log: AuditLog, reign: Reign) -> None
     reign.is_over = True
 
     with pytest.raises(NotDispatcher):
-        await log.page(since_ms=0, after=None, limit=9)
+        await log.read_page(since_ms=0, after=None, limit=9)
 
 
 async def test_strangers_push_nothing_out_but_each_other() -> None:
     """However many ask, who changed what has room of its own."""
     records = ListedRecords()
-    log = Audit(records, SystemClock(), NODE, lambda: None)
+    log = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
     many_known = deed(2, subject=None, source="many")
     stranger = deed(3, subject=None, role=None, status=401)
-    await log.keep([deed(1), many_known, stranger])
+    await log.record_entries([deed(1), many_known, stranger])
 
-    page = await log.page(since_ms=0, after=None, limit=9)
+    page = await log.read_page(since_ms=0, after=None, limit=9)
 
     assert [kind for kind, _ in records.kept] == [AUDIT, AUDIT, AUDIT_UNAUTHENTICATED]
     assert KINDS[AUDIT_UNAUTHENTICATED].count_max < KINDS[AUDIT].count_max
-    assert [d.id for d in page.deeds] == ["n-1", "n-2", "n-3"]
+    assert [d.id for d in page.entries] == ["n-1", "n-2", "n-3"]
 
 
 async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:
     """However long the texts are that others chose."""
     records = ListedRecords()
-    log = Audit(records, SystemClock(), NODE, lambda: None)
+    log = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
     tasks = tuple("t" * 63 + str(n) for n in range(8))
     plain = deed(1, tasks=tasks, task_count=9, target="x")
-    await log.keep([plain, deed(2, subject="🦊" * 256, source="é" * 500, tasks=tasks)])
+    await log.record_entries(
+        [plain, deed(2, subject="🦊" * 256, source="é" * 500, tasks=tasks)]
+    )
 
-    page = await log.page(since_ms=0, after=None, limit=9)
+    page = await log.read_page(since_ms=0, after=None, limit=9)
 
-    assert page.deeds[0] == plain
+    assert page.entries[0] == plain
     for record in records.kept.values():
         assert len(record.body) <= KINDS[AUDIT].body_bytes_max
         assert record.expires_ms - plain.at_ms >= RETENTION_MS
@@ -159,31 +161,31 @@ async def test_when_a_node_was_met_is_known_to_each_dispatcher() -> None:
     """The first one wrote it; of those that write it again nothing counts."""
     records = ListedRecords()
     before, after = (
-        Audit(records, SystemClock(), NODE, lambda: None) for _ in range(2)
+        AgentAuditLog(records, SystemClock(), NODE, lambda: None) for _ in range(2)
     )
     node, founder = NodeId("m" * 16), NodeId("f" * 16)
-    await before.joined(node, "pi")
-    met = await before.joins([node, founder])
+    await before.record_join(node, "pi")
+    met = await before.join_times([node, founder])
 
-    await after.joined(node, "pi")
+    await after.record_join(node, "pi")
 
-    assert await after.joins([node, founder]) == met
+    assert await after.join_times([node, founder]) == met
     assert met.keys() == {node}
 
 
 async def test_the_store_is_not_asked_each_time_for_who_was_never_met() -> None:
     """The founder has no such deed; a node that is met has one at once."""
     records = ListedRecords()
-    audit = Audit(records, SystemClock(), NODE, lambda: None)
+    audit = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
     node, founder = NodeId("m" * 16), NodeId("f" * 16)
 
     for _ in range(3):
-        assert await audit.joins([node, founder]) == {}
+        assert await audit.join_times([node, founder]) == {}
     assert records.asked == 1
-    await audit.joined(node, "pi")
+    await audit.record_join(node, "pi")
 
-    assert (await audit.joins([node, founder])).keys() == {node}
-    assert (await audit.joins([node, founder])).keys() == {node}
+    assert (await audit.join_times([node, founder])).keys() == {node}
+    assert (await audit.join_times([node, founder])).keys() == {node}
     assert records.asked == 2
 
 
@@ -193,14 +195,14 @@ async def test_a_deed_of_a_time_that_cannot_be_shown_hides_no_other(
 ) -> None:
     """A hostile member may write anything; `nodes` and `audit` must go on."""
     records = ListedRecords()
-    audit = Audit(records, SystemClock(), NODE, Reign().require)
-    await audit.joined(NODE, "pi")
+    audit = AgentAuditLog(records, SystemClock(), NODE, Reign().require)
+    await audit.record_join(NODE, "pi")
     odd = deed(1, **more)
     body, node = msgspec.json.encode(odd), NodeId("o" * 16)
     for key in (odd.id, f"join-{node}"):
-        await records.keep(RecordDraft(AUDIT, key, body, 0))
+        await records.write_records(RecordDraft(AUDIT, key, body, 0))
 
-    shown = (await audit.page(since_ms=None, after=None, limit=9)).deeds
+    shown = (await audit.read_page(since_ms=None, after=None, limit=9)).entries
 
     assert [each.action for each in shown] == ["join"]
-    assert set(await audit.joins((NODE, node))) == {NODE}
+    assert set(await audit.join_times((NODE, node))) == {NODE}

@@ -70,7 +70,7 @@ async def _submit(
     subject: Subject, *commands: str, principal: Principal = ANA, key: str | None = None
 ) -> list[TaskId]:
     drafts = [TaskDraft(command=command) for command in commands]
-    records, replicas = await subject.gateway.submit(
+    records, replicas = await subject.gateway.submit_tasks(
         drafts, principal=principal, idempotency_key=key
     )
     assert replicas >= 1
@@ -81,7 +81,7 @@ async def test_submitted_tasks_come_back_in_order_and_queued(subject: Subject) -
     """One record for each draft, with the envelope filled in."""
     drafts = [TaskDraft(command=f"echo {n}", timeout_s=n + 1) for n in range(20)]
 
-    records, _ = await subject.gateway.submit(drafts, principal=BO)
+    records, _ = await subject.gateway.submit_tasks(drafts, principal=BO)
 
     specs = [record.spec for record in records if record.spec]
     assert [spec.command for spec in specs] == [draft.command for draft in drafts]
@@ -95,19 +95,19 @@ async def test_task_is_found_by_id_and_by_number(subject: Subject) -> None:
     """`task-<sequence>` alone is understood where it is unique."""
     (task,) = await _submit(subject, "true")
 
-    by_id = await subject.gateway.task(task)
-    by_number = await subject.gateway.task(task.rpartition("-")[0])
+    by_id = await subject.gateway.find_task(task)
+    by_number = await subject.gateway.find_task(task.rpartition("-")[0])
 
     assert by_id.id == by_number.id == task
 
 
 async def test_ids_may_be_had_before_their_tasks(subject: Subject) -> None:
     """With numbers of their own, which no later task has."""
-    ids = await subject.gateway.new_ids(2)
+    ids = await subject.gateway.reserve_task_ids(2)
     drafts = [TaskDraft(command="true", id=task) for task in ids]
     later = await _submit(subject, "true")
 
-    records, _ = await subject.gateway.submit(drafts, principal=ANA)
+    records, _ = await subject.gateway.submit_tasks(drafts, principal=ANA)
 
     assert [record.id for record in records] == list(ids)
     assert len({task.split("-")[1] for task in (*ids, *later)}) == 3
@@ -118,28 +118,28 @@ async def test_unknown_task_is_not_found(subject: Subject) -> None:
     gateway = subject.gateway
 
     with pytest.raises(TaskNotFound):
-        await gateway.task("nothing")
+        await gateway.find_task("nothing")
     with pytest.raises(TaskNotFound):
-        await gateway.wait("nothing", 1.0)
+        await gateway.wait_for_end("nothing", 1.0)
     with pytest.raises(TaskNotFound):
-        await gateway.cancel("nothing", force=True, principal=ANA)
+        await gateway.cancel_task("nothing", force=True, principal=ANA)
     with pytest.raises(TaskNotFound):
-        await gateway.output("nothing", "a.txt")
+        await gateway.locate_output("nothing", "a.txt")
 
 
 async def test_chosen_id_is_kept_and_taken_once(subject: Subject) -> None:
     """All or nothing: the free one of the second batch is not accepted either."""
     chosen = TaskDraft(command="true", id=TaskId("mine"))
-    await subject.gateway.submit([chosen], principal=ANA)
+    await subject.gateway.submit_tasks([chosen], principal=ANA)
 
     with pytest.raises(TaskExists):
-        await subject.gateway.submit(
+        await subject.gateway.submit_tasks(
             [TaskDraft(command="false", id=TaskId("free")), chosen], principal=ANA
         )
 
-    assert (await subject.gateway.task("mine")).id == "mine"
+    assert (await subject.gateway.find_task("mine")).id == "mine"
     with pytest.raises(TaskNotFound):
-        await subject.gateway.task("free")
+        await subject.gateway.find_task("free")
 
 
 async def test_key_makes_a_submission_repeatable(subject: Subject) -> None:
@@ -166,9 +166,9 @@ async def test_pages_are_oldest_first_with_an_exact_total(subject: Subject) -> N
     """The total counts what matches, not what is returned."""
     tasks = await _submit(subject, *[f"echo {n}" for n in range(7)])
 
-    page = await subject.gateway.page(TaskQuery(limit=3, offset=2))
-    beyond = await subject.gateway.page(TaskQuery(limit=3, offset=100))
-    none = await subject.gateway.page(TaskQuery(state=TaskState.FAILED))
+    page = await subject.gateway.list_tasks(TaskQuery(limit=3, offset=2))
+    beyond = await subject.gateway.list_tasks(TaskQuery(limit=3, offset=100))
+    none = await subject.gateway.list_tasks(TaskQuery(state=TaskState.FAILED))
 
     assert ([record.id for record in page.records], page.total) == (tasks[2:5], 7)
     assert (beyond.records, beyond.total) == ((), 7)
@@ -178,11 +178,11 @@ async def test_pages_are_oldest_first_with_an_exact_total(subject: Subject) -> N
 async def test_wait_ends_with_the_task(subject: Subject) -> None:
     """Or, when the time is over, with the task as it is."""
     (task,) = await _submit(subject, "true")
-    early = await subject.gateway.wait(task, 0.05)
+    early = await subject.gateway.wait_for_end(task, 0.05)
     subject.run(task)
 
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-        waiting = group.create_task(subject.gateway.wait(task, 60))
+        waiting = group.create_task(subject.gateway.wait_for_end(task, 60))
         await asyncio.sleep(0)
         subject.end(task)
 
@@ -194,10 +194,10 @@ async def test_queued_task_is_cancelled_again_and_again(subject: Subject) -> Non
     """The second time changes nothing."""
     (task,) = await _submit(subject, "true")
 
-    await subject.gateway.cancel(task, force=False, principal=ANA)
-    await subject.gateway.cancel(task, force=False, principal=ANA)
+    await subject.gateway.cancel_task(task, force=False, principal=ANA)
+    await subject.gateway.cancel_task(task, force=False, principal=ANA)
 
-    assert (await subject.gateway.task(task)).state is TaskState.CANCELLED
+    assert (await subject.gateway.find_task(task)).state is TaskState.CANCELLED
 
 
 async def test_running_task_is_cancelled_by_force_only(subject: Subject) -> None:
@@ -206,10 +206,10 @@ async def test_running_task_is_cancelled_by_force_only(subject: Subject) -> None
     subject.run(task)
 
     with pytest.raises(TaskNotCancellable):
-        await subject.gateway.cancel(task, force=False, principal=ANA)
-    await subject.gateway.cancel(task, force=True, principal=ANA)
+        await subject.gateway.cancel_task(task, force=False, principal=ANA)
+    await subject.gateway.cancel_task(task, force=True, principal=ANA)
 
-    assert (await subject.gateway.task(task)).state is TaskState.CANCELLED
+    assert (await subject.gateway.find_task(task)).state is TaskState.CANCELLED
 
 
 async def test_finished_task_cannot_be_cancelled(subject: Subject) -> None:
@@ -219,7 +219,7 @@ async def test_finished_task_cannot_be_cancelled(subject: Subject) -> None:
     subject.end(task)
 
     with pytest.raises(TaskNotFound):
-        await subject.gateway.cancel(task, force=True, principal=ANA)
+        await subject.gateway.cancel_task(task, force=True, principal=ANA)
 
 
 async def test_clients_cancel_their_own_tasks_only(subject: Subject) -> None:
@@ -227,8 +227,8 @@ async def test_clients_cancel_their_own_tasks_only(subject: Subject) -> None:
     (task,) = await _submit(subject, "true", principal=BO)
 
     with pytest.raises(PermissionDenied):
-        await subject.gateway.cancel(task, force=False, principal=CY)
-    await subject.gateway.cancel(task, force=False, principal=BO)
+        await subject.gateway.cancel_task(task, force=False, principal=CY)
+    await subject.gateway.cancel_task(task, force=False, principal=BO)
 
 
 async def test_undeclared_output_is_not_found(subject: Subject) -> None:
@@ -236,15 +236,15 @@ async def test_undeclared_output_is_not_found(subject: Subject) -> None:
     (task,) = await _submit(subject, "true")
 
     with pytest.raises(OutputNotFound):
-        await subject.gateway.output(task, "a.txt")
+        await subject.gateway.locate_output(task, "a.txt")
 
 
 async def test_stats_count_the_tasks(subject: Subject) -> None:
     """By state, of the whole mesh."""
     first, _ = await _submit(subject, "a", "b")
-    await subject.gateway.cancel(first, force=False, principal=ANA)
+    await subject.gateway.cancel_task(first, force=False, principal=ANA)
 
-    counts = (await subject.gateway.stats()).counts
+    counts = (await subject.gateway.mesh_stats()).counts
 
     assert (counts[TaskState.QUEUED], counts[TaskState.CANCELLED]) == (1, 1)
 
@@ -252,11 +252,11 @@ async def test_stats_count_the_tasks(subject: Subject) -> None:
 async def test_own_node_is_known_by_name_and_id(subject: Subject) -> None:
     """A member can be asked for by either."""
     gateway = subject.gateway
-    name = gateway.names()[gateway.node_id]
+    name = gateway.node_names()[gateway.node_id]
 
-    assert gateway.node_named(name) == gateway.node_named(gateway.node_id)
-    assert gateway.node_named(name) == gateway.node_id
-    assert gateway.node_named("nobody-here") is None
+    assert gateway.find_node_id(name) == gateway.find_node_id(gateway.node_id)
+    assert gateway.find_node_id(name) == gateway.node_id
+    assert gateway.find_node_id("nobody-here") is None
 
 
 async def test_node_that_is_not_dispatcher_says_so(subject: Subject) -> None:
@@ -270,12 +270,12 @@ async def test_node_that_is_not_dispatcher_says_so(subject: Subject) -> None:
     with pytest.raises(NotDispatcher):
         await _submit(subject, "true")
     with pytest.raises(NotDispatcher):
-        await gateway.task(task)
+        await gateway.find_task(task)
     with pytest.raises(NotDispatcher):
-        await gateway.wait(task, 1.0)
+        await gateway.wait_for_end(task, 1.0)
     with pytest.raises(NotDispatcher):
-        await gateway.page(TaskQuery())
+        await gateway.list_tasks(TaskQuery())
     with pytest.raises(NotDispatcher):
-        await gateway.cancel(task, force=False, principal=ANA)
+        await gateway.cancel_task(task, force=False, principal=ANA)
     with pytest.raises(NotDispatcher):
-        await gateway.stats()
+        await gateway.mesh_stats()

@@ -41,7 +41,7 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskState
 from octaskly.core.protocol.messages import Entries, Report
-from octaskly.ports import Log, TaskPage, TaskQuery
+from octaskly.ports import DurableStore, TaskListPage, TaskQuery
 from octaskly.store import Store
 from octaskly.store.reading import history
 from tests.contract import log_kit as kit
@@ -54,7 +54,7 @@ OTHER_WORKER = NodeId("v" * 16)
 class Bench:
     """A log under test, the commits it told of, and how to open it again."""
 
-    def __init__(self, make: Callable[[Callable[[int], None]], Log]) -> None:
+    def __init__(self, make: Callable[[Callable[[int], None]], DurableStore]) -> None:
         self._make = make
         self._number = 0
         self._seqs: dict[StreamId, int] = {}
@@ -81,7 +81,7 @@ class Bench:
         self._seqs[stream] = seq + len(facts)
         number = self.next()
         found = kit.entries(facts, stream=stream, after=seq)
-        self.log.append(number, found, kit.EPOCHS)
+        self.log.append_entries(number, found, kit.EPOCHS)
         await self.durable(number)
 
     async def durable(self, number: int) -> None:
@@ -105,9 +105,9 @@ for_the_core = pytest.mark.parametrize(
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     disk = Disk()
 
-    def make(hear: Callable[[int], None]) -> Log:
+    def make(hear: Callable[[int], None]) -> DurableStore:
         if request.param == "simulated disk":
-            return cast("Log", DiskLog(disk, hear))
+            return cast("DurableStore", DiskLog(disk, hear))
         path = tmp_path / "state" / "octaskly.db"
         return Store(path, kit.PicklePacker(), hear, kit.HandClock())
 
@@ -121,8 +121,8 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def test_a_new_log_knows_nothing(bench: Bench) -> None:
     """The first start needs no set-up."""
     assert bench.saved == SavedState()
-    assert await bench.log.vector() == ()
-    assert await bench.log.page(TaskQuery()) == TaskPage((), 0)
+    assert await bench.log.read_vector() == ()
+    assert await bench.log.read_task_page(TaskQuery()) == TaskListPage((), 0)
 
 
 async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> None:
@@ -134,9 +134,11 @@ async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> 
     await bench.add(fact)
 
     record = merge.apply_fact(None, fact)
-    assert await bench.log.task(fact.task) == record
-    assert await bench.log.tasks([fact.task, kit.task_id(2)]) == {fact.task: (record,)}
-    assert await bench.log.task(kit.task_id(2)) is None
+    assert await bench.log.read_task(fact.task) == record
+    assert await bench.log.read_tasks_by_name([fact.task, kit.task_id(2)]) == {
+        fact.task: (record,)
+    }
+    assert await bench.log.read_task(kit.task_id(2)) is None
 
 
 async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
@@ -155,11 +157,13 @@ async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
     await bench.add(fact)
 
     record = merge.apply_fact(None, fact)
-    assert await bench.log.task(fact.task) == record
-    front = await bench.log.load(-1, 9)
+    assert await bench.log.read_task(fact.task) == record
+    front = await bench.log.load_queued_tasks(-1, 9)
     assert front.other_shapes == ((shape_of(options), options.requires),)
-    assert (await bench.log.load(-1, 9, shape_of(options))).records == (record,)
-    (listed,) = (await bench.log.page(TaskQuery())).records
+    assert (await bench.log.load_queued_tasks(-1, 9, shape_of(options))).records == (
+        record,
+    )
+    (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"")
 
@@ -170,9 +174,9 @@ def later(number: int, *parents: int, end: str = "success") -> Submitted:
     return kit.submitted(number, options=TaskOptions(after=after))
 
 
-async def ripe(log: Log) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
+async def ripe(log: DurableStore) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
     """Return whose wait is over, with what broke it, and whether others wait."""
-    found = await log.load_ripe(LoadUnblocked(7, 100))
+    found = await log.load_unblocked_tasks(LoadUnblocked(7, 100))
     assert found.query_number == 7
     return [
         (item.record.id, item.failed_dependency) for item in found.tasks
@@ -190,9 +194,9 @@ async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
     await bench.add(kit.finished(2))
 
     assert await ripe(bench.log) == ([(kit.task_id(3), None)], True)
-    assert (await bench.log.load(-1, 9)).records == ()
+    assert (await bench.log.load_queued_tasks(-1, 9)).records == ()
     await bench.add(Unblocked(kit.task_id(3)))
-    (queued,) = (await bench.log.load(-1, 9)).records
+    (queued,) = (await bench.log.load_queued_tasks(-1, 9)).records
     assert (queued.id, queued.is_unblocked) == (kit.task_id(3), True)
     assert await ripe(bench.log) == ([], False)
 
@@ -242,8 +246,8 @@ async def test_a_parent_that_is_not_known_is_awaited_for_a_while(bench: Bench) -
     await bench.add(later(2, 1))
     assert await ripe(bench.log) == ([], True)
 
-    early = await bench.log.load_ripe(LoadUnblocked(1, 9, before_hlc=2))
-    found = await bench.log.load_ripe(LoadUnblocked(2, 9, before_hlc=3))
+    early = await bench.log.load_unblocked_tasks(LoadUnblocked(1, 9, before_hlc=2))
+    found = await bench.log.load_unblocked_tasks(LoadUnblocked(2, 9, before_hlc=3))
 
     assert early.tasks == ()
     assert [item.record.id for item in found.tasks] == [kit.task_id(2)]
@@ -275,11 +279,13 @@ async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) ->
 
     await bench.add(kit.submitted(1), kit.assigned(1), end)
 
-    record = await bench.log.task(kit.task_id(1))
+    record = await bench.log.read_task(kit.task_id(1))
     assert record is not None
     assert record.state is TaskState.COMPLETED
     assert record.attempts[0].outcome == end.outcome
-    listed = (await bench.log.page(TaskQuery())).records[0].attempts[0].outcome
+    listed = (
+        (await bench.log.read_task_page(TaskQuery())).records[0].attempts[0].outcome
+    )
     assert listed is not None
     assert (listed.stdout, listed.stderr, listed.stdout_bytes) == (b"", b"", 5000)
     assert listed.outputs == end.outcome.outputs
@@ -291,7 +297,7 @@ async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
     last = 0
     for number in range(1, 40):
         last = bench.next()
-        bench.log.append(
+        bench.log.append_entries(
             last, kit.entries([kit.submitted(number)], after=number - 1), kit.EPOCHS
         )
 
@@ -299,7 +305,7 @@ async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
 
     assert bench.told == sorted(set(bench.told))
     assert bench.told[-1] == last
-    assert await bench.log.vector() == ((kit.STREAM, 39),)
+    assert await bench.log.read_vector() == ((kit.STREAM, 39),)
 
 
 @for_the_core
@@ -307,10 +313,14 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
     """Fields that are not named stay as they are."""
     epoch = Epoch(4, NodeId("a" * 16))
     hold = OperatorHold(is_drained=True)
-    bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12", hold=hold))
-    bench.log.save(Save(number=bench.next(), log_version=2))
+    bench.log.save_node_state(
+        Save(number=bench.next(), term=4, name="pi-ab12", hold=hold)
+    )
+    bench.log.save_node_state(Save(number=bench.next(), log_version=2))
     number = bench.next()
-    bench.log.save(Save(number=number, epoch=epoch, stream=(kit.STREAM, epoch)))
+    bench.log.save_node_state(
+        Save(number=number, epoch=epoch, stream=(kit.STREAM, epoch))
+    )
     await bench.durable(number)
 
     await bench.reopen()
@@ -348,7 +358,9 @@ async def test_an_id_derived_from_a_key_does_not_move_the_sequence(
     await bench.reopen()
 
     assert bench.saved.sequence == 3
-    assert await bench.log.resolve(999999999999) == ("task-999999999999-00000000",)
+    assert await bench.log.names_with_sequence(999999999999) == (
+        "task-999999999999-00000000",
+    )
 
 
 @for_the_core
@@ -359,17 +371,17 @@ async def test_entries_held_already_change_nothing(bench: Bench) -> None:
 
     number = bench.next()
     again = kit.entries([*facts, kit.finished(1)])
-    bench.log.append(number, again, kit.EPOCHS)
+    bench.log.append_entries(number, again, kit.EPOCHS)
     await bench.durable(number)
 
-    assert await bench.log.vector() == ((kit.STREAM, 3),)
-    assert (await bench.log.stats()).counts[TaskState.COMPLETED] == 1
+    assert await bench.log.read_vector() == ((kit.STREAM, 3),)
+    assert (await bench.log.read_stats()).counts[TaskState.COMPLETED] == 1
 
 
 async def test_a_gap_is_refused(bench: Bench) -> None:
     """A hole in a stream would be believed to be filled for ever."""
     with pytest.raises(AssertionError):
-        bench.log.append(
+        bench.log.append_entries(
             bench.next(), kit.entries([kit.submitted(1)], after=1), kit.EPOCHS
         )
 
@@ -379,16 +391,16 @@ async def test_facts_may_come_before_the_envelope(bench: Bench) -> None:
     """The task is shown once its submission arrives, with all that was known."""
     await bench.add(kit.assigned(1), kit.finished(1, stdout=b"out"))
     await bench.add(kit.cancelled(1))
-    assert await bench.log.task(kit.task_id(1)) is None
-    assert (await bench.log.page(TaskQuery())).total == 0
+    assert await bench.log.read_task(kit.task_id(1)) is None
+    assert (await bench.log.read_task_page(TaskQuery())).total == 0
 
     await bench.add(kit.submitted(1), stream=kit.OTHER)
 
-    record = await bench.log.task(kit.task_id(1))
+    record = await bench.log.read_task(kit.task_id(1))
     assert record is not None
     assert (record.state, record.cancelled_by) == (TaskState.COMPLETED, "ada")
     assert record.attempts[0].outcome == kit.finished(1, stdout=b"out").outcome
-    assert (await bench.log.page(TaskQuery())).total == 1
+    assert (await bench.log.read_task_page(TaskQuery())).total == 1
 
 
 @for_the_core
@@ -397,8 +409,8 @@ async def test_the_queue_is_read_in_order_and_in_windows(bench: Bench) -> None:
     await bench.add(*(kit.submitted(n) for n in (5, 3, 9, 1, 7)))
     await bench.add(kit.assigned(3), kit.cancelled(9))
 
-    first = await bench.log.load(0, 2)
-    second = await bench.log.load(5, 2)
+    first = await bench.log.load_queued_tasks(0, 2)
+    second = await bench.log.load_queued_tasks(5, 2)
 
     assert [r.id for r in first.records] == [kit.task_id(1), kit.task_id(5)]
     assert (first.after_ord, first.has_more) == (0, True)
@@ -413,7 +425,7 @@ async def test_tasks_with_one_place_in_the_queue_are_loaded_together(
     """Two reigns may give the same `ord`; asking beyond it must lose no task."""
     await bench.add(*(kit.submitted(n, ord=min(n, 2)) for n in (1, 2, 3, 4)))
 
-    window = await bench.log.load(0, 2)
+    window = await bench.log.load_queued_tasks(0, 2)
 
     assert [r.id for r in window.records] == [kit.task_id(n) for n in (1, 2, 3, 4)]
     assert not window.has_more
@@ -425,7 +437,7 @@ async def test_a_task_given_back_is_loaded_with_its_attempts(bench: Bench) -> No
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     await bench.add(kit.submitted(1), kit.assigned(1), back)
 
-    (record,) = (await bench.log.load(0, 10)).records
+    (record,) = (await bench.log.load_queued_tasks(0, 10)).records
 
     assert [a.id for a in record.attempts] == [kit.attempt_id(1)]
     assert record.state is TaskState.QUEUED
@@ -450,10 +462,10 @@ async def test_live_tasks_are_those_of_which_an_attempt_may_still_run(
         kit.finished(6, 2, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED),
     )
 
-    live = await bench.log.load_live()
+    live = await bench.log.load_live_tasks()
 
     assert [r.id for r in live] == [kit.task_id(n) for n in (2, 4, 5, 6)]
-    named = await bench.log.load_live([kit.task_id(n) for n in (1, 2, 3, 9)])
+    named = await bench.log.load_live_tasks([kit.task_id(n) for n in (1, 2, 3, 9)])
     assert {r.id for r in named} == {kit.task_id(n) for n in range(1, 7)}
     assert next(r for r in named if r.id == kit.task_id(1)).cancelled_by
 
@@ -485,13 +497,13 @@ def left_of(record: TaskRecord) -> list[int]:
 async def test_an_array_waits_as_one_and_runs_with_its_members(bench: Bench) -> None:
     """Who asks is told which members were not handed out."""
     await bench.add(ARRAY)
-    (waiting,) = (await bench.log.load(0, 9)).records
+    (waiting,) = (await bench.log.load_queued_tasks(0, 9)).records
     assert (counts_of(waiting), left_of(waiting)) == ((4, 0, 0, 0, 0), [0, 1, 2, 3])
 
     await bench.add(of_member(kit.assigned(1), 8))
 
-    assert (await bench.log.load(0, 9)).records == ()
-    array, member = await bench.log.load_live()
+    assert (await bench.log.load_queued_tasks(0, 9)).records == ()
+    array, member = await bench.log.load_live_tasks()
     assert array.state is TaskState.RUNNING
     assert (counts_of(array), left_of(array)) == ((3, 1, 0, 0, 0), [0, 2, 3])
     assert member.spec is not None
@@ -509,7 +521,7 @@ async def test_a_member_that_was_given_back_waits_behind_its_array(
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, of_member(kit.assigned(1), 7), of_member(back, 7))
 
-    array, member = (await bench.log.load(0, 9)).records
+    array, member = (await bench.log.load_queued_tasks(0, 9)).records
 
     assert (counts_of(array), left_of(array)) == ((4, 0, 0, 0, 0), [1, 2, 3])
     assert member.id == member_id(ARRAY.task, 7)
@@ -523,17 +535,17 @@ async def test_the_cancel_of_an_array_ends_what_waits_of_it(bench: Bench) -> Non
     await bench.add(ARRAY, *(of_member(kit.assigned(1), n) for n in (7, 8, 9)))
     await bench.add(of_member(back, 7), TaskCancelled(ARRAY.task, "ada"))
 
-    assert counts_of(await bench.log.task(ARRAY.task)) == (0, 2, 0, 0, 2)
-    assert (await bench.log.load(0, 9)).records == ()
-    array, *members = await bench.log.load_live()
+    assert counts_of(await bench.log.read_task(ARRAY.task)) == (0, 2, 0, 0, 2)
+    assert (await bench.log.load_queued_tasks(0, 9)).records == ()
+    array, *members = await bench.log.load_live_tasks()
     assert array.state is TaskState.RUNNING
     assert [m.id for m in members] == [member_id(ARRAY.task, n) for n in (8, 9)]
     await bench.add(of_member(back, 8), of_member(kit.finished(1), 9))
-    ended = await bench.log.task(ARRAY.task)
+    ended = await bench.log.read_task(ARRAY.task)
     assert counts_of(ended) == (0, 0, 1, 0, 3)
     assert ended is not None
     assert ended.state is TaskState.CANCELLED
-    lost = await bench.log.task(member_id(ARRAY.task, 8))
+    lost = await bench.log.read_task(member_id(ARRAY.task, 8))
     assert lost is not None
     assert lost.state is TaskState.CANCELLED
 
@@ -544,7 +556,9 @@ async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
     member = member_id(ARRAY.task, 7)
     await bench.add(ARRAY, TaskCancelled(member, "ada"))
 
-    found = await bench.log.load_live((ARRAY.task, member, member_id(ARRAY.task, 8)))
+    found = await bench.log.load_live_tasks(
+        (ARRAY.task, member, member_id(ARRAY.task, 8))
+    )
 
     assert [record.id for record in found] == [ARRAY.task, member]
     assert left_of(found[0]) == [1, 2, 3]
@@ -558,11 +572,11 @@ async def test_what_is_said_of_members_may_come_before_their_array(
     """It counts as soon as the array is here."""
     failed = kit.finished(1, state=AttemptState.FAILED, exit_code=1)
     await bench.add(of_member(kit.assigned(1), 8), of_member(failed, 8))
-    assert await bench.log.task(member_id(ARRAY.task, 8)) is None
+    assert await bench.log.read_task(member_id(ARRAY.task, 8)) is None
 
     await bench.add(ARRAY)
 
-    array = await bench.log.task(ARRAY.task)
+    array = await bench.log.read_task(ARRAY.task)
     assert counts_of(array) == (3, 0, 0, 1, 0)
     assert array is not None
     assert array.state is TaskState.RUNNING
@@ -587,7 +601,7 @@ async def test_entries_come_back_exactly_as_they_were(bench: Bench) -> None:
 
     mine = kit.entries(facts)
     theirs = kit.entries([kit.submitted(2)], stream=kit.OTHER)
-    vector = await bench.log.vector()
+    vector = await bench.log.read_vector()
     assert got == Entries(
         tuple(mine + theirs), kit.EPOCHS, has_more=False, vector=vector
     )
@@ -623,7 +637,7 @@ async def test_pages_are_oldest_first_with_exact_totals(bench: Bench) -> None:
     await bench.add(*(kit.finished(n) for n in range(1, 6)))
 
     async def numbers(**query: object) -> tuple[list[int], int | None]:
-        page = await bench.log.page(TaskQuery(**query))  # type: ignore[arg-type]
+        page = await bench.log.read_task_page(TaskQuery(**query))  # type: ignore[arg-type]
         return [r.spec.ord for r in page.records if r.spec], page.total
 
     running, done = TaskState.RUNNING, TaskState.COMPLETED
@@ -648,15 +662,15 @@ async def test_what_ended_of_late_is_told_the_latest_first(bench: Bench) -> None
         *(replace(e, outcome=replace(e.outcome, ended_ms=100 * n)) for n, e in ends)
     )
 
-    lately = await bench.log.lately(100, 10)
-    few = await bench.log.lately(0, 2)
+    lately = await bench.log.read_recent_attempts(100, 10)
+    few = await bench.log.read_recent_attempts(0, 2)
 
     running = [kit.task_id(n) for n in (4, 5, 6)]
     assert [run.record.id for run in lately.running] == running
     assert all(run.assigned_ms for run in lately.running)
     assert [run.record.id for run in lately.ended] == [kit.task_id(2), kit.task_id(1)]
     assert (len(few.running), len(few.ended)) == (2, 2)
-    assert (lately.is_cut, few.is_cut) == (False, True)
+    assert (lately.is_truncated, few.is_truncated) == (False, True)
 
 
 async def test_what_runs_of_an_array_is_told_with_its_command(bench: Bench) -> None:
@@ -666,7 +680,7 @@ async def test_what_runs_of_an_array_is_told_with_its_command(bench: Bench) -> N
     member = member_id(kit.task_id(1), 8)
     await bench.add(replace(kit.assigned(1), task=member))
 
-    (run,) = (await bench.log.lately(0, 10)).running
+    (run,) = (await bench.log.read_recent_attempts(0, 10)).running
 
     assert run.record.spec is not None
     assert (run.record.id, run.record.spec.command) == (member, "run 8")
@@ -680,10 +694,13 @@ async def test_a_short_id_is_resolved_where_it_can(bench: Bench) -> None:
         kit.submitted(20, id="task-9"),
     )
 
-    assert await bench.log.resolve(7) == (kit.task_id(7),)
-    assert await bench.log.resolve(8) == ("task-008-00000000", "task-008-00000001")
-    assert await bench.log.resolve(9) == ()
-    assert await bench.log.resolve(1 << 70) == ()
+    assert await bench.log.names_with_sequence(7) == (kit.task_id(7),)
+    assert await bench.log.names_with_sequence(8) == (
+        "task-008-00000000",
+        "task-008-00000001",
+    )
+    assert await bench.log.names_with_sequence(9) == ()
+    assert await bench.log.names_with_sequence(1 << 70) == ()
 
 
 async def test_tasks_of_one_name_are_told_apart(bench: Bench) -> None:
@@ -694,7 +711,7 @@ async def test_tasks_of_one_name_are_told_apart(bench: Bench) -> None:
     end = replace(kit.finished(1), task=late.task)
     await bench.add(late, end, other, first)
 
-    records = {ref: await bench.log.task(ref) for ref in ("deploy", "deploy~2")}
+    records = {ref: await bench.log.read_task(ref) for ref in ("deploy", "deploy~2")}
     named = [
         (record.name, record.id, record.state) for record in records.values() if record
     ]
@@ -703,12 +720,12 @@ async def test_tasks_of_one_name_are_told_apart(bench: Bench) -> None:
         ("deploy~2", late.task, TaskState.COMPLETED),
     ]
     for unknown in ("deploy~0", "deploy~1", "deploy~02", "deploy~3", "deploy~2~2", "~"):
-        assert await bench.log.task(unknown) is None
-    assert await bench.log.task(late.task) == records["deploy~2"]
-    assert await bench.log.tasks(["deploy", "nothing"]) == {
+        assert await bench.log.read_task(unknown) is None
+    assert await bench.log.read_task(late.task) == records["deploy~2"]
+    assert await bench.log.read_tasks_by_name(["deploy", "nothing"]) == {
         "deploy": tuple(records.values())
     }
-    page = await bench.log.page(TaskQuery())
+    page = await bench.log.read_task_page(TaskQuery())
     names = [record.name for record in page.records]
     assert names == ["deploy~2", "deploy-2", "deploy"]
 
@@ -723,16 +740,16 @@ async def test_a_short_id_of_several_tasks_of_one_name_is_ambiguous(
     )
 
     name = "task-777777777777-00000000"
-    assert await bench.log.resolve(777777777777) == (name, f"{name}~2")
+    assert await bench.log.names_with_sequence(777777777777) == (name, f"{name}~2")
 
 
 async def test_a_name_without_digest_comes_first(bench: Bench) -> None:
     """An older version accepted it, or a node made it up."""
     await bench.add(kit.submitted(1, id="deploy~aaa"), kit.submitted(2, id="deploy"))
 
-    page = await bench.log.page(TaskQuery())
+    page = await bench.log.read_task_page(TaskQuery())
     assert [record.name for record in page.records] == ["deploy~2", "deploy"]
-    found = [await bench.log.task(record.name) for record in page.records]
+    found = [await bench.log.read_task(record.name) for record in page.records]
     assert tuple(found) == page.records
 
 
@@ -748,9 +765,9 @@ async def test_spooled_results_survive_until_they_are_unspooled(bench: Bench) ->
         )
         for n in (1, 2, 3)
     ]
-    bench.log.spool(reports)
-    bench.log.unspool([(kit.task_id(2), kit.attempt_id(2))])
-    bench.log.unspool([(kit.task_id(9), kit.attempt_id(9))])
+    bench.log.spool_results(reports)
+    bench.log.unspool_results([(kit.task_id(2), kit.attempt_id(2))])
+    bench.log.unspool_results([(kit.task_id(9), kit.attempt_id(9))])
 
     await bench.reopen()
 
@@ -760,9 +777,9 @@ async def test_spooled_results_survive_until_they_are_unspooled(bench: Bench) ->
 async def test_peers_are_remembered_with_names_and_addresses(bench: Bench) -> None:
     """The last word about a peer counts."""
     address = Address("fe80::1%eth0", 7878)
-    bench.log.remember(kit.WORKER, "old", [Address("10.0.0.1", 1)])
-    bench.log.remember(kit.WORKER, "pi", [address, Address("10.0.0.2", 7878)])
-    bench.log.remember(OTHER_WORKER, "nas", [])
+    bench.log.save_peer(kit.WORKER, "old", [Address("10.0.0.1", 1)])
+    bench.log.save_peer(kit.WORKER, "pi", [address, Address("10.0.0.2", 7878)])
+    bench.log.save_peer(OTHER_WORKER, "nas", [])
 
     await bench.reopen()
 
@@ -776,7 +793,7 @@ async def test_peers_are_remembered_with_names_and_addresses(bench: Bench) -> No
 @for_the_core
 async def test_closing_keeps_what_was_queued(bench: Bench) -> None:
     """An orderly stop loses nothing, told or not."""
-    bench.log.append(bench.next(), kit.entries([kit.submitted(1)]), kit.EPOCHS)
+    bench.log.append_entries(bench.next(), kit.entries([kit.submitted(1)]), kit.EPOCHS)
 
     await bench.reopen()
 
@@ -793,8 +810,8 @@ async def test_readers_do_not_wait_for_one_another(bench: Bench) -> None:
     assert [one.result() for one in asked] == list(range(1, 101))
 
 
-async def place(log: Log, number: int) -> int:
-    record = await log.task(kit.task_id(number))
+async def place(log: DurableStore, number: int) -> int:
+    record = await log.read_task(kit.task_id(number))
     assert record is not None
     assert record.spec is not None
     return record.spec.ord
@@ -814,7 +831,7 @@ async def _add_two_streams(bench: Bench) -> None:
         _at(kit.OTHER, 1, 200, kit.submitted(2)),
         _at(kit.OTHER, 2, 400, kit.cancelled(2)),
     ]
-    bench.log.append(number, found, kit.EPOCHS)
+    bench.log.append_entries(number, found, kit.EPOCHS)
     await bench.durable(number)
 
 
@@ -826,7 +843,7 @@ async def test_history_is_read_in_the_order_of_time(bench: Bench) -> None:
     vector: dict[StreamId, int] = {}
     has_more, parts = True, 0
     while has_more:
-        part = await bench.log.history(vector, 2)
+        part = await bench.log.read_feed_page(vector, 2)
         assert part.is_whole
         got += [(entry.hlc, record.state) for entry, record in part.items]
         vector.update(part.reached)
@@ -842,7 +859,7 @@ async def test_history_is_read_in_the_order_of_time(bench: Bench) -> None:
     ]
     assert vector == {kit.STREAM: 3, kit.OTHER: 2}
     assert parts == 3
-    assert (await bench.log.history(vector, 2)).items == ()
+    assert (await bench.log.read_feed_page(vector, 2)).items == ()
 
 
 async def test_parts_of_history_are_small(
@@ -856,8 +873,8 @@ async def test_parts_of_history_are_small(
         *(kit.submitted(n, options=large, command=command) for n in range(1, 5))
     )
 
-    first = await bench.log.history({}, 100)
-    rest = await bench.log.history(dict(first.reached), 100)
+    first = await bench.log.read_feed_page({}, 100)
+    rest = await bench.log.read_feed_page(dict(first.reached), 100)
 
     assert (len(first.items), first.has_more) == (2, True)
     assert (len(rest.items), rest.has_more) == (2, False)
@@ -873,7 +890,7 @@ async def test_history_calls_twins_as_clients_do(bench: Bench) -> None:
     names = [f"x~{digit * 15}" for digit in "ab"]
     await bench.add(*(kit.submitted(n, id=name) for n, name in enumerate(names)))
 
-    part = await bench.log.history({}, 10)
+    part = await bench.log.read_feed_page({}, 10)
 
     assert [record.name for _, record in part.items] == ["x", "x~2"]
 
@@ -888,14 +905,14 @@ async def test_a_moment_is_found_in_every_stream(
     """The last entry of each from before."""
     await _add_two_streams(bench)
 
-    found = await bench.log.reaches(hlc)
+    found = await bench.log.stream_extents_at(hlc)
 
     reaches = [
         StreamExtent(stream, epoch, seq, 0)
         for (stream, epoch), seq in zip(kit.EPOCHS, seqs, strict=True)
     ]
     assert found == (latest, tuple(reaches))
-    _, everything = await bench.log.reaches(HLC_MAX)
+    _, everything = await bench.log.stream_extents_at(HLC_MAX)
     assert [reach.seq for reach in everything] == [3, 2]
 
 
@@ -908,18 +925,18 @@ async def test_history_tells_what_is_gone(bench: Bench) -> None:
     )
     number = bench.next()
     later = [_at(mine, 4, 600, floor), _at(mine, 5, 700, kit.submitted(3))]
-    bench.log.append(number, later)
+    bench.log.append_entries(number, later)
     await bench.durable(number)
 
-    part = await bench.log.history({kit.STREAM: 1}, 10)
-    after = await bench.log.history({kit.STREAM: 3, kit.OTHER: 2}, 10)
+    part = await bench.log.read_feed_page({kit.STREAM: 1}, 10)
+    after = await bench.log.read_feed_page({kit.STREAM: 3, kit.OTHER: 2}, 10)
 
     assert not part.is_whole
     assert part.items == after.items
     assert [entry.hlc for entry, _ in part.items] == [700]
     assert dict(part.reached) == {kit.STREAM: 5, kit.OTHER: 2}
     assert after.is_whole
-    assert await bench.log.reaches(250) == (
+    assert await bench.log.stream_extents_at(250) == (
         0,
         (StreamExtent(mine, my_epoch, 3, 3), StreamExtent(other, other_epoch, 2, 2)),
     )
@@ -940,23 +957,23 @@ async def test_ended_tasks_are_told_of_until_somebody_was_told(bench: Bench) -> 
         kit.finished(3),
         kit.cancelled(4),
     )
-    first = await bench.log.to_notify(frozenset(), 10)
-    before = bench.log.ends_to_tell
+    first = await bench.log.read_pending_notifications(frozenset(), 10)
+    before = bench.log.notification_count
     await bench.add(kit.submitted(5), kit.finished(5))
-    assert bench.log.ends_to_tell == before
+    assert bench.log.notification_count == before
     await bench.add(kit.finished(2, stdout=b"secret"))
-    assert bench.log.ends_to_tell > before
-    known = frozenset(key for key, _ in first.fresh)
-    second = await bench.log.to_notify(known, 10)
+    assert bench.log.notification_count > before
+    known = frozenset(key for key, _ in first.new_tasks)
+    second = await bench.log.read_pending_notifications(known, 10)
     await bench.add(Notified(kit.task_id(1)), Notified(kit.task_id(2)))
-    third = await bench.log.to_notify(frozenset(), 10)
+    third = await bench.log.read_pending_notifications(frozenset(), 10)
 
-    assert [r.id for _, r in first.fresh] == [kit.task_id(1), kit.task_id(4)]
-    assert [r.id for _, r in second.fresh] == [kit.task_id(2)]
-    assert [r.state for _, r in second.fresh] == [TaskState.COMPLETED]
-    assert second.keys == known | {second.fresh[0][0]}
-    assert [r.id for _, r in third.fresh] == [kit.task_id(4)]
-    record = await bench.log.task(kit.task_id(1))
+    assert [r.id for _, r in first.new_tasks] == [kit.task_id(1), kit.task_id(4)]
+    assert [r.id for _, r in second.new_tasks] == [kit.task_id(2)]
+    assert [r.state for _, r in second.new_tasks] == [TaskState.COMPLETED]
+    assert second.keys == known | {second.new_tasks[0][0]}
+    assert [r.id for _, r in third.new_tasks] == [kit.task_id(4)]
+    record = await bench.log.read_task(kit.task_id(1))
     assert record is not None
     assert record.is_notified
 
@@ -966,7 +983,9 @@ async def test_a_word_that_somebody_was_told_may_come_early(bench: Bench) -> Non
     await bench.add(Notified(kit.task_id(1)), kit.finished(1))
     await bench.add(kit.submitted(1, options=NOTIFIED), stream=kit.OTHER)
 
-    assert (await bench.log.to_notify(frozenset(), 10)).keys == frozenset()
+    assert (
+        await bench.log.read_pending_notifications(frozenset(), 10)
+    ).keys == frozenset()
 
 
 async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) -> None:
@@ -983,14 +1002,14 @@ async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) 
     )
     await bench.add(kit.cancelled(3))
 
-    plain = await bench.log.load(-1, 9)
-    pairs = await bench.log.load(2, 1, pair.shape)
+    plain = await bench.log.load_queued_tasks(-1, 9)
+    pairs = await bench.log.load_queued_tasks(2, 1, pair.shape)
 
     assert [r.id for r in plain.records] == [kit.task_id(n) for n in (1, 5, 7)]
     assert plain.other_shapes == ((pair.shape, pair),)
     assert [r.id for r in pairs.records] == [kit.task_id(4)]
     assert (pairs.shape, pairs.has_more, pairs.other_shapes) == (pair.shape, True, ())
-    assert (await bench.log.load(1, 9)).other_shapes == ()
+    assert (await bench.log.load_queued_tasks(1, 9)).other_shapes == ()
 
 
 async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
@@ -998,8 +1017,8 @@ async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
     large = TaskOptions(stdin=bytes(1 << 20))
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 25)))
 
-    first = await bench.log.load(-1, 5000)
-    rest = await bench.log.load(len(first.records), 5000)
+    first = await bench.log.load_queued_tasks(-1, 5000)
+    rest = await bench.log.load_queued_tasks(len(first.records), 5000)
 
     assert len(first.records) < 20
     assert first.has_more
@@ -1013,7 +1032,7 @@ async def test_of_what_asks_for_something_less_is_loaded_at_once(bench: Bench) -
     large = TaskOptions(stdin=bytes(1 << 19), requires=pair)
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 9)))
 
-    some = await bench.log.load(-1, 5000, pair.shape)
+    some = await bench.log.load_queued_tasks(-1, 5000, pair.shape)
 
     assert 0 < len(some.records) < 5
     assert some.has_more

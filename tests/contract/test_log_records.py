@@ -28,13 +28,13 @@ def record(
 
 async def listed(bench: Bench, kind: str = TOKEN_REVOKED) -> list[Recorded]:
     """Return all records of a kind."""
-    return list(await bench.log.records(RecordQuery(kinds=(kind,))))
+    return list(await bench.log.read_records(RecordQuery(kinds=(kind,))))
 
 
 async def told(bench: Bench, *records: Recorded) -> None:
     """Let a node keep what a dispatcher told it."""
     bench.number += 1
-    bench.log.save(Save(number=bench.number, records=records))
+    bench.log.save_node_state(Save(number=bench.number, records=records))
     await bench.durable()
 
 
@@ -48,7 +48,7 @@ async def test_a_record_is_there_after_a_restart(benches: list[Bench]) -> None:
 
     assert one.saved.records == (record("a"), record("b"))
     assert await listed(one) == [record("a"), record("b")]
-    assert await one.log.vector() == ((kit.STREAM, 2),)
+    assert await one.log.read_vector() == ((kit.STREAM, 2),)
 
 
 async def test_the_first_record_of_a_key_counts(benches: list[Bench]) -> None:
@@ -86,10 +86,12 @@ async def test_a_page_has_records_of_all_kinds_that_are_asked_for(
     await one.add(*made, record("other", at=3))
 
     async def page(**more: Any) -> list[Recorded]:
-        return list(await one.log.records(RecordQuery(kinds=kinds, limit=3, **more)))
+        return list(
+            await one.log.read_records(RecordQuery(kinds=kinds, limit=3, **more))
+        )
 
     assert await page() == made[:3]
-    assert await page(beyond=(3, "3")) == made[3:]
+    assert await page(after=(3, "3")) == made[3:]
     assert await page(is_newest_first=True) == made[:1:-1]
 
 
@@ -99,7 +101,7 @@ async def test_what_is_over_is_not_carried(benches: list[Bench]) -> None:
     over = Recorded(TOKEN_REVOKED, "a", b"", TODAY_MS - 1, 5)
     await one.add(over, record("b"), kit.submitted(1), kit.finished(1))
 
-    planned = await one.log.plan_floor(PlanFloor(AGES, MANY, wall_ms=TODAY_MS))
+    planned = await one.log.plan_compaction(PlanFloor(AGES, MANY, wall_ms=TODAY_MS))
 
     assert planned.floor is not None
     assert planned.records == (record("b"),)
@@ -113,12 +115,12 @@ async def test_what_others_told_is_written_before_the_floor_rises(
     await one.add(kit.submitted(1), kit.finished(1))
     await told(one, record("a"))
 
-    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    planned = await one.log.plan_compaction(PlanFloor(AGES, MANY))
     await one.add(*planned.records)
 
     assert planned.floor is None
     assert planned.records == (record("a"),)
-    assert (await one.log.plan_floor(PlanFloor(AGES, MANY))).floor is not None
+    assert (await one.log.plan_compaction(PlanFloor(AGES, MANY))).floor is not None
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -132,7 +134,7 @@ async def test_a_snapshot_gives_the_records_first(
     await one.raise_floor()
     await one.shows(2)
 
-    held: VectorItems = await two.log.vector()
+    held: VectorItems = await two.log.read_vector()
     part = await rows_of(one.log, dict(held))
     assert await two.join(one.log) is not None
 
@@ -151,5 +153,5 @@ async def test_records_are_found_by_their_keys(benches: list[Bench]) -> None:
 
     query = RecordQuery(kinds=(AUDIT,), keys=("b", "c"), limit=2)
 
-    assert await one.log.records(query) == (wanted,)
-    assert await one.log.records(replace(query, keys=())) == ()
+    assert await one.log.read_records(query) == (wanted,)
+    assert await one.log.read_records(replace(query, keys=())) == ()

@@ -24,7 +24,7 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.ports import Log, TaskQuery
+from octaskly.ports import DurableStore, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
@@ -38,7 +38,7 @@ DEADLINE_S = 60.0
 class Bench:
     """A log under test that writes one stream."""
 
-    def __init__(self, make: Callable[[Callable[[int], None]], Log]) -> None:
+    def __init__(self, make: Callable[[Callable[[int], None]], DurableStore]) -> None:
         self._make = make
         self.number = 0
         self.seq = 0
@@ -61,7 +61,7 @@ class Bench:
 
     async def take(self, entries: list[Entry]) -> None:
         self.number += 1
-        self.log.append(self.number, entries, kit.EPOCHS)
+        self.log.append_entries(self.number, entries, kit.EPOCHS)
         await self.durable()
 
     async def durable(self) -> None:
@@ -72,7 +72,7 @@ class Bench:
 
     async def raise_floor(self, before_hlc: int = AGES, tasks_max: int = MANY) -> bool:
         """Do what a dispatcher does with a plan; tell whether the floor rose."""
-        planned = await self.log.plan_floor(PlanFloor(before_hlc, tasks_max))
+        planned = await self.log.plan_compaction(PlanFloor(before_hlc, tasks_max))
         if planned.floor is None:
             return False
         facts: list[Fact] = []
@@ -86,23 +86,23 @@ class Bench:
         """Wait until exactly these tasks are left."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
-                page = await self.log.page(TaskQuery())
+                page = await self.log.read_task_page(TaskQuery())
                 ids = [record.id for record in page.records]
                 if sorted(ids) == [kit.task_id(n) for n in numbers]:
                     break
                 await asyncio.sleep(0.005)
         assert page.total == len(numbers)
 
-    async def pull(self, server: Log) -> None:
+    async def pull(self, server: DurableStore) -> None:
         """Take the entries that another log has beyond this one."""
-        held = dict(await self.log.vector())
+        held = dict(await self.log.read_vector())
         await self.take(list((await kit.entries_of(server, held)).entries))
 
-    async def join(self, server: Log, most: int = MANY) -> SnapshotHead | None:
+    async def join(self, server: DurableStore, most: int = MANY) -> SnapshotHead | None:
         """Take so many parts of a snapshot of another log."""
         cursor: SnapshotCursor | None = None
         head = None
-        held = dict(await self.log.vector())
+        held = dict(await self.log.read_vector())
         for _ in range(most):
             part = await rows_of(server, held, cursor)
             if part is None:
@@ -111,7 +111,7 @@ class Bench:
             assert head is not None
             self.number += 1
             more, vector = part.has_more, part.vector
-            self.log.join(
+            self.log.merge_rows(
                 MergeRows(self.number, part.rows, head, not more, vector, part.records)
             )
             await self.durable()
@@ -126,13 +126,13 @@ class Bench:
 
 
 async def rows_of(
-    log: Log,
+    log: DurableStore,
     vector: Mapping[StreamId, int],
     cursor: SnapshotCursor | None = None,
     bytes_max: int = 1,
 ) -> Snapshot | None:
     """Pull part of a snapshot, None where entries are given."""
-    packed = await log.answer(vector, cursor, bytes_max)
+    packed = await log.read_pull_reply(vector, cursor, bytes_max)
     answer = kit.PicklePacker().unpack(packed.data)
     return answer if isinstance(answer, Snapshot) else None
 
@@ -143,12 +143,12 @@ async def benches(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[list[Bench]]:
-    def maker(name: str) -> Callable[[Callable[[int], None]], Log]:
+    def maker(name: str) -> Callable[[Callable[[int], None]], DurableStore]:
         if request.param == "store":
             path = tmp_path / name / "octaskly.db"
             return lambda hear: Store(path, kit.PicklePacker(), hear, kit.HandClock())
         disk = Disk()
-        return lambda hear: cast("Log", DiskLog(disk, hear))
+        return lambda hear: cast("DurableStore", DiskLog(disk, hear))
 
     monkeypatch.setattr("tests.simulation.store.snapshot.PART_ROWS", 1)
     found = [Bench(maker(name)) for name in ("one", "two")]
@@ -168,10 +168,10 @@ async def test_what_ended_long_ago_is_forgotten(benches: list[Bench]) -> None:
     assert await one.raise_floor()
     await one.shows()
 
-    stats = await one.log.stats()
+    stats = await one.log.read_stats()
     assert not any(stats.counts.values())
-    assert await one.log.task(kit.task_id(1)) is None
-    assert await one.log.vector() == ((kit.STREAM, one.seq),)
+    assert await one.log.read_task(kit.task_id(1)) is None
+    assert await one.log.read_vector() == ((kit.STREAM, one.seq),)
     assert not await one.raise_floor()
 
 
@@ -183,7 +183,7 @@ async def test_what_is_asked_to_go_carries_no_more_than_it_needs(
     await one.add(kit.submitted(1), kit.submitted(2), kit.assigned(2), kit.finished(2))
     await one.add(kit.submitted(3), kit.submitted(4))
 
-    planned = await one.log.plan_floor(PlanFloor(0, MANY, purge_hlc=AGES))
+    planned = await one.log.plan_compaction(PlanFloor(0, MANY, purge_hlc=AGES))
 
     assert planned.floor is not None
     assert [record.id for record in planned.carried] == [kit.task_id(1)]
@@ -198,14 +198,14 @@ async def test_what_is_wanted_still_is_carried(benches: list[Bench]) -> None:
     one, _ = benches
     await one.add(kit.submitted(1), kit.assigned(1), kit.submitted(2), kit.submitted(3))
     await one.add(kit.finished(3))
-    live = [await one.log.task(kit.task_id(n)) for n in (1, 2)]
+    live = [await one.log.read_task(kit.task_id(n)) for n in (1, 2)]
 
     assert await one.raise_floor()
     await one.shows(1, 2)
 
-    assert [await one.log.task(kit.task_id(n)) for n in (1, 2)] == live
-    assert len((await one.log.load(0, 9)).records) == 1
-    assert len(await one.log.load_live()) == 1
+    assert [await one.log.read_task(kit.task_id(n)) for n in (1, 2)] == live
+    assert len((await one.log.load_queued_tasks(0, 9)).records) == 1
+    assert len(await one.log.load_live_tasks()) == 1
 
 
 async def test_what_a_later_reign_took_over_goes_with_what_is_younger(
@@ -218,7 +218,7 @@ async def test_what_a_later_reign_took_over_goes_with_what_is_younger(
     await one.take([replace(entry, hlc=entry.hlc + 1) for entry in again])
     await one.add(kit.submitted(2), kit.submitted(3), kit.finished(3), kit.finished(2))
 
-    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    planned = await one.log.plan_compaction(PlanFloor(AGES, MANY))
     assert (planned.carried, planned.purged_count) == ((), 3)
     assert await one.raise_floor()
     await one.shows()
@@ -295,7 +295,7 @@ async def test_a_node_that_was_away_brings_nothing_back(benches: list[Bench]) ->
     await one.take([*kit.entries(facts), *unseen])
 
     await one.shows(3)
-    assert await two.log.vector() == await one.log.vector()
+    assert await two.log.read_vector() == await one.log.read_vector()
 
 
 async def test_a_late_result_of_what_is_gone_shows_nothing(
@@ -309,13 +309,13 @@ async def test_a_late_result_of_what_is_gone_shows_nothing(
 
     await one.add(kit.finished(1, 2, stdout=b"late"))
     await one.reopen()
-    assert await one.log.task(kit.task_id(1)) is None
+    assert await one.log.read_task(kit.task_id(1)) is None
 
     await one.add(kit.submitted(2), kit.finished(2))
     await one.raise_floor()
     await one.shows()
     await one.add(kit.submitted(1, command="anew"))
-    record = await one.log.task(kit.task_id(1))
+    record = await one.log.read_task(kit.task_id(1))
     assert record is not None
     assert (record.state, record.attempts) == (TaskState.QUEUED, ())
 
@@ -339,9 +339,9 @@ async def test_a_snapshot_brings_everything_and_then_the_tail(
     await two.shows(2, 3, 4, 5)
     for n in (1, 2, 3, 4, 5):
         task = kit.task_id(n)
-        assert await two.log.task(task) == await one.log.task(task)
-    assert await two.log.vector() == await one.log.vector()
-    assert (await two.log.stats()).counts == (await one.log.stats()).counts
+        assert await two.log.read_task(task) == await one.log.read_task(task)
+    assert await two.log.read_vector() == await one.log.read_vector()
+    assert (await two.log.read_stats()).counts == (await one.log.read_stats()).counts
 
 
 ARRAY = kit.submitted(9, options=TaskOptions(array=ArraySpec(count=3)))
@@ -367,8 +367,8 @@ async def test_a_snapshot_brings_the_members_of_arrays(benches: list[Bench]) -> 
     await two.shows(9, 10)
     ids = [ARRAY.task, *(member_id(ARRAY.task, n) for n in range(3))]
     for task in ids:
-        assert await two.log.task(task) == await one.log.task(task)
-    assert (await two.log.stats()).counts == (await one.log.stats()).counts
+        assert await two.log.read_task(task) == await one.log.read_task(task)
+    assert (await two.log.read_stats()).counts == (await one.log.read_stats()).counts
 
 
 async def test_an_array_is_carried_with_its_members_and_goes_with_them(
@@ -378,20 +378,20 @@ async def test_an_array_is_carried_with_its_members_and_goes_with_them(
     one, _ = benches
     await one.add(ARRAY, *run_of_array(0), kit.submitted(10), kit.finished(10))
     ids = [ARRAY.task, *(member_id(ARRAY.task, n) for n in range(2))]
-    before = [await one.log.task(task) for task in ids]
+    before = [await one.log.read_task(task) for task in ids]
 
-    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    planned = await one.log.plan_compaction(PlanFloor(AGES, MANY))
     assert [record.id for record in planned.carried] == [ids[1], ids[0]]
     assert await one.raise_floor()
     await one.shows(9)
 
-    assert [await one.log.task(task) for task in ids] == before
+    assert [await one.log.read_task(task) for task in ids] == before
     await one.add(*run_of_array(1), *run_of_array(2))
-    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    planned = await one.log.plan_compaction(PlanFloor(AGES, MANY))
     assert (planned.carried, planned.purged_count) == ((), 4)
     assert await one.raise_floor()
     await one.shows()
-    assert await one.log.task(ids[1]) is None
+    assert await one.log.read_task(ids[1]) is None
 
 
 async def test_rows_are_given_to_whoever_asks_for_them(benches: list[Bench]) -> None:
@@ -418,13 +418,13 @@ async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
     await one.shows(2, 3)
 
     await two.join(one.log, most=1)
-    assert await two.log.vector() == ()
+    assert await two.log.read_vector() == ()
     await two.shows(2)
     await two.reopen()
     await two.join(one.log)
 
     await two.shows(2, 3)
-    assert await two.log.vector() == await one.log.vector()
+    assert await two.log.read_vector() == await one.log.read_vector()
 
 
 async def test_what_comes_from_below_the_horizon_is_carried_in_its_order(
@@ -460,18 +460,18 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     await two.reopen()
     own = PlanFloor(0, MANY, kit.OTHER)
 
-    planned = await two.log.plan_floor(own)
+    planned = await two.log.plan_compaction(own)
 
     assert planned.floor is None
     assert two.saved.rows_ahead == planned.rows_ahead
-    assert planned.rows_ahead == await one.log.vector()
-    assert planned.carried == (await two.log.task(kit.task_id(2)),)
+    assert planned.rows_ahead == await one.log.read_vector()
+    assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
     (told,) = (facts_of(record) for record in planned.carried)
     await two.take(kit.entries(told, stream=kit.OTHER))
     two.number += 1
-    two.log.save(Save(number=two.number, rewritten_rows=planned.rows_ahead))
+    two.log.save_node_state(Save(number=two.number, rewritten_rows=planned.rows_ahead))
     await two.durable()
-    assert await two.log.plan_floor(own) == FloorPlanned(None)
+    assert await two.log.plan_compaction(own) == FloorPlanned(None)
 
 
 async def test_of_an_array_that_only_rows_say_the_members_are_told_first(
@@ -486,11 +486,11 @@ async def test_of_an_array_that_only_rows_say_the_members_are_told_first(
     await two.join(one.log, most=3)
     own = PlanFloor(0, MANY, kit.OTHER)
 
-    planned = await two.log.plan_floor(own)
+    planned = await two.log.plan_compaction(own)
 
     begun = (member_id(ARRAY.task, number) for number in (1, 0))
     assert [record.id for record in planned.carried] == [*begun, ARRAY.task]
-    rest = await two.log.plan_floor(replace(own, after_key=planned.after_key))
+    rest = await two.log.plan_compaction(replace(own, after_key=planned.after_key))
     assert rest.carried == ()
 
 
@@ -500,8 +500,8 @@ async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:
     await one.add(kit.submitted(1), kit.finished(1), NO_FLOOR, kit.submitted(2))
     await two.pull(one.log)
 
-    assert await two.log.vector() == await one.log.vector()
-    assert (await two.log.plan_floor(PlanFloor(0, MANY))).floor is None
+    assert await two.log.read_vector() == await one.log.read_vector()
+    assert (await two.log.plan_compaction(PlanFloor(0, MANY))).floor is None
     for bench in benches:
         await bench.reopen()
         await bench.shows(1, 2)
@@ -525,9 +525,9 @@ async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
     again = kit.entries([kit.submitted(2), kit.submitted(4)], stream=kit.OTHER)
     await two.take([replace(entry, hlc=entry.hlc + 1000) for entry in again])
 
-    planned = await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))
+    planned = await two.log.plan_compaction(PlanFloor(0, MANY, kit.OTHER))
 
-    assert planned.carried == (await two.log.task(kit.task_id(2)),)
+    assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
     assert planned.carried[0].attempts
 
 
@@ -544,9 +544,9 @@ async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
     await two.take([*later, replace(floor, hlc=floor.hlc + 1)])
     await two.shows(2)
 
-    planned = await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))
+    planned = await two.log.plan_compaction(PlanFloor(0, MANY, kit.OTHER))
 
-    assert planned.carried == (await two.log.task(kit.task_id(2)),)
+    assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
     assert planned.carried[0].attempts
 
 
@@ -564,10 +564,10 @@ async def test_a_void_row_adds_to_a_task_that_lives_on(benches: list[Bench]) -> 
 
     head = SnapshotHead(vector=(), epochs=kit.EPOCHS, floor=NO_FLOOR, hlc=1003)
     two.number += 1
-    two.log.join(MergeRows(two.number, part.rows, head, is_last=True))
+    two.log.merge_rows(MergeRows(two.number, part.rows, head, is_last=True))
     await two.durable()
 
-    record = await two.log.task(kit.task_id(1))
+    record = await two.log.read_task(kit.task_id(1))
     assert record is not None
     assert [attempt.id.n for attempt in record.attempts] == [1, 2, 3]
 
@@ -586,8 +586,10 @@ async def test_rows_whose_entries_follow_are_not_told_again(
     await two.join(one.log)
     await two.pull(one.log)
 
-    assert await two.log.vector() == await one.log.vector()
-    assert (await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))).rows_ahead == ()
+    assert await two.log.read_vector() == await one.log.read_vector()
+    assert (
+        await two.log.plan_compaction(PlanFloor(0, MANY, kit.OTHER))
+    ).rows_ahead == ()
 
 
 async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> None:
@@ -597,7 +599,7 @@ async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> 
     await one.raise_floor(before_hlc=1003)
     await one.shows(2)
     await two.join(one.log)
-    held = dict(await two.log.vector())
+    held = dict(await two.log.read_vector())
 
     assert await rows_of(two.log, {}) is not None
     part = await rows_of(two.log, {}, bytes_max=1 << 20)
@@ -617,8 +619,8 @@ async def test_facts_without_a_task_are_left_to_the_tail(benches: list[Bench]) -
 
     await two.join(one.log)
 
-    assert dict(await two.log.vector())[kit.OTHER] == 1
-    rest = await kit.entries_of(one.log, dict(await two.log.vector()))
+    assert dict(await two.log.read_vector())[kit.OTHER] == 1
+    rest = await kit.entries_of(one.log, dict(await two.log.read_vector()))
     assert [entry.fact for entry in rest.entries] == [early]
 
 
@@ -630,6 +632,6 @@ async def test_a_floor_may_name_streams_that_are_unknown(benches: list[Bench]) -
 
     await one.add(floor, kit.submitted(1))
 
-    assert dict(await one.log.vector()) == {gone: 7, kit.STREAM: 2}
+    assert dict(await one.log.read_vector()) == {gone: 7, kit.STREAM: 2}
     await one.take([Entry(gone, 8, 998, Submitted(kit.submitted(2).spec))])
     await one.shows(1, 2)

@@ -26,7 +26,7 @@ class InstantRunner:
         self._running: dict[tuple[TaskId, AttemptId], TaskSpec] = {}
         self._is_closed = False
 
-    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
         """End `exit N` with N."""
         for attempt, spec in items:
             if (spec.id, attempt) in self._running:
@@ -39,7 +39,7 @@ class InstantRunner:
                 state = AttemptState.FAILED if code else AttemptState.OK
                 self._end(spec.id, attempt, state, EndReason.EXIT, code)
 
-    def stop(
+    def stop_attempts(
         self,
         items: Sequence[tuple[TaskId, AttemptId]],
         reason: EndReason = EndReason.CANCELLED,
@@ -51,10 +51,10 @@ class InstantRunner:
             if (task, attempt) in self._running:
                 self._end(task, attempt, state, reason)
 
-    def hand_back(self) -> None:
+    def release_waiting(self) -> None:
         """Do nothing: all that is here has begun."""
 
-    def freeze(self, *, is_frozen: bool) -> None:
+    def set_frozen(self, *, is_frozen: bool) -> None:
         """Do nothing: what waits for a stop uses no processor."""
 
     async def close(self) -> None:
@@ -107,7 +107,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             outputs_dir=tmp_path / "outputs",
             scratch_dir=tmp_path / "scratch",
             archive=archive_in(tmp_path),
-            supply=supply_in(tmp_path),
+            blob_fetcher=supply_in(tmp_path),
             node_name="bench",
             clock=MachineClock(),
             on_ended=on_ended,
@@ -123,7 +123,9 @@ async def test_each_attempt_is_reported_once(bench: Bench) -> None:
     """With its own exit code."""
     for first in range(0, 20, 4):
         some = range(first, first + 4)
-        bench.runner.start([attempt(f"t{code}", f"exit {code}") for code in some])
+        bench.runner.start_attempts(
+            [attempt(f"t{code}", f"exit {code}") for code in some]
+        )
         await bench.ends(first + 4)
     ends = await bench.ends(20)
 
@@ -135,7 +137,7 @@ async def test_each_attempt_is_reported_once(bench: Bench) -> None:
 
 async def test_two_attempts_of_one_task_are_two(bench: Bench) -> None:
     """Both are run and reported under their own names."""
-    bench.runner.start([attempt("t", "exit 1", 1), attempt("t", "exit 1", 2)])
+    bench.runner.start_attempts([attempt("t", "exit 1", 1), attempt("t", "exit 1", 2)])
     await bench.ends(2)
 
     assert sorted(report.attempt.n for report in bench.reports) == [1, 2]
@@ -144,9 +146,9 @@ async def test_two_attempts_of_one_task_are_two(bench: Bench) -> None:
 async def test_a_running_attempt_is_not_taken_again(bench: Bench) -> None:
     """The dispatcher may repeat itself."""
     item = attempt("t", "sleep 60")
-    bench.runner.start([item])
-    bench.runner.start([item])
-    bench.runner.stop([(item[1].id, item[0])])
+    bench.runner.start_attempts([item])
+    bench.runner.start_attempts([item])
+    bench.runner.stop_attempts([(item[1].id, item[0])])
 
     assert (await bench.ends(1))["t"].state == AttemptState.CANCELLED
 
@@ -156,8 +158,8 @@ async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
 ) -> None:
     """The reason is told, and only what was named ends."""
     items = [attempt(f"t{n}", "sleep 60") for n in range(3)]
-    bench.runner.start(items)
-    bench.runner.stop([(TaskId("t1"), items[1][0])])
+    bench.runner.start_attempts(items)
+    bench.runner.stop_attempts([(TaskId("t1"), items[1][0])])
     ends = await bench.ends(1)
 
     assert ends["t1"].state == AttemptState.CANCELLED
@@ -167,11 +169,11 @@ async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
 async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
     """What it began before goes on later."""
     items = [attempt(f"t{n}", "sleep 60") for n in range(2)]
-    bench.runner.start(items)
-    bench.runner.freeze(is_frozen=True)
-    bench.runner.stop([(TaskId("t1"), items[1][0])])
+    bench.runner.start_attempts(items)
+    bench.runner.set_frozen(is_frozen=True)
+    bench.runner.stop_attempts([(TaskId("t1"), items[1][0])])
     ends = await bench.ends(1)
-    bench.runner.freeze(is_frozen=False)
+    bench.runner.set_frozen(is_frozen=False)
 
     assert ends["t1"].state == AttemptState.CANCELLED
 
@@ -179,10 +181,10 @@ async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
 async def test_what_a_leaving_node_stops_is_given_back(bench: Bench) -> None:
     """For other nodes to run; that is no cancel."""
     items = [attempt("t", "sleep 60"), attempt("u", "exit 0")]
-    bench.runner.start(items)
+    bench.runner.start_attempts(items)
     await bench.ends(1)
     names = [(spec.id, name) for name, spec in items]
-    bench.runner.stop(names, EndReason.DRAINING)
+    bench.runner.stop_attempts(names, EndReason.DRAINING)
     ends = await bench.ends(2)
 
     assert (ends["t"].state, ends["t"].reason) == (
@@ -195,17 +197,17 @@ async def test_what_a_leaving_node_stops_is_given_back(bench: Bench) -> None:
 async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:
     """Nor is another attempt of the same task."""
     name, spec = attempt("t", "exit 0")
-    bench.runner.stop([(TaskId("other"), name), (spec.id, name._replace(n=9))])
-    bench.runner.start([(name, spec)])
+    bench.runner.stop_attempts([(TaskId("other"), name), (spec.id, name._replace(n=9))])
+    bench.runner.start_attempts([(name, spec)])
 
     assert (await bench.ends(1))["t"].state == AttemptState.OK
 
 
 async def test_closing_gives_back_what_runs_and_what_comes(bench: Bench) -> None:
     """So that other nodes run it; closing twice is fine."""
-    bench.runner.start([attempt("t1", "sleep 60")])
+    bench.runner.start_attempts([attempt("t1", "sleep 60")])
     await bench.runner.close()
-    bench.runner.start([attempt("t2", "exit 0")])
+    bench.runner.start_attempts([attempt("t2", "exit 0")])
     ends = await bench.ends(2)
     await bench.runner.close()
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from octaskly.agent.gateway.records import Records
-from octaskly.agent.gateway.tokens import PAGE_S, PAGE_S_MAX, TokenOffice
+from octaskly.agent.gateway.tokens import SESSION_S, SESSION_S_MAX, TokenService
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.records import TOKEN, TOKEN_REVOKED
@@ -21,9 +21,9 @@ from octaskly.errors import (
     TokenNotFound,
     TrustError,
 )
-from octaskly.ports import Principal, RecordQuery, TokenDesk
+from octaskly.ports import Principal, RecordQuery, TokenRegistry
 from octaskly.system.clock import SystemClock
-from octaskly.trust import MeshSecret, Tokens, generate
+from octaskly.trust import MeshSecret, TokenSigner, generate_secret
 from tests.support.fake_tokens import FakeTokens
 
 DAY_S = 86_400
@@ -34,18 +34,18 @@ class MemoryRecords(Records):
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], Recorded] = {}
-        self._heard = {}
+        self._listeners = {}
 
-    async def keep(self, *drafts: RecordDraft) -> RecordsKept:
+    async def write_records(self, *drafts: RecordDraft) -> RecordsKept:
         fresh = [Recorded(*draft, hlc=len(self.kept)) for draft in drafts]
         for record in fresh:
             self.kept.setdefault((record.kind, record.key), record)
-        self.learnt(fresh)
+        self.on_records(fresh)
         return RecordsKept(
             tuple(self.kept[record.kind, record.key] for record in fresh)
         )
 
-    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+    async def read_page(self, query: RecordQuery) -> tuple[Recorded, ...]:
         return tuple(r for r in self.kept.values() if r.kind in query.kinds)
 
 
@@ -60,9 +60,9 @@ class Reign:
             raise NotDispatcher("this node is not dispatcher")
 
 
-def office(reign: Reign) -> TokenOffice:
-    return TokenOffice(
-        Tokens(generate()), MemoryRecords(), SystemClock(), reign.require
+def office(reign: Reign) -> TokenService:
+    return TokenService(
+        TokenSigner(generate_secret()), MemoryRecords(), SystemClock(), reign.require
     )
 
 
@@ -70,7 +70,7 @@ def fake(reign: Reign) -> FakeTokens:
     return FakeTokens(1_800_000_000_000, reign.require)
 
 
-DESKS: tuple[Callable[[Reign], TokenDesk], ...] = (office, fake)
+DESKS: tuple[Callable[[Reign], TokenRegistry], ...] = (office, fake)
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def reign() -> Reign:
 
 
 @pytest.fixture(params=DESKS, ids=["real", "fake"])
-def desk(request: pytest.FixtureRequest, reign: Reign) -> TokenDesk:
-    made: TokenDesk = request.param(reign)
+def desk(request: pytest.FixtureRequest, reign: Reign) -> TokenRegistry:
+    made: TokenRegistry = request.param(reign)
     return made
 
 
@@ -88,15 +88,15 @@ class Signed(NamedTuple):
     """A desk, what it signs with, and the secret of that."""
 
     secret: MeshSecret
-    signer: Tokens
-    desk: TokenOffice
+    signer: TokenSigner
+    desk: TokenService
 
 
 @pytest.fixture
 def signed() -> Signed:
-    secret = generate()
-    signer = Tokens(secret)
-    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    secret = generate_secret()
+    signer = TokenSigner(secret)
+    desk = TokenService(signer, MemoryRecords(), SystemClock(), Reign().require)
     return Signed(secret, signer, desk)
 
 
@@ -105,7 +105,7 @@ def local(subject: str) -> Principal:
     return Principal(subject=subject, role="admin")
 
 
-async def issued(desk: TokenDesk, name: str | None, expires_s: int = DAY_S) -> str:
+async def issued(desk: TokenRegistry, name: str | None, expires_s: int = DAY_S) -> str:
     _, info = await desk.issue(
         role="client", expires_s=expires_s, subject=None, name=name, by=local("ana")
     )
@@ -113,36 +113,38 @@ async def issued(desk: TokenDesk, name: str | None, expires_s: int = DAY_S) -> s
 
 
 async def test_a_named_token_is_listed_and_is_for_whom_it_is_named_after(
-    desk: TokenDesk,
+    desk: TokenRegistry,
 ) -> None:
     """Unless somebody else is named as its subject."""
     jti = await issued(desk, "ci")
 
-    (info,) = await desk.listed()
+    (info,) = await desk.list_tokens()
 
     assert (info.id, info.name, info.subject) == (jti, "ci", "ci")
     assert (info.issued_by, info.revoked_ms) == ("ana", None)
 
 
 async def test_a_token_for_a_day_needs_no_name_and_is_not_listed(
-    desk: TokenDesk,
+    desk: TokenRegistry,
 ) -> None:
     """Scripts make them by the hundred."""
     await issued(desk, None)
 
-    assert await desk.listed() == ()
+    assert await desk.list_tokens() == ()
 
 
-async def test_a_token_for_longer_gets_a_name(desk: TokenDesk) -> None:
+async def test_a_token_for_longer_gets_a_name(desk: TokenRegistry) -> None:
     """Nothing that is good for weeks is good in secret."""
     jti = await issued(desk, None, DAY_S + 1)
 
-    (info,) = await desk.listed()
+    (info,) = await desk.list_tokens()
 
     assert (info.name, info.subject) == (f"client-{jti[:8]}", "ana")
 
 
-async def test_a_name_is_free_again_once_its_token_is_revoked(desk: TokenDesk) -> None:
+async def test_a_name_is_free_again_once_its_token_is_revoked(
+    desk: TokenRegistry,
+) -> None:
     """And the later one of the name is the one that is revoked next."""
     first = await issued(desk, "ci")
     with pytest.raises(TokenExists):
@@ -155,41 +157,41 @@ async def test_a_name_is_free_again_once_its_token_is_revoked(desk: TokenDesk) -
     assert revoked.id == second != first
 
 
-async def test_a_revoked_token_is_good_no_more(desk: TokenDesk) -> None:
+async def test_a_revoked_token_is_good_no_more(desk: TokenRegistry) -> None:
     """By its name, by its id, and twice."""
     jti = await issued(desk, "ci")
     shown = Principal(subject="ci", role="client", token=jti)
-    assert desk.is_good(shown)
+    assert desk.is_valid(shown)
 
     by_name = await desk.revoke("ci", by="bo")
     by_id = await desk.revoke(jti, by="cy")
 
-    assert not desk.is_good(shown)
+    assert not desk.is_valid(shown)
     assert by_name == by_id
     assert by_id.revoked_by == "bo"
 
 
-async def test_a_token_without_a_name_is_revoked_by_its_id(desk: TokenDesk) -> None:
+async def test_a_token_without_a_name_is_revoked_by_its_id(desk: TokenRegistry) -> None:
     """What is not listed is known all the same to who holds it."""
     jti = await issued(desk, None)
 
     assert (await desk.revoke(jti, by="bo")).id == jti
-    assert not desk.is_good(Principal(subject="x", role="client", token=jti))
+    assert not desk.is_valid(Principal(subject="x", role="client", token=jti))
 
 
-async def test_a_name_that_is_unknown_is_no_token(desk: TokenDesk) -> None:
+async def test_a_name_that_is_unknown_is_no_token(desk: TokenRegistry) -> None:
     """A typing error must not look like success."""
     with pytest.raises(TokenNotFound):
         await desk.revoke("ic", by="bo")
 
 
 async def test_only_the_dispatcher_keeps_the_list(
-    desk: TokenDesk, reign: Reign
+    desk: TokenRegistry, reign: Reign
 ) -> None:
     """Another node forwards."""
     reign.is_over = True
 
-    for ask in (desk.listed(), desk.revoke("ci", by="bo"), issued(desk, "ci")):
+    for ask in (desk.list_tokens(), desk.revoke("ci", by="bo"), issued(desk, "ci")):
         with pytest.raises(NotDispatcher):
             await ask
 
@@ -208,49 +210,49 @@ async def test_a_token_that_was_verified_before_is_judged_again() -> None:
         real.verify(token)
 
 
-async def opened(desk: TokenDesk, at_s: int = 0) -> Principal:
+async def opened(desk: TokenRegistry, at_s: int = 0) -> Principal:
     """Return who shows the token of a page that was opened so many seconds ago."""
-    _, info = desk.open_page(subject="ana", role="admin", node=NodeId("n"))
+    _, info = desk.issue_session_token(subject="ana", role="admin", node=NodeId("n"))
     assert info.issued_ms is not None
     return Principal(
         subject="ana",
         role="admin",
         token=info.id,
         generation=1,
-        opened_on=NodeId("n"),
-        opened_s=info.issued_ms // 1000 - at_s,
+        session_node=NodeId("n"),
+        session_started_s=info.issued_ms // 1000 - at_s,
     )
 
 
 async def test_a_page_gets_a_short_token_and_renews_it_under_its_id(
-    desk: TokenDesk, reign: Reign
+    desk: TokenRegistry, reign: Reign
 ) -> None:
     """At any node, so that a page lives through a change of dispatcher."""
     reign.is_over = True
     page = await opened(desk)
 
-    _, renewed = desk.renew_page(page)
+    _, renewed = desk.renew_session_token(page)
 
     assert (renewed.id, renewed.subject, renewed.role) == (page.token, "ana", "admin")
     assert renewed.expires_ms is not None
     assert renewed.issued_ms is not None
-    assert renewed.expires_ms - renewed.issued_ms == PAGE_S * 1000
+    assert renewed.expires_ms - renewed.issued_ms == SESSION_S * 1000
 
 
-async def test_a_page_is_opened_anew_after_half_a_day(desk: TokenDesk) -> None:
+async def test_a_page_is_opened_anew_after_half_a_day(desk: TokenRegistry) -> None:
     """Who walked away from a browser is not signed in for ever."""
-    page = await opened(desk, at_s=PAGE_S_MAX)
+    page = await opened(desk, at_s=SESSION_S_MAX)
 
     with pytest.raises(TrustError):
-        desk.renew_page(page)
+        desk.renew_session_token(page)
 
 
-async def test_only_the_token_of_a_page_is_renewed(desk: TokenDesk) -> None:
+async def test_only_the_token_of_a_page_is_renewed(desk: TokenRegistry) -> None:
     """Any other would be good for longer than whoever issued it said."""
     jti = await issued(desk, "ci")
 
     with pytest.raises(PermissionDenied):
-        desk.renew_page(Principal(subject="ci", role="client", token=jti))
+        desk.renew_session_token(Principal(subject="ci", role="client", token=jti))
 
 
 async def test_a_page_ends_with_the_secret_under_which_it_was_opened(
@@ -258,14 +260,16 @@ async def test_a_page_ends_with_the_secret_under_which_it_was_opened(
 ) -> None:
     """Else a revoked machine would carry what it signed over into the new secret."""
     secret, signer, desk = signed
-    token, _ = desk.open_page(subject="eve", role="admin", node=NodeId("n"))
+    token, _ = desk.issue_session_token(subject="eve", role="admin", node=NodeId("n"))
     page = desk.verify(token)
-    desk.renew_page(page)
+    desk.renew_session_token(page)
 
-    signer.renew(secret.renewed(bytes(20), 1, revoked=None).switched(2))
+    signer.use_secret(
+        secret.with_new_generation(bytes(20), 1, revoked=None).with_newest_in_force(2)
+    )
 
     with pytest.raises(TrustError, match="opened too long ago"):
-        desk.renew_page(page)
+        desk.renew_session_token(page)
 
 
 async def test_a_token_is_good_as_long_as_the_secret_that_signed_it(
@@ -278,12 +282,12 @@ async def test_a_token_is_good_as_long_as_the_secret_that_signed_it(
     )
     eve = desk.verify(token)
 
-    newer = secret.renewed(bytes(20), 1)
-    signer.renew(newer)
-    assert desk.is_good(eve)
-    signer.renew(newer.settled(2))
+    newer = secret.with_new_generation(bytes(20), 1)
+    signer.use_secret(newer)
+    assert desk.is_valid(eve)
+    signer.use_secret(newer.with_newest_only(2))
 
-    assert not desk.is_good(eve)
+    assert not desk.is_valid(eve)
 
 
 async def test_a_token_ends_at_once_where_its_secret_has_to_go(signed: Signed) -> None:
@@ -293,15 +297,15 @@ async def test_a_token_ends_at_once_where_its_secret_has_to_go(signed: Signed) -
     token, _ = await desk.issue(**wish, by=local("root"))
     old = desk.verify(token)
 
-    newer = secret.renewed(bytes(20), 1, revoked=NodeId("n" * 16))
-    signer.renew(newer)
+    newer = secret.with_new_generation(bytes(20), 1, revoked=NodeId("n" * 16))
+    signer.use_secret(newer)
 
-    assert not desk.is_good(old)
+    assert not desk.is_valid(old)
     with pytest.raises(TrustError):
         desk.verify(token)
     late, _ = await desk.issue(**wish, by=local("root"))
-    signer.renew(newer.settled(2))
-    assert desk.is_good(desk.verify(late))
+    signer.use_secret(newer.with_newest_only(2))
+    assert desk.is_valid(desk.verify(late))
 
 
 async def test_a_token_issues_none_that_outlasts_its_secret(signed: Signed) -> None:
@@ -311,11 +315,11 @@ async def test_a_token_issues_none_that_outlasts_its_secret(signed: Signed) -> N
     token, _ = await desk.issue(**wish, by=local("root"))
     admin = desk.verify(token)
 
-    newer = secret.renewed(bytes(20), 1, revoked=None)
-    signer.renew(newer)
+    newer = secret.with_new_generation(bytes(20), 1, revoked=None)
+    signer.use_secret(newer)
     early, _ = await desk.issue(**wish, by=admin)
     assert desk.verify(early).generation == admin.generation
-    signer.renew(newer.switched(2))
+    signer.use_secret(newer.with_newest_in_force(2))
     with pytest.raises(PermissionDenied, match="older secret"):
         await desk.issue(**wish, by=admin)
 
@@ -348,15 +352,17 @@ async def test_a_name_of_any_length_fits_into_a_record() -> None:
 async def test_what_no_node_of_ours_wrote_hides_no_other_token(body: bytes) -> None:
     """Who cannot list tokens cannot take any back by its name."""
     records = MemoryRecords()
-    desk = TokenOffice(Tokens(generate()), records, SystemClock(), Reign().require)
+    desk = TokenService(
+        TokenSigner(generate_secret()), records, SystemClock(), Reign().require
+    )
     odd, until_ms = "0" * 32, 1 << 46
-    await records.keep(RecordDraft(TOKEN, odd, body, until_ms))
-    await records.keep(RecordDraft(TOKEN_REVOKED, odd, body, until_ms))
+    await records.write_records(RecordDraft(TOKEN, odd, body, until_ms))
+    await records.write_records(RecordDraft(TOKEN_REVOKED, odd, body, until_ms))
     good = await issued(desk, "ci")
 
     shown = [
         (info.id, info.name, info.issued_ms, info.revoked_ms)
-        for info in await desk.listed()
+        for info in await desk.list_tokens()
         if info.id == odd
     ]
 

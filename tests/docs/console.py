@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.docs.blocks import RUN, Block, Command, commands_of
 
 DEADLINE_S = 60.0
@@ -172,7 +172,7 @@ class Console:
         self._place = place
         self._invites = [] if invites is None else invites
         if not place:
-            make(self.secret)
+            create_secret_file(self.secret)
         self.environ = {
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(runtime),

@@ -33,7 +33,7 @@ def sizes() -> str:
         ("a frame, after that", _bytes(limits.frame_bytes)),
         ("the items of one array", f"{wire.ARRAY_ITEMS_MAX:,}"),
         ("the values of one frame, arrays and items", f"{counting.VALUES_MAX:,}"),
-        ("a message whose batch goes into one", _bytes(wire.SPLIT_BYTES)),
+        ("a message whose batch goes into one", _bytes(wire.SPLIT_FRAME_BYTES)),
         ("entries in an answer to Pull", _bytes(limits.pull_bytes)),
         ("the type number of a message", f"{wire.MESSAGE_NUMBERS_END - 1}"),
     ]

@@ -17,6 +17,4 @@ def tables() -> str:
 
 def _row(metric: Metric) -> str:
     labels = "".join(f", `{label}`" for label in metric.labels)
-    return (
-        f"| `{metric.name}` | {metric.kind}{labels} | {metric.by} | {metric.says} |\n"
-    )
+    return f"| `{metric.name}` | {metric.kind}{labels} | {metric.reported_by} | {metric.help_text} |\n"

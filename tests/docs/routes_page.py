@@ -14,7 +14,7 @@ from tests.support.conformance import DOCUMENT
 Json = dict[str, Any]
 
 _FORM = "#/components/schemas/"
-_INSIDE = ("Deed", "Standing")
+_INSIDE = ("AuditEntry", "Standing")
 """Forms that only nodes send each other."""
 
 _KINDS = {

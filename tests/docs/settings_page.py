@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.config.settings import SETTINGS, Setting
-from octaskly.config.value_types import Many, Switch
+from octaskly.config.value_types import Boolean, ListOf
 
 
 def table() -> str:
@@ -14,13 +14,15 @@ def table() -> str:
 
 
 def _row(setting: Setting) -> str:
-    flag = f"`{setting.flag} {setting.kind.metavar}`".replace("|", "\\|")
-    if isinstance(setting.kind, Switch):
+    flag = f"`{setting.flag} {setting.value_type.metavar}`".replace("|", "\\|")
+    if isinstance(setting.value_type, Boolean):
         flag = f"`{setting.flag}`, `--no-{setting.flag.removeprefix('--')}`"
-    takes = setting.kind.allowed
-    if isinstance(setting.kind, Many):
+    takes = setting.value_type.allowed
+    if isinstance(setting.value_type, ListOf):
         takes = f"a list of: {takes}"
-    says = f"{setting.says}; {setting.more}" if setting.more else setting.says
+    says = (
+        f"{setting.summary}; {setting.details}" if setting.details else setting.summary
+    )
     return (
         f"| `{setting.key}` | {flag}, `{setting.variable}` | {takes} "
         f"| {setting.default_text} | {says} |\n"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from octaskly.config.agent import options_of
-from octaskly.config.sources import said_in_file
+from octaskly.config.agent import build_options
+from octaskly.config.sources import read_settings_file
 from tests.agents import Agent, until
 from tests.docs.blocks import PAGES, ROOT, RUN, SHELLS, Block, blocks_of
 from tests.docs.console import Console
@@ -106,7 +106,7 @@ def test_a_file_of_settings_is_taken(page: Path, block: Block, tmp_path: Path) -
     file.chmod(0o600)
     faults: list[str] = []
 
-    options_of(said_in_file(file, faults), faults)
+    build_options(read_settings_file(file, faults), faults)
 
     assert faults == []
 

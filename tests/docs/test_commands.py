@@ -68,10 +68,10 @@ def test_help_of_a_command_ends_with_an_example(
 
 
 OFFERED = {
-    "ID": completion.tasks,
-    "ID...": completion.tasks,
-    "[ID...]": completion.tasks,
-    "NODE": completion.nodes,
+    "ID": completion.complete_tasks,
+    "ID...": completion.complete_tasks,
+    "[ID...]": completion.complete_tasks,
+    "NODE": completion.complete_nodes,
 }
 """What a shell offers for a parameter, by the word that stands for it in the help."""
 OF_THE_USER = frozenset(
@@ -120,7 +120,7 @@ def test_a_shell_completes_what_a_command_takes(
         parameter.name: parameter.metavar
         for parameter in command.params
         if (wanted := OFFERED.get(parameter.metavar or "")) is not None
-        if parameter._custom_shell_complete not in (wanted, completion.arrays)
+        if parameter._custom_shell_complete not in (wanted, completion.complete_arrays)
     }
 
     assert (wrong, other) == ({}, {})

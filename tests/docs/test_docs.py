@@ -37,7 +37,7 @@ async def test_every_route_of_the_application_is_documented() -> None:
     """A route that is not in the reference does not exist for users."""
     server = ApiServer(
         FakeGateway(),
-        verify=verify,
+        verify_token=verify,
         clock=FixedClock(),
         node_name="ash",
         peer_node_id=no_peer,

@@ -27,12 +27,14 @@ def perform(
 
 def parcel(function: Any, *arguments: Any, **told: str) -> bytes:
     """Return a parcel with one call."""
-    parts = call_runner.pickled((function, [(arguments, {})], False), cloudpickle.dumps)
-    return b"".join(call_runner.packed(parts, TOLD | told))
+    parts = call_runner.pickle_value(
+        (function, [(arguments, {})], False), cloudpickle.dumps
+    )
+    return b"".join(call_runner.encode_payload(parts, TOLD | told))
 
 
 def told_by(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
-    return call_runner.unpacked(memoryview(bytearray(done.stdout)))[0]
+    return call_runner.decode_payload(memoryview(bytearray(done.stdout)))[0]
 
 
 def test_a_call_is_answered_by_its_value(tmp_path: Path) -> None:
@@ -43,10 +45,10 @@ def test_a_call_is_answered_by_its_value(tmp_path: Path) -> None:
         return a + b
 
     done = perform(parcel(add, 2, 3), tmp_path)
-    told, parts = call_runner.unpacked(memoryview(bytearray(done.stdout)))
+    told, parts = call_runner.decode_payload(memoryview(bytearray(done.stdout)))
 
     assert (done.returncode, told["kind"]) == (0, "value")
-    assert call_runner.loads(parts) == 5
+    assert call_runner.unpickle(parts) == 5
     assert done.stderr == b"said\n"
 
 
@@ -81,10 +83,10 @@ def test_a_large_answer_lies_in_a_file(tmp_path: Path) -> None:
     done = perform(parcel(elsewhere), tmp_path)
 
     assert told_by(done)["kind"] == "file"
-    told, parts = call_runner.unpacked(
-        call_runner.mapped(str(tmp_path / call_runner.RESULT_FILE))
+    told, parts = call_runner.decode_payload(
+        call_runner.map_file(str(tmp_path / call_runner.RESULT_FILE))
     )
-    assert (told["kind"], call_runner.loads(parts)) == ("value", b"x" * 1_000_000)
+    assert (told["kind"], call_runner.unpickle(parts)) == ("value", b"x" * 1_000_000)
 
 
 def test_parts_of_a_call_may_lie_in_files(tmp_path: Path) -> None:
@@ -98,30 +100,32 @@ def test_parts_of_a_call_may_lie_in_files(tmp_path: Path) -> None:
     import pickle
 
     buffer = bytearray(b"hello")
-    pickled = call_runner.pickled(
+    pickled = call_runner.pickle_value(
         (change, [((pickle.PickleBuffer(buffer),), {})], False), cloudpickle.dumps
     )
     (tmp_path / "part").write_bytes(pickled[1])
-    stdin = b"".join(call_runner.packed([pickled[0], "part"], TOLD))
-    _, parts = call_runner.unpacked(
+    stdin = b"".join(call_runner.encode_payload([pickled[0], "part"], TOLD))
+    _, parts = call_runner.decode_payload(
         memoryview(bytearray(perform(stdin, tmp_path).stdout))
     )
 
-    assert call_runner.loads(parts) == b"Jello"
+    assert call_runner.unpickle(parts) == b"Jello"
     assert (tmp_path / "part").read_bytes() == b"hello"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 20])
 def test_what_is_no_parcel_is_refused(cut: int) -> None:
     """As the output of a process that was killed in the middle of its answer."""
-    whole = b"".join(call_runner.packed([b"abc", b"d" * 100], {"kind": "value"}))
-    told, parts = call_runner.unpacked(memoryview(whole))
+    whole = b"".join(
+        call_runner.encode_payload([b"abc", b"d" * 100], {"kind": "value"})
+    )
+    told, parts = call_runner.decode_payload(memoryview(whole))
 
     assert (told["kind"], [bytes(part) for part in parts]) == (
         "value",
         [b"abc", b"d" * 100],
     )
-    with pytest.raises(call_runner.NoParcel):
-        call_runner.unpacked(memoryview(whole[: len(whole) - 1 - cut]))
-    with pytest.raises(call_runner.NoParcel):
-        call_runner.unpacked(memoryview(whole[1:]))
+    with pytest.raises(call_runner.InvalidPayload):
+        call_runner.decode_payload(memoryview(whole[: len(whole) - 1 - cut]))
+    with pytest.raises(call_runner.InvalidPayload):
+        call_runner.decode_payload(memoryview(whole[1:]))

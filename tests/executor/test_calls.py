@@ -301,7 +301,7 @@ def test_what_all_calls_ask_for_is_asked_of_each(
 
 def test_a_mesh_that_is_away_breaks_the_executor(tmp_path: Path) -> None:
     """What was submitted fails with the reason, and so does what comes later."""
-    with octaskly.Executor(state_dir=tmp_path, patience_s=0.1) as executor:
+    with octaskly.Executor(state_dir=tmp_path, retry_timeout_s=0.1) as executor:
         error = executor.submit(pow, 2, 8).exception(RESULT_S_MAX)
         assert isinstance(error, octaskly.MeshLost)
         assert isinstance(error, BrokenExecutor)

@@ -19,7 +19,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 @pytest.fixture
 def _mesh(agents: list[Agent]) -> Iterator[None]:
     """Have joblib use the mesh."""
-    with joblib.parallel_config(backend.NAME, state_dir=agents[1].state):
+    with joblib.parallel_config(backend.BACKEND_NAME, state_dir=agents[1].state):
         yield
 
 

@@ -37,7 +37,7 @@ def opened(state: Path) -> Iterator[sqlite3.Connection]:
 def vector(state: Path) -> Vector:
     """Return how far each stream is held."""
     with opened(state) as database:
-        rows = database.execute("SELECT stream, have_seq FROM streams")
+        rows = database.execute("SELECT stream, last_seq FROM streams")
         return {stream: seq for stream, seq in rows if seq}
 
 

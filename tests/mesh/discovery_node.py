@@ -16,7 +16,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress
-from octaskly.mesh.discovery.scan import sightings
+from octaskly.mesh.discovery.scan import scan_meshes
 from octaskly.system.clock import SystemClock
 
 CLOCK = SystemClock()
@@ -51,22 +51,22 @@ def obey(discovery: Discovery, word: str, *rest: str) -> None:
     if word == "reign":
         discovery.advertise(is_dispatcher=True, term=int(rest[0]))
     elif word == "state":
-        meshes = Counter(one.mesh for one in discovery._candidates._sightings.values())
+        meshes = Counter(one.mesh for one in discovery._nodes._records.values())
         say(
             "state",
             meshes={mesh: count for mesh, count in meshes.items() if mesh},
             unpaired=meshes[None],
-            in_sight=len(discovery._candidates),
-            hosts=[one.host for one in discovery._local],
+            in_sight=len(discovery._nodes),
+            hosts=[one.host for one in discovery._local_addresses],
             is_degraded=discovery._mdns is None,
         )
     else:
-        discovery.browse(is_wanted=word == "browse")
+        discovery.set_browsing(is_wanted=word == "browse")
 
 
 async def run(options: argparse.Namespace) -> None:
     if options.look:
-        found = await sightings(options.look, options.interface)
+        found = await scan_meshes(options.look, options.interface)
         say("sightings", meshes=sorted(found))
         return
     node = NodeInfo(
@@ -98,7 +98,7 @@ async def run(options: argparse.Namespace) -> None:
     )
     async with asyncio.TaskGroup() as tasks:
         await discovery.start(tasks)
-        discovery.browse(is_wanted=True)
+        discovery.set_browsing(is_wanted=True)
         say("started")
         async for line in reader:
             obey(discovery, *line.decode().split())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from octaskly.trust import generate
+from octaskly.trust import generate_secret
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
 
@@ -21,7 +21,7 @@ def secret_file(folder: Path) -> Path:
     """Make a mesh secret, as `octaskly secret new > mesh.key` does."""
     path = folder / "mesh.key"
     path.touch(mode=0o600)
-    path.write_text(generate().lines())
+    path.write_text(generate_secret().to_text())
     return path
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.mesh.discovery.adverts import CLAIMS_MAX
-from octaskly.mesh.discovery.scan import FIRST_LOOK_S
+from octaskly.mesh.discovery.adverts import NODES_PER_ENDPOINT_MAX
+from octaskly.mesh.discovery.scan import FIRST_SCAN_S
 from tests.agents import soon_s
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
@@ -116,7 +116,7 @@ def test_a_fresh_machine_sees_a_mesh_or_none(
     """What decides whether it makes a secret of its own."""
     first, second = make_lab(2).hosts
 
-    look = ("--look", str(FIRST_LOOK_S))
+    look = ("--look", str(FIRST_SCAN_S))
     with DiscoveryProcess(*look, prefix=second.prefix) as alone:
         assert alone.wait_for("sightings")["meshes"] == []
     discover(first).wait_for("started")
@@ -141,7 +141,7 @@ def test_a_port_that_another_program_holds_is_said_once(
     process = discover(host)
     note = process.wait_for("note")
 
-    assert note["event"] == "discovery is off"
+    assert note["event"] == "discovery unavailable"
     assert "disallow-other-stacks" in note["fields"]["hint"]
     process.tell("reign 3")
     assert process.state()["is_degraded"]
@@ -162,7 +162,7 @@ def test_mdns_comes_back_when_the_port_is_free_again(
 
     holder.kill()
 
-    blocked.wait_for("note", lambda line: line["event"] == "discovery is on")
+    blocked.wait_for("note", lambda line: line["event"] == "discovery available")
     free.wait_for_node(id_of(first))
     blocked.wait_for_node(id_of(second))
 
@@ -174,7 +174,8 @@ def resident_mb(process: DiscoveryProcess) -> float:
 
 
 @pytest.mark.parametrize(
-    ("victim", "hints"), [("8.8.8.8", 0), ("10.77.1.1", CLAIMS_MAX), ("each", 1024)]
+    ("victim", "hints"),
+    [("8.8.8.8", 0), ("10.77.1.1", NODES_PER_ENDPOINT_MAX), ("each", 1024)],
 )
 def test_a_flood_of_5000_nodes_is_bounded(
     make_lab: MakeLab, discover: Discover, victim: str, hints: int

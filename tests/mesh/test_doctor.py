@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.trust import MeshSecret, generate
+from octaskly.trust import MeshSecret, generate_secret
 from tests.mesh.forming import FORM_S, is_formed, nodes
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import ip, missing, wait_until
@@ -37,8 +37,8 @@ Found = dict[str, tuple[str, str, str]]
 @pytest.fixture(scope="module")
 def secret() -> MeshSecret:
     """The secret of the mesh, which was renewed: there is an older one."""
-    newer = generate().renewed(os.urandom(20), 0, revoked=None)
-    return newer.switched(0)
+    newer = generate_secret().with_new_generation(os.urandom(20), 0, revoked=None)
+    return newer.with_newest_in_force(0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def lab(secret: MeshSecret) -> Iterator[Lab]:
         pytest.skip(reason)
     with Lab(3) as lab:
         for host in lab.hosts[:2]:
-            key = write(host, secret.settled(0).lines())
+            key = write(host, secret.with_newest_only(0).to_text())
             host.agent(secret=key, is_awaited=False)
         until_met(lab)
         yield lab
@@ -57,7 +57,7 @@ def lab(secret: MeshSecret) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def well(lab: Lab, secret: MeshSecret) -> Found:
     """What is found on the third machine when nothing is broken."""
-    key = str(write(lab.hosts[2], secret.settled(0).lines()))
+    key = str(write(lab.hosts[2], secret.with_newest_only(0).to_text()))
 
     def look() -> Found | None:
         found = ask_spare(lab, "--interface", "eth0", "--secret-file", key)
@@ -179,7 +179,7 @@ def test_dropped_multicast_is_seen_before_an_agent_runs(
 ) -> None:
     """Who names a node that is not found learns that only multicast is missing."""
     first, _, third = lab.hosts
-    key = str(write(third, secret.settled(0).lines()))
+    key = str(write(third, secret.with_newest_only(0).to_text()))
     # Who hears the question may answer to this machine alone, so nobody may hear it.
     for host in lab.hosts:
         plug(lab, host, "mcast_flood off")
@@ -273,7 +273,9 @@ def test_wrong_interface_is_told_by_what_it_is(
 def test_other_mesh_on_the_lan_is_told_to_both(lab: Lab) -> None:
     """It disturbs nobody, but who is alone in one meant to be in the other."""
     first, _, third = lab.hosts
-    agent = third.agent("lone", secret=write(third, generate().lines(), "lone.key"))
+    agent = third.agent(
+        "lone", secret=write(third, generate_secret().to_text(), "lone.key")
+    )
     mesh = agent.description["mesh"]
 
     among, alone = together(lambda: ask(first), lambda: ask(third))
@@ -294,7 +296,7 @@ def test_wrong_and_old_secrets_are_told_apart(
 ) -> None:
     """Damaged, readable by others, of a generation that is over, or right."""
     third = lab.hosts[2]
-    good = secret.settled(0).lines()
+    good = secret.with_newest_only(0).to_text()
     shared = write(third, good, "shared.key")
     shared.chmod(0o644)
     older = MeshSecret(secret.generations[:1])
@@ -302,7 +304,7 @@ def test_wrong_and_old_secrets_are_told_apart(
         "missing": third.folder / "none.key",
         "damaged": write(third, good.replace("okm1-", "okm1-x", 1), "damaged.key"),
         "shared": shared,
-        "old": write(third, older.lines(), "old.key"),
+        "old": write(third, older.to_text(), "old.key"),
     }
 
     found = dict(
@@ -329,7 +331,7 @@ def test_wrong_and_old_secrets_are_told_apart(
 
 def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret, well: Found) -> None:
     """Where two others agree, it is this machine's; the size says how urgent it is."""
-    key = str(write(lab.hosts[2], secret.settled(0).lines()))
+    key = str(write(lab.hosts[2], secret.with_newest_only(0).to_text()))
 
     fast = ask_spare(lab, "--secret-file", key, by=patched("clock"))
 
@@ -343,7 +345,7 @@ def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret, well: Found) -> N
 
 def test_version_gap_is_told(lab: Lab, secret: MeshSecret, well: Found) -> None:
     """Another major version is a fault."""
-    key = str(write(lab.hosts[2], secret.settled(0).lines()))
+    key = str(write(lab.hosts[2], secret.with_newest_only(0).to_text()))
 
     newer = ask_spare(lab, "--secret-file", key, by=patched("version"))
 
@@ -375,7 +377,9 @@ def test_taken_api_port_names_who_has_it(lab: Lab) -> None:
     )
     assert holder.stdout is not None
     holder.stdout.readline()
-    agent = third.agent("lone", secret=write(third, generate().lines(), "lone.key"))
+    agent = third.agent(
+        "lone", secret=write(third, generate_secret().to_text(), "lone.key")
+    )
 
     taken, before = together(lambda: ask(third), lambda: ask_spare(lab))
     holder.kill()

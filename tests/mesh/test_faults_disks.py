@@ -10,7 +10,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from octaskly.trust import MeshTrust, NodeKey, load
+from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.mesh import databases, power
 from tests.mesh.conftest import MakeLab
 from tests.mesh.faults import damage, fill, lose_log, restore, save, small_disk
@@ -248,7 +248,7 @@ def test_f23_a_machine_that_slept_comes_back(make_lab: MakeLab, who: str) -> Non
 class Stranger:
     """A peer that connects to a host and says what no peer should."""
 
-    def __init__(self, near: Host, target: Host, trust: MeshTrust | None) -> None:
+    def __init__(self, near: Host, target: Host, trust: MeshTls | None) -> None:
         self._near = near
         self._target = target
         self._trust = trust
@@ -298,7 +298,7 @@ def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
         frame(b""),
     ):
         # Each time another member: one that lied is not listened to for a while.
-        trust = MeshTrust(load(scene.secret), NodeKey.generate())
+        trust = MeshTls(load_secret(scene.secret), NodeKey.generate())
         Stranger(rogue, head, trust).say(PEER_PORT, data)
     for port in (PEER_PORT, LAN_PORT):
         outsider.say(port, b"GET / HTTP/1.1\r\n\r\n" + b"\x00" * 4096)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.mesh.discovery.interfaces import Kind, list_interfaces
+from octaskly.mesh.discovery.interfaces import InterfaceKind, list_interfaces
 from tests.mesh.conftest import MakeLab
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import NETNS, wait_until
@@ -136,9 +136,9 @@ def test_each_host_has_the_same_decoys(make_lab: MakeLab) -> None:
         # A thread sees the /sys of the machine; a process that of its namespace.
         said = host.run("cat", "/sys/class/net/tun0/flags", "/proc/net/if_inet6")
         assert int(said.stdout.split()[0], 16) & 0x10
-        assert kinds["eth0"] is Kind.LAN
-        assert kinds["docker0"] is Kind.CONTAINER
-        assert kinds["tun0"] is Kind.LINK
+        assert kinds["eth0"] is InterfaceKind.LAN
+        assert kinds["docker0"] is InterfaceKind.CONTAINER
+        assert kinds["tun0"] is InterfaceKind.POINT_TO_POINT
 
 
 def has_ended(pid: int) -> bool:

@@ -57,7 +57,7 @@ def test_a_host_without_mdns_joins_by_address(lan: Lab) -> None:
 
     wait_until("one mesh", lambda: is_formed([first, second]), within_s=FORM_S)
     deaf.stop()
-    said = [line for line in deaf.log.splitlines() if "discovery is off" in line]
+    said = [line for line in deaf.log.splitlines() if "discovery unavailable" in line]
     assert len(said) == 1
     assert "disallow-other-stacks" in said[0]
 

@@ -25,11 +25,11 @@ from octaskly.joining.key_exchange import (
     PROOF_BYTES,
     SEALED_BYTES,
     SHARE_BYTES,
-    Code,
-    Exchange,
-    is_proof,
+    InviteCode,
+    KeyExchange,
+    is_proof_valid,
 )
-from octaskly.trust import NodeKey, load
+from octaskly.trust import NodeKey, load_secret
 from tests.mesh.forming import secret_file
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
@@ -60,20 +60,20 @@ def scene(_may_make_labs: None) -> Iterator[Scene]:
 
 
 @pytest.fixture
-def invites(scene: Scene) -> Iterator[Callable[[], Code]]:
+def invites(scene: Scene) -> Iterator[Callable[[], InviteCode]]:
     """Open invites of the member; those that nobody used are burnt after the test."""
-    opened: list[Code] = []
+    opened: list[InviteCode] = []
 
-    def invite() -> Code:
+    def invite() -> InviteCode:
         made = scene.member.http("POST", "/api/v1/invites", json={"ttl_s": 300})
         assert made.status == 201, made.body
-        opened.append(Code.parse(made.json["code"]))
+        opened.append(InviteCode.parse(made.json["code"]))
         return opened[-1]
 
     yield invite
     for code in opened:
         with contextlib.suppress(OSError):
-            guess(scene, code, Code(code.slot, "00000000"))
+            guess(scene, code, InviteCode(code.slot, "00000000"))
 
 
 _homes = itertools.count()
@@ -106,23 +106,23 @@ def hear(connection: socket.socket, size: int) -> bytes:
 def hello_of(slot: int, key: NodeKey) -> bytes:
     now_ms = time.time_ns() // 1_000_000
     return Greeting(
-        name="mallory", key=key.public_bytes(), wall_ms=now_ms, number=slot
+        name="mallory", key=key.public_bytes(), wall_ms=now_ms, slot_or_port=slot
     ).pack()
 
 
-def guess(scene: Scene, code: Code, guessed: Code) -> bytes:
+def guess(scene: Scene, code: InviteCode, guessed: InviteCode) -> bytes:
     """Play a joiner who guesses; return all that the member says after the shares."""
     with scene.attacker.connect((scene.member.ip, PORT), 5.0) as connection:
         hello = hello_of(code.slot, NodeKey.generate())
         connection.sendall(hello)
         welcome = hear(connection, GREETING_BYTES)
-        exchange = Exchange.of_joiner(guessed)
+        exchange = KeyExchange.for_joiner(guessed)
         with contextlib.suppress(ConnectionError):  # It may be gone already.
             connection.sendall(exchange.share)
         share = hear(connection, SHARE_BYTES)
         if len(share) < SHARE_BYTES:
             return b""
-        keys = exchange.finish(share, hello, welcome)
+        keys = exchange.derive_keys(share, hello, welcome)
         connection.sendall(keys.joiner_proof())
         return hear(connection, PROOF_BYTES + SEALED_BYTES)
 
@@ -182,7 +182,7 @@ class Middle:
 
 def shows_secret(heard: bytes, secret: Path) -> bool:
     """Whether bytes hold the secret in any form that a program would send."""
-    kept = load(secret)
+    kept = load_secret(secret)
     texts = [line.split()[0] for line in secret.read_text().splitlines()]
     forms = [*kept.generations, *(text.encode() for text in texts)]
     forms += [text.removeprefix("okm1-")[:32].encode() for text in texts]
@@ -190,16 +190,16 @@ def shows_secret(heard: bytes, secret: Path) -> bool:
 
 
 def test_f32_who_only_passes_bytes_on_learns_nothing(
-    scene: Scene, invites: Callable[[], Code]
+    scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """The pairing succeeds through him, and he holds noise of one size."""
     code, newcomer = invites(), Newcomer(scene.joiner)
 
     with Middle(scene) as middle:
-        done = newcomer.join("--at", scene.attacker.ip, code.shown())
+        done = newcomer.join("--at", scene.attacker.ip, code.formatted())
 
     assert done.returncode == 0, done.stderr
-    assert load(newcomer.secret) == load(scene.secret)
+    assert load_secret(newcomer.secret) == load_secret(scene.secret)
     sizes = {who: len(heard) for who, heard in middle.heard.items()}
     assert sizes == {
         "joiner": GREETING_BYTES + SHARE_BYTES + PROOF_BYTES,
@@ -211,7 +211,7 @@ def test_f32_who_only_passes_bytes_on_learns_nothing(
 
 @pytest.mark.parametrize("side", ["joiner", "member"])
 def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
-    scene: Scene, invites: Callable[[], Code], side: str
+    scene: Scene, invites: Callable[[], InviteCode], side: str
 ) -> None:
     """A greeting with another node key, on either way, makes both proofs wrong."""
     code, newcomer = invites(), Newcomer(scene.joiner)
@@ -222,13 +222,16 @@ def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
             return data
         said = Greeting.unpack(data)
         forged = Greeting(
-            name=said.name, key=mine, wall_ms=said.wall_ms, number=said.number
+            name=said.name,
+            key=mine,
+            wall_ms=said.wall_ms,
+            slot_or_port=said.slot_or_port,
         )
         return forged.pack()
 
     to_member, to_joiner = (forge, bytes) if side == "joiner" else (bytes, forge)
     with Middle(scene, to_member, to_joiner) as middle:
-        done = newcomer.join("--at", scene.attacker.ip, code.shown())
+        done = newcomer.join("--at", scene.attacker.ip, code.formatted())
 
     assert done.returncode == 1
     assert "does not accept the code" in done.stderr
@@ -238,15 +241,15 @@ def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
 
 
 def test_f32_who_guesses_as_a_joiner_has_one_guess(
-    scene: Scene, invites: Callable[[], Code]
+    scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """He gets a no of 32 bytes, the code is burnt, and the right one is too late."""
     code, _, newcomer = invites(), invites(), Newcomer(scene.joiner)
-    wrong = Code(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
+    wrong = InviteCode(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
 
     answered = guess(scene, code, wrong)
     again = guess(scene, code, code)
-    late = newcomer.join("--at", scene.member.ip, code.shown())
+    late = newcomer.join("--at", scene.member.ip, code.formatted())
 
     assert answered == NO_PROOF
     assert again == b""
@@ -257,11 +260,11 @@ def test_f32_who_guesses_as_a_joiner_has_one_guess(
 
 
 def test_f32_who_guesses_as_a_member_has_one_guess(
-    scene: Scene, invites: Callable[[], Code]
+    scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """The joiner proves first, to somebody who cannot check it, and stops."""
     code, newcomer = invites(), Newcomer(scene.joiner)
-    wrong = Code(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
+    wrong = InviteCode(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
     proofs: list[bool] = []
 
     def play(listener: socket.socket) -> None:
@@ -270,19 +273,19 @@ def test_f32_who_guesses_as_a_member_has_one_guess(
             hello = hear(connection, GREETING_BYTES)
             welcome = hello_of(7878, NodeKey.generate())
             connection.sendall(welcome)
-            exchange = Exchange.of_member(wrong)
+            exchange = KeyExchange.for_member(wrong)
             share = hear(connection, SHARE_BYTES)
             connection.sendall(exchange.share)
-            keys = exchange.finish(share, hello, welcome)
+            keys = exchange.derive_keys(share, hello, welcome)
             proof = hear(connection, PROOF_BYTES)
-            proofs.append(is_proof(proof, keys.joiner_proof()))
+            proofs.append(is_proof_valid(proof, keys.joiner_proof()))
             connection.sendall(keys.member_proof() + bytes(SEALED_BYTES))
 
     with scene.attacker.call(lambda: socket.create_server(("", PORT))) as listener:
         listener.settimeout(30.0)
         thread = threading.Thread(target=play, args=(listener,))
         thread.start()
-        done = newcomer.join("--at", scene.attacker.ip, code.shown())
+        done = newcomer.join("--at", scene.attacker.ip, code.formatted())
         thread.join()
 
     assert proofs == [False]
@@ -292,18 +295,18 @@ def test_f32_who_guesses_as_a_member_has_one_guess(
 
 
 def test_f32_what_was_heard_opens_nothing_a_second_time(
-    scene: Scene, invites: Callable[[], Code]
+    scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """A replay meets another run, with other shares and so other keys."""
     first, newcomer = invites(), Newcomer(scene.joiner)
     with Middle(scene) as middle:
-        done = newcomer.join("--at", scene.attacker.ip, first.shown())
+        done = newcomer.join("--at", scene.attacker.ip, first.formatted())
     assert done.returncode == 0, done.stderr
     heard = middle.heard["joiner"]
     second = invites()
     said = Greeting.unpack(heard[:GREETING_BYTES])
     hello = Greeting(
-        name=said.name, key=said.key, wall_ms=said.wall_ms, number=second.slot
+        name=said.name, key=said.key, wall_ms=said.wall_ms, slot_or_port=second.slot
     ).pack()
 
     with scene.attacker.connect((scene.member.ip, PORT), 5.0) as connection:
@@ -314,14 +317,14 @@ def test_f32_what_was_heard_opens_nothing_a_second_time(
 
 
 def test_f32_of_two_machines_with_one_code_one_joins(
-    scene: Scene, invites: Callable[[], Code]
+    scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """The other one is told why, and has no secret."""
     code = invites()
     newcomers = [Newcomer(scene.joiner), Newcomer(scene.other)]
 
     with ThreadPoolExecutor(2) as both:
-        done = list(both.map(lambda one: one.join(code.shown()), newcomers))
+        done = list(both.map(lambda one: one.join(code.formatted()), newcomers))
 
     joined = [one.returncode == 0 for one in done]
     assert sorted(joined) == [False, True], [one.stderr for one in done]
@@ -331,7 +334,7 @@ def test_f32_of_two_machines_with_one_code_one_joins(
 
 
 def test_f32_nothing_listens_when_no_invite_is_open(
-    scene: Scene, invites: Callable[[], Code]
+    scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """What is not there cannot be attacked."""
 
@@ -345,6 +348,6 @@ def test_f32_nothing_listens_when_no_invite_is_open(
     code = invites()
     assert not is_closed()
 
-    guess(scene, code, Code(code.slot, "00000000"))
+    guess(scene, code, InviteCode(code.slot, "00000000"))
 
     wait_until("nobody listens", is_closed, within_s=45.0)

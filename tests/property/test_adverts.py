@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 from octaskly.core.model.ids import NodeId
 from octaskly.mesh.discovery.adverts import (
-    CANDIDATES_MAX,
-    CLAIMS_MAX,
-    NEIGHBOURS_MAX,
+    DISCOVERED_NODES_MAX,
+    NODES_PER_ENDPOINT_MAX,
+    NODES_PER_HOST_MAX,
     SERVICE,
-    Candidates,
+    DiscoveredNodes,
     MalformedAdvert,
-    Sighting,
-    node_named,
-    read_sighting,
-    shown,
+    ServiceRecord,
+    node_id_of_name,
+    parse_service_record,
+    printable,
 )
 from octaskly.mesh.discovery.interfaces import LocalAddress
-from octaskly.mesh.discovery.mdns import near
+from octaskly.mesh.discovery.mdns import reachable_addresses
 from tests.property.fuzzing import fuzz
 
 NODES = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=16, max_size=16)
@@ -48,10 +48,10 @@ LOCAL = (
 
 
 @st.composite
-def sightings(draw: st.DrawFn) -> Sighting | None:
+def sightings(draw: st.DrawFn) -> ServiceRecord | None:
     """Return what a record of anybody means; None: it is malformed."""
     with contextlib.suppress(MalformedAdvert):
-        return read_sighting(
+        return parse_service_record(
             NodeId(draw(NODES)),
             txt=draw(TXT),
             txt_bytes=draw(st.integers(0, 500)),
@@ -63,7 +63,7 @@ def sightings(draw: st.DrawFn) -> Sighting | None:
 
 @fuzz(sightings())
 def test_any_record_is_a_harmless_sighting_or_malformed(
-    sighting: Sighting | None,
+    sighting: ServiceRecord | None,
 ) -> None:
     """Its words can be printed, and it leads nowhere but to our own networks."""
     if sighting is None:
@@ -73,30 +73,30 @@ def test_any_record_is_a_harmless_sighting_or_malformed(
     assert words.isprintable()
     assert 0 < sighting.port < 1 << 16
     assert 0 <= sighting.term < 10**18
-    for address in near(sighting, LOCAL):
+    for address in reachable_addresses(sighting, LOCAL):
         ip = ipaddress.ip_address(address.host.partition("%")[0])
         assert any(ip in one.network for one in LOCAL)
 
 
 @given(st.lists(sightings(), max_size=40))
-def test_any_flood_is_bounded(flood: list[Sighting | None]) -> None:
+def test_any_flood_is_bounded(flood: list[ServiceRecord | None]) -> None:
     """Places of the table, and of each address in it, whoever fills it."""
-    candidates = Candidates()
+    candidates = DiscoveredNodes()
 
     kept = [
-        candidates.put(one)
+        candidates.update_node(one)
         for one in flood
         if one is not None and candidates.has_room(one.node)
     ]
 
-    assert len(candidates) <= CANDIDATES_MAX
+    assert len(candidates) <= DISCOVERED_NODES_MAX
     places = {(host, one.port) for one in kept for host in one.hosts}
     for host, port in places:
         naming = {one.node for one in kept if host in one.hosts}
-        assert len(naming) <= NEIGHBOURS_MAX
+        assert len(naming) <= NODES_PER_HOST_MAX
         there = {one.node: one for one in kept}
         claims = [o for o in there.values() if o.port == port and host in o.hosts]
-        assert len(claims) <= CLAIMS_MAX
+        assert len(claims) <= NODES_PER_ENDPOINT_MAX
 
 
 @fuzz(st.text(max_size=80), st.booleans(), share=0.2)
@@ -104,8 +104,8 @@ def test_any_name_is_shown_harmlessly(text: str, is_ours: bool) -> None:
     """A name is of a node only if it has the form of ours."""
     name = f"{text}.{SERVICE}" if is_ours else text
 
-    node = node_named(name)
+    node = node_id_of_name(name)
 
     assert node is None or (is_ours and node == text and text.isalnum())
-    assert shown(text).isprintable()
-    assert len(shown(text)) <= len(text)
+    assert printable(text).isprintable()
+    assert len(printable(text)) <= len(text)

@@ -54,7 +54,7 @@ class ArrayMesh(Mesh):
         what, n, a, b = op
         stream = (kit.STREAM, kit.OTHER)[a % 2]
         task = IDS[(n + b) % len(IDS)]
-        known = queries.task(self.writer.db, task)
+        known = queries.read_task(self.writer.db, task)
         attempt = kit.attempt_id(1 + b % 2, stream)
         match what:
             case "submit":
@@ -71,7 +71,7 @@ class ArrayMesh(Mesh):
                 pass
 
     def submit(self, task: TaskId) -> None:
-        known = queries.task(self.writer.db, task)
+        known = queries.read_task(self.writer.db, task)
         self.hlc += 1
         options = None if task == IDS[0] else OPTIONS
         spec = TaskSpec(id=task, command="run {}", ord=self.hlc, options=options)
@@ -82,7 +82,7 @@ class ArrayMesh(Mesh):
 
 def shown(table: Table) -> dict[TaskId, TaskRecord]:
     records = {
-        task: queries.task(table.db, task) for task in (*IDS, LATE, *LATE_MEMBERS)
+        task: queries.read_task(table.db, task) for task in (*IDS, LATE, *LATE_MEMBERS)
     }
     return {task: record for task, record in records.items() if record is not None}
 

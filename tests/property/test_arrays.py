@@ -33,7 +33,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import rows
-from octaskly.store.writing.tables import Tables
+from octaskly.store.writing.tables import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 from tests.property.test_store import (
@@ -101,9 +101,9 @@ def test_arrays_are_the_merge_of_all_facts_in_any_order(
     for db in (filled(data, interleaved(data, sides)) for _ in range(2)):
         for array in ARRAYS:
             wanted = merged(array, first + second)
-            shown = {id_: queries.task(db, id_) for id_ in wanted}
+            shown = {id_: queries.read_task(db, id_) for id_ in wanted}
             assert shown == wanted
-            assert queries.task(db, member_id(array, COUNT)) is None
+            assert queries.read_task(db, member_id(array, COUNT)) is None
         agree(db, [merged(array, first + second) for array in ARRAYS])
         db.close()
 
@@ -113,10 +113,10 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
     records = [record for some in wanted for record in some.values()]
     arrays = [record for record in records if record.progress is not None]
     tasks = [record for record in records if record.progress is None]
-    stats = queries.stats(db).counts
+    stats = queries.read_stats(db).counts
     tally = Counter(task.state for task in tasks)
     assert stats == {state: tally[state] for state in rows.STATES}
-    page = pages.page(db, TaskQuery())
+    page = pages.read_task_page(db, TaskQuery())
     listed = {record.id for record in records if split_member_id(record.id) is None}
     assert {record.id for record in page.records} == listed
     assert page.total == len(listed)
@@ -127,14 +127,17 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
         numbers = range(array.spec.array.count)
         members = {member_id(array.id, number) for number in numbers}
         for state in (None, *rows.STATES):
-            page = pages.page(db, TaskQuery(array=array.id, state=state))
+            page = pages.read_task_page(db, TaskQuery(array=array.id, state=state))
             assert {record.id for record in page.records} == {
                 task.id
                 for task in tasks
                 if task.id in members & held and state in (None, task.state)
             }
             assert page.total == len(page.records)
-    for record in (*queue.load(db, -1, 99).records, *queue.load_live(db)):
+    for record in (
+        *queue.load_queued_tasks(db, -1, 99).records,
+        *queue.load_live_tasks(db),
+    ):
         if record.progress is not None:
             rest = {
                 member_id(record.id, n)
@@ -159,13 +162,13 @@ def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
     ]
     entries = kit.entries([Submitted(array), *ends])
     db = kit.database()
-    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
 
-    tables.append([Append(1, tuple(entries[:2]), kit.EPOCHS)])
-    before = queries.to_notify(db, frozenset(), 9)
-    tables.append([Append(2, tuple(entries), kit.EPOCHS)])
-    after = queries.to_notify(db, frozenset(), 9)
+    tables.append_entries([Append(1, tuple(entries[:2]), kit.EPOCHS)])
+    before = queries.read_pending_notifications(db, frozenset(), 9)
+    tables.append_entries([Append(2, tuple(entries), kit.EPOCHS)])
+    after = queries.read_pending_notifications(db, frozenset(), 9)
     db.close()
 
-    assert before.fresh == ()
-    assert [record.id for _, record in after.fresh] == [array.id]
+    assert before.new_tasks == ()
+    assert [record.id for _, record in after.new_tasks] == [array.id]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from octaskly.runner.launcher.child import SHELL_NAMES, split_plain
+from octaskly.runner.launcher.child import SHELL_KEYWORDS, split_simple_command
 from octaskly.runner.launcher.spawn import find_program
 
 PLAIN = "abcXYZ019_@%+=:,./-"
@@ -85,7 +85,7 @@ def _environment(workdir: Path) -> dict[str, str]:
 @given(command=plain_commands | any_commands)
 def test_a_direct_start_equals_the_shell(workdir: Path, command: str) -> None:
     """Exit code, stdout and stderr are the same, or the shell is asked."""
-    split = split_plain(command)
+    split = split_simple_command(command)
     if split is None:
         return
     previous = Path.cwd()
@@ -107,10 +107,10 @@ def test_a_direct_start_equals_the_shell(workdir: Path, command: str) -> None:
 @given(command=st.text(alphabet=SYNTAX, max_size=30))
 def test_plain_words_are_what_the_text_says(command: str) -> None:
     """Nothing is lost, added or unquoted."""
-    split = split_plain(command)
+    split = split_simple_command(command)
     if split is not None:
         assert " ".join(split) == " ".join(command.split())
-        assert split[0] not in SHELL_NAMES
+        assert split[0] not in SHELL_KEYWORDS
         assert "=" not in split[0]
 
 
@@ -123,7 +123,7 @@ def test_the_shells_have_no_builtin_that_is_not_known(shell: str) -> None:
         check=True,
         text=True,
     ).stdout.split()
-    plain = sorted({n for n in names if split_plain(n) is not None})
+    plain = sorted({n for n in names if split_simple_command(n) is not None})
     answer = subprocess.run(
         [shell, "-c", 'for n; do command -V "$n"; done', "x", *plain],
         capture_output=True,

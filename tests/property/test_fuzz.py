@@ -20,7 +20,7 @@ from tests.property.test_codec import MESSAGES, values_of
 from tests.unit.core.node.test_message_checks import ME, PEER, Shell
 from tests.unit.mesh.test_golden_frames import MESSAGES as GOLDEN
 
-GREETING = Greeting(name="ash", key=bytes(32), wall_ms=0, number=7).pack()
+GREETING = Greeting(name="ash", key=bytes(32), wall_ms=0, slot_or_port=7).pack()
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 16)
 OK = wire.encode([HelloOk()])
 FRAMES = [wire.encode([message]) for message in GOLDEN]
@@ -109,7 +109,7 @@ def test_greetings_of_a_pairing_are_read_or_refused(data: bytes) -> None:
     """A stranger sends them before it is known; their words are harmless."""
     try:
         greeting = Greeting.unpack(data)
-        greeting.check(0)
+        greeting.require_compatible(0)
     except PairingFailed:
         return
     assert greeting.name.isprintable()

@@ -12,34 +12,34 @@ from octaskly.core.protocol.messages import PROTOCOL_VERSION
 from octaskly.errors import PairingFailed
 from octaskly.joining.fingerprint import (
     WORDS,
-    Half,
-    check_commitment,
+    KeyShare,
     commitment,
     fingerprint,
+    verify_commitment,
     words_of,
 )
 from octaskly.joining.greeting import (
-    CLOCK_MS_MAX,
+    CLOCK_SKEW_MS_MAX,
     GREETING_BYTES,
     Greeting,
-    Refusal,
-    Refused,
+    PairingRefused,
+    RefusalReason,
 )
 from octaskly.joining.key_exchange import (
     SEALED_BYTES,
     SHARE_BYTES,
     SLOT_MAX,
-    Code,
-    Exchange,
-    Keys,
-    is_proof,
-    seal,
-    unseal,
+    InviteCode,
+    KeyExchange,
+    PairingKeys,
+    is_proof_valid,
+    seal_secret,
+    unseal_secret,
 )
 from octaskly.trust import NodeKey
 
 CODES = st.builds(
-    Code,
+    InviteCode,
     st.integers(1, SLOT_MAX),
     st.integers(0, 10**8 - 1).map(lambda number: f"{number:08}"),
 )
@@ -50,76 +50,78 @@ GREETINGS = st.builds(
     key=st.binary(min_size=32, max_size=32),
     wall_ms=st.integers(0, 2**63),
     number=st.integers(0, 2**16 - 1),
-    refusal=st.sampled_from(Refusal),
+    refusal=st.sampled_from(RefusalReason),
 )
 KEYRING = "okm1-not-really\n" * 3
 #: Pure Python on a curve: some ten milliseconds for each run.
 FEW = settings(max_examples=25, deadline=None)
 
 
-def run(joiner: Code, member: Code, hello: bytes, welcome: bytes) -> tuple[Keys, Keys]:
+def run(
+    joiner: InviteCode, member: InviteCode, hello: bytes, welcome: bytes
+) -> tuple[PairingKeys, PairingKeys]:
     """Let two sides that follow the protocol talk."""
-    asking, showing = Exchange.of_joiner(joiner), Exchange.of_member(member)
+    asking, showing = KeyExchange.for_joiner(joiner), KeyExchange.for_member(member)
     return (
-        asking.finish(showing.share, hello, welcome),
-        showing.finish(asking.share, hello, welcome),
+        asking.derive_keys(showing.share, hello, welcome),
+        showing.derive_keys(asking.share, hello, welcome),
     )
 
 
 @given(code=CODES, hello=GREETINGS, welcome=GREETINGS)
 @FEW
 def test_the_same_code_gives_both_sides_the_keyring(
-    code: Code, hello: Greeting, welcome: Greeting
+    code: InviteCode, hello: Greeting, welcome: Greeting
 ) -> None:
     """Both prove that they know it, and what is sealed can be read."""
     joiner, member = run(code, code, hello.pack(), welcome.pack())
 
-    assert is_proof(joiner.joiner_proof(), member.joiner_proof())
-    assert is_proof(member.member_proof(), joiner.member_proof())
+    assert is_proof_valid(joiner.joiner_proof(), member.joiner_proof())
+    assert is_proof_valid(member.member_proof(), joiner.member_proof())
     assert joiner.joiner_proof() != joiner.member_proof()
-    sealed = seal(member, KEYRING)
+    sealed = seal_secret(member, KEYRING)
     assert len(sealed) == SEALED_BYTES
-    assert unseal(joiner, sealed) == KEYRING
+    assert unseal_secret(joiner, sealed) == KEYRING
 
 
 @given(right=CODES, wrong=CODES)
 @FEW
 def test_another_code_proves_nothing_and_reads_nothing(
-    right: Code, wrong: Code
+    right: InviteCode, wrong: InviteCode
 ) -> None:
     """Whoever guesses wrongly sees neither the keyring nor whether he was near."""
     if right == wrong:
         return
     joiner, member = run(wrong, right, b"hello", b"welcome")
 
-    assert not is_proof(joiner.joiner_proof(), member.joiner_proof())
-    assert not is_proof(member.member_proof(), joiner.member_proof())
+    assert not is_proof_valid(joiner.joiner_proof(), member.joiner_proof())
+    assert not is_proof_valid(member.member_proof(), joiner.member_proof())
     with pytest.raises(PairingFailed, match="cannot be read"):
-        unseal(joiner, seal(member, KEYRING))
+        unseal_secret(joiner, seal_secret(member, KEYRING))
 
 
 @given(code=CODES, hello=GREETINGS, other=GREETINGS)
 @FEW
 def test_what_was_said_first_is_bound(
-    code: Code, hello: Greeting, other: Greeting
+    code: InviteCode, hello: Greeting, other: Greeting
 ) -> None:
     """Whoever puts his own key, name or slot into a greeting makes the run fail."""
     if hello == other:
         return
-    asking, showing = Exchange.of_joiner(code), Exchange.of_member(code)
+    asking, showing = KeyExchange.for_joiner(code), KeyExchange.for_member(code)
 
-    joiner = asking.finish(showing.share, hello.pack(), b"welcome")
-    member = showing.finish(asking.share, other.pack(), b"welcome")
+    joiner = asking.derive_keys(showing.share, hello.pack(), b"welcome")
+    member = showing.derive_keys(asking.share, other.pack(), b"welcome")
 
-    assert not is_proof(joiner.joiner_proof(), member.joiner_proof())
+    assert not is_proof_valid(joiner.joiner_proof(), member.joiner_proof())
 
 
 @given(code=CODES, share=st.binary(min_size=SHARE_BYTES, max_size=SHARE_BYTES))
 @FEW
-def test_no_share_breaks_a_side(code: Code, share: bytes) -> None:
+def test_no_share_breaks_a_side(code: InviteCode, share: bytes) -> None:
     """It ends in keys of no use, or in the one error that is expected."""
     with contextlib.suppress(PairingFailed):
-        Exchange.of_member(code).finish(share, b"hello", b"welcome")
+        KeyExchange.for_member(code).derive_keys(share, b"hello", b"welcome")
 
 
 @pytest.mark.parametrize(
@@ -135,15 +137,17 @@ def test_no_share_breaks_a_side(code: Code, share: bytes) -> None:
 def test_shares_that_would_fix_the_key_are_refused(share: bytes) -> None:
     """A member that took one would prove itself to somebody who knows nothing."""
     with pytest.raises(PairingFailed):
-        Exchange.of_member(Code(1, "00000000")).finish(share, b"hello", b"welcome")
+        KeyExchange.for_member(InviteCode(1, "00000000")).derive_keys(
+            share, b"hello", b"welcome"
+        )
 
 
 def test_a_share_that_is_sent_back_is_refused() -> None:
     """A mirror knows no code."""
-    side = Exchange.of_member(Code(1, "00000000"))
+    side = KeyExchange.for_member(InviteCode(1, "00000000"))
 
     with pytest.raises(PairingFailed):
-        side.finish(b"A" + side.share[1:], b"hello", b"welcome")
+        side.derive_keys(b"A" + side.share[1:], b"hello", b"welcome")
 
 
 @given(data=st.binary(min_size=GREETING_BYTES, max_size=GREETING_BYTES))
@@ -169,7 +173,7 @@ def test_a_changed_greeting_is_harmless(
         read = Greeting.unpack(bytes(data))
         assert read.name.isascii()
         assert read.name.isprintable()
-        assert 0 <= read.number < 2**16
+        assert 0 <= read.slot_or_port < 2**16
 
 
 @given(greeting=GREETINGS)
@@ -178,26 +182,26 @@ def test_a_greeting_is_read_as_it_was_meant(greeting: Greeting) -> None:
     assert Greeting.unpack(greeting.pack()) == greeting
 
 
-def greeting(wall_ms: int = 0, refusal: Refusal = Refusal.NONE) -> Greeting:
+def greeting(wall_ms: int = 0, refusal: RefusalReason = RefusalReason.NONE) -> Greeting:
     return Greeting(name="ash", key=bytes(32), wall_ms=wall_ms, refusal=refusal)
 
 
 def test_clocks_that_differ_by_more_than_five_minutes_end_a_pairing() -> None:
     """Before the code is spent."""
-    greeting(CLOCK_MS_MAX).check(0)
+    greeting(CLOCK_SKEW_MS_MAX).require_compatible(0)
 
     with pytest.raises(PairingFailed, match="5 minutes apart") as failed:
-        greeting(CLOCK_MS_MAX + 1).check(0)
+        greeting(CLOCK_SKEW_MS_MAX + 1).require_compatible(0)
 
     assert failed.value.hint is not None
     assert "timedatectl" in failed.value.hint
 
 
-@pytest.mark.parametrize("refusal", [one for one in Refusal if one])
-def test_each_refusal_says_why_and_what_to_do(refusal: Refusal) -> None:
+@pytest.mark.parametrize("refusal", [one for one in RefusalReason if one])
+def test_each_refusal_says_why_and_what_to_do(refusal: RefusalReason) -> None:
     """Expired, used, no such slot: people act on them differently."""
-    with pytest.raises(Refused) as refused:
-        greeting(refusal=refusal).check(0)
+    with pytest.raises(PairingRefused) as refused:
+        greeting(refusal=refusal).require_compatible(0)
 
     assert refused.value.__cause__ is not None
     assert "octaskly invite" in str(refused.value.hint)
@@ -214,35 +218,35 @@ def test_another_version_is_named() -> None:
 
 def test_a_code_is_read_as_people_write_it() -> None:
     """With spaces instead of dashes, too; and nothing else."""
-    code = Code(7, "48219375")
+    code = InviteCode(7, "48219375")
     for text in ("7-4821-9375", " 7 4821 9375\n", "7-48219375"):
-        assert Code.parse(text) == code
-    assert code.shown() == "7-4821-9375"
+        assert InviteCode.parse(text) == code
+    assert code.formatted() == "7-4821-9375"
 
     for text in ("", "7-4821-937", "0-4821-9375", "100-4821-9375", "7_4821_9375"):
         with pytest.raises(PairingFailed) as failed:
-            Code.parse(text)
+            InviteCode.parse(text)
         assert "4821" not in str(failed.value)
 
 
 def test_a_code_is_not_in_what_a_debugger_shows() -> None:
     """Nor in a traceback that somebody pastes."""
-    assert "48219375" not in repr(Code(7, "48219375"))
+    assert "48219375" not in repr(InviteCode(7, "48219375"))
 
 
 def words(
-    member: Half, joiner: Half, *, first: bytes, second: bytes, third: bytes
+    member: KeyShare, joiner: KeyShare, *, first: bytes, second: bytes, third: bytes
 ) -> tuple[str, str]:
     """Return what both sides show after these three messages."""
     return (
-        fingerprint(member.keys(joiner.public(), first, second, third)),
-        fingerprint(joiner.keys(member.public(), first, second, third)),
+        fingerprint(member.derive_keys(joiner.public(), first, second, third)),
+        fingerprint(joiner.derive_keys(member.public(), first, second, third)),
     )
 
 
 def test_both_sides_show_the_same_words_and_can_read_each_other() -> None:
     """Nobody is in the middle."""
-    member, joiner = Half.fresh(), Half.fresh()
+    member, joiner = KeyShare.generate(), KeyShare.generate()
     first = b"hello" + commitment(b"hello", member.public())
     second = b"welcome" + joiner.public()
 
@@ -256,12 +260,16 @@ def test_whoever_is_in_the_middle_gives_each_side_other_words() -> None:
     """He has to fix his halves before he sees theirs, so he cannot choose."""
     shown = set()
     for _ in range(20):
-        member, joiner, middle = Half.fresh(), Half.fresh(), Half.fresh()
+        member, joiner, middle = (
+            KeyShare.generate(),
+            KeyShare.generate(),
+            KeyShare.generate(),
+        )
         first = b"hello" + commitment(b"hello", member.public())
         faked = b"hello" + commitment(b"hello", middle.public())
         second, other = b"welcome" + joiner.public(), b"welcome" + middle.public()
-        at_member = member.keys(middle.public(), first, other, member.public())
-        at_joiner = joiner.keys(middle.public(), faked, second, middle.public())
+        at_member = member.derive_keys(middle.public(), first, other, member.public())
+        at_joiner = joiner.derive_keys(middle.public(), faked, second, middle.public())
         assert fingerprint(at_member) != fingerprint(at_joiner)
         shown |= {fingerprint(at_member), fingerprint(at_joiner)}
 
@@ -270,19 +278,19 @@ def test_whoever_is_in_the_middle_gives_each_side_other_words() -> None:
 
 def test_a_half_that_was_not_committed_to_is_refused() -> None:
     """Else the member, or who plays it, could try halves until the words fit."""
-    half, other = Half.fresh().public(), Half.fresh().public()
+    half, other = KeyShare.generate().public(), KeyShare.generate().public()
     promised = commitment(b"hello", half)
 
-    check_commitment(promised, b"hello", half)
+    verify_commitment(promised, b"hello", half)
     for greeted, opened in ((b"hello", other), (b"other", half)):
         with pytest.raises(PairingFailed):
-            check_commitment(promised, greeted, opened)
+            verify_commitment(promised, greeted, opened)
 
 
 def test_a_key_of_low_order_is_refused() -> None:
     """It would make the shared secret known to all."""
     with pytest.raises(PairingFailed):
-        Half.fresh().keys(bytes(64))
+        KeyShare.generate().derive_keys(bytes(64))
 
 
 def test_there_is_a_word_for_each_byte_and_no_two_look_alike() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.api.schemas.arrays import ArrayIn, array_of
+from octaskly.api.schemas.arrays import ArrayIn, parse_array
 from octaskly.core.model.placeholders import (
     PLACEHOLDERS,
     fill_placeholders,
@@ -80,9 +80,9 @@ def test_no_member_has_a_longer_command_than_was_looked_at(
         for position, item in enumerate(items)
     )
 
-    array_of(ArrayIn(items=items), command, 5 * longest + 100)
+    parse_array(ArrayIn(items=items), command, 5 * longest + 100)
     try:
-        array_of(ArrayIn(items=items), command, longest - 1)
+        parse_array(ArrayIn(items=items), command, longest - 1)
     except ValueError:
         return
     pytest.fail("a member may have a longer command than is allowed")

@@ -75,11 +75,11 @@ def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[objec
     db = kit.database()
     for place, record in said:
         if place is None:
-            table.learn(db, [record])
+            table.merge_records(db, [record])
         else:
             stream, seq = place
             entry = Entry(stream, seq, 10 * seq + stream, record)
-            table.enter(db, entry, record, 0)
+            table.apply_record(db, entry, record, 0)
     found = db.execute(
         "SELECT kind, key, body, until_ms, at, hlc, stream, seq FROM records"
         " ORDER BY kind, key"

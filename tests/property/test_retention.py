@@ -31,11 +31,11 @@ from octaskly.core.log.merge import (
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId, covers
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.store.reading import queries
-from octaskly.store.reading.compaction_plan import plan_floor
-from octaskly.store.reading.snapshot import snapshot
+from octaskly.store.reading.compaction_plan import plan_compaction
+from octaskly.store.reading.snapshot import read_snapshot_part
 from octaskly.store.tables.floors import read_floor
 from octaskly.store.tables.node_state import read_vector
-from octaskly.store.writing.tables import Tables
+from octaskly.store.writing.tables import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 
@@ -51,17 +51,17 @@ class Table:
 
     def __init__(self) -> None:
         self.db = kit.database()
-        self.tables = Tables(self.db, kit.PicklePacker(), kit.HandClock())
+        self.tables = TableWriter(self.db, kit.PicklePacker(), kit.HandClock())
 
     def add(self, entries: Sequence[Entry]) -> None:
-        self.tables.append([Append(1, tuple(entries), EPOCHS)])
+        self.tables.append_entries([Append(1, tuple(entries), EPOCHS)])
 
     def purge(self) -> None:
-        while not self.tables.is_clean:
-            self.tables.purge()
+        while not self.tables.is_purged:
+            self.tables.purge_some()
 
     def shown(self) -> dict[TaskId, TaskRecord | None]:
-        return {task: queries.task(self.db, task) for task in IDS}
+        return {task: queries.read_task(self.db, task) for task in IDS}
 
     def check(self) -> None:
         """No entry is left below the floor, and the counters are right."""
@@ -111,7 +111,7 @@ class Mesh:
         stream = (kit.STREAM, kit.OTHER)[a % 2]
         attempt = kit.attempt_id(1 + b % 2, stream)
         task = kit.task_id(1 + n % 3)
-        known = queries.task(self.writer.db, task)
+        known = queries.read_task(self.writer.db, task)
         match what:
             case "submit":
                 self.hlc += 1
@@ -133,7 +133,7 @@ class Mesh:
     def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
         db = self.writer.db
         db.execute("BEGIN")
-        planned = plan_floor(db, PlanFloor(before_hlc, tasks_max), 1 << 40)
+        planned = plan_compaction(db, PlanFloor(before_hlc, tasks_max), 1 << 40)
         db.execute("COMMIT")
         if planned.floor is not None:
             facts: list[Fact] = []
@@ -179,8 +179,8 @@ def spread(data: st.DataObject, table: Table, parts: Sequence[list[Entry]]) -> N
         table.add(some[:size])
         if data.draw(st.booleans()):
             table.add(some[:size])
-        if data.draw(st.booleans()) and not table.tables.is_clean:
-            table.tables.purge()
+        if data.draw(st.booleans()) and not table.tables.is_purged:
+            table.tables.purge_some()
         del some[:size]
 
 
@@ -198,13 +198,13 @@ def joined(table: Table, server: Table, most: int) -> bool:
     cursor = None
     head = None
     for _ in range(most):
-        part = snapshot(server.db, {}, cursor, 1)
+        part = read_snapshot_part(server.db, {}, cursor, 1)
         if part is None:
             return True
         head = part.head or head
         assert head is not None
         join = MergeRows(1, part.rows, head, not part.has_more, part.vector)
-        table.tables.join(join)
+        table.tables.merge_rows(join)
         cursor = part.cursor
         if not part.has_more:
             return True

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from octaskly.config.settings import SETTINGS, Setting
-from octaskly.config.value_types import Unusable
+from octaskly.config.value_types import InvalidValue
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.dates()
@@ -34,10 +34,10 @@ def test_text_is_taken_or_refused_and_what_is_shown_means_the_same(
     setting: Setting, text: str
 ) -> None:
     """Whatever `octaskly config` prints may be put into a variable."""
-    with suppress(Unusable):
-        value = setting.kind.of_text(text)
+    with suppress(InvalidValue):
+        value = setting.value_type.parse_text(text)
 
-        assert setting.kind.of_text(setting.kind.show(value)) == value
+        assert setting.value_type.parse_text(setting.value_type.format(value)) == value
 
 
 @settings(max_examples=300)
@@ -48,8 +48,8 @@ def test_a_value_of_a_file_is_taken_or_refused_with_what_is_allowed(
     """No file ends an agent with a traceback."""
     faults: tuple[tuple[object, str], ...] = ()
     try:
-        setting.kind.of_toml(value)
-    except Unusable as error:
+        setting.value_type.parse_toml(value)
+    except InvalidValue as error:
         faults = error.faults
 
     assert all(allowed for _, allowed in faults)

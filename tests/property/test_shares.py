@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.runner.pool.attempts import Item, Shares
+from octaskly.runner.pool.attempts import PoolAttempt, ResourceAllocator
 
 SLOTS = 6
 GPUS = ("0", "3", "GPU-a")
@@ -19,11 +19,11 @@ wishes = st.builds(
 steps = st.lists(st.one_of(wishes, st.integers(0, 20)), max_size=40)
 
 
-def item(key: int, requires: Requirements) -> Item:
+def item(key: int, requires: Requirements) -> PoolAttempt:
     spec = TaskSpec(
         id=TaskId(f"t{key}"), command="true", options=TaskOptions(requires=requires)
     )
-    return Item(key, AttemptId(1, StreamId(1), 1), spec, 0.0)
+    return PoolAttempt(key, AttemptId(1, StreamId(1), 1), spec, 0.0)
 
 
 @given(steps)
@@ -31,19 +31,19 @@ def test_no_gpu_is_given_twice_and_all_come_back(
     steps: list[Requirements | int],
 ) -> None:
     """A wish begins if it fits; a number ends one of those that run."""
-    shares = Shares(SLOTS, GPUS)
-    running: list[Item] = []
+    shares = ResourceAllocator(SLOTS, GPUS)
+    running: list[PoolAttempt] = []
     for number, step in enumerate(steps):
         if isinstance(step, int):
             if running:
-                shares.give(running.pop(step % len(running)))
+                shares.release(running.pop(step % len(running)))
             continue
         asked = item(number, step)
-        assert shares.may_ever_fit(asked) == (step.gpus <= len(GPUS))
+        assert shares.can_ever_fit(asked) == (step.gpus <= len(GPUS))
         # Plain ones may wait in a launcher, which the pool bounds.
         is_room = step.slots > 1 or len(running) < SLOTS
-        if is_room and shares.fits(asked, len(running)):
-            shares.take(asked)
+        if is_room and shares.fits_now(asked, len(running)):
+            shares.allocate(asked)
             assert len(asked.gpus) == step.gpus
             running.append(asked)
 
@@ -53,8 +53,8 @@ def test_no_gpu_is_given_twice_and_all_come_back(
         assert sum(each.slots for each in running) <= SLOTS
 
     for each in running:
-        shares.give(each)
+        shares.release(each)
     whole = item(-1, Requirements(cpus=SLOTS, gpus=len(GPUS)))
-    assert shares.fits(whole, 0)
-    shares.take(whole)
+    assert shares.fits_now(whole, 0)
+    shares.allocate(whole)
     assert whole.gpus == GPUS

@@ -28,7 +28,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.tables import rows
-from octaskly.store.writing.tables import Tables
+from octaskly.store.writing.tables import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 
@@ -72,24 +72,24 @@ def interleaved(data: st.DataObject, streams: Sequence[Sequence[Entry]]) -> list
 def filled(data: st.DataObject, entries: Sequence[Entry]) -> sqlite3.Connection:
     """Write entries in commits of any size, some after a roll-back or a restart."""
     connection = kit.database()
-    tables = Tables(connection, kit.PicklePacker(), kit.HandClock())
+    tables = TableWriter(connection, kit.PicklePacker(), kit.HandClock())
     rest = list(entries)
     while rest:
         size = data.draw(st.integers(1, len(rest)))
         batch = [Append(1, tuple(rest[:size]), kit.EPOCHS)]
         if data.draw(st.booleans()):
             connection.execute("BEGIN")
-            tables.append(batch)
+            tables.append_entries(batch)
             connection.execute("ROLLBACK")
-            tables.forget()
-        tables.append(batch)
+            tables.reload()
+        tables.append_entries(batch)
         del rest[:size]
     return connection
 
 
 def shown(connection: sqlite3.Connection) -> dict[TaskId, TaskRecord | None]:
     ids = [kit.task_id(n) for n in (1, 2, 3)]
-    return {task: queries.task(connection, task) for task in ids}
+    return {task: queries.read_task(connection, task) for task in ids}
 
 
 def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
@@ -118,7 +118,7 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
 
     assert shown(one) == shown(other) == merged(mixed)
     packer = kit.PicklePacker()
-    given_on = packer.unpack(queries.entries_after(one, packer, {}, 1 << 20).data)
+    given_on = packer.unpack(queries.pack_entries_beyond(one, packer, {}, 1 << 20).data)
     assert list(given_on.entries) == streams[0] + streams[1]
     assert not given_on.has_more
     one.close()
@@ -135,11 +135,11 @@ def test_counters_and_pages_agree_with_the_records(
 
     records = [record for record in shown(connection).values() if record]
     tally: Counter[tuple[Any, Any]] = Counter(
-        (rows.node_shown(record, record.state), record.state) for record in records
+        (rows.counted_node(record, record.state), record.state) for record in records
     )
     for node in (None, *{node for node, _ in tally if node}):
         for state in (None, *rows.STATES):
-            page = pages.page(connection, TaskQuery(node=node, state=state))
+            page = pages.read_task_page(connection, TaskQuery(node=node, state=state))
             wanted = sum(
                 n
                 for (a_node, a_state), n in tally.items()

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import UploadedFile
-from octaskly.runner.files.blob_fetcher import Source, Supply, Turns
-from octaskly.runner.files.blob_store import Depot
+from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource, NamedLocks
+from octaskly.runner.files.blob_store import BlobStore
 from tests.support.pooling import MachineClock
 
 THREADS: Final = 6
@@ -32,11 +32,11 @@ def test_whoever_has_a_turn_has_it_alone_and_leaves_nothing(
     names: list[str], unlucky: set[int]
 ) -> None:
     """Also those who waited while another one's turn failed."""
-    turns, inside, most = Turns(), Counter[str](), Counter[str]()
+    turns, inside, most = NamedLocks(), Counter[str](), Counter[str]()
 
     def take(number: int) -> None:
         name = names[number]
-        with turns.of(name):
+        with turns.hold_lock(name):
             inside[name] += 1
             most[name] = max(most[name], inside[name])
             os.sched_yield()  # The others are to come while this one is inside.
@@ -55,11 +55,11 @@ def test_whoever_has_a_turn_has_it_alone_and_leaves_nothing(
 
 def test_a_file_that_is_nowhere_leaves_no_turn(tmp_path: Path) -> None:
     """Clients name what they like, and each name would stay for ever."""
-    depot = Depot(tmp_path / "files", clock=MachineClock())
-    supply = Supply(depot, ssl.create_default_context, lambda _: ())
+    depot = BlobStore(tmp_path / "files", clock=MachineClock())
+    supply = BlobFetcher(depot, ssl.create_default_context, lambda _: ())
     supply.close()  # So that it does not look again, a second later.
 
-    lacking = supply.bring([Source(NOWHERE, ())], lambda: True)
+    lacking = supply.fetch_files([FileSource(NOWHERE, ())], lambda: True)
 
     assert len(lacking) == 1
-    assert len(supply.turns) == 0
+    assert len(supply.file_locks) == 0

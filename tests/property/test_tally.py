@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.ports.histogram import Tally
+from octaskly.ports.histogram import Histogram
 
 BOUNDS = (0.1, 1, 10)
 
@@ -15,10 +15,10 @@ BOUNDS = (0.1, 1, 10)
 @given(st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0, 2.0, 10.0, 11.0])))
 def test_many_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
     """A value that is a bound belongs below it, as `le` of Prometheus says."""
-    single, together = Tally(BOUNDS), Tally(BOUNDS)
+    single, together = Histogram(BOUNDS), Histogram(BOUNDS)
     for value in values:
-        single.add(value)
-    together.add_all(list(values))
+        single.observe(value)
+    together.observe_all(list(values))
 
     assert single.counts == together.counts
     assert math.isclose(single.total, together.total)

@@ -19,7 +19,7 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
-from octaskly.store.writing.tables import Tables
+from octaskly.store.writing.tables import TableWriter
 from tests.builders import journal, moment
 from tests.contract import log_kit as kit
 
@@ -46,9 +46,9 @@ def accepted(requests: Sequence[tuple[TaskDraft, int]]) -> list[TaskSpec]:
 def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
     """Return the database of a node to which streams came in this order."""
     db = kit.database()
-    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
     for part in parts:
-        tables.append([Append(1, tuple(part), kit.EPOCHS)])
+        tables.append_entries([Append(1, tuple(part), kit.EPOCHS)])
     return db
 
 
@@ -66,15 +66,19 @@ def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
 
     one, other = held(parts), held(parts[::-1])
 
-    shown = [pages.page(db, TaskQuery(limit=100)).records for db in (one, other)]
+    shown = [
+        pages.read_task_page(db, TaskQuery(limit=100)).records for db in (one, other)
+    ]
     names = {record.name: record.id for record in shown[0]}
     assert names == {record.name: record.id for record in shown[1]}
     asked = {(draft.id, draft.command) for draft, _ in here + there}
     assert asked == {(task_name(r.id), r.spec.command) for r in shown[0] if r.spec}
     assert len(names) == len(shown[0]) == len(asked)
     for record in shown[0]:
-        assert queries.task(one, record.name) == record
-        same = queries.tasks(one, [task_name(record.id)])[task_name(record.id)]
+        assert queries.read_task(one, record.name) == record
+        same = queries.read_tasks_by_name(one, [task_name(record.id)])[
+            task_name(record.id)
+        ]
         assert same[record.occurrence - 1] == record
         assert [each.spec.ord for each in same if each.spec] == sorted(
             each.spec.ord for each in same if each.spec

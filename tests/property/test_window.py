@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.api.security.rate_limit import SLOT_S, WINDOW_S, Window
+from octaskly.api.security.rate_limit import SLOT_S, WINDOW_S, SlidingWindow
 
 #: Seconds between two requests: bursts, single ones, and pauses about a window long.
 gaps = st.one_of(
@@ -21,13 +21,13 @@ def test_a_window_never_holds_more_than_the_limit_and_refuses_nobody_early(
     gaps: list[float], limit: int, began_s: float
 ) -> None:
     """Refused is only who made `limit` requests within a window and one slot."""
-    window, now_s = Window(), began_s
+    window, now_s = SlidingWindow(), began_s
     taken: list[float] = []
     for gap in gaps:
         now_s += gap
         recent = [at for at in taken if now_s - at < WINDOW_S]
         nearly = [at for at in taken if now_s - at <= WINDOW_S + SLOT_S]
-        if window.take(now_s, limit):
+        if window.count_request(now_s, limit):
             taken.append(now_s)
             assert len(recent) < limit
         else:
@@ -37,12 +37,12 @@ def test_a_window_never_holds_more_than_the_limit_and_refuses_nobody_early(
 @given(st.lists(gaps, min_size=1, max_size=40), st.integers(1, 4))
 def test_who_waits_as_long_as_told_is_let_in(gaps: list[float], limit: int) -> None:
     """And it is never told to come back at once."""
-    window, now_s = Window(), 0.0
+    window, now_s = SlidingWindow(), 0.0
     for gap in gaps:
         now_s += gap
-        if not window.take(now_s, limit):
-            wait_s = window.frees_s(now_s)
+        if not window.count_request(now_s, limit):
+            wait_s = window.seconds_until_free(now_s)
             now_s += wait_s
 
             assert 1 <= wait_s <= WINDOW_S + SLOT_S
-            assert window.take(now_s, limit)
+            assert window.count_request(now_s, limit)

@@ -58,7 +58,7 @@ from octaskly.mesh import wire
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import node_state
-from octaskly.store.writing.tables import Tables
+from octaskly.store.writing.tables import TableWriter
 from tests.builders import moment
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import fuzz
@@ -122,9 +122,9 @@ class Writing(Shell):
     def __init__(self, *, is_following: bool) -> None:
         self.db = kit.database()
         self.packer = wire.WirePacker()
-        self.tables = Tables(self.db, self.packer, kit.HandClock())
+        self.tables = TableWriter(self.db, self.packer, kit.HandClock())
         before = [Entry(KNOWN, seq, seq, FACTS[-1]) for seq in range(1, 5)]
-        self.tables.append([Append(1, tuple(before), WRITERS)])
+        self.tables.append_entries([Append(1, tuple(before), WRITERS)])
         super().__init__(hello_of(THEIRS) if is_following else None)
         if not is_following:
             self.reign()
@@ -144,9 +144,9 @@ class Writing(Shell):
     def _write(self, effect: Effect) -> None:
         match effect:
             case Append():
-                self.tables.append([effect])
+                self.tables.append_entries([effect])
             case MergeRows():
-                self.tables.join(effect)
+                self.tables.merge_rows(effect)
             case Save(stream=stream):
                 node_state.write_saves(self.db, [effect])
                 if stream is not None:
@@ -159,14 +159,14 @@ class Writing(Shell):
     def show(self) -> None:
         """Read all that is asked of a store, as at its start and by the API."""
         db: sqlite3.Connection = self.db
-        for record in pages.page(db, TaskQuery(limit=50)).records:
+        for record in pages.read_task_page(db, TaskQuery(limit=50)).records:
             task_response.encode(task_response.listed(record, {}))
             task_response.encode(
-                task_response.task(queries.task(db, record.id) or record, {})
+                task_response.task(queries.read_task(db, record.id) or record, {})
             )
-        queue.load(db, 0, 100)
-        queue.load_live(db)
-        queries.stats(db)
+        queue.load_queued_tasks(db, 0, 100)
+        queue.load_live_tasks(db)
+        queries.read_stats(db)
         node_state.read_saved(db, self.packer, 1 << 41)
 
 
@@ -229,7 +229,7 @@ def test_what_a_member_says_is_refused_or_can_be_kept(
     place: tuple[Any, tuple[int, ...]], value: Any, is_following: bool
 ) -> None:
     """One value of one message is not what it was."""
-    frame = wire.frame([msgpack.packb(_changed(*place, value))])
+    frame = wire.build_frame([msgpack.packb(_changed(*place, value))])
     try:
         said = wire.Decoder(Limits()).receive_data(frame)
     except RemoteProtocolError:
@@ -264,9 +264,9 @@ def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
     """Join parts of a snapshot; return the time and the attempts of each task."""
     shell = Writing(is_following=True)
     for number, rows in enumerate(parts, start=1):
-        shell.tables.join(MergeRows(number, rows, HEAD, is_last=False))
+        shell.tables.merge_rows(MergeRows(number, rows, HEAD, is_last=False))
     shell.show()
-    told = [queries.task(shell.db, name) for name in (ARRAY, ONE, TWO)]
+    told = [queries.read_task(shell.db, name) for name in (ARRAY, ONE, TWO)]
     return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
 
 
@@ -287,11 +287,11 @@ def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
     shell = Writing(is_following=True)
     head = replace(HEAD, floor=floor)
 
-    shell.tables.join(
+    shell.tables.merge_rows(
         MergeRows(1, (_rowed("a", 5), _rowed("a", 9)), head, is_last=False)
     )
 
-    record = queries.task(shell.db, "a")
+    record = queries.read_task(shell.db, "a")
     assert record is not None
     assert record.spec is not None
     assert record.spec.ord == 5
@@ -311,10 +311,10 @@ def test_an_array_stays_what_it_was_first() -> None:
         facts += [Assigned(TaskId(task), ATTEMPT, ME) for task in (TWO, f"{ARRAY}.8")]
         told = [Entry(KNOWN, 5 + n, 9, fact) for n, fact in enumerate(facts)]
 
-        shell.tables.append([Append(1, tuple(told), WRITERS)])
+        shell.tables.append_entries([Append(1, tuple(told), WRITERS)])
         shell.show()
 
-        record = queries.task(shell.db, ARRAY)
+        record = queries.read_task(shell.db, ARRAY)
         assert record is not None
         assert record.spec is not None
         assert record.spec.array == others[0].array

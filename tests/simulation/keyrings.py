@@ -19,7 +19,7 @@ from octaskly.core.model.keys import (
 from octaskly.core.model.settings import Timing
 from octaskly.core.node.node import Node
 from octaskly.core.replies import Reply
-from octaskly.trust.mesh_secret import MeshSecret, parse
+from octaskly.trust.mesh_secret import MeshSecret, parse_secret
 from octaskly.trust.secret_format import SECRET_BYTES
 from tests.simulation.machine import Machine
 from tests.simulation.shell import Shell
@@ -96,13 +96,13 @@ class KeyringShell(Shell):
             case ChangeKeyring():
                 self._change(machine, effect)
             case SendKeyring(peer):
-                text = world.secrets[machine.id].lines()
+                text = world.secrets[machine.id].to_text()
                 world.network.send(machine.id, peer, (KeyringTransfer(text),))
             case MergeKeyring(_, text):
                 raw, now_ms = self._fresh(), world.now(machine).wall_ms
                 self._put(
                     machine,
-                    lambda s: s.taking(parse(text), raw, now_ms, me=machine.id),
+                    lambda s: s.taking(parse_secret(text), raw, now_ms, me=machine.id),
                 )
             case _:
                 super().perform(machine, node, effect)
@@ -143,4 +143,4 @@ class KeyringShell(Shell):
 
 def raw_of(secret: MeshSecret, generation: int) -> bytes:
     """Return one generation of a secret."""
-    return secret.generations[generation - secret.first]
+    return secret.generations[generation - secret.first_number]

@@ -98,7 +98,9 @@ class Shell:
         match effect:
             case LogLine():
                 # Nobody here lies, but old frames that come again may look like it.
-                assert effect.event != "peer refused" or world.network.repeats, effect
+                assert (
+                    effect.event != "link to peer refused" or world.network.repeats
+                ), effect
                 machine.notes.append((world.time_s, effect))
             case ServePull(peer, vector, cursor):
                 world.later(

@@ -32,7 +32,7 @@ def others(world: KeyringWorld) -> list[NodeId]:
 
 def is_whole(world: KeyringWorld) -> bool:
     """Whether all that run have one keyring, and one dispatcher."""
-    keyrings = {world.secrets[node].lines() for node in world.live}
+    keyrings = {world.secrets[node].to_text() for node in world.live}
     return len(keyrings) == 1 and len(world.dispatchers()) == 1
 
 
@@ -195,7 +195,7 @@ def test_an_urgent_one_ends_the_old_secret_within_seconds() -> None:
     assert phases(world) == {RotationPhase.SETTLED}
     assert is_whole(world)
     kept = world.secrets[asked]
-    assert not kept.denied
+    assert not kept.revoked
     assert not {*FIRST.generations} & {*kept.generations}
     world.start(away)
     world.run(20.0)
@@ -216,7 +216,7 @@ def test_an_urgent_one_overtakes_one_that_waits_for_a_node() -> None:
     assert world.run_until(
         lambda: phases(world) == {RotationPhase.SETTLED}, URGENT_STEP_S + 3.0
     )
-    assert world.secrets[asked].first == waiting + 1
+    assert world.secrets[asked].first_number == waiting + 1
     assert is_whole(world)
 
 
@@ -262,7 +262,7 @@ def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
 
     world.run(30.0)
     rest = [node for node in world.live if node != gone]
-    assert len({world.secrets[node].lines() for node in rest}) == 1
+    assert len({world.secrets[node].to_text() for node in rest}) == 1
     assert world.secrets[rest[0]].keys.phase is RotationPhase.SETTLED
     assert gone not in world.dispatchers()
     world.crash(gone)
@@ -354,7 +354,7 @@ def test_a_dispatcher_can_be_revoked(seed: int) -> None:
     rest = [node for node in world.live if node != gone]
     assert len(world.dispatchers()) == 1
     assert gone not in world.dispatchers()
-    assert len({world.secrets[node].lines() for node in rest}) == 1
+    assert len({world.secrets[node].to_text() for node in rest}) == 1
 
 
 @pytest.mark.parametrize(("seed", "gap_s"), [(1, 0.05), (2, 0.0), (5, 0.05), (6, 0.1)])
@@ -371,7 +371,7 @@ def test_of_two_that_are_revoked_at_once_neither_has_the_new_secret(
     world.run(40.0)
 
     rest = [node for node in world.live if node not in (gone, gone_too)]
-    assert len({world.secrets[node].lines() for node in rest}) == 1
+    assert len({world.secrets[node].to_text() for node in rest}) == 1
     accepted = {*world.secrets[rest[0]].generations}
     assert not accepted & {*world.secrets[gone].generations}
     assert not accepted & {*world.secrets[gone_too].generations}

@@ -27,13 +27,13 @@ async def main() -> None:
         outputs_dir=Path(folder),
         scratch_dir=Path(folder) / "scratch",
         archive=archive_in(Path(folder)),
-        supply=supply_in(Path(folder)),
+        blob_fetcher=supply_in(Path(folder)),
         node_name="stand-in",
         clock=MachineClock(),
         on_ended=lambda reports: print(reports, flush=True),
         with_cgroups=with_cgroups == "yes",
     )
-    pool.start(
+    pool.start_attempts(
         [
             (AttemptId(1, StreamId(1), 1), TaskSpec(id=TaskId(f"t{n}"), command=text))
             for n, text in enumerate(commands)

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from octaskly.api import ApiServer, Deadlines, Served, Site
+from octaskly.api import AccessLogEntry, ApiServer, HttpTimeouts, ListenerKind
 from octaskly.config.defaults import LOOPBACK
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
-from octaskly.system.listeners import bind, port_of
+from octaskly.system.listeners import bind_port, port_of
 from tests.agents import WAIT_S_MAX
 from tests.support.conformance import conforms
 from tests.support.fake_gateway import NOW_MS, FakeGateway
@@ -76,7 +76,7 @@ class ApiNode:
     gateway: FakeGateway
     server: ApiServer
     port: int
-    served: list[Served]
+    served: list[AccessLogEntry]
     faults: list[BaseException]
 
     @property
@@ -104,12 +104,12 @@ class ApiNode:
 
 async def serve_free(
     server: ApiServer,
-    site: Site = Site.LOOPBACK,
+    site: ListenerKind = ListenerKind.LOOPBACK,
     addresses: Sequence[str] = LOOPBACK,
 ) -> int:
     """Serve on a port that is free on all these addresses; return it."""
-    sockets = bind(
-        "--port", asked=0, default=0, addresses=addresses, holder=lambda _: None
+    sockets = bind_port(
+        "--port", requested=0, default=0, addresses=addresses, process_on=lambda _: None
     )
     await server.serve(site, sockets)
     return port_of(sockets)
@@ -121,7 +121,7 @@ async def api_node(
 ) -> AsyncIterator[ApiNode]:
     """Serve on a free loopback port until the block ends."""
     gateway = gateway or FakeGateway()
-    served: list[Served] = []
+    served: list[AccessLogEntry] = []
     faults: list[BaseException] = []
     settings: dict[str, Any] = {
         "verify": verify,
@@ -130,7 +130,7 @@ async def api_node(
         "peer_node_id": no_peer,
         "on_served": served.append,
         "on_fault": lambda _, error: faults.append(error),
-        "deadlines": Deadlines(shutdown_s=1.0),
+        "deadlines": HttpTimeouts(shutdown_s=1.0),
     }
     server = ApiServer(gateway, **(settings | options))
     port = await serve_free(server)
@@ -196,7 +196,7 @@ async def unread(node: ApiNode, asked: bytes) -> AsyncIterator[None]:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)
         await loop.sock_connect(connection, ("127.0.0.1", node.port))
-        await until(lambda: node.server.connections)
+        await until(lambda: node.server.connection_count)
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(1.0):
                 await loop.sock_sendall(connection, asked)

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import Deed, DeedPage
+from octaskly.ports import AuditEntry, AuditPage
 
 
 class FakeAudit:
     """Keeps deeds in the order in which they came; a cursor is a place in it."""
 
     def __init__(self, require_dispatcher: Callable[[], None]) -> None:
-        self.deeds: list[Deed] = []
+        self.deeds: list[AuditEntry] = []
         self._require_dispatcher = require_dispatcher
 
-    async def keep(self, deeds: Sequence[Deed]) -> None:
+    async def record_entries(self, deeds: Sequence[AuditEntry]) -> None:
         self._require_dispatcher()
         known = {deed.id for deed in self.deeds}
         self.deeds += [deed for deed in deeds if deed.id not in known]
 
-    async def joins(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
         ids = {f"join-{node}": node for node in nodes}
         return {ids[d.id]: d.at_ms for d in self.deeds if d.id in ids}
 
-    async def page(
+    async def read_page(
         self, *, since_ms: int | None, after: str | None, limit: int
-    ) -> DeedPage:
+    ) -> AuditPage:
         self._require_dispatcher()
         start = 0 if after is None else int(after)
         if since_ms is None and after is None:
@@ -37,4 +37,4 @@ class FakeAudit:
             if since_ms is None or deed.at_ms >= since_ms
         ][:limit]
         cursor = str(found[-1][0]) if found else after
-        return DeedPage(tuple(deed for _, deed in found), cursor)
+        return AuditPage(tuple(deed for _, deed in found), cursor)

@@ -36,8 +36,8 @@ from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.core.replies import NodeRejection, RejectionReason, TaskExplanation
 from octaskly.errors import (
     CatchingUp,
-    LeftBehind,
     NodeNotFound,
+    NotAMember,
     NotDispatcher,
     NotDurable,
     OutputNotFound,
@@ -51,17 +51,22 @@ from octaskly.errors import (
 from octaskly.ports import (
     DispatcherView,
     Health,
-    MeshState,
     MeshStats,
-    OutputPlace,
-    Point,
+    OutputLocation,
     Principal,
-    Search,
-    TaskPage,
+    QueueSample,
+    ReplicationState,
+    TaskListPage,
     TaskQuery,
+    TaskSearch,
 )
-from octaskly.ports.events import Ended, Lately, Listening, Run
-from octaskly.ports.output import Piece
+from octaskly.ports.events import (
+    AttemptWithTask,
+    EndedMember,
+    EventSubscription,
+    RecentAttempts,
+)
+from octaskly.ports.output import OutputChunk
 from tests.support.fake_audit import FakeAudit
 from tests.support.fake_tokens import FakeTokens
 
@@ -86,11 +91,11 @@ class FakeGateway:
         self.records: dict[TaskId, TaskRecord] = {}
         self.keys: dict[tuple[str, str], tuple[list[TaskDraft], list[TaskId]]] = {}
         self.known_names: dict[NodeId, str] = {self._node: name}
-        self.state = MeshState(epoch=Epoch(1, self._node))
+        self.state = ReplicationState(epoch=Epoch(1, self._node))
         self.view: DispatcherView | None = self.view_of(self._node)
         self.files: dict[tuple[TaskId, str], Path] = {}
         self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
-        self.wrote: dict[tuple[TaskId, AttemptId], list[Piece]] = {}
+        self.wrote: dict[tuple[TaskId, AttemptId], list[OutputChunk]] = {}
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.steered: list[tuple[AvailabilityCommand, str]] = []
@@ -98,7 +103,7 @@ class FakeGateway:
         self.audit = FakeAudit(self._require_dispatcher)
         self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
         self.lost: set[NodeId] = set()
-        self.points: list[Point] = []
+        self.points: list[QueueSample] = []
         self.failure: str | None = None
         self.left: str | None = None  #: why this node is in the mesh no more
         self.is_complete = True  #: no other node may know what is unknown here
@@ -171,18 +176,18 @@ class FakeGateway:
     def dispatcher(self) -> DispatcherView | None:
         return self.view
 
-    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+    async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.view is None:
                     await self._changed.wait()
         except TimeoutError:
             if self.left is not None:
-                raise LeftBehind(self.left) from None
+                raise NotAMember(self.left) from None
             return None
         return self.view
 
-    async def submit(
+    async def submit_tasks(
         self,
         drafts: Sequence[TaskDraft],
         *,
@@ -214,13 +219,13 @@ class FakeGateway:
             self.keys[principal.subject, idempotency_key] = (list(drafts), ids)
         return records, self.state.replicas
 
-    async def new_ids(self, count: int) -> Sequence[TaskId]:
+    async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
         self._require_dispatcher()
         numbers = range(self._sequence + 1, self._sequence + count + 1)
         self._sequence += count
         return [TaskId(f"task-{number:03d}-{number:08x}") for number in numbers]
 
-    async def task(self, ref: str) -> TaskRecord:
+    async def find_task(self, ref: str) -> TaskRecord:
         self._require_dispatcher()
         record = self.records.get(TaskId(ref))
         if record is not None:
@@ -237,30 +242,32 @@ class FakeGateway:
     def at_hand(self, ref: str) -> TaskRecord | None:
         return None
 
-    async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
-        return await self.until(ref, lambda record: record.state.is_final, timeout_s)
+    async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
+        return await self.wait_until(
+            ref, lambda record: record.state.is_final, timeout_s
+        )
 
-    async def until(
+    async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
     ) -> TaskRecord:
-        record = await self.task(ref)
+        record = await self.find_task(ref)
         try:
             async with asyncio.timeout(timeout_s):
                 while not is_wanted(record):
                     await self._changed.wait()
-                    record = await self.task(ref)
+                    record = await self.find_task(ref)
         except TimeoutError:
             pass
         return record
 
-    async def pieces(
+    async def stream_output(
         self,
         task: TaskId,
         attempt: AttemptId,
         starts: tuple[int | None, int | None],
         *,
         follow: bool,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncIterator[OutputChunk]:
         wrote = self.wrote.get((task, attempt))
         if wrote is None:
             raise OutputNotFound(f"{task} has no file here")
@@ -268,12 +275,14 @@ class FakeGateway:
             start = starts[piece.stream]
             if start is None:
                 continue
-            if piece.offset < start < piece.end:
-                piece = Piece(piece.stream, start, piece.data[start - piece.offset :])
+            if piece.offset < start < piece.end_offset:
+                piece = OutputChunk(
+                    piece.stream, start, piece.data[start - piece.offset :]
+                )
             if piece.offset >= start:
                 yield piece
 
-    async def page(self, query: TaskQuery) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         self._require_dispatcher()
         found = [
             record
@@ -287,7 +296,7 @@ class FakeGateway:
                 )
             )
             and (query.search is None or _is_like(record, query.search))
-            and (not query.is_of_arrays or record.progress is not None)
+            and (not query.is_arrays_only or record.progress is not None)
         ]
         if query.is_newest_first:
             found.reverse()
@@ -297,19 +306,21 @@ class FakeGateway:
             start = ids.index(query.search.after) + 1
         part = tuple(found[start : start + query.limit])
         has_more = query.search is not None and start + len(part) < len(found)
-        return TaskPage(part, len(found), part[-1].name if has_more else None)
+        return TaskListPage(part, len(found), part[-1].name if has_more else None)
 
-    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
-        record = await self.task(ref)
+    async def retry_task(
+        self, ref: str, *, principal: Principal
+    ) -> tuple[TaskRecord, int]:
+        record = await self.find_task(ref)
         if record.spec is None or not record.state.is_final:
             raise TaskNotEnded(f"{ref} is {record.state}")
         key = f"retry {record.name}"
-        records, replicas = await self.submit(
+        records, replicas = await self.submit_tasks(
             [rerun_draft(record.spec)], principal=principal, idempotency_key=key
         )
         return records[0], replicas
 
-    async def forget(self, older_than_s: int) -> int | None:
+    async def purge_ended_tasks(self, older_than_s: int) -> int | None:
         if older_than_s:
             return None  # As if there were many.
         ended = [task for task, r in self.records.items() if r.state.is_final]
@@ -317,16 +328,16 @@ class FakeGateway:
             del self.records[task]
         return len(ended)
 
-    async def explain(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
-        record = await self.task(ref)
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
+        record = await self.find_task(ref)
         why = RejectionReason("paused", "is paused")
         verdict = NodeRejection(self._node, "ana", NodeState.PAUSED, (why,))
         return record, TaskExplanation(record.state, "it waits", (verdict,))
 
-    async def cancel(
+    async def cancel_task(
         self, ref: str, *, force: bool, principal: Principal
     ) -> TaskRecord:
-        record = await self.task(ref)
+        record = await self.find_task(ref)
         owner = record.spec.submitter if record.spec else ""
         if not principal.is_admin and owner != principal.subject:
             raise PermissionDenied(f"{record.id} was submitted by somebody else")
@@ -340,14 +351,18 @@ class FakeGateway:
         return record
 
     @asynccontextmanager
-    async def listen(self, after: FeedPosition | None) -> AsyncIterator[Listening]:
+    async def subscribe(
+        self, after: FeedPosition | None
+    ) -> AsyncIterator[EventSubscription]:
         self._require_dispatcher()
         self.heard_from.append(after)
-        yield _FakeListening(self.news)
+        yield _FakeSubscription(self.news)
 
-    async def lately(self, since_ms: int, limit: int) -> Lately:
+    async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         self._require_dispatcher()
-        runs = [Run(r, a) for r in self.records.values() for a in r.attempts]
+        runs = [
+            AttemptWithTask(r, a) for r in self.records.values() for a in r.attempts
+        ]
         running = [
             replace(r, assigned_ms=NOW_MS) for r in runs if not r.attempt.outcome
         ]
@@ -357,11 +372,13 @@ class FakeGateway:
             if run.attempt.outcome and (run.attempt.outcome.ended_ms or 0) >= since_ms
         ]
         is_cut = len(ended) > limit
-        return Lately(tuple(running[:limit]), tuple(ended[::-1][:limit]), is_cut)
+        return RecentAttempts(
+            tuple(running[:limit]), tuple(ended[::-1][:limit]), is_cut
+        )
 
-    async def ended(
+    async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
-    ) -> tuple[Ended, ...]:
+    ) -> tuple[EndedMember, ...]:
         members = (
             (place[1], record)
             for record in self.records.values()
@@ -374,8 +391,8 @@ class FakeGateway:
         ]
         return tuple(found[:limit])
 
-    async def output(self, ref: str, path: str) -> OutputPlace:
-        record = await self.task(ref)
+    async def locate_output(self, ref: str, path: str) -> OutputLocation:
+        record = await self.find_task(ref)
         chosen = record.deciding_attempt
         files = chosen.outcome.outputs if chosen and chosen.outcome else ()
         size = next((item.size_bytes for item in files if item.path == path), None)
@@ -384,23 +401,23 @@ class FakeGateway:
         is_here = chosen.node == self._node
         if not is_here and chosen.node not in self.lan_urls:
             raise NodeNotFound(f"{chosen.node} is gone")
-        return OutputPlace(
+        return OutputLocation(
             node=chosen.node,
             task=record.id,
             attempt=chosen.id,
             path=path,
             size_bytes=size,
-            local=self.files[record.id, path] if is_here else None,
+            local_path=self.files[record.id, path] if is_here else None,
             lan_urls=self.lan_urls.get(chosen.node, ()),
         )
 
-    def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
+    def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
         try:
             return self.files[TaskId(task), path]
         except KeyError:
             raise OutputNotFound(f"{task} left no {path} here") from None
 
-    async def steer(
+    async def set_availability(
         self, steering: AvailabilityCommand, *, principal: Principal
     ) -> RosterEntry:
         if self.raised:
@@ -411,7 +428,7 @@ class FakeGateway:
         own = next(m for m in self.roster().members if m.id == self._node)
         return replace(own, state=NodeState.PAUSED if self.hold.is_paused else state)
 
-    def urls_of(self, name: str) -> tuple[str, ...]:
+    def api_urls_of(self, name: str) -> tuple[str, ...]:
         return self.lan_urls.get(NodeId(name), ())
 
     def roster(self) -> Roster:
@@ -433,25 +450,25 @@ class FakeGateway:
         )
         return Roster(Epoch(1, dispatcher), 1, members)
 
-    def mesh(self) -> MeshState:
+    def replication_state(self) -> ReplicationState:
         return self.state
 
-    def seen_ms(self, node: NodeId) -> int | None:
+    def last_heard_ms(self, node: NodeId) -> int | None:
         return NOW_MS if node in self.known_names else None
 
-    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
         return {}
 
-    def names(self) -> Mapping[NodeId, str]:
+    def node_names(self) -> Mapping[NodeId, str]:
         return self.known_names
 
-    def node_named(self, name: str) -> NodeId | None:
+    def find_node_id(self, name: str) -> NodeId | None:
         for node, known in self.known_names.items():
             if name in (node, known):
                 return node
         return None
 
-    async def stats(self) -> MeshStats:
+    async def mesh_stats(self) -> MeshStats:
         self._require_dispatcher()
         counts = dict.fromkeys(TaskState, 0)
         for record in self.records.values():
@@ -465,10 +482,10 @@ class FakeGateway:
             memory_mb=512,
             cpu_percent=25.54,
             disk_bytes=15_000_000,
-            mesh=self.state,
+            replication=self.state,
         )
 
-    def history(self) -> Sequence[Point]:
+    def queue_history(self) -> Sequence[QueueSample]:
         return self.points
 
     def health(self) -> Health:
@@ -476,7 +493,7 @@ class FakeGateway:
             is_healthy=self.failure is None, uptime_s=3600.9, message=self.failure
         )
 
-    def load(self) -> LoadSample:
+    def last_load(self) -> LoadSample:
         return LoadSample(0.0, 0.0, 0, 0)
 
     # --- inside --------------------------------------------------------------------
@@ -512,17 +529,17 @@ class FakeGateway:
         self._changed = asyncio.Event()
 
 
-class _FakeListening:
+class _FakeSubscription:
     """Gives on what a test says."""
 
     def __init__(self, news: asyncio.Queue[Sequence[FeedItem]]) -> None:
         self._news = news
 
-    async def more(self) -> Sequence[FeedItem]:
+    async def next_items(self) -> Sequence[FeedItem]:
         return await self._news.get()
 
 
-def _is_like(record: TaskRecord, search: Search) -> bool:
+def _is_like(record: TaskRecord, search: TaskSearch) -> bool:
     assert record.spec is not None
     options = record.spec.options or TaskOptions()
     labels = dict(options.labels)

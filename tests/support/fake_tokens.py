@@ -52,7 +52,7 @@ class FakeTokens:
         )
         return f"{role}:{subject}:{expires_s}", info
 
-    async def listed(self) -> tuple[TokenInfo, ...]:
+    async def list_tokens(self) -> tuple[TokenInfo, ...]:
         self._require_dispatcher()
         return tuple(
             info
@@ -85,16 +85,16 @@ class FakeTokens:
         self.revoked.add(info.id)
         return info
 
-    def open_page(
+    def issue_session_token(
         self, *, subject: str, role: str, node: NodeId
     ) -> tuple[str, TokenInfo]:
         self.pages += 1
         return self._page(subject, role, f"{self.pages:0{ID_CHARS}x}")
 
-    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
-        if principal.token is None or principal.opened_s is None:
+    def renew_session_token(self, principal: Principal) -> tuple[str, TokenInfo]:
+        if principal.token is None or principal.session_started_s is None:
             raise PermissionDenied("this token is of no page")
-        if self.now_ms >= (principal.opened_s + PAGE_S_MAX) * 1000:
+        if self.now_ms >= (principal.session_started_s + PAGE_S_MAX) * 1000:
             raise TrustError("the page was opened too long ago")
         return self._page(principal.subject, principal.role, principal.token)
 
@@ -110,7 +110,7 @@ class FakeTokens:
         )
         return f"page:{subject}:{jti}", info
 
-    def is_good(self, principal: Principal) -> bool:
+    def is_valid(self, principal: Principal) -> bool:
         return principal.token not in self.revoked
 
     def _good(self) -> list[TokenInfo]:

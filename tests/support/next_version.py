@@ -18,7 +18,7 @@ from octaskly.mesh.links import link
 VERSION = 2
 UNKNOWN = msgpack.packb((42, ["what", 7]))
 
-encode, parts_of = codec.encode, wire.parts_of
+encode, parts_of = codec.encode, wire.pack_parts
 
 
 def encode_next(value: object) -> tuple[int, Any]:
@@ -40,5 +40,5 @@ if __name__ == "__main__":
     defaults["version"] = VERSION
     for module in (link, wire):
         vars(module)["PROTOCOL_VERSION"] = VERSION
-    vars(codec)["encode"], vars(wire)["parts_of"] = encode_next, parts_of_next
+    vars(codec)["encode"], vars(wire)["pack_parts"] = encode_next, parts_of_next
     sys.exit(main())

@@ -17,10 +17,10 @@ from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
 from octaskly.core.model.tasks import EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
-from octaskly.runner.files.blob_fetcher import Supply
-from octaskly.runner.files.blob_store import Depot
-from octaskly.runner.output.output_archive import Archive
-from octaskly.runner.pool.launcher_process import OF_CALLS
+from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.runner.pool.launcher_process import CALL_VARIABLES
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.processes.proc_tree import children_of
 from tests.agents import WAIT_S_MAX
@@ -29,7 +29,7 @@ from tests.agents import WAIT_S_MAX
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
 
 #: What each task is told for calls, as `env` shows it.
-CALLS = tuple(f"{name}={value}" for name, value in OF_CALLS.items())
+CALLS = tuple(f"{name}={value}" for name, value in CALL_VARIABLES.items())
 
 _tokens = itertools.count(1)
 
@@ -95,9 +95,9 @@ def archive_in(
     quota_bytes: int = 1 << 30,
     retention_s: float = 86_400.0,
     clock: Clock | None = None,
-) -> Archive:
+) -> OutputArchive:
     """Return an archive below a folder."""
-    return Archive(
+    return OutputArchive(
         folder / "transcripts",
         outputs_dir=folder / "outputs",
         bytes_max=bytes_max,
@@ -107,10 +107,10 @@ def archive_in(
     )
 
 
-def supply_in(folder: Path) -> Supply:
+def supply_in(folder: Path) -> BlobFetcher:
     """Return a supply below a folder that knows no other node."""
-    depot = Depot(folder / "files", clock=MachineClock())
-    return Supply(depot, ssl.create_default_context, lambda _node: ())
+    depot = BlobStore(folder / "files", clock=MachineClock())
+    return BlobFetcher(depot, ssl.create_default_context, lambda _node: ())
 
 
 def stranger(uid: int = 64321) -> Account:
@@ -137,7 +137,7 @@ class Rig:
     def start(self, command: str, **fields: Any) -> tuple[TaskId, AttemptId]:
         """Start a command; return its name."""
         attempt, spec = self.item(command, **fields)
-        self.pool.start([(attempt, spec)])
+        self.pool.start_attempts([(attempt, spec)])
         return spec.id, attempt
 
     def outcome(self, task: TaskId) -> Outcome | None:
@@ -161,7 +161,7 @@ class Rig:
     async def run_all(self, commands: Sequence[str]) -> list[Outcome]:
         """Run commands to their ends, all handed over at once."""
         items = [self.item(command) for command in commands]
-        self.pool.start(items)
+        self.pool.start_attempts(items)
         return [await self.ended(spec) for _, spec in items]
 
     async def ended(self, spec: TaskSpec) -> Outcome:

@@ -15,15 +15,18 @@ from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After
 from octaskly.errors import CyclicTasks, ParentNotFound, TaskNotFound
-from octaskly.ports import Log
+from octaskly.ports import DurableStore
 
-Find = Callable[[str], Awaitable[TaskRecord]]
+FindTask = Callable[[str], Awaitable[TaskRecord]]
 
 _NOT_FOUND = "Parent task not found"
 
 
-async def resolve(
-    drafts: Sequence[TaskDraft], submitter: str, store: Log, find: Find
+async def resolve_parents(
+    drafts: Sequence[TaskDraft],
+    submitter: str,
+    store: DurableStore,
+    find_task: FindTask,
 ) -> tuple[TaskDraft, ...]:
     """Return the drafts with their parents as the log calls them.
 
@@ -35,11 +38,11 @@ async def resolve(
     if not [draft for draft in drafts if draft.options and draft.options.after]:
         return tuple(drafts)
     own = {str(draft.id): draft for draft in drafts if draft.id is not None}
-    known = await _known(drafts, own, store, find)
-    return _Resolution(own, known, submitter).of(drafts)
+    known = await _read_parent_names(drafts, own, store, find_task)
+    return _ParentResolver(own, known, submitter).resolve_all(drafts)
 
 
-class _Resolution:
+class _ParentResolver:
     """The drafts of one request, each after those that it comes after."""
 
     def __init__(
@@ -48,31 +51,31 @@ class _Resolution:
         self._own = own
         self._known = dict(known)
         self._submitter = submitter
-        self._done: dict[str, TaskDraft] = {}
+        self._resolved: dict[str, TaskDraft] = {}
 
-    def of(self, drafts: Sequence[TaskDraft]) -> tuple[TaskDraft, ...]:
+    def resolve_all(self, drafts: Sequence[TaskDraft]) -> tuple[TaskDraft, ...]:
         """Return all drafts in their order."""
         for name in self._own:
-            self._settle(name)
+            self._resolve_task(name)
         return tuple(
-            self._with_parents(draft) if draft.id is None else self._done[draft.id]
+            self._with_parents(draft) if draft.id is None else self._resolved[draft.id]
             for draft in drafts
         )
 
-    def _settle(self, name: str) -> None:
+    def _resolve_task(self, name: str) -> None:
         """Name a task and those before it; without recursion, as chains are long."""
         path: dict[str, None] = {name: None}
         while path:
             at = next(reversed(path))
-            after = None if at in self._done else _after(self._own[at])
+            after = None if at in self._resolved else _after(self._own[at])
             unnamed = [
                 task
                 for task in (after.tasks if after else ())
-                if task in self._own and task not in self._done
+                if task in self._own and task not in self._resolved
             ]
             if not unnamed:
-                if at not in self._done:
-                    draft = self._done[at] = self._with_parents(self._own[at])
+                if at not in self._resolved:
+                    draft = self._resolved[at] = self._with_parents(self._own[at])
                     self._known[at] = str(log_id_of(draft, self._submitter))
                 del path[at]
             elif unnamed[0] in path:
@@ -91,8 +94,11 @@ class _Resolution:
         )
 
 
-async def _known(
-    drafts: Sequence[TaskDraft], own: Mapping[str, TaskDraft], store: Log, find: Find
+async def _read_parent_names(
+    drafts: Sequence[TaskDraft],
+    own: Mapping[str, TaskDraft],
+    store: DurableStore,
+    find_task: FindTask,
 ) -> dict[str, str]:
     """Return what the log calls the parents that are no tasks of this request."""
     refs = {
@@ -102,13 +108,13 @@ async def _known(
         for place, task in enumerate(after.tasks)
         if task not in own
     }
-    found = await store.tasks(list(refs)) if refs else {}
+    found = await store.read_tasks_by_name(list(refs)) if refs else {}
     known: dict[str, str] = {}
     for ref, (index, place) in refs.items():
         at = "$" if len(drafts) == 1 else f"$[{index}]"
         field = f"{at}.after[{place}]"
         try:
-            known[ref] = found[ref][0].id if ref in found else (await find(ref)).id
+            known[ref] = found[ref][0].id if ref in found else (await find_task(ref)).id
         except TaskNotFound as error:
             hint = f"no task is called {ref}"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error

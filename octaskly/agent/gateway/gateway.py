@@ -14,17 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from octaskly.agent.gateway.audit import Audit
-from octaskly.agent.gateway.event_feed import Feed
-from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.audit import AgentAuditLog
+from octaskly.agent.gateway.event_feed import EventFeed
+from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.gateway.pending_requests import Tickets, Waiters
-from octaskly.agent.gateway.queue_history import History
+from octaskly.agent.gateway.pending_requests import PendingRequests, TaskWaiters
+from octaskly.agent.gateway.queue_history import QueueHistorySampler
 from octaskly.agent.gateway.records import Records
-from octaskly.agent.gateway.repeat import repetition
-from octaskly.agent.gateway.submissions import Submission, Submissions
-from octaskly.agent.gateway.task_lookup import Finder, Outputs
-from octaskly.agent.gateway.tokens import TokenOffice
+from octaskly.agent.gateway.repeat import build_retry
+from octaskly.agent.gateway.submissions import Submission, SubmissionService
+from octaskly.agent.gateway.task_lookup import OutputLocator, TaskFinder
+from octaskly.agent.gateway.tokens import TokenService
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.events import PurgeRequested
@@ -38,7 +38,7 @@ from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.core.replies import TaskExplanation, TasksPurged
 from octaskly.errors import (
-    NoDispatcher,
+    DispatcherUnknown,
     NotDispatcher,
     PermissionDenied,
     StoreFull,
@@ -47,48 +47,51 @@ from octaskly.errors import (
 )
 from octaskly.ports import (
     DispatcherView,
+    DurableStore,
     Health,
-    Log,
-    MeshState,
     MeshStats,
     Principal,
-    TaskPage,
+    ReplicationState,
+    TaskListPage,
     TaskQuery,
 )
-from octaskly.ports.output import Piece
+from octaskly.ports.output import OutputChunk
 from octaskly.system.clock import SystemClock
-from octaskly.trust import Tokens
+from octaskly.trust import TokenSigner
 
-HOLD_S: Final = 10.0  #: a request waits so long; the dispatcher goes on behind it
+PURGE_WAIT_S: Final = 10.0  #: a request waits so long; the dispatcher goes on behind it
 
 
-async def forget(
-    tickets: Tickets, store: Log, older_than_s: int, still_here: Callable[[], None]
+async def purge_ended_tasks(
+    pending_requests: PendingRequests,
+    store: DurableStore,
+    older_than_s: int,
+    require_dispatcher: Callable[[], None],
 ) -> int | None:
     """Return how many tasks were forgotten, None while there are more to forget.
 
     Then nobody is shown them any more, nor given one for an `Idempotency-Key`.
 
     Args:
-        tickets: Takes the question to the core.
+        pending_requests: Takes the question to the core.
         store: Deletes what was forgotten.
         older_than_s: How long ago they must have ended.
-        still_here: Raises if this node is dispatcher no more, so nobody is at it.
+        require_dispatcher: Raises if this node is dispatcher no more, so nobody is at it.
     """
     try:
-        async with asyncio.timeout(HOLD_S):
-            reply = await tickets.ask(
+        async with asyncio.timeout(PURGE_WAIT_S):
+            reply = await pending_requests.send_request(
                 lambda ticket: PurgeRequested(ticket, older_than_s)
             )
-            await store.purged()
+            await store.wait_until_purged()
     except TimeoutError:
-        still_here()
+        require_dispatcher()
         return None
     assert isinstance(reply, TasksPurged)
     return reply.count
 
 
-STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
+AVAILABILITY_CHANGE_S = 2.0  #: what an operator says is on disk, and known, so soon
 
 
 class AgentGateway:
@@ -99,14 +102,14 @@ class AgentGateway:
         *,
         node_id: NodeId,
         mesh_id: str | None,
-        store: Log,
+        store: DurableStore,
         clock: SystemClock,
         post: Callable[[ev.Event], None],
-        captured: Callable[[TaskId, AttemptId, str], Path],
-        pieces: Callable[..., AsyncIterator[Piece]],
-        sample: Callable[[], LoadSample],
-        fitness: Fitness,
-        signer: Tokens | None,
+        captured_path: Callable[[TaskId, AttemptId, str], Path],
+        stream_output: Callable[..., AsyncIterator[OutputChunk]],
+        last_load: Callable[[], LoadSample],
+        health_checks: HealthChecks,
+        signer: TokenSigner | None,
         names: Mapping[NodeId, str],
         node: Node,
         queue_max: int,
@@ -115,38 +118,50 @@ class AgentGateway:
         self._node_id, self._mesh_id = node_id, mesh_id
         self._store = store
         self._clock = clock
-        self._sample = sample
-        self._fitness = fitness
+        self._last_load = last_load
+        self._health_checks = health_checks
         self._started_s = clock.now().mono_s
-        self.tickets = Tickets(post)
-        self.records = Records(self.tickets, store, fitness)
-        self.tokens = TokenOffice(signer, self.records, clock, self._require_dispatcher)
-        self.audit = Audit(self.records, clock, node_id, self._require_dispatcher)
-        self.waiters = Waiters()
-        self._finder = Finder(store, self.tickets)
-        self._submissions = Submissions(
+        self.pending_requests = PendingRequests(post)
+        self.records = Records(self.pending_requests, store, health_checks)
+        self.tokens = TokenService(
+            signer, self.records, clock, self._require_dispatcher
+        )
+        self.audit = AgentAuditLog(
+            self.records, clock, node_id, self._require_dispatcher
+        )
+        self.waiters = TaskWaiters()
+        self._task_finder = TaskFinder(store, self.pending_requests)
+        self._submissions = SubmissionService(
             mesh_id=mesh_id,
             store=store,
             clock=clock,
-            tickets=self.tickets,
-            find=self._finder.task,
-            stream=self._stream,
-            fitness=fitness,
+            pending_requests=self.pending_requests,
+            find_task=self._task_finder.find_task,
+            stream=self._own_stream,
+            health_checks=health_checks,
             queue_max=queue_max,
         )
         self.view = MeshView(node_id, names)
-        self.course = History(store, self.view, clock)
-        self.history = self.course.points
-        self.feed = Feed(store, self.view, self._stream, self.when_safe)
-        self.listen, self.lately = self.feed.listen, self.feed.lately
-        self.ended = store.ended
-        self.outputs = Outputs(self.task, self.view, node_id, captured)
-        self.output, self.local_output = self.outputs.place, self.outputs.local
-        self.pieces = pieces
+        self.history_sampler = QueueHistorySampler(store, self.view, clock)
+        self.queue_history = self.history_sampler.samples
+        self.feed = EventFeed(
+            store, self.view, self._own_stream, self.wait_until_replicated
+        )
+        self.subscribe, self.read_recent_attempts = (
+            self.feed.subscribe,
+            self.feed.read_recent_attempts,
+        )
+        self.read_ended_members = store.read_ended_members
+        self.outputs = OutputLocator(self.find_task, self.view, node_id, captured_path)
+        self.locate_output, self.local_output_path = (
+            self.outputs.locate_output,
+            self.outputs.local_output_path,
+        )
+        self.stream_output = stream_output
 
     def close(self) -> None:
         """Fail every request that still waits for the core."""
-        self.tickets.close()
+        self.pending_requests.close()
 
     # --- who and where -------------------------------------------------------------
 
@@ -164,27 +179,27 @@ class AgentGateway:
         """Return the dispatcher, or None while none is known or it is not ready."""
         return self.view.dispatcher()
 
-    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+    async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
         """Wait until a dispatcher is known, at most so long."""
-        known = await self.view.dispatcher_known(timeout_s)
+        known = await self.view.wait_for_dispatcher(timeout_s)
         if known is None:
-            self._fitness.require_membership()
+            self._health_checks.require_membership()
         return known
 
     def roster(self) -> Roster | None:
         """Return the members of the mesh."""
         return self.view.roster
 
-    def mesh(self) -> MeshState:
+    def replication_state(self) -> ReplicationState:
         """Return who reigns, and what the dispatcher knows of its standbys."""
-        return MeshState(
+        return ReplicationState(
             epoch=self.view.epoch,
             standbys=self._node.standbys,
-            failover=self._node.last_takeover if self.view.is_serving else None,
-            is_ahead=self._node.has_rows_ahead,
+            last_takeover=self._node.last_takeover if self.view.is_serving else None,
+            has_rows_ahead=self._node.has_rows_ahead,
         )
 
-    def seen_ms(self, node: NodeId) -> int | None:
+    def last_heard_ms(self, node: NodeId) -> int | None:
         """Return when a member was last heard, or was found lost."""
         now = self._clock.now()
         if node == self._node_id:
@@ -194,21 +209,21 @@ class AgentGateway:
             return None
         return now.wall_ms - round((now.mono_s - heard_s) * 1000)
 
-    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
         """Return of those that were met as new ones when that was."""
-        return await self.audit.joins(nodes)
+        return await self.audit.join_times(nodes)
 
-    def names(self) -> Mapping[NodeId, str]:
+    def node_names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met."""
         return self.view.names
 
-    def node_named(self, name: str) -> NodeId | None:
+    def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
-        return self.view.node_named(name)
+        return self.view.find_node_id(name)
 
     # --- tasks ---------------------------------------------------------------------
 
-    async def submit(
+    async def submit_tasks(
         self,
         drafts: Sequence[TaskDraft],
         *,
@@ -217,68 +232,77 @@ class AgentGateway:
         is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
         """Accept all tasks durably, or none."""
-        return await self._take(
+        return await self._accept_submission(
             Submission(
                 drafts=tuple(drafts),
                 submitter=principal.subject,
-                key=idempotency_key,
+                idempotency_key=idempotency_key,
                 is_strict=is_strict,
             )
         )
 
-    async def new_ids(self, count: int) -> Sequence[TaskId]:
+    async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
         """Return ids for tasks that may be submitted."""
         self._require_dispatcher()
-        return await self._submissions.names(count)
+        return await self._submissions.reserve_task_ids(count)
 
-    async def _take(self, submission: Submission) -> tuple[list[TaskRecord], int]:
-        self._fitness.require_membership()
+    async def _accept_submission(
+        self, submission: Submission
+    ) -> tuple[list[TaskRecord], int]:
+        self._health_checks.require_membership()
         self._require_dispatcher()
-        self._fitness.require_room()
-        return await self._submissions.take(submission)
+        self._health_checks.require_disk_room()
+        return await self._submissions.accept_submission(submission)
 
-    async def when_safe(self) -> None:
+    async def wait_until_replicated(self) -> None:
         """Wait until what is on this disk is as safe as an accepted task."""
-        await self._submissions.when_safe()
+        await self._submissions.wait_until_replicated()
 
-    async def task(self, ref: str) -> TaskRecord:
+    async def find_task(self, ref: str) -> TaskRecord:
         """Return one task with outputs."""
         self._require_dispatcher()
-        return await self._finder.task(ref)
+        return await self._task_finder.find_task(ref)
 
     def at_hand(self, ref: str) -> TaskRecord | None:
         """Return a task that has ended, where that is known without a look."""
         return self.waiters.at_hand(ref) if self.view.is_serving else None
 
-    async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
+    async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
         """Return a task when it is final, or as it is when the time is over."""
         if timeout_s <= 0:
-            return await self.task(ref)
+            return await self.find_task(ref)
         self._require_dispatcher()
-        name = await self._finder.name(ref)
-        return await self.waiters.until(
-            name, lambda: self.task(name), lambda task: task.state.is_final, timeout_s
+        name = await self._task_finder.find_name(ref)
+        return await self.waiters.wait_until(
+            name,
+            lambda: self.find_task(name),
+            lambda task: task.state.is_final,
+            timeout_s,
         )
 
-    async def until(
+    async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
     ) -> TaskRecord:
         """Return a task once it is as wanted, or as it is when the time is over."""
-        name = await self._finder.name(ref)
-        return await self.waiters.until(
-            name, lambda: self.task(name), is_wanted, timeout_s, is_eager=True
+        name = await self._task_finder.find_name(ref)
+        return await self.waiters.wait_until(
+            name,
+            lambda: self.find_task(name),
+            is_wanted,
+            timeout_s,
+            accepts_local_commit=True,
         )
 
-    async def page(self, query: TaskQuery) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         """Return one page of tasks."""
         self._require_dispatcher()
-        return await self._store.page(query)
+        return await self._store.read_task_page(query)
 
-    async def cancel(
+    async def cancel_task(
         self, ref: str, *, force: bool, principal: Principal
     ) -> TaskRecord:
         """Cancel a task."""
-        record = await self.task(ref)
+        record = await self.find_task(ref)
         owner = record.spec.submitter if record.spec else ""
         if not principal.is_admin and owner != principal.subject:
             raise PermissionDenied(
@@ -286,11 +310,13 @@ class AgentGateway:
                 hint="a client token cancels only its own tasks",
             )
         by, array = principal.subject, record if record.progress else None
-        reply = await self.tickets.ask(
+        reply = await self.pending_requests.send_request(
             lambda ticket: ev.CancelRequested(
                 ticket, record.id, record.state, force, by, array
             ),
-            look=partial(self._fitness.require_writes, f"{record.id} is cancelled"),
+            check=partial(
+                self._health_checks.require_durable, f"{record.id} is cancelled"
+            ),
         )
         assert isinstance(reply, replies.CancelResult)
         if reply.state is TaskState.RUNNING:
@@ -301,27 +327,33 @@ class AgentGateway:
             raise TaskNotFound("Task not found", hint=f"it has ended: {reply.state}")
         return record
 
-    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
+    async def retry_task(
+        self, ref: str, *, principal: Principal
+    ) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one."""
-        record = await self.task(ref)
-        repeat = await repetition(record, self._store, principal.subject)
-        records, replicas = await self._take(repeat)
+        record = await self.find_task(ref)
+        repeat = await build_retry(record, self._store, principal.subject)
+        records, replicas = await self._accept_submission(repeat)
         return records[0], replicas
 
-    async def forget(self, older_than_s: int) -> int | None:
+    async def purge_ended_tasks(self, older_than_s: int) -> int | None:
         """Forget what ended so long ago, on all nodes."""
         self._require_dispatcher()
         here = self._require_dispatcher
-        return await forget(self.tickets, self._store, older_than_s, here)
+        return await purge_ended_tasks(
+            self.pending_requests, self._store, older_than_s, here
+        )
 
-    async def explain(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task, and why it is where it is."""
-        record = about = await self.task(ref)
+        record = about = await self.find_task(ref)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
         if is_waiting and (place := split_member_id(record.id)) is not None:
-            about = await self.task(place[0])  # It waits with its array.
+            about = await self.find_task(place[0])  # It waits with its array.
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
-        reply = await self.tickets.ask(lambda n: ev.ExplainRequested(n, about, names))
+        reply = await self.pending_requests.send_request(
+            lambda n: ev.ExplainRequested(n, about, names)
+        )
         assert isinstance(reply, TaskExplanation)
         if about is not record:
             reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
@@ -329,13 +361,13 @@ class AgentGateway:
 
     # --- this node -----------------------------------------------------------------
 
-    async def steer(
+    async def set_availability(
         self, steering: AvailabilityCommand, *, principal: Principal
     ) -> RosterEntry:
         """Drain, resume, pause or unpause this node; return it as it is then."""
         try:
-            async with asyncio.timeout(STEERED_S):
-                reply = await self.tickets.ask(
+            async with asyncio.timeout(AVAILABILITY_CHANGE_S):
+                reply = await self.pending_requests.send_request(
                     lambda ticket: ev.AvailabilityRequested(
                         ticket, steering, principal.subject
                     )
@@ -347,57 +379,57 @@ class AgentGateway:
             ) from None
         assert isinstance(reply, replies.AvailabilityChanged)
         # The dispatcher shall know, so that whoever asks it next is told the same.
-        member = await self.view.shown_as(reply.state, STEERED_S)
+        member = await self.view.wait_for_own_state(reply.state, AVAILABILITY_CHANGE_S)
         if member is None:
-            raise NoDispatcher(
+            raise DispatcherUnknown(
                 "no dispatcher keeps a list of nodes at this moment",
                 hint=f"{steering.value} is in force all the same",
             )
         return replace(member, state=reply.state, running=reply.running)
 
-    def urls_of(self, name: str) -> tuple[str, ...]:
+    def api_urls_of(self, name: str) -> tuple[str, ...]:
         """Return where the API of a node, by name or id, is, the best first."""
-        return self.view.lan_urls(name)
+        return self.view.lan_urls_of(name)
 
     # --- how things are ------------------------------------------------------------
 
-    async def stats(self) -> MeshStats:
+    async def mesh_stats(self) -> MeshStats:
         """Return counts of the whole mesh and the state of this machine."""
         self._require_dispatcher()
-        stored = await self._store.stats()
-        live = self.view.live
+        stored = await self._store.read_stats()
+        live = self.view.live_members
         active = sum(m.running > 0 for m in live)
-        load, now_s = self._sample(), self._clock.now().mono_s
+        load, now_s = self._last_load(), self._clock.now().mono_s
         return MeshStats(
             workers_total=len(live),
             workers_active=active,
             workers_idle=len(live) - active,
             counts=stored.counts,
             uptime_s=now_s - self._started_s,
-            reign_s=self.view.reign_s(now_s),
+            dispatching_s=self.view.dispatching_s(now_s),
             memory_mb=load.process_mb,
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
-            mesh=self.mesh(),
-            refused=self.view.refused(self._node.refused_counts),
+            replication=self.replication_state(),
+            refused_counts=self.view.refused_counts(self._node.refused_counts),
         )
 
     def health(self) -> Health:
         """Return whether this node can serve."""
-        failure = self._fitness.trouble()
+        failure = self._health_checks.failure_reason()
         return Health(
             is_healthy=failure is None,
             uptime_s=self._clock.now().mono_s - self._started_s,
             message=failure,
         )
 
-    def load(self) -> LoadSample:
+    def last_load(self) -> LoadSample:
         """Return the last sample of this machine."""
-        return self._sample()
+        return self._last_load()
 
     # --- inside --------------------------------------------------------------------
 
-    def _stream(self) -> StreamId | None:
+    def _own_stream(self) -> StreamId | None:
         """Return what this node writes as dispatcher."""
         return self._node.stream
 

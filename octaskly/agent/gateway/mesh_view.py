@@ -20,31 +20,31 @@ class MeshView:
 
     def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
         self.names = dict(names)  #: every node ever met
-        self._called: dict[NodeId, str] = {}
+        self._peer_names: dict[NodeId, str] = {}
         self._node_id = node_id
-        self._news: PublishMeshState | None = None
+        self._published: PublishMeshState | None = None
         self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
-        self._reign: tuple[Epoch, Moment] | None = None  #: and when it began
-        self.failovers = 0  #: reigns of this node in place of a lost dispatcher
-        self._broken = 0  #: links whose peer sent what is no message
+        self._epoch_start: tuple[Epoch, Moment] | None = None  #: and when it began
+        self.takeovers = 0  #: reigns of this node in place of a lost dispatcher
+        self._broken_links = 0  #: links whose peer sent what is no message
 
-    def published(self, news: PublishMeshState) -> None:
+    def on_published(self, news: PublishMeshState) -> None:
         """Take in who is dispatcher and who is in the mesh."""
-        self._news = news
+        self._published = news
         if news.roster is not None:
             self.names.update((m.id, m.name) for m in news.roster.members)
-        self._dispatcher = self._reigning(news)
+        self._dispatcher = self._view_of_dispatcher(news)
         self._changed.set()
         self._changed = asyncio.Event()
 
     @property
     def roster(self) -> Roster | None:
         """The members of the mesh."""
-        return self._news.roster if self._news else None
+        return self._published.roster if self._published else None
 
     @property
-    def live(self) -> list[RosterEntry]:
+    def live_members(self) -> list[RosterEntry]:
         """The members that are not lost."""
         members = self.roster.members if self.roster else ()
         return [m for m in members if m.state is not NodeState.LOST]
@@ -52,40 +52,46 @@ class MeshView:
     @property
     def epoch(self) -> Epoch:
         """The epoch in force."""
-        return self._news.epoch if self._news else NO_EPOCH
+        return self._published.epoch if self._published else NO_EPOCH
 
     @property
     def is_serving(self) -> bool:
         """Whether this node is dispatcher and accepts."""
-        news = self._news
+        news = self._published
         return news is not None and news.is_serving and news.dispatcher == self._node_id
 
-    def time_reign(self, now: Moment, failover: Takeover | None) -> None:
+    def record_epoch_start(self, now: Moment, takeover: Takeover | None) -> None:
         """Remember when a reign began, if the last news were that."""
-        if self.is_serving and (self._reign is None or self._reign[0] != self.epoch):
-            self._reign = self.epoch, now
-            self.failovers += failover is not None
+        if self.is_serving and (
+            self._epoch_start is None or self._epoch_start[0] != self.epoch
+        ):
+            self._epoch_start = self.epoch, now
+            self.takeovers += takeover is not None
 
-    def note_broken(self) -> None:
+    def count_broken_link(self) -> None:
         """Count a link that its peer broke."""
-        self._broken += 1
+        self._broken_links += 1
 
-    def refused(self, messages: Mapping[str, int]) -> Mapping[str, int]:
+    def refused_counts(self, messages: Mapping[str, int]) -> Mapping[str, int]:
         """Return how often peers were refused, by the code of the reason.
 
         Args:
             messages: How often the core has refused what they said.
         """
-        return {**messages, "frame": self._broken} if self._broken else messages
+        return (
+            {**messages, "frame": self._broken_links}
+            if self._broken_links
+            else messages
+        )
 
     @property
-    def reigns_since(self) -> Moment | None:
+    def dispatching_since(self) -> Moment | None:
         """When this node began to accept tasks, if it does."""
-        return self._reign[1] if self._reign and self.is_serving else None
+        return self._epoch_start[1] if self._epoch_start and self.is_serving else None
 
-    def reign_s(self, now_s: float) -> float:
+    def dispatching_s(self, now_s: float) -> float:
         """Return for how long this node has reigned."""
-        return now_s - self.reigns_since.mono_s if self.reigns_since else 0.0
+        return now_s - self.dispatching_since.mono_s if self.dispatching_since else 0.0
 
     @property
     def role(self) -> Role | None:
@@ -99,21 +105,21 @@ class MeshView:
         """Return the dispatcher, or None while none is known or it is not ready."""
         return self._dispatcher
 
-    def _reigning(self, news: PublishMeshState) -> DispatcherView | None:
+    def _view_of_dispatcher(self, news: PublishMeshState) -> DispatcherView | None:
         if news.dispatcher is None:
             return None
         if news.dispatcher == self._node_id:
             if not news.is_serving:
                 return None
             return DispatcherView(is_self=True, node=self._node_id, epoch=news.epoch)
-        urls = self.lan_urls(news.dispatcher)
+        urls = self.lan_urls_of(news.dispatcher)
         if not urls:
             return None
         return DispatcherView(
             is_self=False, node=news.dispatcher, epoch=news.epoch, lan_urls=urls
         )
 
-    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+    async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
         """Wait until a dispatcher is known, at most so long."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -123,7 +129,9 @@ class MeshView:
         except TimeoutError:
             return None
 
-    async def shown_as(self, state: NodeState, timeout_s: float) -> RosterEntry | None:
+    async def wait_for_own_state(
+        self, state: NodeState, timeout_s: float
+    ) -> RosterEntry | None:
         """Return this node's line of the roster, once it says so or the time is over.
 
         None: no roster has this node.
@@ -140,13 +148,13 @@ class MeshView:
 
     def name_of(self, node: NodeId) -> str:
         """Return the name of a node, its id while none is known."""
-        return self.names.get(node) or self._called.get(node, node)
+        return self.names.get(node) or self._peer_names.get(node, node)
 
-    def met(self, node: NodeId, name: str) -> None:
+    def learn_peer_name(self, node: NodeId, name: str) -> None:
         """Know what a peer calls itself, until a roster says its name in the mesh."""
-        self._called[node] = name
+        self._peer_names[node] = name
 
-    def told(self, note: LogLine) -> LogLine:
+    def with_node_names(self, note: LogLine) -> LogLine:
         """Return a line for the log with the names of nodes, which people know."""
         fields = tuple(
             (key, self.name_of(NodeId(str(value))) if key == "peer" else value)
@@ -154,15 +162,15 @@ class MeshView:
         )
         return replace(note, fields=fields)
 
-    def lan_urls(self, name: str) -> tuple[str, ...]:
+    def lan_urls_of(self, name: str) -> tuple[str, ...]:
         """Return where a live member, by name or id, serves its LAN API."""
-        for member in self.live:
+        for member in self.live_members:
             if name in (member.id, member.name):
                 port = member.lan_port
                 return tuple(lan_url(each.host, port) for each in member.addresses)
         return ()
 
-    def node_named(self, name: str) -> NodeId | None:
+    def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
         if name in self.names:
             return NodeId(name)
@@ -170,16 +178,16 @@ class MeshView:
 
     def status_line(self) -> str:
         """Return one line on this node for `systemctl status`."""
-        news = self._news
-        running = sum(member.running for member in self.live)
+        news = self._published
+        running = sum(member.running for member in self.live_members)
         if news is None or news.dispatcher is None:
             role = "looking for a dispatcher"
         elif news.dispatcher == self._node_id:
             role = str(Role.DISPATCHER)
         else:
-            own = (m.role for m in self.live if m.id == self._node_id)
+            own = (m.role for m in self.live_members if m.id == self._node_id)
             role = f"{next(own, Role.WORKER)} of {self.name_of(news.dispatcher)}"
-        return f"{role}, {len(self.live)} nodes, {running} running"
+        return f"{role}, {len(self.live_members)} nodes, {running} running"
 
 
 def lan_url(host: str, port: int) -> str:

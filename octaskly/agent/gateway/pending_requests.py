@@ -24,7 +24,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId, task_name
 from octaskly.core.replies import NotDispatching, NotReplicated, Reply
-from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher
+from octaskly.errors import DispatcherUnknown, NotDispatcher, OutcomeUnknown
 
 TASKS_MAX: Final = 64
 FEW_ENTRIES: Final = 4  #: of one append; of busy nodes nothing is remembered
@@ -107,30 +107,30 @@ def _is_large(fact: TaskFact) -> bool:
     return len(outcome.stdout) + len(outcome.stderr) > OUTPUT_BYTES_MAX
 
 
-LOOK_S = 2.0  #: between two looks at what keeps an answer
-TICKETS_MAX = 10_000  #: requests that wait for the core at once
+REPLY_CHECK_S = 2.0  #: between two looks at what keeps an answer
+PENDING_MAX = 10_000  #: requests that wait for the core at once
 
 
-class Tickets:
+class PendingRequests:
     """Pairs each question to the core with its answer."""
 
     def __init__(self, post: Callable[[Event], None]) -> None:
         self._post = post
-        self._open: dict[int, asyncio.Future[Reply]] = {}
-        self._last = 0
+        self._futures: dict[int, asyncio.Future[Reply]] = {}
+        self._last_ticket = 0
         self._is_closed = False
 
-    async def ask(
+    async def send_request(
         self,
         event: Callable[[int], Event],
         *,
-        look: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Reply:
         """Give the core an event with a fresh ticket and wait for its answer.
 
         Args:
             event: Makes it of its ticket.
-            look: Called now and then while there is none; may raise, to wait no more.
+            check: Called now and then while there is none; may raise, to wait no more.
 
         Raises:
             NoDispatcher: too many requests wait already, or this node stops.
@@ -139,22 +139,22 @@ class Tickets:
             NotDurable: one copy is too few, and no standby acknowledges.
         """
         if self._is_closed:
-            raise NoDispatcher("this node stops")
-        if len(self._open) >= TICKETS_MAX:
-            raise NoDispatcher("too many requests wait", hint="retry in a second")
-        self._last += 1
-        ticket = self._last
+            raise DispatcherUnknown("this node stops")
+        if len(self._futures) >= PENDING_MAX:
+            raise DispatcherUnknown("too many requests wait", hint="retry in a second")
+        self._last_ticket += 1
+        ticket = self._last_ticket
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._open[ticket] = future
+        self._futures[ticket] = future
         self._post(event(ticket))
         try:
-            while look is not None and not future.done():
-                await asyncio.wait([future], timeout=LOOK_S)
+            while check is not None and not future.done():
+                await asyncio.wait([future], timeout=REPLY_CHECK_S)
                 if not future.done():
-                    look()
+                    check()
             reply = await future
         finally:
-            self._open.pop(ticket, None)
+            self._futures.pop(ticket, None)
         if isinstance(reply, NotReplicated):
             raise errors.NotDurable(
                 "durability is strict, and no standby acknowledges",
@@ -165,9 +165,9 @@ class Tickets:
             raise NotDispatcher("this node stopped being dispatcher")
         return reply
 
-    def answered(self, ticket: int, reply: Reply) -> None:
+    def set_reply(self, ticket: int, reply: Reply) -> None:
         """Release the request that waits for this ticket."""
-        future = self._open.get(ticket)
+        future = self._futures.get(ticket)
         if future is not None and not future.done():
             future.set_result(reply)
 
@@ -178,10 +178,10 @@ class Tickets:
         or it would be done twice.
         """
         self._is_closed = True
-        for future in self._open.values():
+        for future in self._futures.values():
             if not future.done():
                 future.set_exception(
-                    AnswerLost(
+                    OutcomeUnknown(
                         "the node stopped before it could answer",
                         hint="the request may have been carried out; look before you "
                         "repeat it, or send an Idempotency-Key",
@@ -189,29 +189,31 @@ class Tickets:
                 )
 
 
-_MEMBERS = ".*"  #: behind the name of an array: whoever waits for a member of it
-ARRAY_S = 0.1  #: between two looks at an array that somebody waits for
+_ANY_MEMBER = ".*"  #: behind the name of an array: whoever waits for a member of it
+ARRAY_POLL_S = 0.1  #: between two looks at an array that somebody waits for
 
 
 @dataclass(slots=True, eq=False)
-class _Wait:
+class _TaskWait:
     """One long poll: what was written about its task since it began."""
 
-    is_eager: bool  #: what is on this disk counts, though it may have no other copy
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    accepts_local_commit: (
+        bool  #: what is on this disk counts, though it may have no other copy
+    )
+    has_changed: asyncio.Event = field(default_factory=asyncio.Event)
     facts: list[TaskFact] = field(default_factory=list)
 
 
-class Waiters:
+class TaskWaiters:
     """Long polls, answered when their task has a new durable state."""
 
     def __init__(self) -> None:
-        self._waits: dict[str, set[_Wait]] = {}  #: by name, twins together
-        self._written: deque[tuple[int, _Wait, TaskFact]] = deque()
+        self._waits: dict[str, set[_TaskWait]] = {}  #: by name, twins together
+        self._unpersisted: deque[tuple[int, _TaskWait, TaskFact]] = deque()
         """On the way to the disk, for eager waits, with the number of its write."""
         self.recent = Recent()
 
-    def appended(self, entries: Sequence[Entry], number: int) -> None:
+    def on_appended(self, entries: Sequence[Entry], number: int) -> None:
         """Keep facts that somebody waits for: they spare reading them again."""
         self.recent.appended(entries)
         waits = self._waits
@@ -220,32 +222,32 @@ class Waiters:
             task = fact.task  # None has the name of what is about no task.
             for wait in waits.get(task_name(task) if "~" in task else task, ()):
                 assert not isinstance(fact, MESH_FACTS)
-                if wait.is_eager:
-                    self._written.append((number, wait, fact))
+                if wait.accepts_local_commit:
+                    self._unpersisted.append((number, wait, fact))
                 else:
                     wait.facts.append(fact)
 
-    def persisted(self, number: int) -> None:
+    def on_persisted(self, number: int) -> None:
         """What was appended so far is on this disk: wake who wants to know so soon.
 
         Not before: who then reads the task would find it as it was, and take that for
         news.
         """
-        while self._written and self._written[0][0] <= number:
-            _, wait, fact = self._written.popleft()
+        while self._unpersisted and self._unpersisted[0][0] <= number:
+            _, wait, fact = self._unpersisted.popleft()
             wait.facts.append(fact)
-            wait.news.set()
+            wait.has_changed.set()
 
-    def announced(self, tasks: Sequence[TaskId]) -> None:
+    def on_replicated(self, tasks: Sequence[TaskId]) -> None:
         """What was appended about these tasks is durable: wake who waits for them."""
         self.recent.announced(tasks)
         waits = self._waits
         for task in tasks if waits else ():
             name = task_name(task) if "~" in task else task
             place = split_member_id(task) if "." in task else None
-            other = name + _MEMBERS if place is None else task_name(place[0])
+            other = name + _ANY_MEMBER if place is None else task_name(place[0])
             for wait in (*waits.get(name, ()), *waits.get(other, ())):
-                wait.news.set()
+                wait.has_changed.set()
 
     def at_hand(self, name: str) -> TaskRecord | None:
         """Return a task that has ended, None where it has to be read or waited for."""
@@ -253,14 +255,14 @@ class Waiters:
         record = story.record if story and story.is_told else None
         return record if record and record.state.is_final else None
 
-    async def until(
+    async def wait_until(
         self,
         name: str,
         read: Callable[[], Awaitable[TaskRecord]],
         is_wanted: Callable[[TaskRecord], bool],
         timeout_s: float,
         *,
-        is_eager: bool = False,
+        accepts_local_commit: bool = False,
     ) -> TaskRecord:
         """Return a task once it is as wanted, or when the time is over.
 
@@ -269,34 +271,34 @@ class Waiters:
             read: Returns the task as the store has it, with outputs.
             is_wanted: Whether to return it as it is.
             timeout_s: How long to wait.
-            is_eager: Return it once that is on this disk; it may come otherwise.
+            accepts_local_commit: Return it once that is on this disk; it may come otherwise.
         """
-        wait = _Wait(is_eager)
+        wait = _TaskWait(accepts_local_commit)
         # Registered before the first read, so that no change falls between the two;
         # a fact that both bring is joined twice, which changes nothing.
-        keys = _keys(name)
+        keys = _wait_keys(name)
         for key in keys:
             self._waits.setdefault(key, set()).add(wait)
         record: TaskRecord | None = None
-        story = None if is_eager else self.recent.get(TaskId(name))
+        story = None if accepts_local_commit else self.recent.get(TaskId(name))
         try:
             async with asyncio.timeout(timeout_s):
                 # Its record has the submission, with which a story begins.
                 wait.facts += story.facts[1:] if story else ()
                 record = story.record if story else await read()
                 while not is_wanted(record):
-                    await wait.news.wait()
+                    await wait.has_changed.wait()
                     if record.progress is not None:
                         # Members end by the thousand; it is not read for each.
-                        await asyncio.sleep(ARRAY_S)
-                    wait.news.clear()
+                        await asyncio.sleep(ARRAY_POLL_S)
+                    wait.has_changed.clear()
                     own = (fact for fact in wait.facts if fact.task == record.id)
                     record = reduce(merge.apply_fact, own, record)
                     if not is_wanted(record):
-                        record = _newer(record, await read())
+                        record = _newest_record(record, await read())
                 return record
         except TimeoutError:
-            return _newer(record, await read())
+            return _newest_record(record, await read())
         finally:
             for key in keys:
                 self._waits[key].discard(wait)
@@ -304,14 +306,14 @@ class Waiters:
                     del self._waits[key]
 
 
-def _keys(name: str) -> list[str]:
+def _wait_keys(name: str) -> list[str]:
     """Return under what to wait for a task: a member may end with its array, too."""
     key = task_name(TaskId(name))
     array, dot, number = key.rpartition(".")
-    return [key, array + _MEMBERS] if dot and number.isdecimal() else [key]
+    return [key, array + _ANY_MEMBER] if dot and number.isdecimal() else [key]
 
 
-def _newer(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
+def _newest_record(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
     """Return what is known when the store may be behind, or hold another one."""
     if known is None or known.id != read.id or read.progress is not None:
         return read

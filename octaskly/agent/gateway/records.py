@@ -10,38 +10,43 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from octaskly.agent.gateway.health import Fitness
-from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import RecordDraft, RecordRequested
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.records import is_valid_record
 from octaskly.core.replies import RecordLimitReached, RecordsKept
 from octaskly.errors import TooManyRecords
-from octaskly.ports import Log, RecordQuery
+from octaskly.ports import DurableStore, RecordQuery
 
-Heard = Callable[[Recorded], None]
+RecordListener = Callable[[Recorded], None]
 
 
 class Records:
     """What this node knows that is about no task."""
 
-    def __init__(self, tickets: Tickets, store: Log, fitness: Fitness) -> None:
-        self._tickets = tickets
-        self._fitness = fitness
+    def __init__(
+        self,
+        pending_requests: PendingRequests,
+        store: DurableStore,
+        health_checks: HealthChecks,
+    ) -> None:
+        self._pending_requests = pending_requests
+        self._health_checks = health_checks
         self._store = store
-        self._heard: dict[str, list[Heard]] = {}
+        self._listeners: dict[str, list[RecordListener]] = {}
 
-    def subscribe(self, kind: str, heard: Heard) -> None:
+    def subscribe(self, kind: str, listener: RecordListener) -> None:
         """Call `heard` with each record of a kind, on the event loop."""
-        self._heard.setdefault(kind, []).append(heard)
+        self._listeners.setdefault(kind, []).append(listener)
 
-    def learnt(self, records: Sequence[Recorded]) -> None:
+    def on_records(self, records: Sequence[Recorded]) -> None:
         """Pass on what has come to this node's disk."""
         for record in records:
-            for heard in self._heard.get(record.kind, ()):
+            for heard in self._listeners.get(record.kind, ()):
                 heard(record)
 
-    async def keep(self, *drafts: RecordDraft) -> RecordsKept:
+    async def write_records(self, *drafts: RecordDraft) -> RecordsKept:
         """Record these, all or none, and return what counts when that is safe.
 
         Where kind and key were taken, that is the earlier record.
@@ -54,10 +59,10 @@ class Records:
                 do so is recorded once it does again.
         """
         assert all(is_valid_record(Recorded(*draft, hlc=0)) for draft in drafts)
-        self._fitness.require_log()
-        reply = await self._tickets.ask(
+        self._health_checks.require_writable_log()
+        reply = await self._pending_requests.send_request(
             lambda ticket: RecordRequested(ticket, drafts),
-            look=partial(self._fitness.require_writes, "it is noted for later"),
+            check=partial(self._health_checks.require_durable, "it is noted for later"),
         )
         if isinstance(reply, RecordLimitReached):
             raise TooManyRecords(
@@ -66,6 +71,6 @@ class Records:
         assert isinstance(reply, RecordsKept)
         return reply
 
-    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+    async def read_page(self, query: RecordQuery) -> tuple[Recorded, ...]:
         """Read records of one kind, also those that are over."""
-        return await self._store.records(query)
+        return await self._store.read_records(query)

@@ -12,19 +12,23 @@ from octaskly.core.model.arrays import ITEMS_BYTES_MAX
 from octaskly.core.model.drafts import TaskDraft, rerun_draft
 from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import ITEM_BYTES, ArraySpec
-from octaskly.errors import NothingToRepeat, TaskNotEnded
-from octaskly.ports import Log
+from octaskly.errors import NothingToRetry, TaskNotEnded
+from octaskly.ports import DurableStore
 
-KEY = "retry "  #: begins the key of a repetition; no client's key has a space
+RETRY_KEY_PREFIX = (
+    "retry "  #: begins the key of a repetition; no client's key has a space
+)
 
-Runs = Sequence[tuple[int, int]]
+PositionRanges = Sequence[tuple[int, int]]
 """Places of members, from one to another."""
 
-_RUNS_TOLD = 8
+_RANGES_SHOWN_MAX = 8
 _MEMBERS_MAX = ITEMS_BYTES_MAX // ITEM_BYTES + 1  #: so many fit into no array
 
 
-async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submission:
+async def build_retry(
+    record: TaskRecord, store: DurableStore, submitter: str
+) -> Submission:
     """Return the wish to repeat a task, which is the same whoever has it.
 
     Raises:
@@ -37,60 +41,65 @@ async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submissi
         raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
     draft = rerun_draft(spec)
     if spec.array is not None:
-        draft = await _left(record, spec.array, draft, store)
+        draft = await _draft_of_unsuccessful(record, spec.array, draft, store)
     return Submission(
         drafts=(draft,),
         submitter=submitter,
         # Once it is forgotten, the name may be chosen again.
-        key=f"{KEY}{record.name} {spec.created_ms}",
-        is_key_of_all=True,
+        idempotency_key=f"{RETRY_KEY_PREFIX}{record.name} {spec.created_ms}",
+        is_key_shared=True,
         is_strict=False,
     )
 
 
-async def _left(
-    record: TaskRecord, asked: ArraySpec, draft: TaskDraft, store: Log
+async def _draft_of_unsuccessful(
+    record: TaskRecord, requested: ArraySpec, draft: TaskDraft, store: DurableStore
 ) -> TaskDraft:
     """Return a draft of an array with the members that did not succeed."""
     assert draft.options is not None
-    runs = await store.unfinished(record.id, _MEMBERS_MAX)
+    runs = await store.incomplete_member_ranges(record.id, _MEMBERS_MAX)
     if not runs:
         hint = "all members of the array are completed"
-        raise NothingToRepeat("Nothing to repeat", hint=hint)
-    whole = (await store.tasks([task_name(record.id)]))[task_name(record.id)]
+        raise NothingToRetry("Nothing to repeat", hint=hint)
+    whole = (await store.read_tasks_by_name([task_name(record.id)]))[
+        task_name(record.id)
+    ]
     given = {other.id: other.spec for other in whole}[record.id]
     assert given is not None
     assert given.array is not None
-    array = _named(runs, given.array) or _range(runs, given.array)
-    array = replace(array, max_fails=asked.max_fails)
+    array = _array_of_items(runs, given.array) or _array_of_range(runs, given.array)
+    array = replace(array, max_fails=requested.max_fails)
     return replace(draft, options=replace(draft.options, array=array))
 
 
-def _named(runs: Runs, given: ArraySpec) -> ArraySpec | None:
+def _array_of_items(ranges: PositionRanges, original: ArraySpec) -> ArraySpec | None:
     """Return an array that names each of its members; None: they are too many."""
-    count = sum(last - first + 1 for first, last in runs)
+    count = sum(last - first + 1 for first, last in ranges)
     if count > _MEMBERS_MAX:
         return None
-    wanted = chain.from_iterable(range(first, last + 1) for first, last in runs)
-    items = tuple(map(given.item, wanted))
+    wanted = chain.from_iterable(range(first, last + 1) for first, last in ranges)
+    items = tuple(map(original.item, wanted))
     array = ArraySpec(count=count, has_items=True, items=items)
     return array if array.items_bytes <= ITEMS_BYTES_MAX else None
 
 
-def _range(runs: Runs, given: ArraySpec) -> ArraySpec:
+def _array_of_range(ranges: PositionRanges, original: ArraySpec) -> ArraySpec:
     """Return an array of which two numbers say all.
 
     Raises:
         NothingToRepeat: they do not, as some between them are completed.
     """
-    (first, last), *more = runs
+    (first, last), *more = ranges
     if not more:
         count = last - first + 1
-        return ArraySpec(count=count, first=given.number(first), step=given.step)
-    step = f":{given.step}" if given.step > 1 else ""
-    shown = [f"{given.number(a)}-{given.number(b)}{step}" for a, b in runs[:_RUNS_TOLD]]
-    shown += ["..."] if len(runs) > _RUNS_TOLD else []
-    raise NothingToRepeat(
+        return ArraySpec(count=count, first=original.number(first), step=original.step)
+    step = f":{original.step}" if original.step > 1 else ""
+    shown = [
+        f"{original.number(a)}-{original.number(b)}{step}"
+        for a, b in ranges[:_RANGES_SHOWN_MAX]
+    ]
+    shown += ["..."] if len(ranges) > _RANGES_SHOWN_MAX else []
+    raise NothingToRetry(
         "Nothing to repeat",
         hint="more members are left than one array can name, and not in one range;"
         f" hand in arrays of {', '.join(shown)}",

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from octaskly.agent.gateway.dependencies import Find, resolve
-from octaskly.agent.gateway.health import Fitness
-from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.agent.gateway.dependencies import FindTask, resolve_parents
+from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.log.merge import TaskRecord
@@ -26,22 +26,22 @@ from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import Unplaceable
 from octaskly.errors import (
-    AnswerLost,
     NoNodeFits,
     NotDispatcher,
+    OutcomeUnknown,
     QueueFull,
     QueueTooSmall,
     StoreFull,
     TaskExists,
 )
-from octaskly.ports import Log
+from octaskly.ports import DurableStore
 from octaskly.system.clock import SystemClock
-from octaskly.system.cooperative import in_turns
+from octaskly.system.cooperative import map_in_batches
 
-COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
-FEW = 1000  #: tasks of a request that are prepared and accepted in one turn
+QUEUE_COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
+SMALL_BATCH_MAX = 1000  #: tasks of a request that are prepared and accepted in one turn
 
-Taken = tuple[list[TaskRecord], int]
+AcceptedTasks = tuple[list[TaskRecord], int]
 """Accepted tasks in order, and how many disks hold them."""
 
 
@@ -51,26 +51,26 @@ class Submission:
 
     drafts: tuple[TaskDraft, ...]
     submitter: str
-    key: str | None
-    is_key_of_all: bool = False  #: whoever brings it means the same tasks
+    idempotency_key: str | None
+    is_key_shared: bool = False  #: whoever brings it means the same tasks
     is_strict: bool  #: rather none than with only one copy
 
 
-class QueueRoom:
+class QueueQuota:
     """How many more tasks may wait.
 
     Counting takes a moment, so it is done anew only where what was counted last and has
     been accepted since would be too much, or was counted long ago.
     """
 
-    def __init__(self, store: Log, clock: SystemClock, queue_max: int) -> None:
+    def __init__(self, store: DurableStore, clock: SystemClock, queue_max: int) -> None:
         self._store = store
         self._clock = clock
         self._queue_max = queue_max
-        self._queued_most = 0
+        self._queued_estimate = 0
         self._counted_s = float("-inf")
 
-    async def require(self, count: int) -> None:
+    async def reserve(self, count: int) -> None:
         """Let so many tasks in.
 
         Raises:
@@ -84,46 +84,46 @@ class QueueRoom:
                 " hand in fewer at a time, or raise --queue-max of the agents",
             )
         now_s = self._clock.now().mono_s
-        is_old = now_s - self._counted_s >= COUNT_S
-        if count and (is_old or self._queued_most + count > self._queue_max):
+        is_old = now_s - self._counted_s >= QUEUE_COUNT_S
+        if count and (is_old or self._queued_estimate + count > self._queue_max):
             self._counted_s = now_s
-            counts = (await self._store.stats()).counts
-            self._queued_most = counts.get(TaskState.QUEUED, 0)
-            if self._queued_most + count > self._queue_max:
+            counts = (await self._store.read_stats()).counts
+            self._queued_estimate = counts.get(TaskState.QUEUED, 0)
+            if self._queued_estimate + count > self._queue_max:
                 raise QueueFull(
                     "Queue is full",
-                    hint=f"{self._queued_most} tasks wait, and {self._queue_max} may;"
+                    hint=f"{self._queued_estimate} tasks wait, and {self._queue_max} may;"
                     " try again when some have run, or raise --queue-max of the agent",
                 )
-        self._queued_most += count
+        self._queued_estimate += count
 
 
-class Submissions:
+class SubmissionService:
     """The way of tasks into the core."""
 
     def __init__(
         self,
         *,
         mesh_id: str | None,
-        store: Log,
+        store: DurableStore,
         clock: SystemClock,
-        tickets: Tickets,
-        find: Find,
+        pending_requests: PendingRequests,
+        find_task: FindTask,
         stream: Callable[[], StreamId | None],
-        fitness: Fitness,
+        health_checks: HealthChecks,
         queue_max: int,
     ) -> None:
         self._mesh_id = mesh_id
         self._store = store
         self._clock = clock
-        self._tickets = tickets
-        self._find = find
+        self._pending_requests = pending_requests
+        self._find_task = find_task
         self._stream = stream
-        self._fitness = fitness
-        self._room = QueueRoom(store, clock, queue_max)
+        self._health_checks = health_checks
+        self._queue_quota = QueueQuota(store, clock, queue_max)
         self._claims: dict[TaskId, asyncio.Event] = {}
 
-    async def take(self, asked: Submission) -> Taken:
+    async def accept_submission(self, submission: Submission) -> AcceptedTasks:
         """Accept new tasks; return those that an earlier request brought as they are.
 
         Raises:
@@ -135,42 +135,50 @@ class Submissions:
                 accepted once it does again.
         """
         after = None
-        if asked.key is not None:
-            after = self._keyed_id(asked, len(asked.drafts))
-            asked = replace(asked, drafts=tuple(await self._keyed(asked)))
-        drafts = await resolve(asked.drafts, asked.submitter, self._store, self._find)
-        if drafts is not asked.drafts:
-            asked = replace(asked, drafts=drafts)
-        chosen = [draft.id for draft in asked.drafts if draft.id is not None]
+        if submission.idempotency_key is not None:
+            after = self._keyed_id(submission, len(submission.drafts))
+            submission = replace(
+                submission, drafts=tuple(await self._with_keyed_ids(submission))
+            )
+        drafts = await resolve_parents(
+            submission.drafts, submission.submitter, self._store, self._find_task
+        )
+        if drafts is not submission.drafts:
+            submission = replace(submission, drafts=drafts)
+        chosen = [draft.id for draft in submission.drafts if draft.id is not None]
         if not chosen:
-            return await self._accept(asked)
-        async with self._alone_with(asked.drafts, chosen):
-            known = await self._known(asked.drafts, chosen, after)
-            missing = tuple(d for d in asked.drafts if d.id not in known)
-            await self._require_no_members(missing)
-            await self._require_free_members(missing)
+            return await self._submit_to_core(submission)
+        async with self._claim_ids(submission.drafts, chosen):
+            known = await self._find_repeated(submission.drafts, chosen, after)
+            missing = tuple(d for d in submission.drafts if d.id not in known)
+            await self._refuse_member_names(missing)
+            await self._refuse_arrays_over_tasks(missing)
             # As safe as a new one would be: this disk may be the only one as yet that
             # has what another dispatcher accepted. No tasks wait for all before them.
-            fresh, replicas = await self._accept(replace(asked, drafts=missing))
+            fresh, replicas = await self._submit_to_core(
+                replace(submission, drafts=missing)
+            )
             if known and missing:  # What was known may have fewer copies.
-                _, least = await self._accept(replace(asked, drafts=()))
+                _, least = await self._submit_to_core(replace(submission, drafts=()))
                 replicas = min(replicas, least)
             more = iter(fresh)
-            held = (draft.id and known.get(draft.id) for draft in asked.drafts)
+            held = (draft.id and known.get(draft.id) for draft in submission.drafts)
             return [record or next(more) for record in held], replicas
 
-    async def names(self, count: int) -> tuple[TaskId, ...]:
+    async def reserve_task_ids(self, count: int) -> tuple[TaskId, ...]:
         """Return ids for tasks that may be handed in.
 
         Raises:
             NotDispatcher: this node is not dispatcher any more.
         """
-        suffixes = self._suffixes(count)
-        reply = await self._tickets.ask(lambda t: ev.TaskIdsRequested(t, suffixes))
+        suffixes = self._random_suffixes(count)
+        reply = await self._pending_requests.send_request(
+            lambda t: ev.TaskIdsRequested(t, suffixes)
+        )
         assert isinstance(reply, replies.TaskIdsReserved)
         return reply.ids
 
-    async def when_safe(self) -> None:
+    async def wait_until_replicated(self) -> None:
         """Wait until what is on this disk is as safe as an accepted task.
 
         Raises:
@@ -178,24 +186,24 @@ class Submissions:
         """
         event = partial(ev.TasksSubmitted, drafts=(), submitter="", id_suffixes=())
         try:
-            await self._tickets.ask(event)
-        except AnswerLost as error:
+            await self._pending_requests.send_request(event)
+        except OutcomeUnknown as error:
             raise NotDispatcher(str(error)) from None
 
     @asynccontextmanager
-    async def _alone_with(
-        self, drafts: Sequence[TaskDraft], chosen: Sequence[TaskId]
+    async def _claim_ids(
+        self, drafts: Sequence[TaskDraft], ids: Sequence[TaskId]
     ) -> AsyncIterator[None]:
         """Claim ids; a request that repeats one waits until the first is answered.
 
         So does an array while a task comes with the name of a member, or a task
         while the array of its name does.
         """
-        arrays = {draft.id for draft in drafts if _array(draft)}
-        while busy := self._busy(chosen, arrays):
+        arrays = {draft.id for draft in drafts if _array_of(draft)}
+        while busy := self._conflicting_claim(ids, arrays):
             await busy.wait()
         answered = asyncio.Event()
-        claims = dict.fromkeys(chosen, answered)
+        claims = dict.fromkeys(ids, answered)
         self._claims.update(claims)
         try:
             yield
@@ -204,11 +212,11 @@ class Submissions:
                 del self._claims[task]
             answered.set()
 
-    def _busy(
-        self, chosen: Sequence[TaskId], arrays: Collection[str | None]
+    def _conflicting_claim(
+        self, ids: Sequence[TaskId], arrays: Collection[str | None]
     ) -> asyncio.Event | None:
         """Return when a request is answered that stands in the way of these names."""
-        for task in chosen:
+        for task in ids:
             place = split_member_name(task)
             for name in (task, place and TaskId(place[0])):
                 if name and (busy := self._claims.get(name)):
@@ -219,23 +227,29 @@ class Submissions:
                 return claim
         return None
 
-    async def _accept(self, asked: Submission) -> Taken:
-        asking = [draft for draft in asked.drafts if draft.options is not None]
-        plain = len(asked.drafts) - len(asking)
-        await self._room.require(plain + sum(map(_count, asking)))
-        suffixes = self._suffixes(len(asked.drafts))
-        logged = await self._logged(asked)
-        if len(asked.drafts) > FEW:
+    async def _submit_to_core(self, submission: Submission) -> AcceptedTasks:
+        asking = [draft for draft in submission.drafts if draft.options is not None]
+        plain = len(submission.drafts) - len(asking)
+        await self._queue_quota.reserve(plain + sum(map(_count_tasks, asking)))
+        suffixes = self._random_suffixes(len(submission.drafts))
+        logged = await self._logged_ids(submission)
+        if len(submission.drafts) > SMALL_BATCH_MAX:
             await asyncio.sleep(0)  # The step of the core is long enough by itself.
-        reply = await self._tickets.ask(
+        reply = await self._pending_requests.send_request(
             lambda ticket: ev.TasksSubmitted(
-                *(ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict),
+                *(
+                    ticket,
+                    submission.drafts,
+                    submission.submitter,
+                    suffixes,
+                    submission.is_strict,
+                ),
                 logged,
             ),
-            look=self._require_writes,
+            check=self._require_writes,
         )
         if isinstance(reply, Unplaceable):
-            place = "$" if len(asked.drafts) == 1 else f"$[{reply.index}]"
+            place = "$" if len(submission.drafts) == 1 else f"$[{reply.index}]"
             raise NoNodeFits(
                 "No node can run the task", hint=reply.reason, field=f"{place}.requires"
             )
@@ -245,40 +259,42 @@ class Submissions:
 
     def _require_writes(self) -> None:
         """Raise StoreFull where what is on its way to the disk stays there."""
-        if failure := self._fitness.failure():
+        if failure := self._health_checks.write_failure():
             raise StoreFull(
                 "it may be accepted later, but the disk keeps nothing",
                 hint="look before you repeat it, or send an Idempotency-Key:"
                 f" {failure}",
             )
 
-    def _suffixes(self, count: int) -> tuple[str, ...]:
+    def _random_suffixes(self, count: int) -> tuple[str, ...]:
         """Return what keeps tasks of the same number apart."""
         digits = self._clock.hex_digits(8 * count) if count else ""
         return tuple([digits[at : at + 8] for at in range(0, len(digits), 8)])
 
-    async def _keyed(self, asked: Submission) -> list[TaskDraft]:
+    async def _with_keyed_ids(self, submission: Submission) -> list[TaskDraft]:
         """Return the drafts, those without a name under one that the key gives."""
 
         def keyed(pair: tuple[int, TaskDraft]) -> TaskDraft:
             draft = pair[1]
             if draft.id is not None:
                 return draft
-            return replace(draft, id=self._keyed_id(asked, pair[0]))
+            return replace(draft, id=self._keyed_id(submission, pair[0]))
 
-        return await in_turns(list(enumerate(asked.drafts)), keyed)
+        return await map_in_batches(list(enumerate(submission.drafts)), keyed)
 
-    async def _logged(self, asked: Submission) -> tuple[TaskId | None, ...]:
+    async def _logged_ids(self, submission: Submission) -> tuple[TaskId | None, ...]:
         """Return what the log will call the tasks that have a name."""
-        drafts = asked.drafts
+        drafts = submission.drafts
         if not [draft for draft in drafts if draft.id is not None]:
             return (None,) * len(drafts)
-        return tuple(await in_turns(drafts, lambda d: log_id_of(d, asked.submitter)))
+        return tuple(
+            await map_in_batches(drafts, lambda d: log_id_of(d, submission.submitter))
+        )
 
-    async def _known(
+    async def _find_repeated(
         self,
         drafts: Sequence[TaskDraft],
-        chosen: Sequence[TaskId],
+        ids: Sequence[TaskId],
         after: TaskId | None,
     ) -> dict[TaskId, TaskRecord]:
         """Return the tasks of a repeated request, by chosen id; none if all are free.
@@ -289,20 +305,24 @@ class Submissions:
         A dispatcher that was lost in the midst of sending a large batch to a standby
         has acknowledged nothing of it. It may have left some, to be completed.
         """
-        if len(set(chosen)) < len(chosen):
+        if len(set(ids)) < len(ids):
             raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
-        taken = await self._store.tasks([*chosen, *([after] if after else [])])
-        busy = next((task for task in chosen if task in taken), None)
+        taken = await self._store.read_tasks_by_name(
+            [*ids, *([after] if after else [])]
+        )
+        busy = next((task for task in ids if task in taken), None)
         if busy is None:
             return {}
         records = {
             draft.id: record
             for draft in drafts
-            if draft.id and (record := _same(draft, taken.get(draft.id, ())))
+            if draft.id and (record := _find_matching(draft, taken.get(draft.id, ())))
         }
         is_repeat = after is not None and taken.keys() == records.keys()
         if is_repeat and len(records) < len(drafts):
-            streams = await self._store.streams_of([r.id for r in records.values()])
+            streams = await self._store.streams_of_tasks(
+                [r.id for r in records.values()]
+            )
             is_repeat = self._stream() not in streams
         if not is_repeat:
             field, hint = "id", f"{busy} exists already"
@@ -312,7 +332,7 @@ class Submissions:
             raise TaskExists("Duplicate task ID", field=field, hint=hint)
         return records
 
-    async def _require_no_members(self, drafts: Sequence[TaskDraft]) -> None:
+    async def _refuse_member_names(self, drafts: Sequence[TaskDraft]) -> None:
         """Refuse names that members of arrays have, also those that have not begun."""
         places = {
             draft.id: place
@@ -321,8 +341,10 @@ class Submissions:
         }
         if not places:
             return
-        arrays = {draft.id: [_array(draft)] for draft in drafts}
-        known = await self._store.tasks([*{name for name, _ in places.values()}])
+        arrays = {draft.id: [_array_of(draft)] for draft in drafts}
+        known = await self._store.read_tasks_by_name(
+            [*{name for name, _ in places.values()}]
+        )
         for name, records in known.items():
             specs = [record.spec.array for record in records if record.spec]
             arrays[TaskId(name)] = [*arrays.get(TaskId(name), ()), *specs]
@@ -332,25 +354,27 @@ class Submissions:
                     hint = f"{task} is a member of the array {name}"
                     raise TaskExists("Duplicate task ID", field="id", hint=hint)
 
-    async def _require_free_members(self, drafts: Sequence[TaskDraft]) -> None:
+    async def _refuse_arrays_over_tasks(self, drafts: Sequence[TaskDraft]) -> None:
         """Refuse arrays of which a member would have the name that a task has."""
-        pairs = [(draft.id, _array(draft)) for draft in drafts]
+        pairs = [(draft.id, _array_of(draft)) for draft in drafts]
         arrays = {name: array for name, array in pairs if name and array}
-        task = await self._store.namesake(arrays) if arrays else None
+        task = await self._store.find_name_collision(arrays) if arrays else None
         if task is not None:
             hint = f"{task} exists already, and would be a member"
             raise TaskExists("Duplicate task ID", field="id", hint=hint)
 
-    def _keyed_id(self, asked: Submission, index: int) -> TaskId:
+    def _keyed_id(self, submission: Submission, index: int) -> TaskId:
         """Return the id that this key has on both sides of a split."""
-        assert asked.key is not None
-        whose = "" if asked.is_key_of_all else asked.submitter
-        text = "\0".join((self._mesh_id or "", whose, asked.key, str(index)))
+        assert submission.idempotency_key is not None
+        whose = "" if submission.is_key_shared else submission.submitter
+        text = "\0".join(
+            (self._mesh_id or "", whose, submission.idempotency_key, str(index))
+        )
         digest = hashlib.sha256(text.encode()).hexdigest()
         return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 
 
-def _same(draft: TaskDraft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
+def _find_matching(draft: TaskDraft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
     """Return the task that is what the draft asks for."""
     for record in taken:
         if record.spec is not None and matches_draft(draft, record.spec):
@@ -358,11 +382,11 @@ def _same(draft: TaskDraft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
     return None
 
 
-def _array(draft: TaskDraft) -> ArraySpec | None:
+def _array_of(draft: TaskDraft) -> ArraySpec | None:
     return None if draft.options is None else draft.options.array
 
 
-def _count(draft: TaskDraft) -> int:
+def _count_tasks(draft: TaskDraft) -> int:
     """Return how many tasks a draft stands for."""
-    array = _array(draft)
+    array = _array_of(draft)
     return 1 if array is None else array.count

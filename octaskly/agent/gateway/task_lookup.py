@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.gateway.pending_requests import Tickets
+from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import CatchUpRequested
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
@@ -19,12 +19,12 @@ from octaskly.errors import (
     TaskAmbiguous,
     TaskNotFound,
 )
-from octaskly.ports import Log, OutputPlace
+from octaskly.ports import DurableStore, OutputLocation
 
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
 
-class Finder:
+class TaskFinder:
     """The tasks of the log, as far as this node holds it.
 
     Args:
@@ -32,11 +32,11 @@ class Finder:
         tickets: Where the core is asked whether another node may know more.
     """
 
-    def __init__(self, store: Log, tickets: Tickets) -> None:
+    def __init__(self, store: DurableStore, pending_requests: PendingRequests) -> None:
         self._store = store
-        self._tickets = tickets
+        self._pending_requests = pending_requests
 
-    async def task(self, ref: str) -> TaskRecord:
+    async def find_task(self, ref: str) -> TaskRecord:
         """Return one task with outputs.
 
         Raises:
@@ -46,9 +46,9 @@ class Finder:
             NotDispatcher, NoDispatcher, AnswerLost: it is unknown, and this node does
                 not reign, is too busy, or stops.
         """
-        record = await self._find(ref)
+        record = await self._read_task(ref)
         if record is None:
-            reply = await self._tickets.ask(CatchUpRequested)
+            reply = await self._pending_requests.send_request(CatchUpRequested)
             assert isinstance(reply, CatchUpStatus)
             if not reply.is_complete:
                 raise CatchingUp(
@@ -57,33 +57,33 @@ class Finder:
                     "10 minutes",
                 )
             # What has come in since the store was read is found now.
-            record = await self._find(ref)
+            record = await self._read_task(ref)
         if record is None:
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
 
-    async def name(self, ref: str) -> str:
+    async def find_name(self, ref: str) -> str:
         """Return the name of a task that may be given by its number."""
         is_short = _SEQUENCE.fullmatch(ref) is not None
-        return (await self.task(ref)).name if is_short else ref
+        return (await self.find_task(ref)).name if is_short else ref
 
-    async def _find(self, ref: str) -> TaskRecord | None:
-        record = await self._store.task(ref)
+    async def _read_task(self, ref: str) -> TaskRecord | None:
+        record = await self._store.read_task(ref)
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
-            names = await self._store.resolve(int(match[1]))
+            names = await self._store.names_with_sequence(int(match[1]))
             if len(names) > 1:
                 raise TaskAmbiguous(
                     f"{ref} fits several tasks", hint=f"use {names[0]} or {names[1]}"
                 )
-            record = await self._store.task(names[0]) if names else None
+            record = await self._store.read_task(names[0]) if names else None
         return record
 
 
-Captured = Callable[[TaskId, AttemptId, str], Path]
+CapturedPath = Callable[[TaskId, AttemptId, str], Path]
 """Returns the file of an output that this node captured."""
 
 
-class Outputs:
+class OutputLocator:
     """The captured outputs of the mesh.
 
     Args:
@@ -95,19 +95,19 @@ class Outputs:
 
     def __init__(
         self,
-        task: Callable[[str], Awaitable[TaskRecord]],
+        find_task: Callable[[str], Awaitable[TaskRecord]],
         view: MeshView,
         node_id: NodeId,
-        captured: Captured,
+        captured_path: CapturedPath,
     ) -> None:
-        self._task = task
+        self._find_task = find_task
         self._view = view
         self._node_id = node_id
-        self._captured = captured
+        self._captured_path = captured_path
 
-    async def place(self, ref: str, path: str) -> OutputPlace:
+    async def locate_output(self, ref: str, path: str) -> OutputLocation:
         """Return where a declared output lies."""
-        record = await self._task(ref)
+        record = await self._find_task(ref)
         attempt = record.deciding_attempt
         outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
         size = next((o.size_bytes for o in outputs if o.path == path), None)
@@ -119,21 +119,21 @@ class Outputs:
             )
         local = None
         if attempt.node == self._node_id:
-            local = self._captured(record.id, attempt.id, path)
-        urls = () if local else self._view.lan_urls(attempt.node)
+            local = self._captured_path(record.id, attempt.id, path)
+        urls = () if local else self._view.lan_urls_of(attempt.node)
         if local is None and not urls:
             name = self._view.name_of(attempt.node)
             raise NodeNotFound(f"node {name}, which has this output, is gone")
-        return OutputPlace(
+        return OutputLocation(
             node=attempt.node,
             task=record.id,
             attempt=attempt.id,
             path=path,
             size_bytes=size,
-            local=local,
+            local_path=local,
             lan_urls=urls,
         )
 
-    def local(self, task: str, attempt: AttemptId, path: str) -> Path:
+    def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
         """Return the file of an output that this node captured."""
-        return self._captured(TaskId(task), attempt, path)
+        return self._captured_path(TaskId(task), attempt, path)

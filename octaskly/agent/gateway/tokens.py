@@ -23,20 +23,20 @@ from octaskly.core.model.tasks import TIME_MS_MAX
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, RecordQuery, TokenInfo
 from octaskly.system.clock import SystemClock
-from octaskly.trust import Tokens
-from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, Opening
+from octaskly.trust import TokenSigner
+from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, SessionOrigin
 
-PAGE_S: Final = 900  #: for which the token of a page is good
-PAGE_S_MAX: Final = 12 * 3600  #: from its opening; then somebody opens it again
-UNNAMED_S_MAX: Final = 86_400  #: a token that is good for longer gets a name
+SESSION_S: Final = 900  #: for which the token of a page is good
+SESSION_S_MAX: Final = 12 * 3600  #: from its opening; then somebody opens it again
+UNNAMED_TOKEN_S_MAX: Final = 86_400  #: a token that is good for longer gets a name
 REVOKED: Final = "token revoked"
-OLDER: Final = "a token of an older secret issues none under the newer one"
-PAGE_OVER: Final = "the page was opened too long ago"
-BY_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
+OUTDATED_SECRET: Final = "a token of an older secret issues none under the newer one"  # noqa: S105
+SESSION_EXPIRED: Final = "the page was opened too long ago"
+ISSUER_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
-_Time = Annotated[int, msgspec.Meta(ge=0, lt=TIME_MS_MAX)]
+_TimestampMs = Annotated[int, msgspec.Meta(ge=0, lt=TIME_MS_MAX)]
 
 
 class _Body(msgspec.Struct, frozen=True):
@@ -45,13 +45,13 @@ class _Body(msgspec.Struct, frozen=True):
     name: str | None = None
     subject: str | None = None
     role: str | None = None
-    issued_ms: _Time | None = None
+    issued_ms: _TimestampMs | None = None
     issued_by: str | None = None
-    at_ms: _Time | None = None
+    at_ms: _TimestampMs | None = None
     by: str | None = None
 
 
-class TokenOffice:
+class TokenService:
     """The tokens of one mesh, seen from one node.
 
     Args:
@@ -63,7 +63,7 @@ class TokenOffice:
 
     def __init__(
         self,
-        signer: Tokens | None,
+        signer: TokenSigner | None,
         records: Records,
         clock: SystemClock,
         require_dispatcher: Callable[[], None],
@@ -73,8 +73,8 @@ class TokenOffice:
         self._clock = clock
         self._require_dispatcher = require_dispatcher
         self._revoked: dict[str, Recorded] = {}
-        self._turn = asyncio.Lock()
-        records.subscribe(TOKEN_REVOKED, self._heard)
+        self._issue_lock = asyncio.Lock()
+        records.subscribe(TOKEN_REVOKED, self._on_revocation)
 
     def verify(self, token: str) -> Principal:
         """Return who shows a token.
@@ -83,26 +83,26 @@ class TokenOffice:
             TrustError: it is not valid, has expired, or was revoked.
         """
         signer, now_ms = self._require_signer(), self._now_ms()
-        claims = signer.verify(token, now_ms / 1000)
+        claims = signer.verify_token(token, now_ms / 1000)
         if claims.jti in self._revoked:
             raise TrustError(REVOKED)
-        opened = claims.opened
+        opened = claims.session
         return Principal(
             subject=claims.subject,
             role=claims.role,
             token=claims.jti,
             expires_ms=(claims.expires_s + LEEWAY_S) * 1000,
             generation=claims.generation,
-            opened_on=None if opened is None else NodeId(opened.node),
-            opened_s=None if opened is None else opened.at_s,
+            session_node=None if opened is None else NodeId(opened.node),
+            session_started_s=None if opened is None else opened.started_s,
         )
 
-    def is_good(self, principal: Principal) -> bool:
+    def is_valid(self, principal: Principal) -> bool:
         """Whether a token is neither expired nor revoked, nor its generation over."""
         expires_ms, generation = principal.expires_ms, principal.generation
         is_over = expires_ms is not None and expires_ms <= self._now_ms()
         if generation is not None and self._signer is not None:
-            is_over = is_over or self._signer.is_over(generation)
+            is_over = is_over or self._signer.is_generation_retired(generation)
         return not is_over and principal.token not in self._revoked
 
     async def issue(
@@ -118,11 +118,13 @@ class TokenOffice:
         self._require_dispatcher()
         signer, now_ms = self._require_signer(), self._now_ms()
         # Else whoever has an older secret could go on under the one that replaced it.
-        if by.generation is not None and by.generation < signer.generation:
-            raise PermissionDenied(OLDER, hint="octaskly token create    on a member")
+        if by.generation is not None and by.generation < signer.signing_generation:
+            raise PermissionDenied(
+                OUTDATED_SECRET, hint="octaskly token create    on a member"
+            )
         jti = self._clock.hex_digits(32)
         subject = subject or name or by.subject
-        if name is None and expires_s > UNNAMED_S_MAX:
+        if name is None and expires_s > UNNAMED_TOKEN_S_MAX:
             name = f"{role}-{jti[:8]}"
         info = TokenInfo(
             id=jti,
@@ -131,9 +133,9 @@ class TokenOffice:
             role=role,
             issued_ms=now_ms,
             expires_ms=(now_ms // 1000 + expires_s) * 1000,
-            issued_by=_brief(by.subject),
+            issued_by=_truncate_subject(by.subject),
         )
-        token = signer.mint(
+        token = signer.sign_token(
             subject=subject,
             role=role,
             expires_s=expires_s,
@@ -141,42 +143,44 @@ class TokenOffice:
             jti=jti,
         )
         if name is not None:
-            await self._keep(info)
+            await self._record_token(info)
         return token, info
 
-    def open_page(
+    def issue_session_token(
         self, *, subject: str, role: str, node: NodeId
     ) -> tuple[str, TokenInfo]:
         """Return a short token for a page that was just opened at this node."""
-        opened = Opening(node, self._now_ms() // 1000)
-        return self._page(subject, role, self._clock.hex_digits(32), opened)
+        opened = SessionOrigin(node, self._now_ms() // 1000)
+        return self._session_token(subject, role, self._clock.hex_digits(32), opened)
 
-    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
+    def renew_session_token(self, principal: Principal) -> tuple[str, TokenInfo]:
         """Return a later token of the same id."""
-        node, opened_s = principal.opened_on, principal.opened_s
+        node, opened_s = principal.session_node, principal.session_started_s
         if principal.token is None or node is None or opened_s is None:
             raise PermissionDenied(
                 "this token is of no page",
                 hint="only a page that `octaskly open` opened renews its token",
             )
-        is_older = principal.generation != self._require_signer().generation
-        if is_older or self._now_ms() // 1000 >= opened_s + PAGE_S_MAX:
-            raise TrustError(PAGE_OVER, hint="open the page again: octaskly open")
-        opened = Opening(node, opened_s)
-        return self._page(principal.subject, principal.role, principal.token, opened)
+        is_older = principal.generation != self._require_signer().signing_generation
+        if is_older or self._now_ms() // 1000 >= opened_s + SESSION_S_MAX:
+            raise TrustError(SESSION_EXPIRED, hint="open the page again: octaskly open")
+        opened = SessionOrigin(node, opened_s)
+        return self._session_token(
+            principal.subject, principal.role, principal.token, opened
+        )
 
-    def _page(
-        self, subject: str, role: str, jti: str, opened: Opening
+    def _session_token(
+        self, subject: str, role: str, jti: str, origin: SessionOrigin
     ) -> tuple[str, TokenInfo]:
         now_s = self._now_ms() // 1000
-        expires_s = min(PAGE_S, opened.at_s + PAGE_S_MAX - now_s)
-        token = self._require_signer().mint(
+        expires_s = min(SESSION_S, origin.started_s + SESSION_S_MAX - now_s)
+        token = self._require_signer().sign_token(
             subject=subject,
             role=role,
             expires_s=expires_s,
             now_s=now_s,
             jti=jti,
-            opened=opened,
+            session=origin,
         )
         info = TokenInfo(
             id=jti,
@@ -189,38 +193,40 @@ class TokenOffice:
         )
         return token, info
 
-    async def listed(self) -> tuple[TokenInfo, ...]:
+    async def list_tokens(self) -> tuple[TokenInfo, ...]:
         """Return the tokens that have a name and have not expired, oldest first."""
         self._require_dispatcher()
         query = RecordQuery(kinds=(TOKEN,), limit=2 * KINDS[TOKEN].count_max)
-        found = await self._records.page(query)
-        infos = (self._info(record) for record in found)
+        found = await self._records.read_page(query)
+        infos = (self._info_of(record) for record in found)
         now_ms = self._now_ms()
         return tuple(i for i in infos if i.expires_ms and i.expires_ms > now_ms)
 
     async def revoke(self, ref: str, *, by: str) -> TokenInfo:
         """Take a token back, by its name or id."""
-        named = [info for info in await self.listed() if ref in (info.name, info.id)]
+        named = [
+            info for info in await self.list_tokens() if ref in (info.name, info.id)
+        ]
         # One that was revoked may share its name with one that was issued since.
         info = next((i for i in named if i.revoked_ms is None), None)
         info = info or next(iter(named[-1:]), None)
         if info is None:
             if not _ID.fullmatch(ref):
                 raise TokenNotFound(f"no token is called {ref[:80]!r}")
-            info = self._unlisted(ref)
+            info = self._unnamed_info(ref)
         if info.revoked_ms is None:
             now_ms = self._now_ms()
             expires_ms = info.expires_ms or now_ms + EXPIRES_S_MAX * 1000
-            body = {"by": _brief(by), "at_ms": now_ms}
+            body = {"by": _truncate_subject(by), "at_ms": now_ms}
             until_ms = expires_ms + LEEWAY_S * 1000
-            draft = RecordDraft(TOKEN_REVOKED, info.id, _packed(body), until_ms)
-            await self._records.keep(draft)
-        return self._with_end(info)
+            draft = RecordDraft(TOKEN_REVOKED, info.id, _pack_body(body), until_ms)
+            await self._records.write_records(draft)
+        return self._with_revocation(info)
 
-    async def _keep(self, info: TokenInfo) -> None:
+    async def _record_token(self, info: TokenInfo) -> None:
         """Record a token, unless one that is still good has its name."""
-        async with self._turn:
-            for other in await self.listed():
+        async with self._issue_lock:
+            for other in await self.list_tokens():
                 if other.name == info.name and other.revoked_ms is None:
                     raise TokenExists(
                         f"a token is called {info.name!r} already",
@@ -236,12 +242,12 @@ class TokenOffice:
                 "issued_by": info.issued_by,
             }
             assert info.expires_ms is not None
-            draft = RecordDraft(TOKEN, info.id, _packed(body), info.expires_ms)
-            await self._records.keep(draft)
+            draft = RecordDraft(TOKEN, info.id, _pack_body(body), info.expires_ms)
+            await self._records.write_records(draft)
 
-    def _info(self, record: Recorded) -> TokenInfo:
-        body = _unpacked(record)
-        return self._with_end(
+    def _info_of(self, record: Recorded) -> TokenInfo:
+        body = _unpack_body(record)
+        return self._with_revocation(
             TokenInfo(
                 id=record.key,
                 name=body.name,
@@ -253,9 +259,9 @@ class TokenOffice:
             )
         )
 
-    def _unlisted(self, jti: str) -> TokenInfo:
+    def _unnamed_info(self, jti: str) -> TokenInfo:
         """Return what is known of a token that has no name: its id."""
-        return self._with_end(
+        return self._with_revocation(
             TokenInfo(
                 id=jti,
                 name=None,
@@ -267,14 +273,14 @@ class TokenOffice:
             )
         )
 
-    def _with_end(self, info: TokenInfo) -> TokenInfo:
+    def _with_revocation(self, info: TokenInfo) -> TokenInfo:
         record = self._revoked.get(info.id)
         if record is None:
             return info
-        body = _unpacked(record)
+        body = _unpack_body(record)
         return replace(info, revoked_ms=body.at_ms, revoked_by=body.by)
 
-    def _heard(self, record: Recorded) -> None:
+    def _on_revocation(self, record: Recorded) -> None:
         """Refuse a token from now on, on this node."""
         now_ms = self._now_ms()
         if len(self._revoked) >= KINDS[TOKEN_REVOKED].count_max:
@@ -282,7 +288,7 @@ class TokenOffice:
             self._revoked = {jti: r for jti, r in known if r.expires_ms > now_ms}
         self._revoked[record.key] = record
 
-    def _require_signer(self) -> Tokens:
+    def _require_signer(self) -> TokenSigner:
         if self._signer is None:
             raise TrustError("this node is in no mesh")
         return self._signer
@@ -291,16 +297,16 @@ class TokenOffice:
         return self._clock.now().wall_ms
 
 
-def _brief(text: str) -> str:
+def _truncate_subject(text: str) -> str:
     """Return the beginning of a subject, which others may have chosen."""
-    return text.encode("utf-8", "replace")[:BY_BYTES_MAX].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:ISSUER_BYTES_MAX].decode("utf-8", "ignore")
 
 
-def _packed(body: dict[str, Any]) -> bytes:
+def _pack_body(body: dict[str, Any]) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _unpacked(record: Recorded) -> _Body:
+def _unpack_body(record: Recorded) -> _Body:
     """Return the body of a record; of what no node of ours wrote, an empty one."""
     try:
         return msgspec.json.decode(record.body, type=_Body)

@@ -22,30 +22,37 @@ import msgspec
 from aiohttp import web
 
 from octaskly.api.http.node_client import HOP_HEADER, SOURCE_HEADER
-from octaskly.api.http.request import NOTED_MAX, Access, Call, Parts, Route, Seen
+from octaskly.api.http.request import (
+    AUDITED_TASKS_MAX,
+    Access,
+    Request,
+    RequestInfo,
+    Route,
+    Services,
+)
 from octaskly.api.problems import MALFORMED_JSON, Problem
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import MeshError, OctasklyError
-from octaskly.ports import Deed, DispatcherView, Principal
+from octaskly.ports import AuditEntry, DispatcherView, Principal
 
 PATH: Final = "/internal/v1/audit"
-REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-READING: Final = ("GET", "HEAD", "OPTIONS", "")
+REFUSED_STATUSES: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+READ_METHODS: Final = ("GET", "HEAD", "OPTIONS", "")
 WINDOW_MS: Final = 60_000
-SINGLES: Final = 10  #: of one kind in a minute, written one by one,
-SINGLES_REFUSED: Final = 1  #: and so many where they were refused
+UNMERGED_MAX: Final = 10  #: of one kind in a minute, written one by one,
+UNMERGED_REFUSED_MAX: Final = 1  #: and so many where they were refused
 GROUPS_MAX: Final = 64  #: kinds in a minute; the rest is counted as one
-STRANGERS_MAX: Final = 16  #: and of those who did not show who asks
-WAITING_MAX: Final = 2000  #: lines that wait for a dispatcher; then the oldest go
-STRANGERS_WAITING_MAX: Final = 200  #: and of those who did not show who asks
-BATCH: Final = 100
+ANONYMOUS_GROUPS_MAX: Final = 16  #: and of those who did not show who asks
+QUEUE_MAX: Final = 2000  #: lines that wait for a dispatcher; then the oldest go
+ANONYMOUS_QUEUE_MAX: Final = 200  #: and of those who did not show who asks
+BATCH_MAX: Final = 100
 FLUSH_S: Final = 0.2
 RETRY_S: Final = 1.0
 SEND_S: Final = 5.0
 TARGET_CHARS_MAX: Final = 160  #: so that a batch fits into a body, whoever chose it
 MANY: Final = "many"  #: the source of what is counted as one
 
-_Kind = tuple[object, ...]
+_GroupKey = tuple[object, ...]
 
 
 @dataclass(slots=True)
@@ -54,7 +61,7 @@ class _Group:
 
     began_ms: int
     count: int = 0
-    held: Deed | None = None  #: beyond those that were written one by one
+    merged: AuditEntry | None = None  #: beyond those that were written one by one
 
 
 class Auditor:
@@ -65,115 +72,120 @@ class Auditor:
         prefix: Of their ids, for this process of this node.
     """
 
-    def __init__(self, parts: Parts, prefix: str) -> None:
-        self._gateway = parts.gateway
-        self._forwarder = parts.forwarder
-        self._clock = parts.clock
-        self._prefix = prefix
-        self._number = 0
-        self._groups: dict[_Kind, _Group] = {}
-        self._waiting: deque[Deed] = deque(maxlen=WAITING_MAX)
+    def __init__(self, services: Services, id_prefix: str) -> None:
+        self._gateway = services.gateway
+        self._node_client = services.node_client
+        self._clock = services.clock
+        self._id_prefix = id_prefix
+        self._last_number = 0
+        self._groups: dict[_GroupKey, _Group] = {}
+        self._queue: deque[AuditEntry] = deque(maxlen=QUEUE_MAX)
         # Apart, so that nobody is hidden by many who show no token.
-        self._strangers: dict[_Kind, _Group] = {}
-        self._strangers_waiting: deque[Deed] = deque(maxlen=STRANGERS_WAITING_MAX)
-        self._news = asyncio.Event()
+        self._anonymous_groups: dict[_GroupKey, _Group] = {}
+        self._anonymous_queue: deque[AuditEntry] = deque(maxlen=ANONYMOUS_QUEUE_MAX)
+        self._queue_changed = asyncio.Event()
 
-    def note(self, seen: Seen, method: str, status: int) -> None:
+    def record_request(self, info: RequestInfo, method: str, status: int) -> None:
         """Note a request that was answered, if it is one to be noted."""
-        is_refused = status in REFUSED
-        is_change = method not in READING and status < HTTPStatus.BAD_REQUEST
-        if not (is_refused or (is_change and seen.is_noted)):
+        is_refused = status in REFUSED_STATUSES
+        is_change = method not in READ_METHODS and status < HTTPStatus.BAD_REQUEST
+        if not (is_refused or (is_change and info.is_audited)):
             return
-        if seen.is_decided_elsewhere or self._gateway.mesh_id is None:
+        if info.is_decided_elsewhere or self._gateway.mesh_id is None:
             return
-        who, now_ms = seen.principal, self._clock.now().wall_ms
+        who, now_ms = info.principal, self._clock.now().wall_ms
         own = self._gateway.node_id
-        self._number += 1
-        deed = Deed(
-            id=f"{own}-{self._prefix}-{self._number:x}",
+        self._last_number += 1
+        deed = AuditEntry(
+            id=f"{own}-{self._id_prefix}-{self._last_number:x}",
             at_ms=now_ms,
             subject=None if who is None else who.subject,
             role=None if who is None else who.role,
-            action=seen.action or method,
-            target=seen.target,
-            source=seen.source,
-            asked=seen.asked or own,
-            decided=own,
+            action=info.action or method,
+            target=info.target,
+            source=info.source,
+            received_by=info.forwarded_by or own,
+            decided_by=own,
             status=status,
-            tasks=tuple(seen.tasks),
-            task_count=seen.task_count,
+            tasks=tuple(info.tasks),
+            task_count=info.task_count,
         )
-        self._add(deed, is_refused=is_refused)
+        self._add_to_group(deed, is_refused=is_refused)
 
-    def _add(self, deed: Deed, *, is_refused: bool) -> None:
-        kind: _Kind = (deed.subject, deed.source, deed.asked, deed.status)
+    def _add_to_group(self, entry: AuditEntry, *, is_refused: bool) -> None:
+        kind: _GroupKey = (entry.subject, entry.source, entry.received_by, entry.status)
         if not is_refused:
-            kind = (*kind, deed.role, deed.action)
-        self._close_old(deed.at_ms)
-        is_known = deed.subject is not None
-        groups = self._groups if is_known else self._strangers
+            kind = (*kind, entry.role, entry.action)
+        self._enqueue_expired_groups(entry.at_ms)
+        is_known = entry.subject is not None
+        groups = self._groups if is_known else self._anonymous_groups
         group = groups.get(kind)
-        if group is None and len(groups) >= (GROUPS_MAX if is_known else STRANGERS_MAX):
-            kind, deed = (MANY, deed.status), replace(deed, source=MANY, subject=None)
+        if group is None and len(groups) >= (
+            GROUPS_MAX if is_known else ANONYMOUS_GROUPS_MAX
+        ):
+            kind, entry = (
+                (MANY, entry.status),
+                replace(entry, source=MANY, subject=None),
+            )
             group = groups.get(kind)
         if group is None:
-            group = groups[kind] = _Group(deed.at_ms)
+            group = groups[kind] = _Group(entry.at_ms)
         group.count += 1
-        if group.count <= (SINGLES_REFUSED if is_refused else SINGLES):
-            self._tell(deed)
-        elif group.held is None:
-            group.held = replace(deed, until_ms=deed.at_ms)
+        if group.count <= (UNMERGED_REFUSED_MAX if is_refused else UNMERGED_MAX):
+            self._enqueue(entry)
+        elif group.merged is None:
+            group.merged = replace(entry, last_ms=entry.at_ms)
         else:
-            group.held = _joined(group.held, deed)
+            group.merged = _merge_entries(group.merged, entry)
 
-    def _close_old(self, now_ms: int) -> None:
+    def _enqueue_expired_groups(self, now_ms: int) -> None:
         """Tell of the groups whose minute is over."""
-        for groups in (self._groups, self._strangers):
+        for groups in (self._groups, self._anonymous_groups):
             over = [
                 kind
                 for kind, group in groups.items()
                 if not 0 <= now_ms - group.began_ms < WINDOW_MS
             ]
             for kind in over:
-                if (held := groups.pop(kind).held) is not None:
-                    self._tell(held)
+                if (held := groups.pop(kind).merged) is not None:
+                    self._enqueue(held)
 
-    def _tell(self, deed: Deed) -> None:
-        is_known = not deed.is_of_strangers
-        (self._waiting if is_known else self._strangers_waiting).append(deed)
-        self._news.set()
+    def _enqueue(self, entry: AuditEntry) -> None:
+        is_known = not entry.is_unauthenticated
+        (self._queue if is_known else self._anonymous_queue).append(entry)
+        self._queue_changed.set()
 
     async def run(self) -> None:
         """Hand over what was noted, until this is cancelled."""
         while True:
             try:
                 # What is held back is told by the clock; there may be none of it.
-                is_holding = self._groups or self._strangers
+                is_holding = self._groups or self._anonymous_groups
                 async with asyncio.timeout(RETRY_S if is_holding else None):
-                    await self._news.wait()
+                    await self._queue_changed.wait()
                 await asyncio.sleep(FLUSH_S)
             except TimeoutError:
-                self._close_old(self._clock.now().wall_ms)
-            self._news.clear()
-            while self._waiting or self._strangers_waiting:
-                if not await self._hand_over():
+                self._enqueue_expired_groups(self._clock.now().wall_ms)
+            self._queue_changed.clear()
+            while self._queue or self._anonymous_queue:
+                if not await self._send_batch():
                     await asyncio.sleep(RETRY_S)
 
     async def flush(self) -> None:
         """Hand over once more what waits, before this node stops."""
-        for groups in (self._groups, self._strangers):
+        for groups in (self._groups, self._anonymous_groups):
             for group in groups.values():
-                if group.held is not None:
-                    self._tell(group.held)
+                if group.merged is not None:
+                    self._enqueue(group.merged)
             groups.clear()
-        while self._waiting or self._strangers_waiting:
-            if not await self._hand_over():
+        while self._queue or self._anonymous_queue:
+            if not await self._send_batch():
                 return
 
-    async def _hand_over(self) -> bool:
+    async def _send_batch(self) -> bool:
         """Hand over the oldest, of strangers last; return whether that went well."""
-        queues = self._waiting, self._strangers_waiting
-        some = [*islice(chain(*queues), BATCH)]
+        queues = self._queue, self._anonymous_queue
+        some = [*islice(chain(*queues), BATCH_MAX)]
         try:
             async with asyncio.timeout(SEND_S):
                 await self._send(some)
@@ -185,21 +197,23 @@ class Auditor:
                 queue.popleft()
         return True
 
-    async def _send(self, deeds: Sequence[Deed]) -> None:
+    async def _send(self, entries: Sequence[AuditEntry]) -> None:
         view = self._gateway.dispatcher()
         if view is not None and view.is_self:
-            await self._gateway.audit.keep(deeds)
-        elif view is None or not await self._sent_to(view, deeds):
+            await self._gateway.audit.record_entries(entries)
+        elif view is None or not await self._post_to(view, entries):
             raise MeshError("no dispatcher takes the audit log")
 
-    async def _sent_to(self, view: DispatcherView, deeds: Sequence[Deed]) -> bool:
-        body = msgspec.json.encode(deeds)
+    async def _post_to(
+        self, view: DispatcherView, entries: Sequence[AuditEntry]
+    ) -> bool:
+        body = msgspec.json.encode(entries)
         headers = {
             HOP_HEADER: self._gateway.node_id,
             "Content-Type": "application/json",
         }
         for url in view.lan_urls:
-            request = self._forwarder.session().post(
+            request = self._node_client.session().post(
                 url + PATH, data=body, headers=headers, allow_redirects=False
             )
             async with request as response:
@@ -207,60 +221,64 @@ class Auditor:
         return False
 
 
-def _joined(held: Deed, deed: Deed) -> Deed:
+def _merge_entries(merged: AuditEntry, entry: AuditEntry) -> AuditEntry:
     # Field by field: `replace` would look for each of them by its name.
-    return Deed(
-        id=held.id,
-        at_ms=held.at_ms,
-        subject=held.subject,
-        role=held.role,
-        action=held.action if held.action == deed.action else MANY,
-        target=held.target if held.target == deed.target else None,
-        source=held.source,
-        asked=held.asked,
-        decided=held.decided,
-        status=held.status,
-        tasks=(held.tasks + deed.tasks)[:NOTED_MAX],
-        task_count=held.task_count + deed.task_count,
-        count=held.count + 1,
-        until_ms=deed.at_ms,
+    return AuditEntry(
+        id=merged.id,
+        at_ms=merged.at_ms,
+        subject=merged.subject,
+        role=merged.role,
+        action=merged.action if merged.action == entry.action else MANY,
+        target=merged.target if merged.target == entry.target else None,
+        source=merged.source,
+        received_by=merged.received_by,
+        decided_by=merged.decided_by,
+        status=merged.status,
+        tasks=(merged.tasks + entry.tasks)[:AUDITED_TASKS_MAX],
+        task_count=merged.task_count + entry.task_count,
+        count=merged.count + 1,
+        last_ms=entry.at_ms,
     )
 
 
-def note_origin(seen: Seen, request: web.BaseRequest, peer: NodeId | None) -> None:
+def record_source(
+    info: RequestInfo, request: web.BaseRequest, peer: NodeId | None
+) -> None:
     """Note from where a request came, by the word of a node that forwarded it."""
-    seen.source = request.remote or ""
+    info.source = request.remote or ""
     if peer is not None and HOP_HEADER in request.headers:
-        seen.asked = peer
-        seen.source = unquote(request.headers.get(SOURCE_HEADER, ""))
+        info.forwarded_by = peer
+        info.source = unquote(request.headers.get(SOURCE_HEADER, ""))
 
 
-def note_route(seen: Seen, named: Mapping[str, str], route: Route) -> None:
+def record_route(
+    info: RequestInfo, path_params: Mapping[str, str], route: Route
+) -> None:
     """Note what is asked for."""
-    seen.action = f"{route.method} {route.path}"
-    for target in named.values():  # The first.
-        seen.target = target[:TARGET_CHARS_MAX]
+    info.action = f"{route.method} {route.path}"
+    for target in path_params.values():  # The first.
+        info.target = target[:TARGET_CHARS_MAX]
         break
-    seen.is_noted = route.access not in (Access.OPEN, Access.NODE)
+    info.is_audited = route.access not in (Access.PUBLIC, Access.NODE)
 
 
-def note_principal(seen: Seen, principal: Principal) -> None:
+def record_principal(info: RequestInfo, principal: Principal) -> None:
     """Note who asks."""
-    seen.principal, seen.subject = principal, principal.subject
+    info.principal, info.subject = principal, principal.subject
     if principal.uid is not None:
-        seen.source = f"uid {principal.uid}"
+        info.source = f"uid {principal.uid}"
 
 
-_deeds = msgspec.json.Decoder(list[Deed])
+_entries_decoder = msgspec.json.Decoder(list[AuditEntry])
 
 
-async def take(call: Call) -> web.StreamResponse:
+async def receive_entries(request: Request) -> web.StreamResponse:
     """Write what another node has noted."""
     try:
-        deeds = _deeds.decode(call.body)
+        deeds = _entries_decoder.decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(400, MALFORMED_JSON, hint=str(error)) from None
-    await call.gateway.audit.keep(deeds[:BATCH])
+    await request.gateway.audit.record_entries(deeds[:BATCH_MAX])
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
 
@@ -268,9 +286,9 @@ ROUTES = (
     Route(
         method="POST",
         path=PATH,
-        perform=take,
+        handler=receive_entries,
         access=Access.NODE,
-        takes=list[Deed],
-        answers={204: None},
+        body_type=list[AuditEntry],
+        responses={204: None},
     ),
 )

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from octaskly.api.http.request import Access, Route
 from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
-from octaskly.config.defaults import GROUP
+from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.core.model.ids import NodeId
 from octaskly.core.protocol.bounds import SUBJECT_CHARS_MAX
 from octaskly.errors import TrustError
@@ -26,7 +26,7 @@ from octaskly.trust.tokens import PERMISSIONS, TOKEN_BYTES_MAX
 
 PRINCIPAL_HEADER = "Octaskly-Principal"
 
-Verify = Callable[[str], Principal]
+VerifyToken = Callable[[str], Principal]
 """Returns the principal of a token; raises TrustError."""
 
 _CREDENTIALS = struct.Struct("3i")
@@ -34,7 +34,7 @@ _GENERATION = re.compile(r"[1-9][0-9]{0,9}")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
-def bearer(header: str | None, verify: Verify) -> Principal:
+def authenticate_bearer(header: str | None, verify: VerifyToken) -> Principal:
     """Return the principal of an Authorization header; raise `Problem` (401)."""
     if header is None:
         raise _unauthenticated(
@@ -53,7 +53,7 @@ def bearer(header: str | None, verify: Verify) -> Principal:
         raise _unauthenticated(error.hint or str(error)) from None
 
 
-def local_user(connection: socket.socket, node_name: str) -> Principal:
+def authenticate_local_user(connection: socket.socket, node_name: str) -> Principal:
     """Return the principal of the process at the other end of a UNIX socket."""
     raw = connection.getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
@@ -64,12 +64,12 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
         raise Problem(
             403,
             ACCESS_DENIED,
-            hint=f"user {user} is not in group {GROUP}",
+            hint=f"user {user} is not in group {SOCKET_GROUP}",
         )
     return Principal(subject=f"local:{user}@{node_name}", role="admin", uid=uid)
 
 
-def stated(header: str, hop: NodeId) -> Principal:
+def parse_principal_header(header: str, forwarded_by: NodeId) -> Principal:
     """Return the principal that a forwarding node states; raise `Problem` (401)."""
     role, quoted, token, generation = [*header.split(" "), "", "", ""][:4]
     subject = unquote(quoted)
@@ -78,14 +78,14 @@ def stated(header: str, hop: NodeId) -> Principal:
     return Principal(
         subject=subject,
         role=role,
-        node=hop,
+        node=forwarded_by,
         token=unquote(token) or None,
         generation=int(generation) if _GENERATION.fullmatch(generation) else None,
     )
 
 
-def statement(principal: Principal) -> str:
-    """Return the header value that `stated` reads."""
+def format_principal_header(principal: Principal) -> str:
+    """Return the header value that `parse_principal_header` reads."""
     words = (
         principal.role,
         principal.subject,
@@ -110,15 +110,15 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
     if access is Access.LOCAL and not is_local:
         hint = "no token is enough: only the command on that machine may do that"
         raise Problem(403, FORBIDDEN, hint=hint)
-    if access is Access.OPENED and not is_local:
+    if access is Access.LOCAL_PAGE and not is_local:
         hint = "no token is enough: run `octaskly open` on that machine for a page "
         raise Problem(403, FORBIDDEN, hint=hint + "that may, or use its command line")
-    is_reading = access in (Access.READ, Access.MACHINE, Access.SUBMIT)
+    is_reading = access in (Access.READ, Access.READ_OR_LOCAL, Access.SUBMIT)
     if not is_reading and not principal.is_admin:
         raise Problem(403, FORBIDDEN, hint="only an admin may do that")
 
 
-def ended() -> Problem:
+def token_ended_problem() -> Problem:
     """Return the answer where a token was revoked or has expired meanwhile."""
     return _unauthenticated("the token was revoked, or has expired")
 
@@ -136,7 +136,7 @@ def _user_name(uid: int) -> str:
 
 def _is_in_group(user: str, gid: int) -> bool:
     try:
-        group = grp.getgrnam(GROUP)
+        group = grp.getgrnam(SOCKET_GROUP)
     except KeyError:
         return False
     return gid == group.gr_gid or user in group.gr_mem

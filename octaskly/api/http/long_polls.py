@@ -8,35 +8,35 @@ from contextlib import asynccontextmanager
 
 from octaskly.ports import DispatcherView
 
-_LOOK_S = 0.1
-_GRACE_S = 2.0
+_CHECK_INTERVAL_S = 0.1
+_DEPOSED_GRACE_S = 2.0
 """A dispatcher that hands over still answers what it has accepted.
 
 What may be repeated does not wait for that: if the machine died, nothing would come.
 """
 
 
-class Waits:
+class LongPolls:
     """All waits of one API; a timer runs only while there are some."""
 
     def __init__(self, dispatcher: Callable[[], DispatcherView | None]) -> None:
         self._dispatcher = dispatcher
-        self._limits: dict[asyncio.Timeout, tuple[DispatcherView | None, float]] = {}
+        self._timeouts: dict[asyncio.Timeout, tuple[DispatcherView | None, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.is_closing = False
 
     @asynccontextmanager
-    async def bounded(
+    async def cancel_when_dispatcher_ends(
         self, view: DispatcherView | None = None, *, is_repeatable: bool = False
     ) -> AsyncIterator[None]:
         """Raise TimeoutError in the block at close, or soon after `view` is over."""
         async with asyncio.timeout(0 if self.is_closing else None) as limit:
-            self._limits[limit] = view, 0.0 if is_repeatable else _GRACE_S
-            self._arm()
+            self._timeouts[limit] = view, 0.0 if is_repeatable else _DEPOSED_GRACE_S
+            self._schedule_check()
             try:
                 yield
             finally:
-                del self._limits[limit]
+                del self._timeouts[limit]
 
     def close(self) -> None:
         """End all waits, now and in future."""
@@ -44,20 +44,20 @@ class Waits:
         if self._timer is not None:
             self._timer.cancel()
         now_s = asyncio.get_running_loop().time()
-        for limit in self._limits:
+        for limit in self._timeouts:
             if not limit.expired():
                 limit.reschedule(now_s)
 
-    def _arm(self) -> None:
+    def _schedule_check(self) -> None:
         if self._timer is None and not self.is_closing:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(_LOOK_S, self._look)
+            self._timer = loop.call_later(_CHECK_INTERVAL_S, self._check_dispatcher)
 
-    def _look(self) -> None:
+    def _check_dispatcher(self) -> None:
         self._timer = None
         now = self._dispatcher()
         now_s = asyncio.get_running_loop().time()
-        for limit, (view, grace_s) in self._limits.items():
+        for limit, (view, grace_s) in self._timeouts.items():
             if view is None or limit.expired():
                 continue
             is_over = now is None or (now.node, now.epoch) != (view.node, view.epoch)
@@ -65,5 +65,5 @@ class Waits:
                 limit.reschedule(None)
             elif limit.when() is None:
                 limit.reschedule(now_s + grace_s)
-        if self._limits:
-            self._arm()
+        if self._timeouts:
+            self._schedule_check()

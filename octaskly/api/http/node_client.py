@@ -21,11 +21,11 @@ from aiohttp import AddrInfoType, web
 from yarl import URL
 
 from octaskly.api.http import sse
-from octaskly.api.http.authentication import PRINCIPAL_HEADER, statement
+from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
 from octaskly.api.http.buffers import READ_BYTES
-from octaskly.api.http.long_polls import Waits
-from octaskly.api.http.peer_addresses import Ways
-from octaskly.api.http.request import Call, Deadlines, Perform
+from octaskly.api.http.long_polls import LongPolls
+from octaskly.api.http.peer_addresses import PeerAddresses
+from octaskly.api.http.request import Handler, HttpTimeouts, Request
 from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,
@@ -33,62 +33,66 @@ from octaskly.api.problems import (
     WORKER_NOT_FOUND,
     Problem,
 )
-from octaskly.api.security.rate_limit import HEADERS
+from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.core.model.ids import NodeId
-from octaskly.errors import NoDispatcher, NotDispatcher
+from octaskly.errors import DispatcherUnknown, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
 
 
-class Unanswered(Exception):
+class NodeNotResponding(Exception):
     """The other node did not answer, or stopped doing so."""
 
 
 @asynccontextmanager
-async def asked(
-    call: Call,
+async def request_from_node(
+    request: Request,
     lan_urls: Sequence[str],
     path: str,
     *,
-    wait_s: float = 0.0,
-    begin_s: float | None = None,
+    extra_wait_s: float = 0.0,
+    response_timeout_s: float | None = None,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Ask another node for an internal path; the block reads the answer.
 
     Args:
-        call: The request on whose behalf it is.
+        request: The request on whose behalf it is.
         lan_urls: Where the node serves, best first.
         path: What to ask for.
-        wait_s: How long the node may take longer than usual to begin.
-        begin_s: How long that is usually; None: as long as a stream may stall.
+        extra_wait_s: How long the node may take longer than usual to begin.
+        response_timeout_s: How long that is usually; None: as long as a stream may stall.
 
     Raises:
         Unanswered: it is not there, or broke off while the block read.
     """
-    stall_s = call.parts.deadlines.stall_s if begin_s is None else begin_s
-    response = await _first(call, lan_urls, path, stall_s + wait_s)
+    stall_s = (
+        request.services.timeouts.stall_s
+        if response_timeout_s is None
+        else response_timeout_s
+    )
+    response = await _first_response(request, lan_urls, path, stall_s + extra_wait_s)
     try:
         async with response:
             yield response
     except (aiohttp.ClientError, OSError) as error:
-        raise Unanswered(str(error) or type(error).__name__) from None
+        raise NodeNotResponding(str(error) or type(error).__name__) from None
 
 
-async def _first(
-    call: Call, lan_urls: Sequence[str], path: str, within_s: float
+async def _first_response(
+    request: Request, lan_urls: Sequence[str], path: str, timeout_s: float
 ) -> aiohttp.ClientResponse:
-    forwarder = call.parts.forwarder
+    forwarder = request.services.node_client
     last = "it has no address"
-    for lan_url in forwarder.ways.to(lan_urls):
+    for lan_url in forwarder.peer_addresses.urls_to_try(lan_urls):
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(timeout_s):
                 return await forwarder.session().get(
                     URL(lan_url + path, encoded=True),
-                    headers=forwarder.headers(call),
+                    headers=forwarder.forwarding_headers(request),
                     allow_redirects=False,
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             last = str(error) or type(error).__name__
-    raise Unanswered(last)
+    raise NodeNotResponding(last)
 
 
 HOP_HEADER = "Octaskly-Hop"
@@ -96,14 +100,20 @@ SOURCE_HEADER = "Octaskly-Source"
 DISPATCHER_HEADER = "Octaskly-Dispatcher"
 EPOCH_HEADER = "Octaskly-Epoch"
 
-_WHOLE_BYTES_MAX = 64 << 10
+_BUFFERED_BYTES_MAX = 64 << 10
 _PAUSE_S = 0.02
 _PAUSE_S_MAX = 0.25
 # Below the header deadline of the other side, which would close an idle connection
 # just as the next request goes out.
 _IDLE_S_MAX = 5.0
-_UP = ("Content-Type", "Idempotency-Key", "If-Range", "Last-Event-ID", "Range")
-_DOWN = (
+_FORWARDED_REQUEST_HEADERS = (
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Range",
+    "Last-Event-ID",
+    "Range",
+)
+_FORWARDED_RESPONSE_HEADERS = (
     "Accept-Ranges",
     "Content-Disposition",
     "Content-Range",
@@ -114,11 +124,11 @@ _DOWN = (
     EPOCH_HEADER,
     "Octaskly-Replicas",
     "Retry-After",
-    *HEADERS,
+    *RATE_LIMIT_HEADERS,
 )
 
 
-Tune = Callable[[socket.socket], None]
+ConfigureSocket = Callable[[socket.socket], None]
 """Makes a connection notice that the other end went silent."""
 
 
@@ -134,73 +144,79 @@ class StreamBroken(ConnectionError):
     """A body ended early; the client must see a broken connection, not an end."""
 
 
-class Forwarder:
+class HttpNodeClient:
     """One client session to the other nodes."""
 
     def __init__(
         self,
         gateway: Gateway,
-        waits: Waits,
+        long_polls: LongPolls,
         tls: ssl.SSLContext | None,
-        deadlines: Deadlines,
-        tune: Tune | None = None,
+        timeouts: HttpTimeouts,
+        configure_socket: ConfigureSocket | None = None,
     ) -> None:
         self._gateway = gateway
-        self._waits = waits
+        self._long_polls = long_polls
         self._tls = tls
-        self._deadlines = deadlines
-        self._tune = tune
-        self.ways = Ways()
+        self._timeouts = timeouts
+        self._configure_socket = configure_socket
+        self.peer_addresses = PeerAddresses()
         self._session: aiohttp.ClientSession | None = None
-        self._retired: list[aiohttp.ClientSession] = []  #: answers may still come
-        self._signed_as: DispatcherView | None = None
-        self._signed: Mapping[str, str] = {}  #: what its answers say of it
+        self._retired_sessions: list[
+            aiohttp.ClientSession
+        ] = []  #: answers may still come
+        self._cached_view: DispatcherView | None = None
+        self._cached_headers: Mapping[str, str] = {}  #: what its answers say of it
 
-    def renew(self, tls: ssl.SSLContext) -> None:
+    def set_tls_context(self, tls: ssl.SSLContext) -> None:
         """Show this certificate on connections that are made from now on."""
         self._tls = tls
         if self._session is not None:
-            self._retired.append(self._session)
+            self._retired_sessions.append(self._session)
             self._session = None
 
     async def close(self) -> None:
         """Close idle connections to other nodes."""
-        for session in (*self._retired, self._session):
+        for session in (*self._retired_sessions, self._session):
             if session is not None:
                 await session.close()
 
-    async def perform(self, call: Call, local: Perform) -> web.StreamResponse:
+    async def forward_to_dispatcher(
+        self, request: Request, handle_locally: Handler
+    ) -> web.StreamResponse:
         """Answer `call` here or at the dispatcher, waiting for one if need be.
 
         Raises:
             Problem: 503, none came in time, or nobody knows whether it arrived.
         """
         # A long poll may go well for minutes before its trouble; a submission may not.
-        is_renewed = call.request.method in ("GET", "HEAD")
-        hold = _Hold(self._deadlines.hold_s, is_renewed=is_renewed)
+        is_renewed = request.http_request.method in ("GET", "HEAD")
+        hold = _RetryBudget(
+            self._timeouts.dispatcher_wait_s, restarts_after_long_attempt=is_renewed
+        )
         while True:
-            view = await self._dispatcher(call, hold)
-            hold.begin()
+            view = await self._wait_for_dispatcher(request, hold)
+            hold.start_attempt()
             try:
                 if view.is_self:
-                    call.seen.signature = self._signature(view)
-                    return await local(call)
-                return await self._forward(call, view)
-            except (NotDispatcher, NoDispatcher, NotSent):
-                call.seen.signature = {}
+                    request.info.dispatcher_headers = self._dispatcher_headers(view)
+                    return await handle_locally(request)
+                return await self._send_to_dispatcher(request, view)
+            except (NotDispatcher, DispatcherUnknown, NotSent):
+                request.info.dispatcher_headers = {}
             except MaybeSent as error:
-                if not _is_repeatable(call.request):
-                    raise _unsure(str(error)) from None
-            if call.hop is not None:
-                raise _refused()
-            await hold.pause()
+                if not _is_repeatable(request.http_request):
+                    raise _unknown_outcome_problem(str(error)) from None
+            if request.forwarded_by is not None:
+                raise _not_dispatcher_problem()
+            await hold.wait_before_retry()
 
-    async def fetch(
-        self, call: Call, lan_urls: Sequence[str], path: str
+    async def forward_to_node(
+        self, request: Request, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
         """Pass on what another node sends for an internal path."""
         try:
-            return await self._try_each(call, lan_urls, path, None)
+            return await self._try_each(request, lan_urls, path, None)
         except (NotSent, MaybeSent) as error:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -209,52 +225,62 @@ class Forwarder:
                 headers={"Retry-After": "5"},
             ) from None
 
-    async def _dispatcher(self, call: Call, hold: _Hold) -> DispatcherView:
+    async def _wait_for_dispatcher(
+        self, request: Request, retries: _RetryBudget
+    ) -> DispatcherView:
         view = self._gateway.dispatcher()
-        if call.hop is not None and (view is None or not view.is_self):
+        if request.forwarded_by is not None and (view is None or not view.is_self):
             # Two nodes that each take the other for dispatcher would play ping-pong.
-            raise _refused()
+            raise _not_dispatcher_problem()
         if view is None:
             with contextlib.suppress(TimeoutError):
-                async with self._waits.bounded():
-                    view = await self._gateway.dispatcher_known(hold.left_s())
-        if view is None or (self._waits.is_closing and not view.is_self):
-            raise none_elected(self._gateway.health().message)
+                async with self._long_polls.cancel_when_dispatcher_ends():
+                    view = await self._gateway.wait_for_dispatcher(
+                        retries.remaining_s()
+                    )
+        if view is None or (self._long_polls.is_closing and not view.is_self):
+            raise no_dispatcher_problem(self._gateway.health().message)
         return view
 
-    async def _forward(self, call: Call, view: DispatcherView) -> web.StreamResponse:
-        path = call.request.rel_url.raw_path_qs
-        return await self._try_each(call, view.lan_urls, path, view)
+    async def _send_to_dispatcher(
+        self, request: Request, view: DispatcherView
+    ) -> web.StreamResponse:
+        path = request.http_request.rel_url.raw_path_qs
+        return await self._try_each(request, view.lan_urls, path, view)
 
     async def _try_each(
         self,
-        call: Call,
+        request: Request,
         lan_urls: Sequence[str],
         path: str,
         view: DispatcherView | None,
     ) -> web.StreamResponse:
         last = NotSent("it has no address")
-        for lan_url in self.ways.to(lan_urls):
+        for lan_url in self.peer_addresses.urls_to_try(lan_urls):
             try:
-                return await self._send(call, URL(lan_url + path, encoded=True), view)
+                return await self._send(
+                    request, URL(lan_url + path, encoded=True), view
+                )
             except NotSent as error:
                 last = error
         raise last
 
     async def _send(
-        self, call: Call, url: URL, view: DispatcherView | None
+        self, request: Request, url: URL, view: DispatcherView | None
     ) -> web.StreamResponse:
         try:
             # A long poll at the dispatcher lasts as long as its reign; else a node
             # that is silent is as good as gone.
-            limit_s = None if view else self._deadlines.stall_s
-            wait = self._waits.bounded(view, is_repeatable=_is_repeatable(call.request))
+            limit_s = None if view else self._timeouts.stall_s
+            wait = self._long_polls.cancel_when_dispatcher_ends(
+                view, is_repeatable=_is_repeatable(request.http_request)
+            )
             async with wait, asyncio.timeout(limit_s):
                 response = await self.session().request(
-                    call.request.method,
+                    request.http_request.method,
                     url,
-                    data=call.body or None,
-                    headers=self.headers(call),
+                    data=request.body or None,
+                    headers=self.forwarding_headers(request),
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -264,37 +290,39 @@ class Forwarder:
         async with response:
             if REFUSED_HEADER in response.headers:
                 raise NotDispatcher("it is not dispatcher any more")
-            call.seen.is_decided_elsewhere = True
-            return await self._pass_on(call, response, view)
+            request.info.is_decided_elsewhere = True
+            return await self._relay_response(request, response, view)
 
-    async def _pass_on(
+    async def _relay_response(
         self,
-        call: Call,
+        request: Request,
         response: aiohttp.ClientResponse,
         view: DispatcherView | None,
     ) -> web.StreamResponse:
         headers = {
-            name: response.headers[name] for name in _DOWN if name in response.headers
+            name: response.headers[name]
+            for name in _FORWARDED_RESPONSE_HEADERS
+            if name in response.headers
         }
         if response.content_type == sse.CONTENT_TYPE:
-            return await self._relay(call, response, headers, view)
+            return await self._relay_events(request, response, headers, view)
         length = response.content_length
-        if call.request.method == "HEAD":
+        if request.http_request.method == "HEAD":
             if length is not None:
                 headers["Content-Length"] = str(length)
             return web.Response(status=response.status, headers=headers)
-        if length is None or length > _WHOLE_BYTES_MAX:
-            return await self._stream(call, response, headers)
+        if length is None or length > _BUFFERED_BYTES_MAX:
+            return await self._relay_stream(request, response, headers)
         try:
-            async with asyncio.timeout(self._deadlines.stall_s):
+            async with asyncio.timeout(self._timeouts.stall_s):
                 body = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise MaybeSent(str(error) or type(error).__name__) from None
         return web.Response(status=response.status, headers=headers, body=body)
 
-    async def _relay(
+    async def _relay_events(
         self,
-        call: Call,
+        request: Request,
         response: aiohttp.ClientResponse,
         headers: dict[str, str],
         view: DispatcherView | None,
@@ -306,41 +334,43 @@ class Forwarder:
                 while chunk := await self._chunk(response):
                     await stream.write(chunk)
 
-        return await sse.relay(call, copy, headers=headers, reign=view)
+        return await sse.serve_stream(request, copy, headers=headers, dispatcher=view)
 
     async def _chunk(self, response: aiohttp.ClientResponse) -> bytes:
-        async with asyncio.timeout(self._deadlines.stall_s):
+        async with asyncio.timeout(self._timeouts.stall_s):
             return await response.content.readany()
 
-    async def _stream(
+    async def _relay_stream(
         self,
-        call: Call,
+        request: Request,
         response: aiohttp.ClientResponse,
         headers: dict[str, str],
     ) -> web.StreamResponse:
         answer = web.StreamResponse(status=response.status, headers=headers)
         answer.content_length = response.content_length
-        call.stamp(answer)
-        await answer.prepare(call.request)
+        request.add_headers(answer)
+        await answer.prepare(request.http_request)
         try:
             while chunk := await self._chunk(response):
                 await answer.write(chunk)
             await answer.write_eof()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            if call.request.transport is not None:
-                call.request.transport.abort()
+            if request.http_request.transport is not None:
+                request.http_request.transport.abort()
             raise StreamBroken(str(error)) from None
         return answer
 
-    def headers(self, call: Call) -> dict[str, str]:
+    def forwarding_headers(self, request: Request) -> dict[str, str]:
         """Return what another node must know of a request."""
-        given = call.request.headers
-        headers = {name: given[name] for name in _UP if name in given}
+        given = request.http_request.headers
+        headers = {
+            name: given[name] for name in _FORWARDED_REQUEST_HEADERS if name in given
+        }
         headers[HOP_HEADER] = self._gateway.node_id
-        headers["X-Request-ID"] = call.seen.id
-        headers[SOURCE_HEADER] = quote(call.seen.source, safe=":. ")
-        if call.principal is not None:
-            headers[PRINCIPAL_HEADER] = statement(call.principal)
+        headers["X-Request-ID"] = request.info.id
+        headers[SOURCE_HEADER] = quote(request.info.source, safe=":. ")
+        if request.principal is not None:
+            headers[PRINCIPAL_HEADER] = format_principal_header(request.principal)
         return headers
 
     def session(self) -> aiohttp.ClientSession:
@@ -360,60 +390,65 @@ class Forwarder:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("Accept-Encoding", "User-Agent"),
                 timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._deadlines.connect_s
+                    total=None, sock_connect=self._timeouts.connect_s
                 ),
             )
         return self._session
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
         connection = socket.socket(*address[:3])
-        if self._tune is not None:
-            self._tune(connection)
+        if self._configure_socket is not None:
+            self._configure_socket(connection)
         return connection
 
-    def _signature(self, view: DispatcherView) -> Mapping[str, str]:
+    def _dispatcher_headers(self, view: DispatcherView) -> Mapping[str, str]:
         """Return the headers that say which dispatcher answers, and in which reign."""
-        if view is not self._signed_as:  # News of the mesh come with another one.
-            self._signed_as, epoch = view, view.epoch
-            self._signed = {
+        if view is not self._cached_view:  # News of the mesh come with another one.
+            self._cached_view, epoch = view, view.epoch
+            self._cached_headers = {
                 DISPATCHER_HEADER: dispatcher_name(self._gateway, view.node),
                 EPOCH_HEADER: f"{epoch.term}/{epoch.node}",
             }
-        return self._signed
+        return self._cached_headers
 
 
-class _Hold:
+class _RetryBudget:
     """How long one request may still wait for a dispatcher."""
 
-    def __init__(self, hold_s: float, *, is_renewed: bool) -> None:
-        self._hold_s = hold_s
-        self._is_renewed = is_renewed  #: by an attempt that lasted longer
-        self._pause_s = _PAUSE_S
+    def __init__(self, budget_s: float, *, restarts_after_long_attempt: bool) -> None:
+        self._budget_s = budget_s
+        self._restarts_after_long_attempt = (
+            restarts_after_long_attempt  #: by an attempt that lasted longer
+        )
+        self._delay_s = _PAUSE_S
         self._clock = asyncio.get_running_loop().time
-        self._began_s = self._clock()
-        self._until_s = self._began_s + hold_s
+        self._attempt_started_s = self._clock()
+        self._deadline_s = self._attempt_started_s + budget_s
 
-    def left_s(self) -> float:
-        return max(0.0, self._until_s - self._clock())
+    def remaining_s(self) -> float:
+        return max(0.0, self._deadline_s - self._clock())
 
-    def begin(self) -> None:
+    def start_attempt(self) -> None:
         """Note that an attempt starts."""
-        self._began_s = self._clock()
+        self._attempt_started_s = self._clock()
 
-    async def pause(self) -> None:
+    async def wait_before_retry(self) -> None:
         """Wait a little before the next attempt; raise `Problem` when it is late."""
         now_s = self._clock()
-        if self._is_renewed and now_s - self._began_s > self._hold_s:
-            self._until_s, self._pause_s = now_s + self._hold_s, _PAUSE_S
-        if now_s >= self._until_s:
-            raise none_elected()
-        await asyncio.sleep(min(self._pause_s, self._until_s - now_s))
-        self._pause_s = min(self._pause_s * 2, _PAUSE_S_MAX)
+        if (
+            self._restarts_after_long_attempt
+            and now_s - self._attempt_started_s > self._budget_s
+        ):
+            self._deadline_s, self._delay_s = now_s + self._budget_s, _PAUSE_S
+        if now_s >= self._deadline_s:
+            raise no_dispatcher_problem()
+        await asyncio.sleep(min(self._delay_s, self._deadline_s - now_s))
+        self._delay_s = min(self._delay_s * 2, _PAUSE_S_MAX)
 
 
 def dispatcher_name(gateway: Gateway, node: NodeId) -> str:
     """Return the name of a node, fit for a header."""
-    name = gateway.names().get(node, node)
+    name = gateway.node_names().get(node, node)
     return name if name.isascii() and name.isprintable() else node
 
 
@@ -424,17 +459,17 @@ def _is_repeatable(request: web.BaseRequest) -> bool:
     )
 
 
-def none_elected(why: str | None = None) -> Problem:
+def no_dispatcher_problem(hint: str | None = None) -> Problem:
     """Return the answer where no dispatcher is found in time."""
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         NO_DISPATCHER,
-        hint=why or "an election takes a few seconds; try again",
+        hint=hint or "an election takes a few seconds; try again",
         headers={"Retry-After": "1"},
     )
 
 
-def _refused() -> Problem:
+def _not_dispatcher_problem() -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         NO_DISPATCHER,
@@ -443,7 +478,7 @@ def _refused() -> Problem:
     )
 
 
-def _unsure(reason: str) -> Problem:
+def _unknown_outcome_problem(reason: str) -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         CONNECTION_LOST,

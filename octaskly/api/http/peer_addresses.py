@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 NODES_MAX = 256
 
 
-class Ways:
+class PeerAddresses:
     """Where nodes were reached last.
 
     An address that leads nowhere costs each request a second until it is given up, so
@@ -15,18 +15,18 @@ class Ways:
     """
 
     def __init__(self) -> None:
-        self._first: dict[tuple[str, ...], int] = {}  #: where it is not the first
+        self._first_index: dict[tuple[str, ...], int] = {}  #: where it is not the first
 
-    def to(self, lan_urls: Sequence[str]) -> Iterator[str]:
+    def urls_to_try(self, lan_urls: Sequence[str]) -> Iterator[str]:
         """Yield each address of a node; to ask for another one gives up the last."""
         urls = tuple(lan_urls)
-        begin = self._first.get(urls, 0)
+        begin = self._first_index.get(urls, 0)
         for place in (*range(begin, len(urls)), *range(begin)):
             if place != begin:
-                self._begin(urls, place)
+                self._remember_first(urls, place)
             yield urls[place]
 
-    def _begin(self, urls: tuple[str, ...], place: int) -> None:
-        if len(self._first) >= NODES_MAX:
-            self._first.clear()
-        self._first[urls] = place
+    def _remember_first(self, urls: tuple[str, ...], index: int) -> None:
+        if len(self._first_index) >= NODES_MAX:
+            self._first_index.clear()
+        self._first_index[urls] = index

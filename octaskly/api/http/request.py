@@ -12,22 +12,29 @@ from typing import Any, Protocol
 import aiohttp
 from aiohttp import web
 
-from octaskly.api.http.long_polls import Waits
-from octaskly.api.http.peer_addresses import Ways
+from octaskly.api.http.long_polls import LongPolls
+from octaskly.api.http.peer_addresses import PeerAddresses
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
-from octaskly.api.security.rate_limit import Meter
-from octaskly.api.security.sessions import Codes
+from octaskly.api.security.rate_limit import RateLimiter
+from octaskly.api.security.sessions import OneTimeCodes
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import Admissions, Clock, Files, Gateway, Principal, Rotations
+from octaskly.ports import (
+    Clock,
+    FileStore,
+    Gateway,
+    JoinService,
+    KeyRotationControl,
+    Principal,
+)
 
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
 BYTES = "application/octet-stream"
 
-NOTED_MAX = 8
+AUDITED_TASKS_MAX = 8
 """Tasks of one request that the audit log names."""
 
 _RETRY_AFTER_S = 5
@@ -36,40 +43,44 @@ _RETRY_AFTER_S = 5
 class Access(Enum):
     """Who may use a route; the default of a route is the strictest."""
 
-    OPEN = auto()  #: everybody
+    PUBLIC = auto()  #: everybody
     READ = auto()  #: every principal
-    MACHINE = auto()  #: the same, and who is on this machine without a token
+    READ_OR_LOCAL = auto()  #: the same, and who is on this machine without a token
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
     LOCAL = auto()  #: users of this machine's socket; no token is enough
-    OPENED = auto()  #: the same, also through a page that one of them opened here
+    LOCAL_PAGE = auto()  #: the same, also through a page that one of them opened here
     NODE = auto()  #: nodes of the mesh, by certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
+class HttpTimeouts:
     """Bounds in time on what clients and peers may take."""
 
     header_s: float = 10.0  #: from connect, or the last answer, to a whole header
     body_s: float = 10.0
-    hold_s: float = 5.0  #: how long a request waits for a dispatcher
+    dispatcher_wait_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
     stall_s: float = 30.0  #: between two parts of what is streamed
-    quiet_s: float = 3.0  #: until a stream without events shows that it lives
+    keepalive_s: float = 3.0  #: until a stream without events shows that it lives
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
-    grace_s: float = 15.0  #: to nodes whose connection is of an older secret
+    old_certificate_grace_s: float = (
+        15.0  #: to nodes whose connection is of an older secret
+    )
 
 
-class Forward(Protocol):
+class NodeClient(Protocol):
     """The way to other nodes."""
 
-    ways: Ways
+    peer_addresses: PeerAddresses
 
-    async def perform(self, call: Call, local: Perform) -> web.StreamResponse:
+    async def forward_to_dispatcher(
+        self, request: Request, handle_locally: Handler
+    ) -> web.StreamResponse:
         """Answer here or at the dispatcher."""
 
-    async def fetch(
-        self, call: Call, lan_urls: Sequence[str], path: str
+    async def forward_to_node(
+        self, request: Request, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
         """Pass on what another node sends."""
 
@@ -80,70 +91,70 @@ class Forward(Protocol):
             ConnectionError: this node has no certificate to show.
         """
 
-    def headers(self, call: Call) -> dict[str, str]:
+    def forwarding_headers(self, request: Request) -> dict[str, str]:
         """Return what another node must know of a request."""
 
 
-async def no_metrics() -> bytes:
+async def empty_metrics() -> bytes:
     """Return the report of a node that counts nothing."""
     return b""
 
 
-class Streams:
+class OpenStreams:
     """Counts the answers of one node that are streams of events."""
 
-    def __init__(self, most: int = STREAMS_MAX) -> None:
-        self.open = 0
-        self._most = most
+    def __init__(self, streams_max: int = STREAMS_MAX) -> None:
+        self.count = 0
+        self._streams_max = streams_max
 
     @contextlib.contextmanager
-    def one_more(self) -> Iterator[None]:
+    def count_stream(self) -> Iterator[None]:
         """Count a stream for as long as the block lasts.
 
         Raises:
             Problem: 503, there are too many.
         """
-        if self.open >= self._most:
+        if self.count >= self._streams_max:
             raise Problem(
                 503,
                 "Too many event streams",
-                hint=f"this node serves {self._most} at once; ask another "
+                hint=f"this node serves {self._streams_max} at once; ask another "
                 "node, or later",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
-                closes=True,  # Idle, it would keep other requests out.
+                closes_connection=True,  # Idle, it would keep other requests out.
             )
-        self.open += 1
+        self.count += 1
         try:
             yield
         finally:
-            self.open -= 1
+            self.count -= 1
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Services:
     """The parts of the API that handlers use."""
 
     gateway: Gateway
     clock: Clock
-    forwarder: Forward
-    waits: Waits
-    deadlines: Deadlines
-    meter: Meter
-    admissions: Admissions | None = None
-    describe: Callable[[], Mapping[str, Any]] = dict
-    streams: Streams = field(default_factory=Streams)
-    rotations: Rotations | None = None  #: None: the node is in no mesh
-    files: Files | None = None  #: the same
-    codes: Codes = field(default_factory=Codes)
-    metrics: Callable[[], Awaitable[bytes]] = no_metrics
+    node_client: NodeClient
+    long_polls: LongPolls
+    timeouts: HttpTimeouts
+    rate_limiter: RateLimiter
+    admissions: JoinService | None = None
+    describe_agent: Callable[[], Mapping[str, Any]] = dict
+    streams: OpenStreams = field(default_factory=OpenStreams)
+    rotations: KeyRotationControl | None = None  #: None: the node is in no mesh
+    files: FileStore | None = None  #: the same
+    one_time_codes: OneTimeCodes = field(default_factory=OneTimeCodes)
+    render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics
 
 
 @dataclass(slots=True)
-class Seen:
+class RequestInfo:
     """What the gate knows of a request before anything else: how to answer it."""
 
     id: str
-    began_s: float  #: on the clock of the event loop
+    started_s: float  #: on the clock of the event loop
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
     body_bytes: int = 0  #: of its body, as long as that is held
@@ -151,24 +162,24 @@ class Seen:
     action: str = ""  #: method and path of the route
     target: str | None = None  #: what the path names
     source: str = ""  #: where it came from: an address, or a user of this machine
-    asked: NodeId | None = None  #: the node that forwarded it
+    forwarded_by: NodeId | None = None  #: the node that forwarded it
     tasks: Sequence[str] = ()  #: the first ones that came of it,
     task_count: int = 0  #: of so many
-    is_noted: bool = False  #: what it changes is the business of the audit log
+    is_audited: bool = False  #: what it changes is the business of the audit log
     is_decided_elsewhere: bool = False  #: another node answered
-    signature: Mapping[str, str] = field(default_factory=dict)
+    dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's answer, also of one that refuses."""
-    allowance: Mapping[str, str] | None = None
+    rate_limit_headers: Mapping[str, str] | None = None
     """Headers of what the client may still ask for, once this request was counted."""
 
 
 class Connection(Protocol):
     """What the gate knows of the connection under a request."""
 
-    seen: Seen | None  #: the request in work
+    request_info: RequestInfo | None  #: the request in work
     peer: NodeId | None  #: the node at the other end, if it is one
     own_addresses: frozenset[str]  #: under which the other end reached this node
-    is_surplus: bool  #: it is one too many
+    is_excess: bool  #: it is one too many
     is_socket: bool  #: the other end is a local process with known credentials
     is_lan: bool  #: it came through TLS from the network
 
@@ -177,41 +188,43 @@ class Connection(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Request:
     """One request that has passed the gate."""
 
-    request: web.BaseRequest
-    seen: Seen
-    stamp: Callable[[web.StreamResponse], None]  #: adds the headers of every answer
-    parts: Parts
-    named: Mapping[str, str]  #: variable parts of the path
+    http_request: web.BaseRequest
+    info: RequestInfo
+    add_headers: Callable[
+        [web.StreamResponse], None
+    ]  #: adds the headers of every answer
+    services: Services
+    path_params: Mapping[str, str]  #: variable parts of the path
     query: Query
     body: bytes
     principal: Principal | None  #: None only on open routes and between nodes
-    hop: NodeId | None  #: the node that forwarded it
+    forwarded_by: NodeId | None  #: the node that forwarded it
 
     @property
     def gateway(self) -> Gateway:
         """The agent."""
-        return self.parts.gateway
+        return self.services.gateway
 
     @property
-    def who(self) -> Principal:
+    def authenticated_principal(self) -> Principal:
         """The principal of a route that is not open."""
         assert self.principal is not None
         return self.principal
 
-    def note_tasks(self, records: Sequence[TaskRecord]) -> None:
+    def audit_tasks(self, records: Sequence[TaskRecord]) -> None:
         """Let the audit log tell which tasks came of this."""
-        self.seen.tasks = [record.name for record in records[:NOTED_MAX]]
-        self.seen.task_count = len(records)
+        self.info.tasks = [record.name for record in records[:AUDITED_TASKS_MAX]]
+        self.info.task_count = len(records)
 
     def elapsed_s(self) -> float:
         """Return how long ago the request came in."""
-        return asyncio.get_running_loop().time() - self.seen.began_s
+        return asyncio.get_running_loop().time() - self.info.started_s
 
 
-Perform = Callable[[Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,22 +233,26 @@ class Route:
 
     method: str
     path: str
-    perform: Perform
+    handler: Handler
     access: Access = Access.ADMIN
     is_local: bool = False  #: answered by this node, whoever is dispatcher
     is_for_unpaired: bool = False  #: also where this node is in no mesh
     body_bytes_max: int = BODY_BYTES_MAX
-    reads_body: bool = False  #: it is no JSON, and read by `perform`, bit by bit
+    is_body_streamed: bool = False  #: it is no JSON, and read by `perform`, bit by bit
     query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
 
-    is_for_people: bool = False  #: it is no part of the API, so of no OpenAPI document
+    is_page: bool = False  #: it is no part of the API, so of no OpenAPI document
     # What follows is said in the OpenAPI document, and tests check that it is true.
-    answers: Mapping[int, Any]  #: by status: type of the JSON; None in other media
-    media: str = JSON  #: of the answers that are no errors
-    takes: Any = None  #: type of the JSON body; None: there is none
-    heeds: tuple[str, ...] = ()  #: headers of a request that matter beyond the usual
-    tells: tuple[str, ...] = ()  #: headers of an answer beyond the usual
-    refuses: tuple[int, ...] = ()  #: statuses beyond those that any route may give
+    responses: Mapping[int, Any]  #: by status: type of the JSON; None in other media
+    media_type: str = JSON  #: of the answers that are no errors
+    body_type: Any = None  #: type of the JSON body; None: there is none
+    request_headers: tuple[
+        str, ...
+    ] = ()  #: headers of a request that matter beyond the usual
+    response_headers: tuple[str, ...] = ()  #: headers of an answer beyond the usual
+    error_statuses: tuple[
+        int, ...
+    ] = ()  #: statuses beyond those that any route may give
 
 
 def json_response(body: bytes, status: int = 200) -> web.Response:

@@ -13,51 +13,56 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly.api.http import authentication
-from octaskly.api.http.node_client import Unanswered, asked
-from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.http.node_client import NodeNotResponding, request_from_node
+from octaskly.api.http.request import Access, Request, Route
 from octaskly.api.problems import status_problem
-from octaskly.api.security.rate_limit import HEADERS, too_fast
+from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS, too_many_requests
 from octaskly.ports import DispatcherView
 
-_INTERNAL = "/internal/v1/toll"
+_INTERNAL = "/internal/v1/rate-limit"
 
 
-async def pay(call: Call) -> None:
+async def charge(request: Request) -> None:
     """Count a request that this node answers by itself.
 
     Raises:
         Problem: 429, it is one too many.
     """
-    view = call.gateway.dispatcher()
-    if view is None or view.is_self or not await _paid(call, view):
-        call.seen.allowance = call.parts.meter.charge(call.who)
+    view = request.gateway.dispatcher()
+    if view is None or view.is_self or not await _charge_at_dispatcher(request, view):
+        request.info.rate_limit_headers = request.services.rate_limiter.charge(
+            request.authenticated_principal
+        )
 
 
-async def _paid(call: Call, view: DispatcherView) -> bool:
+async def _charge_at_dispatcher(request: Request, view: DispatcherView) -> bool:
     """Whether the dispatcher has counted it."""
-    limit = asyncio.timeout(call.parts.deadlines.connect_s)
-    with suppress(Unanswered, TimeoutError):
-        async with limit, asked(call, view.lan_urls, _INTERNAL) as response:
+    limit = asyncio.timeout(request.services.timeouts.connect_s)
+    with suppress(NodeNotResponding, TimeoutError):
+        async with (
+            limit,
+            request_from_node(request, view.lan_urls, _INTERNAL) as response,
+        ):
             told = {
                 name: response.headers[name]
-                for name in HEADERS
+                for name in RATE_LIMIT_HEADERS
                 if name in response.headers
             }
             if response.status == HTTPStatus.TOO_MANY_REQUESTS and told:
-                raise too_fast(told)
+                raise too_many_requests(told)
             if response.status == HTTPStatus.NO_CONTENT:
-                call.seen.allowance = told
+                request.info.rate_limit_headers = told
                 return True
     return False
 
 
-async def take(call: Call) -> web.StreamResponse:
+async def charge_for_node(request: Request) -> web.StreamResponse:
     """Count a request that another node answers."""
-    statement = call.request.headers.get(authentication.PRINCIPAL_HEADER)
-    if statement is None or call.hop is None:
+    statement = request.http_request.headers.get(authentication.PRINCIPAL_HEADER)
+    if statement is None or request.forwarded_by is None:
         raise status_problem(400, "who asks was not stated")
-    call.seen.allowance = call.parts.meter.charge(
-        authentication.stated(statement, call.hop)
+    request.info.rate_limit_headers = request.services.rate_limiter.charge(
+        authentication.parse_principal_header(statement, request.forwarded_by)
     )
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
@@ -66,8 +71,8 @@ ROUTES = (
     Route(
         method="GET",
         path=_INTERNAL,
-        perform=take,
+        handler=charge_for_node,
         access=Access.NODE,
-        answers={204: None},
+        responses={204: None},
     ),
 )

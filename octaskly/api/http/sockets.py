@@ -21,7 +21,7 @@ _GROUP_MODE = 0o660
 _OWNER_MODE = 0o600
 
 
-def local_socket(path: Path, group: str | None) -> socket.socket:
+def bind_local_socket(path: Path, group: str | None) -> socket.socket:
     """Bind a UNIX socket that this user, and `group` where it exists, may open.
 
     A file that a dead process left is replaced.
@@ -36,14 +36,14 @@ def local_socket(path: Path, group: str | None) -> socket.socket:
         os.fchmod(connection.fileno(), _OWNER_MODE)
         connection.bind(str(path))
         path.chmod(_OWNER_MODE)
-        _share(path, group)
+        _grant_group(path, group)
     except OSError:
         connection.close()
         raise
     return connection
 
 
-def loopback_users(
+def loopback_uids(
     client_port: int, own_port: int, tables: Sequence[Path] = TCP_TABLES
 ) -> frozenset[int]:
     """Return the users of the sockets that are connected so, by the kernel's tables.
@@ -62,7 +62,7 @@ def loopback_users(
     return frozenset(users)
 
 
-def _share(path: Path, group: str | None) -> None:
+def _grant_group(path: Path, group: str | None) -> None:
     if group is None:
         return
     # Without the group, or without the right to give to it, only the owner has access.
@@ -86,7 +86,7 @@ def _remove_stale(path: Path) -> None:
     raise OSError(errno.EADDRINUSE, f"another process serves {path}")
 
 
-def bare_address(sockname: Sequence[Any] | None) -> frozenset[str]:
+def address_without_scope(sockname: Sequence[Any] | None) -> frozenset[str]:
     """Return the address that a client reached, without scope."""
     if not sockname:
         return frozenset()

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from octaskly.api.http.request import Call
+from octaskly.api.http.request import Request
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas.task_response import encode
-from octaskly.errors import NoDispatcher, NotDispatcher
+from octaskly.errors import DispatcherUnknown, NotDispatcher
 from octaskly.ports import DispatcherView
 
 CONTENT_TYPE = "text/event-stream"
@@ -27,7 +27,7 @@ _RETRY_MS = 1000
 Id = TypeVar("Id")
 
 
-def frame(
+def encode_event(
     data: object, *, event: str | None = None, event_id: str | None = None
 ) -> bytes:
     """Return the bytes of one event with `data` as JSON."""
@@ -37,7 +37,7 @@ def frame(
     return b"%sdata: %s\n\n" % ("".join(fields).encode(), encode(data))
 
 
-def id_frame(event_id: str) -> bytes:
+def encode_event_id(event_id: str) -> bytes:
     """Return the bytes that tell from where to go on, without an event."""
     return f"id: {event_id}\n\n".encode()
 
@@ -45,12 +45,12 @@ def id_frame(event_id: str) -> bytes:
 class EventStream:
     """The sending end of one stream."""
 
-    def __init__(self, call: Call, headers: Mapping[str, str]) -> None:
+    def __init__(self, request: Request, headers: Mapping[str, str]) -> None:
         self.response = web.StreamResponse(headers=headers)
-        self._call = call
+        self._request = request
         self._clock = asyncio.get_running_loop().time
-        self._wrote_s = self._clock()
-        self._turn = asyncio.Lock()
+        self._last_write_s = self._clock()
+        self._write_lock = asyncio.Lock()
 
     async def send(
         self, data: object, *, event: str | None = None, event_id: str | None = None
@@ -60,56 +60,59 @@ class EventStream:
         Raises:
             ConnectionError: the client is gone, or read nothing for too long.
         """
-        await self.write(frame(data, event=event, event_id=event_id))
+        await self.write(encode_event(data, event=event, event_id=event_id))
 
     async def write(self, part: bytes) -> None:
         """Send bytes of the stream; as `send`."""
         try:
             # Beyond what the transport holds back nothing is kept here.
-            async with self._turn, asyncio.timeout(self._call.parts.deadlines.stall_s):
+            async with (
+                self._write_lock,
+                asyncio.timeout(self._request.services.timeouts.stall_s),
+            ):
                 await self.response.write(part)
-                await self._call.request.writer.drain()
+                await self._request.http_request.writer.drain()
         except TimeoutError:
-            self.cut()
+            self.abort()
             raise ConnectionError("the client of a stream does not read") from None
-        self._wrote_s = self._clock()
+        self._last_write_s = self._clock()
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Send the headers."""
-        self._call.stamp(self.response)
-        await self.response.prepare(self._call.request)
+        self._request.add_headers(self.response)
+        await self.response.prepare(self._request.http_request)
 
-    async def keep_alive(self, sign: bytes) -> None:
+    async def send_keepalives(self, keepalive: bytes) -> None:
         """Send a sign whenever nothing else was sent for a while."""
-        quiet_s = self._call.parts.deadlines.quiet_s
+        quiet_s = self._request.services.timeouts.keepalive_s
         with contextlib.suppress(ConnectionError):  # It ends the handler, too.
             while True:
-                left_s = self._wrote_s + quiet_s - self._clock()
+                left_s = self._last_write_s + quiet_s - self._clock()
                 if left_s <= 0:
-                    await self.write(sign)
+                    await self.write(keepalive)
                 else:
                     await asyncio.sleep(left_s)
 
-    async def end(self) -> None:
+    async def finish(self) -> None:
         """End the stream so that the client sees an end, not an accident."""
         try:
-            async with asyncio.timeout(self._call.parts.deadlines.shutdown_s):
+            async with asyncio.timeout(self._request.services.timeouts.shutdown_s):
                 await self.response.write_eof()
         except TimeoutError:
-            self.cut()
+            self.abort()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Break the connection, so that what came does not look complete."""
-        if self._call.request.transport is not None:
-            self._call.request.transport.abort()
+        if self._request.http_request.transport is not None:
+            self._request.http_request.transport.abort()
 
 
 Produce = Callable[[EventStream], Awaitable[None]]
 """Sends events until there are no more; cancelled when the stream ends earlier."""
 
 
-async def serve(
-    call: Call, produce: Produce, *, reign: DispatcherView | None = None
+async def serve_events(
+    request: Request, produce: Produce, *, dispatcher: DispatcherView | None = None
 ) -> web.StreamResponse:
     """Answer with the events that `produce` sends, at most while `reign` lasts.
 
@@ -122,56 +125,62 @@ async def serve(
         await produce(stream)
 
     headers = {"Content-Type": CONTENT_TYPE}
-    return await relay(call, send_all, headers=headers, reign=reign, sign=b":\n\n")
+    return await serve_stream(
+        request, send_all, headers=headers, dispatcher=dispatcher, keepalive=b":\n\n"
+    )
 
 
-async def relay(
-    call: Call,
+async def serve_stream(
+    request: Request,
     produce: Produce,
     *,
     headers: Mapping[str, str],
-    reign: DispatcherView | None = None,
-    sign: bytes = b"",
+    dispatcher: DispatcherView | None = None,
+    keepalive: bytes = b"",
 ) -> web.StreamResponse:
-    """As `serve`, but every byte comes from `produce`, and all other headers.
+    """As `serve_events`, but every byte comes from `produce`, and all other headers.
 
     A `sign` is sent while nothing else is, to show that the stream lives.
     """
-    stream = EventStream(call, headers)
-    with call.parts.streams.one_more():
-        await stream.begin()
-        if call.request.method != "HEAD":
-            with contextlib.suppress(TimeoutError, NotDispatcher, NoDispatcher):
-                async with call.parts.waits.bounded(reign, is_repeatable=True):
-                    await _kept_alive(stream, produce, sign)
-        await stream.end()
+    stream = EventStream(request, headers)
+    with request.services.streams.count_stream():
+        await stream.start()
+        if request.http_request.method != "HEAD":
+            with contextlib.suppress(TimeoutError, NotDispatcher, DispatcherUnknown):
+                async with request.services.long_polls.cancel_when_dispatcher_ends(
+                    dispatcher, is_repeatable=True
+                ):
+                    await _produce_with_keepalives(stream, produce, keepalive)
+        await stream.finish()
     return stream.response
 
 
-async def _kept_alive(stream: EventStream, produce: Produce, sign: bytes) -> None:
-    if not sign:
+async def _produce_with_keepalives(
+    stream: EventStream, produce: Produce, keepalive: bytes
+) -> None:
+    if not keepalive:
         await produce(stream)
         return
     try:
         async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(stream.keep_alive(sign))
+            keeper = tasks.create_task(stream.send_keepalives(keepalive))
             await produce(stream)
             keeper.cancel()
     except ExceptionGroup as group:  # Only `produce` can have failed.
         raise group.exceptions[0] from None
 
 
-def resume_id(call: Call, parse: Callable[[str], Id]) -> Id | None:
+def parse_last_event_id(request: Request, parse: Callable[[str], Id]) -> Id | None:
     """Return how far the client got on an earlier stream, None for a new one.
 
     Args:
-        call: The request.
+        request: The request.
         parse: Turns an id into what it means; raises ValueError if it means nothing.
 
     Raises:
         Problem: 400, it is no id of this stream.
     """
-    given = call.request.headers.getall(RESUME_HEADER, [])
+    given = request.http_request.headers.getall(RESUME_HEADER, [])
     if not any(given):
         return None
     try:

@@ -14,17 +14,17 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from octaskly.api.http.request import BYTES, Access, Call, Route
+from octaskly.api.http.request import BYTES, Access, Request, Route
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, task_request
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.errors import NodeNotFound, OutputNotFound
-from octaskly.ports import OutputPlace
+from octaskly.ports import OutputLocation
 
 _CHUNK_BYTES = 256 << 10
 _INTERNAL = "/internal/v1/outputs"
 # The last none, which cannot be had of any file; the library takes it for all of them.
-_NO_BYTES = re.compile(r"bytes=-0+", re.IGNORECASE)
+_EMPTY_SUFFIX_RANGE = re.compile(r"bytes=-0+", re.IGNORECASE)
 # A file beside the asked one that ends in .gz is another output, not an encoding of
 # this one; and a copy that never changes needs no condition. `If-Range` is looked at
 # here: the library takes any date from then on for a match, and no entity tag.
@@ -40,55 +40,59 @@ _DROPPED = frozenset(
 )
 
 
-async def download(call: Call) -> web.StreamResponse:
+async def download_output(request: Request) -> web.StreamResponse:
     """Send a declared output of a task."""
-    ref = query.task_ref(call.named["id"])
-    path = query.path_part(task_request.clean_path, call.named["path"])
+    ref = query.task_ref(request.path_params["id"])
+    path = query.output_path(task_request.clean_path, request.path_params["path"])
     try:
-        place = await call.gateway.output(ref, path)
+        place = await request.gateway.locate_output(ref, path)
     except NodeNotFound as error:
         raise Problem(
             503, "Worker not found", hint=str(error), headers={"Retry-After": "5"}
         ) from None
-    if place.local is not None:
-        return await send_file(call, place.local)
-    return await call.parts.forwarder.fetch(call, place.lan_urls, _internal_path(place))
+    if place.local_path is not None:
+        return await send_file(request, place.local_path)
+    return await request.services.node_client.forward_to_node(
+        request, place.lan_urls, _internal_path(place)
+    )
 
 
-async def hand_over(call: Call) -> web.StreamResponse:
+async def send_output_to_node(request: Request) -> web.StreamResponse:
     """Send a captured output of this node to another node."""
-    parts = call.named
-    path = query.path_part(task_request.clean_path, parts["path"])
+    parts = request.path_params
+    path = query.output_path(task_request.clean_path, parts["path"])
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )
-    file = call.gateway.local_output(query.logged_id(parts["task"]), attempt, path)
-    return await send_file(call, file)
+    file = request.gateway.local_output_path(
+        query.logged_id(parts["task"]), attempt, path
+    )
+    return await send_file(request, file)
 
 
-async def send_file(call: Call, file: Path) -> web.StreamResponse:
+async def send_file(request: Request, file: Path) -> web.StreamResponse:
     """Return a file as an attachment; part of it where a range was asked for."""
     there = _stat(file)
     answer = _Attachment(file, there)
-    if answer.is_meant(call.request):
-        answer.is_whole = _part(call.request, there.st_size) is None
+    if answer.matches_if_range(request.http_request):
+        answer.is_whole = _requested_range(request.http_request, there.st_size) is None
     return answer
 
 
 class _Attachment(web.FileResponse):
     """A file as it is, whatever else lies beside it."""
 
-    def __init__(self, file: Path, there: os.stat_result) -> None:
+    def __init__(self, file: Path, stat: os.stat_result) -> None:
         # Bytes from a task are data, never a page of this origin.
         told = f"attachment; filename*=UTF-8''{quote(file.name)}"
         headers = {"Content-Type": BYTES, "Content-Disposition": told}
         super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
         # As the library will, but known before it is asked for a part.
-        self.etag = f"{there.st_mtime_ns:x}-{there.st_size:x}"
-        self.last_modified = there.st_mtime
+        self.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+        self.last_modified = stat.st_mtime
         self.is_whole = True
 
-    def is_meant(self, request: web.BaseRequest) -> bool:
+    def matches_if_range(self, request: web.BaseRequest) -> bool:
         """Whether a range is of this file, and of no other that was here before.
 
         Source: RFC 9110, section 13.1.5.
@@ -116,7 +120,7 @@ def _stat(file: Path) -> os.stat_result:
         raise OutputNotFound(f"{file.name} is not there any more") from None
 
 
-def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
+def _requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
     """Return which bytes to send; None: all, or nothing is asked that is understood.
 
     The last bytes of an empty output are all of it, which no `Content-Range` can say.
@@ -132,7 +136,7 @@ def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
         return None
     if request.method != "GET" or part.start is None:
         return None
-    is_none = _NO_BYTES.fullmatch(request.headers["Range"]) is not None
+    is_none = _EMPTY_SUFFIX_RANGE.fullmatch(request.headers["Range"]) is not None
     if part.start < 0 and not size_bytes:
         return None
     if is_none or part.start >= size_bytes:
@@ -146,7 +150,7 @@ def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
     return part
 
 
-def _internal_path(place: OutputPlace) -> str:
+def _internal_path(place: OutputLocation) -> str:
     attempt = place.attempt
     return (
         f"{_INTERNAL}/{quote(place.task, safe='')}"
@@ -158,23 +162,23 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/outputs/{path:(?s:.+)}",
-        perform=download,
+        handler=download_output,
         access=Access.READ,
-        answers={200: None, 206: None},
-        media=BYTES,
-        heeds=("Range", "If-Range"),
-        refuses=(409, 416),
+        responses={200: None, 206: None},
+        media_type=BYTES,
+        request_headers=("Range", "If-Range"),
+        error_statuses=(409, 416),
     ),
     Route(
         method="GET",
         path=_INTERNAL
         + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:(?s:.+)}",
-        perform=hand_over,
+        handler=send_output_to_node,
         access=Access.NODE,
         is_local=True,
-        answers={200: None, 206: None},
-        media=BYTES,
-        heeds=("Range", "If-Range"),
-        refuses=(416,),
+        responses={200: None, 206: None},
+        media_type=BYTES,
+        request_headers=("Range", "If-Range"),
+        error_statuses=(416,),
     ),
 )

@@ -11,21 +11,23 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from octaskly.api.http.node_client import Unanswered
-from octaskly.api.http.request import Call
-from octaskly.api.output.task_status import Question, Standing, standing
-from octaskly.api.output.transcripts import Starts, pieces
+from octaskly.api.http.node_client import NodeNotResponding
+from octaskly.api.http.request import Request
+from octaskly.api.output.task_status import StatusQuery, TaskStatus, get_task_status
+from octaskly.api.output.transcripts import StartOffsets, read_transcript
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.ports.output import STREAMS, Piece
+from octaskly.ports.output import STREAMS, OutputChunk
 
-WAIT_S = 20.0  #: for news of the dispatcher, then it is asked again
-AGAIN_S = 0.5  #: until a worker is asked again that has not answered
-ENDING_TRIES = 10  #: to hear of the end of what was cancelled, which may be lost
+STATUS_WAIT_S = 20.0  #: for news of the dispatcher, then it is asked again
+RETRY_S = 0.5  #: until a worker is asked again that has not answered
+CANCELLED_RETRIES_MAX = (
+    10  #: to hear of the end of what was cancelled, which may be lost
+)
 
 
 @dataclass(slots=True)
-class Place:
+class OutputPosition:
     """How far a reader has got."""
 
     attempt: AttemptId | None = None
@@ -33,37 +35,37 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class NotRunning:
     """Nobody runs the task at the moment."""
 
     status: str
 
 
 @dataclass(frozen=True, slots=True)
-class Begins:
+class AttemptStarted:
     """The output of an attempt begins, from its start on."""
 
     attempt: int
     node: str
-    before: str | None  #: why the attempt before it does not count
+    previous_reason: str | None  #: why the attempt before it does not count
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class OutputGap:
     """Bytes of a stream that are not kept anywhere."""
 
     stream: int
     offset: int
     end: int
-    why: str
+    reason: str
 
 
-Step = Waits | Begins | Piece | Gap
+OutputEvent = NotRunning | AttemptStarted | OutputChunk | OutputGap
 
-_CUT = "more was written than is kept"
+_TRUNCATED = "more was written than is kept"
 
 
-class Follower:
+class OutputFollower:
     """Reads the output of one task.
 
     Args:
@@ -76,133 +78,142 @@ class Follower:
 
     def __init__(
         self,
-        call: Call,
-        question: Question,
-        begin: Standing,
-        place: Place,
-        wanted: tuple[bool, bool],
+        request: Request,
+        status_query: StatusQuery,
+        status: TaskStatus,
+        position: OutputPosition,
+        streams: tuple[bool, bool],
     ) -> None:
-        self._call = call
-        self._question = question
-        self.now = begin  #: where the task stands
-        self._place = place
-        self._wanted = [stream for stream in range(len(STREAMS)) if wanted[stream]]
+        self._request = request
+        self._status_query = status_query
+        self.status = status  #: where the task stands
+        self._position = position
+        self._streams = [stream for stream in range(len(STREAMS)) if streams[stream]]
 
-    async def steps(self, *, follow: bool) -> AsyncGenerator[Step]:
+    async def events(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
         """Return what there is to read now, and with `follow` until the end."""
         said = ""
-        tries_left = ENDING_TRIES
+        tries_left = CANCELLED_RETRIES_MAX
         while True:
-            attempt = self.now.attempt_id
+            attempt = self.status.attempt_id
             if attempt is None:
-                if not self.now.is_final and self.now.status != said:
-                    said = self.now.status
-                    yield Waits(said)
-            elif attempt != self._place.attempt:
-                yield self._begin(attempt)
+                if not self.status.is_final and self.status.status != said:
+                    said = self.status.status
+                    yield NotRunning(said)
+            elif attempt != self._position.attempt:
+                yield self._start_attempt(attempt)
             is_whole = False
             if attempt is not None:
-                live = self._last() if self.now.is_final else self._live(follow=follow)
+                live = (
+                    self._read_ended()
+                    if self.status.is_final
+                    else self._read_running(follow=follow)
+                )
                 async with aclosing(live) as found:
                     async for step in found:
-                        if isinstance(step, Piece) and not step.data:
+                        if isinstance(step, OutputChunk) and not step.data:
                             is_whole = True
                         else:
                             yield step
-            if self.now.is_final or not follow or not tries_left:
+            if self.status.is_final or not follow or not tries_left:
                 return
-            tries_left -= self.now.is_ending
+            tries_left -= self.status.is_ending
             said = said if attempt is None else ""
             # A result is there a moment after the last byte.
-            await self._news(WAIT_S if is_whole or attempt is None else AGAIN_S)
+            await self._refresh_status(
+                STATUS_WAIT_S if is_whole or attempt is None else RETRY_S
+            )
 
-    async def _news(self, wait_s: float) -> None:
-        known = self.now.version
-        question = replace(self._question, known=known, wait_s=wait_s)
-        self.now = await standing(self._call, question)
+    async def _refresh_status(self, wait_s: float) -> None:
+        known = self.status.version
+        question = replace(self._status_query, known_version=known, wait_s=wait_s)
+        self.status = await get_task_status(self._request, question)
 
-    def _begin(self, attempt: AttemptId) -> Begins:
-        if self._place.attempt is not None:
-            self._place.offsets[:] = (0, 0)
-        self._place.attempt = attempt
-        return Begins(attempt.n, self.now.node_name, self.now.before)
+    def _start_attempt(self, attempt: AttemptId) -> AttemptStarted:
+        if self._position.attempt is not None:
+            self._position.offsets[:] = (0, 0)
+        self._position.attempt = attempt
+        return AttemptStarted(
+            attempt.n, self.status.node_name, self.status.previous_reason
+        )
 
-    async def _live(self, *, follow: bool) -> AsyncGenerator[Step]:
+    async def _read_running(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
         """Return what a running attempt writes, as long as its node says it."""
         try:
-            async with aclosing(self._from_node(follow=follow)) as found:
+            async with aclosing(self._read_from_node(follow=follow)) as found:
                 async for step in found:
                     yield step
-        except (OutputNotFound, Unanswered):
+        except (OutputNotFound, NodeNotResponding):
             return  # Not there yet, or gone: the dispatcher will say.
 
-    async def _last(self) -> AsyncGenerator[Step]:
+    async def _read_ended(self) -> AsyncGenerator[OutputEvent]:
         """Return the rest of an attempt that has ended."""
-        now, offsets = self.now, self._place.offsets
-        why = _CUT
-        if now.is_torn or any(
-            now.sizes[s] > max(now.logged[s], offsets[s]) for s in self._wanted
+        now, offsets = self.status, self._position.offsets
+        why = _TRUNCATED
+        if now.is_end_unseen or any(
+            now.output_bytes[s] > max(now.logged_bytes[s], offsets[s])
+            for s in self._streams
         ):
             try:
-                async with aclosing(self._from_node(follow=False)) as found:
+                async with aclosing(self._read_from_node(follow=False)) as found:
                     async for step in found:
                         yield step
             except OutputNotFound:
                 why = f"{now.node_name} keeps no more of it"
-            except Unanswered:
+            except NodeNotResponding:
                 why = f"{now.node_name}, which keeps the rest, cannot be reached"
-        async for step in self._logged():
+        async for step in self._read_logged():
             yield step
-        if self.now is not now:
+        if self.status is not now:
             return
-        for stream in self._wanted:
-            if offsets[stream] < now.sizes[stream]:
-                yield self._skip(stream, now.sizes[stream], why)
+        for stream in self._streams:
+            if offsets[stream] < now.output_bytes[stream]:
+                yield self._skip_to(stream, now.output_bytes[stream], why)
 
-    async def _logged(self) -> AsyncGenerator[Step]:
+    async def _read_logged(self) -> AsyncGenerator[OutputEvent]:
         """Return what the log has of an ended attempt, beyond what was read.
 
         Another dispatcher may have to hear of the end first: then it counts as not yet
         come.
         """
-        offsets = self._place.offsets
-        if all(offsets[s] >= self.now.logged[s] for s in self._wanted):
+        offsets = self._position.offsets
+        if all(offsets[s] >= self.status.logged_bytes[s] for s in self._streams):
             return
-        question = replace(self._question, with_kept=True)
-        with_kept = await standing(self._call, question)
-        if with_kept.version != self.now.version:
-            self.now = with_kept
+        question = replace(self._status_query, with_output=True)
+        with_kept = await get_task_status(self._request, question)
+        if with_kept.version != self.status.version:
+            self.status = with_kept
             return
-        kept = with_kept.kept or (b"", b"")
-        for stream in self._wanted:
+        kept = with_kept.logged_output or (b"", b"")
+        for stream in self._streams:
             offset = offsets[stream]
             if data := kept[stream][offset:]:
                 offsets[stream] += len(data)
-                yield Piece(stream, offset, data)
+                yield OutputChunk(stream, offset, data)
 
-    async def _from_node(self, *, follow: bool) -> AsyncGenerator[Step]:
-        offsets, attempt = self._place.offsets, self.now.attempt_id
+    async def _read_from_node(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
+        offsets, attempt = self._position.offsets, self.status.attempt_id
         assert attempt is not None
-        starts: Starts = (
-            offsets[0] if 0 in self._wanted else None,
-            offsets[1] if 1 in self._wanted else None,
+        starts: StartOffsets = (
+            offsets[0] if 0 in self._streams else None,
+            offsets[1] if 1 in self._streams else None,
         )
-        found = pieces(
-            self._call,
-            NodeId(self.now.node),
-            (TaskId(self.now.task), attempt),
+        found = read_transcript(
+            self._request,
+            NodeId(self.status.node),
+            (TaskId(self.status.task), attempt),
             starts,
             follow=follow,
         )
         async with aclosing(found):
             async for piece in found:
                 if piece.offset < offsets[piece.stream]:
-                    raise Unanswered("the node sends what was not asked for")
+                    raise NodeNotResponding("the node sends what was not asked for")
                 if piece.offset > offsets[piece.stream]:
-                    yield self._skip(piece.stream, piece.offset, _CUT)
-                offsets[piece.stream] = piece.end
+                    yield self._skip_to(piece.stream, piece.offset, _TRUNCATED)
+                offsets[piece.stream] = piece.end_offset
                 yield piece
 
-    def _skip(self, stream: int, end: int, why: str) -> Gap:
-        offset, self._place.offsets[stream] = self._place.offsets[stream], end
-        return Gap(stream, offset, end, why)
+    def _skip_to(self, stream: int, end: int, reason: str) -> OutputGap:
+        offset, self._position.offsets[stream] = self._position.offsets[stream], end
+        return OutputGap(stream, offset, end, reason)

@@ -15,83 +15,94 @@ import aiohttp
 from aiohttp import web
 
 from octaskly.api.http import sse
-from octaskly.api.http.node_client import Unanswered, asked
-from octaskly.api.http.request import BYTES, Access, Call, Route
+from octaskly.api.http.node_client import NodeNotResponding, request_from_node
+from octaskly.api.http.request import BYTES, Access, Request, Route
 from octaskly.api.schemas import query
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.ports.output import STREAMS, Piece
+from octaskly.ports.output import STREAMS, OutputChunk
 
 _INTERNAL = "/internal/v1/transcripts"
 _FRAME = struct.Struct(">BQI")
 _BYTES_MAX = 1 << 20
-_ABSENT, _END, _ALIVE = 253, 254, 255  #: kinds beside the numbers of streams
-_SIGNS_MISSED = 2
-_SIGN = _FRAME.pack(_ALIVE, 0, 0)
+_ABSENT, _END, _KEEPALIVE = 253, 254, 255  #: kinds beside the numbers of streams
+_KEEPALIVES_MISSED_MAX = 2
+_KEEPALIVE_FRAME = _FRAME.pack(_KEEPALIVE, 0, 0)
 
-Starts = tuple[int | None, int | None]
+StartOffsets = tuple[int | None, int | None]
 
 
-async def pieces(
-    call: Call,
+async def read_transcript(
+    request: Request,
     node: NodeId,
     attempt: tuple[TaskId, AttemptId],
-    starts: Starts,
+    starts: StartOffsets,
     *,
     follow: bool,
-) -> AsyncGenerator[Piece]:
-    """Return the output of an attempt from its node: see `output.Transcripts.pieces`.
+) -> AsyncGenerator[OutputChunk]:
+    """Return the output of an attempt from its node: see `output.OutputSource.stream_output`.
 
     Raises:
         OutputNotFound: the node has nothing but what is in the result.
         Unanswered: the node is not there, or stopped in between.
     """
-    if node == call.gateway.node_id:
-        async for piece in call.gateway.pieces(*attempt, starts, follow=follow):
+    if node == request.gateway.node_id:
+        async for piece in request.gateway.stream_output(
+            *attempt, starts, follow=follow
+        ):
             yield piece
         return
     path = _path(attempt, starts, follow=follow)
-    urls, silence_s = call.gateway.urls_of(node), _silence_s(call, follow=follow)
-    async with asked(call, urls, path, begin_s=silence_s) as response:
+    urls, silence_s = (
+        request.gateway.api_urls_of(node),
+        _frame_timeout_s(request, follow=follow),
+    )
+    async with request_from_node(
+        request, urls, path, response_timeout_s=silence_s
+    ) as response:
         if response.content_type != BYTES:
-            raise Unanswered(f"the node answered {response.status}")
-        async with aclosing(_received(response, silence_s)) as received:
+            raise NodeNotResponding(f"the node answered {response.status}")
+        async with aclosing(_decode_frames(response, silence_s)) as received:
             async for piece in received:
                 yield piece
 
 
-async def _received(
-    response: aiohttp.ClientResponse, silence_s: float
-) -> AsyncGenerator[Piece]:
+async def _decode_frames(
+    response: aiohttp.ClientResponse, timeout_s: float
+) -> AsyncGenerator[OutputChunk]:
     while True:
         try:
-            async with asyncio.timeout(silence_s):
+            async with asyncio.timeout(timeout_s):
                 head = await response.content.readexactly(_FRAME.size)
                 kind, offset, size = _FRAME.unpack(head)
                 if size > _BYTES_MAX:
-                    raise Unanswered(f"a frame of {size} bytes")
+                    raise NodeNotResponding(f"a frame of {size} bytes")
                 data = await response.content.readexactly(size)
         except (asyncio.IncompleteReadError, TimeoutError):
-            raise Unanswered("the node stopped sending") from None
+            raise NodeNotResponding("the node stopped sending") from None
         if kind == _END:
             return
         if kind == _ABSENT:
             raise OutputNotFound("the node has no file with this output")
         if kind < len(STREAMS):
-            yield Piece(kind, offset, data)
+            yield OutputChunk(kind, offset, data)
 
 
-def _silence_s(call: Call, *, follow: bool) -> float:
+def _frame_timeout_s(request: Request, *, follow: bool) -> float:
     """Return after how long a node that says nothing is taken for gone.
 
     It shows again and again that it lives. Who follows asks once more and goes on where
     it was, but by then the task may run elsewhere; else what is missing stays missing.
     """
-    deadlines = call.parts.deadlines
-    return _SIGNS_MISSED * deadlines.quiet_s if follow else deadlines.stall_s
+    deadlines = request.services.timeouts
+    return (
+        _KEEPALIVES_MISSED_MAX * deadlines.keepalive_s if follow else deadlines.stall_s
+    )
 
 
-def _path(attempt: tuple[TaskId, AttemptId], starts: Starts, *, follow: bool) -> str:
+def _path(
+    attempt: tuple[TaskId, AttemptId], starts: StartOffsets, *, follow: bool
+) -> str:
     task, (term, stream, n) = attempt
     given = [
         f"{name}={start}"
@@ -106,24 +117,29 @@ def _path(attempt: tuple[TaskId, AttemptId], starts: Starts, *, follow: bool) ->
 _HEADERS = {"Content-Type": BYTES}
 
 
-async def hand_over(call: Call) -> web.StreamResponse:
+async def send_transcript_to_node(request: Request) -> web.StreamResponse:
     """Send the output of an attempt of this node to another node."""
-    parts = call.named
+    parts = request.path_params
     task = TaskId(query.logged_id(parts["task"]))
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )
-    starts = call.query.start("stdout"), call.query.start("stderr")
-    follow = call.query.flag("follow")
+    starts = (
+        request.query.stream_offset("stdout"),
+        request.query.stream_offset("stderr"),
+    )
+    follow = request.query.flag("follow")
 
     async def send_all(stream: sse.EventStream) -> None:
-        found = call.gateway.pieces(task, attempt, starts, follow=follow)
+        found = request.gateway.stream_output(task, attempt, starts, follow=follow)
         await _send(stream, found)
 
-    return await sse.relay(call, send_all, headers=_HEADERS, sign=_SIGN)
+    return await sse.serve_stream(
+        request, send_all, headers=_HEADERS, keepalive=_KEEPALIVE_FRAME
+    )
 
 
-async def _send(stream: sse.EventStream, found: AsyncIterator[Piece]) -> None:
+async def _send(stream: sse.EventStream, found: AsyncIterator[OutputChunk]) -> None:
     kind = _END
     try:
         async for piece in found:
@@ -138,11 +154,11 @@ ROUTES = (
     Route(
         method="GET",
         path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
-        perform=hand_over,
+        handler=send_transcript_to_node,
         access=Access.NODE,
         is_local=True,
         query=(*STREAMS, "follow"),
-        answers={200: None},
-        media=BYTES,
+        responses={200: None},
+        media_type=BYTES,
     ),
 )

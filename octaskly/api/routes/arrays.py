@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import arrays, query, task_response
 from octaskly.core.model.tasks import TaskState
@@ -12,85 +12,87 @@ from octaskly.ports import TaskQuery
 from octaskly.rest import tasks as answers
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def list_arrays(request: Request) -> web.StreamResponse:
     """Return a page of arrays with their members counted, oldest first unless told."""
-    given = call.query
+    given = request.query
     asked = TaskQuery(
-        is_of_arrays=True,
+        is_arrays_only=True,
         limit=given.limit(),
         offset=given.offset(),
         is_newest_first=given.flag("newest"),
     )
-    page = await call.gateway.page(asked)
+    page = await request.gateway.list_tasks(asked)
     return json_response(
-        task_response.encode(task_response.page(page, asked, call.gateway.names()))
+        task_response.encode(
+            task_response.page(page, asked, request.gateway.node_names())
+        )
     )
 
 
-async def show(call: Call) -> web.StreamResponse:
+async def show_array(request: Request) -> web.StreamResponse:
     """Return an array with its members counted, and those that failed."""
-    limit, offset = call.query.limit(), call.query.offset()
-    record = tasks.an_array(await tasks.found(call, call.query.wait_s()))
-    names = call.gateway.names()
-    failed = await call.gateway.page(
+    limit, offset = request.query.limit(), request.query.offset()
+    record = tasks.require_array(await tasks.find_task(request, request.query.wait_s()))
+    names = request.gateway.node_names()
+    failed = await request.gateway.list_tasks(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
     )
     body = task_response.listed(record, names)
     body["failed_members"] = [
-        {**task_response.listed(member, names), **arrays.shown_member(member)}
+        {**task_response.listed(member, names), **arrays.render_member(member)}
         for member in failed.records
     ]
     return json_response(task_response.encode(body))
 
 
-async def cancel(call: Call) -> web.StreamResponse:
+async def cancel_array(request: Request) -> web.StreamResponse:
     """Cancel the members that have not begun, with `force` those that run, too."""
-    ref = query.task_ref(call.named["id"])
-    tasks.an_array(await call.gateway.task(ref))
-    return await tasks.cancel(call)
+    ref = query.task_ref(request.path_params["id"])
+    tasks.require_array(await request.gateway.find_task(ref))
+    return await tasks.cancel_task(request)
 
 
-async def retry(call: Call) -> web.StreamResponse:
+async def retry_array(request: Request) -> web.StreamResponse:
     """Accept an array that repeats the members that did not succeed."""
-    ref = query.task_ref(call.named["id"])
-    tasks.an_array(await call.gateway.task(ref))
-    return await tasks.retry(call)
+    ref = query.task_ref(request.path_params["id"])
+    tasks.require_array(await request.gateway.find_task(ref))
+    return await tasks.retry_task(request)
 
 
 ROUTES = (
     Route(
         method="GET",
         path="/api/v1/arrays",
-        perform=index,
+        handler=list_arrays,
         access=Access.READ,
         query=("limit", "offset", "newest"),
-        answers={200: answers.TaskPage},
+        responses={200: answers.TaskPage},
     ),
     Route(
         method="GET",
         path="/api/v1/arrays/{id}",
-        perform=show,
+        handler=show_array,
         access=Access.READ,
         query=("wait", "limit", "offset"),
-        answers={200: answers.TaskArray},
-        refuses=(409,),
+        responses={200: answers.TaskArray},
+        error_statuses=(409,),
     ),
     Route(
         method="DELETE",
         path="/api/v1/arrays/{id}",
-        perform=cancel,
+        handler=cancel_array,
         access=Access.SUBMIT,
         query=("force",),
-        answers={200: answers.Cancelled},
-        refuses=(409, 507),
+        responses={200: answers.Cancelled},
+        error_statuses=(409, 507),
     ),
     Route(
         method="POST",
         path="/api/v1/arrays/{id}/retry",
-        perform=retry,
+        handler=retry_array,
         access=Access.SUBMIT,
-        answers={201: answers.Repeated},
-        tells=(tasks.REPLICAS_HEADER,),
-        refuses=(409, 429, 507),
+        responses={201: answers.Repeated},
+        response_headers=(tasks.REPLICAS_HEADER,),
+        error_statuses=(409, 429, 507),
     ),
 )

@@ -8,11 +8,11 @@ from typing import Annotated, Literal, TypedDict
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import query, task_response
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import Attempt, AttemptState, EndReason
-from octaskly.ports.events import Run
+from octaskly.ports.events import AttemptWithTask
 
 COMMAND_CHARS = 200  #: of a command that is shown beside its attempts
 
@@ -33,7 +33,7 @@ _STATUS: Mapping[AttemptState, _Status] = {
 }
 
 
-class AttemptShown(TypedDict):
+class AttemptJson(TypedDict):
     """One run of a task; `released` ones do not count, as another one may follow."""
 
     attempt: int
@@ -50,14 +50,14 @@ class AttemptShown(TypedDict):
     memory_peak_mb: float | None
 
 
-class AttemptsShown(TypedDict):
+class AttemptsJson(TypedDict):
     """The attempts of one task, in their order."""
 
     id: str
-    attempts: list[AttemptShown]
+    attempts: list[AttemptJson]
 
 
-class RunShown(AttemptShown):
+class AttemptOfTaskJson(AttemptJson):
     """An attempt with the task that it is of."""
 
     id: str
@@ -66,45 +66,47 @@ class RunShown(AttemptShown):
     assigned_at: _Instant | None
 
 
-class RunsShown(TypedDict):
+class RecentAttemptsJson(TypedDict):
     """What runs, and what ended of late."""
 
-    running: list[RunShown]
-    ended: list[RunShown]
+    running: list[AttemptOfTaskJson]
+    ended: list[AttemptOfTaskJson]
     truncated: bool
     now: _Instant
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def list_recent_attempts(request: Request) -> web.StreamResponse:
     """Return attempts that run, and those that ended of late, the latest first.
 
     At most `limit` of each; `truncated` says that more have ended in that time.
     Commands are cut to 200 characters. Of what runs, `assigned_at` is when it was
     given to its node, where it may wait for a slot.
     """
-    now_ms = call.parts.clock.now().wall_ms
-    since_s = call.query.since_s()
+    now_ms = request.services.clock.now().wall_ms
+    since_s = request.query.since_s()
     since_ms = 0 if since_s is None else now_ms - since_s * 1000
-    found = await call.gateway.lately(since_ms, call.query.limit())
-    names = call.gateway.names()
+    found = await request.gateway.read_recent_attempts(since_ms, request.query.limit())
+    names = request.gateway.node_names()
     body = {
-        "running": [_run(run, names) for run in found.running],
-        "ended": [_run(run, names) for run in found.ended],
-        "truncated": found.is_cut,
+        "running": [_render_attempt_of_task(run, names) for run in found.running],
+        "ended": [_render_attempt_of_task(run, names) for run in found.ended],
+        "truncated": found.is_truncated,
         "now": _instant(now_ms),
     }
     return json_response(task_response.encode(body))
 
 
-async def of_task(call: Call) -> web.StreamResponse:
+async def list_task_attempts(request: Request) -> web.StreamResponse:
     """Return all attempts of a task, also those that do not count."""
-    ref = query.task_ref(call.named["id"])
-    record, names = await call.gateway.task(ref), call.gateway.names()
-    shown = [_attempt(attempt, names) for attempt in record.attempts]
+    ref = query.task_ref(request.path_params["id"])
+    record, names = await request.gateway.find_task(ref), request.gateway.node_names()
+    shown = [_render_attempt(attempt, names) for attempt in record.attempts]
     return json_response(task_response.encode({"id": record.name, "attempts": shown}))
 
 
-def _attempt(attempt: Attempt, names: Mapping[NodeId, str]) -> task_response.Json:
+def _render_attempt(
+    attempt: Attempt, names: Mapping[NodeId, str]
+) -> task_response.Json:
     end = attempt.outcome
     cpu_ms, peak_kb = (end.cpu_ms, end.memory_max_kb) if end else (None, None)
     return {
@@ -123,7 +125,9 @@ def _attempt(attempt: Attempt, names: Mapping[NodeId, str]) -> task_response.Jso
     }
 
 
-def _run(run: Run, names: Mapping[NodeId, str]) -> task_response.Json:
+def _render_attempt_of_task(
+    run: AttemptWithTask, names: Mapping[NodeId, str]
+) -> task_response.Json:
     spec = run.record.spec
     options = spec.options if spec else None
     return {
@@ -131,7 +135,7 @@ def _run(run: Run, names: Mapping[NodeId, str]) -> task_response.Json:
         "name": (options.name or None) if options else None,
         "command": spec.command[:COMMAND_CHARS] if spec else "",
         "assigned_at": _instant(run.assigned_ms),
-        **_attempt(run.attempt, names),
+        **_render_attempt(run.attempt, names),
     }
 
 
@@ -146,17 +150,17 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/attempts",
-        perform=index,
+        handler=list_recent_attempts,
         access=Access.READ,
         query=("since_s", "limit"),
-        answers={200: RunsShown},
+        responses={200: RecentAttemptsJson},
     ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/attempts",
-        perform=of_task,
+        handler=list_task_attempts,
         access=Access.READ,
-        answers={200: AttemptsShown},
-        refuses=(409,),
+        responses={200: AttemptsJson},
+        error_statuses=(409,),
     ),
 )

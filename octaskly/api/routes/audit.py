@@ -8,15 +8,15 @@ from typing import TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import task_response
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import Deed
+from octaskly.ports import AuditEntry
 from octaskly.rest import tasks as answers
 
 
-class DeedShown(TypedDict):
+class AuditEntryJson(TypedDict):
     """One request that changed something or was refused, or several that are alike."""
 
     id: str
@@ -36,51 +36,51 @@ class DeedShown(TypedDict):
     task_count: int
 
 
-class DeedPageShown(TypedDict):
+class AuditPageJson(TypedDict):
     """A part of the audit log, oldest first."""
 
-    entries: list[DeedShown]
+    entries: list[AuditEntryJson]
     returned: int
     next: str | None
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def list_audit_entries(request: Request) -> web.StreamResponse:
     """Return what was changed and refused: the latest, or from some place on."""
-    since_s = call.query.since_s()
+    since_s = request.query.since_s()
     since_ms = None
     if since_s is not None:
-        since_ms = call.parts.clock.now().wall_ms - since_s * 1000
-    after, limit = call.query.text("after") or None, call.query.limit()
+        since_ms = request.services.clock.now().wall_ms - since_s * 1000
+    after, limit = request.query.text("after") or None, request.query.limit()
     try:
-        page = await call.gateway.audit.page(
+        page = await request.gateway.audit.read_page(
             since_ms=since_ms, after=after, limit=limit
         )
     except ValueError as error:
         hint = f"{error}; send `next` of an earlier answer"
         raise Problem(400, INVALID_VALUE, hint=hint, field="after") from None
-    names = call.gateway.names()
-    shown = [_shown(deed, names) for deed in page.deeds]
+    names = request.gateway.node_names()
+    shown = [_render_entry(deed, names) for deed in page.entries]
     body = {"entries": shown, "returned": len(shown), "next": page.cursor}
     return json_response(task_response.encode(body))
 
 
-def _shown(deed: Deed, names: Mapping[NodeId, str]) -> dict[str, object]:
+def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> dict[str, object]:
     return {
-        "id": deed.id,
-        "at": task_response.at(deed.at_ms),
-        "until": None if deed.until_ms is None else task_response.at(deed.until_ms),
-        "count": deed.count,
-        "subject": deed.subject,
-        "role": deed.role,
-        "action": deed.action,
-        "target": deed.target,
-        "source": deed.source,
-        "node": names.get(deed.asked, deed.asked),
-        "decided_by": names.get(deed.decided, deed.decided),
-        "allowed": deed.status < HTTPStatus.BAD_REQUEST,
-        "status": deed.status,
-        "tasks": list(deed.tasks),
-        "task_count": deed.task_count,
+        "id": entry.id,
+        "at": task_response.at(entry.at_ms),
+        "until": None if entry.last_ms is None else task_response.at(entry.last_ms),
+        "count": entry.count,
+        "subject": entry.subject,
+        "role": entry.role,
+        "action": entry.action,
+        "target": entry.target,
+        "source": entry.source,
+        "node": names.get(entry.received_by, entry.received_by),
+        "decided_by": names.get(entry.decided_by, entry.decided_by),
+        "allowed": entry.status < HTTPStatus.BAD_REQUEST,
+        "status": entry.status,
+        "tasks": list(entry.tasks),
+        "task_count": entry.task_count,
     }
 
 
@@ -88,9 +88,9 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/audit",
-        perform=index,
+        handler=list_audit_entries,
         access=Access.ADMIN,
         query=("since_s", "after", "limit"),
-        answers={200: DeedPageShown},
+        responses={200: AuditPageJson},
     ),
 )

@@ -22,13 +22,13 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.http.request import Access, Request, Route
 from octaskly.api.problems import status_problem
 
 INDEX: Final = "index.html"
 ROOT: Final = b"/static/"
 PRELOADS: Final = b"<!-- preloads -->"
-KINDS: Final[Mapping[str, str]] = {
+CONTENT_TYPES: Final[Mapping[str, str]] = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -47,9 +47,9 @@ HEADERS: Final[Mapping[str, str]] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Vary": "Origin, Accept-Encoding",
 }
-ASKED_FOR: Final = "no-cache"
+REVALIDATE: Final = "no-cache"
 """A new version of the agent must be seen at once; the hash spares the transfer."""
-KEPT: Final = "public, max-age=31536000, immutable"
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Asset:
     body: bytes
     content_type: str
     etag: str
-    cached: str  #: how long browsers may keep it unasked
+    cache_control: str  #: how long browsers may keep it unasked
 
 
 @functools.cache
@@ -68,10 +68,10 @@ def assets() -> Mapping[str, Asset]:
     found = dict(_read(files("octaskly") / "static", PurePosixPath()))
     version = _hash(*(part for path in sorted(found) for part in (path, found[path])))
     index = _index(found.pop(INDEX), version, found)
-    made = {INDEX: _asset(INDEX, index, ASKED_FOR)}
+    made = {INDEX: _asset(INDEX, index, REVALIDATE)}
     for path, body in found.items():
-        made[path] = _asset(path, body, ASKED_FOR)
-        made[f"{version}/{path}"] = replace(made[path], cached=KEPT)
+        made[path] = _asset(path, body, REVALIDATE)
+        made[f"{version}/{path}"] = replace(made[path], cache_control=IMMUTABLE)
     return made
 
 
@@ -80,7 +80,7 @@ def _read(folder: Traversable, place: PurePosixPath) -> Iterator[tuple[str, byte
         path = place / entry.name
         if entry.is_dir():
             yield from _read(entry, path)
-        elif path.suffix in KINDS:
+        elif path.suffix in CONTENT_TYPES:
             yield str(path), entry.read_bytes()
 
 
@@ -101,11 +101,11 @@ def _index(body: bytes, version: str, paths: Iterable[str]) -> bytes:
 
 
 def _asset(path: str, body: bytes, cached: str) -> Asset:
-    return Asset(body, KINDS[PurePosixPath(path).suffix], _hash(body), cached)
+    return Asset(body, CONTENT_TYPES[PurePosixPath(path).suffix], _hash(body), cached)
 
 
 @functools.cache
-def _packed(body: bytes) -> bytes:
+def _gzipped(body: bytes) -> bytes:
     """Return a file as it travels; not made at the start, as most pages stay closed."""
     return gzip.compress(body, mtime=0)
 
@@ -117,33 +117,37 @@ def _hash(*parts: str | bytes) -> str:
     return whole.hexdigest()[:16]
 
 
-async def show(call: Call) -> web.StreamResponse:
+async def serve_asset(request: Request) -> web.StreamResponse:
     """Return a file of the dashboard."""
-    asset = assets().get(call.named.get("file", INDEX))
+    asset = assets().get(request.path_params.get("file", INDEX))
     if asset is None:
         raise status_problem(HTTPStatus.NOT_FOUND, "there is no such file")
-    headers = {**HEADERS, "ETag": f'"{asset.etag}"', "Cache-Control": asset.cached}
-    known = call.request.if_none_match or ()
+    headers = {
+        **HEADERS,
+        "ETag": f'"{asset.etag}"',
+        "Cache-Control": asset.cache_control,
+    }
+    known = request.http_request.if_none_match or ()
     if any(one.value in (asset.etag, "*") for one in known):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
     headers["Content-Type"] = asset.content_type
-    if "gzip" not in call.request.headers.get("Accept-Encoding", ""):
+    if "gzip" not in request.http_request.headers.get("Accept-Encoding", ""):
         return web.Response(body=asset.body, headers=headers)
     headers["Content-Encoding"] = "gzip"
-    return web.Response(body=_packed(asset.body), headers=headers)
+    return web.Response(body=_gzipped(asset.body), headers=headers)
 
 
 ROUTES = tuple(
     Route(
         method="GET",
         path=path,
-        perform=show,
-        access=Access.OPEN,
+        handler=serve_asset,
+        access=Access.PUBLIC,
         is_local=True,
         query=None,  # Bookmarks carry all kinds of things.
-        is_for_people=True,
-        answers={200: None, 304: None},
-        media="text/html",
+        is_page=True,
+        responses={200: None, 304: None},
+        media_type="text/html",
     )
     for path in ("/", "/static/{file:.+}")
 )

@@ -8,16 +8,18 @@ from typing import Final, Literal, TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Call, Route, json_response
+from octaskly.api.http.request import Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.protocol.messages import RosterEntry
 
-REACH_S_MAX: Final = 1.0  #: for the answer to the first packet, which a LAN gives in ms
+CONNECT_S_MAX: Final = (
+    1.0  #: for the answer to the first packet, which a LAN gives in ms
+)
 ADDRESSES_MAX: Final = 4  #: of the member that are tried
-Reached = Literal["reached", "refused", "silent"]
-BEST_FIRST: Final[tuple[Reached, ...]] = ("reached", "refused", "silent")
+ProbeResult = Literal["reached", "refused", "silent"]
+BEST_FIRST: Final[tuple[ProbeResult, ...]] = ("reached", "refused", "silent")
 
 
 class MovedPort(TypedDict):
@@ -28,7 +30,7 @@ class MovedPort(TypedDict):
     used: int
 
 
-class Checkup(TypedDict, total=False):
+class AgentSetup(TypedDict, total=False):
     """How this agent is set up; the last two only where it is in a mesh."""
 
     name: str
@@ -49,52 +51,54 @@ class Checkup(TypedDict, total=False):
     peer_port: int
 
 
-class Reach(TypedDict):
+class Reachability(TypedDict):
     """Whether a node can open TCP connections to another one."""
 
     node: str
-    peer_port: Reached
-    lan_port: Reached
+    peer_port: ProbeResult
+    lan_port: ProbeResult
 
 
-async def checkup(call: Call) -> web.StreamResponse:
+async def show_agent_setup(request: Request) -> web.StreamResponse:
     """Return how this agent is set up."""
-    return json_response(task_response.encode(dict(call.parts.describe())))
+    return json_response(task_response.encode(dict(request.services.describe_agent())))
 
 
-async def reach(call: Call) -> web.StreamResponse:
+async def check_reachability(request: Request) -> web.StreamResponse:
     """Return whether one member reaches another; the first one itself finds out."""
-    gateway, path = call.gateway, call.named
-    source, target = _member(call, path["name"]), _member(call, path["other"])
+    gateway, path = request.gateway, request.path_params
+    source, target = _member(request, path["name"]), _member(request, path["other"])
     if source.id == gateway.node_id:
-        return json_response(task_response.encode(await _reach(target)))
-    if source.state is NodeState.LOST or call.hop is not None:
+        return json_response(task_response.encode(await _probe_member(target)))
+    if source.state is NodeState.LOST or request.forwarded_by is not None:
         raise _missing(source.name)
     where = f"/api/v1/nodes/{source.id}/reach/{target.id}"
-    return await call.parts.forwarder.fetch(call, gateway.urls_of(source.id), where)
+    return await request.services.node_client.forward_to_node(
+        request, gateway.api_urls_of(source.id), where
+    )
 
 
-async def _reach(target: RosterEntry) -> Reach:
+async def _probe_member(target: RosterEntry) -> Reachability:
     """Dial a member of the roster: an address that a member vouches for."""
     hosts = [address.host for address in target.addresses[:ADDRESSES_MAX]]
     port = target.addresses[0].port if target.addresses else 0
     async with asyncio.TaskGroup() as tasks:
         dials = [
-            [tasks.create_task(_dialled(host, each)) for host in hosts]
+            [tasks.create_task(_try_connect(host, each)) for host in hosts]
             for each in (port, target.lan_port)
         ]
     peer, lan = (_best([dial.result() for dial in tried]) for tried in dials)
-    return Reach(node=target.id, peer_port=peer, lan_port=lan)
+    return Reachability(node=target.id, peer_port=peer, lan_port=lan)
 
 
-def _best(answers: list[Reached]) -> Reached:
+def _best(answers: list[ProbeResult]) -> ProbeResult:
     """Return what the best of several addresses answered."""
     return min(answers, key=BEST_FIRST.index, default="silent")
 
 
-async def _dialled(host: str, port: int) -> Reached:
+async def _try_connect(host: str, port: int) -> ProbeResult:
     try:
-        async with asyncio.timeout(REACH_S_MAX):
+        async with asyncio.timeout(CONNECT_S_MAX):
             _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return "refused"
@@ -104,8 +108,8 @@ async def _dialled(host: str, port: int) -> Reached:
     return "reached"
 
 
-def _member(call: Call, name: str) -> RosterEntry:
-    roster = call.gateway.roster()
+def _member(request: Request, name: str) -> RosterEntry:
+    roster = request.gateway.roster()
     for member in roster.members if roster else ():
         if name in (member.name, member.id):
             return member
@@ -122,17 +126,17 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/doctor",
-        perform=checkup,
+        handler=show_agent_setup,
         is_local=True,
         is_for_unpaired=True,
-        answers={200: Checkup},
+        responses={200: AgentSetup},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes/{name}/reach/{other}",
-        perform=reach,
+        handler=check_reachability,
         is_local=True,
-        answers={200: Reach},
-        refuses=(404,),
+        responses={200: Reachability},
+        error_statuses=(404,),
     ),
 )

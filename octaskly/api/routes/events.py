@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from aiohttp import web
 
 from octaskly.api.http import sse
-from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.http.request import Access, Request, Route
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.core.change_feed import (
     FeedContent,
@@ -19,48 +19,52 @@ from octaskly.core.change_feed import (
     array_id_of,
 )
 from octaskly.core.model.ids import TaskId
-from octaskly.ports.events import Listening
+from octaskly.ports.events import EventSubscription
 
 _WRITE_BYTES = 64 << 10  #: at once
 TYPES = ("task", "node")
-LOST = "events may be missing here; read tasks and nodes again"
+GAP_MESSAGE = "events may be missing here; read tasks and nodes again"
 
 
-async def events(call: Call) -> web.StreamResponse:
+async def stream_events(request: Request) -> web.StreamResponse:
     """Send what happens from now on, or since an earlier stream ended."""
-    types = call.query.types(TYPES)
-    after = sse.resume_id(call, FeedPosition.parse)
-    ref = call.query.task()
-    task = None if ref is None else (await call.gateway.task(ref)).id
+    types = request.query.types(TYPES)
+    after = sse.parse_last_event_id(request, FeedPosition.parse)
+    ref = request.query.task()
+    task = None if ref is None else (await request.gateway.find_task(ref)).id
 
     async def send_all(stream: sse.EventStream) -> None:
-        async with call.gateway.listen(after) as listening:
-            await _Sender(call, stream, types, task).send_all(listening)
+        async with request.gateway.subscribe(after) as listening:
+            await _EventSender(request, stream, types, task).send_until_closed(
+                listening
+            )
 
-    return await sse.serve(call, send_all, reign=call.gateway.dispatcher())
+    return await sse.serve_events(
+        request, send_all, dispatcher=request.gateway.dispatcher()
+    )
 
 
-class _Sender:
+class _EventSender:
     """Puts news into one stream."""
 
     def __init__(
         self,
-        call: Call,
+        request: Request,
         stream: sse.EventStream,
         types: tuple[str, ...],
         task: TaskId | None,
     ) -> None:
-        self._gateway = call.gateway
+        self._gateway = request.gateway
         self._stream = stream
         self._types = types
-        self._task = task
+        self._task_filter = task
 
-    async def send_all(self, listening: Listening) -> None:
+    async def send_until_closed(self, listening: EventSubscription) -> None:
         """Send news for ever."""
         while True:
             parts: list[bytes] = []
             size_bytes = 0
-            for part in self._frames(await listening.more()):
+            for part in self._frames(await listening.next_items()):
                 parts.append(part)
                 size_bytes += len(part)
                 if size_bytes > _WRITE_BYTES:
@@ -74,48 +78,50 @@ class _Sender:
         passed: FeedPosition | None = None
         for news in some:
             if news.content is None:
-                yield sse.id_frame(str(news.position))
-            elif self._wants(news.content):
-                name, data = self._shown(news.content)
+                yield sse.encode_event_id(str(news.position))
+            elif self._is_requested(news.content):
+                name, data = self._encode(news.content)
                 place = None if news.position is None else str(news.position)
-                yield sse.frame(data, event=name, event_id=place)
+                yield sse.encode_event(data, event=name, event_id=place)
                 passed = passed if place is None else None
             elif news.position is not None:
                 passed = news.position
         if passed is not None:
             # It need not hear again what it did not want.
-            yield sse.id_frame(str(passed))
+            yield sse.encode_event_id(str(passed))
 
-    def _wants(self, about: FeedContent) -> bool:
+    def _is_requested(self, about: FeedContent) -> bool:
         match about:
             case TaskEvent(record):
-                is_it = self._task in (None, record.id, array_id_of(record.id))
+                is_it = self._task_filter in (None, record.id, array_id_of(record.id))
                 return "task" in self._types and is_it
             case NodeEvent():
-                return "node" in self._types and self._task is None
+                return "node" in self._types and self._task_filter is None
             case FeedGap():
                 return True
 
-    def _shown(self, about: FeedContent) -> tuple[str, task_response.Json]:
+    def _encode(self, about: FeedContent) -> tuple[str, task_response.Json]:
         match about:
             case TaskEvent():
-                return "task", task_response.task_news(about, self._gateway.names())
+                return "task", task_response.task_news(
+                    about, self._gateway.node_names()
+                )
             case NodeEvent():
                 return "node", mesh_response.node_news(about)
             case FeedGap():
-                return "reset", {"message": LOST}
+                return "reset", {"message": GAP_MESSAGE}
 
 
 ROUTES = (
     Route(
         method="GET",
         path="/api/v1/events",
-        perform=events,
+        handler=stream_events,
         access=Access.READ,
         query=("types", "task"),
-        answers={200: None},
-        media=sse.CONTENT_TYPE,
-        heeds=(sse.RESUME_HEADER,),
-        refuses=(404, 409),
+        responses={200: None},
+        media_type=sse.CONTENT_TYPE,
+        request_headers=(sse.RESUME_HEADER,),
+        error_statuses=(404, 409),
     ),
 )

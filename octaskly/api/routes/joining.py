@@ -8,12 +8,12 @@ from typing import Annotated, Final, TypedDict
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import FORBIDDEN, Problem
 from octaskly.api.schemas import task_response
-from octaskly.api.schemas.base import Body
-from octaskly.api.schemas.task_request import decode
-from octaskly.ports import Admissions
+from octaskly.api.schemas.base import RequestBody
+from octaskly.api.schemas.task_request import decode_body
+from octaskly.ports import JoinService
 from octaskly.rest.tasks import At
 
 TTL_S_MIN: Final = 10
@@ -21,16 +21,16 @@ TTL_S_MAX: Final = 3600
 TTL_S: Final = 300
 KEYRING_MAX: Final = 1 << 15
 SEEDS_MAX: Final = 16
-WORDS_MAX: Final = 64
+FINGERPRINT_CHARS_MAX: Final = 64
 
 
-class InviteIn(Body):
+class InviteIn(RequestBody):
     """A wish to let a machine in."""
 
     ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S
 
 
-class EnterIn(Body):
+class JoinIn(RequestBody):
     """What it takes to be a member of another mesh."""
 
     keyring: Annotated[str, msgspec.Meta(max_length=KEYRING_MAX)]
@@ -38,19 +38,19 @@ class EnterIn(Body):
     force: bool = False
 
 
-class LeaveIn(Body):
+class LeaveIn(RequestBody):
     """A wish to be in no mesh any more."""
 
     force: bool = False
 
 
-class WordsIn(Body):
+class FingerprintIn(RequestBody):
     """The words of the machine that is answered."""
 
-    fingerprint: Annotated[str, msgspec.Meta(max_length=WORDS_MAX)]
+    fingerprint: Annotated[str, msgspec.Meta(max_length=FINGERPRINT_CHARS_MAX)]
 
 
-class Membership(TypedDict):
+class MembershipStatus(TypedDict):
     """Where a node stands: what it belongs to, and what it would leave behind."""
 
     name: str
@@ -70,14 +70,14 @@ class Invite(TypedDict):
     places: list[str]
 
 
-class Entering(TypedDict):
+class MembershipChange(TypedDict):
     """A node that begins anew in another mesh, or ends in none."""
 
     name: str
     node_id: str
 
 
-class Request(TypedDict):
+class JoinRequest(TypedDict):
     """A machine that waits to be let in; nothing of it is proven but the words."""
 
     name: str
@@ -86,159 +86,166 @@ class Request(TypedDict):
     address: str
 
 
-class Requests(TypedDict):
+class JoinRequests(TypedDict):
     """All machines that wait to be let in."""
 
-    requests: list[Request]
+    requests: list[JoinRequest]
     total: int
 
 
-_words = msgspec.json.Decoder(WordsIn)
-_leave = msgspec.json.Decoder(LeaveIn)
-_invite = msgspec.json.Decoder(InviteIn)
-_enter = msgspec.json.Decoder(EnterIn)
+_fingerprint_decoder = msgspec.json.Decoder(FingerprintIn)
+_leave_decoder = msgspec.json.Decoder(LeaveIn)
+_invite_decoder = msgspec.json.Decoder(InviteIn)
+_join_decoder = msgspec.json.Decoder(JoinIn)
 
 
-async def membership(call: Call) -> web.StreamResponse:
+async def show_membership(request: Request) -> web.StreamResponse:
     """Return where this node stands, and what it would leave behind."""
-    found = await _admissions(call).membership()
+    found = await _admissions(request).join_status()
     body = msgspec.to_builtins(found) | {"node_key": found.node_key.hex()}
     return json_response(task_response.encode(body))
 
 
-async def enter(call: Call) -> web.StreamResponse:
+async def join_mesh(request: Request) -> web.StreamResponse:
     """Make this node a member of another mesh; it begins anew there."""
-    asked: EnterIn = decode(_enter, EnterIn, call.body)
-    admissions = _admissions(call)
-    found = await admissions.membership()
-    await admissions.enter(
-        asked.keyring, asked.seeds, force=asked.force, principal=call.who
+    asked: JoinIn = decode_body(_join_decoder, JoinIn, request.body)
+    admissions = _admissions(request)
+    found = await admissions.join_status()
+    await admissions.join_mesh(
+        asked.keyring,
+        asked.seeds,
+        force=asked.force,
+        principal=request.authenticated_principal,
     )
     body = {"name": found.name, "node_id": found.node_id}
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
-async def leave(call: Call) -> web.StreamResponse:
+async def leave_mesh(request: Request) -> web.StreamResponse:
     """Let this node leave its mesh for good; it stops, and forgets all of it."""
-    asked: LeaveIn = decode(_leave, LeaveIn, call.body)
-    admissions = _admissions(call)
-    found = await admissions.membership()
-    await admissions.leave(force=asked.force, principal=call.who)
+    asked: LeaveIn = decode_body(_leave_decoder, LeaveIn, request.body)
+    admissions = _admissions(request)
+    found = await admissions.join_status()
+    await admissions.leave_mesh(
+        force=asked.force, principal=request.authenticated_principal
+    )
     body = {"name": found.name, "node_id": found.node_id}
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
-async def invite(call: Call) -> web.StreamResponse:
+async def create_invite(request: Request) -> web.StreamResponse:
     """Open an invite and return its code."""
-    asked: InviteIn = decode(_invite, InviteIn, call.body)
-    opened = await _admissions(call).invite(asked.ttl_s, principal=call.who)
+    asked: InviteIn = decode_body(_invite_decoder, InviteIn, request.body)
+    opened = await _admissions(request).open_invite(
+        asked.ttl_s, principal=request.authenticated_principal
+    )
     body = {
         "code": opened.code,
         "expires_at": task_response.at(opened.expires_ms),
-        "places": opened.places,
+        "places": opened.endpoints,
     }
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
-async def requests(call: Call) -> web.StreamResponse:
+async def list_join_requests(request: Request) -> web.StreamResponse:
     """Look for machines that want in, and return those that wait."""
-    waiting = await _admissions(call).requests()
+    waiting = await _admissions(request).list_join_requests()
     body = {"requests": waiting, "total": len(waiting)}
     return json_response(task_response.encode(body))
 
 
-async def approve(call: Call) -> web.StreamResponse:
+async def approve_join_request(call: Request) -> web.StreamResponse:
     """Let a machine in, by name or node id, and by the words that it shows."""
-    asked: WordsIn = decode(_words, WordsIn, call.body)
-    name = call.named["name"]
-    request = await _admissions(call).approve(
-        name, asked.fingerprint, principal=call.who
+    asked: FingerprintIn = decode_body(_fingerprint_decoder, FingerprintIn, call.body)
+    name = call.path_params["name"]
+    request = await _admissions(call).approve_join(
+        name, asked.fingerprint, principal=call.authenticated_principal
     )
     return json_response(task_response.encode(request))
 
 
-async def refuse(call: Call) -> web.StreamResponse:
+async def refuse_join_request(call: Request) -> web.StreamResponse:
     """Send a machine away, by name or node id, and by the words that belong to it."""
-    asked: WordsIn = decode(_words, WordsIn, call.body)
-    name = call.named["name"]
-    request = await _admissions(call).refuse(
-        name, asked.fingerprint, principal=call.who
+    asked: FingerprintIn = decode_body(_fingerprint_decoder, FingerprintIn, call.body)
+    name = call.path_params["name"]
+    request = await _admissions(call).refuse_join(
+        name, asked.fingerprint, principal=call.authenticated_principal
     )
     return json_response(task_response.encode(request))
 
 
-def _admissions(call: Call) -> Admissions:
-    if call.parts.admissions is None:
+def _admissions(request: Request) -> JoinService:
+    if request.services.admissions is None:
         raise Problem(403, FORBIDDEN, hint="this node lets nobody in")
-    return call.parts.admissions
+    return request.services.admissions
 
 
 ROUTES = (
     Route(
         method="GET",
         path="/api/v1/membership",
-        perform=membership,
+        handler=show_membership,
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
-        answers={200: Membership},
+        responses={200: MembershipStatus},
     ),
     Route(
         method="POST",
         path="/api/v1/membership",
-        perform=enter,
+        handler=join_mesh,
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
-        takes=EnterIn,
-        answers={202: Entering},
-        refuses=(409,),
+        body_type=JoinIn,
+        responses={202: MembershipChange},
+        error_statuses=(409,),
     ),
     Route(
         method="POST",
         path="/api/v1/membership/leave",
-        perform=leave,
+        handler=leave_mesh,
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
-        takes=LeaveIn,
-        answers={202: Entering},
-        refuses=(409,),
+        body_type=LeaveIn,
+        responses={202: MembershipChange},
+        error_statuses=(409,),
     ),
     Route(
         method="POST",
         path="/api/v1/invites",
-        perform=invite,
+        handler=create_invite,
         access=Access.LOCAL,
         is_local=True,
-        takes=InviteIn,
-        answers={201: Invite},
-        refuses=(409,),
+        body_type=InviteIn,
+        responses={201: Invite},
+        error_statuses=(409,),
     ),
     Route(
         method="GET",
         path="/api/v1/requests",
-        perform=requests,
-        access=Access.OPENED,
+        handler=list_join_requests,
+        access=Access.LOCAL_PAGE,
         is_local=True,
-        answers={200: Requests},
+        responses={200: JoinRequests},
     ),
     Route(
         method="POST",
         path="/api/v1/requests/{name}/approve",
-        perform=approve,
-        access=Access.OPENED,
+        handler=approve_join_request,
+        access=Access.LOCAL_PAGE,
         is_local=True,
-        takes=WordsIn,
-        answers={200: Request},
+        body_type=FingerprintIn,
+        responses={200: JoinRequest},
     ),
     Route(
         method="POST",
         path="/api/v1/requests/{name}/refuse",
-        perform=refuse,
-        access=Access.OPENED,
+        handler=refuse_join_request,
+        access=Access.LOCAL_PAGE,
         is_local=True,
-        takes=WordsIn,
-        answers={200: Request},
+        body_type=FingerprintIn,
+        responses={200: JoinRequest},
     ),
 )

@@ -7,15 +7,15 @@ from typing import TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.core.model.keys import RotationPhase
-from octaskly.ports import Rotations, RotationView
+from octaskly.ports import KeyRotationControl, RotationProgress
 from octaskly.rest.tasks import At
 
 
-class Rotation(TypedDict):
+class RotationStatus(TypedDict):
     """How far the newest generation of the mesh secret has come."""
 
     generation: int
@@ -29,43 +29,49 @@ class Rotation(TypedDict):
     revoked: list[str]
 
 
-async def show(call: Call) -> web.StreamResponse:
+async def show_rotation(request: Request) -> web.StreamResponse:
     """Return how far the newest generation of the secret has come."""
-    return _shown(call, _rotations(call).view())
+    return _rotation_response(request, _rotations(request).rotation_progress())
 
 
-async def rotate(call: Call) -> web.StreamResponse:
+async def start_rotation(request: Request) -> web.StreamResponse:
     """Begin to renew the secret, on all nodes."""
-    is_urgent = call.query.flag("now")
-    view = await _rotations(call).rotate(principal=call.who, is_urgent=is_urgent)
-    return _shown(call, view, HTTPStatus.ACCEPTED)
+    is_urgent = request.query.flag("now")
+    view = await _rotations(request).start_rotation(
+        principal=request.authenticated_principal, is_urgent=is_urgent
+    )
+    return _rotation_response(request, view, HTTPStatus.ACCEPTED)
 
 
-async def revoke(call: Call) -> web.StreamResponse:
+async def revoke_node(request: Request) -> web.StreamResponse:
     """Renew the secret at once, without a node; the node that is asked does it."""
-    name = call.named["name"]
-    node = call.gateway.node_named(name)
+    name = request.path_params["name"]
+    node = request.gateway.find_node_id(name)
     if node is None:
         raise Problem(404, WORKER_NOT_FOUND, hint=f"no node is called {name[:80]!r}")
-    if node == call.gateway.node_id:
+    if node == request.gateway.node_id:
         raise Problem(
             409,
             "Node cannot revoke itself",
             hint=f"{name} is the node that was asked; another node can revoke it",
         )
-    view = await _rotations(call).revoke(node, principal=call.who)
-    return _shown(call, view, HTTPStatus.ACCEPTED)
+    view = await _rotations(request).revoke_node(
+        node, principal=request.authenticated_principal
+    )
+    return _rotation_response(request, view, HTTPStatus.ACCEPTED)
 
 
-def _rotations(call: Call) -> Rotations:
-    rotations = call.parts.rotations
+def _rotations(request: Request) -> KeyRotationControl:
+    rotations = request.services.rotations
     if rotations is None:
         raise Problem(503, NO_DISPATCHER, hint="this node is in no mesh yet")
     return rotations
 
 
-def _shown(call: Call, view: RotationView, status: int = 200) -> web.StreamResponse:
-    keys, names = view.keys, call.gateway.names()
+def _rotation_response(
+    request: Request, view: RotationProgress, status: int = 200
+) -> web.StreamResponse:
+    keys, names = view.keys, request.gateway.node_names()
     body = {
         "generation": keys.generation,
         "newest": keys.newest,
@@ -74,7 +80,7 @@ def _shown(call: Call, view: RotationView, status: int = 200) -> web.StreamRespo
         "since": task_response.at(keys.phase_since_ms or None),
         "due": task_response.at(view.due_ms),
         "confirmed": [names.get(node, node) for node in view.confirmed],
-        "awaited": [names.get(node, node) for node in view.awaited],
+        "awaited": [names.get(node, node) for node in view.unconfirmed],
         "revoked": [names.get(node, node) for node in keys.revoked],
     }
     return json_response(task_response.encode(body), status)
@@ -84,26 +90,26 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/rotation",
-        perform=show,
+        handler=show_rotation,
         access=Access.READ,
-        answers={200: Rotation},
+        responses={200: RotationStatus},
     ),
     Route(
         method="POST",
         path="/api/v1/rotation",
-        perform=rotate,
+        handler=start_rotation,
         query=("now",),
         access=Access.ADMIN,
-        answers={202: Rotation},
-        refuses=(409,),
+        responses={202: RotationStatus},
+        error_statuses=(409,),
     ),
     Route(
         method="POST",
         path="/api/v1/nodes/{name}/revoke",
-        perform=revoke,
+        handler=revoke_node,
         access=Access.ADMIN,
         is_local=True,
-        answers={202: Rotation},
-        refuses=(409,),
+        responses={202: RotationStatus},
+        error_statuses=(409,),
     ),
 )

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.config.units import host_and_port
 from octaskly.core.protocol.messages import RosterEntry
@@ -16,27 +16,27 @@ MEDIA = "text/plain"
 _HEADERS = {"Content-Type": f"{MEDIA}; version=0.0.4; charset=utf-8"}
 
 
-class Target(TypedDict):
+class ScrapeTarget(TypedDict):
     """One node, as the HTTP service discovery of Prometheus has it."""
 
     targets: list[str]
     labels: dict[str, str]
 
 
-async def report(call: Call) -> web.StreamResponse:
+async def show_metrics(request: Request) -> web.StreamResponse:
     """Return the metrics of this node."""
-    return web.Response(body=await call.parts.metrics(), headers=_HEADERS)
+    return web.Response(body=await request.services.render_metrics(), headers=_HEADERS)
 
 
-async def discover(call: Call) -> web.StreamResponse:
+async def list_scrape_targets(request: Request) -> web.StreamResponse:
     """Return where the metrics of all nodes are; also of those that are lost."""
-    roster = call.gateway.roster()
+    roster = request.gateway.roster()
     members = roster.members if roster else ()
-    shown = [_target(m, call.gateway.mesh_id or "") for m in members if m.addresses]
+    shown = [_target(m, request.gateway.mesh_id or "") for m in members if m.addresses]
     return json_response(task_response.encode(shown))
 
 
-def _target(member: RosterEntry, mesh_id: str) -> Target:
+def _target(member: RosterEntry, mesh_id: str) -> ScrapeTarget:
     meta = {
         "node_id": member.id,
         "role": member.role.value,
@@ -46,7 +46,7 @@ def _target(member: RosterEntry, mesh_id: str) -> Target:
         "arch": member.arch,
     }
     return {
-        "targets": [_place(member)],
+        "targets": [_reachable_address(member)],
         "labels": {
             "__scheme__": "https",
             "__metrics_path__": "/metrics",
@@ -57,7 +57,7 @@ def _target(member: RosterEntry, mesh_id: str) -> Target:
     }
 
 
-def _place(member: RosterEntry) -> str:
+def _reachable_address(member: RosterEntry) -> str:
     """Return where others reach a node; its scope, if any, is of this machine."""
     hosts = [address.host.partition("%")[0] for address in member.addresses]
     host = next(
@@ -70,18 +70,18 @@ ROUTES = (
     Route(
         method="GET",
         path="/metrics",
-        perform=report,
-        access=Access.MACHINE,
+        handler=show_metrics,
+        access=Access.READ_OR_LOCAL,
         is_local=True,
         query=None,  # Prometheus can be told to add parameters.
-        answers={200: None},
-        media=MEDIA,
+        responses={200: None},
+        media_type=MEDIA,
     ),
     Route(
         method="GET",
         path="/api/v1/sd/prometheus",
-        perform=discover,
+        handler=list_scrape_targets,
         access=Access.READ,
-        answers={200: list[Target]},
+        responses={200: list[ScrapeTarget]},
     ),
 )

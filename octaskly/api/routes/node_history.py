@@ -6,12 +6,12 @@ from typing import TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.rest.tasks import At
 
 
-class PointShown(TypedDict):
+class QueueHistoryPoint(TypedDict):
     """How many tasks waited and ran, and how fast they ended since the point before."""
 
     at: At
@@ -20,13 +20,13 @@ class PointShown(TypedDict):
     ended_per_second: float
 
 
-class HistoryShown(TypedDict):
+class QueueHistory(TypedDict):
     """The points of this reign, at most of ten minutes, the oldest first."""
 
-    points: list[PointShown]
+    points: list[QueueHistoryPoint]
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def show_queue_history(request: Request) -> web.StreamResponse:
     """Return how tasks stood in the last ten minutes, at even times."""
     points = [
         {
@@ -35,7 +35,7 @@ async def index(call: Call) -> web.StreamResponse:
             "running": point.running,
             "ended_per_second": round(point.ended_per_s, 2),
         }
-        for point in call.gateway.history()
+        for point in request.gateway.queue_history()
     ]
     return json_response(task_response.encode({"points": points}))
 
@@ -44,8 +44,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/stats/history",
-        perform=index,
+        handler=show_queue_history,
         access=Access.READ,
-        answers={200: HistoryShown},
+        responses={200: QueueHistory},
     ),
 )

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState
@@ -15,48 +15,53 @@ from octaskly.core.protocol.messages import RosterEntry
 from octaskly.rest import mesh
 
 
-async def health(call: Call) -> web.StreamResponse:
+async def show_health(request: Request) -> web.StreamResponse:
     """Return whether this node can serve."""
-    state = call.gateway.health()
-    now_ms = call.parts.clock.now().wall_ms
+    state = request.gateway.health()
+    now_ms = request.services.clock.now().wall_ms
     status = HTTPStatus.OK if state.is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
     body = task_response.encode(mesh_response.health(state, __version__, now_ms))
     return json_response(body, status)
 
 
-async def stats(call: Call) -> web.StreamResponse:
+async def show_stats(request: Request) -> web.StreamResponse:
     """Return counts of the mesh and the state of the dispatcher's machine."""
-    gateway = call.gateway
-    shown = mesh_response.stats(await gateway.stats(), gateway.names())
+    gateway = request.gateway
+    shown = mesh_response.stats(await gateway.mesh_stats(), gateway.node_names())
     return json_response(task_response.encode(shown))
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def list_nodes(request: Request) -> web.StreamResponse:
     """Return all members."""
-    gateway, members = call.gateway, _members(call)
+    gateway, members = request.gateway, _members(request)
     shown = mesh_response.nodes(
         members,
-        gateway.seen_ms,
-        await gateway.joined_ms(member.id for member in members),
-        gateway.mesh(),
-        gateway.names(),
+        gateway.last_heard_ms,
+        await gateway.join_times(member.id for member in members),
+        gateway.replication_state(),
+        gateway.node_names(),
     )
     return json_response(task_response.encode(shown))
 
 
-async def show(call: Call) -> web.StreamResponse:
+async def show_node(request: Request) -> web.StreamResponse:
     """Return one member, by name or id."""
-    return await _shown(call, _member(call, call.named["name"]))
+    return await _node_response(request, _member(request, request.path_params["name"]))
 
 
-async def steer(call: Call) -> web.StreamResponse:
+async def set_availability(request: Request) -> web.StreamResponse:
     """Tell a node to take no more work, or the opposite; that node itself answers."""
-    steering = AvailabilityCommand(call.request.path.rpartition("/")[2])
-    name, gateway = call.named["name"], call.gateway
-    if gateway.node_named(name) == gateway.node_id:
-        return await _shown(call, await gateway.steer(steering, principal=call.who))
-    member = _member(call, name)
-    if member.state is NodeState.LOST or call.hop is not None:
+    steering = AvailabilityCommand(request.http_request.path.rpartition("/")[2])
+    name, gateway = request.path_params["name"], request.gateway
+    if gateway.find_node_id(name) == gateway.node_id:
+        return await _node_response(
+            request,
+            await gateway.set_availability(
+                steering, principal=request.authenticated_principal
+            ),
+        )
+    member = _member(request, name)
+    if member.state is NodeState.LOST or request.forwarded_by is not None:
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             WORKER_NOT_FOUND,
@@ -64,25 +69,27 @@ async def steer(call: Call) -> web.StreamResponse:
             headers={"Retry-After": "5"},
         )
     path = f"/api/v1/nodes/{member.id}/{steering.value}"
-    return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
+    return await request.services.node_client.forward_to_node(
+        request, gateway.api_urls_of(member.id), path
+    )
 
 
-async def _shown(call: Call, member: RosterEntry) -> web.StreamResponse:
-    gateway, node = call.gateway, member.id
-    joined_ms = (await gateway.joined_ms([node])).get(node)
-    shown = mesh_response.node(member, gateway.seen_ms(node), joined_ms)
+async def _node_response(request: Request, member: RosterEntry) -> web.StreamResponse:
+    gateway, node = request.gateway, member.id
+    joined_ms = (await gateway.join_times([node])).get(node)
+    shown = mesh_response.node(member, gateway.last_heard_ms(node), joined_ms)
     return json_response(task_response.encode(shown))
 
 
-def _member(call: Call, name: str) -> RosterEntry:
-    for member in _members(call):
+def _member(request: Request, name: str) -> RosterEntry:
+    for member in _members(request):
         if name in (member.name, member.id):
             return member
     raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!r}")
 
 
-def _members(call: Call) -> tuple[RosterEntry, ...]:
-    roster = call.gateway.roster()
+def _members(request: Request) -> tuple[RosterEntry, ...]:
+    roster = request.gateway.roster()
     return roster.members if roster else ()
 
 
@@ -90,42 +97,42 @@ ROUTES = (
     Route(
         method="GET",
         path="/health",
-        perform=health,
-        access=Access.OPEN,
+        handler=show_health,
+        access=Access.PUBLIC,
         is_local=True,
         query=None,  # Probes add parameters against caches.
-        answers={200: mesh.Healthy, 503: mesh.Unhealthy},
+        responses={200: mesh.Healthy, 503: mesh.Unhealthy},
     ),
     Route(
         method="GET",
         path="/api/v1/stats",
-        perform=stats,
+        handler=show_stats,
         access=Access.READ,
-        answers={200: mesh.Stats},
+        responses={200: mesh.Stats},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes",
-        perform=index,
+        handler=list_nodes,
         access=Access.READ,
-        answers={200: mesh.Nodes},
+        responses={200: mesh.Nodes},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes/{name}",
-        perform=show,
+        handler=show_node,
         access=Access.READ,
-        answers={200: mesh.Node},
+        responses={200: mesh.Node},
     ),
     *(
         Route(
             method="POST",
             path=f"/api/v1/nodes/{{name}}/{steering.value}",
-            perform=steer,
+            handler=set_availability,
             access=Access.ADMIN,
             is_local=True,
-            answers={200: mesh.Node},
-            refuses=(507,),
+            responses={200: mesh.Node},
+            error_statuses=(507,),
         )
         for steering in AvailabilityCommand
     ),

@@ -17,10 +17,10 @@ import msgspec
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api.http.request import BYTES, JSON, Access, Call, Route, json_response
+from octaskly.api.http.request import BYTES, JSON, Access, Request, Route, json_response
 from octaskly.api.schemas.query import PARAMETERS, PATH_PARTS
-from octaskly.api.schemas.task_request import RANGES
-from octaskly.api.security.rate_limit import HEADERS
+from octaskly.api.schemas.task_request import FIELD_HINTS
+from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.rest.tasks import Problem
 
 Json = dict[str, Any]
@@ -31,24 +31,24 @@ _ABOUT: Final = (
     "GET does. Operations with x-internal are for nodes of the mesh alone."
 )
 _RIGHTS: Final[Mapping[Access, str]] = {
-    Access.OPEN: "Rights: none are needed.",
+    Access.PUBLIC: "Rights: none are needed.",
     Access.READ: "Rights: every role.",
-    Access.MACHINE: "Rights: every role; none are needed on the machine itself.",
+    Access.READ_OR_LOCAL: "Rights: every role; none are needed on the machine itself.",
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
     Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
-    Access.OPENED: "Rights: users of the node's local socket, also through loopback in "
+    Access.LOCAL_PAGE: "Rights: users of the node's local socket, also through loopback in "
     "a page that one of them opened; no other token is enough.",
     Access.NODE: "Rights: nodes of the mesh.",
 }
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
-    Access.OPEN: [],
+    Access.PUBLIC: [],
     Access.READ: [{"token": []}],
-    Access.MACHINE: [{"token": []}, {}],
+    Access.READ_OR_LOCAL: [{"token": []}, {}],
     Access.SUBMIT: [{"token": []}],
     Access.ADMIN: [{"token": []}],
     Access.LOCAL: [{"token": []}],
-    Access.OPENED: [{"token": []}],
+    Access.LOCAL_PAGE: [{"token": []}],
     Access.NODE: [{"node": []}],
 }
 _SCHEMES: Final[Json] = {
@@ -60,10 +60,10 @@ _SCHEMES: Final[Json] = {
     },
     "node": {"type": "mutualTLS", "description": "the certificate of a node"},
 }
-_REFUSALS: Final = (400, 403, 408, 413, 415, 417, 429, 500, 503)
+_COMMON_ERRORS: Final = (400, 403, 408, 413, 415, 417, 429, 500, 503)
 """What any route may answer instead."""
 
-_HEEDED: Final[Mapping[str, Json]] = {
+_REQUEST_HEADERS: Final[Mapping[str, Json]] = {
     "Idempotency-Key": {
         "description": "the same key of the same subject is the same task",
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
@@ -86,7 +86,7 @@ _HEEDED: Final[Mapping[str, Json]] = {
         "schema": {"type": "string"},
     },
 }
-_TOLD: Final[Mapping[str, tuple[str, str]]] = {
+_RESPONSE_HEADERS: Final[Mapping[str, tuple[str, str]]] = {
     "Octaskly-Dispatcher": ("string", "name of the dispatcher that answered"),
     "Octaskly-Epoch": ("string", "its reign, as TERM/NODE-ID"),
     "Octaskly-Output-Bytes": ("integer", "how much was written, once that has ended"),
@@ -105,33 +105,33 @@ _PHRASES: Final = {
     422: "Unprocessable Content",
 }
 """What Python 3.13 calls otherwise than those before it."""
-_USUAL: Final = ("X-Request-ID", "X-Response-Time-ms", *HEADERS)
-_BY_DISPATCHER: Final = ("Octaskly-Dispatcher", "Octaskly-Epoch")
-_WITH_REFUSAL: Final[Mapping[int, tuple[str, ...]]] = {
+_COMMON_HEADERS: Final = ("X-Request-ID", "X-Response-Time-ms", *RATE_LIMIT_HEADERS)
+_DISPATCHER_HEADERS: Final = ("Octaskly-Dispatcher", "Octaskly-Epoch")
+_ERROR_HEADERS: Final[Mapping[int, tuple[str, ...]]] = {
     401: ("WWW-Authenticate",),
     429: ("Retry-After",),
     503: ("Retry-After",),
 }
 
 
-def with_document(*routes: Route) -> tuple[Route, ...]:
+def with_openapi_route(*routes: Route) -> tuple[Route, ...]:
     """Return the routes, and one more that answers with the document of all."""
 
     @functools.cache
     def encoded() -> bytes:
         return msgspec.json.encode(document(every))
 
-    async def show(_call: Call) -> web.StreamResponse:
+    async def show(_call: Request) -> web.StreamResponse:
         """Return this document."""
         return json_response(encoded())
 
     own = Route(
         method="GET",
         path="/api/v1/openapi.json",
-        perform=show,
+        handler=show,
         access=Access.READ,
         is_local=True,
-        answers={200: Json},
+        responses={200: Json},
     )
     every = (*routes, own)
     return every
@@ -139,10 +139,10 @@ def with_document(*routes: Route) -> tuple[Route, ...]:
 
 def document(routes: Iterable[Route]) -> Json:
     """Return the document of these routes."""
-    types = _Types()
+    types = _SchemaCollector()
     paths: dict[str, Json] = {}
     for route in routes:
-        if route.is_for_people:
+        if route.is_page:
             continue
         path = web.UrlDispatcher().add_resource(route.path).canonical
         paths.setdefault(path, {})[route.method.lower()] = _operation(
@@ -160,24 +160,24 @@ def document(routes: Iterable[Route]) -> Json:
         "components": {
             "schemas": types.components,
             "responses": {
-                str(status): _refusal(status, types)
-                for status in sorted(types.refusals)
+                str(status): _error_response(status, types)
+                for status in sorted(types.error_statuses)
             },
             "headers": {
                 name: {"description": text, "schema": {"type": kind}}
-                for name, (kind, text) in _TOLD.items()
+                for name, (kind, text) in _RESPONSE_HEADERS.items()
             },
             "securitySchemes": _SCHEMES,
         },
     }
 
 
-class _Types:
+class _SchemaCollector:
     """Gathers what operations refer to."""
 
     def __init__(self) -> None:
         self.components: Json = {}
-        self.refusals: set[int] = set()
+        self.error_statuses: set[int] = set()
         self.problem = self.schema(Problem)
 
     def schema(self, kind: Any, hints: Mapping[str, str] | None = None) -> Json:
@@ -201,8 +201,8 @@ class _Types:
         return found
 
 
-def _operation(route: Route, path: str, types: _Types) -> Json:
-    summary, _, more = (inspect.getdoc(route.perform) or "").partition("\n")
+def _operation(route: Route, path: str, types: _SchemaCollector) -> Json:
+    summary, _, more = (inspect.getdoc(route.handler) or "").partition("\n")
     operation: Json = {
         "operationId": f"{route.method.lower()}_{'_'.join(_words(path))}",
         "tags": [_words(path)[0]],
@@ -212,11 +212,11 @@ def _operation(route: Route, path: str, types: _Types) -> Json:
         "parameters": list(_parameters(route, path, types)),
         "responses": _responses(route, path, types),
     }
-    if route.takes is not None:
-        schema = types.schema(route.takes, RANGES)
+    if route.body_type is not None:
+        schema = types.schema(route.body_type, FIELD_HINTS)
         content = {JSON: {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
-    if route.reads_body:
+    if route.is_body_streamed:
         operation["requestBody"] = {"required": True, "content": {BYTES: {}}}
     if route.access is Access.NODE:
         operation["x-internal"] = True
@@ -231,7 +231,7 @@ def _words(path: str) -> list[str]:
     return words
 
 
-def _parameters(route: Route, path: str, types: _Types) -> Iterable[Json]:
+def _parameters(route: Route, path: str, types: _SchemaCollector) -> Iterable[Json]:
     for name in re.findall(r"{(\w+)}", path):
         kind, text = PATH_PARTS[name]
         yield {
@@ -249,26 +249,30 @@ def _parameters(route: Route, path: str, types: _Types) -> Iterable[Json]:
             "description": text,
             "schema": types.schema(kind),
         }
-    for name in (*route.heeds, "X-Request-ID"):
-        yield {"name": name, "in": "header", **_HEEDED[name]}
+    for name in (*route.request_headers, "X-Request-ID"):
+        yield {"name": name, "in": "header", **_REQUEST_HEADERS[name]}
 
 
-def _responses(route: Route, path: str, types: _Types) -> Json:
-    refusals = {*_REFUSALS, *route.refuses}
-    if route.access is not Access.OPEN:
+def _responses(route: Route, path: str, types: _SchemaCollector) -> Json:
+    refusals = {*_COMMON_ERRORS, *route.error_statuses}
+    if route.access is not Access.PUBLIC:
         refusals.add(401)
     if "{" in path:
         refusals.add(404)
-    refusals -= route.answers.keys()
-    types.refusals |= refusals
-    told = (*_USUAL, *route.tells, *(() if route.is_local else _BY_DISPATCHER))
+    refusals -= route.responses.keys()
+    types.error_statuses |= refusals
+    told = (
+        *_COMMON_HEADERS,
+        *route.response_headers,
+        *(() if route.is_local else _DISPATCHER_HEADERS),
+    )
     answers = {
         str(status): {
             "description": phrase(status),
             "headers": _headers(told),
             **_content(route, status, kind, types),
         }
-        for status, kind in route.answers.items()
+        for status, kind in route.responses.items()
     }
     return answers | {
         str(status): {"$ref": f"#/components/responses/{status}"}
@@ -281,23 +285,23 @@ def phrase(status: int) -> str:
     return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 
-def _content(route: Route, status: int, kind: Any, types: _Types) -> Json:
+def _content(route: Route, status: int, kind: Any, types: _SchemaCollector) -> Json:
     if status == HTTPStatus.NO_CONTENT:
         return {}
-    return {"content": {route.media: _body(status, kind, types)}}
+    return {"content": {route.media_type: _body(status, kind, types)}}
 
 
-def _body(status: int, kind: Any, types: _Types) -> Json:
+def _body(status: int, kind: Any, types: _SchemaCollector) -> Json:
     if kind is None:
         return {}
     schema = types.schema(kind)
-    if status in _REFUSALS:
+    if status in _COMMON_ERRORS:
         schema = {"anyOf": [schema, types.problem]}
     return {"schema": schema}
 
 
-def _refusal(status: int, types: _Types) -> Json:
-    told = (*_USUAL, *_BY_DISPATCHER, *_WITH_REFUSAL.get(status, ()))
+def _error_response(status: int, types: _SchemaCollector) -> Json:
+    told = (*_COMMON_HEADERS, *_DISPATCHER_HEADERS, *_ERROR_HEADERS.get(status, ()))
     return {
         "description": phrase(status),
         "headers": _headers(told),

@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from octaskly.api.http import sse
-from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.http.request import Access, Request, Route
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
 from octaskly.core.change_feed import FeedGap, FeedItem, TaskEvent
@@ -22,31 +22,33 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id, split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.ports.events import Ended, Listening
+from octaskly.ports.events import EndedMember, EventSubscription
 
 READ_MAX: Final = 64  #: members at once, each with up to two streams of output
-SHOWN: Final = (
+RESULT_FIELDS: Final = (
     *("id", "status", "worker_id", "attempt", "exit_code", "signal", "reason"),
     *("detail", "duration_ms", "stdout", "stderr", "encoding"),
     *("stdout_bytes", "stdout_truncated", "stderr_bytes", "stderr_truncated"),
 )
 
 
-async def results(call: Call) -> web.StreamResponse:
+async def stream_results(request: Request) -> web.StreamResponse:
     """Send how the members of an array end and what they wrote, until all have."""
-    start, is_by_number = call.query.offset(), call.query.is_by_number()
-    ref = query.task_ref(call.named["id"])
-    array = tasks.an_array(await call.gateway.task(ref))
+    start, is_by_number = request.query.offset(), request.query.is_ordered_by_number()
+    ref = query.task_ref(request.path_params["id"])
+    array = tasks.require_array(await request.gateway.find_task(ref))
 
     async def send_all(stream: sse.EventStream) -> None:
-        sender = _Sender(call, stream, array, start, is_by_number=is_by_number)
-        async with call.gateway.listen(None) as listening:
-            await sender.send_all(listening)
+        sender = _ResultSender(request, stream, array, start, is_by_number=is_by_number)
+        async with request.gateway.subscribe(None) as listening:
+            await sender.send_until_array_ended(listening)
 
-    return await sse.serve(call, send_all, reign=call.gateway.dispatcher())
+    return await sse.serve_events(
+        request, send_all, dispatcher=request.gateway.dispatcher()
+    )
 
 
-class _Sender:
+class _ResultSender:
     """Sends the results of one array.
 
     Args:
@@ -59,7 +61,7 @@ class _Sender:
 
     def __init__(
         self,
-        call: Call,
+        request: Request,
         stream: sse.EventStream,
         array: TaskRecord,
         start: int,
@@ -69,7 +71,7 @@ class _Sender:
         assert array.spec is not None
         assert array.spec.options is not None
         assert array.spec.options.array is not None
-        self._call = call
+        self._request = request
         self._stream = stream
         self._array = array
         self._members: ArraySpec = array.spec.options.array
@@ -78,28 +80,28 @@ class _Sender:
         self._is_sent = bytearray(self._members.count)
         self._is_by_number = is_by_number
 
-    async def send_all(self, listening: Listening) -> None:
+    async def send_until_array_ended(self, listening: EventSubscription) -> None:
         """Send what has ended, then what ends, then how the array ended."""
-        array = await self._now()
-        await self._send_from_next(is_over=array.state.is_final)
+        array = await self._read_array()
+        await self._send_ended_from_next(is_over=array.state.is_final)
         while not array.state.is_final:
-            news = await listening.more()
+            news = await listening.next_items()
             if any(isinstance(each.content, FeedGap) for each in news):
                 return  # Something is not told: whoever reads comes back.
             if any(_is_about(each, self._array.id) for each in news):
-                array = await self._now()
+                array = await self._read_array()
             if self._is_by_number:
-                await self._send_from_next(is_over=array.state.is_final)
+                await self._send_ended_from_next(is_over=array.state.is_final)
             else:
-                await self._send_places(sorted(set(self._ended(news))))
+                await self._send_positions(sorted(set(self._ended_positions(news))))
         await self._stream.send(
-            task_response.listed(array, self._call.gateway.names()), event="end"
+            task_response.listed(array, self._request.gateway.node_names()), event="end"
         )
 
-    async def _now(self) -> TaskRecord:
-        return await self._call.gateway.task(self._array.id)
+    async def _read_array(self) -> TaskRecord:
+        return await self._request.gateway.find_task(self._array.id)
 
-    def _ended(self, news: Iterable[FeedItem]) -> Iterator[int]:
+    def _ended_positions(self, news: Iterable[FeedItem]) -> Iterator[int]:
         """Yield the places of members that ended by these news."""
         for each in news:
             if (
@@ -113,7 +115,7 @@ class _Sender:
                 if position is not None and position >= self._start:
                     yield position
 
-    async def _send_from_next(self, *, is_over: bool) -> None:
+    async def _send_ended_from_next(self, *, is_over: bool) -> None:
         """Send what has ended of all members that were not looked at.
 
         Where they are sent by number, those behind one that has not ended wait. Once
@@ -127,28 +129,33 @@ class _Sender:
                 return
             self._next = some[-1][0] + 1
 
-    async def _send_places(self, places: list[int]) -> None:
+    async def _send_positions(self, positions: list[int]) -> None:
         """Send the members at some places, which are in order."""
-        while places:
+        while positions:
             run = 1
-            while run < min(len(places), READ_MAX) and places[run] == places[0] + run:
+            while (
+                run < min(len(positions), READ_MAX)
+                and positions[run] == positions[0] + run
+            ):
                 run += 1
-            await self._send(await self._read(places[0], places[run - 1]))
-            del places[:run]
+            await self._send(await self._read(positions[0], positions[run - 1]))
+            del positions[:run]
 
-    async def _read(self, first: int, last: int) -> tuple[Ended, ...]:
-        return await self._call.gateway.ended(self._array.id, first, last, READ_MAX)
+    async def _read(self, first: int, last: int) -> tuple[EndedMember, ...]:
+        return await self._request.gateway.read_ended_members(
+            self._array.id, first, last, READ_MAX
+        )
 
-    async def _send(self, some: Iterable[Ended]) -> None:
+    async def _send(self, some: Iterable[EndedMember]) -> None:
         for position, record in some:
             if self._is_sent[position]:
                 continue
             self._is_sent[position] = True
             shown = task_response.task(
-                record, self._call.gateway.names(), is_exact=True
+                record, self._request.gateway.node_names(), is_exact=True
             )
             number = self._members.number(position)
-            told = {key: shown[key] for key in SHOWN}
+            told = {key: shown[key] for key in RESULT_FIELDS}
             told |= {"id": member_id(TaskId(self._array.name), number)}
             told |= {"index": number, "position": position}
             await self._stream.send(told, event="result")
@@ -162,11 +169,11 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/arrays/{id}/results",
-        perform=results,
+        handler=stream_results,
         access=Access.READ,
         query=("order", "offset"),
-        answers={200: None},
-        media=sse.CONTENT_TYPE,
-        refuses=(404, 409),
+        responses={200: None},
+        media_type=sse.CONTENT_TYPE,
+        error_statuses=(404, 409),
     ),
 )

@@ -13,35 +13,35 @@ from typing import Annotated, Final, Literal, TypedDict
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
-from octaskly.api.http.sockets import loopback_users
+from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.sockets import loopback_uids
 from octaskly.api.problems import UNAUTHENTICATED, Problem
 from octaskly.api.schemas import task_response
-from octaskly.api.schemas.base import Body
-from octaskly.api.schemas.task_request import decode
-from octaskly.api.security.sessions import CODE_CHARS_MAX, CODE_S
+from octaskly.api.schemas.base import RequestBody
+from octaskly.api.schemas.task_request import decode_body
+from octaskly.api.security.sessions import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
 from octaskly.rest import tasks
 
 PREFIX_CHARS: Final = 8  #: of a node id, which tell where a code is good
-NOT_GOOD: Final = (
+INVALID_CODE_HINT: Final = (
     "a code is good once, for a minute; open the page again: octaskly open"
 )
 
 
-class CodeIn(Body):
+class CodeIn(RequestBody):
     """A wish to open a page."""
 
     good_for: Literal["me", "anybody"] = "me"
 
 
-class SessionIn(Body):
+class SessionIn(RequestBody):
     """A code, to be swapped for a token."""
 
     code: Annotated[str, msgspec.Meta(max_length=CODE_CHARS_MAX)]
 
 
-class Code(TypedDict):
+class SessionCode(TypedDict):
     """A code that opens a page, and the page's addresses with it."""
 
     code: str
@@ -50,7 +50,7 @@ class Code(TypedDict):
     lan_url: str | None
 
 
-class Session(TypedDict):
+class SessionToken(TypedDict):
     """The token of a page."""
 
     token: str
@@ -63,18 +63,20 @@ _code = msgspec.json.Decoder(CodeIn)
 _session = msgspec.json.Decoder(SessionIn)
 
 
-async def make(call: Call) -> web.StreamResponse:
+async def create_code(request: Request) -> web.StreamResponse:
     """Return a code that opens a page on this node."""
-    asked: CodeIn = decode(_code, CodeIn, call.body)
-    now = call.parts.clock.now()
-    user = call.who.uid if asked.good_for == "me" else None
-    random = call.parts.codes.make(call.who, user=user, now_s=now.mono_s)
-    code = f"{call.gateway.node_id[:PREFIX_CHARS]}.{random}"
-    described = call.parts.describe()
+    asked: CodeIn = decode_body(_code, CodeIn, request.body)
+    now = request.services.clock.now()
+    user = request.authenticated_principal.uid if asked.good_for == "me" else None
+    random = request.services.one_time_codes.create(
+        request.authenticated_principal, uid=user, now_s=now.mono_s
+    )
+    code = f"{request.gateway.node_id[:PREFIX_CHARS]}.{random}"
+    described = request.services.describe_agent()
     lan_url = described.get("lan_url")
     body = {
         "code": code,
-        "expires_at": task_response.at(now.wall_ms + int(CODE_S * 1000)),
+        "expires_at": task_response.at(now.wall_ms + int(CODE_TTL_S * 1000)),
         "url": f"{described['api_url']}/#code={code}",
         # Who brings it through the network is known to nobody.
         "lan_url": f"{lan_url}/#code={code}" if lan_url and user is None else None,
@@ -82,47 +84,57 @@ async def make(call: Call) -> web.StreamResponse:
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
-async def begin(call: Call) -> web.StreamResponse:
+async def create_session(request: Request) -> web.StreamResponse:
     """Swap a code for the token of a page."""
-    if call.seen.allowance is None:  # Guesses count on loopback, too.
-        source = call.request.remote or ""
-        call.seen.allowance = call.parts.meter.charge_stranger(source)
-    asked: SessionIn = decode(_session, SessionIn, call.body)
+    if request.info.rate_limit_headers is None:  # Guesses count on loopback, too.
+        source = request.http_request.remote or ""
+        request.info.rate_limit_headers = (
+            request.services.rate_limiter.charge_anonymous(source)
+        )
+    asked: SessionIn = decode_body(_session, SessionIn, request.body)
     prefix, _, random = asked.code.partition(".")
-    if random and prefix != call.gateway.node_id[:PREFIX_CHARS]:
-        raise _refused("this code was made on another node; open it where it was made")
-    opened = call.parts.codes.take(random, call.parts.clock.now().mono_s)
+    if random and prefix != request.gateway.node_id[:PREFIX_CHARS]:
+        raise _invalid_code_problem(
+            "this code was made on another node; open it where it was made"
+        )
+    opened = request.services.one_time_codes.redeem(
+        random, request.services.clock.now().mono_s
+    )
     if opened is None:
-        raise _refused(NOT_GOOD)
-    if not opened.is_for(_users(call)):
-        raise _refused("this code was made for another user of this machine")
-    who, seen = opened.principal, call.seen
-    seen.subject, seen.principal, seen.is_noted = who.subject, who, True
-    return _answer(
-        *call.gateway.tokens.open_page(
-            subject=who.subject, role=who.role, node=call.gateway.node_id
+        raise _invalid_code_problem(INVALID_CODE_HINT)
+    if not opened.may_be_redeemed_by(_loopback_uids(request)):
+        raise _invalid_code_problem(
+            "this code was made for another user of this machine"
+        )
+    who, seen = opened.principal, request.info
+    seen.subject, seen.principal, seen.is_audited = who.subject, who, True
+    return _session_response(
+        *request.gateway.tokens.issue_session_token(
+            subject=who.subject, role=who.role, node=request.gateway.node_id
         ),
         status=HTTPStatus.CREATED,
     )
 
 
-async def renew(call: Call) -> web.StreamResponse:
+async def renew_session(request: Request) -> web.StreamResponse:
     """Return a later token for a page that shows a good one."""
-    return _answer(*call.gateway.tokens.renew_page(call.who))
+    return _session_response(
+        *request.gateway.tokens.renew_session_token(request.authenticated_principal)
+    )
 
 
-def _users(call: Call) -> frozenset[int]:
+def _loopback_uids(request: Request) -> frozenset[int]:
     """Return whose the other end is, of a connection through loopback."""
-    transport = call.request.transport
+    transport = request.http_request.transport
     if transport is None or transport.get_extra_info("ssl_object") is not None:
         return frozenset()
     client, own = (transport.get_extra_info(end) for end in ("peername", "sockname"))
     if not isinstance(client, tuple):  # The local socket, which needs no code.
         return frozenset()
-    return loopback_users(client[1], own[1])
+    return loopback_uids(client[1], own[1])
 
 
-def _answer(
+def _session_response(
     token: str, info: TokenInfo, status: int = HTTPStatus.OK
 ) -> web.StreamResponse:
     assert info.expires_ms is not None
@@ -135,7 +147,7 @@ def _answer(
     return json_response(task_response.encode(body), status)
 
 
-def _refused(hint: str) -> Problem:
+def _invalid_code_problem(hint: str) -> Problem:
     return Problem(
         HTTPStatus.UNAUTHORIZED,
         UNAUTHENTICATED,
@@ -148,28 +160,28 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/sessions/codes",
-        perform=make,
+        handler=create_code,
         access=Access.LOCAL,
         is_local=True,
-        takes=CodeIn,
-        answers={201: Code},
+        body_type=CodeIn,
+        responses={201: SessionCode},
     ),
     Route(
         method="POST",
         path="/api/v1/sessions",
-        perform=begin,
-        access=Access.OPEN,
+        handler=create_session,
+        access=Access.PUBLIC,
         is_local=True,
-        takes=SessionIn,
-        answers={201: Session},
-        refuses=(401,),
+        body_type=SessionIn,
+        responses={201: SessionToken},
+        error_statuses=(401,),
     ),
     Route(
         method="POST",
         path="/api/v1/sessions/renew",
-        perform=renew,
+        handler=renew_session,
         access=Access.READ,
         is_local=True,
-        answers={200: Session},
+        responses={200: SessionToken},
     ),
 )

@@ -25,7 +25,7 @@ from octaskly.api.routes import (
     tokens,
 )
 
-ROUTES = openapi.with_document(
+ROUTES = openapi.with_openapi_route(
     *dashboard.ROUTES,
     *tasks.ROUTES,
     *task_ids.ROUTES,

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 
 
@@ -16,13 +16,13 @@ class NewIds(TypedDict):
     ids: list[str]
 
 
-async def new_ids(call: Call) -> web.StreamResponse:
+async def create_ids(request: Request) -> web.StreamResponse:
     """Return ids for tasks that are to be submitted, which no other task has.
 
     With such ids and an `Idempotency-Key` a submission may be repeated, as with the key
     alone, and its tasks are counted as those without one.
     """
-    ids = await call.gateway.new_ids(call.query.count())
+    ids = await request.gateway.reserve_task_ids(request.query.count())
     return json_response(task_response.encode({"ids": ids}))
 
 
@@ -30,9 +30,9 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/ids",
-        perform=new_ids,
+        handler=create_ids,
         access=Access.SUBMIT,
         query=("count",),
-        answers={200: NewIds},
+        responses={200: NewIds},
     ),
 )

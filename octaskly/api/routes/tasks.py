@@ -7,31 +7,34 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.schemas import query, task_request, task_response
 from octaskly.core.log.merge import TaskRecord
-from octaskly.ports import TaskPage, TaskQuery
+from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks
-from octaskly.system.cooperative import in_turns
+from octaskly.system.cooperative import map_in_batches
 
 SUBMISSION_BYTES_MAX = 32 << 20
 REPLICAS_HEADER = "Octaskly-Replicas"
 
 
-async def create(call: Call) -> web.StreamResponse:
+async def submit_tasks(request: Request) -> web.StreamResponse:
     """Accept one task or an array of tasks, all or none."""
-    asked = await task_request.parse_tasks(call.body)
-    is_strict = call.query.is_strict() or asked.is_strict
+    asked = await task_request.parse_tasks(request.body)
+    is_strict = request.query.is_strict() or asked.is_strict
     drafts = asked.drafts
-    if call.query.flag("fail_fast"):
+    if request.query.flag("fail_fast"):
         drafts = [replace(draft, is_fail_fast=True) for draft in drafts]
-    key = query.idempotency_key(call.request.headers.get("Idempotency-Key"))
-    records, replicas = await call.gateway.submit(
-        drafts, principal=call.who, idempotency_key=key, is_strict=is_strict
+    key = query.idempotency_key(request.http_request.headers.get("Idempotency-Key"))
+    records, replicas = await request.gateway.submit_tasks(
+        drafts,
+        principal=request.authenticated_principal,
+        idempotency_key=key,
+        is_strict=is_strict,
     )
-    call.note_tasks(records)
-    shown = await in_turns(
+    request.audit_tasks(records)
+    shown = await map_in_batches(
         records, lambda record: task_response.created(record, replicas)
     )
     body = task_response.encode(shown if asked.is_array else shown[0])
@@ -40,14 +43,14 @@ async def create(call: Call) -> web.StreamResponse:
     return response
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def list_tasks(request: Request) -> web.StreamResponse:
     """Return a page of tasks, oldest first unless told.
 
     With `name`, `label` or `text` it is a search: it looks at as many tasks as a short
     time allows. `total` is null unless that were all, `left` is how many were not
     looked at yet, and `next`, where it is not null, is the `after` to go on with.
     """
-    gateway, given = call.gateway, call.query
+    gateway, given = request.gateway, request.query
     asked = TaskQuery(
         state=given.status(),
         limit=given.limit(),
@@ -56,38 +59,40 @@ async def index(call: Call) -> web.StreamResponse:
         search=given.search(),
     )
     if asked.search is not None and (after := given.after()) is not None:
-        task = (await gateway.task(after)).id
+        task = (await gateway.find_task(after)).id
         asked = replace(asked, search=replace(asked.search, after=task))
     if (array := given.array()) is not None:
-        asked = replace(asked, array=an_array(await gateway.task(array), "array").id)
-    page = TaskPage((), 0)
+        asked = replace(
+            asked, array=require_array(await gateway.find_task(array), "array").id
+        )
+    page = TaskListPage((), 0)
     worker = given.worker_id()
-    node = None if worker is None else gateway.node_named(worker)
+    node = None if worker is None else gateway.find_node_id(worker)
     if worker is None or node is not None:
         asked = replace(asked, node=node)
-        page = await gateway.page(asked)
+        page = await gateway.list_tasks(asked)
     return json_response(
-        task_response.encode(task_response.page(page, asked, gateway.names()))
+        task_response.encode(task_response.page(page, asked, gateway.node_names()))
     )
 
 
-async def show(call: Call) -> web.StreamResponse:
+async def show_task(request: Request) -> web.StreamResponse:
     """Return one task, on request only when it is final or the wait is over."""
-    wait_s, is_exact = call.query.wait_s(), call.query.is_exact()
-    record = await found(call, wait_s)
-    shown = task_response.task(record, call.gateway.names(), is_exact=is_exact)
+    wait_s, is_exact = request.query.wait_s(), request.query.is_base64()
+    record = await find_task(request, wait_s)
+    shown = task_response.task(record, request.gateway.node_names(), is_exact=is_exact)
     return json_response(task_response.encode(shown))
 
 
-async def found(call: Call, wait_s: float) -> TaskRecord:
+async def find_task(request: Request, wait_s: float) -> TaskRecord:
     """Return the task that the path names, when it is final or the wait is over."""
-    ref = query.task_ref(call.named["id"])
+    ref = query.task_ref(request.path_params["id"])
     if wait_s:
-        return await _wait(call, ref, wait_s)
-    return await call.gateway.task(ref)
+        return await _wait_until_final(request, ref, wait_s)
+    return await request.gateway.find_task(ref)
 
 
-def an_array(record: TaskRecord, field: str = "id") -> TaskRecord:
+def require_array(record: TaskRecord, field: str = "id") -> TaskRecord:
     """Return a record that is an array's.
 
     Args:
@@ -103,27 +108,29 @@ def an_array(record: TaskRecord, field: str = "id") -> TaskRecord:
     return record
 
 
-async def explain(call: Call) -> web.StreamResponse:
+async def explain_task(request: Request) -> web.StreamResponse:
     """Return why a task is where it is, for each node."""
-    ref = query.task_ref(call.named["id"])
-    record, told = await call.gateway.explain(ref)
+    ref = query.task_ref(request.path_params["id"])
+    record, told = await request.gateway.explain_task(ref)
     return json_response(task_response.encode(task_response.explanation(record, told)))
 
 
-async def cancel(call: Call) -> web.StreamResponse:
+async def cancel_task(request: Request) -> web.StreamResponse:
     """Cancel a task that is queued, or with `force` one that runs."""
-    ref = query.task_ref(call.named["id"])
-    record = await call.gateway.cancel(
-        ref, force=call.query.force(), principal=call.who
+    ref = query.task_ref(request.path_params["id"])
+    record = await request.gateway.cancel_task(
+        ref, force=request.query.force(), principal=request.authenticated_principal
     )
     return json_response(task_response.encode(task_response.cancelled(record)))
 
 
-async def retry(call: Call) -> web.StreamResponse:
+async def retry_task(request: Request) -> web.StreamResponse:
     """Accept a task that repeats an ended one."""
-    ref = query.task_ref(call.named["id"])
-    record, replicas = await call.gateway.retry(ref, principal=call.who)
-    call.note_tasks([record])
+    ref = query.task_ref(request.path_params["id"])
+    record, replicas = await request.gateway.retry_task(
+        ref, principal=request.authenticated_principal
+    )
+    request.audit_tasks([record])
     spec = record.spec
     assert spec is not None
     assert spec.options is not None
@@ -136,94 +143,94 @@ async def retry(call: Call) -> web.StreamResponse:
     return response
 
 
-async def forget(call: Call) -> web.StreamResponse:
+async def forget_tasks(request: Request) -> web.StreamResponse:
     """Forget tasks that have ended, on all nodes, instead of waiting for their age."""
-    asked = task_request.parse_forget(call.body)
-    forgotten = await call.gateway.forget(asked.older_than_s)
+    asked = task_request.parse_forget(request.body)
+    forgotten = await request.gateway.purge_ended_tasks(asked.older_than_s)
     status = HTTPStatus.ACCEPTED if forgotten is None else HTTPStatus.OK
     return json_response(task_response.encode({"forgotten": forgotten}), status)
 
 
-async def _wait(call: Call, ref: str, wait_s: float) -> TaskRecord:
+async def _wait_until_final(request: Request, ref: str, wait_s: float) -> TaskRecord:
     # As on an idle node a task often has, when its client asks for its end.
-    if (ended := call.gateway.at_hand(ref)) is not None:
+    if (ended := request.gateway.at_hand(ref)) is not None:
         return ended
     # A handler that runs again after a change of dispatcher waits for the rest only.
-    left_s = max(0.0, wait_s - call.elapsed_s())
+    left_s = max(0.0, wait_s - request.elapsed_s())
     try:
-        async with call.parts.waits.bounded():
-            return await call.gateway.wait(ref, left_s)
+        async with request.services.long_polls.cancel_when_dispatcher_ends():
+            return await request.gateway.wait_for_end(ref, left_s)
     except TimeoutError:
-        return await call.gateway.task(ref)
+        return await request.gateway.find_task(ref)
 
 
 ROUTES = (
     Route(
         method="POST",
         path="/api/v1/tasks",
-        perform=create,
+        handler=submit_tasks,
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
         query=("durability", "fail_fast"),
-        takes=task_request.TaskIn | task_request.Tasks,
-        answers={201: tasks.Created | list[tasks.Created]},
-        heeds=("Idempotency-Key",),
-        tells=(REPLICAS_HEADER,),
-        refuses=(409, 422, 429, 507),
+        body_type=task_request.TaskIn | task_request.Tasks,
+        responses={201: tasks.Created | list[tasks.Created]},
+        request_headers=("Idempotency-Key",),
+        response_headers=(REPLICAS_HEADER,),
+        error_statuses=(409, 422, 429, 507),
     ),
     Route(
         method="GET",
         path="/api/v1/tasks",
-        perform=index,
+        handler=list_tasks,
         access=Access.READ,
         query=(
             *("status", "worker_id", "array", "limit", "offset", "newest"),
             *("name", "label", "text", "after"),
         ),
-        answers={200: tasks.TaskPage},
-        refuses=(404, 409),
+        responses={200: tasks.TaskPage},
+        error_statuses=(404, 409),
     ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}",
-        perform=show,
+        handler=show_task,
         access=Access.READ,
         query=("wait", "encoding"),
-        answers={200: tasks.Task},
-        refuses=(409,),
+        responses={200: tasks.Task},
+        error_statuses=(409,),
     ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/explain",
-        perform=explain,
+        handler=explain_task,
         access=Access.READ,
-        answers={200: tasks.Explanation},
-        refuses=(409,),
+        responses={200: tasks.Explanation},
+        error_statuses=(409,),
     ),
     Route(
         method="DELETE",
         path="/api/v1/tasks/{id}",
-        perform=cancel,
+        handler=cancel_task,
         access=Access.SUBMIT,
         query=("force",),
-        answers={200: tasks.Cancelled},
-        refuses=(409, 507),
+        responses={200: tasks.Cancelled},
+        error_statuses=(409, 507),
     ),
     Route(
         method="POST",
         path="/api/v1/tasks/{id}/retry",
-        perform=retry,
+        handler=retry_task,
         access=Access.SUBMIT,
-        answers={201: tasks.Repeated},
-        tells=(REPLICAS_HEADER,),
-        refuses=(409, 429, 507),
+        responses={201: tasks.Repeated},
+        response_headers=(REPLICAS_HEADER,),
+        error_statuses=(409, 429, 507),
     ),
     Route(
         method="POST",
         path="/api/v1/forget",
-        perform=forget,
+        handler=forget_tasks,
         access=Access.ADMIN,
-        takes=task_request.ForgetIn,
-        answers={200: tasks.Forgotten, 202: tasks.Forgotten},
+        body_type=task_request.ForgetIn,
+        responses={200: tasks.Forgotten, 202: tasks.Forgotten},
     ),
 )

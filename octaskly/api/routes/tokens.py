@@ -7,13 +7,13 @@ from typing import Literal, TypedDict
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Call, Route, json_response
+from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import task_request, task_response
 from octaskly.ports import TokenInfo
 from octaskly.rest import tasks
 
 
-class Issued(TypedDict):
+class IssuedToken(TypedDict):
     """A new token."""
 
     token: str
@@ -22,7 +22,7 @@ class Issued(TypedDict):
     expires_at: tasks.At
 
 
-class Shown(TypedDict):
+class TokenJson(TypedDict):
     """What is kept of a token; what is not known of one without a name is null."""
 
     id: str
@@ -37,24 +37,24 @@ class Shown(TypedDict):
     revoked_by: str | None
 
 
-class Listed(TypedDict):
+class TokenListJson(TypedDict):
     """The tokens that have a name."""
 
-    tokens: list[Shown]
+    tokens: list[TokenJson]
     total: int
 
 
-async def issue(call: Call) -> web.StreamResponse:
+async def issue_token(request: Request) -> web.StreamResponse:
     """Return a new token; nobody can be shown it again."""
-    asked = task_request.parse_token(call.body)
-    token, info = await call.gateway.tokens.issue(
+    asked = task_request.parse_token(request.body)
+    token, info = await request.gateway.tokens.issue(
         role=asked.role,
         expires_s=asked.expires_s,
         subject=asked.subject,
         name=asked.name,
-        by=call.who,
+        by=request.authenticated_principal,
     )
-    call.seen.target = info.name or info.id
+    request.info.target = info.name or info.id
     body = {
         "token": token,
         "id": info.id,
@@ -64,21 +64,23 @@ async def issue(call: Call) -> web.StreamResponse:
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
-async def index(call: Call) -> web.StreamResponse:
+async def list_tokens(request: Request) -> web.StreamResponse:
     """Return the tokens that have a name and have not expired, oldest first."""
-    shown = [_shown(info) for info in await call.gateway.tokens.listed()]
+    shown = [_render_token(info) for info in await request.gateway.tokens.list_tokens()]
     body = {"tokens": shown, "total": len(shown)}
     return json_response(task_response.encode(body))
 
 
-async def revoke(call: Call) -> web.StreamResponse:
+async def revoke_token(request: Request) -> web.StreamResponse:
     """Take a token back, by its name or id: no node accepts it any more."""
-    ref = call.named["token"]
-    info = await call.gateway.tokens.revoke(ref, by=call.who.subject)
-    return json_response(task_response.encode(_shown(info)))
+    ref = request.path_params["token"]
+    info = await request.gateway.tokens.revoke(
+        ref, by=request.authenticated_principal.subject
+    )
+    return json_response(task_response.encode(_render_token(info)))
 
 
-def _shown(info: TokenInfo) -> dict[str, object]:
+def _render_token(info: TokenInfo) -> dict[str, object]:
     return {
         "id": info.id,
         "name": info.name,
@@ -101,25 +103,25 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/tokens",
-        perform=issue,
+        handler=issue_token,
         access=Access.ADMIN,
-        takes=task_request.TokenIn,
-        answers={201: Issued},
-        refuses=(409, 507),
+        body_type=task_request.TokenIn,
+        responses={201: IssuedToken},
+        error_statuses=(409, 507),
     ),
     Route(
         method="GET",
         path="/api/v1/tokens",
-        perform=index,
+        handler=list_tokens,
         access=Access.ADMIN,
-        answers={200: Listed},
+        responses={200: TokenListJson},
     ),
     Route(
         method="DELETE",
         path="/api/v1/tokens/{token}",
-        perform=revoke,
+        handler=revoke_token,
         access=Access.ADMIN,
-        answers={200: Shown},
-        refuses=(404, 409, 507),
+        responses={200: TokenJson},
+        error_statuses=(404, 409, 507),
     ),
 )

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from octaskly.api.schemas.base import Body, Wrong, told
+from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import (
     INDEX_VARIABLE,
@@ -33,11 +33,13 @@ _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
 )
 
-_TOLD = f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"  #: names of groups differ
+_RANGE_PATTERN = (
+    f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"  #: names of groups differ
+)
 NAME_BYTES_MAX: Final = 255
 QUOTED_MAX: Final = 5 * CHAR_BYTES  #: most bytes of one character that is quoted
 
-RANGES: Final = {
+FIELD_HINTS: Final = {
     "array": "an object with `range` or `items`, and `max_fails`",
     "range": f"FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to {MEMBER_NUMBER_MAX}, and"
     f" at most {MEMBERS_MAX} members",
@@ -47,49 +49,51 @@ RANGES: Final = {
 }
 
 
-class ArrayIn(Body, gc=False):
+class ArrayIn(RequestBody, gc=False):
     """Which members an array has."""
 
-    range: Annotated[str, told(pattern=_TOLD)] | None = None
-    items: Annotated[list[str], told(minItems=1)] | None = None
+    range: Annotated[str, openapi_schema(pattern=_RANGE_PATTERN)] | None = None
+    items: Annotated[list[str], openapi_schema(minItems=1)] | None = None
     max_fails: Annotated[int, msgspec.Meta(ge=0, le=MEMBERS_MAX)] | None = None
 
 
-def array_of(asked: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
+def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
     """Return the members that a client asks for.
 
     Args:
-        asked: What the client wrote.
+        array_in: What the client wrote.
         command: That of the array; each member's must keep to the bound, too.
         command_bytes_max: That bound.
 
     Raises:
         Wrong: there are none, too many, or one cannot be used.
     """
-    if (asked.range is None) == (asked.items is None):
-        raise Wrong("array", "either `range` or `items`")
-    if asked.items is None:
-        assert asked.range is not None
-        array = _numbered(asked.range)
+    if (array_in.range is None) == (array_in.items is None):
+        raise InvalidField("array", "either `range` or `items`")
+    if array_in.items is None:
+        assert array_in.range is not None
+        array = _parse_range(array_in.range)
         longest = len(str(array.number(array.count - 1)))
     else:
-        array = _listed(asked.items)
-        longest = QUOTED_MAX * max(map(len, asked.items)) + len("''")
+        array = _parse_items(array_in.items)
+        longest = QUOTED_MAX * max(map(len, array_in.items)) + len("''")
     pieces = split_placeholders(command)
     times, size_bytes = len(pieces) // 2, len("".join(pieces[::2]).encode())
-    if asked.items and size_bytes + times * longest > command_bytes_max:
+    if array_in.items and size_bytes + times * longest > command_bytes_max:
         # By the roughest measure it is too long: look at each.
-        longest = max(len(shlex.quote(item).encode()) for item in asked.items)
+        longest = max(len(shlex.quote(item).encode()) for item in array_in.items)
     # A part of an item is no longer than that, but for `''` and `{#}`.
     size_bytes += times * max(longest, len(str(array.count)), len("''"))
     if size_bytes > command_bytes_max:
         what = f"with its longest member the command has {size_bytes} bytes"
-        raise Wrong("command", f"{what}; at most {command_bytes_max} are allowed")
-    return replace(array, max_fails=asked.max_fails)
+        raise InvalidField(
+            "command", f"{what}; at most {command_bytes_max} are allowed"
+        )
+    return replace(array, max_fails=array_in.max_fails)
 
 
 def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
-    """Raise `Wrong` unless items may stand for placeholders in these paths.
+    """Raise `InvalidField` unless items may stand for placeholders in these paths.
 
     So that a path stays where it is: what one stands for is at most one part of it.
     """
@@ -101,7 +105,7 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
             each = room // len(found)
             rooms[placeholder] = min(each, rooms.get(placeholder, each))
     if FOLDER_PLACEHOLDER in rooms:
-        raise Wrong("array", f"{FOLDER_PLACEHOLDER} cannot stand in a path")
+        raise InvalidField("array", f"{FOLDER_PLACEHOLDER} cannot stand in a path")
     if not array.has_items:
         return
     for index, item in enumerate(array.items):
@@ -109,7 +113,7 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
             part = placeholder_value(placeholder, item, index)
             if "/" in part or not part.strip(".") or len(part.encode()) > room:
                 what = f"{item[:40]!r} cannot stand for {placeholder} in a path"
-                raise Wrong(f"array.items[{index}]", what)
+                raise InvalidField(f"array.items[{index}]", what)
 
 
 def _parts(path: str) -> list[str]:
@@ -119,7 +123,7 @@ def _parts(path: str) -> list[str]:
     return "".join(pieces).split("\0")
 
 
-def shown(record: TaskRecord) -> dict[str, object]:
+def render_array(record: TaskRecord) -> dict[str, object]:
     """Return what a list shows of an array; null of other tasks."""
     array = None if record.spec is None else record.spec.array
     if array is None:
@@ -137,33 +141,33 @@ def shown(record: TaskRecord) -> dict[str, object]:
     }
 
 
-def shown_member(record: TaskRecord) -> dict[str, object]:
+def render_member(record: TaskRecord) -> dict[str, object]:
     """Return the number of a member, and what it is given."""
     options = None if record.spec is None else record.spec.options
     env = {} if options is None else dict(options.env)
     return {"index": int(env[INDEX_VARIABLE]), "item": env[ITEM_VARIABLE]}
 
 
-def _numbered(text: str) -> ArraySpec:
+def _parse_range(text: str) -> ArraySpec:
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise Wrong("array.range", f"{text[:40]!r} is no range")
+        raise InvalidField("array.range", f"{text[:40]!r} is no range")
     first, last, step = int(match["first"]), int(match["last"]), int(match["step"] or 1)
     if last < first:
-        raise Wrong("array.range", f"{first}-{last} is reversed")
+        raise InvalidField("array.range", f"{first}-{last} is reversed")
     if not step:
-        raise Wrong("array.range", "the step is 0")
+        raise InvalidField("array.range", "the step is 0")
     count = (last - first) // step + 1
     if count > MEMBERS_MAX:
-        raise Wrong("array.range", f"the array has {count} members")
+        raise InvalidField("array.range", f"the array has {count} members")
     if last > MEMBER_NUMBER_MAX:
-        raise Wrong("array.range", f"{last} is too large")
+        raise InvalidField("array.range", f"{last} is too large")
     return ArraySpec(count=count, first=first, step=step)
 
 
-def _listed(items: list[str]) -> ArraySpec:
+def _parse_items(items: list[str]) -> ArraySpec:
     if not 1 <= len(items) <= MEMBERS_MAX:
-        raise Wrong("array.items", f"there are {len(items)} items")
+        raise InvalidField("array.items", f"there are {len(items)} items")
     if max(map(len, items)) * CHAR_BYTES > ITEM_BYTES_MAX or "\0" in "".join(items):
         for index, item in enumerate(items):
             _check_item(index, item)
@@ -172,13 +176,13 @@ def _listed(items: list[str]) -> ArraySpec:
         what = (
             f"the items take {array.items_bytes} bytes, {ITEM_BYTES} of each beside it"
         )
-        raise Wrong("array.items", what)
+        raise InvalidField("array.items", what)
     return array
 
 
 def _check_item(index: int, item: str) -> None:
     if "\0" in item:
-        raise Wrong(f"array.items[{index}]", "the item contains a NUL character")
+        raise InvalidField(f"array.items[{index}]", "the item contains a NUL character")
     size_bytes = len(item.encode())
     if size_bytes > ITEM_BYTES_MAX:
-        raise Wrong(f"array.items[{index}]", f"the item has {size_bytes} bytes")
+        raise InvalidField(f"array.items[{index}]", f"the item has {size_bytes} bytes")

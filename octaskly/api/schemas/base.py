@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-def told(**schema: object) -> msgspec.Meta:
+def openapi_schema(**schema: object) -> msgspec.Meta:
     """Return what the OpenAPI document adds of a type; it checks nothing.
 
     What a field may be is checked here and in `schema`, with better hints.
@@ -13,11 +13,11 @@ def told(**schema: object) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=dict(schema))
 
 
-class Body(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class RequestBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What clients write. Written again it has no key that it had not."""
 
 
-class Wrong(ValueError):
+class InvalidField(ValueError):
     """A field cannot be used.
 
     Args:
@@ -25,6 +25,6 @@ class Wrong(ValueError):
         what: What is wrong with it.
     """
 
-    def __init__(self, field: str, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
         self.field = field

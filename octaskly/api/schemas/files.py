@@ -8,67 +8,69 @@ from typing import Annotated, Final
 
 import msgspec
 
-from octaskly.api.schemas.base import Body, Wrong, told
+from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
 from octaskly.core.model.task_options import UploadedFile
-from octaskly.rest.tasks import SHA256, FileGiven
+from octaskly.rest.tasks import SHA256, TaskFileJson
 
 FILES_MAX: Final = 256
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class FileIn(Body, gc=False):
+class FileIn(RequestBody, gc=False):
     """A file that an attempt finds in its scratch folder."""
 
-    path: Annotated[str, told(pattern=f"^{_NAME.pattern}$")]
-    sha256: Annotated[str, told(pattern=f"^{SHA256.pattern}$")]
-    node: Annotated[str, told(pattern=f"^{_NODE.pattern}$")]
+    path: Annotated[str, openapi_schema(pattern=f"^{_NAME.pattern}$")]
+    sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
+    node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
 
 
 Files = Annotated[tuple[FileIn, ...], msgspec.Meta(max_length=FILES_MAX)]
 
-RANGE: Final = (
+FILES_HINT: Final = (
     f"at most {FILES_MAX} objects with path (a name of 1 to 128 characters of A-Z a-z"
     " 0-9 . _ -), sha256 and node, by name or id; with `workdir`: scratch"
 )
 
 
-def files_of(asked: Iterable[FileIn], *, is_scratch: bool) -> tuple[UploadedFile, ...]:
+def parse_files(
+    files_in: Iterable[FileIn], *, is_scratch: bool
+) -> tuple[UploadedFile, ...]:
     """Return the files that a task names.
 
     Raises:
         Wrong: one cannot be used.
     """
     files: dict[str, UploadedFile] = {}
-    for index, file in enumerate(asked):
-        if (why := _wrong(file)) is not None:
-            raise Wrong(f"files[{index}]", why)
+    for index, file in enumerate(files_in):
+        if (why := _file_error(file)) is not None:
+            raise InvalidField(f"files[{index}]", why)
         if file.path in files:
-            raise Wrong(f"files[{index}]", f"two files are called {file.path}")
+            raise InvalidField(f"files[{index}]", f"two files are called {file.path}")
         files[file.path] = UploadedFile(
             path=file.path, sha256=file.sha256, node=file.node
         )
     if files and not is_scratch:
-        raise Wrong("files", "files lie in a folder of the task: ask for one")
+        raise InvalidField("files", "files lie in a folder of the task: ask for one")
     return tuple(files.values())
 
 
-def check_apart(asked: Iterable[FileIn], inputs: Iterable[str]) -> None:
-    """Raise `Wrong` unless files and inputs have different places in the folder."""
-    if not asked:  # As mostly.
+def check_no_input_overlap(files_in: Iterable[FileIn], inputs: Iterable[str]) -> None:
+    """Raise `InvalidField` unless files and inputs have different places in the folder."""
+    if not files_in:  # As mostly.
         return
     taken = {path.removeprefix("./").partition("/")[0] for path in inputs}
-    for index, file in enumerate(asked):
+    for index, file in enumerate(files_in):
         if file.path in taken:
-            raise Wrong(f"files[{index}]", f"an input is there: {file.path}")
+            raise InvalidField(f"files[{index}]", f"an input is there: {file.path}")
 
 
-def shown(files: Iterable[UploadedFile]) -> list[FileGiven]:
+def render_files(files: Iterable[UploadedFile]) -> list[TaskFileJson]:
     """Return files as they are shown."""
-    return [FileGiven(path=f.path, sha256=f.sha256, node=f.node) for f in files]
+    return [TaskFileJson(path=f.path, sha256=f.sha256, node=f.node) for f in files]
 
 
-def _wrong(file: FileIn) -> str | None:
+def _file_error(file: FileIn) -> str | None:
     if not _NAME.fullmatch(file.path):
         return f"unusable name {file.path[:80]!r}"
     if not SHA256.fullmatch(file.sha256):

@@ -10,7 +10,7 @@ from octaskly.core.change_feed import NodeEvent
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import RosterEntry
-from octaskly.ports import Health, MeshState, MeshStats
+from octaskly.ports import Health, MeshStats, ReplicationState
 
 _MIB = 1 << 20
 
@@ -19,7 +19,7 @@ def nodes(
     members: Sequence[RosterEntry],
     seen_ms: Callable[[NodeId], int | None],
     joined_ms: Mapping[NodeId, int],
-    state: MeshState,
+    state: ReplicationState,
     names: Mapping[NodeId, str],
 ) -> Json:
     """Return the members of the mesh, and how safe it is."""
@@ -30,9 +30,9 @@ def nodes(
     }
 
 
-def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
+def mesh(state: ReplicationState, names: Mapping[NodeId, str]) -> Json:
     """Return who reigns, who keeps copies, and when another node did both last."""
-    epoch, failover = state.epoch, state.failover
+    epoch, failover = state.epoch, state.last_takeover
     return {
         "term": epoch.term,
         "epoch": {"term": epoch.term, "node": epoch.node},
@@ -120,9 +120,9 @@ def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> Json:
             "disk_size_mb": -(-numbers.disk_bytes // _MIB),
         },
         "mesh": {
-            **mesh(numbers.mesh, names),
-            "reign_seconds": int(numbers.reign_s),
-            "refused": dict(numbers.refused),
+            **mesh(numbers.replication, names),
+            "reign_seconds": int(numbers.dispatching_s),
+            "refused": dict(numbers.refused_counts),
         },
     }
 

@@ -13,7 +13,7 @@ from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas.task_request import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import Search
+from octaskly.ports import TaskSearch
 from octaskly.rest.tasks import SHA256
 
 LIMIT_DEFAULT = 100
@@ -33,7 +33,7 @@ _NAME_MAX = 255
 _TEXT_CHARS_MAX = 256
 _LABEL_CHARS_MAX = 64 + 1 + 256
 _LABELS_MAX = 32
-_REPEATED = ("label",)  #: parameters that may be given several times
+_REPEATABLE = ("label",)  #: parameters that may be given several times
 
 _Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=_TEXT_CHARS_MAX)]
@@ -126,15 +126,15 @@ class Query:
     """The parameters of one request, each given at most once and known by name."""
 
     def __init__(self, given: Iterable[tuple[str, str]], known: Iterable[str]) -> None:
-        self._given: dict[str, str] = {}
+        self._values: dict[str, str] = {}
         self._labels: list[str] = []
         names = tuple(known)
         for name, value in given:
             if name not in names:
                 _refuse_unknown(name, names)
-            if name in self._given and name not in _REPEATED:
+            if name in self._values and name not in _REPEATABLE:
                 raise _invalid(name, f"`{name}` is given twice")
-            self._given[name] = value
+            self._values[name] = value
             if name == "label":
                 self._labels.append(value)
 
@@ -152,13 +152,13 @@ class Query:
 
     def since_s(self) -> int | None:
         """Return how far back to go, None: it was not said."""
-        if "since_s" not in self._given:
+        if "since_s" not in self._values:
             return None
         return self._integer("since_s", 0, 0, SINCE_S_MAX)
 
     def status(self) -> TaskState | None:
         """Return the state to keep, None for all."""
-        text = self._given.get("status")
+        text = self._values.get("status")
         if text is None:
             return None
         try:
@@ -169,31 +169,31 @@ class Query:
 
     def array(self) -> str | None:
         """Return the array whose members to keep, None for all that is no member."""
-        text = self._given.get("array")
+        text = self._values.get("array")
         return None if text is None else task_ref(text)
 
-    def search(self) -> Search | None:
+    def search(self) -> TaskSearch | None:
         """Return what tasks are to be like, but for the place to go on."""
         labels = tuple(map(_label, self._labels))
         if len(labels) > _LABELS_MAX:
             raise _invalid("label", f"at most {_LABELS_MAX} labels are looked for")
         name, text = self._words("name"), self._words("text")
         if not (labels or name or text):
-            if "after" in self._given:
+            if "after" in self._values:
                 raise _invalid("after", "`after` goes with `name`, `label` or `text`")
             return None
         for field, why in (("offset", "`after`"), ("array", "the array itself")):
-            if self._given.get(field, "0") != "0":
+            if self._values.get(field, "0") != "0":
                 raise _invalid(field, f"a search takes no `{field}`, but {why}")
-        return Search(name=name, labels=labels, text=text)
+        return TaskSearch(name=name, labels=labels, text=text)
 
     def after(self) -> str | None:
         """Return the task behind which a search goes on."""
-        text = self._given.get("after")
+        text = self._values.get("after")
         return None if text is None else task_ref(text, "after")
 
     def _words(self, name: str) -> str | None:
-        text = self._given.get(name)
+        text = self._values.get(name)
         is_usable = text is None or (1 <= len(text) <= _TEXT_CHARS_MAX)
         if not is_usable or "\0" in (text or ""):
             raise _invalid(name, f"`{name}` is 1 to {_TEXT_CHARS_MAX} characters")
@@ -201,30 +201,30 @@ class Query:
 
     def worker_id(self) -> str | None:
         """Return the name of the node whose tasks to keep, None for all."""
-        text = self._given.get("worker_id")
+        text = self._values.get("worker_id")
         if text is not None and not 1 <= len(text) <= _NAME_MAX:
             raise _invalid("worker_id", "`worker_id` is the name of a node")
         return text
 
     def wait_s(self) -> float:
         """Return how long to wait for the end of a task."""
-        text = self._given.get("wait")
+        text = self._values.get("wait")
         if text is None:
             return 0.0
         if not _SECONDS.fullmatch(text) or float(text) > WAIT_S_MAX:
             raise _invalid("wait", "`wait` is 0 to 300 seconds")
         return float(text)
 
-    def is_exact(self) -> bool:
+    def is_base64(self) -> bool:
         """Return whether output is asked for as exact bytes, in base64."""
-        text = self._given.get("encoding", "utf-8")
+        text = self._values.get("encoding", "utf-8")
         if text not in ("utf-8", "base64"):
             raise _invalid("encoding", "`encoding` is utf-8 or base64")
         return text == "base64"
 
     def is_strict(self) -> bool:
         """Return whether a task with a single copy is to be refused."""
-        text = self._given.get("durability", "normal")
+        text = self._values.get("durability", "normal")
         if text not in DURABILITIES:
             raise _invalid("durability", "`durability` is normal or strict")
         return text == "strict"
@@ -235,25 +235,25 @@ class Query:
 
     def flag(self, name: str) -> bool:
         """Return a parameter that is true or false, which is the default."""
-        text = self._given.get(name, "false")
+        text = self._values.get(name, "false")
         if text not in ("true", "false"):
             raise _invalid(name, f"`{name}` is true or false")
         return text == "true"
 
     def text(self, name: str) -> str:
         """Return a parameter that another node made up."""
-        return self._given.get(name, "")
+        return self._values.get(name, "")
 
-    def is_by_number(self) -> bool:
+    def is_ordered_by_number(self) -> bool:
         """Return whether results are wanted in the order of members."""
-        text = self._given.get("order", "end")
+        text = self._values.get("order", "end")
         if text not in ("end", "number"):
             raise _invalid("order", "`order` is end or number")
         return text == "number"
 
     def streams(self) -> tuple[bool, bool]:
         """Return whether stdout and stderr are asked for."""
-        text = self._given.get("stream", "both")
+        text = self._values.get("stream", "both")
         if text not in ("stdout", "stderr", "both"):
             raise _invalid("stream", "`stream` is stdout, stderr or both")
         return text != "stderr", text != "stdout"
@@ -262,15 +262,15 @@ class Query:
         """Return the number of the attempt that is asked for, 0 for none."""
         return self._integer("attempt", 0, 0, ATTEMPTS_MAX)
 
-    def start(self, name: str) -> int | None:
+    def stream_offset(self, name: str) -> int | None:
         """Return where to begin in a stream, None to leave it out."""
-        if name not in self._given:
+        if name not in self._values:
             return None
         return self._integer(name, 0, 0, OFFSET_MAX)
 
     def types(self, known: tuple[str, ...]) -> tuple[str, ...]:
         """Return which kinds of events to send, all unless told."""
-        text = self._given.get("types")
+        text = self._values.get("types")
         if text is None:
             return known
         types = tuple(text.split(","))
@@ -280,11 +280,11 @@ class Query:
 
     def task(self) -> str | None:
         """Return the only task to tell of, None for all."""
-        text = self._given.get("task")
+        text = self._values.get("task")
         return None if text is None else task_ref(text, "task")
 
     def _integer(self, name: str, default: int, low: int, high: int) -> int:
-        text = self._given.get(name)
+        text = self._values.get(name)
         if text is None:
             return default
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
@@ -322,7 +322,7 @@ def idempotency_key(text: str | None) -> str | None:
     return text
 
 
-def path_part(clean: Callable[[str], str], text: str) -> str:
+def output_path(clean: Callable[[str], str], text: str) -> str:
     """Return the path of an output from a URL, in its normal form."""
     try:
         return clean(text)

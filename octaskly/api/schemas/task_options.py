@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from octaskly.api.schemas import files as given
-from octaskly.api.schemas.base import Body, Wrong, told
+from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
 from octaskly.config.units import is_host
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import (
@@ -40,10 +40,10 @@ GRACE_S_MAX: Final = 3600
 MEMORY_MB_MAX: Final = 1 << 30
 COUNT_MAX: Final = 1 << 20
 RETRIES_MAX: Final = 100
-CODES_MAX: Final = 64
+RETRY_CODES_MAX: Final = 64
 URL_CHARS_MAX: Final = 2048
 PARENTS_MAX: Final = 1000
-RESERVED: Final = "OCTASKLY_"  #: begins the variables that the agent sets
+RESERVED_PREFIX: Final = "OCTASKLY_"  #: begins the variables that the agent sets
 
 _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
@@ -61,21 +61,25 @@ Megabytes = Annotated[int, msgspec.Meta(ge=1, le=MEMORY_MB_MAX)]
 
 ExitCode = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Cause = Literal["failure", "lost"]
-Word = Annotated[str, told(pattern=f"^{_SIMPLE.pattern}$")]
-Ref = Annotated[str, told(pattern=f"^{_REF.pattern}$")]
+Word = Annotated[str, openapi_schema(pattern=f"^{_SIMPLE.pattern}$")]
+TaskRef = Annotated[str, openapi_schema(pattern=f"^{_REF.pattern}$")]
 Labels = Annotated[
-    dict[str, Annotated[str, told(maxLength=LABEL_CHARS_MAX)]],
-    told(maxProperties=LABELS_MAX, propertyNames={"pattern": f"^{_LABEL.pattern}$"}),
+    dict[str, Annotated[str, openapi_schema(maxLength=LABEL_CHARS_MAX)]],
+    openapi_schema(
+        maxProperties=LABELS_MAX, propertyNames={"pattern": f"^{_LABEL.pattern}$"}
+    ),
 ]
-_NAMES = {"pattern": f"^(?!{RESERVED}){_VARIABLE.pattern}$"}
+_NAMES = {"pattern": f"^(?!{RESERVED_PREFIX}){_VARIABLE.pattern}$"}
 Env = Annotated[
-    dict[str, Annotated[str, told(maxLength=ENV_VALUE_BYTES_MAX)]],
-    told(maxProperties=ENV_MAX, propertyNames=_NAMES),
+    dict[str, Annotated[str, openapi_schema(maxLength=ENV_VALUE_BYTES_MAX)]],
+    openapi_schema(maxProperties=ENV_MAX, propertyNames=_NAMES),
 ]
-RetryOn = Annotated[tuple[ExitCode | Cause, ...], msgspec.Meta(max_length=CODES_MAX)]
+RetryOn = Annotated[
+    tuple[ExitCode | Cause, ...], msgspec.Meta(max_length=RETRY_CODES_MAX)
+]
 
 
-class RequiresIn(Body, gc=False):
+class RequiresIn(RequestBody, gc=False):
     """What a node must have."""
 
     labels: Labels = msgspec.field(default_factory=dict)
@@ -87,7 +91,7 @@ class RequiresIn(Body, gc=False):
     gpus: Count | None = None
 
 
-class LimitsIn(Body, gc=False):
+class LimitsIn(RequestBody, gc=False):
     """What a task may take."""
 
     memory_mb: Megabytes | None = None
@@ -96,15 +100,19 @@ class LimitsIn(Body, gc=False):
     processes: Count | None = None
 
 
-class OptionsIn(Body, gc=False):
+class OptionsIn(RequestBody, gc=False):
     """The fields of a task that few tasks have."""
 
-    name: Annotated[str, told(minLength=1, maxLength=NAME_CHARS_MAX)] | None = None
+    name: (
+        Annotated[str, openapi_schema(minLength=1, maxLength=NAME_CHARS_MAX)] | None
+    ) = None
     labels: Labels = msgspec.field(default_factory=dict)
     env: Env = msgspec.field(default_factory=dict)
-    cwd: Annotated[str, told(minLength=1, maxLength=CWD_BYTES_MAX)] | None = None
-    stdin: Annotated[str, told(maxLength=STDIN_BYTES_MAX)] = ""
-    stdin_base64: Annotated[str, told(contentEncoding="base64")] = ""
+    cwd: Annotated[str, openapi_schema(minLength=1, maxLength=CWD_BYTES_MAX)] | None = (
+        None
+    )
+    stdin: Annotated[str, openapi_schema(maxLength=STDIN_BYTES_MAX)] = ""
+    stdin_base64: Annotated[str, openapi_schema(contentEncoding="base64")] = ""
     workdir: Literal["scratch"] | None = None
     grace: Annotated[int, msgspec.Meta(ge=0, le=GRACE_S_MAX)] | None = None
     requires: RequiresIn | None = None
@@ -112,17 +120,21 @@ class OptionsIn(Body, gc=False):
     priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
     retry_on: RetryOn | None = None
-    notify_url: Annotated[str, told(pattern=f"^{_URL.pattern}$")] | None = None
-    after: Annotated[tuple[Ref, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
+    notify_url: Annotated[str, openapi_schema(pattern=f"^{_URL.pattern}$")] | None = (
+        None
+    )
+    after: Annotated[tuple[TaskRef, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
     files: given.Files = ()
 
 
-NONE_ASKED: Final = TaskOptions()
-_fields = attrgetter(*(f for f in OptionsIn.__struct_fields__ if f != "priority"))
-_NOTHING: Final = _fields(OptionsIn())
+NO_OPTIONS: Final = TaskOptions()
+_option_fields = attrgetter(
+    *(f for f in OptionsIn.__struct_fields__ if f != "priority")
+)
+_DEFAULT_FIELDS: Final = _option_fields(OptionsIn())
 
-RANGES: Final = {
+FIELD_HINTS: Final = {
     "name": f"1 to {NAME_CHARS_MAX} printable characters",
     "labels": f"at most {LABELS_MAX} pairs; names of 1 to 64 characters of A-Z a-z 0-9"
     f" . _ / -, values of at most {LABEL_CHARS_MAX} printable characters",
@@ -143,60 +155,60 @@ RANGES: Final = {
     "file_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
     "cpu_seconds": f"an integer from 1 to {1 << 30}",
     "retries": f"an integer from 0 to {RETRIES_MAX}",
-    "retry_on": f"at most {CODES_MAX} of: failure, lost, exit codes from 1 to 255",
+    "retry_on": f"at most {RETRY_CODES_MAX} of: failure, lost, exit codes from 1 to 255",
     "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters, all"
     " of them visible ASCII",
     "after": f"at most {PARENTS_MAX} ids of tasks",
     "on": "success, failure or any, with `after`",
-    "files": given.RANGE,
+    "files": given.FILES_HINT,
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
 """What each field may be, for hints."""
 
 
-def options_of(asked: OptionsIn) -> TaskOptions | None:
+def parse_options(fields: OptionsIn) -> TaskOptions | None:
     """Return what a task asks for; None if it is nothing.
 
     Raises:
         Wrong: a field cannot be used.
     """
-    if _fields(asked) == _NOTHING:
+    if _option_fields(fields) == _DEFAULT_FIELDS:
         return None  # As most: this is on the way of each task.
     # An empty one is a variable that is not set: not a task without it.
-    if asked.name is not None and not _is_shown(asked.name, NAME_CHARS_MAX):
-        raise Wrong("name", "unusable name")
+    if fields.name is not None and not _is_printable(fields.name, NAME_CHARS_MAX):
+        raise InvalidField("name", "unusable name")
     options = TaskOptions(
-        name=asked.name or "",
-        labels=_labels(asked.labels, "labels"),
-        env=_env(asked.env),
-        cwd=_cwd(asked.cwd),
-        stdin=_stdin(asked),
-        is_scratch=asked.workdir == "scratch",
-        grace_s=asked.grace,
-        requires=None if asked.requires is None else _requires(asked.requires),
-        limits=None if asked.limits is None else _limits(asked.limits),
-        retry=_retry(asked),
-        notify_url=_notify_url(asked.notify_url),
-        after=_after(asked),
-        files=given.files_of(asked.files, is_scratch=asked.workdir == "scratch"),
+        name=fields.name or "",
+        labels=_labels(fields.labels, "labels"),
+        env=_env(fields.env),
+        cwd=_cwd(fields.cwd),
+        stdin=_stdin(fields),
+        is_scratch=fields.workdir == "scratch",
+        grace_s=fields.grace,
+        requires=None if fields.requires is None else _requires(fields.requires),
+        limits=None if fields.limits is None else _limits(fields.limits),
+        retry=_retry(fields),
+        notify_url=_notify_url(fields.notify_url),
+        after=_after(fields),
+        files=given.parse_files(fields.files, is_scratch=fields.workdir == "scratch"),
     )
-    return None if options == NONE_ASKED else options
+    return None if options == NO_OPTIONS else options
 
 
-def shown(options: TaskOptions | None) -> dict[str, object]:
+def render_summary(options: TaskOptions | None) -> dict[str, object]:
     """Return what a list shows of it."""
     if options is None:  # As most.
         return {"name": None, "labels": {}}
     return {"name": options.name or None, "labels": dict(options.labels)}
 
 
-def shown_whole(options: TaskOptions | None) -> dict[str, object]:
+def render_options(options: TaskOptions | None) -> dict[str, object]:
     """Return all of it, but for the bytes of stdin; null where nothing is asked for."""
-    return _NONE_SHOWN if options is None else _shown_whole(options)
+    return _NO_OPTIONS_RENDERED if options is None else _render_options(options)
 
 
-def _shown_whole(asked: TaskOptions) -> dict[str, object]:
+def _render_options(asked: TaskOptions) -> dict[str, object]:
     requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
         "after": [task_name(TaskId(t)) for t in asked.after.tasks]
@@ -214,7 +226,7 @@ def _shown_whole(asked: TaskOptions) -> dict[str, object]:
         "cwd": asked.cwd or None,
         "stdin_bytes": len(asked.stdin),
         "workdir": "scratch" if asked.is_scratch else None,
-        "files": given.shown(asked.files),
+        "files": given.render_files(asked.files),
         "grace": asked.grace_s,
         "requires": requires
         and {
@@ -236,40 +248,42 @@ def _shown_whole(asked: TaskOptions) -> dict[str, object]:
     }
 
 
-_NONE_SHOWN: Final = _shown_whole(NONE_ASKED)
+_NO_OPTIONS_RENDERED: Final = _render_options(NO_OPTIONS)
 
 
 def _labels(labels: Mapping[str, str], field: str) -> Pairs:
     if len(labels) > LABELS_MAX:
-        raise Wrong(field, f"{len(labels)} labels")
+        raise InvalidField(field, f"{len(labels)} labels")
     for name, value in labels.items():
         if not _LABEL.fullmatch(name):
-            raise Wrong(field, f"unusable name {name[:80]!r}")
-        if value and not _is_shown(value, LABEL_CHARS_MAX):
-            raise Wrong(field, f"unusable value of {name}")
+            raise InvalidField(field, f"unusable name {name[:80]!r}")
+        if value and not _is_printable(value, LABEL_CHARS_MAX):
+            raise InvalidField(field, f"unusable value of {name}")
     return tuple(sorted(labels.items()))
 
 
 def _env(env: Mapping[str, str]) -> Pairs:
     if len(env) > ENV_MAX:
-        raise Wrong("env", f"{len(env)} variables")
+        raise InvalidField("env", f"{len(env)} variables")
     size_bytes = 0
     for name, value in env.items():
         if not _VARIABLE.fullmatch(name):
-            raise Wrong("env", f"{name[:80]!r} cannot be a variable")
-        if name.startswith(RESERVED):
-            raise Wrong("env", f"{name[:80]}: variables of {RESERVED} are the agent's")
+            raise InvalidField("env", f"{name[:80]!r} cannot be a variable")
+        if name.startswith(RESERVED_PREFIX):
+            raise InvalidField(
+                "env", f"{name[:80]}: variables of {RESERVED_PREFIX} are the agent's"
+            )
         if "\0" in value:
-            raise Wrong("env", f"the value of {name} contains a NUL character")
+            raise InvalidField("env", f"the value of {name} contains a NUL character")
         value_bytes = len(value.encode())
         if value_bytes > ENV_VALUE_BYTES_MAX:
             allowed = f"at most {ENV_VALUE_BYTES_MAX} are allowed"
-            raise Wrong(
+            raise InvalidField(
                 "env", f"the value of {name} has {value_bytes} bytes; {allowed}"
             )
         size_bytes += len(name) + value_bytes
     if size_bytes > ENV_BYTES_MAX:
-        raise Wrong("env", f"the variables have {size_bytes} bytes")
+        raise InvalidField("env", f"the variables have {size_bytes} bytes")
     return tuple(sorted(env.items()))
 
 
@@ -277,7 +291,7 @@ def _notify_url(url: str | None) -> str:
     if url is None:
         return ""
     if len(url) > URL_CHARS_MAX or not _URL.fullmatch(url):
-        raise Wrong("notify_url", "unusable URL")
+        raise InvalidField("notify_url", "unusable URL")
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -285,9 +299,11 @@ def _notify_url(url: str | None) -> str:
     except ValueError:  # The port is none, or the address.
         parts, is_usable = SplitResult("", "", "", "", ""), False
     if not is_usable:
-        raise Wrong("notify_url", "the URL names no host that can be reached")
+        raise InvalidField("notify_url", "the URL names no host that can be reached")
     if parts.username is not None:
-        raise Wrong("notify_url", "everybody can read the URL: no passwords there")
+        raise InvalidField(
+            "notify_url", "everybody can read the URL: no passwords there"
+        )
     return url
 
 
@@ -295,97 +311,97 @@ def _cwd(cwd: str | None) -> str:
     if cwd is None:
         return ""
     if not cwd:
-        raise Wrong("cwd", "the path is empty")
+        raise InvalidField("cwd", "the path is empty")
     if "\0" in cwd:
-        raise Wrong("cwd", "the path contains a NUL character")
+        raise InvalidField("cwd", "the path contains a NUL character")
     if len(cwd.encode()) > CWD_BYTES_MAX:
-        raise Wrong("cwd", f"the path is longer than {CWD_BYTES_MAX} bytes")
+        raise InvalidField("cwd", f"the path is longer than {CWD_BYTES_MAX} bytes")
     if not cwd.startswith("/") and ".." in cwd.split("/"):
-        raise Wrong("cwd", "the path contains `..`; give an absolute one")
+        raise InvalidField("cwd", "the path contains `..`; give an absolute one")
     return cwd
 
 
-def _stdin(asked: OptionsIn) -> bytes:
-    if asked.stdin and asked.stdin_base64:
-        raise Wrong("stdin_base64", "stdin is given twice")
+def _stdin(fields: OptionsIn) -> bytes:
+    if fields.stdin and fields.stdin_base64:
+        raise InvalidField("stdin_base64", "stdin is given twice")
     try:
-        data = asked.stdin.encode() or base64.b64decode(
-            asked.stdin_base64, validate=True
+        data = fields.stdin.encode() or base64.b64decode(
+            fields.stdin_base64, validate=True
         )
     except ValueError:  # Also where it has characters beyond ASCII.
-        raise Wrong("stdin_base64", "this is no base64") from None
+        raise InvalidField("stdin_base64", "this is no base64") from None
     if len(data) > STDIN_BYTES_MAX:
-        field = "stdin" if asked.stdin else "stdin_base64"
-        raise Wrong(field, f"stdin has {len(data)} bytes")
+        field = "stdin" if fields.stdin else "stdin_base64"
+        raise InvalidField(field, f"stdin has {len(data)} bytes")
     return data
 
 
-def _requires(asked: RequiresIn) -> Requirements | None:
+def _requires(fields: RequiresIn) -> Requirements | None:
     for field in ("node", "os", "arch"):
-        word: str | None = getattr(asked, field)
+        word: str | None = getattr(fields, field)
         # An empty one is a variable that is not set: not a task without needs.
         if word is not None and not _SIMPLE.fullmatch(word):
-            raise Wrong(f"requires.{field}", "unusable word")
+            raise InvalidField(f"requires.{field}", "unusable word")
     return _or_none(
         Requirements(
-            labels=_labels(asked.labels, "requires.labels"),
-            node=asked.node or "",
-            os=asked.os or "",
-            arch=asked.arch or "",
-            cpus=asked.cpus or 0,
-            memory_mb=asked.memory_mb or 0,
-            gpus=asked.gpus or 0,
+            labels=_labels(fields.labels, "requires.labels"),
+            node=fields.node or "",
+            os=fields.os or "",
+            arch=fields.arch or "",
+            cpus=fields.cpus or 0,
+            memory_mb=fields.memory_mb or 0,
+            gpus=fields.gpus or 0,
         ),
         Requirements,
     )
 
 
-def _limits(asked: LimitsIn) -> TaskLimits | None:
+def _limits(fields: LimitsIn) -> TaskLimits | None:
     return _or_none(
         TaskLimits(
-            memory_mb=asked.memory_mb or 0,
-            cpu_s=asked.cpu_seconds or 0,
-            file_mb=asked.file_mb or 0,
-            processes=asked.processes or 0,
+            memory_mb=fields.memory_mb or 0,
+            cpu_s=fields.cpu_seconds or 0,
+            file_mb=fields.file_mb or 0,
+            processes=fields.processes or 0,
         ),
         TaskLimits,
     )
 
 
-def _retry(asked: OptionsIn) -> Retry | None:
-    if asked.retry_on is None:
-        return _or_none(Retry(retries=asked.retries), Retry)
-    codes = {cause for cause in asked.retry_on if isinstance(cause, int)}
-    on_failure = "failure" in asked.retry_on
-    if codes and not asked.retries:
-        raise Wrong("retries", "`retry_on` names exit codes, and `retries` is 0")
+def _retry(fields: OptionsIn) -> Retry | None:
+    if fields.retry_on is None:
+        return _or_none(Retry(retries=fields.retries), Retry)
+    codes = {cause for cause in fields.retry_on if isinstance(cause, int)}
+    on_failure = "failure" in fields.retry_on
+    if codes and not fields.retries:
+        raise InvalidField("retries", "`retry_on` names exit codes, and `retries` is 0")
     return _or_none(
         Retry(
-            retries=asked.retries,
+            retries=fields.retries,
             on_failure=on_failure,
             codes=() if on_failure else tuple(sorted(codes)),
-            on_lost="lost" in asked.retry_on,
+            on_lost="lost" in fields.retry_on,
         ),
         Retry,
     )
 
 
-def _after(asked: OptionsIn) -> After | None:
-    for index, ref in enumerate(asked.after):
+def _after(fields: OptionsIn) -> After | None:
+    for index, ref in enumerate(fields.after):
         if not _REF.fullmatch(ref):
-            raise Wrong(f"after[{index}]", "this can be no id")
-    if not asked.after:
-        if asked.on != "success":
-            raise Wrong("on", "`on` is said of the tasks in `after`")
+            raise InvalidField(f"after[{index}]", "this can be no id")
+    if not fields.after:
+        if fields.on != "success":
+            raise InvalidField("on", "`on` is said of the tasks in `after`")
         return None
-    return After(tasks=tuple(dict.fromkeys(asked.after)), end=asked.on)
+    return After(tasks=tuple(dict.fromkeys(fields.after)), end=fields.on)
 
 
 def _or_none(value: T, empty: Callable[[], T]) -> T | None:
     return None if value == empty() else value
 
 
-def _is_shown(text: str, chars_max: int) -> bool:
+def _is_printable(text: str, chars_max: int) -> bool:
     if not 1 <= len(text) <= chars_max:
         return False
     if text.isprintable():

@@ -26,13 +26,13 @@ from octaskly.api.problems import (
     Problem,
 )
 from octaskly.api.schemas import arrays, files
-from octaskly.api.schemas.base import Body, Wrong, told
-from octaskly.api.schemas.task_options import NONE_ASKED, OptionsIn, options_of
-from octaskly.api.schemas.task_options import RANGES as OPTION_RANGES
+from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
+from octaskly.api.schemas.task_options import FIELD_HINTS as OPTION_RANGES
+from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_options
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.system.cooperative import in_turns
+from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
 COMMAND_BYTES_MAX = 65_536
@@ -45,26 +45,28 @@ RESCAN_BYTES_MAX = 1 << 20
 SUBJECT_MAX = 128
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_MSGSPEC_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _BOUND = re.compile(r"Expected [^,]*(, got (?P<got>`.*`))?", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-Path = Annotated[str, told(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]")]
+Path = Annotated[
+    str, openapi_schema(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]")
+]
 Paths = Annotated[tuple[Path, ...], msgspec.Meta(max_length=PATHS_MAX)]
 
 
 class TaskIn(OptionsIn, gc=False, kw_only=True):
     """One task as a client writes it."""
 
-    command: Annotated[str, told(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
+    command: Annotated[str, openapi_schema(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
     timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
     inputs: Paths = ()
     outputs: Paths = ()
-    id: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | msgspec.UnsetType = (
-        msgspec.UNSET
-    )
+    id: (
+        Annotated[str, openapi_schema(pattern=f"^{_ID.pattern}$")] | msgspec.UnsetType
+    ) = msgspec.UNSET
     durability: Literal["normal", "strict"] = "normal"
     fail_fast: bool = False
     array: arrays.ArrayIn | None = None
@@ -85,28 +87,30 @@ class Batch:
 FORGET_S_MAX: Final = 10 * 365 * 86_400
 
 
-class TokenIn(Body):
+class TokenIn(RequestBody):
     """A request for a token."""
 
-    role: Annotated[str, told(enum=sorted(PERMISSIONS))]
-    subject: Annotated[str, told(minLength=1, maxLength=SUBJECT_MAX)] | None = None
+    role: Annotated[str, openapi_schema(enum=sorted(PERMISSIONS))]
+    subject: (
+        Annotated[str, openapi_schema(minLength=1, maxLength=SUBJECT_MAX)] | None
+    ) = None
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
-    name: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | None = None
+    name: Annotated[str, openapi_schema(pattern=f"^{_ID.pattern}$")] | None = None
 
 
-class ForgetIn(Body):
+class ForgetIn(RequestBody):
     """A wish to forget ended tasks."""
 
     older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
 
 
-class NothingIn(Body):
+class EmptyIn(RequestBody):
     """What a request may say that needs no body."""
 
 
-RANGES: Final = {
+FIELD_HINTS: Final = {
     **OPTION_RANGES,
-    **arrays.RANGES,
+    **arrays.FIELD_HINTS,
     "timeout": "an integer from 1 to 86400 (seconds)",
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths",
@@ -125,17 +129,19 @@ _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
-_nothing = msgspec.json.Decoder(NothingIn)
+_nothing = msgspec.json.Decoder(EmptyIn)
 
 
 async def parse_tasks(body: bytes) -> Batch:
     """Return the tasks of a submission; of a large one in several turns."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
-        task: TaskIn = decode(_one, TaskIn, body)
+        task: TaskIn = decode_body(_one, TaskIn, body)
         await twice.refuse_in_large(body, task)
         is_strict = task.durability == "strict"
-        return Batch(drafts=[_draft(task, None)], is_array=False, is_strict=is_strict)
-    tasks: list[TaskIn] = decode(_many, TaskIn, body)
+        return Batch(
+            drafts=[_parse_task(task, None)], is_array=False, is_strict=is_strict
+        )
+    tasks: list[TaskIn] = decode_body(_many, TaskIn, body)
     await twice.refuse_in_large(body, tasks)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
@@ -144,29 +150,33 @@ async def parse_tasks(body: bytes) -> Batch:
             hint=f"an array holds 1 to {BATCH_MAX} tasks, not {len(tasks)}",
             field="$",
         )
-    drafts = await in_turns(list(enumerate(tasks)), lambda each: _draft(*each[::-1]))
-    _refuse_repeated_ids(drafts)
+    drafts = await map_in_batches(
+        list(enumerate(tasks)), lambda each: _parse_task(*each[::-1])
+    )
+    _reject_repeated_ids(drafts)
     is_strict = "strict" in {task.durability for task in tasks}
     return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
 
 
 def parse_forget(body: bytes) -> ForgetIn:
     """Return a wish to forget ended tasks."""
-    asked: ForgetIn = decode(_forget, ForgetIn, body)
+    asked: ForgetIn = decode_body(_forget, ForgetIn, body)
     return asked
 
 
 def parse_token(body: bytes) -> TokenIn:
     """Return a request for a token."""
-    asked: TokenIn = decode(_token, TokenIn, body)
+    asked: TokenIn = decode_body(_token, TokenIn, body)
     if asked.role not in PERMISSIONS:
-        _refuse("$.role", f"`{asked.role}` is no role")
+        _raise_invalid("$.role", f"`{asked.role}` is no role")
     if asked.subject is not None and not (
         1 <= len(asked.subject) <= SUBJECT_MAX and asked.subject.isprintable()
     ):
-        _refuse("$.subject", "unusable subject")
+        _raise_invalid("$.subject", "unusable subject")
     if asked.name is not None and not _ID.fullmatch(asked.name):
-        hint = f"a token's name is {RANGES['id']}"  # The name of a task may be more.
+        hint = (
+            f"a token's name is {FIELD_HINTS['id']}"  # The name of a task may be more.
+        )
         raise Problem(400, INVALID_VALUE, hint=hint, field="$.name")
     return asked
 
@@ -203,15 +213,15 @@ def clean_path(path: str) -> str:
     return normal
 
 
-def _draft(task: TaskIn, index: int | None) -> TaskDraft:
+def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
     wrong = _wrong_command(task.command)
     if wrong:
-        field = f"{_place(index)}.command"
+        field = f"{_json_path(index)}.command"
         raise Problem(400, INVALID_COMMAND, hint=wrong, field=field)
     chosen = None
     if task.id is not msgspec.UNSET:
         if not _ID.fullmatch(task.id) or task.id in (".", ".."):
-            _refuse(f"{_place(index)}.id", "unusable id")
+            _raise_invalid(f"{_json_path(index)}.id", "unusable id")
         chosen = TaskId(task.id)
     return TaskDraft(
         task.command,
@@ -227,18 +237,18 @@ def _draft(task: TaskIn, index: int | None) -> TaskDraft:
 
 def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
     try:
-        options = options_of(task)
-        files.check_apart(task.files, task.inputs)
+        options = parse_options(task)
+        files.check_no_input_overlap(task.files, task.inputs)
         if task.array is None:
             return options
-        array = arrays.array_of(task.array, task.command, COMMAND_BYTES_MAX)
+        array = arrays.parse_array(task.array, task.command, COMMAND_BYTES_MAX)
         arrays.check_paths(array, (*task.inputs, *task.outputs))
-        return replace(options or NONE_ASKED, array=array)
-    except Wrong as wrong:
-        _refuse(f"{_place(index)}.{wrong.field}", str(wrong))
+        return replace(options or NO_OPTIONS, array=array)
+    except InvalidField as wrong:
+        _raise_invalid(f"{_json_path(index)}.{wrong.field}", str(wrong))
 
 
-def _place(index: int | None) -> str:
+def _json_path(index: int | None) -> str:
     return "$" if index is None else f"$[{index}]"
 
 
@@ -267,17 +277,17 @@ def _paths(paths: tuple[str, ...], task: int | None, name: str) -> tuple[str, ..
                 400,
                 INVALID_VALUE,
                 hint=f"{error}: {shown}",
-                field=f"{_place(task)}.{name}[{index}]",
+                field=f"{_json_path(task)}.{name}[{index}]",
             ) from None
     size_bytes = sum(len(path.encode()) for path in cleaned)
     if size_bytes > LIST_BYTES_MAX:
         allowed = f"at most {LIST_BYTES_MAX} are allowed"
         hint = f"the paths have {size_bytes} bytes; {allowed}"
-        raise Problem(400, INVALID_VALUE, hint=hint, field=f"{_place(task)}.{name}")
+        raise Problem(400, INVALID_VALUE, hint=hint, field=f"{_json_path(task)}.{name}")
     return tuple(cleaned)
 
 
-def _refuse_repeated_ids(drafts: Iterable[TaskDraft]) -> None:
+def _reject_repeated_ids(drafts: Iterable[TaskDraft]) -> None:
     seen: set[TaskId] = set()
     for index, draft in enumerate(drafts):
         if draft.id is None:
@@ -292,10 +302,12 @@ def _refuse_repeated_ids(drafts: Iterable[TaskDraft]) -> None:
         seen.add(draft.id)
 
 
-def _refuse(place: str, what: str) -> NoReturn:
-    name = _field_name(place)
+def _raise_invalid(json_path: str, message: str) -> NoReturn:
+    name = _field_name(json_path)
     error = INVALID_COMMAND if name == "command" else INVALID_VALUE
-    raise Problem(400, error, hint=f"{what}; expected {RANGES[name]}", field=place)
+    raise Problem(
+        400, error, hint=f"{message}; expected {FIELD_HINTS[name]}", field=json_path
+    )
 
 
 def _field_name(place: str) -> str:
@@ -303,12 +315,12 @@ def _field_name(place: str) -> str:
     return place.rpartition(".")[2].partition("[")[0]
 
 
-def require_nothing(body: bytes) -> None:
+def require_empty_body(body: bytes) -> None:
     """Refuse a body where none is needed, unless that is an empty object."""
-    decode(_nothing, NothingIn, body)
+    decode_body(_nothing, EmptyIn, body)
 
 
-def decode(
+def decode_body(
     decoder: msgspec.json.Decoder[Any], kind: type[msgspec.Struct], body: bytes
 ) -> Any:
     """Return a body as a value of `kind`, for which the decoder was made."""
@@ -317,19 +329,19 @@ def decode(
     try:
         value = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error), kind) from None
+        raise _problem_of_message(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        place = _surrogate_place(body)
+        place = _find_surrogate(body)
         if place is not None:
-            _refuse(place, "the text contains a lone surrogate")
+            _raise_invalid(place, "the text contains a lone surrogate")
         raise Problem(400, MALFORMED_JSON, hint=f"invalid JSON: {error}") from None
     twice.refuse(body, value)
     return value
 
 
-def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
+def _problem_of_message(message: str, kind: type[msgspec.Struct]) -> Problem:
     """Translate msgspec's sentence into the reference's text, a hint and a field."""
-    place = _PLACE.match(message)
+    place = _MSGSPEC_MESSAGE.match(message)
     what, path = (place["what"], place["path"] or "$") if place else (message, "$")
     if unknown := _UNKNOWN.fullmatch(what):
         name = unknown["name"]
@@ -343,7 +355,7 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
         )
     if missing := _MISSING.fullmatch(what):
         name = missing["name"]
-        what = f": {RANGES[name]}" if name in RANGES else ""
+        what = f": {FIELD_HINTS[name]}" if name in FIELD_HINTS else ""
         return Problem(
             400,
             MISSING_FIELD,
@@ -351,16 +363,16 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
             field=f"{path}.{name}",
         )
     name = _field_name(path)
-    if name in RANGES:
+    if name in FIELD_HINTS:
         # What is ours says more than the library's first half of the same.
         bound = _BOUND.fullmatch(what)
         got = f"got {bound['got']}" if bound and bound["got"] else "" if bound else what
-        what = f"{got}; expected {RANGES[name]}".removeprefix("; ")
+        what = f"{got}; expected {FIELD_HINTS[name]}".removeprefix("; ")
     error = INVALID_COMMAND if name == "command" else INVALID_VALUE
     return Problem(400, error, hint=what, field=path)
 
 
-def _surrogate_place(body: bytes) -> str | None:
+def _find_surrogate(body: bytes) -> str | None:
     """Return the path of the first text with a lone surrogate, which msgspec refuses.
 
     Only a body that has already failed comes here, and only up to 1 MiB of it.
@@ -372,13 +384,13 @@ def _surrogate_place(body: bytes) -> str | None:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    for place, text in _texts(value, "$"):
-        if _field_name(place) in RANGES and _SURROGATE.search(text):
+    for place, text in _walk_strings(value, "$"):
+        if _field_name(place) in FIELD_HINTS and _SURROGATE.search(text):
             return place
     return None
 
 
-def _texts(value: object, place: str) -> Iterator[tuple[str, str]]:
+def _walk_strings(value: object, place: str) -> Iterator[tuple[str, str]]:
     """Walk a decoded body as deep as a valid one can be."""
     stack: list[tuple[str, object, int]] = [(place, value, 0)]
     deepest = 4

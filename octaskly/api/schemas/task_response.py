@@ -25,7 +25,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.replies import TaskExplanation
-from octaskly.ports import TaskPage, TaskQuery
+from octaskly.ports import TaskListPage, TaskQuery
 
 Json = dict[str, object]
 
@@ -83,10 +83,10 @@ def _line(
         "created_at": at(spec.created_ms) if spec else None,
         **(_NO_TIMES if outcome is None else _times(outcome, spec)),
         "priority": priority_of(spec) if spec else None,
-        **task_options.shown(options),
+        **task_options.render_summary(options),
     }
     # Most tasks ask for nothing, so are no arrays.
-    line |= {"array": None} if options is None else arrays.shown(record)
+    line |= {"array": None} if options is None else arrays.render_array(record)
     is_array = record.progress is not None
     if is_array and state.is_final and (span := _span(record)) is not None:
         line |= _times(span, spec)
@@ -116,7 +116,7 @@ def task(
     body |= _sizes(outcome)
     body["inputs"] = record.spec.inputs if record.spec else ()
     body["outputs"] = _outputs(record, outcome)
-    body |= task_options.shown_whole(record.spec.options if record.spec else None)
+    body |= task_options.render_options(record.spec.options if record.spec else None)
     return body
 
 
@@ -154,33 +154,33 @@ _NO_SIZES: Final[Json] = dict.fromkeys(
 )
 
 
-def task_news(news: TaskEvent, names: Mapping[NodeId, str]) -> Json:
+def task_news(event: TaskEvent, names: Mapping[NodeId, str]) -> Json:
     """Return what happened to a task: neither its command nor its output."""
-    record, attempt = news.record, news.attempt
+    record, attempt = event.record, event.attempt
     outcome = attempt.outcome if attempt else None
-    times = outcome or (_span(record) if news.state.is_final else None)
+    times = outcome or (_span(record) if event.state.is_final else None)
     return {
         "id": record.name,
-        "status": news.state.value,
-        "at": at(news.at_ms),
+        "status": event.state.value,
+        "at": at(event.at_ms),
         "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
         "attempt": attempt.id.n if attempt else None,
         "exit_code": outcome.exit_code if outcome else None,
         "signal": outcome.signal if outcome else None,
-        "reason": _reason(outcome, news.state),
+        "reason": _reason(outcome, event.state),
         "duration_ms": times.duration_ms if times else None,
         "created_at": at(record.spec.created_ms) if record.spec else None,
         "started_at": at(times.started_ms) if times else None,
         "completed_at": at(times.ended_ms) if times else None,
-        **arrays.shown(record),
+        **arrays.render_array(record),
     }
 
 
-def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
+def page(found: TaskListPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
     """Return a page of tasks with its place in the whole."""
     place: Json = {}
     if query.search is not None:
-        place = {"next": found.next, "left": found.left}
+        place = {"next": found.next_name, "left": found.unsearched}
     return {
         "tasks": [listed(record, names) for record in found.records],
         "total": found.total,

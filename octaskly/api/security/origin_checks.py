@@ -20,7 +20,7 @@ _AUTHORITY = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?",
     re.ASCII,
 )
-_VERDICTS_MAX = 256
+_HOST_CACHE_MAX = 256
 
 METHODS = "GET, POST, DELETE, OPTIONS"
 REQUEST_HEADERS = (
@@ -30,14 +30,14 @@ RESPONSE_HEADERS = "X-Request-ID, X-Response-Time-ms"
 PREFLIGHT_MAX_AGE_S = 600
 
 
-class Guard:
+class AllowList:
     """The allow-lists of one node."""
 
     def __init__(self, *, names: Collection[str], origins: Collection[str]) -> None:
-        self._names = {name.lower().removesuffix(".") for name in names}
+        self._host_names = {name.lower().removesuffix(".") for name in names}
         self._origins = frozenset(origins)
         # Nearly all requests carry one of a few hosts.
-        self._is_ours = lru_cache(_VERDICTS_MAX)(self._judge)
+        self._is_own_host = lru_cache(_HOST_CACHE_MAX)(self._match_own_host)
 
     def check_host(
         self, hosts: Sequence[str], uri_host: str | None, own: frozenset[str]
@@ -54,10 +54,10 @@ class Guard:
                 400,
                 "Bad request",
                 hint="exactly one Host header is needed",
-                closes=True,
+                closes_connection=True,
             )
         for host in (hosts[0], uri_host):
-            if host is not None and not self._is_ours(host, own):
+            if host is not None and not self._is_own_host(host, own):
                 raise Problem(
                     403,
                     ACCESS_DENIED,
@@ -72,20 +72,22 @@ class Guard:
         if origin is None:
             site = headers.get("Sec-Fetch-Site")
             if site and site.strip().lower() == "cross-site":
-                raise _foreign("Sec-Fetch-Site", "a page of another site asks")
+                raise _foreign_origin_problem(
+                    "Sec-Fetch-Site", "a page of another site asks"
+                )
             return None
         if self._is_local_origin(origin) or origin in self._origins:
             return origin
         # A page that this very listener served; its Host has been checked.
         if origin == f"{scheme}://{headers.get('Host', '')}".lower():
             return origin
-        raise _foreign(
+        raise _foreign_origin_problem(
             "Origin",
             f"origin not allowed: {origin[:80]!a}; "
             "start the agent with --cors-origin to allow it",
         )
 
-    def _judge(self, host: str, own: frozenset[str]) -> bool:
+    def _match_own_host(self, host: str, own: frozenset[str]) -> bool:
         match = _AUTHORITY.fullmatch(host)
         if match is None or int(match["port"] or 0) > PORT_MAX:
             return False
@@ -94,11 +96,11 @@ class Guard:
             address = ipaddress.ip_address(literal)
         except ValueError:
             name = literal.lower().removesuffix(".")
-            return name == "localhost" or name in self._names or name in own
+            return name == "localhost" or name in self._host_names or name in own
         if isinstance(address, ipaddress.IPv6Address) and not match["v6"]:
             return False
         text = str(address)
-        return address.is_loopback or text in own or text in self._names
+        return address.is_loopback or text in own or text in self._host_names
 
     @staticmethod
     def _is_local_origin(origin: str) -> bool:
@@ -125,5 +127,5 @@ def preflight_headers(origin: str | None, allow: str) -> dict[str, str]:
     return headers
 
 
-def _foreign(field: str, hint: str) -> Problem:
+def _foreign_origin_problem(field: str, hint: str) -> Problem:
     return Problem(403, ACCESS_DENIED, hint=hint, field=field)

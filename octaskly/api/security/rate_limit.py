@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import ceil, floor
 from typing import Final
 
-from octaskly.api.problems import TOO_FAST, Problem
+from octaskly.api.problems import TOO_MANY_REQUESTS, Problem
 from octaskly.ports import Clock, Principal
 
 WINDOW_S: Final = 60
@@ -19,7 +19,7 @@ SLOT_S: Final = 1
 _SLOTS: Final = WINDOW_S // SLOT_S + 1
 
 
-class Window:
+class SlidingWindow:
     """What one client has asked for lately."""
 
     __slots__ = ("_slots", "total")
@@ -29,7 +29,7 @@ class Window:
         """Number and requests of each slot that had some, the oldest first."""
         self.total = 0  #: requests within the window
 
-    def take(self, now_s: float, limit: int) -> bool:
+    def count_request(self, now_s: float, limit: int) -> bool:
         """Count a request, unless there were `limit` of them; return whether it was.
 
         Args:
@@ -48,12 +48,12 @@ class Window:
         self.total += 1
         return True
 
-    def frees_s(self, now_s: float) -> int:
+    def seconds_until_free(self, now_s: float) -> int:
         """Return the whole seconds until the oldest request leaves the window."""
         return ceil((self._slots[0][0] + _SLOTS) * SLOT_S - now_s)
 
 
-HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+RATE_LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 CLIENTS_MAX = 1024
 """Of more, those that were silent for longest are forgotten, and begin anew.
 
@@ -61,10 +61,10 @@ That many clients ask must not be a reason to refuse one of them.
 """
 
 
-STRANGER = "stranger"  #: who shows no token, among the roles of those who do
+ANONYMOUS = "stranger"  #: who shows no token, among the roles of those who do
 
 
-class Meter:
+class RateLimiter:
     """Counts the requests of every client of this node.
 
     Args:
@@ -72,12 +72,12 @@ class Meter:
         clock: Its monotonic time counts.
     """
 
-    def __init__(self, rates: Mapping[str, int], clock: Clock) -> None:
-        self._rates = rates
+    def __init__(self, limits_per_minute: Mapping[str, int], clock: Clock) -> None:
+        self._limits_per_minute = limits_per_minute
         self._clock = clock
-        self._principals: OrderedDict[str, Window] = OrderedDict()
-        self._strangers: OrderedDict[str, Window] = OrderedDict()
-        self.refused = 0  #: requests, since the start
+        self._by_principal: OrderedDict[str, SlidingWindow] = OrderedDict()
+        self._by_address: OrderedDict[str, SlidingWindow] = OrderedDict()
+        self.refused_count = 0  #: requests, since the start
 
     def charge(self, principal: Principal) -> Mapping[str, str]:
         """Count a request; return the headers that tell what is left.
@@ -86,38 +86,38 @@ class Meter:
             Problem: 429, it is one too many.
         """
         name = principal.token or f"{principal.role} {principal.subject}"
-        return self._charge(self._principals, name, principal.role)
+        return self._charge(self._by_principal, name, principal.role)
 
-    def charge_stranger(self, address: str) -> Mapping[str, str]:
+    def charge_anonymous(self, address: str) -> Mapping[str, str]:
         """Count a request of somebody who did not show who asks; as `charge`."""
-        return self._charge(self._strangers, address, STRANGER)
+        return self._charge(self._by_address, address, ANONYMOUS)
 
     def _charge(
-        self, windows: OrderedDict[str, Window], name: str, role: str
+        self, windows: OrderedDict[str, SlidingWindow], name: str, role: str
     ) -> Mapping[str, str]:
-        limit = self._rates.get(role, 0)
+        limit = self._limits_per_minute.get(role, 0)
         if not limit:
             return {}
-        window = windows.pop(name, None) or Window()
+        window = windows.pop(name, None) or SlidingWindow()
         windows[name] = window
         if len(windows) > CLIENTS_MAX:
             windows.popitem(last=False)
         now_s = self._clock.now().mono_s
-        is_taken = window.take(now_s, limit)
-        values = (limit, limit - window.total, window.frees_s(now_s))
-        headers = dict(zip(HEADERS, map(str, values), strict=True))
+        is_taken = window.count_request(now_s, limit)
+        values = (limit, limit - window.total, window.seconds_until_free(now_s))
+        headers = dict(zip(RATE_LIMIT_HEADERS, map(str, values), strict=True))
         if not is_taken:
-            self.refused += 1
-            raise too_fast(headers)
+            self.refused_count += 1
+            raise too_many_requests(headers)
         return headers
 
 
-def too_fast(headers: Mapping[str, str]) -> Problem:
+def too_many_requests(headers: Mapping[str, str]) -> Problem:
     """Return the answer to one request too many, with these headers of a rate."""
-    limit, _, wait_s = (headers[name] for name in HEADERS)
+    limit, _, wait_s = (headers[name] for name in RATE_LIMIT_HEADERS)
     return Problem(
         429,
-        TOO_FAST,
+        TOO_MANY_REQUESTS,
         hint=f"{limit} requests a minute are taken from one client; there is room "
         f"for another one in {wait_s} s",
         headers={**headers, "Retry-After": wait_s},

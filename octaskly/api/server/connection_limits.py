@@ -16,85 +16,87 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from octaskly.api.http.buffers import BACKLOG_BYTES
+from octaskly.api.http.buffers import WRITE_BUFFER_BYTES
 from octaskly.config.limits import LimitOptions
 
 CONNECTIONS_MIN: Final = 4
-SURPLUS_MAX: Final = 16
+EXCESS_ANSWERED_MAX: Final = 16
 """Connections beyond the bound that are told so; others are cut."""
 
-DESCRIPTORS_KEPT: Final = 48
+DESCRIPTORS_RESERVED: Final = 48
 """For files, launchers and peers; connections get the rest."""
 
-STRANGERS_SHARE: Final = 0.75
+NON_MEMBERS_SHARE: Final = 0.75
 """Of the connections, for strangers of the LAN together; this machine and nodes of the
 mesh have the rest, however many addresses a stranger has."""
 
-SOCKET_RESERVE: Final = 64  #: more connections that only the UNIX socket may have
+SOCKET_CONNECTIONS_RESERVED: Final = (
+    64  #: more connections that only the UNIX socket may have
+)
 
 
-class Crowd:
+class ConnectionLimits:
     """Judges connections, and knows those from each address of strangers."""
 
-    def __init__(self, bounds: LimitOptions) -> None:
-        self._bounds = bounds
-        self._strangers: Counter[str] = Counter()
+    def __init__(self, limits: LimitOptions) -> None:
+        self._limits = limits
+        self._count_by_address: Counter[str] = Counter()
 
-    def surplus(self, count: int, *, is_socket: bool) -> int:
+    def excess_connections(self, count: int, *, is_socket: bool) -> int:
         """Return how many connections are too many, with one more than `count`."""
-        reserve = SOCKET_RESERVE if is_socket else 0
+        reserve = SOCKET_CONNECTIONS_RESERVED if is_socket else 0
         return count + 1 - self._connections_max() - reserve
 
-    def enter(self, host: str) -> bool:
+    def add_connection(self, host: str) -> bool:
         """Note a stranger's connection; False: it is one more than may be had.
 
         Its address has its share already, or all strangers together have theirs.
         """
-        self._strangers[host] += 1
-        most = self._connections_max() * STRANGERS_SHARE
-        is_crowd = self._strangers[host] > self._bounds.connections_per_address
-        return not is_crowd and self._strangers.total() <= most
+        self._count_by_address[host] += 1
+        most = self._connections_max() * NON_MEMBERS_SHARE
+        is_crowd = self._count_by_address[host] > self._limits.connections_per_address
+        return not is_crowd and self._count_by_address.total() <= most
 
-    def leave(self, host: str) -> None:
+    def remove_connection(self, host: str) -> None:
         """Forget a connection that entered."""
-        self._strangers[host] -= 1
-        if not self._strangers[host]:
-            del self._strangers[host]
+        self._count_by_address[host] -= 1
+        if not self._count_by_address[host]:
+            del self._count_by_address[host]
 
     def _connections_max(self) -> int:
         """Return how many this process has descriptors for, within bounds."""
-        most = self._bounds.connections_max
+        most = self._limits.connections_max
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if descriptors == resource.RLIM_INFINITY:
             return most
-        return max(CONNECTIONS_MIN, min(most, descriptors - DESCRIPTORS_KEPT))
+        return max(CONNECTIONS_MIN, min(most, descriptors - DESCRIPTORS_RESERVED))
 
 
-SHUTDOWN_S = 1.0
+TLS_SHUTDOWN_S = 1.0
 
 
-class Door:
+class TlsHandshakeLimiter:
     """Handshakes under way on one listener; called for each connection."""
 
     def __init__(
         self,
         context: ssl.SSLContext,
-        behind: Callable[[], asyncio.Protocol],
-        bounds: LimitOptions,
+        protocol_factory: Callable[[], asyncio.Protocol],
+        limits: LimitOptions,
     ) -> None:
         self._context = context
-        self._bounds = bounds
-        self._behind = behind
+        self._limits = limits
+        self._protocol_factory = protocol_factory
         self._pending: dict[asyncio.Transport, str] = {}  #: who came first is first
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
-        return _Visitor(self)
+        return _AcceptedConnection(self)
 
-    def open(self, transport: asyncio.Transport) -> None:
+    def start_handshake(self, transport: asyncio.Transport) -> None:
         """Begin the handshake, or hang up."""
         host = str((transport.get_extra_info("peername") or ("",))[0])
-        pending, bounds = self._pending, self._bounds
+        pending, bounds = self._pending, self._limits
         counts = Counter(pending.values())
         if counts[host] >= bounds.lan_handshakes_per_address:
             transport.abort()
@@ -106,34 +108,34 @@ class Door:
         pending[transport] = host
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[None] = loop.create_future()
-        settled.add_done_callback(lambda done: self._settled(transport, done))
+        settled.add_done_callback(lambda done: self._handshake_done(transport, done))
         # As `loop.start_tls` does it, which would need a task to wait in.
         tls = SSLProtocol(
             loop,
-            self._behind(),
+            self._protocol_factory(),
             self._context,
             settled,
             server_side=True,
-            ssl_handshake_timeout=self._bounds.handshake_s,
-            ssl_shutdown_timeout=SHUTDOWN_S,
+            ssl_handshake_timeout=self._limits.handshake_s,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_S,
         )
-        transport.set_write_buffer_limits(high=BACKLOG_BYTES)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         transport.set_protocol(tls)
         tls.connection_made(transport)
 
-    def _settled(
+    def _handshake_done(
         self, transport: asyncio.Transport, done: asyncio.Future[None]
     ) -> None:
         done.exception()  # Of a stranger's handshake, which is no news.
         self._pending.pop(transport, None)
 
 
-class _Visitor(asyncio.Protocol):
+class _AcceptedConnection(asyncio.Protocol):
     """A connection on which nothing was said yet."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, limiter: TlsHandshakeLimiter) -> None:
+        self._limiter = limiter
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._door.open(transport)
+        self._limiter.start_handshake(transport)

@@ -14,64 +14,71 @@ from aiohttp import web
 
 from octaskly.api.http import audit_trail, authentication, shared_rate_limit
 from octaskly.api.http.node_client import HOP_HEADER
-from octaskly.api.http.request import Access, Call, Connection, Parts, Route, Seen
+from octaskly.api.http.request import (
+    Access,
+    Connection,
+    Request,
+    RequestInfo,
+    Route,
+    Services,
+)
 from octaskly.api.problems import (
     FORBIDDEN,
     UNAUTHENTICATED,
     UNPAIRED,
     Problem,
     status_problem,
-    too_many,
+    too_many_connections,
 )
 from octaskly.api.schemas import task_request
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks
-from octaskly.api.security.sessions import Holding, TokenEnded
-from octaskly.api.server.request_bodies import Bodies
-from octaskly.api.server.responses import Answering, connection_of
+from octaskly.api.security.sessions import TokenEnded, TokenMonitor
+from octaskly.api.server.request_bodies import BodyReader
+from octaskly.api.server.responses import RequestLifecycle, connection_of
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
 READING = ("GET", "HEAD")  #: they may last, and change nothing
 
-Endpoint = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+AiohttpHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @dataclass(slots=True)
-class _Asked:
+class _RoutedRequest:
     """One request at the gate."""
 
     request: web.BaseRequest
-    found: web.UrlMappingMatchInfo  #: by the router
-    seen: Seen
+    match_info: web.UrlMappingMatchInfo  #: by the router
+    info: RequestInfo
     connection: Connection
 
 
-class Gate:
+class RequestPipeline:
     """Admits requests, and performs them."""
 
     def __init__(
         self,
         *,
-        parts: Parts,
-        guard: origin_checks.Guard,
-        verify: authentication.Verify,
+        services: Services,
+        allow_list: origin_checks.AllowList,
+        verify_token: authentication.VerifyToken,
         node_name: str,
-        answering: Answering,
-        bodies: Bodies,
+        lifecycle: RequestLifecycle,
+        body_reader: BodyReader,
     ) -> None:
-        self._parts = parts
-        self._guard = guard
-        self._verify = verify
+        self._services = services
+        self._allow_list = allow_list
+        self._verify_token = verify_token
         self._node_name = node_name
         name = node_name.lower()
         self._own_names = frozenset((name, f"{name}.local"))
-        self._answering = answering
-        self._bodies = bodies
-        self._holding = Holding(parts.gateway.tokens.is_good)
+        self._lifecycle = lifecycle
+        self._body_reader = body_reader
+        self._token_monitor = TokenMonitor(services.gateway.tokens.is_valid)
         self._routes: dict[object, Route] = {}
 
-    def endpoint(self, route: Route) -> Endpoint:
+    def register_route(self, route: Route) -> AiohttpHandler:
         """Return the aiohttp handler of a route; only the gate may call it."""
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -80,160 +87,164 @@ class Gate:
         self._routes[handle] = route
         return handle
 
-    async def answer(
-        self, request: web.BaseRequest, found: web.UrlMappingMatchInfo
+    async def handle(
+        self, request: web.BaseRequest, match_info: web.UrlMappingMatchInfo
     ) -> web.StreamResponse:
         """Answer a request for a route; raises only when the connection is lost."""
         connection = connection_of(request)
-        seen = self._answering.see(request, connection)
+        seen = self._lifecycle.start_request(request, connection)
         try:
-            asked = _Asked(request, found, seen, connection)
-            return await self._answer(asked)
+            asked = _RoutedRequest(request, match_info, seen, connection)
+            return await self._handle(asked)
         except Exception as error:  # The table decides; what is unknown is a 500.
             if request.writer.output_size > 0:
                 # The answer has begun: only a broken connection can tell the client.
                 if not isinstance(error, ConnectionError):
-                    self._answering.explain(error, seen)
+                    self._lifecycle.to_problem(error, seen)
                 raise ConnectionError("failed in mid-answer") from error
             if isinstance(error, web.HTTPException):
-                return self._answering.refuse(status_problem(error.status))
-            return self._answering.refuse(self._answering.explain(error, seen))
+                return self._lifecycle.problem_response(status_problem(error.status))
+            return self._lifecycle.problem_response(
+                self._lifecycle.to_problem(error, seen)
+            )
         finally:
-            self._bodies.let_go(seen)
+            self._body_reader.release(seen)
 
-    async def _answer(self, asked: _Asked) -> web.StreamResponse:
-        request, seen = asked.request, asked.seen
-        if asked.connection.is_surplus:
-            raise too_many()
-        audit_trail.note_origin(seen, request, asked.connection.peer)
+    async def _handle(self, routed: _RoutedRequest) -> web.StreamResponse:
+        request, seen = routed.request, routed.info
+        if routed.connection.is_excess:
+            raise too_many_connections()
+        audit_trail.record_source(seen, request, routed.connection.peer)
         principal = None
         try:
-            route = self._route(asked)
+            route = self._find_route(routed)
             if route is not None:
-                principal = self._principal(asked, route)
+                principal = self._authenticate(routed, route)
         except Problem:
-            self._charge_stranger(asked)
+            self._charge_anonymous(routed)
             raise
         if principal is None:
-            self._charge_stranger(asked)
+            self._charge_anonymous(routed)
         if route is None:
-            allowed = _allowed(asked.found.http_exception)
+            allowed = _allowed(routed.match_info.http_exception)
             headers = origin_checks.preflight_headers(seen.origin, allowed)
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-        call = await self._admit(asked, route, principal)
+        call = await self._authorize_and_read(routed, route, principal)
         if request.method not in READING or principal is None or not principal.token:
-            return await self._perform(call, route)
+            return await self._run_handler(call, route)
         try:
-            async with self._holding.held(principal):
-                return await self._perform(call, route)
+            async with self._token_monitor.cancel_when_token_ends(principal):
+                return await self._run_handler(call, route)
         except TokenEnded:
-            raise authentication.ended() from None
+            raise authentication.token_ended_problem() from None
 
-    async def _perform(self, call: Call, route: Route) -> web.StreamResponse:
+    async def _run_handler(self, request: Request, route: Route) -> web.StreamResponse:
         """Answer here or at the dispatcher; a request is counted where that is done."""
         if route.is_local:
-            if route.access is Access.MACHINE:
+            if route.access is Access.READ_OR_LOCAL:
                 # Each node is asked by itself, and answers while none reigns.
-                self._charge(call.principal, call.seen)
-            elif call.principal is not None and call.hop is None:
-                await shared_rate_limit.pay(call)
-            return await route.perform(call)
+                self._charge(request.principal, request.info)
+            elif request.principal is not None and request.forwarded_by is None:
+                await shared_rate_limit.charge(request)
+            return await route.handler(request)
 
-        async def perform(call: Call) -> web.StreamResponse:
-            self._charge(call.principal, call.seen)
-            return await route.perform(call)
+        async def perform(call: Request) -> web.StreamResponse:
+            self._charge(call.principal, call.info)
+            return await route.handler(call)
 
-        return await self._parts.forwarder.perform(call, perform)
+        return await self._services.node_client.forward_to_dispatcher(request, perform)
 
-    def _charge(self, principal: Principal | None, seen: Seen) -> None:
+    def _charge(self, principal: Principal | None, info: RequestInfo) -> None:
         """Count a request, once."""
-        if principal is not None and seen.allowance is None:
-            seen.allowance = self._parts.meter.charge(principal)
+        if principal is not None and info.rate_limit_headers is None:
+            info.rate_limit_headers = self._services.rate_limiter.charge(principal)
 
-    def _charge_stranger(self, asked: _Asked) -> None:
+    def _charge_anonymous(self, routed: _RoutedRequest) -> None:
         """Count a request from the network that did not show who asks."""
-        connection, address = asked.connection, asked.request.remote
+        connection, address = routed.connection, routed.request.remote
         if connection.is_lan and connection.peer is None and address:
-            asked.seen.allowance = self._parts.meter.charge_stranger(address)
+            routed.info.rate_limit_headers = (
+                self._services.rate_limiter.charge_anonymous(address)
+            )
 
-    def _route(self, asked: _Asked) -> Route | None:
+    def _find_route(self, routed: _RoutedRequest) -> Route | None:
         """Return what is asked for, None for what browsers ask before; or `Problem`."""
-        request, found = asked.request, asked.found
-        self._check_sender(asked)
+        request, found = routed.request, routed.match_info
+        self._check_host_and_origin(routed)
         if request.version.major != 1:  # The library would answer as if it were.
-            raise _other_version()
+            raise _unsupported_version_problem()
         if request.method == "OPTIONS":
             return None
         failure = found.http_exception
         route = self._routes.get(found.handler)
         is_open = route is not None and (
-            route.access is Access.OPEN or route.is_for_unpaired
+            route.access is Access.PUBLIC or route.is_for_unpaired
         )
-        if not is_open and self._parts.gateway.mesh_id is None:
+        if not is_open and self._services.gateway.mesh_id is None:
             raise Problem(503, UNPAIRED, hint=JOIN_HINT)
         if failure is not None:
             raise _unroutable(request, failure)
         if route is None:
             raise Problem(403, FORBIDDEN, hint="this path has no access rule")
-        audit_trail.note_route(asked.seen, found, route)
+        audit_trail.record_route(routed.info, found, route)
         return route
 
-    def _check_sender(self, asked: _Asked) -> None:
+    def _check_host_and_origin(self, routed: _RoutedRequest) -> None:
         """Keep out browsers that a foreign page sent."""
-        request, connection = asked.request, asked.connection
+        request, connection = routed.request, routed.connection
         if not connection.is_socket and connection.peer is None:
             own = connection.own_addresses
             if connection.is_lan:
                 own = own | self._own_names
             hosts = request.headers.getall("Host", [])
-            self._guard.check_host(hosts, _target_host(request), own)
+            self._allow_list.check_host(hosts, _target_host(request), own)
         scheme = "https" if connection.is_lan else "http"
-        asked.seen.origin = self._guard.allowed_origin(request.headers, scheme)
+        routed.info.origin = self._allow_list.allowed_origin(request.headers, scheme)
 
-    async def _admit(
-        self, asked: _Asked, route: Route, principal: Principal | None
-    ) -> Call:
-        request, seen, connection = asked.request, asked.seen, asked.connection
+    async def _authorize_and_read(
+        self, routed: _RoutedRequest, route: Route, principal: Principal | None
+    ) -> Request:
+        request, seen, connection = routed.request, routed.info, routed.connection
         if principal is not None:
-            audit_trail.note_principal(seen, principal)
+            audit_trail.record_principal(seen, principal)
             is_local = self._is_local(connection, principal, route)
             authentication.check_rights(principal, route, is_local=is_local)
-            view = self._parts.gateway.dispatcher()
+            view = self._services.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:
                 self._charge(principal, seen)  # Before its body is read.
         has_query = route.query is not None and "?" in request.raw_path
         given = request.query.items() if has_query else ()
         call_query = Query(given, route.query or ())
         hop = connection.peer if HOP_HEADER in request.headers else None
-        body = await self._bodies.read(request, seen, route)
-        if body and route.takes is None:
-            task_request.require_nothing(body)
-        return Call(
-            request=request,
-            seen=seen,
-            stamp=lambda response: self._answering.stamp(request, response),
-            parts=self._parts,
-            named=asked.found,
+        body = await self._body_reader.read(request, seen, route)
+        if body and route.body_type is None:
+            task_request.require_empty_body(body)
+        return Request(
+            http_request=request,
+            info=seen,
+            add_headers=lambda response: self._lifecycle.add_headers(request, response),
+            services=self._services,
+            path_params=routed.match_info,
             query=call_query,
             body=body,
             principal=principal,
-            hop=hop,
+            forwarded_by=hop,
         )
 
     def _is_local(
         self, connection: Connection, principal: Principal, route: Route
     ) -> bool:
         """Whether a user of this machine's socket asks, maybe through a page."""
-        if route.access is not Access.OPENED or connection.is_lan:
+        if route.access is not Access.LOCAL_PAGE or connection.is_lan:
             return connection.is_socket
-        own = self._parts.gateway.node_id
-        return connection.is_socket or principal.opened_on == own
+        own = self._services.gateway.node_id
+        return connection.is_socket or principal.session_node == own
 
-    def _principal(self, asked: _Asked, route: Route) -> Principal | None:
+    def _authenticate(self, routed: _RoutedRequest, route: Route) -> Principal | None:
         """Return who asks; raise `Problem` (401, 403) unless that is known."""
-        if route.access is Access.OPEN:
+        if route.access is Access.PUBLIC:
             return None
-        request, connection = asked.request, asked.connection
+        request, connection = routed.request, routed.connection
         is_bare = not connection.is_lan and "Authorization" not in request.headers
         if route.access is Access.NODE:
             if connection.peer is None:
@@ -246,20 +257,22 @@ class Gate:
             return None
         if connection.is_socket:
             return connection.local_principal(self._node_name)
-        if route.access is Access.MACHINE and is_bare:
+        if route.access is Access.READ_OR_LOCAL and is_bare:
             return None
         if connection.peer is not None:
             statement = request.headers.get(authentication.PRINCIPAL_HEADER)
             if statement is not None:
-                return self._still_good(
-                    authentication.stated(statement, connection.peer)
+                return self._require_valid_token(
+                    authentication.parse_principal_header(statement, connection.peer)
                 )
-        return authentication.bearer(request.headers.get("Authorization"), self._verify)
+        return authentication.authenticate_bearer(
+            request.headers.get("Authorization"), self._verify_token
+        )
 
-    def _still_good(self, principal: Principal) -> Principal:
+    def _require_valid_token(self, principal: Principal) -> Principal:
         """Refuse a token that the node which forwards does not know to be revoked."""
-        if not self._parts.gateway.tokens.is_good(principal):
-            raise authentication.ended()
+        if not self._services.gateway.tokens.is_valid(principal):
+            raise authentication.token_ended_problem()
         return principal
 
 
@@ -277,11 +290,11 @@ def _allowed(failure: web.HTTPException | None) -> str:
     return origin_checks.METHODS
 
 
-def _other_version() -> Problem:
+def _unsupported_version_problem() -> Problem:
     problem = status_problem(
         HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this is HTTP/1.1, and takes HTTP/1.0"
     )
-    problem.closes = True
+    problem.closes_connection = True
     return problem
 
 

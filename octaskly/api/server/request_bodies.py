@@ -12,22 +12,24 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
-from octaskly.api.http.request import BYTES, JSON, Route, Seen
+from octaskly.api.http.request import BYTES, JSON, RequestInfo, Route
 from octaskly.api.problems import Problem, status_problem
 
-SMALL_BYTES: Final = 64 << 10
+SMALL_BODY_BYTES: Final = 64 << 10
 
 
-class Bodies:
+class BodyReader:
     """The bodies that one node holds."""
 
-    def __init__(self, deadline_s: float, together_bytes: int) -> None:
-        self._deadline_s = deadline_s
-        self._together_bytes = together_bytes
-        self._held_bytes = 0  #: beyond what is small
+    def __init__(self, timeout_s: float, total_bytes_max: int) -> None:
+        self._timeout_s = timeout_s
+        self._total_bytes_max = total_bytes_max
+        self._reserved_bytes = 0  #: beyond what is small
 
-    async def read(self, request: web.BaseRequest, seen: Seen, route: Route) -> bytes:
-        """Return the body of a request; what it takes is held until `let_go`.
+    async def read(
+        self, request: web.BaseRequest, info: RequestInfo, route: Route
+    ) -> bytes:
+        """Return the body of a request; what it takes is held until `release`.
 
         One that its route reads is left to that.
 
@@ -36,10 +38,13 @@ class Bodies:
         """
         if not request.body_exists:
             return b""
-        media, bytes_max = BYTES if route.reads_body else JSON, route.body_bytes_max
+        media, bytes_max = (
+            BYTES if route.is_body_streamed else JSON,
+            route.body_bytes_max,
+        )
         if request.content_type != media:
             raise status_problem(415, f"send Content-Type: {media}")
-        if route.reads_body:
+        if route.is_body_streamed:
             return b""
         if (request.content_length or 0) > bytes_max:
             raise _too_large(bytes_max)
@@ -47,46 +52,52 @@ class Bodies:
         try:
             if content.is_eof() and content.total_bytes <= bytes_max:
                 # It came along with the header: no timer.
-                self._hold(seen, content.total_bytes)
+                self._reserve(info, content.total_bytes)
                 return content.read_nowait()
-            async with asyncio.timeout(self._deadline_s):
-                return await self._gather(content, seen, bytes_max)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._read_chunks(content, info, bytes_max)
         except TimeoutError:
-            hint = f"the body did not arrive within {self._deadline_s:g} s"
-            raise Problem(408, "Request timeout", hint=hint, closes=True) from None
+            hint = f"the body did not arrive within {self._timeout_s:g} s"
+            raise Problem(
+                408, "Request timeout", hint=hint, closes_connection=True
+            ) from None
         except web.RequestPayloadError as error:
             why = " ".join(str(error).split()).removeprefix("400, message: ")
             hint = f"the body cannot be read: {why}"
-            raise Problem(400, "Bad request", hint=hint, closes=True) from None
+            raise Problem(
+                400, "Bad request", hint=hint, closes_connection=True
+            ) from None
 
-    def let_go(self, seen: Seen) -> None:
+    def release(self, info: RequestInfo) -> None:
         """Forget the body of a request that is answered."""
-        self._held_bytes -= max(0, seen.body_bytes - SMALL_BYTES)
-        seen.body_bytes = 0
+        self._reserved_bytes -= max(0, info.body_bytes - SMALL_BODY_BYTES)
+        info.body_bytes = 0
 
-    async def _gather(self, content: StreamReader, seen: Seen, bytes_max: int) -> bytes:
+    async def _read_chunks(
+        self, content: StreamReader, info: RequestInfo, bytes_max: int
+    ) -> bytes:
         chunks: list[bytes] = []
         while chunk := await content.readany():
             chunks.append(chunk)
-            if seen.body_bytes + len(chunk) > bytes_max:
+            if info.body_bytes + len(chunk) > bytes_max:
                 raise _too_large(bytes_max)
-            self._hold(seen, len(chunk))
+            self._reserve(info, len(chunk))
         return b"".join(chunks)
 
-    def _hold(self, seen: Seen, size_bytes: int) -> None:
+    def _reserve(self, info: RequestInfo, size_bytes: int) -> None:
         """Count more bytes of a body, if there is room for them."""
-        before = max(0, seen.body_bytes - SMALL_BYTES)
-        more = max(0, seen.body_bytes + size_bytes - SMALL_BYTES) - before
-        if more and self._held_bytes + more > self._together_bytes:
+        before = max(0, info.body_bytes - SMALL_BODY_BYTES)
+        more = max(0, info.body_bytes + size_bytes - SMALL_BODY_BYTES) - before
+        if more and self._reserved_bytes + more > self._total_bytes_max:
             raise Problem(
                 503,
                 "Too many large requests",
-                hint=f"bodies of {self._together_bytes} bytes are in work; come again",
+                hint=f"bodies of {self._total_bytes_max} bytes are in work; come again",
                 headers={"Retry-After": "1"},
-                closes=True,
+                closes_connection=True,
             )
-        seen.body_bytes += size_bytes
-        self._held_bytes += more
+        info.body_bytes += size_bytes
+        self._reserved_bytes += more
 
 
 def _too_large(bytes_max: int) -> Problem:
@@ -94,5 +105,5 @@ def _too_large(bytes_max: int) -> Problem:
         413,
         "Request body too large",
         hint=f"at most {bytes_max} bytes are allowed here",
-        closes=True,
+        closes_connection=True,
     )

@@ -18,16 +18,29 @@ from typing import Final
 from aiohttp import web
 
 from octaskly.api.http import audit_trail
-from octaskly.api.http.request import Connection, Parts, Seen, json_response
+from octaskly.api.http.request import Connection, RequestInfo, Services, json_response
 from octaskly.api.http.sse import CONTENT_TYPE
 from octaskly.api.problems import Problem, encode_problem, problem_of
 from octaskly.api.security import origin_checks
-from octaskly.ports.histogram import Tally
+from octaskly.ports.histogram import Histogram
 
-BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+DURATION_BUCKETS_S: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    10,
+)
 
 
-class Traffic:
+class RequestMetrics:
     """Since the API was made.
 
     An action is `METHOD /template`, and empty where there is no route: nothing that a
@@ -35,32 +48,32 @@ class Traffic:
     """
 
     def __init__(self) -> None:
-        self.answered: Counter[tuple[str, int]] = Counter()
+        self.response_counts: Counter[tuple[str, int]] = Counter()
         """By action and first digit of the status."""
-        self.took_s: dict[str, Tally] = {}  #: by action
+        self.durations_s: dict[str, Histogram] = {}  #: by action
 
-    def note(self, seen: Seen, response: web.StreamResponse) -> None:
+    def record_response(self, info: RequestInfo, response: web.StreamResponse) -> None:
         """Count a request that was answered."""
-        action = seen.action
-        self.answered[action, response.status // 100] += 1
+        action = info.action
+        self.response_counts[action, response.status // 100] += 1
         # Of most answers the class says that they are no stream of events.
         is_whole = type(response) is web.Response
         if not is_whole and response.content_type == CONTENT_TYPE:
             return  # It lasts as long as somebody listens.
-        tally = self.took_s.get(action)
+        tally = self.durations_s.get(action)
         if tally is None:
-            tally = self.took_s[action] = Tally(BOUNDS_S)
-        tally.add(asyncio.get_running_loop().time() - seen.began_s)
+            tally = self.durations_s[action] = Histogram(DURATION_BUCKETS_S)
+        tally.observe(asyncio.get_running_loop().time() - info.started_s)
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_UNCACHED = {
+_NO_CACHE_HEADERS = {
     "Cache-Control": "no-cache, no-store, must-revalidate",
     "Pragma": "no-cache",
     "Expires": "0",
 }
 _SERVER_NAME = "octaskly"
-_USUAL = {
+_DEFAULT_HEADERS = {
     "Server": _SERVER_NAME,
     # Whatever an answer holds, a browser shows it as what it says that it is, runs
     # nothing of it, tells no other site of it, and lets no page frame it.
@@ -72,7 +85,7 @@ _USUAL = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class AccessLogEntry:
     """One request that was answered, for the log."""
 
     request_id: str
@@ -84,94 +97,105 @@ class Served:
     remote: str | None
 
 
-OnServed = Callable[[Served], None]
-OnFault = Callable[[str, BaseException], None]
+OnResponse = Callable[[AccessLogEntry], None]
+OnUnexpectedError = Callable[[str, BaseException], None]
 """Gets the request id and an exception that nobody expected."""
 
 
-class Answering:
+class RequestLifecycle:
     """Knows each request from its first byte until its answer is written."""
 
     def __init__(
-        self, parts: Parts, on_served: OnServed | None, on_fault: OnFault | None
+        self,
+        services: Services,
+        on_response: OnResponse | None,
+        on_unexpected_error: OnUnexpectedError | None,
     ) -> None:
-        self.traffic = Traffic()
+        self.request_metrics = RequestMetrics()
         self._id_prefix = secrets.token_hex(4)
-        self._numbers = itertools.count(1)
-        self.auditor = audit_trail.Auditor(parts, self._id_prefix)
-        self._clock = parts.clock
-        self._waits = parts.waits
-        self._on_served = on_served
-        self._on_fault = on_fault
+        self._request_numbers = itertools.count(1)
+        self.auditor = audit_trail.Auditor(services, self._id_prefix)
+        self._clock = services.clock
+        self._long_polls = services.long_polls
+        self._on_response = on_response
+        self._on_unexpected_error = on_unexpected_error
 
-    def see(self, request: web.BaseRequest, connection: Connection) -> Seen:
+    def start_request(
+        self, request: web.BaseRequest, connection: Connection
+    ) -> RequestInfo:
         """Note that a request came in."""
         given = request.headers.get("X-Request-ID")
         name = given if given and _REQUEST_ID.fullmatch(given) else self._new_id()
-        seen = Seen(name, asyncio.get_running_loop().time())
-        connection.seen = seen
+        seen = RequestInfo(name, asyncio.get_running_loop().time())
+        connection.request_info = seen
         return seen
 
-    def explain(self, error: Exception, seen: Seen) -> Problem:
+    def to_problem(self, error: Exception, info: RequestInfo) -> Problem:
         """Return what a failure means for the client; tell of one nobody expected."""
         problem = problem_of(error)
         is_unexpected = problem.status == HTTPStatus.INTERNAL_SERVER_ERROR
-        if is_unexpected and self._on_fault is not None:
-            self._on_fault(seen.id, error)
+        if is_unexpected and self._on_unexpected_error is not None:
+            self._on_unexpected_error(info.id, error)
         return problem
 
-    def refuse(self, problem: Problem) -> web.Response:
+    def problem_response(self, problem: Problem) -> web.Response:
         """Return the answer to a request that failed."""
         body = encode_problem(problem, self._clock.now().wall_ms)
         response = json_response(body, problem.status)
         response.headers.update(problem.headers)
-        if problem.closes:
+        if problem.closes_connection:
             response.force_close()
         return response
 
-    def stamp(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def add_headers(
+        self, request: web.BaseRequest, response: web.StreamResponse
+    ) -> None:
         """Add the headers of every answer, once."""
         headers = response.headers
         if "X-Request-ID" in headers:
             return
         now_s = asyncio.get_running_loop().time()
-        seen = connection_of(request).seen or Seen(self._new_id(), now_s)
+        seen = connection_of(request).request_info or RequestInfo(self._new_id(), now_s)
         usual = {
-            **_USUAL,
-            **({} if "Cache-Control" in headers else _UNCACHED),
+            **_DEFAULT_HEADERS,
+            **({} if "Cache-Control" in headers else _NO_CACHE_HEADERS),
             **origin_checks.cors_headers(seen.origin),
         }
         told = {name: usual[name] for name in usual if name not in headers}
         told["X-Request-ID"] = seen.id
-        told["X-Response-Time-ms"] = f"{(now_s - seen.began_s) * 1000:.3f}"
-        headers.update({**told, **seen.signature, **(seen.allowance or {})})
-        if self._waits.is_closing:
+        told["X-Response-Time-ms"] = f"{(now_s - seen.started_s) * 1000:.3f}"
+        headers.update(
+            {**told, **seen.dispatcher_headers, **(seen.rate_limit_headers or {})}
+        )
+        if self._long_polls.is_closing:
             response.force_close()
 
-    def note(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def finish_request(
+        self, request: web.BaseRequest, response: web.StreamResponse
+    ) -> None:
         """Tell the log, and forget the request."""
         connection = connection_of(request)
-        seen, connection.seen = connection.seen, None
+        seen, connection.request_info = connection.request_info, None
         if seen is not None:
-            self.auditor.note(seen, request.method, response.status)
-            self.traffic.note(seen, response)
-        if self._on_served is None:
+            self.auditor.record_request(seen, request.method, response.status)
+            self.request_metrics.record_response(seen, response)
+        if self._on_response is None:
             return
         now_s = asyncio.get_running_loop().time()
-        self._on_served(
-            Served(
+        self._on_response(
+            AccessLogEntry(
                 request_id=response.headers.get("X-Request-ID", ""),
                 method=request.method if seen else "",
                 path=ascii(request.path)[1:-1] if seen else "",
                 status=response.status,
-                duration_ms=(now_s - seen.began_s) * 1000 if seen else 0.0,
+                duration_ms=(now_s - seen.started_s) * 1000 if seen else 0.0,
                 subject=seen.subject if seen else None,
                 remote=request.remote,
             )
         )
 
     def _new_id(self) -> str:
-        return f"{self._id_prefix}-{next(self._numbers):06x}"
+        return f"{self._id_prefix}-{next(self._request_numbers):06x}"
 
 
 def connection_of(request: web.BaseRequest) -> Connection:

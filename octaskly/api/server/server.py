@@ -23,24 +23,45 @@ from aiohttp.http_exceptions import LineTooLong
 
 from octaskly.api.http import authentication
 from octaskly.api.http.audit_trail import Auditor
-from octaskly.api.http.buffers import Stall, narrow_tls
-from octaskly.api.http.long_polls import Waits
-from octaskly.api.http.node_client import Forwarder, Tune
-from octaskly.api.http.request import Deadlines, Parts, Seen, Streams, no_metrics
-from octaskly.api.http.sockets import bare_address, local_socket
+from octaskly.api.http.buffers import StallTimer, shrink_tls_buffers
+from octaskly.api.http.long_polls import LongPolls
+from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
+from octaskly.api.http.request import (
+    HttpTimeouts,
+    OpenStreams,
+    RequestInfo,
+    Services,
+    empty_metrics,
+)
+from octaskly.api.http.sockets import address_without_scope, bind_local_socket
 from octaskly.api.problems import status_problem
 from octaskly.api.routes import dashboard
 from octaskly.api.routes.table import ROUTES
-from octaskly.api.security.origin_checks import Guard
-from octaskly.api.security.rate_limit import Meter
-from octaskly.api.server.connection_limits import SURPLUS_MAX, Crowd, Door
-from octaskly.api.server.pipeline import Gate
-from octaskly.api.server.request_bodies import Bodies
-from octaskly.api.server.responses import Answering, OnFault, OnServed
+from octaskly.api.security.origin_checks import AllowList
+from octaskly.api.security.rate_limit import RateLimiter
+from octaskly.api.server.connection_limits import (
+    EXCESS_ANSWERED_MAX,
+    ConnectionLimits,
+    TlsHandshakeLimiter,
+)
+from octaskly.api.server.pipeline import RequestPipeline
+from octaskly.api.server.request_bodies import BodyReader
+from octaskly.api.server.responses import (
+    OnResponse,
+    OnUnexpectedError,
+    RequestLifecycle,
+)
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import Admissions, Clock, Files, Gateway, Principal, Rotations
+from octaskly.ports import (
+    Clock,
+    FileStore,
+    Gateway,
+    JoinService,
+    KeyRotationControl,
+    Principal,
+)
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -48,13 +69,13 @@ PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 Without a certificate it returns None or raises TrustError.
 """
 
-_BOUNDS = LimitOptions()
+_DEFAULT_LIMITS = LimitOptions()
 _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
 
 
-class Site(Enum):
+class ListenerKind(Enum):
     """Where a connection came in."""
 
     LOOPBACK = auto()
@@ -62,111 +83,127 @@ class Site(Enum):
     SOCKET = auto()
 
 
-class Handler(web.RequestHandler):
+class ServerConnection(web.RequestHandler):
     """One connection."""
 
     __slots__ = (
-        "_answering",
-        "_crowd",
-        "_local",
-        "_peer_of",
+        "_connection_limits",
+        "_counted_address",
+        "_lifecycle",
+        "_local_user",
+        "_peer_node_id",
         "_rotations",
-        "_stall",
-        "_stranger",
+        "_stall_timer",
+        "certificate_node",
+        "is_excess",
         "is_lan",
         "is_socket",
-        "is_surplus",
-        "met",
         "own_addresses",
-        "seen",
+        "request_info",
     )
 
     def __init__(
         self,
         manager: web.Server,
         *,
-        answering: Answering,
-        crowd: Crowd,
-        site: Site,
-        peer_of: PeerNodeId,
-        rotations: Rotations | None,
+        lifecycle: RequestLifecycle,
+        connection_limits: ConnectionLimits,
+        listener: ListenerKind,
+        peer_node_id: PeerNodeId,
+        rotations: KeyRotationControl | None,
         stall_s: float,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
-        self._stall = Stall(stall_s)
-        self._answering = answering
-        self._crowd = crowd
-        self._stranger: str | None = None  #: the address that it counts for
-        self._peer_of, self._rotations = peer_of, rotations
-        self.met: NodeId | None = None  #: the node whose certificate it showed
-        self._local: Principal | None = None
-        self.is_socket = site is Site.SOCKET  #: from a user of this machine, known
-        self.is_lan = site is Site.LAN  #: through TLS, from the network
-        self.is_surplus = False  #: it is one too many: it gets an answer, and is closed
-        self.seen: Seen | None = None  #: the request in work
+        self._stall_timer = StallTimer(stall_s)
+        self._lifecycle = lifecycle
+        self._connection_limits = connection_limits
+        self._counted_address: str | None = None  #: the address that it counts for
+        self._peer_node_id, self._rotations = peer_node_id, rotations
+        self.certificate_node: NodeId | None = (
+            None  #: the node whose certificate it showed
+        )
+        self._local_user: Principal | None = None
+        self.is_socket = (
+            listener is ListenerKind.SOCKET
+        )  #: from a user of this machine, known
+        self.is_lan = listener is ListenerKind.LAN  #: through TLS, from the network
+        self.is_excess = False  #: it is one too many: it gets an answer, and is closed
+        self.request_info: RequestInfo | None = None  #: the request in work
         self.own_addresses: frozenset[str] = frozenset()
 
     @property
     def peer(self) -> NodeId | None:
         """The node at the other end, if it is one that may act for others."""
-        if self.met is None or self._rotations is None:
-            return self.met
-        return None if self._rotations.refuses(self.met) else self.met
+        if self.certificate_node is None or self._rotations is None:
+            return self.certificate_node
+        return (
+            None
+            if self._rotations.is_node_refused(self.certificate_node)
+            else self.certificate_node
+        )
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""
-        if self._local is None:
+        if self._local_user is None:
             assert self.transport is not None
             connection = self.transport.get_extra_info("socket")
-            self._local = authentication.local_user(connection, node_name)
-        return self._local
+            self._local_user = authentication.authenticate_local_user(
+                connection, node_name
+            )
+        return self._local_user
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
         manager = self._manager
         assert manager is not None
         count = len(manager.connections)
-        surplus = self._crowd.surplus(count, is_socket=self.is_socket)
-        self.is_surplus = surplus > 0
-        if surplus > SURPLUS_MAX:
+        surplus = self._connection_limits.excess_connections(
+            count, is_socket=self.is_socket
+        )
+        self.is_excess = surplus > 0
+        if surplus > EXCESS_ANSWERED_MAX:
             self.close()
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
         super().connection_made(transport)
-        self._stall.bound(transport)
+        self._stall_timer.attach(transport)
         if self.is_lan:
-            self._look_at(transport)
+            self._identify_peer(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give its place back."""
         super().connection_lost(exc)
-        self._stall.end()
-        if self._stranger is not None:
-            self._crowd.leave(self._stranger)
-            self._stranger = None
+        self._stall_timer.stop()
+        if self._counted_address is not None:
+            self._connection_limits.remove_connection(self._counted_address)
+            self._counted_address = None
 
     def pause_writing(self) -> None:
         """Give who does not read a while; without a bound it would keep its place."""
         super().pause_writing()
-        self._stall.begin()
+        self._stall_timer.start()
 
     def resume_writing(self) -> None:
         """Go on: something was read."""
         super().resume_writing()
-        self._stall.end()
+        self._stall_timer.stop()
 
-    def _look_at(self, transport: asyncio.BaseTransport) -> None:
+    def _identify_peer(self, transport: asyncio.BaseTransport) -> None:
         """Learn who is at the other end, and whether too many come from there."""
         # No certificate is no error here: such a client shows a token.
         with contextlib.suppress(TrustError):
-            self.met = self._peer_of(transport.get_extra_info("ssl_object"))
+            self.certificate_node = self._peer_node_id(
+                transport.get_extra_info("ssl_object")
+            )
         here = transport.get_extra_info("sockname")
-        self.own_addresses = bare_address(here)
+        self.own_addresses = address_without_scope(here)
         there = transport.get_extra_info("peername")
-        if self.met is None and there and there[0] != here[0]:
-            self._stranger = str(there[0])
-            self.is_surplus |= not self._crowd.enter(self._stranger)
+        if self.certificate_node is None and there and there[0] != here[0]:
+            self._counted_address = str(there[0])
+            self.is_excess |= not self._connection_limits.add_connection(
+                self._counted_address
+            )
 
     def handle_error(
         self,
@@ -184,8 +221,8 @@ class Handler(web.RequestHandler):
                 f"the first line or a field of the header is over {exc.args[1]} bytes"
             )
         problem = status_problem(status, ascii(first[:200])[1:-1] or None)
-        problem.closes = True
-        return self._answering.refuse(problem)
+        problem.closes_connection = True
+        return self._lifecycle.problem_response(problem)
 
     async def finish_response(
         self,
@@ -195,13 +232,13 @@ class Handler(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Complete every answer, also those that never passed the gate."""
         if isinstance(resp, web.HTTPException):
-            resp = self._answering.refuse(status_problem(resp.status))
+            resp = self._lifecycle.problem_response(status_problem(resp.status))
         if not resp.prepared:
-            self._answering.stamp(request, resp)
+            self._lifecycle.add_headers(request, resp)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            self._answering.note(request, resp)
+            self._lifecycle.finish_request(request, resp)
 
 
 class ApiServer:
@@ -213,7 +250,7 @@ class ApiServer:
         self,
         gateway: Gateway,
         *,
-        verify: authentication.Verify,
+        verify_token: authentication.VerifyToken,
         node_name: str,
         clock: Clock,
         peer_node_id: PeerNodeId,
@@ -221,59 +258,72 @@ class ApiServer:
         forward_ssl: ssl.SSLContext | None = None,
         cors_origins: Collection[str] = (),
         allow_hosts: Collection[str] = (),
-        on_served: OnServed | None = None,
-        on_fault: OnFault | None = None,
-        deadlines: Deadlines | None = None,
-        tune: Tune | None = None,
-        rates: Mapping[str, int] | None = None,
-        admissions: Admissions | None = None,
-        describe: Callable[[], Mapping[str, Any]] = dict,
-        rotations: Rotations | None = None,
-        files: Files | None = None,
-        report: Callable[[], Awaitable[bytes]] = no_metrics,
-        bounds: LimitOptions = _BOUNDS,
+        on_response: OnResponse | None = None,
+        on_unexpected_error: OnUnexpectedError | None = None,
+        timeouts: HttpTimeouts | None = None,
+        configure_socket: ConfigureSocket | None = None,
+        limits_per_minute: Mapping[str, int] | None = None,
+        admissions: JoinService | None = None,
+        describe_agent: Callable[[], Mapping[str, Any]] = dict,
+        rotations: KeyRotationControl | None = None,
+        files: FileStore | None = None,
+        render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
+        limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
-        narrow_tls()
-        self._bounds, self._crowd = bounds, Crowd(bounds)
-        deadlines = self._deadlines = deadlines or Deadlines()
-        self._lan_ssl, self._peer_of, self._rotations = lan_ssl, peer_node_id, rotations
-        waits = self._waits = Waits(gateway.dispatcher)
-        self._forwarder = Forwarder(gateway, self._waits, forward_ssl, deadlines, tune)
-        meter, streams = Meter(rates or {}, clock), Streams(bounds.streams_max)
-        way = self._forwarder
-        parts = Parts(gateway, clock, way, waits, deadlines, meter, admissions)
-        parts = replace(parts, describe=describe, rotations=rotations, streams=streams)
-        parts = replace(parts, files=files, metrics=report)
-        self.streams, self.meter = streams, meter
-        self._answering = Answering(parts, on_served, on_fault)
-        self._gate = Gate(
-            parts=parts,
-            guard=Guard(names=allow_hosts, origins=cors_origins),
-            verify=verify,
-            node_name=node_name,
-            answering=self._answering,
-            bodies=Bodies(deadlines.body_s, bounds.bodies_bytes),
+        shrink_tls_buffers()
+        self._limits, self._connection_limits = limits, ConnectionLimits(limits)
+        timeouts = self._timeouts = timeouts or HttpTimeouts()
+        self._lan_ssl, self._peer_node_id, self._rotations = (
+            lan_ssl,
+            peer_node_id,
+            rotations,
         )
-        self.traffic = self._answering.traffic
-        self.router = self._routed()  #: public for tests that walk its routes
+        waits = self._long_polls = LongPolls(gateway.dispatcher)
+        self._node_client = HttpNodeClient(
+            gateway, self._long_polls, forward_ssl, timeouts, configure_socket
+        )
+        meter, streams = (
+            RateLimiter(limits_per_minute or {}, clock),
+            OpenStreams(limits.streams_max),
+        )
+        way = self._node_client
+        parts = Services(gateway, clock, way, waits, timeouts, meter, admissions)
+        parts = replace(
+            parts, describe_agent=describe_agent, rotations=rotations, streams=streams
+        )
+        parts = replace(parts, files=files, render_metrics=render_metrics)
+        self.streams, self.rate_limiter = streams, meter
+        self._lifecycle = RequestLifecycle(parts, on_response, on_unexpected_error)
+        self._pipeline = RequestPipeline(
+            services=parts,
+            allow_list=AllowList(names=allow_hosts, origins=cors_origins),
+            verify_token=verify_token,
+            node_name=node_name,
+            lifecycle=self._lifecycle,
+            body_reader=BodyReader(timeouts.body_s, limits.bodies_bytes),
+        )
+        self.request_metrics = self._lifecycle.request_metrics
+        self.router = self._build_router()  #: public for tests that walk its routes
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
 
     @property
     def auditor(self) -> Auditor:
         """What writes down who changes what here; the caller runs it."""
-        return self._answering.auditor
+        return self._lifecycle.auditor
 
     @property
-    def connections(self) -> int:
+    def connection_count(self) -> int:
         """How many there are."""
         return 0 if self._server is None else len(self._server.connections)
 
-    def forward_as(self, tls: ssl.SSLContext) -> None:
+    def set_client_tls(self, tls: ssl.SSLContext) -> None:
         """Show another certificate to other nodes from now on."""
-        self._forwarder.renew(tls)
+        self._node_client.set_tls_context(tls)
 
-    def expel(self, nodes: Collection[NodeId], *, is_settled: bool) -> None:
+    def close_connections_of(
+        self, nodes: Collection[NodeId], *, is_settled: bool
+    ) -> None:
         """End the connections of these nodes, which may act for users no more.
 
         Once a secret `is_settled`, those of all nodes end soon that are there: the
@@ -281,37 +331,48 @@ class ApiServer:
         """
         loop, server = asyncio.get_running_loop(), self._server
         for handler in () if server is None else server.connections:
-            if isinstance(handler, Handler) and handler.met in nodes:
+            if (
+                isinstance(handler, ServerConnection)
+                and handler.certificate_node in nodes
+            ):
                 handler.force_close()
-            elif isinstance(handler, Handler) and handler.met and is_settled:
-                loop.call_later(self._deadlines.grace_s, handler.force_close)
+            elif (
+                isinstance(handler, ServerConnection)
+                and handler.certificate_node
+                and is_settled
+            ):
+                loop.call_later(
+                    self._timeouts.old_certificate_grace_s, handler.force_close
+                )
 
-    async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
+    async def serve(self, site: ListenerKind, sockets: Sequence[socket.socket]) -> None:
         """Serve on sockets that are bound already; they belong to the API from now on.
 
         Raises:
             OSError: one of them cannot listen.
         """
-        tls = self._lan_ssl if site is Site.LAN else None
-        assert tls is not None or site is not Site.LAN, "a LAN listener needs TLS"
-        factory = self._factory(site)
+        tls = self._lan_ssl if site is ListenerKind.LAN else None
+        assert tls is not None or site is not ListenerKind.LAN, (
+            "a LAN listener needs TLS"
+        )
+        factory = self._protocol_factory(site)
         loop = asyncio.get_running_loop()
         for connection in sockets:
             server = await loop.create_server(
-                Door(tls, factory, self._bounds) if tls else factory,
+                TlsHandshakeLimiter(tls, factory, self._limits) if tls else factory,
                 sock=connection,
                 backlog=_BACKLOG,
             )
             self._servers.append(server)
 
-    async def start_unix(self, path: Path, group: str | None = None) -> None:
+    async def serve_unix(self, path: Path, group: str | None = None) -> None:
         """Serve local users on a socket file that this user and `group` may open.
 
         Raises:
             OSError: another process serves there, or the path cannot be used.
         """
-        factory = self._factory(Site.SOCKET)
-        connection = local_socket(path, group)
+        factory = self._protocol_factory(ListenerKind.SOCKET)
+        connection = bind_local_socket(path, group)
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
             factory, sock=connection, backlog=_BACKLOG
@@ -325,15 +386,15 @@ class ApiServer:
             server.close()
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
-        self._waits.close()
+        self._long_polls.close()
         # Answers now say `Connection: close`. Cutting kept connections at once would
         # lose the request that a client is just sending on one.
-        await asyncio.sleep(_DRAIN_S if self.connections else 0)
+        await asyncio.sleep(_DRAIN_S if self.connection_count else 0)
         if self._server is not None:
             self._server.pre_shutdown()
-            await self._server.shutdown(self._deadlines.shutdown_s)
+            await self._server.shutdown(self._timeouts.shutdown_s)
             self._server = None
-        await self._forwarder.close()
+        await self._node_client.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         # Not by an `Application`, whose middle layers would only pass requests on.
@@ -342,9 +403,9 @@ class ApiServer:
         if request.headers.get("Expect"):  # The client may wait for leave to go on.
             await found.expect_handler(request)
             await request.writer.drain()
-        return await self._gate.answer(request, found)
+        return await self._pipeline.handle(request, found)
 
-    def _factory(self, site: Site) -> Callable[[], Handler]:
+    def _protocol_factory(self, site: ListenerKind) -> Callable[[], ServerConnection]:
         if self._server is None:
             self._server = web.Server(
                 self._handle,
@@ -353,28 +414,28 @@ class ApiServer:
                 handler_cancellation=True,
             )
         return partial(
-            Handler,
+            ServerConnection,
             self._server,
-            answering=self._answering,
-            crowd=self._crowd,
-            site=site,
-            peer_of=self._peer_of,
+            lifecycle=self._lifecycle,
+            connection_limits=self._connection_limits,
+            listener=site,
+            peer_node_id=self._peer_node_id,
             rotations=self._rotations,
-            stall_s=self._deadlines.stall_s,
+            stall_s=self._timeouts.stall_s,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=self._deadlines.header_s,
-            max_line_size=self._bounds.header_bytes,
-            max_field_size=self._bounds.header_bytes,
+            keepalive_timeout=self._timeouts.header_s,
+            max_line_size=self._limits.header_bytes,
+            max_field_size=self._limits.header_bytes,
             lingering_time=_LINGER_S,
             access_log=None,
             logger=_silent_logger(),
         )
 
-    def _routed(self) -> web.UrlDispatcher:
+    def _build_router(self) -> web.UrlDispatcher:
         dashboard.assets()  # Read at the start, and never for a request.
         router = web.UrlDispatcher()
         for route in ROUTES:
-            handle = self._gate.endpoint(route)
+            handle = self._pipeline.register_route(route)
             resource = router.add_resource(route.path)
             resource.add_route(route.method, handle)
             if route.method == "GET":

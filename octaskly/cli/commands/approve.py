@@ -6,29 +6,29 @@ import sys
 
 import click
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json, print_table
 from octaskly.client import Request, RequestPage, Session
 from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call, path_of
+from octaskly.client.flows.calls import Call, resource_path
 from octaskly.errors import MeshError
 
 REQUESTS = "/api/v1/requests"
-_NEXT = "octaskly join    on that machine, and leave it waiting"
+_JOIN_HINT = "octaskly join    on that machine, and leave it waiting"
 
 
 @click.command(epilog="Example: octaskly requests")
 @JSON_OPTION
 @click.pass_obj
-def requests(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     """List the machines that want to join, and the words they show."""
-    with choice.client() as client:
-        reply = client.ask(Call("GET", REQUESTS))
+    with context.connect() as client:
+        reply = client.send(Call("GET", REQUESTS))
     if as_json:
         print_json(reply.body)
         return
-    waiting = client.read(reply, RequestPage).requests
+    waiting = client.decode(reply, RequestPage).requests
     if not waiting:
         note("no machine waits to be let in")
         return
@@ -46,40 +46,40 @@ def requests(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     "--words", metavar="WORDS", help="Those that the machine shows; nothing is asked."
 )
 @click.pass_obj
-def approve(choice: Choice, name: str, words: str | None) -> None:
+def approve(context: CliContext, name: str, words: str | None) -> None:
     """Let a machine in that waits in `octaskly join`.
 
     It shows three words, and so does this command. Approve if they are the same:
     then nobody is in the middle.
     """
-    with choice.client() as client:
-        waiting = _named(client, name)
+    with context.connect() as client:
+        waiting = _find_requests(client, name)
         if words is None:
-            request = _compared(client, waiting, name)
+            request = _confirm_words(client, waiting, name)
         else:
-            request = _showing(waiting, name, words)
-        _answer(client, request, "approve")
+            request = _match_words(waiting, name, words)
+        _post_decision(client, request, "approve")
     note(f"✓ {request.name} may come in; `octaskly nodes` shows it soon")
 
 
-def _answer(client: Session, request: Request, answer: str) -> None:
-    path = path_of(REQUESTS, request.node_id, answer)
-    client.ask(calls.order(path, {"fingerprint": request.fingerprint}))
+def _post_decision(client: Session, request: Request, decision: str) -> None:
+    path = resource_path(REQUESTS, request.node_id, decision)
+    client.send(calls.post_once(path, {"fingerprint": request.fingerprint}))
 
 
-def _named(client: Session, name: str) -> list[Request]:
-    page = client.asked(Call("GET", REQUESTS), RequestPage)
+def _find_requests(client: Session, name: str) -> list[Request]:
+    page = client.send_and_decode(Call("GET", REQUESTS), RequestPage)
     waiting = [one for one in page.requests if name in (one.name, one.node_id)]
     if not waiting:
         others = ", ".join(one.name for one in page.requests) or "none"
         raise MeshError(
             f"no machine called {name!r} waits to be let in",
-            hint=f"{_NEXT}\noctaskly requests    shows those that wait: {others}",
+            hint=f"{_JOIN_HINT}\noctaskly requests    shows those that wait: {others}",
         )
     return waiting
 
 
-def _compared(client: Session, waiting: list[Request], name: str) -> Request:
+def _confirm_words(client: Session, waiting: list[Request], name: str) -> Request:
     """Return the machine whose words somebody has compared; the others are refused."""
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
@@ -91,14 +91,14 @@ def _compared(client: Session, waiting: list[Request], name: str) -> Request:
         note(f"\n    {request.fingerprint}\n")
         if click.confirm(f"Does {request.name} show the same words?", err=True):
             return request
-        _answer(client, request, "refuse")
+        _post_decision(client, request, "refuse")
     raise MeshError(
         f"{name} was not let in, and is told so: the words differ",
         hint="octaskly invite    works also where somebody is in the middle",
     )
 
 
-def _showing(waiting: list[Request], name: str, words: str) -> Request:
+def _match_words(waiting: list[Request], name: str, words: str) -> Request:
     for request in waiting:
         if request.fingerprint == words.lower():
             return request

@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.commands.run import OWN_CODES, cancel_ended, left_told
-from octaskly.cli.commands.submit import draft, request_options, submitted
-from octaskly.cli.context import Choice, resolve_ref
-from octaskly.cli.interrupts import interrupt_noted, interruptible
+from octaskly.cli.commands.run import (
+    OCTASKLY_EXIT_CODES,
+    cancel_if_running,
+    hint_on_error,
+)
+from octaskly.cli.commands.submit import make_draft, request_options, submit_drafts
+from octaskly.cli.context import CliContext, resolve_ref
+from octaskly.cli.interrupts import allow_interrupts, defer_first_interrupt
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
     EXIT_NOT_FOUND,
     EXIT_OCTASKLY_FAILED,
     note,
-    report,
+    report_error,
     size,
 )
-from octaskly.cli.task_options import TAKEN, Asked, asking
-from octaskly.cli.wait_hint import stall_told
+from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
+from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client import Members, Task
 from octaskly.client.flows import calls
 from octaskly.core.model import placeholders
@@ -38,14 +42,16 @@ from octaskly.core.model.task_options import ITEM_BYTES
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.cli.output.results import Results
+    from octaskly.cli.output.results import ResultPrinter
     from octaskly.client import Draft, Session
 
 
 SEPARATOR: Final = ":::"
 
 
-def taken(words: Sequence[str], *, is_nul: bool) -> tuple[str, Sequence[str]]:
+def parse_command_and_items(
+    words: Sequence[str], *, is_nul: bool
+) -> tuple[str, Sequence[str]]:
     """Return the shell text that words mean, and the items.
 
     Raises:
@@ -55,7 +61,7 @@ def taken(words: Sequence[str], *, is_nul: bool) -> tuple[str, Sequence[str]]:
     if not command:
         raise click.UsageError(f"there is no command before {SEPARATOR}")
     _check(items)
-    text = command_text(command)
+    text = command_with_placeholders(command)
     # Who reads the variables needs no placeholder.
     is_named = len(placeholders.split_placeholders(text)) > 1 or any(
         variable in text for variable in (ITEM_VARIABLE, INDEX_VARIABLE)
@@ -63,7 +69,7 @@ def taken(words: Sequence[str], *, is_nul: bool) -> tuple[str, Sequence[str]]:
     return text if is_named else f"{text} {{}}", items
 
 
-def command_text(words: Sequence[str]) -> str:
+def command_with_placeholders(words: Sequence[str]) -> str:
     """Return the shell text of words, in which placeholders stay as they are."""
     return words[0] if len(words) == 1 else " ".join(map(_quoted, words))
 
@@ -82,7 +88,7 @@ def _split(
     if SEPARATOR in words:
         at = list(words).index(SEPARATOR)
         return words[:at], words[at + 1 :]
-    if click.get_current_context().meta.get(TAKEN):
+    if click.get_current_context().meta.get(STDIN_CONSUMED):
         raise click.UsageError("stdin holds the items, or what they read: not both")
     return words, _read(is_nul=is_nul)
 
@@ -136,7 +142,7 @@ _max_fails = click.option(
 
 
 @click.command(epilog="Example: octaskly array 1-1000 -- ./simulate --seed {}")
-@asking
+@task_options
 @request_options
 @_max_fails
 @click.argument("numbers", metavar="FIRST-LAST[:STEP]")
@@ -145,17 +151,17 @@ _max_fails = click.option(
     nargs=-1,
     required=True,
     metavar="[--] CMD...",
-    shell_complete=completion.files,
+    shell_complete=completion.complete_files,
 )
 @click.pass_obj
 def array(
-    choice: Choice,
+    context: CliContext,
     numbers: str,
     words: Sequence[str],
     max_fails: int | None,
     idempotency_key: str | None,
     durability: str | None,
-    asked: Asked,
+    fields: DraftFields,
 ) -> None:
     """Hand in a command once for each number, as one array.
 
@@ -164,9 +170,11 @@ def array(
     """
     # Imported here, as below: what few commands need would cost all of them.
 
-    wanted = _draft(command_text(words), asked, {"range": numbers}, max_fails)
-    with choice.client() as client:
-        [[task]] = submitted(
+    wanted = _array_draft(
+        command_with_placeholders(words), fields, {"range": numbers}, max_fails
+    )
+    with context.connect() as client:
+        [[task]] = submit_drafts(
             client, [wanted], key=idempotency_key, durability=durability
         )
     click.echo(task.id)
@@ -193,21 +201,21 @@ def array(
 @click.option(
     "--retry-failed",
     metavar="ID",
-    shell_complete=completion.arrays,
+    shell_complete=completion.complete_arrays,
     help="Instead of a command: what did not succeed of an earlier array.",
 )
 @_max_fails
-@asking
+@task_options
 @request_options
 @click.argument(
     "words",
     nargs=-1,
     metavar="[--] CMD... [::: ITEM...]",
-    shell_complete=completion.files,
+    shell_complete=completion.complete_files,
 )
 @click.pass_obj
 def map_(
-    choice: Choice,
+    context: CliContext,
     *,
     words: Sequence[str],
     max_fails: int | None,
@@ -217,7 +225,7 @@ def map_(
     retry_failed: str | None,
     idempotency_key: str | None,
     durability: str | None,
-    asked: Asked,
+    fields: DraftFields,
 ) -> int:
     """Run a command once for each item, and print what they write.
 
@@ -231,33 +239,33 @@ def map_(
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("either a command, or --retry-failed with an id")
     if retry_failed is not None:
-        return _followed(
-            choice, lambda client: _repeated(client, retry_failed), (), keep_order
+        return _run_array(
+            context, lambda client: _retry_array(client, retry_failed), (), keep_order
         )
-    text, items = taken(words, is_nul=is_nul)
+    text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
         note("nothing to run: there is no item, neither behind ::: nor on stdin")
         return 0
     if dry_run:
         _print_commands(text, items)
         return 0
-    wanted = _draft(text, asked, {"items": items}, max_fails)
+    wanted = _array_draft(text, fields, {"items": items}, max_fails)
 
     def begun(client: Session) -> Task:
-        [[task]] = submitted(
+        [[task]] = submit_drafts(
             client, [wanted], key=idempotency_key, durability=durability
         )
         return task
 
-    return _followed(choice, begun, items, keep_order)
+    return _run_array(context, begun, items, keep_order)
 
 
-def _draft(
-    text: str, asked: Asked, members: dict[str, Any], max_fails: int | None
+def _array_draft(
+    text: str, fields: DraftFields, members: dict[str, Any], max_fails: int | None
 ) -> Draft:
     if max_fails is not None:
         members = {**members, "max_fails": max_fails}
-    return draft(text, {**asked, "array": members})
+    return make_draft(text, {**fields, "array": members})
 
 
 def _print_commands(text: str, items: Sequence[str]) -> None:
@@ -267,68 +275,74 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
         click.echo(placeholders.fill_placeholders(text, item, position, is_quoted=True))
 
 
-def _repeated(client: Session, ref: str) -> Task:
+def _retry_array(client: Session, ref: str) -> Task:
     full = resolve_ref(client, ref)
-    task = client.asked(calls.retry_array(full), Task)
+    task = client.send_and_decode(calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was repeated before, as {task.id}")
     return task
 
 
-def _followed(
-    choice: Choice,
+def _run_array(
+    context: CliContext,
     begin: Callable[[Session], Task],
     items: Sequence[str],
     keep_order: bool,  # noqa: FBT001
 ) -> int:
     """Begin an array and print its results; return the exit code."""
-    from octaskly.cli.output.results import Results  # noqa: PLC0415
+    from octaskly.cli.output.results import ResultPrinter  # noqa: PLC0415
 
     try:
-        with choice.client() as client, interrupt_noted() as noted:
+        with context.connect() as client, defer_first_interrupt() as noted:
             task = begin(client)
             array, counts = task.id, task.array or Members()
-            results = Results(
+            results = ResultPrinter(
                 client,
                 array,
                 items=items,
                 total=len(items) or counts.total,
                 is_by_number=keep_order,
             )
-            with stall_told(choice, [array]), left_told(f"show {array}"):
+            with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
                 return _print(client, results, array, noted)
     except OctasklyError as error:
-        code = report(error)
-        return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
+        code = report_error(error)
+        return (
+            code
+            if code in {*OCTASKLY_EXIT_CODES, EXIT_NOT_FOUND}
+            else EXIT_OCTASKLY_FAILED
+        )
 
 
-def _print(client: Session, results: Results, array: str, noted: list[int]) -> int:
+def _print(
+    client: Session, results: ResultPrinter, array: str, deferred: list[int]
+) -> int:
     """Print results until the array is over, or nobody gets them; Ctrl-C ends it."""
     try:
-        with interruptible(noted):
-            task = results.to_the_end()
+        with allow_interrupts(deferred):
+            task = results.print_all()
     except KeyboardInterrupt:
-        return _give_up(client, array)
+        return _cancel_rest(client, array)
     except OSError:
-        _give_up(client, array)
+        _cancel_rest(client, array)
         raise
     counts = task.array or Members()
     if counts.completed == counts.total:
         return 0
-    _say_left(task)
+    _print_unsuccessful(task)
     return EXIT_FAILED
 
 
-def _give_up(client: Session, array: str) -> int:
+def _cancel_rest(client: Session, array: str) -> int:
     """Cancel what is left, whoever is in a hurry; say how to go on."""
-    with interrupt_noted():
+    with defer_first_interrupt():
         note(f"cancelling what is left of {array}")
-        cancel_ended(client, array)
-        _say_left(client.asked(calls.task(array), Task))
+        cancel_if_running(client, array)
+        _print_unsuccessful(client.send_and_decode(calls.task(array), Task))
     return EXIT_CANCELLED
 
 
-def _say_left(task: Task) -> None:
+def _print_unsuccessful(task: Task) -> None:
     """Say what did not succeed, and how to go on."""
     counts = task.array or Members()
     left = counts.total - counts.completed

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import on_one_line, print_json, print_table
 from octaskly.client import Session
@@ -16,7 +16,7 @@ from octaskly.client.flows.calls import Call
 PAGE: Final = 1000
 FOLLOW_S: Final = 1.0
 HEADS: Final = ("AT", "WHO", "ROLE", "FROM", "NODE", "ANSWER", "WHAT")
-SHOWN: Final = 100  #: of the latest, unless told how far back
+LATEST_ENTRIES: Final = 100  #: of the latest, unless told how far back
 
 
 @click.command(epilog="Example: octaskly audit --since 7d")
@@ -26,13 +26,13 @@ SHOWN: Final = 100  #: of the latest, unless told how far back
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens.")
 @JSON_OPTION
 @click.pass_obj
-def audit(choice: Choice, since: int | None, follow: bool, as_json: bool) -> None:  # noqa: FBT001
+def audit(context: CliContext, since: int | None, follow: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show who changed what, and what was refused. Only an admin may ask.
 
     The latest hundred lines, or all since a time. `3 times` stands for requests of one
     minute that were alike.
     """
-    with choice.client() as client:
+    with context.connect() as client:
         cursor = _show(client, since, None, as_json=as_json)
         while follow:
             time.sleep(FOLLOW_S)
@@ -46,10 +46,10 @@ def _show(
     """Show all pages from here on; return behind which entry to go on."""
     is_first = cursor is None
     while True:
-        limit = SHOWN if since is None and cursor is None else PAGE
+        limit = LATEST_ENTRIES if since is None and cursor is None else PAGE
         asked = {"limit": limit, "since_s": since, "after": cursor}
-        reply = client.ask(Call("GET", "/api/v1/audit", asked))
-        answer = client.read(reply, dict[str, Any])
+        reply = client.send(Call("GET", "/api/v1/audit", asked))
+        answer = client.decode(reply, dict[str, Any])
         if as_json and (is_first or answer["entries"]):
             print_json(reply.body)
         elif not as_json:

@@ -10,15 +10,20 @@ from typing import Any
 import click
 import msgspec
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json, print_table
-from octaskly.config.agent import AgentConfig, configure, options_of, refuse
+from octaskly.config.agent import (
+    AgentConfig,
+    build_options,
+    load_agent_config,
+    raise_faults,
+)
 from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.paths import settings_files
 from octaskly.config.settings import SETTINGS, Setting
-from octaskly.config.sources import Said, said_everywhere, said_in_file
-from octaskly.config.value_types import Many
+from octaskly.config.sources import SettingValue, read_all_sources, read_settings_file
+from octaskly.config.value_types import ListOf
 from octaskly.errors import ConfigError
 
 DEFAULT = "default"  #: the origin of what nobody said
@@ -38,9 +43,9 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
     """
     if ctx.invoked_subcommand is not None:
         return
-    choice: Choice = ctx.obj
-    found = configure(choice.flags(), choice.environ)
-    clients = _said_to_clients(choice)
+    choice: CliContext = ctx.obj
+    found = load_agent_config(choice.agent_flags(), choice.environ)
+    clients = _client_values(choice)
     files = settings_files(choice.environ)
     if as_json:
         print_json(msgspec.json.encode(_plain(found, clients, files)))
@@ -54,7 +59,7 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
         rows.append((setting.key, origin, str(value or setting.default_text)))
     print_table(("SETTING", "FROM", "VALUE"), rows, state_column=0)
     for variable in choice.environ:
-        if variable.startswith("OCTASKLY_") and (meant := _meant(variable)):
+        if variable.startswith("OCTASKLY_") and (meant := _did_you_mean(variable)):
             note(f"{variable} is no setting; did you mean {meant}?")
     for path in files:
         note(f"{path}: {'read' if path.exists() else 'not there'}")
@@ -63,34 +68,34 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
 @config.command(epilog="Example: octaskly config check draft.toml")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.pass_obj
-def check(choice: Choice, file: Path | None) -> None:
+def check(context: CliContext, file: Path | None) -> None:
     """Check a file of settings, or all that an agent would read; exit 78 if wrong."""
     if file is None:
-        configure(choice.flags(), choice.environ)
-        _said_to_clients(choice)
+        load_agent_config(context.agent_flags(), context.environ)
+        _client_values(context)
         note("all settings can be used")
         return
     if not file.exists():
         raise ConfigError(f"there is no file {file}", hint="octaskly config")
     faults: list[str] = []
-    said = said_in_file(file, faults)
-    options_of(said, faults)
-    refuse(faults)
+    said = read_settings_file(file, faults)
+    build_options(said, faults)
+    raise_faults(faults)
     note(f"{file}: {len(said)} settings, all can be used")
 
 
-def _said_to_clients(choice: Choice) -> dict[str, tuple[Any, str]]:
+def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:
     """Return what holds for commands here, and its origin, by key."""
-    flags = {"url": choice.url, "node": choice.node, "ca_file": choice.ca_file}
+    flags = {"url": context.url, "node": context.node, "ca_file": context.ca_file}
     faults: list[str] = []
-    said = said_everywhere(flags, choice.environ, faults, CLIENT_SETTINGS)
-    refuse(faults)
-    nobody = Said(None, DEFAULT)
+    said = read_all_sources(flags, context.environ, faults, CLIENT_SETTINGS)
+    raise_faults(faults)
+    nobody = SettingValue(None, DEFAULT)
     told = ((each.key, said.get(each.field, nobody)) for each in CLIENT_SETTINGS)
     return {key: (each.value, each.origin) for key, each in told}
 
 
-def _meant(variable: str) -> str | None:
+def _did_you_mean(variable: str) -> str | None:
     """Return the variable that a misspelt one is for, None where it is not misspelt."""
     every = (*SETTINGS, *CLIENT_SETTINGS)
     known = [setting.variable for setting in every if setting.variable]
@@ -129,7 +134,9 @@ def _text(setting: Setting, found: AgentConfig) -> str:
     value = _value(setting, found)
     if value is None or value == []:
         return setting.default_text
-    return ",".join(value) if isinstance(value, list) else setting.kind.show(value)
+    return (
+        ",".join(value) if isinstance(value, list) else setting.value_type.format(value)
+    )
 
 
 def _value(setting: Setting, found: AgentConfig) -> Any:
@@ -142,6 +149,6 @@ def _value(setting: Setting, found: AgentConfig) -> Any:
         "slots": found.slots,
     }
     value: Any = filled.get(setting.field, getattr(found.options, setting.field))
-    if isinstance(setting.kind, Many):
-        return setting.kind.show(value).split(",") if value else []
+    if isinstance(setting.value_type, ListOf):
+        return setting.value_type.format(value).split(",") if value else []
     return value

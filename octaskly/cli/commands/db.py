@@ -6,7 +6,7 @@ import datetime as dt
 
 import click
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.errors import ConfigError
 
@@ -18,17 +18,17 @@ def db() -> None:
 
 @db.command(epilog="Example: octaskly --node ash db reset")
 @click.pass_obj
-def reset(choice: Choice) -> None:
+def reset(context: CliContext) -> None:
     """Move the log aside, so that the agent starts with a fresh one.
 
     Nothing is deleted: the files stay beside the new log. The other nodes of the
     mesh bring the new log up to date.
     """
     # Imported here: a quick command needs neither settings nor SQLite.
-    from octaskly.config.agent import configure  # noqa: PLC0415
+    from octaskly.config.agent import load_agent_config  # noqa: PLC0415
     from octaskly.store.tables.database import move_aside  # noqa: PLC0415
 
-    path = configure(choice.flags(), choice.environ).paths.database
+    path = load_agent_config(context.agent_flags(), context.environ).paths.database
     if not path.exists():
         raise ConfigError(
             f"there is no log at {path}",

@@ -7,19 +7,22 @@ import time
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json
-from octaskly.cli.task_options import not_empty
+from octaskly.cli.task_options import require_nonempty
 from octaskly.client import NodeInfo
 from octaskly.client.flows import calls
-from octaskly.client.flows.calls import NODES, Call, path_of
+from octaskly.client.flows.calls import NODES, Call, resource_path
 from octaskly.errors import MeshError
 
 POLL_S = 0.5
 
 NODE_ARGUMENT = click.argument(
-    "name", metavar="NODE", callback=not_empty, shell_complete=completion.nodes
+    "name",
+    metavar="NODE",
+    callback=require_nonempty,
+    shell_complete=completion.complete_nodes,
 )
 
 
@@ -29,7 +32,7 @@ NODE_ARGUMENT = click.argument(
 @JSON_OPTION
 @click.pass_obj
 def drain(
-    choice: Choice,
+    context: CliContext,
     name: str,
     wait: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
@@ -38,9 +41,9 @@ def drain(
 
     It stays so, also when it restarts, until `octaskly resume`.
     """
-    node = _steer(choice, name, "drain", as_json=as_json)
+    node = _set_availability(context, name, "drain", as_json=as_json)
     if wait:
-        _until_idle(choice, node)
+        _wait_until_idle(context, node)
         note(f"{node.name} runs nothing any more")
 
 
@@ -48,45 +51,47 @@ def drain(
 @NODE_ARGUMENT
 @JSON_OPTION
 @click.pass_obj
-def resume(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
+def resume(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Give a drained node work again."""
-    _steer(choice, name, "resume", as_json=as_json)
+    _set_availability(context, name, "resume", as_json=as_json)
 
 
 @click.command(epilog="Example: octaskly pause laptop")
 @NODE_ARGUMENT
 @JSON_OPTION
 @click.pass_obj
-def pause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
+def pause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Freeze what a node runs, and give it no more work.
 
     Its tasks use no processor and their time limits stand still until `octaskly
     unpause`.
     """
-    _steer(choice, name, "pause", as_json=as_json)
+    _set_availability(context, name, "pause", as_json=as_json)
 
 
 @click.command(epilog="Example: octaskly unpause laptop")
 @NODE_ARGUMENT
 @JSON_OPTION
 @click.pass_obj
-def unpause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
+def unpause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Let the tasks of a paused node go on, and give it work again."""
-    _steer(choice, name, "unpause", as_json=as_json)
+    _set_availability(context, name, "unpause", as_json=as_json)
 
 
-def _steer(choice: Choice, name: str, steering: str, *, as_json: bool) -> NodeInfo:
-    with choice.client() as client:
-        reply = client.ask(calls.order(path_of(NODES, name, steering)))
-    node = client.read(reply, NodeInfo)
+def _set_availability(
+    context: CliContext, name: str, action: str, *, as_json: bool
+) -> NodeInfo:
+    with context.connect() as client:
+        reply = client.send(calls.post_once(resource_path(NODES, name, action)))
+    node = client.decode(reply, NodeInfo)
     if as_json:
         print_json(reply.body)
     else:
-        note(_standing(node))
+        note(_format_state(node))
     return node
 
 
-def _standing(node: NodeInfo) -> str:
+def _format_state(node: NodeInfo) -> str:
     running = node.running or 0
     count = f"{running} task" if running == 1 else f"{running} tasks"
     match node.state:
@@ -98,12 +103,14 @@ def _standing(node: NodeInfo) -> str:
             return f"{node.name} is {node.state}"
 
 
-def _until_idle(choice: Choice, node: NodeInfo) -> None:
+def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
     """Wait until a drained node runs nothing; raise when it is drained no more."""
     while node.running:
         time.sleep(POLL_S)
-        with choice.client() as client:
-            node = client.asked(Call("GET", path_of(NODES, node.id)), NodeInfo)
+        with context.connect() as client:
+            node = client.send_and_decode(
+                Call("GET", resource_path(NODES, node.id)), NodeInfo
+            )
         if node.state == "lost":
             return  # What it ran is run elsewhere.
         if node.state == "ready":

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
-from octaskly.cli.output.render import note, print_json, printable, room_of
+from octaskly.cli.output.render import format_capacity, note, print_json, printable
 from octaskly.client import (
     Invite,
     Membership,
@@ -26,45 +26,49 @@ from octaskly.client import (
     Unreachable,
 )
 from octaskly.client.flows import calls
-from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, path_of
-from octaskly.errors import ConfigError, MeshError, WouldLeave
-from octaskly.joining.join_by_code import Admitted
-from octaskly.joining.join_by_words import Meeting, meet, receive
-from octaskly.mesh.discovery.scan import sightings
+from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, resource_path
+from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
+from octaskly.joining.join_by_code import JoinGrant
+from octaskly.joining.join_by_words import (
+    PendingComparison,
+    receive_approval,
+    wait_for_member,
+)
+from octaskly.mesh.discovery.scan import scan_meshes
 
 if TYPE_CHECKING:
     from octaskly.config.agent import AgentConfig
-    from octaskly.joining.key_exchange import Code
+    from octaskly.joining.key_exchange import InviteCode
 
 
-LOOK_S: Final = 1.0
-ANSWERS: Final = {"y": True, "yes": True, "n": False, "no": False, "": False}
+BROWSE_S: Final = 1.0
+CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": False}
 
 
-async def by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Admitted:
+async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> JoinGrant:
     """Wait for a member, show the words, and get in once both sides have said yes.
 
     Raises:
         PairingFailed: no member came, or somebody at it said no.
         MeshError: somebody here said no.
     """
-    meshes = await sightings(LOOK_S, interfaces)
+    meshes = await scan_meshes(BROWSE_S, interfaces)
     note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
     note(f"· waiting; on a member: octaskly approve {name}")
     note("· three words to compare come here as soon as a member looks")
-    meeting = await meet(name, key, interfaces)
+    meeting = await wait_for_member(name, key, interfaces)
     member = meeting.member.name
     note(f"\n{member} answers. The words of this machine are:\n")
     note(f"    {meeting.words}\n")
-    return await _admitted(meeting)
+    return await _confirm_while_waiting(meeting)
 
 
-async def _admitted(meeting: Meeting) -> Admitted:
+async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
     """Ask here while the member is heard: what it refuses needs no answer any more."""
     member = meeting.member.name
-    hearing = asyncio.ensure_future(receive(meeting))
+    hearing = asyncio.ensure_future(receive_approval(meeting))
     try:
-        while (is_same := await _answer(member, hearing)) is None:
+        while (is_same := await _read_confirmation(member, hearing)) is None:
             note("y or n?")
         if not is_same:
             raise MeshError(
@@ -80,7 +84,9 @@ async def _admitted(meeting: Meeting) -> Admitted:
         meeting.conversation.close()
 
 
-async def _answer(member: str, hearing: asyncio.Future[Admitted]) -> bool | None:
+async def _read_confirmation(
+    member: str, admission: asyncio.Future[JoinGrant]
+) -> bool | None:
     """Return what somebody types; None: it is no answer.
 
     Raises:
@@ -95,12 +101,12 @@ async def _answer(member: str, hearing: asyncio.Future[Admitted]) -> bool | None
     typing = asyncio.ensure_future(typed.wait())
     try:
         await asyncio.wait(
-            (typing, *(() if hearing.done() else (hearing,))),
+            (typing, *(() if admission.done() else (admission,))),
             return_when=asyncio.FIRST_COMPLETED,
         )
-        if hearing.done() and hearing.exception() is not None:
+        if admission.done() and admission.exception() is not None:
             click.echo(err=True)
-            hearing.result()
+            admission.result()
         await typing
     finally:
         loop.remove_reader(sys.stdin)
@@ -108,7 +114,7 @@ async def _answer(member: str, hearing: asyncio.Future[Admitted]) -> bool | None
     line = sys.stdin.readline()
     if not line:
         raise click.Abort
-    return ANSWERS.get(line.strip().lower())
+    return CONFIRMATIONS.get(line.strip().lower())
 
 
 READY_S = 15.0  #: for the agent to be a member; it takes a second or two
@@ -126,17 +132,17 @@ TTL_S = 300
 )
 @JSON_OPTION
 @click.pass_obj
-def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
+def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT001
     """Show a code that lets one more machine into the mesh.
 
     The code is good for one attempt. Whoever types it first joins.
     """
-    with choice.client() as client:
-        reply = client.ask(calls.order("/api/v1/invites", {"ttl_s": ttl}))
+    with context.connect() as client:
+        reply = client.send(calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
     if as_json:
         print_json(reply.body)
         return
-    opened = client.read(reply, Invite)
+    opened = client.decode(reply, Invite)
     note(f"On the other machine (valid {_span(ttl)}, for one attempt):")
     click.echo(f"    octaskly join {opened.code}")
     if opened.places:
@@ -167,7 +173,7 @@ def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
 )
 @click.pass_obj
 def join(
-    choice: Choice,
+    context: CliContext,
     code: str | None,
     at: str | None,
     force: bool,  # noqa: FBT001
@@ -179,44 +185,44 @@ def join(
     `-` reads the code from stdin, where no other user can see it. Without a code it
     waits until somebody approves it at a member, and shows three words to compare.
     """
-    _check_way(code, at)
-    socket = _agent(choice)
+    _check_join_options(code, at)
+    socket = _agent_socket(context)
     if socket is None:
-        _join_alone(choice, _Way(code, at, interfaces), secret_file)
+        _join_without_agent(context, _JoinMethod(code, at, interfaces), secret_file)
         return
     with Session.at_socket(socket) as client:
-        own = client.asked(Call("GET", MEMBERSHIP), Membership)
+        own = client.send_and_decode(Call("GET", MEMBERSHIP), Membership)
         _check_leaving(own, force=force)
-        way = _Way(code, at, interfaces or own.interfaces)
-        admitted = way.take(own.name, bytes.fromhex(own.node_key), own.mesh)
-        with _interruptible(admitted):
-            wanted = {"keyring": admitted.keyring, "seeds": [admitted.seed]}
-            client.ask(calls.order(MEMBERSHIP, {**wanted, "force": force}))
+        way = _JoinMethod(code, at, interfaces or own.interfaces)
+        admitted = way.pair(own.name, bytes.fromhex(own.node_key), own.mesh)
+        with _explain_interrupt(admitted):
+            wanted = {"keyring": admitted.secret_text, "seeds": [admitted.seed]}
+            client.send(calls.post_once(MEMBERSHIP, {**wanted, "force": force}))
             _await_ready(socket, own, admitted)
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _JoinMethod:
     """How this machine shall get in."""
 
     code: str | None  #: None: by words that people compare
     at: str | None
     interfaces: Sequence[str]
 
-    def take(self, name: str, key: bytes, mesh: str | None) -> Admitted:
+    def pair(self, name: str, key: bytes, mesh: str | None) -> JoinGrant:
         """Get in, and return what a member has then."""
         # Imported here, as below: pairing brings in what quick commands do without.
-        from octaskly.joining.key_exchange import Code  # noqa: PLC0415
+        from octaskly.joining.key_exchange import InviteCode  # noqa: PLC0415
 
         if self.code is None:
             import asyncio  # noqa: PLC0415
 
-            return asyncio.run(by_words(name, key, self.interfaces))
-        code = Code.parse(_read_code() if self.code == "-" else self.code)
-        return _by_code(name, key, mesh, code, self.at, self.interfaces)
+            return asyncio.run(join_by_words(name, key, self.interfaces))
+        code = InviteCode.parse(_read_code() if self.code == "-" else self.code)
+        return _pair_by_code(name, key, mesh, code, self.at, self.interfaces)
 
 
-def _check_way(code: str | None, at: str | None) -> None:
+def _check_join_options(code: str | None, at: str | None) -> None:
     if code is not None:
         return
     if at is not None:
@@ -227,12 +233,12 @@ def _check_way(code: str | None, at: str | None) -> None:
         )
 
 
-def _agent(choice: Choice) -> Path | None:
+def _agent_socket(context: CliContext) -> Path | None:
     """Return the socket of the agent here, None where none runs."""
     try:
-        return choice.socket()
+        return context.socket_path()
     except Unreachable:
-        if choice.node or choice.state_dir:
+        if context.node or context.state_dir:
             raise  # One was meant.
         return None
 
@@ -251,7 +257,7 @@ def _check_leaving(own: Membership, *, force: bool) -> None:
     if not left:
         return
     if not force:
-        raise WouldLeave(
+        raise MeshNotEmpty(
             f"this machine is in the mesh {own.mesh}, and joining another one "
             f"leaves behind: {' and '.join(left)}",
             hint="octaskly nodes    shows who is in it; to stay there, do nothing\n"
@@ -262,33 +268,39 @@ def _check_leaving(own: Membership, *, force: bool) -> None:
     note(f"leaving behind: {' and '.join(left)}")
 
 
-def _by_code(
+def _pair_by_code(
     name: str,
     key: bytes,
     mesh: str | None,
-    code: Code,
+    code: InviteCode,
     at: str | None,
     interfaces: Sequence[str],
-) -> Admitted:
+) -> JoinGrant:
     import asyncio  # noqa: PLC0415
 
-    from octaskly.joining.join_by_code import Joiner, place_at, places_in_sight  # noqa: PLC0415
+    from octaskly.joining.join_by_code import (  # noqa: PLC0415
+        JoinClient,
+        discover_targets,
+        resolve_target,
+    )
     from octaskly.system.clock import SystemClock  # noqa: PLC0415
 
-    async def pair() -> Admitted:
-        places = place_at(at) if at else places_in_sight(interfaces, mesh)
+    async def pair() -> JoinGrant:
+        places = resolve_target(at) if at else discover_targets(interfaces, mesh)
         async with contextlib.aclosing(places):
-            joiner = Joiner(name, key, SystemClock(), _tell)
-            return await joiner.by_code(code, places)
+            joiner = JoinClient(name, key, SystemClock(), _print_step)
+            return await joiner.join_by_code(code, places)
 
     return asyncio.run(pair())
 
 
-def _tell(text: str) -> None:
+def _print_step(text: str) -> None:
     note(f"· {text}")
 
 
-def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
+def _join_without_agent(
+    context: CliContext, method: _JoinMethod, secret_file: Path | None
+) -> None:
     """Join where no agent runs: write the secret, and start the service, if any.
 
     Raises:
@@ -296,33 +308,33 @@ def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
             starts, and which has its secret where only it can write.
     """
     from octaskly.cli.service.systemd import Scope, Systemd  # noqa: PLC0415
-    from octaskly.joining.join_by_code import keep  # noqa: PLC0415
+    from octaskly.joining.join_by_code import save_mesh_secret  # noqa: PLC0415
     from octaskly.trust import NodeKey  # noqa: PLC0415
 
-    config, has_service = agent_to_be(choice, secret_file)
+    config, has_service = next_agent_config(context, secret_file)
     key = NodeKey.load_or_create(config.paths.state)
-    admitted = way.take(config.name, key.public_bytes(), None)
-    with _interruptible(admitted):
-        left = keep(config.paths, admitted.keyring)
+    admitted = method.pair(config.name, key.public_bytes(), None)
+    with _explain_interrupt(admitted):
+        left = save_mesh_secret(config.paths, admitted.secret_text)
         if left is not None:
             note(f"the secret of the mesh before lies in {left}")
         note(f"✓ the mesh secret is in {config.paths.secret}")
         if has_service:
-            Systemd(Scope.USER, choice.environ).start("restart")
+            Systemd(Scope.USER, context.environ).start_unit("restart")
             note(f"✓ service started; joined the mesh of {admitted.member}")
             return
-    seed = f" --join {admitted.seed}" if way.at else ""
+    seed = f" --join {admitted.seed}" if method.at else ""
     note(f"next: octaskly agent{seed}")
 
 
 @contextlib.contextmanager
-def _interruptible(admitted: Admitted) -> Iterator[None]:
+def _explain_interrupt(admitted: JoinGrant) -> Iterator[None]:
     """Say where Ctrl-C leaves this machine; until here it was where it had been.
 
     What follows is done as a whole or not at all; which of the two is seen later.
     """
     try:
-        _tell(f"{admitted.member} let this machine in")
+        _print_step(f"{admitted.member} let this machine in")
         yield
     except KeyboardInterrupt:
         note(f"interrupted; this machine may be in the mesh of {admitted.member} now")
@@ -331,41 +343,45 @@ def _interruptible(admitted: Admitted) -> Iterator[None]:
         raise
 
 
-def agent_to_be(choice: Choice, secret_file: Path | None) -> tuple[AgentConfig, bool]:
+def next_agent_config(
+    context: CliContext, secret_file: Path | None
+) -> tuple[AgentConfig, bool]:
     """Return the settings of the agent that will run here; and whether as a service.
 
     Raises:
         ConfigError: that is the service of the machine.
     """
     from octaskly.cli.service import unit_files  # noqa: PLC0415
-    from octaskly.cli.service.install import config_of  # noqa: PLC0415
+    from octaskly.cli.service.install import service_config  # noqa: PLC0415
     from octaskly.cli.service.systemd import Scope  # noqa: PLC0415
-    from octaskly.config.agent import configure  # noqa: PLC0415
+    from octaskly.config.agent import load_agent_config  # noqa: PLC0415
 
-    flags = choice.flags() | {"secret_file": secret_file}
+    flags = context.agent_flags() | {"secret_file": secret_file}
     if any(flags.values()):
-        return configure(flags, choice.environ), False
-    own = unit_files.found(unit_files.unit_path(Scope.USER, choice.environ))
+        return load_agent_config(flags, context.environ), False
+    own = unit_files.read_installed_unit(
+        unit_files.unit_path(Scope.USER, context.environ)
+    )
     if own is not None:
-        return config_of(Scope.USER, choice.environ, own.flags or ()), True
-    if unit_files.unit_path(Scope.SYSTEM, choice.environ).exists():
+        return service_config(Scope.USER, context.environ, own.flags or ()), True
+    if unit_files.unit_path(Scope.SYSTEM, context.environ).exists():
         raise ConfigError(
             "the service of this machine is not running",
             hint="sudo systemctl start octaskly    and join then",
         )
-    return configure({}, choice.environ), False
+    return load_agent_config({}, context.environ), False
 
 
-def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
+def _await_ready(socket: Path, before: Membership, admitted: JoinGrant) -> None:
     """Return once the agent is listed as a ready member; say so."""
     give_up_at = time.monotonic() + READY_S
     while time.monotonic() < give_up_at:
-        node = _own(socket, before, admitted)
+        node = _find_own_node(socket, before, admitted)
         if node is not None and node.state == "ready":
             kind = f", {node.arch}" if node.arch else ""
             note(
                 f"✓ joined the mesh of {admitted.member} as {node.name} "
-                f"({room_of(node)}{kind})"
+                f"({format_capacity(node)}{kind})"
             )
             return
         time.sleep(POLL_S)
@@ -376,17 +392,22 @@ def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
     )
 
 
-def _own(socket: Path, before: Membership, admitted: Admitted) -> NodeInfo | None:
+def _find_own_node(
+    socket: Path, before: Membership, admitted: JoinGrant
+) -> NodeInfo | None:
     """Return this node as its new mesh lists it, None while it does not.
 
     The mesh may be its own, which has renewed its secret without it.
     """
-    from octaskly.trust.mesh_secret import parse  # noqa: PLC0415
+    from octaskly.trust.mesh_secret import parse_secret  # noqa: PLC0415
 
-    wanted = parse(admitted.keyring).mesh_id
+    wanted = parse_secret(admitted.secret_text).mesh_id
     try:
-        with Session.at_socket(socket, patience_s=0.0) as client:
-            if client.asked(Call("GET", MEMBERSHIP), Membership).mesh != wanted:
+        with Session.at_socket(socket, retry_timeout_s=0.0) as client:
+            if (
+                client.send_and_decode(Call("GET", MEMBERSHIP), Membership).mesh
+                != wanted
+            ):
                 return None
             if before.mesh == wanted and _node(client, admitted.member).state == "lost":
                 return None
@@ -396,7 +417,7 @@ def _own(socket: Path, before: Membership, admitted: Admitted) -> NodeInfo | Non
 
 
 def _node(client: Session, name: str) -> NodeInfo:
-    return client.asked(Call("GET", path_of(NODES, name)), NodeInfo)
+    return client.send_and_decode(Call("GET", resource_path(NODES, name)), NodeInfo)
 
 
 def _span(seconds: int) -> str:

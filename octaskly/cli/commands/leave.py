@@ -15,8 +15,8 @@ from pathlib import Path
 
 import click
 
-from octaskly.cli.commands.join import agent_to_be
-from octaskly.cli.context import Choice
+from octaskly.cli.commands.join import next_agent_config
+from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.client import Checkup, Membership, Session, Unreachable
 from octaskly.client.flows import calls
@@ -30,7 +30,7 @@ from octaskly.errors import ConfigError, MeshError
 @click.option("--force", is_flag=True, help="Leave, though tasks may be lost.")
 @click.pass_obj
 def leave(
-    choice: Choice,
+    context: CliContext,
     yes: bool,  # noqa: FBT001
     force: bool,  # noqa: FBT001
 ) -> None:
@@ -40,27 +40,27 @@ def leave(
     its worker directory stay, and so does a secret file that other agents use. What
     the other nodes have is not touched. Where no agent runs, the same is forgotten.
     """
-    if choice.url:
+    if context.url:
         raise ConfigError(
             "`leave` is for the agent of this machine", hint="octaskly leave"
         )
     try:
-        with Session(choice.local()) as client:
-            agent = client.asked(Call("GET", CHECKUP), Checkup)
-            _check_folder(choice, agent)
-            own = client.asked(Call("GET", MEMBERSHIP), Membership)
+        with Session(context.local_endpoint()) as client:
+            agent = client.send_and_decode(Call("GET", CHECKUP), Checkup)
+            _check_folder(context, agent)
+            own = client.send_and_decode(Call("GET", MEMBERSHIP), Membership)
             _confirm(agent.name, own.tasks, agent.state_dir, yes=yes)
-            client.ask(calls.order(f"{MEMBERSHIP}/leave", {"force": force}))
+            client.send(calls.post_once(f"{MEMBERSHIP}/leave", {"force": force}))
     except Unreachable:
-        _leave_alone(choice, yes=yes)
+        _leave_without_agent(context, yes=yes)
         return
     _await_end(agent)
-    _say_left(agent.name, Path(agent.secret_file))
+    _print_left(agent.name, Path(agent.secret_file))
 
 
-def _check_folder(choice: Choice, agent: Checkup) -> None:
+def _check_folder(context: CliContext, agent: Checkup) -> None:
     """Refuse where what answers has its files elsewhere than was said."""
-    asked = choice.state_dir
+    asked = context.state_dir
     if asked is not None and asked.resolve() != Path(agent.state_dir).resolve():
         raise ConfigError(
             f"the agent of {asked} is not running; what answers at its socket is "
@@ -87,7 +87,7 @@ def _await_end(agent: Checkup) -> None:
     Raises:
         MeshError: it did, before it had forgotten everything.
     """
-    from octaskly.joining.state_folder import MARK  # noqa: PLC0415
+    from octaskly.joining.state_folder import LEAVING_MARKER_FILE  # noqa: PLC0415
 
     note(f"{agent.name} ends what it runs, at most as long as --drain says")
     try:
@@ -95,7 +95,7 @@ def _await_end(agent: Checkup) -> None:
     except KeyboardInterrupt:
         note(f"interrupted; {agent.name} goes on leaving all the same")
         raise
-    if os.path.lexists(Path(agent.state_dir, MARK)):
+    if os.path.lexists(Path(agent.state_dir, LEAVING_MARKER_FILE)):
         raise MeshError(
             f"{agent.name} ended before it had forgotten the mesh",
             hint=f"octaskly --state-dir {agent.state_dir} leave    once more",
@@ -117,7 +117,7 @@ def _await_exit(pid: int) -> None:
             os.close(end)
 
 
-def _leave_alone(choice: Choice, *, yes: bool) -> None:
+def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
     """Forget the mesh where no agent runs.
 
     Raises:
@@ -127,28 +127,28 @@ def _leave_alone(choice: Choice, *, yes: bool) -> None:
     from octaskly.joining import state_folder  # noqa: PLC0415
     from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
 
-    config, _ = agent_to_be(choice, None)
+    config, _ = next_agent_config(context, None)
     paths = config.paths
-    if not _has_something(paths):
+    if not _has_mesh_data(paths):
         raise ConfigError(
             f"no agent runs here, and {paths.state} has nothing of a mesh",
             hint="octaskly --state-dir DIR leave    forgets what lies elsewhere",
         )
     _confirm(config.name, None, str(paths.state), yes=yes)
-    become_owner(paths.state)
-    state_folder.check(paths)
-    state_folder.finish(paths, SecretUse(paths.secret))
-    _say_left(config.name, paths.secret)
+    drop_root_to_owner(paths.state)
+    state_folder.require_deletable_secret(paths)
+    state_folder.delete_mesh_state(paths, SecretUse(paths.secret))
+    _print_left(config.name, paths.secret)
 
 
-def _has_something(paths: Paths) -> bool:
+def _has_mesh_data(paths: Paths) -> bool:
     from octaskly.trust.node_key import KEY_FILE  # noqa: PLC0415
 
     # Not the secret alone: agents of other names may have it.
     return paths.database.exists() or (paths.state / KEY_FILE).exists()
 
 
-def become_owner(folder: Path) -> None:
+def drop_root_to_owner(folder: Path) -> None:
     """Let root take the rights of whoever has this folder, for good.
 
     What lies in it may be links to anywhere.
@@ -163,7 +163,7 @@ def become_owner(folder: Path) -> None:
         os.setresuid(owner, owner, owner)
 
 
-def _say_left(name: str, secret: Path) -> None:
+def _print_left(name: str, secret: Path) -> None:
     note(f"✓ {name} has left the mesh, and forgotten it")
     if os.path.lexists(secret):
         note(f"  another agent of this machine has the secret {secret}, so it stays")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import (
     age,
@@ -29,14 +29,14 @@ NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 @click.command(epilog="Example: octaskly nodes --json")
 @JSON_OPTION
 @click.pass_obj
-def nodes(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+def nodes(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     """List the nodes of the mesh."""
-    with choice.client() as client:
-        reply = client.ask(Call("GET", NODES))
+    with context.connect() as client:
+        reply = client.send(Call("GET", NODES))
     if as_json:
         print_json(reply.body)
         return
-    page = client.read(reply, NodePage)
+    page = client.decode(reply, NodePage)
     # The CLI is no agent: it compares the API's wall-clock times with its own.
     now = dt.datetime.now(dt.UTC)
     print_table(
@@ -45,7 +45,7 @@ def nodes(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
         state_column=1,
     )
     if page.replicas == 1 and any(_is_other(node) for node in page.nodes):
-        joining = ", ".join(_standing(standby) for standby in page.standbys)
+        joining = ", ".join(_format_standby(standby) for standby in page.standbys)
         note(f"warning: new tasks have one copy only; {joining or NO_STANDBY}")
     if page.last_failover is not None:
         note(f"last failover: {_failover(page.last_failover, now)}")
@@ -61,7 +61,7 @@ def _is_short(node: NodeInfo) -> bool:
     return node.state == "ready" and node.short_of is not None
 
 
-def _standing(standby: Standby) -> str:
+def _format_standby(standby: Standby) -> str:
     behind = f", {standby.lag} entries behind" if standby.state == "joining" else ""
     return f"{standby.name} is {standby.state}{behind}"
 
@@ -102,19 +102,19 @@ def _joined(node: NodeInfo, now: dt.datetime) -> str:
 @click.command(epilog="Example: octaskly stats")
 @JSON_OPTION
 @click.pass_obj
-def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+def stats(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     """Count tasks, workers and copies in the whole mesh."""
-    with choice.client() as client:
-        reply = client.ask(Call("GET", STATS))
+    with context.connect() as client:
+        reply = client.send(Call("GET", STATS))
     if as_json:
         print_json(reply.body)
         return
-    answer = client.read(reply, dict[str, Any])
+    answer = client.decode(reply, dict[str, Any])
     workers, tasks = answer.get("workers", {}), answer.get("tasks", {})
     system, database = answer.get("system", {}), answer.get("database", {})
     mesh = msgspec.convert(answer.get("mesh", {}), MeshState)
     failover, now = mesh.last_failover, dt.datetime.now(dt.UTC)
-    standbys = "; ".join(_standing(standby) for standby in mesh.standbys)
+    standbys = "; ".join(_format_standby(standby) for standby in mesh.standbys)
     uptime_s = system.get("uptime_seconds")
     print_fields(
         [

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.client.flows import calls
 from octaskly.errors import MeshError
 
 SCREENS = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
-GOOD_ONCE = "it signs in whoever opens it first, once, within 60 s"
+CODE_HINT = "it signs in whoever opens it first, once, within 60 s"
 
 
 @click.command("open", epilog="Example: octaskly open")
@@ -26,7 +26,7 @@ GOOD_ONCE = "it signs in whoever opens it first, once, within 60 s"
 )
 @click.pass_obj
 def open_(
-    choice: Choice,
+    context: CliContext,
     is_printed: bool,  # noqa: FBT001
     is_lan: bool,  # noqa: FBT001
 ) -> None:
@@ -36,22 +36,22 @@ def open_(
     alone. Where no browser can be shown, or with --print or --lan, it is printed, and
     good for whoever opens it first.
     """
-    has_screen = any(choice.environ.get(name) for name in SCREENS)
+    has_screen = any(context.environ.get(name) for name in SCREENS)
     if has_screen and not (is_printed or is_lan):
-        url = _code(choice, "me")["url"]
+        url = _code(context, "me")["url"]
         if webbrowser.open(url):
             note(f"opened {url.partition('#')[0]} in your browser")
             return
         note("no browser could be started; open this address in one:")
-    code = _code(choice, "anybody")
+    code = _code(context, "anybody")
     click.echo(_lan_url(code) if is_lan else code["url"])
-    note(GOOD_ONCE)
+    note(CODE_HINT)
 
 
-def _code(choice: Choice, good_for: str) -> Mapping[str, Any]:
-    call = calls.order("/api/v1/sessions/codes", {"good_for": good_for})
-    with choice.client() as client:
-        return client.asked(call, dict[str, Any])
+def _code(context: CliContext, good_for: str) -> Mapping[str, Any]:
+    call = calls.post_once("/api/v1/sessions/codes", {"good_for": good_for})
+    with context.connect() as client:
+        return client.send_and_decode(call, dict[str, Any])
 
 
 def _lan_url(code: Mapping[str, Any]) -> str:

@@ -11,11 +11,11 @@ import click
 import msgspec
 
 from octaskly.cli.commands.drain import NODE_ARGUMENT
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import age, note, print_fields, print_json
 from octaskly.client.flows import calls
-from octaskly.client.flows.calls import NODES, Call, path_of
+from octaskly.client.flows.calls import NODES, Call, resource_path
 
 _ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
@@ -24,7 +24,7 @@ _PHASES: Mapping[str, str] = {
     "switched": "generation {newest} is in force; older ones are accepted still",
     "settled": "generation {newest} is in force, alone",
 }
-_HURRIED = "generation {newest} is accepted; {generation} is over within 5 s"
+_URGENT_TEXT = "generation {newest} is accepted; {generation} is over within 5 s"
 
 
 @click.command(epilog="Example: octaskly rotate --status")
@@ -36,7 +36,7 @@ _HURRIED = "generation {newest} is accepted; {generation} is over within 5 s"
 @JSON_OPTION
 @click.pass_obj
 def rotate(
-    choice: Choice,
+    context: CliContext,
     status: bool,  # noqa: FBT001
     now: bool,  # noqa: FBT001
     yes: bool,  # noqa: FBT001
@@ -57,13 +57,13 @@ def rotate(
             abort=True,
             err=True,
         )
-    order = calls.order(f"{_ROTATION}?now=true" if now else _ROTATION)
-    with choice.client() as client:
-        reply = client.ask(Call("GET", _ROTATION) if status else order)
+    order = calls.post_once(f"{_ROTATION}?now=true" if now else _ROTATION)
+    with context.connect() as client:
+        reply = client.send(Call("GET", _ROTATION) if status else order)
     if as_json:
         print_json(reply.body)
         return
-    _show(reply.body, is_hurried=now)
+    _show(reply.body, is_urgent=now)
     if not status:
         note("octaskly rotate --status    shows how far it is")
 
@@ -74,7 +74,7 @@ def rotate(
 @JSON_OPTION
 @click.pass_obj
 def revoke(
-    choice: Choice,
+    context: CliContext,
     name: str,
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
@@ -91,19 +91,19 @@ def revoke(
             abort=True,
             err=True,
         )
-    with choice.client() as client:
-        reply = client.ask(calls.order(path_of(NODES, name, "revoke")))
+    with context.connect() as client:
+        reply = client.send(calls.post_once(resource_path(NODES, name, "revoke")))
     if as_json:
         print_json(reply.body)
         return
     note(f"{name} is revoked")
-    _show(reply.body, is_hurried=True)
+    _show(reply.body, is_urgent=True)
 
 
-def _show(body: bytes, *, is_hurried: bool) -> None:
+def _show(body: bytes, *, is_urgent: bool) -> None:
     answer = msgspec.json.decode(body, type=dict[str, Any])
     is_spreading = answer["phase"] == "spreading"
-    text = _HURRIED if is_hurried and is_spreading else _PHASES[answer["phase"]]
+    text = _URGENT_TEXT if is_urgent and is_spreading else _PHASES[answer["phase"]]
     # The CLI is no agent: it compares the API's wall-clock times with its own.
     now = dt.datetime.now(dt.UTC)
     print_fields(

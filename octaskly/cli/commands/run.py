@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.commands.submit import command_text, draft, request_options, submitted
-from octaskly.cli.context import Choice
-from octaskly.cli.interrupts import cause, interrupt_noted, interruptible
-from octaskly.cli.output.follow import Following
+from octaskly.cli.commands.submit import (
+    command_text,
+    make_draft,
+    request_options,
+    submit_drafts,
+)
+from octaskly.cli.context import CliContext
+from octaskly.cli.interrupts import (
+    allow_interrupts,
+    defer_first_interrupt,
+    interrupt_cause,
+)
+from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -30,10 +39,10 @@ from octaskly.cli.output.render import (
     note,
     print_error,
     print_json,
-    report,
+    report_error,
 )
-from octaskly.cli.task_options import Asked, asking
-from octaskly.cli.wait_hint import stall_told
+from octaskly.cli.task_options import DraftFields, task_options
+from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import Conflict, NotFound
 from octaskly.client.flows import calls
 from octaskly.errors import OctasklyError
@@ -41,14 +50,14 @@ from octaskly.errors import OctasklyError
 if TYPE_CHECKING:
     from octaskly.client import Session, Task
 
-OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
+OCTASKLY_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
 @click.command(
     context_settings={"ignore_unknown_options": False},
     epilog="Example: octaskly run --timeout 15m -- make -C project test",
 )
-@asking
+@task_options
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON instead.")
 @click.argument(
@@ -56,16 +65,16 @@ OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
     nargs=-1,
     required=True,
     metavar="-- CMD...",
-    shell_complete=completion.files,
+    shell_complete=completion.complete_files,
 )
 @click.pass_obj
 def run(
-    choice: Choice,
+    context: CliContext,
     words: Sequence[str],
     idempotency_key: str | None,
     durability: str | None,
     as_json: bool,  # noqa: FBT001
-    asked: Asked,
+    fields: DraftFields,
 ) -> int:
     """Run a command somewhere in the mesh, as if it ran here.
 
@@ -73,55 +82,58 @@ def run(
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
     125 Octaskly failed, 5 no agent or dispatcher.
     """
-    task_draft = draft(command_text(words), asked)
+    task_draft = make_draft(command_text(words), fields)
     try:
-        with choice.client() as client, interrupt_noted() as noted:
-            [[task]] = submitted(
+        with context.connect() as client, defer_first_interrupt() as noted:
+            [[task]] = submit_drafts(
                 client, [task_draft], key=idempotency_key, durability=durability
             )
-            with stall_told(choice, [task.id]), left_told(f"logs -f {task.id}"):
+            with (
+                explain_if_waiting(context, [task.id]),
+                hint_on_error(f"logs -f {task.id}"),
+            ):
                 return _follow(client, task.id, noted, as_json=as_json)
     except OctasklyError as error:
-        code = report(error)
-        return code if code in OWN_CODES else EXIT_OCTASKLY_FAILED
+        code = report_error(error)
+        return code if code in OCTASKLY_EXIT_CODES else EXIT_OCTASKLY_FAILED
 
 
-def _follow(client: Session, ref: str, noted: list[int], *, as_json: bool) -> int:
+def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) -> int:
     """Wait for the end of a task through Ctrl-C and lost connections; report it.
 
     Args:
         client: The node that has the task.
         ref: Its id.
-        noted: Takes a Ctrl-C that comes where nothing waits.
+        deferred: Takes a Ctrl-C that comes where nothing waits.
         as_json: Whether the task is printed in the end, and not what it writes.
     """
-    following = Following(client, ref, says_state=False)
+    following = OutputPrinter(client, ref, prints_state=False)
     task: Task | None = None
     cancelled_by = ""
     while task is None:
         try:
             if cancelled_by:
-                _cancel_as_said(client, ref, cancelled_by)
-            with interruptible(noted):
+                _cancel_on_interrupt(client, ref, cancelled_by)
+            with allow_interrupts(deferred):
                 task = (
-                    _wait(client, ref) if as_json else following.to_the_end(follow=True)
+                    _wait(client, ref) if as_json else following.print_all(follow=True)
                 )
         except KeyboardInterrupt as interrupt:
             if cancelled_by:
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
-            cancelled_by = cause(interrupt)
+            cancelled_by = interrupt_cause(interrupt)
         except OSError:  # Nobody gets what it writes: here it would end, too.
-            with interrupt_noted():
-                cancel_ended(client, ref)
+            with defer_first_interrupt():
+                cancel_if_running(client, ref)
             raise
     if as_json:
-        print_json(client.ask(calls.task(task.id, is_exact=False)).body)
-    return exit_code(task, is_cancelled=bool(cancelled_by))
+        print_json(client.send(calls.task(task.id, is_exact=False)).body)
+    return exit_code_of_task(task, is_cancelled=bool(cancelled_by))
 
 
 @contextlib.contextmanager
-def left_told(command: str) -> Iterator[None]:
+def hint_on_error(command: str) -> Iterator[None]:
     """Say how to see what goes on in the mesh, where an error ends the waiting."""
     try:
         yield
@@ -133,25 +145,27 @@ def left_told(command: str) -> Iterator[None]:
 def _wait(client: Session, ref: str) -> Task:
     from octaskly.client.flows import tasks  # noqa: PLC0415 - only --json waits so
 
-    return client.run(tasks.wait(client.asker, ref, until=client.asker.until(None)))
+    return client.run(
+        tasks.wait(client.requests, ref, deadline=client.requests.deadline_after(None))
+    )
 
 
-def _cancel_as_said(client: Session, ref: str, by: str) -> None:
+def _cancel_on_interrupt(client: Session, ref: str, by: str) -> None:
     """Cancel a task; a Ctrl-C that comes meanwhile ends only the waiting for it."""
-    with interrupt_noted() as again:
+    with defer_first_interrupt() as again:
         note(f"cancelling {ref}; {by} again to stop waiting for it")
-        cancel_ended(client, ref)
+        cancel_if_running(client, ref)
     if again:
         raise KeyboardInterrupt
 
 
-def cancel_ended(client: Session, ref: str) -> None:
+def cancel_if_running(client: Session, ref: str) -> None:
     """Cancel a task that may have ended by itself."""
     with contextlib.suppress(Conflict, NotFound):  # It ended in the meantime.
-        client.ask(calls.cancel(ref, force=True))
+        client.send(calls.cancel(ref, force=True))
 
 
-def exit_code(task: Task, *, is_cancelled: bool) -> int:
+def exit_code_of_task(task: Task, *, is_cancelled: bool) -> int:
     """Return the exit code that a task gives to a command; say what went wrong."""
     if task.array and task.status != "cancelled":
         failed, total = task.array.failed, task.array.total
@@ -164,10 +178,10 @@ def exit_code(task: Task, *, is_cancelled: bool) -> int:
             note(f"{task.id} was ended at its time limit{limit}")
             return EXIT_TIMEOUT
         case "limit":
-            _explain(task)
+            _print_failure(task)
             return task.exit_code or EXIT_OCTASKLY_FAILED
         case "lost" | "inputs" | "poison":
-            _explain(task)
+            _print_failure(task)
             return EXIT_OCTASKLY_FAILED
         case _:
             return _own_exit_code(task, is_cancelled=is_cancelled)
@@ -178,16 +192,16 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
         note(f"{task.id} was cancelled")
         return EXIT_CANCELLED if is_cancelled else EXIT_OCTASKLY_FAILED
     if task.exit_code is None:
-        _explain(task)
+        _print_failure(task)
         return EXIT_OCTASKLY_FAILED
     if task.detail:
         note(task.detail)
     if sys.stderr.isatty():  # For people; elsewhere it is as if the command ran here.
-        _say_end(task)
+        _print_end(task)
     return task.exit_code
 
 
-def _say_end(task: Task) -> None:
+def _print_end(task: Task) -> None:
     """Say where a task ran, and for how long."""
     code = task.exit_code
     how = f"✗ {task.id} exit {code}" if code else f"✓ {task.id} done"
@@ -195,7 +209,7 @@ def _say_end(task: Task) -> None:
     note(f"{how}{where} in {duration(task.duration_ms)}")
 
 
-def _explain(task: Task) -> None:
+def _print_failure(task: Task) -> None:
     what = {
         "inputs": "no worker has its inputs, or room",
         "lost": "its worker was lost",

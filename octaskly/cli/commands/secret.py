@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def new_secret() -> None:
     octaskly secret new > mesh.key; chmod 600 mesh.key
     """
     # Imported here, as below: cryptography costs more than a quick command takes.
-    from octaskly.trust import generate  # noqa: PLC0415
+    from octaskly.trust import generate_secret  # noqa: PLC0415
 
-    click.echo(generate().lines().strip())
+    click.echo(generate_secret().to_text().strip())
 
 
 @secret.command("webhook-key", epilog="Example: octaskly secret webhook-key")
@@ -41,12 +41,12 @@ def new_secret() -> None:
     help="The mesh secret (default: where the agent has it).",
 )
 @click.pass_obj
-def webhook_key(choice: Choice, secret_file: Path | None) -> None:
+def webhook_key(context: CliContext, secret_file: Path | None) -> None:
     """Print the key with which receivers of --notify-url check who sent a message.
 
     It is in the form of Standard Webhooks, and tells nothing of the secret.
     """
-    key = _secret_of(choice, secret_file).webhook_key()
+    key = _secret_of(context, secret_file).webhook_key()
     click.echo(f"whsec_{b64encode(key).decode()}")
 
 
@@ -57,27 +57,27 @@ def webhook_key(choice: Choice, secret_file: Path | None) -> None:
     help="The mesh secret (default: where the agent has it).",
 )
 @click.pass_obj
-def ca(choice: Choice, secret_file: Path | None) -> None:
+def ca(context: CliContext, secret_file: Path | None) -> None:
     """Print the CA certificate of the mesh, for HTTPS clients.
 
     curl --cacert mesh-ca.pem https://NODE:3443/health
     """
-    from octaskly.trust import MeshTrust, NodeKey  # noqa: PLC0415
+    from octaskly.trust import MeshTls, NodeKey  # noqa: PLC0415
 
-    mesh_secret = _secret_of(choice, secret_file)
+    mesh_secret = _secret_of(context, secret_file)
     # Any node key will do: the CA depends on the secret alone.
-    click.echo(MeshTrust(mesh_secret, NodeKey.generate()).ca_pem().strip())
+    click.echo(MeshTls(mesh_secret, NodeKey.generate()).ca_pem().strip())
 
 
-def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
-    from octaskly.config.agent import configure  # noqa: PLC0415
-    from octaskly.trust import Keyring  # noqa: PLC0415
+def _secret_of(context: CliContext, secret_file: Path | None) -> MeshSecret:
+    from octaskly.config.agent import load_agent_config  # noqa: PLC0415
+    from octaskly.trust import SecretFile  # noqa: PLC0415
 
-    flags = choice.flags() | {"secret_file": secret_file}
-    paths = configure(flags, choice.environ).paths
-    path = secret_file or _used(paths.description) or paths.secret
+    flags = context.agent_flags() | {"secret_file": secret_file}
+    paths = load_agent_config(flags, context.environ).paths
+    path = secret_file or _secret_file_of_agent(paths.description) or paths.secret
     try:
-        return Keyring(path, paths.state, choice.environ).load()
+        return SecretFile(path, paths.state, context.environ).load()
     except ConfigError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             # A new one, as an agent would be told to make, is that of no mesh.
@@ -85,7 +85,7 @@ def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
         raise
 
 
-def _used(description: Path) -> Path | None:
+def _secret_file_of_agent(description: Path) -> Path | None:
     """Return where the agent that runs there has its secret; None: none runs there."""
     try:
         return Path(json.loads(description.read_text())["secret_file"])

@@ -13,9 +13,15 @@ import msgspec
 from msgspec.structs import replace
 
 from octaskly.cli import completion
-from octaskly.cli.context import Choice, resolve_ref
+from octaskly.cli.context import CliContext, resolve_ref
 from octaskly.cli.output.render import note
-from octaskly.cli.task_options import TAKEN, Asked, asking, not_empty, texts_of
+from octaskly.cli.task_options import (
+    STDIN_CONSUMED,
+    DraftFields,
+    require_nonempty,
+    strings_in,
+    task_options,
+)
 from octaskly.client import Draft, Session, Task
 from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.flows import calls
@@ -33,7 +39,7 @@ REQUEST_OPTIONS = (
     click.option(
         "--idempotency-key",
         metavar="KEY",
-        callback=not_empty,
+        callback=require_nonempty,
         help="Makes handing in again harmless: the same key is the same task.",
     ),
     click.option(
@@ -59,16 +65,16 @@ def command_text(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
-def draft(command: str, asked: Asked) -> Draft:
+def make_draft(command: str, fields: DraftFields) -> Draft:
     """Return the task to submit.
 
     Raises:
         UsageError: a text is not UTF-8, which JSON cannot carry.
     """
-    for text in (command, *texts_of(asked)):
+    for text in (command, *strings_in(fields)):
         if not _is_utf8(text):
             raise click.UsageError(f"{text!a} is not UTF-8 text")
-    return Draft(command=command, **asked)
+    return Draft(command=command, **fields)
 
 
 def _is_utf8(text: str) -> bool:
@@ -88,7 +94,7 @@ class _Line(NamedTuple):
 
 
 @click.command(epilog="Example: octaskly submit --name nightly -- ./backup.sh")
-@asking
+@task_options
 @request_options
 @click.option(
     "--file",
@@ -97,16 +103,16 @@ class _Line(NamedTuple):
     help="Read one command per line from here; - is stdin.",
 )
 @click.argument(
-    "words", nargs=-1, metavar="[--] CMD...", shell_complete=completion.files
+    "words", nargs=-1, metavar="[--] CMD...", shell_complete=completion.complete_files
 )
 @click.pass_obj
 def submit(
-    choice: Choice,
+    context: CliContext,
     words: Sequence[str],
     file: BinaryIO | None,
     idempotency_key: str | None,
     durability: str | None,
-    asked: Asked,
+    fields: DraftFields,
 ) -> None:
     """Hand in a task, or one per line of stdin with -. Prints the ids.
 
@@ -117,17 +123,17 @@ def submit(
         words = ()
     if (file is None) == (not words):
         raise click.UsageError("either a command, or - or --file with one per line")
-    if file is not None and file.name == "<stdin>" and _is_stdin_taken():
+    if file is not None and file.name == "<stdin>" and _is_stdin_consumed():
         raise click.UsageError("stdin holds the commands, or what they read: not both")
     lines = [_Line(command_text(words))] if words else _lines(file)
-    drafts = [draft(line.command, asked) for line in lines]
+    drafts = [make_draft(line.command, fields) for line in lines]
     if not drafts:
         note("nothing to submit: no line has a command")
         return
     count = 0
-    with choice.client() as client:
+    with context.connect() as client:
         try:
-            for accepted in submitted(
+            for accepted in submit_drafts(
                 client, drafts, key=idempotency_key, durability=durability
             ):
                 click.echo("\n".join(task.id for task in accepted))
@@ -135,10 +141,10 @@ def submit(
         except OctasklyError as error:
             if count:
                 note(f"the first {count} of {len(drafts)} tasks were handed in")
-            raise _named_by_line(error, lines[count:]) from error.__cause__
+            raise _error_with_line(error, lines[count:]) from error.__cause__
 
 
-def submitted(
+def submit_drafts(
     client: Session, drafts: Iterable[Draft], *, key: str | None, durability: str | None
 ) -> Iterator[list[Task]]:
     """Hand in tasks in as few requests as their number allows; yield those of each.
@@ -150,16 +156,16 @@ def submitted(
     Raises:
         MeshError: what a task comes after fits several tasks.
     """
-    drafts = [*_with_parents(client, drafts)]
-    if key is None and (named := _named(client, drafts)) is not None:
-        drafts, key = named, client.asker.new_key()
+    drafts = [*_with_resolved_parents(client, drafts)]
+    if key is None and (named := _with_ids(client, drafts)) is not None:
+        drafts, key = named, client.requests.new_key()
     for index, body in enumerate(_batches(drafts)):
         part = f"{key}-{index}" if key and index else key
         call = calls.submission(body, key=part, durability=durability)
-        yield client.asked(call, list[Task])
+        yield client.send_and_decode(call, list[Task])
 
 
-def _named(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
+def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
     """Return drafts with the ids that their tasks shall have.
 
     None: the node is too old to give any.
@@ -168,14 +174,14 @@ def _named(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
     for at in range(0, len(drafts), BATCH_TASKS_MAX):
         part = drafts[at : at + BATCH_TASKS_MAX]
         try:
-            ids = client.asked(calls.new_ids(len(part)), NewIds).ids
+            ids = client.send_and_decode(calls.new_ids(len(part)), NewIds).ids
         except NotFound:
             return None
         named += [replace(item, id=i) for item, i in zip(part, ids, strict=True)]
     return named
 
 
-def _with_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
+def _with_resolved_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
     """Yield drafts that name the tasks before them as the API understands it."""
     full: dict[str, str] = {}  # Of many drafts, all come after the same ones.
     for item in drafts:
@@ -201,8 +207,8 @@ def _batches(drafts: Iterable[Draft]) -> Iterator[bytes]:
     yield b"[%s]" % b",".join(items)
 
 
-def _is_stdin_taken() -> bool:
-    return bool(click.get_current_context().meta.get(TAKEN))
+def _is_stdin_consumed() -> bool:
+    return bool(click.get_current_context().meta.get(STDIN_CONSUMED))
 
 
 def _lines(file: BinaryIO | None) -> list[_Line]:
@@ -217,7 +223,7 @@ def _lines(file: BinaryIO | None) -> list[_Line]:
     return lines
 
 
-def _named_by_line(error: OctasklyError, lines: Sequence[_Line]) -> OctasklyError:
+def _error_with_line(error: OctasklyError, lines: Sequence[_Line]) -> OctasklyError:
     """Return an error about one of the commands so that it names the line.
 
     Args:

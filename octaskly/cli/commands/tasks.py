@@ -8,19 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.context import Choice, resolve_ref
+from octaskly.cli.context import CliContext, resolve_ref
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import (
     duration,
-    for_each,
+    for_each_task,
+    format_optional_duration,
     note,
     print_fields,
     print_json,
     print_table,
     size,
-    took,
 )
-from octaskly.cli.output.task_view import asked_fields, pairs, progress, show_array
+from octaskly.cli.output.task_view import (
+    format_pairs,
+    format_progress,
+    option_fields,
+    print_array,
+)
 from octaskly.client import Explanation, Refused, Session, Task, TaskPage
 from octaskly.client.errors import NotFound
 from octaskly.client.flows import calls, listing
@@ -36,13 +41,13 @@ LIMIT_MAX = 1000
     "--node",
     "worker_id",
     metavar="NODE",
-    shell_complete=completion.nodes,
+    shell_complete=completion.complete_nodes,
     help="Only tasks that this node runs or ran.",
 )
 @click.option(
     "--array",
     metavar="ID",
-    shell_complete=completion.arrays,
+    shell_complete=completion.complete_arrays,
     help="Only members of this array that have begun; else none are listed.",
 )
 @click.option("--name", metavar="NAME", help="Only tasks with this name.")
@@ -68,13 +73,13 @@ LIMIT_MAX = 1000
 @click.option(
     "--after",
     metavar="ID",
-    shell_complete=completion.tasks,
+    shell_complete=completion.complete_tasks,
     help="Go on with a search behind this task.",
 )
 @JSON_OPTION
 @click.pass_obj
 def ls(
-    choice: Choice,
+    context: CliContext,
     /,
     as_json: bool,  # noqa: FBT001
     newest: bool,  # noqa: FBT001
@@ -87,14 +92,14 @@ def ls(
     """
     order = "true" if newest else None
     query = {**filters, "newest": order, "offset": offset}
-    with choice.client() as client:
+    with context.connect() as client:
         for name in ("array", "after"):
             if query[name] is not None:
                 query[name] = resolve_ref(client, str(query[name]))
         if as_json:
-            print_json(client.ask(Call("GET", TASKS, query)).body)
+            print_json(client.send(Call("GET", TASKS, query)).body)
             return
-        tasks, page = _found(client, query)
+        tasks, page = _fetch_tasks(client, query)
     heads = ["ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"]
     rows = [_row(task) for task in tasks]
     if any(task.name for task in tasks):
@@ -109,12 +114,14 @@ def ls(
         note(f"{len(tasks)} of {page.total} shown; more: --offset {shown}")
 
 
-def _found(client: Session, query: Mapping[str, object]) -> tuple[list[Task], TaskPage]:
+def _fetch_tasks(
+    client: Session, query: Mapping[str, object]
+) -> tuple[list[Task], TaskPage]:
     """Return the tasks of a page and the page; a search goes on until it is full."""
     asked = dict(query)
     tasks: list[Task] = []
     while True:
-        page = client.asked(Call("GET", TASKS, asked), TaskPage)
+        page = client.send_and_decode(Call("GET", TASKS, asked), TaskPage)
         tasks += page.tasks
         room = (page.limit or 0) - len(page.tasks)
         if page.next is None or room <= 0:
@@ -127,7 +134,7 @@ def _row(task: Task) -> list[str]:
     return [
         task.id,
         task.status,
-        task.worker_id or "-" if task.array is None else progress(task.array),
+        task.worker_id or "-" if task.array is None else format_progress(task.array),
         exit_code,
         duration(task.duration_ms),
         task.command,
@@ -135,19 +142,19 @@ def _row(task: Task) -> list[str]:
 
 
 @click.command(epilog="Example: octaskly show last")
-@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
 @JSON_OPTION
 @click.pass_obj
-def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
+def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Show everything about a task: ID, its number alone, or `last`."""
-    with choice.client() as client:
+    with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.ask(calls.task(full, is_exact=False)).body)
+            print_json(client.send(calls.task(full, is_exact=False)).body)
             return
-        task = client.asked(calls.task(full), Task)
+        task = client.send_and_decode(calls.task(full), Task)
         if task.array is not None:
-            show_array(client, task)
+            print_array(client, task)
             return
     ending = None
     if task.reason not in (None, "exit"):
@@ -157,7 +164,7 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
         [
             ("id", task.id),
             ("name", task.name),
-            ("labels", pairs(task.labels)),
+            ("labels", format_pairs(task.labels)),
             ("state", task.status),
             ("command", task.command),
             ("node", task.worker_id),
@@ -165,13 +172,13 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("exit code", task.exit_code),
             ("ended by", ending),
             ("because", task.detail),
-            *asked_fields(task),
+            *option_fields(task),
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
-            ("waited", took(task.queue_ms)),
-            ("took", took(task.duration_ms)),
-            ("cpu time", took(_milliseconds(task.cpu_seconds))),
+            ("waited", format_optional_duration(task.queue_ms)),
+            ("took", format_optional_duration(task.duration_ms)),
+            ("cpu time", format_optional_duration(_milliseconds(task.cpu_seconds))),
             ("memory", _memory(task.memory_peak_mb)),
             ("inputs", ", ".join(task.inputs) or None),
             ("outputs", _outputs(task)),
@@ -208,7 +215,7 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
 
 
 @click.command(epilog="Example: octaskly logs -f last")
-@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
 @click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
@@ -221,7 +228,7 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
 @JSON_OPTION
 @click.pass_obj
 def logs(
-    choice: Choice,
+    context: CliContext,
     ref: str,
     follow: bool,  # noqa: FBT001
     stream: str | None,
@@ -233,25 +240,25 @@ def logs(
     With -f also what it still writes; Ctrl-C leaves the task alone.
     """
     # Imported here: `ls` and `show` do without.
-    from octaskly.cli.output.follow import Following  # noqa: PLC0415
-    from octaskly.cli.wait_hint import stall_told  # noqa: PLC0415
+    from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
+    from octaskly.cli.wait_hint import explain_if_waiting  # noqa: PLC0415
 
-    with choice.client() as client:
+    with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.ask(calls.task(full, is_exact=False)).body)
+            print_json(client.send(calls.task(full, is_exact=False)).body)
             return
-        following = Following(
+        following = OutputPrinter(
             client,
             full,
             stream=stream or "both",
             attempt=attempt,
-            says_state=follow,
+            prints_state=follow,
         )
-        with stall_told(choice, [full] if follow else []):
-            task = following.to_the_end(follow=follow)
+        with explain_if_waiting(context, [full] if follow else []):
+            task = following.print_all(follow=follow)
         if not (task.is_final or attempt):
-            task = client.asked(
+            task = client.send_and_decode(
                 calls.task(full), Task
             )  # The last event says no more than its state.
     if task.array is not None:
@@ -265,24 +272,28 @@ def logs(
 
 @click.command(epilog="Example: octaskly cancel --force 12 13")
 @click.argument(
-    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completion.tasks
+    "refs",
+    nargs=-1,
+    required=True,
+    metavar="ID...",
+    shell_complete=completion.complete_tasks,
 )
 @click.option("--force", is_flag=True, help="Also end a task that runs.")
 @JSON_OPTION
 @click.pass_obj
 def cancel(
-    choice: Choice,
+    context: CliContext,
     refs: Sequence[str],
     force: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> int:
     """Cancel tasks that wait; with --force also those that run."""
-    with choice.client() as client:
+    with context.connect() as client:
 
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
             try:
-                reply = client.ask(calls.cancel(full, force=force))
+                reply = client.send(calls.cancel(full, force=force))
             except NotFound as error:
                 if not (error.hint or "").startswith("it has ended"):
                     raise
@@ -294,22 +305,22 @@ def cancel(
             else:
                 note(f"{full} is cancelled")
 
-        return for_each(refs, cancel_one)
+        return for_each_task(refs, cancel_one)
 
 
 @click.command(epilog="Example: octaskly explain last")
-@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
 @JSON_OPTION
 @click.pass_obj
-def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
+def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Say why a task does not run, for each node."""
-    with choice.client() as client:
+    with context.connect() as client:
         full = resolve_ref(client, ref)
-        reply = client.ask(calls.explain(full))
+        reply = client.send(calls.explain(full))
     if as_json:
         print_json(reply.body)
         return
-    told = client.read(reply, Explanation)
+    told = client.decode(reply, Explanation)
     click.echo(f"{told.id} ({told.status}): {told.summary}")
     if told.placement:
         click.echo(f"placed there: {told.placement}")
@@ -334,7 +345,7 @@ def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
 @JSON_OPTION
 @click.pass_obj
 def forget(
-    choice: Choice,
+    context: CliContext,
     older_than_s: int | None,
     all_ended: bool,  # noqa: FBT001
     yes: bool,  # noqa: FBT001
@@ -351,14 +362,14 @@ def forget(
         click.confirm(
             "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
         )
-    with choice.client() as client:
-        reply = client.ask(
-            calls.order("/api/v1/forget", {"older_than_s": older_than_s or 0})
+    with context.connect() as client:
+        reply = client.send(
+            calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
         )
     if as_json:
         print_json(reply.body)
         return
-    forgotten = client.read(reply, dict[str, int | None])["forgotten"]
+    forgotten = client.decode(reply, dict[str, int | None])["forgotten"]
     if forgotten is None:
         note("there are many: the dispatcher goes on, see `octaskly stats`")
     else:
@@ -366,14 +377,16 @@ def forget(
 
 
 @click.command(epilog="Example: octaskly retry --failed")
-@click.argument("refs", nargs=-1, metavar="[ID...]", shell_complete=completion.tasks)
+@click.argument(
+    "refs", nargs=-1, metavar="[ID...]", shell_complete=completion.complete_tasks
+)
 @click.option(
     "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
 )
 @JSON_OPTION
 @click.pass_obj
 def retry(
-    choice: Choice,
+    context: CliContext,
     refs: Sequence[str],
     failed: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
@@ -384,12 +397,12 @@ def retry(
     """
     if failed == bool(refs):
         raise click.UsageError("either ids, or --failed")
-    with choice.client() as client:
+    with context.connect() as client:
 
         def retry_one(ref: str) -> None:
             old = ref if failed else resolve_ref(client, ref)
-            reply = client.ask(calls.retry(old))
-            new = client.read(reply, Task)
+            reply = client.send(calls.retry(old))
+            new = client.decode(reply, Task)
             if new.status != "queued":
                 note(f"{old} was repeated as {new.id}, which is {new.status}")
                 if failed:
@@ -399,10 +412,10 @@ def retry(
             else:
                 click.echo(new.id)
 
-        return for_each(_failed(client) if failed else refs, retry_one)
+        return for_each_task(_failed_task_ids(client) if failed else refs, retry_one)
 
 
-def _failed(client: Session) -> Iterator[str]:
+def _failed_task_ids(client: Session) -> Iterator[str]:
     """Yield the failed tasks of this moment, the oldest first."""
-    found = client.iterate(listing.tasks(client.asker, {"status": "failed"}))
+    found = client.iterate(listing.tasks(client.requests, {"status": "failed"}))
     return iter([task.id for task in found])

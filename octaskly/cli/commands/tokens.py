@@ -12,11 +12,11 @@ import click
 import msgspec
 
 from octaskly.cli import completion
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import age, note, print_json, print_table
 from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call, path_of
+from octaskly.client.flows.calls import Call, resource_path
 from octaskly.errors import ConfigError
 
 ROLES = ("admin", "client", "viewer")
@@ -41,7 +41,7 @@ def token() -> None:
 )
 @click.pass_obj
 def create(
-    choice: Choice, role: str, name: str | None, expires: int, subject: str | None
+    context: CliContext, role: str, name: str | None, expires: int, subject: str | None
 ) -> None:
     """Print a new token, and nothing else; it is kept nowhere.
 
@@ -50,8 +50,10 @@ def create(
     """
     wanted = {"role": role, "expires_s": expires, "subject": subject, "name": name}
     wanted = {field: value for field, value in wanted.items() if value is not None}
-    with choice.client() as client:
-        made = client.asked(calls.order(calls.TOKENS, wanted), dict[str, Any])
+    with context.connect() as client:
+        made = client.send_and_decode(
+            calls.post_once(calls.TOKENS, wanted), dict[str, Any]
+        )
     click.echo(made["token"])
     if made["name"] is not None and name is None:
         note(f"it is called {made['name']}")
@@ -60,14 +62,14 @@ def create(
 @token.command("list", epilog="Example: octaskly token list --json")
 @JSON_OPTION
 @click.pass_obj
-def list_(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
+def list_(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     """List the tokens that have a name and have not expired."""
-    with choice.client() as client:
-        reply = client.ask(Call("GET", calls.TOKENS))
+    with context.connect() as client:
+        reply = client.send(Call("GET", calls.TOKENS))
     if as_json:
         print_json(reply.body)
         return
-    answer = client.read(reply, dict[str, Any])
+    answer = client.decode(reply, dict[str, Any])
     if not answer["tokens"]:
         note("no token has a name; those without one are listed nowhere")
         return
@@ -93,17 +95,17 @@ def _row(shown: dict[str, Any], now: dt.datetime) -> tuple[str, ...]:
 
 
 @token.command(epilog="Example: octaskly token revoke ci")
-@click.argument("name", metavar="NAME", shell_complete=completion.tokens)
+@click.argument("name", metavar="NAME", shell_complete=completion.complete_tokens)
 @click.pass_obj
-def revoke(choice: Choice, name: str) -> None:
+def revoke(context: CliContext, name: str) -> None:
     """Revoke a token by its name or id: no node accepts it any more.
 
     With - the token itself is read from standard input, as whoever lists processes
     can read what stands on a command line.
     """
     ref = _id_of(sys.stdin.read().strip()) if name == "-" else name
-    with choice.client() as client:
-        client.ask(Call("DELETE", path_of(calls.TOKENS, ref)))
+    with context.connect() as client:
+        client.send(Call("DELETE", resource_path(calls.TOKENS, ref)))
     note(f"revoked {ref}; it is refused by every node")
 
 

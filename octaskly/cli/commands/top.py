@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import click
 import msgspec
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import has_colour, print_json
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.cli.output.top_screen import Snapshot, View
+    from octaskly.cli.output.top_screen import MeshSnapshot, ViewOptions
 
 ASK_S: Final = 1.0  #: between two looks at the mesh
 DRAW_S: Final = 0.5  #: between two frames, for the times that go on meanwhile
@@ -38,7 +38,7 @@ RIGHT, LEFT = b"\x1b[C", b"\x1b[D"
 @click.option("--once", is_flag=True, help="Print one frame and end.")
 @JSON_OPTION
 @click.pass_obj
-def top(choice: Choice, once: bool, as_json: bool) -> None:  # noqa: FBT001
+def top(context: CliContext, once: bool, as_json: bool) -> None:  # noqa: FBT001
     """Watch nodes, queue and running tasks live.
 
     Keys: q ends it, as Ctrl-C does; left and right choose the order of the tasks, r
@@ -47,58 +47,60 @@ def top(choice: Choice, once: bool, as_json: bool) -> None:  # noqa: FBT001
     # It takes 30 ms that other commands need not wait for.
     from octaskly.cli.output import top_screen  # noqa: PLC0415
 
-    with choice.client() as client:
-        first = top_screen.taken(client)
+    with context.connect() as client:
+        first = top_screen.fetch_snapshot(client)
     if as_json:
         print_json(msgspec.json.encode(first))
     elif once or not sys.stdout.isatty():
         columns = top_screen.PIPE_COLUMNS
         if sys.stdout.isatty():
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        click.echo(top_screen.plain(first, columns))
+        click.echo(top_screen.render_plain(first, columns))
     else:
-        _live(_Watch(choice, first))
+        _run_live(_SnapshotPoller(context, first))
 
 
-class _Watch:
+class _SnapshotPoller:
     """Asks for the mesh in a thread, so that keys and frames never wait for it."""
 
-    def __init__(self, choice: Choice, first: Snapshot) -> None:
-        self.seen = first
-        self.seen_s = time.monotonic()
-        self.trouble: str | None = None
-        self._choice = choice
-        self._ended: deque[tuple[float, int]] = deque([(self.seen_s, first.ended)])
-        self._is_over = threading.Event()
+    def __init__(self, context: CliContext, first: MeshSnapshot) -> None:
+        self.snapshot = first
+        self.snapshot_s = time.monotonic()
+        self.error: str | None = None
+        self._context = context
+        self._ended: deque[tuple[float, int]] = deque(
+            [(self.snapshot_s, first.ended_count)]
+        )
+        self._stopped = threading.Event()
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
+    def polling(self) -> Iterator[None]:
         """Ask as long as the block lasts."""
         # It may be in the middle of a request that takes seconds: nobody waits for it.
         threading.Thread(target=self._run, daemon=True).start()
         try:
             yield
         finally:
-            self._is_over.set()
+            self._stopped.set()
 
     def _run(self) -> None:
-        while not self._is_over.is_set():
+        while not self._stopped.is_set():
             try:
-                self._ask()
+                self._poll()
             except OctasklyError as error:
-                self.trouble = str(error)
-                self._is_over.wait(ASK_S)
+                self.error = str(error)
+                self._stopped.wait(ASK_S)
 
-    def _ask(self) -> None:
+    def _poll(self) -> None:
         """Ask until that fails; a new connection then finds who answers now."""
         from octaskly.cli.output import top_screen  # noqa: PLC0415
 
-        with self._choice.client(is_silent=True) as client:
-            while not self._is_over.wait(ASK_S):
-                snapshot = top_screen.taken(client)
-                rate = self._rate(snapshot.ended)
-                self.seen = msgspec.structs.replace(snapshot, tasks_per_second=rate)
-                self.seen_s, self.trouble = time.monotonic(), None
+        with self._context.connect(is_silent=True) as client:
+            while not self._stopped.wait(ASK_S):
+                snapshot = top_screen.fetch_snapshot(client)
+                rate = self._rate(snapshot.ended_count)
+                self.snapshot = msgspec.structs.replace(snapshot, tasks_per_second=rate)
+                self.snapshot_s, self.error = time.monotonic(), None
 
     def _rate(self, ended: int) -> float:
         """Return how many tasks a second have ended of late."""
@@ -111,7 +113,7 @@ class _Watch:
         return max(0, ended - before) / max(now_s - then_s, ASK_S)
 
 
-def _live(watch: _Watch) -> None:
+def _run_live(poller: _SnapshotPoller) -> None:
     """Draw until somebody has seen enough; leave the terminal as it was."""
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
@@ -120,25 +122,27 @@ def _live(watch: _Watch) -> None:
 
     colour = has_colour(sys.stdout)
     console = Console(no_color=not colour, highlight=False)
-    view = top_screen.View(has_keys=sys.stdin.isatty())
+    view = top_screen.ViewOptions(has_keys=sys.stdin.isatty())
     with (
         contextlib.suppress(KeyboardInterrupt),
-        _Keys() as keys,
+        _Keyboard() as keys,
         Live(console=console, screen=True, auto_refresh=False) as live,
-        watch.going_on(),
+        poller.polling(),
     ):
         while True:
-            shown = replace(view, trouble=_trouble(watch))
-            late_s, rows = time.monotonic() - watch.seen_s, console.size.height
-            frame = top_screen.frame(watch.seen, shown, late_s=late_s, rows=rows)
+            shown = replace(view, error=_error_text(poller))
+            late_s, rows = time.monotonic() - poller.snapshot_s, console.size.height
+            frame = top_screen.render_frame(
+                poller.snapshot, shown, late_s=late_s, rows=rows
+            )
             live.update(frame, refresh=True)
             pressed = keys.wait(DRAW_S)
             if b"q" in pressed:
                 return
-            view = _turned(view, pressed)
+            view = _apply_keys(view, pressed)
 
 
-def _turned(view: View, pressed: bytes) -> View:
+def _apply_keys(view: ViewOptions, pressed: bytes) -> ViewOptions:
     """Return how the tasks are ordered after these keys."""
     from octaskly.cli.output.top_screen import SORTS  # noqa: PLC0415
 
@@ -149,13 +153,13 @@ def _turned(view: View, pressed: bytes) -> View:
     return replace(view, sort=sort, is_reversed=view.is_reversed ^ is_turned)
 
 
-def _trouble(watch: _Watch) -> str | None:
-    if watch.trouble is None:
+def _error_text(poller: _SnapshotPoller) -> str | None:
+    if poller.error is None:
         return None
-    return f"{watch.trouble}; this was {time.monotonic() - watch.seen_s:.0f} s ago"
+    return f"{poller.error}; this was {time.monotonic() - poller.snapshot_s:.0f} s ago"
 
 
-class _Keys:
+class _Keyboard:
     """The keyboard, key by key, without an echo; and the size of the terminal."""
 
     def __init__(self) -> None:
@@ -172,9 +176,9 @@ class _Keys:
         self._stack.callback(signal.set_wakeup_fd, -1)
         # A signal must not end the process before the terminal is as it was.
         for number, then in (
-            (signal.SIGWINCH, _go_on),
-            (signal.SIGTERM, _end),
-            (signal.SIGHUP, _end),
+            (signal.SIGWINCH, _wake),
+            (signal.SIGTERM, _exit),
+            (signal.SIGHUP, _exit),
         ):
             before = signal.signal(number, then)
             self._stack.callback(signal.signal, number, before)
@@ -202,9 +206,9 @@ class _Keys:
         return os.read(self._stdin, KEY_BYTES) or b"q"
 
 
-def _go_on(_number: int, _frame: Any) -> None:
+def _wake(_number: int, _frame: Any) -> None:
     """Only wake whoever waits."""
 
 
-def _end(number: int, _frame: Any) -> None:
+def _exit(number: int, _frame: Any) -> None:
     raise SystemExit(128 + number)

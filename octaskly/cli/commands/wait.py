@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.commands.run import OWN_CODES, exit_code
-from octaskly.cli.context import Choice, resolve_id, resolve_ref
+from octaskly.cli.commands.run import OCTASKLY_EXIT_CODES, exit_code_of_task
+from octaskly.cli.context import CliContext, resolve_id, resolve_ref
 from octaskly.cli.options import Duration
 from octaskly.cli.output.render import (
     EXIT_NOT_FOUND,
@@ -23,9 +23,9 @@ from octaskly.cli.output.render import (
     note,
     print_json,
     printable,
-    report,
+    report_error,
 )
-from octaskly.cli.wait_hint import stall_told
+from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
 from octaskly.client.flows import calls, streams
 from octaskly.errors import OctasklyError
@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")
 @click.argument(
-    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completion.tasks
+    "refs",
+    nargs=-1,
+    required=True,
+    metavar="ID...",
+    shell_complete=completion.complete_tasks,
 )
 @click.option("--any", "is_any", is_flag=True, help="Only until one of them has ended.")
 @click.option(
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the ended tasks.")
 @click.pass_obj
 def wait(
-    choice: Choice,
+    context: CliContext,
     refs: Sequence[str],
     is_any: bool,  # noqa: FBT001
     timeout: int | None,
@@ -58,12 +62,12 @@ def wait(
     124 when the time is over, 125 Octaskly failed, 3 no such task.
     """
     try:
-        with choice.client() as client:
+        with context.connect() as client:
             full = [resolve_id(client, ref) for ref in refs]
-            waiting = _Waiting(client, full)
+            waiting = _TaskWaiter(client, full)
             try:
-                with stall_told(choice, full):
-                    waiting.to_the_end(limit_s=timeout, is_any=is_any)
+                with explain_if_waiting(context, full):
+                    waiting.wait(limit_s=timeout, is_any=is_any)
             except TimedOut:
                 note(f"{waiting.progress} when the time was over")
                 return EXIT_TIMEOUT
@@ -71,11 +75,15 @@ def wait(
                 waiting.end_line()
             if as_json:
                 for task in waiting.ended:
-                    print_json(client.ask(calls.task(task.id, is_exact=False)).body)
+                    print_json(client.send(calls.task(task.id, is_exact=False)).body)
     except OctasklyError as error:
-        code = report(error)
-        return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
-    codes = [exit_code(task, is_cancelled=False) for task in waiting.ended]
+        code = report_error(error)
+        return (
+            code
+            if code in {*OCTASKLY_EXIT_CODES, EXIT_NOT_FOUND}
+            else EXIT_OCTASKLY_FAILED
+        )
+    codes = [exit_code_of_task(task, is_cancelled=False) for task in waiting.ended]
     return next((code for code in codes if code), 0)
 
 
@@ -91,27 +99,27 @@ def wait(
     "--task",
     "ref",
     metavar="ID",
-    shell_complete=completion.tasks,
+    shell_complete=completion.complete_tasks,
     help="Only of this task.",
 )
 @click.option("--after", metavar="EVENT", default="", help="Go on after this event id.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.pass_obj
 def events(
-    choice: Choice,
+    context: CliContext,
     types: str,
     ref: str | None,
     after: str,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Print what happens to tasks and nodes, until Ctrl-C."""
-    with choice.client() as client:
+    with context.connect() as client:
         flow = streams.events(
-            client.asker,
+            client.requests,
             types=types.split(","),
             task=None if ref is None else resolve_ref(client, ref),
             after=after,
-            until=client.asker.until(None),
+            deadline=client.requests.deadline_after(None),
         )
         for event in client.iterate(flow):
             if as_json:
@@ -121,7 +129,7 @@ def events(
                 click.echo(printable(_line(event)).replace("\n", " "))
 
 
-class _Waiting:
+class _TaskWaiter:
     """Tasks that somebody waits for, by their ids."""
 
     def __init__(self, client: Session, ids: Sequence[str]) -> None:
@@ -139,14 +147,16 @@ class _Waiting:
         """How far it is."""
         return f"{len(self.ended)} of {len(self._tasks)} have ended"
 
-    def to_the_end(self, *, limit_s: int | None, is_any: bool) -> None:
+    def wait(self, *, limit_s: int | None, is_any: bool) -> None:
         """Wait until all of them have ended, or one.
 
         Raises:
             TimedOut: they do not within `limit_s`.
         """
-        asker = self._client.asker
-        flow = streams.as_ended(asker, self._tasks, until=asker.until(limit_s))
+        asker = self._client.requests
+        flow = streams.as_ended(
+            asker, self._tasks, deadline=asker.deadline_after(limit_s)
+        )
         with closing(self._client.iterate(flow)) as ended:
             for task in ended:
                 self._tasks[task.id] = task

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from octaskly import Client, NodeInfo
-from octaskly.cli.interrupts import handling
+from octaskly.cli.interrupts import signal_handlers
 from octaskly.client import Refused, ReplyLost, Unreachable
 from octaskly.errors import MeshError
 
 READY_S_MAX = 20.0
 STOP_S_MAX = 15.0
-ANSWER_S_MAX = 10.0
+RESPONSE_S_MAX = 10.0
 POLL_S = 0.05
 LOG_LINES = 8
-INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ class DemoAgent:
 
     def client(self) -> Client:
         """Return a client of its local socket."""
-        return Client(state_dir=self.state, patience_s=ANSWER_S_MAX)
+        return Client(state_dir=self.state, retry_timeout_s=RESPONSE_S_MAX)
 
 
 @contextlib.contextmanager
-def agents(
+def run_agents(
     folder: Path, names: Sequence[str], workdir: Path
 ) -> Iterator[list[DemoAgent]]:
     """Run agents that share one mesh secret and one worker directory.
@@ -59,23 +59,23 @@ def agents(
     At the end they are stopped, by force where they do not stop by themselves.
     """
     # Imported here: cryptography costs more than most commands take.
-    from octaskly.trust import load_or_create  # noqa: PLC0415
+    from octaskly.trust import load_or_create_secret  # noqa: PLC0415
 
     # Made before they start: who finds another mesh on this machine, and has no
     # secret, waits for one instead of making its own.
-    load_or_create(folder / "mesh.key")
+    load_or_create_secret(folder / "mesh.key")
     started: list[DemoAgent] = []
     try:
         # Between the start of a process and the note of it, nothing may interrupt.
-        with _interrupted_later():
+        with _defer_interrupts():
             started.extend(_start(folder, name, workdir) for name in names)
         yield started
     finally:
-        with _no_interruption():
+        with _ignore_interrupts():
             stop(started)
 
 
-def formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
+def wait_until_formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
     """Wait until the agents are one mesh with one dispatcher; return its nodes.
 
     Raises:
@@ -87,12 +87,12 @@ def formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
             if agent.process.poll() is not None:
                 raise MeshError(
                     f"the agent {agent.name} ended with code {agent.process.returncode}"
-                    f"\n{log_end(agent)}"
+                    f"\n{last_log_lines(agent)}"
                 )
         if (nodes := _nodes_seen_by_all(started)) is not None:
             return nodes
         time.sleep(POLL_S)
-    logs = "\n".join(log_end(agent) for agent in started)
+    logs = "\n".join(last_log_lines(agent) for agent in started)
     raise MeshError(
         f"{len(started)} agents are no mesh after {READY_S_MAX:.0f} s\n{logs}"
     )
@@ -113,7 +113,7 @@ def _nodes_seen_by_all(started: Sequence[DemoAgent]) -> list[NodeInfo] | None:
     return nodes
 
 
-def log_end(agent: DemoAgent) -> str:
+def last_log_lines(agent: DemoAgent) -> str:
     """Return the last lines that an agent wrote."""
     lines = agent.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
     return "\n".join(f"    {agent.name}: {line}" for line in lines)
@@ -133,35 +133,37 @@ def stop(started: Sequence[DemoAgent]) -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def signals_as_interrupts() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    with handling((signal.SIGTERM, signal.SIGHUP), interrupt):
+    with signal_handlers((signal.SIGTERM, signal.SIGHUP), interrupt):
         yield
 
 
-def _no_interruption() -> contextlib.AbstractContextManager[None]:
-    return handling(INTERRUPTING, signal.SIG_IGN)
+def _ignore_interrupts() -> contextlib.AbstractContextManager[None]:
+    return signal_handlers(INTERRUPT_SIGNALS, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _interrupted_later() -> Iterator[None]:
+def _defer_interrupts() -> Iterator[None]:
     """Put off what interrupts until the end of the block."""
     noted: list[int] = []
-    with handling(INTERRUPTING, lambda number, _frame: noted.append(number)):
+    with signal_handlers(
+        INTERRUPT_SIGNALS, lambda number, _frame: noted.append(number)
+    ):
         yield
     if noted:
         raise KeyboardInterrupt
 
 
 def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
-    from octaskly.trust import make  # noqa: PLC0415  costs more than a quick command
+    from octaskly.trust import create_secret_file  # noqa: PLC0415  costs more than a quick command
 
     # Made beforehand: an agent that sees another mesh would wait for its secret.
-    make(folder / "mesh.key")
+    create_secret_file(folder / "mesh.key")
     state, log = folder / name, folder / f"{name}.log"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     environ["CONFIGURATION_DIRECTORY"] = str(folder)  # So no file of settings.

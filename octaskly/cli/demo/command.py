@@ -22,7 +22,12 @@ from typing import Protocol
 import click
 
 from octaskly import Client, Draft, Task
-from octaskly.cli.demo.agents import DemoAgent, agents, formed, stopped_by_signals
+from octaskly.cli.demo.agents import (
+    DemoAgent,
+    run_agents,
+    signals_as_interrupts,
+    wait_until_formed,
+)
 from octaskly.cli.output.render import print_table
 from octaskly.errors import MeshError
 
@@ -59,45 +64,45 @@ def demo(modules_max: int | None) -> None:
     if shutil.which("gzip") is None:
         raise MeshError("the demo compresses with gzip, which is not installed")
     with (
-        stopped_by_signals(),
+        signals_as_interrupts(),
         tempfile.TemporaryDirectory(prefix="octaskly-demo-") as name,
     ):
         folder = Path(name)
         workdir = folder / "work"
         modules = _copy_modules(workdir, modules_max)
-        _say(f"Input: {len(modules)} modules of Python's standard library.")
-        _say("Starting three agents: separate processes, loopback only, free ports.")
+        _print(f"Input: {len(modules)} modules of Python's standard library.")
+        _print("Starting three agents: separate processes, loopback only, free ports.")
         started_at = time.monotonic()
-        with agents(folder, NAMES, workdir) as started:
-            _rehearse(started, workdir, modules, started_at)
-        _say("The agents are stopped; nothing is left behind.")
+        with run_agents(folder, NAMES, workdir) as started:
+            _run_demo(started, workdir, modules, started_at)
+        _print("The agents are stopped; nothing is left behind.")
     click.echo(f"\n{NEXT}")
 
 
-def _rehearse(
+def _run_demo(
     started: Sequence[DemoAgent],
     workdir: Path,
     modules: Sequence[str],
     started_at: float,
 ) -> None:
-    nodes = formed(started)
+    nodes = wait_until_formed(started)
     dispatcher = next(node.name for node in nodes if node.role == "dispatcher")
-    _say(
+    _print(
         f"They found each other by mDNS in {time.monotonic() - started_at:.1f} s "
         f"and elected {dispatcher} as dispatcher."
     )
     front = next(agent for agent in started if agent.name != dispatcher)
-    _say(f"Submitting one task per module through {front.name}, which forwards them.")
+    _print(f"Submitting one task per module through {front.name}, which forwards them.")
     with front.client() as client:
         begun_at = time.monotonic()
         accepted = client.submit_many([_draft(module) for module in modules])
         _wait(client, len(accepted))
         work_s = time.monotonic() - begun_at
         tasks = list(client.tasks())
-    _refuse_failures(tasks)
+    _raise_on_failures(tasks)
     packed = _verify(started, workdir, accepted, modules)
     original = sum((workdir / module).stat().st_size for module in modules)
-    _say(
+    _print(
         f"All {len(modules)} outputs came back, decompressed and identical: "
         f"{original / 1e6:.1f} MB became {packed / 1e6:.1f} MB."
     )
@@ -119,12 +124,12 @@ def _copy_modules(workdir: Path, modules_max: int | None) -> list[str]:
     return [f"lib/{path}" for path in found]
 
 
-def _packed(module: str) -> str:
+def _output_path(module: str) -> str:
     return f"packed/{module.removeprefix('lib/')}.gz"
 
 
 def _draft(module: str) -> Draft:
-    target = _packed(module)
+    target = _output_path(module)
     return Draft(
         command=f"gzip -9 -n -c {shlex.quote(module)} > {shlex.quote(target)}",
         timeout=60,
@@ -147,7 +152,7 @@ def _wait(client: Client, count: int) -> None:
     raise MeshError(f"the tasks did not end within {WORK_S_MAX:.0f} s")
 
 
-def _refuse_failures(tasks: Sequence[Task]) -> None:
+def _raise_on_failures(tasks: Sequence[Task]) -> None:
     failed = [task for task in tasks if task.status != "completed"]
     if failed:
         first = failed[0]
@@ -170,7 +175,7 @@ def _verify(
         show = stack.enter_context(_bar("fetching and comparing", len(modules)))
         for index, (task, module) in enumerate(zip(accepted, modules, strict=True)):
             client = clients[index % len(clients)]
-            output = b"".join(client.output(task, _packed(module)))
+            output = b"".join(client.output(task, _output_path(module)))
             fetched_bytes += len(output)
             if gzip.decompress(output) != (workdir / module).read_bytes():
                 raise MeshError(f"the output of {task.id} is not {module}, compressed")
@@ -210,11 +215,11 @@ def _bar(title: str, count: int) -> Iterator[Bar]:
         now = time.monotonic()
         if now - shown_at >= PLAIN_S or done >= count:
             shown_at = now
-            _say(f"  {title}: {done}/{count}")
+            _print(f"  {title}: {done}/{count}")
 
     yield show
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     click.echo(text)
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import EXIT_FAILED, has_colour, print_json, printable
 from octaskly.errors import ConfigError
 
@@ -43,7 +43,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "unchecked": None
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_obj
 def doctor(
-    choice: Choice,
+    context: CliContext,
     interfaces: tuple[str, ...],
     secret_file: Path | None,
     join: tuple[str, ...],
@@ -55,15 +55,15 @@ def doctor(
     seconds, and changes nothing.
     """
     # Imported here: mDNS and TLS cost more than a quick command takes.
-    from octaskly.cli.doctor.findings import Status, findings  # noqa: PLC0415
-    from octaskly.cli.doctor.probes import examine  # noqa: PLC0415
+    from octaskly.cli.doctor.findings import FindingStatus, make_findings  # noqa: PLC0415
+    from octaskly.cli.doctor.probes import collect_symptoms  # noqa: PLC0415
 
-    if choice.url:
+    if context.url:
         raise ConfigError(
             "the doctor looks at this machine, not at --url", hint="octaskly doctor"
         )
-    found = findings(examine(choice, interfaces, secret_file, join))
-    is_healthy = all(each.status is not Status.BAD for each in found)
+    found = make_findings(collect_symptoms(context, interfaces, secret_file, join))
+    is_healthy = all(each.status is not FindingStatus.FAULT for each in found)
     if as_json:
         listed = [each._asdict() for each in found]
         shown = {"healthy": is_healthy, "findings": listed}
@@ -71,12 +71,12 @@ def doctor(
         return 0 if is_healthy else EXIT_FAILED
     colour = has_colour(sys.stdout)
     click.echo(
-        "".join(f"{line}\n" for line in shown_to_people(found, colour)), nl=False
+        "".join(f"{line}\n" for line in format_findings(found, colour)), nl=False
     )
     return 0 if is_healthy else EXIT_FAILED
 
 
-def shown_to_people(found: Iterable[Finding], colour: bool) -> Iterator[str]:  # noqa: FBT001
+def format_findings(found: Iterable[Finding], colour: bool) -> Iterator[str]:  # noqa: FBT001
     """Yield the lines that say what was found."""
     for each in found:
         mark = MARKS[each.status]

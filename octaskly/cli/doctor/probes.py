@@ -24,109 +24,117 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly import __version__
-from octaskly.cli.context import Choice
-from octaskly.cli.doctor.symptoms import Neighbour, Symptoms, TakenPort
+from octaskly.cli.context import CliContext
+from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms, TakenPort
 from octaskly.client import Checkup, NodeInfo, NodePage, Reach, Session, Unreachable
-from octaskly.client.flows.calls import CHECKUP, NODES, Call, path_of
-from octaskly.config.agent import AgentConfig, configure
+from octaskly.client.flows.calls import CHECKUP, NODES, Call, resource_path
+from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.errors import ConfigError, OctasklyError, PermissionDenied
 from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
-from octaskly.mesh.discovery.mdns import MDNS_PORT, check_port
-from octaskly.mesh.discovery.scan import Found, neighbours
-from octaskly.system.load import port_holder
-from octaskly.trust import Keyring, MeshSecret, MeshTrust, NodeKey
+from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
+from octaskly.mesh.discovery.scan import FoundNode, scan_nodes
+from octaskly.system.load import process_on_port
+from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile
 
 CONNECT_S_MAX = 1.0  #: a LAN answers in milliseconds
-ANSWER_S_MAX = 3.0
+RESPONSE_S_MAX = 3.0
 BODY_BYTES_MAX = 8192
 _REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
-class Target(NamedTuple):
+class ProbeTarget(NamedTuple):
     """A node and where to ask it."""
 
-    node: Neighbour
+    node: ProbedNode
     hosts: tuple[str, ...]  #: best first
     peer_port: int
     lan_port: int  #: 0: not known
 
 
-def of_member(member: NodeInfo, seen: Target | None) -> Target:
+def target_of_member(member: NodeInfo, seen: ProbeTarget | None) -> ProbeTarget:
     """Return a member of the agent's mesh, seen over mDNS or not."""
     places = [_split(address) for address in member.addresses or ()]
     hosts = tuple(host for host, _ in places)
     port = places[0][1] if places else 0
-    node = Neighbour(
+    node = ProbedNode(
         name=member.name,
         mesh=seen.node.mesh if seen else None,
-        place=member.addresses[0] if member.addresses else "nowhere",
-        is_in_sight=seen is not None,
+        address=member.addresses[0] if member.addresses else "nowhere",
+        is_seen_by_mdns=seen is not None,
         is_member=True,
         version=member.version,
     )
-    return Target(node, hosts, port, member.lan_port or 0)
+    return ProbeTarget(node, hosts, port, member.lan_port or 0)
 
 
-def of_seed(host: str, port: int, mesh: str | None) -> Target:
+def target_of_seed(host: str, port: int, mesh: str | None) -> ProbeTarget:
     """Return a node that somebody named, of which nothing else is known."""
-    node = Neighbour(
-        name=host, mesh=mesh, place=f"{host}:{port}", is_in_sight=False, is_member=False
+    node = ProbedNode(
+        name=host,
+        mesh=mesh,
+        address=f"{host}:{port}",
+        is_seen_by_mdns=False,
+        is_member=False,
     )
-    return Target(node, (host,), port, 0)
+    return ProbeTarget(node, (host,), port, 0)
 
 
-def asked(targets: Iterable[Target], secret: MeshSecret | None) -> list[Neighbour]:
+def probe_nodes(
+    targets: Iterable[ProbeTarget], secret: MeshSecret | None
+) -> list[ProbedNode]:
     """Ask the nodes of our mesh, all at once, and return what each said.
 
     Nodes of other meshes are not asked: what they say is not our trouble.
     """
     context = _context(secret) if secret else None
     mesh = secret.mesh_id if secret else None
-    return asyncio.run(_ask_all(list(targets), context, mesh))
+    return asyncio.run(_probe_all(list(targets), context, mesh))
 
 
-async def _ask_all(
-    targets: list[Target], context: ssl.SSLContext | None, mesh: str | None
-) -> list[Neighbour]:
-    async def ask(target: Target) -> Neighbour:
+async def _probe_all(
+    targets: list[ProbeTarget], context: ssl.SSLContext | None, mesh: str | None
+) -> list[ProbedNode]:
+    async def ask(target: ProbeTarget) -> ProbedNode:
         node = target.node
         if not node.is_member and (node.mesh is None or node.mesh != mesh):
             return node
-        return await _ask(target, context)
+        return await _probe(target, context)
 
     async with asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(ask(target)) for target in targets]
     return [each.result() for each in asking]
 
 
-async def _ask(target: Target, context: ssl.SSLContext | None) -> Neighbour:
+async def _probe(target: ProbeTarget, context: ssl.SSLContext | None) -> ProbedNode:
     """Try the peer port, then ask `/health` where the node serves it."""
     node, answer, host = target.node, "silent", ""
     for host in target.hosts:
-        answer = await _dialled(host, target.peer_port)
+        answer = await _try_connect(host, target.peer_port)
         if answer == "reached":
             break
     if answer != "reached" or context is None:
-        return replace(node, answer=answer)
+        return replace(node, probe_result=answer)
     port = target.lan_port or target.peer_port
     try:
-        async with asyncio.timeout(ANSWER_S_MAX):
-            return await _health(replace(node, answer="reached"), host, port, context)
+        async with asyncio.timeout(RESPONSE_S_MAX):
+            return await _get_health(
+                replace(node, probe_result="reached"), host, port, context
+            )
     except ssl.SSLCertVerificationError:
-        return replace(node, answer="untrusted")
+        return replace(node, probe_result="untrusted")
     except ConnectionRefusedError:
-        return replace(node, answer="refused")
+        return replace(node, probe_result="refused")
     except TimeoutError:
-        return replace(node, answer="silent")
+        return replace(node, probe_result="silent")
     except (OSError, ValueError, EOFError, asyncio.LimitOverrunError):
         # The peer port ends the connection of whoever has no certificate.
-        return replace(node, answer="reached")
+        return replace(node, probe_result="reached")
 
 
-async def _health(
-    node: Neighbour, host: str, port: int, context: ssl.SSLContext
-) -> Neighbour:
+async def _get_health(
+    node: ProbedNode, host: str, port: int, context: ssl.SSLContext
+) -> ProbedNode:
     reader, writer = await asyncio.open_connection(
         host, port, ssl=context, server_hostname=""
     )
@@ -146,10 +154,10 @@ async def _health(
     # A date has whole seconds: on average, half of one is lost.
     ahead_s = email.utils.parsedate_to_datetime(date).timestamp() + 0.5 - now_s
     version = json.loads(body).get("version")
-    return replace(node, ahead_s=ahead_s, version=str(version)[:40])
+    return replace(node, clock_ahead_s=ahead_s, version=str(version)[:40])
 
 
-async def _dialled(host: str, port: int) -> str:
+async def _try_connect(host: str, port: int) -> str:
     try:
         async with asyncio.timeout(CONNECT_S_MAX):
             _, writer = await asyncio.open_connection(host, port)
@@ -168,7 +176,7 @@ def _context(secret: MeshSecret) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # Nodes are known by their key, not by a name.
-    trust = MeshTrust(secret, NodeKey.generate())
+    trust = MeshTls(secret, NodeKey.generate())
     context.load_verify_locations(cadata=trust.ca_pem())
     return context
 
@@ -179,7 +187,7 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-LOOK_S = 3.0  #: where nobody is in sight; else half of it after the first is
+BROWSE_S = 3.0  #: where nobody is in sight; else half of it after the first is
 NODES_MAX = 16  #: that are asked; more would take longer than people wait
 EVERYWHERE = "0.0.0.0"  # noqa: S104  where the agent listens for peers
 PORTS = (
@@ -190,7 +198,7 @@ PORTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Agent:
+class _AgentState:
     """What the agent of this machine says, if one runs."""
 
     checkup: Checkup | None = None
@@ -199,8 +207,8 @@ class _Agent:
     error: OctasklyError | None = None  #: one runs, but not for us
 
 
-def examine(
-    choice: Choice,
+def collect_symptoms(
+    context: CliContext,
     interfaces: Sequence[str],
     secret_file: Path | None,
     join: Sequence[str],
@@ -211,19 +219,21 @@ def examine(
         ConfigError: an option is wrong, or several agents run and none was chosen.
     """
     flags = {"secret_file": secret_file, "interfaces": interfaces, "join": join}
-    config = configure(choice.flags() | flags, choice.environ)
-    agent = _ask_agent(choice)
+    config = load_agent_config(context.agent_flags() | flags, context.environ)
+    agent = _query_agent(context)
     checkup = agent.checkup
     if checkup is not None:
-        config = _config_of(checkup, config)
+        config = _config_of_agent(checkup, config)
     names = config.options.interfaces
     found_interfaces = list_interfaces()
     secret, secret_error, may_read = _secret(config)
-    found = _look(names, found_interfaces)
+    found = _browse(names, found_interfaces)
     node_id = checkup.node_id if checkup else _node_id(config.paths.state)
     mdns_error = _mdns_error()
     here = {each.host for one in found_interfaces for each in one.addresses}
-    known = _neighbours(found, agent.members, config.seeds, secret, skip=node_id or "")
+    known = _probe_targets(
+        found, agent.members, config.seeds, secret, skip=node_id or ""
+    )
     return Symptoms(
         agent=checkup,
         agent_error=agent.error,
@@ -233,53 +243,53 @@ def examine(
         secret_error=secret_error,
         may_read_secret=may_read,
         node_id=node_id,
-        copies=_copies(found, node_id, here),
+        hosts_with_same_id=_hosts_with_same_id(found, node_id, here),
         names=names,
         interfaces=found_interfaces,
         mdns_error=mdns_error,
-        mdns_holder=port_holder(MDNS_PORT, kind="udp") if mdns_error else None,
-        hears_itself=_hears_itself(checkup, found),
-        neighbours=_heard_by(agent, asked(known, secret)),
-        taken=tuple(_taken(checkup)),
+        mdns_port_owner=process_on_port(MDNS_PORT, kind="udp") if mdns_error else None,
+        sees_itself=_sees_itself(checkup, found),
+        probed_nodes=_check_reachability(agent, probe_nodes(known, secret)),
+        taken_ports=tuple(_taken_ports(checkup)),
         state_dir=config.paths.state,
         free_bytes=_free_bytes(config.paths.state),
         descriptors_max=checkup.descriptors_max if checkup else _descriptors_max(),
     )
 
 
-def _ask_agent(choice: Choice) -> _Agent:
+def _query_agent(context: CliContext) -> _AgentState:
     try:
-        path = choice.socket()
+        path = context.socket_path()
     except Unreachable:
-        return _Agent()
+        return _AgentState()
     except PermissionDenied as error:
-        return _Agent(error=error)
-    with Session.at_socket(path, patience_s=0.0) as client:
+        return _AgentState(error=error)
+    with Session.at_socket(path, retry_timeout_s=0.0) as client:
         try:
-            checkup = client.asked(Call("GET", CHECKUP), Checkup)
+            checkup = client.send_and_decode(Call("GET", CHECKUP), Checkup)
         except OctasklyError as error:
-            return _Agent(error=error)
+            return _AgentState(error=error)
         try:
             members = _members(client) if checkup.mesh else ()
         except OctasklyError:
             members = ()  # There is no dispatcher at this moment.
-    return _Agent(checkup, path, members)
+    return _AgentState(checkup, path, members)
 
 
 def _members(client: Session) -> tuple[NodeInfo, ...]:
-    return tuple(client.asked(Call("GET", NODES), NodePage).nodes)
+    return tuple(client.send_and_decode(Call("GET", NODES), NodePage).nodes)
 
 
-def _config_of(checkup: Checkup, asked: AgentConfig) -> AgentConfig:
+def _config_of_agent(checkup: Checkup, config: AgentConfig) -> AgentConfig:
     """Return the settings of a running agent as far as they matter here."""
     paths = replace(
-        asked.paths,
+        config.paths,
         state=Path(checkup.state_dir),
         secret=Path(checkup.secret_file),
     )
-    options = replace(asked.options, interfaces=tuple(checkup.interfaces))
-    seeds = (*asked.seeds, *checkup.seeds)
-    return replace(asked, paths=paths, options=options, seeds=seeds)
+    options = replace(config.options, interfaces=tuple(checkup.interfaces))
+    seeds = (*config.seeds, *checkup.seeds)
+    return replace(config, paths=paths, options=options, seeds=seeds)
 
 
 def _secret(
@@ -298,7 +308,7 @@ def _secret(
     except OSError:
         return None, None, True
     try:
-        return Keyring(path, config.paths.state).load(), None, True
+        return SecretFile(path, config.paths.state).load(), None, True
     except ConfigError as error:
         return None, error, True
 
@@ -312,15 +322,15 @@ def _node_id(state: Path) -> str | None:
         return None
 
 
-def _look(names: Sequence[str], interfaces: Iterable[Interface]) -> list[Found]:
+def _browse(names: Sequence[str], interfaces: Iterable[Interface]) -> list[FoundNode]:
     known = {each.name for each in interfaces}
     there = tuple(name for name in names if name in known)
     if names and not there:
         return []  # What was chosen is not there, which is another finding.
-    return asyncio.run(neighbours(LOOK_S, there))
+    return asyncio.run(scan_nodes(BROWSE_S, there))
 
 
-def _hears_itself(checkup: Checkup | None, found: Iterable[Found]) -> bool | None:
+def _sees_itself(checkup: Checkup | None, found: Iterable[FoundNode]) -> bool | None:
     """Whether our agent is in sight; None where it says nothing over mDNS."""
     if checkup is None or checkup.mesh is None:
         return None
@@ -333,14 +343,14 @@ def _descriptors_max() -> int:
 
 def _mdns_error() -> OSError | None:
     try:
-        check_port()
+        require_shareable_port()
     except OSError as error:
         return error
     return None
 
 
-def _copies(
-    found: Iterable[Found], node_id: str | None, here: set[str]
+def _hosts_with_same_id(
+    found: Iterable[FoundNode], node_id: str | None, here: set[str]
 ) -> tuple[str, ...]:
     """Return where else somebody lives with this node's id."""
     places = (
@@ -352,27 +362,27 @@ def _copies(
     return tuple(host for host in places if host not in here)[:1]
 
 
-def _neighbours(
-    found: Iterable[Found],
+def _probe_targets(
+    found: Iterable[FoundNode],
     members: Iterable[NodeInfo],
     seeds: Iterable[tuple[str, int]],
     secret: MeshSecret | None,
     *,
     skip: str,
-) -> list[Target]:
+) -> list[ProbeTarget]:
     """Return all nodes that are known from anywhere, each once."""
-    known: dict[str, Target] = {}
+    known: dict[str, ProbeTarget] = {}
     mesh = secret.mesh_id if secret else None
     for one in found:
         first = one.addresses[0]
         hosts = tuple(address.host for address in one.addresses)
         name = one.node if one.mesh in (None, mesh) else f"mesh {one.mesh}"
-        known[one.node] = Target(
-            Neighbour(
+        known[one.node] = ProbeTarget(
+            ProbedNode(
                 name=str(name),
                 mesh=one.mesh,
-                place=f"{first.host}:{first.port}",
-                is_in_sight=True,
+                address=f"{first.host}:{first.port}",
+                is_seen_by_mdns=True,
                 is_member=False,
             ),
             hosts,
@@ -382,7 +392,7 @@ def _neighbours(
     for member in members:
         seen = known.get(member.id)
         if member.state != "lost":
-            known[member.id] = of_member(member, seen)
+            known[member.id] = target_of_member(member, seen)
         elif seen is not None and seen.node.mesh in (None, mesh):
             named = replace(seen.node, name=member.name)
             known[member.id] = seen._replace(node=named)
@@ -390,33 +400,35 @@ def _neighbours(
     hosts_known = {host for target in known.values() for host in target.hosts}
     for host, port in dict.fromkeys(seeds):
         if host not in hosts_known:
-            known[f"{host}:{port}"] = of_seed(host, port, mesh)
+            known[f"{host}:{port}"] = target_of_seed(host, port, mesh)
     return list(known.values())[:NODES_MAX]
 
 
-def _heard_by(agent: _Agent, known: list[Neighbour]) -> tuple[Neighbour, ...]:
+def _check_reachability(
+    agent: _AgentState, known: list[ProbedNode]
+) -> tuple[ProbedNode, ...]:
     """Ask the members whether they reach this node."""
     if agent.checkup is None or agent.socket is None:
         return tuple(known)
     path, me = agent.socket, agent.checkup.node_id
 
-    def ask(one: Neighbour) -> Neighbour:
+    def ask(one: ProbedNode) -> ProbedNode:
         reach: Reach | None = None
         if one.is_member:
-            with Session.at_socket(path, patience_s=0.0) as client:
+            with Session.at_socket(path, retry_timeout_s=0.0) as client:
                 try:
-                    reach = client.asked(
-                        Call("GET", path_of(NODES, one.name, "reach", me)), Reach
+                    reach = client.send_and_decode(
+                        Call("GET", resource_path(NODES, one.name, "reach", me)), Reach
                     )
                 except OctasklyError:
                     reach = None
-        return replace(one, hears_us=reach)
+        return replace(one, reachability=reach)
 
     with ThreadPoolExecutor(NODES_MAX) as threads:
         return tuple(threads.map(ask, known))
 
 
-def _taken(checkup: Checkup | None) -> Iterable[TakenPort]:
+def _taken_ports(checkup: Checkup | None) -> Iterable[TakenPort]:
     """Yield default ports that others have, if the agent would have them."""
     moved = (
         {str(each["port"]): int(each["used"]) for each in checkup.moved_ports}
@@ -426,7 +438,7 @@ def _taken(checkup: Checkup | None) -> Iterable[TakenPort]:
     for flag, name, port, host in PORTS:
         if (checkup is None or name in moved) and _is_taken(host, port):
             yield TakenPort(
-                flag=flag, port=port, holder=port_holder(port), used=moved.get(name)
+                flag=flag, port=port, owner=process_on_port(port), used=moved.get(name)
             )
 
 

@@ -22,26 +22,26 @@ class TakenPort:
 
     flag: str  #: of the agent, that chooses another one
     port: int
-    holder: str | None  #: None: it cannot be read
+    owner: str | None  #: None: it cannot be read
     used: int | None = None  #: by the agent instead; None: no agent runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour:
+class ProbedNode:
     """Another node, and what happens when it is asked how it is."""
 
     name: str  #: its id where no name is known
     mesh: str | None
-    place: str  #: HOST:PORT for peers
-    is_in_sight: bool  #: over mDNS
+    address: str  #: HOST:PORT for peers
+    is_seen_by_mdns: bool  #: over mDNS
     is_member: bool  #: our agent is connected to it
-    answer: str = "unasked"
+    probe_result: str = "unasked"
     """`reached`, `refused` or `silent`; `unknown`: its name has no address here;
     `untrusted`: its certificate is of another secret; `unasked`: it is of another
     mesh."""
     version: str | None = None
-    ahead_s: float | None = None  #: of its clock; precise to a second
-    hears_us: Reach | None = None  #: what it finds when it dials this node
+    clock_ahead_s: float | None = None  #: of its clock; precise to a second
+    reachability: Reach | None = None  #: what it finds when it dials this node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,14 @@ class Symptoms:
     node_id: (
         str | None
     )  #: of this state folder; None: it has none yet, or is unreadable
-    copies: tuple[str, ...]  #: other machines that live with this node's id
+    hosts_with_same_id: tuple[str, ...]  #: other machines that live with this node's id
     names: tuple[str, ...]  #: of the interfaces that somebody asked for
     interfaces: tuple[Interface, ...]
     mdns_error: OSError | None  #: why port 5353 cannot be shared
-    mdns_holder: str | None
-    hears_itself: bool | None  #: our agent is in sight; None: no agent is in a mesh
-    neighbours: tuple[Neighbour, ...]
-    taken: tuple[TakenPort, ...]
+    mdns_port_owner: str | None
+    sees_itself: bool | None  #: our agent is in sight; None: no agent is in a mesh
+    probed_nodes: tuple[ProbedNode, ...]
+    taken_ports: tuple[TakenPort, ...]
     state_dir: Path
     free_bytes: int | None
     descriptors_max: int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from octaskly.client.flows.streams import Log
 
 
-class Following:
+class OutputPrinter:
     """Prints the output of one task, through lost connections.
 
     Args:
@@ -35,17 +35,17 @@ class Following:
         *,
         stream: str = "both",
         attempt: int | None = None,
-        says_state: bool,
+        prints_state: bool,
     ) -> None:
         self._client = client
         self._ref = ref
         self._stream = stream
         self._attempt = attempt
-        self._says_state = says_state
+        self._prints_state = prints_state
         self._after = ""
         self._has_printed = False  #: of the attempt before, if another one begins
 
-    def to_the_end(self, *, follow: bool) -> Task:
+    def print_all(self, *, follow: bool) -> Task:
         """Print all there is, with `follow` until it has ended; return the task.
 
         May be called again after an interrupt: nothing is printed twice.
@@ -54,7 +54,7 @@ class Following:
             ReplyLost, Unreachable: the node stays away.
             Refused: it refuses.
         """
-        asker = self._client.asker
+        asker = self._client.requests
         flow = streams.logs(
             asker,
             self._ref,
@@ -62,21 +62,21 @@ class Following:
             stream=self._stream,
             attempt=self._attempt,
             after=self._after,
-            until=asker.until(None),
+            deadline=asker.deadline_after(None),
         )
-        lost = self._client.lost
+        lost = self._client.reconnect_count
         with closing(self._client.iterate(flow)) as logs:
             for log in logs:
-                if lost != self._client.lost and self._after:
+                if lost != self._client.reconnect_count and self._after:
                     note(f"the connection was lost; {self._ref} is resumed")
-                lost = self._client.lost
-                self._take(log)
+                lost = self._client.reconnect_count
+                self._print_log(log)
                 self._after = log.id or self._after
                 if log.kind == "end":
                     break
         return msgspec.convert(log.details, Task)
 
-    def _take(self, log: Log) -> None:
+    def _print_log(self, log: Log) -> None:
         told = log.details
         match log.kind:
             case "stdout" | "stderr":
@@ -93,5 +93,5 @@ class Following:
                 why = told["previous"] or "another one counts"
                 note(f"{what}; the one before it does not count: {why}")
                 self._has_printed = False
-            case "state" if self._says_state:
+            case "state" if self._prints_state:
                 note(f"{self._ref} is {told['status']}")

@@ -22,7 +22,7 @@ from octaskly.client import NoAnswer, NodeInfo, Refused, SeveralAgents, Unreacha
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import (
     ConfigError,
-    NoDispatcher,
+    DispatcherUnknown,
     OctasklyError,
     PermissionDenied,
     TaskNotFound,
@@ -136,7 +136,7 @@ def exit_code_of(error: OctasklyError) -> int:
             return EXIT_NOT_FOUND
         case PermissionDenied():
             return EXIT_NOT_ALLOWED
-        case Unreachable() | NoAnswer() | NoDispatcher():
+        case Unreachable() | NoAnswer() | DispatcherUnknown():
             return EXIT_NO_DISPATCHER
         case ConfigError():
             return EXIT_CONFIG
@@ -149,7 +149,7 @@ def has_colour(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def report(error: OctasklyError, *, of: str | None = None) -> int:
+def report_error(error: OctasklyError, *, about: str | None = None) -> int:
     """Print an error with its cause and the command that helps; return its exit code.
 
     The API says in `error` what kind of thing is wrong, and what in particular in
@@ -169,11 +169,11 @@ def report(error: OctasklyError, *, of: str | None = None) -> int:
             cause = cause if place in cause else f"{place}: {cause}"
         hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
         hints = [hint] if hint else []
-    print_error(f"{of}: {error}" if of else str(error), cause=cause, hints=hints)
+    print_error(f"{about}: {error}" if about else str(error), cause=cause, hints=hints)
     return exit_code_of(error)
 
 
-def for_each(refs: Iterable[str], do: Callable[[str], None]) -> int:
+def for_each_task(refs: Iterable[str], action: Callable[[str], None]) -> int:
     """Do something with each of several tasks; return the first exit code that is bad.
 
     What is refused for one of them is said, and the others are not left out.
@@ -182,11 +182,11 @@ def for_each(refs: Iterable[str], do: Callable[[str], None]) -> int:
     named = list(refs)
     for ref in named:
         try:
-            do(ref)
+            action(ref)
         except Refused as error:
             if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise  # It would be for all of them.
-            codes.append(report(error, of=ref if len(named) > 1 else None))
+            codes.append(report_error(error, about=ref if len(named) > 1 else None))
     return codes[0] if codes else 0
 
 
@@ -196,11 +196,11 @@ def print_error(
     """Say what failed, why, and the command that helps, on stderr."""
     colour = has_colour(sys.stderr)
     label = click.style("error:", fg="red", bold=True) if colour else "error:"
-    lines = [f"{label} {_inward(message)}"]
+    lines = [f"{label} {_indent_continuation(message)}"]
     if cause:
-        lines.append(f"  cause: {_inward(cause)}")
+        lines.append(f"  cause: {_indent_continuation(cause)}")
     lines += [f"  hint: {printable(hint)}" for hint in hints]
-    _talk("\n".join(lines))
+    _print_stderr("\n".join(lines))
 
 
 def note(text: str) -> None:
@@ -209,10 +209,10 @@ def note(text: str) -> None:
     Further lines go in, so that none passes for another.
     """
     if not is_quiet():
-        _talk(_inward(text))
+        _print_stderr(_indent_continuation(text))
 
 
-def _talk(text: str) -> None:
+def _print_stderr(text: str) -> None:
     """Say it on stderr; what is done goes on where nobody hears of it."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
@@ -234,7 +234,7 @@ def on_one_line(text: str) -> str:
     return printable(text).replace("\n", " ⏎ ")
 
 
-def _inward(text: str) -> str:
+def _indent_continuation(text: str) -> str:
     return printable(text).replace("\n", "\n    ")
 
 
@@ -300,7 +300,7 @@ def duration(milliseconds: float | None) -> str:
     return f"{seconds // hour}h{seconds % hour // minute:02}m"
 
 
-def took(milliseconds: float | None) -> str | None:
+def format_optional_duration(milliseconds: float | None) -> str | None:
     """Return a time span for a list of fields; None: it is not known."""
     return None if milliseconds is None else duration(milliseconds)
 
@@ -315,7 +315,7 @@ def size(count: int) -> str:
     return f"{amount:.1f} GiB"
 
 
-def room_of(node: NodeInfo) -> str:
+def format_capacity(node: NodeInfo) -> str:
     """Return how much a node may do at a time."""
     room = f"{node.slots or 0} tasks at a time"
     return room + (f", {node.memory_mb / 1024:.1f} GiB" if node.memory_mb else "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from octaskly.cli.output.follow import Following
+from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import duration, is_quiet, note
 from octaskly.client import Task
 from octaskly.client.flows import arrays, calls
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMED_MAX: Final = 20  #: failed members that are named on stderr
 
 
-class Results:
+class ResultPrinter:
     """Prints what members write, each whole, through lost connections.
 
     Args:
@@ -45,45 +45,45 @@ class Results:
         self._is_by_number = is_by_number
         self._ended = 0
         self._failed = 0
-        self._bar = _Bar(total)
+        self._progress = _ProgressLine(total)
 
-    def to_the_end(self) -> Task:
+    def print_all(self) -> Task:
         """Print all results; return the array as it ended.
 
         Raises:
             ReplyLost, Unreachable: the node stays away.
             Refused: it refuses.
         """
-        asker = self._client.asker
+        asker = self._client.requests
         flow = arrays.results(
             asker,
             self._array,
             ordered=self._is_by_number,
-            until=asker.until(None),
+            deadline=asker.deadline_after(None),
             items=self._items,
         )
         try:
             with closing(self._client.iterate(flow)) as members:
                 for member in members:
                     if member.status != "cancelled":
-                        self._take(member)
+                        self._handle_member(member)
         finally:
-            self._bar.clear()
-        return self._client.asked(calls.task(self._array), Task)
+            self._progress.clear()
+        return self._client.send_and_decode(calls.task(self._array), Task)
 
-    def _take(self, task: Task) -> None:
-        self._bar.clear()
-        self._print(task)
+    def _handle_member(self, task: Task) -> None:
+        self._progress.clear()
+        self._print_output(task)
         self._ended += 1
         if task.status == "failed":
             self._failed += 1
-            self._name(task)
-        self._bar.show(self._ended, self._failed)
+            self._print_failure(task)
+        self._progress.show(self._ended, self._failed)
 
-    def _print(self, task: Task) -> None:
+    def _print_output(self, task: Task) -> None:
         if task.stdout_truncated or task.stderr_truncated:
-            long = Following(self._client, task.id, says_state=False)
-            long.to_the_end(follow=False)
+            long = OutputPrinter(self._client, task.id, prints_state=False)
+            long.print_all(follow=False)
             return
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             if data := task.output_bytes(name):
@@ -91,7 +91,7 @@ class Results:
                 stream.buffer.write(data)
                 stream.buffer.flush()
 
-    def _name(self, task: Task) -> None:
+    def _print_failure(self, task: Task) -> None:
         """Say which member failed, unless many did."""
         if self._failed > NAMED_MAX:
             return
@@ -106,7 +106,7 @@ class Results:
             note(f"more of them: octaskly ls --array {self._array} --status failed")
 
 
-class _Bar:
+class _ProgressLine:
     """One line of progress on a terminal; none elsewhere."""
 
     def __init__(self, total: int) -> None:

@@ -7,35 +7,40 @@ from typing import Any, Final
 
 import msgspec
 
-from octaskly.cli.output.render import note, print_fields, size, took
+from octaskly.cli.output.render import (
+    format_optional_duration,
+    note,
+    print_fields,
+    size,
+)
 from octaskly.client import Members, Session, Task
-from octaskly.client.flows.calls import ARRAYS, Call, path_of
+from octaskly.client.flows.calls import ARRAYS, Call, resource_path
 
 PARENTS_SHOWN: Final = 5  #: of up to a thousand
 RETRY_ON_DEFAULT: Final = ["failure", "lost"]
 
 
-def asked_fields(task: Task) -> list[tuple[str, object]]:
+def option_fields(task: Task) -> list[tuple[str, object]]:
     """Return key and value of each thing that a task may ask for; None: it did not."""
     limits = {k: str(most) for k, most in (task.limits or {}).items() if most}
     return [
         ("time limit", f"{task.timeout} s" if task.timeout else None),
         ("grace", None if task.grace is None else f"{task.grace} s"),
-        ("limits", pairs(limits)),
+        ("limits", format_pairs(limits)),
         ("needs", ", ".join(_needs(task.requires or {})) or None),
         ("priority", task.priority or None),
         ("retries", _retries(task)),
         ("after", _parents(task.after, task.on)),
         ("repeats", task.retry_of),
         ("told at the end", task.notify_url),
-        ("env", pairs(task.env)),
+        ("env", format_pairs(task.env)),
         ("cwd", task.cwd),
         ("workdir", task.workdir),
         ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
     ]
 
 
-def pairs(named: Mapping[str, str]) -> str | None:
+def format_pairs(named: Mapping[str, str]) -> str | None:
     """Return names with their values on one line; None: there are none."""
     shown = (f"{name}={value}" if value else name for name, value in named.items())
     return " ".join(shown) or None
@@ -71,23 +76,24 @@ STATES = ("queued", "running", "completed", "failed", "cancelled")
 SHOWN_FAILED = 20  #: failed members that `show` names
 
 
-class _Array(msgspec.Struct):
+class _FailedMembers(msgspec.Struct):
     """What is read of an array."""
 
     failed_members: list[Task] = []
 
 
-def progress(counts: Members) -> str:
+def format_progress(counts: Members) -> str:
     """Return how many have ended of how many."""
     ended = counts.completed + counts.failed + counts.cancelled
     return f"{ended}/{counts.total}"
 
 
-def show_array(client: Session, task: Task) -> None:
+def print_array(client: Session, task: Task) -> None:
     """Print how far an array is, and which members failed."""
     counts = task.array or Members()
-    failed = client.asked(
-        Call("GET", path_of(ARRAYS, task.id), {"limit": SHOWN_FAILED}), _Array
+    failed = client.send_and_decode(
+        Call("GET", resource_path(ARRAYS, task.id), {"limit": SHOWN_FAILED}),
+        _FailedMembers,
     ).failed_members
     shown = [f"{member.id} (exit code {_code(member)})" for member in failed]
     more = counts.failed - len(failed)
@@ -95,18 +101,18 @@ def show_array(client: Session, task: Task) -> None:
         [
             ("id", task.id),
             ("name", task.name),
-            ("labels", pairs(task.labels)),
+            ("labels", format_pairs(task.labels)),
             ("state", task.status),
             ("command", task.command),
             ("range", counts.range),
             ("members", counts.total),
             *((state, getattr(counts, state) or None) for state in STATES),
             ("most failures", counts.max_fails),
-            *asked_fields(task),
+            *option_fields(task),
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
-            ("took", took(task.duration_ms)),
+            ("took", format_optional_duration(task.duration_ms)),
             ("failures", "\n".join(shown) or None),
         ]
     )

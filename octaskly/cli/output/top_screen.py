@@ -27,10 +27,10 @@ PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
 TABLE_COLUMNS: Final = 80  #: of a table; a narrower terminal shows its left part
 BAR: Final = 8
 TASK_CHARS, NODE_CHARS = 24, 16  #: of their columns, beside a command
-_EVERYTHING: Final = 1 << 20  #: rows, where there is no terminal
+_ROWS_UNLIMITED: Final = 1 << 20  #: rows, where there is no terminal
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class RunningAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt that runs, or waits for a slot of its node."""
 
     id: str
@@ -40,7 +40,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""
 
 
-SORTS: Final[dict[str, Callable[[Run], Any]]] = {
+SORTS: Final[dict[str, Callable[[RunningAttempt], Any]]] = {
     "time": lambda run: run.assigned_at or "~",
     "node": lambda run: (run.worker_id, run.assigned_at or "~"),
     "task": lambda run: run.id,
@@ -49,7 +49,7 @@ SORTS: Final[dict[str, Callable[[Run], Any]]] = {
 """Orders of the tasks, by what people call them; the first one to begin with."""
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class MeshSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The mesh at one moment, as `--json` prints it."""
 
     at: str
@@ -60,23 +60,23 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     running: list[dict[str, Any]]
 
     @property
-    def ended(self) -> int:
+    def ended_count(self) -> int:
         """How many tasks have ended, as far as they are not forgotten."""
         return sum(self.tasks.get(s, 0) for s in ("completed", "failed", "cancelled"))
 
 
-def taken(client: Session) -> Snapshot:
+def fetch_snapshot(client: Session) -> MeshSnapshot:
     """Ask for all that a frame shows."""
     asked = {"since_s": 1, "limit": RUNNING_MAX}
     stats, nodes, runs = (
-        client.asked(Call("GET", path, query), dict[str, Any])
+        client.send_and_decode(Call("GET", path, query), dict[str, Any])
         for path, query in (
             (STATS, {}),
             (NODES, {}),
             ("/api/v1/attempts", asked),
         )
     )
-    return Snapshot(
+    return MeshSnapshot(
         at=runs["now"],
         mesh=stats.get("mesh", {}),
         nodes=nodes["nodes"],
@@ -86,53 +86,61 @@ def taken(client: Session) -> Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ViewOptions:
     """How somebody wants to see it."""
 
     sort: str = "time"
     is_reversed: bool = False
-    trouble: str | None = None  #: why what is shown is not of this moment
+    error: str | None = None  #: why what is shown is not of this moment
     has_keys: bool = False
     has_bars: bool = True
 
 
-def frame(
-    seen: Snapshot, view: View, *, late_s: float = 0.0, rows: int = _EVERYTHING
+def render_frame(
+    snapshot: MeshSnapshot,
+    view: ViewOptions,
+    *,
+    late_s: float = 0.0,
+    rows: int = _ROWS_UNLIMITED,
 ) -> RenderableType:
     """Return one frame of at most so many rows, for so long after it was seen."""
-    page = msgspec.convert({**seen.mesh, "nodes": seen.nodes}, NodePage)
-    tasks = sorted(msgspec.convert(seen.running, list[Run]), key=SORTS[view.sort])
-    now = dt.datetime.fromisoformat(seen.at) + dt.timedelta(seconds=late_s)
+    page = msgspec.convert({**snapshot.mesh, "nodes": snapshot.nodes}, NodePage)
+    tasks = sorted(
+        msgspec.convert(snapshot.running, list[RunningAttempt]), key=SORTS[view.sort]
+    )
+    now = dt.datetime.fromisoformat(snapshot.at) + dt.timedelta(seconds=late_s)
     if view.is_reversed:
         tasks.reverse()
-    left = rows - 6 - (view.trouble is not None) - view.has_keys
+    left = rows - 6 - (view.error is not None) - view.has_keys
     # Nodes get what tasks leave, and half of the frame in any case.
     some = max(2, left - len(tasks), left // 2)
     nodes = _first(page.nodes, some)
     left -= len(nodes) + (len(nodes) < len(page.nodes))
     shown = _first(tasks, max(1, left))
     parts: list[RenderableType] = [
-        *_heads(seen, page),
+        *_header_lines(snapshot, page),
         Text(),
         _node_table(nodes, has_bars=view.has_bars),
     ]
     if len(nodes) < len(page.nodes):
         parts.append(Text(f"... and {len(page.nodes) - len(nodes)} more", "dim"))
     parts += [Text(), _task_table(shown, view, now)]
-    if (more := max(len(tasks), seen.tasks.get("running", 0)) - len(shown)) > 0:
+    if (more := max(len(tasks), snapshot.tasks.get("running", 0)) - len(shown)) > 0:
         parts.append(Text(f"... and {more} more", "dim"))
-    if view.trouble is not None:
-        parts.append(Text(on_one_line(view.trouble), "red", overflow="ellipsis"))
+    if view.error is not None:
+        parts.append(Text(on_one_line(view.error), "red", overflow="ellipsis"))
     if view.has_keys:
         parts.append(Text("q quit   left, right: order   r: the other way", "dim"))
     return Group(*parts)
 
 
-def plain(seen: Snapshot, columns: int = PIPE_COLUMNS) -> str:
+def render_plain(snapshot: MeshSnapshot, columns: int = PIPE_COLUMNS) -> str:
     """Return a frame without colours, for a pipe or a file."""
     console = Console(width=columns, color_system=None, legacy_windows=False)
     with console.capture() as caught:
-        console.print(frame(seen, View(has_bars=columns != PIPE_COLUMNS)))
+        console.print(
+            render_frame(snapshot, ViewOptions(has_bars=columns != PIPE_COLUMNS))
+        )
     return "\n".join(line.rstrip() for line in caught.get().splitlines())
 
 
@@ -141,7 +149,7 @@ def _first(items: list[Any], count: int) -> list[Any]:
     return items if len(items) <= count else items[: max(1, count - 1)]
 
 
-def _heads(seen: Snapshot, page: NodePage) -> tuple[Text, Text]:
+def _header_lines(snapshot: MeshSnapshot, page: NodePage) -> tuple[Text, Text]:
     """Return the two lines on the whole mesh."""
     reigns = (node.name for node in page.nodes if node.role == "dispatcher")
     ready = sum(node.state == "ready" for node in page.nodes)
@@ -149,18 +157,18 @@ def _heads(seen: Snapshot, page: NodePage) -> tuple[Text, Text]:
     mesh = Text(no_wrap=True, overflow="ellipsis")
     mesh.append(on_one_line(next(reigns, "no dispatcher")), "bold")
     mesh.append(f" reigns in term {page.term}" if page.term else "")
-    if (reign_s := seen.mesh.get("reign_seconds")) is not None:
+    if (reign_s := snapshot.mesh.get("reign_seconds")) is not None:
         mesh.append(f" for {duration(reign_s * 1000)}")
     mesh.append(f"   {ready}/{len(page.nodes)} nodes ready")
     style = "yellow" if copies == 1 and len(page.nodes) > 1 else ""
     mesh.append(f"   {copies} {'copy' if copies == 1 else 'copies'}", style)
     tasks = Text(no_wrap=True, overflow="ellipsis")
-    for state, count in seen.tasks.items():
+    for state, count in snapshot.tasks.items():
         tasks.append(
             f"{count} {state}   ", STATE_COLOURS.get(state, "") if count else ""
         )
-    if seen.tasks_per_second is not None:
-        tasks.append(f"{seen.tasks_per_second:.1f} tasks/s", "bold")
+    if snapshot.tasks_per_second is not None:
+        tasks.append(f"{snapshot.tasks_per_second:.1f} tasks/s", "bold")
     return mesh, tasks
 
 
@@ -175,7 +183,7 @@ def _node_table(nodes: list[NodeInfo], *, has_bars: bool) -> Table:
         used_mb = None if load is None else load.memory_used_mb
         memory = f"{(used_mb or 0) / 1024:.1f}/{(node.memory_mb or 0) / 1024:.1f} GiB"
         table.add_row(
-            _cut(node.name),
+            _one_line_text(node.name),
             Text(state, STATE_COLOURS.get(state, "")),
             Text(node.role, "bold" if node.role == "dispatcher" else ""),
             "-" if load is None else f"{node.running or 0}/{node.slots or 0}",
@@ -194,7 +202,9 @@ def _no_bar(_part: float) -> str:
     return ""
 
 
-def _task_table(runs: list[Run], view: View, now: dt.datetime) -> Table:
+def _task_table(
+    runs: list[RunningAttempt], view: ViewOptions, now: dt.datetime
+) -> Table:
     arrow = "▲" if view.is_reversed else "▼"
     heads = [
         f"{name.upper()} {arrow}" if name == view.sort else name.upper()
@@ -203,10 +213,10 @@ def _task_table(runs: list[Run], view: View, now: dt.datetime) -> Table:
     table = _table(heads[-1], heads)
     for run in runs:
         table.add_row(
-            _cut(run.id, TASK_CHARS),
-            _cut(run.worker_id, NODE_CHARS),
+            _one_line_text(run.id, TASK_CHARS),
+            _one_line_text(run.worker_id, NODE_CHARS),
             _since(run.assigned_at, now),
-            _cut(run.name or run.command),
+            _one_line_text(run.name or run.command),
         )
     if not runs:
         table.add_row(Text("nothing runs", "dim"))
@@ -221,7 +231,7 @@ def _since(instant: str | None, now: dt.datetime) -> str:
     return duration(max(0.0, spent.total_seconds() * 1000))
 
 
-class _Table(Table):
+class _ClippedTable(Table):
     """A table that leaves its right part out where there is no room for all of it.
 
     The library would narrow columns until the names of nodes are gone.
@@ -237,13 +247,15 @@ class _Table(Table):
 
 def _table(wide: str, heads: Sequence[str]) -> Table:
     """Return a table of which one column takes the room that others leave."""
-    table = _Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = _ClippedTable(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
+    )
     for head in heads:
         table.add_column(head, no_wrap=head != wide)
     return table
 
 
-def _cut(text: str, chars_max: int | None = None) -> Text:
+def _one_line_text(text: str, chars_max: int | None = None) -> Text:
     """Return text of others on one line, cut to its column."""
     shown = Text(on_one_line(text), no_wrap=True, overflow="ellipsis")
     if chars_max is not None:

@@ -14,17 +14,17 @@ from typing import Any
 import click
 import msgspec
 
-from octaskly.cli.context import Choice
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import (
     EXIT_FAILED,
+    format_capacity,
     note,
     print_fields,
     print_json,
-    room_of,
 )
 from octaskly.cli.service import unit_files
-from octaskly.cli.service.install import carry_out, config_of, make_plan
+from octaskly.cli.service.install import apply_plan, make_plan, service_config
 from octaskly.cli.service.systemd import UNIT, Scope, Systemd
 from octaskly.client import NodeInfo, NodePage, Session
 from octaskly.client.flows.calls import NODES, Call
@@ -37,7 +37,7 @@ SCOPE_OPTION = click.option(
     default=None,
     help="Your own service, or the machine's (default: your own).",
 )
-STARTED_WORD = {"started": "written and started", "restarted": "written and restarted"}
+ACTION_TEXTS = {"started": "written and started", "restarted": "written and restarted"}
 TASK_USER = "octaskly-task"  #: as the unit of the machine says
 SYSTEM_DATA = ("/var/cache/octaskly",)
 
@@ -57,7 +57,7 @@ def service() -> None:
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def install(
-    choice: Choice,
+    context: CliContext,
     is_user: bool | None,  # noqa: FBT001
     dry_run: bool,  # noqa: FBT001
     force: bool,  # noqa: FBT001
@@ -69,8 +69,8 @@ def install(
     stay. Once more after an upgrade it shows what changes, and restarts the agent.
     """
     scope = _scope(is_user)
-    systemd = Systemd(scope, choice.environ)
-    plan = make_plan(scope, choice.environ, flags, force=force)
+    systemd = Systemd(scope, context.environ)
+    plan = make_plan(scope, context.environ, flags, force=force)
     if dry_run:
         for difference in plan.changes.values():
             click.echo(difference)
@@ -78,20 +78,20 @@ def install(
         if os.geteuid() == 0 and scope is Scope.USER:
             note("hint: octaskly service install --system    is for the whole machine")
         return
-    systemd.require()
+    systemd.require_available()
     for draft, difference in plan.changes.items():
         if draft.path.exists():
             note(difference)
     if plan.kept_flags:
         note(f"· as before: {shlex.join(plan.flags)}")
-    unit = plan.drafts[0].path
+    unit = plan.files[0].path
     is_new = not os.path.lexists(plan.config.paths.secret)
-    done = carry_out(plan, systemd)
+    done = apply_plan(plan, systemd)
     what = f"{scope.value} service {UNIT}"
-    note(f"✓ {what} {STARTED_WORD.get(done, done)} ({unit})")
+    note(f"✓ {what} {ACTION_TEXTS.get(done, done)} ({unit})")
     if scope is Scope.USER:
         _linger(systemd)
-    _introduce(plan.config, systemd, is_new=is_new)
+    _print_agent(plan.config, systemd, is_new=is_new)
 
 
 @service.command(epilog="Example: octaskly service uninstall --user")
@@ -100,24 +100,24 @@ def install(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def uninstall(
-    choice: Choice,
+    context: CliContext,
     is_user: bool | None,  # noqa: FBT001
     purge: bool,  # noqa: FBT001
     yes: bool,  # noqa: FBT001
 ) -> None:
     """Stop the agent and remove its unit; the data stay, unless --purge is given."""
-    scope = _installed(is_user, choice)
-    systemd = Systemd(scope, choice.environ)
-    path = unit_files.unit_path(scope, choice.environ)
-    before = unit_files.found(path)
+    scope = _installed_scope(is_user, context)
+    systemd = Systemd(scope, context.environ)
+    path = unit_files.unit_path(scope, context.environ)
+    before = unit_files.read_installed_unit(path)
     if before is None:
         raise ConfigError(
             f"there is no {scope.value} service of Octaskly: {path} does not exist",
             hint="octaskly service install    makes one",
         )
-    systemd.require()
+    systemd.require_available()
     flags = before.flags or ()
-    config = config_of(scope, choice.environ, flags)
+    config = service_config(scope, context.environ, flags)
     data = _data_of(config, scope)
     # What a setting names may hold more than ours: only people know that.
     gone = [place for place, is_named in data.items() if purge and not is_named]
@@ -129,10 +129,10 @@ def uninstall(
             abort=True,
             err=True,
         )
-    systemd.do("disable", "--now", UNIT, timeout_s=150.0)
-    for draft in unit_files.drafts(scope, choice.environ, path, ()):
+    systemd.systemctl_or_raise("disable", "--now", UNIT, timeout_s=150.0)
+    for draft in unit_files.make_unit_files(scope, context.environ, path, ()):
         draft.path.unlink(missing_ok=True)
-    systemd.do("daemon-reload")
+    systemd.systemctl_or_raise("daemon-reload")
     note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
     _remove(gone)
     if config.paths.secret in gone:
@@ -149,13 +149,13 @@ def uninstall(
 @SCOPE_OPTION
 @JSON_OPTION
 @click.pass_obj
-def status(choice: Choice, is_user: bool | None, as_json: bool) -> int:  # noqa: FBT001
+def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # noqa: FBT001
     """Show whether the service is installed and runs; exit code 1 if not."""
-    scope = _installed(is_user, choice)
-    systemd = Systemd(scope, choice.environ)
-    path = unit_files.unit_path(scope, choice.environ)
-    found = unit_files.found(path)
-    shown = systemd.show() if found else {}
+    scope = _installed_scope(is_user, context)
+    systemd = Systemd(scope, context.environ)
+    path = unit_files.unit_path(scope, context.environ)
+    found = unit_files.read_installed_unit(path)
+    shown = systemd.show_unit() if found else {}
     is_active = shown.get("ActiveState") == "active"
     fields: dict[str, Any] = {
         "scope": scope.value,
@@ -180,7 +180,7 @@ def status(choice: Choice, is_user: bool | None, as_json: bool) -> int:  # noqa:
         if not found:
             note("hint: octaskly service install    makes it")
         elif not is_active:
-            note(f"hint: {systemd.look_hint()}    says why")
+            note(f"hint: {systemd.logs_command()}    says why")
     return 0 if is_active else EXIT_FAILED
 
 
@@ -195,10 +195,10 @@ def status(choice: Choice, is_user: bool | None, as_json: bool) -> int:  # noqa:
     help="How many, at most.",
 )
 @click.pass_obj
-def logs(choice: Choice, is_user: bool | None, follow: bool, lines: int) -> int:  # noqa: FBT001
+def logs(context: CliContext, is_user: bool | None, follow: bool, lines: int) -> int:  # noqa: FBT001
     """Show what the agent of the service wrote, from the journal."""
-    systemd = Systemd(_installed(is_user, choice), choice.environ)
-    words = systemd.journal_words(f"--lines={lines}", "--output=short-iso")
+    systemd = Systemd(_installed_scope(is_user, context), context.environ)
+    words = systemd.journal_command(f"--lines={lines}", "--output=short-iso")
     if shutil.which(words[0]) is None:
         raise ConfigError(
             "journalctl is not installed", hint="octaskly agent    logs to its terminal"
@@ -214,51 +214,51 @@ def _scope(is_user: bool | None) -> Scope:  # noqa: FBT001
     return Scope.SYSTEM if is_user is False else Scope.USER
 
 
-def _installed(is_user: bool | None, choice: Choice) -> Scope:  # noqa: FBT001
+def _installed_scope(is_user: bool | None, context: CliContext) -> Scope:  # noqa: FBT001
     """Return the scope that was asked for, else the one that has a service."""
-    if is_user is None and unit_files.unit_path(Scope.USER, choice.environ).exists():
+    if is_user is None and unit_files.unit_path(Scope.USER, context.environ).exists():
         return Scope.USER
-    if is_user is None and unit_files.unit_path(Scope.SYSTEM, choice.environ).exists():
+    if is_user is None and unit_files.unit_path(Scope.SYSTEM, context.environ).exists():
         return Scope.SYSTEM
     return _scope(is_user)
 
 
 def _linger(systemd: Systemd) -> None:
-    if systemd.linger():
+    if systemd.enable_linger():
         note("✓ linger is on, so it survives logout and starts with the machine")
         return
     note("! it stops when you log out")
     note(f"  hint: sudo loginctl enable-linger {getpass.getuser()}")
 
 
-def _introduce(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
+def _print_agent(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
     """Say who the agent is now, where it listens, and what to do next."""
     try:
         agent = json.loads(config.paths.description.read_bytes())
     except (OSError, ValueError):
-        note(f"! the agent has stopped meanwhile: {systemd.look_hint()}")
+        note(f"! the agent has stopped meanwhile: {systemd.logs_command()}")
         return
     if agent.get("mesh") is None:
         note("! a mesh is in sight, and this machine has no secret of it")
         note("  hint: octaskly join    with a code that `octaskly invite` shows there")
         return
-    own = _say_mesh(agent, is_new=is_new)
+    own = _print_mesh(agent, is_new=is_new)
     note(
         f"✓ listening for peers on port {agent['peer_port']} (TLS, members only); "
         f"API {agent['api_url']} (this machine only)"
     )
     user = getpass.getuser() if systemd.scope is Scope.USER else TASK_USER
-    limits = room_of(own or NodeInfo(name=config.name, slots=config.slots))
+    limits = format_capacity(own or NodeInfo(name=config.name, slots=config.slots))
     note(f"  tasks run as: {user}      limits: {limits} (change: octaskly config)")
     note("next:  octaskly run -- hostname        octaskly open        octaskly invite")
 
 
-def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
+def _print_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
     """Say in which mesh the agent is; return it as that lists it, if it does."""
     name, mesh = agent["name"], agent["mesh"]
     with Session.at_socket(agent["socket"]) as client:
         try:
-            page = client.asked(Call("GET", NODES), NodePage)
+            page = client.send_and_decode(Call("GET", NODES), NodePage)
         except OctasklyError as error:
             note(f"! {name} is in the mesh {mesh}, which does not answer yet: {error}")
             return None

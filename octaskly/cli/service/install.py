@@ -14,9 +14,13 @@ import click
 
 from octaskly.cli.agent import agent
 from octaskly.cli.service import unit_files
-from octaskly.cli.service.ownership import console_script, parts_of_program, weaknesses
+from octaskly.cli.service.ownership import (
+    console_script,
+    find_untrusted_paths,
+    program_paths,
+)
 from octaskly.cli.service.systemd import UNIT, Scope, Systemd
-from octaskly.config.agent import AgentConfig, configure
+from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.errors import ConfigError
 
 SHOWN_MAX = 3  #: weak places that are named; one is enough to refuse
@@ -37,19 +41,19 @@ SYSTEM_ENVIRON = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InstallPlan:
     """What an installation is to do."""
 
     scope: Scope
-    drafts: tuple[unit_files.Draft, ...]
+    files: tuple[unit_files.UnitFile, ...]
     flags: tuple[str, ...]
     config: AgentConfig  #: what the agent will have
     kept_flags: bool  #: they are those of the installation before
 
     @property
-    def changes(self) -> dict[unit_files.Draft, str]:
+    def changes(self) -> dict[unit_files.UnitFile, str]:
         """The files that would change, with how."""
-        shown = {draft: unit_files.difference(draft) for draft in self.drafts}
+        shown = {draft: unit_files.diff(draft) for draft in self.files}
         return {draft: text for draft, text in shown.items() if text}
 
 
@@ -58,14 +62,14 @@ class PlainTextError(Exception):
 
 
 def make_plan(
-    scope: Scope, environ: Mapping[str, str], words: Sequence[str], *, force: bool
-) -> Plan:
+    scope: Scope, environ: Mapping[str, str], arguments: Sequence[str], *, force: bool
+) -> InstallPlan:
     """Return what is to be done.
 
     Args:
         scope: Whose service it is.
         environ: Of this process.
-        words: Flags of the agent; none keeps those of the installation before.
+        arguments: Flags of the agent; none keeps those of the installation before.
         force: Whether a unit that is not ours, or another's, is replaced.
 
     Raises:
@@ -79,31 +83,31 @@ def make_plan(
             hint="pipx install octaskly    installs one",
         )
     if scope is Scope.SYSTEM:
-        refuse_weak(program)
-    before = unit_files.found(unit_files.unit_path(scope, environ))
-    flags = agent_flags(words)
+        require_root_owned(program)
+    before = unit_files.read_installed_unit(unit_files.unit_path(scope, environ))
+    flags = agent_flags(arguments)
     kept = not flags and before is not None and bool(before.flags)
     if kept and before is not None and before.flags:
         flags = before.flags
-    plan = Plan(
+    plan = InstallPlan(
         scope,
-        tuple(unit_files.drafts(scope, environ, program, flags)),
+        tuple(unit_files.make_unit_files(scope, environ, program, flags)),
         flags,
-        config_of(scope, environ, flags),
+        service_config(scope, environ, flags),
         kept_flags=kept,
     )
     if before is not None and not force:
-        _refuse_replacing(before, plan, program)
+        _check_replaceable(before, plan, program)
     return plan
 
 
-def refuse_weak(program: Path) -> None:
+def require_root_owned(program: Path) -> None:
     """Make sure that only root decides what a service of the machine runs.
 
     Raises:
         ConfigError: others may change a part of it, or it is in a home.
     """
-    found = weaknesses(parts_of_program(program))
+    found = find_untrusted_paths(program_paths(program))
     weak = list(dict.fromkeys(map(str, islice(found, SHOWN_MAX))))
     if not weak:
         return
@@ -122,7 +126,7 @@ def agent_flags(words: Sequence[str]) -> tuple[str, ...]:
         click.UsageError: the agent knows no such flag.
     """
     flags: list[str] = []
-    for name, value in _given(words).items():
+    for name, value in _parse_agent_flags(words).items():
         option = next(each for each in agent.params if each.name == name)
         if isinstance(value, bool):
             flags.append(max((option.opts, option.secondary_opts)[not value], key=len))
@@ -135,7 +139,7 @@ def agent_flags(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def config_of(
+def service_config(
     scope: Scope, environ: Mapping[str, str], flags: Sequence[str]
 ) -> AgentConfig:
     """Return the settings that the agent of the service will have.
@@ -144,13 +148,13 @@ def config_of(
         ConfigError: a value cannot be used.
     """
     if scope is Scope.SYSTEM:
-        return configure(_given(flags), SYSTEM_ENVIRON)
+        return load_agent_config(_parse_agent_flags(flags), SYSTEM_ENVIRON)
     # What this shell sets, systemd does not tell the agent.
     own = {k: v for k, v in environ.items() if not k.startswith("OCTASKLY_")}
-    return configure(_given(flags), own)
+    return load_agent_config(_parse_agent_flags(flags), own)
 
 
-def carry_out(plan: Plan, systemd: Systemd) -> str:
+def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
     """Write, enable and start; return what was done to the agent.
 
     It is back once the agent is ready. Interrupted, it leaves things as they were.
@@ -160,34 +164,34 @@ def carry_out(plan: Plan, systemd: Systemd) -> str:
         ConfigError: a file cannot be written.
     """
     changes = plan.changes
-    was_active = systemd.show().get("ActiveState") in ("active", "activating")
-    with _undone_when_interrupted(plan, systemd, was_active=was_active):
+    was_active = systemd.show_unit().get("ActiveState") in ("active", "activating")
+    with _roll_back_on_interrupt(plan, systemd, was_active=was_active):
         for draft in changes:
-            unit_files.write(draft)
+            unit_files.write_unit_file(draft)
         if plan.scope is Scope.SYSTEM and changes:
-            systemd.system_tool("systemd-sysusers", "octaskly.conf")
-            systemd.system_tool("systemd-tmpfiles", "--create", "octaskly.conf")
-        systemd.do("daemon-reload")
-        systemd.do("enable", UNIT)
+            systemd.run_tool("systemd-sysusers", "octaskly.conf")
+            systemd.run_tool("systemd-tmpfiles", "--create", "octaskly.conf")
+        systemd.systemctl_or_raise("daemon-reload")
+        systemd.systemctl_or_raise("enable", UNIT)
         systemd.systemctl("reset-failed", UNIT)
         if was_active and not changes:
             return "runs already"
-        systemd.start("restart" if was_active else "start")
+        systemd.start_unit("restart" if was_active else "start")
     return "restarted" if was_active else "started"
 
 
 @contextlib.contextmanager
-def _undone_when_interrupted(
-    plan: Plan, systemd: Systemd, *, was_active: bool
+def _roll_back_on_interrupt(
+    plan: InstallPlan, systemd: Systemd, *, was_active: bool
 ) -> Iterator[None]:
     """Put the files back as they were when the user interrupts."""
-    before = {draft.path: _content(draft.path) for draft in plan.drafts}
+    before = {draft.path: _content(draft.path) for draft in plan.files}
     try:
         yield
     except KeyboardInterrupt:
         if not was_active:
             systemd.systemctl("stop", UNIT)
-        if before[plan.drafts[0].path] is None:
+        if before[plan.files[0].path] is None:
             systemd.systemctl("disable", UNIT)
         for path, content in before.items():
             if content is None:
@@ -205,7 +209,7 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _given(words: Sequence[str]) -> dict[str, Any]:
+def _parse_agent_flags(words: Sequence[str]) -> dict[str, Any]:
     """Return what flags of the agent say, by the name of the parameter."""
     context = agent.make_context("octaskly service install", list(words))
     return {
@@ -215,9 +219,11 @@ def _given(words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _refuse_replacing(before: unit_files.Found, plan: Plan, program: Path) -> None:
-    unit = plan.drafts[0]
-    if not before.is_ours and unit_files.difference(unit):
+def _check_replaceable(
+    before: unit_files.InstalledUnit, plan: InstallPlan, program: Path
+) -> None:
+    unit = plan.files[0]
+    if not before.is_ours and unit_files.diff(unit):
         by = "was changed by hand" if before.flags is not None else "is not of ours"
         error = ConfigError(
             f"{unit.path} {by}",
@@ -225,7 +231,7 @@ def _refuse_replacing(before: unit_files.Found, plan: Plan, program: Path) -> No
             f"systemctl --{plan.scope.value} edit octaskly    keeps changes in a "
             "file of their own",
         )
-        raise error from PlainTextError(unit_files.difference(unit))
+        raise error from PlainTextError(unit_files.diff(unit))
     other = before.program
     if other is not None and other != program and os.access(other, os.X_OK):
         raise ConfigError(

@@ -25,14 +25,14 @@ _LINKS_MAX = 40  #: as the kernel
 _ACL = "system.posix_acl_access"
 
 
-class Weakness(NamedTuple):
+class UntrustedPath(NamedTuple):
     """A place on the way to the program that others than root decide about."""
 
-    place: Path
-    why: str
+    path: Path
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.place} {self.why}"
+        return f"{self.path} {self.reason}"
 
 
 def console_script() -> Path | None:
@@ -45,7 +45,7 @@ def console_script() -> Path | None:
     return None
 
 
-def parts_of_program(script: Path) -> tuple[Path, ...]:
+def program_paths(script: Path) -> tuple[Path, ...]:
     """Return all that runs when `script` is started, the script first.
 
     Everything on `sys.path` runs with it: a module that is not ours may be imported.
@@ -62,17 +62,17 @@ def parts_of_program(script: Path) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(place) for place in places if place))
 
 
-def weaknesses(places: Iterable[Path]) -> Iterator[Weakness]:
+def find_untrusted_paths(paths: Iterable[Path]) -> Iterator[UntrustedPath]:
     """Yield what others than root may change of these places, or hide from root.
 
     Looked at are every folder and link on the way, and all that lies below a folder of
     modules. What does not exist cannot be run, but whoever may make it can.
     """
     seen: set[Path] = set()
-    for place in places:
-        yield from _weak(_steps(place), seen)
+    for place in paths:
+        yield from _first_untrusted(_path_components(place), seen)
         if _holds_modules(place):
-            yield from _below(place, seen)
+            yield from _untrusted_below(place, seen)
 
 
 def _holds_modules(place: Path) -> bool:
@@ -80,33 +80,33 @@ def _holds_modules(place: Path) -> bool:
     return place.is_dir() and str(place) not in (sys.prefix, sys.base_prefix)
 
 
-def _below(folder: Path, seen: set[Path]) -> Iterator[Weakness]:
+def _untrusted_below(folder: Path, seen: set[Path]) -> Iterator[UntrustedPath]:
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
             entry = Path(here) / name
-            steps = _steps(entry) if entry.is_symlink() else (entry,)
-            yield from _weak(steps, seen)
+            steps = _path_components(entry) if entry.is_symlink() else (entry,)
+            yield from _first_untrusted(steps, seen)
 
 
-def _weak(steps: Iterable[Path], seen: set[Path]) -> Iterator[Weakness]:
+def _first_untrusted(steps: Iterable[Path], seen: set[Path]) -> Iterator[UntrustedPath]:
     """Yield the first of these steps that is weak; whatever lies below it is too."""
     for step in steps:
         if step in seen:
             continue
-        if why := _why(step):
-            yield Weakness(step, why)
+        if why := _untrusted_reason(step):
+            yield UntrustedPath(step, why)
             return
         seen.add(step)
 
 
-def _steps(place: Path) -> Iterator[Path]:
-    """Yield each folder, link and file that the kernel passes on its way to `place`.
+def _path_components(path: Path) -> Iterator[Path]:
+    """Yield each folder, link and file that the kernel passes on its way to `path`.
 
     Raises:
         OSError: links lead in a circle.
     """
     here, links = Path("/"), 0
-    ahead = list(reversed(place.absolute().parts[1:]))
+    ahead = list(reversed(path.absolute().parts[1:]))
     yield here
     while ahead:
         part = ahead.pop()
@@ -120,14 +120,14 @@ def _steps(place: Path) -> Iterator[Path]:
             continue
         links += 1
         if links > _LINKS_MAX:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         target = step.readlink()
         if target.is_absolute():
             here, target = Path("/"), target.relative_to("/")
         ahead += reversed(target.parts)
 
 
-def _why(step: Path) -> str | None:
+def _untrusted_reason(step: Path) -> str | None:
     """Return why root should not run what lies there; None: only root decides."""
     if any(home in (step, *step.parents) for home in HOMES):
         return "is in a home"

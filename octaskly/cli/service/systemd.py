@@ -18,7 +18,9 @@ from typing import NoReturn
 
 from octaskly.errors import ConfigError, MeshError, PermissionDenied
 
-BOOTED = Path("/run/systemd/system")  #: sd_booted(3): there exactly where systemd runs
+SYSTEMD_RUN_DIR = Path(
+    "/run/systemd/system"
+)  #: sd_booted(3): there exactly where systemd runs
 UNIT = "octaskly.service"
 START_S_MAX = 150.0  #: systemd gives a start 90 s, and a stop before it 60 s
 CALL_S_MAX = 30.0
@@ -36,12 +38,12 @@ class SystemdFailed(MeshError):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class CommandResult:
     """What one of the programs answered."""
 
-    code: int
-    out: str
-    err: str
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
 class Systemd:
@@ -51,14 +53,14 @@ class Systemd:
         self.scope = scope
         self._environ = {**environ, "SYSTEMD_COLORS": "0", "LC_ALL": "C.UTF-8"}
 
-    def require(self) -> None:
+    def require_available(self) -> None:
         """Make sure that the manager can be asked to start something.
 
         Raises:
             ConfigError: systemd does not run here, or has no manager for this user.
             PermissionDenied: only root may do that.
         """
-        if not BOOTED.is_dir() or shutil.which("systemctl") is None:
+        if not SYSTEMD_RUN_DIR.is_dir() or shutil.which("systemctl") is None:
             raise ConfigError(
                 "systemd does not run this machine",
                 hint="octaskly agent    runs a node in the foreground, under whatever "
@@ -71,86 +73,95 @@ class Systemd:
                 "octaskly service install    a service of your own, without root",
             )
         said = self.systemctl("show", "--property=Version")
-        if said.code != 0:
-            self._no_manager(said)
+        if said.exit_code != 0:
+            self._raise_no_manager(said)
 
-    def systemctl(self, *words: str, timeout_s: float = CALL_S_MAX) -> Said:
+    def systemctl(self, *words: str, timeout_s: float = CALL_S_MAX) -> CommandResult:
         """Run systemctl for this scope."""
         return self._run("systemctl", f"--{self.scope.value}", *words, limit=timeout_s)
 
-    def do(self, *words: str, timeout_s: float = CALL_S_MAX) -> None:
+    def systemctl_or_raise(self, *words: str, timeout_s: float = CALL_S_MAX) -> None:
         """Run systemctl, which must succeed.
 
         Raises:
             SystemdFailed: it does not.
         """
         said = self.systemctl(*words, timeout_s=timeout_s)
-        if said.code != 0:
+        if said.exit_code != 0:
             failure = SystemdFailed(
-                f"systemctl {' '.join(words)} failed", hint=self.look_hint()
+                f"systemctl {' '.join(words)} failed", hint=self.logs_command()
             )
-            raise failure from _Words(said.err or f"exit code {said.code}")
+            raise failure from _ProgramOutput(
+                said.stderr or f"exit code {said.exit_code}"
+            )
 
-    def start(self, verb: str) -> None:
+    def start_unit(self, verb: str) -> None:
         """Start or restart the service; back once its agent is ready.
 
         Raises:
             SystemdFailed: it does not come up.
         """
         said = self.systemctl(verb, UNIT, timeout_s=START_S_MAX)
-        if said.code != 0:
-            tail = self._last_words() or said.err
+        if said.exit_code != 0:
+            tail = self._last_journal_lines() or said.stderr
             failure = SystemdFailed(
                 "the service is written, but its agent does not start",
-                hint=f"{self.look_hint()}\noctaskly doctor",
+                hint=f"{self.logs_command()}\noctaskly doctor",
             )
-            raise failure from _Words(tail)
+            raise failure from _ProgramOutput(tail)
 
-    def show(self) -> dict[str, str]:
+    def show_unit(self) -> dict[str, str]:
         """Return what systemd knows of the unit, by property."""
         names = (
             "LoadState,ActiveState,SubState,Result,MainPID,StatusText,"
             "UnitFileState,FragmentPath,ActiveEnterTimestamp,ExecMainStatus"
         )
         said = self.systemctl("show", UNIT, f"--property={names}")
-        pairs = (line.partition("=") for line in said.out.splitlines())
+        pairs = (line.partition("=") for line in said.stdout.splitlines())
         return {key: value for key, equals, value in pairs if equals}
 
-    def linger(self) -> bool:
+    def enable_linger(self) -> bool:
         """Let services of this user live without a session; return whether they do."""
         # Named, since loginctl finds no caller where su or sudo made no session.
         user = getpass.getuser()
-        return self._run("loginctl", "enable-linger", user, limit=CALL_S_MAX).code == 0
+        return (
+            self._run("loginctl", "enable-linger", user, limit=CALL_S_MAX).exit_code
+            == 0
+        )
 
-    def system_tool(self, *words: str) -> None:
+    def run_tool(self, *words: str) -> None:
         """Run systemd-sysusers or systemd-tmpfiles.
 
         Raises:
             SystemdFailed: it fails.
         """
         said = self._run(*words, limit=CALL_S_MAX)
-        if said.code != 0:
-            raise SystemdFailed(f"{' '.join(words)} failed") from _Words(said.err)
+        if said.exit_code != 0:
+            raise SystemdFailed(f"{' '.join(words)} failed") from _ProgramOutput(
+                said.stderr
+            )
 
-    def journal_words(self, *words: str) -> list[str]:
+    def journal_command(self, *words: str) -> list[str]:
         """Return the command that shows what the service wrote."""
         return ["journalctl", f"--{self.scope.value}", "--unit", UNIT, *words]
 
-    def look_hint(self) -> str:
+    def logs_command(self) -> str:
         """Return the command that shows what the service wrote, as users type it."""
         return f"octaskly service logs --{self.scope.value}"
 
-    def _last_words(self) -> str:
+    def _last_journal_lines(self) -> str:
         """Return what the agent wrote last to the journal, if that can be read."""
-        words = self.journal_words(
+        words = self.journal_command(
             *("--identifier=octaskly", "--lines=2", "--output=cat"),
             *("--no-pager", "--quiet"),
         )
-        return self._run(*words, limit=CALL_S_MAX).out.strip()
+        return self._run(*words, limit=CALL_S_MAX).stdout.strip()
 
-    def _no_manager(self, said: Said) -> NoReturn:
+    def _raise_no_manager(self, said: CommandResult) -> NoReturn:
         if self.scope is Scope.SYSTEM:
-            raise ConfigError("systemd does not answer") from _Words(said.err)
+            raise ConfigError("systemd does not answer") from _ProgramOutput(
+                said.stderr
+            )
         hint = (
             f"sudo loginctl enable-linger {getpass.getuser()} && "
             f"export XDG_RUNTIME_DIR=/run/user/{os.getuid()}\n"
@@ -159,9 +170,9 @@ class Systemd:
         error = ConfigError(
             "systemd runs no manager for this user here, as after su or sudo", hint=hint
         )
-        raise error from _Words(said.err)
+        raise error from _ProgramOutput(said.stderr)
 
-    def _run(self, *words: str, limit: float) -> Said:
+    def _run(self, *words: str, limit: float) -> CommandResult:
         try:
             done = subprocess.run(  # noqa: S603  the words are ours
                 words,
@@ -174,11 +185,11 @@ class Systemd:
                 timeout=limit,
             )
         except FileNotFoundError:
-            return Said(127, "", f"{words[0]} is not installed")
+            return CommandResult(127, "", f"{words[0]} is not installed")
         except subprocess.TimeoutExpired:
-            return Said(124, "", f"no answer within {limit:.0f} s")
-        return Said(done.returncode, done.stdout, done.stderr.strip())
+            return CommandResult(124, "", f"no answer within {limit:.0f} s")
+        return CommandResult(done.returncode, done.stdout, done.stderr.strip())
 
 
-class _Words(Exception):
+class _ProgramOutput(Exception):
     """The words of another program."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.cli.service.systemd import UNIT, Scope
-from octaskly.config.paths import xdg
+from octaskly.config.paths import xdg_folder
 from octaskly.errors import ConfigError
 
 _PACKAGE = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ _TRAILER = re.compile(
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
 
-class Draft(NamedTuple):
+class UnitFile(NamedTuple):
     """A file as it should be."""
 
     path: Path
@@ -39,7 +39,7 @@ class Draft(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class InstalledUnit:
     """A unit as it lies on the disk."""
 
     text: str  #: without what this module adds
@@ -57,29 +57,31 @@ def unit_path(scope: Scope, environ: Mapping[str, str]) -> Path:
     """Return where the unit lies."""
     if scope is Scope.SYSTEM:
         return Path("/etc/systemd/system") / UNIT
-    return xdg(environ, "XDG_CONFIG_HOME", ".config") / "systemd" / "user" / UNIT
+    return xdg_folder(environ, "XDG_CONFIG_HOME", ".config") / "systemd" / "user" / UNIT
 
 
-def drafts(
+def make_unit_files(
     scope: Scope, environ: Mapping[str, str], program: Path, flags: Sequence[str]
-) -> list[Draft]:
+) -> list[UnitFile]:
     """Return the files of the service, the unit first.
 
     Raises:
         ConfigError: this installation has no unit files.
     """
     source = "octaskly.service" if scope is Scope.SYSTEM else "octaskly-user.service"
-    command = " ".join(quoted(word) for word in (str(program), "agent", *flags))
-    unit = _EXEC.sub(lambda _: f"ExecStart={command}", _shipped(source), count=1)
-    files = [Draft(unit_path(scope, environ), signed(unit, flags))]
+    command = " ".join(
+        quote_for_systemd(word) for word in (str(program), "agent", *flags)
+    )
+    unit = _EXEC.sub(lambda _: f"ExecStart={command}", _read_template(source), count=1)
+    files = [UnitFile(unit_path(scope, environ), with_trailer(unit, flags))]
     if scope is Scope.SYSTEM:
         for kind in ("sysusers.d", "tmpfiles.d"):
-            text = signed(_shipped(f"{kind}/octaskly.conf"), ())
-            files.append(Draft(Path("/etc") / kind / "octaskly.conf", text))
+            text = with_trailer(_read_template(f"{kind}/octaskly.conf"), ())
+            files.append(UnitFile(Path("/etc") / kind / "octaskly.conf", text))
     return files
 
 
-def signed(text: str, flags: Sequence[str]) -> str:
+def with_trailer(text: str, flags: Sequence[str]) -> str:
     """Return a text with what tells a later change by hand."""
     digest = _digest(text, flags)
     return (
@@ -90,7 +92,7 @@ def signed(text: str, flags: Sequence[str]) -> str:
     )
 
 
-def found(path: Path) -> Found | None:
+def read_installed_unit(path: Path) -> InstalledUnit | None:
     """Return what lies there, None where nothing does."""
     try:
         text = path.read_text(errors="replace")
@@ -98,18 +100,18 @@ def found(path: Path) -> Found | None:
         return None
     match = _TRAILER.search(text)
     if match is None:
-        return Found(text, None, is_ours=False)
+        return InstalledUnit(text, None, is_ours=False)
     try:
         flags = tuple(str(flag) for flag in json.loads(match["flags"]))
     except (ValueError, TypeError):
-        return Found(text, None, is_ours=False)
+        return InstalledUnit(text, None, is_ours=False)
     is_ours = _digest(text[: match.start()], flags) == match["digest"]
-    return Found(text[: match.start()].rstrip(), flags, is_ours=is_ours)
+    return InstalledUnit(text[: match.start()].rstrip(), flags, is_ours=is_ours)
 
 
-def difference(draft: Draft) -> str:
+def diff(draft: UnitFile) -> str:
     """Return how the file would change, as `diff -u` shows it; empty: not at all."""
-    before = found(draft.path)
+    before = read_installed_unit(draft.path)
     old = before.text if before else ""
     lines = difflib.unified_diff(
         old.splitlines(),
@@ -122,7 +124,7 @@ def difference(draft: Draft) -> str:
     return "\n".join(lines)
 
 
-def write(draft: Draft) -> None:
+def write_unit_file(draft: UnitFile) -> None:
     """Write a file in one step.
 
     Raises:
@@ -141,7 +143,7 @@ def write(draft: Draft) -> None:
         ) from error
 
 
-def quoted(word: str) -> str:
+def quote_for_systemd(word: str) -> str:
     """Return a word so that systemd reads it as it is: systemd.service(5), quoting."""
     word = word.replace("%", "%%").replace("$", "$$")
     if _PLAIN.fullmatch(word):
@@ -154,7 +156,7 @@ def _digest(text: str, flags: Sequence[str]) -> str:
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-def _shipped(name: str) -> str:
+def _read_template(name: str) -> str:
     for folder in _FOLDERS:
         if (folder / name).is_file():
             return (folder / name).read_text()

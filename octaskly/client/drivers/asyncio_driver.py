@@ -11,18 +11,18 @@ from typing import Final, NoReturn, TypeVar, assert_never
 
 import aiohttp
 
-from octaskly.client.endpoint import Target
-from octaskly.client.errors import Closed, NoAnswer, ReplyLost, not_connected
-from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.endpoint import Endpoint
+from octaskly.client.errors import Closed, NoAnswer, ReplyLost, connect_error
+from octaskly.client.flows.calls import Call, Response
 from octaskly.client.flows.steps import (
-    Begin,
+    CloseStream,
     Emit,
-    Emitting,
+    EmittingFlow,
     Flow,
-    Leave,
-    Pause,
-    Read,
-    Send,
+    OpenStream,
+    ReadStream,
+    SendRequest,
+    Sleep,
     Step,
 )
 from octaskly.client.http_connection import (
@@ -31,26 +31,28 @@ from octaskly.client.http_connection import (
     tls_context,
 )
 
-OK_BELOW: Final = 400
+ERROR_STATUS_MIN: Final = 400
 IDLE_S_MAX: Final = 8.0  #: nodes close connections that were idle for 10 s
 
 _T = TypeVar("_T")
 
 
-class Loop:
+class AsyncioDriver:
     """Connections to one node, of one event loop, opened when they are needed."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         self._session: aiohttp.ClientSession | None = None
         self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._folder: int | None = None  #: descriptor, for a path that is too long
+        self._socket_dir_fd: int | None = (
+            None  #: descriptor, for a path that is too long
+        )
         self._opening = asyncio.Lock()
         self._is_closed = False
 
     async def run(self, flow: Flow[_T]) -> _T:
         """Perform a flow; return what it comes to."""
-        stage = _Stage(self)
+        stage = _AsyncioFlowRun(self)
         came: object = None
         raised: BaseException | None = None
         while True:
@@ -61,13 +63,13 @@ class Loop:
                 return value
             came = raised = None
             try:
-                came = await stage.perform(step)
+                came = await stage.perform_step(step)
             except BaseException as error:  # noqa: BLE001 - the flow raises it, or not
                 raised = error
 
-    async def iterate(self, flow: Emitting[_T]) -> AsyncGenerator[_T]:
+    async def iterate(self, flow: EmittingFlow[_T]) -> AsyncGenerator[_T]:
         """Perform a flow; yield what it emits. Who leaves early is told to the flow."""
-        stage = _Stage(self)
+        stage = _AsyncioFlowRun(self)
         came: object = None
         raised: BaseException | None = None
         try:
@@ -81,11 +83,11 @@ class Loop:
                     if isinstance(step, Emit):
                         yield step.item
                     else:
-                        came = await stage.perform(step)
+                        came = await stage.perform_step(step)
                 except BaseException as error:  # noqa: BLE001 - as above
                     raised = error
         finally:
-            stage.leave()
+            stage.close_stream()
 
     async def close(self) -> None:
         """Close the connections, also those in use."""
@@ -93,9 +95,9 @@ class Loop:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
+        if self._socket_dir_fd is not None:
+            os.close(self._socket_dir_fd)
+            self._socket_dir_fd = None
 
     async def session(self) -> aiohttp.ClientSession:
         """Return the session, which has connections to nothing but the node.
@@ -117,11 +119,11 @@ class Loop:
         self._owner = owner
         async with self._opening:
             if self._session is None:
-                self._session = await self._opened()
+                self._session = await self._open_session()
         return self._session
 
-    async def _opened(self) -> aiohttp.ClientSession:
-        token = self._target.token
+    async def _open_session(self) -> aiohttp.ClientSession:
+        token = self._endpoint.token
         return aiohttp.ClientSession(
             connector=await self._connector(),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -129,34 +131,36 @@ class Loop:
         )
 
     async def _connector(self) -> aiohttp.BaseConnector:
-        target = self._target
+        target = self._endpoint
         if target.url is None:
-            path = await asyncio.to_thread(target.socket)
+            path = await asyncio.to_thread(target.socket_path)
             return aiohttp.UnixConnector(
-                self._reachable(path), limit=0, keepalive_timeout=IDLE_S_MAX
+                self._socket_address(path), limit=0, keepalive_timeout=IDLE_S_MAX
             )
         context: ssl.SSLContext | bool = True
         if target.url.startswith("https:"):
             context = await asyncio.to_thread(tls_context, target.ca)
         return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S_MAX, ssl=context)
 
-    def _reachable(self, path: Path) -> str:
+    def _socket_address(self, path: Path) -> str:
         """Return a socket's path; a long one by way of its folder."""
         if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
             return str(path)
-        if self._folder is None:
-            self._folder = os.open(
+        if self._socket_dir_fd is None:
+            self._socket_dir_fd = os.open(
                 path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             )
-        return f"/proc/self/fd/{self._folder}/{path.name}"
+        return f"/proc/self/fd/{self._socket_dir_fd}/{path.name}"
 
-    async def begin(self, call: Call, timeout_s: float) -> aiohttp.ClientResponse:
+    async def start_request(
+        self, call: Call, timeout_s: float
+    ) -> aiohttp.ClientResponse:
         """Send a request; return its answer, whose body is still to be read."""
         session = await self.session()
         headers = {"Accept": "application/json", **call.headers}
         if call.body is not None:
             headers.setdefault("Content-Type", "application/json")
-        base = self._target.url or "http://localhost"
+        base = self._endpoint.url or "http://localhost"
         try:
             async with asyncio.timeout(timeout_s):
                 return await session.request(
@@ -168,78 +172,80 @@ class Loop:
                     timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_S_MAX),
                 )
         except aiohttp.ClientConnectorError as error:
-            raise not_connected(self.place, error) from error
+            raise connect_error(self.node_label, error) from error
         except (aiohttp.ClientError, OSError) as error:
-            self.lost("closed the connection before it answered", error)
+            self.raise_lost("closed the connection before it answered", error)
 
     @property
-    def place(self) -> str:
+    def node_label(self) -> str:
         """What errors call the node."""
-        return self._target.name
+        return self._endpoint.label
 
-    def lost(self, how: str, error: BaseException) -> NoReturn:
+    def raise_lost(self, message: str, error: BaseException) -> NoReturn:
         """Raise that an answer did not come."""
         if isinstance(error, TimeoutError):
-            raise NoAnswer(f"{self.place} did not answer in time") from error
-        raise ReplyLost(f"{self.place} {how}") from error
+            raise NoAnswer(f"{self.node_label} did not answer in time") from error
+        raise ReplyLost(f"{self.node_label} {message}") from error
 
 
-class _Stage:
+class _AsyncioFlowRun:
     """Where one flow is performed, with the stream that it may have open."""
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, driver: AsyncioDriver) -> None:
+        self._driver = driver
         self._response: aiohttp.ClientResponse | None = None
 
-    async def perform(self, step: Step) -> object:
+    async def perform_step(self, step: Step) -> object:
         match step:
-            case Send(call, timeout_s):
-                return await self._read_all(
-                    await self._loop.begin(call, timeout_s), timeout_s
+            case SendRequest(call, timeout_s):
+                return await self._read_response(
+                    await self._driver.start_request(call, timeout_s), timeout_s
                 )
-            case Begin(call, timeout_s):
-                return await self._begin(call, timeout_s)
-            case Read(timeout_s):
-                return await self._read(timeout_s)
-            case Pause(seconds):
+            case OpenStream(call, timeout_s):
+                return await self._open_stream(call, timeout_s)
+            case ReadStream(timeout_s):
+                return await self._read_chunk(timeout_s)
+            case Sleep(seconds):
                 await asyncio.sleep(seconds)
-            case Leave():
-                self.leave()
+            case CloseStream():
+                self.close_stream()
             case _:
                 assert_never(step)
         return None
 
-    def leave(self) -> None:
+    def close_stream(self) -> None:
         """Close the stream; whatever is left of it is nobody's answer."""
         response, self._response = self._response, None
         if response is not None:
             response.close()
 
-    async def _begin(self, call: Call, timeout_s: float) -> Reply:
-        self.leave()
-        response = await self._loop.begin(call, timeout_s)
-        if response.status >= OK_BELOW:
-            return await self._read_all(response, timeout_s)
+    async def _open_stream(self, call: Call, timeout_s: float) -> Response:
+        self.close_stream()
+        response = await self._driver.start_request(call, timeout_s)
+        if response.status >= ERROR_STATUS_MIN:
+            return await self._read_response(response, timeout_s)
         self._response = response
-        return Reply(response.status, _headers(response), b"")
+        return Response(response.status, _headers(response), b"")
 
-    async def _read_all(
+    async def _read_response(
         self, response: aiohttp.ClientResponse, timeout_s: float
-    ) -> Reply:
+    ) -> Response:
         try:
             async with asyncio.timeout(timeout_s), response:
-                return Reply(response.status, _headers(response), await response.read())
+                return Response(
+                    response.status, _headers(response), await response.read()
+                )
         except (aiohttp.ClientError, OSError) as error:
-            self._loop.lost("stopped in the middle of its answer", error)
+            self._driver.raise_lost("stopped in the middle of its answer", error)
 
-    async def _read(self, timeout_s: float) -> bytes:
+    async def _read_chunk(self, timeout_s: float) -> bytes:
         assert self._response is not None
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            self.leave()
-            self._loop.lost("stopped in the middle of a stream", error)
+            self.close_stream()
+            self._driver.raise_lost("stopped in the middle of a stream", error)
 
 
 def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:

@@ -10,47 +10,47 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Final, TypeVar, assert_never
 
-from octaskly.client.endpoint import Target
+from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, ReplyLost
-from octaskly.client.flows.calls import Call, Reply
+from octaskly.client.flows.calls import Call, Response
 from octaskly.client.flows.steps import (
-    Begin,
+    CloseStream,
     Emit,
-    Emitting,
+    EmittingFlow,
     Flow,
-    Leave,
-    Pause,
-    Read,
-    Send,
+    OpenStream,
+    ReadStream,
+    SendRequest,
+    Sleep,
     Step,
-    is_over,
+    is_finished,
 )
-from octaskly.client.http_connection import Connection, headers_of
+from octaskly.client.http_connection import HttpConnection, headers_of
 
 IDLE_MAX: Final = 8  #: connections that are kept for the next requests
 CHUNK_BYTES: Final = 1 << 16
-OK_BELOW: Final = 400
+ERROR_STATUS_MIN: Final = 400
 
 _T = TypeVar("_T")
 
 
-class Pool:
+class ThreadDriver:
     """Connections to one node, as many as threads use at a time.
 
     A deque is all the locking that this needs: it takes and gives in one step. After a
     fork the child leaves the connections to its parent.
     """
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._idle: deque[Connection] = deque()
-        self.streams: set[Connection] = set()  #: that are open
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._idle: deque[HttpConnection] = deque()
+        self.streams: set[HttpConnection] = set()  #: that are open
         self._pid = os.getpid()
         self._is_closed = False
 
     def run(self, flow: Flow[_T], raised: BaseException | None = None) -> _T:
         """Perform a flow; return what it comes to. `raised` is thrown into it first."""
-        stage = _Stage(self)
+        stage = _ThreadFlowRun(self)
         came: object = None
         try:
             while True:
@@ -61,20 +61,20 @@ class Pool:
                     return value
                 came = raised = None
                 try:
-                    came = stage.perform(step)
+                    came = stage.perform_step(step)
                 except BaseException as error:  # noqa: BLE001 - the flow raises it
                     raised = error
         except BaseException as error:
-            if is_over(flow):
+            if is_finished(flow):
                 raise
             # Ctrl-C between two steps: the flow has to hear of it as of one within.
             return self.run(flow, error)
 
     def iterate(
-        self, flow: Emitting[_T], raised: BaseException | None = None
+        self, flow: EmittingFlow[_T], raised: BaseException | None = None
     ) -> Generator[_T]:
         """Perform a flow; yield what it emits. Who leaves early is told to the flow."""
-        stage = _Stage(self)
+        stage = _ThreadFlowRun(self)
         came: object = None
         try:
             while True:
@@ -87,17 +87,17 @@ class Pool:
                     if isinstance(step, Emit):
                         yield step.item
                     else:
-                        came = stage.perform(step)
+                        came = stage.perform_step(step)
                 except BaseException as error:  # noqa: BLE001 - as above
                     raised = error
         except BaseException as error:
-            if is_over(flow):
+            if is_finished(flow):
                 raise
             yield from self.iterate(flow, error)  # As above.
         finally:
-            stage.leave()
+            stage.close_stream()
 
-    def take(self) -> Connection:
+    def acquire_connection(self) -> HttpConnection:
         """Return a connection for one request.
 
         Raises:
@@ -112,12 +112,12 @@ class Pool:
             self._idle = deque()
         with suppress(IndexError):
             return self._idle.pop()
-        target = self._target
+        target = self._endpoint
         if target.url is None:
-            return Connection.at_socket(target.socket())
-        return Connection.at_url(target.url, token=target.token, ca_file=target.ca)
+            return HttpConnection.at_socket(target.socket_path())
+        return HttpConnection.at_url(target.url, token=target.token, ca_file=target.ca)
 
-    def give(self, connection: Connection) -> None:
+    def release_connection(self, connection: HttpConnection) -> None:
         """Keep a connection whose answer was read to its end."""
         if self._is_closed or len(self._idle) >= IDLE_MAX:
             connection.close()
@@ -138,59 +138,59 @@ class Pool:
                 self._idle.pop().close()
 
 
-class _Stage:
+class _ThreadFlowRun:
     """Where one flow is performed, with the stream that it may have open."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._connection: Connection | None = None
+    def __init__(self, driver: ThreadDriver) -> None:
+        self._driver = driver
+        self._connection: HttpConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._pid = os.getpid()
 
-    def perform(self, step: Step) -> object:
+    def perform_step(self, step: Step) -> object:
         match step:
-            case Send(call, timeout_s):
-                return self._send(call, timeout_s)
-            case Begin(call, timeout_s):
-                return self._begin(call, timeout_s)
-            case Read(timeout_s):
-                return self._read(timeout_s)
-            case Pause(seconds):
+            case SendRequest(call, timeout_s):
+                return self._send_request(call, timeout_s)
+            case OpenStream(call, timeout_s):
+                return self._open_stream(call, timeout_s)
+            case ReadStream(timeout_s):
+                return self._read_chunk(timeout_s)
+            case Sleep(seconds):
                 time.sleep(seconds)
-            case Leave():
-                self.leave()
+            case CloseStream():
+                self.close_stream()
             case _:
                 assert_never(step)
         return None
 
-    def leave(self) -> None:
+    def close_stream(self) -> None:
         """Close the stream; whatever is left of it is nobody's answer."""
         if self._connection is not None and self._pid == os.getpid():
-            self._pool.streams.discard(self._connection)
+            self._driver.streams.discard(self._connection)
             self._connection.close()
         self._connection = self._response = None
 
-    def _send(self, call: Call, timeout_s: float) -> Reply:
-        connection = self._pool.take()
-        reply = connection.ask(call, timeout_s)
-        self._pool.give(connection)
+    def _send_request(self, call: Call, timeout_s: float) -> Response:
+        connection = self._driver.acquire_connection()
+        reply = connection.request(call, timeout_s)
+        self._driver.release_connection(connection)
         return reply
 
-    def _begin(self, call: Call, timeout_s: float) -> Reply:
-        self.leave()
-        connection = self._pool.take()
-        response = connection.exchange(
+    def _open_stream(self, call: Call, timeout_s: float) -> Response:
+        self.close_stream()
+        connection = self._driver.acquire_connection()
+        response = connection.send_request(
             call.method, call.target, call.body, call.headers, timeout_s
         )
-        if response.status >= OK_BELOW:
-            reply = connection.finish(response)
-            self._pool.give(connection)
+        if response.status >= ERROR_STATUS_MIN:
+            reply = connection.read_response(response)
+            self._driver.release_connection(connection)
             return reply
         self._connection, self._response = connection, response
-        self._pool.streams.add(connection)
-        return Reply(response.status, headers_of(response), b"")
+        self._driver.streams.add(connection)
+        return Response(response.status, headers_of(response), b"")
 
-    def _read(self, timeout_s: float) -> bytes:
+    def _read_chunk(self, timeout_s: float) -> bytes:
         if self._pid != os.getpid():
             raise Closed(
                 "this stream belongs to the process that opened it",
@@ -199,7 +199,7 @@ class _Stage:
         assert self._connection is not None
         assert self._response is not None
         try:
-            return self._connection.piece(self._response, CHUNK_BYTES, timeout_s)
+            return self._connection.read_chunk(self._response, CHUNK_BYTES, timeout_s)
         except ReplyLost:
-            self.leave()
+            self.close_stream()
             raise

@@ -10,29 +10,29 @@ import msgspec
 
 from octaskly.client.flows import calls, tasks
 from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.resumable import Told
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import Deadline
-from octaskly.client.flows.steps import Emit, Emitting, Flow, Leave
-from octaskly.client.flows.task_fields import Asked, Durability, ref_of
+from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow, Flow
+from octaskly.client.flows.task_fields import Durability, TaskFields, ref_of
 from octaskly.rest.client_types import Members, Task
 
 ITEMS_MAX: Final = 10_000  #: of one array of a `map`, so that little is held here
 ITEMS_BYTES_MAX: Final = 1 << 20
 ITEM_BYTES_MORE: Final = 6  #: what the API counts for each item besides its text
-AHEAD: Final = 2  #: arrays of one `map` at a time
+ARRAYS_AHEAD_MAX: Final = 2  #: arrays of one `map` at a time
 
 
 def array(
-    asker: Asker,
+    requests: RequestFlow,
     command: str,
-    asked: Asked,
+    fields: TaskFields,
     *,
     members: str | Iterable[object],
     max_fails: int | None,
     key: str | None,
     durability: Durability | None,
-    until: Deadline,
+    deadline: Deadline,
 ) -> Flow[Task]:
     """Submit one array; `members` is a range, or the items."""
     wanted: dict[str, Any] = {}
@@ -44,53 +44,64 @@ def array(
         wanted["max_fails"] = max_fails
     return (
         yield from tasks.submit(
-            asker,
+            requests,
             command,
-            asked,
+            fields,
             array=wanted,
             key=key,
             durability=durability,
-            until=until,
+            until=deadline,
         )
     )
 
 
 def map_(
-    asker: Asker,
+    requests: RequestFlow,
     command: str,
     items: Iterable[object],
-    asked: Asked,
+    fields: TaskFields,
     *,
     ordered: bool,
-    until: Deadline,
-) -> Emitting[Task]:
+    deadline: Deadline,
+) -> EmittingFlow[Task]:
     """Run a command for each item; who leaves cancels what has not ended."""
-    parts = _parts(items)
-    under_way: deque[_Part] = deque()
+    parts = _chunk_items(items)
+    under_way: deque[_ItemChunk] = deque()
     try:
         while True:
-            while len(under_way) < AHEAD and (part := next(parts, None)) is not None:
+            while (
+                len(under_way) < ARRAYS_AHEAD_MAX
+                and (part := next(parts, None)) is not None
+            ):
                 under_way.append(part)
-                part.task = yield from tasks.begin(
-                    asker, command, asked, array={"items": part.items}, until=until
+                part.task = yield from tasks.submit_cancellable(
+                    requests,
+                    command,
+                    fields,
+                    array={"items": part.items},
+                    deadline=deadline,
                 )
             if not under_way:
                 return
             first = under_way[0]
             assert first.task is not None
             yield from results(
-                asker, first.task, ordered=ordered, until=until, items=first.items
+                requests,
+                first.task,
+                ordered=ordered,
+                deadline=deadline,
+                items=first.items,
             )
             under_way.popleft()
     except BaseException:
-        yield Leave()
+        yield CloseStream()
         for part in under_way:
             if part.task is not None:
-                yield from tasks.give_up(asker, part.task)
+                yield from tasks.cancel_abandoned(requests, part.task)
         raise
 
 
-class _Part:
+class _ItemChunk:
     """Items that make one array."""
 
     def __init__(self, items: list[str]) -> None:
@@ -98,7 +109,7 @@ class _Part:
         self.task: Task | None = None  #: once it is submitted
 
 
-def _parts(items: Iterable[object]) -> Iterator[_Part]:
+def _chunk_items(items: Iterable[object]) -> Iterator[_ItemChunk]:
     """Yield the items as texts, as many at a time as one array takes."""
     part: list[str] = []
     size = 0
@@ -106,40 +117,40 @@ def _parts(items: Iterable[object]) -> Iterator[_Part]:
         text = str(item)
         cost = len(text.encode("utf-8", "surrogatepass")) + ITEM_BYTES_MORE
         if part and (len(part) == ITEMS_MAX or size + cost > ITEMS_BYTES_MAX):
-            yield _Part(part)
+            yield _ItemChunk(part)
             part, size = [], 0
         part.append(text)
         size += cost
     if part:
-        yield _Part(part)
+        yield _ItemChunk(part)
 
 
 def results(
-    asker: Asker,
+    requests: RequestFlow,
     array: str | Task,
     *,
     ordered: bool,
-    until: Deadline,
+    deadline: Deadline,
     items: Sequence[str] = (),
-) -> Emitting[Task]:
+) -> EmittingFlow[Task]:
     """Hand out the members of an array as they end, or in their order; each once."""
-    path = calls.path_of(calls.ARRAYS, ref_of(array), "results")
-    seen = _Seen()
+    path = calls.resource_path(calls.ARRAYS, ref_of(array), "results")
+    seen = _PositionSet()
     ended = 0
 
     def call(_last_id: str) -> Call:
         order = "number" if ordered else "end"
-        return calls.stream(path, {"order": order, "offset": seen.first_missing})
+        return calls.open_stream(path, {"order": order, "offset": seen.first_missing})
 
-    told = Told(asker, call, until)
+    told = ResumableEvents(requests, call, deadline)
     while True:
-        event = yield from told.event()
+        event = yield from told.next_event()
         if event.kind == "end":
             counts = msgspec.convert(event.data, Task).array or Members()
             if ended >= counts.completed + counts.failed:
-                yield Leave()
+                yield CloseStream()
                 return
-            yield from told.again()
+            yield from told.reopen()
         elif event.kind == "result" and seen.add(event.data["position"]):
             task = msgspec.convert(event.data, Task)
             ended += task.status != "cancelled"
@@ -149,7 +160,7 @@ def results(
             yield Emit(task)
 
 
-class _Seen:
+class _PositionSet:
     """Positions that came, a bit for each; those before `first_missing` came all."""
 
     def __init__(self) -> None:

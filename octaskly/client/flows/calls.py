@@ -23,7 +23,7 @@ TOKENS: Final = "/api/v1/tokens"
 _T = TypeVar("_T")
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """An answer, good or bad; the names of `headers` are in small letters."""
 
     status: int
@@ -32,15 +32,17 @@ class Reply(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request; it may be sent again, by its nature or key, unless it `is_once`."""
+    """One request; it may be sent again, by its nature or key, unless it `is_unrepeatable`."""
 
     method: str
     path: str
     query: Mapping[str, object] = {}
     body: bytes | memoryview | None = None
     headers: Mapping[str, str] = {}
-    wait_s: float = 0.0  #: how long the node may take longer, because it is asked to
-    is_once: bool = False  #: done twice it would be something else
+    extra_wait_s: float = (
+        0.0  #: how long the node may take longer, because it is asked to
+    )
+    is_unrepeatable: bool = False  #: done twice it would be something else
 
     @property
     def target(self) -> str:
@@ -49,9 +51,9 @@ class Call(NamedTuple):
         return f"{self.path}?{urlencode(given, doseq=True)}" if given else self.path
 
 
-def path_of(place: str, name: str, *more: str) -> str:
+def resource_path(collection: str, name: str, *more: str) -> str:
     """Return the path of one task, array or node."""
-    return "/".join([place, quoted(name), *more])
+    return "/".join([collection, quoted(name), *more])
 
 
 def quoted(text: str) -> str:
@@ -63,7 +65,7 @@ def submission(body: bytes, *, key: str | None, durability: str | None) -> Call:
     """Submit tasks; the same key is the same tasks, without one each time others."""
     headers = {} if key is None else {"Idempotency-Key": key}
     query = {"durability": durability}
-    return Call("POST", TASKS, query, body, headers, is_once=key is None)
+    return Call("POST", TASKS, query, body, headers, is_unrepeatable=key is None)
 
 
 def new_ids(count: int) -> Call:
@@ -72,12 +74,12 @@ def new_ids(count: int) -> Call:
 
 
 def task(ref: str, *, wait_s: float = 0.0, is_exact: bool = True) -> Call:
-    """Show a task with its output, exact or as text, at its end or `wait_s` later."""
+    """Show a task with its output, exact or as text, at its end or `extra_wait_s` later."""
     query = {
         "encoding": "base64" if is_exact else None,
         "wait": f"{wait_s:.3f}" if wait_s else None,
     }
-    return Call("GET", path_of(TASKS, ref), query, wait_s=wait_s)
+    return Call("GET", resource_path(TASKS, ref), query, extra_wait_s=wait_s)
 
 
 def newest(limit: int) -> Call:
@@ -85,7 +87,7 @@ def newest(limit: int) -> Call:
     return Call("GET", TASKS, {"newest": "true", "limit": limit})
 
 
-def stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
+def open_stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
     """Tell what happens, from behind an event on."""
     return Call(
         "GET", path, query, headers={"Last-Event-ID": last_id} if last_id else {}
@@ -95,31 +97,31 @@ def stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
 def cancel(ref: str, *, force: bool) -> Call:
     """Cancel a task."""
     query = {"force": "true"} if force else {}
-    return Call("DELETE", path_of(TASKS, ref), query)
+    return Call("DELETE", resource_path(TASKS, ref), query)
 
 
 def retry(ref: str) -> Call:
     """Run an ended task once more, as another; who repeats it gets that."""
-    return Call("POST", path_of(TASKS, ref, "retry"))
+    return Call("POST", resource_path(TASKS, ref, "retry"))
 
 
 def retry_array(ref: str) -> Call:
     """Run members that did not succeed once more, as another array."""
-    return Call("POST", path_of(ARRAYS, ref, "retry"))
+    return Call("POST", resource_path(ARRAYS, ref, "retry"))
 
 
 def explain(ref: str) -> Call:
     """Say why a task is where it is."""
-    return Call("GET", path_of(TASKS, ref, "explain"))
+    return Call("GET", resource_path(TASKS, ref, "explain"))
 
 
-def order(path: str, said: object = None) -> Call:
+def post_once(path: str, fields: object = None) -> Call:
     """Have something done, once."""
-    body = None if said is None else msgspec.json.encode(said)
-    return Call("POST", path, body=body, is_once=True)
+    body = None if fields is None else msgspec.json.encode(fields)
+    return Call("POST", path, body=body, is_unrepeatable=True)
 
 
-def decoded(reply: Reply, kind: type[_T], place: str) -> _T:
+def decode_body(reply: Response, kind: type[_T], node_label: str) -> _T:
     """Return what an answer carries.
 
     Raises:
@@ -129,6 +131,6 @@ def decoded(reply: Reply, kind: type[_T], place: str) -> _T:
         return msgspec.json.decode(reply.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotOctaskly(
-            f"{place} answered with something that is not Octaskly's API",
+            f"{node_label} answered with something that is not Octaskly's API",
             hint="octaskly --version    compare it with that of the agent",
         ) from error

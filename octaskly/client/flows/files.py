@@ -7,32 +7,34 @@ from typing import Final
 import msgspec
 
 from octaskly.client.errors import NotFound
-from octaskly.client.flows.calls import Call, path_of
-from octaskly.client.flows.request import Asker
+from octaskly.client.flows.calls import Call, resource_path
+from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.steps import Flow
 
 FILES: Final = "/api/v1/files"
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: a slower way to the node is as good as none
 
 
-class Left(msgspec.Struct, frozen=True):
+class UploadedFile(msgspec.Struct, frozen=True):
     """A file at a node."""
 
     node: str  #: id
 
 
-def leave(asker: Asker, sha256: str, data: bytes | memoryview) -> Flow[Left]:
+def upload_file(
+    requests: RequestFlow, sha256: str, data: bytes | memoryview
+) -> Flow[UploadedFile]:
     """Leave a file, unless it is there."""
-    path = path_of(FILES, sha256)
+    path = resource_path(FILES, sha256)
     try:
-        return (yield from asker.asked(Call("GET", path), Left))
+        return (yield from requests.send_and_decode(Call("GET", path), UploadedFile))
     except NotFound:
         headers = {"Content-Type": "application/octet-stream"}
         wait_s = len(data) / BYTES_A_SECOND_MIN
-        call = Call("POST", path, body=data, headers=headers, wait_s=wait_s)
-        return (yield from asker.asked(call, Left))
+        call = Call("POST", path, body=data, headers=headers, extra_wait_s=wait_s)
+        return (yield from requests.send_and_decode(call, UploadedFile))
 
 
-def let_go(asker: Asker, sha256: str) -> Flow[None]:
+def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:
     """Say that no task will name a file any more."""
-    yield from asker.ask(Call("DELETE", path_of(FILES, sha256)))
+    yield from requests.send(Call("DELETE", resource_path(FILES, sha256)))

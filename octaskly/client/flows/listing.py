@@ -7,9 +7,9 @@ from typing import Any, Final, TypedDict
 
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.steps import Emit, Emitting, Flow
-from octaskly.client.flows.task_fields import Status, encoded, ref_of
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.steps import Emit, EmittingFlow, Flow
+from octaskly.client.flows.task_fields import Status, encode_json, ref_of
 from octaskly.rest.client_types import (
     Explanation,
     NodeInfo,
@@ -22,7 +22,7 @@ from octaskly.rest.client_types import (
 PAGE: Final = 1000  #: tasks of one request
 
 
-class Wanted(TypedDict, total=False):
+class TaskFilter(TypedDict, total=False):
     """Which tasks to list; `name`, `labels` and `text` search."""
 
     status: Status
@@ -34,12 +34,14 @@ class Wanted(TypedDict, total=False):
     newest: bool  #: the latest first
 
 
-def tasks(asker: Asker, wanted: Wanted) -> Emitting[Task]:
+def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
     """Hand out tasks, a page at a time."""
-    query = _query(wanted)
-    is_search = bool({"name", "labels", "text"} & wanted.keys())
+    query = _query(task_filter)
+    is_search = bool({"name", "labels", "text"} & task_filter.keys())
     while True:
-        page = yield from asker.asked(Call("GET", calls.TASKS, dict(query)), TaskPage)
+        page = yield from requests.send_and_decode(
+            Call("GET", calls.TASKS, dict(query)), TaskPage
+        )
         for task in page.tasks:
             yield Emit(task)
         if is_search and page.next is not None:
@@ -50,31 +52,35 @@ def tasks(asker: Asker, wanted: Wanted) -> Emitting[Task]:
             return
 
 
-def _query(wanted: Wanted) -> dict[str, Any]:
-    query: dict[str, Any] = {**wanted, "limit": PAGE}
-    if not {"name", "labels", "text"} & wanted.keys():
+def _query(task_filter: TaskFilter) -> dict[str, Any]:
+    query: dict[str, Any] = {**task_filter, "limit": PAGE}
+    if not {"name", "labels", "text"} & task_filter.keys():
         query["offset"] = 0
-    if "array" in wanted:
-        query["array"] = ref_of(wanted["array"])
+    if "array" in task_filter:
+        query["array"] = ref_of(task_filter["array"])
     if labels := query.pop("labels", None):
         query["label"] = [f"{name}={value}" for name, value in labels.items()]
-    if "newest" in wanted:
-        query["newest"] = "true" if wanted["newest"] else "false"
-    encoded(query)  # A text that is none cannot be sent; it is refused in our words.
+    if "newest" in task_filter:
+        query["newest"] = "true" if task_filter["newest"] else "false"
+    encode_json(
+        query
+    )  # A text that is none cannot be sent; it is refused in our words.
     return query
 
 
-def explain(asker: Asker, task: str | Task) -> Flow[Explanation]:
+def explain(requests: RequestFlow, task: str | Task) -> Flow[Explanation]:
     """Say why a task is where it is."""
-    return (yield from asker.asked(calls.explain(ref_of(task)), Explanation))
+    return (
+        yield from requests.send_and_decode(calls.explain(ref_of(task)), Explanation)
+    )
 
 
-def nodes(asker: Asker) -> Flow[list[NodeInfo]]:
+def nodes(requests: RequestFlow) -> Flow[list[NodeInfo]]:
     """Return the members."""
-    page = yield from asker.asked(Call("GET", calls.NODES), NodePage)
+    page = yield from requests.send_and_decode(Call("GET", calls.NODES), NodePage)
     return page.nodes
 
 
-def stats(asker: Asker) -> Flow[Stats]:
+def stats(requests: RequestFlow) -> Flow[Stats]:
     """Count the whole mesh."""
-    return (yield from asker.asked(Call("GET", calls.STATS), Stats))
+    return (yield from requests.send_and_decode(Call("GET", calls.STATS), Stats))

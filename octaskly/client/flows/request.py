@@ -16,21 +16,27 @@ from octaskly.client.errors import (
     TimedOut,
     Unauthorized,
     Unreachable,
-    refusal,
+    parse_refusal,
 )
-from octaskly.client.flows.calls import Call, Reply, decoded
-from octaskly.client.flows.retry import PATIENCE_S, Clock, Deadline, Failures
-from octaskly.client.flows.steps import Flow, Pause, Send
+from octaskly.client.flows.calls import Call, Response, decode_body
+from octaskly.client.flows.retry import RETRY_TIMEOUT_S, Clock, Deadline, RetryState
+from octaskly.client.flows.steps import Flow, SendRequest, Sleep
 from octaskly.errors import OctasklyError
 
-REPLY_S_MAX: Final = 30.0  #: a node holds a request up to 5 s, then answers in any case
-FIRST_REPLY_S: Final = 10.0  #: of what is quickly asked; before there was any answer
+RESPONSE_S_MAX: Final = (
+    30.0  #: a node holds a request up to 5 s, then answers in any case
+)
+FIRST_RESPONSE_S_MAX: Final = (
+    10.0  #: of what is quickly asked; before there was any answer
+)
 SMALL_BYTES: Final = 65_536  #: of a body that takes no time to send
-GRACE_S: Final = 1.0  #: what an answer that comes at the deadline may take to come
-OK_BELOW: Final = 400
-VERSION_GAPS: Final = ("Not found", "Unknown field", "Method not allowed")
+RESPONSE_GRACE_S: Final = (
+    1.0  #: what an answer that comes at the deadline may take to come
+)
+ERROR_STATUS_MIN: Final = 400
+VERSION_GAP_ERRORS: Final = ("Not found", "Unknown field", "Method not allowed")
 """What nodes say to clients that know more, or less, than they do."""
-OPEN_ERRORS: Final = (
+UNKNOWN_OUTCOME_ERRORS: Final = (
     "Connection to the dispatcher was lost",
     "No standby keeps a copy",
 )
@@ -41,7 +47,7 @@ _STOPPED: Final = "fg    in the terminal of that agent, if Ctrl-Z has stopped it
 _T = TypeVar("_T")
 
 
-def _draw() -> float:
+def _random() -> float:
     return os.urandom(1)[0] / 256  # The library for this takes longer to import.
 
 
@@ -49,7 +55,7 @@ def _new_key() -> str:
     return os.urandom(16).hex()
 
 
-class Asker:
+class RequestFlow:
     """Asks one node.
 
     Args:
@@ -64,107 +70,111 @@ class Asker:
 
     def __init__(
         self,
-        place: str,
+        node_label: str,
         *,
-        patience_s: float = PATIENCE_S,
+        retry_timeout_s: float = RETRY_TIMEOUT_S,
         clock: Clock = time.monotonic,
-        draw: Callable[[], float] = _draw,
+        random: Callable[[], float] = _random,
         new_key: Callable[[], str] = _new_key,
         on_failure: Callable[[OctasklyError], None] | None = None,
         is_program: bool = True,
     ) -> None:
-        self.place = place
-        self._patience_s = patience_s
+        self.node_label = node_label
+        self._retry_timeout_s = retry_timeout_s
         self._clock = clock
-        self._draw = draw
+        self._random = random
         self.new_key = new_key
         self._on_failure = on_failure
         self._is_program = is_program
         self._was_reached = False
 
-    def ask(self, call: Call, until: Deadline | None = None) -> Flow[Reply]:
+    def send(self, call: Call, until: Deadline | None = None) -> Flow[Response]:
         """Send a request until it is answered; return the answer, a good one."""
-        until = until or self.until(None)
-        failures = self.failures()
+        until = until or self.deadline_after(None)
+        failures = self.new_retry_state()
         while True:
             try:
-                reply: Reply = yield Send(call, self.reply_s(call, until))
-                return self.checked(reply)
+                reply: Response = yield SendRequest(
+                    call, self.response_timeout_s(call, until)
+                )
+                return self.check_response(reply)
             except OctasklyError as error:
-                if call.is_once and may_be_done(error):
+                if call.is_unrepeatable and may_have_taken_effect(error):
                     raise
                 if isinstance(error, NoAnswer):
-                    until.check(f"{self.place} did not answer")
-                pause_s = yield from self.pause_s(failures, error)
-            until.check(f"{self.place} did not answer")
-            yield Pause(until.cap(pause_s))
+                    until.check(f"{self.node_label} did not answer")
+                pause_s = yield from self.retry_delay_s(failures, error)
+            until.check(f"{self.node_label} did not answer")
+            yield Sleep(until.cap(pause_s))
 
-    def asked(
+    def send_and_decode(
         self, call: Call, kind: type[_T], until: Deadline | None = None
     ) -> Flow[_T]:
-        """As `ask`; return what the answer carries."""
-        reply = yield from self.ask(call, until)
+        """As `send`; return what the answer carries."""
+        reply = yield from self.send(call, until)
         try:
-            return decoded(reply, kind, self.place)
+            return decode_body(reply, kind, self.node_label)
         except NotOctaskly as error:
-            raise (yield from self._explained(error)) from error
+            raise (yield from self._with_hint(error)) from error
 
-    def checked(self, reply: Reply) -> Reply:
+    def check_response(self, reply: Response) -> Response:
         """Return a good answer; raise what a bad one means."""
-        if reply.status < OK_BELOW:
+        if reply.status < ERROR_STATUS_MIN:
             self._was_reached = True
             return reply
-        error = refusal(reply.status, reply.headers, reply.body)
+        error = parse_refusal(reply.status, reply.headers, reply.body)
         if error is None:
             raise NotOctaskly(
-                f"{self.place} answered {reply.status}, but not as a node does",
+                f"{self.node_label} answered {reply.status}, but not as a node does",
                 hint="octaskly nodes    on a machine of the mesh; ports are 3000, 3443",
             )
         self._was_reached = True
         raise error
 
-    def reply_s(self, call: Call, until: Deadline) -> float:
+    def response_timeout_s(self, call: Call, deadline: Deadline) -> float:
         """Return how long the answer to a call may take to come.
 
         Who is stopped takes connections and answers nothing, which is told soon: unless
         the node lives, or what was asked for may be done and cannot be asked for again.
         """
-        is_quick = len(call.body or b"") <= SMALL_BYTES and not call.is_once
+        is_quick = len(call.body or b"") <= SMALL_BYTES and not call.is_unrepeatable
         may_be_stopped = is_quick and not self._was_reached
-        reply_s = FIRST_REPLY_S if may_be_stopped else REPLY_S_MAX
-        return until.cap(reply_s + call.wait_s) + GRACE_S
+        reply_s = FIRST_RESPONSE_S_MAX if may_be_stopped else RESPONSE_S_MAX
+        return deadline.cap(reply_s + call.extra_wait_s) + RESPONSE_GRACE_S
 
-    def failures(self) -> Failures:
+    def new_retry_state(self) -> RetryState:
         """Return an account of failures that has none yet."""
-        return Failures(
-            patience_s=self._patience_s,
+        return RetryState(
+            retry_timeout_s=self._retry_timeout_s,
             was_reached=self._was_reached,
-            draw=self._draw,
+            random=self._random,
             clock=self._clock,
         )
 
-    def until(self, deadline_s: float | None) -> Deadline:
+    def deadline_after(self, seconds: float | None) -> Deadline:
         """Return the deadline so many seconds from now."""
-        return Deadline(deadline_s, self._clock)
+        return Deadline(seconds, self._clock)
 
-    def pause_s(self, failures: Failures, error: OctasklyError) -> Flow[float]:
+    def retry_delay_s(
+        self, retry_state: RetryState, error: OctasklyError
+    ) -> Flow[float]:
         """Return how long to wait before another try; raise `error` if it is vain."""
         try:
-            pause_s = failures.pause_s(error)
+            pause_s = retry_state.next_delay_s(error)
         except OctasklyError:
-            raise (yield from self._explained(error)) from error.__cause__
-        if failures.count == 1 and self._on_failure is not None:
+            raise (yield from self._with_hint(error)) from error.__cause__
+        if retry_state.count == 1 and self._on_failure is not None:
             self._on_failure(error)
         return pause_s
 
-    def _explained(self, error: OctasklyError) -> Flow[OctasklyError]:
+    def _with_hint(self, error: OctasklyError) -> Flow[OctasklyError]:
         """Return the error with a hint about what is behind it."""
         match error:
             case Unauthorized() if self._is_program:
                 hint = "token=    from `octaskly token create --role client` on a node"
             case ReplyLost() if not self._was_reached:
-                hint = _WRONG_PORT if "://" in self.place else _STOPPED
-            case NotOctaskly() | Refused() if self._may_be_a_gap(error):
+                hint = _WRONG_PORT if "://" in self.node_label else _STOPPED
+            case NotOctaskly() | Refused() if self._may_be_version_gap(error):
                 hint = (yield from self._version_gap()) or ""
             case _:
                 hint = ""
@@ -172,14 +182,14 @@ class Asker:
         return error
 
     @staticmethod
-    def _may_be_a_gap(error: OctasklyError) -> bool:
-        return isinstance(error, NotOctaskly) or str(error) in VERSION_GAPS
+    def _may_be_version_gap(error: OctasklyError) -> bool:
+        return isinstance(error, NotOctaskly) or str(error) in VERSION_GAP_ERRORS
 
     def _version_gap(self) -> Flow[str | None]:
         """Return what to say of a node of another version; None: it is the same."""
         try:
-            reply = yield Send(Call("GET", "/health"), REPLY_S_MAX)
-            there = decoded(reply, dict[str, Any], self.place).get("version")
+            reply = yield SendRequest(Call("GET", "/health"), RESPONSE_S_MAX)
+            there = decode_body(reply, dict[str, Any], self.node_label).get("version")
         except (Unreachable, ReplyLost, NotOctaskly):
             return None
         if not isinstance(there, str) or there == __version__:
@@ -187,10 +197,10 @@ class Asker:
         return f"this client is Octaskly {__version__}, the node {there:.40}"
 
 
-def may_be_done(error: BaseException) -> bool:
+def may_have_taken_effect(error: BaseException) -> bool:
     """Whether the node may have acted, or act yet, on what ended so for its caller."""
     return (
         not isinstance(error, OctasklyError)  # Ctrl-C, or a cancelled coroutine.
         or isinstance(error, ReplyLost | TimedOut)
-        or str(error) in OPEN_ERRORS
+        or str(error) in UNKNOWN_OUTCOME_ERRORS
     )

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Final
 
 from octaskly.client.errors import NoAnswer, ReplyLost
-from octaskly.client.flows.calls import Call, Reply
-from octaskly.client.flows.request import Asker
+from octaskly.client.flows.calls import Call, Response
+from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.retry import Deadline
-from octaskly.client.flows.sse import Event, Parser
-from octaskly.client.flows.steps import Begin, Flow, Leave, Pause, Read
+from octaskly.client.flows.sse import Event, EventParser
+from octaskly.client.flows.steps import CloseStream, Flow, OpenStream, ReadStream, Sleep
 from octaskly.errors import OctasklyError
 
 SILENCE_S_MAX: Final = 45.0  #: nodes show every 3 s that a stream lives
 
 
-class Resuming:
+class ResumableBody:
     """Reads pieces of an answer, through lost connections.
 
     Args:
@@ -26,14 +26,16 @@ class Resuming:
         until: How long to go on.
     """
 
-    def __init__(self, asker: Asker, call: Callable[[], Call], until: Deadline) -> None:
-        self._asker = asker
-        self._call = call
-        self._until = until
-        self._failures = asker.failures()
-        self.head: Reply | None = None  #: None: not open
+    def __init__(
+        self, requests: RequestFlow, make_call: Callable[[], Call], deadline: Deadline
+    ) -> None:
+        self._requests = requests
+        self._make_call = make_call
+        self._deadline = deadline
+        self._retry_state = requests.new_retry_state()
+        self.response_head: Response | None = None  #: None: not open
 
-    def piece(self) -> Flow[bytes | None]:
+    def read_chunk(self) -> Flow[bytes | None]:
         """Return the next piece, b"" at the end; None: it begins anew behind the last.
 
         Raises:
@@ -41,32 +43,34 @@ class Resuming:
             OctasklyError: the node refuses, or stays away.
         """
         try:
-            if self.head is None:
+            if self.response_head is None:
                 # Refusals come here, as they do for any request.
-                call = self._call()
-                timeout_s = self._asker.reply_s(call, self._until)
-                self.head = self._asker.checked((yield Begin(call, timeout_s)))
-            data: bytes = yield Read(self._until.cap(SILENCE_S_MAX))
+                call = self._make_call()
+                timeout_s = self._requests.response_timeout_s(call, self._deadline)
+                self.response_head = self._requests.check_response(
+                    (yield OpenStream(call, timeout_s))
+                )
+            data: bytes = yield ReadStream(self._deadline.cap(SILENCE_S_MAX))
         except OctasklyError as error:
-            yield from self.lost(error)
+            yield from self.close_and_wait(error)
             return None
         if data:
-            self._failures = self._asker.failures()
+            self._retry_state = self._requests.new_retry_state()
         return data
 
-    def lost(self, error: OctasklyError) -> Flow[None]:
+    def close_and_wait(self, error: OctasklyError) -> Flow[None]:
         """Leave the stream and wait before it is opened again; or raise `error`."""
-        self.head = None
-        yield Leave()
+        self.response_head = None
+        yield CloseStream()
         if isinstance(error, NoAnswer):
-            self._until.check("the stream did not end")
-        pause_s = yield from self._asker.pause_s(self._failures, error)
-        self._until.check("the stream did not end")
-        yield Pause(self._until.cap(pause_s))
+            self._deadline.check("the stream did not end")
+        pause_s = yield from self._requests.retry_delay_s(self._retry_state, error)
+        self._deadline.check("the stream did not end")
+        yield Sleep(self._deadline.cap(pause_s))
 
 
-class Told:
-    """The events of a stream, one by one; as `Resuming`.
+class ResumableEvents:
+    """The events of a stream, one by one; as `ResumableBody`.
 
     Args:
         asker: Asks the node.
@@ -76,38 +80,40 @@ class Told:
 
     def __init__(
         self,
-        asker: Asker,
-        call: Callable[[str], Call],
-        until: Deadline,
+        requests: RequestFlow,
+        make_call: Callable[[str], Call],
+        deadline: Deadline,
         *,
         last_id: str = "",
     ) -> None:
         self._last_id = last_id
-        self._pieces = Resuming(asker, lambda: call(self._last_id), until)
-        self._parser = Parser()
-        self._came: deque[Event] = deque()
+        self._body = ResumableBody(requests, lambda: make_call(self._last_id), deadline)
+        self._parser = EventParser()
+        self._events: deque[Event] = deque()
 
-    def event(self) -> Flow[Event]:
+    def next_event(self) -> Flow[Event]:
         """Return the next event; whoever has the last one leaves the stream."""
-        while not self._came:
-            data = yield from self._pieces.piece()
+        while not self._events:
+            data = yield from self._body.read_chunk()
             try:
-                self._came.extend(self._parser.feed(data or b""))
+                self._events.extend(self._parser.feed(data or b""))
             except ReplyLost as error:
-                yield from self._lost(error)
+                yield from self._close_and_wait(error)
             if data == b"":
-                yield from self._lost(ReplyLost("the stream ended before all was told"))
+                yield from self._close_and_wait(
+                    ReplyLost("the stream ended before all was told")
+                )
             elif data is None:
-                self._parser = Parser()
-        event = self._came.popleft()
+                self._parser = EventParser()
+        event = self._events.popleft()
         self._last_id = event.id or self._last_id
         return event
 
-    def again(self) -> Flow[None]:
+    def reopen(self) -> Flow[None]:
         """Ask for the stream again, since it told too little."""
-        self._came.clear()
-        yield from self._lost(ReplyLost("the stream did not tell all"))
+        self._events.clear()
+        yield from self._close_and_wait(ReplyLost("the stream did not tell all"))
 
-    def _lost(self, error: ReplyLost) -> Flow[None]:
-        self._parser = Parser()
-        yield from self._pieces.lost(error)
+    def _close_and_wait(self, error: ReplyLost) -> Flow[None]:
+        self._parser = EventParser()
+        yield from self._body.close_and_wait(error)

@@ -15,15 +15,15 @@ from octaskly.client.errors import (
 )
 from octaskly.errors import OctasklyError
 
-PATIENCE_S: Final = 60.0
-FIRST_PATIENCE_S: Final = 2.0  #: before there was any answer: the URL may be wrong
-PAUSE_S_MAX: Final = 2.0
-PAUSE_S_MIN: Final = 0.05
-FULL: Final = "Too many event streams"
+RETRY_TIMEOUT_S: Final = 60.0
+FIRST_RETRY_TIMEOUT_S: Final = 2.0  #: before there was any answer: the URL may be wrong
+RETRY_DELAY_S_MAX: Final = 2.0
+RETRY_DELAY_S_MIN: Final = 0.05
+TOO_MANY_STREAMS_ERROR: Final = "Too many event streams"
 """How a node words that it lives, and has room once other streams have ended."""
 
-BEHIND: Final = "The log is not complete yet"
-BEHIND_PATIENCE_S: Final = 60.0
+CATCHING_UP_ERROR: Final = "The log is not complete yet"
+CATCHING_UP_RETRY_TIMEOUT_S: Final = 60.0
 """While nodes merge their logs: who is asked then knows soon, unless one stays away."""
 
 Clock = Callable[[], float]
@@ -57,7 +57,7 @@ class Deadline:
             )
 
 
-class Failures:
+class RetryState:
     """The failures of one request in a row.
 
     Args:
@@ -70,47 +70,47 @@ class Failures:
     def __init__(
         self,
         *,
-        patience_s: float,
+        retry_timeout_s: float,
         was_reached: bool,
-        draw: Callable[[], float],
+        random: Callable[[], float],
         clock: Clock = time.monotonic,
     ) -> None:
-        self._patience_s = patience_s
+        self._retry_timeout_s = retry_timeout_s
         self._was_reached = was_reached
-        self._draw = draw
+        self._random = random
         self._clock = clock
         self.count = 0
-        self._since = 0.0
+        self._first_failure_s = 0.0
 
-    def pause_s(self, error: OctasklyError) -> float:
+    def next_delay_s(self, error: OctasklyError) -> float:
         """Return how long to wait before the next try.
 
         Raises:
             OctasklyError: `error`; another try is not worth it.
         """
         now = self._clock()
-        if self.count == 0 or str(error) == FULL:
-            self._since = now
+        if self.count == 0 or str(error) == TOO_MANY_STREAMS_ERROR:
+            self._first_failure_s = now
         self.count += 1
-        pause_s = self._wanted_s(error)
-        patience_s = self._patience_s
-        if patience_s and str(error) == BEHIND:
-            patience_s = max(patience_s, BEHIND_PATIENCE_S)
+        pause_s = self._delay_s(error)
+        patience_s = self._retry_timeout_s
+        if patience_s and str(error) == CATCHING_UP_ERROR:
+            patience_s = max(patience_s, CATCHING_UP_RETRY_TIMEOUT_S)
         if not self._was_reached and isinstance(error, ReplyLost):
-            patience_s = min(patience_s, FIRST_PATIENCE_S)
-        if pause_s is None or now + pause_s > self._since + patience_s:
+            patience_s = min(patience_s, FIRST_RETRY_TIMEOUT_S)
+        if pause_s is None or now + pause_s > self._first_failure_s + patience_s:
             raise error
         return pause_s
 
-    def _wanted_s(self, error: OctasklyError) -> float | None:
+    def _delay_s(self, error: OctasklyError) -> float | None:
         match error:
             case Unreachable() | NoAnswer() if not self._was_reached:
                 return None
             case ReplyLost() if self.count == 1:
                 return 0.0  # Most likely the node had closed an idle connection.
             case Unreachable() | ReplyLost():
-                most_s = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0**self.count)
-                return most_s * (0.5 + self._draw() / 2)
+                most_s = min(RETRY_DELAY_S_MAX, RETRY_DELAY_S_MIN * 2.0**self.count)
+                return most_s * (0.5 + self._random() / 2)
             case Refused(status=429 | 503, retry_after_s=float(seconds)):
                 return seconds
             case _:

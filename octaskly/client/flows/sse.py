@@ -32,11 +32,11 @@ class Event(msgspec.Struct, frozen=True):
         return msgspec.convert(self.data, NodeInfo) if self.kind == "node" else None
 
 
-class Parser:
+class EventParser:
     """Turns the bytes of a stream into events, however they are cut."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yield the events that are complete by now.
@@ -44,16 +44,16 @@ class Parser:
         Raises:
             ReplyLost: this is no such stream.
         """
-        seen = max(len(self._rest) - 1, 0)  # The end of an event may be cut in two.
-        self._rest += data
+        seen = max(len(self._buffer) - 1, 0)  # The end of an event may be cut in two.
+        self._buffer += data
         begin = 0
-        while (end := self._rest.find(b"\n\n", max(seen, begin))) >= 0:
-            event = _event(self._rest[begin:end])
+        while (end := self._buffer.find(b"\n\n", max(seen, begin))) >= 0:
+            event = _event(self._buffer[begin:end])
             begin = end + 2
             if event is not None:
                 yield event
-        del self._rest[:begin]
-        if len(self._rest) > EVENT_BYTES_MAX:
+        del self._buffer[:begin]
+        if len(self._buffer) > EVENT_BYTES_MAX:
             raise ReplyLost(f"an event of over {EVENT_BYTES_MAX} bytes")
 
 

@@ -18,31 +18,31 @@ from octaskly.client.flows.calls import Call
 T = TypeVar("T")
 
 
-class Send(msgspec.Struct, frozen=True):
-    """Send a request; comes to its `Reply`."""
+class SendRequest(msgspec.Struct, frozen=True):
+    """Send a request; comes to its `Response`."""
 
     call: Call
     timeout_s: float
 
 
-class Begin(msgspec.Struct, frozen=True):
+class OpenStream(msgspec.Struct, frozen=True):
     """Send a request whose answer is a stream; comes to its head, or the refusal."""
 
     call: Call
     timeout_s: float
 
 
-class Read(msgspec.Struct, frozen=True):
+class ReadStream(msgspec.Struct, frozen=True):
     """Comes to the next bytes of the stream, none at its end."""
 
     timeout_s: float
 
 
-class Leave(msgspec.Struct, frozen=True):
+class CloseStream(msgspec.Struct, frozen=True):
     """Close the stream, if one is open."""
 
 
-class Pause(msgspec.Struct, frozen=True):
+class Sleep(msgspec.Struct, frozen=True):
     """Let time pass."""
 
     seconds: float
@@ -54,12 +54,12 @@ class Emit(msgspec.Struct, Generic[T], frozen=True):
     item: T
 
 
-Step: TypeAlias = Send | Begin | Read | Leave | Pause
+Step: TypeAlias = SendRequest | OpenStream | ReadStream | CloseStream | Sleep
 Flow: TypeAlias = Generator[Step, Any, T]
-Emitting: TypeAlias = Generator[Step | Emit[T], Any, None]
+EmittingFlow: TypeAlias = Generator[Step | Emit[T], Any, None]
 
 
-def is_over(flow: Flow[Any] | Emitting[Any]) -> bool:
+def is_finished(flow: Flow[Any] | EmittingFlow[Any]) -> bool:
     """Whether a flow has returned or raised."""
     assert isinstance(flow, GeneratorType)
     return flow.gi_frame is None

@@ -11,11 +11,11 @@ import msgspec
 from octaskly.client.errors import ReplyLost
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.resumable import Resuming, Told
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.resumable import ResumableBody, ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.sse import Event
-from octaskly.client.flows.steps import Emit, Emitting, Leave
+from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow
 from octaskly.client.flows.task_fields import ref_of
 from octaskly.rest.client_types import FINAL, Task
 
@@ -45,17 +45,17 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def logs(
-    asker: Asker,
+    requests: RequestFlow,
     task: str | Task,
     *,
     follow: bool,
     stream: str,
     attempt: int | None,
     after: str,
-    until: Deadline,
-) -> Emitting[Log]:
+    deadline: Deadline,
+) -> EmittingFlow[Log]:
     """Tell what a task writes."""
-    path = calls.path_of(calls.TASKS, ref_of(task), "logs")
+    path = calls.resource_path(calls.TASKS, ref_of(task), "logs")
     query = {
         "stream": stream,
         "follow": "true" if follow else "false",
@@ -63,15 +63,15 @@ def logs(
     }
 
     def call(last_id: str) -> Call:
-        return calls.stream(path, query, last_id)
+        return calls.open_stream(path, query, last_id)
 
-    told = Told(asker, call, until, last_id=after)
+    told = ResumableEvents(requests, call, deadline, last_id=after)
     while True:
-        event = yield from told.event()
+        event = yield from told.next_event()
         if event.kind:
             yield Emit(_log(event))
         if event.kind == "end":
-            yield Leave()
+            yield CloseStream()
             return
 
 
@@ -88,32 +88,32 @@ def _log(event: Event) -> Log:
 
 
 def events(
-    asker: Asker,
+    requests: RequestFlow,
     *,
     types: Sequence[str],
     task: str | Task | None,
     after: str,
-    until: Deadline,
-) -> Emitting[Event]:
+    deadline: Deadline,
+) -> EmittingFlow[Event]:
     """Tell what happens to tasks and nodes, for ever."""
     only = None if task is None else ref_of(task)
-    told = _news(asker, types, only, until, after=after)
+    told = _event_stream(requests, types, only, deadline, after=after)
     while True:
-        event = yield from told.event()
+        event = yield from told.next_event()
         if event.kind:
             yield Emit(event)
 
 
 def as_ended(
-    asker: Asker, tasks: Iterable[str | Task], *, until: Deadline
-) -> Emitting[Task]:
+    requests: RequestFlow, tasks: Iterable[str | Task], *, deadline: Deadline
+) -> EmittingFlow[Task]:
     """Hand out tasks as they end."""
     waiting = dict.fromkeys(map(ref_of, tasks))
     only = next(iter(waiting)) if len(waiting) == 1 else None
-    told = _news(asker, ("task",), only, until)
+    told = _event_stream(requests, ("task",), only, deadline)
     is_told = False
     while waiting:
-        event = yield from told.event()
+        event = yield from told.next_event()
         if not is_told or event.kind == "reset":
             # From now on all ends are told; until now some were not.
             is_told = True
@@ -123,50 +123,54 @@ def as_ended(
         else:
             continue
         for ref in [ref for ref in ended if ref in waiting]:
-            task = yield from asker.asked(calls.task(ref), Task, until)
+            task = yield from requests.send_and_decode(calls.task(ref), Task, deadline)
             del waiting[ref]
             if task.is_final:
                 yield Emit(task)
             else:
                 waiting[task.id] = None  # By its full id, as events call it.
-    yield Leave()
+    yield CloseStream()
 
 
-def _news(
-    asker: Asker,
+def _event_stream(
+    requests: RequestFlow,
     types: Sequence[str],
     task: str | None,
-    until: Deadline,
+    deadline: Deadline,
     *,
     after: str = "",
-) -> Told:
+) -> ResumableEvents:
     query = {"types": ",".join(types), "task": task}
 
     def call(last_id: str) -> Call:
-        return calls.stream(calls.EVENTS, query, last_id)
+        return calls.open_stream(calls.EVENTS, query, last_id)
 
-    return Told(asker, call, until, last_id=after)
+    return ResumableEvents(requests, call, deadline, last_id=after)
 
 
 def output(
-    asker: Asker, task: str | Task, path: str, *, until: Deadline
-) -> Emitting[bytes]:
+    requests: RequestFlow, task: str | Task, path: str, *, deadline: Deadline
+) -> EmittingFlow[bytes]:
     """Hand out the bytes of a file that a task left."""
-    where = calls.path_of(calls.TASKS, ref_of(task), "outputs", calls.quoted(path))
+    where = calls.resource_path(
+        calls.TASKS, ref_of(task), "outputs", calls.quoted(path)
+    )
     got = 0
 
     def call() -> Call:
         return Call("GET", where, headers={"Range": f"bytes={got}-"} if got else {})
 
-    pieces = Resuming(asker, call, until)
+    pieces = ResumableBody(requests, call, deadline)
     size: int | None = None
     while size is None or got < size:
-        data = yield from pieces.piece()
-        if pieces.head is not None and size is None:
-            size = int(pieces.head.headers["content-length"])
+        data = yield from pieces.read_chunk()
+        if pieces.response_head is not None and size is None:
+            size = int(pieces.response_head.headers["content-length"])
         if data:
             got += len(data)
             yield Emit(data)
         elif data is not None and got < (size or 0):
-            yield from pieces.lost(ReplyLost(f"{asker.place} stopped sending {path!r}"))
-    yield Leave()
+            yield from pieces.close_and_wait(
+                ReplyLost(f"{requests.node_label} stopped sending {path!r}")
+            )
+    yield CloseStream()

@@ -41,7 +41,7 @@ class Requires(TypedDict, total=False):
     gpus: int
 
 
-class Asked(TypedDict, total=False):
+class TaskFields(TypedDict, total=False):
     """Everything that a task can ask for; the REST reference says what it means.
 
     `timeout` is how long the task may run. How long a client waits is `deadline_s`.
@@ -70,17 +70,21 @@ class Asked(TypedDict, total=False):
     on: Literal["success", "failure", "any"]
 
 
-def draft(command: str, asked: Asked, array: Mapping[str, Any] | None = None) -> Draft:
+def make_draft(
+    command: str, task_fields: TaskFields, array: Mapping[str, Any] | None = None
+) -> Draft:
     """Return the task to submit.
 
     Raises:
         Invalid: a keyword that no task knows.
     """
-    fields: dict[str, Any] = dict(asked)
-    unknown = sorted(set(fields) - Asked.__optional_keys__)
+    fields: dict[str, Any] = dict(task_fields)
+    unknown = sorted(set(fields) - TaskFields.__optional_keys__)
     if unknown:
-        known = ", ".join(sorted(Asked.__optional_keys__))
-        raise invalid("a task does not ask for that", f"one of {known}", unknown[0])
+        known = ", ".join(sorted(TaskFields.__optional_keys__))
+        raise invalid_value(
+            "a task does not ask for that", f"one of {known}", unknown[0]
+        )
     if (stdin := fields.pop("stdin", None)) is not None:
         fields["stdin_base64"] = _base64(stdin)
     if "after" in fields:
@@ -93,7 +97,7 @@ def ref_of(task: str | Task) -> str:
     return task.id if isinstance(task, Task) else task
 
 
-def body_of(drafts: Iterable[Draft]) -> bytes:
+def encode_batch(drafts: Iterable[Draft]) -> bytes:
     """Return the body of one submission, as an array.
 
     Raises:
@@ -101,11 +105,11 @@ def body_of(drafts: Iterable[Draft]) -> bytes:
     """
     items: list[bytes] = []
     size = 0
-    for item in map(encoded, drafts):
+    for item in map(encode_json, drafts):
         items.append(item)
         size += len(item) + 1
         if len(items) > TASKS_MAX or size > BODY_BYTES_MAX:
-            raise invalid(
+            raise invalid_value(
                 "one submission takes"
                 f" {TASKS_MAX} tasks in {BODY_BYTES_MAX >> 20} MiB at most",
                 "client.map(command, items) takes any number; or submit in parts",
@@ -114,7 +118,7 @@ def body_of(drafts: Iterable[Draft]) -> bytes:
     return b"[%s]" % b",".join(items)
 
 
-def encoded(value: object) -> bytes:
+def encode_json(value: object) -> bytes:
     """Return a value as JSON.
 
     Raises:
@@ -123,19 +127,21 @@ def encoded(value: object) -> bytes:
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError as error:
-        raise _no_unicode(error) from error
+        raise _surrogate_error(error) from error
     except TypeError as error:
-        raise invalid("a value that JSON cannot carry", str(error), "body") from error
+        raise invalid_value(
+            "a value that JSON cannot carry", str(error), "body"
+        ) from error
 
 
-def invalid(what: str, hint: str, field: str) -> Invalid:
+def invalid_value(what: str, hint: str, field: str) -> Invalid:
     """Return the error of a value that would be refused, before it is sent."""
     return Invalid(what, status=400, hint=hint, field=field)
 
 
-def _no_unicode(error: UnicodeEncodeError) -> Invalid:
+def _surrogate_error(error: UnicodeEncodeError) -> Invalid:
     hint = "stdin takes any bytes; commands, names and paths are text"
-    return invalid(
+    return invalid_value(
         f"{error.object!a:.80} is no text: it has a lone surrogate", hint, "$"
     )
 
@@ -144,5 +150,5 @@ def _base64(stdin: str | bytes) -> str:
     try:
         data = stdin.encode() if isinstance(stdin, str) else bytes(stdin)
     except UnicodeEncodeError as error:
-        raise _no_unicode(error) from error
+        raise _surrogate_error(error) from error
     return base64.b64encode(data).decode()

@@ -12,15 +12,15 @@ from typing import Any, Final
 from octaskly.client.errors import TaskFailed
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import Asker, may_be_done
+from octaskly.client.flows.request import RequestFlow, may_have_taken_effect
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import Flow
 from octaskly.client.flows.task_fields import (
-    Asked,
     Durability,
-    body_of,
-    draft,
-    encoded,
+    TaskFields,
+    encode_batch,
+    encode_json,
+    make_draft,
     ref_of,
 )
 from octaskly.errors import OctasklyError
@@ -31,9 +31,9 @@ CANCEL_S_MAX: Final = 5.0  #: how long who leaves tries to cancel what it leaves
 
 
 def submit(
-    asker: Asker,
+    requests: RequestFlow,
     command: str,
-    asked: Asked,
+    fields: TaskFields,
     *,
     array: Mapping[str, Any] | None = None,
     key: str | None = None,
@@ -41,130 +41,134 @@ def submit(
     until: Deadline | None = None,
 ) -> Flow[Task]:
     """Submit one task."""
-    body = encoded(draft(command, asked, array))
-    call = _submission(asker, body, key, durability)
-    return (yield from asker.asked(call, Task, until))
+    body = encode_json(make_draft(command, fields, array))
+    call = _submission_call(requests, body, key, durability)
+    return (yield from requests.send_and_decode(call, Task, until))
 
 
-def begin(
-    asker: Asker,
+def submit_cancellable(
+    requests: RequestFlow,
     command: str,
-    asked: Asked,
+    fields: TaskFields,
     *,
     array: Mapping[str, Any] | None = None,
     durability: Durability | None = None,
-    until: Deadline,
+    deadline: Deadline,
 ) -> Flow[Task]:
     """Submit one task that nobody wants who does not wait for it.
 
     Who leaves before the answer is there takes it back: it may run already.
     """
-    body = encoded(draft(command, asked, array))
-    call = _submission(asker, body, None, durability)
+    body = encode_json(make_draft(command, fields, array))
+    call = _submission_call(requests, body, None, durability)
     try:
-        return (yield from asker.asked(call, Task, until))
+        return (yield from requests.send_and_decode(call, Task, deadline))
     except BaseException as error:
-        if may_be_done(error):
-            yield from _take_back(asker, call)
+        if may_have_taken_effect(error):
+            yield from _cancel_submitted(requests, call)
         raise
 
 
 def submit_many(
-    asker: Asker,
+    requests: RequestFlow,
     drafts: Iterable[Draft | str],
     *,
     key: str | None,
     durability: Durability | None,
-    until: Deadline,
+    deadline: Deadline,
 ) -> Flow[list[Task]]:
     """Submit tasks, all or none."""
     wanted = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
-    body = body_of(wanted)
+    body = encode_batch(wanted)
     if body == b"[]":
         return []
-    call = _submission(asker, body, key, durability)
-    return (yield from asker.asked(call, list[Task], until))
+    call = _submission_call(requests, body, key, durability)
+    return (yield from requests.send_and_decode(call, list[Task], deadline))
 
 
-def task(asker: Asker, ref: str | Task) -> Flow[Task]:
+def task(requests: RequestFlow, ref: str | Task) -> Flow[Task]:
     """Return a task as it is now."""
-    return (yield from asker.asked(calls.task(ref_of(ref)), Task))
+    return (yield from requests.send_and_decode(calls.task(ref_of(ref)), Task))
 
 
 def run(
-    asker: Asker,
+    requests: RequestFlow,
     command: str,
-    asked: Asked,
+    fields: TaskFields,
     *,
     check: bool,
     durability: Durability | None,
-    until: Deadline,
+    deadline: Deadline,
 ) -> Flow[Task]:
     """Submit a task and return it once it has ended; who leaves cancels it."""
     task = None
     try:
-        task = yield from begin(
-            asker, command, asked, durability=durability, until=until
+        task = yield from submit_cancellable(
+            requests, command, fields, durability=durability, deadline=deadline
         )
-        ended = yield from wait(asker, task, until=until)
+        ended = yield from wait(requests, task, deadline=deadline)
     except BaseException:
         if task is not None:
-            yield from give_up(asker, task)
+            yield from cancel_abandoned(requests, task)
         raise
     if check and ended.status != "completed":
-        raise _failed(ended)
+        raise _task_failed(ended)
     return ended
 
 
-def wait(asker: Asker, task: str | Task, *, until: Deadline) -> Flow[Task]:
+def wait(requests: RequestFlow, task: str | Task, *, deadline: Deadline) -> Flow[Task]:
     """Return a task once it has ended."""
     ref = ref_of(task)
     while True:
-        call = calls.task(ref, wait_s=until.cap(POLL_S))
-        now = yield from asker.asked(call, Task, until)
+        call = calls.task(ref, wait_s=deadline.cap(POLL_S))
+        now = yield from requests.send_and_decode(call, Task, deadline)
         if now.is_final:
             return now
-        until.check(f"{ref} is {now.status}; it has not ended")
+        deadline.check(f"{ref} is {now.status}; it has not ended")
 
 
-def cancel(asker: Asker, ref: str | Task, *, force: bool) -> Flow[Task]:
+def cancel(requests: RequestFlow, ref: str | Task, *, force: bool) -> Flow[Task]:
     """Cancel a task."""
-    return (yield from asker.asked(calls.cancel(ref_of(ref), force=force), Task))
+    return (
+        yield from requests.send_and_decode(
+            calls.cancel(ref_of(ref), force=force), Task
+        )
+    )
 
 
-def retry(asker: Asker, task: str | Task) -> Flow[Task]:
+def retry(requests: RequestFlow, task: str | Task) -> Flow[Task]:
     """Run an ended task once more, as another; who repeats it gets that."""
-    return (yield from asker.asked(calls.retry(ref_of(task)), Task))
+    return (yield from requests.send_and_decode(calls.retry(ref_of(task)), Task))
 
 
-def give_up(asker: Asker, task: Task) -> Flow[None]:
+def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
     """Cancel what nobody waits for any more, as far as that goes quickly."""
     # It may have ended by itself, or the mesh is away: who leaves, leaves.
     with suppress(OctasklyError):
         call = calls.cancel(task.id, force=True)
-        yield from asker.ask(call, asker.until(CANCEL_S_MAX))
+        yield from requests.send(call, requests.deadline_after(CANCEL_S_MAX))
 
 
-def _submission(
-    asker: Asker, body: bytes, key: str | None, durability: Durability | None
+def _submission_call(
+    requests: RequestFlow, body: bytes, key: str | None, durability: Durability | None
 ) -> Call:
     """Return the call that submits tasks, which can be repeated by its key.
 
     An empty key is sent as it is, and refused: it is of a variable that is not set.
     """
-    key = asker.new_key() if key is None else key
+    key = requests.new_key() if key is None else key
     return calls.submission(body, key=key, durability=durability)
 
 
-def _take_back(asker: Asker, submission: Call) -> Flow[None]:
+def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:
     """Cancel what may have been submitted; by its key that is the same task."""
     with suppress(OctasklyError):
-        until = asker.until(CANCEL_S_MAX)
-        task = yield from asker.asked(submission, Task, until)
-        yield from give_up(asker, task)
+        until = requests.deadline_after(CANCEL_S_MAX)
+        task = yield from requests.send_and_decode(submission, Task, until)
+        yield from cancel_abandoned(requests, task)
 
 
-def _failed(task: Task) -> TaskFailed:
+def _task_failed(task: Task) -> TaskFailed:
     why = task.detail or task.reason or task.status
     if task.reason == "exit":
         why = f"exit code {task.exit_code}"

@@ -63,7 +63,7 @@ def worker_messages(
     batches: Mapping[NodeId, Sequence[Assignment]],
     bytes_max: int,
 ) -> list[Effect]:
-    """Return one `Send` for each worker, its kills first.
+    """Return one `SendRequest` for each worker, its kills first.
 
     Args:
         epoch: Of the reign.

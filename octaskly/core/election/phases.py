@@ -80,7 +80,7 @@ class Campaigning:
         bool  #: its process ended, which all whom it had a link to saw at once
     )
     transfer_vector: VectorItems | None
-    """As in `Following`; once this node has it all, it waits no longer."""
+    """As in `OutputPrinter`; once this node has it all, it waits no longer."""
     dial_rounds: int = 0  #: how often it has begun to dial one more; at first a few
 
 

@@ -115,7 +115,9 @@ class MessageValidator:
         """Count a refusal, and tell people of the first of its kind."""
         self.refused_counts[code] += 1
         fields = (("peer", peer), ("reason", f"{PROTOCOL_PREFIX}{code}"))
-        return self._log_once(peer, code, LogLine("warning", "peer refused", fields))
+        return self._log_once(
+            peer, code, LogLine("warning", "link to peer refused", fields)
+        )
 
     def check_clock_skew(self, up: PeerUp) -> list[Effect]:
         """Tell people of a peer whose clock is not ours.

@@ -1,4 +1,4 @@
-"""What peers say to each other: one frozen class each, and the union `Message`.
+"""What peers say to each other: one frozen class each, and the union `LauncherMessage`.
 
 Every message but `Hello` travels only on a link whose both ends sent HELLO_OK.
 Items travel in batches: one frame carries many. `epoch` names the reign in which a
@@ -35,7 +35,7 @@ from octaskly.core.model.values import value
 PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
 
-# Why a link ends without a loss, in `Leave` and `PeerDown`.
+# Why a link ends without a loss, in `CloseStream` and `PeerDown`.
 STOPPING_REASON = "stopping"
 UNNEEDED_REASON = (
     "attached"  #: a large mesh, and the sender needs no link to the receiver

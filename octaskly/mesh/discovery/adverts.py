@@ -22,10 +22,12 @@ SERVICE = "_octaskly._tcp.local."
 PAIRING_SERVICE = "_octaskly-pair._tcp.local."
 """Of members while an invite is open, and of machines that wait to be let in."""
 TXT_BYTES_MAX = 400  #: ours has less than 200
-CANDIDATES_MAX = 1024  #: nodes of any mesh in sight that are kept
-CLAIMS_MAX = 4  #: nodes that name one address and port; a reinstalled one lingers
-ENDED_MAX = 4  #: generations that one advert calls over
-NEIGHBOURS_MAX = 64  #: nodes that name one address, where it is not loopback
+DISCOVERED_NODES_MAX = 1024  #: nodes of any mesh in sight that are kept
+NODES_PER_ENDPOINT_MAX = (
+    4  #: nodes that name one address and port; a reinstalled one lingers
+)
+RETIRED_GENERATIONS_MAX = 4  #: generations that one advert calls over
+NODES_PER_HOST_MAX = 64  #: nodes that name one address, where it is not loopback
 
 _Key = TypeVar("_Key")
 
@@ -38,7 +40,7 @@ _SHOWN_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class ServiceRecord:
     """What one record says; every text in it is harmless to print."""
 
     node: NodeId
@@ -49,20 +51,20 @@ class Sighting:
     lan_port: int = 0  #: of its HTTPS API; 0: it says none
     is_dispatcher: bool = False
     term: int = 0
-    ended: tuple[str, ...] = ()  #: how generations that are over are told so
+    retired: tuple[str, ...] = ()  #: how generations that are over are told so
 
 
 class MalformedAdvert(ValueError):
     """A record that no node of ours would send; the message may be shown."""
 
 
-def write_txt(
+def build_txt(
     node: NodeInfo,
     *,
     mesh_id: str | None,
     is_dispatcher: bool,
     term: int,
-    ended: Sequence[str] = (),
+    retired: Sequence[str] = (),
 ) -> dict[str, str | bytes | None]:
     """Return the TXT properties of a node; never stats, or each change is a storm."""
     txt: dict[str, str | bytes | None] = {
@@ -75,31 +77,31 @@ def write_txt(
         txt["m"] = mesh_id
     if mesh_id is not None and is_dispatcher:
         txt["t"] = str(term)
-    if mesh_id is not None and ended:
-        txt["o"] = ",".join(ended)
+    if mesh_id is not None and retired:
+        txt["o"] = ",".join(retired)
     return txt
 
 
-def node_named(name: str, service: str = SERVICE) -> NodeId | None:
+def node_id_of_name(name: str, service: str = SERVICE) -> NodeId | None:
     """Return the node that a service name stands for, None if it is no name of ours."""
     label = name.removesuffix(f".{service}")
     return NodeId(label) if label != name and _NODE.fullmatch(label) else None
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Return a stranger's text so that no terminal obeys it, cut to 64 characters."""
     cut = text[:_SHOWN_CHARS]
     return "".join(char if char.isprintable() else "?" for char in cut)
 
 
-def read_sighting(
+def parse_service_record(
     node: NodeId,
     *,
     txt: Mapping[bytes, bytes | None],
     txt_bytes: int,
     port: int | None,
     hosts: Sequence[str],
-) -> Sighting:
+) -> ServiceRecord:
     """Read a record.
 
     Raises:
@@ -120,7 +122,7 @@ def read_sighting(
         raise MalformedAdvert("no boot id")
     term = _text(txt, "t")
     is_dispatcher = role == "d" and bool(_TERM.fullmatch(term))
-    return Sighting(
+    return ServiceRecord(
         node=node,
         mesh=None if role == "u" else mesh,
         boot=boot,
@@ -129,64 +131,68 @@ def read_sighting(
         lan_port=_port(_text(txt, "a")),
         is_dispatcher=is_dispatcher,
         term=int(term) if is_dispatcher else 0,
-        ended=tuple(filter(_PROOF.fullmatch, _text(txt, "o").split(",")))[:ENDED_MAX],
+        retired=tuple(filter(_PROOF.fullmatch, _text(txt, "o").split(",")))[
+            :RETIRED_GENERATIONS_MAX
+        ],
     )
 
 
-class Candidates:
+class DiscoveredNodes:
     """The nodes in sight, at most 1024 of all meshes together."""
 
     def __init__(self) -> None:
-        self._sightings: dict[NodeId, Sighting] = {}
-        self._claims: Counter[tuple[str, int]] = Counter()
-        self._neighbours: Counter[str] = Counter()
+        self._records: dict[NodeId, ServiceRecord] = {}
+        self._endpoint_counts: Counter[tuple[str, int]] = Counter()
+        self._host_counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._sightings)
+        return len(self._records)
 
     def has_room(self, node: NodeId) -> bool:
         """Whether a sighting of this node would be kept."""
-        return node in self._sightings or len(self) < CANDIDATES_MAX
+        return node in self._records or len(self) < DISCOVERED_NODES_MAX
 
-    def put(self, sighting: Sighting) -> Sighting:
+    def update_node(self, sighting: ServiceRecord) -> ServiceRecord:
         """Keep the newest sighting of a node; the caller asked `has_room`.
 
         Returns it without the addresses that many other nodes name too: a thousand
         forged adverts of one victim lead to a few dials, not to a thousand.
         """
-        self.drop(sighting.node)
-        hosts = [h for h in sighting.hosts if not self._is_crowded(h, sighting.port)]
+        self.remove_node(sighting.node)
+        hosts = [
+            h for h in sighting.hosts if not self._is_address_full(h, sighting.port)
+        ]
         sighting = replace(sighting, hosts=tuple(hosts))
-        self._sightings[sighting.node] = sighting
+        self._records[sighting.node] = sighting
         self._count(sighting, 1)
         return sighting
 
-    def drop(self, node: NodeId) -> Sighting | None:
+    def remove_node(self, node: NodeId) -> ServiceRecord | None:
         """Forget a node and return what was known of it."""
-        sighting = self._sightings.pop(node, None)
+        sighting = self._records.pop(node, None)
         if sighting is not None:
             self._count(sighting, -1)
         return sighting
 
     def clear(self) -> None:
         """Forget all, before a fresh browser replays what is still true."""
-        self._sightings.clear()
-        self._claims.clear()
-        self._neighbours.clear()
+        self._records.clear()
+        self._endpoint_counts.clear()
+        self._host_counts.clear()
 
-    def _is_crowded(self, host: str, port: int) -> bool:
-        if self._claims[host, port] >= CLAIMS_MAX:
+    def _is_address_full(self, host: str, port: int) -> bool:
+        if self._endpoint_counts[host, port] >= NODES_PER_ENDPOINT_MAX:
             return True
         is_loopback = host == "::1" or host.startswith("127.")
-        return not is_loopback and self._neighbours[host] >= NEIGHBOURS_MAX
+        return not is_loopback and self._host_counts[host] >= NODES_PER_HOST_MAX
 
-    def _count(self, sighting: Sighting, change: int) -> None:
+    def _count(self, sighting: ServiceRecord, change: int) -> None:
         for host in sighting.hosts:
-            _add(self._claims, (host, sighting.port), change)
-            _add(self._neighbours, host, change)
+            _change_count(self._endpoint_counts, (host, sighting.port), change)
+            _change_count(self._host_counts, host, change)
 
 
-def _add(counter: Counter[_Key], key: _Key, change: int) -> None:
+def _change_count(counter: Counter[_Key], key: _Key, change: int) -> None:
     """Change a count, and keep no zeros: strangers choose the keys."""
     counter[key] += change
     if not counter[key]:

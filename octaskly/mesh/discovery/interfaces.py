@@ -35,13 +35,13 @@ _SYS = Path("/sys/class/net")
 _IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x1, 0x8, 0x10
 
 
-class Kind(StrEnum):
+class InterfaceKind(StrEnum):
     """What an interface is for the mesh; only `LAN` is used unasked."""
 
     LAN = "lan"
     LOOPBACK = "loopback"
     CONTAINER = "container bridge"
-    LINK = "point-to-point"
+    POINT_TO_POINT = "point-to-point"
     DOWN = "down"
 
 
@@ -74,7 +74,7 @@ class Interface:
     """A network interface that has addresses."""
 
     name: str
-    kind: Kind
+    kind: InterfaceKind
     addresses: tuple[LocalAddress, ...]
 
 
@@ -84,13 +84,13 @@ def list_interfaces() -> tuple[Interface, ...]:
     for adapter in ifaddr.get_adapters():
         name = str(adapter.name).partition(":")[0]
         index = adapter.index or 0
-        addresses = tuple(_local(ip, name, index) for ip in adapter.ips)
+        addresses = tuple(_local_address(ip, name, index) for ip in adapter.ips)
         if addresses:
-            found.append(Interface(name, _kind(name, _SYS), addresses))
+            found.append(Interface(name, _classify_interface(name, _SYS), addresses))
     return tuple(found)
 
 
-def select(
+def select_addresses(
     interfaces: Iterable[Interface],
     names: Sequence[str] = (),
     *,
@@ -122,8 +122,10 @@ def select(
             )
         chosen = [each for each in interfaces if each.name in names]
     else:
-        chosen = [each for each in interfaces if each.kind is Kind.LAN]
-        chosen = chosen or [each for each in interfaces if each.kind is Kind.LOOPBACK]
+        chosen = [each for each in interfaces if each.kind is InterfaceKind.LAN]
+        chosen = chosen or [
+            each for each in interfaces if each.kind is InterfaceKind.LOOPBACK
+        ]
     listed = dict.fromkeys(one for each in chosen for one in each.addresses)
     return tuple(sorted(listed, key=_preference)[:ADDRESSES_MAX])
 
@@ -131,11 +133,11 @@ def select(
 def local_addresses(
     names: Sequence[str] = (), *, must_exist: bool = True
 ) -> tuple[LocalAddress, ...]:
-    """Return `select` over `list_interfaces`; blocks briefly."""
-    return select(list_interfaces(), names, must_exist=must_exist)
+    """Return `select_addresses` over `list_interfaces`; blocks briefly."""
+    return select_addresses(list_interfaces(), names, must_exist=must_exist)
 
 
-def on_link(host: str, local: Sequence[LocalAddress]) -> str | None:
+def dialable_address(host: str, local: Sequence[LocalAddress]) -> str | None:
     """Return how to dial an advertised address, or None if it is not on our networks.
 
     An advert may name any victim's address, so only those that are reached without a
@@ -152,7 +154,7 @@ def on_link(host: str, local: Sequence[LocalAddress]) -> str | None:
     if isinstance(ip, ipaddress.IPv6Address) and ip.is_link_local:
         return _scoped(ip, scope, local)
     nets = (one.network for one in local if not one.is_scoped)
-    return bare if any(_is_in(ip, net) for net in nets) else None
+    return bare if any(_is_host_of(ip, net) for net in nets) else None
 
 
 def dial_order(
@@ -172,7 +174,7 @@ def dial_order(
                 return 2
         except ValueError:
             return 1  # A name that --join gave.
-        return 0 if on_link(address.host, local) else 1
+        return 0 if dialable_address(address.host, local) else 1
 
     return tuple(sorted(unique, key=rank))
 
@@ -182,7 +184,7 @@ def _network(bare: str, prefix: int) -> ipaddress.IPv4Network | ipaddress.IPv6Ne
     return ipaddress.ip_network(f"{bare}/{prefix}", strict=False)
 
 
-def _is_in(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+def _is_host_of(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
     """Whether it can be a machine of this network, so not its broadcast address."""
     if ip.version != net.version or ip not in net:
         return False
@@ -198,7 +200,7 @@ def _scoped(
     All of fe80::/10 is for links, but what is outside of a link's own network (/64)
     goes to its router.
     """
-    scoped = (one for one in local if one.is_scoped and _is_in(ip, one.network))
+    scoped = (one for one in local if one.is_scoped and _is_host_of(ip, one.network))
     near = {one.interface: one.scope for one in scoped}
     if not scope and len(near) == 1:
         return f"{ip}%{next(iter(near))}"
@@ -213,7 +215,7 @@ def _preference(one: LocalAddress) -> tuple[int, int]:
     return (one.is_link_local, ":" in one.host)
 
 
-def _local(ip: ifaddr.IP, interface: str, index: int) -> LocalAddress:
+def _local_address(ip: ifaddr.IP, interface: str, index: int) -> LocalAddress:
     """Read one address of an adapter."""
     host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
     parsed: _IP = ipaddress.ip_address(host)
@@ -222,21 +224,21 @@ def _local(ip: ifaddr.IP, interface: str, index: int) -> LocalAddress:
     return LocalAddress(host, int(ip.network_prefix), interface, index)
 
 
-def _kind(name: str, sys: Path) -> Kind:
+def _classify_interface(name: str, sys: Path) -> InterfaceKind:
     """Say what an interface is: by `/sys` where it can be read, else by its name."""
     flags = _flags(sys / name / "flags")
     if (name == "lo") if flags is None else flags & _IFF_LOOPBACK:
-        return Kind.LOOPBACK
+        return InterfaceKind.LOOPBACK
     if flags is not None and not flags & _IFF_UP:
-        return Kind.DOWN
-    if _is_link(name, flags, sys):
-        return Kind.LINK
+        return InterfaceKind.DOWN
+    if _is_point_to_point(name, flags, sys):
+        return InterfaceKind.POINT_TO_POINT
     if _CONTAINER_NAME.match(name) or _is_portless_bridge(name, sys):
-        return Kind.CONTAINER
-    return Kind.LAN
+        return InterfaceKind.CONTAINER
+    return InterfaceKind.LAN
 
 
-def _is_link(name: str, flags: int | None, sys: Path) -> bool:
+def _is_point_to_point(name: str, flags: int | None, sys: Path) -> bool:
     """Whether it is a tunnel or another link to one other end."""
     if flags is not None and flags & _IFF_POINTOPOINT:
         return True

@@ -18,12 +18,12 @@ from zeroconf import Error as ZeroconfError
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from octaskly.core.model.ids import Address, NodeId
-from octaskly.mesh.discovery.adverts import SERVICE, Sighting, read_sighting
+from octaskly.mesh.discovery.adverts import SERVICE, ServiceRecord, parse_service_record
 from octaskly.mesh.discovery.interfaces import (
     ADDRESSES_MAX,
     LocalAddress,
     dial_order,
-    on_link,
+    dialable_address,
 )
 
 MDNS_PORT = 5353
@@ -101,7 +101,7 @@ class Mdns:
             self._browser._async_cancel()  # noqa: SLF001
             self._browser = None
 
-    def lookup(self, node: NodeId) -> Sighting | None:
+    def read_cached(self, node: NodeId) -> ServiceRecord | None:
         """Return what the cache says of a node, None where it lacks a record.
 
         Raises:
@@ -110,10 +110,10 @@ class Mdns:
         info = self._info(node)
         if not info.load_from_cache(self._zeroconf.zeroconf):
             return None
-        return _sighting(node, info)
+        return _record_of(node, info)
 
-    async def resolve(self, node: NodeId) -> Sighting | None:
-        """As `lookup`, but ask for what the cache lacks, for 1.5 s at most.
+    async def resolve_node(self, node: NodeId) -> ServiceRecord | None:
+        """As `read_cached`, but ask for what the cache lacks, for 1.5 s at most.
 
         Raises:
             MalformedAdvert: the records are not of the form that ours have.
@@ -124,11 +124,11 @@ class Mdns:
             is_complete = await info.async_request(
                 self._zeroconf.zeroconf, RESOLVE_MS, DNSQuestionType.QM
             )
-        return _sighting(node, info) if is_complete else None
+        return _record_of(node, info) if is_complete else None
 
-    async def move(self, local: Sequence[LocalAddress]) -> None:
+    async def rebind(self, local: Sequence[LocalAddress]) -> None:
         """Use these addresses from now on; those that fail are left out."""
-        interfaces, version = _choice(local)
+        interfaces, version = _zeroconf_options(local)
         with contextlib.suppress(ZeroconfError, OSError):
             await self._zeroconf.async_update_interfaces(interfaces, version)
 
@@ -157,8 +157,8 @@ async def open_mdns(
         OSError: port 5353 cannot be had, or no interface takes part in multicast.
     """
     if not is_guest:
-        check_port()
-    interfaces, version = _choice(local)
+        require_shareable_port()
+    interfaces, version = _zeroconf_options(local)
     try:
         zeroconf = AsyncZeroconf(
             interfaces=interfaces, ip_version=version, unicast=is_guest
@@ -184,14 +184,16 @@ async def open_mdns(
     return Mdns(zeroconf, service)
 
 
-def near(sighting: Sighting, local: Sequence[LocalAddress]) -> tuple[Address, ...]:
+def reachable_addresses(
+    record: ServiceRecord, local: Sequence[LocalAddress]
+) -> tuple[Address, ...]:
     """Return where on our networks a node says it is, in the order for dialling."""
-    hosts = (on_link(host, local) for host in sighting.hosts)
-    dialled = [Address(host, sighting.port) for host in hosts if host is not None]
+    hosts = (dialable_address(host, local) for host in record.hosts)
+    dialled = [Address(host, record.port) for host in hosts if host is not None]
     return dial_order(dialled, local)
 
 
-def check_port() -> None:
+def require_shareable_port() -> None:
     """Find out whether port 5353 can be shared; zeroconf would leak its sockets.
 
     Raises:
@@ -209,7 +211,9 @@ async def _close(zeroconf: AsyncZeroconf) -> None:
             await zeroconf.async_close()
 
 
-def _choice(local: Sequence[LocalAddress]) -> tuple[list[str | int], IPVersion]:
+def _zeroconf_options(
+    local: Sequence[LocalAddress],
+) -> tuple[list[str | int], IPVersion]:
     """Return what zeroconf is to use: an IPv4 address and the number per interface.
 
     Loopback is IPv4 only: its IPv6 side has no multicast.
@@ -225,8 +229,8 @@ def _choice(local: Sequence[LocalAddress]) -> tuple[list[str | int], IPVersion]:
     return [*first.values(), *scopes], version
 
 
-def _sighting(node: NodeId, info: AsyncServiceInfo) -> Sighting:
-    return read_sighting(
+def _record_of(node: NodeId, info: AsyncServiceInfo) -> ServiceRecord:
+    return parse_service_record(
         node,
         txt_bytes=len(info.text),
         txt=info.properties,

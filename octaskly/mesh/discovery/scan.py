@@ -22,24 +22,24 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery.adverts import (
     PAIRING_SERVICE,
     SERVICE,
-    Candidates,
+    DiscoveredNodes,
     MalformedAdvert,
-    Sighting,
-    node_named,
-    write_txt,
+    ServiceRecord,
+    build_txt,
+    node_id_of_name,
 )
 from octaskly.mesh.discovery.interfaces import local_addresses
-from octaskly.mesh.discovery.mdns import Mdns, near, open_mdns
+from octaskly.mesh.discovery.mdns import Mdns, open_mdns, reachable_addresses
 
 #: How long a machine without a secret looks for a mesh. A member that has spoken over
 #: mDNS within the last second may not repeat it at once (RFC 6762, 6): the library then
 #: answers after 1.02 to 1.12 s. Whoever looked for less made a mesh of its own.
-FIRST_LOOK_S = 1.2
+FIRST_SCAN_S = 1.2
 SETTLE_S = 0.1  #: after the first that is wanted, for others to be heard
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundNode:
     """A node in sight."""
 
     node: NodeId
@@ -48,11 +48,11 @@ class Found:
     lan_port: int = 0  #: of its HTTPS API; 0: it says none
 
 
-async def sightings(
+async def scan_meshes(
     timeout_s: float,
     interfaces: Sequence[str] = (),
     *,
-    beside: Callable[[], Awaitable[object]] | None = None,
+    meanwhile: Callable[[], Awaitable[object]] | None = None,
 ) -> frozenset[str]:
     """Return the ids of the meshes in sight, as soon as there is one.
 
@@ -62,18 +62,20 @@ async def sightings(
     Args:
         timeout_s: How long to look when there is none.
         interfaces: Names that restrict the choice.
-        beside: What this process does meanwhile; it is awaited, too.
+        meanwhile: What this process does meanwhile; it is awaited, too.
 
     Raises:
         ConfigError: an interface that was named does not exist.
     """
-    found = await _look(
-        timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh), beside=beside
+    found = await _scan(
+        timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh), meanwhile=meanwhile
     )
     return frozenset(one.mesh for one in found if one.mesh)
 
 
-async def neighbours(timeout_s: float, interfaces: Sequence[str] = ()) -> list[Found]:
+async def scan_nodes(
+    timeout_s: float, interfaces: Sequence[str] = ()
+) -> list[FoundNode]:
     """Return all nodes in sight, of whatever mesh.
 
     Args:
@@ -81,24 +83,24 @@ async def neighbours(timeout_s: float, interfaces: Sequence[str] = ()) -> list[F
         interfaces: Names that restrict the choice.
 
     Raises:
-        ConfigError: as `sightings`.
+        ConfigError: as `scan_meshes`.
     """
-    return await _look(
+    return await _scan(
         timeout_s, interfaces, SERVICE, lambda _: True, settle_s=timeout_s / 2
     )
 
 
-async def beacons(
+async def scan_pairing_beacons(
     timeout_s: float,
     interfaces: Sequence[str] = (),
     *,
     of_members: bool,
-) -> list[Found]:
+) -> list[FoundNode]:
     """Return who lets machines in, or who wants to be let in.
 
-    As `sightings`, but those are awaited too that answer a little later.
+    As `scan_meshes`, but those are awaited too that answer a little later.
     """
-    return await _look(
+    return await _scan(
         timeout_s,
         interfaces,
         PAIRING_SERVICE,
@@ -107,28 +109,30 @@ async def beacons(
     )
 
 
-async def members_that_invite(
+async def scan_inviting_members(
     timeout_s: float, interfaces: Sequence[str] = ()
-) -> AsyncGenerator[Found]:
+) -> AsyncGenerator[FoundNode]:
     """Yield who lets machines in, each as soon as it is heard of, until time is up.
 
     Whoever ends this early should close it, as it holds sockets.
     """
     ends_s = asyncio.get_running_loop().time() + timeout_s
-    async with _looking(interfaces, PAIRING_SERVICE, lambda one: bool(one.mesh)) as sky:
+    async with _open_scan(
+        interfaces, PAIRING_SERVICE, lambda one: bool(one.mesh)
+    ) as sky:
         told: set[NodeId] = set()
         while True:
             news = [one for one in sky.found.values() if one.node not in told]
             for one in news:
                 told.add(one.node)
                 yield one
-            sky.has_news.clear()
-            if told == sky.found.keys() and not await sky.news(ends_s):
+            sky.has_changed.clear()
+            if told == sky.found.keys() and not await sky.wait_for_node(ends_s):
                 return
 
 
 @contextlib.asynccontextmanager
-async def beacon(
+async def advertise_pairing(
     node: NodeInfo, *, mesh_id: str | None, interfaces: Sequence[str]
 ) -> AsyncIterator[bool]:
     """Say over mDNS, for the length of the block, where a pairing can be begun.
@@ -151,50 +155,50 @@ async def beacon(
             node.id,
             port=node.peer_port,
             hosts=tuple(dict.fromkeys(one.host.partition("%")[0] for one in local)),
-            txt=write_txt(node, mesh_id=mesh_id, is_dispatcher=False, term=0),
+            txt=build_txt(node, mesh_id=mesh_id, is_dispatcher=False, term=0),
         )
         yield True
     finally:
         await mdns.close()
 
 
-class _Sky:
+class _ScanResults:
     """Who is in sight."""
 
     def __init__(self) -> None:
-        self.found: dict[NodeId, Found] = {}
-        self.has_news = asyncio.Event()
+        self.found: dict[NodeId, FoundNode] = {}
+        self.has_changed = asyncio.Event()
 
-    async def news(self, ends_s: float) -> bool:
+    async def wait_for_node(self, ends_s: float) -> bool:
         """Wait for the next that is found; return False when time is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(ends_s):
-                await self.has_news.wait()
+                await self.has_changed.wait()
                 return True
         return False
 
 
 @contextlib.asynccontextmanager
-async def _looking(
-    interfaces: Sequence[str], service: str, is_wanted: Callable[[Sighting], bool]
-) -> AsyncIterator[_Sky]:
+async def _open_scan(
+    interfaces: Sequence[str], service: str, is_wanted: Callable[[ServiceRecord], bool]
+) -> AsyncIterator[_ScanResults]:
     """Look for the length of the block; what is forged has the bounds of an agent."""
     local = await asyncio.to_thread(local_addresses, interfaces)
-    sky, candidates = _Sky(), Candidates()
+    sky, candidates = _ScanResults(), DiscoveredNodes()
 
     def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
-        node = node_named(name, service)
+        node = node_id_of_name(name, service)
         if node is None or has_left or not candidates.has_room(node):
             return
         with contextlib.suppress(MalformedAdvert):
-            sighting = mdns.lookup(node)
+            sighting = mdns.read_cached(node)
             if sighting is None or not is_wanted(sighting):
                 return
-            sighting = candidates.put(sighting)
-            if addresses := near(sighting, local):
-                found = Found(node, sighting.mesh, addresses, sighting.lan_port)
+            sighting = candidates.update_node(sighting)
+            if addresses := reachable_addresses(sighting, local):
+                found = FoundNode(node, sighting.mesh, addresses, sighting.lan_port)
                 sky.found[node] = found
-                sky.has_news.set()
+                sky.has_changed.set()
 
     async with contextlib.AsyncExitStack() as opened:
         for is_guest in (True, False):
@@ -205,22 +209,22 @@ async def _looking(
         yield sky
 
 
-async def _look(
+async def _scan(
     timeout_s: float,
     interfaces: Sequence[str],
     service: str,
-    is_wanted: Callable[[Sighting], bool],
+    is_wanted: Callable[[ServiceRecord], bool],
     *,
     settle_s: float = 0.0,
-    beside: Callable[[], Awaitable[object]] | None = None,
-) -> list[Found]:
-    async with _looking(interfaces, service, is_wanted) as sky:
+    meanwhile: Callable[[], Awaitable[object]] | None = None,
+) -> list[FoundNode]:
+    async with _open_scan(interfaces, service, is_wanted) as sky:
         clock = asyncio.get_running_loop().time
         ends_s = clock() + timeout_s
-        if beside is not None:
-            await beside()
+        if meanwhile is not None:
+            await meanwhile()
             # What came while this process was busy has yet to be read.
             ends_s = max(ends_s, clock() + SETTLE_S)
-        if await sky.news(ends_s):
+        if await sky.wait_for_node(ends_s):
             await asyncio.sleep(min(settle_s, max(0.0, ends_s - clock())))
     return list(sky.found.values())

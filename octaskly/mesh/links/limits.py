@@ -29,7 +29,7 @@ DIALS_AT_ONCE_MAX: Final = 16
 DIALS_TO_HOST_MAX: Final = 2
 
 
-class Dials:
+class DialLimiter:
     """Turns to dial, in the order in which they are asked for."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Dials:
         self._hosts = WeakValueDictionary[str, asyncio.Semaphore]()
 
     @asynccontextmanager
-    async def turn(self, host: str) -> AsyncIterator[None]:
+    async def limit_dial(self, host: str) -> AsyncIterator[None]:
         """Wait for a turn to dial a host, and have it for the length of the block."""
         is_here = host == "::1" or host.startswith("127.")
         most = DIALS_AT_ONCE_MAX if is_here else DIALS_TO_HOST_MAX
@@ -78,68 +78,70 @@ class Grudges:
         return peer in self._out and self._clock.now().mono_s < self._out[peer][1]
 
 
-HANDSHAKES_HERE_MAX: Final = 96
-HERE_TIMES: Final = 2
+LOCAL_HANDSHAKES_MAX: Final = 96
+LOCAL_TIMEOUT_FACTOR: Final = 2
 """Agents that start here, on few cores, may take so many times longer than others."""
 
-_HERE: Final = ""
+_LOCAL_HOST: Final = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class PendingHandshake:
     """What one connection takes."""
 
     host: str  #: whose it is; empty: this machine's
     connection: socket.socket
 
 
-class Strangers:
+class HandshakeLimiter:
     """Handshakes under way, by the address from which they come."""
 
     def __init__(self, bounds: LimitOptions | None = None) -> None:
         self._bounds = bounds or LimitOptions()
-        self._taken: dict[Place, None] = {}  #: who came first is first
+        self._handshakes: dict[PendingHandshake, None] = {}  #: who came first is first
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self._handshakes)
 
-    def enter(self, connection: socket.socket, host: str) -> Place | None:
+    def admit_connection(
+        self, connection: socket.socket, host: str
+    ) -> PendingHandshake | None:
         """Return the place that a new connection takes; None: hang up."""
         is_near = host == connection.getsockname()[0]
-        place = Place(_HERE if is_near else host, connection)
+        place = PendingHandshake(_LOCAL_HOST if is_near else host, connection)
         most = self._bounds.handshakes_per_address
-        if self._counts[place.host] >= (HANDSHAKES_HERE_MAX if is_near else most):
+        if self._counts[place.host] >= (LOCAL_HANDSHAKES_MAX if is_near else most):
             return None
-        if not is_near and self._elsewhere >= self._bounds.handshakes_max:
-            self._make_room()
-        self._taken[place] = None
+        if not is_near and self._remote_count >= self._bounds.handshakes_max:
+            self._evict_handshake()
+        self._handshakes[place] = None
         self._counts[place.host] += 1
         return place
 
-    def leave(self, place: Place) -> None:
+    def release_handshake(self, handshake: PendingHandshake) -> None:
         """Give a place back, unless another has it: a member was found, or nobody."""
-        if place not in self._taken:
+        if handshake not in self._handshakes:
             return
-        del self._taken[place]
-        self._counts[place.host] -= 1
-        if not self._counts[place.host]:
-            del self._counts[place.host]
+        del self._handshakes[handshake]
+        self._counts[handshake.host] -= 1
+        if not self._counts[handshake.host]:
+            del self._counts[handshake.host]
 
-    def patience_s(self, place: Place) -> float:
+    def handshake_timeout_s(self, handshake: PendingHandshake) -> float:
         """Return how long who has taken a place may take to show a certificate."""
-        times = HERE_TIMES if place.host == _HERE else 1
+        times = LOCAL_TIMEOUT_FACTOR if handshake.host == _LOCAL_HOST else 1
         return float(times * self._bounds.handshake_s)
 
     @property
-    def _elsewhere(self) -> int:
-        return len(self._taken) - self._counts[_HERE]
+    def _remote_count(self) -> int:
+        return len(self._handshakes) - self._counts[_LOCAL_HOST]
 
-    def _make_room(self) -> None:
+    def _evict_handshake(self) -> None:
         """End what somebody elsewhere has begun, as if the other side had hung up."""
         counts = self._counts
-        others = [place for place in self._taken if place.host != _HERE]
+        others = [place for place in self._handshakes if place.host != _LOCAL_HOST]
         longest = max(others, key=lambda place: counts[place.host])
-        self.leave(longest)
+        self.release_handshake(longest)
         with suppress(OSError):
             longest.connection.shutdown(socket.SHUT_RDWR)

@@ -29,9 +29,9 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
 from octaskly.mesh import wire
-from octaskly.mesh.links.receive import Intake, Progress
-from octaskly.mesh.links.tcp import remote_of
-from octaskly.trust import MeshTrust
+from octaskly.mesh.links.receive import DiskProgress, Receiver
+from octaskly.mesh.links.tcp import dialable_peer_address
+from octaskly.trust import MeshTls
 from octaskly.trust.tls import ALPN
 
 FRAME_SOFT_BYTES: Final = 256 * 1024
@@ -40,13 +40,15 @@ FRAME_SOFT_BYTES: Final = 256 * 1024
 WRITE_HIGH_BYTES: Final = 512 * 1024
 """Above this, what is sent waits in the outbox instead of the TLS layer."""
 
-PART_BYTES: Final = 64  #: what a message in the outbox takes beside its own bytes
+PART_OVERHEAD_BYTES: Final = (
+    64  #: what a message in the outbox takes beside its own bytes
+)
 
 REASON_CHARS_MAX: Final = 200
 
 NOT_ACCEPTED: Final = "peer does not accept our mesh secret"
-TOO_LATE: Final = "no handshake in time"
-REFUSAL_S: Final = 2.0
+HANDSHAKE_TIMED_OUT: Final = "no handshake in time"
+REJECTION_S: Final = 2.0
 """From the connection on: a peer that hangs up so soon does not accept our certificate.
 One that does so later may just have waited for it long enough, on a busy machine."""
 OVERFLOW: Final = "outbox overflow"
@@ -70,7 +72,7 @@ class LinkOwner(Protocol):
     def on_ended(self, link: Link) -> None:
         """The link is of no more use, because of `link.reason`; called once."""
 
-    def on_lost(self, link: Link) -> None:
+    def on_closed(self, link: Link) -> None:
         """Nothing of the connection is left."""
 
 
@@ -91,34 +93,38 @@ class Link(asyncio.Protocol):
     def __init__(
         self,
         owner: LinkOwner,
-        trust: MeshTrust,
+        trust: MeshTls,
         limits: Limits,
-        packing: wire.Packing,
+        packer: wire.MessagePacker,
         hello: Callable[[], Hello],
         *,
         dialled: Address | None,
         outbox_bytes: int,
-        progress: Progress,
+        progress: DiskProgress,
     ) -> None:
         self.dialled = dialled
         self.remote: Address | None = None  #: the other end of the socket
         self.peer = NodeId("")  #: known once TLS is done
-        self.sent: Hello | None = None
-        self.hello: Hello | None = None  #: what the peer said
+        self.own_hello: Hello | None = None
+        self.peer_hello: Hello | None = None  #: what the peer said
         self.has_accepted = False  #: this node said HELLO_OK
         self.is_connected = False
         self.reason: str | None = None  #: why it ended
-        self.was_left = False  #: the peer ended it, and said why
-        self.was_broken = False  #: the peer sent what is no message now
-        self.was_unheard = False  #: dialled, the peer hung up without a HELLO
-        self.settled = asyncio.Event()  #: connected or ended
-        self.lost = asyncio.Event()  #: nothing of the connection is left
-        self._begun_s = asyncio.get_running_loop().time()
+        self.was_closed_by_peer = False  #: the peer ended it, and said why
+        self.has_peer_violated = False  #: the peer sent what is no message now
+        self.was_closed_before_hello = (
+            False  #: dialled, the peer hung up without a HELLO
+        )
+        self.handshake_over = asyncio.Event()  #: connected or ended
+        self.closed = asyncio.Event()  #: nothing of the connection is left
+        self._opened_s = asyncio.get_running_loop().time()
         self._owner = owner
         self._trust = trust
-        self._packing = packing
+        self._packer = packer
         self._make_hello = hello
-        self._intake = Intake(wire.Decoder(limits), self._hear, self._break, progress)
+        self._receiver = Receiver(
+            wire.Decoder(limits), self._on_received, self._close_on_violation, progress
+        )
         self._outbox_bytes_max = outbox_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
@@ -138,7 +144,7 @@ class Link(asyncio.Protocol):
         if name is None:
             self.abort("reset")  # It is gone already.
             return
-        self.remote = remote_of(name)
+        self.remote = dialable_peer_address(name)
         tls = self._tls = transport.get_extra_info("ssl_object")
         try:
             self.peer = self._trust.peer_node_id(tls)
@@ -152,14 +158,14 @@ class Link(asyncio.Protocol):
         if refusal is not None:
             self.close(refusal)
             return
-        self.sent = self._make_hello()
-        self._intake.open(transport)
-        self._write([self.sent])
+        self.own_hello = self._make_hello()
+        self._receiver.attach_transport(transport)
+        self._write([self.own_hello])
 
     def data_received(self, data: bytes) -> None:
         """Handle what the peer sent."""
         if self.reason is None:
-            self._intake.receive(data)
+            self._receiver.receive_data(data)
 
     def pause_writing(self) -> None:
         """Keep what is sent in the outbox: the peer reads too slowly."""
@@ -173,7 +179,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is gone, once what came before that is taken."""
         self._transport = None
-        self._intake.finish(lambda: self._lose(exc))
+        self._receiver.drain(lambda: self._on_connection_lost(exc))
 
     # Called by the transport
 
@@ -185,7 +191,7 @@ class Link(asyncio.Protocol):
     @property
     def age_s(self) -> float:
         """Seconds since it was dialled or accepted."""
-        return asyncio.get_running_loop().time() - self._begun_s
+        return asyncio.get_running_loop().time() - self._opened_s
 
     @property
     def queued_bytes(self) -> int:
@@ -208,9 +214,9 @@ class Link(asyncio.Protocol):
             self.abort(OVERFLOW)
             return
         for message in messages:
-            for part in self._packing.parts_of(message):
+            for part in self._packer.pack_parts(message):
                 self._outbox.append(part)
-                self._outbox_bytes += len(part) + PART_BYTES
+                self._outbox_bytes += len(part) + PART_OVERHEAD_BYTES
         if not self._is_flush_due:
             self._is_flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -222,49 +228,49 @@ class Link(asyncio.Protocol):
             # What still waits is given up; a slow peer would hold us up.
             self._write([Leave(reason[:REASON_CHARS_MAX])])
             self._transport.close()
-        self._end(reason)
+        self._mark_ended(reason)
 
     def abort(self, reason: str) -> None:
         """Close at once, without a word."""
         if self._transport is not None:
             self._transport.abort()
-        self._end(reason)
+        self._mark_ended(reason)
 
     # Inside
 
-    def _lose(self, exc: Exception | None) -> None:
-        if self.dialled and self.peer and self.hello is None:
-            self.was_unheard = self.reason is None
-            reason = NOT_ACCEPTED if self.age_s < REFUSAL_S else TOO_LATE
+    def _on_connection_lost(self, exc: Exception | None) -> None:
+        if self.dialled and self.peer and self.peer_hello is None:
+            self.was_closed_before_hello = self.reason is None
+            reason = NOT_ACCEPTED if self.age_s < REJECTION_S else HANDSHAKE_TIMED_OUT
         elif exc is None:
             reason = "eof"
         else:
             reason = "timeout" if isinstance(exc, TimeoutError) else "reset"
-        self._end(reason)
-        self.lost.set()
-        self._owner.on_lost(self)
+        self._mark_ended(reason)
+        self.closed.set()
+        self._owner.on_closed(self)
 
-    def _break(self, error: RemoteProtocolError) -> None:
-        self.was_broken = True
+    def _close_on_violation(self, error: RemoteProtocolError) -> None:
+        self.has_peer_violated = True
         self.close(f"{PROTOCOL_PREFIX}{error}")
 
-    def _hear(self, messages: Sequence[Message]) -> None:
+    def _on_received(self, messages: Sequence[Message]) -> None:
         if self.reason is not None:
             return
         try:
-            self._take(messages)
+            self._handle_messages(messages)
         except VersionMismatch as error:
             self.close(str(error))  # It breaks nothing, and may be upgraded any time.
         except RemoteProtocolError as error:
-            self._break(error)
+            self._close_on_violation(error)
 
-    def _take(self, messages: Sequence[Message]) -> None:
+    def _handle_messages(self, messages: Sequence[Message]) -> None:
         taken = 0
         for message in messages:
             if self.is_connected:
                 break
             taken += 1
-            self._greet(message)
+            self._handle_handshake(message)
             if self.reason is not None:
                 return
         rest = messages[taken:]
@@ -278,23 +284,23 @@ class Link(asyncio.Protocol):
             self._owner.on_messages(self, rest[:end])
         match words[0]:
             case Leave(reason):
-                self._leave(reason)
+                self._handle_leave(reason)
             case word:
                 raise RemoteProtocolError(f"{type(word).__name__} came again")
 
-    def _greet(self, message: Message) -> None:
+    def _handle_handshake(self, message: Message) -> None:
         """Handle a message before the link is connected."""
         match message:
-            case Hello() if self.hello is None:
-                self._meet(message)
+            case Hello() if self.peer_hello is None:
+                self._handle_hello(message)
             case HelloOk() if self.has_accepted and not self._is_current():
                 self.close(OUTDATED_REASON)
             case HelloOk() if self.has_accepted:
                 self.is_connected = True
                 self._owner.on_connected(self)
-                self.settled.set()
+                self.handshake_over.set()
             case Leave(reason):
-                self._leave(reason)
+                self._handle_leave(reason)
             case _:
                 name = type(message).__name__
                 raise RemoteProtocolError(f"{name} came before HELLO_OK")
@@ -302,10 +308,10 @@ class Link(asyncio.Protocol):
     def _is_current(self) -> bool:
         """Whether the secret was not renewed while the peer greeted, without it."""
         assert self._tls is not None
-        return self._trust.still_knows(self._tls)
+        return self._trust.is_generation_accepted(self._tls)
 
-    def _meet(self, hello: Hello) -> None:
-        assert self.sent is not None
+    def _handle_hello(self, hello: Hello) -> None:
+        assert self.own_hello is not None
         if hello.node.id != self.peer:
             raise RemoteProtocolError("the HELLO is that of another node")
         newest = min(hello.version, PROTOCOL_VERSION)
@@ -314,7 +320,7 @@ class Link(asyncio.Protocol):
                 f"the peer speaks versions {hello.version_min} to {hello.version}, "
                 f"this node {VERSION_MIN} to {PROTOCOL_VERSION}"
             )
-        self.hello = hello
+        self.peer_hello = hello
         refusal = self._owner.on_hello(self)
         if refusal is None:
             self.has_accepted = True
@@ -322,12 +328,12 @@ class Link(asyncio.Protocol):
         else:
             self.close(refusal)
 
-    def _leave(self, reason: str) -> None:
+    def _handle_leave(self, reason: str) -> None:
         """End the link, since the peer said that it does."""
-        self.was_left = self.reason is None
+        self.was_closed_by_peer = self.reason is None
         if self._transport is not None:
             self._transport.close()
-        self._end(reason[:REASON_CHARS_MAX])
+        self._mark_ended(reason[:REASON_CHARS_MAX])
 
     def _write(self, messages: Sequence[Message]) -> None:
         """Send at once, before what waits in the outbox."""
@@ -340,7 +346,7 @@ class Link(asyncio.Protocol):
         if transport is None or self.reason is not None:
             return
         while self._outbox and not self._is_paused:
-            transport.write(wire.frame(self._next_parts()))
+            transport.write(wire.build_frame(self._next_parts()))
 
     def _next_parts(self) -> list[bytes]:
         """Take messages for one frame: at least one, then up to the soft bound."""
@@ -351,16 +357,16 @@ class Link(asyncio.Protocol):
             if parts and size > FRAME_SOFT_BYTES:
                 break
             parts.append(self._outbox.popleft())
-        self._outbox_bytes -= sum(map(len, parts)) + PART_BYTES * len(parts)
+        self._outbox_bytes -= sum(map(len, parts)) + PART_OVERHEAD_BYTES * len(parts)
         return parts
 
-    def _end(self, reason: str) -> None:
+    def _mark_ended(self, reason: str) -> None:
         if self.reason is not None:
             return
         self.reason = reason
         self.is_connected = False
-        self._intake.drop()
+        self._receiver.stop()
         self._outbox.clear()
         self._outbox_bytes = 0
         self._owner.on_ended(self)
-        self.settled.set()
+        self.handshake_over.set()

@@ -36,7 +36,7 @@ async def connect(address: Address) -> socket.socket:
     connection = socket.socket(family, kind, protocol)
     try:
         connection.settimeout(0)
-        tune(connection)
+        tune_socket(connection)
         async with asyncio.timeout(CONNECT_S):
             await asyncio.get_running_loop().sock_connect(connection, place)
     except BaseException:
@@ -45,7 +45,7 @@ async def connect(address: Address) -> socket.socket:
     return connection
 
 
-def tune(connection: socket.socket) -> None:
+def tune_socket(connection: socket.socket) -> None:
     """Send small frames at once, and notice a peer that went silent.
 
     Failures are left alone: the system may lack an option, and heartbeats decide.
@@ -63,7 +63,7 @@ def tune(connection: socket.socket) -> None:
             connection.setsockopt(level, option, value)
 
 
-def remote_of(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+def dialable_peer_address(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
     """Return a peer's address as it can be dialled from here, with its scope."""
     host, port, *rest = name
     ip = ipaddress.ip_address(host.partition("%")[0])

@@ -23,14 +23,25 @@ from octaskly.core.protocol.messages import (
     PackedMessage,
 )
 from octaskly.errors import LocalProtocolError
-from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
-from octaskly.mesh.links.limits import GRUDGE, Dials, Grudges, Place, Strangers
-from octaskly.mesh.links.link import TOO_LATE, Link
-from octaskly.mesh.links.receive import Progress
-from octaskly.mesh.links.tcp import connect, tune
-from octaskly.mesh.wire import Packing
+from octaskly.mesh.links.duplicates import (
+    DUPLICATE,
+    DUPLICATE_ID,
+    OWN_NODE,
+    DuplicateLinks,
+)
+from octaskly.mesh.links.limits import (
+    GRUDGE,
+    DialLimiter,
+    Grudges,
+    HandshakeLimiter,
+    PendingHandshake,
+)
+from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link
+from octaskly.mesh.links.receive import DiskProgress
+from octaskly.mesh.links.tcp import connect, tune_socket
+from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
-from octaskly.trust import MeshTrust
+from octaskly.trust import MeshTls
 
 HANDSHAKE_S: Final = 15.0
 """From the connection to HELLO_OK. Where many start at once on few cores, they all
@@ -39,12 +50,12 @@ DIALS_WAITING_MAX: Final = 1024
 BACKLOG: Final = 128
 ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
 SHUTDOWN_S: Final = 1.0
-NOTED_MAX: Final = 1024
+LOGGED_MAX: Final = 1024
 
-QUIET: Final = frozenset(
+UNLOGGED_REASONS: Final = frozenset(
     {
         DUPLICATE,
-        MYSELF,
+        OWN_NODE,
         STOPPING_REASON,
         UNNEEDED_REASON,
         REVOKED_REASON,
@@ -78,44 +89,46 @@ class Transport:
     def __init__(
         self,
         *,
-        trust: MeshTrust,
+        trust: MeshTls,
         limits: Limits,
         clock: Clock,
         hello: HelloSource,
         on_event: Callable[[Event], None],
         on_note: Callable[[LogLine], None],
         on_duplicate: Callable[[], None],
-        on_broken: Callable[[], None] = lambda: None,
+        on_violation: Callable[[], None] = lambda: None,
         handshake_s: float = HANDSHAKE_S,
         outbox_bytes: int | None = None,
-        progress: Progress = lambda: (0, 0),
+        progress: DiskProgress = lambda: (0, 0),
         bounds: LimitOptions | None = None,
     ) -> None:
         self._trust = trust
-        self._me = trust.node_id
+        self._own_id = trust.node_id
         self._limits = limits
-        self._packing = Packing(limits.frame_bytes)
+        self._packer = MessagePacker(limits.frame_bytes)
         self._clock = clock
         self._hello = hello
-        self._post = on_event
-        self._note = on_note
+        self._on_event = on_event
+        self._on_note = on_note
         self._on_duplicate = on_duplicate
-        self._on_broken = on_broken
+        self._on_violation = on_violation
         self._handshake_s = handshake_s
         self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
         self._progress = progress
         self._server_context = trust.server_context()
-        self._rivals = Rivals(self._me, limits.peers, clock, on_duplicate)
-        self._links = self._rivals.links
+        self._duplicates = DuplicateLinks(
+            self._own_id, limits.peers, clock, on_duplicate
+        )
+        self._links = self._duplicates.links
         self._closing: set[Link] = set()
-        self._strangers = Strangers(bounds)
+        self._handshake_limiter = HandshakeLimiter(bounds)
         self._grudges = Grudges(clock)
-        self._dialling: set[NodeId | Address] = set()
-        self._dials = Dials()
+        self._dial_keys: set[NodeId | Address] = set()
+        self._dial_limiter = DialLimiter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._sockets: tuple[socket.socket, ...] = ()
-        self._noted: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     async def start(
         self, tasks: asyncio.TaskGroup, sockets: Sequence[socket.socket]
@@ -151,7 +164,7 @@ class Transport:
         try:
             link.send(messages)
         except LocalProtocolError as error:
-            self._note(
+            self._on_note(
                 LogLine(
                     "error", "message not sent", (("peer", peer), ("why", str(error)))
                 )
@@ -160,19 +173,19 @@ class Transport:
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
         """Start a dial unless connected to `node` or dialling it."""
         key = addresses[0] if node is None else node
-        if node in self._links or key in self._dialling or self._group is None:
+        if node in self._links or key in self._dial_keys or self._group is None:
             return
-        if len(self._dialling) >= DIALS_WAITING_MAX:
-            self._post(DialFailed(node, tuple(addresses), was_refused=False))
+        if len(self._dial_keys) >= DIALS_WAITING_MAX:
+            self._on_event(DialFailed(node, tuple(addresses), was_refused=False))
             return
-        self._dialling.add(key)
+        self._dial_keys.add(key)
         self._spawn(self._dial(node, tuple(addresses), key))
 
     def disconnect(self, peer: NodeId, reason: str) -> None:
         """Send Leave and close."""
         link = self._links.get(peer)
         if link is not None:
-            self._noted.add((peer, reason))  # Who asks for it has told people why.
+            self._logged.add((peer, reason))  # Who asks for it has told people why.
             link.close(reason)
 
     async def close(self) -> None:
@@ -185,12 +198,12 @@ class Transport:
             await asyncio.wait(running)
         for listener in self._sockets:
             listener.close()
-        for link in (*self._links.values(), *self._rivals.greeting):
+        for link in (*self._links.values(), *self._duplicates.handshaking):
             link.close(STOPPING_REASON)
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
                 for link in tuple(self._closing):
-                    await link.lost.wait()
+                    await link.closed.wait()
         for link in tuple(self._closing):
             link.abort(STOPPING_REASON)
 
@@ -200,54 +213,60 @@ class Transport:
         """Say why a link is not wanted, if it is not."""
         if self._grudges.is_out(link.peer):
             return GRUDGE
-        return self._rivals.on_open(link)
+        return self._duplicates.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:
         """Accept a peer, or say why not."""
-        return self._rivals.on_hello(link)
+        return self._duplicates.on_hello(link)
 
     def on_connected(self, link: Link) -> None:
         """Tell the core that a peer is there."""
-        assert link.hello is not None
-        assert link.sent is not None
+        assert link.peer_hello is not None
+        assert link.own_hello is not None
         before = self._links.get(link.peer)
         if before is not None:
             before.close(DUPLICATE)
-        self._rivals.on_connected(link)
-        self._noted = {
+        self._duplicates.on_connected(link)
+        self._logged = {
             (who, reason)
-            for who, reason in self._noted
+            for who, reason in self._logged
             if who != link.peer or reason.startswith(PROTOCOL_PREFIX)
         }
-        port = link.hello.node.peer_port
+        port = link.peer_hello.node.peer_port
         assert link.remote is not None
         address = link.dialled or Address(link.remote.host, port)
         draw, took_ms = self._clock.draw(), round(link.age_s * 1000)
-        self._post(PeerUp(link.peer, link.sent, link.hello, address, draw, took_ms))
+        self._on_event(
+            PeerUp(link.peer, link.own_hello, link.peer_hello, address, draw, took_ms)
+        )
 
     def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
         """Hand messages to the core."""
-        self._rivals.on_heard(link.peer)
-        self._post(Received(link.peer, tuple(messages), self._clock.draw()))
+        self._duplicates.record_heard(link.peer)
+        self._on_event(Received(link.peer, tuple(messages), self._clock.draw()))
 
     def on_ended(self, link: Link) -> None:
         """Tell the core if it knew of the link, and people if something is wrong."""
         assert link.reason is not None
-        was_connected = self._rivals.on_ended(link)
+        was_connected = self._duplicates.on_ended(link)
         if link.is_open:
             self._closing.add(link)
-        if link.reason.startswith(PROTOCOL_PREFIX) and link.peer and not link.was_left:
+        if (
+            link.reason.startswith(PROTOCOL_PREFIX)
+            and link.peer
+            and not link.was_closed_by_peer
+        ):
             self._grudges.bear(link.peer)
-        if link.was_broken:
-            self._on_broken()
-        if link.reason not in QUIET:
-            self._warn(link, link.reason)
-        if link.reason == DUPLICATE_ID and link.was_left:
+        if link.has_peer_violated:
+            self._on_violation()
+        if link.reason not in UNLOGGED_REASONS:
+            self._warn_once(link, link.reason)
+        if link.reason == DUPLICATE_ID and link.was_closed_by_peer:
             self._on_duplicate()
         if was_connected:
-            self._post(PeerDown(link.peer, link.reason, self._clock.draw()))
+            self._on_event(PeerDown(link.peer, link.reason, self._clock.draw()))
 
-    def on_lost(self, link: Link) -> None:
+    def on_closed(self, link: Link) -> None:
         """Forget a link whose connection is gone."""
         self._closing.discard(link)
 
@@ -261,21 +280,25 @@ class Transport:
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            place = self._strangers.enter(connection, str(name[0]))
+            place = self._handshake_limiter.admit_connection(connection, str(name[0]))
             if place is None:
                 connection.close()
                 continue
-            tune(connection)
-            self._spawn(self._welcome(connection, place))
+            tune_socket(connection)
+            self._spawn(self._run_handshake(connection, place))
 
-    async def _welcome(self, connection: socket.socket, place: Place) -> None:
+    async def _run_handshake(
+        self, connection: socket.socket, handshake: PendingHandshake
+    ) -> None:
         """Bring one connection from a stranger's to a peer's, or close it.
 
         Whoever has shown a certificate of the mesh is no stranger any more, and takes
         no place of one while its HELLO is under way.
         """
         link = self._new_link(None)
-        certificate_s = min(self._handshake_s, self._strangers.patience_s(place))
+        certificate_s = min(
+            self._handshake_s, self._handshake_limiter.handshake_timeout_s(handshake)
+        )
         try:
             async with asyncio.timeout(self._handshake_s):
                 try:
@@ -287,10 +310,10 @@ class Transport:
                         ssl_shutdown_timeout=SHUTDOWN_S,
                     )
                 finally:
-                    self._strangers.leave(place)
-                await link.settled.wait()
+                    self._handshake_limiter.release_handshake(handshake)
+                await link.handshake_over.wait()
         except OSError as error:
-            link.abort(_failure(error))
+            link.abort(_handshake_failure(error))
 
     # Dialling
 
@@ -304,8 +327,8 @@ class Transport:
         try:
             for address in addresses:
                 try:
-                    async with self._dials.turn(address.host):
-                        link = await self._meet(address)
+                    async with self._dial_limiter.limit_dial(address.host):
+                        link = await self._dial_address(address)
                 except ConnectionRefusedError:
                     refused += 1
                     continue
@@ -314,10 +337,10 @@ class Transport:
                 if node in self._links:
                     return
         finally:
-            self._dialling.discard(key)
-        self._post(DialFailed(node, addresses, refused == len(addresses)))
+            self._dial_keys.discard(key)
+        self._on_event(DialFailed(node, addresses, refused == len(addresses)))
 
-    async def _meet(self, address: Address) -> Link | None:
+    async def _dial_address(self, address: Address) -> Link | None:
         """Return the link if the peer was met: connected, or connected otherwise.
 
         A peer that was away while the secret was renewed knows an older generation.
@@ -326,14 +349,14 @@ class Transport:
             ConnectionRefusedError: no process listens there.
         """
         for context in self._trust.client_contexts():
-            link = await self._attempt(address, context)
+            link = await self._try_dial(address, context)
             if link is None or link.is_connected or link.reason == DUPLICATE:
                 return link
-            if not link.was_unheard:
+            if not link.was_closed_before_hello:
                 break
         return None
 
-    async def _attempt(self, address: Address, context: ssl.SSLContext) -> Link | None:
+    async def _try_dial(self, address: Address, context: ssl.SSLContext) -> Link | None:
         """Return the link once it is connected or ended; None: there is no way to it.
 
         Raises:
@@ -352,13 +375,13 @@ class Transport:
                     lambda: link,
                     sock=connection,
                     ssl=context,
-                    server_hostname=self._trust.dialled_as,
+                    server_hostname=self._trust.server_name,
                     ssl_handshake_timeout=self._handshake_s,
                     ssl_shutdown_timeout=SHUTDOWN_S,
                 )
-                await link.settled.wait()
+                await link.handshake_over.wait()
         except OSError as error:
-            link.abort(_failure(error))
+            link.abort(_handshake_failure(error))
         return link
 
     def _new_link(self, dialled: Address | None) -> Link:
@@ -366,7 +389,7 @@ class Transport:
             self,
             self._trust,
             self._limits,
-            self._packing,
+            self._packer,
             self._hello,
             dialled=dialled,
             outbox_bytes=self._outbox_bytes,
@@ -381,22 +404,22 @@ class Transport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _warn(self, link: Link, reason: str) -> None:
+    def _warn_once(self, link: Link, reason: str) -> None:
         """Log what is wrong with a peer, once until it connects, if that mends it."""
         place = link.dialled or link.remote
         who = link.peer or (place.host if place else "")
-        if (who, reason) in self._noted:
+        if (who, reason) in self._logged:
             return
-        if len(self._noted) >= NOTED_MAX:
-            self._noted.clear()
-        self._noted.add((who, reason))
+        if len(self._logged) >= LOGGED_MAX:
+            self._logged.clear()
+        self._logged.add((who, reason))
         host = place.host if place else ""
         fields = (("peer", link.peer), ("address", host), ("reason", reason))
         known = tuple((name, value) for name, value in fields if value)
-        self._note(LogLine("warning", "peer refused", known))
+        self._on_note(LogLine("warning", "link to peer refused", known))
 
 
-def _failure(error: OSError) -> str:
+def _handshake_failure(error: OSError) -> str:
     """Return why a handshake failed, as people read it."""
     match error:
         case ssl.SSLCertVerificationError():
@@ -404,6 +427,6 @@ def _failure(error: OSError) -> str:
         case ssl.SSLError():
             return "peer shows no certificate, or speaks no TLS 1.3"
         case TimeoutError() | ConnectionAbortedError():
-            return TOO_LATE
+            return HANDSHAKE_TIMED_OUT
         case _:
             return "reset"

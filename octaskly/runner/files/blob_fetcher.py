@@ -14,58 +14,58 @@ from urllib.parse import urlsplit
 
 from octaskly.core.model.task_options import UploadedFile
 from octaskly.errors import OutputNotFound
-from octaskly.ports import NoRoom, WrongBytes
-from octaskly.runner.files.blob_store import KEEP_COPY_S, Depot
+from octaskly.ports import ContentMismatch, FileQuotaExceeded
+from octaskly.runner.files.blob_store import COPY_RETENTION_S, BlobStore
 
-PATH: Final = "/internal/v1/files/"
+FILES_PATH: Final = "/internal/v1/files/"
 STALL_S: Final = 20.0  #: between two parts of a file
-TRIES: Final = 4  #: a node that begins again is back within seconds
+FETCH_TRIES: Final = 4  #: a node that begins again is back within seconds
 PAUSE_S: Final = 1.0
 CHUNK_BYTES: Final = 1 << 20
-AT_A_TIME: Final = 4  #: files that are fetched
+CONCURRENT_FETCHES_MAX: Final = 4  #: files that are fetched
 
 Tune = Callable[[socket.socket], None]
 UrlsOf = Callable[[str], Sequence[str]]
 
 
-class Source(NamedTuple):
+class FileSource(NamedTuple):
     """A file, and where it can be had."""
 
     file: UploadedFile
     urls: Sequence[str]
 
 
-class _Unanswered(Exception):
+class _NodeUnreachable(Exception):
     """The node is not there, or broke off."""
 
 
-class Turns:
+class NamedLocks:
     """Locks by name, each kept only while somebody has it or waits for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._taken: dict[str, tuple[threading.Lock, int]] = {}  #: and by how many
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}  #: and by how many
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self._locks)
 
     @contextmanager
-    def of(self, name: str) -> Iterator[None]:
+    def hold_lock(self, name: str) -> Iterator[None]:
         """Keep others out who want the same name, for the length of the block."""
         with self._lock:
-            turn, count = self._taken.get(name, (threading.Lock(), 0))
-            self._taken[name] = turn, count + 1
+            turn, count = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = turn, count + 1
         try:
             with turn:
                 yield
         finally:
             with self._lock:
-                _, count = self._taken.pop(name)
+                _, count = self._locks.pop(name)
                 if count > 1:
-                    self._taken[name] = turn, count - 1
+                    self._locks[name] = turn, count - 1
 
 
-class Supply:
+class BlobFetcher:
     """Fetches files; who asks for some is blocked until they are here.
 
     It has `threads` for that, so that others need not wait.
@@ -78,35 +78,44 @@ class Supply:
     """
 
     def __init__(
-        self, depot: Depot, tls: Callable[[], ssl.SSLContext], urls_of: UrlsOf
+        self, blob_store: BlobStore, tls: Callable[[], ssl.SSLContext], urls_of: UrlsOf
     ) -> None:
-        self.depot = depot
+        self.blob_store = blob_store
         self._tls = tls
         self._urls_of = urls_of
-        self.threads = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="supply")
-        self.turns = Turns()  #: of files that are fetched
+        self.threads = ThreadPoolExecutor(
+            CONCURRENT_FETCHES_MAX, thread_name_prefix="supply"
+        )
+        self.file_locks = NamedLocks()  #: of files that are fetched
         self._lock = threading.Lock()
-        self._live: set[socket.socket] = set()
+        self._open_sockets: set[socket.socket] = set()
         self._is_closed = threading.Event()
 
-    def sources(self, files: Iterable[UploadedFile]) -> list[Source]:
+    def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
         """Return where files can be had; not for other threads."""
-        return [Source(file, self._urls_of(file.node)) for file in files]
+        return [FileSource(file, self._urls_of(file.node)) for file in files]
 
-    def bring(self, sources: Iterable[Source], go_on: Callable[[], bool]) -> list[str]:
+    def fetch_files(
+        self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
+    ) -> list[str]:
         """Have files here; return what cannot be had, in words.
 
         Args:
             sources: What, and where from.
-            go_on: Asked now and again whether they are still wanted.
+            may_continue: Asked now and again whether they are still wanted.
         """
         lacking = []
         for source in sources:
             try:
                 # Many tasks may want the same file, which comes once.
-                with self.turns.of(source.file.sha256):
-                    self._bring(source, go_on)
-            except (OutputNotFound, WrongBytes, NoRoom, _Unanswered) as error:
+                with self.file_locks.hold_lock(source.file.sha256):
+                    self._fetch_file(source, may_continue)
+            except (
+                OutputNotFound,
+                ContentMismatch,
+                FileQuotaExceeded,
+                _NodeUnreachable,
+            ) as error:
                 name = f"{source.file.path} ({source.file.sha256[:12]}...)"
                 lacking.append(f"{name} of node {source.file.node}: {error}")
         return lacking
@@ -115,34 +124,40 @@ class Supply:
         """Fetch no more; what is on its way is given up; blocks until it is."""
         self._is_closed.set()
         with self._lock:
-            for connection in self._live:
+            for connection in self._open_sockets:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
         self.threads.shutdown()
 
-    def _bring(self, source: Source, go_on: Callable[[], bool]) -> None:
-        for more in reversed(range(TRIES)):
-            kept = self.depot.size_bytes(source.file.sha256, keep_s=KEEP_COPY_S)
+    def _fetch_file(self, source: FileSource, may_continue: Callable[[], bool]) -> None:
+        for more in reversed(range(FETCH_TRIES)):
+            kept = self.blob_store.touch_file(
+                source.file.sha256, keep_s=COPY_RETENTION_S
+            )
             if kept is not None:
                 break
             try:
-                self._try_each(source, go_on)
-            except _Unanswered:
-                if not more or self._is_closed.wait(PAUSE_S) or not go_on():
+                self._try_sources(source, may_continue)
+            except _NodeUnreachable:
+                if not more or self._is_closed.wait(PAUSE_S) or not may_continue():
                     raise
 
-    def _try_each(self, source: Source, go_on: Callable[[], bool]) -> None:
-        last = _Unanswered("it is not there")
+    def _try_sources(
+        self, source: FileSource, may_continue: Callable[[], bool]
+    ) -> None:
+        last = _NodeUnreachable("it is not there")
         for url in source.urls:
             try:
-                self._fetch(source.file.sha256, url, go_on)
+                self._fetch_from(source.file.sha256, url, may_continue)
             except (OSError, http.client.HTTPException) as error:
-                last = _Unanswered(str(error) or type(error).__name__)
+                last = _NodeUnreachable(str(error) or type(error).__name__)
             else:
                 return
         raise last
 
-    def _fetch(self, name: str, url: str, go_on: Callable[[], bool]) -> None:
+    def _fetch_from(
+        self, name: str, url: str, may_continue: Callable[[], bool]
+    ) -> None:
         place = urlsplit(url)
         assert place.hostname is not None
         connection = http.client.HTTPSConnection(
@@ -151,27 +166,32 @@ class Supply:
         try:
             connection.connect()
             with self._lock:
-                self._live.add(connection.sock)
-            connection.request("GET", PATH + name)
-            self._receive(name, connection.getresponse(), go_on)
+                self._open_sockets.add(connection.sock)
+            connection.request("GET", FILES_PATH + name)
+            self._receive_body(name, connection.getresponse(), may_continue)
         finally:
             with self._lock:
-                self._live.discard(connection.sock)
+                self._open_sockets.discard(connection.sock)
             connection.close()
 
-    def _receive(
-        self, name: str, response: http.client.HTTPResponse, go_on: Callable[[], bool]
+    def _receive_body(
+        self,
+        name: str,
+        response: http.client.HTTPResponse,
+        may_continue: Callable[[], bool],
     ) -> None:
         if response.status == http.HTTPStatus.NOT_FOUND:
             raise OutputNotFound("it has no such file any more")
         if response.status != http.HTTPStatus.OK or response.length is None:
-            raise _Unanswered(f"it answered {response.status}")
-        arrival = self.depot.begin(name, response.length, keep_s=KEEP_COPY_S)
+            raise _NodeUnreachable(f"it answered {response.status}")
+        arrival = self.blob_store.start_upload(
+            name, response.length, keep_s=COPY_RETENTION_S
+        )
         try:
             while data := response.read(CHUNK_BYTES):
-                if self._is_closed.is_set() or not go_on():
-                    raise _Unanswered("it is not wanted any more")
+                if self._is_closed.is_set() or not may_continue():
+                    raise _NodeUnreachable("it is not wanted any more")
                 arrival.write(data)
             arrival.finish()
         finally:
-            arrival.drop()
+            arrival.abort()

@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.errors import OutputNotFound
-from octaskly.ports import Clock, NoRoom, WrongBytes
+from octaskly.ports import Clock, ContentMismatch, FileQuotaExceeded
 from octaskly.runner.output.output_archive import (
     DISK_PARTS,
     QUOTA_BYTES_MAX,
     RESERVE_BYTES,
 )
 
-KEEP_S: Final = 3600.0  #: whoever left or named a file may count on it so long
-KEEP_COPY_S: Final = 60.0  #: a copy can be had again
-FORGET_S: Final = 86_400.0  #: what nobody wanted for so long is deleted
+RETENTION_S: Final = 3600.0  #: whoever left or named a file may count on it so long
+COPY_RETENTION_S: Final = 60.0  #: a copy can be had again
+UNUSED_S_MAX: Final = 86_400.0  #: what nobody wanted for so long is deleted
 FILES_MAX: Final = 20_000  #: names and sizes are kept in memory
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Depot:
+class BlobStore:
     """Implements `ports.Files`.
 
     Until when a file must stay is the time of its last change on the disk, so that the
@@ -61,92 +61,96 @@ class Depot:
         self._quota_bytes = quota_bytes
         self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
-        self._kept: dict[str, tuple[int, float]] | None = None  #: size, until when
-        self._coming_bytes = 0
+        self._index: dict[str, tuple[int, float]] | None = None  #: size, until when
+        self._uploading_bytes = 0
 
-    def size_bytes(self, sha256: str, *, keep_s: float = KEEP_S) -> int | None:
+    def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file, which stays for so long; None: there is none."""
         with self._lock:
-            kept = self._all().get(sha256)
+            kept = self._load_index().get(sha256)
             if kept is None:
                 return None
             with suppress(OSError):
-                self._keep(sha256, kept[0], max(kept[1], self._now_s() + keep_s))
+                self._set_expiry(sha256, kept[0], max(kept[1], self._now_s() + keep_s))
                 return kept[0]
-            del self._all()[sha256]  # Somebody else has deleted it.
+            del self._load_index()[sha256]  # Somebody else has deleted it.
             return None
 
-    def let_go(self, sha256: str) -> None:
+    def release_file(self, sha256: str) -> None:
         """Note that nobody counts on a file any more; it stays while there is room."""
         with self._lock:
-            kept = self._all().get(sha256)
+            kept = self._load_index().get(sha256)
             if kept is not None:
                 with suppress(OSError):
-                    self._keep(sha256, kept[0], self._now_s())
+                    self._set_expiry(sha256, kept[0], self._now_s())
 
-    def path(self, sha256: str) -> Path:
+    def file_path(self, sha256: str) -> Path:
         """Return where a file lies, to be read."""
-        if self.size_bytes(sha256, keep_s=KEEP_COPY_S) is None:
+        if self.touch_file(sha256, keep_s=COPY_RETENTION_S) is None:
             raise OutputNotFound(f"there is no file {sha256[:12]}... on this node")
         return self._folder / sha256
 
-    def begin(self, sha256: str, size_bytes: int, *, keep_s: float = KEEP_S) -> Arrival:
+    def start_upload(
+        self, sha256: str, size_bytes: int, *, keep_s: float = RETENTION_S
+    ) -> BlobUpload:
         """Begin to take a file in, which then must stay for so long."""
         if not _NAME.fullmatch(sha256):
-            raise WrongBytes(f"{sha256[:80]!r} is no SHA-256")
+            raise ContentMismatch(f"{sha256[:80]!r} is no SHA-256")
         with self._lock:
             self._make_room(size_bytes)
             partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
-            self._coming_bytes += size_bytes
-        return Arrival(self, sha256, size_bytes, partial, fd, keep_s)
+            self._uploading_bytes += size_bytes
+        return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
 
-    def arrived(self, arrival: Arrival, *, is_whole: bool) -> None:
+    def finish_upload(self, upload: BlobUpload, *, is_whole: bool) -> None:
         """Keep what has come in, or delete it."""
         with self._lock:
-            self._coming_bytes -= arrival.size_bytes
+            self._uploading_bytes -= upload.size_bytes
             if not is_whole:
-                arrival.partial.unlink(missing_ok=True)
+                upload.partial.unlink(missing_ok=True)
                 return
-            arrival.partial.rename(self._folder / arrival.sha256)
-            until_s = self._now_s() + arrival.keep_s
-            self._keep(arrival.sha256, arrival.size_bytes, until_s)
+            upload.partial.rename(self._folder / upload.sha256)
+            until_s = self._now_s() + upload.keep_s
+            self._set_expiry(upload.sha256, upload.size_bytes, until_s)
 
-    def sweep(self) -> None:
+    def delete_expired(self) -> None:
         """Delete what nobody wanted for long."""
-        before_s = self._now_s() - FORGET_S
+        before_s = self._now_s() - UNUSED_S_MAX
         with self._lock, suppress(OSError):
             if not self._folder.exists():
                 return
-            for name, (_, until_s) in list(self._all().items()):
+            for name, (_, until_s) in list(self._load_index().items()):
                 if until_s < before_s:
                     self._delete(name)
 
-    def _all(self) -> dict[str, tuple[int, float]]:
+    def _load_index(self) -> dict[str, tuple[int, float]]:
         """Return what is kept, which an earlier agent may have left."""
-        if self._kept is None:
-            self._kept = {}
+        if self._index is None:
+            self._index = {}
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for place in self._folder.iterdir():
                 status = place.lstat()
                 if _NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
-                    self._kept[place.name] = status.st_size, status.st_mtime
+                    self._index[place.name] = status.st_size, status.st_mtime
                 else:
                     place.unlink()  # It was coming when that agent ended.
-        return self._kept
+        return self._index
 
-    def _keep(self, name: str, size_bytes: int, until_s: float) -> None:
+    def _set_expiry(self, name: str, size_bytes: int, until_s: float) -> None:
         os.utime(self._folder / name, (until_s, until_s))
-        self._all()[name] = size_bytes, until_s
+        self._load_index()[name] = size_bytes, until_s
 
     def _make_room(self, size_bytes: int) -> None:
-        kept = self._all()
+        kept = self._load_index()
         disk = shutil.disk_usage(self._folder)
         quota_bytes = self._quota_bytes
         if quota_bytes is None:
             quota_bytes = min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
-        quota_bytes -= self._coming_bytes + size_bytes
-        free_bytes = disk.free - self._reserve_bytes - self._coming_bytes - size_bytes
+        quota_bytes -= self._uploading_bytes + size_bytes
+        free_bytes = (
+            disk.free - self._reserve_bytes - self._uploading_bytes - size_bytes
+        )
         used_bytes = sum(size for size, _ in kept.values())
         now_s = self._now_s()
         for name in sorted(kept, key=lambda name: kept[name][1]):
@@ -158,7 +162,7 @@ class Depot:
             used_bytes -= size
             free_bytes += size
         if used_bytes > quota_bytes or free_bytes < 0 or len(kept) >= FILES_MAX:
-            raise NoRoom(
+            raise FileQuotaExceeded(
                 f"no room for a file of {size_bytes} bytes",
                 hint="files go an hour after they were last wanted; --files-quota"
                 " of the agent, or more disk, makes room",
@@ -166,18 +170,18 @@ class Depot:
 
     def _delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
-        del self._all()[name]
+        del self._load_index()[name]
 
     def _now_s(self) -> float:
         return self._clock.now().wall_ms / 1000
 
 
-class Arrival:
+class BlobUpload:
     """Implements `ports.Intake`."""
 
     def __init__(
         self,
-        depot: Depot,
+        blob_store: BlobStore,
         sha256: str,
         size_bytes: int,
         partial: Path,
@@ -186,16 +190,18 @@ class Arrival:
     ) -> None:
         self.sha256, self.size_bytes = sha256, size_bytes
         self.partial, self.keep_s = partial, keep_s
-        self._depot = depot
+        self._blob_store = blob_store
         self._fd = fd
         self._digest = hashlib.sha256()
-        self._left_bytes = size_bytes
+        self._remaining_bytes = size_bytes
 
     def write(self, data: bytes) -> None:
         """Take the next bytes."""
-        self._left_bytes -= len(data)
-        if self._left_bytes < 0:
-            raise WrongBytes(f"more than the {self.size_bytes} bytes that were told")
+        self._remaining_bytes -= len(data)
+        if self._remaining_bytes < 0:
+            raise ContentMismatch(
+                f"more than the {self.size_bytes} bytes that were told"
+            )
         self._digest.update(data)
         view = memoryview(data)
         while view:
@@ -204,14 +210,16 @@ class Arrival:
     def finish(self) -> None:
         """Keep the file, which is whole."""
         found = self._digest.hexdigest()
-        if self._left_bytes or found != self.sha256:
-            came = self.size_bytes - self._left_bytes
-            raise WrongBytes(f"what came are {came} bytes with the SHA-256 {found}")
+        if self._remaining_bytes or found != self.sha256:
+            came = self.size_bytes - self._remaining_bytes
+            raise ContentMismatch(
+                f"what came are {came} bytes with the SHA-256 {found}"
+            )
         # Tasks read it by other names, and must not change it for each other.
         os.fchmod(self._fd, 0o400)
         self._close(is_whole=True)
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Forget it, unless it was finished."""
         if self._fd >= 0:
             self._close(is_whole=False)
@@ -219,4 +227,4 @@ class Arrival:
     def _close(self, *, is_whole: bool) -> None:
         os.close(self._fd)
         self._fd = -1
-        self._depot.arrived(self, is_whole=is_whole)
+        self._blob_store.finish_upload(self, is_whole=is_whole)

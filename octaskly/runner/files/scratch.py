@@ -14,13 +14,17 @@ from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.task_options import UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
-from octaskly.runner.files.blob_fetcher import Source, Supply
-from octaskly.runner.files.task_user import Hands
-from octaskly.runner.files.workdir import Captured, capture, folder_of
+from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource
+from octaskly.runner.files.task_user import TaskUserOps
+from octaskly.runner.files.workdir import (
+    CapturedOutputs,
+    capture_outputs,
+    outputs_folder,
+)
 
 CLOSE_S = 2.0  #: an agent that stops waits so long for folders to be removed
-TRIES = 5  #: what a killed agent left may still be written to, for a second
-TRY_AGAIN_S = 1.0
+REMOVE_TRIES = 5  #: what a killed agent left may still be written to, for a second
+REMOVE_RETRY_S = 1.0
 
 
 class Prepared(NamedTuple):
@@ -30,7 +34,7 @@ class Prepared(NamedTuple):
     folder: Path | None  #: a fresh one, if it asked for that and nothing is missing
 
 
-class Scratch:
+class ScratchFolders:
     """The fresh folders of attempts, for the user alone whose tasks they are.
 
     Args:
@@ -43,64 +47,69 @@ class Scratch:
 
     def __init__(
         self,
-        hands: Hands,
+        task_user_ops: TaskUserOps,
         folder: Path,
         workdir: Path,
         outputs_dir: Path,
-        supply: Supply,
+        blob_fetcher: BlobFetcher,
     ) -> None:
-        self._hands, self._supply = hands, supply
+        self._task_user_ops, self._blob_fetcher = task_user_ops, blob_fetcher
         self._folder, self._workdir = folder, workdir
         self._outputs_dir = outputs_dir
-        self._live: set[str] = set()
+        self._in_use: set[str] = set()
         self._lock = threading.Lock()
         self._is_closing = threading.Event()
         self._removals = ThreadPoolExecutor(1, thread_name_prefix="scratch")
-        self._removals.submit(self._sweep)
+        self._removals.submit(self._remove_stale)
 
-    def prepare(
-        self, spec: TaskSpec, sources: Sequence[Source], go_on: Callable[[], bool]
+    def prepare_attempt(
+        self,
+        spec: TaskSpec,
+        sources: Sequence[FileSource],
+        may_continue: Callable[[], bool],
     ) -> Prepared:
         """Look for the inputs of an attempt, and make its folder; blocks.
 
         Args:
             spec: The task.
             sources: Of the files that it names.
-            go_on: Asked now and again whether it is still wanted.
+            may_continue: Asked now and again whether it is still wanted.
 
         Raises:
             OSError: nobody can tell, or no folder can be made.
         """
         missing = []
         if spec.inputs:
-            missing = self._hands.missing_inputs(self._workdir, spec.inputs)
+            missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
         if not missing and sources:
-            missing = self._supply.bring(sources, go_on)
+            missing = self._blob_fetcher.fetch_files(sources, may_continue)
         options = spec.options
         if missing or options is None or not options.is_scratch:
             return Prepared(missing, None)
-        folder = self._make(spec.inputs, options.cwd)
+        folder = self._make_folder(spec.inputs, options.cwd)
         try:
-            self._place(folder, options.files)
+            self._place_files(folder, options.files)
         except OutputNotFound as error:  # So quickly there was need of the room.
-            self.discard(folder)
+            self.discard_folder(folder)
             return Prepared([str(error)], None)
         except OSError:
-            self.discard(folder)
+            self.discard_folder(folder)
             raise
         return Prepared([], folder)
 
-    def capture(
+    def capture_outputs(
         self, spec: TaskSpec, attempt: AttemptId, folder: Path | None
-    ) -> Captured:
+    ) -> CapturedOutputs:
         """Copy the declared outputs of an attempt from where it ran; blocks."""
-        kept = folder_of(self._outputs_dir, spec.id, attempt)
-        opened = self._hands.open_output
-        return capture(folder or self._workdir, kept, spec.outputs, opened=opened)
+        kept = outputs_folder(self._outputs_dir, spec.id, attempt)
+        opened = self._task_user_ops.open_output
+        return capture_outputs(
+            folder or self._workdir, kept, spec.outputs, opened=opened
+        )
 
-    def discard(self, folder: Path) -> None:
+    def discard_folder(self, folder: Path) -> None:
         """Remove the folder of an attempt that has ended, beside all else."""
-        self._removals.submit(self._remove, folder)
+        self._removals.submit(self._remove_folder, folder)
 
     def close(self) -> None:
         """Wait a moment for what is being removed; the next agent does the rest."""
@@ -111,36 +120,38 @@ class Scratch:
         self._is_closing.set()
         self._removals.shutdown(cancel_futures=True)
 
-    def _place(self, folder: Path, files: Iterable[UploadedFile]) -> None:
+    def _place_files(self, folder: Path, files: Iterable[UploadedFile]) -> None:
         for file in files:
-            source = self._supply.depot.path(file.sha256)
-            self._hands.place(source, folder, file.path)
+            source = self._blob_fetcher.blob_store.file_path(file.sha256)
+            self._task_user_ops.place_file(source, folder, file.path)
 
-    def _make(self, inputs: Iterable[str], cwd: str) -> Path:
+    def _make_folder(self, inputs: Iterable[str], cwd: str) -> Path:
         with self._lock:
-            folder = self._hands.make_scratch(
+            folder = self._task_user_ops.make_scratch(
                 self._folder, self._workdir.absolute(), inputs, cwd
             )
-            self._live.add(folder.name)
+            self._in_use.add(folder.name)
         return folder
 
-    def _remove(self, folder: Path) -> bool:
-        is_gone = self._hands.remove(folder, lambda: not self._is_closing.is_set())
+    def _remove_folder(self, folder: Path) -> bool:
+        is_gone = self._task_user_ops.remove_folder(
+            folder, lambda: not self._is_closing.is_set()
+        )
         with self._lock:
-            self._live.discard(folder.name)
+            self._in_use.discard(folder.name)
         return is_gone
 
-    def _sweep(self) -> None:
-        for _ in range(TRIES):
+    def _remove_stale(self) -> None:
+        for _ in range(REMOVE_TRIES):
             with self._lock:
-                names = self._names() - self._live
-            left = [n for n in names if not self._remove(self._folder / n)]
+                names = self._folder_names() - self._in_use
+            left = [n for n in names if not self._remove_folder(self._folder / n)]
             if not left:
                 return
-            if self._is_closing.wait(TRY_AGAIN_S):
+            if self._is_closing.wait(REMOVE_RETRY_S):
                 return
 
-    def _names(self) -> set[str]:
+    def _folder_names(self) -> set[str]:
         try:
             return {place.name for place in self._folder.iterdir()}
         except OSError:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from octaskly.runner.files.workdir import components
+from octaskly.runner.files.workdir import path_components
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_tree(folder: Path, go_on: Callable[[], bool]) -> bool:
+def remove_tree(folder: Path, may_continue: Callable[[], bool]) -> bool:
     """Remove a folder with all that is in it; links are removed, never followed.
 
     Every folder below is first moved up to the top. So it takes neither recursion nor
@@ -26,7 +26,7 @@ def remove_tree(folder: Path, go_on: Callable[[], bool]) -> bool:
 
     Args:
         folder: What to remove.
-        go_on: Asked before each file, so that an agent that stops need not wait.
+        may_continue: Asked before each file, so that an agent that stops need not wait.
 
     Returns:
         Whether it is gone.
@@ -39,13 +39,13 @@ def remove_tree(folder: Path, go_on: Callable[[], bool]) -> bool:
             folder.unlink()  # A link or a file in its place is not what was made.
         return not os.path.lexists(folder)
     try:
-        ahead, moved = _clear(top_fd, go_on), 0
-        while ahead and go_on():
+        ahead, moved = _remove_files(top_fd, may_continue), 0
+        while ahead and may_continue():
             name = ahead.pop()
             with suppress(OSError):
                 fd = _open(name, top_fd)
                 try:
-                    for below in _clear(fd, go_on):
+                    for below in _remove_files(fd, may_continue):
                         moved += 1
                         _move(below, fd, f"{tag}{moved}", top_fd)
                         ahead.append(f"{tag}{moved}")
@@ -74,7 +74,7 @@ def _open(name: str, dir_fd: int | None) -> int:
     try:
         fd = os.open(name, _FOLDER, dir_fd=dir_fd)
     except PermissionError:
-        place_fd = os.open(name, _PLACE, dir_fd=dir_fd)
+        place_fd = os.open(name, _PATH_ONLY, dir_fd=dir_fd)
         try:
             os.chmod(f"/proc/self/fd/{place_fd}", 0o700)  # noqa: PTH101 - a descriptor
         finally:
@@ -85,7 +85,7 @@ def _open(name: str, dir_fd: int | None) -> int:
     return fd
 
 
-def _clear(fd: int, go_on: Callable[[], bool]) -> list[str]:
+def _remove_files(fd: int, go_on: Callable[[], bool]) -> list[str]:
     """Remove all but the folders in a folder; return their names."""
     folders = []
     with os.scandir(fd) as entries:
@@ -114,10 +114,10 @@ def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> 
     try:
         given = set(inputs)
         own = posixpath.normpath(cwd)
-        if components(own) and own not in given and not _is_below(own, given):
+        if path_components(own) and own not in given and not _is_inside(own, given):
             (folder / own).mkdir(parents=True)
         for path in given:
-            if _is_below(path, given):
+            if _is_inside(path, given):
                 continue  # It is there by way of a folder.
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to(workdir / path)
@@ -127,7 +127,7 @@ def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> 
     return folder
 
 
-def place_link(source: Path, folder: Path, path: str) -> None:
+def link_or_copy(source: Path, folder: Path, path: str) -> None:
     """Have a file in a fresh folder by another name, or a copy of it.
 
     Raises:
@@ -152,13 +152,13 @@ def create_file(folder: Path, path: str) -> int:
 
 
 def _target(folder: Path, path: str) -> Path:
-    if components(path) is None:
+    if path_components(path) is None:
         raise OSError(errno.EINVAL, "not a relative, normalised path", path)
     target = folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 
-def _is_below(path: str, others: Container[str]) -> bool:
+def _is_inside(path: str, others: Container[str]) -> bool:
     """Whether a path lies in one of the others, which is a folder then."""
     return any(str(parent) in others for parent in PurePosixPath(path).parents)

@@ -23,14 +23,14 @@ if __name__ == "__main__":
 
 from octaskly.runner.files.scratch_folder import create_file, make_scratch, remove_tree
 from octaskly.runner.files.workdir import missing_inputs, open_output
-from octaskly.runner.launch_protocol import Inbox, pack, receive
+from octaskly.runner.launch_protocol import FrameBuffer, pack_frame, receive_with_fds
 from octaskly.runner.processes import proc_tree
-from octaskly.runner.processes.privileges import become
+from octaskly.runner.processes.privileges import switch_user
 
 REMOVE_S = 0.2  #: others wait meanwhile
 
 
-def answer(name: str, fields: list[Any]) -> tuple[object, int]:
+def handle_request(name: str, fields: list[Any]) -> tuple[object, int]:
     """Do what is asked for; return a value, and a descriptor or -1.
 
     Raises:
@@ -49,11 +49,11 @@ def answer(name: str, fields: list[Any]) -> tuple[object, int]:
         case "open", [workdir, path]:
             return None, open_output(_path(workdir), path)
         case "remove", [folder]:
-            return _is_cut_short(_path(folder)), -1
+            return _is_removal_unfinished(_path(folder)), -1
         case "end", [marks, pids]:
-            return list(proc_tree.end_marked(set(marks), set(pids))), -1
+            return list(proc_tree.kill_marked(set(marks), set(pids))), -1
         case "wake", [pids]:
-            proc_tree.wake(pids)
+            proc_tree.continue_processes(pids)
             return None, -1
         case _:
             raise AssertionError(f"{name} with {len(fields)} fields")
@@ -67,29 +67,29 @@ def _is_usable(folder: str) -> bool:
     return os.access(folder, os.R_OK | os.W_OK | os.X_OK)
 
 
-def _is_cut_short(folder: Path) -> bool:
+def _is_removal_unfinished(folder: Path) -> bool:
     """Remove for a moment; return whether there was more to do."""
     until_s = time.monotonic() + REMOVE_S
     is_gone = remove_tree(folder, lambda: time.monotonic() < until_s)
     return not is_gone and time.monotonic() >= until_s
 
 
-def serve(control: socket.socket) -> None:
+def serve_requests(control: socket.socket) -> None:
     """Answer until the agent is gone."""
-    inbox = Inbox()
+    inbox = FrameBuffer()
     while True:
-        data, fds = receive(control)
+        data, fds = receive_with_fds(control)
         for fd in fds:
             os.close(fd)
         if not data:
             return
-        for name, *fields in inbox.feed(data):
+        for name, *fields in inbox.add_data(data):
             fd = -1
             try:
-                value, fd = answer(str(name), fields)
-                reply = pack([[0, value]])
+                value, fd = handle_request(str(name), fields)
+                reply = pack_frame([[0, value]])
             except OSError as error:
-                reply = pack([[error.errno or 5, str(error.strerror or error)]])
+                reply = pack_frame([[error.errno or 5, str(error.strerror or error)]])
             if fd >= 0:
                 socket.send_fds(control, [reply], [fd])
                 os.close(fd)
@@ -103,9 +103,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
     uid, gid, groups = sys.argv[1:4]
-    become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
+    switch_user(
+        int(uid), int(gid), [int(group) for group in groups.split(",") if group]
+    )
     with suppress(OSError):  # The agent is gone, or will not hear of it.
-        serve(control)
+        serve_requests(control)
 
 
 if __name__ == "__main__":

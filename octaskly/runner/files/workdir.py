@@ -19,7 +19,7 @@ from typing import NamedTuple
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import OutputFile
 from octaskly.errors import OutputNotFound
-from octaskly.runner.launch_protocol import SCARCE
+from octaskly.runner.launch_protocol import RESOURCE_ERRORS
 
 OUTPUT_BYTES_MAX = 1 << 30  #: of all outputs of one attempt together
 TOO_LARGE = "all of them together may have 1 GiB"
@@ -27,13 +27,13 @@ PATH_CHARS_MAX = 4096
 LINKS_MAX = 40  #: as the kernel's own limit
 COPY_BYTES = 1 << 20
 
-_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def components(path: str) -> list[str] | None:
+def path_components(path: str) -> list[str] | None:
     """Return the parts of a relative, normalised path, or None if it is not one."""
     if not path or len(path) > PATH_CHARS_MAX or "\0" in path:
         return None
@@ -53,7 +53,7 @@ def open_beneath(root_fd: int, path: str, *, may_follow: bool) -> int:
         OSError: it does not exist, leaves the folder, or is reached through a link
             that must not be followed (ELOOP).
     """
-    parts = components(path)
+    parts = path_components(path)
     if parts is None:
         raise OSError(errno.EINVAL, "not a relative, normalised path", path)
     try:
@@ -75,7 +75,7 @@ def _walk(root_fd: int, ahead: deque[str], *, may_follow: bool) -> int:
                     raise OSError(errno.EXDEV, "leaves the folder")
                 os.close(folders.pop())
                 continue
-            place_fd = os.open(part, _PLACE, dir_fd=folders[-1])
+            place_fd = os.open(part, _PATH_ONLY, dir_fd=folders[-1])
             folders.append(place_fd)
             if not stat.S_ISLNK(os.fstat(place_fd).st_mode):
                 continue
@@ -109,7 +109,7 @@ def missing_inputs(workdir: Path, inputs: Iterable[str]) -> list[str]:
     try:
         root_fd = os.open(workdir, _FOLDER)
     except OSError as error:
-        if error.errno in SCARCE:
+        if error.errno in RESOURCE_ERRORS:
             raise
         return list(inputs)
     try:
@@ -122,7 +122,7 @@ def _is_input(root_fd: int, path: str) -> bool:
     try:
         fd = open_beneath(root_fd, path, may_follow=True)
     except OSError as error:
-        if error.errno in SCARCE:
+        if error.errno in RESOURCE_ERRORS:
             raise
         return False
     try:
@@ -132,13 +132,13 @@ def _is_input(root_fd: int, path: str) -> bool:
         os.close(fd)
 
 
-def folder_of(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
+def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
     """Return the folder of an attempt's outputs.
 
     The id of a task may be `.` or `..`, which as a folder would be another's.
     """
     name = str(task)
-    if components(name) != [name]:
+    if path_components(name) != [name]:
         name = "%" + name.encode().hex()
     return outputs_dir / name / f"{attempt.term}-{attempt.stream}-{attempt.n}"
 
@@ -158,21 +158,21 @@ def open_output(workdir: Path, path: str) -> int:
         os.close(root_fd)
 
 
-class Captured(NamedTuple):
+class CapturedOutputs(NamedTuple):
     """What was kept of declared outputs."""
 
     files: tuple[OutputFile, ...]  #: the size is None for what cannot be had
-    why: str = ""  #: what was there was not kept
+    problem: str = ""  #: what was there was not kept
 
 
-def capture(
+def capture_outputs(
     workdir: Path,
     folder: Path,
     paths: Sequence[str],
     *,
     left: int = OUTPUT_BYTES_MAX,
     opened: Callable[[Path, str], int] = open_output,
-) -> Captured:
+) -> CapturedOutputs:
     """Copy declared outputs.
 
     Args:
@@ -192,7 +192,7 @@ def capture(
             why.append(f"output {path} was not kept: {error.strerror or error}")
         left -= size or 0
         files[path] = OutputFile(path, size)
-    return Captured(tuple(files.values()), "; ".join(why))
+    return CapturedOutputs(tuple(files.values()), "; ".join(why))
 
 
 def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | None:
@@ -209,7 +209,7 @@ def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | No
     try:
         size = None
         if os.fstat(source_fd).st_size <= left:
-            size = _keep(source_fd, target, left)
+            size = _copy_to_new_file(source_fd, target, left)
         if size is None:
             raise OSError(errno.EFBIG, TOO_LARGE)
         return size
@@ -217,7 +217,7 @@ def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | No
         os.close(source_fd)
 
 
-def _keep(source_fd: int, target: Path, left: int) -> int | None:
+def _copy_to_new_file(source_fd: int, target: Path, left: int) -> int | None:
     """Copy into a new file; no part of one is left, least of all on a full disk."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     target.unlink(missing_ok=True)
@@ -258,14 +258,16 @@ def _copy(source_fd: int, target_fd: int, left: int) -> int | None:
     return size
 
 
-def captured(outputs_dir: Path, task: TaskId, attempt: AttemptId, path: str) -> Path:
+def captured_path(
+    outputs_dir: Path, task: TaskId, attempt: AttemptId, path: str
+) -> Path:
     """Return the copy of an output that was captured here.
 
     Raises:
         OutputNotFound: there is none.
     """
-    file = folder_of(outputs_dir, task, attempt)
-    parts = components(path)
+    file = outputs_folder(outputs_dir, task, attempt)
+    parts = path_components(path)
     try:
         if parts is not None:
             is_file = stat.S_ISREG(file.joinpath(*parts).lstat().st_mode)

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from octaskly.runner.launcher.fast_spawn import fits
 from octaskly.runner.launcher.slots import Slot
-from octaskly.runner.output.output_file import Writer
-from octaskly.runner.processes.limits import Fence, Gauge
-from octaskly.runner.processes.proc_tree import MARK
+from octaskly.runner.output.output_file import OutputFileWriter
+from octaskly.runner.processes.limits import LimitEnforcer, UsageReader
+from octaskly.runner.processes.proc_tree import MARKER_PREFIX
 
 _FIRST = r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*"
 _WORD = r"[A-Za-z0-9_@%+=:,./-]+"
@@ -21,7 +21,7 @@ _PLAIN = re.compile(rf"[ \t]*{_FIRST}(?:[ \t]+{_WORD})*[ \t]*")
 
 #: Names that dash, bash, busybox ash, ksh or mksh run or read themselves. A name too
 #: many costs half a millisecond; a name too few changes what a command means.
-SHELL_NAMES = frozenset(
+SHELL_KEYWORDS = frozenset(
     (  # noqa: SIM905 - a list of ninety lines would hide what is missing
         ". : alias autoload bg bind break builtin caller case cd chdir command compgen "
         "complete compopt continue coproc declare dirs disown do done echo elif else "
@@ -34,18 +34,18 @@ SHELL_NAMES = frozenset(
     ).split()
 )
 
-LONGEST_DIRECT_CHARS = 100_000  #: below the 128 KiB that one argument may have
+DIRECT_COMMAND_CHARS_MAX = 100_000  #: below the 128 KiB that one argument may have
 
 
-def split_plain(command: str) -> list[str] | None:
+def split_simple_command(command: str) -> list[str] | None:
     """Return the words of a command that needs no shell, or None if it needs one."""
-    if len(command) > LONGEST_DIRECT_CHARS or _PLAIN.fullmatch(command) is None:
+    if len(command) > DIRECT_COMMAND_CHARS_MAX or _PLAIN.fullmatch(command) is None:
         return None
     words = command.split()
-    return None if words[0] in SHELL_NAMES else words
+    return None if words[0] in SHELL_KEYWORDS else words
 
 
-def shell_words(command: bytes) -> list[bytes]:
+def shell_argv(command: bytes) -> list[bytes]:
     """Return the words that run a command through the shell."""
     if command.startswith((b"-", b"+")):
         return [b"sh", b"-c", b"--", command]  # Else the shell takes it for an option.
@@ -53,12 +53,12 @@ def shell_words(command: bytes) -> list[bytes]:
 
 
 READ_BYTES = 65536
-MEMORY_BYTES = 256 << 10  #: of a stream; then a file is asked for
+BUFFER_BYTES_MAX = 256 << 10  #: of a stream; then a file is asked for
 DRAIN_READS_MAX = 64  #: a grandchild that writes for ever must not hold the end up
-NOTHING: Final[Mapping[str, Any]] = {}  #: is asked for by most tasks
+NO_OPTIONS: Final[Mapping[str, Any]] = {}  #: is asked for by most tasks
 
 
-class Order:
+class StartOrder:
     """What the pool asks for, made ready for its start.
 
     Orders come many at a time, and code that has just run is three times as fast as
@@ -66,17 +66,17 @@ class Order:
     """
 
     __slots__ = (
-        "asked",
+        "argv",
         "attempt",
         "command",
-        "fence",
         "key",
-        "mark",
+        "limit_enforcer",
+        "marker",
+        "options",
+        "queued_s",
         "settings",
-        "since_s",
         "task",
         "timeout_s",
-        "words",
     )
 
     def __init__(
@@ -84,54 +84,56 @@ class Order:
         key: int,
         task: str,
         attempt: str,
-        mark: str,
+        marker: str,
         command: bytes,
         timeout_s: float,
-        asked: Mapping[str, Any] = NOTHING,
+        options: Mapping[str, Any] = NO_OPTIONS,
         *,
-        since_s: float,
+        queued_s: float,
     ) -> None:
         self.key = key
         self.task = task.encode()
         self.attempt = attempt.encode()
-        self.mark = mark.encode()  #: unlike task and attempt, no other run has it
+        self.marker = marker.encode()  #: unlike task and attempt, no other run has it
         self.command = command  #: UTF-8
         text = command.decode("utf-8", "surrogatepass")
-        self.words = split_plain(text)  #: None where it needs a shell
+        self.argv = split_simple_command(text)  #: None where it needs a shell
         self.timeout_s = timeout_s
-        self.asked = asked  #: as `orders.run_order` made it
-        self.fence: Fence | None = None  #: its limits, where it has any
-        self.since_s = since_s
+        self.options = options  #: as `orders.run_order` made it
+        self.limit_enforcer: LimitEnforcer | None = (
+            None  #: its limits, where it has any
+        )
+        self.queued_s = queued_s
         self.settings: tuple[bytes, bytes, bytes] | None = None
         """Task, attempt and mark for its environment, where it asks for nothing."""
-        if not asked:
+        if not options:
             own = (
                 b"OCTASKLY_TASK_ID=" + self.task,
                 b"OCTASKLY_ATTEMPT=" + self.attempt,
-                MARK + self.mark,
+                MARKER_PREFIX + self.marker,
             )
-            self.settings = own if fits(command, self.words, own) else None
+            self.settings = own if fits(command, self.argv, own) else None
 
 
-class Sink:
+class PipeReader:
     """The read end of a pipe; keeps the first bytes and counts them all."""
 
     __slots__ = (
-        *("epoll", "fd", "is_open", "kept", "limit", "size_bytes", "stream"),
-        "transcript",
+        *("epoll", "fd", "is_open", "head", "head_bytes_max", "size_bytes", "stream"),
+        "output_file",
     )
 
     def __init__(self, fd: int, limit: int, stream: int) -> None:
         self.fd = fd
-        self.limit = limit
+        self.head_bytes_max = limit
         self.stream = stream
         self.is_open = True
         self.epoll: select.epoll | None = None  #: that watches it
-        self.kept = bytearray()
+        self.head = bytearray()
         self.size_bytes = 0
-        self.transcript: Writer | None = None
+        self.output_file: OutputFileWriter | None = None
 
-    def read(self) -> bool:
+    def read_chunk(self) -> bool:
         """Take one piece; return whether there may be more at this moment."""
         try:
             data = os.read(self.fd, READ_BYTES)
@@ -141,49 +143,49 @@ class Sink:
             self.close()
             return False
         self.size_bytes += len(data)
-        room = self.limit - len(self.kept)
+        room = self.head_bytes_max - len(self.head)
         if room > 0:
-            self.kept += data[:room]
-        if self.transcript is not None:
+            self.head += data[:room]
+        if self.output_file is not None:
             self._write(data)
         return True
 
-    def record(self, transcript: Writer) -> None:
+    def attach_file(self, transcript: OutputFileWriter) -> None:
         """Write what was kept, and from now on all that comes, into a file."""
-        self.transcript = transcript
-        self._write(self.kept)
-        transcript.skip(self.stream, self.size_bytes)
+        self.output_file = transcript
+        self._write(self.head)
+        transcript.skip_to(self.stream, self.size_bytes)
 
     def _write(self, data: bytes | bytearray) -> None:
-        assert self.transcript is not None
+        assert self.output_file is not None
         try:
-            self.transcript.write(self.stream, data)
+            self.output_file.write(self.stream, data)
         except OSError:  # A full disk: the rest is counted.
-            self.transcript = None
+            self.output_file = None
 
-    def drain(self) -> None:
+    def read_remaining(self) -> None:
         """Take what is there, without waiting for others to close the pipe."""
         if not self.is_open:
             return
         if self.epoll is None:
-            self._let_read()
+            self._set_nonblocking()
         reads = 0
-        while self.read() and reads < DRAIN_READS_MAX:
+        while self.read_chunk() and reads < DRAIN_READS_MAX:
             reads += 1
         if self.is_open:
             self.close()
 
-    def watch(self, epoll: select.epoll) -> None:
+    def register(self, epoll: select.epoll) -> None:
         """Have an epoll tell when there is something to read."""
-        self._let_read()
+        self._set_nonblocking()
         epoll.register(self.fd, select.EPOLLIN)
         self.epoll = epoll
 
-    def _let_read(self) -> None:
+    def _set_nonblocking(self) -> None:
         # Only our end: O_NONBLOCK on the task's stdout would surprise it.
         os.set_blocking(self.fd, False)
 
-    def unwatch(self) -> None:
+    def unregister(self) -> None:
         """Have it tell no more.
 
         Closing alone does not do that: a process that is being started has a copy of
@@ -197,34 +199,34 @@ class Sink:
         """Close the pipe; a writer that is left gets SIGPIPE."""
         if self.is_open:
             if self.epoll is not None:
-                self.unwatch()
+                self.unregister()
             self.is_open = False
             os.close(self.fd)
 
 
-class Child:
+class AttemptProcess:
     """A running attempt."""
 
     __slots__ = (
         "deadline_s",
         "detail",
+        "end_reason",
         "ended_ms",
         "ended_s",
-        "err",
         "grace_s",
-        "has_asked",
+        "has_requested_file",
         "key",
-        "left_s",
-        "mark",
-        "out",
+        "marker",
+        "output_file",
         "pid",
+        "remaining_s",
         "slot",
         "started_ms",
         "started_s",
         "status",
-        "transcript",
+        "stderr",
+        "stdout",
         "usage",
-        "verdict",
     )
 
     status: int
@@ -234,71 +236,76 @@ class Child:
 
     def __init__(
         self,
-        order: Order,
+        order: StartOrder,
         slot: Slot,
         pid: int,
-        sinks: tuple[Sink, Sink],
+        sinks: tuple[PipeReader, PipeReader],
         begin: tuple[float, int],
     ) -> None:
         self.key = order.key
         self.slot = slot
         self.pid = pid
-        self.out, self.err = sinks
+        self.stdout, self.stderr = sinks
         self.started_s, self.started_ms = begin  #: monotonic, wall clock
         self.deadline_s = self.started_s + order.timeout_s  #: of the next measure
-        self.grace_s: float | None = order.asked.get("grace_s")
-        self.verdict = ""  #: `timeout` or `cancelled` once it is being ended
-        self.mark = MARK + order.mark
-        self.left_s: float | None = None  #: until the deadline, while frozen
-        self.transcript: Writer | None = None
-        self.has_asked = False  #: for a file to write its output into
+        self.grace_s: float | None = order.options.get("grace_s")
+        self.end_reason = ""  #: `timeout` or `cancelled` once it is being ended
+        self.marker = MARKER_PREFIX + order.marker
+        self.remaining_s: float | None = None  #: until the deadline, while frozen
+        self.output_file: OutputFileWriter | None = None
+        self.has_requested_file = False  #: for a file to write its output into
         self.detail = ""  #: of its end
 
-    def record(self, fd: int, bytes_max: int) -> None:
+    def attach_file(self, fd: int, bytes_max: int) -> None:
         """Write its output into a file, whose descriptor is ours from now on."""
-        self.transcript = Writer(fd, bytes_max)
-        for sink in (self.out, self.err):
-            sink.record(self.transcript)
+        self.output_file = OutputFileWriter(fd, bytes_max)
+        for sink in (self.stdout, self.stderr):
+            sink.attach_file(self.output_file)
         with suppress(OSError):
-            self.transcript.begin()
+            self.output_file.publish()
 
-    def halt_time(self, now_s: float) -> None:
+    def pause_deadline(self, now_s: float) -> None:
         """Count no time while it is frozen; what is being ended gets no more grace."""
-        if self.verdict:
+        if self.end_reason:
             self.deadline_s = now_s
-        elif self.left_s is None:
-            self.left_s = self.deadline_s - now_s
+        elif self.remaining_s is None:
+            self.remaining_s = self.deadline_s - now_s
             self.deadline_s = float("inf")
 
-    def resume_time(self, now_s: float) -> None:
+    def resume_deadline(self, now_s: float) -> None:
         """Count on."""
-        if self.left_s is not None and not self.verdict:
-            self.deadline_s = now_s + self.left_s
-        self.left_s = None
+        if self.remaining_s is not None and not self.end_reason:
+            self.deadline_s = now_s + self.remaining_s
+        self.remaining_s = None
 
-    def exit(self, status: int, usage: bytes, *, now_s: float, now_ms: int) -> None:
+    def mark_exited(
+        self, status: int, usage: bytes, *, now_s: float, now_ms: int
+    ) -> None:
         """Note that its first process has ended, as `wait4` says."""
         self.status, self.usage = status, usage
         self.ended_s, self.ended_ms = now_s, now_ms
 
-    def drain(self) -> None:
+    def drain_output(self) -> None:
         """Take what is left of its output, and close the pipes."""
-        self.out.drain()
-        self.err.drain()
-        if self.transcript is not None:
-            self.transcript.close()
+        self.stdout.read_remaining()
+        self.stderr.read_remaining()
+        if self.output_file is not None:
+            self.output_file.close()
 
-    def end(self, gauge: Gauge) -> list[object]:
+    def build_end_message(self, gauge: UsageReader) -> list[object]:
         """Return the message that ends this attempt, which has been drained."""
-        code, used = os.waitstatus_to_exitcode(self.status), gauge.read(self.usage)
-        out, err = self.out, self.err
-        if (fence := self.slot.fence) is not None:
-            used = fence.used(used)
-            self.detail = self.detail or fence.remark(code, used)
-            if not self.verdict and (broken := fence.broken(code, used)):
-                self.verdict, self.detail = "limit", broken
+        code, used = (
+            os.waitstatus_to_exitcode(self.status),
+            gauge.parse_usage(self.usage),
+        )
+        out, err = self.stdout, self.stderr
+        if (fence := self.slot.limit_enforcer) is not None:
+            used = fence.measured_usage(used)
+            self.detail = self.detail or fence.possible_cause(code, used)
+            if not self.end_reason and (broken := fence.exceeded_limit(code, used)):
+                self.end_reason, self.detail = "head_bytes_max", broken
         times = (self.started_ms, self.ended_ms)
         ran_ms = int((self.ended_s - self.started_s) * 1000)
-        written = (bytes(out.kept), bytes(err.kept), out.size_bytes, err.size_bytes)
-        head = ("end", self.key, code, self.verdict)
+        written = (bytes(out.head), bytes(err.head), out.size_bytes, err.size_bytes)
+        head = ("end", self.key, code, self.end_reason)
         return [*head, *times, ran_ms, *used, *written, self.detail]

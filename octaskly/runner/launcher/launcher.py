@@ -28,23 +28,37 @@ if __name__ == "__main__":
     # names them. The script's own folder would make its modules top-level.
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
-from octaskly.runner.launch_protocol import Inbox, decode_settings, pack, receive
-from octaskly.runner.launcher.child import MEMORY_BYTES, Child, Order, Sink
-from octaskly.runner.launcher.deadlines import NEVER, Timekeeper
+from octaskly.runner.launch_protocol import (
+    FrameBuffer,
+    decode_settings,
+    pack_frame,
+    receive_with_fds,
+)
+from octaskly.runner.launcher.child import (
+    BUFFER_BYTES_MAX,
+    AttemptProcess,
+    PipeReader,
+    StartOrder,
+)
+from octaskly.runner.launcher.deadlines import NEVER, TaskDeadlines
 from octaskly.runner.launcher.outbox import HOLD_WAITING_MIN, Outbox
-from octaskly.runner.launcher.process_tracker import Kin
-from octaskly.runner.launcher.sigchld import Exits
-from octaskly.runner.launcher.slots import Slots
-from octaskly.runner.launcher.spawn import Pad, Refused, refused_end
-from octaskly.runner.processes.limits import fence_of
-from octaskly.runner.processes.privileges import become
+from octaskly.runner.launcher.process_tracker import ProcessTracker
+from octaskly.runner.launcher.sigchld import ChildReaper
+from octaskly.runner.launcher.slots import SlotAllocator
+from octaskly.runner.launcher.spawn import (
+    SpawnContext,
+    SpawnRefused,
+    build_refused_message,
+)
+from octaskly.runner.processes.limits import build_limit_enforcer
+from octaskly.runner.processes.privileges import switch_user
 from octaskly.runner.processes.proc_tree import become_subreaper
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
-OVER_MAX = 8  #: while an end is all that matters, so many are read together
-WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
+UNDRAINED_MAX = 8  #: while an end is all that matters, so many are read together
+ORDER_WAIT_S_MAX = 0.05  #: an order that has not started by then is given back
 OOM_SCORE = 500  #: as if half of the memory were theirs
-BURY_AGAIN_S = 0.025
+KILL_RETRY_S = 0.025
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
 
@@ -53,7 +67,7 @@ class Launcher:
 
     def __init__(self, control: socket.socket, settings: dict[str, object]) -> None:
         self._control = control
-        self._pad = Pad(
+        self._spawn_context = SpawnContext(
             workdir=str(settings["workdir"]),
             node=str(settings["node"]),
             output_bytes_max=int(str(settings["output_bytes_max"])),
@@ -61,27 +75,35 @@ class Launcher:
         )
         os.umask(int(str(settings["umask"])))  # The agent's own is for its secrets.
         self._transcript_bytes_max = int(str(settings["transcript_bytes_max"]))
-        self._inbox = Inbox()
-        self._files: deque[int] = deque()  # came ahead of the orders they belong to
-        self._over: list[Child] = []  # their slots are free, their pipes still open
-        self._waiting: deque[Order] = deque()
-        self._running: dict[int, Child] = {}  # by pid
-        self._fresh: deque[Child] = deque()  # not watched yet, oldest first
-        self._sinks: dict[int, Child] = {}  # by pipe descriptor, watched ones
+        self._frame_buffer = FrameBuffer()
+        self._received_fds: deque[int] = (
+            deque()
+        )  # came ahead of the orders they belong to
+        self._undrained: list[
+            AttemptProcess
+        ] = []  # their slots are free, their pipes still open
+        self._waiting: deque[StartOrder] = deque()
+        self._running: dict[int, AttemptProcess] = {}  # by pid
+        self._unwatched: deque[AttemptProcess] = (
+            deque()
+        )  # not watched yet, oldest first
+        self._pipe_readers: dict[
+            int, AttemptProcess
+        ] = {}  # by pipe descriptor, watched ones
         self._last_end_s = 0.0
-        self._heard_s = 0.0  # all descriptors were looked at
-        self._dying: list[Child] = []
+        self._polled_s = 0.0  # all descriptors were looked at
+        self._unkilled: list[AttemptProcess] = []
         self._exits: deque[tuple[int, int, bytes]] = deque()
         self._has_children = False  #: that have not ended, or were left by tasks
         self._is_closing = False
         self._epoll = select.epoll()
         self._outbox = Outbox(control, self._epoll)
-        self._signal = Exits()
-        self._kin = Kin(self._running, self._collect)
+        self._reaper = ChildReaper()
+        self._process_tracker = ProcessTracker(self._running, self._reap_children)
         grace_s = float(str(settings["kill_grace_s"]))
-        self._time = Timekeeper(self._running, self._kin, grace_s)
+        self._deadlines = TaskDeadlines(self._running, self._process_tracker, grace_s)
         folder = str(settings["cgroup"])
-        self._slots = Slots(
+        self._slots = SlotAllocator(
             int(str(settings["first_slot"])),
             int(str(settings["slots"])),
             Path(folder) if folder else None,
@@ -94,198 +116,206 @@ class Launcher:
             # Meant for the agent, if they reach all its processes; it ends us.
             signal.signal(number, signal.SIG_IGN)
         self._epoll.register(self._control, select.EPOLLIN)
-        self._epoll.register(self._signal.fd, select.EPOLLIN)
+        self._epoll.register(self._reaper.fd, select.EPOLLIN)
         is_deaf = False
-        while not (self._is_closing or self._outbox.is_broken):
-            self._wait(is_deaf=is_deaf)
-            self._reap()
+        while not (self._is_closing or self._outbox.is_agent_gone):
+            self._wait_for_events(is_exit_awaited_only=is_deaf)
+            self._handle_exits()
             self._start_waiting()
-            is_deaf = self._is_deaf()
-            if is_deaf and len(self._over) < OVER_MAX:
+            is_deaf = self._is_exit_awaited_only()
+            if is_deaf and len(self._undrained) < UNDRAINED_MAX:
                 continue  # The rest is done for several at a time, in warm caches.
-            self._drain_over()
+            self._drain_ended()
             now_s = time.monotonic()
-            self._keep_time(now_s)
-            self._outbox.send(len(self._waiting), now_s)
-        self._drain_over()
-        self._end_all()
-        self._outbox.send_last()
+            self._run_timers(now_s)
+            self._outbox.send_due(len(self._waiting), now_s)
+        self._drain_ended()
+        self._kill_all()
+        self._outbox.send_all()
 
-    def _wait(self, *, is_deaf: bool) -> None:
-        if not is_deaf:
+    def _wait_for_events(self, *, is_exit_awaited_only: bool) -> None:
+        if not is_exit_awaited_only:
             for fd, _ in self._epoll.poll(self._pause_s()):
-                self._handle(fd)
-            self._heard_s = time.monotonic()
-        self._has_children = self._collect()
-        if is_deaf and not self._exits:
-            self._signal.wait(WATCH_AFTER_S)
-            self._has_children = self._collect()
+                self._handle_fd(fd)
+            self._polled_s = time.monotonic()
+        self._has_children = self._reap_children()
+        if is_exit_awaited_only and not self._exits:
+            self._reaper.wait_for_signal(WATCH_AFTER_S)
+            self._has_children = self._reap_children()
 
-    def _is_deaf(self) -> bool:
+    def _is_exit_awaited_only(self) -> bool:
         """Whether an end is all that matters: slots are taken, and more is to do."""
         return (
             len(self._waiting) >= HOLD_WAITING_MIN
-            and not (self._slots or self._sinks or self._outbox.is_blocked)
-            and bool(self._fresh)
-            and time.monotonic() - self._heard_s < WATCH_AFTER_S
+            and not (self._slots or self._pipe_readers or self._outbox.is_blocked)
+            and bool(self._unwatched)
+            and time.monotonic() - self._polled_s < WATCH_AFTER_S
         )
 
-    def _handle(self, fd: int) -> None:
-        if fd == self._signal.fd:
-            self._signal.take()
+    def _handle_fd(self, fd: int) -> None:
+        if fd == self._reaper.fd:
+            self._reaper.read_signal()
         elif fd == self._control.fileno():
-            self._receive()
-        elif (child := self._sinks.get(fd)) is not None:
-            sink = child.out if child.out.fd == fd else child.err
-            sink.read()
+            self._receive_orders()
+        elif (child := self._pipe_readers.get(fd)) is not None:
+            sink = child.stdout if child.stdout.fd == fd else child.stderr
+            sink.read_chunk()
             if not sink.is_open:
-                del self._sinks[fd]
-            elif not child.has_asked and len(sink.kept) > MEMORY_BYTES:
+                del self._pipe_readers[fd]
+            elif not child.has_requested_file and len(sink.head) > BUFFER_BYTES_MAX:
                 self._ask_for_file(child)
 
     # -- the pool --------------------------------------------------------------
 
-    def _receive(self) -> None:
+    def _receive_orders(self) -> None:
         try:
-            data, fds = receive(self._control)
+            data, fds = receive_with_fds(self._control)
         except BlockingIOError:
             return
         except OSError:
             data, fds = b"", []
-        self._files.extend(fds)
+        self._received_fds.extend(fds)
         if not data:
             self._is_closing = True
             return
-        for name, *fields in self._inbox.feed(data):
-            self._obey(name, fields)
+        for name, *fields in self._frame_buffer.add_data(data):
+            self._handle_order(name, fields)
 
-    def _obey(self, name: object, fields: list[object]) -> None:
+    def _handle_order(self, name: object, fields: list[object]) -> None:
         match name:
             case "run":
-                order = Order(*fields, since_s=time.monotonic())  # type: ignore[arg-type]
-                order.fence = fence_of(order.asked, self._files)
+                order = StartOrder(*fields, queued_s=time.monotonic())  # type: ignore[arg-type]
+                order.limit_enforcer = build_limit_enforcer(
+                    order.options, self._received_fds
+                )
                 self._waiting.append(order)
             case "stop":
-                self._stop(*fields)
+                self._stop_attempt(*fields)
             case "file":
-                self._take_file(fields[0], self._files.popleft() if fields[1] else None)
+                self._attach_file(
+                    fields[0], self._received_fds.popleft() if fields[1] else None
+                )
             case "recall":
-                self._give_back()
+                self._return_waiting()
             case "freeze" | "thaw":
-                self._time.freeze(time.monotonic(), is_frozen=name == "freeze")
+                self._deadlines.set_frozen(time.monotonic(), is_frozen=name == "freeze")
             case _:
                 assert name == "close"
                 self._is_closing = True
 
-    def _stop(self, key: object, verdict: object) -> None:
+    def _stop_attempt(self, key: object, verdict: object) -> None:
         for child in self._running.values():
             if child.key == key:
-                self._time.end(child, str(verdict), time.monotonic())
+                self._deadlines.end_task(child, str(verdict), time.monotonic())
         if any(order.key == key for order in self._waiting):
             self._waiting = deque(o for o in self._waiting if o.key != key)
-            self._outbox.add("back", key)
+            self._outbox.add_message("back", key)
 
-    def _give_back(self) -> None:
+    def _return_waiting(self) -> None:
         for order in self._waiting:
-            self._outbox.add("back", order.key)
+            self._outbox.add_message("back", order.key)
         self._waiting.clear()
 
     # -- output in files -------------------------------------------------------
 
-    def _ask_for_file(self, child: Child) -> None:
+    def _ask_for_file(self, child: AttemptProcess) -> None:
         """Read no further until there is a file: the pipe fills, the task waits."""
-        child.has_asked = True
-        self._outbox.add("full", child.key)
-        for sink in (child.out, child.err):
-            if self._sinks.pop(sink.fd, None) is not None:
-                sink.unwatch()
+        child.has_requested_file = True
+        self._outbox.add_message("full", child.key)
+        for sink in (child.stdout, child.stderr):
+            if self._pipe_readers.pop(sink.fd, None) is not None:
+                sink.unregister()
 
-    def _take_file(self, key: object, fd: int | None) -> None:
+    def _attach_file(self, key: object, fd: int | None) -> None:
         child = next((c for c in self._running.values() if c.key == key), None)
-        if child is None or child.transcript is not None:
+        if child is None or child.output_file is not None:
             if fd is not None:
                 os.close(fd)
             return
-        child.has_asked = True
+        child.has_requested_file = True
         if fd is not None:
-            child.record(fd, self._transcript_bytes_max)
-        for sink in (child.out, child.err):
-            if sink.is_open and sink.fd not in self._sinks:
-                self._watch_sink(sink, child)
+            child.attach_file(fd, self._transcript_bytes_max)
+        for sink in (child.stdout, child.stderr):
+            if sink.is_open and sink.fd not in self._pipe_readers:
+                self._watch_pipe(sink, child)
 
     # -- starting --------------------------------------------------------------
 
     def _start_waiting(self) -> None:
         while (
             self._waiting
-            and not self._time.is_frozen
+            and not self._deadlines.is_frozen
             and self._slots
             and not self._outbox.is_full
         ):
-            self._start(self._waiting.popleft())
+            self._start_attempt(self._waiting.popleft())
 
-    def _start(self, order: Order) -> None:
+    def _start_attempt(self, order: StartOrder) -> None:
         now_s, now_ms = time.monotonic(), int(time.time() * 1000)
-        slot = self._slots.enter(order.fence)
+        slot = self._slots.acquire_slot(order.limit_enforcer)
         try:
-            child = self._pad.spawn(order, slot, begin_s=now_s, begin_ms=now_ms)
-        except Refused as refusal:
-            self._slots.give(slot)
+            child = self._spawn_context.spawn_attempt(
+                order, slot, begin_s=now_s, begin_ms=now_ms
+            )
+        except SpawnRefused as refusal:
+            self._slots.release_slot(slot)
             if refusal.is_final:
-                self._outbox.add(*refused_end(order, now_ms, refusal))
+                self._outbox.add_message(*build_refused_message(order, now_ms, refusal))
             else:
-                self._outbox.add("lost", order.key, str(refusal))
+                self._outbox.add_message("lost", order.key, str(refusal))
             return
         finally:
             if slot.group is not None:
-                self._slots.leave()
+                self._slots.leave_group()
         self._running[child.pid] = child
-        self._fresh.append(child)
-        self._time.began(child)
+        self._unwatched.append(child)
+        self._deadlines.add_task(child)
 
     # -- ending ----------------------------------------------------------------
 
-    def _collect(self) -> bool:
+    def _reap_children(self) -> bool:
         """Reap what has ended; return whether any child is left."""
-        ends = self._signal
-        while (pid := ends.collect()) > 0:
+        ends = self._reaper
+        while (pid := ends.reap_child()) > 0:
             if pid in self._running:
-                self._exits.append((pid, ends.status, ends.used))
+                self._exits.append((pid, ends.status, ends.usage_bytes))
             else:
-                self._kin.forget(pid)
+                self._process_tracker.on_reaped(pid)
         return pid == 0
 
-    def _reap(self) -> None:
+    def _handle_exits(self) -> None:
         while self._exits:
             pid, status, usage = self._exits.popleft()
             child = self._running.pop(pid)
             now_s = self._last_end_s = time.monotonic()
-            child.exit(status, usage, now_s=now_s, now_ms=int(time.time() * 1000))
-            if not self._has_children or self._kin.end_rest(child):
-                self._slots.give(child.slot)
-                self._over.append(child)
+            child.mark_exited(
+                status, usage, now_s=now_s, now_ms=int(time.time() * 1000)
+            )
+            if not self._has_children or self._process_tracker.kill_remaining(child):
+                self._slots.release_slot(child.slot)
+                self._undrained.append(child)
             else:
-                self._drain(child)
-                self._dying.append(child)
+                self._drain_attempt(child)
+                self._unkilled.append(child)
 
-    def _drain_over(self) -> None:
+    def _drain_ended(self) -> None:
         """Take the last output of what is over; its slot has been given already."""
-        for child in self._over:
-            self._drain(child)
+        for child in self._undrained:
+            self._drain_attempt(child)
             self._outbox.add_end(child)
-        self._over.clear()
+        self._undrained.clear()
 
-    def _drain(self, child: Child) -> None:
-        if self._sinks:
-            for sink in (child.out, child.err):
+    def _drain_attempt(self, child: AttemptProcess) -> None:
+        if self._pipe_readers:
+            for sink in (child.stdout, child.stderr):
                 if sink.is_open:  # Else the number may be another task's by now.
-                    self._sinks.pop(sink.fd, None)
-        child.drain()
+                    self._pipe_readers.pop(sink.fd, None)
+        child.drain_output()
 
-    def _end_all(self) -> None:
+    def _kill_all(self) -> None:
         give_up_s = time.monotonic() + KILL_GIVE_UP_S
-        while self._collect() and time.monotonic() < give_up_s:
-            self._kin.end_all()
+        while self._reap_children() and time.monotonic() < give_up_s:
+            self._process_tracker.kill_all()
             time.sleep(0.001)
 
     # -- time ------------------------------------------------------------------
@@ -293,52 +323,52 @@ class Launcher:
     def _pause_s(self) -> float:
         if self._exits:
             return 0.0
-        pause_s = min(self._outbox.pause_s, BURY_AGAIN_S if self._dying else NEVER)
-        due_s = self._time.due_s
-        if self._fresh:
-            due_s = min(due_s, self._fresh[0].started_s + WATCH_AFTER_S)
+        pause_s = min(self._outbox.hold_s, KILL_RETRY_S if self._unkilled else NEVER)
+        due_s = self._deadlines.due_s
+        if self._unwatched:
+            due_s = min(due_s, self._unwatched[0].started_s + WATCH_AFTER_S)
         if self._waiting:
-            due_s = min(due_s, time.monotonic() + WAIT_MAX_S / 2)
+            due_s = min(due_s, time.monotonic() + ORDER_WAIT_S_MAX / 2)
         if due_s < NEVER:
             pause_s = min(pause_s, max(0.0, due_s - time.monotonic()) + 0.0005)
         return pause_s if pause_s < NEVER else -1.0
 
-    def _keep_time(self, now_s: float) -> None:
-        while self._fresh and self._fresh[0].started_s + WATCH_AFTER_S <= now_s:
-            self._watch(self._fresh.popleft())
-        self._time.keep(now_s)
+    def _run_timers(self, now_s: float) -> None:
+        while self._unwatched and self._unwatched[0].started_s + WATCH_AFTER_S <= now_s:
+            self._watch_output(self._unwatched.popleft())
+        self._deadlines.run_due(now_s)
         if self._waiting:
-            quiet_s = now_s - max(self._waiting[0].since_s, self._last_end_s)
-            if quiet_s >= WAIT_MAX_S:
-                self._give_back()
-        if self._dying:
-            self._bury(now_s)
+            quiet_s = now_s - max(self._waiting[0].queued_s, self._last_end_s)
+            if quiet_s >= ORDER_WAIT_S_MAX:
+                self._return_waiting()
+        if self._unkilled:
+            self._kill_leftovers(now_s)
 
-    def _watch(self, child: Child) -> None:
+    def _watch_output(self, child: AttemptProcess) -> None:
         if self._running.get(child.pid) is not child:
             return
-        self._outbox.add("alive", child.key, child.pid)
-        for sink in (child.out, child.err):
-            self._watch_sink(sink, child)
+        self._outbox.add_message("alive", child.key, child.pid)
+        for sink in (child.stdout, child.stderr):
+            self._watch_pipe(sink, child)
 
-    def _watch_sink(self, sink: Sink, child: Child) -> None:
-        sink.watch(self._epoll)
-        self._sinks[sink.fd] = child
+    def _watch_pipe(self, sink: PipeReader, child: AttemptProcess) -> None:
+        sink.register(self._epoll)
+        self._pipe_readers[sink.fd] = child
 
-    def _bury(self, now_s: float) -> None:
-        dying, self._dying = self._dying, []
+    def _kill_leftovers(self, now_s: float) -> None:
+        dying, self._unkilled = self._unkilled, []
         for child in dying:
-            is_gone = self._kin.end_rest(child)
+            is_gone = self._process_tracker.kill_remaining(child)
             if not is_gone and now_s < child.ended_s + KILL_GIVE_UP_S:
-                self._dying.append(child)
+                self._unkilled.append(child)
                 continue
             if not is_gone:
                 child.detail = "processes of this task could not be killed"
-            self._slots.give(child.slot, is_empty=is_gone)
+            self._slots.release_slot(child.slot, is_empty=is_gone)
             self._outbox.add_end(child)
 
 
-def step_forward() -> None:
+def raise_oom_score() -> None:
     """Let a machine that is out of memory end tasks, rather than their agent.
 
     They inherit the score, and each that matters is larger than this process.
@@ -349,7 +379,7 @@ def step_forward() -> None:
             score.write_text(str(OOM_SCORE))
 
 
-def allow_cores(bytes_max: int) -> None:
+def restore_core_limit(bytes_max: int) -> None:
     """Give tasks the bound on core files that the agent has taken from itself."""
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (bytes_max, hard))
@@ -363,19 +393,19 @@ def main() -> None:
     names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
     os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
-    step_forward()
+    raise_oom_score()
     settings = decode_settings(sys.argv[2])
     launcher = Launcher(control, settings)
     if settings["core_bytes"] is not None:
-        allow_cores(int(str(settings["core_bytes"])))
+        restore_core_limit(int(str(settings["core_bytes"])))
     if settings["user"]:  # Behind what only the agent's own user may open.
-        become(*settings["user"])
+        switch_user(*settings["user"])
     # Next to no cycles are made, so it is enough to look for them now and then.
     gc.freeze()
     gc.set_threshold(20_000)
     # Ahead of all orders: no task is to blame for a launcher that dies unheard.
     with suppress(OSError):  # The agent is gone, as `run` will find.
-        control.sendall(pack([["ready", 0]]))
+        control.sendall(pack_frame([["ready", 0]]))
     launcher.run()
 
 

@@ -7,14 +7,14 @@ import socket
 from contextlib import suppress
 
 from octaskly.runner.launch_protocol import pack_results
-from octaskly.runner.launcher.child import Child
-from octaskly.runner.processes.limits import Gauge
+from octaskly.runner.launcher.child import AttemptProcess
+from octaskly.runner.processes.limits import UsageReader
 
 HOLD_MAX_S = 0.05  #: ends wait so long for others while there is more to start
-NEWS_HOLD_S = 0.025  #: and what is no end, as it tells of what is not brief
+STATUS_HOLD_S = 0.025  #: and what is no end, as it tells of what is not brief
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
-LAST_S = 1.0  #: for an agent to take what is told at the end
+FINAL_SEND_S = 1.0  #: for an agent to take what is told at the end
 
 
 class Outbox:
@@ -29,12 +29,12 @@ class Outbox:
         self._control = control
         self._epoll = epoll
         self._bytes = bytearray()
-        self._results: list[list[object] | Child] = []
+        self._results: list[list[object] | AttemptProcess] = []
         self._held_since_s = 0.0
         self._hold_s = HOLD_MAX_S
-        self._gauge = Gauge()
+        self._usage_reader = UsageReader()
         self.is_blocked = False  #: the socket is full, so we wait for room
-        self.is_broken = False  #: the agent is gone
+        self.is_agent_gone = False  #: the agent is gone
 
     @property
     def is_full(self) -> bool:
@@ -42,23 +42,23 @@ class Outbox:
         return len(self._bytes) >= OUTBOX_BYTES_MAX
 
     @property
-    def pause_s(self) -> float:
+    def hold_s(self) -> float:
         """How long results that are held may wait; for ever where there are none."""
         return self._hold_s if self._results else float("inf")
 
-    def add(self, *result: object) -> None:
+    def add_message(self, *result: object) -> None:
         """Tell a result that is no end."""
-        self._hold_s = NEWS_HOLD_S
+        self._hold_s = STATUS_HOLD_S
         self._results.append(list(result))
 
-    def add_end(self, child: Child) -> None:
+    def add_end(self, child: AttemptProcess) -> None:
         """Tell the end of an attempt, whose message is made when it is sent.
 
         Many at a time take a third of what each would take after a pause.
         """
         self._results.append(child)
 
-    def send(self, waiting: int, now_s: float) -> None:
+    def send_due(self, waiting: int, now_s: float) -> None:
         """Send what there is, unless it may wait.
 
         Args:
@@ -75,7 +75,7 @@ class Outbox:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.is_broken = True
+            self.is_agent_gone = True
             return
         del self._bytes[:sent]
         if self.is_blocked != bool(self._bytes):
@@ -83,18 +83,23 @@ class Outbox:
             out = select.EPOLLOUT if self.is_blocked else 0
             self._epoll.modify(self._control, select.EPOLLIN | out)
 
-    def send_last(self) -> None:
+    def send_all(self) -> None:
         """Send all that there is, if the agent still reads."""
-        self._control.settimeout(LAST_S)
+        self._control.settimeout(FINAL_SEND_S)
         with suppress(OSError):
             self._control.sendall(bytes(self._bytes) + self._pack())
 
     def _pack(self) -> bytes:
         results, self._results = self._results, []
-        ends = [result for result in results if isinstance(result, Child)]
+        ends = [result for result in results if isinstance(result, AttemptProcess)]
         return pack_results(
-            [r.end(self._gauge) if isinstance(r, Child) else r for r in results],
-            sum(len(end.out.kept) + len(end.err.kept) for end in ends),
+            [
+                r.build_end_message(self._usage_reader)
+                if isinstance(r, AttemptProcess)
+                else r
+                for r in results
+            ],
+            sum(len(end.stdout.head) + len(end.stderr.head) for end in ends),
         )
 
     def _is_holding(self, waiting: int, now_s: float) -> bool:

@@ -10,15 +10,15 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
-from octaskly.runner.launcher.child import Child
+from octaskly.runner.launcher.child import AttemptProcess
 from octaskly.runner.processes import proc_tree
 
-ROUNDS = 40
-STRIKES = 50  #: looks at orphans alone, between two at all processes
+KILL_ROUNDS = 40
+ORPHAN_KILL_ROUNDS = 50  #: looks at orphans alone, between two at all processes
 CHILDREN_BYTES_SHORT = 4000  #: the kernel gives a page at once; less is the end
 
 
-class Kin:
+class ProcessTracker:
     """The processes below a launcher.
 
     Args:
@@ -26,7 +26,9 @@ class Kin:
         reap: Collects children that have ended.
     """
 
-    def __init__(self, running: dict[int, Child], reap: Callable[[], object]) -> None:
+    def __init__(
+        self, running: dict[int, AttemptProcess], reap: Callable[[], object]
+    ) -> None:
         self._running = running
         self._reap = reap
         self._owners: dict[int, tuple[int, set[int]]] = {}  # of adopted processes
@@ -37,42 +39,42 @@ class Kin:
                 f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC
             )
 
-    def forget(self, pid: int) -> None:
+    def on_reaped(self, pid: int) -> None:
         """Note that an adopted process was reaped: its pid may come again."""
         self._owners.pop(pid, None)
 
-    def end_rest(self, child: Child) -> bool:
+    def kill_remaining(self, child: AttemptProcess) -> bool:
         """Kill what a task left whose first process has ended.
 
         Returns:
             Whether nothing is left; if not, ask again a little later.
         """
         if child.slot.group is not None and child.slot.group.is_populated():
-            child.slot.group.end()
+            child.slot.group.kill_all()
             self._reap()
-        for _ in range(ROUNDS):
-            mine = self._strike(lambda pid: self._dies_with(pid, child))
+        for _ in range(KILL_ROUNDS):
+            mine = self._kill_orphans(lambda pid: self._should_die_with(pid, child))
             if not mine:
                 return child.slot.group is None or not child.slot.group.is_populated()
-            processes = proc_tree.table()
-            for pid in proc_tree.below(processes, mine):
+            processes = proc_tree.process_table()
+            for pid in proc_tree.descendants(processes, mine):
                 proc_tree.signal_process(processes[pid], signal.SIGKILL)
             self._reap()
         return False
 
-    def signal(self, child: Child, number: int) -> None:
+    def signal_task(self, child: AttemptProcess, number: int) -> None:
         """Send a signal to every process of a task that still runs."""
-        for process in self._members(child):
+        for process in self._processes_of(child):
             proc_tree.signal_process(process, number)
 
-    def kill(self, child: Child) -> None:
+    def kill_task(self, child: AttemptProcess) -> None:
         """Kill every process of a task that still runs."""
         if child.slot.group is not None:
-            child.slot.group.end()
-        self._strike(lambda pid: self._owner(pid, child)[0] == child.pid)
-        self.signal(child, signal.SIGKILL)
+            child.slot.group.kill_all()
+        self._kill_orphans(lambda pid: self._owner_of(pid, child)[0] == child.pid)
+        self.signal_task(child, signal.SIGKILL)
 
-    def freeze(self) -> bool:
+    def freeze_all(self) -> bool:
         """Stop every process of every task where it is, whoever it belongs to.
 
         Returns:
@@ -80,13 +82,15 @@ class Kin:
         """
         grouped: set[int] = set()
         for child in self._running.values():
-            if child.slot.group is not None and child.slot.group.freeze(is_frozen=True):
+            if child.slot.group is not None and child.slot.group.set_frozen(
+                is_frozen=True
+            ):
                 grouped |= child.slot.group.pids()
-        for _ in range(ROUNDS):
+        for _ in range(KILL_ROUNDS):
             moving = [
                 process
-                for process in self._below()
-                if process.pid not in grouped and not self._stands_still(process)
+                for process in self._descendants()
+                if process.pid not in grouped and not self._is_stopped(process)
             ]
             if not moving:
                 return True
@@ -95,46 +99,46 @@ class Kin:
                 self._stopped[process.pid] = process
         return False
 
-    def _stands_still(self, process: proc_tree.Process) -> bool:
+    def _is_stopped(self, process: proc_tree.Process) -> bool:
         # What waits in the kernel, for a disk or as `vfork` for a child, stops as it
         # wakes, but only if it was told to.
         is_told = process.state == "D" and process.pid in self._stopped
-        return is_told or process.state in proc_tree.STOPPED
+        return is_told or process.state in proc_tree.STOPPED_STATES
 
-    def thaw(self) -> None:
+    def thaw_all(self) -> None:
         """Let all go on, but for what tasks had stopped themselves."""
         for child in self._running.values():
             if child.slot.group is not None and child.slot.group.is_frozen:
-                child.slot.group.freeze(is_frozen=False)
+                child.slot.group.set_frozen(is_frozen=False)
         # Children first: no parent finds a child stopped.
         for process in reversed(self._stopped.values()):
             proc_tree.signal_process(process, signal.SIGCONT)
         self._stopped.clear()
 
-    def _below(self) -> list[proc_tree.Process]:
+    def _descendants(self) -> list[proc_tree.Process]:
         """Return every process of every task, parents first."""
-        processes = proc_tree.table()
-        below = proc_tree.below(processes, [os.getpid()])[1:]
+        processes = proc_tree.process_table()
+        below = proc_tree.descendants(processes, [os.getpid()])[1:]
         return [processes[pid] for pid in below]
 
-    def _members(self, child: Child) -> list[proc_tree.Process]:
+    def _processes_of(self, child: AttemptProcess) -> list[proc_tree.Process]:
         """Return every process of a task that still runs, parents first."""
         adopted = self._adopted()
-        processes = proc_tree.table()
-        roots = {pid for pid in adopted if self._owner(pid, child)[0] == child.pid}
-        roots |= proc_tree.in_session(processes, child.pid)
+        processes = proc_tree.process_table()
+        roots = {pid for pid in adopted if self._owner_of(pid, child)[0] == child.pid}
+        roots |= proc_tree.session_processes(processes, child.pid)
         if child.slot.group is not None:
             roots |= child.slot.group.pids()
-        below = proc_tree.below(processes, [child.pid, *roots])
+        below = proc_tree.descendants(processes, [child.pid, *roots])
         return [processes[pid] for pid in below]
 
-    def end_all(self) -> None:
+    def kill_all(self) -> None:
         """Send SIGKILL to all that is below the launcher."""
-        self._strike(lambda _pid: True)
-        for process in self._below():
+        self._kill_orphans(lambda _pid: True)
+        for process in self._descendants():
             proc_tree.signal_process(process, signal.SIGKILL)
 
-    def _strike(self, is_meant: Callable[[int], bool]) -> set[int]:
+    def _kill_orphans(self, is_meant: Callable[[int], bool]) -> set[int]:
         """Kill orphans as fast as they come, until none is left or for some time.
 
         What forks and ends, over and over, has another pid by the time that all
@@ -145,7 +149,7 @@ class Kin:
             Those that are left.
         """
         left: set[int] = set()
-        for _ in range(STRIKES):
+        for _ in range(ORPHAN_KILL_ROUNDS):
             left = {pid for pid in self._adopted() if is_meant(pid)}
             if not left:
                 break
@@ -168,15 +172,15 @@ class Kin:
                 break
         return {int(pid) for pid in b"".join(parts).split()} - self._running.keys()
 
-    def _dies_with(self, pid: int, ended: Child) -> bool:
-        owner, suspects = self._owner(pid, ended)
+    def _should_die_with(self, pid: int, ended: AttemptProcess) -> bool:
+        owner, suspects = self._owner_of(pid, ended)
         if owner:
             return owner == ended.pid or owner not in self._running
         # Unknown: it goes when all have ended that may have started it.
         suspects.intersection_update(self._running)
         return not suspects
 
-    def _owner(self, pid: int, child: Child) -> tuple[int, set[int]]:
+    def _owner_of(self, pid: int, child: AttemptProcess) -> tuple[int, set[int]]:
         """Return whose an adopted process is, or else (0, whose it may be)."""
         if pid not in self._owners:
             candidates = {child.pid: child} | self._running
@@ -185,7 +189,7 @@ class Kin:
         return self._owners[pid]
 
     @staticmethod
-    def _find_owner(pid: int, candidates: dict[int, Child]) -> int:
+    def _find_owner(pid: int, candidates: dict[int, AttemptProcess]) -> int:
         if len(candidates) == 1:
             return next(iter(candidates))  # To ask takes longer than some of them live.
         process = proc_tree.read_process(pid)
@@ -193,10 +197,10 @@ class Kin:
             return 0
         if process.session in candidates:
             return process.session
-        settings = proc_tree.settings_of(pid)
+        settings = proc_tree.environment_of(pid)
         for child in candidates.values():
             if child.slot.group is not None and pid in child.slot.group.pids():
                 return child.pid
-            if child.mark in settings:
+            if child.marker in settings:
                 return child.pid
         return 0

@@ -20,7 +20,7 @@ INFO_BYTES: Final = 128  #: of a `signalfd_siginfo`
 USAGE_BYTES: Final = 1024  #: more than any library has in its `struct rusage`
 
 
-class Exits:
+class ChildReaper:
     """Tells whether children may have ended since it was asked last.
 
     To be made by a process with one thread, before it has children; these must not
@@ -44,15 +44,15 @@ class Exits:
         self._wait4.argtypes = [number, address, number, address]
         self._status = ctypes.c_int()
         self._usage = ctypes.create_string_buffer(USAGE_BYTES)
-        self._view = memoryview(self._usage).cast("B")[: limits.BYTES]
-        self._places = ctypes.addressof(self._status), ctypes.addressof(self._usage)
+        self._view = memoryview(self._usage).cast("B")[: limits.USAGE_BYTES]
+        self._pointers = ctypes.addressof(self._status), ctypes.addressof(self._usage)
 
-    def take(self) -> None:
+    def read_signal(self) -> None:
         """Take what `fd` was readable for; only then are children collected."""
         with suppress(BlockingIOError):
             os.read(self.fd, INFO_BYTES)
 
-    def collect(self) -> int:
+    def reap_child(self) -> int:
         """Collect a child that has ended; see `status` and `usage` then.
 
         `os.wait4` makes sixteen numbers of what it was told, and says by an exception
@@ -61,7 +61,7 @@ class Exits:
         Returns:
             Its pid, 0 if there are only others, -1 if there is no child.
         """
-        status_at, usage_at = self._places
+        status_at, usage_at = self._pointers
         return self._wait4(-1, status_at, os.WNOHANG, usage_at)  # type: ignore[no-any-return]
 
     @property
@@ -70,10 +70,10 @@ class Exits:
         return self._status.value
 
     @property
-    def used(self) -> bytes:
+    def usage_bytes(self) -> bytes:
         """What it used, for `usage.Gauge`."""
         return bytes(self._view)
 
-    def wait(self, most_s: float) -> None:
+    def wait_for_signal(self, most_s: float) -> None:
         """Wait for that, and for nothing else, but not for longer."""
         signal.sigtimedwait(SIGNALS, most_s)

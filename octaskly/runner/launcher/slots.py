@@ -5,23 +5,25 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from octaskly.runner.processes.cgroup import Group, OneGroup, SlotGroups
-from octaskly.runner.processes.limits import Fence
+from octaskly.runner.processes.cgroup import Group, GroupPool, SingleGroupPool
+from octaskly.runner.processes.limits import LimitEnforcer
 
 
 class Slot:
     """One of the slots, while an attempt has it."""
 
-    __slots__ = ("fence", "group", "index", "setting")
+    __slots__ = ("group", "index", "limit_enforcer", "variable")
 
     def __init__(self, index: int) -> None:
         self.index = index  #: no other attempt on this node has it at the same time
-        self.setting = b"OCTASKLY_SLOT=%d" % index  #: for the environment
+        self.variable = b"OCTASKLY_SLOT=%d" % index  #: for the environment
         self.group: Group | None = None  #: that its processes are in
-        self.fence: Fence | None = None  #: its limits, where it has any
+        self.limit_enforcer: LimitEnforcer | None = (
+            None  #: its limits, where it has any
+        )
 
 
-class Slots:
+class SlotAllocator:
     """All slots of a launcher, which is single-threaded.
 
     Args:
@@ -32,38 +34,38 @@ class Slots:
 
     def __init__(self, first: int, count: int, folder: Path | None) -> None:
         self._free = list(range(first, first + count))[::-1]
-        self._groups: OneGroup | SlotGroups | None = None
+        self._groups: SingleGroupPool | GroupPool | None = None
         if folder is not None:
             with suppress(OSError):
                 self._groups = (
-                    SlotGroups(folder, count) if count > 1 else OneGroup(folder)
+                    GroupPool(folder, count) if count > 1 else SingleGroupPool(folder)
                 )
 
     def __bool__(self) -> bool:
         """Whether one is free."""
         return bool(self._free)
 
-    def enter(self, fence: Fence | None) -> Slot:
+    def acquire_slot(self, limit_enforcer: LimitEnforcer | None) -> Slot:
         """Take a free slot; what the launcher starts until it leaves, begins there.
 
         Args:
-            fence: The limits of the attempt, where it has any.
+            limit_enforcer: The limits of the attempt, where it has any.
         """
         slot = Slot(self._free.pop())
-        if fence is not None:
-            slot.fence, slot.group = fence, fence.group
+        if limit_enforcer is not None:
+            slot.limit_enforcer, slot.group = limit_enforcer, limit_enforcer.group
         if self._groups is not None and slot.group is None:
-            group = self._groups.take()
-            if group is not None and self._groups.enter(group):
+            group = self._groups.acquire_group()
+            if group is not None and self._groups.move_launcher_in(group):
                 slot.group = group
         return slot
 
-    def leave(self) -> None:
+    def leave_group(self) -> None:
         """Move the launcher out of what it entered."""
         if self._groups is not None:
-            self._groups.leave()
+            self._groups.move_launcher_out()
 
-    def give(self, slot: Slot, *, is_empty: bool = True) -> None:
+    def release_slot(self, slot: Slot, *, is_empty: bool = True) -> None:
         """Take back the slot of an attempt that has ended, or could not begin.
 
         A group in which a process is left, that cannot be killed, is not used again.
@@ -71,6 +73,8 @@ class Slots:
         self._free.append(slot.index)
         if slot.group is None or not is_empty:
             return
-        is_own = slot.fence is not None and slot.fence.group is slot.group
+        is_own = (
+            slot.limit_enforcer is not None and slot.limit_enforcer.group is slot.group
+        )
         if self._groups is not None and not is_own:
-            self._groups.give(slot.group)
+            self._groups.release_group(slot.group)

@@ -10,15 +10,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from octaskly.runner.launch_protocol import NOT_STARTED, RESET_SIGNALS, SCARCE
-from octaskly.runner.launcher.child import Child, Order, Sink, shell_words
+from octaskly.runner.launch_protocol import NOT_STARTED, RESET_SIGNALS, RESOURCE_ERRORS
+from octaskly.runner.launcher.child import (
+    AttemptProcess,
+    PipeReader,
+    StartOrder,
+    shell_argv,
+)
 from octaskly.runner.launcher.fast_spawn import Plain
 from octaskly.runner.launcher.slots import Slot
-from octaskly.runner.processes.limits import GATE_FD
+from octaskly.runner.processes.limits import READY_FD
 
 SHELL = "/bin/sh"
-OF_ATTEMPT = (b"OCTASKLY_TASK_ID", b"OCTASKLY_ATTEMPT", b"OCTASKLY_MARK")
-OF_SLOT = b"OCTASKLY_SLOT"
+ATTEMPT_VARIABLES = (b"OCTASKLY_TASK_ID", b"OCTASKLY_ATTEMPT", b"OCTASKLY_MARK")
+SLOT_VARIABLE = b"OCTASKLY_SLOT"
 NOT_FOUND = 127  #: exit code where there is no program, or no shell to look for it
 
 
@@ -43,7 +48,7 @@ def find_program(word: str, path: str) -> str | None:
 
 
 def _execute(
-    order: Order,
+    order: StartOrder,
     before: str,
     env: dict[bytes, bytes],
     files: Sequence[tuple[int, int]],
@@ -57,17 +62,17 @@ def _execute(
         files: Descriptors of ours with what they are for the command.
     """
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in files]
-    if order.words is not None and not before:
+    if order.argv is not None and not before:
         path = os.fsdecode(env.get(b"PATH", b""))
-        program = find_program(order.words[0], path)
+        program = find_program(order.argv[0], path)
         if program is not None:
             try:
-                return _spawn(program, order.words, env, actions)
+                return _spawn(program, order.argv, env, actions)
             except OSError as error:
-                if error.errno in SCARCE:
+                if error.errno in RESOURCE_ERRORS:
                     raise
                 # The shell says it as people expect it.
-    words = shell_words(order.command)
+    words = shell_argv(order.command)
     if before:
         words = [b"sh", b"-c", before.encode(), *words]
     return _spawn(SHELL, words, env, actions)
@@ -90,7 +95,7 @@ def _spawn(
     )
 
 
-class Refused(Exception):
+class SpawnRefused(Exception):
     """An attempt could not be started.
 
     Args:
@@ -108,13 +113,15 @@ class Refused(Exception):
         self.is_final = is_final
 
 
-def refused_end(order: Order, now_ms: int, refusal: Refused) -> list[object]:
+def build_refused_message(
+    order: StartOrder, now_ms: int, refusal: SpawnRefused
+) -> list[object]:
     """Return the message that ends an attempt that could not be executed."""
     head = ["end", order.key, refusal.code, "", now_ms, now_ms, 0, None, None]
     return [*head, b"", b"", 0, 0, str(refusal)]
 
 
-class Pad:
+class SpawnContext:
     """What all attempts of a launcher have in common when they start.
 
     Args:
@@ -130,20 +137,22 @@ class Pad:
     ) -> None:
         self._workdir = workdir
         self._node = node
-        self._limit = output_bytes_max
+        self._output_bytes_max = output_bytes_max
         self._env = dict(os.environb)
         if not has_ctype:
             self._env.pop(b"LC_CTYPE", None)
         self._env[b"OCTASKLY_NODE"] = node.encode()
         # What a shell would export; a program started directly must see the same.
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
-        self._env |= dict.fromkeys((*OF_ATTEMPT, OF_SLOT), b"")
+        self._env |= dict.fromkeys((*ATTEMPT_VARIABLES, SLOT_VARIABLE), b"")
         self._path = os.fsdecode(self._env.get(b"PATH", b""))
-        self._plain = Plain(self._env, (*OF_ATTEMPT, OF_SLOT), RESET_SIGNALS)
+        self._plain = Plain(
+            self._env, (*ATTEMPT_VARIABLES, SLOT_VARIABLE), RESET_SIGNALS
+        )
 
-    def spawn(
-        self, order: Order, slot: Slot, *, begin_s: float, begin_ms: int
-    ) -> Child:
+    def spawn_attempt(
+        self, order: StartOrder, slot: Slot, *, begin_s: float, begin_ms: int
+    ) -> AttemptProcess:
         """Start an attempt.
 
         Args:
@@ -155,22 +164,25 @@ class Pad:
         Raises:
             Refused: it cannot be executed, or not at this moment.
         """
-        self._enter(order.asked)
+        self._change_folder(order.options)
         try:
             pid, out_fd, err_fd = self._spawn_captured(order, slot)
         except (OSError, ValueError) as error:
-            raise Refused(
+            raise SpawnRefused(
                 f"cannot execute on {self._node}: {error}",
                 code=NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED,
-                is_final=getattr(error, "errno", None) not in SCARCE,
+                is_final=getattr(error, "errno", None) not in RESOURCE_ERRORS,
             ) from error
         finally:
-            if order.asked:
+            if order.options:
                 os.chdir("/")  # A disk whose task has ended can be unmounted.
-        sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
-        return Child(order, slot, pid, sinks, (begin_s, begin_ms))
+        sinks = (
+            PipeReader(out_fd, self._output_bytes_max, 0),
+            PipeReader(err_fd, self._output_bytes_max, 1),
+        )
+        return AttemptProcess(order, slot, pid, sinks, (begin_s, begin_ms))
 
-    def _spawn_captured(self, order: Order, slot: Slot) -> tuple[int, int, int]:
+    def _spawn_captured(self, order: StartOrder, slot: Slot) -> tuple[int, int, int]:
         """Return the pid and the read ends of both pipes."""
         out_r, out_w = os.pipe2(os.O_CLOEXEC)
         try:
@@ -180,10 +192,10 @@ class Pad:
             os.close(out_w)
             raise
         try:
-            if order.settings is not None and slot.fence is None:
+            if order.settings is not None and slot.limit_enforcer is None:
                 pid = self._start_plain(order, slot, (out_w, err_w))
             else:
-                pid = self._start_as_asked(order, slot, out_w, err_w)
+                pid = self._start_with_options(order, slot, out_w, err_w)
         except (OSError, ValueError):
             os.close(out_r)
             os.close(err_r)
@@ -193,25 +205,31 @@ class Pad:
             os.close(err_w)
         return pid, out_r, err_r
 
-    def _start_plain(self, order: Order, slot: Slot, pipes: tuple[int, int]) -> int:
-        """Do what `_start_as_asked` does for an order that asks for nothing."""
+    def _start_plain(
+        self, order: StartOrder, slot: Slot, pipes: tuple[int, int]
+    ) -> int:
+        """Do what `_start_with_options` does for an order that asks for nothing."""
         assert order.settings is not None
-        self._plain.put((*order.settings, slot.setting))
-        if order.words is not None:
-            program = find_program(order.words[0], self._path)
+        self._plain.put((*order.settings, slot.variable))
+        if order.argv is not None:
+            program = find_program(order.argv[0], self._path)
             if program is not None:
                 try:
-                    return self._plain.start(os.fsencode(program), order.words, pipes)
+                    return self._plain.start(os.fsencode(program), order.argv, pipes)
                 except OSError as error:
-                    if error.errno in SCARCE:
+                    if error.errno in RESOURCE_ERRORS:
                         raise
                     # The shell says it as people expect it.
         return self._plain.start_shell(SHELL.encode(), order.command, pipes)
 
-    def _start_as_asked(self, order: Order, slot: Slot, out_w: int, err_w: int) -> int:
-        asked, env = order.asked, self._env
-        env |= zip(OF_ATTEMPT, (order.task, order.attempt, order.mark), strict=True)
-        env[OF_SLOT] = b"%d" % slot.index
+    def _start_with_options(
+        self, order: StartOrder, slot: Slot, out_w: int, err_w: int
+    ) -> int:
+        asked, env = order.options, self._env
+        env |= zip(
+            ATTEMPT_VARIABLES, (order.task, order.attempt, order.marker), strict=True
+        )
+        env[SLOT_VARIABLE] = b"%d" % slot.index
         files, ours = [(out_w, 1), (err_w, 2)], []
         if asked:
             # Behind what marks its processes, which is looked for at the beginning.
@@ -219,28 +237,28 @@ class Pad:
             env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
         try:
             if "stdin" in asked:
-                ours.append(open_bytes(asked["stdin"]))
+                ours.append(open_as_stdin(asked["stdin"]))
                 files.append((ours[-1], 0))
-            fence = slot.fence
-            before = "" if fence is None else fence.script()
+            fence = slot.limit_enforcer
+            before = "" if fence is None else fence.shell_preamble()
             if fence is None or fence.group is None:
                 return _execute(order, before, env, files)
             # It must not enter by itself: by a descriptor with which it could, a
             # library that its environment names could put any process there.
             ours += os.pipe2(os.O_CLOEXEC)
-            pid = _execute(order, before, env, [*files, (ours[-2], GATE_FD)])
-            if fence.group.admit(pid):
+            pid = _execute(order, before, env, [*files, (ours[-2], READY_FD)])
+            if fence.group.move_process_in(pid):
                 os.write(ours[-1], b"\n")
             return pid
         finally:
             for fd in ours:
                 os.close(fd)
 
-    def _enter(self, asked: Mapping[str, Any]) -> None:
+    def _change_folder(self, options: Mapping[str, Any]) -> None:
         folder, cwd = self._workdir, ""
-        if asked:
-            folder = os.fsdecode(asked.get("folder", folder))
-            cwd = os.fsdecode(asked.get("cwd", b""))
+        if options:
+            folder = os.fsdecode(options.get("folder", folder))
+            cwd = os.fsdecode(options.get("cwd", b""))
             folder = os.path.join(folder, cwd) if cwd else folder  # noqa: PTH118 - fast
         try:
             os.chdir(folder)
@@ -253,10 +271,10 @@ class Pad:
                 why = "does not exist"
             elif isinstance(error, NotADirectoryError):
                 why = "is not a folder"
-            raise Refused(f"{what} {why} on {self._node}") from error
+            raise SpawnRefused(f"{what} {why} on {self._node}") from error
 
 
-def open_bytes(data: bytes) -> int:
+def open_as_stdin(data: bytes) -> int:
     """Return a descriptor that gives these bytes; nobody waits for a reader."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:

@@ -17,24 +17,26 @@ from pathlib import Path
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports import Clock
-from octaskly.runner.output.output_file import BYTES_MIN, Reader
+from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 
 QUOTA_BYTES_MAX = 10 << 30  #: unless another one is asked for
 DISK_PARTS = 10
 RESERVE_BYTES = 256 << 20
-LIVE_MIN = 4  #: attempts that may write long output at once, on the smallest disk
+CONCURRENT_FILES_MIN = (
+    4  #: attempts that may write long output at once, on the smallest disk
+)
 FILES_MAX = 20_000  #: names and sizes are kept in memory
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK_BYTES = 512  #: in which `st_blocks` counts
 
 
-def name_of_file(task: TaskId, attempt: AttemptId) -> str:
+def output_file_name(task: TaskId, attempt: AttemptId) -> str:
     """Return the name of an attempt's file; no task is called so that it leads away."""
     return f"{task}.{attempt.term}-{attempt.stream}-{attempt.n}"
 
 
-class Archive:
+class OutputArchive:
     """Transcripts and captured outputs. All methods block; any thread may call them.
 
     Args:
@@ -65,59 +67,61 @@ class Archive:
         if quota_bytes is None:
             disk = shutil.disk_usage(outputs_dir)
             quota_bytes = min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
-            bytes_max = min(bytes_max, max(BYTES_MIN, quota_bytes // LIVE_MIN))
+            bytes_max = min(
+                bytes_max, max(BYTES_MIN, quota_bytes // CONCURRENT_FILES_MIN)
+            )
         self.bytes_max = bytes_max
         self._quota_bytes = quota_bytes
         self._retention_s = retention_s
         self._reserve_bytes = reserve_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._live: set[str] = set()
-        self._ended: dict[str, tuple[int, float]] | None = None  #: oldest first
-        self._ended_bytes = 0
+        self._open_names: set[str] = set()
+        self._complete: dict[str, tuple[int, float]] | None = None  #: oldest first
+        self._complete_bytes = 0
 
-    def create(self, task: TaskId, attempt: AttemptId) -> int:
+    def create_file(self, task: TaskId, attempt: AttemptId) -> int:
         """Make the file of an attempt that runs; return its descriptor.
 
         Raises:
             OSError: the disk is full, or what is being written needs all the room.
         """
-        name = name_of_file(task, attempt)
+        name = output_file_name(task, attempt)
         with self._lock:
-            self._make_room((len(self._live) + 1) * self.bytes_max)
+            self._make_room((len(self._open_names) + 1) * self.bytes_max)
             fd = os.open(self._folder / name, _CREATE, 0o600)
-            self._live.add(name)
+            self._open_names.add(name)
             return fd
 
-    def ended(self, task: TaskId, attempt: AttemptId) -> None:
+    def mark_complete(self, task: TaskId, attempt: AttemptId) -> None:
         """Note that a file is complete; an empty one is deleted."""
-        name = name_of_file(task, attempt)
+        name = output_file_name(task, attempt)
         with self._lock:
-            if name not in self._live:
+            if name not in self._open_names:
                 return
-            self._live.discard(name)
+            self._open_names.discard(name)
             with suppress(OSError):
-                self._count(name, (self._folder / name).lstat())
+                self._count_file(name, (self._folder / name).lstat())
 
-    def open(self, task: TaskId, attempt: AttemptId) -> Reader:
+    def open_file(self, task: TaskId, attempt: AttemptId) -> OutputFileReader:
         """Open the file of an attempt for reading.
 
         Raises:
             OutputNotFound: there is none.
         """
         try:
-            fd = os.open(self._folder / name_of_file(task, attempt), _READ)
+            fd = os.open(self._folder / output_file_name(task, attempt), _READ)
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                return Reader(fd)
+                return OutputFileReader(fd)
             os.close(fd)
         except OSError:
             pass
         raise OutputNotFound(f"{task} has no file with output on this node")
 
-    def sweep(self) -> None:
+    def delete_expired(self) -> None:
         """Delete what is too old or too much."""
         with self._lock, suppress(OSError):
-            self._make_room(len(self._live) * self.bytes_max)
+            self._make_room(len(self._open_names) * self.bytes_max)
         before_s = self._clock.now().wall_ms / 1000 - self._retention_s
         for folder in self._outputs_dir.glob("*/*"):
             with suppress(OSError):
@@ -126,29 +130,29 @@ class Archive:
                     folder.parent.rmdir()  # Fails while it has another attempt's.
 
     def _make_room(self, needed_bytes: int) -> None:
-        if self._ended is None:
-            self._ended = {}
-            self._find()
+        if self._complete is None:
+            self._complete = {}
+            self._scan_folder()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         now_s = self._clock.now().wall_ms / 1000
         spare_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
-        while self._ended:
-            name, (size, ended_s) = next(iter(self._ended.items()))
+        while self._complete:
+            name, (size, ended_s) = next(iter(self._complete.items()))
             is_room = (
-                self._ended_bytes + needed_bytes <= self._quota_bytes
+                self._complete_bytes + needed_bytes <= self._quota_bytes
                 and needed_bytes <= spare_bytes
             )
             is_fresh = now_s - ended_s <= self._retention_s
-            if is_room and is_fresh and len(self._ended) < FILES_MAX:
+            if is_room and is_fresh and len(self._complete) < FILES_MAX:
                 return
             self._delete(name)
-            del self._ended[name]
-            self._ended_bytes -= size
+            del self._complete[name]
+            self._complete_bytes -= size
             spare_bytes += size
         if needed_bytes > min(self._quota_bytes, spare_bytes):
             raise OSError(errno.EDQUOT, "what is being written needs all the room")
 
-    def _find(self) -> None:
+    def _scan_folder(self) -> None:
         """Count what an earlier agent left."""
         try:
             with os.scandir(self._folder) as entries:
@@ -156,16 +160,16 @@ class Archive:
         except OSError:
             return
         for name, status in sorted(found, key=lambda entry: entry[1].st_mtime):
-            self._count(name, status)
+            self._count_file(name, status)
 
-    def _count(self, name: str, status: os.stat_result) -> None:
-        assert self._ended is not None
+    def _count_file(self, name: str, status: os.stat_result) -> None:
+        assert self._complete is not None
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             self._delete(name)
             return
         size = status.st_blocks * _BLOCK_BYTES
-        self._ended[name] = (size, status.st_mtime)
-        self._ended_bytes += size
+        self._complete[name] = (size, status.st_mtime)
+        self._complete_bytes += size
 
     def _delete(self, name: str) -> None:
         with suppress(OSError):

@@ -32,12 +32,12 @@ _EMPTY = bytes(_ENTRY.size)
 _READS_MAX = 8  #: tries to read a block that is being written anew
 
 
-def blocks_of(bytes_max: int) -> int:
+def count_blocks(bytes_max: int) -> int:
     """Return how many blocks a file of this size has."""
     return min(BLOCKS_MAX, (bytes_max - INDEX_BYTES) // BLOCK_BYTES)
 
 
-class Writer:
+class OutputFileWriter:
     """The launcher's side; the descriptor is its own from now on.
 
     Args:
@@ -45,21 +45,21 @@ class Writer:
         bytes_max: How large it may get, at least `BYTES_MIN`.
     """
 
-    __slots__ = ("_blocks", "_current", "_ends", "_fd", "_made", "sizes")
+    __slots__ = ("_allocated", "_blocks", "_current", "_fd", "_recyclable", "sizes")
 
     def __init__(self, fd: int, bytes_max: int) -> None:
         self._fd = fd
-        self._blocks = blocks_of(bytes_max)
-        self._made = 0
+        self._blocks = count_blocks(bytes_max)
+        self._allocated = 0
         self.sizes = [0, 0]  #: of each stream, written or not
         self._current: list[list[int] | None] = [None, None]  # [place, start, used]
-        self._ends: tuple[deque[int], deque[int]] = (deque(), deque())
+        self._recyclable: tuple[deque[int], deque[int]] = (deque(), deque())
 
-    def begin(self) -> None:
+    def publish(self) -> None:
         """Let others read: what was written until now is complete."""
         self._write(_MAGIC, 0)
 
-    def skip(self, stream: int, offset: int) -> None:
+    def skip_to(self, stream: int, offset: int) -> None:
         """Go on at an offset; what is in between is not there."""
         if offset > self.sizes[stream]:
             self.sizes[stream] = offset
@@ -75,14 +75,14 @@ class Writer:
         while view:
             block = self._current[stream]
             if block is None or block[2] == BLOCK_BYTES:
-                block = self._take(stream)
+                block = self._allocate_block(stream)
             place, start, used = block
             part = view[: BLOCK_BYTES - used]
             self._write(part, INDEX_BYTES + place * BLOCK_BYTES + used)
             block[2] = used + len(part)
             self.sizes[stream] = start + block[2]
             entry = _ENTRY.pack(start, block[2], stream)
-            self._write(entry, _place_of(place))
+            self._write(entry, _index_offset(place))
             view = view[len(part) :]
 
     def close(self) -> None:
@@ -90,16 +90,16 @@ class Writer:
         with suppress(OSError):
             os.close(self._fd)
 
-    def _take(self, stream: int) -> list[int]:
+    def _allocate_block(self, stream: int) -> list[int]:
         start = self.sizes[stream]
-        if self._made < self._blocks:
-            place = self._made
-            self._made += 1
+        if self._allocated < self._blocks:
+            place = self._allocated
+            self._allocated += 1
         else:
-            place = max(self._ends, key=len).popleft()
-            self._write(_EMPTY, _place_of(place))
+            place = max(self._recyclable, key=len).popleft()
+            self._write(_EMPTY, _index_offset(place))
         if start >= HEAD_BYTES:
-            self._ends[stream].append(place)
+            self._recyclable[stream].append(place)
         block = self._current[stream] = [place, start, 0]
         return block
 
@@ -110,20 +110,20 @@ class Writer:
             view, offset = view[written:], offset + written
 
 
-class Block(NamedTuple):
+class OutputBlock(NamedTuple):
     """One entry of the index."""
 
     start: int
     used: int
-    place: int
+    position: int
 
     @property
-    def end(self) -> int:
+    def end_offset(self) -> int:
         """The offset behind its last byte."""
         return self.start + self.used
 
 
-class Reader:
+class OutputFileReader:
     """Reads a file that may still be written; closes the descriptor with itself.
 
     Nothing in the file is trusted further than that: tasks of the agent's own user
@@ -133,16 +133,16 @@ class Reader:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._raw = b""
-        self._blocks: tuple[list[Block], list[Block]] = ([], [])
+        self._blocks: tuple[list[OutputBlock], list[OutputBlock]] = ([], [])
 
     def __del__(self) -> None:
         # So also a thread that still reads for somebody who is gone has it open.
         os.close(self._fd)
 
-    def look(self) -> bool:
+    def refresh_index(self) -> bool:
         """Read the index afresh; return whether the file can be read already."""
         made = -(-(os.fstat(self._fd).st_size - INDEX_BYTES) // BLOCK_BYTES)
-        size = _place_of(max(0, min(made, BLOCKS_MAX)))
+        size = _index_offset(max(0, min(made, BLOCKS_MAX)))
         raw = os.pread(self._fd, size, 0)
         if not raw.startswith(_MAGIC):
             return False
@@ -153,15 +153,15 @@ class Reader:
             entries = _ENTRY.iter_unpack(raw[len(_MAGIC) : used])
             for place, (start, used, stream) in enumerate(entries):
                 if 0 < used <= BLOCK_BYTES and stream < STREAMS:
-                    self._blocks[stream].append(Block(start, used, place))
+                    self._blocks[stream].append(OutputBlock(start, used, place))
             for found in self._blocks:
                 found.sort()
         return True
 
-    def size(self, stream: int) -> int:
+    def stream_size(self, stream: int) -> int:
         """Return the offset behind the last byte that was written."""
         blocks = self._blocks[stream]
-        return blocks[-1].end if blocks else 0
+        return blocks[-1].end_offset if blocks else 0
 
     def read(self, stream: int, offset: int) -> tuple[int, bytes]:
         """Return the next bytes from an offset on, as many as fit one message.
@@ -171,7 +171,9 @@ class Reader:
             and none at the end.
         """
         for _ in range(_READS_MAX):
-            block = next((b for b in self._blocks[stream] if b.end > offset), None)
+            block = next(
+                (b for b in self._blocks[stream] if b.end_offset > offset), None
+            )
             if block is None:
                 break
             start = max(offset, block.start)
@@ -179,20 +181,20 @@ class Reader:
             data = os.pread(
                 self._fd,
                 min(block.used - skipped, READ_BYTES_MAX),
-                INDEX_BYTES + block.place * BLOCK_BYTES + skipped,
+                INDEX_BYTES + block.position * BLOCK_BYTES + skipped,
             )
-            if self._is_still(stream, block):
+            if self._is_unchanged(stream, block):
                 return start, data
-            self.look()
-        return max(offset, self.size(stream)), b""
+            self.refresh_index()
+        return max(offset, self.stream_size(stream)), b""
 
-    def _is_still(self, stream: int, block: Block) -> bool:
-        raw = os.pread(self._fd, _ENTRY.size, _place_of(block.place))
+    def _is_unchanged(self, stream: int, block: OutputBlock) -> bool:
+        raw = os.pread(self._fd, _ENTRY.size, _index_offset(block.position))
         if len(raw) < _ENTRY.size:
             return False
         start, used, owner = _ENTRY.unpack(raw)
         return bool((start, owner) == (block.start, stream) and used >= block.used)
 
 
-def _place_of(place: int) -> int:
-    return len(_MAGIC) + place * _ENTRY.size
+def _index_offset(position: int) -> int:
+    return len(_MAGIC) + position * _ENTRY.size

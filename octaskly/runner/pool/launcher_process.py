@@ -14,24 +14,24 @@ import octaskly
 from octaskly.runner import launch_protocol
 from octaskly.runner.launch_protocol import RESET_SIGNALS
 from octaskly.runner.launcher import launcher
-from octaskly.runner.python_command import import_folders, python_words
+from octaskly.runner.python_command import import_folders, python_argv
 
 CONTROL_FD = 3
-DISMISS_S = 6.0  #: a launcher that was told to close has this long to end its trees
+STOP_S = 6.0  #: a launcher that was told to close has this long to end its trees
 
 #: Never passed on: they speak to the agent alone.
 PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
 PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
 
 #: With what a task performs calls of `octaskly.Executor`: see `executor.callee`.
-OF_CALLS = {
+CALL_VARIABLES = {
     "OCTASKLY_PYTHON": sys.executable,
     "OCTASKLY_CALLEE": str(
         Path(octaskly.__file__).resolve().parent / "executor" / "callee.py"
     ),
 }
 
-Message = list[Any]
+LauncherMessage = list[Any]
 
 
 def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -61,13 +61,13 @@ class LauncherProcess:
         settings: Mapping[str, object],
         *,
         env: Mapping[str, str],
-        on_messages: Callable[[list[Message]], None],
+        on_messages: Callable[[list[LauncherMessage]], None],
         on_exit: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_messages = on_messages
         self._on_exit = on_exit
-        self._inbox = launch_protocol.Inbox()
+        self._frame_buffer = launch_protocol.FrameBuffer()
         self._outbox = bytearray()
         self._is_blocked = False  #: the socket is full: what is left goes later
         self._fds: list[int] = []  #: to be sent with what is in the outbox
@@ -75,7 +75,7 @@ class LauncherProcess:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
         words = [
-            *python_words(launcher.__file__),
+            *python_argv(launcher.__file__),
             *(str(CONTROL_FD), launch_protocol.encode_settings(settings)),
             *import_folders(),
         ]
@@ -103,17 +103,17 @@ class LauncherProcess:
             theirs.close()
         self._pid_fd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._control, self._receive)
-        self._loop.add_reader(self._pid_fd, self._reap)
-        self.gone = self._loop.create_future()  #: done when the process has ended
+        self._loop.add_reader(self._pid_fd, self._on_exited)
+        self.exited = self._loop.create_future()  #: done when the process has ended
 
-    def send(self, messages: list[Message], fds: Sequence[int] = ()) -> None:
+    def send(self, messages: list[LauncherMessage], fds: Sequence[int] = ()) -> None:
         """Send at once, or as soon as the socket takes it.
 
         Args:
             messages: What to send.
             fds: Descriptors that go along; they are closed here.
         """
-        self._outbox += launch_protocol.pack(messages)
+        self._outbox += launch_protocol.pack_frame(messages)
         self._fds += fds
         self._flush()
 
@@ -142,13 +142,13 @@ class LauncherProcess:
         except BlockingIOError:
             return False
         except OSError:
-            # It is dying; `_reap` follows.
+            # It is dying; `_on_exited` follows.
             sent, fds = len(self._outbox), self._fds
         del self._outbox[:sent]
-        self._forget(fds)
+        self._close_fds(fds)
         return True
 
-    def _forget(self, fds: list[int]) -> None:
+    def _close_fds(self, fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
         self._fds = self._fds[len(fds) :]
@@ -156,9 +156,9 @@ class LauncherProcess:
     def _receive(self) -> None:
         data = self._read()
         if data:
-            self._deliver(data)
+            self._handle_data(data)
         elif data is not None:
-            self._loop.remove_reader(self._control)  # It is ending: see `_reap`.
+            self._loop.remove_reader(self._control)  # It is ending: see `_on_exited`.
 
     def _read(self) -> bytes | None:
         """Return what has come, None if nothing, no bytes at the end of the stream."""
@@ -169,43 +169,43 @@ class LauncherProcess:
         except OSError:
             return b""
 
-    def _deliver(self, data: bytes) -> None:
+    def _handle_data(self, data: bytes) -> None:
         self.was_ready = True  # It says so before all else.
-        if messages := self._inbox.feed(data):
+        if messages := self._frame_buffer.add_data(data):
             self._on_messages(messages)
 
-    def _reap(self) -> None:
+    def _on_exited(self) -> None:
         """Tidy up after the process, which has ended."""
         os.waitpid(self.pid, 0)
         self._loop.remove_reader(self._pid_fd)
         os.close(self._pid_fd)
         while data := self._read():
-            self._deliver(data)
+            self._handle_data(data)
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
-        self._forget(self._fds)
-        if not self.gone.done():
-            self.gone.set_result(None)
+        self._close_fds(self._fds)
+        if not self.exited.done():
+            self.exited.set_result(None)
         self._on_exit()
 
     def was_stopped(self) -> bool:
         """Whether somebody has stopped it (SIGSTOP) since this was asked last."""
-        if self.gone.done():
+        if self.exited.done():
             return False
         try:
             look = os.WSTOPPED | os.WNOHANG
             return os.waitid(os.P_PIDFD, self._pid_fd, look) is not None
-        except ChildProcessError:  # It has ended, which `_reap` is about to see.
+        except ChildProcessError:  # It has ended, which `_on_exited` is about to see.
             return False
 
-    async def dismiss(self) -> bool:
+    async def stop(self) -> bool:
         """Have it end its trees and itself; return whether it is gone."""
-        if not self.gone.done():
+        if not self.exited.done():
             self.send([["close"]])
         try:
-            async with asyncio.timeout(DISMISS_S):
-                await asyncio.shield(self.gone)
+            async with asyncio.timeout(STOP_S):
+                await asyncio.shield(self.exited)
         except TimeoutError:
             return False
         return True

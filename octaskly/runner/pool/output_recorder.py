@@ -16,24 +16,24 @@ from typing import ParamSpec, TypeVar
 
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.ports.output import Piece
-from octaskly.runner.files.blob_store import Depot
-from octaskly.runner.output.output_archive import Archive
-from octaskly.runner.output.output_file import Reader
-from octaskly.runner.pool.attempts import Item
+from octaskly.ports.output import OutputChunk
+from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.runner.output.output_file import OutputFileReader
+from octaskly.runner.pool.attempts import PoolAttempt
 from octaskly.runner.pool.launcher_process import LauncherProcess
 
-LOOK_S = 0.03  #: until a file that is followed is looked at again
-LOOK_S_MAX = 0.12  #: where nothing has come for a while
-LOOKS_MAX = 50  #: for the file of an attempt that runs, where it is not followed
-SWEEP_S = 600.0
+POLL_S = 0.03  #: until a file that is followed is looked at again
+POLL_S_MAX = 0.12  #: where nothing has come for a while
+POLLS_MAX = 50  #: for the file of an attempt that runs, where it is not followed
+CLEANUP_PERIOD_S = 600.0
 THREADS = 4
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-class Recorder:
+class OutputRecorder:
     """Files for the output of a pool's attempts.
 
     Args:
@@ -44,12 +44,12 @@ class Recorder:
 
     def __init__(
         self,
-        archive: Archive,
-        depot: Depot,
-        items: Mapping[tuple[TaskId, AttemptId], Item],
+        archive: OutputArchive,
+        blob_store: BlobStore,
+        attempts: Mapping[tuple[TaskId, AttemptId], PoolAttempt],
     ) -> None:
-        self._archive, self._depot = archive, depot
-        self._items = items
+        self._archive, self._blob_store = archive, blob_store
+        self._attempts = attempts
         # Its own: in the pool's, outputs of a gigabyte are copied.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recorder")
 
@@ -57,37 +57,41 @@ class Recorder:
         """Finish what is being done with files."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def tidy(self) -> None:
+    async def run_cleanup(self) -> None:
         """Delete what is too old or too much, now and again, until cancelled."""
         while True:
-            await self._in_thread(self._archive.sweep)
-            await self._in_thread(self._depot.sweep)
-            await asyncio.sleep(SWEEP_S)
+            await self._in_thread(self._archive.delete_expired)
+            await self._in_thread(self._blob_store.delete_expired)
+            await asyncio.sleep(CLEANUP_PERIOD_S)
 
     # -- the pool ----------------------------------------------------------------
 
-    def begun(self, item: Item, process: LauncherProcess) -> None:
+    def on_started(self, item: PoolAttempt, process: LauncherProcess) -> None:
         """Note that an attempt has run for a moment, and who writes its file."""
         item.process = process
-        if item.is_wanted:
-            self.record(item)
+        if item.is_output_read:
+            self.record_output(item)
 
-    def record(self, item: Item) -> None:
+    def record_output(self, item: PoolAttempt) -> None:
         """Have the output of an attempt that has begun written to a file."""
-        if not item.has_file:
-            item.has_file = True
-            making = self._in_thread(self._archive.create, item.spec.id, item.attempt)
-            making.add_done_callback(lambda made: self._made(item, made))
+        if not item.has_output_file:
+            item.has_output_file = True
+            making = self._in_thread(
+                self._archive.create_file, item.spec.id, item.attempt
+            )
+            making.add_done_callback(lambda made: self._on_file_created(item, made))
 
-    def ended(self, item: Item) -> None:
+    def on_ended(self, item: PoolAttempt) -> None:
         """Note that nothing more is written."""
-        if item.has_file:
+        if item.has_output_file:
             with suppress(RuntimeError):  # We stop: the next agent counts the file.
-                self._threads.submit(self._archive.ended, item.spec.id, item.attempt)
+                self._threads.submit(
+                    self._archive.mark_complete, item.spec.id, item.attempt
+                )
 
-    def _made(self, item: Item, made: asyncio.Future[int]) -> None:
+    def _on_file_created(self, item: PoolAttempt, made: asyncio.Future[int]) -> None:
         fd = made.result() if made.exception() is None else None
-        item.is_refused = fd is None
+        item.is_file_refused = fd is None
         if self._is_live(item):
             assert item.process is not None
             fds = [] if fd is None else [fd]
@@ -95,61 +99,63 @@ class Recorder:
             return
         if fd is not None:
             os.close(fd)
-        self.ended(item)
+        self.on_ended(item)
 
-    def _is_live(self, item: Item) -> bool:
-        return self._items.get((item.spec.id, item.attempt)) is item
+    def _is_live(self, item: PoolAttempt) -> bool:
+        return self._attempts.get((item.spec.id, item.attempt)) is item
 
     # -- who reads ---------------------------------------------------------------
 
-    async def pieces(
+    async def stream_output(
         self,
         task: TaskId,
         attempt: AttemptId,
         starts: tuple[int | None, int | None],
         *,
         follow: bool,
-    ) -> AsyncIterator[Piece]:
-        """Return the output of an attempt: see `output.Transcripts.pieces`."""
-        item = self._items.get((task, attempt))
+    ) -> AsyncIterator[OutputChunk]:
+        """Return the output of an attempt: see `output.OutputSource.stream_output`."""
+        item = self._attempts.get((task, attempt))
         if item is None:
-            reader = await self._in_thread(self._archive.open, task, attempt)
+            reader = await self._in_thread(self._archive.open_file, task, attempt)
         else:
-            reader = await self._opened(item, follow=follow)
+            reader = await self._open_running(item, follow=follow)
         offsets = {n: start for n, start in enumerate(starts) if start is not None}
-        pause_s = LOOK_S
+        pause_s = POLL_S
         while True:
             # Asked before the file is read: what an ended attempt wrote is all there.
             is_live = item is not None and self._is_live(item)
-            found = await self._in_thread(_read, reader, offsets)
+            found = await self._in_thread(_read_chunks, reader, offsets)
             for piece in found:
-                offsets[piece.stream] = piece.end
+                offsets[piece.stream] = piece.end_offset
                 yield piece
             if found:
-                pause_s = LOOK_S
+                pause_s = POLL_S
             elif is_live and follow:
                 await asyncio.sleep(pause_s)
-                pause_s = min(LOOK_S_MAX, pause_s * 1.5)
+                pause_s = min(POLL_S_MAX, pause_s * 1.5)
             else:
                 break
         for stream, offset in offsets.items():
-            yield Piece(stream, max(offset, reader.size(stream)), b"")
+            yield OutputChunk(stream, max(offset, reader.stream_size(stream)), b"")
 
-    async def _opened(self, item: Item, *, follow: bool) -> Reader:
+    async def _open_running(
+        self, item: PoolAttempt, *, follow: bool
+    ) -> OutputFileReader:
         """Open the file of an attempt that runs, once there is one."""
-        item.is_wanted = True
+        item.is_output_read = True
         if item.process is not None:
-            self.record(item)
+            self.record_output(item)
         task, attempt = item.spec.id, item.attempt
         looks = 0
-        while self._is_live(item) and not item.is_refused:
+        while self._is_live(item) and not item.is_file_refused:
             reader = await self._in_thread(self._try_open, task, attempt)
             if reader is not None:
                 return reader
             looks += 1
-            if looks > LOOKS_MAX and not follow:
+            if looks > POLLS_MAX and not follow:
                 break
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         reader = await self._in_thread(self._try_open, task, attempt)
         if reader is None:
             raise OutputNotFound(f"{task} has no file with output on this node")
@@ -161,20 +167,22 @@ class Recorder:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._threads, partial(work, *given, **named))
 
-    def _try_open(self, task: TaskId, attempt: AttemptId) -> Reader | None:
+    def _try_open(self, task: TaskId, attempt: AttemptId) -> OutputFileReader | None:
         try:
-            reader = self._archive.open(task, attempt)
+            reader = self._archive.open_file(task, attempt)
         except OutputNotFound:
             return None
-        return reader if reader.look() else None
+        return reader if reader.refresh_index() else None
 
 
-def _read(reader: Reader, offsets: Mapping[int, int]) -> list[Piece]:
+def _read_chunks(
+    reader: OutputFileReader, offsets: Mapping[int, int]
+) -> list[OutputChunk]:
     """Return the next block of each stream, if there is more."""
-    reader.look()
+    reader.refresh_index()
     found = []
     for stream, offset in offsets.items():
         start, data = reader.read(stream, offset)
         if data:
-            found.append(Piece(stream, start, data))
+            found.append(OutputChunk(stream, start, data))
     return found

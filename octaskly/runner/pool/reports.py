@@ -11,13 +11,13 @@ from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
-from octaskly.ports.histogram import Tally
+from octaskly.ports.histogram import Histogram
 
 BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14400)
-HELD_MAX: Final = 4096
+BUFFERED_MAX: Final = 4096
 
 
-class Counts:
+class AttemptStats:
     """Since the agent started.
 
     How long attempts took is put aside, and counted for many at once: that costs each
@@ -26,14 +26,14 @@ class Counts:
 
     def __init__(self) -> None:
         self.ended: Counter[tuple[AttemptState, EndReason]] = Counter()
-        self.queue_s = Tally(BOUNDS_S)  #: from acceptance to the first start
-        self.run_s = Tally(BOUNDS_S)
-        self.launcher_deaths = 0
+        self.queue_s = Histogram(BOUNDS_S)  #: from acceptance to the first start
+        self.run_s = Histogram(BOUNDS_S)
+        self.launcher_crashes = 0
         self._completed = 0
         self._run_ms: list[int] = []
         self._queue_ms: list[int] = []
 
-    def end(self, spec: TaskSpec, attempt: AttemptId, outcome: Outcome) -> None:
+    def count_ended(self, spec: TaskSpec, attempt: AttemptId, outcome: Outcome) -> None:
         """Count an attempt that ended."""
         if outcome.state is AttemptState.OK:
             self._completed += 1
@@ -43,16 +43,16 @@ class Counts:
             if attempt.n == 1 and outcome.started_ms is not None:
                 self._queue_ms.append(outcome.started_ms - spec.created_ms)
             self._run_ms.append(outcome.duration_ms)
-            if len(self._run_ms) >= HELD_MAX:
-                self.complete()
+            if len(self._run_ms) >= BUFFERED_MAX:
+                self.flush()
 
-    def complete(self) -> Self:
+    def flush(self) -> Self:
         """Count what was put aside; to be called before the numbers are read."""
         self.ended[AttemptState.OK, EndReason.EXIT] += self._completed
         self._completed = 0
-        self.run_s.add_all([ms / 1000 for ms in self._run_ms])
+        self.run_s.observe_all([ms / 1000 for ms in self._run_ms])
         # Two machines may have said when; a start before the acceptance is none.
-        self.queue_s.add_all([max(0, ms) / 1000 for ms in self._queue_ms])
+        self.queue_s.observe_all([max(0, ms) / 1000 for ms in self._queue_ms])
         self._run_ms.clear()
         self._queue_ms.clear()
         return self
@@ -64,7 +64,7 @@ COALESCE_REPORTS = 512
 EndedCallback = Callable[[tuple[Report, ...]], None]
 
 
-class Delivery:
+class ReportQueue:
     """What has ended and was not reported yet.
 
     Args:
@@ -76,36 +76,36 @@ class Delivery:
         self._clock = clock
         self._on_ended = on_ended
         self._reports: list[Report] = []
-        self._delivered_s = float("-inf")
+        self._flushed_s = float("-inf")
         self._timer: asyncio.Handle | None = None
 
-    def add(self, report: Report) -> None:
+    def add_report(self, report: Report) -> None:
         """Take a report; it goes with the next delivery."""
         self._reports.append(report)
 
-    def soon(self) -> None:
+    def schedule_flush(self) -> None:
         """Report, but not from within a call of the core, which is in mid-step."""
         if self._reports and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_soon(self.now)
+            self._timer = asyncio.get_running_loop().call_soon(self.flush)
 
-    def may_wait(self, *, is_busy: bool) -> None:
+    def flush_or_delay(self, *, is_busy: bool) -> None:
         """Report now, or a moment later together with others while much is to do."""
         if not self._reports:
             return
-        since_s = self._clock.now().mono_s - self._delivered_s
+        since_s = self._clock.now().mono_s - self._flushed_s
         is_held = is_busy and since_s < COALESCE_S
         if not is_held or len(self._reports) >= COALESCE_REPORTS:
-            self.now()
+            self.flush()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(COALESCE_S, self.now)
+            self._timer = loop.call_later(COALESCE_S, self.flush)
 
-    def now(self) -> None:
+    def flush(self) -> None:
         """Report what there is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._reports:
             reports, self._reports = tuple(self._reports), []
-            self._delivered_s = self._clock.now().mono_s
+            self._flushed_s = self._clock.now().mono_s
             self._on_ended(reports)

@@ -25,12 +25,12 @@ from pathlib import Path
 PREFIX = "octaskly-"
 AGENT = "agent"  #: as `DelegateSubgroup` in systemd/octaskly.service
 CONTROLLERS = ("memory", "pids")  #: that hold a task to its limits
-WEIGHER = "cpu"  #: the controller that divides processors between groups
+CPU_CONTROLLER = "cpu"  #: the controller that divides processors between groups
 TASKS_WEIGHT = 10  #: of each launcher with its tasks; the agent's group has 100
 REMOVE_TRIES = 50  #: each with all its looks
-SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
-LOOK_S = 0.0002
-WRITTEN = ("procs", "freeze", "kill")  #: files of a group, the oldest first
+SETTLE_TRIES = 200  #: killed processes leave their group within microseconds
+SETTLE_RETRY_S = 0.0002
+CONTROL_FILES = ("procs", "freeze", "kill")  #: files of a group, the oldest first
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CLOEXEC
 
@@ -45,7 +45,7 @@ def parse_mounts(mountinfo: str) -> str | None:
     return None
 
 
-def own_folder() -> Path | None:
+def own_group_folder() -> Path | None:
     """Return the folder of this process's own group, None when there is no v2."""
     try:
         mount = parse_mounts(Path("/proc/self/mountinfo").read_text())
@@ -61,7 +61,7 @@ def own_folder() -> Path | None:
     return folder if str(os.getpid()) in pids else None
 
 
-def settle(own: Path) -> Path:
+def prepare_parent_group(own: Path) -> Path:
     """Return the group below which groups are made, if possible with controllers.
 
     The kernel passes controllers on from a group without processes only. So systemd
@@ -70,54 +70,58 @@ def settle(own: Path) -> Path:
     """
     parent = own.parent if own.name == AGENT else own
     try:
-        if not _offered(parent):
+        if not _available_controllers(parent):
             return own
         if parent == own:
             if Group(own).pids() != {os.getpid()}:
                 return own  # Others are not ours to move.
             (own / AGENT).mkdir(exist_ok=True)
             (own / AGENT / "cgroup.procs").write_text(str(os.getpid()))
-        _pass_on(parent)
+        _enable_controllers(parent)
     except OSError:
         return own
     with suppress(OSError):  # A kernel may refuse it where real-time processes are.
-        _pass_on(parent, (WEIGHER,))
+        _enable_controllers(parent, (CPU_CONTROLLER,))
     return parent
 
 
-def _offered(folder: Path, wanted: Iterable[str] = CONTROLLERS) -> list[str]:
+def _available_controllers(
+    folder: Path, wanted: Iterable[str] = CONTROLLERS
+) -> list[str]:
     """Return which of the wanted controllers groups below may have."""
     names = (folder / "cgroup.controllers").read_text().split()
     return [name for name in wanted if name in names]
 
 
-def _pass_on(folder: Path, wanted: Iterable[str] = CONTROLLERS) -> None:
-    for name in _offered(folder, wanted):
+def _enable_controllers(folder: Path, wanted: Iterable[str] = CONTROLLERS) -> None:
+    for name in _available_controllers(folder, wanted):
         (folder / "cgroup.subtree_control").write_text(f"+{name}")
 
 
-def create(parent: Path, place: int) -> Path | None:
+def create_launcher_group(parent: Path, place: int) -> Path | None:
     """Make the folder of a launcher, or return None where that is not allowed."""
     folder = parent / f"{PREFIX}{os.getpid()}-{place}"
     try:
-        make(folder)
-        make(folder / "home")
+        make_group(folder)
+        make_group(folder / "home")
     except OSError:
         return None
     with suppress(OSError):
-        _pass_on(folder)
-    with suppress(OSError):  # It is there where `settle` passed the controller on.
+        _enable_controllers(folder)
+    with suppress(
+        OSError
+    ):  # It is there where `prepare_parent_group` passed the controller on.
         (folder / "cpu.weight").write_text(str(TASKS_WEIGHT))
     return folder
 
 
-def make(folder: Path) -> None:
+def make_group(folder: Path) -> None:
     """Make a group that others may look at, whatever the umask is."""
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
 
 
-def admit(folder: Path, pid: int) -> bool:
+def move_process(folder: Path, pid: int) -> bool:
     """Move a process into a group; return whether it was allowed."""
     try:
         (folder / "cgroup.procs").write_text(str(pid))
@@ -126,7 +130,7 @@ def admit(folder: Path, pid: int) -> bool:
     return True
 
 
-def remove(folder: Path) -> set[int]:
+def kill_and_remove_group(folder: Path) -> set[int]:
     """Kill all that is in a launcher's folder, and remove it if it gets empty.
 
     Returns:
@@ -134,21 +138,21 @@ def remove(folder: Path) -> set[int]:
     """
     killed: set[int] = set()
     with suppress(OSError):
-        for inner in _inner(folder):
+        for inner in _subgroups(folder):
             killed |= Group(inner).pids()
         group = Group(folder)
         for _ in range(REMOVE_TRIES):  # On a busy machine they take their time.
-            if group.end():
+            if group.kill_all():
                 break
-    for inner in (*_inner(folder), folder):
+    for inner in (*_subgroups(folder), folder):
         with suppress(OSError):
             inner.rmdir()
     return killed
 
 
-def sweep(parent: Path) -> None:
+def remove_stale_groups(parent: Path) -> None:
     """Remove what agents left here that were killed together with their launchers."""
-    for folder in _inner(parent):
+    for folder in _subgroups(parent):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         if (
             folder.name.startswith(PREFIX)
@@ -156,15 +160,15 @@ def sweep(parent: Path) -> None:
             and not Path(f"/proc/{pid}").exists()
             and not _is_foreign(folder)
         ):
-            remove(folder)
+            kill_and_remove_group(folder)
 
 
 def _is_foreign(folder: Path) -> bool:
     """Whether it holds processes of another pid namespace, which are shown as 0."""
-    return any(0 in Group(inner).pids() for inner in _inner(folder))
+    return any(0 in Group(inner).pids() for inner in _subgroups(folder))
 
 
-def _inner(folder: Path) -> Iterable[Path]:
+def _subgroups(folder: Path) -> Iterable[Path]:
     try:
         return [inner for inner in folder.iterdir() if inner.is_dir()]
     except OSError:
@@ -172,10 +176,10 @@ def _inner(folder: Path) -> Iterable[Path]:
 
 
 def open_group(folder: Path) -> list[int]:
-    """Open what is written to a group, as far as this process may, by `WRITTEN`."""
+    """Open what is written to a group, as far as this process may, by `CONTROL_FILES`."""
     fds = []
     with suppress(OSError):  # Before Linux 5.14, or not ours to change.
-        for name in WRITTEN:
+        for name in CONTROL_FILES:
             fds.append(os.open(folder / f"cgroup.{name}", _WRITE))  # noqa: PERF401
     return fds
 
@@ -191,7 +195,7 @@ class Group:
     def __init__(self, folder: Path, fds: Sequence[int] = ()) -> None:
         self.folder = folder
         self.is_frozen = False
-        self._fds = dict(zip(WRITTEN, fds or open_group(folder), strict=False))
+        self._fds = dict(zip(CONTROL_FILES, fds or open_group(folder), strict=False))
         self._fds["events"] = os.open(folder / "cgroup.events", _READ)
 
     def __del__(self) -> None:
@@ -205,11 +209,11 @@ class Group:
             return False
         return True
 
-    def enter(self) -> bool:
+    def move_self_in(self) -> bool:
         """Move this process in; return whether it was allowed."""
-        return self.admit(0)
+        return self.move_process_in(0)
 
-    def admit(self, pid: int) -> bool:
+    def move_process_in(self, pid: int) -> bool:
         """Move a process in, 0 for this one; return whether it was allowed."""
         return self._write("procs", b"%d" % pid)
 
@@ -227,7 +231,7 @@ class Group:
         except OSError:
             return set()
 
-    def freeze(self, *, is_frozen: bool) -> bool:
+    def set_frozen(self, *, is_frozen: bool) -> bool:
         """Stop all that is in it, or let it go on; return whether that is possible.
 
         What is frozen can be killed.
@@ -237,37 +241,43 @@ class Group:
         self.is_frozen = is_frozen
         return True
 
-    def end(self) -> bool:
+    def kill_all(self) -> bool:
         """Kill what is in it, at once; return whether it is empty now."""
         if not self._write("kill", b"1"):
             for pid in self.pids():
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-        for _ in range(SETTLE_LOOKS):
+        for _ in range(SETTLE_TRIES):
             if not self.is_populated():
                 return True
-            time.sleep(LOOK_S)
+            time.sleep(SETTLE_RETRY_S)
         return False
 
 
-class HomeGroup(Group):
+class LauncherTaskGroup(Group):
     """The group in which a launcher with one slot lives together with its task."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "home")
-        make(folder / "out")
-        self._outside = Group(folder / "out")
-        self.is_inside = False  #: the launcher is; else no task may be started
+        make_group(folder / "out")
+        self._launcher_group = Group(folder / "out")
+        self.is_launcher_inside = False  #: the launcher is; else no task may be started
 
-    def step_in(self) -> bool:
+    def move_launcher_in(self) -> bool:
         """Move the launcher in, unless a task is frozen there or does not die."""
-        if not self.is_inside and not self.is_frozen and not self.is_populated():
-            self.is_inside = self.enter()
-        return self.is_inside
+        if (
+            not self.is_launcher_inside
+            and not self.is_frozen
+            and not self.is_populated()
+        ):
+            self.is_launcher_inside = self.move_self_in()
+        return self.is_launcher_inside
 
-    def _step_out(self) -> bool:
-        self.is_inside = self.is_inside and not self._outside.enter()
-        return not self.is_inside
+    def _move_launcher_out(self) -> bool:
+        self.is_launcher_inside = (
+            self.is_launcher_inside and not self._launcher_group.move_self_in()
+        )
+        return not self.is_launcher_inside
 
     def is_populated(self) -> bool:
         """Whether any process but the launcher is in it."""
@@ -277,47 +287,47 @@ class HomeGroup(Group):
         """Return the processes in it, but for the launcher."""
         return super().pids() - {os.getpid()}
 
-    def freeze(self, *, is_frozen: bool) -> bool:
+    def set_frozen(self, *, is_frozen: bool) -> bool:
         """Stop all that is in it; the launcher stays outside until its task ends."""
-        if is_frozen and not self._step_out():
+        if is_frozen and not self._move_launcher_out():
             return False
-        return super().freeze(is_frozen=is_frozen)
+        return super().set_frozen(is_frozen=is_frozen)
 
-    def end(self) -> bool:
+    def kill_all(self) -> bool:
         """Kill what is in it, from outside."""
-        if not self._step_out():
+        if not self._move_launcher_out():
             return False
-        is_empty = super().end()
-        self.step_in()
+        is_empty = super().kill_all()
+        self.move_launcher_in()
         return is_empty
 
 
-class OneGroup:
+class SingleGroupPool:
     """The groups of a launcher that has one slot; used by the launcher itself."""
 
     def __init__(self, folder: Path) -> None:
-        self._group = HomeGroup(folder)
-        if not self._group.step_in():
+        self._group = LauncherTaskGroup(folder)
+        if not self._group.move_launcher_in():
             raise OSError(f"cannot enter {self._group.folder}")
 
-    def take(self) -> Group | None:
+    def acquire_group(self) -> Group | None:
         """Return the group, None if an earlier task does not leave it."""
-        return self._group if self._group.step_in() else None
+        return self._group if self._group.move_launcher_in() else None
 
-    def enter(self, group: Group) -> bool:
+    def move_launcher_in(self, group: Group) -> bool:
         """Return whether the launcher is in it, as always."""
         return group is self._group
 
-    def leave(self) -> None:
+    def move_launcher_out(self) -> None:
         """Do nothing: the launcher stays in it."""
 
-    def give(self, group: Group) -> None:
+    def release_group(self, group: Group) -> None:
         """Take back the group of a task that has ended."""
         if group.is_frozen:
-            group.freeze(is_frozen=False)
+            group.set_frozen(is_frozen=False)
 
 
-class SlotGroups:
+class GroupPool:
     """The groups of a launcher's slots; used by the launcher itself.
 
     Moving is 20 microseconds on some kernels and milliseconds on others, where it
@@ -330,15 +340,15 @@ class SlotGroups:
     def __init__(self, folder: Path, count: int) -> None:
         self._moves = 0
         self._moving_s = 0.0
-        self._home = Group(folder / "home")
-        if not self._home.enter():
-            raise OSError(f"cannot enter {self._home.folder}")
+        self._launcher_group = Group(folder / "home")
+        if not self._launcher_group.move_self_in():
+            raise OSError(f"cannot enter {self._launcher_group.folder}")
         self._free: list[Group] = []
         for place in reversed(range(count)):
-            make(folder / f"slot-{place}")
+            make_group(folder / f"slot-{place}")
             self._free.append(Group(folder / f"slot-{place}"))
 
-    def take(self) -> Group | None:
+    def acquire_group(self) -> Group | None:
         """Return an empty group for a task, None when there is none to be had."""
         if self._moves > self.MOVES_MIN and (
             self._moving_s / self._moves > self.MOVE_MAX_S
@@ -346,20 +356,20 @@ class SlotGroups:
             return None
         return self._free.pop() if self._free else None
 
-    def enter(self, group: Group) -> bool:
+    def move_launcher_in(self, group: Group) -> bool:
         """Move the launcher in; whom it starts from now on begins there."""
         begin_s = time.perf_counter()
-        is_in = group.enter()
+        is_in = group.move_self_in()
         self._moves += 1
         self._moving_s += time.perf_counter() - begin_s
         return is_in
 
-    def leave(self) -> None:
+    def move_launcher_out(self) -> None:
         """Move the launcher home."""
-        self._home.enter()
+        self._launcher_group.move_self_in()
 
-    def give(self, group: Group) -> None:
+    def release_group(self, group: Group) -> None:
         """Take back the empty group of a task that has ended."""
         if group.is_frozen:
-            group.freeze(is_frozen=False)
+            group.set_frozen(is_frozen=False)
         self._free.append(group)

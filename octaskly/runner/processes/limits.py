@@ -21,15 +21,15 @@ from octaskly.runner.processes import cgroup
 from octaskly.runner.processes.cgroup import Group
 
 _USED: Final = struct.Struct("@5l")  #: two times in seconds and microseconds, and KiB
-BYTES: Final = _USED.size  #: of a `struct rusage` that are read
+USAGE_BYTES: Final = _USED.size  #: of a `struct rusage` that are read
 SLACK_KB = 1024  #: the kernel counts memory in pieces, so two readings may differ
 UNKNOWN_KB = 1 << 62
 
-Used = tuple[int, int | None]
+ResourceUsage = tuple[int, int | None]
 """Milliseconds of processor time; KiB that one process had resident, if known."""
 
 
-class Gauge:
+class UsageReader:
     """Reads what the kernel says of a process at its end.
 
     Every process begins as a copy of the launcher, whose peak the kernel takes for
@@ -39,7 +39,7 @@ class Gauge:
     def __init__(self) -> None:
         self._floor_kb = 0
 
-    def read(self, usage: bytes) -> Used:
+    def parse_usage(self, usage: bytes) -> ResourceUsage:
         """Return what was used, as `wait4` said."""
         user_s, user_us, system_s, system_us, peak_kb = _USED.unpack(usage)
         cpu_ms = round((user_s + system_s) * 1000 + (user_us + system_us) / 1000)
@@ -57,27 +57,30 @@ def own_peak_kb() -> int:
     return UNKNOWN_KB
 
 
-CPU_MORE_S = 2  #: from SIGXCPU, which a process may act on, to SIGKILL
+CPU_GRACE_S = 2  #: from SIGXCPU, which a process may act on, to SIGKILL
 BLOCK_BYTES = 512  #: of `ulimit -f`
-NOT_LOADED = (126, 127)  #: what a shell or loader says that lacks memory for a program
+LOAD_FAILED_CODES = (
+    126,
+    127,
+)  #: what a shell or loader says that lacks memory for a program
 MIB = 1 << 20
-SPENT_SHARE = 0.5  #: of a limit; much less and the signal came from somebody else
-GATE_FD = 9  #: on which the shell is told that it is in the group
-SHELL_SIGNALLED = 128  #: what a shell adds to the signal that ended its command
+CPU_SPENT_RATIO = 0.5  #: of a limit; much less and the signal came from somebody else
+READY_FD = 9  #: on which the shell is told that it is in the group
+SHELL_SIGNAL_OFFSET = 128  #: what a shell adds to the signal that ended its command
 
 #: Of limits that a group can hold: its file, and what one unit is there.
-_RULES = {"memory_mb": ("memory.max", MIB), "processes": ("pids.max", 1)}
+_GROUP_FILES = {"memory_mb": ("memory.max", MIB), "processes": ("pids.max", 1)}
 
 
-class Enclosure(NamedTuple):
+class LimitGroup(NamedTuple):
     """A group for one attempt, as the agent made it."""
 
     folder: Path
-    held: list[str]  #: limits that it holds
+    enforced: list[str]  #: limits that it holds
     fds: list[int]  #: of `cgroup.open_group`, for the launcher
 
 
-def enclosure(folder: Path, limits: Mapping[str, int]) -> Enclosure | None:
+def create_limit_group(folder: Path, limits: Mapping[str, int]) -> LimitGroup | None:
     """Make a group for an attempt, unless there is no limit that it can hold.
 
     The agent does this, not a launcher: so a task can lift its limits only where it is
@@ -88,44 +91,46 @@ def enclosure(folder: Path, limits: Mapping[str, int]) -> Enclosure | None:
         limits: As `orders.wishes` made them.
     """
     held: list[str] = []
-    asked = _RULES.keys() & limits.keys()
+    asked = _GROUP_FILES.keys() & limits.keys()
     with suppress(OSError):
         if asked:
-            cgroup.make(folder)
+            cgroup.make_group(folder)
         for name in asked:
-            file = folder / _RULES[name][0]
+            file = folder / _GROUP_FILES[name][0]
             if file.exists():
-                file.write_text(str(limits[name] * _RULES[name][1]))
+                file.write_text(str(limits[name] * _GROUP_FILES[name][1]))
                 held.append(name)
         if "memory_mb" in held:
             (folder / "memory.oom.group").write_text("1")
             with suppress(OSError):  # A kernel may be built without swap.
                 (folder / "memory.swap.max").write_text("0")
         if held:
-            return Enclosure(folder, held, cgroup.open_group(folder))
+            return LimitGroup(folder, held, cgroup.open_group(folder))
     with suppress(OSError):
         folder.rmdir()
     return None
 
 
-def fence_of(asked: Mapping[str, Any], fds: deque[int]) -> Fence | None:
+def build_limit_enforcer(
+    options: Mapping[str, Any], fds: deque[int]
+) -> LimitEnforcer | None:
     """Return what holds an attempt, in its launcher; None where it has no limits.
 
     Args:
-        asked: As `orders.run_order` made it.
+        options: As `orders.run_order` made it.
         fds: Descriptors that have come, of which it takes those of its group.
     """
-    limits = asked.get("limits")
+    limits = options.get("limits")
     if not limits:
         return None
-    folder, held, count = asked.get("group", (b"", (), 0))
+    folder, held, count = options.get("group", (b"", (), 0))
     own = [fds.popleft() for _ in range(count)]
     if not folder:
-        return Fence(limits, (), None)
-    return Fence(limits, held, Group(Path(os.fsdecode(folder)), own))
+        return LimitEnforcer(limits, (), None)
+    return LimitEnforcer(limits, held, Group(Path(os.fsdecode(folder)), own))
 
 
-class Fence:
+class LimitEnforcer:
     """What an attempt may take.
 
     Args:
@@ -135,32 +140,32 @@ class Fence:
     """
 
     def __init__(
-        self, limits: Mapping[str, int], held: Sequence[str], group: Group | None
+        self, limits: Mapping[str, int], enforced: Sequence[str], group: Group | None
     ) -> None:
         self._limits = limits
-        self._held = frozenset(held)
+        self._enforced = frozenset(enforced)
         self.group = group
 
-    def script(self) -> str:
+    def shell_preamble(self) -> str:
         """Return what a shell does before it has `sh` take its arguments."""
         limits, lines = self._limits, ["-S -c 0"]
         if cpu_s := limits.get("cpu_s"):
-            lines += [f"-S -t {cpu_s}", f"-H -t {cpu_s + CPU_MORE_S}"]
+            lines += [f"-S -t {cpu_s}", f"-H -t {cpu_s + CPU_GRACE_S}"]
         if file_mb := limits.get("file_mb"):
             lines.append(f"-f {file_mb * MIB // BLOCK_BYTES}")
-        if "memory_mb" in limits.keys() - self._held:
+        if "memory_mb" in limits.keys() - self._enforced:
             lines.append(f"-v {limits['memory_mb'] * 1024}")
-        if "processes" in limits.keys() - self._held:
+        if "processes" in limits.keys() - self._enforced:
             most = limits["processes"] + count_threads(os.getuid())
             # dash calls it -p, which is another limit for bash.
             lines.append(f"-u {most} 2>/dev/null || ulimit -p {most}")
         # One that cannot be set is above what the agent itself is held to.
         steps = [f"ulimit {line} 2>/dev/null" for line in lines]
         if self.group is not None:
-            steps.append(f"read -r _ <&{GATE_FD} || exit 126\nexec {GATE_FD}<&-")
+            steps.append(f"read -r _ <&{READY_FD} || exit 126\nexec {READY_FD}<&-")
         return "\n".join([*steps, 'exec /bin/sh "$@"'])
 
-    def used(self, used: Used) -> Used:
+    def measured_usage(self, used: ResourceUsage) -> ResourceUsage:
         """Return what was used: by all of its group, where one counts it."""
         cpu_ms, peak_kb = used
         if self.group is not None:
@@ -170,7 +175,7 @@ class Fence:
                 peak_kb = int((self.group.folder / "memory.peak").read_text()) // 1024
         return cpu_ms, peak_kb
 
-    def broken(self, status: int, used: Used) -> str:
+    def exceeded_limit(self, status: int, used: ResourceUsage) -> str:
         """Return which limit ended it, as far as that is known; else nothing.
 
         Args:
@@ -179,48 +184,50 @@ class Fence:
         """
         limits = self._limits
         number = _signal_of(status)
-        if self._refused("memory_mb", "memory.events", "oom_kill"):
+        if self._count_refused("memory_mb", "memory.events", "oom_kill"):
             return f"limit memory_mb: more than {limits['memory_mb']} MiB were needed"
-        if number == signal.SIGXCPU and _is_spent(used, limits.get("cpu_s", 0)):
+        if number == signal.SIGXCPU and _is_cpu_limit_spent(
+            used, limits.get("cpu_s", 0)
+        ):
             return f"limit cpu_seconds: a process used more than {limits['cpu_s']} s"
         if number == signal.SIGXFSZ and "file_mb" in limits:
             return f"limit file_mb: a file got larger than {limits['file_mb']} MiB"
         return ""
 
-    def remark(self, status: int, used: Used) -> str:
+    def possible_cause(self, status: int, used: ResourceUsage) -> str:
         """Return what may explain an end, but is not known to be its reason."""
-        if count := self._refused("processes", "pids.events", "max"):
+        if count := self._count_refused("processes", "pids.events", "max"):
             most = self._limits["processes"]
             return f"limit processes: {count} were refused beyond {most}"
         cpu_s = self._limits.get("cpu_s", 0)
-        if _signal_of(status) == signal.SIGKILL and _is_spent(used, cpu_s):
-            return f"limit cpu_seconds: SIGKILL comes {CPU_MORE_S} s after {cpu_s} s"
-        if "memory_mb" in self._limits.keys() - self._held and (
-            status < 0 or status in NOT_LOADED or status > SHELL_SIGNALLED
+        if _signal_of(status) == signal.SIGKILL and _is_cpu_limit_spent(used, cpu_s):
+            return f"limit cpu_seconds: SIGKILL comes {CPU_GRACE_S} s after {cpu_s} s"
+        if "memory_mb" in self._limits.keys() - self._enforced and (
+            status < 0 or status in LOAD_FAILED_CODES or status > SHELL_SIGNAL_OFFSET
         ):
             most = self._limits["memory_mb"]
             return f"limit memory_mb: {most} MiB for each process may be too little"
-        if "processes" in self._limits.keys() - self._held and os.getuid() == 0:
+        if "processes" in self._limits.keys() - self._enforced and os.getuid() == 0:
             return "limit processes: not held, as the agent is root without a cgroup"
         return ""
 
-    def _refused(self, limit: str, file: str, event: str) -> int:
-        if self.group is None or limit not in self._held:
+    def _count_refused(self, limit: str, file: str, event: str) -> int:
+        if self.group is None or limit not in self._enforced:
             return 0
         return _counter(self.group.folder / file, event)
 
 
 def _signal_of(status: int) -> int:
-    return -status if status < 0 else status - SHELL_SIGNALLED
+    return -status if status < 0 else status - SHELL_SIGNAL_OFFSET
 
 
-def _is_spent(used: Used, cpu_s: int) -> bool:
+def _is_cpu_limit_spent(used: ResourceUsage, cpu_s: int) -> bool:
     """Whether a limit of processor time may have been reached.
 
     The kernel counts whole ticks for it, but exact times for what it tells at the end,
     which on a busy machine is visibly less.
     """
-    return bool(cpu_s) and used[0] >= cpu_s * 1000 * SPENT_SHARE
+    return bool(cpu_s) and used[0] >= cpu_s * 1000 * CPU_SPENT_RATIO
 
 
 def count_threads(uid: int) -> int:

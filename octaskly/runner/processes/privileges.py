@@ -23,7 +23,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 
-def become(uid: int, gid: int, groups: Sequence[int]) -> None:
+def switch_user(uid: int, gid: int, groups: Sequence[int]) -> None:
     """Take the rights of a user, and of nobody else; there is no way back.
 
     No group but those given, no capability, no new rights by executing a program,

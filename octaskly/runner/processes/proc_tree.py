@@ -25,11 +25,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
-ROUNDS = 100  #: how often to look for what was started while others were killed
-LOOK_S = 0.001
-MARK = b"OCTASKLY_MARK="  #: the setting in the environment that names an attempt
-STOPPED = "TtZX"  #: states of processes that do nothing more: stopped, or ended
-MARK_BYTES_MAX = 1 << 20  #: environments are read no further than this
+KILL_ROUNDS = 100  #: how often to look for what was started while others were killed
+POLL_S = 0.001
+MARKER_PREFIX = (
+    b"OCTASKLY_MARK="  #: the setting in the environment that names an attempt
+)
+STOPPED_STATES = "TtZX"  #: states of processes that do nothing more: stopped, or ended
+ENVIRONMENT_BYTES_MAX = 1 << 20  #: environments are read no further than this
 
 
 def become_subreaper() -> None:
@@ -91,7 +93,7 @@ def read_process(pid: int) -> Process | None:
         os.close(fd)
 
 
-def table() -> dict[int, Process]:
+def process_table() -> dict[int, Process]:
     """Return all processes by pid."""
     found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - names are enough
@@ -102,7 +104,9 @@ def table() -> dict[int, Process]:
 
 def children_of(pid: int) -> set[int]:
     """Return the children of a process by walking the whole table."""
-    return {process.pid for process in table().values() if process.parent == pid}
+    return {
+        process.pid for process in process_table().values() if process.parent == pid
+    }
 
 
 def uid_of(pid: int) -> int | None:
@@ -118,7 +122,7 @@ def uid_of(pid: int) -> int | None:
     return int(line.split()[1])
 
 
-def below(processes: dict[int, Process], roots: Iterable[int]) -> list[int]:
+def descendants(processes: dict[int, Process], roots: Iterable[int]) -> list[int]:
     """Return the roots that exist and all their descendants, parents first.
 
     A parent that hears of the end before its children do can still clean up.
@@ -136,12 +140,12 @@ def below(processes: dict[int, Process], roots: Iterable[int]) -> list[int]:
     return list(found)
 
 
-def in_session(processes: dict[int, Process], session: int) -> set[int]:
+def session_processes(processes: dict[int, Process], session: int) -> set[int]:
     """Return the processes of a session."""
     return {pid for pid, process in processes.items() if process.session == session}
 
 
-def settings_of(pid: int) -> list[bytes]:
+def environment_of(pid: int) -> list[bytes]:
     """Return the environment that a process was started with, as `NAME=value` each."""
     return read_environment(pid).split(b"\0")
 
@@ -155,7 +159,7 @@ def read_environment(pid: int) -> bytes:
     parts = []
     try:
         size = 0
-        while size < MARK_BYTES_MAX and (part := os.read(fd, 65536)):
+        while size < ENVIRONMENT_BYTES_MAX and (part := os.read(fd, 65536)):
             parts.append(part)
             size += len(part)
     except OSError:
@@ -184,33 +188,33 @@ def signal_process(process: Process, number: int) -> None:
         os.close(fd)
 
 
-def wake(pids: Iterable[int]) -> None:
+def continue_processes(pids: Iterable[int]) -> None:
     """Let processes go on that were stopped."""
     for pid in pids:
         if (process := read_process(pid)) is not None:
             signal_process(process, signal.SIGCONT)
 
 
-def end_marked(marks: set[bytes], pids: set[int]) -> set[int]:
+def kill_marked(markers: set[bytes], pids: set[int]) -> set[int]:
     """Kill tasks whose launcher is gone, as far as they can be told.
 
     Args:
-        marks: Settings in the environment that name each attempt.
+        markers: Settings in the environment that name each attempt.
         pids: Their first processes, and others that are theirs, where known.
 
     Returns:
         Whom it killed.
     """
     killed: set[int] = set(pids)
-    for _ in range(ROUNDS):
-        processes = {p.pid: p for p in table().values() if p.state != "Z"}
+    for _ in range(KILL_ROUNDS):
+        processes = {p.pid: p for p in process_table().values() if p.state != "Z"}
         roots = {p.pid for p in processes.values() if pids & {p.pid, p.session}}
         for pid in processes.keys() - roots:
-            if not marks.isdisjoint(settings_of(pid)):
+            if not markers.isdisjoint(environment_of(pid)):
                 roots.add(pid)
         if not roots:
             break
-        for pid in below(processes, roots):
+        for pid in descendants(processes, roots):
             signal_process(processes[pid], signal.SIGKILL)
             killed.add(pid)
     return killed
@@ -218,7 +222,7 @@ def end_marked(marks: set[bytes], pids: set[int]) -> set[int]:
 
 def reap_adopted(pids: set[int]) -> None:
     """Take the exits of killed processes that became children of this one."""
-    for _ in range(ROUNDS):
+    for _ in range(KILL_ROUNDS):
         left = [process for pid in pids if (process := read_process(pid)) is not None]
         if not left:
             return
@@ -226,4 +230,4 @@ def reap_adopted(pids: set[int]) -> None:
             if process.parent == os.getpid():
                 with suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
-        time.sleep(LOOK_S)  # Their parents are dying too: they are adopted in a moment.
+        time.sleep(POLL_S)  # Their parents are dying too: they are adopted in a moment.

@@ -18,26 +18,28 @@ from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, records, rows
 from octaskly.store.tables.database import used_bytes
 from octaskly.store.tables.floors import read_floor
-from octaskly.store.tables.node_state import read_ahead
+from octaskly.store.tables.node_state import read_rows_ahead
 
 TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
 CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
 ENTRIES_MIN: Final = 1000  #: that are worth a floor where no task is
 KEY_MAX: Final = (1 << 63) - 1  #: no task has this one, or one behind it
-SPARE: Final = 16  #: this part of the bytes is left to what comes while the oldest go
+SPARE_DIVISOR: Final = (
+    16  #: this part of the bytes is left to what comes while the oldest go
+)
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
 _BY_BIRTH: Final = (
     f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
-    " is_live OR EXISTS (SELECT 1 FROM edges WHERE parent = id),"
-    " changed, born, reborn, stream, seq"
-    " FROM tasks INDEXED BY tasks_born ORDER BY born, key"
+    " is_live OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id),"
+    " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq"
+    " FROM tasks INDEXED BY tasks_first_submitted ORDER BY first_submitted_hlc, key"
 )
 _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_final)
 
 
-class _Doubtful(NamedTuple):
+class _ResubmittedTask(NamedTuple):
     """An ended task that goes if its last submission does, and is carried else."""
 
     reborn: int
@@ -47,37 +49,41 @@ class _Doubtful(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Cut:
+class _CompactionCut:
     """How far the walk came: all tasks born up to `horizon` are void or carried."""
 
     horizon: int = 0
     last: dict[int, int] = field(default_factory=dict)
     """For each stream the last submission that the walk passed."""
     carried: list[TaskRecord] = field(default_factory=list)
-    doubtful: list[_Doubtful] = field(default_factory=list)
+    resubmitted: list[_ResubmittedTask] = field(default_factory=list)
     """Ended tasks that were submitted again, maybe beyond the cut."""
-    latest: int = 0  #: fact about a task that is void
-    forgotten: int = 0  #: rows of tasks and members that are void
+    latest_void_hlc: int = 0  #: fact about a task that is void
+    void_rows: int = 0  #: rows of tasks and members that are void
     is_over: bool = True  #: nothing beyond is old enough
-    until: int = HLC_MAX  #: no other task was born up to here
+    horizon_max: int = HLC_MAX  #: no other task was born up to here
 
-    def forget(self, gone: int, changed: int) -> None:
+    def add_void(self, gone: int, changed: int) -> None:
         """Note that a task is void, with the rows of its members."""
-        self.forgotten += gone
-        self.latest = max(self.latest, changed)
+        self.void_rows += gone
+        self.latest_void_hlc = max(self.latest_void_hlc, changed)
 
-    def settle(self) -> None:
+    def decide_resubmitted(self) -> None:
         """Say what happens to those that were in doubt: how far it came is known."""
-        for each in self.doubtful:
+        for each in self.resubmitted:
             if each.reborn <= self.horizon:
-                self.forget(each.rows, each.changed)
+                self.add_void(each.rows, each.changed)
             else:
                 self.carried += each.records
         if self.horizon:
-            self.horizon = max(self.horizon, min(self.latest, self.until))
+            self.horizon = max(
+                self.horizon, min(self.latest_void_hlc, self.horizon_max)
+            )
 
 
-def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorPlanned:
+def plan_compaction(
+    db: sqlite3.Connection, ask: PlanFloor, bytes_max: int
+) -> FloorPlanned:
     """Find the next step of the floor.
 
     It is a cut through time: tasks born up to the horizon are void or carried. A node
@@ -91,29 +97,31 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     floors = {mark.stream: mark.seq for mark in known.stream_floors}
     if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
-    loose = records.outside_the_log(db, ask.wall_ms, CARRIED_MAX)
+    loose = records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
     if loose:
         return FloorPlanned(None, has_more=True, records=loose)
-    ahead = read_ahead(db)
+    ahead = read_rows_ahead(db)
     if ahead:
-        return _plan_ahead(db, ask, ahead, known.horizon)
-    ended, used = _ended(db), used_bytes(db)
-    part = bytes_max // SPARE
+        return _plan_rows_ahead(db, ask, ahead, known.horizon)
+    ended, used = _count_ended(db), used_bytes(db)
+    part = bytes_max // SPARE_DIVISOR
     high, low = bytes_max - part, bytes_max - 2 * part  # It stays between the two.
     surplus = ended - ask.tasks_max
     if used > high:
         if _is_purging_log(db, floors):
             return FloorPlanned(None, has_more=True)
-        share = _rows(db) * (used - low) // used + 1
+        share = _count_rows(db) * (used - low) // used + 1
         surplus = max(surplus, min(share, ended))
-    cut = _walk(db, floors, ask, surplus, ended)
+    cut = _scan_oldest(db, floors, ask, surplus, ended)
     marks = (
-        _marks(db, cut, floors) if cut.horizon else _marks_alone(db, cut, floors, ask)
+        _marks_at_horizon(db, cut, floors)
+        if cut.horizon
+        else _marks_without_tasks(db, cut, floors, ask)
     )
     if not marks:
         is_full = used > bytes_max
         return FloorPlanned(None, is_low_on_space=used > low, is_log_too_large=is_full)
-    left = records.below(db, marks, ask.wall_ms, CARRIED_MAX + 1)
+    left = records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
     if len(left) > CARRIED_MAX:
         return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
     return FloorPlanned(
@@ -122,30 +130,30 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
         records=left,
         has_more=not cut.is_over,
         is_low_on_space=used > low,
-        purged_count=cut.forgotten,
+        purged_count=cut.void_rows,
     )
 
 
-def _ended(db: sqlite3.Connection) -> int:
+def _count_ended(db: sqlite3.Connection) -> int:
     """Return how many rows there are of tasks that have ended."""
     (tasks,) = db.execute(
         "SELECT coalesce(sum(n), 0) FROM counts"  # noqa: S608
-        f" WHERE kind < ? AND state IN ({rows.marks(len(_ENDED))})",
+        f" WHERE kind < ? AND state IN ({rows.placeholders(len(_ENDED))})",
         (arrays.MEMBER, *_ENDED),
     ).fetchone()
-    return int(tasks) + arrays.rows_ended(db)
+    return int(tasks) + arrays.count_ended_member_rows(db)
 
 
-def _rows(db: sqlite3.Connection) -> int:
+def _count_rows(db: sqlite3.Connection) -> int:
     """Return how many rows there are of tasks and members."""
     (tasks,) = db.execute(
         "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
     ).fetchone()
-    return int(tasks) + arrays.rows_held(db)
+    return int(tasks) + arrays.count_member_rows(db)
 
 
-def _plan_ahead(
-    db: sqlite3.Connection, ask: PlanFloor, ahead: VectorItems, horizon: int
+def _plan_rows_ahead(
+    db: sqlite3.Connection, ask: PlanFloor, rows_ahead: VectorItems, horizon: int
 ) -> FloorPlanned:
     """Return tasks that may be known from rows alone, the last keys first.
 
@@ -157,11 +165,11 @@ def _plan_ahead(
     unlike one whose envelope came there again. The two look alike once a floor has
     passed the first envelope, so of tasks from before the horizon that is not asked.
     """
-    since = min(_hlc_held(db, stream) for stream, _ in ahead)
+    since = min(_last_hlc_held(db, stream) for stream, _ in rows_ahead)
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
-        " WHERE key < ? AND changed > ?"
-        " AND (stream != ? OR born != reborn OR ord & ? <= ?)"
+        " WHERE key < ? AND last_change_hlc > ?"
+        " AND (stream != ? OR first_submitted_hlc != last_submitted_hlc OR ord & ? <= ?)"
         " ORDER BY key DESC LIMIT ?",
         (
             ask.after_key or KEY_MAX,
@@ -177,19 +185,19 @@ def _plan_ahead(
     for row in found[:CARRIED_MAX]:
         if left <= 0:
             break
-        record = _whole(db, row)
+        record = _read_record(db, row)
         left -= rows.size_of(record)
         carried.append(record)
         after = row[0]
     has_more = len(carried) < len(found)
-    return FloorPlanned(None, tuple(carried), has_more, ahead, after)
+    return FloorPlanned(None, tuple(carried), has_more, rows_ahead, after)
 
 
-def _hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
+def _last_hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
     """Return when the last entry held of a stream was written, 0 if that is gone."""
     found = db.execute(
         "SELECT hlc FROM streams CROSS JOIN log"
-        " ON log.stream = streams.stream AND log.seq = streams.have_seq"
+        " ON log.stream = streams.stream AND log.seq = streams.last_seq"
         " WHERE streams.stream = ?",
         (stream,),
     ).fetchone()
@@ -199,9 +207,9 @@ def _hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
 def _is_purging(db: sqlite3.Connection, horizon: int) -> bool:
     """Return whether tasks wait for their deletion since the last step."""
     found = db.execute(
-        "SELECT 1 FROM tasks INDEXED BY tasks_born"
+        "SELECT 1 FROM tasks INDEXED BY tasks_first_submitted"
         " CROSS JOIN streams ON streams.stream = tasks.stream"
-        " WHERE born <= ? AND changed <= ? AND seq <= floor_seq LIMIT 1",
+        " WHERE first_submitted_hlc <= ? AND last_change_hlc <= ? AND seq <= floor_seq LIMIT 1",
         (horizon, horizon),
     ).fetchone()
     return found is not None
@@ -217,18 +225,18 @@ def _is_purging_log(db: sqlite3.Connection, floors: Mapping[StreamId, int]) -> b
     )
 
 
-def _walk(
+def _scan_oldest(
     db: sqlite3.Connection,
     floors: Mapping[StreamId, int],
     ask: PlanFloor,
     surplus: int,
     ended: int,
-) -> _Cut:
+) -> _CompactionCut:
     """Pass tasks in the order of their birth until one has to stay where it is."""
-    cut = _Cut()
+    cut = _CompactionCut()
     left = CARRIED_BYTES_MAX
     for passed, row in enumerate(db.execute(_BY_BIRTH)):
-        if row[0] >= arrays.MEMBERS:
+        if row[0] >= arrays.MEMBER_KEYS_START:
             break  # They go with their arrays.
         is_wanted, changed, born, reborn, stream, seq = row[-6:]
         is_ended = row[-7] in _ENDED and not is_wanted
@@ -236,38 +244,40 @@ def _walk(
         before_hlc = max(ask.before_hlc, ask.purge_hlc if ended > 0 else 0)
         is_old = surplus > 0 or limit < before_hlc
         if born > cut.horizon:  # Else the cut is through it already.
-            kept = len(cut.carried) + len(cut.doubtful)
+            kept = len(cut.carried) + len(cut.resubmitted)
             is_full = passed >= TASKS_MAX or kept >= CARRIED_MAX
             if not is_old or is_full or left <= 0 or _is_large(db, row):
                 cut.is_over = not (is_old and (is_full or left <= 0))
-                cut.until = born - 1
+                cut.horizon_max = born - 1
                 break
         # One that was submitted again meanwhile stays, with what was said of it.
         is_passed = reborn <= max(born, cut.horizon) and is_old
         if is_ended and (is_passed or seq <= floors.get(stream, 0)):
-            gone = 1 + _held(db, row)
+            gone = 1 + _count_member_rows(db, row)
             surplus -= gone
             ended -= gone
-            cut.forget(gone, changed)
+            cut.add_void(gone, changed)
         else:
             carried = _with_members(db, row[:-7])
             left -= sum(map(rows.size_of, carried))
             if is_ended and is_old:
-                doubt = _Doubtful(reborn, changed, 1 + _held(db, row), carried)
-                cut.doubtful.append(doubt)
+                doubt = _ResubmittedTask(
+                    reborn, changed, 1 + _count_member_rows(db, row), carried
+                )
+                cut.resubmitted.append(doubt)
             else:
                 cut.carried += carried
         cut.horizon = max(cut.horizon, born)
         if reborn == born:
             cut.last[stream] = max(cut.last.get(stream, 0), seq)
-    cut.settle()
+    cut.decide_resubmitted()
     return cut
 
 
-def _held(db: sqlite3.Connection, row: Sequence[Any]) -> int:
+def _count_member_rows(db: sqlite3.Connection, row: Sequence[Any]) -> int:
     """Return how many rows the members have of what may be an array."""
-    members = arrays.read(db, [row[0]]) if row[_OPTIONS] is not None else {}
-    return sum(counted.held for counted in members.values())
+    members = arrays.read_members(db, [row[0]]) if row[_OPTIONS] is not None else {}
+    return sum(counted.row_count for counted in members.values())
 
 
 def _is_large(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
@@ -276,35 +286,35 @@ def _is_large(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
     Nothing younger is forgotten before it: people see it, and can cancel its rest.
     """
     is_open = row[-7] not in _ENDED or row[-6]
-    return bool(is_open and _held(db, row) > CARRIED_MAX)
+    return bool(is_open and _count_member_rows(db, row) > CARRIED_MAX)
 
 
 def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord]:
     """Return a task, an array behind all members of which anything is known."""
     carried: list[TaskRecord] = []
-    found = arrays.read(db, [row[0]]) if row[_OPTIONS] is not None else {}
+    found = arrays.read_members(db, [row[0]]) if row[_OPTIONS] is not None else {}
     for members in found.values():
         begun = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
             " WHERE key BETWEEN ? AND ? ORDER BY key",
             (members.first, members.last),
         ).fetchall()
-        carried += [_whole(db, member) for member in begun]
-    return [*carried, _whole(db, row)]
+        carried += [_read_record(db, member) for member in begun]
+    return [*carried, _read_record(db, row)]
 
 
-def _whole(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
+def _read_record(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
     ((record, outputs),) = arrays.raw_records_from(db, [row])
     return queries.with_outputs(db, record, outputs)
 
 
-def _marks(
-    db: sqlite3.Connection, cut: _Cut, floors: Mapping[StreamId, int]
+def _marks_at_horizon(
+    db: sqlite3.Connection, cut: _CompactionCut, floors: Mapping[StreamId, int]
 ) -> tuple[StreamFloor, ...]:
     """Return for each stream the last entry up to the horizon."""
     marks = []
     for stream, term, node, have, base in db.execute(
-        "SELECT stream, term, node, have_seq, base_seq FROM streams ORDER BY stream"
+        "SELECT stream, term, node, last_seq, snapshot_seq FROM streams ORDER BY stream"
     ).fetchall():
         floor = max(floors.get(stream, 0), cut.last.get(stream, 0))
         seq = _last_until(db, stream, cut.horizon, max(floor, base), have)
@@ -315,15 +325,18 @@ def _marks(
     return tuple(marks)
 
 
-def _marks_alone(
-    db: sqlite3.Connection, cut: _Cut, floors: Mapping[StreamId, int], ask: PlanFloor
+def _marks_without_tasks(
+    db: sqlite3.Connection,
+    cut: _CompactionCut,
+    floors: Mapping[StreamId, int],
+    ask: PlanFloor,
 ) -> tuple[StreamFloor, ...]:
     """Return marks where no task has to go, but much that is about none of them.
 
     So a log of records alone does not grow for ever.
     """
-    cut.horizon = min(ask.before_hlc, cut.until)
-    marks = _marks(db, cut, floors)
+    cut.horizon = min(ask.before_hlc, cut.horizon_max)
+    marks = _marks_at_horizon(db, cut, floors)
     passed = sum(mark.seq - floors.get(mark.stream, 0) for mark in marks)
     return marks if passed >= ENTRIES_MIN else ()
 

@@ -14,38 +14,40 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import HLC_MAX, hlc_of, wall_ms_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.ports import Packer
-from octaskly.ports.events import Lately, Run
+from octaskly.ports.events import AttemptWithTask, RecentAttempts
 from octaskly.store.reading import pages
 from octaskly.store.tables import arrays, name_collisions, rows
 
 PART_BYTES_MAX: Final = 4 << 20  #: of the entries of one part, roughly
 
 # What news show: nothing that can be large.
-_OUTLINE: Final = rows.TASK_COLUMNS.replace(" command,", " '',").replace(
+_OUTLINE_COLUMNS: Final = rows.TASK_COLUMNS.replace(" command,", " '',").replace(
     "inputs, outputs, options, stdin, items",
     "NULL, NULL, (SELECT tasks.options FROM arrays WHERE arrays.task = tasks.key),"
     " NULL, NULL",
 )
 _STREAMS: Final = (
-    "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+    "SELECT stream, term, node, last_seq, max(snapshot_seq, floor_seq) FROM streams"
 )
 
 
-def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
+def stream_extents_at(
+    db: sqlite3.Connection, hlc: int
+) -> tuple[int, tuple[StreamExtent, ...]]:
     """Return the latest timestamp in the log up to `hlc`, and how far each stream goes.
 
     A stream of which the rows are gone goes as far as they did.
     """
     latest, found = 0, []
     for stream, term, node, have, start in db.execute(_STREAMS).fetchall():
-        seq, at = _reach(db, stream, min(start, have), have, hlc)
+        seq, at = _stream_extent(db, stream, min(start, have), have, hlc)
         latest = max(latest, at)
         epoch = Epoch(term, NodeId(node))
         found.append(StreamExtent(StreamId(stream), epoch, seq, min(start, have)))
     return latest, tuple(found)
 
 
-def _reach(
+def _stream_extent(
     db: sqlite3.Connection, stream: int, low: int, high: int, hlc: int
 ) -> tuple[int, int]:
     """Return the last entry from `low` to `high` up to `hlc`, and its timestamp."""
@@ -63,7 +65,7 @@ def _reach(
     return low, at
 
 
-def history(
+def read_feed_page(
     db: sqlite3.Connection, packer: Packer, vector: Mapping[StreamId, int], limit: int
 ) -> FeedPage:
     """Return at most `limit` entries beyond `vector`, the oldest first.
@@ -115,24 +117,26 @@ def _rows(
 
 def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
     records: list[TaskRecord] = []
-    for some in rows.chunks(sorted(ids)):
+    for some in rows.split_for_parameters(sorted(ids)):
         found = db.execute(
-            f"SELECT {_OUTLINE} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.marks(len(some))})",
+            f"SELECT {_OUTLINE_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
         records += (record for record, _ in arrays.records_from(db, found))
-    places = name_collisions.places(db, (record.id for record in records))
+    places = name_collisions.read_occurrences(db, (record.id for record in records))
     return {
         record.id: replace(record, occurrence=places.get(record.id, 1))
         for record in records
     }
 
 
-LOOKED_MAX: Final = 8000  #: entries at the end of each stream that are looked at
+SCANNED_TASKS_MAX: Final = 8000  #: entries at the end of each stream that are looked at
 
 
-def lately(db: sqlite3.Connection, since_ms: int, limit: int) -> Lately:
+def read_recent_attempts(
+    db: sqlite3.Connection, since_ms: int, limit: int
+) -> RecentAttempts:
     """Return attempts that run, and those that ended since, the latest first.
 
     At most `limit` of each. There is no index by time, for which each attempt would
@@ -140,44 +144,44 @@ def lately(db: sqlite3.Connection, since_ms: int, limit: int) -> Lately:
     """
     live = dict(
         db.execute(
-            "SELECT key, changed FROM tasks INDEXED BY tasks_state"
-            " WHERE state = 1 AND tries > 0 ORDER BY key LIMIT ?",
+            "SELECT key, last_change_hlc FROM tasks INDEXED BY tasks_state"
+            " WHERE state = 1 AND attempt_count > 0 ORDER BY key LIMIT ?",
             (limit,),
         ).fetchall()
     )
     running = [
-        Run(record, attempt, wall_ms_of(live[key]))
+        AttemptWithTask(record, attempt, wall_ms_of(live[key]))
         for key, record in _live_records(db, live)
         for attempt in record.attempts
         if attempt.state.is_live
     ]
-    touched = _touched(db, since_ms, limit)
+    touched = _recently_changed(db, since_ms, limit)
     ended = [
-        (attempt.outcome.ended_ms, attempt.id, Run(record, attempt))
+        (attempt.outcome.ended_ms, attempt.id, AttemptWithTask(record, attempt))
         for _, record in _live_records(db, touched)
         for attempt in record.attempts
         if attempt.outcome is not None and attempt.outcome.ended_ms is not None
         if attempt.outcome.ended_ms >= since_ms
     ]
     ended.sort(key=lambda each: each[:2], reverse=True)
-    return Lately(
+    return RecentAttempts(
         tuple(running),
         tuple(run for _, _, run in ended[:limit]),
-        is_cut=len(touched) == limit or len(ended) > limit,
+        is_truncated=len(touched) == limit or len(ended) > limit,
     )
 
 
-def _touched(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
+def _recently_changed(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
     """Return the keys of tasks that were tried, and of which the log told lately."""
     parts = []
-    _, found = reaches(db, hlc_of(since_ms))
-    ends = dict(db.execute("SELECT stream, have_seq FROM streams"))
+    _, found = stream_extents_at(db, hlc_of(since_ms))
+    ends = dict(db.execute("SELECT stream, last_seq FROM streams"))
     for stream, _, seq, start in found:
-        low = max(seq, start, ends[stream] - LOOKED_MAX)
+        low = max(seq, start, ends[stream] - SCANNED_TASKS_MAX)
         parts.append(
             db.execute(
                 "SELECT log.hlc, tasks.key FROM log JOIN tasks ON tasks.id = task_id"
-                " WHERE log.stream = ? AND log.seq > ? AND tasks.tries > 0"
+                " WHERE log.stream = ? AND log.seq > ? AND tasks.attempt_count > 0"
                 " ORDER BY log.seq DESC",
                 (stream, low),
             )
@@ -194,6 +198,8 @@ def _touched(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
 def _live_records(
     db: sqlite3.Connection, keys: Iterable[int]
 ) -> Iterable[tuple[int, TaskRecord]]:
-    found = pages.by_keys(db, sorted(keys))
-    records = name_collisions.numbered(db, arrays.records(db, found))
+    found = pages.read_rows_by_key(db, sorted(keys))
+    records = name_collisions.with_occurrences(
+        db, arrays.records_without_outputs(db, found)
+    )
     return zip((row[0] for row in found), records, strict=True)

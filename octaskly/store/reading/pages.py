@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.ports import Search, TaskPage, TaskQuery
+from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
 from octaskly.store.tables import arrays, block_counts, name_collisions, rows
 
-SEARCH_S: Final = 0.03  #: so long one answer may look; then it says where to go on
+SEARCH_S_MAX: Final = 0.03  #: so long one answer may look; then it says where to go on
 
 _NAME = "options ->> 0"  #: null where nothing is asked for
 _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 = ?"
@@ -21,11 +21,11 @@ Keys = tuple[int, int]
 """The first and the last key of those that a question is about."""
 
 
-def page(
+def read_task_page(
     db: sqlite3.Connection,
     query: TaskQuery,
     now_s: Callable[[], float] = float,
-) -> TaskPage:
+) -> TaskListPage:
     """Return one page, and how many tasks match in all.
 
     Args:
@@ -36,58 +36,62 @@ def page(
     """
     if query.search is not None:
         return _search(db, query, query.search, now_s)
-    if query.is_of_arrays:
+    if query.is_arrays_only:
         return _arrays(db, query)
-    members = None if query.array is None else arrays.members_of(db, query.array)
+    members = None if query.array is None else arrays.read_members_of(db, query.array)
     if query.array is not None and members is None:
-        return TaskPage((), 0)
-    keys = (0, arrays.MEMBERS - 1) if members is None else (members.first, members.last)
-    place = block_counts.find(
+        return TaskListPage((), 0)
+    keys = (
+        (0, arrays.MEMBER_KEYS_START - 1)
+        if members is None
+        else (members.first, members.last)
+    )
+    place = block_counts.find_page_start(
         db, _cells(query), keys, query.offset, is_last_first=query.is_newest_first
     )
     if query.offset >= place.total or query.limit <= 0:
-        return TaskPage((), place.total)
-    where, values = _filters(query, _beyond(query, keys, place.start))
+        return TaskListPage((), place.total)
+    where, values = _filters(query, _keys_from(query, keys, place.start))
     found = db.execute(
         f"SELECT key FROM {where} {_order(query)} LIMIT ? OFFSET ?",  # noqa: S608
         (*values, query.limit, place.skip),
     )
-    return TaskPage(_shown(db, query, [key for (key,) in found]), place.total)
+    return TaskListPage(_read_shown(db, query, [key for (key,) in found]), place.total)
 
 
-def by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
+def read_rows_by_key(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
     """Return rows of `LIST_COLUMNS`, in the order of their keys."""
     found: list[rows.Row] = []
-    for some in rows.chunks(keys):
+    for some in rows.split_for_parameters(keys):
         found += db.execute(
             f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
-            f" ({rows.marks(len(some))}) ORDER BY key",
+            f" ({rows.placeholders(len(some))}) ORDER BY key",
             some,
         ).fetchall()
     return found
 
 
-def _arrays(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
+def _arrays(db: sqlite3.Connection, query: TaskQuery) -> TaskListPage:
     (total,) = db.execute("SELECT count(*) FROM arrays").fetchone()
     found = db.execute(
         f"SELECT task AS key FROM arrays {_order(query)} LIMIT ? OFFSET ?",  # noqa: S608
         (query.limit, query.offset),
     )
-    return TaskPage(_shown(db, query, [key for (key,) in found]), total)
+    return TaskListPage(_read_shown(db, query, [key for (key,) in found]), total)
 
 
 def _search(
     db: sqlite3.Connection,
     query: TaskQuery,
-    search: Search,
+    search: TaskSearch,
     now_s: Callable[[], float],
-) -> TaskPage:
+) -> TaskListPage:
     """Return what has this name, label or text, for which there is no index.
 
     It looks at one block after another, as long as there is time, so that a million
     tasks hold up nobody. A first page goes on beyond its last line, to count.
     """
-    end_s = now_s() + SEARCH_S
+    end_s = now_s() + SEARCH_S_MAX
     condition, wanted = _condition(search)
     found: list[int] = []
     left, last, is_over = 0, -1, False
@@ -106,29 +110,29 @@ def _search(
     if len(found) > len(some):
         last = some[-1]
     is_all = len(found) == len(some) and not left
-    return TaskPage(
-        _shown(db, query, some),
+    return TaskListPage(
+        _read_shown(db, query, some),
         total,
-        next=None if is_all else _name_at(db, query, last),
-        left=left,
+        next_name=None if is_all else _name_at(db, query, last),
+        unsearched=left,
     )
 
 
 def _parts(
-    db: sqlite3.Connection, query: TaskQuery, search: Search
+    db: sqlite3.Connection, query: TaskQuery, search: TaskSearch
 ) -> Iterator[tuple[Keys, int]]:
     """Yield the keys of blocks in which there are rows, and how many, in order."""
-    first, last = 0, arrays.MEMBERS - 1
+    first, last = 0, arrays.MEMBER_KEYS_START - 1
     if search.after is not None:
         (key,) = db.execute(
             "SELECT key FROM tasks WHERE id = ?", (search.after,)
         ).fetchone() or (0,)
-        first, last = _beyond(query, (first, last), key)
+        first, last = _keys_from(query, (first, last), key)
         first, last = (first, last - 1) if query.is_newest_first else (first + 1, last)
-    for start, n in block_counts.in_order(
+    for start, n in block_counts.read_block_counts(
         db, _cells(query), (first, last), is_last_first=query.is_newest_first
     ):
-        end = block_counts.last_key(start)
+        end = block_counts.last_key_of_block(start)
         yield (max(first, start), min(last, end)), n
 
 
@@ -141,12 +145,14 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
         f" ORDER BY key {order} LIMIT 1",
         (key,),
     ).fetchall()
-    for record in name_collisions.numbered(db, arrays.records(db, found)):
+    for record in name_collisions.with_occurrences(
+        db, arrays.records_without_outputs(db, found)
+    ):
         return record.name
     return None
 
 
-def _condition(search: Search) -> tuple[str, list[str]]:
+def _condition(search: TaskSearch) -> tuple[str, list[str]]:
     """Return what rows must be like, and the parameters."""
     # What is quick comes first, and leaves few rows of which the JSON is read.
     parts: list[str] = []
@@ -165,11 +171,11 @@ def _condition(search: Search) -> tuple[str, list[str]]:
         like = "LIKE ? ESCAPE '\\'"
         parts.append(f"(command {like} OR (options {like} AND {_NAME} {like}))")
         written = json.dumps(search.text)[1:-1]
-        values += map(_pattern, (search.text, written, search.text))
+        values += map(_like_pattern, (search.text, written, search.text))
     return " AND ".join(parts), values
 
 
-def _pattern(text: str) -> str:
+def _like_pattern(text: str) -> str:
     """Return what LIKE takes for anything with this text in it."""
     escaped = re.sub(r"([\\%_])", r"\\\1", text)
     return f"%{escaped}%"
@@ -184,7 +190,7 @@ def _cells(query: TaskQuery) -> tuple[str, int]:
     )
 
 
-def _beyond(query: TaskQuery, keys: Keys, key: int) -> Keys:
+def _keys_from(query: TaskQuery, keys: Keys, key: int) -> Keys:
     """Return the keys from one on, in the order that is asked for."""
     return (keys[0], key) if query.is_newest_first else (key, keys[1])
 
@@ -214,10 +220,10 @@ def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
     return f"tasks WHERE {between}", [*keys]
 
 
-def _shown(
+def _read_shown(
     db: sqlite3.Connection, query: TaskQuery, keys: Sequence[int]
 ) -> tuple[TaskRecord, ...]:
-    records = name_collisions.numbered(
-        db, arrays.records(db, by_keys(db, sorted(keys)))
+    records = name_collisions.with_occurrences(
+        db, arrays.records_without_outputs(db, read_rows_by_key(db, sorted(keys)))
     )
     return records[::-1] if query.is_newest_first else records

@@ -22,28 +22,28 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
-from octaskly.ports import Packer, StoreStats, ToNotify
-from octaskly.ports.events import Ended
+from octaskly.ports import Packer, PendingNotifications, StoreStats
+from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, name_collisions, rows
 from octaskly.store.tables.node_state import read_vector
 
-NOTIFY_MAX = 20_000  #: ended tasks that are looked at to be told of
-ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
+NOTIFICATIONS_MAX = 20_000  #: ended tasks that are looked at to be told of
+ENTRY_OVERHEAD_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
 )
 
 
-def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
+def read_task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     """Return the task with this id or name, and what its attempts wrote."""
     select = f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
         found = db.execute(select, (name_collisions.id_of(db, ref),)).fetchall()
     for record, outputs in arrays.records_from(db, found):
-        (numbered,) = name_collisions.numbered(db, (record,))
+        (numbered,) = name_collisions.with_occurrences(db, (record,))
         return with_outputs(db, numbered, outputs)
     return _member_without_row(db, ref)
 
@@ -56,8 +56,8 @@ def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
         array_id = name_collisions.id_of(db, f"{match['name']}{match['twin'] or ''}")
         places += [] if array_id is None else [(array_id, int(match["number"]))]
     for array_id, number in filter(None, places):
-        if array := arrays.parents(db, (array_id,)).get(array_id):
-            return arrays.record_of_member(array, number)
+        if array := arrays.read_arrays(db, (array_id,)).get(array_id):
+            return arrays.build_member_record(array, number)
     return None
 
 
@@ -76,19 +76,21 @@ def with_outputs(
     return replace(record, attempts=attempts)
 
 
-def tasks(
+def read_tasks_by_name(
     db: sqlite3.Connection, names: Sequence[str]
 ) -> dict[str, tuple[TaskRecord, ...]]:
     """Return the tasks with these names, without outputs; no name without a task."""
     ids = name_collisions.ids_of(db, names)
     records: dict[TaskId, TaskRecord] = {}
-    for some in rows.chunks(chain.from_iterable(ids.values())):
+    for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
         found = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.marks(len(some))})",
+            f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
-        records.update((record.id, record) for record in arrays.records(db, found))
+        records.update(
+            (record.id, record) for record in arrays.records_without_outputs(db, found)
+        )
     return {
         name: tuple(
             replace(records[id_], occurrence=n) for n, id_ in enumerate(same, 1)
@@ -97,41 +99,43 @@ def tasks(
     }
 
 
-def streams_of(db: sqlite3.Connection, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+def streams_of_tasks(
+    db: sqlite3.Connection, ids: Sequence[TaskId]
+) -> frozenset[StreamId]:
     """Return in which streams these tasks were accepted."""
     return frozenset(
         StreamId(stream)
-        for some in rows.chunks(ids)
+        for some in rows.split_for_parameters(ids)
         for (stream,) in db.execute(
             "SELECT DISTINCT stream FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.marks(len(some))})",
+            f" ({rows.placeholders(len(some))})",
             some,
         )
     )
 
 
-def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
+def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
     """Return at most two names of tasks with this number."""
-    if not 0 <= sequence < rows.DERIVED:
+    if not 0 <= sequence < rows.DERIVED_SEQUENCE_START:
         return ()
     found = db.execute(
         "SELECT id FROM tasks INDEXED BY tasks_sequence"
         " WHERE sequence IS NOT NULL AND sequence IN (?, ?) ORDER BY key LIMIT 2",
-        (sequence, sequence + rows.DERIVED),
+        (sequence, sequence + rows.DERIVED_SEQUENCE_START),
     )
     ids = [TaskId(task_id) for (task_id,) in found]
-    places = name_collisions.places(db, ids)
+    places = name_collisions.read_occurrences(db, ids)
     return tuple(task_name(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
-def unfinished(
+def incomplete_member_ranges(
     db: sqlite3.Connection, array: TaskId, limit: int
 ) -> tuple[tuple[int, int], ...]:
     """Return the places of members that are not completed, as runs, in order.
 
     The last of each is included.
     """
-    members = arrays.members_of(db, array)
+    members = arrays.read_members_of(db, array)
     if members is None:
         return ()
     completed = db.execute(
@@ -148,14 +152,14 @@ def unfinished(
     return tuple(runs)
 
 
-def ended(
+def read_ended_members(
     db: sqlite3.Connection, array: TaskId, first: int, last: int, limit: int
-) -> tuple[Ended, ...]:
+) -> tuple[EndedMember, ...]:
     """Return members that have ended, from a place to another, and what they wrote.
 
     What follows from the array is left out: to read that takes longer than the rest.
     """
-    members = arrays.members_of(db, array)
+    members = arrays.read_members_of(db, array)
     if members is None:
         return ()
     last = min(last, members.total - 1)
@@ -176,7 +180,7 @@ def ended(
     )
 
 
-def stats(db: sqlite3.Connection) -> StoreStats:
+def read_stats(db: sqlite3.Connection) -> StoreStats:
     """Return what the tables say of themselves."""
     found = dict.fromkeys(rows.STATES, 0)
     for number, n in db.execute(
@@ -185,7 +189,7 @@ def stats(db: sqlite3.Connection) -> StoreStats:
     ):
         found[rows.STATES[number]] = n
     (entries,) = db.execute(
-        "SELECT sum(have_seq - max(base_seq, floor_seq)) FROM streams"
+        "SELECT sum(last_seq - max(snapshot_seq, floor_seq)) FROM streams"
     ).fetchone()
     return StoreStats(
         counts=found,
@@ -196,28 +200,32 @@ def stats(db: sqlite3.Connection) -> StoreStats:
     )
 
 
-def to_notify(db: sqlite3.Connection, known: frozenset[int], limit: int) -> ToNotify:
+def read_pending_notifications(
+    db: sqlite3.Connection, known: frozenset[int], limit: int
+) -> PendingNotifications:
     """Return ended tasks of whose end somebody is to be told, `limit` unknown ones."""
     keys = frozenset(
         key
         for (key,) in db.execute(
             "SELECT key FROM tasks INDEXED BY tasks_notify"
             " WHERE notify = 1 AND state > 1 ORDER BY key LIMIT ?",
-            (NOTIFY_MAX,),
+            (NOTIFICATIONS_MAX,),
         )
     )
     fresh = sorted(keys - known)[:limit]
-    records = name_collisions.numbered(db, arrays.records(db, pages.by_keys(db, fresh)))
-    return ToNotify(keys, tuple(zip(fresh, records, strict=True)))
+    records = name_collisions.with_occurrences(
+        db, arrays.records_without_outputs(db, pages.read_rows_by_key(db, fresh))
+    )
+    return PendingNotifications(keys, tuple(zip(fresh, records, strict=True)))
 
 
-def entries_after(
+def pack_entries_beyond(
     db: sqlite3.Connection,
     packer: Packer,
     vector: Mapping[StreamId, int],
     bytes_max: int,
 ) -> PackedMessage:
-    """Return `Entries` beyond `vector`, the oldest reign first, at least one if any.
+    """Return `Entries` beyond `read_durable_vector`, the oldest reign first, at least one if any.
 
     Nothing of a stream whose next entry for the peer is gone: it needs a snapshot.
     """
@@ -226,7 +234,7 @@ def entries_after(
     left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
     more = False
     streams = db.execute(
-        "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+        "SELECT stream, term, node, last_seq, max(snapshot_seq, floor_seq) FROM streams"
         " ORDER BY term, node, stream"
     ).fetchall()
     for stream, term, node, have, start in streams:
@@ -247,12 +255,12 @@ def entries_after(
                 more = True
                 break
             left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
-            left -= ENTRY_BYTES
+            left -= ENTRY_OVERHEAD_BYTES
             stored.append(_stored(packer, stream, row))
     return packer.pack_entries(stored, epochs, read_vector(db), more=more)
 
 
-def vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
+def read_durable_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
     """Return what is durable, per stream."""
     return read_vector(db)
 

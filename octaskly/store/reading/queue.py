@@ -16,12 +16,12 @@ from octaskly.store.tables import arrays, rows
 LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
 LANE_LOAD_BYTES = 1 << 20  #: of other shapes, as there are many
 SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
-HEADS_MAX = 1000  #: of shapes and priorities, to find the oldest task
+SHAPE_HEADS_MAX = 1000  #: of shapes and priorities, to find the oldest task
 
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
 
 
-def load(
+def load_queued_tasks(
     db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0
 ) -> QueuedLoaded:
     """Return queued tasks of one shape with `ord > after_ord`, in order.
@@ -42,12 +42,12 @@ def load(
             has_more = True
             if found and found[-1][-1] == row[-1]:
                 found = _with_ties(db, shape, found)
-                has_more = _is_behind(db, shape, found[-1][-1])
+                has_more = _has_more_behind(db, shape, found[-1][-1])
             break
         found.append(row)
         size += rows.size_of_row(row)
     shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
-    return QueuedLoaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
+    return QueuedLoaded(after_ord, _queue_records(db, found), has_more, shape, shapes)
 
 
 def oldest_ms(db: sqlite3.Connection) -> int | None:
@@ -57,7 +57,7 @@ def oldest_ms(db: sqlite3.Connection) -> int | None:
     """
     oldest: int | None = None
     place = (0, 0)
-    for _ in range(HEADS_MAX):
+    for _ in range(SHAPE_HEADS_MAX):
         head = db.execute(
             f"SELECT shape, ord, created_ms {_QUEUE} AND (shape, ord) >= (?, ?)"
             " ORDER BY shape, ord LIMIT 1",
@@ -71,7 +71,7 @@ def oldest_ms(db: sqlite3.Connection) -> int | None:
     return oldest
 
 
-def load_live(
+def load_live_tasks(
     db: sqlite3.Connection, named: Sequence[TaskId] = ()
 ) -> tuple[TaskRecord, ...]:
     """Return tasks of which an attempt has no end, oldest first.
@@ -86,13 +86,13 @@ def load_live(
         " WHERE is_live = 1 AND state > 1 ORDER BY key"
     ).fetchall()
     known = {row[1] for row in found}
-    for some in rows.chunks(id_ for id_ in named if id_ not in known):
+    for some in rows.split_for_parameters(id_ for id_ in named if id_ not in known):
         found += db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.marks(len(some))})",
+            f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
-    return _in_queue(db, found)
+    return _queue_records(db, found)
 
 
 def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:
@@ -107,26 +107,28 @@ def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:
             break
         (last,) = found
         select = f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? LIMIT 1"
-        (record,) = arrays.records(db, db.execute(select, (last,)).fetchall())
+        (record,) = arrays.records_without_outputs(
+            db, db.execute(select, (last,)).fetchall()
+        )
         requires = None if record.spec is None else requires_of(record.spec.options)
         assert requires is not None
         shapes.append((last, requires))
     return tuple(shapes)
 
 
-def _in_queue(
+def _queue_records(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> tuple[TaskRecord, ...]:
     """Return records; of arrays with the members about which nothing is known."""
-    records = arrays.records(db, found)
+    records = arrays.records_without_outputs(db, found)
     if not any(record.progress for record in records):
         return records
-    members = arrays.read(db, (row[0] for row in found))
+    members = arrays.read_members(db, (row[0] for row in found))
     whole = []
     for row, record in zip(found, records, strict=True):
         progress = record.progress
         if progress is not None and record.cancelled_by is None:
-            runs = arrays.runs_left(db, members[row[0]])
+            runs = arrays.ranges_without_row(db, members[row[0]])
             record = replace(record, progress=progress._replace(remaining_runs=runs))
         whole.append(record)
     return tuple(whole)
@@ -145,7 +147,7 @@ def _with_ties(
     return [row for row in found if row[-1] != last] + ties
 
 
-def _is_behind(db: sqlite3.Connection, shape: int, last_ord: int) -> bool:
+def _has_more_behind(db: sqlite3.Connection, shape: int, last_ord: int) -> bool:
     row = db.execute(
         f"SELECT 1 {_QUEUE} AND shape = ? AND ord > ? LIMIT 1",
         (shape, last_ord),

@@ -10,14 +10,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
-from octaskly.store.tables.database import open_reader, translated
+from octaskly.store.tables.database import build_store_error, open_reader
 
 _READERS: Final = 2
 
 _T = TypeVar("_T")
 
 
-class Readers:
+class ReaderPool:
     """Answers questions, each from one snapshot of the database.
 
     Args:
@@ -55,21 +55,21 @@ class Readers:
             connection.close()
         self._connections.clear()
 
-    async def ask(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def run_query(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
         """Answer a question, in a thread."""
         assert self._pool is not None, "the store is not open"
-        return await self._loop.run_in_executor(self._pool, self._answer, question)
+        return await self._loop.run_in_executor(self._pool, self._run_in_thread, query)
 
-    def _answer(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _run_in_thread(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
         try:
             db = self._idle.get()
             try:
                 db.execute("BEGIN")
                 try:
-                    return question(db)
+                    return query(db)
                 finally:
                     db.execute("COMMIT")
             finally:
                 self._idle.put(db)
         except sqlite3.Error as error:
-            raise translated(self._path, error) from error
+            raise build_store_error(self._path, error) from error

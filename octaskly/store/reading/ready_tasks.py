@@ -11,27 +11,27 @@ from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 
 
-def load_ripe(db: sqlite3.Connection, ask: LoadUnblocked) -> UnblockedLoaded:
+def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> UnblockedLoaded:
     """Return tasks whose wait is over, the oldest first."""
     keys = [
         key
         for (key,) in db.execute(
-            "SELECT child FROM ripe ORDER BY child LIMIT ?", (ask.limit,)
+            "SELECT child FROM unblocked_tasks ORDER BY child LIMIT ?", (ask.limit,)
         )
     ]
     if ask.before_hlc and len(keys) < ask.limit:
-        keys += _orphans(db, ask.before_hlc, ask.limit - len(keys))
+        keys += _tasks_with_unknown_parents(db, ask.before_hlc, ask.limit - len(keys))
     ripe: list[UnblockedTask] = []
-    for some in rows.chunks(dict.fromkeys(keys)):
-        these = f"IN ({rows.marks(len(some))})"
+    for some in rows.split_for_parameters(dict.fromkeys(keys)):
+        these = f"IN ({rows.placeholders(len(some))})"
         found = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key {these} ORDER BY key",  # noqa: S608
             some,
         ).fetchall()
         broken = dict(
             db.execute(
-                f"SELECT child, min(parent) FROM edges WHERE child {these}"  # noqa: S608
-                " AND met = ? GROUP BY child",
+                f"SELECT child, min(parent) FROM dependencies WHERE child {these}"  # noqa: S608
+                " AND status = ? GROUP BY child",
                 (*some, EDGE_BROKEN),
             )
         )
@@ -40,17 +40,19 @@ def load_ripe(db: sqlite3.Connection, ask: LoadUnblocked) -> UnblockedLoaded:
             UnblockedTask(record, broken.get(row[0]))
             for row, (record, _) in zip(found, records, strict=True)
         ]
-    left = db.execute("SELECT 1 FROM edges LIMIT 1").fetchone()
+    left = db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
     return UnblockedLoaded(ask.query_number, tuple(ripe), left is not None)
 
 
-def _orphans(db: sqlite3.Connection, before_hlc: int, limit: int) -> list[int]:
+def _tasks_with_unknown_parents(
+    db: sqlite3.Connection, before_hlc: int, limit: int
+) -> list[int]:
     """Return old tasks that wait for nothing but tasks which are not known here."""
     found = db.execute(
-        "SELECT DISTINCT child FROM edges AS e JOIN tasks AS t ON t.key = e.child"
-        " WHERE (t.ord & ?) < ? AND e.met = ? AND NOT EXISTS ("
-        "SELECT 1 FROM edges AS o JOIN tasks AS p ON p.id = o.parent"
-        " WHERE o.child = e.child AND o.met = ?) LIMIT ?",
+        "SELECT DISTINCT child FROM dependencies AS e JOIN tasks AS t ON t.key = e.child"
+        " WHERE (t.ord & ?) < ? AND e.status = ? AND NOT EXISTS ("
+        "SELECT 1 FROM dependencies AS o JOIN tasks AS p ON p.id = o.parent"
+        " WHERE o.child = e.child AND o.status = ?) LIMIT ?",
         (ORD_HLC_MASK, before_hlc, EDGE_OPEN, EDGE_OPEN, limit),
     )
     return [key for (key,) in found]

@@ -30,7 +30,7 @@ ENTRIES_PER_TASK: Final = 2  #: more than these, for each task held, are given a
 _PAGE: Final = 64
 
 
-def snapshot(
+def read_snapshot_part(
     db: sqlite3.Connection,
     vector: Mapping[StreamId, int],
     cursor: SnapshotCursor | None,
@@ -46,12 +46,12 @@ def snapshot(
     """
     head = None
     if cursor in (None, FULL_SNAPSHOT):
-        head = _head(db)
-        if cursor is None and not _is_wanted(db, vector, head):
+        head = _read_head(db)
+        if cursor is None and not _is_snapshot_needed(db, vector, head):
             return None
         cursor = SnapshotCursor(head.hlc, 0)
     # A row is as new as what this log holds, or the snapshot that it came with.
-    stands_for = dict(node_state.read_vector(db)) | dict(node_state.read_ahead(db))
+    stands_for = dict(node_state.read_vector(db)) | dict(node_state.read_rows_ahead(db))
     part = Snapshot(
         rows=(),
         cursor=cursor,
@@ -62,7 +62,7 @@ def snapshot(
     told: list[Recorded] = []
     found: list[TaskRow] = []
     left = bytes_max
-    for id_, record in records.after(db, cursor.record_key):
+    for id_, record in records.read_after(db, cursor.record_key):
         if told and left <= 0:
             return replace(part, records=tuple(told), cursor=cursor, has_more=True)
         told.append(record)
@@ -78,12 +78,12 @@ def snapshot(
     return replace(part, rows=tuple(found), cursor=cursor)
 
 
-def _head(db: sqlite3.Connection) -> SnapshotHead:
+def _read_head(db: sqlite3.Connection) -> SnapshotHead:
     """Return what the rows stand for: all entries but those that cannot count yet."""
     waiting = dict(
         db.execute(
-            "SELECT stream, min(seq) FROM orphans JOIN streams USING (stream)"
-            " WHERE seq > max(floor_seq, base_seq) GROUP BY stream"
+            "SELECT stream, min(seq) FROM pending_entries JOIN streams USING (stream)"
+            " WHERE seq > max(floor_seq, snapshot_seq) GROUP BY stream"
         )
     )
     streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
@@ -98,12 +98,14 @@ def _head(db: sqlite3.Connection) -> SnapshotHead:
     )
 
 
-def _is_wanted(
+def _is_snapshot_needed(
     db: sqlite3.Connection, vector: Mapping[StreamId, int], head: SnapshotHead
 ) -> bool:
     """Return whether entries are gone that the peer needs, or would be far more."""
     lag = 0
-    starts = dict(db.execute("SELECT stream, max(base_seq, floor_seq) FROM streams"))
+    starts = dict(
+        db.execute("SELECT stream, max(snapshot_seq, floor_seq) FROM streams")
+    )
     for stream, have in head.vector:
         seen = vector.get(stream, 0)
         if seen < starts[stream]:
@@ -114,13 +116,13 @@ def _is_wanted(
     (tasks,) = db.execute(
         "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
     ).fetchone()
-    return bool(lag > ENTRIES_PER_TASK * (tasks + arrays.rows_held(db)))
+    return bool(lag > ENTRIES_PER_TASK * (tasks + arrays.count_member_rows(db)))
 
 
 def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
     while True:
         found = db.execute(
-            f"SELECT {rows.TASK_COLUMNS}, changed, born, reborn, stream, seq"  # noqa: S608
+            f"SELECT {rows.TASK_COLUMNS}, last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq"  # noqa: S608
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
         ).fetchall()

@@ -2,7 +2,7 @@
 
 An array is one row of `tasks`, and one of `arrays` that counts its members. A member
 has a row from the first fact about it on; its key is that of the array's first member
-plus its position, so its place needs no index, and `tasks` below `MEMBERS` has what
+plus its position, so its place needs no index, and `tasks` below `MEMBER_KEYS_START` has what
 lists show. What follows from the array is not stored again: the row of a member has its
 place in the queue and its state, no envelope.
 """
@@ -25,10 +25,10 @@ from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Outcome, TaskState
 from octaskly.store.tables import rows
-from octaskly.store.tables.block_counts import first_key
+from octaskly.store.tables.block_counts import next_block_key
 
-MEMBERS: Final = 1 << 40  #: keys of members begin here
-BORN: Final = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
+MEMBER_KEYS_START: Final = 1 << 40  #: keys of members begin here
+MEMBER_BIRTH: Final = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
 """Of a member: it is void with its array, so no floor looks for it."""
 
 TASK, ARRAY, MEMBER = range(3)
@@ -43,17 +43,17 @@ _COLUMNS: Final = (
 
 
 @dataclass(slots=True)
-class Members:
+class ArrayMembers:
     """What is stored of the members of one array."""
 
     first: int  #: key of the first
     total: int
     counts: list[int] = field(default_factory=lambda: [0] * len(rows.STATES))
     """Rows by number of their state."""
-    live: int = 0  #: rows of which an attempt has no end
+    live_count: int = 0  #: rows of which an attempt has no end
     started_ms: int | None = None  #: when the first attempt began that has ended
     ended_ms: int | None = None  #: when the last one ended of those that have
-    left_counted: tuple[int, int] | None = None
+    counted_without_row: tuple[int, int] | None = None
     """State and number of the members without a row, as `counts` has them."""
 
     @property
@@ -62,19 +62,19 @@ class Members:
         return self.first + self.total - 1
 
     @property
-    def held(self) -> int:
+    def row_count(self) -> int:
         """How many have a row."""
         return sum(self.counts)
 
-    def left(self, by: str | None) -> tuple[int, int]:
+    def without_row(self, by: str | None) -> tuple[int, int]:
         """Return the state of those without a row, and how many they are."""
         state = _QUEUED if by is None else _CANCELLED
-        return state, self.total - self.held
+        return state, self.total - self.row_count
 
     def progress(self, by: str | None) -> ArrayProgress:
         """Return how many members are in each state, those without a row included."""
         counts = list(self.counts)
-        state, left = self.left(by)
+        state, left = self.without_row(by)
         counts[state] += left
         queued, running, completed, failed, cancelled = counts
         return ArrayProgress(
@@ -83,7 +83,7 @@ class Members:
             ended_ms=self.ended_ms,
         )
 
-    def note_times(self, outcome: Outcome) -> None:
+    def widen_times(self, outcome: Outcome) -> None:
         """Note when an attempt of a member began and ended."""
         if outcome.started_ms is not None:
             known_ms = self.started_ms or outcome.started_ms
@@ -91,38 +91,42 @@ class Members:
         if outcome.ended_ms is not None:
             self.ended_ms = max(self.ended_ms or 0, outcome.ended_ms)
 
-    def row(self, key: int) -> tuple[int | None, ...]:
+    def array_row(self, key: int) -> tuple[int | None, ...]:
         """Return the row of `arrays`."""
         times = self.started_ms, self.ended_ms
-        return (key, self.first, self.total, *self.counts, self.live, *times)
+        return (key, self.first, self.total, *self.counts, self.live_count, *times)
 
 
-def read(db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Members]:
+def read_members(
+    db: sqlite3.Connection, keys: Iterable[int]
+) -> dict[int, ArrayMembers]:
     """Return what is stored of the members of arrays, by the keys of these."""
     found = {}
-    for some in rows.chunks(keys):
+    for some in rows.split_for_parameters(keys):
         for key, first, total, *counts, live, started_ms, ended_ms in db.execute(
             f"SELECT task, {_COLUMNS} FROM arrays"  # noqa: S608
-            f" WHERE task IN ({rows.marks(len(some))})",
+            f" WHERE task IN ({rows.placeholders(len(some))})",
             some,
         ):
-            found[key] = Members(*(first, total, counts, live), started_ms, ended_ms)
+            found[key] = ArrayMembers(
+                *(first, total, counts, live), started_ms, ended_ms
+            )
     return found
 
 
-def members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:
+def read_members_of(db: sqlite3.Connection, array: TaskId) -> ArrayMembers | None:
     """Return what is stored of the members of one array; None: it is none."""
     found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
-    return None if found is None else read(db, found).get(found[0])
+    return None if found is None else read_members(db, found).get(found[0])
 
 
 def next_key(db: sqlite3.Connection) -> int:
     """Return the key from which on no member has one; it begins a block."""
     (last,) = db.execute("SELECT max(members + total) FROM arrays").fetchone()
-    return first_key(last or MEMBERS)
+    return next_block_key(last or MEMBER_KEYS_START)
 
 
-def rows_held(db: sqlite3.Connection) -> int:
+def count_member_rows(db: sqlite3.Connection) -> int:
     """Return how many members have a row."""
     (held,) = db.execute(
         "SELECT coalesce(sum(queued + running + completed + failed + cancelled), 0)"
@@ -131,7 +135,7 @@ def rows_held(db: sqlite3.Connection) -> int:
     return int(held)
 
 
-def rows_ended(db: sqlite3.Connection) -> int:
+def count_ended_member_rows(db: sqlite3.Connection) -> int:
     """Return how many members have a row and have ended."""
     (ended,) = db.execute(
         "SELECT coalesce(sum(completed + failed + cancelled), 0) FROM arrays"
@@ -139,50 +143,56 @@ def rows_ended(db: sqlite3.Connection) -> int:
     return int(ended)
 
 
-Found = list[tuple[TaskRecord, dict[AttemptId, int]]]
+RecordsWithOutputs = list[tuple[TaskRecord, dict[AttemptId, int]]]
 """Records, and where the output of their attempts lies."""
 
 
-def raw_records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
+def raw_records_from(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> RecordsWithOutputs:
     """Return what the facts about tasks say, for rows of `TASK_COLUMNS`.
 
     Members are without an envelope, and as if nothing had become of their array.
     """
     plain = rows.records_from(db, found)
-    if not found or found[-1][0] < MEMBERS:  # By key, or a single one.
+    if not found or found[-1][0] < MEMBER_KEYS_START:  # By key, or a single one.
         return plain
     return [
-        (replace(record, spec=None) if row[0] >= MEMBERS else record, outputs)
+        (replace(record, spec=None) if row[0] >= MEMBER_KEYS_START else record, outputs)
         for row, (record, outputs) in zip(found, plain, strict=True)
     ]
 
 
-def records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
+def records_from(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> RecordsWithOutputs:
     """Return what is shown, for rows of `TASK_COLUMNS`.
 
     Members have the envelope that follows from their array, and arrays their progress.
     """
     plain = rows.records_from(db, found)
     places = (split_member_id(record.id) for record, _ in plain)
-    above = parents(db, (place[0] for place in places if place is not None))
-    arrays = (r[0] for r, (record, _) in zip(found, plain, strict=True) if _is(record))
-    members = read(db, arrays)
+    above = read_arrays(db, (place[0] for place in places if place is not None))
+    arrays = (
+        r[0] for r, (record, _) in zip(found, plain, strict=True) if _is_array(record)
+    )
+    members = read_members(db, arrays)
     if not above and not members:
         return plain
     return [
-        (_whole(row[0], record, members, above), outputs)
+        (_complete_record(row[0], record, members, above), outputs)
         for row, (record, outputs) in zip(found, plain, strict=True)
     ]
 
 
-def records(
+def records_without_outputs(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> tuple[TaskRecord, ...]:
     """Return the records alone, for rows of `TASK_COLUMNS`."""
     return tuple(record for record, _ in records_from(db, found))
 
 
-def record_of_member(
+def build_member_record(
     array: TaskRecord, number: int, *, twin: int = 1
 ) -> TaskRecord | None:
     """Return the member of which the log says nothing; None: there is none."""
@@ -194,9 +204,11 @@ def record_of_member(
     )
 
 
-def runs_left(db: sqlite3.Connection, members: Members) -> tuple[tuple[int, int], ...]:
+def ranges_without_row(
+    db: sqlite3.Connection, members: ArrayMembers
+) -> tuple[tuple[int, int], ...]:
     """Return the positions of members without a row, as runs, the first ones."""
-    held = members.held
+    held = members.row_count
     if not held:
         return ((0, members.total - 1),)
     (last,) = db.execute(
@@ -216,17 +228,19 @@ def runs_left(db: sqlite3.Connection, members: Members) -> tuple[tuple[int, int]
     return tuple((a - members.first, b - members.first) for a, b in runs)
 
 
-def _is(record: TaskRecord) -> bool:
+def _is_array(record: TaskRecord) -> bool:
     return record.spec is not None and record.spec.array is not None
 
 
-def parents(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
+def read_arrays(
+    db: sqlite3.Connection, ids: Iterable[TaskId]
+) -> dict[TaskId, TaskRecord]:
     """Return arrays with their items, without their progress."""
     whole = {}
-    for some in rows.chunks(dict.fromkeys(ids)):
+    for some in rows.split_for_parameters(dict.fromkeys(ids)):
         found = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.marks(len(some))})",
+            f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
         for record, _ in rows.records_from(db, found):
@@ -234,10 +248,10 @@ def parents(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskR
     return whole
 
 
-def _whole(
+def _complete_record(
     key: int,
     record: TaskRecord,
-    members: Mapping[int, Members],
+    members: Mapping[int, ArrayMembers],
     above: Mapping[TaskId, TaskRecord],
 ) -> TaskRecord:
     counted = members.get(key)

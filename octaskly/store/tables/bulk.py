@@ -17,7 +17,7 @@ Row = tuple[Any, ...]
 _SIZES: Final = (64, 16, 4, 2, 1)  #: rows of one step; few, so that all stay prepared
 
 
-class Bulk:
+class BulkStatement:
     """One statement, for as many rows as there are.
 
     Args:
@@ -34,7 +34,7 @@ class Bulk:
             (size, f"{head} {','.join([row] * size)} {tail}") for size in _SIZES
         ]
 
-    def run(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    def execute(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Write rows in their order."""
         at, count = 0, len(rows)
         for size, text in self._texts:
@@ -43,50 +43,50 @@ class Bulk:
                 at += size
 
 
-TASK_INSERT: Final = Bulk(
-    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " is_ready, is_blocked, changed, notify, command, timeout_s, inputs, outputs,"
-    " options, stdin, items, submitter, created_ms, ord, shape, born, reborn, stream,"
+TASK_INSERT: Final = BulkStatement(
+    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, attempt_count,"
+    " is_unblocked, is_blocked, last_change_hlc, notify, command, timeout_s, inputs, outputs,"
+    " options, stdin, items, submitter, created_ms, ord, shape, first_submitted_hlc, last_submitted_hlc, stream,"
     " seq) VALUES",
     27,
 )
-PLAIN_INSERT: Final = Bulk(
-    "INSERT INTO tasks (key, id, sequence, changed, command, timeout_s, submitter,"
-    " created_ms, ord, born, reborn, stream, seq, state, is_live, tries) VALUES",
+PLAIN_INSERT: Final = BulkStatement(
+    "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s, submitter,"
+    " created_ms, ord, first_submitted_hlc, last_submitted_hlc, stream, seq, state, is_live, attempt_count) VALUES",
     13,
     same=", 0, 0, 0",
 )
 """Of tasks that wait and ask for nothing but a command."""
-BEGUN_INSERT: Final = Bulk(
-    "INSERT INTO tasks (key, id, sequence, changed, command, timeout_s, submitter,"
-    " created_ms, ord, born, reborn, stream, seq, node, state, is_live, tries) VALUES",
+RUNNING_INSERT: Final = BulkStatement(
+    "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s, submitter,"
+    " created_ms, ord, first_submitted_hlc, last_submitted_hlc, stream, seq, node, state, is_live, attempt_count) VALUES",
     14,
     same=", 1, 1, 1",
 )
 """The same of those that have begun by then."""
-TASK_MOVE: Final = Bulk(
-    "WITH v (state, node, is_live, tries, changed, key) AS (VALUES",
+TASK_STATE_UPDATE: Final = BulkStatement(
+    "WITH v (state, node, is_live, attempt_count, last_change_hlc, key) AS (VALUES",
     6,
     ") UPDATE tasks SET state = v.state, node = v.node, is_live = v.is_live,"
-    " tries = v.tries, changed = v.changed FROM v WHERE tasks.key = v.key",
+    " attempt_count = v.attempt_count, last_change_hlc = v.last_change_hlc FROM v WHERE tasks.key = v.key",
 )
 """Where nothing else has changed, as mostly."""
-TASK_UPDATE: Final = Bulk(
-    "WITH v (state, node, by, is_live, tries, is_ready, is_blocked, changed, notify,"
+TASK_UPDATE: Final = BulkStatement(
+    "WITH v (state, node, by, is_live, attempt_count, is_unblocked, is_blocked, last_change_hlc, notify,"
     " key) AS (VALUES",
     10,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
-    " is_live = v.is_live, tries = v.tries, is_ready = v.is_ready,"
-    " is_blocked = v.is_blocked, changed = v.changed, notify = v.notify"
+    " is_live = v.is_live, attempt_count = v.attempt_count, is_unblocked = v.is_unblocked,"
+    " is_blocked = v.is_blocked, last_change_hlc = v.last_change_hlc, notify = v.notify"
     " FROM v WHERE tasks.key = v.key",
 )
-BIRTH_UPDATE: Final = Bulk(
-    "WITH v (born, reborn, stream, seq, key) AS (VALUES",
+SUBMISSION_UPDATE: Final = BulkStatement(
+    "WITH v (first_submitted_hlc, last_submitted_hlc, stream, seq, key) AS (VALUES",
     5,
-    ") UPDATE tasks SET born = v.born, reborn = v.reborn, stream = v.stream,"
+    ") UPDATE tasks SET first_submitted_hlc = v.first_submitted_hlc, last_submitted_hlc = v.last_submitted_hlc, stream = v.stream,"
     " seq = v.seq FROM v WHERE tasks.key = v.key",
 )
-SPEC_UPDATE: Final = Bulk(
+SPEC_UPDATE: Final = BulkStatement(
     "WITH v (command, timeout_s, inputs, outputs, options, stdin, items,"
     " submitter, created_ms, ord, shape, key) AS (VALUES",
     12,
@@ -96,38 +96,42 @@ SPEC_UPDATE: Final = Bulk(
     " shape = v.shape"
     " FROM v WHERE tasks.key = v.key",
 )
-ATTEMPT_LIVE_UPSERT: Final = Bulk(
+ATTEMPT_LIVE_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state) VALUES", 6
 )
-ATTEMPT_ENDED_UPSERT: Final = Bulk(
+ATTEMPT_ENDED_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
     " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
     " stderr_bytes, files, detail, cpu_ms, memory_max_kb, output) VALUES",
     19,
 )
-ATTEMPT_PLAIN_UPSERT: Final = Bulk(
+ATTEMPT_PLAIN_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
     " exit_code, started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes, cpu_ms,"
     " memory_max_kb, output) VALUES",
     16,
 )
 """Of attempts without signal, files and detail."""
-LOG_INSERT: Final = Bulk(
+LOG_INSERT: Final = BulkStatement(
     "INSERT INTO log (stream, seq, hlc, task_id, body, output) VALUES", 6
 )
-OUTPUT_INSERT: Final = Bulk("INSERT INTO outputs (id, stdout, stderr) VALUES", 3)
-ORPHAN_INSERT: Final = Bulk("INSERT INTO orphans (task_id, stream, seq) VALUES", 3)
-COUNT_ADD: Final = Bulk(
+OUTPUT_INSERT: Final = BulkStatement(
+    "INSERT INTO outputs (id, stdout, stderr) VALUES", 3
+)
+PENDING_ENTRY_INSERT: Final = BulkStatement(
+    "INSERT INTO pending_entries (task_id, stream, seq) VALUES", 3
+)
+COUNT_ADD: Final = BulkStatement(
     "INSERT INTO counts (kind, node, state, n) VALUES",
     4,
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )
-BLOCK_ADD: Final = Bulk(
-    "INSERT INTO blocks (node, state, block, n) VALUES",
+BLOCK_ADD: Final = BulkStatement(
+    "INSERT INTO block_counts (node, state, block, n) VALUES",
     4,
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )
-ARRAY_UPSERT: Final = Bulk(
+ARRAY_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO arrays (task, members, total, queued, running, completed,"
     " failed, cancelled, live, started_ms, ended_ms) VALUES",
     11,

@@ -48,7 +48,7 @@ _NONE: dict[None, int] = {}
 sqlite3.register_adapter(type(None), _NONE.get)
 
 
-def translated(path: Path, error: sqlite3.Error) -> StoreError:
+def build_store_error(path: Path, error: sqlite3.Error) -> StoreError:
     """Return what an error of SQLite means, with what to do about it."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _DAMAGE:
@@ -66,12 +66,12 @@ def translated(path: Path, error: sqlite3.Error) -> StoreError:
     return StoreError(f"{path}: {error}")
 
 
-class Lock:
+class DatabaseLock:
     """One process's right to the database; ends with the process at the latest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
-        self._fd = self._take(path)
+        self._fd = self._acquire(path)
 
     def release(self) -> None:
         """Let others have the database."""
@@ -79,7 +79,7 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
-    def _take(self, path: Path) -> int:
+    def _acquire(self, path: Path) -> int:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -106,7 +106,7 @@ class Lock:
 def open_writer(path: Path) -> sqlite3.Connection:
     """Check or create the database and return the one connection that writes.
 
-    The caller holds the `Lock`.
+    The caller holds the `DatabaseLock`.
 
     Raises:
         StoreCorrupt: it is damaged, foreign or newer; nothing was written.
@@ -119,27 +119,27 @@ def open_writer(path: Path) -> sqlite3.Connection:
             _create(path)
     except OSError as error:
         raise _unusable(path, error) from error
-    return _guarded(path, "rw", _prepare_writer)
+    return _connect(path, "rw", _prepare_writer)
 
 
-class Opened:
+class DatabaseFile:
     """The file that was opened, which others may take away."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)  # Twice at each commit, and a path is made text anew.
         self._inode = _inode(self._path)
 
-    def check(self) -> None:
+    def require_present(self) -> None:
         """Raise OSError unless the file is still there."""
         if _inode(self._path) != self._inode:
             raise FileNotFoundError(0, "another file has taken its place")
 
-    def gone(self, error: OSError) -> str:
+    def describe_loss(self, error: OSError) -> str:
         """Return what such an error means."""
         return f"{self._path} is gone: {error.strerror}"
 
 
-class Reserve:
+class WalPreallocation:
     """Makes the write-ahead log as long as it may become, bit by bit.
 
     A commit then overwrites: flushing bytes that lengthen a file costs twice as much.
@@ -150,16 +150,16 @@ class Reserve:
         self._path = Path(f"{path}-wal")
         self._is_done = False
 
-    def extend(self) -> bool:
+    def extend_wal(self) -> bool:
         """Write one more piece; return whether there may be more to do."""
         if not self._is_done:
             try:
-                self._is_done = self._extend()
+                self._is_done = self._write_zeros()
             except OSError:
                 self._is_done = True  # It is only faster.
         return not self._is_done
 
-    def _extend(self) -> bool:
+    def _write_zeros(self) -> bool:
         free_bytes = shutil.disk_usage(self._path.parent).free
         if free_bytes < _WAL_BYTES * _RESERVE_SHARE:
             return True
@@ -176,7 +176,7 @@ class Reserve:
         return missing < _RESERVE_BYTES
 
 
-def size_max(path: Path) -> int:
+def default_size_max(path: Path) -> int:
     """Return how large the log may be where nobody says it."""
     return min(_SIZE_MAX, shutil.disk_usage(path.parent).total // _SIZE_DISK_PARTS)
 
@@ -215,7 +215,7 @@ def has_spare_pages(connection: sqlite3.Connection) -> bool:
     return is_much and _pragma(connection, "auto_vacuum") != 0
 
 
-def give_back(connection: sqlite3.Connection) -> None:
+def vacuum_some_pages(connection: sqlite3.Connection) -> None:
     """Make the file a little shorter; the caller has begun a transaction."""
     for _ in range(VACUUM_PAGES):  # Python lets such a statement make one step only.
         connection.execute("PRAGMA incremental_vacuum(1)")
@@ -223,7 +223,7 @@ def give_back(connection: sqlite3.Connection) -> None:
 
 def open_reader(path: Path) -> sqlite3.Connection:
     """Return a connection that only reads; any thread may use it, one at a time."""
-    return _guarded(path, "ro", _prepare_reader)
+    return _connect(path, "ro", _prepare_reader)
 
 
 def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
@@ -232,7 +232,7 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
     Raises:
         StoreUnusable: an agent uses it, or it cannot be renamed.
     """
-    lock = Lock(path)
+    lock = DatabaseLock(path)
     moved = []
     try:
         for part in ("-wal", "-shm", ""):  # SQLite pairs them by name.
@@ -272,7 +272,7 @@ def _is_full(path: Path) -> bool:
         return False
 
 
-def _guarded(
+def _connect(
     path: Path, mode: str, prepare: Callable[[sqlite3.Connection, Path], None]
 ) -> sqlite3.Connection:
     """Connect and prepare, or close and say what is wrong."""
@@ -286,12 +286,12 @@ def _guarded(
             cached_statements=256,
         )
     except sqlite3.Error as error:
-        raise translated(path, error) from error
+        raise build_store_error(path, error) from error
     try:
         prepare(connection, path)
     except sqlite3.Error as error:
         connection.close()
-        raise translated(path, error) from error
+        raise build_store_error(path, error) from error
     except BaseException:
         connection.close()
         raise
@@ -313,10 +313,10 @@ def _check(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
-    _guarded(path, "ro", _examine).close()
+    _connect(path, "ro", _check_schema).close()
 
 
-def _examine(connection: sqlite3.Connection, path: Path) -> None:
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     version = _pragma(connection, "user_version")
     if version > VERSION:
         raise StoreCorrupt(

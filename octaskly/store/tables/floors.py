@@ -17,13 +17,13 @@ from octaskly.core.model.ids import Epoch, NodeId, StreamId
 def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
     """Raise the floors of streams; what is below them is held, as far as it counts."""
     db.executemany(
-        "INSERT INTO streams (stream, term, node, have_seq, floor_seq)"
+        "INSERT INTO streams (stream, term, node, last_seq, floor_seq)"
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " have_seq = max(have_seq, excluded.have_seq),"
+        " last_seq = max(last_seq, excluded.last_seq),"
         " floor_seq = max(floor_seq, excluded.floor_seq)",
         [(stream, *epoch, seq, seq) for stream, seq, epoch in floor.stream_floors],
     )
-    raise_number(db, "horizon", floor.horizon)
+    raise_meta_number(db, "horizon", floor.horizon)
 
 
 def read_floor(db: sqlite3.Connection) -> Floor:
@@ -36,10 +36,10 @@ def read_floor(db: sqlite3.Connection) -> Floor:
         StreamFloor(StreamId(stream), seq, Epoch(term, NodeId(node)))
         for stream, seq, term, node in found
     )
-    return Floor(read_numbers(db).get("horizon", 0), marks)
+    return Floor(read_meta_numbers(db).get("horizon", 0), marks)
 
 
-def raise_number(db: sqlite3.Connection, key: str, number: int) -> None:
+def raise_meta_number(db: sqlite3.Connection, key: str, number: int) -> None:
     """Keep the highest value of a number in `meta`."""
     db.execute(
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE"
@@ -48,8 +48,8 @@ def raise_number(db: sqlite3.Connection, key: str, number: int) -> None:
     )
 
 
-def read_numbers(db: sqlite3.Connection) -> Mapping[str, int]:
-    """Return the numbers that are kept in `meta` by `raise_number`."""
+def read_meta_numbers(db: sqlite3.Connection) -> Mapping[str, int]:
+    """Return the numbers that are kept in `meta` by `raise_meta_number`."""
     return dict(
         db.execute(
             "SELECT key, value FROM meta"

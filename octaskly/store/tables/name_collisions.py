@@ -25,7 +25,7 @@ _REF: Final = re.compile(r"([^~]+)(?:~([1-9][0-9]*))?")
 def ids_of(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, list[TaskId]]:
     """Return the tasks of each name, in the order of their places."""
     found: list[tuple[bool, int, TaskId]] = []
-    for some in rows.chunks(names):
+    for some in rows.split_for_parameters(names):
         listed = ",".join(["(?)"] * len(some))
         # `~` is the last character before 127 that is visible.
         found += db.execute(
@@ -52,7 +52,9 @@ def id_of(db: sqlite3.Connection, ref: str) -> TaskId | None:
     return ids[place - 1] if is_proper and place <= len(ids) else None
 
 
-def namesake(db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+def find_name_collision(
+    db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]
+) -> str | None:
     """Return a task that is called as a member of one of these arrays would be."""
     for name, array in arrays.items():
         # `:` comes right behind the digits.
@@ -67,7 +69,9 @@ def namesake(db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]) -> str 
     return None
 
 
-def places(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, int]:
+def read_occurrences(
+    db: sqlite3.Connection, ids: Iterable[TaskId]
+) -> dict[TaskId, int]:
     """Return the places of tasks whose names were chosen; all others have the first."""
     names = dict.fromkeys(task_name(task_id) for task_id in ids if "~" in task_id)
     if not names:
@@ -76,11 +80,11 @@ def places(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, int]:
     return {task_id: n for same in found for n, task_id in enumerate(same, 1)}
 
 
-def numbered(
+def with_occurrences(
     db: sqlite3.Connection, records: Sequence[TaskRecord]
 ) -> tuple[TaskRecord, ...]:
     """Return records that know their places."""
-    twins = places(db, (record.id for record in records))
+    twins = read_occurrences(db, (record.id for record in records))
     return tuple(
         record if place == 1 else replace(record, occurrence=place)
         for record in records

@@ -25,7 +25,7 @@ from octaskly.core.protocol.messages import Report
 from octaskly.ports import Packer
 from octaskly.store.tables import records, rows
 from octaskly.store.tables.arrays import ARRAY
-from octaskly.store.tables.floors import read_floor, read_numbers
+from octaskly.store.tables.floors import read_floor, read_meta_numbers
 
 PEER_DAYS: Final = 7  #: a peer not met for longer is not dialled at the start
 PEERS_MAX: Final = 1024
@@ -34,17 +34,17 @@ _DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class PeerContact:
     """A peer was met at this wall clock, UTC milliseconds since 1970."""
 
     peer: NodeId
     name: str
     addresses: tuple[Address, ...]
-    met_ms: int
+    last_contact_ms: int
 
 
 def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
-    """Write the fields that are not None; streams are the business of `Tables`."""
+    """Write the fields that are not None; streams are the business of `TableWriter`."""
     values: dict[str, int | str] = {}
     for save in saves:
         if save.term is not None:
@@ -54,8 +54,8 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
         if save.name is not None:
             values["name"] = save.name
         if save.rewritten_rows:
-            _lower_ahead(db, save.rewritten_rows)
-        records.learn(db, save.records)
+            _lower_rows_ahead(db, save.rewritten_rows)
+        records.merge_records(db, save.records)
         if save.log_version is not None:
             values["log_version"] = save.log_version
         if save.hold is not None:
@@ -63,13 +63,13 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
 
-def write_peers(db: sqlite3.Connection, peers: Iterable[Met]) -> None:
+def write_peers(db: sqlite3.Connection, peers: Iterable[PeerContact]) -> None:
     """Keep where peers were met last."""
     db.executemany(
-        "INSERT OR REPLACE INTO peers (id, name, addresses, met_ms)"
+        "INSERT OR REPLACE INTO peers (id, name, addresses, last_contact_ms)"
         " VALUES (?, ?, ?, ?)",
         [
-            (met.peer, met.name, json.dumps(met.addresses), met.met_ms)
+            (met.peer, met.name, json.dumps(met.addresses), met.last_contact_ms)
             for met in {met.peer: met for met in peers}.values()
         ],
     )
@@ -115,7 +115,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         term=meta.get("term", 0),
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
-        rows_ahead=read_ahead(db),
+        rows_ahead=read_rows_ahead(db),
         epochs=_read_epochs(db),
         hlc=read_hlc(db),
         floor=read_floor(db),
@@ -126,7 +126,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
         names=tuple((NodeId(node), name) for node, name in names),
         hold=OperatorHold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
-        records=records.in_memory(db),
+        records=records.read_unlisted(db),
         log_version=meta.get("log_version", 1),
     )
 
@@ -134,41 +134,47 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
 def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
     """Return the vector, ordered by stream; empty streams are left out."""
     found = db.execute(
-        "SELECT stream, have_seq FROM streams WHERE have_seq > 0 ORDER BY stream"
+        "SELECT stream, last_seq FROM streams WHERE last_seq > 0 ORDER BY stream"
     )
     return tuple((StreamId(stream), have) for stream, have in found)
 
 
-def raise_ahead(db: sqlite3.Connection, vector: VectorItems) -> None:
+def raise_rows_ahead(db: sqlite3.Connection, vector: VectorItems) -> None:
     """Note that rows of snapshots stand for so much, whatever the log holds."""
-    have = dict(_read_ahead(db))
+    have = dict(_read_stored_rows_ahead(db))
     news = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
     if news:
-        _write_ahead(db, have | news)
+        _write_rows_ahead(db, have | news)
 
 
-def read_ahead(db: sqlite3.Connection) -> VectorItems:
+def read_rows_ahead(db: sqlite3.Connection) -> VectorItems:
     """Return what rows stand for beyond the log."""
     have = dict(read_vector(db))
     return tuple(
-        (stream, seq) for stream, seq in _read_ahead(db) if seq > have.get(stream, 0)
+        (stream, seq)
+        for stream, seq in _read_stored_rows_ahead(db)
+        if seq > have.get(stream, 0)
     )
 
 
-def _lower_ahead(db: sqlite3.Connection, retold: VectorItems) -> None:
+def _lower_rows_ahead(db: sqlite3.Connection, retold: VectorItems) -> None:
     said = dict(retold)
-    left = {stream: seq for stream, seq in read_ahead(db) if seq > said.get(stream, 0)}
-    _write_ahead(db, left)
+    left = {
+        stream: seq for stream, seq in read_rows_ahead(db) if seq > said.get(stream, 0)
+    }
+    _write_rows_ahead(db, left)
 
 
-def _read_ahead(db: sqlite3.Connection) -> VectorItems:
+def _read_stored_rows_ahead(db: sqlite3.Connection) -> VectorItems:
     found = db.execute("SELECT value FROM meta WHERE key = 'ahead'").fetchone()
     pairs = json.loads(found[0]) if found else ()
     return tuple((StreamId(stream), seq) for stream, seq in pairs)
 
 
-def _write_ahead(db: sqlite3.Connection, ahead: Mapping[StreamId, int]) -> None:
-    text = json.dumps(sorted(ahead.items()))
+def _write_rows_ahead(
+    db: sqlite3.Connection, rows_ahead: Mapping[StreamId, int]
+) -> None:
+    text = json.dumps(sorted(rows_ahead.items()))
     db.execute("INSERT OR REPLACE INTO meta VALUES ('ahead', ?)", (text,))
 
 
@@ -180,19 +186,19 @@ def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:
 def read_hlc(db: sqlite3.Connection) -> int:
     """Return the highest hybrid timestamp: it only grows within a stream."""
     # Of what is no longer in the log, the highest was kept.
-    kept = read_numbers(db).get("hlc", 0)
+    kept = read_meta_numbers(db).get("hlc", 0)
     found = db.execute(
         # In this order: there are few streams, and maybe millions of entries.
         "SELECT max(hlc) FROM streams CROSS JOIN log"
-        " ON log.stream = streams.stream AND log.seq = streams.have_seq"
+        " ON log.stream = streams.stream AND log.seq = streams.last_seq"
     ).fetchone()
     return max(found[0] or 0, kept)
 
 
 def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[PeerHint, ...]:
     found = db.execute(
-        "SELECT id, addresses FROM peers WHERE met_ms >= ?"
-        " ORDER BY met_ms DESC, id LIMIT ?",
+        "SELECT id, addresses FROM peers WHERE last_contact_ms >= ?"
+        " ORDER BY last_contact_ms DESC, id LIMIT ?",
         (since_ms, PEERS_MAX),
     )
     return tuple(

@@ -39,7 +39,7 @@ STATES: Final = (
 NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
-    "key, id, cancelled_by, tries, is_ready, notify,"
+    "key, id, cancelled_by, attempt_count, is_unblocked, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
     " created_ms, ord"
 )
@@ -55,13 +55,13 @@ ATTEMPT_COLUMNS: Final = (
 )
 
 Row = Sequence[Any]
-Rare = tuple[str | None, bool, bool, int | None]
+OptionalColumns = tuple[str | None, bool, bool, int | None]
 """`cancelled_by`, `is_ready`, `is_blocked` and `notify` of a task."""
-NOTHING_RARE: Final[Rare] = (None, False, False, None)
+NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, False, False, None)
 
 _CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
-DERIVED: Final = 1 << 62
+DERIVED_SEQUENCE_START: Final = 1 << 62
 ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
@@ -71,20 +71,24 @@ _STDIN, _ARRAY = map(
 )
 _ITEMS: Final = [field.name for field in fields(ArraySpec)].index("items")
 _REASONS: Final = {reason.value: reason for reason in EndReason}
-_TEXTS: Final = {reason: reason.value for reason in EndReason}  #: sooner than `value`
+_REASON_TEXTS: Final = {
+    reason: reason.value for reason in EndReason
+}  #: sooner than `value`
 
 
 def sequence_of(task: TaskId) -> int | None:
     """Return the number in a task id as it is stored, None if there is none.
 
     A number that was derived from an idempotency key, rather than counted, is stored
-    with `DERIVED` added: it must not move the counter.
+    with `DERIVED_SEQUENCE_START` added: it must not move the counter.
     """
     match = _SEQUENCE.fullmatch(task)
     if match is None:
         return None
     digits = match[1]
-    return int(digits) + (DERIVED if len(digits) >= _DERIVED_DIGITS else 0)
+    return int(digits) + (
+        DERIVED_SEQUENCE_START if len(digits) >= _DERIVED_DIGITS else 0
+    )
 
 
 def sequence_max(db: sqlite3.Connection) -> int:
@@ -92,13 +96,13 @@ def sequence_max(db: sqlite3.Connection) -> int:
     found = db.execute(
         "SELECT max(sequence) FROM tasks INDEXED BY tasks_sequence"
         " WHERE sequence IS NOT NULL AND sequence < ?",
-        (DERIVED,),
+        (DERIVED_SEQUENCE_START,),
     ).fetchone()
     given = db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
     return max(found[0] or 0, given[0] if given else 0)
 
 
-def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
+def counted_node(record: TaskRecord, state: TaskState) -> NodeId | None:
     """Return the node that a task counts for: nobody's while it waits."""
     if state is TaskState.QUEUED:
         return None
@@ -168,7 +172,7 @@ def size_of_row(row: Row) -> int:
     return sum(len(part) for part in row[4:] if isinstance(part, str | bytes))
 
 
-def rare(record: TaskRecord, *, is_blocked: bool) -> Rare:
+def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
     """Return the columns of a task that most tasks never have."""
     return record.cancelled_by, record.is_unblocked, is_blocked, notify_of(record)
 
@@ -178,8 +182,8 @@ def is_plain(spec: TaskSpec) -> bool:
     return spec.options is None and not (spec.inputs or spec.outputs)
 
 
-def is_usual(record: TaskRecord, spec: TaskSpec) -> bool:
-    """Whether a task has none of `Rare`, and is no array."""
+def has_no_optional_columns(record: TaskRecord, spec: TaskSpec) -> bool:
+    """Whether a task has none of `OptionalColumns`, and is no array."""
     is_untold = not (record.is_notified or record.is_unblocked)
     return spec.options is None and record.cancelled_by is None and is_untold
 
@@ -200,7 +204,7 @@ def plain_end_row(
     """Return a row of `ATTEMPT_COLUMNS` without `signal`, `files` and `detail`."""
     return (
         *(key, *attempt.id, attempt.node, int(attempt.state)),
-        *(_TEXTS[outcome.reason], outcome.exit_code),
+        *(_REASON_TEXTS[outcome.reason], outcome.exit_code),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
         *(outcome.cpu_ms, outcome.memory_max_kb, output),
@@ -213,7 +217,7 @@ def ended_row(
     """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
     return (
         *(key, *attempt.id, attempt.node, int(attempt.state)),
-        *(_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
+        *(_REASON_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
         json.dumps(outcome.outputs) if outcome.outputs else None,
@@ -251,7 +255,7 @@ def attempt_from(row: Row) -> Attempt:
     return Attempt(identity, node, state, outcome)
 
 
-def bare(outcome: Outcome) -> Outcome:
+def without_output(outcome: Outcome) -> Outcome:
     """Return an outcome without what was kept of stdout and stderr."""
     # Spelled out: `replace` takes many times as long, and this is for each result.
     return Outcome(
@@ -273,14 +277,14 @@ def bare(outcome: Outcome) -> Outcome:
     )
 
 
-def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+def split_for_parameters(items: Iterable[Any]) -> Iterator[list[Any]]:
     """Split items into lists that fit as parameters of one statement."""
     iterator = iter(items)
     while chunk := list(islice(iterator, _CHUNK)):
         yield chunk
 
 
-def marks(count: int) -> str:
+def placeholders(count: int) -> str:
     """Return the placeholders for so many parameters."""
     return ",".join("?" * count)
 
@@ -292,10 +296,10 @@ def records_from(
     tried = (row[0] for row in rows if row[3])  # Most queued tasks have no attempt.
     attempts: dict[int, list[Attempt]] = {}
     outputs: dict[int, dict[AttemptId, int]] = {}
-    for keys in chunks(tried):
+    for keys in split_for_parameters(tried):
         for row in connection.execute(
             f"SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE task IN"  # noqa: S608
-            f" ({marks(len(keys))}) ORDER BY task, term, stream, n",
+            f" ({placeholders(len(keys))}) ORDER BY task, term, stream, n",
             keys,
         ):
             attempt = attempt_from(row)

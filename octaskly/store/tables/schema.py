@@ -23,7 +23,7 @@ CREATE TABLE streams (
     stream INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
     node TEXT NOT NULL,
-    have_seq INTEGER NOT NULL DEFAULT 0,
+    last_seq INTEGER NOT NULL DEFAULT 0,
     floor_seq INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
@@ -44,7 +44,7 @@ CREATE TABLE outputs (
 ) STRICT;
 
 -- Entries about tasks whose envelope has not arrived yet.
-CREATE TABLE orphans (
+CREATE TABLE pending_entries (
     task_id TEXT NOT NULL,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
@@ -60,7 +60,7 @@ CREATE TABLE tasks (
     node TEXT,
     cancelled_by TEXT,
     is_live INTEGER NOT NULL,
-    tries INTEGER NOT NULL,
+    attempt_count INTEGER NOT NULL,
     command TEXT NOT NULL,
     timeout_s INTEGER NOT NULL,
     inputs TEXT,
@@ -109,7 +109,7 @@ CREATE TABLE peers (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     addresses TEXT NOT NULL,
-    met_ms INTEGER NOT NULL
+    last_contact_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE counts (
@@ -125,22 +125,22 @@ CREATE TABLE counts (
 # of the first and the latest submission, the latter at (`stream`, `seq`); `changed`:
 # that of the latest fact.
 _SECOND: Final = """
-ALTER TABLE streams ADD COLUMN base_seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE streams ADD COLUMN snapshot_seq INTEGER NOT NULL DEFAULT 0;
 
-ALTER TABLE tasks ADD COLUMN born INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE tasks ADD COLUMN reborn INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN first_submitted_hlc INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN last_submitted_hlc INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN stream INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE tasks ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN last_change_hlc INTEGER NOT NULL DEFAULT 0;
 
 CREATE INDEX log_tasks ON log (task_id, hlc);
-UPDATE tasks SET (born, reborn, stream, seq) = (
+UPDATE tasks SET (first_submitted_hlc, last_submitted_hlc, stream, seq) = (
     SELECT hlc, hlc, stream, seq FROM log
     WHERE task_id = tasks.id ORDER BY hlc LIMIT 1
-), changed = (SELECT max(hlc) FROM log WHERE task_id = tasks.id);
+), last_change_hlc = (SELECT max(hlc) FROM log WHERE task_id = tasks.id);
 DROP INDEX log_tasks;
 
-CREATE INDEX tasks_born ON tasks (born);
+CREATE INDEX tasks_first_submitted ON tasks (first_submitted_hlc);
 """
 
 # What tasks ask for beyond a command; `stdin` and the items of an array apart, as they
@@ -182,15 +182,15 @@ DROP TABLE counts_before;
 ALTER TABLE attempts ADD COLUMN cpu_ms INTEGER;
 ALTER TABLE attempts ADD COLUMN memory_max_kb INTEGER;
 
--- How many rows there are of each node and state, in blocks of keys: `store.blocks`.
-CREATE TABLE blocks (
+-- How many rows there are of each node and state, in block_counts of keys: `store.block_counts`.
+CREATE TABLE block_counts (
     node TEXT NOT NULL,
     state INTEGER NOT NULL,
     block INTEGER NOT NULL,
     n INTEGER NOT NULL,
     PRIMARY KEY (node, state, block)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO blocks
+INSERT INTO block_counts
     SELECT node, state, key >> 10, count(*) FROM tasks
     WHERE node NOT NULL GROUP BY node, state, key >> 10
     UNION ALL SELECT node, -1, key >> 10, count(*) FROM tasks
@@ -200,19 +200,19 @@ INSERT INTO blocks
     UNION ALL SELECT '', -1, key >> 10, count(*) FROM tasks GROUP BY key >> 10;
 
 -- Tasks that come after others wait outside the queue.
-ALTER TABLE tasks ADD COLUMN is_ready INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN is_unblocked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN is_blocked INTEGER NOT NULL DEFAULT 0;
 DROP INDEX tasks_queued;
 CREATE INDEX tasks_queued ON tasks (shape, ord) WHERE state = 0 AND is_blocked = 0;
-CREATE TABLE edges (
+CREATE TABLE dependencies (
     parent TEXT NOT NULL,
     child INTEGER NOT NULL,
-    wanted INTEGER NOT NULL,
-    met INTEGER NOT NULL,
+    wanted_end INTEGER NOT NULL,
+    status INTEGER NOT NULL,
     PRIMARY KEY (parent, child)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX edges_child ON edges (child, met);
-CREATE TABLE ripe (
+CREATE INDEX dependencies_child ON dependencies (child, status);
+CREATE TABLE unblocked_tasks (
     child INTEGER PRIMARY KEY
 ) STRICT;
 """
@@ -225,15 +225,15 @@ CREATE TABLE records (
     kind TEXT NOT NULL,
     key TEXT NOT NULL,
     body BLOB NOT NULL,
-    until_ms INTEGER NOT NULL,
-    at INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    recorded_hlc INTEGER NOT NULL,
     hlc INTEGER NOT NULL,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     UNIQUE (kind, key)
 ) STRICT;
-CREATE INDEX records_at ON records (kind, at, key);
-CREATE INDEX records_place ON records (stream, seq);
+CREATE INDEX records_recorded_hlc ON records (kind, recorded_hlc, key);
+CREATE INDEX records_entry ON records (stream, seq);
 """
 
 # When the first member of an array began, and the last ended, of those that have.

@@ -8,7 +8,7 @@ from typing import Final
 
 from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
 from octaskly.core.log.facts import Assigned
-from octaskly.store.tables.node_state import Met
+from octaskly.store.tables.node_state import PeerContact
 
 QUICK_S: Final = 0.002  #: where commits take no longer, the loop makes small ones
 MEAN_OF: Final = 8  #: so many count, roughly
@@ -37,58 +37,58 @@ class Pace:
         self._mean_s = SLOW_S
 
 
-Item = Append | MergeRows | Save | Spool | Unspool | Met
+QueueItem = Append | MergeRows | Save | Spool | Unspool | PeerContact
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
 
 
-class Pile:
+class CommitQueue:
     """Items in their order, counted."""
 
     def __init__(self) -> None:
-        self.items: deque[Item] = deque()
+        self.items: deque[QueueItem] = deque()
         self.entries = 0
-        self.urgent = 0  #: items for whose commit somebody waits
+        self.urgent_items = 0  #: items for whose commit somebody waits
 
-    def add(self, item: Item) -> None:
+    def add_item(self, item: QueueItem) -> None:
         """Take one more."""
         self.items.append(item)
-        self.entries += weight(item)
-        self.urgent += _is_urgent(item)
+        self.entries += count_entries(item)
+        self.urgent_items += _is_urgent(item)
 
-    def take(self) -> list[Item]:
+    def next_batch(self) -> list[QueueItem]:
         """Give what goes into one commit."""
-        batch: list[Item] = []
+        batch: list[QueueItem] = []
         if len(self.items) <= BATCH_ITEMS_MAX and self.entries <= BATCH_ENTRIES_MAX:
             batch += self.items  # All of it, as mostly: nothing is left to be counted.
             self.items.clear()
-            self.entries = self.urgent = 0
+            self.entries = self.urgent_items = 0
             return batch
         left = self.entries - BATCH_ENTRIES_MAX
         while self.items and len(batch) < BATCH_ITEMS_MAX and self.entries > left:
             item = self.items.popleft()
-            self.entries -= weight(item)
-            self.urgent -= _is_urgent(item)
+            self.entries -= count_entries(item)
+            self.urgent_items -= _is_urgent(item)
             batch.append(item)
         return batch
 
-    def put_back(self, batch: Sequence[Item]) -> None:
+    def requeue(self, batch: Sequence[QueueItem]) -> None:
         """Take what was given and could not be written."""
         for item in reversed(batch):
             self.items.appendleft(item)
-            self.entries += weight(item)
-            self.urgent += _is_urgent(item)
+            self.entries += count_entries(item)
+            self.urgent_items += _is_urgent(item)
 
 
-def weight(item: Item) -> int:
+def count_entries(item: QueueItem) -> int:
     """Return how many entries an item counts for."""
     if isinstance(item, Append):
         return len(item.entries) or 1
     return len(item.rows) + len(item.records) or 1 if isinstance(item, MergeRows) else 1
 
 
-def last_number(batch: Sequence[Item]) -> int | None:
+def last_number(batch: Sequence[QueueItem]) -> int | None:
     """Return the number that is durable with these items, None if none is."""
     for item in reversed(batch):
         if isinstance(item, Append | MergeRows | Save):
@@ -96,7 +96,7 @@ def last_number(batch: Sequence[Item]) -> int | None:
     return None
 
 
-def _is_urgent(item: Item) -> bool:
+def _is_urgent(item: QueueItem) -> bool:
     """Return whether somebody may wait for the commit of this item."""
     if not isinstance(item, Append):
         return True

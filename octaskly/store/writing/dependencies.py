@@ -20,10 +20,10 @@ from octaskly.core.model.task_options import DEPENDENCY_ENDS, After
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_MET, EDGE_OPEN
-from octaskly.store.writing.projection import Task
+from octaskly.store.writing.projection import ProjectedTask
 
 """Position is the number in the database, for ever."""
-_GOOD: Final = {
+_SATISFYING_STATES: Final = {
     "success": {TaskState.COMPLETED},
     "failure": {TaskState.FAILED, TaskState.CANCELLED},
     "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
@@ -31,104 +31,115 @@ _GOOD: Final = {
 
 
 @dataclass(slots=True)
-class Waits:
+class DependencyChanges:
     """What one commit changes about who waits."""
 
-    begun: list[tuple[int, After]] = field(default_factory=list)
-    over: list[int] = field(default_factory=list)
+    added: list[tuple[int, After]] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
     """Tasks that wait no longer."""
-    ended: list[tuple[TaskId, TaskState]] = field(default_factory=list)
+    ended_parents: list[tuple[TaskId, TaskState]] = field(default_factory=list)
 
-    def note(self, task: Task, record: TaskRecord, state: TaskState) -> None:
+    def compare_task(
+        self, task: ProjectedTask, record: TaskRecord, state: TaskState
+    ) -> None:
         """Compare a task in this state with its row; it has a key."""
         assert task.key is not None
         after = record.waits_for
         if state.is_final and not task.is_final:
-            self.ended.append((record.id, state))
+            self.ended_parents.append((record.id, state))
         if after is not None and not task.is_blocked:
-            self.begun.append((task.key, after))
+            self.added.append((task.key, after))
         if after is None and task.is_blocked:
-            self.over.append(task.key)
+            self.removed.append(task.key)
         task.is_blocked = after is not None
 
 
-class Edges:
+class DependencyIndex:
     """The waits of all tasks, through the writer's connection."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """See whether any task waits: most logs have none."""
-        found = self._db.execute("SELECT 1 FROM edges LIMIT 1").fetchone()
+        found = self._db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
         self._has_any = found is not None
 
-    def take(self, waits: Waits) -> None:
+    def apply_changes(self, waits: DependencyChanges) -> None:
         """Keep step with a commit whose rows are written."""
-        for child, after in waits.begun:
-            self._begin(child, after)
-        self._end(waits.ended)
-        self._forget(waits.over)
+        for child, after in waits.added:
+            self._add_dependencies(child, after)
+        self._mark_parents_ended(waits.ended_parents)
+        self._delete_children(waits.removed)
 
-    def _begin(self, child: int, after: After) -> None:
-        states = self._states(after.tasks)
+    def _add_dependencies(self, child: int, after: After) -> None:
+        states = self._read_states(after.tasks)
         wanted = DEPENDENCY_ENDS.index(after.end)
         edges = [
-            (parent, child, wanted, _met(wanted, states.get(parent)))
+            (parent, child, wanted, _dependency_status(wanted, states.get(parent)))
             for parent in dict.fromkeys(after.tasks)
         ]
-        self._db.executemany("INSERT OR REPLACE INTO edges VALUES (?, ?, ?, ?)", edges)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO dependencies VALUES (?, ?, ?, ?)", edges
+        )
         self._has_any = True
-        self._judge([child])
+        self._add_unblocked_tasks([child])
 
-    def _end(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
+    def _mark_parents_ended(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
         if not self._has_any:
             return
         for parent, state in parents:
             found = self._db.execute(
-                "SELECT child, wanted FROM edges WHERE parent = ?", (parent,)
+                "SELECT child, wanted_end FROM dependencies WHERE parent = ?", (parent,)
             ).fetchall()
             self._db.executemany(
-                "UPDATE edges SET met = ? WHERE parent = ? AND child = ?",
-                [(_met(wanted, state), parent, child) for child, wanted in found],
+                "UPDATE dependencies SET status = ? WHERE parent = ? AND child = ?",
+                [
+                    (_dependency_status(wanted, state), parent, child)
+                    for child, wanted in found
+                ],
             )
-            self._judge(child for child, _ in found)
+            self._add_unblocked_tasks(child for child, _ in found)
 
-    def _forget(self, children: Sequence[int]) -> None:
-        for some in rows.chunks(children):
-            marks = rows.marks(len(some))
-            for table in ("edges", "ripe"):
+    def _delete_children(self, children: Sequence[int]) -> None:
+        for some in rows.split_for_parameters(children):
+            marks = rows.placeholders(len(some))
+            for table in ("dependencies", "unblocked_tasks"):
                 self._db.execute(
                     f"DELETE FROM {table} WHERE child IN ({marks})",  # noqa: S608
                     some,
                 )
 
-    def _judge(self, children: Iterable[int]) -> None:
+    def _add_unblocked_tasks(self, children: Iterable[int]) -> None:
         """See whose wait is over, however many edges they have."""
         self._db.executemany(
-            "INSERT OR IGNORE INTO ripe SELECT ?1"
-            " WHERE EXISTS (SELECT 1 FROM edges WHERE child = ?1 AND met = ?2)"
-            " OR NOT EXISTS (SELECT 1 FROM edges WHERE child = ?1 AND met = ?3)",
+            "INSERT OR IGNORE INTO unblocked_tasks SELECT ?1"
+            " WHERE EXISTS (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?2)"
+            " OR NOT EXISTS (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?3)",
             [(child, EDGE_BROKEN, EDGE_OPEN) for child in children],
         )
 
-    def _states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
+    def _read_states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
         found: dict[str, TaskState] = {}
-        for some in rows.chunks(tasks):
+        for some in rows.split_for_parameters(tasks):
             found.update(
                 (task, rows.STATES[number])
                 for task, number in self._db.execute(
                     "SELECT id, state FROM tasks WHERE id IN"  # noqa: S608
-                    f" ({rows.marks(len(some))})",
+                    f" ({rows.placeholders(len(some))})",
                     some,
                 )
             )
         return found
 
 
-def _met(wanted: int, state: TaskState | None) -> int:
+def _dependency_status(wanted: int, state: TaskState | None) -> int:
     """Return how far an edge has come, by the state of the parent."""
     if state is None or not state.is_final:
         return EDGE_OPEN
-    return EDGE_MET if state in _GOOD[DEPENDENCY_ENDS[wanted]] else EDGE_BROKEN
+    return (
+        EDGE_MET
+        if state in _SATISFYING_STATES[DEPENDENCY_ENDS[wanted]]
+        else EDGE_BROKEN
+    )

@@ -14,10 +14,10 @@ from typing import Final
 
 from octaskly.core.model.ids import StreamId
 from octaskly.store.tables import arrays, block_counts, bulk, rows
-from octaskly.store.tables.floors import raise_number, read_floor
+from octaskly.store.tables.floors import raise_meta_number, read_floor
 
-TASKS_STEP: Final = 200
-ENTRIES_STEP: Final = 500
+TASKS_PER_STEP: Final = 200
+ENTRIES_PER_STEP: Final = 500
 
 _USED: Final = (
     "SELECT 1 FROM tasks JOIN attempts ON attempts.task = tasks.key"
@@ -25,14 +25,14 @@ _USED: Final = (
 )
 
 
-class Purge:
+class Purger:
     """Walks the tables once after each rise of the floor, and once at the start."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self.begin()
+        self.restart()
 
-    def begin(self) -> None:
+    def restart(self) -> None:
         """Walk from the beginning."""
         floor = read_floor(self._db)
         self._horizon = floor.horizon
@@ -46,19 +46,19 @@ class Purge:
         """Whether nothing void is left."""
         return not self._has_tasks and not self._streams
 
-    def step(self) -> None:
+    def delete_some(self) -> None:
         """Delete a few rows; the caller has begun a transaction."""
         if self._has_tasks:
-            self._step_tasks()
+            self._delete_tasks()
         elif self._streams:
-            self._step_log(self._streams[0])
+            self._delete_entries(self._streams[0])
 
-    def _step_tasks(self) -> None:
+    def _delete_tasks(self) -> None:
         found = self._db.execute(
-            "SELECT born, key, reborn, stream, seq, changed"
-            " FROM tasks INDEXED BY tasks_born"
-            " WHERE (born, key) > (?, ?) AND born <= ? ORDER BY born, key LIMIT ?",
-            (*self._after, self._horizon, TASKS_STEP),
+            "SELECT first_submitted_hlc, key, last_submitted_hlc, stream, seq, last_change_hlc"
+            " FROM tasks INDEXED BY tasks_first_submitted"
+            " WHERE (first_submitted_hlc, key) > (?, ?) AND first_submitted_hlc <= ? ORDER BY first_submitted_hlc, key LIMIT ?",
+            (*self._after, self._horizon, TASKS_PER_STEP),
         ).fetchall()
         void, kept = [], []
         for _, key, reborn, stream, seq, changed in found:
@@ -70,34 +70,36 @@ class Purge:
                 # former may lie below the horizon, if it came from elsewhere: no mark
                 # may pass an entry before the walk over the births has passed its task.
                 kept.append((changed if is_void else reborn, key))
-        if drop_members(self._db, void, TASKS_STEP):
+        if delete_members(self._db, void, TASKS_PER_STEP):
             return  # Their arrays go when they are gone.
-        drop_tasks(self._db, void)
-        self._db.executemany("UPDATE tasks SET born = ? WHERE key = ?", kept)
-        self._has_tasks = len(found) == TASKS_STEP
+        delete_tasks(self._db, void)
+        self._db.executemany(
+            "UPDATE tasks SET first_submitted_hlc = ? WHERE key = ?", kept
+        )
+        self._has_tasks = len(found) == TASKS_PER_STEP
         if found:
             self._after = found[-1][:2]
 
-    def _step_log(self, stream: StreamId) -> None:
+    def _delete_entries(self, stream: StreamId) -> None:
         """Delete the oldest entries of a stream, and the outputs of these alone."""
         db, floor = self._db, self._floors[stream]
         found = db.execute(
             "SELECT max(seq), count(*) FROM (SELECT seq FROM log"
             " WHERE stream = ? AND seq <= ? ORDER BY seq LIMIT ?)",
-            (stream, floor, ENTRIES_STEP),
+            (stream, floor, ENTRIES_PER_STEP),
         ).fetchone()
-        if found[1] < ENTRIES_STEP:
+        if found[1] < ENTRIES_PER_STEP:
             self._streams.popleft()
         if not found[1]:
             return
         upto = (stream, found[0])
         where = "WHERE stream = ? AND seq <= ?"
         db.execute(
-            "DELETE FROM orphans WHERE (task_id, stream, seq) IN"  # noqa: S608
+            "DELETE FROM pending_entries WHERE (task_id, stream, seq) IN"  # noqa: S608
             f" (SELECT task_id, stream, seq FROM log {where})",
             upto,
         )
-        _note_numbers(db)
+        _save_highest_numbers(db)
         db.execute(
             "DELETE FROM outputs WHERE id IN (SELECT output FROM log"  # noqa: S608
             f" {where} AND output IS NOT NULL AND NOT EXISTS ({_USED}))",
@@ -106,55 +108,59 @@ class Purge:
         db.execute(f"DELETE FROM log {where}", upto)  # noqa: S608
 
 
-def drop_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
+def delete_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
     """Delete tasks with their attempts and outputs, and count them off.
 
     Members go with their array.
     """
     if keys:
-        _note_numbers(db)
-    for some in rows.chunks(keys):
-        while drop_members(db, some, ENTRIES_STEP):
+        _save_highest_numbers(db)
+    for some in rows.split_for_parameters(keys):
+        while delete_members(db, some, ENTRIES_PER_STEP):
             pass
-        _drop_arrays(db, some)
-        _drop_rows(db, some, arrays.TASK)
+        _delete_arrays(db, some)
+        _delete_task_rows(db, some, arrays.TASK)
 
 
-def drop_members(db: sqlite3.Connection, keys: Sequence[int], limit: int) -> bool:
+def delete_members(db: sqlite3.Connection, keys: Sequence[int], limit: int) -> bool:
     """Delete some of the members of arrays; return whether there were any."""
-    for members in arrays.read(db, keys).values():
+    for members in arrays.read_members(db, keys).values():
         found = db.execute(
             "SELECT key FROM tasks WHERE key BETWEEN ? AND ? LIMIT ?",
             (members.first, members.last, limit),
         )
         some = [key for (key,) in found]
         if some:
-            _drop_rows(db, some, arrays.MEMBER)
+            _delete_task_rows(db, some, arrays.MEMBER)
             return True
     return False
 
 
-def _drop_arrays(db: sqlite3.Connection, keys: Sequence[int]) -> None:
+def _delete_arrays(db: sqlite3.Connection, keys: Sequence[int]) -> None:
     """Delete arrays without members that have a row."""
-    for key, members in arrays.read(db, keys).items():
+    for key, members in arrays.read_members(db, keys).items():
         (by,) = db.execute(
             "SELECT cancelled_by FROM tasks WHERE key = ?", (key,)
         ).fetchone()
-        state, left = members.left(by)
-        bulk.COUNT_ADD.run(db, [(arrays.MEMBER, "", state, -left)])
-        _drop_rows(db, [key], arrays.ARRAY)
+        state, left = members.without_row(by)
+        bulk.COUNT_ADD.execute(db, [(arrays.MEMBER, "", state, -left)])
+        _delete_task_rows(db, [key], arrays.ARRAY)
         db.execute("DELETE FROM arrays WHERE task = ?", (key,))
 
 
-def _drop_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) -> None:
-    these = f"IN ({rows.marks(len(keys))})"
+def _delete_task_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) -> None:
+    these = f"IN ({rows.placeholders(len(keys))})"
     counted = db.execute(
         "SELECT coalesce(node, ''), state, key >> ?, -count(*) FROM tasks"  # noqa: S608
         f" WHERE key {these} GROUP BY 1, 2, 3",
-        (block_counts.BITS, *keys),
+        (block_counts.BLOCK_BITS, *keys),
     ).fetchall()
-    bulk.COUNT_ADD.run(db, [(kind, node, state, n) for node, state, _, n in counted])
-    block_counts.add(db, {(node, state, block): n for node, state, block, n in counted})
+    bulk.COUNT_ADD.execute(
+        db, [(kind, node, state, n) for node, state, _, n in counted]
+    )
+    block_counts.add_counts(
+        db, {(node, state, block): n for node, state, block, n in counted}
+    )
     db.execute(
         "DELETE FROM outputs WHERE id IN"  # noqa: S608
         f" (SELECT output FROM attempts WHERE task {these} AND output NOT NULL)",
@@ -162,12 +168,12 @@ def _drop_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) -> None:
     )
     db.execute(f"DELETE FROM attempts WHERE task {these}", keys)  # noqa: S608
     db.execute(f"DELETE FROM tasks WHERE key {these}", keys)  # noqa: S608
-    for table in ("edges", "ripe"):
+    for table in ("dependencies", "unblocked_tasks"):
         db.execute(f"DELETE FROM {table} WHERE child {these}", keys)  # noqa: S608
 
 
-def _note_numbers(db: sqlite3.Connection) -> None:
+def _save_highest_numbers(db: sqlite3.Connection) -> None:
     """Remember numbers that must never be given again, whatever is deleted."""
-    raise_number(db, "sequence", rows.sequence_max(db))
+    raise_meta_number(db, "sequence", rows.sequence_max(db))
     (output,) = db.execute("SELECT coalesce(max(id), 0) FROM outputs").fetchone()
-    raise_number(db, "output", output)
+    raise_meta_number(db, "output", output)

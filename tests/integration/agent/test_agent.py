@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.agents import (
     AS_OTHERS,
     READY_S_MAX,
@@ -191,7 +191,7 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> No
 def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
     """A world-readable secret is named with the command that mends it."""
     secret = tmp_path / "mesh.key"
-    make(secret)
+    create_secret_file(secret)
     secret.chmod(0o644)
 
     said = refusal(launch(tmp_path / "solo", secret))
@@ -203,7 +203,7 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
 def test_a_secret_that_cannot_be_read_is_refused(tmp_path: Path, how: str) -> None:
     """However it is named: 78, so that systemd does not start it again and again."""
     secret = tmp_path / "octaskly" / "mesh.key"
-    make(secret)
+    create_secret_file(secret)
     before = secret.read_bytes()
     secret.chmod(0o200)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from octaskly.trust import load
+from octaskly.trust import load_secret
 from tests.agents import Agent, finished, request, running, submit, until_nodes
 
 
@@ -52,7 +52,7 @@ def test_no_secret_is_where_others_look(tmp_path: Path) -> None:
         finished(agent, submit(agent, "env; cat /proc/$PPID/cmdline"))
         shown = _shown(agent, tmp_path)
 
-    secret = load(tmp_path / "mesh.key")
+    secret = load_secret(tmp_path / "mesh.key")
     key = secret.token_key(secret.generation)
     text = (tmp_path / "mesh.key").read_text().split()[-1]
     canaries = {

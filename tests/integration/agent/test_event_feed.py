@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.agent.gateway import event_feed as feeds
-from octaskly.agent.gateway.event_feed import Feed
+from octaskly.agent.gateway.event_feed import EventFeed
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.change_feed import (
     FeedGap,
@@ -28,7 +28,7 @@ from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
 from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.errors import NotDispatcher
-from octaskly.ports.events import Listening
+from octaskly.ports.events import EventSubscription
 from octaskly.store import Store
 from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
@@ -44,9 +44,11 @@ class CountedStore(Store):
 
     reads = 0
 
-    async def history(self, vector: Mapping[StreamId, int], limit: int) -> FeedPage:
+    async def read_feed_page(
+        self, vector: Mapping[StreamId, int], limit: int
+    ) -> FeedPage:
         self.reads += 1
-        return await super().history(vector, limit)
+        return await super().read_feed_page(vector, limit)
 
 
 class Bench:
@@ -54,17 +56,19 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         self.store = CountedStore(
-            path, kit.PicklePacker(), self._hear, kit.HandClock(), room_bytes=0
+            path, kit.PicklePacker(), self._hear, kit.HandClock(), free_bytes_min=0
         )
         self.view = MeshView(EPOCH.node, {})
         self.stream: StreamId | None = kit.STREAM
-        self.view.published(
+        self.view.on_published(
             PublishMeshState(EPOCH, EPOCH.node, is_serving=True, roster=None)
         )
         self.is_asked = asyncio.Event()  #: whether a standby has it,
         self.is_safe = asyncio.Event()  #: as it has
         self.is_safe.set()
-        self.feed = Feed(self.store, self.view, lambda: self.stream, self._when_safe)
+        self.feed = EventFeed(
+            self.store, self.view, lambda: self.stream, self._when_safe
+        )
         self.seqs: dict[StreamId, int] = {}
         self._number = self._told = self._hlc = 0
         self._changed = asyncio.Event()
@@ -80,7 +84,7 @@ class Bench:
 
     async def put(self, entries: Sequence[Entry]) -> None:
         self._number += 1
-        self.store.append(self._number, entries, EPOCHS)
+        self.store.append_entries(self._number, entries, EPOCHS)
         async with asyncio.timeout(WAIT_S_MAX):
             while self._told < self._number:
                 self._changed.clear()
@@ -90,8 +94,8 @@ class Bench:
         """Publish who is in the mesh."""
         roster = Roster(EPOCH, 1, members)
         news = PublishMeshState(EPOCH, EPOCH.node, is_serving=True, roster=roster)
-        self.view.published(news)
-        self.feed.published(news)
+        self.view.on_published(news)
+        self.feed.on_roster_published(news)
 
     async def _when_safe(self) -> None:
         self.is_asked.set()
@@ -100,7 +104,7 @@ class Bench:
     def _hear(self, number: int) -> None:
         self._told = number
         self._changed.set()
-        self.feed.committed()
+        self.feed.on_committed()
 
 
 @pytest.fixture
@@ -124,12 +128,12 @@ def member(name: str, state: NodeState = NodeState.READY) -> RosterEntry:
     )
 
 
-async def until(listening: Listening, count: int) -> list[FeedItem]:
+async def until(listening: EventSubscription, count: int) -> list[FeedItem]:
     """Return the next news that are more than a place."""
     found: list[FeedItem] = []
     async with asyncio.timeout(WAIT_S_MAX):
         while len(found) < count:
-            found += [n for n in await listening.more() if n.content is not None]
+            found += [n for n in await listening.next_items() if n.content is not None]
     assert len(found) == count
     return found
 
@@ -153,7 +157,7 @@ ONE, TWO, THREE = (kit.task_id(n) for n in (1, 2, 3))
 
 async def test_a_listener_hears_what_happens_from_now_on(bench: Bench) -> None:
     """In order, each once, and nothing from before."""
-    async with bench.feed.listen(None) as listening:
+    async with bench.feed.subscribe(None) as listening:
         await bench.add(kit.assigned(1))
         await bench.add(kit.finished(1), kit.submitted(2))
 
@@ -162,7 +166,7 @@ async def test_a_listener_hears_what_happens_from_now_on(bench: Bench) -> None:
 
 async def test_nothing_is_told_before_a_standby_has_it(bench: Bench) -> None:
     """A failover would take it back."""
-    async with bench.feed.listen(None) as listening, asyncio.TaskGroup() as group:
+    async with bench.feed.subscribe(None) as listening, asyncio.TaskGroup() as group:
         bench.is_safe.clear()
         await bench.add(kit.assigned(1))
         told = group.create_task(until(listening, 1))
@@ -176,7 +180,10 @@ async def test_nothing_is_told_before_a_standby_has_it(bench: Bench) -> None:
 
 async def test_what_was_not_told_comes_to_the_next_who_asks(bench: Bench) -> None:
     """Whoever read it for all has gone while it waited for a standby."""
-    async with bench.feed.listen(None) as gone, bench.feed.listen(None) as listening:
+    async with (
+        bench.feed.subscribe(None) as gone,
+        bench.feed.subscribe(None) as listening,
+    ):
         bench.is_safe.clear()
         await bench.add(kit.assigned(1))
         reading = asyncio.ensure_future(until(gone, 1))
@@ -189,23 +196,23 @@ async def test_what_was_not_told_comes_to_the_next_who_asks(bench: Bench) -> Non
 
 async def test_a_place_is_given_at_once(bench: Bench) -> None:
     """So a client that loses its connection before the first event misses none."""
-    async with bench.feed.listen(None) as listening:
-        (first,) = await listening.more()
+    async with bench.feed.subscribe(None) as listening:
+        (first,) = await listening.next_items()
     assert first.content is None
     await bench.add(kit.assigned(1))
 
-    async with bench.feed.listen(place_of(first)) as listening:
+    async with bench.feed.subscribe(place_of(first)) as listening:
         assert shown(await until(listening, 1)) == [(ONE, R)]
 
 
 async def test_a_listener_goes_on_where_it_was(bench: Bench) -> None:
     """What happened meanwhile comes from the log, what happens then as it comes."""
-    async with bench.feed.listen(None) as listening:
+    async with bench.feed.subscribe(None) as listening:
         await bench.add(kit.assigned(1))
         (running,) = await until(listening, 1)
     await bench.add(kit.finished(1), kit.submitted(2))
 
-    async with bench.feed.listen(place_of(running)) as listening:
+    async with bench.feed.subscribe(place_of(running)) as listening:
         assert shown(await until(listening, 2)) == [(ONE, C), (TWO, Q)]
         await bench.add(kit.submitted(3))
         assert shown(await until(listening, 1)) == [(THREE, Q)]
@@ -215,18 +222,18 @@ async def test_every_place_of_a_long_past_is_good(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read in parts, across two reigns; from each event on come exactly the others."""
-    monkeypatch.setattr(feeds, "PART_MAX", 2)
-    async with bench.feed.listen(None) as listening:
-        (start,) = await listening.more()
+    monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
+    async with bench.feed.subscribe(None) as listening:
+        (start,) = await listening.next_items()
     await bench.add(kit.assigned(1), kit.finished(1), kit.submitted(2))
     bench.stream = kit.OTHER
     await bench.add(kit.assigned(2), kit.submitted(3), stream=kit.OTHER)
     await bench.add(kit.finished(2), stream=kit.OTHER)
-    async with bench.feed.listen(place_of(start)) as listening:
+    async with bench.feed.subscribe(place_of(start)) as listening:
         every = await until(listening, 6)
 
     for number, news in enumerate(every[:-1], 1):
-        async with bench.feed.listen(place_of(news)) as listening:
+        async with bench.feed.subscribe(place_of(news)) as listening:
             rest = await until(listening, len(every) - number)
         assert shown(rest) == shown(every[number:])
 
@@ -236,19 +243,19 @@ async def test_entries_that_come_late_are_told_to_all(bench: Bench) -> None:
 
     The latter cannot know what was in it.
     """
-    async with bench.feed.listen(None) as listening:
-        (before,) = await listening.more()
+    async with bench.feed.subscribe(None) as listening:
+        (before,) = await listening.next_items()
         late = [Entry(EARLY, 1, 1, kit.submitted(2, ord=1))]
         await bench.put(late)
         assert shown(await until(listening, 1)) == [(TWO, Q)]
         await bench.add(kit.assigned(1))
         (after,) = await until(listening, 1)
 
-    async with bench.feed.listen(place_of(before)) as listening:
+    async with bench.feed.subscribe(place_of(before)) as listening:
         told = await until(listening, 2)
     assert isinstance(told[0].content, FeedGap)
     assert shown(told) == [(ONE, R)]
-    async with bench.feed.listen(place_of(after)) as listening:
+    async with bench.feed.subscribe(place_of(after)) as listening:
         await bench.add(kit.finished(1))
         assert shown(await until(listening, 1)) == [(ONE, C)]
 
@@ -257,17 +264,17 @@ async def test_how_a_task_ended_is_told_last(bench: Bench) -> None:
     """The other half of a split lost a worker that had ended it, as that half knew."""
     await bench.add(kit.assigned(1, 2), kit.finished(1, 2))
     lost = kit.finished(1, 1, state=AttemptState.RELEASED)
-    async with bench.feed.listen(None) as listening:
-        (start,) = await listening.more()
+    async with bench.feed.subscribe(None) as listening:
+        (start,) = await listening.next_items()
         await bench.add(lost)
         queued, ended = await until(listening, 2)
     assert shown([queued, ended]) == [(ONE, Q), (ONE, C)]
     assert queued.position is None
     await bench.add(kit.submitted(2))
 
-    async with bench.feed.listen(place_of(ended)) as listening:
+    async with bench.feed.subscribe(place_of(ended)) as listening:
         assert shown(await until(listening, 1)) == [(TWO, Q)]
-    async with bench.feed.listen(place_of(start)) as listening:
+    async with bench.feed.subscribe(place_of(start)) as listening:
         assert shown(await until(listening, 3)) == [(ONE, Q), (TWO, Q), (ONE, C)]
 
 
@@ -275,13 +282,13 @@ async def test_a_long_past_ends_with_how_tasks_ended(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told behind all that is known, however many parts that is read in."""
-    async with bench.feed.listen(None) as listening:
-        (start,) = await listening.more()
-    monkeypatch.setattr(feeds, "PART_MAX", 2)
+    async with bench.feed.subscribe(None) as listening:
+        (start,) = await listening.next_items()
+    monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
     await bench.add(kit.finished(1, 2), kit.finished(1, 1, state=AttemptState.RELEASED))
     await bench.add(kit.finished(1, 3, state=AttemptState.FAILED))
 
-    async with bench.feed.listen(place_of(start)) as listening:
+    async with bench.feed.subscribe(place_of(start)) as listening:
         told = await until(listening, 3)
 
     assert shown(told) == [(ONE, C), (ONE, Q), (ONE, C)]
@@ -293,8 +300,8 @@ async def test_the_log_is_read_once_for_all(bench: Bench) -> None:
         ready = asyncio.Barrier(101)
 
         async def hear() -> list[tuple[str, TaskState]]:
-            async with bench.feed.listen(None) as listening:
-                await listening.more()
+            async with bench.feed.subscribe(None) as listening:
+                await listening.next_items()
                 await ready.wait()
                 return shown(await until(listening, 1))
 
@@ -308,7 +315,7 @@ async def test_the_log_is_read_once_for_all(bench: Bench) -> None:
 
 async def test_nothing_is_read_while_nobody_listens(bench: Bench) -> None:
     """Nor kept."""
-    async with bench.feed.listen(None) as listening:
+    async with bench.feed.subscribe(None) as listening:
         await bench.add(kit.assigned(1))
         await until(listening, 1)
     before = bench.store.reads
@@ -317,24 +324,24 @@ async def test_nothing_is_read_while_nobody_listens(bench: Bench) -> None:
     bench.mesh(member("a"))
 
     assert bench.store.reads == before
-    assert bench.feed.begin == bench.feed.end
+    assert bench.feed.first_number == bench.feed.next_number
 
 
 async def test_a_listener_that_is_too_slow_is_cut(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept for it is bounded; it resumes from the log."""
-    monkeypatch.setattr(feeds, "KEPT_MAX", 2)
-    async with bench.feed.listen(None) as slow, bench.feed.listen(None) as quick:
-        (start,) = await slow.more()
-        await quick.more()
+    monkeypatch.setattr(feeds, "BUFFERED_EVENTS_MAX", 2)
+    async with bench.feed.subscribe(None) as slow, bench.feed.subscribe(None) as quick:
+        (start,) = await slow.next_items()
+        await quick.next_items()
         for n in (2, 3, 4):
             await bench.add(kit.submitted(n))
             await until(quick, 1)
         with pytest.raises(NotDispatcher):
-            await slow.more()
+            await slow.next_items()
 
-    async with bench.feed.listen(place_of(start)) as listening:
+    async with bench.feed.subscribe(place_of(start)) as listening:
         assert [task for task, _ in shown(await until(listening, 3))] == [
             kit.task_id(n) for n in (2, 3, 4)
         ]
@@ -344,7 +351,7 @@ async def test_nodes_are_told_as_they_are_and_as_they_change(bench: Bench) -> No
     """Each stream begins with all of them, since their past is in no log."""
     ana, bo = member("a"), member("b")
     bench.mesh(ana, bo)
-    async with bench.feed.listen(None) as listening:
+    async with bench.feed.subscribe(None) as listening:
         first = await until(listening, 2)
         bench.mesh(ana, bo)
         bench.mesh(ana, member("b", NodeState.LOST))
@@ -365,7 +372,7 @@ async def test_only_a_dispatcher_tells(bench: Bench) -> None:
     bench.stream = None
 
     with pytest.raises(NotDispatcher):
-        async with bench.feed.listen(None):
+        async with bench.feed.subscribe(None):
             pass
 
 
@@ -378,7 +385,7 @@ async def test_an_array_has_ended_with_its_last_member(bench: Bench) -> None:
     def ended(member: str) -> Finished:
         return replace(kit.finished(5), task=TaskId(member))
 
-    async with bench.feed.listen(None) as listening:
+    async with bench.feed.subscribe(None) as listening:
         await bench.add(ended(first))
         (one,) = await until(listening, 1)
         await bench.add(ended(second))
@@ -386,7 +393,7 @@ async def test_an_array_has_ended_with_its_last_member(bench: Bench) -> None:
         await bench.add(kit.submitted(6, options=asked))
         await bench.add(TaskCancelled(kit.task_id(6), "ana"))
         three = await until(listening, 2)
-    async with bench.feed.listen(place_of(one)) as listening:
+    async with bench.feed.subscribe(place_of(one)) as listening:
         again = await until(listening, 4)
 
     assert shown([one]) == [(first, C)]

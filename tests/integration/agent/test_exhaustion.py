@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.system.load import stalled_percent
+from octaskly.system.load import memory_stalled_percent
 from tests.agents import (
     TASKS,
     Agent,
@@ -125,9 +125,12 @@ def test_pressure_on_memory_is_read_as_the_kernel_tells_it() -> None:
         "full avg10=22.04 avg60=1.30 avg300=0.25 total=90\n"
     )
 
-    assert stalled_percent(told) == 22.04
-    assert stalled_percent("some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n") == 0.0
-    assert stalled_percent("") == 0.0
+    assert memory_stalled_percent(told) == 22.04
+    assert (
+        memory_stalled_percent("some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n")
+        == 0.0
+    )
+    assert memory_stalled_percent("") == 0.0
 
 
 def _used_s(pid: int) -> float:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.health import HealthChecks
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import CatchUpRequested, Event, SavedState
 from octaskly.core.log.merge import TaskRecord
@@ -19,7 +19,7 @@ from octaskly.core.model.ids import Epoch, StreamId
 from octaskly.core.model.nodes import NO_LOAD
 from octaskly.core.node.node import Node
 from octaskly.core.replies import CatchUpStatus
-from octaskly.errors import LeftBehind, TaskNotFound
+from octaskly.errors import NotAMember, TaskNotFound
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.builders import settings
@@ -41,13 +41,13 @@ class LateStore(Store):
             path, kit.PicklePacker(), lambda _: self.is_durable.set(), kit.HandClock()
         )
 
-    async def task(self, ref: str) -> TaskRecord | None:
-        found = await super().task(ref)
+    async def read_task(self, ref: str) -> TaskRecord | None:
+        found = await super().read_task(ref)
         self.reads += 1
         if self.reads == 1:
             facts = [kit.submitted(1, id="late")]
             entries = kit.entries(facts, stream=STREAM)
-            self.append(1, entries, ((STREAM, EPOCH),))
+            self.append_entries(1, entries, ((STREAM, EPOCH),))
             await self.is_durable.wait()
         return found
 
@@ -63,7 +63,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
 
     def answer(event: Event) -> None:
         assert isinstance(event, CatchUpRequested)
-        made.tickets.answered(event.ticket, CatchUpStatus(is_complete=True))
+        made.pending_requests.set_reply(event.ticket, CatchUpStatus(is_complete=True))
 
     made = AgentGateway(
         node_id=NODE.id,
@@ -71,16 +71,20 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         store=store,
         clock=clock,
         post=answer,
-        captured=lambda *_: tmp_path,
-        pieces=nothing,
-        sample=lambda: NO_LOAD,
-        fitness=Fitness(failure=lambda: None, is_room=lambda: True),
+        captured_path=lambda *_: tmp_path,
+        stream_output=nothing,
+        last_load=lambda: NO_LOAD,
+        health_checks=HealthChecks(
+            write_failure=lambda: None, has_disk_room=lambda: True
+        ),
         signer=None,
         names={},
         node=Node(settings("a"), SavedState()),
         queue_max=9,
     )
-    made.view.published(PublishMeshState(EPOCH, NODE.id, is_serving=True, roster=None))
+    made.view.on_published(
+        PublishMeshState(EPOCH, NODE.id, is_serving=True, roster=None)
+    )
     yield made
     await store.close()
 
@@ -89,7 +93,7 @@ async def test_a_task_that_comes_in_during_the_read_is_found(
     gateway: AgentGateway,
 ) -> None:
     """G7: the log was not complete when it was read, and is when that is asked."""
-    assert (await gateway.task("late")).id == "late"
+    assert (await gateway.find_task("late")).id == "late"
 
 
 async def test_who_is_in_the_mesh_no_more_waits_for_no_dispatcher(
@@ -97,15 +101,19 @@ async def test_who_is_in_the_mesh_no_more_waits_for_no_dispatcher(
 ) -> None:
     """Its own reign goes on, though: what it has may still be read."""
     why, reigning = "this node was revoked", gateway.dispatcher()
-    gateway._fitness = replace(gateway._fitness, left=lambda: why)
+    gateway._health_checks = replace(
+        gateway._health_checks, lost_membership_reason=lambda: why
+    )
 
-    assert await gateway.dispatcher_known(0) == reigning
-    gateway.view.published(PublishMeshState(EPOCH, None, is_serving=False, roster=None))
-    with pytest.raises(LeftBehind, match=why):
-        await gateway.dispatcher_known(0)
+    assert await gateway.wait_for_dispatcher(0) == reigning
+    gateway.view.on_published(
+        PublishMeshState(EPOCH, None, is_serving=False, roster=None)
+    )
+    with pytest.raises(NotAMember, match=why):
+        await gateway.wait_for_dispatcher(0)
 
 
 async def test_a_task_that_nobody_knows_is_not_found(gateway: AgentGateway) -> None:
     """Also after the second look."""
     with pytest.raises(TaskNotFound):
-        await gateway.task("nothing")
+        await gateway.find_task("nothing")

@@ -112,7 +112,7 @@ def test_every_metric_of_the_table_is_reported_by_who_knows_it(mesh: Mesh) -> No
 
     rare = {"octaskly_mesh_failover_seconds"}  # Nothing has failed here.
     for who, names in reported.items():
-        own = {m.name for m in METRICS if m.by in ("every node", who)}
+        own = {m.name for m in METRICS if m.reported_by in ("every node", who)}
         # Unless a machine that stalled was taken for dead.
         assert {n for n in names if n.startswith("octaskly_")} - rare == own - rare
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent.gateway.queue_history import POINTS_MAX, History
+from octaskly.agent.gateway.queue_history import SAMPLES_MAX, QueueHistorySampler
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.ports import Point
+from octaskly.ports import QueueSample
 from tests.contract import log_kit as kit
 from tests.integration.agent.test_event_feed import EPOCH, Bench
 from tests.support.api_node import ADMIN, api_node
@@ -40,48 +40,48 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_a_point_tells_what_waits_and_how_fast_tasks_ended(bench: Bench) -> None:
     """The first look has nothing to compare with, so it makes none."""
     clock = Hands()
-    history = History(bench.store, bench.view, clock)
+    history = QueueHistorySampler(bench.store, bench.view, clock)
     await bench.add(kit.submitted(1), kit.submitted(2), kit.assigned(1))
-    await history.look()
+    await history.record_sample()
     clock.s = 4.0
     await bench.add(kit.finished(1))
-    await history.look()
+    await history.record_sample()
 
     at_ms = kit.WALL_MS + 4000
-    assert history.points() == (
-        Point(at_ms=at_ms, queued=1, running=0, ended_per_s=0.25),
+    assert history.samples() == (
+        QueueSample(at_ms=at_ms, queued=1, running=0, ended_per_s=0.25),
     )
 
 
 async def test_no_more_than_ten_minutes_are_kept(bench: Bench) -> None:
     """A dispatcher reigns for months."""
     clock = Hands()
-    history = History(bench.store, bench.view, clock)
-    for _ in range(POINTS_MAX + 5):
+    history = QueueHistorySampler(bench.store, bench.view, clock)
+    for _ in range(SAMPLES_MAX + 5):
         clock.s += 5.0
-        await history.look()
+        await history.record_sample()
 
-    assert len(history.points()) == POINTS_MAX
-    assert history.points()[-1].at_ms == clock.now().wall_ms
+    assert len(history.samples()) == SAMPLES_MAX
+    assert history.samples()[-1].at_ms == clock.now().wall_ms
 
 
 async def test_another_reign_begins_anew(bench: Bench) -> None:
     """What happened meanwhile was seen by another node."""
-    history = History(bench.store, bench.view, Hands())
+    history = QueueHistorySampler(bench.store, bench.view, Hands())
     for _ in range(2):
-        await history.look()
+        await history.record_sample()
     lost = PublishMeshState(EPOCH, NodeId("other"), is_serving=False, roster=None)
-    bench.view.published(lost)
-    await history.look()
+    bench.view.on_published(lost)
+    await history.record_sample()
 
-    assert history.points() == ()
+    assert history.samples() == ()
 
 
 async def test_the_points_are_shown_by_the_api() -> None:
     """In seconds and in tasks a second, as all of the API."""
     async with api_node() as node:
         node.gateway.points.append(
-            Point(at_ms=1_770_379_200_000, queued=5, running=2, ended_per_s=1.4)
+            QueueSample(at_ms=1_770_379_200_000, queued=5, running=2, ended_per_s=1.4)
         )
         answer = await node.ask("GET", "/api/v1/stats/history", headers=ADMIN)
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from octaskly.cli.commands.submit import submitted
+from octaskly.cli.commands.submit import submit_drafts
 from octaskly.client import Draft, Session
 from tests.agents import (
     WAIT_S_MAX,
@@ -125,7 +125,7 @@ def bereft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trio, Ans
 def events(agent: Agent) -> list[tuple[str, str | None]]:
     """Return what an agent logged of its role: event, and peer or reason."""
     lines = [json.loads(line) for line in agent.log().splitlines()]
-    other = ("agent ready", "another mesh is in sight")
+    other = ("agent ready", "another mesh discovered")
     return [
         (line["event"], line.get("peer") or line.get("reason"))
         for line in lines
@@ -193,13 +193,15 @@ def test_no_command_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
     def live(number: int) -> list[str]:
         front = trio.others[number % 2]
         ids = []
-        with Session.at_socket(front.ready()["socket"], patience_s=WAIT_S_MAX) as node:
+        with Session.at_socket(
+            front.ready()["socket"], retry_timeout_s=WAIT_S_MAX
+        ) as node:
             for turn in range(TURNS):
                 if (number, turn) == (0, TURNS // 2):
                     kill(trio.dispatcher)
                     died.set()
                 drafts = [Draft(command="true", name=f"{number}-{turn}")]
-                [[task]] = submitted(node, drafts, key=None, durability=None)
+                [[task]] = submit_drafts(node, drafts, key=None, durability=None)
                 ids.append(task.id)
         assert died.wait(2 * WAIT_S_MAX)
         return ids

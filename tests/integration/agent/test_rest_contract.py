@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from octaskly.trust import load
-from octaskly.trust.tokens import Tokens
+from octaskly.trust import load_secret
+from octaskly.trust.tokens import TokenSigner
 from tests.agents import ENDS, WAIT_S_MAX, Agent, meshed
 from tests.support.conformance import conforms
 from tests.support.pooling import CALLS, processes_with, token
@@ -353,8 +353,8 @@ def test_roles_bound_what_a_token_may_do(front: Front) -> None:
 
 def test_only_an_expired_token_is_called_expired(front: Front) -> None:
     """B02: forged ones share one text, so that a forger learns nothing."""
-    tokens = Tokens(load(front.agent.state.parent / "mesh.key"))
-    old = tokens.mint(
+    tokens = TokenSigner(load_secret(front.agent.state.parent / "mesh.key"))
+    old = tokens.sign_token(
         subject="a", role="admin", expires_s=60, now_s=time.time() - 3600, jti="1"
     )
     header, claims, signature = front.admin.split(".")

@@ -7,8 +7,8 @@ import os
 import socket
 from pathlib import Path
 
-from octaskly.agent.process import Notifier
-from octaskly.trust import make
+from octaskly.agent.process import SystemdNotifier
+from octaskly.trust import create_secret_file
 from tests.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
 
 
@@ -17,10 +17,10 @@ def test_the_name_of_a_node_gives_no_order_to_systemd(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(WAIT_S_MAX)
-        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
 
         with contextlib.closing(notifier):
-            notifier.status("worker of eve\nMAINPID=1\rSTOPPING=1")
+            notifier.set_status("worker of eve\nMAINPID=1\rSTOPPING=1")
 
         assert manager.recv(4096) == b"STATUS=worker of eve MAINPID=1 STOPPING=1"
 
@@ -30,10 +30,10 @@ def test_a_long_drain_is_announced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(WAIT_S_MAX)
-        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
 
         with contextlib.closing(notifier):
-            notifier.stopping(90.5)
+            notifier.notify_stopping(90.5)
 
         assert manager.recv(4096) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=90500000"
 
@@ -43,7 +43,7 @@ def test_an_agent_is_ready_when_it_serves_and_alive_while_its_loop_turns(
 ) -> None:
     """Told to systemd at the moment at which the API answers, and ever again."""
     secret = tmp_path / "mesh.key"
-    make(secret)
+    create_secret_file(secret)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(READY_S_MAX)

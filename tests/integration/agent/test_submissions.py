@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent.gateway.health import Fitness
-from octaskly.agent.gateway.pending_requests import Tickets
-from octaskly.agent.gateway.submissions import Submission, Submissions
-from octaskly.agent.gateway.task_lookup import Finder
+from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.gateway.pending_requests import PendingRequests
+from octaskly.agent.gateway.submissions import Submission, SubmissionService
+from octaskly.agent.gateway.task_lookup import TaskFinder
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of
 from octaskly.core.model.hlc import PRIORITY_SHIFT
@@ -61,7 +61,7 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
         )
         for number, command in enumerate(("first", "second"), 1)
     ]
-    store.append(1, kit.entries(facts), kit.EPOCHS)
+    store.append_entries(1, kit.entries(facts), kit.EPOCHS)
     await told.get()
     yield store
     await store.close()
@@ -69,7 +69,7 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
 
 def submissions(
     store: Store, keep: Callable[[TaskDraft], Awaitable[None]] | None = None
-) -> Submissions:
+) -> SubmissionService:
     """Return the way into a core that accepts what `keep` makes durable, or nothing."""
     at_work = []
 
@@ -81,30 +81,32 @@ def submissions(
             TaskSpec(id=log_id_of(draft, "ana") or TaskId(""), command=draft.command)
             for draft in event.drafts
         ]
-        tickets.answered(event.ticket, TasksAccepted(tuple(specs), 2))
+        tickets.set_reply(event.ticket, TasksAccepted(tuple(specs), 2))
 
     def post(event: Event) -> None:
         assert isinstance(event, TasksSubmitted)
         assert keep is not None or not event.drafts
         at_work.append(asyncio.create_task(accept(event)))
 
-    tickets = Tickets(post)
+    tickets = PendingRequests(post)
     return way_in(store, tickets)
 
 
 def way_in(
-    store: Store, tickets: Tickets, failure: Callable[[], str | None] = lambda: None
-) -> Submissions:
+    store: Store,
+    tickets: PendingRequests,
+    failure: Callable[[], str | None] = lambda: None,
+) -> SubmissionService:
     """Return the way into a core that answers by tickets."""
-    finder = Finder(store, tickets)
-    return Submissions(
+    finder = TaskFinder(store, tickets)
+    return SubmissionService(
         mesh_id="mesh",
         store=store,
         clock=SystemClock(),
-        tickets=tickets,
-        find=finder.task,
+        pending_requests=tickets,
+        find_task=finder.find_task,
         stream=lambda: kit.OTHER,
-        fitness=Fitness(failure=failure, is_room=lambda: True),
+        health_checks=HealthChecks(write_failure=failure, has_disk_room=lambda: True),
         queue_max=19,
     )
 
@@ -112,7 +114,9 @@ def way_in(
 def asked(command: str, key: str | None) -> Submission:
     """Return a request for a task of the chosen name."""
     drafts = (TaskDraft(command=command, id=NAME),)
-    return Submission(drafts=drafts, submitter="ana", key=key, is_strict=False)
+    return Submission(
+        drafts=drafts, submitter="ana", idempotency_key=key, is_strict=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,9 @@ async def test_who_repeats_a_request_finds_its_own_task(
     store: Store, command: str, name: str
 ) -> None:
     """Whichever half of the split had accepted it."""
-    records, replicas = await submissions(store).take(asked(command, "key"))
+    records, replicas = await submissions(store).accept_submission(
+        asked(command, "key")
+    )
 
     assert [record.name for record in records] == [name]
     assert [record.spec.command for record in records if record.spec] == [command]
@@ -135,7 +141,7 @@ async def test_a_name_that_is_taken_is_not_given_again(
 ) -> None:
     """Only a split can bring a second task of one name, never a request."""
     with pytest.raises(TaskExists):
-        await submissions(store).take(asked(command, key))
+        await submissions(store).accept_submission(asked(command, key))
 
 
 @pytest.mark.parametrize(
@@ -152,10 +158,12 @@ async def test_the_name_of_a_member_is_taken_before_it_begins(
     """Who asked for that task would be shown another one."""
     draft = TaskDraft(command="true", id=TaskId(name))
     drafts = (draft,) if array is None else (draft, array)
-    wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
+    wish = Submission(
+        drafts=drafts, submitter="ana", idempotency_key=None, is_strict=False
+    )
 
     with pytest.raises(TaskExists) as refused:
-        await submissions(store).take(wish)
+        await submissions(store).accept_submission(wish)
 
     assert refused.value.hint == f"{name} is a member of the array {name[:-2]}"
 
@@ -164,24 +172,30 @@ async def test_the_name_of_a_member_is_taken_before_it_begins(
 async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
     """Versions are written like this, too."""
     draft = TaskDraft(command="true", id=TaskId(name))
-    wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
+    wish = Submission(
+        drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
+    )
 
     with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
-        await submissions(store).take(wish)
+        await submissions(store).accept_submission(wish)
 
 
 async def test_who_hands_in_as_the_disk_fills_is_not_kept_waiting(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer says that the task may be accepted all the same."""
-    monkeypatch.setattr("octaskly.agent.gateway.pending_requests.LOOK_S", 0.01)
+    monkeypatch.setattr("octaskly.agent.gateway.pending_requests.REPLY_CHECK_S", 0.01)
     drafts = (TaskDraft(command="true"),)
-    wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
+    wish = Submission(
+        drafts=drafts, submitter="ana", idempotency_key=None, is_strict=False
+    )
     posted: list[Event] = []
-    way = way_in(store, Tickets(posted.append), lambda: "it is full" if posted else "")
+    way = way_in(
+        store, PendingRequests(posted.append), lambda: "it is full" if posted else ""
+    )
 
     with pytest.raises(StoreFull, match="may be accepted later"):
-        await asyncio.wait_for(way.take(wish), 60)
+        await asyncio.wait_for(way.accept_submission(wish), 60)
     assert len(posted) == 1
 
 
@@ -190,12 +204,14 @@ BATCH = tuple(TaskDraft(command=command) for command in ("one", "two", "three"))
 
 def keyed(*drafts: TaskDraft) -> Submission:
     """Return a request with a key."""
-    return Submission(drafts=drafts, submitter="ana", key="batch", is_strict=False)
+    return Submission(
+        drafts=drafts, submitter="ana", idempotency_key="batch", is_strict=False
+    )
 
 
 async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
     """Have the first two tasks of the batch in a stream, and not the third."""
-    drafts = await submissions(store)._keyed(keyed(*BATCH))
+    drafts = await submissions(store)._with_keyed_ids(keyed(*BATCH))
     facts = [
         kit.submitted(
             number,
@@ -208,7 +224,7 @@ async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
         for number, draft in enumerate(drafts[:2], 5)
     ]
     after = 4 if stream == kit.STREAM else 0
-    store.append(2, kit.entries(facts, stream=stream, after=after))
+    store.append_entries(2, kit.entries(facts, stream=stream, after=after))
     await told.get()
 
 
@@ -222,7 +238,7 @@ async def test_a_batch_of_which_a_lost_dispatcher_left_a_part_is_completed(
     async def keep(draft: TaskDraft) -> None:
         brought.append(draft.command)
 
-    records, replicas = await submissions(store, keep).take(keyed(*BATCH))
+    records, replicas = await submissions(store, keep).accept_submission(keyed(*BATCH))
 
     assert brought == ["three"]
     assert [r.spec.command for r in records if r.spec] == ["one", "two", "three"]
@@ -245,7 +261,7 @@ async def test_another_batch_with_the_same_key_completes_none(
     await leave_two(store, told, stream)
 
     with pytest.raises(TaskExists) as refused:
-        await submissions(store).take(keyed(*drafts))
+        await submissions(store).accept_submission(keyed(*drafts))
 
     assert refused.value.field == "Idempotency-Key"
     assert "sent before with other tasks" in str(refused.value.hint)
@@ -254,14 +270,16 @@ async def test_another_batch_with_the_same_key_completes_none(
 def named(name: str, options: TaskOptions | None = None) -> Submission:
     """Return a request for one task of this name."""
     draft = TaskDraft(command="true", id=TaskId(name), options=options)
-    return Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
+    return Submission(
+        drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
+    )
 
 
 async def keep(store: Store, told: Told, draft: TaskDraft) -> None:
     """Make a task of ana's durable."""
     task = log_id_of(draft, "ana")
     fact = kit.submitted(5, id=task, options=draft.options)
-    store.append(2, kit.entries([fact], after=4))
+    store.append_entries(2, kit.entries([fact], after=4))
     await told.get()
 
 
@@ -272,7 +290,7 @@ async def test_an_array_takes_no_name_of_a_task_for_a_member(
     await keep(store, told, *named("new.4").drafts)
 
     with pytest.raises(TaskExists) as refused:
-        await submissions(store).take(named("new", ARRAY))
+        await submissions(store).accept_submission(named("new", ARRAY))
 
     assert refused.value.hint == "new.4 exists already, and would be a member"
 
@@ -285,7 +303,7 @@ async def test_an_array_may_be_called_as_others_begin(
     await keep(store, told, *named(task).drafts)
 
     with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
-        await submissions(store).take(named("new", ARRAY))
+        await submissions(store).accept_submission(named("new", ARRAY))
 
 
 @pytest.mark.parametrize("is_array_first", [False, True])
@@ -303,7 +321,7 @@ async def test_only_one_of_an_array_and_a_task_called_as_a_member_comes_in(
     wishes = [named("new.2"), named("new", ARRAY)]
 
     answers = await asyncio.gather(
-        *map(way.take, reversed(wishes) if is_array_first else wishes),
+        *map(way.accept_submission, reversed(wishes) if is_array_first else wishes),
         return_exceptions=True,
     )
 
@@ -315,19 +333,21 @@ async def test_who_waits_for_safety_is_sent_on_by_a_node_that_stops(
     store: Store,
 ) -> None:
     """Nothing was asked for that may have been carried out."""
-    tickets = Tickets(lambda _: tickets.close())
+    tickets = PendingRequests(lambda _: tickets.close())
 
     with pytest.raises(NotDispatcher):
-        await way_in(store, tickets).when_safe()
+        await way_in(store, tickets).wait_until_replicated()
 
 
 async def test_what_never_finds_room_is_told_so(store: Store) -> None:
     """Not to wait until some tasks have run."""
     array = TaskOptions(array=ArraySpec(count=20))
     draft = TaskDraft(command="true", options=array)
-    wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
+    wish = Submission(
+        drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
+    )
 
     with pytest.raises(QueueTooSmall) as refused:
-        await submissions(store).take(wish)
+        await submissions(store).accept_submission(wish)
 
     assert "20 tasks, and 19 may wait" in (refused.value.hint or "")

@@ -17,7 +17,7 @@ from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.protocol.messages import ClaimOk, Reattach
 from octaskly.mesh import wire
-from octaskly.trust import MeshSecret, MeshTrust, NodeKey, load
+from octaskly.trust import MeshSecret, MeshTls, NodeKey, load_secret
 from tests.agents import Agent, request, running, until, until_nodes
 from tests.integration.mesh.test_bad_peers import Member
 
@@ -31,7 +31,7 @@ LOOKS_MAX = 5  #: at that moment, which is over before a machine that stalls has
 class Caller:
     """Who speaks HTTPS with a certificate of a secret, on one connection."""
 
-    def __init__(self, agent: Agent, trust: MeshTrust) -> None:
+    def __init__(self, agent: Agent, trust: MeshTls) -> None:
         url = urlsplit(agent.ready()["lan_url"])
         self._connection = http.client.HTTPSConnection(
             "127.0.0.1", url.port, context=trust.lan_client_context(), timeout=20
@@ -50,9 +50,9 @@ class Caller:
         self._connection.close()
 
 
-def fresh(secret: MeshSecret) -> MeshTrust:
+def fresh(secret: MeshSecret) -> MeshTls:
     """Return an identity that nobody has seen, made with a secret."""
-    return MeshTrust(secret, NodeKey.generate())
+    return MeshTls(secret, NodeKey.generate())
 
 
 def token_of(agent: Agent) -> str:
@@ -95,7 +95,7 @@ def looked(solo: Agent, folder: Path) -> tuple[list[int] | None, str]:
 
     Nothing is known where the secret was gone before all was tried.
     """
-    secret, old_token = load(folder / "mesh.key"), token_of(solo)
+    secret, old_token = load_secret(folder / "mesh.key"), token_of(solo)
     member = Member(folder, int(solo.ready()["peer_port"]))
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(member.linked())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.agents import Agent, ending, finished, launch, submit, until, until_nodes
 
 NEXT = "tests.support.next_version"
@@ -20,7 +20,7 @@ def test_agents_of_two_versions_work_together(
 ) -> None:
     """Whichever reigns, both run tasks, and the other takes over with all results."""
     secret = tmp_path / "mesh.key"
-    make(secret)
+    create_secret_file(secret)
     slots = ("--slots", "1")
     first = launch(tmp_path / "ana", secret, *slots, program=programs[0])
     with ending(first):
@@ -46,7 +46,7 @@ def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
 ) -> None:
     """Who cannot read the log works on, and the one who can takes over."""
     secret = tmp_path / "mesh.key"
-    make(secret)
+    create_secret_file(secret)
     ana = launch(tmp_path / "ana", secret, "--name", "ana", program=NEXT_LOG)
     with ending(ana):
         until_nodes(ana, 1)

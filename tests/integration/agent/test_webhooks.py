@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from octaskly.trust.mesh_secret import load
+from octaskly.trust.mesh_secret import load_secret
 from tests.agents import Agent, finished, replicas, running, submit, until, until_nodes
 from tests.integration.agent.test_tokens import roles
 from tests.support.receiver import is_signed, receiver
@@ -32,7 +32,7 @@ async def test_an_agent_tells_how_a_task_ended(tmp_path: Path) -> None:
             await server.until(1)
             shown = await _in_thread(finished, agent, task)
 
-    key = load(tmp_path / "mesh.key").webhook_key()
+    key = load_secret(tmp_path / "mesh.key").webhook_key()
     _, headers, body = server.got[0]
     assert is_signed(headers, body, key)
     told = server.bodies()[0]

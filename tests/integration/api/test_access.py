@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from octaskly.api import Deadlines
+from octaskly.api import HttpTimeouts
 from octaskly.api.server import server
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
-from octaskly.ports import MeshState
+from octaskly.ports import ReplicationState
 from tests.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
@@ -129,9 +129,9 @@ async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:
 
     other = server.ApiServer(
         FakeGateway(),
-        verify=lambda _: pytest.fail("not reached"),
+        verify_token=lambda _: pytest.fail("not reached"),
         node_name="x",
-        clock=node.server._gate._parts.clock,
+        clock=node.server._pipeline._services.clock,
         peer_node_id=lambda _: None,
     )
     other.router.add_get("/added", handle)
@@ -441,7 +441,7 @@ async def test_local_user_is_admin_without_a_token(
 ) -> None:
     """Known by its credentials, whatever Host it sends."""
     path = tmp_path / "api.sock"
-    await node.server.start_unix(path)
+    await node.server.serve_unix(path)
 
     answer = await asyncio.to_thread(
         _ask_local, path, "POST", "/api/v1/tasks", {"command": "true"}
@@ -458,7 +458,7 @@ async def test_socket_file_is_private_and_goes_with_the_server(tmp_path: Path) -
     """0600 without a group; nothing is left behind."""
     path = tmp_path / "api.sock"
     async with api_node() as node:
-        await node.server.start_unix(path, "no-such-group-here")
+        await node.server.serve_unix(path, "no-such-group-here")
         mode = stat.S_IMODE(path.stat().st_mode)
 
     assert mode == 0o600
@@ -473,10 +473,10 @@ async def test_socket_of_a_dead_process_is_replaced(
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
 
-    await node.server.start_unix(path)
+    await node.server.serve_unix(path)
     async with api_node() as second:
         with pytest.raises(OSError, match="another process serves"):
-            await second.server.start_unix(path)
+            await second.server.serve_unix(path)
 
     answer = await asyncio.to_thread(_ask_local, path, "GET", "/health")
     assert answer.status == 200
@@ -490,7 +490,7 @@ async def test_file_that_is_no_socket_is_left_alone(
     path.write_text("mine")
 
     with pytest.raises(OSError, match="not a socket"):
-        await node.server.start_unix(path)
+        await node.server.serve_unix(path)
 
     assert path.read_text() == "mine"
 
@@ -499,7 +499,7 @@ async def test_file_that_is_no_socket_is_left_alone(
 async def test_other_local_users_are_refused(node: ApiNode, tmp_path: Path) -> None:
     """403 even where the file lets them in."""
     path = tmp_path / "api.sock"
-    await node.server.start_unix(path)
+    await node.server.serve_unix(path)
     path.chmod(0o666)
     for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(0o755)
@@ -553,13 +553,13 @@ async def test_connections_over_the_limit_are_told_so_or_cut(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The UNIX socket keeps a reserve, so the local CLI still works."""
-    monkeypatch.setattr(server, "SURPLUS_MAX", 1)
+    monkeypatch.setattr(server, "EXCESS_ANSWERED_MAX", 1)
     async with api_node(bounds=LimitOptions(connections_max=4)) as node:
         await _fill(node, tmp_path / "api.sock")
 
 
 async def _fill(node: ApiNode, path: Path) -> None:
-    await node.server.start_unix(path)
+    await node.server.serve_unix(path)
     idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
     asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -590,7 +590,7 @@ async def test_connection_is_kept_for_many_requests(node: ApiNode) -> None:
 async def test_close_lets_requests_in_flight_finish() -> None:
     """Accepted work is answered; a long poll ends at once with the state as it is."""
     # The poll ends long before requests in flight would be cut.
-    deadlines = Deadlines(shutdown_s=2 * WAIT_S_MAX)
+    deadlines = HttpTimeouts(shutdown_s=2 * WAIT_S_MAX)
     async with api_node(deadlines=deadlines) as node:
         task = await node.submit()
         node.gateway.held.clear()
@@ -602,7 +602,7 @@ async def test_close_lets_requests_in_flight_finish() -> None:
                 node.ask("GET", f"/api/v1/tasks/{task}?wait=60", headers=ADMIN)
             )
             await until(lambda: len(node.gateway.submissions) == 2)
-            await until(lambda: node.server._waits._limits)
+            await until(lambda: node.server._long_polls._timeouts)
             asyncio.get_running_loop().call_later(0.2, node.gateway.held.set)
             await node.server.close()
 
@@ -622,7 +622,7 @@ async def test_closing_says_so_on_connections_that_are_kept(node: ApiNode) -> No
 
     async with asyncio.TaskGroup() as group:
         closing = group.create_task(node.server.close())
-        await until(lambda: node.server._waits.is_closing)
+        await until(lambda: node.server._long_polls.is_closing)
         writer.write(one)
         answer = parse(await reader.read())
         await closing
@@ -682,13 +682,13 @@ async def test_stats_and_nodes_tell_how_safe_a_task_is(node: ApiNode) -> None:
     """The same in both, names included; a standby that joins is no copy yet."""
     gateway = node.gateway
     gateway.known_names[NodeId("node-b")] = "laptop-02"
-    gateway.state = MeshState(
+    gateway.state = ReplicationState(
         epoch=Epoch(7, NodeId("node-a")),
         standbys=(
             StandbyView(NodeId("node-b"), True, 2),
             StandbyView(NodeId("node-c"), False, 1200),
         ),
-        failover=Takeover(NOW_MS, 412, "dispatcher lost"),
+        last_takeover=Takeover(NOW_MS, 412, "dispatcher lost"),
     )
 
     stats = await node.ask("GET", "/api/v1/stats", headers=VIEWER)

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator
 import jwt
 import pytest
 
-from octaskly.api import Deadlines
+from octaskly.api import HttpTimeouts
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
-from octaskly.trust.tokens import Tokens
+from octaskly.trust.tokens import TokenSigner
 from tests.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
@@ -100,11 +100,11 @@ async def test_b10_key_that_is_given_twice(
 
 
 def _forgeries() -> dict[str, str]:
-    secret, other = secrets_of.generate(), secrets_of.generate()
+    secret, other = secrets_of.generate_secret(), secrets_of.generate_secret()
     now_s = int(time.time())
-    good = Tokens(secret)
+    good = TokenSigner(secret)
     mint = {"subject": "ana", "role": "admin", "jti": "j", "expires_s": 60}
-    token = good.mint(**mint, now_s=now_s)  # type: ignore[arg-type]
+    token = good.sign_token(**mint, now_s=now_s)  # type: ignore[arg-type]
     claims = jwt.decode(token, options={"verify_signature": False})
     key = secret.token_key(secret.generation)
     headers = {"kid": str(secret.generation)}
@@ -114,10 +114,10 @@ def _forgeries() -> dict[str, str]:
         return jwt.encode(kept, key, "HS256", headers=headers)
 
     return {
-        "secret": secret.lines(),
+        "secret": secret.to_text(),
         "good": token,
         "alg none": jwt.encode(claims, "", "none", headers=headers),
-        "wrong key": Tokens(other).mint(**mint, now_s=now_s),  # type: ignore[arg-type]
+        "wrong key": TokenSigner(other).sign_token(**mint, now_s=now_s),  # type: ignore[arg-type]
         "no exp": signed({"exp": None}),
         "foreign aud": signed({"aud": "octaskly:other"}),
         "exp as text": signed({"exp": str(now_s + 60)}),
@@ -132,10 +132,10 @@ def _forgeries() -> dict[str, str]:
 async def test_b02_forged_and_expired_tokens() -> None:
     """One text for every forgery; only a right but late token is told apart."""
     tokens = _forgeries()
-    mesh = Tokens(secrets_of.parse(tokens.pop("secret")))
+    mesh = TokenSigner(secrets_of.parse_secret(tokens.pop("secret")))
 
     def verify(token: str) -> Principal:
-        claims = mesh.verify(token, time.time())
+        claims = mesh.verify_token(token, time.time())
         return Principal(subject=claims.subject, role=claims.role)
 
     async with api_node(verify=verify) as node:
@@ -788,17 +788,17 @@ async def test_b18_connect_is_refused(node: ApiNode) -> None:
 @pytest.mark.parametrize("data", [b"", b"GET /health HT", b"GET / HTTP/1.1\r\nHost: l"])
 async def test_b19_half_a_header(data: bytes) -> None:
     """Closed at the deadline, which runs from the connect."""
-    async with api_node(deadlines=Deadlines(header_s=0.3, shutdown_s=1)) as node:
+    async with api_node(deadlines=HttpTimeouts(header_s=0.3, shutdown_s=1)) as node:
         began = asyncio.get_running_loop().time()
         await exchange(node.port, data)
         took_s = asyncio.get_running_loop().time() - began
 
-    assert 0.25 < took_s < Deadlines().header_s
+    assert 0.25 < took_s < HttpTimeouts().header_s
 
 
 async def test_b19_half_a_body() -> None:
     """408, then closed."""
-    async with api_node(deadlines=Deadlines(body_s=0.3, shutdown_s=1)) as node:
+    async with api_node(deadlines=HttpTimeouts(body_s=0.3, shutdown_s=1)) as node:
         answer = await node.ask(
             "POST", TASKS, headers=ADMIN | JSON | {"Content-Length": "100"}
         )
@@ -809,7 +809,7 @@ async def test_b19_half_a_body() -> None:
 
 async def test_b19_half_open_connections_harm_nobody() -> None:
     """With 200 of them an answer still comes, as they wait; all are closed at last."""
-    patient = Deadlines(header_s=2 * WAIT_S_MAX, shutdown_s=1)
+    patient = HttpTimeouts(header_s=2 * WAIT_S_MAX, shutdown_s=1)
     async with api_node(deadlines=patient) as node:
         half = await _half_open(node)
         for _ in range(3):
@@ -818,7 +818,7 @@ async def test_b19_half_open_connections_harm_nobody() -> None:
         assert not any(reader.at_eof() for reader, _ in half)
         for _, writer in half:
             writer.transport.abort()
-    async with api_node(deadlines=Deadlines(header_s=1.0, shutdown_s=1)) as node:
+    async with api_node(deadlines=HttpTimeouts(header_s=1.0, shutdown_s=1)) as node:
         half = await _half_open(node)
         async with asyncio.timeout(WAIT_S_MAX):
             for reader, writer in half:
@@ -840,10 +840,10 @@ async def _half_open(
 
 async def test_b19_answers_that_nobody_reads() -> None:
     """Asked for without a token, one behind the other: it does not keep its place."""
-    async with api_node(deadlines=Deadlines(stall_s=0.5, shutdown_s=1)) as node:
+    async with api_node(deadlines=HttpTimeouts(stall_s=0.5, shutdown_s=1)) as node:
         lines = "GET /static/app/store.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
         async with unread(node, lines.encode() * 5000):
-            await until(lambda: not node.server.connections)
+            await until(lambda: not node.server.connection_count)
         assert node.faults == []
 
 

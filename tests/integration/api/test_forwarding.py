@@ -15,15 +15,15 @@ from urllib.parse import quote
 
 import pytest
 
-from octaskly.api import Deadlines, Site
+from octaskly.api import HttpTimeouts, ListenerKind
 from octaskly.api.http import long_polls, sse
-from octaskly.api.http.buffers import BACKLOG_BYTES
+from octaskly.api.http.buffers import WRITE_BUFFER_BYTES
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey
-from octaskly.trust.tls import MeshTrust
+from octaskly.trust.tls import MeshTls
 from tests.agents import WAIT_S_MAX
 from tests.integration.api.test_streams import Open, connect, serve_stream
 from tests.support.api_node import (
@@ -47,9 +47,9 @@ from tests.support.fake_gateway import FakeGateway
 
 TASKS = "/api/v1/tasks"
 #: A machine that stalls must not make a node seem to be gone, or a hold seem over.
-PATIENT = Deadlines(hold_s=30.0, connect_s=30.0, shutdown_s=1.0)
-BRIEF = replace(PATIENT, hold_s=1.0)  #: where nobody comes to be dispatcher
-SECRET = secrets_of.generate()
+PATIENT = HttpTimeouts(dispatcher_wait_s=30.0, connect_s=30.0, shutdown_s=1.0)
+BRIEF = replace(PATIENT, dispatcher_wait_s=1.0)  #: where nobody comes to be dispatcher
+SECRET = secrets_of.generate_secret()
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Member:
     """A node with both listeners."""
 
     api: ApiNode
-    trust: MeshTrust
+    trust: MeshTls
     lan_port: int
 
     @property
@@ -89,9 +89,9 @@ class Mesh(AsyncExitStack):
         self.tuned: list[socket.socket] = []  #: connections to other members
 
     async def member(
-        self, name: str, deadlines: Deadlines = PATIENT, **options: Any
+        self, name: str, deadlines: HttpTimeouts = PATIENT, **options: Any
     ) -> Member:
-        trust = MeshTrust(SECRET, NodeKey.generate())
+        trust = MeshTls(SECRET, NodeKey.generate())
         api = await self.enter_async_context(
             api_node(
                 FakeGateway(trust.node_id, name=name),
@@ -104,7 +104,9 @@ class Mesh(AsyncExitStack):
                 **options,
             )
         )
-        return Member(api, trust, await serve_free(api.server, Site.LAN, ["127.0.0.1"]))
+        return Member(
+            api, trust, await serve_free(api.server, ListenerKind.LAN, ["127.0.0.1"])
+        )
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ def _stranger() -> ssl.SSLContext:
     """Return the context of a client that trusts the mesh, without a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    trust = MeshTrust(SECRET, NodeKey.generate())
+    trust = MeshTls(SECRET, NodeKey.generate())
     context.load_verify_locations(cadata=trust.ca_pem())
     return context
 
@@ -198,7 +200,7 @@ async def test_silent_addresses_without_number_keep_no_node_out(mesh: Mesh) -> N
 async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None:
     """Four connections may be had here, and three of them by whom nobody knows."""
     front = await mesh.member("front", bounds=LimitOptions(connections_max=4))
-    member = MeshTrust(SECRET, NodeKey.generate()).lan_client_context()
+    member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     opened = []
 
     async def status(tls: ssl.SSLContext, host: str) -> bytes:
@@ -211,7 +213,7 @@ async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None
 
     far = [await status(_stranger(), f"127.0.0.{i}") for i in range(2, 6)]
     opened.pop().transport.abort()
-    await until(lambda: front.api.server.connections == len(far) - 1)
+    await until(lambda: front.api.server.connection_count == len(far) - 1)
     near = await status(member, "127.0.0.2")
     for writer in opened:
         writer.transport.abort()
@@ -224,7 +226,7 @@ async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> No
     """One more is told so; this machine and members are not counted by address."""
     bounds = LimitOptions(connections_per_address=2)
     front = await mesh.member("front", bounds=bounds)
-    member = MeshTrust(SECRET, NodeKey.generate()).lan_client_context()
+    member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     asked = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
     async def status(tls: ssl.SSLContext, host: str) -> bytes:
@@ -248,7 +250,7 @@ async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> No
     ]
     for writer in opened:
         writer.transport.abort()
-    await until(lambda: not front.api.server._crowd._strangers)
+    await until(lambda: not front.api.server._connection_limits._count_by_address)
 
     assert far == [b"200", b"200", b"503"]
     assert others == [b"200"] * 6
@@ -450,7 +452,7 @@ async def test_a_node_keeps_no_connection_from_before_a_new_secret(
     mesh: Mesh, front: Member
 ) -> None:
     """Whoever made it may not have a certificate of the secret that is left."""
-    back = await mesh.member("back", replace(PATIENT, grace_s=0.01))
+    back = await mesh.member("back", replace(PATIENT, old_certificate_grace_s=0.01))
     tls = front.trust.lan_client_context()
     reader, writer = await asyncio.open_connection("127.0.0.1", back.lan_port, ssl=tls)
     request = (
@@ -459,7 +461,7 @@ async def test_a_node_keeps_no_connection_from_before_a_new_secret(
     writer.write(request + b"\r\n")
     assert b" 200 " in await reader.readline()
 
-    back.api.server.expel((), is_settled=True)
+    back.api.server.close_connections_of((), is_settled=True)
 
     async with asyncio.timeout(WAIT_S_MAX):
         await reader.read()
@@ -503,7 +505,7 @@ async def test_lan_listener_knows_its_own_names(
 
 async def test_certificate_of_another_mesh_is_refused(back: Member) -> None:
     """By TLS, before a byte of HTTP is read."""
-    foreign = MeshTrust(secrets_of.generate(), NodeKey.generate())
+    foreign = MeshTls(secrets_of.generate_secret(), NodeKey.generate())
     context = foreign.lan_client_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 
@@ -707,7 +709,7 @@ async def test_a_submission_waits_no_longer_than_the_hold(mesh: Mesh) -> None:
 
     A long poll has the whole hold anew each time: it was meant to last.
     """
-    front = await mesh.member("front", replace(PATIENT, hold_s=0.05))
+    front = await mesh.member("front", replace(PATIENT, dispatcher_wait_s=0.05))
     back = await mesh.member("back")
     asked: list[bytes] = []
 
@@ -749,7 +751,7 @@ async def test_poll_on_a_silent_dispatcher_moves_on(
 
     It ends at once, without the grace for what cannot be repeated.
     """
-    monkeypatch.setattr(long_polls, "_GRACE_S", 3600.0)
+    monkeypatch.setattr(long_polls, "_DEPOSED_GRACE_S", 3600.0)
 
     async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
@@ -909,7 +911,7 @@ async def test_the_last_bytes_of_an_empty_output_are_all_of_it(
 
 async def test_a_download_that_nobody_reads_is_cut(mesh: Mesh, tmp_path: Path) -> None:
     """Also where the kernel sends the file, and nothing of ours waits."""
-    back = await mesh.member("back", Deadlines(stall_s=0.5, shutdown_s=1))
+    back = await mesh.member("back", HttpTimeouts(stall_s=0.5, shutdown_s=1))
     with (tmp_path / "big").open("wb") as file:
         file.truncate(64 << 20)
     task = await _finished(back, "big", 64 << 20, back.gateway.node_id)
@@ -919,7 +921,7 @@ async def test_a_download_that_nobody_reads_is_cut(mesh: Mesh, tmp_path: Path) -
     asked += "".join(f"{name}: {value}\r\n" for name, value in VIEWER.items())
 
     async with unread(back.api, f"{asked}\r\n".encode()):
-        await until(lambda: not back.api.server.connections)
+        await until(lambda: not back.api.server.connection_count)
 
 
 @pytest.mark.parametrize(
@@ -1123,7 +1125,7 @@ async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
     most: list[int] = []
 
     async def produce(stream: sse.EventStream) -> None:
-        transport = stream._call.request.transport
+        transport = stream._request.http_request.transport
         assert isinstance(transport, asyncio.Transport)
         assert transport.get_extra_info("ssl_object") is not None
         most.append(transport.get_write_buffer_limits()[1])
@@ -1134,5 +1136,5 @@ async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
     reader, writer = await connect(front.api)
     await reader.readuntil(b"0\r\n\r\n")
 
-    assert most == [BACKLOG_BYTES]
+    assert most == [WRITE_BUFFER_BYTES]
     writer.close()

@@ -13,13 +13,13 @@ from typing import Any, Self
 import pytest
 
 from octaskly.api.output import follower, task_status
-from octaskly.api.output.logs import parse_id
+from octaskly.api.output.logs import parse_event_id
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.config.limits import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
-from octaskly.ports.output import Piece
+from octaskly.ports.output import OutputChunk
 from tests.agents import WAIT_S_MAX
 from tests.integration.api.test_forwarding import PATIENT, Member, Mesh
 from tests.support.api_node import (
@@ -182,12 +182,12 @@ async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
     running = node.gateway.records[TaskId(task)]
     finish(node.gateway, task, DONE)
     known = [node.gateway.records[TaskId(task)], running]
-    read = node.gateway.task
+    read = node.gateway.find_task
 
     async def failing_over(ref: str) -> TaskRecord:
         return known.pop(0) if known else await read(ref)
 
-    node.gateway.task = failing_over  # type: ignore[method-assign]
+    node.gateway.find_task = failing_over  # type: ignore[method-assign]
 
     found = await ask(node, task, "follow=true")
 
@@ -274,9 +274,9 @@ async def test_characters_are_whole_and_bytes_exact(node: ApiNode) -> None:
     """A character that two pieces share is put together; what is none is base64."""
     task, attempt = await begun(node)
     whole = "ü€😀".encode()
-    pieces = [Piece(0, n, whole[n : n + 1]) for n in range(len(whole))]
+    pieces = [OutputChunk(0, n, whole[n : n + 1]) for n in range(len(whole))]
     end = len(whole)
-    pieces += [Piece(0, end, b"a\xff\x00b"), Piece(0, end + 4, b"\xe2\x82")]
+    pieces += [OutputChunk(0, end, b"a\xff\x00b"), OutputChunk(0, end + 4, b"\xe2\x82")]
     node.gateway.wrote[TaskId(task), attempt] = pieces
     outcome = replace(DONE, stdout=b"", stdout_bytes=end + 6, stderr_bytes=0)
     finish(node.gateway, task, replace(outcome, stderr=b""))
@@ -306,7 +306,11 @@ async def test_what_is_not_kept_is_said(node: ApiNode) -> None:
         ),
         ("end", "completed"),
     ]
-    kept = [Piece(0, 0, b"012345"), Piece(0, 990, b"x" * 10), Piece(0, 1000, b"")]
+    kept = [
+        OutputChunk(0, 0, b"012345"),
+        OutputChunk(0, 990, b"x" * 10),
+        OutputChunk(0, 1000, b""),
+    ]
     node.gateway.wrote[TaskId(task), attempt] = kept
     assert told(await ask(node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "012345"}),
@@ -342,7 +346,11 @@ async def test_raw_bytes_are_exact(node: ApiNode) -> None:
         assert_hardened(answer)
 
     task, attempt = await begun(node)
-    kept = [Piece(0, 0, b"012345"), Piece(0, 990, b"x" * 10), Piece(0, 1000, b"")]
+    kept = [
+        OutputChunk(0, 0, b"012345"),
+        OutputChunk(0, 990, b"x" * 10),
+        OutputChunk(0, 1000, b""),
+    ]
     node.gateway.wrote[TaskId(task), attempt] = kept
     finish(node.gateway, task, LONG)
     answer = await node.ask("GET", f"/api/v1/tasks/{task}/stdout", headers=VIEWER)
@@ -358,7 +366,7 @@ async def test_who_does_not_follow_gets_what_is_there(node: ApiNode) -> None:
         ("end", "queued"),
     ]
     attempt = node.gateway.start(task)
-    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"so far")]
+    node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
     assert told(await ask(node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "so far"}),
         ("end", "running"),
@@ -373,7 +381,7 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
     async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert await reader.next() == ("state", ":0:0", {"status": "queued"})
         first = AttemptId(1, STREAM, 1)
-        node.gateway.wrote[TaskId(task), first] = [Piece(0, 0, b"first")]
+        node.gateway.wrote[TaskId(task), first] = [OutputChunk(0, 0, b"first")]
         node.gateway.start(task)
         assert (await reader.of("attempt"))[2]["attempt"] == 1
         assert (await reader.of("stdout"))[2]["data"] == "first"
@@ -381,7 +389,7 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
         lose(node.gateway, task)
         assert (await reader.of("state"))[2] == {"status": "queued"}
         second = AttemptId(1, STREAM, 2)
-        node.gateway.wrote[TaskId(task), second] = [Piece(0, 0, b"second")]
+        node.gateway.wrote[TaskId(task), second] = [OutputChunk(0, 0, b"second")]
         node.gateway.start(task)
         begin = await reader.of("attempt")
         assert begin[1:] == (
@@ -434,7 +442,7 @@ async def test_a_lost_attempt_left_what_its_node_has(node: ApiNode) -> None:
     lose(node.gateway, task)
     assert told(await ask(node, task, "attempt=1"))[1:] == [("end", "queued")]
 
-    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"so far")]
+    node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
 
     assert told(await ask(node, task, "attempt=1"))[1:] == [
         ("stdout", {"offset": 0, "data": "so far"}),
@@ -455,7 +463,7 @@ async def test_a_task_that_never_ran_ends_without_output(node: ApiNode) -> None:
 
 async def cancelled_while_it_runs(node: ApiNode) -> str:
     task, attempt = await begun(node)
-    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one\n")]
+    node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"one\n")]
     answer = await node.ask("DELETE", f"/api/v1/tasks/{task}?force=true", headers=ADMIN)
     assert answer.status == 200
     return task
@@ -491,8 +499,8 @@ async def test_an_end_that_never_comes_is_not_waited_for(
     node: ApiNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker of what was cancelled may be lost for good."""
-    monkeypatch.setattr(follower, "WAIT_S", 0.01)
-    monkeypatch.setattr(follower, "AGAIN_S", 0.01)
+    monkeypatch.setattr(follower, "STATUS_WAIT_S", 0.01)
+    monkeypatch.setattr(follower, "RETRY_S", 0.01)
     task = await cancelled_while_it_runs(node)
 
     assert told(await ask(node, task, "follow=true"))[1:] == [
@@ -556,10 +564,10 @@ async def test_any_node_tells_what_another_keeps(three: Three) -> None:
     """The dispatcher says where it is; the bytes come from the worker."""
     task, attempt = await three.begun()
     three.worker.gateway.wrote[TaskId(task), attempt] = [
-        Piece(0, 0, b"\x00\xff"),
-        Piece(1, 0, b"oh"),
-        Piece(0, 990, b"x" * 10),
-        Piece(0, 1000, b""),
+        OutputChunk(0, 0, b"\x00\xff"),
+        OutputChunk(1, 0, b"oh"),
+        OutputChunk(0, 990, b"x" * 10),
+        OutputChunk(0, 1000, b""),
     ]
     outcome = replace(LONG, stderr=b"oh", stderr_bytes=2)
     finish(three.back.gateway, task, outcome)
@@ -594,7 +602,9 @@ async def test_a_follower_survives_a_change_of_dispatcher(
 ) -> None:
     """The node that it is connected to finds the new one; nothing comes twice."""
     task, attempt = await three.begun()
-    wrote = three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one\n")]
+    wrote = three.worker.gateway.wrote[TaskId(task), attempt] = [
+        OutputChunk(0, 0, b"one\n")
+    ]
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with Reader(three.front.api, path) as reader:
         assert (await reader.of("stdout"))[2]["data"] == "one\n"
@@ -604,7 +614,7 @@ async def test_a_follower_survives_a_change_of_dispatcher(
         heir.reign(term=2)
         three.back.follow(heir, term=2)
         three.front.follow(heir, term=2)
-        wrote.append(Piece(0, 4, b"two\n"))
+        wrote.append(OutputChunk(0, 4, b"two\n"))
         finish(heir.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
 
         assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
@@ -614,16 +624,16 @@ async def test_a_follower_survives_a_change_of_dispatcher(
 async def test_a_follower_leaves_a_worker_that_says_nothing(mesh: Mesh) -> None:
     """Its cable is out: the connection does not end, and the task runs elsewhere."""
     three = Three(
-        await mesh.member("front", replace(PATIENT, quiet_s=0.1, stall_s=LONG_S)),
+        await mesh.member("front", replace(PATIENT, keepalive_s=0.1, stall_s=LONG_S)),
         await mesh.member("back"),
-        await mesh.member("worker", replace(PATIENT, quiet_s=LONG_S)),
+        await mesh.member("worker", replace(PATIENT, keepalive_s=LONG_S)),
     )
 
-    async def pieces(*_: object, **__: object) -> AsyncIterator[Piece]:
-        yield Piece(0, 0, b"first")
+    async def pieces(*_: object, **__: object) -> AsyncIterator[OutputChunk]:
+        yield OutputChunk(0, 0, b"first")
         await asyncio.sleep(LONG_S)
 
-    three.worker.gateway.pieces = pieces  # type: ignore[method-assign]
+    three.worker.gateway.stream_output = pieces  # type: ignore[method-assign]
     task, _ = await three.begun()
     async with Reader(
         three.front.api, f"/api/v1/tasks/{task}/logs?follow=true"
@@ -632,7 +642,7 @@ async def test_a_follower_leaves_a_worker_that_says_nothing(mesh: Mesh) -> None:
         lose(three.back.gateway, task)
         here = three.front.gateway
         again = three.back.gateway.start(task, here.node_id)
-        here.wrote[TaskId(task), again] = [Piece(0, 0, b"second")]
+        here.wrote[TaskId(task), again] = [OutputChunk(0, 0, b"second")]
 
         assert (await reader.of("attempt"))[2]["previous"] == "lost"
         assert (await reader.of("stdout"))[2]["data"] == "second"
@@ -654,7 +664,7 @@ async def test_who_waits_leaves_a_dispatcher_room_for_others(
         reader = await stack.enter_async_context(Reader(three.front.api, path))
         assert (await reader.of("state"))[2] == {"status": "queued"}
         attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
-        three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
+        three.worker.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"one")]
 
         assert (await reader.of("stdout"))[2]["data"] == "one"
 
@@ -678,7 +688,7 @@ async def test_a_follower_waits_for_a_dispatcher_that_still_learns(
 
         three.back.gateway.records = records
         attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
-        three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
+        three.worker.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"one")]
         assert (await reader.of("stdout"))[2]["data"] == "one"
 
 
@@ -686,8 +696,8 @@ async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:
     """A worker that goes back in a stream is not believed."""
     task, attempt = await three.begun()
     three.worker.gateway.wrote[TaskId(task), attempt] = [
-        Piece(0, 0, b"0123"),
-        Piece(0, 2, b"23"),
+        OutputChunk(0, 0, b"0123"),
+        OutputChunk(0, 2, b"23"),
     ]
     finish(three.back.gateway, task, LONG)
 
@@ -698,7 +708,7 @@ async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/internal/v1/tasks/{task}/standing", "/internal/v1/transcripts/{task}/1/7/1"],
+    ["/internal/v1/tasks/{task}/status", "/internal/v1/transcripts/{task}/1/7/1"],
 )
 async def test_what_nodes_tell_each_other_is_for_nodes(
     node: ApiNode, path: str
@@ -713,8 +723,8 @@ async def test_what_nodes_tell_each_other_is_for_nodes(
 
 def test_ids_say_attempt_and_offsets() -> None:
     """Also before there is an attempt."""
-    place = parse_id("12-9223372036854775807-3:4:5")
+    place = parse_event_id("12-9223372036854775807-3:4:5")
 
     assert place.attempt == (12, 9223372036854775807, 3)
     assert place.offsets == [4, 5]
-    assert parse_id(":0:0").attempt is None
+    assert parse_event_id(":0:0").attempt is None

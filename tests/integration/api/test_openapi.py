@@ -5,7 +5,7 @@ from __future__ import annotations
 import openapi_spec_validator
 import pytest
 
-from octaskly.api.security.rate_limit import HEADERS
+from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from tests.support.api_node import VIEWER, api_node, assert_problem
 from tests.support.conformance import DOCUMENT, conforms
 
@@ -43,10 +43,12 @@ def test_it_says_of_every_route_that_one_may_ask_too_often() -> None:
         for operation in operations.values():
             assert "429" in operation["responses"]
             for response in operation["responses"].values():
-                assert "$ref" in response or set(HEADERS) <= set(response["headers"])
+                assert "$ref" in response or set(RATE_LIMIT_HEADERS) <= set(
+                    response["headers"]
+                )
     refusal = DOCUMENT["components"]["responses"]["429"]
 
-    assert {*HEADERS, "Retry-After"} <= set(refusal["headers"])
+    assert {*RATE_LIMIT_HEADERS, "Retry-After"} <= set(refusal["headers"])
 
 
 async def test_it_is_for_everybody_with_a_token_and_needs_no_dispatcher() -> None:

@@ -69,7 +69,7 @@ def told(answer: Answer) -> tuple[str | None, ...]:
     """Return status, limit, what is left, and seconds until more is."""
     return (
         str(answer.status),
-        *map(answer.headers.get, map(str.lower, rate_limit.HEADERS)),
+        *map(answer.headers.get, map(str.lower, rate_limit.RATE_LIMIT_HEADERS)),
     )
 
 
@@ -163,7 +163,7 @@ async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_token_has_its_own_account() -> None:
     """Also where two are for one subject."""
-    meter = rate_limit.Meter({"client": 1}, Clock())
+    meter = rate_limit.RateLimiter({"client": 1}, Clock())
 
     left = [
         meter.charge(Principal(subject="ci", role="client", token=token))
@@ -178,7 +178,7 @@ async def test_of_too_many_clients_the_most_silent_begin_anew(
 ) -> None:
     """Memory is bounded, and nobody is refused because others ask."""
     monkeypatch.setattr(rate_limit, "CLIENTS_MAX", 1)
-    meter = rate_limit.Meter({"client": 1}, Clock())
+    meter = rate_limit.RateLimiter({"client": 1}, Clock())
     ana, bo = (Principal(subject=name, role="client") for name in ("ana", "bo"))
 
     left = [meter.charge(who)["RateLimit-Remaining"] for who in (ana, bo, ana)]

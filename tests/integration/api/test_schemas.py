@@ -18,7 +18,7 @@ from octaskly.api.schemas.task_request import (
     PATH_BYTES_MAX,
     TaskIn,
     clean_path,
-    decode,
+    decode_body,
     parse_tasks,
 )
 from octaskly.core.model.drafts import TaskDraft
@@ -80,7 +80,7 @@ def test_the_time_of_an_invite_is_told_in_our_words(seconds: int) -> None:
     body = json.dumps({"ttl_s": seconds}).encode()
 
     with pytest.raises(Problem) as caught:
-        decode(msgspec.json.Decoder(InviteIn), InviteIn, body)
+        decode_body(msgspec.json.Decoder(InviteIn), InviteIn, body)
     assert caught.value.hint == "expected an integer from 10 to 3600 (seconds)"
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from octaskly.api import Site
-from octaskly.api.http.sockets import loopback_users
-from octaskly.api.security.sessions import CODE_S, CODES_MAX, Codes
+from octaskly.api import ListenerKind
+from octaskly.api.http.sockets import loopback_uids
+from octaskly.api.security.sessions import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import Membership, Principal, Request
-from octaskly.trust import MeshTrust, NodeKey, generate
+from octaskly.ports import JoinStatus, Principal, WaitingMachine
+from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.api_node import (
     ADMIN,
     JSON,
@@ -51,10 +51,10 @@ class Hands(FixedClock):
 class Nobody:
     """Admissions of a node at which no machine waits."""
 
-    async def requests(self) -> list[Request]:
+    async def list_join_requests(self) -> list[WaitingMachine]:
         return []
 
-    async def membership(self) -> Membership:
+    async def join_status(self) -> JoinStatus:
         raise NotImplementedError
 
 
@@ -78,8 +78,8 @@ async def node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
             subject=kind.removeprefix("page:"),
             role="admin",
             token=jti,
-            opened_on=NodeId("elsewhere" if jti == "far" else "node-a"),
-            opened_s=NOW_MS // 1000,
+            session_node=NodeId("elsewhere" if jti == "far" else "node-a"),
+            session_started_s=NOW_MS // 1000,
         )
 
     options: dict[str, Any] = {
@@ -89,7 +89,7 @@ async def node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
         "describe": lambda: {"api_url": "http://localhost:3000", "lan_url": LAN},
     }
     async with api_node(gateway, **options) as started:
-        await started.server.start_unix(tmp_path / "api.sock")
+        await started.server.serve_unix(tmp_path / "api.sock")
         yield started
 
 
@@ -156,7 +156,7 @@ async def test_a_code_is_good_for_a_minute(
 ) -> None:
     """One that was printed and forgotten opens nothing."""
     code = (await code_of(tmp_path))["code"]
-    clock.mono_s += CODE_S
+    clock.mono_s += CODE_TTL_S
 
     assert (await swap(node, code)).status == 401
 
@@ -258,9 +258,13 @@ async def test_only_a_page_that_was_opened_here_lets_machines_in(
 
 async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
     """On the network its token is one that somebody may have taken along."""
-    trust = MeshTrust(generate(), NodeKey.generate())
+    trust = MeshTls(generate_secret(), NodeKey.generate())
     page = Principal(
-        subject="bo", role="admin", token="1", opened_on=trust.node_id, opened_s=1
+        subject="bo",
+        role="admin",
+        token="1",
+        session_node=trust.node_id,
+        session_started_s=1,
     )
     async with api_node(
         FakeGateway(trust.node_id),
@@ -268,7 +272,7 @@ async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
         admissions=Nobody(),
         lan_ssl=trust.lan_server_context(["here"], ["127.0.0.1"]),
     ) as node:
-        port = await serve_free(node.server, Site.LAN, ["127.0.0.1"])
+        port = await serve_free(node.server, ListenerKind.LAN, ["127.0.0.1"])
         tls = ssl.create_default_context(cadata=trust.ca_pem())
         headers, path = shown("x"), "/api/v1/requests"
         near = await node.ask("GET", path, headers=headers)
@@ -288,23 +292,23 @@ async def test_guesses_are_counted_on_loopback_too(clock: Hands) -> None:
 
 def test_only_the_newest_codes_are_kept() -> None:
     """A loop that asks for codes fills no memory, and the newest one works."""
-    codes = Codes()
-    made = [codes.make(OURS, user=None, now_s=0.0) for _ in range(CODES_MAX + 1)]
+    codes = OneTimeCodes()
+    made = [codes.create(OURS, uid=None, now_s=0.0) for _ in range(CODES_MAX + 1)]
 
-    assert codes.take(made[0], 1.0) is None
-    assert codes.take(made[-1], 1.0) is not None
+    assert codes.redeem(made[0], 1.0) is None
+    assert codes.redeem(made[-1], 1.0) is not None
 
 
 def test_all_users_who_may_be_the_other_end_have_to_be_right() -> None:
     """Another connection between the same ports must not lend its user."""
-    codes = Codes()
-    opened = codes.take(codes.make(OURS, user=1000, now_s=0.0), 1.0)
+    codes = OneTimeCodes()
+    opened = codes.redeem(codes.create(OURS, uid=1000, now_s=0.0), 1.0)
 
     assert opened is not None
-    assert opened.is_for(frozenset({1000}))
-    assert opened.is_for(frozenset({0}))
-    assert not opened.is_for(frozenset({1000, 1001}))
-    assert not opened.is_for(frozenset())
+    assert opened.may_be_redeemed_by(frozenset({1000}))
+    assert opened.may_be_redeemed_by(frozenset({0}))
+    assert not opened.may_be_redeemed_by(frozenset({1000, 1001}))
+    assert not opened.may_be_redeemed_by(frozenset())
 
 
 def test_users_of_loopback_are_read_from_the_tables_of_the_kernel(
@@ -317,6 +321,6 @@ def test_users_of_loopback_are_read_from_the_tables_of_the_kernel(
     four.write_text(f"{head}\n{row.format('0100007F', '0100007F', 1000)}\n")
     six.write_text(f"{head}\n{row.format('0' * 32, '0' * 32, 1001)}\n")
 
-    assert loopback_users(40000, 3000, [four, six]) == {1000, 1001}
-    assert loopback_users(3000, 40000, [four, six]) == frozenset()
-    assert loopback_users(40000, 3000, [four, tmp_path / "none"]) == {1000}
+    assert loopback_uids(40000, 3000, [four, six]) == {1000, 1001}
+    assert loopback_uids(3000, 40000, [four, six]) == frozenset()
+    assert loopback_uids(40000, 3000, [four, tmp_path / "none"]) == {1000}

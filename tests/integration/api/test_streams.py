@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from octaskly.api import Deadlines
+from octaskly.api import HttpTimeouts
 from octaskly.api.http import sse
-from octaskly.api.http.request import Access, Call, Route
+from octaskly.api.http.request import Access, Request, Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
@@ -27,7 +27,7 @@ from tests.support.api_node import (
 )
 
 PATH = "/api/v1/test-stream"
-FAST = Deadlines(shutdown_s=1.0, quiet_s=0.02, stall_s=0.2)
+FAST = HttpTimeouts(shutdown_s=1.0, keepalive_s=0.02, stall_s=0.2)
 RETRY = b"retry: 1000\n\n"
 
 
@@ -36,24 +36,26 @@ def serve_stream(
 ) -> None:
     """Have all APIs of this test serve what `produce` sends at `PATH`."""
 
-    async def perform(call: Call) -> web.StreamResponse:
-        after = sse.resume_id(call, int)
+    async def perform(call: Request) -> web.StreamResponse:
+        after = sse.parse_last_event_id(call, int)
 
         async def send_all(stream: sse.EventStream) -> None:
             if after is not None:
                 await stream.send({"after": after})
             await produce(stream)
 
-        return await sse.serve(call, send_all, reign=call.gateway.dispatcher())
+        return await sse.serve_events(
+            call, send_all, dispatcher=call.gateway.dispatcher()
+        )
 
     route = Route(
         method="GET",
         path=PATH,
-        perform=perform,
+        handler=perform,
         access=Access.READ,
         is_local=is_local,
-        answers={200: None},
-        media=sse.CONTENT_TYPE,
+        responses={200: None},
+        media_type=sse.CONTENT_TYPE,
     )
     monkeypatch.setattr("octaskly.api.server.server.ROUTES", (*ROUTES, route))
 

@@ -12,7 +12,7 @@ import pytest
 from octaskly.api.schemas import task_options
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
-from octaskly.errors import AnswerLost, StoreError, StoreFull
+from octaskly.errors import OutcomeUnknown, StoreError, StoreFull
 from tests.support.api_node import (
     ADMIN,
     CLIENT,
@@ -246,7 +246,11 @@ async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
 
     assert answer.status == 200
     known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
-    known |= {*task_options.shown(None), *task_options.shown_whole(None), "priority"}
+    known |= {
+        *task_options.render_summary(None),
+        *task_options.render_options(None),
+        "priority",
+    }
     unknown = {k: v for k, v in answer.json.items() if k not in known}
     assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
     assert set(unknown.values()) == {None}
@@ -289,8 +293,8 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         "outputs": [],
         "priority": 0,
         "array": None,
-        **task_options.shown(None),
-        **task_options.shown_whole(None),
+        **task_options.render_summary(None),
+        **task_options.render_options(None),
     }
 
 
@@ -548,7 +552,9 @@ async def test_a_request_that_may_have_been_carried_out_is_not_repeated(
     node: ApiNode,
 ) -> None:
     """A node that stops in mid-request must not have it done a second time."""
-    node.gateway.raised.append(AnswerLost("the node stopped before it could answer"))
+    node.gateway.raised.append(
+        OutcomeUnknown("the node stopped before it could answer")
+    )
 
     answer = await node.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
     listed = await node.ask("GET", TASKS, headers=ADMIN)

@@ -14,9 +14,9 @@ import pytest
 
 from octaskly.agent import webhooks
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.webhooks import Webhooks
+from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import webhook_sender as posting
-from octaskly.api.webhook_sender import Poster
+from octaskly.api.webhook_sender import WebhookSender
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import Event, TasksNotified
 from octaskly.core.log.facts import Entry, Fact, Notified
@@ -24,7 +24,7 @@ from octaskly.core.model.ids import Epoch, NodeId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState
 from octaskly.errors import NotDispatcher
-from octaskly.ports import ToNotify
+from octaskly.ports import PendingNotifications
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.agents import WAIT_S_MAX
@@ -55,9 +55,11 @@ class CountingStore(Store):
 
     asked = 0
 
-    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+    async def read_pending_notifications(
+        self, known: frozenset[int], limit: int
+    ) -> PendingNotifications:
         self.asked += 1
-        return await super().to_notify(known, limit)
+        return await super().read_pending_notifications(known, limit)
 
 
 class Bench:
@@ -65,7 +67,7 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         self.store = CountingStore(
-            path, kit.PicklePacker(), self._hear, kit.HandClock(), room_bytes=0
+            path, kit.PicklePacker(), self._hear, kit.HandClock(), free_bytes_min=0
         )
         self.view = MeshView(EPOCH.node, {kit.WORKER: "pi4"})
         self.log = Log()
@@ -74,7 +76,7 @@ class Bench:
         self.safe.set()
         self.when_safe: Callable[[], Awaitable[None]] = self._wait_until_safe
         self.waits = 0  #: times that somebody waited for that
-        self.sender: Webhooks | None = None
+        self.sender: WebhookScheduler | None = None
         self._seq = self._number = self._durable = 0
         self._changed = asyncio.Event()
         self._term = 0
@@ -87,7 +89,7 @@ class Bench:
                 self._changed.clear()
                 await self._changed.wait()
         if self.sender is not None:
-            self.sender.ended()
+            self.sender.on_tasks_ended()
 
     async def end(self, number: int, url: str, **more: Any) -> TaskId:
         """Let a task end of which somebody is to be told."""
@@ -103,17 +105,17 @@ class Bench:
                 await asyncio.sleep(0.005)
 
     @asynccontextmanager
-    async def dispatching(self) -> AsyncIterator[Webhooks]:
+    async def dispatching(self) -> AsyncIterator[WebhookScheduler]:
         """Be dispatcher until the block ends."""
         self._term += 1
         epoch = Epoch(self._term, EPOCH.node)
-        self.view.published(
+        self.view.on_published(
             PublishMeshState(epoch, EPOCH.node, is_serving=True, roster=None)
         )
-        self.sender = Webhooks(
+        self.sender = WebhookScheduler(
             self.store,
             self.view,
-            Poster(KEY),
+            WebhookSender(KEY),
             SystemClock(),
             self.log,
             self._write,
@@ -143,7 +145,7 @@ class Bench:
             self._seq += 1
             entries.append(Entry(kit.STREAM, self._seq, 1000 + self._seq, fact))
         self._number += 1
-        self.store.append(self._number, entries, kit.EPOCHS)
+        self.store.append_entries(self._number, entries, kit.EPOCHS)
         return self._number
 
     def _hear(self, number: int) -> None:
@@ -156,12 +158,12 @@ async def bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
     monkeypatch.setattr(webhooks, "RETRY_BASE_S", 0.01)
-    monkeypatch.setattr(webhooks, "GATHER_S", 0.01)
+    monkeypatch.setattr(webhooks, "COALESCE_S", 0.01)
     monkeypatch.setattr(webhooks, "RETRY_CAP_S", 0.1)
-    monkeypatch.setattr(webhooks, "LOOK_S", 0.1)
+    monkeypatch.setattr(webhooks, "POLL_S", 0.1)
     # However long a machine stalls, nobody is given up, or told twice.
     monkeypatch.setattr(webhooks, "TRIES_MAX", 1_000_000)
-    monkeypatch.setattr(posting, "ANSWER_S_MAX", 2 * WAIT_S_MAX)
+    monkeypatch.setattr(posting, "RESPONSE_S_MAX", 2 * WAIT_S_MAX)
     made = Bench(tmp_path / "log.db")
     await asyncio.to_thread(made.store.open)
     yield made
@@ -322,7 +324,7 @@ async def test_nobody_is_told_by_a_node_that_follows(bench: Bench) -> None:
     """Each node has the log, and one sends."""
     async with receiver() as server, bench.dispatching():
         news = PublishMeshState(Epoch(9, NodeId("other")), NodeId("other"), False, None)
-        bench.view.published(news)
+        bench.view.on_published(news)
         await bench.end(1, server.url)
         await asyncio.sleep(0.3)  # Three looks.
 
@@ -356,13 +358,13 @@ async def test_a_receiver_that_never_answers_is_given_up(
 ) -> None:
     """The log says so, without what the URL may hide."""
     monkeypatch.setattr(webhooks, "TRIES_MAX", 2)
-    monkeypatch.setattr(posting, "ANSWER_S_MAX", 0.3)
+    monkeypatch.setattr(posting, "RESPONSE_S_MAX", 0.3)
     async with receiver(behave=behave) as hostile, bench.dispatching():
         url = f"{hostile.url}?token=hidden"
         lost = [await bench.end(n, url) for n in range(1, 5)]
         await bench.until_told(4)
     assert sorted(bench.told) == lost
-    assert [event for event, _ in bench.log.lines] == ["webhook given up"] * 4
+    assert [event for event, _ in bench.log.lines] == ["webhook delivery failed"] * 4
     assert all(fields["tries"] == 2 for _, fields in bench.log.lines)
     assert "hidden" not in repr(bench.log.lines)
 
@@ -376,7 +378,7 @@ async def test_others_are_told_while_one_never_answers(bench: Bench) -> None:
     ):
         for n in range(1, 5):
             await bench.end(n, hostile.url)
-        await hostile.until(webhooks.AT_ONCE_PER_HOST)
+        await hostile.until(webhooks.CONCURRENT_PER_HOST_MAX)
         heard = await bench.end(9, kind.url)
         await bench.until_told(1)
         assert bench.told == [heard]
@@ -428,6 +430,6 @@ async def test_only_so_many_are_told_at_once(bench: Bench) -> None:
         await stack.enter_async_context(bench.dispatching())
         await bench.until_told(30)
 
-    assert most <= webhooks.AT_ONCE
-    assert most_of_one <= webhooks.AT_ONCE_PER_HOST
+    assert most <= webhooks.CONCURRENT_MAX
+    assert most_of_one <= webhooks.CONCURRENT_PER_HOST_MAX
     assert sum(len(server.got) for server in servers) == 30

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.config.account import Account, account_for
+from octaskly.config.account import Account, resolve_account
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import ConfigError
 
@@ -41,7 +41,7 @@ def refusal_for(user: str, name: str, *, group: str = NOBODY) -> str:
             os.setgroups([])
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
-            account_for(name)
+            resolve_account(name)
         except ConfigError as error:
             os.write(writer, f"{error}|{error.hint}".encode())
         finally:
@@ -56,7 +56,7 @@ def refusal_for(user: str, name: str, *, group: str = NOBODY) -> str:
 def test_an_account_is_what_the_user_database_says() -> None:
     """Its shell is one that works, since commands use it."""
     entry = pwd.getpwnam(NOBODY)
-    account = account_for(NOBODY)
+    account = resolve_account(NOBODY)
 
     assert account is not None
     assert (account.uid, account.gid) == (entry.pw_uid, entry.pw_gid)
@@ -65,13 +65,13 @@ def test_an_account_is_what_the_user_database_says() -> None:
 
 def test_without_a_name_tasks_have_the_agents_user() -> None:
     """As ever."""
-    assert account_for(None) is None
+    assert resolve_account(None) is None
 
 
 def test_an_unknown_user_is_refused() -> None:
     """With the command that makes it."""
     with pytest.raises(ConfigError, match=r"nobdy: there is no such user") as refused:
-        account_for("nobdy")
+        resolve_account("nobdy")
 
     assert "useradd --system nobdy" in str(refused.value.hint)
 

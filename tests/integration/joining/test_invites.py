@@ -15,20 +15,30 @@ from octaskly.core.model.ids import Address, Moment, NodeId
 from octaskly.core.model.keys import REVOKED_MAX
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
-from octaskly.joining.conversation import Conversation, call, listen
-from octaskly.joining.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
-from octaskly.joining.invites import FAILURES_MAX, OPEN_MAX, Invites
-from octaskly.joining.join_by_code import Joiner, Place, place_at
-from octaskly.joining.key_exchange import DIGITS, SHARE_BYTES, Code, Exchange
-from octaskly.mesh.links.limits import HANDSHAKES_HERE_MAX
+from octaskly.joining.conversation import Conversation, connect_first, serve_connections
+from octaskly.joining.greeting import (
+    CLOCK_SKEW_MS_MAX,
+    GREETING_BYTES,
+    Greeting,
+    RefusalReason,
+)
+from octaskly.joining.invites import FAILURES_MAX, OPEN_INVITES_MAX, InviteServer
+from octaskly.joining.join_by_code import JoinClient, JoinTarget, resolve_target
+from octaskly.joining.key_exchange import (
+    DIGIT_COUNT,
+    SHARE_BYTES,
+    InviteCode,
+    KeyExchange,
+)
+from octaskly.mesh.links.limits import LOCAL_HANDSHAKES_MAX
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import bind, port_of
+from octaskly.system.listeners import bind_port, port_of
 from octaskly.system.log import configure
 from octaskly.trust import NodeKey
-from octaskly.trust.mesh_secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
+from octaskly.trust.mesh_secret import GENERATIONS_MAX, RETIRED_MAX, MeshSecret
 from tests.agents import WAIT_S_MAX
 
-KEYRING = MeshSecret((bytes(20),)).lines()
+KEYRING = MeshSecret((bytes(20),)).to_text()
 
 
 @dataclass
@@ -52,9 +62,9 @@ class Clock:
 class Door:
     """A member's invites, and what it takes to knock."""
 
-    invites: Invites
+    invites: InviteServer
     clock: Clock
-    place: Place | None = None
+    place: JoinTarget | None = None
     keyring: str = KEYRING
     failure: ConfigError | None = None
 
@@ -64,32 +74,32 @@ class Door:
             raise self.failure
         return self.keyring
 
-    async def invite(self, ttl_s: int = 300) -> Code:
-        opened = await self.invites.open(ttl_s)
-        async for place in place_at(opened.places[0]):
+    async def invite(self, ttl_s: int = 300) -> InviteCode:
+        opened = await self.invites.open_invite(ttl_s)
+        async for place in resolve_target(opened.endpoints[0]):
             self.place = place
-        return Code.parse(opened.code)
+        return InviteCode.parse(opened.code)
 
-    async def join(self, code: Code, clock: Clock | None = None) -> str:
+    async def join(self, code: InviteCode, clock: Clock | None = None) -> str:
         """Join with a code; return the keyring."""
         assert self.place is not None
         key = NodeKey.generate().public_bytes()
-        joiner = Joiner("bay", key, clock or self.clock, lambda _: None)
-        return (await joiner.by_code(code, found(self.place))).keyring
+        joiner = JoinClient("bay", key, clock or self.clock, lambda _: None)
+        return (await joiner.join_by_code(code, found(self.place))).secret_text
 
-    async def knock(self, slot: int) -> tuple[Conversation, Refusal]:
+    async def knock(self, slot: int) -> tuple[Conversation, RefusalReason]:
         """Say hello for a slot; return the connection and the answer."""
         assert self.place is not None
-        conversation = await call(self.place.addresses)
+        conversation = await connect_first(self.place.addresses)
         wall_ms = self.clock.now().wall_ms
         key = NodeKey.generate().public_bytes()
-        hello = Greeting(name="eve", key=key, wall_ms=wall_ms, number=slot)
-        await conversation.say(hello.pack())
-        said = await conversation.hear(GREETING_BYTES)
+        hello = Greeting(name="eve", key=key, wall_ms=wall_ms, slot_or_port=slot)
+        await conversation.send(hello.pack())
+        said = await conversation.receive(GREETING_BYTES)
         return conversation, Greeting.unpack(said).refusal
 
 
-async def found(*places: Place) -> AsyncIterator[Place]:
+async def found(*places: JoinTarget) -> AsyncIterator[JoinTarget]:
     """Yield members in the order in which they are heard of."""
     for place in places:
         yield place
@@ -108,11 +118,11 @@ async def door() -> AsyncIterator[Door]:
         lan_port=3443,
         addresses=("127.0.0.1",),
     )
-    invites = Invites(
+    invites = InviteServer(
         node=node,
         node_key=NodeKey.generate().public_bytes(),
         mesh_id="0" * 16,
-        keyring=lambda: ash.give(),  # noqa: PLW0108  there is none yet
+        secret_text=lambda: ash.give(),  # noqa: PLW0108  there is none yet
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,
@@ -128,7 +138,7 @@ async def door() -> AsyncIterator[Door]:
 async def test_three_invites_may_be_open() -> None:
     """A fourth is refused, until one of them is over."""
     async with door() as ash:
-        for _ in range(OPEN_MAX):
+        for _ in range(OPEN_INVITES_MAX):
             await ash.invite()
 
         with pytest.raises(TooManyInvites):
@@ -164,7 +174,7 @@ async def test_an_invite_lets_one_machine_in() -> None:
         known = {code.slot, *ash.invites._open}
         free = next(slot for slot in range(1, 100) if slot not in known)
         with pytest.raises(PairingFailed) as unknown:
-            await ash.join(Code(free, "00000000"))
+            await ash.join(InviteCode(free, "00000000"))
         assert "first number of the code" in str(unknown.value.__cause__)
 
 
@@ -174,7 +184,7 @@ async def test_a_clock_that_is_wrong_costs_no_code() -> None:
         code = await ash.invite()
 
         with pytest.raises(PairingFailed, match="minutes apart"):
-            await ash.join(code, Clock(ahead_s=CLOCK_MS_MAX / 1000 + 60))
+            await ash.join(code, Clock(ahead_s=CLOCK_SKEW_MS_MAX / 1000 + 60))
 
         assert await ash.join(code) == KEYRING
 
@@ -184,9 +194,11 @@ async def test_who_hangs_up_after_the_shares_has_burnt_the_code() -> None:
     async with door() as ash:
         code, _ = await ash.invite(), await ash.invite()
         conversation, refusal = await ash.knock(code.slot)
-        assert refusal is Refusal.NONE
-        await conversation.say(Exchange.of_joiner(Code(code.slot, "00000000")).share)
-        await conversation.hear(SHARE_BYTES)
+        assert refusal is RefusalReason.NONE
+        await conversation.send(
+            KeyExchange.for_joiner(InviteCode(code.slot, "00000000")).share
+        )
+        await conversation.receive(SHARE_BYTES)
         conversation.close()
 
         with pytest.raises(PairingFailed, match="any more"):
@@ -200,7 +212,7 @@ async def test_who_only_says_hello_burns_nothing() -> None:
         for _ in range(3):
             conversation, refusal = await ash.knock(code.slot)
             conversation.close()
-            assert refusal is Refusal.NONE
+            assert refusal is RefusalReason.NONE
 
         assert await ash.join(code) == KEYRING
 
@@ -209,13 +221,15 @@ async def test_of_guesses_at_the_same_moment_one_is_had() -> None:
     """All have said hello while the invite was open; whoever is quickest burns it."""
     async with door() as ash:
         code = await ash.invite()
-        guess = Code(code.slot, f"{(int(code.digits) + 1) % 10**DIGITS:0{DIGITS}}")
+        guess = InviteCode(
+            code.slot, f"{(int(code.digits) + 1) % 10**DIGIT_COUNT:0{DIGIT_COUNT}}"
+        )
         talks = [(await ash.knock(code.slot))[0] for _ in range(20)]
 
         async def guessed(conversation: Conversation) -> bool:
             try:
-                await conversation.say(Exchange.of_joiner(guess).share)
-                return len(await conversation.hear(SHARE_BYTES)) > 0
+                await conversation.send(KeyExchange.for_joiner(guess).share)
+                return len(await conversation.receive(SHARE_BYTES)) > 0
             except OSError:
                 return False
 
@@ -235,7 +249,7 @@ async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
         for _ in range(FAILURES_MAX):
             conversation, refusal = await ash.knock(wrong)
             conversation.close()
-            assert refusal is Refusal.NO_SLOT
+            assert refusal is RefusalReason.NO_SLOT
 
         with pytest.raises(PairingFailed):
             await ash.join(code)
@@ -259,9 +273,9 @@ async def test_what_answers_elsewhere_is_named() -> None:
     async with door() as ash:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             silent.close()
-            ash.place = Place(None, (Address("127.0.0.1", 1),))
+            ash.place = JoinTarget(None, (Address("127.0.0.1", 1),))
             with pytest.raises(PairingFailed) as refused:
-                await ash.join(Code(1, "00000000"))
+                await ash.join(InviteCode(1, "00000000"))
 
     assert "no member lets anybody in at 127.0.0.1 port 1" in str(refused.value)
     assert str(refused.value.__cause__) == "nothing listens there"
@@ -277,16 +291,16 @@ async def test_where_several_invite_all_are_asked_as_they_are_heard_of() -> None
         code = next(one for one in opened if one.slot != other.slot)
         assert ash.place is not None
         assert elm.place is not None
-        joiner = Joiner("bay", b"k" * 32, elm.clock, lambda _: None)
+        joiner = JoinClient("bay", b"k" * 32, elm.clock, lambda _: None)
         with socket.create_server(("127.0.0.1", 0)) as hung_up:
             hung_up.close()
-            gone = Place(None, (Address("127.0.0.1", 1),))
+            gone = JoinTarget(None, (Address("127.0.0.1", 1),))
             places = found(gone, ash.place, elm.place)
-            admitted = await joiner.by_code(code, places)
+            admitted = await joiner.join_by_code(code, places)
 
-        assert admitted.keyring == KEYRING
+        assert admitted.secret_text == KEYRING
         with pytest.raises(PairingFailed, match="does not take that code any more"):
-            await joiner.by_code(code, found(elm.place, ash.place, gone))
+            await joiner.join_by_code(code, found(elm.place, ash.place, gone))
 
 
 async def test_of_two_invites_with_one_number_the_code_finds_its_own(
@@ -299,11 +313,11 @@ async def test_of_two_invites_with_one_number_the_code_finds_its_own(
         assert other.slot == code.slot
         assert ash.place is not None
         assert elm.place is not None
-        joiner = Joiner("bay", b"k" * 32, elm.clock, lambda _: None)
+        joiner = JoinClient("bay", b"k" * 32, elm.clock, lambda _: None)
 
-        admitted = await joiner.by_code(code, found(ash.place, elm.place))
+        admitted = await joiner.join_by_code(code, found(ash.place, elm.place))
 
-        assert admitted.keyring == KEYRING
+        assert admitted.secret_text == KEYRING
 
 
 async def test_members_that_are_silent_keep_no_other_waiting(
@@ -314,36 +328,40 @@ async def test_members_that_are_silent_keep_no_other_waiting(
     async with door() as ash:
         code = await ash.invite()
         assert ash.place is not None
-        joiner = Joiner("bay", b"k" * 32, ash.clock, lambda _: None)
+        joiner = JoinClient("bay", b"k" * 32, ash.clock, lambda _: None)
         with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
-            mute = Place(None, (Address("127.0.0.1", silent.getsockname()[1]),))
-            admitted = await joiner.by_code(code, found(*[mute] * 7, ash.place))
+            mute = JoinTarget(None, (Address("127.0.0.1", silent.getsockname()[1]),))
+            admitted = await joiner.join_by_code(code, found(*[mute] * 7, ash.place))
 
-    assert admitted.keyring == KEYRING
+    assert admitted.secret_text == KEYRING
 
 
 async def test_no_address_holds_all_places() -> None:
     """Who connects and says nothing is cut off, and others get in meanwhile."""
-    (listener,) = bind(
-        "--port", asked=0, default=0, addresses=["127.0.0.1"], holder=lambda _: None
+    (listener,) = bind_port(
+        "--port",
+        requested=0,
+        default=0,
+        addresses=["127.0.0.1"],
+        process_on=lambda _: None,
     )
     port = port_of([listener])
     heard: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def welcome(conversation: Conversation) -> None:
-        await heard.put(await conversation.hear(1))
+        await heard.put(await conversation.receive(1))
 
     async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S_MAX):
-        listening = tasks.create_task(listen([listener], welcome))
+        listening = tasks.create_task(serve_connections([listener], welcome))
         place = (Address("127.0.0.1", port),)
-        silent = [await call(place) for _ in range(HANDSHAKES_HERE_MAX)]
-        surplus = await call(place)
+        silent = [await connect_first(place) for _ in range(LOCAL_HANDSHAKES_MAX)]
+        surplus = await connect_first(place)
         with pytest.raises(ConnectionResetError):  # It is hung up on.
-            await surplus.hear(1)
-        await silent[0].say(b"x")
+            await surplus.receive(1)
+        await silent[0].send(b"x")
         assert await heard.get() == b"x"
-        late = await call(place)
-        await late.say(b"y")
+        late = await connect_first(place)
+        await late.send(b"y")
         assert await heard.get() == b"y"
         listening.cancel()
         for conversation in (*silent, surplus, late):
@@ -364,12 +382,14 @@ async def test_silent_addresses_without_number_keep_no_machine_out() -> None:
             *there, local_addr=("127.0.2.1", 0)
         )
         now_ms = ash.clock.now().wall_ms
-        hello = Greeting(name="bay", key=bytes(32), wall_ms=now_ms, number=code.slot)
+        hello = Greeting(
+            name="bay", key=bytes(32), wall_ms=now_ms, slot_or_port=code.slot
+        )
         writer.write(hello.pack())
 
         said = Greeting.unpack(await reader.readexactly(GREETING_BYTES))
 
-        assert said.refusal is Refusal.NONE
+        assert said.refusal is RefusalReason.NONE
         for _, other in [*silent, (reader, writer)]:
             other.close()
 
@@ -391,13 +411,13 @@ async def test_the_longest_keyring_passes() -> None:
         names = (f"{number:016}" for number in range(REVOKED_MAX))
         ash.keyring = MeshSecret(
             (bytes(20),) * GENERATIONS_MAX,
-            first=900_000_000,
+            first_number=900_000_000,
             mesh_id="0" * 16,
             has_next=True,
             is_urgent=True,
-            since_ms=10**15 - 1,
-            denials=tuple((NodeId(name), 900_000_000) for name in names),
-            ended=((900_000_000, "0" * 16),) * ENDED_MAX,
-        ).lines()
+            phase_since_ms=10**15 - 1,
+            revocations=tuple((NodeId(name), 900_000_000) for name in names),
+            retired=((900_000_000, "0" * 16),) * RETIRED_MAX,
+        ).to_text()
 
         assert await ash.join(await ash.invite()) == ash.keyring

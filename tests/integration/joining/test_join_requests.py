@@ -8,39 +8,46 @@ from contextlib import asynccontextmanager
 
 from octaskly.core.model.ids import Address, NodeId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.joining.conversation import Conversation, listen
-from octaskly.joining.fingerprint import COMMITMENT_BYTES, HALF_BYTES, Half
+from octaskly.joining.conversation import Conversation, serve_connections
+from octaskly.joining.fingerprint import COMMITMENT_BYTES, KEY_SHARE_BYTES, KeyShare
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
-from octaskly.joining.join_requests import MET_MAX, MET_PER_ADDRESS, Requests
-from octaskly.mesh.discovery.scan import Found
+from octaskly.joining.join_requests import (
+    WAITING_MAX,
+    WAITING_PER_ADDRESS_MAX,
+    WaitingMachines,
+)
+from octaskly.mesh.discovery.scan import FoundNode
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import bind, port_of
+from octaskly.system.listeners import bind_port, port_of
 from octaskly.system.log import configure
 from octaskly.trust.node_key import NodeKey
 
-LIARS = [f"127.0.0.{number}" for number in range(2, 2 + MET_MAX // MET_PER_ADDRESS)]
+LIARS = [
+    f"127.0.0.{number}"
+    for number in range(2, 2 + WAITING_MAX // WAITING_PER_ADDRESS_MAX)
+]
 
 
-def machine(tasks: asyncio.TaskGroup, name: str, host: str) -> Found:
+def machine(tasks: asyncio.TaskGroup, name: str, host: str) -> FoundNode:
     """Start a machine that answers as `octaskly join` does; return how it is seen."""
     key = NodeKey.generate()
-    (listener,) = bind(
-        "--port", asked=0, default=0, addresses=[host], holder=lambda _: None
+    (listener,) = bind_port(
+        "--port", requested=0, default=0, addresses=[host], process_on=lambda _: None
     )
 
     async def welcome(conversation: Conversation) -> None:
         own = Greeting(name=name, key=key.public_bytes(), wall_ms=0)
-        await conversation.hear(GREETING_BYTES + COMMITMENT_BYTES)
-        await conversation.say(own.pack() + Half.fresh().public())
-        await conversation.hear(HALF_BYTES)
-        await conversation.hear(1)  # It waits until people have compared.
+        await conversation.receive(GREETING_BYTES + COMMITMENT_BYTES)
+        await conversation.send(own.pack() + KeyShare.generate().public())
+        await conversation.receive(KEY_SHARE_BYTES)
+        await conversation.receive(1)  # It waits until people have compared.
 
-    tasks.create_task(listen([listener], welcome))
-    return Found(key.node_id, None, (Address(host, port_of([listener])),))
+    tasks.create_task(serve_connections([listener], welcome))
+    return FoundNode(key.node_id, None, (Address(host, port_of([listener])),))
 
 
 @asynccontextmanager
-async def member() -> AsyncIterator[Requests]:
+async def member() -> AsyncIterator[WaitingMachines]:
     node = NodeInfo(
         id=NodeId("a" * 16),
         boot="0" * 16,
@@ -51,10 +58,10 @@ async def member() -> AsyncIterator[Requests]:
         lan_port=3443,
         addresses=("127.0.0.1",),
     )
-    requests = Requests(
+    requests = WaitingMachines(
         node=node,
         node_key=NodeKey.generate().public_bytes(),
-        keyring=lambda: "",
+        secret_text=lambda: "",
         interfaces=["lo"],
         clock=SystemClock(),
         log=configure("json", "error", {}),
@@ -69,14 +76,16 @@ async def test_made_up_machines_keep_no_place_from_a_real_one() -> None:
         lies = [
             machine(tasks, "lie", host)
             for host in LIARS
-            for _ in range(MET_PER_ADDRESS + 2)
+            for _ in range(WAITING_PER_ADDRESS_MAX + 2)
         ]
-        before = await ash.meet(lies)
+        before = await ash.contact_machines(lies)
         bay = machine(tasks, "bay", "127.0.0.1")
-        (first,) = [one for one in await ash.meet([*lies, bay]) if one.name == "bay"]
-        after = await ash.meet([*lies, bay])
+        (first,) = [
+            one for one in await ash.contact_machines([*lies, bay]) if one.name == "bay"
+        ]
+        after = await ash.contact_machines([*lies, bay])
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 
-    assert len(before) == len(after) == MET_MAX
+    assert len(before) == len(after) == WAITING_MAX
     assert first in after  # The words are the same: it was met once.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.trust import load, make
+from octaskly.trust import create_secret_file, load_secret
 from tests import agents
 from tests.agents import (
     WAIT_S_MAX,
@@ -96,7 +96,7 @@ def newcomer(folder: Path, name: str, *, has_secret: bool = False) -> Agent:
     """Start an agent that is in no mesh yet, or in one of its own."""
     secret = folder / f"{name}.key"
     if has_secret:
-        make(secret)
+        create_secret_file(secret)
     return launch(folder / name, secret, "--name", name)
 
 
@@ -172,7 +172,7 @@ def test_a_machine_without_a_mesh_joins_with_a_code(
     assert "POST /api/v1/invites" in noted
     assert joined.code not in noted
     secret = secret_of(joined.agent)
-    assert load(secret) == load(mesh_secret(member))
+    assert load_secret(secret) == load_secret(mesh_secret(member))
     assert secret.stat().st_mode & 0o777 == 0o600
 
 
@@ -297,7 +297,7 @@ def test_where_no_agent_runs_the_secret_is_written(
     assert done.returncode == 0, done.stderr
     assert "next: octaskly agent --join 127.0.0.1" in done.stderr
     secret = home / "CONFIG" / "octaskly" / "mesh.key"
-    assert load(secret) == load(mesh_secret(member))
+    assert load_secret(secret) == load_secret(mesh_secret(member))
 
 
 def waiting(agent: Agent, name: str) -> str:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from octaskly.config.paths import Paths
-from octaskly.joining.state_folder import finish
-from octaskly.trust import make
+from octaskly.joining.state_folder import delete_mesh_state
+from octaskly.trust import create_secret_file
 from octaskly.trust.private_files import create_private
 from octaskly.trust.secret_file import SecretUse
 from tests.agents import (
@@ -232,13 +232,13 @@ def test_without_an_agent_the_command_forgets(mishaps: Mishaps) -> None:
 def test_the_secret_of_an_agent_that_is_only_stopped_stays(tmp_path: Path) -> None:
     """Nothing of it runs, but its folder lies beside, and is of the same mesh."""
     secret = tmp_path / "mesh.key"
-    make(secret)
+    create_secret_file(secret)
     for name, mesh in (("ash", "a"), ("birch", "a"), ("cedar", "c")):
         (tmp_path / name).mkdir()
         create_private(tmp_path / name / "mesh.id", mesh.encode())
 
     stays = [
-        finish(
+        delete_mesh_state(
             Paths(state=state, workdir=state, secret=secret, runtime=state),
             SecretUse(secret),
         )

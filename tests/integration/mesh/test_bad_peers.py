@@ -25,7 +25,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.mesh import wire
 from octaskly.mesh.links.limits import FIRST_S, GRUDGE
-from octaskly.trust import MeshTrust, NodeKey, load
+from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.agent.test_identity import in_order
 from tests.mesh.databases import vector
@@ -39,7 +39,7 @@ class Member:
     """Somebody with a certificate of the mesh who says what it likes."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.trust = MeshTrust(load(folder / "mesh.key"), NodeKey.generate())
+        self.trust = MeshTls(load_secret(folder / "mesh.key"), NodeKey.generate())
         self._place = ("127.0.0.1", port)
         self.node_id = self.trust.node_id
 
@@ -163,7 +163,7 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
 
         assert [task["stdout"] for task in tasks] == [f"{n}\n" for n in range(5)]
         for word in ("announced", "term", "gap", "vector"):
-            assert len(re.findall(f"peer refused .*{word}", log)) == 1, log
+            assert len(re.findall(f"link to peer refused .*{word}", log)) == 1, log
         counts = {"frame": 5, "term": 1, "gap": 1, "vector": 1}
         assert stats["mesh"]["refused"] == counts
         assert STREAM not in vector(ana.state)

@@ -15,7 +15,7 @@ from zeroconf.asyncio import AsyncZeroconf
 
 from octaskly.errors import ConfigError
 from octaskly.mesh.discovery.adverts import SERVICE
-from octaskly.mesh.discovery.scan import sightings
+from octaskly.mesh.discovery.scan import scan_meshes
 from tests.agents import soon_s
 from tests.mesh.discovery_process import DiscoveryProcess
 
@@ -232,10 +232,10 @@ async def test_a_mesh_in_sight_is_found_before_a_secret_is_made(mesh: str) -> No
         await asyncio.to_thread(process.wait_for, "started")
         found: frozenset[str] = frozenset()
         while mesh not in found:  # Other meshes may live on this machine's loopback.
-            found = await sightings(1.0, ["lo"])
+            found = await scan_meshes(1.0, ["lo"])
 
 
 async def test_an_unknown_interface_is_a_configuration_error() -> None:
     """A typo ends the start, with the names that exist."""
     with pytest.raises(ConfigError, match="nope0"):
-        await sightings(1.0, ["nope0"])
+        await scan_meshes(1.0, ["nope0"])

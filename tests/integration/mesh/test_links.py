@@ -27,17 +27,17 @@ from octaskly.mesh import wire
 from octaskly.mesh.links import limits as grudges
 from octaskly.mesh.links import link
 from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID
-from octaskly.mesh.links.limits import DIALS_AT_ONCE_MAX, GRUDGE, HANDSHAKES_HERE_MAX
-from octaskly.mesh.links.link import NOT_ACCEPTED, OVERFLOW, TOO_LATE
-from octaskly.mesh.links.tcp import remote_of
+from octaskly.mesh.links.limits import DIALS_AT_ONCE_MAX, GRUDGE, LOCAL_HANDSHAKES_MAX
+from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, NOT_ACCEPTED, OVERFLOW
+from octaskly.mesh.links.tcp import dialable_peer_address
 from octaskly.mesh.links.transport import Transport
 from octaskly.system.clock import SystemClock
-from octaskly.trust import MeshSecret, MeshTrust, NodeKey, generate
-from octaskly.trust.mesh_secret import fresh
+from octaskly.trust import MeshSecret, MeshTls, NodeKey, generate_secret
+from octaskly.trust.mesh_secret import generate_generation
 from tests.agents import WAIT_S_MAX
 
 T = TypeVar("T")
-SECRET = generate()
+SECRET = generate_secret()
 WAIT_S = WAIT_S_MAX
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 20)
 
@@ -46,9 +46,7 @@ LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 20)
 class Party:
     """One node's transport, and everything that it said."""
 
-    trust: MeshTrust = field(
-        default_factory=lambda: MeshTrust(SECRET, NodeKey.generate())
-    )
+    trust: MeshTls = field(default_factory=lambda: MeshTls(SECRET, NodeKey.generate()))
     hosts: tuple[str, ...] = ("127.0.0.1",)
     handshake_s: float = 2 * WAIT_S  #: a stall is no silence
     limits: Limits = LIMITS
@@ -244,7 +242,7 @@ async def test_messages_sent_right_before_a_disconnect_still_arrive() -> None:
 async def test_a_peer_that_lost_its_link_unnoticed_comes_back_at_once() -> None:
     """A new boot of the same node replaces a link that only looks alive."""
     a = Party()
-    key = MeshTrust(SECRET, NodeKey.generate())
+    key = MeshTls(SECRET, NodeKey.generate())
     old, new = Party(trust=key), Party(trust=key, boot="second")
     async with running(a, old, new):
         await meet(a, old)
@@ -310,10 +308,10 @@ async def test_addresses_are_tried_in_order_until_one_answers() -> None:
 async def test_an_address_that_is_silent_holds_up_no_dial_to_another() -> None:
     """Adverts are anybody's: a hundred may lead to one machine that says nothing."""
     a, dialler = Party(), Party(handshake_s=60.0)
-    turns, released = dialler.transport._dials, asyncio.Event()
+    turns, released = dialler.transport._dial_limiter, asyncio.Event()
 
     async def silent() -> None:
-        async with turns.turn("10.0.0.9"):
+        async with turns.limit_dial("10.0.0.9"):
             await released.wait()
 
     async with running(a, dialler):
@@ -382,7 +380,7 @@ def test_the_address_of_a_peer_can_be_dialled_from_here(
     name: tuple[str, int, int, int], address: Address
 ) -> None:
     """A link-local address means something only with its interface."""
-    assert remote_of(name) == address
+    assert dialable_peer_address(name) == address
 
 
 async def test_a_node_that_dials_itself_makes_no_link() -> None:
@@ -418,7 +416,7 @@ async def test_a_node_that_meets_its_copy_keeps_its_id_only_if_it_is_older(
 async def test_a_copy_of_a_peer_that_lives_is_refused_and_told_so() -> None:
     """F18: the first keeps its link, and nothing of the second reaches the core."""
     a = Party()
-    key = MeshTrust(SECRET, NodeKey.generate())
+    key = MeshTls(SECRET, NodeKey.generate())
     first, copy = Party(trust=key), Party(trust=key, boot="other")
     async with running(a, first, copy):
         await meet(a, first)
@@ -436,7 +434,7 @@ async def test_a_copy_of_a_peer_that_lives_is_refused_and_told_so() -> None:
 async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None:
     """No link, no core event but a failed dial, one line in the dialler's log."""
     a = Party()
-    foreign = Party(trust=MeshTrust(generate(), NodeKey.generate()))
+    foreign = Party(trust=MeshTls(generate_secret(), NodeKey.generate()))
     async with running(a, foreign):
         foreign.transport.dial(None, [a.address])
         await foreign.until(lambda: len(foreign.of(DialFailed)) == 1)
@@ -449,7 +447,9 @@ async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None
 
 def renewed(secret: MeshSecret) -> MeshSecret:
     """Return the secret with a second generation, which is in force."""
-    return secret.renewed(fresh(), 1, revoked=None).switched(2)
+    return secret.with_new_generation(
+        generate_generation(), 1, revoked=None
+    ).with_newest_in_force(2)
 
 
 @pytest.mark.parametrize("is_newer_dialling", [True, False])
@@ -457,8 +457,8 @@ async def test_a_node_whose_generation_is_over_is_not_met(
     *, is_newer_dialling: bool
 ) -> None:
     """F31, F33: its secret file is older than a rotation, and who dials says why."""
-    newest = renewed(SECRET).settled(3)
-    older, newer = Party(), Party(trust=MeshTrust(newest, NodeKey.generate()))
+    newest = renewed(SECRET).with_newest_only(3)
+    older, newer = Party(), Party(trust=MeshTls(newest, NodeKey.generate()))
     dialler, other = (newer, older) if is_newer_dialling else (older, newer)
     async with running(older, newer):
         dialler.transport.dial(None, [other.address])
@@ -475,7 +475,7 @@ async def test_a_node_that_knows_only_the_generation_before_is_met(
     *, is_newer_dialling: bool
 ) -> None:
     """F33: it was away while the secret was renewed, and learns of it over the link."""
-    older, newer = Party(), Party(trust=MeshTrust(renewed(SECRET), NodeKey.generate()))
+    older, newer = Party(), Party(trust=MeshTls(renewed(SECRET), NodeKey.generate()))
     dialler, other = (newer, older) if is_newer_dialling else (older, newer)
     async with running(older, newer):
         dialler.transport.dial(None, [other.address])
@@ -488,14 +488,14 @@ async def test_a_node_that_knows_only_the_generation_before_is_met(
 async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
     """F33: new connections use the new generation; those that are there stay."""
     a, b = Party(), Party()
-    newest = renewed(SECRET).settled(3)
+    newest = renewed(SECRET).with_newest_only(3)
     async with running(a, b):
         await meet(a, b)
         for party in (a, b):
-            party.trust.renew(newest)
+            party.trust.use_secret(newest)
         a.transport.send(b.id, [Pull(())])
         await b.until(lambda: b.received)
-        late = Party(trust=MeshTrust(newest, NodeKey.generate()))
+        late = Party(trust=MeshTls(newest, NodeKey.generate()))
         async with running(late):
             late.transport.dial(None, [a.address])
             await late.until(lambda: late.of(PeerUp))
@@ -505,17 +505,17 @@ async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
 async def test_who_greets_while_its_secret_ends_is_not_met() -> None:
     """It was let in by a generation that is over before it has introduced itself."""
     slow = Party()
-    newest = renewed(SECRET).settled(3)
-    a = Party(trust=MeshTrust(renewed(SECRET), NodeKey.generate()))
+    newest = renewed(SECRET).with_newest_only(3)
+    a = Party(trust=MeshTls(renewed(SECRET), NodeKey.generate()))
     async with running(a, slow):
         reader, writer = await asyncio.open_connection(
             a.address.host,
             a.address.port,
             ssl=slow.trust.client_context(),
-            server_hostname=slow.trust.dialled_as,
+            server_hostname=slow.trust.server_name,
         )
         await reader.readexactly(1)  # Its HELLO: TLS is done there, too.
-        a.trust.renew(newest)
+        a.trust.use_secret(newest)
         writer.write(wire.encode([slow.hello()]) + wire.encode([HelloOk()]))
         await a.until(lambda: a.reasons)
         writer.close()
@@ -525,7 +525,7 @@ async def test_who_greets_while_its_secret_ends_is_not_met() -> None:
 
 
 @pytest.mark.parametrize(
-    ("refusal_s", "reason"), [(60.0, NOT_ACCEPTED), (0.0, TOO_LATE)]
+    ("refusal_s", "reason"), [(60.0, NOT_ACCEPTED), (0.0, HANDSHAKE_TIMED_OUT)]
 )
 async def test_a_rejected_certificate_is_told_as_a_wrong_secret(
     monkeypatch: pytest.MonkeyPatch, refusal_s: float, reason: str
@@ -534,9 +534,9 @@ async def test_a_rejected_certificate_is_told_as_a_wrong_secret(
 
     A busy peer ends it, too, once it has waited long enough: that accuses nobody.
     """
-    monkeypatch.setattr(link, "REFUSAL_S", refusal_s)
+    monkeypatch.setattr(link, "REJECTION_S", refusal_s)
     a = Party()
-    lenient = Party(trust=MeshTrust(generate(), NodeKey.generate()))
+    lenient = Party(trust=MeshTls(generate_secret(), NodeKey.generate()))
     context = lenient.trust.client_context()
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=a.trust.ca_pem())
@@ -617,13 +617,13 @@ async def test_a_peer_of_another_protocol_version_is_refused_with_a_reason() -> 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the bytes that reach the frame decoder."""
     seen: list[int] = []
-    take = wire.Decoder.feed
+    take = wire.Decoder.add_data
 
     def feed(self: wire.Decoder, data: bytes) -> None:
         seen.append(len(data))
         take(self, data)
 
-    monkeypatch.setattr(wire.Decoder, "feed", feed)
+    monkeypatch.setattr(wire.Decoder, "add_data", feed)
     return seen
 
 
@@ -703,7 +703,7 @@ async def test_pending_handshakes_of_one_address_are_bounded() -> None:
         async with asyncio.timeout(WAIT_S):
             endings = [await reader.read() for reader, _ in silent[-3:]]
         assert endings == [b""] * 3
-        assert len(a.transport._strangers) == HANDSHAKES_PER_ADDRESS
+        assert len(a.transport._handshake_limiter) == HANDSHAKES_PER_ADDRESS
         a.transport.dial(b.id, [b.address])
         await b.until(lambda: b.is_linked(a.id))
         for _, writer in silent:
@@ -728,7 +728,7 @@ async def test_strangers_of_this_machine_are_bounded_and_in_nobodys_way() -> Non
     async with running(a):
         silent = [
             await asyncio.open_connection(*a.address)
-            for _ in range(HANDSHAKES_HERE_MAX + 1)
+            for _ in range(LOCAL_HANDSHAKES_MAX + 1)
         ]
         async with asyncio.timeout(WAIT_S):
             assert await silent[-1][0].read() == b""
@@ -758,7 +758,7 @@ async def test_a_member_takes_no_place_of_a_stranger_while_it_says_hello() -> No
         ]
         for reader, _ in members:
             await reader.readexactly(4)  # The HELLO of this node: TLS is done.
-        assert not len(a.transport._strangers)
+        assert not len(a.transport._handshake_limiter)
         for _, writer in members:
             writer.close()
 
@@ -777,7 +777,7 @@ async def test_pending_handshakes_are_bounded_in_all() -> None:
         async with asyncio.timeout(WAIT_S):
             endings = [await reader.read() for reader, _ in silent[: 8 * 4 : 4]]
         assert endings == [b""] * 8
-        assert len(a.transport._strangers) == HANDSHAKES_MAX
+        assert len(a.transport._handshake_limiter) == HANDSHAKES_MAX
         for _, writer in silent:
             writer.close()
 
@@ -795,7 +795,7 @@ async def test_a_crowd_of_silent_addresses_keeps_no_peer_out() -> None:
                 *a.address,
                 local_addr=("127.0.2.1", 0),
                 ssl=raw.trust.client_context(),
-                server_hostname=raw.trust.dialled_as,
+                server_hostname=raw.trust.server_name,
             )
             assert await reader.readexactly(1)  # Its HELLO.
         for _, other in [*silent, (reader, writer)]:
@@ -809,7 +809,7 @@ class Raw:
     """A member that says what it likes."""
 
     def __init__(self) -> None:
-        self.trust = MeshTrust(SECRET, NodeKey.generate())
+        self.trust = MeshTls(SECRET, NodeKey.generate())
 
     def hello(self, template: Hello) -> Hello:
         return replace(template, node=replace(template.node, id=self.trust.node_id))

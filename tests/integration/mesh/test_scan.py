@@ -11,8 +11,16 @@ import pytest
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery import scan
-from octaskly.mesh.discovery.adverts import NEIGHBOURS_MAX, PAIRING_SERVICE, Sighting
-from octaskly.mesh.discovery.scan import Found, beacon, members_that_invite
+from octaskly.mesh.discovery.adverts import (
+    NODES_PER_HOST_MAX,
+    PAIRING_SERVICE,
+    ServiceRecord,
+)
+from octaskly.mesh.discovery.scan import (
+    FoundNode,
+    advertise_pairing,
+    scan_inviting_members,
+)
 from tests.integration.mesh.test_discovery import node_id
 
 LOOK_S = 60.0  #: none of these waits for so long
@@ -36,7 +44,7 @@ async def test_a_member_that_invites_later_is_found_while_one_looks() -> None:
     first, second = member(1001), member(1002)
     async with contextlib.AsyncExitStack() as stack:
         await shine(stack, first)
-        found = members_that_invite(LOOK_S, ["lo"])
+        found = scan_inviting_members(LOOK_S, ["lo"])
         async with contextlib.aclosing(found):
             await until(found, first.id)
             await shine(stack, second)
@@ -46,7 +54,7 @@ async def test_a_member_that_invites_later_is_found_while_one_looks() -> None:
 async def test_looking_ends_when_its_time_is_up() -> None:
     """Also where nobody answers."""
     node = member(1003)
-    seen = [one.node async for one in members_that_invite(0.2, ["lo"])]
+    seen = [one.node async for one in scan_inviting_members(0.2, ["lo"])]
 
     assert node.id not in seen
 
@@ -56,13 +64,13 @@ async def test_forged_members_of_one_address_are_few(
 ) -> None:
     """As for an agent: a thousand adverts of a victim lead to a few dials."""
     monkeypatch.setattr(scan, "open_mdns", Forger.open)
-    monkeypatch.setattr(scan, "near", lambda one, _: one.hosts)
+    monkeypatch.setattr(scan, "reachable_addresses", lambda one, _: one.hosts)
 
-    async with contextlib.aclosing(members_that_invite(LOOK_S, ["lo"])) as found:
-        for _ in range(NEIGHBOURS_MAX):
+    async with contextlib.aclosing(scan_inviting_members(LOOK_S, ["lo"])) as found:
+        for _ in range(NODES_PER_HOST_MAX):
             await anext(found)
-    all_ = [one async for one in members_that_invite(0.1, ["lo"])]
-    assert len(all_) <= NEIGHBOURS_MAX
+    all_ = [one async for one in scan_inviting_members(0.1, ["lo"])]
+    assert len(all_) <= NODES_PER_HOST_MAX
 
 
 class Forger:
@@ -83,9 +91,9 @@ class Forger:
         for node in self._ports:
             on_change(f"{node}.{PAIRING_SERVICE}", False)
 
-    def lookup(self, node: NodeId) -> Sighting:
+    def read_cached(self, node: NodeId) -> ServiceRecord:
         """Return what one of them says."""
-        return Sighting(
+        return ServiceRecord(
             node=node,
             hosts=("10.9.8.7",),
             port=self._ports[node],
@@ -98,11 +106,11 @@ class Forger:
 
 
 async def shine(stack: contextlib.AsyncExitStack, node: NodeInfo) -> None:
-    shown = beacon(node, mesh_id="0" * 16, interfaces=["lo"])
+    shown = advertise_pairing(node, mesh_id="0" * 16, interfaces=["lo"])
     assert await stack.enter_async_context(shown)
 
 
-async def until(found: AsyncIterator[Found], node: NodeId) -> None:
+async def until(found: AsyncIterator[FoundNode], node: NodeId) -> None:
     """Look on until this one is found; others may live on this loopback, too."""
     async with asyncio.timeout(LOOK_S):
         while (await anext(found)).node != node:

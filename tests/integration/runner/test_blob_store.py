@@ -10,9 +10,14 @@ import pytest
 
 from octaskly.core.model.ids import Moment
 from octaskly.errors import OutputNotFound
-from octaskly.ports import NoRoom, WrongBytes
-from octaskly.runner.files.blob_store import FORGET_S, KEEP_COPY_S, KEEP_S, Depot
-from octaskly.runner.files.scratch_folder import create_file, place_link
+from octaskly.ports import ContentMismatch, FileQuotaExceeded
+from octaskly.runner.files.blob_store import (
+    COPY_RETENTION_S,
+    RETENTION_S,
+    UNUSED_S_MAX,
+    BlobStore,
+)
+from octaskly.runner.files.scratch_folder import create_file, link_or_copy
 
 
 class SetClock:
@@ -34,133 +39,135 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-def depot(tmp_path: Path, clock: SetClock) -> Depot:
-    return Depot(tmp_path / "files", clock=clock, quota_bytes=1000, reserve_bytes=0)
+def depot(tmp_path: Path, clock: SetClock) -> BlobStore:
+    return BlobStore(tmp_path / "files", clock=clock, quota_bytes=1000, reserve_bytes=0)
 
 
 def name_of(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def put(depot: Depot, data: bytes, *, keep_s: float = KEEP_S) -> str:
-    arrival = depot.begin(name_of(data), len(data), keep_s=keep_s)
+def put(depot: BlobStore, data: bytes, *, keep_s: float = RETENTION_S) -> str:
+    arrival = depot.start_upload(name_of(data), len(data), keep_s=keep_s)
     arrival.write(data[:3])
     arrival.write(data[3:])
     arrival.finish()
-    arrival.drop()
+    arrival.abort()
     return name_of(data)
 
 
-def test_what_came_in_is_there_for_reading_alone(depot: Depot) -> None:
+def test_what_came_in_is_there_for_reading_alone(depot: BlobStore) -> None:
     """Nobody changes it for others, be it by mistake."""
     name = put(depot, b"some bytes")
 
-    assert depot.size_bytes(name) == 10
-    assert depot.path(name).read_bytes() == b"some bytes"
-    assert depot.path(name).stat().st_mode & 0o777 == 0o400
+    assert depot.touch_file(name) == 10
+    assert depot.file_path(name).read_bytes() == b"some bytes"
+    assert depot.file_path(name).stat().st_mode & 0o777 == 0o400
 
 
 @pytest.mark.parametrize("sent", [b"other bytes", b"some byteZ", b"some", b""])
 def test_nothing_is_left_of_what_is_not_what_it_is_called(
-    depot: Depot, tmp_path: Path, sent: bytes
+    depot: BlobStore, tmp_path: Path, sent: bytes
 ) -> None:
     """Other bytes, too few, too many."""
 
     def take_in() -> None:
-        arrival = depot.begin(name_of(b"some bytes"), 10)
+        arrival = depot.start_upload(name_of(b"some bytes"), 10)
         try:
             arrival.write(sent)
             arrival.finish()
         finally:
-            arrival.drop()
+            arrival.abort()
 
-    with pytest.raises(WrongBytes):
+    with pytest.raises(ContentMismatch):
         take_in()
 
     assert list((tmp_path / "files").iterdir()) == []
     with pytest.raises(OutputNotFound):
-        depot.path(name_of(b"some bytes"))
+        depot.file_path(name_of(b"some bytes"))
 
 
 @pytest.mark.parametrize("name", ["", "../" * 21 + "x", "A" * 64, "0" * 63, "0" * 65])
-def test_a_name_that_is_no_digest_leads_nowhere(depot: Depot, name: str) -> None:
+def test_a_name_that_is_no_digest_leads_nowhere(depot: BlobStore, name: str) -> None:
     """It may come from a client, or from the log of a peer."""
-    with pytest.raises(WrongBytes):
-        depot.begin(name, 1)
-    assert depot.size_bytes(name) is None
+    with pytest.raises(ContentMismatch):
+        depot.start_upload(name, 1)
+    assert depot.touch_file(name) is None
 
 
 def test_room_is_made_by_what_was_not_wanted_for_longest(
-    depot: Depot, clock: SetClock
+    depot: BlobStore, clock: SetClock
 ) -> None:
     """Copies go before what a client counts on; what comes in counts from its start."""
     left = put(depot, b"l" * 400)
-    copy = put(depot, b"c" * 400, keep_s=KEEP_COPY_S)
-    clock.now_s += KEEP_COPY_S + 1
-    coming = depot.begin(name_of(b"n" * 400), 400)
+    copy = put(depot, b"c" * 400, keep_s=COPY_RETENTION_S)
+    clock.now_s += COPY_RETENTION_S + 1
+    coming = depot.start_upload(name_of(b"n" * 400), 400)
 
-    assert depot.size_bytes(copy) is None
-    assert depot.size_bytes(left) == 400
-    with pytest.raises(NoRoom):
-        depot.begin(name_of(b"m" * 201), 201)
-    coming.drop()
+    assert depot.touch_file(copy) is None
+    assert depot.touch_file(left) == 400
+    with pytest.raises(FileQuotaExceeded):
+        depot.start_upload(name_of(b"m" * 201), 201)
+    coming.abort()
     put(depot, b"m" * 201)
 
 
 def test_what_a_client_counts_on_stays_until_it_lets_go(
-    depot: Depot, clock: SetClock
+    depot: BlobStore, clock: SetClock
 ) -> None:
     """Or until an hour after it was last asked for."""
     first, second = put(depot, b"f" * 500), put(depot, b"s" * 500)
-    clock.now_s += KEEP_S - 1
-    assert depot.size_bytes(first) == 500
-    with pytest.raises(NoRoom):
+    clock.now_s += RETENTION_S - 1
+    assert depot.touch_file(first) == 500
+    with pytest.raises(FileQuotaExceeded):
         put(depot, b"t" * 500)
     clock.now_s += 2
 
     put(depot, b"t" * 500)
-    assert depot.size_bytes(second) is None
-    depot.let_go(first)
+    assert depot.touch_file(second) is None
+    depot.release_file(first)
     put(depot, b"u" * 500)
-    assert depot.size_bytes(first, keep_s=0) is None
+    assert depot.touch_file(first, keep_s=0) is None
 
 
-def test_what_nobody_wants_for_a_day_goes(depot: Depot, clock: SetClock) -> None:
+def test_what_nobody_wants_for_a_day_goes(depot: BlobStore, clock: SetClock) -> None:
     """Also where there is room for it."""
     name = put(depot, b"old")
-    clock.now_s += KEEP_S + FORGET_S - 1
-    depot.sweep()
+    clock.now_s += RETENTION_S + UNUSED_S_MAX - 1
+    depot.delete_expired()
     assert (depot._folder / name).exists()
     clock.now_s += 2
-    depot.sweep()
+    depot.delete_expired()
 
-    assert depot.size_bytes(name) is None
+    assert depot.touch_file(name) is None
     assert not (depot._folder / name).exists()
 
 
 def test_the_next_agent_knows_what_is_there(
-    depot: Depot, tmp_path: Path, clock: SetClock
+    depot: BlobStore, tmp_path: Path, clock: SetClock
 ) -> None:
     """What was still coming is deleted; until when a file must stay is not lost."""
     name = put(depot, b"f" * 600)
-    depot.begin(name_of(b"half"), 4).write(b"ha")
-    later = Depot(tmp_path / "files", clock=clock, quota_bytes=1000, reserve_bytes=0)
+    depot.start_upload(name_of(b"half"), 4).write(b"ha")
+    later = BlobStore(
+        tmp_path / "files", clock=clock, quota_bytes=1000, reserve_bytes=0
+    )
 
-    assert later.size_bytes(name, keep_s=0) == 600
+    assert later.touch_file(name, keep_s=0) == 600
     assert [place.name for place in (tmp_path / "files").iterdir()] == [name]
-    with pytest.raises(NoRoom):
+    with pytest.raises(FileQuotaExceeded):
         put(later, b"t" * 500)
-    clock.now_s += KEEP_S + 1
+    clock.now_s += RETENTION_S + 1
     put(later, b"t" * 500)
 
 
-def test_a_file_is_placed_below_a_folder_only(depot: Depot, tmp_path: Path) -> None:
+def test_a_file_is_placed_below_a_folder_only(depot: BlobStore, tmp_path: Path) -> None:
     """By another name for the same file, or as one that is made and filled."""
-    source = depot.path(put(depot, b"bytes"))
+    source = depot.file_path(put(depot, b"bytes"))
     folder = tmp_path / "fresh"
     folder.mkdir()
 
-    place_link(source, folder, "args")
+    link_or_copy(source, folder, "args")
     assert (folder / "args").samefile(source)
     fd = create_file(folder, "copy")
     os.write(fd, b"bytes")
@@ -168,7 +175,7 @@ def test_a_file_is_placed_below_a_folder_only(depot: Depot, tmp_path: Path) -> N
     assert (folder / "copy").read_bytes() == b"bytes"
     for path in ("../out", "/out", "", "args/../../out"):
         with pytest.raises(OSError, match="relative"):
-            place_link(source, folder, path)
+            link_or_copy(source, folder, path)
     with pytest.raises(FileExistsError):
         create_file(folder, "args")
     assert not (tmp_path / "out").exists()

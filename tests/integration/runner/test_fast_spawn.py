@@ -11,9 +11,9 @@ import pytest
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.runner.launch_protocol import RESET_SIGNALS
 from octaskly.runner.launcher import fast_spawn, spawn
-from octaskly.runner.launcher.child import Order
+from octaskly.runner.launcher.child import StartOrder
 from octaskly.runner.launcher.fast_spawn import COMMAND_BYTES, WORDS_MAX, Plain
-from octaskly.runner.launcher.slots import Slots
+from octaskly.runner.launcher.slots import SlotAllocator
 from tests.support.pooling import rig
 
 SURROUNDINGS = "cat /proc/self/environ /proc/self/status /proc/self/stat"
@@ -96,10 +96,12 @@ def test_more_pipes_than_are_remembered_are_used_all_the_same(
 
 def test_a_null_byte_is_refused_and_not_the_end_of_the_command(tmp_path: Path) -> None:
     """Else what is before it would run."""
-    pad = spawn.Pad(
+    pad = spawn.SpawnContext(
         workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
     )
-    order = Order(1, "t", "1", "t.1.1.1", b"true\0 false", 60, since_s=0.0)
+    order = StartOrder(1, "t", "1", "t.1.1.1", b"true\0 false", 60, queued_s=0.0)
 
-    with pytest.raises(spawn.Refused, match="null byte"):
-        pad.spawn(order, Slots(0, 1, None).enter(None), begin_s=0.0, begin_ms=0)
+    with pytest.raises(spawn.SpawnRefused, match="null byte"):
+        pad.spawn_attempt(
+            order, SlotAllocator(0, 1, None).acquire_slot(None), begin_s=0.0, begin_ms=0
+        )

@@ -68,7 +68,7 @@ async def test_a_cancelled_task_has_its_own_code_and_signal(
             await began(made, manner, options=HASTY.get(name))
             for name, (manner, _, _) in MANNERS.items()
         ]
-        made.pool.stop(names)
+        made.pool.stop_attempts(names)
         ends = [summary(await made.end_of(task)) for task, _ in names]
 
         assert dict(zip(MANNERS, ends, strict=True)) == {
@@ -98,11 +98,11 @@ async def test_a_cancel_of_what_is_late_already_is_a_cancel(tmp_path: Path) -> N
         manner = f"trap 'echo >> {heard}' TERM"
         task, attempt = await began(made, manner, timeout_s=5)
         await eventually(heard.exists)
-        made.pool.stop([(task, attempt)])
-        made.pool.stop([(task, attempt)], EndReason.DRAINING)
+        made.pool.stop_attempts([(task, attempt)])
+        made.pool.stop_attempts([(task, attempt)], EndReason.DRAINING)
         await made.run("true")
         assert heard.read_text() == "\n"
-        made.pool.freeze(is_frozen=True)  # Ends the grace.
+        made.pool.set_frozen(is_frozen=True)  # Ends the grace.
 
         outcome = await made.end_of(task)
         assert (outcome.state, outcome.signal) == (AttemptState.CANCELLED, 9)
@@ -112,7 +112,7 @@ async def test_what_a_leaving_node_ends_is_released(tmp_path: Path) -> None:
     """It was told to end, so nothing that it did then counts; it is run elsewhere."""
     async with rig(tmp_path, kill_grace_s=PATIENT_S) as made:
         task, attempt = await began(made, "trap 'exit 0' TERM")
-        made.pool.stop([(task, attempt)], EndReason.DRAINING)
+        made.pool.stop_attempts([(task, attempt)], EndReason.DRAINING)
         outcome = await made.end_of(task)
 
         assert (outcome.state, outcome.reason) == (
@@ -128,7 +128,7 @@ async def test_what_ended_before_a_node_leaves_counts(tmp_path: Path) -> None:
         ended = made.workdir / "ended"
         name = made.start(f"echo > {ended}; exit 3")
         await eventually(lambda: ended.exists() and not processes_with(str(ended)))
-        made.pool.stop([name], EndReason.DRAINING)
+        made.pool.stop_attempts([name], EndReason.DRAINING)
 
         outcome = await made.end_of(name[0])
         assert summary(outcome) == (AttemptState.FAILED, EndReason.EXIT, 3, None)
@@ -142,11 +142,11 @@ async def test_a_task_may_have_a_grace_of_its_own(tmp_path: Path) -> None:
     """Longer than that of the node, or none."""
     async with rig(tmp_path, kill_grace_s=0.1) as made:
         patient = await began(made, SLOW, options=TaskOptions(grace_s=60))
-        made.pool.stop([patient])
+        made.pool.stop_attempts([patient])
         assert (await made.end_of(patient[0])).exit_code == 5
     async with rig(tmp_path, kill_grace_s=60.0) as made:
         hasty = await began(made, SLOWEST, options=TaskOptions(grace_s=0))
-        made.pool.stop([hasty])
+        made.pool.stop_attempts([hasty])
         assert (await made.end_of(hasty[0])).exit_code == 137
 
 
@@ -156,13 +156,13 @@ async def test_a_leaving_node_waits_for_no_task_longer_than_its_own_grace(
     """The service manager would kill the agent meanwhile."""
     async with rig(tmp_path, kill_grace_s=0.1) as made:
         task, attempt = await began(made, SLOWEST, options=TaskOptions(grace_s=3600))
-        made.pool.stop([(task, attempt)], EndReason.DRAINING)
+        made.pool.stop_attempts([(task, attempt)], EndReason.DRAINING)
 
         assert (await made.end_of(task)).detail == "ended by signal 9"
 
 
 def has_mark(pid: int, mark: bytes) -> bool:
-    return mark in proc_tree.settings_of(pid)
+    return mark in proc_tree.environment_of(pid)
 
 
 async def test_attempts_of_two_reigns_are_told_apart() -> None:
@@ -184,7 +184,7 @@ async def test_attempts_of_two_reigns_are_told_apart() -> None:
     try:
         for mark, process in zip(marks, processes, strict=True):
             await eventually(partial(has_mark, process.pid, mark))
-        await asyncio.to_thread(proc_tree.end_marked, {marks[0]}, set())
+        await asyncio.to_thread(proc_tree.kill_marked, {marks[0]}, set())
 
         assert [process.poll() is None for process in processes] == [False, True]
     finally:
@@ -203,7 +203,7 @@ async def test_no_two_attempts_share_a_mark(tmp_path: Path) -> None:
             (attempt._replace(stream=StreamId(78)), spec),
             (attempt._replace(n=2), spec),
         ]
-        made.pool.start(items)
+        made.pool.start_attempts(items)
         await eventually(lambda: len(made.reports) == len(items))
         ends = {report.outcome.stdout for report in made.reports}
 

@@ -12,14 +12,14 @@ import pytest
 
 from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.ports.output import Piece
-from octaskly.runner.output.output_archive import Archive, name_of_file
+from octaskly.ports.output import OutputChunk
+from octaskly.runner.output.output_archive import OutputArchive, output_file_name
 from octaskly.runner.output.output_file import (
     BLOCK_BYTES,
     HEAD_BYTES,
     READ_BYTES_MAX,
-    Reader,
-    Writer,
+    OutputFileReader,
+    OutputFileWriter,
 )
 from octaskly.runner.pool.pool import Pool
 from tests.agents import WAIT_S_MAX
@@ -31,13 +31,13 @@ ATTEMPT = AttemptId(3, STREAM, 1)
 
 async def read(
     pool: Pool, task: TaskId, *, follow: bool = False, start: int = 0
-) -> list[Piece]:
+) -> list[OutputChunk]:
     """Return all pieces of an attempt."""
-    pieces = pool.recorder.pieces(task, ATTEMPT, (start, start), follow=follow)
+    pieces = pool.recorder.stream_output(task, ATTEMPT, (start, start), follow=follow)
     return [piece async for piece in pieces]
 
 
-def joined(pieces: list[Piece], stream: int) -> bytes:
+def joined(pieces: list[OutputChunk], stream: int) -> bytes:
     return b"".join(piece.data for piece in pieces if piece.stream == stream)
 
 
@@ -66,9 +66,9 @@ async def test_long_output_is_kept_on_disk_within_the_cap(tmp_path: Path) -> Non
     assert outcome.stdout == whole[:MIB]
     for piece in pieces:
         if piece.stream == 0:
-            assert whole[piece.offset : piece.end] == piece.data
+            assert whole[piece.offset : piece.end_offset] == piece.data
     assert joined(pieces, 0)[:HEAD_BYTES] == whole[:HEAD_BYTES]
-    assert pieces[-2] == Piece(0, len(whole), b"")
+    assert pieces[-2] == OutputChunk(0, len(whole), b"")
     assert 6 * MIB < len(joined(pieces, 0)) < 8 * MIB
     # A flood on one stream does not push out the other.
     assert joined(pieces, 1) == b"".join(b"%d\n" % n for n in range(1, 9001))
@@ -82,9 +82,11 @@ async def test_who_follows_sees_lines_while_the_attempt_runs(tmp_path: Path) -> 
         task, _ = made.start(
             "echo one; while ! [ -e go ]; do sleep 0.01; done; echo two; echo three >&2"
         )
-        seen: list[Piece] = []
+        seen: list[OutputChunk] = []
         async with asyncio.timeout(WAIT_S_MAX):
-            pieces = made.pool.recorder.pieces(task, ATTEMPT, (0, 0), follow=True)
+            pieces = made.pool.recorder.stream_output(
+                task, ATTEMPT, (0, 0), follow=True
+            )
             async for piece in pieces:
                 seen.append(piece)
                 if joined(seen, 0) == b"one\n":
@@ -93,12 +95,12 @@ async def test_who_follows_sees_lines_while_the_attempt_runs(tmp_path: Path) -> 
 
         assert joined(seen, 0) == b"one\ntwo\n"
         assert joined(seen, 1) == b"three\n"
-        assert seen[-2:] == [Piece(0, 8, b""), Piece(1, 6, b"")]
+        assert seen[-2:] == [OutputChunk(0, 8, b""), OutputChunk(1, 6, b"")]
         assert await read(made.pool, task, start=4) == [
-            Piece(0, 4, b"two\n"),
-            Piece(1, 4, b"e\n"),
-            Piece(0, 8, b""),
-            Piece(1, 6, b""),
+            OutputChunk(0, 4, b"two\n"),
+            OutputChunk(1, 4, b"e\n"),
+            OutputChunk(0, 8, b""),
+            OutputChunk(1, 6, b""),
         ]
 
 
@@ -109,9 +111,13 @@ async def test_who_does_not_follow_gets_what_is_there(tmp_path: Path) -> None:
         while not joined(pieces := await read(made.pool, task), 0):
             pass
 
-        assert pieces == [Piece(0, 0, b"one\n"), Piece(0, 4, b""), Piece(1, 0, b"")]
+        assert pieces == [
+            OutputChunk(0, 0, b"one\n"),
+            OutputChunk(0, 4, b""),
+            OutputChunk(1, 0, b""),
+        ]
         assert made.outcome(task) is None
-        made.pool.stop([(task, name)])
+        made.pool.stop_attempts([(task, name)])
         await made.end_of(task)
 
 
@@ -144,7 +150,7 @@ async def test_a_task_gets_no_descriptor_of_a_file(tmp_path: Path) -> None:
         while not joined(await read(made.pool, task), 0):
             pass
         outcome = await made.run("ls -l /proc/self/fd")
-        made.pool.stop([(task, name)])
+        made.pool.stop_attempts([(task, name)])
         await made.end_of(task)
 
     assert b"transcripts" not in outcome.stdout
@@ -160,7 +166,7 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
     """
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    other_file = name_of_file(TaskId("task-002-rig"), ATTEMPT)
+    other_file = output_file_name(TaskId("task-002-rig"), ATTEMPT)
     async with rig(tmp_path) as made:
         task, _ = made.start(
             "d=../transcripts; mkdir -p $d; for n in $(seq 200); do"
@@ -189,13 +195,13 @@ async def test_another_user_writes_output_where_it_may_write_nothing_else() -> N
             await made.end_of(task)
             spoiled = await made.run(
                 f"rm -rf {folder}/transcripts/*; ln -s x {folder}/transcripts/x;"
-                f" echo bad >> {folder}/transcripts/{name_of_file(task, ATTEMPT)}"
+                f" echo bad >> {folder}/transcripts/{output_file_name(task, ATTEMPT)}"
             )
             pieces = await read(made.pool, task)
 
         assert spoiled.exit_code != 0
         assert joined(pieces, 0) == bytes(3_000_000)
-        assert transcripts(folder) == [name_of_file(task, ATTEMPT)]
+        assert transcripts(folder) == [output_file_name(task, ATTEMPT)]
 
 
 # -- the archive ---------------------------------------------------------------------
@@ -214,16 +220,16 @@ class Wall:
         return 0.5
 
 
-def fill(archive: Archive, task: str, size: int, mtime_s: float = 0.0) -> None:
+def fill(archive: OutputArchive, task: str, size: int, mtime_s: float = 0.0) -> None:
     """Keep so many bytes for a task."""
-    fd = archive.create(TaskId(task), ATTEMPT)
-    writer = Writer(os.dup(fd), archive.bytes_max)
+    fd = archive.create_file(TaskId(task), ATTEMPT)
+    writer = OutputFileWriter(os.dup(fd), archive.bytes_max)
     writer.write(0, bytes(size))
-    writer.begin()
+    writer.publish()
     writer.close()
     os.utime(fd, (mtime_s, mtime_s))
     os.close(fd)
-    archive.ended(TaskId(task), ATTEMPT)
+    archive.mark_complete(TaskId(task), ATTEMPT)
 
 
 def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
@@ -233,14 +239,14 @@ def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
     for n in range(3):
         fill(old, f"t{n}", 3 * MIB, mtime_s=10 - n)
     archive = archive_in(tmp_path, quota_bytes=20 * MIB, clock=Wall(0))
-    first = archive.create(TaskId("a"), ATTEMPT)
+    first = archive.create_file(TaskId("a"), ATTEMPT)
     assert len(transcripts(tmp_path)) == 4
-    second = archive.create(TaskId("b"), ATTEMPT)
+    second = archive.create_file(TaskId("b"), ATTEMPT)
     assert transcripts(tmp_path) == [
-        name_of_file(TaskId(task), ATTEMPT) for task in ("a", "b", "t0")
+        output_file_name(TaskId(task), ATTEMPT) for task in ("a", "b", "t0")
     ]
     with pytest.raises(OSError, match="room"):
-        archive.create(TaskId("c"), ATTEMPT)
+        archive.create_file(TaskId("c"), ATTEMPT)
     os.close(first)
     os.close(second)
 
@@ -248,7 +254,7 @@ def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
 def test_a_full_disk_is_left_to_the_log(tmp_path: Path) -> None:
     """What has ended is deleted for it, and nothing new is begun."""
     (tmp_path / "outputs").mkdir()
-    archive = Archive(
+    archive = OutputArchive(
         tmp_path / "transcripts",
         outputs_dir=tmp_path / "outputs",
         bytes_max=8 * MIB,
@@ -260,7 +266,7 @@ def test_a_full_disk_is_left_to_the_log(tmp_path: Path) -> None:
     fill(archive_in(tmp_path), "old", 10)
 
     with pytest.raises(OSError, match="room"):
-        archive.create(TaskId("a"), ATTEMPT)
+        archive.create_file(TaskId("a"), ATTEMPT)
 
     assert transcripts(tmp_path) == []
 
@@ -277,13 +283,13 @@ def test_what_is_too_old_is_deleted(tmp_path: Path) -> None:
     fill(archive, "old", 10, mtime_s=0)
     fill(archive, "new", 10, mtime_s=100)
     clock.wall_ms = 120_000
-    archive.sweep()
+    archive.delete_expired()
 
-    assert transcripts(tmp_path) == [name_of_file(TaskId("new"), ATTEMPT)]
+    assert transcripts(tmp_path) == [output_file_name(TaskId("new"), ATTEMPT)]
     kept = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("outputs/*/*"))
     assert kept == ["outputs/x/2-2-2", "outputs/y/1-1-1"]
     clock.wall_ms = 300_000
-    archive.sweep()
+    archive.delete_expired()
     assert list(tmp_path.glob("outputs/*")) == []
 
 
@@ -291,7 +297,7 @@ def test_a_small_disk_still_keeps_the_end_of_long_output(tmp_path: Path) -> None
     """By default a tenth of it is used, of which one attempt takes a quarter."""
     (tmp_path / "outputs").mkdir()
     disk = shutil.disk_usage(tmp_path).total
-    archive = Archive(
+    archive = OutputArchive(
         tmp_path / "transcripts",
         outputs_dir=tmp_path / "outputs",
         bytes_max=disk,
@@ -310,9 +316,9 @@ def test_a_reader_survives_any_file(tmp_path: Path) -> None:
     """Tasks of the agent's own user could have written it."""
     good = tmp_path / "good"
     fd = os.open(good, os.O_RDWR | os.O_CREAT)
-    writer = Writer(fd, 4 * MIB)
+    writer = OutputFileWriter(fd, 4 * MIB)
     writer.write(0, bytes(3 * BLOCK_BYTES))
-    writer.begin()
+    writer.publish()
     writer.close()
     data = good.read_bytes()
     for bad in (
@@ -325,8 +331,8 @@ def test_a_reader_survives_any_file(tmp_path: Path) -> None:
     ):
         path = tmp_path / "bad"
         path.write_bytes(bad)
-        reader = Reader(os.open(path, os.O_RDONLY))
-        if not reader.look():
+        reader = OutputFileReader(os.open(path, os.O_RDONLY))
+        if not reader.refresh_index():
             continue
         offset, looks = 0, 0
         while (piece := reader.read(0, offset))[1]:
@@ -341,6 +347,6 @@ async def test_files_are_swept_while_the_agent_lives(tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     fill(archive_in(tmp_path), "old", 10)
     async with rig(tmp_path, archive=archive) as made:
-        tidying = asyncio.create_task(made.pool.recorder.tidy())
+        tidying = asyncio.create_task(made.pool.recorder.run_cleanup())
         await eventually(lambda: not transcripts(tmp_path))
         tidying.cancel()

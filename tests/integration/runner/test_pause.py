@@ -47,7 +47,7 @@ def stats_with(word: str) -> dict[int, list[str]]:
 
 async def frozen(made: Rig, *words: str) -> None:
     """Pause, and wait until nothing moves any more."""
-    made.pool.freeze(is_frozen=True)
+    made.pool.set_frozen(is_frozen=True)
     await still(*words)
 
 
@@ -79,10 +79,10 @@ async def test_paused_trees_use_no_processor(
             await is_burning(word)
         await frozen(made, *words)
         before = {word: ticks(word) for word in words}
-        made.pool.freeze(is_frozen=False)
+        made.pool.set_frozen(is_frozen=False)
         for word in words:
             await is_burning(word, before[word])
-        made.pool.stop(names)
+        made.pool.stop_attempts(names)
 
         for task, _ in names:
             assert (await made.end_of(task)).state == AttemptState.CANCELLED
@@ -101,13 +101,13 @@ async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) 
         )
         late, _ = made.start(f"sleep {word}", timeout_s=limit_s)
         await eventually(lambda: len(processes_with(word)) == 2)
-        made.pool.freeze(is_frozen=True)
+        made.pool.set_frozen(is_frozen=True)
         before_s = time.monotonic() - begin_s  # At most: some of it may count.
         await asyncio.sleep(limit_s + 0.5)
         assert made.reports == []
         (made.workdir / "go").touch()
         begin_s = time.monotonic()
-        made.pool.freeze(is_frozen=False)
+        made.pool.set_frozen(is_frozen=False)
 
         assert (await made.end_of(short)).state == AttemptState.OK
         assert (await made.end_of(late)).reason is EndReason.TIMEOUT
@@ -125,8 +125,8 @@ async def test_a_paused_task_can_be_cancelled(
         other, _ = made.start(BURNERS["alone"].format(other_word))
         await is_burning(word)
         await is_burning(other_word)
-        made.pool.freeze(is_frozen=True)
-        made.pool.stop([(task, attempt)])
+        made.pool.set_frozen(is_frozen=True)
+        made.pool.stop_attempts([(task, attempt)])
         outcome = await made.end_of(task)
 
         assert (outcome.state, outcome.signal) == (AttemptState.CANCELLED, 9)
@@ -144,8 +144,8 @@ async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
     async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
         task, attempt = made.start(f"trap : TERM; while :; do sh -c : {word}; done")
         await eventually(lambda: ticks(word) > 0)
-        made.pool.stop([(task, attempt)])
-        made.pool.freeze(is_frozen=True)
+        made.pool.stop_attempts([(task, attempt)])
+        made.pool.set_frozen(is_frozen=True)
 
         assert (await made.end_of(task)).signal == 9
 
@@ -159,10 +159,10 @@ async def test_a_slot_that_was_paused_can_be_used_again(
     async with rig(tmp_path, **mode) as made:
         task, attempt = made.start(BURNERS["alone"].format(word))
         await is_burning(word)
-        made.pool.freeze(is_frozen=True)
-        made.pool.stop([(task, attempt)])
+        made.pool.set_frozen(is_frozen=True)
+        made.pool.stop_attempts([(task, attempt)])
         await made.end_of(task)
-        made.pool.freeze(is_frozen=False)
+        made.pool.set_frozen(is_frozen=False)
         ends = await made.run_all(["true"] * 4)
 
         assert [end.state for end in ends] == [AttemptState.OK] * 4
@@ -175,9 +175,9 @@ async def test_what_a_task_had_stopped_itself_stays_stopped(tmp_path: Path) -> N
         made.start(f"sh -c 'kill -STOP $$; sleep {word}' & sh -c : ; sleep {word}")
         await eventually(lambda: stopped_with(word))
         before = stopped_with(word)
-        made.pool.freeze(is_frozen=True)
+        made.pool.set_frozen(is_frozen=True)
         await eventually(lambda: len(stopped_with(word)) > len(before))
-        made.pool.freeze(is_frozen=False)
+        made.pool.set_frozen(is_frozen=False)
         await eventually(lambda: stopped_with(word) == before)
 
 
@@ -194,7 +194,7 @@ async def test_what_has_not_begun_is_handed_back(tmp_path: Path) -> None:
         await eventually(lambda: len(processes_with(word)) == 2)
         (made.workdir / "there").touch()
         waiting = [made.start("true")[0], made.start("true", inputs=("there",))[0]]
-        made.pool.hand_back()
+        made.pool.release_waiting()
         ends: list[Outcome] = [await made.end_of(task) for task in waiting]
 
         assert {(end.state, end.reason) for end in ends} == {

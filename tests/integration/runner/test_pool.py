@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.config.account import INHERITED
+from octaskly.config.account import DEFAULT_INHERITED
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
-from octaskly.runner.files.workdir import captured
+from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.launch_protocol import encode_settings
 from octaskly.runner.launcher import launcher
-from octaskly.runner.launcher.child import Sink
+from octaskly.runner.launcher.child import PipeReader
 from octaskly.runner.pool import launchers
 from octaskly.runner.pool.launcher_process import task_environment
 from octaskly.runner.pool.reports import COALESCE_S
-from octaskly.runner.python_command import import_folders, python_words
+from octaskly.runner.python_command import import_folders, python_argv
 from tests.support.pooling import (
     CALLS,
     STREAM,
@@ -197,8 +197,8 @@ def test_a_closed_pipe_is_watched_no_more() -> None:
     reader, writer = os.pipe()
     copy = os.dup(reader)
     with select.epoll() as epoll:
-        sink = Sink(reader, 10, 0)
-        sink.watch(epoll)
+        sink = PipeReader(reader, 10, 0)
+        sink.register(epoll)
         os.close(writer)
         sink.close()
 
@@ -350,7 +350,7 @@ async def test_a_stopped_process_can_be_ended(tmp_path: Path) -> None:
     async with rig(tmp_path, kill_grace_s=600) as made:
         task, attempt = made.start(command)
         await eventually(lambda: _state_of_shells(command) == ["T"])
-        made.pool.stop([(task, attempt)])
+        made.pool.stop_attempts([(task, attempt)])
 
         outcome = await made.end_of(task)
         assert summary(outcome) == (
@@ -372,7 +372,7 @@ async def test_stop_cancels_what_runs_and_what_waits(tmp_path: Path) -> None:
     """Also what had no time to begin."""
     async with rig(tmp_path, slots=1) as made:
         names = [made.start("sleep 60") for _ in range(3)]
-        made.pool.stop([*names, names[0], (TaskId("unknown"), names[0][1])])
+        made.pool.stop_attempts([*names, names[0], (TaskId("unknown"), names[0][1])])
         ends = [await made.end_of(task) for task, _ in names]
 
         assert {end.state for end in ends} == {AttemptState.CANCELLED}
@@ -385,7 +385,7 @@ async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
     async with rig(tmp_path, slots=1, kill_grace_s=60) as made:
         polite = made.start("trap 'exit 0' TERM; echo > ready; sleep 60 & wait")
         await eventually((made.workdir / "ready").exists)
-        made.pool.stop([polite])
+        made.pool.stop_attempts([polite])
         outcome = await made.end_of(polite[0])
 
         cancelled = (AttemptState.CANCELLED, EndReason.CANCELLED, 0, None)
@@ -396,8 +396,8 @@ async def test_an_attempt_is_taken_once(tmp_path: Path) -> None:
     """A repeated dispatch does not run it twice."""
     async with rig(tmp_path) as made:
         item = made.item("echo x >> log; sleep 0.2")
-        made.pool.start([item, item])
-        made.pool.start([item])
+        made.pool.start_attempts([item, item])
+        made.pool.start_attempts([item])
         await made.end_of(item[1].id)
 
         assert (made.workdir / "log").read_text() == "x\n"
@@ -445,7 +445,7 @@ async def test_a_short_one_never_waits_behind_a_long_one(tmp_path: Path) -> None
     async with rig(tmp_path, slots=2, launchers=2) as made:
         await made.run_all(["true"] * 40)
         items = [made.item("sleep 600"), *(made.item("true") for _ in range(20))]
-        made.pool.start(items)
+        made.pool.start_attempts(items)
         for _, spec in items[1:]:
             assert summary(await made.ended(spec)) == OK
 
@@ -459,7 +459,7 @@ async def test_reports_come_together_when_many_wait(tmp_path: Path) -> None:
         made.calls = 0
         begin_s = time.monotonic()
         items = [made.item("true") for _ in range(200)]
-        made.pool.start(items)
+        made.pool.start_attempts(items)
         for _, spec in items:
             await made.end_of(spec.id)
 
@@ -500,7 +500,7 @@ async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
             OutputFile("../etc/passwd", None),
             OutputFile("d", None),
         )
-        file = captured(tmp_path / "outputs", task, attempt, "d/out")
+        file = captured_path(tmp_path / "outputs", task, attempt, "d/out")
         assert file.read_text() == "hello"
 
 
@@ -633,8 +633,8 @@ async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
     async with rig(tmp_path) as made:
         task, _ = made.start("echo ran")
         other, attempt = made.start("true")
-        await eventually(lambda: made.pool.counts.launcher_deaths >= 4)
-        made.pool.stop([(other, attempt)])
+        await eventually(lambda: made.pool.attempt_stats.launcher_crashes >= 4)
+        made.pool.stop_attempts([(other, attempt)])
         monkeypatch.setattr(launcher, "__file__", sound)
 
         assert (await made.end_of(task)).stdout == b"ran\n"
@@ -652,13 +652,13 @@ async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
     monkeypatch.setattr(launchers, "PROBE_S", 0.05)
     monkeypatch.setattr(launcher, "__file__", str(broken))
     async with rig(tmp_path) as made:
-        assert made.pool.look_after()
+        assert made.pool.check_launchers()
         task, attempt = made.start("true")
-        await eventually(lambda: not made.pool.look_after())
-        made.pool.stop([(task, attempt)])
+        await eventually(lambda: not made.pool.check_launchers())
+        made.pool.stop_attempts([(task, attempt)])
         monkeypatch.setattr(launcher, "__file__", sound)
 
-        await eventually(made.pool.look_after)
+        await eventually(made.pool.check_launchers)
 
 
 def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
@@ -678,10 +678,10 @@ def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
         "cgroup": "",
         "first_slot": 0,
         "slots": 1,
-        **INHERITED._asdict(),
+        **DEFAULT_INHERITED._asdict(),
     }
     words = [
-        *python_words(launcher.__file__),
+        *python_argv(launcher.__file__),
         *(str(control.fileno()), encode_settings(settings)),
         *import_folders(),
     ]
@@ -697,7 +697,7 @@ async def test_other_nodes_are_asked_where_no_launcher_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No attempt stays for ever with a node that cannot begin it."""
-    monkeypatch.setattr(launchers, "NONE_STARTS_S", 0.1)
+    monkeypatch.setattr(launchers, "NO_LAUNCHER_WAIT_S", 0.1)
     monkeypatch.setattr(sys, "executable", "/no/such/program")
     async with rig(tmp_path) as made:
         outcome = await made.run("true")
@@ -719,7 +719,7 @@ async def test_a_task_with_several_slots_keeps_others_from_running(
             command = f"echo +{weight} >> log; sleep 0.02; echo -{weight} >> log"
             options = TaskOptions(requires=Requirements(cpus=weight))
             items.append(made.item(command, options=options))
-        made.pool.start(items)
+        made.pool.start_attempts(items)
         for _, spec in items:
             assert summary(await made.ended(spec)) == OK
 

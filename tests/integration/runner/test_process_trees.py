@@ -124,7 +124,7 @@ async def test_a_stop_takes_the_whole_tree(
         await eventually(lambda: len(processes_with(f"sleep {other_word}")) == 3)
         stopped = made.start(f"{escape(name, word)}\nsleep {word}")
         await eventually(lambda: _sleepers(word) == 2)
-        made.pool.stop([stopped])
+        made.pool.stop_attempts([stopped])
         outcome = await made.end_of(stopped[0])
 
         assert outcome.state == AttemptState.CANCELLED
@@ -132,7 +132,7 @@ async def test_a_stop_takes_the_whole_tree(
         if not with_cgroups and name == "daemon without environment":
             # Nobody can tell whose it is, until the other task has ended too.
             assert made.outcome(other[0]) is None
-            made.pool.stop([other])
+            made.pool.stop_attempts([other])
             await made.end_of(other[0])
         assert processes_with(word) == {}
 
@@ -152,7 +152,7 @@ async def test_a_storm_of_forks_ends(tmp_path: Path, *, with_cgroups: bool) -> N
         storm = f"{sys.executable} {tmp_path}/storm.py {word} {most}"
         task, attempt = made.start(storm)
         await eventually(lambda: len(processes_with(word)) > 20)
-        made.pool.stop([(task, attempt)])
+        made.pool.stop_attempts([(task, attempt)])
         await made.end_of(task)
 
         assert processes_with(word) == {}
@@ -172,7 +172,7 @@ async def test_who_is_another_process_each_moment_is_caught(
         hoppers = f"{tmp_path}/hoppers.py {word} {count} {rest_s} {ready}"
         task = made.start(f"{sys.executable} {hoppers}", options=options)
         await eventually(ready.exists, within_s=100)
-        made.pool.stop([task])
+        made.pool.stop_attempts([task])
         outcome = await made.end_of(task[0], within_s=100)
 
         assert (outcome.signal, outcome.detail) == (9, "")
@@ -268,12 +268,12 @@ def _age_s(word: str) -> float:
 
 
 @pytest.mark.skipif(
-    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    (own := cgroup.own_group_folder()) is None or not os.access(own, os.W_OK),
     reason="no cgroup can be created here",
 )
 async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
     """And those of an agent that was killed are swept by the next one."""
-    folder = cgroup.own_folder()
+    folder = cgroup.own_group_folder()
     assert folder is not None
     word = token()
     with agent(tmp_path, "4", "yes", f"sleep {word}") as (pid, launchers):
@@ -294,14 +294,14 @@ async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    (own := cgroup.own_group_folder()) is None or not os.access(own, os.W_OK),
     reason="no cgroup can be created here",
 )
 async def test_a_launcher_with_one_slot_ends_trees_from_outside_their_group(
     tmp_path: Path,
 ) -> None:
     """And is back at home when the next task starts, which costs nothing."""
-    folder = cgroup.own_folder()
+    folder = cgroup.own_group_folder()
     assert folder is not None
     word = token()
     async with rig(tmp_path, slots=1) as made:
@@ -315,7 +315,7 @@ async def test_a_launcher_with_one_slot_ends_trees_from_outside_their_group(
 
         inside = {launcher, *processes_with(word)}
         assert set(map(int, home.read_text().split())) == inside
-        made.pool.freeze(is_frozen=True)
+        made.pool.set_frozen(is_frozen=True)
         await eventually(lambda: str(launcher) not in home.read_text().split())
         assert made.outcome(task) is None
 

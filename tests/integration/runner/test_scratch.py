@@ -11,8 +11,8 @@ from typing import Any
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.scratch_folder import remove_tree
-from octaskly.runner.files.workdir import captured
-from octaskly.runner.pool.launch_messages import not_prepared
+from octaskly.runner.files.workdir import captured_path
+from octaskly.runner.pool.launch_messages import preparation_failed
 from tests.agents import ending, start, submit, until
 from tests.support.pooling import Rig, eventually, launchers_of, rig
 
@@ -86,7 +86,9 @@ async def test_outputs_are_captured_from_it(tmp_path: Path) -> None:
         outcome = await made.end_of(name[0])
 
         assert outcome.outputs == (OutputFile("out/r", 5), OutputFile("no", None))
-        assert captured(tmp_path / "outputs", *name, "out/r").read_text() == "right"
+        assert (
+            captured_path(tmp_path / "outputs", *name, "out/r").read_text() == "right"
+        )
 
 
 async def test_its_cwd_is_below_it(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
         stopped = made.start(tell, options=SCRATCH)
         waiting = made.start(tell, options=SCRATCH)
         await eventually((tmp_path / "on").exists)
-        made.pool.stop([stopped, waiting])
+        made.pool.stop_attempts([stopped, waiting])
         assert (await made.end_of(stopped[0])).state is AttemptState.CANCELLED
         # What waits for a moment is given back, and then there is nothing to cancel.
         end = await made.end_of(waiting[0])
@@ -177,7 +179,7 @@ def test_where_there_is_no_room_another_node_is_tried() -> None:
     """As for a missing input: it may have the room."""
     why = "No space left on device"
 
-    outcome = not_prepared(OSError(errno.ENOSPC, why, "/scratch"), "rig")
+    outcome = preparation_failed(OSError(errno.ENOSPC, why, "/scratch"), "rig")
 
     assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.INPUTS)
     assert outcome.detail == f"room for a scratch folder on rig ({why})"

@@ -14,8 +14,8 @@ import pytest
 from octaskly.core.model.task_options import Requirements, TaskLimits, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.runner.launcher import spawn
-from octaskly.runner.launcher.child import Order
-from octaskly.runner.launcher.slots import Slots
+from octaskly.runner.launcher.child import StartOrder
+from octaskly.runner.launcher.slots import SlotAllocator
 from octaskly.runner.processes import cgroup, limits
 from tests.agents import ending, finished, start, submit
 from tests.support.pooling import (
@@ -151,14 +151,14 @@ def test_a_missing_shell_is_told(
     """127, as for any program that is not there (B32)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(spawn, "SHELL", "/no/such/sh")
-    pad = spawn.Pad(
+    pad = spawn.SpawnContext(
         workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
     )
-    order = Order(1, "t", "1", "t.1.1.1", b"no-such-program", 60, since_s=0.0)
-    slot = Slots(0, 1, None).enter(None)
+    order = StartOrder(1, "t", "1", "t.1.1.1", b"no-such-program", 60, queued_s=0.0)
+    slot = SlotAllocator(0, 1, None).acquire_slot(None)
 
-    with pytest.raises(spawn.Refused, match="/no/such/sh") as caught:
-        pad.spawn(order, slot, begin_s=0.0, begin_ms=0)
+    with pytest.raises(spawn.SpawnRefused, match="/no/such/sh") as caught:
+        pad.spawn_attempt(order, slot, begin_s=0.0, begin_ms=0)
 
     assert (caught.value.code, caught.value.is_final) == (127, True)
     assert "on pi4" in str(caught.value)
@@ -184,7 +184,7 @@ async def test_a_task_that_reads_no_stdin_holds_nobody_up(tmp_path: Path) -> Non
         outcome = await made.run("head -c 1", options=options)
 
         assert outcome.stdout == b"\0"
-        made.pool.stop(deaf)
+        made.pool.stop_attempts(deaf)
 
 
 async def test_stdin_cannot_be_written_to(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ async def test_a_task_with_limits_is_otherwise_like_any_other(tmp_path: Path) ->
 
 def _has_controllers() -> bool:
     """Whether groups that hold memory can be made beside the one of this process."""
-    own = cgroup.own_folder()
+    own = cgroup.own_group_folder()
     if own is None or own.name != cgroup.AGENT or not os.access(own.parent, os.W_OK):
         return False
     return "memory" in (own.parent / "cgroup.controllers").read_text().split()
@@ -360,7 +360,7 @@ async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) ->
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
 @pytest.mark.skipif(
-    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    (own := cgroup.own_group_folder()) is None or not os.access(own, os.W_OK),
     reason="no cgroup can be created here",
 )
 @pytest.mark.parametrize("slots", [1, 3])
@@ -371,7 +371,9 @@ async def test_another_user_can_neither_leave_its_group_nor_lift_its_limit(
 
     The limit is one that each kernel has: controllers need a service of systemd.
     """
-    monkeypatch.setattr(limits, "_RULES", {"processes": ("cgroup.max.descendants", 1)})
+    monkeypatch.setattr(
+        limits, "_GROUP_FILES", {"processes": ("cgroup.max.descendants", 1)}
+    )
     options = TaskOptions(limits=TaskLimits(processes=5))
     tell = (
         "sed -n 's/^0:://p' /proc/self/cgroup; cd /sys/fs/cgroup/*/$(sed -n"
@@ -407,7 +409,7 @@ __attribute__((constructor)) static void intrude(void)
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
 @pytest.mark.skipif(
-    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    (own := cgroup.own_group_folder()) is None or not os.access(own, os.W_OK),
     reason="no cgroup can be created here",
 )
 async def test_a_task_cannot_put_others_into_its_group(
@@ -418,7 +420,9 @@ async def test_a_task_cannot_put_others_into_its_group(
     The kernel asks who opened the file, so by a descriptor of the agent a task could
     have moved the agent itself, and had it killed for want of memory.
     """
-    monkeypatch.setattr(limits, "_RULES", {"processes": ("cgroup.max.descendants", 1)})
+    monkeypatch.setattr(
+        limits, "_GROUP_FILES", {"processes": ("cgroup.max.descendants", 1)}
+    )
     victim = subprocess.Popen(["/bin/sleep", "60"])
     before = _group_of(victim.pid)
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
@@ -458,7 +462,7 @@ async def test_attempts_that_run_at_once_have_different_slots(tmp_path: Path) ->
             told = [await _told(made.workdir / task) for task, _ in names]
 
             assert sorted(told) == ["0", "1", "2", "3", "4"]
-            made.pool.stop(names)
+            made.pool.stop_attempts(names)
             for task, _ in names:
                 await made.end_of(task)
 
@@ -491,12 +495,12 @@ async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
 
         assert await _told(made.workdir / first[0]) == "0,2"
         assert await _told(made.workdir / second[0]) == "GPU-5d"
-        made.pool.stop([second])
+        made.pool.stop_attempts([second])
         await made.end_of(second[0])
         assert not (made.workdir / third[0]).exists()
-        made.pool.stop([first])
+        made.pool.stop_attempts([first])
         assert await _told(made.workdir / third[0]) == "0,2"
-        made.pool.stop([third])
+        made.pool.stop_attempts([third])
 
 
 async def test_gpus_of_a_launcher_that_dies_come_back(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.trust import make
+from octaskly.trust import create_secret_file
 from tests.agents import Agent, ending, finished, soon_s, submit, until
 from tests.support import as_unit, intruder
 from tests.support.pooling import launchers_of, processes_with, token
@@ -47,7 +47,7 @@ def agent_with_task_user(*extra: str) -> Iterator[Agent]:
     folder.chmod(0o711)  # Not pytest's own, through which nobody else may pass.
     state = folder / "state"
     runtime = folder / "run"
-    make(state / SECRET)
+    create_secret_file(state / SECRET)
     for place in (state, state / SECRET, runtime):
         place.mkdir(exist_ok=True) if place == runtime else None
         os.chown(place, AGENT_UID, AGENT_UID)

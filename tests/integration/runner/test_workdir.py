@@ -18,11 +18,11 @@ from octaskly.core.model.tasks import OutputFile
 from octaskly.errors import OutputNotFound
 from octaskly.runner.files.workdir import (
     TOO_LARGE,
-    capture,
-    captured,
-    components,
-    folder_of,
+    capture_outputs,
+    captured_path,
     missing_inputs,
+    outputs_folder,
+    path_components,
 )
 
 TASK = TaskId("task-001-aaaaaaaa")
@@ -46,7 +46,7 @@ def test_a_copy_that_fails_leaves_nothing_behind(workdir: Path, tmp_path: Path) 
     script = """
 import resource, signal, sys
 from pathlib import Path
-from octaskly.runner.files.workdir import capture
+from octaskly.runner.files.workdir import capture_outputs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # EFBIG above it
 print(capture(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]).files)
@@ -94,13 +94,13 @@ def test_a_bad_output_is_not_captured(workdir: Path, tmp_path: Path, path: str) 
     """Nor is anything behind a link, and nothing is written for it."""
     folder = tmp_path / "outputs" / "x"
 
-    assert capture(workdir, folder, [path]).files == (OutputFile(path, None),)
+    assert capture_outputs(workdir, folder, [path]).files == (OutputFile(path, None),)
     assert [file for file in tmp_path.rglob("*") if file.is_relative_to(folder)] in (
         [],
         [folder],
     )
     with pytest.raises(OutputNotFound):
-        captured(tmp_path / "outputs", TASK, ATTEMPT, path)
+        captured_path(tmp_path / "outputs", TASK, ATTEMPT, path)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,13 @@ def test_an_output_that_is_there_and_no_file_is_told(
     workdir: Path, tmp_path: Path, path: str, why: str
 ) -> None:
     """Who declares a folder must not find out by its absence, least of all later."""
-    found = capture(workdir, tmp_path / "o", [path, "gone", "file/gone", "file"])
+    found = capture_outputs(
+        workdir, tmp_path / "o", [path, "gone", "file/gone", "file"]
+    )
 
     kept = [file.path for file in found.files if file.size_bytes is not None]
     assert kept == ["file"]
-    assert found.why == f"output {path} was not kept: {why}"
+    assert found.problem == f"output {path} was not kept: {why}"
 
 
 def test_files_folders_and_links_that_stay_are_inputs(workdir: Path) -> None:
@@ -137,8 +139,10 @@ def test_without_a_work_directory_all_inputs_are_missing(tmp_path: Path) -> None
 
 def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> None:
     """Each declared path once, in order, and found again by it."""
-    folder = folder_of(tmp_path / "outputs", TASK, ATTEMPT)
-    files = capture(workdir, folder, ["folder/deep/file", "file", "gone", "file"]).files
+    folder = outputs_folder(tmp_path / "outputs", TASK, ATTEMPT)
+    files = capture_outputs(
+        workdir, folder, ["folder/deep/file", "file", "gone", "file"]
+    ).files
     (workdir / "file").write_text("changed later")
 
     assert files == (
@@ -146,8 +150,11 @@ def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> N
         OutputFile("file", 5),
         OutputFile("gone", None),
     )
-    assert captured(tmp_path / "outputs", TASK, ATTEMPT, "file").read_text() == "hello"
-    assert captured(
+    assert (
+        captured_path(tmp_path / "outputs", TASK, ATTEMPT, "file").read_text()
+        == "hello"
+    )
+    assert captured_path(
         tmp_path / "outputs", TASK, ATTEMPT, "folder/deep/file"
     ).is_relative_to(folder)
 
@@ -155,15 +162,15 @@ def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> N
 def test_outputs_that_contradict_each_other(workdir: Path, tmp_path: Path) -> None:
     """A file cannot be a folder too; the first one counts."""
     (workdir / "d").write_text("x")
-    first = capture(workdir, tmp_path / "o", ["d"]).files
+    first = capture_outputs(workdir, tmp_path / "o", ["d"]).files
     (workdir / "d").unlink()
     (workdir / "d").mkdir()
     (workdir / "d" / "e").write_text("y")
 
     assert first == (OutputFile("d", 1),)
-    second = capture(workdir, tmp_path / "o", ["d/e"])
+    second = capture_outputs(workdir, tmp_path / "o", ["d/e"])
     assert second.files == (OutputFile("d/e", None),)
-    assert second.why == "output d/e was not kept: File exists"
+    assert second.problem == "output d/e was not kept: File exists"
 
 
 def test_outputs_have_a_bound_together(workdir: Path, tmp_path: Path) -> None:
@@ -171,14 +178,14 @@ def test_outputs_have_a_bound_together(workdir: Path, tmp_path: Path) -> None:
     (workdir / "big").write_bytes(bytes(80))
     (workdir / "small").write_bytes(bytes(30))
 
-    found = capture(workdir, tmp_path / "o", ["big", "big2", "small"], left=100)
+    found = capture_outputs(workdir, tmp_path / "o", ["big", "big2", "small"], left=100)
 
     assert found.files == (
         OutputFile("big", 80),
         OutputFile("big2", None),
         OutputFile("small", None),
     )
-    assert found.why == f"output small was not kept: {TOO_LARGE}"
+    assert found.problem == f"output small was not kept: {TOO_LARGE}"
     assert not (tmp_path / "o" / "small").exists()
 
 
@@ -187,7 +194,7 @@ def test_a_sparse_terabyte_is_refused_at_once(workdir: Path, tmp_path: Path) -> 
     with (workdir / "huge").open("wb") as file:
         file.truncate(1 << 40)
 
-    found = capture(workdir, tmp_path / "o", ["huge"])
+    found = capture_outputs(workdir, tmp_path / "o", ["huge"])
 
     assert found == (
         (OutputFile("huge", None),),
@@ -222,7 +229,7 @@ def test_a_folder_swapped_for_a_link_never_leads_out(
     try:
         for turn in range(300):
             folder = tmp_path / "o" / str(turn)
-            (file,) = capture(workdir, folder, ["swap/file"]).files
+            (file,) = capture_outputs(workdir, folder, ["swap/file"]).files
             if file.size_bytes is not None:
                 assert (folder / "swap" / "file").read_text() == "mine"
     finally:
@@ -233,7 +240,7 @@ def test_a_folder_swapped_for_a_link_never_leads_out(
 @pytest.mark.parametrize("name", [".", "..", "...", "task-1~2", "a" * 64])
 def test_every_task_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
     """Also one whose id is a name with a meaning for the file system."""
-    folder = folder_of(tmp_path, TaskId(name), ATTEMPT)
+    folder = outputs_folder(tmp_path, TaskId(name), ATTEMPT)
 
     assert folder.resolve().parent.parent == tmp_path
     assert folder.name == "2-9-1"
@@ -242,7 +249,7 @@ def test_every_task_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
 @given(st.text(alphabet="a./\0 ~\\", max_size=12))
 def test_components_never_lead_up_or_away(path: str) -> None:
     """Whatever is accepted is the path itself, without detours."""
-    parts = components(path)
+    parts = path_components(path)
     if parts is not None:
         assert "/".join(parts) == path
         assert not path.startswith("/")

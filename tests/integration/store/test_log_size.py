@@ -19,13 +19,13 @@ from octaskly.core.log.merge import facts_of
 from octaskly.core.log.records import AUDIT, TOKEN_REVOKED
 from octaskly.core.model.tasks import TaskState
 from octaskly.store import Store
-from octaskly.store.reading.compaction_plan import ENTRIES_MIN, SPARE
+from octaskly.store.reading.compaction_plan import ENTRIES_MIN, SPARE_DIVISOR
 from octaskly.store.tables.database import VACUUM_PAGES, open_writer
 from tests.contract import log_kit as kit
 from tests.integration.store.test_store import until
 
 BOUND = 8 << 20
-ROOM = BOUND // SPARE  #: that is left to what comes meanwhile
+ROOM = BOUND // SPARE_DIVISOR  #: that is left to what comes meanwhile
 OUTPUT = b"x" * 9000
 DEADLINE_S = 60.0
 ASK = PlanFloor(before_hlc=0, tasks_max=1 << 40)  #: neither age nor number counts
@@ -43,7 +43,7 @@ class Fed:
     async def add(self, facts: Iterable[Fact]) -> None:
         found = kit.entries(facts, after=self.seq)
         self.seq += len(found)
-        self.store.append(self.seq, found, kit.EPOCHS)
+        self.store.append_entries(self.seq, found, kit.EPOCHS)
         await until(lambda: self.told[-1:] == [self.seq], DEADLINE_S)
 
     async def run_tasks(self, numbers: Iterable[int]) -> None:
@@ -56,7 +56,7 @@ class Fed:
         """Raise the floor until there is nothing to do."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
-                planned = await self.store.plan_floor(ASK)
+                planned = await self.store.plan_compaction(ASK)
                 if planned.floor is not None:
                     facts = [f for r in planned.carried for f in facts_of(r)]
                     await self.add([*facts, planned.floor])
@@ -87,7 +87,7 @@ async def fed(path: Path) -> AsyncIterator[Fed]:
 
 
 async def shown(store: Store) -> int:
-    return sum((await store.stats()).counts.values())
+    return sum((await store.read_stats()).counts.values())
 
 
 async def test_a_log_above_its_bound_forgets_the_oldest_tasks(tmp_path: Path) -> None:
@@ -99,12 +99,12 @@ async def test_a_log_above_its_bound_forgets_the_oldest_tasks(tmp_path: Path) ->
 
         await one.settle()
 
-        counts = (await one.store.stats()).counts
+        counts = (await one.store.read_stats()).counts
         assert one.used() <= BOUND
         assert counts[TaskState.QUEUED] == 1
         assert 400 < counts[TaskState.COMPLETED] < 1000
-        assert await one.store.task(kit.task_id(2)) is None
-        assert await one.store.task(kit.task_id(1199)) is not None
+        assert await one.store.read_task(kit.task_id(2)) is None
+        assert await one.store.read_task(kit.task_id(1199)) is not None
 
 
 async def test_a_log_stays_under_its_bound_while_tasks_come(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ async def test_a_log_stays_under_its_bound_while_tasks_come(tmp_path: Path) -> N
             await one.settle()
 
         assert BOUND - ROOM < most <= BOUND
-        assert await one.store.task(kit.task_id(1)) is None
-        assert await one.store.task(kit.task_id(1500)) is not None
+        assert await one.store.read_task(kit.task_id(1)) is None
+        assert await one.store.read_task(kit.task_id(1500)) is not None
 
 
 async def test_a_log_under_its_bound_forgets_nothing(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ async def test_a_log_under_its_bound_forgets_nothing(tmp_path: Path) -> None:
     async with fed(tmp_path / "log.db") as one:
         await one.run_tasks(range(1, 100))
 
-        planned = await one.store.plan_floor(ASK)
+        planned = await one.store.plan_compaction(ASK)
 
         assert planned == FloorPlanned(None)
 
@@ -168,13 +168,13 @@ async def test_giving_back_takes_small_steps(
         await one.run_tasks(range(1, 3000))
         writer = one.store._writer
         assert writer is not None
-        transact = writer._transact
+        transact = writer._run_transaction
 
         def traced(write: Callable[[], None]) -> None:
             transact(write)
             free.append(pages_free(path))
 
-        monkeypatch.setattr(writer, "_transact", traced)
+        monkeypatch.setattr(writer, "_run_transaction", traced)
         await one.settle()
         await until(lambda: pages_free(path) <= 1024, DEADLINE_S)
 
@@ -217,10 +217,10 @@ async def test_a_log_without_tasks_is_forgotten_as_well(tmp_path: Path) -> None:
     await fed.add([lasting, *over[:-2]])
     ask = PlanFloor(before_hlc=1 << 60, tasks_max=1 << 40, wall_ms=kit.WALL_MS)
 
-    early = await fed.store.plan_floor(ask)
+    early = await fed.store.plan_compaction(ask)
     await fed.add([*over[-2:], kit.submitted(1)])
     born = 1000 + fed.seq
-    planned = await fed.store.plan_floor(replace(ask, before_hlc=born))
+    planned = await fed.store.plan_compaction(replace(ask, before_hlc=born))
     await fed.store.close()
 
     assert early.floor is None

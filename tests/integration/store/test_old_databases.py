@@ -43,7 +43,7 @@ async def test_when_an_array_of_an_older_database_ran_is_read_from_its_members(
     ]
     store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
     await asyncio.to_thread(store.open)
-    store.append(1, kit.entries(facts), kit.EPOCHS)
+    store.append_entries(1, kit.entries(facts), kit.EPOCHS)
     await store.close()
     with sqlite3.connect(path) as old:
         for column in ("started_ms", "ended_ms"):
@@ -53,7 +53,7 @@ async def test_when_an_array_of_an_older_database_ran_is_read_from_its_members(
 
     store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
     await asyncio.to_thread(store.open)
-    record = await store.task(array)
+    record = await store.read_task(array)
     await store.close()
 
     assert record is not None
@@ -73,22 +73,22 @@ async def test_a_database_of_an_older_version_is_read_and_goes_on(
     store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
     saved = await asyncio.to_thread(store.open)
 
-    page = await store.page(TaskQuery())
+    page = await store.read_task_page(TaskQuery())
     states = [record.state for record in page.records]
     done, failed = TaskState.COMPLETED, TaskState.FAILED
     cancelled, queued = TaskState.CANCELLED, TaskState.QUEUED
     assert states == [done, failed, cancelled, done, queued]
-    first = await store.task(kit.task_id(1))
+    first = await store.read_task(kit.task_id(1))
     assert first is not None
     assert first.attempts[0].outcome is not None
     assert first.attempts[0].outcome.stdout == b"hello\n\xff"
     assert saved.vector == ((kit.STREAM, 10), (kit.OTHER, 3))
     assert [report.task for report in saved.reports] == [kit.task_id(4)]
     assert saved.peers[0].node == NodeId("b" * 16)
-    packed = await store.answer({}, None, 1 << 20)
+    packed = await store.read_pull_reply({}, None, 1 << 20)
     answer = WirePacker().unpack(packed.data)
     assert len(answer.entries) == 13
-    planned = await store.plan_floor(PlanFloor(1 << 60, 1))
+    planned = await store.plan_compaction(PlanFloor(1 << 60, 1))
     await store.close()
 
     assert isinstance(planned, FloorPlanned)

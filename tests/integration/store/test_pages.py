@@ -18,12 +18,12 @@ from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import Search, TaskQuery
+from octaskly.ports import TaskQuery, TaskSearch
 from octaskly.store.reading import pages
 from octaskly.store.tables import block_counts, rows
 from octaskly.store.tables.database import open_writer
 from octaskly.store.writing import purge
-from octaskly.store.writing.tables import Tables
+from octaskly.store.writing.tables import TableWriter
 from tests.contract import log_kit as kit
 
 TASKS = 12_000
@@ -36,7 +36,7 @@ NODES = [NodeId(f"{n:016x}") for n in range(1, 4)]
 def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A log with holes: of tasks that are gone, and of members that did not begin."""
     db = open_writer(Path(tmp_path_factory.mktemp("pages")) / "log.db")
-    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
     dice = random.Random(4)
     array = TaskOptions(array=ArraySpec(count=MEMBERS))
     facts: list[Fact] = [kit.submitted(9999, id=ARRAY, options=array)]
@@ -48,17 +48,19 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]
     append(db, tables, facts)
     gone = dice.sample(range(2, TASKS), TASKS // 3)
     db.execute("BEGIN")
-    purge.drop_tasks(db, [*gone, *range(1000, 2100)])
+    purge.delete_tasks(db, [*gone, *range(1000, 2100)])
     db.execute("COMMIT")
     yield db
     db.close()
 
 
-def append(db: sqlite3.Connection, tables: Tables, facts: list[Fact]) -> None:
+def append(db: sqlite3.Connection, tables: TableWriter, facts: list[Fact]) -> None:
     entries = kit.entries(facts)
     for start in range(0, len(entries), 500):
         db.execute("BEGIN")
-        tables.append([Append(1, tuple(entries[start : start + 500]), kit.EPOCHS)])
+        tables.append_entries(
+            [Append(1, tuple(entries[start : start + 500]), kit.EPOCHS)]
+        )
         db.execute("COMMIT")
 
 
@@ -101,14 +103,16 @@ def test_a_page_is_where_its_offset_says(
     shown: list[str] = []
 
     while True:
-        page = pages.page(db, TaskQuery(limit=97, offset=len(shown), **asked))
+        page = pages.read_task_page(db, TaskQuery(limit=97, offset=len(shown), **asked))
         assert page.total == len(wanted)
         if not page.records:
             break
         shown += [record.id for record in page.records]
 
     assert shown == wanted
-    beyond = pages.page(db, TaskQuery(limit=5, offset=len(wanted) - 2, **asked))
+    beyond = pages.read_task_page(
+        db, TaskQuery(limit=5, offset=len(wanted) - 2, **asked)
+    )
     assert [record.id for record in beyond.records] == wanted[-2:]
 
 
@@ -122,7 +126,7 @@ def test_the_latest_first_is_the_same_list_from_its_end(
 
     while len(shown) < len(wanted):
         query = TaskQuery(limit=97, offset=len(shown), is_newest_first=True, **asked)
-        shown += [record.id for record in pages.page(db, query).records]
+        shown += [record.id for record in pages.read_task_page(db, query).records]
 
     assert shown == wanted
 
@@ -132,21 +136,23 @@ def test_a_page_takes_few_steps_however_deep(
     db: sqlite3.Connection, asked: Mapping[str, Any]
 ) -> None:
     """Not more at the end than at the beginning, but for one block of rows."""
-    total = pages.page(db, TaskQuery(**asked)).total or 0
+    total = pages.read_task_page(db, TaskQuery(**asked)).total or 0
 
     first = steps(db, TaskQuery(limit=10, **asked))
     deep = [
         steps(db, TaskQuery(limit=10, offset=total * n // 9, **asked)) for n in range(9)
     ]
 
-    assert max(deep) <= first + 3 * (1 << block_counts.BITS)
+    assert max(deep) <= first + 3 * (1 << block_counts.BLOCK_BITS)
 
 
 def test_arrays_alone_are_listed_with_their_members_counted(
     db: sqlite3.Connection,
 ) -> None:
     """However many other tasks there are."""
-    page = pages.page(db, TaskQuery(is_of_arrays=True, is_newest_first=True))
+    page = pages.read_task_page(
+        db, TaskQuery(is_arrays_only=True, is_newest_first=True)
+    )
 
     (array,) = page.records
     assert array.progress is not None
@@ -154,15 +160,15 @@ def test_arrays_alone_are_listed_with_their_members_counted(
     assert array.progress.total == MEMBERS
 
 
-NAMED: list[tuple[Search, Callable[[int], bool]]] = [
-    (Search(name='run "7"'), lambda n: n % 7 == 0),
-    (Search(labels=(("team", "red"),)), lambda n: n % 7 == 0 and n % 2 == 0),
-    (Search(labels=(("team", None),)), lambda n: n % 7 == 0),
-    (Search(labels=(("team", "red"), ("n", "0"))), lambda n: n % 70 == 0),
-    (Search(labels=(("home", "/"),)), lambda _: False),  # That is a variable.
-    (Search(text="ECHO 11"), lambda n: str(n).startswith("11")),
-    (Search(text="%"), lambda _: False),
-    (Search(text="RUN", name='run "7"'), lambda n: n % 7 == 0),
+NAMED: list[tuple[TaskSearch, Callable[[int], bool]]] = [
+    (TaskSearch(name='run "7"'), lambda n: n % 7 == 0),
+    (TaskSearch(labels=(("team", "red"),)), lambda n: n % 7 == 0 and n % 2 == 0),
+    (TaskSearch(labels=(("team", None),)), lambda n: n % 7 == 0),
+    (TaskSearch(labels=(("team", "red"), ("n", "0"))), lambda n: n % 70 == 0),
+    (TaskSearch(labels=(("home", "/"),)), lambda _: False),  # That is a variable.
+    (TaskSearch(text="ECHO 11"), lambda n: str(n).startswith("11")),
+    (TaskSearch(text="%"), lambda _: False),
+    (TaskSearch(text="RUN", name='run "7"'), lambda n: n % 7 == 0),
 ]
 
 
@@ -170,7 +176,7 @@ NAMED: list[tuple[Search, Callable[[int], bool]]] = [
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A log of 5000 tasks, of which each seventh has a name and labels."""
     db = open_writer(Path(tmp_path_factory.mktemp("names")) / "log.db")
-    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
     colours = ("red", "blue")
     append(
         db,
@@ -196,7 +202,7 @@ def options_of(n: int, team: str) -> TaskOptions | None:
 )
 def test_a_search_finds_each_task_once_in_however_many_parts(
     named: sqlite3.Connection,
-    search: Search,
+    search: TaskSearch,
     is_like: Callable[[int], bool],
     is_newest_first: bool,
 ) -> None:
@@ -204,48 +210,48 @@ def test_a_search_finds_each_task_once_in_however_many_parts(
     wanted = [kit.task_id(n) for n in range(5000) if is_like(n)]
     shown: list[TaskId] = []
     parts = 0
-    hurry = itertools.count(step=pages.SEARCH_S)
+    hurry = itertools.count(step=pages.SEARCH_S_MAX)
 
     while True:
         query = TaskQuery(limit=30, search=search, is_newest_first=is_newest_first)
-        page = pages.page(named, query, lambda: next(hurry))
+        page = pages.read_task_page(named, query, lambda: next(hurry))
         shown += [record.id for record in page.records]
         parts += 1
-        if page.next is None:
+        if page.next_name is None:
             break
-        search = replace(search, after=TaskId(page.next))
+        search = replace(search, after=TaskId(page.next_name))
 
     assert shown == (wanted[::-1] if is_newest_first else wanted)
-    assert parts >= 5000 >> block_counts.BITS
-    assert page.left == 0
+    assert parts >= 5000 >> block_counts.BLOCK_BITS
+    assert page.unsearched == 0
 
 
 def test_a_search_counts_only_when_it_has_looked_at_all(
     named: sqlite3.Connection,
 ) -> None:
     """A total that is not known is not guessed."""
-    search = Search(labels=(("team", None),))
+    search = TaskSearch(labels=(("team", None),))
     query = TaskQuery(limit=10, search=search)
-    hurry = itertools.count(step=pages.SEARCH_S)
+    hurry = itertools.count(step=pages.SEARCH_S_MAX)
 
-    whole = pages.page(named, query)
-    part = pages.page(named, query, lambda: next(hurry))
+    whole = pages.read_task_page(named, query)
+    part = pages.read_task_page(named, query, lambda: next(hurry))
     after = replace(search, after=whole.records[-1].id)
-    second = pages.page(named, replace(query, search=after))
+    second = pages.read_task_page(named, replace(query, search=after))
 
-    assert (whole.total, len(whole.records), whole.left) == (715, 10, 0)
-    assert whole.next == whole.records[-1].name
-    first_block = (1 << block_counts.BITS) - 1  # Keys begin at 1.
-    assert (part.total, part.left) == (None, 5000 - first_block)
+    assert (whole.total, len(whole.records), whole.unsearched) == (715, 10, 0)
+    assert whole.next_name == whole.records[-1].name
+    first_block = (1 << block_counts.BLOCK_BITS) - 1  # Keys begin at 1.
+    assert (part.total, part.unsearched) == (None, 5000 - first_block)
     assert second.total is None
 
 
 def test_a_search_goes_by_state_and_node_as_well(db: sqlite3.Connection) -> None:
     """It looks only at rows that the other filters leave."""
     some: dict[str, Any] = {"state": TaskState.COMPLETED, "node": NODES[0]}
-    query = TaskQuery(limit=1000, search=Search(text="echo"), **some)
+    query = TaskQuery(limit=1000, search=TaskSearch(text="echo"), **some)
 
-    page = pages.page(db, query)
+    page = pages.read_task_page(db, query)
 
     assert page.total == len(matching(db, {**some, "array": None}))
 
@@ -260,21 +266,19 @@ def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
         return 0
 
     db.set_progress_handler(tick, 50)
-    pages.page(db, query)
+    pages.read_task_page(db, query)
     db.set_progress_handler(None, 0)
     return count
 
 
 def test_blocks_count_what_is_there_and_go_with_it(db: sqlite3.Connection) -> None:
     """Of old tasks nothing is left to be read for ever."""
-    counted = (
-        "SELECT node, state, block, n FROM blocks WHERE state >= 0 ORDER BY 1, 2, 3"
-    )
+    counted = "SELECT node, state, block, n FROM block_counts WHERE state >= 0 ORDER BY 1, 2, 3"
     rows_of = (
         "SELECT node, state, key >> ?, count(*) FROM tasks WHERE node NOT NULL"
         " GROUP BY 1, 2, 3 UNION ALL SELECT '', state, key >> ?, count(*) FROM tasks"
         " GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
     )
 
-    found = db.execute(rows_of, [block_counts.BITS] * 2).fetchall()
+    found = db.execute(rows_of, [block_counts.BLOCK_BITS] * 2).fetchall()
     assert db.execute(counted).fetchall() == found

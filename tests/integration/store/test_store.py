@@ -36,7 +36,7 @@ DEADLINE_S = WAIT_S_MAX
 CRASHING = """
 import asyncio, os, random, signal, sys
 from pathlib import Path
-from octaskly.core.model.tasks import Epoch, NodeId, StreamId
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 
@@ -99,7 +99,7 @@ async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -
 async def fill(path: Path, tasks: int = 50) -> None:
     async with opened(path) as store:
         facts = [kit.submitted(n) for n in range(1, tasks + 1)]
-        store.append(1, kit.entries(facts), kit.EPOCHS)
+        store.append_entries(1, kit.entries(facts), kit.EPOCHS)
 
 
 async def refused(path: Path) -> StoreError:
@@ -128,8 +128,8 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     async with opened(path) as store:
-        vector = dict(await store.vector())
-        total = (await store.page(TaskQuery(limit=1))).total
+        vector = dict(await store.read_vector())
+        total = (await store.read_task_page(TaskQuery(limit=1))).total
     assert len(vector) == 20
     assert vector[StreamId(20)] >= int(done.stdout)
     assert total == sum(vector.values())
@@ -145,7 +145,7 @@ async def test_any_prefix_of_the_write_ahead_log_is_a_sound_database(
         for n in range(1, 31):
             facts: list[Fact] = [kit.submitted(n), kit.assigned(n)]
             facts.append(kit.finished(n, stdout=b"x"))
-            store.append(n, kit.entries(facts, after=3 * n - 3), kit.EPOCHS)
+            store.append_entries(n, kit.entries(facts, after=3 * n - 3), kit.EPOCHS)
             await until(partial(is_told, told, n))
         wal = Path(f"{source}-wal").read_bytes().rstrip(b"\0")  # Without its reserve.
         database = source.read_bytes()
@@ -157,9 +157,9 @@ async def test_any_prefix_of_the_write_ahead_log_is_a_sound_database(
         path.write_bytes(database)
         path.with_name("log.db-wal").write_bytes(wal[:cut])
         async with opened(path) as store:
-            have = dict(await store.vector()).get(kit.STREAM, 0)
-            counts = (await store.stats()).counts
-            page = await store.page(TaskQuery(state=TaskState.COMPLETED))
+            have = dict(await store.read_vector()).get(kit.STREAM, 0)
+            counts = (await store.read_stats()).counts
+            page = await store.read_task_page(TaskQuery(state=TaskState.COMPLETED))
         assert have % 3 == 0
         assert counts[TaskState.COMPLETED] == len(page.records) == have // 3
         seen.append(have)
@@ -177,7 +177,7 @@ async def test_a_second_process_is_told_who_has_the_database(tmp_path: Path) -> 
     assert f"process {os.getpid()}" in str(error)
     assert "--name" in (error.hint or "")
     async with opened(path) as store:
-        assert store.failure is None
+        assert store.write_failure is None
 
 
 async def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ async def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         async with opened(path) as store:
-            store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-            await store.vector()
+            store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+            await store.read_vector()
             modes = {
                 f.name: stat.S_IMODE(f.stat().st_mode) for f in path.parent.iterdir()
             }
@@ -315,24 +315,24 @@ async def test_a_full_disk_delays_the_acknowledgement_and_loses_nothing(
     """Once there is room again, the same writes go through, without a restart."""
     told: list[int] = []
     async with opened(tmp_path / "log.db", told) as store:
-        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
         await until(lambda: told == [1])
         limit_pages(store, 1)
         big = [kit.submitted(n, command="x" * 10_000) for n in range(2, 40)]
-        store.append(2, kit.entries(big, after=1), kit.EPOCHS)
-        await until(lambda: store.failure is not None)
-        store.append(3, kit.entries([kit.assigned(1)], after=39), kit.EPOCHS)
+        store.append_entries(2, kit.entries(big, after=1), kit.EPOCHS)
+        await until(lambda: store.write_failure is not None)
+        store.append_entries(3, kit.entries([kit.assigned(1)], after=39), kit.EPOCHS)
 
-        assert "full" in str(store.failure)
-        assert not store.is_room()
+        assert "full" in str(store.write_failure)
+        assert not store.has_disk_room()
         assert told == [1]
-        assert (await store.page(TaskQuery())).total == 1
+        assert (await store.read_task_page(TaskQuery())).total == 1
 
         limit_pages(store, 1 << 30)
         await until(lambda: told[-1] == 3)
-        assert store.failure is None
-        assert store.is_room()
-        assert await store.vector() == ((kit.STREAM, 40),)
+        assert store.write_failure is None
+        assert store.has_disk_room()
+        assert await store.read_vector() == ((kit.STREAM, 40),)
 
 
 async def test_closing_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> None:
@@ -340,9 +340,11 @@ async def test_closing_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> No
     told: list[int] = []
     store = kit.open_store(tmp_path / "log.db", told)
     await asyncio.to_thread(store.open)
-    await store.vector()
+    await store.read_vector()
     limit_pages(store, 1)
-    store.append(1, kit.entries([kit.submitted(1, command="x" * 100_000)]), kit.EPOCHS)
+    store.append_entries(
+        1, kit.entries([kit.submitted(1, command="x" * 100_000)]), kit.EPOCHS
+    )
 
     with pytest.raises(StoreError, match="full"):
         await store.close()
@@ -356,14 +358,14 @@ async def test_a_database_that_disappears_acknowledges_nothing(tmp_path: Path) -
     told: list[int] = []
     async with opened(path, told) as store:
         path.rename(tmp_path / "elsewhere")
-        assert "is gone" in str(store.failure)
-        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        assert "is gone" in str(store.write_failure)
+        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
         with pytest.raises(TimeoutError):
             await until(lambda: bool(told), deadline_s=0.2)
 
         (tmp_path / "elsewhere").rename(path)
         await until(lambda: told == [1])
-        assert store.failure is None
+        assert store.write_failure is None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -375,12 +377,12 @@ async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
     store = kit.open_store(tmp_path / "log.db", told)
     await asyncio.to_thread(store.open)
     broken = kit.submitted(1, command="\udcff")
-    store.append(1, kit.entries([broken]), kit.EPOCHS)
-    await until(lambda: store.failure is not None)
+    store.append_entries(1, kit.entries([broken]), kit.EPOCHS)
+    await until(lambda: store.write_failure is not None)
 
-    assert "the writer stopped" in str(store.failure)
-    assert store.shortage() == store.failure
-    assert not store.is_room()
+    assert "the writer stopped" in str(store.write_failure)
+    assert store.shortage_reason() == store.write_failure
+    assert not store.has_disk_room()
     with pytest.raises(StoreError, match="the writer stopped"):
         await store.close()
     assert told == []
@@ -390,12 +392,12 @@ async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> No
     """The reserve lets running tasks report when nothing new is accepted."""
     free = shutil.disk_usage(tmp_path).free
     async with opened(tmp_path / "a.db", room_bytes=0) as store:
-        assert store.is_room(1000)
-        assert not store.is_room(4 * free)
-        assert store.shortage(1000) is None
+        assert store.has_disk_room(1000)
+        assert not store.has_disk_room(4 * free)
+        assert store.shortage_reason(1000) is None
     async with opened(tmp_path / "b.db", room_bytes=4 * free) as store:
-        assert not store.is_room()
-        assert "MiB are free where the log is" in str(store.shortage())
+        assert not store.has_disk_room()
+        assert "MiB are free where the log is" in str(store.shortage_reason())
 
 
 async def test_a_peer_not_met_for_a_week_is_known_by_name_only(
@@ -406,7 +408,7 @@ async def test_a_peer_not_met_for_a_week_is_known_by_name_only(
     clock = kit.HandClock()
     async with opened(path, clock=clock) as store:
         for name in ("old", "new", "newest"):
-            store.remember(NodeId(name), name, [Address("10.0.0.1", 7878)])
+            store.save_peer(NodeId(name), name, [Address("10.0.0.1", 7878)])
             clock.wall_ms += 86_400_000
     clock.wall_ms += 5 * 86_400_000
 
@@ -427,9 +429,9 @@ async def test_a_reset_moves_everything_aside(tmp_path: Path) -> None:
 
     assert [p.name for p in moved] == ["log.db.20261124T120000Z"]
     async with opened(moved[0]) as store:
-        assert (await store.page(TaskQuery())).total == 50
+        assert (await store.read_task_page(TaskQuery())).total == 50
     async with opened(path) as store:
-        assert (await store.page(TaskQuery())).total == 0
+        assert (await store.read_task_page(TaskQuery())).total == 0
         with pytest.raises(StoreError, match="in use by process"):
             move_aside(path, "later")
 
@@ -439,7 +441,9 @@ async def test_work_that_piles_up_goes_into_few_commits(tmp_path: Path) -> None:
     told: list[int] = []
     async with opened(tmp_path / "log.db", told) as store:
         for n in range(1, 2001):
-            store.append(n, kit.entries([kit.submitted(n)], after=n - 1), kit.EPOCHS)
+            store.append_entries(
+                n, kit.entries([kit.submitted(n)], after=n - 1), kit.EPOCHS
+            )
         await until(lambda: told[-1:] == [2000])
 
     assert len(told) < 200
@@ -451,12 +455,14 @@ async def test_a_fact_that_nobody_waits_for_is_written_by_itself_or_with_the_nex
     """It wakes nobody, but does not wait for ever either."""
     told: list[int] = []
     async with opened(tmp_path / "log.db", told) as store:
-        store.append(1, kit.entries([kit.submitted(1), kit.submitted(2)]), kit.EPOCHS)
+        store.append_entries(
+            1, kit.entries([kit.submitted(1), kit.submitted(2)]), kit.EPOCHS
+        )
         await until(lambda: is_told(told, 1))
-        store.append(2, kit.entries([kit.assigned(1)], after=2), kit.EPOCHS)
+        store.append_entries(2, kit.entries([kit.assigned(1)], after=2), kit.EPOCHS)
         await until(lambda: is_told(told, 2))
-        store.append(3, kit.entries([kit.assigned(2)], after=3), kit.EPOCHS)
-        store.append(4, kit.entries([kit.finished(1)], after=4), kit.EPOCHS)
+        store.append_entries(3, kit.entries([kit.assigned(2)], after=3), kit.EPOCHS)
+        store.append_entries(4, kit.entries([kit.finished(1)], after=4), kit.EPOCHS)
         await until(lambda: is_told(told, 4))
 
     assert told == [1, 2, 4]
@@ -483,15 +489,15 @@ async def test_a_small_commit_is_prepared_before_who_gives_way_goes_on(
     store = Store(tmp_path / "log.db", packer, told.append, kit.HandClock())
     await asyncio.to_thread(store.open)
     await until(lambda: is_waiting(store))
-    store.hold()
-    store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-    store.append(2, kit.entries([kit.submitted(2)], after=1))
-    store.give_way()
+    store.hold_commits()
+    store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+    store.append_entries(2, kit.entries([kit.submitted(2)], after=1))
+    store.release_commits()
     assert packer.packed == [kit.submitted(1), kit.submitted(2)]
     assert told == []
     await until(lambda: told == [2])
-    store.hold()
-    store.give_way()  # Nothing was queued, so it does not wait.
+    store.hold_commits()
+    store.release_commits()  # Nothing was queued, so it does not wait.
     await store.close()
 
 
@@ -505,10 +511,10 @@ async def test_who_gives_way_to_a_commit_that_fails_goes_on(
     async with opened(path, told) as store:
         await until(lambda: is_waiting(store))
         path.rename(tmp_path / "elsewhere")
-        store.hold()
-        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-        store.give_way()
-        assert "is gone" in str(store.failure)
+        store.hold_commits()
+        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        store.release_commits()
+        assert "is gone" in str(store.write_failure)
         (tmp_path / "elsewhere").rename(path)
         await until(lambda: told == [1])
 
@@ -520,23 +526,23 @@ async def test_who_is_alone_has_a_small_commit_made_before_it_goes_on(
     make_quick(monkeypatch)
     told: list[int] = []
     async with opened(tmp_path / "log.db", told) as store:
-        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
         await until(lambda: told == [1] and is_waiting(store))
-        store.hold()
-        store.append(2, kit.entries([kit.submitted(2)], after=1))
-        store.give_way(is_alone=True)
+        store.hold_commits()
+        store.append_entries(2, kit.entries([kit.submitted(2)], after=1))
+        store.release_commits(is_alone=True)
         assert told == [1, 2]
-        store.hold()
-        store.append(3, kit.entries([kit.submitted(3)], after=2))
-        store.give_way()
+        store.hold_commits()
+        store.append_entries(3, kit.entries([kit.submitted(3)], after=2))
+        store.release_commits()
         assert told == [1, 2]
         await until(lambda: told == [1, 2, 3] and is_waiting(store))
         for number, quick_s in ((4, 1000.0), (5, -1.0)):  # All are too long for that.
             monkeypatch.setattr(commit_queue, "QUICK_S", quick_s)
-            store.hold()
+            store.hold_commits()
             facts = [kit.submitted(number)]
-            store.append(number, kit.entries(facts, after=number - 1))
-            store.give_way(is_alone=True)
+            store.append_entries(number, kit.entries(facts, after=number - 1))
+            store.release_commits(is_alone=True)
             assert (told[-1] == number) == (number == 4)
             await until(lambda number=number: told[-1] == number)  # type: ignore[misc]
             await until(lambda: is_waiting(store))
@@ -550,20 +556,20 @@ async def test_a_commit_that_fails_there_is_made_by_the_thread_when_it_can_be(
     path = tmp_path / "log.db"
     told: list[int] = []
     async with opened(path, told) as store:
-        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
         await until(lambda: told == [1] and is_waiting(store))
         path.rename(tmp_path / "elsewhere")
-        store.hold()
-        store.append(2, kit.entries([kit.submitted(2)], after=1))
-        store.give_way(is_alone=True)
-        assert "is gone" in str(store.failure)
-        store.hold()
-        store.append(3, kit.entries([kit.submitted(3)], after=2))
-        store.give_way(is_alone=True)
+        store.hold_commits()
+        store.append_entries(2, kit.entries([kit.submitted(2)], after=1))
+        store.release_commits(is_alone=True)
+        assert "is gone" in str(store.write_failure)
+        store.hold_commits()
+        store.append_entries(3, kit.entries([kit.submitted(3)], after=2))
+        store.release_commits(is_alone=True)
         assert told == [1]
         (tmp_path / "elsewhere").rename(path)
         await until(lambda: is_told(told, 3))
-        page = await store.page(TaskQuery())
+        page = await store.read_task_page(TaskQuery())
         assert page.total == 3
 
 
@@ -575,7 +581,7 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def is_waiting(store: Store) -> bool:
     assert store._writer is not None
-    return store._writer._wanted == 1
+    return store._writer._wake_entries == 1
 
 
 def is_told(told: list[int], number: int) -> bool:

@@ -16,21 +16,21 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from octaskly.errors import ConfigError, TrustError
-from octaskly.trust import MeshTrust, NodeKey, generate
-from octaskly.trust.certificates import Authority, node_id_in
+from octaskly.trust import MeshTls, NodeKey, generate_secret
+from octaskly.trust.certificates import CertificateAuthority, node_id_of_certificate
 from octaskly.trust.mesh_secret import MeshSecret
 from octaskly.trust.tls import ALPN
 from tests.agents import WAIT_S_MAX
 
-SECRET = generate()
+SECRET = generate_secret()
 
 
-def member(secret: MeshSecret = SECRET) -> MeshTrust:
-    return MeshTrust(secret, NodeKey.generate())
+def member(secret: MeshSecret = SECRET) -> MeshTls:
+    return MeshTls(secret, NodeKey.generate())
 
 
-def authority_of(secret: MeshSecret) -> Authority:
-    return Authority(
+def authority_of(secret: MeshSecret) -> CertificateAuthority:
+    return CertificateAuthority(
         secret.authority_seed(1), secret.lan_authority_seed(1), secret.mesh_id
     )
 
@@ -85,7 +85,7 @@ def test_two_members_meet_and_each_knows_who_the_other_is() -> None:
 def test_the_authority_is_the_same_bytes_on_all_nodes() -> None:
     """So that any node's copy can be given to a browser."""
     assert member().ca_pem() == member().ca_pem()
-    assert member().ca_pem() != member(generate()).ca_pem()
+    assert member().ca_pem() != member(generate_secret()).ca_pem()
 
 
 def test_the_authority_of_a_known_secret_is_what_it_always_was() -> None:
@@ -104,11 +104,11 @@ def test_the_authority_of_a_known_secret_is_what_it_always_was() -> None:
 
 def test_members_with_an_older_generation_are_still_accepted() -> None:
     """While a new secret spreads, the mesh stays whole."""
-    newer = MeshSecret((*SECRET.generations, *generate().generations))
+    newer = MeshSecret((*SECRET.generations, *generate_secret().generations))
     a = member(newer)
 
     served, dialled = shake(
-        a.server_context(), MeshTrust(newer, NodeKey.generate()).client_context()
+        a.server_context(), MeshTls(newer, NodeKey.generate()).client_context()
     )
 
     with served, dialled:
@@ -118,7 +118,7 @@ def test_members_with_an_older_generation_are_still_accepted() -> None:
 def stranger(kind: str) -> ssl.SSLContext:
     """Return the client context of somebody who is not in the mesh."""
     if kind == "other mesh":
-        context = member(generate()).client_context()
+        context = member(generate_secret()).client_context()
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -154,14 +154,14 @@ def test_a_member_cannot_use_the_id_of_another() -> None:
     forged = authority.node_certificate(victim.node_id, thief.private.public_key())
 
     with pytest.raises(TrustError, match="another node's id"):
-        node_id_in(forged.public_bytes(Encoding.DER))
+        node_id_of_certificate(forged.public_bytes(Encoding.DER))
 
 
 @pytest.mark.parametrize("junk", [b"", b"\x30\x00", b"x" * 100], ids=len)
 def test_bytes_that_are_no_certificate_are_refused(junk: bytes) -> None:
     """The parser's own errors never leak out."""
     with pytest.raises(TrustError):
-        node_id_in(junk)
+        node_id_of_certificate(junk)
 
 
 def test_the_certificate_of_a_listener_is_none_of_a_node() -> None:
@@ -171,10 +171,10 @@ def test_the_certificate_of_a_listener_is_none_of_a_node() -> None:
     certificate = authority.lan_certificate(["a"], [], public)
 
     with pytest.raises(TrustError, match="none of a node"):
-        node_id_in(certificate.public_bytes(Encoding.DER))
+        node_id_of_certificate(certificate.public_bytes(Encoding.DER))
 
 
-def people(trust: MeshTrust) -> ssl.SSLContext:
+def people(trust: MeshTls) -> ssl.SSLContext:
     """Return the context of a program that was given the mesh authority."""
     return ssl.create_default_context(cadata=trust.ca_pem())
 
@@ -225,10 +225,10 @@ def test_a_revoked_node_acts_for_nobody_though_its_certificate_is_good() -> None
     served, dialled = shake(a.lan_server_context(["box"], []), b.lan_client_context())
 
     with served, dialled:
-        assert a.admitted_node_id(served) == b.node_id
-        a.renew(SECRET.denying([b.node_id]))
+        assert a.authorized_node_id(served) == b.node_id
+        a.use_secret(SECRET.with_revoked([b.node_id]))
         with pytest.raises(TrustError, match="revoked"):
-            a.admitted_node_id(served)
+            a.authorized_node_id(served)
 
 
 def test_a_forwarding_node_is_known_to_the_https_listener() -> None:
@@ -276,7 +276,7 @@ def test_no_key_is_left_on_disk_by_making_contexts(
     monkeypatch.chdir(tmp_path)
     key = NodeKey.load_or_create(tmp_path)
 
-    trust = MeshTrust(SECRET, key)
+    trust = MeshTls(SECRET, key)
     trust.server_context()
     trust.lan_server_context(["box"], ["127.0.0.1"])
 

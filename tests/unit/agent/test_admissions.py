@@ -8,57 +8,57 @@ from typing import Any
 
 import pytest
 
-from octaskly.agent.admissions import AgentAdmissions
+from octaskly.agent.admissions import AgentJoinService
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import StandbyView
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OnlyCopy
-from octaskly.ports import MeshState
+from octaskly.ports import ReplicationState
 from tests.builders import epoch
 
 LEVEL = (StandbyView(NodeId("b"), is_in_sync=True, lag=0),)
 
 
-async def leave(mesh: MeshState, state: TaskState) -> None:
+async def leave(mesh: ReplicationState, state: TaskState) -> None:
     """Leave, as the dispatcher, with one task; what would follow is an error."""
 
     async def stats() -> Any:
         return SimpleNamespace(counts={state: 1})
 
-    def mesh_of() -> MeshState:
+    def mesh_of() -> ReplicationState:
         return mesh
 
     known: Any = SimpleNamespace(
         dispatcher=lambda: SimpleNamespace(is_self=True), mesh=mesh_of
     )
-    store: Any = SimpleNamespace(stats=stats)
+    store: Any = SimpleNamespace(read_stats=stats)
     nothing: Any = None
-    desk = AgentAdmissions(
+    desk = AgentJoinService(
         config=nothing,
         name="ash",
         key=nothing,
         gateway=known,
         store=store,
         invites=None,
-        waiting=None,
-        moves=nothing,
+        waiting_machines=None,
+        mesh_changes=nothing,
         log=nothing,
     )
-    await desk.leave(force=False, principal=nothing)
+    await desk.leave_mesh(force=False, principal=nothing)
 
 
 @pytest.mark.parametrize(
     ("mesh", "why"),
     [
-        (MeshState(epoch=epoch()), "no standby keeps copies"),
+        (ReplicationState(epoch=epoch()), "no standby keeps copies"),
         (
-            MeshState(epoch=epoch(), standbys=LEVEL, is_ahead=True),
+            ReplicationState(epoch=epoch(), standbys=LEVEL, has_rows_ahead=True),
             "standbys lack some of them yet",
         ),
     ],
 )
 def test_who_has_the_only_copy_of_a_task_does_not_leave_by_a_slip(
-    mesh: MeshState, why: str
+    mesh: ReplicationState, why: str
 ) -> None:
     """It may know tasks that its log, which standbys keep, does not say."""
     with pytest.raises(OnlyCopy, match=f"1 wait or run, and {why}"):
@@ -68,11 +68,13 @@ def test_who_has_the_only_copy_of_a_task_does_not_leave_by_a_slip(
 @pytest.mark.parametrize(
     ("mesh", "state"),
     [
-        (MeshState(epoch=epoch(), standbys=LEVEL), TaskState.QUEUED),
-        (MeshState(epoch=epoch()), TaskState.COMPLETED),
+        (ReplicationState(epoch=epoch(), standbys=LEVEL), TaskState.QUEUED),
+        (ReplicationState(epoch=epoch()), TaskState.COMPLETED),
     ],
 )
-def test_who_has_only_copies_may_leave(mesh: MeshState, state: TaskState) -> None:
+def test_who_has_only_copies_may_leave(
+    mesh: ReplicationState, state: TaskState
+) -> None:
     """So may who has nothing that still has to run."""
     with pytest.raises(AttributeError, match="paths"):  # It goes on to forget all.
         asyncio.run(leave(mesh, state))

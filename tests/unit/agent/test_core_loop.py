@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from octaskly.agent.core_loop import EARLY_S, CoreLoop
+from octaskly.agent.core_loop import TIMER_SLACK_S, CoreLoop
 from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import Event, LiveLoaded, Persisted, TimerFired
 from octaskly.core.log.merge import TaskRecord
@@ -46,11 +46,11 @@ class Desk:
         self.is_held = False
         self.turns = 0
 
-    def hold(self) -> None:
+    def hold_commits(self) -> None:
         """A turn begins."""
         self.is_held = True
 
-    def give_way(self, *, is_alone: bool) -> None:
+    def release_commits(self, *, is_alone: bool) -> None:
         """A turn ends."""
         assert not is_alone  # Before it is connected.
         assert self.is_held
@@ -129,15 +129,15 @@ async def test_a_timer_that_comes_a_little_early_only_looks_again() -> None:
     await asyncio.sleep(0)
     early = loop._timer
     assert early is not None
-    node.due_s += EARLY_S / 2
+    node.due_s += TIMER_SLACK_S / 2
     loop.handle(Persisted(2))
     await asyncio.sleep(0)
     assert loop._timer is early
-    loop._wake()
+    loop._on_timer()
     assert node.events == [Persisted(1), Persisted(2)]
     assert loop._timer is not early
     node.due_s -= 3000.0
-    loop._wake()
+    loop._on_timer()
     assert isinstance(node.events[-1], TimerFired)
     loop.close()
 
@@ -149,7 +149,7 @@ async def test_a_timer_that_is_far_too_early_is_set_anew() -> None:
     loop.handle(Persisted(1))
     await asyncio.sleep(0)
     early = loop._timer
-    node.due_s += 2 * EARLY_S
+    node.due_s += 2 * TIMER_SLACK_S
     loop.handle(Persisted(2))
     await asyncio.sleep(0)
     assert early is not None
@@ -177,7 +177,7 @@ async def test_the_store_answers_about_live_tasks_in_the_order_of_the_questions(
     name = TaskId("t")
     node.last = LiveLoaded(())
     questions = (LoadLive((name,)), LoadLive(()))
-    tasks = [asyncio.create_task(loop._load_live(each)) for each in questions]
+    tasks = [asyncio.create_task(loop._load_live_tasks(each)) for each in questions]
     await asyncio.sleep(0)
     assert seen == [(name,)]
     is_slow.set()

@@ -31,7 +31,7 @@ def view(role: Role, dispatcher: str = "b") -> MeshView:
         for node, name in ((ME, "ana"), (DISPATCHER, "ben"))
     )
     roster = Roster(reigning, 1, members)
-    made.published(
+    made.on_published(
         PublishMeshState(reigning, node_id(dispatcher), dispatcher == "a", roster)
     )
     return made
@@ -55,11 +55,11 @@ def test_the_status_line_says_what_the_node_is_for_the_mesh(
 def test_lines_of_the_log_name_nodes_as_far_as_they_are_known() -> None:
     """By the name in the mesh, by what a peer calls itself, else by the id."""
     made = view(Role.WORKER)
-    made.met(STRANGER, "cy")
-    made.met(DISPATCHER, "another-ben")
+    made.learn_peer_name(STRANGER, "cy")
+    made.learn_peer_name(DISPATCHER, "another-ben")
 
     told = [
-        made.told(LogLine("info", "x", (("peer", node), ("term", 3)))).fields
+        made.with_node_names(LogLine("info", "x", (("peer", node), ("term", 3)))).fields
         for node in (DISPATCHER, STRANGER, node_id("d"))
     ]
 

@@ -12,7 +12,7 @@ from octaskly.agent.gateway.pending_requests import (
     OUTPUT_BYTES_MAX,
     TASKS_MAX,
     Recent,
-    Waiters,
+    TaskWaiters,
 )
 from octaskly.core.log.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
 from octaskly.core.log.merge import TaskRecord
@@ -107,32 +107,32 @@ def test_what_is_remembered_is_bounded() -> None:
 
 async def test_a_long_poll_for_a_task_that_is_ending_reads_nothing() -> None:
     """While its end is on its way to the disk, a read would only be in the way."""
-    waiters = Waiters()
+    waiters = TaskWaiters()
     for i, fact in enumerate(FACTS):
-        waiters.appended(entries(fact, after=i), i)
+        waiters.on_appended(entries(fact, after=i), i)
 
     async def read() -> TaskRecord:
         raise AssertionError("it was read")
 
     async def tell() -> None:
         await asyncio.sleep(0)
-        waiters.announced([TASK])
+        waiters.on_replicated([TASK])
 
     async with asyncio.TaskGroup() as group:
         group.create_task(tell())
-        record = await waiters.until(TASK, read, lambda r: r.state.is_final, 5.0)
+        record = await waiters.wait_until(TASK, read, lambda r: r.state.is_final, 5.0)
 
     assert record.state is TaskState.COMPLETED
 
 
 def test_only_a_durable_end_is_at_hand() -> None:
     """Else a client would be told what a crash could take back, or too early."""
-    waiters = Waiters()
+    waiters = TaskWaiters()
     seen = []
     for i, fact in enumerate(FACTS):
-        waiters.appended(entries(fact, after=i), i)
+        waiters.on_appended(entries(fact, after=i), i)
         seen.append(waiters.at_hand(TASK))
-    waiters.announced([TASK])
+    waiters.on_replicated([TASK])
 
     assert seen == [None, None, None]
     assert waiters.at_hand(TASK) == record_of_all(FACTS)
@@ -143,10 +143,10 @@ def test_a_task_that_was_given_back_is_not_at_hand() -> None:
     given_back = Finished(
         TASK, attempt(), node_id("a"), outcome(state=AttemptState.RELEASED)
     )
-    waiters = Waiters()
+    waiters = TaskWaiters()
     for i, fact in enumerate([*FACTS[:2], given_back]):
-        waiters.appended(entries(fact, after=i), i)
-    waiters.announced([TASK])
+        waiters.on_appended(entries(fact, after=i), i)
+    waiters.on_replicated([TASK])
 
     assert waiters.at_hand(TASK) is None
 

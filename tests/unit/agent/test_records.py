@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from octaskly.agent.gateway import pending_requests
-from octaskly.agent.gateway.health import Fitness
+from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.records import Records
 from octaskly.core.events import Event, RecordDraft
 from octaskly.core.log.records import TOKEN
@@ -24,9 +24,11 @@ class Desk:
         self.posted: list[Event] = []
         self.failure: str | None = None
         self.records = Records(
-            pending_requests.Tickets(self.posted.append),
+            pending_requests.PendingRequests(self.posted.append),
             cast("Any", None),
-            Fitness(failure=lambda: self.failure, is_room=lambda: False),
+            HealthChecks(
+                write_failure=lambda: self.failure, has_disk_room=lambda: False
+            ),
         )
 
 
@@ -36,7 +38,7 @@ async def test_nothing_is_recorded_where_the_disk_is_known_to_take_nothing() -> 
     desk.failure = "the disk is full"
 
     with pytest.raises(StoreFull, match="cannot write its log"):
-        await asyncio.wait_for(desk.records.keep(DRAFT), 60)
+        await asyncio.wait_for(desk.records.write_records(DRAFT), 60)
     assert desk.posted == []
 
 
@@ -44,7 +46,7 @@ async def test_who_asked_before_that_was_known_waits_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was asked for is on its way, so the answer says that."""
-    monkeypatch.setattr(pending_requests, "LOOK_S", 0.01)
+    monkeypatch.setattr(pending_requests, "REPLY_CHECK_S", 0.01)
     desk = Desk()
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(_refusal(desk.records))
@@ -57,5 +59,5 @@ async def test_who_asked_before_that_was_known_waits_no_longer(
 
 async def _refusal(records: Records) -> str:
     with pytest.raises(StoreFull) as refused:
-        await asyncio.wait_for(records.keep(DRAFT), 60)
+        await asyncio.wait_for(records.write_records(DRAFT), 60)
     return str(refused.value)

@@ -7,12 +7,12 @@ from typing import cast
 import pytest
 
 from octaskly.agent.gateway import repeat
-from octaskly.agent.gateway.repeat import Runs, repetition
+from octaskly.agent.gateway.repeat import PositionRanges, build_retry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.errors import NothingToRepeat
-from octaskly.ports import Log
+from octaskly.errors import NothingToRetry
+from octaskly.ports import DurableStore
 from tests.contract import log_kit as kit
 
 GIVEN = ArraySpec(count=50, first=10, step=2)
@@ -29,16 +29,16 @@ class Stored:
     def __init__(self, *runs: tuple[int, int]) -> None:
         self._runs = runs
 
-    async def unfinished(self, _array: str, limit: int) -> Runs:
+    async def incomplete_member_ranges(self, _array: str, limit: int) -> PositionRanges:
         return self._runs[:limit]
 
-    async def tasks(self, names: list[str]) -> dict[str, list[TaskRecord]]:
+    async def read_tasks_by_name(self, names: list[str]) -> dict[str, list[TaskRecord]]:
         return {names[0]: [RECORD]}
 
 
 async def repeated(*runs: tuple[int, int]) -> ArraySpec:
     """Return the array that is handed in."""
-    asked = await repetition(RECORD, cast("Log", Stored(*runs)), "ana")
+    asked = await build_retry(RECORD, cast("DurableStore", Stored(*runs)), "ana")
     (draft,) = asked.drafts
     assert draft.options is not None
     assert draft.options.array is not None
@@ -67,7 +67,7 @@ async def test_many_with_gaps_are_refused_by_their_ranges(
     """As somebody would hand them in."""
     monkeypatch.setattr(repeat, "_MEMBERS_MAX", 3)
 
-    with pytest.raises(NothingToRepeat) as refused:
+    with pytest.raises(NothingToRetry) as refused:
         await repeated((0, 1), (4, 9))
 
     assert str(refused.value.hint).endswith("hand in arrays of 10-12:2, 18-28:2")

@@ -7,14 +7,19 @@ import asyncio
 import pytest
 
 from octaskly import errors
-from octaskly.agent.gateway.pending_requests import Tickets, Waiters
+from octaskly.agent.gateway.pending_requests import PendingRequests, TaskWaiters
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.log.facts import Assigned, Entry, Finished
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import NotDispatching, NotReplicated, Reply, TasksAccepted
-from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher, OctasklyError
+from octaskly.errors import (
+    DispatcherUnknown,
+    NotDispatcher,
+    OctasklyError,
+    OutcomeUnknown,
+)
 from tests.builders import STREAM, attempt, node_id, outcome
 
 
@@ -25,33 +30,33 @@ def submission(ticket: int) -> Event:
 async def test_what_was_asked_is_not_called_undone_when_the_node_stops() -> None:
     """It may be in the log: said to be not done, it would be done again elsewhere."""
     posted: list[Event] = []
-    tickets = Tickets(posted.append)
+    tickets = PendingRequests(posted.append)
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(_outcome(tickets))
         while not posted:  # noqa: ASYNC110  one turn of the loop is enough
             await asyncio.sleep(0)
         tickets.close()
 
-    assert isinstance(asked.result(), AnswerLost)
+    assert isinstance(asked.result(), OutcomeUnknown)
 
 
 async def test_a_node_that_stops_takes_no_more_questions() -> None:
     """Nothing is posted, so the request may be sent elsewhere."""
     posted: list[Event] = []
-    tickets = Tickets(posted.append)
+    tickets = PendingRequests(posted.append)
     tickets.close()
 
-    with pytest.raises(NoDispatcher):
-        await tickets.ask(submission)
+    with pytest.raises(DispatcherUnknown):
+        await tickets.send_request(submission)
     assert posted == []
 
 
 async def test_an_answer_reaches_who_asked() -> None:
     """Each question has its own ticket."""
     accepted = TasksAccepted((), 2)
-    tickets = Tickets(lambda event: tickets.answered(event.ticket, accepted))  # type: ignore[union-attr]
+    tickets = PendingRequests(lambda event: tickets.set_reply(event.ticket, accepted))  # type: ignore[union-attr]
 
-    assert await tickets.ask(submission) == accepted
+    assert await tickets.send_request(submission) == accepted
 
 
 @pytest.mark.parametrize(
@@ -62,15 +67,15 @@ async def test_a_refusal_of_the_core_is_an_error(
     reply: Reply, error: type[OctasklyError]
 ) -> None:
     """Whatever was asked: the API says the same for it."""
-    tickets = Tickets(lambda event: tickets.answered(event.ticket, reply))  # type: ignore[union-attr]
+    tickets = PendingRequests(lambda event: tickets.set_reply(event.ticket, reply))  # type: ignore[union-attr]
 
     with pytest.raises(error):
-        await tickets.ask(submission)
+        await tickets.send_request(submission)
 
 
 async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
     """The other half of a split gave the name, too; both are waited for by it."""
-    waiters = Waiters()
+    waiters = TaskWaiters()
     mine, other = TaskId("deploy~aaa"), TaskId("deploy~bbb")
     has_read = asyncio.Event()
 
@@ -82,11 +87,13 @@ async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
         await has_read.wait()
         has_read.clear()
         end = Finished(task, attempt(), node_id("a"), outcome())
-        waiters.appended([Entry(STREAM, 1, 1, end)], 1)
-        waiters.announced([task])
+        waiters.on_appended([Entry(STREAM, 1, 1, end)], 1)
+        waiters.on_replicated([task])
 
     async with asyncio.TaskGroup() as group:
-        ends = waiters.until("deploy~2", read, lambda task: task.state.is_final, 60.0)
+        ends = waiters.wait_until(
+            "deploy~2", read, lambda task: task.state.is_final, 60.0
+        )
         waited = group.create_task(ends)
         await tell(other)
         await tell(mine)
@@ -100,7 +107,7 @@ async def test_what_is_told_early_is_on_disk() -> None:
 
     Of a task that had ended its output was asked for, and not found.
     """
-    waiters = Waiters()
+    waiters = TaskWaiters()
     task = TaskId("task-001-0000000a")
     begin = Assigned(task, attempt(), node_id("a"))
     end = Finished(task, attempt(), node_id("a"), outcome())
@@ -112,26 +119,26 @@ async def test_what_is_told_early_is_on_disk() -> None:
 
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(
-            waiters.until(
+            waiters.wait_until(
                 *(task, read, lambda record: record.state is not TaskState.QUEUED),
                 timeout_s=60.0,
-                is_eager=True,
+                accepts_local_commit=True,
             )
         )
         await has_read.wait()
-        waiters.appended([Entry(STREAM, 1, 1, begin)], 1)
-        waiters.appended([Entry(STREAM, 2, 2, end)], 2)
+        waiters.on_appended([Entry(STREAM, 1, 1, begin)], 1)
+        waiters.on_appended([Entry(STREAM, 2, 2, end)], 2)
         await asyncio.sleep(0)
         assert not asked.done()
-        waiters.persisted(1)
+        waiters.on_persisted(1)
 
     assert asked.result().state is TaskState.RUNNING
 
 
-async def _outcome(tickets: Tickets) -> object:
+async def _outcome(tickets: PendingRequests) -> object:
     try:
-        return await tickets.ask(submission)
-    except AnswerLost as error:
+        return await tickets.send_request(submission)
+    except OutcomeUnknown as error:
         return error
 
 
@@ -141,22 +148,22 @@ async def test_a_member_that_never_began_ends_with_its_array() -> None:
     waiting = TaskRecord(id=TaskId(f"{array}.5"))
     ended = TaskRecord(id=waiting.id, cancelled_by="ana")
     shown = [waiting, ended]
-    waiters = Waiters()
+    waiters = TaskWaiters()
 
     async def read() -> TaskRecord:
         return shown.pop(0)
 
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(
-            waiters.until(
+            waiters.wait_until(
                 waiting.name, read, lambda task: task.state.is_final, timeout_s=60
             )
         )
         while len(shown) > 1:  # noqa: ASYNC110  one turn of the loop is enough
             await asyncio.sleep(0)
-        waiters.announced((TaskId(f"{array}.6"),))
+        waiters.on_replicated((TaskId(f"{array}.6"),))
         await asyncio.sleep(0)
         assert len(shown) == 1
-        waiters.announced((array,))
+        waiters.on_replicated((array,))
 
     assert asked.result() == ended

@@ -8,20 +8,20 @@ from typing import cast
 import pytest
 
 from octaskly.api.http.audit_trail import (
+    ANONYMOUS_GROUPS_MAX,
+    ANONYMOUS_QUEUE_MAX,
     GROUPS_MAX,
-    SINGLES,
-    STRANGERS_MAX,
-    STRANGERS_WAITING_MAX,
-    WAITING_MAX,
+    QUEUE_MAX,
+    UNMERGED_MAX,
     WINDOW_MS,
     Auditor,
 )
-from octaskly.api.http.long_polls import Waits
-from octaskly.api.http.request import Deadlines, Forward, Parts, Seen
-from octaskly.api.security.rate_limit import Meter
+from octaskly.api.http.long_polls import LongPolls
+from octaskly.api.http.request import HttpTimeouts, NodeClient, RequestInfo, Services
+from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import NotDispatcher
-from octaskly.ports import Deed, Principal
+from octaskly.ports import AuditEntry, Principal
 from tests.support.fake_gateway import NOW_MS, FakeGateway
 
 BO = Principal(subject="bo", role="client")
@@ -46,13 +46,13 @@ class Desk:
     def __init__(self) -> None:
         self.clock = HandClock()
         self.gateway = FakeGateway()
-        parts = Parts(
+        parts = Services(
             self.gateway,
             self.clock,
-            cast("Forward", None),
-            Waits(self.gateway.dispatcher),
-            Deadlines(),
-            Meter({}, self.clock),
+            cast("NodeClient", None),
+            LongPolls(self.gateway.dispatcher),
+            HttpTimeouts(),
+            RateLimiter({}, self.clock),
         )
         self.auditor = Auditor(parts, "n-1")
 
@@ -68,14 +68,14 @@ class Desk:
         is_elsewhere: bool = False,
     ) -> None:
         for _ in range(times):
-            seen = Seen("r", 0.0)
+            seen = RequestInfo("r", 0.0)
             seen.principal, seen.source = who, source
-            seen.action, seen.is_noted = f"{method} /api/v1/tasks", True
+            seen.action, seen.is_audited = f"{method} /api/v1/tasks", True
             seen.tasks, seen.task_count = tasks, len(tasks)
             seen.is_decided_elsewhere = is_elsewhere
-            self.auditor.note(seen, method, status)
+            self.auditor.record_request(seen, method, status)
 
-    async def written(self) -> list[Deed]:
+    async def written(self) -> list[AuditEntry]:
         """Return what has been written once nothing waits."""
         await self.auditor.flush()
         return self.gateway.audit.deeds
@@ -91,7 +91,7 @@ async def test_a_change_is_noted_with_who_what_where_and_the_answer(desk: Desk) 
     desk.ask(tasks=("task-1", "task-2"))
 
     assert await desk.written() == [
-        Deed(
+        AuditEntry(
             id="node-a-n-1-1",
             at_ms=NOW_MS,
             subject="bo",
@@ -99,8 +99,8 @@ async def test_a_change_is_noted_with_who_what_where_and_the_answer(desk: Desk) 
             action="POST /api/v1/tasks",
             target=None,
             source="127.0.0.1",
-            asked=NodeId("node-a"),
-            decided=NodeId("node-a"),
+            received_by=NodeId("node-a"),
+            decided_by=NodeId("node-a"),
             status=201,
             tasks=("task-1", "task-2"),
             task_count=2,
@@ -145,7 +145,7 @@ async def test_a_flood_of_refusals_is_two_lines_a_minute(desk: Desk) -> None:
 
     first, rest, next_minute = await desk.written()
     assert (first.count, rest.count, next_minute.count) == (1, 999, 1)
-    assert rest.until_ms == NOW_MS
+    assert rest.last_ms == NOW_MS
 
 
 async def test_busy_clients_are_written_one_by_one_only_at_first(desk: Desk) -> None:
@@ -153,8 +153,8 @@ async def test_busy_clients_are_written_one_by_one_only_at_first(desk: Desk) -> 
     desk.ask(times=1000, tasks=("t",))
 
     deeds = await desk.written()
-    assert [deed.count for deed in deeds] == [1] * SINGLES + [1000 - SINGLES]
-    assert deeds[-1].task_count == 1000 - SINGLES
+    assert [deed.count for deed in deeds] == [1] * UNMERGED_MAX + [1000 - UNMERGED_MAX]
+    assert deeds[-1].task_count == 1000 - UNMERGED_MAX
     assert len(deeds[-1].tasks) <= 8
 
 
@@ -164,13 +164,13 @@ async def test_refusals_from_everywhere_are_counted_as_one(desk: Desk) -> None:
         desk.ask(401, who=None, source=f"fe80::{number:x}")
 
     deeds = await desk.written()
-    assert len(deeds) == STRANGERS_MAX + 2
+    assert len(deeds) == ANONYMOUS_GROUPS_MAX + 2
     assert sum(deed.count for deed in deeds) == 3 * GROUPS_MAX
 
 
 async def test_what_no_dispatcher_takes_waits_within_bounds(desk: Desk) -> None:
     """The oldest go first, and what was handed over half-way comes but once."""
-    for number in range(WAITING_MAX + 5):
+    for number in range(QUEUE_MAX + 5):
         desk.clock.wall_ms += WINDOW_MS
         desk.ask(source=str(number))
     desk.gateway.elect(None)
@@ -179,7 +179,7 @@ async def test_what_no_dispatcher_takes_waits_within_bounds(desk: Desk) -> None:
     desk.gateway.elect(desk.gateway.view_of(NodeId("node-a")))
     deeds = await desk.written()
 
-    assert len(deeds) == WAITING_MAX
+    assert len(deeds) == QUEUE_MAX
     assert deeds[0].source == "5"
 
 
@@ -200,7 +200,7 @@ async def test_a_dispatcher_that_is_deposed_meanwhile_loses_nothing(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it could not write waits for the next one."""
-    keep = desk.gateway.audit.keep
+    keep = desk.gateway.audit.record_entries
 
     async def refuse(_: object) -> None:
         raise NotDispatcher("not here")
@@ -232,7 +232,7 @@ async def test_without_a_dispatcher_strangers_push_out_nobody_but_each_other(
     """Whoever asks for long enough would hide what was changed meanwhile."""
     desk.gateway.elect(None)
     desk.ask()
-    for number in range(WAITING_MAX):
+    for number in range(QUEUE_MAX):
         desk.clock.wall_ms += WINDOW_MS
         desk.ask(401, who=None, source=str(number))
     assert await desk.written() == []
@@ -241,5 +241,5 @@ async def test_without_a_dispatcher_strangers_push_out_nobody_but_each_other(
     change, *refusals = await desk.written()
 
     assert change.subject == "bo"
-    assert len(refusals) == STRANGERS_WAITING_MAX
-    assert refusals[-1].source == str(WAITING_MAX - 1)
+    assert len(refusals) == ANONYMOUS_QUEUE_MAX
+    assert refusals[-1].source == str(QUEUE_MAX - 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from octaskly.api.webhook_sender import signed
-from octaskly.trust import generate
+from octaskly.api.webhook_sender import signature_headers
+from octaskly.trust import generate_secret
 from octaskly.trust.mesh_secret import MeshSecret
 
 
@@ -13,7 +13,7 @@ def test_signature_is_that_of_the_standard() -> None:
     """The example of its libraries."""
     key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
-    headers = signed(
+    headers = signature_headers(
         key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
     )
 
@@ -27,7 +27,7 @@ def test_signature_is_that_of_the_standard() -> None:
 
 def test_key_follows_from_the_secret_in_force() -> None:
     """The same on all nodes; another one once the secret was renewed."""
-    one, two = generate().generations[0], generate().generations[0]
+    one, two = generate_secret().generations[0], generate_secret().generations[0]
     secret, renewed = MeshSecret((one,)), MeshSecret((one, two))
 
     assert secret.webhook_key() == MeshSecret((one,)).webhook_key()

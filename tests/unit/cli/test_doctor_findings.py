@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from octaskly.cli.doctor import probes
-from octaskly.cli.doctor.findings import Finding, Status, findings
-from octaskly.cli.doctor.symptoms import Neighbour, Symptoms
+from octaskly.cli.doctor.findings import Finding, FindingStatus, make_findings
+from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms
 from octaskly.client import Checkup
-from octaskly.trust import generate
+from octaskly.trust import generate_secret
 
-SECRET = generate()
+SECRET = generate_secret()
 
 OUTSIDER = Symptoms(
     agent=None,
@@ -25,14 +25,14 @@ OUTSIDER = Symptoms(
     secret_error=None,
     may_read_secret=True,
     node_id=None,
-    copies=(),
+    hosts_with_same_id=(),
     names=(),
     interfaces=(),
     mdns_error=None,
-    mdns_holder=None,
-    hears_itself=None,
-    neighbours=(),
-    taken=(),
+    mdns_port_owner=None,
+    sees_itself=None,
+    probed_nodes=(),
+    taken_ports=(),
     state_dir=Path("/home/ana/state"),
     free_bytes=1 << 40,
     descriptors_max=4096,
@@ -40,29 +40,33 @@ OUTSIDER = Symptoms(
 """A machine on which nothing runs yet, and that sees nobody."""
 
 
-def of_mesh(place: str) -> Neighbour:
+def of_mesh(place: str) -> ProbedNode:
     """Return a node of a mesh that this machine is not in."""
-    return Neighbour(
-        name="mesh 0123", mesh="0123", place=place, is_in_sight=True, is_member=False
+    return ProbedNode(
+        name="mesh 0123",
+        mesh="0123",
+        address=place,
+        is_seen_by_mdns=True,
+        is_member=False,
     )
 
 
 def found(seen: Symptoms) -> dict[str, Finding]:
-    return {each.check: each for each in findings(seen)}
+    return {each.check: each for each in make_findings(seen)}
 
 
 def test_two_nodes_in_sight_are_one_mesh() -> None:
     """Who sees its name twice looks for two."""
     both = (of_mesh("10.0.0.1:7878"), of_mesh("10.0.0.2:7878"))
 
-    says = found(replace(OUTSIDER, neighbours=both))["secret"].says
+    says = found(replace(OUTSIDER, probed_nodes=both))["secret"].says
 
     assert says.endswith("in sight is mesh 0123 (10.0.0.1:7878, 10.0.0.2:7878)")
 
 
 def test_no_line_denies_the_mesh_that_another_line_shows() -> None:
     """A machine without a secret is in none, and yet sees one."""
-    seen = found(replace(OUTSIDER, neighbours=(of_mesh("10.0.0.1:7878"),)))
+    seen = found(replace(OUTSIDER, probed_nodes=(of_mesh("10.0.0.1:7878"),)))
 
     assert "in sight is mesh 0123" in seen["secret"].says
     assert seen["mesh"].says == "in sight, as said: mesh 0123 (10.0.0.1:7878)"
@@ -80,23 +84,25 @@ def test_a_name_without_an_address_is_no_firewall(
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    [named] = probes.asked([probes.of_seed("pi4.local", 7878, SECRET.mesh_id)], SECRET)
+    [named] = probes.probe_nodes(
+        [probes.target_of_seed("pi4.local", 7878, SECRET.mesh_id)], SECRET
+    )
 
-    seen = found(replace(OUTSIDER, mesh=SECRET.mesh_id, neighbours=(named,)))
+    seen = found(replace(OUTSIDER, mesh=SECRET.mesh_id, probed_nodes=(named,)))
 
-    assert seen["tcp"].status is Status.BAD
+    assert seen["tcp"].status is FindingStatus.FAULT
     assert seen["tcp"].says == "nothing is called 'pi4.local' here: it has no address"
 
 
 def test_a_node_that_left_is_no_fault() -> None:
     """It was joined at an address, where this node looks as long as it runs."""
-    gone = Neighbour(
+    gone = ProbedNode(
         name="10.0.0.1",
         mesh="0123",
-        place="10.0.0.1:7878",
-        is_in_sight=False,
+        address="10.0.0.1:7878",
+        is_seen_by_mdns=False,
         is_member=False,
-        answer="refused",
+        probe_result="refused",
     )
     agent = Checkup(
         name="pi4",
@@ -107,9 +113,9 @@ def test_a_node_that_left_is_no_fault() -> None:
         mesh="0123",
     )
 
-    seen = found(replace(OUTSIDER, agent=agent, mesh="0123", neighbours=(gone,)))
+    seen = found(replace(OUTSIDER, agent=agent, mesh="0123", probed_nodes=(gone,)))
 
-    assert seen["tcp"].status is Status.ODD
+    assert seen["tcp"].status is FindingStatus.WARNING
     assert seen["tcp"].says == (
         "no agent listens at 10.0.0.1:7878, where this one also looks"
     )

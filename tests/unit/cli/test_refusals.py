@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from octaskly.cli.root import print_refusal
+from octaskly.cli.root import print_os_error
 
 
 def refused(number: int, *names: str) -> OSError:
@@ -35,7 +35,7 @@ def test_what_really_failed_is_said(
     error: OSError, said: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not every failure is one of writing."""
-    print_refusal(error)
+    print_os_error(error)
 
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"error: {said}"

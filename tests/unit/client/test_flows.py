@@ -15,11 +15,18 @@ from hypothesis import strategies as st
 import octaskly
 from octaskly.api.problems import CATCHING_UP
 from octaskly.client.flows import arrays, streams, tasks
-from octaskly.client.flows.calls import Call, Reply
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.retry import BEHIND, Deadline
-from octaskly.client.flows.sse import Event, Parser
-from octaskly.client.flows.steps import Begin, Emit, Leave, Pause, Read, Send
+from octaskly.client.flows.calls import Call, Response
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.retry import CATCHING_UP_ERROR, Deadline
+from octaskly.client.flows.sse import Event, EventParser
+from octaskly.client.flows.steps import (
+    CloseStream,
+    Emit,
+    OpenStream,
+    ReadStream,
+    SendRequest,
+    Sleep,
+)
 
 LOST = octaskly.ReplyLost("lost")
 AWAY = octaskly.Unreachable("away")
@@ -36,12 +43,12 @@ class Clock:
         return self.now_s
 
 
-def reply(body: object, status: int = 200, **headers: str) -> Reply:
+def reply(body: object, status: int = 200, **headers: str) -> Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status, named, json.dumps(body).encode())
+    return Response(status, named, json.dumps(body).encode())
 
 
-def refused(status: int, error: str, **headers: str) -> Reply:
+def refused(status: int, error: str, **headers: str) -> Response:
     return reply({"error": error, "status": status}, status, **headers)
 
 
@@ -55,11 +62,11 @@ class Play:
 
     def __init__(self, *outcomes: Any, patience_s: float = 10.0) -> None:
         self.clock = Clock()
-        self.asker = Asker(
+        self.asker = RequestFlow(
             "the node",
-            patience_s=patience_s,
+            retry_timeout_s=patience_s,
             clock=self.clock,
-            draw=lambda: 0.0,
+            random=lambda: 0.0,
             new_key=(f"key-{n}" for n in itertools.count(1)).__next__,
         )
         self.outcomes = list(outcomes)
@@ -68,7 +75,7 @@ class Play:
         self.emitted: list[Any] = []
 
     def until(self, deadline_s: float | None = None) -> Deadline:
-        return self.asker.until(deadline_s)
+        return self.asker.deadline_after(deadline_s)
 
     def run(self, flow: Any) -> Any:
         came: Any = None
@@ -84,26 +91,26 @@ class Play:
 
     def _perform(self, step: Any) -> Any:
         match step:
-            case Send(call, timeout_s) | Begin(call, timeout_s):
+            case SendRequest(call, timeout_s) | OpenStream(call, timeout_s):
                 self.sent.append(call)
                 outcome = self.outcomes.pop(0)
                 if outcome == "nothing":
                     self.clock.now_s += timeout_s
                     return octaskly.NoAnswer("silent")
                 return outcome
-            case Read(timeout_s):
+            case ReadStream(timeout_s):
                 outcome = self.outcomes.pop(0)
                 if outcome == "nothing":
                     self.clock.now_s += timeout_s
                     return octaskly.NoAnswer("silent")
                 return outcome
-            case Pause(seconds):
+            case Sleep(seconds):
                 self.paused.append(seconds)
                 self.clock.now_s += seconds
             case Emit(item):
                 self.emitted.append(item)
             case _:
-                assert step == Leave()
+                assert step == CloseStream()
         return None
 
 
@@ -153,7 +160,7 @@ def test_logs_that_are_merged_are_waited_for_longer(
     patience_s: float, waited_s: float
 ) -> None:
     """That takes longer than an election; who wants no wait at all has none."""
-    behind = refused(503, BEHIND, retry_after="2")
+    behind = refused(503, CATCHING_UP_ERROR, retry_after="2")
     play = Play(*[behind] * 31, patience_s=patience_s)
 
     with pytest.raises(octaskly.Refused):
@@ -163,7 +170,7 @@ def test_logs_that_are_merged_are_waited_for_longer(
 
 def test_what_a_node_says_while_logs_are_merged_is_known() -> None:
     """The client goes by the text."""
-    assert BEHIND == CATCHING_UP
+    assert CATCHING_UP_ERROR == CATCHING_UP
 
 
 def test_a_node_that_never_answered_is_not_waited_for() -> None:
@@ -218,11 +225,11 @@ def test_a_refusal_is_an_error_of_its_kind_and_not_repeated(
         refused(400, "Unknown field"),
         refused(404, "Not found"),
         reply({"id": 7}, 201),
-        Reply(404, {}, b"<html>"),
+        Response(404, {}, b"<html>"),
     ],
     ids=["field", "path", "form", "page"],
 )
-def test_a_gap_of_versions_is_named(outcome: Reply) -> None:
+def test_a_gap_of_versions_is_named(outcome: Response) -> None:
     """A newer client asks an older node for what that does not know, or vice versa."""
     play = Play(outcome, reply(HEALTH | {"version": "0.0.1"}))
 
@@ -248,7 +255,7 @@ def test_nodes_of_the_same_version_are_not_called_another() -> None:
 def test_why_nobody_answers_is_guessed_by_the_place(place: str, hint: str) -> None:
     """A port may be the wrong one; a socket is the agent's own."""
     play = Play("nothing")
-    play.asker.place = place
+    play.asker.node_label = place
 
     with pytest.raises(octaskly.NoAnswer) as caught:
         submitted(play)
@@ -259,10 +266,10 @@ def test_why_nobody_answers_is_guessed_by_the_place(place: str, hint: str) -> No
     ("call", "waited_s"),
     [
         (Call("GET", "/api/v1/nodes"), 11),
-        (Call("GET", "/api/v1/tasks/1", wait_s=60), 71),
+        (Call("GET", "/api/v1/tasks/1", extra_wait_s=60), 71),
         (Call("POST", "/api/v1/tasks", body=b"x" * 65_536), 11),
         (Call("POST", "/api/v1/tasks", body=b"x" * 65_537), 31),
-        (Call("POST", "/api/v1/tokens", is_once=True), 31),
+        (Call("POST", "/api/v1/tokens", is_unrepeatable=True), 31),
     ],
     ids=["short", "long poll", "small", "large", "once"],
 )
@@ -273,7 +280,7 @@ def test_a_node_that_is_silent_from_the_start_is_given_up(
     play = Play("nothing")
 
     with pytest.raises(octaskly.NoAnswer):
-        play.run(play.asker.ask(call))
+        play.run(play.asker.send(call))
     assert play.clock.now_s == waited_s
 
 
@@ -320,7 +327,7 @@ def test_a_long_wait_is_many_polls() -> None:
     queued = reply({"id": "task-1", "status": "queued"})
     play = Play(queued, "nothing", queued, ENDED, patience_s=300)
 
-    ended = play.run(tasks.wait(play.asker, "task-1", until=play.until()))
+    ended = play.run(tasks.wait(play.asker, "task-1", deadline=play.until()))
 
     assert ended.is_final
     assert {call.query["wait"] for call in play.sent} == {"60.000"}
@@ -334,7 +341,7 @@ def ran(play: Play) -> octaskly.Task:
             {},
             check=False,
             durability=None,
-            until=play.until(),
+            deadline=play.until(),
         )
     )
     return task
@@ -398,7 +405,7 @@ def test_a_map_takes_back_what_it_was_about_to_begin() -> None:
         ["x" * arrays.ITEMS_BYTES_MAX] * 2,
         {},
         ordered=True,
-        until=play.until(),
+        deadline=play.until(),
     )
 
     with pytest.raises(KeyboardInterrupt):
@@ -413,7 +420,7 @@ def sse(kind: str, data: object, event_id: str = "") -> bytes:
     return ("\n".join([*lines, f"data: {json.dumps(data)}"]) + "\n\n").encode()
 
 
-HEAD = Reply(200, {}, b"")
+HEAD = Response(200, {}, b"")
 A, B = (sse("stdout", {"offset": n, "data": c}, f"1:{n}:0") for n, c in enumerate("ab"))
 END = sse("end", {"id": "task-1", "status": "completed"}, "1:2:0")
 
@@ -427,7 +434,7 @@ def logged(play: Play, deadline_s: float | None = None) -> bytes:
             stream="both",
             attempt=None,
             after="",
-            until=play.until(deadline_s),
+            deadline=play.until(deadline_s),
         )
     )
     return b"".join(log.data for log in play.emitted)
@@ -483,7 +490,7 @@ def test_tasks_that_are_waited_for_are_known_by_any_of_their_names() -> None:
     ]
     play = Play(HEAD, news[0], running, news[1] + news[2], ended)
 
-    play.run(streams.as_ended(play.asker, ["task-1", "task-1"], until=play.until()))
+    play.run(streams.as_ended(play.asker, ["task-1", "task-1"], deadline=play.until()))
 
     assert [task.id for task in play.emitted] == ["task-1-aa"]
 
@@ -492,7 +499,7 @@ def test_nobody_who_waits_for_nothing_asks_anything() -> None:
     """An empty list has ended."""
     play = Play()
 
-    play.run(streams.as_ended(play.asker, [], until=play.until()))
+    play.run(streams.as_ended(play.asker, [], deadline=play.until()))
 
     assert play.sent == []
 
@@ -528,7 +535,7 @@ def test_a_result_comes_once_though_its_stream_was_lost() -> None:
         HEAD, RESULTS[0] + RESULTS[2], LOST, HEAD, RESULTS[1] + RESULTS[2] + ALL
     )
 
-    play.run(arrays.results(play.asker, "task-1", ordered=False, until=play.until()))
+    play.run(arrays.results(play.asker, "task-1", ordered=False, deadline=play.until()))
 
     assert [task.id for task in play.emitted] == ["task-1.0", "task-1.2", "task-1.1"]
     assert [call.query["offset"] for call in play.sent] == [0, 1]
@@ -538,7 +545,7 @@ def test_an_end_that_comes_before_all_results_is_not_believed() -> None:
     """A node that has not heard of all ends is asked again."""
     play = Play(HEAD, RESULTS[0] + ALL, HEAD, RESULTS[1] + RESULTS[2] + ALL)
 
-    play.run(arrays.results(play.asker, "task-1", ordered=True, until=play.until()))
+    play.run(arrays.results(play.asker, "task-1", ordered=True, deadline=play.until()))
 
     assert len(play.emitted) == 3
 
@@ -566,7 +573,7 @@ def test_a_map_has_two_arrays_under_way_and_takes_no_more_items_than_that(
             items(),
             {},
             ordered=True,
-            until=play.until(),
+            deadline=play.until(),
         )
     )
 
@@ -604,7 +611,7 @@ def test_events_are_the_same_however_their_bytes_are_cut(
     """The network cuts where it likes."""
     data = b":\n\n".join(sse(each.kind, each.data, each.id) for each in told)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    parser = Parser()
+    parser = EventParser()
 
     came = [
         event

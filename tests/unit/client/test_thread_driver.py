@@ -16,12 +16,18 @@ import pytest
 
 import octaskly.client
 from octaskly.client.drivers import thread_driver
-from octaskly.client.drivers.thread_driver import Pool
-from octaskly.client.endpoint import Target
+from octaskly.client.drivers.thread_driver import ThreadDriver
+from octaskly.client.endpoint import Endpoint
 from octaskly.client.flows import arrays, tasks
-from octaskly.client.flows.calls import Call, Reply
-from octaskly.client.flows.request import Asker
-from octaskly.client.flows.steps import Begin, Leave, Read, Send, Step
+from octaskly.client.flows.calls import Call, Response
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.steps import (
+    CloseStream,
+    OpenStream,
+    ReadStream,
+    SendRequest,
+    Step,
+)
 
 CLIENT = str(Path(octaskly.client.__file__).parent)
 
@@ -36,17 +42,17 @@ class Mesh:
 
     def perform(self, step: Step) -> object:
         match step:
-            case Send(call, _):
+            case SendRequest(call, _):
                 return self._answer(call)
-            case Begin(call, _):
+            case OpenStream(call, _):
                 return self._open(call)
-            case Read():
+            case ReadStream():
                 return self._events.pop(0)
             case _:
-                assert step == Leave()
+                assert step == CloseStream()
         return None
 
-    def _answer(self, call: Call) -> Reply:
+    def _answer(self, call: Call) -> Response:
         if call.method == "POST":
             task = call.headers["Idempotency-Key"]
             self.status.setdefault(task, "running")
@@ -60,7 +66,7 @@ class Mesh:
                 self.status[task] = "completed"
         return self._told(task)
 
-    def _open(self, call: Call) -> Reply:
+    def _open(self, call: Call) -> Response:
         task = call.path.split("/")[-2]
         self.status[task] = "completed"
         done = {"id": task, "status": "completed"}
@@ -68,20 +74,20 @@ class Mesh:
             _sse("result", done | {"position": 0}),
             _sse("end", done | {"array": {"completed": 1}}),
         ]
-        return Reply(200, {}, b"")
+        return Response(200, {}, b"")
 
-    def _told(self, task: str) -> Reply:
+    def _told(self, task: str) -> Response:
         body = {"id": task, "status": self.status[task]}
-        return Reply(200, {}, json.dumps(body).encode())
+        return Response(200, {}, json.dumps(body).encode())
 
 
 class Stage:
     """Performs the steps of a flow in a mesh without connections."""
 
-    def __init__(self, mesh: Mesh, _pool: Pool) -> None:
-        self.perform = mesh.perform
+    def __init__(self, mesh: Mesh, _pool: ThreadDriver) -> None:
+        self.perform_step = mesh.perform
 
-    def leave(self) -> None:
+    def close_stream(self) -> None:
         """Close the stream, which needs none of it here."""
 
 
@@ -89,7 +95,7 @@ def _sse(kind: str, data: object) -> bytes:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def run(asker: Asker, at: Pool) -> None:
+def run(asker: RequestFlow, at: ThreadDriver) -> None:
     at.run(
         tasks.run(
             asker,
@@ -97,13 +103,15 @@ def run(asker: Asker, at: Pool) -> None:
             {},
             check=False,
             durability=None,
-            until=asker.until(None),
+            deadline=asker.deadline_after(None),
         )
     )
 
 
-def map_(asker: Asker, at: Pool) -> None:
-    flow = arrays.map_(asker, "f {}", ["a"], {}, ordered=True, until=asker.until(None))
+def map_(asker: RequestFlow, at: ThreadDriver) -> None:
+    flow = arrays.map_(
+        asker, "f {}", ["a"], {}, ordered=True, deadline=asker.deadline_after(None)
+    )
     for _ in at.iterate(flow):
         pass
 
@@ -140,16 +148,16 @@ def tracing() -> Iterator[None]:
 
 @pytest.mark.parametrize("word", [run, map_])
 def test_ctrl_c_at_any_line_leaves_no_task_behind(
-    monkeypatch: pytest.MonkeyPatch, word: Callable[[Asker, Pool], None]
+    monkeypatch: pytest.MonkeyPatch, word: Callable[[RequestFlow, ThreadDriver], None]
 ) -> None:
     """Whether it comes within a step, between two, or before an answer is read."""
     cancelled = 0
     for line in itertools.count():
         mesh = Mesh()
-        monkeypatch.setattr(thread_driver, "_Stage", partial(Stage, mesh))
+        monkeypatch.setattr(thread_driver, "_ThreadFlowRun", partial(Stage, mesh))
         keys = (f"key-{n}" for n in itertools.count())
-        asker = Asker("the node", new_key=keys.__next__)
-        at = Pool(Target(url="http://127.0.0.1:1"))
+        asker = RequestFlow("the node", new_key=keys.__next__)
+        at = ThreadDriver(Endpoint(url="http://127.0.0.1:1"))
         sys.settrace(interrupt_at(line))
         try:
             word(asker, at)

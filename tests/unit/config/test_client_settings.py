@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.client.endpoint import Target, target
+from octaskly.client.endpoint import Endpoint, resolve_endpoint
 from octaskly.config import paths
 from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.sources import CLIENT_KEYS
@@ -24,8 +24,8 @@ class Machine:
             file.parent.mkdir(parents=True)
         self.environ = {"HOME": str(folder / "home")}
 
-    def target(self, url: str | None = None, node: str | None = None) -> Target:
-        return target(url, node=node, environ=self.environ)
+    def target(self, url: str | None = None, node: str | None = None) -> Endpoint:
+        return resolve_endpoint(url, node=node, environ=self.environ)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_what_is_for_this_machine_goes_nowhere_else(machine: Machine) -> None:
     machine.system.write_text('node = "ash"\n')
     machine.environ["OCTASKLY_URL"] = "https://variable:3443"
 
-    here = target(environ=machine.environ, is_local=True)
+    here = resolve_endpoint(environ=machine.environ, is_local=True)
 
     assert (here.url, here.node) == (None, "ash")
 

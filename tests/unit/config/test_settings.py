@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.config.agent import AgentConfig, configure
+from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import RETAINED_BYTES_MIN
 from octaskly.config.settings import SETTINGS
 from octaskly.errors import ConfigError
@@ -32,7 +32,7 @@ class Home:
 
     def configure(self, **flags: Any) -> AgentConfig:
         """Return what holds for an agent with these flags."""
-        return configure({"name": "ash", **flags}, self.environ)
+        return load_agent_config({"name": "ash", **flags}, self.environ)
 
     def faults(self, **flags: Any) -> list[str]:
         """Return the lines about what is refused."""
@@ -263,7 +263,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang_the_start(home: Home) -> No
 )
 def test_a_default_can_be_said_as_it_is_shown(home: Home, setting: Any) -> None:
     """What `octaskly config` prints may be copied into a variable."""
-    home.environ[setting.variable] = setting.kind.show(setting.default)
+    home.environ[setting.variable] = setting.value_type.format(setting.default)
 
     found = home.configure()
 
@@ -279,8 +279,8 @@ def test_the_socket_of_a_folder_that_a_file_names_is_where_commands_look(
 
     by_file, by_flag = home.configure(), home.configure(state_dir=str(tmp_path / "b"))
 
-    assert by_file.paths.socket_of("ash") == tmp_path / "run/octaskly/ash.sock"
-    assert by_flag.paths.socket_of("ash") == tmp_path / "b/octaskly.sock"
+    assert by_file.paths.socket_path("ash") == tmp_path / "run/octaskly/ash.sock"
+    assert by_flag.paths.socket_path("ash") == tmp_path / "b/octaskly.sock"
 
 
 def test_an_agent_knows_whether_commands_find_it(home: Home, tmp_path: Path) -> None:
@@ -288,11 +288,11 @@ def test_an_agent_knows_whether_commands_find_it(home: Home, tmp_path: Path) -> 
     home.environ.pop("XDG_RUNTIME_DIR", None)
     default, apart = home.configure(), home.configure(state_dir=str(tmp_path / "b"))
 
-    assert default.paths.is_found(home.environ)
-    assert not apart.paths.is_found(home.environ)
+    assert default.paths.is_discoverable(home.environ)
+    assert not apart.paths.is_discoverable(home.environ)
 
     home.environ["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
-    assert home.configure().paths.is_found(home.environ)
+    assert home.configure().paths.is_discoverable(home.environ)
 
 
 def test_an_agent_is_woken_by_heartbeats_rather_than_by_its_own_tick(

@@ -5,15 +5,15 @@ import pytest
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery.adverts import (
-    CANDIDATES_MAX,
+    DISCOVERED_NODES_MAX,
     SERVICE,
-    Candidates,
+    DiscoveredNodes,
     MalformedAdvert,
-    Sighting,
-    node_named,
-    read_sighting,
-    shown,
-    write_txt,
+    ServiceRecord,
+    build_txt,
+    node_id_of_name,
+    parse_service_record,
+    printable,
 )
 
 NODE = NodeId("abcdefghijklmnop")
@@ -35,16 +35,16 @@ def encoded(txt: dict[str, str | bytes | None]) -> dict[bytes, bytes | None]:
 
 def read(
     txt: dict[bytes, bytes | None], *, txt_bytes: int = 90, port: int | None = 7878
-) -> Sighting:
-    return read_sighting(
+) -> ServiceRecord:
+    return parse_service_record(
         NODE, txt=txt, txt_bytes=txt_bytes, port=port, hosts=["10.0.0.1"]
     )
 
 
 def sighting(
     node: str, mesh: str | None = "m1", *, port: int = 1, hosts: tuple[str, ...] = ()
-) -> Sighting:
-    return Sighting(node=NodeId(node), mesh=mesh, boot="b", port=port, hosts=hosts)
+) -> ServiceRecord:
+    return ServiceRecord(node=NodeId(node), mesh=mesh, boot="b", port=port, hosts=hosts)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_one_node_writes_another_reads(
     expected: tuple[str | None, bool, int],
 ) -> None:
     """The term is said by a dispatcher only, the mesh by a paired node only."""
-    txt = write_txt(INFO, mesh_id=mesh, is_dispatcher=is_dispatcher, term=term)
+    txt = build_txt(INFO, mesh_id=mesh, is_dispatcher=is_dispatcher, term=term)
 
     seen = read(encoded(txt))
 
@@ -72,7 +72,7 @@ def test_what_one_node_writes_another_reads(
 
 def test_our_txt_is_small_and_carries_no_stats() -> None:
     """A TXT record that changes with the load is a multicast storm."""
-    txt = write_txt(INFO, mesh_id="m" * 26, is_dispatcher=True, term=2**53)
+    txt = build_txt(INFO, mesh_id="m" * 26, is_dispatcher=True, term=2**53)
 
     assert set(txt) == {"v", "b", "a", "r", "m", "t"}
     assert sum(len(key) + len(str(value)) + 2 for key, value in txt.items()) < 200
@@ -137,33 +137,33 @@ def test_only_names_of_the_form_of_ours_stand_for_nodes(
     name: str, node: NodeId | None
 ) -> None:
     """So a node id can be printed wherever it goes."""
-    assert node_named(name) == node
+    assert node_id_of_name(name) == node
 
 
 def test_a_strange_name_is_shown_without_its_control_characters() -> None:
     """No terminal obeys a name on the LAN."""
-    assert shown("a\x1b[2J\u202eb\n" + "x" * 99) == "a?[2J?b?" + "x" * 56
+    assert printable("a\x1b[2J\u202eb\n" + "x" * 99) == "a?[2J?b?" + "x" * 56
 
 
 def test_only_the_newest_sighting_of_a_node_is_kept() -> None:
     """Nor is anything left of nodes that are forgotten."""
-    nodes = Candidates()
+    nodes = DiscoveredNodes()
     for node in "abc":
-        nodes.put(sighting(node, "m1"))
-    nodes.put(sighting("b", None))
-    nodes.drop(NodeId("c"))
+        nodes.update_node(sighting(node, "m1"))
+    nodes.update_node(sighting("b", None))
+    nodes.remove_node(NodeId("c"))
 
     assert len(nodes) == 2
-    assert nodes.drop(NodeId("b")) == sighting("b", None)
+    assert nodes.remove_node(NodeId("b")) == sighting("b", None)
     nodes.clear()
-    assert (len(nodes), nodes._claims, nodes._neighbours) == (0, {}, {})
+    assert (len(nodes), nodes._endpoint_counts, nodes._host_counts) == (0, {}, {})
 
 
 def test_there_is_room_for_1024_nodes_in_sight() -> None:
     """A flood of adverts must not grow memory; nodes that are known may change."""
-    nodes = Candidates()
-    for number in range(CANDIDATES_MAX):
-        nodes.put(sighting(f"n{number}"))
+    nodes = DiscoveredNodes()
+    for number in range(DISCOVERED_NODES_MAX):
+        nodes.update_node(sighting(f"n{number}"))
 
     assert not nodes.has_room(NodeId("one-more"))
     assert nodes.has_room(NodeId("n7"))
@@ -171,22 +171,26 @@ def test_there_is_room_for_1024_nodes_in_sight() -> None:
 
 def test_an_address_that_many_nodes_name_is_left_out() -> None:
     """Forged adverts must not make the mesh dial a victim a thousand times."""
-    nodes = Candidates()
+    nodes = DiscoveredNodes()
     kept = [
-        nodes.put(sighting(f"n{number}", hosts=("10.0.0.7", f"10.0.1.{number}")))
+        nodes.update_node(
+            sighting(f"n{number}", hosts=("10.0.0.7", f"10.0.1.{number}"))
+        )
         for number in range(6)
     ]
 
     assert [len(each.hosts) for each in kept] == [2, 2, 2, 2, 1, 1]
-    nodes.drop(NodeId("n0"))
-    assert nodes.put(sighting("n4", hosts=("10.0.0.7",))).hosts == ("10.0.0.7",)
+    nodes.remove_node(NodeId("n0"))
+    assert nodes.update_node(sighting("n4", hosts=("10.0.0.7",))).hosts == ("10.0.0.7",)
 
 
 def test_one_machine_may_have_64_agents_and_any_number_on_loopback() -> None:
     """A victim's ports are no way around the limit."""
-    nodes = Candidates()
+    nodes = DiscoveredNodes()
     kept = [
-        nodes.put(sighting(f"n{port}", port=port, hosts=("10.0.0.7", "127.0.0.1")))
+        nodes.update_node(
+            sighting(f"n{port}", port=port, hosts=("10.0.0.7", "127.0.0.1"))
+        )
         for port in range(1, 101)
     ]
 
@@ -196,10 +200,10 @@ def test_one_machine_may_have_64_agents_and_any_number_on_loopback() -> None:
 
 def test_a_node_that_is_seen_again_keeps_its_addresses() -> None:
     """Its own former claim does not count against it."""
-    nodes = Candidates()
+    nodes = DiscoveredNodes()
     for _ in range(20):
-        kept = nodes.put(sighting("n1", hosts=("10.0.0.7",)))
+        kept = nodes.update_node(sighting("n1", hosts=("10.0.0.7",)))
         assert kept.hosts == ("10.0.0.7",)
-    nodes.drop(NodeId("n1"))
-    assert not nodes._claims
-    assert not nodes._neighbours
+    nodes.remove_node(NodeId("n1"))
+    assert not nodes._endpoint_counts
+    assert not nodes._host_counts

@@ -10,16 +10,16 @@ from octaskly.errors import ConfigError
 from octaskly.mesh.discovery import interfaces
 from octaskly.mesh.discovery.interfaces import (
     Interface,
-    Kind,
+    InterfaceKind,
     LocalAddress,
     dial_order,
+    dialable_address,
     list_interfaces,
-    on_link,
-    select,
+    select_addresses,
 )
 
 
-def interface(name: str, kind: Kind, *hosts: str, scope: int = 2) -> Interface:
+def interface(name: str, kind: InterfaceKind, *hosts: str, scope: int = 2) -> Interface:
     """Return an interface with these `address/prefix` texts."""
     addresses = []
     for text in hosts:
@@ -29,11 +29,13 @@ def interface(name: str, kind: Kind, *hosts: str, scope: int = 2) -> Interface:
     return Interface(name, kind, tuple(addresses))
 
 
-LO = interface("lo", Kind.LOOPBACK, "127.0.0.1/8", "::1/128", scope=1)
-ETH = interface("eth0", Kind.LAN, "fe80::1/64", "fd00::1/64", "192.168.1.5/24", scope=2)
-WLAN = interface("wlan0", Kind.LAN, "10.0.0.5/24", "fe80::2/64", scope=3)
-DOCKER = interface("docker0", Kind.CONTAINER, "172.17.0.1/16", scope=4)
-TUN = interface("tun0", Kind.LINK, "10.8.0.2/32", scope=5)
+LO = interface("lo", InterfaceKind.LOOPBACK, "127.0.0.1/8", "::1/128", scope=1)
+ETH = interface(
+    "eth0", InterfaceKind.LAN, "fe80::1/64", "fd00::1/64", "192.168.1.5/24", scope=2
+)
+WLAN = interface("wlan0", InterfaceKind.LAN, "10.0.0.5/24", "fe80::2/64", scope=3)
+DOCKER = interface("docker0", InterfaceKind.CONTAINER, "172.17.0.1/16", scope=4)
+TUN = interface("tun0", InterfaceKind.POINT_TO_POINT, "10.8.0.2/32", scope=5)
 ALL = (LO, ETH, DOCKER, TUN)
 
 
@@ -43,12 +45,12 @@ def hosts(chosen: tuple[LocalAddress, ...]) -> list[str]:
 
 def test_only_lan_interfaces_are_used_unasked() -> None:
     """Bridges, tunnels and loopback would advertise addresses nobody can reach."""
-    assert hosts(select(ALL)) == ["192.168.1.5", "fd00::1", "fe80::1%eth0"]
+    assert hosts(select_addresses(ALL)) == ["192.168.1.5", "fd00::1", "fe80::1%eth0"]
 
 
 def test_all_lan_interfaces_are_used_with_link_local_addresses_last() -> None:
     """A laptop on cable and Wi-Fi is reachable over both."""
-    assert hosts(select((ETH, WLAN))) == [
+    assert hosts(select_addresses((ETH, WLAN))) == [
         "192.168.1.5",
         "10.0.0.5",
         "fd00::1",
@@ -59,18 +61,22 @@ def test_all_lan_interfaces_are_used_with_link_local_addresses_last() -> None:
 
 def test_a_machine_without_a_network_uses_loopback() -> None:
     """Its own agents still find each other."""
-    assert hosts(select((LO, DOCKER, TUN))) == ["127.0.0.1", "::1"]
+    assert hosts(select_addresses((LO, DOCKER, TUN))) == ["127.0.0.1", "::1"]
 
 
 def test_named_interfaces_are_used_exactly_whatever_they_are() -> None:
     """The owner knows better than the rules by default."""
-    assert hosts(select(ALL, ["tun0", "lo"])) == ["127.0.0.1", "10.8.0.2", "::1"]
+    assert hosts(select_addresses(ALL, ["tun0", "lo"])) == [
+        "127.0.0.1",
+        "10.8.0.2",
+        "::1",
+    ]
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_existing_ones() -> None:
     """A typo must not leave an agent silently alone."""
     with pytest.raises(ConfigError, match="etho0") as caught:
-        select(ALL, ["etho0"])
+        select_addresses(ALL, ["etho0"])
 
     assert caught.value.field == "interface"
     assert caught.value.hint == "--interface takes one of: docker0, eth0, lo, tun0"
@@ -78,7 +84,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_existing_ones() -> None:
 
 def test_a_named_interface_that_goes_away_later_is_no_error() -> None:
     """A cable may be pulled out while the agent runs."""
-    assert select(ALL, ["wlan0"], must_exist=False) == ()
+    assert select_addresses(ALL, ["wlan0"], must_exist=False) == ()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_a_named_interface_that_goes_away_later_is_no_error() -> None:
 )
 def test_an_advertised_address_off_our_networks_is_dropped(host: str) -> None:
     """A stranger's advert must not make nodes dial a victim."""
-    assert on_link(host, select(ALL)) is None
+    assert dialable_address(host, select_addresses(ALL)) is None
 
 
 @pytest.mark.parametrize(
@@ -118,19 +124,19 @@ def test_an_advertised_address_on_our_networks_is_dialled(
     host: str, dialled: str
 ) -> None:
     """A link-local address gets the scope that it needs."""
-    assert on_link(host, select(ALL)) == dialled
+    assert dialable_address(host, select_addresses(ALL)) == dialled
 
 
 def test_a_link_local_address_of_unknown_scope_is_dropped() -> None:
     """With two links it could be on either."""
-    assert on_link("fe80::7", select((ETH, WLAN))) is None
+    assert dialable_address("fe80::7", select_addresses((ETH, WLAN))) is None
 
 
 def test_a_link_local_ipv4_network_counts_as_a_network() -> None:
     """Two laptops on one cable have nothing else."""
-    local = select((interface("eth0", Kind.LAN, "169.254.7.1/16"),))
+    local = select_addresses((interface("eth0", InterfaceKind.LAN, "169.254.7.1/16"),))
 
-    assert on_link("169.254.9.9", local) == "169.254.9.9"
+    assert dialable_address("169.254.9.9", local) == "169.254.9.9"
 
 
 def test_a_peer_is_dialled_on_our_networks_first_and_over_link_local_last() -> None:
@@ -144,7 +150,7 @@ def test_a_peer_is_dialled_on_our_networks_first_and_over_link_local_last() -> N
         Address("fd00::7", 7878),
     ]
 
-    assert [one.host for one in dial_order(addresses, select(ALL))] == [
+    assert [one.host for one in dial_order(addresses, select_addresses(ALL))] == [
         "fd00::7",
         "192.168.1.7",
         "10.9.9.9",
@@ -175,54 +181,55 @@ def test_the_kind_comes_from_the_kernel_where_it_tells(tmp_path: Path) -> None:
     sys_folder(tmp_path, "l2vpn", up, "tun_flags")
 
     kinds = {
-        path.name: interfaces._kind(path.name, tmp_path) for path in tmp_path.iterdir()
+        path.name: interfaces._classify_interface(path.name, tmp_path)
+        for path in tmp_path.iterdir()
     }
 
     assert kinds == {
-        "lo": Kind.LOOPBACK,
-        "eth0": Kind.LAN,
-        "eth1": Kind.DOWN,
-        "vmbr0": Kind.LAN,
-        "mybridge": Kind.CONTAINER,
-        "docker0": Kind.CONTAINER,
-        "vpn": Kind.LINK,
-        "l2vpn": Kind.LINK,
+        "lo": InterfaceKind.LOOPBACK,
+        "eth0": InterfaceKind.LAN,
+        "eth1": InterfaceKind.DOWN,
+        "vmbr0": InterfaceKind.LAN,
+        "mybridge": InterfaceKind.CONTAINER,
+        "docker0": InterfaceKind.CONTAINER,
+        "vpn": InterfaceKind.POINT_TO_POINT,
+        "l2vpn": InterfaceKind.POINT_TO_POINT,
     }
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("lo", Kind.LOOPBACK),
-        ("eth0", Kind.LAN),
-        ("enp3s0", Kind.LAN),
-        ("wlan0", Kind.LAN),
-        ("bond0", Kind.LAN),
-        ("br0", Kind.LAN),
-        ("docker0", Kind.CONTAINER),
-        ("br-0123456789ab", Kind.CONTAINER),
-        ("veth12ab", Kind.CONTAINER),
-        ("cni0", Kind.CONTAINER),
-        ("virbr0", Kind.CONTAINER),
-        ("lxcbr0", Kind.CONTAINER),
-        ("podman1", Kind.CONTAINER),
-        ("tun0", Kind.LINK),
-        ("tap3", Kind.LINK),
-        ("wg0", Kind.LINK),
-        ("ppp0", Kind.LINK),
-        ("tailscale0", Kind.LINK),
+        ("lo", InterfaceKind.LOOPBACK),
+        ("eth0", InterfaceKind.LAN),
+        ("enp3s0", InterfaceKind.LAN),
+        ("wlan0", InterfaceKind.LAN),
+        ("bond0", InterfaceKind.LAN),
+        ("br0", InterfaceKind.LAN),
+        ("docker0", InterfaceKind.CONTAINER),
+        ("br-0123456789ab", InterfaceKind.CONTAINER),
+        ("veth12ab", InterfaceKind.CONTAINER),
+        ("cni0", InterfaceKind.CONTAINER),
+        ("virbr0", InterfaceKind.CONTAINER),
+        ("lxcbr0", InterfaceKind.CONTAINER),
+        ("podman1", InterfaceKind.CONTAINER),
+        ("tun0", InterfaceKind.POINT_TO_POINT),
+        ("tap3", InterfaceKind.POINT_TO_POINT),
+        ("wg0", InterfaceKind.POINT_TO_POINT),
+        ("ppp0", InterfaceKind.POINT_TO_POINT),
+        ("tailscale0", InterfaceKind.POINT_TO_POINT),
     ],
 )
 def test_the_kind_comes_from_the_name_where_the_kernel_does_not_tell(
-    name: str, kind: Kind, tmp_path: Path
+    name: str, kind: InterfaceKind, tmp_path: Path
 ) -> None:
     """In some containers `/sys` is not readable."""
-    assert interfaces._kind(name, tmp_path) is kind
+    assert interfaces._classify_interface(name, tmp_path) is kind
 
 
 def test_loopback_of_this_machine_is_listed() -> None:
     """The real adapters are read in the form that the rules expect."""
     listed = {each.name: each for each in list_interfaces()}
 
-    assert listed["lo"].kind is Kind.LOOPBACK
+    assert listed["lo"].kind is InterfaceKind.LOOPBACK
     assert "127.0.0.1" in hosts(listed["lo"].addresses)

@@ -17,10 +17,10 @@ from octaskly.core.protocol.messages import Entries, HelloOk, Message, Pull, Res
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 from octaskly.mesh.links.receive import (
-    AHEAD_ENTRIES_MAX,
-    DECODE_S,
+    DECODE_S_MAX,
     MESSAGES_PER_TURN,
-    Intake,
+    UNPERSISTED_ENTRIES_MAX,
+    Receiver,
 )
 
 STREAM = StreamId(77)
@@ -40,8 +40,8 @@ class Peer(asyncio.Transport):
         decoder.receive_data(wire.encode([HelloOk()]))
         self.progress = (0, 0)
         self.looks = 0  #: at the disk
-        self.intake = Intake(decoder, self._take, self._break, self._look)
-        self.intake.open(cast("asyncio.Transport", self))
+        self.intake = Receiver(decoder, self._take, self._break, self._look)
+        self.intake.attach_transport(cast("asyncio.Transport", self))
 
     def pause_reading(self) -> None:
         """Note that nothing more is read."""
@@ -58,7 +58,7 @@ class Peer(asyncio.Transport):
 
     def finish(self) -> None:
         """Lose the connection."""
-        self.intake.finish(self._end)
+        self.intake.drain(self._end)
 
     async def turns(self) -> int:
         """Let the loop turn until all was taken; return how often it did."""
@@ -87,7 +87,7 @@ class Peer(asyncio.Transport):
 
     def _break(self, error: RemoteProtocolError) -> None:
         self.errors.append(str(error))
-        self.intake.drop()
+        self.intake.stop()
         self.is_read = True
 
     def _end(self) -> None:
@@ -101,16 +101,16 @@ class Slow(wire.Decoder):
         super().__init__(Limits())
         self._meanwhile = meanwhile
 
-    def messages(self) -> Iterator[Message | None]:
+    def decode_messages(self) -> Iterator[Message | None]:
         """Decode, and let it happen in between."""
-        for message in super().messages():
+        for message in super().decode_messages():
             if message != HelloOk():
                 self._meanwhile()
             yield message
 
 
 def _compute() -> None:
-    end_s = time.thread_time() + 1.5 * DECODE_S
+    end_s = time.thread_time() + 1.5 * DECODE_S_MAX
     while time.thread_time() < end_s:
         pass
 
@@ -133,21 +133,21 @@ async def test_who_sends_what_is_long_to_decode_rests(
     monkeypatch.setattr(loop, "call_later", noted)
     peer = Peer(Slow(_compute))
 
-    peer.intake.receive(wire.encode([Pull(())]))
+    peer.intake.receive_data(wire.encode([Pull(())]))
 
     assert peer.taken == [Pull(())]
     assert not peer.is_read
     (rest_s,) = rests_s
-    assert DECODE_S <= rest_s < 2 * DECODE_S
+    assert DECODE_S_MAX <= rest_s < 2 * DECODE_S_MAX
     await peer.turns()
 
 
 async def test_nobody_rests_for_what_was_waited_for_a_core() -> None:
     """Beside other work a joining standby would rest behind each part of the log."""
     # As `time.sleep`, which no test lets the event loop do.
-    peer = Peer(Slow(lambda: signal.sigtimedwait((), 2 * DECODE_S)))
+    peer = Peer(Slow(lambda: signal.sigtimedwait((), 2 * DECODE_S_MAX)))
 
-    peer.intake.receive(wire.encode([Pull(())]))
+    peer.intake.receive_data(wire.encode([Pull(())]))
     for _ in range(3):  # Turns in which others are heard; no time goes by.
         await asyncio.sleep(0)
 
@@ -160,7 +160,7 @@ async def test_a_frame_of_many_messages_takes_many_turns() -> None:
     peer = Peer()
     messages: list[Message] = [Results((), 1), Pull(())] * 2000
 
-    peer.intake.receive(wire.encode(messages))
+    peer.intake.receive_data(wire.encode(messages))
 
     assert not peer.is_read
     assert await peer.turns() > 1
@@ -178,7 +178,7 @@ async def test_a_long_message_is_decoded_in_several_turns() -> None:
     vector = tuple((StreamId(n + 1), n) for n in range(9000))
     message = Entries(entries, (), has_more=True, vector=vector)
 
-    peer.intake.receive(wire.encode([message]))
+    peer.intake.receive_data(wire.encode([message]))
 
     assert not peer.taken
     assert await peer.turns() > 1
@@ -189,7 +189,7 @@ async def test_what_came_before_a_connection_was_lost_is_taken() -> None:
     """Its end is told after that, however many turns it takes."""
     peer = Peer()
     messages: list[Message] = [Results((), n) for n in range(3000)]
-    peer.intake.receive(wire.encode(messages))
+    peer.intake.receive_data(wire.encode(messages))
 
     peer.finish()
 
@@ -205,7 +205,7 @@ async def test_nothing_is_taken_behind_what_breaks_the_protocol() -> None:
     good: list[Message] = [Results((), n) for n in range(1000)]
     bad = b"\x00\x00\x00\x01\x80"
 
-    peer.intake.receive(wire.encode(good) + bad + wire.encode(good))
+    peer.intake.receive_data(wire.encode(good) + bad + wire.encode(good))
 
     await peer.turns()
     assert len(peer.errors) == 1
@@ -216,11 +216,11 @@ async def test_nothing_is_taken_behind_what_breaks_the_protocol() -> None:
 async def test_a_link_that_is_given_up_takes_nothing_more() -> None:
     """Its end is told once, at once."""
     peer = Peer()
-    peer.intake.receive(wire.encode([Results((), 1)] * 1000))
+    peer.intake.receive_data(wire.encode([Results((), 1)] * 1000))
     peer.finish()
     taken = len(peer.taken)
 
-    peer.intake.drop()
+    peer.intake.stop()
 
     assert peer.is_over
     await asyncio.sleep(0)
@@ -232,12 +232,12 @@ async def test_long_parts_of_a_log_wait_until_the_one_before_is_on_disk() -> Non
     peer = Peer()
     entries = tuple(
         Entry(STREAM, n, 1, TaskCancelled(TaskId("t"), "me"))
-        for n in range(1, AHEAD_ENTRIES_MAX + 2)
+        for n in range(1, UNPERSISTED_ENTRIES_MAX + 2)
     )
     part = Entries(entries, (), False, ())
     peer.progress = (1, 0)
 
-    peer.intake.receive(wire.encode([part, part]))
+    peer.intake.receive_data(wire.encode([part, part]))
     await peer.looked()
     taken = len(peer.taken)
     peer.progress = (1, 1)

@@ -27,7 +27,7 @@ from octaskly.core.protocol.messages import (
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
 from octaskly.mesh import wire
 from octaskly.mesh import wire as counting
-from octaskly.store.reading.queries import ENTRY_BYTES
+from octaskly.store.reading.queries import ENTRY_OVERHEAD_BYTES
 
 LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
 
@@ -161,7 +161,7 @@ def test_the_fullest_frames_that_nodes_send_are_far_below_the_bound() -> None:
     """A bound that refuses an honest frame would cut a peer off for ever."""
     brief = [
         Entry(StreamId(2**62), i + 1, 2**52, TaskCancelled(TaskId("t"), "me"))
-        for i in range(Limits().entries_bytes // (ENTRY_BYTES + 8))
+        for i in range(Limits().entries_bytes // (ENTRY_OVERHEAD_BYTES + 8))
     ]
     vector = tuple((StreamId(2**62 + i), 1) for i in range(1 << 16))
     full = Entries(
@@ -170,9 +170,9 @@ def test_the_fullest_frames_that_nodes_send_are_far_below_the_bound() -> None:
     decoder = wire.Decoder(Limits())
     decoder.receive_data(wire.encode([HelloOk()]))
 
-    (part,) = wire.parts_of(full, Limits().frame_bytes)
+    (part,) = wire.pack_parts(full, Limits().frame_bytes)
 
-    assert decoder.receive_data(wire.frame([part])) == [full]
+    assert decoder.receive_data(wire.build_frame([part])) == [full]
     assert 3 * len(vector) + 8 * len(brief) < counting.VALUES_MAX * 3 // 4
 
 
@@ -183,8 +183,8 @@ def test_what_a_worker_still_runs_may_come_in_parts() -> None:
     message = Reattach(running, 7, NodeState.READY)
     decoder = connected()
 
-    parts = wire.parts_of(message, LIMITS.frame_bytes)
-    got = [m for part in parts for m in decoder.receive_data(wire.frame([part]))]
+    parts = wire.pack_parts(message, LIMITS.frame_bytes)
+    got = [m for part in parts for m in decoder.receive_data(wire.build_frame([part]))]
 
     assert all(isinstance(m, Reattach) and m.credit == 7 for m in got)
     assert [m.has_more for m in got if isinstance(m, Reattach)] == [True] * (
@@ -198,10 +198,10 @@ def test_what_a_worker_still_runs_may_come_in_parts() -> None:
 def test_a_message_too_large_for_a_frame_is_split_where_it_is_a_batch() -> None:
     """Many results of many bytes still arrive, in order."""
     results = Results(tuple(report(i, 300_000) for i in range(7)), 5)
-    parts = wire.parts_of(results, LIMITS.frame_bytes)
+    parts = wire.pack_parts(results, LIMITS.frame_bytes)
     decoder = connected()
 
-    got = [m for part in parts for m in decoder.receive_data(wire.frame([part]))]
+    got = [m for part in parts for m in decoder.receive_data(wire.build_frame([part]))]
 
     assert len(parts) > 1
     assert all(isinstance(m, Results) and m.credit == 5 for m in got)
@@ -213,7 +213,7 @@ def test_a_message_too_large_for_a_frame_is_split_where_it_is_a_batch() -> None:
 def test_a_message_that_cannot_be_split_is_our_own_mistake() -> None:
     """The bound is kept on the sending side, too."""
     with pytest.raises(LocalProtocolError, match="a Leave is larger"):
-        wire.parts_of(Leave("x" * 2_000_000), LIMITS.frame_bytes)
+        wire.pack_parts(Leave("x" * 2_000_000), LIMITS.frame_bytes)
 
 
 def test_text_that_is_not_unicode_cannot_be_sent() -> None:
@@ -248,7 +248,7 @@ def test_what_cannot_be_packed_and_what_is_large_leave_the_packer_as_it_was() ->
     with pytest.raises(LocalProtocolError):
         packer.pack_entry_body(entry("\udc80"))
     assert packer.pack_entry_body(entry("true")) == alone
-    packer.pack_entry_body(entry("x" * 2 * wire.KEPT_BYTES))
+    packer.pack_entry_body(entry("x" * 2 * wire.CACHED_BYTES_MAX))
     assert packer.pack_entry_body(entry("true")) == alone
     assert packer.pack(entry("true").fact) == alone
 
@@ -279,14 +279,14 @@ def report(number: int, size: int) -> Report:
 
 def test_what_several_peers_are_sent_is_packed_once() -> None:
     """The standbys get the same appends, and all followers the same heartbeat."""
-    packing = wire.Packing(LIMITS.frame_bytes)
+    packing = wire.MessagePacker(LIMITS.frame_bytes)
     first, second = Leave("a"), Leave("b")
 
-    parts = packing.parts_of(first)
+    parts = packing.pack_parts(first)
 
-    assert packing.parts_of(first) is parts
-    assert packing.parts_of(second) == wire.parts_of(second, LIMITS.frame_bytes)
-    assert packing.parts_of(first) == parts
+    assert packing.pack_parts(first) is parts
+    assert packing.pack_parts(second) == wire.pack_parts(second, LIMITS.frame_bytes)
+    assert packing.pack_parts(first) == parts
 
 
 def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
@@ -304,7 +304,7 @@ def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
     for count, more in ((2, False), (0, True)):
         packed = packer.pack_entries(stored[:count], writers, vector, more=more)
         made = Entries(entries[:count], writers, more, vector)
-        assert wire.parts_of(packed, LIMITS.frame_bytes) == wire.parts_of(
+        assert wire.pack_parts(packed, LIMITS.frame_bytes) == wire.pack_parts(
             made, LIMITS.frame_bytes
         )
 
@@ -312,4 +312,4 @@ def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
 def test_what_was_packed_elsewhere_is_bounded_like_the_rest() -> None:
     """A frame that the peer would refuse never leaves."""
     with pytest.raises(LocalProtocolError):
-        wire.parts_of(PackedMessage(bytes(2000)), 1000)
+        wire.pack_parts(PackedMessage(bytes(2000)), 1000)

@@ -15,7 +15,12 @@ from pathlib import Path
 import pytest
 
 from octaskly.runner.processes import cgroup
-from octaskly.runner.processes.limits import Fence, count_threads, enclosure, fence_of
+from octaskly.runner.processes.limits import (
+    LimitEnforcer,
+    build_limit_enforcer,
+    count_threads,
+    create_limit_group,
+)
 
 ALL = {"memory_mb": 64, "cpu_s": 5, "file_mb": 7, "processes": 80}
 IDLE = (10, None)
@@ -49,7 +54,7 @@ def test_a_group_holds_memory_and_processes(group: Path) -> None:
         "memory.oom.group": "1",
         "pids.max": "80",
     }
-    assert fence.script().splitlines() == [
+    assert fence.shell_preamble().splitlines() == [
         "ulimit -S -c 0 2>/dev/null",
         "ulimit -S -t 5 2>/dev/null",
         "ulimit -H -t 7 2>/dev/null",
@@ -60,12 +65,12 @@ def test_a_group_holds_memory_and_processes(group: Path) -> None:
     ]
 
 
-def fenced(folder: Path) -> Fence:
+def fenced(folder: Path) -> LimitEnforcer:
     """Return what a launcher makes of a group that the agent made."""
-    group = enclosure(folder, ALL)
+    group = create_limit_group(folder, ALL)
     assert group is not None
-    asked = {"limits": ALL, "group": [bytes(folder), group.held, len(group.fds)]}
-    fence = fence_of(asked, deque(group.fds))
+    asked = {"limits": ALL, "group": [bytes(folder), group.enforced, len(group.fds)]}
+    fence = build_limit_enforcer(asked, deque(group.fds))
     assert fence is not None
     return fence
 
@@ -73,7 +78,7 @@ def fenced(folder: Path) -> Fence:
 def test_without_a_group_each_process_is_held(tmp_path: Path) -> None:
     """Memory by address space; processes beyond those that the user has already."""
     before = count_threads(os.getuid())
-    lines = Fence(ALL, (), None).script().splitlines()
+    lines = LimitEnforcer(ALL, (), None).shell_preamble().splitlines()
 
     assert "ulimit -v 65536 2>/dev/null" in lines
     (line,) = [line for line in lines if "-u" in line]
@@ -84,13 +89,13 @@ def test_without_a_group_each_process_is_held(tmp_path: Path) -> None:
 
 def test_a_group_without_controllers_is_not_kept(tmp_path: Path) -> None:
     """Then it would hold nothing, and `ulimit` must."""
-    assert enclosure(tmp_path / "new", ALL) is None
+    assert create_limit_group(tmp_path / "new", ALL) is None
     assert not (tmp_path / "new").exists()
 
 
 def test_no_group_is_made_for_what_it_cannot_hold(tmp_path: Path) -> None:
     """Processor time and files are limits of each process anyway."""
-    assert enclosure(tmp_path / "new", {"cpu_s": 5}) is None
+    assert create_limit_group(tmp_path / "new", {"cpu_s": 5}) is None
     assert not (tmp_path / "new").exists()
 
 
@@ -99,9 +104,9 @@ def test_out_of_memory_is_told_by_the_kernel(group: Path) -> None:
     fence = fenced(group)
 
     (group / "memory.events").write_text("low 0\nmax 9\noom 0\noom_kill 0\n")
-    assert fence.broken(-signal.SIGKILL, IDLE) == ""
+    assert fence.exceeded_limit(-signal.SIGKILL, IDLE) == ""
     (group / "memory.events").write_text("low 0\nmax 9\noom 1\noom_kill 2\n")
-    assert fence.broken(-signal.SIGKILL, IDLE) == (
+    assert fence.exceeded_limit(-signal.SIGKILL, IDLE) == (
         "limit memory_mb: more than 64 MiB were needed"
     )
 
@@ -110,11 +115,11 @@ def test_refused_processes_are_a_remark(group: Path) -> None:
     """They end nothing: what the command does about it is its own."""
     fence = fenced(group)
     (group / "pids.events").write_text("max 0\n")
-    assert fence.remark(2, IDLE) == ""
+    assert fence.possible_cause(2, IDLE) == ""
 
     (group / "pids.events").write_text("max 12\n")
-    assert fence.remark(2, IDLE) == "limit processes: 12 were refused beyond 80"
-    assert fence.broken(2, IDLE) == ""
+    assert fence.possible_cause(2, IDLE) == "limit processes: 12 were refused beyond 80"
+    assert fence.exceeded_limit(2, IDLE) == ""
 
 
 def test_what_a_group_used_is_what_it_counted(group: Path) -> None:
@@ -123,10 +128,10 @@ def test_what_a_group_used_is_what_it_counted(group: Path) -> None:
     (group / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 2000000\n")
     (group / "memory.peak").write_text(f"{50 << 20}\n")
 
-    assert fence.used((1000, None)) == (2500, 50 << 10)
-    assert fence.used((3000, 99)) == (3000, 50 << 10)
+    assert fence.measured_usage((1000, None)) == (2500, 50 << 10)
+    assert fence.measured_usage((3000, 99)) == (3000, 50 << 10)
     (group / "memory.peak").unlink()  # Before Linux 5.19.
-    assert fence.used((1000, 99)) == (2500, 99)
+    assert fence.measured_usage((1000, 99)) == (2500, 99)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_an_end_by_a_limit_is_told_from_any_other(
     status: int, cpu_ms: int, ended_by: str
 ) -> None:
     """Signal and processor time must both fit."""
-    broken = Fence(ALL, (), None).broken(status, (cpu_ms, None))
+    broken = LimitEnforcer(ALL, (), None).exceeded_limit(status, (cpu_ms, None))
 
     assert broken.startswith(f"limit {ended_by}" if ended_by else "")
     assert bool(broken) == bool(ended_by)
@@ -156,11 +161,11 @@ def test_an_end_by_a_limit_is_told_from_any_other(
 
 def test_a_kill_that_a_limit_may_have_sent_is_a_remark() -> None:
     """Anybody may send SIGKILL, so the reason stays the signal."""
-    fence = Fence({"cpu_s": 5}, (), None)
+    fence = LimitEnforcer({"cpu_s": 5}, (), None)
 
-    assert fence.remark(-signal.SIGKILL, (100, None)) == ""
-    assert fence.remark(1, (9000, None)) == ""
-    assert fence.remark(-signal.SIGKILL, (6900, None)) == (
+    assert fence.possible_cause(-signal.SIGKILL, (100, None)) == ""
+    assert fence.possible_cause(1, (9000, None)) == ""
+    assert fence.possible_cause(-signal.SIGKILL, (6900, None)) == (
         "limit cpu_seconds: SIGKILL comes 2 s after 5 s"
     )
 
@@ -170,9 +175,11 @@ def test_a_limit_that_is_not_held_is_told(group: Path) -> None:
     limits = {"processes": 80}
     told = "limit processes: not held, as the agent is root without a cgroup"
 
-    assert Fence(limits, (), None).remark(0, IDLE) == (told if os.getuid() == 0 else "")
-    assert fenced(group).remark(0, IDLE) == ""
-    assert Fence({"cpu_s": 1}, (), None).remark(0, IDLE) == ""
+    assert LimitEnforcer(limits, (), None).possible_cause(0, IDLE) == (
+        told if os.getuid() == 0 else ""
+    )
+    assert fenced(group).possible_cause(0, IDLE) == ""
+    assert LimitEnforcer({"cpu_s": 1}, (), None).possible_cause(0, IDLE) == ""
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_controllers_are_passed_on_from_where_no_process_is(
     """From the group of the service, where systemd put the agent into one below."""
     own = service(tmp_path, "octaskly.service/agent", controllers)
 
-    assert cgroup.settle(own) == own.parent
+    assert cgroup.prepare_parent_group(own) == own.parent
     # Each write adds one; a file keeps the last.
     assert (own.parent / "cgroup.subtree_control").read_text() == last
 
@@ -193,7 +200,7 @@ def test_tasks_have_a_smaller_share_of_processors_than_their_agent(
     kernel: Path,
 ) -> None:
     """T18: the kernel gives the agent's group 100, as any that says nothing."""
-    folder = cgroup.create(kernel, 1)
+    folder = cgroup.create_launcher_group(kernel, 1)
 
     assert folder is not None
     assert (folder / "cpu.weight").read_text() == "10"
@@ -207,7 +214,7 @@ def test_a_kernel_that_weighs_no_processors_changes_nothing(kernel: Path) -> Non
         weight.unlink()
         weight.mkdir()
 
-    folder = cgroup.create(kernel, 1)
+    folder = cgroup.create_launcher_group(kernel, 1)
 
     assert folder is not None
     assert (folder / "cgroup.subtree_control").read_text() == "+pids"
@@ -219,7 +226,7 @@ def test_an_agent_that_is_alone_makes_room(tmp_path: Path) -> None:
     (own / "agent").mkdir()
     (own / "cgroup.procs").write_text(f"{os.getpid()}\n")
 
-    assert cgroup.settle(own) == own
+    assert cgroup.prepare_parent_group(own) == own
     assert (own / "agent" / "cgroup.procs").read_text() == str(os.getpid())
     assert (own / "cgroup.subtree_control").read_text() == "+memory"
 
@@ -229,7 +236,7 @@ def test_an_agent_among_others_moves_nobody(tmp_path: Path) -> None:
     own = service(tmp_path, "session", "memory pids")
     (own / "cgroup.procs").write_text(f"{os.getpid()}\n1\n")
 
-    assert cgroup.settle(own) == own
+    assert cgroup.prepare_parent_group(own) == own
     assert (own / "cgroup.subtree_control").read_text() == ""
 
 
@@ -237,17 +244,17 @@ def test_where_there_are_no_controllers_nothing_changes(tmp_path: Path) -> None:
     """As where the old hierarchy holds them."""
     own = service(tmp_path, "octaskly.service/agent", "")
 
-    assert cgroup.settle(own) == own
+    assert cgroup.prepare_parent_group(own) == own
 
 
 @pytest.mark.parametrize("status", [126, 127, 139, -signal.SIGSEGV])
 def test_a_program_that_did_not_get_loaded_may_have_lacked_memory(status: int) -> None:
     """What the loader says of it does not name the limit."""
-    fence = Fence({"memory_mb": 1}, (), None)
+    fence = LimitEnforcer({"memory_mb": 1}, (), None)
     told = "limit memory_mb: 1 MiB for each process may be too little"
 
-    assert fence.remark(status, IDLE) == told
-    assert fence.remark(1, IDLE) == ""
+    assert fence.possible_cause(status, IDLE) == told
+    assert fence.possible_cause(1, IDLE) == ""
 
 
 @pytest.fixture

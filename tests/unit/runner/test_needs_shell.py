@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.runner.launcher.child import shell_words, split_plain
+from octaskly.runner.launcher.child import shell_argv, split_simple_command
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_program_with_plain_words_is_started_directly(
     command: str, words: list[str]
 ) -> None:
     """Blanks separate, and nothing else means anything."""
-    assert split_plain(command) == words
+    assert split_simple_command(command) == words
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_a_program_with_plain_words_is_started_directly(
 )
 def test_whatever_a_shell_would_read_goes_to_the_shell(command: str) -> None:
     """Syntax, builtins, keywords, assignments, and what is not plain ASCII."""
-    assert split_plain(command) is None
+    assert split_simple_command(command) is None
 
 
 def test_a_command_is_never_an_option_of_the_shell() -> None:
     """`-x` is a program that is not found, not a flag of `sh`."""
-    assert shell_words(b"-x") == [b"sh", b"-c", b"--", b"-x"]
-    assert shell_words(b"x") == [b"sh", b"-c", b"x"]
+    assert shell_argv(b"-x") == [b"sh", b"-c", b"--", b"-x"]
+    assert shell_argv(b"x") == [b"sh", b"-c", b"x"]

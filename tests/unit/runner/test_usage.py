@@ -16,12 +16,12 @@ def spent(user_us: int, system_us: int, peak_kb: int) -> bytes:
 def test_a_peak_that_may_be_the_launchers_is_not_told() -> None:
     """A process begins as a copy of the launcher, so small ones look as large."""
     own_kb = limits.own_peak_kb()
-    gauge = limits.Gauge()
+    gauge = limits.UsageReader()
 
     assert own_kb > 1000
-    assert gauge.read(spent(400, 800, own_kb)) == (1, None)
-    assert gauge.read(spent(1_500_000, 250_000, own_kb + 100_000)) == (
+    assert gauge.parse_usage(spent(400, 800, own_kb)) == (1, None)
+    assert gauge.parse_usage(spent(1_500_000, 250_000, own_kb + 100_000)) == (
         1750,
         own_kb + 100_000,
     )
-    assert gauge.read(spent(0, 0, own_kb)) == (0, None)
+    assert gauge.parse_usage(spent(0, 0, own_kb)) == (0, None)

@@ -12,7 +12,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables.schema import MIGRATIONS
-from octaskly.store.writing.dependencies import Edges, Waits
+from octaskly.store.writing.dependencies import DependencyChanges, DependencyIndex
 
 FEW = 50
 MANY = 800
@@ -28,7 +28,10 @@ def db() -> Iterator[sqlite3.Connection]:
 
 
 def ripe(db: sqlite3.Connection) -> list[int]:
-    return [child for (child,) in db.execute("SELECT child FROM ripe ORDER BY child")]
+    return [
+        child
+        for (child,) in db.execute("SELECT child FROM unblocked_tasks ORDER BY child")
+    ]
 
 
 @pytest.mark.parametrize("parents", [FEW, MANY])
@@ -37,8 +40,8 @@ def test_the_end_of_a_parent_costs_the_same_however_many_there_are(
 ) -> None:
     """Looking at all parents for each of them takes minutes for a thousand tasks."""
     names = tuple(f"p{number}" for number in range(parents))
-    edges = Edges(db)
-    edges.take(Waits(begun=[(1, After(tasks=names))]))
+    edges = DependencyIndex(db)
+    edges.apply_changes(DependencyChanges(added=[(1, After(tasks=names))]))
     steps = 0
 
     def count() -> None:
@@ -48,7 +51,9 @@ def test_the_end_of_a_parent_costs_the_same_however_many_there_are(
     db.set_progress_handler(count, 1)
     for name in names:
         assert ripe(db) == []
-        edges.take(Waits(ended=[(TaskId(name), TaskState.COMPLETED)]))
+        edges.apply_changes(
+            DependencyChanges(ended_parents=[(TaskId(name), TaskState.COMPLETED)])
+        )
     db.set_progress_handler(None, 1)
 
     assert ripe(db) == [1]
@@ -57,9 +62,15 @@ def test_the_end_of_a_parent_costs_the_same_however_many_there_are(
 
 def test_one_bad_end_is_enough(db: sqlite3.Connection) -> None:
     """While others are waited for, and of those only that come after it."""
-    edges = Edges(db)
-    edges.take(Waits(begun=[(1, After(tasks=("a", "b"))), (2, After(tasks=("b",)))]))
+    edges = DependencyIndex(db)
+    edges.apply_changes(
+        DependencyChanges(
+            added=[(1, After(tasks=("a", "b"))), (2, After(tasks=("b",)))]
+        )
+    )
 
-    edges.take(Waits(ended=[(TaskId("a"), TaskState.FAILED)]))
+    edges.apply_changes(
+        DependencyChanges(ended_parents=[(TaskId("a"), TaskState.FAILED)])
+    )
 
     assert ripe(db) == [1]

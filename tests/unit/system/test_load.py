@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from octaskly.system.load import gpus
+from octaskly.system.load import list_gpus
 
 
 def test_gpus_are_those_of_the_driver_by_number(tmp_path: Path) -> None:
@@ -12,7 +12,7 @@ def test_gpus_are_those_of_the_driver_by_number(tmp_path: Path) -> None:
     for bus in ("0000:01:00.0", "0000:41:00.0"):
         (tmp_path / "proc" / bus).mkdir(parents=True)
 
-    assert gpus(tmp_path / "proc", tmp_path / "dev") == ("0", "1")
+    assert list_gpus(tmp_path / "proc", tmp_path / "dev") == ("0", "1")
 
 
 def test_without_a_folder_of_the_driver_devices_are_counted(tmp_path: Path) -> None:
@@ -20,5 +20,5 @@ def test_without_a_folder_of_the_driver_devices_are_counted(tmp_path: Path) -> N
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
 
-    assert gpus(tmp_path / "none", tmp_path) == ("0", "1", "2")
-    assert gpus(tmp_path / "none", tmp_path / "none") == ()
+    assert list_gpus(tmp_path / "none", tmp_path) == ("0", "1", "2")
+    assert list_gpus(tmp_path / "none", tmp_path / "none") == ()

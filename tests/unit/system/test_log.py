@@ -29,7 +29,7 @@ def test_what_others_say_stays_on_the_line_that_tells_of_it(
 ) -> None:
     """No forged line, no colour, no title of the terminal, in any form of the log."""
     logger = log.configure(style, "info", {"NO_COLOR": "1"})
-    logger.warning("peer refused", peer=NASTY, more=[NASTY, {NASTY: NASTY}])
+    logger.warning("link to peer refused", peer=NASTY, more=[NASTY, {NASTY: NASTY}])
     logger.error("failed", error=repr(ValueError(NASTY)))
     logger.error("failed", file=Path(NASTY), reason=ValueError(NASTY))
 

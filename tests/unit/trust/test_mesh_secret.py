@@ -15,14 +15,14 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keys import REVOKED_MAX
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.mesh_secret import (
-    ENDED_MAX,
     GENERATIONS_MAX,
+    RETIRED_MAX,
     MeshSecret,
-    fresh,
-    generate,
-    load,
-    load_or_create,
-    parse,
+    generate_generation,
+    generate_secret,
+    load_or_create_secret,
+    load_secret,
+    parse_secret,
 )
 from octaskly.trust.node_key import NodeKey, node_id_of
 from octaskly.trust.private_files import create_private
@@ -47,7 +47,7 @@ def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 
 def test_a_known_secret_is_written_and_derived_as_ever() -> None:
     """These values are a promise: nodes of all versions must agree on them."""
-    assert KNOWN.lines() == f"{KNOWN_LINE}\n"
+    assert KNOWN.to_text() == f"{KNOWN_LINE}\n"
     assert KNOWN.mesh_id == "96dbb607b64e3ad5"
     assert KNOWN.authority_seed(1).hex()[:16] == "4ebd1f13175b293a"
     assert KNOWN.token_key(1).hex()[:16] == "5e5f1522cbc6428d"
@@ -55,27 +55,29 @@ def test_a_known_secret_is_written_and_derived_as_ever() -> None:
 
 def test_a_secret_survives_writing_and_reading() -> None:
     """Capitals, spaces, comments and empty lines do no harm."""
-    secret = generate()
+    secret = generate_secret()
 
-    assert parse(secret.lines()) == secret
-    assert parse(f"# mesh\n\n  {secret.lines().strip().upper()}  \r\n") == secret
+    assert parse_secret(secret.to_text()) == secret
+    assert (
+        parse_secret(f"# mesh\n\n  {secret.to_text().strip().upper()}  \r\n") == secret
+    )
 
 
 def test_two_secrets_are_never_alike() -> None:
     """Each has 160 random bits."""
-    assert generate() != generate()
+    assert generate_secret() != generate_secret()
 
 
 def test_a_secret_never_shows_itself() -> None:
     """Not in a log line, a traceback or a debugger's list of variables."""
-    secret = generate()
+    secret = generate_secret()
 
     assert repr(secret) == "MeshSecret()"
 
 
 def test_a_second_generation_keeps_the_mesh_id_and_signs_with_its_own_keys() -> None:
     """The mesh stays the same mesh when its secret is renewed."""
-    both = parse(KNOWN.lines() + generate().lines())
+    both = parse_secret(KNOWN.to_text() + generate_secret().to_text())
 
     assert both.generation == 2
     assert both.mesh_id == KNOWN.mesh_id
@@ -88,16 +90,20 @@ def rotated(times: int = 1) -> MeshSecret:
     """Return the known secret after so many rotations that ran to their end."""
     secret = KNOWN
     for turn in range(times):
-        secret = secret.renewed(fresh(), turn, revoked=None).switched(turn)
-        secret = secret.settled(turn)
+        secret = secret.with_new_generation(
+            generate_generation(), turn, revoked=None
+        ).with_newest_in_force(turn)
+        secret = secret.with_newest_only(turn)
     return secret
 
 
 def test_an_old_generation_goes_and_nothing_changes_its_name() -> None:
     """Mesh id, number and keys of the one that stays are what they were with it."""
-    both = KNOWN.renewed(fresh(), 5, revoked=None).switched(6)
+    both = KNOWN.with_new_generation(
+        generate_generation(), 5, revoked=None
+    ).with_newest_in_force(6)
 
-    alone = both.settled(7)
+    alone = both.with_newest_only(7)
 
     assert len(alone.generations) == 1
     assert (alone.generation, alone.mesh_id) == (2, KNOWN.mesh_id)
@@ -108,30 +114,35 @@ def test_an_old_generation_goes_and_nothing_changes_its_name() -> None:
 
 def test_a_generation_to_come_is_accepted_and_not_in_force() -> None:
     """Until all nodes know it, none may show itself with it."""
-    spreading = KNOWN.renewed(fresh(), 5, revoked=None)
+    spreading = KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
 
     assert list(spreading.accepted) == [1, 2]
     assert spreading.generation == 1
     assert spreading.webhook_key() == KNOWN.webhook_key()
-    assert spreading.switched(6).generation == 2
+    assert spreading.with_newest_in_force(6).generation == 2
 
 
 def test_every_phase_survives_writing_and_reading() -> None:
     """A restart in the middle of a rotation goes on where it was."""
     node = node_id_of(b"k" * 32)
-    spreading = rotated().renewed(fresh(), 5, revoked=node)
-    for secret in (spreading, spreading.switched(6), spreading.settled(7), rotated(9)):
-        assert parse(secret.lines()) == secret
-        assert parse(secret.lines().upper()) == secret
+    spreading = rotated().with_new_generation(generate_generation(), 5, revoked=node)
+    for secret in (
+        spreading,
+        spreading.with_newest_in_force(6),
+        spreading.with_newest_only(7),
+        rotated(9),
+    ):
+        assert parse_secret(secret.to_text()) == secret
+        assert parse_secret(secret.to_text().upper()) == secret
 
 
 def test_a_rotated_secret_is_not_read_wrongly_by_the_version_before() -> None:
     """That one took each line for the next number; it must rather refuse."""
-    spreading = KNOWN.renewed(fresh(), 5, revoked=None)
+    spreading = KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
 
-    assert all(" generation=" in line for line in spreading.lines().splitlines())
-    assert rotated().lines().startswith("okm1-")
-    assert " generation=2 mesh=96dbb607b64e3ad5 " in rotated().lines()
+    assert all(" generation=" in line for line in spreading.to_text().splitlines())
+    assert rotated().to_text().startswith("okm1-")
+    assert " generation=2 mesh=96dbb607b64e3ad5 " in rotated().to_text()
 
 
 def test_a_fresh_generation_follows_from_no_other() -> None:
@@ -141,85 +152,101 @@ def test_a_fresh_generation_follows_from_no_other() -> None:
 
 def test_who_knows_a_generation_can_tell_that_it_is_over() -> None:
     """Strangers cannot make that proof, and see it only once it is true."""
-    proofs = dict(rotated().ended)
+    proofs = dict(rotated().retired)
 
-    assert proofs == {1: KNOWN.end_proof(1)}
-    assert generate().end_proof(1) != KNOWN.end_proof(1)
-    assert len(rotated(9).ended) == ENDED_MAX
+    assert proofs == {1: KNOWN.retirement_proof(1)}
+    assert generate_secret().retirement_proof(1) != KNOWN.retirement_proof(1)
+    assert len(rotated(9).retired) == RETIRED_MAX
 
 
 def test_a_second_rotation_waits_until_the_first_is_in_force() -> None:
     """A mesh that knows one is not asked to learn two."""
-    spreading = KNOWN.renewed(fresh(), 5, revoked=None)
+    spreading = KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
 
     with pytest.raises(TrustError, match="not in force yet"):
-        spreading.renewed(fresh(), 6, revoked=None)
+        spreading.with_new_generation(generate_generation(), 6, revoked=None)
 
 
 def test_a_revocation_does_not_wait_for_a_rotation() -> None:
     """What was still spreading may be known to the node that has to go."""
     node = node_id_of(b"k" * 32)
 
-    urgent = KNOWN.renewed(fresh(), 5, revoked=None).renewed(fresh(), 6, revoked=node)
+    urgent = KNOWN.with_new_generation(
+        generate_generation(), 5, revoked=None
+    ).with_new_generation(generate_generation(), 6, revoked=node)
 
     assert (urgent.generation, urgent.newest) == (2, 3)
     assert urgent.is_urgent
-    assert urgent.denied == (node,)
+    assert urgent.revoked == (node,)
 
 
 def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
     """A file has its bounds, whoever sends it."""
     secret = KNOWN
     while len(secret.generations) < GENERATIONS_MAX:
-        secret = secret.renewed(fresh(), 1, revoked=None).switched(2)
+        secret = secret.with_new_generation(
+            generate_generation(), 1, revoked=None
+        ).with_newest_in_force(2)
     many = [node_id_of(str(i).encode()) for i in range(REVOKED_MAX + 1)]
 
     with pytest.raises(TrustError, match="at most"):
-        secret.renewed(fresh(), 1, revoked=None)
+        secret.with_new_generation(generate_generation(), 1, revoked=None)
     with pytest.raises(TrustError, match="revoked at once"):
-        KNOWN.denying(many)
+        KNOWN.with_revoked(many)
 
 
 def test_a_bound_on_revoked_nodes_lets_none_of_them_in() -> None:
     """Who may still have a generation that is accepted is never the one forgotten."""
     many = [NodeId(f"{i:016}") for i in range(REVOKED_MAX)]
-    full = KNOWN.denying(many).renewed(fresh(), 1, revoked=None).switched(2).settled(3)
+    full = (
+        KNOWN.with_revoked(many)
+        .with_new_generation(generate_generation(), 1, revoked=None)
+        .with_newest_in_force(2)
+        .with_newest_only(3)
+    )
     last = NodeId("z" * 16)
 
-    spreading = full.renewed(fresh(), 5, revoked=last)
-    settled = spreading.settled(6)
-    later = settled.renewed(fresh(), 7, revoked=NodeId("0" * 15 + "x"))
+    spreading = full.with_new_generation(generate_generation(), 5, revoked=last)
+    settled = spreading.with_newest_only(6)
+    later = settled.with_new_generation(
+        generate_generation(), 7, revoked=NodeId("0" * 15 + "x")
+    )
 
-    assert last in spreading.denied
-    assert len(spreading.denied) == REVOKED_MAX
-    assert last in parse(settled.joined(full).lines()).denied
-    assert spreading.joined(full) == full.joined(spreading) == spreading
-    assert {last, NodeId("0" * 15 + "x")} <= {*later.denied}
+    assert last in spreading.revoked
+    assert len(spreading.revoked) == REVOKED_MAX
+    assert last in parse_secret(settled.merged_with(full).to_text()).revoked
+    assert spreading.merged_with(full) == full.merged_with(spreading) == spreading
+    assert {last, NodeId("0" * 15 + "x")} <= {*later.revoked}
 
 
 def test_a_file_without_the_generation_of_a_denial_is_read() -> None:
     """As it was written before that was noted; such nodes are the first to go."""
-    old = parse(f"{KNOWN_LINE} generation=3 mesh=96dbb607b64e3ad5\ndenied=abc\n")
+    old = parse_secret(f"{KNOWN_LINE} generation=3 mesh=96dbb607b64e3ad5\ndenied=abc\n")
 
-    assert old.denials == ((NodeId("abc"), 0),)
-    assert parse(old.lines()) == old
+    assert old.revocations == ((NodeId("abc"), 0),)
+    assert parse_secret(old.to_text()) == old
 
 
 def test_two_keyrings_join_alike_on_both_sides() -> None:
     """Two halves of a split renewed the secret: all choose the same generation."""
-    one, two = (KNOWN.renewed(fresh(), 5, revoked=None) for _ in range(2))
-    denied = two.denying([node_id_of(b"k" * 32)])
+    one, two = (
+        KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
+        for _ in range(2)
+    )
+    denied = two.with_revoked([node_id_of(b"k" * 32)])
 
-    assert one.joined(denied) == denied.joined(one)
-    assert one.joined(denied).denied == denied.denied
-    assert one.switched(6).joined(two) == one.switched(6)
-    assert two.joined(one.switched(6).settled(7)) == one.switched(6).settled(7)
+    assert one.merged_with(denied) == denied.merged_with(one)
+    assert one.merged_with(denied).revoked == denied.revoked
+    assert one.with_newest_in_force(6).merged_with(two) == one.with_newest_in_force(6)
+    assert two.merged_with(
+        one.with_newest_in_force(6).with_newest_only(7)
+    ) == one.with_newest_in_force(6).with_newest_only(7)
 
 
 def test_a_keyring_of_another_mesh_is_never_joined() -> None:
     """One mesh cannot be led into another by what a peer sends."""
     with pytest.raises(TrustError, match="another mesh"):
-        KNOWN.joined(generate())
+        KNOWN.merged_with(generate_secret())
 
 
 @pytest.mark.parametrize(
@@ -258,7 +285,7 @@ def test_a_keyring_of_another_mesh_is_never_joined() -> None:
 def test_a_malformed_secret_is_refused_without_repeating_it(text: str) -> None:
     """A typing mistake is found by the checksum, and never lands in a log."""
     with pytest.raises(TrustError) as caught:
-        parse(text)
+        parse_secret(text)
 
     assert "aaqeaye" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
@@ -269,7 +296,7 @@ def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) ->
     path = tmp_path / "mesh.key"
 
     with pytest.raises(ConfigError) as caught:
-        load(path)
+        load_secret(path)
 
     assert str(path) in str(caught.value)
     assert caught.value.hint == f"octaskly secret new > {path}"
@@ -278,21 +305,21 @@ def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) ->
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o644, 0o610, 0o602])
 def test_a_file_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
     """The hint is the command that helps."""
-    path = write(tmp_path / "mesh.key", KNOWN.lines(), mode)
+    path = write(tmp_path / "mesh.key", KNOWN.to_text(), mode)
 
     with pytest.raises(ConfigError, match=f"{mode:04o}") as caught:
-        load(path)
+        load_secret(path)
 
     assert caught.value.hint == f"chmod 600 {path}"
 
 
 def test_a_credential_of_systemd_may_have_any_mode(tmp_path: Path) -> None:
     """Its folder is guarded instead."""
-    path = write(tmp_path / "mesh.key", KNOWN.lines(), 0o444)
+    path = write(tmp_path / "mesh.key", KNOWN.to_text(), 0o444)
 
-    assert load(path, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == KNOWN
+    assert load_secret(path, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == KNOWN
     with pytest.raises(ConfigError):
-        load(path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "other")})
+        load_secret(path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "other")})
 
 
 @pytest.mark.parametrize(
@@ -305,7 +332,7 @@ def test_a_file_with_something_else_is_refused_and_left_alone(
     path = write(tmp_path / "mesh.key", content)
 
     with pytest.raises(ConfigError, match=r"mesh\.key"):
-        load_or_create(path)
+        load_or_create_secret(path)
 
     assert path.read_bytes() == content
 
@@ -326,7 +353,7 @@ def test_a_path_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) ->
             path = path / "mesh.key"
 
     with pytest.raises(ConfigError) as caught:
-        load_or_create(path)
+        load_or_create_secret(path)
 
     assert caught.value.hint
 
@@ -337,7 +364,7 @@ def test_a_link_to_nowhere_is_reported_as_missing(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "gone")
 
     with pytest.raises(ConfigError, match="no mesh secret"):
-        load_or_create(path)
+        load_or_create_secret(path)
 
     assert not (tmp_path / "gone").exists()
 
@@ -347,10 +374,10 @@ def test_what_is_made_is_private_under_any_umask(tmp_path: Path) -> None:
     """The mode does not depend on who started the agent how."""
     path = tmp_path / "mesh.key"
 
-    secret = load_or_create(path)
+    secret = load_or_create_secret(path)
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert load_or_create(path) == secret
+    assert load_or_create_secret(path) == secret
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -358,7 +385,7 @@ def test_the_folder_of_a_new_secret_is_made_private(tmp_path: Path) -> None:
     """On a fresh machine there is no configuration folder yet."""
     path = tmp_path / "config" / "octaskly" / "mesh.key"
 
-    load_or_create(path)
+    load_or_create_secret(path)
 
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
@@ -368,9 +395,9 @@ def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
     path = tmp_path / "mesh.key"
     code = (
         "import sys; from pathlib import Path\n"
-        "from octaskly.trust.mesh_secret import load_or_create\n"
+        "from octaskly.trust.mesh_secret import load_or_create_secret\n"
         "sys.stdout.write('ready\\n'); sys.stdout.flush(); sys.stdin.readline()\n"
-        "print(load_or_create(Path(sys.argv[1])).mesh_id)"
+        "print(load_or_create_secret(Path(sys.argv[1])).mesh_id)"
     )
     children = [
         subprocess.Popen(
@@ -391,16 +418,16 @@ def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
         child.stdin.flush()
     answers = [child.communicate() for child in children]
 
-    assert {out.strip() for out, _ in answers} == {load(path).mesh_id}
+    assert {out.strip() for out, _ in answers} == {load_secret(path).mesh_id}
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_file_is_created_exclusively(tmp_path: Path) -> None:
     """What another process made in the meantime is never replaced."""
-    path = write(tmp_path / "mesh.key", KNOWN.lines())
+    path = write(tmp_path / "mesh.key", KNOWN.to_text())
 
     assert create_private(path, b"other") is False
-    assert load(path) == KNOWN
+    assert load_secret(path) == KNOWN
 
 
 @pytest.mark.usefixtures("umask")

@@ -11,55 +11,55 @@ from pathlib import Path
 import pytest
 
 from octaskly.errors import ConfigError
-from octaskly.trust.mesh_secret import MeshSecret, fresh, generate
-from octaskly.trust.secret_file import Keyring
+from octaskly.trust.mesh_secret import MeshSecret, generate_generation, generate_secret
+from octaskly.trust.secret_file import SecretFile
 
-SECRET = generate()
+SECRET = generate_secret()
 
 
-def keyring(tmp_path: Path, secret: MeshSecret = SECRET, **environ: str) -> Keyring:
+def keyring(tmp_path: Path, secret: MeshSecret = SECRET, **environ: str) -> SecretFile:
     """Return the keyring of an agent whose secret file has this secret."""
     state = tmp_path / "state"
     state.mkdir(exist_ok=True)
     path = tmp_path / "config" / "mesh.key"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(secret.lines())
+    path.write_text(secret.to_text())
     path.chmod(0o600)
-    return Keyring(path, state, environ)
+    return SecretFile(path, state, environ)
 
 
 def renew(secret: MeshSecret) -> MeshSecret:
-    return secret.renewed(fresh(), 1, revoked=None)
+    return secret.with_new_generation(generate_generation(), 1, revoked=None)
 
 
 def test_what_was_changed_is_there_after_a_restart(tmp_path: Path) -> None:
     """In the secret file itself, private, and nothing else is left behind."""
     ring = keyring(tmp_path)
 
-    changed = ring.change(renew)
+    changed = ring.update_secret(renew)
 
     assert ring.load() == changed
     assert stat.S_IMODE(ring.path.stat().st_mode) == 0o600
     assert [*ring.path.parent.iterdir()] == [ring.path]
-    assert not ring.copy.exists()
+    assert not ring.copy_path.exists()
 
 
 def test_a_credential_stays_as_it_is_and_the_copy_counts(tmp_path: Path) -> None:
     """What systemd gives is read-only, and is the old secret at each start."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
 
-    changed = ring.change(renew)
+    changed = ring.update_secret(renew)
 
-    assert ring.path.read_text() == SECRET.lines()
-    assert stat.S_IMODE(ring.copy.stat().st_mode) == 0o600
+    assert ring.path.read_text() == SECRET.to_text()
+    assert stat.S_IMODE(ring.copy_path.stat().st_mode) == 0o600
     assert ring.load() == changed
 
 
 def test_a_file_that_is_newer_than_the_copy_counts(tmp_path: Path) -> None:
     """The operator has put the renewed secret into the credential."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
-    newest = ring.change(renew).switched(2).settled(3)
-    ring.path.write_text(newest.lines())
+    newest = ring.update_secret(renew).with_newest_in_force(2).with_newest_only(3)
+    ring.path.write_text(newest.to_text())
 
     assert ring.load() == newest
 
@@ -67,9 +67,9 @@ def test_a_file_that_is_newer_than_the_copy_counts(tmp_path: Path) -> None:
 def test_a_copy_of_another_mesh_is_ignored(tmp_path: Path) -> None:
     """Whoever gives a node another secret means it."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
-    ring.change(renew)
-    other = generate()
-    ring.path.write_text(other.lines())
+    ring.update_secret(renew)
+    other = generate_secret()
+    ring.path.write_text(other.to_text())
 
     assert ring.load() == other
 
@@ -81,29 +81,29 @@ def test_a_link_to_the_secret_stays_a_link(tmp_path: Path) -> None:
     ring.path.rename(real)
     ring.path.symlink_to(real)
 
-    changed = ring.change(renew)
+    changed = ring.update_secret(renew)
 
     assert ring.path.is_symlink()
-    assert real.read_text() == changed.lines()
+    assert real.read_text() == changed.to_text()
 
 
 def test_where_nothing_can_be_written_nothing_is_changed(tmp_path: Path) -> None:
     """A rotation that would not outlive a restart does not begin."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
-    ring.copy.mkdir()
-    (ring.copy / "in the way").touch()
+    ring.copy_path.mkdir()
+    (ring.copy_path / "in the way").touch()
 
     with pytest.raises(ConfigError):
-        ring.change(renew)
+        ring.update_secret(renew)
 
-    assert ring.path.read_text() == SECRET.lines()
+    assert ring.path.read_text() == SECRET.to_text()
 
 
 CHANGER = """
 import sys
 from pathlib import Path
-from octaskly.trust.secret_file import Keyring
-ring = Keyring(Path(sys.argv[1]), Path(sys.argv[2]), {})
+from octaskly.trust.secret_file import SecretFile
+ring = SecretFile(Path(sys.argv[1]), Path(sys.argv[2]), {})
 for letter in "abcdefghijklmnopqrst":
     ring.change(lambda secret: secret.denying([sys.argv[3] + letter]))
 """
@@ -123,4 +123,4 @@ def test_agents_that_change_one_file_at_once_lose_nothing(tmp_path: Path) -> Non
     codes = [changer.wait(100) for changer in changers]
 
     assert codes == [0, 0, 0]
-    assert len(ring.load().denied) == 60
+    assert len(ring.load().revoked) == 60

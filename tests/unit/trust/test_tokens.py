@@ -11,12 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from octaskly.errors import TrustError
-from octaskly.trust.mesh_secret import MeshSecret, generate
-from octaskly.trust.tokens import CACHE_MAX, EXPIRED, INVALID, Tokens
+from octaskly.trust.mesh_secret import MeshSecret, generate_secret
+from octaskly.trust.tokens import CACHE_MAX, EXPIRED, INVALID, TokenSigner
 
 NOW_S = 1_790_000_000
 DAY_S = 86_400
-SECRET = generate()
+SECRET = generate_secret()
 KEY = SECRET.token_key(1)
 GOOD: dict[str, Any] = {
     "iss": SECRET.mesh_id,
@@ -30,7 +30,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-def mint(tokens: Tokens, **changes: Any) -> str:
+def mint(tokens: TokenSigner, **changes: Any) -> str:
     asked: dict[str, Any] = {
         "subject": "me",
         "role": "client",
@@ -38,7 +38,7 @@ def mint(tokens: Tokens, **changes: Any) -> str:
         "now_s": NOW_S,
         "jti": "j",
     }
-    return tokens.mint(**(asked | changes))
+    return tokens.sign_token(**(asked | changes))
 
 
 def forge(
@@ -59,9 +59,9 @@ def by_hand(
 @pytest.mark.parametrize("role", ["admin", "client", "viewer"])
 def test_a_minted_token_says_who_and_what(role: str) -> None:
     """Every member of the mesh understands it, not only the one that minted it."""
-    token = mint(Tokens(SECRET), role=role)
+    token = mint(TokenSigner(SECRET), role=role)
 
-    claims = Tokens(SECRET).verify(token, NOW_S)
+    claims = TokenSigner(SECRET).verify_token(token, NOW_S)
 
     assert (claims.subject, claims.role, claims.jti) == ("me", role, "j")
     assert claims.expires_s == NOW_S + DAY_S
@@ -69,14 +69,14 @@ def test_a_minted_token_says_who_and_what(role: str) -> None:
 
 def test_the_claims_are_those_that_are_documented() -> None:
     """Other programs may look inside."""
-    claims = jwt.decode(mint(Tokens(SECRET)), options={"verify_signature": False})
+    claims = jwt.decode(mint(TokenSigner(SECRET)), options={"verify_signature": False})
 
     assert claims == GOOD | {"permissions": ["read", "submit"]}
 
 
 def test_the_forger_of_these_tests_can_make_a_good_one() -> None:
     """Otherwise the refusals below would prove nothing."""
-    assert Tokens(SECRET).verify(forge(), NOW_S).subject == "me"
+    assert TokenSigner(SECRET).verify_token(forge(), NOW_S).subject == "me"
 
 
 FORGERIES = {
@@ -90,7 +90,7 @@ FORGERIES = {
     "header is a list": by_hand([1], GOOD),  # type: ignore[arg-type]
     "claims are a list": jwt.api_jws.encode(b"[1]", KEY, "HS256", {"kid": "1"}),
     "cut signature": forge()[:-2],
-    "other mesh's key": forge(generate().token_key(1)),
+    "other mesh's key": forge(generate_secret().token_key(1)),
     "other algorithm": forge(KEY * 2, "HS512"),
     "public key algorithm": forge(generate_private_key(SECP256R1()), "ES256"),
     "no kid": jwt.encode(GOOD, KEY, "HS256"),
@@ -124,7 +124,7 @@ FORGERIES = {
     "unknown role": forge(role="root"),
     "role is a list": forge(role=["admin"]),
     "too long": forge(padding="x" * 4096),
-    "forged and expired": forge(generate().token_key(1), exp=NOW_S - 100),
+    "forged and expired": forge(generate_secret().token_key(1), exp=NOW_S - 100),
 }
 
 
@@ -132,7 +132,7 @@ FORGERIES = {
 def test_every_forgery_is_refused_with_one_same_text(token: str) -> None:
     """A forger learns nothing from the answer."""
     with pytest.raises(TrustError) as caught:
-        Tokens(SECRET).verify(token, NOW_S)
+        TokenSigner(SECRET).verify_token(token, NOW_S)
 
     assert str(caught.value) == INVALID
     assert caught.value.__cause__ is None
@@ -140,49 +140,52 @@ def test_every_forgery_is_refused_with_one_same_text(token: str) -> None:
 
 def test_an_expired_token_is_told_so() -> None:
     """Its owner did nothing wrong and only needs a new one."""
-    tokens = Tokens(SECRET)
+    tokens = TokenSigner(SECRET)
     token = mint(tokens, expires_s=60)
 
-    assert tokens.verify(token, NOW_S + 60 + 29).subject == "me"
+    assert tokens.verify_token(token, NOW_S + 60 + 29).subject == "me"
     with pytest.raises(TrustError, match=EXPIRED):
-        tokens.verify(token, NOW_S + 60 + 30)
+        tokens.verify_token(token, NOW_S + 60 + 30)
     with pytest.raises(TrustError, match=EXPIRED):
-        Tokens(SECRET).verify(token, NOW_S + 60 + 30)
+        TokenSigner(SECRET).verify_token(token, NOW_S + 60 + 30)
 
 
 def test_a_remembered_token_is_still_checked_for_its_time() -> None:
     """The cache spares the signature, never the clock."""
-    tokens = Tokens(SECRET)
+    tokens = TokenSigner(SECRET)
     token = mint(tokens, expires_s=60)
-    tokens.verify(token, NOW_S)
+    tokens.verify_token(token, NOW_S)
 
     with pytest.raises(TrustError, match=EXPIRED):
-        tokens.verify(token, NOW_S + 1000)
+        tokens.verify_token(token, NOW_S + 1000)
 
 
 def test_the_memory_of_tokens_is_bounded() -> None:
     """Whoever holds many tokens cannot fill the agent's memory with them."""
-    tokens = Tokens(SECRET)
+    tokens = TokenSigner(SECRET)
     for i in range(CACHE_MAX + 10):
-        tokens.verify(mint(tokens, jti=str(i)), NOW_S)
+        tokens.verify_token(mint(tokens, jti=str(i)), NOW_S)
 
     assert len(tokens._verified) == CACHE_MAX
 
 
 def test_a_forgery_is_never_remembered() -> None:
     """Else it would be accepted the second time."""
-    tokens = Tokens(SECRET)
+    tokens = TokenSigner(SECRET)
     for _ in range(2):
         with pytest.raises(TrustError):
-            tokens.verify(FORGERIES["other mesh's key"], NOW_S)
+            tokens.verify_token(FORGERIES["other mesh's key"], NOW_S)
 
 
 def test_tokens_of_an_older_generation_still_verify() -> None:
     """Renewing the secret does not lock everybody out at once."""
-    newer = MeshSecret((*SECRET.generations, *generate().generations))
+    newer = MeshSecret((*SECRET.generations, *generate_secret().generations))
 
-    assert Tokens(newer).verify(mint(Tokens(SECRET)), NOW_S).subject == "me"
-    assert jwt.get_unverified_header(mint(Tokens(newer)))["kid"] == "2"
+    assert (
+        TokenSigner(newer).verify_token(mint(TokenSigner(SECRET)), NOW_S).subject
+        == "me"
+    )
+    assert jwt.get_unverified_header(mint(TokenSigner(newer)))["kid"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -200,4 +203,4 @@ def test_tokens_of_an_older_generation_still_verify() -> None:
 def test_a_token_that_would_not_verify_is_not_minted(changes: dict[str, Any]) -> None:
     """The mistake shows where it is made."""
     with pytest.raises(TrustError):
-        mint(Tokens(SECRET), **changes)
+        mint(TokenSigner(SECRET), **changes)

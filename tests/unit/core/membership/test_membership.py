@@ -554,7 +554,7 @@ def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> 
     assert roster is not None
     assert len(roster.members) == here.members_max
     assert roster.members[1].labels
-    assert len(wire.parts_of(roster, Limits().frame_bytes)) == 1
+    assert len(wire.pack_parts(roster, Limits().frame_bytes)) == 1
 
 
 def test_whoever_comes_and_goes_without_end_the_roster_has_room_for_members() -> None:
