@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from octaskly.runner.launcher.fast_spawn import fits
 from octaskly.runner.launcher.slots import Slot
 from octaskly.runner.output.output_file import OutputFileWriter
 from octaskly.runner.processes.limits import LimitEnforcer, UsageReader
@@ -72,7 +71,6 @@ class StartOrder:
         "key",
         "limit_enforcer",
         "marker",
-        "options",
         "queued_s",
         "settings",
         "task",
@@ -104,15 +102,6 @@ class StartOrder:
             None  #: its limits, where it has any
         )
         self.queued_s = queued_s
-        self.settings: tuple[bytes, bytes, bytes] | None = None
-        """Task, attempt and mark for its environment, where it asks for nothing."""
-        if not options:
-            own = (
-                b"OCTASKLY_TASK_ID=" + self.task,
-                b"OCTASKLY_ATTEMPT=" + self.attempt,
-                MARKER_PREFIX + self.marker,
-            )
-            self.settings = own if fits(command, self.argv, own) else None
 
 
 class PipeReader:

@@ -12,11 +12,10 @@ from octaskly.runner.processes.limits import LimitEnforcer
 class Slot:
     """One of the slots, while an attempt has it."""
 
-    __slots__ = ("group", "index", "limit_enforcer", "variable")
+    __slots__ = ("group", "index", "limit_enforcer")
 
     def __init__(self, index: int) -> None:
         self.index = index  #: no other attempt on this node has it at the same time
-        self.variable = b"OCTASKLY_SLOT=%d" % index  #: for the environment
         self.group: Group | None = None  #: that its processes are in
         self.limit_enforcer: LimitEnforcer | None = (
             None  #: its limits, where it has any

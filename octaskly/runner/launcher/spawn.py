@@ -17,7 +17,6 @@ from octaskly.runner.launcher.child import (
     StartOrder,
     shell_argv,
 )
-from octaskly.runner.launcher.fast_spawn import Plain
 from octaskly.runner.launcher.slots import Slot
 from octaskly.runner.processes.limits import READY_FD
 
@@ -144,11 +143,6 @@ class SpawnContext:
         self._env[b"OCTASKLY_NODE"] = node.encode()
         # What a shell would export; a program started directly must see the same.
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
-        self._env |= dict.fromkeys((*ATTEMPT_VARIABLES, SLOT_VARIABLE), b"")
-        self._path = os.fsdecode(self._env.get(b"PATH", b""))
-        self._plain = Plain(
-            self._env, (*ATTEMPT_VARIABLES, SLOT_VARIABLE), RESET_SIGNALS
-        )
 
     def spawn_attempt(
         self, order: StartOrder, slot: Slot, *, begin_s: float, begin_ms: int
@@ -192,10 +186,7 @@ class SpawnContext:
             os.close(out_w)
             raise
         try:
-            if order.settings is not None and slot.limit_enforcer is None:
-                pid = self._start_plain(order, slot, (out_w, err_w))
-            else:
-                pid = self._start_with_options(order, slot, out_w, err_w)
+            pid = self._start(order, slot, out_w, err_w)
         except (OSError, ValueError):
             os.close(out_r)
             os.close(err_r)
@@ -205,26 +196,7 @@ class SpawnContext:
             os.close(err_w)
         return pid, out_r, err_r
 
-    def _start_plain(
-        self, order: StartOrder, slot: Slot, pipes: tuple[int, int]
-    ) -> int:
-        """Do what `_start_with_options` does for an order that asks for nothing."""
-        assert order.settings is not None
-        self._plain.put((*order.settings, slot.variable))
-        if order.argv is not None:
-            program = find_program(order.argv[0], self._path)
-            if program is not None:
-                try:
-                    return self._plain.start(os.fsencode(program), order.argv, pipes)
-                except OSError as error:
-                    if error.errno in RESOURCE_ERRORS:
-                        raise
-                    # The shell says it as people expect it.
-        return self._plain.start_shell(SHELL.encode(), order.command, pipes)
-
-    def _start_with_options(
-        self, order: StartOrder, slot: Slot, out_w: int, err_w: int
-    ) -> int:
+    def _start(self, order: StartOrder, slot: Slot, out_w: int, err_w: int) -> int:
         asked, env = order.options, self._env
         env |= zip(
             ATTEMPT_VARIABLES, (order.task, order.attempt, order.marker), strict=True

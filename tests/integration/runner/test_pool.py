@@ -57,6 +57,7 @@ OK = (AttemptState.OK, EndReason.EXIT, 0, None)
         ("no-such-program a", (AttemptState.FAILED, EndReason.EXIT, 127, None)),
         ("/etc/passwd", (AttemptState.FAILED, EndReason.EXIT, 126, None)),
         ("/tmp", (AttemptState.FAILED, EndReason.EXIT, 126, None)),
+        ("-c", (AttemptState.FAILED, EndReason.EXIT, 127, None)),
         ("if", (AttemptState.FAILED, EndReason.EXIT, 2, None)),
         ("a\0b", (AttemptState.FAILED, EndReason.EXIT, 126, None)),
         (": " + "x" * 200_000, (AttemptState.FAILED, EndReason.EXIT, 126, None)),
