@@ -235,19 +235,3 @@ def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
 
     assert len(pages) > 1
     assert listed == pages
-
-
-def test_a_changelog_fragment_has_its_form() -> None:
-    """`<what>.<kind>.md`, one or more sentences for users."""
-    fragments = [p for p in (DOCS / "changelog.d").glob("*.md") if p.stem != "README"]
-    kinds = set(
-        re.findall(r"^\| `(\w+)` \|", page("changelog.d/README.md"), re.MULTILINE)
-    )
-
-    assert fragments
-    assert len(kinds) >= 4
-    for fragment in fragments:
-        what, kind = fragment.name.removesuffix(".md").rsplit(".", 1)
-        assert re.fullmatch(r"[a-z0-9-]+", what)
-        assert kind in kinds
-        assert fragment.read_text().strip().endswith(".")

@@ -27,6 +27,6 @@ def test_the_site_is_made_without_a_warning() -> None:
     )
 
     assert built.returncode == 0, built.stderr
-    for page in ("index", "docs/decisions/0001-pure-core", "docs/reference/cli"):
+    decision = "docs/decisions/0001-pure-core"
+    for page in ("index", "CHANGELOG", decision, "docs/reference/cli"):
         assert (SITE / f"{page}.html").exists()
-    assert "Added" in (SITE / "CHANGELOG.html").read_text()  # What no release has yet.
