@@ -5,36 +5,37 @@ from __future__ import annotations
 from typing import Final
 
 PAGE: Final = "docs/explanation/performance.md"
+HEADING: Final = "The next limit"  #: of the page, where each reason is explained
 UNKNOWN: Final = "not known; look whether the machine had other work"
 
 #: By the beginning of the name of a figure.
 REASONS: Final = {
     "true by bulk REST": "a task costs its child, launcher and durable log 0.8 ms of"
-    " two cores; the kernel's part alone is 0.48 (The budget of a task)",
+    " two cores; the kernel's part alone is 0.48",
     "plain external command": "the same 0.3 ms beside the child, of which a direct"
-    " start saves one exec only (The budget of a task)",
+    " start saves one exec only",
     "no-op tasks": "four facts and two rows are written for each task by Python under"
-    " one lock, some 60 us (The budget of a task)",
+    " one lock, some 60 us",
     "bulk accept": "each task is validated, packed as a fact and written with its"
-    " indexes, some 20 us under Python's lock (The budget of a task)",
+    " indexes, some 20 us under Python's lock",
     "p50 submit to result": "two commits, a start and some 1.7 ms of Python whose code"
-    " is cold after a pause (Where the time goes)",
+    " is cold after a pause",
     "p99 submit to result": "a task waits for two commits, of which one in 60 to 200"
-    " takes over 2 ms (A commit without the writer)",
+    " takes over 2 ms",
     "true on another node by TLS": "both agents take a seventh more CPU for a task,"
-    " 2 to 7 % of all that it takes (TLS, in Where the time goes)",
+    " 2 to 7 % of all that it takes",
     "peer: xargs": "it keeps neither a queue nor a log, nor what tasks print, so it is"
-    " as near to R as a program in C can be (The budget of a task)",
+    " as near to R as a program in C can be",
     "64 slots of sleep 1": "each sleep is a process that two cores start, in bursts"
-    " of 64 (Long queues and the control plane alone)",
+    " of 64",
     "longest pause of its loop": "a request of 10 000 tasks is accepted in one step"
-    " of the node, some 26 ms of CPU (Long queues and the control plane alone)",
+    " of the node, some 26 ms of CPU",
 }
 
 
 def reason(figure: str) -> str:
-    """Return why this figure misses its goal, with the heading that tells more."""
+    """Return why this figure misses its goal, and where to read more."""
     for begin, why in REASONS.items():
         if figure.startswith(begin):
-            return f"{why}: {PAGE}"
+            return f"{why}: {PAGE}, {HEADING}"
     return UNKNOWN

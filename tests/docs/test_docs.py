@@ -235,3 +235,12 @@ def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
 
     assert len(pages) > 1
     assert listed == pages
+
+
+def test_the_page_on_performance_is_short() -> None:
+    """One table and one chart; how a figure came about belongs to a decision record."""
+    text = page("explanation/performance.md")
+
+    assert len(text.split()) <= 1500
+    assert len(re.findall(r"^\| --- \|", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^!\[", text, re.MULTILINE)) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import reasons
 
-FOLDER = Path(reasons.__file__).parent
+FOLDER_PLACEHOLDER = Path(reasons.__file__).parent
 
 
 def is_begun_by(node: ast.AST, begin: str) -> bool:
@@ -30,7 +30,7 @@ def is_a_figure(begin: str) -> bool:
     """Whether a figure of the benchmarks has a name that begins so."""
     return any(
         is_begun_by(node, begin)
-        for path in FOLDER.glob("*.py")
+        for path in FOLDER_PLACEHOLDER.glob("*.py")
         if path.name != Path(reasons.__file__).name
         for node in ast.walk(ast.parse(path.read_text()))
     )
@@ -46,3 +46,11 @@ def test_another_figure_is_missed_for_no_known_reason() -> None:
     """It is not known to be missed, and the test above would notice."""
     assert not is_a_figure("64 slots of sleep 2")
     assert reasons.reason("64 slots of sleep 2") == reasons.UNKNOWN
+
+
+def test_the_page_has_the_section_that_each_reason_names() -> None:
+    """Who reads a reason looks there for more."""
+    page = (FOLDER_PLACEHOLDER.parent / reasons.PAGE).read_text()
+
+    assert f"## {reasons.HEADING}" in page.splitlines()
+    assert reasons.reason("bulk accept").endswith(f"{reasons.PAGE}, {reasons.HEADING}")
