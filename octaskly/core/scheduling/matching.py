@@ -59,7 +59,12 @@ class Matcher:
         """Yield who runs where; the caller assigns each before it asks for the next."""
         lanes = self._queue.lanes
         if lanes.has_constrained:
-            yield from self._match_in_order(now)
+            while True:
+                reservation = self.reservation
+                yield from self._match_in_order(now)
+                if reservation is None or reservation is self.reservation:
+                    break
+                # It was released: lanes that were passed over may have its worker now.
         else:
             self._pool.workers_with_room.clear()
         yield from self._match_unconstrained(None)

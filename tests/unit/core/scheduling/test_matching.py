@@ -8,11 +8,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.protocol.messages import Results
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
-from tests.builders import (
-    draft,
-    moment,
-    node_info,
-)
+from tests.builders import draft, moment, node_info
 from tests.quick import Mesh, heavy
 
 
@@ -109,3 +105,23 @@ def test_what_no_node_could_run_keeps_no_worker() -> None:
 
     assert mesh.ask(draft("t0"), at=RESERVE_AFTER_S + 1) == ["t0"]
     assert mesh.dispatch._step.matcher.reservation is None
+
+
+def test_a_worker_that_was_kept_in_vain_is_offered_to_who_was_passed_over() -> None:
+    """In the same step: nothing else may happen for long."""
+    mesh = Mesh(node_info("b", 2, memory_mb=100), node_info("c", 4, memory_mb=50))
+    memory = Requirements(memory_mb=40)
+    mesh.ask(*(heavy(f"m{n}", memory) for n in range(3)))
+    late = RESERVE_AFTER_S + 1
+    assert mesh.ask(heavy("m3", memory)) == []
+    assert mesh.ask(heavy("hopeless", Requirements(node="z")), at=late) == []
+    kept = mesh.dispatch._step.matcher.reservation
+    assert kept is not None
+    assert kept.node == "c"
+    assert mesh.ask(heavy("pair", Requirements(cpus=2)), at=late) == []
+    on_b = next(command for command in mesh.live if mesh.where(command) == "b")
+
+    placed = mesh.end(on_b, at=late)
+
+    assert placed == ["m3", "pair"]
+    assert (mesh.where("m3"), mesh.where("pair")) == ("b", "c")
