@@ -29,9 +29,10 @@ demo: .venv
 
 # All tests. As root on Debian it brings what they need besides Python, and runs most of
 # them in four processes, each with a network of its own: three for those that wait most
-# of the time, and one that computes meanwhile, then helps (`tests/spread.py`). Behind
-# them come those that want the machine for themselves; no other file is collected then.
-# It says which of these took long, the 500 seeds of the simulation among them.
+# of the time, and one that computes meanwhile, then helps
+# (`tests/support/xdist_schedule.py`). Behind them come those that want the machine for
+# themselves; no other file is collected then. It says which of these took long, the 500
+# seeds of the simulation among them.
 test: .venv
 	@tests/setup-host
 ifeq ($(shell id -u),0)

@@ -57,7 +57,7 @@ from benchmarks.measure import (
     throughput,
 )
 from benchmarks.reasons import reason
-from tests.agents import Agent, request, running, start, until_nodes
+from tests.support.agents import Agent, request, running, start, until_nodes
 
 Figures = Callable[..., Iterator[Row]]
 
@@ -237,7 +237,7 @@ WHICH: dict[str, Figures] = {
     "failover": _failover,
     "clients": clients.figures,
     "cost": cost.throughput_shared,
-    "traffic": cost.traffic,
+    "traffic": cost.request_metrics,
     "kills": scale.kills,
     "million": scale.million,
     "crowd": crowd.figures,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import BATCH, Row, bound_row, occupy, rss_mb, throughput
-from tests.agents import Agent, request, running, until_nodes
+from tests.support.agents import Agent, request, running, until_nodes
 
 MEMBERS = 1_000_000
 ACCEPT_S = 1.0

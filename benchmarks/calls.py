@@ -19,7 +19,7 @@ import cloudpickle
 
 from benchmarks.measure import Row
 from octaskly.executor import Executor as MeshExecutor
-from tests.agents import running, until_nodes
+from tests.support.agents import running, until_nodes
 
 WORKERS = 2
 ARRAY_BYTES = 20_000_000
@@ -42,7 +42,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
 
 def _figures(name: str, executor: Any, count: int) -> Iterator[Row]:
     executor.submit(_double, 1).result()  # Processes start with the first call.
-    times = [_timed(executor) for _ in range(30)]
+    times = [_timed_components(executor) for _ in range(30)]
     one_ms = statistics.median(times) * 1000
     yield f"{name}: one call, there and back", f"{one_ms:.1f} ms", "", "", ""
     for size in (1, 100, 1000):
@@ -77,7 +77,7 @@ def _dask(count: int) -> Iterator[Row]:
 
 def _shared(executor: Executor) -> Iterator[Row]:
     """How long calls take that share a large argument, from the second on."""
-    data = _Array(bytearray(ARRAY_BYTES))
+    data = _FailedMembers(bytearray(ARRAY_BYTES))
     executor.submit(_length, data).result()
     begin = time.perf_counter()
     sizes = list(executor.map(_length, [data] * 10))
@@ -86,7 +86,7 @@ def _shared(executor: Executor) -> Iterator[Row]:
     yield name, f"{each_ms:.0f} ms", "", "", ""
 
 
-def _timed(executor: Executor) -> float:
+def _timed_components(executor: Executor) -> float:
     begin = time.perf_counter()
     executor.submit(_double, 1).result()
     return time.perf_counter() - begin
@@ -103,15 +103,15 @@ def _double(number: int) -> int:
     return number * 2
 
 
-class _Array:
+class _FailedMembers:
     """Bytes that leave a pickle as a buffer of their own, as those of NumPy do."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _Array, (pickle.PickleBuffer(self.data),)
+        return _FailedMembers, (pickle.PickleBuffer(self.data),)
 
 
-def _length(array: _Array) -> int:
+def _length(array: _FailedMembers) -> int:
     return len(array.data)

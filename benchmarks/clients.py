@@ -16,7 +16,7 @@ import requests
 
 import octaskly
 from benchmarks.measure import Row
-from tests.agents import Agent, request, running, until_nodes
+from tests.support.agents import Agent, request, running, until_nodes
 
 TASKS = "/api/v1/tasks"
 

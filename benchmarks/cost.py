@@ -20,10 +20,10 @@ from benchmarks.measure import (
     throughput,
     until,
 )
-from tests.agents import Agent, running, start, until_nodes
 from tests.mesh.lab import Lab
 from tests.mesh.netns import missing
 from tests.mesh.scene import Scene
+from tests.support.agents import Agent, running, start, until_nodes
 
 SLOTS = 2
 SHARE = 0.7
@@ -94,7 +94,7 @@ def _cancel(agent: Agent, tasks: list[str]) -> None:
         assert status == 200, answer
 
 
-def traffic(_: Path, *, quick: bool) -> Iterator[Row]:
+def request_metrics(_: Path, *, quick: bool) -> Iterator[Row]:
     """Bytes on the cable of each host of an idle mesh: TLS, TCP, mDNS and all."""
     if (reason := missing()) is not None:
         raise FileNotFoundError(reason)

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from benchmarks.measure import Row, bound_row, cpu_s, until
-from tests.agents import Agent, start, until_nodes
+from tests.support.agents import Agent, start, until_nodes
 
 AT_ONCE = 4  #: agents that start at the same time
 START_S = 600.0  #: no goal: beside other work it takes a hundred their time

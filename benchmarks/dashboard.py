@@ -16,9 +16,9 @@ from playwright.async_api import Browser, Page, expect
 
 from benchmarks.herd import herd
 from benchmarks.measure import Row, bound_row
-from tests.agents import TASKS, Agent, running, until_nodes
 from tests.browser.chromium import ANSWER_MS, started, visitor
 from tests.browser.dash import enter
+from tests.support.agents import TASKS, Agent, running, until_nodes
 
 MEMBERS = 199  #: beside the agent itself
 FORM_S = 120.0
@@ -40,7 +40,7 @@ FAMILIES = (
 )
 
 #: What stands on a view only once its data came.
-DRAWN = {
+EVENTS_WITH_DRAW = {
     "overview": "text=member-101",
     "tasks": "[role=row][aria-rowindex='2']:not([aria-busy])",
 }
@@ -112,7 +112,7 @@ async def _open_ms(page: Page, view: str) -> float:
     await page.evaluate("(view) => { location.hash = `/${view}`; }", view)
     began_s = time.perf_counter()
     await page.reload(wait_until="commit")
-    await page.locator(DRAWN[view]).first.wait_for(state="attached")
+    await page.locator(EVENTS_WITH_DRAW[view]).first.wait_for(state="attached")
     return (time.perf_counter() - began_s) * 1000
 
 

@@ -24,7 +24,7 @@ from benchmarks.measure import (
     throughput,
     until,
 )
-from tests.agents import Agent, request, running, until_nodes
+from tests.support.agents import Agent, request, running, until_nodes
 
 SHORT = 1000
 BULK = 10_000  #: as many as one request may hold

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from benchmarks.crowd import grow
 from benchmarks.deep import cancel, fill
 from benchmarks.measure import Row, count, cpu_s, occupy, throughput, until
-from tests.agents import Agent, running, submit, until_nodes
+from tests.support.agents import Agent, running, submit, until_nodes
 
 CHART = Path(__file__).parent.parent / "docs" / "charts" / "growth.svg"
 QUEUES = (1_000, 10_000, 100_000, 1_000_000)
@@ -26,7 +26,7 @@ TASKS = 2_000
 WIDTH, HEIGHT, MARGIN = 300, 190, 44
 
 
-class Point(NamedTuple):
+class QueueSample(NamedTuple):
     """What was measured at one size."""
 
     size: int
@@ -36,11 +36,11 @@ class Point(NamedTuple):
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure all three, and draw the chart."""
-    curves: dict[str, list[Point]] = {}
+    curves: dict[str, list[QueueSample]] = {}
     for name, sizes, measure in (
         ("tasks queued", QUEUES[:3] if quick else QUEUES, _queued),
         ("nodes", NODES[:3] if quick else NODES, _nodes),
-        ("bytes of output", OUTPUTS, _output),
+        ("bytes of output", OUTPUTS, _read_output),
     ):
         points = curves[name] = []
         for size in sizes:
@@ -52,7 +52,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     yield f"drawn: {CHART.name}", "", "", "", ""
 
 
-def _queued(folder: Path, size: int) -> Point:
+def _queued(folder: Path, size: int) -> QueueSample:
     with running(folder, "head", extra=("--slots", "2")) as (head,):
         until_nodes(head, 1)
         throughput(head, "true", TASKS)  # Launchers start with the first task.
@@ -64,7 +64,7 @@ def _queued(folder: Path, size: int) -> Point:
     return point
 
 
-def _running(head: Agent, size: int, tasks: int) -> Point:
+def _running(head: Agent, size: int, tasks: int) -> QueueSample:
     """Measure while what waits is worked off."""
     done, used_s = count(head, "completed"), cpu_s(head.process.pid)
     began_s = time.perf_counter()
@@ -72,10 +72,10 @@ def _running(head: Agent, size: int, tasks: int) -> Point:
     took_s = time.perf_counter() - began_s
     ended = count(head, "completed") - done
     used_s = cpu_s(head.process.pid) - used_s
-    return Point(size, ended / took_s, used_s / ended * 1e6)
+    return QueueSample(size, ended / took_s, used_s / ended * 1e6)
 
 
-def _nodes(folder: Path, size: int) -> Point:
+def _nodes(folder: Path, size: int) -> QueueSample:
     agents: list[Agent] = []
     try:
         head = grow(folder, agents, size)
@@ -100,20 +100,20 @@ def _wake(head: Agent, agents: list[Agent]) -> None:
         assert task["status"] == "completed", task
 
 
-def _output(folder: Path, size: int) -> Point:
+def _read_output(folder: Path, size: int) -> QueueSample:
     with running(folder, "head", extra=("--slots", "2")) as (head,):
         until_nodes(head, 1)
         return _through(head, size, f"head -c {size} /dev/zero")
 
 
-def _through(head: Agent, size: int, command: str) -> Point:
+def _through(head: Agent, size: int, command: str) -> QueueSample:
     throughput(head, command, TASKS // 2)  # Launchers start with the first task.
     used_s = cpu_s(head.process.pid)
     rate = throughput(head, command, TASKS)
-    return Point(size, rate, (cpu_s(head.process.pid) - used_s) / TASKS * 1e6)
+    return QueueSample(size, rate, (cpu_s(head.process.pid) - used_s) / TASKS * 1e6)
 
 
-def chart(curves: dict[str, list[Point]]) -> str:
+def chart(curves: dict[str, list[QueueSample]]) -> str:
     """Return an SVG: a row for the rate, a row for the CPU, a column for each curve."""
     width, height = WIDTH * len(curves), HEIGHT * 2
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'

@@ -42,7 +42,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.mesh import wire
 from octaskly.trust import MeshTls, NodeKey, load_secret
-from tests.agents import Agent
+from tests.support.agents import Agent
 
 SLOTS = 2
 MEMORY_MB = 8192

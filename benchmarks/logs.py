@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, bound_row, p95_row, rss_max_mb, rss_mb, until
 from octaskly import Client
-from tests.agents import Agent, request, running, until_nodes
+from tests.support.agents import Agent, request, running, until_nodes
 
 LINE_S = 0.3
 EVERY_S = 0.03

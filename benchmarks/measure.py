@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests.agents import Agent, request
+from tests.support.agents import Agent, request
 
 BATCH = 1000
 Row = tuple[str, str, str, str, str]  #: figure, value, ratio, goal, whether it is met

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import BATCH, Row, bound_row, cpu_s, rss_mb, throughput
-from tests.agents import Agent, running
+from tests.support.agents import Agent, running
 
 SCRAPES = 50
 SHARE_MAX = 1.0  #: percent of a core, scraped each second

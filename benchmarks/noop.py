@@ -23,7 +23,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
 from octaskly.trust import create_secret_file
-from tests.agents import Agent, launch, running, until_nodes
+from tests.support.agents import Agent, launch, running, until_nodes
 
 BULK = 10_000  #: as many as one request may hold
 SLOTS = 512  #: so that work never waits for a message to come round

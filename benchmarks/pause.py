@@ -17,8 +17,8 @@ from benchmarks.measure import Row, p95_row, until
 from octaskly.cli import main
 from octaskly.runner.processes import cgroup
 from octaskly.trust import create_secret_file
-from tests.agents import Agent, launch, submit, until_nodes
 from tests.integration.runner.test_pause import BURNERS
+from tests.support.agents import Agent, launch, submit, until_nodes
 from tests.support.pooling import processes_with, token
 
 STILL_S = 1.0

@@ -25,7 +25,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.mesh.links.link import Link
 from octaskly.trust import MeshTls, NodeKey, create_secret_file
 from octaskly.trust.tls import ALPN
-from tests.agents import Agent, launch, until_nodes
+from tests.support.agents import Agent, launch, until_nodes
 
 PEER = "BENCHMARK_PEER"  #: in the environment: the id of the only other node
 SHARE = 0.95

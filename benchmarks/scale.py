@@ -10,17 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import (
-    BATCH,
-    Row,
-    bound_row,
-    count,
-    occupy,
-    rss_max_mb,
-    until,
-)
+from benchmarks.measure import BATCH, Row, bound_row, count, occupy, rss_max_mb, until
 from octaskly.core.replication.replication import STANDBYS_MAX
-from tests.agents import Agent, request, running, start, until_nodes
+from tests.support.agents import Agent, request, running, start, until_nodes
 
 NODES = 4
 SPARES = 4

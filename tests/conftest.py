@@ -16,7 +16,11 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from tests.mesh.netns import isolate
-from tests.spread import Spread, keep_pace, only_computes
+from tests.support.xdist_schedule import (
+    QuietWorkerSchedule,
+    only_computes,
+    set_niceness,
+)
 
 TESTS = Path(__file__).parent
 
@@ -87,13 +91,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
     """Let the quiet process of several begin each test at the pace that it suits."""
-    keep_pace(item.nodeid)
+    set_niceness(item.nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Spread | None:
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> QuietWorkerSchedule | None:
     """Choose who runs which file, where whole files are asked for."""
-    return Spread(config, log) if config.getoption("dist") == "loadfile" else None
+    return (
+        QuietWorkerSchedule(config, log)
+        if config.getoption("dist") == "loadfile"
+        else None
+    )
 
 
 @pytest.fixture(autouse=True)

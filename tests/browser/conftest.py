@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from tests.agents import Agent, meshed
 from tests.browser import chromium
+from tests.support.agents import Agent, meshed
 
 HERE = Path(__file__).parent
 MISSING = chromium.missing()

@@ -8,7 +8,7 @@ from typing import Any, Final
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, expect
 
-from tests.agents import Agent
+from tests.support.agents import Agent
 
 VIEWS: Final = ("overview", "tasks", "stream", "arrays", "nodes", "submit")
 SERIOUS: Final = ("serious", "critical")
@@ -57,7 +57,7 @@ async def at(page: Page, view: str) -> None:
     await expect(page.locator("main [aria-busy=true]")).to_have_count(0)
 
 
-async def findings(page: Page, *rules: str) -> list[str]:
+async def make_findings(page: Page, *rules: str) -> list[str]:
     """Return what axe holds against a page, serious or worse; by default all rules."""
     options: dict[str, Any] = {"resultTypes": ["violations"]}
     if rules:

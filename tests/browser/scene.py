@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from tests.agents import TASKS, Agent, finished, meshed, submit, until
+from tests.support.agents import TASKS, Agent, finished, meshed, submit, until
 
 NAMES = ("attic", "desk", "garage")
 SLOTS = 4

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 from playwright.async_api import Browser, Page, Route
 
-from tests.agents import TASKS, Agent, running, submit, until_nodes
 from tests.browser.chromium import Visitor, visitor
+from tests.support.agents import TASKS, Agent, running, submit, until_nodes
 
 EVIL = "http://evil.test"
-REFUSED = re.compile(r"(Access to |Failed to load resource|Refused to |Framing ).*")
+REFUSED_STATUSES = re.compile(
+    r"(Access to |Failed to load resource|Refused to |Framing ).*"
+)
 
 ASK = """async ([url, token]) => {
     const body = '{"command":"true"}';
@@ -81,7 +83,7 @@ async def test_a_foreign_page_changes_and_reads_nothing(
     """Even with a good token, by every method; opaque answers tell it nothing."""
     agent, token = solo
     async with visitor(browser) as guest:
-        guest.allow(REFUSED)
+        guest.allow(REFUSED_STATUSES)
         page = await stranger(guest, address)
 
         told = await page.evaluate(ASK, [agent.ready()["api_url"] + TASKS, token])
@@ -96,7 +98,7 @@ async def test_a_foreign_form_submits_no_task(
     """A form needs no leave of its target, and can look like JSON."""
     agent, _ = solo
     async with visitor(browser) as guest:
-        guest.allow(REFUSED)
+        guest.allow(REFUSED_STATUSES)
         page = await stranger(guest)
 
         async with page.expect_response("**" + TASKS) as refused:
@@ -113,7 +115,7 @@ async def test_a_name_of_others_does_not_lead_to_an_agent(
     agent, token = solo
     port = agent.ready()["api_url"].rpartition(":")[2]
     async with visitor(browser) as guest:
-        guest.allow(REFUSED)
+        guest.allow(REFUSED_STATUSES)
         page = await guest.page()
 
         answer = await page.goto(f"http://rebound.test:{port}/health")

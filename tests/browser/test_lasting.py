@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.agents import TASKS, Agent, finished, meshed, soon_s, submit
 from tests.browser.cable import cable
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import code_of, enter, show
+from tests.support.agents import TASKS, Agent, finished, meshed, soon_s, submit
 
 BANNER_MS = 1000 * soon_s(15)
 SILENCE_MS = 1000 * soon_s(11)

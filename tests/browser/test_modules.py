@@ -19,9 +19,9 @@ from playwright.async_api import Browser, Page
 from octaskly.api.schemas.task_request import TaskIn, parse_tasks
 from octaskly.cli.commands.arrays import array, map_
 from octaskly.cli.commands.run import run
-from tests.agents import TASKS, Agent, running, until_nodes
 from tests.browser.chromium import visitor
 from tests.browser.dash import enter
+from tests.support.agents import TASKS, Agent, running, until_nodes
 
 ESCAPES = (
     "\x1b[31m",
@@ -45,7 +45,7 @@ CHARACTERS = (
     "\U0001f980",
 )
 PARTS = st.sampled_from((*ESCAPES, *CHARACTERS))
-WRITTEN = st.lists(PARTS | st.text(max_size=5), max_size=30)
+CONTROL_FILES = st.lists(PARTS | st.text(max_size=5), max_size=30)
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TOTALS = st.integers(0, 3_000_000)
 VIEWS_PX = st.integers(100, 2000)
@@ -181,7 +181,7 @@ def texts(lines: list[list[dict[str, Any]]]) -> list[str]:
     return ["".join(span["text"] for span in spans) for spans in lines]
 
 
-@given(WRITTEN)
+@given(CONTROL_FILES)
 @example(["\x1b[", "\n"])
 async def test_whatever_is_written_no_control_character_is_shown(
     page: Page, written: list[str]
@@ -192,7 +192,7 @@ async def test_whatever_is_written_no_control_character_is_shown(
     assert [line for line in shown if CONTROLS.search(line)] == []
 
 
-@given(WRITTEN)
+@given(CONTROL_FILES)
 async def test_where_output_is_cut_makes_no_difference(
     page: Page, written: list[str]
 ) -> None:

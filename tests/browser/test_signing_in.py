@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, Route, expect
 
-from tests.agents import Agent, running, until_nodes
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import at, code_of, enter, show
+from tests.support.agents import Agent, running, until_nodes
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 FRAGMENTS = (

@@ -14,11 +14,11 @@ from playwright.async_api import Browser, Page, expect
 
 from octaskly.core.model.drafts import sequence_of
 from octaskly.trust import MeshTls, NodeKey, load_secret
-from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
 from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import enter, show
 from tests.integration.joining.test_joining import Asking, newcomer
+from tests.support.agents import TASKS, Agent, ending, finished, meshed, submit, until
 
 SCRIPTS = (
     "<img src=x onerror=alert(1)>",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import AS_OTHERS
 from tests.cli.conftest import Run
 from tests.cli.stand_in import TOKEN, Api, serving
+from tests.support.agents import AS_OTHERS
 
 needs_no_installed_agent = pytest.mark.skipif(
     Path("/run/octaskly").exists(), reason="an agent is installed on this machine"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Agent, running, until_nodes
 from tests.cli.typed import apart, typed
+from tests.support.agents import Agent, running, until_nodes
 
 Done = subprocess.CompletedProcess[bytes]
 

@@ -23,8 +23,8 @@ from octaskly.client.flows import calls
 from octaskly.client.flows.calls import NODES, STATS, TOKENS, Call
 from octaskly.client.flows.request import UNKNOWN_OUTCOME_ERRORS
 from octaskly.client.http_connection import HttpConnection, connect_unix
-from tests.agents import until
 from tests.cli.stand_in import Api, serving
+from tests.support.agents import until
 
 ONCE = calls.post_once(TOKENS, {"role": "viewer", "expires_s": 60})
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Agent, running, until, until_nodes
 from tests.cli.test_live import assert_error_form, octaskly, words
+from tests.support.agents import Agent, running, until, until_nodes
 
 DEADLINE_S = 60.0
 

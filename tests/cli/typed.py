@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.quick_cli import quick_cli
+from tests.support.cli_fork_server import forking_cli
 
 PROGRAM: list[str] = []  #: what `typed` begins with, while tests run
 
@@ -18,7 +18,7 @@ def quickly() -> Iterator[None]:
     """Have what is typed start quickly, for the length of a block."""
     with (
         tempfile.TemporaryDirectory(prefix="okq-") as folder,
-        quick_cli(Path(folder)) as path,
+        forking_cli(Path(folder)) as path,
     ):
         PROGRAM[:] = [str(path / "octaskly")]
         yield

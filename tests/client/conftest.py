@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from tests.agents import Agent, replicas, start, until, until_nodes
 from tests.client.kinds import KINDS, Open, opening
+from tests.support.agents import Agent, replicas, start, until, until_nodes
 
 NAMES = ("ash", "birch", "cedar")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from tests.agents import WAIT_S_MAX, Agent, start
 from tests.client.kinds import KINDS, opening
+from tests.support.agents import WAIT_S_MAX, Agent, start
 
 LINES = 8
 COUNT_OUT = f"i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); sleep 0.25; done"

@@ -16,8 +16,8 @@ import trustme
 
 import octaskly
 from octaskly.trust import MeshTls, NodeKey, TokenSigner, load_secret
-from tests.agents import Agent
 from tests.client.kinds import Open
+from tests.support.agents import Agent
 
 needs_no_installed_agent = pytest.mark.skipif(
     Path("/run/octaskly").exists(), reason="an agent is installed on this machine"

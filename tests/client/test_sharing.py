@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import octaskly
-from tests.agents import Agent, until
 from tests.client.kinds import Open
+from tests.support.agents import Agent, until
 
 
 def test_threads_share_a_client(agents: list[Agent]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Agent, ending, launch, submit, until_nodes
 from tests.docs.console import Console, console
-from tests.quick_cli import quick_cli
+from tests.support.agents import Agent, ending, launch, submit, until_nodes
+from tests.support.cli_fork_server import forking_cli
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def quick() -> Iterator[Path]:
     """Give a folder with an `octaskly` that starts quickly."""
     with (
         tempfile.TemporaryDirectory(prefix="octaskly-quick-") as folder,
-        quick_cli(Path(folder)) as path,
+        forking_cli(Path(folder)) as path,
     ):
         yield path
 

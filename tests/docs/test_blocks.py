@@ -14,11 +14,11 @@ import yaml
 
 from octaskly.config.agent import build_options
 from octaskly.config.sources import read_settings_file
-from tests.agents import Agent, until
 from tests.docs.blocks import PAGES, ROOT, RUN, SHELLS, Block, blocks_of
 from tests.docs.console import Console
 from tests.docs.test_pages_run import PAGES as ALONE
 from tests.docs.test_pages_run import TWO_MACHINES
+from tests.support.agents import Agent, until
 from tests.support.conformance import DOCUMENT, conforms, validates
 
 BLOCKS = [

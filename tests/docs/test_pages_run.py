@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Agent
 from tests.docs.blocks import ROOT, Block, Command, blocks_of, commands_of
 from tests.docs.console import Console, alike, console
+from tests.support.agents import Agent
 
 PAGES = ["docs/how-to/back-up-and-restore.md", "docs/tutorials/one-machine.md"]
 """Those that start agents of their own, on one machine."""

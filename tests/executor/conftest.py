@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Agent, meshed
+from tests.support.agents import Agent, meshed
 
 collect_ignore = ["cpython"]  # It is collected by way of test_cpython.py.
 

@@ -20,7 +20,7 @@ import cloudpickle
 import pytest
 
 import octaskly
-from tests.agents import TASKS, Agent, until
+from tests.support.agents import TASKS, Agent, until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -18,7 +18,7 @@ import cloudpickle
 import pytest
 
 import octaskly
-from tests.agents import Agent
+from tests.support.agents import Agent
 
 if os.environ.get("CI"):  # There it may not be left out.
     support: Any = importlib.import_module("test.support")

@@ -17,7 +17,7 @@ import pytest
 
 import octaskly
 import octaskly.joblib
-from tests.agents import TASKS, Agent, meshed, until
+from tests.support.agents import TASKS, Agent, meshed, until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]

@@ -11,7 +11,7 @@ import joblib
 import pytest
 
 import octaskly.joblib as backend
-from tests.agents import Agent
+from tests.support.agents import Agent
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tests.agents import UnixConnection
 from tests.mesh.agents import Agent, Answer
 from tests.mesh.netns import NETNS, end_all_in, enter, have_carrier, ip, wait_until
+from tests.support.agents import UnixConnection
 
 T = TypeVar("T")
 

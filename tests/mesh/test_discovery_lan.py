@@ -9,12 +9,12 @@ import pytest
 
 from octaskly.mesh.discovery.adverts import NODES_PER_ENDPOINT_MAX
 from octaskly.mesh.discovery.scan import FIRST_SCAN_S
-from tests.agents import soon_s
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.mesh.lab import DECOY_HOST, TUNNEL_NET, Host
 from tests.mesh.mdns_flood import fake_id
 from tests.mesh.netns import ip, wait_until
+from tests.support.agents import soon_s
 
 pytestmark = pytest.mark.netns
 

@@ -13,12 +13,12 @@ from collections import Counter
 
 import pytest
 
-from tests.agents import soon_s
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import FORM_S
 from tests.mesh.lab import Host
 from tests.mesh.netns import wait_until
 from tests.mesh.scene import FIGURES
+from tests.support.agents import soon_s
 
 pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.timeout(180)]
 
@@ -40,7 +40,7 @@ Where multicast is blocked:
     octaskly join --at {ip}:\d+ {code}
 Whoever types this code first joins, and can run commands on every node.
 """
-JOINED = r"""
+JOIN_ACTION = r"""
 · found ana-desk at {ip} by mDNS
 · both sides proved that they know the code \(mesh [0-9a-f]{{4}}\)
 · ana-desk let this machine in
@@ -99,7 +99,7 @@ def test_two_machines_become_one_within_five_seconds(make_lab: MakeLab) -> None:
     listed = seen(desk)
     join_s = time.perf_counter() - began
 
-    assert_says(joined.stderr, JOINED.format(ip=desk.ip))
+    assert_says(joined.stderr, JOIN_ACTION.format(ip=desk.ip))
     assert listed["ana-desk"] == ("ready", "now")
     assert listed["pi4"][0] == "ready"
     assert_says(listed["pi4"][1], NEWCOMER)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from octaskly.cli.root import COMMANDS
-from tests.agents import until
 from tests.docs.commands_page import commands, flags
+from tests.support.agents import until
 
 ROOT = Path(__file__).parent.parent.parent
 DEBIAN = ROOT / "packages" / "debian"

@@ -1,4 +1,4 @@
-"""Long random walks through reigns with arrays: waiting, failing, cancelled."""
+"""Long random walks through epochs with arrays: waiting, failing, cancelled."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables import rows
-from tests import builders
 from tests.property.test_reign_walks import Walk
-from tests.reign import Reign
+from tests.support import builders
+from tests.support.dispatcher_model import DispatcherModel
 
 SEEDS = int(os.environ.get("REIGN_SEEDS", "60"))
 
@@ -62,17 +62,17 @@ class Shown(dict[TaskId, TaskRecord]):
         return [record for record in map(self.__getitem__, self) if record.progress]
 
 
-class ArrayReign(Reign):
+class ArrayDispatcherModel(DispatcherModel):
     """A world with arrays in it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.durable: Shown = Shown()
         self.ours: set[TaskId] = set()
-        """Arrays of this reign, which has seen all that became of their members."""
+        """Arrays of this epoch, which has seen all that became of their members."""
 
-    def reign(self) -> None:
-        super().reign()
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
         self.ours.clear()
 
     def submit_array(self, array: ArraySpec, retries: int = 0) -> None:
@@ -109,7 +109,7 @@ class ArrayReign(Reign):
             return
         waiting = [record for record in shown if record.state is TaskState.QUEUED]
         waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
-        self.answers.append(builders.answer(waiting, asked))
+        self.answers.append(builders.load_reply(waiting, asked))
 
     def _check(self, fact: Fact) -> None:
         super()._check(fact)
@@ -139,12 +139,12 @@ class ArrayWalk(Walk):
     """As other walks, but for what is handed in."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(seed, ArrayReign())
+        super().__init__(seed, ArrayDispatcherModel())
         self.failing = self.dice.choice([2, 2, 30])
 
     def submit(self) -> None:
         world = self.world
-        assert isinstance(world, ArrayReign)
+        assert isinstance(world, ArrayDispatcherModel)
         if sum(not array.state.is_final for array in world.durable.arrays()) < 4:
             most = self.dice.choice([None, None, 0, 2])
             count = self.dice.randint(1, 12)
@@ -156,14 +156,14 @@ class ArrayWalk(Walk):
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_happens_every_member_ends_or_never_begins(seed: int) -> None:
-    """None runs twice in a reign, none begins after the rest was cancelled."""
+    """None runs twice in an epoch, none begins after the rest was cancelled."""
     walk = ArrayWalk(seed)
 
     walk.go()
     walk.world.calm_down()
 
     world = walk.world
-    assert isinstance(world, ArrayReign)
+    assert isinstance(world, ArrayDispatcherModel)
     assert all(world.durable[task].state.is_final for task in world.accepted)
     for array in world.durable.arrays():
         assert array.progress is not None

@@ -1,4 +1,4 @@
-"""Long random walks through the reigns of dispatchers that die, one after the other.
+"""Long random walks through the epochs of dispatchers that die, one after the other.
 
 What one had decided and not yet written dies with it, and may come back later: a node
 that was away had it. Reads of the store overtake each other where they may, tasks are
@@ -34,9 +34,9 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, TasksAccepted
-from tests import builders
 from tests.property.test_reign_walks import Walk
-from tests.reign import LIMITS, NEEDS, Reign
+from tests.support import builders
+from tests.support.dispatcher_model import LIMITS, NEEDS, DispatcherModel
 
 SEEDS = int(os.environ.get("REIGN_SEEDS", "120"))
 OPEN_MAX = 20  #: tasks that are not over, at a time
@@ -44,7 +44,7 @@ NAMES = 40  #: that are chosen for tasks
 SEQUENCE_STEP = 100  #: so that no number of a task is given twice
 
 
-class Reigns(Reign):
+class FailoverModel(DispatcherModel):
     """One disk and its workers under many dispatchers."""
 
     def __init__(self, dice: random.Random) -> None:
@@ -55,7 +55,7 @@ class Reigns(Reign):
         self._hlc = self._sequence = 0
 
     def fail_over(self, *, is_held: bool) -> None:
-        """Let another process reign: on this disk, without what was not yet on it."""
+        """Let another process take over this disk, without what was not yet on it."""
         self._gone += [
             entry.fact
             for append in self.commits
@@ -75,11 +75,11 @@ class Reigns(Reign):
         self.dispatch = Dispatcher(
             known, self.journal, self.replication, self._sequence
         )
-        for node, hand in self.hands.items():
-            hand.is_linked = False
-            hand.up.clear()
-            hand.down.clear()
-            self.perform(hand.worker.detach(self.now), node)
+        for node, linked in self.workers.items():
+            linked.is_linked = False
+            linked.up.clear()
+            linked.down.clear()
+            self.perform(linked.worker.detach(self.now), node)
         self.term += 1
         # In any order: of two halves of a split each one's may be the higher one.
         stream = StreamId(self._dice.randrange(1000, 9000) * 10_000 + self.term)
@@ -89,7 +89,7 @@ class Reigns(Reign):
         self.perform(
             self.dispatch.start_dispatching(Epoch(self.term, self.me), stream, self.now)
         )
-        for node in self.hands:
+        for node in self.workers:
             self.link(node)
 
     def regain(self) -> None:
@@ -156,7 +156,7 @@ class Reigns(Reign):
         super()._write(append)
 
     def _check(self, fact: Fact) -> None:
-        # What an earlier reign began may be found, though this one knows of its end.
+        # What an earlier epoch began may be found, though this one knows of its end.
         is_found = isinstance(fact, Assigned) and fact.attempt.term != self.term
         if not is_found:
             super()._check(fact)
@@ -177,13 +177,13 @@ def _is_live(record: TaskRecord) -> bool:
 
 
 class FailoverWalk(Walk):
-    """What happens in a reign, and the end of it."""
+    """What happens in an epoch, and its end."""
 
     failing = 20
 
     def __init__(self, seed: int) -> None:
-        self.reigns = Reigns(random.Random(seed + 1))
-        super().__init__(seed, self.reigns)
+        self.model = FailoverModel(random.Random(seed + 1))
+        super().__init__(seed, self.model)
         often, seldom = self.dice.choice([0.3, 1, 3]), self.dice.choice([0.3, 1, 3])
         self.steps += [self.fail_over, self.regain, self.hand_in]
         self.weights += [often, seldom, 3]
@@ -207,13 +207,13 @@ class FailoverWalk(Walk):
         if self._has_room:
             number = self.dice.randrange(NAMES)
             retry = Retry(retries=number % 3) if number % 2 else None
-            self.reigns.hand_in(f"n{number}", retry)
+            self.model.hand_in(f"n{number}", retry)
 
     def fail_over(self) -> None:
-        self.reigns.fail_over(is_held=self.dice.random() < 0.5)
+        self.model.fail_over(is_held=self.dice.random() < 0.5)
 
     def regain(self) -> None:
-        self.reigns.regain()
+        self.model.regain()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -232,7 +232,7 @@ def test_whoever_dies_every_task_that_was_accepted_ends_and_holds_nothing(
     assert all(world.durable[task].state.is_final for task in world.accepted)
     queue, pool = world.dispatch._queue, world.dispatch._pool
     assert queue.tasks == {}
-    for node in world.hands:
+    for node in world.workers:
         granted, worker = queue.granted_resources(node), pool._workers[node]
         assert (granted.slots, granted.memory_mb, granted.gpus) == (0, 0, 0)
         assert (worker.outstanding, worker.memory_mb, worker.gpus) == (0, 0, 0)

@@ -14,9 +14,9 @@ from octaskly.core.protocol.messages import Hello, HelloOk, Message
 from octaskly.errors import PairingFailed, RemoteProtocolError
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.mesh import wire
-from tests.builders import moment, node_id
 from tests.property.fuzzing import fuzz
 from tests.property.test_codec import MESSAGES, values_of
+from tests.support.builders import moment, node_id
 from tests.unit.core.node.test_message_checks import ME, PEER, Shell
 from tests.unit.mesh.test_golden_frames import MESSAGES as GOLDEN
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements
-from tests import builders
-from tests.reign import NEEDS, NODES, Reign
+from tests.support import builders
+from tests.support.dispatcher_model import NEEDS, NODES, DispatcherModel
 
 NAMES = st.sampled_from([NodeId(name) for name in NODES])
 NEED = st.sampled_from(NEEDS)
@@ -19,17 +19,17 @@ ACTIONS = st.one_of(
     st.tuples(st.just("link"), NAMES),
     st.tuples(st.just("pause"), NAMES, st.booleans()),
     st.tuples(st.just("wait"), st.sampled_from([0.5, 6.0])),
-    st.tuples(st.just("reign")),
+    st.tuples(st.just("begin_epoch")),
 )
 
 
-def act(world: Reign, action: tuple[object, ...]) -> None:
+def act(world: DispatcherModel, action: tuple[object, ...]) -> None:
     """Let one thing happen, and all that follows from it."""
     match action:
         case "submit", (Requirements() | None) as requires, int(count):
             world.submit(count, requires)
         case "finish", str(name):
-            if world.hands[NodeId(name)].here:
+            if world.workers[NodeId(name)].here:
                 world.finish(NodeId(name), builders.outcome(duration_ms=1000))
         case "cut", str(name):
             if name != world.me:
@@ -40,8 +40,8 @@ def act(world: Reign, action: tuple[object, ...]) -> None:
             world.pause(NodeId(name), is_paused=is_paused)
         case "wait", float(seconds):
             world.advance(seconds)
-        case ("reign",):
-            world.reign()
+        case ("begin_epoch",):
+            world.begin_epoch()
         case _:
             raise AssertionError(action)
     world.settle()
@@ -51,9 +51,9 @@ def act(world: Reign, action: tuple[object, ...]) -> None:
 @given(st.lists(ACTIONS, min_size=5, max_size=40))
 def test_grants_never_exceed_what_a_node_has(actions: list[tuple[object, ...]]) -> None:
     """Whatever comes, ends, is lost, comes back or pauses; and no room lies idle."""
-    world = Reign()
-    world.reign()
-    for name in world.hands:
+    world = DispatcherModel()
+    world.begin_epoch()
+    for name in world.workers:
         world.link(name)
     world.settle()
 

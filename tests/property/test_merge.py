@@ -25,7 +25,7 @@ from octaskly.core.log.merge import (
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskState
 from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
-from tests.builders import node_id, spec
+from tests.support.builders import node_id, spec
 
 TASK = TaskId("t")
 

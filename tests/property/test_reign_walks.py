@@ -1,4 +1,4 @@
-"""Long random walks through a reign; each seed draws its own habits.
+"""Long random walks through an epoch; each seed draws its own habits.
 
 Hypothesis shrinks well but walks short; these walks are long, and uneven on purpose:
 in one world links break often, in another the disk is slow.
@@ -16,8 +16,8 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
-from tests import builders
-from tests.reign import Reign
+from tests.support import builders
+from tests.support.dispatcher_model import DispatcherModel
 
 STEPS = 400
 SEEDS = int(os.environ.get("REIGN_SEEDS", "120"))
@@ -38,11 +38,11 @@ class Walk:
 
     failing = 2  #: how often what ends has failed, to eight that did not
 
-    def __init__(self, seed: int, world: Reign | None = None) -> None:
+    def __init__(self, seed: int, world: DispatcherModel | None = None) -> None:
         self.dice = random.Random(seed)
-        self.world = world or Reign()
-        self.world.reign()
-        for node in self.world.hands:
+        self.world = world or DispatcherModel()
+        self.world.begin_epoch()
+        for node in self.world.workers:
             self.world.link(node)
         steps: list[Callable[[], None]] = [
             self.submit,
@@ -57,7 +57,7 @@ class Walk:
             self.link,
             self.beat,
             self.advance,
-            self.reign,
+            self.begin_epoch,
             self.absorb,
             self.overtake,
         ]
@@ -70,7 +70,7 @@ class Walk:
             step()
 
     def some(self) -> NodeId:
-        return self.dice.choice(list(self.world.hands))
+        return self.dice.choice(list(self.world.workers))
 
     def submit(self) -> None:
         if sum(not r.state.is_final for r in self.world.written.values()) < 20:
@@ -90,17 +90,17 @@ class Walk:
 
     def hear(self) -> None:
         node = self.some()
-        if self.world.hands[node].up:
+        if self.world.workers[node].up:
             self.world.hear_worker(node)
 
     def obey(self) -> None:
         node = self.some()
-        if self.world.hands[node].down:
+        if self.world.workers[node].down:
             self.world.hear_dispatcher(node)
 
     def finish(self) -> None:
         node = self.some()
-        if self.world.hands[node].here:
+        if self.world.workers[node].here:
             weights = [8, self.failing / 2, self.failing / 2, 1, 1, 1]
             self.world.finish(node, self.dice.choices(ENDS, weights)[0])
 
@@ -123,8 +123,8 @@ class Walk:
     def advance(self) -> None:
         self.world.advance(self.dice.choice([0.01, 0.1, 0.3, 1.0, 6.0]))
 
-    def reign(self) -> None:
-        self.world.reign()
+    def begin_epoch(self) -> None:
+        self.world.begin_epoch()
 
     def absorb(self) -> None:
         self.world.absorb()
@@ -162,7 +162,7 @@ class StubbornWalk(Walk):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        for step, often in ((self.reign, 3), (self.advance, 6), (self.finish, 3)):
+        for step, often in ((self.begin_epoch, 3), (self.advance, 6), (self.finish, 3)):
             self.weights[self.steps.index(step)] *= often
         self.world.last_end = builders.outcome(AttemptState.FAILED)
 
@@ -176,7 +176,7 @@ class StubbornWalk(Walk):
 def test_whatever_happens_as_many_attempts_follow_as_were_asked_for(
     seed: int,
 ) -> None:
-    """Also where reigns change between them, and where the lost fail after all."""
+    """Also where epochs change between them, and where the lost fail after all."""
     walk = StubbornWalk(seed)
 
     walk.go()

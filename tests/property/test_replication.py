@@ -36,8 +36,8 @@ from octaskly.core.replication.log_tail import (
     replicate_messages,
 )
 from octaskly.core.replication.standby import Standby
-from tests.builders import STREAM, epoch, moment
-from tests.copies import FACT, Copies
+from tests.support.builders import STREAM, epoch, moment
+from tests.support.replicating_dispatcher import FACT, ReplicatingDispatcher
 
 STREAMS = [StreamId(n) for n in (5, 6, 7)]
 FOLLOWERS = st.sampled_from("bcd")
@@ -126,7 +126,9 @@ class CopiesMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.seconds = 0.0
-        self.world = Copies(limits=Limits(tail_entries=4, entries_bytes=450))
+        self.world = ReplicatingDispatcher(
+            limits=Limits(tail_entries=4, entries_bytes=450)
+        )
         self.followers = {name: _Follower(name) for name in "bcd"}
         self.log: list[tuple[int, Entry]] = []
         self.writers: dict[StreamId, Epoch] = {}

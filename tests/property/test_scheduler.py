@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.model.ids import NodeId
-from tests.placements import Why, WorkerView, place
+from tests.support.placement import Why, WorkerView, place
 
 PREFETCH = 6
 

@@ -1,4 +1,4 @@
-"""A reign in which anything may happen in any order keeps its promises."""
+"""A dispatcher keeps its promises whatever happens, in any order."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
-from tests import builders, reign
-from tests.reign import HOPELESS, LIMITS, NEEDS, Reign
+from tests.support import builders, dispatcher_model
+from tests.support.dispatcher_model import HOPELESS, LIMITS, NEEDS, DispatcherModel
 
 NODES = st.sampled_from([NodeId(name) for name in "abc"])
 PEERS = st.sampled_from([NodeId(name) for name in "bc"])
@@ -32,17 +32,17 @@ OUTCOMES = st.sampled_from(
 )
 
 
-class ReignMachine(RuleBasedStateMachine):
+class DispatcherMachine(RuleBasedStateMachine):
     """Submissions, cancels, losses and results in every order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = Reign()
+        self.world = DispatcherModel()
 
     @initialize()
     def start(self) -> None:
-        self.world.reign()
-        for node in self.world.hands:
+        self.world.begin_epoch()
+        for node in self.world.workers:
             self.world.link(node)
 
     @rule(
@@ -71,17 +71,17 @@ class ReignMachine(RuleBasedStateMachine):
 
     @rule(node=NODES, times=st.integers(1, 4))
     def hear_worker(self, node: NodeId, times: int) -> None:
-        for _ in range(min(times, len(self.world.hands[node].up))):
+        for _ in range(min(times, len(self.world.workers[node].up))):
             self.world.hear_worker(node)
 
     @rule(node=NODES, times=st.integers(1, 4))
     def hear_dispatcher(self, node: NodeId, times: int) -> None:
-        for _ in range(min(times, len(self.world.hands[node].down))):
+        for _ in range(min(times, len(self.world.workers[node].down))):
             self.world.hear_dispatcher(node)
 
     @rule(node=NODES, outcome=OUTCOMES)
     def finish(self, node: NodeId, outcome: Outcome) -> None:
-        if self.world.hands[node].here:
+        if self.world.workers[node].here:
             self.world.finish(node, outcome)
 
     @precondition(lambda self: self.world.durable)
@@ -110,9 +110,9 @@ class ReignMachine(RuleBasedStateMachine):
         self.world.advance(seconds)
 
     @rule(is_wanted=st.sampled_from([False, False, False, True]))
-    def reign_anew(self, is_wanted: bool) -> None:
+    def begin_epoch_anew(self, is_wanted: bool) -> None:
         if is_wanted:
-            self.world.reign()
+            self.world.begin_epoch()
 
     @rule()
     def absorb(self) -> None:
@@ -120,10 +120,10 @@ class ReignMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_holds_more_than_it_may(self) -> None:
-        for node in self.world.hands:
+        for node in self.world.workers:
             assert (
                 self.world.dispatch.outstanding(node)
-                <= (reign.NODES[node].slots + LIMITS.prefetch) * 2
+                <= (dispatcher_model.NODES[node].slots + LIMITS.prefetch) * 2
                 # Adopted ones may come on top.
             )
         self.world.check_grants()
@@ -137,10 +137,12 @@ class ReignMachine(RuleBasedStateMachine):
             assert world.durable[task].state.is_final
             if task in world.cancelled:
                 assert world.durable[task].cancelled_by is not None
-        assert all(not hand.here for hand in world.hands.values())
+        assert all(not linked.here for linked in world.workers.values())
         assert world.dispatch._queue.tasks == {}
         assert world.dispatch._queue.lanes.queued == 0
 
 
-TestReign = ReignMachine.TestCase
-TestReign.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestDispatcherModel = DispatcherMachine.TestCase
+TestDispatcherModel.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None
+)

@@ -20,8 +20,8 @@ from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.writing.tables import TableWriter
-from tests.builders import journal, moment
 from tests.contract import log_kit as kit
+from tests.support.builders import journal, moment
 
 NAMES = st.sampled_from(["a", "a-", "a.b", "aa", "b"])
 DRAFTS = st.builds(

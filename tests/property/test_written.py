@@ -59,9 +59,9 @@ from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import node_state
 from octaskly.store.writing.tables import TableWriter
-from tests.builders import moment
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import fuzz
+from tests.support.builders import moment
 from tests.unit.core.node.test_message_checks import (
     KNOWN,
     ME,

@@ -23,7 +23,7 @@ from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.launcher_process import CALL_VARIABLES
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.processes.proc_tree import children_of
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 
 #: Random, so that no other run of these tests on this machine ends our processes.
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)

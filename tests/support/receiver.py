@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 
 Behave = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.agents import Agent
+from tests.support.agents import Agent
 
 
 @dataclass

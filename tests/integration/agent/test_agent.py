@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.trust import create_secret_file
-from tests.agents import (
+from tests.support.agents import (
     AS_OTHERS,
     READY_S_MAX,
     TASKS,

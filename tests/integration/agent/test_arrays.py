@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.agents import (
+from tests.support.agents import (
     TASKS,
     WAIT_S_MAX,
     Agent,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.agents import Agent, request, until
 from tests.integration.agent.test_tokens import connection, issue, roles, three
+from tests.support.agents import Agent, request, until
 
 Line = tuple[str | None, str, str | None, str, int]
 
@@ -30,7 +30,7 @@ def lines(agent: Agent) -> list[dict[str, Any]]:
     return list(body["entries"])
 
 
-def joins(agent: Agent) -> dict[str, str | None]:
+def join_times(agent: Agent) -> dict[str, str | None]:
     """Return of each node when it came as a new one."""
     nodes = agent.call("GET", "/api/v1/nodes")[1]["nodes"]
     return {node["name"]: node["joined_at"] for node in nodes}
@@ -102,7 +102,7 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     there = {e["id"]: e for e in lines(worker)}  # And what came meanwhile.
     assert [there[e["id"]] for e in seen] == seen
 
-    came = joins(worker)
+    came = join_times(worker)
     assert came["ana"] is None
     assert all(came[name] for name in ("ben", "cy"))
 
@@ -110,7 +110,7 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     mesh[0].process.wait()
     until(lambda: roles(worker).get("ben") == "dispatcher", "another node reigns")
     assert {e["id"] for e in seen} <= {e["id"] for e in lines(worker)}
-    assert joins(worker) == came
+    assert join_times(worker) == came
 
 
 def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(

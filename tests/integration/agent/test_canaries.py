@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from octaskly.trust import load_secret
-from tests.agents import Agent, finished, request, running, submit, until_nodes
+from tests.support.agents import Agent, finished, request, running, submit, until_nodes
 
 
 def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import agents
-from tests.agents import TASKS, Agent, finished, submit
+from tests.support import agents
+from tests.support.agents import TASKS, Agent, finished, submit
 
 
 @pytest.fixture(scope="module")

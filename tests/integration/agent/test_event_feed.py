@@ -30,8 +30,8 @@ from octaskly.core.protocol.messages import Roster, RosterEntry
 from octaskly.errors import NotDispatcher
 from octaskly.ports.events import EventSubscription
 from octaskly.store import Store
-from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
+from tests.support.agents import WAIT_S_MAX
 
 EPOCH = kit.EPOCHS[0][1]
 EARLY = StreamId(5)  #: of a reign that lost against the one of the tests

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.config.defaults import STREAMS_MAX
-from tests.agents import (
+from tests.support.agents import (
     Agent,
     ending,
     finished,

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from octaskly.system.load import memory_stalled_percent
-from tests.agents import (
+from tests.mesh.faults import fill, small_disk
+from tests.support.agents import (
     TASKS,
     Agent,
     ending,
@@ -27,7 +28,6 @@ from tests.agents import (
     until,
     until_nodes,
 )
-from tests.mesh.faults import fill, small_disk
 
 DISK_MB = 80  #: of which 64 are kept free
 NODES = "/api/v1/nodes"

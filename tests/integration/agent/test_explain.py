@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.agents import (
+from tests.integration.agent.test_availability import steer
+from tests.support.agents import (
     TASKS,
     Agent,
     ending,
@@ -21,7 +22,6 @@ from tests.agents import (
     until,
     until_nodes,
 )
-from tests.integration.agent.test_availability import steer
 
 
 def hand_in(agent: Agent, **task: Any) -> tuple[int, Any]:

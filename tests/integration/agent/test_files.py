@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.agents import Agent, finished, meshed, submit
+from tests.support.agents import Agent, finished, meshed, submit
 
 FILES = "/api/v1/files"
 BYTES = "application/octet-stream"

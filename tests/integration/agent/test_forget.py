@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agents import Agent, running, until
+from tests.support.agents import Agent, running, until
 
 TASKS = "/api/v1/tasks"
 

@@ -22,8 +22,8 @@ from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import NotAMember, TaskNotFound
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from tests.builders import settings
 from tests.contract import log_kit as kit
+from tests.support.builders import settings
 
 NODE = settings("a").node
 EPOCH = Epoch(1, NODE.id)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.agents import (
+from tests.support.agents import (
     TASKS,
     Agent,
     ending,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from octaskly import Client, Log
-from tests.agents import (
+from octaskly import Client, DurableStore
+from tests.support.agents import (
     WAIT_S_MAX,
     Agent,
     finished,
@@ -43,7 +43,7 @@ def client_of(agent: Agent) -> Client:
 class Lines:
     """The lines of stdout, as they come."""
 
-    def __init__(self, events: Iterator[Log]) -> None:
+    def __init__(self, events: Iterator[DurableStore]) -> None:
         self._events = events
         self._text = ""
 
@@ -55,7 +55,7 @@ class Lines:
         return line
 
 
-def until_kind(events: Iterator[Log], kind: str) -> Log:
+def until_kind(events: Iterator[DurableStore], kind: str) -> DurableStore:
     for event in events:
         if event.kind == kind:
             return event

@@ -20,7 +20,15 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from octaskly.metrics.table import METRICS
-from tests.agents import WAIT_S_MAX, Agent, finished, meshed, replicas, submit, until
+from tests.support.agents import (
+    WAIT_S_MAX,
+    Agent,
+    finished,
+    meshed,
+    replicas,
+    submit,
+    until,
+)
 
 ROOT = Path(__file__).parents[3]
 CONTRIB = ROOT / "contrib"

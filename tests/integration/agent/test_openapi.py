@@ -27,8 +27,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.agents import Agent, meshed, until
-from tests.support.conformance import DOCUMENT, path_of
+from tests.support.agents import Agent, meshed, until
+from tests.support.conformance import DOCUMENT
 
 NAMES = ("ash", "birch", "cedar")
 TASKS = "/api/v1/tasks"
@@ -122,7 +122,7 @@ class Front:
     def is_over(self, response: requests.Response) -> bool:
         """Whether the token was refused, and not for what is asked."""
         used = response.request.headers.get("Authorization") == f"Bearer {self.token}"
-        path = path_of(str(response.request.url))
+        path = resource_path(str(response.request.url))
         return used and response.status_code == 401 and not path.startswith(TOKENLESS)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.agents import Agent, finished, running, until_nodes
 from tests.integration.api.test_reference import CURL, PYTHON
+from tests.support.agents import Agent, finished, running, until_nodes
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 
 from octaskly.cli.commands.submit import submit_drafts
 from octaskly.client import Draft, Session
-from tests.agents import (
+from tests.support.agents import (
     WAIT_S_MAX,
     Agent,
     ending,

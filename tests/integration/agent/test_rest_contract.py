@@ -18,7 +18,7 @@ import pytest
 
 from octaskly.trust import load_secret
 from octaskly.trust.tokens import TokenSigner
-from tests.agents import ENDS, WAIT_S_MAX, Agent, meshed
+from tests.support.agents import ENDS, WAIT_S_MAX, Agent, meshed
 from tests.support.conformance import conforms
 from tests.support.pooling import CALLS, processes_with, token
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.scheduling.retry_policy import LOSSES_MAX
-from tests.agents import (
+from tests.support.agents import (
     TASKS,
     Agent,
     finished,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from octaskly.agent.process import SystemdNotifier
 from octaskly.trust import create_secret_file
-from tests.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
+from tests.support.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
 
 
 def test_the_name_of_a_node_gives_no_order_to_systemd(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.agents import (
+from tests.mesh.databases import log
+from tests.support.agents import (
     TASKS,
     finished,
     replicas,
@@ -13,7 +14,6 @@ from tests.agents import (
     until,
     until_nodes,
 )
-from tests.mesh.databases import log
 
 SLOT = ("--slots", "1")
 

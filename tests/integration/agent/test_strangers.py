@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agents import Agent, running, until_nodes
+from tests.support.agents import Agent, running, until_nodes
 
 PLACEHOLDER = "a" * 8
 ATTEMPTS = 5

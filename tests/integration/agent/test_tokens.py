@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.agents import (
+from tests.support.agents import (
     WAIT_S_MAX,
     Agent,
     ending,

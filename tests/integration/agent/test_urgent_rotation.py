@@ -18,8 +18,8 @@ from octaskly.core.model.nodes import NodeState
 from octaskly.core.protocol.messages import ClaimOk, Reattach
 from octaskly.mesh import wire
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, load_secret
-from tests.agents import Agent, request, running, until, until_nodes
 from tests.integration.mesh.test_bad_peers import Member
+from tests.support.agents import Agent, request, running, until, until_nodes
 
 ROTATION = "/api/v1/rotation"
 TASKS = "/api/v1/tasks"

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from octaskly.trust import create_secret_file
-from tests.agents import Agent, ending, finished, launch, submit, until, until_nodes
+from tests.support.agents import (
+    Agent,
+    ending,
+    finished,
+    launch,
+    submit,
+    until,
+    until_nodes,
+)
 
 NEXT = "tests.support.next_version"
 NEXT_LOG = "tests.support.next_log"

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.trust.mesh_secret import load_secret
-from tests.agents import Agent, finished, replicas, running, submit, until, until_nodes
 from tests.integration.agent.test_tokens import roles
+from tests.support.agents import (
+    Agent,
+    finished,
+    replicas,
+    running,
+    submit,
+    until,
+    until_nodes,
+)
 from tests.support.receiver import is_signed, receiver
 
 

@@ -21,7 +21,7 @@ from octaskly.config.limits import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.ports import ReplicationState
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
     CLIENT,

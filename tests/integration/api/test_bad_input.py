@@ -16,7 +16,7 @@ from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.tokens import TokenSigner
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
     JSON,

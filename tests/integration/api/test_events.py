@@ -15,7 +15,7 @@ from octaskly.core.change_feed import (
 )
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import CLIENT, VIEWER, ApiNode, api_node, assert_problem
 from tests.support.fake_gateway import NOW_MS
 

@@ -24,8 +24,8 @@ from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey
 from octaskly.trust.tls import MeshTls
-from tests.agents import WAIT_S_MAX
 from tests.integration.api.test_streams import Open, connect, serve_stream
+from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
     CLIENT,

@@ -20,8 +20,8 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports.output import OutputChunk
-from tests.agents import WAIT_S_MAX
 from tests.integration.api.test_forwarding import PATIENT, Member, Mesh
+from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
     VIEWER,

@@ -13,7 +13,7 @@ from octaskly.api.http.request import Access, Request, Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
     VIEWER,
     Answer,

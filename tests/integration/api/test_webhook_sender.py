@@ -27,8 +27,8 @@ from octaskly.errors import NotDispatcher
 from octaskly.ports import PendingNotifications
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
+from tests.support.agents import WAIT_S_MAX
 from tests.support.receiver import is_signed, receiver
 
 EPOCH = kit.EPOCHS[0][1]

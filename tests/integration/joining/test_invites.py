@@ -36,7 +36,7 @@ from octaskly.system.listeners import bind_port, port_of
 from octaskly.system.log import configure
 from octaskly.trust import NodeKey
 from octaskly.trust.mesh_secret import GENERATIONS_MAX, RETIRED_MAX, MeshSecret
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 
 KEYRING = MeshSecret((bytes(20),)).to_text()
 

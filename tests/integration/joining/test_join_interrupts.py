@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pexpect
 
-from tests.agents import Agent, ending, until
 from tests.integration.joining.test_joining import (
     invite,
     is_listening,
@@ -19,6 +18,7 @@ from tests.integration.joining.test_joining import (
     newcomer,
     waiting,
 )
+from tests.support.agents import Agent, ending, until
 
 __all__ = ["member"]  # A fixture.
 WAIT_S = 55

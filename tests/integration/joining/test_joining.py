@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from octaskly.trust import create_secret_file, load_secret
-from tests import agents
-from tests.agents import (
+from tests.support import agents
+from tests.support.agents import (
     WAIT_S_MAX,
     Agent,
     ending,

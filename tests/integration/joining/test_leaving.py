@@ -20,7 +20,7 @@ from octaskly.joining.state_folder import delete_mesh_state
 from octaskly.trust import create_secret_file
 from octaskly.trust.private_files import create_private
 from octaskly.trust.secret_file import SecretUse
-from tests.agents import (
+from tests.support.agents import (
     WAIT_S_MAX,
     Agent,
     ending,

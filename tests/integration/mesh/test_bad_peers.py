@@ -26,9 +26,9 @@ from octaskly.core.protocol.messages import (
 from octaskly.mesh import wire
 from octaskly.mesh.links.limits import FIRST_S, GRUDGE
 from octaskly.trust import MeshTls, NodeKey, load_secret
-from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.agent.test_identity import in_order
 from tests.mesh.databases import vector
+from tests.support.agents import Agent, finished, running, submit, until_nodes
 
 GROWTH_KB_MAX = 64 << 10
 STREAM = StreamId(77)

@@ -16,8 +16,8 @@ from zeroconf.asyncio import AsyncZeroconf
 from octaskly.errors import ConfigError
 from octaskly.mesh.discovery.adverts import SERVICE
 from octaskly.mesh.discovery.scan import scan_meshes
-from tests.agents import soon_s
 from tests.mesh.discovery_process import DiscoveryProcess
+from tests.support.agents import soon_s
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 FIND_S = soon_s(2.0)  #: the measured p95 is well below one second

@@ -36,8 +36,16 @@ from octaskly.core.protocol.messages import (
     Results,
 )
 from octaskly.mesh import wire
-from tests.agents import Agent, finished, running, soon_s, submit, until, until_nodes
 from tests.integration.mesh.test_bad_peers import Member
+from tests.support.agents import (
+    Agent,
+    finished,
+    running,
+    soon_s,
+    submit,
+    until,
+    until_nodes,
+)
 
 pytestmark = pytest.mark.alone
 

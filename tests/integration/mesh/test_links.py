@@ -34,7 +34,7 @@ from octaskly.mesh.links.transport import Transport
 from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, generate_secret
 from octaskly.trust.mesh_secret import generate_generation
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 
 T = TypeVar("T")
 SECRET = generate_secret()

@@ -22,7 +22,7 @@ from octaskly.runner.output.output_file import (
     OutputFileWriter,
 )
 from octaskly.runner.pool.pool import Pool
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 from tests.support.pooling import STREAM, archive_in, eventually, rig, stranger
 
 MIB = 1 << 20

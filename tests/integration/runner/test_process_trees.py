@@ -16,7 +16,7 @@ import pytest
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.runner.processes import cgroup, proc_tree
-from tests.agents import soon_s
+from tests.support.agents import soon_s
 from tests.support.pooling import eventually, processes_with, rig, token
 
 DAEMON = """

@@ -13,7 +13,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.scratch_folder import remove_tree
 from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.pool.launch_messages import preparation_failed
-from tests.agents import ending, start, submit, until
+from tests.support.agents import ending, start, submit, until
 from tests.support.pooling import Rig, eventually, launchers_of, rig
 
 SCRATCH = TaskOptions(is_scratch=True)

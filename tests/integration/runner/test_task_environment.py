@@ -17,7 +17,7 @@ from octaskly.runner.launcher import spawn
 from octaskly.runner.launcher.child import StartOrder
 from octaskly.runner.launcher.slots import SlotAllocator
 from octaskly.runner.processes import cgroup, limits
-from tests.agents import ending, finished, start, submit
+from tests.support.agents import ending, finished, start, submit
 from tests.support.pooling import (
     CALLS,
     STREAM,

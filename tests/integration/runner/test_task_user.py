@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from octaskly.trust import create_secret_file
-from tests.agents import Agent, ending, finished, soon_s, submit, until
 from tests.support import as_unit, intruder
+from tests.support.agents import Agent, ending, finished, soon_s, submit, until
 from tests.support.pooling import launchers_of, processes_with, token
 
 AGENT_UID, TASK_UID = as_unit.AGENT[1], as_unit.TASKS[1]

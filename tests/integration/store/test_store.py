@@ -27,8 +27,8 @@ from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.node_state import read_hlc
 from octaskly.store.tables.schema import VERSION
 from octaskly.store.writing import commit_queue, writer
-from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
+from tests.support.agents import WAIT_S_MAX
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = WAIT_S_MAX

@@ -20,7 +20,7 @@ from octaskly.trust import MeshTls, NodeKey, generate_secret
 from octaskly.trust.certificates import CertificateAuthority, node_id_of_certificate
 from octaskly.trust.mesh_secret import MeshSecret
 from octaskly.trust.tls import ALPN
-from tests.agents import WAIT_S_MAX
+from tests.support.agents import WAIT_S_MAX
 
 SECRET = generate_secret()
 

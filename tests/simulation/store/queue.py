@@ -11,8 +11,8 @@ from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
-from tests.builders import answer
 from tests.simulation.store.members import is_live, with_rest
+from tests.support.builders import load_reply
 
 if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
@@ -40,7 +40,7 @@ def queued(disk: Disk) -> list[TaskRecord]:
 
 def load(disk: Disk, asked: LoadQueued) -> QueuedLoaded:
     """Read the next queued tasks of a shape."""
-    return answer(queued(disk), asked)
+    return load_reply(queued(disk), asked)
 
 
 def live(disk: Disk, ask: LoadLive) -> tuple[TaskRecord, ...]:

@@ -14,7 +14,7 @@ from octaskly.core.model.nodes import StandbyView
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OnlyCopy
 from octaskly.ports import ReplicationState
-from tests.builders import epoch
+from tests.support.builders import epoch
 
 LEVEL = (StandbyView(NodeId("b"), is_in_sync=True, lag=0),)
 

@@ -9,7 +9,7 @@ from octaskly.core.effects import LogLine, PublishMeshState
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.protocol.messages import Roster, RosterEntry
-from tests.builders import epoch, node_id
+from tests.support.builders import epoch, node_id
 
 ME, DISPATCHER, STRANGER = node_id("a"), node_id("b"), node_id("c")
 

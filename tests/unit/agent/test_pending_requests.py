@@ -19,7 +19,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
-from tests.builders import STREAM, attempt, node_id, outcome, spec
+from tests.support.builders import STREAM, attempt, node_id, outcome, spec
 
 TASK = TaskId("task-001-00000001")
 EPOCH = Epoch(1, node_id("a"))

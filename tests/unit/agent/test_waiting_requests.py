@@ -20,7 +20,7 @@ from octaskly.errors import (
     OctasklyError,
     OutcomeUnknown,
 )
-from tests.builders import STREAM, attempt, node_id, outcome
+from tests.support.builders import STREAM, attempt, node_id, outcome
 
 
 def submission(ticket: int) -> Event:

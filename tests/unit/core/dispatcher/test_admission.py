@@ -15,8 +15,8 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import After, Retry, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
-from tests.builders import START_MS, draft, journal, moment
-from tests.desk import submit
+from tests.support.builders import START_MS, draft, journal, moment
+from tests.support.dispatcher import submission
 
 
 def acceptance(sequence: int = 7) -> Admission:
@@ -31,7 +31,9 @@ def names(specs: list[TaskSpec]) -> list[str]:
 
 def test_tasks_are_numbered_on_from_the_last_number_used() -> None:
     """The suffix keeps two halves of a split apart."""
-    specs, fresh = acceptance().specs_from_drafts(submit(draft(), draft()), moment())
+    specs, fresh = acceptance().specs_from_drafts(
+        submission(draft(), draft()), moment()
+    )
 
     assert names(specs) == ["task-008-00000000", "task-009-00000001"]
     assert fresh == specs
@@ -43,12 +45,14 @@ def test_a_higher_number_of_another_node_is_counted_on_from() -> None:
     made.raise_sequence(41)
     made.raise_sequence(12)
 
-    assert names(made.specs_from_drafts(submit(), moment())[0]) == ["task-042-00000000"]
+    assert names(made.specs_from_drafts(submission(), moment())[0]) == [
+        "task-042-00000000"
+    ]
 
 
 def test_tasks_stand_in_the_queue_in_the_order_of_the_request() -> None:
     """All in one band of priority, at the time of this node."""
-    specs, _ = acceptance().specs_from_drafts(submit(draft(), draft()), moment())
+    specs, _ = acceptance().specs_from_drafts(submission(draft(), draft()), moment())
 
     assert specs[0].ord < specs[1].ord
     assert {spec.ord >> PRIORITY_SHIFT for spec in specs} == {PRIORITY_BAND}
@@ -60,24 +64,28 @@ def test_a_number_is_given_once_also_where_it_is_asked_for_beforehand() -> None:
     made = acceptance()
 
     assert made.mint_task_id("0badcafe") == "task-008-0badcafe"
-    assert names(made.specs_from_drafts(submit(), moment())[0]) == ["task-009-00000000"]
+    assert names(made.specs_from_drafts(submission(), moment())[0]) == [
+        "task-009-00000000"
+    ]
 
 
 def test_a_number_that_comes_with_a_task_is_counted_on_from() -> None:
     """An earlier dispatcher gave it; a number that follows from a key is none."""
     made = acceptance()
     made.specs_from_drafts(
-        submit(draft(id="task-011-0badcafe"), draft(id=f"task-{7:012}-0badcafe")),
+        submission(draft(id="task-011-0badcafe"), draft(id=f"task-{7:012}-0badcafe")),
         moment(),
     )
 
-    assert names(made.specs_from_drafts(submit(), moment())[0]) == ["task-012-00000000"]
+    assert names(made.specs_from_drafts(submission(), moment())[0]) == [
+        "task-012-00000000"
+    ]
 
 
 def test_an_id_that_a_client_chose_uses_no_number() -> None:
     """But it is the task's name."""
     specs, _ = acceptance().specs_from_drafts(
-        submit(draft(id="mine"), draft()), moment()
+        submission(draft(id="mine"), draft()), moment()
     )
 
     assert [task_name(spec.id) for spec in specs] == ["mine", "task-008-00000001"]
@@ -85,9 +93,9 @@ def test_an_id_that_a_client_chose_uses_no_number() -> None:
 
 def test_a_name_for_two_different_tasks_makes_two() -> None:
     """Two halves of a split cannot know what the other one calls so."""
-    one, _ = acceptance().specs_from_drafts(submit(draft(id="mine")), moment())
+    one, _ = acceptance().specs_from_drafts(submission(draft(id="mine")), moment())
     other, _ = acceptance().specs_from_drafts(
-        submit(draft("other", id="mine")), moment(1)
+        submission(draft("other", id="mine")), moment(1)
     )
 
     assert one[0].id != other[0].id
@@ -95,8 +103,8 @@ def test_a_name_for_two_different_tasks_makes_two() -> None:
 
 def test_a_name_for_one_task_makes_one_on_both_sides_of_a_split() -> None:
     """Wherever and whenever the same is asked for."""
-    one, _ = acceptance().specs_from_drafts(submit(draft(id="mine")), moment())
-    other, _ = acceptance(99).specs_from_drafts(submit(draft(id="mine")), moment(5))
+    one, _ = acceptance().specs_from_drafts(submission(draft(id="mine")), moment())
+    other, _ = acceptance(99).specs_from_drafts(submission(draft(id="mine")), moment(5))
 
     assert one[0].id == other[0].id
 
@@ -124,8 +132,8 @@ def test_whatever_is_asked_for_tells_tasks_of_one_name_apart(
 def test_a_chosen_id_that_is_under_way_is_the_same_task() -> None:
     """Two requests with one key make one task, also before its commit."""
     made = acceptance()
-    first, _ = made.specs_from_drafts(submit(draft(id="mine")), moment())
-    again, fresh = made.specs_from_drafts(submit(draft(id="mine")), moment(1))
+    first, _ = made.specs_from_drafts(submission(draft(id="mine")), moment())
+    again, fresh = made.specs_from_drafts(submission(draft(id="mine")), moment(1))
 
     assert (again, fresh) == (first, [])
 
@@ -145,7 +153,7 @@ def test_a_repetition_asks_for_all_but_the_parents() -> None:
 def test_a_chosen_id_is_forgotten_once_it_is_durable() -> None:
     """From then on the store answers for it: memory is bounded by what is in hand."""
     made = acceptance()
-    specs, _ = made.specs_from_drafts(submit(draft(id="mine")), moment())
+    specs, _ = made.specs_from_drafts(submission(draft(id="mine")), moment())
     made.drop_durable_specs(specs)
 
-    assert len(made.specs_from_drafts(submit(draft(id="mine")), moment())[1]) == 1
+    assert len(made.specs_from_drafts(submission(draft(id="mine")), moment())[1]) == 1

@@ -12,8 +12,25 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import Reattach
-from tests.builders import attempt, draft, moment, node_info, outcome, report, spec
-from tests.desk import A, B, World, cancel, facts, reigning, submit, told
+from tests.support.builders import (
+    attempt,
+    draft,
+    moment,
+    node_info,
+    outcome,
+    report,
+    spec,
+)
+from tests.support.dispatcher import (
+    A,
+    B,
+    DispatcherWithJournal,
+    appended_facts,
+    cancel_request,
+    dispatcher_with,
+    results_message,
+    submission,
+)
 
 NIGHTLY = draft(id="nightly")
 
@@ -28,16 +45,16 @@ def name() -> TaskId:
 ENVELOPE = replace(spec(name()), command=NIGHTLY.command)
 
 
-def led(limits: Limits | None = None) -> World:
+def led(limits: Limits | None = None) -> DispatcherWithJournal:
     """Return a reign with room on node b, in which node a is about to tell."""
-    world = reigning(limits=limits, b=1)
+    world = dispatcher_with(limits=limits, b=1)
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     return world
 
 
-def hand_in(world: World) -> list[Effect]:
+def hand_in(world: DispatcherWithJournal) -> list[Effect]:
     """Hand the task in, and let that be durable."""
-    effects = world.dispatch.on_submitted(submit(NIGHTLY), moment())
+    effects = world.dispatch.on_submitted(submission(NIGHTLY), moment())
     world.commit()
     return effects
 
@@ -50,8 +67,8 @@ def test_what_a_worker_was_found_to_run_is_not_begun_by_who_hands_it_in_again() 
 
     effects = hand_in(world)
 
-    assert [type(fact) for fact in facts(effects)] == [Submitted]
-    world.dispatch.on_results(A, told(report(name())), moment())
+    assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
+    world.dispatch.on_results(A, results_message(report(name())), moment())
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     assert world.dispatch.outstanding(A) == 0
 
@@ -60,13 +77,15 @@ def test_what_has_ended_is_not_begun_while_the_store_is_asked_about_it() -> None
     """Its worker told how, and this reign knows nothing of the task."""
     world = led()
     late = report(name(), envelope=ENVELOPE)
-    assert world.dispatch.on_results(A, told(late), moment()) == [LoadLive((name(),))]
+    assert world.dispatch.on_results(A, results_message(late), moment()) == [
+        LoadLive((name(),))
+    ]
 
     effects = hand_in(world)
 
-    assert [type(fact) for fact in facts(effects)] == [Submitted]
+    assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
     effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    assert facts(effects)[-1] == Finished(name(), attempt(), A, outcome())
+    assert appended_facts(effects)[-1] == Finished(name(), attempt(), A, outcome())
 
 
 def test_who_has_the_name_of_what_ended_here_and_was_forgotten_can_be_cancelled() -> (
@@ -75,12 +94,12 @@ def test_who_has_the_name_of_what_ended_here_and_was_forgotten_can_be_cancelled(
     """It waits in the store, as more is in hand than that holds."""
     world = led(Limits(window_tasks=1))
     hand_in(world)
-    world.dispatch.on_results(B, told(report(name())), moment())
+    world.dispatch.on_results(B, results_message(report(name())), moment())
     world.commit()
-    world.dispatch.on_submitted(submit(draft(), draft(), draft()), moment())
+    world.dispatch.on_submitted(submission(draft(), draft(), draft()), moment())
     world.commit()
     hand_in(world)
 
-    effects = world.dispatch.on_cancel_requested(cancel(task=name()), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(task=name()), moment())
 
-    assert facts(effects) == [TaskCancelled(name(), "ann")]
+    assert appended_facts(effects) == [TaskCancelled(name(), "ann")]

@@ -17,8 +17,17 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import After, ArraySpec, TaskOptions
 from octaskly.core.protocol.messages import Reattach
-from tests.builders import STREAM, attempt, draft, epoch, moment, report, spec
-from tests.desk import A, B, T, World, cancel, reigning, submit, told
+from tests.support.builders import STREAM, attempt, draft, epoch, moment, report, spec
+from tests.support.dispatcher import (
+    A,
+    B,
+    DispatcherWithJournal,
+    T,
+    cancel_request,
+    dispatcher_with,
+    results_message,
+    submission,
+)
 
 
 def late() -> TaskDraft:
@@ -28,8 +37,8 @@ def late() -> TaskDraft:
 
 def test_a_late_task_that_comes_while_the_store_answers_is_asked_for() -> None:
     """The answer does not know it, so it does not say that nobody waits."""
-    world = reigning()
-    world.dispatch.on_submitted(submit(late()), moment())
+    world = dispatcher_with()
+    world.dispatch.on_submitted(submission(late()), moment())
 
     answer = UnblockedLoaded(2, (), has_more=False)
     effects = world.dispatch.on_store_answer(answer, moment())
@@ -40,9 +49,9 @@ def test_a_late_task_that_comes_while_the_store_answers_is_asked_for() -> None:
 
 def test_nobody_is_asked_about_where_no_task_is_late() -> None:
     """Each end of a task would cost a read."""
-    world = reigning()
+    world = dispatcher_with()
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
-    effects = world.dispatch.on_submitted(submit(), moment()) + world.commit()
+    effects = world.dispatch.on_submitted(submission(), moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, LoadUnblocked)]
 
@@ -52,13 +61,13 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
     *, is_durable: bool
 ) -> None:
     """The store was asked before it knew that, or before it could write it."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
-    world.dispatch.on_submitted(submit(late()), moment())
+    world.dispatch.on_submitted(submission(late()), moment())
     assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = replace(spec("t"), options=late().options)
 
-    world.dispatch.on_cancel_requested(cancel(), moment())
+    world.dispatch.on_cancel_requested(cancel_request(), moment())
     effects = world.commit() if is_durable else []
     answer = UnblockedLoaded(
         3, (UnblockedTask(TaskRecord(T, waits), None),), has_more=False
@@ -70,12 +79,12 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
 
 def test_who_ends_while_the_store_answers_does_not_run() -> None:
     """A worker tells so that began it in the reign before."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
-    world.dispatch.on_submitted(submit(late()), moment())
+    world.dispatch.on_submitted(submission(late()), moment())
     assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
-    world.dispatch.on_results(B, told(report(envelope=waits.spec)), moment())
+    world.dispatch.on_results(B, results_message(report(envelope=waits.spec)), moment())
     world.dispatch.on_live_loaded(LiveLoaded((waits,)), moment())
     world.commit()
 
@@ -87,9 +96,9 @@ def test_who_ends_while_the_store_answers_does_not_run() -> None:
 
 def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> None:
     """Some were cancelled while it waited."""
-    world = reigning(b=3)
+    world = dispatcher_with(b=3)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
-    world.dispatch.on_submitted(submit(late()), moment())
+    world.dispatch.on_submitted(submission(late()), moment())
     world.commit()
     options = TaskOptions(after=After(tasks=("p",)), array=ArraySpec(count=2))
     waits = replace(spec("t"), options=options)
@@ -104,9 +113,9 @@ def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> 
 
 def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
     """Its reign had seen that one end well. It would be tried again, though over."""
-    world = reigning(a=1)
+    world = dispatcher_with(a=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
-    world.dispatch.on_submitted(submit(late()), moment())
+    world.dispatch.on_submitted(submission(late()), moment())
     world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
     assert waits.spec is not None
@@ -121,7 +130,7 @@ def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
 
 def test_nobody_is_asked_about_while_others_are_read() -> None:
     """They may hold that a late task has run, and how it ended."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.reconciler.delay_read(moment())
 
     assert world.dispatch.start_dispatching(epoch(), STREAM, moment()) == []

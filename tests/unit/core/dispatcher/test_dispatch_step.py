@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from octaskly.core.effects import (
-    AnnounceTaskStates,
-    LoadLive,
-    LoadQueued,
-)
+from octaskly.core.effects import AnnounceTaskStates, LoadLive, LoadQueued
 from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Finished, Submitted
 from octaskly.core.model.ids import TaskId
@@ -14,7 +10,7 @@ from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.protocol.messages import Reattach, Results
 from octaskly.core.scheduling.retry_policy import LOSS_BACKOFF_S
-from tests.builders import (
+from tests.support.builders import (
     STREAM,
     attempt,
     epoch,
@@ -26,212 +22,220 @@ from tests.builders import (
     report,
     spec,
 )
-from tests.desk import (
+from tests.support.dispatcher import (
     LATE,
     A,
     B,
+    DispatcherWithJournal,
     T,
-    World,
-    acknowledged,
-    cancel,
-    cancelled,
-    facts,
-    holding,
-    kill,
-    reattach,
-    record,
-    reigning,
-    running,
-    to,
-    told,
+    appended_facts,
+    cancel_reply,
+    cancel_request,
+    dispatcher_running_t,
+    dispatcher_with,
+    live_attempt,
+    reattach_report,
+    results_message,
+    send_acknowledgement,
+    send_assignment,
+    send_kill,
+    task_record,
 )
 
 
 def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
     """The worker may forget it only then."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
 
-    effects = world.dispatch.on_results(B, told(), moment())
+    effects = world.dispatch.on_results(B, results_message(), moment())
     later = world.commit()
 
-    assert facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
     assert effects[1:] == []
-    assert later == [acknowledged(B), AnnounceTaskStates((T,))]
+    assert later == [send_acknowledgement(B), AnnounceTaskStates((T,))]
     assert world.dispatch.outstanding(B) == 0
 
 
 def test_a_freed_slot_is_filled_in_the_same_step() -> None:
     """End and next assignment share a commit; the dispatch does not wait for it."""
-    world = reigning(record("t"), record("u", place=2), b=1)
+    world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
 
-    effects = world.dispatch.on_results(B, told(credit=1), moment())
+    effects = world.dispatch.on_results(B, results_message(credit=1), moment())
 
-    assert facts(effects) == [
+    assert appended_facts(effects) == [
         Finished(T, attempt(), B, outcome()),
         Assigned(TaskId("u"), attempt(), B),
     ]
-    assert effects[1:] == [to(B, (attempt(), spec("u", ord=2)))]
+    assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
 
 
 def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
     """The worker repeats while the disk is slow."""
-    world = holding(b=1)
-    world.dispatch.on_results(B, told(), moment())
+    world = dispatcher_running_t(b=1)
+    world.dispatch.on_results(B, results_message(), moment())
 
-    again = world.dispatch.on_results(B, told(), moment())
+    again = world.dispatch.on_results(B, results_message(), moment())
 
     assert again == []
     assert world.commit() == [
-        acknowledged(B),
+        send_acknowledgement(B),
         AnnounceTaskStates((T,)),
-        acknowledged(B),
+        send_acknowledgement(B),
     ]
 
 
 def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
     """A task whose only copy was on a disk that died comes back from its worker."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
 
-    asked = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+    asked = world.dispatch.on_results(
+        B, results_message(report(envelope=spec())), moment()
+    )
     effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
     assert asked == [LoadLive((T,))]
-    assert facts(effects) == [
+    assert appended_facts(effects) == [
         Submitted(spec()),
         Finished(T, attempt(), B, outcome()),
     ]
-    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
+    assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
 def test_a_success_of_a_task_that_was_cancelled_before_this_reign_is_none() -> None:
     """Who cancelled it was told so, by a dispatcher that died before the end came."""
-    world = reigning(b=1)
-    success = told(report(envelope=spec()))
+    world = dispatcher_with(b=1)
+    success = results_message(report(envelope=spec()))
 
     asked = world.dispatch.on_results(B, success, moment())
     again = world.dispatch.on_results(B, success, moment(0.2))
-    was = record("t", running(B), cancelled="ann")
+    was = task_record("t", live_attempt(B), cancelled="ann")
     effects = world.dispatch.on_live_loaded(LiveLoaded((was,)), moment(0.3))
 
     assert asked == [LoadLive((T,))]
     assert again == []
     end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
-    assert facts(effects) == [Finished(T, attempt(), B, end)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, end)]
     assert effects[1:] == []
-    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
+    assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
 def test_a_success_that_waits_for_the_store_keeps_its_task_from_being_started() -> None:
     """Its assignment was lost with the dispatcher before, so it seems to wait."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(A, 1), moment())
-    world.dispatch.on_reattach(*reattach("a", 1), moment())
-    waits = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+    world.dispatch.on_reattach(*reattach_report("a", 1), moment())
+    waits = world.dispatch.on_results(
+        B, results_message(report(envelope=spec())), moment()
+    )
 
-    loaded = QueuedLoaded(-1, (record(),), has_more=False)
+    loaded = QueuedLoaded(-1, (task_record(),), has_more=False)
     assert world.dispatch.on_queued_loaded(loaded, moment()) == []
     asked = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((record(),)), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((task_record(),)), moment())
 
     assert waits == []
     assert asked == [LoadLive((T,))]
-    assert Finished(T, attempt(), B, outcome()) in facts(effects)
+    assert Finished(T, attempt(), B, outcome()) in appended_facts(effects)
     assert effects[1:] == []
 
 
 def test_what_is_cancelled_while_its_success_waits_for_the_store_is_cancelled() -> None:
     """The read may be older than that."""
-    world = reigning(b=1)
-    world.dispatch.on_results(B, told(report(envelope=spec())), moment())
-    asked = cancel(TaskState.RUNNING, force=True)
+    world = dispatcher_with(b=1)
+    world.dispatch.on_results(B, results_message(report(envelope=spec())), moment())
+    asked = cancel_request(TaskState.RUNNING, force=True)
     world.dispatch.on_cancel_requested(asked, moment())
-    assert cancelled() in world.commit()
+    assert cancel_reply() in world.commit()
 
-    was = record("t", running(B))
+    was = task_record("t", live_attempt(B))
     effects = world.dispatch.on_live_loaded(LiveLoaded((was,)), moment())
 
-    (fact,) = facts(effects)
+    (fact,) = appended_facts(effects)
     assert isinstance(fact, Finished)
     assert fact.outcome.state is AttemptState.CANCELLED
 
 
 def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None:
     """It may have ended long ago; only the store knows whether to run it."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     back = report(end=released(EndReason.RETURNED), envelope=spec())
 
-    effects = world.dispatch.on_results(B, told(back), moment())
+    effects = world.dispatch.on_results(B, results_message(back), moment())
     later = world.commit()
 
-    assert facts(effects) == [
+    assert appended_facts(effects) == [
         Submitted(spec()),
         Finished(T, attempt(), B, released(EndReason.RETURNED)),
     ]
-    assert later == [acknowledged(B), LoadLive(), LoadQueued(-2, 1000)]
+    assert later == [send_acknowledgement(B), LoadLive(), LoadQueued(-2, 1000)]
 
 
 def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
     """It waited on the worker while others had room."""
-    world = reigning(record("t"), record("u", place=2), b=1)
+    world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
     world.dispatch.on_worker_up(node_info(A, 1), moment())
 
     effects = world.dispatch.on_results(
-        B, told(report(end=released(EndReason.RETURNED)), credit=1), moment()
+        B, results_message(report(end=released(EndReason.RETURNED)), credit=1), moment()
     )
 
-    assert facts(effects) == [
+    assert appended_facts(effects) == [
         Finished(T, attempt(), B, released(EndReason.RETURNED)),
         Assigned(T, attempt(2), B),
     ]
-    assert effects[1:] == [to(B, (attempt(2), spec()))]
-    assert world.commit() == [acknowledged(B)]
+    assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
+    assert world.commit() == [send_acknowledgement(B)]
 
 
 def test_a_worker_that_refuses_is_not_asked_again_at_once() -> None:
     """Else the attempt would go back and forth."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
 
     effects = world.dispatch.on_results(
-        B, told(report(end=released(EndReason.STALE)), credit=1), moment()
+        B, results_message(report(end=released(EndReason.STALE)), credit=1), moment()
     )
 
-    assert facts(effects) == [Finished(T, attempt(), B, released(EndReason.STALE))]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(), B, released(EndReason.STALE))
+    ]
     assert effects[1:] == []
 
 
 def test_a_worker_without_an_input_is_not_tried_again() -> None:
     """Another worker may have it."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "data.csv")
 
-    first = world.dispatch.on_results(B, told(report(end=lack)), moment())
+    first = world.dispatch.on_results(B, results_message(report(end=lack)), moment())
     second = world.dispatch.on_worker_up(node_info(A, 1), moment())
     second += world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
 
-    assert facts(first) == [Finished(T, attempt(), B, lack)]
+    assert appended_facts(first) == [Finished(T, attempt(), B, lack)]
     assert first[1:] == []
-    assert facts(second) == [Assigned(T, attempt(2), A)]
+    assert appended_facts(second) == [Assigned(T, attempt(2), A)]
 
 
 def test_a_task_whose_input_nobody_has_fails_and_names_it() -> None:
     """Waiting would be for ever."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_time(moment(LATE))
 
-    effects = world.dispatch.on_results(B, told(report(end=lack)), moment(LATE))
+    effects = world.dispatch.on_results(
+        B, results_message(report(end=lack)), moment(LATE)
+    )
 
     failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")
-    assert facts(effects) == [Finished(T, attempt(), B, failed)]
-    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, failed)]
+    assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
 def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
     """The node that has the file may be the last to attach."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "data.csv")
-    world.dispatch.on_results(B, told(report(end=lack)), moment())
+    world.dispatch.on_results(B, results_message(report(end=lack)), moment())
     world.commit()
 
     due = world.dispatch.deadline()
@@ -239,37 +243,39 @@ def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
 
     failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")
     assert due == moment(5.0).mono_s
-    assert facts(effects) == [Finished(T, attempt(), B, failed)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, failed)]
     assert world.commit() == [AnnounceTaskStates((T,))]
 
 
 def test_a_lost_attempt_that_succeeded_after_all_ends_its_successor() -> None:
     """The work is done; the second run is of no use."""
-    world = reigning(record(), b=1, a=1)
+    world = dispatcher_with(task_record(), b=1, a=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_worker_down(B, moment(LATE))
     world.commit()
 
-    effects = world.dispatch.on_results(B, told(), moment(LATE))
+    effects = world.dispatch.on_results(B, results_message(), moment(LATE))
 
-    assert facts(effects) == [Finished(T, attempt(), B, outcome())]
-    assert effects[1:] == [kill(A, attempt(2))]
-    assert world.commit() == [acknowledged(B), AnnounceTaskStates((T,))]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert effects[1:] == [send_kill(A, attempt(2))]
+    assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
 def test_news_of_credit_alone_needs_no_acknowledgement() -> None:
     """A worker says so when it takes work again."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
 
     assert world.dispatch.on_results(B, Results((), 0), moment()) == []
 
 
 def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
     """Worker b lacks it, worker a is merely busy."""
-    world = reigning(record("t"), record("u", place=2), a=1, b=1)
+    world = dispatcher_with(task_record("t"), task_record("u", place=2), a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     lack = released(EndReason.INPUTS, "data.csv")
-    world.dispatch.on_results(B, told(report("u", end=lack), credit=1), moment(LATE))
+    world.dispatch.on_results(
+        B, results_message(report("u", end=lack), credit=1), moment(LATE)
+    )
 
     world.dispatch.on_worker_up(node_info("c", 1), moment(LATE))
     effects = world.dispatch.on_worker_down(node_id("c"), moment(LATE))
@@ -279,18 +285,20 @@ def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
 
 def test_a_task_rests_before_its_last_try() -> None:
     """Where many nodes go down at once, each next worker is about to be lost, too."""
-    world = holding(a=1, b=1, c=1)
+    world = dispatcher_running_t(a=1, b=1, c=1)
     world.dispatch.on_time(moment(LATE))
     world.commit()
 
     again = world.dispatch.on_worker_down(A, moment(LATE))
     world.commit()
-    (second,) = [fact.node for fact in facts(again) if isinstance(fact, Assigned)]
+    (second,) = [
+        fact.node for fact in appended_facts(again) if isinstance(fact, Assigned)
+    ]
     rested = world.dispatch.on_worker_down(second, moment(LATE))
     world.commit()
     early = world.dispatch.on_time(moment(LATE + LOSS_BACKOFF_S - 0.1))
     last = world.dispatch.on_time(moment(LATE + LOSS_BACKOFF_S))
 
-    assert [type(fact) for fact in facts(rested)] == [Finished]
+    assert [type(fact) for fact in appended_facts(rested)] == [Finished]
     assert early == []
-    assert [type(fact) for fact in facts(last)] == [Assigned]
+    assert [type(fact) for fact in appended_facts(last)] == [Assigned]

@@ -53,7 +53,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import NotDispatching, NotReplicated, TasksAccepted
-from tests.builders import (
+from tests.support.builders import (
     STREAM,
     attempt,
     draft,
@@ -65,31 +65,31 @@ from tests.builders import (
     report,
     spec,
 )
-from tests.desk import (
+from tests.support.dispatcher import (
     LATE,
     LOST_OUTCOME,
     A,
     B,
+    DispatcherWithJournal,
     T,
-    World,
-    acknowledged,
-    cancel,
-    cancelled,
-    facts,
-    holding,
-    kill,
-    record,
-    reigning,
-    running,
-    submit,
-    to,
-    told,
+    appended_facts,
+    cancel_reply,
+    cancel_request,
+    dispatcher_running_t,
+    dispatcher_with,
+    live_attempt,
+    results_message,
+    send_acknowledgement,
+    send_assignment,
+    send_kill,
+    submission,
+    task_record,
 )
 
 
 def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
     """What was accepted before is the first thing to know."""
-    world = World()
+    world = DispatcherWithJournal()
 
     effects = world.dispatch.start_dispatching(epoch(), STREAM, moment())
 
@@ -104,11 +104,11 @@ def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
 
 def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
     """They may be older than what was decided since."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.stop_dispatching()
     world.dispatch.start_dispatching(epoch(2), STREAM, moment())
-    stale = (record("t", running(A)),)
+    stale = (task_record("t", live_attempt(A)),)
 
     effects = world.dispatch.on_queued_loaded(
         QueuedLoaded(-1, stale, has_more=False), moment()
@@ -121,13 +121,15 @@ def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
 
 def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     """The API then forwards them."""
-    dispatch = World().dispatch
+    dispatch = DispatcherWithJournal().dispatch
 
-    assert dispatch.on_submitted(submit(), moment()) == [Answer(1, NotDispatching())]
-    assert dispatch.on_cancel_requested(cancel(), moment()) == [
+    assert dispatch.on_submitted(submission(), moment()) == [
+        Answer(1, NotDispatching())
+    ]
+    assert dispatch.on_cancel_requested(cancel_request(), moment()) == [
         Answer(5, NotDispatching())
     ]
-    assert dispatch.on_results(A, told(), moment()) == []
+    assert dispatch.on_results(A, results_message(), moment()) == []
     assert dispatch.on_worker_down(A, moment()) == []
     assert dispatch.on_remote_entries(moment()) == []
     assert dispatch.on_time(moment()) == []
@@ -139,29 +141,29 @@ def test_who_was_told_of_an_end_is_written_down() -> None:
     """By the dispatcher alone, so that the next one does not tell them again."""
     event = TasksNotified((T, TaskId("u")))
 
-    assert World().dispatch.on_tasks_notified(event, moment()) == []
-    effects = reigning().dispatch.on_tasks_notified(event, moment())
-    assert facts(effects) == [Notified(T), Notified(TaskId("u"))]
+    assert DispatcherWithJournal().dispatch.on_tasks_notified(event, moment()) == []
+    effects = dispatcher_with().dispatch.on_tasks_notified(event, moment())
+    assert appended_facts(effects) == [Notified(T), Notified(TaskId("u"))]
 
 
 def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:
     """Its log is handed over; what workers bring belongs into it."""
-    world = holding(a=1)
+    world = dispatcher_running_t(a=1)
     world.dispatch.pause_accepting()
 
-    assert world.dispatch.on_submitted(submit(), moment()) == [
+    assert world.dispatch.on_submitted(submission(), moment()) == [
         Answer(1, NotDispatching())
     ]
-    effects = world.dispatch.on_results(A, told(), moment())
+    effects = world.dispatch.on_results(A, results_message(), moment())
 
-    assert facts(effects) == [Finished(T, attempt(), A, outcome())]
-    assert world.commit() == [acknowledged(A), AnnounceTaskStates((T,))]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
+    assert world.commit() == [send_acknowledgement(A), AnnounceTaskStates((T,))]
 
 
 def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
     """It is durable, and the successor pulls it."""
-    world = reigning()
-    world.dispatch.on_submitted(submit(), moment())
+    world = dispatcher_with()
+    world.dispatch.on_submitted(submission(), moment())
     world.dispatch.stop_dispatching()
 
     (answer,) = world.commit()
@@ -170,7 +172,7 @@ def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
     assert isinstance(answer.reply, TasksAccepted)
 
 
-def take_rows(world: World, *, is_ahead: bool) -> None:
+def take_rows(world: DispatcherWithJournal, *, is_ahead: bool) -> None:
     """Take in a part of a snapshot; with `is_ahead` it says more than the log."""
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
     stands_for = ((StreamId(5), 3 if is_ahead else 0),)
@@ -188,11 +190,11 @@ def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
     monkeypatch.setattr(
         Replication, "when_replicated", lambda _, told, now: told(now, 2)
     )
-    world = reigning()
+    world = dispatcher_with()
     take_rows(world, is_ahead=is_ahead)
 
     (known,) = world.dispatch.on_submitted(TasksSubmitted(1, (), "me", ()), moment())
-    new = world.dispatch.on_submitted(submit(), moment())
+    new = world.dispatch.on_submitted(submission(), moment())
 
     assert known == Answer(1, TasksAccepted((), 1 if is_ahead else 2))
     (answer,) = [effect for effect in new if isinstance(effect, Answer)]
@@ -202,16 +204,16 @@ def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
 
 def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:
     """The answer waits for the commit, the command need not."""
-    world = reigning(b=2)
+    world = dispatcher_with(b=2)
 
-    effects = world.dispatch.on_submitted(submit(draft("echo hi")), moment())
+    effects = world.dispatch.on_submitted(submission(draft("echo hi")), moment())
     later = world.commit()
 
-    submitted, assigned = facts(effects)
+    submitted, assigned = appended_facts(effects)
     assert isinstance(submitted, Submitted)
     task = submitted.spec
     assert assigned == Assigned(task.id, attempt(), B)
-    assert effects[1:] == [to(B, (attempt(), task))]
+    assert effects[1:] == [send_assignment(B, (attempt(), task))]
     assert task.id == "task-008-00000000"
     assert task.command == "echo hi"
     assert task.created_ms == moment().wall_ms
@@ -221,47 +223,51 @@ def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:
 
 def test_where_more_waits_a_task_is_placed_when_it_is_durable() -> None:
     """A batch gains nothing by starting early, and the store must not miss it."""
-    world = reigning(b=2)
+    world = dispatcher_with(b=2)
 
-    effects = world.dispatch.on_submitted(submit(draft(), draft()), moment())
+    effects = world.dispatch.on_submitted(submission(draft(), draft()), moment())
     later = world.commit()
 
-    one, two = (fact.spec for fact in facts(effects) if isinstance(fact, Submitted))
+    one, two = (
+        fact.spec for fact in appended_facts(effects) if isinstance(fact, Submitted)
+    )
     assert effects[1:] == []
     assert later[0] == Answer(1, TasksAccepted((one, two)))
-    assert later[2:] == [to(B, (attempt(), one), (attempt(), two))]
+    assert later[2:] == [send_assignment(B, (attempt(), one), (attempt(), two))]
 
 
 def test_tasks_keep_the_order_of_their_batch() -> None:
     """`ord` grows, also within one millisecond."""
-    world = reigning()
+    world = dispatcher_with()
 
-    effects = world.dispatch.on_submitted(submit(draft(), draft()), moment())
+    effects = world.dispatch.on_submitted(submission(draft(), draft()), moment())
 
-    one, two = (fact.spec for fact in facts(effects) if isinstance(fact, Submitted))
+    one, two = (
+        fact.spec for fact in appended_facts(effects) if isinstance(fact, Submitted)
+    )
     assert one.ord < two.ord
     assert [one.id, two.id] == ["task-008-00000000", "task-009-00000001"]
 
 
 def test_a_sequence_that_another_node_used_is_not_used_again() -> None:
     """Short ids stay unique where they can."""
-    world = reigning()
+    world = dispatcher_with()
     world.dispatch.raise_sequence(41)
 
-    effects = world.dispatch.on_submitted(submit(), moment())
+    effects = world.dispatch.on_submitted(submission(), moment())
 
-    assert [fact.task for fact in facts(effects)] == ["task-042-00000000"]
+    assert [fact.task for fact in appended_facts(effects)] == ["task-042-00000000"]
 
 
 def test_an_id_that_is_in_hand_is_not_accepted_twice() -> None:
     """Two requests with one key may pass the gateway's check together."""
-    world = reigning()
-    first = world.dispatch.on_submitted(submit(draft(id="t")), moment())
-    second = world.dispatch.on_submitted(submit(draft(id="t"), ticket=2), moment())
+    world = dispatcher_with()
+    first = world.dispatch.on_submitted(submission(draft(id="t")), moment())
+    second = world.dispatch.on_submitted(submission(draft(id="t"), ticket=2), moment())
     answers = world.commit()
-    third = world.dispatch.on_submitted(submit(draft(id="t"), ticket=3), moment())
+    third = world.dispatch.on_submitted(submission(draft(id="t"), ticket=3), moment())
 
-    (submitted,) = facts(first)
+    (submitted,) = appended_facts(first)
     assert isinstance(submitted, Submitted)
     reply = TasksAccepted((submitted.spec,))
     assert second == []
@@ -271,8 +277,8 @@ def test_an_id_that_is_in_hand_is_not_accepted_twice() -> None:
 
 def test_one_message_carries_all_that_a_worker_gets_in_a_step() -> None:
     """Frames and commits are shared."""
-    world = reigning(b=2)
-    world.dispatch.on_submitted(submit(draft(), draft()), moment())
+    world = dispatcher_with(b=2)
+    world.dispatch.on_submitted(submission(draft(), draft()), moment())
 
     later = world.commit()
 
@@ -283,35 +289,35 @@ def test_one_message_carries_all_that_a_worker_gets_in_a_step() -> None:
 
 def test_a_worker_gets_nothing_before_it_said_what_it_runs() -> None:
     """It may still hold the very task that would be sent."""
-    world = reigning(record())
+    world = dispatcher_with(task_record())
 
     up = world.dispatch.on_worker_up(node_info(B, 1), moment())
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     assert up == []
-    assert facts(effects) == [Assigned(T, attempt(), B)]
-    assert effects[1:] == [to(B, (attempt(), spec()))]
+    assert appended_facts(effects) == [Assigned(T, attempt(), B)]
+    assert effects[1:] == [send_assignment(B, (attempt(), spec()))]
     assert world.dispatch.outstanding(B) == 1
 
 
 def test_a_heartbeat_that_raises_the_credit_brings_work_at_once() -> None:
     """Short tasks are sent ahead."""
-    world = reigning(record("t"), record("u", place=2), b=1)
+    world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
     load = LoadSample(5.0, 0.0, 0, 0)
 
     effects = world.dispatch.on_heartbeat_ok(
         B, HeartbeatOk(epoch(), 0.0, NodeState.READY, 2, load), moment()
     )
 
-    assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
-    assert effects[1:] == [to(B, (attempt(), spec("u", ord=2)))]
+    assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
+    assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
 
 
 def test_a_long_batch_is_cut_into_several_messages() -> None:
     """A frame above the limit would end the link."""
-    world = reigning(b=2, limits=Limits(entries_bytes=1000))
+    world = dispatcher_with(b=2, limits=Limits(entries_bytes=1000))
     big = draft("x" * 200)
-    world.dispatch.on_submitted(submit(big, big), moment())
+    world.dispatch.on_submitted(submission(big, big), moment())
 
     later = world.commit()
 
@@ -325,26 +331,26 @@ def test_a_long_batch_is_cut_into_several_messages() -> None:
 
 def test_a_queued_task_is_cancelled_for_good() -> None:
     """The answer waits for the commit."""
-    world = reigning(record())
+    world = dispatcher_with(task_record())
 
-    effects = world.dispatch.on_cancel_requested(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
     assert effects[1:] == []
-    assert world.commit() == [cancelled(), AnnounceTaskStates((T,))]
+    assert world.commit() == [cancel_reply(), AnnounceTaskStates((T,))]
 
 
 def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None:
     """The store may have answered before the cancel was written."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
-    world.dispatch.on_cancel_requested(cancel(), moment())
+    world.dispatch.on_cancel_requested(cancel_request(), moment())
     world.commit()
 
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (record(),), has_more=False), moment()
+        QueuedLoaded(-1, (task_record(),), has_more=False), moment()
     )
 
     assert effects == []
@@ -352,56 +358,58 @@ def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None
 
 def test_a_running_task_is_not_cancelled_without_force() -> None:
     """Somebody may count on its side effects."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
 
-    effects = world.dispatch.on_cancel_requested(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert effects == [cancelled(False, TaskState.RUNNING)]
+    assert effects == [cancel_reply(False, TaskState.RUNNING)]
 
 
 def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
     """It was handed over ahead of a free slot, so it has not begun."""
-    world = reigning(record("s", place=0), record(), b=1)
+    world = dispatcher_with(task_record("s", place=0), task_record(), b=1)
     world.dispatch.on_results(B, Results((), credit=2), moment())
     world.commit()
     assert world.dispatch.outstanding(B) == 2
 
-    effects = world.dispatch.on_cancel_requested(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert facts(effects) == [TaskCancelled(T, "ann")]
-    assert effects[1:] == [kill(B)]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert effects[1:] == [send_kill(B)]
 
 
 def test_a_running_task_is_killed_by_force() -> None:
     """The kill leaves at once, the answer waits for the commit."""
-    world = holding(b=1)
+    world = dispatcher_running_t(b=1)
 
-    effects = world.dispatch.on_cancel_requested(cancel(force=True), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     answer = world.commit()
-    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
+    again = world.dispatch.on_cancel_requested(
+        cancel_request(TaskState.CANCELLED), moment()
+    )
 
-    assert facts(effects) == [TaskCancelled(T, "ann")]
-    assert effects[1:] == [kill(B)]
-    assert answer == [cancelled(), AnnounceTaskStates((T,))]
-    assert again == [cancelled()]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert effects[1:] == [send_kill(B)]
+    assert answer == [cancel_reply(), AnnounceTaskStates((T,))]
+    assert again == [cancel_reply()]
 
 
 def test_what_ended_since_it_was_looked_up_is_not_cancelled() -> None:
     """The store said that it runs; its end was written, and let go of, meanwhile."""
-    world = holding(b=1)
-    world.dispatch.on_results(B, told(report()), moment())
+    world = dispatcher_running_t(b=1)
+    world.dispatch.on_results(B, results_message(report()), moment())
     world.commit()
 
     effects = world.dispatch.on_cancel_requested(
-        cancel(TaskState.RUNNING, force=True), moment()
+        cancel_request(TaskState.RUNNING, force=True), moment()
     )
 
-    assert effects == [cancelled(False, TaskState.COMPLETED)]
+    assert effects == [cancel_reply(False, TaskState.COMPLETED)]
 
 
 def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> None:
     """Its worker repeats it for as long as that takes."""
-    world = World(is_strict=True)
+    world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
     message = Results((report,), 1)
@@ -412,25 +420,30 @@ def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> 
     told = world.commit()
     again = world.dispatch.on_results(B, message, moment(1))
 
-    assert facts(first) == [Submitted(spec()), Finished(T, attempt(), B, outcome())]
+    assert appended_facts(first) == [
+        Submitted(spec()),
+        Finished(T, attempt(), B, outcome()),
+    ]
     assert told == [AnnounceTaskStates((T,))]
     assert again == []
 
 
 def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
     """It is carried out all the same, and asked for again until a standby has it."""
-    world = World(is_strict=True)
+    world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (record(),), has_more=False), moment()
+        QueuedLoaded(-1, (task_record(),), has_more=False), moment()
     )
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
-    effects = world.dispatch.on_cancel_requested(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
     answer = world.commit()
-    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
+    again = world.dispatch.on_cancel_requested(
+        cancel_request(TaskState.CANCELLED), moment()
+    )
 
-    assert facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
     assert answer == [Answer(5, NotReplicated()), AnnounceTaskStates((T,))]
     assert again == [Answer(5, NotReplicated())]
 
@@ -443,49 +456,55 @@ def test_a_strict_mesh_counts_no_copy_of_a_cancel_that_rows_alone_may_say(
     monkeypatch.setattr(
         Replication, "when_replicated", lambda _, told, now: told(now, 2)
     )
-    world = World(is_strict=True)
+    world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     take_rows(world, is_ahead=is_ahead)
 
-    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
+    again = world.dispatch.on_cancel_requested(
+        cancel_request(TaskState.CANCELLED), moment()
+    )
 
-    assert again == [Answer(5, NotReplicated()) if is_ahead else cancelled()]
+    assert again == [Answer(5, NotReplicated()) if is_ahead else cancel_reply()]
 
 
 def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
     """It is cancelled, whatever becomes of the attempt."""
-    world = holding(a=1, b=1)
+    world = dispatcher_running_t(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
-    world.dispatch.on_cancel_requested(cancel(force=True), moment(LATE))
+    world.dispatch.on_cancel_requested(cancel_request(force=True), moment(LATE))
     world.commit()
 
     effects = world.dispatch.on_worker_down(A, moment(LATE))
 
-    assert facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
     assert effects[1:] == []
 
 
 def test_a_kill_is_repeated_when_the_worker_comes_back() -> None:
     """The first order may have been lost with the link."""
-    world = holding(b=1)
-    world.dispatch.on_cancel_requested(cancel(force=True), moment())
+    world = dispatcher_running_t(b=1)
+    world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     world.commit()
     world.dispatch.on_worker_down(B, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
 
-    assert world.dispatch.on_reattach(B, back, moment()) == [kill(B)]
+    assert world.dispatch.on_reattach(B, back, moment()) == [send_kill(B)]
 
 
 def test_what_is_over_cannot_be_cancelled() -> None:
     """The store knows; nothing is written."""
-    world = reigning()
+    world = dispatcher_with()
 
-    done = world.dispatch.on_cancel_requested(cancel(TaskState.COMPLETED), moment())
-    again = world.dispatch.on_cancel_requested(cancel(TaskState.CANCELLED), moment())
+    done = world.dispatch.on_cancel_requested(
+        cancel_request(TaskState.COMPLETED), moment()
+    )
+    again = world.dispatch.on_cancel_requested(
+        cancel_request(TaskState.CANCELLED), moment()
+    )
 
-    assert done == [cancelled(False, TaskState.COMPLETED)]
-    assert again == [cancelled()]
+    assert done == [cancel_reply(False, TaskState.COMPLETED)]
+    assert again == [cancel_reply()]
 
 
 @pytest.mark.parametrize(("by", "is_done"), [(None, False), ("ann", True)])
@@ -493,7 +512,7 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
     by: str | None, is_done: bool
 ) -> None:
     """The first answer may be lost; members that run are another matter."""
-    world = reigning()
+    world = dispatcher_with()
     options = TaskOptions(array=ArraySpec(count=3))
     array = TaskRecord(
         id=T,
@@ -506,7 +525,7 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
     effects = world.dispatch.on_cancel_requested(asked, moment())
 
     state = TaskState.CANCELLED if is_done else TaskState.RUNNING
-    assert effects == [cancelled(is_done, state)]
+    assert effects == [cancel_reply(is_done, state)]
 
 
 def by_force(name: TaskId) -> CancelRequested:
@@ -521,15 +540,15 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
     is_read: bool,
 ) -> None:
     """The reign is new: the log is still to be read, or a worker comes back later."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
     asked = by_force(name)
-    assert facts(world.dispatch.on_cancel_requested(asked, moment())) == [
+    assert appended_facts(world.dispatch.on_cancel_requested(asked, moment())) == [
         TaskCancelled(name, f"{FORCED_PREFIX}ann")
     ]
 
-    member = record(f"{name}.1", running(B))
+    member = task_record(f"{name}.1", live_attempt(B))
     if is_read:
         live = LiveLoaded((member,))
         effects = world.dispatch.on_live_loaded(live, moment(1))
@@ -539,14 +558,14 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
         back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
         effects = world.dispatch.on_reattach(B, back, moment(1))
 
-    assert TaskCancelled(member.id, "ann") in facts(effects)
+    assert TaskCancelled(member.id, "ann") in appended_facts(effects)
     ordered = Kill(epoch(), ((member.id, attempt()),))
     assert effects[1:] == [Send(B, (ordered,))]
 
 
 def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() -> None:
     """Its worker was away for longer than the adopt window, and begins no other."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
     asked = by_force(name)
@@ -566,13 +585,13 @@ def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
     back_s: float,
 ) -> None:
     """That dispatcher died before the worker came back: with the log, or before it."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     asked = by_force(TaskId("task-007-abcdef12")).array_record
     assert asked is not None
     array = replace(asked, cancelled_by=f"{FORCED_PREFIX}ann")
-    member = record(f"{array.id}.1", running(B))
+    member = task_record(f"{array.id}.1", live_attempt(B))
     assert member.spec is not None
     back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
     ordered = Send(B, (Kill(epoch(), ((member.id, attempt()),)),))
@@ -592,10 +611,10 @@ def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
 
 def test_members_of_an_array_that_was_cancelled_otherwise_run_on() -> None:
     """Without force those that run go on, whoever reigns."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     asked = by_force(TaskId("task-007-abcdef12")).array_record
     assert asked is not None
-    member = record(f"{asked.id}.1", running(B))
+    member = task_record(f"{asked.id}.1", live_attempt(B))
     assert member.spec is not None
     back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
     world.dispatch.on_reattach(B, back, moment())
@@ -621,24 +640,24 @@ def test_a_new_reign_begins_no_more_members_after_too_many_failures() -> None:
     options = TaskOptions(array=ArraySpec(count=3, max_fails=0))
     progress = ArrayProgress(queued=2, failed=1, remaining_runs=((1, 2),))
     array = TaskRecord(name, replace(spec(name), options=options), progress=progress)
-    world = reigning(b=2)
+    world = dispatcher_with(b=2)
     world.dispatch.on_remote_entries(moment())
 
     effects = world.dispatch.on_live_loaded(LiveLoaded((array,)), moment())
 
-    assert facts(effects) == [TaskCancelled(name, MAX_FAILS_CANCELLER)]
+    assert appended_facts(effects) == [TaskCancelled(name, MAX_FAILS_CANCELLER)]
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 
 def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
     """The cancelled one was forgotten meanwhile."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     name = TaskId("mine")
     options = TaskOptions(array=ArraySpec(count=3))
     world.dispatch.on_cancel_requested(by_force(name), moment())
     world.commit()
     world.dispatch.on_submitted(
-        submit(replace(draft(), id=name, options=options)), moment()
+        submission(replace(draft(), id=name, options=options)), moment()
     )
     world.commit()
 
@@ -651,17 +670,20 @@ def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
 
 def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> None:
     """What is in hand is newer than what the gateway read."""
-    world = holding(b=1)
-    world.dispatch.on_results(B, told(), moment())
+    world = dispatcher_running_t(b=1)
+    world.dispatch.on_results(B, results_message(), moment())
 
-    assert world.dispatch.on_cancel_requested(cancel(TaskState.RUNNING), moment()) == []
-    assert world.commit()[-1] == cancelled(False, TaskState.COMPLETED)
+    assert (
+        world.dispatch.on_cancel_requested(cancel_request(TaskState.RUNNING), moment())
+        == []
+    )
+    assert world.commit()[-1] == cancel_reply(False, TaskState.COMPLETED)
 
 
 def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
     """The read of the new reign may have passed its place already."""
-    world = reigning()
-    world.dispatch.on_submitted(submit(), moment())
+    world = dispatcher_with()
+    world.dispatch.on_submitted(submission(), moment())
     world.dispatch.stop_dispatching()
     world.dispatch.start_dispatching(epoch(2), STREAM, moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
@@ -676,22 +698,22 @@ def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
 
 def test_a_task_that_is_looked_up_in_the_store_can_be_cancelled_meanwhile() -> None:
     """Its attempt came back, and whether it is queued is not yet known."""
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     back = report(end=released(EndReason.RETURNED), envelope=spec())
     world.dispatch.on_results(B, Results((back,), 1), moment())
 
-    effects = world.dispatch.on_cancel_requested(cancel(), moment())
+    effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
     assert effects[1:] == []
-    assert world.commit()[1:] == [cancelled(), AnnounceTaskStates((T,))]
+    assert world.commit()[1:] == [cancel_reply(), AnnounceTaskStates((T,))]
 
 
 def test_a_task_that_the_store_says_is_over_is_not_queued() -> None:
     """A store may be asked for queued tasks only, but a rule does not rely on it."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    over = (record("t", cancelled="ann"),)
+    over = (task_record("t", cancelled="ann"),)
 
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, over, has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())

@@ -27,9 +27,21 @@ from octaskly.core.model.tasks import (
 from octaskly.core.protocol.messages import RosterEntry
 from octaskly.core.replies import TaskExplanation, Unplaceable
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
-from tests.builders import attempt, draft, moment, node_info, outcome, released, spec
-from tests.desk import submit
-from tests.quick import Mesh, heavy, member
+from tests.support.builders import (
+    attempt,
+    draft,
+    moment,
+    node_info,
+    outcome,
+    released,
+    spec,
+)
+from tests.support.dispatcher import submission
+from tests.support.dispatcher_with_workers import (
+    DispatcherWithWorkers,
+    draft_requiring,
+    roster_line,
+)
 
 A, B = node_info("a", 2), node_info("b", 2)
 SSD = Requirements(labels=(("disk", "ssd"),))
@@ -41,7 +53,7 @@ def asking(requires: Requirements | None = None) -> TaskSpec:
 
 
 def explained(
-    mesh: Mesh,
+    mesh: DispatcherWithWorkers,
     what: TaskSpec | TaskRecord | str,
     *members: RosterEntry,
     at: float = 0.0,
@@ -78,14 +90,16 @@ def test_what_a_node_lacks_for_good_is_named(
     requires: Requirements, reason: tuple[str, str]
 ) -> None:
     """Each with a code that programs can read."""
-    assert reasons(explained(Mesh(B), asking(requires), member(B))) == [reason]
+    assert reasons(
+        explained(DispatcherWithWorkers(B), asking(requires), roster_line(B))
+    ) == [reason]
 
 
 def test_a_label_with_another_value_is_shown() -> None:
     """That is the most likely mistake."""
     hdd = node_info("b", 2, labels=(("disk", "hdd"),))
 
-    told = explained(Mesh(hdd), asking(SSD), member(hdd))
+    told = explained(DispatcherWithWorkers(hdd), asking(SSD), roster_line(hdd))
 
     assert reasons(told) == [("label", "lacks label disk=ssd (has disk=hdd)")]
     assert told.summary == "no node has label disk=ssd"
@@ -94,13 +108,16 @@ def test_a_label_with_another_value_is_shown() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (member(B, NodeState.LOST), ("lost", "is lost")),
-        (member(B, NodeState.DRAINING), ("draining", "is draining")),
-        (member(B, NodeState.PAUSED), ("paused", "is paused")),
-        (member(B, strain=Pressure.DISK), ("disk_short", "is short of disk")),
-        (member(B, strain=Pressure.MEMORY), ("memory_short", "is short of memory")),
+        (roster_line(B, NodeState.LOST), ("lost", "is lost")),
+        (roster_line(B, NodeState.DRAINING), ("draining", "is draining")),
+        (roster_line(B, NodeState.PAUSED), ("paused", "is paused")),
+        (roster_line(B, strain=Pressure.DISK), ("disk_short", "is short of disk")),
         (
-            member(B, strain=Pressure.LAUNCHERS),
+            roster_line(B, strain=Pressure.MEMORY),
+            ("memory_short", "is short of memory"),
+        ),
+        (
+            roster_line(B, strain=Pressure.LAUNCHERS),
             ("launchers_short", "is short of launchers"),
         ),
     ],
@@ -109,21 +126,25 @@ def test_a_node_that_takes_no_work_says_why(
     line: RosterEntry, reason: tuple[str, str]
 ) -> None:
     """Whatever the task asks for."""
-    assert reasons(explained(Mesh(B), asking(), line)) == [reason]
+    assert reasons(explained(DispatcherWithWorkers(B), asking(), line)) == [reason]
 
 
 def test_all_that_is_in_the_way_is_told() -> None:
     """Else somebody resumes a node in vain."""
-    told = explained(Mesh(B), asking(Requirements(cpus=4)), member(B, NodeState.PAUSED))
+    told = explained(
+        DispatcherWithWorkers(B),
+        asking(Requirements(cpus=4)),
+        roster_line(B, NodeState.PAUSED),
+    )
 
     assert [code for code, _ in reasons(told)] == ["paused", "cpus"]
 
 
 def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
     """Who asked for one node wants to hear of that, not of all the others."""
-    line = (member(B, NodeState.DRAINING), member(node_info("c", 2)))
+    line = (roster_line(B, NodeState.DRAINING), roster_line(node_info("c", 2)))
 
-    told = explained(Mesh(B), asking(Requirements(node="b")), *line)
+    told = explained(DispatcherWithWorkers(B), asking(Requirements(node="b")), *line)
 
     assert told.summary == "b is draining, and no other node could run it"
 
@@ -146,9 +167,9 @@ def test_what_nobody_has_is_said_in_one_line(
     """With who comes nearest."""
     ana = node_info("ana-desk", 8)
     own = node_info("b", 2, memory_mb=4, gpus=("0",))
-    mesh = Mesh(ana, own)
+    mesh = DispatcherWithWorkers(ana, own)
 
-    told = explained(mesh, asking(requires), member(ana), member(own))
+    told = explained(mesh, asking(requires), roster_line(ana), roster_line(own))
 
     assert told.summary == summary
 
@@ -158,7 +179,10 @@ def test_lost_nodes_are_not_counted_among_those_that_have_it() -> None:
     big = node_info("big", 64)
 
     told = explained(
-        Mesh(B), asking(Requirements(cpus=32)), member(B), member(big, NodeState.LOST)
+        DispatcherWithWorkers(B),
+        asking(Requirements(cpus=32)),
+        roster_line(B),
+        roster_line(big, NodeState.LOST),
     )
 
     assert told.summary == "no node has 32 CPUs; largest is 2 (b)"
@@ -169,10 +193,10 @@ def test_a_lost_node_that_was_asked_for_by_name_is_not_unknown() -> None:
     gone = node_info("gone", 2)
 
     told = explained(
-        Mesh(B),
+        DispatcherWithWorkers(B),
         asking(Requirements(node="gone")),
-        member(B),
-        member(gone, NodeState.LOST),
+        roster_line(B),
+        roster_line(gone, NodeState.LOST),
     )
 
     assert told.summary == "gone is lost"
@@ -180,10 +204,10 @@ def test_a_lost_node_that_was_asked_for_by_name_is_not_unknown() -> None:
 
 def test_slots_in_use_are_told() -> None:
     """The usual reason."""
-    mesh = Mesh(B)
+    mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"), draft("two"), draft("three"))
 
-    told = explained(mesh, "three", member(B))
+    told = explained(mesh, "three", roster_line(B))
 
     assert reasons(told) == [("slots", "all 2 slots are busy")]
     assert told.summary == "b, which could run it, has no room"
@@ -192,11 +216,11 @@ def test_slots_in_use_are_told() -> None:
 def test_what_is_granted_to_others_is_told() -> None:
     """It is there, but not free."""
     big = node_info("b", 4, memory_mb=100, gpus=("0",))
-    mesh = Mesh(big)
-    mesh.ask(heavy("first", Requirements(cpus=3, memory_mb=80, gpus=1)))
-    mesh.ask(heavy("next", Requirements(cpus=2, memory_mb=50, gpus=1)))
+    mesh = DispatcherWithWorkers(big)
+    mesh.ask(draft_requiring("first", Requirements(cpus=3, memory_mb=80, gpus=1)))
+    mesh.ask(draft_requiring("next", Requirements(cpus=2, memory_mb=50, gpus=1)))
 
-    assert reasons(explained(mesh, "next", member(big))) == [
+    assert reasons(explained(mesh, "next", roster_line(big))) == [
         ("slots", "needs 2 free slots, has 1"),
         ("memory_granted", "needs 50 MB of memory, has 20 ungranted"),
         ("gpus_granted", "needs 1 GPU, has 0 ungranted"),
@@ -205,28 +229,28 @@ def test_what_is_granted_to_others_is_told() -> None:
 
 def test_a_worker_that_is_kept_is_told_to_both() -> None:
     """To the one it is kept for, and to who could have had it."""
-    mesh = Mesh(B)
+    mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("t0"), draft("t1"))
-    mesh.ask(heavy("pair", Requirements(cpus=2)))
+    mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
     late = RESERVE_AFTER_S + 1
     mesh.ask(draft("later"), at=late)
     mesh.end("t0", at=late)
     pair = mesh.dispatch._queue.tasks
     name = next(task.spec.id for task in pair.values() if task.spec.command == "pair")
 
-    later = explained(mesh, "later", member(B), at=late)
+    later = explained(mesh, "later", roster_line(B), at=late)
 
     assert reasons(later) == [("reserved", f"is kept for {name}")]
-    assert explained(mesh, "pair", member(B), at=late).summary == (
+    assert explained(mesh, "pair", roster_line(B), at=late).summary == (
         "b is kept for it until it has room"
     )
 
 
 def test_a_task_that_is_far_behind_waits_for_its_turn() -> None:
     """What is in the store alone is counted at least."""
-    mesh = Mesh(node_info("b", 2))
+    mesh = DispatcherWithWorkers(node_info("b", 2))
 
-    told = explained(mesh, asking(), member(B))
+    told = explained(mesh, asking(), roster_line(B))
 
     assert told.state is TaskState.QUEUED
     assert told.summary == "it is next in the queue"
@@ -234,25 +258,25 @@ def test_a_task_that_is_far_behind_waits_for_its_turn() -> None:
 
 def test_a_missing_input_is_named() -> None:
     """For the node that lacked it."""
-    mesh = Mesh(B, node_info("c", 2))
+    mesh = DispatcherWithWorkers(B, node_info("c", 2))
     mesh.ask(draft("one"))
     where = mesh.where("one")
     mesh.ask(*(draft(f"busy{n}") for n in range(3)))
     mesh.end("one", how=released(EndReason.INPUTS, "data.csv"))
 
-    told = explained(mesh, "one", member(node_info(where, 2)))
+    told = explained(mesh, "one", roster_line(node_info(where, 2)))
 
     assert reasons(told) == [("input", "lacks data.csv")]
 
 
 def test_a_task_that_rests_says_until_when() -> None:
     """It failed, and is tried again."""
-    mesh = Mesh(B)
+    mesh = DispatcherWithWorkers(B)
     options = TaskOptions(retry=Retry(retries=2))
     mesh.ask(replace(draft("once"), options=options))
     mesh.end("once", how=outcome(AttemptState.FAILED))
 
-    told = explained(mesh, "once", member(B))
+    told = explained(mesh, "once", roster_line(B))
 
     assert told.summary.startswith("its last try came to nothing")
     assert [code for code, _ in reasons(told)] == ["resting"]
@@ -273,7 +297,9 @@ def test_a_task_that_comes_after_others_names_them(
     """As clients call them, and not a thousand; some of them may have ended."""
     options = TaskOptions(after=After(tasks=tuple(parents)))
 
-    told = explained(Mesh(B), replace(spec(), options=options), member(B))
+    told = explained(
+        DispatcherWithWorkers(B), replace(spec(), options=options), roster_line(B)
+    )
 
     assert told.summary == f"it waits for {text}"
     assert reasons(told) == [("parents", f"is not given it, as it waits for {text}")]
@@ -284,7 +310,7 @@ def test_of_a_task_that_comes_after_others_all_that_is_in_the_way_is_told() -> N
     options = TaskOptions(after=After(tasks=("p",)), requires=SSD)
     task = replace(spec(), options=options)
 
-    told = explained(Mesh(B), task, member(B, NodeState.PAUSED))
+    told = explained(DispatcherWithWorkers(B), task, roster_line(B, NodeState.PAUSED))
 
     assert told.summary == "it waits for p, and no node has label disk=ssd"
     assert [code for code, _ in reasons(told)] == ["paused", "label", "parents"]
@@ -292,10 +318,10 @@ def test_of_a_task_that_comes_after_others_all_that_is_in_the_way_is_told() -> N
 
 def test_where_a_task_runs_is_all_there_is_to_say() -> None:
     """Also of one that waits on its worker."""
-    mesh = Mesh(B)
+    mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"))
 
-    assert explained(mesh, "one", member(B)) == TaskExplanation(
+    assert explained(mesh, "one", roster_line(B)) == TaskExplanation(
         TaskState.RUNNING, "it runs on b"
     )
 
@@ -332,9 +358,9 @@ def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
     ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
     record = TaskRecord(id=own.id, spec=own, attempts=(ended,))
     waiting = TaskRecord(id=own.id, spec=own)
-    members = [member(each) for each in nodes]
+    members = [roster_line(each) for each in nodes]
 
-    explaining = Mesh(*nodes).dispatch.explainer
+    explaining = DispatcherWithWorkers(*nodes).dispatch.explainer
 
     names = {line.id: line.name for line in members}
     assert explaining.explain_placement(record, members, names) == text
@@ -343,9 +369,9 @@ def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
 
 def test_what_stands_still_on_a_paused_node_is_told() -> None:
     """It counts as running, but nothing happens."""
-    mesh = Mesh(B)
+    mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"))
-    paused = replace(member(B), state=NodeState.PAUSED)
+    paused = replace(roster_line(B), state=NodeState.PAUSED)
 
     assert explained(mesh, "one", paused).summary == "it runs on b, which is paused"
 
@@ -357,14 +383,14 @@ def test_of_an_array_the_members_that_wait_are_explained() -> None:
     some = TaskRecord(id=own.id, spec=own, progress=ArrayProgress(6, 2, 1))
     last = replace(some, progress=ArrayProgress(0, 2, 7))
 
-    told = explained(Mesh(B), some, member(B))
+    told = explained(DispatcherWithWorkers(B), some, roster_line(B))
 
     assert told.state is TaskState.RUNNING
     assert (
         told.summary
         == "6 of 9 members are queued: no node has 4 CPUs; largest is 2 (b)"
     )
-    assert explained(Mesh(B), last, member(B)) == TaskExplanation(
+    assert explained(DispatcherWithWorkers(B), last, roster_line(B)) == TaskExplanation(
         TaskState.RUNNING, "it runs"
     )
 
@@ -373,12 +399,12 @@ def test_a_node_that_has_left_is_called_by_its_name() -> None:
     """The roster has it no more."""
     ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(ended,))
-    explaining, names = Mesh(A).dispatch.explainer, {B.id: "ben"}
+    explaining, names = DispatcherWithWorkers(A).dispatch.explainer, {B.id: "ben"}
 
-    told = explaining.explain_task(record, [member(A)], moment(), names)
+    told = explaining.explain_task(record, [roster_line(A)], moment(), names)
 
     assert told.summary == "it completed on ben"
-    placement = explaining.explain_placement(record, [member(A)], names)
+    placement = explaining.explain_placement(record, [roster_line(A)], names)
     assert (
         placement
         == "of 2 nodes, ben had the least work for its slots when the turn came"
@@ -389,9 +415,9 @@ def test_an_ended_task_is_told_as_the_store_has_it() -> None:
     """Nothing waits any more."""
     record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="ana")
 
-    assert explained(Mesh(B), record, member(B)) == TaskExplanation(
-        TaskState.CANCELLED, "it was cancelled"
-    )
+    assert explained(
+        DispatcherWithWorkers(B), record, roster_line(B)
+    ) == TaskExplanation(TaskState.CANCELLED, "it was cancelled")
 
 
 @pytest.mark.parametrize(
@@ -409,7 +435,7 @@ def test_a_task_that_was_cancelled_while_it_rested_was_so_nowhere(
     run = Attempt(id=attempt(), node=B.id, state=state)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,), cancelled_by="ana")
 
-    assert explained(Mesh(B), record, member(B)).summary == text
+    assert explained(DispatcherWithWorkers(B), record, roster_line(B)).summary == text
 
 
 @pytest.mark.parametrize(
@@ -430,7 +456,7 @@ def test_of_an_array_that_failed_it_is_told_how_much_of_it(
     own = replace(spec(), options=TaskOptions(array=array))
     record = TaskRecord(id=own.id, spec=own, progress=progress)
 
-    assert explained(Mesh(B), record, member(B)).summary == text
+    assert explained(DispatcherWithWorkers(B), record, roster_line(B)).summary == text
 
 
 def test_a_task_that_never_can_run_is_told_why() -> None:
@@ -439,7 +465,7 @@ def test_a_task_that_never_can_run_is_told_why() -> None:
         id=spec().id, spec=spec(), cancelled_by=f"{DEPENDENCY_FAILED_PREFIX}p"
     )
 
-    told = explained(Mesh(B), record, member(B))
+    told = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
     assert told.summary == "it was cancelled, since p did not end as it should"
 
@@ -468,7 +494,10 @@ def test_a_task_that_failed_is_told_how(
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
-    assert explained(Mesh(B), record, member(B)).summary == f"it failed on b: {text}"
+    assert (
+        explained(DispatcherWithWorkers(B), record, roster_line(B)).summary
+        == f"it failed on b: {text}"
+    )
 
 
 def test_a_task_without_its_inputs_failed_on_no_node() -> None:
@@ -477,20 +506,20 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
-    told = explained(Mesh(B), record, member(B))
+    told = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
     assert told.summary == "it failed: no worker has its inputs, or room: a.txt, b.txt"
 
 
 def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:
     """Nothing of its batch is accepted; others wait for a node that may come."""
-    mesh = Mesh(B)
-    huge = heavy("huge", Requirements(cpus=999))
+    mesh = DispatcherWithWorkers(B)
+    huge = draft_requiring("huge", Requirements(cpus=999))
     hasty = replace(huge, is_fail_fast=True)
 
-    refused = mesh.dispatch.on_submitted(submit(draft("one"), hasty), moment())
+    refused = mesh.dispatch.on_submitted(submission(draft("one"), hasty), moment())
 
     why = "no node has 999 CPUs; largest is 2 (b)"
     assert refused == [Answer(1, Unplaceable(1, why))]
-    fits = replace(heavy("fits", Requirements(cpus=2)), is_fail_fast=True)
+    fits = replace(draft_requiring("fits", Requirements(cpus=2)), is_fail_fast=True)
     assert mesh.ask(huge, fits) == ["fits"]

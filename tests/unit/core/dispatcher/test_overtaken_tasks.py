@@ -25,7 +25,7 @@ from octaskly.core.model.arrays import ArrayProgress, member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
-from tests.builders import (
+from tests.support.builders import (
     attempt,
     draft,
     moment,
@@ -34,21 +34,21 @@ from tests.builders import (
     report,
     spec,
 )
-from tests.desk import (
+from tests.support.dispatcher import (
     FAILED,
     LATE,
     A,
     B,
+    DispatcherWithJournal,
     T,
-    World,
-    facts,
-    holding,
-    kill,
-    reattach,
-    record,
-    reigning,
-    submit,
-    told,
+    appended_facts,
+    dispatcher_running_t,
+    dispatcher_with,
+    reattach_report,
+    results_message,
+    send_kill,
+    submission,
+    task_record,
 )
 
 ARRAY = TaskId("task-001-0000000a")
@@ -63,15 +63,15 @@ def array(*rest: tuple[int, int]) -> TaskRecord:
     )
 
 
-def join(world: World) -> list[Effect]:
+def join(world: DispatcherWithJournal) -> list[Effect]:
     """Let a worker come that has room for two."""
     world.dispatch.on_worker_up(node_info(B, 2), moment())
-    return world.dispatch.on_reattach(*reattach(B, 2), moment())
+    return world.dispatch.on_reattach(*reattach_report(B, 2), moment())
 
 
 def test_a_task_that_waits_and_ended_elsewhere_is_read_again() -> None:
     """Who waits for it is told; the store knows whether it is the same task."""
-    world = reigning(record())
+    world = dispatcher_with(task_record())
 
     effects = world.dispatch.on_ended_elsewhere((T,), moment())
 
@@ -81,22 +81,22 @@ def test_a_task_that_waits_and_ended_elsewhere_is_read_again() -> None:
 
 def test_who_does_not_reign_goes_by_no_end() -> None:
     """A reign that begins later reads it."""
-    world = World()
+    world = DispatcherWithJournal()
 
     assert world.dispatch.on_ended_elsewhere((T,), moment()) == []
 
 
 def test_a_read_that_is_older_begins_nothing_that_ended_elsewhere() -> None:
     """It was asked before the end was on this disk."""
-    world = reigning()
+    world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
     join(world)
     world.dispatch.on_ended_elsewhere((T,), moment())
 
-    older = QueuedLoaded(-2, (record(), record("u")), has_more=False)
+    older = QueuedLoaded(-2, (task_record(), task_record("u")), has_more=False)
     effects = world.dispatch.on_queued_loaded(older, moment())
 
-    assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
+    assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
     world.commit()
     again = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     assert again == [LoadLive(), LoadQueued(-3, 1000)]
@@ -104,23 +104,23 @@ def test_a_read_that_is_older_begins_nothing_that_ended_elsewhere() -> None:
 
 def test_a_later_read_is_believed() -> None:
     """Another task may have the name of one that was forgotten."""
-    world = reigning(record())
+    world = dispatcher_with(task_record())
     world.dispatch.on_ended_elsewhere((T,), moment())
     join(world)
 
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-2, (record(),), has_more=False), moment()
+        QueuedLoaded(-2, (task_record(),), has_more=False), moment()
     )
 
-    assert facts(effects) == [Assigned(T, attempt(), B)]
+    assert appended_facts(effects) == [Assigned(T, attempt(), B)]
 
 
 def test_what_runs_and_ended_elsewhere_is_looked_up_before_its_end_counts() -> None:
     """It may have been cancelled there, and who did so was told."""
-    world = holding(a=1)
+    world = dispatcher_running_t(a=1)
     world.dispatch.on_ended_elsewhere((T,), moment())
 
-    effects = world.dispatch.on_results(A, told(), moment())
+    effects = world.dispatch.on_results(A, results_message(), moment())
 
     assert effects == [LoadLive((T,))]
     assert world.dispatch.outstanding(A) == 0
@@ -128,7 +128,7 @@ def test_what_runs_and_ended_elsewhere_is_looked_up_before_its_end_counts() -> N
 
 def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> None:
     """Its worker was lost before it could tell."""
-    world = holding(a=1, b=1)
+    world = dispatcher_running_t(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_ended_elsewhere((T,), moment(LATE))
 
@@ -140,27 +140,27 @@ def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> No
 
 def test_what_waits_at_its_worker_and_ended_elsewhere_is_called_back() -> None:
     """It has not begun, as another task is before it; the store is asked then."""
-    world = reigning(record("u"), record(place=2))
+    world = dispatcher_with(task_record("u"), task_record(place=2))
     world.dispatch.on_worker_up(node_info(A, 1), moment())
-    world.dispatch.on_reattach(*reattach("a", 2), moment())
+    world.dispatch.on_reattach(*reattach_report("a", 2), moment())
     world.commit()
 
     effects = world.dispatch.on_ended_elsewhere((T, TaskId("u")), moment())
 
-    assert effects == [AnnounceTaskStates((T, TaskId("u"))), kill(A)]
+    assert effects == [AnnounceTaskStates((T, TaskId("u"))), send_kill(A)]
     ended = report(end=outcome(AttemptState.CANCELLED))
-    back = world.dispatch.on_results(A, told(ended, credit=0), moment())
-    assert [type(fact) for fact in facts(back)] == [Finished]
+    back = world.dispatch.on_results(A, results_message(ended, credit=0), moment())
+    assert [type(fact) for fact in appended_facts(back)] == [Finished]
     assert LoadLive() in world.commit()
 
 
 def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
     """Neither one that never left it, nor one that failed and would be tried again."""
-    world = reigning(array((0, 1)), a=1)
+    world = dispatcher_with(array((0, 1)), a=1)
     first = member_id(ARRAY, 0)
     world.dispatch.on_ended_elsewhere((ARRAY,), moment())
 
-    failed = told(report(first, end=FAILED))
+    failed = results_message(report(first, end=FAILED))
     effects = world.dispatch.on_results(A, failed, moment()) + world.commit()
     effects += world.dispatch.on_time(moment(LATE)) + world.commit()
 
@@ -171,10 +171,10 @@ def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
 
 def test_a_member_that_ended_elsewhere_does_not_begin() -> None:
     """The others do."""
-    world = reigning(array((0, 1)))
+    world = dispatcher_with(array((0, 1)))
     world.dispatch.on_ended_elsewhere((member_id(ARRAY, 0),), moment())
 
-    assert facts(join(world)) == [Assigned(member_id(ARRAY, 1), attempt(), B)]
+    assert appended_facts(join(world)) == [Assigned(member_id(ARRAY, 1), attempt(), B)]
 
 
 def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run() -> (
@@ -182,9 +182,9 @@ def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run()
 ):
     """The store was asked before it knew that."""
     late = TaskOptions(after=After(tasks=("p",)))
-    world = reigning(b=1)
+    world = dispatcher_with(b=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
-    world.dispatch.on_submitted(submit(replace(draft(), options=late)), moment())
+    world.dispatch.on_submitted(submission(replace(draft(), options=late)), moment())
     assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
 
     world.dispatch.on_ended_elsewhere((T,), moment())
@@ -200,10 +200,12 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_what_was_read_before()
 ):
     """What came from another node meanwhile may have used up all attempts."""
     retried = TaskOptions(retry=Retry(retries=1))
-    log = replace(record(), spec=replace(spec(), options=retried))
-    world = reigning(a=1)
+    log = replace(task_record(), spec=replace(spec(), options=retried))
+    world = dispatcher_with(a=1)
     late = report(of=attempt(2), end=FAILED, envelope=log.spec)
-    assert world.dispatch.on_results(A, told(late), moment()) == [LoadLive((T,))]
+    assert world.dispatch.on_results(A, results_message(late), moment()) == [
+        LoadLive((T,))
+    ]
 
     world.dispatch.on_ended_elsewhere((T,), moment())
     effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
@@ -213,4 +215,4 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_what_was_read_before()
     first = Attempt(attempt(), A, AttemptState.RELEASED, again)
     newer = LiveLoaded((replace(log, attempts=(first,)),))
     effects = world.dispatch.on_live_loaded(newer, moment())
-    assert facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)

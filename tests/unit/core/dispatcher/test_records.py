@@ -38,7 +38,7 @@ from octaskly.core.protocol.messages import (
     RecordBatch,
 )
 from octaskly.core.replies import NotDispatching, RecordLimitReached, RecordsKept
-from tests.builders import moment, node_id, settings
+from tests.support.builders import moment, node_id, settings
 
 PEER = node_id("b")
 DRAFT = RecordDraft(TOKEN_REVOKED, "abc", b"why")

@@ -49,7 +49,7 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import TasksPurged
-from tests.builders import (
+from tests.support.builders import (
     STREAM,
     attempt,
     epoch,
@@ -59,7 +59,14 @@ from tests.builders import (
     settings,
     spec,
 )
-from tests.desk import A, B, World, facts, record, reigning
+from tests.support.dispatcher import (
+    A,
+    B,
+    DispatcherWithJournal,
+    appended_facts,
+    dispatcher_with,
+    task_record,
+)
 
 DAY_MS = 86_400_000
 OTHER = StreamId(5)
@@ -67,7 +74,7 @@ FLOOR = Floor(9, (StreamFloor(OTHER, 3, epoch()),))
 HEAD = SnapshotHead(
     vector=((OTHER, 7),), epochs=((OTHER, epoch()),), floor=FLOOR, hlc=70
 )
-ROW = TaskRow(record(), SubmissionTimes(1, 1, OTHER, 5), 2)
+ROW = TaskRow(task_record(), SubmissionTimes(1, 1, OTHER, 5), 2)
 
 
 def pulls(effects: list[Effect]) -> list[Pull]:
@@ -82,7 +89,7 @@ def part(key: int, *, more: bool, head: SnapshotHead | None = None) -> Snapshot:
     return Snapshot(rows=(ROW,), cursor=cursor, has_more=more, head=head, vector=vector)
 
 
-def planned(world: World, event: FloorPlanned) -> list[Effect]:
+def planned(world: DispatcherWithJournal, event: FloorPlanned) -> list[Effect]:
     """Ask the store when it is time, and let it answer."""
     asked = world.dispatch.on_time(moment(61))
     assert [type(effect) for effect in asked] == [PlanFloor]
@@ -94,11 +101,11 @@ def test_what_is_carried_stands_before_the_floor() -> None:
 
     So who has forgotten it never takes it back without its end.
     """
-    world = reigning()
+    world = dispatcher_with()
     ended = Attempt(attempt(), B, AttemptState.OK, outcome())
-    carried = record("t", ended)
+    carried = task_record("t", ended)
 
-    written = facts(planned(world, FloorPlanned(FLOOR, (carried,))))
+    written = appended_facts(planned(world, FloorPlanned(FLOOR, (carried,))))
 
     envelope = Submitted(carried.spec or spec())
     assert written == [Finished(carried.id, ended.id, B, outcome()), envelope, FLOOR]
@@ -108,13 +115,13 @@ def test_what_is_carried_stands_before_the_floor() -> None:
 
 def test_what_only_rows_say_is_written_again_step_by_step() -> None:
     """Then the store is told, behind the last of it; the floor stays where it is."""
-    world = reigning()
+    world = dispatcher_with()
     some = FloorPlanned(
-        None, (record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
+        None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
     )
     rest = replace(some, has_more=False)
 
-    assert facts(planned(world, some)) == facts_of(record())
+    assert appended_facts(planned(world, some)) == facts_of(task_record())
     world.commit(61)
     (ask,) = world.dispatch.on_time(moment(62))
     assert isinstance(ask, PlanFloor)
@@ -122,7 +129,7 @@ def test_what_only_rows_say_is_written_again_step_by_step() -> None:
     last = world.dispatch.on_store_answer(rest, moment(62))
 
     # Behind the floor standbys hear that no rows say more.
-    assert facts(last) == [*facts_of(record()), NO_FLOOR]
+    assert appended_facts(last) == [*facts_of(task_record()), NO_FLOOR]
     assert [e.rewritten_rows for e in last if isinstance(e, Save)] == [rest.rows_ahead]
     assert world.dispatch.on_time(moment(130)) == []
     world.commit(130)
@@ -133,14 +140,14 @@ def test_what_only_rows_say_is_written_again_step_by_step() -> None:
 
 def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
     """Not after a minute; but one step leaves time for others."""
-    world = reigning()
+    world = dispatcher_with()
     world.dispatch.retention.hasten_row_rewrite(moment(5))
 
     assert world.dispatch.on_time(moment(5)) == []
     (ask,) = world.dispatch.on_time(moment(5 + FLOOR_STEP_S))
     assert isinstance(ask, PlanFloor)
     some = FloorPlanned(
-        None, (record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
+        None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
     )
     world.dispatch.on_store_answer(some, moment(6))
     world.dispatch.retention.hasten_row_rewrite(moment(6))
@@ -151,9 +158,9 @@ def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
 
 def test_while_rows_come_nothing_of_them_is_written_again() -> None:
     """The members of an array come last, and in the end the log may say it all."""
-    world = reigning()
+    world = dispatcher_with()
     some = FloorPlanned(
-        None, (record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
+        None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
     )
     planned(world, some)
     world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
@@ -168,12 +175,12 @@ def test_while_rows_come_nothing_of_them_is_written_again() -> None:
 
 def test_rows_that_come_while_the_store_reads_wait_for_the_next_round() -> None:
     """They may lie behind what was read."""
-    world = reigning()
+    world = dispatcher_with()
     world.dispatch.on_time(moment(61))
     world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
 
     last = world.dispatch.on_store_answer(
-        FloorPlanned(None, (record(),), rows_ahead=((OTHER, 7),)), moment(61)
+        FloorPlanned(None, (task_record(),), rows_ahead=((OTHER, 7),)), moment(61)
     )
 
     assert not [e for e in last if isinstance(e, Save)]
@@ -181,19 +188,21 @@ def test_rows_that_come_while_the_store_reads_wait_for_the_next_round() -> None:
 
 def test_what_was_planned_before_a_floor_came_is_planned_again() -> None:
     """A task to be carried may be gone by that floor."""
-    world = reigning()
+    world = dispatcher_with()
     world.dispatch.on_time(moment(61))
     world.journal.raise_floor(FLOOR)
 
     assert (
-        world.dispatch.on_store_answer(FloorPlanned(FLOOR, (record(),)), moment(61))
+        world.dispatch.on_store_answer(
+            FloorPlanned(FLOOR, (task_record(),)), moment(61)
+        )
         == []
     )
 
 
 def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
     """What is forgotten is gone on every node, and for good."""
-    world = reigning()
+    world = dispatcher_with()
     late = moment(61)._replace(wall_ms=moment(61).wall_ms + 400 * DAY_MS)
 
     (asked,) = world.dispatch.on_time(late)
@@ -203,7 +212,7 @@ def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
     assert asked.before_hlc <= hlc_of(in_time + CLOCK_GAIN_MS_MAX)
 
 
-def meet(world: World, wall_ms: int) -> None:
+def meet(world: DispatcherWithJournal, wall_ms: int) -> None:
     """Let node b be met, whose clock says that."""
     node = settings("b").node
     hello = Hello(node=node, epoch=NO_EPOCH, dispatcher=None, wall_ms=wall_ms)
@@ -213,7 +222,7 @@ def meet(world: World, wall_ms: int) -> None:
 
 def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
     """One machine whose clock is ahead must not forget for all."""
-    world = reigning()
+    world = dispatcher_with()
     behind_ms = 600_000
     meet(world, moment().wall_ms - behind_ms)
 
@@ -225,7 +234,7 @@ def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
 
 def test_a_clock_that_was_never_set_does_not_count() -> None:
     """A board without a battery says 1970; nothing would be forgotten any more."""
-    world = reigning()
+    world = dispatcher_with()
     meet(world, DAY_MS)
 
     (asked,) = world.dispatch.on_time(moment(61))
@@ -236,7 +245,7 @@ def test_a_clock_that_was_never_set_does_not_count() -> None:
 
 def test_nothing_is_asked_while_a_step_is_under_way() -> None:
     """The next one is planned from what this one has made durable."""
-    world = reigning()
+    world = dispatcher_with()
     planned(world, FloorPlanned(FLOOR, has_more=True))
 
     assert world.dispatch.on_time(moment(65)) == []
@@ -244,7 +253,9 @@ def test_nothing_is_asked_while_a_step_is_under_way() -> None:
     assert any(isinstance(e, PlanFloor) for e in world.dispatch.on_time(moment(65)))
 
 
-def asked_to_forget(world: World, ticket: int, seconds: int) -> PlanFloor:
+def asked_to_forget(
+    world: DispatcherWithJournal, ticket: int, seconds: int
+) -> PlanFloor:
     """Ask between two looks at the age; return what the store is asked."""
     world.dispatch.retention.on_purge_requested(
         PurgeRequested(ticket, seconds), moment(5)
@@ -261,7 +272,7 @@ def answered(effects: list[Effect]) -> list[Answer]:
 
 def test_who_asks_to_forget_hears_when_it_is_durable_and_how_many_went() -> None:
     """At once, step by step, whatever the age that else counts."""
-    world = reigning()
+    world = dispatcher_with()
 
     ask = asked_to_forget(world, 3, 60)
     assert hlc_of(moment(5).wall_ms - 60_000) <= ask.purge_hlc
@@ -284,7 +295,7 @@ def test_who_asks_to_forget_hears_when_it_is_durable_and_how_many_went() -> None
 
 def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None:
     """What is void still lies before what comes next."""
-    world = reigning()
+    world = dispatcher_with()
     asked_to_forget(world, 3, 0)
 
     deleting = world.dispatch.on_store_answer(
@@ -299,7 +310,7 @@ def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None
 
 def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
     """What it asks for beyond the first one is not told to be done."""
-    world = reigning()
+    world = dispatcher_with()
     asked_to_forget(world, 3, 60)
     world.dispatch.retention.on_purge_requested(PurgeRequested(4, 0), moment(5))
 
@@ -312,17 +323,17 @@ def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
 
 def test_a_reign_begins_with_the_floor_that_is_known() -> None:
     """Whoever reads its stream knows what was gone before it."""
-    world = World()
+    world = DispatcherWithJournal()
     world.journal.raise_floor(FLOOR)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
 
-    assert facts(world.dispatch.on_time(moment())) == [FLOOR]
+    assert appended_facts(world.dispatch.on_time(moment())) == [FLOOR]
     assert world.dispatch.on_time(moment()) == []
 
 
 def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
     """It is written and acknowledged, but its envelope is not."""
-    world = reigning(a=1)
+    world = dispatcher_with(a=1)
     ended = attempt(stream=OTHER)
     world.journal.raise_floor(FLOOR)
     old, new = spec("old", ord=9), spec("new", ord=10)
@@ -333,7 +344,7 @@ def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
     world.dispatch.on_results(A, Results(reports, 1), moment())
     effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
-    assert facts(effects) == [
+    assert appended_facts(effects) == [
         Submitted(new),
         Finished(old.id, ended, A, outcome()),
         Finished(new.id, ended, A, outcome()),

@@ -9,7 +9,7 @@ from octaskly.core.election.failure_detector import (
     TIMEOUT_SCALE_MAX,
     TimeoutScaling,
 )
-from tests.builders import moment
+from tests.support.builders import moment
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from octaskly.core.model.keys import (
 )
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
-from tests.builders import epoch, moment, node_id, node_info, settings
+from tests.support.builders import epoch, moment, node_id, node_info, settings
 
 KNOWN, HIDDEN, GONE = map(node_id, ("b", "c", "d"))
 URGENT = KeyringState(newest=2, is_urgent=True, revoked=(GONE,))

@@ -12,7 +12,7 @@ from octaskly.core.log.facts import (
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
-from tests.builders import attempt, node_id, outcome, released, spec
+from tests.support.builders import attempt, node_id, outcome, released, spec
 
 TASK = TaskId("t")
 A, B = node_id("a"), node_id("b")

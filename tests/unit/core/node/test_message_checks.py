@@ -72,7 +72,7 @@ from octaskly.core.protocol.messages import (
     SnapshotHead,
     Transfer,
 )
-from tests.builders import (
+from tests.support.builders import (
     attempt,
     epoch,
     moment,

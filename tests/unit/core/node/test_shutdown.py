@@ -9,7 +9,7 @@ from octaskly.core.model.ids import Address, DispatcherEpoch
 from octaskly.core.node.components import Components, build_components
 from octaskly.core.node.shutdown import DISK_FLUSH_S, Shutdown
 from octaskly.core.protocol.messages import Hello, Transfer
-from tests.builders import STREAM, epoch, moment, node_id, settings
+from tests.support.builders import STREAM, epoch, moment, node_id, settings
 
 PEER = node_id("b")
 

@@ -16,7 +16,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from tests.builders import epoch, moment, node_id
+from tests.support.builders import epoch, moment, node_id
 
 A = node_id("a")
 STREAM = StreamId(5)

@@ -19,14 +19,14 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.catch_up import REMEMBERED_PEER_S, CatchUp
 from octaskly.core.replies import CatchUpStatus, NotDispatching
-from tests.builders import epoch, moment, node_id
-from tests.copies import Copies
+from tests.support.builders import epoch, moment, node_id
+from tests.support.replicating_dispatcher import ReplicatingDispatcher
 
 OTHER = StreamId(5)
 BEFORE = epoch(1, "z")
 
 
-class World(Copies):
+class World(ReplicatingDispatcher):
     """Node a reigns, and is asked for tasks that it does not know."""
 
     def __init__(self) -> None:

@@ -19,7 +19,15 @@ from octaskly.core.model.hlc import (
 from octaskly.core.model.ids import Moment, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.replication.journal import Journal, WhenDurable
-from tests.builders import START_MS, STREAM, attempt, epoch, journal, moment, spec
+from tests.support.builders import (
+    START_MS,
+    STREAM,
+    attempt,
+    epoch,
+    journal,
+    moment,
+    spec,
+)
 
 FACT = TaskCancelled(TaskId("t"), "x")
 OTHER = StreamId(5)

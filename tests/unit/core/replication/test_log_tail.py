@@ -23,7 +23,7 @@ from octaskly.core.replication.log_tail import (
     append_size_bytes,
     replicate_messages,
 )
-from tests.builders import STREAM, attempt, epoch, node_id, outcome, spec
+from tests.support.builders import STREAM, attempt, epoch, node_id, outcome, spec
 
 OTHER = StreamId(5)
 REIGN = DispatcherEpoch(epoch(), STREAM)

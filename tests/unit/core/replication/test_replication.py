@@ -19,16 +19,16 @@ from octaskly.core.protocol.messages import (
     SnapshotHead,
 )
 from octaskly.core.replication.replication import UNACKED_BYTES_MAX
-from tests.builders import STREAM, epoch, moment
-from tests.copies import (
+from tests.support.builders import STREAM, epoch, moment
+from tests.support.replicating_dispatcher import (
     NEXT_STREAM,
-    Copies,
-    answer,
-    events,
-    large,
-    repls,
-    sent,
-    served,
+    ReplicatingDispatcher,
+    answered_note,
+    large_fact,
+    messages_to,
+    nodes_served,
+    note_events,
+    streamed_to,
 )
 
 OTHER = StreamId(5)
@@ -37,54 +37,54 @@ NOTHING = ()  #: held by a node that has just been installed
 
 def test_alone_an_answer_leaves_with_its_commit_and_says_one_copy() -> None:
     """A mesh of one node waits for nobody."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.write()
 
     assert world.ask("x") == []
-    assert world.commit() == [answer("x", 1)]
+    assert world.commit() == [answered_note("x", 1)]
 
 
 def test_what_is_durable_already_is_answered_at_once() -> None:
     """A question about something old needs no commit."""
-    assert Copies().ask("x") == [answer("x", 1)]
+    assert ReplicatingDispatcher().ask("x") == [answered_note("x", 1)]
 
 
 def test_an_answer_waits_for_this_disk_and_a_standby() -> None:
     """Neither alone is enough, whichever comes first."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
 
     assert world.commit() == []
-    assert world.ack("b") == [answer("x", 2)]
+    assert world.ack("b") == [answered_note("x", 2)]
 
     world.write()
     world.ask("y")
 
     assert world.ack("b") == []
-    assert world.commit() == [answer("y", 2)]
+    assert world.commit() == [answered_note("y", 2)]
 
 
 def test_one_of_two_standbys_is_enough() -> None:
     """The other one may lag; who has acknowledged by then is counted."""
-    world = Copies("bc")
+    world = ReplicatingDispatcher("bc")
     world.write()
     world.ask("x")
     world.commit()
 
-    assert world.ack("c") == [answer("x", 2)]
+    assert world.ack("c") == [answered_note("x", 2)]
 
     world.write()
     world.ask("y")
     world.ack("b")
     world.ack("c")
 
-    assert world.commit() == [answer("y", 3)]
+    assert world.commit() == [answered_note("y", 3)]
 
 
 def test_an_earlier_acknowledgement_is_not_enough() -> None:
     """It promises what was appended before."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     before = world.journal.last_number
     world.write()
@@ -92,49 +92,49 @@ def test_an_earlier_acknowledgement_is_not_enough() -> None:
     world.commit()
 
     assert world.ack("b", before) == []
-    assert world.ack("b") == [answer("x", 2)]
+    assert world.ack("b") == [answered_note("x", 2)]
 
 
 def test_answers_leave_in_the_order_of_the_questions() -> None:
     """One acknowledgement releases all that it covers."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     for name in "xyz":
         world.write()
         world.ask(name)
     world.commit()
 
     assert world.ack("b", world.journal.last_number - 1) == [
-        answer("x", 2),
-        answer("y", 2),
+        answered_note("x", 2),
+        answered_note("y", 2),
     ]
-    assert world.ack("b") == [answer("z", 2)]
+    assert world.ack("b") == [answered_note("z", 2)]
 
 
 def test_a_standby_that_acknowledges_nothing_holds_answers_for_two_seconds() -> None:
     """After that one copy is said to be one."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.commit()
 
-    assert events(world.review(1.9)) == ["standby slow"]
-    assert world.review(2.0) == [answer("x", 1)]
+    assert note_events(world.review(1.9)) == ["standby slow"]
+    assert world.review(2.0) == [answered_note("x", 1)]
 
 
 def test_after_two_seconds_without_a_standby_nothing_waits() -> None:
     """Until one is level again, which makes answers wait for it."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.lose("b")
     world.write()
     world.ask("x")
 
     assert world.commit(1.9) == []
-    assert world.review(2.0) == [answer("x", 1)]
+    assert world.review(2.0) == [answered_note("x", 1)]
 
     world.write(at=3.0)
     world.ask("y", 3.0)
 
-    assert world.commit(3.0) == [answer("y", 1)]
+    assert world.commit(3.0) == [answered_note("y", 1)]
 
     world.follow("b", 4.0)
     world.ack("b", at=4.0)
@@ -146,18 +146,18 @@ def test_after_two_seconds_without_a_standby_nothing_waits() -> None:
 
 def test_an_answer_that_waits_for_a_lost_standby_takes_another_one() -> None:
     """The loss of one of two changes nothing but the count."""
-    world = Copies("bc")
+    world = ReplicatingDispatcher("bc")
     world.write()
     world.ask("x")
     world.commit()
     world.lose("b")
 
-    assert world.ack("c") == [answer("x", 2)]
+    assert world.ack("c") == [answered_note("x", 2)]
 
 
 def test_a_newcomer_replaces_a_lost_standby_and_releases_what_waits() -> None:
     """It is streamed what waits, and its acknowledgement counts."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.lose("b")
     world.write()
     world.ask("x")
@@ -165,45 +165,45 @@ def test_a_newcomer_replaces_a_lost_standby_and_releases_what_waits() -> None:
 
     effects = world.follow("c", 0.5, held=((STREAM, 0),))
 
-    assert repls(effects, "c") == [(1, [1])]
-    assert world.ack("c", at=0.6)[-1] == answer("x", 2)
+    assert streamed_to(effects, "c") == [(1, [1])]
+    assert world.ack("c", at=0.6)[-1] == answered_note("x", 2)
 
 
 def test_a_last_standby_that_leaves_on_purpose_is_not_waited_for() -> None:
     """It said so, and nobody else is there."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.lose("b", reason=STOPPING_REASON)
     world.write()
     world.ask("x")
 
-    assert world.commit() == [answer("x", 1)]
+    assert world.commit() == [answered_note("x", 1)]
 
 
 def test_a_new_reign_that_expects_others_waits_two_seconds_for_them() -> None:
     """Its members are on their way; the first answers are worth a copy."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.begin(is_expecting=True)
     world.write()
     world.ask("x")
 
     assert world.commit(1.9) == []
-    assert world.review(2.0) == [answer("x", 1)]
+    assert world.review(2.0) == [answered_note("x", 1)]
 
 
 def test_followers_that_may_not_be_elected_keep_no_copies() -> None:
     """Nobody could take over from them, so nothing waits for them."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.follow("b", electable=False)
     world.write()
     world.ask("x")
 
     assert world.standbys == []
-    assert world.commit() == [answer("x", 1)]
+    assert world.commit() == [answered_note("x", 1)]
 
 
 def test_two_followers_become_standbys_and_a_third_when_one_is_lost() -> None:
     """More copies than two cost more than they bring."""
-    world = Copies("bcd")
+    world = ReplicatingDispatcher("bcd")
 
     assert world.standbys == ["b", "c"]
 
@@ -214,7 +214,7 @@ def test_two_followers_become_standbys_and_a_third_when_one_is_lost() -> None:
 
 def test_the_fullest_logs_make_the_standbys() -> None:
     """They need the least to become level."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.write()
     for name, held in (("b", 0), ("c", 0), ("d", 1)):
         world.follow(name, held=((STREAM, held),))
@@ -231,7 +231,7 @@ def test_the_fullest_logs_make_the_standbys() -> None:
 
 def test_a_follower_that_drains_is_chosen_last() -> None:
     """It is on its way out."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.follow("x")
     world.follow("y")
     world.follow("b", state=NodeState.DRAINING)
@@ -243,7 +243,7 @@ def test_a_follower_that_drains_is_chosen_last() -> None:
 
 def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
     """What it holds is all that was promised."""
-    world = Copies("bc", level=False)
+    world = ReplicatingDispatcher("bc", level=False)
     world.ack("c")
 
     assert world.standbys == ["c", "b"]
@@ -265,13 +265,15 @@ def rows(*, ahead: int, more: bool = False) -> tuple[Snapshot, SnapshotHead]:
 def said_ahead(effects: list[Effect], to: str) -> list[bool]:
     """Return what a standby is told of rows that say more than the log."""
     return [
-        m.acks_beyond_standbys for m in sent(effects, to) if isinstance(m, Replicate)
+        m.acks_beyond_standbys
+        for m in messages_to(effects, to)
+        if isinstance(m, Replicate)
     ]
 
 
 def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
     """They count on nothing but what is streamed."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     assert said_ahead(world.write(), "b") == [False]
 
     world.journal.merge_rows(*rows(ahead=3, more=True))
@@ -284,27 +286,27 @@ def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
 
 def test_a_standby_hears_when_answers_begin_to_wait_for_it() -> None:
     """Until then it may lack tasks that others were told of, and must say so."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     assert said_ahead(world.follow("b"), "b") == [True]
     assert said_ahead(world.write(), "b") == [True]
 
     effects = world.ack("b", world.journal.last_append)
-    assert repls(effects, "b") == [(world.journal.last_append, [])]
+    assert streamed_to(effects, "b") == [(world.journal.last_append, [])]
     assert said_ahead(effects, "b") == [False]
     assert said_ahead(world.write(), "b") == [False]
 
     assert said_ahead(world.follow("c"), "c") == [False], "answers wait for b"
-    assert not repls(world.ack("c", world.journal.last_append), "c")
+    assert not streamed_to(world.ack("c", world.journal.last_append), "c")
 
 
 def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
     """An empty answer would end its questions, and one copy be all for ten seconds."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
 
     join = world.journal.merge_rows(*rows(ahead=0))
     effects = world.replication.on_log_write(join, moment())
 
-    assert repls(effects, "b") == [(world.journal.last_append, [])]
+    assert streamed_to(effects, "b") == [(world.journal.last_append, [])]
     assert world.level == []
     world.ack("b", world.journal.last_append)
     assert world.level == ["b"]
@@ -315,108 +317,108 @@ def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
 
 def test_a_follower_that_holds_all_is_streamed_to_at_once() -> None:
     """It says level with its first acknowledgement, not before."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     effects = world.follow("b")
 
-    assert repls(effects, "b") == [(0, [])]
+    assert streamed_to(effects, "b") == [(0, [])]
     assert not world.level
-    assert events(world.ack("b")) == ["standby level"]
+    assert note_events(world.ack("b")) == ["standby level"]
     assert world.level == ["b"]
 
 
 def test_the_tail_brings_level_who_lacks_no_more() -> None:
     """What is in memory need not be read from the disk."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.write()
     world.write()
 
     effects = world.follow("b", held=((STREAM, 1),))
 
-    assert repls(effects, "b") == [(2, [2])]
-    assert served(effects) == []
+    assert streamed_to(effects, "b") == [(2, [2])]
+    assert nodes_served(effects) == []
 
 
 def test_a_tail_that_is_too_short_makes_a_standby_pull_first() -> None:
     """It is served from the disk, and streamed to once the tail covers the rest."""
-    world = Copies(limits=Limits(tail_entries=2))
+    world = ReplicatingDispatcher(limits=Limits(tail_entries=2))
     for _ in range(4):
         world.write()
     world.commit()
 
     effects = world.follow("b", held=NOTHING)
 
-    assert served(effects) == ["b"]
-    assert repls(effects, "b") == []
+    assert nodes_served(effects) == ["b"]
+    assert streamed_to(effects, "b") == []
     assert world.replication.standby_views() == (StandbyView(NodeId("b"), False, 4),)
-    assert served(world.pull("b", ((STREAM, 1),))) == ["b"]
-    assert repls(world.pull("b", ((STREAM, 2),)), "b") == [(4, [3, 4])]
+    assert nodes_served(world.pull("b", ((STREAM, 1),))) == ["b"]
+    assert streamed_to(world.pull("b", ((STREAM, 2),)), "b") == [(4, [3, 4])]
 
 
 def test_what_was_there_before_the_reign_is_pulled() -> None:
     """The tail begins with the reign."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.write()
     world.commit()
     world.renew()
 
-    assert served(world.follow("b", held=NOTHING)) == ["b"]
+    assert nodes_served(world.follow("b", held=NOTHING)) == ["b"]
 
 
 def test_a_standby_that_asks_although_it_is_streamed_to_is_sent_the_rest_again() -> (
     None
 ):
     """Something was lost on the way; until it is level again nothing counts on it."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
 
     effects = world.pull("b", ((STREAM, 0),))
 
-    assert served(effects) == []
-    assert repls(effects, "b") == [(1, [1])]
+    assert nodes_served(effects) == []
+    assert streamed_to(effects, "b") == [(1, [1])]
     assert not world.level
 
 
 def test_the_pull_that_shows_a_standby_close_enough_is_answered_from_memory() -> None:
     """Not from the disk as well."""
-    world = Copies(limits=Limits(tail_entries=2))
+    world = ReplicatingDispatcher(limits=Limits(tail_entries=2))
     for _ in range(4):
         world.write()
     world.follow("b", held=NOTHING)
     world.commit()
 
-    assert served(world.pull("b", ((STREAM, 3),))) == []
+    assert nodes_served(world.pull("b", ((STREAM, 3),))) == []
 
 
 def test_a_standby_is_served_when_what_it_lacks_is_on_disk() -> None:
     """An empty answer would end its questions before it is level."""
-    world = Copies(limits=Limits(tail_entries=2))
+    world = ReplicatingDispatcher(limits=Limits(tail_entries=2))
     for _ in range(4):
         world.write()
 
-    assert served(world.follow("b", held=NOTHING)) == []
-    assert served(world.commit()) == ["b"]
+    assert nodes_served(world.follow("b", held=NOTHING)) == []
+    assert nodes_served(world.commit()) == ["b"]
 
 
 def test_other_followers_are_served_from_the_disk() -> None:
     """A yielding dispatcher pulls, too."""
-    world = Copies("bcd")
+    world = ReplicatingDispatcher("bcd")
 
-    assert served(world.pull("d", NOTHING)) == ["d"]
+    assert nodes_served(world.pull("d", NOTHING)) == ["d"]
 
 
 def test_a_joining_standby_that_asks_for_nothing_is_given_up_after_ten_seconds() -> (
     None
 ):
     """A place that brings no copy is better given to another one."""
-    world = Copies(limits=Limits(tail_entries=1))
+    world = ReplicatingDispatcher(limits=Limits(tail_entries=1))
     world.write()
     world.write()
     world.commit()
     world.follow("b", held=NOTHING)
     world.pull("b", NOTHING, 5.0)
 
-    assert events(world.review(14.9)) == []
-    assert events(world.review(15.0)) == ["standby slow"]
+    assert note_events(world.review(14.9)) == []
+    assert note_events(world.review(15.0)) == ["standby slow"]
     assert world.standbys == []
 
 
@@ -425,25 +427,25 @@ def test_a_joining_standby_that_asks_for_nothing_is_given_up_after_ten_seconds()
 
 def test_each_append_goes_to_both_standbys_as_the_same_message() -> None:
     """It is packed once."""
-    world = Copies("bc")
+    world = ReplicatingDispatcher("bc")
     effects = world.write()
 
-    assert repls(effects, "b") == [(1, [1])]
-    assert sent(effects, "b")[0] is sent(effects, "c")[0]
+    assert streamed_to(effects, "b") == [(1, [1])]
+    assert messages_to(effects, "b")[0] is messages_to(effects, "c")[0]
 
 
 def test_a_large_append_goes_in_parts_and_only_the_last_completes_it() -> None:
     """A part must not be acknowledged for the whole."""
-    world = Copies("b", limits=Limits(entries_bytes=1000))
-    effects = world.write(*[large(100)] * 4)
+    world = ReplicatingDispatcher("b", limits=Limits(entries_bytes=1000))
+    effects = world.write(*[large_fact(100)] * 4)
 
-    assert repls(effects, "b") == [(0, [1]), (0, [2]), (0, [3]), (1, [4])]
+    assert streamed_to(effects, "b") == [(0, [1]), (0, [2]), (0, [3]), (1, [4])]
 
 
 def test_too_much_under_way_makes_a_standby_join_again() -> None:
     """More would end its link; it asks for the rest at its own pace."""
-    world = Copies("b")
-    fact = large(UNACKED_BYTES_MAX // 4 // 3)
+    world = ReplicatingDispatcher("b")
+    fact = large_fact(UNACKED_BYTES_MAX // 4 // 3)
     world.write(fact)
     world.write(fact)
 
@@ -451,15 +453,15 @@ def test_too_much_under_way_makes_a_standby_join_again() -> None:
 
     effects = world.write(fact)
 
-    assert repls(effects, "b") == []
-    assert served([*effects, *world.commit()]) == ["b"]
+    assert streamed_to(effects, "b") == []
+    assert nodes_served([*effects, *world.commit()]) == ["b"]
     assert world.standbys == ["b"]
-    assert repls(world.write(), "b") == []
+    assert streamed_to(world.write(), "b") == []
 
 
 def test_acknowledgements_of_another_epoch_say_nothing() -> None:
     """The numbers of an earlier reign stand for other appends."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.commit()
@@ -470,7 +472,7 @@ def test_acknowledgements_of_another_epoch_say_nothing() -> None:
 
 def test_an_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
     """It would answer for all that is still to come."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.ack("b", 1000)
     world.write()
     world.ask("x")
@@ -480,7 +482,7 @@ def test_an_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
 
 def test_acknowledgements_of_nodes_that_are_no_standbys_say_nothing() -> None:
     """Only a standby was sent what it acknowledges."""
-    world = Copies("bcd")
+    world = ReplicatingDispatcher("bcd")
     world.write()
     world.ask("x")
     world.commit()
@@ -490,7 +492,7 @@ def test_acknowledgements_of_nodes_that_are_no_standbys_say_nothing() -> None:
 
 def test_the_lag_of_a_level_standby_is_what_it_has_not_acknowledged() -> None:
     """People see whether it keeps up."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     first = world.journal.last_number
     world.write()
@@ -513,12 +515,12 @@ def test_the_lag_of_a_level_standby_is_what_it_has_not_acknowledged() -> None:
 
 def test_a_standby_that_acknowledges_nothing_for_a_second_is_replaced() -> None:
     """Another candidate takes its place at once."""
-    world = Copies("bcd")
+    world = ReplicatingDispatcher("bcd")
     world.write()
     world.ack("c")
 
-    assert events(world.review(0.9)) == []
-    assert events(world.review(1.0)) == ["standby slow"]
+    assert note_events(world.review(0.9)) == []
+    assert note_events(world.review(1.0)) == ["standby slow"]
     assert world.standbys == ["c", "d"]
 
 
@@ -526,7 +528,7 @@ def test_a_slow_standby_is_not_chosen_again_for_ten_seconds_if_others_are_there(
     None
 ):
     """A node that comes and goes would cost more than it keeps."""
-    world = Copies("bcd")
+    world = ReplicatingDispatcher("bcd")
     world.write()
     world.ack("c")
     world.review(1.1)
@@ -543,7 +545,7 @@ def test_a_slow_standby_is_not_chosen_again_for_ten_seconds_if_others_are_there(
 
 def test_a_slow_standby_rests_for_a_second_even_if_nobody_else_is_there() -> None:
     """Then it is tried again, without anybody waiting for it."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.review(1.1)
     world.review(2.0)
@@ -553,18 +555,18 @@ def test_a_slow_standby_rests_for_a_second_even_if_nobody_else_is_there() -> Non
     effects = world.review(2.1)
 
     assert world.standbys == ["b"]
-    assert repls(effects, "b") == [(1, [1])]
+    assert streamed_to(effects, "b") == [(1, [1])]
     assert not world.level
 
 
 def test_a_standby_that_is_level_again_is_forgiven() -> None:
     """Its next slowness is its first."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.review(1.0)
     world.review(2.0)
 
-    assert events(world.ack("b", at=2.1)) == ["standby level"]
+    assert note_events(world.ack("b", at=2.1)) == ["standby level"]
 
     world.lose("b", 2.2)
     for name in "bcd":
@@ -578,14 +580,14 @@ def test_a_standby_that_is_level_again_is_forgiven() -> None:
 
 def test_nothing_is_due_while_nothing_waits() -> None:
     """An idle dispatcher sleeps until its next heartbeat."""
-    assert Copies("b").replication.deadline() == math.inf
+    assert ReplicatingDispatcher("b").replication.deadline() == math.inf
 
 
 def test_the_next_step_is_due_when_a_standby_becomes_slow_or_an_answer_is_late() -> (
     None
 ):
     """Whichever is first."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.commit()
@@ -599,7 +601,7 @@ def test_the_next_step_is_due_when_a_standby_becomes_slow_or_an_answer_is_late()
 
 def test_time_alone_changes_nothing_for_an_answer_that_waits_for_this_disk() -> None:
     """A disk that stalls must not make the node step again and again."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.write()
     world.ask("x")
 
@@ -608,7 +610,7 @@ def test_time_alone_changes_nothing_for_an_answer_that_waits_for_this_disk() -> 
 
 def test_a_node_that_was_slow_does_not_keep_the_dispatcher_awake() -> None:
     """A time that is over is no reason for the next step."""
-    world = Copies("bcd")
+    world = ReplicatingDispatcher("bcd")
     world.write()
     world.ack("c")
     world.review(1.1)
@@ -625,7 +627,7 @@ def test_a_node_that_was_slow_does_not_keep_the_dispatcher_awake() -> None:
 
 def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
     """It is on this disk; but for a moment the standby may reign without it."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.replication.stop_replicating(moment())
@@ -634,14 +636,14 @@ def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
     due_s = world.replication.deadline()
     assert due_s == pytest.approx(moment().mono_s + Timing().replication_wait_s)
     assert world.replication.update_standbys(moment(Timing().replication_wait_s)) == [
-        answer("x", 1)
+        answered_note("x", 1)
     ]
     assert world.replication.has_no_pending_acks
 
 
 def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
     """The disk of who reigned fails; nothing else may wake this node."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.ack("b")
@@ -651,13 +653,13 @@ def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
 
     assert due_s == pytest.approx(moment().mono_s + Timing().replication_wait_s)
     assert world.replication.update_standbys(moment(Timing().replication_wait_s)) == [
-        answer("x", 1)
+        answered_note("x", 1)
     ]
 
 
 def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
     """It may never come back, or without its disk."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.ack("b")
@@ -666,22 +668,22 @@ def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
 
     assert world.replication.deadline() == math.inf
     assert world.replication.update_standbys(moment(Timing().replication_wait_s)) == []
-    assert world.commit(Timing().replication_wait_s) == [answer("x", 1)]
+    assert world.commit(Timing().replication_wait_s) == [answered_note("x", 1)]
 
 
 def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
     """There is none that could reign without it."""
-    world = Copies()
+    world = ReplicatingDispatcher()
     world.write()
     world.ask("x")
     world.replication.stop_replicating(moment())
 
-    assert world.commit() == [answer("x", 1)]
+    assert world.commit() == [answered_note("x", 1)]
 
 
 def test_without_a_reign_nothing_is_streamed() -> None:
     """What a follower absorbs is its dispatcher's to spread."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.replication.stop_replicating(moment())
 
     assert world.write() == []
@@ -690,7 +692,7 @@ def test_without_a_reign_nothing_is_streamed() -> None:
 
 def test_what_waits_when_a_claim_is_renewed_takes_a_standby_of_the_new_reign() -> None:
     """A node is level with a reign only with all that was before it."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.renew(0.1)
@@ -700,32 +702,32 @@ def test_what_waits_when_a_claim_is_renewed_takes_a_standby_of_the_new_reign() -
 
     world.follow("b", 0.3)
 
-    assert world.ack("b", at=0.4)[-1] == answer("x", 2)
+    assert world.ack("b", at=0.4)[-1] == answered_note("x", 2)
 
 
 def test_a_standby_that_missed_the_last_append_of_a_reign_pulls_in_the_next() -> None:
     """Its first acknowledgement must count for what waited."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
     world.renew(0.1)
     world.commit(0.1)
 
-    assert served(world.follow("b", 0.2, held=((STREAM, 0),))) == ["b"]
+    assert nodes_served(world.follow("b", 0.2, held=((STREAM, 0),))) == ["b"]
     assert world.ack("b", at=0.3) == []
 
     world.pull("b", ((STREAM, 1), (NEXT_STREAM, 0)), 0.4)
 
-    assert world.ack("b", at=0.5)[-1] == answer("x", 2)
+    assert world.ack("b", at=0.5)[-1] == answered_note("x", 2)
 
 
 def test_a_link_that_comes_back_makes_a_fresh_standby() -> None:
     """What was under way on the old link may be lost."""
-    world = Copies("b")
+    world = ReplicatingDispatcher("b")
     world.write()
     world.lose("b")
 
     effects = world.follow("b", 0.1, held=((STREAM, 0),))
 
-    assert repls(effects, "b") == [(1, [1])]
+    assert streamed_to(effects, "b") == [(1, [1])]
     assert not world.level

@@ -17,7 +17,7 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.standby import APPEND_PARTS_MAX, Standby
-from tests.builders import epoch, moment, node_id
+from tests.support.builders import epoch, moment, node_id
 
 A, C = node_id("a"), node_id("c")
 OWN, OTHER = StreamId(5), StreamId(6)

@@ -12,7 +12,7 @@ from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
-from tests.builders import attempt, spec
+from tests.support.builders import attempt, spec
 from tests.unit.core.scheduling.test_task_queue import B, front, queue
 
 ARRAY = TaskId("task-001-0000000a")

@@ -11,8 +11,21 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, TaskOptions, shape_of
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
-from tests.builders import STREAM, answer, draft, epoch, moment, node_info, spec
-from tests.desk import World, facts, reattach, submit
+from tests.support.builders import (
+    STREAM,
+    draft,
+    epoch,
+    load_reply,
+    moment,
+    node_info,
+    spec,
+)
+from tests.support.dispatcher import (
+    DispatcherWithJournal,
+    appended_facts,
+    reattach_report,
+    submission,
+)
 
 HUGE = Requirements(cpus=999)
 PAIR = Requirements(cpus=2)
@@ -46,7 +59,7 @@ def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
             return asked
         for load in loads:
             asked.append(load)
-            queue.on_queued_answer(answer(records, load))
+            queue.on_queued_answer(load_reply(records, load))
     raise AssertionError("it reads for ever")
 
 
@@ -57,7 +70,7 @@ def begun(limits: Limits, *specs: TaskSpec) -> TaskQueue:
     queue.on_live_answer()
     assert isinstance(first, LoadQueued)
     records = stored(*specs)
-    queue.on_queued_answer(answer(records, first))
+    queue.on_queued_answer(load_reply(records, first))
     fed(queue, records)
     return queue
 
@@ -150,7 +163,7 @@ def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
     queue.on_live_answer()
     assert isinstance(first, LoadQueued)
     records = stored(*(asking(f"h{n}", n, Requirements(cpus=9 + n)) for n in range(5)))
-    queue.on_queued_answer(answer(records, first))
+    queue.on_queued_answer(load_reply(records, first))
     fed(queue, records)
     able.add(Requirements(cpus=13))
 
@@ -169,7 +182,7 @@ def test_a_shape_that_came_while_shapes_were_listed_is_not_forgotten() -> None:
     new = asking("new", 1, HUGE)
     queue.admit([new])
 
-    queue.on_queued_answer(answer([], first))
+    queue.on_queued_answer(load_reply([], first))
     queue.lanes.on_workers_changed()
     fed(queue, stored(new))
 
@@ -220,9 +233,9 @@ def test_memory_stays_bounded_whatever_the_priority_of_what_comes() -> None:
 
 def test_priority_then_age_decides_among_lanes() -> None:
     """A task that asks for something is not put back for that, nor preferred."""
-    world = World()
+    world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_queued_loaded(answer([], LoadQueued(-1, 1000)), moment())
+    world.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 1000)), moment())
     pair = TaskOptions(requires=PAIR)
     drafts = (
         draft("old"),
@@ -230,12 +243,12 @@ def test_priority_then_age_decides_among_lanes() -> None:
         draft("young"),
         replace(draft("urgent"), options=pair, priority=1),
     )
-    world.dispatch.on_submitted(submit(*drafts), moment())
+    world.dispatch.on_submitted(submission(*drafts), moment())
     world.commit()
 
     world.dispatch.on_worker_up(node_info("b", 5), moment())
-    effects = world.dispatch.on_reattach(*reattach("b", 5), moment())
+    effects = world.dispatch.on_reattach(*reattach_report("b", 5), moment())
 
-    placed = [fact.task for fact in facts(effects)]
+    placed = [fact.task for fact in appended_facts(effects)]
     commands = [world.dispatch._queue.tasks[task].spec.command for task in placed]
     assert commands == ["urgent", "old", "pair"]

@@ -8,63 +8,65 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.protocol.messages import Results
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
-from tests.builders import draft, moment, node_info
-from tests.quick import Mesh, heavy
+from tests.support.builders import draft, moment, node_info
+from tests.support.dispatcher_with_workers import DispatcherWithWorkers, draft_requiring
 
 
 def test_a_task_holds_as_many_slots_as_it_asks_cpus() -> None:
     """Others get what is left, and it gets none while too few are free."""
-    mesh = Mesh(node_info("b", 4))
+    mesh = DispatcherWithWorkers(node_info("b", 4))
 
-    assert mesh.ask(heavy("three", Requirements(cpus=3))) == ["three"]
-    assert mesh.ask(heavy("two", Requirements(cpus=2)), draft("one")) == ["one"]
+    assert mesh.ask(draft_requiring("three", Requirements(cpus=3))) == ["three"]
+    assert mesh.ask(draft_requiring("two", Requirements(cpus=2)), draft("one")) == [
+        "one"
+    ]
     assert mesh.end("one") == []
     assert mesh.end("three") == ["two"]
 
 
 def test_memory_and_gpus_are_granted_once() -> None:
     """Slots alone would have room."""
-    mesh = Mesh(node_info("b", 8, memory_mb=100, gpus=("0", "1")))
+    mesh = DispatcherWithWorkers(node_info("b", 8, memory_mb=100, gpus=("0", "1")))
 
-    assert mesh.ask(heavy("big", Requirements(memory_mb=60))) == ["big"]
-    assert mesh.ask(heavy("more", Requirements(memory_mb=60))) == []
-    assert mesh.ask(heavy("both", Requirements(gpus=2))) == ["both"]
-    assert mesh.ask(heavy("another", Requirements(gpus=1))) == []
+    assert mesh.ask(draft_requiring("big", Requirements(memory_mb=60))) == ["big"]
+    assert mesh.ask(draft_requiring("more", Requirements(memory_mb=60))) == []
+    assert mesh.ask(draft_requiring("both", Requirements(gpus=2))) == ["both"]
+    assert mesh.ask(draft_requiring("another", Requirements(gpus=1))) == []
     assert mesh.end("big") == ["more"]
     assert mesh.end("both") == ["another"]
 
 
 def test_only_a_node_that_has_it_all_is_given_the_task() -> None:
     """Labels, name, system, machine, each alone keeps a node out."""
-    mesh = Mesh(
+    mesh = DispatcherWithWorkers(
         node_info("a", 4, labels=(("disk", "hdd"),)),
         node_info("b", 4, labels=(("disk", "ssd"),), arch="aarch64"),
         node_info("c", 4, os="darwin"),
     )
 
-    mesh.ask(heavy("label", Requirements(labels=(("disk", "ssd"),))))
-    mesh.ask(heavy("name", Requirements(node="c")))
-    mesh.ask(heavy("arch", Requirements(arch="aarch64")))
-    mesh.ask(heavy("os", Requirements(os="darwin")))
+    mesh.ask(draft_requiring("label", Requirements(labels=(("disk", "ssd"),))))
+    mesh.ask(draft_requiring("name", Requirements(node="c")))
+    mesh.ask(draft_requiring("arch", Requirements(arch="aarch64")))
+    mesh.ask(draft_requiring("os", Requirements(os="darwin")))
 
     assert [mesh.where(c) for c in ("label", "name", "arch", "os")] == [*"bcbc"]
 
 
 def test_what_asks_for_resources_is_never_sent_ahead_of_free_slots() -> None:
     """Its share would be set aside while it only waits."""
-    mesh = Mesh(node_info("b", 2))
+    mesh = DispatcherWithWorkers(node_info("b", 2))
     mesh.dispatch.on_results(NodeId("b"), Results((), 10), moment())
     mesh.ask(*(draft(f"t{n}") for n in range(3)))
 
-    assert mesh.ask(heavy("pair", Requirements(cpus=2))) == []
-    assert mesh.ask(heavy("here", Requirements(node="b"))) == ["here"]
+    assert mesh.ask(draft_requiring("pair", Requirements(cpus=2))) == []
+    assert mesh.ask(draft_requiring("here", Requirements(node="b"))) == ["here"]
 
 
 def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
     """After a while a worker is kept for it, and only one."""
-    mesh = Mesh(node_info("a", 2), node_info("b", 2))
+    mesh = DispatcherWithWorkers(node_info("a", 2), node_info("b", 2))
     mesh.ask(*(draft(f"t{n}") for n in range(4)))
-    mesh.ask(heavy("pair", Requirements(cpus=2)))
+    mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
     mesh.ask(*(draft(f"u{n}") for n in range(20)))
     assert mesh.end("t0", at=1) == ["u0"]
 
@@ -84,9 +86,9 @@ def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
 
 def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
     """Priority counts more than patience."""
-    mesh = Mesh(node_info("b", 2))
+    mesh = DispatcherWithWorkers(node_info("b", 2))
     mesh.ask(draft("t0"), draft("t1"))
-    mesh.ask(heavy("pair", Requirements(cpus=2)))
+    mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
     mesh.end("t0", at=1)
     mesh.ask(draft("t2"), at=1)
     late = RESERVE_AFTER_S + 1
@@ -100,8 +102,8 @@ def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
 
 def test_what_no_node_could_run_keeps_no_worker() -> None:
     """It may wait for ever."""
-    mesh = Mesh(node_info("b", 2))
-    mesh.ask(heavy("huge", Requirements(cpus=99)))
+    mesh = DispatcherWithWorkers(node_info("b", 2))
+    mesh.ask(draft_requiring("huge", Requirements(cpus=99)))
 
     assert mesh.ask(draft("t0"), at=RESERVE_AFTER_S + 1) == ["t0"]
     assert mesh.dispatch._step.matcher.reservation is None
@@ -109,16 +111,18 @@ def test_what_no_node_could_run_keeps_no_worker() -> None:
 
 def test_a_worker_that_was_kept_in_vain_is_offered_to_who_was_passed_over() -> None:
     """In the same step: nothing else may happen for long."""
-    mesh = Mesh(node_info("b", 2, memory_mb=100), node_info("c", 4, memory_mb=50))
+    mesh = DispatcherWithWorkers(
+        node_info("b", 2, memory_mb=100), node_info("c", 4, memory_mb=50)
+    )
     memory = Requirements(memory_mb=40)
-    mesh.ask(*(heavy(f"m{n}", memory) for n in range(3)))
+    mesh.ask(*(draft_requiring(f"m{n}", memory) for n in range(3)))
     late = RESERVE_AFTER_S + 1
-    assert mesh.ask(heavy("m3", memory)) == []
-    assert mesh.ask(heavy("hopeless", Requirements(node="z")), at=late) == []
+    assert mesh.ask(draft_requiring("m3", memory)) == []
+    assert mesh.ask(draft_requiring("hopeless", Requirements(node="z")), at=late) == []
     kept = mesh.dispatch._step.matcher.reservation
     assert kept is not None
     assert kept.node == "c"
-    assert mesh.ask(heavy("pair", Requirements(cpus=2)), at=late) == []
+    assert mesh.ask(draft_requiring("pair", Requirements(cpus=2)), at=late) == []
     on_b = next(command for command in mesh.live if mesh.where(command) == "b")
 
     placed = mesh.end(on_b, at=late)

@@ -27,7 +27,7 @@ from octaskly.core.scheduling.retry_policy import (
     retry_delay_s,
     tries_of,
 )
-from tests.builders import attempt, moment, node_id, outcome
+from tests.support.builders import attempt, moment, node_id, outcome
 
 
 def test_the_wait_doubles_until_the_cap() -> None:

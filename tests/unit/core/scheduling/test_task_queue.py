@@ -17,7 +17,7 @@ from octaskly.core.scheduling.queued_task import (
     Transition,
 )
 from octaskly.core.scheduling.task_queue import TaskQueue
-from tests.builders import BAND, attempt, node_id, released, spec
+from tests.support.builders import BAND, attempt, node_id, released, spec
 
 B = node_id("b")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from octaskly.core.model.ids import NodeId
 from octaskly.core.scheduling.queued_task import Grant
 from octaskly.core.scheduling.worker_pool import WorkerPool
-from tests.builders import node_id, node_info
-from tests.placements import Placement, Why, WorkerView, place
+from tests.support.builders import node_id, node_info
+from tests.support.placement import Placement, Why, WorkerView, place
 
 A, B, C = node_id("a"), node_id("b"), node_id("c")
 

@@ -27,7 +27,7 @@ from octaskly.core.model.nodes import (
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Reattach, Results, ResultsOk
 from octaskly.core.worker.worker import Worker
-from tests.builders import (
+from tests.support.builders import (
     attempt,
     epoch,
     moment,
@@ -37,71 +37,71 @@ from tests.builders import (
     settings,
     spec,
 )
-from tests.hand import (
+from tests.support.worker import (
     CANCELLED,
     KEY,
     D,
     E,
-    attached,
-    ended,
-    kill,
-    order,
-    told,
-    worker,
+    assignment,
+    attached_worker,
+    attempts_ended,
+    detached_worker,
+    kill_message,
+    send_results,
 )
 
 
 def test_a_dispatched_attempt_is_started() -> None:
     """That is what workers are for."""
-    hand = attached()
+    worker = attached_worker()
 
-    effects = hand.on_assign(D, order(), moment())
+    effects = worker.on_assign(D, assignment(), moment())
 
     assert effects == [Start(((attempt(), spec()),))]
-    assert hand.running == 1
-    assert not hand.is_idle
+    assert worker.running == 1
+    assert not worker.is_idle
 
 
 def test_work_of_a_deposed_dispatcher_is_refused_and_never_started() -> None:
     """Rule I7: who has seen an epoch starts nothing for an older one."""
-    hand = worker()
-    hand.attach(E, epoch(2, "e"), moment())
+    worker = detached_worker()
+    worker.attach(E, epoch(2, "e"), moment())
 
-    effects = hand.on_assign(D, order(term=1), moment())
+    effects = worker.on_assign(D, assignment(term=1), moment())
 
     stale = report(end=released(EndReason.STALE), envelope=spec())
-    assert effects == [told(stale, credit=0)]
-    assert hand.is_idle
+    assert effects == [send_results(stale, credit=0)]
+    assert worker.is_idle
 
 
 def test_of_two_dispatchers_in_one_term_the_smaller_node_is_deposed() -> None:
     """Epochs are compared by term, then node."""
-    hand = worker()
-    hand.attach(E, epoch(1, "e"), moment())
+    worker = detached_worker()
+    worker.attach(E, epoch(1, "e"), moment())
 
-    effects = hand.on_assign(D, order(term=1, sender="d"), moment())
+    effects = worker.on_assign(D, assignment(term=1, sender="d"), moment())
 
     stale = report(end=released(EndReason.STALE), envelope=spec())
-    assert effects == [told(stale, credit=0)]
+    assert effects == [send_results(stale, credit=0)]
 
 
 def test_an_attempt_that_is_here_is_not_started_twice() -> None:
     """A repeated message is harmless."""
-    hand = attached()
-    hand.on_assign(D, order(), moment())
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
 
-    assert hand.on_assign(D, order(), moment()) == []
+    assert worker.on_assign(D, assignment(), moment()) == []
 
 
 def test_an_attempt_that_has_ended_is_reported_again_not_run_again() -> None:
     """A dispatch that was repeated late must not run the command twice."""
-    hand = attached()
-    hand.on_assign(D, order(), moment())
-    hand.on_attempts_ended(ended(), moment())
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
+    worker.on_attempts_ended(attempts_ended(), moment())
 
-    effects = hand.on_assign(D, order(), moment())
+    effects = worker.on_assign(D, assignment(), moment())
 
-    assert effects == [told(report(envelope=spec()))]
+    assert effects == [send_results(report(envelope=spec()))]
 
 
 def steered(*orders: AvailabilityCommand) -> OperatorHold:
@@ -109,9 +109,9 @@ def steered(*orders: AvailabilityCommand) -> OperatorHold:
     return reduce(OperatorHold.after_command, orders, NO_HOLD)
 
 
-def steer(hand: Worker, *orders: AvailabilityCommand) -> list[Effect]:
+def steer(worker: Worker, *orders: AvailabilityCommand) -> list[Effect]:
     """Have nothing hold but these orders."""
-    return hand.set_availability(Availability(steered(*orders)), moment())
+    return worker.set_availability(Availability(steered(*orders)), moment())
 
 
 def news(state: NodeState, credit: int) -> Send:
@@ -121,32 +121,32 @@ def news(state: NodeState, credit: int) -> Send:
 
 def test_a_drained_worker_hands_back_what_waits_and_what_comes() -> None:
     """It ends what runs, and takes no more."""
-    hand = attached()
-    drained = steer(hand, AvailabilityCommand.DRAIN)
+    worker = attached_worker()
+    drained = steer(worker, AvailabilityCommand.DRAIN)
 
-    effects = hand.on_assign(D, order(), moment())
+    effects = worker.on_assign(D, assignment(), moment())
 
     assert drained == [ReleaseWaiting(), news(NodeState.DRAINING, 0)]
-    assert effects == [told(report(end=released(EndReason.DRAINING)), credit=0)]
-    assert hand.availability.state is NodeState.DRAINING
+    assert effects == [send_results(report(end=released(EndReason.DRAINING)), credit=0)]
+    assert worker.availability.state is NodeState.DRAINING
 
 
 def test_the_end_of_draining_is_told_at_once() -> None:
     """Nobody would give it work otherwise."""
-    hand = attached()
-    steer(hand, AvailabilityCommand.DRAIN)
+    worker = attached_worker()
+    steer(worker, AvailabilityCommand.DRAIN)
 
-    assert steer(hand) == [news(NodeState.READY, 2)]
-    assert steer(hand) == []
+    assert steer(worker) == [news(NodeState.READY, 2)]
+    assert steer(worker) == []
 
 
 def test_a_paused_worker_freezes_what_runs() -> None:
     """And hands back what waits, which other nodes can run."""
-    hand = attached()
-    hand.on_assign(D, order(), moment())
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
 
-    paused = steer(hand, AvailabilityCommand.PAUSE)
-    unpaused = steer(hand)
+    paused = steer(worker, AvailabilityCommand.PAUSE)
+    unpaused = steer(worker)
 
     assert paused == [
         Freeze(is_frozen=True),
@@ -158,12 +158,12 @@ def test_a_paused_worker_freezes_what_runs() -> None:
 
 def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None:
     """Each order is taken back by its own opposite."""
-    hand = attached()
-    steer(hand, AvailabilityCommand.DRAIN)
-    steer(hand, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE)
+    worker = attached_worker()
+    steer(worker, AvailabilityCommand.DRAIN)
+    steer(worker, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE)
 
     effects = steer(
-        hand,
+        worker,
         AvailabilityCommand.DRAIN,
         AvailabilityCommand.PAUSE,
         AvailabilityCommand.UNPAUSE,
@@ -174,15 +174,15 @@ def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None
 
 def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
     """The operator may resume it while it stops."""
-    hand = attached()
-    hand.set_availability(Availability(is_stopping=True), moment())
+    worker = attached_worker()
+    worker.set_availability(Availability(is_stopping=True), moment())
 
     stance = Availability(
         is_stopping=True,
         hold=steered(AvailabilityCommand.DRAIN, AvailabilityCommand.RESUME),
     )
-    assert hand.set_availability(stance, moment()) == []
-    assert hand.availability.state is NodeState.DRAINING
+    assert worker.set_availability(stance, moment()) == []
+    assert worker.availability.state is NodeState.DRAINING
 
 
 @pytest.mark.parametrize(
@@ -190,18 +190,20 @@ def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
 )
 def test_a_worker_that_lacks_something_takes_no_work(short: Availability) -> None:
     """What runs goes on, what waits is handed back; it recovers alone (B33, B41)."""
-    hand = attached()
-    hand.on_assign(D, order(), moment())
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
 
-    begun = hand.set_availability(short, moment())
-    refused = hand.on_assign(D, order("u"), moment())
+    begun = worker.set_availability(short, moment())
+    refused = worker.on_assign(D, assignment("u"), moment())
 
     assert begun == [ReleaseWaiting(), news(NodeState.READY, 0)]
     assert refused == [
-        told(report("u", end=released(EndReason.DRAINING)), credit=0),
+        send_results(report("u", end=released(EndReason.DRAINING)), credit=0),
     ]
-    assert hand.set_availability(short, moment()) == []
-    assert hand.set_availability(Availability(), moment()) == [news(NodeState.READY, 2)]
+    assert worker.set_availability(short, moment()) == []
+    assert worker.set_availability(Availability(), moment()) == [
+        news(NodeState.READY, 2)
+    ]
 
 
 def test_memory_is_short_until_it_has_eased() -> None:
@@ -226,131 +228,135 @@ def test_a_node_on_which_no_launcher_starts_takes_no_work() -> None:
 
 def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
     """A machine that was drained for a repair may start many times."""
-    hand = Worker(settings("a", slots=2), (), steered(AvailabilityCommand.DRAIN))
+    worker = Worker(settings("a", slots=2), (), steered(AvailabilityCommand.DRAIN))
 
-    effects = hand.attach(D, epoch(1, "d"), moment())
+    effects = worker.attach(D, epoch(1, "d"), moment())
 
     assert effects == [Send(D, (Reattach((), 0, NodeState.DRAINING),))]
 
 
 def test_a_killed_attempt_never_counts_as_success() -> None:
     """It may have exited by itself in the same instant."""
-    hand = attached()
-    hand.on_assign(D, order(), moment())
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
 
-    stopped = hand.on_kill(kill(), moment())
-    effects = hand.on_attempts_ended(ended(), moment())
+    stopped = worker.on_kill(kill_message(), moment())
+    effects = worker.on_attempts_ended(attempts_ended(), moment())
 
     assert stopped == [Stop((KEY,))]
     assert effects == [
         Spool((report(end=CANCELLED, envelope=spec()),)),
-        told(report(end=CANCELLED)),
+        send_results(report(end=CANCELLED)),
     ]
 
 
 def test_a_kill_of_an_unknown_attempt_is_answered_as_cancelled() -> None:
     """It will never run here: that is an answer, too."""
-    hand = attached()
+    worker = attached_worker()
 
-    effects = hand.on_kill(kill(), moment())
+    effects = worker.on_kill(kill_message(), moment())
 
     end = Outcome(
         state=AttemptState.CANCELLED,
         reason=EndReason.CANCELLED,
         ended_ms=moment().wall_ms,
     )
-    assert effects == [Spool((report(end=end),)), told(report(end=end))]
+    assert effects == [Spool((report(end=end),)), send_results(report(end=end))]
 
 
 def test_a_kill_after_the_end_is_answered_with_the_result() -> None:
     """What was reported stays reported."""
-    hand = attached()
-    hand.on_assign(D, order(), moment())
-    hand.on_attempts_ended(ended(), moment())
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
+    worker.on_attempts_ended(attempts_ended(), moment())
 
-    assert hand.on_kill(kill(), moment()) == [told(report(envelope=spec()))]
+    assert worker.on_kill(kill_message(), moment()) == [
+        send_results(report(envelope=spec()))
+    ]
 
 
 def test_a_kill_of_a_deposed_dispatcher_is_ignored() -> None:
     """Its successor decides what is void."""
-    hand = worker()
-    hand.attach(E, epoch(2, "e"), moment())
-    hand.on_assign(E, order(term=2, sender="e"), moment())
+    worker = detached_worker()
+    worker.attach(E, epoch(2, "e"), moment())
+    worker.on_assign(E, assignment(term=2, sender="e"), moment())
 
-    assert hand.on_kill(kill(term=1), moment()) == []
+    assert worker.on_kill(kill_message(term=1), moment()) == []
 
 
-def run_one(hand: Worker, name: str, duration_ms: int, at: float = 0.0) -> None:
+def run_one(worker: Worker, name: str, duration_ms: int, at: float = 0.0) -> None:
     """Let one task run from dispatch to acknowledgement."""
-    hand.on_assign(D, order(name), moment(at))
+    worker.on_assign(D, assignment(name), moment(at))
     done = report(name, end=outcome(duration_ms=duration_ms))
-    hand.on_attempts_ended(ended(done), moment(at))
-    hand.on_results_ok(ResultsOk(((TaskId(name), attempt()),)), moment(at))
+    worker.on_attempts_ended(attempts_ended(done), moment(at))
+    worker.on_results_ok(ResultsOk(((TaskId(name), attempt()),)), moment(at))
 
 
 def test_a_worker_asks_for_its_slots_until_it_knows_its_tasks() -> None:
     """Work ahead is for short tasks only."""
-    assert attached(slots=3).credit == 3
+    assert attached_worker(slots=3).credit == 3
 
 
 def test_short_tasks_earn_work_ahead() -> None:
     """About 50 ms of work may wait."""
-    hand = attached(slots=2)
-    run_one(hand, "t", 2)
+    worker = attached_worker(slots=2)
+    run_one(worker, "t", 2)
 
-    assert hand.credit == 2 + 50
+    assert worker.credit == 2 + 50
 
 
 def test_brief_tasks_earn_twice_as_much_time_ahead() -> None:
     """Their ends are told in larger batches, and slots must not wait for those."""
-    hand = attached(slots=2)
-    run_one(hand, "t", 1)
+    worker = attached_worker(slots=2)
+    run_one(worker, "t", 1)
 
-    assert hand.credit == 2 + 200
+    assert worker.credit == 2 + 200
 
 
 def test_work_ahead_is_bounded() -> None:
     """Tasks of less than a millisecond would ask for any number."""
-    hand = attached(slots=8)
-    run_one(hand, "t", 0)
+    worker = attached_worker(slots=8)
+    run_one(worker, "t", 0)
 
-    assert hand.credit == 8 + 256
+    assert worker.credit == 8 + 256
 
 
 def test_a_long_task_ends_work_ahead_at_once() -> None:
     """The next ones may be long, too."""
-    hand = attached()
-    run_one(hand, "t", 2)
-    run_one(hand, "u", 2000)
+    worker = attached_worker()
+    run_one(worker, "t", 2)
+    run_one(worker, "u", 2000)
 
-    assert hand.credit == 2
+    assert worker.credit == 2
 
 
 def test_a_task_that_runs_long_ends_work_ahead_before_it_ends() -> None:
     """Nothing short should be sent behind it."""
-    hand = attached()
-    run_one(hand, "t", 2)
-    hand.on_assign(D, order("u"), moment(1.0))
+    worker = attached_worker()
+    run_one(worker, "t", 2)
+    worker.on_assign(D, assignment("u"), moment(1.0))
 
-    hand.on_time(moment(1.04))
-    assert hand.credit == 52
-    hand.on_time(moment(1.06))
-    assert hand.credit == 2
+    worker.on_time(moment(1.04))
+    assert worker.credit == 52
+    worker.on_time(moment(1.06))
+    assert worker.credit == 2
 
 
 def test_a_waiting_attempt_is_not_taken_for_a_long_one() -> None:
     """Its time counts from when a slot became free."""
-    hand = attached(slots=1)
-    run_one(hand, "t", 2)
-    hand.on_assign(D, order("u", "v", "w"), moment(1.0))
-    hand.on_attempts_ended(
-        ended(report("v", end=released(EndReason.RETURNED))), moment(1.0)
+    worker = attached_worker(slots=1)
+    run_one(worker, "t", 2)
+    worker.on_assign(D, assignment("u", "v", "w"), moment(1.0))
+    worker.on_attempts_ended(
+        attempts_ended(report("v", end=released(EndReason.RETURNED))), moment(1.0)
     )
 
-    hand.on_attempts_ended(ended(report("u", end=outcome(duration_ms=2))), moment(1.06))
+    worker.on_attempts_ended(
+        attempts_ended(report("u", end=outcome(duration_ms=2))), moment(1.06)
+    )
 
-    assert hand.running == 1
-    assert hand.credit > 1
+    assert worker.running == 1
+    assert worker.credit > 1
 
 
 def order_of(effects: list[Effect]) -> list[str]:
@@ -360,11 +366,11 @@ def order_of(effects: list[Effect]) -> list[str]:
 
 def test_one_message_may_bring_new_known_and_ended_attempts() -> None:
     """Each is treated for itself."""
-    hand = attached(slots=1)
-    hand.on_assign(D, order("t", "u"), moment())
-    hand.on_attempts_ended(ended(), moment())
+    worker = attached_worker(slots=1)
+    worker.on_assign(D, assignment("t", "u"), moment())
+    worker.on_attempts_ended(attempts_ended(), moment())
 
-    effects = hand.on_assign(D, order("t", "u", "v"), moment())
+    effects = worker.on_assign(D, assignment("t", "u", "v"), moment())
 
     assert order_of(effects) == ["Start", "Send"]
     assert effects[0] == Start(((attempt(), spec("v")),))

@@ -1,4 +1,4 @@
-"""A reign with its standbys, and short words for what they say to each other."""
+"""A dispatcher with its standbys, and filters for what they send each other."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from octaskly.core.protocol.messages import (
     ReplicateOk,
 )
 from octaskly.core.replication.replication import Replication
-from tests.builders import STREAM, epoch, journal, moment, settings, spec
+from tests.support.builders import STREAM, epoch, journal, moment, settings, spec
 
 FACT = TaskCancelled(TaskId("t"), "x")
 NEXT_STREAM = StreamId(78)
 
 
-def answer(name: str, copies: int) -> LogLine:
+def answered_note(name: str, copies: int) -> LogLine:
     """Return the trace of an answer that was told how many disks hold it."""
     return LogLine("info", name, (("copies", copies),))
 
 
-def large(chars: int) -> Submitted:
+def large_fact(chars: int) -> Submitted:
     """Return a fact with so long a command."""
     return Submitted(spec(command="x" * chars))
 
 
-class Copies:
-    """Node a reigns; the others, its disk and the time do what a test says."""
+class ReplicatingDispatcher:
+    """Node a is dispatcher; the test decides what the others, disk and time do."""
 
     def __init__(
         self, followers: str = "", *, limits: Limits | None = None, level: bool = True
@@ -63,14 +63,14 @@ class Copies:
                 self.ack(name)
 
     def begin(self, at: float = 0.0, *, is_expecting: bool = False) -> None:
-        """Reign."""
+        """Begin the epoch."""
         reign = DispatcherEpoch(self.epoch, self.stream)
         self.replication.start_replicating(
             reign, moment(at), expects_standbys=is_expecting
         )
 
     def renew(self, at: float = 0.0) -> None:
-        """Reign in a higher epoch, as after a claim above another one."""
+        """Begin a higher epoch, as after a claim above another one."""
         self.replication.stop_replicating(moment(at))
         self.journal.close_stream()
         self.epoch = epoch(self.epoch.term + 1)
@@ -89,7 +89,7 @@ class Copies:
         electable: bool = True,
         state: NodeState = NodeState.READY,
     ) -> list[Effect]:
-        """A node links and confirms the reign; `held` is all unless given."""
+        """A node links and confirms the epoch; `held` is all unless given."""
         node = NodeId(name)
         known = replace(settings(name).node, electable=electable)
         hello = Hello(node=known, epoch=self.epoch, dispatcher=None)
@@ -139,7 +139,7 @@ class Copies:
     def ask(self, name: str, at: float = 0.0) -> list[Effect]:
         """Answer once it is safe."""
         return self.replication.when_replicated(
-            lambda _, copies: [answer(name, copies)], moment(at)
+            lambda _, copies: [answered_note(name, copies)], moment(at)
         )
 
     def commit(self, at: float = 0.0) -> list[Effect]:
@@ -165,7 +165,7 @@ class Copies:
         ]
 
 
-def sent(effects: list[Effect], to: str) -> list[Message]:
+def messages_to(effects: list[Effect], to: str) -> list[Message]:
     """Return what goes to a node."""
     return [
         message
@@ -175,20 +175,20 @@ def sent(effects: list[Effect], to: str) -> list[Message]:
     ]
 
 
-def repls(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
+def streamed_to(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
     """Return number and sequences of what is streamed to a node."""
     return [
         (message.number, [entry.seq for entry in message.entries])
-        for message in sent(effects, to)
+        for message in messages_to(effects, to)
         if isinstance(message, Replicate)
     ]
 
 
-def served(effects: list[Effect]) -> list[str]:
+def nodes_served(effects: list[Effect]) -> list[str]:
     """Return who is sent entries from the disk."""
     return [effect.peer for effect in effects if isinstance(effect, ServePull)]
 
 
-def events(effects: list[Effect]) -> list[str]:
+def note_events(effects: list[Effect]) -> list[str]:
     """Return the notes."""
     return [effect.event for effect in effects if isinstance(effect, LogLine)]

@@ -96,7 +96,7 @@ def draft(command: str = "true", *, id: str | None = None) -> TaskDraft:  # noqa
     return TaskDraft(command=command, id=None if id is None else TaskId(id))
 
 
-def answer(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
+def load_reply(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
     """Return what a store with these tasks in its queue answers to a read."""
     shapes: dict[int, Requirements] = {}
     found = []

@@ -1,4 +1,4 @@
-"""`octaskly` without the start of an interpreter for each command: tests type many.
+"""A server that forks for each `octaskly` command, which saves interpreter starts.
 
 A server has imported all commands, and forks for each that is typed. What is typed is
 a small program that hands over its words, folder, environment and open files, passes on
@@ -39,7 +39,7 @@ sys.exit(server.recv(1)[0])
 
 
 @contextlib.contextmanager
-def quick_cli(folder: Path) -> Iterator[Path]:
+def forking_cli(folder: Path) -> Iterator[Path]:
     """Run the server for the length of a block; give the folder for the path."""
     path = folder / "cli.sock"
     typed = folder / "octaskly"
@@ -49,9 +49,9 @@ def quick_cli(folder: Path) -> Iterator[Path]:
     )
     typed.chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.quick_cli", str(path)],
+        [sys.executable, "-m", "tests.support.cli_fork_server", str(path)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     try:
         assert server.stdout is not None

@@ -1,4 +1,4 @@
-"""A reign with workers whose disk is quick: what is asked for is placed at once."""
+"""A dispatcher with workers, which places tasks at once: its disk never waits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,31 @@ from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import Outcome
 from octaskly.core.protocol.messages import Results, RosterEntry
-from tests.builders import STREAM, answer, draft, epoch, moment, outcome, report
-from tests.desk import World, reattach, submit
+from tests.support.builders import (
+    STREAM,
+    draft,
+    epoch,
+    load_reply,
+    moment,
+    outcome,
+    report,
+)
+from tests.support.dispatcher import DispatcherWithJournal, reattach_report, submission
 
 
-class Mesh(World):
-    """A reign with workers, whose disk is quick."""
+class DispatcherWithWorkers(DispatcherWithJournal):
+    """A dispatcher with workers, whose disk commits at once."""
 
     def __init__(self, *nodes: NodeInfo) -> None:
         super().__init__()
         self.dispatch.start_dispatching(epoch(), STREAM, moment())
-        self.dispatch.on_queued_loaded(answer([], LoadQueued(-1, 5000)), moment())
+        self.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 5000)), moment())
         self.live: dict[str, tuple[TaskId, AttemptId, NodeId]] = {}
         for node in nodes:
             self.dispatch.on_worker_up(node, moment())
-            came = self.dispatch.on_reattach(*reattach(node.id, node.slots), moment())
+            came = self.dispatch.on_reattach(
+                *reattach_report(node.id, node.slots), moment()
+            )
             self.note(came)
 
     def note(self, effects: list[Effect]) -> list[str]:
@@ -42,7 +52,7 @@ class Mesh(World):
 
     def ask(self, *drafts: TaskDraft, at: float = 0.0) -> list[str]:
         """Submit tasks; return what was placed."""
-        effects = self.dispatch.on_submitted(submit(*drafts), moment(at))
+        effects = self.dispatch.on_submitted(submission(*drafts), moment(at))
         return self.note(effects) + self.note(self.commit(at))
 
     def end(
@@ -59,13 +69,15 @@ class Mesh(World):
         return str(self.live[command][2])
 
 
-def heavy(command: str, requires: Requirements, priority: int = 0) -> TaskDraft:
+def draft_requiring(
+    command: str, requires: Requirements, priority: int = 0
+) -> TaskDraft:
     """Return a task that asks for something."""
     options = TaskOptions(requires=requires)
     return replace(draft(command), options=options, priority=priority)
 
 
-def member(
+def roster_line(
     info: NodeInfo, state: NodeState = NodeState.READY, strain: Pressure | None = None
 ) -> RosterEntry:
     """Return a node's line of the roster."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from octaskly.core.model.ids import NodeId
 from octaskly.core.scheduling.queued_task import Grant
 from octaskly.core.scheduling.worker_pool import WorkerPool
-from tests.builders import node_info
+from tests.support.builders import node_info
 
 
 class Why(StrEnum):

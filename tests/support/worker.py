@@ -1,4 +1,4 @@
-"""A worker on its own, and short words for what goes in and out."""
+"""A worker on its own, and builders of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.core.protocol.messages import Assign, Kill, Report, Results
 from octaskly.core.worker.worker import Worker
-from tests.builders import (
+from tests.support.builders import (
     attempt,
     epoch,
     moment,
@@ -25,34 +25,36 @@ KEY = (TaskId("t"), attempt())
 CANCELLED = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
 
 
-def worker(*saved: Report, slots: int = 2, limits: Limits | None = None) -> Worker:
+def detached_worker(
+    *saved: Report, slots: int = 2, limits: Limits | None = None
+) -> Worker:
     """Return a worker that follows nobody yet."""
     return Worker(settings("a", slots=slots, limits=limits), saved)
 
 
-def attached(slots: int = 2, limits: Limits | None = None) -> Worker:
+def attached_worker(slots: int = 2, limits: Limits | None = None) -> Worker:
     """Return a worker that follows D in epoch 1."""
-    made = worker(slots=slots, limits=limits)
+    made = detached_worker(slots=slots, limits=limits)
     made.attach(D, epoch(1, "d"), moment())
     return made
 
 
-def order(*names: str, term: int = 1, sender: str = "d") -> Assign:
+def assignment(*names: str, term: int = 1, sender: str = "d") -> Assign:
     """Return what a dispatcher sends to have these tasks run."""
     items = tuple((attempt(), spec(name)) for name in names or ("t",))
     return Assign(epoch(term, sender), items)
 
 
-def kill(*keys: tuple[TaskId, object], term: int = 1) -> Kill:
+def kill_message(*keys: tuple[TaskId, object], term: int = 1) -> Kill:
     """Return an order to end attempts."""
     return Kill(epoch(term, "d"), keys or (KEY,))  # type: ignore[arg-type]
 
 
-def ended(*reports: Report) -> AttemptsEnded:
+def attempts_ended(*reports: Report) -> AttemptsEnded:
     """Return what the runner says."""
     return AttemptsEnded(reports or (report(),))
 
 
-def told(*reports: Report, credit: int = 2, to: str = "d") -> Send:
+def send_results(*reports: Report, credit: int = 2, to: str = "d") -> Send:
     """Return the message that carries results."""
     return Send(node_id(to), (Results(reports, credit),))

@@ -1,4 +1,4 @@
-"""Who runs which file of tests where several processes do, as in `make test`.
+"""Which process runs which test file under pytest-xdist, as in `make test`.
 
 Most tests wait: for agents, browsers, shells. Some only compute. So the last process of
 three or more is a quiet one: it runs what computes first, in the time of the cores that
@@ -28,11 +28,11 @@ EARLY: Final = ("tests/simulation/", "tests/mesh/", "tests/browser/")
 
 
 def is_quiet(worker: str, count: int) -> bool:
-    """Whether this process, of so many, gives way to the others."""
+    """Return True if this process, of so many, gives way to the others."""
     return count >= QUIET_FROM and worker == f"gw{count - 1}"
 
 
-def keep_pace(name: str) -> None:
+def set_niceness(name: str) -> None:
     """Let the others go first in a test that computes, if this is the quiet process."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if is_quiet(worker, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))):
@@ -41,8 +41,8 @@ def keep_pace(name: str) -> None:
             os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
-def may_hurry() -> bool:
-    """Whether who gave way may take it back, as root can in most places."""
+def can_lower_niceness() -> bool:
+    """Return True if this process may lower its niceness again, as root may."""
     os.setpriority(os.PRIO_PROCESS, 0, OWN + 1)
     try:
         os.setpriority(os.PRIO_PROCESS, 0, OWN)
@@ -52,11 +52,11 @@ def may_hurry() -> bool:
 
 
 def only_computes(name: str) -> bool:
-    """Whether a file, or a test in it, waits for nothing but a core."""
+    """Return True if a file, or a test in it, waits for nothing but a core."""
     return name.startswith(COMPUTES)
 
 
-class Spread(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives each process whole files, of those left the one that suits it best."""
 
     def _assign_work_unit(self, node: WorkerController) -> None:
@@ -71,7 +71,7 @@ class Spread(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
         names = list(self.workqueue)
         if is_quiet(node.gateway.id, self.numnodes):
             quiet = [name for name in names if only_computes(name)]
-            return quiet if quiet or not may_hurry() else names
+            return quiet if quiet or not can_lower_niceness() else names
         return names
 
 

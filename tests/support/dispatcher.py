@@ -1,4 +1,4 @@
-"""A dispatcher with its journal, and short words for what goes in and out."""
+"""A dispatcher with its journal, and builders of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import Kill, Reattach, Report, Results, ResultsOk
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult
-from tests.builders import (
+from tests.support.builders import (
     STREAM,
     attempt,
     draft,
@@ -56,8 +56,8 @@ LOST_OUTCOME = Outcome(
 LATE = 9.0  #: seconds: the adopt window is over
 
 
-class World:
-    """A dispatcher on node a with its journal; the disk is as slow as a test wants."""
+class DispatcherWithJournal:
+    """A dispatcher on node a with its journal; the test says when the disk commits."""
 
     def __init__(
         self, limits: Limits | None = None, *, is_strict: bool = False
@@ -75,14 +75,14 @@ class World:
         return self.replication.release_acks(now) + self.journal.run_deferred(now)
 
 
-def reigning(
+def dispatcher_with(
     *records: TaskRecord,
     live: tuple[TaskRecord, ...] = (),
     limits: Limits | None = None,
     **workers: int,
-) -> World:
-    """Return a reign of node a whose store held these tasks, with these workers."""
-    world = World(limits)
+) -> DispatcherWithJournal:
+    """Return dispatcher a, whose store held these tasks, with these workers."""
+    world = DispatcherWithJournal(limits)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, records, has_more=False), moment())
     for name, slots in workers.items():
@@ -95,17 +95,17 @@ def reigning(
     return world
 
 
-def reattach(name: str, credit: int) -> tuple[NodeId, Reattach]:
-    """Return how a worker that runs nothing tells so."""
+def reattach_report(name: str, credit: int) -> tuple[NodeId, Reattach]:
+    """Return the first message of a worker that runs nothing."""
     return NodeId(name), Reattach((), credit, NodeState.READY)
 
 
-def holding(**workers: int) -> World:
-    """Return a reign in which the first of these workers runs task t."""
-    return reigning(record(), live=(), limits=None, **workers)
+def dispatcher_running_t(**workers: int) -> DispatcherWithJournal:
+    """Return a dispatcher that has given task t to one of these workers."""
+    return dispatcher_with(task_record(), live=(), limits=None, **workers)
 
 
-def record(
+def task_record(
     name: str = "t", *attempts: Attempt, place: int = 1, cancelled: str | None = None
 ) -> TaskRecord:
     """Return a task as the store has it."""
@@ -113,52 +113,54 @@ def record(
     return TaskRecord(id=task.id, spec=task, attempts=attempts, cancelled_by=cancelled)
 
 
-def running(node: NodeId, of: AttemptId | None = None) -> Attempt:
+def live_attempt(node: NodeId, of: AttemptId | None = None) -> Attempt:
     """Return an attempt that the log says is live."""
     return Attempt(id=of or attempt(), node=node)
 
 
-def submit(*drafts: TaskDraft, ticket: int = 1) -> TasksSubmitted:
+def submission(*drafts: TaskDraft, ticket: int = 1) -> TasksSubmitted:
     """Return a submission."""
     drafts = drafts or (draft(),)
     suffixes = tuple(f"0000000{index}" for index in range(len(drafts)))
     return TasksSubmitted(ticket, drafts, "tester", suffixes)
 
 
-def cancel(
+def cancel_request(
     known: TaskState = TaskState.QUEUED, *, force: bool = False, task: TaskId = T
 ) -> CancelRequested:
     """Return a request to cancel task t."""
     return CancelRequested(5, task, known, force, "ann")
 
 
-def cancelled(was_done: bool = True, state: TaskState = TaskState.CANCELLED) -> Answer:
+def cancel_reply(
+    was_done: bool = True, state: TaskState = TaskState.CANCELLED
+) -> Answer:
     """Return the answer to `cancel`."""
     return Answer(5, CancelResult(T, state, was_done))
 
 
-def facts(effects: list[Effect]) -> list[Fact]:
+def appended_facts(effects: list[Effect]) -> list[Fact]:
     """Return the facts of the one append, which comes first."""
     assert isinstance(effects[0], Append)
     assert not any(isinstance(effect, Append) for effect in effects[1:])
     return [entry.fact for entry in effects[0].entries]
 
 
-def to(node: NodeId, *items: tuple[AttemptId, TaskSpec]) -> Send:
+def send_assignment(node: NodeId, *items: tuple[AttemptId, TaskSpec]) -> Send:
     """Return the message that hands attempts to a worker."""
     return Send(node, (DispatchMessage(epoch(), items),))
 
 
-def kill(node: NodeId, of: AttemptId | None = None) -> Send:
+def send_kill(node: NodeId, of: AttemptId | None = None) -> Send:
     """Return the message that ends an attempt of task t."""
     return Send(node, (Kill(epoch(), ((T, of or attempt()),)),))
 
 
-def acknowledged(node: NodeId, of: AttemptId | None = None) -> Send:
-    """Return the message that a worker waits for."""
+def send_acknowledgement(node: NodeId, of: AttemptId | None = None) -> Send:
+    """Return the message that acknowledges the end of an attempt of task t."""
     return Send(node, (ResultsOk(((T, of or attempt()),)),))
 
 
-def told(*reports: Report, credit: int = 2) -> Results:
-    """Return what a worker says."""
+def results_message(*reports: Report, credit: int = 2) -> Results:
+    """Return the message by which a worker reports ends."""
     return Results(reports or (report(),), credit)

@@ -1,4 +1,4 @@
-"""A dispatcher, its workers, their links, disk and reads, one careless step at a time.
+"""A dispatcher with workers, links, disk and reads, in steps that a test chooses.
 
 Everything that takes time in the real world waits here until a test lets it happen:
 commits, reads of the store, messages on links, the end of attempts.
@@ -65,7 +65,7 @@ from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, TasksAccepted
 from octaskly.core.worker.worker import Worker
-from tests import builders
+from tests.support import builders
 
 LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3, lanes=4, lane_tasks=3)
 NODES = {
@@ -92,26 +92,26 @@ Key = tuple[TaskId, AttemptId]
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """In a link's queue: the worker learns here of a new reign."""
+class EpochBegan:
+    """In a link's queue: the worker learns here of a new epoch."""
 
     epoch: Epoch
 
 
 @dataclass
-class Hand:
+class LinkedWorker:
     """One worker with its link and its runner."""
 
     worker: Worker
     is_linked: bool = False
-    down: deque[Message | Claimed] = field(default_factory=deque)
+    down: deque[Message | EpochBegan] = field(default_factory=deque)
     up: deque[Message] = field(default_factory=deque)
     here: dict[Key, TaskSpec] = field(default_factory=dict)
     stopping: set[Key] = field(default_factory=set)
 
 
-class Reign:
-    """The whole world of one dispatcher."""
+class DispatcherModel:
+    """One dispatcher and everything that it talks to."""
 
     def __init__(self, names: str = "abc") -> None:
         self.seconds = 0.0
@@ -122,8 +122,10 @@ class Reign:
             known, self.journal, PeerTable(known, SavedState())
         )
         self.dispatch = Dispatcher(known, self.journal, self.replication, 0)
-        self.hands = {
-            NodeId(name): Hand(Worker(Settings(node=NODES[name], limits=LIMITS), ()))
+        self.workers = {
+            NodeId(name): LinkedWorker(
+                Worker(Settings(node=NODES[name], limits=LIMITS), ())
+            )
             for name in names
         }
         self.written: dict[TaskId, TaskRecord] = {}
@@ -147,8 +149,8 @@ class Reign:
 
     # --- What may happen.
 
-    def reign(self) -> None:
-        """Begin a new reign, after the end of the one before."""
+    def begin_epoch(self) -> None:
+        """Begin a new epoch, after the end of the one before."""
         self.dispatch.stop_dispatching()
         self.journal.close_stream()
         while self.commits:
@@ -158,31 +160,31 @@ class Reign:
         self.journal.open_stream(stream)
         epoch = Epoch(self.term, self.me)
         self.perform(self.dispatch.start_dispatching(epoch, stream, self.now))
-        for node, hand in self.hands.items():
-            if hand.is_linked:
+        for node, linked in self.workers.items():
+            if linked.is_linked:
                 self.rise(node)
-                hand.down.append(Claimed(epoch))
+                linked.down.append(EpochBegan(epoch))
 
     def rise(self, node: NodeId) -> None:
         """Tell the dispatcher of a follower."""
         self.perform(self.dispatch.on_worker_up(NODES[node], self.now))
 
     def link(self, node: NodeId) -> None:
-        hand = self.hands[node]
-        if hand.is_linked:
+        linked = self.workers[node]
+        if linked.is_linked:
             return
-        hand.is_linked = True
+        linked.is_linked = True
         self.rise(node)
-        hand.down.append(Claimed(Epoch(self.term, self.me)))
+        linked.down.append(EpochBegan(Epoch(self.term, self.me)))
 
     def cut(self, node: NodeId) -> None:
-        hand = self.hands[node]
-        if not hand.is_linked:
+        linked = self.workers[node]
+        if not linked.is_linked:
             return
-        hand.is_linked = False
-        hand.up.clear()
-        hand.down.clear()
-        self.perform(hand.worker.detach(self.now), node)
+        linked.is_linked = False
+        linked.up.clear()
+        linked.down.clear()
+        self.perform(linked.worker.detach(self.now), node)
         self.perform(self.dispatch.on_worker_down(node, self.now))
 
     def submit(
@@ -241,7 +243,7 @@ class Reign:
             if record.spec is not None and record.state is TaskState.QUEUED
         ]
         waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
-        self.answers.append(builders.answer(waiting, asked))
+        self.answers.append(builders.load_reply(waiting, asked))
 
     def answer(self) -> None:
         """Hand the oldest answer of the store to the dispatcher."""
@@ -265,7 +267,7 @@ class Reign:
 
     def hear_worker(self, node: NodeId) -> None:
         """Deliver the oldest message of a worker."""
-        message = self.hands[node].up.popleft()
+        message = self.workers[node].up.popleft()
         match message:
             case Results():
                 effects = self.dispatch.on_results(node, message, self.now)
@@ -279,11 +281,11 @@ class Reign:
 
     def hear_dispatcher(self, node: NodeId) -> None:
         """Deliver the oldest message of the dispatcher to a worker."""
-        hand = self.hands[node]
-        worker = hand.worker
-        message = hand.down.popleft()
+        linked = self.workers[node]
+        worker = linked.worker
+        message = linked.down.popleft()
         match message:
-            case Claimed(epoch):
+            case EpochBegan(epoch):
                 effects = worker.attach(self.me, epoch, self.now)
             case DispatchMessage():
                 effects = worker.on_assign(self.me, message, self.now)
@@ -296,46 +298,48 @@ class Reign:
         self.perform(effects, node)
 
     def beat(self, node: NodeId) -> None:
-        hand = self.hands[node]
-        if hand.is_linked:
+        linked = self.workers[node]
+        if linked.is_linked:
             load = LoadSample(0.0, 0.0, 0, 0)
             epoch = Epoch(self.term, self.me)
-            worker = hand.worker
-            hand.up.append(
+            worker = linked.worker
+            linked.up.append(
                 HeartbeatOk(epoch, 0.0, worker.availability.state, worker.credit, load)
             )
 
     def finish(self, node: NodeId, outcome: Outcome) -> None:
         """End the attempt that is on a worker for the longest time."""
-        hand = self.hands[node]
-        key = next(iter(hand.here))
-        del hand.here[key]
-        if key in hand.stopping and outcome.state is not AttemptState.OK:
+        linked = self.workers[node]
+        key = next(iter(linked.here))
+        del linked.here[key]
+        if key in linked.stopping and outcome.state is not AttemptState.OK:
             outcome = builders.outcome(AttemptState.CANCELLED)
-        hand.stopping.discard(key)
+        linked.stopping.discard(key)
         report = Report(task=key[0], attempt=key[1], outcome=outcome)
         self.perform(
-            hand.worker.on_attempts_ended(AttemptsEnded((report,)), self.now), node
+            linked.worker.on_attempts_ended(AttemptsEnded((report,)), self.now), node
         )
 
     def pause(self, node: NodeId, *, is_paused: bool) -> None:
         hold = OperatorHold(is_paused=is_paused)
-        effects = self.hands[node].worker.set_availability(Availability(hold), self.now)
+        effects = self.workers[node].worker.set_availability(
+            Availability(hold), self.now
+        )
         self.perform(effects, node)
 
     def advance(self, seconds: float) -> None:
         self.seconds += seconds
         self.perform(self.dispatch.on_time(self.now))
-        for node, hand in self.hands.items():
-            self.perform(hand.worker.on_time(self.now), node)
+        for node, linked in self.workers.items():
+            self.perform(linked.worker.on_time(self.now), node)
 
     def check_grants(self) -> None:
         """Nobody was granted more than it has, of all that was not told to end."""
-        for name, hand in self.hands.items():
+        for name, linked in self.workers.items():
             granted = [
                 requires
-                for key, spec in hand.here.items()
-                if key not in hand.stopping
+                for key, spec in linked.here.items()
+                if key not in linked.stopping
                 and (requires := requires_of(spec.options)) is not None
                 and requires.needs_exclusive_resources
             ]
@@ -378,11 +382,11 @@ class Reign:
                 case Start(items):
                     assert node is not None
                     for attempt, spec in items:
-                        assert (spec.id, attempt) not in self.hands[node].here
-                        self.hands[node].here[spec.id, attempt] = spec
+                        assert (spec.id, attempt) not in self.workers[node].here
+                        self.workers[node].here[spec.id, attempt] = spec
                 case Stop(items):
                     assert node is not None
-                    self.hands[node].stopping.update(items)
+                    self.workers[node].stopping.update(items)
                 case _:
                     pass
 
@@ -411,16 +415,16 @@ class Reign:
         self, sender: NodeId | None, peer: NodeId, messages: tuple[Message, ...]
     ) -> None:
         if sender is not None:
-            if self.hands[sender].is_linked:
-                self.hands[sender].up.extend(messages)
+            if self.workers[sender].is_linked:
+                self.workers[sender].up.extend(messages)
             return
         for message in messages:
             if isinstance(message, ResultsOk):
                 for task, attempt in message.items:
                     ends = {a.id: a.state for a in self.durable[task].attempts}
                     assert not ends[attempt].is_live, "acknowledged, but not durable"
-        if self.hands[peer].is_linked:
-            self.hands[peer].down.extend(messages)
+        if self.workers[peer].is_linked:
+            self.workers[peer].down.extend(messages)
 
     def _answered(self, ticket: int, reply: object) -> None:
         match reply:
@@ -455,11 +459,11 @@ class Reign:
             while queue:
                 is_busy = True
                 happen()
-        for node, hand in self.hands.items():
-            while hand.down:
+        for node, linked in self.workers.items():
+            while linked.down:
                 is_busy = True
                 self.hear_dispatcher(node)
-            while hand.up:
+            while linked.up:
                 is_busy = True
                 self.hear_worker(node)
         return is_busy
@@ -475,7 +479,7 @@ class Reign:
 
     def calm_down(self, rounds: int = 400) -> None:
         """Link everything, let everything happen, until nothing happens any more."""
-        for node in self.hands:
+        for node in self.workers:
             self.link(node)
         for _ in range(rounds):
             if not self._calm_round():
@@ -484,8 +488,8 @@ class Reign:
 
     def _calm_round(self) -> bool:
         is_busy = self._settle_round()
-        for node, hand in self.hands.items():
-            while hand.here:
+        for node, linked in self.workers.items():
+            while linked.here:
                 is_busy = True
                 self.finish(node, self.last_end)
             self.beat(node)
@@ -499,5 +503,5 @@ class Reign:
     def is_calm(self) -> bool:
         """Whether every accepted task is over and nobody has more to do."""
         return all(self.durable[task].state.is_final for task in self.accepted) and all(
-            hand.worker.is_idle for hand in self.hands.values()
+            linked.worker.is_idle for linked in self.workers.values()
         )
