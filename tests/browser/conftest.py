@@ -10,7 +10,8 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser import chromium
-from tests.support.agents import Agent, meshed
+from tests.browser.chromium import Visitor, visitor
+from tests.support.agents import Agent, meshed, running, until_nodes
 
 HERE = Path(__file__).parent
 MISSING = chromium.missing()
@@ -38,7 +39,23 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """Three agents, dispatcher first."""
+    """Three agents, dispatcher first, that end at once whatever runs."""
     folder = tmp_path_factory.mktemp("mesh")
-    with meshed(folder, "ana", "ben", "cleo", extra=("--slots", "2")) as agents:
+    extra = ("--slots", "2", "--drain", "0")
+    with meshed(folder, "ana", "ben", "cleo", extra=extra) as agents:
         yield agents
+
+
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One agent without peers."""
+    with running(tmp_path_factory.mktemp("solo"), "solo") as (agent,):
+        until_nodes(agent, 1)
+        yield agent
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def guest(browser: Browser) -> AsyncIterator[Visitor]:
+    """Somebody with a browser."""
+    async with visitor(browser) as one:
+        yield one

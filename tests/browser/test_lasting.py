@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.cable import cable
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import code_of, enter, show
-from tests.support.agents import TASKS, Agent, finished, meshed, soon_s, submit
+from tests.support.agents import TASKS, Agent, finished, soon_s, submit
 
 BANNER_MS = 1000 * soon_s(15)
 SILENCE_MS = 1000 * soon_s(11)
@@ -25,17 +24,8 @@ HOUR_MS = 3_600_000
 UNANSWERED = re.compile(r"Failed to load resource: .*|.*net::ERR_.*")
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """Three agents, dispatcher first."""
-    folder = tmp_path_factory.mktemp("mesh")
-    extra = ("--slots", "2", "--drain", "0")
-    with meshed(folder, "ana", "ben", "cleo", extra=extra) as agents:
-        yield agents
-
-
 @pytest_asyncio.fixture(loop_scope="session")
-async def guest(browser: Browser) -> AsyncIterator[Visitor]:
+async def hampered_guest(browser: Browser) -> AsyncIterator[Visitor]:
     """Somebody with a browser, to whom not everything answers."""
     async with visitor(browser) as one:
         one.allow(UNANSWERED)
@@ -43,9 +33,9 @@ async def guest(browser: Browser) -> AsyncIterator[Visitor]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def page(guest: Visitor, mesh: list[Agent]) -> Page:
+async def page(hampered_guest: Visitor, mesh: list[Agent]) -> Page:
     """A page of the last node, signed in, that remembers whether it was loaded anew."""
-    page = await guest.page()
+    page = await hampered_guest.page()
     await enter(page, mesh[-1])
     await page.evaluate("window.isSame = true")
     return page
@@ -65,14 +55,14 @@ def say(gate: Path, line: str) -> None:
 
 
 async def test_a_network_that_is_lost_and_back_costs_no_line(
-    guest: Visitor, mesh: list[Agent], tmp_path: Path
+    hampered_guest: Visitor, mesh: list[Agent], tmp_path: Path
 ) -> None:
     """The page says that it looks for the mesh, and goes on where it was."""
     address = code_of(mesh[-1])
     port = urlsplit(address).port
     assert port is not None
     async with cable(port) as line:
-        page = await guest.page()
+        page = await hampered_guest.page()
         await page.goto(address.replace(f":{port}/", f":{line.port}/"))
         await page.evaluate("window.isSame = true")
         task = counting(mesh, tmp_path / "gate")
@@ -95,14 +85,14 @@ async def test_a_network_that_is_lost_and_back_costs_no_line(
 
 
 async def test_a_network_that_is_silent_is_noticed_within_seconds(
-    guest: Visitor, mesh: list[Agent]
+    hampered_guest: Visitor, mesh: list[Agent]
 ) -> None:
     """Nothing is refused and nothing ends, as where a cable was pulled."""
     address = code_of(mesh[-1])
     port = urlsplit(address).port
     assert port is not None
     async with cable(port) as line:
-        page = await guest.page()
+        page = await hampered_guest.page()
         await page.goto(address.replace(f":{port}/", f":{line.port}/"))
         await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
 
@@ -113,16 +103,16 @@ async def test_a_network_that_is_silent_is_noticed_within_seconds(
 
         await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
         await expect(waiting).to_have_count(0)
-        await guest.context.set_offline(offline=True)
+        await hampered_guest.context.set_offline(offline=True)
         await expect(waiting).to_be_visible(timeout=AT_ONCE_MS)
-        await guest.context.set_offline(offline=False)
+        await hampered_guest.context.set_offline(offline=False)
 
 
 async def test_a_tab_that_slept_for_an_hour_is_up_to_date_when_it_wakes(
-    guest: Visitor, mesh: list[Agent]
+    hampered_guest: Visitor, mesh: list[Agent]
 ) -> None:
     """Its timers stood still, its token nears its end, and much has happened."""
-    page = await guest.page()
+    page = await hampered_guest.page()
     await page.clock.install()
     await enter(page, mesh[-1])
     await show(page, "tasks")

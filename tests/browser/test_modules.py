@@ -7,10 +7,9 @@ import json
 import math
 import re
 import shlex
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 import pytest_asyncio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,7 +20,7 @@ from octaskly.cli.commands.arrays import array, map_
 from octaskly.cli.commands.run import run
 from tests.browser.chromium import visitor
 from tests.browser.dash import enter
-from tests.support.agents import TASKS, Agent, running, until_nodes
+from tests.support.agents import TASKS, Agent
 
 ESCAPES = (
     "\x1b[31m",
@@ -157,14 +156,6 @@ EDIT = """async (body) => {
     const { typed, arrayOf } = typedOf(body);
     return bodyOf(typed, arrayOf);
 }"""
-
-
-@pytest.fixture(scope="module")
-def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """One agent, which serves the scripts."""
-    with running(tmp_path_factory.mktemp("solo"), "solo") as (agent,):
-        until_nodes(agent, 1)
-        yield agent
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

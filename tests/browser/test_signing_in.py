@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
-import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Page, Route, expect
 
-from tests.browser.chromium import Visitor, visitor
+from tests.browser.chromium import Visitor
 from tests.browser.dash import at, code_of, enter, show
-from tests.support.agents import Agent, running, until_nodes
+from tests.support.agents import Agent
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 FRAGMENTS = (
@@ -35,21 +32,6 @@ PLACES = (
     "/tasks/" + "x" * 50_000,
     "javascript:alert(1)",
 )
-
-
-@pytest.fixture(scope="module")
-def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """One agent."""
-    with running(tmp_path_factory.mktemp("solo"), "solo") as (agent,):
-        until_nodes(agent, 1)
-        yield agent
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def guest(browser: Browser) -> AsyncIterator[Visitor]:
-    """Somebody with a browser."""
-    async with visitor(browser) as one:
-        yield one
 
 
 async def refused(page: Page) -> str:

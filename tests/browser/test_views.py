@@ -17,7 +17,7 @@ import pytest
 from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from tests.browser.chromium import visitor
-from tests.browser.dash import at, enter, findings, fits, show
+from tests.browser.dash import at, enter, fits, make_findings, show
 from tests.browser.scene import Scene, working
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -78,7 +78,7 @@ async def test_every_view_fits_any_screen_and_can_be_read_by_all(
             await visit(page, scene, place)
             for scheme, rules in RULES.items():
                 await page.emulate_media(color_scheme=scheme)
-                found = await findings(page, *rules)
+                found = await make_findings(page, *rules)
                 wrong += [f"{place}, {scheme}: {one}" for one in found]
             for width in WIDTHS:
                 await page.set_viewport_size(

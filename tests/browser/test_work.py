@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Page, expect
 
 from octaskly.core.model.drafts import sequence_of
 from octaskly.trust import MeshTls, NodeKey, load_secret
@@ -18,7 +17,7 @@ from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import enter, show
 from tests.integration.joining.test_joining import Asking, newcomer
-from tests.support.agents import TASKS, Agent, ending, finished, meshed, submit, until
+from tests.support.agents import TASKS, Agent, ending, finished, submit, until
 
 SCRIPTS = (
     "<img src=x onerror=alert(1)>",
@@ -41,22 +40,6 @@ ESCAPE_THEN = """async (key) => {
     for (let turn = 0; turn < 10; turn++) await null;
     dispatchEvent(new KeyboardEvent("keydown", { key }));
 }"""
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """Three agents, dispatcher first, that end at once whatever runs."""
-    folder = tmp_path_factory.mktemp("mesh")
-    extra = ("--slots", "2", "--drain", "0")
-    with meshed(folder, "ana", "ben", "cleo", extra=extra) as agents:
-        yield agents
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def guest(browser: Browser) -> AsyncIterator[Visitor]:
-    """Somebody with a browser."""
-    async with visitor(browser) as one:
-        yield one
 
 
 @pytest_asyncio.fixture(loop_scope="session")

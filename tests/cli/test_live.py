@@ -21,7 +21,7 @@ Done = subprocess.CompletedProcess[bytes]
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+def forwarding_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """A node that forwards."""
     with running(tmp_path_factory.mktemp("mesh"), "ash", "birch") as agents:
         until_nodes(agents[0], len(agents))
@@ -81,10 +81,10 @@ def assert_error_form(stderr: bytes) -> None:
     ],
 )
 def test_every_error_has_a_hint_and_its_code(
-    node: Agent, arguments: list[str | bytes], code: int
+    forwarding_agent: Agent, arguments: list[str | bytes], code: int
 ) -> None:
     """Nothing on stdout, and what to do on stderr."""
-    done = octaskly(node, *arguments)
+    done = octaskly(forwarding_agent, *arguments)
 
     assert (done.returncode, done.stdout) == (code, b""), done.stderr
     assert_error_form(done.stderr)
@@ -115,15 +115,17 @@ def test_where_nobody_answers_the_hint_starts_somebody(
 
 @pytest.mark.parametrize("arguments", [["-"], ["--file", "-"]])
 def test_lines_that_are_no_text_are_refused_whole(
-    node: Agent, arguments: list[str]
+    forwarding_agent: Agent, arguments: list[str]
 ) -> None:
     """The good line before the bad one is not submitted either."""
-    before = json.loads(octaskly(node, "ls", "--json").stdout)["total"]
-    done = octaskly(node, "submit", *arguments, stdin=b"true\n\xff\n")
+    before = json.loads(octaskly(forwarding_agent, "ls", "--json").stdout)["total"]
+    done = octaskly(forwarding_agent, "submit", *arguments, stdin=b"true\n\xff\n")
 
     assert done.returncode == 2
     assert_error_form(done.stderr)
-    assert json.loads(octaskly(node, "ls", "--json").stdout)["total"] == before
+    assert (
+        json.loads(octaskly(forwarding_agent, "ls", "--json").stdout)["total"] == before
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,27 +139,27 @@ def test_lines_that_are_no_text_are_refused_whole(
     ],
 )
 def test_run_from_a_node_that_forwards(
-    node: Agent, arguments: list[str], code: int, stdout: bytes
+    forwarding_agent: Agent, arguments: list[str], code: int, stdout: bytes
 ) -> None:
     """As if the command ran here."""
-    done = octaskly(node, *arguments)
+    done = octaskly(forwarding_agent, *arguments)
 
     assert (done.returncode, done.stdout) == (code, stdout), done.stderr
 
 
-def test_long_output_is_printed_whole(node: Agent) -> None:
+def test_long_output_is_printed_whole(forwarding_agent: Agent) -> None:
     """What the log does not keep comes from the worker; `logs` gives the same."""
-    ran = octaskly(node, "run", "--", "sleep 0.1; seq 400000")
-    logged = octaskly(node, "logs", "last")
+    ran = octaskly(forwarding_agent, "run", "--", "sleep 0.1; seq 400000")
+    logged = octaskly(forwarding_agent, "logs", "last")
 
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == b"".join(b"%d\n" % n for n in range(1, 400_001))
     assert (logged.stdout, logged.stderr) == (ran.stdout, ran.stderr)
 
 
-def test_every_reading_command_speaks_json(node: Agent) -> None:
+def test_every_reading_command_speaks_json(forwarding_agent: Agent) -> None:
     """One document on stdout, the same that the API answers."""
-    octaskly(node, "run", "--", "echo hi")
+    octaskly(forwarding_agent, "run", "--", "echo hi")
     keys = {
         ("ls",): "tasks",
         ("show", "last"): "stdout",
@@ -166,16 +168,16 @@ def test_every_reading_command_speaks_json(node: Agent) -> None:
         ("stats",): "workers",
     }
     for command, key in keys.items():
-        done = octaskly(node, *command, "--json")
+        done = octaskly(forwarding_agent, *command, "--json")
         assert (done.returncode, done.stderr) == (0, b"")
         assert key in json.loads(done.stdout), command
 
 
-def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
+def test_a_second_interrupt_leaves_the_task_alone(forwarding_agent: Agent) -> None:
     """The first cancels, however soon the second comes that only ends the waiting."""
     process = subprocess.Popen(
         words(
-            node,
+            forwarding_agent,
             "run",
             "--",
             "trap 'sleep 2; exit' TERM; touch begun; sleep 4722 & wait",
@@ -183,7 +185,10 @@ def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    begun = [node.state.parent / name / "work" / "begun" for name in ("ash", "birch")]
+    begun = [
+        forwarding_agent.state.parent / name / "work" / "begun"
+        for name in ("ash", "birch")
+    ]
     deadline = time.monotonic() + 60
     while not any(path.exists() for path in begun):
         assert time.monotonic() < deadline
@@ -196,20 +201,20 @@ def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
     process.communicate(timeout=60)
 
     assert process.returncode == 130
-    shown = json.loads(octaskly(node, "show", "last", "--json").stdout)
+    shown = json.loads(octaskly(forwarding_agent, "show", "last", "--json").stdout)
     assert shown["status"] == "cancelled"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("arguments", [["ls"], ["logs", "last"], ["nodes", "--json"]])
 def test_output_that_cannot_be_written_is_an_error(
-    node: Agent, arguments: list[str]
+    forwarding_agent: Agent, arguments: list[str]
 ) -> None:
     """A full disk is said, not thrown."""
-    octaskly(node, "run", "--", "echo hi")
+    octaskly(forwarding_agent, "run", "--", "echo hi")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            words(node, *arguments),
+            words(forwarding_agent, *arguments),
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=60,
@@ -220,22 +225,25 @@ def test_output_that_cannot_be_written_is_an_error(
     assert_error_form(done.stderr)
 
 
-def test_a_pipe_that_closes_early_is_no_error(node: Agent) -> None:
+def test_a_pipe_that_closes_early_is_no_error(forwarding_agent: Agent) -> None:
     """`octaskly ls | head -1` says nothing on stderr."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
         done = subprocess.run(
-            words(node, "ls"), stdout=pipe, stderr=subprocess.PIPE, check=False
+            words(forwarding_agent, "ls"),
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
         )
 
     assert done.stderr == b""
 
 
-def test_a_key_makes_submitting_again_harmless(node: Agent) -> None:
+def test_a_key_makes_submitting_again_harmless(forwarding_agent: Agent) -> None:
     """Same lines, same key, same ids; other lines are refused."""
     again = [
-        octaskly(node, "submit", "--idempotency-key", "k", "-", stdin=lines)
+        octaskly(forwarding_agent, "submit", "--idempotency-key", "k", "-", stdin=lines)
         for lines in (b"echo 1\necho 2\n", b"echo 1\necho 2\n", b"echo 1\n")
     ]
 

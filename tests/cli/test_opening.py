@@ -15,7 +15,7 @@ CODE = {"code": "node-a.abc", "expires_at": "x", "url": URL, "lan_url": LAN}
 
 
 @pytest.fixture
-def node(api: Api, environ: dict[str, str]) -> Api:
+def code_api(api: Api, environ: dict[str, str]) -> Api:
     """A node that makes codes, on a machine without a screen."""
     api.told["/api/v1/sessions/codes"] = CODE
     for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
@@ -33,7 +33,7 @@ def browser(tmp_path: Path, environ: dict[str, str], *, exit_code: int = 0) -> P
 
 
 def test_it_opens_a_browser_with_a_code_for_this_user_alone(
-    node: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
+    code_api: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """The code is on nobody's screen, as it would end up in a screenshot."""
     opened = browser(tmp_path, environ)
@@ -41,21 +41,21 @@ def test_it_opens_a_browser_with_a_code_for_this_user_alone(
     done = octaskly("open")
 
     assert opened.read_text().strip() == URL
-    assert node.bodies == [{"good_for": "me"}]
+    assert code_api.bodies == [{"good_for": "me"}]
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr == b"opened http://localhost:3000/ in your browser\n"
 
 
-def test_without_a_screen_the_address_is_printed(node: Api, octaskly: Run) -> None:
+def test_without_a_screen_the_address_is_printed(code_api: Api, octaskly: Run) -> None:
     """For a browser elsewhere, such as through `ssh -L`; so anybody may bring it."""
     done = octaskly("open")
 
     assert done.stdout.decode() == f"{URL}\n"
-    assert node.bodies == [{"good_for": "anybody"}]
+    assert code_api.bodies == [{"good_for": "anybody"}]
 
 
 def test_a_browser_that_fails_leaves_the_address(
-    node: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
+    code_api: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """The user gets somewhere all the same."""
     browser(tmp_path, environ, exit_code=1)
@@ -64,19 +64,19 @@ def test_a_browser_that_fails_leaves_the_address(
 
     assert done.stdout.decode() == f"{URL}\n"
     assert b"no browser could be started" in done.stderr
-    assert node.bodies[-1] == {"good_for": "anybody"}
+    assert code_api.bodies[-1] == {"good_for": "anybody"}
 
 
 def test_the_address_for_another_machine_is_the_one_on_the_lan(
-    node: Api, octaskly: Run
+    code_api: Api, octaskly: Run
 ) -> None:
     """And nothing but it is on stdout."""
     assert octaskly("open", "--lan").stdout.decode() == f"{LAN}\n"
 
 
-def test_a_node_without_a_lan_address_says_so(node: Api, octaskly: Run) -> None:
+def test_a_node_without_a_lan_address_says_so(code_api: Api, octaskly: Run) -> None:
     """It is in no mesh yet, or serves nobody."""
-    node.told["/api/v1/sessions/codes"] = CODE | {"lan_url": None}
+    code_api.told["/api/v1/sessions/codes"] = CODE | {"lan_url": None}
     done = octaskly("open", "--lan")
 
     assert done.returncode != 0

@@ -117,7 +117,7 @@ def test_tasks_are_sorted_as_asked(sort: str) -> None:
     assert orders[0] == orders[1][::-1]
 
 
-def test_no_terminal_gets_one_frame(mesh: Api, octaskly: Run) -> None:
+def test_no_terminal_gets_one_frame(busy_api: Api, octaskly: Run) -> None:
     """Whole lines, no colours, and an end."""
     done = octaskly("top")
 
@@ -126,7 +126,7 @@ def test_no_terminal_gets_one_frame(mesh: Api, octaskly: Run) -> None:
     assert b"\x1b" not in done.stdout
 
 
-def test_json_is_one_versioned_snapshot(mesh: Api, octaskly: Run) -> None:
+def test_json_is_one_versioned_snapshot(busy_api: Api, octaskly: Run) -> None:
     """For scripts: the same that a frame shows."""
     done = octaskly("top", "--json")
 
@@ -139,7 +139,7 @@ def test_json_is_one_versioned_snapshot(mesh: Api, octaskly: Run) -> None:
 
 
 @pytest.fixture
-def mesh(api: Api) -> Api:
+def busy_api(api: Api) -> Api:
     """A node of which two tasks run."""
     api.told["/api/v1/attempts"] = {"now": NOW, "running": [run(3), run(4)]}
     return api
@@ -173,7 +173,7 @@ def watching(environ: dict[str, str]) -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_keys_order_the_tasks_and_the_frame_follows_the_terminal(
-    mesh: Api, environ: dict[str, str]
+    busy_api: Api, environ: dict[str, str]
 ) -> None:
     """Right, left, r and q; a wider terminal shows more of a command at once."""
     with watching(environ) as terminal:
@@ -194,7 +194,7 @@ def test_keys_order_the_tasks_and_the_frame_follows_the_terminal(
     ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)]
 )
 def test_a_signal_leaves_the_terminal_as_it_was(
-    mesh: Api, environ: dict[str, str], number: signal.Signals, code: int
+    busy_api: Api, environ: dict[str, str], number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C is the usual way out, and no failure."""
     with watching(environ) as terminal:
@@ -204,15 +204,15 @@ def test_a_signal_leaves_the_terminal_as_it_was(
 
 @pytest.mark.slow
 def test_it_shows_what_was_last_while_nobody_answers(
-    mesh: Api, environ: dict[str, str]
+    busy_api: Api, environ: dict[str, str]
 ) -> None:
     """A failover is a line in red, not an end; then all goes on."""
     with watching(environ) as terminal:
-        mesh.refusal = "No dispatcher is elected"
-        mesh.refuse = lambda _method, _path: (503, {})
+        busy_api.refusal = "No dispatcher is elected"
+        busy_api.refuse = lambda _method, _path: (503, {})
         terminal.expect(r"No dispatcher is elected; this was \d+ s ago")
-        mesh.told["/api/v1/nodes"] = NODES | {"nodes": [NODE | {"name": "other"}]}
-        mesh.refuse = lambda _method, _path: None
+        busy_api.told["/api/v1/nodes"] = NODES | {"nodes": [NODE | {"name": "other"}]}
+        busy_api.refuse = lambda _method, _path: None
         terminal.expect("other")
         terminal.send("q")
     assert terminal.exitstatus == 0

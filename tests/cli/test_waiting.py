@@ -21,7 +21,7 @@ DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+def roomy_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """A node with slots enough for what waits."""
     folder = tmp_path_factory.mktemp("mesh")
     with running(folder, "ash", extra=("--slots", "8")) as (agent,):
@@ -51,61 +51,72 @@ def begin(node: Agent, *arguments: str) -> subprocess.Popen[bytes]:
     ("command", "code"),
     [("true", 0), ("exit 3", 3), ("kill -9 $$", 137)],
 )
-def test_exit_code_is_that_of_the_task(node: Agent, command: str, code: int) -> None:
+def test_exit_code_is_that_of_the_task(
+    roomy_agent: Agent, command: str, code: int
+) -> None:
     """As from `run`; also of one that has ended long ago."""
-    (task,) = submit(node, command)
+    (task,) = submit(roomy_agent, command)
 
-    first, again = octaskly(node, "wait", task), octaskly(node, "wait", "last")
+    first, again = (
+        octaskly(roomy_agent, "wait", task),
+        octaskly(roomy_agent, "wait", "last"),
+    )
 
     assert (first.returncode, again.returncode) == (code, code)
     assert first.stdout == b""
 
 
-def test_exit_code_is_that_of_the_task_whatever_it_is_called(node: Agent) -> None:
+def test_exit_code_is_that_of_the_task_whatever_it_is_called(
+    roomy_agent: Agent,
+) -> None:
     """A number without its zeros was awaited, and its end was not seen: always 0."""
-    (task,) = submit(node, "exit 3")
+    (task,) = submit(roomy_agent, "exit 3")
     number = int(task.split("-")[1])
 
     refs = (f"{number}", f"task-{number}", f"task-{number:07}")
-    assert [octaskly(node, "wait", ref).returncode for ref in refs] == [3, 3, 3]
+    assert [octaskly(roomy_agent, "wait", ref).returncode for ref in refs] == [3, 3, 3]
 
 
-def test_a_task_is_not_taken_for_one_whose_id_begins_as_its_own(node: Agent) -> None:
+def test_a_task_is_not_taken_for_one_whose_id_begins_as_its_own(
+    roomy_agent: Agent,
+) -> None:
     """Ids that clients choose may: `build` failed, `build-2` did not."""
     for name, command in (("build", "exit 4"), ("build-2", "sleep 0.2")):
         body = {"id": name, "command": command}
-        assert node.call("POST", "/api/v1/tasks", body)[0] == 201
+        assert roomy_agent.call("POST", "/api/v1/tasks", body)[0] == 201
 
-    done = octaskly(node, "wait", "--json", "build", "build-2")
+    done = octaskly(roomy_agent, "wait", "--json", "build", "build-2")
 
     ended = [json.loads(line) for line in done.stdout.splitlines()]
     assert [task["id"] for task in ended] == ["build", "build-2"]
     assert done.returncode == 4
 
 
-def test_a_member_is_awaited_by_the_number_of_its_array(node: Agent) -> None:
+def test_a_member_is_awaited_by_the_number_of_its_array(roomy_agent: Agent) -> None:
     """As its array is, with or without the end of the id."""
-    array = octaskly(node, "array", "1-2", "--", "exit {}").stdout.decode().strip()
+    array = (
+        octaskly(roomy_agent, "array", "1-2", "--", "exit {}").stdout.decode().strip()
+    )
     short = array.rpartition("-")[0]
 
     refs = (f"{array}.2", f"{short}.2", f"{int(short.removeprefix('task-'))}.2")
-    assert [octaskly(node, "wait", ref).returncode for ref in refs] == [2, 2, 2]
+    assert [octaskly(roomy_agent, "wait", ref).returncode for ref in refs] == [2, 2, 2]
 
 
-def test_a_task_that_times_out_is_124(node: Agent) -> None:
+def test_a_task_that_times_out_is_124(roomy_agent: Agent) -> None:
     """As from `run`."""
-    done = octaskly(node, "submit", "--timeout", "1", "--", "sleep 60")
+    done = octaskly(roomy_agent, "submit", "--timeout", "1", "--", "sleep 60")
 
-    assert octaskly(node, "wait", done.stdout.decode().strip()).returncode == 124
+    assert octaskly(roomy_agent, "wait", done.stdout.decode().strip()).returncode == 124
 
 
-def test_all_are_awaited(node: Agent, tmp_path: Path) -> None:
+def test_all_are_awaited(roomy_agent: Agent, tmp_path: Path) -> None:
     """The first code that is not 0 counts, in the order in which they were named."""
     slow, release = held(tmp_path, 4)
-    tasks = submit(node, "true", slow, "exit 5")
+    tasks = submit(roomy_agent, "true", slow, "exit 5")
 
-    waiting = begin(node, "wait", "--json", *tasks)
-    assert octaskly(node, "wait", tasks[2]).returncode == 5
+    waiting = begin(roomy_agent, "wait", "--json", *tasks)
+    assert octaskly(roomy_agent, "wait", tasks[2]).returncode == 5
     assert waiting.poll() is None
     release()
     stdout, _ = waiting.communicate(timeout=DEADLINE_S)
@@ -116,62 +127,65 @@ def test_all_are_awaited(node: Agent, tmp_path: Path) -> None:
     assert [task["exit_code"] for task in ended] == [0, 4, 5]
 
 
-def test_any_is_enough(node: Agent, tmp_path: Path) -> None:
+def test_any_is_enough(roomy_agent: Agent, tmp_path: Path) -> None:
     """The code of the one that has ended."""
     slow, release = held(tmp_path)
     quick, unlock = held(tmp_path, 6)
-    tasks = submit(node, slow, quick)
+    tasks = submit(roomy_agent, slow, quick)
 
-    waiting = begin(node, "wait", "--any", *tasks)
+    waiting = begin(roomy_agent, "wait", "--any", *tasks)
     unlock()
     waiting.communicate(timeout=DEADLINE_S)
     release()
-    octaskly(node, "wait", tasks[0])
+    octaskly(roomy_agent, "wait", tasks[0])
     assert waiting.returncode == 6
 
 
-def test_waiting_has_a_limit(node: Agent, tmp_path: Path) -> None:
+def test_waiting_has_a_limit(roomy_agent: Agent, tmp_path: Path) -> None:
     """The task goes on."""
     slow, release = held(tmp_path)
-    (task,) = submit(node, slow)
+    (task,) = submit(roomy_agent, slow)
 
-    done = octaskly(node, "wait", "--timeout", "1", task)
-    shown = json.loads(octaskly(node, "show", "--json", task).stdout)
+    done = octaskly(roomy_agent, "wait", "--timeout", "1", task)
+    shown = json.loads(octaskly(roomy_agent, "show", "--json", task).stdout)
     release()
-    octaskly(node, "wait", task)
+    octaskly(roomy_agent, "wait", task)
     assert done.returncode == 124
     assert b"0 of 1 have ended" in done.stderr
     assert shown["status"] in ("queued", "running")
 
 
-def test_an_array_ends_with_its_last_member(node: Agent) -> None:
+def test_an_array_ends_with_its_last_member(roomy_agent: Agent) -> None:
     """With 1 if a member failed: each has a code of its own."""
     good, bad = (
-        octaskly(node, "array", "1-3", "--", command).stdout.decode().strip()
+        octaskly(roomy_agent, "array", "1-3", "--", command).stdout.decode().strip()
         for command in ("sleep 0.{}", "sleep 0.{}; exit $((3 - {}))")
     )
 
-    all_well, failed = octaskly(node, "wait", good), octaskly(node, "wait", bad)
+    all_well, failed = (
+        octaskly(roomy_agent, "wait", good),
+        octaskly(roomy_agent, "wait", bad),
+    )
 
     assert (all_well.returncode, failed.returncode) == (0, 1)
     assert b"2 of 3 failed" in failed.stderr
 
 
-def test_an_unknown_task_is_3(node: Agent) -> None:
+def test_an_unknown_task_is_3(roomy_agent: Agent) -> None:
     """At once, rather than waited for."""
-    done = octaskly(node, "wait", "task-999")
+    done = octaskly(roomy_agent, "wait", "task-999")
 
     assert done.returncode == 3
     assert_error_form(done.stderr)
 
 
-def test_a_terminal_shows_how_far_it_is(node: Agent) -> None:
+def test_a_terminal_shows_how_far_it_is(roomy_agent: Agent) -> None:
     """On stderr alone."""
-    tasks = submit(node, "true", "true")
+    tasks = submit(roomy_agent, "true", "true")
     ours, theirs = pty.openpty()
     try:
         done = subprocess.run(
-            words(node, "wait", *tasks),
+            words(roomy_agent, "wait", *tasks),
             stdout=subprocess.PIPE,
             stderr=theirs,
             timeout=DEADLINE_S,
@@ -186,13 +200,13 @@ def test_a_terminal_shows_how_far_it_is(node: Agent) -> None:
     assert done.stdout == b""
 
 
-def test_a_quiet_terminal_shows_nothing(node: Agent) -> None:
+def test_a_quiet_terminal_shows_nothing(roomy_agent: Agent) -> None:
     """`--quiet` leaves errors alone."""
-    (task,) = submit(node, "true")
+    (task,) = submit(roomy_agent, "true")
     ours, theirs = pty.openpty()
     try:
         done = subprocess.run(
-            words(node, "--quiet", "wait", task),
+            words(roomy_agent, "--quiet", "wait", task),
             stdout=subprocess.PIPE,
             stderr=theirs,
             timeout=DEADLINE_S,
@@ -245,12 +259,12 @@ def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
     assert watching.returncode == 130
 
 
-def test_events_are_printed_for_people(node: Agent) -> None:
+def test_events_are_printed_for_people(roomy_agent: Agent) -> None:
     """One line each: nodes as they are, then what happens."""
-    watching = begin(node, "events")
+    watching = begin(roomy_agent, "events")
     assert watching.stdout is not None
     first = watching.stdout.readline().decode().split()
-    (task,) = submit(node, "exit 3")
+    (task,) = submit(roomy_agent, "exit 3")
     lines: list[str] = []
     while len(lines) < 3:  # Of others there may be news as well.
         line = watching.stdout.readline().decode()

@@ -64,6 +64,6 @@ def open_client(
 
 
 @pytest.fixture
-def mesh(agents: list[Agent], open_client: Open) -> octaskly.Client:
+def client(agents: list[Agent], open_client: Open) -> octaskly.Client:
     """A client of one of the agents."""
     return open_client(state_dir=agents[1].state)

@@ -102,15 +102,19 @@ def test_ctrl_c_in_a_run_cancels_it(agents: list[Agent]) -> None:
         assert mesh.wait(left, deadline_s=60).status == "cancelled"
 
 
-def test_a_closed_client_says_so(mesh: octaskly.Client) -> None:
+def test_a_closed_client_says_so(client: octaskly.Client) -> None:
     """Before and after its first use; what was submitted goes on."""
-    mesh.nodes()
-    mesh.close()
+    client.nodes()
+    client.close()
 
-    for use in (mesh.nodes, lambda: mesh.submit("true"), lambda: next(mesh.logs("x"))):
+    for use in (
+        client.nodes,
+        lambda: client.submit("true"),
+        lambda: next(client.logs("x")),
+    ):
         with pytest.raises(octaskly.Closed, match="this client is closed"):
             use()
-    mesh.close()
+    client.close()
 
 
 FORKING = """
@@ -156,16 +160,16 @@ def test_a_process_that_forks_leaves_its_connections_to_the_parent(
 
 
 def test_what_no_task_can_be_is_refused_before_it_is_sent(
-    mesh: octaskly.Client, open_client: Open
+    client: octaskly.Client, open_client: Open
 ) -> None:
     """By the name of the field; some of it the node says, some needs no node."""
     refused: dict[str, Callable[[], object]] = {
-        "$.command": lambda: mesh.submit("a\0b"),
-        "$.timeout": lambda: mesh.submit("true", timeout="soon"),  # type: ignore[arg-type]
-        "tries": lambda: mesh.submit("true", tries=3),  # type: ignore[call-arg]
-        "body": lambda: mesh.submit("true", inputs=[object()]),  # type: ignore[list-item]
-        "command": lambda: mesh.submit_many(["true"] * 10_001),
-        "id": lambda: mesh.task("no task/ä"),
+        "$.command": lambda: client.submit("a\0b"),
+        "$.timeout": lambda: client.submit("true", timeout="soon"),  # type: ignore[arg-type]
+        "tries": lambda: client.submit("true", tries=3),  # type: ignore[call-arg]
+        "body": lambda: client.submit("true", inputs=[object()]),  # type: ignore[list-item]
+        "command": lambda: client.submit_many(["true"] * 10_001),
+        "id": lambda: client.task("no task/ä"),
     }
     for field, ask in refused.items():
         with pytest.raises(octaskly.Invalid) as caught:
@@ -174,17 +178,17 @@ def test_what_no_task_can_be_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\ud800"])
-def test_text_that_is_no_text_is_refused(mesh: octaskly.Client, text: str) -> None:
+def test_text_that_is_no_text_is_refused(client: octaskly.Client, text: str) -> None:
     """File names that are no UTF-8 look like that in Python; JSON has no such thing."""
     for ask in (
-        lambda: mesh.submit(text),
-        lambda: mesh.submit("true", name=text),
-        lambda: mesh.submit("true", stdin=text),
-        lambda: mesh.submit_many([text]),
-        lambda: mesh.array("true", [text]),
-        lambda: next(mesh.map("true", [text])),
+        lambda: client.submit(text),
+        lambda: client.submit("true", name=text),
+        lambda: client.submit("true", stdin=text),
+        lambda: client.submit_many([text]),
+        lambda: client.array("true", [text]),
+        lambda: next(client.map("true", [text])),
     ):
         with pytest.raises(octaskly.Invalid, match="lone surrogate"):
             ask()
     with pytest.raises(octaskly.Invalid):
-        mesh.cancel(text)
+        client.cancel(text)

@@ -11,36 +11,36 @@ import pytest
 import octaskly
 
 
-def test_a_log_comes_while_the_task_writes_it(mesh: octaskly.Client) -> None:
+def test_a_log_comes_while_the_task_writes_it(client: octaskly.Client) -> None:
     """Piece by piece, as bytes, with a place from where it goes on."""
-    task = mesh.submit(
+    task = client.submit(
         r"echo a; printf '\377' >&2; until test -e go; do sleep .02; done"
     )
-    log = mesh.logs(task, deadline_s=60)
+    log = client.logs(task, deadline_s=60)
     pieces = list(itertools.islice(log, 3))
     assert pieces[0].kind == "attempt"
     assert {piece.data for piece in pieces} == {b"", b"a\n", b"\xff"}
     log.close()
 
-    mesh.cancel(task, force=True)
-    rest = list(mesh.logs(task, after=pieces[-1].id))
+    client.cancel(task, force=True)
+    rest = list(client.logs(task, after=pieces[-1].id))
 
     assert [piece.kind for piece in rest] == ["end"]
     assert rest[0].details["status"] == "cancelled"
 
 
-def test_events_go_on_behind_one_that_is_known(mesh: octaskly.Client) -> None:
+def test_events_go_on_behind_one_that_is_known(client: octaskly.Client) -> None:
     """A program that stopped misses nothing."""
-    news = mesh.events(deadline_s=60)
+    news = client.events(deadline_s=60)
     first = next(news)
     assert first.node is not None
     assert first.node.state == "ready"
-    task = mesh.run("true")
+    task = client.run("true")
     known = next(event for event in news if event.data.get("id") == task.id)
     news.close()
     assert known.task is not None
 
-    after = mesh.events(types=["task"], task=task, after=known.id, deadline_s=60)
+    after = client.events(types=["task"], task=task, after=known.id, deadline_s=60)
 
     states = [known.task.status]
     for event in after:
@@ -54,23 +54,23 @@ def test_events_go_on_behind_one_that_is_known(mesh: octaskly.Client) -> None:
     )
 
 
-def test_items_are_mapped_in_their_order(mesh: octaskly.Client) -> None:
+def test_items_are_mapped_in_their_order(client: octaskly.Client) -> None:
     """Each is one word for the shell, whatever it holds."""
     items = ["a b", "$HOME", "'", 4, "ä"]
 
-    ended = list(mesh.map("printf %s {}", items, requires={"os": "linux"}))
+    ended = list(client.map("printf %s {}", items, requires={"os": "linux"}))
 
     assert [(task.item, task.stdout) for task in ended] == [
         (str(item), str(item)) for item in items
     ]
 
 
-def test_items_are_mapped_as_they_end(mesh: octaskly.Client, tmp_path: Path) -> None:
+def test_items_are_mapped_as_they_end(client: octaskly.Client, tmp_path: Path) -> None:
     """The quick ones do not wait for the slow one."""
     command = (
         f"test {{}} = b || until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 3"
     )
-    ended = mesh.map(command, ["a", "b"], ordered=False)
+    ended = client.map(command, ["a", "b"], ordered=False)
     first = next(ended)
     (tmp_path / "go").touch()
     told = [(task.item, task.exit_code) for task in (first, *ended)]
@@ -78,7 +78,7 @@ def test_items_are_mapped_as_they_end(mesh: octaskly.Client, tmp_path: Path) -> 
 
 
 def test_items_are_taken_as_they_are_needed(
-    mesh: octaskly.Client, monkeypatch: pytest.MonkeyPatch
+    client: octaskly.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be any number of them; two arrays are under way at a time."""
     monkeypatch.setattr("octaskly.client.flows.arrays.ITEMS_MAX", 3)
@@ -90,7 +90,7 @@ def test_items_are_taken_as_they_are_needed(
             yield taken
             taken += 1
 
-    ended = mesh.map("echo {}", endless())
+    ended = client.map("echo {}", endless())
     first = [task.stdout for task in itertools.islice(ended, 4)]
 
     assert first == ["0\n", "1\n", "2\n", "3\n"]
@@ -98,54 +98,54 @@ def test_items_are_taken_as_they_are_needed(
     ended.close()
 
 
-def test_who_leaves_a_map_cancels_the_rest(mesh: octaskly.Client) -> None:
+def test_who_leaves_a_map_cancels_the_rest(client: octaskly.Client) -> None:
     """Nobody else knows of these tasks."""
-    ended = mesh.map("test {} = 0 || sleep 60", [0, 1], name="half")
+    ended = client.map("test {} = 0 || sleep 60", [0, 1], name="half")
     next(ended)
     ended.close()
 
-    half = [task for task in mesh.tasks() if task.name == "half"][-1]
-    assert mesh.wait(half, deadline_s=60).status == "cancelled"
+    half = [task for task in client.tasks() if task.name == "half"][-1]
+    assert client.wait(half, deadline_s=60).status == "cancelled"
 
 
 def test_an_array_is_submitted_once_and_its_results_read_later(
-    mesh: octaskly.Client,
+    client: octaskly.Client,
 ) -> None:
     """Members have their number, their output, and how they ended."""
-    array = mesh.array("echo {}; exit {}", "0-2", max_fails=9)
+    array = client.array("echo {}; exit {}", "0-2", max_fails=9)
 
-    ended = list(mesh.results(array.id))
+    ended = list(client.results(array.id))
 
     assert [(task.index, task.stdout, task.exit_code) for task in ended] == [
         (0, "0\n", 0),
         (1, "1\n", 1),
         (2, "2\n", 2),
     ]
-    members = mesh.wait(array).array
+    members = client.wait(array).array
     assert members is not None
     assert (members.total, members.failed, members.max_fails) == (3, 2, 9)
-    assert len(list(mesh.tasks(array=array, status="failed"))) == 2
+    assert len(list(client.tasks(array=array, status="failed"))) == 2
 
 
-def test_a_file_comes_in_pieces(mesh: octaskly.Client) -> None:
+def test_a_file_comes_in_pieces(client: octaskly.Client) -> None:
     """However big it is, and also an empty one."""
-    task = mesh.run(
+    task = client.run(
         "head -c 300000 /dev/urandom > big; cksum < big; : > 'an empty one'",
         outputs=["big", "an empty one"],
     )
 
-    pieces = list(mesh.output(task, "big"))
+    pieces = list(client.output(task, "big"))
 
     assert len(pieces) > 1
     assert sum(map(len, pieces)) == 300_000
-    assert list(mesh.output(task, "an empty one")) == []
+    assert list(client.output(task, "an empty one")) == []
     with pytest.raises(octaskly.NotFound):
-        list(mesh.output(task, "other"))
+        list(client.output(task, "other"))
 
 
-def test_a_deadline_ends_a_stream(mesh: octaskly.Client) -> None:
+def test_a_deadline_ends_a_stream(client: octaskly.Client) -> None:
     """It says so; the end of an iterator means that all was told."""
-    news = mesh.events(types=["node"], deadline_s=0.3)
+    news = client.events(types=["node"], deadline_s=0.3)
 
     with pytest.raises(octaskly.TimedOut):
         for _ in news:

@@ -11,47 +11,47 @@ import pytest
 import octaskly
 
 
-def test_a_command_is_run_and_comes_back(mesh: octaskly.Client) -> None:
+def test_a_command_is_run_and_comes_back(client: octaskly.Client) -> None:
     """As from subprocess.run: exit code and output, exact where it is no text."""
-    ended = mesh.run(r"printf 'a\377b'; echo why >&2; exit 3")
+    ended = client.run(r"printf 'a\377b'; echo why >&2; exit 3")
 
     assert (ended.status, ended.exit_code) == ("failed", 3)
     assert (ended.stdout, ended.stderr) == ("a\ufffdb", "why\n")
     assert ended.output_bytes("stdout") == b"a\xffb"
 
 
-def test_a_failure_is_an_error_where_that_is_asked_for(mesh: octaskly.Client) -> None:
+def test_a_failure_is_an_error_where_that_is_asked_for(client: octaskly.Client) -> None:
     """It says how the task ended, with the last line of stderr, and has the task."""
     with pytest.raises(octaskly.TaskFailed, match="exit code 4: no such") as caught:
-        mesh.run("echo no such >&2; exit 4", check=True)
+        client.run("echo no such >&2; exit 4", check=True)
 
     assert caught.value.task.exit_code == 4
 
 
 def test_who_waits_no_longer_is_told_and_the_task_goes_on(
-    mesh: octaskly.Client,
+    client: octaskly.Client,
 ) -> None:
     """A deadline is of the caller; `timeout` is of the task."""
-    task = mesh.submit("sleep 30")
+    task = client.submit("sleep 30")
     with pytest.raises(octaskly.TimedOut, match="has not ended within"):
-        mesh.wait(task, deadline_s=0.2)
+        client.wait(task, deadline_s=0.2)
 
-    assert not mesh.task(task).is_final
-    mesh.cancel(task, force=True)
-    assert mesh.wait(task).status == "cancelled"
+    assert not client.task(task).is_final
+    client.cancel(task, force=True)
+    assert client.wait(task).status == "cancelled"
 
 
-def test_who_leaves_a_run_cancels_its_task(mesh: octaskly.Client) -> None:
+def test_who_leaves_a_run_cancels_its_task(client: octaskly.Client) -> None:
     """As subprocess.run kills its child: nobody else knows of the task."""
     with pytest.raises(octaskly.TimedOut):
-        mesh.run("sleep 30", name="left", deadline_s=3.0)
-    [left] = [task for task in mesh.tasks() if task.name == "left"][-1:]
-    assert mesh.wait(left).status == "cancelled"
+        client.run("sleep 30", name="left", deadline_s=3.0)
+    [left] = [task for task in client.tasks() if task.name == "left"][-1:]
+    assert client.wait(left).status == "cancelled"
 
 
-def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
+def test_all_that_a_task_can_ask_for_arrives(client: octaskly.Client) -> None:
     """Each keyword is the field of the API that has its name."""
-    parent = mesh.submit("true")
+    parent = client.submit("true")
     asked: octaskly.TaskFields = {
         "timeout": 60,
         "outputs": ["made"],
@@ -74,10 +74,10 @@ def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
     untold = {"cwd", "files", "inputs", "id"}
     assert set(asked) | untold == octaskly.TaskFields.__optional_keys__
 
-    task = mesh.run("echo $GREETING; cat; echo made > made", check=True, **asked)
+    task = client.run("echo $GREETING; cat; echo made > made", check=True, **asked)
 
     assert task.output_bytes("stdout") == b"hello\n\xff\x00"
-    assert b"".join(mesh.output(task, "made")) == b"made\n"
+    assert b"".join(client.output(task, "made")) == b"made\n"
     shown = {key: getattr(task, key) for key in asked if hasattr(task, key)}
     told: dict[str, Any] = {key: asked[key] for key in shown}  # type: ignore[literal-required]
     told["after"] = [parent.id]
@@ -89,77 +89,77 @@ def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
 
 
 def test_many_tasks_are_submitted_at_once_and_come_as_they_end(
-    mesh: octaskly.Client, tmp_path: Path
+    client: octaskly.Client, tmp_path: Path
 ) -> None:
     """In one request, all or none; waiting takes one stream."""
     drafts: list[octaskly.Draft | str]
     wait = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
     drafts = [octaskly.Draft(command=wait, name="slow"), "echo quick"]
-    slow, quick = mesh.submit_many(drafts)
-    ending = mesh.as_ended([slow, quick, quick.id])
+    slow, quick = client.submit_many(drafts)
+    ending = client.as_ended([slow, quick, quick.id])
     ended = [next(ending)]
     (tmp_path / "go").touch()
     ended += ending
 
     assert [task.id for task in ended] == [quick.id, slow.id]
     assert [task.stdout for task in ended] == ["quick\n", ""]
-    assert mesh.submit_many([]) == []
+    assert client.submit_many([]) == []
     with pytest.raises(octaskly.Invalid) as caught:
-        mesh.submit_many(["true", ""])
+        client.submit_many(["true", ""])
     assert caught.value.field == "$[1].command"
 
 
 def test_the_key_of_a_caller_makes_one_task_of_two_submissions(
-    mesh: octaskly.Client,
+    client: octaskly.Client,
 ) -> None:
     """So a program that is started again submits nothing twice."""
-    key = f"key-{mesh.submit('true').id}"
+    key = f"key-{client.submit('true').id}"
 
     assert (
-        mesh.submit("true", idempotency_key=key).id
-        == mesh.submit("true", idempotency_key=key).id
+        client.submit("true", idempotency_key=key).id
+        == client.submit("true", idempotency_key=key).id
     )
 
 
-def test_an_empty_key_is_refused(mesh: octaskly.Client) -> None:
+def test_an_empty_key_is_refused(client: octaskly.Client) -> None:
     """It is of a variable that is not set: whoever repeats that gets two tasks."""
     with pytest.raises(octaskly.Invalid) as one:
-        mesh.submit("true", idempotency_key="")
+        client.submit("true", idempotency_key="")
     with pytest.raises(octaskly.Invalid) as many:
-        mesh.submit_many(["true"], idempotency_key="")
+        client.submit_many(["true"], idempotency_key="")
 
     assert one.value.field == many.value.field == "Idempotency-Key"
 
 
-def test_what_has_ended_is_run_again(mesh: octaskly.Client) -> None:
+def test_what_has_ended_is_run_again(client: octaskly.Client) -> None:
     """As a new task, which says what it repeats."""
-    ended = mesh.run("true")
+    ended = client.run("true")
 
-    again = mesh.retry(ended)
+    again = client.retry(ended)
 
     assert again.retry_of == ended.id
-    assert mesh.explain(mesh.wait(again)).summary.startswith("it completed on")
+    assert client.explain(client.wait(again)).summary.startswith("it completed on")
 
 
-def test_the_mesh_is_shown_with_types(mesh: octaskly.Client) -> None:
+def test_the_mesh_is_shown_with_types(client: octaskly.Client) -> None:
     """Nodes and numbers are values with names, not bare dicts."""
-    nodes, stats = mesh.nodes(), mesh.stats()
+    nodes, stats = client.nodes(), client.stats()
 
     assert [node.role for node in nodes] == ["dispatcher", "standby", "standby"]
     assert {node.name for node in nodes} == {"ash", "birch", "cedar"}
     assert (stats.workers.total, len(stats.mesh.standbys)) == (3, 2)
 
 
-def test_tasks_are_found_by_what_they_are_called(mesh: octaskly.Client) -> None:
+def test_tasks_are_found_by_what_they_are_called(client: octaskly.Client) -> None:
     """By name, labels and text, page by page, in one iterator."""
-    name = f"found {mesh.submit('true').id}"
+    name = f"found {client.submit('true').id}"
     ids = [
-        mesh.submit(f"true {n}", name=name, labels={"n": str(n % 2)}).id
+        client.submit(f"true {n}", name=name, labels={"n": str(n % 2)}).id
         for n in range(3)
     ]
 
     def found(**wanted: Unpack[octaskly.TaskFilter]) -> list[str]:
-        return [task.id for task in mesh.tasks(**wanted)]
+        return [task.id for task in client.tasks(**wanted)]
 
     assert found(name=name) == ids
     assert found(name=name, newest=True) == ids[::-1]
@@ -173,12 +173,12 @@ def test_tasks_are_found_by_what_they_are_called(mesh: octaskly.Client) -> None:
 
 
 def test_a_task_is_found_by_whatever_text_is_in_its_command(
-    mesh: octaskly.Client,
+    client: octaskly.Client,
 ) -> None:
     """Scripts have lines and tabs."""
-    task = mesh.submit("true 'found in\n\ttwo lines'", name="👩\u200d🚀")
+    task = client.submit("true 'found in\n\ttwo lines'", name="👩\u200d🚀")
 
-    found = mesh.tasks(text="in\n\ttwo", name="👩\u200d🚀", newest=True)
+    found = client.tasks(text="in\n\ttwo", name="👩\u200d🚀", newest=True)
 
     assert task.id in [one.id for one in found]
 

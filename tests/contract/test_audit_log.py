@@ -15,7 +15,8 @@ from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditEntry, AuditLog, RecordQuery
 from octaskly.system.clock import SystemClock
-from tests.contract.test_token_desk import MemoryRecords, Reign
+from tests.contract.test_token_desk import MemoryRecords
+from tests.support.dispatcher_role import DispatcherRole
 from tests.support.fake_audit import FakeAudit
 
 NODE = NodeId("n" * 16)
@@ -38,25 +39,20 @@ class ListedRecords(MemoryRecords):
         return tuple(found[: query.limit])
 
 
-def real(reign: Reign) -> AgentAuditLog:
-    return AgentAuditLog(ListedRecords(), SystemClock(), NODE, reign.require)
+def real(role: DispatcherRole) -> AgentAuditLog:
+    return AgentAuditLog(ListedRecords(), SystemClock(), NODE, role.require)
 
 
-def fake(reign: Reign) -> FakeAudit:
-    return FakeAudit(reign.require)
+def fake(role: DispatcherRole) -> FakeAudit:
+    return FakeAudit(role.require)
 
 
-LOGS: tuple[Callable[[Reign], AuditLog], ...] = (real, fake)
-
-
-@pytest.fixture
-def reign() -> Reign:
-    return Reign()
+LOGS: tuple[Callable[[DispatcherRole], AuditLog], ...] = (real, fake)
 
 
 @pytest.fixture(params=LOGS, ids=["real", "fake"])
-def log(request: pytest.FixtureRequest, reign: Reign) -> AuditLog:
-    made: AuditLog = request.param(reign)
+def log(request: pytest.FixtureRequest, dispatcher_role: DispatcherRole) -> AuditLog:
+    made: AuditLog = request.param(dispatcher_role)
     return made
 
 
@@ -116,9 +112,11 @@ async def test_what_is_no_cursor_is_refused(log: AuditLog) -> None:
         await log.read_page(since_ms=None, after="?", limit=9)
 
 
-async def test_only_the_dispatcher_keeps_it(log: AuditLog, reign: Reign) -> None:
+async def test_only_the_dispatcher_keeps_it(
+    log: AuditLog, dispatcher_role: DispatcherRole
+) -> None:
     """Another node forwards."""
-    reign.is_over = True
+    dispatcher_role.is_over = True
 
     with pytest.raises(NotDispatcher):
         await log.read_page(since_ms=0, after=None, limit=9)
@@ -195,7 +193,7 @@ async def test_a_deed_of_a_time_that_cannot_be_shown_hides_no_other(
 ) -> None:
     """A hostile member may write anything; `nodes` and `audit` must go on."""
     records = ListedRecords()
-    audit = AgentAuditLog(records, SystemClock(), NODE, Reign().require)
+    audit = AgentAuditLog(records, SystemClock(), NODE, DispatcherRole().require)
     await audit.record_join(NODE, "pi")
     odd = deed(1, **more)
     body, node = msgspec.json.encode(odd), NodeId("o" * 16)

@@ -24,6 +24,7 @@ from octaskly.errors import (
 from octaskly.ports import Principal, RecordQuery, TokenRegistry
 from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, TokenSigner, generate_secret
+from tests.support.dispatcher_role import DispatcherRole
 from tests.support.fake_tokens import FakeTokens
 
 DAY_S = 86_400
@@ -49,38 +50,24 @@ class MemoryRecords(Records):
         return tuple(r for r in self.kept.values() if r.kind in query.kinds)
 
 
-class Reign:
-    """Whether this node is dispatcher."""
-
-    def __init__(self) -> None:
-        self.is_over = False
-
-    def require(self) -> None:
-        if self.is_over:
-            raise NotDispatcher("this node is not dispatcher")
-
-
-def office(reign: Reign) -> TokenService:
+def office(role: DispatcherRole) -> TokenService:
     return TokenService(
-        TokenSigner(generate_secret()), MemoryRecords(), SystemClock(), reign.require
+        TokenSigner(generate_secret()), MemoryRecords(), SystemClock(), role.require
     )
 
 
-def fake(reign: Reign) -> FakeTokens:
-    return FakeTokens(1_800_000_000_000, reign.require)
+def fake(role: DispatcherRole) -> FakeTokens:
+    return FakeTokens(1_800_000_000_000, role.require)
 
 
-DESKS: tuple[Callable[[Reign], TokenRegistry], ...] = (office, fake)
-
-
-@pytest.fixture
-def reign() -> Reign:
-    return Reign()
+DESKS: tuple[Callable[[DispatcherRole], TokenRegistry], ...] = (office, fake)
 
 
 @pytest.fixture(params=DESKS, ids=["real", "fake"])
-def desk(request: pytest.FixtureRequest, reign: Reign) -> TokenRegistry:
-    made: TokenRegistry = request.param(reign)
+def desk(
+    request: pytest.FixtureRequest, dispatcher_role: DispatcherRole
+) -> TokenRegistry:
+    made: TokenRegistry = request.param(dispatcher_role)
     return made
 
 
@@ -96,7 +83,9 @@ class Signed(NamedTuple):
 def signed() -> Signed:
     secret = generate_secret()
     signer = TokenSigner(secret)
-    desk = TokenService(signer, MemoryRecords(), SystemClock(), Reign().require)
+    desk = TokenService(
+        signer, MemoryRecords(), SystemClock(), DispatcherRole().require
+    )
     return Signed(secret, signer, desk)
 
 
@@ -186,10 +175,10 @@ async def test_a_name_that_is_unknown_is_no_token(desk: TokenRegistry) -> None:
 
 
 async def test_only_the_dispatcher_keeps_the_list(
-    desk: TokenRegistry, reign: Reign
+    desk: TokenRegistry, dispatcher_role: DispatcherRole
 ) -> None:
     """Another node forwards."""
-    reign.is_over = True
+    dispatcher_role.is_over = True
 
     for ask in (desk.list_tokens(), desk.revoke("ci", by="bo"), issued(desk, "ci")):
         with pytest.raises(NotDispatcher):
@@ -198,7 +187,7 @@ async def test_only_the_dispatcher_keeps_the_list(
 
 async def test_a_token_that_was_verified_before_is_judged_again() -> None:
     """What was verified is remembered, so that must not outlast the token."""
-    real = office(Reign())
+    real = office(DispatcherRole())
     token, info = await real.issue(
         role="viewer", expires_s=60, subject=None, name=None, by=local("ana")
     )
@@ -225,10 +214,10 @@ async def opened(desk: TokenRegistry, at_s: int = 0) -> Principal:
 
 
 async def test_a_page_gets_a_short_token_and_renews_it_under_its_id(
-    desk: TokenRegistry, reign: Reign
+    desk: TokenRegistry, dispatcher_role: DispatcherRole
 ) -> None:
     """At any node, so that a page lives through a change of dispatcher."""
-    reign.is_over = True
+    dispatcher_role.is_over = True
     page = await opened(desk)
 
     _, renewed = desk.renew_session_token(page)
@@ -329,7 +318,7 @@ async def test_a_token_issues_none_that_outlasts_its_secret(signed: Signed) -> N
 
 async def test_a_name_of_any_length_fits_into_a_record() -> None:
     """A record that is too large would be a fault of this node."""
-    real = office(Reign())
+    real = office(DispatcherRole())
     long = "é" * 128
     _, info = await real.issue(
         role="viewer", expires_s=60, subject=long, name="n" * 64, by=local("🦊" * 256)
@@ -353,7 +342,7 @@ async def test_what_no_node_of_ours_wrote_hides_no_other_token(body: bytes) -> N
     """Who cannot list tokens cannot take any back by its name."""
     records = MemoryRecords()
     desk = TokenService(
-        TokenSigner(generate_secret()), records, SystemClock(), Reign().require
+        TokenSigner(generate_secret()), records, SystemClock(), DispatcherRole().require
     )
     odd, until_ms = "0" * 32, 1 << 46
     await records.write_records(RecordDraft(TOKEN, odd, body, until_ms))

@@ -24,7 +24,7 @@ def quick() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
+def page_mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
     """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
 
     The folder where one types is the worker directory of both, so that tasks find the

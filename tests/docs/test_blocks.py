@@ -144,10 +144,10 @@ def test_a_unit_is_one_that_systemd_knows(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", TYPED, ids=shown)
 def test_what_a_page_tells_to_type_works(
-    mesh: tuple[Console, Agent], page: Path
+    page_mesh: tuple[Console, Agent], page: Path
 ) -> None:
     """Every command of it, in its order, from an empty folder."""
-    shell, node = mesh
+    shell, node = page_mesh
 
     def listed() -> Any:
         status, said = node.call("GET", "/api/v1/tokens")

@@ -67,11 +67,11 @@ EXPECTED = {
 
 
 @pytest.mark.timeout(400)
-def test_examples_run_as_they_are(mesh: tuple[Console, Agent]) -> None:
+def test_examples_run_as_they_are(page_mesh: tuple[Console, Agent]) -> None:
     """Who copies an example gets what it promises."""
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".md"}
     assert scripts == set(EXPECTED)
-    _, node = mesh
+    _, node = page_mesh
     status, minted = node.call("POST", "/api/v1/tokens", {"role": "client"})
     assert status == 201
     environ = {

@@ -19,6 +19,7 @@ from tests.mesh.history import Outcome, Pace
 from tests.mesh.lab import Host
 from tests.mesh.netns import wait_until
 from tests.mesh.scene import FLOW_S, Scene, use
+from tests.support.frames import length_prefixed
 
 pytestmark = [pytest.mark.netns, pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -273,10 +274,6 @@ class Stranger:
                 pass
 
 
-def frame(body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + body
-
-
 def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
     """Frames of 4 GiB, deep nesting, silence, junk: bounded, and the mesh goes on."""
     scene = Scene("F34", make_lab(4))
@@ -290,12 +287,12 @@ def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
 
     for data in (
         (0xFFFFFFFF).to_bytes(4, "big"),
-        frame(b"\x91" * 200_000),
-        frame(b"\xdd\xff\xff\xff\xff"),
-        frame(b"\xc1" * 64),
-        frame(msgpack.packb([[3, [0, ""]]])),
-        frame(msgpack.packb({"a": 1})),
-        frame(b""),
+        length_prefixed(b"\x91" * 200_000),
+        length_prefixed(b"\xdd\xff\xff\xff\xff"),
+        length_prefixed(b"\xc1" * 64),
+        length_prefixed(msgpack.packb([[3, [0, ""]]])),
+        length_prefixed(msgpack.packb({"a": 1})),
+        length_prefixed(b""),
     ):
         # Each time another member: one that lied is not listened to for a while.
         trust = MeshTls(load_secret(scene.secret), NodeKey.generate())

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -260,3 +261,29 @@ def until_nodes(agent: Agent, count: int, *, deadline_s: float = WAIT_S_MAX) -> 
                     return time.perf_counter()
         time.sleep(0.01)
     raise RuntimeError(f"no mesh of {count} within {deadline_s} s")
+
+
+@contextlib.contextmanager
+def three_agents(folder: Path) -> Iterator[list[Agent]]:
+    """Run two nodes that may reign, the first of them dispatcher, and a mere worker."""
+    agents = [start(folder, "ana")]
+    try:
+        until_nodes(agents[0], 1)
+        agents.append(start(folder, "ben"))
+        agents.append(start(folder, "cy", "--no-electable"))
+        until_nodes(agents[0], 3)
+        yield agents
+    finally:
+        stop_all(agents)
+
+
+def roles_of(agent: Agent) -> dict[str, str]:
+    """Return what each node is; empty while nobody reigns."""
+    status, body = agent.call("GET", "/api/v1/nodes")
+    return {n["name"]: n["role"] for n in body["nodes"]} if status == 200 else {}
+
+
+def kill_agent(agent: Agent) -> None:
+    """End an agent's process by SIGKILL, as a power cut would."""
+    agent.process.send_signal(signal.SIGKILL)
+    agent.process.wait()

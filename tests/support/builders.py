@@ -27,6 +27,11 @@ def moment(seconds: float = 0.0) -> Moment:
     return Moment(100.0 + seconds, START_MS + round(seconds * 1000))
 
 
+def node_moment(seconds: float) -> Moment:
+    """Return both clocks where the monotonic one began `seconds` ago, in 2023."""
+    return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
+
+
 def node_id(name: str) -> NodeId:
     """Return the id of a node that tests call by a short name."""
     return NodeId(name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from octaskly.config.account import Account
 from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
-from octaskly.core.model.tasks import EndReason, Outcome, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
 from octaskly.runner.files.blob_fetcher import BlobFetcher
@@ -207,3 +207,10 @@ async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
         yield made
     finally:
         await pool.close()
+
+
+def outcome_summary(
+    outcome: Outcome,
+) -> tuple[AttemptState, EndReason, int | None, int | None]:
+    """Return state, reason, exit code and signal."""
+    return outcome.state, outcome.reason, outcome.exit_code, outcome.signal

@@ -187,8 +187,3 @@ def streamed_to(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
 def nodes_served(effects: list[Effect]) -> list[str]:
     """Return who is sent entries from the disk."""
     return [effect.peer for effect in effects if isinstance(effect, ServePull)]
-
-
-def note_events(effects: list[Effect]) -> list[str]:
-    """Return the notes."""
-    return [effect.event for effect in effects if isinstance(effect, LogLine)]

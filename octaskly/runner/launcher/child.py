@@ -71,8 +71,8 @@ class StartOrder:
         "key",
         "limit_enforcer",
         "marker",
+        "options",
         "queued_s",
-        "settings",
         "task",
         "timeout_s",
     )

@@ -5,23 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.integration.agent.test_tokens import connection, issue, roles, three
-from tests.support.agents import Agent, request, until
+from tests.integration.agent.test_tokens import connection, issue
+from tests.support.agents import Agent, request, roles_of, until
 
 Line = tuple[str | None, str, str | None, str, int]
-
-
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
-    """Three nodes, whose audit log holds nothing of another test."""
-    with three(tmp_path) as agents:
-        yield agents
 
 
 def lines(agent: Agent) -> list[dict[str, Any]]:
@@ -52,13 +41,13 @@ def ask(
 
 
 def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
-    mesh: list[Agent],
+    fresh_mesh: list[Agent],
 ) -> None:
     """Whatever node is asked, also one that decides by itself; after a failover, too.
 
     Who reads it is an admin.
     """
-    worker = mesh[2]
+    worker = fresh_mesh[2]
     client, viewer = (
         issue(worker, name=r, role=r)["token"] for r in ("client", "viewer")
     )
@@ -88,8 +77,8 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
         (who, "DELETE /api/v1/tokens/{token}", "viewer", "cy", 200),
     }
 
-    until(lambda: wanted <= told(mesh[0]), "all of it is in the log")
-    seen = lines(mesh[0])
+    until(lambda: wanted <= told(fresh_mesh[0]), "all of it is in the log")
+    seen = lines(fresh_mesh[0])
     joined = {e["subject"] for e in seen if e["action"] == "join"}
     (submission,) = (
         e for e in seen if e["action"] == tasks and e["subject"] == "client"
@@ -106,33 +95,33 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     assert came["ana"] is None
     assert all(came[name] for name in ("ben", "cy"))
 
-    mesh[0].process.send_signal(signal.SIGKILL)
-    mesh[0].process.wait()
-    until(lambda: roles(worker).get("ben") == "dispatcher", "another node reigns")
+    fresh_mesh[0].process.send_signal(signal.SIGKILL)
+    fresh_mesh[0].process.wait()
+    until(lambda: roles_of(worker).get("ben") == "dispatcher", "another node reigns")
     assert {e["id"] for e in seen} <= {e["id"] for e in lines(worker)}
     assert join_times(worker) == came
 
 
 def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
-    mesh: list[Agent],
+    fresh_mesh: list[Agent],
 ) -> None:
     """Else it would cost more to refuse than to ask."""
-    token = issue(mesh[1], name="bulk")["token"]
-    before = {e["id"] for e in lines(mesh[1])}
+    token = issue(fresh_mesh[1], name="bulk")["token"]
+    before = {e["id"] for e in lines(fresh_mesh[1])}
     began_s = time.monotonic()
-    with contextlib.closing(connection(mesh[2])) as opened:
+    with contextlib.closing(connection(fresh_mesh[2])) as opened:
         for _ in range(200):
             assert request(opened, "GET", "/api/v1/tasks", token="x.y.z")[0] == 401
     many = [{"command": "true", "requires": {"gpus": 99}}] * 100
     for _ in range(20):
-        assert ask(mesh[1], "POST", "/api/v1/tasks", many, token=token)[0] == 201
+        assert ask(fresh_mesh[1], "POST", "/api/v1/tasks", many, token=token)[0] == 201
 
     def are_written() -> bool:
-        found = [e for e in lines(mesh[1]) if e["subject"] == "bulk"]
+        found = [e for e in lines(fresh_mesh[1]) if e["subject"] == "bulk"]
         return sum(int(e["task_count"]) for e in found) >= 10 * len(many)
 
     until(are_written, "the first submissions are in the log")
-    seen = [e for e in lines(mesh[1]) if e["id"] not in before]
+    seen = [e for e in lines(fresh_mesh[1]) if e["id"] not in before]
 
     refused = [e for e in seen if not e["allowed"]]
     bulk = [e for e in seen if e["action"] == "POST /api/v1/tasks"]

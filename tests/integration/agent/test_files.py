@@ -18,7 +18,7 @@ BYTES = "application/octet-stream"
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+def files_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     folder = tmp_path_factory.mktemp("files")
     with meshed(folder, "ash", "birch", extra=("--files-quota", "8M")) as agents:
         yield agents
@@ -57,13 +57,13 @@ def run(worker: Agent, command: str, *files: Mapping[str, str]) -> dict[str, Any
 
 @pytest.mark.parametrize("front", [0, 1])
 def test_a_task_finds_the_file_wherever_it_was_left(
-    mesh: list[Agent], front: int
+    files_mesh: list[Agent], front: int
 ) -> None:
     """At its own node, the dispatcher or another; only to be read, by no other task."""
     data = os.urandom(3_000_000)
-    file = left(mesh[front], data)
+    file = left(files_mesh[front], data)
 
-    for worker in mesh:
+    for worker in files_mesh:
         task = run(worker, "sha256sum given; stat -c %a given; ls -A", file)
         assert task["status"] == "completed", task
         assert task["stdout"].split() == [file["sha256"], "given", "400", "given"]
@@ -71,52 +71,54 @@ def test_a_task_finds_the_file_wherever_it_was_left(
         assert worker.call("GET", f"/api/v1/tasks/{task['id']}")[1]["files"] == [file]
 
 
-def test_the_node_of_a_file_may_be_called_by_its_name(mesh: list[Agent]) -> None:
+def test_the_node_of_a_file_may_be_called_by_its_name(files_mesh: list[Agent]) -> None:
     """As wherever else a task asks for a node."""
-    file = left(mesh[0], b"by name") | {"node": mesh[0].state.name}
+    file = left(files_mesh[0], b"by name") | {"node": files_mesh[0].state.name}
 
-    for worker in mesh:
+    for worker in files_mesh:
         task = run(worker, "cat given", file)
         assert (task["stdout"], task["files"]) == ("by name", [file])
 
 
-def test_a_node_fetches_a_file_once(mesh: list[Agent]) -> None:
+def test_a_node_fetches_a_file_once(files_mesh: list[Agent]) -> None:
     """What it has is enough when the first node has lost its own."""
     data = os.urandom(100_000)
-    file = left(mesh[0], data)
-    assert run(mesh[1], "true", file)["status"] == "completed"
+    file = left(files_mesh[0], data)
+    assert run(files_mesh[1], "true", file)["status"] == "completed"
 
-    (mesh[0].state / "files" / file["sha256"]).unlink()
-    assert run(mesh[1], "wc -c < given", file)["stdout"].strip() == "100000"
+    (files_mesh[0].state / "files" / file["sha256"]).unlink()
+    assert run(files_mesh[1], "wc -c < given", file)["stdout"].strip() == "100000"
 
 
-def test_a_file_that_nobody_has_is_named(mesh: list[Agent]) -> None:
+def test_a_file_that_nobody_has_is_named(files_mesh: list[Agent]) -> None:
     """The task fails for it as for a missing input."""
-    file = left(mesh[0], b"here")
+    file = left(files_mesh[0], b"here")
     gone = {**file, "sha256": sha256(b"gone").hexdigest()}
     task = finished(
-        mesh[0],
-        submit(mesh[0], "true", files=[file | {"path": "a"}, gone], workdir="scratch"),
+        files_mesh[0],
+        submit(
+            files_mesh[0], "true", files=[file | {"path": "a"}, gone], workdir="scratch"
+        ),
     )
 
     assert (task["status"], task["reason"]) == ("failed", "inputs")
     assert f"given ({gone['sha256'][:12]}...) of node {file['node']}" in task["detail"]
 
 
-def test_a_file_is_taken_once(mesh: list[Agent]) -> None:
+def test_a_file_is_taken_once(files_mesh: list[Agent]) -> None:
     """Whoever has it may ask first, and let it go when no task needs it."""
     name = sha256(b"once").hexdigest()
-    assert mesh[0].call("GET", f"{FILES}/{name}")[0] == 404
-    assert send(mesh[0], b"once")[0] == 201
-    assert send(mesh[0], b"once")[0] == 200
-    status, body = mesh[0].call("GET", f"{FILES}/{name}")
+    assert files_mesh[0].call("GET", f"{FILES}/{name}")[0] == 404
+    assert send(files_mesh[0], b"once")[0] == 201
+    assert send(files_mesh[0], b"once")[0] == 200
+    status, body = files_mesh[0].call("GET", f"{FILES}/{name}")
     assert (status, body["bytes"]) == (200, 4)
-    assert mesh[0].call("DELETE", f"{FILES}/{name}")[0] == 204
+    assert files_mesh[0].call("DELETE", f"{FILES}/{name}")[0] == 204
 
 
-def test_what_cannot_be_taken_is_refused_with_a_reason(mesh: list[Agent]) -> None:
+def test_what_cannot_be_taken_is_refused_with_a_reason(files_mesh: list[Agent]) -> None:
     """And the node keeps nothing of it."""
-    agent = mesh[0]
+    agent = files_mesh[0]
     other = sha256(b"other").hexdigest()
     folder = agent.state / "files"  #: made for the first file that is left
     before = {place.name for place in folder.glob("*")}
@@ -147,25 +149,27 @@ def test_what_cannot_be_taken_is_refused_with_a_reason(mesh: list[Agent]) -> Non
     ],
 )
 def test_files_that_cannot_be_named_are_refused(
-    mesh: list[Agent], wish: dict[str, Any], field: str
+    files_mesh: list[Agent], wish: dict[str, Any], field: str
 ) -> None:
     """The answer names the file."""
     good = {"path": "given", "sha256": "0" * 64, "node": "ash"}
     task = {"command": "true", "workdir": "scratch", "files": [{}], **wish}
     task["files"] = [good | file for file in task["files"]]
 
-    status, body = mesh[0].call("POST", "/api/v1/tasks", task)
+    status, body = files_mesh[0].call("POST", "/api/v1/tasks", task)
 
     assert (status, body["field"]) == (400, field), body
 
 
-def test_a_client_reads_no_file_back(mesh: list[Agent]) -> None:
+def test_a_client_reads_no_file_back(files_mesh: list[Agent]) -> None:
     """Only nodes do; whoever may not submit leaves none either."""
-    name = left(mesh[0], b"secret")["sha256"]
-    assert mesh[0].call("GET", f"/internal/v1/files/{name}")[0] == 401
-    viewer = mesh[0].call("POST", "/api/v1/tokens", {"role": "viewer"})[1]["token"]
+    name = left(files_mesh[0], b"secret")["sha256"]
+    assert files_mesh[0].call("GET", f"/internal/v1/files/{name}")[0] == 401
+    viewer = files_mesh[0].call("POST", "/api/v1/tokens", {"role": "viewer"})[1][
+        "token"
+    ]
     headers = {"Authorization": f"Bearer {viewer}"}
-    with closing(_loopback(mesh[0])) as connection:
+    with closing(_loopback(files_mesh[0])) as connection:
         for method in ("GET", "POST", "DELETE"):
             connection.request(
                 method, f"{FILES}/{name}", headers={**headers, "Content-Type": BYTES}

@@ -67,7 +67,7 @@ class Mesh:
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def scraped_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     with meshed(folder, *NAMES) as agents:
         until(lambda: replicas(agents[0]) == len(NAMES), "both standbys are level")
@@ -111,11 +111,13 @@ def value(family: Family, **labels: str) -> float:
     )
 
 
-def test_every_metric_of_the_table_is_reported_by_who_knows_it(mesh: Mesh) -> None:
+def test_every_metric_of_the_table_is_reported_by_who_knows_it(
+    scraped_mesh: Mesh,
+) -> None:
     """What only the dispatcher knows, no other node reports, so sums are right."""
     reported = {
-        "the dispatcher": set(scraped(mesh.dispatcher)),
-        "followers": set(scraped(mesh.follower)),
+        "the dispatcher": set(scraped(scraped_mesh.dispatcher)),
+        "followers": set(scraped(scraped_mesh.follower)),
     }
 
     rare = {"octaskly_mesh_failover_seconds"}  # Nothing has failed here.
@@ -125,12 +127,12 @@ def test_every_metric_of_the_table_is_reported_by_who_knows_it(mesh: Mesh) -> No
         assert {n for n in names if n.startswith("octaskly_")} - rare == own - rare
 
 
-def test_promtool_finds_nothing_wrong_with_the_metrics(mesh: Mesh) -> None:
+def test_promtool_finds_nothing_wrong_with_the_metrics(scraped_mesh: Mesh) -> None:
     """Names, units, types and help as its linter wants them."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool of Debian's prometheus")
-    url = mesh.dispatcher.ready()["api_url"] + "/metrics"
+    url = scraped_mesh.dispatcher.ready()["api_url"] + "/metrics"
     with urllib.request.urlopen(url, timeout=WAIT_S_MAX) as answer:
         text = answer.read()
 
@@ -141,10 +143,10 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(mesh: Mesh) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_numbers_are_those_of_what_happened(mesh: Mesh) -> None:
+def test_numbers_are_those_of_what_happened(scraped_mesh: Mesh) -> None:
     """Ends by outcome, where the dispatcher decides and where attempts ran."""
-    dispatcher = scraped(mesh.dispatcher)
-    nodes = [scraped(agent) for agent in mesh.agents]
+    dispatcher = scraped(scraped_mesh.dispatcher)
+    nodes = [scraped(agent) for agent in scraped_mesh.agents]
 
     def everywhere(name: str, **labels: str) -> float:
         return sum(value(node[name], **labels) for node in nodes if name in node)
@@ -166,18 +168,20 @@ def test_numbers_are_those_of_what_happened(mesh: Mesh) -> None:
     assert everywhere("octaskly_mesh_dispatcher_known") == 3
     assert value(dispatcher["octaskly_store_replicas"]) == 3
     age = "octaskly_mesh_heartbeat_age_seconds"
-    until(lambda: 0 <= value(scraped(mesh.follower)[age]) < 3, "heartbeats come")
+    until(
+        lambda: 0 <= value(scraped(scraped_mesh.follower)[age]) < 3, "heartbeats come"
+    )
 
 
-def test_no_label_has_what_users_or_strangers_choose(mesh: Mesh) -> None:
+def test_no_label_has_what_users_or_strangers_choose(scraped_mesh: Mesh) -> None:
     """Names of tasks are nobody's business, and paths would be series without end."""
-    url = mesh.dispatcher.ready()["api_url"]
+    url = scraped_mesh.dispatcher.ready()["api_url"]
     for path in ("/one", "/two", "/three/secret-path", "/api/v1/tasks/secret-task"):
         request = urllib.request.Request(url + path, method="POST")
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(request, timeout=WAIT_S_MAX)
 
-    families = scraped(mesh.dispatcher)
+    families = scraped(scraped_mesh.dispatcher)
 
     shown = {
         text
@@ -191,9 +195,11 @@ def test_no_label_has_what_users_or_strangers_choose(mesh: Mesh) -> None:
     assert value(families["octaskly_api_requests_total"], route="") >= 3
 
 
-def test_every_metric_of_the_dashboard_and_the_alerts_exists(mesh: Mesh) -> None:
+def test_every_metric_of_the_dashboard_and_the_alerts_exists(
+    scraped_mesh: Mesh,
+) -> None:
     """A panel without data, or an alert that never fires, is worse than none."""
-    existing = {m.name for m in METRICS} | scraped(mesh.dispatcher).keys()
+    existing = {m.name for m in METRICS} | scraped(scraped_mesh.dispatcher).keys()
     dashboard = json.loads((CONTRIB / "grafana/octaskly.json").read_text())
     queries = "\n".join(_expressions(dashboard))
     rules = (CONTRIB / "prometheus/alerts.yml").read_text()
@@ -221,13 +227,13 @@ def _family(name: str, existing: set[str]) -> str | None:
 
 
 def test_a_viewer_scrapes_over_the_network_and_nobody_without_a_token(
-    mesh: Mesh,
+    scraped_mesh: Mesh,
 ) -> None:
     """On the machine itself none is needed; a bad one is refused there, too."""
-    tls = ssl.create_default_context(cafile=str(mesh.ca()))
-    port = int(mesh.follower.ready()["lan_url"].rpartition(":")[2])
-    lan, local = f"https://127.0.0.1:{port}", mesh.follower.ready()["api_url"]
-    viewer = {"Authorization": f"Bearer {mesh.token('viewer')}"}
+    tls = ssl.create_default_context(cafile=str(scraped_mesh.ca()))
+    port = int(scraped_mesh.follower.ready()["lan_url"].rpartition(":")[2])
+    lan, local = f"https://127.0.0.1:{port}", scraped_mesh.follower.ready()["api_url"]
+    viewer = {"Authorization": f"Bearer {scraped_mesh.token('viewer')}"}
 
     def status(url: str, headers: dict[str, str]) -> int:
         request = urllib.request.Request(url + "/metrics", headers=headers)
@@ -289,13 +295,13 @@ def prometheus(folder: Path, config: str, port: int) -> Iterator[str]:
 
 
 def test_prometheus_finds_and_scrapes_every_node(
-    mesh: Mesh, tmp_path: Path, unused_tcp_port: int
+    scraped_mesh: Mesh, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     """As the how-to says: one node names all, with a viewer's token and the CA."""
     token = tmp_path / "token"
-    token.write_text(mesh.token("viewer"))
-    url = mesh.follower.ready()["lan_url"]
-    config = config_shown(url=url, token=token, ca=mesh.ca())
+    token.write_text(scraped_mesh.token("viewer"))
+    url = scraped_mesh.follower.ready()["lan_url"]
+    config = config_shown(url=url, token=token, ca=scraped_mesh.ca())
 
     with prometheus(tmp_path, config, unused_tcp_port) as web:
 

@@ -122,7 +122,7 @@ class Front:
     def is_over(self, response: requests.Response) -> bool:
         """Whether the token was refused, and not for what is asked."""
         used = response.request.headers.get("Authorization") == f"Bearer {self.token}"
-        path = resource_path(str(response.request.url))
+        path = path_of(str(response.request.url))
         return used and response.status_code == 401 and not path.startswith(TOKENLESS)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-import signal
 import threading
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from tests.support.agents import (
     Agent,
     ending,
     finished,
+    kill_agent,
     launch,
     meshed,
     running,
@@ -117,7 +117,7 @@ def bereft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trio, Ans
     """Three that have lost their dispatcher, and what it answered to key k before."""
     with three(tmp_path_factory.mktemp("bereft")) as trio:
         first = ask(trio.others[0], "POST", TASKS, TASK, key="k")
-        kill(trio.dispatcher)
+        kill_agent(trio.dispatcher)
         until(trio.others[0], "/api/v1/nodes", has_copies(2))
         yield trio, first
 
@@ -131,11 +131,6 @@ def events(agent: Agent) -> list[tuple[str, str | None]]:
         for line in lines
         if line["event"] not in other
     ]
-
-
-def kill(agent: Agent) -> None:
-    agent.process.send_signal(signal.SIGKILL)
-    agent.process.wait()
 
 
 def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
@@ -165,7 +160,7 @@ def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
         for turn in range(TURNS):
             submit(front, f"key-{number}-{turn}")
             if (number, turn) == (0, TURNS // 2):
-                kill(trio.dispatcher)
+                kill_agent(trio.dispatcher)
                 died.set()
         assert died.wait(2 * WAIT_S_MAX)
         # Asked once more, at the other front: the same tasks, not other ones.
@@ -198,7 +193,7 @@ def test_no_command_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
         ) as node:
             for turn in range(TURNS):
                 if (number, turn) == (0, TURNS // 2):
-                    kill(trio.dispatcher)
+                    kill_agent(trio.dispatcher)
                     died.set()
                 drafts = [Draft(command="true", name=f"{number}-{turn}")]
                 [[task]] = submit_drafts(node, drafts, key=None, durability=None)
@@ -289,10 +284,10 @@ def test_a_task_that_only_an_absent_node_knows_is_never_called_unknown(
     """G7: a node that comes back alone cannot know what the other one accepted."""
     with running(tmp_path, "ana", "ben") as (ana, ben):
         until(ana, "/api/v1/nodes", has_copies(2))
-        kill(ben)
+        kill_agent(ben)
         until(ana, "/api/v1/nodes", has_copies(1))
         task = ask(ana, "POST", TASKS, TASK).body["id"]
-        kill(ana)
+        kill_agent(ana)
     short = "-".join(task.split("-")[:2])
     asked = [
         ("GET", f"{TASKS}/{task}"),

@@ -113,7 +113,7 @@ def _json(value: object) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+def slotted_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     """Three nodes, the dispatcher first."""
     folder = tmp_path_factory.mktemp("mesh")
     with meshed(folder, *NAMES, extra=("--slots", str(SLOTS))) as agents:
@@ -121,9 +121,9 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
 
 
 @pytest.fixture(scope="module", params=["dispatcher", "forwarded"])
-def front(request: pytest.FixtureRequest, mesh: list[Agent]) -> Front:
+def front(request: pytest.FixtureRequest, slotted_mesh: list[Agent]) -> Front:
     """The dispatcher, then a node that is not."""
-    return front_of(mesh[0 if request.param == "dispatcher" else 1])
+    return front_of(slotted_mesh[0 if request.param == "dispatcher" else 1])
 
 
 def front_of(agent: Agent) -> Front:
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_alike_everywhere(
 
 
 @pytest.mark.alone  # Ten thousand tasks at a time, on three agents.
-def test_lists_page_and_filter(front: Front, mesh: list[Agent]) -> None:
+def test_lists_page_and_filter(front: Front, slotted_mesh: list[Agent]) -> None:
     """Oldest first, with exact totals; all or nothing of a batch is there.
 
     The fullest batch goes the longer way, through the node that is not dispatcher.
@@ -235,7 +235,7 @@ def test_lists_page_and_filter(front: Front, mesh: list[Agent]) -> None:
     before = front.ask("GET", f"{TASKS}?limit=1").body["total"]
     most = [{"command": f": {n}"} for n in range(10_000)]
     refused = front.ask("POST", TASKS, [*most[:-1], {"command": ""}])
-    wanted = most[:2000] if front.agent is mesh[0] else most
+    wanted = most[:2000] if front.agent is slotted_mesh[0] else most
     count = len(wanted)
     tasks = front.submit(wanted)
     ids = [task["id"] for task in tasks]
@@ -275,10 +275,10 @@ def test_tasks_are_filtered_by_the_name_of_their_worker(front: Front) -> None:
 
 @pytest.mark.parametrize("round_", range(3))
 def test_one_key_is_one_task_however_often_and_wherever(
-    mesh: list[Agent], round_: int
+    slotted_mesh: list[Agent], round_: int
 ) -> None:
     """Twenty at once at three nodes are answered as one, also later."""
-    fronts = [front_of(agent) for agent in mesh]
+    fronts = [front_of(agent) for agent in slotted_mesh]
     key = f"parallel-{round_}-{time.monotonic_ns()}"
 
     def ask(number: int) -> Answer:
@@ -413,7 +413,7 @@ def test_output_is_kept_to_1_mib_with_true_counts(front: Front) -> None:
 
 
 def test_outputs_come_from_every_node_and_links_from_none(
-    front: Front, mesh: list[Agent]
+    front: Front, slotted_mesh: list[Agent]
 ) -> None:
     """Only regular files below the worker directory are captured."""
     task = front.run(
@@ -424,7 +424,7 @@ def test_outputs_come_from_every_node_and_links_from_none(
 
     sizes = {output["path"]: output["bytes"] for output in task["outputs"]}
     assert sizes == {"d/f": 4, "l": None, "e/passwd": None, "nope": None, "z": 0}
-    for agent in mesh:
+    for agent in slotted_mesh:
         node = front_of(agent)
         assert node.ask("GET", f"{path}/d/f").body == b"kept"
         assert node.ask("GET", f"{path}/z").body == b""

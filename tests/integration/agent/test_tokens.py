@@ -19,9 +19,11 @@ from tests.support.agents import (
     Agent,
     ending,
     request,
+    roles_of,
     soon_s,
     start,
     stop_all,
+    three_agents,
     until,
     until_nodes,
 )
@@ -30,31 +32,10 @@ TOKENS = "/api/v1/tokens"
 SOON_S = soon_s(2.0)  #: after the answer to a revocation
 
 
-@contextlib.contextmanager
-def three(folder: Path) -> Iterator[list[Agent]]:
-    """Run two nodes that may reign, the first of them dispatcher, and a mere worker."""
-    agents = [start(folder, "ana")]
-    try:
-        until_nodes(agents[0], 1)
-        agents.append(start(folder, "ben"))
-        agents.append(start(folder, "cy", "--no-electable"))
-        until_nodes(agents[0], 3)
-        yield agents
-    finally:
-        stop_all(agents)
-
-
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
-    """A mesh to be broken."""
-    with three(tmp_path) as agents:
-        yield agents
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     """A mesh that is left as it was."""
-    with three(tmp_path_factory.mktemp("shared")) as agents:
+    with three_agents(tmp_path_factory.mktemp("shared")) as agents:
         yield agents
 
 
@@ -76,12 +57,6 @@ def issue(agent: Agent, **asked: Any) -> dict[str, Any]:
     return dict(issued)
 
 
-def roles(agent: Agent) -> dict[str, str]:
-    """Return what each node is; empty while nobody reigns."""
-    status, body = agent.call("GET", "/api/v1/nodes")
-    return {n["name"]: n["role"] for n in body["nodes"]} if status == 200 else {}
-
-
 def revoked_everywhere_s(agents: list[Agent], token: str) -> float:
     """Return how long after now each node refuses a token."""
     began_s = time.perf_counter()
@@ -94,40 +69,40 @@ def revoked_everywhere_s(agents: list[Agent], token: str) -> float:
 
 
 def test_a_revoked_token_is_refused_by_all_and_stays_so(
-    mesh: list[Agent], tmp_path: Path
+    fresh_mesh: list[Agent], tmp_path: Path
 ) -> None:
     """Threat 11: within two seconds; after a failover; after all have restarted.
 
     It is revoked through the worker, which forwards, and so does the node at which a
     good token is shown: most of these requests go over two machines.
     """
-    worker = mesh[2]
-    assert roles(worker)["cy"] == "worker"
+    worker = fresh_mesh[2]
+    assert roles_of(worker)["cy"] == "worker"
     named = issue(worker, name="ci", expires_s=86_400 * 30)
     plain, kept = issue(worker), issue(worker, name="kept")["token"]
-    for agent in mesh:
+    for agent in fresh_mesh:
         assert status_at(agent, named["token"]) == 200
         assert status_at(agent, plain["token"]) == 200
 
     status, shown = worker.call("DELETE", f"{TOKENS}/ci")
-    took_s = revoked_everywhere_s(mesh, named["token"])
+    took_s = revoked_everywhere_s(fresh_mesh, named["token"])
     assert (status, shown["state"]) == (200, "revoked")
     assert took_s < SOON_S, f"all refused it after {took_s:.2f} s"
     assert worker.call("DELETE", f"{TOKENS}/{plain['id']}")[0] == 200
-    assert revoked_everywhere_s(mesh, plain["token"]) < SOON_S
+    assert revoked_everywhere_s(fresh_mesh, plain["token"]) < SOON_S
 
-    reigning = roles(worker)
-    dispatcher = next(a for a in mesh if reigning[a.state.name] == "dispatcher")
+    reigning = roles_of(worker)
+    dispatcher = next(a for a in fresh_mesh if reigning[a.state.name] == "dispatcher")
     dispatcher.process.send_signal(signal.SIGKILL)
     dispatcher.process.wait()
-    left = [agent for agent in mesh if agent is not dispatcher]
+    left = [agent for agent in fresh_mesh if agent is not dispatcher]
     until(lambda: status_at(left[0], kept) == 200, "another node reigns")
     for agent in left:
         assert status_at(agent, named["token"]) == 401
         assert status_at(agent, plain["token"]) == 401
 
     stop_all(left)
-    again = [start(tmp_path, agent.state.name) for agent in mesh]
+    again = [start(tmp_path, agent.state.name) for agent in fresh_mesh]
     with ending(*again):
         for agent in again:
             agent.ready()
@@ -161,20 +136,20 @@ class Reader(threading.Thread):
 
 
 def test_an_urgent_renewal_ends_tokens_and_the_old_secret(
-    mesh: list[Agent], tmp_path: Path
+    fresh_mesh: list[Agent], tmp_path: Path
 ) -> None:
     """Nobody is revoked for it, and all nodes stay in the mesh."""
-    token = issue(mesh[2])["token"]
+    token = issue(fresh_mesh[2])["token"]
     old = (tmp_path / "mesh.key").read_text().strip()
 
-    status, begun = mesh[2].call("POST", "/api/v1/rotation?now=true")
+    status, begun = fresh_mesh[2].call("POST", "/api/v1/rotation?now=true")
 
     assert (status, begun["revoked"]) == (202, [])
-    for agent in mesh:
+    for agent in fresh_mesh:
         until(lambda agent=agent: settled(agent) == 2, "the old secret is over")  # type: ignore[misc]
         assert status_at(agent, token) == 401
     assert old not in (tmp_path / "mesh.key").read_text()
-    until_nodes(mesh[0], 3)
+    until_nodes(fresh_mesh[0], 3)
 
 
 def settled(agent: Agent) -> int | None:

@@ -12,6 +12,7 @@ from tests.support.agents import (
     ending,
     finished,
     launch,
+    roles_of,
     submit,
     until,
     until_nodes,
@@ -64,23 +65,17 @@ def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
             alone = _accepted(ana)
             ben = launch(tmp_path / "ben", secret, "--name", "ben", program=NEXT_LOG)
             with ending(ben):
-                until(lambda: _roles(ana).get("ben") == "standby", "ben is standby")
+                until(lambda: roles_of(ana).get("ben") == "standby", "ben is standby")
                 until(lambda: _accepted(ana) > 1, "ben keeps up")
-                roles, both = _roles(ana), _accepted(ana)
+                roles, both = roles_of(ana), _accepted(ana)
                 ana.process.kill()
-                until(lambda: _roles(old).get("ben") == "dispatcher", "ben reigns")
+                until(lambda: roles_of(old).get("ben") == "dispatcher", "ben reigns")
                 ran = finished(old, submit(old, "true"))
 
     assert roles == {"ana": "dispatcher", "ben": "standby", "old": "worker"}
     assert (alone, both) == (1, 2)
     assert ran["status"] == "completed"
     assert "program of a peer is older" in ana.log()
-
-
-def _roles(agent: Agent) -> dict[str, str]:
-    """Return what each node is, as an agent lists them; empty while nobody reigns."""
-    status, body = agent.call("GET", "/api/v1/nodes")
-    return {n["name"]: n["role"] for n in body["nodes"]} if status == 200 else {}
 
 
 def _accepted(agent: Agent) -> int:

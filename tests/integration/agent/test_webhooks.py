@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.trust.mesh_secret import load_secret
-from tests.integration.agent.test_tokens import roles
 from tests.support.agents import (
     Agent,
     finished,
     replicas,
+    roles_of,
     running,
     submit,
     until,
@@ -64,7 +64,7 @@ def to_tell(agent: Agent) -> list[str]:
 def _kill_the_first(ana: Agent, bo: Agent) -> None:
     ana.process.kill()
     until(
-        lambda: roles(bo).get("bo") == "dispatcher",
+        lambda: roles_of(bo).get("bo") == "dispatcher",
         "bo reigns",
     )
 

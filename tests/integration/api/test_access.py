@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,6 @@ PAGE = ("/", "/static/style.css")  #: the dashboard's files, which hold no data
 SWAP = ("POST", "/api/v1/sessions")  #: wants a code instead
 OPEN = {(method, path) for path in ("/health", *PAGE) for method in ("GET", "HEAD")}
 BARE = {("GET", "/metrics"), ("HEAD", "/metrics")}  #: on loopback, without a token
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
-    async with api_node() as started:
-        yield started
 
 
 def _routes(node: ApiNode) -> list[tuple[str, str]]:

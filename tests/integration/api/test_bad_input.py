@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator
 
 import jwt
 import pytest
@@ -36,12 +35,6 @@ from tests.support.api_node import (
 TASKS = "/api/v1/tasks"
 GOOD = {"command": "true"}
 LIMIT = "$.limits.processes"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
-    async with api_node() as started:
-        yield started
 
 
 async def test_b01_post_without_token(node: ApiNode) -> None:

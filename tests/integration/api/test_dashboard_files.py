@@ -5,22 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 import octaskly
 from octaskly.api.routes.dashboard import assets
-from tests.support.api_node import ApiNode, api_node, assert_hardened
+from tests.support.api_node import ApiNode, assert_hardened
 
 STATIC = Path(octaskly.__file__).parent / "static"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
-    async with api_node() as started:
-        yield started
 
 
 def scripts() -> set[str]:

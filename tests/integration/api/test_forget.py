@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from tests.support.api_node import ADMIN, ApiNode, api_node, assert_problem
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
-    async with api_node() as started:
-        yield started
+from tests.support.api_node import ADMIN, ApiNode, assert_problem
 
 
 @pytest.mark.parametrize(("age_s", "status", "told"), [(0, 200, 0), (60, 202, None)])

@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from octaskly.api import HttpTimeouts, ListenerKind
+from octaskly.api import HttpTimeouts
 from octaskly.api.http import long_polls, sse
 from octaskly.api.http.buffers import WRITE_BUFFER_BYTES
 from octaskly.config.limits import LimitOptions
@@ -26,111 +23,44 @@ from octaskly.trust.node_key import NodeKey
 from octaskly.trust.tls import MeshTls
 from tests.integration.api.test_streams import Open, connect, serve_stream
 from tests.support.agents import WAIT_S_MAX
+from tests.support.api_mesh import PATIENT, SECRET, ApiMesh, Member, stranger_context
 from tests.support.api_node import (
     ADMIN,
     CLIENT,
     KNOWN,
     VIEWER,
     Answer,
-    ApiNode,
-    api_node,
     ask,
     assert_hardened,
     assert_problem,
     assert_standard_headers,
     exchange,
-    serve_free,
     unread,
     until,
 )
-from tests.support.fake_gateway import FakeGateway
 
 TASKS = "/api/v1/tasks"
-#: A machine that stalls must not make a node seem to be gone, or a hold seem over.
-PATIENT = HttpTimeouts(dispatcher_wait_s=30.0, connect_s=30.0, shutdown_s=1.0)
 BRIEF = replace(PATIENT, dispatcher_wait_s=1.0)  #: where nobody comes to be dispatcher
-SECRET = secrets_of.generate_secret()
-
-
-@dataclass
-class Member:
-    """A node with both listeners."""
-
-    api: ApiNode
-    trust: MeshTls
-    lan_port: int
-
-    @property
-    def gateway(self) -> FakeGateway:
-        return self.api.gateway
-
-    @property
-    def lan_url(self) -> str:
-        return f"https://127.0.0.1:{self.lan_port}"
-
-    def follow(self, other: Member, term: int = 1) -> None:
-        """See `other` as dispatcher."""
-        view = self.gateway.view_of(
-            other.gateway.node_id, term=term, lan_urls=[other.lan_url]
-        )
-        self.gateway.elect(view)
-
-    def reign(self, term: int = 1) -> None:
-        """See itself as dispatcher."""
-        view = self.gateway.view_of(self.gateway.node_id, term=term)
-        self.gateway.elect(view)
-
-
-class Mesh(AsyncExitStack):
-    """Members that share one secret."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tuned: list[socket.socket] = []  #: connections to other members
-
-    async def member(
-        self, name: str, deadlines: HttpTimeouts = PATIENT, **options: Any
-    ) -> Member:
-        trust = MeshTls(SECRET, NodeKey.generate())
-        api = await self.enter_async_context(
-            api_node(
-                FakeGateway(trust.node_id, name=name),
-                node_name=name,
-                lan_ssl=trust.lan_server_context([name], ["127.0.0.1"]),
-                forward_ssl=trust.lan_client_context(),
-                peer_node_id=trust.peer_node_id,
-                deadlines=deadlines,
-                tune=self.tuned.append,
-                **options,
-            )
-        )
-        return Member(
-            api, trust, await serve_free(api.server, ListenerKind.LAN, ["127.0.0.1"])
-        )
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    async with Mesh() as started:
-        yield started
+async def front(api_mesh: ApiMesh) -> Member:
+    return await api_mesh.member("front")
 
 
 @pytest.fixture
-async def front(mesh: Mesh) -> Member:
-    return await mesh.member("front")
-
-
-@pytest.fixture
-async def back(mesh: Mesh, front: Member) -> Member:
-    member = await mesh.member("back")
+async def back(api_mesh: ApiMesh, front: Member) -> Member:
+    member = await api_mesh.member("back")
     front.follow(member)
     return member
 
 
-async def test_handshakes_of_one_address_are_bounded_by_the_setting(mesh: Mesh) -> None:
+async def test_handshakes_of_one_address_are_bounded_by_the_setting(
+    api_mesh: ApiMesh,
+) -> None:
     """Whoever connects to the LAN port and says nothing gets no more places."""
     bounds = LimitOptions(lan_handshakes_per_address=2)
-    member = await mesh.member("bay", bounds=bounds)
+    member = await api_mesh.member("bay", bounds=bounds)
     place = ("127.0.0.1", member.lan_port)
     (first, one), (second, two), (third, three) = [
         await asyncio.open_connection(*place) for _ in range(3)
@@ -146,27 +76,20 @@ async def test_handshakes_of_one_address_are_bounded_by_the_setting(mesh: Mesh) 
         writer.transport.abort()
 
 
-def _stranger() -> ssl.SSLContext:
-    """Return the context of a client that trusts the mesh, without a certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    trust = MeshTls(SECRET, NodeKey.generate())
-    context.load_verify_locations(cadata=trust.ca_pem())
-    return context
-
-
-async def test_strangers_that_never_say_hello_are_bounded(mesh: Mesh) -> None:
+async def test_strangers_that_never_say_hello_are_bounded(
+    api_mesh: ApiMesh,
+) -> None:
     """Each would cost memory before it says who it is; others get in all the same."""
     bounds = LimitOptions(
         handshake_s=int(4 * WAIT_S_MAX)
     )  # None is given up meanwhile.
-    front = await mesh.member("front", bounds=bounds)
+    front = await api_mesh.member("front", bounds=bounds)
     address = ("127.0.0.1", front.lan_port)
     silent = [await asyncio.open_connection(*address) for _ in range(70)]
 
     await until(lambda: sum(reader.at_eof() for reader, _ in silent) >= 6)
     reader, writer = await asyncio.open_connection(
-        *address, ssl=_stranger(), local_addr=("127.0.0.2", 0)
+        *address, ssl=stranger_context(), local_addr=("127.0.0.2", 0)
     )
     writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     first = await reader.readline()
@@ -177,10 +100,12 @@ async def test_strangers_that_never_say_hello_are_bounded(mesh: Mesh) -> None:
         each.transport.abort()
 
 
-async def test_silent_addresses_without_number_keep_no_node_out(mesh: Mesh) -> None:
+async def test_silent_addresses_without_number_keep_no_node_out(
+    api_mesh: ApiMesh,
+) -> None:
     """One machine has as many as it likes, by IPv6; who waits longest makes room."""
     bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX), lan_handshakes_max=4)
-    front = await mesh.member("front", bounds=bounds)
+    front = await api_mesh.member("front", bounds=bounds)
     place = ("127.0.0.1", front.lan_port)
     silent = [
         await asyncio.open_connection(*place, local_addr=(f"127.0.1.{i}", 0))
@@ -188,7 +113,7 @@ async def test_silent_addresses_without_number_keep_no_node_out(mesh: Mesh) -> N
     ]
 
     async with asyncio.timeout(WAIT_S_MAX):
-        _, writer = await asyncio.open_connection(*place, ssl=_stranger())
+        _, writer = await asyncio.open_connection(*place, ssl=stranger_context())
         with contextlib.suppress(ConnectionError):
             assert await silent[2][0].read() == b""
 
@@ -197,9 +122,11 @@ async def test_silent_addresses_without_number_keep_no_node_out(mesh: Mesh) -> N
         each.transport.abort()
 
 
-async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None:
+async def test_strangers_together_leave_connections_to_nodes(
+    api_mesh: ApiMesh,
+) -> None:
     """Four connections may be had here, and three of them by whom nobody knows."""
-    front = await mesh.member("front", bounds=LimitOptions(connections_max=4))
+    front = await api_mesh.member("front", bounds=LimitOptions(connections_max=4))
     member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     opened = []
 
@@ -211,7 +138,7 @@ async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None
         writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         return (await reader.readline()).split()[1]
 
-    far = [await status(_stranger(), f"127.0.0.{i}") for i in range(2, 6)]
+    far = [await status(stranger_context(), f"127.0.0.{i}") for i in range(2, 6)]
     opened.pop().transport.abort()
     await until(lambda: front.api.server.connection_count == len(far) - 1)
     near = await status(member, "127.0.0.2")
@@ -222,10 +149,12 @@ async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None
     assert near == b"200"
 
 
-async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> None:
+async def test_one_address_of_the_lan_gets_so_many_connections(
+    api_mesh: ApiMesh,
+) -> None:
     """One more is told so; this machine and members are not counted by address."""
     bounds = LimitOptions(connections_per_address=2)
-    front = await mesh.member("front", bounds=bounds)
+    front = await api_mesh.member("front", bounds=bounds)
     member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     asked = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
@@ -238,13 +167,13 @@ async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> No
         return (await reader.readline()).split()[1]
 
     opened: list[asyncio.StreamWriter] = []
-    far = [await status(_stranger(), "127.0.0.2") for _ in range(3)]
+    far = [await status(stranger_context(), "127.0.0.2") for _ in range(3)]
     others = [
         await status(tls, host)
         for tls, host in (
             (member, "127.0.0.2"),
-            (_stranger(), "127.0.0.1"),
-            (_stranger(), "127.0.0.3"),
+            (stranger_context(), "127.0.0.1"),
+            (stranger_context(), "127.0.0.3"),
         )
         for _ in range(2)
     ]
@@ -254,12 +183,12 @@ async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> No
 
     assert far == [b"200", b"200", b"503"]
     assert others == [b"200"] * 6
-    assert await status(_stranger(), "127.0.0.2") == b"200"
+    assert await status(stranger_context(), "127.0.0.2") == b"200"
     opened[-1].transport.abort()
 
 
 async def test_a_connection_to_another_node_is_told_to_notice_silence(
-    mesh: Mesh, front: Member, back: Member
+    api_mesh: ApiMesh, front: Member, back: Member
 ) -> None:
     """Where an address was taken away, no reset ever comes, and a request would hang.
 
@@ -268,7 +197,7 @@ async def test_a_connection_to_another_node_is_told_to_notice_silence(
     answer = await front.api.ask("GET", TASKS, headers=CLIENT)
 
     assert answer.status == 200
-    (connection,) = mesh.tuned
+    (connection,) = api_mesh.tuned
     assert connection.type == socket.SOCK_STREAM
 
 
@@ -406,7 +335,9 @@ async def test_stated_principal_without_certificate_is_nobody(back: Member) -> N
     """The header that nodes send is worth nothing from anybody else."""
     headers = {"Octaskly-Principal": "admin ana", "Octaskly-Hop": "x"}
 
-    answer = await ask(back.lan_port, "GET", TASKS, headers=headers, tls=_stranger())
+    answer = await ask(
+        back.lan_port, "GET", TASKS, headers=headers, tls=stranger_context()
+    )
 
     assert_problem(answer, 401, "Missing or invalid authentication token")
 
@@ -421,7 +352,7 @@ async def test_stated_principal_does_not_outdo_a_token(back: Member) -> None:
         TASKS,
         headers=headers,
         body={"command": "a"},
-        tls=_stranger(),
+        tls=stranger_context(),
     )
 
     assert_problem(answer, 403, "Insufficient permissions")
@@ -449,10 +380,10 @@ async def test_certificate_alone_has_no_rights(front: Member, back: Member) -> N
 
 
 async def test_a_node_keeps_no_connection_from_before_a_new_secret(
-    mesh: Mesh, front: Member
+    api_mesh: ApiMesh, front: Member
 ) -> None:
     """Whoever made it may not have a certificate of the secret that is left."""
-    back = await mesh.member("back", replace(PATIENT, old_certificate_grace_s=0.01))
+    back = await api_mesh.member("back", replace(PATIENT, old_certificate_grace_s=0.01))
     tls = front.trust.lan_client_context()
     reader, writer = await asyncio.open_connection("127.0.0.1", back.lan_port, ssl=tls)
     request = (
@@ -475,7 +406,7 @@ async def test_token_is_enough_on_the_lan(back: Member) -> None:
         "GET",
         TASKS,
         headers=ADMIN | {"Host": f"127.0.0.1:{back.lan_port}"},
-        tls=_stranger(),
+        tls=stranger_context(),
     )
 
     assert answer.status == 200
@@ -497,7 +428,7 @@ async def test_lan_listener_knows_its_own_names(
 ) -> None:
     """The node's name, with and without .local, and the address that was dialled."""
     answer = await ask(
-        back.lan_port, "GET", "/health", headers={"Host": host}, tls=_stranger()
+        back.lan_port, "GET", "/health", headers={"Host": host}, tls=stranger_context()
     )
 
     assert answer.status == status
@@ -515,9 +446,9 @@ async def test_certificate_of_another_mesh_is_refused(back: Member) -> None:
     assert back.api.served == []
 
 
-async def test_second_hop_is_refused(mesh: Mesh) -> None:
+async def test_second_hop_is_refused(api_mesh: ApiMesh) -> None:
     """Two nodes that take each other for dispatcher do not play ping-pong."""
-    front, back = [await mesh.member(name, BRIEF) for name in ("front", "back")]
+    front, back = [await api_mesh.member(name, BRIEF) for name in ("front", "back")]
     front.follow(back)
     back.follow(front)
 
@@ -544,9 +475,9 @@ async def test_request_is_held_until_a_dispatcher_is_elected(
     assert len(back.gateway.records) == 1
 
 
-async def test_without_a_dispatcher_the_answer_is_503(mesh: Mesh) -> None:
+async def test_without_a_dispatcher_the_answer_is_503(api_mesh: ApiMesh) -> None:
     """After the hold, with the time to come back."""
-    front = await mesh.member("front", BRIEF)
+    front = await api_mesh.member("front", BRIEF)
     front.gateway.elect(None)
     began_s = asyncio.get_running_loop().time()
 
@@ -557,9 +488,9 @@ async def test_without_a_dispatcher_the_answer_is_503(mesh: Mesh) -> None:
     assert asyncio.get_running_loop().time() - began_s > 0.9
 
 
-async def test_a_node_that_is_in_the_mesh_no_more_says_so(mesh: Mesh) -> None:
+async def test_a_node_that_is_in_the_mesh_no_more_says_so(api_mesh: ApiMesh) -> None:
     """No dispatcher will be there, so nobody is told to come again."""
-    front = await mesh.member("front", BRIEF)
+    front = await api_mesh.member("front", BRIEF)
     front.gateway.elect(None)
     front.gateway.left = "this node was revoked"
 
@@ -704,13 +635,13 @@ async def test_task_with_a_key_is_sent_again(front: Member, back: Member) -> Non
     assert len(front.gateway.records) == 1
 
 
-async def test_a_submission_waits_no_longer_than_the_hold(mesh: Mesh) -> None:
+async def test_a_submission_waits_no_longer_than_the_hold(api_mesh: ApiMesh) -> None:
     """However often its dispatcher breaks off after long, and is asked once more.
 
     A long poll has the whole hold anew each time: it was meant to last.
     """
-    front = await mesh.member("front", replace(PATIENT, dispatcher_wait_s=0.05))
-    back = await mesh.member("back")
+    front = await api_mesh.member("front", replace(PATIENT, dispatcher_wait_s=0.05))
+    back = await api_mesh.member("back")
     asked: list[bytes] = []
 
     async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -798,10 +729,15 @@ def data() -> bytes:
 
 @pytest.mark.parametrize("file", ["ä b.bin", "a\nb%0A?#"])
 async def test_output_of_another_worker_comes_through_two_nodes(
-    mesh: Mesh, front: Member, back: Member, data: bytes, tmp_path: Path, file: str
+    api_mesh: ApiMesh,
+    front: Member,
+    back: Member,
+    data: bytes,
+    tmp_path: Path,
+    file: str,
 ) -> None:
     """Client, front, dispatcher, worker: exact bytes, as an attachment."""
-    worker = await mesh.member("worker")
+    worker = await api_mesh.member("worker")
     worker.follow(back)
     name = f"out/{file}"
     task = await _finished(back, name, len(data), worker.gateway.node_id)
@@ -866,10 +802,10 @@ async def test_a_range_that_has_no_byte_of_an_output_is_refused(
 
 
 async def test_a_range_of_another_file_is_answered_with_the_whole(
-    mesh: Mesh, front: Member, back: Member, data: bytes, tmp_path: Path
+    api_mesh: ApiMesh, front: Member, back: Member, data: bytes, tmp_path: Path
 ) -> None:
     """RFC 9110 section 13.1.5: `If-Range` is met by what the first answer showed."""
-    worker = await mesh.member("worker")
+    worker = await api_mesh.member("worker")
     worker.follow(back)
     task = await _finished(back, "r.bin", len(data), worker.gateway.node_id)
     (tmp_path / "r.bin").write_bytes(data)
@@ -909,9 +845,11 @@ async def test_the_last_bytes_of_an_empty_output_are_all_of_it(
     assert answer.headers["content-length"] == "0"
 
 
-async def test_a_download_that_nobody_reads_is_cut(mesh: Mesh, tmp_path: Path) -> None:
+async def test_a_download_that_nobody_reads_is_cut(
+    api_mesh: ApiMesh, tmp_path: Path
+) -> None:
     """Also where the kernel sends the file, and nothing of ours waits."""
-    back = await mesh.member("back", HttpTimeouts(stall_s=0.5, shutdown_s=1))
+    back = await api_mesh.member("back", HttpTimeouts(stall_s=0.5, shutdown_s=1))
     with (tmp_path / "big").open("wb") as file:
         file.truncate(64 << 20)
     task = await _finished(back, "big", 64 << 20, back.gateway.node_id)
@@ -1077,7 +1015,7 @@ async def test_death_in_mid_stream_breaks_the_connection(
 
 
 async def test_stream_of_events_passes_as_it_comes(
-    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+    monkeypatch: pytest.MonkeyPatch, api_mesh: ApiMesh
 ) -> None:
     """Each event is sent on at once, with the id from which the client resumes."""
     goes_on = asyncio.Event()
@@ -1088,7 +1026,7 @@ async def test_stream_of_events_passes_as_it_comes(
         await stream.send(2, event_id="2")
 
     serve_stream(monkeypatch, produce, is_local=False)
-    front, back = await mesh.member("front"), await mesh.member("back")
+    front, back = await api_mesh.member("front"), await api_mesh.member("back")
     front.follow(back)
     reader, writer = await connect(front.api)
 
@@ -1101,12 +1039,12 @@ async def test_stream_of_events_passes_as_it_comes(
 
 
 async def test_forwarded_stream_ends_with_the_reign(
-    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+    monkeypatch: pytest.MonkeyPatch, api_mesh: ApiMesh
 ) -> None:
     """The front tells, also when the old dispatcher still sends: it may be cut off."""
     produce = Open()
     serve_stream(monkeypatch, produce, is_local=False)
-    front, back = await mesh.member("front"), await mesh.member("back")
+    front, back = await api_mesh.member("front"), await api_mesh.member("back")
     front.follow(back)
     reader, writer = await connect(front.api)
     await until(lambda: produce.running)
@@ -1119,7 +1057,7 @@ async def test_forwarded_stream_ends_with_the_reign(
 
 
 async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
-    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+    monkeypatch: pytest.MonkeyPatch, api_mesh: ApiMesh
 ) -> None:
     """By itself TLS holds back half a megabyte for each client that does not read."""
     most: list[int] = []
@@ -1131,7 +1069,7 @@ async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
         most.append(transport.get_write_buffer_limits()[1])
 
     serve_stream(monkeypatch, produce, is_local=False)
-    front, back = await mesh.member("front"), await mesh.member("back")
+    front, back = await api_mesh.member("front"), await api_mesh.member("back")
     front.follow(back)
     reader, writer = await connect(front.api)
     await reader.readuntil(b"0\r\n\r\n")

@@ -20,8 +20,8 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports.output import OutputChunk
-from tests.integration.api.test_forwarding import PATIENT, Member, Mesh
 from tests.support.agents import WAIT_S_MAX
+from tests.support.api_mesh import PATIENT, ApiMesh, Member
 from tests.support.api_node import (
     ADMIN,
     VIEWER,
@@ -124,15 +124,9 @@ class Reader:
 
 
 @pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
+async def patient_node() -> AsyncIterator[ApiNode]:
     async with api_node(deadlines=PATIENT) as made:
         yield made
-
-
-@pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    async with Mesh() as started:
-        yield started
 
 
 def finish(gateway: FakeGateway, task: str, outcome: Outcome) -> None:
@@ -150,12 +144,12 @@ async def begun(node: ApiNode, where: str | None = None) -> tuple[str, AttemptId
     return task, node.gateway.start(task, where)
 
 
-async def test_an_ended_task_is_told_from_the_log(node: ApiNode) -> None:
+async def test_an_ended_task_is_told_from_the_log(patient_node: ApiNode) -> None:
     """Attempt, both streams, end; each with an id that says attempt and offsets."""
-    task, _ = await begun(node)
-    finish(node.gateway, task, DONE)
+    task, _ = await begun(patient_node)
+    finish(patient_node.gateway, task, DONE)
 
-    found = await ask(node, task)
+    found = await ask(patient_node, task)
 
     begin = {"attempt": 1, "node": "laptop-01", "previous": None}
     assert [event[:2] for event in found] == [
@@ -175,21 +169,21 @@ async def test_an_ended_task_is_told_from_the_log(node: ApiNode) -> None:
 
 
 async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
-    node: ApiNode,
+    patient_node: ApiNode,
 ) -> None:
     """It is asked for the output: that would not be missing, but not there yet."""
-    task, _ = await begun(node)
-    running = node.gateway.records[TaskId(task)]
-    finish(node.gateway, task, DONE)
-    known = [node.gateway.records[TaskId(task)], running]
-    read = node.gateway.find_task
+    task, _ = await begun(patient_node)
+    running = patient_node.gateway.records[TaskId(task)]
+    finish(patient_node.gateway, task, DONE)
+    known = [patient_node.gateway.records[TaskId(task)], running]
+    read = patient_node.gateway.find_task
 
     async def failing_over(ref: str) -> TaskRecord:
         return known.pop(0) if known else await read(ref)
 
-    node.gateway.find_task = failing_over  # type: ignore[method-assign]
+    patient_node.gateway.find_task = failing_over  # type: ignore[method-assign]
 
-    found = await ask(node, task, "follow=true")
+    found = await ask(patient_node, task, "follow=true")
 
     assert not known
     assert told(found)[1:] == [
@@ -199,32 +193,36 @@ async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
     ]
 
 
-async def test_a_stream_is_chosen_and_begins_at_an_offset(node: ApiNode) -> None:
+async def test_a_stream_is_chosen_and_begins_at_an_offset(
+    patient_node: ApiNode,
+) -> None:
     """`stream` and `offset`; beyond the end there is only the end."""
-    task, _ = await begun(node)
-    finish(node.gateway, task, DONE)
+    task, _ = await begun(patient_node)
+    finish(patient_node.gateway, task, DONE)
 
-    assert told(await ask(node, task, "stream=stdout&offset=4"))[1:] == [
+    assert told(await ask(patient_node, task, "stream=stdout&offset=4"))[1:] == [
         ("stdout", {"offset": 4, "data": "two\n"}),
         ("end", "completed"),
     ]
-    assert told(await ask(node, task, "stream=stderr&offset=99"))[1:] == [
+    assert told(await ask(patient_node, task, "stream=stderr&offset=99"))[1:] == [
         ("end", "completed")
     ]
 
 
-async def test_a_stream_goes_on_where_an_earlier_one_ended(node: ApiNode) -> None:
+async def test_a_stream_goes_on_where_an_earlier_one_ended(
+    patient_node: ApiNode,
+) -> None:
     """`Last-Event-ID`; of another attempt nothing counts."""
-    task, _ = await begun(node)
-    finish(node.gateway, task, DONE)
+    task, _ = await begun(patient_node)
+    finish(patient_node.gateway, task, DONE)
 
     resumed = {"Last-Event-ID": f"{FIRST}:4:3"}
-    assert told(await ask(node, task, **resumed)) == [
+    assert told(await ask(patient_node, task, **resumed)) == [
         ("stdout", {"offset": 4, "data": "two\n"}),
         ("end", "completed"),
     ]
     resumed = {"Last-Event-ID": "1-7-9:4:3"}
-    assert [kind for kind, *_ in await ask(node, task, **resumed)] == [
+    assert [kind for kind, *_ in await ask(patient_node, task, **resumed)] == [
         "attempt",
         "stdout",
         "stderr",
@@ -235,11 +233,13 @@ async def test_a_stream_goes_on_where_an_earlier_one_ended(node: ApiNode) -> Non
 @pytest.mark.parametrize(
     "text", ["x", "1-7-1:4", ":4", "1-7:4:3", "1-7-1:-4:3", "1-7-1:4:3\u00b2"]
 )
-async def test_an_id_of_another_stream_is_refused(node: ApiNode, text: str) -> None:
+async def test_an_id_of_another_stream_is_refused(
+    patient_node: ApiNode, text: str
+) -> None:
     """It would be taken for another place, and bytes would be lost."""
-    task = await node.submit()
+    task = await patient_node.submit()
 
-    answer = await node.ask(
+    answer = await patient_node.ask(
         "GET",
         f"/api/v1/tasks/{task}/logs",
         headers=VIEWER | {"Last-Event-ID": text.encode().decode("latin-1")},
@@ -252,48 +252,52 @@ async def test_an_id_of_another_stream_is_refused(node: ApiNode, text: str) -> N
 @pytest.mark.parametrize(
     "query", ["stream=all", "offset=-1", "offset=x", "follow=yes", "tail=5"]
 )
-async def test_a_wrong_parameter_is_named(node: ApiNode, query: str) -> None:
+async def test_a_wrong_parameter_is_named(patient_node: ApiNode, query: str) -> None:
     """With the values that it may have."""
-    task = await node.submit()
+    task = await patient_node.submit()
 
-    answer = await node.ask("GET", f"/api/v1/tasks/{task}/logs?{query}", headers=VIEWER)
+    answer = await patient_node.ask(
+        "GET", f"/api/v1/tasks/{task}/logs?{query}", headers=VIEWER
+    )
 
     assert_problem(answer, 400, "Invalid parameter value")
     assert answer.json["field"] == query.partition("=")[0]
 
 
 @pytest.mark.parametrize("kind", ["logs", "stdout", "stderr"])
-async def test_an_unknown_task_is_no_stream(node: ApiNode, kind: str) -> None:
+async def test_an_unknown_task_is_no_stream(patient_node: ApiNode, kind: str) -> None:
     """Errors come as JSON, before a stream has begun."""
-    answer = await node.ask("GET", f"/api/v1/tasks/nope/{kind}", headers=VIEWER)
+    answer = await patient_node.ask("GET", f"/api/v1/tasks/nope/{kind}", headers=VIEWER)
 
     assert_problem(answer, 404, "Task not found")
 
 
-async def test_characters_are_whole_and_bytes_exact(node: ApiNode) -> None:
+async def test_characters_are_whole_and_bytes_exact(patient_node: ApiNode) -> None:
     """A character that two pieces share is put together; what is none is base64."""
-    task, attempt = await begun(node)
+    task, attempt = await begun(patient_node)
     whole = "ü€😀".encode()
     pieces = [OutputChunk(0, n, whole[n : n + 1]) for n in range(len(whole))]
     end = len(whole)
     pieces += [OutputChunk(0, end, b"a\xff\x00b"), OutputChunk(0, end + 4, b"\xe2\x82")]
-    node.gateway.wrote[TaskId(task), attempt] = pieces
+    patient_node.gateway.wrote[TaskId(task), attempt] = pieces
     outcome = replace(DONE, stdout=b"", stdout_bytes=end + 6, stderr_bytes=0)
-    finish(node.gateway, task, replace(outcome, stderr=b""))
+    finish(patient_node.gateway, task, replace(outcome, stderr=b""))
 
-    found = [data for kind, _, data in await ask(node, task) if kind == "stdout"]
+    found = [
+        data for kind, _, data in await ask(patient_node, task) if kind == "stdout"
+    ]
 
     assert [item["data"] for item in found if "encoding" not in item] == list("ü€😀")
     exact = [base64.b64decode(i["data"]) for i in found if "encoding" in i]
     assert exact == [b"a\xff\x00b", b"\xe2\x82"]
 
 
-async def test_what_is_not_kept_is_said(node: ApiNode) -> None:
+async def test_what_is_not_kept_is_said(patient_node: ApiNode) -> None:
     """Between the beginning and the end of long output, and when there is no file."""
-    task, attempt = await begun(node)
-    finish(node.gateway, task, LONG)
+    task, attempt = await begun(patient_node)
+    finish(patient_node.gateway, task, LONG)
 
-    assert told(await ask(node, task))[1:] == [
+    assert told(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "0123"}),
         (
             "gap",
@@ -311,8 +315,8 @@ async def test_what_is_not_kept_is_said(node: ApiNode) -> None:
         OutputChunk(0, 990, b"x" * 10),
         OutputChunk(0, 1000, b""),
     ]
-    node.gateway.wrote[TaskId(task), attempt] = kept
-    assert told(await ask(node, task))[1:] == [
+    patient_node.gateway.wrote[TaskId(task), attempt] = kept
+    assert told(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "012345"}),
         (
             "gap",
@@ -328,69 +332,75 @@ async def test_what_is_not_kept_is_said(node: ApiNode) -> None:
     ]
 
 
-async def test_raw_bytes_are_exact(node: ApiNode) -> None:
+async def test_raw_bytes_are_exact(patient_node: ApiNode) -> None:
     """With the true number of bytes beside them, which may be more."""
-    task, attempt = await begun(node)
+    task, attempt = await begun(patient_node)
     raw = bytes(range(256)) * 4
-    finish(node.gateway, task, replace(DONE, stdout=raw, stdout_bytes=len(raw)))
+    finish(patient_node.gateway, task, replace(DONE, stdout=raw, stdout_bytes=len(raw)))
 
     for path, expected, total in (
         ("stdout", raw, "1024"),
         ("stdout?offset=1000", raw[1000:], "1024"),
         ("stderr", b"oh\n", "3"),
     ):
-        answer = await node.ask("GET", f"/api/v1/tasks/{task}/{path}", headers=VIEWER)
+        answer = await patient_node.ask(
+            "GET", f"/api/v1/tasks/{task}/{path}", headers=VIEWER
+        )
         assert (answer.status, answer.body) == (200, expected)
         assert answer.headers["octaskly-output-bytes"] == total
         assert answer.headers["content-type"] == "application/octet-stream"
         assert_hardened(answer)
 
-    task, attempt = await begun(node)
+    task, attempt = await begun(patient_node)
     kept = [
         OutputChunk(0, 0, b"012345"),
         OutputChunk(0, 990, b"x" * 10),
         OutputChunk(0, 1000, b""),
     ]
-    node.gateway.wrote[TaskId(task), attempt] = kept
-    finish(node.gateway, task, LONG)
-    answer = await node.ask("GET", f"/api/v1/tasks/{task}/stdout", headers=VIEWER)
+    patient_node.gateway.wrote[TaskId(task), attempt] = kept
+    finish(patient_node.gateway, task, LONG)
+    answer = await patient_node.ask(
+        "GET", f"/api/v1/tasks/{task}/stdout", headers=VIEWER
+    )
     assert answer.body == b"012345" + b"x" * 10
     assert answer.headers["octaskly-output-bytes"] == "1000"
 
 
-async def test_who_does_not_follow_gets_what_is_there(node: ApiNode) -> None:
+async def test_who_does_not_follow_gets_what_is_there(patient_node: ApiNode) -> None:
     """Of a task that waits or runs, too: `end` says how it is then."""
-    task = await node.submit()
-    assert told(await ask(node, task)) == [
+    task = await patient_node.submit()
+    assert told(await ask(patient_node, task)) == [
         ("state", {"status": "queued"}),
         ("end", "queued"),
     ]
-    attempt = node.gateway.start(task)
-    node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
-    assert told(await ask(node, task))[1:] == [
+    attempt = patient_node.gateway.start(task)
+    patient_node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
+    assert told(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "so far"}),
         ("end", "running"),
     ]
 
 
 async def test_a_follower_waits_for_the_start_and_for_another_attempt(
-    node: ApiNode,
+    patient_node: ApiNode,
 ) -> None:
     """What a lost attempt wrote stays told; the next begins from its start."""
-    task = await node.submit()
-    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+    task = await patient_node.submit()
+    async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert await reader.next() == ("state", ":0:0", {"status": "queued"})
         first = AttemptId(1, STREAM, 1)
-        node.gateway.wrote[TaskId(task), first] = [OutputChunk(0, 0, b"first")]
-        node.gateway.start(task)
+        patient_node.gateway.wrote[TaskId(task), first] = [OutputChunk(0, 0, b"first")]
+        patient_node.gateway.start(task)
         assert (await reader.of("attempt"))[2]["attempt"] == 1
         assert (await reader.of("stdout"))[2]["data"] == "first"
 
-        lose(node.gateway, task)
+        lose(patient_node.gateway, task)
         assert (await reader.of("state"))[2] == {"status": "queued"}
         second = AttemptId(1, STREAM, 2)
-        node.gateway.wrote[TaskId(task), second] = [OutputChunk(0, 0, b"second")]
-        node.gateway.start(task)
+        patient_node.gateway.wrote[TaskId(task), second] = [
+            OutputChunk(0, 0, b"second")
+        ]
+        patient_node.gateway.start(task)
         begin = await reader.of("attempt")
         assert begin[1:] == (
             "1-7-2:0:0",
@@ -398,7 +408,7 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
         )
         assert (await reader.of("stdout"))[2] == {"offset": 0, "data": "second"}
         finish(
-            node.gateway,
+            patient_node.gateway,
             task,
             replace(DONE, stdout=b"second", stdout_bytes=6, stderr=b"", stderr_bytes=0),
         )
@@ -407,55 +417,59 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
         assert await reader.next() is None
 
 
-async def test_an_attempt_that_does_not_count_can_be_read(node: ApiNode) -> None:
+async def test_an_attempt_that_does_not_count_can_be_read(
+    patient_node: ApiNode,
+) -> None:
     """What it wrote says why it was tried again; a number that is none is named."""
-    task, _ = await begun(node)
+    task, _ = await begun(patient_node)
     failed = replace(DONE, state=AttemptState.RELEASED, exit_code=7)
-    node.gateway.finish(task, failed)
-    assert told(await ask(node, task)) == [
+    patient_node.gateway.finish(task, failed)
+    assert told(await ask(patient_node, task)) == [
         ("state", {"status": "queued"}),
         ("end", "queued"),
     ]
 
-    found = await ask(node, task, "attempt=1&stream=stderr&follow=true")
+    found = await ask(patient_node, task, "attempt=1&stream=stderr&follow=true")
     assert told(found)[1:] == [
         ("stderr", {"offset": 0, "data": "oh\n"}),
         ("end", "queued"),
     ]
     end = found[-1][2]
     assert (end["attempt"], end["exit_code"], end["stderr_bytes"]) == (1, 7, 3)
-    raw = await node.ask(
+    raw = await patient_node.ask(
         "GET", f"/api/v1/tasks/{task}/stdout?attempt=1", headers=VIEWER
     )
     assert raw.body == b"one\ntwo\n"
     for number, status in (("2", 404), ("-1", 400), ("x", 400)):
-        answer = await node.ask(
+        answer = await patient_node.ask(
             "GET", f"/api/v1/tasks/{task}/logs?attempt={number}", headers=VIEWER
         )
         assert_problem(answer, status)
         assert answer.json["field"] == "attempt"
 
 
-async def test_a_lost_attempt_left_what_its_node_has(node: ApiNode) -> None:
+async def test_a_lost_attempt_left_what_its_node_has(patient_node: ApiNode) -> None:
     """Nobody saw its end, so the log says nothing of what it wrote."""
-    task, attempt = await begun(node)
-    lose(node.gateway, task)
-    assert told(await ask(node, task, "attempt=1"))[1:] == [("end", "queued")]
+    task, attempt = await begun(patient_node)
+    lose(patient_node.gateway, task)
+    assert told(await ask(patient_node, task, "attempt=1"))[1:] == [("end", "queued")]
 
-    node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
+    patient_node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
 
-    assert told(await ask(node, task, "attempt=1"))[1:] == [
+    assert told(await ask(patient_node, task, "attempt=1"))[1:] == [
         ("stdout", {"offset": 0, "data": "so far"}),
         ("end", "queued"),
     ]
 
 
-async def test_a_task_that_never_ran_ends_without_output(node: ApiNode) -> None:
+async def test_a_task_that_never_ran_ends_without_output(patient_node: ApiNode) -> None:
     """Who waits for it to start is told that it was cancelled."""
-    task = await node.submit()
-    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+    task = await patient_node.submit()
+    async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert await reader.next()
-        answer = await node.ask("DELETE", f"/api/v1/tasks/{task}", headers=ADMIN)
+        answer = await patient_node.ask(
+            "DELETE", f"/api/v1/tasks/{task}", headers=ADMIN
+        )
         assert answer.status == 200
 
         assert (await reader.of("end"))[2]["status"] == "cancelled"
@@ -469,14 +483,16 @@ async def cancelled_while_it_runs(node: ApiNode) -> str:
     return task
 
 
-async def test_what_is_cancelled_is_followed_until_it_is_gone(node: ApiNode) -> None:
+async def test_what_is_cancelled_is_followed_until_it_is_gone(
+    patient_node: ApiNode,
+) -> None:
     """It is given time to end, and what it writes meanwhile may be what matters."""
-    task = await cancelled_while_it_runs(node)
-    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+    task = await cancelled_while_it_runs(patient_node)
+    async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert (await reader.of("stdout"))[2]["data"] == "one\n"
 
         bye = replace(DONE, state=AttemptState.CANCELLED, exit_code=3)
-        finish(node.gateway, task, bye)
+        finish(patient_node.gateway, task, bye)
 
         assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
         end = (await reader.of("end"))[2]
@@ -484,40 +500,40 @@ async def test_what_is_cancelled_is_followed_until_it_is_gone(node: ApiNode) -> 
 
 
 async def test_who_does_not_follow_what_is_cancelled_waits_for_nothing(
-    node: ApiNode,
+    patient_node: ApiNode,
 ) -> None:
     """The stream has what there is."""
-    task = await cancelled_while_it_runs(node)
+    task = await cancelled_while_it_runs(patient_node)
 
-    assert told(await ask(node, task))[1:] == [
+    assert told(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "one\n"}),
         ("end", "cancelled"),
     ]
 
 
 async def test_an_end_that_never_comes_is_not_waited_for(
-    node: ApiNode, monkeypatch: pytest.MonkeyPatch
+    patient_node: ApiNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker of what was cancelled may be lost for good."""
     monkeypatch.setattr(follower, "STATUS_WAIT_S", 0.01)
     monkeypatch.setattr(follower, "RETRY_S", 0.01)
-    task = await cancelled_while_it_runs(node)
+    task = await cancelled_while_it_runs(patient_node)
 
-    assert told(await ask(node, task, "follow=true"))[1:] == [
+    assert told(await ask(patient_node, task, "follow=true"))[1:] == [
         ("stdout", {"offset": 0, "data": "one\n"}),
         ("end", "cancelled"),
     ]
 
 
-async def test_streams_are_bounded(node: ApiNode) -> None:
+async def test_streams_are_bounded(patient_node: ApiNode) -> None:
     """Beyond the bound 503; the others go on, and a place is free after an end."""
-    task = await node.submit()
+    task = await patient_node.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"
-    readers = [Reader(node, path) for _ in range(STREAMS_MAX)]
+    readers = [Reader(patient_node, path) for _ in range(STREAMS_MAX)]
     for reader in readers:
         await reader.__aenter__()
 
-    answer = await node.ask("GET", path, headers=VIEWER)
+    answer = await patient_node.ask("GET", path, headers=VIEWER)
     assert_problem(answer, 503, "Too many event streams")
     assert answer.headers["retry-after"]
 
@@ -526,7 +542,7 @@ async def test_streams_are_bounded(node: ApiNode) -> None:
 
     async def is_served() -> bool:
         task_path = f"/api/v1/tasks/{task}/logs"
-        return (await node.ask("GET", task_path, headers=VIEWER)).status == 200
+        return (await patient_node.ask("GET", task_path, headers=VIEWER)).status == 200
 
     async with asyncio.timeout(WAIT_S_MAX):
         while not await is_served():
@@ -552,11 +568,11 @@ class Three:
 
 
 @pytest.fixture
-async def three(mesh: Mesh) -> Three:
+async def three(api_mesh: ApiMesh) -> Three:
     return Three(
-        await mesh.member("front"),
-        await mesh.member("back"),
-        await mesh.member("worker"),
+        await api_mesh.member("front"),
+        await api_mesh.member("back"),
+        await api_mesh.member("worker"),
     )
 
 
@@ -598,7 +614,7 @@ async def test_a_worker_that_is_gone_leaves_what_the_log_has(three: Three) -> No
 
 
 async def test_a_follower_survives_a_change_of_dispatcher(
-    mesh: Mesh, three: Three
+    api_mesh: ApiMesh, three: Three
 ) -> None:
     """The node that it is connected to finds the new one; nothing comes twice."""
     task, attempt = await three.begun()
@@ -608,7 +624,7 @@ async def test_a_follower_survives_a_change_of_dispatcher(
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with Reader(three.front.api, path) as reader:
         assert (await reader.of("stdout"))[2]["data"] == "one\n"
-        heir = await mesh.member("heir")
+        heir = await api_mesh.member("heir")
         heir.gateway.records = dict(three.back.gateway.records)
         heir.gateway.lan_urls = three.back.gateway.lan_urls
         heir.reign(term=2)
@@ -621,12 +637,14 @@ async def test_a_follower_survives_a_change_of_dispatcher(
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
 
 
-async def test_a_follower_leaves_a_worker_that_says_nothing(mesh: Mesh) -> None:
+async def test_a_follower_leaves_a_worker_that_says_nothing(api_mesh: ApiMesh) -> None:
     """Its cable is out: the connection does not end, and the task runs elsewhere."""
     three = Three(
-        await mesh.member("front", replace(PATIENT, keepalive_s=0.1, stall_s=LONG_S)),
-        await mesh.member("back"),
-        await mesh.member("worker", replace(PATIENT, keepalive_s=LONG_S)),
+        await api_mesh.member(
+            "front", replace(PATIENT, keepalive_s=0.1, stall_s=LONG_S)
+        ),
+        await api_mesh.member("back"),
+        await api_mesh.member("worker", replace(PATIENT, keepalive_s=LONG_S)),
     )
 
     async def pieces(*_: object, **__: object) -> AsyncIterator[OutputChunk]:
@@ -649,13 +667,13 @@ async def test_a_follower_leaves_a_worker_that_says_nothing(mesh: Mesh) -> None:
 
 
 async def test_who_waits_leaves_a_dispatcher_room_for_others(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+    api_mesh: ApiMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers of queued tasks on all nodes would else take its last connection."""
     monkeypatch.setattr(task_status, "_BUSY_S", 0.01)
     few = LimitOptions(streams_max=FEW)
     names = ("front", "back", "worker")
-    three = Three(*[await mesh.member(name, bounds=few) for name in names])
+    three = Three(*[await api_mesh.member(name, bounds=few) for name in names])
     task = await three.back.api.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with contextlib.AsyncExitStack() as stack:
@@ -711,12 +729,12 @@ async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:
     ["/internal/v1/tasks/{task}/status", "/internal/v1/transcripts/{task}/1/7/1"],
 )
 async def test_what_nodes_tell_each_other_is_for_nodes(
-    node: ApiNode, path: str
+    patient_node: ApiNode, path: str
 ) -> None:
     """No token opens it."""
-    task, _ = await begun(node)
+    task, _ = await begun(patient_node)
 
-    answer = await node.ask("GET", path.format(task=task), headers=ADMIN)
+    answer = await patient_node.ask("GET", path.format(task=task), headers=ADMIN)
 
     assert_problem(answer, 401)
 

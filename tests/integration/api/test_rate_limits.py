@@ -12,8 +12,8 @@ from octaskly.api.http import sse
 from octaskly.api.security import rate_limit
 from octaskly.core.model.ids import Moment
 from octaskly.ports import Principal
-from tests.integration.api.test_forwarding import Member, Mesh, _stranger
 from tests.integration.api.test_streams import serve_stream
+from tests.support.api_mesh import ApiMesh, Member, stranger_context
 from tests.support.api_node import (
     ADMIN,
     CLIENT,
@@ -59,7 +59,7 @@ class Limited:
 
 
 @pytest.fixture
-async def node() -> AsyncIterator[Limited]:
+async def limited_node() -> AsyncIterator[Limited]:
     clock = Clock()
     async with api_node(rates=RATES, clock=clock) as started:
         yield Limited(started, clock)
@@ -74,12 +74,12 @@ def told(answer: Answer) -> tuple[str | None, ...]:
 
 
 async def test_every_answer_tells_what_is_left_until_one_is_refused(
-    node: Limited,
+    limited_node: Limited,
 ) -> None:
     """The oldest request of a minute frees the place of one."""
-    answers = [await node.ask() for _ in range(2)]
-    node.clock.mono_s += 10
-    answers += [await node.ask() for _ in range(2)]
+    answers = [await limited_node.ask() for _ in range(2)]
+    limited_node.clock.mono_s += 10
+    answers += [await limited_node.ask() for _ in range(2)]
 
     assert [told(answer) for answer in answers] == [
         ("200", "3", "2", "61"),
@@ -92,32 +92,38 @@ async def test_every_answer_tells_what_is_left_until_one_is_refused(
     assert "3 requests a minute" in answers[-1].json["hint"]
 
 
-async def test_who_waits_as_told_is_let_in_again(node: Limited) -> None:
+async def test_who_waits_as_told_is_let_in_again(limited_node: Limited) -> None:
     """What was refused did not count."""
-    answers = [await node.ask() for _ in range(5)]
-    node.clock.mono_s += int(answers[-1].headers["retry-after"])
+    answers = [await limited_node.ask() for _ in range(5)]
+    limited_node.clock.mono_s += int(answers[-1].headers["retry-after"])
 
-    assert told(await node.ask()) == ("200", "3", "2", "61")
+    assert told(await limited_node.ask()) == ("200", "3", "2", "61")
 
 
-async def test_each_client_has_its_own_account_by_its_role(node: Limited) -> None:
+async def test_each_client_has_its_own_account_by_its_role(
+    limited_node: Limited,
+) -> None:
     """One that runs wild takes nothing from others; admins have no limit here."""
     for _ in range(4):
-        await node.ask(CLIENT)
+        await limited_node.ask(CLIENT)
 
-    assert told(await node.ask(CLIENT))[0] == "429"
-    assert told(await node.ask(OTHER))[:2] == ("200", "3")
-    assert told(await node.ask(VIEWER))[:2] == ("200", "2")
-    assert told(await node.ask(ADMIN)) == ("200", None, None, None)
+    assert told(await limited_node.ask(CLIENT))[0] == "429"
+    assert told(await limited_node.ask(OTHER))[:2] == ("200", "3")
+    assert told(await limited_node.ask(VIEWER))[:2] == ("200", "2")
+    assert told(await limited_node.ask(ADMIN)) == ("200", None, None, None)
 
 
-async def test_what_is_refused_for_another_reason_counts_too(node: Limited) -> None:
+async def test_what_is_refused_for_another_reason_counts_too(
+    limited_node: Limited,
+) -> None:
     """Guessing ids is not free; what any node refuses by the role alone, is."""
     viewer = [
-        await node.ask(VIEWER, f"{TASKS}/task-999"),
-        await node.api.ask("POST", TASKS, headers=VIEWER, body={"command": "true"}),
-        await node.ask(VIEWER, f"{TASKS}?limit=0"),
-        await node.ask(VIEWER),
+        await limited_node.ask(VIEWER, f"{TASKS}/task-999"),
+        await limited_node.api.ask(
+            "POST", TASKS, headers=VIEWER, body={"command": "true"}
+        ),
+        await limited_node.ask(VIEWER, f"{TASKS}?limit=0"),
+        await limited_node.ask(VIEWER),
     ]
 
     assert [told(answer)[::2] for answer in viewer] == [
@@ -128,16 +134,18 @@ async def test_what_is_refused_for_another_reason_counts_too(node: Limited) -> N
     ]
 
 
-async def test_a_body_is_not_read_of_one_request_too_many(node: Limited) -> None:
+async def test_a_body_is_not_read_of_one_request_too_many(
+    limited_node: Limited,
+) -> None:
     """It may be a mebibyte; the answer comes before it."""
     for _ in range(3):
-        await node.ask()
+        await limited_node.ask()
     head = {**CLIENT, "Content-Length": "1000000", "Content-Type": "application/json"}
 
-    answer = await node.api.ask("POST", TASKS, headers=head, body=b"[")
+    answer = await limited_node.api.ask("POST", TASKS, headers=head, body=b"[")
 
     assert_problem(answer, 429)
-    assert node.api.gateway.records == {}
+    assert limited_node.api.gateway.records == {}
 
 
 async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,16 +195,11 @@ async def test_of_too_many_clients_the_most_silent_begin_anew(
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    async with Mesh() as started:
-        yield started
-
-
-@pytest.fixture
-async def members(mesh: Mesh) -> list[Member]:
+async def members(api_mesh: ApiMesh) -> list[Member]:
     """Three nodes of one mesh; the first is dispatcher."""
     members = [
-        await mesh.member(name, rates=RATES, clock=Clock()) for name in ("a", "b", "c")
+        await api_mesh.member(name, rates=RATES, clock=Clock())
+        for name in ("a", "b", "c")
     ]
     for member in members[1:]:
         member.follow(members[0])
@@ -273,7 +276,7 @@ async def test_an_address_of_the_lan_is_limited_while_nobody_shows_a_token(
 ) -> None:
     """Who does, is served from there all the same, and so are other nodes."""
     [member, *_] = members
-    stranger = _stranger()
+    stranger = stranger_context()
 
     answers = [
         await from_lan(member, path, tls=stranger)

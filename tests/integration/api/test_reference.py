@@ -74,7 +74,7 @@ print(response.json())
 
 
 @pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
+async def documented_node() -> AsyncIterator[ApiNode]:
     tokens = {
         **TOKENS,
         "TOKEN": TOKENS["admin-token"],
@@ -93,9 +93,9 @@ async def _curl(node: ApiNode, name: str) -> Any:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_curl_lines_of_the_reference(node: ApiNode) -> None:
+async def test_curl_lines_of_the_reference(documented_node: ApiNode) -> None:
     """In the order of the reference, each with the documented answer."""
-    created = await _curl(node, "create")
+    created = await _curl(documented_node, "create")
     assert created["id"].startswith("task-001-")
     assert {k: v for k, v in created.items() if k != "id"} == {
         "command": "echo test",
@@ -104,30 +104,30 @@ async def test_curl_lines_of_the_reference(node: ApiNode) -> None:
         "replicas": 1,
     }
 
-    listed = await _curl(node, "list")
+    listed = await _curl(documented_node, "list")
     assert (listed["total"], listed["returned"]) == (1, 1)
     assert listed["tasks"][0]["id"] == created["id"]
 
-    details = await _curl(node, "details")
+    details = await _curl(documented_node, "details")
     assert (details["id"], details["command"]) == (created["id"], "echo test")
 
-    cancelled = await _curl(node, "cancel")
+    cancelled = await _curl(documented_node, "cancel")
     assert cancelled == {
         "id": created["id"],
         "status": "cancelled",
         "message": "Task cancelled successfully",
     }
 
-    statistics = await _curl(node, "statistics")
+    statistics = await _curl(documented_node, "statistics")
     assert set(statistics) >= {"workers", "tasks", "system", "database"}
 
-    health = await _curl(node, "health")
+    health = await _curl(documented_node, "health")
     assert health["status"] == "healthy"
 
 
-async def test_python_client_of_the_reference(node: ApiNode) -> None:
+async def test_python_client_of_the_reference(documented_node: ApiNode) -> None:
     """It prints the task that it created."""
-    source = PYTHON.replace("localhost:3000", f"localhost:{node.port}")
+    source = PYTHON.replace("localhost:3000", f"localhost:{documented_node.port}")
     printed = io.StringIO()
 
     def run() -> None:
@@ -140,7 +140,7 @@ async def test_python_client_of_the_reference(node: ApiNode) -> None:
     assert "'status': 'queued'" in printed.getvalue()
 
 
-async def test_query_examples_of_the_reference(node: ApiNode) -> None:
+async def test_query_examples_of_the_reference(documented_node: ApiNode) -> None:
     """Each of the four answers 200."""
     paths = (
         "/api/v1/tasks?limit=50",
@@ -151,25 +151,29 @@ async def test_query_examples_of_the_reference(node: ApiNode) -> None:
     )
     headers = {"Authorization": "Bearer TOKEN"}
 
-    answers = [await node.ask("GET", path, headers=headers) for path in paths]
+    answers = [
+        await documented_node.ask("GET", path, headers=headers) for path in paths
+    ]
 
     assert [answer.status for answer in answers] == [200] * 5
     places = [(answer.json["limit"], answer.json["offset"]) for answer in answers]
     assert places == [(50, 0), (100, 0), (100, 0), (100, 200), (50, 200)]
 
 
-async def test_example_answers_hold_the_documented_fields(node: ApiNode) -> None:
+async def test_example_answers_hold_the_documented_fields(
+    documented_node: ApiNode,
+) -> None:
     """Every field of the reference's examples is there."""
     headers = {"Authorization": "Bearer TOKEN"}
-    task = await node.ask(
+    task = await documented_node.ask(
         "POST", "/api/v1/tasks", headers=headers, body={"command": "true"}
     )
     name = task.json["id"]
-    node.gateway.start(TaskId(name))
-    node.gateway.finish(TaskId(name))
+    documented_node.gateway.start(TaskId(name))
+    documented_node.gateway.finish(TaskId(name))
 
-    details = await node.ask("GET", f"/api/v1/tasks/{name}", headers=headers)
-    listed = await node.ask("GET", "/api/v1/tasks", headers=headers)
+    details = await documented_node.ask("GET", f"/api/v1/tasks/{name}", headers=headers)
+    listed = await documented_node.ask("GET", "/api/v1/tasks", headers=headers)
 
     assert set(details.json) >= {
         "id",

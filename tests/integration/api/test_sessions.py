@@ -64,7 +64,7 @@ def clock() -> Hands:
 
 
 @pytest.fixture
-async def node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
+async def session_node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
     """A node whose tokens are those that its desk issues for pages."""
     gateway = FakeGateway()
 
@@ -124,54 +124,58 @@ def shown(token: str) -> dict[str, str]:
 
 
 async def test_a_code_of_the_local_socket_signs_a_page_in(
-    node: ApiNode, tmp_path: Path
+    session_node: ApiNode, tmp_path: Path
 ) -> None:
     """As the user who asked for it; its address leads to this node."""
     code = await code_of(tmp_path)
 
-    answer = await swap(node, code["code"])
+    answer = await swap(session_node, code["code"])
 
     assert code["url"] == f"http://localhost:3000/#code={code['code']}"
     assert code["lan_url"] is None
     assert answer.status == 201
     assert answer.json["role"] == "admin"
     assert answer.json["subject"].startswith("local:")
-    listed = await node.ask("GET", "/api/v1/nodes", headers=shown(answer.json["token"]))
+    listed = await session_node.ask(
+        "GET", "/api/v1/nodes", headers=shown(answer.json["token"])
+    )
     assert listed.status == 200
 
 
-async def test_a_code_is_good_once(node: ApiNode, tmp_path: Path) -> None:
+async def test_a_code_is_good_once(session_node: ApiNode, tmp_path: Path) -> None:
     """Who reads it in a list of processes comes too late."""
     code = (await code_of(tmp_path))["code"]
-    await swap(node, code)
+    await swap(session_node, code)
 
-    again = await swap(node, code)
+    again = await swap(session_node, code)
 
     assert_problem(again, 401, "Missing or invalid authentication token")
     assert again.json["hint"].endswith("octaskly open")
 
 
 async def test_a_code_is_good_for_a_minute(
-    node: ApiNode, tmp_path: Path, clock: Hands
+    session_node: ApiNode, tmp_path: Path, clock: Hands
 ) -> None:
     """One that was printed and forgotten opens nothing."""
     code = (await code_of(tmp_path))["code"]
     clock.mono_s += CODE_TTL_S
 
-    assert (await swap(node, code)).status == 401
+    assert (await swap(session_node, code)).status == 401
 
 
 @pytest.mark.parametrize("given", ["", "x", "node-a.", "node-a." + "x" * 43, "é.é"])
-async def test_what_is_no_code_is_refused(node: ApiNode, given: str) -> None:
+async def test_what_is_no_code_is_refused(session_node: ApiNode, given: str) -> None:
     """With one status, whatever it looks like."""
-    assert (await swap(node, given)).status == 401
+    assert (await swap(session_node, given)).status == 401
 
 
-async def test_a_code_of_another_node_is_told_so(node: ApiNode, tmp_path: Path) -> None:
+async def test_a_code_of_another_node_is_told_so(
+    session_node: ApiNode, tmp_path: Path
+) -> None:
     """Else one would open it there again and again."""
     code = (await code_of(tmp_path))["code"]
 
-    answer = await swap(node, f"node-b.{code.partition('.')[2]}")
+    answer = await swap(session_node, f"node-b.{code.partition('.')[2]}")
 
     assert answer.status == 401
     assert "another node" in answer.json["hint"]
@@ -179,7 +183,7 @@ async def test_a_code_of_another_node_is_told_so(node: ApiNode, tmp_path: Path) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 async def test_a_code_for_me_is_no_good_to_another_user(
-    node: ApiNode, tmp_path: Path
+    session_node: ApiNode, tmp_path: Path
 ) -> None:
     """The kernel says whose the other end of the connection is."""
     code = (await code_of(tmp_path))["code"]
@@ -188,7 +192,7 @@ async def test_a_code_for_me_is_no_good_to_another_user(
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     os.seteuid(65534)
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", session_node.port)
     finally:
         os.seteuid(0)
     writer.write(head.encode() + body)
@@ -197,22 +201,22 @@ async def test_a_code_for_me_is_no_good_to_another_user(
 
     assert raw.startswith(b"HTTP/1.1 401")
     assert b"another user" in raw
-    assert (await swap(node, code)).status == 401, "it is burnt"
+    assert (await swap(session_node, code)).status == 401, "it is burnt"
 
 
 async def test_a_code_for_anybody_comes_with_an_address_for_the_network(
-    node: ApiNode, tmp_path: Path
+    session_node: ApiNode, tmp_path: Path
 ) -> None:
     """That is for people who copy it themselves."""
     code = await code_of(tmp_path, "anybody")
 
     assert code["lan_url"] == f"{LAN}/#code={code['code']}"
-    assert (await swap(node, code["code"])).status == 201
+    assert (await swap(session_node, code["code"])).status == 201
 
 
-async def test_no_token_makes_a_code(node: ApiNode) -> None:
+async def test_no_token_makes_a_code(session_node: ApiNode) -> None:
     """A token would become one that renews itself."""
-    answer = await node.ask(
+    answer = await session_node.ask(
         "POST", f"{PAGES}/codes", headers=ADMIN, body={"good_for": "me"}
     )
 
@@ -220,24 +224,24 @@ async def test_no_token_makes_a_code(node: ApiNode) -> None:
 
 
 async def test_a_page_renews_its_token_under_the_same_id(
-    node: ApiNode, tmp_path: Path
+    session_node: ApiNode, tmp_path: Path
 ) -> None:
     """So who revokes one of them revokes the page."""
-    first = await swap(node, (await code_of(tmp_path))["code"])
+    first = await swap(session_node, (await code_of(tmp_path))["code"])
     token = first.json["token"]
 
-    second = await node.ask("POST", f"{PAGES}/renew", headers=shown(token))
+    second = await session_node.ask("POST", f"{PAGES}/renew", headers=shown(token))
 
     assert second.status == 200
     assert second.json["token"].rpartition(":")[2] == token.rpartition(":")[2]
-    await node.gateway.tokens.revoke(f"{1:032x}", by="ana")
-    refused = await node.ask("POST", f"{PAGES}/renew", headers=shown(token))
+    await session_node.gateway.tokens.revoke(f"{1:032x}", by="ana")
+    refused = await session_node.ask("POST", f"{PAGES}/renew", headers=shown(token))
     assert refused.status == 401
 
 
-async def test_a_token_that_is_of_no_page_is_not_renewed(node: ApiNode) -> None:
+async def test_a_token_that_is_of_no_page_is_not_renewed(session_node: ApiNode) -> None:
     """It would be good for ever."""
-    answer = await node.ask("POST", f"{PAGES}/renew", headers=ADMIN)
+    answer = await session_node.ask("POST", f"{PAGES}/renew", headers=ADMIN)
 
     assert_problem(answer, 403, "Insufficient permissions")
 
@@ -248,10 +252,10 @@ async def test_a_token_that_is_of_no_page_is_not_renewed(node: ApiNode) -> None:
     ids=["opened here", "opened elsewhere", "any admin"],
 )
 async def test_only_a_page_that_was_opened_here_lets_machines_in(
-    node: ApiNode, headers: dict[str, str], status: int
+    session_node: ApiNode, headers: dict[str, str], status: int
 ) -> None:
     """Who lets a machine in gives it the mesh secret, which no token is worth."""
-    answer = await node.ask("GET", "/api/v1/requests", headers=headers)
+    answer = await session_node.ask("GET", "/api/v1/requests", headers=headers)
 
     assert answer.status == status
 

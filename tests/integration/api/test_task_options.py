@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from octaskly.core.model.task_options import (
     TaskLimits,
     TaskOptions,
 )
-from tests.support.api_node import ADMIN, CLIENT, ApiNode, api_node
+from tests.support.api_node import ADMIN, CLIENT, ApiNode
 
 TASKS = "/api/v1/tasks"
 FULL: dict[str, Any] = {
@@ -46,12 +45,6 @@ FULL: dict[str, Any] = {
     },
     "limits": {"memory_mb": 64, "cpu_seconds": 5, "file_mb": 7, "processes": 80},
 }
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
-    async with api_node() as started:
-        yield started
 
 
 def parse(task: object) -> TaskDraft:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,19 +17,12 @@ from tests.support.api_node import (
     CLIENT,
     VIEWER,
     ApiNode,
-    api_node,
     assert_problem,
     assert_standard_headers,
 )
 from tests.support.fake_gateway import NOW_MS
 
 TASKS = "/api/v1/tasks"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ApiNode]:
-    async with api_node() as started:
-        yield started
 
 
 async def test_created_task_answers_like_the_reference(node: ApiNode) -> None:

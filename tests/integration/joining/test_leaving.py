@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,8 @@ from octaskly.trust.private_files import create_private
 from octaskly.trust.secret_file import SecretUse
 from tests.support.agents import (
     WAIT_S_MAX,
-    Agent,
     ending,
+    kill_agent,
     launch,
     running,
     start,
@@ -181,12 +180,12 @@ def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
         command.kill()
         command.communicate()
     finally:
-        killed(cedar)
+        kill_agent(cedar)
     again = launch(cedar.state, secret, "--name", "cedar")
     with ending(again):
         after = again.ready()
         is_same = secret.exists() and secret.read_bytes() == old
-        killed(again)
+        kill_agent(again)
         alone = leave(cedar.state)
         return Mishaps(
             mute,
@@ -199,12 +198,6 @@ def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
             kept(cedar.state),
             leave(cedar.state),
         )
-
-
-def killed(agent: Agent) -> None:
-    """Let an agent die as in a power cut."""
-    agent.process.send_signal(signal.SIGKILL)
-    agent.process.wait()
 
 
 def test_whoever_dies_half_way_the_node_forgets(mishaps: Mishaps) -> None:

@@ -29,6 +29,7 @@ from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.integration.agent.test_identity import in_order
 from tests.mesh.databases import vector
 from tests.support.agents import Agent, finished, running, submit, until_nodes
+from tests.support.frames import length_prefixed
 
 GROWTH_KB_MAX = 64 << 10
 STREAM = StreamId(77)
@@ -101,10 +102,6 @@ class Member:
         return wire.encode([Heartbeat(Epoch(1 << 40, self.node_id), 0.0)])
 
 
-def framed(body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + body
-
-
 @contextlib.contextmanager
 def strangers(port: int) -> Iterator[None]:
     """Keep connections open that say nothing, junk, or TLS byte by byte."""
@@ -136,9 +133,11 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
         )
         lies: dict[str, Callable[[Member], bytes]] = {
             "announced": lambda _: b"\xff\xff\xff\xff",
-            "values": lambda _: framed((flood * 16)[: Limits().frame_bytes - 8]),
-            "field": lambda _: framed(b"\x91\x92\x14\x91\x05"),
-            "map": lambda _: framed(b"\x91\x80"),
+            "values": lambda _: length_prefixed(
+                (flood * 16)[: Limits().frame_bytes - 8]
+            ),
+            "field": lambda _: length_prefixed(b"\x91\x92\x14\x91\x05"),
+            "map": lambda _: length_prefixed(b"\x91\x80"),
             "term": Member.far,
             "gap": lambda _: wire.encode(
                 [Entries(GAP, ((STREAM, Epoch(1, NodeId("x"))),), False, ())]

@@ -29,21 +29,26 @@ def node_id() -> str:
 
 
 @pytest.fixture
-def mesh() -> str:
+def mesh_id() -> str:
     return secrets.token_hex(8)
 
 
-def node(mesh: str | None, *, node: str, boot: str = "boot-1") -> DiscoveryProcess:
+def discovery_node(
+    mesh: str | None, *, node: str, boot: str = "boot-1"
+) -> DiscoveryProcess:
     """Start a node on loopback; it browses at once."""
     paired = ["--mesh", mesh] if mesh else []
     return DiscoveryProcess("--interface", "lo", "--id", node, "--boot", boot, *paired)
 
 
 @pytest.fixture
-def trio(mesh: str) -> Iterator[list[DiscoveryProcess]]:
+def trio(mesh_id: str) -> Iterator[list[DiscoveryProcess]]:
     """Three nodes, started at the same time."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(node(mesh, node=node_id())) for _ in range(3)]
+        yield [
+            stack.enter_context(discovery_node(mesh_id, node=node_id()))
+            for _ in range(3)
+        ]
 
 
 def id_of(process: DiscoveryProcess) -> str:
@@ -117,17 +122,17 @@ def test_a_fresh_browser_reports_again_what_is_in_sight(
     assert again["at"] - before["at"] < FIND_S
 
 
-def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh: str) -> None:
+def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh_id: str) -> None:
     """They are told of; nobody dials them."""
     other = secrets.token_hex(8)
     ours, theirs, bare = node_id(), node_id(), node_id()
     with (
-        node(mesh, node=ours) as process,
-        node(other, node=theirs),
-        node(None, node=bare) as unpaired,
+        discovery_node(mesh_id, node=ours) as process,
+        discovery_node(other, node=theirs),
+        discovery_node(None, node=bare) as unpaired,
     ):
         process.wait_for("other", lambda line: line["mesh"] == other)
-        unpaired.wait_for("other", lambda line: line["mesh"] == mesh)
+        unpaired.wait_for("other", lambda line: line["mesh"] == mesh_id)
         state = process.state()
         while not state["unpaired"]:
             state = process.state()
@@ -137,12 +142,12 @@ def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh: str) -> No
         assert unpaired.seen_nodes() == set()
 
 
-def test_a_second_node_with_our_id_is_reported(mesh: str) -> None:
+def test_a_second_node_with_our_id_is_reported(mesh_id: str) -> None:
     """A copied state folder would otherwise be found out much later."""
     twin = node_id()
     with (
-        node(mesh, node=twin, boot="boot-1") as first,
-        node(mesh, node=twin, boot="boot-2"),
+        discovery_node(mesh_id, node=twin, boot="boot-1") as first,
+        discovery_node(mesh_id, node=twin, boot="boot-2"),
     ):
         note = first.wait_for("note", lambda line: "duplicate" in line["event"])
         clone = first.wait_for("clone")
@@ -180,23 +185,23 @@ def shout(forger: AsyncZeroconf, info: ServiceInfo) -> None:
 
 
 async def test_forged_adverts_are_ignored_and_complained_of_once(
-    mesh: str, forger: AsyncZeroconf
+    mesh_id: str, forger: AsyncZeroconf
 ) -> None:
     """Neither a victim's address, nor a long TXT, nor a strange name gets a dial."""
     honest = node_id()
     infos = [
-        forged(node_id(), mesh, host="8.8.8.8"),
-        forged(node_id(), mesh, host="127.255.255.255"),
-        forged(node_id(), mesh, x="x" * 240, y="y" * 240),
+        forged(node_id(), mesh_id, host="8.8.8.8"),
+        forged(node_id(), mesh_id, host="127.255.255.255"),
+        forged(node_id(), mesh_id, x="x" * 240, y="y" * 240),
         forged(node_id(), "m\x1b[2J"),
-        forged(node_id(), mesh, r="?"),
-        forged("clear-screen", mesh),
-        forged(honest, mesh),
+        forged(node_id(), mesh_id, r="?"),
+        forged("clear-screen", mesh_id),
+        forged(honest, mesh_id),
     ]
 
     infos[5].name = f"clear\x1b[2Jscreen.{SERVICE}"  # No constructor takes it.
 
-    with node(mesh, node=node_id()) as process:
+    with discovery_node(mesh_id, node=node_id()) as process:
         await asyncio.to_thread(process.wait_for, "started")
         for info in infos:
             shout(forger, info)
@@ -210,28 +215,28 @@ async def test_forged_adverts_are_ignored_and_complained_of_once(
 
 
 async def test_adverts_that_name_the_node_itself_lead_to_few_dials(
-    mesh: str, forger: AsyncZeroconf
+    mesh_id: str, forger: AsyncZeroconf
 ) -> None:
     """They may be of a copy, and anybody can send one after the other."""
     own = node_id()
-    with node(mesh, node=own) as process:
+    with discovery_node(mesh_id, node=own) as process:
         await asyncio.to_thread(process.wait_for, "started")
         for number in range(3):
-            shout(forger, forged(own, mesh, b=f"boot-{number + 2}"))
+            shout(forger, forged(own, mesh_id, b=f"boot-{number + 2}"))
             behind = node_id()
-            shout(forger, forged(behind, mesh))
+            shout(forger, forged(behind, mesh_id))
             await asyncio.to_thread(process.wait_for_node, behind)
 
     clones = [line for line in process.lines if line["kind"] == "clone"]
     assert 1 <= len(clones) < 3
 
 
-async def test_a_mesh_in_sight_is_found_before_a_secret_is_made(mesh: str) -> None:
+async def test_a_mesh_in_sight_is_found_before_a_secret_is_made(mesh_id: str) -> None:
     """A second machine must not make a second mesh silently."""
-    with node(mesh, node=node_id()) as process:
+    with discovery_node(mesh_id, node=node_id()) as process:
         await asyncio.to_thread(process.wait_for, "started")
         found: frozenset[str] = frozenset()
-        while mesh not in found:  # Other meshes may live on this machine's loopback.
+        while mesh_id not in found:  # Other meshes may live on this machine's loopback.
             found = await scan_meshes(1.0, ["lo"])
 
 

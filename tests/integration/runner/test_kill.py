@@ -13,9 +13,17 @@ import pytest
 
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.runner.processes import proc_tree
-from tests.support.pooling import STREAM, Rig, eventually, processes_with, rig, token
+from tests.support.pooling import (
+    STREAM,
+    Rig,
+    eventually,
+    outcome_summary,
+    processes_with,
+    rig,
+    token,
+)
 
 MODES = pytest.mark.parametrize(
     "mode",
@@ -31,10 +39,6 @@ MANNERS = {
     "dies by another": ("trap 'trap - USR1; kill -USR1 $$' TERM", 138, 10),
     "ignores it": ("trap '' TERM", 137, 9),
 }
-
-
-def summary(outcome: Outcome) -> tuple[AttemptState, EndReason, int | None, int | None]:
-    return outcome.state, outcome.reason, outcome.exit_code, outcome.signal
 
 
 #: Those that end by themselves have all the time for it that they need.
@@ -69,7 +73,7 @@ async def test_a_cancelled_task_has_its_own_code_and_signal(
             for name, (manner, _, _) in MANNERS.items()
         ]
         made.pool.stop_attempts(names)
-        ends = [summary(await made.end_of(task)) for task, _ in names]
+        ends = [outcome_summary(await made.end_of(task)) for task, _ in names]
 
         assert dict(zip(MANNERS, ends, strict=True)) == {
             name: (AttemptState.CANCELLED, EndReason.CANCELLED, code, number)
@@ -86,7 +90,7 @@ async def test_a_task_that_is_late_ends_with_124_however_it_took_it(
         names = [
             await began(made, manner, timeout_s=1) for manner, _, _ in MANNERS.values()
         ]
-        ends = {summary(await made.end_of(task)) for task, _ in names}
+        ends = {outcome_summary(await made.end_of(task)) for task, _ in names}
 
         assert ends == {(AttemptState.FAILED, EndReason.TIMEOUT, 124, None)}
 
@@ -131,7 +135,12 @@ async def test_what_ended_before_a_node_leaves_counts(tmp_path: Path) -> None:
         made.pool.stop_attempts([name], EndReason.DRAINING)
 
         outcome = await made.end_of(name[0])
-        assert summary(outcome) == (AttemptState.FAILED, EndReason.EXIT, 3, None)
+        assert outcome_summary(outcome) == (
+            AttemptState.FAILED,
+            EndReason.EXIT,
+            3,
+            None,
+        )
 
 
 SLOW = "trap 'sleep 0.5; exit 5' TERM"

@@ -18,7 +18,7 @@ import pytest
 from octaskly.config.account import DEFAULT_INHERITED
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, TaskOptions
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
+from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.launch_protocol import encode_settings
 from octaskly.runner.launcher import launcher
@@ -33,15 +33,11 @@ from tests.support.pooling import (
     Rig,
     eventually,
     launchers_of,
+    outcome_summary,
     processes_with,
     rig,
     token,
 )
-
-
-def summary(outcome: Outcome) -> tuple[AttemptState, EndReason, int | None, int | None]:
-    return outcome.state, outcome.reason, outcome.exit_code, outcome.signal
-
 
 OK = (AttemptState.OK, EndReason.EXIT, 0, None)
 
@@ -71,7 +67,7 @@ async def test_an_end_is_told_as_it_was(
 ) -> None:
     """State, reason, exit code and signal follow from the process alone."""
     async with rig(tmp_path) as made:
-        assert summary(await made.run(command)) == expected
+        assert outcome_summary(await made.run(command)) == expected
 
 
 async def test_what_could_not_be_executed_says_why(tmp_path: Path) -> None:
@@ -87,7 +83,12 @@ async def test_a_missing_work_directory_fails_the_task(tmp_path: Path) -> None:
     async with rig(tmp_path, workdir=tmp_path / "gone") as made:
         outcome = await made.run("true")
 
-        assert summary(outcome) == (AttemptState.FAILED, EndReason.EXIT, 126, None)
+        assert outcome_summary(outcome) == (
+            AttemptState.FAILED,
+            EndReason.EXIT,
+            126,
+            None,
+        )
         assert outcome.detail == (
             f"working directory {tmp_path / 'gone'} does not exist on rig"
         )
@@ -102,7 +103,7 @@ async def test_a_work_directory_of_any_name_can_be_named(tmp_path: Path) -> None
 
         assert "w\\udcff does not exist" in gone.detail
         assert gone.detail.isascii()
-        assert summary(await made.run("true")) == OK
+        assert outcome_summary(await made.run("true")) == OK
 
 
 async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with rig(tmp_path) as made:
         (made.workdir / "a").touch()
-        assert summary(await made.run("true")) == OK
+        assert outcome_summary(await made.run("true")) == OK
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
             outcome = await made.run("true", inputs=("a",))
@@ -122,7 +123,7 @@ async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) 
             EndReason.LOST,
         )
         assert "Too many open files" in outcome.detail
-        assert summary(await made.run("true", inputs=("a",))) == OK
+        assert outcome_summary(await made.run("true", inputs=("a",))) == OK
 
 
 async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ async def test_a_grandchild_with_stdout_does_not_delay_the_end(
     async with rig(tmp_path) as made:
         outcome = await made.run(f"setsid sleep {word} & echo begun")
 
-        assert summary(outcome) == OK
+        assert outcome_summary(outcome) == OK
         assert outcome.stdout == b"begun\n"
         assert processes_with(word) == {}
 
@@ -338,9 +339,9 @@ async def test_a_timeout_ends_with_124(tmp_path: Path) -> None:
         other = await made.end_of(deaf[0])
 
         timeout = (AttemptState.FAILED, EndReason.TIMEOUT, 124, None)
-        assert summary(outcome) == timeout
+        assert outcome_summary(outcome) == timeout
         assert outcome.stdout == b"bye\n"
-        assert summary(other) == timeout
+        assert outcome_summary(other) == timeout
         assert other.duration_ms is not None
         assert 1300 <= other.duration_ms < 61_000
 
@@ -354,7 +355,7 @@ async def test_a_stopped_process_can_be_ended(tmp_path: Path) -> None:
         made.pool.stop_attempts([(task, attempt)])
 
         outcome = await made.end_of(task)
-        assert summary(outcome) == (
+        assert outcome_summary(outcome) == (
             AttemptState.CANCELLED,
             EndReason.CANCELLED,
             143,
@@ -390,7 +391,7 @@ async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
         outcome = await made.end_of(polite[0])
 
         cancelled = (AttemptState.CANCELLED, EndReason.CANCELLED, 0, None)
-        assert summary(outcome) == cancelled
+        assert outcome_summary(outcome) == cancelled
 
 
 async def test_an_attempt_is_taken_once(tmp_path: Path) -> None:
@@ -413,7 +414,7 @@ async def test_sixty_four_slots_in_one_launcher(tmp_path: Path) -> None:
         (made.workdir / "go").touch()
         ends = [await made.end_of(task) for task, _ in names]
 
-        assert {summary(end) for end in ends} == {OK}
+        assert {outcome_summary(end) for end in ends} == {OK}
 
 
 async def test_no_more_than_the_slots_run_at_once(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ async def test_a_short_one_never_waits_behind_a_long_one(tmp_path: Path) -> None
         items = [made.item("sleep 600"), *(made.item("true") for _ in range(20))]
         made.pool.start_attempts(items)
         for _, spec in items[1:]:
-            assert summary(await made.ended(spec)) == OK
+            assert outcome_summary(await made.ended(spec)) == OK
 
         assert made.outcome(items[0][1].id) is None
 
@@ -722,7 +723,7 @@ async def test_a_task_with_several_slots_keeps_others_from_running(
             items.append(made.item(command, options=options))
         made.pool.start_attempts(items)
         for _, spec in items:
-            assert summary(await made.ended(spec)) == OK
+            assert outcome_summary(await made.ended(spec)) == OK
 
         running = most = 0
         for line in (made.workdir / "log").read_text().split():

@@ -28,12 +28,9 @@ from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolErr
 from octaskly.mesh import wire
 from octaskly.mesh import wire as counting
 from octaskly.store.reading.queries import ENTRY_OVERHEAD_BYTES
+from tests.support.frames import length_prefixed
 
 LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
-
-
-def framed(body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + body
 
 
 def connected() -> wire.Decoder:
@@ -112,14 +109,14 @@ def test_a_large_frame_may_follow_hello_ok_in_the_same_bytes() -> None:
 def test_a_body_that_no_peer_would_send_is_refused(body: bytes) -> None:
     """Maps, extensions, cut and trailing bytes, depth bombs, false lengths."""
     with pytest.raises(RemoteProtocolError):
-        connected().receive_data(framed(body))
+        connected().receive_data(length_prefixed(body))
 
 
 def test_a_megabyte_of_empty_maps_costs_almost_nothing() -> None:
     """The first map ends it; decoded in full it would take 73 MB."""
     count = (1 << 20) - 16
     for size in (100_000, count):
-        data = framed(b"\xdd" + size.to_bytes(4, "big") + b"\x80" * size)
+        data = length_prefixed(b"\xdd" + size.to_bytes(4, "big") + b"\x80" * size)
         decoder = connected()
         tracemalloc.start()
         try:
@@ -145,7 +142,7 @@ def test_arrays_are_counted_before_they_cost_memory(body: bytes) -> None:
     """What a few bytes announce is refused; decoded, each of these takes 100 MB."""
     decoder = wire.Decoder(Limits())
     decoder.receive_data(wire.encode([HelloOk()]))
-    data = framed(body)
+    data = length_prefixed(body)
     tracemalloc.start()
     try:
         with pytest.raises(RemoteProtocolError, match="values"):

@@ -35,7 +35,6 @@ from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
     Epoch,
-    Moment,
     NodeId,
     StreamId,
     TaskId,
@@ -59,6 +58,8 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
+from tests.support.builders import node_moment
+from tests.support.effects import note_events
 
 A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 TIMING = Timing()
@@ -86,10 +87,6 @@ def info(node: NodeId, **changes: object) -> NodeInfo:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def at(seconds: float) -> Moment:
-    return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
-
-
 class Harness:
     """One election with the machines that it reads, and a disk that is asked."""
 
@@ -111,8 +108,8 @@ class Harness:
             *(settings, self.journal, self.members),
             *(self.exchange, self.candidacy, self.election),
         )
-        self.election.start_election(at(0.0))
-        self.members.address_book.dial_remembered(at(0.0))
+        self.election.start_election(node_moment(0.0))
+        self.members.address_book.dial_remembered(node_moment(0.0))
 
     def meet(
         self,
@@ -140,22 +137,22 @@ class Harness:
         )
         address = Address(f"10.0.0.{ord(peer[0])}", 7878)
         event = PeerUp(peer, mine, hello, address)
-        self.members.on_peer_up(event, at(now_s))
-        return self.claims.on_peer_up(event, at(now_s))
+        self.members.on_peer_up(event, node_moment(now_s))
+        return self.claims.on_peer_up(event, node_moment(now_s))
 
     def persist(self, now_s: float) -> list[Effect]:
         self.journal.on_persisted(self.journal.last_number)
-        return self.journal.run_deferred(at(now_s))
+        return self.journal.run_deferred(node_moment(now_s))
 
     def follow(self, now_s: float, dispatcher: NodeId = A) -> None:
         epoch = Epoch(3, dispatcher)
         self.meet(dispatcher, now_s, epoch=epoch, dispatcher=dispatcher)
         self.persist(now_s)
-        self.members.record_frame(dispatcher, at(now_s + 0.001))
+        self.members.record_frame(dispatcher, node_moment(now_s + 0.001))
         assert self.election.attachment == Attachment(dispatcher, epoch, 1)
 
     def reign(self, now_s: float) -> None:
-        self.watch.on_time(at(now_s))
+        self.watch.on_time(node_moment(now_s))
         self.persist(now_s)
         assert isinstance(self.election.phase, Dispatching)
 
@@ -164,10 +161,6 @@ def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
     return [
         m for e in effects if isinstance(e, Send) and e.peer == peer for m in e.messages
     ]
-
-
-def notes(effects: list[Effect]) -> list[str]:
-    return [effect.event for effect in effects if isinstance(effect, LogLine)]
 
 
 ELSEWHERE = Address("10.0.0.9", 7878)
@@ -207,8 +200,8 @@ def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None
     world = Harness()
 
     assert world.watch.deadline() == TIMING.discovery_alone_s
-    assert world.watch.on_time(at(0.69)) == []
-    save, note = world.watch.on_time(at(0.7))
+    assert world.watch.on_time(node_moment(0.69)) == []
+    save, note = world.watch.on_time(node_moment(0.7))
 
     assert isinstance(save, Save)
     assert (save.term, save.epoch) == (1, Epoch(1, B))
@@ -222,7 +215,7 @@ def test_a_claim_is_said_only_once_it_is_durable() -> None:
     world = Harness()
     world.meet(C, 0.1)
 
-    claiming = world.watch.on_time(at(1.6))
+    claiming = world.watch.on_time(node_moment(1.6))
     assert sent(claiming, C) == []
     assert world.election.dispatcher_epoch is None
 
@@ -238,8 +231,8 @@ def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
     world = Harness()
     world.meet(C, 0.1, entries=5)
 
-    assert world.watch.on_time(at(1.9)) == []
-    assert notes(world.watch.on_time(at(2.5))) == ["claiming"]
+    assert world.watch.on_time(node_moment(1.9)) == []
+    assert note_events(world.watch.on_time(node_moment(2.5))) == ["claiming"]
 
 
 def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
@@ -263,7 +256,9 @@ def test_a_stale_claim_is_answered_and_never_followed() -> None:
     world = Harness(SavedState(term=9, epoch=Epoch(9, C)))
     world.meet(A, 0.2)
 
-    effects = world.claims.on_claim(A, Claim(Epoch(5, A), StreamId(1), ()), at(0.3))
+    effects = world.claims.on_claim(
+        A, Claim(Epoch(5, A), StreamId(1), ()), node_moment(0.3)
+    )
 
     assert effects == [Send(A, (ClaimRejected(Epoch(9, C)),))]
     assert world.election.dispatcher is None
@@ -289,32 +284,34 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     world.follow(0.1)
     world.candidacy.successors = dict.fromkeys((B, C, D), ())
     where = (Address("10.0.0.3", 7878),)
-    world.members.address_book.on_peers_discovered((PeerHint(C, where),), at(1.0))
-    world.members.on_peer_down(A, at(5.0))
+    world.members.address_book.on_peers_discovered(
+        (PeerHint(C, where),), node_moment(1.0)
+    )
+    world.members.on_peer_down(A, node_moment(5.0))
 
-    effects = world.watch.on_peer_down(A, "eof", at(5.0))
+    effects = world.watch.on_peer_down(A, "eof", node_moment(5.0))
     # Where D may be found is not known, which is no proof that it is gone.
     assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
     assert world.election.attachment is None
 
-    effects = world.watch.on_dial_failed(refused(A), at(5.001))
-    assert notes(effects) == ["dispatcher lost", "claiming"]
+    effects = world.watch.on_dial_failed(refused(A), node_moment(5.001))
+    assert note_events(effects) == ["dispatcher lost", "claiming"]
 
 
 def test_a_dispatcher_that_hangs_up_is_dialled_once_more() -> None:
     """As a process ends, its links may do so before it listens no more."""
     world = Harness()
     world.follow(0.1)
-    world.members.on_peer_down(A, at(5.0))
-    world.watch.on_peer_down(A, "eof", at(5.0))
+    world.members.on_peer_down(A, node_moment(5.0))
+    world.watch.on_peer_down(A, "eof", node_moment(5.0))
     hung_up = replace(refused(A), was_refused=False)
 
-    (again,) = world.watch.on_dial_failed(hung_up, at(5.01))
+    (again,) = world.watch.on_dial_failed(hung_up, node_moment(5.01))
     assert isinstance(again, Dial)
     assert again.node == A
-    assert world.watch.on_dial_failed(hung_up, at(5.02)) == []
-    effects = world.watch.on_dial_failed(refused(A), at(5.03))
-    assert notes(effects) == ["dispatcher lost", "claiming"]
+    assert world.watch.on_dial_failed(hung_up, node_moment(5.02)) == []
+    effects = world.watch.on_dial_failed(refused(A), node_moment(5.03))
+    assert note_events(effects) == ["dispatcher lost", "claiming"]
 
 
 def test_later_successors_wait_their_turn() -> None:
@@ -322,13 +319,15 @@ def test_later_successors_wait_their_turn() -> None:
     world = Harness()
     world.follow(0.1)
     world.candidacy.successors = dict.fromkeys((C, D, B), ())
-    world.members.on_peer_down(A, at(5.0))
-    world.watch.on_peer_down(A, "eof", at(5.0))
+    world.members.on_peer_down(A, node_moment(5.0))
+    world.watch.on_peer_down(A, "eof", node_moment(5.0))
 
-    assert notes(world.watch.on_dial_failed(refused(A), at(5.0))) == ["dispatcher lost"]
-    assert world.watch.on_time(at(5.0)) == []
+    assert note_events(world.watch.on_dial_failed(refused(A), node_moment(5.0))) == [
+        "dispatcher lost"
+    ]
+    assert world.watch.on_time(node_moment(5.0)) == []
     assert world.watch.deadline() == 5.0 + 2 * TIMING.claim_stagger_s
-    assert notes(world.watch.on_time(at(5.5))) == ["claiming"]
+    assert note_events(world.watch.on_time(node_moment(5.5))) == ["claiming"]
 
 
 def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> None:
@@ -337,13 +336,15 @@ def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> Non
     world.follow(0.1)
     line = {C: (ELSEWHERE,), D: (ELSEWHERE,), B: ()}
     world.candidacy.successors = line
-    world.members.on_peer_down(A, at(5.0))
-    world.watch.on_peer_down(A, "eof", at(5.0))
-    world.watch.on_dial_failed(refused(A), at(5.0))
+    world.members.on_peer_down(A, node_moment(5.0))
+    world.watch.on_peer_down(A, "eof", node_moment(5.0))
+    world.watch.on_dial_failed(refused(A), node_moment(5.0))
 
-    assert world.watch.on_dial_failed(refused(C), at(5.0)) == []
+    assert world.watch.on_dial_failed(refused(C), node_moment(5.0)) == []
     assert world.watch.deadline() == 5.0 + TIMING.claim_stagger_s
-    assert notes(world.watch.on_dial_failed(refused(D), at(5.01))) == ["claiming"]
+    assert note_events(world.watch.on_dial_failed(refused(D), node_moment(5.01))) == [
+        "claiming"
+    ]
 
 
 def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
@@ -352,21 +353,21 @@ def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
     world.follow(0.1)
     line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
     world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
-    world.members.on_peer_down(A, at(5.0))
+    world.members.on_peer_down(A, node_moment(5.0))
 
-    effects = world.watch.on_peer_down(A, "eof", at(5.0))
+    effects = world.watch.on_peer_down(A, "eof", node_moment(5.0))
     dialled = [effect.node for effect in effects if isinstance(effect, Dial)]
-    world.watch.on_dial_failed(refused(A), at(5.0))
+    world.watch.on_dial_failed(refused(A), node_moment(5.0))
     for node in line[:4]:
-        world.members.address_book.on_dial_failed(refused(node), at(5.0))
-        effects = world.watch.on_dial_failed(refused(node), at(5.0))
+        world.members.address_book.on_dial_failed(refused(node), node_moment(5.0))
+        effects = world.watch.on_dial_failed(refused(node), node_moment(5.0))
         dialled += [effect.node for effect in effects if isinstance(effect, Dial)]
     assert dialled == [A, *line[:7]]
 
     world.meet(line[5], 5.1)
     alone_s = 5.0 + STAGGERED_CLAIMS_MAX * TIMING.claim_stagger_s
-    world.members.address_book.on_dial_failed(refused(line[6]), at(5.1))
-    assert world.watch.on_dial_failed(refused(line[6]), at(5.1)) == []
+    world.members.address_book.on_dial_failed(refused(line[6]), node_moment(5.1))
+    assert world.watch.on_dial_failed(refused(line[6]), node_moment(5.1)) == []
     # It has to notice first, as all others have.
     crowding = 22 / Limits().full_mesh_peers
     assert world.watch.deadline() == alone_s + crowding * TIMING.claim_wait_s
@@ -378,15 +379,15 @@ def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
     world.follow(0.1)
     line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
     world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
-    world.watch.on_time(at(5.0))
-    world.watch.on_time(at(5.5))
+    world.watch.on_time(node_moment(5.0))
+    world.watch.on_time(node_moment(5.5))
     assert isinstance(world.election.phase, Campaigning)
-    world.watch.on_time(at(5.5))
+    world.watch.on_time(node_moment(5.5))
 
     for node in line[3:6]:
         due_s = world.watch.deadline()
-        assert world.watch.on_time(at(due_s - 0.01)) == []
-        assert world.watch.on_time(at(due_s)) == [Dial(node, (ELSEWHERE,))]
+        assert world.watch.on_time(node_moment(due_s - 0.01)) == []
+        assert world.watch.on_time(node_moment(due_s)) == [Dial(node, (ELSEWHERE,))]
         assert world.watch.deadline() == due_s + TIMING.claim_stagger_s
 
 
@@ -396,8 +397,8 @@ def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> Non
     world.follow(0.1)
     world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
 
-    assert world.watch.on_time(at(1.2)) == []
-    effects = world.watch.on_time(at(1.35))
+    assert world.watch.on_time(node_moment(1.2)) == []
+    effects = world.watch.on_time(node_moment(1.35))
 
     assert Disconnect(A, "silent") in effects
     assert sent(effects, C) == [Probe(A, 1.35)]
@@ -409,15 +410,18 @@ def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
     world = Harness()
     world.follow(0.1)
     world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
-    world.watch.on_time(at(1.35))
+    world.watch.on_time(node_moment(1.35))
     world.watch.on_probe_ok(ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
 
-    assert world.watch.on_time(at(1.66)) == []
-    assert world.watch.on_time(at(2.2)) == []
-    again = world.watch.on_time(at(2.27))
+    assert world.watch.on_time(node_moment(1.66)) == []
+    assert world.watch.on_time(node_moment(2.2)) == []
+    again = world.watch.on_time(node_moment(2.27))
     assert sent(again, C) == [Probe(A, 2.27)]
 
-    assert notes(world.watch.on_time(at(2.6))) == ["dispatcher lost", "claiming"]
+    assert note_events(world.watch.on_time(node_moment(2.6))) == [
+        "dispatcher lost",
+        "claiming",
+    ]
 
 
 def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
@@ -427,8 +431,10 @@ def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
     world.persist(0.1)
     bound_s = 0.1 + TIMING.suspicion_timeout_s + TIMING.dial_wait_s
 
-    assert world.watch.on_time(at(bound_s - 0.01)) == []
-    assert notes(world.watch.on_time(at(bound_s))) == ["dispatcher silent"]
+    assert world.watch.on_time(node_moment(bound_s - 0.01)) == []
+    assert note_events(world.watch.on_time(node_moment(bound_s))) == [
+        "dispatcher silent"
+    ]
 
 
 def test_a_follower_that_comes_too_late_is_sent_on() -> None:
@@ -453,12 +459,17 @@ def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> N
     world.follow(0.1)
     where = (Address("10.0.0.3", 7878),)
 
-    assert world.claims.on_redirect(A, Redirect(Epoch(2, C), C, where), at(0.3)) == []
+    assert (
+        world.claims.on_redirect(A, Redirect(Epoch(2, C), C, where), node_moment(0.3))
+        == []
+    )
     assert world.election.attachment is not None
     assert world.members.peers[A].dispatcher == A
 
     followed = Redirect(Epoch(3, A), C, where)
-    assert notes(world.claims.on_redirect(A, followed, at(0.4))) == ["seeking"]
+    assert note_events(world.claims.on_redirect(A, followed, node_moment(0.4))) == [
+        "seeking"
+    ]
 
 
 def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
@@ -467,13 +478,13 @@ def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
     world.meet(C, 0.2)
     where = (Address("10.0.0.1", 7878),)
     redirect = Redirect(Epoch(3, A), A, where)
-    assert world.claims.on_redirect(C, redirect, at(0.3)) == [Dial(A, where)]
+    assert world.claims.on_redirect(C, redirect, node_moment(0.3)) == [Dial(A, where)]
 
-    assert world.watch.on_time(at(TIMING.discovery_s)) == []
+    assert world.watch.on_time(node_moment(TIMING.discovery_s)) == []
 
     failed = DialFailed(A, where, was_refused=False)
-    world.members.address_book.on_dial_failed(failed, at(1.5))
-    assert world.watch.on_time(at(1.6)) == [
+    world.members.address_book.on_dial_failed(failed, node_moment(1.5))
+    assert world.watch.on_time(node_moment(1.6)) == [
         Send(C, (Probe(A, 1.6),)),
         Dial(A, where),
     ]
@@ -484,18 +495,22 @@ def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
     where = (Address("10.0.0.1", 7878),)
     for failed in (True, False):
         world = Harness()
-        world.members.address_book.on_peers_discovered((PeerHint(A, where),), at(0.0))
-        world.members.address_book.dial_delayed(frozenset(), at(0.3))
+        world.members.address_book.on_peers_discovered(
+            (PeerHint(A, where),), node_moment(0.0)
+        )
+        world.members.address_book.dial_delayed(frozenset(), node_moment(0.3))
         world.meet(C, 0.5)
         if failed:
             event = DialFailed(A, where, was_refused=False)
-            world.members.address_book.on_dial_failed(event, at(0.9))
+            world.members.address_book.on_dial_failed(event, node_moment(0.9))
 
-        effects = world.watch.on_time(at(TIMING.discovery_s))
+        effects = world.watch.on_time(node_moment(TIMING.discovery_s))
 
-        assert notes(effects) == (["claiming"] if failed else [])
-        effects = world.watch.on_time(at(TIMING.discovery_s + TIMING.claim_wait_s))
-        assert notes(effects) == ([] if failed else ["claiming"])
+        assert note_events(effects) == (["claiming"] if failed else [])
+        effects = world.watch.on_time(
+            node_moment(TIMING.discovery_s + TIMING.claim_wait_s)
+        )
+        assert note_events(effects) == ([] if failed else ["claiming"])
 
 
 def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
@@ -503,21 +518,21 @@ def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
     world = Harness()
     world.follow(0.1)
 
-    world.watch.on_pause(1.0, at(1.4))
+    world.watch.on_pause(1.0, node_moment(1.4))
 
-    assert world.watch.on_time(at(1.4)) == []
-    assert world.watch.on_time(at(2.5)) == []
-    assert "dispatcher silent" in notes(world.watch.on_time(at(2.61)))
+    assert world.watch.on_time(node_moment(1.4)) == []
+    assert world.watch.on_time(node_moment(2.5)) == []
+    assert "dispatcher silent" in note_events(world.watch.on_time(node_moment(2.61)))
 
 
 def test_own_slowness_does_not_shorten_the_search() -> None:
     """Who stood still has not looked for anybody meanwhile."""
     world = Harness()
 
-    world.watch.on_pause(0.5, at(0.6))
+    world.watch.on_pause(0.5, node_moment(0.6))
 
-    assert world.watch.on_time(at(1.19)) == []
-    assert notes(world.watch.on_time(at(1.2))) == ["claiming"]
+    assert world.watch.on_time(node_moment(1.19)) == []
+    assert note_events(world.watch.on_time(node_moment(1.2))) == ["claiming"]
 
 
 def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
@@ -526,28 +541,30 @@ def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
     head = PeerHint(C, where, is_dispatcher=True, term=1)
     for failed in (True, False):
         world = Harness()
-        world.members.address_book.on_peers_discovered((head,), at(0.1))
-        assert world.watch.on_time(at(1.5)) == []
+        world.members.address_book.on_peers_discovered((head,), node_moment(0.1))
+        assert world.watch.on_time(node_moment(1.5)) == []
         if failed:
             event = DialFailed(C, where, was_refused=False)
-            world.members.address_book.on_dial_failed(event, at(1.5))
-            assert notes(world.watch.on_time(at(1.6))) == ["claiming"]
+            world.members.address_book.on_dial_failed(event, node_moment(1.5))
+            assert note_events(world.watch.on_time(node_moment(1.6))) == ["claiming"]
         else:
             bound_s = TIMING.discovery_s + TIMING.dial_wait_s
-            assert world.watch.on_time(at(bound_s - 0.01)) == []
-            assert notes(world.watch.on_time(at(bound_s))) == ["claiming"]
+            assert world.watch.on_time(node_moment(bound_s - 0.01)) == []
+            assert note_events(world.watch.on_time(node_moment(bound_s))) == [
+                "claiming"
+            ]
 
 
 def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
     """A reign never resumes, so its successors claim."""
     world = Harness()
     world.follow(0.1)
-    world.members.on_peer_down(A, at(5.0))
-    world.watch.on_peer_down(A, "eof", at(5.0))
+    world.members.on_peer_down(A, node_moment(5.0))
+    world.watch.on_peer_down(A, "eof", node_moment(5.0))
 
     effects = world.meet(A, 5.1, epoch=Epoch(3, A))
 
-    assert notes(effects)[0] == "dispatcher lost"
+    assert note_events(effects)[0] == "dispatcher lost"
 
 
 def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
@@ -560,7 +577,7 @@ def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
         C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine
     )
 
-    assert notes(effects) == ["yielding"]
+    assert note_events(effects) == ["yielding"]
     assert isinstance(world.election.phase, SteppingDown)
     assert world.election.dispatcher_epoch is None
 
@@ -587,15 +604,15 @@ def test_a_newer_program_claims_once_it_may_reign_again() -> None:
     world = Harness(SavedState(log_version=2))
     world.candidacy.set_disk_failing(is_failing=True)
     world.follow(0.1)
-    assert world.watch.on_time(at(0.2)) == []
+    assert world.watch.on_time(node_moment(0.2)) == []
 
     world.candidacy.set_disk_failing(is_failing=False)
-    effects = world.watch.on_time(at(0.3))
+    effects = world.watch.on_time(node_moment(0.3))
 
     assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
-    world.members.record_frame(A, at(0.4))
-    assert world.claims.on_heartbeat(A, Epoch(3, A), at(0.4)) == []
-    assert notes(world.persist(0.5)) == ["dispatcher elected"]
+    world.members.record_frame(A, node_moment(0.4))
+    assert world.claims.on_heartbeat(A, Epoch(3, A), node_moment(0.4)) == []
+    assert note_events(world.persist(0.5)) == ["dispatcher elected"]
 
 
 def test_the_winner_claims_again_above_both() -> None:
@@ -621,7 +638,7 @@ def yielding() -> tuple[Harness, StreamId]:
     reign = world.election.dispatcher_epoch
     assert reign is not None
     world.journal.open_stream(reign.stream)
-    world.journal.append([TaskCancelled(TaskId("t"), "me")], at(1.0))
+    world.journal.append([TaskCancelled(TaskId("t"), "me")], node_moment(1.0))
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
     return world, reign.stream
@@ -631,12 +648,12 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
     """Nothing accepted is left behind (G2); the worker waits so long."""
     world, stream = yielding()
 
-    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.1))
+    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), node_moment(9.1))
     effects = world.persist(9.11)
     assert sent(effects, C) == [ClaimOk(Epoch(2, C), ((stream, 1),))]
     assert world.election.attachment is None
 
-    world.claims.on_pull(C, Pull(((stream, 1),)), at(9.2))
+    world.claims.on_pull(C, Pull(((stream, 1),)), node_moment(9.2))
     assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
 
 
@@ -645,15 +662,15 @@ def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
     world, _ = yielding()
     assert world.watch.deadline() == 9.0 + TIMING.step_down_s
 
-    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.5))
+    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), node_moment(9.5))
     assert world.watch.deadline() == 9.0 + TIMING.step_down_s
-    world.members.record_frame(C, at(10.5))
+    world.members.record_frame(C, node_moment(10.5))
     assert world.watch.deadline() == 10.5 + TIMING.step_down_s
-    world.members.record_frame(C, at(13.5))
+    world.members.record_frame(C, node_moment(13.5))
     assert world.watch.deadline() == 9.5 + TIMING.reattach_s
 
-    assert world.watch.on_time(at(14.4)) == []
-    assert notes(world.watch.on_time(at(14.5))) == ["yielded"]
+    assert world.watch.on_time(node_moment(14.4)) == []
+    assert note_events(world.watch.on_time(node_moment(14.5))) == ["yielded"]
 
 
 def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
@@ -663,8 +680,8 @@ def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
 
-    assert world.watch.on_time(at(10.9)) == []
-    assert notes(world.watch.on_time(at(11.0))) == ["seeking"]
+    assert world.watch.on_time(node_moment(10.9)) == []
+    assert note_events(world.watch.on_time(node_moment(11.0))) == ["seeking"]
 
 
 def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
@@ -686,7 +703,9 @@ def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
     world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
     where = (Address("10.0.0.9", 7878),)
-    effects = world.claims.on_redirect(C, Redirect(Epoch(4, D), D, where), at(2.1))
+    effects = world.claims.on_redirect(
+        C, Redirect(Epoch(4, D), D, where), node_moment(2.1)
+    )
 
     assert world.election.dispatcher_epoch is None
     assert sent(effects, C) == [Redirect(Epoch(1, B), D, ())]
@@ -700,13 +719,13 @@ def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
     stream = StreamId(9)
 
     pulling = world.claims.on_transfer(
-        A, Transfer(Epoch(3, A), ((stream, 1),)), at(1.0)
+        A, Transfer(Epoch(3, A), ((stream, 1),)), node_moment(1.0)
     )
     assert sent(pulling, A) == [Pull(())]
 
     entry = Entry(stream, 1, 1, TaskCancelled(TaskId("t"), "me"))
     world.journal.append_remote([entry], [(stream, Epoch(3, A))])
-    assert notes(world.claims.continue_transfer()) == ["claiming"]
+    assert note_events(world.claims.continue_transfer()) == ["claiming"]
 
 
 def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> None:
@@ -714,13 +733,15 @@ def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> No
     world = Harness()
     world.follow(0.1)
     reign = Epoch(3, A)
-    assert notes(world.claims.on_transfer(A, Transfer(reign, ()), at(1.0))) == [
-        "claiming"
-    ]
+    assert note_events(
+        world.claims.on_transfer(A, Transfer(reign, ()), node_moment(1.0))
+    ) == ["claiming"]
 
-    assert world.claims.on_heartbeat(A, reign, at(1.1)) == []
-    assert world.claims.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
-    assert notes(world.persist(1.2)) == ["dispatcher elected"]
+    assert world.claims.on_heartbeat(A, reign, node_moment(1.1)) == []
+    assert (
+        world.claims.on_claim(A, Claim(reign, StreamId(9), ()), node_moment(1.1)) == []
+    )
+    assert note_events(world.persist(1.2)) == ["dispatcher elected"]
 
 
 def test_a_stopping_node_never_claims() -> None:
@@ -728,7 +749,7 @@ def test_a_stopping_node_never_claims() -> None:
     world = Harness()
     world.candidacy.withdraw()
 
-    assert world.watch.on_time(at(60.0)) == []
+    assert world.watch.on_time(node_moment(60.0)) == []
 
 
 def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
@@ -739,7 +760,7 @@ def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
     world.meet(C, 0.8)
     world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
-    effects = world.watch.on_time(at(2.0))
+    effects = world.watch.on_time(node_moment(2.0))
 
     assert sent(effects, C) == [Heartbeat(Epoch(1, B), 2.0)]
     assert [type(message) for message in sent(effects, A)] == [Claim]
@@ -807,8 +828,8 @@ def test_a_claim_is_said_again_later_where_many_have_to_answer() -> None:
             world.meet(node, 0.1)
         world.reign(3.0)
 
-        early = world.watch.on_time(at(3.0 + again_s - 0.01))
-        late = world.watch.on_time(at(3.0 + again_s + TIMING.heartbeat_s))
+        early = world.watch.on_time(node_moment(3.0 + again_s - 0.01))
+        late = world.watch.on_time(node_moment(3.0 + again_s + TIMING.heartbeat_s))
 
         assert not any(isinstance(m, Claim) for m in sent(early, nodes[0]))
         assert any(isinstance(m, Claim) for m in sent(late, nodes[0]))

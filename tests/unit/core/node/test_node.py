@@ -53,7 +53,6 @@ from octaskly.core.model.ids import (
     Address,
     AttemptId,
     Epoch,
-    Moment,
     NodeId,
     StreamId,
     TaskId,
@@ -109,6 +108,7 @@ from octaskly.core.replies import (
     TasksAccepted,
     Unplaceable,
 )
+from tests.support.builders import node_moment
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 EPOCH = Epoch(1, ME)
@@ -128,10 +128,6 @@ def info(node: NodeId) -> NodeInfo:
     )
 
 
-def at(seconds: float) -> Moment:
-    return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
-
-
 class Shell:
     """A node with a disk that answers at once, and a record of its effects."""
 
@@ -147,7 +143,7 @@ class Shell:
     def feed(self, event: Event, now_s: float | None = None) -> list[Effect]:
         """Step, and let the disk and its reads answer."""
         self.now_s = self.now_s if now_s is None else now_s
-        effects = self.node.step(event, at(self.now_s))
+        effects = self.node.step(event, node_moment(self.now_s))
         self.log += effects
         done = list(effects)
         for effect in effects if self.has_disk else ():
@@ -177,7 +173,7 @@ class Shell:
         """Connect a peer, dispatcher if it has an epoch of its own."""
         dispatcher = epoch.node or None
         hello = Hello(node=info(peer), epoch=epoch, dispatcher=dispatcher)
-        sent = self.node.hello(at(self.now_s))
+        sent = self.node.hello(node_moment(self.now_s))
         return self.feed(PeerUp(peer, sent, hello, Address("10.0.0.2", 7878)))
 
     def hear(self, *messages: Message, peer: NodeId = PEER) -> list[Effect]:
@@ -621,7 +617,7 @@ def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
     rosters = [each for each in sent(effects) if isinstance(each, Roster)]
     (own,) = [member for member in rosters[-1].members if member.id == ME]
     assert own.addresses == (Address("10.0.0.9", 7878),)
-    assert shell.node.hello(at(shell.now_s)).node.addresses == ("10.0.0.9",)
+    assert shell.node.hello(node_moment(shell.now_s)).node.addresses == ("10.0.0.9",)
 
 
 def test_a_follower_with_a_new_address_tells_its_dispatcher() -> None:
@@ -918,7 +914,7 @@ def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
     shell.feed(TimerFired(0.5))
     big = replace(info(PEER), slots=8)
     hello = Hello(node=big, epoch=NO_EPOCH, dispatcher=None)
-    sent_hello = shell.node.hello(at(shell.now_s))
+    sent_hello = shell.node.hello(node_moment(shell.now_s))
     shell.feed(PeerUp(PEER, sent_hello, hello, Address("10.0.0.2", 7878)))
     while not shell.node.is_dispatcher:
         shell.run(shell.now_s + 0.1)

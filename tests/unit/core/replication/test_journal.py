@@ -28,6 +28,7 @@ from tests.support.builders import (
     moment,
     spec,
 )
+from tests.support.effects import note_events
 
 FACT = TaskCancelled(TaskId("t"), "x")
 OTHER = StreamId(5)
@@ -52,11 +53,6 @@ def persisted(log: Journal, number: int) -> list[Effect]:
     """Return what a commit releases."""
     log.on_persisted(number)
     return log.run_deferred(moment())
-
-
-def names(effects: list[Effect]) -> list[str]:
-    """Return the traces that were left."""
-    return [effect.event for effect in effects if isinstance(effect, LogLine)]
 
 
 def test_own_facts_are_numbered_without_gaps() -> None:
@@ -98,8 +94,8 @@ def test_what_waits_is_released_in_order_by_the_commit_it_waits_for() -> None:
     log.defer_until_durable(note("three"))
 
     assert not log.is_all_durable
-    assert names(persisted(log, 1)) == ["one"]
-    assert names(persisted(log, 2)) == ["two", "three"]
+    assert note_events(persisted(log, 1)) == ["one"]
+    assert note_events(persisted(log, 2)) == ["two", "three"]
     assert persisted(log, 2) == []
     assert log.is_all_durable
 
@@ -119,7 +115,7 @@ def test_what_is_released_may_wait_again() -> None:
     released = persisted(log, 1)
 
     assert [type(effect) for effect in released] == [Append]
-    assert names(persisted(log, 2)) == ["later"]
+    assert note_events(persisted(log, 2)) == ["later"]
 
 
 def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:

@@ -20,6 +20,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.replication import UNACKED_BYTES_MAX
 from tests.support.builders import STREAM, epoch, moment
+from tests.support.effects import note_events
 from tests.support.replicating_dispatcher import (
     NEXT_STREAM,
     ReplicatingDispatcher,
@@ -27,7 +28,6 @@ from tests.support.replicating_dispatcher import (
     large_fact,
     messages_to,
     nodes_served,
-    note_events,
     streamed_to,
 )
 
