@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from msgspec import structs
+
 from octaskly.agent.admissions import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
@@ -325,7 +327,7 @@ class Components:
             is_strict=config.is_strict,
         )
         self._node = Node(
-            settings, replace(saved, keys=self._secret_holder.secret.keys)
+            settings, structs.replace(saved, keys=self._secret_holder.secret.keys)
         )
         self.loop = CoreLoop(
             self._node,

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from hashlib import blake2b
 from typing import NamedTuple, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import Assigned, Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
@@ -31,7 +33,6 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
-from octaskly.core.model.values import value
 from octaskly.core.protocol.messages import RosterEntry
 
 REWRITE_AGE_MS = 1000
@@ -164,8 +165,7 @@ def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
     return hashed.hexdigest()
 
 
-@value(frozen=True, slots=True)
-class TaskEvent:
+class TaskEvent(Struct, frozen=True):
     """A task went into a state."""
 
     record: TaskRecord  #: its outline
@@ -174,8 +174,7 @@ class TaskEvent:
     attempt: Attempt | None = None  #: that made it so
 
 
-@value(frozen=True, slots=True)
-class FeedPage:
+class FeedPage(Struct, frozen=True):
     """A part of the log in the order of timestamps, as people read it."""
 
     items: tuple[tuple[Entry, TaskRecord], ...]
@@ -186,24 +185,21 @@ class FeedPage:
     is_whole: bool  #: nothing in between had been deleted before it was read
 
 
-@value(frozen=True, slots=True)
-class NodeEvent:
+class NodeEvent(Struct, frozen=True):
     """A node is in the mesh like this now."""
 
     member: RosterEntry
     is_gone: bool = False  #: it was lost for so long that it is listed no more
 
 
-@value(frozen=True, slots=True)
-class FeedGap:
+class FeedGap(Struct, frozen=True):
     """What happened between the last news and the next is not known in full."""
 
 
 FeedContent = TaskEvent | NodeEvent | FeedGap
 
 
-@value(frozen=True, slots=True)
-class FeedItem:
+class FeedItem(Struct, frozen=True):
     """Something that happened, and where to go on after it."""
 
     content: FeedContent | None  #: None: nothing but the place

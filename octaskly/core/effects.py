@@ -9,6 +9,8 @@ leave before it.
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.ids import (
@@ -23,7 +25,6 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.keys import KeyringEffect
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import EndReason, TaskSpec
-from octaskly.core.model.values import value
 from octaskly.core.protocol.messages import (
     Message,
     Report,
@@ -34,8 +35,7 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replies import Reply
 
 
-@value(frozen=True, slots=True)
-class Append:
+class Append(Struct, frozen=True):
     """Make entries durable and join them into the task table, in one transaction.
 
     `epochs` names the writer of each stream that the store may not know yet.
@@ -47,8 +47,7 @@ class Append:
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class Save:
+class Save(Struct, frozen=True, kw_only=True):
     """Make the node's own state durable; fields that are None stay as they are."""
 
     number: int
@@ -63,8 +62,7 @@ class Save:
     log_version: int | None = None
 
 
-@value(frozen=True, slots=True)
-class MergeRows:
+class MergeRows(Struct, frozen=True):
     """Join a peer's tasks into the task table, without entries of the log.
 
     With the last of them, in the same transaction, the node holds what `head` says.
@@ -82,16 +80,14 @@ LogWrite = Append | MergeRows
 """What brings facts about tasks to the disk."""
 
 
-@value(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Put messages into the peer's bounded outbox; never waits for the network."""
 
     peer: NodeId
     messages: tuple[Message, ...]
 
 
-@value(frozen=True, slots=True)
-class Dial:
+class Dial(Struct, frozen=True):
     """Try these addresses in order until one leads to a connected peer.
 
     Idempotent: nothing happens while the peer is connected or a dial to it runs.
@@ -101,16 +97,14 @@ class Dial:
     addresses: tuple[Address, ...]
 
 
-@value(frozen=True, slots=True)
-class Disconnect:
+class Disconnect(Struct, frozen=True):
     """Close the link to a peer after telling it why."""
 
     peer: NodeId
     reason: str
 
 
-@value(frozen=True, slots=True)
-class ServePull:
+class ServePull(Struct, frozen=True):
     """Read what lies beyond `vector` and send it to the peer.
 
     As `Entries`, or as a `MeshSnapshot` where entries are gone or would be far more.
@@ -121,30 +115,26 @@ class ServePull:
     cursor: SnapshotCursor | None = None  #: go on with this snapshot
 
 
-@value(frozen=True, slots=True)
-class Browse:
+class Browse(Struct, frozen=True):
     """Ask mDNS afresh (a new browser), or stop browsing."""
 
     is_wanted: bool
 
 
-@value(frozen=True, slots=True)
-class Advertise:
+class Advertise(Struct, frozen=True):
     """Say over mDNS what this node is now."""
 
     is_dispatcher: bool
     term: int
 
 
-@value(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Run these attempts; each is reported once by `AttemptsEnded`."""
 
     items: tuple[tuple[AttemptId, TaskSpec], ...]
 
 
-@value(frozen=True, slots=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """End these attempts, waiting ones too, and everything that they started.
 
     They are reported as CANCELLED, or as RELEASED where the reason is DRAINING.
@@ -154,34 +144,29 @@ class Stop:
     reason: EndReason = EndReason.CANCELLED
 
 
-@value(frozen=True, slots=True)
-class ReleaseWaiting:
+class ReleaseWaiting(Struct, frozen=True):
     """Report the attempts that have not begun as released, for other nodes to run."""
 
 
-@value(frozen=True, slots=True)
-class Freeze:
+class Freeze(Struct, frozen=True):
     """Stop all processes of all attempts where they are, or let them go on."""
 
     is_frozen: bool
 
 
-@value(frozen=True, slots=True)
-class Spool:
+class Spool(Struct, frozen=True):
     """Keep results on disk until `Unspool`; not awaited."""
 
     reports: tuple[Report, ...]
 
 
-@value(frozen=True, slots=True)
-class Unspool:
+class Unspool(Struct, frozen=True):
     """Forget results that a dispatcher has made durable."""
 
     items: tuple[tuple[TaskId, AttemptId], ...]
 
 
-@value(frozen=True, slots=True)
-class LoadQueued:
+class LoadQueued(Struct, frozen=True):
     """Read queued tasks of one shape with `ord > after_ord`; answered by `QueuedLoaded`."""
 
     after_ord: int
@@ -189,8 +174,7 @@ class LoadQueued:
     shape: int = 0
 
 
-@value(frozen=True, slots=True)
-class LoadUnblocked:
+class LoadUnblocked(Struct, frozen=True):
     """Read tasks whose wait for others is over; answered by `UnblockedLoaded`."""
 
     query_number: int  #: of the question, repeated in the answer
@@ -199,15 +183,13 @@ class LoadUnblocked:
     """Tasks accepted earlier do not wait for tasks that the store does not know."""
 
 
-@value(frozen=True, slots=True)
-class LoadLive:
+class LoadLive(Struct, frozen=True):
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
 
     looked_up: tuple[TaskId, ...] = ()  #: besides these, whether any of it runs or not
 
 
-@value(frozen=True, slots=True)
-class PlanFloor:
+class PlanFloor(Struct, frozen=True):
     """Find how far the floor may rise; answered by `FloorPlanned`."""
 
     before_hlc: int  #: what ended before is old enough
@@ -219,23 +201,20 @@ class PlanFloor:
     wall_ms: int = 0  #: wall clock; records that ended before are not carried
 
 
-@value(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """Release the request that carried this ticket."""
 
     ticket: int
     reply: Reply
 
 
-@value(frozen=True, slots=True)
-class AnnounceTaskStates:
+class AnnounceTaskStates(Struct, frozen=True):
     """Tasks reached a new state that is durable: wake whoever waits for them."""
 
     tasks: tuple[TaskId, ...]
 
 
-@value(frozen=True, slots=True)
-class ApplyRecords:
+class ApplyRecords(Struct, frozen=True):
     """These records are on this node's disk, for the first time: go by them.
 
     After a start that is all that it kept. Kinds of which only a dispatcher is asked
@@ -245,8 +224,7 @@ class ApplyRecords:
     records: tuple[Recorded, ...]
 
 
-@value(frozen=True, slots=True)
-class PublishMeshState:
+class PublishMeshState(Struct, frozen=True):
     """The mesh changed: role, dispatcher or members; for API, log and systemd."""
 
     epoch: Epoch
@@ -255,8 +233,7 @@ class PublishMeshState:
     roster: Roster | None
 
 
-@value(frozen=True, slots=True)
-class SavePeer:
+class SavePeer(Struct, frozen=True):
     """Keep a peer's addresses for the next start."""
 
     peer: NodeId
@@ -264,8 +241,7 @@ class SavePeer:
     addresses: tuple[Address, ...]
 
 
-@value(frozen=True, slots=True)
-class LogLine:
+class LogLine(Struct, frozen=True):
     """One line for the agent's log: a constant event name and its fields."""
 
     level: str  #: `debug`, `info`, `warning` or `error`
@@ -273,8 +249,7 @@ class LogLine:
     fields: tuple[tuple[str, str | int | float], ...] = ()
 
 
-@value(frozen=True, slots=True)
-class Stopped:
+class Stopped(Struct, frozen=True):
     """Hand-over and drain are complete; the process may end."""
 
 

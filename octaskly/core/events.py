@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import TaskDraft
@@ -28,19 +30,16 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.model.values import value
 from octaskly.core.protocol.messages import Hello, Message, Report
 
 
-@value(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(Struct, frozen=True):
     """Nothing happened but time."""
 
     draw: float = 0.0  #: in [0, 1)
 
 
-@value(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """Messages from a connected peer, in the order in which it sent them."""
 
     peer: NodeId
@@ -48,8 +47,7 @@ class Received:
     draw: float = 0.0  #: in [0, 1)
 
 
-@value(frozen=True, slots=True)
-class PeerUp:
+class PeerUp(Struct, frozen=True):
     """A link is connected: both sides sent HELLO_OK. There is one link per peer."""
 
     peer: NodeId
@@ -62,8 +60,7 @@ class PeerUp:
     )
 
 
-@value(frozen=True, slots=True)
-class PeerDown:
+class PeerDown(Struct, frozen=True):
     """The link to a peer ended."""
 
     peer: NodeId
@@ -71,8 +68,7 @@ class PeerDown:
     draw: float = 0.0  #: in [0, 1)
 
 
-@value(frozen=True, slots=True)
-class PeerHint:
+class PeerHint(Struct, frozen=True):
     """One node as mDNS, the memory of peers or `--join` names it: a hint to dial."""
 
     node: NodeId | None  #: None where only an address is known
@@ -81,15 +77,13 @@ class PeerHint:
     term: int = 0
 
 
-@value(frozen=True, slots=True)
-class PeersDiscovered:
+class PeersDiscovered(Struct, frozen=True):
     """Hints arrived."""
 
     hints: tuple[PeerHint, ...]
 
 
-@value(frozen=True, slots=True)
-class DialFailed:
+class DialFailed(Struct, frozen=True):
     """No address of a dial led to a connected peer."""
 
     node: NodeId | None
@@ -97,8 +91,7 @@ class DialFailed:
     was_refused: bool  #: every address refused at once: no process listens there
 
 
-@value(frozen=True, slots=True)
-class TasksSubmitted:
+class TasksSubmitted(Struct, frozen=True):
     """A batch of tasks to accept, all or none; answered by `Answer(ticket, ...)`."""
 
     ticket: int
@@ -110,16 +103,14 @@ class TasksSubmitted:
     """`acceptance.logged_id` of each draft, if that was worked out beforehand."""
 
 
-@value(frozen=True, slots=True)
-class TaskIdsRequested:
+class TaskIdsRequested(Struct, frozen=True):
     """Name tasks that are to be handed in; answered by `Answer(ticket, Named)`."""
 
     ticket: int
     id_suffixes: tuple[str, ...]  #: 8 random hex digits for each task
 
 
-@value(frozen=True, slots=True)
-class CatchUpRequested:
+class CatchUpRequested(Struct, frozen=True):
     """Say whether what is unknown here is unknown everywhere.
 
     Answered by `Answer(ticket, Passed)`, with what is so after the question.
@@ -128,8 +119,7 @@ class CatchUpRequested:
     ticket: int
 
 
-@value(frozen=True, slots=True)
-class ExplainRequested:
+class ExplainRequested(Struct, frozen=True):
     """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
 
     ticket: int
@@ -138,8 +128,7 @@ class ExplainRequested:
     """Of nodes that had it: the roster lacks those that have left."""
 
 
-@value(frozen=True, slots=True)
-class CancelRequested:
+class CancelRequested(Struct, frozen=True):
     """Cancel one task; answered by `Answer(ticket, ...)`.
 
     `stored_state` is what the store says; the node's own knowledge of queued and running
@@ -156,8 +145,7 @@ class CancelRequested:
     )
 
 
-@value(frozen=True, slots=True)
-class PurgeRequested:
+class PurgeRequested(Struct, frozen=True):
     """Forget tasks that ended so long ago, now; answered by `Answer(ticket, Forgot)`.
 
     The answer comes when that is done, which may take minutes.
@@ -176,37 +164,32 @@ class RecordDraft(NamedTuple):
     expires_ms: int = 0
 
 
-@value(frozen=True, slots=True)
-class RecordRequested:
+class RecordRequested(Struct, frozen=True):
     """Record these, all or none; answered by `Answer(ticket, Kept)`."""
 
     ticket: int
     drafts: tuple[RecordDraft, ...]
 
 
-@value(frozen=True, slots=True)
-class TasksNotified:
+class TasksNotified(Struct, frozen=True):
     """Who asked for it was told how these tasks ended, or was given up."""
 
     tasks: tuple[TaskId, ...]
 
 
-@value(frozen=True, slots=True)
-class AttemptsEnded:
+class AttemptsEnded(Struct, frozen=True):
     """The runner saw attempts of this node end, or gives them back unstarted."""
 
     reports: tuple[Report, ...]
 
 
-@value(frozen=True, slots=True)
-class Persisted:
+class Persisted(Struct, frozen=True):
     """All `Append` and `Save` effects up to this number are durable."""
 
     number: int
 
 
-@value(frozen=True, slots=True)
-class QueuedLoaded:
+class QueuedLoaded(Struct, frozen=True):
     """Queued tasks of one shape in queue order, the answer to `LoadQueued`."""
 
     after_ord: int  #: as in the effect
@@ -217,8 +200,7 @@ class QueuedLoaded:
     """The other shapes that wait, where shape 0 was read from its front."""
 
 
-@value(frozen=True, slots=True)
-class LiveLoaded:
+class LiveLoaded(Struct, frozen=True):
     """Tasks whose latest attempt has no end in the log: the answer to `LoadLive`."""
 
     records: tuple[TaskRecord, ...]
@@ -233,8 +215,7 @@ class UnblockedTask(NamedTuple):
     )  #: the one that did not end as it should; None: it may run
 
 
-@value(frozen=True, slots=True)
-class UnblockedLoaded:
+class UnblockedLoaded(Struct, frozen=True):
     """Tasks that wait for nobody any more: the answer to `LoadUnblocked`."""
 
     query_number: int  #: as in the effect
@@ -242,8 +223,7 @@ class UnblockedLoaded:
     has_more: bool  #: others wait, or were beyond the limit
 
 
-@value(frozen=True, slots=True)
-class FloorPlanned:
+class FloorPlanned(Struct, frozen=True):
     """How far the floor may rise: the answer to `PlanFloor`."""
 
     floor: Floor | None  #: None: nothing is old enough
@@ -259,24 +239,21 @@ class FloorPlanned:
     records: tuple[Recorded, ...] = ()  #: to be written again before it
 
 
-@value(frozen=True, slots=True)
-class LoadSampled:
+class LoadSampled(Struct, frozen=True):
     """How busy this machine is, and whether it can begin tasks at all."""
 
     load: LoadSample
     are_launchers_failing: bool = False
 
 
-@value(frozen=True, slots=True)
-class DiskChanged:
+class DiskChanged(Struct, frozen=True):
     """The disk of this node takes no more writes, or it takes them again."""
 
     is_failing: bool
     reason: str = ""
 
 
-@value(frozen=True, slots=True)
-class AvailabilityRequested:
+class AvailabilityRequested(Struct, frozen=True):
     """An operator steers this node; answered by `Answer(ticket, ...)`."""
 
     ticket: int
@@ -284,8 +261,7 @@ class AvailabilityRequested:
     by: str
 
 
-@value(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(Struct, frozen=True):
     """Hand over, drain and stop; the node says `Stopped` when it is done.
 
     A second one stops at once.
@@ -294,15 +270,13 @@ class StopRequested:
     drain_s: float
 
 
-@value(frozen=True, slots=True)
-class AddressesChanged:
+class AddressesChanged(Struct, frozen=True):
     """This machine has other addresses than before."""
 
     addresses: tuple[str, ...]
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class SavedState:
+class SavedState(Struct, frozen=True, kw_only=True):
     """What a node knew when it last stopped: given to it at the start, no event."""
 
     term: int = 0

@@ -5,15 +5,15 @@ A reply leaves only when what it says is as durable as it says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from octaskly.core.log.facts import Recorded
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.keys import RotationNotStarted, RotationStarted
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import TaskSpec, TaskState
-from octaskly.core.model.values import value
 
 TRANSIENT_CODES = frozenset(
     {
@@ -42,8 +42,7 @@ class RejectionReason(NamedTuple):
         return self.code not in TRANSIENT_CODES
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRejection:
+class NodeRejection(Struct, frozen=True):
     """Why one node does not run the task."""
 
     node: NodeId
@@ -52,8 +51,7 @@ class NodeRejection:
     reasons: tuple[RejectionReason, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskExplanation:
+class TaskExplanation(Struct, frozen=True):
     """Why a task is where it is."""
 
     state: TaskState
@@ -62,30 +60,26 @@ class TaskExplanation:
     placement_reason: str = ""  #: why it was given to the node that has or had it
 
 
-@value(frozen=True, slots=True)
-class TaskIdsReserved:
+class TaskIdsReserved(Struct, frozen=True):
     """Ids for tasks that may be handed in, and that no other task has."""
 
     ids: tuple[TaskId, ...]
 
 
-@value(frozen=True, slots=True)
-class TasksAccepted:
+class TasksAccepted(Struct, frozen=True):
     """The submission is durable."""
 
     specs: tuple[TaskSpec, ...]
     replicas: int = 1
 
 
-@value(frozen=True, slots=True)
-class CatchUpStatus:
+class CatchUpStatus(Struct, frozen=True):
     """Whether no other node may hold a task that this one does not know."""
 
     is_complete: bool
 
 
-@value(frozen=True, slots=True)
-class CancelResult:
+class CancelResult(Struct, frozen=True):
     """What became of a cancel: the state that the task has now, and whether we did."""
 
     task: TaskId
@@ -93,13 +87,11 @@ class CancelResult:
     was_done: bool
 
 
-@value(frozen=True, slots=True)
-class NotDispatching:
+class NotDispatching(Struct, frozen=True):
     """This node is not dispatcher (any more); nothing was accepted."""
 
 
-@value(frozen=True, slots=True)
-class NotReplicated:
+class NotReplicated(Struct, frozen=True):
     """No standby keeps a copy, and the request insists on one.
 
     Nothing was accepted; only if the standbys failed while the request was under way
@@ -107,16 +99,14 @@ class NotReplicated:
     """
 
 
-@value(frozen=True, slots=True)
-class AvailabilityChanged:
+class AvailabilityChanged(Struct, frozen=True):
     """What the operator told this node is in force, and outlives a restart."""
 
     state: NodeState
     running: int  #: attempts in slots
 
 
-@value(frozen=True, slots=True)
-class Unplaceable:
+class Unplaceable(Struct, frozen=True):
     """No node that is here could ever run a task that shall fail fast.
 
     Nothing was accepted.
@@ -126,15 +116,13 @@ class Unplaceable:
     reason: str
 
 
-@value(frozen=True, slots=True)
-class TasksPurged:
+class TasksPurged(Struct, frozen=True):
     """What was to be forgotten is void on every node that knows as much."""
 
     count: int  #: with the members of arrays that had begun
 
 
-@value(frozen=True, slots=True)
-class RecordsKept:
+class RecordsKept(Struct, frozen=True):
     """Records are durable; for each that was asked for, the one that counts.
 
     That is an earlier one where kind and key were taken.
@@ -144,8 +132,7 @@ class RecordsKept:
     replicas: int = 1
 
 
-@value(frozen=True, slots=True)
-class RecordLimitReached:
+class RecordLimitReached(Struct, frozen=True):
     """The mesh keeps as many records of a kind as it may; none was added."""
 
     kind: str

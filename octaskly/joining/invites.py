@@ -7,8 +7,10 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+from msgspec.structs import replace
 
 from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.units import host_and_port

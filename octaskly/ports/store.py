@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
+
+from msgspec import Struct
 
 from octaskly.core.effects import LoadUnblocked, MergeRows, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
@@ -37,6 +39,9 @@ class Clock(Protocol):
         """Return a random number in [0, 1)."""
 
 
+T = TypeVar("T")
+
+
 class Packer(Protocol):
     """Turns facts, reports and specs into bytes and back; given to the store."""
 
@@ -56,10 +61,10 @@ class Packer(Protocol):
     ) -> PackedMessage:
         """Return `Entries` of entries whose facts `pack_entry_body` has packed."""
 
-    def pack(self, value: object) -> bytes:
-        """Return a value of the core (record, report, spec) as bytes."""
+    def pack(self, value: Struct) -> bytes:
+        """Return a value of the core as bytes."""
 
-    def unpack(self, data: bytes) -> Any:
+    def unpack(self, data: bytes, kind: type[T]) -> T:
         """Reverse `pack`."""
 
 

@@ -182,14 +182,14 @@ class Store:
                 handed[entry.stream] = entry.seq
                 fresh.append(entry)
                 if isinstance(entry.fact, Floor):
-                    self._note_queued(mark[:2] for mark in entry.fact.stream_floors)
+                    self._note_queued(entry.fact.ends)
         self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
 
     def merge_rows(self, item: MergeRows) -> None:
         """Queue rows of a snapshot for the next commit."""
         if item.is_last:
             self._note_queued(item.head.vector)
-            self._note_queued(mark[:2] for mark in item.head.floor.stream_floors)
+            self._note_queued(item.head.floor.ends)
         self._queue_item(item)
 
     def save_node_state(self, item: Save) -> None:

@@ -13,9 +13,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final, Protocol, cast
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import LogLine
 

@@ -7,7 +7,9 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from octaskly.core.log.facts import (
     Assigned,
@@ -40,6 +42,9 @@ WORKER = NodeId("w" * 16)
 WALL_MS = 1_800_000_000_000
 
 
+T = TypeVar("T")
+
+
 class PicklePacker:
     """The simplest packer: good for our own bytes in a test, for nothing else."""
 
@@ -60,22 +65,21 @@ class PicklePacker:
         found = tuple(self.unpack_entry(*entry) for entry in stored)
         return PackedMessage(self.pack(Entries(found, tuple(epochs), more, vector)))
 
-    def pack(self, value: object) -> bytes:
+    def pack(self, value: Struct) -> bytes:
         return pickle.dumps(value, protocol=5)
 
-    def unpack(self, data: bytes) -> Any:
-        return pickle.loads(data)  # noqa: S301
+    def unpack(self, data: bytes, kind: type[T]) -> T:
+        value = pickle.loads(data)  # noqa: S301
+        assert isinstance(value, kind)
+        return value
 
 
 async def entries_of(
     log: DurableStore, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
 ) -> Entries:
     """Pull entries that lie beyond a vector."""
-    answer = PicklePacker().unpack(
-        (await log.read_pull_reply(vector, None, bytes_max)).data
-    )
-    assert isinstance(answer, Entries)
-    return answer
+    packed = await log.read_pull_reply(vector, None, bytes_max)
+    return PicklePacker().unpack(packed.data, Entries)
 
 
 class HandClock:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
+from msgspec.structs import astuple, replace
 
 from octaskly.core.change_feed import StreamExtent
 from octaskly.core.effects import LoadUnblocked, Save
@@ -34,6 +34,7 @@ from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
+    End,
     Requirements,
     TaskLimits,
     TaskOptions,
@@ -168,7 +169,7 @@ async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
     assert listed.spec.options == replace(options, stdin=b"")
 
 
-def later(number: int, *parents: int, end: str = "success") -> Submitted:
+def later(number: int, *parents: int, end: End = "success") -> Submitted:
     """A task that comes after others."""
     after = After(tasks=tuple(kit.task_id(n) for n in parents), end=end)
     return kit.submitted(number, options=TaskOptions(after=after))
@@ -214,7 +215,7 @@ async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
 )
 @pytest.mark.parametrize("is_ended", [True, False])
 async def test_how_a_parent_ended_decides(
-    bench: Bench, end: str, state: AttemptState, is_broken: bool, is_ended: bool
+    bench: Bench, end: End, state: AttemptState, is_broken: bool, is_ended: bool
 ) -> None:
     """Before or after its child came."""
     facts: list[Fact] = [kit.finished(1, state=state), later(2, 1, end=end)]
@@ -484,7 +485,8 @@ def counts_of(record: TaskRecord | None) -> tuple[int, ...]:
     """Return how many members are in each state."""
     assert record is not None
     assert record.progress is not None
-    return record.progress[:5]
+    how: tuple[int, ...] = astuple(record.progress)[:5]
+    return how
 
 
 def left_of(record: TaskRecord) -> list[int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.agent.core_loop import Runner
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
@@ -197,7 +197,7 @@ async def test_what_a_leaving_node_stops_is_given_back(bench: Bench) -> None:
 async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:
     """Nor is another attempt of the same task."""
     name, spec = attempt("t", "exit 0")
-    bench.runner.stop_attempts([(TaskId("other"), name), (spec.id, name._replace(n=9))])
+    bench.runner.stop_attempts([(TaskId("other"), name), (spec.id, replace(name, n=9))])
     bench.runner.start_attempts([(name, spec)])
 
     assert (await bench.ends(1))["t"].state == AttemptState.OK

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from msgspec import NODEFAULT, Struct, structs
 
 from octaskly.core.model.settings import Limits
-from octaskly.core.protocol.codec import NUMBERS
 from octaskly.core.protocol.messages import Message
 from octaskly.mesh import wire
-from octaskly.mesh import wire as counting
 
 _PLAIN = {
     str: "text",
@@ -31,8 +30,7 @@ def sizes() -> str:
         ("the length before a frame", f"{wire.HEADER_BYTES} bytes"),
         ("a frame, before the connection is complete", _bytes(limits.hello_bytes)),
         ("a frame, after that", _bytes(limits.frame_bytes)),
-        ("the items of one array", f"{wire.ARRAY_ITEMS_MAX:,}"),
-        ("the values of one frame, arrays and items", f"{counting.VALUES_MAX:,}"),
+        ("the messages of one frame", f"{wire.MESSAGES_MAX:,}"),
         ("a message whose batch goes into one", _bytes(wire.SPLIT_FRAME_BYTES)),
         ("entries in an answer to Pull", _bytes(limits.pull_bytes)),
         ("the type number of a message", f"{wire.MESSAGE_NUMBERS_END - 1}"),
@@ -44,8 +42,8 @@ def sizes() -> str:
 
 def messages() -> str:
     """Return a row for each message, by number."""
-    kinds = sorted(get_args(Message), key=NUMBERS.__getitem__)
-    rows = (f"| {NUMBERS[kind]} | {kind.__name__} | {_row(kind)} |\n" for kind in kinds)
+    kinds = sorted(get_args(Message), key=_number)
+    rows = (f"| {_number(kind)} | {kind.__name__} | {_row(kind)} |\n" for kind in kinds)
     return "| Number | Message | Fields, in order |\n| --- | --- | --- |\n" + "".join(
         rows
     )
@@ -57,7 +55,7 @@ def values() -> str:
     for kind in get_args(Message):
         found.pop(kind.__name__, None)
     rows = (
-        f"| {name} | {NUMBERS.get(kind, '')} | {_row(kind)} |\n"
+        f"| {name} | {_number(kind)} | {_row(kind)} |\n"
         for name, kind in sorted(found.items())
     )
     return "| Value | Number | Fields, in order |\n| --- | --- | --- |\n" + "".join(
@@ -67,6 +65,12 @@ def values() -> str:
 
 def _bytes(size: int) -> str:
     return f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB"
+
+
+def _number(kind: type) -> int | str:
+    """Return the type number, or nothing where only the place says what it is."""
+    tag = kind.__struct_config__.tag if issubclass(kind, Struct) else None
+    return "" if tag is None else tag
 
 
 def _row(kind: type) -> str:
@@ -83,17 +87,19 @@ def _row(kind: type) -> str:
 
 def _fields(kind: type) -> Iterator[tuple[str, bool]]:
     """Yield each field, and whether the row may end before it."""
-    if is_dataclass(kind):
-        for field in fields(kind):
-            yield field.name, field.default is not MISSING
+    if issubclass(kind, Struct):
+        for field in structs.fields(kind):
+            yield field.name, field.default is not NODEFAULT
     else:
         for name in kind._fields:  # type: ignore[attr-defined]
             yield name, name in kind._field_defaults  # type: ignore[attr-defined]
 
 
 def _said(hint: Any) -> str:
-    hint = getattr(hint, "__supertype__", hint)
+    hint = _bare(hint)
     origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(f"`{one}`" for one in get_args(hint))
     if origin is tuple:
         items = get_args(hint)
         if items[-1] is ...:
@@ -104,12 +110,22 @@ def _said(hint: Any) -> str:
     return _PLAIN.get(hint) or str(hint.__name__)
 
 
+def _bare(hint: Any) -> Any:
+    """Return the type in a name or in bounds."""
+    while True:
+        if hasattr(hint, "__supertype__"):
+            hint = hint.__supertype__
+        elif hasattr(hint, "__metadata__"):
+            hint = hint.__origin__
+        else:
+            return hint
+
+
 def _reached(kinds: Any) -> Iterator[type]:
     """Yield all classes that rows are made of, from these on."""
     waiting, seen = list(kinds), set()
     while waiting:
-        hint = waiting.pop()
-        hint = getattr(hint, "__supertype__", hint)
+        hint = _bare(waiting.pop())
         if get_origin(hint) is not None:
             waiting.extend(get_args(hint))
         elif isinstance(hint, type) and hint not in _PLAIN and hint not in seen:

@@ -36,7 +36,7 @@ def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
     yield "exit-codes.md", "octaskly/cli/output/render.py", exits_page.table
     yield "wire-protocol.md", "octaskly/mesh/wire.py", frames_page.sizes
     yield "wire-protocol.md", "octaskly/core/protocol/messages.py", frames_page.messages
-    yield "wire-protocol.md", "octaskly/core/protocol/codec.py", frames_page.values
+    yield "wire-protocol.md", "octaskly/core/model/tasks.py", frames_page.values
     yield "python.md", "octaskly/__init__.py", python_page.page
 
 

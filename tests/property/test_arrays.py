@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import reduce
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from octaskly.core.effects import Append
 from octaskly.core.log import merge
@@ -36,13 +36,7 @@ from octaskly.store.tables import rows
 from octaskly.store.writing.tables import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
-from tests.property.test_store import (
-    ATTEMPTS,
-    NODES,
-    OUTCOMES,
-    filled,
-    interleaved,
-)
+from tests.property.test_store import ATTEMPTS, NODES, OUTCOMES, filled, interleaved
 
 COUNT = 4
 ARRAYS = [kit.task_id(1), TaskId("mine~" + "a" * 14)]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import AnnounceTaskStates, Append, Effect, LoadLive

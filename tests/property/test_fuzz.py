@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from octaskly.core.events import PeerUp, Received
 from octaskly.core.model.ids import Address, Epoch
@@ -15,7 +15,7 @@ from octaskly.errors import PairingFailed, RemoteProtocolError
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.mesh import wire
 from tests.property.fuzzing import fuzz
-from tests.property.test_codec import MESSAGES, values_of
+from tests.property.test_messages import MESSAGES, values_of
 from tests.support.builders import moment, node_id
 from tests.unit.core.node.test_message_checks import ME, PEER, Shell
 from tests.unit.mesh.test_golden_frames import MESSAGES as GOLDEN

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from octaskly.core.effects import Append, MergeRows, PlanFloor
 from octaskly.core.log.facts import (
@@ -255,7 +256,7 @@ FLOORS = st.builds(
     Floor,
     st.integers(0, 3),
     st.lists(MARKS, max_size=2, unique_by=lambda mark: mark.stream).map(
-        lambda marks: tuple(sorted(marks))
+        lambda marks: tuple(sorted(marks, key=lambda mark: mark.stream))
     ),
 )
 BIRTHS = st.none() | st.builds(

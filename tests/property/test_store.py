@@ -25,6 +25,7 @@ from octaskly.core.log.facts import (
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.protocol.messages import Entries
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.tables import rows
@@ -118,7 +119,8 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
 
     assert shown(one) == shown(other) == merged(mixed)
     packer = kit.PicklePacker()
-    given_on = packer.unpack(queries.pack_entries_beyond(one, packer, {}, 1 << 20).data)
+    packed = queries.pack_entries_beyond(one, packer, {}, 1 << 20)
+    given_on = packer.unpack(packed.data, Entries)
     assert list(given_on.entries) == streams[0] + streams[1]
     assert not given_on.has_more
     one.close()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import msgpack
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
 
 from octaskly.api.schemas import task_response
 from octaskly.core.effects import Append, Effect, MergeRows, Save, Spool
@@ -43,7 +44,6 @@ from octaskly.core.model.task_options import (
     UploadedFile,
 )
 from octaskly.core.model.tasks import Attempt, AttemptState
-from octaskly.core.protocol import codec
 from octaskly.core.protocol.messages import (
     Assign,
     Entries,
@@ -177,9 +177,9 @@ def _here(value: Any) -> Any:
     if isinstance(value, str):
         names = {str(golden.NODE): PEER, str(golden.OTHER): OTHER}
         return names.get(value, value)
-    if is_dataclass(value):
-        own = [field.name for field in fields(value)]
-        return replace(value, **{n: _here(getattr(value, n)) for n in own})  # type: ignore[type-var]
+    if isinstance(value, Struct):
+        own = {name: _here(getattr(value, name)) for name in value.__struct_fields__}
+        return replace(value, **own)
     if isinstance(value, tuple):
         items = map(_here, value)
         return type(value)._make(items) if hasattr(value, "_make") else tuple(items)
@@ -218,8 +218,7 @@ def _changed(plain: Any, place: tuple[int, ...], value: Any) -> Any:
 
 
 PLAIN = [
-    msgpack.unpackb(msgpack.packb(codec.encode(message)), use_list=False)
-    for message in SAID
+    msgpack.unpackb(wire.WirePacker().pack(message), use_list=False) for message in SAID
 ]
 PLACES = [(plain, place) for plain in PLAIN for place in _places(plain)]
 

@@ -7,10 +7,10 @@ A function plants it for the time of one test.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import (

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from octaskly.core.change_feed import FeedItem, FeedPosition
 from octaskly.core.log.facts import Assigned, Finished, TaskCancelled
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, rerun_draft
-from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import (
     NO_HOLD,
@@ -26,6 +27,7 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import (
+    PRIORITY_SHIFT,
     AttemptState,
     EndReason,
     Outcome,
@@ -134,7 +136,7 @@ class FakeGateway:
     def keep_copies(self, *nodes: str) -> None:
         """Have these nodes as level standbys."""
         standbys = tuple(StandbyView(NodeId(node), True, 0) for node in nodes)
-        self.state = replace(self.state, standbys=standbys)
+        self.state = dataclasses.replace(self.state, standbys=standbys)
 
     def start(self, task: str, node: str | None = None) -> AttemptId:
         """Let a queued task run."""
@@ -364,7 +366,9 @@ class FakeGateway:
             AttemptWithTask(r, a) for r in self.records.values() for a in r.attempts
         ]
         running = [
-            replace(r, assigned_ms=NOW_MS) for r in runs if not r.attempt.outcome
+            dataclasses.replace(r, assigned_ms=NOW_MS)
+            for r in runs
+            if not r.attempt.outcome
         ]
         ended = [
             run

@@ -6,27 +6,28 @@ Each of its messages has one more field, and messages of an unknown type come be
 from __future__ import annotations
 
 import sys
-from typing import Any, get_args
+from functools import partial
+from typing import get_args
 
-import msgpack
+import msgspec
 
 from octaskly.cli import main
-from octaskly.core.protocol import codec, messages
+from octaskly.core.node import announcements
+from octaskly.core.protocol import messages
 from octaskly.mesh import wire
 from octaskly.mesh.links import link
 
 VERSION = 2
-UNKNOWN = msgpack.packb((42, ["what", 7]))
+UNKNOWN = msgspec.msgpack.encode((42, "what", 7))
 
-encode, parts_of = codec.encode, wire.pack_parts
+pack, parts_of = wire._pack, wire.pack_parts
 
 
-def encode_next(value: object) -> tuple[int, Any]:
+def pack_next(value: object) -> bytes:
     """Return a message with one more field, anything else as it is."""
-    number, row = encode(value)
-    return number, [*row, "new"] if isinstance(
-        value, get_args(messages.Message)
-    ) else row
+    if isinstance(value, get_args(messages.Message)):
+        return pack([*msgspec.to_builtins(value, builtin_types=(bytes,)), "new"])
+    return pack(value)
 
 
 def parts_of_next(message: messages.Message, frame_bytes: int) -> list[bytes]:
@@ -35,10 +36,8 @@ def parts_of_next(message: messages.Message, frame_bytes: int) -> list[bytes]:
 
 
 if __name__ == "__main__":
-    defaults = messages.Hello.__init__.__kwdefaults__
-    assert defaults is not None
-    defaults["version"] = VERSION
+    vars(announcements)["Hello"] = partial(messages.Hello, version=VERSION)
     for module in (link, wire):
         vars(module)["PROTOCOL_VERSION"] = VERSION
-    vars(codec)["encode"], vars(wire)["pack_parts"] = encode_next, parts_of_next
+    vars(wire)["_pack"], vars(wire)["pack_parts"] = pack_next, parts_of_next
     sys.exit(main())

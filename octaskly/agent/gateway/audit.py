@@ -15,9 +15,9 @@ from octaskly.agent.gateway.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.records import AUDIT, AUDIT_UNAUTHENTICATED, KINDS
+from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.hlc import HLC_MAX, hlc_of
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import TIME_MS_MAX
 from octaskly.errors import OctasklyError, StoreFull
 from octaskly.ports import AuditEntry, AuditPage, RecordQuery
 from octaskly.system.clock import SystemClock

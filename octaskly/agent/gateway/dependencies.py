@@ -7,7 +7,8 @@ call it becomes what the log calls it; that name is the same on both sides of a 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from octaskly.config.units import host_and_port
 from octaskly.core.effects import LogLine, PublishMeshState

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
+
+from msgspec.structs import replace
 
 from octaskly.agent.gateway.submissions import Submission
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ITEMS_BYTES_MAX
 from octaskly.core.model.drafts import TaskDraft, rerun_draft
 from octaskly.core.model.ids import task_name
-from octaskly.core.model.task_options import ITEM_BYTES, ArraySpec
+from octaskly.core.model.task_options import ITEMS_MAX, ArraySpec
 from octaskly.errors import NothingToRetry, TaskNotEnded
 from octaskly.ports import DurableStore
 
@@ -23,7 +24,7 @@ PositionRanges = Sequence[tuple[int, int]]
 """Places of members, from one to another."""
 
 _RANGES_SHOWN_MAX = 8
-_MEMBERS_MAX = ITEMS_BYTES_MAX // ITEM_BYTES + 1  #: so many fit into no array
+_MEMBERS_MAX = ITEMS_MAX + 1  #: so many fit into no array
 
 
 async def build_retry(
@@ -75,7 +76,7 @@ async def _draft_of_unsuccessful(
 def _array_of_items(ranges: PositionRanges, original: ArraySpec) -> ArraySpec | None:
     """Return an array that names each of its members; None: they are too many."""
     count = sum(last - first + 1 for first, last in ranges)
-    if count > _MEMBERS_MAX:
+    if count > ITEMS_MAX:
         return None
     wanted = chain.from_iterable(range(first, last + 1) for first, last in ranges)
     items = tuple(map(original.item, wanted))

@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+from msgspec import structs
+
 from octaskly.agent.gateway.dependencies import FindTask, resolve_parents
 from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.pending_requests import PendingRequests
@@ -278,7 +280,7 @@ class SubmissionService:
             draft = pair[1]
             if draft.id is not None:
                 return draft
-            return replace(draft, id=self._keyed_id(submission, pair[0]))
+            return structs.replace(draft, id=self._keyed_id(submission, pair[0]))
 
         return await map_in_batches(list(enumerate(submission.drafts)), keyed)
 

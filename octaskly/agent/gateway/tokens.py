@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -18,8 +18,8 @@ from octaskly.agent.gateway.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.records import KINDS, TOKEN, TOKEN_REVOKED
+from octaskly.core.model.field_types import Millis
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import TIME_MS_MAX
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, RecordQuery, TokenInfo
 from octaskly.system.clock import SystemClock
@@ -36,18 +36,15 @@ ISSUER_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
-_TimestampMs = Annotated[int, msgspec.Meta(ge=0, lt=TIME_MS_MAX)]
-
-
 class _Body(msgspec.Struct, frozen=True):
     """What the records of a token and of its end say, all of which can be shown."""
 
     name: str | None = None
     subject: str | None = None
     role: str | None = None
-    issued_ms: _TimestampMs | None = None
+    issued_ms: Millis | None = None
     issued_by: str | None = None
-    at_ms: _TimestampMs | None = None
+    at_ms: Millis | None = None
     by: str | None = None
 
 

@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote
 from octaskly.api.http.request import Access, Route
 from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
 from octaskly.config.defaults import SOCKET_GROUP
+from octaskly.core.model.field_types import SUBJECT_CHARS_MAX
 from octaskly.core.model.ids import NodeId
-from octaskly.core.protocol.bounds import SUBJECT_CHARS_MAX
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.trust.tokens import PERMISSIONS, TOKEN_BYTES_MAX

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 from aiohttp import web
+from msgspec.structs import astuple
 
 from octaskly.api.http.node_client import (
     NodeNotResponding,
@@ -90,7 +91,7 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 
 def format_attempt_id(attempt: AttemptId) -> str:
     """Return an attempt as a word."""
-    return "-".join(map(str, attempt))
+    return f"{attempt.term}-{attempt.stream}-{attempt.n}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +241,7 @@ def _status_of_record(
         task=record.id,
         name=record.name,
         status=state.value,
-        attempt=attempt.id if attempt else None,
+        attempt=astuple(attempt.id) if attempt else None,
         node=attempt.node if attempt else "",
         node_name=names.get(attempt.node, attempt.node) if attempt else "",
         previous_reason=gone[-1] if gone and not status_query.attempt_number else None,

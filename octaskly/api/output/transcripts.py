@@ -103,14 +103,14 @@ def _frame_timeout_s(request: Request, *, follow: bool) -> float:
 def _path(
     attempt: tuple[TaskId, AttemptId], starts: StartOffsets, *, follow: bool
 ) -> str:
-    task, (term, stream, n) = attempt
+    task, run = attempt
     given = [
         f"{name}={start}"
         for name, start in zip(STREAMS, starts, strict=True)
         if start is not None
     ]
     given.append(f"follow={'true' if follow else 'false'}")
-    place = f"{quote(task, safe='')}/{term}/{stream}/{n}"
+    place = f"{quote(task, safe='')}/{run.term}/{run.stream}/{run.n}"
     return f"{_INTERNAL}/{place}?{'&'.join(given)}"
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from aiohttp import web
+from msgspec import structs
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
@@ -25,7 +26,7 @@ async def submit_tasks(request: Request) -> web.StreamResponse:
     is_strict = request.query.is_strict() or asked.is_strict
     drafts = asked.drafts
     if request.query.flag("fail_fast"):
-        drafts = [replace(draft, is_fail_fast=True) for draft in drafts]
+        drafts = [structs.replace(draft, is_fail_fast=True) for draft in drafts]
     key = query.idempotency_key(request.http_request.headers.get("Idempotency-Key"))
     records, replicas = await request.gateway.submit_tasks(
         drafts,

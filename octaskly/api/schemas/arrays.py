@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Annotated, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
 from octaskly.core.log.merge import TaskRecord
@@ -26,7 +26,12 @@ from octaskly.core.model.placeholders import (
     placeholder_value,
     split_placeholders,
 )
-from octaskly.core.model.task_options import CHAR_BYTES, ITEM_BYTES, ArraySpec
+from octaskly.core.model.task_options import (
+    CHAR_BYTES,
+    ITEM_BYTES,
+    ITEMS_MAX,
+    ArraySpec,
+)
 from octaskly.core.model.tasks import TaskState
 
 _RANGE = re.compile(
@@ -43,7 +48,7 @@ FIELD_HINTS: Final = {
     "array": "an object with `range` or `items`, and `max_fails`",
     "range": f"FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to {MEMBER_NUMBER_MAX}, and"
     f" at most {MEMBERS_MAX} members",
-    "items": f"1 to {MEMBERS_MAX} texts of at most {ITEM_BYTES_MAX} bytes each and"
+    "items": f"1 to {ITEMS_MAX} texts of at most {ITEM_BYTES_MAX} bytes each and"
     f" {ITEMS_BYTES_MAX} in all",
     "max_fails": f"an integer from 0 to {MEMBERS_MAX}",
 }
@@ -166,7 +171,7 @@ def _parse_range(text: str) -> ArraySpec:
 
 
 def _parse_items(items: list[str]) -> ArraySpec:
-    if not 1 <= len(items) <= MEMBERS_MAX:
+    if not 1 <= len(items) <= ITEMS_MAX:
         raise InvalidField("array.items", f"there are {len(items)} items")
     if max(map(len, items)) * CHAR_BYTES > ITEM_BYTES_MAX or "\0" in "".join(items):
         for index, item in enumerate(items):

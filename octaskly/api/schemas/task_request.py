@@ -11,10 +11,11 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
+from msgspec.structs import replace
 
 from octaskly.api import twice
 from octaskly.api.problems import (

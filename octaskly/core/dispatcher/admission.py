@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 from octaskly.core.events import TasksSubmitted
 from octaskly.core.model.drafts import PRIORITY_BAND, log_id_of, sequence_of
-from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import Moment, TaskId
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.replication.journal import Journal
 from octaskly.core.scheduling.task_queue import TaskQueue
 

@@ -9,8 +9,9 @@ is written is decided in `dispatch`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import takewhile
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
 from octaskly.core.log.facts import Assigned, Fact, Finished, Submitted, TaskCancelled

@@ -7,7 +7,7 @@ number does not grow with the mesh as fast; such a worker bears longer silence.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
 from octaskly.core.membership.membership import PeerTable

@@ -7,8 +7,11 @@ nodes alike which of them are too old to count.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated
 
+from msgspec import Meta, Struct
+
+from octaskly.core.model.field_types import Blob, Canceller, Count, Millis, Word
 from octaskly.core.model.ids import (
     AttemptId,
     Epoch,
@@ -17,12 +20,10 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.tasks import Outcome, TaskSpec
-from octaskly.core.model.values import value
+from octaskly.core.model.tasks import STREAMS_MAX, Outcome, TaskSpec
 
 
-@value(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True, array_like=True, tag=100):
     """A task was accepted."""
 
     spec: TaskSpec
@@ -33,16 +34,14 @@ class Submitted:
         return self.spec.id
 
 
-@value(frozen=True, slots=True)
-class TaskCancelled:
+class TaskCancelled(Struct, frozen=True, array_like=True, tag=101):
     """Somebody cancelled the task; it wins over everything but success."""
 
     task: TaskId
-    by: str
+    by: Canceller
 
 
-@value(frozen=True, slots=True)
-class Assigned:
+class Assigned(Struct, frozen=True, array_like=True, tag=102):
     """An attempt was handed to a worker."""
 
     task: TaskId
@@ -50,8 +49,7 @@ class Assigned:
     node: NodeId
 
 
-@value(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True, array_like=True, tag=103):
     """An attempt ended; `outcome.state` RELEASED means that another may follow."""
 
     task: TaskId
@@ -60,30 +58,27 @@ class Finished:
     outcome: Outcome
 
 
-@value(frozen=True, slots=True)
-class Notified:
+class Notified(Struct, frozen=True, array_like=True, tag=106):
     """Who asked to be told of the task's end was told, or was given up."""
 
     task: TaskId
 
 
-@value(frozen=True, slots=True)
-class Unblocked:
+class Unblocked(Struct, frozen=True, array_like=True, tag=105):
     """The tasks that this one came after have ended as it asked: it may run."""
 
     task: TaskId
 
 
-class StreamFloor(NamedTuple):
+class StreamFloor(Struct, frozen=True, array_like=True):
     """How far one stream is void, the entry `seq` included."""
 
     stream: StreamId
-    seq: int
+    seq: Count
     epoch: Epoch  #: who wrote the stream
 
 
-@value(frozen=True, slots=True)
-class Floor:
+class Floor(Struct, frozen=True, array_like=True, tag=104):
     """Everything up to here is too old to count, for ever.
 
     A task without a submission beyond the marks is gone. Tasks that were still wanted
@@ -91,11 +86,15 @@ class Floor:
     its writer held, so nothing is gone there before it is known to have ended.
     """
 
-    horizon: int  #: hybrid timestamp; in the marked streams all up to it is void
-    stream_floors: tuple[
-        StreamFloor, ...
-    ]  #: of all streams that ever had one, ordered by stream
+    horizon: Count  #: hybrid timestamp; in the marked streams all up to it is void
+    stream_floors: Annotated[tuple[StreamFloor, ...], Meta(max_length=STREAMS_MAX)]
+    """Of all streams that ever had one, ordered by stream."""
     required_vector: VectorItems = ()  #: what the writer held beyond the marks, in other streams
+
+    @property
+    def ends(self) -> VectorItems:
+        """How far each of these streams is void."""
+        return tuple((mark.stream, mark.seq) for mark in self.stream_floors)
 
     @property
     def task(self) -> TaskId:
@@ -103,20 +102,18 @@ class Floor:
         return TaskId("")
 
 
-@value(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True, array_like=True, tag=107):
     """Something about no task that the whole mesh keeps; `core.records` has the kinds.
 
     Of several with one kind and key the first one counts, see `records.first`.
     """
 
-    kind: str
-    key: str
-    body: bytes  #: means something to whoever wrote it, not to the log
-    expires_ms: int  #: wall clock after which every node may forget it; 0: never
-    hlc: (
-        int  #: hybrid timestamp of when it was recorded; stays when it is written again
-    )
+    kind: Word
+    key: Word
+    body: Blob  #: means something to whoever wrote it, not to the log
+    expires_ms: Millis  #: wall clock after which every node may forget it; 0: never
+    hlc: Count
+    """Hybrid timestamp of when it was recorded; stays when it is written again."""
 
     @property
     def task(self) -> TaskId:
@@ -132,13 +129,12 @@ MESH_FACTS = (Floor, Recorded)
 NO_FLOOR = Floor(0, ())
 
 
-@value(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True, array_like=True):
     """One fact at its place in the log; identity is (stream, seq)."""
 
     stream: StreamId
-    seq: int
-    hlc: int  #: hybrid timestamp: milliseconds since 2020 << 15 | counter
+    seq: Count
+    hlc: Count  #: hybrid timestamp: milliseconds since 2020 << 15 | counter
     fact: Fact
 
 

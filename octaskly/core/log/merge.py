@@ -8,8 +8,10 @@ Source: docs/explanation/log.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import (
     Assigned,
@@ -28,6 +30,7 @@ from octaskly.core.model.arrays import (
     has_too_many_failures,
     split_member_id,
 )
+from octaskly.core.model.field_types import Canceller, Count, Time
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
 from octaskly.core.model.task_options import After
 from octaskly.core.model.tasks import (
@@ -37,7 +40,6 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.model.values import value
 
 PRESUMED_REASONS: Final = (EndReason.LOST, EndReason.POISON, EndReason.RETURNED)
 """How a dispatcher says that attempts ended of which it will hear no more, it thinks.
@@ -51,8 +53,7 @@ No subject of a token begins so: they are printable.
 """
 
 
-@value(frozen=True, slots=True)
-class TaskRecord:
+class TaskRecord(Struct, frozen=True, array_like=True):
     """Everything the log says of one task, joined.
 
     A record without `spec` belongs to a task whose submission has not arrived yet.
@@ -60,9 +61,12 @@ class TaskRecord:
 
     id: TaskId
     spec: TaskSpec | None = None
-    cancelled_by: str | None = None  #: smallest subject that cancelled, if any
-    attempts: tuple[Attempt, ...] = ()  #: ordered by attempt id
-    occurrence: int = 1  #: place among the tasks of one name, where the store was asked
+    cancelled_by: Canceller | None = None  #: smallest subject that cancelled, if any
+    attempts: Annotated[tuple[Attempt, ...], Meta(max_length=1 << 13)] = ()
+    """Ordered by attempt id."""
+    occurrence: Count = (
+        1  #: place among the tasks of one name, where the store was asked
+    )
     progress: ArrayProgress | None = None  #: of an array, where the store was asked
     is_notified: bool = False  #: nobody needs to be told of its end any more
     is_unblocked: bool = False  #: what it came after has ended
@@ -190,7 +194,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     """Return `record` with one more fact."""
     if record is None:
         return record_of(fact)
-    # For these two as `join_records` does, without a record in between: most are of this kind.
+    # For these two as `join` does, without a record in between: most are of this kind.
     if isinstance(fact, Finished):
         outcome = fact.outcome
         attempt = Attempt(fact.attempt, fact.node, outcome.state, outcome)
@@ -240,22 +244,21 @@ def with_array_cancelled(record: TaskRecord, by: str | None) -> TaskRecord:
     return replace(record, cancelled_by=by)
 
 
-class SubmissionTimes(NamedTuple):
+class SubmissionTimes(Struct, frozen=True, array_like=True, order=True):
     """When a task was submitted, and where last: what a floor is compared with."""
 
-    first_hlc: int  #: hybrid timestamp of the first submission that counts
-    last_hlc: int  #: of the latest one, which is entry `seq` of `stream`
+    first_hlc: Time  #: hybrid timestamp of the first submission that counts
+    last_hlc: Time  #: of the latest one, which is entry `seq` of `stream`
     stream: StreamId
-    seq: int
+    seq: Time
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRow:
+class TaskRow(Struct, frozen=True, array_like=True):
     """A task as one node gives it to another instead of the entries about it."""
 
     record: TaskRecord
     submission_times: SubmissionTimes
-    last_change_hlc: int  #: hybrid timestamp of the latest fact
+    last_change_hlc: Time  #: hybrid timestamp of the latest fact
 
 
 def join_submission_times(
@@ -264,7 +267,16 @@ def join_submission_times(
     """Return the first and the latest of all submissions."""
     if a is None or b is None:
         return a or b
-    return SubmissionTimes(min(a.first_hlc, b.first_hlc), *max(a[1:], b[1:]))
+    latest = max(
+        a,
+        b,
+        key=lambda submission_times: (
+            submission_times.last_hlc,
+            submission_times.stream,
+            submission_times.seq,
+        ),
+    )
+    return replace(latest, first_hlc=min(a.first_hlc, b.first_hlc))
 
 
 def join_floors(a: Floor, b: Floor) -> Floor:

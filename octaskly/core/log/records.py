@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from octaskly.core.log.facts import Recorded
-from octaskly.core.model.hlc import HLC_MAX
-from octaskly.core.model.tasks import TIME_MS_MAX
 
 KEY_CHARS_MAX: Final = 200
 
@@ -63,8 +61,6 @@ def is_valid_record(record: Recorded) -> bool:
         and 0 < len(record.key) <= KEY_CHARS_MAX
         and record.key.isprintable()
         and len(record.body) <= kind.body_bytes_max
-        and 0 <= record.expires_ms < TIME_MS_MAX
-        and 0 <= record.hlc < HLC_MAX
     )
 
 

@@ -7,9 +7,10 @@ in the order in which they would succeed; those that were lost stay for a while.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
 from itertools import chain
 from operator import attrgetter
+
+from msgspec.structs import replace
 
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import PeerView
@@ -28,11 +29,7 @@ WORD_OVERHEAD = 4  #: bytes beside each of these words
 NAME_SUFFIX_CHARS = 4  #: characters of the node id; more where that is taken, too
 
 _URGENT_FIELDS = attrgetter(
-    *(
-        field.name
-        for field in fields(RosterEntry)
-        if field.name not in ("running", "load")
-    )
+    *(name for name in RosterEntry.__struct_fields__ if name not in ("running", "load"))
 )
 """What followers must know at once when it changes."""
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from octaskly.core.model import placeholders
+from octaskly.core.model.field_types import Count, Millis
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskSpec, TaskState
@@ -49,19 +52,21 @@ _MEMBER_ID: Final = re.compile(
 _MEMBER_NAME: Final = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")
 
 
-class ArrayProgress(NamedTuple):
+class ArrayProgress(Struct, frozen=True, array_like=True):
     """How many members of an array are in each state."""
 
-    queued: int = 0
-    running: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    remaining_runs: tuple[tuple[int, int], ...] = ()
+    queued: Count = 0
+    running: Count = 0
+    completed: Count = 0
+    failed: Count = 0
+    cancelled: Count = 0
+    remaining_runs: Annotated[
+        tuple[tuple[Count, Count], ...], Meta(max_length=RUNS_MAX)
+    ] = ()
     """Runs of positions, the last included, of which the log says nothing; for the
     queue alone, which was told all of them if they are not too many."""
-    started_ms: int | None = None  #: when the first member began that has ended
-    ended_ms: int | None = None  #: when the last one ended of those that have
+    started_ms: Millis | None = None  #: when the first member began that has ended
+    ended_ms: Millis | None = None  #: when the last one ended of those that have
 
     @property
     def total(self) -> int:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from hashlib import blake2b
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from octaskly.core.model import arrays
-from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import TaskSpec
-from octaskly.core.model.values import value
+from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 
 
-@value(frozen=True, slots=True)
-class TaskDraft:
+class TaskDraft(Struct, frozen=True):
     """A task that somebody asks for, validated, not yet accepted."""
 
     command: str

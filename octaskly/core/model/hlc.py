@@ -7,13 +7,12 @@ the band of its priority.
 
 from __future__ import annotations
 
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 
 HLC_EPOCH_MS = 1_577_836_800_000  #: 2020-01-01T00:00:00Z
 HLC_COUNTER_BITS = 15
 HLC_MAX = 1 << 62  #: none is so late; beyond it there would be no room to count on
 HLC_AHEAD_MS = 3_600_000  #: so far a node follows the clock of another that is ahead
-PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
 ORD_HLC_MASK = (1 << PRIORITY_SHIFT) - 1  #: the bits of it in `TaskSpec.ord`
 
 

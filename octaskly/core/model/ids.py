@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, NewType
+from typing import Annotated, NamedTuple, NewType
 
-NodeId = NewType("NodeId", str)
+from msgspec import Meta, Struct
+
+from octaskly.core.model.field_types import Count, Host, Port
+from octaskly.core.model.tasks import STREAMS_MAX
+
+NodeId = NewType("NodeId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")])
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
 
-TaskId = NewType("TaskId", str)
+TaskId = NewType("TaskId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,96}\Z")])
 """What the log calls a task: its name, `[A-Za-z0-9._-]{1,64}`, where a node made it up.
 
 Where a client chose the name, `~` and a digest of what it asked for follow. So two
@@ -17,13 +22,15 @@ halves of a split that accept different tasks under one name hold two tasks; cli
 see them as `<name>` and `<name>~2`.
 """
 
-StreamId = NewType("StreamId", int)
+StreamId = NewType("StreamId", Annotated[int, Meta(ge=0, le=(1 << 63) - 1)])
 """63-bit random number of a log stream, minted at each claim, never zero."""
 
 Vector = dict[StreamId, int]
 """For each stream the highest sequence number held without a gap."""
 
-VectorItems = tuple[tuple[StreamId, int], ...]
+VectorItems = Annotated[
+    tuple[tuple[StreamId, Count], ...], Meta(max_length=STREAMS_MAX)
+]
 """A vector as messages carry it."""
 
 
@@ -36,22 +43,22 @@ def task_name(task: TaskId, occurrence: int = 1) -> str:
 class Epoch(NamedTuple):
     """One node's reign as dispatcher; compared by term, then by node id."""
 
-    term: int
+    term: Count
     node: NodeId
 
 
 NO_EPOCH = Epoch(0, NodeId(""))
 
 
-class AttemptId(NamedTuple):
+class AttemptId(Struct, frozen=True, array_like=True, order=True):
     """Name of one run of a task, unique together with the task id.
 
     Ordered: the smallest successful attempt is the one that counts, on all nodes.
     """
 
-    term: int
+    term: Count
     stream: StreamId
-    n: int  #: counts from 1 within the task
+    n: Annotated[int, Meta(gt=0, lt=1 << 31)]  #: counts from 1 within the task
 
 
 class Moment(NamedTuple):
@@ -68,8 +75,8 @@ class Moment(NamedTuple):
 class Address(NamedTuple):
     """Where a peer may be dialled."""
 
-    host: str  #: IP address, an IPv6 link-local one with its scope
-    port: int
+    host: Host  #: IP address, an IPv6 link-local one with its scope
+    port: Port
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ or from whom, and any dispatcher can go on with one that another began.
 
 from __future__ import annotations
 
-from dataclasses import field
 from enum import StrEnum
+from typing import Annotated
 
+from msgspec import Meta, Struct
+
+from octaskly.core.model.field_types import Count, Millis
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import TIME_MS_MAX
-from octaskly.core.model.values import value
 
 REVOKED_MAX = 1024  #: revoked nodes that a keyring remembers
 GENERATION_MAX = 1_000_000_000  #: of a generation
@@ -31,19 +32,20 @@ class RotationPhase(StrEnum):
     SETTLED = "settled"  #: the only one
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class KeyringState:
+class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
     """The generations that one node accepts, and the one with which it shows itself."""
 
-    oldest: int = 1
-    generation: int = 1  #: in force
-    newest: int = 1
-    fingerprint: str = (
-        ""  #: tells two secrets of one generation apart, and nothing else
-    )
+    oldest: Count = 1
+    generation: Count = 1  #: in force
+    newest: Count = 1
+    fingerprint: Annotated[str, Meta(max_length=FINGERPRINT_CHARS_MAX)] = ""
+    """Tells two secrets of one generation apart, and nothing else."""
     is_urgent: bool = False  #: nobody is waited for long: a node was revoked, say
-    phase_since_ms: int = 0  #: wall clock, when the phase began; 0: as long as the mesh
-    revoked: tuple[NodeId, ...] = ()  #: revoked nodes, ordered
+    phase_since_ms: Millis = (
+        0  #: wall clock, when the phase began; 0: as long as the mesh
+    )
+    revoked: Annotated[tuple[NodeId, ...], Meta(max_length=REVOKED_MAX)] = ()
+    """Revoked nodes, ordered."""
 
     @property
     def phase(self) -> RotationPhase:
@@ -75,12 +77,7 @@ class KeyringState:
     @property
     def is_valid(self) -> bool:
         """Whether a keyring of ours could be so."""
-        is_ordered = 0 < self.oldest <= self.generation <= self.newest < GENERATION_MAX
-        is_bounded = (
-            len(self.fingerprint) <= FINGERPRINT_CHARS_MAX
-            and len(self.revoked) <= REVOKED_MAX
-        )
-        return is_ordered and is_bounded and 0 <= self.phase_since_ms < TIME_MS_MAX
+        return 0 < self.oldest <= self.generation <= self.newest < GENERATION_MAX
 
     def would_gain_from(self, other: KeyringState) -> bool:
         """Whether this keyring would change by taking over `other`."""
@@ -90,18 +87,19 @@ class KeyringState:
 # --- What peers say.
 
 
-@value(frozen=True, slots=True)
-class KeyringStatus:
+class KeyringStatus(Struct, frozen=True, array_like=True, tag=28):
     """The sender's keyring is this now; said to those who may not know it."""
 
     keys: KeyringState
 
 
-@value(frozen=True, slots=True)
-class KeyringTransfer:
+class KeyringTransfer(Struct, frozen=True, array_like=True, tag=29):
     """The sender's keyring itself, for a peer that lacks some of it."""
 
-    text: str = field(repr=False)  #: as in a secret file
+    text: Annotated[str, Meta(max_length=KEYRING_CHARS_MAX)]  #: as in a secret file
+
+    def __repr__(self) -> str:
+        return "KeysGiven(...)"  # A secret belongs in no log.
 
 
 KeyringMessage = KeyringStatus | KeyringTransfer
@@ -109,24 +107,20 @@ KeyringMessage = KeyringStatus | KeyringTransfer
 
 def is_valid_keyring_message(message: KeyringMessage) -> bool:
     """Whether a member of ours could say so."""
-    if isinstance(message, KeyringStatus):
-        return message.keys.is_valid
-    return len(message.text) <= KEYRING_CHARS_MAX
+    return isinstance(message, KeyringTransfer) or message.keys.is_valid
 
 
 # --- What happens.
 
 
-@value(frozen=True, slots=True)
-class KeyringChanged:
+class KeyringChanged(Struct, frozen=True):
     """The keyring of this node is this now, and on its disk."""
 
     keys: KeyringState
     failure: str = ""  #: why what was asked for could not be done
 
 
-@value(frozen=True, slots=True)
-class RotateRequested:
+class RotateRequested(Struct, frozen=True):
     """Renew the mesh secret; answered by `Answer(ticket, ...)`."""
 
     ticket: int
@@ -149,8 +143,7 @@ class KeyringStep(StrEnum):
     REVOKE = "deny"  #: a node is revoked, and nothing else
 
 
-@value(frozen=True, slots=True)
-class ChangeKeyring:
+class ChangeKeyring(Struct, frozen=True):
     """Change the keyring on disk, then in use; `KeyringChanged` says that it is done."""
 
     step: KeyringStep
@@ -158,33 +151,32 @@ class ChangeKeyring:
     is_urgent: bool = False  #: of a renewal, also where nobody is revoked
 
 
-@value(frozen=True, slots=True)
-class SendKeyring:
+class SendKeyring(Struct, frozen=True):
     """Send the keyring to a peer."""
 
     peer: NodeId
 
 
-@value(frozen=True, slots=True)
-class MergeKeyring:
+class MergeKeyring(Struct, frozen=True):
     """Join what a peer gave with the keyring of this node; then as `ChangeKeyring`."""
 
     peer: NodeId
-    text: str = field(repr=False)
+    text: str
+
+    def __repr__(self) -> str:
+        return f"TakeKeys(peer={self.peer!r}, ...)"
 
 
 KeyringEffect = ChangeKeyring | SendKeyring | MergeKeyring
 
 
-@value(frozen=True, slots=True)
-class RotationStarted:
+class RotationStarted(Struct, frozen=True):
     """The answer to `RotateRequested`: a newer generation is on its way to all nodes."""
 
     keys: KeyringState
 
 
-@value(frozen=True, slots=True)
-class RotationNotStarted:
+class RotationNotStarted(Struct, frozen=True):
     """The answer to `RotateRequested` where nothing is done."""
 
     reason: str

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from msgspec import Struct
+
+from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Title
 from octaskly.core.model.ids import NodeId
+from octaskly.core.model.tasks import Gpus, Hosts, NodeLabels
 
 
 class Role(StrEnum):
@@ -63,42 +66,40 @@ class Pressure(StrEnum):
 
 LABELS_MAX = 64  #: of a node
 GPUS_MAX = 64  #: of a node
-WORD_CHARS_MAX = 63  #: of a label's name, its value, the name of a GPU
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeInfo:
+class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
     """What a node says of itself when it meets a peer.
 
     Fixed while it runs, but for the addresses.
     """
 
     id: NodeId
-    boot: str  #: random per process start
-    name: str
-    slots: int
-    version: str
-    peer_port: int
-    lan_port: int
-    addresses: tuple[str, ...] = ()
-    memory_mb: int = 0
-    labels: tuple[tuple[str, str], ...] = ()
+    boot: Title  #: random per process start
+    name: NodeWord
+    slots: Int
+    version: Title
+    peer_port: Int
+    lan_port: Int
+    addresses: Hosts = ()
+    memory_mb: Count = 0
+    labels: NodeLabels = ()
     electable: bool = True
     has_mains_power: bool = True
-    os: str = ""  #: as `linux`
-    arch: str = ""  #: as `x86_64`
-    cpus: int = 0  #: of the machine; `slots` are those on offer
-    gpus: tuple[str, ...] = ()  #: what each is called
+    os: NodeWord = ""  #: as `linux`
+    arch: NodeWord = ""  #: as `x86_64`
+    cpus: Count = 0  #: of the machine; `slots` are those on offer
+    gpus: Gpus = ()  #: what each is called
 
 
-class LoadSample(NamedTuple):
+class LoadSample(Struct, frozen=True, array_like=True):
     """How busy a machine is."""
 
-    cpu_percent: float  #: of the whole machine
-    load1: float  #: run queue over the last minute
-    memory_used_mb: int
-    process_mb: int  #: resident set of the agent
-    stalled_percent: float = 0.0  #: of 10 s in which all waited for memory
+    cpu_percent: Float  #: of the whole machine
+    load1: Float  #: run queue over the last minute
+    memory_used_mb: Int
+    process_mb: Int  #: resident set of the agent
+    stalled_percent: Float = 0.0  #: of 10 s in which all waited for memory
 
 
 class StandbyView(NamedTuple):

@@ -8,29 +8,33 @@ are plain stay small.
 
 from __future__ import annotations
 
-import json
-from dataclasses import astuple, dataclass, replace
 from hashlib import blake2b
+from typing import Annotated, Literal, get_args
 
-Pairs = tuple[tuple[str, str], ...]
+from msgspec import Meta, Struct, json
+from msgspec.structs import replace
+
+from octaskly.core.model.field_types import Amount, Blob, Count, Int, Text, Word
+
+Pairs = Annotated[tuple[tuple[Text, Text], ...], Meta(max_length=1 << 10)]
 """Names with their values, ordered by name, each name once."""
 
 PAIR_CHARS = 8  #: of two names in a message, beyond their characters, roughly
 CHAR_BYTES = 4  #: most bytes of one character
 ITEM_BYTES = 6  #: of an item of an array in a message, beyond its own
+ITEMS_MAX = 1 << 18  #: of an array: in memory they take 20 times as much as in a frame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requirements:
+class Requirements(Struct, frozen=True, array_like=True, kw_only=True):
     """What a node must have before it gets the task, and what it sets aside for it."""
 
     labels: Pairs = ()  #: that the node has, with these values
-    node: str = ""  #: name or id of the only node that will do
-    os: str = ""  #: as `linux`
-    arch: str = ""  #: as `x86_64`
-    cpus: int = 0  #: slots that the task holds; 0: one
-    memory_mb: int = 0
-    gpus: int = 0
+    node: Word = ""  #: name or id of the only node that will do
+    os: Word = ""  #: as `linux`
+    arch: Word = ""  #: as `x86_64`
+    cpus: Amount = 0  #: slots that the task holds; 0: one
+    memory_mb: Amount = 0
+    gpus: Amount = 0
 
     @property
     def slots(self) -> int:
@@ -52,7 +56,7 @@ class Requirements:
         plain = replace(self, cpus=0) if self.cpus == 1 else self
         if plain == NO_REQUIREMENTS:
             return 0
-        digest = blake2b(json.dumps(astuple(plain)).encode(), digest_size=8).digest()
+        digest = blake2b(json.encode(plain), digest_size=8).digest()
         return int.from_bytes(digest) >> 1 or 1
 
 
@@ -60,37 +64,35 @@ NO_REQUIREMENTS = Requirements()
 """Of a task that any node can run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskLimits:
+class TaskLimits(Struct, frozen=True, array_like=True, kw_only=True):
     """What a task may take at most; 0: no bound of its own."""
 
-    memory_mb: int = 0
-    cpu_s: int = 0  #: processor time of its processes
-    file_mb: int = 0  #: size of any file that it writes
-    processes: int = 0
+    memory_mb: Amount = 0
+    cpu_s: Amount = 0  #: processor time of its processes
+    file_mb: Amount = 0  #: size of any file that it writes
+    processes: Amount = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
+class Retry(Struct, frozen=True, array_like=True, kw_only=True):
     """When a task that ended or was lost is tried again."""
 
-    retries: int = 0  #: how many attempts may follow one that failed
+    retries: Amount = 0  #: how many attempts may follow one that failed
     on_failure: bool = True  #: any failure counts; else only `codes`
-    codes: tuple[int, ...] = ()  #: exit codes that are tried again, ordered
+    codes: Annotated[tuple[Int, ...], Meta(max_length=256)] = ()
+    """Exit codes that are tried again, ordered."""
     on_lost: bool = True  #: false: an attempt that may have run is never repeated
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArraySpec:
+class ArraySpec(Struct, frozen=True, array_like=True, kw_only=True):
     """Which members a task stands for that is an array."""
 
-    count: int  #: of members
-    first: int = 0  #: number of the first member
-    step: int = 1  #: from one number to the next
+    count: Count  #: of members
+    first: Count = 0  #: number of the first member
+    step: Count = 1  #: from one number to the next
     has_items: bool = False
-    items: tuple[str, ...] = ()
+    items: Annotated[tuple[Text, ...], Meta(max_length=ITEMS_MAX)] = ()
     """What each member is given, where that is not its number; lists leave it out."""
-    max_fails: int | None = None  #: after more failures no other member begins
+    max_fails: Count | None = None  #: after more failures no other member begins
 
     @property
     def items_bytes(self) -> int:
@@ -111,46 +113,47 @@ class ArraySpec:
         return self.items[position] if self.items else str(self.number(position))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadedFile:
+class UploadedFile(Struct, frozen=True, array_like=True, kw_only=True):
     """A file that a client left at a node, for tasks to find in their folder."""
 
-    path: str  #: in the folder of its own that the attempt has
-    sha256: str  #: of its bytes, in hexadecimal: by that it is known
-    node: str  #: name or id of the node that has it
+    path: Word  #: in the folder of its own that the attempt has
+    sha256: Word  #: of its bytes, in hexadecimal: by that it is known
+    node: Word  #: name or id of the node that has it
 
 
-DEPENDENCY_ENDS = ("success", "failure", "any")
+End = Literal["success", "failure", "any"]
+DEPENDENCY_ENDS: tuple[End, ...] = get_args(End)
 """Of tasks that others come after; the log knows them by their places here."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class After:
+class After(Struct, frozen=True, array_like=True, kw_only=True):
     """The tasks that must have ended before, and how."""
 
-    tasks: tuple[str, ...]  #: as the log calls them
-    end: str = "success"  #: of `DEPENDENCY_ENDS`: that of each task that will do
+    tasks: Annotated[
+        tuple[Word, ...], Meta(max_length=1 << 10)
+    ]  #: their ids in the log
+    end: End = "success"  #: that of each task that will do
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskOptions:
+class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     """What a task asks for besides its command."""
 
-    name: str = ""  #: for people, not unique
+    name: Word = ""  #: for people, not unique
     labels: Pairs = ()  #: of the task, for people and programs
     env: Pairs = ()  #: added to the environment
-    cwd: str = ""  #: absolute, or below the worker directory; empty: that itself
-    stdin: bytes = b""
+    cwd: Text = ""  #: absolute, or below the worker directory; empty: that itself
+    stdin: Blob = b""
     is_scratch: bool = False  #: it runs in a fresh folder of its own
-    grace_s: int | None = None  #: from SIGTERM to SIGKILL; None: as the node has it
+    grace_s: Amount | None = None  #: from SIGTERM to SIGKILL; None: as the node has it
     requires: Requirements | None = None
     limits: TaskLimits | None = None
     retry: Retry | None = None
-    retry_of: str = ""  #: name of the ended task that this one repeats
+    retry_of: Word = ""  #: name of the ended task that this one repeats
     array: ArraySpec | None = None
-    notify_url: str = ""  #: told of the end of the task
+    notify_url: Text = ""  #: told of the end of the task
     after: After | None = None
-    files: tuple[UploadedFile, ...] = ()  #: for the folder of its own
+    files: Annotated[tuple[UploadedFile, ...], Meta(max_length=256)] = ()
+    """For the folder of its own."""
 
     @property
     def chars(self) -> int:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Annotated
 
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from msgspec import Meta, Struct
+
+from octaskly.core.model.field_types import (
+    Amount,
+    Blob,
+    Count,
+    Host,
+    Int,
+    Millis,
+    NodeWord,
+    Subject,
+    Text,
+)
+from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.nodes import GPUS_MAX, LABELS_MAX
 from octaskly.core.model.task_options import CHAR_BYTES, ArraySpec, TaskOptions
-from octaskly.core.model.values import value
 
-TIME_MS_MAX = 1 << 47  #: a wall clock in the year 6429, which can be shown
+STREAMS_MAX = 1 << 15  #: in a vector; each is a claim
+
+PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
+ORD_MAX = 127 << PRIORITY_SHIFT  #: behind each place is that of another band
 SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
 SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
+
+Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_MAX)]
+"""Who wrote which stream."""
 
 
 class TaskState(StrEnum):
@@ -66,18 +85,25 @@ class EndReason(StrEnum):
     STALE = "stale"  #: refused: sent by a deposed dispatcher
 
 
-@value(frozen=True, slots=True)
-class TaskSpec:
+ADDRESSES_MAX = 64  #: of a node, which tells at most 16
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=ADDRESSES_MAX)]
+Hosts = Annotated[tuple[Host, ...], Meta(max_length=ADDRESSES_MAX)]
+Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]
+
+
+class TaskSpec(Struct, frozen=True, array_like=True):
     """What a user asked for: the immutable envelope of a task."""
 
     id: TaskId
-    command: str
-    timeout_s: int = 3600
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    submitter: str = ""  #: subject of the token, or `local:<user>@<node>`
-    created_ms: int = 0  #: wall clock of the dispatcher that accepted it
-    ord: int = 0  #: place in the queue: priority band << 56 | hybrid timestamp
+    command: Text
+    timeout_s: Amount = 3600
+    inputs: Paths = ()
+    outputs: Paths = ()
+    submitter: Subject = ""  #: subject of the token, or `local:<user>@<node>`
+    created_ms: Millis = 0  #: wall clock of the dispatcher that accepted it
+    ord: Annotated[int, Meta(ge=0, lt=ORD_MAX)] = (
+        0  #: place in the queue: priority band << 56 | hybrid timestamp
+    )
     options: TaskOptions | None = None  #: None: nothing else is asked for
 
     @property
@@ -97,32 +123,31 @@ class TaskSpec:
         return SPEC_BYTES + CHAR_BYTES * chars
 
 
-class OutputFile(NamedTuple):
+class OutputFile(Struct, frozen=True, array_like=True):
     """A declared output after the end of an attempt."""
 
-    path: str
-    size_bytes: int | None  #: None: the file was missing or not a regular file
+    path: Text
+    size_bytes: Count | None  #: None: the file was missing or not a regular file
 
 
-@value(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True, array_like=True):
     """What really happened to one attempt that ended."""
 
     state: AttemptState  #: RELEASED, CANCELLED, FAILED or OK
     reason: EndReason
-    exit_code: int | None = None  #: the process's own; 128+N by signal; 124 timeout
-    signal: int | None = None
-    started_ms: int | None = None  #: wall clock of the worker
-    ended_ms: int | None = None
-    duration_ms: int | None = None  #: by the monotonic clock
-    stdout: bytes = b""  #: what was kept, exact bytes
-    stderr: bytes = b""
-    stdout_bytes: int = 0  #: what the task really wrote
-    stderr_bytes: int = 0
-    outputs: tuple[OutputFile, ...] = ()
-    detail: str = ""  #: for people: the missing input, the folder that is not there
-    cpu_ms: int | None = None  #: processor time of its processes
-    memory_max_kb: int | None = None
+    exit_code: Int | None = None  #: the process's own; 128+N by signal; 124 timeout
+    signal: Int | None = None
+    started_ms: Millis | None = None  #: wall clock of the worker
+    ended_ms: Millis | None = None
+    duration_ms: Millis | None = None  #: by the monotonic clock
+    stdout: Blob = b""  #: what was kept, exact bytes
+    stderr: Blob = b""
+    stdout_bytes: Count = 0  #: what the task really wrote
+    stderr_bytes: Count = 0
+    outputs: Annotated[tuple[OutputFile, ...], Meta(max_length=10_000)] = ()
+    detail: Text = ""  #: for people: the missing input, the folder that is not there
+    cpu_ms: Millis | None = None  #: processor time of its processes
+    memory_max_kb: Count | None = None
     """Most that one of its processes had resident; None: little."""
 
     @property
@@ -131,11 +156,16 @@ class Outcome:
         return self.reason not in (EndReason.LOST, EndReason.POISON)
 
 
-@value(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True, array_like=True):
     """One run of a task, as the log knows it."""
 
     id: AttemptId
     node: NodeId
     state: AttemptState = AttemptState.ASSIGNED
     outcome: Outcome | None = None  #: present once the state is not live
+
+
+NodeLabels = Annotated[
+    tuple[tuple[NodeWord, NodeWord], ...], Meta(max_length=LABELS_MAX)
+]
+Gpus = Annotated[tuple[NodeWord, ...], Meta(max_length=GPUS_MAX)]

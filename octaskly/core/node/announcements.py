@@ -5,7 +5,7 @@ Owns the words alone. Whom they are told, and when, is for `inbound` and `herald
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, LogLine, PublishMeshState, Send
 from octaskly.core.model.ids import Address, Moment

@@ -16,7 +16,7 @@ from octaskly.core.effects import Effect, LogLine
 from octaskly.core.events import PeerUp
 from octaskly.core.log.facts import Entry, Floor
 from octaskly.core.membership.membership import PeerTable
-from octaskly.core.model.hlc import HLC_MAX, hlc_of_latest_remote
+from octaskly.core.model.hlc import hlc_of_latest_remote
 from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, VectorItems
 from octaskly.core.model.keys import (
     KeyringMessage,
@@ -25,17 +25,7 @@ from octaskly.core.model.keys import (
     is_valid_keyring_message,
 )
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.protocol.bounds import (
-    COUNTER_MAX,
-    are_valid_hosts,
-    is_valid_attempt,
-    is_valid_fact,
-    is_valid_node,
-    is_valid_report,
-    is_valid_row,
-    is_valid_spec,
-    is_valid_vector,
-)
+from octaskly.core.model.tasks import Writers
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,
     Assign,
@@ -59,11 +49,19 @@ from octaskly.core.protocol.messages import (
     Snapshot,
     Transfer,
 )
+from octaskly.core.protocol.validity import (
+    are_printable,
+    is_valid_fact,
+    is_valid_node,
+    is_valid_report,
+    is_valid_row,
+    is_valid_spec,
+    is_valid_vector,
+)
 from octaskly.core.replication.journal import Journal
 
 TERMS_AHEAD_MAX: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
 SKEW_MS_MAX: Final = 5_000  #: between clocks, before people are told
-ENTRIES_MAX: Final = 1 << 13  #: of an answer to PULL, which has a few hundred
 REATTACH_PARTS_MAX: Final = 1024  #: of what a worker says that it runs
 LOGGED_MAX: Final = 1024
 
@@ -71,8 +69,6 @@ _DispatcherMessages = (
     Heartbeat | Claim | Roster | Assign | Kill | Transfer | Replicate | RecordBatch
 )
 """What only a dispatcher says, in its own epoch."""
-
-_StreamWriters = tuple[tuple[StreamId, Epoch], ...]
 
 
 class MessageValidator:
@@ -170,8 +166,6 @@ class MessageValidator:
     ) -> str | None:
         match message:
             case Entries(entries, epochs, _, vector):
-                if len(entries) > ENTRIES_MAX:
-                    return "entries"
                 code = self._check_entries(entries, epochs) or _check_vectors(vector)
                 return code or self._check_writers(epochs, term)
             case Snapshot():
@@ -183,9 +177,7 @@ class MessageValidator:
             case ReplicateOk(epoch, number):
                 return self._check_replicate_ok(epoch, number)
 
-    def _check_entries(
-        self, entries: Iterable[Entry], epochs: _StreamWriters
-    ) -> str | None:
+    def _check_entries(self, entries: Iterable[Entry], epochs: Writers) -> str | None:
         """No stream has a gap within a message.
 
         One may begin beyond what this node holds: it answers a question that this node
@@ -196,12 +188,10 @@ class MessageValidator:
         last: dict[StreamId, int] = {}
         for entry in entries:
             stream, seq = entry.stream, entry.seq
-            if seq <= 0 or seq != last.get(stream, seq - 1) + 1:
+            if not seq or seq != last.get(stream, seq - 1) + 1:
                 return "gap"
             if stream not in named and stream not in journal.vector and seq == 1:
                 return "stream"
-            if not 0 <= entry.hlc < HLC_MAX:
-                return "clock"
             if not is_valid_fact(entry.fact):
                 return "fact"
             if isinstance(entry.fact, Floor) and (
@@ -215,25 +205,14 @@ class MessageValidator:
         return None
 
     def _check_snapshot(self, message: Snapshot, term: int) -> str | None:
-        """Judge rows as facts, and the head as a vector with a floor.
-
-        Series are counted on from the highest that was told.
-        """
+        """Judge rows as facts, and the head as a vector with a floor."""
         head = message.head
-        if not 0 <= message.cursor.snapshot_id < HLC_MAX:
-            return "clock"
-        for row in message.rows:
-            places = (*row.submission_times, row.last_change_hlc)
-            if not all(0 <= place < COUNTER_MAX * 2 for place in places):
-                return "number"
-            if not is_valid_row(row):
-                return "fact"
+        if not all(map(is_valid_row, message.rows)):
+            return "fact"
         if not all(map(is_valid_fact, message.records)):
             return "fact"
         if head is None:
             return _check_vectors(message.vector)
-        if not 0 <= head.hlc < HLC_MAX:
-            return "clock"
         if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
             return "stream"
         code = _check_vectors(head.vector, message.vector)
@@ -243,17 +222,15 @@ class MessageValidator:
     def _check_floor(self, floor: Floor) -> str | None:
         """A floor voids nothing that this node has still to write."""
         journal = self._journal
-        if not 0 <= floor.horizon < HLC_MAX:
-            return "clock"
-        for stream, seq, epoch in floor.stream_floors:
-            if stream == journal.stream and seq > journal.vector[stream]:
+        for mark in floor.stream_floors:
+            stream = mark.stream
+            if stream == journal.stream and mark.seq > journal.vector[stream]:
                 return "writer"
-            if journal.epochs.get(stream, epoch) != epoch:
+            if journal.epochs.get(stream, mark.epoch) != mark.epoch:
                 return "writer"
-        marks = tuple(mark[:2] for mark in floor.stream_floors)
-        return _check_vectors(marks, floor.required_vector)
+        return _check_vectors(floor.ends, floor.required_vector)
 
-    def _check_writers(self, epochs: _StreamWriters, term: int) -> str | None:
+    def _check_writers(self, epochs: Writers, term: int) -> str | None:
         """A stream has one writer, in one epoch, whoever tells of it."""
         known = dict(epochs)
         known.update(
@@ -264,7 +241,7 @@ class MessageValidator:
         for stream, epoch in epochs:
             if not _is_term_plausible(epoch, term):
                 return "term"
-            if stream <= 0 or known[stream] != epoch:
+            if not stream or known[stream] != epoch:
                 return "writer"
         return None
 
@@ -276,7 +253,7 @@ class MessageValidator:
         if view is None or not number:
             return None
         last_epoch, last = view.last_streamed
-        if not 0 < number < COUNTER_MAX or (epoch == last_epoch and number < last):
+        if epoch == last_epoch and number < last:
             return "number"
         view.last_streamed = (epoch, number)
         return None
@@ -299,10 +276,7 @@ class MessageValidator:
             is_sane = all(map(is_valid_report, message.reports))
         else:
             items = message.items if isinstance(message, Assign) else message.running
-            is_sane = all(
-                is_valid_attempt(attempt) and is_valid_spec(spec)
-                for attempt, spec in items
-            )
+            is_sane = all(is_valid_spec(spec) for _, spec in items)
         if not is_sane:
             return "fact"
         view = self._peer_table.peers.get(peer)
@@ -317,9 +291,9 @@ def _check_addresses(message: Message) -> str | None:
         case Roster(members=members):
             return _check_nodes(members)
         case HeartbeatOk(addresses=hosts):
-            are_sane = are_valid_hosts(hosts)
+            are_sane = are_printable(hosts)
         case Redirect(addresses=places):
-            are_sane = are_valid_hosts(tuple(place.host for place in places))
+            are_sane = are_printable(place.host for place in places)
         case _:
             return None
     return None if are_sane else "node"
@@ -344,7 +318,7 @@ def _check_broadcast(message: RecordBatch | KeyringMessage) -> str | None:
 
 
 def _is_term_plausible(epoch: Epoch, term: int) -> bool:
-    return 0 <= epoch.term < min(COUNTER_MAX, term + TERMS_AHEAD_MAX)
+    return epoch.term < term + TERMS_AHEAD_MAX
 
 
 def _check_vectors(*vectors: VectorItems) -> str | None:

@@ -7,8 +7,9 @@ values to ignore or to answer, never errors: a peer may be slow, deposed or wron
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, LogWrite, Send
 from octaskly.core.log.facts import Entry, Finished, Submitted, TaskCancelled

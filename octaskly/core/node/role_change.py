@@ -6,7 +6,7 @@ here, in one place, at the end of each step.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from octaskly.core.effects import Advertise, Effect
 from octaskly.core.election.phases import Attachment, Campaigning, Claiming, Following

@@ -7,12 +7,14 @@ dispatcher speaks; a node that has seen a higher one answers with it and does no
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRow
+from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Text, Title
 from octaskly.core.model.ids import (
-    Address,
     AttemptId,
     Epoch,
     NodeId,
@@ -29,91 +31,107 @@ from octaskly.core.model.nodes import (
     Pressure,
     Role,
 )
-from octaskly.core.model.tasks import Outcome, TaskSpec
-from octaskly.core.model.values import value
+from octaskly.core.model.tasks import (
+    Addresses,
+    Gpus,
+    Hosts,
+    NodeLabels,
+    Outcome,
+    TaskSpec,
+    Writers,
+)
 
 PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
 
-# Why a link ends without a loss, in `CloseStream` and `PeerDown`.
+# Why a link ends without a loss, in `Leave` and `PeerDown`.
 STOPPING_REASON = "stopping"
 UNNEEDED_REASON = (
     "attached"  #: a large mesh, and the sender needs no link to the receiver
 )
 
+ENTRIES_MAX = 1 << 13  #: of a message, which has a few hundred
+ITEMS_MAX = 1 << 16  #: of a message: most have 16 bytes at least, and a part has 1 MiB
+MEMBERS_MAX = 1 << 11  #: of a roster; a mesh has `Limits.peers`
+
+EntryBatch = Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
+EntryWriters = Annotated[
+    tuple[tuple[StreamId, Epoch], ...], Meta(max_length=ENTRIES_MAX)
+]
+RecordedFacts = Annotated[tuple[Recorded, ...], Meta(max_length=ENTRIES_MAX)]
+AttemptBatch = Annotated[
+    tuple[tuple[TaskId, AttemptId], ...], Meta(max_length=ITEMS_MAX)
+]
+WorkBatch = Annotated[
+    tuple[tuple[AttemptId, TaskSpec], ...], Meta(max_length=ITEMS_MAX)
+]
+
 PROTOCOL_PREFIX = "protocol: "
 """Begins the reason where a peer said what it must not; what follows is for people."""
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     """First frame of each side; frozen when it is sent, so both compare one pair."""
 
-    version: int = PROTOCOL_VERSION
-    version_min: int = VERSION_MIN
+    version: Int = PROTOCOL_VERSION
+    version_min: Int = VERSION_MIN
     node: NodeInfo
     epoch: Epoch  #: highest epoch seen
     dispatcher: NodeId | None  #: whom the sender follows; itself if it is dispatcher
-    followers: int = 0  #: live followers, when the sender is dispatcher
+    followers: Int = 0  #: live followers, when the sender is dispatcher
     vector: VectorItems = ()
-    uptime_s: float = 0.0
-    wall_ms: int = 0  #: to tell people about clocks that differ
-    readable_log_version: int = 1  #: newest version of the log that the sender can read
-    log_version: int = 1  #: the version of its log
+    uptime_s: Float = 0.0
+    wall_ms: Int = 0  #: to tell people about clocks that differ
+    readable_log_version: Int = 1  #: newest version of the log that the sender can read
+    log_version: Int = 1  #: the version of its log
 
 
-@value(frozen=True, slots=True)
-class HelloOk:
+class HelloOk(Struct, frozen=True, array_like=True, tag=2):
     """The sender accepts the link; only now is it connected."""
 
 
-@value(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Struct, frozen=True, array_like=True, tag=3):
     """The dispatcher lives and reigns."""
 
     epoch: Epoch
-    sent_s: float  #: sender's clock, echoed
-    confirmed_sent_s: float | None = None
+    sent_s: Float  #: sender's clock, echoed
+    confirmed_sent_s: Float | None = None
     """For a standby that answers wait for: `sent_s` of the last one it confirmed.
 
     0 while it has confirmed none. None: no answer waits for the receiver.
     """
 
 
-@value(frozen=True, slots=True)
-class HeartbeatOk:
+class HeartbeatOk(Struct, frozen=True, array_like=True, tag=4):
     """A follower lives, and how it is."""
 
     epoch: Epoch
-    sent_s: float
+    sent_s: Float
     state: NodeState
-    credit: int  #: attempts that it takes in all, running and waiting
+    credit: Int  #: attempts that it takes in all, running and waiting
     load: LoadSample
     is_disk_failing: bool = False  #: so it can neither keep copies nor succeed
     pressure: Pressure | None = None  #: why it takes no work though it is ready
-    addresses: tuple[str, ...] = ()  #: that it has since its HELLO, if it has others
+    addresses: Hosts = ()  #: that it has since its HELLO, if it has others
 
 
-@value(frozen=True, slots=True)
-class Probe:
+class Probe(Struct, frozen=True, array_like=True, tag=5):
     """Has the receiver heard from this node lately?"""
 
     suspect: NodeId
-    sent_s: float
+    sent_s: Float
 
 
-@value(frozen=True, slots=True)
-class ProbeOk:
+class ProbeOk(Struct, frozen=True, array_like=True, tag=6):
     """How long ago the sender had a frame from the node; None: no link to it."""
 
     suspect: NodeId
-    sent_s: float
-    age_s: float | None
+    sent_s: Float
+    age_s: Float | None
     epoch: Epoch  #: highest that the answering node has seen
 
 
-@value(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True, array_like=True, tag=7):
     """The sender reigns from now on, in an epoch that it has made durable."""
 
     epoch: Epoch
@@ -121,8 +139,7 @@ class Claim:
     vector: VectorItems
 
 
-@value(frozen=True, slots=True)
-class ClaimOk:
+class ClaimOk(Struct, frozen=True, array_like=True, tag=8):
     """The sender follows; its vector shows what the claimer may lack."""
 
     epoch: Epoch
@@ -130,60 +147,56 @@ class ClaimOk:
     rows_ahead: VectorItems = ()  #: what its rows of a broken-off snapshot say beyond that
 
 
-@value(frozen=True, slots=True)
-class ClaimRejected:
+class ClaimRejected(Struct, frozen=True, array_like=True, tag=9):
     """A higher epoch is known."""
 
     epoch: Epoch
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class RosterEntry:
+class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
     """One line of the roster."""
 
     id: NodeId
-    name: str  #: unique in the mesh, given by the dispatcher
+    name: Title  #: unique in the mesh, given by the dispatcher
     role: Role
     state: NodeState
-    addresses: tuple[Address, ...]  #: peer port
-    lan_port: int
-    slots: int
-    running: int = 0
-    version: str = ""
+    addresses: Addresses  #: peer port
+    lan_port: Int
+    slots: Int
+    running: Int = 0
+    version: Title = ""
     load: LoadSample = NO_LOAD
-    memory_mb: int = 0
+    memory_mb: Count = 0
     pressure: Pressure | None = None  #: as in HeartbeatOk
-    labels: tuple[tuple[str, str], ...] = ()
-    os: str = ""
-    arch: str = ""
-    cpus: int = 0
-    gpus: tuple[str, ...] = ()
+    labels: NodeLabels = ()
+    os: NodeWord = ""
+    arch: NodeWord = ""
+    cpus: Count = 0
+    gpus: Gpus = ()
 
 
-@value(frozen=True, slots=True)
-class Roster:
+class Roster(Struct, frozen=True, array_like=True, tag=10):
     """Who is in the mesh; members in the order in which they would succeed."""
 
     epoch: Epoch
-    version: int
-    members: tuple[RosterEntry, ...]
+    version: Int
+    members: Annotated[tuple[RosterEntry, ...], Meta(max_length=MEMBERS_MAX)]
 
 
-@value(frozen=True, slots=True)
-class Redirect:
+class Redirect(Struct, frozen=True, array_like=True, tag=11):
     """The sender is not dispatcher; this node is."""
 
     epoch: Epoch
     dispatcher: NodeId
-    addresses: tuple[Address, ...]
+    addresses: Addresses
 
 
-class SnapshotCursor(NamedTuple):
+class SnapshotCursor(Struct, frozen=True, array_like=True):
     """How far a snapshot has come."""
 
-    snapshot_id: int  #: `hlc` of its head at first, then the name that the asker uses
-    row_key: int  #: names the last row
-    record_key: int = 0  #: names the last record, which come first
+    snapshot_id: Count  #: `hlc` of its head at first, then the name that the asker uses
+    row_key: Int  #: names the last row
+    record_key: Int = 0  #: names the last record, which come first
 
 
 FULL_SNAPSHOT = SnapshotCursor(
@@ -191,66 +204,60 @@ FULL_SNAPSHOT = SnapshotCursor(
 )  #: asks for a snapshot, also where entries would do
 
 
-@value(frozen=True, slots=True)
-class Pull:
+class Pull(Struct, frozen=True, array_like=True, tag=12):
     """Send me the entries beyond this vector."""
 
     vector: VectorItems
     cursor: SnapshotCursor | None = (
-        None  #: go on with this snapshot; `FULL_SNAPSHOT`: begin one
+        None  #: go on with this snapshot; `WHOLE`: begin one
     )
 
 
-@value(frozen=True, slots=True)
-class Entries:
+class Entries(Struct, frozen=True, array_like=True, tag=13):
     """Part of the answer to PULL, each stream in order and without gaps."""
 
-    entries: tuple[Entry, ...]
-    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote the streams that appear
+    entries: EntryBatch
+    epochs: EntryWriters  #: of the streams that appear
     has_more: bool  #: ask again with the new vector
     vector: VectorItems  #: what the sender holds
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class SnapshotHead:
+class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
     """What the receiver holds once it has all rows of a snapshot."""
 
     vector: VectorItems  #: read before the first row, so the rows are as new or newer
-    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote these streams
+    epochs: Writers  #: of these streams
     floor: Floor
-    hlc: int  #: highest hybrid timestamp of the sender
+    hlc: Count  #: highest hybrid timestamp of the sender
 
 
-@value(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
     """Part of an answer to PULL that gives joined tasks instead of entries."""
 
-    rows: tuple[TaskRow, ...]
+    rows: Annotated[tuple[TaskRow, ...], Meta(max_length=ENTRIES_MAX)]
     cursor: SnapshotCursor  #: PULL it to get more
     has_more: bool
     head: SnapshotHead | None = None  #: in the first part only
     vector: VectorItems = ()  #: what the sender held when it read these rows
-    records: tuple[Recorded, ...] = ()
+    records: RecordedFacts = ()
 
 
-@value(frozen=True, slots=True)
-class PackedMessage:
+class PackedMessage(Struct, frozen=True):
     """A message that was packed elsewhere, so that the event loop need not."""
 
     data: bytes
 
 
-@value(frozen=True, slots=True)
-class Replicate:
+class Replicate(Struct, frozen=True, array_like=True, tag=21):
     """What the dispatcher gave to its own disk, for a standby to keep as well.
 
     Entries come in the order of the dispatcher's appends, without gaps.
     """
 
     epoch: Epoch
-    number: int  #: of the append that is complete with this message; 0: more follows
-    entries: tuple[Entry, ...]
-    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
+    number: Count  #: of the append that is complete with this message; 0: more follows
+    entries: EntryBatch
+    epochs: EntryWriters  #: of streams that may be new
     acks_beyond_standbys: bool = False
     """The sender answers for more than what standbys confirm.
 
@@ -258,40 +265,35 @@ class Replicate:
     """
 
 
-@value(frozen=True, slots=True)
-class ReplicateOk:
+class ReplicateOk(Struct, frozen=True, array_like=True, tag=22):
     """All appends up to this number are durable at the sender."""
 
     epoch: Epoch
-    number: int
+    number: Count
 
 
-@value(frozen=True, slots=True)
-class RecordBatch:
+class RecordBatch(Struct, frozen=True, array_like=True, tag=25):
     """What every node goes by; a follower keeps it, though it may keep no log."""
 
     epoch: Epoch
-    items: tuple[Recorded, ...]
+    items: RecordedFacts
 
 
-@value(frozen=True, slots=True)
-class Assign:
+class Assign(Struct, frozen=True, array_like=True, tag=14):
     """Run these."""
 
     epoch: Epoch
-    items: tuple[tuple[AttemptId, TaskSpec], ...]
+    items: WorkBatch
 
 
-@value(frozen=True, slots=True)
-class Kill:
+class Kill(Struct, frozen=True, array_like=True, tag=15):
     """End these attempts, the whole process tree of each."""
 
     epoch: Epoch
-    items: tuple[tuple[TaskId, AttemptId], ...]
+    items: AttemptBatch
 
 
-@value(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True, array_like=True):
     """How one attempt ended; the envelope comes along when it is sent again."""
 
     task: TaskId
@@ -300,50 +302,43 @@ class Report:
     spec: TaskSpec | None = None
 
 
-@value(frozen=True, slots=True)
-class Results:
+class Results(Struct, frozen=True, array_like=True, tag=16):
     """Attempts that ended or are given back; repeated until acknowledged."""
 
-    reports: tuple[Report, ...]
-    credit: int  #: as in HeartbeatOk
+    reports: Annotated[tuple[Report, ...], Meta(max_length=ITEMS_MAX)]
+    credit: Int  #: as in HeartbeatOk
     state: NodeState | None = None  #: where it changed just now
 
 
-@value(frozen=True, slots=True)
-class ResultsOk:
+class ResultsOk(Struct, frozen=True, array_like=True, tag=17):
     """These results are durable at the dispatcher; the worker may forget them."""
 
-    items: tuple[tuple[TaskId, AttemptId], ...]
+    items: AttemptBatch
 
 
-@value(frozen=True, slots=True)
-class Reattach:
+class Reattach(Struct, frozen=True, array_like=True, tag=18):
     """What a worker still runs, told to a new dispatcher or after a broken link.
 
     Much of it comes in several messages: what none of them lists is lost.
     """
 
-    running: tuple[tuple[AttemptId, TaskSpec], ...]
-    credit: int
+    running: WorkBatch
+    credit: Int
     state: NodeState
     has_more: bool = False  #: another part follows
 
 
-@value(frozen=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True, array_like=True, tag=19):
     """A stopping dispatcher asks the receiver to claim; it has accepted its last."""
 
     epoch: Epoch
     vector: VectorItems
 
 
-@value(frozen=True, slots=True)
-class Leave:
+class Leave(Struct, frozen=True, array_like=True, tag=20):
     """The sender closes this link on purpose."""
 
-    reason: (
-        str  #: `STOPPING_REASON`, `UNNEEDED_REASON`, or in words that only people read
-    )
+    reason: Text  #: `STOPPING`, `ATTACHED`, or in words that only people read
 
 
 Message = (

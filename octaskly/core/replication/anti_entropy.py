@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from msgspec.structs import replace
+
 from octaskly.core.effects import Effect, Send
 from octaskly.core.model.ids import Moment, NodeId, VectorItems, covers
 from octaskly.core.protocol.messages import (
@@ -111,7 +113,7 @@ class AntiEntropy:
             if peer in self._rows_pulling:
                 self._rows_held[peer] = self._rows_pulling.pop(peer)
             return [join, *self._send_pull(peer)]
-        cursor = message.cursor._replace(snapshot_id=snapshot_id)
+        cursor = replace(message.cursor, snapshot_id=snapshot_id)
 
         def go_on(_: Moment) -> list[Effect]:
             if self._snapshots.get(peer) != (snapshot_id, head):

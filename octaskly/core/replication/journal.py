@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import count, repeat
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import Append, Effect, MergeRows, Save
 from octaskly.core.events import SavedState
@@ -214,9 +215,9 @@ class Journal:
     def raise_floor(self, floor: Floor) -> None:
         """Hold void entries for known: nobody needs them any more."""
         self.floor = join_floors(self.floor, floor)
-        for stream, seq, epoch in floor.stream_floors:
-            self.vector[stream] = max(self.vector.get(stream, 0), seq)
-            self.epochs[stream] = epoch
+        for mark in floor.stream_floors:
+            self.vector[mark.stream] = max(self.vector.get(mark.stream, 0), mark.seq)
+            self.epochs[mark.stream] = mark.epoch
 
     def is_below_floor(self, attempt: AttemptId, spec: TaskSpec) -> bool:
         """Whether the floor has passed the task, so that only the store knows it.

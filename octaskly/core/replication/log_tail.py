@@ -90,7 +90,7 @@ class LogTail:
 
         The other half of a split may hold tasks to which it would still be joined.
         """
-        for stream, seq, _ in floor.stream_floors:
+        for stream, seq in floor.ends:
             self._base_vector[stream] = max(self._base_vector.get(stream, 0), seq)
 
     def appends_missing_in(

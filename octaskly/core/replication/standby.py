@@ -9,8 +9,9 @@ which its successor would run.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
 from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, Vector, covers
@@ -114,10 +115,10 @@ class Standby:
         """The last reign that this node kept level with."""
         self._ack_guarantee = AckGuarantee(replication_wait_s)
         self._received_append = (
-            0  #: number of the last `Replicate`, so that acks are not repeated
+            0  #: number of the last `Repl`, so that acks are not repeated
         )
         self._acked_append = 0  #: number of the last that was acknowledged
-        self._streaming_epoch: Epoch = NO_EPOCH  #: the reign of the last `Replicate`
+        self._streaming_epoch: Epoch = NO_EPOCH  #: the reign of the last `Repl`
         self._parts: list[
             Replicate
         ] = []  #: what came of an append whose end is missing

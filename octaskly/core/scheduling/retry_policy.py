@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
+
+from msgspec.structs import replace
 
 from octaskly.core.log.merge import PRESUMED_REASONS
 from octaskly.core.model.backoff import backoff

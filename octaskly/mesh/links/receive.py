@@ -2,9 +2,8 @@
 
 A peer that floods this node with valid messages must neither keep clients waiting nor
 fill the memory. So of what came at once a few messages are handled in each turn of the
-event loop, and nothing more is read from it meanwhile. Long frames are decoded over
-several turns, and who sends what is long to decode rests for it; who brings
-more than the disk takes waits for the disk.
+event loop, and nothing more is read from it meanwhile. Who sends what is long to decode
+rests for it; who brings more than the disk takes waits for the disk.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Receiver:
         self._on_violation = on_violation
         self._progress = progress
         self._transport: asyncio.Transport | None = None
-        self._decoding: Iterator[Message | None] | None = None  #: None: all is decoded
+        self._decoding: Iterator[Message] | None = None  #: None: all is decoded
         self._scheduled: asyncio.Handle | None = None  #: set while nothing is read
         self._on_drained: Callable[[], None] | None = None  #: once all is taken
         self._decode_s = 0.0  #: of a core, for decoding, less what was rested for
@@ -139,8 +138,7 @@ class Receiver:
         clock = asyncio.get_running_loop().time
         begin_s, begin_cpu_s = clock(), time.thread_time()
         for message in self._decoding:
-            if message is not None:
-                some.append(message)
+            some.append(message)
             if len(some) >= MESSAGES_PER_TURN or clock() > begin_s + TURN_S:
                 break
         else:

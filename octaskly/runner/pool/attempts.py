@@ -89,8 +89,8 @@ class PoolAttempt:
 
         Two tasks may have one name, and two reigns a first attempt of one task.
         """
-        term, stream, n = self.attempt
-        return f"{self.spec.id}.{term}.{stream}.{n}"
+        a = self.attempt
+        return f"{self.spec.id}.{a.term}.{a.stream}.{a.n}"
 
 
 class LauncherState:

@@ -7,10 +7,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from octaskly.config.account import DEFAULT_INHERITED, Account, InheritedSettings
 from octaskly.core.model.ids import AttemptId, TaskId

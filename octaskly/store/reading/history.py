@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from heapq import merge
 from typing import Final
+
+from msgspec.structs import replace
 
 from octaskly.core.change_feed import FeedPage, StreamExtent, array_id_of
 from octaskly.core.log.facts import Entry

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, requires_of
+from octaskly.core.model.tasks import PRIORITY_SHIFT
 from octaskly.store.tables import arrays, rows
 
 LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
@@ -129,7 +130,7 @@ def _queue_records(
         progress = record.progress
         if progress is not None and record.cancelled_by is None:
             runs = arrays.ranges_without_row(db, members[row[0]])
-            record = replace(record, progress=progress._replace(remaining_runs=runs))
+            record = replace(record, progress=replace(progress, remaining_runs=runs))
         whole.append(record)
     return tuple(whole)
 

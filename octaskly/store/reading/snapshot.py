@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRow
@@ -66,14 +67,14 @@ def read_snapshot_part(
         if told and left <= 0:
             return replace(part, records=tuple(told), cursor=cursor, has_more=True)
         told.append(record)
-        cursor = cursor._replace(record_key=id_)
+        cursor = replace(cursor, record_key=id_)
         left -= records.size_of(record)
     part = replace(part, records=tuple(told))
     for key, row in _rows(db, cursor.row_key):
         if found and left <= 0:
             return replace(part, rows=tuple(found), cursor=cursor, has_more=True)
         found.append(row)
-        cursor = cursor._replace(row_key=key)
+        cursor = replace(cursor, row_key=key)
         left -= rows.size_of(row.record)
     return replace(part, rows=tuple(found), cursor=cursor)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec.structs import replace
 
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, with_array_cancelled
 from octaskly.core.model.arrays import (

@@ -21,7 +21,7 @@ def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " last_seq = max(last_seq, excluded.last_seq),"
         " floor_seq = max(floor_seq, excluded.floor_seq)",
-        [(stream, *epoch, seq, seq) for stream, seq, epoch in floor.stream_floors],
+        [(m.stream, *m.epoch, m.seq, m.seq) for m in floor.stream_floors],
     )
     raise_meta_number(db, "horizon", floor.horizon)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from msgspec.structs import astuple
+
 from octaskly.core.effects import Save, Spool, Unspool
 from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.model.ids import (
@@ -90,13 +92,13 @@ def write_spool(
             kept.pop(key, None)
     db.executemany(
         "DELETE FROM spool WHERE task_id = ? AND term = ? AND stream = ? AND n = ?",
-        [(task, *attempt) for task, attempt in gone],
+        [(task, *astuple(attempt)) for task, attempt in gone],
     )
     db.executemany(
         "INSERT OR REPLACE INTO spool (task_id, term, stream, n, report)"
         " VALUES (?, ?, ?, ?, ?)",
         [
-            (task, *attempt, packer.pack(report))
+            (task, *astuple(attempt), packer.pack(report))
             for (task, attempt), report in kept.items()
         ],
     )
@@ -122,7 +124,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         sequence=rows.sequence_max(db),
         queued=queued or 0,
         name=meta.get("name"),
-        reports=tuple(packer.unpack(report) for (report,) in reports),
+        reports=tuple(packer.unpack(report, Report) for (report,) in reports),
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
         names=tuple((NodeId(node), name) for node, name in names),
         hold=OperatorHold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),

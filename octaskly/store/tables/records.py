@@ -147,8 +147,8 @@ def read_below_marks(
 ) -> tuple[Recorded, ...]:
     """Return records that only entries up to these marks say."""
     found: list[Recorded] = []
-    for stream, seq, _ in marks:
-        found += _read_upto(db, stream, seq, today_ms, limit - len(found))
+    for mark in marks:
+        found += _read_upto(db, mark.stream, mark.seq, today_ms, limit - len(found))
         if len(found) == limit:
             break
     return tuple(found)

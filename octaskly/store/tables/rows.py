@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Final
 
+from msgspec import json
+from msgspec.structs import astuple, replace
+
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec, TaskOptions, shape_of
+from octaskly.core.model.task_options import TaskOptions, shape_of
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -22,7 +23,6 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.codec import NUMBERS, decode, encode
 
 EDGE_OPEN, EDGE_MET, EDGE_BROKEN = 0, 1, 2
 
@@ -65,11 +65,6 @@ DERIVED_SEQUENCE_START: Final = 1 << 62
 ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
-_OPTIONS: Final = NUMBERS[TaskOptions]
-_STDIN, _ARRAY = map(
-    [field.name for field in fields(TaskOptions)].index, ("stdin", "array")
-)
-_ITEMS: Final = [field.name for field in fields(ArraySpec)].index("items")
 _REASONS: Final = {reason.value: reason for reason in EndReason}
 _REASON_TEXTS: Final = {
     reason: reason.value for reason in EndReason
@@ -195,7 +190,7 @@ def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
 
 def live_row(key: int, attempt: Attempt) -> tuple[Any, ...]:
     """Return the first columns of `ATTEMPT_COLUMNS`; the others are null."""
-    return (key, *attempt.id, attempt.node, int(attempt.state))
+    return (key, *astuple(attempt.id), attempt.node, int(attempt.state))
 
 
 def plain_end_row(
@@ -203,7 +198,7 @@ def plain_end_row(
 ) -> tuple[Any, ...]:
     """Return a row of `ATTEMPT_COLUMNS` without `signal`, `files` and `detail`."""
     return (
-        *(key, *attempt.id, attempt.node, int(attempt.state)),
+        *(key, *astuple(attempt.id), attempt.node, int(attempt.state)),
         *(_REASON_TEXTS[outcome.reason], outcome.exit_code),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
@@ -216,11 +211,11 @@ def ended_row(
 ) -> tuple[Any, ...]:
     """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
     return (
-        *(key, *attempt.id, attempt.node, int(attempt.state)),
+        *(key, *astuple(attempt.id), attempt.node, int(attempt.state)),
         *(_REASON_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
-        json.dumps(outcome.outputs) if outcome.outputs else None,
+        json.encode(outcome.outputs).decode() if outcome.outputs else None,
         outcome.detail or None,
         *(outcome.cpu_ms, outcome.memory_max_kb, output),
     )
@@ -345,35 +340,29 @@ def size_of(record: TaskRecord) -> int:
 def _options_row(
     options: TaskOptions | None,
 ) -> tuple[str | None, bytes | None, str | None]:
-    """Return the columns `options`, a row of the codec as JSON, `stdin`, `items`."""
+    """Return the columns `options`, as an array in JSON, `stdin` and `items`."""
     if options is None:
         return None, None, None
-    plain = list(encode(options)[1])
-    plain[_STDIN] = None
-    items = None
-    if options.array is not None:
-        array = plain[_ARRAY] = list(plain[_ARRAY])
-        array[_ITEMS] = None
-        items = _names_text(options.array.items)
-    return json.dumps(plain), options.stdin or None, items
+    items, array = None, options.array
+    if array is not None:
+        items, array = _names_text(array.items), replace(array, items=())
+    without_output = replace(options, stdin=b"", array=array)
+    return json.encode(without_output).decode(), options.stdin or None, items
 
 
 def _options(text: str, stdin: bytes | None, items: str | None) -> TaskOptions:
-    plain = json.loads(text)
-    plain[_STDIN] = stdin or b""
-    if len(plain) > _ARRAY and plain[_ARRAY] is not None:
-        plain[_ARRAY][_ITEMS] = _names(items)
-    options: TaskOptions = decode((_OPTIONS, plain))
-    return options
+    without_output = json.decode(text, type=TaskOptions)
+    array = without_output.array and replace(without_output.array, items=_names(items))
+    return replace(without_output, stdin=stdin or b"", array=array)
 
 
 def _names_text(names: tuple[str, ...]) -> str | None:
-    return json.dumps(names) if names else None
+    return json.encode(names).decode() if names else None
 
 
 def _files(text: str | None) -> tuple[OutputFile, ...]:
-    return tuple(OutputFile(*item) for item in json.loads(text)) if text else ()
+    return json.decode(text, type=tuple[OutputFile, ...]) if text else ()
 
 
 def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(json.loads(text)) if text else ()
+    return json.decode(text, type=tuple[str, ...]) if text else ()

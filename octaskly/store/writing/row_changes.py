@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec.structs import astuple, replace
 
 from octaskly.core.log.merge import TaskRecord, with_array_cancelled
 from octaskly.core.model.ids import NodeId
@@ -132,7 +134,14 @@ class RowChanges:
         assert key is not None
         assert birth is not None
         number = rows.sequence_of(record.id)
-        row = (key, record.id, number, task.changed_hlc, *rows.plain_row(spec), *birth)
+        row = (
+            key,
+            record.id,
+            number,
+            task.changed_hlc,
+            *rows.plain_row(spec),
+            *astuple(birth),
+        )
         task.stored_optional = rows.NO_OPTIONAL_COLUMNS
         task.stored_spec, task.stored_submission_times = spec, birth
         if tries:
@@ -187,7 +196,7 @@ class RowChanges:
             (
                 *(task.key, record.id, number, state, node, by, is_live),
                 *(len(record.attempts), *flags, task.changed_hlc, notify),
-                *(*rows.spec_row(spec), *task.submission_times),
+                *(*rows.spec_row(spec), *astuple(task.submission_times)),
             )
         )
 
@@ -212,7 +221,7 @@ class RowChanges:
             self.spec_updates.append((*rows.spec_row(spec), key))
         if task.submission_times != task.stored_submission_times:
             assert task.submission_times is not None
-            self.submission_updates.append((*task.submission_times, key))
+            self.submission_updates.append((*astuple(task.submission_times), key))
 
     def add_member(
         self, task: ProjectedTask, array: ProjectedTask, members: ArrayMembers
@@ -233,7 +242,7 @@ class RowChanges:
         if task.counted_as is None:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec)
-            self.inserts.append((*head, *row, *place, *arrays.MEMBER_BIRTH))
+            self.inserts.append((*head, *row, *place, *astuple(arrays.MEMBER_BIRTH)))
         else:
             self.updates.append((*row, task.key))
             members.counts[task.counted_as[2]] -= 1

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import Append, MergeRows
 from octaskly.core.log.facts import MESH_FACTS, Entry, Floor, TaskFact
@@ -180,7 +181,7 @@ class TableWriter:
                 assert seq == have[stream] + 1, f"gap in stream {stream}"
                 have[stream] = seq
                 if isinstance(entry.fact, Floor):
-                    for stream, seq, _ in entry.fact.stream_floors:
+                    for stream, seq in entry.fact.ends:
                         have[stream] = max(have.get(stream, 0), seq)
                 fresh.append(entry)
         return fresh
@@ -225,7 +226,7 @@ class TableWriter:
     def _raise_floor(self, floor: Floor) -> None:
         write_floor(self._db, floor)
         self._horizon = max(self._horizon, floor.horizon)
-        for stream, seq, _ in floor.stream_floors:
+        for stream, seq in floor.ends:
             self._floors[stream] = max(self._floors.get(stream, 0), seq)
             self._last_seqs[stream] = max(self._last_seqs.get(stream, 0), seq)
         self._cache.clear()  # It may hold what is void now.

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.support.agents import Agent, meshed, until
-from tests.support.conformance import DOCUMENT
+from tests.support.conformance import DOCUMENT, path_of
 
 NAMES = ("ash", "birch", "cedar")
 TASKS = "/api/v1/tasks"

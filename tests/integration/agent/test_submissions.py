@@ -14,10 +14,9 @@ from octaskly.agent.gateway.submissions import Submission, SubmissionService
 from octaskly.agent.gateway.task_lookup import TaskFinder
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of
-from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.replies import TasksAccepted
 from octaskly.errors import NotDispatcher, QueueTooSmall, StoreFull, TaskExists
 from octaskly.store import Store

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any, Self
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.api.output import follower, task_status
 from octaskly.api.output.logs import parse_event_id
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.config.limits import LimitOptions
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports.output import OutputChunk
 from tests.support.agents import WAIT_S_MAX
@@ -641,10 +642,12 @@ async def test_a_follower_leaves_a_worker_that_says_nothing(api_mesh: ApiMesh) -
     """Its cable is out: the connection does not end, and the task runs elsewhere."""
     three = Three(
         await api_mesh.member(
-            "front", replace(PATIENT, keepalive_s=0.1, stall_s=LONG_S)
+            "front", dataclasses.replace(PATIENT, keepalive_s=0.1, stall_s=LONG_S)
         ),
         await api_mesh.member("back"),
-        await api_mesh.member("worker", replace(PATIENT, keepalive_s=LONG_S)),
+        await api_mesh.member(
+            "worker", dataclasses.replace(PATIENT, keepalive_s=LONG_S)
+        ),
     )
 
     async def pieces(*_: object, **__: object) -> AsyncIterator[OutputChunk]:
@@ -743,6 +746,6 @@ def test_ids_say_attempt_and_offsets() -> None:
     """Also before there is an attempt."""
     place = parse_event_id("12-9223372036854775807-3:4:5")
 
-    assert place.attempt == (12, 9223372036854775807, 3)
+    assert place.attempt == AttemptId(12, StreamId(9223372036854775807), 3)
     assert place.offsets == [4, 5]
     assert parse_event_id(":0:0").attempt is None

@@ -24,8 +24,8 @@ from octaskly.core.log.facts import Entry, Fact, Submitted, TaskCancelled
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.core.node.message_checks import ENTRIES_MAX
 from octaskly.core.protocol.messages import (
+    ENTRIES_MAX,
     Claim,
     Entries,
     Heartbeat,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.task_options import TaskOptions
@@ -208,9 +209,9 @@ async def test_no_two_attempts_share_a_mark(tmp_path: Path) -> None:
         (attempt, spec), ends = made.item("echo $OCTASKLY_MARK"), set()
         items = [
             (attempt, spec),
-            (attempt._replace(term=4), spec),
-            (attempt._replace(stream=StreamId(78)), spec),
-            (attempt._replace(n=2), spec),
+            (replace(attempt, term=4), spec),
+            (replace(attempt, stream=StreamId(78)), spec),
+            (replace(attempt, n=2), spec),
         ]
         made.pool.start_attempts(items)
         await eventually(lambda: len(made.reports) == len(items))

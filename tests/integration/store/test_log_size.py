@@ -7,10 +7,10 @@ import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
@@ -226,6 +226,4 @@ async def test_a_log_without_tasks_is_forgotten_as_well(tmp_path: Path) -> None:
     assert early.floor is None
     assert planned.floor is not None
     assert planned.records == (lasting,)
-    assert [mark[:2] for mark in planned.floor.stream_floors] == [
-        (kit.STREAM, fed.seq - 1)
-    ]
+    assert planned.floor.ends == ((kit.STREAM, fed.seq - 1),)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
@@ -16,6 +16,7 @@ from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
+from octaskly.core.protocol.messages import Entries
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import TaskQuery
 from octaskly.store import Store
@@ -86,15 +87,12 @@ async def test_a_database_of_an_older_version_is_read_and_goes_on(
     assert [report.task for report in saved.reports] == [kit.task_id(4)]
     assert saved.peers[0].node == NodeId("b" * 16)
     packed = await store.read_pull_reply({}, None, 1 << 20)
-    answer = WirePacker().unpack(packed.data)
+    answer = WirePacker().unpack(packed.data, Entries)
     assert len(answer.entries) == 13
     planned = await store.plan_compaction(PlanFloor(1 << 60, 1))
     await store.close()
 
     assert isinstance(planned, FloorPlanned)
     assert planned.floor is not None
-    assert [mark[:2] for mark in planned.floor.stream_floors] == [
-        (kit.STREAM, 10),
-        (kit.OTHER, 2),
-    ]
+    assert planned.floor.ends == ((kit.STREAM, 10), (kit.OTHER, 2))
     assert [record.id for record in planned.carried] == [kit.task_id(5)]

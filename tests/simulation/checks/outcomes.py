@@ -5,7 +5,7 @@ Each ends, nodes agree how, and none began too early or twice.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import TaskCancelled
 from octaskly.core.log.merge import TaskRecord, join_records

@@ -6,8 +6,9 @@ stand for.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import MergeRows
 from octaskly.core.log.facts import Submitted

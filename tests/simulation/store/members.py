@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, with_array_cancelled
 from octaskly.core.model.arrays import ArrayProgress, member_id, member_spec
@@ -53,7 +54,7 @@ def with_rest(array: TaskRecord, said: Said) -> TaskRecord:
     assert array.spec.array is not None
     asked = array.spec.array
     left = (at for at in range(asked.count) if asked.number(at) not in said)
-    progress = array.progress._replace(remaining_runs=tuple((at, at) for at in left))
+    progress = replace(array.progress, remaining_runs=tuple((at, at) for at in left))
     return replace(array, progress=progress)
 
 

@@ -6,8 +6,9 @@ dispatcher writes it, and `purge` acts on what was written.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from octaskly.core.log.facts import Floor
 from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of, join_floors
 from octaskly.core.model.arrays import member_id
@@ -35,7 +37,7 @@ def raise_floor(disk: Disk, floor: Floor) -> None:
             # Its turn comes with its latest submission, or with its last fact.
             is_below = birth.seq <= floors.get(birth.stream, 0)
             turn = disk.changed[task] if is_below else birth.last_hlc
-            disk.births[task] = birth._replace(first_hlc=turn)
+            disk.births[task] = replace(birth, first_hlc=turn)
     for task in list(disk.early):
         drop_early(disk, task, floors)
 

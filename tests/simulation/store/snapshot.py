@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRow
@@ -72,7 +73,7 @@ def next_part(
     )
     told = disk.told()[cursor.record_key :][:PART_ROWS]
     if len(told) == PART_ROWS:
-        cursor = cursor._replace(record_key=cursor.record_key + PART_ROWS)
+        cursor = replace(cursor, record_key=cursor.record_key + PART_ROWS)
         return replace(part, records=told, cursor=cursor, has_more=True)
     # As they are given, so in order; a long log has thousands of parts.
     keys = row_keys(disk)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.agent.gateway.pending_requests import (
     FEW_ENTRIES,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of, rerun_draft
-from octaskly.core.model.hlc import PRIORITY_SHIFT
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import After, Retry, TaskOptions
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.support.builders import START_MS, draft, journal, moment
 from tests.support.dispatcher import submission

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import Answer
 from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord

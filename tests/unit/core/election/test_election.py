@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import Dial, Disconnect, Effect, LogLine, Save, Send
 from octaskly.core.election.candidacy import (
@@ -84,7 +85,7 @@ def info(node: NodeId, **changes: object) -> NodeInfo:
         peer_port=7878,
         lan_port=3443,
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 class Harness:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import Effect
 from octaskly.core.events import PeerUp, SavedState

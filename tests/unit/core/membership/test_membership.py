@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import Browse, Dial, Disconnect, Effect, SavePeer
 from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
@@ -24,11 +24,15 @@ from octaskly.core.membership.mdns_schedule import BROWSE_INTERVAL_S, MdnsSchedu
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import ADDRESSES_MAX
 from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.field_types import (
+    HOST_CHARS_MAX,
+    TITLE_CHARS_MAX,
+    WORD_CHARS_MAX,
+)
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import (
     GPUS_MAX,
     LABELS_MAX,
-    WORD_CHARS_MAX,
     Availability,
     LoadSample,
     NodeInfo,
@@ -36,12 +40,6 @@ from octaskly.core.model.nodes import (
     Role,
 )
 from octaskly.core.model.settings import Limits, Settings
-from octaskly.core.protocol.bounds import (
-    HOST_BYTES_MAX,
-    NAME_CHARS_MAX,
-    TITLE_CHARS_MAX,
-    is_valid_node,
-)
 from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from octaskly.mesh import wire
 
@@ -531,19 +529,19 @@ def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> 
     for index in range(1024):
         node = NodeId(f"{index:064d}")
         said = replace(
-            info(node, wide * NAME_CHARS_MAX),
+            info(node, wide * WORD_CHARS_MAX),
             version=wide * TITLE_CHARS_MAX,
             labels=((wide * WORD_CHARS_MAX, wide * WORD_CHARS_MAX),) * LABELS_MAX,
             gpus=(wide * WORD_CHARS_MAX,) * GPUS_MAX,
             os=wide * WORD_CHARS_MAX,
             arch=wide * WORD_CHARS_MAX,
         )
-        assert is_valid_node(said)
         event = up(node)
         hello = replace(event.peer_hello, node=said)
+        assert wire.Decoder(Limits()).receive_data(wire.encode([hello])) == [hello]
         here.on_peer_up(replace(event, peer_hello=hello), at(0.0))
         view = here.peers[node]
-        hosts = (f"{n:0{HOST_BYTES_MAX}d}" for n in range(ADDRESSES_MAX))
+        hosts = (f"{n:0{HOST_CHARS_MAX}d}" for n in range(ADDRESSES_MAX))
         view.addresses = tuple(Address(host, 65_535) for host in hosts)
         here.confirm_follower(node, EPOCH, ())
 

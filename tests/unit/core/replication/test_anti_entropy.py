@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, TaskCancelled
@@ -139,11 +141,11 @@ def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -
     exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
     second = asked(journal)
 
-    late = exchange.on_snapshot(A, rows(cursor=first._replace(row_key=2), more=False))
+    late = exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
 
     assert late == []
     assert journal.vector == {}
-    exchange.on_snapshot(A, rows(cursor=second._replace(row_key=2), more=False))
+    exchange.on_snapshot(A, rows(cursor=replace(second, row_key=2), more=False))
     assert journal.vector == {STREAM: 9}
 
 
@@ -153,11 +155,11 @@ def test_nor_is_it_once_the_first_one_has_ended() -> None:
     exchange = AntiEntropy(journal)
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
-    exchange.on_snapshot(A, rows(cursor=first._replace(row_key=2), more=False))
+    exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
     exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
 
     assert (
-        exchange.on_snapshot(A, rows(cursor=first._replace(row_key=2), more=False))
+        exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
         == []
     )
     assert journal.vector == {STREAM: 3}
@@ -168,7 +170,7 @@ def test_a_snapshot_whose_giver_has_lost_its_disk_is_begun_again() -> None:
     journal = Journal(SavedState())
     exchange = AntiEntropy(journal)
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
-    rest = asked(journal)._replace(row_key=2)
+    rest = replace(asked(journal), row_key=2)
 
     again = exchange.on_snapshot(A, rows(cursor=rest, more=False, held=2))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord

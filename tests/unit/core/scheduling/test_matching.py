@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements

@@ -1,11 +1,12 @@
-"""Values become rows and come back; what is wrong is refused."""
+"""Values become msgpack and come back; what is wrong is refused."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
+from msgspec import Struct, inspect, msgpack
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import (
     Assigned,
@@ -22,8 +23,14 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.keys import KeyringState, KeyringStatus, KeyringTransfer
+from octaskly.core.model.keys import (
+    KeyringState,
+    KeyringStatus,
+    KeyringTransfer,
+    MergeKeyring,
+)
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
+from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import (
     After,
     Requirements,
@@ -38,8 +45,6 @@ from octaskly.core.model.tasks import (
     OutputFile,
     TaskSpec,
 )
-from octaskly.core.protocol import codec
-from octaskly.core.protocol.codec import NUMBERS
 from octaskly.core.protocol.messages import (
     Assign,
     Claim,
@@ -71,7 +76,8 @@ from octaskly.core.protocol.messages import (
     SnapshotHead,
     Transfer,
 )
-from octaskly.errors import LocalProtocolError, RemoteProtocolError
+from octaskly.errors import RemoteProtocolError
+from octaskly.mesh import wire
 
 NODE = NodeId("abcdefgh234567xy")
 EPOCH = Epoch(3, NODE)
@@ -216,21 +222,26 @@ OTHERS = (
 )
 
 
-def test_samples_cover_every_class_that_has_a_number() -> None:
+PACKER = wire.WirePacker()
+
+
+def test_samples_cover_every_message_and_fact() -> None:
     """A new message or stored class cannot be forgotten here."""
     assert {type(message) for message in MESSAGES} == set(get_args(Message))
-    assert {type(value) for value in (*MESSAGES, *OTHERS)} == set(NUMBERS)
+    assert {type(fact) for fact in FACTS} == set(get_args(Fact))
 
 
-def test_no_number_is_given_twice() -> None:
-    """Two classes with one number could not be told apart."""
-    assert len(set(NUMBERS.values())) == len(NUMBERS)
+def test_no_type_number_is_given_twice() -> None:
+    """A number stays with its class, and is never given to another."""
+    kinds = (*get_args(Message), *get_args(Fact))
+
+    assert len({kind.__struct_config__.tag for kind in kinds}) == len(kinds)
 
 
 @pytest.mark.parametrize("value", [*MESSAGES, *OTHERS], ids=lambda v: type(v).__name__)
-def test_value_survives_the_way_to_plain_data_and_back(value: object) -> None:
+def test_value_survives_the_way_to_msgpack_and_back(value: Struct) -> None:
     """Everything is equal and of the same class after decoding."""
-    back = codec.decode(_plain(codec.encode(value)))
+    back = PACKER.unpack(PACKER.pack(value), type(value))
 
     assert back == value
     assert repr(back) == repr(value)
@@ -238,33 +249,26 @@ def test_value_survives_the_way_to_plain_data_and_back(value: object) -> None:
 
 def test_unknown_trailing_fields_are_ignored() -> None:
     """A newer peer may say more than this node understands."""
-    number, row = codec.encode(Leave("x"))
-
-    assert codec.decode((number, (*row, "new", 5))) == Leave("x")
+    assert decode_body(20, "x", "new", 5) == [Leave("x")]
 
 
 def test_missing_trailing_fields_take_their_defaults() -> None:
     """An older peer says less."""
-    number, row = codec.encode(TaskSpec(id=TASK, command="true"))
+    brief = msgpack.encode([TASK, "true"])
 
-    assert codec.decode((number, row[:2])) == TaskSpec(id=TASK, command="true")
+    assert PACKER.unpack(brief, TaskSpec) == TaskSpec(id=TASK, command="true")
 
 
 def test_a_missing_field_without_default_is_refused() -> None:
     """Half a message is none."""
-    number, row = codec.encode(SPEC)
-
-    with pytest.raises(RemoteProtocolError, match="TaskSpec lacks fields"):
-        codec.decode((number, row[:1]))
+    with pytest.raises(RemoteProtocolError, match="at least length"):
+        PACKER.unpack(msgpack.encode([TASK]), TaskSpec)
 
 
-def _spec(**changes: Any) -> tuple[int, list[Any]]:
-    number, row = codec.encode(SPEC)
-    names = [field.name for field in fields(TaskSpec)]
-    values = list(row)
-    for name, value in changes.items():
-        values[names.index(name)] = value
-    return number, values
+def _spec(**changes: Any) -> list[Any]:
+    """Return the number of a fact, and a changed envelope."""
+    values = {name: getattr(SPEC, name) for name in SPEC.__struct_fields__}
+    return [100, list({**values, **changes}.values())]
 
 
 @pytest.mark.parametrize(
@@ -272,22 +276,21 @@ def _spec(**changes: Any) -> tuple[int, list[Any]]:
     [
         None,
         5,
-        (),
-        (1,),
-        (1, 2),
-        (1, (), ()),
-        (0, ()),
-        (True, ()),
-        ("1", ()),
-        ([1], ()),
-        (99999, ()),
-        (20, {"reason": "x"}),
-        (20, b"stopping"),
-        (20, (b"stopping",)),
-        (20, (None,)),
+        [],
+        [1],
+        [1, 2],
+        [0],
+        [True],
+        ["1"],
+        [[1]],
+        [99999],
+        {"reason": "x"},
+        [20, b"stopping"],
+        [20, None],
         _spec(id=5),
         _spec(id="../etc"),
         _spec(id="x" * 97),
+        _spec(id="x\n"),
         _spec(id=""),
         _spec(command=b"true"),
         _spec(timeout_s=True),
@@ -298,47 +301,94 @@ def _spec(**changes: Any) -> tuple[int, list[Any]]:
         _spec(inputs=(1,)),
         _spec(inputs=(("a",),)),
         _spec(inputs={"a": 1}),
-        (3, ((1, "node"), float("nan"))),
-        (3, ((1, "node"), float("inf"))),
-        (3, ((1, "no de"), 1.0)),
-        (3, ((1,), 1.0)),
-        (124, (9, "exit")),
-        (124, (5, "no reason")),
-        (124, ("5", "exit")),
-        (14, ((1, "node"), (((1, 2, 3),),))),
-        (13, ((((1, 1, 1, (999, ()))),), (), False, ())),
-        (13, ((((1, 1, 1, (20, ("x",)))),), (), False, ())),
+        [3, [1, "node"], float("nan")],
+        [3, [1, "node"], float("inf")],
+        [3, [1, "node"], float("-inf")],
+        [3, [1, "no de"], 1.0],
+        [3, [1], 1.0],
+        [103, TASK, [1, 1, 1], NODE, [9, "exit"]],
+        [103, TASK, [1, 1, 1], NODE, [5, "no reason"]],
+        [103, TASK, [1, 1, 1], NODE, ["5", "exit"]],
+        [14, [1, "node"], [[1, 2, 3]]],
+        [13, [[1, 1, 1, [999]]], [], False, []],
+        [13, [[1, 1, 1, [20, "x"]]], [], False, []],
     ],
 )
 def test_what_no_peer_would_send_is_refused(plain: object) -> None:
     """Types, enum values, names and ranges are checked, whatever the nesting."""
+    body = msgpack.encode(plain)
+
     with pytest.raises(RemoteProtocolError):
-        codec.decode(plain)
+        wire.Decoder(Limits()).receive_data(wire.build_frame([body]))
+    with pytest.raises(RemoteProtocolError):
+        PACKER.unpack_entry(STREAM, 1, 1, body)
 
 
 def test_only_messages_are_taken_for_messages() -> None:
     """A fact has a number, too, but is never said on its own."""
+    fact = FACTS[0]
+
     with pytest.raises(RemoteProtocolError):
-        codec.decode_message(codec.encode(FACTS[0]))
+        wire.Decoder(Limits()).receive_data(wire.build_frame([PACKER.pack(fact)]))
     with pytest.raises(RemoteProtocolError):
-        codec.decode_fact(codec.encode(Leave("x")))
+        PACKER.unpack_entry(STREAM, 1, 1, PACKER.pack(Leave("x")))
 
 
 def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
     """A clock at exactly 3 seconds is no protocol violation."""
-    back = codec.decode(codec.encode(Probe(NODE, 3)))
+    (back,) = decode_body(5, NODE, 3)
 
+    assert isinstance(back, Probe)
     assert type(back.sent_s) is float
 
 
-def test_a_class_without_number_is_our_own_mistake() -> None:
-    """It is reported where it is sent, not where it arrives."""
-    with pytest.raises(LocalProtocolError):
-        codec.encode(object())
+def test_the_text_of_a_keyring_is_never_shown() -> None:
+    """It is a secret, and values end up in logs and failed assertions."""
+    assert "okm1" not in repr(KeyringTransfer("okm1-x"))
+    assert "okm1" not in repr(MergeKeyring(NODE, "okm1-x"))
 
 
-def _plain(value: Any) -> Any:
-    """Do what msgpack does: members become their values, and lists tuples."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_plain, value))
-    return getattr(value, "value", value)
+def test_every_field_that_a_peer_fills_is_bounded() -> None:
+    """Numbers fit into the database and are finite; nothing is of any length."""
+    seen: set[str] = set()
+
+    assert _unbounded(inspect.type_info(Message | Fact), "", seen) == []
+    assert {"TaskSpec", "RosterLine", "Outcome", "Mark", "Keys"} <= seen
+
+
+def _unbounded(kind: Any, where: str, seen: set[str]) -> list[str]:
+    """Return the fields in a type that have no bounds."""
+    match kind:
+        case inspect.StructType(cls=cls, fields=fields):
+            if cls.__name__ in seen:
+                return []
+            seen.add(cls.__name__)
+            inner = [(f.type, f"{cls.__name__}.{f.name}") for f in fields]
+        case inspect.NamedTupleType(cls=cls, fields=fields):
+            inner = [(f.type, f"{cls.__name__}.{f.name}") for f in fields]
+        case inspect.UnionType(types=types):
+            inner = [(one, where) for one in types]
+        case inspect.TupleType(item_types=types):
+            inner = [(one, where) for one in types]
+        case inspect.VarTupleType(item_type=item, max_length=most):
+            found = _unbounded(item, where, seen)
+            return found if most is not None else [where, *found]
+        case inspect.StrType() | inspect.BytesType():
+            is_bounded = kind.max_length or getattr(kind, "pattern", None)
+            return [] if is_bounded else [where]
+        case inspect.IntType() | inspect.FloatType():
+            low = kind.ge if kind.gt is None else kind.gt
+            high = kind.le if kind.lt is None else kind.lt
+            return [where] if low is None or high is None else []
+        case _:
+            bare = inspect.EnumType | inspect.BoolType | inspect.NoneType
+            is_bare = isinstance(kind, bare | inspect.LiteralType)
+            return [] if is_bare else [where]
+    return [one for part, place in inner for one in _unbounded(part, place, seen)]
+
+
+def decode_body(*plain: object) -> list[Message]:
+    """Return what a peer makes of one message."""
+    return wire.Decoder(Limits()).receive_data(
+        wire.build_frame([msgpack.encode(plain)])
+    )

@@ -1,0 +1,78 @@
+"""Which values a node of ours could have made: bounds that hold at any time.
+
+Each function looks at one value alone. Whether a message fits its sender, the term and
+this node's log is for `vetting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from octaskly.core.log import records
+from octaskly.core.log.facts import Fact, Finished, Recorded, Submitted
+from octaskly.core.log.merge import TaskRow, facts_of
+from octaskly.core.model import arrays
+from octaskly.core.model.ids import VectorItems
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.tasks import Outcome, TaskSpec
+from octaskly.core.protocol.messages import Report, RosterEntry
+
+
+def is_valid_fact(fact: Fact) -> bool:
+    """Return True if a node of ours could have written this fact."""
+    match fact:
+        case Submitted(spec):
+            return is_valid_spec(spec)
+        case Finished(outcome=outcome):
+            return is_valid_outcome(outcome)
+        case Recorded():
+            return records.is_valid_record(fact)
+        case _:
+            return True
+
+
+def is_valid_report(report: Report) -> bool:
+    """Return True if a worker of ours could report this."""
+    is_known = report.spec is None or is_valid_spec(report.spec)
+    return is_known and is_valid_outcome(report.outcome)
+
+
+def is_valid_spec(spec: TaskSpec) -> bool:
+    """Return True if the members of a task can be counted, where it is an array."""
+    return spec.array is None or arrays.is_valid_array(spec.array)
+
+
+def is_valid_outcome(outcome: Outcome) -> bool:
+    """Return True if this is an end: any other state would hold its task for ever."""
+    return not outcome.state.is_live
+
+
+def is_valid_row(row: TaskRow) -> bool:
+    """Return True if a row could be joined from facts.
+
+    An attempt and its outcome name the same state, and one that runs has no outcome.
+    """
+    record = row.record
+    if record.spec is not None and record.spec.id != record.id:
+        return False
+    return all(map(is_valid_fact, facts_of(record))) and all(
+        one.state is one.outcome.state if one.outcome else one.state.is_live
+        for one in record.attempts
+    )
+
+
+def is_valid_vector(vector: VectorItems) -> bool:
+    """Return True if it names streams only; those that are unknown here are normal."""
+    return all(stream for stream, _ in vector)
+
+
+def is_valid_node(node: NodeInfo | RosterEntry) -> bool:
+    """Return True if people can be shown what a node says of itself."""
+    hosts = (one if isinstance(one, str) else one.host for one in node.addresses)
+    boot = node.boot if isinstance(node, NodeInfo) else ""
+    return are_printable((node.name, node.version, boot, *hosts))
+
+
+def are_printable(texts: Iterable[str]) -> bool:
+    """Return True if a terminal shows all of these as they are."""
+    return all(map(str.isprintable, texts))
