@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import compileall
-import json
 import socket
 import statistics
 import subprocess
@@ -23,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import octaskly
 from benchmarks import (
@@ -51,6 +49,7 @@ from benchmarks.measure import (
     Row,
     bound_row,
     cpu_s,
+    exchange,
     p95_row,
     ratio_row,
     rss_mb,
@@ -129,11 +128,11 @@ def _latency(agent: Agent, folder: Path, *, count: int) -> Iterator[Row]:
         for _ in range(count):
             time.sleep(0.01)
             began = time.perf_counter()
-            created = _exchange(
+            created = exchange(
                 connection, "POST", "/api/v1/tasks", b'{"command":"true"}'
             )
             path = f"/api/v1/tasks/{created['id']}?wait=10"
-            ended = _exchange(connection, "GET", path)
+            ended = exchange(connection, "GET", path)
             samples.append((time.perf_counter() - began) * 1000)
             assert ended["exit_code"] == 0
     samples.sort()
@@ -154,24 +153,6 @@ def _latency(agent: Agent, folder: Path, *, count: int) -> Iterator[Row]:
         f"<= {p50 + 2:.2f} ms",
         "yes" if p99 <= p50 + 2 else "no",
     )
-
-
-def _exchange(
-    connection: socket.socket, method: str, path: str, body: bytes = b""
-) -> Any:
-    """Send one request and return the decoded answer, at the least cost in Python."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
-    if body:
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    connection.sendall(head.encode() + b"\r\n" + body)
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    headers, _, answer = data.partition(b"\r\n\r\n")
-    length = int(headers.lower().partition(b"content-length:")[2].split()[0])
-    while len(answer) < length:
-        answer += connection.recv(65536)
-    return json.loads(answer)
 
 
 def _idle(agent: Agent, seconds: float = 10.0) -> Iterator[Row]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
 import statistics
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 from tests.support.agents import Agent, request
 
@@ -59,6 +62,24 @@ def _exit_codes(connection: HTTPConnection, offset: int) -> list[int]:
         codes = [task["exit_code"] for task in page["tasks"]]
         if None not in codes:
             return codes
+
+
+def exchange(
+    connection: socket.socket, method: str, path: str, body: bytes = b""
+) -> Any:
+    """Send one request and return the decoded answer, at the least cost in Python."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(head.encode() + b"\r\n" + body)
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    headers, _, answer = data.partition(b"\r\n\r\n")
+    length = int(headers.lower().partition(b"content-length:")[2].split()[0])
+    while len(answer) < length:
+        answer += connection.recv(65536)
+    return json.loads(answer)
 
 
 def cpu_s(pid: int) -> float:
