@@ -135,10 +135,4 @@ def _no_blocking_of_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
         # It waits for two milliseconds at most, and says why.
         lock = guard.functions["threading.Lock.acquire"]
         lock.can_block_in("octaskly/store/writing/writer.py", {"release_commits"})
-        # For as long as the disk was seen to take, where no peer waits for the loop.
-        for name, blocking in guard.functions.items():
-            if name.startswith("sqlite3."):
-                blocking.can_block_in(
-                    "octaskly/store/writing/writer.py", {"_commit_here"}
-                )
         yield

@@ -59,10 +59,6 @@ class Runner(Protocol):
 class PeerLinks(Protocol):
     """Connected peers; at most one link each."""
 
-    @property
-    def link_count(self) -> int:
-        """How many peers are connected."""
-
     def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
         """Queue messages; drops the link when its outbox is over its bound."""
 
@@ -119,7 +115,6 @@ class CoreLoop:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: on the node's clock
         self._was_size_warned = False  #: the log; said once
-        self._has_no_peers: Callable[[], bool] = lambda: False  #: no peer waits for it
         self._performers: dict[type, Callable[[Any], None]] = {}
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
         self._load_live_lock = asyncio.Lock()
@@ -142,7 +137,6 @@ class CoreLoop:
             lambda n: log_line(self._log, gateway.view.with_node_names(n))
         )
         self._links, self._reads, self._on_ended = links, reads, on_ended
-        self._has_no_peers = lambda: links.link_count == 0
         self._performers = {
             ef.Append: lambda e: self._append_entries(e, gateway),
             ef.MergeRows: store.merge_rows,
@@ -226,7 +220,7 @@ class CoreLoop:
             return
         finally:
             self._is_in_turn = False
-            self._store.release_commits(is_alone=self._has_no_peers())
+            self._store.release_commits()
         if self._inbox and self._turn_handle is None:
             self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
         if self._timer_update is None:  # Behind those who were just given an answer.

@@ -179,11 +179,10 @@ class DurableStore(LogReader, Protocol):
     def hold_commits(self) -> None:
         """Let the writer begin with nothing that is queued before `release_commits`."""
 
-    def release_commits(self, *, is_alone: bool = False) -> None:
+    def release_commits(self) -> None:
         """Let the writer begin, and prepare a small commit before this returns.
 
-        That is for a moment only, and nothing is durable then; unless no peer waits
-        for this node (`is_alone`): a quick disk may then have it, and says so at once.
+        That is for a moment only, and nothing is durable then.
         """
 
     async def wait_until_purged(self) -> None:

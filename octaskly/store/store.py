@@ -217,10 +217,10 @@ class Store:
         if self._writer is not None:
             self._writer.hold_commits()
 
-    def release_commits(self, *, is_alone: bool = False) -> None:
+    def release_commits(self) -> None:
         """Let the writer begin, and prepare a small commit before this returns."""
         if self._writer is not None:
-            self._writer.release_commits(is_alone=is_alone)
+            self._writer.release_commits()
 
     async def load_queued_tasks(
         self, after_ord: int, limit: int, shape: int = 0

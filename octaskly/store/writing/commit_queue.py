@@ -10,33 +10,6 @@ from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
 from octaskly.core.log.facts import Assigned
 from octaskly.store.tables.node_state import PeerContact
 
-QUICK_S: Final = 0.002  #: where commits take no longer, the loop makes small ones
-MEAN_OF: Final = 8  #: so many count, roughly
-SLOW_S: Final = 0.008  #: nothing counts for more, and at first all are taken for slow
-TURN: Final = 32  #: of so many the thread makes one, behind which it tidies up
-
-
-class Pace:
-    """The mean of what commits took, and how many the loop made in a row."""
-
-    def __init__(self) -> None:
-        self._mean_s = SLOW_S
-        self.own = 0  #: commits that the loop made since the thread's last
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether the loop shall make the next one, if that is small."""
-        return self._mean_s <= QUICK_S and self.own < TURN
-
-    def note(self, took_s: float) -> None:
-        """Count a commit."""
-        self._mean_s += (min(took_s, SLOW_S) - self._mean_s) / MEAN_OF
-
-    def fail(self) -> None:
-        """A commit failed: the thread tries again, and makes the next ones."""
-        self._mean_s = SLOW_S
-
-
 QueueItem = Append | MergeRows | Save | Spool | Unspool | PeerContact
 
 BATCH_ITEMS_MAX: Final = 512
@@ -72,13 +45,6 @@ class CommitQueue:
             self.urgent_items -= _is_urgent(item)
             batch.append(item)
         return batch
-
-    def requeue(self, batch: Sequence[QueueItem]) -> None:
-        """Take what was given and could not be written."""
-        for item in reversed(batch):
-            self.items.appendleft(item)
-            self.entries += count_entries(item)
-            self.urgent_items += _is_urgent(item)
 
 
 def count_entries(item: QueueItem) -> int:

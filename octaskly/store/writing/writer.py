@@ -5,8 +5,6 @@ than they are committed does the thread wait a little, so that a commit carries 
 Facts for which nobody waits (an attempt was assigned) may wait a little for company,
 and do not wake the thread: a short task then costs two commits instead of three, and
 the thread does not ask for Python's lock while its attempt is being started.
-Where a node is alone, its disk quick and the commit small, the event loop makes it by
-itself: waking the thread, and being woken by it, takes longer than such a disk does.
 A write that fails is kept and tried again, and acknowledged once it is durable.
 """
 
@@ -36,7 +34,6 @@ from octaskly.store.tables.database import (
 from octaskly.store.tables.node_state import PeerContact
 from octaskly.store.writing.commit_queue import (
     CommitQueue,
-    Pace,
     QueueItem,
     count_entries,
     last_number,
@@ -52,7 +49,6 @@ SMALL_COMMIT_ENTRIES_MAX: Final = (
     8  #: in the first commit after a pause: it is prepared at once
 )
 GIVE_WAY_S: Final = 0.002  #: and the event loop waits so long for that at most
-QUICK_PAUSE_S: Final = 0.001  #: the loop makes none so soon: then many go together
 PURGE_ENTRIES_PER_STEP: Final = (
     128  #: for so many that were added, one step of the purge,
 )
@@ -87,17 +83,14 @@ class Writer:
         self._tables = TableWriter(connection, packer, clock)
         self._wal_preallocation = WalPreallocation(path)
         self._file = DatabaseFile(path)
-        self._lock = threading.RLock()  #: taken by itself, which calls no Python
-        self._changed = threading.Condition(self._lock)
+        self._changed = threading.Condition()
         self._queue = CommitQueue()
-        self._is_deferral_scheduled = False  #: `_commit_deferred` will be called
+        self._is_deferral_scheduled = False  #: `_hurry` will be called
         self._is_deferral_over = False  #: what waits goes into a commit, urgent or not
         self._wake_entries = _NEVER  #: wake the thread at so many entries
         self._is_held = False  #: somebody queues more, and gives way then
         self._is_wake_owed = False  #: meanwhile the thread was not woken
         self._gate: threading.Lock | None = None  #: for who has given way
-        self._pace = Pace()
-        self._own_s = 0.0  #: when the loop last made a commit
         self._next_spare_check_s = 0.0  #: when to look for spare pages
         self._is_closing = False
         self._has_purged = asyncio.Event()
@@ -129,7 +122,7 @@ class Writer:
 
     def queue_item(self, item: QueueItem) -> None:
         """Queue one item; returns at once."""
-        with self._lock:
+        with self._changed:
             self._queue.add_item(item)
             if self._queue.urgent_items:
                 if self._is_held:
@@ -146,11 +139,8 @@ class Writer:
         """Do not wake the thread before `release_commits`."""
         self._is_held = True
 
-    def release_commits(self, *, is_alone: bool = False) -> None:
+    def release_commits(self) -> None:
         """Wake the thread for what was queued; let it prepare a small commit first.
-
-        Or, where the node is alone, commit it before this returns. With peers the
-        thread shall: no heartbeat may ever wait for a disk, not even for a quick one.
 
         Python's lock goes to whoever asks at the right moment. While the caller went
         on, the thread got it some 0.3 ms late, and then the caller had to wait in turn.
@@ -160,8 +150,6 @@ class Writer:
         if not self._is_wake_owed:
             return
         self._is_wake_owed = False
-        if is_alone and self._commit_here():
-            return
         gate = None
         with self._changed:
             if self._queue.entries < self._wake_entries:
@@ -175,35 +163,6 @@ class Writer:
             self._changed.notify()
         if gate is not None:
             gate.acquire(timeout=GIVE_WAY_S)
-
-    def _commit_here(self) -> bool:
-        """Commit what waits on the caller's thread, if that is worth it."""
-        now_s = self._clock.now().mono_s
-        with self._lock:
-            is_idle = self._wake_entries == 1 and not self._is_closing
-            if (
-                not (is_idle and self._queue.entries <= SMALL_COMMIT_ENTRIES_MAX)
-                or not self._pace.is_quick
-                or now_s - self._own_s < QUICK_PAUSE_S
-                or not self._tables.is_purged
-            ):
-                return False
-            # The thread cannot go on before this lock is free.
-            added, batch = self._queue.entries, self._queue.next_batch()
-            self._own_s, self._is_deferral_over = now_s, False
-            try:
-                is_done = self._try_commit(batch, now_s)
-            except Exception as error:  # noqa: BLE001  the thread meets it, too
-                is_done, self._failure = False, repr(error)
-                self._pace.fail()
-            if not is_done:
-                self._queue.requeue(batch)  # The thread tries again, or ends the node.
-                return False
-        self._pace.own += 1
-        self.committed_entries += added
-        if (number := last_number(batch)) is not None:
-            self._on_commit(number)
-        return True
 
     def _commit_deferred(self) -> None:
         """Commit what waits now, though nobody waits for it."""
@@ -232,7 +191,7 @@ class Writer:
             while batch := self._next_batch():
                 if not self._commit_with_retry(batch):
                     return
-                self._pace.own, added = 0, sum(map(count_entries, batch))
+                added = sum(map(count_entries, batch))
                 self.committed_entries += added
                 self._purge_in_proportion(added)
             with suppress(sqlite3.Error):  # Not needed: all is in the log.
@@ -284,7 +243,7 @@ class Writer:
         delay_s = RETRY_S
         while True:
             is_last = self._is_closing
-            if self._try_commit(batch, self._clock.now().mono_s):
+            if self._try_commit(batch):
                 self._report_commit(last_number(batch))
                 return True
             if is_last:
@@ -344,10 +303,10 @@ class Writer:
             return False  # It is tried again behind the next commit.
         return True
 
-    def _try_commit(self, batch: Sequence[QueueItem], now_s: float) -> bool:
+    def _try_commit(self, batch: Sequence[QueueItem]) -> bool:
         """Commit a batch; False: it failed, and `write_failure` says why."""
         try:
-            self._commit(batch, now_s)
+            self._commit(batch)
         except sqlite3.Error as error:
             self._failure = str(build_store_error(self._path, error))
         except OSError as error:
@@ -356,18 +315,16 @@ class Writer:
             return True
         finally:
             self._open_gate()
-        self._pace.fail()
         return False
 
-    def _commit(self, batch: Sequence[QueueItem], now_s: float) -> None:
+    def _commit(self, batch: Sequence[QueueItem]) -> None:
+        began_s = self._clock.now().mono_s
         if self._failure is not None:
             self._tables.reload()
         self._run_transaction(lambda: self._write_batch(batch))
         self._failure = None
         self.notification_count = self._tables.notification_count
-        took_s = self._clock.now().mono_s - now_s
-        self._pace.note(took_s)
-        self.commit_s.observe(took_s)
+        self.commit_s.add(self._clock.now().mono_s - began_s)
 
     def _run_transaction(self, write: Callable[[], None]) -> None:
         db = self._db

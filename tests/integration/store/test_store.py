@@ -26,7 +26,7 @@ from octaskly.store import Store, move_aside
 from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.node_state import read_hlc
 from octaskly.store.tables.schema import VERSION
-from octaskly.store.writing import commit_queue, writer
+from octaskly.store.writing import writer
 from tests.contract import log_kit as kit
 from tests.support.agents import WAIT_S_MAX
 
@@ -517,66 +517,6 @@ async def test_who_gives_way_to_a_commit_that_fails_goes_on(
         assert "is gone" in str(store.write_failure)
         (tmp_path / "elsewhere").rename(path)
         await until(lambda: told == [1])
-
-
-async def test_who_is_alone_has_a_small_commit_made_before_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the disk was quick, and nobody but its clients waits for the loop."""
-    make_quick(monkeypatch)
-    told: list[int] = []
-    async with opened(tmp_path / "log.db", told) as store:
-        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-        await until(lambda: told == [1] and is_waiting(store))
-        store.hold_commits()
-        store.append_entries(2, kit.entries([kit.submitted(2)], after=1))
-        store.release_commits(is_alone=True)
-        assert told == [1, 2]
-        store.hold_commits()
-        store.append_entries(3, kit.entries([kit.submitted(3)], after=2))
-        store.release_commits()
-        assert told == [1, 2]
-        await until(lambda: told == [1, 2, 3] and is_waiting(store))
-        for number, quick_s in ((4, 1000.0), (5, -1.0)):  # All are too long for that.
-            monkeypatch.setattr(commit_queue, "QUICK_S", quick_s)
-            store.hold_commits()
-            facts = [kit.submitted(number)]
-            store.append_entries(number, kit.entries(facts, after=number - 1))
-            store.release_commits(is_alone=True)
-            assert (told[-1] == number) == (number == 4)
-            await until(lambda number=number: told[-1] == number)  # type: ignore[misc]
-            await until(lambda: is_waiting(store))
-
-
-async def test_a_commit_that_fails_there_is_made_by_the_thread_when_it_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is lost, doubled or acknowledged before."""
-    make_quick(monkeypatch)
-    path = tmp_path / "log.db"
-    told: list[int] = []
-    async with opened(path, told) as store:
-        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-        await until(lambda: told == [1] and is_waiting(store))
-        path.rename(tmp_path / "elsewhere")
-        store.hold_commits()
-        store.append_entries(2, kit.entries([kit.submitted(2)], after=1))
-        store.release_commits(is_alone=True)
-        assert "is gone" in str(store.write_failure)
-        store.hold_commits()
-        store.append_entries(3, kit.entries([kit.submitted(3)], after=2))
-        store.release_commits(is_alone=True)
-        assert told == [1]
-        (tmp_path / "elsewhere").rename(path)
-        await until(lambda: is_told(told, 3))
-        page = await store.read_task_page(TaskQuery())
-        assert page.total == 3
-
-
-def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take any disk for a quick one."""
-    monkeypatch.setattr(commit_queue, "QUICK_S", 1000.0)
-    monkeypatch.setattr(writer, "QUICK_PAUSE_S", 0.0)
 
 
 def is_waiting(store: Store) -> bool:

@@ -50,9 +50,8 @@ class Desk:
         """A turn begins."""
         self.is_held = True
 
-    def release_commits(self, *, is_alone: bool) -> None:
+    def release_commits(self) -> None:
         """A turn ends."""
-        assert not is_alone  # Before it is connected.
         assert self.is_held
         self.is_held = False
         self.turns += 1
