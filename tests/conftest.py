@@ -132,7 +132,4 @@ def _no_blocking_of_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
         for name, blocking in guard.functions.items():
             if name.startswith(QUICK):
                 blocking.deactivate()
-        # It waits for two milliseconds at most, and says why.
-        lock = guard.functions["threading.Lock.acquire"]
-        lock.can_block_in("octaskly/store/writing/writer.py", {"release_commits"})
         yield

@@ -210,7 +210,6 @@ class CoreLoop:
             self._turn_handle.cancel()
             self._turn_handle = None
         self._is_in_turn = True
-        self._store.hold_commits()
         try:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
                 self._step(self._inbox.popleft())
@@ -220,7 +219,6 @@ class CoreLoop:
             return
         finally:
             self._is_in_turn = False
-            self._store.release_commits()
         if self._inbox and self._turn_handle is None:
             self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
         if self._timer_update is None:  # Behind those who were just given an answer.

@@ -176,15 +176,6 @@ class DurableStore(LogReader, Protocol):
     def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
 
-    def hold_commits(self) -> None:
-        """Let the writer begin with nothing that is queued before `release_commits`."""
-
-    def release_commits(self) -> None:
-        """Let the writer begin, and prepare a small commit before this returns.
-
-        That is for a moment only, and nothing is durable then.
-        """
-
     async def wait_until_purged(self) -> None:
         """Wait until nothing that was forgotten is shown any more."""
 

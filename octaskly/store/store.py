@@ -212,16 +212,6 @@ class Store:
             PeerContact(peer, name, tuple(addresses), self._clock.now().wall_ms)
         )
 
-    def hold_commits(self) -> None:
-        """Let the writer begin with nothing that is queued before `release_commits`."""
-        if self._writer is not None:
-            self._writer.hold_commits()
-
-    def release_commits(self) -> None:
-        """Let the writer begin, and prepare a small commit before this returns."""
-        if self._writer is not None:
-            self._writer.release_commits()
-
     async def load_queued_tasks(
         self, after_ord: int, limit: int, shape: int = 0
     ) -> QueuedLoaded:

@@ -45,10 +45,6 @@ COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
 COALESCE_WAITS_MAX: Final = 5  #: so many times at most, and only while more does come
 COALESCE_ENTRIES: Final = 256  #: so many end that wait
 DEFERRED_S_MAX: Final = 0.005  #: facts that nobody waits for are hurried after so long
-SMALL_COMMIT_ENTRIES_MAX: Final = (
-    8  #: in the first commit after a pause: it is prepared at once
-)
-GIVE_WAY_S: Final = 0.002  #: and the event loop waits so long for that at most
 PURGE_ENTRIES_PER_STEP: Final = (
     128  #: for so many that were added, one step of the purge,
 )
@@ -88,9 +84,6 @@ class Writer:
         self._is_deferral_scheduled = False  #: `_hurry` will be called
         self._is_deferral_over = False  #: what waits goes into a commit, urgent or not
         self._wake_entries = _NEVER  #: wake the thread at so many entries
-        self._is_held = False  #: somebody queues more, and gives way then
-        self._is_wake_owed = False  #: meanwhile the thread was not woken
-        self._gate: threading.Lock | None = None  #: for who has given way
         self._next_spare_check_s = 0.0  #: when to look for spare pages
         self._is_closing = False
         self._has_purged = asyncio.Event()
@@ -125,44 +118,13 @@ class Writer:
         with self._changed:
             self._queue.add_item(item)
             if self._queue.urgent_items:
-                if self._is_held:
-                    self._is_wake_owed = True
-                elif self._queue.entries >= self._wake_entries:
+                if self._queue.entries >= self._wake_entries:
                     self._changed.notify()
                 return
             if self._is_deferral_scheduled:
                 return
             self._is_deferral_scheduled = True
         self._loop.call_later(DEFERRED_S_MAX, self._commit_deferred)
-
-    def hold_commits(self) -> None:
-        """Do not wake the thread before `release_commits`."""
-        self._is_held = True
-
-    def release_commits(self) -> None:
-        """Wake the thread for what was queued; let it prepare a small commit first.
-
-        Python's lock goes to whoever asks at the right moment. While the caller went
-        on, the thread got it some 0.3 ms late, and then the caller had to wait in turn.
-        This way both are at work while the commit is on its way to the disk.
-        """
-        self._is_held = False
-        if not self._is_wake_owed:
-            return
-        self._is_wake_owed = False
-        gate = None
-        with self._changed:
-            if self._queue.entries < self._wake_entries:
-                return  # It is at work, or waits for more.
-            if (
-                self._wake_entries == 1
-                and self._queue.entries <= SMALL_COMMIT_ENTRIES_MAX
-            ):
-                gate = self._gate = threading.Lock()
-                gate.acquire()
-            self._changed.notify()
-        if gate is not None:
-            gate.acquire(timeout=GIVE_WAY_S)
 
     def _commit_deferred(self) -> None:
         """Commit what waits now, though nobody waits for it."""
@@ -313,8 +275,6 @@ class Writer:
             self._failure = self._file.describe_loss(error)
         else:
             return True
-        finally:
-            self._open_gate()
         return False
 
     def _commit(self, batch: Sequence[QueueItem]) -> None:
@@ -332,7 +292,6 @@ class Writer:
         db.execute("BEGIN IMMEDIATE")
         try:
             write()
-            self._open_gate()
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -340,12 +299,6 @@ class Writer:
             raise
         # A file that was deleted under us still takes writes, but keeps none.
         self._file.require_present()
-
-    def _open_gate(self) -> None:
-        """Let who has given way go on."""
-        if (gate := self._gate) is not None:
-            self._gate = None
-            gate.release()
 
     def _write_batch(self, batch: Sequence[QueueItem]) -> None:
         appends = [item for item in batch if isinstance(item, Append)]

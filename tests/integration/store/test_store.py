@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.log.facts import Entry, Fact
+from octaskly.core.log.facts import Fact
 from octaskly.core.model.ids import Address, NodeId, StreamId
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
@@ -26,7 +26,6 @@ from octaskly.store import Store, move_aside
 from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.node_state import read_hlc
 from octaskly.store.tables.schema import VERSION
-from octaskly.store.writing import writer
 from tests.contract import log_kit as kit
 from tests.support.agents import WAIT_S_MAX
 
@@ -466,62 +465,6 @@ async def test_a_fact_that_nobody_waits_for_is_written_by_itself_or_with_the_nex
         await until(lambda: is_told(told, 4))
 
     assert told == [1, 2, 4]
-
-
-class Watched(kit.PicklePacker):
-    """Keeps what was packed, so what a commit was prepared of."""
-
-    def __init__(self) -> None:
-        self.packed: list[Fact] = []
-
-    def pack_entry_body(self, entry: Entry) -> bytes:
-        self.packed.append(entry.fact)
-        return super().pack_entry_body(entry)
-
-
-async def test_a_small_commit_is_prepared_before_who_gives_way_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The writer has Python's lock meanwhile; it is durable later, as ever."""
-    monkeypatch.setattr(writer, "GIVE_WAY_S", 1000.0)
-    told: list[int] = []
-    packer = Watched()
-    store = Store(tmp_path / "log.db", packer, told.append, kit.HandClock())
-    await asyncio.to_thread(store.open)
-    await until(lambda: is_waiting(store))
-    store.hold_commits()
-    store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-    store.append_entries(2, kit.entries([kit.submitted(2)], after=1))
-    store.release_commits()
-    assert packer.packed == [kit.submitted(1), kit.submitted(2)]
-    assert told == []
-    await until(lambda: told == [2])
-    store.hold_commits()
-    store.release_commits()  # Nothing was queued, so it does not wait.
-    await store.close()
-
-
-async def test_who_gives_way_to_a_commit_that_fails_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that takes no writes must not stop the event loop as well."""
-    monkeypatch.setattr(writer, "GIVE_WAY_S", 1000.0)
-    path = tmp_path / "log.db"
-    told: list[int] = []
-    async with opened(path, told) as store:
-        await until(lambda: is_waiting(store))
-        path.rename(tmp_path / "elsewhere")
-        store.hold_commits()
-        store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-        store.release_commits()
-        assert "is gone" in str(store.write_failure)
-        (tmp_path / "elsewhere").rename(path)
-        await until(lambda: told == [1])
-
-
-def is_waiting(store: Store) -> bool:
-    assert store._writer is not None
-    return store._writer._wake_entries == 1
 
 
 def is_told(told: list[int], number: int) -> bool:
