@@ -42,13 +42,10 @@ class TaskState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    #: Whether nothing but the heal of a split can change it.
-    is_final: bool
-
-    def __init__(self, text: str) -> None:
-        # Kept, as to ask an enumeration for a member takes Python 3.11 a look through
-        # all its classes, and this is asked several times for each task.
-        self.is_final = text not in ("queued", "running")
+    @property
+    def is_final(self) -> bool:
+        """Return True if nothing but the heal of a split can change it."""
+        return self is not TaskState.QUEUED and self is not TaskState.RUNNING
 
 
 class AttemptState(IntEnum):
@@ -61,11 +58,10 @@ class AttemptState(IntEnum):
     FAILED = 4
     OK = 5
 
-    #: Whether a worker holds it.
-    is_live: bool
-
-    def __init__(self, number: int) -> None:
-        self.is_live = number <= 1
+    @property
+    def is_live(self) -> bool:
+        """Return True if a worker holds it."""
+        return self <= AttemptState.RUNNING
 
 
 class EndReason(StrEnum):
