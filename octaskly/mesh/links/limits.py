@@ -1,4 +1,4 @@
-"""The bound on connections that have shown no certificate of the mesh yet.
+"""Bounds on handshakes under way, and on the return of peers that broke the protocol.
 
 Whoever opens many and says nothing must not get many: each costs a descriptor and the
 memory of a TLS handshake. This machine is bounded apart from all others: a hundred
@@ -8,6 +8,9 @@ A handshake takes some 300 kB until it is over.
 Who has many addresses, as IPv6 gives them, could take all places. So nobody is refused
 for that all are taken: who has waited longest makes room, of the address that has most.
 A peer needs a moment, and whoever says nothing waits.
+
+A peer that broke the protocol is refused for ten seconds: its bytes may be costly to
+read, and a broken or hostile peer may dial again at once.
 """
 
 from __future__ import annotations
@@ -47,40 +50,13 @@ class DialLimiter:
             yield
 
 
-FIRST_S: Final = 1.0
-LONGEST_S: Final = 30.0
-FORGIVEN_S: Final = 120.0  #: without an offence, from when it was let in again
-OFFENDERS_MAX: Final = 1024  #: a member can have any number of ids
-
-GRUDGE: Final = "kept out for a while, after what broke the protocol"
-
-
-class Grudges:
-    """Who broke the protocol, and until when it is kept out."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._out: dict[NodeId, tuple[float, float]] = {}  #: for how long, until when
-
-    def bear(self, peer: NodeId) -> None:
-        """Keep a peer out for longer than the last time."""
-        now_s = self._clock.now().mono_s
-        last_s, until_s = self._out.pop(peer, (0.0, now_s))
-        if now_s > until_s + FORGIVEN_S:
-            last_s = 0.0
-        wait_s = min(max(FIRST_S, 2 * last_s), LONGEST_S)
-        if len(self._out) >= OFFENDERS_MAX:
-            del self._out[next(iter(self._out))]  # The one that offended first.
-        self._out[peer] = (wait_s, now_s + wait_s)
-
-    def is_out(self, peer: NodeId) -> bool:
-        """Return whether a peer is kept out now."""
-        return peer in self._out and self._clock.now().mono_s < self._out[peer][1]
-
-
 LOCAL_HANDSHAKES_MAX: Final = 96
 LOCAL_TIMEOUT_FACTOR: Final = 2
 """Agents that start here, on few cores, may take so many times longer than others."""
+
+REFUSED_S: Final = 10.0  #: after a peer broke the protocol
+REFUSED_MAX: Final = 1024  #: a hostile member can have any number of ids
+REFUSED_STATUSES: Final = "refused for a while: this peer broke the protocol"
 
 _LOCAL_HOST: Final = ""
 
@@ -145,3 +121,22 @@ class HandshakeLimiter:
         self.release_handshake(longest)
         with suppress(OSError):
             longest.connection.shutdown(socket.SHUT_RDWR)
+
+
+class ViolationBackoff:
+    """Peers that broke the protocol, each refused for `REFUSED_S`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until_s: dict[NodeId, float] = {}  #: the latest violation is last
+
+    def add(self, peer: NodeId) -> None:
+        """Refuse a peer from now on."""
+        self._until_s.pop(peer, None)
+        self._until_s[peer] = self._clock.now().mono_s + REFUSED_S
+        if len(self._until_s) > REFUSED_MAX:
+            del self._until_s[next(iter(self._until_s))]
+
+    def is_refused(self, peer: NodeId) -> bool:
+        """Return True if a peer is refused now."""
+        return self._clock.now().mono_s < self._until_s.get(peer, 0.0)

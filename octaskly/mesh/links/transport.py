@@ -30,11 +30,10 @@ from octaskly.mesh.links.duplicates import (
     DuplicateLinks,
 )
 from octaskly.mesh.links.limits import (
-    GRUDGE,
     DialLimiter,
-    Grudges,
     HandshakeLimiter,
     PendingHandshake,
+    ViolationBackoff,
 )
 from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link
 from octaskly.mesh.links.receive import DiskProgress
@@ -122,7 +121,7 @@ class Transport:
         self._links = self._duplicates.links
         self._closing: set[Link] = set()
         self._handshake_limiter = HandshakeLimiter(bounds)
-        self._grudges = Grudges(clock)
+        self._violators = ViolationBackoff(clock)
         self._dial_keys: set[NodeId | Address] = set()
         self._dial_limiter = DialLimiter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,7 +150,7 @@ class Transport:
         """How many peers are connected."""
         return len(self._links)
 
-    # The `Connections` port
+    # The `Links` port
 
     def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
         """Queue messages; drops the link when its outbox is over its bound.
@@ -211,8 +210,8 @@ class Transport:
 
     def on_open(self, link: Link) -> str | None:
         """Say why a link is not wanted, if it is not."""
-        if self._grudges.is_out(link.peer):
-            return GRUDGE
+        if self._violators.is_refused(link.peer):
+            return REFUSED_STATUSES
         return self._duplicates.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:
@@ -256,7 +255,7 @@ class Transport:
             and link.peer
             and not link.was_closed_by_peer
         ):
-            self._grudges.bear(link.peer)
+            self._violators.add(link.peer)
         if link.has_peer_violated:
             self._on_violation()
         if link.reason not in UNLOGGED_REASONS:

@@ -25,10 +25,10 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.mesh import wire
-from octaskly.mesh.links import limits as grudges
+from octaskly.mesh.links import limits as strangers
 from octaskly.mesh.links import link
 from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID
-from octaskly.mesh.links.limits import DIALS_AT_ONCE_MAX, GRUDGE, LOCAL_HANDSHAKES_MAX
+from octaskly.mesh.links.limits import DIALS_AT_ONCE_MAX, LOCAL_HANDSHAKES_MAX
 from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, NOT_ACCEPTED, OVERFLOW
 from octaskly.mesh.links.tcp import dialable_peer_address
 from octaskly.mesh.links.transport import Transport
@@ -898,14 +898,15 @@ async def test_a_member_that_broke_the_protocol_is_kept_out_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """B39: the next time it is told so and not read, and others are met as ever."""
-    monkeypatch.setattr(grudges, "FIRST_S", 2 * WAIT_S)
-    monkeypatch.setattr(grudges, "LONGEST_S", 2 * WAIT_S)
+    monkeypatch.setattr(strangers, "REFUSED_S", 2 * WAIT_S)
     a, raw, other = Party(), Raw(), Raw()
     good = wire.encode([raw.hello(a.hello()), HelloOk()])
     async with running(a):
         await _say(a, raw.trust.client_context(), b"\xff\xff\xff\xff")
         answer = await _say(a, raw.trust.client_context(), good)
-        assert wire.Decoder(LIMITS).receive_data(answer) == [Leave(GRUDGE)]
+        assert wire.Decoder(LIMITS).receive_data(answer) == [
+            Leave(strangers.REFUSED_STATUSES)
+        ]
         assert not a.events
         await _in_two(
             a, other, wire.encode([other.hello(a.hello()), HelloOk()]), b"\xff" * 4
