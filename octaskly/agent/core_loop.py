@@ -23,7 +23,7 @@ from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Message, PackedMessage
 from octaskly.ports import DurableStore
 from octaskly.system.clock import SystemClock
-from octaskly.system.log import Logger, Notes, log_line
+from octaskly.system.log import Logger, LogThrottle, log_line
 
 
 class Runner(Protocol):
@@ -133,7 +133,7 @@ class CoreLoop:
     ) -> None:
         """Give the loop the parts that perform effects; before `start_attempts`."""
         store = self._store
-        self._notes = Notes(
+        self._notes = LogThrottle(
             lambda n: log_line(self._log, gateway.view.with_node_names(n))
         )
         self._links, self._reads, self._on_ended = links, reads, on_ended

@@ -20,62 +20,6 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import LogLine
 
-WINDOW_S: Final = 1.0
-ALIKE_MAX: Final = 10  #: that come at once and are written as they are
-
-_Kind = tuple[str, object]  #: its event, and the peer if it is about one
-
-
-class Notes:
-    """Lines of one node, on their way to the log.
-
-    Args:
-        write: Writes a line.
-    """
-
-    def __init__(self, write: Callable[[LogLine], None]) -> None:
-        self._write = write
-        self._windows: dict[_Kind, asyncio.TimerHandle] = {}
-        self._written: Counter[_Kind] = Counter()  #: since there was a quiet second
-        self._held: dict[_Kind, tuple[LogLine, int]] = {}  #: the last, how many before
-
-    def take(self, note: LogLine) -> None:
-        """Write a line, or hold it if many like it were within the last second."""
-        kind = (note.event, dict(note.fields).get("peer"))
-        if kind not in self._windows:
-            self._open(kind)
-        if self._written[kind] < ALIKE_MAX:
-            self._written[kind] += 1
-            self._write(note)
-            return
-        _, before = self._held.get(kind, (note, -1))
-        self._held[kind] = (note, before + 1)
-
-    def close(self) -> None:
-        """Write what is held; nothing is noted any more."""
-        for window in self._windows.values():
-            window.cancel()
-        for kind in tuple(self._held):
-            self._write_held(kind)
-
-    def _open(self, kind: _Kind) -> None:
-        loop = asyncio.get_running_loop()
-        self._windows[kind] = loop.call_later(WINDOW_S, self._end, kind)
-
-    def _end(self, kind: _Kind) -> None:
-        del self._windows[kind]
-        if kind in self._held:
-            self._write_held(kind)
-            self._open(kind)
-        else:
-            del self._written[kind]
-
-    def _write_held(self, kind: _Kind) -> None:
-        note, before = self._held.pop(kind)
-        more = (("left_out", before),) if before else ()
-        self._write(replace(note, fields=note.fields + more))
-
-
 # For tracebacks that it never draws here, structlog imports rich where that is
 # installed, and pygments with it: 4 MB, and a twelfth of what an agent imports.
 _IS_RICH_THERE = "rich" in sys.modules
@@ -85,6 +29,11 @@ import structlog  # noqa: E402
 
 if not _IS_RICH_THERE:
     del sys.modules["rich"]
+
+WINDOW_S: Final = 1.0
+ALIKE_MAX: Final = 10  #: lines of one kind in a second that are written as they are
+
+_Kind = tuple[str, object]  #: the event, and the peer if it is about one
 
 _LITERAL_TYPES = (str, int, float, list, tuple, dict, type(None))
 """Kinds of values that every form of the log shows on one line; paths are none."""
@@ -147,6 +96,60 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
 def log_line(logger: Logger, note: LogLine) -> None:
     """Log what a part of the agent has noted."""
     getattr(logger, note.level)(note.event, **dict(note.fields))
+
+
+class LogThrottle:
+    """Lines of one node on their way to the log, few of a kind in a second.
+
+    A member may change whom this node follows as often as it likes, and must not fill
+    the log with that. Of lines with the same event and peer the first `ALIKE_MAX` are
+    written, and from then on each second the last, with the number left out.
+
+    Args:
+        write: Writes a line.
+    """
+
+    def __init__(self, write: Callable[[LogLine], None]) -> None:
+        self._write = write
+        self._written: Counter[_Kind] = Counter()  #: in this second
+        self._held: dict[_Kind, tuple[LogLine, int]] = {}  #: the last, how many before
+        self._timer: asyncio.TimerHandle | None = None  #: to the end of this second
+
+    def take(self, note: LogLine) -> None:
+        """Write a line, or hold it until the second is over."""
+        kind = (note.event, dict(note.fields).get("peer"))
+        if self._timer is None:
+            self._begin_second()
+        if self._written[kind] < ALIKE_MAX:
+            self._written[kind] += 1
+            self._write(note)
+        else:
+            _, before = self._held.get(kind, (note, -1))
+            self._held[kind] = (note, before + 1)
+
+    def close(self) -> None:
+        """Write the lines that are held; none is taken any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._write_held()
+
+    def _begin_second(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(WINDOW_S, self._end_second)
+
+    def _end_second(self) -> None:
+        self._timer = None
+        # Lines that went on to the end are held in the next second, too.
+        self._written = Counter(dict.fromkeys(self._held, ALIKE_MAX))
+        if self._held:
+            self._begin_second()
+        self._write_held()
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, {}
+        for note, before in held.values():
+            more = (("left_out", before),) if before else ()
+            self._write(replace(note, fields=note.fields + more))
 
 
 def _is_stderr_journal(environ: Mapping[str, str]) -> bool:
