@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.measure import BATCH, children, cpu_s, exchange, rss_mb, throughput
 from octaskly.trust import create_secret_file
-from tests.agents import Agent, launch, stop_all
+from tests.support.agents import Agent, launch, stop_all
 
 Round = dict[str, list[list[float]]]  #: by figure, for each turn one value a tree
 
@@ -41,15 +41,22 @@ def main() -> None:
     parser.add_argument("trees", nargs="+", type=Path)
     options = parser.parse_args()
     rounds: list[Round] = []
-    for number in range(options.rounds):
-        with tempfile.TemporaryDirectory(prefix="octaskly-compare-") as folder:
-            measure = WHAT[options.what]
-            rounds.append(measure(Path(folder), options.trees, options.count))
-        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+    try:
+        for number in range(options.rounds):
+            with tempfile.TemporaryDirectory(prefix="octaskly-compare-") as folder:
+                measure = WHAT[options.what]
+                rounds.append(measure(Path(folder), options.trees, options.count))
+            print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+    finally:  # A round that fails late must not cost the others.
+        if rounds:
+            _show(rounds, options.trees)
+
+
+def _show(rounds: list[Round], trees: list[Path]) -> None:
     print(f"{'figure':24} {'tree':16} {'median':>9} {'ratio':>7}  quartiles of rounds")
     for figure in rounds[0]:
         turns = [turn for each in rounds for turn in each[figure]]
-        for place, tree in enumerate(options.trees):
+        for place, tree in enumerate(trees):
             value = statistics.median(turn[place] for turn in turns)
             ratio = statistics.median(turn[place] / turn[0] for turn in turns)
             of_rounds = [

@@ -56,7 +56,7 @@ LOCAL_TIMEOUT_FACTOR: Final = 2
 
 REFUSED_S: Final = 10.0  #: after a peer broke the protocol
 REFUSED_MAX: Final = 1024  #: a hostile member can have any number of ids
-REFUSED_STATUSES: Final = "refused for a while: this peer broke the protocol"
+VIOLATION_REASON: Final = "refused for a while: this peer broke the protocol"
 
 _LOCAL_HOST: Final = ""
 

@@ -30,6 +30,7 @@ from octaskly.mesh.links.duplicates import (
     DuplicateLinks,
 )
 from octaskly.mesh.links.limits import (
+    VIOLATION_REASON,
     DialLimiter,
     HandshakeLimiter,
     PendingHandshake,
@@ -211,7 +212,7 @@ class Transport:
     def on_open(self, link: Link) -> str | None:
         """Say why a link is not wanted, if it is not."""
         if self._violators.is_refused(link.peer):
-            return REFUSED_STATUSES
+            return VIOLATION_REASON
         return self._duplicates.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:

@@ -284,7 +284,7 @@ class Writer:
         self._run_transaction(lambda: self._write_batch(batch))
         self._failure = None
         self.notification_count = self._tables.notification_count
-        self.commit_s.add(self._clock.now().mono_s - began_s)
+        self.commit_s.observe(self._clock.now().mono_s - began_s)
 
     def _run_transaction(self, write: Callable[[], None]) -> None:
         db = self._db

@@ -24,7 +24,7 @@ from octaskly.core.protocol.messages import (
     Pull,
 )
 from octaskly.mesh import wire
-from octaskly.mesh.links.limits import REFUSED_S
+from octaskly.mesh.links.limits import REFUSED_S, VIOLATION_REASON
 from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.integration.agent.test_identity import in_order
 from tests.mesh.databases import vector
@@ -150,7 +150,7 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
                 began_s = time.perf_counter()
                 assert word in liar.say(lie(liar)), word
                 for _ in range(3):
-                    is_refused = liar.say(is_greeting=False) == REFUSED_STATUSES
+                    is_refused = liar.say(is_greeting=False) == VIOLATION_REASON
                     # A machine that stalls for as long as that lasts shows nothing.
                     assert is_refused or time.perf_counter() - began_s > REFUSED_S
             assert "before HELLO_OK" in Member(tmp_path, port).say(

@@ -905,7 +905,7 @@ async def test_a_member_that_broke_the_protocol_is_kept_out_for_a_while(
         await _say(a, raw.trust.client_context(), b"\xff\xff\xff\xff")
         answer = await _say(a, raw.trust.client_context(), good)
         assert wire.Decoder(LIMITS).receive_data(answer) == [
-            Leave(strangers.REFUSED_STATUSES)
+            Leave(strangers.VIOLATION_REASON)
         ]
         assert not a.events
         await _in_two(
