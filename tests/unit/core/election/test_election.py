@@ -66,12 +66,12 @@ A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 TIMING = Timing()
 PAGE = Path(__file__).parents[4] / "docs" / "explanation" / "election.md"
 NAMES: dict[str, type[Phase]] = {
-    "seek": Discovering,
-    "follow": Following,
-    "succeed": Campaigning,
-    "take over": Claiming,
-    "dispatch": Dispatching,
-    "yield": SteppingDown,
+    "discovering": Discovering,
+    "following": Following,
+    "campaigning": Campaigning,
+    "claiming": Claiming,
+    "dispatching": Dispatching,
+    "stepping down": SteppingDown,
 }
 
 
