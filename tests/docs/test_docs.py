@@ -94,7 +94,7 @@ def error_texts() -> set[str]:
         for constant in ast.walk(statement)
         if isinstance(constant, ast.Constant) and isinstance(constant.value, str)
     }
-    for path in API.glob("*.py"):
+    for path in API.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "Problem":
                 texts |= {
