@@ -40,7 +40,7 @@ _MESH: Final = (
     Metric(
         "octaskly_build_info",
         "gauge",
-        "always 1; the label tells the version",
+        "always 1; the label is the version",
         ("version",),
     ),
     Metric("octaskly_mesh_role", "gauge", "1 for the role of the node", ("role",)),
@@ -55,18 +55,18 @@ _MESH: Final = (
     Metric(
         "octaskly_mesh_heartbeat_age_seconds",
         "gauge",
-        "time since the dispatcher was last heard",
+        "time since the last frame from the dispatcher",
         reported_by="followers",
     ),
     Metric(
         "octaskly_mesh_failovers_total",
         "counter",
-        "reigns that this node began in place of a dispatcher that was lost",
+        "failovers in which this node replaced a lost dispatcher",
     ),
     Metric(
         "octaskly_mesh_refused_messages_total",
         "counter",
-        "messages of peers that could not be, by the code of the reason",
+        "messages of peers that were refused as impossible, by code",
         ("reason",),
     ),
     Metric(
@@ -79,13 +79,13 @@ _MESH: Final = (
     Metric(
         "octaskly_mesh_epoch_start_time_seconds",
         "gauge",
-        "Unix time at which this dispatcher began to reign",
+        "Unix time at which this dispatcher's epoch started",
         reported_by="the dispatcher",
     ),
     Metric(
         "octaskly_mesh_failover_seconds",
         "gauge",
-        "from the last sign of the dispatcher before to this reign, if it was lost",
+        "time from the last frame of the lost dispatcher to the start of this epoch",
         reported_by="the dispatcher",
     ),
 )
@@ -94,16 +94,15 @@ _QUEUE: Final = (
     Metric(
         "octaskly_queue_tasks",
         "gauge",
-        "tasks that the mesh keeps, by state; those that ended until they are "
-        "forgotten",
+        "tasks by state; ended ones count until they are forgotten",
         ("state",),
         "the dispatcher",
     ),
     Metric(
         "octaskly_queue_oldest_age_seconds",
         "gauge",
-        "age of the oldest task that waits for a node, 0 if none does; not of those "
-        "that come after others",
+        "age of the oldest task that waits for a node, 0 if none does; tasks that "
+        "wait for others do not count",
         reported_by="the dispatcher",
     ),
 )
@@ -119,20 +118,19 @@ _TASK: Final = (
     Metric(
         "octaskly_task_attempts_ended_total",
         "counter",
-        "attempts that ended on this node; one that was released may be followed by "
-        "another",
+        "attempts that ended on this node; another may follow a released one",
         ("outcome", "reason"),
     ),
     Metric(
         "octaskly_task_run_seconds",
         "histogram",
-        "from the start to the end of attempts on this node",
+        "run time of attempts on this node",
     ),
     Metric(
         "octaskly_task_queue_seconds",
         "histogram",
-        "from the acceptance of a task to the start of its first attempt, of those "
-        "that ended on this node; by the clocks of two machines",
+        "time from the acceptance of a task to the start of its first attempt, for "
+        "attempts that ended on this node; compares the clocks of two machines",
     ),
 )
 
@@ -144,24 +142,24 @@ _RUNNER: Final = (
     Metric(
         "octaskly_runner_launcher_crashes_total",
         "counter",
-        "launchers that ended though nobody told them to",
+        "launchers that exited unexpectedly",
     ),
     Metric(
         "octaskly_runner_kills_total",
         "counter",
-        "attempts that were made to end: cancelled, late, or beyond a limit",
+        "attempts that were killed: cancelled, timed out, or over a limit",
         ("reason",),
     ),
 )
 
 _NODE: Final = (
-    Metric("octaskly_node_cpu_usage_ratio", "gauge", "use of the CPUs, from 0 to 1"),
+    Metric("octaskly_node_cpu_usage_ratio", "gauge", "CPU usage, from 0 to 1"),
     Metric("octaskly_node_memory_bytes", "gauge", "memory of the machine"),
-    Metric("octaskly_node_memory_used_bytes", "gauge", "memory that is in use"),
+    Metric("octaskly_node_memory_used_bytes", "gauge", "memory in use"),
     Metric(
         "octaskly_node_memory_stalled_ratio",
         "gauge",
-        "part of the last 10 s in which everything waited for memory",
+        "share of the last 10 s in which all processes waited for memory",
     ),
 )
 
@@ -169,34 +167,38 @@ _STORE: Final = (
     Metric(
         "octaskly_store_commit_seconds",
         "histogram",
-        "what commits took, the disk included",
+        "duration of commits, including the disk flush",
     ),
     Metric(
         "octaskly_store_committed_entries_total",
         "counter",
-        "entries of the log that were written",
+        "log entries that were committed",
     ),
-    Metric("octaskly_store_backlog_entries", "gauge", "entries that wait for a commit"),
-    Metric("octaskly_store_log_entries", "gauge", "entries that the log holds"),
+    Metric(
+        "octaskly_store_backlog_entries", "gauge", "log entries that wait for a commit"
+    ),
+    Metric("octaskly_store_log_entries", "gauge", "entries in the log"),
     Metric("octaskly_store_bytes", "gauge", "size of the database and its journal"),
     Metric(
-        "octaskly_store_disk_free_bytes", "gauge", "free space where the database is"
+        "octaskly_store_disk_free_bytes",
+        "gauge",
+        "free space on the disk of the database",
     ),
     Metric(
         "octaskly_store_writable",
         "gauge",
-        "1 while the log takes new work, else 0: the disk is full, or fails",
+        "1 while the log accepts writes, 0 if the disk is full or failing",
     ),
     Metric(
         "octaskly_store_replicas",
         "gauge",
-        "disks that hold a task which is accepted now",
+        "disks that will hold a task that is accepted now",
         reported_by="the dispatcher",
     ),
     Metric(
         "octaskly_store_standby_lag_entries",
         "gauge",
-        "entries that the standby which is furthest behind has not acknowledged",
+        "unacknowledged entries of the standby that is furthest behind",
         reported_by="the dispatcher",
     ),
 )
@@ -205,23 +207,24 @@ _API: Final = (
     Metric(
         "octaskly_api_requests_total",
         "counter",
-        "requests that were answered, by route and class of the status; no route: "
-        "nothing is there",
+        "answered requests, by route and status class; the route is empty for "
+        "unknown paths",
         ("method", "route", "status"),
     ),
     Metric(
         "octaskly_api_request_seconds",
         "histogram",
-        "what answers took, without streams; those that clients asked to wait for "
-        "included",
+        "duration of requests, without streams but with long polls",
         ("method", "route"),
     ),
-    Metric("octaskly_api_connections", "gauge", "connections of clients and nodes"),
-    Metric("octaskly_api_streams", "gauge", "answers under way that are streams"),
+    Metric(
+        "octaskly_api_connections", "gauge", "open connections of clients and nodes"
+    ),
+    Metric("octaskly_api_streams", "gauge", "open streams"),
     Metric(
         "octaskly_api_rate_limited_total",
         "counter",
-        "requests refused because their client made too many",
+        "requests that were refused by the rate limit",
     ),
 )
 
