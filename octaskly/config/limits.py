@@ -26,19 +26,11 @@ def setting(
 
     Args:
         flag: Of `octaskly agent`; the key in files and the variable follow from it.
-<<<<<<< HEAD
-        value_type: How a value is written, with its bounds.
-        summary: What the setting does, in one sentence without a full stop.
-        default: What holds where nobody says anything.
-        unset: The same in words, where it depends on the machine.
-        details: What the reference page adds, in Markdown.
-=======
-        kind: The format and bounds of a value.
-        says: The meaning, in one sentence without a full stop.
+        value_type: The format and bounds of a value.
+        summary: The meaning, in one sentence without a full stop.
         default: The value if no source sets one.
         unset: The default in words, if it depends on the machine.
-        more: Details for the reference page, in Markdown.
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details: Details for the reference page, in Markdown.
     """
     shown = {
         "flag": flag,
@@ -56,19 +48,11 @@ class LimitOptions:
 
     connections_max: int = setting(
         "--connections-max",
-<<<<<<< HEAD
         Amount(minimum=4, maximum=defaults.COUNT_MAX),
-        "so many connections to the API at once",
-        default=defaults.CONNECTIONS_MAX,
-        details="fewer where the process may open fewer files; the local socket has 64 "
-        "more; strangers of the LAN together get three quarters",
-=======
-        Amount(least=4, most=defaults.COUNT_MAX),
         "number of open API connections",
         default=defaults.CONNECTIONS_MAX,
-        more="fewer if the process may open fewer files; the local socket has 64 more; "
+        details="fewer if the process may open fewer files; the local socket has 64 more; "
         "LAN clients together get at most three quarters",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
     )
     connections_per_address: int = setting(
         "--connections-per-address",
@@ -88,11 +72,7 @@ class LimitOptions:
         _TIME,
         "time for a request header, from the connection or the last response",
         default=defaults.HEADER_S,
-<<<<<<< HEAD
-        details="so it is also how long a connection may be idle",
-=======
-        more="this is also the idle timeout of a connection",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="this is also the idle timeout of a connection",
     )
     header_bytes: int = setting(
         "--header-max",
@@ -104,11 +84,7 @@ class LimitOptions:
         ),
         "size of the first line of a request, and of each header field",
         default=defaults.HEADER_BYTES,
-<<<<<<< HEAD
-        details="of at most 128 fields, on all routes; beyond it 400 or 431",
-=======
-        more="with at most 128 fields, on all routes; more is answered with 400 or 431",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="with at most 128 fields, on all routes; more is answered with 400 or 431",
     )
     body_s: int = setting(
         "--body-timeout",
@@ -118,13 +94,8 @@ class LimitOptions:
     )
     bodies_bytes: int = setting(
         "--bodies-max",
-<<<<<<< HEAD
         Amount("SIZE", BYTES, minimum=defaults.BODIES_BYTES_MIN),
-        "so much of bodies beyond 64 KiB each may lie in memory",
-=======
-        Amount("SIZE", BYTES, least=defaults.BODIES_BYTES_MIN),
         "memory for request bodies, beyond 64 KiB of each",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=defaults.BODIES_BYTES,
     )
     stall_s: int = setting(
@@ -138,13 +109,8 @@ class LimitOptions:
         _COUNT,
         "number of unauthenticated connections at the peer port",
         default=defaults.HANDSHAKES_MAX,
-<<<<<<< HEAD
-        details="those of this machine have 96 places of their own; "
-        "for one more, who has waited longest of the address that has most makes room",
-=======
-        more="those of this machine have a separate limit of 96; a new connection "
+        details="those of this machine have a separate limit of 96; a new connection "
         "replaces the oldest one of the address that has the most",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
     )
     handshakes_per_address: int = setting(
         "--handshakes-per-address",
@@ -157,11 +123,7 @@ class LimitOptions:
         _COUNT,
         "number of TLS handshakes in progress at the LAN port",
         default=defaults.LAN_HANDSHAKES_MAX,
-<<<<<<< HEAD
-        details="for one more, room is made as at the peer port",
-=======
-        more="a new one replaces the oldest, as at the peer port",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="a new one replaces the oldest, as at the peer port",
     )
     lan_handshakes_per_address: int = setting(
         "--lan-handshakes-per-address",
@@ -174,9 +136,5 @@ class LimitOptions:
         _TIME,
         "time for a certificate, at the peer port and the LAN port",
         default=defaults.HANDSHAKE_S,
-<<<<<<< HEAD
-        details="twice as long at the peer port for agents of the same machine",
-=======
-        more="twice that at the peer port for agents of the same machine",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="twice that at the peer port for agents of the same machine",
     )

@@ -86,24 +86,15 @@ class AgentOptions(LimitOptions):
         NODE_NAME,
         "name of this node in the mesh",
         unset="the machine's short name",
-<<<<<<< HEAD
-        details="a name that is taken in the mesh becomes `NAME-` and four characters of "
-        "the node id, for good",
-=======
-        more="a name that another node has becomes `NAME-` and four characters of the "
+        details="a name that another node has becomes `NAME-` and four characters of the "
         "node id, permanently",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
     )
     state_dir: Path | None = setting(
         "--state-dir",
         _FOLDER,
         "folder of the log, results and identity",
         unset="~/.local/state/octaskly/NAME",
-<<<<<<< HEAD
-        details="one agent per folder; where systemd gives one, its own",
-=======
-        more="one agent per folder; systemd's `STATE_DIRECTORY` replaces the default",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="one agent per folder; systemd's `STATE_DIRECTORY` replaces the default",
     )
     secret_file: Path | None = setting(
         "--secret-file",
@@ -116,11 +107,7 @@ class AgentOptions(LimitOptions):
         _PORT,
         "plain HTTP API, on this machine only",
         unset=str(API_PORT),
-<<<<<<< HEAD
-        details="0 takes any free port",
-=======
-        more="0 means any free port",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="0 means any free port",
     )
     peer_port: int | None = setting(
         "--peer-port",
@@ -137,75 +124,41 @@ class AgentOptions(LimitOptions):
     )
     interfaces: tuple[str, ...] = setting(
         "--interface",
-<<<<<<< HEAD
         ListOf(ValueType("NAME", "the name of a network interface")),
-        "use only this network interface",
-        default=(),
-        unset="all but loopback, container bridges and tunnels",
-        details="for mDNS, the peer port and the LAN port; `lo` keeps everything on this "
-=======
-        Many(Kind("NAME", "the name of a network interface")),
         "use this network interface only",
         default=(),
         unset="all but loopback, container bridges and tunnels",
-        more="for mDNS, the peer port and the LAN port; with `lo`, nothing leaves this "
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="for mDNS, the peer port and the LAN port; with `lo`, nothing leaves this "
         "machine",
     )
     join: tuple[tuple[str, int], ...] = setting(
         "--join",
-<<<<<<< HEAD
         ListOf(HostAndPort()),
-        "dial this node, where multicast does not reach",
-=======
-        Many(Peer()),
         "dial this node, if multicast does not reach it",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=(),
         unset="none",
     )
     slots: int | None = setting(
         "--slots",
-<<<<<<< HEAD
         Amount(minimum=1, maximum=SLOTS_MAX),
-        "tasks that run at a time",
-=======
-        Amount(least=1, most=SLOTS_MAX),
         "number of tasks that run at the same time",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         unset="one per CPU that the agent may use",
     )
     labels: tuple[str, ...] = setting(
         "--label",
-<<<<<<< HEAD
         ListOf(_LABEL, items_max=LABELS_MAX, has_unique_keys=True),
-        "tasks can ask for nodes that have it",
+        "label that tasks can require",
         default=(),
         unset="none",
-        details=f"with `requires.labels`; {LABELS_MAX} at most, each KEY once",
+        details=f"with `requires.labels`; at most {LABELS_MAX}, each KEY once",
     )
     gpus: tuple[str, ...] = setting(
         "--gpu",
         ListOf(_GPU, items_max=GPUS_MAX, has_unique_keys=True),
-        "a GPU for tasks, as CUDA_VISIBLE_DEVICES names it",
-        default=(),
-        unset="those of NVIDIA's driver, by number",
-        details=f"{GPUS_MAX} at most",
-=======
-        Many(_LABEL, most=LABELS_MAX, is_each_once=True),
-        "label that tasks can require",
-        default=(),
-        unset="none",
-        more=f"with `requires.labels`; at most {LABELS_MAX}, each KEY once",
-    )
-    gpus: tuple[str, ...] = setting(
-        "--gpu",
-        Many(_GPU, most=GPUS_MAX, is_each_once=True),
         "GPU for tasks, as CUDA_VISIBLE_DEVICES names it",
         default=(),
         unset="those of NVIDIA's driver, by number",
-        more=f"at most {GPUS_MAX}",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details=f"at most {GPUS_MAX}",
     )
     workdir: Path | None = setting(
         "--workdir",
@@ -215,39 +168,22 @@ class AgentOptions(LimitOptions):
     )
     task_user: str | None = setting(
         "--task-user",
-<<<<<<< HEAD
         ValueType("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
-        "run tasks as this user, who can see nothing of the agent",
+        "run tasks as this user, who cannot access the agent's data",
         unset="the agent's own user",
-        details="an agent of root warns without it, since its tasks are root, too",
+        details="without it, an agent that runs as root warns that its tasks are root too",
     )
     cors_origins: tuple[str, ...] = setting(
         "--cors-origin",
         ListOf(_ORIGIN),
-        "web pages from here may use the API",
-=======
-        Kind("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
-        "run tasks as this user, who cannot access the agent's data",
-        unset="the agent's own user",
-        more="without it, an agent that runs as root warns that its tasks are root too",
-    )
-    cors_origins: tuple[str, ...] = setting(
-        "--cors-origin",
-        Many(_ORIGIN),
         "web pages of this origin may use the API",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=(),
         unset="localhost on any port",
     )
     allow_hosts: tuple[str, ...] = setting(
         "--allow-host",
-<<<<<<< HEAD
         ListOf(_HOST),
-        "the API may be called by this host name, too",
-=======
-        Many(_HOST),
         "also accept this host name in API requests",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=(),
         unset="this machine's names and addresses",
     )
@@ -256,100 +192,53 @@ class AgentOptions(LimitOptions):
         Boolean(),
         "whether this node may become dispatcher or standby",
         default=True,
-<<<<<<< HEAD
-        details="where no node in reach may, it becomes dispatcher all the same, as the "
-        "last resort",
+        details="if no reachable node may, it becomes dispatcher nevertheless",
     )
     durability: str = setting(
         "--durability",
         Choices(*DURABILITIES),
-        "with strict, as dispatcher, accept nothing that only one disk holds",
-        default=DURABILITIES[0],
-        details="no task, and no result either "
-        "([what that means](../explanation/replication.md#strict-durability)); the "
-        "dispatcher's setting counts, so give all agents of a mesh the same",
-    )
-    retention_s: int = setting(
-        "--retention",
-        Amount("T", SECONDS, minimum=1),
-        "as dispatcher, forget what ended so long ago",
-        default=RETENTION_S,
-        details="on all nodes ([how](../explanation/log.md#the-floor)); the dispatcher's "
-        "setting counts",
-    )
-    retained_tasks: int = setting(
-        "--retained-tasks",
-        Amount(minimum=1),
-        "as dispatcher, forget the oldest of more ended tasks",
-=======
-        more="if no reachable node may, it becomes dispatcher nevertheless",
-    )
-    durability: str = setting(
-        "--durability",
-        OneOf(*DURABILITIES),
         "with strict, the dispatcher accepts nothing that only one disk holds",
         default=DURABILITIES[0],
-        more="neither tasks nor results "
+        details="neither tasks nor results "
         "([details](../explanation/replication.md#strict-durability)); the "
         "dispatcher's setting counts, so use one value for all agents of a mesh",
     )
     retention_s: int = setting(
         "--retention",
-        Amount("T", SECONDS, least=1),
+        Amount("T", SECONDS, minimum=1),
         "the dispatcher forgets tasks that ended so long ago",
         default=RETENTION_S,
-        more="on all nodes ([details](../explanation/log.md#the-floor)); the "
+        details="on all nodes ([details](../explanation/log.md#the-floor)); the "
         "dispatcher's setting counts",
     )
     retained_tasks: int = setting(
         "--retained-tasks",
-        Amount(least=1),
+        Amount(minimum=1),
         "the dispatcher forgets the oldest ended tasks above this number",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=RETAINED_TASKS,
     )
     retained_bytes: int | None = setting(
         "--retained-bytes",
-<<<<<<< HEAD
         Amount("SIZE", BYTES, minimum=RETAINED_BYTES_MIN),
-        "the same so that the log takes no more than this",
-        unset="8G, or a tenth of the disk where that is less",
-        details="free pages of the file do not count, nor its write-ahead log of up to "
-        "64 MiB",
-    )
-    queue_max: int = setting(
-        "--queue-max",
-        Amount(minimum=1),
-        "as dispatcher, let so many tasks wait, and refuse more with 429",
-        default=QUEUE_MAX,
-        details="members of arrays count",
-=======
-        Amount("SIZE", BYTES, least=RETAINED_BYTES_MIN),
         "the dispatcher forgets ended tasks to keep its log below this size",
         unset="8G, or a tenth of the disk where that is less",
-        more="free pages of the file and its write-ahead log, up to 64 MiB, do not "
+        details="free pages of the file and its write-ahead log, up to 64 MiB, do not "
         "count",
     )
     queue_max: int = setting(
         "--queue-max",
-        Amount(least=1),
+        Amount(minimum=1),
         "the dispatcher queues so many tasks and rejects more with 429",
         default=QUEUE_MAX,
-        more="each member of an array counts",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        details="each member of an array counts",
     )
     rate_admin: int = setting(
         "--rate-admin",
         Amount(),
         "requests per minute of one admin: a token, or a user of the local socket",
         default=RATE_ADMIN,
-<<<<<<< HEAD
-        details="0 is no limit; the dispatcher's setting counts "
-        "([how](rest-api.md#rate-limits))",
-=======
-        more="0 means no limit; the dispatcher's setting counts "
+        details="0 means no limit; the dispatcher's setting counts "
         "([details](rest-api.md#rate-limits))",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
     )
     rate_client: int = setting(
         "--rate-client",
@@ -370,133 +259,72 @@ class AgentOptions(LimitOptions):
         Amount(),
         "requests per minute of one LAN address without a token",
         default=RATE_STRANGER,
-<<<<<<< HEAD
-        details="0 is no limit; each node counts for itself",
+        details="0 means no limit; each node counts separately",
     )
     output_cap_bytes: int = setting(
         "--output-cap",
         Amount(
             "SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN, maximum=OUTPUT_CAP_BYTES_MAX
         ),
-        "of what a task writes, keep so much on the disk of its worker",
-        default=OUTPUT_CAP_BYTES,
-        details="of one attempt: the first MiB of each stream and the end "
-        "([how](../explanation/running.md#output))",
-    )
-    output_quota_bytes: int | None = setting(
-        "--output-quota",
-        Amount("SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN),
-        "of all tasks together; the oldest goes first",
-        unset="10G, or a tenth of the disk where that is less",
-        details="and what is older than `retention`; at least `output_cap`",
-    )
-    files_quota_bytes: int | None = setting(
-        "--files-quota",
-        Amount("SIZE", BYTES, minimum=FILES_QUOTA_BYTES_MIN),
-        "of files that clients leave here for tasks, or tasks here need",
-        unset="10G, or a tenth of the disk where that is less",
-        details="what nobody wanted for a day goes in any case",
-    )
-    drain_s: int = setting(
-        "--drain",
-        Amount("T", SECONDS, maximum=DRAIN_S_MAX),
-        "how long running tasks may take to end after SIGTERM",
-        default=DRAIN_S,
-        details="what is left is ended and run elsewhere; systemd is told of it",
-    )
-    rotate_within_s: int = setting(
-        "--rotate-within",
-        Amount("T", SECONDS, minimum=1),
-        "as dispatcher, wait so long for nodes to learn a new mesh secret",
-=======
-        more="0 means no limit; each node counts separately",
-    )
-    output_cap_bytes: int = setting(
-        "--output-cap",
-        Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN, most=OUTPUT_CAP_BYTES_MAX),
         "output of one attempt that its worker keeps on disk",
         default=OUTPUT_CAP_BYTES,
-        more="the first MiB of each stream, and the end "
+        details="the first MiB of each stream, and the end "
         "([details](../explanation/running.md#output))",
     )
     output_quota_bytes: int | None = setting(
         "--output-quota",
-        Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN),
         "output of all tasks together; the oldest is deleted first",
         unset="10G, or a tenth of the disk where that is less",
-        more="output older than `retention` is deleted too; at least `output_cap`",
+        details="output older than `retention` is deleted too; at least `output_cap`",
     )
     files_quota_bytes: int | None = setting(
         "--files-quota",
-        Amount("SIZE", BYTES, least=FILES_QUOTA_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=FILES_QUOTA_BYTES_MIN),
         "files that clients upload here for tasks, or that tasks here use",
         unset="10G, or a tenth of the disk where that is less",
-        more="a file that is unused for a day is deleted in any case",
+        details="a file that is unused for a day is deleted in any case",
     )
     drain_s: int = setting(
         "--drain",
-        Amount("T", SECONDS, most=DRAIN_S_MAX),
+        Amount("T", SECONDS, maximum=DRAIN_S_MAX),
         "time that running tasks have to end after SIGTERM",
         default=DRAIN_S,
-        more="then they are killed and run elsewhere; the agent extends systemd's stop "
+        details="then they are killed and run elsewhere; the agent extends systemd's stop "
         "timeout accordingly",
     )
     rotate_within_s: int = setting(
         "--rotate-within",
-        Amount("T", SECONDS, least=1),
+        Amount("T", SECONDS, minimum=1),
         "the dispatcher waits so long for nodes to learn a new mesh secret",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=ROTATE_WITHIN_S,
         details="the dispatcher's setting counts",
     )
     keep_old_secret_s: int = setting(
         "--keep-old-secret",
-<<<<<<< HEAD
         Amount("T", SECONDS, minimum=1),
-        "as dispatcher, accept the secret before a rotation so long after it",
-=======
-        Amount("T", SECONDS, least=1),
         "the dispatcher accepts the old secret so long after a rotation",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default=KEEP_OLD_SECRET_S,
         details="the dispatcher's setting counts",
     )
     kill_grace_s: int = setting(
         "--kill-grace",
-<<<<<<< HEAD
         Amount("T", SECONDS, maximum=KILL_GRACE_S_MAX),
-        "from SIGTERM to SIGKILL for tasks that are ended",
-        default=KILL_GRACE_S,
-        details="those that are late, cancelled by force, or left when the agent stops; a "
-        "task may ask for another `grace`",
-    )
-    log_format: str = setting(
-        "--log-format",
-        Choices("auto", "console", "json", "journal"),
-        "how events are written; auto is journal under systemd, else console",
-=======
-        Amount("T", SECONDS, most=KILL_GRACE_S_MAX),
         "time from SIGTERM to SIGKILL for tasks that are killed",
         default=KILL_GRACE_S,
-        more="because they timed out, were cancelled by force, or still ran when the "
+        details="because they timed out, were cancelled by force, or still ran when the "
         "agent stopped; a task may set another `grace`",
     )
     log_format: str = setting(
         "--log-format",
-        OneOf("auto", "console", "json", "journal"),
+        Choices("auto", "console", "json", "journal"),
         "format of log events; auto is journal under systemd, else console",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default="auto",
     )
     log_level: str = setting(
         "--log-level",
-<<<<<<< HEAD
         Choices("debug", "info", "warning", "error"),
-        "the least level of what is logged",
-=======
-        OneOf("debug", "info", "warning", "error"),
         "lowest level that is logged",
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
         default="info",
     )
 
@@ -522,13 +350,8 @@ class Setting:
 
     @property
     def key(self) -> str:
-<<<<<<< HEAD
-        """Its name: the key in files, and what `octaskly config` calls it."""
-        if isinstance(self.value_type, ListOf):
-=======
         """The key in files, which is also the name in `octaskly config`."""
-        if isinstance(self.kind, Many):
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        if isinstance(self.value_type, ListOf):
             return self.field
         return self.flag.removeprefix("--").replace("-", "_")
 
@@ -539,13 +362,8 @@ class Setting:
 
     @property
     def default_text(self) -> str:
-<<<<<<< HEAD
-        """What holds where nobody says anything."""
-        return self.unset or self.value_type.format(self.default)
-=======
         """The default, as text."""
-        return self.unset or self.kind.show(self.default)
->>>>>>> fa2a07f (Rewrite the page on configuration and the meanings of settings)
+        return self.unset or self.value_type.format(self.default)
 
 
 _ROWS = fields(AgentOptions)
