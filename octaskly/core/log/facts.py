@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Blob, Canceller, Count, Millis, Word
 from octaskly.core.model.ids import (
+    STREAMS_MAX,
     AttemptId,
     Epoch,
     NodeId,
@@ -20,7 +21,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.tasks import STREAMS_MAX, Outcome, TaskSpec
+from octaskly.core.model.tasks import Outcome, TaskSpec
 
 
 class Submitted(Struct, frozen=True, array_like=True, tag=100):

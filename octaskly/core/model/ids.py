@@ -9,7 +9,9 @@ from typing import Annotated, NamedTuple, NewType
 from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Count, Host, Port
-from octaskly.core.model.tasks import STREAMS_MAX
+
+STREAMS_MAX = 1 << 15  #: in a vector; each is a claim
+ADDRESSES_MAX = 64  #: of a node, which tells at most 16
 
 NodeId = NewType("NodeId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")])
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
@@ -49,6 +51,9 @@ class Epoch(NamedTuple):
 
 NO_EPOCH = Epoch(0, NodeId(""))
 
+Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_MAX)]
+"""Who wrote which stream."""
+
 
 class AttemptId(Struct, frozen=True, array_like=True, order=True):
     """Name of one run of a task, unique together with the task id.
@@ -77,6 +82,10 @@ class Address(NamedTuple):
 
     host: Host  #: IP address, an IPv6 link-local one with its scope
     port: Port
+
+
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=ADDRESSES_MAX)]
+Hosts = Annotated[tuple[Host, ...], Meta(max_length=ADDRESSES_MAX)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Title
-from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import Gpus, Hosts, NodeLabels
+from octaskly.core.model.ids import Hosts, NodeId
 
 
 class Role(StrEnum):
@@ -66,6 +65,10 @@ class Pressure(StrEnum):
 
 LABELS_MAX = 64  #: of a node
 GPUS_MAX = 64  #: of a node
+NodeLabels = Annotated[
+    tuple[tuple[NodeWord, NodeWord], ...], Meta(max_length=LABELS_MAX)
+]
+Gpus = Annotated[tuple[NodeWord, ...], Meta(max_length=GPUS_MAX)]
 
 
 class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):

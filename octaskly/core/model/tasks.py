@@ -11,26 +11,18 @@ from octaskly.core.model.field_types import (
     Amount,
     Blob,
     Count,
-    Host,
     Int,
     Millis,
-    NodeWord,
     Subject,
     Text,
 )
-from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import GPUS_MAX, LABELS_MAX
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import CHAR_BYTES, ArraySpec, TaskOptions
-
-STREAMS_MAX = 1 << 15  #: in a vector; each is a claim
 
 PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
 ORD_MAX = 127 << PRIORITY_SHIFT  #: behind each place is that of another band
 SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
 SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
-
-Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_MAX)]
-"""Who wrote which stream."""
 
 
 class TaskState(StrEnum):
@@ -81,9 +73,6 @@ class EndReason(StrEnum):
     STALE = "stale"  #: refused: sent by a deposed dispatcher
 
 
-ADDRESSES_MAX = 64  #: of a node, which tells at most 16
-Addresses = Annotated[tuple[Address, ...], Meta(max_length=ADDRESSES_MAX)]
-Hosts = Annotated[tuple[Host, ...], Meta(max_length=ADDRESSES_MAX)]
 Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]
 
 
@@ -159,9 +148,3 @@ class Attempt(Struct, frozen=True, array_like=True):
     node: NodeId
     state: AttemptState = AttemptState.ASSIGNED
     outcome: Outcome | None = None  #: present once the state is not live
-
-
-NodeLabels = Annotated[
-    tuple[tuple[NodeWord, NodeWord], ...], Meta(max_length=LABELS_MAX)
-]
-Gpus = Annotated[tuple[NodeWord, ...], Meta(max_length=GPUS_MAX)]

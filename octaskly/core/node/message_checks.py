@@ -17,7 +17,14 @@ from octaskly.core.events import PeerUp
 from octaskly.core.log.facts import Entry, Floor
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.hlc import hlc_of_latest_remote
-from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, VectorItems
+from octaskly.core.model.ids import (
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    VectorItems,
+    Writers,
+)
 from octaskly.core.model.keys import (
     KeyringMessage,
     KeyringStatus,
@@ -25,7 +32,6 @@ from octaskly.core.model.keys import (
     is_valid_keyring_message,
 )
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.model.tasks import Writers
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,
     Assign,

@@ -15,30 +15,30 @@ from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Text, Title
 from octaskly.core.model.ids import (
+    Addresses,
     AttemptId,
     Epoch,
+    Hosts,
     NodeId,
     StreamId,
     TaskId,
     VectorItems,
+    Writers,
 )
 from octaskly.core.model.keys import KeyringMessage
 from octaskly.core.model.nodes import (
     NO_LOAD,
+    Gpus,
     LoadSample,
     NodeInfo,
+    NodeLabels,
     NodeState,
     Pressure,
     Role,
 )
 from octaskly.core.model.tasks import (
-    Addresses,
-    Gpus,
-    Hosts,
-    NodeLabels,
     Outcome,
     TaskSpec,
-    Writers,
 )
 
 PROTOCOL_VERSION = 1

@@ -10,11 +10,17 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Assigned, Entry, Fact, Submitted, TaskCancelled
 from octaskly.core.log.records import AUDIT
 from octaskly.core.model.hlc import HLC_MAX
-from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    STREAMS_MAX,
+    Address,
+    Epoch,
+    StreamId,
+    TaskId,
+)
 from octaskly.core.model.nodes import NO_LOAD, Role
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import After, Requirements, Retry, TaskLimits
-from octaskly.core.model.tasks import STREAMS_MAX
 from octaskly.core.protocol.messages import (
     ENTRIES_MAX,
     Assign,
