@@ -77,6 +77,12 @@ class ClaimHandlers:
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
         """Compare what both sides said in HELLO."""
         hello, peer = event.peer_hello, event.peer
+        self._anti_entropy.drop_peer(peer)  # An earlier link may have owed an answer.
+        effects = self._log_versions.on_peer_up(peer, hello)
+        return effects + self._compare_dispatchers(event, now)
+
+    def _compare_dispatchers(self, event: PeerUp, now: Moment) -> list[Effect]:
+        hello, peer = event.peer_hello, event.peer
         self._election.observe_term(hello.epoch.term)
         peer_dispatches = hello.dispatcher == peer
         phase = self._election.phase
@@ -158,21 +164,22 @@ class ClaimHandlers:
             return self.reject_stale_dispatcher(peer)
         if self._is_predecessor_epoch(epoch):
             return []
-        if self._is_followed_epoch(peer, epoch) and self._election.attachment is None:
+        if (
+            self._election.is_followed_epoch(peer, epoch)
+            and self._election.attachment is None
+        ):
             return []  # The answer waits for the disk, or for the log.
         return self._election.follow(peer, epoch, message.vector, "it claims", now)
 
     def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
         """Judge a heartbeat; the answer is the node's affair."""
-        if self._is_followed_epoch(peer, epoch) or self._is_predecessor_epoch(epoch):
+        if self._election.is_followed_epoch(peer, epoch) or self._is_predecessor_epoch(
+            epoch
+        ):
             return []
         if epoch.node != peer or epoch < self._election.min_epoch:
             return self.reject_stale_dispatcher(peer)
         return self._election.follow(peer, epoch, (), "it sends heartbeats", now)
-
-    def _is_followed_epoch(self, peer: NodeId, epoch: Epoch) -> bool:
-        election = self._election
-        return peer == election.dispatcher and epoch == election.epoch
 
     def _is_predecessor_epoch(self, epoch: Epoch) -> bool:
         """Whether a reign handed over: what it still says is no reason to turn back."""
@@ -249,7 +256,7 @@ class ClaimHandlers:
         phase = self._election.phase
         if not isinstance(phase, Following) or self._candidacy.is_withdrawn:
             return []
-        if not self._is_followed_epoch(peer, message.epoch):
+        if not self._election.is_followed_epoch(peer, message.epoch):
             return []
         phase.transfer_vector = message.vector
         self._election.loss.mark_missing(now, peer)

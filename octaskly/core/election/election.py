@@ -143,6 +143,29 @@ class Election:
         return phase.attachment if isinstance(phase, ATTACHED_PHASES) else None
 
     @property
+    def follower_count(self) -> int:
+        """How many peers follow this node."""
+        reign = self.dispatcher_epoch
+        followers = () if reign is None else self._peer_table.followers(reign.epoch)
+        return sum(1 for _ in followers)
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Return True if this node claims no more, as it stops or was revoked."""
+        return self._candidacy.is_withdrawn
+
+    @property
+    def has_many_successors(self) -> bool:
+        """Return True if not all that could succeed have links to each other."""
+        return self._candidacy.successor_ratio > 1.0
+
+    @property
+    def is_mass_succession(self) -> bool:
+        """Return True if many lost their dispatcher and all dial down its roster."""
+        is_succeeding = isinstance(self.phase, Following | Campaigning | Claiming)
+        return is_succeeding and self.has_many_successors
+
+    @property
     def min_epoch(self) -> Epoch:
         """The epoch below which nobody is followed.
 
@@ -153,6 +176,10 @@ class Election:
         if isinstance(phase, Dispatching) and phase.claim is not None:
             return max(self.epoch, phase.claim.epoch)
         return self.epoch
+
+    def is_followed_epoch(self, peer: NodeId, epoch: Epoch) -> bool:
+        """Return True if this node follows that peer in that epoch."""
+        return peer == self.dispatcher and epoch == self.epoch
 
     @property
     def _pending_claim(self) -> DispatcherEpoch | None:
@@ -183,6 +210,29 @@ class Election:
         jitter_s = self._timing.discovery_jitter_s * self.draw
         self._enter_phase(Discovering(now.mono_s, jitter_s, now))
         return [LogLine("info", "seeking", (("reason", reason),))]
+
+    def withdraw(self) -> None:
+        """Claim no more, for good."""
+        self._candidacy.withdraw()
+
+    def leave_mesh(self, reason: str, now: Moment) -> list[Effect]:
+        """Give up every role and close all links; nothing is logged of that."""
+        self.start_discovering(reason, now)
+        effects: list[Effect] = []
+        for peer in tuple(self._peer_table.peers):
+            effects += self._peer_table.disconnect(peer, reason, now)
+        return effects
+
+    def silent_followers(self, now: Moment) -> list[NodeId]:
+        """Return the followers that have been silent for too long."""
+        assert self.dispatcher_epoch is not None
+        scaling = self.timeout_scaling
+        timeout_s = self._timing.worker_timeout_s * scaling.timeout_scale(now)
+        return [
+            peer
+            for peer, view in self._peer_table.followers(self.dispatcher_epoch.epoch)
+            if now.mono_s - scaling.silent_since_s(view.last_frame_s) >= timeout_s
+        ]
 
     # Following
 

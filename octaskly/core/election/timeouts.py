@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from octaskly.core.effects import Effect, LogLine
+from octaskly.core.effects import Effect, LogLine, Send
 from octaskly.core.election.candidacy import UNREADABLE_LOG_REASON, Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.election.failure_detector import Suspicion, SuspicionState
@@ -28,7 +28,7 @@ from octaskly.core.events import DialFailed
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Settings
-from octaskly.core.protocol.messages import STOPPING_REASON, ProbeOk
+from octaskly.core.protocol.messages import STOPPING_REASON, Probe, ProbeOk
 from octaskly.core.replication.catch_up import NON_PARTITION_REASONS
 
 PROBED_PEERS_MAX = 16  #: peers asked about a suspect
@@ -298,6 +298,15 @@ class Timeouts:
         here = {None, self._me, *peers}
         named = [view for view in peers.values() if view.dispatcher not in here]
         return max(named, key=lambda view: view.epoch).dispatcher if named else None
+
+    def on_probe(self, peer: NodeId, message: Probe, now: Moment) -> list[Effect]:
+        """Say how long ago a frame came from the node that is asked about."""
+        suspect = message.suspect
+        age_s = (
+            0.0 if suspect == self._me else self._peer_table.frame_age_s(suspect, now)
+        )
+        ok = ProbeOk(suspect, message.sent_s, age_s, self._election.epoch)
+        return [Send(peer, (ok,))]
 
     def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
         """Take a peer's word about a suspect."""

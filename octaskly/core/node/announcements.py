@@ -1,30 +1,42 @@
-"""What a node says of itself: on a new link, in answer to a heartbeat, in the roster.
-
-Owns the words alone. Whom they are told, and when, is for `inbound` and `herald`.
-"""
+"""What a node tells of itself: on a new link, with a heartbeat, in the roster."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
-from octaskly.core.effects import Effect, LogLine, PublishMeshState, Send
-from octaskly.core.model.ids import Address, Moment
-from octaskly.core.model.nodes import NO_LOAD, LoadSample, Role
-from octaskly.core.node.components import Components
+from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.effects import Effect, PublishMeshState, Send
+from octaskly.core.election.candidacy import Candidacy
+from octaskly.core.election.election import Election
+from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.ids import Address, Epoch, Moment, NodeId
+from octaskly.core.model.nodes import NO_LOAD, Availability, LoadSample, Role
+from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import HeartbeatOk, Hello, RosterEntry
+from octaskly.core.replication.journal import Journal
+from octaskly.core.worker.worker import Worker
 
 
 class SelfDescription:
     """This node, as other nodes are told of it."""
 
-    def __init__(self, components: Components) -> None:
-        self._info = components.settings.node
-        self._readable_log_version = components.settings.log_version
-        self._journal = components.journal
-        self._peer_table = components.peer_table
-        self._candidacy = components.candidacy
-        self._election = components.election
-        self._worker = components.worker
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        candidacy: Candidacy,
+        election: Election,
+        worker: Worker,
+    ) -> None:
+        self._info = settings.node
+        self._readable_log_version = settings.log_version
+        self._journal = journal
+        self._candidacy = candidacy
+        self._election = election
+        self._worker = worker
         self._load = NO_LOAD
         self._changed_addresses: tuple[
             str, ...
@@ -38,6 +50,11 @@ class SelfDescription:
         self._changed_addresses = addresses
         self._info = replace(self._info, addresses=addresses)
 
+    @property
+    def availability(self) -> Availability:
+        """Whether this node takes work."""
+        return self._worker.availability
+
     def set_load(self, load: LoadSample) -> None:
         """Name this load from now on."""
         self._load = load
@@ -45,14 +62,11 @@ class SelfDescription:
     def hello(self, now: Moment) -> Hello:
         """Return what is said first on a new link."""
         election = self._election
-        followers = 0
-        if election.dispatcher_epoch is not None:
-            followers = sum(1 for _ in self._peer_table.followers(election.epoch))
         return Hello(
             node=self._info,
             epoch=election.epoch,
             dispatcher=election.reachable_dispatcher,
-            followers=followers,
+            followers=election.follower_count,
             vector=self._journal.vector_items(),
             uptime_s=self._candidacy.uptime_s(now),
             wall_ms=now.wall_ms,
@@ -98,69 +112,40 @@ class SelfDescription:
         )
 
 
-class Announcements:
-    """The outgoing side of the roster, and the last thing published."""
+class RosterSender:
+    """Sends a dispatcher's followers the list of members."""
 
     def __init__(
-        self, components: Components, self_description: SelfDescription, name: str
+        self,
+        self_description: SelfDescription,
+        peer_table: PeerTable,
+        roster_builder: RosterBuilder,
+        dispatcher: Dispatcher,
     ) -> None:
-        self._me = components.settings.node.id
         self._self_description = self_description
-        self._journal = components.journal
-        self._peer_table = components.peer_table
-        self._roster_builder = components.roster_builder
-        self._election = components.election
-        self._replication = components.replication
-        self._dispatcher = components.dispatcher
-        self._worker = components.worker
-        self._given_name = name  #: by which the mesh knows this node
-        self._published: tuple[object, ...] = ()
-        self._was_in_sync = False  #: a standby of this reign, at the last step
+        self._peer_table = peer_table
+        self._roster_builder = roster_builder
+        self._dispatcher = dispatcher
         self._sent_peer_changes = -1  #: of the members, when all had the roster
 
-    def announce_changes(self, now: Moment) -> list[Effect]:
-        """Tell what is new since the last call, if anything is."""
-        election = self._election
-        effects = [] if election.dispatcher_epoch is None else self._send_roster(now)
-        effects += self._warn_single_copy()
-        roster = self._roster_builder.roster
-        version = None if roster is None else (roster.epoch, roster.version)
-        is_serving = (
-            election.dispatcher_epoch is not None and self._dispatcher.is_accepting
-        )
-        dispatcher = election.reachable_dispatcher
-        state = (election.epoch, dispatcher, is_serving, version)
-        if state == self._published:
-            return effects
-        self._published = state
-        effects += self._save_given_name()  # Which only a reign or a roster gives.
-        return [
-            *effects,
-            PublishMeshState(election.epoch, dispatcher, is_serving, roster),
-        ]
+    def send_roster(
+        self, epoch: Epoch, standbys: Sequence[NodeId], now: Moment
+    ) -> list[Effect]:
+        """Send followers a roster that changed, and newcomers the last one.
 
-    def _warn_single_copy(self) -> list[Effect]:
-        """Say it when tasks that are accepted from now on have one copy only."""
-        was_in_sync, is_dispatching = (
-            self._was_in_sync,
-            self._election.dispatcher_epoch is not None,
-        )
-        self._was_in_sync = is_dispatching and self._replication.has_in_sync_standby
-        if not is_dispatching or self._was_in_sync or not was_in_sync:
-            return []
-        joining = len(self._replication.standby_nodes)
-        return [LogLine("warning", "one copy only", (("joining", joining),))]
-
-    def _send_roster(self, now: Moment) -> list[Effect]:
-        """Send followers a roster that changed, and newcomers the last one."""
-        epoch, availability = self._election.epoch, self._worker.availability
+        Args:
+            epoch: Of this node as dispatcher.
+            standbys: Followers that keep copies, best first.
+            now: Both clocks.
+        """
+        availability = self._self_description.availability
         new = None
         if self._roster_builder.is_build_due(epoch, availability, now):
             new = self._roster_builder.build_roster(
                 epoch,
                 self._self_description.roster_entry,
                 availability,
-                self._replication.standby_nodes,
+                standbys,
                 self._dispatcher.outstanding,
                 now,
             )
@@ -168,13 +153,45 @@ class Announcements:
             return []
         self._sent_peer_changes = self._peer_table.change_count
         roster = self._roster_builder.roster
-        assert roster is not None, "the first build of a reign is never put off"
+        assert roster is not None, "the first build of an epoch is never put off"
         effects: list[Effect] = []
         for peer, view in self._peer_table.followers(epoch):
             if new is not None or not view.has_roster:
                 view.has_roster = True
                 effects.append(Send(peer, (roster,)))
         return effects
+
+
+class MeshStatePublisher:
+    """Publishes role, dispatcher and roster to the agent when one of them changes."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        given_name: str,
+        journal: Journal,
+        roster_builder: RosterBuilder,
+    ) -> None:
+        self._me = me
+        self._given_name = given_name  #: by which the mesh knows this node
+        self._journal = journal
+        self._roster_builder = roster_builder
+        self._published: tuple[object, ...] = ()
+
+    def publish(
+        self, epoch: Epoch, dispatcher: NodeId | None, *, is_serving: bool
+    ) -> list[Effect]:
+        """Publish the state unless it is the one that was published last."""
+        roster = self._roster_builder.roster
+        version = None if roster is None else (roster.epoch, roster.version)
+        state = (epoch, dispatcher, is_serving, version)
+        if state == self._published:
+            return []
+        self._published = state
+        return [
+            *self._save_given_name(),  # Only a roster or an epoch of its own gives one.
+            PublishMeshState(epoch, dispatcher, is_serving, roster),
+        ]
 
     def _save_given_name(self) -> list[Effect]:
         """Keep the name that the mesh has given this node."""

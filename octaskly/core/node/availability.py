@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 
+from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Answer, Effect, LogLine
+from octaskly.core.election.candidacy import Candidacy
+from octaskly.core.election.election import Election
+from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.events import AvailabilityRequested, DiskChanged, LoadSampled
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.nodes import Availability
-from octaskly.core.node.components import Components
+from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import AvailabilityChanged
+from octaskly.core.worker.worker import Worker
 
 TRANSFER_RETRY_S = 5.0  #: before standbys that did not take over are asked again
 
@@ -22,11 +27,17 @@ TRANSFER_RETRY_S = 5.0  #: before standbys that did not take over are asked agai
 class DiskFailureHandler:
     """The state of this node's disk, and the hand-over when it fails."""
 
-    def __init__(self, components: Components) -> None:
-        self._candidacy = components.candidacy
-        self._election = components.election
-        self._dispatcher = components.dispatcher
-        self._dispatcher_transfer = components.dispatcher_transfer
+    def __init__(
+        self,
+        candidacy: Candidacy,
+        election: Election,
+        dispatcher_transfer: DispatcherTransfer,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._candidacy = candidacy
+        self._election = election
+        self._dispatcher_transfer = dispatcher_transfer
+        self._dispatcher = dispatcher
         self._next_transfer_s = 0.0  #: no standby is asked before
 
     def on_disk_changed(self, event: DiskChanged, now: Moment) -> list[Effect]:
@@ -80,9 +91,9 @@ class DiskFailureHandler:
 class AvailabilityControl:
     """What changes the stance of one node."""
 
-    def __init__(self, components: Components) -> None:
-        self._journal = components.journal
-        self._worker = components.worker
+    def __init__(self, journal: Journal, worker: Worker) -> None:
+        self._journal = journal
+        self._worker = worker
 
     def on_availability_requested(
         self, event: AvailabilityRequested, now: Moment

@@ -1,11 +1,10 @@
-"""The state machines of one node, side by side; `node` says who acts when."""
+"""The state machines of one node, each with the few others that it needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.dispatcher.records import RecordWriter
 from octaskly.core.election.candidacy import Candidacy, LogVersions
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
@@ -18,8 +17,17 @@ from octaskly.core.membership.mdns_schedule import MdnsSchedule
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.settings import Settings
+from octaskly.core.node.announcements import (
+    MeshStatePublisher,
+    RosterSender,
+    SelfDescription,
+)
+from octaskly.core.node.availability import AvailabilityControl, DiskFailureHandler
+from octaskly.core.node.connections import LinkPolicy
+from octaskly.core.node.log_receiver import LogReceiver
 from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.node.self_fencing import SelfFencing
+from octaskly.core.node.shutdown import Shutdown
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.catch_up import CatchUp
 from octaskly.core.replication.journal import Journal
@@ -32,7 +40,6 @@ from octaskly.core.worker.worker import Worker
 class Components:
     """One of each."""
 
-    settings: Settings
     journal: Journal
     peer_table: PeerTable
     mdns_schedule: MdnsSchedule
@@ -48,61 +55,70 @@ class Components:
     standby: Standby
     catch_up: CatchUp
     dispatcher: Dispatcher
-    record_writer: RecordWriter
-    self_fencing: SelfFencing
     worker: Worker
-    message_validator: MessageValidator
     rotation: KeyRotation
+    message_validator: MessageValidator
+    self_fencing: SelfFencing
+    self_description: SelfDescription
+    roster_sender: RosterSender
+    mesh_state_publisher: MeshStatePublisher
+    link_policy: LinkPolicy
+    log_receiver: LogReceiver
+    shutdown: Shutdown
+    disk_failure_handler: DiskFailureHandler
+    availability_control: AvailabilityControl
 
 
 def build_components(settings: Settings, saved: SavedState) -> Components:
     """Build the machines of a node that starts with what it had saved."""
+    timing, me = settings.timing, settings.node.id
     journal = Journal(saved)
-    peer_table = PeerTable(settings, saved)
+    peers = PeerTable(settings, saved)
+    roster = RosterBuilder(saved.names, peers)
     anti_entropy = AntiEntropy(journal)
-    replication = Replication(settings, journal, peer_table)
-    log_versions = LogVersions(settings, journal, peer_table)
-    candidacy = Candidacy(settings, journal, peer_table, log_versions)
-    heartbeats = Heartbeats(settings, journal, peer_table, replication)
-    election = Election(settings, saved, journal, peer_table, candidacy, heartbeats)
-    dispatcher_transfer = DispatcherTransfer(
-        settings.timing, journal, peer_table, election, replication
-    )
+    standby = Standby(journal, anti_entropy, timing.replication_wait_s)
+    replication = Replication(settings, journal, peers)
+    versions = LogVersions(settings, journal, peers)
+    candidacy = Candidacy(settings, journal, peers, versions)
+    heartbeats = Heartbeats(settings, journal, peers, replication)
+    election = Election(settings, saved, journal, peers, candidacy, heartbeats)
+    transfer = DispatcherTransfer(timing, journal, peers, election, replication)
     dispatcher = Dispatcher(settings, journal, replication, saved.sequence)
-    roster_builder = RosterBuilder(saved.names, peer_table)
-    rotation = KeyRotation(
-        settings, peer_table, roster_builder, journal.record_table, saved.keys
-    )
-    worker = Worker(
-        *(settings, saved.reports, saved.hold), is_revoked=rotation.is_revoked
-    )
+    rotation = KeyRotation(settings, peers, roster, journal.record_table, saved.keys)
+    worker = Worker(settings, saved.reports, saved.hold, is_revoked=rotation.is_revoked)
+    description = SelfDescription(settings, journal, candidacy, election, worker)
     return Components(
-        settings=settings,
         journal=journal,
-        peer_table=peer_table,
+        peer_table=peers,
         mdns_schedule=MdnsSchedule(),
-        roster_builder=roster_builder,
+        roster_builder=roster,
         anti_entropy=anti_entropy,
-        log_versions=log_versions,
+        log_versions=versions,
         candidacy=candidacy,
         election=election,
-        timeouts=Timeouts(settings, peer_table, candidacy, election),
+        timeouts=Timeouts(settings, peers, candidacy, election),
         claim_handlers=ClaimHandlers(
-            settings, journal, peer_table, anti_entropy, candidacy, election
+            settings, journal, peers, anti_entropy, candidacy, election
         ),
-        dispatcher_transfer=dispatcher_transfer,
+        dispatcher_transfer=transfer,
         replication=replication,
-        standby=Standby(journal, anti_entropy, settings.timing.replication_wait_s),
-        catch_up=CatchUp(
-            *(journal, peer_table, anti_entropy, settings.timing.suspicion_timeout_s)
-        ),
+        standby=standby,
+        catch_up=CatchUp(journal, peers, anti_entropy, timing.suspicion_timeout_s),
         dispatcher=dispatcher,
-        record_writer=dispatcher.record_writer,
-        self_fencing=SelfFencing(
-            *(settings.timing, peer_table, candidacy, election),
-            *(dispatcher_transfer, dispatcher),
-        ),
         worker=worker,
-        message_validator=MessageValidator(settings.node.id, journal, peer_table),
         rotation=rotation,
+        message_validator=MessageValidator(me, journal, peers),
+        self_fencing=SelfFencing(timing, election, transfer, dispatcher),
+        self_description=description,
+        roster_sender=RosterSender(description, peers, roster, dispatcher),
+        mesh_state_publisher=MeshStatePublisher(
+            me, saved.name or settings.node.name, journal, roster
+        ),
+        link_policy=LinkPolicy(settings, peers, roster, election),
+        log_receiver=LogReceiver(journal, anti_entropy, standby, dispatcher),
+        shutdown=Shutdown(timing, journal, election, transfer, worker),
+        disk_failure_handler=DiskFailureHandler(
+            candidacy, election, transfer, dispatcher
+        ),
+        availability_control=AvailabilityControl(journal, worker),
     )

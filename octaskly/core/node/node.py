@@ -1,8 +1,9 @@
 """One node of the mesh: joins the state machines into `step`.
 
-Owns nothing but the order of things: first what time makes due, then the event, then
-the consequences that one machine has for another, until none is left. The dispatcher
-is its own worker, so what its two halves send each other never leaves this module.
+The composer: it alone sees all state machines, and says who acts when. First comes what
+time makes due, then the event, then the consequences that one machine has for another,
+until none is left. The dispatcher is its own worker, so what its two halves send each
+other never leaves this module.
 """
 
 from __future__ import annotations
@@ -11,8 +12,16 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from octaskly.core.effects import Answer, Disconnect, Effect, LogWrite, Send
-from octaskly.core.election.phases import Phase
+from octaskly.core.effects import (
+    Advertise,
+    Answer,
+    Disconnect,
+    Effect,
+    LogLine,
+    LogWrite,
+    Send,
+)
+from octaskly.core.election.phases import Attachment, Phase
 from octaskly.core.events import (
     AddressesChanged,
     AttemptsEnded,
@@ -44,106 +53,64 @@ from octaskly.core.events import (
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
-from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId
-from octaskly.core.model.keys import KeyringChanged, RotateRequested
-from octaskly.core.model.nodes import StandbyView, Takeover
+from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
+from octaskly.core.model.keys import (
+    REVOKED_REASON,
+    KeyringChanged,
+    KeyringStatus,
+    KeyringTransfer,
+    RotateRequested,
+)
+from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.node.announcements import Announcements, SelfDescription
-from octaskly.core.node.availability import AvailabilityControl, DiskFailureHandler
-from octaskly.core.node.components import Components, build_components
+from octaskly.core.node.components import build_components
 from octaskly.core.node.connections import Connections, RevocationEnforcer
-from octaskly.core.node.message_handlers import MessageHandlers
-from octaskly.core.node.role_change import RoleChange
-from octaskly.core.node.shutdown import Shutdown
 from octaskly.core.node.timers import Timers
-from octaskly.core.protocol.messages import STOPPING_REASON, Hello, Message, Roster
-from octaskly.core.replies import NotDispatching, TaskExplanation
-
-ClientRequest = (
-    TaskIdsRequested
-    | TasksSubmitted
-    | CancelRequested
-    | CatchUpRequested
-    | ExplainRequested
-    | PurgeRequested
-    | RecordRequested
-    | TasksNotified
+from octaskly.core.protocol.messages import (
+    STOPPING_REASON,
+    UNNEEDED_REASON,
+    Assign,
+    Claim,
+    ClaimOk,
+    ClaimRejected,
+    Entries,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    HelloOk,
+    Kill,
+    Leave,
+    Message,
+    Probe,
+    ProbeOk,
+    Pull,
+    Reattach,
+    RecordBatch,
+    Redirect,
+    Replicate,
+    ReplicateOk,
+    Results,
+    ResultsOk,
+    Roster,
+    Snapshot,
+    Transfer,
 )
-
-
-class ClientRequestHandlers:
-    """Which part of a reign answers what."""
-
-    def __init__(self, components: Components) -> None:
-        self._roster_builder = components.roster_builder
-        self._election = components.election
-        self._catch_up = components.catch_up
-        self._dispatcher = components.dispatcher
-        self._record_writer = components.record_writer
-
-    def on_client_request(self, event: ClientRequest, now: Moment) -> list[Effect]:
-        """Pass a request on while this node reigns."""
-        if isinstance(event, TasksNotified):
-            return self._dispatcher.on_tasks_notified(event, now)
-        if not self._dispatcher.is_active:
-            return [Answer(event.ticket, NotDispatching())]
-        match event:
-            case TasksSubmitted():
-                return self._dispatcher.on_submitted(event, now)
-            case CancelRequested():
-                return self._dispatcher.on_cancel_requested(event, now)
-            case RecordRequested():
-                may_write = self._dispatcher.is_accepting
-                return self._record_writer.on_record_requested(
-                    event, now, may_write=may_write
-                )
-            case PurgeRequested():
-                self._dispatcher.retention.on_purge_requested(event, now)
-            case CatchUpRequested(ticket):
-                self._catch_up.add_request(ticket, now)
-                self._election.heartbeats.hasten_heartbeat()
-            case TaskIdsRequested(ticket, suffixes):
-                return [Answer(ticket, self._dispatcher.reserve_task_ids(suffixes))]
-            case ExplainRequested(ticket):
-                return [Answer(ticket, self._explain_task(event, now))]
-        return []
-
-    def _explain_task(self, event: ExplainRequested, now: Moment) -> TaskExplanation:
-        roster = self._roster_builder.roster
-        members = () if roster is None else roster.members
-        explainer = self._dispatcher.explainer
-        names = {**dict(event.names), **{m.id: m.name for m in members}}
-        explanation = explainer.explain_task(event.record, members, now, names)
-        placement = explainer.explain_placement(event.record, members, names)
-        return replace(explanation, placement_reason=placement)
-
+from octaskly.core.replies import NotDispatching, TaskExplanation
 
 LATE_STEP_S = (
     0.05  #: behind the longest time between two steps, and it was own slowness
 )
-WorkEvent = (
-    ClientRequest
-    | AttemptsEnded
-    | Persisted
-    | QueuedLoaded
-    | LiveLoaded
-    | FloorPlanned
-    | UnblockedLoaded
-    | LoadSampled
-    | DiskChanged
-    | AvailabilityRequested
-    | AddressesChanged
-)
-"""What happens to tasks and this machine, not to links."""
 EVENTS_WITH_DRAW = (TimerFired, Received, PeerUp, PeerDown)  #: what brings chance along
 
 
 class Node:
     """Everything that one agent decides."""
 
-    def __init__(self, settings: Settings, saved: SavedState) -> None:
-        self._timing = settings.timing
+    def __init__(  # noqa: PLR0915  # One line for each machine.
+        self, settings: Settings, saved: SavedState
+    ) -> None:
+        self._settings = settings
         self._me = settings.node.id
         components = build_components(settings, saved)
         self._journal = components.journal
@@ -151,16 +118,21 @@ class Node:
         self._address_book = components.peer_table.address_book
         self._mdns_schedule = components.mdns_schedule
         self._roster_builder = components.roster_builder
+        self._anti_entropy = components.anti_entropy
+        self._log_versions = components.log_versions
         self._candidacy = components.candidacy
         self._election = components.election
         self._timeouts = components.timeouts
+        self._claim_handlers = components.claim_handlers
+        self._dispatcher_transfer = components.dispatcher_transfer
         self._replication = components.replication
         self._standby = components.standby
         self._catch_up = components.catch_up
         self._dispatcher = components.dispatcher
-        self._record_writer = components.record_writer
+        self._record_writer = components.dispatcher.record_writer
         self._self_fencing = components.self_fencing
         self._worker = components.worker
+        self._message_validator = components.message_validator
         self.rotation: KeyRotation = components.rotation
         """Which generations of the mesh secret are known where."""
         self.refused_counts: Mapping[str, int] = (
@@ -169,28 +141,46 @@ class Node:
         """How many messages of peers were refused, by the code of the reason."""
         self.ended_counts: Mapping[TaskState, int] = components.dispatcher.ended_counts
         """How many tasks ended while this node reigned, by state."""
-        self._shutdown = Shutdown(components)
-        self._disk_failure_handler = DiskFailureHandler(components)
-        self._availability_control = AvailabilityControl(components)
-        self._client_request_handlers = ClientRequestHandlers(components)
-        self._self_description = SelfDescription(components)
-        name = saved.name or settings.node.name
-        self._announcements = Announcements(components, self._self_description, name)
-        self._connections = Connections(components)
-        self._revocation_enforcer = RevocationEnforcer(components, self._connections)
-        self._message_handlers = MessageHandlers(
-            components, self._self_description, self._connections
+        self._self_description = components.self_description
+        self._roster_sender = components.roster_sender
+        self._mesh_state_publisher = components.mesh_state_publisher
+        self._link_policy = components.link_policy
+        self._log_receiver = components.log_receiver
+        self._shutdown = components.shutdown
+        self._disk_failure_handler = components.disk_failure_handler
+        self._availability_control = components.availability_control
+        self._connections = Connections(
+            self._peer_table,
+            self._message_validator,
+            self.rotation,
+            self._claim_handlers,
+            self._on_peer_lost,
+        )
+        self._revocation_enforcer = RevocationEnforcer(
+            self.rotation, self._connections, self._address_book
         )
         self._timers = Timers(
-            components,
-            self._self_description,
-            self._connections,
-            self._revocation_enforcer,
-            self._shutdown,
-            self._disk_failure_handler,
+            settings.timing.tick_s,
+            (
+                self._timeouts,
+                self._address_book,
+                self._mdns_schedule,
+                self._replication,
+                self._self_fencing,
+                self._dispatcher,
+                self._worker,
+                self._shutdown,
+                self._disk_failure_handler,
+            ),
         )
         self._last_step_s: float | None = None
-        self._role_change = RoleChange(components)
+        self._next_own_heartbeat_s = 0.0
+        self._dispatcher_epoch: DispatcherEpoch | None = None
+        """In which the machines act as dispatcher; `election` may be ahead of it."""
+        self._attachment: Attachment | None = None  #: the same, of the worker
+        self._revocation_enforcer.block_dials()
+        if self.rotation.is_revoked:
+            self._election.withdraw()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -284,9 +274,10 @@ class Node:
         if isinstance(event, EVENTS_WITH_DRAW):
             self._election.draw = event.draw
         effects = self._check_clock_gap(now)
-        effects += self._timers.on_time(now)
-        effects += self._handle_event(event, now)
-        effects += self._message_handlers.reread_after_sync(now)
+        if self._timers.pop_due(now) and not self._shutdown.is_done:
+            effects += self._on_time(now)
+        effects += self._on_event(event, now)
+        effects += self._reread_after_sync(now)
         if self._shutdown.is_requested:
             effects += self._shutdown.on_time(now)
         if self._candidacy.is_disk_failing:
@@ -297,44 +288,86 @@ class Node:
             effects += self._catch_up.on_time(epoch, now)
         return self._deliver_consequences(effects, now)
 
-    # Time
+    # --- Time.
 
     def _check_clock_gap(self, now: Moment) -> list[Effect]:
         """Begin, or notice that this node itself stood still."""
         last_s, self._last_step_s = self._last_step_s, now.mono_s
+        timing = self._settings.timing
         if last_s is None:
-            effects = self._election.start_election(now)
-            self._catch_up.expect_nodes(
-                self._address_book.remembered_nodes(), now.mono_s
-            )
-            return (
-                effects
-                + self._mdns_schedule.start(now)
-                + self._address_book.dial_remembered(now)
-            )
+            return self._start(now)
         gap_s = now.mono_s - last_s
-        if gap_s > self._timing.suspend_gap_s:
+        if gap_s > timing.suspend_gap_s:
             return self._on_resume(now)
-        if gap_s <= self._timing.tick_s + LATE_STEP_S:
+        if gap_s <= timing.tick_s + LATE_STEP_S:
             return []
         self._timeouts.on_pause(gap_s, now)
         return self._self_fencing.on_pause(gap_s, now)
+
+    def _start(self, now: Moment) -> list[Effect]:
+        """Look for a mesh."""
+        effects = self._election.start_election(now)
+        self._catch_up.expect_nodes(self._address_book.remembered_nodes(), now.mono_s)
+        effects += self._mdns_schedule.start(now)
+        return effects + self._address_book.dial_remembered(now)
 
     def _on_resume(self, now: Moment) -> list[Effect]:
         """The machine slept: its roles and links belong to the time before."""
         effects = self._election.start_discovering("woke", now)
         for peer in tuple(self._peer_table.peers):
             effects += self._connections.close_link(peer, "woke", now)
-        effects += self._role_change.apply_role(now)  # Nothing is accepted on the way.
-        return (
-            effects
-            + self._mdns_schedule.start(now)
-            + self._address_book.redial_all(now)
+        effects += self._apply_role(now)  # Nothing is accepted on the way.
+        effects += self._mdns_schedule.start(now)
+        return effects + self._address_book.redial_all(now)
+
+    def _on_time(self, now: Moment) -> list[Effect]:
+        """Do what is due."""
+        effects = self._timeouts.on_time(now)
+        is_dispatching = self._election.dispatcher_epoch is not None
+        effects += self._address_book.on_time(now)
+        effects += self._link_policy.dial_delayed(now)
+        effects += self._advance_rotation(now, is_dispatching=is_dispatching)
+        browse = self._mdns_schedule.on_time(
+            now, draw=self._election.draw, is_dispatching=is_dispatching
         )
+        if browse:
+            effects += browse + self._address_book.redial_all(now)
+        effects += self._self_fencing.on_time(now)
+        effects += self._dispatcher.on_time(now)
+        effects += self._worker.on_time(now)
+        if self._election.dispatcher_epoch is not None:
+            effects += self._on_own_heartbeat(now)
+        return effects
 
-    # Events
+    def _advance_rotation(self, now: Moment, *, is_dispatching: bool) -> list[Effect]:
+        """Take the step of a key rotation that is due."""
+        effects = self._revocation_enforcer.close_unwanted_links(now)
+        if is_dispatching:
+            effects += self.rotation.on_time(now)
+        if is_dispatching and self._dispatcher.is_accepting:
+            effects += self._record_writer.write_drafts(
+                self.rotation.unwritten_confirmations(), now
+            )
+        return effects
 
-    def _handle_event(self, event: Event, now: Moment) -> list[Effect]:
+    def _on_own_heartbeat(self, now: Moment) -> list[Effect]:
+        """At each heartbeat, judge the followers, this node's own worker included."""
+        if now.mono_s < self._next_own_heartbeat_s or not self._dispatcher.is_active:
+            return []
+        self._next_own_heartbeat_s = now.mono_s + self._settings.timing.heartbeat_s
+        health = self._self_description.heartbeat_ok(now)
+        effects = self._dispatcher.on_heartbeat_ok(self._me, health, now)
+        effects += self._dispatcher.on_own_heartbeat(now)
+        for peer in self._election.silent_followers(now):
+            effects += self._connections.close_link(peer, "silent", now)
+        return effects
+
+    # --- Events.
+
+    def _on_event(  # noqa: C901, PLR0911, PLR0912  # A flat table.
+        self, event: Event, now: Moment
+    ) -> list[Effect]:
+        dispatcher = self._dispatcher
         match event:
             case TimerFired():
                 return []
@@ -343,38 +376,49 @@ class Node:
             case PeerUp():
                 return self._on_peer_up(event, now)
             case PeerDown(peer, reason):
-                return self._connections.on_peer_down(peer, reason, now)
-            case PeersDiscovered(adverts):
-                return self._address_book.on_peers_discovered(
-                    adverts, now, self._connections.needed_peers()
-                )
+                return self._on_peer_down(peer, reason, now)
+            case PeersDiscovered(hints):
+                needed = self._link_policy.needed_peers()
+                return self._address_book.on_peers_discovered(hints, now, needed)
             case DialFailed():
                 self._address_book.on_dial_failed(event, now)
                 return self._timeouts.on_dial_failed(event, now)
-            case StopRequested() | KeyringChanged() | RotateRequested():
-                return self._handle_control_event(event, now)
-            case _:
-                return self._handle_work_event(event, now)
-
-    def _handle_control_event(
-        self, event: StopRequested | KeyringChanged | RotateRequested, now: Moment
-    ) -> list[Effect]:
-        if isinstance(event, StopRequested):
-            return self._shutdown.start_shutdown(event.drain_s, now)
-        return self._revocation_enforcer.on_keyring_event(event, now)
-
-    def _handle_work_event(self, event: WorkEvent, now: Moment) -> list[Effect]:
-        if isinstance(event, ClientRequest):
-            return self._client_request_handlers.on_client_request(event, now)
-        match event:
+            case TasksNotified():
+                return dispatcher.on_tasks_notified(event, now)
+            case TasksSubmitted():
+                return dispatcher.on_submitted(event, now)
+            case CancelRequested():
+                return dispatcher.on_cancel_requested(event, now)
+            case RecordRequested():
+                may_write = dispatcher.is_accepting
+                return self._record_writer.on_record_requested(
+                    event, now, may_write=may_write
+                )
+            case (
+                PurgeRequested(ticket)
+                | CatchUpRequested(ticket)
+                | TaskIdsRequested(ticket)
+                | ExplainRequested(ticket)
+            ) if not dispatcher.is_active:
+                return [Answer(ticket, NotDispatching())]
+            case PurgeRequested():
+                dispatcher.retention.on_purge_requested(event, now)
+                return []
+            case CatchUpRequested(ticket):
+                self._catch_up.add_request(ticket, now)
+                self._election.heartbeats.hasten_heartbeat()
+                return []
+            case TaskIdsRequested(ticket, suffixes):
+                return [Answer(ticket, dispatcher.reserve_task_ids(suffixes))]
+            case ExplainRequested(ticket):
+                return [Answer(ticket, self._explain_task(event, now))]
             case QueuedLoaded() | LiveLoaded() | UnblockedLoaded() | FloorPlanned():
-                return self._dispatcher.on_store_answer(event, now)
+                return dispatcher.on_store_answer(event, now)
             case Persisted(number):
                 self._journal.on_persisted(number)
                 # Who waits for an answer comes first.
-                return self._replication.release_acks(now) + self._journal.run_deferred(
-                    now
-                )
+                effects = self._replication.release_acks(now)
+                return effects + self._journal.run_deferred(now)
             case AttemptsEnded():
                 return self._worker.on_attempts_ended(event, now)
             case LoadSampled(load):
@@ -382,6 +426,7 @@ class Node:
                 return self._availability_control.on_load_sampled(event, now)
             case AddressesChanged(addresses):
                 self._self_description.set_addresses(addresses)
+                return []
             case DiskChanged(is_failing):
                 effects = self._disk_failure_handler.on_disk_changed(event, now)
                 return effects + self._availability_control.on_disk_changed(
@@ -389,14 +434,95 @@ class Node:
                 )
             case AvailabilityRequested():
                 return self._availability_control.on_availability_requested(event, now)
-        return []
+            case StopRequested(drain_s):
+                if dispatcher.is_active and not self._shutdown.is_requested:
+                    dispatcher.pause_accepting()
+                return self._shutdown.start_shutdown(drain_s, now)
+            case RotateRequested():
+                return self.rotation.on_rotate_requested(event, now)
+            case KeyringChanged():
+                return self._on_keyring_changed(event, now)
 
-    # Links
+    def _explain_task(self, event: ExplainRequested, now: Moment) -> TaskExplanation:
+        roster = self._roster_builder.roster
+        members = () if roster is None else roster.members
+        explainer = self._dispatcher.explainer
+        names = {**dict(event.names), **{m.id: m.name for m in members}}
+        explanation = explainer.explain_task(event.record, members, now, names)
+        placement = explainer.explain_placement(event.record, members, names)
+        return replace(explanation, placement_reason=placement)
+
+    def _on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
+        """Go by the keyring; a revoked node takes part in nothing any more."""
+        effects = self._revocation_enforcer.on_keyring_changed(event, now)
+        availability = self._worker.availability
+        if self.rotation.is_revoked and not availability.is_revoked:
+            effects += self._worker.set_availability(availability.with_revoked(), now)
+            # It is lost to the others, who run it again.
+            effects += self._worker.stop_attempts()
+            self._election.withdraw()
+            effects += self._election.start_discovering("revoked", now)
+        return effects
+
+    # --- Links.
 
     def _on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        peer = event.peer
+        if peer == self._me:
+            return []
         if self._shutdown.is_done:  # Its process takes a moment to end.
-            return [Disconnect(event.peer, STOPPING_REASON)]
-        return self._connections.on_peer_up(event, now)
+            return [Disconnect(peer, STOPPING_REASON)]
+        effects = self._connections.on_peer_up(event, self._election.term, now)
+        needed = self._link_policy.needed_peers()
+        if needed and peer not in needed and peer in self._peer_table.peers:
+            effects += self._connections.close_link(peer, UNNEEDED_REASON, now)
+        return effects
+
+    def _on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """A link ended, as the event or the peer's last message says."""
+        is_revoked = reason == REVOKED_REASON and peer in self._peer_table.peers
+        effects = self.rotation.on_own_revocation(peer) if is_revoked else []
+        return effects + self._connections.drop_peer(peer, reason, now)
+
+    def _on_peer_lost(
+        self, peer: NodeId, view: PeerView, reason: str, now: Moment
+    ) -> list[Effect]:
+        """A peer is gone, and with it what it owed and what it ran or kept."""
+        if reason != UNNEEDED_REASON:
+            self._replication.discount_node(peer)
+        effects: list[Effect] = []
+        dispatcher_epoch = self._election.dispatcher_epoch
+        if dispatcher_epoch is not None:
+            self._catch_up.on_peer_lost(peer, view, reason, now.mono_s)
+            if view.followed_epoch == dispatcher_epoch.epoch:
+                effects += self._on_follower_lost(peer, view, reason, now)
+        self._anti_entropy.drop_peer(peer)
+        return effects + self._timeouts.on_peer_down(peer, reason, now)
+
+    def _on_follower_lost(
+        self, peer: NodeId, view: PeerView, reason: str, now: Moment
+    ) -> list[Effect]:
+        """A follower of this node is gone; its attempts may run elsewhere."""
+        is_leaving = reason in (STOPPING_REASON, UNNEEDED_REASON, REVOKED_REASON)
+        self._roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
+        self._replication.on_follower_lost(peer, now, is_leaving=is_leaving)
+        note = LogLine("info", "peer lost", (("peer", peer), ("reason", reason)))
+        if not view.is_worker:
+            return [note]
+        return [note, *self._dispatcher.on_worker_down(peer, now)]
+
+    def _drop_unneeded_links(self, now: Moment) -> list[Effect]:
+        """In a large mesh, keep only the links that a takeover needs."""
+        effects: list[Effect] = []
+        for peer, view in self._link_policy.unneeded_peers():
+            if (
+                view.dispatcher != self._election.dispatcher
+            ):  # It may be about to claim.
+                effects += self._claim_handlers.reject_stale_dispatcher(peer)
+            effects += self._connections.close_link(peer, UNNEEDED_REASON, now)
+        return effects
+
+    # --- Messages.
 
     def _on_received(
         self, peer: NodeId, messages: tuple[Message, ...], now: Moment
@@ -405,15 +531,208 @@ class Node:
         for message in messages:
             if not self._peer_table.record_frame(peer, now):
                 break  # It left, or was told to leave, in mid-batch.
-            refused = self._connections.reject_invalid(peer, message, now)
+            refused = self._connections.reject_invalid(
+                peer, message, self._election.term, now
+            )
             if refused:
                 return effects + refused
-            effects += self._message_handlers.on_message(peer, message, now)
-            if isinstance(message, Roster):
-                effects += self._connections.drop_unneeded_links(now)
+            effects += self._on_message(peer, message, now)
         return effects
 
-    # Consequences
+    def _on_message(  # noqa: C901, PLR0911, PLR0912  # A flat table.
+        self, peer: NodeId, message: Message, now: Moment
+    ) -> list[Effect]:
+        """Handle one message of a connected peer, or of this node's other half.
+
+        A peer may be slow, deposed or wrong: an order that does not fit its role is
+        ignored or answered, never an error.
+        """
+        claim_handlers = self._claim_handlers
+        match message:
+            case Assign(epoch) | Kill(epoch) | RecordBatch(epoch) if (
+                self._is_stale_epoch(epoch)
+            ):
+                # Rule I7, from the moment a higher epoch is known: the worker hears of
+                # it only once it is on disk.
+                return claim_handlers.reject_stale_dispatcher(peer)
+            case Heartbeat():
+                return self._on_heartbeat(peer, message, now)
+            case Assign():
+                return self._worker.on_assign(peer, message, now)
+            case Kill():
+                return self._worker.on_kill(message, now)
+            case ResultsOk():
+                return self._worker.on_results_ok(message, now)
+            case RecordBatch():
+                # Whoever said it: it is true in every epoch.
+                return self._record_writer.on_record_batch(message)
+            case Roster():
+                return self._on_roster(peer, message, now)
+            case HeartbeatOk() | Results() | Reattach():
+                return self._on_worker_message(peer, message, now)
+            case Replicate():
+                return self._on_replicate(peer, message, now)
+            case ReplicateOk():
+                return self._replication.on_replicate_ok(peer, message, now)
+            case Pull():
+                return self._on_pull(peer, message, now)
+            case Entries() | Snapshot():
+                return self._on_remote_log(peer, message, now)
+            case Transfer():
+                return claim_handlers.on_transfer(peer, message, now)
+            case Claim():
+                return claim_handlers.on_claim(peer, message, now)
+            case ClaimOk():
+                return claim_handlers.on_claim_ok(peer, message)
+            case ClaimRejected():
+                return claim_handlers.on_claim_no(peer, message, now)
+            case Redirect():
+                return claim_handlers.on_redirect(peer, message, now)
+            case Probe():
+                return self._timeouts.on_probe(peer, message, now)
+            case ProbeOk():
+                return self._timeouts.on_probe_ok(message)
+            case KeyringStatus() | KeyringTransfer():
+                return self.rotation.on_keyring_message(peer, message)
+            case Leave(reason):
+                return self._on_peer_down(peer, reason, now)
+            case Hello() | HelloOk():
+                return []  # The link has consumed those; a second one means nothing.
+
+    def _is_stale_epoch(self, epoch: Epoch) -> bool:
+        return epoch < self._election.epoch
+
+    def _on_heartbeat(
+        self, peer: NodeId, heartbeat: Heartbeat, now: Moment
+    ) -> list[Effect]:
+        effects = self._claim_handlers.on_heartbeat(peer, heartbeat.epoch, now)
+        if not self._election.is_followed_epoch(peer, heartbeat.epoch):
+            return effects
+        self._standby.on_heartbeat(heartbeat, now)
+        ok = replace(
+            self._self_description.heartbeat_ok(now),
+            epoch=heartbeat.epoch,
+            sent_s=heartbeat.sent_s,
+        )
+        return [*effects, Send(peer, (ok,))]
+
+    def _on_roster(self, peer: NodeId, roster: Roster, now: Moment) -> list[Effect]:
+        limits, election = self._settings.limits, self._election
+        is_followed = election.is_followed_epoch(peer, roster.epoch)
+        if is_followed and len(roster.members) <= limits.peers:
+            self._roster_builder.set_roster(roster)
+            is_standby = self._roster_builder.role_of(self._me) is Role.STANDBY
+            if not is_standby:
+                self._standby.mark_behind()
+            is_large = len(roster.members) > limits.full_mesh_peers
+            election.set_plain_worker(is_plain_worker=is_large and not is_standby)
+            self._candidacy.set_successors(roster)
+        return self._drop_unneeded_links(now)
+
+    def _on_replicate(
+        self, peer: NodeId, message: Replicate, now: Moment
+    ) -> list[Effect]:
+        """Keep what the dispatcher appends, unless it is dispatcher no more."""
+        if not self._election.is_followed_epoch(peer, message.epoch):
+            self._log_receiver.on_foreign_stream(peer, message)
+            return self._claim_handlers.reject_stale_dispatcher(peer)
+        effects = self._message_validator.check_entry_clocks(peer, message.entries, now)
+        effects += self._log_receiver.on_replicate(peer, message, now)
+        return effects + self._claim_handlers.continue_transfer()
+
+    def _on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
+        effects = self._claim_handlers.on_pull(peer, message, now)
+        if not self._log_versions.can_read_our_log(peer):
+            # It asked before it heard that a newer program writes here now.
+            return [self._log_receiver.empty_answer(peer, message), *effects]
+        return self._replication.on_pull(peer, message, now) + effects
+
+    def _on_remote_log(
+        self, peer: NodeId, message: Entries | Snapshot, now: Moment
+    ) -> list[Effect]:
+        """Take in what another node's log holds, and tell the dispatcher of it."""
+        if isinstance(message, Entries):
+            entries = message.entries
+            effects = self._message_validator.check_entry_clocks(peer, entries, now)
+            effects += self._log_receiver.on_entries(peer, message)
+        else:
+            effects = self._log_receiver.on_snapshot(peer, message)
+        if any(isinstance(effect, LogWrite) for effect in effects):
+            if peer == self._election.dispatcher:
+                self._standby.mark_behind()  # Else it had been streamed.
+            effects += self._election.send_vector(peer)
+        return effects + self._claim_handlers.continue_transfer()
+
+    def _on_worker_message(
+        self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment
+    ) -> list[Effect]:
+        """Hand a worker's message to the dispatcher, in the epoch that it confirmed."""
+        dispatcher, view = self._dispatcher, self._peer_table.peers.get(peer)
+        if not dispatcher.is_active or self._election.dispatcher_epoch is None:
+            return []  # The worker keeps its results until there is a dispatcher.
+        if view is not None and view.followed_epoch != self._election.epoch:
+            return []  # Said in an earlier epoch; it will be said again.
+        if view is not None and message.state is not None:
+            view.state = message.state
+        match message:
+            case HeartbeatOk():
+                if view is not None:
+                    view.last_heartbeat_ok = message
+                effects = self._peer_table.on_addresses_changed(
+                    peer, message.addresses, now
+                )
+                effects += self._self_fencing.on_heartbeat_ok(message, now)
+                return effects + dispatcher.on_heartbeat_ok(peer, message, now)
+            case Results():
+                if self._dispatcher_transfer.is_in_progress:
+                    return []  # The successor must not take up a log that still grows.
+                return dispatcher.on_results(peer, message, now)
+            case Reattach():
+                return self._on_reattach(peer, message, now)
+
+    def _on_reattach(
+        self, peer: NodeId, message: Reattach, now: Moment
+    ) -> list[Effect]:
+        """Know what a worker runs, once it has told all of it."""
+        view = self._peer_table.peers.get(peer)
+        info = self._settings.node if view is None else view.info
+        if view is not None:
+            message = view.join_reattach_parts(message)
+            if message.has_more:
+                return []  # What the next part lists is not lost.
+        effects = self._register_worker(info, now)
+        if view is not None:
+            view.is_worker = True
+        return effects + self._dispatcher.on_reattach(peer, message, now)
+
+    def _register_worker(self, info: NodeInfo, now: Moment) -> list[Effect]:
+        name = self._roster_builder.assign_name(info.id, info.name)
+        return self._dispatcher.on_worker_up(replace(info, name=name), now)
+
+    # --- Consequences.
+
+    def _reread_after_sync(self, now: Moment) -> list[Effect]:
+        """Let the queue be read afresh once all entries of others are on disk."""
+        dispatcher, catch_up = self._dispatcher, self._catch_up
+        if dispatcher.is_active and self._journal.has_rows_ahead:
+            self._hasten_row_rewrite(now)
+        if dispatcher.reconciler.is_log_behind:
+            if catch_up.has_read_all:
+                dispatcher.reconciler.trust_log()
+                return dispatcher.on_remote_entries(now)
+            if catch_up.can_read_more(now.mono_s):
+                dispatcher.reconciler.extend_read_delay(now)
+        if not self._anti_entropy.pop_has_new_entries(self._peer_table.peers):
+            return []
+        return self._journal.when_durable(dispatcher.on_remote_entries, now)
+
+    def _hasten_row_rewrite(self, now: Moment) -> None:
+        """Let standbys have what rows alone say here, if nobody brings the log.
+
+        Alone this node can wait for that longer: it is most of what it holds, maybe.
+        """
+        if self._replication.standby_nodes and self._catch_up.has_read_all:
+            self._dispatcher.retention.hasten_row_rewrite(now)
 
     def _deliver_consequences(self, effects: list[Effect], now: Moment) -> list[Effect]:
         """Deliver what this node's halves send each other, until all is quiet."""
@@ -425,18 +744,104 @@ class Node:
                 if isinstance(effect, Send) and effect.peer == self._me:
                     # Behind what is decided already, as appends keep their order.
                     for message in effect.messages:
-                        waiting += self._message_handlers.on_message(
-                            self._me, message, now
-                        )
+                        waiting += self._on_message(self._me, message, now)
                 else:
                     done.append(effect)
                     if isinstance(effect, LogWrite):
                         waiting += self._replication.on_log_write(effect, now)
-            waiting += self._role_change.apply_role(now)
+            waiting += self._apply_role(now)
             waiting += self._replication.update_standbys(now)
             waiting += self._record_writer.broadcast_new_records(
                 self._election.dispatcher_epoch, now
             )
             if not waiting:
                 break
-        return done + self._announcements.announce_changes(now)
+        return done + self._announce_changes(now)
+
+    def _announce_changes(self, now: Moment) -> list[Effect]:
+        """Tell followers and the agent what is new in the mesh, if anything is."""
+        election, effects = self._election, list[Effect]()
+        is_dispatching = election.dispatcher_epoch is not None
+        if is_dispatching:
+            standbys = self._replication.standby_nodes
+            effects += self._roster_sender.send_roster(election.epoch, standbys, now)
+        is_serving = is_dispatching and self._dispatcher.is_accepting
+        return effects + self._mesh_state_publisher.publish(
+            election.epoch, election.reachable_dispatcher, is_serving=is_serving
+        )
+
+    # --- Roles.
+
+    def _apply_role(self, now: Moment) -> list[Effect]:
+        """Make dispatcher, replication and worker go by what the election says now."""
+        election, effects = self._election, list[Effect]()
+        if election.loss.was_silent:
+            # It may have given up this standby meanwhile, whoever is followed next.
+            self._standby.mark_behind()
+        dispatcher_epoch, attachment = election.dispatcher_epoch, election.attachment
+        if dispatcher_epoch is not self._dispatcher_epoch:
+            if self._dispatcher_epoch is not None:
+                self._stop_dispatching(now)
+            self._dispatcher_epoch = dispatcher_epoch
+            if dispatcher_epoch is None:
+                effects.append(Advertise(is_dispatcher=False, term=0))
+            else:
+                effects += self._start_dispatching(dispatcher_epoch, now)
+        if attachment is not self._attachment and attachment != self._attachment:
+            effects += self._change_attachment(attachment, now)
+        self._link_policy.update_dial_scope()
+        return effects
+
+    def _start_dispatching(
+        self, dispatcher_epoch: DispatcherEpoch, now: Moment
+    ) -> list[Effect]:
+        epoch, stream = dispatcher_epoch.epoch, dispatcher_epoch.stream
+        roster_builder, peers = self._roster_builder, self._peer_table.peers
+        roster_builder.mark_members_lost(now)
+        self._journal.open_stream(stream)
+        lost_dispatcher = self._election.loss.dispatcher
+        expects_standbys = bool(peers) or roster_builder.expects_others(
+            self._me, lost_dispatcher
+        )
+        self._replication.start_replicating(
+            dispatcher_epoch, now, expects_standbys=expects_standbys
+        )
+        self._standby.check_ack_guarantee(now)
+        in_sync_epoch = self._standby.in_sync_epoch
+        self._catch_up.start_catch_up(
+            epoch, roster_builder.roster, in_sync_epoch, now.mono_s
+        )
+        if not self._catch_up.has_read_all:
+            self._dispatcher.reconciler.delay_read(now)
+        effects = self._dispatcher.start_dispatching(epoch, stream, now)
+        # Count on who is here, before all have told what they run: else a task that
+        # shall fail fast would be refused for a moment.
+        for info in (self._settings.node, *(view.info for view in peers.values())):
+            effects += self._register_worker(info, now)
+        if self._election.is_withdrawn:
+            self._dispatcher.pause_accepting()
+        effects.append(Advertise(is_dispatcher=True, term=epoch.term))
+        return effects + self._link_policy.dial_absent_members(now)
+
+    def _stop_dispatching(self, now: Moment) -> None:
+        self._dispatcher.stop_dispatching()
+        self._replication.stop_replicating(now)
+        self._journal.close_stream()
+
+    def _change_attachment(
+        self, attachment: Attachment | None, now: Moment
+    ) -> list[Effect]:
+        """Let the worker serve another dispatcher, or none; look for one then."""
+        effects: list[Effect] = []
+        if self._attachment is not None:
+            effects += self._worker.detach(now)
+        self._attachment = attachment
+        if self._dispatcher_epoch is None and attachment is not None:
+            effects += self._mdns_schedule.stop()
+        elif not self._mdns_schedule.is_browsing:
+            effects += self._mdns_schedule.start(
+                now, is_delayed=self._election.is_mass_succession
+            )
+        if attachment is not None:
+            effects += self._worker.attach(attachment.dispatcher, attachment.epoch, now)
+        return effects

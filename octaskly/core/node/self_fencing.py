@@ -11,10 +11,8 @@ import math
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogLine
-from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
-from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import Epoch, Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import HeartbeatOk
@@ -28,15 +26,11 @@ class SelfFencing:
     def __init__(
         self,
         timing: Timing,
-        peer_table: PeerTable,
-        candidacy: Candidacy,
         election: Election,
         dispatcher_transfer: DispatcherTransfer,
         dispatcher: Dispatcher,
     ) -> None:
         self._timing = timing
-        self._peer_table = peer_table
-        self._candidacy = candidacy
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._dispatcher = dispatcher
@@ -49,7 +43,7 @@ class SelfFencing:
         if (
             gap_s < FENCING_PAUSE_S
             or dispatcher_epoch is None
-            or not any(True for _ in self._peer_table.followers(dispatcher_epoch.epoch))
+            or not self._election.follower_count
         ):
             return []
         self._fenced_epoch, self._fenced_since_s = dispatcher_epoch.epoch, now.mono_s
@@ -84,6 +78,6 @@ class SelfFencing:
         dispatcher_epoch = self._election.dispatcher_epoch
         if dispatcher_epoch is None or dispatcher_epoch.epoch != epoch:
             return []
-        if self._candidacy.is_withdrawn or self._dispatcher_transfer.is_in_progress:
+        if self._election.is_withdrawn or self._dispatcher_transfer.is_in_progress:
             return []  # It is paused for more than this.
         return self._dispatcher.resume_accepting(now)

@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 
 from octaskly.core.effects import Effect, LogLine, Stopped
+from octaskly.core.election.election import Election
 from octaskly.core.election.phases import SteppingDown
+from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.model.ids import Moment
-from octaskly.core.node.components import Components
+from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import STOPPING_REASON
+from octaskly.core.replication.journal import Journal
+from octaskly.core.worker.worker import Worker
 
 PROCESS_EXIT_S = 6.0  #: beyond the grace, for processes to go and results to be kept
 DISK_FLUSH_S = 2.0  #: for what is on its way to the disk when patience is over
@@ -22,20 +26,24 @@ DISK_FLUSH_S = 2.0  #: for what is on its way to the disk when patience is over
 class Shutdown:
     """The way out of one node; idle until it is asked for."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(
+        self,
+        timing: Timing,
+        journal: Journal,
+        election: Election,
+        dispatcher_transfer: DispatcherTransfer,
+        worker: Worker,
+    ) -> None:
         self.is_requested = False  #: the node is on its way out
         self.is_done = False
-        self._journal = components.journal
-        self._peer_table = components.peer_table
-        self._candidacy = components.candidacy
-        self._election = components.election
-        self._dispatcher_transfer = components.dispatcher_transfer
-        self._dispatcher = components.dispatcher
-        self._worker = components.worker
+        self._journal = journal
+        self._election = election
+        self._dispatcher_transfer = dispatcher_transfer
+        self._worker = worker
         self._drain_deadline_s: float | None = (
             None  #: when patience with the worker is over
         )
-        self._kill_timeout_s = components.settings.timing.kill_grace_s + PROCESS_EXIT_S
+        self._kill_timeout_s = timing.kill_grace_s + PROCESS_EXIT_S
         self._has_stopped_attempts = False
         self._is_drain_over = False
 
@@ -47,14 +55,12 @@ class Shutdown:
             drain_s = 0.0  # What is frozen does not end.
         self.is_requested = True
         self._drain_deadline_s = now.mono_s + drain_s
-        self._candidacy.withdraw()
+        self._election.withdraw()
         # Standbys that were asked while the disk failed may be ready by now.
         self._dispatcher_transfer.reset()
-        effects: list[Effect] = [LogLine("info", "stopping", (("drain_s", drain_s),))]
-        if self._dispatcher.is_active:
-            self._dispatcher.pause_accepting()
+        note = LogLine("info", "stopping", (("drain_s", drain_s),))
         availability = self._worker.availability.with_stopping()
-        return effects + self._worker.set_availability(availability, now)
+        return [note, *self._worker.set_availability(availability, now)]
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on as far as possible."""
@@ -100,9 +106,5 @@ class Shutdown:
     def _finish(self, reason: str, now: Moment) -> list[Effect]:
         self.is_done = True
         effects: list[Effect] = [LogLine("info", "stopped", (("reason", reason),))]
-        self._election.start_discovering(
-            "stopped", now
-        )  # In silence: it seeks nothing any more.
-        for peer in tuple(self._peer_table.peers):
-            effects += self._peer_table.disconnect(peer, STOPPING_REASON, now)
+        effects += self._election.leave_mesh(STOPPING_REASON, now)
         return [*effects, Stopped()]

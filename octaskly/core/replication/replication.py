@@ -86,6 +86,7 @@ class Replication:
         self._pending_acks = PendingAcks(
             journal, settings.timing.replication_wait_s, self._acked_standbys
         )
+        self._was_in_sync = False  #: a standby of this epoch, at the last look
         self._seen_peer_changes = -1  #: of the members, at the last choice
         self._next_choice_s = NEVER  #: when a node that was slow may be chosen again
 
@@ -119,6 +120,7 @@ class Replication:
         self._standbys.clear()
         self._dropped_as_slow_s.clear()
         self._log_tail.restart_from({})
+        self._was_in_sync = False
         self._seen_peer_changes = -1
         self._next_choice_s = NEVER
 
@@ -359,7 +361,17 @@ class Replication:
         if is_due or self.peer_table.change_count != self._seen_peer_changes:
             self._seen_peer_changes = self.peer_table.change_count
             effects += self._choose_standbys(now)
+        effects += self._warn_single_copy()
         return effects + self._pending_acks.release_acks(now)
+
+    def _warn_single_copy(self) -> list[Effect]:
+        """Say it when tasks that are accepted from now on have one copy only."""
+        was_in_sync, self._was_in_sync = self._was_in_sync, self.has_in_sync_standby
+        if self._was_in_sync or not was_in_sync:
+            return []
+        return [
+            LogLine("warning", "one copy only", (("joining", len(self._standbys)),))
+        ]
 
     def deadline(self) -> float:
         """Return when `update_standbys` has something to do."""
