@@ -21,6 +21,7 @@ from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import Moment, task_name
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal
 
 UNBLOCKED_MAX = 1000  #: tasks of one answer
@@ -34,7 +35,10 @@ def has_dependencies(spec: TaskSpec) -> bool:
 class Dependencies:
     """The tasks of this reign that wait for others."""
 
-    def __init__(self, step: DispatchStep, journal: Journal, timing: Timing) -> None:
+    def __init__(
+        self, step: DispatchStep, journal: Journal, timing: Timing, timers: TimerHeap
+    ) -> None:
+        self._timers = timers
         self._step = step
         self._queue = step.queue
         self._journal = journal
@@ -58,16 +62,18 @@ class Dependencies:
         self._due_s = now.mono_s + self._period_s
         self.note_waiting_tasks()
 
-    def deadline(self) -> float:
-        """Return when `query_unblocked` has something to do without anything having happened."""
-        is_idle = self._has_waiting_tasks and not (
-            self._is_querying or self._queue.is_reading_paused
-        )
-        return self._due_s if is_idle else math.inf
+    def _set_timer(self) -> None:
+        """Set the timer for a query for which nothing has to happen.
+
+        One that is due while reading is paused is made when it goes on.
+        """
+        is_idle = self._has_waiting_tasks and not self._is_querying
+        self._timers.set(Timer.DEPENDENCIES, self._due_s if is_idle else math.inf)
 
     def note_waiting_tasks(self) -> None:
         """Tasks came that wait: ask when they are durable."""
         self._has_waiting_tasks = self._needs_query = self._has_new_waiting_tasks = True
+        self._set_timer()
 
     def query_unblocked(self, now: Moment) -> list[Effect]:
         """Ask the store, if there is a reason to; at the end of each step."""
@@ -90,6 +96,7 @@ class Dependencies:
         if is_due:
             self._due_s = now.mono_s + self._period_s
             before_hlc = hlc_of(now.wall_ms - self._missing_dependency_ms)
+        self._set_timer()
         query = LoadUnblocked(self._query_number, UNBLOCKED_MAX, before_hlc)
         return self._journal.when_durable(lambda _: [query], now)
 
@@ -129,6 +136,7 @@ class Dependencies:
 
     def _finish_query(self) -> None:
         self._is_querying, self._step.ended_since_query = False, None
+        self._set_timer()
 
     def _decide_unblocked(self, unblocked: UnblockedTask) -> TaskSpec | None:
         """Write what becomes of one task; return it if it may run."""

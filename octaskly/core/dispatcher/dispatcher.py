@@ -7,7 +7,6 @@ effects in `placing`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from octaskly.core.dispatcher.admission import Admission
@@ -33,6 +32,7 @@ from octaskly.core.log.facts import Notified, Submitted
 from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
     Reattach,
@@ -65,23 +65,24 @@ class Dispatcher:
         journal: Journal,
         replication: Replication,
         sequence: int,
+        timers: TimerHeap,
     ) -> None:
         self._journal = journal
         self._replication = replication
         self._is_strict = settings.is_strict
         self.is_active = False
         self.is_accepting = False
-        self._step = DispatchStep(settings.limits, journal, replication)
-        self.reconciler = Reconciler(self._step, settings.timing.reattach_s)
+        self._step = DispatchStep(settings.limits, journal, replication, timers)
+        self.reconciler = Reconciler(self._step, settings.timing.reattach_s, timers)
         self.retention = Retention(
-            settings, self._step, journal, replication.peer_table
+            settings, self._step, journal, replication.peer_table, timers
         )
         self._queue, self._pool = self._step.queue, self._step.pool
         self.ended_counts = self._queue.ended_counts
         self._backoff_queue = self._step.backoff_queue
         self._outcome_recorder = OutcomeRecorder(self._step, self.reconciler)
         self.explainer = Explainer(self._step)
-        self._dependencies = Dependencies(self._step, journal, settings.timing)
+        self._dependencies = Dependencies(self._step, journal, settings.timing, timers)
         self._admission = Admission(journal, self._queue, sequence)
         self._canceller = Canceller(
             self._step,
@@ -123,6 +124,7 @@ class Dispatcher:
         if not self.is_active:
             return []
         self.is_accepting = self._step.is_assigning = True
+        self.retention.set_timer()
         return self._commit_step(now)
 
     def raise_sequence(self, sequence: int) -> None:
@@ -132,17 +134,6 @@ class Dispatcher:
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
         return self._queue.outstanding(node)
-
-    def deadline(self) -> float:
-        """Return when `on_time` has something to do."""
-        if not self.is_active:
-            return math.inf
-        return min(
-            self.reconciler.deadline(),
-            self._backoff_queue.deadline(),
-            self._dependencies.deadline(),
-            self.retention.deadline() if self.is_accepting else math.inf,
-        )
 
     # --- Clients.
 
@@ -378,13 +369,12 @@ class Dispatcher:
         return self._commit_step(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Give up the attempts of workers that did not come back in time."""
+        """Do what is due: one of the timers of these machines is."""
         if not self.is_active:
             return []
         effects = self.retention.on_time(now) if self.is_accepting else []
         effects += self._dependencies.query_unblocked(now)
-        if self._backoff_queue.deadline() <= now.mono_s:
-            self._step.requeue_backed_off(now)
+        if self._step.requeue_backed_off(now):
             effects += self._commit_step(now)
         if self.reconciler.deadline() > now.mono_s:
             return effects

@@ -19,6 +19,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Reattach
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 from octaskly.core.scheduling.retry_policy import NO_TRIES, reported_attempts, tries_of
@@ -30,8 +31,11 @@ CATCH_UP_S_MAX = 3.0  #: and for those that are not silent
 class Reconciler:
     """Attempts that this reign did not start, and workers that are awaited."""
 
-    def __init__(self, step: DispatchStep, reattach_s: float) -> None:
+    def __init__(
+        self, step: DispatchStep, reattach_s: float, timers: TimerHeap
+    ) -> None:
         self._step = step
+        self._timers = timers
         self._queue = step.queue
         self._pool = step.pool
         self._reattach_s = reattach_s
@@ -52,6 +56,7 @@ class Reconciler:
         self._window_end_s = now.mono_s + self._reattach_s
         self._absent_workers.clear()
         self.is_window_open = True
+        self._set_timer()
 
     def delay_read(self, now: Moment) -> None:
         """Read nothing until `trust_log`, for a while: others have ends to tell."""
@@ -65,6 +70,7 @@ class Reconciler:
             self._read_delayed_until_s = min(
                 now.mono_s + CATCH_UP_S, self._read_delay_end_s
             )
+            self._set_timer()
 
     def trust_log(self) -> None:
         """Believe the log when it is read next: it is whole now, or has to do."""
@@ -76,6 +82,7 @@ class Reconciler:
         """Read what is in the log."""
         self._queue.is_reading_paused = False
         self._read_delayed_until_s = math.inf
+        self._set_timer()
 
     def stop_waiting(self) -> None:
         """Wait for nobody."""
@@ -84,6 +91,10 @@ class Reconciler:
         self._absent_workers.clear()
         self._ended_elsewhere.clear()
         self.is_window_open = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timers.set(Timer.REATTACH, self.deadline())
 
     def deadline(self) -> float:
         """Return when `expire_absent_workers` has something to do."""
@@ -98,7 +109,7 @@ class Reconciler:
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
-        self._absent_workers.pop(node, None)
+        self._stop_awaiting(node)
         # By the same link it reattaches where it was claimed twice: what this reign
         # gave it since is on its way.
         own_stream = self._step.stream if self._pool.is_attached(node) else None
@@ -124,9 +135,13 @@ class Reconciler:
             if held_tasks:
                 self._absent_workers[node] = self._window_end_s
             return False
-        self._absent_workers.pop(node, None)
+        self._stop_awaiting(node)
         self._step.lose_attempts(held_tasks, now)
         return True
+
+    def _stop_awaiting(self, node: NodeId) -> None:
+        if self._absent_workers.pop(node, None) is not None:
+            self._set_timer()
 
     def expire_absent_workers(self, now: Moment) -> None:
         """Give up the attempts of workers that did not come back in time."""
@@ -138,6 +153,7 @@ class Reconciler:
             del self._absent_workers[node]
             self._step.lose_attempts(self._tasks_held_by(node), now)
         self.is_window_open = now.mono_s < self._window_end_s
+        self._set_timer()
         if self.is_window_open:
             return
         if self.is_log_behind:
@@ -354,7 +370,9 @@ class Reconciler:
                 if self.is_window_open
                 else now.mono_s + self._reattach_s
             )
-            self._absent_workers.setdefault(node, until_s)
+            if node not in self._absent_workers:
+                self._absent_workers[node] = until_s
+                self._set_timer()
         elif not task.is_worker_confirmed and not self.is_log_behind:
             self._step.lose_attempt(task, now)
             self._recount_worker(node)

@@ -22,6 +22,7 @@ from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, hlc_of
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replies import TasksPurged
 
@@ -43,7 +44,9 @@ class Retention:
         step: DispatchStep,
         journal: Journal,
         peer_table: PeerTable,
+        timers: TimerHeap,
     ) -> None:
+        self._timers = timers
         self._retention_ms = round(settings.timing.retention_s * 1000)
         self._period_s = settings.timing.floor_interval_s
         self._tasks_max = settings.limits.retained_tasks
@@ -77,6 +80,7 @@ class Retention:
         self._after_key = 0
         self._seen_merge = self._journal.last_merge
         self._due_s = now.mono_s + self._period_s
+        self.set_timer()
 
     def on_purge_requested(self, event: PurgeRequested, now: Moment) -> None:
         """Forget what ended so long ago, as soon as the store says how."""
@@ -86,19 +90,28 @@ class Retention:
         )
         self._purge_requests[event.ticket] = 0
         self._due_s = now.mono_s
+        self.set_timer()
 
     def hasten_row_rewrite(self, now: Moment) -> None:
         """Write again what rows alone say: somebody is here to keep it."""
         self._due_s = min(self._due_s, now.mono_s + FLOOR_STEP_S)
+        self.set_timer()
 
-    def deadline(self) -> float:
-        """Return when `on_time` has something to state or to ask."""
+    def set_timer(self) -> None:
+        """Set the timer for what is to be stated or asked; a floor may have come."""
         if self._journal.floor is not self._written_floor:
-            return -math.inf
-        return math.inf if self._is_planning else self._due_s
+            due_s = -math.inf
+        else:
+            due_s = math.inf if self._is_planning else self._due_s
+        self._timers.set(Timer.RETENTION, due_s)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """State a floor that came from elsewhere; ask the store when it is time."""
+        effects = self._plan_when_due(now)
+        self.set_timer()
+        return effects
+
+    def _plan_when_due(self, now: Moment) -> list[Effect]:
         effects: list[Effect] = []
         if self._journal.floor is not self._written_floor:
             effects += self._write_floor(self._journal.floor, now)
@@ -136,6 +149,13 @@ class Retention:
         self, event: FloorPlanned, now: Moment, *, may_write: bool
     ) -> list[Effect]:
         """Carry what is still wanted, then raise the floor."""
+        effects = self._go_by_plan(event, now, may_write=may_write)
+        self.set_timer()
+        return effects
+
+    def _go_by_plan(
+        self, event: FloorPlanned, now: Moment, *, may_write: bool
+    ) -> list[Effect]:
         self._is_planning = False
         self._due_s = now.mono_s + self._next_plan_delay_s(event)
         # By a floor that came meanwhile, what is to be carried may be gone.
@@ -210,4 +230,5 @@ class Retention:
 
     def _finish_plan(self, _: Moment) -> list[Effect]:
         self._is_planning = False
+        self.set_timer()
         return []

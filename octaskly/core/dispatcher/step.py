@@ -38,6 +38,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign, Kill, Message
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
@@ -105,11 +106,15 @@ class DispatchStep:
     """Queue, workers, and the facts and orders of the step under way."""
 
     def __init__(
-        self, limits: Limits, journal: Journal, replication: Replication
+        self,
+        limits: Limits,
+        journal: Journal,
+        replication: Replication,
+        timers: TimerHeap,
     ) -> None:
         self.pool = WorkerPool(limits.prefetch)
         self.queue = TaskQueue(limits, self.pool.can_run)
-        self.backoff_queue = BackoffQueue(self.queue)
+        self.backoff_queue = BackoffQueue(self.queue, timers)
         self.matcher = Matcher(self.queue, self.pool)
         self.epoch: Epoch = NO_EPOCH
         self.is_assigning = False
@@ -254,14 +259,19 @@ class DispatchStep:
         ):  # It may be over by that, as the store is going to say.
             self.announce_ended([array_and_number[0]])
 
-    def requeue_backed_off(self, now: Moment) -> None:
-        """Queue those that have rested; the store is asked about some before."""
-        for task in self.backoff_queue.pop_due(now):
+    def requeue_backed_off(self, now: Moment) -> bool:
+        """Queue those that have rested; the store is asked about some before.
+
+        Return True if there were any.
+        """
+        due = list(self.backoff_queue.pop_due(now))
+        for task in due:
             if task.may_be_array_cancelled:
                 self.queue.end(task, None)
                 self.pin_until_durable(task)
             else:
                 self.queue.end_back_off(task)
+        return bool(due)
 
     def record_lost_attempt(
         self, task_id: TaskId, attempt: AttemptId, node: NodeId, now: Moment

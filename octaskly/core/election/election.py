@@ -194,9 +194,11 @@ class Election:
     def _enter_phase(self, phase: Phase) -> None:
         assert type(phase) in PHASE_TRANSITIONS[type(self.phase)]
         self.phase = phase
-        self.dispatcher_epoch = (
-            phase.dispatcher_epoch if isinstance(phase, Dispatching) else None
-        )
+        if isinstance(phase, Dispatching):
+            self.dispatcher_epoch = phase.dispatcher_epoch
+        else:
+            self.dispatcher_epoch = None
+            self.heartbeats.stop_heartbeats()
 
     # Seeking
 

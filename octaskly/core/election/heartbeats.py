@@ -13,6 +13,7 @@ from octaskly.core.effects import Effect, Send
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Claim, Heartbeat
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
@@ -32,9 +33,10 @@ class Heartbeats:
         journal: Journal,
         peer_table: PeerTable,
         replication: Replication,
+        timers: TimerHeap,
     ) -> None:
-        self.next_heartbeat_s = 0.0
-        """When the next heartbeat is due."""
+        self._next_heartbeat_s = 0.0
+        self._timers = timers
         self._timing = settings.timing
         self._limits = settings.limits
         self._journal = journal
@@ -48,16 +50,16 @@ class Heartbeats:
         self, dispatcher_epoch: DispatcherEpoch, now: Moment
     ) -> list[Effect]:
         """Claim before all connected peers; the first heartbeat is due at once."""
-        self.next_heartbeat_s = now.mono_s
+        self._set_next_heartbeat(now.mono_s)
         self._next_claim_s = now.mono_s + self._claim_timeout_s
         return self._send_claims(dispatcher_epoch, now)
 
     def on_time(self, dispatcher_epoch: DispatcherEpoch, now: Moment) -> list[Effect]:
         """Send heartbeats, and the claim again to peers that do not follow."""
-        if now.mono_s < self.next_heartbeat_s:
+        if now.mono_s < self._next_heartbeat_s:
             return []
         self._last_heartbeat_s = now.mono_s
-        self.next_heartbeat_s = now.mono_s + self._timing.heartbeat_s
+        self._set_next_heartbeat(now.mono_s + self._timing.heartbeat_s)
         heartbeat = Heartbeat(dispatcher_epoch.epoch, now.mono_s)
         effects: list[Effect] = [
             Send(node, (self._heartbeat_for(node, heartbeat),))
@@ -78,9 +80,17 @@ class Heartbeats:
 
     def hasten_heartbeat(self) -> None:
         """Have the next heartbeat sent soon."""
-        self.next_heartbeat_s = min(
-            self.next_heartbeat_s, self._last_heartbeat_s + HASTENED_HEARTBEAT_S
+        self._set_next_heartbeat(
+            min(self._next_heartbeat_s, self._last_heartbeat_s + HASTENED_HEARTBEAT_S)
         )
+
+    def stop_heartbeats(self) -> None:
+        """Send none any more."""
+        self._timers.clear(Timer.HEARTBEAT)
+
+    def _set_next_heartbeat(self, at_s: float) -> None:
+        self._next_heartbeat_s = at_s
+        self._timers.set(Timer.HEARTBEAT, at_s)
 
     def claim_message(self, dispatcher_epoch: DispatcherEpoch) -> Claim:
         """Return the claim, with what this node holds by now."""

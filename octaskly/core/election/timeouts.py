@@ -28,6 +28,7 @@ from octaskly.core.events import DialFailed
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import STOPPING_REASON, Probe, ProbeOk
 from octaskly.core.replication.catch_up import NON_PARTITION_REASONS
 
@@ -44,7 +45,9 @@ class Timeouts:
         peer_table: PeerTable,
         candidacy: Candidacy,
         election: Election,
+        timers: TimerHeap,
     ) -> None:
+        self._timers = timers
         self._me = settings.node.id
         self._timing = settings.timing
         self._peer_table = peer_table
@@ -64,16 +67,26 @@ class Timeouts:
 
     # Time
 
-    def deadline(self) -> float:
-        """Return when time alone changes something.
+    def set_timer(self, now: Moment) -> None:
+        """Set the timer by what is known now.
 
-        For who falls silent it looks at each tick as well.
+        Frames of the dispatcher put its end off: with each heartbeat, the timer too.
         """
+        due_s = self.deadline(now)
+        if isinstance(self._phase, Discovering | Campaigning):
+            # What these wait for moves with all that is heard of others.
+            due_s = min(due_s, now.mono_s + self._timing.tick_s)
+        self._timers.set(Timer.ELECTION, due_s)
+
+    def deadline(self, now: Moment) -> float:
+        """Return when time alone changes something, as it looks now."""
         match self._election.phase:
-            case Dispatching():  # As mostly, and so is the next one.
-                return self._election.heartbeats.next_heartbeat_s
-            case Following(suspicion=suspicion):
-                return math.inf if suspicion is None else suspicion.deadline()
+            case Dispatching() | Claiming():
+                return math.inf  # Heartbeats have a timer of their own, or the disk.
+            case Following(suspicion=Suspicion() as suspicion):
+                return suspicion.deadline()
+            case Following() as phase:
+                return self._silence_deadline_s(phase, now)
             case Discovering() as phase:
                 is_withdrawn = self._candidacy.is_withdrawn
                 return math.inf if is_withdrawn else self._next_check_s(phase)
@@ -81,13 +94,16 @@ class Timeouts:
                 return min(
                     self._election.claim_turn_s(phase), self._next_dial_round_s(phase)
                 )
-            case Claiming():
-                return math.inf  # The disk decides when it goes on.
             case SteppingDown() as phase:
                 return self._step_down_deadline_s(phase)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Do what is due."""
+        effects = self._do_due(now)
+        self.set_timer(now)
+        return effects
+
+    def _do_due(self, now: Moment) -> list[Effect]:
         match self._phase:
             case Discovering() as phase:
                 return self._on_discovering(phase, now)
@@ -97,10 +113,8 @@ class Timeouts:
                 return self._dial_earlier_successors(
                     phase, now
                 ) + self._election.claim_if_turn(now)
-            case Claiming():
+            case Claiming() | Dispatching():
                 return []
-            case Dispatching(reign):
-                return self._election.heartbeats.on_time(reign, now)
             case SteppingDown() as phase:
                 return self._on_stepping_down(phase, now)
 
@@ -144,13 +158,6 @@ class Timeouts:
     def _on_following(self, phase: Following, now: Moment) -> list[Effect]:
         """Doubt a dispatcher that is silent, and claim once it is taken for dead."""
         suspicion = phase.suspicion
-        if suspicion is None and self._candidacy.reads_newer_log_than(
-            phase.follow_link.dispatcher
-        ):
-            # It was followed while this node could not reign, or had no such log yet.
-            return self._election.claim_epoch_above(
-                self._election.epoch, UNREADABLE_LOG_REASON
-            )
         if suspicion is None:
             return self._check_silence(phase, now)
         match suspicion.evaluate(now):
@@ -166,25 +173,29 @@ class Timeouts:
 
     def _check_silence(self, phase: Following, now: Moment) -> list[Effect]:
         """Suspect a dispatcher that is silent; its link may only look alive."""
+        if now.mono_s < self._silence_deadline_s(phase, now):
+            return []
         dispatcher = phase.follow_link.dispatcher
         view = self._peer_table.peers.get(dispatcher)
         heard_s = self._timeout_scaling.silent_since_s(
             0.0 if view is None else view.last_frame_s
         )
-        silence_s = (
-            self._timing.suspicion_timeout_s * self._timeout_scaling.timeout_scale(now)
-        )
-        silence_s *= PLAIN_WORKER_HEARTBEATS if phase.follow_link.is_plain_worker else 1
-        if view is not None and view.last_frame_s <= phase.since_s:
-            silence_s += (
-                self._address_book.dial_wait_s
-            )  # It has not even said that it heard.
-        if view is not None and now.mono_s - heard_s < silence_s:
-            return []
         self._election.loss.mark_silent(heard_s)
         effects = self._peer_table.disconnect(dispatcher, "silent", now)
         note = LogLine("warning", "dispatcher silent", (("peer", dispatcher),))
         return [*effects, note, *self._start_suspicion(phase, dispatcher, now)]
+
+    def _silence_deadline_s(self, phase: Following, now: Moment) -> float:
+        """Return when a dispatcher that says nothing more is suspected."""
+        view = self._peer_table.peers.get(phase.follow_link.dispatcher)
+        if view is None:
+            return now.mono_s
+        scale = self._timeout_scaling.timeout_scale(now)
+        silence_s = self._timing.suspicion_timeout_s * scale
+        silence_s *= PLAIN_WORKER_HEARTBEATS if phase.follow_link.is_plain_worker else 1
+        if view.last_frame_s <= phase.since_s:  # It has not even said that it heard.
+            silence_s += self._address_book.dial_wait_s
+        return self._timeout_scaling.silent_since_s(view.last_frame_s) + silence_s
 
     def _on_stepping_down(self, phase: SteppingDown, now: Moment) -> list[Effect]:
         """Give up a winner that takes too long to claim, or is gone."""
@@ -307,6 +318,17 @@ class Timeouts:
         )
         ok = ProbeOk(suspect, message.sent_s, age_s, self._election.epoch)
         return [Send(peer, (ok,))]
+
+    def on_dispatcher_heard(self, now: Moment) -> list[Effect]:
+        """The dispatcher that this node follows has sent a heartbeat."""
+        phase, election = self._phase, self._election
+        if not isinstance(phase, Following) or phase.suspicion is not None:
+            return []
+        self.set_timer(now)
+        if not self._candidacy.reads_newer_log_than(phase.follow_link.dispatcher):
+            return []
+        # It was followed while this node could not reign, or had no such log yet.
+        return election.claim_epoch_above(election.epoch, UNREADABLE_LOG_REASON)
 
     def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
         """Take a peer's word about a suspect."""

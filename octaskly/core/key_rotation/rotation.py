@@ -11,6 +11,7 @@ waited for, it writes down which others have confirmed, as those may sleep when 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from octaskly.core.effects import Answer, Effect, LogLine, Send
 from octaskly.core.events import RecordDraft
@@ -36,6 +37,7 @@ from octaskly.core.model.keys import (
     SendKeyring,
 )
 from octaskly.core.model.settings import URGENT_STEP_S, Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 
 RENEWING_REASON = "until the old secret is over none but members are let in"
 STEP_RETRY_S = 15.0  #: a step is asked for again after so long
@@ -53,7 +55,9 @@ class KeyRotation:
         roster_builder: RosterBuilder,
         record_table: RecordTable,
         keys: KeyringState,
+        timers: TimerHeap,
     ) -> None:
+        self._timers = timers
         self.keyring = keys
         self._me = settings.node.id
         self._timing = settings.timing
@@ -142,11 +146,15 @@ class KeyRotation:
 
     # --- Peers.
 
-    def on_peer_up(self, peer: NodeId) -> list[Effect]:
+    def on_peer_up(self, peer: NodeId, now: Moment) -> list[Effect]:
         """Tell a peer that came what this node has.
 
         A mesh that never renewed its secret says nothing.
         """
+        if self.keyring.newest > 1:
+            self._timers.set_earlier(
+                Timer.OUTDATED_LINKS, now.mono_s + OLD_LINK_GRACE_S
+            )
         self._sent_keyrings.pop(peer, None)
         was_never_renewed = self.keyring.newest == 1 and not self.keyring.revoked
         return [] if was_never_renewed else self._send_status((peer,))
@@ -214,6 +222,7 @@ class KeyRotation:
         effects: list[Effect] = []
         if before.rank != self.keyring.rank:
             self._changed_s, self._phase_age = now.mono_s, None
+            self._timers.set(Timer.OUTDATED_LINKS, now.mono_s + OLD_LINK_GRACE_S)
             phase = ("phase", self.keyring.phase.value)
             fields = (("generation", self.keyring.newest), phase)
             effects.append(LogLine("info", "mesh secret", fields))
@@ -276,6 +285,15 @@ class KeyRotation:
                 < self.keyring.oldest
             ]
         return ends
+
+    def set_timer(self, now: Moment) -> None:
+        """Set the timer for the next link that may have to end."""
+        grace_ends_s = (
+            max(self._changed_s, view.connected_s) + OLD_LINK_GRACE_S
+            for view in self._peer_table.peers.values()
+        )
+        due_s = min((at_s for at_s in grace_ends_s if at_s > now.mono_s), default=inf)
+        self._timers.set(Timer.OUTDATED_LINKS, due_s)
 
     # --- Inside.
 

@@ -18,6 +18,7 @@ from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.membership.peer import ADDRESSES_MAX, PeerView, merge_addresses
 from octaskly.core.model.ids import Address, Moment, NodeId
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 
 FORGET_PEER_S: Final = 7 * 86_400.0  #: for how long an absent peer is dialled
 FORGET_ADVERT_S: Final = 60.0
@@ -81,16 +82,20 @@ class AddressBook:
     """Places to dial, with the times of the next dials."""
 
     def __init__(
-        self, settings: Settings, saved: SavedState, peers: Mapping[NodeId, PeerView]
+        self,
+        settings: Settings,
+        saved: SavedState,
+        peers: Mapping[NodeId, PeerView],
+        timers: TimerHeap,
     ) -> None:
-        self.dial_scope = DialScope.FIRST_RANKED
+        self._dial_scope = DialScope.FIRST_RANKED
+        self._timers = timers
         self._peers = peers  #: who is connected, as `membership` has it
         self._me = settings.node.id
         self._limits = settings.limits
         self._dial_wait_s = settings.timing.dial_wait_s
         self._targets: dict[NodeId | Address, DialTarget] = {}
         self._remembered = saved.peers
-        self._next_dial_s: float | None = None  #: the next dial; None: to be found
         self._pending_dials: dict[NodeId | Address, PendingDial] = {}
         self._delayed_nodes: set[NodeId] = set()  #: in sight, not dialled yet
         self._blocked: frozenset[NodeId] = frozenset()
@@ -150,7 +155,15 @@ class AddressBook:
         saved, self._remembered = self._remembered, ()
         for advert in saved:
             self._add_target(advert.node, advert.addresses, now)
-        return self._dial_targets(self._targets.values(), now)
+        effects = self._dial_targets(self._targets.values(), now)
+        self._set_timer()
+        return effects
+
+    def set_dial_scope(self, scope: DialScope) -> None:
+        """Dial these nodes from now on."""
+        if scope is not self._dial_scope:
+            self._dial_scope = scope
+            self._set_timer()
 
     def block_nodes(self, nodes: Iterable[NodeId], *, blocks_all: bool) -> None:
         """Dial these nodes no more, or nobody: they were revoked, or this node was."""
@@ -158,7 +171,7 @@ class AddressBook:
         for key, hint in tuple(self._targets.items()):
             if blocks_all or hint.node in self._blocked:
                 del self._targets[key]
-        self._next_dial_s = None
+        self._set_timer()
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
         """Return where a node may be dialled, as far as it was heard."""
@@ -196,6 +209,7 @@ class AddressBook:
                 )
             else:
                 self._delay_dial(node, target, now)
+        self._set_timer()
         return effects
 
     def _delay_dial(self, node: NodeId, target: DialTarget, now: Moment) -> None:
@@ -214,7 +228,7 @@ class AddressBook:
         target.next_dial_s = max(
             target.next_dial_s, now.mono_s + self._redial_delay_s(target, now)
         )
-        self._next_dial_s = None
+        self._timers.set_earlier(Timer.DIAL, self._delayed_until_s)
 
     @property
     def has_dials(self) -> bool:
@@ -229,13 +243,20 @@ class AddressBook:
                 for key, dial in self._pending_dials.items()
                 if now.mono_s < dial.deadline_s
             }
+        effects = self._dial_delayed_nodes(needed, now)
+        self._set_timer()
+        return effects
+
+    def _dial_delayed_nodes(
+        self, needed: frozenset[NodeId], now: Moment
+    ) -> list[Effect]:
         if not self._delayed_nodes or now.mono_s < self._delayed_until_s:
             return []
         self._delayed_until_s = now.mono_s + DIAL_DELAY_S
         if self._is_dialling_dispatcher:
             return []
         delayed, self._delayed_nodes = self._delayed_nodes, set()
-        if self.dial_scope is DialScope.NOBODY and self._heard_of_ratio > 1.0:
+        if self._dial_scope is DialScope.NOBODY and self._heard_of_ratio > 1.0:
             return []
         targets = [
             self._targets[n]
@@ -243,7 +264,7 @@ class AddressBook:
             if n in self._targets
         ]
         effects = self._dial_targets(targets, now, was_discovered=True)
-        if self.dial_scope is DialScope.FIRST_RANKED:
+        if self._dial_scope is DialScope.FIRST_RANKED:
             self._delayed_nodes = (
                 delayed - self._peers.keys() - self._pending_dials.keys()
             )
@@ -285,7 +306,7 @@ class AddressBook:
                 target.next_dial_s = max(
                     target.next_dial_s, now.mono_s + self._redial_delay_s(target, now)
                 )
-                self._next_dial_s = None
+        self._set_timer()
 
     def on_peer_up(
         self, event: PeerUp, addresses: tuple[Address, ...], now: Moment
@@ -299,7 +320,7 @@ class AddressBook:
         if event.peer_hello.dispatcher == node:
             self._delayed_until_s = now.mono_s + ROSTER_WAIT_S
         self._add_target(node, addresses, now)
-        self._next_dial_s = None
+        self._set_timer()
 
     def on_addresses_changed(
         self, node: NodeId, addresses: tuple[Address, ...], now: Moment
@@ -313,26 +334,31 @@ class AddressBook:
         if target is not None:
             target.absent_since_s = now.mono_s
             target.next_dial_s = now.mono_s + REDIAL_S
-        self._next_dial_s = None
+            if self._dial_scope is not DialScope.NOBODY:
+                self._timers.set_earlier(Timer.DIAL, target.next_dial_s)
 
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
-        if self.dial_scope is not DialScope.EVERYBODY and self._heard_of_ratio > 1.0:
+        if self._dial_scope is not DialScope.EVERYBODY and self._heard_of_ratio > 1.0:
             return []
         targets = [
             hint
             for hint in self._targets.values()
             if hint.node not in self._delayed_nodes
         ]
-        return self._dial_targets(targets, now)
+        effects = self._dial_targets(targets, now)
+        self._set_timer()
+        return effects
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Dial the hints that are due, forget those that are too old."""
-        if self.dial_scope is DialScope.NOBODY:
-            return []
-        if now.mono_s < self.deadline():
-            return []
-        self._next_dial_s = None
+        effects: list[Effect] = []
+        if self._dial_scope is not DialScope.NOBODY:
+            effects = self._dial_due_targets(now)
+        self._set_timer()
+        return effects
+
+    def _dial_due_targets(self, now: Moment) -> list[Effect]:
         due = []
         for key, hint in tuple(self._targets.items()):
             if hint.next_dial_s > now.mono_s or hint.node in self._peers:
@@ -344,16 +370,19 @@ class AddressBook:
             due.append(hint)
         return self._dial_targets(due, now)
 
-    def deadline(self) -> float:
-        """Return when the next dial is due."""
-        held_s = self._delayed_until_s if self._delayed_nodes else math.inf
-        if self.dial_scope is DialScope.NOBODY:
-            return held_s
-        if self._next_dial_s is None:
+    def _set_timer(self) -> None:
+        """Set the timer for the next dial, or for the end of one under way.
+
+        Where many nodes are dialled in a loop it may be too early, never too late.
+        """
+        due_s = self.first_dial_deadline_s
+        if self._delayed_nodes:
+            due_s = min(due_s, self._delayed_until_s)
+        if self._dial_scope is not DialScope.NOBODY:
             hints = self._targets.values()
             due = (hint.next_dial_s for hint in hints if hint.node not in self._peers)
-            self._next_dial_s = min(due, default=math.inf)
-        return min(self._next_dial_s, held_s)
+            due_s = min(due_s, min(due, default=math.inf))
+        self._timers.set(Timer.DIAL, due_s)
 
     @property
     def _is_dialling_dispatcher(self) -> bool:
@@ -376,7 +405,7 @@ class AddressBook:
         Of nodes that start together the one with the smallest id ranks first. All meet
         it then, or meet one who has, without a link between each two of them.
         """
-        if self.dial_scope is DialScope.FIRST_RANKED and self._is_dialling_dispatcher:
+        if self._dial_scope is DialScope.FIRST_RANKED and self._is_dialling_dispatcher:
             return []
         reached = set(self._peers)
         for dial in self._pending_dials.values():
@@ -388,7 +417,7 @@ class AddressBook:
             if node is not None:
                 before = sum(other < node for other in reached)
                 if (
-                    self.dial_scope is DialScope.FIRST_RANKED
+                    self._dial_scope is DialScope.FIRST_RANKED
                     and before >= DISCOVERY_PEERS
                 ):
                     break
@@ -407,9 +436,12 @@ class AddressBook:
         if target.node in self._peers or not target.addresses:
             return []  # Nowhere to dial is no proof that nobody is there.
         target.next_dial_s = now.mono_s + self._redial_delay_s(target, now)
-        self._next_dial_s = None
         key = target.node or target.addresses[0]
         until_s = now.mono_s + self.dial_wait_s
+        first_s = until_s
+        if self._dial_scope is not DialScope.NOBODY:
+            first_s = min(until_s, target.next_dial_s)
+        self._timers.set_earlier(Timer.DIAL, first_s)
         self._preferred_count += is_dispatcher and key not in self._pending_dials
         is_dispatcher &= self._preferred_count <= PREFERRED_DISPATCHERS_MAX
         dial = self._pending_dials.setdefault(key, PendingDial(target.node, until_s))
@@ -441,7 +473,8 @@ class AddressBook:
                 node, kept, now_s, now_s, now_s, is_confirmed=is_confirmed
             )
             self._targets[key] = target
-            self._next_dial_s = None
+            if self._dial_scope is not DialScope.NOBODY:
+                self._timers.set_earlier(Timer.DIAL, target.next_dial_s)
             self._drop_oldest_target()
         else:
             target.addresses = merge_addresses(addresses, target.addresses)
@@ -463,6 +496,6 @@ class AddressBook:
         """Return the seconds before an absent peer is dialled again."""
         absent_s = now.mono_s - target.absent_since_s
         factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)
-        if self.dial_scope is DialScope.FIRST_RANKED:
+        if self._dial_scope is DialScope.FIRST_RANKED:
             factor = max(factor, self._heard_of_ratio)
         return min(REDIAL_MAX_S, REDIAL_S * factor)

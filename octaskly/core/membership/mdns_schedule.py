@@ -6,6 +6,7 @@ import math
 
 from octaskly.core.effects import Browse, Effect
 from octaskly.core.model.ids import Moment
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 
 BROWSE_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  #: after losing the mesh; then every 20 s
 BROWSE_INTERVAL_S = 20.0
@@ -15,7 +16,8 @@ BROWSE_JITTER = 0.25  #: share by which a dispatcher's browsing is spread
 class MdnsSchedule:
     """The times of this node's questions."""
 
-    def __init__(self) -> None:
+    def __init__(self, timers: TimerHeap) -> None:
+        self._timers = timers
         self._since_s: float | None = None
         self._query_count = 0
         self._next_query_s = math.inf
@@ -31,14 +33,14 @@ class MdnsSchedule:
         In a crowd each question costs all of them something, and all ask at once.
         """
         self._since_s, self._query_count = now.mono_s, 0
-        self._next_query_s = now.mono_s + BROWSE_DELAYS_S[0]
+        self._set_next_query(now.mono_s + BROWSE_DELAYS_S[0])
         return [] if is_delayed else [Browse(is_wanted=True)]
 
     def stop(self) -> list[Effect]:
         """Browse no more."""
         if not self.is_browsing:
             return []
-        self._next_query_s = math.inf
+        self._set_next_query(math.inf)
         return [Browse(is_wanted=False)]
 
     def on_time(
@@ -50,13 +52,14 @@ class MdnsSchedule:
         self._query_count += 1
         if is_dispatching:
             spread = 1.0 + BROWSE_JITTER * (2.0 * draw - 1.0)
-            self._next_query_s = now.mono_s + BROWSE_INTERVAL_S * spread
+            next_s = now.mono_s + BROWSE_INTERVAL_S * spread
         elif self._query_count < len(BROWSE_DELAYS_S) and self._since_s is not None:
-            self._next_query_s = self._since_s + BROWSE_DELAYS_S[self._query_count]
+            next_s = self._since_s + BROWSE_DELAYS_S[self._query_count]
         else:
-            self._next_query_s = now.mono_s + BROWSE_INTERVAL_S
+            next_s = now.mono_s + BROWSE_INTERVAL_S
+        self._set_next_query(next_s)
         return [Browse(is_wanted=True)]
 
-    def deadline(self) -> float:
-        """Return when to ask next."""
-        return self._next_query_s
+    def _set_next_query(self, at_s: float) -> None:
+        self._next_query_s = at_s
+        self._timers.set(Timer.BROWSE, at_s)

@@ -15,14 +15,17 @@ from octaskly.core.membership.peer import PeerView, merge_addresses
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId, VectorItems
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import TimerHeap
 
 
 class PeerTable:
     """Connected peers, beside the places to dial."""
 
-    def __init__(self, settings: Settings, saved: SavedState) -> None:
+    def __init__(
+        self, settings: Settings, saved: SavedState, timers: TimerHeap
+    ) -> None:
         self.peers: dict[NodeId, PeerView] = {}  #: connected
-        self.address_book = AddressBook(settings, saved, self.peers)
+        self.address_book = AddressBook(settings, saved, self.peers, timers)
         self.members_max = settings.limits.peers  #: of which all are told
         self.change_count = 0  #: grows when peers come, go or begin to follow
         self._me = settings.node.id

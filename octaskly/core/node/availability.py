@@ -17,6 +17,7 @@ from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.events import AvailabilityRequested, DiskChanged, LoadSampled
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.nodes import Availability
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import AvailabilityChanged
 from octaskly.core.worker.worker import Worker
@@ -33,11 +34,13 @@ class DiskFailureHandler:
         election: Election,
         dispatcher_transfer: DispatcherTransfer,
         dispatcher: Dispatcher,
+        timers: TimerHeap,
     ) -> None:
         self._candidacy = candidacy
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._dispatcher = dispatcher
+        self._timers = timers
         self._next_transfer_s = 0.0  #: no standby is asked before
 
     def on_disk_changed(self, event: DiskChanged, now: Moment) -> list[Effect]:
@@ -54,7 +57,16 @@ class DiskFailureHandler:
         return effects + self._keep_dispatching(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Hand the reign over while the disk fails."""
+        """Hand the role over while the disk fails; asked at each step meanwhile."""
+        effects = self._hand_over(now)
+        deadline_s = self._deadline_s()
+        # What was due already waits for something else than time.
+        self._timers.set(
+            Timer.TRANSFER, deadline_s if deadline_s > now.mono_s else math.inf
+        )
+        return effects
+
+    def _hand_over(self, now: Moment) -> list[Effect]:
         candidacy = self._candidacy
         is_idle = not candidacy.is_disk_failing or candidacy.is_withdrawn
         if (
@@ -78,7 +90,7 @@ class DiskFailureHandler:
         self._dispatcher_transfer.reset()
         return self._dispatcher.resume_accepting(now)
 
-    def deadline(self) -> float:
+    def _deadline_s(self) -> float:
         """Return when `on_time` has something to do."""
         if (
             not self._candidacy.is_disk_failing

@@ -17,6 +17,7 @@ from octaskly.core.membership.mdns_schedule import MdnsSchedule
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.node.announcements import (
     MeshStatePublisher,
     RosterSender,
@@ -40,6 +41,7 @@ from octaskly.core.worker.worker import Worker
 class Components:
     """One of each."""
 
+    timers: TimerHeap
     journal: Journal
     peer_table: PeerTable
     mdns_schedule: MdnsSchedule
@@ -72,31 +74,37 @@ class Components:
 def build_components(settings: Settings, saved: SavedState) -> Components:
     """Build the machines of a node that starts with what it had saved."""
     timing, me = settings.timing, settings.node.id
+    timers = TimerHeap()
     journal = Journal(saved)
-    peers = PeerTable(settings, saved)
+    peers = PeerTable(settings, saved, timers)
     roster = RosterBuilder(saved.names, peers)
     anti_entropy = AntiEntropy(journal)
     standby = Standby(journal, anti_entropy, timing.replication_wait_s)
-    replication = Replication(settings, journal, peers)
+    replication = Replication(settings, journal, peers, timers)
     versions = LogVersions(settings, journal, peers)
     candidacy = Candidacy(settings, journal, peers, versions)
-    heartbeats = Heartbeats(settings, journal, peers, replication)
+    heartbeats = Heartbeats(settings, journal, peers, replication, timers)
     election = Election(settings, saved, journal, peers, candidacy, heartbeats)
     transfer = DispatcherTransfer(timing, journal, peers, election, replication)
-    dispatcher = Dispatcher(settings, journal, replication, saved.sequence)
-    rotation = KeyRotation(settings, peers, roster, journal.record_table, saved.keys)
-    worker = Worker(settings, saved.reports, saved.hold, is_revoked=rotation.is_revoked)
+    dispatcher = Dispatcher(settings, journal, replication, saved.sequence, timers)
+    rotation = KeyRotation(
+        settings, peers, roster, journal.record_table, saved.keys, timers
+    )
+    worker = Worker(
+        settings, saved.reports, timers, saved.hold, is_revoked=rotation.is_revoked
+    )
     description = SelfDescription(settings, journal, candidacy, election, worker)
     return Components(
+        timers=timers,
         journal=journal,
         peer_table=peers,
-        mdns_schedule=MdnsSchedule(),
+        mdns_schedule=MdnsSchedule(timers),
         roster_builder=roster,
         anti_entropy=anti_entropy,
         log_versions=versions,
         candidacy=candidacy,
         election=election,
-        timeouts=Timeouts(settings, peers, candidacy, election),
+        timeouts=Timeouts(settings, peers, candidacy, election, timers),
         claim_handlers=ClaimHandlers(
             settings, journal, peers, anti_entropy, candidacy, election
         ),
@@ -108,7 +116,7 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
         worker=worker,
         rotation=rotation,
         message_validator=MessageValidator(me, journal, peers),
-        self_fencing=SelfFencing(timing, election, transfer, dispatcher),
+        self_fencing=SelfFencing(timing, election, transfer, dispatcher, timers),
         self_description=description,
         roster_sender=RosterSender(description, peers, roster, dispatcher),
         mesh_state_publisher=MeshStatePublisher(
@@ -116,9 +124,9 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
         ),
         link_policy=LinkPolicy(settings, peers, roster, election),
         log_receiver=LogReceiver(journal, anti_entropy, standby, dispatcher),
-        shutdown=Shutdown(timing, journal, election, transfer, worker),
+        shutdown=Shutdown(timing, journal, election, transfer, worker, timers),
         disk_failure_handler=DiskFailureHandler(
-            candidacy, election, transfer, dispatcher
+            candidacy, election, transfer, dispatcher, timers
         ),
         availability_control=AvailabilityControl(journal, worker),
     )

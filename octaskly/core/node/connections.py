@@ -59,7 +59,7 @@ class Connections:
             return effects + self._refuse_peer(event.peer, code)
         effects += self._message_validator.check_clock_skew(event)
         effects += self._peer_table.on_peer_up(event, now)
-        effects += self._rotation.on_peer_up(event.peer)
+        effects += self._rotation.on_peer_up(event.peer, now)
         return effects + self._claim_handlers.on_peer_up(event, now)
 
     def drop_peer(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
@@ -152,7 +152,7 @@ class LinkPolicy:
             scope = DialScope.NOBODY
         else:
             scope = DialScope.FIRST_RANKED
-        self._address_book.dial_scope = scope
+        self._address_book.set_dial_scope(scope)
 
 
 class RevocationEnforcer:
@@ -171,6 +171,12 @@ class RevocationEnforcer:
         effects += self.close_unwanted_links(now)
         self._rotation.lift_link_refusal()
         self.block_dials()
+        return effects
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """End the links that have not shown the newer secret in time."""
+        effects = self.close_unwanted_links(now)
+        self._rotation.set_timer(now)
         return effects
 
     def close_unwanted_links(self, now: Moment) -> list[Effect]:

@@ -64,9 +64,9 @@ from octaskly.core.model.keys import (
 from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components
 from octaskly.core.node.connections import Connections, RevocationEnforcer
-from octaskly.core.node.timers import Timers
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
     UNNEEDED_REASON,
@@ -113,6 +113,7 @@ class Node:
         self._settings = settings
         self._me = settings.node.id
         components = build_components(settings, saved)
+        self._timers = components.timers
         self._journal = components.journal
         self._peer_table = components.peer_table
         self._address_book = components.peer_table.address_book
@@ -158,20 +159,6 @@ class Node:
         )
         self._revocation_enforcer = RevocationEnforcer(
             self.rotation, self._connections, self._address_book
-        )
-        self._timers = Timers(
-            settings.timing.tick_s,
-            (
-                self._timeouts,
-                self._address_book,
-                self._mdns_schedule,
-                self._replication,
-                self._self_fencing,
-                self._dispatcher,
-                self._worker,
-                self._shutdown,
-                self._disk_failure_handler,
-            ),
         )
         self._last_step_s: float | None = None
         self._next_own_heartbeat_s = 0.0
@@ -267,15 +254,17 @@ class Node:
 
     def deadline(self) -> float:
         """Return when to step again without an event, in monotonic seconds."""
-        return self._timers.deadline()
+        assert self._last_step_s is not None, "a node steps first"
+        tick_s = self._last_step_s + self._settings.timing.tick_s
+        return min(self._timers.next_at(), tick_s)
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Do what is due at `now`, then handle `event`; return what to do, in order."""
         if isinstance(event, EVENTS_WITH_DRAW):
             self._election.draw = event.draw
         effects = self._check_clock_gap(now)
-        if self._timers.pop_due(now) and not self._shutdown.is_done:
-            effects += self._on_time(now)
+        for timer in self._timers.pop_due(now.mono_s):
+            effects += self._on_timer(timer, now)
         effects += self._on_event(event, now)
         effects += self._reread_after_sync(now)
         if self._shutdown.is_requested:
@@ -286,7 +275,9 @@ class Node:
             dispatcher_epoch = self._election.dispatcher_epoch
             epoch = None if dispatcher_epoch is None else dispatcher_epoch.epoch
             effects += self._catch_up.on_time(epoch, now)
-        return self._deliver_consequences(effects, now)
+        effects = self._deliver_consequences(effects, now)
+        self._timeouts.set_timer(now)
+        return effects
 
     # --- Time.
 
@@ -320,46 +311,56 @@ class Node:
         effects += self._mdns_schedule.start(now)
         return effects + self._address_book.redial_all(now)
 
-    def _on_time(self, now: Moment) -> list[Effect]:
-        """Do what is due."""
-        effects = self._timeouts.on_time(now)
-        is_dispatching = self._election.dispatcher_epoch is not None
-        effects += self._address_book.on_time(now)
-        effects += self._link_policy.dial_delayed(now)
-        effects += self._advance_rotation(now, is_dispatching=is_dispatching)
-        browse = self._mdns_schedule.on_time(
-            now, draw=self._election.draw, is_dispatching=is_dispatching
-        )
-        if browse:
-            effects += browse + self._address_book.redial_all(now)
-        effects += self._self_fencing.on_time(now)
-        effects += self._dispatcher.on_time(now)
-        effects += self._worker.on_time(now)
-        if self._election.dispatcher_epoch is not None:
-            effects += self._on_own_heartbeat(now)
-        return effects
-
-    def _advance_rotation(self, now: Moment, *, is_dispatching: bool) -> list[Effect]:
-        """Take the step of a key rotation that is due."""
-        effects = self._revocation_enforcer.close_unwanted_links(now)
-        if is_dispatching:
-            effects += self.rotation.on_time(now)
-        if is_dispatching and self._dispatcher.is_accepting:
-            effects += self._record_writer.write_drafts(
-                self.rotation.unwritten_confirmations(), now
-            )
-        return effects
-
-    def _on_own_heartbeat(self, now: Moment) -> list[Effect]:
-        """At each heartbeat, judge the followers, this node's own worker included."""
-        if now.mono_s < self._next_own_heartbeat_s or not self._dispatcher.is_active:
+    def _on_timer(  # noqa: C901, PLR0911  # A flat table.
+        self, timer: Timer, now: Moment
+    ) -> list[Effect]:
+        if self._shutdown.is_done:
             return []
+        match timer:
+            case Timer.DIAL:
+                effects = self._address_book.on_time(now)
+                return effects + self._link_policy.dial_delayed(now)
+            case Timer.HEARTBEAT:
+                return self._on_heartbeat_due(now)
+            case Timer.ELECTION:
+                return self._timeouts.on_time(now)
+            case Timer.OUTDATED_LINKS:
+                return self._revocation_enforcer.on_time(now)
+            case Timer.BROWSE:
+                effects = self._mdns_schedule.on_time(
+                    now, draw=self._election.draw, is_dispatching=self.is_dispatcher
+                )
+                return effects and [*effects, *self._address_book.redial_all(now)]
+            case Timer.FENCING:
+                return self._self_fencing.on_time(now)
+            case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF | Timer.REATTACH:
+                return self._dispatcher.on_time(now)
+            case Timer.RESULTS:
+                return self._worker.on_time(now)
+            case Timer.REPLICATION:
+                return self._replication.on_time(now)
+            case Timer.SHUTDOWN | Timer.TRANSFER:
+                return []  # What waits for these looks at each step.
+
+    def _on_heartbeat_due(self, now: Moment) -> list[Effect]:
+        """Send heartbeats and judge the followers, this node's own worker included."""
+        dispatcher_epoch = self._election.dispatcher_epoch
+        if dispatcher_epoch is None:
+            return []
+        effects = self._election.heartbeats.on_time(dispatcher_epoch, now)
+        if now.mono_s < self._next_own_heartbeat_s or not self._dispatcher.is_active:
+            return effects
         self._next_own_heartbeat_s = now.mono_s + self._settings.timing.heartbeat_s
         health = self._self_description.heartbeat_ok(now)
-        effects = self._dispatcher.on_heartbeat_ok(self._me, health, now)
+        effects += self._dispatcher.on_heartbeat_ok(self._me, health, now)
         effects += self._dispatcher.on_own_heartbeat(now)
         for peer in self._election.silent_followers(now):
             effects += self._connections.close_link(peer, "silent", now)
+        effects += self.rotation.on_time(now)
+        if self._dispatcher.is_accepting:
+            effects += self._record_writer.write_drafts(
+                self.rotation.unwritten_confirmations(), now
+            )
         return effects
 
     # --- Events.
@@ -608,6 +609,7 @@ class Node:
         effects = self._claim_handlers.on_heartbeat(peer, heartbeat.epoch, now)
         if not self._election.is_followed_epoch(peer, heartbeat.epoch):
             return effects
+        effects += self._timeouts.on_dispatcher_heard(now)
         self._standby.on_heartbeat(heartbeat, now)
         ok = replace(
             self._self_description.heartbeat_ok(now),
@@ -657,6 +659,7 @@ class Node:
             effects += self._log_receiver.on_entries(peer, message)
         else:
             effects = self._log_receiver.on_snapshot(peer, message)
+        self._dispatcher.retention.set_timer()  # A floor may have come.
         if any(isinstance(effect, LogWrite) for effect in effects):
             if peer == self._election.dispatcher:
                 self._standby.mark_behind()  # Else it had been streamed.

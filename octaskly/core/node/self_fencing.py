@@ -7,14 +7,13 @@ an answer waits for a standby; then it goes on, alone.
 
 from __future__ import annotations
 
-import math
-
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.model.ids import Epoch, Moment
 from octaskly.core.model.settings import Timing
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import HeartbeatOk
 
 FENCING_PAUSE_S = 1.0  #: a pause that others may have taken for death
@@ -29,11 +28,13 @@ class SelfFencing:
         election: Election,
         dispatcher_transfer: DispatcherTransfer,
         dispatcher: Dispatcher,
+        timers: TimerHeap,
     ) -> None:
         self._timing = timing
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._dispatcher = dispatcher
+        self._timers = timers
         self._fenced_epoch: Epoch | None = None  #: the reign that is in doubt
         self._fenced_since_s = 0.0
 
@@ -47,6 +48,7 @@ class SelfFencing:
         ):
             return []
         self._fenced_epoch, self._fenced_since_s = dispatcher_epoch.epoch, now.mono_s
+        self._timers.set(Timer.FENCING, self._deadline_s())
         self._dispatcher.pause_accepting()
         return [LogLine("warning", "stood still", (("seconds", round(gap_s, 1)),))]
 
@@ -58,23 +60,16 @@ class SelfFencing:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on when nobody is left to ask."""
-        if (
-            self._fenced_epoch is None
-            or now.mono_s < self._fenced_since_s + self._timing.replication_wait_s
-        ):
+        if self._fenced_epoch is None or now.mono_s < self._deadline_s():
             return []
         return self._lift_fence(now)
 
-    def deadline(self) -> float:
-        """Return when `on_time` has something to do."""
-        return (
-            math.inf
-            if self._fenced_epoch is None
-            else self._fenced_since_s + self._timing.replication_wait_s
-        )
+    def _deadline_s(self) -> float:
+        return self._fenced_since_s + self._timing.replication_wait_s
 
     def _lift_fence(self, now: Moment) -> list[Effect]:
         epoch, self._fenced_epoch = self._fenced_epoch, None
+        self._timers.clear(Timer.FENCING)
         dispatcher_epoch = self._election.dispatcher_epoch
         if dispatcher_epoch is None or dispatcher_epoch.epoch != epoch:
             return []

@@ -15,6 +15,7 @@ from octaskly.core.election.phases import SteppingDown
 from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Timing
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import STOPPING_REASON
 from octaskly.core.replication.journal import Journal
 from octaskly.core.worker.worker import Worker
@@ -33,6 +34,7 @@ class Shutdown:
         election: Election,
         dispatcher_transfer: DispatcherTransfer,
         worker: Worker,
+        timers: TimerHeap,
     ) -> None:
         self.is_requested = False  #: the node is on its way out
         self.is_done = False
@@ -40,6 +42,7 @@ class Shutdown:
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._worker = worker
+        self._timers = timers
         self._drain_deadline_s: float | None = (
             None  #: when patience with the worker is over
         )
@@ -63,7 +66,16 @@ class Shutdown:
         return [note, *self._worker.set_availability(availability, now)]
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Go on as far as possible."""
+        """Go on as far as possible; asked at each step while the node stops."""
+        effects = self._go_on(now)
+        deadline_s = self._deadline_s()
+        # What was due already waits for something else than time.
+        self._timers.set(
+            Timer.SHUTDOWN, deadline_s if deadline_s > now.mono_s else math.inf
+        )
+        return effects
+
+    def _go_on(self, now: Moment) -> list[Effect]:
         if self._drain_deadline_s is None or self.is_done:
             return []
         self._is_drain_over = is_drain_over = now.mono_s >= self._drain_deadline_s
@@ -85,7 +97,7 @@ class Shutdown:
         is_over = is_drain_over or self._has_stopped_attempts
         return self._finish("drain over" if is_over else "drained", now)
 
-    def deadline(self) -> float:
+    def _deadline_s(self) -> float:
         """Return when patience ends."""
         if self._drain_deadline_s is None or self.is_done:
             return math.inf

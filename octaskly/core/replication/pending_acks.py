@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from octaskly.core.effects import Effect
 from octaskly.core.model.ids import Moment, NodeId
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal
 
 WhenReplicated = Callable[[Moment, int], list[Effect]]
@@ -50,12 +51,14 @@ class PendingAcks:
         journal: Journal,
         replication_wait_s: float,
         acked_standbys: Callable[[int], frozenset[NodeId]],
+        timers: TimerHeap,
     ) -> None:
         self.unreplicated_since_s: float | None = ALWAYS
         """Since when no standby is level, None if one is."""
         self._journal = journal
         self._replication_wait_s = replication_wait_s
         self._acked_standbys = acked_standbys
+        self._timers = timers
         self._pending: deque[_PendingAck] = deque()
 
     @property
@@ -88,6 +91,8 @@ class PendingAcks:
                 self._acked_standbys(first.append_number) | first.remaining_copies
             )
             if copies == 1 and now.mono_s < self._single_copy_at_s(first):
+                at_s = self._single_copy_at_s(first)
+                self._timers.set_earlier(Timer.REPLICATION, at_s)
                 break
             self._pending.popleft()
             effects += first.on_replicated(now, copies)

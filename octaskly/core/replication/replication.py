@@ -26,6 +26,7 @@ from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, StandbyView
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Pull, Replicate, ReplicateOk
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.log_tail import (
@@ -71,8 +72,13 @@ class Replication:
     """Standbys, what is on its way to them, and what waits for them."""
 
     def __init__(
-        self, settings: Settings, journal: Journal, peer_table: PeerTable
+        self,
+        settings: Settings,
+        journal: Journal,
+        peer_table: PeerTable,
+        timers: TimerHeap,
     ) -> None:
+        self._timers = timers
         self._timing = settings.timing
         self._limits = settings.limits
         self._journal = journal
@@ -84,7 +90,7 @@ class Replication:
         self._log_tail = LogTail(settings.limits)
         self._last_streamed = 0  #: of the last append that was streamed
         self._pending_acks = PendingAcks(
-            journal, settings.timing.replication_wait_s, self._acked_standbys
+            journal, settings.timing.replication_wait_s, self._acked_standbys, timers
         )
         self._was_in_sync = False  #: a standby of this epoch, at the last look
         self._seen_peer_changes = -1  #: of the members, at the last choice
@@ -249,6 +255,9 @@ class Replication:
             # More would end the link. It asks for the rest at its own pace.
             self._restart_catch_up(standby, now)
             return self._serve_pull(node, now)
+        if not standby.unacked:
+            timeout_s = self._timing.standby_timeout_s
+            self._timers.set_earlier(Timer.REPLICATION, now.mono_s + timeout_s)
         standby.unacked.append(part)
         standby.unacked_bytes += part.size_bytes
         return [Send(node, messages)]
@@ -267,6 +276,8 @@ class Replication:
         standby.last_active_s = now.mono_s
         standby.unacked.clear()
         standby.unacked_bytes = 0
+        cooldown_s = self._timing.standby_cooldown_s
+        self._timers.set_earlier(Timer.REPLICATION, now.mono_s + cooldown_s)
         if not self._pending_acks.is_unreplicated and not self.has_in_sync_standby:
             self._pending_acks.unreplicated_since_s = now.mono_s
 
@@ -350,9 +361,8 @@ class Replication:
             return self._pending_acks.release_acks(now)
         effects: list[Effect] = []
         for node, standby in tuple(self._standbys.items()):
-            if not self.peer_table.peers[node].is_candidate or self._is_slow(
-                standby, now
-            ):
+            is_slow = now.mono_s >= self._slow_at_s(standby)
+            if is_slow or not self.peer_table.peers[node].is_candidate:
                 first_s = standby.unacked[0].sent_s if standby.unacked else now.mono_s
                 self._drop_standby(node, first_s)
                 self._dropped_as_slow_s[node] = now.mono_s
@@ -373,22 +383,27 @@ class Replication:
             LogLine("warning", "one copy only", (("joining", len(self._standbys)),))
         ]
 
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Do what is due.
+
+        The timer may be early: acknowledgements put it off, and do not set it.
+        """
+        effects = self.update_standbys(now)
+        self._timers.set(Timer.REPLICATION, self.deadline())
+        return effects
+
     def deadline(self) -> float:
         """Return when `update_standbys` has something to do."""
         due_s = min(self._pending_acks.deadline(), self._next_choice_s)
-        for standby in self._standbys.values():
-            if standby.unacked:
-                due_s = min(
-                    due_s, standby.unacked[0].sent_s + self._timing.standby_timeout_s
-                )
-        return due_s
+        return min(due_s, *map(self._slow_at_s, self._standbys.values()), NEVER)
 
-    def _is_slow(self, standby: _StandbyProgress, now: Moment) -> bool:
+    def _slow_at_s(self, standby: _StandbyProgress) -> float:
+        """Return when a standby is too slow, if it is silent until then."""
         if standby.sync_state is _SyncState.CATCHING_UP:
-            return now.mono_s >= standby.last_active_s + self._timing.standby_cooldown_s
+            return standby.last_active_s + self._timing.standby_cooldown_s
         if not standby.unacked:
-            return False
-        return now.mono_s >= standby.unacked[0].sent_s + self._timing.standby_timeout_s
+            return NEVER
+        return standby.unacked[0].sent_s + self._timing.standby_timeout_s
 
     def _choose_standbys(self, now: Moment) -> list[Effect]:
         """Take the best followers where standbys are missing."""
@@ -417,10 +432,13 @@ class Replication:
             else:
                 next_s = retry_s if now.mono_s < retry_s else forgiven_s
                 self._next_choice_s = min(self._next_choice_s, next_s)
+        self._timers.set_earlier(Timer.REPLICATION, self._next_choice_s)
         return effects
 
     def _add_standby(self, node: NodeId, now: Moment) -> list[Effect]:
         standby = self._standbys[node] = _StandbyProgress(now.mono_s)
+        cooldown_s = self._timing.standby_cooldown_s
+        self._timers.set_earlier(Timer.REPLICATION, now.mono_s + cooldown_s)
         self.peer_table.set_standby(node, is_standby=True)
         return self._start_streaming(node, standby, now) or self._serve_pull(node, now)
 

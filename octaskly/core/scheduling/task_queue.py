@@ -24,6 +24,7 @@ from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import EndReason, TaskSpec, TaskState
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.scheduling.array_queue import (
     ArrayQueue,
     merge_array_record,
@@ -430,17 +431,18 @@ BACKING_OFF_MAX = 10_000
 class BackoffQueue:
     """Who waits, and until when."""
 
-    def __init__(self, queue: TaskQueue) -> None:
+    def __init__(self, queue: TaskQueue, timers: TimerHeap) -> None:
         self._queue = queue
+        self._timers = timers
         self._due: list[tuple[float, TaskId]] = []
 
     def clear_backoff(self) -> None:
         """Let nobody wait: the reign is over."""
         self._due.clear()
+        self._set_timer()
 
-    def deadline(self) -> float:
-        """Return when `pop_due` has something to yield."""
-        return self._due[0][0] if self._due else math.inf
+    def _set_timer(self) -> None:
+        self._timers.set(Timer.BACKOFF, self._due[0][0] if self._due else math.inf)
 
     def due_s(self, task: TaskId) -> float | None:
         """Return until when a task waits, None if it does not."""
@@ -457,6 +459,7 @@ class BackoffQueue:
             return
         self._queue.back_off_task(task)
         heappush(self._due, (now.mono_s + delay_s, task.spec.id))
+        self._set_timer()
 
     def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
         """Yield the tasks that have waited long enough."""
@@ -464,3 +467,4 @@ class BackoffQueue:
             task = self._queue.tasks.get(heappop(self._due)[1])
             if task is not None and task.stage is Stage.BACKING_OFF:
                 yield task
+        self._set_timer()

@@ -6,7 +6,6 @@ much work this node takes. It does not run processes: the runner does.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
 from octaskly.core.model.settings import SHORT_TASK_MS, Settings
 from octaskly.core.model.task_options import slots_of
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import (
     Assign,
     Kill,
@@ -62,11 +62,13 @@ class Worker:
         self,
         settings: Settings,
         saved_reports: tuple[Report, ...],
+        timers: TimerHeap,
         hold: OperatorHold = NO_HOLD,
         *,
         is_revoked: bool = False,
     ) -> None:
         self._me = settings.node.id
+        self._timers = timers
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
         self._dispatcher_id: NodeId | None = None
@@ -145,6 +147,7 @@ class Worker:
         unsent = [(k.report.attempt, k.spec) for k in self._outbox.unsent_results()]
         later = [(attempt, spec) for attempt, spec in unsent if spec is not None]
         self._sent_credit, self._sent_availability = self.credit, self.availability
+        self._set_timer()
         message = Reattach(
             (*running, *later), self._sent_credit, self.availability.state
         )
@@ -154,6 +157,7 @@ class Worker:
         """Go on without a dispatcher; results wait, on disk."""
         self._now_s = now.mono_s
         self._dispatcher_id = None
+        self._timers.clear(Timer.RESULTS)
         return self._outbox.spool_results()
 
     def on_assign(self, sender: NodeId, message: Assign, now: Moment) -> list[Effect]:
@@ -221,6 +225,7 @@ class Worker:
         spooled = self._outbox.drop_acknowledged(message.items)
         effects: list[Effect] = [Unspool(spooled)] if spooled else []
         effects += self._send_unsent()
+        self._set_timer()
         return effects + self._send_credit_change()
 
     # --- The runner, the operator, time.
@@ -268,11 +273,13 @@ class Worker:
         self._now_s = now.mono_s
         if self._dispatcher_id is None or not self._outbox:
             return []
-        return self._send_results(self._outbox.due_results(now.mono_s))
+        effects = self._send_results(self._outbox.due_results(now.mono_s))
+        self._set_timer()
+        return effects
 
-    def deadline(self) -> float:
-        """Return when `on_time` has something to do."""
-        return math.inf if self._dispatcher_id is None else self._outbox.deadline()
+    def _set_timer(self) -> None:
+        """Set the timer for the next repetition; news only ever put it off."""
+        self._timers.set(Timer.RESULTS, self._outbox.deadline())
 
     # --- Slots and waiting.
 
@@ -335,6 +342,7 @@ class Worker:
                 for result in chunk
             ]
             messages.append(Results(tuple(reports), self._sent_credit))
+        self._timers.set_earlier(Timer.RESULTS, self._outbox.deadline())
         return [Send(self._dispatcher_id, tuple(messages))]
 
     def _send_unsent(self) -> list[Effect]:
