@@ -16,7 +16,7 @@ from hashlib import sha256
 
 from octaskly.core.effects import Effect, LogLine, Send
 from octaskly.core.election.candidacy import UNREADABLE_LOG_REASON, Candidacy
-from octaskly.core.election.failure_detector import TimeoutScaling
+from octaskly.core.election.failure_detector import Suspicion, TimeoutScaling
 from octaskly.core.election.heartbeats import Heartbeats
 from octaskly.core.election.phases import (
     PHASE_TRANSITIONS,
@@ -32,6 +32,7 @@ from octaskly.core.election.phases import (
 )
 from octaskly.core.events import SavedState
 from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.consequences import DispatcherSilent, Outbox, RoleChanged
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -93,7 +94,9 @@ class Election:
         peer_table: PeerTable,
         candidacy: Candidacy,
         heartbeats: Heartbeats,
+        outbox: Outbox,
     ) -> None:
+        self._outbox = outbox
         self.phase: Phase = Discovering(0.0, 0.0, Moment(0.0, 0))
         self.dispatcher_epoch: DispatcherEpoch | None = None
         """That of the phase: durable, so in force; asked for many times in a step."""
@@ -194,6 +197,7 @@ class Election:
     def _enter_phase(self, phase: Phase) -> None:
         assert type(phase) in PHASE_TRANSITIONS[type(self.phase)]
         self.phase = phase
+        self._outbox.put(RoleChanged())
         if isinstance(phase, Dispatching):
             self.dispatcher_epoch = phase.dispatcher_epoch
         else:
@@ -283,6 +287,7 @@ class Election:
         follow_link.is_confirmed = True
         if isinstance(self.phase, Following):
             self.phase.is_worker_attached = True
+            self._outbox.put(RoleChanged())
         return [self._claim_ok_message(follow_link)]
 
     def set_plain_worker(self, *, is_plain_worker: bool) -> None:
@@ -320,6 +325,19 @@ class Election:
         )
         fields = (("peer", lost_dispatcher), ("reason", reason))
         return [LogLine("warning", "dispatcher lost", fields), *self.claim_if_turn(now)]
+
+    def on_dispatcher_silent(self, since_s: float) -> None:
+        """The dispatcher has been silent since then, which is no proof of its end."""
+        self.loss.mark_silent(since_s)
+        self._outbox.put(DispatcherSilent())
+
+    def start_suspicion(
+        self, phase: Discovering | Following, suspicion: Suspicion, now: Moment
+    ) -> None:
+        """Doubt that a dispatcher lives; its worker stands by meanwhile."""
+        self.loss.mark_missing(now)
+        phase.suspicion = suspicion
+        self._outbox.put(RoleChanged())
 
     def claim_turn_s(self, phase: Campaigning) -> float:
         """Return when it is this node's turn to claim."""

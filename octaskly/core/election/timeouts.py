@@ -180,7 +180,7 @@ class Timeouts:
         heard_s = self._timeout_scaling.silent_since_s(
             0.0 if view is None else view.last_frame_s
         )
-        self._election.loss.mark_silent(heard_s)
+        self._election.on_dispatcher_silent(heard_s)
         effects = self._peer_table.disconnect(dispatcher, "silent", now)
         note = LogLine("warning", "dispatcher silent", (("peer", dispatcher),))
         return [*effects, note, *self._start_suspicion(phase, dispatcher, now)]
@@ -232,6 +232,7 @@ class Timeouts:
             phase.since_s += gap_s
         if self._suspicion is not None:
             self._suspicion.restart_probe(now)
+        self.set_timer(now)
 
     # Doubts
 
@@ -239,11 +240,10 @@ class Timeouts:
         self, phase: Discovering | Following, suspect: NodeId, now: Moment
     ) -> list[Effect]:
         """Doubt that a dispatcher lives; its worker stands by meanwhile."""
-        self._election.loss.mark_missing(now)
         suspicion = Suspicion(
             suspect, self._timing, self._timeout_scaling.timeout_scale(now)
         )
-        phase.suspicion = suspicion
+        self._election.start_suspicion(phase, suspicion, now)
         return self._probe_suspect(suspicion, now)
 
     def _probe_suspect(self, suspicion: Suspicion, now: Moment) -> list[Effect]:
@@ -376,5 +376,5 @@ class Timeouts:
         if reason not in NON_PARTITION_REASONS:
             # This node stood still, else it would have noticed the silence: it may have
             # been given up as standby meanwhile, and what told it so is lost.
-            self._election.loss.mark_silent(now.mono_s)
+            self._election.on_dispatcher_silent(now.mono_s)
         return self._start_suspicion(phase, peer, now)

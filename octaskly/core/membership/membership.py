@@ -12,18 +12,26 @@ from octaskly.core.effects import Disconnect, Effect, SavePeer
 from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer import PeerView, merge_addresses
+from octaskly.core.model.consequences import MembershipChanged, Outbox
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId, VectorItems
+from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import TimerHeap
+from octaskly.core.protocol.messages import HeartbeatOk
 
 
 class PeerTable:
     """Connected peers, beside the places to dial."""
 
     def __init__(
-        self, settings: Settings, saved: SavedState, timers: TimerHeap
+        self,
+        settings: Settings,
+        saved: SavedState,
+        timers: TimerHeap,
+        outbox: Outbox,
     ) -> None:
+        self._outbox = outbox
         self.peers: dict[NodeId, PeerView] = {}  #: connected
         self.address_book = AddressBook(settings, saved, self.peers, timers)
         self.members_max = settings.limits.peers  #: of which all are told
@@ -34,6 +42,19 @@ class PeerTable:
     def count_change(self) -> None:
         """Count a change of the peers, or of what they are to this node."""
         self.change_count += 1
+        self._outbox.put(MembershipChanged())
+
+    def record_state(self, view: PeerView, state: NodeState) -> None:
+        """Know how a peer is."""
+        if state is not view.state:
+            view.state = state
+            self.count_change()
+
+    def record_heartbeat_ok(self, view: PeerView, message: HeartbeatOk) -> None:
+        """Know what a follower has answered."""
+        was_candidate, view.last_heartbeat_ok = view.is_candidate, message
+        if view.is_candidate is not was_candidate:
+            self.count_change()
 
     def set_standby(self, node: NodeId, *, is_standby: bool) -> None:
         """A follower keeps copies from now on, or no more."""

@@ -129,6 +129,11 @@ class RosterBuilder:
         lost = self._lost.get(node)
         return None if lost is None else lost[1]
 
+    @property
+    def next_look_s(self) -> float:
+        """When changes of the members may be told; infinity if they may be now."""
+        return self._next_change_s
+
     def is_build_due(
         self, epoch: Epoch, own_availability: Availability, now: Moment
     ) -> bool:

@@ -24,6 +24,7 @@ class Timer(IntEnum):
     REATTACH = auto()  #: workers, or the logs of others, are waited for no longer
     RESULTS = auto()  #: a worker repeats results that were not acknowledged
     REPLICATION = auto()  #: a standby is too slow, or an answer leaves without one
+    ROSTER = auto()  #: members that have changed may be told
     SHUTDOWN = auto()  #: a node that stops waits no longer
     TRANSFER = auto()  #: a successor is asked while the disk fails
 

@@ -15,6 +15,7 @@ from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_LOAD, Availability, LoadSample, Role
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import HeartbeatOk, Hello, RosterEntry
 from octaskly.core.replication.journal import Journal
 from octaskly.core.worker.worker import Worker
@@ -121,7 +122,9 @@ class RosterSender:
         peer_table: PeerTable,
         roster_builder: RosterBuilder,
         dispatcher: Dispatcher,
+        timers: TimerHeap,
     ) -> None:
+        self._timers = timers
         self._self_description = self_description
         self._peer_table = peer_table
         self._roster_builder = roster_builder
@@ -149,6 +152,8 @@ class RosterSender:
                 self._dispatcher.outstanding,
                 now,
             )
+        else:
+            self._timers.set_earlier(Timer.ROSTER, self._roster_builder.next_look_s)
         if new is None and self._peer_table.change_count == self._sent_peer_changes:
             return []
         self._sent_peer_changes = self._peer_table.change_count

@@ -15,6 +15,7 @@ from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.events import AvailabilityRequested, DiskChanged, LoadSampled
+from octaskly.core.model.consequences import AdmissionChanged, Outbox
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.nodes import Availability
 from octaskly.core.model.timer_heap import Timer, TimerHeap
@@ -35,12 +36,14 @@ class DiskFailureHandler:
         dispatcher_transfer: DispatcherTransfer,
         dispatcher: Dispatcher,
         timers: TimerHeap,
+        outbox: Outbox,
     ) -> None:
         self._candidacy = candidacy
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._dispatcher = dispatcher
         self._timers = timers
+        self._outbox = outbox
         self._next_transfer_s = 0.0  #: no standby is asked before
 
     def on_disk_changed(self, event: DiskChanged, now: Moment) -> list[Effect]:
@@ -83,11 +86,13 @@ class DiskFailureHandler:
             return self._keep_dispatching(now)
         # So that the standby can draw level.
         self._dispatcher.pause_accepting()
+        self._outbox.put(AdmissionChanged())
         return effects
 
     def _keep_dispatching(self, now: Moment) -> list[Effect]:
         """Nobody took over, or nobody needs to any more."""
         self._dispatcher_transfer.reset()
+        self._outbox.put(AdmissionChanged())
         return self._dispatcher.resume_accepting(now)
 
     def _deadline_s(self) -> float:

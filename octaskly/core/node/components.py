@@ -1,4 +1,4 @@
-"""The state machines of one node, each with the few others that it needs."""
+"""The state machines and handlers of one node, each with the few that it needs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.mdns_schedule import MdnsSchedule
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.node.announcements import (
@@ -24,7 +25,12 @@ from octaskly.core.node.announcements import (
     SelfDescription,
 )
 from octaskly.core.node.availability import AvailabilityControl, DiskFailureHandler
-from octaskly.core.node.connections import LinkPolicy
+from octaskly.core.node.connections import (
+    Connections,
+    LinkPolicy,
+    OnPeerLost,
+    RevocationEnforcer,
+)
 from octaskly.core.node.log_receiver import LogReceiver
 from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.node.self_fencing import SelfFencing
@@ -39,9 +45,10 @@ from octaskly.core.worker.worker import Worker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """One of each."""
+    """The state machines: one of each."""
 
     timers: TimerHeap
+    outbox: Outbox
     journal: Journal
     peer_table: PeerTable
     mdns_schedule: MdnsSchedule
@@ -60,42 +67,28 @@ class Components:
     worker: Worker
     rotation: KeyRotation
     message_validator: MessageValidator
-    self_fencing: SelfFencing
-    self_description: SelfDescription
-    roster_sender: RosterSender
-    mesh_state_publisher: MeshStatePublisher
-    link_policy: LinkPolicy
-    log_receiver: LogReceiver
-    shutdown: Shutdown
-    disk_failure_handler: DiskFailureHandler
-    availability_control: AvailabilityControl
 
 
 def build_components(settings: Settings, saved: SavedState) -> Components:
-    """Build the machines of a node that starts with what it had saved."""
-    timing, me = settings.timing, settings.node.id
-    timers = TimerHeap()
-    journal = Journal(saved)
-    peers = PeerTable(settings, saved, timers)
+    """Build the state machines of a node that starts with what it had saved."""
+    timing = settings.timing
+    timers, outbox = TimerHeap(), Outbox()
+    journal = Journal(saved, outbox)
+    peers = PeerTable(settings, saved, timers, outbox)
     roster = RosterBuilder(saved.names, peers)
-    anti_entropy = AntiEntropy(journal)
-    standby = Standby(journal, anti_entropy, timing.replication_wait_s)
+    anti_entropy = AntiEntropy(journal, outbox)
     replication = Replication(settings, journal, peers, timers)
     versions = LogVersions(settings, journal, peers)
     candidacy = Candidacy(settings, journal, peers, versions)
     heartbeats = Heartbeats(settings, journal, peers, replication, timers)
-    election = Election(settings, saved, journal, peers, candidacy, heartbeats)
-    transfer = DispatcherTransfer(timing, journal, peers, election, replication)
-    dispatcher = Dispatcher(settings, journal, replication, saved.sequence, timers)
-    rotation = KeyRotation(
-        settings, peers, roster, journal.record_table, saved.keys, timers
-    )
-    worker = Worker(
-        settings, saved.reports, timers, saved.hold, is_revoked=rotation.is_revoked
-    )
-    description = SelfDescription(settings, journal, candidacy, election, worker)
+    election = Election(settings, saved, journal, peers, candidacy, heartbeats, outbox)
+    records, keys = journal.record_table, saved.keys
+    rotation = KeyRotation(settings, peers, roster, records, keys, timers)
+    is_revoked = rotation.is_revoked
+    reports, hold = saved.reports, saved.hold
     return Components(
         timers=timers,
+        outbox=outbox,
         journal=journal,
         peer_table=peers,
         mdns_schedule=MdnsSchedule(timers),
@@ -108,25 +101,71 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
         claim_handlers=ClaimHandlers(
             settings, journal, peers, anti_entropy, candidacy, election
         ),
-        dispatcher_transfer=transfer,
+        dispatcher_transfer=DispatcherTransfer(
+            timing, journal, peers, election, replication
+        ),
         replication=replication,
-        standby=standby,
+        standby=Standby(journal, anti_entropy, timing.replication_wait_s),
         catch_up=CatchUp(journal, peers, anti_entropy, timing.suspicion_timeout_s),
-        dispatcher=dispatcher,
-        worker=worker,
+        dispatcher=Dispatcher(settings, journal, replication, saved.sequence, timers),
+        worker=Worker(settings, reports, timers, outbox, hold, is_revoked=is_revoked),
         rotation=rotation,
-        message_validator=MessageValidator(me, journal, peers),
-        self_fencing=SelfFencing(timing, election, transfer, dispatcher, timers),
-        self_description=description,
-        roster_sender=RosterSender(description, peers, roster, dispatcher),
-        mesh_state_publisher=MeshStatePublisher(
-            me, saved.name or settings.node.name, journal, roster
+        message_validator=MessageValidator(settings.node.id, journal, peers),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handlers:
+    """What decides by the state of a few machines, and has little of its own."""
+
+    connections: Connections
+    revocation_enforcer: RevocationEnforcer
+    link_policy: LinkPolicy
+    log_receiver: LogReceiver
+    self_description: SelfDescription
+    roster_sender: RosterSender
+    mesh_state_publisher: MeshStatePublisher
+    self_fencing: SelfFencing
+    disk_failure_handler: DiskFailureHandler
+    availability_control: AvailabilityControl
+    shutdown: Shutdown
+
+
+def build_handlers(
+    settings: Settings, components: Components, given_name: str, on_lost: OnPeerLost
+) -> Handlers:
+    """Build what handles events beside the state machines.
+
+    Args:
+        settings: Of the node.
+        components: Its state machines.
+        given_name: By which the mesh knows it.
+        on_lost: What the state machines do about a lost peer.
+    """
+    c, timing = components, settings.timing
+    timers, outbox, roster = c.timers, c.outbox, c.roster_builder
+    peers, election, dispatcher = c.peer_table, c.election, c.dispatcher
+    transfer, validator = c.dispatcher_transfer, c.message_validator
+    description = SelfDescription(settings, c.journal, c.candidacy, election, c.worker)
+    connections = Connections(peers, validator, c.rotation, c.claim_handlers, on_lost)
+    return Handlers(
+        connections=connections,
+        revocation_enforcer=RevocationEnforcer(
+            c.rotation, connections, peers.address_book
         ),
         link_policy=LinkPolicy(settings, peers, roster, election),
-        log_receiver=LogReceiver(journal, anti_entropy, standby, dispatcher),
-        shutdown=Shutdown(timing, journal, election, transfer, worker, timers),
-        disk_failure_handler=DiskFailureHandler(
-            candidacy, election, transfer, dispatcher, timers
+        log_receiver=LogReceiver(c.journal, c.anti_entropy, c.standby, dispatcher),
+        self_description=description,
+        roster_sender=RosterSender(description, peers, roster, dispatcher, timers),
+        mesh_state_publisher=MeshStatePublisher(
+            settings.node.id, given_name, c.journal, roster
         ),
-        availability_control=AvailabilityControl(journal, worker),
+        self_fencing=SelfFencing(
+            timing, election, transfer, dispatcher, timers, outbox
+        ),
+        disk_failure_handler=DiskFailureHandler(
+            c.candidacy, election, transfer, dispatcher, timers, outbox
+        ),
+        availability_control=AvailabilityControl(c.journal, c.worker),
+        shutdown=Shutdown(timing, c.journal, election, transfer, c.worker, timers),
     )

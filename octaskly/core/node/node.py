@@ -8,6 +8,7 @@ other never leaves this module.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,6 +54,18 @@ from octaskly.core.events import (
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
+from octaskly.core.model.consequences import (
+    AdmissionChanged,
+    Consequence,
+    DispatcherSilent,
+    FloorRaised,
+    MembershipChanged,
+    RecordsAdded,
+    RoleChanged,
+    RosterChanged,
+    SyncProgressed,
+    WorkerAvailabilityChanged,
+)
 from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
 from octaskly.core.model.keys import (
     REVOKED_REASON,
@@ -65,8 +78,7 @@ from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer
-from octaskly.core.node.components import build_components
-from octaskly.core.node.connections import Connections, RevocationEnforcer
+from octaskly.core.node.components import build_components, build_handlers
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
     UNNEEDED_REASON,
@@ -107,13 +119,12 @@ EVENTS_WITH_DRAW = (TimerFired, Received, PeerUp, PeerDown)  #: what brings chan
 class Node:
     """Everything that one agent decides."""
 
-    def __init__(  # noqa: PLR0915  # One line for each machine.
-        self, settings: Settings, saved: SavedState
-    ) -> None:
+    def __init__(self, settings: Settings, saved: SavedState) -> None:
         self._settings = settings
         self._me = settings.node.id
         components = build_components(settings, saved)
         self._timers = components.timers
+        self._outbox = components.outbox
         self._journal = components.journal
         self._peer_table = components.peer_table
         self._address_book = components.peer_table.address_book
@@ -130,8 +141,6 @@ class Node:
         self._standby = components.standby
         self._catch_up = components.catch_up
         self._dispatcher = components.dispatcher
-        self._record_writer = components.dispatcher.record_writer
-        self._self_fencing = components.self_fencing
         self._worker = components.worker
         self._message_validator = components.message_validator
         self.rotation: KeyRotation = components.rotation
@@ -142,30 +151,16 @@ class Node:
         """How many messages of peers were refused, by the code of the reason."""
         self.ended_counts: Mapping[TaskState, int] = components.dispatcher.ended_counts
         """How many tasks ended while this node reigned, by state."""
-        self._self_description = components.self_description
-        self._roster_sender = components.roster_sender
-        self._mesh_state_publisher = components.mesh_state_publisher
-        self._link_policy = components.link_policy
-        self._log_receiver = components.log_receiver
-        self._shutdown = components.shutdown
-        self._disk_failure_handler = components.disk_failure_handler
-        self._availability_control = components.availability_control
-        self._connections = Connections(
-            self._peer_table,
-            self._message_validator,
-            self.rotation,
-            self._claim_handlers,
-            self._on_peer_lost,
-        )
-        self._revocation_enforcer = RevocationEnforcer(
-            self.rotation, self._connections, self._address_book
+        given_name = saved.name or settings.node.name
+        self._handlers = build_handlers(
+            settings, components, given_name, self._on_peer_lost
         )
         self._last_step_s: float | None = None
         self._next_own_heartbeat_s = 0.0
         self._dispatcher_epoch: DispatcherEpoch | None = None
         """In which the machines act as dispatcher; `election` may be ahead of it."""
         self._attachment: Attachment | None = None  #: the same, of the worker
-        self._revocation_enforcer.block_dials()
+        self._handlers.revocation_enforcer.block_dials()
         if self.rotation.is_revoked:
             self._election.withdraw()
 
@@ -250,11 +245,12 @@ class Node:
 
     def hello(self, now: Moment) -> Hello:
         """Return what this node says of itself on a new link."""
-        return self._self_description.hello(now)
+        return self._handlers.self_description.hello(now)
 
     def deadline(self) -> float:
         """Return when to step again without an event, in monotonic seconds."""
-        assert self._last_step_s is not None, "a node steps first"
+        if self._last_step_s is None:
+            return -math.inf
         tick_s = self._last_step_s + self._settings.timing.tick_s
         return min(self._timers.next_at(), tick_s)
 
@@ -266,18 +262,11 @@ class Node:
         for timer in self._timers.pop_due(now.mono_s):
             effects += self._on_timer(timer, now)
         effects += self._on_event(event, now)
-        effects += self._reread_after_sync(now)
-        if self._shutdown.is_requested:
-            effects += self._shutdown.on_time(now)
+        if self._handlers.shutdown.is_requested:
+            effects += self._handlers.shutdown.on_time(now)
         if self._candidacy.is_disk_failing:
-            effects += self._disk_failure_handler.on_time(now)
-        if self._catch_up.pending_requests:
-            dispatcher_epoch = self._election.dispatcher_epoch
-            epoch = None if dispatcher_epoch is None else dispatcher_epoch.epoch
-            effects += self._catch_up.on_time(epoch, now)
-        effects = self._deliver_consequences(effects, now)
-        self._timeouts.set_timer(now)
-        return effects
+            effects += self._handlers.disk_failure_handler.on_time(now)
+        return self._deliver(effects, now)
 
     # --- Time.
 
@@ -293,7 +282,7 @@ class Node:
         if gap_s <= timing.tick_s + LATE_STEP_S:
             return []
         self._timeouts.on_pause(gap_s, now)
-        return self._self_fencing.on_pause(gap_s, now)
+        return self._handlers.self_fencing.on_pause(gap_s, now)
 
     def _start(self, now: Moment) -> list[Effect]:
         """Look for a mesh."""
@@ -306,7 +295,7 @@ class Node:
         """The machine slept: its roles and links belong to the time before."""
         effects = self._election.start_discovering("woke", now)
         for peer in tuple(self._peer_table.peers):
-            effects += self._connections.close_link(peer, "woke", now)
+            effects += self._handlers.connections.close_link(peer, "woke", now)
         effects += self._apply_role(now)  # Nothing is accepted on the way.
         effects += self._mdns_schedule.start(now)
         return effects + self._address_book.redial_all(now)
@@ -314,31 +303,40 @@ class Node:
     def _on_timer(  # noqa: C901, PLR0911  # A flat table.
         self, timer: Timer, now: Moment
     ) -> list[Effect]:
-        if self._shutdown.is_done:
+        if self._handlers.shutdown.is_done:
             return []
         match timer:
             case Timer.DIAL:
                 effects = self._address_book.on_time(now)
-                return effects + self._link_policy.dial_delayed(now)
+                effects += self._handlers.link_policy.dial_delayed(now)
+                self._timeouts.set_timer(now)
+                return effects
             case Timer.HEARTBEAT:
                 return self._on_heartbeat_due(now)
             case Timer.ELECTION:
                 return self._timeouts.on_time(now)
             case Timer.OUTDATED_LINKS:
-                return self._revocation_enforcer.on_time(now)
+                return self._handlers.revocation_enforcer.on_time(now)
             case Timer.BROWSE:
                 effects = self._mdns_schedule.on_time(
                     now, draw=self._election.draw, is_dispatching=self.is_dispatcher
                 )
                 return effects and [*effects, *self._address_book.redial_all(now)]
             case Timer.FENCING:
-                return self._self_fencing.on_time(now)
-            case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF | Timer.REATTACH:
-                return self._dispatcher.on_time(now)
+                return self._handlers.self_fencing.on_time(now)
+            case Timer.REATTACH:
+                # Nodes that have more to tell, and speak, are waited for a little more.
+                return self._reread_after_sync(now) + self._dispatcher.on_time(now)
+            case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF:
+                effects = self._dispatcher.on_time(now)
+                self._hasten_row_rewrite(now)
+                return effects
             case Timer.RESULTS:
                 return self._worker.on_time(now)
             case Timer.REPLICATION:
                 return self._replication.on_time(now)
+            case Timer.ROSTER:
+                return self._announce_changes(now)
             case Timer.SHUTDOWN | Timer.TRANSFER:
                 return []  # What waits for these looks at each step.
 
@@ -351,21 +349,22 @@ class Node:
         if now.mono_s < self._next_own_heartbeat_s or not self._dispatcher.is_active:
             return effects
         self._next_own_heartbeat_s = now.mono_s + self._settings.timing.heartbeat_s
-        health = self._self_description.heartbeat_ok(now)
+        health = self._handlers.self_description.heartbeat_ok(now)
         effects += self._dispatcher.on_heartbeat_ok(self._me, health, now)
         effects += self._dispatcher.on_own_heartbeat(now)
         for peer in self._election.silent_followers(now):
-            effects += self._connections.close_link(peer, "silent", now)
+            effects += self._handlers.connections.close_link(peer, "silent", now)
         effects += self.rotation.on_time(now)
         if self._dispatcher.is_accepting:
-            effects += self._record_writer.write_drafts(
+            effects += self._dispatcher.record_writer.write_drafts(
                 self.rotation.unwritten_confirmations(), now
             )
-        return effects
+        effects += self._answer_catch_up_requests(now)
+        return effects + self._announce_changes(now)
 
     # --- Events.
 
-    def _on_event(  # noqa: C901, PLR0911, PLR0912  # A flat table.
+    def _on_event(  # noqa: C901, PLR0911, PLR0912, PLR0915  # A flat table.
         self, event: Event, now: Moment
     ) -> list[Effect]:
         dispatcher = self._dispatcher
@@ -379,11 +378,15 @@ class Node:
             case PeerDown(peer, reason):
                 return self._on_peer_down(peer, reason, now)
             case PeersDiscovered(hints):
-                needed = self._link_policy.needed_peers()
-                return self._address_book.on_peers_discovered(hints, now, needed)
+                needed = self._handlers.link_policy.needed_peers()
+                effects = self._address_book.on_peers_discovered(hints, now, needed)
+                self._timeouts.set_timer(now)
+                return effects
             case DialFailed():
                 self._address_book.on_dial_failed(event, now)
-                return self._timeouts.on_dial_failed(event, now)
+                effects = self._timeouts.on_dial_failed(event, now)
+                self._timeouts.set_timer(now)
+                return effects
             case TasksNotified():
                 return dispatcher.on_tasks_notified(event, now)
             case TasksSubmitted():
@@ -392,7 +395,7 @@ class Node:
                 return dispatcher.on_cancel_requested(event, now)
             case RecordRequested():
                 may_write = dispatcher.is_accepting
-                return self._record_writer.on_record_requested(
+                return self._dispatcher.record_writer.on_record_requested(
                     event, now, may_write=may_write
                 )
             case (
@@ -408,13 +411,17 @@ class Node:
             case CatchUpRequested(ticket):
                 self._catch_up.add_request(ticket, now)
                 self._election.heartbeats.hasten_heartbeat()
-                return []
+                return self._answer_catch_up_requests(now)
             case TaskIdsRequested(ticket, suffixes):
                 return [Answer(ticket, dispatcher.reserve_task_ids(suffixes))]
             case ExplainRequested(ticket):
                 return [Answer(ticket, self._explain_task(event, now))]
-            case QueuedLoaded() | LiveLoaded() | UnblockedLoaded() | FloorPlanned():
+            case QueuedLoaded() | LiveLoaded() | UnblockedLoaded():
                 return dispatcher.on_store_answer(event, now)
+            case FloorPlanned():
+                effects = dispatcher.on_store_answer(event, now)
+                self._hasten_row_rewrite(now)
+                return effects
             case Persisted(number):
                 self._journal.on_persisted(number)
                 # Who waits for an answer comes first.
@@ -423,22 +430,24 @@ class Node:
             case AttemptsEnded():
                 return self._worker.on_attempts_ended(event, now)
             case LoadSampled(load):
-                self._self_description.set_load(load)
-                return self._availability_control.on_load_sampled(event, now)
+                self._handlers.self_description.set_load(load)
+                return self._handlers.availability_control.on_load_sampled(event, now)
             case AddressesChanged(addresses):
-                self._self_description.set_addresses(addresses)
+                self._handlers.self_description.set_addresses(addresses)
                 return []
             case DiskChanged(is_failing):
-                effects = self._disk_failure_handler.on_disk_changed(event, now)
-                return effects + self._availability_control.on_disk_changed(
+                effects = self._handlers.disk_failure_handler.on_disk_changed(
+                    event, now
+                )
+                return effects + self._handlers.availability_control.on_disk_changed(
                     now, is_failing=is_failing
                 )
             case AvailabilityRequested():
-                return self._availability_control.on_availability_requested(event, now)
+                return self._handlers.availability_control.on_availability_requested(
+                    event, now
+                )
             case StopRequested(drain_s):
-                if dispatcher.is_active and not self._shutdown.is_requested:
-                    dispatcher.pause_accepting()
-                return self._shutdown.start_shutdown(drain_s, now)
+                return self._on_stop_requested(drain_s, now)
             case RotateRequested():
                 return self.rotation.on_rotate_requested(event, now)
             case KeyringChanged():
@@ -453,9 +462,16 @@ class Node:
         placement = explainer.explain_placement(event.record, members, names)
         return replace(explanation, placement_reason=placement)
 
+    def _on_stop_requested(self, drain_s: float, now: Moment) -> list[Effect]:
+        shutdown = self._handlers.shutdown
+        if self._dispatcher.is_active and not shutdown.is_requested:
+            self._dispatcher.pause_accepting()
+            self._outbox.put(AdmissionChanged())
+        return shutdown.start_shutdown(drain_s, now)
+
     def _on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
         """Go by the keyring; a revoked node takes part in nothing any more."""
-        effects = self._revocation_enforcer.on_keyring_changed(event, now)
+        effects = self._handlers.revocation_enforcer.on_keyring_changed(event, now)
         availability = self._worker.availability
         if self.rotation.is_revoked and not availability.is_revoked:
             effects += self._worker.set_availability(availability.with_revoked(), now)
@@ -471,19 +487,19 @@ class Node:
         peer = event.peer
         if peer == self._me:
             return []
-        if self._shutdown.is_done:  # Its process takes a moment to end.
+        if self._handlers.shutdown.is_done:  # Its process takes a moment to end.
             return [Disconnect(peer, STOPPING_REASON)]
-        effects = self._connections.on_peer_up(event, self._election.term, now)
-        needed = self._link_policy.needed_peers()
+        effects = self._handlers.connections.on_peer_up(event, self._election.term, now)
+        needed = self._handlers.link_policy.needed_peers()
         if needed and peer not in needed and peer in self._peer_table.peers:
-            effects += self._connections.close_link(peer, UNNEEDED_REASON, now)
+            effects += self._handlers.connections.close_link(peer, UNNEEDED_REASON, now)
         return effects
 
     def _on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """A link ended, as the event or the peer's last message says."""
         is_revoked = reason == REVOKED_REASON and peer in self._peer_table.peers
         effects = self.rotation.on_own_revocation(peer) if is_revoked else []
-        return effects + self._connections.drop_peer(peer, reason, now)
+        return effects + self._handlers.connections.drop_peer(peer, reason, now)
 
     def _on_peer_lost(
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
@@ -515,12 +531,12 @@ class Node:
     def _drop_unneeded_links(self, now: Moment) -> list[Effect]:
         """In a large mesh, keep only the links that a takeover needs."""
         effects: list[Effect] = []
-        for peer, view in self._link_policy.unneeded_peers():
+        for peer, view in self._handlers.link_policy.unneeded_peers():
             if (
                 view.dispatcher != self._election.dispatcher
             ):  # It may be about to claim.
                 effects += self._claim_handlers.reject_stale_dispatcher(peer)
-            effects += self._connections.close_link(peer, UNNEEDED_REASON, now)
+            effects += self._handlers.connections.close_link(peer, UNNEEDED_REASON, now)
         return effects
 
     # --- Messages.
@@ -532,7 +548,7 @@ class Node:
         for message in messages:
             if not self._peer_table.record_frame(peer, now):
                 break  # It left, or was told to leave, in mid-batch.
-            refused = self._connections.reject_invalid(
+            refused = self._handlers.connections.reject_invalid(
                 peer, message, self._election.term, now
             )
             if refused:
@@ -566,7 +582,8 @@ class Node:
                 return self._worker.on_results_ok(message, now)
             case RecordBatch():
                 # Whoever said it: it is true in every epoch.
-                return self._record_writer.on_record_batch(message)
+                self._outbox.put(RecordsAdded())
+                return self._dispatcher.record_writer.on_record_batch(message)
             case Roster():
                 return self._on_roster(peer, message, now)
             case HeartbeatOk() | Results() | Reattach():
@@ -612,7 +629,7 @@ class Node:
         effects += self._timeouts.on_dispatcher_heard(now)
         self._standby.on_heartbeat(heartbeat, now)
         ok = replace(
-            self._self_description.heartbeat_ok(now),
+            self._handlers.self_description.heartbeat_ok(now),
             epoch=heartbeat.epoch,
             sent_s=heartbeat.sent_s,
         )
@@ -629,6 +646,8 @@ class Node:
             is_large = len(roster.members) > limits.full_mesh_peers
             election.set_plain_worker(is_plain_worker=is_large and not is_standby)
             self._candidacy.set_successors(roster)
+            self._handlers.link_policy.update_dial_scope()
+            self._outbox.put(RosterChanged())
         return self._drop_unneeded_links(now)
 
     def _on_replicate(
@@ -636,17 +655,18 @@ class Node:
     ) -> list[Effect]:
         """Keep what the dispatcher appends, unless it is dispatcher no more."""
         if not self._election.is_followed_epoch(peer, message.epoch):
-            self._log_receiver.on_foreign_stream(peer, message)
+            self._handlers.log_receiver.on_foreign_stream(peer, message)
             return self._claim_handlers.reject_stale_dispatcher(peer)
         effects = self._message_validator.check_entry_clocks(peer, message.entries, now)
-        effects += self._log_receiver.on_replicate(peer, message, now)
+        effects += self._handlers.log_receiver.on_replicate(peer, message, now)
         return effects + self._claim_handlers.continue_transfer()
 
     def _on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
         effects = self._claim_handlers.on_pull(peer, message, now)
+        self._outbox.put(SyncProgressed())  # It says what the peer holds.
         if not self._log_versions.can_read_our_log(peer):
             # It asked before it heard that a newer program writes here now.
-            return [self._log_receiver.empty_answer(peer, message), *effects]
+            return [self._handlers.log_receiver.empty_answer(peer, message), *effects]
         return self._replication.on_pull(peer, message, now) + effects
 
     def _on_remote_log(
@@ -656,10 +676,9 @@ class Node:
         if isinstance(message, Entries):
             entries = message.entries
             effects = self._message_validator.check_entry_clocks(peer, entries, now)
-            effects += self._log_receiver.on_entries(peer, message)
+            effects += self._handlers.log_receiver.on_entries(peer, message)
         else:
-            effects = self._log_receiver.on_snapshot(peer, message)
-        self._dispatcher.retention.set_timer()  # A floor may have come.
+            effects = self._handlers.log_receiver.on_snapshot(peer, message)
         if any(isinstance(effect, LogWrite) for effect in effects):
             if peer == self._election.dispatcher:
                 self._standby.mark_behind()  # Else it had been streamed.
@@ -676,15 +695,16 @@ class Node:
         if view is not None and view.followed_epoch != self._election.epoch:
             return []  # Said in an earlier epoch; it will be said again.
         if view is not None and message.state is not None:
-            view.state = message.state
+            self._peer_table.record_state(view, message.state)
         match message:
             case HeartbeatOk():
                 if view is not None:
-                    view.last_heartbeat_ok = message
+                    self._peer_table.record_heartbeat_ok(view, message)
                 effects = self._peer_table.on_addresses_changed(
                     peer, message.addresses, now
                 )
-                effects += self._self_fencing.on_heartbeat_ok(message, now)
+                effects += self._handlers.self_fencing.on_heartbeat_ok(message, now)
+                effects += self._answer_catch_up_requests(now)
                 return effects + dispatcher.on_heartbeat_ok(peer, message, now)
             case Results():
                 if self._dispatcher_transfer.is_in_progress:
@@ -714,11 +734,61 @@ class Node:
 
     # --- Consequences.
 
+    def _deliver(self, effects: list[Effect], now: Moment) -> list[Effect]:
+        """Deliver what this node's machines send each other, until all is quiet."""
+        done: list[Effect] = []
+        waiting = deque(effects)
+        has_changed = False
+        while True:
+            while waiting:
+                effect = waiting.popleft()
+                if isinstance(effect, Send) and effect.peer == self._me:
+                    # Behind what is decided already, as appends keep their order.
+                    for message in effect.messages:
+                        waiting += self._on_message(self._me, message, now)
+                else:
+                    done.append(effect)
+                    if isinstance(effect, LogWrite):
+                        waiting += self._replication.on_log_write(effect, now)
+            consequence = self._outbox.pop()
+            if consequence is None:
+                break
+            has_changed = True
+            waiting += self._on_consequence(consequence, now)
+        return done + self._announce_changes(now) if has_changed else done
+
+    def _on_consequence(self, consequence: Consequence, now: Moment) -> list[Effect]:
+        match consequence:
+            case DispatcherSilent():
+                # It may have given up this standby meanwhile, whoever is followed next.
+                self._standby.mark_behind()
+                return []
+            case RoleChanged():
+                effects = self._apply_role(now)
+                self._timeouts.set_timer(now)
+                effects += self._replication.update_standbys(now)
+                return effects + self._answer_catch_up_requests(now)
+            case MembershipChanged():
+                self._timeouts.set_timer(now)
+                effects = self._replication.update_standbys(now)
+                effects += self._broadcast_new_records(now)
+                effects += self._reread_after_sync(now)
+                return effects + self._answer_catch_up_requests(now)
+            case SyncProgressed():
+                effects = self._reread_after_sync(now)
+                return effects + self._answer_catch_up_requests(now)
+            case FloorRaised():
+                self._dispatcher.retention.set_timer()
+                return []
+            case RecordsAdded():
+                return self._broadcast_new_records(now)
+            case AdmissionChanged() | WorkerAvailabilityChanged() | RosterChanged():
+                return []  # They are only announced.
+
     def _reread_after_sync(self, now: Moment) -> list[Effect]:
         """Let the queue be read afresh once all entries of others are on disk."""
         dispatcher, catch_up = self._dispatcher, self._catch_up
-        if dispatcher.is_active and self._journal.has_rows_ahead:
-            self._hasten_row_rewrite(now)
+        self._hasten_row_rewrite(now)
         if dispatcher.reconciler.is_log_behind:
             if catch_up.has_read_all:
                 dispatcher.reconciler.trust_log()
@@ -734,32 +804,24 @@ class Node:
 
         Alone this node can wait for that longer: it is most of what it holds, maybe.
         """
+        if not self._dispatcher.is_active or not self._journal.has_rows_ahead:
+            return
         if self._replication.standby_nodes and self._catch_up.has_read_all:
             self._dispatcher.retention.hasten_row_rewrite(now)
 
-    def _deliver_consequences(self, effects: list[Effect], now: Moment) -> list[Effect]:
-        """Deliver what this node's halves send each other, until all is quiet."""
-        done: list[Effect] = []
-        waiting = deque(effects)
-        while True:
-            while waiting:
-                effect = waiting.popleft()
-                if isinstance(effect, Send) and effect.peer == self._me:
-                    # Behind what is decided already, as appends keep their order.
-                    for message in effect.messages:
-                        waiting += self._on_message(self._me, message, now)
-                else:
-                    done.append(effect)
-                    if isinstance(effect, LogWrite):
-                        waiting += self._replication.on_log_write(effect, now)
-            waiting += self._apply_role(now)
-            waiting += self._replication.update_standbys(now)
-            waiting += self._record_writer.broadcast_new_records(
-                self._election.dispatcher_epoch, now
-            )
-            if not waiting:
-                break
-        return done + self._announce_changes(now)
+    def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:
+        """Answer whether all tasks that exist are known here, if that is clear."""
+        if not self._catch_up.pending_requests:
+            return []
+        dispatcher_epoch = self._election.dispatcher_epoch
+        epoch = None if dispatcher_epoch is None else dispatcher_epoch.epoch
+        return self._catch_up.on_time(epoch, now)
+
+    def _broadcast_new_records(self, now: Moment) -> list[Effect]:
+        dispatcher_epoch = self._election.dispatcher_epoch
+        return self._dispatcher.record_writer.broadcast_new_records(
+            dispatcher_epoch, now
+        )
 
     def _announce_changes(self, now: Moment) -> list[Effect]:
         """Tell followers and the agent what is new in the mesh, if anything is."""
@@ -767,9 +829,11 @@ class Node:
         is_dispatching = election.dispatcher_epoch is not None
         if is_dispatching:
             standbys = self._replication.standby_nodes
-            effects += self._roster_sender.send_roster(election.epoch, standbys, now)
+            effects += self._handlers.roster_sender.send_roster(
+                election.epoch, standbys, now
+            )
         is_serving = is_dispatching and self._dispatcher.is_accepting
-        return effects + self._mesh_state_publisher.publish(
+        return effects + self._handlers.mesh_state_publisher.publish(
             election.epoch, election.reachable_dispatcher, is_serving=is_serving
         )
 
@@ -778,9 +842,6 @@ class Node:
     def _apply_role(self, now: Moment) -> list[Effect]:
         """Make dispatcher, replication and worker go by what the election says now."""
         election, effects = self._election, list[Effect]()
-        if election.loss.was_silent:
-            # It may have given up this standby meanwhile, whoever is followed next.
-            self._standby.mark_behind()
         dispatcher_epoch, attachment = election.dispatcher_epoch, election.attachment
         if dispatcher_epoch is not self._dispatcher_epoch:
             if self._dispatcher_epoch is not None:
@@ -792,7 +853,7 @@ class Node:
                 effects += self._start_dispatching(dispatcher_epoch, now)
         if attachment is not self._attachment and attachment != self._attachment:
             effects += self._change_attachment(attachment, now)
-        self._link_policy.update_dial_scope()
+        self._handlers.link_policy.update_dial_scope()
         return effects
 
     def _start_dispatching(
@@ -824,7 +885,7 @@ class Node:
         if self._election.is_withdrawn:
             self._dispatcher.pause_accepting()
         effects.append(Advertise(is_dispatcher=True, term=epoch.term))
-        return effects + self._link_policy.dial_absent_members(now)
+        return effects + self._handlers.link_policy.dial_absent_members(now)
 
     def _stop_dispatching(self, now: Moment) -> None:
         self._dispatcher.stop_dispatching()

@@ -11,6 +11,7 @@ from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
+from octaskly.core.model.consequences import AdmissionChanged, Outbox
 from octaskly.core.model.ids import Epoch, Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.timer_heap import Timer, TimerHeap
@@ -29,12 +30,14 @@ class SelfFencing:
         dispatcher_transfer: DispatcherTransfer,
         dispatcher: Dispatcher,
         timers: TimerHeap,
+        outbox: Outbox,
     ) -> None:
         self._timing = timing
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._dispatcher = dispatcher
         self._timers = timers
+        self._outbox = outbox
         self._fenced_epoch: Epoch | None = None  #: the reign that is in doubt
         self._fenced_since_s = 0.0
 
@@ -50,6 +53,7 @@ class SelfFencing:
         self._fenced_epoch, self._fenced_since_s = dispatcher_epoch.epoch, now.mono_s
         self._timers.set(Timer.FENCING, self._deadline_s())
         self._dispatcher.pause_accepting()
+        self._outbox.put(AdmissionChanged())
         return [LogLine("warning", "stood still", (("seconds", round(gap_s, 1)),))]
 
     def on_heartbeat_ok(self, message: HeartbeatOk, now: Moment) -> list[Effect]:
@@ -75,4 +79,5 @@ class SelfFencing:
             return []
         if self._election.is_withdrawn or self._dispatcher_transfer.is_in_progress:
             return []  # It is paused for more than this.
+        self._outbox.put(AdmissionChanged())
         return self._dispatcher.resume_accepting(now)

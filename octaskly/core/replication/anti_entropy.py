@@ -12,6 +12,7 @@ from collections.abc import Container
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
+from octaskly.core.model.consequences import Outbox, SyncProgressed
 from octaskly.core.model.ids import Moment, NodeId, VectorItems, covers
 from octaskly.core.protocol.messages import (
     FULL_SNAPSHOT,
@@ -26,7 +27,8 @@ from octaskly.core.replication.journal import Journal
 class AntiEntropy:
     """Which peers were asked for entries and have not answered."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, outbox: Outbox) -> None:
+        self._outbox = outbox
         self._journal = journal
         self._pending_pulls: set[NodeId] = set()
         self._snapshots: dict[NodeId, tuple[int, SnapshotHead]] = {}
@@ -82,6 +84,7 @@ class AntiEntropy:
         another peer may have brought the same meanwhile, and more may follow.
         """
         self._pending_pulls.discard(peer)
+        self._outbox.put(SyncProgressed())
         if not message.entries:
             self._last_appends.pop(peer, None)
             return self._send_pull(peer) if peer in self._rows_wanted else []
@@ -93,6 +96,7 @@ class AntiEntropy:
 
     def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
         """Take rows in; ask for more once they are on disk, so that none pile up."""
+        self._outbox.put(SyncProgressed())
         snapshot_id = message.cursor.snapshot_id
         if message.head is not None:
             # Its giver names it by a clock that may stand still between two of them,
@@ -146,6 +150,8 @@ class AntiEntropy:
 
     def drop_peer(self, peer: NodeId) -> None:
         """The link is gone, and the question with it."""
+        if self.awaits_answer_from(peer):
+            self._outbox.put(SyncProgressed())
         self._pending_pulls.discard(peer)
         self._snapshots.pop(peer, None)
         self._last_appends.pop(peer, None)

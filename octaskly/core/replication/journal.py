@@ -17,6 +17,12 @@ from octaskly.core.events import SavedState
 from octaskly.core.log.facts import MESH_FACTS, Entry, Fact, Floor, Recorded
 from octaskly.core.log.merge import join_floors
 from octaskly.core.log.records import RecordTable
+from octaskly.core.model.consequences import (
+    FloorRaised,
+    Outbox,
+    RecordsAdded,
+    SyncProgressed,
+)
 from octaskly.core.model.hlc import accepted_hlc, hlc_next, hlc_of_latest_remote
 from octaskly.core.model.ids import (
     AttemptId,
@@ -38,7 +44,8 @@ WhenDurable = Callable[[Moment], list[Effect]]
 class Journal:
     """The writing side of the log, seen from the rules."""
 
-    def __init__(self, saved: SavedState) -> None:
+    def __init__(self, saved: SavedState, outbox: Outbox) -> None:
+        self._outbox = outbox
         self.vector: Vector = dict(saved.vector)
         """Per stream the last sequence handed to the writer."""
         self._rows_ahead: Vector = dict(saved.rows_ahead)
@@ -64,6 +71,8 @@ class Journal:
         self.stream: StreamId | None = None
         """This node's own, while it reigns."""
         self._deferred: deque[tuple[int, WhenDurable]] = deque()
+        if saved.records:
+            outbox.put(RecordsAdded())
 
     @property
     def last_number(self) -> int:
@@ -177,6 +186,7 @@ class Journal:
         """Return the effect that stores rows; the last ones bring the vector."""
         for record in part.records:
             self.record_table.add_record(record)
+            self._outbox.put(RecordsAdded())
         if not part.has_more:
             self._heard_hlc = max(self._heard_hlc, head.hlc)
             self.epochs.update(head.epochs)
@@ -211,10 +221,12 @@ class Journal:
             self.raise_floor(fact)
         elif isinstance(fact, Recorded):
             self.record_table.add_logged_record(fact)
+            self._outbox.put(RecordsAdded())
 
     def raise_floor(self, floor: Floor) -> None:
         """Hold void entries for known: nobody needs them any more."""
         self.floor = join_floors(self.floor, floor)
+        self._outbox.put(FloorRaised())
         for mark in floor.stream_floors:
             self.vector[mark.stream] = max(self.vector.get(mark.stream, 0), mark.seq)
             self.epochs[mark.stream] = mark.epoch
@@ -278,6 +290,9 @@ class Journal:
 
     def on_persisted(self, number: int) -> None:
         """Everything up to `last_number` is durable; `run_deferred` does what waited for it."""
+        is_news = self._persisted < self._last_remote_number <= number
+        if is_news and self.stream is not None:  # Others do not read their log.
+            self._outbox.put(SyncProgressed())
         self._persisted = max(self._persisted, number)
 
     def run_deferred(self, now: Moment) -> list[Effect]:

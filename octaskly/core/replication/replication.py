@@ -272,6 +272,8 @@ class Replication:
 
     def _restart_catch_up(self, standby: _StandbyProgress, now: Moment) -> None:
         """A standby has to join again."""
+        if standby.sync_state is _SyncState.IN_SYNC:
+            self.peer_table.count_change()
         standby.sync_state = _SyncState.CATCHING_UP
         standby.last_active_s = now.mono_s
         standby.unacked.clear()

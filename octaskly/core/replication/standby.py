@@ -136,7 +136,9 @@ class Standby:
             self._mark_behind_in(heartbeat.epoch)
         elif heartbeat.epoch == self._streaming_epoch:
             self._ack_guarantee.on_heartbeat(
-                *(heartbeat.sent_s, heartbeat.confirmed_sent_s, now.mono_s),
+                heartbeat.sent_s,
+                heartbeat.confirmed_sent_s,
+                now.mono_s,
                 received=self._received_append,
                 acked=self._acked_append,
             )

@@ -21,6 +21,7 @@ from octaskly.core.effects import (
     Unspool,
 )
 from octaskly.core.events import AttemptsEnded
+from octaskly.core.model.consequences import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
 from octaskly.core.model.settings import SHORT_TASK_MS, Settings
@@ -63,12 +64,14 @@ class Worker:
         settings: Settings,
         saved_reports: tuple[Report, ...],
         timers: TimerHeap,
+        consequences: Outbox,
         hold: OperatorHold = NO_HOLD,
         *,
         is_revoked: bool = False,
     ) -> None:
         self._me = settings.node.id
         self._timers = timers
+        self._consequences = consequences
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
         self._dispatcher_id: NodeId | None = None
@@ -252,6 +255,8 @@ class Worker:
         """Take work from now on, or none; the dispatcher hears of it at once."""
         self._now_s = now.mono_s
         previous, self.availability = self.availability, availability
+        if availability != previous:
+            self._consequences.put(WorkerAvailabilityChanged())
         effects: list[Effect] = []
         if availability.hold.is_paused != previous.hold.is_paused:
             effects.append(Freeze(availability.hold.is_paused))
