@@ -322,7 +322,10 @@ class Replication:
         effects: list[Effect] = []
         if standby.sync_state is _SyncState.STREAMING:
             effects += self._mark_in_sync(node, standby, dispatcher_epoch)
-        return effects + self.release_acks(now)
+        effects += self.release_acks(now)
+        if not standby.unacked:  # As mostly, nothing is under way any more.
+            self._timers.set(Timer.REPLICATION, self.deadline())
+        return effects
 
     def _mark_in_sync(
         self, node: NodeId, standby: _StandbyProgress, dispatcher_epoch: DispatcherEpoch
