@@ -47,7 +47,7 @@ class RosterBuilder:
         self._built_from: tuple[object, ...] = ()
         """What tells cheaply, at every step, that the members have changed."""
         self._next_build_s = 0.0  #: when they are looked at though they have not
-        self._next_change_s = 0.0  #: a roster of members that changed comes no earlier
+        self.next_change_s = 0.0  #: a roster of members that changed comes no earlier
         self._next_loads_s = 0.0  #: and one of loads that did
 
     # Names
@@ -107,7 +107,7 @@ class RosterBuilder:
 
     def mark_members_lost(self, now: Moment) -> None:
         """This node reigns: who was in the last roster is lost until it comes."""
-        self._next_change_s = 0.0
+        self.next_change_s = 0.0
         if self.roster is None:
             return
         for member in self.roster.members:
@@ -129,16 +129,11 @@ class RosterBuilder:
         lost = self._lost.get(node)
         return None if lost is None else lost[1]
 
-    @property
-    def next_look_s(self) -> float:
-        """When changes of the members may be told; infinity if they may be now."""
-        return self._next_change_s
-
     def is_build_due(
         self, epoch: Epoch, own_availability: Availability, now: Moment
     ) -> bool:
         """Return whether `build_roster` would look at the members; asked at each step."""
-        if now.mono_s < self._next_change_s:
+        if now.mono_s < self.next_change_s:
             return False
         seen = (epoch, self._peer_table.change_count, own_availability)
         return seen != self._built_from or now.mono_s >= self._next_build_s
@@ -183,7 +178,7 @@ class RosterBuilder:
             return None
         version = last.version + 1 if last is not None and is_same_epoch else 1
         self.roster = Roster(epoch, version, new)
-        self._next_change_s = now.mono_s + self._scaled_interval_s(CHANGE_INTERVAL_S)
+        self.next_change_s = now.mono_s + self._scaled_interval_s(CHANGE_INTERVAL_S)
         self._next_loads_s = now.mono_s + self._scaled_interval_s(LOAD_INTERVAL_S)
         return self.roster
 

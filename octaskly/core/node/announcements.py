@@ -152,8 +152,9 @@ class RosterSender:
                 self._dispatcher.outstanding,
                 now,
             )
-        else:
-            self._timers.set_earlier(Timer.ROSTER, self._roster_builder.next_look_s)
+        elif now.mono_s < self._roster_builder.next_change_s:
+            # Else the next heartbeat is early enough, as only loads may have changed.
+            self._timers.set(Timer.ROSTER, self._roster_builder.next_change_s)
         if new is None and self._peer_table.change_count == self._sent_peer_changes:
             return []
         self._sent_peer_changes = self._peer_table.change_count
