@@ -193,13 +193,13 @@ def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) ->
         self: Dispatcher,
         now: Moment,
         when_durable: WhenDurable | None = None,
-        when_safe: WhenReplicated | None = None,
+        when_replicated: WhenReplicated | None = None,
     ) -> list[Effect]:
-        if when_safe is None or when_durable is not None:
-            return real(self, now, when_durable, when_safe)
-        return real(self, now, lambda now: when_safe(now, 2))
+        if when_replicated is None or when_durable is not None:
+            return real(self, now, when_durable, when_replicated)
+        return real(self, now, lambda now: when_replicated(now, 2))
 
-    patch.setattr(Dispatcher, "_commit", hasty)
+    patch.setattr(Dispatcher, "_commit_step", hasty)
 
 
 def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def _only_first(real: Any) -> Any:
 
 def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
     """The winner of a comparison keeps the loser's tasks, but never runs them."""
-    patch.setattr(Dispatcher, "on_absorbed", lambda *_: [])
+    patch.setattr(Dispatcher, "on_remote_entries", lambda *_: [])
 
 
 def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
@@ -320,11 +320,11 @@ def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     real = ResultOutbox.mark_sent
 
     def trusting(
-        self: ResultOutbox, kept: PendingResult, now_s: float, *, is_news: bool
+        self: ResultOutbox, kept: PendingResult, now_s: float, *, is_new: bool
     ) -> Report:
         self.drop_acknowledged([(kept.report.task, kept.report.attempt)])
         self._results[kept.report.task, kept.report.attempt] = kept
-        report = real(self, kept, now_s, is_new=is_news)
+        report = real(self, kept, now_s, is_new=is_new)
         del self._results[kept.report.task, kept.report.attempt]
         return report
 
@@ -430,10 +430,10 @@ def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
 def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
     """They are not told that rows of their dispatcher say more."""
 
-    def reticent(*args: Any, is_ahead: bool) -> tuple[Replicate, ...]:
+    def reticent(*args: Any, acks_beyond_standbys: bool) -> tuple[Replicate, ...]:
         return replicate_messages(*args)
 
-    patch.setattr(replication, "repl_of", reticent)
+    patch.setattr(replication, "replicate_messages", reticent)
 
 
 def standbys_are_sure_for_ever(patch: pytest.MonkeyPatch) -> None:
@@ -463,7 +463,9 @@ def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
 
 def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
     """A task is queued as soon as it is accepted, whatever it comes after."""
-    patch.setattr("octaskly.core.dispatcher.dispatcher.is_late", lambda _: False)
+    patch.setattr(
+        "octaskly.core.dispatcher.dispatcher.has_dependencies", lambda _: False
+    )
 
 
 def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
@@ -517,12 +519,12 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     ) -> Outcome:
         return apply_retry_policy(spec, attempt, outcome, NO_TRIES)
 
-    patch.setattr("octaskly.core.dispatcher.outcomes.judged", forgiving)
+    patch.setattr("octaskly.core.dispatcher.outcomes.apply_retry_policy", forgiving)
 
 
 def ends_count_once_all_is_pulled(patch: pytest.MonkeyPatch) -> None:
     """What another node's log ends may begin while more of that log comes."""
-    patch.setattr(Dispatcher, "on_overtaken", lambda *_: [])
+    patch.setattr(Dispatcher, "on_ended_elsewhere", lambda *_: [])
 
 
 def arrays_are_cancelled_without_what_runs(patch: pytest.MonkeyPatch) -> None:
