@@ -54,9 +54,13 @@ class Heartbeats:
         self._next_claim_s = now.mono_s + self._claim_timeout_s
         return self._send_claims(dispatcher_epoch, now)
 
+    def is_due(self, now: Moment) -> bool:
+        """Return True if the next heartbeat is to be sent."""
+        return now.mono_s >= self._next_heartbeat_s
+
     def on_time(self, dispatcher_epoch: DispatcherEpoch, now: Moment) -> list[Effect]:
         """Send heartbeats, and the claim again to peers that do not follow."""
-        if now.mono_s < self._next_heartbeat_s:
+        if not self.is_due(now):
             return []
         self._last_heartbeat_s = now.mono_s
         self._set_next_heartbeat(now.mono_s + self._timing.heartbeat_s)

@@ -342,10 +342,11 @@ class Node:
 
     def _on_heartbeat_due(self, now: Moment) -> list[Effect]:
         """Send heartbeats and judge the followers, this node's own worker included."""
+        heartbeats = self._election.heartbeats
         dispatcher_epoch = self._election.dispatcher_epoch
-        if dispatcher_epoch is None:
+        if dispatcher_epoch is None or not heartbeats.is_due(now):
             return []
-        effects = self._election.heartbeats.on_time(dispatcher_epoch, now)
+        effects = heartbeats.on_time(dispatcher_epoch, now)
         if now.mono_s < self._next_own_heartbeat_s or not self._dispatcher.is_active:
             return effects
         self._next_own_heartbeat_s = now.mono_s + self._settings.timing.heartbeat_s
