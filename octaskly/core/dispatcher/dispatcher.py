@@ -124,7 +124,7 @@ class Dispatcher:
         if not self.is_active:
             return []
         self.is_accepting = self._step.is_assigning = True
-        self.retention.set_timer()
+        self.retention.set_timer(now)
         return self._commit_step(now)
 
     def raise_sequence(self, sequence: int) -> None:

@@ -80,7 +80,7 @@ class Retention:
         self._after_key = 0
         self._seen_merge = self._journal.last_merge
         self._due_s = now.mono_s + self._period_s
-        self.set_timer()
+        self.set_timer(now)
 
     def on_purge_requested(self, event: PurgeRequested, now: Moment) -> None:
         """Forget what ended so long ago, as soon as the store says how."""
@@ -90,17 +90,17 @@ class Retention:
         )
         self._purge_requests[event.ticket] = 0
         self._due_s = now.mono_s
-        self.set_timer()
+        self.set_timer(now)
 
     def hasten_row_rewrite(self, now: Moment) -> None:
         """Write again what rows alone say: somebody is here to keep it."""
         self._due_s = min(self._due_s, now.mono_s + FLOOR_STEP_S)
-        self.set_timer()
+        self.set_timer(now)
 
-    def set_timer(self) -> None:
+    def set_timer(self, now: Moment) -> None:
         """Set the timer for what is to be stated or asked; a floor may have come."""
         if self._journal.floor is not self._written_floor:
-            due_s = -math.inf
+            due_s = now.mono_s
         else:
             due_s = math.inf if self._is_planning else self._due_s
         self._timers.set(Timer.RETENTION, due_s)
@@ -108,7 +108,7 @@ class Retention:
     def on_time(self, now: Moment) -> list[Effect]:
         """State a floor that came from elsewhere; ask the store when it is time."""
         effects = self._plan_when_due(now)
-        self.set_timer()
+        self.set_timer(now)
         return effects
 
     def _plan_when_due(self, now: Moment) -> list[Effect]:
@@ -150,7 +150,7 @@ class Retention:
     ) -> list[Effect]:
         """Carry what is still wanted, then raise the floor."""
         effects = self._go_by_plan(event, now, may_write=may_write)
-        self.set_timer()
+        self.set_timer(now)
         return effects
 
     def _go_by_plan(
@@ -228,7 +228,7 @@ class Retention:
         self._written_floor = self._journal.floor
         return effects
 
-    def _finish_plan(self, _: Moment) -> list[Effect]:
+    def _finish_plan(self, now: Moment) -> list[Effect]:
         self._is_planning = False
-        self.set_timer()
+        self.set_timer(now)
         return []

@@ -779,7 +779,8 @@ class Node:
                 effects = self._reread_after_sync(now)
                 return effects + self._answer_catch_up_requests(now)
             case FloorRaised():
-                self._dispatcher.retention.set_timer()
+                if self._dispatcher.is_accepting:
+                    self._dispatcher.retention.set_timer(now)
                 return []
             case RecordsAdded():
                 return self._broadcast_new_records(now)

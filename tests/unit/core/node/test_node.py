@@ -45,7 +45,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     TimerFired,
 )
-from octaskly.core.log.facts import Entry, Fact, Finished, Submitted
+from octaskly.core.log.facts import Entry, Fact, Finished, Floor, Submitted
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     NO_EPOCH,
@@ -927,3 +927,20 @@ def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
     why = "no node has 9 CPUs; largest is 8 (pi-pppp)"
     assert hasty(1, 8) == []
     assert hasty(2, 9) == [Answer(2, Unplaceable(0, why))]
+
+
+def test_a_floor_of_another_node_is_stated_in_the_next_step() -> None:
+    """Whatever way this node's stream travels, the floor comes first."""
+    shell = followed()
+    shell.has_disk = False  #: so no event comes of its own
+    theirs = (Entry(StreamId(9), 1, 1 << 20, Floor(5, ())),)
+    writers = ((StreamId(9), Epoch(1, PEER)),)
+
+    shell.hear(Entries(theirs, writers, has_more=False, vector=()))
+
+    assert shell.node.deadline() == shell.now_s
+    (append,) = (
+        effect for effect in shell.feed(TimerFired(0.5)) if isinstance(effect, Append)
+    )
+    assert isinstance(append.entries[0].fact, Floor)
+    assert shell.node.deadline() > shell.now_s
