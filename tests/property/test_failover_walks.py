@@ -27,10 +27,12 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import Retry, TaskOptions
 from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, TasksAccepted
@@ -67,13 +69,17 @@ class FailoverModel(DispatcherModel):
         self.asked.clear()
         self.written = dict(self.durable)
         known = builders.settings(self.me, limits=LIMITS)
-        self.journal = Journal(SavedState(hlc=self._hlc))
+        self.journal = Journal(SavedState(hlc=self._hlc), Outbox())
+        self.timers = TimerHeap()
         self.replication = Replication(
-            known, self.journal, PeerTable(known, SavedState())
+            known,
+            self.journal,
+            PeerTable(known, SavedState(), TimerHeap(), Outbox()),
+            self.timers,
         )
         self._sequence += SEQUENCE_STEP
         self.dispatch = Dispatcher(
-            known, self.journal, self.replication, self._sequence
+            known, self.journal, self.replication, self._sequence, self.timers
         )
         for node, linked in self.workers.items():
             linked.is_linked = False

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from octaskly.core.effects import Append, Effect, LogLine, Send, ServePull
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -85,7 +86,7 @@ def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
         held.get(stream, 0) >= first.get(stream, vector[stream] + 1) - 1
         for stream in vector
     )
-    node = Journal(SavedState(vector=tuple(held.items())))
+    node = Journal(SavedState(vector=tuple(held.items())), Outbox())
 
     missing = tail.appends_missing_in(held)
 
@@ -109,14 +110,14 @@ class _Follower:
     """The real half of a standby, its disk and its link."""
 
     name: str
-    journal: Journal = field(default_factory=lambda: Journal(SavedState()))
+    journal: Journal = field(default_factory=lambda: Journal(SavedState(), Outbox()))
     inbox: deque[Message] = field(default_factory=deque)
     outbox: deque[Message] = field(default_factory=deque)
     disk: Vector = field(default_factory=dict)
     is_linked: bool = False
 
     def __post_init__(self) -> None:
-        self.exchange = AntiEntropy(self.journal)
+        self.exchange = AntiEntropy(self.journal, Outbox())
         self.standby = Standby(self.journal, self.exchange, SOLO_S)
 
 

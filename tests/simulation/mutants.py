@@ -28,7 +28,6 @@ from octaskly.core.membership.membership import PeerTable
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import Outcome, TaskSpec
-from octaskly.core.node.message_handlers import MessageHandlers
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
     Message,
@@ -171,18 +170,16 @@ def claim_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
     """Workers may forget results that wait for the dispatcher's disk."""
-    real = MessageHandlers.on_message
+    real = Node._on_message
 
-    def hasty(
-        self: MessageHandlers, peer: NodeId, message: Message, now: Moment
-    ) -> list[Effect]:
+    def hasty(self: Node, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
         effects = real(self, peer, message, now)
-        if isinstance(message, Results) and self._components.dispatcher.is_active:
+        if isinstance(message, Results) and self._dispatcher.is_active:
             items = tuple((r.task, r.attempt) for r in message.reports)
             effects.append(Send(peer, (ResultsOk(items),)))
         return effects
 
-    patch.setattr(MessageHandlers, "on_message", hasty)
+    patch.setattr(Node, "_on_message", hasty)
 
 
 def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) -> None:
@@ -213,7 +210,7 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
         return real(self, sender, message, now)
 
     patch.setattr(Worker, "on_assign", trusting)
-    patch.setattr(MessageHandlers, "_is_stale_epoch", lambda *_: False)
+    patch.setattr(Node, "_is_stale_epoch", lambda *_: False)
 
 
 def never_step_down(patch: pytest.MonkeyPatch) -> None:
@@ -397,11 +394,11 @@ def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
     """A standby keeps what a dispatcher of a lower epoch sends, and says so."""
 
     def trusting(
-        self: MessageHandlers, peer: NodeId, message: Replicate, now: Moment
+        self: Node, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
-        return self._components.standby.on_replicate(peer, message, now)
+        return self._standby.on_replicate(peer, message, now)
 
-    patch.setattr(MessageHandlers, "_on_replicate", trusting)
+    patch.setattr(Node, "_on_replicate", trusting)
 
 
 def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:

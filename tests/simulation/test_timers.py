@@ -1,44 +1,73 @@
-"""That a node may wait until something is due, as its machines tell."""
+"""That a node may sleep until one of its timers is due."""
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Callable
+
 import pytest
 
-from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect
-from octaskly.core.election.phases import Discovering, Following
-from octaskly.core.election.timeouts import Timeouts
-from octaskly.core.membership.address_book import AddressBook
+from octaskly.core.events import Event, TimerFired
 from octaskly.core.model.ids import Moment
-from octaskly.core.node.self_fencing import SelfFencing
-from octaskly.core.node.timers import Timers
-from octaskly.core.worker.worker import Worker
+from octaskly.core.model.timer_heap import Timer
+from octaskly.core.node.node import Node
+from tests.simulation.kinds.splits import run_flapping
 from tests.simulation.kinds.tormented import run_seed
+from tests.simulation.world import World
+
+WAKES_MAX = 10  #: of one node,
+BRIEF_S = 0.02  #: in so short a time
+DISPATCHER_TIMERS = {
+    Timer.RETENTION,
+    Timer.DEPENDENCIES,
+    Timer.BACKOFF,
+    Timer.REATTACH,
+}
+"""They have one handler, which does all that is due."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_no_machine_has_anything_to_do_before_the_time_it_tells(
+def test_no_handler_has_anything_to_do_before_its_timer_is_due(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would be done late, as nobody is asked before that."""
-    on_time = Timers.on_time
+    step = Node.step
 
-    def checked(self: Timers, now: Moment) -> list[Effect]:
-        machines: list[AddressBook | SelfFencing | Dispatcher | Worker | Timeouts]
-        machines = [
-            self._address_book,
-            self._self_fencing,
-            self._dispatcher,
-            self._worker,
-        ]
-        if not isinstance(self._election.phase, Following | Discovering):
-            machines.append(self._timeouts)  # Else it looks around at each tick, too.
-        for machine in machines:
-            if now.mono_s < machine.deadline():
-                assert machine.on_time(now) == [], machine
-        return on_time(self, now)
+    def checked(self: Node, event: Event, now: Moment) -> list[Effect]:
+        if self._last_step_s is not None:
+            due_s = self._timers._due_s
+            due = {timer for timer in due_s if due_s[timer] <= now.mono_s}
+            if due & DISPATCHER_TIMERS:
+                due |= DISPATCHER_TIMERS
+            due.add(Timer.ROSTER)  # Loads are told with heartbeats, or when it is due.
+            for timer in sorted({*Timer} - due):
+                assert self._on_timer(timer, now) == [], timer
+        return step(self, event, now)
 
-    monkeypatch.setattr(Timers, "on_time", checked)
+    monkeypatch.setattr(Node, "step", checked)
 
     run_seed(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [run_seed, run_flapping])
+def test_a_timer_that_was_handled_is_not_due_again_at_once(
+    run: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a node would keep a core busy until something else happens."""
+    step = Node.step
+    wakes: defaultdict[Node, deque[float]]
+    wakes = defaultdict(lambda: deque(maxlen=WAKES_MAX))
+
+    def checked(self: Node, event: Event, now: Moment) -> list[Effect]:
+        if isinstance(event, TimerFired):
+            last = wakes[self]
+            assert len(last) < WAKES_MAX or now.mono_s - last[0] > BRIEF_S, last
+            last.append(now.mono_s)
+        return step(self, event, now)
+
+    monkeypatch.setattr(Node, "step", checked)
+
+    run(5000)

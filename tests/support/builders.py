@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded, SavedState
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
@@ -80,7 +81,7 @@ def epoch(term: int = 1, name: str = "a") -> Epoch:
 
 def journal(stream: StreamId = STREAM) -> Journal:
     """Return a journal whose own stream is open."""
-    made = Journal(SavedState())
+    made = Journal(SavedState(), Outbox())
     made.open_stream(stream)
     return made
 

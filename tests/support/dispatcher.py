@@ -16,6 +16,7 @@ from octaskly.core.events import (
 from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState
@@ -28,6 +29,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import Kill, Reattach, Report, Results, ResultsOk
 from octaskly.core.replication.replication import Replication
@@ -65,9 +67,15 @@ class DispatcherWithJournal:
         self.journal = journal()
         known = replace(settings("a", limits=limits), is_strict=is_strict)
         self.replication = Replication(
-            known, self.journal, PeerTable(known, SavedState())
+            known,
+            self.journal,
+            PeerTable(known, SavedState(), TimerHeap(), Outbox()),
+            TimerHeap(),
         )
-        self.dispatch = Dispatcher(known, self.journal, self.replication, 7)
+        self.timers = TimerHeap()  #: of the dispatcher
+        self.dispatch = Dispatcher(
+            known, self.journal, self.replication, 7, self.timers
+        )
 
     def commit(self, at: float = 0.0) -> list[Effect]:
         now = moment(at)

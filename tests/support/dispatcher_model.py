@@ -43,6 +43,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import Availability, LoadSample, OperatorHold
 from octaskly.core.model.settings import Limits, Settings
@@ -53,6 +54,7 @@ from octaskly.core.model.task_options import (
     requires_of,
 )
 from octaskly.core.model.tasks import AttemptState, Outcome, TaskSpec, TaskState
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
@@ -118,15 +120,23 @@ class DispatcherModel:
     def __init__(self, names: str = "abc") -> None:
         self.seconds = 0.0
         self.me = NodeId(names[0])
-        self.journal = Journal(SavedState())
+        self.journal = Journal(SavedState(), Outbox())
+        self.timers = TimerHeap()  #: of the dispatcher
         known = builders.settings(names[0], limits=LIMITS)
         self.replication = Replication(
-            known, self.journal, PeerTable(known, SavedState())
+            known,
+            self.journal,
+            PeerTable(known, SavedState(), TimerHeap(), Outbox()),
+            self.timers,
         )
-        self.dispatch = Dispatcher(known, self.journal, self.replication, 0)
+        self.dispatch = Dispatcher(
+            known, self.journal, self.replication, 0, self.timers
+        )
         self.workers = {
             NodeId(name): LinkedWorker(
-                Worker(Settings(node=NODES[name], limits=LIMITS), ())
+                Worker(
+                    Settings(node=NODES[name], limits=LIMITS), (), TimerHeap(), Outbox()
+                )
             )
             for name in names
         }
@@ -496,7 +506,7 @@ class DispatcherModel:
                 self.finish(node, self.last_end)
             self.beat(node)
             self.hear_worker(node)
-        if self.dispatch.deadline() < math.inf or not self.is_calm:
+        if self.timers.next_at() < math.inf or not self.is_calm:
             is_busy = True
         self.advance(0.5)
         return is_busy

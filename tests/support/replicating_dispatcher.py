@@ -8,6 +8,7 @@ from octaskly.core.effects import Effect, LogLine, Send, ServePull
 from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.log.facts import Fact, Submitted, TaskCancelled
 from octaskly.core.membership.membership import PeerTable
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import (
     Address,
     DispatcherEpoch,
@@ -19,6 +20,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits, Settings
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
     Hello,
@@ -52,10 +54,13 @@ class ReplicatingDispatcher:
     ) -> None:
         self.known: Settings = settings("a", limits=limits)
         self.journal = journal()
-        self.members = PeerTable(self.known, SavedState())
+        self.members = PeerTable(self.known, SavedState(), TimerHeap(), Outbox())
         self.epoch: Epoch = epoch()
         self.stream = STREAM
-        self.replication = Replication(self.known, self.journal, self.members)
+        self.timers = TimerHeap()
+        self.replication = Replication(
+            self.known, self.journal, self.members, self.timers
+        )
         self.begin()
         for name in followers:
             self.follow(name)

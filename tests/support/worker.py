@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from octaskly.core.effects import Send
 from octaskly.core.events import AttemptsEnded
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState, EndReason
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign, Kill, Report, Results
 from octaskly.core.worker.worker import Worker
 from tests.support.builders import (
@@ -29,7 +31,9 @@ def detached_worker(
     *saved: Report, slots: int = 2, limits: Limits | None = None
 ) -> Worker:
     """Return a worker that follows nobody yet."""
-    return Worker(settings("a", slots=slots, limits=limits), saved)
+    return Worker(
+        settings("a", slots=slots, limits=limits), saved, TimerHeap(), Outbox()
+    )
 
 
 def attached_worker(slots: int = 2, limits: Limits | None = None) -> Worker:

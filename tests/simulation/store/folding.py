@@ -22,7 +22,7 @@ from octaskly.core.log.merge import SubmissionTimes, apply_fact, join_submission
 from octaskly.core.log.records import earlier_record
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.node.message_handlers import highest_id_sequence
+from octaskly.core.node.log_receiver import highest_id_sequence
 from tests.simulation.store.members import counted
 
 if TYPE_CHECKING:

@@ -238,7 +238,7 @@ def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
     world.dispatch.on_results(B, results_message(report(end=lack)), moment())
     world.commit()
 
-    due = world.dispatch.deadline()
+    due = world.timers.next_at()
     effects = world.dispatch.on_time(moment(LATE))
 
     failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")

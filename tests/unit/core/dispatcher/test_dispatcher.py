@@ -121,7 +121,8 @@ def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
 
 def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     """The API then forwards them."""
-    dispatch = DispatcherWithJournal().dispatch
+    world = DispatcherWithJournal()
+    dispatch = world.dispatch
 
     assert dispatch.on_submitted(submission(), moment()) == [
         Answer(1, NotDispatching())
@@ -133,7 +134,7 @@ def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     assert dispatch.on_worker_down(A, moment()) == []
     assert dispatch.on_remote_entries(moment()) == []
     assert dispatch.on_time(moment()) == []
-    assert dispatch.deadline() == math.inf
+    assert world.timers.next_at() == math.inf
     assert dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment()) == []
 
 

@@ -93,7 +93,7 @@ def test_the_node_is_woken_when_the_rest_is_over() -> None:
     """Not a quarter of a second later."""
     world = resting()
 
-    assert world.dispatch.deadline() == moment(REST_S).mono_s
+    assert world.timers.next_at() == moment(REST_S).mono_s
 
 
 def test_the_last_failure_is_the_end() -> None:

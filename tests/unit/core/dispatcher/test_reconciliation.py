@@ -64,7 +64,7 @@ def test_a_new_dispatcher_waits_for_the_workers_of_the_reign_before() -> None:
     world = dispatcher_with(live=(task_record("t", live_attempt(B)),), a=1)
 
     down = world.dispatch.on_worker_down(B, moment(1.0))
-    due = world.dispatch.deadline()
+    due = world.timers.next_at()
     effects = world.dispatch.on_time(moment(LATE))
 
     assert down == []
@@ -230,7 +230,7 @@ def test_the_log_may_know_of_an_attempt_of_a_task_that_was_read_as_queued() -> N
 
     assert effects == []
     assert world.dispatch.outstanding(B) == 1
-    assert world.dispatch.deadline() == moment(5).mono_s
+    assert world.timers.next_at() == moment(5).mono_s
 
 
 def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
@@ -284,7 +284,7 @@ def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
         LiveLoaded((task_record("t", live_attempt(B)),)), moment(LATE)
     )
 
-    assert world.dispatch.deadline() == moment(LATE + 5).mono_s
+    assert world.timers.next_at() == moment(LATE + 5).mono_s
     assert world.dispatch.on_time(moment(LATE + 4)) == []
 
 
@@ -311,7 +311,7 @@ def test_who_speaks_is_waited_for_but_not_for_ever() -> None:
         assert world.dispatch.on_time(moment(tenths / 10)) == []
         world.dispatch.reconciler.extend_read_delay(moment(tenths / 10))
 
-    assert world.dispatch.deadline() == moment(3).mono_s
+    assert world.timers.next_at() == moment(3).mono_s
     assert world.dispatch.on_time(moment(3)) == [
         LoadLive(),
         LoadQueued(-1, 1000),
@@ -361,7 +361,7 @@ def test_what_is_not_read_in_the_adopt_window_is_not_waited_for() -> None:
     """A node that tells nothing may hold the task up for no longer."""
     world = behind(task_record("t", live_attempt(B)), b=1)
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
-    assert world.dispatch.deadline() == moment(5).mono_s
+    assert world.timers.next_at() == moment(5).mono_s
 
     assert world.dispatch.on_time(moment(LATE)) == [LoadLive(), LoadQueued(-2, 1000)]
     live = LiveLoaded((task_record("t", live_attempt(B)),))

@@ -34,6 +34,7 @@ from octaskly.core.log.facts import (
     Submitted,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
@@ -260,7 +261,7 @@ def asked_to_forget(
     world.dispatch.retention.on_purge_requested(
         PurgeRequested(ticket, seconds), moment(5)
     )
-    assert world.dispatch.deadline() <= moment(5).mono_s
+    assert world.timers.next_at() <= moment(5).mono_s
     (ask,) = world.dispatch.on_time(moment(5))
     assert isinstance(ask, PlanFloor)
     return ask
@@ -368,8 +369,8 @@ def test_a_floor_waits_for_what_its_writer_held() -> None:
 
 def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> None:
     """The next part is asked for once the one before is on disk."""
-    log = Journal(SavedState())
-    exchange = AntiEntropy(log)
+    log = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
 
     first = exchange.on_snapshot(A, part(1, more=True, head=HEAD))
@@ -387,8 +388,8 @@ def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> N
 
 def test_a_snapshot_that_was_cut_off_is_begun_again() -> None:
     """Parts of the one before do not count for the next."""
-    log = Journal(SavedState())
-    exchange = AntiEntropy(log)
+    log = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
     exchange.on_snapshot(A, part(1, more=True, head=HEAD))
     exchange.drop_peer(A)

@@ -32,6 +32,7 @@ from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import candidate_rank
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -43,6 +44,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import (
     Claim,
     ClaimOk,
@@ -94,17 +96,20 @@ class Harness:
     def __init__(self, saved: SavedState | None = None, **changes: object) -> None:
         saved = saved or SavedState()
         settings = Settings(node=info(B, **changes), log_version=saved.log_version)
-        self.journal = Journal(saved)
-        self.members = PeerTable(settings, saved)
-        self.exchange = AntiEntropy(self.journal)
+        self.journal = Journal(saved, Outbox())
+        self.timers = timers = TimerHeap()
+        self.members = PeerTable(settings, saved, timers, Outbox())
+        self.exchange = AntiEntropy(self.journal, Outbox())
         versions = LogVersions(settings, self.journal, self.members)
         self.candidacy = Candidacy(settings, self.journal, self.members, versions)
-        replication = Replication(settings, self.journal, self.members)
-        pulse = Heartbeats(settings, self.journal, self.members, replication)
+        replication = Replication(settings, self.journal, self.members, timers)
+        pulse = Heartbeats(settings, self.journal, self.members, replication, timers)
         self.election = Election(
-            settings, saved, self.journal, self.members, self.candidacy, pulse
+            settings, saved, self.journal, self.members, self.candidacy, pulse, Outbox()
         )
-        self.watch = Timeouts(settings, self.members, self.candidacy, self.election)
+        self.watch = Timeouts(
+            settings, self.members, self.candidacy, self.election, timers
+        )
         self.claims = ClaimHandlers(
             *(settings, self.journal, self.members),
             *(self.exchange, self.candidacy, self.election),
@@ -157,6 +162,12 @@ class Harness:
         self.persist(now_s)
         assert isinstance(self.election.phase, Dispatching)
 
+    def beat(self, now_s: float) -> list[Effect]:
+        """Do what is due of a dispatcher's heartbeats."""
+        reign = self.election.dispatcher_epoch
+        assert reign is not None
+        return self.election.heartbeats.on_time(reign, node_moment(now_s))
+
 
 def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
     return [
@@ -200,7 +211,7 @@ def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None
     """§ 3.5: one machine must serve at once."""
     world = Harness()
 
-    assert world.watch.deadline() == TIMING.discovery_alone_s
+    assert world.watch.deadline(node_moment(0.0)) == TIMING.discovery_alone_s
     assert world.watch.on_time(node_moment(0.69)) == []
     save, note = world.watch.on_time(node_moment(0.7))
 
@@ -327,7 +338,7 @@ def test_later_successors_wait_their_turn() -> None:
         "dispatcher lost"
     ]
     assert world.watch.on_time(node_moment(5.0)) == []
-    assert world.watch.deadline() == 5.0 + 2 * TIMING.claim_stagger_s
+    assert world.watch.deadline(node_moment(0.0)) == 5.0 + 2 * TIMING.claim_stagger_s
     assert note_events(world.watch.on_time(node_moment(5.5))) == ["claiming"]
 
 
@@ -342,7 +353,7 @@ def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> Non
     world.watch.on_dial_failed(refused(A), node_moment(5.0))
 
     assert world.watch.on_dial_failed(refused(C), node_moment(5.0)) == []
-    assert world.watch.deadline() == 5.0 + TIMING.claim_stagger_s
+    assert world.watch.deadline(node_moment(0.0)) == 5.0 + TIMING.claim_stagger_s
     assert note_events(world.watch.on_dial_failed(refused(D), node_moment(5.01))) == [
         "claiming"
     ]
@@ -371,7 +382,10 @@ def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
     assert world.watch.on_dial_failed(refused(line[6]), node_moment(5.1)) == []
     # It has to notice first, as all others have.
     crowding = 22 / Limits().full_mesh_peers
-    assert world.watch.deadline() == alone_s + crowding * TIMING.claim_wait_s
+    assert (
+        world.watch.deadline(node_moment(0.0))
+        == alone_s + crowding * TIMING.claim_wait_s
+    )
 
 
 def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
@@ -386,10 +400,10 @@ def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
     world.watch.on_time(node_moment(5.5))
 
     for node in line[3:6]:
-        due_s = world.watch.deadline()
+        due_s = world.watch.deadline(node_moment(0.0))
         assert world.watch.on_time(node_moment(due_s - 0.01)) == []
         assert world.watch.on_time(node_moment(due_s)) == [Dial(node, (ELSEWHERE,))]
-        assert world.watch.deadline() == due_s + TIMING.claim_stagger_s
+        assert world.watch.deadline(node_moment(0.0)) == due_s + TIMING.claim_stagger_s
 
 
 def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
@@ -605,10 +619,10 @@ def test_a_newer_program_claims_once_it_may_reign_again() -> None:
     world = Harness(SavedState(log_version=2))
     world.candidacy.set_disk_failing(is_failing=True)
     world.follow(0.1)
-    assert world.watch.on_time(node_moment(0.2)) == []
+    assert world.watch.on_dispatcher_heard(node_moment(0.2)) == []
 
     world.candidacy.set_disk_failing(is_failing=False)
-    effects = world.watch.on_time(node_moment(0.3))
+    effects = world.watch.on_dispatcher_heard(node_moment(0.3))
 
     assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
     world.members.record_frame(A, node_moment(0.4))
@@ -661,14 +675,14 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
 def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
     """A winner that speaks is borne until the worker waits no longer."""
     world, _ = yielding()
-    assert world.watch.deadline() == 9.0 + TIMING.step_down_s
+    assert world.watch.deadline(node_moment(0.0)) == 9.0 + TIMING.step_down_s
 
     world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), node_moment(9.5))
-    assert world.watch.deadline() == 9.0 + TIMING.step_down_s
+    assert world.watch.deadline(node_moment(0.0)) == 9.0 + TIMING.step_down_s
     world.members.record_frame(C, node_moment(10.5))
-    assert world.watch.deadline() == 10.5 + TIMING.step_down_s
+    assert world.watch.deadline(node_moment(0.0)) == 10.5 + TIMING.step_down_s
     world.members.record_frame(C, node_moment(13.5))
-    assert world.watch.deadline() == 9.5 + TIMING.reattach_s
+    assert world.watch.deadline(node_moment(0.0)) == 9.5 + TIMING.reattach_s
 
     assert world.watch.on_time(node_moment(14.4)) == []
     assert note_events(world.watch.on_time(node_moment(14.5))) == ["yielded"]
@@ -761,7 +775,7 @@ def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
     world.meet(C, 0.8)
     world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
-    effects = world.watch.on_time(node_moment(2.0))
+    effects = world.beat(2.0)
 
     assert sent(effects, C) == [Heartbeat(Epoch(1, B), 2.0)]
     assert [type(message) for message in sent(effects, A)] == [Claim]
@@ -829,8 +843,8 @@ def test_a_claim_is_said_again_later_where_many_have_to_answer() -> None:
             world.meet(node, 0.1)
         world.reign(3.0)
 
-        early = world.watch.on_time(node_moment(3.0 + again_s - 0.01))
-        late = world.watch.on_time(node_moment(3.0 + again_s + TIMING.heartbeat_s))
+        early = world.beat(3.0 + again_s - 0.01)
+        late = world.beat(3.0 + again_s + TIMING.heartbeat_s)
 
         assert not any(isinstance(m, Claim) for m in sent(early, nodes[0]))
         assert any(isinstance(m, Claim) for m in sent(late, nodes[0]))

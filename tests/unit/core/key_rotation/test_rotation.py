@@ -11,6 +11,7 @@ from octaskly.core.key_rotation.rotation import RENEWING_REASON, KeyRotation
 from octaskly.core.log.records import RecordTable
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Moment, NodeId
 from octaskly.core.model.keys import (
     REVOKED_REASON,
@@ -21,6 +22,7 @@ from octaskly.core.model.keys import (
     SendKeyring,
 )
 from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from tests.support.builders import epoch, moment, node_id, node_info, settings
 
@@ -58,7 +60,7 @@ def roster(*names: str) -> Roster:
 
 def rotation() -> KeyRotation:
     """Return one with three peers, of which rosters have shown two."""
-    members = PeerTable(settings("a"), SavedState())
+    members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
     registry = RosterBuilder((), members)
     registry.set_roster(roster("a", "b", "d"))
     for peer in (KNOWN, HIDDEN, GONE):
@@ -68,7 +70,7 @@ def rotation() -> KeyRotation:
         roster("a", "d")
     )  # The dispatcher, `d`, says that `b` has left.
     return KeyRotation(
-        settings("a"), members, registry, RecordTable(()), KeyringState()
+        settings("a"), members, registry, RecordTable(()), KeyringState(), TimerHeap()
     )
 
 
@@ -131,11 +133,11 @@ SWITCHED = replace(SPREAD, generation=2)
 
 def alone(keys: KeyringState) -> KeyRotation:
     """Return one that has just learnt of a phase, with nobody in reach."""
-    members = PeerTable(settings("a"), SavedState())
+    members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
     registry = RosterBuilder((), members)
     registry.set_roster(roster("a", "b"))  # It sleeps.
     rules = KeyRotation(
-        settings("a"), members, registry, RecordTable(()), KeyringState()
+        settings("a"), members, registry, RecordTable(()), KeyringState(), TimerHeap()
     )
     rules.on_keyring_changed(KeyringChanged(keys), moment())
     return rules

@@ -24,6 +24,7 @@ from octaskly.core.membership.mdns_schedule import BROWSE_INTERVAL_S, MdnsSchedu
 from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import ADDRESSES_MAX
 from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.field_types import (
     HOST_CHARS_MAX,
     TITLE_CHARS_MAX,
@@ -40,6 +41,7 @@ from octaskly.core.model.nodes import (
     Role,
 )
 from octaskly.core.model.settings import Limits, Settings
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from octaskly.mesh import wire
 
@@ -69,7 +71,7 @@ def at(seconds: float) -> Moment:
 
 def members(saved: SavedState | None = None, peers: int = 1024) -> PeerTable:
     settings = Settings(node=info(ME), limits=Limits(peers=peers))
-    return PeerTable(settings, saved or SavedState())
+    return PeerTable(settings, saved or SavedState(), TimerHeap(), Outbox())
 
 
 def up(peer: NodeId, name: str = "pi", address: Address = WHERE) -> PeerUp:
@@ -118,7 +120,7 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
-        now_s = here.address_book.deadline()
+        now_s = here.address_book._timers.next_at()
         assert here.address_book.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
         here.address_book.on_dial_failed(
             DialFailed(PEER, (WHERE,), was_refused=False), at(now_s)
@@ -136,9 +138,11 @@ def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
     here = members()
     here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
     here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
-    here.address_book.dial_scope = DialScope.NOBODY
+    here.address_book.set_dial_scope(DialScope.NOBODY)
+    failed = DialFailed(PEER, (WHERE,), was_refused=False)
+    here.address_book.on_dial_failed(failed, at(1.0))
 
-    assert here.address_book.deadline() == math.inf
+    assert here.address_book._timers.next_at() == math.inf
     assert here.address_book.on_time(at(60.0)) == []
 
 
@@ -156,7 +160,7 @@ def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
     here.address_book.on_dial_failed(
         DialFailed(OTHER, (ELSEWHERE,), was_refused=False), at(1.1)
     )
-    due_s = here.address_book.deadline()
+    due_s = here.address_book._timers.next_at()
     assert due_s == 2 * DIAL_DELAY_S
     dials = here.address_book.dial_delayed(ALL, at(1.1))
     assert dials == [Dial(PEER, (WHERE,))]
@@ -166,13 +170,13 @@ def test_a_follower_leaves_a_crowd_in_sight_alone() -> None:
     """Its dispatcher is all that it needs; in a small mesh it links to everybody."""
     for most, dials in ((2, 0), (3, 3)):
         settings = Settings(node=info(ME), limits=Limits(full_mesh_peers=most))
-        here = PeerTable(settings, SavedState())
+        here = PeerTable(settings, SavedState(), TimerHeap(), Outbox())
         crowd = [NodeId(letter * 16) for letter in "xyz"]
         here.address_book.on_peers_discovered(
             [PeerHint(node, (ELSEWHERE,)) for node in crowd], at(0.0)
         )
 
-        here.address_book.dial_scope = DialScope.NOBODY
+        here.address_book.set_dial_scope(DialScope.NOBODY)
 
         done = here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
 
@@ -214,7 +218,7 @@ def test_who_reigns_meets_everybody() -> None:
     here.address_book.on_peers_discovered(crowd(20), at(0.0))
     here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
 
-    here.address_book.dial_scope = DialScope.EVERYBODY
+    here.address_book.set_dial_scope(DialScope.EVERYBODY)
 
     assert (
         len(here.address_book.dial_delayed(ALL, at(2 * DIAL_DELAY_S)))
@@ -286,11 +290,11 @@ def test_a_lost_peer_is_redialled_after_a_while() -> None:
     """The link may come back without any news from mDNS."""
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
-    assert here.address_book.deadline() == float("inf")
+    assert here.address_book._timers.next_at() == float("inf")
 
     here.on_peer_down(PEER, at(100.0))
 
-    assert here.address_book.deadline() == 100.0 + REDIAL_S
+    assert here.address_book._timers.next_at() == 100.0 + REDIAL_S
     assert [type(e) for e in here.address_book.on_time(at(105.0))] == [Dial]
 
 
@@ -379,11 +383,12 @@ def test_only_wanted_nodes_are_dialled_in_a_large_mesh() -> None:
 
 def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
     """Then every twenty seconds."""
-    browsing = MdnsSchedule()
+    timers = TimerHeap()
+    browsing = MdnsSchedule(timers)
     assert browsing.start(at(0.0)) == [Browse(is_wanted=True)]
     asked = []
     for _ in range(7):
-        due_s = browsing.deadline()
+        due_s = timers.next_at()
         asked.append(due_s)
         assert browsing.on_time(at(due_s), draw=0.5, is_dispatching=False)
 
@@ -392,11 +397,12 @@ def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
 
 def test_a_dispatcher_spreads_its_browsing_and_a_follower_stops() -> None:
     """Two sides of a healed split must not ask in step for ever."""
-    browsing = MdnsSchedule()
+    timers = TimerHeap()
+    browsing = MdnsSchedule(timers)
     browsing.start(at(0.0))
 
     browsing.on_time(at(1.0), draw=0.0, is_dispatching=True)
-    assert browsing.deadline() == 1.0 + 0.75 * BROWSE_INTERVAL_S
+    assert timers.next_at() == 1.0 + 0.75 * BROWSE_INTERVAL_S
 
     assert browsing.stop() == [Browse(is_wanted=False)]
     assert browsing.stop() == []

@@ -73,7 +73,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.node.message_handlers import highest_submitted_sequence
+from octaskly.core.node.log_receiver import highest_submitted_sequence
 from octaskly.core.node.node import Node
 from octaskly.core.node.shutdown import PROCESS_EXIT_S
 from octaskly.core.protocol.messages import (

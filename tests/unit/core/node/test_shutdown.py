@@ -28,6 +28,18 @@ def reigning() -> Components:
     return machines
 
 
+def shutdown_of(machines: Components) -> Shutdown:
+    """Return the way out of a node with these machines."""
+    return Shutdown(
+        settings().timing,
+        machines.journal,
+        machines.election,
+        machines.dispatcher_transfer,
+        machines.worker,
+        machines.timers,
+    )
+
+
 def transfers(effects: list[Effect]) -> list[Transfer]:
     """Return what successors are asked."""
     return [
@@ -41,7 +53,7 @@ def transfers(effects: list[Effect]) -> list[Transfer]:
 def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> None:
     """It may be ready by now; else this node would leave without a successor."""
     machines = reigning()
-    departure = Shutdown(machines)
+    departure = shutdown_of(machines)
     machines.dispatcher_transfer.ask_next_successor(moment())
 
     departure.start_shutdown(30.0, moment(0.1))
@@ -53,7 +65,7 @@ def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> No
 def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
     """A paused node has none, but what is on its way to the disk needs a successor."""
     machines = reigning()
-    departure = Shutdown(machines)
+    departure = shutdown_of(machines)
     machines.journal.save(term=1)
     departure.start_shutdown(0.0, moment())
 
@@ -67,10 +79,10 @@ def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
 def test_a_disk_that_takes_nothing_holds_up_nobody_for_long() -> None:
     """And the clock wakes the node in time to leave."""
     machines = reigning()
-    departure = Shutdown(machines)
+    departure = shutdown_of(machines)
     machines.journal.save(term=1)
     departure.start_shutdown(0.0, moment())
     departure.on_time(moment())
 
-    assert departure.deadline() == moment(DISK_FLUSH_S).mono_s
+    assert machines.timers.next_at() == moment(DISK_FLUSH_S).mono_s
     assert departure.on_time(moment(DISK_FLUSH_S))[-1] == Stopped()

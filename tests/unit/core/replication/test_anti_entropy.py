@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, TaskCancelled
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.protocol.messages import (
     FULL_SNAPSHOT,
@@ -42,8 +43,8 @@ def kinds(effects: list[Effect]) -> list[type]:
 
 def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
     """More would pile up in memory where the peer is faster than this disk."""
-    log = Journal(SavedState())
-    exchange = AntiEntropy(log)
+    log = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
 
     assert exchange.on_entries(A, part(1))[1:] == [pull(1)]
@@ -58,8 +59,8 @@ def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
 
 def test_rows_beyond_the_log_of_a_peer_are_asked_for_as_a_snapshot_once() -> None:
     """No entries of that peer say what they do."""
-    log = Journal(SavedState())
-    exchange = AntiEntropy(log)
+    log = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(log, Outbox())
     ahead = ((STREAM, 9),)
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=4)
 
@@ -75,7 +76,7 @@ def test_rows_beyond_the_log_of_a_peer_are_asked_for_as_a_snapshot_once() -> Non
 
 def test_rows_are_asked_for_after_the_answer_that_is_under_way() -> None:
     """One question at a time goes to a peer."""
-    exchange = AntiEntropy(Journal(SavedState()))
+    exchange = AntiEntropy(Journal(SavedState(), Outbox()), Outbox())
     exchange.pull_from(A)
 
     assert exchange.pull_from(A, ((STREAM, 9),)) == []
@@ -86,8 +87,8 @@ def test_rows_are_asked_for_after_the_answer_that_is_under_way() -> None:
 
 def test_a_peer_that_is_gone_is_not_asked_on() -> None:
     """Who comes back is asked afresh."""
-    log = Journal(SavedState())
-    exchange = AntiEntropy(log)
+    log = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
     exchange.on_entries(A, part(1))
     exchange.on_entries(A, part(2))
@@ -134,8 +135,8 @@ def asked(journal: Journal) -> SnapshotCursor:
 
 def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -> None:
     """What came to the giver between the two stands in rows before that end."""
-    journal = Journal(SavedState())
-    exchange = AntiEntropy(journal)
+    journal = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(journal, Outbox())
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
     exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
@@ -151,8 +152,8 @@ def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -
 
 def test_nor_is_it_once_the_first_one_has_ended() -> None:
     """It was given twice, and what is left of that comes late."""
-    journal = Journal(SavedState())
-    exchange = AntiEntropy(journal)
+    journal = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(journal, Outbox())
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
     exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
@@ -167,8 +168,8 @@ def test_nor_is_it_once_the_first_one_has_ended() -> None:
 
 def test_a_snapshot_whose_giver_has_lost_its_disk_is_begun_again() -> None:
     """The rest would be of another log, and what the first one held be missing."""
-    journal = Journal(SavedState())
-    exchange = AntiEntropy(journal)
+    journal = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(journal, Outbox())
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     rest = replace(asked(journal), row_key=2)
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Append, Effect, LogLine, Save
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry, Floor, StreamFloor, TaskCancelled
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.hlc import HLC_MAX, hlc_next, hlc_of, wall_ms_of
 from octaskly.core.model.ids import Moment, StreamId, TaskId
 from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
@@ -114,7 +115,7 @@ def test_what_is_released_may_wait_again() -> None:
 def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
     """A restart does not repeat timestamps, though the clock is half an hour back."""
     last = hlc_of(moment(1800.0).wall_ms)
-    log = Journal(SavedState(vector=((OTHER, 4),), hlc=last))
+    log = Journal(SavedState(vector=((OTHER, 4),), hlc=last), Outbox())
 
     assert log.reserve_timestamps(moment()) == last + 1
     assert log.vector == {OTHER: 4}
@@ -123,7 +124,7 @@ def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
 @pytest.mark.parametrize("latest", [HLC_MAX - 1, hlc_of(moment(1e9).wall_ms)])
 def test_a_clock_far_ahead_is_followed_for_an_hour_and_no_further(latest: int) -> None:
     """One bad clock would stop every writer, once numbers end; entries are kept."""
-    heard, saved = journal(), Journal(SavedState(hlc=latest))
+    heard, saved = journal(), Journal(SavedState(hlc=latest), Outbox())
     entry = Entry(OTHER, 1, latest, FACT)
 
     append = heard.append_remote([entry], [(OTHER, epoch())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import (
@@ -27,8 +28,8 @@ class World:
     """Node b keeps what a streams; its disk is as slow as a test wants."""
 
     def __init__(self) -> None:
-        self.journal = Journal(SavedState())
-        self.exchange = AntiEntropy(self.journal)
+        self.journal = Journal(SavedState(), Outbox())
+        self.exchange = AntiEntropy(self.journal, Outbox())
         self.standby = Standby(self.journal, self.exchange, Timing().replication_wait_s)
 
     def repl(

@@ -80,7 +80,7 @@ def test_an_acknowledged_result_is_forgotten() -> None:
 
     assert effects == [Unspool((KEY,))]
     assert worker.is_idle
-    assert worker.deadline() == math.inf
+    assert worker._timers.next_at() == math.inf
     assert worker.on_results_ok(ResultsOk((KEY,)), moment()) == []
 
 
@@ -92,11 +92,11 @@ def test_an_unacknowledged_result_is_sent_again_with_its_envelope() -> None:
     again = send_results(report(envelope=spec()))
 
     assert worker.on_time(moment(RESEND_S - 0.1)) == []
-    assert worker.deadline() == pytest.approx(moment(RESEND_S).mono_s)
+    assert worker._timers.next_at() == pytest.approx(moment(RESEND_S).mono_s)
     assert worker.on_time(moment(RESEND_S)) == [again]
     assert worker.on_time(moment(3 * RESEND_S - 0.1)) == []
     assert worker.on_time(moment(3 * RESEND_S)) == [again]
-    assert worker.deadline() == pytest.approx(moment(7 * RESEND_S).mono_s)
+    assert worker._timers.next_at() == pytest.approx(moment(7 * RESEND_S).mono_s)
 
 
 def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow() -> (
@@ -109,7 +109,7 @@ def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow
     worker.on_attempts_ended(attempts_ended(), moment())
 
     assert worker.on_time(moment(RESEND_MAX_S - 0.1)) == []
-    assert worker.deadline() == pytest.approx(moment(RESEND_MAX_S).mono_s)
+    assert worker._timers.next_at() == pytest.approx(moment(RESEND_MAX_S).mono_s)
     # Where it was not acknowledged for want of a standby, that has to be asked for.
     again = send_results(report(envelope=spec()), to="a")
     assert worker.on_time(moment(RESEND_MAX_S)) == [again]
@@ -241,7 +241,7 @@ def test_what_a_node_has_to_tell_itself_waits_for_no_acknowledgement() -> None:
     told_later = [effect for _ in names for effect in worker.on_time(moment())]
 
     assert [told_first, *told_later] == [send_results(each, to="a") for each in saved]
-    assert worker.deadline() == pytest.approx(moment(RESEND_MAX_S).mono_s)
+    assert worker._timers.next_at() == pytest.approx(moment(RESEND_MAX_S).mono_s)
 
 
 def test_a_late_acknowledgement_ends_nothing_that_was_told_as_running() -> None:
@@ -274,5 +274,5 @@ def test_without_a_dispatcher_nothing_is_due_and_results_wait_on_disk() -> None:
     worker = detached_worker(report(envelope=spec()))
 
     assert worker.on_time(moment(60)) == []
-    assert worker.deadline() == math.inf
+    assert worker._timers.next_at() == math.inf
     assert worker.is_idle

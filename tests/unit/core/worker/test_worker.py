@@ -15,6 +15,7 @@ from octaskly.core.effects import (
     Start,
     Stop,
 )
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import (
     NO_HOLD,
@@ -25,6 +26,7 @@ from octaskly.core.model.nodes import (
     Pressure,
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Reattach, Results, ResultsOk
 from octaskly.core.worker.worker import Worker
 from tests.support.builders import (
@@ -228,7 +230,13 @@ def test_a_node_on_which_no_launcher_starts_takes_no_work() -> None:
 
 def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
     """A machine that was drained for a repair may start many times."""
-    worker = Worker(settings("a", slots=2), (), steered(AvailabilityCommand.DRAIN))
+    worker = Worker(
+        settings("a", slots=2),
+        (),
+        TimerHeap(),
+        Outbox(),
+        steered(AvailabilityCommand.DRAIN),
+    )
 
     effects = worker.attach(D, epoch(1, "d"), moment())
 
