@@ -353,7 +353,7 @@ def test_every_field_that_a_peer_fills_is_bounded() -> None:
     seen: set[str] = set()
 
     assert _unbounded(inspect.type_info(Message | Fact), "", seen) == []
-    assert {"TaskSpec", "RosterLine", "Outcome", "Mark", "Keys"} <= seen
+    assert {"TaskSpec", "RosterEntry", "Outcome", "StreamFloor", "KeyringState"} <= seen
 
 
 def _unbounded(kind: Any, where: str, seen: set[str]) -> list[str]:

@@ -87,7 +87,7 @@ WRONG: dict[str, Message] = {
         rows=(),
         cursor=SnapshotCursor(9, 0),
         has_more=True,
-        records=(replace(RECORD, kind=AUDIT, at=HLC_MAX),),
+        records=(replace(RECORD, kind=AUDIT, hlc=HLC_MAX),),
     ),
     "a member with a name without end": listing(name="n" * 129),
     "a member that is to be at an address without end": Redirect(
