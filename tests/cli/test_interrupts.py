@@ -17,15 +17,19 @@ from tests.cli.test_run import wait_until_asked
 WAIT_S = 55
 EVERY_LINE = """\
 import json, signal, sys
-from octaskly.cli import main, render, running, following, interrupts
-from octaskly.client import asker, connection, following as flow, patience
-from octaskly.client import pool, resuming, session, streams
+from octaskly.cli import interrupts, main
+from octaskly.cli.commands import run
+from octaskly.cli.output import follow
+from octaskly.client import http_connection, session
+from octaskly.client.drivers import thread_driver
+from octaskly.client.flows import request, resumable, retry, sse, streams
 
-COMMANDS = (running, interrupts, following)
-CLIENT = (asker, connection, flow, patience, pool, resuming, session, streams)
+COMMANDS = (run, interrupts, follow)
+FLOWS = (request, resumable, retry, sse, streams)
+CLIENT = (http_connection, session, thread_driver, *FLOWS)
 FILES = {m.__file__ for m in COMMANDS + CLIENT}
 TICK_S, TICKS_IDLE = 0.3, 4
-connection.LOOK_UP_S = 3600  # Each look would run lines, so that no wait was the last.
+http_connection.SIGNAL_CHECK_S = 3600  # Each look would run lines, so that no wait was the last.
 
 def interrupted(at):
     # Where there are fewer lines, in the wait behind the last one: none ran between

@@ -13,8 +13,8 @@ NOBODY = 65534
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from octaskly.cli.commands.leave import become_owner
-become_owner(Path(sys.argv[1]))
+from octaskly.cli.commands.leave import drop_root_to_owner
+drop_root_to_owner(Path(sys.argv[1]))
 print(*os.getresuid(), *os.getresgid(), *os.getgroups())
 """
 

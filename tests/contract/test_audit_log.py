@@ -187,7 +187,7 @@ async def test_the_store_is_not_asked_each_time_for_who_was_never_met() -> None:
     assert records.asked == 2
 
 
-@pytest.mark.parametrize("more", [{"at_ms": 1 << 60}, {"until_ms": -1}])
+@pytest.mark.parametrize("more", [{"at_ms": 1 << 60}, {"last_ms": -1}])
 async def test_a_deed_of_a_time_that_cannot_be_shown_hides_no_other(
     more: dict[str, object],
 ) -> None:

@@ -62,13 +62,13 @@ INSERT INTO "meta" VALUES('epoch_node','bbbbbbbbbbbbbbbb');
 INSERT INTO "meta" VALUES('epoch_term',2);
 INSERT INTO "meta" VALUES('name','pi-ab12');
 INSERT INTO "meta" VALUES('term',2);
-CREATE TABLE orphans (
+CREATE TABLE pending_entries (
     task_id TEXT NOT NULL,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     PRIMARY KEY (task_id, stream, seq)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "orphans" VALUES('task-009-00000009',4611686018427387904,3);
+INSERT INTO "pending_entries" VALUES('task-009-00000009',4611686018427387904,3);
 CREATE TABLE outputs (
     id INTEGER PRIMARY KEY,
     stdout BLOB NOT NULL,
@@ -81,7 +81,7 @@ CREATE TABLE peers (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     addresses TEXT NOT NULL,
-    met_ms INTEGER NOT NULL
+    last_contact_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "peers" VALUES('bbbbbbbbbbbbbbbb','pi','[["10.0.0.2", 7878]]',1800000000000);
 CREATE TABLE spool (
@@ -98,7 +98,7 @@ CREATE TABLE streams (
     stream INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
     node TEXT NOT NULL,
-    have_seq INTEGER NOT NULL DEFAULT 0,
+    last_seq INTEGER NOT NULL DEFAULT 0,
     floor_seq INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 INSERT INTO "streams" VALUES(71,1,'aaaaaaaaaaaaaaaa',10,0);
@@ -112,7 +112,7 @@ CREATE TABLE tasks (
     node TEXT,
     cancelled_by TEXT,
     is_live INTEGER NOT NULL,
-    tries INTEGER NOT NULL,
+    attempt_count INTEGER NOT NULL,
     command TEXT NOT NULL,
     timeout_s INTEGER NOT NULL,
     inputs TEXT,

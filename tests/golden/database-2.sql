@@ -64,13 +64,13 @@ INSERT INTO "meta" VALUES('epoch_node','bbbbbbbbbbbbbbbb');
 INSERT INTO "meta" VALUES('epoch_term',2);
 INSERT INTO "meta" VALUES('name','pi-ab12');
 INSERT INTO "meta" VALUES('term',2);
-CREATE TABLE orphans (
+CREATE TABLE pending_entries (
     task_id TEXT NOT NULL,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     PRIMARY KEY (task_id, stream, seq)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "orphans" VALUES('task-009-00000009',4611686018427387904,3);
+INSERT INTO "pending_entries" VALUES('task-009-00000009',4611686018427387904,3);
 CREATE TABLE outputs (
     id INTEGER PRIMARY KEY,
     stdout BLOB NOT NULL,
@@ -83,7 +83,7 @@ CREATE TABLE peers (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     addresses TEXT NOT NULL,
-    met_ms INTEGER NOT NULL
+    last_contact_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "peers" VALUES('bbbbbbbbbbbbbbbb','pi','[["10.0.0.2", 7878]]',1800000000000);
 CREATE TABLE spool (
@@ -100,9 +100,9 @@ CREATE TABLE streams (
     stream INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
     node TEXT NOT NULL,
-    have_seq INTEGER NOT NULL DEFAULT 0,
+    last_seq INTEGER NOT NULL DEFAULT 0,
     floor_seq INTEGER NOT NULL DEFAULT 0
-, base_seq INTEGER NOT NULL DEFAULT 0) STRICT;
+, snapshot_seq INTEGER NOT NULL DEFAULT 0) STRICT;
 INSERT INTO "streams" VALUES(71,1,'aaaaaaaaaaaaaaaa',10,0,0);
 INSERT INTO "streams" VALUES(4611686018427387904,2,'bbbbbbbbbbbbbbbb',3,0,0);
 CREATE TABLE tasks (
@@ -114,14 +114,14 @@ CREATE TABLE tasks (
     node TEXT,
     cancelled_by TEXT,
     is_live INTEGER NOT NULL,
-    tries INTEGER NOT NULL,
+    attempt_count INTEGER NOT NULL,
     command TEXT NOT NULL,
     timeout_s INTEGER NOT NULL,
     inputs TEXT,
     outputs TEXT,
     submitter TEXT NOT NULL,
     created_ms INTEGER NOT NULL
-, born INTEGER NOT NULL DEFAULT 0, reborn INTEGER NOT NULL DEFAULT 0, stream INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0, changed INTEGER NOT NULL DEFAULT 0) STRICT;
+, first_submitted_hlc INTEGER NOT NULL DEFAULT 0, last_submitted_hlc INTEGER NOT NULL DEFAULT 0, stream INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0, last_change_hlc INTEGER NOT NULL DEFAULT 0) STRICT;
 INSERT INTO "tasks" VALUES(1,'task-001-00000001',1,1,2,'wwwwwwwwwwwwwwww',NULL,0,1,'echo 1',3600,'["in put"]','["out"]','local:ada@n1',1800000000001,1001,1001,71,1,1006);
 INSERT INTO "tasks" VALUES(2,'task-002-00000002',2,2,3,'wwwwwwwwwwwwwwww',NULL,0,1,'echo 2',3600,NULL,NULL,'local:ada@n1',1800000000002,1003,1003,71,3,1008);
 INSERT INTO "tasks" VALUES(3,'task-003-00000003',3,3,4,NULL,'ada',0,0,'echo ü',3600,NULL,NULL,'local:ada@n1',1800000000003,1004,1004,71,4,1009);
@@ -132,5 +132,5 @@ CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1 AND state > 1;
 CREATE INDEX tasks_state ON tasks (state, key);
 CREATE INDEX tasks_node ON tasks (node, key, state) WHERE node IS NOT NULL;
 CREATE INDEX tasks_sequence ON tasks (sequence) WHERE sequence IS NOT NULL;
-CREATE INDEX tasks_born ON tasks (born);
+CREATE INDEX tasks_first_submitted ON tasks (first_submitted_hlc);
 COMMIT;

@@ -35,21 +35,21 @@ CREATE TABLE attempts (
 INSERT INTO "attempts" VALUES(1,1,71,1,'wwwwwwwwwwwwwwww',5,'exit',0,NULL,1800000000000,NULL,7,7,6,'[["out", 3]]',NULL,1,NULL,NULL);
 INSERT INTO "attempts" VALUES(2,1,71,1,'wwwwwwwwwwwwwwww',4,'exit',3,NULL,1800000000000,NULL,7,0,0,NULL,NULL,2,NULL,NULL);
 INSERT INTO "attempts" VALUES(4,1,71,1,'wwwwwwwwwwwwwwww',5,'exit',0,NULL,1800000000000,NULL,7,0,0,NULL,NULL,3,NULL,NULL);
-CREATE TABLE blocks (
+CREATE TABLE block_counts (
     node TEXT NOT NULL,
     state INTEGER NOT NULL,
     block INTEGER NOT NULL,
     n INTEGER NOT NULL,
     PRIMARY KEY (node, state, block)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "blocks" VALUES('',-1,0,5);
-INSERT INTO "blocks" VALUES('',0,0,1);
-INSERT INTO "blocks" VALUES('',2,0,2);
-INSERT INTO "blocks" VALUES('',3,0,1);
-INSERT INTO "blocks" VALUES('',4,0,1);
-INSERT INTO "blocks" VALUES('wwwwwwwwwwwwwwww',-1,0,3);
-INSERT INTO "blocks" VALUES('wwwwwwwwwwwwwwww',2,0,2);
-INSERT INTO "blocks" VALUES('wwwwwwwwwwwwwwww',3,0,1);
+INSERT INTO "block_counts" VALUES('',-1,0,5);
+INSERT INTO "block_counts" VALUES('',0,0,1);
+INSERT INTO "block_counts" VALUES('',2,0,2);
+INSERT INTO "block_counts" VALUES('',3,0,1);
+INSERT INTO "block_counts" VALUES('',4,0,1);
+INSERT INTO "block_counts" VALUES('wwwwwwwwwwwwwwww',-1,0,3);
+INSERT INTO "block_counts" VALUES('wwwwwwwwwwwwwwww',2,0,2);
+INSERT INTO "block_counts" VALUES('wwwwwwwwwwwwwwww',3,0,1);
 CREATE TABLE counts (
     kind INTEGER NOT NULL,
     node TEXT NOT NULL,
@@ -61,11 +61,11 @@ INSERT INTO "counts" VALUES(0,'',0,1);
 INSERT INTO "counts" VALUES(0,'',4,1);
 INSERT INTO "counts" VALUES(0,'wwwwwwwwwwwwwwww',2,2);
 INSERT INTO "counts" VALUES(0,'wwwwwwwwwwwwwwww',3,1);
-CREATE TABLE edges (
+CREATE TABLE dependencies (
     parent TEXT NOT NULL,
     child INTEGER NOT NULL,
-    wanted INTEGER NOT NULL,
-    met INTEGER NOT NULL,
+    wanted_end INTEGER NOT NULL,
+    status INTEGER NOT NULL,
     PRIMARY KEY (parent, child)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE log (
@@ -98,13 +98,13 @@ INSERT INTO "meta" VALUES('epoch_node','bbbbbbbbbbbbbbbb');
 INSERT INTO "meta" VALUES('epoch_term',2);
 INSERT INTO "meta" VALUES('name','pi-ab12');
 INSERT INTO "meta" VALUES('term',2);
-CREATE TABLE orphans (
+CREATE TABLE pending_entries (
     task_id TEXT NOT NULL,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     PRIMARY KEY (task_id, stream, seq)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "orphans" VALUES('task-009-00000009',4611686018427387904,3);
+INSERT INTO "pending_entries" VALUES('task-009-00000009',4611686018427387904,3);
 CREATE TABLE outputs (
     id INTEGER PRIMARY KEY,
     stdout BLOB NOT NULL,
@@ -117,10 +117,10 @@ CREATE TABLE peers (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     addresses TEXT NOT NULL,
-    met_ms INTEGER NOT NULL
+    last_contact_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "peers" VALUES('bbbbbbbbbbbbbbbb','pi','[["10.0.0.2", 7878]]',1800000000000);
-CREATE TABLE ripe (
+CREATE TABLE unblocked_tasks (
     child INTEGER PRIMARY KEY
 ) STRICT;
 CREATE TABLE spool (
@@ -137,9 +137,9 @@ CREATE TABLE streams (
     stream INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
     node TEXT NOT NULL,
-    have_seq INTEGER NOT NULL DEFAULT 0,
+    last_seq INTEGER NOT NULL DEFAULT 0,
     floor_seq INTEGER NOT NULL DEFAULT 0
-, base_seq INTEGER NOT NULL DEFAULT 0) STRICT;
+, snapshot_seq INTEGER NOT NULL DEFAULT 0) STRICT;
 INSERT INTO "streams" VALUES(71,1,'aaaaaaaaaaaaaaaa',10,0,0);
 INSERT INTO "streams" VALUES(4611686018427387904,2,'bbbbbbbbbbbbbbbb',3,0,0);
 CREATE TABLE tasks (
@@ -151,14 +151,14 @@ CREATE TABLE tasks (
     node TEXT,
     cancelled_by TEXT,
     is_live INTEGER NOT NULL,
-    tries INTEGER NOT NULL,
+    attempt_count INTEGER NOT NULL,
     command TEXT NOT NULL,
     timeout_s INTEGER NOT NULL,
     inputs TEXT,
     outputs TEXT,
     submitter TEXT NOT NULL,
     created_ms INTEGER NOT NULL
-, born INTEGER NOT NULL DEFAULT 0, reborn INTEGER NOT NULL DEFAULT 0, stream INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0, changed INTEGER NOT NULL DEFAULT 0, options TEXT, stdin BLOB, items TEXT, shape INTEGER NOT NULL DEFAULT 0, notify INTEGER, is_ready INTEGER NOT NULL DEFAULT 0, is_blocked INTEGER NOT NULL DEFAULT 0) STRICT;
+, first_submitted_hlc INTEGER NOT NULL DEFAULT 0, last_submitted_hlc INTEGER NOT NULL DEFAULT 0, stream INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0, last_change_hlc INTEGER NOT NULL DEFAULT 0, options TEXT, stdin BLOB, items TEXT, shape INTEGER NOT NULL DEFAULT 0, notify INTEGER, is_unblocked INTEGER NOT NULL DEFAULT 0, is_blocked INTEGER NOT NULL DEFAULT 0) STRICT;
 INSERT INTO "tasks" VALUES(1,'task-001-00000001',1,1,2,'wwwwwwwwwwwwwwww',NULL,0,1,'echo 1',3600,'["in put"]','["out"]','local:ada@n1',1800000000001,1001,1001,71,1,1006,NULL,NULL,NULL,0,NULL,0,0);
 INSERT INTO "tasks" VALUES(2,'task-002-00000002',2,2,3,'wwwwwwwwwwwwwwww',NULL,0,1,'echo 2',3600,NULL,NULL,'local:ada@n1',1800000000002,1003,1003,71,3,1008,NULL,NULL,NULL,0,NULL,0,0);
 INSERT INTO "tasks" VALUES(3,'task-003-00000003',3,3,4,NULL,'ada',0,0,'echo ü',3600,NULL,NULL,'local:ada@n1',1800000000003,1004,1004,71,4,1009,NULL,NULL,NULL,0,NULL,0,0);
@@ -168,8 +168,8 @@ CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1 AND state > 1;
 CREATE INDEX tasks_state ON tasks (state, key);
 CREATE INDEX tasks_node ON tasks (node, key, state) WHERE node IS NOT NULL;
 CREATE INDEX tasks_sequence ON tasks (sequence) WHERE sequence IS NOT NULL;
-CREATE INDEX tasks_born ON tasks (born);
+CREATE INDEX tasks_first_submitted ON tasks (first_submitted_hlc);
 CREATE INDEX tasks_notify ON tasks (key) WHERE notify = 1 AND state > 1;
 CREATE INDEX tasks_queued ON tasks (shape, ord) WHERE state = 0 AND is_blocked = 0;
-CREATE INDEX edges_child ON edges (child, met);
+CREATE INDEX dependencies_child ON dependencies (child, status);
 COMMIT;

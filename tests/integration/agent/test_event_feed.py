@@ -331,7 +331,7 @@ async def test_a_listener_that_is_too_slow_is_cut(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept for it is bounded; it resumes from the log."""
-    monkeypatch.setattr(feeds, "BUFFERED_EVENTS_MAX", 2)
+    monkeypatch.setattr(feeds, "BUFFERED_ITEMS_MAX", 2)
     async with bench.feed.subscribe(None) as slow, bench.feed.subscribe(None) as quick:
         (start,) = await slow.next_items()
         await quick.next_items()

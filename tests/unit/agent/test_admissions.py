@@ -29,7 +29,7 @@ async def leave(mesh: ReplicationState, state: TaskState) -> None:
         return mesh
 
     known: Any = SimpleNamespace(
-        dispatcher=lambda: SimpleNamespace(is_self=True), mesh=mesh_of
+        dispatcher=lambda: SimpleNamespace(is_self=True), replication_state=mesh_of
     )
     store: Any = SimpleNamespace(read_stats=stats)
     nothing: Any = None

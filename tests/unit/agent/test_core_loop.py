@@ -151,7 +151,7 @@ async def test_the_store_answers_about_live_tasks_in_the_order_of_the_questions(
             await is_slow.wait()
         return tuple(map(TaskRecord, named))
 
-    store.load_live = load_live
+    store.load_live_tasks = load_live
     name = TaskId("t")
     node.last = LiveLoaded(())
     questions = (LoadLive((name,)), LoadLive(()))

@@ -205,10 +205,10 @@ async def test_a_dispatcher_that_is_deposed_meanwhile_loses_nothing(
     async def refuse(_: object) -> None:
         raise NotDispatcher("not here")
 
-    monkeypatch.setattr(desk.gateway.audit, "keep", refuse)
+    monkeypatch.setattr(desk.gateway.audit, "record_entries", refuse)
     desk.ask()
     assert await desk.written() == []
-    monkeypatch.setattr(desk.gateway.audit, "keep", keep)
+    monkeypatch.setattr(desk.gateway.audit, "record_entries", keep)
 
     assert len(await desk.written()) == 1
 

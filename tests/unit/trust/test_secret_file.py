@@ -105,7 +105,7 @@ from pathlib import Path
 from octaskly.trust.secret_file import SecretFile
 ring = SecretFile(Path(sys.argv[1]), Path(sys.argv[2]), {})
 for letter in "abcdefghijklmnopqrst":
-    ring.change(lambda secret: secret.denying([sys.argv[3] + letter]))
+    ring.update_secret(lambda secret: secret.with_revoked([sys.argv[3] + letter]))
 """
 
 
