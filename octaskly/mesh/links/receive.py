@@ -113,7 +113,7 @@ class Receiver:
             return
         if some:
             self._on_messages(some)
-            self._count_entries(some)
+            self._await_entries(some)
         transport, pause_s = self._transport, self._pause_s()
         if transport is None and self._decoding is None:
             self.stop()
@@ -139,7 +139,13 @@ class Receiver:
         begin_s, begin_cpu_s = clock(), time.thread_time()
         for message in self._decoding:
             some.append(message)
-            if len(some) >= MESSAGES_PER_TURN or clock() > begin_s + TURN_S:
+            if type(message) is Entries:
+                self._unpersisted_entries += len(message.entries)
+            if (
+                len(some) >= MESSAGES_PER_TURN
+                or clock() > begin_s + TURN_S
+                or self._is_disk_behind
+            ):
                 break
         else:
             self._decoding = None
@@ -161,13 +167,9 @@ class Receiver:
         self._decode_s = 0.0
         return None
 
-    def _count_entries(self, messages: Sequence[Message]) -> None:
-        """Count entries, of which none more are taken until these are on disk."""
-        told = sum(
-            len(message.entries) for message in messages if type(message) is Entries
-        )
-        if told:
-            self._unpersisted_entries += told
+    def _await_entries(self, messages: Sequence[Message]) -> None:
+        """Note the append that brings the entries of these messages to the disk."""
+        if any(type(message) is Entries for message in messages):
             self._awaited_number = self._progress()[0]
 
     def _count_bytes(self, size_bytes: int) -> None:
