@@ -14,7 +14,7 @@ import octaskly
 
 SECTIONS = (
     ("Clients", ("Client", "AsyncClient")),
-    ("What a task asks for", ("Asked", "Limits", "Requires", "Draft", "Wanted")),
+    ("What a task asks for", ("TaskFields", "Limits", "Requires", "Draft", "TaskFilter")),
 )
 
 

@@ -11,7 +11,7 @@ import click
 
 from octaskly.cli import completion
 from octaskly.cli.commands.run import (
-    OCTASKLY_EXIT_CODES,
+    OWN_EXIT_CODES,
     cancel_if_running,
     hint_on_error,
 )
@@ -308,9 +308,7 @@ def _run_array(
     except OctasklyError as error:
         code = report_error(error)
         return (
-            code
-            if code in {*OCTASKLY_EXIT_CODES, EXIT_NOT_FOUND}
-            else EXIT_OCTASKLY_FAILED
+            code if code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
         )
 
 

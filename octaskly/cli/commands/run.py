@@ -50,7 +50,7 @@ from octaskly.errors import OctasklyError
 if TYPE_CHECKING:
     from octaskly.client import Session, Task
 
-OCTASKLY_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
+OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
 @click.command(
@@ -95,7 +95,7 @@ def run(
                 return _follow(client, task.id, noted, as_json=as_json)
     except OctasklyError as error:
         code = report_error(error)
-        return code if code in OCTASKLY_EXIT_CODES else EXIT_OCTASKLY_FAILED
+        return code if code in OWN_EXIT_CODES else EXIT_OCTASKLY_FAILED
 
 
 def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.commands.run import OCTASKLY_EXIT_CODES, exit_code_of_task
+from octaskly.cli.commands.run import OWN_EXIT_CODES, exit_code_of_task
 from octaskly.cli.context import CliContext, resolve_id, resolve_ref
 from octaskly.cli.options import Duration
 from octaskly.cli.output.render import (
@@ -79,9 +79,7 @@ def wait(
     except OctasklyError as error:
         code = report_error(error)
         return (
-            code
-            if code in {*OCTASKLY_EXIT_CODES, EXIT_NOT_FOUND}
-            else EXIT_OCTASKLY_FAILED
+            code if code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
         )
     codes = [exit_code_of_task(task, is_cancelled=False) for task in waiting.ended]
     return next((code for code in codes if code), 0)
