@@ -177,23 +177,24 @@ class Components:
         self._secret_holder = MeshSecretHolder(
             secret_file, secret, key.node_id, clock, config.timing, log
         )
-        self._local_addresses = local_addresses(config.options.interfaces)
-        lan = [address.host for address in self._local_addresses]
-        self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
-            config.options,
-            lan if config.options.interfaces else WILDCARD_ADDRESSES,
-            log,
-        )
+        self._bind_ports()
         self._info = self._node_info(assigned_name(config.name, saved.name))
         self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
-        self._background_tasks: list[
-            asyncio.Task[None]
-        ] = []  #: what goes on until the close
+        #: Run until the close.
+        self._background_tasks: list[asyncio.Task[None]] = []
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_join_service(secret, key, mesh_changes)
         self._build_shell(on_duplicate)
         self._build_webhooks(secret)
+
+    def _bind_ports(self) -> None:
+        options = self._config.options
+        self._local_addresses = local_addresses(options.interfaces)
+        lan = [address.host for address in self._local_addresses]
+        self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
+            options, lan if options.interfaces else WILDCARD_ADDRESSES, self._log
+        )
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serve: links, API, mDNS, then the first step of the core."""

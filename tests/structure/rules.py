@@ -32,7 +32,6 @@ WORDS = {
     "daemon": "agent",
     "util": "the noun it is about",
     "utils": "the noun it is about",
-    "helper": "the noun it is about",
     "helpers": "the noun it is about",
     "misc": "the noun it is about",
 }

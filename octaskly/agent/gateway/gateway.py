@@ -132,33 +132,32 @@ class AgentGateway:
         )
         self.waiters = TaskWaiters()
         self._task_finder = TaskFinder(store, self.pending_requests)
-        self._submissions = SubmissionService(
-            mesh_id=mesh_id,
-            store=store,
-            clock=clock,
-            pending_requests=self.pending_requests,
-            find_task=self._task_finder.find_task,
-            stream=self._own_stream,
-            health_checks=health_checks,
-            queue_max=queue_max,
-        )
+        self._submissions = self._build_submissions(queue_max)
         self.view = MeshView(node_id, names)
         self.history_sampler = QueueHistorySampler(store, self.view, clock)
         self.queue_history = self.history_sampler.samples
         self.feed = EventFeed(
             store, self.view, self._own_stream, self.wait_until_replicated
         )
-        self.subscribe, self.read_recent_attempts = (
-            self.feed.subscribe,
-            self.feed.read_recent_attempts,
-        )
+        self.subscribe = self.feed.subscribe
+        self.read_recent_attempts = self.feed.read_recent_attempts
         self.read_ended_members = store.read_ended_members
         self.outputs = OutputLocator(self.find_task, self.view, node_id, captured_path)
-        self.locate_output, self.local_output_path = (
-            self.outputs.locate_output,
-            self.outputs.local_output_path,
-        )
+        self.locate_output = self.outputs.locate_output
+        self.local_output_path = self.outputs.local_output_path
         self.stream_output = stream_output
+
+    def _build_submissions(self, queue_max: int) -> SubmissionService:
+        return SubmissionService(
+            mesh_id=self._mesh_id,
+            store=self._store,
+            clock=self._clock,
+            pending_requests=self.pending_requests,
+            find_task=self._task_finder.find_task,
+            stream=self._own_stream,
+            health_checks=self._health_checks,
+            queue_max=queue_max,
+        )
 
     def close(self) -> None:
         """Fail every request that still waits for the core."""

@@ -245,6 +245,8 @@ class ApiServer:
     """The REST API of one node."""
 
     _server: web.Server | None = None  #: what the connections have in common
+    _socket_path: Path | None = None
+    _servers: tuple[asyncio.Server, ...] = ()
 
     def __init__(
         self,
@@ -273,39 +275,45 @@ class ApiServer:
         shrink_tls_buffers()
         self._limits, self._connection_limits = limits, ConnectionLimits(limits)
         timeouts = self._timeouts = timeouts or HttpTimeouts()
-        self._lan_ssl, self._peer_node_id, self._rotations = (
-            lan_ssl,
-            peer_node_id,
-            rotations,
-        )
-        waits = self._long_polls = LongPolls(gateway.dispatcher)
+        self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
+        self._rotations = rotations
+        polls = self._long_polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
             gateway, self._long_polls, forward_ssl, timeouts, configure_socket
         )
-        meter, streams = (
-            RateLimiter(limits_per_minute or {}, clock),
-            OpenStreams(limits.streams_max),
+        self.rate_limiter = RateLimiter(limits_per_minute or {}, clock)
+        self.streams = OpenStreams(limits.streams_max)
+        services = Services(
+            gateway, clock, self._node_client, polls, timeouts, self.rate_limiter
         )
-        way = self._node_client
-        parts = Services(gateway, clock, way, waits, timeouts, meter, admissions)
-        parts = replace(
-            parts, describe_agent=describe_agent, rotations=rotations, streams=streams
+        services = replace(services, admissions=admissions, files=files)
+        services = replace(services, rotations=rotations, streams=self.streams)
+        services = replace(
+            services, describe_agent=describe_agent, render_metrics=render_metrics
         )
-        parts = replace(parts, files=files, render_metrics=render_metrics)
-        self.streams, self.rate_limiter = streams, meter
-        self._lifecycle = RequestLifecycle(parts, on_response, on_unexpected_error)
-        self._pipeline = RequestPipeline(
-            services=parts,
-            allow_list=AllowList(names=allow_hosts, origins=cors_origins),
-            verify_token=verify_token,
-            node_name=node_name,
-            lifecycle=self._lifecycle,
-            body_reader=BodyReader(timeouts.body_s, limits.bodies_bytes),
+        self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)
+        allowed = AllowList(names=allow_hosts, origins=cors_origins)
+        self._pipeline = self._build_pipeline(
+            services, allowed, verify_token, node_name
         )
         self.request_metrics = self._lifecycle.request_metrics
         self.router = self._build_router()  #: public for tests that walk its routes
-        self._servers: list[asyncio.Server] = []
-        self._socket_path: Path | None = None
+
+    def _build_pipeline(
+        self,
+        services: Services,
+        allow_list: AllowList,
+        verify_token: authentication.VerifyToken,
+        node_name: str,
+    ) -> RequestPipeline:
+        return RequestPipeline(
+            services=services,
+            allow_list=allow_list,
+            verify_token=verify_token,
+            node_name=node_name,
+            lifecycle=self._lifecycle,
+            body_reader=BodyReader(services.timeouts.body_s, self._limits.bodies_bytes),
+        )
 
     @property
     def auditor(self) -> Auditor:
@@ -363,7 +371,7 @@ class ApiServer:
                 sock=connection,
                 backlog=_BACKLOG,
             )
-            self._servers.append(server)
+            self._servers += (server,)
 
     async def serve_unix(self, path: Path, group: str | None = None) -> None:
         """Serve local users on a socket file that this user and `group` may open.
@@ -377,7 +385,7 @@ class ApiServer:
         server = await loop.create_unix_server(
             factory, sock=connection, backlog=_BACKLOG
         )
-        self._servers.append(server)
+        self._servers += (server,)
         self._socket_path = path
 
     async def close(self) -> None:

@@ -85,6 +85,8 @@ class Pool:
         with_cgroups: Whether to make cgroups for launchers where that is allowed.
     """
 
+    _last_key = 0
+    _is_closing = False
     _overdue_timer: asyncio.TimerHandle | None = None
 
     def __init__(
@@ -109,24 +111,16 @@ class Pool:
         with_cgroups: bool = True,
     ) -> None:
         self._clock, self._slots, self._node_name = clock, slots, node_name
-        self._task_user_ops, self._blob_fetcher = (
-            task_user_ops_for(account),
-            blob_fetcher,
-        )
+        self._task_user_ops = task_user_ops_for(account)
+        self._blob_fetcher = blob_fetcher
         self._scratch = ScratchFolders(
             self._task_user_ops, scratch_dir, workdir, outputs_dir, blob_fetcher
         )
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
         self._launchers = Launchers(
             share_slots(slots, launchers or os.cpu_count() or 1),
-            {
-                "workdir": str(workdir.absolute()),
-                "node": node_name,
-                "output_bytes_max": output_bytes_max,
-                "kill_grace_s": kill_grace_s,
-                **inherited._asdict(),
-                "transcript_bytes_max": archive.bytes_max,
-            },
+            _launcher_settings(workdir, node_name, inherited, archive)
+            | {"output_bytes_max": output_bytes_max, "kill_grace_s": kill_grace_s},
             env=task_environment(os.environ if env is None else env) | CALL_VARIABLES,
             account=account,
             task_user_ops=self._task_user_ops,
@@ -136,14 +130,11 @@ class Pool:
             on_messages=self._on_messages,
             on_exit=self._on_launcher_exit,
         )
-        self._last_key, self._is_closing = 0, False
         self._attempts: dict[tuple[TaskId, AttemptId], PoolAttempt] = {}
         self.recorder = OutputRecorder(archive, blob_fetcher.blob_store, self._attempts)
         self.attempt_stats, self._waiting = AttemptStats(), deque[PoolAttempt]()
-        self._resources, self._reports = (
-            ResourceAllocator(slots, gpus),
-            ReportQueue(clock, on_ended),
-        )
+        self._resources = ResourceAllocator(slots, gpus)
+        self._reports = ReportQueue(clock, on_ended)
 
     # -- the port --------------------------------------------------------------
 
@@ -439,3 +430,14 @@ class Pool:
 
     def _flush_reports(self) -> None:
         self._reports.flush_or_delay(is_busy=bool(self._waiting))
+
+
+def _launcher_settings(
+    workdir: Path, node: str, inherited: InheritedSettings, archive: OutputArchive
+) -> dict[str, Any]:
+    return {
+        "workdir": str(workdir.absolute()),
+        "node": node,
+        **inherited._asdict(),
+        "transcript_bytes_max": archive.bytes_max,
+    }

@@ -113,11 +113,10 @@ def plan_compaction(
         share = _count_rows(db) * (used - low) // used + 1
         surplus = max(surplus, min(share, ended))
     cut = _scan_oldest(db, floors, ask, surplus, ended)
-    marks = (
-        _marks_at_horizon(db, cut, floors)
-        if cut.horizon
-        else _marks_without_tasks(db, cut, floors, ask)
-    )
+    if cut.horizon:
+        marks = _marks_at_horizon(db, cut, floors)
+    else:
+        marks = _marks_without_tasks(db, cut, floors, ask)
     if not marks:
         is_full = used > bytes_max
         return FloorPlanned(None, is_low_on_space=used > low, is_log_too_large=is_full)
