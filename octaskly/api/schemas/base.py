@@ -13,8 +13,8 @@ def openapi_schema(**schema: object) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=dict(schema))
 
 
-class RequestBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What clients write. Written again it has no key that it had not."""
+class RequestBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request; unknown fields are refused."""
 
 
 class InvalidField(ValueError):

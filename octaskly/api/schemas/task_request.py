@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import msgspec
 from msgspec.structs import replace
 
-from octaskly.api import twice
 from octaskly.api.problems import (
     INVALID_COMMAND,
     INVALID_VALUE,
@@ -137,13 +136,11 @@ async def parse_tasks(body: bytes) -> Batch:
     """Return the tasks of a submission; of a large one in several turns."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
         task: TaskIn = decode_body(_one, TaskIn, body)
-        await twice.refuse_in_large(body, task)
         is_strict = task.durability == "strict"
         return Batch(
             drafts=[_parse_task(task, None)], is_array=False, is_strict=is_strict
         )
     tasks: list[TaskIn] = decode_body(_many, TaskIn, body)
-    await twice.refuse_in_large(body, tasks)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
             400,
@@ -328,7 +325,7 @@ def decode_body(
     if not body:
         raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
     try:
-        value = decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _problem_of_message(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -336,8 +333,6 @@ def decode_body(
         if place is not None:
             _raise_invalid(place, "the text contains a lone surrogate")
         raise Problem(400, MALFORMED_JSON, hint=f"invalid JSON: {error}") from None
-    twice.refuse(body, value)
-    return value
 
 
 def _problem_of_message(message: str, kind: type[msgspec.Struct]) -> Problem:

@@ -34,7 +34,6 @@ from tests.support.api_node import (
 
 TASKS = "/api/v1/tasks"
 GOOD = {"command": "true"}
-LIMIT = "$.limits.processes"
 
 
 async def test_b01_post_without_token(node: ApiNode) -> None:
@@ -56,40 +55,6 @@ async def test_b01_malformed_authorization(node: ApiNode, header: str) -> None:
     answer = await node.ask("GET", TASKS, headers={"Authorization": header})
 
     assert_problem(answer, 401, "Missing or invalid authentication token")
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "field"),
-    [
-        (TASKS, '{"command": "a", "command": "b"}', "$.command"),
-        (TASKS, '{"command": "a", "timeout": 3600, "timeout": 3600}', "$.timeout"),
-        (
-            TASKS,
-            '{"command": "a:b", "timeout": 3600, "c\\u006fmmand": ""}',
-            "$.command",
-        ),
-        (TASKS, '{"command": "a", "env": {"A": "1", "B": "", "A": "2"}}', "$.env.A"),
-        (TASKS, '[{"command": "a"}, {"command": "b", "id": "b", "id": ""}]', "$[1].id"),
-        (TASKS, '{"command": "a", "limits": {"processes": 1, "processes": 2}}', LIMIT),
-        (
-            TASKS,
-            '{"command": "\\u003a", "array": {"range": "0-1", "range": "0-2"}}',
-            "$.array.range",
-        ),
-        ("/api/v1/tokens", '{"role": "admin", "role": "viewer"}', "$.role"),
-        ("/api/v1/forget", '{"older_than_s": 0, "older_than_s": 9}', "$.older_than_s"),
-    ],
-)
-async def test_b10_key_that_is_given_twice(
-    node: ApiNode, path: str, body: str, field: str
-) -> None:
-    """400 with its place: nobody knows which of them was meant."""
-    answer = await node.ask("POST", path, headers=ADMIN, body=body.encode())
-
-    assert_problem(answer, 400, "Invalid parameter value")
-    assert answer.json["hint"] == f"`{field.rpartition('.')[2]}` is given twice"
-    assert answer.json["field"] == field
-    assert node.gateway.records == {}
 
 
 def _forgeries() -> dict[str, str]:

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.api import twice
 from octaskly.api.problems import Problem, encode_problem
 from octaskly.api.routes.joining import InviteIn
 from octaskly.api.schemas.task_request import (
     PATH_BYTES_MAX,
-    TaskIn,
     clean_path,
     decode_body,
     parse_tasks,
@@ -41,22 +39,6 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-COLONS = st.text(st.sampled_from('a:"\\u003ä'), max_size=6)
-PAIRS = st.lists(
-    st.tuples(st.sampled_from(["a", "b:", "c"]), COLONS), min_size=1, max_size=3
-)
-ASKED = st.one_of(
-    st.tuples(st.just("command"), COLONS),
-    st.tuples(st.just("name"), COLONS | st.none()),
-    st.tuples(st.sampled_from(["labels", "env"]), st.just({}) | PAIRS),
-    st.tuples(st.just("timeout"), st.sampled_from([1, 3600])),
-    st.tuples(st.just("priority"), st.integers(0, 1)),
-    st.tuples(st.sampled_from(["inputs", "outputs"]), st.lists(COLONS, max_size=2)),
-    st.tuples(st.just("requires"), st.sampled_from([{}, [("os", "a"), ("os", "b")]])),
-    st.tuples(st.just("durability"), st.just("normal")),
-)
-"""What a client may write, with objects as pairs, so that a key may come again."""
-TASKS_DECODER = msgspec.json.Decoder(list[TaskIn])
 
 FIELDS = st.sampled_from(
     ["command", "timeout", "inputs", "outputs", "id", "durability", "comand"]
@@ -173,51 +155,3 @@ def test_the_largest_task_fits_into_a_frame() -> None:
     )
 
     assert len(WirePacker().pack(spec)) < 4 << 20
-
-
-@given(
-    st.lists(st.lists(ASKED, max_size=4), min_size=1, max_size=3),
-    st.sampled_from([":", "\\u003a", "\\u003A"]),
-)
-def test_a_key_is_found_to_be_given_twice_where_it_is(
-    tasks: list[list[tuple[str, Any]]], colon: str
-) -> None:
-    """However the text looks that is beside it, and whatever says what holds anyway."""
-    body = written([[("command", "true"), *task] for task in tasks])
-    body = body.replace("b:", f"b{colon}")
-    wanted: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> None:
-        names = [name for name, _ in pairs]
-        wanted.extend(name for name in names if names.count(name) > 1)
-
-    json.loads(body, object_pairs_hook=once)
-
-    found = twice.named(body.encode(), TASKS_DECODER.decode(body))
-
-    assert (found is not None) == bool(wanted), body
-    assert found is None or found[1] in wanted
-
-
-@pytest.mark.parametrize("again", ["", ', "priority": 1'])
-async def test_a_large_body_is_looked_through_as_well(again: str) -> None:
-    """By a thread, as it may take a while where defaults are said."""
-    command = json.dumps({"command": "a" * 60_000, "priority": 0})
-    body = f'[{", ".join([command] * 20)}, {{"command": "b", "priority": 0{again}}}]'
-    if not again:
-        assert len((await parse_tasks(body.encode())).drafts) == 21
-        return
-
-    with pytest.raises(Problem) as refused:
-        await parse_tasks(body.encode())
-    assert refused.value.field == "$[20].priority"
-
-
-def written(value: Any) -> str:
-    """Return JSON, with an object for pairs."""
-    if isinstance(value, list) and value and isinstance(value[0], tuple):
-        inner = ",".join(f"{json.dumps(key)}: {written(each)}" for key, each in value)
-        return f"{{{inner}}}"
-    if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
-    return json.dumps(value)
