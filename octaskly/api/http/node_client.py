@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
+from typing import TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -25,7 +27,7 @@ from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_
 from octaskly.api.http.buffers import READ_BYTES
 from octaskly.api.http.long_polls import LongPolls
 from octaskly.api.http.peer_addresses import PeerAddresses
-from octaskly.api.http.request import Handler, HttpTimeouts, Request
+from octaskly.api.http.request import Handler, HttpTimeouts, NotSent, Request
 from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,
@@ -69,30 +71,25 @@ async def request_from_node(
         if response_timeout_s is None
         else response_timeout_s
     )
-    response = await _first_response(request, lan_urls, path, stall_s + extra_wait_s)
-    try:
-        async with response:
-            yield response
-    except (aiohttp.ClientError, OSError) as error:
-        raise NodeNotResponding(str(error) or type(error).__name__) from None
-
-
-async def _first_response(
-    request: Request, lan_urls: Sequence[str], path: str, timeout_s: float
-) -> aiohttp.ClientResponse:
     forwarder = request.services.node_client
-    last = "it has no address"
-    for lan_url in forwarder.peer_addresses.urls_to_try(lan_urls):
+
+    async def get(lan_url: str) -> aiohttp.ClientResponse:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(stall_s + extra_wait_s):
                 return await forwarder.session().get(
                     URL(lan_url + path, encoded=True),
                     headers=forwarder.forwarding_headers(request),
                     allow_redirects=False,
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            last = str(error) or type(error).__name__
-    raise NodeNotResponding(last)
+            # A GET may arrive twice: any failure leads to the next address.
+            raise NotSent(str(error) or type(error).__name__) from None
+
+    try:
+        async with await forwarder.try_each(lan_urls, get) as response:
+            yield response
+    except (aiohttp.ClientError, OSError) as error:
+        raise NodeNotResponding(str(error) or type(error).__name__) from None
 
 
 HOP_HEADER = "Octaskly-Hop"
@@ -128,12 +125,9 @@ _FORWARDED_RESPONSE_HEADERS = (
 )
 
 
+_T = TypeVar("_T")
 ConfigureSocket = Callable[[socket.socket], None]
 """Makes a connection notice that the other end went silent."""
-
-
-class NotSent(ConnectionError):
-    """The other node did not get the request, or refused to act on it."""
 
 
 class MaybeSent(Exception):
@@ -160,7 +154,7 @@ class HttpNodeClient:
         self._tls = tls
         self._timeouts = timeouts
         self._configure_socket = configure_socket
-        self.peer_addresses = PeerAddresses()
+        self._ways = PeerAddresses()
         self._session: aiohttp.ClientSession | None = None
         self._retired_sessions: list[
             aiohttp.ClientSession
@@ -201,7 +195,10 @@ class HttpNodeClient:
                 if view.is_self:
                     request.info.dispatcher_headers = self._dispatcher_headers(view)
                     return await handle_locally(request)
-                return await self._send_to_dispatcher(request, view)
+                path = request.request.rel_url.raw_path_qs
+                return await self.try_each(
+                    view.lan_urls, partial(self._send, request, view, path)
+                )
             except (NotDispatcher, DispatcherUnknown, NotSent):
                 request.info.dispatcher_headers = {}
             except MaybeSent as error:
@@ -216,7 +213,9 @@ class HttpNodeClient:
     ) -> web.StreamResponse:
         """Pass on what another node sends for an internal path."""
         try:
-            return await self._try_each(request, lan_urls, path, None)
+            return await self.try_each(
+                lan_urls, partial(self._send, request, None, path)
+            )
         except (NotSent, MaybeSent) as error:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -242,31 +241,20 @@ class HttpNodeClient:
             raise no_dispatcher_problem(self._gateway.health().message)
         return view
 
-    async def _send_to_dispatcher(
-        self, request: Request, view: DispatcherView
-    ) -> web.StreamResponse:
-        path = request.http_request.rel_url.raw_path_qs
-        return await self._try_each(request, view.lan_urls, path, view)
-
-    async def _try_each(
-        self,
-        request: Request,
-        lan_urls: Sequence[str],
-        path: str,
-        view: DispatcherView | None,
-    ) -> web.StreamResponse:
+    async def try_each(
+        self, lan_urls: Sequence[str], send: Callable[[str], Awaitable[_T]]
+    ) -> _T:
+        """Return what `send` returns for the first address that works."""
         last = NotSent("it has no address")
-        for lan_url in self.peer_addresses.urls_to_try(lan_urls):
+        for lan_url in self._ways.urls_to_try(lan_urls):
             try:
-                return await self._send(
-                    request, URL(lan_url + path, encoded=True), view
-                )
+                return await send(lan_url)
             except NotSent as error:
                 last = error
         raise last
 
     async def _send(
-        self, request: Request, url: URL, view: DispatcherView | None
+        self, request: Request, view: DispatcherView | None, path: str, lan_url: str
     ) -> web.StreamResponse:
         try:
             # A long poll at the dispatcher lasts as long as its reign; else a node
@@ -278,7 +266,7 @@ class HttpNodeClient:
             async with wait, asyncio.timeout(limit_s):
                 response = await self.session().request(
                     request.http_request.method,
-                    url,
+                    URL(lan_url + path, encoded=True),
                     data=request.body or None,
                     headers=self.forwarding_headers(request),
                     allow_redirects=False,

@@ -7,13 +7,12 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 from aiohttp import web
 
 from octaskly.api.http.long_polls import LongPolls
-from octaskly.api.http.peer_addresses import PeerAddresses
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
 from octaskly.api.security.rate_limit import RateLimiter
@@ -38,6 +37,8 @@ AUDITED_TASKS_MAX = 8
 """Tasks of one request that the audit log names."""
 
 _RETRY_AFTER_S = 5
+
+_T = TypeVar("_T")
 
 
 class Access(Enum):
@@ -69,10 +70,12 @@ class HttpTimeouts:
     )
 
 
+class NotSent(ConnectionError):
+    """The other node did not get the request, or refused to act on it."""
+
+
 class NodeClient(Protocol):
     """The way to other nodes."""
-
-    peer_addresses: PeerAddresses
 
     async def forward_to_dispatcher(
         self, request: Request, handle_locally: Handler
@@ -84,11 +87,24 @@ class NodeClient(Protocol):
     ) -> web.StreamResponse:
         """Pass on what another node sends."""
 
+    async def try_each(
+        self, lan_urls: Sequence[str], send: Callable[[str], Awaitable[_T]]
+    ) -> _T:
+        """Return what `send` returns for the first address that works.
+
+        Args:
+            lan_urls: Where the other node serves, best first.
+            send: Sends to one address; its NotSent leads to the next address.
+
+        Raises:
+            NotSent: no address works, or there is none.
+        """
+
     def session(self) -> aiohttp.ClientSession:
         """Return the session to other nodes.
 
         Raises:
-            ConnectionError: this node has no certificate to show.
+            NotSent: this node has no certificate to show.
         """
 
     def forwarding_headers(self, request: Request) -> dict[str, str]:
