@@ -1,10 +1,14 @@
-"""`octaskly ls`, `show`, `logs`, `cancel`: look at tasks and end them."""
+"""Options that several commands have, and the types of their values."""
 
 from __future__ import annotations
 
 import click
 
 from octaskly.config.units import SECONDS
+
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print what the API answers."
+)
 
 
 class Duration(click.ParamType[int]):
@@ -25,8 +29,3 @@ class Duration(click.ParamType[int]):
         if seconds is None or seconds < self._least_s:
             self.fail(f"{value!r} is not {SECONDS.example}", param, ctx)
         return seconds
-
-
-JSON_OPTION = click.option(
-    "--json", "as_json", is_flag=True, help="Print what the API answers."
-)
