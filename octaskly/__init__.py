@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # isort: off
     from octaskly.client.flows.task_fields import (
-        TaskFields as TaskFields,
+        TaskFields as Asked,
         Limits as Limits,
         Requires as Requires,
     )
+
     from octaskly.client.async_client import AsyncClient as AsyncClient
     from octaskly.client.client import Client as Client
     from octaskly.client.errors import (
@@ -41,27 +42,9 @@ if TYPE_CHECKING:
         Unavailable as Unavailable,
         Unreachable as Unreachable,
     )
+
     from octaskly.client.flows.streams import Log as Log
-    from octaskly.client.flows.listing import TaskFilter as TaskFilter
-    from octaskly.rest.client_types import (
-        Counts as Counts,
-        Database as Database,
-        Draft as Draft,
-        Explanation as Explanation,
-        Failover as Failover,
-        Load as Load,
-        Members as Members,
-        MeshState as MeshState,
-        NodeInfo as NodeInfo,
-        Output as Output,
-        Reason as Reason,
-        Standby as Standby,
-        Stats as Stats,
-        System as System,
-        Task as Task,
-        Verdict as Verdict,
-        Workers as Workers,
-    )
+    from octaskly.client.flows.listing import TaskFilter as Wanted
     from octaskly.client.flows.sse import Event as Event
     from octaskly.errors import (
         ConfigError as ConfigError,
@@ -70,28 +53,43 @@ if TYPE_CHECKING:
         PermissionDenied as PermissionDenied,
     )
 
+    from octaskly.rest.client_types import Draft as Draft, Task as Task
+
+    from octaskly.rest.mesh import (
+        Counts as Counts,
+        Database as Database,
+        Epoch as Epoch,
+        Failover as Failover,
+        Load as Load,
+        MeshDetail as MeshDetail,
+        MeshState as MeshState,
+        NodeInfo as NodeInfo,
+        Standby as Standby,
+        Stats as Stats,
+        System as System,
+        Workers as Workers,
+    )
+
+    from octaskly.rest.tasks import (
+        Explanation as Explanation,
+        TaskFileJson as FileGiven,
+        Members as Members,
+        Output as Output,
+        Reason as Reason,
+        Requirements as Requirements,
+        ResourceLimits as ResourceLimits,
+        Verdict as Verdict,
+    )
+
     # isort: on
-    from octaskly.executor import (
-        BrokenCall as BrokenCall,
-    )
-    from octaskly.executor import (
-        Executor as Executor,
-    )
-    from octaskly.executor import (
-        InterpreterMismatch as InterpreterMismatch,
-    )
-    from octaskly.executor import (
-        MeshLost as MeshLost,
-    )
-    from octaskly.executor import (
-        RemoteError as RemoteError,
-    )
-    from octaskly.executor import (
-        RemoteTraceback as RemoteTraceback,
-    )
-    from octaskly.executor import (
-        ResultLost as ResultLost,
-    )
+    from octaskly.executor import BrokenCall as BrokenCall
+    from octaskly.executor import Executor as Executor
+    from octaskly.executor import InterpreterMismatch as InterpreterMismatch
+    from octaskly.executor import MeshLost as MeshLost
+    from octaskly.executor import RemoteError as RemoteError
+    from octaskly.executor import RemoteTraceback as RemoteTraceback
+    from octaskly.executor import ResultLost as ResultLost
+
 
 __version__ = "0.1.0"
 
@@ -107,15 +105,20 @@ _HOMES = {
     ),
     "octaskly.client.flows.streams": "Log",
     "octaskly.client.flows.listing": "TaskFilter",
-    "octaskly.rest.client_types": (
-        "Counts Database Draft Explanation Failover Load Members MeshState "
-        "NodeInfo Output Reason Standby Stats System Task Verdict Workers "
-    ),
     "octaskly.client.flows.sse": "Event",
     "octaskly.errors": "ConfigError MeshError OctasklyError PermissionDenied",
     "octaskly.executor": (
         "BrokenCall Executor InterpreterMismatch MeshLost RemoteError "
         "RemoteTraceback ResultLost "
+    ),
+    "octaskly.rest.client_types": "Draft Task",
+    "octaskly.rest.mesh": (
+        "Counts Database Epoch Failover Load MeshDetail MeshState NodeInfo Standby "
+        "Stats System Workers "
+    ),
+    "octaskly.rest.tasks": (
+        "Explanation FileGiven Members Output Reason Requirements ResourceLimits "
+        "Verdict "
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

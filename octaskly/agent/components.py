@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from msgspec import structs
 
@@ -43,6 +43,7 @@ from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import Clock
+from octaskly.rest.mesh import Checkup
 from octaskly.runner.files.blob_fetcher import BlobFetcher, UrlsOf
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.workdir import captured_path
@@ -226,10 +227,10 @@ class Components:
         write_description(self._config, description)
         self._log.info(
             "agent ready",
-            api_url=description["api_url"],
-            lan_url=description["lan_url"],
-            peer_port=description["peer_port"],
-            mesh=description["mesh"],
+            api_url=description.api_url,
+            lan_url=description.lan_url,
+            peer_port=description.peer_port,
+            mesh=description.mesh,
         )
 
     def request_stop(self, drain_s: float) -> None:
@@ -348,9 +349,9 @@ class Components:
                 config.paths.outputs, task, attempt, path
             ),
             # The pool is made later.
-            stream_output=lambda *what, **how: self._pool.recorder.stream_output(  # noqa: PLW0108
+            stream_output=lambda *what, **how: self._pool.recorder.stream_output(
                 *what, **how
-            ),
+            ),  # noqa: PLW0108
             last_load=lambda: self._machine_monitor.load,
             health_checks=HealthChecks(
                 self.store_failure,
@@ -472,7 +473,7 @@ class Components:
             render_metrics=self._metrics.render_report,
         )
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> Checkup:
         return describe_agent(
             self._config,
             self._info,

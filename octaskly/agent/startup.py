@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import resource
 import socket
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import UNSET
 
 from octaskly import __version__
 from octaskly.agent.gateway.mesh_view import lan_url
@@ -22,6 +23,7 @@ from octaskly.config.paths import Paths
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
+from octaskly.rest.mesh import Checkup, MovedPort
 from octaskly.runner.files.task_user import TaskUserHelper
 from octaskly.system.load import is_on_mains_power, list_gpus, memory_total_mb
 from octaskly.system.log import Logger
@@ -109,7 +111,7 @@ def _share_with_group(folder: Path, account: Account, mode: int) -> None:
 
 def describe_agent(
     config: AgentConfig, node: NodeInfo, *, mesh: str | None, api_port: int
-) -> dict[str, Any]:
+) -> Checkup:
     """Return what `agent.json` and `octaskly doctor` are told of a running agent."""
     options = config.options
     ports = (
@@ -117,32 +119,29 @@ def describe_agent(
         ("peer", options.peer_port, PEER_PORT, node.peer_port),
         ("lan", options.lan_port, LAN_PORT, node.lan_port),
     )
-    described = {
-        "name": node.name,
-        "node_id": node.id,
-        "pid": os.getpid(),
-        "version": node.version,
-        "api_url": f"http://localhost:{api_port}",
-        "socket": str(config.paths.socket_path(node.name)),
-        "state_dir": str(config.paths.state),
-        "secret_file": str(config.paths.secret),
-        "interfaces": list(options.interfaces),
-        "seeds": [list(seed) for seed in config.seeds],
-        "moved_ports": [
-            {"port": name, "wanted": default, "used": used}
+    is_member = mesh is not None
+    return Checkup(
+        name=node.name,
+        node_id=node.id,
+        pid=os.getpid(),
+        version=node.version,
+        api_url=f"http://localhost:{api_port}",
+        socket=str(config.paths.socket_path(node.name)),
+        state_dir=str(config.paths.state),
+        secret_file=str(config.paths.secret),
+        interfaces=list(options.interfaces),
+        seeds=list(config.seeds),
+        moved_ports=[
+            MovedPort(port=name, wanted=default, used=used)
             for name, asked, default, used in ports
             if asked is None and used not in (default, 0)
         ],
-        "descriptors_max": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "was_renewed": config.was_renewed,
-        "mesh": mesh,
-    }
-    if mesh is not None:
-        described |= {
-            "lan_url": lan_url(node.addresses[0], node.lan_port),
-            "peer_port": node.peer_port,
-        }
-    return described
+        descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        was_renewed=config.was_renewed,
+        mesh=mesh,
+        lan_url=lan_url(node.addresses[0], node.lan_port) if is_member else UNSET,
+        peer_port=node.peer_port if is_member else UNSET,
+    )
 
 
 def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
@@ -169,11 +168,11 @@ def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
     )
 
 
-def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:
+def write_description(config: AgentConfig, described: Checkup) -> None:
     """Write `agent.json` in one step: readers see all of it or nothing."""
     path = config.paths.description
     draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(fields, indent=2) + "\n")
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(described)) + b"\n")
     draft.chmod(0o600)
     draft.replace(path)
 

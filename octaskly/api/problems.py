@@ -13,6 +13,7 @@ from http import HTTPStatus
 import msgspec
 
 from octaskly import errors
+from octaskly.rest.base import ErrorBody
 
 INVALID_COMMAND = "Invalid command format"
 INVALID_VALUE = "Invalid parameter value"
@@ -155,21 +156,19 @@ def timestamp(wall_ms: int) -> str:
 
 def encode_problem(problem: Problem, wall_ms: int) -> bytes:
     """Return the JSON body of an error answer."""
-    body: dict[str, object] = {
-        "error": problem.error,
-        "status": problem.status,
-        "timestamp": timestamp(wall_ms),
-    }
-    if problem.hint:
-        body["hint"] = _printable(problem.hint)
-    if problem.field:
-        body["field"] = _printable(problem.field)
+    body = ErrorBody(
+        error=problem.error,
+        status=problem.status,
+        timestamp=timestamp(wall_ms),
+        hint=_printable(problem.hint),
+        field=_printable(problem.field),
+    )
     return msgspec.json.encode(body)
 
 
-def _printable(text: str) -> str:
-    """Replace lone surrogates, which no JSON encoder takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _printable(text: str | None) -> str | msgspec.UnsetType:
+    """Replace lone surrogates, which no JSON encoder takes; leave out no text."""
+    return text.encode("utf-8", "replace").decode("utf-8") if text else msgspec.UNSET
 
 
 def too_many_connections() -> Problem:

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 import aiohttp
+import msgspec
 
 from octaskly.api.schemas import task_response
 from octaskly.core.change_feed import TaskEvent
 from octaskly.core.model.ids import NodeId
+from octaskly.rest.tasks import Webhook
 
 RESPONSE_S_MAX = 10.0  #: from the look-up of the name to the status line
 
@@ -78,9 +80,13 @@ class WebhookSender:
 
 def encode_body(event: TaskEvent, names: Mapping[NodeId, str]) -> bytes:
     """Return what is told of a task: neither its command nor its output."""
-    data = task_response.task_news(event, names)
+    change = task_response.task_change(event, names)
     return task_response.encode(
-        {"type": f"task.{event.state}", "timestamp": data.pop("at"), "data": data}
+        Webhook(
+            type=f"task.{event.state}",
+            timestamp=task_response.at(event.at_ms),
+            data=msgspec.structs.replace(change, at=msgspec.UNSET),
+        )
     )
 
 

@@ -15,8 +15,10 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from octaskly.cli.context import CliContext, newest_tasks
-from octaskly.client import NodePage, Session, Task, find_local_agents
+from octaskly.client import Session, find_local_agents
 from octaskly.client.flows.calls import NODES, TOKENS, Call
+from octaskly.rest.client_types import Task
+from octaskly.rest.mesh import NodePage
 
 BUDGET_S: Final = 0.2
 OFFERED_MAX: Final = 50  #: tasks, the newest
@@ -166,7 +168,8 @@ def _newest(client: Session) -> Iterable[CompletionItem]:
 
 def _items(some: Iterable[Task]) -> Iterator[CompletionItem]:
     for task in some:
-        yield CompletionItem(task.id, help=f"{task.status}: {task.command[:60]}")
+        command = (task.command or "")[:60]
+        yield CompletionItem(task.id, help=f"{task.status}: {command}")
 
 
 def script(shell: str, command: click.Command) -> str:

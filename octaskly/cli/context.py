@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from octaskly.cli.output.render import cut, note
-from octaskly.client import Refused, Session, Task, TaskPage
+from octaskly.client import Refused, Session
 from octaskly.client.endpoint import Endpoint, resolve_endpoint
 from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.flows import calls
 from octaskly.errors import MeshError
+from octaskly.rest.client_types import Task, TaskPage
 
 _ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: made by a node
 _NUMBER = re.compile(r"task-[0-9]+")  #: stands for the only task that has it

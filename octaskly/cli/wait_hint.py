@@ -9,9 +9,9 @@ from typing import Final
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import is_quiet, note
-from octaskly.client import Explanation
 from octaskly.client.flows import calls
 from octaskly.errors import OctasklyError
+from octaskly.rest.tasks import Explanation
 
 HINT_AFTER_S: Final = 1.5  #: a task that soon begins needs no word
 TASKS_CHECKED_MAX: Final = 8  #: tasks that are looked at to find one that waits

@@ -16,7 +16,9 @@ from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
 from octaskly.client.flows.task_fields import Durability, TaskFields
-from octaskly.rest.client_types import Draft, Explanation, NodeInfo, Stats, Task
+from octaskly.rest.client_types import Draft, Task
+from octaskly.rest.mesh import NodeInfo, Stats
+from octaskly.rest.tasks import Explanation
 
 
 class AsyncClient:

@@ -16,13 +16,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from octaskly.client import FINAL
 from octaskly.client.flows.sse import Event
 from octaskly.errors import OctasklyError
 from octaskly.executor.errors import MeshLost
 from octaskly.executor.large_values import NodeFilesFull
 from octaskly.executor.mesh import MeshClient
-from octaskly.rest.client_types import Draft, Task
+from octaskly.rest.client_types import FINAL, Draft, Task
 
 FETCHERS: Final = 3
 BATCH_MAX: Final = 500  #: tasks in one submission

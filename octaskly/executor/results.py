@@ -16,7 +16,7 @@ from octaskly.executor.call_runner import (
 )
 from octaskly.executor.errors import BrokenCall, ResultLost
 from octaskly.executor.mesh import MeshClient
-from octaskly.rest.client_types import Output, Task
+from octaskly.rest.client_types import Task
 
 STDERR_LINES: Final = 10  #: of a process that left no answer
 STDERR_CHARS_MAX: Final = 1000
@@ -42,7 +42,7 @@ def result_of_task(mesh: MeshClient, task: Task) -> Any:
 
 def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
     """Return an answer that lies in a file at the node of the task."""
-    sizes = [o.bytes for o in task.outputs if isinstance(o, Output)]
+    sizes = [output.bytes for output in task.outputs]
     if sizes == [None]:
         raise ResultLost(
             f"the result of {task.id} was not kept on {task.worker_id}",

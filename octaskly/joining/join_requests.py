@@ -26,7 +26,7 @@ from octaskly.joining.fingerprint import (
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.joining.key_exchange import NO_PROOF, PairingKeys, seal_secret
 from octaskly.mesh.discovery.scan import FoundNode, scan_pairing_beacons
-from octaskly.ports import Clock, WaitingMachine
+from octaskly.ports import Clock, PendingJoin
 from octaskly.system.log import Logger
 
 DISCOVERY_S: Final = 1.0
@@ -40,7 +40,7 @@ WAITING_S_MAX: Final = 300.0  #: so long people may take
 class _WaitingConnection:
     """A machine that waits to be approved."""
 
-    request: WaitingMachine
+    request: PendingJoin
     conversation: Conversation
     keys: PairingKeys
     expires_s: float
@@ -81,7 +81,7 @@ class WaitingMachines:
             NodeId, _WaitingConnection
         ] = {}  #: those met first come first
 
-    async def discover_machines(self) -> list[WaitingMachine]:
+    async def discover_machines(self) -> list[PendingJoin]:
         """Look who wants in, and return all that wait, by name."""
         self._drop_expired()
         found = await scan_pairing_beacons(
@@ -89,9 +89,7 @@ class WaitingMachines:
         )
         return await self.contact_machines(found)
 
-    async def contact_machines(
-        self, found: Sequence[FoundNode]
-    ) -> list[WaitingMachine]:
+    async def contact_machines(self, found: Sequence[FoundNode]) -> list[PendingJoin]:
         """Meet those in sight that are new, and return all that wait, by name.
 
         Whoever makes up machines keeps no place from a real one: an address has but a
@@ -135,7 +133,7 @@ class WaitingMachines:
         """Return how many have been met at each address."""
         return Counter(met.host for met in self._waiting.values())
 
-    async def approve_join(self, name: str, words: str) -> WaitingMachine:
+    async def approve_join(self, name: str, words: str) -> PendingJoin:
         """Let a machine in whose words somebody has compared.
 
         Raises:
@@ -143,7 +141,7 @@ class WaitingMachines:
         """
         return await self._send_secret(self._pop_waiting(name, words))
 
-    async def refuse_join(self, name: str, words: str) -> WaitingMachine:
+    async def refuse_join(self, name: str, words: str) -> PendingJoin:
         """Send a machine away that shows other words; for new ones it asks anew.
 
         Raises:
@@ -209,7 +207,7 @@ class WaitingMachines:
         joiner = Greeting.unpack(second[:GREETING_BYTES])
         await conversation.send(half.public())
         keys = half.derive_keys(second[GREETING_BYTES:], first, second, half.public())
-        request = WaitingMachine(
+        request = PendingJoin(
             name=joiner.name,
             node_id=joiner.node_id,
             fingerprint=fingerprint(keys),
@@ -219,7 +217,7 @@ class WaitingMachines:
             request, conversation, keys, now.mono_s + WAITING_S_MAX
         )
 
-    async def _send_secret(self, met: _WaitingConnection) -> WaitingMachine:
+    async def _send_secret(self, met: _WaitingConnection) -> PendingJoin:
         request = met.request
         try:
             sealed = seal_secret(met.keys, self._secret_text())
@@ -235,7 +233,7 @@ class WaitingMachines:
         self._log_decision("machine admitted", request)
         return request
 
-    def _log_decision(self, what: str, request: WaitingMachine) -> None:
+    def _log_decision(self, what: str, request: PendingJoin) -> None:
         self._log.info(
             what,
             name=request.name,

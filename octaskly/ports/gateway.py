@@ -10,15 +10,10 @@ from typing import Protocol
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
-from octaskly.core.model.nodes import (
-    AvailabilityCommand,
-    LoadSample,
-    StandbyView,
-    Takeover,
-)
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, StandbyView
+from octaskly.core.model.tasks import Takeover, TaskState
 from octaskly.core.protocol.messages import Roster, RosterEntry
-from octaskly.core.replies import TaskExplanation
+from octaskly.core.replies import SchedulingStatus
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
 from octaskly.ports.output import OutputSource
@@ -205,7 +200,7 @@ class Gateway(OutputSource, EventSource, Protocol):
             NotDispatcher: this node is not dispatcher.
         """
 
-    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, SchedulingStatus]:
         """Return a task, and why it is where it is.
 
         Raises:

@@ -1,155 +1,227 @@
-"""The JSON of answers about the mesh and its nodes as types, as `answers` has tasks.
-
-`render_mesh` makes these values.
-"""
+"""The mesh and its nodes as the API's JSON."""
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Annotated
 
-from octaskly.core.model.nodes import NodeState, Pressure, Role
-from octaskly.rest.tasks import At
+import msgspec
+
+from octaskly.rest.base import At, NodeState, one_of
+
+Role = Annotated[str, one_of("dispatcher", "standby", "worker")]
+Shortage = Annotated[str, one_of("disk", "memory", "launchers")]
+ProbeResult = Annotated[str, one_of("reached", "refused", "silent")]
 
 
-class Epoch(TypedDict):
-    """The reign of a dispatcher."""
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """The epoch of a dispatcher."""
 
     term: int
     node: str
 
 
-class Standby(TypedDict):
-    """A node that keeps copies."""
+class Standby(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that keeps copies; `lag` counts the entries that it lacks."""
 
     name: str
-    id: str
-    state: Literal["level", "joining"]
-    lag: int
+    id: str = ""
+    state: Annotated[str, one_of("level", "joining")] = ""
+    lag: int = 0
 
 
-class Failover(TypedDict):
-    """How a dispatcher took the place of another one."""
+class Failover(msgspec.Struct, frozen=True, kw_only=True):
+    """When a node took the place of a dispatcher, and after how long without one."""
 
-    at: At | None
-    duration_ms: int
-    reason: str
-
-
-class Safety(TypedDict):
-    """Who reigns, and who keeps copies."""
-
-    term: int
-    epoch: Epoch
-    replicas: int
-    standbys: list[Standby]
-    last_failover: Failover | None
+    at: At | None = None
+    duration_ms: int = 0
+    reason: str = ""
 
 
-class Mesh(Safety):
-    """The same, with the messages of peers that were refused, by reason."""
+class ReplicationState(msgspec.Struct, frozen=True, kw_only=True):
+    """Who reigns, and how safe is what is accepted now."""
 
-    reign_seconds: int
-    refused: dict[str, int]
-
-
-class Load(TypedDict):
-    """How busy a machine is."""
-
-    cpu_percent: float
-    load1: float
-    memory_used_mb: int
-    process_mb: int
-    stalled_percent: float
+    term: int = 0
+    epoch: Epoch | None = None
+    replicas: int = 0
+    standbys: list[Standby] = []
+    last_failover: Failover | None = None
 
 
-class Node(TypedDict):
-    """A member of the mesh."""
+class MeshDetail(ReplicationState, frozen=True, kw_only=True):
+    """The state of the mesh, and the messages of peers that were refused, by reason."""
+
+    reign_seconds: int = 0
+    refused: dict[str, int] = {}
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a machine was when its agent last looked."""
+
+    cpu_percent: float = 0.0
+    load1: float = 0.0
+    memory_used_mb: int = 0
+    process_mb: int = 0
+    stalled_percent: float = 0.0
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as `GET /api/v1/nodes` shows it; `load` as last sampled."""
+
+    name: str
+    id: str = ""
+    role: Role = ""
+    state: NodeState = ""
+    short_of: Shortage | None = None
+    addresses: list[str] = []
+    lan_port: int = 0
+    slots: int = 0
+    running: int = 0
+    load: Load | None = None
+    memory_mb: int = 0
+    labels: dict[str, str] = {}
+    os: str | None = None
+    arch: str | None = None
+    cpus: int | None = None
+    gpus: list[str] = []
+    version: str = ""
+    last_seen: At | None = None
+    joined_at: At | None = None
+
+
+class NodePage(ReplicationState, frozen=True, kw_only=True):
+    """All nodes of the mesh, in the order of succession."""
+
+    nodes: list[NodeInfo]
+    total: int = 0
+
+
+class NodeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node is now, as the stream of events has it."""
 
     name: str
     id: str
     role: Role
-    state: NodeState
-    short_of: Pressure | None
-    addresses: list[str]
-    lan_port: int
+    state: str
     slots: int
-    running: int
-    load: Load
-    memory_mb: int
-    labels: dict[str, str]
-    os: str | None
-    arch: str | None
-    cpus: int | None
-    gpus: list[str]
     version: str
-    last_seen: At | None
-    joined_at: At | None
 
 
-class Nodes(Safety):
-    """All members, in the order in which they would succeed the dispatcher."""
-
-    nodes: list[Node]
-    total: int
-
-
-class Workers(TypedDict):
+class Workers(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that run tasks."""
 
-    total: int
-    active: int
-    idle: int
+    total: int = 0
+    active: int = 0
+    idle: int = 0
 
 
-class Counts(TypedDict):
-    """Tasks by state."""
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks by state, members of arrays each for itself."""
 
+    queued: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent of the dispatcher, and the CPU of its machine."""
+
+    uptime_seconds: int = 0
+    memory_usage_mb: int = 0
+    cpu_usage_percent: float = 0.0
+
+
+class Database(msgspec.Struct, frozen=True, kw_only=True):
+    """The log of the dispatcher."""
+
+    total_tasks: int = 0
+    disk_size_mb: int = 0
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole mesh in numbers."""
+
+    workers: Workers = Workers()
+    tasks: Counts = Counts()
+    system: System = System()
+    database: Database = Database()
+    mesh: MeshDetail = MeshDetail()
+
+
+class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks waited and ran, and how fast they ended since the point before."""
+
+    at: At
     queued: int
     running: int
-    completed: int
-    failed: int
-    cancelled: int
+    ended_per_second: float
 
 
-class System(TypedDict):
-    """The dispatcher's process and machine."""
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """The points of this reign, at most of ten minutes, the oldest first."""
 
-    uptime_seconds: int
-    memory_usage_mb: int
-    cpu_usage_percent: float
+    points: list[HistoryPoint]
 
 
-class Database(TypedDict):
-    """The dispatcher's log."""
-
-    total_tasks: int
-    disk_size_mb: int
-
-
-class Stats(TypedDict):
-    """Counts of the mesh."""
-
-    workers: Workers
-    tasks: Counts
-    system: System
-    database: Database
-    mesh: Mesh
-
-
-class Healthy(TypedDict):
+class Healthy(msgspec.Struct, frozen=True, kw_only=True):
     """A node that can serve."""
 
-    status: Literal["healthy"]
+    status: Annotated[str, one_of("healthy")] = "healthy"
     version: str
     uptime_seconds: int
 
 
-class Unhealthy(TypedDict):
+class Unhealthy(msgspec.Struct, frozen=True, kw_only=True):
     """A node that cannot serve."""
 
-    status: Literal["unhealthy"]
+    status: Annotated[str, one_of("unhealthy")] = "unhealthy"
     version: str
     uptime_seconds: int
     message: str
     error: str
     timestamp: At
+
+
+class MovedPort(msgspec.Struct, frozen=True, kw_only=True):
+    """A default port that was taken when the agent started."""
+
+    port: Annotated[str, one_of("api", "peer", "lan")]
+    wanted: int
+    used: int
+
+
+class Checkup(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent is set up; the last two only where it is in a mesh."""
+
+    name: str
+    node_id: str
+    pid: int = 0
+    version: str = ""
+    api_url: str = ""
+    socket: str = ""
+    state_dir: str
+    secret_file: str
+    interfaces: list[str] = []
+    seeds: list[tuple[str, int]] = []
+    moved_ports: list[MovedPort] = []
+    descriptors_max: int
+    was_renewed: bool = False
+    mesh: str | None = None
+    lan_url: str | msgspec.UnsetType = msgspec.UNSET
+    peer_port: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a node can open TCP connections to another one."""
+
+    node: str = ""
+    peer_port: ProbeResult
+    lan_port: ProbeResult
+
+
+class ScrapeTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """One node, as the HTTP service discovery of Prometheus has it."""
+
+    targets: list[str]
+    labels: dict[str, str]

@@ -28,7 +28,7 @@ FINAL = ("completed", "failed", "cancelled")
 TOKEN = "a-token"
 
 Answer = tuple[int, dict[str, Any] | list[Any]]
-Refusal = Callable[[str, str], tuple[int, dict[str, str]] | None]
+RefusalReason = Callable[[str, str], tuple[int, dict[str, str]] | None]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Api:
 
     name: str = "here"
     needs_token: bool = False
-    refuse: Refusal = lambda _method, _path: None
+    refuse: RefusalReason = lambda _method, _path: None
     gives_ids: bool = True  #: else it is an older node
     named: int = 0  #: ids that were given
     refusal: str = "Refused"  #: the text of the error
@@ -134,7 +134,7 @@ class Api:
             process.wait()
 
 
-class Handler(BaseHTTPRequestHandler):
+class ServerConnection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     api: Api
 
@@ -321,7 +321,13 @@ NODE = {
 NODES = {"nodes": [NODE], "total": 1}
 STATS = {
     "workers": {"total": 3, "active": 2, "idle": 1},
-    "tasks": {"queued": 5, "running": 2, "completed": 150, "failed": 3},
+    "tasks": {
+        "queued": 5,
+        "running": 2,
+        "completed": 150,
+        "failed": 3,
+        "cancelled": 0,
+    },
     "system": {"uptime_seconds": 90, "memory_usage_mb": 512, "cpu_usage_percent": 25.5},
     "database": {"total_tasks": 160, "disk_size_mb": 15},
 }
@@ -348,7 +354,7 @@ class TcpServer(Threading, socketserver.TCPServer):
 @contextlib.contextmanager
 def serving(api: Api, path: Path | None = None) -> Iterator[str]:
     """Serve on a UNIX socket, or on a free loopback port; yield the place."""
-    handler = type("ApiHandler", (Handler,), {"api": api})
+    handler = type("ApiHandler", (ServerConnection,), {"api": api})
     server: UnixServer | TcpServer = (
         TcpServer(("127.0.0.1", 0), handler)
         if path is None

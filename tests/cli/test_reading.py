@@ -392,7 +392,8 @@ def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:
 
     assert done.stdout.decode() == (
         "workers:                    3 total, 2 active, 1 idle\n"
-        "tasks:                      5 queued, 2 running, 150 completed, 3 failed\n"
+        "tasks:                      5 queued, 2 running, 150 completed, 3 failed, "
+        "0 cancelled\n"
         "dispatcher's agent up:      1m30s\n"
         "dispatcher's agent memory:  512 MB\n"
         "dispatcher's machine CPU:   25.5 %\n"

@@ -16,13 +16,14 @@ import pytest
 
 from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
 from octaskly.cli.output.render import exit_code_of
-from octaskly.client import NodePage, Refused, ReplyLost, Session, Unreachable
+from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import NoAnswer, NotOctaskly
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import NODES, STATS, TOKENS, Call
 from octaskly.client.flows.request import UNKNOWN_OUTCOME_ERRORS
 from octaskly.client.http_connection import HttpConnection, connect_unix
+from octaskly.rest.mesh import NodePage
 from tests.cli.stand_in import Api, serving
 from tests.support.agents import until
 

@@ -82,9 +82,8 @@ def test_all_that_a_task_can_ask_for_arrives(client: octaskly.Client) -> None:
     told: dict[str, Any] = {key: asked[key] for key in shown}  # type: ignore[literal-required]
     told["after"] = [parent.id]
     told["outputs"] = [octaskly.Output(path="made", bytes=5)]
-    told["limits"] = dict.fromkeys(shown["limits"]) | told["limits"]
-    told["requires"] = dict.fromkeys(shown["requires"]) | told["requires"]
-    told["requires"]["labels"] = {}
+    told["limits"] = octaskly.ResourceLimits(file_mb=5)
+    told["requires"] = octaskly.Requirements(os="linux", cpus=1)
     assert shown == told
 
 

@@ -6,7 +6,16 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any, is_typeddict
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import msgspec
 
@@ -91,14 +100,29 @@ def escaped(text: str) -> str:
 
 def types_of(kind: Any) -> dict[str, str]:
     """Return the types of fields as they are written, inherited ones too."""
-    found: dict[str, str] = {}
-    for each in reversed(getattr(kind, "__mro__", [kind])):
-        for name, written in inspect.get_annotations(each).items():
-            found[name] = getattr(written, "__forward_arg__", str(written))
+    if is_typeddict(kind):
+        found = {
+            name: str(getattr(written, "__forward_arg__", written))
+            for name, written in inspect.get_annotations(kind).items()
+        }
+    else:
+        found = {name: said(each) for name, each in get_type_hints(kind).items()}
     for name, value in vars(kind).items():
         if isinstance(value, property) and value.fget is not None:
             found[name] = inspect.signature(value.fget).return_annotation
     return {name: text for name, text in found.items() if not name.startswith("sent_")}
+
+
+def said(kind: Any) -> str:
+    """Return a type as one writes it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " | ".join(map(said, parts))
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, parts))}]"
+    if parts:
+        return f"{origin.__name__}[{', '.join(map(said, parts))}]"
+    return "None" if kind is NoneType else getattr(kind, "__name__", str(kind))
 
 
 def methods(kind: Any) -> Iterator[str]:

@@ -28,6 +28,7 @@ from octaskly.ports import (
     KeyRotationControl,
     Principal,
 )
+from octaskly.rest.mesh import Checkup
 
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
@@ -116,6 +117,11 @@ async def empty_metrics() -> bytes:
     return b""
 
 
+def no_checkup() -> Checkup:
+    """Return the setup of a node that tells nothing of itself."""
+    return Checkup(name="", node_id="", state_dir="", secret_file="", descriptors_max=0)
+
+
 class OpenStreams:
     """Counts the answers of one node that are streams of events."""
 
@@ -157,7 +163,7 @@ class Services:
     timeouts: HttpTimeouts
     rate_limiter: RateLimiter
     admissions: JoinService | None = None
-    describe_agent: Callable[[], Mapping[str, Any]] = dict
+    describe_agent: Callable[[], Checkup] = no_checkup
     streams: OpenStreams = field(default_factory=OpenStreams)
     rotations: KeyRotationControl | None = None  #: None: the node is in no mesh
     files: FileStore | None = None  #: the same

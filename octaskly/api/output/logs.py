@@ -154,7 +154,7 @@ class _OutputEventWriter:
                 self._incomplete[stream] = b""
                 await self._send_bytes(stream, data)
 
-    async def _send(self, event: str, said: dict[str, object]) -> None:
+    async def _send(self, event: str, said: object) -> None:
         attempt = self._position.attempt
         out, err = self._sent_offsets
         event_id = f"{format_attempt_id(attempt) if attempt else ''}:{out}:{err}"

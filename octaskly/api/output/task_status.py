@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -29,6 +28,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher, OutputNotFound
+from octaskly.rest.tasks import TaskEnd
 
 _INTERNAL = "/internal/v1/tasks/{id}/status"
 _PAUSE_S = 0.05
@@ -52,9 +52,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     is_end_unseen: bool = False  #: its end was not seen: its node may know more
     logged_bytes: tuple[int, int] = (0, 0)  #: what the log has of it
     logged_output: tuple[bytes, bytes] | None = None  #: the very bytes, where asked for
-    end_event: dict[str, Any] | None = (
-        None  #: what is said at the end, once it has come
-    )
+    end_event: TaskEnd | None = None  #: what is said at the end, once it has come
     is_ending: bool = False  #: cancelled, and its processes are not gone yet
 
     @property
@@ -73,7 +71,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
         return AttemptId(term, StreamId(stream), n)
 
     @property
-    def last_event(self) -> dict[str, Any]:
+    def last_event(self) -> TaskEnd | dict[str, str]:
         """What is said of it at the end of a stream."""
         return self.end_event or {"id": self.name, "status": self.status}
 

@@ -6,10 +6,10 @@ from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.routes import tasks
-from octaskly.api.schemas import arrays, query, task_response
+from octaskly.api.schemas import query, task_response
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskQuery
-from octaskly.rest import tasks as answers
+from octaskly.rest import tasks as rest
 
 
 async def list_arrays(request: Request) -> web.StreamResponse:
@@ -33,16 +33,11 @@ async def show_array(request: Request) -> web.StreamResponse:
     """Return an array with its members counted, and those that failed."""
     limit, offset = request.query.limit(), request.query.offset()
     record = tasks.require_array(await tasks.find_task(request, request.query.wait_s()))
-    names = request.gateway.node_names()
     failed = await request.gateway.list_tasks(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
     )
-    body = task_response.listed(record, names)
-    body["failed_members"] = [
-        {**task_response.listed(member, names), **arrays.render_member(member)}
-        for member in failed.records
-    ]
-    return json_response(task_response.encode(body))
+    shown = task_response.array(record, failed.records, request.gateway.names())
+    return json_response(task_response.encode(shown))
 
 
 async def cancel_array(request: Request) -> web.StreamResponse:
@@ -66,7 +61,7 @@ ROUTES = (
         handler=list_arrays,
         access=Access.READ,
         query=("limit", "offset", "newest"),
-        responses={200: answers.TaskPage},
+        responses={200: rest.TaskLines},
     ),
     Route(
         method="GET",
@@ -74,7 +69,7 @@ ROUTES = (
         handler=show_array,
         access=Access.READ,
         query=("wait", "limit", "offset"),
-        responses={200: answers.TaskArray},
+        responses={200: rest.TaskArray},
         error_statuses=(409,),
     ),
     Route(
@@ -83,7 +78,7 @@ ROUTES = (
         handler=cancel_array,
         access=Access.SUBMIT,
         query=("force",),
-        responses={200: answers.Cancelled},
+        responses={200: rest.Cancelled},
         error_statuses=(409, 507),
     ),
     Route(
@@ -91,7 +86,7 @@ ROUTES = (
         path="/api/v1/arrays/{id}/retry",
         handler=retry_array,
         access=Access.SUBMIT,
-        responses={201: answers.Repeated},
+        responses={201: rest.Repeated},
         response_headers=(tasks.REPLICAS_HEADER,),
         error_statuses=(409, 429, 507),
     ),

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypedDict
 
 import msgspec
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.problems import timestamp
 from octaskly.api.schemas import query, task_response
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import Attempt, AttemptState, EndReason
-from octaskly.ports.events import AttemptWithTask
+from octaskly.core.model.tasks import Attempt, AttemptState
+from octaskly.ports import events
+from octaskly.rest import tasks as rest
 
 COMMAND_CHARS = 200  #: of a command that is shown beside its attempts
 
-_Instant = Annotated[
-    str,
-    msgspec.Meta(
-        description="UTC, with milliseconds", extra_json_schema={"format": "date-time"}
-    ),
-]
-_Status = Literal["running", "completed", "failed", "cancelled", "released"]
-_STATUS: Mapping[AttemptState, _Status] = {
+_STATUS: Mapping[AttemptState, str] = {
     AttemptState.ASSIGNED: "running",
     AttemptState.RUNNING: "running",
     AttemptState.RELEASED: "released",
@@ -31,48 +25,6 @@ _STATUS: Mapping[AttemptState, _Status] = {
     AttemptState.FAILED: "failed",
     AttemptState.OK: "completed",
 }
-
-
-class AttemptJson(TypedDict):
-    """One run of a task; `released` ones do not count, as another one may follow."""
-
-    attempt: int
-    worker_id: str
-    status: _Status
-    reason: EndReason | None
-    detail: str | None
-    exit_code: int | None
-    signal: int | None
-    started_at: _Instant | None
-    completed_at: _Instant | None
-    duration_ms: int | None
-    cpu_seconds: float | None
-    memory_peak_mb: float | None
-
-
-class AttemptsJson(TypedDict):
-    """The attempts of one task, in their order."""
-
-    id: str
-    attempts: list[AttemptJson]
-
-
-class AttemptOfTaskJson(AttemptJson):
-    """An attempt with the task that it is of."""
-
-    id: str
-    name: str | None
-    command: str
-    assigned_at: _Instant | None
-
-
-class RecentAttemptsJson(TypedDict):
-    """What runs, and what ended of late."""
-
-    running: list[AttemptOfTaskJson]
-    ended: list[AttemptOfTaskJson]
-    truncated: bool
-    now: _Instant
 
 
 async def list_recent_attempts(request: Request) -> web.StreamResponse:
@@ -87,12 +39,12 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
     since_ms = 0 if since_s is None else now_ms - since_s * 1000
     found = await request.gateway.read_recent_attempts(since_ms, request.query.limit())
     names = request.gateway.node_names()
-    body = {
-        "running": [_render_attempt_of_task(run, names) for run in found.running],
-        "ended": [_render_attempt_of_task(run, names) for run in found.ended],
-        "truncated": found.is_truncated,
-        "now": _instant(now_ms),
-    }
+    body = rest.PositionRanges(
+        running=[_render_attempt_of_task(run, names) for run in found.running],
+        ended=[_render_attempt_of_task(run, names) for run in found.ended],
+        truncated=found.is_truncated,
+        now=_instant(now_ms),
+    )
     return json_response(task_response.encode(body))
 
 
@@ -101,49 +53,50 @@ async def list_task_attempts(request: Request) -> web.StreamResponse:
     ref = query.task_ref(request.path_params["id"])
     record, names = await request.gateway.find_task(ref), request.gateway.node_names()
     shown = [_render_attempt(attempt, names) for attempt in record.attempts]
-    return json_response(task_response.encode({"id": record.name, "attempts": shown}))
+    return json_response(
+        task_response.encode(rest.Attempts(id=record.name, attempts=shown))
+    )
 
 
-def _render_attempt(
-    attempt: Attempt, names: Mapping[NodeId, str]
-) -> task_response.Json:
+def _render_attempt(attempt: Attempt, names: Mapping[NodeId, str]) -> rest.AttemptLine:
     end = attempt.outcome
     cpu_ms, peak_kb = (end.cpu_ms, end.memory_max_kb) if end else (None, None)
-    return {
-        "attempt": attempt.id.n,
-        "worker_id": names.get(attempt.node, attempt.node),
-        "status": _STATUS[attempt.state],
-        "reason": end.reason.value if end else None,
-        "detail": (end.detail or None) if end else None,
-        "exit_code": end.exit_code if end else None,
-        "signal": end.signal if end else None,
-        "started_at": _instant(end.started_ms) if end else None,
-        "completed_at": _instant(end.ended_ms) if end else None,
-        "duration_ms": end.duration_ms if end else None,
-        "cpu_seconds": None if cpu_ms is None else cpu_ms / 1000,
-        "memory_peak_mb": None if peak_kb is None else round(peak_kb / 1024, 1),
-    }
+    return rest.AttemptLine(
+        attempt=attempt.id.n,
+        worker_id=names.get(attempt.node, attempt.node),
+        status=_STATUS[attempt.state],
+        reason=end.reason if end else None,
+        detail=(end.detail or None) if end else None,
+        exit_code=end.exit_code if end else None,
+        signal=end.signal if end else None,
+        started_at=_known(end.started_ms) if end else None,
+        completed_at=_known(end.ended_ms) if end else None,
+        duration_ms=end.duration_ms if end else None,
+        cpu_seconds=None if cpu_ms is None else cpu_ms / 1000,
+        memory_peak_mb=None if peak_kb is None else round(peak_kb / 1024, 1),
+    )
 
 
 def _render_attempt_of_task(
-    run: AttemptWithTask, names: Mapping[NodeId, str]
-) -> task_response.Json:
+    run: events.AttemptWithTask, names: Mapping[NodeId, str]
+) -> rest.AttemptWithTask:
     spec = run.record.spec
     options = spec.options if spec else None
-    return {
-        "id": run.record.name,
-        "name": (options.name or None) if options else None,
-        "command": spec.command[:COMMAND_CHARS] if spec else "",
-        "assigned_at": _instant(run.assigned_ms),
-        **_render_attempt(run.attempt, names),
-    }
+    return rest.AttemptWithTask(
+        **msgspec.structs.asdict(_render_attempt(run.attempt, names)),
+        id=run.record.name,
+        name=(options.name or None) if options else None,
+        command=spec.command[:COMMAND_CHARS] if spec else "",
+        assigned_at=_known(run.assigned_ms),
+    )
 
 
-def _instant(wall_ms: int | None) -> str | None:
-    text = task_response.at(wall_ms)
-    if text is None or wall_ms is None:
-        return None
-    return f"{text[:-1]}.{wall_ms % 1000:03}Z"
+def _known(wall_ms: int | None) -> str | None:
+    return _instant(wall_ms) if wall_ms else None
+
+
+def _instant(wall_ms: int) -> str:
+    return f"{timestamp(wall_ms)[:-1]}.{wall_ms % 1000:03}Z"
 
 
 ROUTES = (
@@ -153,14 +106,14 @@ ROUTES = (
         handler=list_recent_attempts,
         access=Access.READ,
         query=("since_s", "limit"),
-        responses={200: RecentAttemptsJson},
+        responses={200: rest.PositionRanges},
     ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/attempts",
         handler=list_task_attempts,
         access=Access.READ,
-        responses={200: AttemptsJson},
+        responses={200: rest.Attempts},
         error_statuses=(409,),
     ),
 )

@@ -4,44 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TypedDict
 
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
-from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.api.problems import INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import AuditEntry
-from octaskly.rest import tasks as answers
-
-
-class AuditEntryJson(TypedDict):
-    """One request that changed something or was refused, or several that are alike."""
-
-    id: str
-    at: answers.At
-    until: answers.At | None
-    count: int
-    subject: str | None
-    role: str | None
-    action: str
-    target: str | None
-    source: str
-    node: str
-    decided_by: str
-    allowed: bool
-    status: int
-    tasks: list[str]
-    task_count: int
-
-
-class AuditPageJson(TypedDict):
-    """A part of the audit log, oldest first."""
-
-    entries: list[AuditEntryJson]
-    returned: int
-    next: str | None
+from octaskly.rest.access import AuditEntry, AuditPage
 
 
 async def list_audit_entries(request: Request) -> web.StreamResponse:
@@ -60,28 +31,28 @@ async def list_audit_entries(request: Request) -> web.StreamResponse:
         raise Problem(400, INVALID_VALUE, hint=hint, field="after") from None
     names = request.gateway.node_names()
     shown = [_render_entry(deed, names) for deed in page.entries]
-    body = {"entries": shown, "returned": len(shown), "next": page.cursor}
+    body = AuditPage(entries=shown, returned=len(shown), next=page.cursor)
     return json_response(task_response.encode(body))
 
 
-def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> dict[str, object]:
-    return {
-        "id": entry.id,
-        "at": task_response.at(entry.at_ms),
-        "until": None if entry.last_ms is None else task_response.at(entry.last_ms),
-        "count": entry.count,
-        "subject": entry.subject,
-        "role": entry.role,
-        "action": entry.action,
-        "target": entry.target,
-        "source": entry.source,
-        "node": names.get(entry.received_by, entry.received_by),
-        "decided_by": names.get(entry.decided_by, entry.decided_by),
-        "allowed": entry.status < HTTPStatus.BAD_REQUEST,
-        "status": entry.status,
-        "tasks": list(entry.tasks),
-        "task_count": entry.task_count,
-    }
+def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> AuditEntry:
+    return AuditEntry(
+        id=entry.id,
+        at=timestamp(entry.at_ms),
+        until=None if entry.last_ms is None else timestamp(entry.last_ms),
+        count=entry.count,
+        subject=entry.subject,
+        role=entry.role,
+        action=entry.action,
+        target=entry.target,
+        source=entry.source,
+        node=names.get(entry.received_by, entry.received_by),
+        decided_by=names.get(entry.decided_by, entry.decided_by),
+        allowed=entry.status < HTTPStatus.BAD_REQUEST,
+        status=entry.status,
+        tasks=list(entry.tasks),
+        task_count=entry.task_count,
+    )
 
 
 ROUTES = (
@@ -91,6 +62,6 @@ ROUTES = (
         handler=list_audit_entries,
         access=Access.ADMIN,
         query=("since_s", "after", "limit"),
-        responses={200: AuditPageJson},
+        responses={200: AuditPage},
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Final, Literal, TypedDict
+from typing import Final
 
 from aiohttp import web
 
@@ -18,50 +18,12 @@ CONNECT_S_MAX: Final = (
     1.0  #: for the answer to the first packet, which a LAN gives in ms
 )
 ADDRESSES_MAX: Final = 4  #: of the member that are tried
-ProbeResult = Literal["reached", "refused", "silent"]
-BEST_FIRST: Final[tuple[ProbeResult, ...]] = ("reached", "refused", "silent")
-
-
-class MovedPort(TypedDict):
-    """A default port that was taken when the agent started."""
-
-    port: Literal["api", "peer", "lan"]
-    wanted: int
-    used: int
-
-
-class AgentSetup(TypedDict, total=False):
-    """How this agent is set up; the last two only where it is in a mesh."""
-
-    name: str
-    node_id: str
-    pid: int
-    version: str
-    api_url: str
-    socket: str
-    state_dir: str
-    secret_file: str
-    interfaces: list[str]
-    seeds: list[tuple[str, int]]
-    moved_ports: list[MovedPort]
-    descriptors_max: int
-    was_renewed: bool
-    mesh: str | None
-    lan_url: str
-    peer_port: int
-
-
-class Reachability(TypedDict):
-    """Whether a node can open TCP connections to another one."""
-
-    node: str
-    peer_port: ProbeResult
-    lan_port: ProbeResult
+BEST_FIRST: Final = ("reached", "refused", "silent")
 
 
 async def show_agent_setup(request: Request) -> web.StreamResponse:
     """Return how this agent is set up."""
-    return json_response(task_response.encode(dict(request.services.describe_agent())))
+    return json_response(task_response.encode(request.services.describe_agent()))
 
 
 async def check_reachability(request: Request) -> web.StreamResponse:
@@ -91,12 +53,12 @@ async def _probe_member(target: RosterEntry) -> Reachability:
     return Reachability(node=target.id, peer_port=peer, lan_port=lan)
 
 
-def _best(answers: list[ProbeResult]) -> ProbeResult:
+def _best(answers: list[str]) -> str:
     """Return what the best of several addresses answered."""
     return min(answers, key=BEST_FIRST.index, default="silent")
 
 
-async def _try_connect(host: str, port: int) -> ProbeResult:
+async def _try_connect(host: str, port: int) -> str:
     try:
         async with asyncio.timeout(CONNECT_S_MAX):
             _, writer = await asyncio.open_connection(host, port)

@@ -100,14 +100,14 @@ class _EventSender:
             case FeedGap():
                 return True
 
-    def _encode(self, about: FeedContent) -> tuple[str, task_response.Json]:
+    def _encode(self, about: FeedContent) -> tuple[str, object]:
         match about:
             case TaskEvent():
-                return "task", task_response.task_news(
+                return "task", task_response.task_change(
                     about, self._gateway.node_names()
                 )
             case NodeEvent():
-                return "node", mesh_response.node_news(about)
+                return "node", mesh_response.node_event(about)
             case FeedGap():
                 return "reset", {"message": GAP_MESSAGE}
 

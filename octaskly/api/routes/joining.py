@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Final, TypedDict
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
-from octaskly.api.problems import FORBIDDEN, Problem
+from octaskly.api.problems import FORBIDDEN, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.task_request import decode_body
-from octaskly.ports import JoinService
-from octaskly.rest.tasks import At
+from octaskly.ports import JoinService, PendingJoin
+from octaskly.rest import access as rest
 
 TTL_S_MIN: Final = 10
 TTL_S_MAX: Final = 3600
@@ -50,49 +50,6 @@ class FingerprintIn(RequestBody):
     fingerprint: Annotated[str, msgspec.Meta(max_length=FINGERPRINT_CHARS_MAX)]
 
 
-class MembershipStatus(TypedDict):
-    """Where a node stands: what it belongs to, and what it would leave behind."""
-
-    name: str
-    node_id: str
-    node_key: str
-    mesh: str | None
-    interfaces: list[str]
-    members: list[str]
-    tasks: int
-
-
-class Invite(TypedDict):
-    """One machine may come in, once, soon."""
-
-    code: str
-    expires_at: At
-    places: list[str]
-
-
-class MembershipChange(TypedDict):
-    """A node that begins anew in another mesh, or ends in none."""
-
-    name: str
-    node_id: str
-
-
-class JoinRequest(TypedDict):
-    """A machine that waits to be let in; nothing of it is proven but the words."""
-
-    name: str
-    node_id: str
-    fingerprint: str
-    address: str
-
-
-class JoinRequests(TypedDict):
-    """All machines that wait to be let in."""
-
-    requests: list[JoinRequest]
-    total: int
-
-
 _fingerprint_decoder = msgspec.json.Decoder(FingerprintIn)
 _leave_decoder = msgspec.json.Decoder(LeaveIn)
 _invite_decoder = msgspec.json.Decoder(InviteIn)
@@ -102,7 +59,15 @@ _join_decoder = msgspec.json.Decoder(JoinIn)
 async def show_membership(request: Request) -> web.StreamResponse:
     """Return where this node stands, and what it would leave behind."""
     found = await _admissions(request).join_status()
-    body = msgspec.to_builtins(found) | {"node_key": found.node_key.hex()}
+    body = rest.MembershipStatus(
+        name=found.name,
+        node_id=found.node_id,
+        node_key=found.node_key.hex(),
+        mesh=found.mesh,
+        interfaces=list(found.interfaces),
+        members=list(found.members),
+        tasks=found.tasks,
+    )
     return json_response(task_response.encode(body))
 
 
@@ -117,7 +82,7 @@ async def join_mesh(request: Request) -> web.StreamResponse:
         force=asked.force,
         principal=request.authenticated_principal,
     )
-    body = {"name": found.name, "node_id": found.node_id}
+    body = rest.MembershipChange(name=found.name, node_id=found.node_id)
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
@@ -129,7 +94,7 @@ async def leave_mesh(request: Request) -> web.StreamResponse:
     await admissions.leave_mesh(
         force=asked.force, principal=request.authenticated_principal
     )
-    body = {"name": found.name, "node_id": found.node_id}
+    body = rest.MembershipChange(name=found.name, node_id=found.node_id)
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
@@ -139,18 +104,18 @@ async def create_invite(request: Request) -> web.StreamResponse:
     opened = await _admissions(request).open_invite(
         asked.ttl_s, principal=request.authenticated_principal
     )
-    body = {
-        "code": opened.code,
-        "expires_at": task_response.at(opened.expires_ms),
-        "places": opened.endpoints,
-    }
+    body = rest.Invite(
+        code=opened.code,
+        expires_at=timestamp(opened.expires_ms),
+        places=list(opened.endpoints),
+    )
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
 async def list_join_requests(request: Request) -> web.StreamResponse:
     """Look for machines that want in, and return those that wait."""
-    waiting = await _admissions(request).list_join_requests()
-    body = {"requests": waiting, "total": len(waiting)}
+    waiting = [_shown(each) for each in await _admissions(request).list_join_requests()]
+    body = rest.JoinRequests(list_join_requests=waiting, total=len(waiting))
     return json_response(task_response.encode(body))
 
 
@@ -161,7 +126,7 @@ async def approve_join_request(call: Request) -> web.StreamResponse:
     request = await _admissions(call).approve_join(
         name, asked.fingerprint, principal=call.authenticated_principal
     )
-    return json_response(task_response.encode(request))
+    return json_response(task_response.encode(_shown(request)))
 
 
 async def refuse_join_request(call: Request) -> web.StreamResponse:
@@ -171,7 +136,16 @@ async def refuse_join_request(call: Request) -> web.StreamResponse:
     request = await _admissions(call).refuse_join(
         name, asked.fingerprint, principal=call.authenticated_principal
     )
-    return json_response(task_response.encode(request))
+    return json_response(task_response.encode(_shown(request)))
+
+
+def _shown(request: PendingJoin) -> rest.JoinRequest:
+    return rest.JoinRequest(
+        name=request.name,
+        node_id=request.node_id,
+        fingerprint=request.fingerprint,
+        address=request.address,
+    )
 
 
 def _admissions(request: Request) -> JoinService:
@@ -188,7 +162,7 @@ ROUTES = (
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
-        responses={200: MembershipStatus},
+        responses={200: rest.MembershipStatus},
     ),
     Route(
         method="POST",
@@ -198,7 +172,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         body_type=JoinIn,
-        responses={202: MembershipChange},
+        responses={202: rest.MembershipChange},
         error_statuses=(409,),
     ),
     Route(
@@ -209,7 +183,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         body_type=LeaveIn,
-        responses={202: MembershipChange},
+        responses={202: rest.MembershipChange},
         error_statuses=(409,),
     ),
     Route(
@@ -219,7 +193,7 @@ ROUTES = (
         access=Access.LOCAL,
         is_local=True,
         body_type=InviteIn,
-        responses={201: Invite},
+        responses={201: rest.Invite},
         error_statuses=(409,),
     ),
     Route(
@@ -228,7 +202,7 @@ ROUTES = (
         handler=list_join_requests,
         access=Access.LOCAL_PAGE,
         is_local=True,
-        responses={200: JoinRequests},
+        responses={200: rest.JoinRequests},
     ),
     Route(
         method="POST",
@@ -237,7 +211,7 @@ ROUTES = (
         access=Access.LOCAL_PAGE,
         is_local=True,
         body_type=FingerprintIn,
-        responses={200: JoinRequest},
+        responses={200: rest.JoinRequest},
     ),
     Route(
         method="POST",
@@ -246,6 +220,6 @@ ROUTES = (
         access=Access.LOCAL_PAGE,
         is_local=True,
         body_type=FingerprintIn,
-        responses={200: JoinRequest},
+        responses={200: rest.JoinRequest},
     ),
 )

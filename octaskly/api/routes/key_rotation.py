@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TypedDict
 
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
-from octaskly.core.model.keys import RotationPhase
 from octaskly.ports import KeyRotationControl, RotationProgress
-from octaskly.rest.tasks import At
-
-
-class RotationStatus(TypedDict):
-    """How far the newest generation of the mesh secret has come."""
-
-    generation: int
-    newest: int
-    oldest: int
-    phase: RotationPhase
-    since: At | None
-    due: At | None
-    confirmed: list[str]
-    awaited: list[str]
-    revoked: list[str]
+from octaskly.rest.access import KeyRotation
 
 
 async def show_rotation(request: Request) -> web.StreamResponse:
@@ -72,17 +56,17 @@ def _rotation_response(
     request: Request, view: RotationProgress, status: int = 200
 ) -> web.StreamResponse:
     keys, names = view.keys, request.gateway.node_names()
-    body = {
-        "generation": keys.generation,
-        "newest": keys.newest,
-        "oldest": keys.oldest,
-        "phase": keys.phase.value,
-        "since": task_response.at(keys.phase_since_ms or None),
-        "due": task_response.at(view.due_ms),
-        "confirmed": [names.get(node, node) for node in view.confirmed],
-        "awaited": [names.get(node, node) for node in view.unconfirmed],
-        "revoked": [names.get(node, node) for node in keys.revoked],
-    }
+    body = KeyRotation(
+        generation=keys.generation,
+        newest=keys.newest,
+        oldest=keys.oldest,
+        phase=keys.phase,
+        since=task_response.at(keys.phase_since_ms or None),
+        due=task_response.at(view.due_ms),
+        confirmed=[names.get(node, node) for node in view.confirmed],
+        awaited=[names.get(node, node) for node in view.unconfirmed],
+        revoked=[names.get(node, node) for node in keys.revoked],
+    )
     return json_response(task_response.encode(body), status)
 
 
@@ -92,7 +76,7 @@ ROUTES = (
         path="/api/v1/rotation",
         handler=show_rotation,
         access=Access.READ,
-        responses={200: RotationStatus},
+        responses={200: KeyRotation},
     ),
     Route(
         method="POST",
@@ -100,7 +84,7 @@ ROUTES = (
         handler=start_rotation,
         query=("now",),
         access=Access.ADMIN,
-        responses={202: RotationStatus},
+        responses={202: KeyRotation},
         error_statuses=(409,),
     ),
     Route(
@@ -109,7 +93,7 @@ ROUTES = (
         handler=revoke_node,
         access=Access.ADMIN,
         is_local=True,
-        responses={202: RotationStatus},
+        responses={202: KeyRotation},
         error_statuses=(409,),
     ),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TypedDict
 
 from aiohttp import web
 
@@ -11,16 +10,10 @@ from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.config.units import host_and_port
 from octaskly.core.protocol.messages import RosterEntry
+from octaskly.rest.mesh import ScrapeTarget
 
 MEDIA = "text/plain"
 _HEADERS = {"Content-Type": f"{MEDIA}; version=0.0.4; charset=utf-8"}
-
-
-class ScrapeTarget(TypedDict):
-    """One node, as the HTTP service discovery of Prometheus has it."""
-
-    targets: list[str]
-    labels: dict[str, str]
 
 
 async def show_metrics(request: Request) -> web.StreamResponse:
@@ -45,16 +38,16 @@ def _target(member: RosterEntry, mesh_id: str) -> ScrapeTarget:
         "os": member.os,
         "arch": member.arch,
     }
-    return {
-        "targets": [_reachable_address(member)],
-        "labels": {
+    return ScrapeTarget(
+        targets=[_reachable_address(member)],
+        labels={
             "__scheme__": "https",
             "__metrics_path__": "/metrics",
             "node": member.name,
             "mesh": mesh_id,
             **{f"__meta_octaskly_{name}": value for name, value in meta.items()},
         },
-    }
+    )
 
 
 def _reachable_address(member: RosterEntry) -> str:

@@ -12,7 +12,7 @@ from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState
 from octaskly.core.protocol.messages import RosterEntry
-from octaskly.rest import mesh
+from octaskly.rest import mesh as rest
 
 
 async def show_health(request: Request) -> web.StreamResponse:
@@ -101,28 +101,28 @@ ROUTES = (
         access=Access.PUBLIC,
         is_local=True,
         query=None,  # Probes add parameters against caches.
-        responses={200: mesh.Healthy, 503: mesh.Unhealthy},
+        responses={200: rest.Healthy, 503: rest.Unhealthy},
     ),
     Route(
         method="GET",
         path="/api/v1/stats",
         handler=show_stats,
         access=Access.READ,
-        responses={200: mesh.Stats},
+        responses={200: rest.Stats},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes",
         handler=list_nodes,
         access=Access.READ,
-        responses={200: mesh.Nodes},
+        responses={200: rest.NodePage},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes/{name}",
         handler=show_node,
         access=Access.READ,
-        responses={200: mesh.Node},
+        responses={200: rest.NodeInfo},
     ),
     *(
         Route(
@@ -131,7 +131,7 @@ ROUTES = (
             handler=set_availability,
             access=Access.ADMIN,
             is_local=True,
-            responses={200: mesh.Node},
+            responses={200: rest.NodeInfo},
             error_statuses=(507,),
         )
         for steering in AvailabilityCommand

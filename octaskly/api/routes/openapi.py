@@ -1,7 +1,7 @@
 """The OpenAPI document of this API, made of its routes and the types that they name.
 
 Bodies of requests are described by the very types that validate them, answers by those
-of `answers`; summaries are the first lines of the handlers' docstrings.
+of `octaskly.rest`; summaries are the first lines of the handlers' docstrings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from octaskly.api.http.request import BYTES, JSON, Access, Request, Route, json_
 from octaskly.api.schemas.query import PARAMETERS, PATH_PARTS
 from octaskly.api.schemas.task_request import FIELD_HINTS
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
-from octaskly.rest.tasks import Problem
+from octaskly.rest.base import ErrorBody
 
 Json = dict[str, Any]
 
@@ -178,7 +178,7 @@ class _SchemaCollector:
     def __init__(self) -> None:
         self.components: Json = {}
         self.error_statuses: set[int] = set()
-        self.problem = self.schema(Problem)
+        self.problem = self.answer(ErrorBody)
 
     def schema(self, kind: Any, hints: Mapping[str, str] | None = None) -> Json:
         """Return the schema of a type.
@@ -187,18 +187,43 @@ class _SchemaCollector:
             kind: The type.
             hints: What fields may be, by name.
         """
-        (found,), components = msgspec.json.schema_components(
-            [kind], ref_template=_TEMPLATE
-        )
+        found, components = _schemas(kind)
+        for schema in components.values():
+            fields = schema.get("properties", {})
+            for field in fields.keys() & (hints or {}).keys():
+                fields[field].setdefault("description", (hints or {})[field])
+        self._add(components)
+        return found
+
+    def answer(self, kind: Any) -> Json:
+        """Return the schema of the type of an answer.
+
+        Defaults are for clients. A node sends every field but what is UNSET, which is
+        the one default that a schema does not show.
+        """
+        found, components = _schemas(kind)
+        for schema in components.values():
+            for name, field in schema.get("properties", {}).items():
+                if "default" in field:
+                    del field["default"]
+                    schema["required"].append(name)
+        self._add(components)
+        return found
+
+    def _add(self, components: Json) -> None:
         for name, schema in components.items():
-            fields = schema.get("properties")
-            if fields is not None:
+            if "properties" in schema:
                 schema["additionalProperties"] = False
-                for field in fields.keys() & (hints or {}).keys():
-                    fields[field].setdefault("description", (hints or {})[field])
             known = self.components.setdefault(name, schema)
             assert known == schema, f"two types are called {name}"
-        return found
+
+
+def _schemas(kind: Any) -> tuple[Json, Json]:
+    """Return the schema of a type, and those of the types that it refers to."""
+    (found,), components = msgspec.json.schema_components(
+        [kind], ref_template=_TEMPLATE
+    )
+    return found, components
 
 
 def _operation(route: Route, path: str, types: _SchemaCollector) -> Json:
@@ -294,7 +319,7 @@ def _content(route: Route, status: int, kind: Any, types: _SchemaCollector) -> J
 def _body(status: int, kind: Any, types: _SchemaCollector) -> Json:
     if kind is None:
         return {}
-    schema = types.schema(kind)
+    schema = types.answer(kind)
     if status in _COMMON_ERRORS:
         schema = {"anyOf": [schema, types.problem]}
     return {"schema": schema}

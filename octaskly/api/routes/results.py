@@ -19,17 +19,12 @@ from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
 from octaskly.core.change_feed import FeedGap, FeedItem, TaskEvent
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_id, split_member_id
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.ports.events import EndedMember, EventSubscription
 
 READ_MAX: Final = 64  #: members at once, each with up to two streams of output
-RESULT_FIELDS: Final = (
-    *("id", "status", "worker_id", "attempt", "exit_code", "signal", "reason"),
-    *("detail", "duration_ms", "stdout", "stderr", "encoding"),
-    *("stdout_bytes", "stdout_truncated", "stderr_bytes", "stderr_truncated"),
-)
 
 
 async def stream_results(request: Request) -> web.StreamResponse:
@@ -151,14 +146,14 @@ class _ResultSender:
             if self._is_sent[position]:
                 continue
             self._is_sent[position] = True
-            shown = task_response.task(
-                record, self._request.gateway.node_names(), is_exact=True
+            shown = task_response.result(
+                record,
+                self._request.gateway.node_names(),
+                array=self._array.name,
+                index=self._members.number(position),
+                position=position,
             )
-            number = self._members.number(position)
-            told = {key: shown[key] for key in RESULT_FIELDS}
-            told |= {"id": member_id(TaskId(self._array.name), number)}
-            told |= {"index": number, "position": position}
-            await self._stream.send(told, event="result")
+            await self._stream.send(shown, event="result")
 
 
 def _is_about(news: FeedItem, task: TaskId) -> bool:

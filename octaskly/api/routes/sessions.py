@@ -8,20 +8,20 @@ its maker's own processes alone unless that is asked for otherwise.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Final, Literal, TypedDict
+from typing import Annotated, Final, Literal
 
 import msgspec
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.http.sockets import loopback_uids
-from octaskly.api.problems import UNAUTHENTICATED, Problem
+from octaskly.api.problems import UNAUTHENTICATED, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.task_request import decode_body
 from octaskly.api.security.sessions import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
-from octaskly.rest import tasks
+from octaskly.rest.access import PageSession, SessionCode
 
 PREFIX_CHARS: Final = 8  #: of a node id, which tell where a code is good
 INVALID_CODE_HINT: Final = (
@@ -41,24 +41,6 @@ class SessionIn(RequestBody):
     code: Annotated[str, msgspec.Meta(max_length=CODE_CHARS_MAX)]
 
 
-class SessionCode(TypedDict):
-    """A code that opens a page, and the page's addresses with it."""
-
-    code: str
-    expires_at: tasks.At
-    url: str
-    lan_url: str | None
-
-
-class SessionToken(TypedDict):
-    """The token of a page."""
-
-    token: str
-    expires_at: tasks.At
-    subject: str
-    role: Literal["admin", "client", "viewer"]
-
-
 _code = msgspec.json.Decoder(CodeIn)
 _session = msgspec.json.Decoder(SessionIn)
 
@@ -73,14 +55,14 @@ async def create_code(request: Request) -> web.StreamResponse:
     )
     code = f"{request.gateway.node_id[:PREFIX_CHARS]}.{random}"
     described = request.services.describe_agent()
-    lan_url = described.get("lan_url")
-    body = {
-        "code": code,
-        "expires_at": task_response.at(now.wall_ms + int(CODE_TTL_S * 1000)),
-        "url": f"{described['api_url']}/#code={code}",
+    lan_url = described.lan_url
+    body = SessionCode(
+        code=code,
+        expires_at=timestamp(now.wall_ms + int(CODE_TTL_S * 1000)),
+        url=f"{described.api_url}/#code={code}",
         # Who brings it through the network is known to nobody.
-        "lan_url": f"{lan_url}/#code={code}" if lan_url and user is None else None,
-    }
+        lan_url=f"{lan_url}/#code={code}" if lan_url and user is None else None,
+    )
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
@@ -138,12 +120,14 @@ def _session_response(
     token: str, info: TokenInfo, status: int = HTTPStatus.OK
 ) -> web.StreamResponse:
     assert info.expires_ms is not None
-    body = {
-        "token": token,
-        "expires_at": task_response.at(info.expires_ms),
-        "subject": info.subject,
-        "role": info.role,
-    }
+    assert info.role is not None
+    assert info.subject is not None
+    body = PageSession(
+        token=token,
+        expires_at=timestamp(info.expires_ms),
+        subject=info.subject,
+        role=info.role,
+    )
     return json_response(task_response.encode(body), status)
 
 
@@ -173,7 +157,7 @@ ROUTES = (
         access=Access.PUBLIC,
         is_local=True,
         body_type=SessionIn,
-        responses={201: SessionToken},
+        responses={201: PageSession},
         error_statuses=(401,),
     ),
     Route(
@@ -182,6 +166,6 @@ ROUTES = (
         handler=renew_session,
         access=Access.READ,
         is_local=True,
-        responses={200: SessionToken},
+        responses={200: PageSession},
     ),
 )

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
-
-
-class NewIds(TypedDict):
-    """Names for tasks that are to be submitted."""
-
-    ids: list[str]
+from octaskly.rest.tasks import NewIds
 
 
 async def create_ids(request: Request) -> web.StreamResponse:
@@ -23,7 +16,7 @@ async def create_ids(request: Request) -> web.StreamResponse:
     alone, and its tasks are counted as those without one.
     """
     ids = await request.gateway.reserve_task_ids(request.query.count())
-    return json_response(task_response.encode({"ids": ids}))
+    return json_response(task_response.encode(NewIds(ids=list(ids))))
 
 
 ROUTES = (

@@ -13,7 +13,7 @@ from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.schemas import query, task_request, task_response
 from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery
-from octaskly.rest import tasks
+from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 
 SUBMISSION_BYTES_MAX = 32 << 20
@@ -132,14 +132,8 @@ async def retry_task(request: Request) -> web.StreamResponse:
         ref, principal=request.authenticated_principal
     )
     request.audit_tasks([record])
-    spec = record.spec
-    assert spec is not None
-    assert spec.options is not None
-    shown = {
-        **task_response.created(record, replicas),
-        "retry_of": spec.options.retry_of,
-    }
-    response = json_response(task_response.encode(shown), HTTPStatus.CREATED)
+    body = task_response.encode(task_response.repeated(record, replicas))
+    response = json_response(body, HTTPStatus.CREATED)
     response.headers[REPLICAS_HEADER] = str(replicas)
     return response
 
@@ -149,7 +143,9 @@ async def forget_tasks(request: Request) -> web.StreamResponse:
     asked = task_request.parse_forget(request.body)
     forgotten = await request.gateway.purge_ended_tasks(asked.older_than_s)
     status = HTTPStatus.ACCEPTED if forgotten is None else HTTPStatus.OK
-    return json_response(task_response.encode({"forgotten": forgotten}), status)
+    return json_response(
+        task_response.encode(rest.Forgotten(forgotten=forgotten)), status
+    )
 
 
 async def _wait_until_final(request: Request, ref: str, wait_s: float) -> TaskRecord:
@@ -174,7 +170,7 @@ ROUTES = (
         body_bytes_max=SUBMISSION_BYTES_MAX,
         query=("durability", "fail_fast"),
         body_type=task_request.TaskIn | task_request.Tasks,
-        responses={201: tasks.Created | list[tasks.Created]},
+        responses={201: rest.Created | list[rest.Created]},
         request_headers=("Idempotency-Key",),
         response_headers=(REPLICAS_HEADER,),
         error_statuses=(409, 422, 429, 507),
@@ -188,7 +184,7 @@ ROUTES = (
             *("status", "worker_id", "array", "limit", "offset", "newest"),
             *("name", "label", "text", "after"),
         ),
-        responses={200: tasks.TaskPage},
+        responses={200: rest.TaskLines},
         error_statuses=(404, 409),
     ),
     Route(
@@ -197,7 +193,7 @@ ROUTES = (
         handler=show_task,
         access=Access.READ,
         query=("wait", "encoding"),
-        responses={200: tasks.Task},
+        responses={200: rest.TaskDetail},
         error_statuses=(409,),
     ),
     Route(
@@ -205,7 +201,7 @@ ROUTES = (
         path="/api/v1/tasks/{id}/explain",
         handler=explain_task,
         access=Access.READ,
-        responses={200: tasks.Explanation},
+        responses={200: rest.Explanation},
         error_statuses=(409,),
     ),
     Route(
@@ -214,7 +210,7 @@ ROUTES = (
         handler=cancel_task,
         access=Access.SUBMIT,
         query=("force",),
-        responses={200: tasks.Cancelled},
+        responses={200: rest.Cancelled},
         error_statuses=(409, 507),
     ),
     Route(
@@ -222,7 +218,7 @@ ROUTES = (
         path="/api/v1/tasks/{id}/retry",
         handler=retry_task,
         access=Access.SUBMIT,
-        responses={201: tasks.Repeated},
+        responses={201: rest.Repeated},
         response_headers=(REPLICAS_HEADER,),
         error_statuses=(409, 429, 507),
     ),
@@ -232,6 +228,6 @@ ROUTES = (
         handler=forget_tasks,
         access=Access.ADMIN,
         body_type=task_request.ForgetIn,
-        responses={200: tasks.Forgotten, 202: tasks.Forgotten},
+        responses={200: rest.Forgotten, 202: rest.Forgotten},
     ),
 )

@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Literal, TypedDict
 
 from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.problems import timestamp
 from octaskly.api.schemas import task_request, task_response
 from octaskly.ports import TokenInfo
-from octaskly.rest import tasks
-
-
-class IssuedToken(TypedDict):
-    """A new token."""
-
-    token: str
-    id: str
-    name: str | None
-    expires_at: tasks.At
-
-
-class TokenJson(TypedDict):
-    """What is kept of a token; what is not known of one without a name is null."""
-
-    id: str
-    name: str | None
-    subject: str | None
-    role: Literal["admin", "client", "viewer"] | None
-    state: Literal["good", "revoked"]
-    issued_at: tasks.At | None
-    issued_by: str | None
-    expires_at: tasks.At | None
-    revoked_at: tasks.At | None
-    revoked_by: str | None
-
-
-class TokenListJson(TypedDict):
-    """The tokens that have a name."""
-
-    tokens: list[TokenJson]
-    total: int
+from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
 
 async def issue_token(request: Request) -> web.StreamResponse:
@@ -55,19 +24,20 @@ async def issue_token(request: Request) -> web.StreamResponse:
         by=request.authenticated_principal,
     )
     request.info.target = info.name or info.id
-    body = {
-        "token": token,
-        "id": info.id,
-        "name": info.name,
-        "expires_at": _at(info.expires_ms),
-    }
+    assert info.expires_ms is not None
+    body = IssuedToken(
+        token=token,
+        id=info.id,
+        name=info.name,
+        expires_at=timestamp(info.expires_ms),
+    )
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
 async def list_tokens(request: Request) -> web.StreamResponse:
     """Return the tokens that have a name and have not expired, oldest first."""
     shown = [_render_token(info) for info in await request.gateway.tokens.list_tokens()]
-    body = {"tokens": shown, "total": len(shown)}
+    body = TokenList(tokens=shown, total=len(shown))
     return json_response(task_response.encode(body))
 
 
@@ -80,23 +50,23 @@ async def revoke_token(request: Request) -> web.StreamResponse:
     return json_response(task_response.encode(_render_token(info)))
 
 
-def _render_token(info: TokenInfo) -> dict[str, object]:
-    return {
-        "id": info.id,
-        "name": info.name,
-        "subject": info.subject,
-        "role": info.role,
-        "state": "good" if info.revoked_ms is None else "revoked",
-        "issued_at": _at(info.issued_ms),
-        "issued_by": info.issued_by,
-        "expires_at": _at(info.expires_ms),
-        "revoked_at": _at(info.revoked_ms),
-        "revoked_by": info.revoked_by,
-    }
+def _render_token(info: TokenInfo) -> TokenLine:
+    return TokenLine(
+        id=info.id,
+        name=info.name,
+        subject=info.subject,
+        role=info.role,
+        state="good" if info.revoked_ms is None else "revoked",
+        issued_at=_at(info.issued_ms),
+        issued_by=info.issued_by,
+        expires_at=_at(info.expires_ms),
+        revoked_at=_at(info.revoked_ms),
+        revoked_by=info.revoked_by,
+    )
 
 
 def _at(wall_ms: int | None) -> str | None:
-    return None if wall_ms is None else task_response.at(wall_ms)
+    return None if wall_ms is None else timestamp(wall_ms)
 
 
 ROUTES = (
@@ -114,14 +84,14 @@ ROUTES = (
         path="/api/v1/tokens",
         handler=list_tokens,
         access=Access.ADMIN,
-        responses={200: TokenListJson},
+        responses={200: TokenList},
     ),
     Route(
         method="DELETE",
         path="/api/v1/tokens/{token}",
         handler=revoke_token,
         access=Access.ADMIN,
-        responses={200: TokenJson},
+        responses={200: TokenLine},
         error_statuses=(404, 409, 507),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -33,6 +33,7 @@ from octaskly.core.model.task_options import (
     ArraySpec,
 )
 from octaskly.core.model.tasks import TaskState
+from octaskly.rest.tasks import Members
 
 _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
@@ -128,25 +129,27 @@ def _parts(path: str) -> list[str]:
     return "".join(pieces).split("\0")
 
 
-def render_array(record: TaskRecord) -> dict[str, object]:
-    """Return what a list shows of an array; null of other tasks."""
+def render_array(record: TaskRecord) -> Members | None:
+    """Return what a list shows of an array; None of other tasks."""
     array = None if record.spec is None else record.spec.array
     if array is None:
-        return {"array": None}
+        return None
     progress = record.progress or ArrayProgress(queued=array.count)
     last = array.number(array.count - 1)
     step = f":{array.step}" if array.step != 1 else ""
-    return {
-        "array": {
-            "range": None if array.has_items else f"{array.first}-{last}{step}",
-            "total": array.count,
-            "max_fails": array.max_fails,
-            **{state.value: getattr(progress, state.value) for state in TaskState},
-        }
-    }
+    return Members(
+        range=None if array.has_items else f"{array.first}-{last}{step}",
+        total=array.count,
+        max_fails=array.max_fails,
+        queued=progress.queued,
+        running=progress.running,
+        completed=progress.completed,
+        failed=progress.failed,
+        cancelled=progress.cancelled,
+    )
 
 
-def render_member(record: TaskRecord) -> dict[str, object]:
+def render_member(record: TaskRecord) -> dict[str, Any]:
     """Return the number of a member, and what it is given."""
     options = None if record.spec is None else record.spec.options
     env = {} if options is None else dict(options.env)

@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -26,6 +26,7 @@ from octaskly.core.model.task_options import (
     TaskLimits,
     TaskOptions,
 )
+from octaskly.rest import tasks as rest
 
 NAME_CHARS_MAX: Final = 128
 LABELS_MAX: Final = 32
@@ -196,19 +197,12 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
     return None if options == NO_OPTIONS else options
 
 
-def render_summary(options: TaskOptions | None) -> dict[str, object]:
-    """Return what a list shows of it."""
-    if options is None:  # As most.
-        return {"name": None, "labels": {}}
-    return {"name": options.name or None, "labels": dict(options.labels)}
+def render_summary(options: TaskOptions | None) -> dict[str, Any]:
+    """Return what a task asks for, but for the bytes of stdin, as fields of JSON."""
+    return _NO_OPTIONS_RENDERED if options is None else _shown(options)
 
 
-def render_options(options: TaskOptions | None) -> dict[str, object]:
-    """Return all of it, but for the bytes of stdin; null where nothing is asked for."""
-    return _NO_OPTIONS_RENDERED if options is None else _render_options(options)
-
-
-def _render_options(asked: TaskOptions) -> dict[str, object]:
+def _shown(asked: TaskOptions) -> dict[str, Any]:
     requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
         "after": [task_name(TaskId(t)) for t in asked.after.tasks]
@@ -229,26 +223,26 @@ def _render_options(asked: TaskOptions) -> dict[str, object]:
         "files": given.render_files(asked.files),
         "grace": asked.grace_s,
         "requires": requires
-        and {
-            "labels": dict(requires.labels),
-            "node": requires.node or None,
-            "os": requires.os or None,
-            "arch": requires.arch or None,
-            "cpus": requires.cpus or None,
-            "memory_mb": requires.memory_mb or None,
-            "gpus": requires.gpus or None,
-        },
+        and rest.Requirements(
+            labels=dict(requires.labels),
+            node=requires.node or None,
+            os=requires.os or None,
+            arch=requires.arch or None,
+            cpus=requires.cpus or None,
+            memory_mb=requires.memory_mb or None,
+            gpus=requires.gpus or None,
+        ),
         "limits": limits
-        and {
-            "memory_mb": limits.memory_mb or None,
-            "cpu_seconds": limits.cpu_s or None,
-            "file_mb": limits.file_mb or None,
-            "processes": limits.processes or None,
-        },
+        and rest.ResourceLimits(
+            memory_mb=limits.memory_mb or None,
+            cpu_seconds=limits.cpu_s or None,
+            file_mb=limits.file_mb or None,
+            processes=limits.processes or None,
+        ),
     }
 
 
-_NO_OPTIONS_RENDERED: Final = _render_options(NO_OPTIONS)
+_NO_OPTIONS_RENDERED: Final = _shown(NO_OPTIONS)
 
 
 def _labels(labels: Mapping[str, str], field: str) -> Pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -13,8 +13,9 @@ from octaskly.api.problems import timestamp
 from octaskly.api.schemas import arrays, task_options
 from octaskly.core.change_feed import TaskEvent
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_id
 from octaskly.core.model.drafts import priority_of
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -24,12 +25,12 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replies import TaskExplanation
+from octaskly.core.replies import SchedulingStatus
 from octaskly.ports import TaskListPage, TaskQuery
-
-Json = dict[str, object]
+from octaskly.rest import tasks as rest
 
 encode = msgspec.json.encode
+_fields = msgspec.structs.asdict
 
 
 @lru_cache(maxsize=256)
@@ -43,19 +44,28 @@ def at(wall_ms: int | None) -> str | None:
     return _at_second(wall_ms // 1000) if wall_ms else None
 
 
-def created(record: TaskRecord, replicas: int) -> Json:
+def created(record: TaskRecord, replicas: int) -> rest.Created:
     """Return the answer to a submission, which `replicas` disks hold."""
     spec = record.spec
-    return {
-        "id": record.name,
-        "command": spec.command if spec else None,
-        "status": record.state,
-        "created_at": at(spec.created_ms) if spec else None,
-        "replicas": replicas,
-    }
+    return rest.Created(
+        id=record.name,
+        command=spec.command if spec else None,
+        status=record.state,
+        created_at=at(spec.created_ms) if spec else None,
+        replicas=replicas,
+    )
 
 
-def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
+def repeated(record: TaskRecord, replicas: int) -> rest.Repeated:
+    """Return the answer to a wish to repeat an ended task."""
+    options = record.spec.options if record.spec else None
+    assert options is not None
+    return rest.Repeated(
+        **_fields(created(record, replicas)), retry_of=options.retry_of
+    )
+
+
+def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> rest.TaskLine:
     """Return one line of a list: everything but output."""
     return _line(record, names, *_visible(record))
 
@@ -66,68 +76,128 @@ def _line(
     state: TaskState,
     attempt: Attempt | None,
     outcome: Outcome | None,
-) -> Json:
+) -> rest.TaskLine:
     spec = record.spec
     options = spec.options if spec else None
-    line: Json = {
-        "id": record.name,
-        "command": spec.command if spec else None,
-        "status": state,
-        "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
-        "attempt": attempt.id.n if attempt else None,
-        "exit_code": outcome.exit_code if outcome else None,
-        "signal": outcome.signal if outcome else None,
-        "reason": _reason(outcome, state),
-        "detail": _detail(record, outcome),
-        "timeout": spec.timeout_s if spec else None,
-        "created_at": at(spec.created_ms) if spec else None,
-        **(_NO_TIMES if outcome is None else _times(outcome, spec)),
-        "priority": priority_of(spec) if spec else None,
-        **task_options.render_summary(options),
-    }
-    # Most tasks ask for nothing, so are no arrays.
-    line |= {"array": None} if options is None else arrays.render_array(record)
-    is_array = record.progress is not None
-    if is_array and state.is_final and (span := _span(record)) is not None:
-        line |= _times(span, spec)
-    return line
+    is_ended_array = record.progress is not None and state.is_final
+    ran = (_span(record) if is_ended_array else None) or outcome
+    duration_ms, waited_ms, cpu_s, peak_mb, started_at, ended_at = _times(ran, spec)
+    return rest.TaskLine(
+        id=record.name,
+        command=spec.command if spec else None,
+        status=state,
+        worker_id=names.get(attempt.node, attempt.node) if attempt else None,
+        attempt=attempt.id.n if attempt else None,
+        exit_code=outcome.exit_code if outcome else None,
+        signal=outcome.signal if outcome else None,
+        reason=_reason(outcome, state),
+        detail=_detail(record, outcome),
+        timeout=spec.timeout_s if spec else None,
+        created_at=at(spec.created_ms) if spec else None,
+        duration_ms=duration_ms,
+        queue_ms=waited_ms,
+        cpu_seconds=cpu_s,
+        memory_peak_mb=peak_mb,
+        started_at=started_at,
+        completed_at=ended_at,
+        priority=priority_of(spec) if spec else None,
+        # Most tasks ask for nothing, so are no arrays.
+        name=(options.name or None) if options else None,
+        labels=dict(options.labels) if options else {},
+        array=arrays.render_array(record) if options else None,
+    )
 
 
 def task(
     record: TaskRecord, names: Mapping[NodeId, str], *, is_exact: bool = False
-) -> Json:
+) -> rest.TaskDetail:
     """Return all of one task, with the output that was kept.
 
     Text shows what is no UTF-8 as replacement characters; `is_exact` gives the very
     bytes, in base64.
     """
     state, attempt, outcome = _visible(record)
-    body = _line(record, names, state, attempt, outcome)
     shown = _base64 if is_exact else _text
     seen = outcome if outcome and outcome.was_observed else None
-    texts = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
-    body["stdout"], body["stderr"] = texts
+    stdout, stderr = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
+    encoding: str | msgspec.UnsetType = msgspec.UNSET
     if is_exact:
-        body["encoding"] = "base64"
-    elif seen and not (
-        _is_text(seen.stdout, texts[0]) and _is_text(seen.stderr, texts[1])
-    ):
-        body["encoding"] = "utf-8-replaced"
-    body |= _sizes(outcome)
-    body["inputs"] = record.spec.inputs if record.spec else ()
-    body["outputs"] = _outputs(record, outcome)
-    body |= task_options.render_options(record.spec.options if record.spec else None)
-    return body
+        encoding = "base64"
+    elif seen and not (_is_text(seen.stdout, stdout) and _is_text(seen.stderr, stderr)):
+        encoding = "utf-8-replaced"
+    return rest.TaskDetail(
+        **_fields(_line(record, names, state, attempt, outcome)),
+        sent_stdout=stdout,
+        sent_stderr=stderr,
+        sent_encoding=encoding,
+        **_sizes(outcome),
+        inputs=list(record.spec.inputs) if record.spec else [],
+        outputs=_outputs(record, outcome),
+        **task_options.shown(record.spec.options if record.spec else None),
+    )
+
+
+def array(
+    record: TaskRecord, failed: Sequence[TaskRecord], names: Mapping[NodeId, str]
+) -> rest.TaskArray:
+    """Return an array with some members that failed."""
+    return rest.TaskArray(
+        **_fields(listed(record, names)),
+        failed_members=[
+            rest.ArrayMember(
+                **_fields(listed(member, names)), **arrays.render_member(member)
+            )
+            for member in failed
+        ],
+    )
+
+
+def result(
+    record: TaskRecord,
+    names: Mapping[NodeId, str],
+    *,
+    array: str,
+    index: int,
+    position: int,
+) -> rest.MemberResult:
+    """Return how a member ended and what it wrote.
+
+    Args:
+        record: Of the member.
+        names: Of the nodes.
+        array: The name of its array.
+        index: Its number.
+        position: How many members are before it.
+    """
+    state, attempt, outcome = _visible(record)
+    seen = outcome if outcome and outcome.was_observed else None
+    return rest.MemberResult(
+        id=member_id(TaskId(array), index),
+        status=state,
+        worker_id=names.get(attempt.node, attempt.node) if attempt else None,
+        attempt=attempt.id.n if attempt else None,
+        exit_code=outcome.exit_code if outcome else None,
+        signal=outcome.signal if outcome else None,
+        reason=_reason(outcome, state),
+        detail=_detail(record, outcome),
+        duration_ms=outcome.duration_ms if outcome else None,
+        stdout=_base64(seen.stdout) if seen else None,
+        stderr=_base64(seen.stderr) if seen else None,
+        encoding="base64",
+        **_sizes(outcome),
+        index=index,
+        position=position,
+    )
 
 
 def ended(
     record: TaskRecord, attempt: Attempt | None, names: Mapping[NodeId, str]
-) -> Json:
+) -> rest.TaskEnd:
     """Return a task as in a list, with how one attempt ended and what it wrote."""
     outcome = attempt.outcome if attempt else None
-    body = listed(record, names) | _sizes(outcome)
+    more: dict[str, Any] = _sizes(outcome)
     if attempt and outcome:
-        body |= {
+        more |= {
             "worker_id": names.get(attempt.node, attempt.node),
             "attempt": attempt.id.n,
             "exit_code": outcome.exit_code,
@@ -135,90 +205,86 @@ def ended(
             "reason": _reason(outcome, record.state),
             "detail": outcome.detail or None,
         }
-    return body
+    return rest.TaskEnd(**_fields(listed(record, names)) | more)
 
 
-def _sizes(outcome: Outcome | None) -> Json:
-    if outcome is None or not outcome.was_observed:
-        return _NO_SIZES
+def _sizes(outcome: Outcome | None) -> dict[str, Any]:
+    seen = outcome if outcome and outcome.was_observed else None
     return {
-        "stdout_bytes": outcome.stdout_bytes,
-        "stdout_truncated": len(outcome.stdout) != outcome.stdout_bytes,
-        "stderr_bytes": outcome.stderr_bytes,
-        "stderr_truncated": len(outcome.stderr) != outcome.stderr_bytes,
+        "stdout_bytes": seen and seen.stdout_bytes,
+        "stdout_truncated": seen and len(seen.stdout) != seen.stdout_bytes,
+        "stderr_bytes": seen and seen.stderr_bytes,
+        "stderr_truncated": seen and len(seen.stderr) != seen.stderr_bytes,
     }
 
 
-_NO_SIZES: Final[Json] = dict.fromkeys(
-    _sizes(Outcome(state=AttemptState.OK, reason=EndReason.EXIT))
-)
-
-
-def task_news(event: TaskEvent, names: Mapping[NodeId, str]) -> Json:
+def task_change(event: TaskEvent, names: Mapping[NodeId, str]) -> rest.TaskChange:
     """Return what happened to a task: neither its command nor its output."""
     record, attempt = event.record, event.attempt
     outcome = attempt.outcome if attempt else None
     times = outcome or (_span(record) if event.state.is_final else None)
-    return {
-        "id": record.name,
-        "status": event.state.value,
-        "at": at(event.at_ms),
-        "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
-        "attempt": attempt.id.n if attempt else None,
-        "exit_code": outcome.exit_code if outcome else None,
-        "signal": outcome.signal if outcome else None,
-        "reason": _reason(outcome, event.state),
-        "duration_ms": times.duration_ms if times else None,
-        "created_at": at(record.spec.created_ms) if record.spec else None,
-        "started_at": at(times.started_ms) if times else None,
-        "completed_at": at(times.ended_ms) if times else None,
-        **arrays.render_array(record),
-    }
+    return rest.TaskChange(
+        id=record.name,
+        status=event.state,
+        at=at(event.at_ms),
+        worker_id=names.get(attempt.node, attempt.node) if attempt else None,
+        attempt=attempt.id.n if attempt else None,
+        exit_code=outcome.exit_code if outcome else None,
+        signal=outcome.signal if outcome else None,
+        reason=_reason(outcome, event.state),
+        duration_ms=times.duration_ms if times else None,
+        created_at=at(record.spec.created_ms) if record.spec else None,
+        started_at=at(times.started_ms) if times else None,
+        completed_at=at(times.ended_ms) if times else None,
+        array=arrays.render_array(record),
+    )
 
 
-def page(found: TaskListPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
+def page(
+    found: TaskListPage, query: TaskQuery, names: Mapping[NodeId, str]
+) -> rest.TaskLines:
     """Return a page of tasks with its place in the whole."""
-    place: Json = {}
-    if query.search is not None:
-        place = {"next": found.next_name, "left": found.unsearched}
-    return {
-        "tasks": [listed(record, names) for record in found.records],
-        "total": found.total,
-        "returned": len(found.records),
-        "limit": query.limit,
-        "offset": query.offset,
-        **place,
-    }
+    is_search = query.search is not None
+    return rest.TaskLines(
+        tasks=[listed(record, names) for record in found.records],
+        total=found.total,
+        returned=len(found.records),
+        limit=query.limit,
+        offset=query.offset,
+        next=found.next if is_search else msgspec.UNSET,
+        unsearched=found.unsearched if is_search else msgspec.UNSET,
+    )
 
 
-def cancelled(record: TaskRecord) -> Json:
+def cancelled(record: TaskRecord) -> rest.Cancelled:
     """Return the answer to a cancellation."""
-    return {
-        "id": record.name,
-        "status": TaskState.CANCELLED.value,
-        "message": "Task cancelled successfully",
-    }
+    return rest.Cancelled(
+        id=record.name,
+        status=TaskState.CANCELLED,
+        message="Task cancelled successfully",
+    )
 
 
-def explanation(record: TaskRecord, told: TaskExplanation) -> Json:
+def explanation(record: TaskRecord, told: SchedulingStatus) -> rest.TaskExplanation:
     """Return why a task is where it is."""
-    return {
-        "id": record.name,
-        "status": told.state.value,
-        "summary": told.summary,
-        "placement": told.placement_reason or None,
-        "nodes": [
-            {
-                "name": verdict.name,
-                "id": verdict.node,
-                "state": verdict.state.value,
-                "reasons": [
-                    {"code": why.code, "message": why.text} for why in verdict.reasons
+    return rest.TaskExplanation(
+        id=record.name,
+        status=told.state,
+        summary=told.summary,
+        placement_reason=told.placement_reason or None,
+        rejections=[
+            rest.Verdict(
+                name=verdict.name,
+                id=verdict.node,
+                state=verdict.state,
+                reasons=[
+                    rest.EndReason(code=why.code, message=why.text)
+                    for why in verdict.reasons
                 ],
-            }
+            )
             for verdict in told.rejections
         ],
-    }
+    )
 
 
 def _visible(
@@ -230,22 +296,30 @@ def _visible(
     return state, attempt, visible_outcome(attempt, state)
 
 
-def _times(outcome: Outcome, spec: TaskSpec | None) -> Json:
-    """Return when it ran, how long it waited and what it took, as far as known."""
+_Times = tuple[
+    int | None, int | None, float | None, float | None, str | None, str | None
+]
+_NO_TIMES: Final[_Times] = (None,) * 6
+
+
+def _times(outcome: Outcome | None, spec: TaskSpec | None) -> _Times:
+    """Return how long it ran and waited, what it took, and when it began and ended."""
+    if outcome is None:
+        return _NO_TIMES
     started_ms, cpu_ms = outcome.started_ms, outcome.cpu_ms
     peak_kb = outcome.memory_max_kb
     waited_ms = None
     if started_ms is not None and spec is not None:
         # By the clocks of two machines: it could come out as less than nothing.
         waited_ms = max(0, started_ms - spec.created_ms)
-    return {
-        "duration_ms": outcome.duration_ms,
-        "queue_ms": waited_ms,
-        "cpu_seconds": None if cpu_ms is None else cpu_ms / 1000,
-        "memory_peak_mb": None if peak_kb is None else round(peak_kb / 1024, 1),
-        "started_at": at(started_ms),
-        "completed_at": at(outcome.ended_ms),
-    }
+    return (
+        outcome.duration_ms,
+        waited_ms,
+        None if cpu_ms is None else cpu_ms / 1000,
+        None if peak_kb is None else round(peak_kb / 1024, 1),
+        at(started_ms),
+        at(outcome.ended_ms),
+    )
 
 
 def _span(record: TaskRecord) -> Outcome | None:
@@ -261,11 +335,6 @@ def _span(record: TaskRecord) -> Outcome | None:
         # By the clocks of several machines: it could come out as less than nothing.
         duration_ms=max(0, progress.ended_ms - progress.started_ms),
     )
-
-
-_NO_TIMES: Final = dict.fromkeys(
-    _times(Outcome(state=AttemptState.OK, reason=EndReason.EXIT), None)
-)
 
 
 def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
@@ -303,11 +372,11 @@ def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
     return (outcome.detail or None) if outcome else None
 
 
-def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[Json]:
+def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[rest.Output]:
     files: Sequence[OutputFile] = outcome.outputs if outcome else ()
     if not files and record.spec:
         files = [OutputFile(path, None) for path in record.spec.outputs]
-    return [{"path": file.path, "bytes": file.size_bytes} for file in files]
+    return [rest.Output(path=file.path, bytes=file.size_bytes) for file in files]
 
 
 def _is_text(data: bytes, shown: str | None) -> bool:

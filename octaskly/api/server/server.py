@@ -32,6 +32,7 @@ from octaskly.api.http.request import (
     RequestInfo,
     Services,
     empty_metrics,
+    no_checkup,
 )
 from octaskly.api.http.sockets import address_without_scope, bind_local_socket
 from octaskly.api.problems import status_problem
@@ -62,6 +63,7 @@ from octaskly.ports import (
     KeyRotationControl,
     Principal,
 )
+from octaskly.rest.mesh import Checkup
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -266,7 +268,7 @@ class ApiServer:
         configure_socket: ConfigureSocket | None = None,
         limits_per_minute: Mapping[str, int] | None = None,
         admissions: JoinService | None = None,
-        describe_agent: Callable[[], Mapping[str, Any]] = dict,
+        describe_agent: Callable[[], Checkup] = no_checkup,
         rotations: KeyRotationControl | None = None,
         files: FileStore | None = None,
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,

@@ -9,10 +9,11 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json, print_table
-from octaskly.client import Request, RequestPage, Session
+from octaskly.client import Session
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import Call, resource_path
 from octaskly.errors import MeshError
+from octaskly.rest.access import JoinRequest, JoinRequests
 
 REQUESTS = "/api/v1/requests"
 _JOIN_HINT = "octaskly join    on that machine, and leave it waiting"
@@ -28,7 +29,7 @@ def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         print_json(reply.body)
         return
-    waiting = client.decode(reply, RequestPage).requests
+    waiting = client.decode(reply, JoinRequests).requests
     if not waiting:
         note("no machine waits to be let in")
         return
@@ -62,13 +63,13 @@ def approve(context: CliContext, name: str, words: str | None) -> None:
     note(f"✓ {request.name} may come in; `octaskly nodes` shows it soon")
 
 
-def _post_decision(client: Session, request: Request, decision: str) -> None:
+def _post_decision(client: Session, request: JoinRequest, decision: str) -> None:
     path = resource_path(REQUESTS, request.node_id, decision)
     client.send(calls.post_once(path, {"fingerprint": request.fingerprint}))
 
 
-def _find_requests(client: Session, name: str) -> list[Request]:
-    page = client.send_and_decode(Call("GET", REQUESTS), RequestPage)
+def _find_requests(client: Session, name: str) -> list[JoinRequest]:
+    page = client.send_and_decode(Call("GET", REQUESTS), JoinRequests)
     waiting = [one for one in page.requests if name in (one.name, one.node_id)]
     if not waiting:
         others = ", ".join(one.name for one in page.requests) or "none"
@@ -79,7 +80,9 @@ def _find_requests(client: Session, name: str) -> list[Request]:
     return waiting
 
 
-def _confirm_words(client: Session, waiting: list[Request], name: str) -> Request:
+def _confirm_words(
+    client: Session, waiting: list[JoinRequest], name: str
+) -> JoinRequest:
     """Return the machine whose words somebody has compared; the others are refused."""
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
@@ -98,7 +101,7 @@ def _confirm_words(client: Session, waiting: list[Request], name: str) -> Reques
     )
 
 
-def _match_words(waiting: list[Request], name: str, words: str) -> Request:
+def _match_words(waiting: list[JoinRequest], name: str, words: str) -> JoinRequest:
     for request in waiting:
         if request.fingerprint == words.lower():
             return request

@@ -29,7 +29,6 @@ from octaskly.cli.output.render import (
 )
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.wait_hint import explain_if_waiting
-from octaskly.client import Members, Task
 from octaskly.client.flows import calls
 from octaskly.core.model import placeholders
 from octaskly.core.model.arrays import (
@@ -40,10 +39,13 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.task_options import ITEM_BYTES
 from octaskly.errors import OctasklyError
+from octaskly.rest.client_types import Task
+from octaskly.rest.tasks import Members
 
 if TYPE_CHECKING:
     from octaskly.cli.output.results import ResultPrinter
-    from octaskly.client import Draft, Session
+    from octaskly.client import Session
+    from octaskly.rest.client_types import Draft
 
 
 SEPARATOR: Final = ":::"

@@ -11,10 +11,10 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json
 from octaskly.cli.task_options import require_nonempty
-from octaskly.client import NodeInfo
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import NODES, Call, resource_path
 from octaskly.errors import MeshError
+from octaskly.rest.mesh import NodeInfo
 
 POLL_S = 0.5
 

@@ -16,15 +16,7 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import format_capacity, note, print_json, printable
-from octaskly.client import (
-    Invite,
-    Membership,
-    NodeInfo,
-    Refused,
-    ReplyLost,
-    Session,
-    Unreachable,
-)
+from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, resource_path
 from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
@@ -35,6 +27,8 @@ from octaskly.joining.join_by_words import (
     wait_for_member,
 )
 from octaskly.mesh.discovery.scan import scan_meshes
+from octaskly.rest.access import Invite, Membership
+from octaskly.rest.mesh import NodeInfo
 
 if TYPE_CHECKING:
     from octaskly.config.agent import AgentConfig

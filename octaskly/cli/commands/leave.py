@@ -18,11 +18,13 @@ import click
 from octaskly.cli.commands.join import next_agent_config
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
-from octaskly.client import Checkup, Membership, Session, Unreachable
+from octaskly.client import Session, Unreachable
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import CHECKUP, MEMBERSHIP, Call
 from octaskly.config.paths import Paths
 from octaskly.errors import ConfigError, MeshError
+from octaskly.rest.access import Membership
+from octaskly.rest.mesh import Checkup
 
 
 @click.command(epilog="Example: octaskly leave")

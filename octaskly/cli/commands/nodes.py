@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
 
 import click
 import msgspec
@@ -19,8 +18,16 @@ from octaskly.cli.output.render import (
     print_table,
     seconds_since,
 )
-from octaskly.client import Failover, Load, MeshState, NodeInfo, NodePage, Standby
 from octaskly.client.flows.calls import NODES, STATS, Call
+from octaskly.rest.mesh import (
+    Counts,
+    Failover,
+    NodeInfo,
+    NodePage,
+    Standby,
+    Stats,
+    Workers,
+)
 
 NEW_S = 60.0  #: for so long it is said of a node that it has joined
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
@@ -73,17 +80,17 @@ def _failover(failover: Failover, now: dt.datetime) -> str:
 
 def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
     state = next((f" {s.state}" for s in page.standbys if s.id == node.id), "")
-    load = (node.load if node.state != "lost" else None) or Load()
-    cpu, used_mb = load.cpu_percent, load.memory_used_mb
+    load = node.load if node.state != "lost" else None
     memory = "-"
-    if node.memory_mb and used_mb is not None:
-        memory = f"{used_mb / 1024:.1f}/{node.memory_mb / 1024:.1f} GiB"
+    if load is not None and node.memory_mb:
+        used_gib, all_gib = load.memory_used_mb / 1024, node.memory_mb / 1024
+        memory = f"{used_gib:.1f}/{all_gib:.1f} GiB"
     return (
         node.name,
         f"short of {node.short_of}" if _is_short(node) else node.state,
         node.role if not state else f"standby{state}",
-        f"{node.running or 0}/{node.slots or 0}",
-        "-" if cpu is None else f"{cpu:.0f}%",
+        f"{node.running}/{node.slots}",
+        "-" if load is None else f"{load.cpu_percent:.0f}%",
         memory,
         node.version or "-",
         age(node.last_seen, now) + _joined(node, now),
@@ -109,32 +116,26 @@ def stats(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         print_json(reply.body)
         return
-    answer = client.decode(reply, dict[str, Any])
-    workers, tasks = answer.get("workers", {}), answer.get("tasks", {})
-    system, database = answer.get("system", {}), answer.get("database", {})
-    mesh = msgspec.convert(answer.get("mesh", {}), MeshState)
+    found = client.decode(reply, Stats)
+    mesh, system = found.mesh, found.system
     failover, now = mesh.last_failover, dt.datetime.now(dt.UTC)
     standbys = "; ".join(_format_standby(standby) for standby in mesh.standbys)
-    uptime_s = system.get("uptime_seconds")
     print_fields(
         [
-            ("workers", _counts(workers)),
-            ("tasks", _counts(tasks)),
-            ("copies of a new task", mesh.replicas),
+            ("workers", _counts(found.workers)),
+            ("tasks", _counts(found.tasks)),
+            ("copies of a new task", mesh.replicas or None),
             ("standbys", standbys or None),
-            ("term", mesh.term),
+            ("term", mesh.term or None),
             ("last failover", _failover(failover, now) if failover else None),
-            ("dispatcher's agent up", duration(uptime_s * 1000) if uptime_s else None),
-            ("dispatcher's agent memory", _unit(system.get("memory_usage_mb"), "MB")),
-            ("dispatcher's machine CPU", _unit(system.get("cpu_usage_percent"), "%")),
-            ("log and its journal", _unit(database.get("disk_size_mb"), "MB")),
+            ("dispatcher's agent up", duration(system.uptime_seconds * 1000)),
+            ("dispatcher's agent memory", f"{system.memory_usage_mb} MB"),
+            ("dispatcher's machine CPU", f"{system.cpu_usage_percent} %"),
+            ("log and its journal", f"{found.database.disk_size_mb} MB"),
         ]
     )
 
 
-def _counts(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{value} {key}" for key, value in counts.items())
-
-
-def _unit(value: float | None, unit: str) -> str | None:
-    return None if value is None else f"{value} {unit}"
+def _counts(counts: Workers | Counts) -> str:
+    each = msgspec.structs.asdict(counts)
+    return ", ".join(f"{value} {key}" for key, value in each.items())

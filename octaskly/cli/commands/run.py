@@ -48,7 +48,8 @@ from octaskly.client.flows import calls
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.client import Session, Task
+    from octaskly.client import Session
+    from octaskly.rest.client_types import Task
 
 OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 

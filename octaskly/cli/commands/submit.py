@@ -22,11 +22,12 @@ from octaskly.cli.task_options import (
     strings_in,
     task_options,
 )
-from octaskly.client import Draft, Session, Task
+from octaskly.client import Session
 from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.flows import calls
 from octaskly.errors import OctasklyError
-from octaskly.rest.client_types import NewIds
+from octaskly.rest.client_types import Draft, Task
+from octaskly.rest.tasks import NewIds
 
 BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
 BATCH_BYTES_MAX: Final = 31 << 20  #: the node takes bodies of 32 MiB

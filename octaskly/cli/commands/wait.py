@@ -31,8 +31,9 @@ from octaskly.client.flows import calls, streams
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.client import Session, Task
+    from octaskly.client import Session
     from octaskly.client.flows.sse import Event
+    from octaskly.rest.client_types import Task
 
 
 @click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")

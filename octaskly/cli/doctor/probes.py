@@ -26,7 +26,7 @@ from typing import NamedTuple
 from octaskly import __version__
 from octaskly.cli.context import CliContext
 from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms, TakenPort
-from octaskly.client import Checkup, NodeInfo, NodePage, Reach, Session, Unreachable
+from octaskly.client import Session, Unreachable
 from octaskly.client.flows.calls import CHECKUP, NODES, Call, resource_path
 from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
@@ -34,6 +34,7 @@ from octaskly.errors import ConfigError, OctasklyError, PermissionDenied
 from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
 from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
 from octaskly.mesh.discovery.scan import FoundNode, scan_nodes
+from octaskly.rest.mesh import Checkup, NodeInfo, NodePage, Reach
 from octaskly.system.load import process_on_port
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile
 
@@ -430,11 +431,7 @@ def _check_reachability(
 
 def _taken_ports(checkup: Checkup | None) -> Iterable[TakenPort]:
     """Yield default ports that others have, if the agent would have them."""
-    moved = (
-        {str(each["port"]): int(each["used"]) for each in checkup.moved_ports}
-        if (checkup)
-        else {}
-    )
+    moved = {each.port: each.used for each in checkup.moved_ports} if checkup else {}
     for flag, name, port, host in PORTS:
         if (checkup is None or name in moved) and _is_taken(host, port):
             yield TakenPort(

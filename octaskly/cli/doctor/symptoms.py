@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octaskly.client import Checkup, Reach
 from octaskly.errors import OctasklyError
+from octaskly.rest.mesh import Checkup, Reach
 
 if TYPE_CHECKING:
     from octaskly.mesh.discovery.interfaces import Interface

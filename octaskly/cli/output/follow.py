@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octaskly.cli.output.render import note, size
-from octaskly.client import Task
 from octaskly.client.flows import streams
+from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
     from octaskly.client import Session

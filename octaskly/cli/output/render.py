@@ -18,7 +18,7 @@ from typing import IO
 import click
 import msgspec
 
-from octaskly.client import NoAnswer, NodeInfo, Refused, SeveralAgents, Unreachable
+from octaskly.client import NoAnswer, Refused, SeveralAgents, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import (
     ConfigError,
@@ -27,6 +27,7 @@ from octaskly.errors import (
     PermissionDenied,
     TaskNotFound,
 )
+from octaskly.rest.mesh import NodeInfo
 
 _MARKS = ("Mn", "Me", "Cf")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import duration, is_quiet, note
-from octaskly.client import Task
 from octaskly.client.flows import arrays, calls
+from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
     from octaskly.client import Session

@@ -13,8 +13,16 @@ from octaskly.cli.output.render import (
     print_fields,
     size,
 )
-from octaskly.client import Members, Session, Task
+from octaskly.client import Session
 from octaskly.client.flows.calls import ARRAYS, Call, resource_path
+from octaskly.rest.client_types import Task
+from octaskly.rest.tasks import (
+    ArrayMember,
+    Members,
+    Requirements,
+    ResourceLimits,
+    TaskArray,
+)
 
 PARENTS_SHOWN: Final = 5  #: of up to a thousand
 RETRY_ON_DEFAULT: Final = ["failure", "lost"]
@@ -22,12 +30,12 @@ RETRY_ON_DEFAULT: Final = ["failure", "lost"]
 
 def option_fields(task: Task) -> list[tuple[str, object]]:
     """Return key and value of each thing that a task may ask for; None: it did not."""
-    limits = {k: str(most) for k, most in (task.limits or {}).items() if most}
+    limits = {k: str(most) for k, most in _fields(task.limits).items() if most}
     return [
         ("time limit", f"{task.timeout} s" if task.timeout else None),
         ("grace", None if task.grace is None else f"{task.grace} s"),
         ("limits", format_pairs(limits)),
-        ("needs", ", ".join(_needs(task.requires or {})) or None),
+        ("needs", ", ".join(_needs(_fields(task.requires))) or None),
         ("priority", task.priority or None),
         ("retries", _retries(task)),
         ("after", _parents(task.after, task.on)),
@@ -44,6 +52,10 @@ def format_pairs(named: Mapping[str, str]) -> str | None:
     """Return names with their values on one line; None: there are none."""
     shown = (f"{name}={value}" if value else name for name, value in named.items())
     return " ".join(shown) or None
+
+
+def _fields(send_and_decode: Requirements | ResourceLimits | None) -> Mapping[str, Any]:
+    return {} if send_and_decode is None else msgspec.structs.asdict(send_and_decode)
 
 
 def _needs(requires: Mapping[str, Any]) -> Iterator[str]:
@@ -76,12 +88,6 @@ STATES = ("queued", "running", "completed", "failed", "cancelled")
 SHOWN_FAILED = 20  #: failed members that `show` names
 
 
-class _FailedMembers(msgspec.Struct):
-    """What is read of an array."""
-
-    failed_members: list[Task] = []
-
-
 def format_progress(counts: Members) -> str:
     """Return how many have ended of how many."""
     ended = counts.completed + counts.failed + counts.cancelled
@@ -92,8 +98,7 @@ def print_array(client: Session, task: Task) -> None:
     """Print how far an array is, and which members failed."""
     counts = task.array or Members()
     failed = client.send_and_decode(
-        Call("GET", resource_path(ARRAYS, task.id), {"limit": SHOWN_FAILED}),
-        _FailedMembers,
+        Call("GET", resource_path(ARRAYS, task.id), {"limit": SHOWN_FAILED}), TaskArray
     ).failed_members
     shown = [f"{member.id} (exit code {_code(member)})" for member in failed]
     more = counts.failed - len(failed)
@@ -120,5 +125,5 @@ def print_array(client: Session, task: Task) -> None:
         note(f"{more} more: octaskly ls --array {task.id} --status failed")
 
 
-def _code(member: Task) -> str:
+def _code(member: ArrayMember) -> str:
     return "-" if member.exit_code is None else str(member.exit_code)

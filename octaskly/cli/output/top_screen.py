@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from octaskly.cli.output.render import STATE_COLOURS, duration, on_one_line
-from octaskly.client import NodeInfo, NodePage, Session
+from octaskly.client import Session
 from octaskly.client.flows.calls import NODES, STATS, Call
+from octaskly.rest.mesh import NodeInfo, NodePage
 
 RUNNING_MAX: Final = 1000  #: attempts that are asked for, as many as may be
 PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
@@ -28,17 +29,6 @@ TABLE_COLUMNS: Final = 80  #: of a table; a narrower terminal shows its left par
 BAR: Final = 8
 TASK_CHARS, NODE_CHARS = 24, 16  #: of their columns, beside a command
 _ROWS_UNLIMITED: Final = 1 << 20  #: rows, where there is no terminal
-
-
-class RunningAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that runs, or waits for a slot of its node."""
-
-    id: str
-    worker_id: str = ""
-    assigned_at: str | None = None
-    name: str | None = None
-    command: str = ""
-
 
 SORTS: Final[dict[str, Callable[[RunningAttempt], Any]]] = {
     "time": lambda run: run.assigned_at or "~",

@@ -26,10 +26,11 @@ from octaskly.cli.output.render import (
 from octaskly.cli.service import unit_files
 from octaskly.cli.service.install import apply_plan, make_plan, service_config
 from octaskly.cli.service.systemd import UNIT, Scope, Systemd
-from octaskly.client import NodeInfo, NodePage, Session
+from octaskly.client import Session
 from octaskly.client.flows.calls import NODES, Call
 from octaskly.config.agent import AgentConfig
 from octaskly.errors import ConfigError, OctasklyError
+from octaskly.rest.mesh import NodeInfo, NodePage
 
 SCOPE_OPTION = click.option(
     "--user/--system",

@@ -15,7 +15,8 @@ from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow, Flow
 from octaskly.client.flows.task_fields import Durability, TaskFields, ref_of
-from octaskly.rest.client_types import Members, Task
+from octaskly.rest.client_types import Task
+from octaskly.rest.tasks import Members
 
 ITEMS_MAX: Final = 10_000  #: of one array of a `map`, so that little is held here
 ITEMS_BYTES_MAX: Final = 1 << 20

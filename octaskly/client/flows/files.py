@@ -4,35 +4,30 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from octaskly.client.errors import NotFound
 from octaskly.client.flows.calls import Call, resource_path
 from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.steps import Flow
+from octaskly.rest.tasks import UploadedFileJson
 
 FILES: Final = "/api/v1/files"
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: a slower way to the node is as good as none
 
 
-class UploadedFile(msgspec.Struct, frozen=True):
-    """A file at a node."""
-
-    node: str  #: id
-
-
 def upload_file(
     requests: RequestFlow, sha256: str, data: bytes | memoryview
-) -> Flow[UploadedFile]:
+) -> Flow[UploadedFileJson]:
     """Leave a file, unless it is there."""
     path = resource_path(FILES, sha256)
     try:
-        return (yield from requests.send_and_decode(Call("GET", path), UploadedFile))
+        return (
+            yield from requests.send_and_decode(Call("GET", path), UploadedFileJson)
+        )
     except NotFound:
         headers = {"Content-Type": "application/octet-stream"}
         wait_s = len(data) / BYTES_A_SECOND_MIN
         call = Call("POST", path, body=data, headers=headers, extra_wait_s=wait_s)
-        return (yield from requests.send_and_decode(call, UploadedFile))
+        return (yield from requests.send_and_decode(call, UploadedFileJson))
 
 
 def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:

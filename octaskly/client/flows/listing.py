@@ -10,14 +10,9 @@ from octaskly.client.flows.calls import Call
 from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.steps import Emit, EmittingFlow, Flow
 from octaskly.client.flows.task_fields import Status, encode_json, ref_of
-from octaskly.rest.client_types import (
-    Explanation,
-    NodeInfo,
-    NodePage,
-    Stats,
-    Task,
-    TaskPage,
-)
+from octaskly.rest.client_types import Task, TaskPage
+from octaskly.rest.mesh import NodeInfo, NodePage, Stats
+from octaskly.rest.tasks import Explanation
 
 PAGE: Final = 1000  #: tasks of one request
 

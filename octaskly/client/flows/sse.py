@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from octaskly.client.errors import ReplyLost
-from octaskly.rest.client_types import NodeInfo, Task
+from octaskly.rest.client_types import Task
+from octaskly.rest.mesh import NodeInfo
 
 EVENT_BYTES_MAX: Final = 8 << 20  #: a result has up to 2 MiB of output, in base64
 

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from octaskly.cli.commands.submit import submit_drafts
-from octaskly.client import Draft, Session
+from octaskly.client import Session
+from octaskly.rest.client_types import Draft
 from tests.support.agents import (
     WAIT_S_MAX,
     Agent,

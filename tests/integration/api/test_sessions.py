@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.api import ListenerKind
+from octaskly.api.http.request import no_checkup
 from octaskly.api.http.sockets import loopback_uids
 from octaskly.api.security.sessions import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import JoinStatus, Principal, WaitingMachine
+from octaskly.ports import JoinStatus, PendingJoin, Principal
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.api_node import (
     ADMIN,
@@ -51,7 +53,7 @@ class Hands(FixedClock):
 class Nobody:
     """Admissions of a node at which no machine waits."""
 
-    async def list_join_requests(self) -> list[WaitingMachine]:
+    async def list_join_requests(self) -> list[PendingJoin]:
         return []
 
     async def join_status(self) -> JoinStatus:
@@ -86,7 +88,7 @@ async def session_node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
         "verify": verify,
         "clock": clock,
         "admissions": Nobody(),
-        "describe": lambda: {"api_url": "http://localhost:3000", "lan_url": LAN},
+        "describe": lambda: CHECKUP,
     }
     async with api_node(gateway, **options) as started:
         await started.server.serve_unix(tmp_path / "api.sock")
@@ -94,6 +96,7 @@ async def session_node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
 
 
 LAN = "https://10.0.0.7:3443"
+CHECKUP = replace(no_checkup(), api_url="http://localhost:3000", lan_url=LAN)
 
 
 async def code_of(tmp_path: Path, good_for: str = "me") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from octaskly.cli.doctor import probes
 from octaskly.cli.doctor.findings import Finding, FindingStatus, make_findings
 from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms
-from octaskly.client import Checkup
+from octaskly.rest.mesh import Checkup
 from octaskly.trust import generate_secret
 
 SECRET = generate_secret()
