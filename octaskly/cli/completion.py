@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 from octaskly.cli.context import CliContext, newest_tasks
 from octaskly.client import Session, find_local_agents
 from octaskly.client.flows.calls import NODES, TOKENS, Call
+from octaskly.rest.access import TokenList
 from octaskly.rest.client_types import Task
 from octaskly.rest.mesh import NodePage
 
@@ -82,11 +83,11 @@ def complete_tokens(
         _fetch_items(
             ctx,
             lambda client: (
-                CompletionItem(token["name"], help=token["role"])
+                CompletionItem(token.name, help=token.role)
                 for token in client.send_and_decode(
-                    Call("GET", TOKENS), dict[str, Any]
-                )["tokens"]
-                if token["state"] == "good"
+                    Call("GET", TOKENS), TokenList
+                ).complete_tokens
+                if token.state == "good"
             ),
         ),
     )

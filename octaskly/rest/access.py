@@ -17,39 +17,39 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
 
     token: str
     id: str
-    name: str | None
-    expires_at: At
+    name: str | None = None
+    expires_at: At = ""
 
 
 class TokenLine(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of a token; what is not known of one without a name is null."""
 
     id: str
-    name: str | None
-    subject: str | None
-    role: TokenRole | None
+    name: str | None = None
+    subject: str | None = None
+    role: TokenRole | None = None
     state: Annotated[str, one_of("good", "revoked")]
-    issued_at: At | None
-    issued_by: str | None
-    expires_at: At | None
-    revoked_at: At | None
-    revoked_by: str | None
+    issued_at: At | None = None
+    issued_by: str | None = None
+    expires_at: At | None = None
+    revoked_at: At | None = None
+    revoked_by: str | None = None
 
 
 class TokenList(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens that have a name."""
 
     tokens: list[TokenLine]
-    total: int
+    total: int = 0
 
 
 class SessionCode(msgspec.Struct, frozen=True, kw_only=True):
     """A code that opens a page, and the page's addresses with it."""
 
     code: str
-    expires_at: At
+    expires_at: At = ""
     url: str
-    lan_url: str | None
+    lan_url: str | None = None
 
 
 class PageSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,27 +66,27 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     at: At
-    until: At | None
-    count: int
-    subject: str | None
-    role: str | None
+    until: At | None = None
+    count: int = 1
+    subject: str | None = None
+    role: str | None = None
     action: str
-    target: str | None
+    target: str | None = None
     source: str
     node: str
     decided_by: str
     allowed: bool
     status: int
-    tasks: list[str]
-    task_count: int
+    tasks: list[str] = []
+    task_count: int = 0
 
 
 class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the audit log, oldest first."""
 
     entries: list[AuditEntry]
-    returned: int
-    next: str | None
+    returned: int = 0
+    next: str | None = None
 
 
 class KeyRotation(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +96,11 @@ class KeyRotation(msgspec.Struct, frozen=True, kw_only=True):
     newest: int
     oldest: int
     phase: RotationPhase
-    since: At | None
-    due: At | None
-    confirmed: list[str]
-    awaited: list[str]
-    revoked: list[str]
+    since: At | None = None
+    due: At | None = None
+    confirmed: list[str] = []
+    awaited: list[str] = []
+    revoked: list[str] = []
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):

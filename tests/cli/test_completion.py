@@ -86,8 +86,8 @@ def test_shells_offer_commands_ids_nodes_and_options(
     assert told(shell, shell_environ, ["show"], "t") == [task]
     assert told(shell, shell_environ, ["--node", "here", "drain"]) == ["here"]
     tokens = [
-        {"name": "ci", "role": "client", "state": "good"},
-        {"name": "old", "role": "client", "state": "revoked"},
+        {"id": "1", "name": "ci", "role": "client", "state": "good"},
+        {"id": "2", "name": "old", "role": "client", "state": "revoked"},
     ]
     api.told["/api/v1/tokens"] = {"tokens": tokens}
     assert told(shell, shell_environ, ["token", "revoke"]) == ["ci"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -12,6 +12,7 @@ from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import on_one_line, print_json, print_table
 from octaskly.client import Session
 from octaskly.client.flows.calls import Call
+from octaskly.rest.access import AuditEntry, AuditPage
 
 PAGE: Final = 1000
 FOLLOW_S: Final = 1.0
@@ -49,19 +50,19 @@ def _show(
         limit = LATEST_ENTRIES if since is None and cursor is None else PAGE
         asked = {"limit": limit, "since_s": since, "after": cursor}
         reply = client.send(Call("GET", "/api/v1/audit", asked))
-        answer = client.decode(reply, dict[str, Any])
-        if as_json and (is_first or answer["entries"]):
+        page = client.decode(reply, AuditPage)
+        if as_json and (is_first or page.entries):
             print_json(reply.body)
         elif not as_json:
-            _print(answer["entries"], with_head=is_first)
+            _print(page.entries, with_head=is_first)
         is_first = False
-        cursor = answer["next"]
-        if answer["returned"] < PAGE:
+        cursor = page.next
+        if page.returned < PAGE:
             return cursor
         since = None
 
 
-def _print(entries: list[dict[str, Any]], *, with_head: bool) -> None:
+def _print(entries: list[AuditEntry], *, with_head: bool) -> None:
     rows = [_row(entry) for entry in entries]
     if with_head:
         print_table(HEADS, rows, state_column=HEADS.index("ANSWER"))
@@ -70,18 +71,18 @@ def _print(entries: list[dict[str, Any]], *, with_head: bool) -> None:
         click.echo("  ".join(map(on_one_line, row)))
 
 
-def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    times = [f"{entry['count']} times"] if entry["count"] > 1 else []
-    what = [*times, entry["action"], *([entry["target"]] if entry["target"] else [])]
-    what += entry["tasks"]
-    if entry["task_count"] > len(entry["tasks"]):
-        what.append(f"and {entry['task_count'] - len(entry['tasks'])} more")
+def _row(entry: AuditEntry) -> tuple[str, ...]:
+    times = [f"{entry.count} times"] if entry.count > 1 else []
+    what = [*times, entry.action, *([entry.target] if entry.target else [])]
+    what += entry.tasks
+    if entry.task_count > len(entry.tasks):
+        what.append(f"and {entry.task_count - len(entry.tasks)} more")
     return (
-        entry["at"],
-        entry["subject"] or "-",
-        entry["role"] or "-",
-        entry["source"],
-        entry["node"],
-        f"{'allowed' if entry['allowed'] else 'refused'} {entry['status']}",
+        entry.at,
+        entry.subject or "-",
+        entry.role or "-",
+        entry.source,
+        entry.node,
+        f"{'allowed' if entry.allowed else 'refused'} {entry.status}",
         " ".join(what),
     )

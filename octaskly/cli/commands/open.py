@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Mapping
-from typing import Any
 
 import click
 
@@ -12,6 +10,7 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.client.flows import calls
 from octaskly.errors import MeshError
+from octaskly.rest.access import SessionCode
 
 SCREENS = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
 CODE_HINT = "it signs in whoever opens it first, once, within 60 s"
@@ -38,26 +37,26 @@ def open_(
     """
     has_screen = any(context.environ.get(name) for name in SCREENS)
     if has_screen and not (is_printed or is_lan):
-        url = _code(context, "me")["url"]
+        url = _code(context, "me").url
         if webbrowser.open(url):
             note(f"opened {url.partition('#')[0]} in your browser")
             return
         note("no browser could be started; open this address in one:")
     code = _code(context, "anybody")
-    click.echo(_lan_url(code) if is_lan else code["url"])
+    click.echo(_lan_url(code) if is_lan else code.url)
     note(CODE_HINT)
 
 
-def _code(context: CliContext, good_for: str) -> Mapping[str, Any]:
+def _code(context: CliContext, good_for: str) -> SessionCode:
     call = calls.post_once("/api/v1/sessions/codes", {"good_for": good_for})
     with context.connect() as client:
-        return client.send_and_decode(call, dict[str, Any])
+        return client.send_and_decode(call, SessionCode)
 
 
-def _lan_url(code: Mapping[str, Any]) -> str:
-    if code["lan_url"] is None:
+def _lan_url(code: SessionCode) -> str:
+    if code.lan_url is None:
         raise MeshError(
             "this node serves nothing to the network",
             hint="octaskly open --print    for this machine",
         )
-    return str(code["lan_url"])
+    return code.lan_url

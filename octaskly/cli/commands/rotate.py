@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import click
 import msgspec
@@ -16,6 +15,7 @@ from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import age, note, print_fields, print_json
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import NODES, Call, resource_path
+from octaskly.rest.access import KeyRotation
 
 _ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
@@ -63,7 +63,7 @@ def rotate(
     if as_json:
         print_json(reply.body)
         return
-    _show(reply.body, is_urgent=now)
+    _show(client.read(reply, KeyRotation), is_urgent=now)
     if not status:
         note("octaskly rotate --status    shows how far it is")
 
@@ -97,29 +97,28 @@ def revoke(
         print_json(reply.body)
         return
     note(f"{name} is revoked")
-    _show(reply.body, is_urgent=True)
+    _show(client.read(reply, KeyRotation), is_urgent=True)
 
 
-def _show(body: bytes, *, is_urgent: bool) -> None:
-    answer = msgspec.json.decode(body, type=dict[str, Any])
-    is_spreading = answer["phase"] == "spreading"
-    text = _URGENT_TEXT if is_urgent and is_spreading else _PHASES[answer["phase"]]
+def _show(found: KeyRotation, *, is_urgent: bool) -> None:
+    is_spreading = found.phase == "spreading"
+    text = _URGENT_TEXT if is_urgent and is_spreading else _PHASES[found.phase]
     # The CLI is no agent: it compares the API's wall-clock times with its own.
     now = dt.datetime.now(dt.UTC)
     print_fields(
         [
-            ("secret", text.format(**answer)),
-            ("since", age(answer["since"], now) if answer["since"] else None),
-            ("next step", _due(answer)),
-            ("know it", ", ".join(answer["confirmed"]) or None),
-            ("do not yet", ", ".join(answer["awaited"]) or None),
-            ("revoked", ", ".join(answer["revoked"]) or None),
+            ("secret", text.format(**msgspec.structs.asdict(found))),
+            ("since", age(found.since, now) if found.since else None),
+            ("next step", _due(found)),
+            ("know it", ", ".join(found.confirmed) or None),
+            ("do not yet", ", ".join(found.awaited) or None),
+            ("revoked", ", ".join(found.revoked) or None),
         ]
     )
 
 
-def _due(answer: Mapping[str, Any]) -> str | None:
-    if answer["due"] is None:
+def _due(found: KeyRotation) -> str | None:
+    if found.due is None:
         return None
-    step = "in force" if answer["phase"] == "spreading" else "alone"
-    return f"generation {answer['newest']} is {step} at {answer['due']} at the latest"
+    step = "in force" if found.phase == "spreading" else "alone"
+    return f"generation {found.newest} is {step} at {found.due} at the latest"

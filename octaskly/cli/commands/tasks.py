@@ -31,16 +31,16 @@ from octaskly.client.errors import NotFound
 from octaskly.client.flows import calls, listing
 from octaskly.client.flows.calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
-from octaskly.rest.tasks import Explanation
+from octaskly.rest.tasks import Explanation, Forgotten
 
 
 @click.command(epilog="Example: octaskly explain last")
-@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
+@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
 @JSON_OPTION
 @click.pass_obj
 def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Say why a task does not run, for each node."""
-    with context.connect() as client:
+    with context.client() as client:
         full = resolve_ref(client, ref)
         reply = client.send(calls.explain(full))
     if as_json:
@@ -88,14 +88,14 @@ def forget(
         click.confirm(
             "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
         )
-    with context.connect() as client:
+    with context.client() as client:
         reply = client.send(
-            calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
+            calls.order("/api/v1/forget", {"older_than_s": older_than_s or 0})
         )
     if as_json:
         print_json(reply.body)
         return
-    forgotten = client.decode(reply, dict[str, int | None])["forgotten"]
+    forgotten = client.decode(reply, Forgotten).forgotten
     if forgotten is None:
         note("there are many: the dispatcher goes on, see `octaskly stats`")
     else:
@@ -103,9 +103,7 @@ def forget(
 
 
 @click.command(epilog="Example: octaskly retry --failed")
-@click.argument(
-    "refs", nargs=-1, metavar="[ID...]", shell_complete=completion.complete_tasks
-)
+@click.argument("refs", nargs=-1, metavar="[ID...]", shell_complete=completion.tasks)
 @click.option(
     "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
 )
@@ -123,7 +121,7 @@ def retry(
     """
     if failed == bool(refs):
         raise click.UsageError("either ids, or --failed")
-    with context.connect() as client:
+    with context.client() as client:
 
         def retry_one(ref: str) -> None:
             old = ref if failed else resolve_ref(client, ref)
@@ -152,14 +150,12 @@ LIMIT_MAX = 1000
 
 
 @click.command(epilog="Example: octaskly ls --status failed")
-@click.option(
-    "--status", type=click.CliContext(STATES), help="Only tasks in this state."
-)
+@click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option(
     "--node",
     "worker_id",
     metavar="NODE",
-    shell_complete=completion.nodes,
+    shell_complete=completion.complete_nodes,
     help="Only tasks that this node runs or ran.",
 )
 @click.option(
@@ -191,7 +187,7 @@ LIMIT_MAX = 1000
 @click.option(
     "--after",
     metavar="ID",
-    shell_complete=completion.tasks,
+    shell_complete=completion.complete_tasks,
     help="Go on with a search behind this task.",
 )
 @JSON_OPTION
@@ -210,7 +206,7 @@ def ls(
     """
     order = "true" if newest else None
     query = {**filters, "newest": order, "offset": offset}
-    with context.client() as client:
+    with context.connect() as client:
         for name in ("array", "after"):
             if query[name] is not None:
                 query[name] = resolve_ref(client, str(query[name]))
@@ -239,7 +235,7 @@ def _fetch_tasks(
     asked = dict(query)
     tasks: list[Task] = []
     while True:
-        page = client.asked(Call("GET", TASKS, asked), TaskPage)
+        page = client.send_and_decode(Call("GET", TASKS, asked), TaskPage)
         tasks += page.tasks
         room = (page.limit or 0) - len(page.tasks)
         if page.next is None or room <= 0:
@@ -260,17 +256,17 @@ def _row(task: Task) -> list[str]:
 
 
 @click.command(epilog="Example: octaskly show last")
-@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
 @JSON_OPTION
 @click.pass_obj
 def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Show everything about a task: ID, its number alone, or `last`."""
-    with context.client() as client:
+    with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
             print_json(client.send(calls.task(full, is_exact=False)).body)
             return
-        task = client.asked(calls.task(full), Task)
+        task = client.send_and_decode(calls.task(full), Task)
         if task.array is not None:
             print_array(client, task)
             return
@@ -331,7 +327,7 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
 
 
 @click.command(epilog="Example: octaskly logs -f last")
-@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
 @click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
@@ -359,7 +355,7 @@ def logs(
     from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
     from octaskly.cli.wait_hint import explain_if_waiting  # noqa: PLC0415
 
-    with context.client() as client:
+    with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
             print_json(client.send(calls.task(full, is_exact=False)).body)
@@ -374,7 +370,7 @@ def logs(
         with explain_if_waiting(context, [full] if follow else []):
             task = following.print_all(follow=follow)
         if not (task.is_final or attempt):
-            task = client.asked(
+            task = client.send_and_decode(
                 calls.task(full), Task
             )  # The last event says no more than its state.
     if task.array is not None:
@@ -388,7 +384,11 @@ def logs(
 
 @click.command(epilog="Example: octaskly cancel --force 12 13")
 @click.argument(
-    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completion.tasks
+    "refs",
+    nargs=-1,
+    required=True,
+    metavar="ID...",
+    shell_complete=completion.complete_tasks,
 )
 @click.option("--force", is_flag=True, help="Also end a task that runs.")
 @JSON_OPTION
@@ -400,7 +400,7 @@ def cancel(
     as_json: bool,  # noqa: FBT001
 ) -> int:
     """Cancel tasks that wait; with --force also those that run."""
-    with context.client() as client:
+    with context.connect() as client:
 
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)

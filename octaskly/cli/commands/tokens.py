@@ -18,6 +18,7 @@ from octaskly.cli.output.render import age, note, print_json, print_table
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import Call, resource_path
 from octaskly.errors import ConfigError
+from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
 ROLES = ("admin", "client", "viewer")
 DAY_S = 86400
@@ -52,11 +53,11 @@ def create(
     wanted = {field: value for field, value in wanted.items() if value is not None}
     with context.connect() as client:
         made = client.send_and_decode(
-            calls.post_once(calls.TOKENS, wanted), dict[str, Any]
+            calls.post_once(calls.TOKENS, wanted), IssuedToken
         )
-    click.echo(made["token"])
-    if made["name"] is not None and name is None:
-        note(f"it is called {made['name']}")
+    click.echo(made.token)
+    if made.name is not None and name is None:
+        note(f"it is called {made.name}")
 
 
 @token.command("list", epilog="Example: octaskly token list --json")
@@ -69,28 +70,28 @@ def list_(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         print_json(reply.body)
         return
-    answer = client.decode(reply, dict[str, Any])
-    if not answer["tokens"]:
+    found = client.decode(reply, TokenList)
+    if not found.complete_tokens:
         note("no token has a name; those without one are listed nowhere")
         return
     now = dt.datetime.now(dt.UTC)
     print_table(
         ("NAME", "STATE", "ROLE", "SUBJECT", "ISSUED", "BY", "EXPIRES", "ID"),
-        [_row(shown, now) for shown in answer["tokens"]],
+        [_row(shown, now) for shown in found.complete_tokens],
         state_column=1,
     )
 
 
-def _row(shown: dict[str, Any], now: dt.datetime) -> tuple[str, ...]:
+def _row(shown: TokenLine, now: dt.datetime) -> tuple[str, ...]:
     return (
-        shown["name"],
-        shown["state"],
-        shown["role"] or "-",
-        shown["subject"] or "-",
-        age(shown["issued_at"], now),
-        shown["issued_by"] or "-",
-        (shown["expires_at"] or "-").partition("T")[0],
-        shown["id"],
+        shown.name or "-",
+        shown.state,
+        shown.role or "-",
+        shown.subject or "-",
+        age(shown.issued_at, now),
+        shown.issued_by or "-",
+        (shown.expires_at or "-").partition("T")[0],
+        shown.id,
     )
 
 
