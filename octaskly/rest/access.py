@@ -64,7 +64,7 @@ class PageSession(msgspec.Struct, frozen=True, kw_only=True):
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One request that changed something or was refused, or several that are alike."""
 
-    id: str
+    id: str = ""
     at: At
     until: At | None = None
     count: int = 1
@@ -74,7 +74,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
     source: str
     node: str
-    decided_by: str
+    decided_by: str = ""
     allowed: bool
     status: int
     tasks: list[str] = []
@@ -92,9 +92,9 @@ class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
 class KeyRotation(msgspec.Struct, frozen=True, kw_only=True):
     """How far the newest generation of the mesh secret has come."""
 
-    generation: int
-    newest: int
-    oldest: int
+    generation: int = 0
+    newest: int = 0
+    oldest: int = 0
     phase: RotationPhase
     since: At | None = None
     due: At | None = None
