@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # isort: off
     from octaskly.client.flows.task_fields import (
-        TaskFields as Asked,
+        TaskFields as TaskFields,
         Limits as Limits,
         Requires as Requires,
     )
-
     from octaskly.client.async_client import AsyncClient as AsyncClient
     from octaskly.client.client import Client as Client
     from octaskly.client.errors import (
@@ -42,9 +41,8 @@ if TYPE_CHECKING:
         Unavailable as Unavailable,
         Unreachable as Unreachable,
     )
-
     from octaskly.client.flows.streams import Log as Log
-    from octaskly.client.flows.listing import TaskFilter as Wanted
+    from octaskly.client.flows.listing import TaskFilter as TaskFilter
     from octaskly.client.flows.sse import Event as Event
     from octaskly.errors import (
         ConfigError as ConfigError,
@@ -52,9 +50,7 @@ if TYPE_CHECKING:
         OctasklyError as OctasklyError,
         PermissionDenied as PermissionDenied,
     )
-
     from octaskly.rest.client_types import Draft as Draft, Task as Task
-
     from octaskly.rest.mesh import (
         Counts as Counts,
         Database as Database,
@@ -69,10 +65,9 @@ if TYPE_CHECKING:
         System as System,
         Workers as Workers,
     )
-
     from octaskly.rest.tasks import (
         Explanation as Explanation,
-        TaskFileJson as FileGiven,
+        FileGiven as FileGiven,
         Members as Members,
         Output as Output,
         Reason as Reason,
@@ -89,7 +84,6 @@ if TYPE_CHECKING:
     from octaskly.executor import RemoteError as RemoteError
     from octaskly.executor import RemoteTraceback as RemoteTraceback
     from octaskly.executor import ResultLost as ResultLost
-
 
 __version__ = "0.1.0"
 

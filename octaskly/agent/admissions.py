@@ -20,10 +20,10 @@ from octaskly.ports import (
     Clock,
     DurableStore,
     Gateway,
+    IssuedInvite,
     JoinStatus,
-    OpenInvite,
-    PendingJoin,
     Principal,
+    WaitingMachine,
 )
 from octaskly.system.listeners import WILDCARD_ADDRESSES
 from octaskly.system.log import Logger
@@ -110,20 +110,20 @@ class AgentJoinService:
             tasks=sum((await self._store.read_stats()).counts.values()),
         )
 
-    async def open_invite(self, ttl_s: int, *, principal: Principal) -> OpenInvite:
+    async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
         """Open an invite."""
         del principal
         assert self._invites is not None, "the gate keeps others out"
         return await self._invites.open_invite(ttl_s)
 
-    async def list_join_requests(self) -> Sequence[PendingJoin]:
+    async def list_join_requests(self) -> Sequence[WaitingMachine]:
         """Look for machines that want in, and return those that wait."""
         assert self._waiting_machines is not None, "the gate keeps others out"
         return await self._waiting_machines.discover_machines()
 
     async def approve_join(
         self, name: str, words: str, *, principal: Principal
-    ) -> PendingJoin:
+    ) -> WaitingMachine:
         """Let a machine in that waits, is called so and shows these words."""
         del principal
         assert self._waiting_machines is not None, "the gate keeps others out"
@@ -131,7 +131,7 @@ class AgentJoinService:
 
     async def refuse_join(
         self, name: str, words: str, *, principal: Principal
-    ) -> PendingJoin:
+    ) -> WaitingMachine:
         """Send a machine away that waits, is called so and shows these words."""
         del principal
         assert self._waiting_machines is not None, "the gate keeps others out"

@@ -349,9 +349,9 @@ class Components:
                 config.paths.outputs, task, attempt, path
             ),
             # The pool is made later.
-            stream_output=lambda *what, **how: self._pool.recorder.stream_output(
+            stream_output=lambda *what, **how: self._pool.recorder.stream_output(  # noqa: PLW0108
                 *what, **how
-            ),  # noqa: PLW0108
+            ),
             last_load=lambda: self._machine_monitor.load,
             health_checks=HealthChecks(
                 self.store_failure,

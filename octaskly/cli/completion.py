@@ -86,7 +86,7 @@ def complete_tokens(
                 CompletionItem(token.name, help=token.role)
                 for token in client.send_and_decode(
                     Call("GET", TOKENS), TokenList
-                ).complete_tokens
+                ).tokens
                 if token.state == "good"
             ),
         ),

@@ -1,6 +1,6 @@
 """Clients of a mesh, and what they are made of.
 
-`blocking` and `asynchronous` have the clients of programs; `session` is what commands
+`client` and `async_client` have the clients of programs; `session` is what commands
 use. All run the same flows.
 """
 
@@ -19,7 +19,7 @@ __all__ = [
     "NoAnswer",
     "Refused",
     "ReplyLost",
-    "Request",
+    "Response",
     "Session",
     "SeveralAgents",
     "Unreachable",

@@ -56,7 +56,7 @@ class TaskExplanation(Struct, frozen=True):
 
     state: TaskState
     summary: str  #: one sentence, without a full stop
-    rejections: tuple[Infeasibility, ...] = ()  #: of a task that waits
+    rejections: tuple[NodeRejection, ...] = ()  #: of a task that waits
     placement_reason: str = ""  #: why it was given to the node that has or had it
 
 
@@ -151,7 +151,7 @@ Reply = (
     | AvailabilityChanged
     | Unplaceable
     | TasksPurged
-    | SchedulingStatus
+    | TaskExplanation
     | RotationStarted
     | RotationNotStarted
 )

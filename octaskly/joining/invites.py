@@ -29,7 +29,7 @@ from octaskly.joining.key_exchange import (
     seal_secret,
 )
 from octaskly.mesh.discovery.scan import advertise_pairing
-from octaskly.ports import Clock, OpenInvite
+from octaskly.ports import Clock, IssuedInvite
 from octaskly.system.listeners import bind_port, port_of
 from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
@@ -92,7 +92,7 @@ class InviteServer:
         """Allow invites; the group owns the listener."""
         self._group = tasks
 
-    async def open_invite(self, ttl_s: int) -> OpenInvite:
+    async def open_invite(self, ttl_s: int) -> IssuedInvite:
         """Open an invite; raises as `JoinService.open_invite`."""
         if self._is_closing and self._listener_task is not None:
             # Its port is about to be free; a next one would be a surprise.
@@ -113,7 +113,7 @@ class InviteServer:
         self._open[slot] = _OpenInvite(KeyExchange.for_member(code), now.mono_s + ttl_s)
         self._changed.set()
         self._log.info("invite opened", slot=slot, port=self._port, valid_s=ttl_s)
-        return OpenInvite(
+        return IssuedInvite(
             code=code.formatted(),
             expires_ms=now.wall_ms + ttl_s * 1000,
             endpoints=tuple(

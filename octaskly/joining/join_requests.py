@@ -26,7 +26,7 @@ from octaskly.joining.fingerprint import (
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.joining.key_exchange import NO_PROOF, PairingKeys, seal_secret
 from octaskly.mesh.discovery.scan import FoundNode, scan_pairing_beacons
-from octaskly.ports import Clock, PendingJoin
+from octaskly.ports import Clock, WaitingMachine
 from octaskly.system.log import Logger
 
 DISCOVERY_S: Final = 1.0
@@ -40,7 +40,7 @@ WAITING_S_MAX: Final = 300.0  #: so long people may take
 class _WaitingConnection:
     """A machine that waits to be approved."""
 
-    request: PendingJoin
+    request: WaitingMachine
     conversation: Conversation
     keys: PairingKeys
     expires_s: float
@@ -81,7 +81,7 @@ class WaitingMachines:
             NodeId, _WaitingConnection
         ] = {}  #: those met first come first
 
-    async def discover_machines(self) -> list[PendingJoin]:
+    async def discover_machines(self) -> list[WaitingMachine]:
         """Look who wants in, and return all that wait, by name."""
         self._drop_expired()
         found = await scan_pairing_beacons(
@@ -89,7 +89,9 @@ class WaitingMachines:
         )
         return await self.contact_machines(found)
 
-    async def contact_machines(self, found: Sequence[FoundNode]) -> list[PendingJoin]:
+    async def contact_machines(
+        self, found: Sequence[FoundNode]
+    ) -> list[WaitingMachine]:
         """Meet those in sight that are new, and return all that wait, by name.
 
         Whoever makes up machines keeps no place from a real one: an address has but a
@@ -133,7 +135,7 @@ class WaitingMachines:
         """Return how many have been met at each address."""
         return Counter(met.host for met in self._waiting.values())
 
-    async def approve_join(self, name: str, words: str) -> PendingJoin:
+    async def approve_join(self, name: str, words: str) -> WaitingMachine:
         """Let a machine in whose words somebody has compared.
 
         Raises:
@@ -141,7 +143,7 @@ class WaitingMachines:
         """
         return await self._send_secret(self._pop_waiting(name, words))
 
-    async def refuse_join(self, name: str, words: str) -> PendingJoin:
+    async def refuse_join(self, name: str, words: str) -> WaitingMachine:
         """Send a machine away that shows other words; for new ones it asks anew.
 
         Raises:
@@ -207,7 +209,7 @@ class WaitingMachines:
         joiner = Greeting.unpack(second[:GREETING_BYTES])
         await conversation.send(half.public())
         keys = half.derive_keys(second[GREETING_BYTES:], first, second, half.public())
-        request = PendingJoin(
+        request = WaitingMachine(
             name=joiner.name,
             node_id=joiner.node_id,
             fingerprint=fingerprint(keys),
@@ -217,7 +219,7 @@ class WaitingMachines:
             request, conversation, keys, now.mono_s + WAITING_S_MAX
         )
 
-    async def _send_secret(self, met: _WaitingConnection) -> PendingJoin:
+    async def _send_secret(self, met: _WaitingConnection) -> WaitingMachine:
         request = met.request
         try:
             sealed = seal_secret(met.keys, self._secret_text())
@@ -233,7 +235,7 @@ class WaitingMachines:
         self._log_decision("machine admitted", request)
         return request
 
-    def _log_decision(self, what: str, request: PendingJoin) -> None:
+    def _log_decision(self, what: str, request: WaitingMachine) -> None:
         self._log.info(
             what,
             name=request.name,

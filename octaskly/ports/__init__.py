@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octaskly.core.protocol.messages import Hello
-from octaskly.ports.admissions import JoinService, JoinStatus, OpenInvite, PendingJoin
+from octaskly.ports.admissions import (
+    IssuedInvite,
+    JoinService,
+    JoinStatus,
+    WaitingMachine,
+)
 from octaskly.ports.audit import AuditEntry, AuditLog, AuditPage
 from octaskly.ports.files import (
     ContentMismatch,
@@ -52,18 +57,18 @@ __all__ = [
     "FileStore",
     "FileUpload",
     "Gateway",
+    "Health",
     "HelloSource",
     "IssuedInvite",
     "JoinService",
     "JoinStatus",
     "KeyRotationControl",
     "MeshStats",
-    "OpenInvite",
     "OutputLocation",
     "Packer",
-    "PendingJoin",
     "PendingNotifications",
     "Principal",
+    "QueueSample",
     "RecordQuery",
     "ReplicationState",
     "RotationProgress",

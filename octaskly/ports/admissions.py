@@ -23,7 +23,7 @@ class JoinStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenInvite:
+class IssuedInvite:
     """One machine may come in, once, soon."""
 
     code: str = field(repr=False)
@@ -32,7 +32,7 @@ class OpenInvite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingJoin:
+class WaitingMachine:
     """A machine that waits to be let in; nothing of it is proven but the words."""
 
     name: str
@@ -47,7 +47,7 @@ class JoinService(Protocol):
     async def join_status(self) -> JoinStatus:
         """Return where this node stands."""
 
-    async def open_invite(self, ttl_s: int, *, principal: Principal) -> OpenInvite:
+    async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
         """Open an invite.
 
         Raises:
@@ -55,12 +55,12 @@ class JoinService(Protocol):
             ConfigError: no port is free.
         """
 
-    async def list_join_requests(self) -> Sequence[PendingJoin]:
+    async def list_join_requests(self) -> Sequence[WaitingMachine]:
         """Look for machines that want in, and return those that wait."""
 
     async def approve_join(
         self, name: str, words: str, *, principal: Principal
-    ) -> PendingJoin:
+    ) -> WaitingMachine:
         """Let a machine in that waits, is called so and shows these words.
 
         Raises:
@@ -69,7 +69,7 @@ class JoinService(Protocol):
 
     async def refuse_join(
         self, name: str, words: str, *, principal: Principal
-    ) -> PendingJoin:
+    ) -> WaitingMachine:
         """Send a machine away that waits, is called so and shows these words.
 
         Raises:

@@ -10,10 +10,15 @@ from typing import Protocol
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
-from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, StandbyView
-from octaskly.core.model.tasks import Takeover, TaskState
+from octaskly.core.model.nodes import (
+    AvailabilityCommand,
+    LoadSample,
+    StandbyView,
+    Takeover,
+)
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster, RosterEntry
-from octaskly.core.replies import SchedulingStatus
+from octaskly.core.replies import TaskExplanation
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
 from octaskly.ports.output import OutputSource
@@ -200,7 +205,7 @@ class Gateway(OutputSource, EventSource, Protocol):
             NotDispatcher: this node is not dispatcher.
         """
 
-    async def explain_task(self, ref: str) -> tuple[TaskRecord, SchedulingStatus]:
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task, and why it is where it is.
 
         Raises:

@@ -126,7 +126,7 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
     places: list[str] = []
 
 
-class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):
+class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """A node that begins anew in another mesh, or ends in none."""
 
     name: str

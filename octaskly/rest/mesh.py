@@ -10,7 +10,7 @@ from octaskly.rest.base import At, NodeState, one_of
 
 Role = Annotated[str, one_of("dispatcher", "standby", "worker")]
 Shortage = Annotated[str, one_of("disk", "memory", "launchers")]
-ProbeResult = Annotated[str, one_of("reached", "refused", "silent")]
+Reached = Annotated[str, one_of("reached", "refused", "silent")]
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Failover(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class ReplicationState(msgspec.Struct, frozen=True, kw_only=True):
+class MeshState(msgspec.Struct, frozen=True, kw_only=True):
     """Who reigns, and how safe is what is accepted now."""
 
     term: int = 0
@@ -47,7 +47,7 @@ class ReplicationState(msgspec.Struct, frozen=True, kw_only=True):
     last_failover: Failover | None = None
 
 
-class MeshDetail(ReplicationState, frozen=True, kw_only=True):
+class MeshDetail(MeshState, frozen=True, kw_only=True):
     """The state of the mesh, and the messages of peers that were refused, by reason."""
 
     reign_seconds: int = 0
@@ -88,7 +88,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     joined_at: At | None = None
 
 
-class NodePage(ReplicationState, frozen=True, kw_only=True):
+class NodePage(MeshState, frozen=True, kw_only=True):
     """All nodes of the mesh, in the order of succession."""
 
     nodes: list[NodeInfo]
@@ -216,8 +216,8 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a node can open TCP connections to another one."""
 
     node: str = ""
-    peer_port: ProbeResult
-    lan_port: ProbeResult
+    peer_port: Reached
+    lan_port: Reached
 
 
 class ScrapeTarget(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
 from octaskly.rest.base import At, Instant, NodeState, one_of
 
-FindingStatus = Annotated[
-    str, one_of("queued", "running", "completed", "failed", "cancelled")
-]
+Status = Annotated[str, one_of("queued", "running", "completed", "failed", "cancelled")]
 EndReason = Annotated[
     str,
     one_of(
@@ -34,7 +31,7 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     command: str | None
-    status: FindingStatus
+    status: Status
     created_at: At | None
     replicas: int
 
@@ -83,7 +80,7 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     command: str | None = ""
-    status: FindingStatus
+    status: Status
     worker_id: str | None = None
     attempt: int | None = None
     exit_code: int | None = None
@@ -161,7 +158,7 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     processes: int | None = None
 
 
-class TaskFileJson(msgspec.Struct, frozen=True, kw_only=True):
+class FileGiven(msgspec.Struct, frozen=True, kw_only=True):
     """A file that an attempt finds in its folder."""
 
     path: str
@@ -169,7 +166,7 @@ class TaskFileJson(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
-class UploadedFileJson(msgspec.Struct, frozen=True, kw_only=True):
+class FileLeft(msgspec.Struct, frozen=True, kw_only=True):
     """A file at a node, for tasks to name."""
 
     sha256: str
@@ -201,7 +198,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     cwd: str | None = None
     stdin_bytes: int = 0
     workdir: Workdir | None = None
-    files: list[TaskFileJson] = []
+    files: list[FileGiven] = []
     grace: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None
@@ -223,7 +220,7 @@ class MemberResult(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    status: FindingStatus
+    status: Status
     worker_id: str | None
     attempt: int | None
     exit_code: int | None
@@ -249,7 +246,7 @@ class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    status: FindingStatus
+    status: Status
     at: At | msgspec.UnsetType | None = msgspec.UNSET
     worker_id: str | None
     attempt: int | None
@@ -271,7 +268,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
     data: TaskChange
 
 
-class EndReason(msgspec.Struct, frozen=True, kw_only=True):
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """Why a node does not run a task."""
 
     code: str
@@ -284,7 +281,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str = ""
     state: NodeState = ""
-    reasons: list[EndReason] = []
+    reasons: list[Reason] = []
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +291,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    status: FindingStatus
+    status: Status
     summary: str
     placement: str | None = None
     nodes: list[Verdict] = []
@@ -333,13 +330,10 @@ class Run(AttemptLine, frozen=True, kw_only=True):
     assigned_at: Instant | None = None
 
 
-class PositionRanges(msgspec.Struct, frozen=True, kw_only=True):
+class Runs(msgspec.Struct, frozen=True, kw_only=True):
     """What runs, and what ended of late."""
 
     running: list[Run]
     ended: list[Run] = []
     truncated: bool = False
     now: Instant
-
-
-SHA256: Final = re.compile(r"[0-9a-f]{64}")

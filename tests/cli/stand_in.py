@@ -28,7 +28,7 @@ FINAL = ("completed", "failed", "cancelled")
 TOKEN = "a-token"
 
 Answer = tuple[int, dict[str, Any] | list[Any]]
-RefusalReason = Callable[[str, str], tuple[int, dict[str, str]] | None]
+Refusal = Callable[[str, str], tuple[int, dict[str, str]] | None]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Api:
 
     name: str = "here"
     needs_token: bool = False
-    refuse: RefusalReason = lambda _method, _path: None
+    refuse: Refusal = lambda _method, _path: None
     gives_ids: bool = True  #: else it is an older node
     named: int = 0  #: ids that were given
     refusal: str = "Refused"  #: the text of the error
@@ -134,7 +134,7 @@ class Api:
             process.wait()
 
 
-class ServerConnection(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     api: Api
 
@@ -354,7 +354,7 @@ class TcpServer(Threading, socketserver.TCPServer):
 @contextlib.contextmanager
 def serving(api: Api, path: Path | None = None) -> Iterator[str]:
     """Serve on a UNIX socket, or on a free loopback port; yield the place."""
-    handler = type("ApiHandler", (ServerConnection,), {"api": api})
+    handler = type("ApiHandler", (Handler,), {"api": api})
     server: UnixServer | TcpServer = (
         TcpServer(("127.0.0.1", 0), handler)
         if path is None

@@ -23,7 +23,10 @@ import octaskly
 
 SECTIONS = (
     ("Clients", ("Client", "AsyncClient")),
-    ("What a task asks for", ("TaskFields", "Limits", "Requires", "Draft", "TaskFilter")),
+    (
+        "What a task asks for",
+        ("TaskFields", "Limits", "Requires", "Draft", "TaskFilter"),
+    ),
 )
 
 

@@ -35,7 +35,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.protocol.messages import Roster, RosterEntry
-from octaskly.core.replies import Infeasibility, RejectionReason, SchedulingStatus
+from octaskly.core.replies import NodeRejection, RejectionReason, TaskExplanation
 from octaskly.errors import (
     CatchingUp,
     NodeNotFound,
@@ -330,11 +330,11 @@ class FakeGateway:
             del self.records[task]
         return len(ended)
 
-    async def explain_task(self, ref: str) -> tuple[TaskRecord, SchedulingStatus]:
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         record = await self.find_task(ref)
         why = RejectionReason("paused", "is paused")
-        verdict = Infeasibility(self._node, "ana", NodeState.PAUSED, (why,))
-        return record, SchedulingStatus(record.state, "it waits", (verdict,))
+        verdict = NodeRejection(self._node, "ana", NodeState.PAUSED, (why,))
+        return record, TaskExplanation(record.state, "it waits", (verdict,))
 
     async def cancel_task(
         self, ref: str, *, force: bool, principal: Principal

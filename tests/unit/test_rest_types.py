@@ -24,7 +24,7 @@ def words_of(annotated: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("annotated", "kind"),
     [
-        (tasks.FindingStatus, TaskState),
+        (tasks.Status, TaskState),
         (tasks.EndReason, EndReason),
         (base.NodeState, NodeState),
         (mesh.Role, Role),

@@ -37,7 +37,7 @@ from octaskly.core.model.nodes import AvailabilityCommand, LoadSample
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Roster, RosterEntry
-from octaskly.core.replies import SchedulingStatus, TasksPurged
+from octaskly.core.replies import TaskExplanation, TasksPurged
 from octaskly.errors import (
     DispatcherUnknown,
     NotDispatcher,
@@ -344,7 +344,7 @@ class AgentGateway:
             self.pending_requests, self._store, older_than_s, here
         )
 
-    async def explain_task(self, ref: str) -> tuple[TaskRecord, SchedulingStatus]:
+    async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task, and why it is where it is."""
         record = about = await self.find_task(ref)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
@@ -354,7 +354,7 @@ class AgentGateway:
         reply = await self.pending_requests.send_request(
             lambda n: ev.ExplainRequested(n, about, names)
         )
-        assert isinstance(reply, SchedulingStatus)
+        assert isinstance(reply, TaskExplanation)
         if about is not record:
             reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
         return record, reply

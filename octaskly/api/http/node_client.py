@@ -154,7 +154,7 @@ class HttpNodeClient:
         self._tls = tls
         self._timeouts = timeouts
         self._configure_socket = configure_socket
-        self._ways = PeerAddresses()
+        self._peer_addresses = PeerAddresses()
         self._session: aiohttp.ClientSession | None = None
         self._retired_sessions: list[
             aiohttp.ClientSession
@@ -195,7 +195,7 @@ class HttpNodeClient:
                 if view.is_self:
                     request.info.dispatcher_headers = self._dispatcher_headers(view)
                     return await handle_locally(request)
-                path = request.request.rel_url.raw_path_qs
+                path = request.http_request.rel_url.raw_path_qs
                 return await self.try_each(
                     view.lan_urls, partial(self._send, request, view, path)
                 )
@@ -246,7 +246,7 @@ class HttpNodeClient:
     ) -> _T:
         """Return what `send` returns for the first address that works."""
         last = NotSent("it has no address")
-        for lan_url in self._ways.urls_to_try(lan_urls):
+        for lan_url in self._peer_addresses.urls_to_try(lan_urls):
             try:
                 return await send(lan_url)
             except NotSent as error:

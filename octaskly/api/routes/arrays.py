@@ -36,7 +36,7 @@ async def show_array(request: Request) -> web.StreamResponse:
     failed = await request.gateway.list_tasks(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
     )
-    shown = task_response.array(record, failed.records, request.gateway.names())
+    shown = task_response.array(record, failed.records, request.gateway.node_names())
     return json_response(task_response.encode(shown))
 
 

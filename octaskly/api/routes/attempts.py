@@ -39,7 +39,7 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
     since_ms = 0 if since_s is None else now_ms - since_s * 1000
     found = await request.gateway.read_recent_attempts(since_ms, request.query.limit())
     names = request.gateway.node_names()
-    body = rest.PositionRanges(
+    body = rest.Runs(
         running=[_render_attempt_of_task(run, names) for run in found.running],
         ended=[_render_attempt_of_task(run, names) for run in found.ended],
         truncated=found.is_truncated,
@@ -79,10 +79,10 @@ def _render_attempt(attempt: Attempt, names: Mapping[NodeId, str]) -> rest.Attem
 
 def _render_attempt_of_task(
     run: events.AttemptWithTask, names: Mapping[NodeId, str]
-) -> rest.AttemptWithTask:
+) -> rest.Run:
     spec = run.record.spec
     options = spec.options if spec else None
-    return rest.AttemptWithTask(
+    return rest.Run(
         **msgspec.structs.asdict(_render_attempt(run.attempt, names)),
         id=run.record.name,
         name=(options.name or None) if options else None,
@@ -106,7 +106,7 @@ ROUTES = (
         handler=list_recent_attempts,
         access=Access.READ,
         query=("since_s", "limit"),
-        responses={200: rest.PositionRanges},
+        responses={200: rest.Runs},
     ),
     Route(
         method="GET",

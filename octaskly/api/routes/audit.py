@@ -12,7 +12,7 @@ from octaskly.api.problems import INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import AuditEntry
-from octaskly.rest.access import AuditEntry, AuditPage
+from octaskly.rest import access as rest
 
 
 async def list_audit_entries(request: Request) -> web.StreamResponse:
@@ -31,12 +31,12 @@ async def list_audit_entries(request: Request) -> web.StreamResponse:
         raise Problem(400, INVALID_VALUE, hint=hint, field="after") from None
     names = request.gateway.node_names()
     shown = [_render_entry(deed, names) for deed in page.entries]
-    body = AuditPage(entries=shown, returned=len(shown), next=page.cursor)
+    body = rest.AuditPage(entries=shown, returned=len(shown), next=page.cursor)
     return json_response(task_response.encode(body))
 
 
-def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> AuditEntry:
-    return AuditEntry(
+def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> rest.AuditEntry:
+    return rest.AuditEntry(
         id=entry.id,
         at=timestamp(entry.at_ms),
         until=None if entry.last_ms is None else timestamp(entry.last_ms),
@@ -62,6 +62,6 @@ ROUTES = (
         handler=list_audit_entries,
         access=Access.ADMIN,
         query=("since_s", "after", "limit"),
-        responses={200: AuditPage},
+        responses={200: rest.AuditPage},
     ),
 )

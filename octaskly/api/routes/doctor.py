@@ -13,6 +13,7 @@ from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.protocol.messages import RosterEntry
+from octaskly.rest.mesh import Checkup, Reach
 
 CONNECT_S_MAX: Final = (
     1.0  #: for the answer to the first packet, which a LAN gives in ms
@@ -40,7 +41,7 @@ async def check_reachability(request: Request) -> web.StreamResponse:
     )
 
 
-async def _probe_member(target: RosterEntry) -> Reachability:
+async def _probe_member(target: RosterEntry) -> Reach:
     """Dial a member of the roster: an address that a member vouches for."""
     hosts = [address.host for address in target.addresses[:ADDRESSES_MAX]]
     port = target.addresses[0].port if target.addresses else 0
@@ -50,7 +51,7 @@ async def _probe_member(target: RosterEntry) -> Reachability:
             for each in (port, target.lan_port)
         ]
     peer, lan = (_best([dial.result() for dial in tried]) for tried in dials)
-    return Reachability(node=target.id, peer_port=peer, lan_port=lan)
+    return Reach(node=target.id, peer_port=peer, lan_port=lan)
 
 
 def _best(answers: list[str]) -> str:
@@ -91,14 +92,14 @@ ROUTES = (
         handler=show_agent_setup,
         is_local=True,
         is_for_unpaired=True,
-        responses={200: AgentSetup},
+        responses={200: Checkup},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes/{name}/reach/{other}",
         handler=check_reachability,
         is_local=True,
-        responses={200: Reachability},
+        responses={200: Reach},
         error_statuses=(404,),
     ),
 )

@@ -17,7 +17,7 @@ from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, task_response
 from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore, FileUpload
-from octaskly.rest.tasks import UploadedFileJson
+from octaskly.rest.tasks import FileLeft
 
 PATH: Final = "/api/v1/files/{sha256}"
 CHUNK_BYTES: Final = 256 << 10  #: written at a time, and what memory holds of one file
@@ -68,9 +68,7 @@ def _requested_file(request: Request) -> tuple[str, FileStore]:
 
 
 def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
-    shown = UploadedFileJson(
-        sha256=name, bytes=size_bytes, node=request.gateway.node_id
-    )
+    shown = FileLeft(sha256=name, bytes=size_bytes, node=request.gateway.node_id)
     return task_response.encode(shown)
 
 
@@ -128,7 +126,7 @@ ROUTES = (
         access=Access.SUBMIT,
         is_local=True,
         is_body_streamed=True,
-        responses={200: UploadedFileJson, 201: UploadedFileJson},
+        responses={200: FileLeft, 201: FileLeft},
         error_statuses=(411, 507),
     ),
     Route(
@@ -137,7 +135,7 @@ ROUTES = (
         handler=show_file,
         access=Access.SUBMIT,
         is_local=True,
-        responses={200: UploadedFileJson},
+        responses={200: FileLeft},
     ),
     Route(
         method="DELETE",

@@ -13,7 +13,7 @@ from octaskly.api.problems import FORBIDDEN, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.task_request import decode_body
-from octaskly.ports import JoinService, PendingJoin
+from octaskly.ports import JoinService, WaitingMachine
 from octaskly.rest import access as rest
 
 TTL_S_MIN: Final = 10
@@ -59,7 +59,7 @@ _join_decoder = msgspec.json.Decoder(JoinIn)
 async def show_membership(request: Request) -> web.StreamResponse:
     """Return where this node stands, and what it would leave behind."""
     found = await _admissions(request).join_status()
-    body = rest.MembershipStatus(
+    body = rest.Membership(
         name=found.name,
         node_id=found.node_id,
         node_key=found.node_key.hex(),
@@ -82,7 +82,7 @@ async def join_mesh(request: Request) -> web.StreamResponse:
         force=asked.force,
         principal=request.authenticated_principal,
     )
-    body = rest.MembershipChange(name=found.name, node_id=found.node_id)
+    body = rest.Entering(name=found.name, node_id=found.node_id)
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
@@ -94,7 +94,7 @@ async def leave_mesh(request: Request) -> web.StreamResponse:
     await admissions.leave_mesh(
         force=asked.force, principal=request.authenticated_principal
     )
-    body = rest.MembershipChange(name=found.name, node_id=found.node_id)
+    body = rest.Entering(name=found.name, node_id=found.node_id)
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
@@ -114,8 +114,11 @@ async def create_invite(request: Request) -> web.StreamResponse:
 
 async def list_join_requests(request: Request) -> web.StreamResponse:
     """Look for machines that want in, and return those that wait."""
-    waiting = [_shown(each) for each in await _admissions(request).list_join_requests()]
-    body = rest.JoinRequests(list_join_requests=waiting, total=len(waiting))
+    waiting = [
+        _render_request(each)
+        for each in await _admissions(request).list_join_requests()
+    ]
+    body = rest.JoinRequests(requests=waiting, total=len(waiting))
     return json_response(task_response.encode(body))
 
 
@@ -126,7 +129,7 @@ async def approve_join_request(call: Request) -> web.StreamResponse:
     request = await _admissions(call).approve_join(
         name, asked.fingerprint, principal=call.authenticated_principal
     )
-    return json_response(task_response.encode(_shown(request)))
+    return json_response(task_response.encode(_render_request(request)))
 
 
 async def refuse_join_request(call: Request) -> web.StreamResponse:
@@ -136,10 +139,10 @@ async def refuse_join_request(call: Request) -> web.StreamResponse:
     request = await _admissions(call).refuse_join(
         name, asked.fingerprint, principal=call.authenticated_principal
     )
-    return json_response(task_response.encode(_shown(request)))
+    return json_response(task_response.encode(_render_request(request)))
 
 
-def _shown(request: PendingJoin) -> rest.JoinRequest:
+def _render_request(request: WaitingMachine) -> rest.JoinRequest:
     return rest.JoinRequest(
         name=request.name,
         node_id=request.node_id,
@@ -162,7 +165,7 @@ ROUTES = (
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
-        responses={200: rest.MembershipStatus},
+        responses={200: rest.Membership},
     ),
     Route(
         method="POST",
@@ -172,7 +175,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         body_type=JoinIn,
-        responses={202: rest.MembershipChange},
+        responses={202: rest.Entering},
         error_statuses=(409,),
     ),
     Route(
@@ -183,7 +186,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         body_type=LeaveIn,
-        responses={202: rest.MembershipChange},
+        responses={202: rest.Entering},
         error_statuses=(409,),
     ),
     Route(

@@ -32,7 +32,6 @@ from octaskly.core.model.task_options import (
     ITEMS_MAX,
     ArraySpec,
 )
-from octaskly.core.model.tasks import TaskState
 from octaskly.rest.tasks import Members
 
 _RANGE = re.compile(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import msgspec
+
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def openapi_schema(**schema: object) -> msgspec.Meta:

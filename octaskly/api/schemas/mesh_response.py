@@ -73,7 +73,7 @@ def node(
         lan_port=member.lan_port,
         slots=member.slots,
         running=member.running,
-        load=rest.LoadQueued(
+        load=rest.Load(
             cpu_percent=load.cpu_percent,
             load1=load.load1,
             memory_used_mb=load.memory_used_mb,
@@ -127,7 +127,7 @@ def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> rest.Stats:
         mesh=rest.MeshDetail(
             **_safety(numbers.replication, names),
             reign_seconds=int(numbers.dispatching_s),
-            refused_counts=dict(numbers.refused_counts),
+            refused=dict(numbers.refused_counts),
         ),
     )
 

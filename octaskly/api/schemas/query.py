@@ -10,11 +10,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.api.schemas.base import SHA256
 from octaskly.api.schemas.task_request import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskSearch
-from octaskly.rest.tasks import SHA256
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000

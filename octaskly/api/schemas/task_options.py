@@ -197,31 +197,31 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
     return None if options == NO_OPTIONS else options
 
 
-def render_summary(options: TaskOptions | None) -> dict[str, Any]:
+def render_options(options: TaskOptions | None) -> dict[str, Any]:
     """Return what a task asks for, but for the bytes of stdin, as fields of JSON."""
-    return _NO_OPTIONS_RENDERED if options is None else _shown(options)
+    return _NO_OPTIONS_RENDERED if options is None else _render(options)
 
 
-def _shown(asked: TaskOptions) -> dict[str, Any]:
-    requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
+def _render(options: TaskOptions) -> dict[str, Any]:
+    requires, limits, retry = options.requires, options.limits, options.retry or Retry()
     return {
-        "after": [task_name(TaskId(t)) for t in asked.after.tasks]
-        if asked.after
+        "after": [task_name(TaskId(t)) for t in options.after.tasks]
+        if options.after
         else [],
-        "on": asked.after and asked.after.end,
-        "retry_of": asked.retry_of or None,
+        "on": options.after and options.after.end,
+        "retry_of": options.retry_of or None,
         "retries": retry.retries,
         "retry_on": [
             *(["failure"] if retry.on_failure else retry.codes),
             *(["lost"] if retry.on_lost else []),
         ],
-        "notify_url": asked.notify_url or None,
-        "env": dict(asked.env),
-        "cwd": asked.cwd or None,
-        "stdin_bytes": len(asked.stdin),
-        "workdir": "scratch" if asked.is_scratch else None,
-        "files": given.render_files(asked.files),
-        "grace": asked.grace_s,
+        "notify_url": options.notify_url or None,
+        "env": dict(options.env),
+        "cwd": options.cwd or None,
+        "stdin_bytes": len(options.stdin),
+        "workdir": "scratch" if options.is_scratch else None,
+        "files": given.render_files(options.files),
+        "grace": options.grace_s,
         "requires": requires
         and rest.Requirements(
             labels=dict(requires.labels),
@@ -242,7 +242,7 @@ def _shown(asked: TaskOptions) -> dict[str, Any]:
     }
 
 
-_NO_OPTIONS_RENDERED: Final = _shown(NO_OPTIONS)
+_NO_OPTIONS_RENDERED: Final = _render(NO_OPTIONS)
 
 
 def _labels(labels: Mapping[str, str], field: str) -> Pairs:

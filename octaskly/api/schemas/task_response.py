@@ -25,7 +25,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replies import SchedulingStatus
+from octaskly.core.replies import TaskExplanation
 from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
 
@@ -133,7 +133,7 @@ def task(
         **_sizes(outcome),
         inputs=list(record.spec.inputs) if record.spec else [],
         outputs=_outputs(record, outcome),
-        **task_options.shown(record.spec.options if record.spec else None),
+        **task_options.render_options(record.spec.options if record.spec else None),
     )
 
 
@@ -251,8 +251,8 @@ def page(
         returned=len(found.records),
         limit=query.limit,
         offset=query.offset,
-        next=found.next if is_search else msgspec.UNSET,
-        unsearched=found.unsearched if is_search else msgspec.UNSET,
+        next=found.next_name if is_search else msgspec.UNSET,
+        left=found.unsearched if is_search else msgspec.UNSET,
     )
 
 
@@ -265,20 +265,20 @@ def cancelled(record: TaskRecord) -> rest.Cancelled:
     )
 
 
-def explanation(record: TaskRecord, told: SchedulingStatus) -> rest.TaskExplanation:
+def explanation(record: TaskRecord, told: TaskExplanation) -> rest.Explanation:
     """Return why a task is where it is."""
-    return rest.TaskExplanation(
+    return rest.Explanation(
         id=record.name,
         status=told.state,
         summary=told.summary,
-        placement_reason=told.placement_reason or None,
-        rejections=[
+        placement=told.placement_reason or None,
+        nodes=[
             rest.Verdict(
                 name=verdict.name,
                 id=verdict.node,
                 state=verdict.state,
                 reasons=[
-                    rest.EndReason(code=why.code, message=why.text)
+                    rest.Reason(code=why.code, message=why.text)
                     for why in verdict.reasons
                 ],
             )

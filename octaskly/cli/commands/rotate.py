@@ -63,7 +63,7 @@ def rotate(
     if as_json:
         print_json(reply.body)
         return
-    _show(client.read(reply, KeyRotation), is_urgent=now)
+    _show(client.decode(reply, KeyRotation), is_urgent=now)
     if not status:
         note("octaskly rotate --status    shows how far it is")
 
@@ -97,7 +97,7 @@ def revoke(
         print_json(reply.body)
         return
     note(f"{name} is revoked")
-    _show(client.read(reply, KeyRotation), is_urgent=True)
+    _show(client.decode(reply, KeyRotation), is_urgent=True)
 
 
 def _show(found: KeyRotation, *, is_urgent: bool) -> None:

@@ -33,118 +33,6 @@ from octaskly.client.flows.calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.tasks import Explanation, Forgotten
 
-
-@click.command(epilog="Example: octaskly explain last")
-@click.argument("ref", metavar="ID", shell_complete=completion.tasks)
-@JSON_OPTION
-@click.pass_obj
-def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
-    """Say why a task does not run, for each node."""
-    with context.client() as client:
-        full = resolve_ref(client, ref)
-        reply = client.send(calls.explain(full))
-    if as_json:
-        print_json(reply.body)
-        return
-    told = client.decode(reply, Explanation)
-    click.echo(f"{told.id} ({told.status}): {told.summary}")
-    if told.placement:
-        click.echo(f"placed there: {told.placement}")
-    if told.nodes:
-        rows = [
-            [node.name, node.state, "; ".join(why.message for why in node.reasons)]
-            for node in told.nodes
-        ]
-        print_table(["NODE", "STATE", "WHY NOT THERE"], rows, state_column=1)
-
-
-@click.command(epilog="Example: octaskly forget --older-than 1d --yes")
-@click.option(
-    "--older-than",
-    "older_than_s",
-    type=Duration(),
-    metavar="T",
-    help="Tasks that ended so long ago, such as 7d or 12h.",
-)
-@click.option("--all-ended", is_flag=True, help="All tasks that have ended.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@JSON_OPTION
-@click.pass_obj
-def forget(
-    context: CliContext,
-    older_than_s: int | None,
-    all_ended: bool,  # noqa: FBT001
-    yes: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
-) -> None:
-    """Forget ended tasks and their output now, on all nodes.
-
-    What waits or runs stays. A task that ended later holds up those that were
-    submitted after it; single tasks cannot be chosen.
-    """
-    if all_ended == (older_than_s is not None):
-        raise click.UsageError("either --older-than T, or --all-ended")
-    if not yes and sys.stdin.isatty():
-        click.confirm(
-            "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
-        )
-    with context.client() as client:
-        reply = client.send(
-            calls.order("/api/v1/forget", {"older_than_s": older_than_s or 0})
-        )
-    if as_json:
-        print_json(reply.body)
-        return
-    forgotten = client.decode(reply, Forgotten).forgotten
-    if forgotten is None:
-        note("there are many: the dispatcher goes on, see `octaskly stats`")
-    else:
-        note(f"{forgotten} {'task' if forgotten == 1 else 'tasks'} forgotten")
-
-
-@click.command(epilog="Example: octaskly retry --failed")
-@click.argument("refs", nargs=-1, metavar="[ID...]", shell_complete=completion.tasks)
-@click.option(
-    "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
-)
-@JSON_OPTION
-@click.pass_obj
-def retry(
-    context: CliContext,
-    refs: Sequence[str],
-    failed: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
-) -> int:
-    """Run ended tasks once more, as new tasks, and print their ids.
-
-    A task is repeated once, however often it is asked for: repeat the repetition.
-    """
-    if failed == bool(refs):
-        raise click.UsageError("either ids, or --failed")
-    with context.client() as client:
-
-        def retry_one(ref: str) -> None:
-            old = ref if failed else resolve_ref(client, ref)
-            reply = client.send(calls.retry(old))
-            new = client.decode(reply, Task)
-            if new.status != "queued":
-                note(f"{old} was repeated as {new.id}, which is {new.status}")
-                if failed:
-                    return  # Only those that were not repeated yet are asked for.
-            if as_json:
-                print_json(reply.body)
-            else:
-                click.echo(new.id)
-
-        return for_each_task(_failed_task_ids(client) if failed else refs, retry_one)
-
-
-def _failed_task_ids(client: Session) -> Iterator[str]:
-    """Yield the failed tasks of this moment, the oldest first."""
-    found = client.iterate(listing.tasks(client.requests, {"status": "failed"}))
-    return iter([task.id for task in found])
-
-
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 LIMIT_MAX = 1000
 
@@ -418,3 +306,116 @@ def cancel(
                 note(f"{full} is cancelled")
 
         return for_each_task(refs, cancel_one)
+
+
+@click.command(epilog="Example: octaskly explain last")
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
+@JSON_OPTION
+@click.pass_obj
+def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
+    """Say why a task does not run, for each node."""
+    with context.connect() as client:
+        full = resolve_ref(client, ref)
+        reply = client.send(calls.explain(full))
+    if as_json:
+        print_json(reply.body)
+        return
+    told = client.decode(reply, Explanation)
+    click.echo(f"{told.id} ({told.status}): {told.summary}")
+    if told.placement:
+        click.echo(f"placed there: {told.placement}")
+    if told.nodes:
+        rows = [
+            [node.name, node.state, "; ".join(why.message for why in node.reasons)]
+            for node in told.nodes
+        ]
+        print_table(["NODE", "STATE", "WHY NOT THERE"], rows, state_column=1)
+
+
+@click.command(epilog="Example: octaskly forget --older-than 1d --yes")
+@click.option(
+    "--older-than",
+    "older_than_s",
+    type=Duration(),
+    metavar="T",
+    help="Tasks that ended so long ago, such as 7d or 12h.",
+)
+@click.option("--all-ended", is_flag=True, help="All tasks that have ended.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@JSON_OPTION
+@click.pass_obj
+def forget(
+    context: CliContext,
+    older_than_s: int | None,
+    all_ended: bool,  # noqa: FBT001
+    yes: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Forget ended tasks and their output now, on all nodes.
+
+    What waits or runs stays. A task that ended later holds up those that were
+    submitted after it; single tasks cannot be chosen.
+    """
+    if all_ended == (older_than_s is not None):
+        raise click.UsageError("either --older-than T, or --all-ended")
+    if not yes and sys.stdin.isatty():
+        click.confirm(
+            "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
+        )
+    with context.connect() as client:
+        reply = client.send(
+            calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
+        )
+    if as_json:
+        print_json(reply.body)
+        return
+    forgotten = client.decode(reply, Forgotten).forgotten
+    if forgotten is None:
+        note("there are many: the dispatcher goes on, see `octaskly stats`")
+    else:
+        note(f"{forgotten} {'task' if forgotten == 1 else 'tasks'} forgotten")
+
+
+@click.command(epilog="Example: octaskly retry --failed")
+@click.argument(
+    "refs", nargs=-1, metavar="[ID...]", shell_complete=completion.complete_tasks
+)
+@click.option(
+    "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
+)
+@JSON_OPTION
+@click.pass_obj
+def retry(
+    context: CliContext,
+    refs: Sequence[str],
+    failed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Run ended tasks once more, as new tasks, and print their ids.
+
+    A task is repeated once, however often it is asked for: repeat the repetition.
+    """
+    if failed == bool(refs):
+        raise click.UsageError("either ids, or --failed")
+    with context.connect() as client:
+
+        def retry_one(ref: str) -> None:
+            old = ref if failed else resolve_ref(client, ref)
+            reply = client.send(calls.retry(old))
+            new = client.decode(reply, Task)
+            if new.status != "queued":
+                note(f"{old} was repeated as {new.id}, which is {new.status}")
+                if failed:
+                    return  # Only those that were not repeated yet are asked for.
+            if as_json:
+                print_json(reply.body)
+            else:
+                click.echo(new.id)
+
+        return for_each_task(_failed_task_ids(client) if failed else refs, retry_one)
+
+
+def _failed_task_ids(client: Session) -> Iterator[str]:
+    """Yield the failed tasks of this moment, the oldest first."""
+    found = client.iterate(listing.tasks(client.requests, {"status": "failed"}))
+    return iter([task.id for task in found])

@@ -71,13 +71,13 @@ def list_(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         print_json(reply.body)
         return
     found = client.decode(reply, TokenList)
-    if not found.complete_tokens:
+    if not found.tokens:
         note("no token has a name; those without one are listed nowhere")
         return
     now = dt.datetime.now(dt.UTC)
     print_table(
         ("NAME", "STATE", "ROLE", "SUBJECT", "ISSUED", "BY", "EXPIRES", "ID"),
-        [_row(shown, now) for shown in found.complete_tokens],
+        [_row(shown, now) for shown in found.tokens],
         state_column=1,
     )
 

@@ -54,8 +54,8 @@ def format_pairs(named: Mapping[str, str]) -> str | None:
     return " ".join(shown) or None
 
 
-def _fields(send_and_decode: Requirements | ResourceLimits | None) -> Mapping[str, Any]:
-    return {} if send_and_decode is None else msgspec.structs.asdict(send_and_decode)
+def _fields(asked: Requirements | ResourceLimits | None) -> Mapping[str, Any]:
+    return {} if asked is None else msgspec.structs.asdict(asked)
 
 
 def _needs(requires: Mapping[str, Any]) -> Iterator[str]:

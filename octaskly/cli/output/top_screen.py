@@ -22,6 +22,7 @@ from octaskly.cli.output.render import STATE_COLOURS, duration, on_one_line
 from octaskly.client import Session
 from octaskly.client.flows.calls import NODES, STATS, Call
 from octaskly.rest.mesh import NodeInfo, NodePage
+from octaskly.rest.tasks import Run
 
 RUNNING_MAX: Final = 1000  #: attempts that are asked for, as many as may be
 PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
@@ -30,7 +31,7 @@ BAR: Final = 8
 TASK_CHARS, NODE_CHARS = 24, 16  #: of their columns, beside a command
 _ROWS_UNLIMITED: Final = 1 << 20  #: rows, where there is no terminal
 
-SORTS: Final[dict[str, Callable[[RunningAttempt], Any]]] = {
+SORTS: Final[dict[str, Callable[[Run], Any]]] = {
     "time": lambda run: run.assigned_at or "~",
     "node": lambda run: (run.worker_id, run.assigned_at or "~"),
     "task": lambda run: run.id,
@@ -95,9 +96,7 @@ def render_frame(
 ) -> RenderableType:
     """Return one frame of at most so many rows, for so long after it was seen."""
     page = msgspec.convert({**snapshot.mesh, "nodes": snapshot.nodes}, NodePage)
-    tasks = sorted(
-        msgspec.convert(snapshot.running, list[RunningAttempt]), key=SORTS[view.sort]
-    )
+    tasks = sorted(msgspec.convert(snapshot.running, list[Run]), key=SORTS[view.sort])
     now = dt.datetime.fromisoformat(snapshot.at) + dt.timedelta(seconds=late_s)
     if view.is_reversed:
         tasks.reverse()
@@ -192,9 +191,7 @@ def _no_bar(_part: float) -> str:
     return ""
 
 
-def _task_table(
-    runs: list[RunningAttempt], view: ViewOptions, now: dt.datetime
-) -> Table:
+def _task_table(runs: list[Run], view: ViewOptions, now: dt.datetime) -> Table:
     arrow = "▲" if view.is_reversed else "▼"
     heads = [
         f"{name.upper()} {arrow}" if name == view.sort else name.upper()

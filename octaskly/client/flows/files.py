@@ -8,7 +8,7 @@ from octaskly.client.errors import NotFound
 from octaskly.client.flows.calls import Call, resource_path
 from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.steps import Flow
-from octaskly.rest.tasks import UploadedFileJson
+from octaskly.rest.tasks import FileLeft
 
 FILES: Final = "/api/v1/files"
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: a slower way to the node is as good as none
@@ -16,18 +16,16 @@ BYTES_A_SECOND_MIN: Final = 1 << 20  #: a slower way to the node is as good as n
 
 def upload_file(
     requests: RequestFlow, sha256: str, data: bytes | memoryview
-) -> Flow[UploadedFileJson]:
+) -> Flow[FileLeft]:
     """Leave a file, unless it is there."""
     path = resource_path(FILES, sha256)
     try:
-        return (
-            yield from requests.send_and_decode(Call("GET", path), UploadedFileJson)
-        )
+        return (yield from requests.send_and_decode(Call("GET", path), FileLeft))
     except NotFound:
         headers = {"Content-Type": "application/octet-stream"}
         wait_s = len(data) / BYTES_A_SECOND_MIN
         call = Call("POST", path, body=data, headers=headers, extra_wait_s=wait_s)
-        return (yield from requests.send_and_decode(call, UploadedFileJson))
+        return (yield from requests.send_and_decode(call, FileLeft))
 
 
 def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:

@@ -25,9 +25,9 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.protocol.messages import RosterEntry
 from octaskly.core.replies import (
-    Infeasibility,
+    NodeRejection,
     RejectionReason,
-    SchedulingStatus,
+    TaskExplanation,
     Unplaceable,
 )
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
@@ -55,7 +55,7 @@ class Explainer:
         members: Sequence[RosterEntry],
         now: Moment,
         names: Mapping[NodeId, str],
-    ) -> SchedulingStatus:
+    ) -> TaskExplanation:
         """Return why a task is where it is.
 
         Args:
@@ -67,7 +67,7 @@ class Explainer:
         task = self._queue.tasks.get(record.id)
         if task is None or (task.stage is Stage.ENDED and task.final_state is None):
             if record.state is not TaskState.QUEUED and not _has_queued_members(record):
-                return SchedulingStatus(record.state, _describe_record(record, names))
+                return TaskExplanation(record.state, _describe_record(record, names))
             if record.waits_for is not None:
                 return self._explain_dependencies(
                     record, record.waits_for.tasks, members
@@ -75,7 +75,7 @@ class Explainer:
             assert record.spec is not None
             task = QueuedTask(record.spec)
         elif task.final_state is not None:
-            return SchedulingStatus(
+            return TaskExplanation(
                 task.final_state, f"it {_END_VERBS[task.final_state]}"
             )
         elif task.stage is Stage.LIVE and task.node is not None:
@@ -83,14 +83,14 @@ class Explainer:
             paused = {m.id for m in members if m.state is NodeState.PAUSED}
             rest = ", which is paused" if task.node in paused else ""
             where = f"{self._describe_location(task, name)}{rest}"
-            return SchedulingStatus(TaskState.RUNNING, where)
+            return TaskExplanation(TaskState.RUNNING, where)
         rejections = tuple(self._rejection(task, member) for member in members)
         summary = self._summary(task, members, rejections, now)
         if record.progress is None:
-            return SchedulingStatus(TaskState.QUEUED, summary, rejections)
+            return TaskExplanation(TaskState.QUEUED, summary, rejections)
         waiting, total = record.progress.queued, record.progress.total
         summary = f"{waiting} of {total} members are queued: {summary}"
-        return SchedulingStatus(record.state, summary, rejections)
+        return TaskExplanation(record.state, summary, rejections)
 
     def explain_placement(
         self,
@@ -156,7 +156,7 @@ class Explainer:
     @staticmethod
     def _explain_dependencies(
         record: TaskRecord, parents: Sequence[str], members: Sequence[RosterEntry]
-    ) -> SchedulingStatus:
+    ) -> TaskExplanation:
         """Say for what it waits, and on which nodes that is not all there is."""
         listed = _describe_parents([TaskId(each) for each in parents])
         options = record.spec.options if record.spec is not None else None
@@ -167,7 +167,7 @@ class Explainer:
             "parents", f"is not given it, as it waits for {listed}"
         )
         rejections = (
-            Infeasibility(
+            NodeRejection(
                 m.id,
                 m.name,
                 m.state,
@@ -180,13 +180,13 @@ class Explainer:
             for m in members
         )
         summary = f"it waits for {listed}{missing_suffix}"
-        return SchedulingStatus(TaskState.QUEUED, summary, tuple(rejections))
+        return TaskExplanation(TaskState.QUEUED, summary, tuple(rejections))
 
     def _summary(
         self,
         task: QueuedTask,
         members: Sequence[RosterEntry],
-        rejections: Sequence[Infeasibility],
+        rejections: Sequence[NodeRejection],
         now: Moment,
     ) -> str:
         due_s = self._step.backoff_queue.due_s(task.spec.id)
@@ -212,9 +212,9 @@ class Explainer:
             return f"{capable[0].name}, which could run it, has no room"
         return f"none of the {len(capable)} nodes that could run it has room"
 
-    def _rejection(self, task: QueuedTask, member: RosterEntry) -> Infeasibility:
+    def _rejection(self, task: QueuedTask, member: RosterEntry) -> NodeRejection:
         reasons = tuple(self._rejection_reasons(task, member))
-        return Infeasibility(member.id, member.name, member.state, reasons)
+        return NodeRejection(member.id, member.name, member.state, reasons)
 
     def _rejection_reasons(
         self, task: QueuedTask, member: RosterEntry

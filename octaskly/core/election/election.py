@@ -42,9 +42,8 @@ from octaskly.core.model.ids import (
     VectorItems,
     covers,
 )
-from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.nodes import NodeInfo, Takeover
 from octaskly.core.model.settings import Settings
-from octaskly.core.model.tasks import Takeover
 from octaskly.core.protocol.messages import ClaimOk, Redirect
 from octaskly.core.replication.journal import Journal
 

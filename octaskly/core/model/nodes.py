@@ -113,6 +113,14 @@ class StandbyView(NamedTuple):
     lag: int  #: entries that it has not acknowledged
 
 
+class Takeover(NamedTuple):
+    """How this node became dispatcher in place of another one."""
+
+    at_ms: int  #: wall clock at the end of it
+    duration_ms: int  #: from the last sign of the old dispatcher to the new reign
+    reason: str
+
+
 NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: before the first sample
 
 

@@ -18,8 +18,7 @@ from octaskly.api import HttpTimeouts
 from octaskly.api.server import server
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
-from octaskly.core.model.nodes import StandbyView
-from octaskly.core.model.tasks import Takeover
+from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.ports import ReplicationState
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (

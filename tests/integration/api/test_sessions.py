@@ -21,7 +21,7 @@ from octaskly.api.http.sockets import loopback_uids
 from octaskly.api.security.sessions import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import JoinStatus, PendingJoin, Principal
+from octaskly.ports import JoinStatus, Principal, WaitingMachine
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.api_node import (
     ADMIN,
@@ -53,7 +53,7 @@ class Hands(FixedClock):
 class Nobody:
     """Admissions of a node at which no machine waits."""
 
-    async def list_join_requests(self) -> list[PendingJoin]:
+    async def list_join_requests(self) -> list[WaitingMachine]:
         return []
 
     async def join_status(self) -> JoinStatus:

@@ -238,7 +238,7 @@ async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
 
     assert answer.status == 200
     known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
-    known |= {*task_options.render_summary(None), "name", "labels", "priority"}
+    known |= {*task_options.render_options(None), "name", "labels", "priority"}
     unknown = {k: v for k, v in answer.json.items() if k not in known}
     assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
     assert set(unknown.values()) == {None}
@@ -283,7 +283,7 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         "array": None,
         "name": None,
         "labels": {},
-        **task_options.render_summary(None),
+        **task_options.render_options(None),
     }
 
 

@@ -24,7 +24,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.protocol.messages import RosterEntry
-from octaskly.core.replies import SchedulingStatus, Unplaceable
+from octaskly.core.replies import TaskExplanation, Unplaceable
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.support.builders import (
     attempt,
@@ -56,7 +56,7 @@ def explained(
     what: TaskSpec | TaskRecord | str,
     *members: RosterEntry,
     at: float = 0.0,
-) -> SchedulingStatus:
+) -> TaskExplanation:
     """Ask why a task (or the one with this command) is where it is."""
     if isinstance(what, str):
         tasks = mesh.dispatch._queue.tasks.values()
@@ -66,7 +66,7 @@ def explained(
     return mesh.dispatch.explainer.explain_task(record, members, moment(at), names)
 
 
-def reasons(told: SchedulingStatus) -> list[tuple[str, str]]:
+def reasons(told: TaskExplanation) -> list[tuple[str, str]]:
     """Return all reasons with their codes."""
     return [
         (why.code, why.text) for verdict in told.rejections for why in verdict.reasons
