@@ -284,7 +284,7 @@ class Components:
         """Let all parts that use the mesh secret hear when it is renewed."""
         self._discovery.advertise_retired(self._secret_holder.secret.retired)
         self._secret_holder.connect(
-            rotation=self._node.rotation,
+            node=self._node,
             pending_requests=self.gateway.pending_requests,
             post=self.loop.post,
             send=self._transport.send,

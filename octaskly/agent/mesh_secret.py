@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import Event
-from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keys import (
     ChangeKeyring,
@@ -25,6 +24,7 @@ from octaskly.core.model.keys import (
     SendKeyring,
 )
 from octaskly.core.model.settings import URGENT_STEP_S, Timing
+from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Message
 from octaskly.errors import OctasklyError, RotationRefused
 from octaskly.ports import Clock, Principal, RotationProgress
@@ -70,7 +70,7 @@ class MeshSecretHolder:
     def connect(
         self,
         *,
-        rotation: KeyRotation,
+        node: Node,
         pending_requests: PendingRequests,
         post: Callable[[Event], None],
         send: Callable[[NodeId, Sequence[Message]], None],
@@ -80,14 +80,14 @@ class MeshSecretHolder:
         """Give the keeper the parts that it works with; before the first step.
 
         Args:
-            rotation: What the core knows.
+            node: Of its rotation the holder shows the state.
             pending_requests: For requests that wait for the core.
             post: Takes events for the core.
             send: Sends to a connected peer.
             tasks: Owns what takes time.
             secret_listeners: Each uses the secret that it is given, for what comes from then on.
         """
-        self._rotation = rotation
+        self._rotation = node.rotation
         self._pending_requests = pending_requests
         self._post = post
         self._send = send
