@@ -61,7 +61,7 @@ class PageSession(msgspec.Struct, frozen=True, kw_only=True):
     role: TokenRole
 
 
-class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
     """One request that changed something or was refused, or several that are alike."""
 
     id: str = ""
@@ -84,7 +84,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the audit log, oldest first."""
 
-    entries: list[AuditEntry]
+    entries: list[AuditLine]
     returned: int = 0
     next: str | None = None
 

@@ -35,8 +35,8 @@ async def list_audit_entries(request: Request) -> web.StreamResponse:
     return json_response(task_response.encode(body))
 
 
-def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> rest.AuditEntry:
-    return rest.AuditEntry(
+def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> rest.AuditLine:
+    return rest.AuditLine(
         id=entry.id,
         at=timestamp(entry.at_ms),
         until=None if entry.last_ms is None else timestamp(entry.last_ms),

@@ -12,7 +12,7 @@ from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import on_one_line, print_json, print_table
 from octaskly.client import Session
 from octaskly.client.flows.calls import Call
-from octaskly.rest.access import AuditEntry, AuditPage
+from octaskly.rest.access import AuditLine, AuditPage
 
 PAGE: Final = 1000
 FOLLOW_S: Final = 1.0
@@ -62,7 +62,7 @@ def _show(
         since = None
 
 
-def _print(entries: list[AuditEntry], *, with_head: bool) -> None:
+def _print(entries: list[AuditLine], *, with_head: bool) -> None:
     rows = [_row(entry) for entry in entries]
     if with_head:
         print_table(HEADS, rows, state_column=HEADS.index("ANSWER"))
@@ -71,7 +71,7 @@ def _print(entries: list[AuditEntry], *, with_head: bool) -> None:
         click.echo("  ".join(map(on_one_line, row)))
 
 
-def _row(entry: AuditEntry) -> tuple[str, ...]:
+def _row(entry: AuditLine) -> tuple[str, ...]:
     times = [f"{entry.count} times"] if entry.count > 1 else []
     what = [*times, entry.action, *([entry.target] if entry.target else [])]
     what += entry.tasks
