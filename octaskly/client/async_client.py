@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from octaskly.client.drivers.asyncio_driver import AsyncioDriver
+from octaskly.client.drivers.request_flow import make_request_flow
 from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows import arrays, listing, streams
 from octaskly.client.flows import tasks as flows
 from octaskly.client.flows.listing import TaskFilter
-from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
@@ -44,7 +44,7 @@ class AsyncClient:
         place = resolve_endpoint(
             url, token=token, ca=ca, node=node, state_dir=state_dir
         )
-        self._requests = RequestFlow(place.label, retry_timeout_s=retry_timeout_s)
+        self._requests = make_request_flow(place.label, retry_timeout_s=retry_timeout_s)
         self._driver = AsyncioDriver(place)
 
     async def __aenter__(self) -> Self:

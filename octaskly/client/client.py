@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
+from octaskly.client.drivers.request_flow import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows import arrays, listing, streams
 from octaskly.client.flows import tasks as flows
 from octaskly.client.flows.listing import TaskFilter
-from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
@@ -57,7 +57,7 @@ class Client:
         place = resolve_endpoint(
             url, token=token, ca=ca, node=node, state_dir=state_dir
         )
-        self._requests = RequestFlow(place.label, retry_timeout_s=retry_timeout_s)
+        self._requests = make_request_flow(place.label, retry_timeout_s=retry_timeout_s)
         self._driver = ThreadDriver(place)
 
     def __enter__(self) -> Self:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from octaskly.client.drivers.request_flow import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Refused
 from octaskly.client.flows import calls
 from octaskly.client.flows.calls import Call, Response
-from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.errors import OctasklyError
 
@@ -36,7 +36,7 @@ class Session:
         retry_timeout_s: float = RETRY_TIMEOUT_S,
         on_wait: Callable[[Refused], None] | None = None,
     ) -> None:
-        self.requests = RequestFlow(
+        self.requests = make_request_flow(
             endpoint.label,
             retry_timeout_s=retry_timeout_s,
             on_failure=self._count_failure,

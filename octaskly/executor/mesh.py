@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+from octaskly.client.drivers.request_flow import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, TooMany
 from octaskly.client.flows import files, streams, tasks
-from octaskly.client.flows.request import RequestFlow
 from octaskly.client.flows.sse import Event
 from octaskly.rest.client_types import Draft, Task
 
@@ -27,7 +27,9 @@ class MeshClient:
     """
 
     def __init__(self, endpoint: Endpoint, retry_timeout_s: float) -> None:
-        self._requests = RequestFlow(endpoint.label, retry_timeout_s=retry_timeout_s)
+        self._requests = make_request_flow(
+            endpoint.label, retry_timeout_s=retry_timeout_s
+        )
         self._driver = ThreadDriver(endpoint)
         self._event_driver = ThreadDriver(endpoint)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -47,35 +45,28 @@ _STOPPED: Final = "fg    in the terminal of that agent, if Ctrl-Z has stopped it
 _T = TypeVar("_T")
 
 
-def _random() -> float:
-    return os.urandom(1)[0] / 256  # The library for this takes longer to import.
-
-
-def _new_key() -> str:
-    return os.urandom(16).hex()
-
-
 class RequestFlow:
     """Asks one node.
 
     Args:
-        place: What errors call the node.
-        patience_s: How long failures are borne before they are raised.
+        node_label: What errors call the node.
+        retry_timeout_s: How long a request that fails is sent again.
         clock: Counts seconds.
-        draw: A number from [0, 1), for pauses.
-        new_key: Makes a key for each submission, by which it can be repeated.
-        on_failure: Told of the first of some failures in a row, if it goes on.
-        is_program: Whether hints shall be for who writes one.
+        random: Returns a number in [0, 1), for the delays between retries.
+        new_key: Makes the idempotency key of each submission.
+        on_failure: Is called with the first of several failures in a row, if a retry
+            follows.
+        is_program: Whether hints are for the author of a program.
     """
 
     def __init__(
         self,
         node_label: str,
         *,
+        clock: Clock,
+        random: Callable[[], float],
+        new_key: Callable[[], str],
         retry_timeout_s: float = RETRY_TIMEOUT_S,
-        clock: Clock = time.monotonic,
-        random: Callable[[], float] = _random,
-        new_key: Callable[[], str] = _new_key,
         on_failure: Callable[[OctasklyError], None] | None = None,
         is_program: bool = True,
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -32,7 +31,7 @@ Clock = Callable[[], float]
 class Deadline:
     """When the caller waits no longer; `seconds` from now, None: for ever."""
 
-    def __init__(self, seconds: float | None, clock: Clock = time.monotonic) -> None:
+    def __init__(self, seconds: float | None, clock: Clock) -> None:
         self._seconds = seconds
         self._clock = clock
         self._at = None if seconds is None else clock() + seconds
@@ -61,9 +60,9 @@ class RetryState:
     """The failures of one request in a row.
 
     Args:
-        patience_s: How long they may go on.
+        retry_timeout_s: How long they may go on.
         was_reached: Whether a node has ever answered this client.
-        draw: A number from [0, 1), for pauses.
+        random: Returns a number in [0, 1), for the delays.
         clock: Counts seconds.
     """
 
@@ -73,7 +72,7 @@ class RetryState:
         retry_timeout_s: float,
         was_reached: bool,
         random: Callable[[], float],
-        clock: Clock = time.monotonic,
+        clock: Clock,
     ) -> None:
         self._retry_timeout_s = retry_timeout_s
         self._was_reached = was_reached

@@ -6,6 +6,7 @@ import itertools
 import json
 import linecache
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,9 @@ def test_ctrl_c_at_any_line_leaves_no_task_behind(
         mesh = Mesh()
         monkeypatch.setattr(thread_driver, "_ThreadFlowRun", partial(Stage, mesh))
         keys = (f"key-{n}" for n in itertools.count())
-        asker = RequestFlow("the node", new_key=keys.__next__)
+        asker = RequestFlow(
+            "the node", clock=time.monotonic, random=lambda: 0.0, new_key=keys.__next__
+        )
         at = ThreadDriver(Endpoint(url="http://127.0.0.1:1"))
         sys.settrace(interrupt_at(line))
         try:

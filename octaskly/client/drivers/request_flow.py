@@ -1,0 +1,38 @@
+"""Request flows with the clock and the random numbers of this process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.retry import RETRY_TIMEOUT_S
+from octaskly.errors import OctasklyError
+
+
+def make_request_flow(
+    node_label: str,
+    *,
+    retry_timeout_s: float = RETRY_TIMEOUT_S,
+    on_failure: Callable[[OctasklyError], None] | None = None,
+    is_program: bool = True,
+) -> RequestFlow:
+    """Return a `RequestFlow` for requests to one node; the arguments are its own."""
+    return RequestFlow(
+        node_label,
+        clock=time.monotonic,
+        random=_random,
+        new_key=_new_key,
+        retry_timeout_s=retry_timeout_s,
+        on_failure=on_failure,
+        is_program=is_program,
+    )
+
+
+def _random() -> float:
+    return os.urandom(1)[0] / 256  # Importing `random` takes longer.
+
+
+def _new_key() -> str:
+    return os.urandom(16).hex()
