@@ -67,8 +67,8 @@ class ApiMesh(AsyncExitStack):
                 lan_ssl=trust.lan_server_context([name], ["127.0.0.1"]),
                 forward_ssl=trust.lan_client_context(),
                 peer_node_id=trust.peer_node_id,
-                deadlines=deadlines,
-                tune=self.tuned.append,
+                timeouts=deadlines,
+                configure_socket=self.tuned.append,
                 **options,
             )
         )

@@ -124,13 +124,13 @@ async def api_node(
     served: list[AccessLogEntry] = []
     faults: list[BaseException] = []
     settings: dict[str, Any] = {
-        "verify": verify,
+        "verify_token": verify,
         "node_name": "laptop-01",
         "clock": FixedClock(),
         "peer_node_id": no_peer,
-        "on_served": served.append,
-        "on_fault": lambda _, error: faults.append(error),
-        "deadlines": HttpTimeouts(shutdown_s=1.0),
+        "on_response": served.append,
+        "on_unexpected_error": lambda _, error: faults.append(error),
+        "timeouts": HttpTimeouts(shutdown_s=1.0),
     }
     server = ApiServer(gateway, **(settings | options))
     port = await serve_free(server)

@@ -532,7 +532,7 @@ async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:
 
 async def test_a_header_may_be_as_long_as_the_setting_says() -> None:
     """Each field, and the first line."""
-    async with api_node(bounds=LimitOptions(header_bytes=4000)) as node:
+    async with api_node(limits=LimitOptions(header_bytes=4000)) as node:
         within = await node.ask("GET", "/health", headers={"Made-Up": "a" * 3900})
         field = await node.ask("GET", "/health", headers={"Made-Up": "a" * 4100})
         line = await node.ask("GET", "/health?" + "a" * 4100)
@@ -547,7 +547,7 @@ async def test_connections_over_the_limit_are_told_so_or_cut(
 ) -> None:
     """The UNIX socket keeps a reserve, so the local CLI still works."""
     monkeypatch.setattr(server, "EXCESS_ANSWERED_MAX", 1)
-    async with api_node(bounds=LimitOptions(connections_max=4)) as node:
+    async with api_node(limits=LimitOptions(connections_max=4)) as node:
         await _fill(node, tmp_path / "api.sock")
 
 
@@ -584,7 +584,7 @@ async def test_close_lets_requests_in_flight_finish() -> None:
     """Accepted work is answered; a long poll ends at once with the state as it is."""
     # The poll ends long before requests in flight would be cut.
     deadlines = HttpTimeouts(shutdown_s=2 * WAIT_S_MAX)
-    async with api_node(deadlines=deadlines) as node:
+    async with api_node(timeouts=deadlines) as node:
         task = await node.submit()
         node.gateway.held.clear()
         async with asyncio.timeout(WAIT_S_MAX), asyncio.TaskGroup() as group:

@@ -96,7 +96,7 @@ async def test_b02_forged_and_expired_tokens() -> None:
         claims = mesh.verify_token(token, time.time())
         return Principal(subject=claims.subject, role=claims.role)
 
-    async with api_node(verify=verify) as node:
+    async with api_node(verify_token=verify) as node:
         answers = {
             name: await node.ask(
                 "GET", TASKS, headers={"Authorization": f"Bearer {token}"}
@@ -746,7 +746,7 @@ async def test_b18_connect_is_refused(node: ApiNode) -> None:
 @pytest.mark.parametrize("data", [b"", b"GET /health HT", b"GET / HTTP/1.1\r\nHost: l"])
 async def test_b19_half_a_header(data: bytes) -> None:
     """Closed at the deadline, which runs from the connect."""
-    async with api_node(deadlines=HttpTimeouts(header_s=0.3, shutdown_s=1)) as node:
+    async with api_node(timeouts=HttpTimeouts(header_s=0.3, shutdown_s=1)) as node:
         began = asyncio.get_running_loop().time()
         await exchange(node.port, data)
         took_s = asyncio.get_running_loop().time() - began
@@ -756,7 +756,7 @@ async def test_b19_half_a_header(data: bytes) -> None:
 
 async def test_b19_half_a_body() -> None:
     """408, then closed."""
-    async with api_node(deadlines=HttpTimeouts(body_s=0.3, shutdown_s=1)) as node:
+    async with api_node(timeouts=HttpTimeouts(body_s=0.3, shutdown_s=1)) as node:
         answer = await node.ask(
             "POST", TASKS, headers=ADMIN | JSON | {"Content-Length": "100"}
         )
@@ -768,7 +768,7 @@ async def test_b19_half_a_body() -> None:
 async def test_b19_half_open_connections_harm_nobody() -> None:
     """With 200 of them an answer still comes, as they wait; all are closed at last."""
     patient = HttpTimeouts(header_s=2 * WAIT_S_MAX, shutdown_s=1)
-    async with api_node(deadlines=patient) as node:
+    async with api_node(timeouts=patient) as node:
         half = await _half_open(node)
         for _ in range(3):
             answer = await node.ask("GET", "/health")
@@ -776,7 +776,7 @@ async def test_b19_half_open_connections_harm_nobody() -> None:
         assert not any(reader.at_eof() for reader, _ in half)
         for _, writer in half:
             writer.transport.abort()
-    async with api_node(deadlines=HttpTimeouts(header_s=1.0, shutdown_s=1)) as node:
+    async with api_node(timeouts=HttpTimeouts(header_s=1.0, shutdown_s=1)) as node:
         half = await _half_open(node)
         async with asyncio.timeout(WAIT_S_MAX):
             for reader, writer in half:
@@ -798,7 +798,7 @@ async def _half_open(
 
 async def test_b19_answers_that_nobody_reads() -> None:
     """Asked for without a token, one behind the other: it does not keep its place."""
-    async with api_node(deadlines=HttpTimeouts(stall_s=0.5, shutdown_s=1)) as node:
+    async with api_node(timeouts=HttpTimeouts(stall_s=0.5, shutdown_s=1)) as node:
         lines = "GET /static/app/store.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
         async with unread(node, lines.encode() * 5000):
             await until(lambda: not node.server.connection_count)

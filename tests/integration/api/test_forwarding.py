@@ -60,7 +60,7 @@ async def test_handshakes_of_one_address_are_bounded_by_the_setting(
 ) -> None:
     """Whoever connects to the LAN port and says nothing gets no more places."""
     bounds = LimitOptions(lan_handshakes_per_address=2)
-    member = await api_mesh.member("bay", bounds=bounds)
+    member = await api_mesh.member("bay", limits=bounds)
     place = ("127.0.0.1", member.lan_port)
     (first, one), (second, two), (third, three) = [
         await asyncio.open_connection(*place) for _ in range(3)
@@ -83,7 +83,7 @@ async def test_strangers_that_never_say_hello_are_bounded(
     bounds = LimitOptions(
         handshake_s=int(4 * WAIT_S_MAX)
     )  # None is given up meanwhile.
-    front = await api_mesh.member("front", bounds=bounds)
+    front = await api_mesh.member("front", limits=bounds)
     address = ("127.0.0.1", front.lan_port)
     silent = [await asyncio.open_connection(*address) for _ in range(70)]
 
@@ -105,7 +105,7 @@ async def test_silent_addresses_without_number_keep_no_node_out(
 ) -> None:
     """One machine has as many as it likes, by IPv6; who waits longest makes room."""
     bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX), lan_handshakes_max=4)
-    front = await api_mesh.member("front", bounds=bounds)
+    front = await api_mesh.member("front", limits=bounds)
     place = ("127.0.0.1", front.lan_port)
     silent = [
         await asyncio.open_connection(*place, local_addr=(f"127.0.1.{i}", 0))
@@ -126,7 +126,7 @@ async def test_strangers_together_leave_connections_to_nodes(
     api_mesh: ApiMesh,
 ) -> None:
     """Four connections may be had here, and three of them by whom nobody knows."""
-    front = await api_mesh.member("front", bounds=LimitOptions(connections_max=4))
+    front = await api_mesh.member("front", limits=LimitOptions(connections_max=4))
     member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     opened = []
 
@@ -154,7 +154,7 @@ async def test_one_address_of_the_lan_gets_so_many_connections(
 ) -> None:
     """One more is told so; this machine and members are not counted by address."""
     bounds = LimitOptions(connections_per_address=2)
-    front = await api_mesh.member("front", bounds=bounds)
+    front = await api_mesh.member("front", limits=bounds)
     member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     asked = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

@@ -126,7 +126,7 @@ class Reader:
 
 @pytest.fixture
 async def patient_node() -> AsyncIterator[ApiNode]:
-    async with api_node(deadlines=PATIENT) as made:
+    async with api_node(timeouts=PATIENT) as made:
         yield made
 
 
@@ -676,7 +676,7 @@ async def test_who_waits_leaves_a_dispatcher_room_for_others(
     monkeypatch.setattr(task_status, "_BUSY_S", 0.01)
     few = LimitOptions(streams_max=FEW)
     names = ("front", "back", "worker")
-    three = Three(*[await api_mesh.member(name, bounds=few) for name in names])
+    three = Three(*[await api_mesh.member(name, limits=few) for name in names])
     task = await three.back.api.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with contextlib.AsyncExitStack() as stack:

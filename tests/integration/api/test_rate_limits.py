@@ -61,7 +61,7 @@ class Limited:
 @pytest.fixture
 async def limited_node() -> AsyncIterator[Limited]:
     clock = Clock()
-    async with api_node(rates=RATES, clock=clock) as started:
+    async with api_node(limits_per_minute=RATES, clock=clock) as started:
         yield Limited(started, clock)
 
 
@@ -156,7 +156,7 @@ async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
             await stream.send({"n": number})
 
     serve_stream(monkeypatch, many)
-    async with api_node(rates=RATES, clock=Clock()) as api:
+    async with api_node(limits_per_minute=RATES, clock=Clock()) as api:
         answers = [
             await api.ask("GET", "/api/v1/test-stream", headers=VIEWER)
             for _ in range(3)
@@ -198,7 +198,7 @@ async def test_of_too_many_clients_the_most_silent_begin_anew(
 async def members(api_mesh: ApiMesh) -> list[Member]:
     """Three nodes of one mesh; the first is dispatcher."""
     members = [
-        await api_mesh.member(name, rates=RATES, clock=Clock())
+        await api_mesh.member(name, limits_per_minute=RATES, clock=Clock())
         for name in ("a", "b", "c")
     ]
     for member in members[1:]:

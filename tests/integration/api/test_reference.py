@@ -80,7 +80,7 @@ async def documented_node() -> AsyncIterator[ApiNode]:
         "TOKEN": TOKENS["admin-token"],
         "bearer_token_here": TOKENS["client-token"],
     }
-    async with api_node(FakeGateway(), verify=tokens.__getitem__) as started:
+    async with api_node(FakeGateway(), verify_token=tokens.__getitem__) as started:
         yield started
 
 

@@ -85,10 +85,10 @@ async def session_node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
         )
 
     options: dict[str, Any] = {
-        "verify": verify,
+        "verify_token": verify,
         "clock": clock,
         "admissions": Nobody(),
-        "describe": lambda: CHECKUP,
+        "describe_agent": lambda: CHECKUP,
     }
     async with api_node(gateway, **options) as started:
         await started.server.serve_unix(tmp_path / "api.sock")
@@ -275,7 +275,7 @@ async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
     )
     async with api_node(
         FakeGateway(trust.node_id),
-        verify=lambda _: page,
+        verify_token=lambda _: page,
         admissions=Nobody(),
         lan_ssl=trust.lan_server_context(["here"], ["127.0.0.1"]),
     ) as node:
@@ -291,7 +291,7 @@ async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
 
 async def test_guesses_are_counted_on_loopback_too(clock: Hands) -> None:
     """As those of strangers on the network are."""
-    async with api_node(rates={"stranger": 3}, clock=clock) as node:
+    async with api_node(limits_per_minute={"stranger": 3}, clock=clock) as node:
         answers = [(await swap(node, "node-a.x")).status for _ in range(5)]
 
     assert answers == [401, 401, 401, 429, 429]

@@ -144,7 +144,7 @@ async def test_a_quiet_stream_shows_that_it_lives(
 ) -> None:
     """A comment now and then; else client and proxies could not tell it from death."""
     serve_stream(monkeypatch, Open())
-    async with api_node(deadlines=FAST) as node:
+    async with api_node(timeouts=FAST) as node:
         reader, writer = await connect(node)
         await reader.readuntil(RETRY)
         for _ in range(3):
@@ -168,7 +168,7 @@ async def test_a_client_that_does_not_read_is_cut(
             raise
 
     serve_stream(monkeypatch, produce)
-    async with api_node(deadlines=FAST) as node:
+    async with api_node(timeouts=FAST) as node:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", node.port, limit=1 << 10
         )
