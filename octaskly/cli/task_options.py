@@ -298,7 +298,7 @@ def task_options(command: _C) -> _C:
     def gathered(*args: Any, **values: Any) -> Any:
         asked = {field: values.pop(field) for field in DRAFT_FIELDS}
         asked["requires"] = _requires(values)
-        return command(*args, **values, asked=asked)
+        return command(*args, **values, fields=asked)
 
     for flag in reversed(TASK_OPTIONS):
         gathered = flag(gathered)
