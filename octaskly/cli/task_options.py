@@ -292,13 +292,13 @@ DRAFT_FIELDS: Final = (
 
 
 def task_options(command: _C) -> _C:
-    """Add the flags; the command gets what they say as one argument, `asked`."""
+    """Add the flags; the command gets what they say as one argument, `fields`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
-        asked = {field: values.pop(field) for field in DRAFT_FIELDS}
-        asked["requires"] = _requires(values)
-        return command(*args, **values, fields=asked)
+        fields = {field: values.pop(field) for field in DRAFT_FIELDS}
+        fields["requires"] = _requires(values)
+        return command(*args, **values, fields=fields)
 
     for flag in reversed(TASK_OPTIONS):
         gathered = flag(gathered)

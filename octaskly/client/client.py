@@ -37,7 +37,7 @@ class Client:
         ca: File with the CA of the mesh, of `octaskly ca`; else `OCTASKLY_CA_FILE`.
         node: Name of an agent of this machine, where several run.
         state_dir: Its state folder, instead.
-        patience_s: How long a mesh that does not answer, has no dispatcher, or asks
+        retry_timeout_s: How long a mesh that does not answer, has no dispatcher, or asks
             for a pause (429, 503) is asked again before that is an error.
 
     Raises:

@@ -25,7 +25,7 @@ class Session:
 
     Args:
         place: The node.
-        patience_s: How long a mesh that cannot answer at the moment is asked again.
+        retry_timeout_s: How long a mesh that cannot answer at the moment is asked again.
         on_wait: Told why, once for each request.
     """
 

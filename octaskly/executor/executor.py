@@ -72,7 +72,7 @@ class Executor(FuturesExecutor):
             or running; the others wait here, where they can still be cancelled without
             a request.
         url: As for `Client`, and so are `token`, `ca`, `node` and `state_dir`.
-        patience_s: How long a mesh that does not answer is asked again.
+        retry_timeout_s: How long a mesh that does not answer is asked again.
         python: The interpreter on the nodes; default the one that runs their agent.
         asked: What all tasks ask for, as `requires={"memory_mb": 4096}`.
 

@@ -23,7 +23,7 @@ class MeshClient:
 
     Args:
         place: That node.
-        patience_s: How long a mesh that does not answer is asked again.
+        retry_timeout_s: How long a mesh that does not answer is asked again.
     """
 
     def __init__(self, endpoint: Endpoint, retry_timeout_s: float) -> None:

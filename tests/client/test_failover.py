@@ -31,7 +31,7 @@ def with_both(state_dir: Path, program: Callable[[octaskly.Client, str], None]) 
 
     def run(kind: str) -> None:
         with opening(kind) as open_client:
-            program(open_client(state_dir=state_dir, patience_s=WAIT_S_MAX), kind)
+            program(open_client(state_dir=state_dir, retry_timeout_s=WAIT_S_MAX), kind)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(run, KINDS))

@@ -203,7 +203,7 @@ def test_a_wrong_port_is_recognised(agents: list[Agent], open_client: Open) -> N
     with pytest.raises(octaskly.ConfigError, match="does not speak TLS"):
         open_client(f"https://127.0.0.1:{http_port}").nodes()
     with pytest.raises(octaskly.ReplyLost) as caught:
-        open_client(f"http://127.0.0.1:{https_port}", patience_s=0.2).nodes()
+        open_client(f"http://127.0.0.1:{https_port}", retry_timeout_s=0.2).nodes()
     assert "https://NODE:3443" in (caught.value.hint or "")
 
 
@@ -220,7 +220,7 @@ def test_a_wrong_port_is_recognised(agents: list[Agent], open_client: Open) -> N
 def test_who_is_no_node_is_told_from_one(data: bytes, open_client: Open) -> None:
     """Port 3000 belongs to many programs."""
     with answering(data) as place:
-        mesh = open_client(f"http://{place}", token="t", patience_s=0.2)
+        mesh = open_client(f"http://{place}", token="t", retry_timeout_s=0.2)
         with pytest.raises(octaskly.NotOctaskly, match=place):
             mesh.nodes()
 
@@ -228,7 +228,7 @@ def test_who_is_no_node_is_told_from_one(data: bytes, open_client: Open) -> None
 def test_who_speaks_no_http_is_no_node(open_client: Open) -> None:
     """Its answer is never taken for one, and the token goes nowhere else."""
     with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as place:
-        mesh = open_client(f"http://{place}", token="t", patience_s=0.2)
+        mesh = open_client(f"http://{place}", token="t", retry_timeout_s=0.2)
         with pytest.raises(octaskly.ReplyLost):
             mesh.nodes()
 

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import octaskly
+
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """What `ProtectHome=yes` hides from the system unit."""
 
@@ -50,7 +52,7 @@ def program_paths(script: Path) -> tuple[Path, ...]:
 
     Everything on `sys.path` runs with it: a module that is not ours may be imported.
     """
-    package = Path(__file__).parent.parent
+    package = Path(octaskly.__file__).parent
     places = (
         str(script),
         sys.executable,

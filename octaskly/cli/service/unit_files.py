@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import octaskly
 from octaskly.cli.service.systemd import UNIT, Scope
 from octaskly.config.paths import xdg_folder
 from octaskly.errors import ConfigError
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(octaskly.__file__).parent
 _FOLDERS = (_PACKAGE / "systemd", _PACKAGE.parent / "systemd")  #: a wheel; a clone
 _EXEC = re.compile(r"^ExecStart=.*$", re.MULTILINE)
 _TRAILER = re.compile(

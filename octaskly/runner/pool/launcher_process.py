@@ -23,11 +23,11 @@ STOP_S = 6.0  #: a launcher that was told to close has this long to end its tree
 PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
 PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
 
-#: With what a task performs calls of `octaskly.Executor`: see `executor.callee`.
+#: With what a task performs calls of `octaskly.Executor`: see `executor.call_runner`.
 CALL_VARIABLES = {
     "OCTASKLY_PYTHON": sys.executable,
     "OCTASKLY_CALLEE": str(
-        Path(octaskly.__file__).resolve().parent / "executor" / "callee.py"
+        Path(octaskly.__file__).resolve().parent / "executor" / "call_runner.py"
     ),
 }
 
