@@ -195,7 +195,7 @@ async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
         "outputs_dir": folder / "outputs",
         "scratch_dir": folder / "scratch",
         "archive": archive_in(folder),
-        "supply": supply_in(folder),
+        "blob_fetcher": supply_in(folder),
         "node_name": "rig",
         "clock": MachineClock(),
         "on_ended": on_ended,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
+
+from msgspec import json
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
@@ -159,20 +160,25 @@ def _condition(search: TaskSearch) -> tuple[str, list[str]]:
     values: list[str] = []
     if search.name is not None:
         parts.append(f"instr(options, ?) AND {_NAME} = ?")
-        values += [json.dumps(search.name), search.name]
+        values += [_as_stored(search.name), search.name]
     for name, value in search.labels:
         if value is None:
             parts.append(f"instr(options, ?) AND {_LABELLED})")
-            values += [f'"{name}", ', name]
+            values += [_as_stored(name) + ",", name]
         else:
             parts.append(f"instr(options, ?) AND {_LABELLED} AND value ->> 1 = ?)")
-            values += [json.dumps([name, value]), name, value]
+            values += [_as_stored((name, value)), name, value]
     if search.text is not None:
         like = "LIKE ? ESCAPE '\\'"
         parts.append(f"(command {like} OR (options {like} AND {_NAME} {like}))")
-        written = json.dumps(search.text)[1:-1]
+        written = _as_stored(search.text)[1:-1]
         values += map(_like_pattern, (search.text, written, search.text))
     return " AND ".join(parts), values
+
+
+def _as_stored(value: object) -> str:
+    """Return a value as it is written in the column `options`."""
+    return json.encode(value).decode()
 
 
 def _like_pattern(text: str) -> str:
