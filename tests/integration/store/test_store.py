@@ -390,11 +390,11 @@ async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
 async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> None:
     """The reserve lets running tasks report when nothing new is accepted."""
     free = shutil.disk_usage(tmp_path).free
-    async with opened(tmp_path / "a.db", room_bytes=0) as store:
+    async with opened(tmp_path / "a.db", free_bytes_min=0) as store:
         assert store.has_disk_room(1000)
         assert not store.has_disk_room(4 * free)
         assert store.shortage_reason(1000) is None
-    async with opened(tmp_path / "b.db", room_bytes=4 * free) as store:
+    async with opened(tmp_path / "b.db", free_bytes_min=4 * free) as store:
         assert not store.has_disk_room()
         assert "MiB are free where the log is" in str(store.shortage_reason())
 
