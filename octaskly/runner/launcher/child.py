@@ -1,4 +1,4 @@
-"""One attempt as a process: what was asked for, and what it wrote."""
+"""Start orders, and running attempts with their output pipes and deadline."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FIRST = r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*"
 _WORD = r"[A-Za-z0-9_@%+=:,./-]+"
 _PLAIN = re.compile(rf"[ \t]*{_FIRST}(?:[ \t]+{_WORD})*[ \t]*")
 
-#: Names that dash, bash, busybox ash, ksh or mksh run or read themselves. A name too
-#: many costs half a millisecond; a name too few changes what a command means.
+#: Builtins and keywords of dash, bash, busybox ash, ksh and mksh. A superfluous name
+#: costs half a millisecond; a missing name changes the meaning of a command.
 SHELL_KEYWORDS = frozenset(
-    (  # noqa: SIM905 - a list of ninety lines would hide what is missing
+    (  # noqa: SIM905 - a list of ninety lines would hide a missing name
         ". : alias autoload bg bind break builtin caller case cd chdir command compgen "
         "complete compopt continue coproc declare dirs disown do done echo elif else "
         "enable end esac eval exec exit export false fc fg fi float for foreach "
@@ -33,7 +33,7 @@ SHELL_KEYWORDS = frozenset(
     ).split()
 )
 
-DIRECT_COMMAND_CHARS_MAX = 100_000  #: below the 128 KiB that one argument may have
+DIRECT_COMMAND_CHARS_MAX = 100_000  #: below the kernel's 128 KiB for one argument
 
 
 def split_simple_command(command: str) -> list[str] | None:
@@ -45,23 +45,24 @@ def split_simple_command(command: str) -> list[str] | None:
 
 
 def shell_argv(command: bytes) -> list[bytes]:
-    """Return the words that run a command through the shell."""
+    """Return the arguments that run a command through the shell."""
     if command.startswith((b"-", b"+")):
-        return [b"sh", b"-c", b"--", command]  # Else the shell takes it for an option.
+        # Without `--` the shell would parse the command as an option.
+        return [b"sh", b"-c", b"--", command]
     return [b"sh", b"-c", command]
 
 
 READ_BYTES = 65536
-BUFFER_BYTES_MAX = 256 << 10  #: of a stream; then a file is asked for
-DRAIN_READS_MAX = 64  #: a grandchild that writes for ever must not hold the end up
-NO_OPTIONS: Final[Mapping[str, Any]] = {}  #: is asked for by most tasks
+BUFFER_BYTES_MAX = 256 << 10  #: of a stream in memory; more output needs a file
+DRAIN_READS_MAX = 64  #: bounds the delay by a grandchild that keeps writing
+NO_OPTIONS: Final[Mapping[str, Any]] = {}  #: the options of most tasks
 
 
 class StartOrder:
-    """What the pool asks for, made ready for its start.
+    """The pool's order to run an attempt, prepared for a fast start.
 
-    Orders come many at a time, and code that has just run is three times as fast as
-    after a pause. So what can be done here is not left for when a slot is free.
+    The command is parsed here, not when a slot is free: orders arrive in batches, and
+    code that has just run is three times as fast as after a pause.
     """
 
     __slots__ = (
@@ -92,20 +93,18 @@ class StartOrder:
         self.key = key
         self.task = task.encode()
         self.attempt = attempt.encode()
-        self.marker = marker.encode()  #: unlike task and attempt, no other run has it
+        self.marker = marker.encode()  #: globally unique to this attempt
         self.command = command  #: UTF-8
         text = command.decode("utf-8", "surrogatepass")
-        self.argv = split_simple_command(text)  #: None where it needs a shell
+        self.argv = split_simple_command(text)  #: None if the command needs a shell
         self.timeout_s = timeout_s
-        self.options = options  #: as `orders.run_order` made it
-        self.limit_enforcer: LimitEnforcer | None = (
-            None  #: its limits, where it has any
-        )
+        self.options = options  #: see `launch_messages.build_launch_options`
+        self.limit_enforcer: LimitEnforcer | None = None  #: None without limits
         self.queued_s = queued_s
 
 
 class PipeReader:
-    """The read end of a pipe; keeps the first bytes and counts them all."""
+    """The read end of an output pipe; keeps the first bytes and counts all bytes."""
 
     __slots__ = (
         *("epoll", "fd", "is_open", "head", "head_bytes_max", "size_bytes", "stream"),
@@ -117,13 +116,13 @@ class PipeReader:
         self.head_bytes_max = limit
         self.stream = stream
         self.is_open = True
-        self.epoll: select.epoll | None = None  #: that watches it
+        self.epoll: select.epoll | None = None  #: that `fd` is registered with
         self.head = bytearray()
         self.size_bytes = 0
         self.output_file: OutputFileWriter | None = None
 
     def read_chunk(self) -> bool:
-        """Take one piece; return whether there may be more at this moment."""
+        """Read one chunk; return True if more may be readable now."""
         try:
             data = os.read(self.fd, READ_BYTES)
         except BlockingIOError:
@@ -139,21 +138,21 @@ class PipeReader:
             self._write(data)
         return True
 
-    def attach_file(self, transcript: OutputFileWriter) -> None:
-        """Write what was kept, and from now on all that comes, into a file."""
-        self.output_file = transcript
+    def attach_file(self, output_file: OutputFileWriter) -> None:
+        """Write the bytes kept so far, and all later output, to a file."""
+        self.output_file = output_file
         self._write(self.head)
-        transcript.skip_to(self.stream, self.size_bytes)
+        output_file.skip_to(self.stream, self.size_bytes)
 
     def _write(self, data: bytes | bytearray) -> None:
         assert self.output_file is not None
         try:
             self.output_file.write(self.stream, data)
-        except OSError:  # A full disk: the rest is counted.
+        except OSError:  # The disk is full: later output is only counted.
             self.output_file = None
 
     def read_remaining(self) -> None:
-        """Take what is there, without waiting for others to close the pipe."""
+        """Read the buffered output without waiting for other writers, then close."""
         if not self.is_open:
             return
         if self.epoll is None:
@@ -165,27 +164,27 @@ class PipeReader:
             self.close()
 
     def register(self, epoll: select.epoll) -> None:
-        """Have an epoll tell when there is something to read."""
+        """Register the pipe with an epoll."""
         self._set_nonblocking()
         epoll.register(self.fd, select.EPOLLIN)
         self.epoll = epoll
 
     def _set_nonblocking(self) -> None:
-        # Only our end: O_NONBLOCK on the task's stdout would surprise it.
+        # Only our end: tasks do not expect O_NONBLOCK on their stdout.
         os.set_blocking(self.fd, False)
 
     def unregister(self) -> None:
-        """Have it tell no more.
+        """Unregister the pipe from its epoll.
 
-        Closing alone does not do that: a process that is being started has a copy of
-        the descriptor, until it has executed its program.
+        Closing is not enough: a process that is being started has a copy of the
+        descriptor until it has executed its program.
         """
         if self.epoll is not None:
             self.epoll.unregister(self.fd)
             self.epoll = None
 
     def close(self) -> None:
-        """Close the pipe; a writer that is left gets SIGPIPE."""
+        """Close the pipe; remaining writers get SIGPIPE."""
         if self.is_open:
             if self.epoll is not None:
                 self.unregister()
@@ -228,33 +227,33 @@ class AttemptProcess:
         order: StartOrder,
         slot: Slot,
         pid: int,
-        sinks: tuple[PipeReader, PipeReader],
-        begin: tuple[float, int],
+        readers: tuple[PipeReader, PipeReader],
+        started_at: tuple[float, int],
     ) -> None:
         self.key = order.key
         self.slot = slot
         self.pid = pid
-        self.stdout, self.stderr = sinks
-        self.started_s, self.started_ms = begin  #: monotonic, wall clock
-        self.deadline_s = self.started_s + order.timeout_s  #: of the next measure
+        self.stdout, self.stderr = readers
+        self.started_s, self.started_ms = started_at  #: monotonic, wall clock
+        self.deadline_s = self.started_s + order.timeout_s  #: of the next signal
         self.grace_s: float | None = order.options.get("grace_s")
-        self.end_reason = ""  #: `timeout` or `cancelled` once it is being ended
+        self.end_reason = ""  #: why it is being ended: `timeout`, `cancelled`, ...
         self.marker = MARKER_PREFIX + order.marker
-        self.remaining_s: float | None = None  #: until the deadline, while frozen
+        self.remaining_s: float | None = None  #: to the deadline; set while frozen
         self.output_file: OutputFileWriter | None = None
-        self.has_requested_file = False  #: for a file to write its output into
-        self.detail = ""  #: of its end
+        self.has_requested_file = False  #: asked the agent for an output file
+        self.detail = ""  #: explains the end to people
 
     def attach_file(self, fd: int, bytes_max: int) -> None:
-        """Write its output into a file, whose descriptor is ours from now on."""
+        """Write the output to a file; takes ownership of `fd`."""
         self.output_file = OutputFileWriter(fd, bytes_max)
-        for sink in (self.stdout, self.stderr):
-            sink.attach_file(self.output_file)
+        for reader in (self.stdout, self.stderr):
+            reader.attach_file(self.output_file)
         with suppress(OSError):
             self.output_file.publish()
 
     def pause_deadline(self, now_s: float) -> None:
-        """Count no time while it is frozen; what is being ended gets no more grace."""
+        """Pause the deadline of a frozen attempt; one being ended is killed at once."""
         if self.end_reason:
             self.deadline_s = now_s
         elif self.remaining_s is None:
@@ -262,7 +261,7 @@ class AttemptProcess:
             self.deadline_s = float("inf")
 
     def resume_deadline(self, now_s: float) -> None:
-        """Count on."""
+        """Resume the deadline after a freeze."""
         if self.remaining_s is not None and not self.end_reason:
             self.deadline_s = now_s + self.remaining_s
         self.remaining_s = None
@@ -270,29 +269,31 @@ class AttemptProcess:
     def mark_exited(
         self, status: int, usage: bytes, *, now_s: float, now_ms: int
     ) -> None:
-        """Note that its first process has ended, as `wait4` says."""
+        """Record the exit status and usage of the first process, from `wait4`."""
         self.status, self.usage = status, usage
         self.ended_s, self.ended_ms = now_s, now_ms
 
     def drain_output(self) -> None:
-        """Take what is left of its output, and close the pipes."""
+        """Read the remaining output, then close the pipes and the file."""
         self.stdout.read_remaining()
         self.stderr.read_remaining()
         if self.output_file is not None:
             self.output_file.close()
 
-    def build_end_message(self, gauge: UsageReader) -> list[object]:
-        """Return the message that ends this attempt, which has been drained."""
+    def build_end_message(self, usage_reader: UsageReader) -> list[object]:
+        """Return the `end` message of this attempt; its output must be drained."""
         code, used = (
             os.waitstatus_to_exitcode(self.status),
-            gauge.parse_usage(self.usage),
+            usage_reader.parse_usage(self.usage),
         )
         out, err = self.stdout, self.stderr
-        if (fence := self.slot.limit_enforcer) is not None:
-            used = fence.measured_usage(used)
-            self.detail = self.detail or fence.possible_cause(code, used)
-            if not self.end_reason and (broken := fence.exceeded_limit(code, used)):
-                self.end_reason, self.detail = "head_bytes_max", broken
+        if (enforcer := self.slot.limit_enforcer) is not None:
+            used = enforcer.measured_usage(used)
+            self.detail = self.detail or enforcer.possible_cause(code, used)
+            if not self.end_reason and (
+                exceeded := enforcer.exceeded_limit(code, used)
+            ):
+                self.end_reason, self.detail = "head_bytes_max", exceeded
         times = (self.started_ms, self.ended_ms)
         ran_ms = int((self.ended_s - self.started_s) * 1000)
         written = (bytes(out.head), bytes(err.head), out.size_bytes, err.size_bytes)

@@ -1,8 +1,8 @@
-"""When tasks that run are told to end, are killed, are frozen: in one place.
+"""Deadlines of running tasks: timeout, grace period, SIGKILL, freeze.
 
-There is one way to end a task, whoever wants it: SIGTERM to its whole tree, a time of
-grace, SIGKILL until nobody is left. Its first reason stays, but for a cancel, which
-is what a client was told.
+Every task is ended in the same way: SIGTERM to its whole tree, a grace period, then
+SIGKILL until no process is left. The first reason for the end is kept. Only a cancel
+replaces it, because the client already has the answer that the task is cancelled.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class TaskDeadlines:
 
     Args:
         running: The launcher's tasks by the pid of their first process.
-        kin: Reaches their trees.
-        grace_s: Time between SIGTERM and SIGKILL, where the task has none of its own.
+        process_tracker: Signals the process trees.
+        grace_s: Time between SIGTERM and SIGKILL for tasks without their own.
     """
 
     def __init__(
@@ -35,43 +35,43 @@ class TaskDeadlines:
         self._running = running
         self._process_tracker = process_tracker
         self._grace_s = grace_s
-        self._deadline_s = NEVER  #: the first of all
-        self._refreeze_s = NEVER  #: when to stop again what does not stand still
+        self._deadline_s = NEVER  #: the earliest of all tasks
+        self._refreeze_s = NEVER  #: when to stop processes that still run
         self.is_frozen = False
 
     @property
     def due_s(self) -> float:
-        """When `run_due` has something to do."""
+        """The time at which `run_due` has something to do."""
         return min(self._deadline_s, self._refreeze_s)
 
     def add_task(self, child: AttemptProcess) -> None:
-        """Watch a task that has just been started."""
+        """Track the deadline of a task that has just been started."""
         self._deadline_s = min(self._deadline_s, child.deadline_s)
 
     def run_due(self, now_s: float) -> None:
-        """Do what is due."""
+        """Enforce the deadlines that have passed, and repeat a freeze if necessary."""
         if now_s >= self._deadline_s:
             self._enforce_deadlines(now_s)
         if now_s >= self._refreeze_s:
-            is_still = self._process_tracker.freeze_all()
-            self._refreeze_s = NEVER if is_still else now_s + FREEZE_RETRY_S
+            is_stopped = self._process_tracker.freeze_all()
+            self._refreeze_s = NEVER if is_stopped else now_s + FREEZE_RETRY_S
 
     def end_task(self, child: AttemptProcess, end_reason: str, now_s: float) -> None:
-        """Begin the end of a task, unless it has begun; `verdict` says why."""
+        """Start to end a task, unless it is being ended already."""
         is_ending = bool(child.end_reason)
         if not is_ending or end_reason == "cancelled":
             child.end_reason = end_reason
         if is_ending:
             return
         if self.is_frozen:
-            child.pause_deadline(now_s)  # It cannot act on a signal: no grace.
+            child.pause_deadline(now_s)  # A frozen task cannot act on SIGTERM.
         else:
             self._process_tracker.signal_task(child, signal.SIGTERM)
             child.deadline_s = now_s + self._grace_of(child, end_reason)
         self._deadline_s = min(self._deadline_s, child.deadline_s)
 
     def set_frozen(self, now_s: float, *, is_frozen: bool) -> None:
-        """Stop all tasks where they are, or let them go on; time stands still, too."""
+        """Freeze or thaw all tasks; deadlines are paused meanwhile."""
         self.is_frozen = is_frozen
         for child in self._running.values():
             if is_frozen:
@@ -83,11 +83,11 @@ class TaskDeadlines:
         if not is_frozen:
             self._process_tracker.thaw_all()
 
-    def _grace_of(self, child: AttemptProcess, verdict: str) -> float:
+    def _grace_of(self, child: AttemptProcess, end_reason: str) -> float:
         if child.grace_s is None:
             return self._grace_s
-        # A node that stops waits for nobody longer than it said.
-        most_s = self._grace_s if verdict == "draining" else NEVER
+        # A node that shuts down never waits longer than its own grace period.
+        most_s = self._grace_s if end_reason == "draining" else NEVER
         return min(child.grace_s, most_s)
 
     def _enforce_deadlines(self, now_s: float) -> None:

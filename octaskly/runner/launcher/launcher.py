@@ -1,12 +1,12 @@
-"""The launcher: a small process that starts tasks and sees them end.
+"""The launcher: a small process that starts tasks and reaps them.
 
-It is started by file, without site-packages and without the agent's modules, so that
-it takes few milliseconds and megabytes. One thread, one epoll: orders come over the
-control socket, SIGCHLD tells of what ended, pipes are watched only for tasks that live
-longer than a moment. When the control socket ends, the agent is gone, and every tree
-is killed.
+The agent starts it by file, without site-packages and without the agent's modules, so
+that it starts within milliseconds and needs few megabytes. It has one thread and one
+epoll: start orders arrive on the control socket, and SIGCHLD reports ended processes.
+Output pipes are registered only for tasks that run longer than `WATCH_AFTER_S`. When
+the control socket closes, the agent is gone, and the launcher kills every process tree.
 
-What comes and goes on the control socket is told in `frames`.
+`launch_protocol` describes the messages on the control socket.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Isolated mode leaves out the folders of msgpack and of this package; the agent
-    # names them. The script's own folder would make its modules top-level.
+    # Isolated mode omits the folders of msgpack and of this package, so the agent
+    # passes them. The script's own folder is dropped: it would make its modules
+    # top-level.
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
 from octaskly.runner.launch_protocol import (
@@ -54,12 +55,12 @@ from octaskly.runner.processes.limits import build_limit_enforcer
 from octaskly.runner.processes.privileges import switch_user
 from octaskly.runner.processes.proc_tree import become_subreaper
 
-WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
-UNDRAINED_MAX = 8  #: while an end is all that matters, so many are read together
-ORDER_WAIT_S_MAX = 0.05  #: an order that has not started by then is given back
-OOM_SCORE = 500  #: as if half of the memory were theirs
+WATCH_AFTER_S = 0.005  #: most tasks end earlier and need no epoll calls
+UNDRAINED_MAX = 8  #: ended attempts whose output is read in one batch
+ORDER_WAIT_S_MAX = 0.05  #: an order that has not started by then is returned
+OOM_SCORE = 500  #: as if tasks used half of the memory more
 KILL_RETRY_S = 0.025
-KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
+KILL_GIVE_UP_S = 5.0  #: after this, report a process stuck in the kernel
 
 
 class Launcher:
@@ -73,28 +74,24 @@ class Launcher:
             output_bytes_max=int(str(settings["output_bytes_max"])),
             has_ctype=bool(settings["has_ctype"]),
         )
-        os.umask(int(str(settings["umask"])))  # The agent's own is for its secrets.
+        # The agent's own umask is stricter, because of its secrets.
+        os.umask(int(str(settings["umask"])))
         self._transcript_bytes_max = int(str(settings["transcript_bytes_max"]))
         self._frame_buffer = FrameBuffer()
-        self._received_fds: deque[int] = (
-            deque()
-        )  # came ahead of the orders they belong to
-        self._undrained: list[
-            AttemptProcess
-        ] = []  # their slots are free, their pipes still open
+        self._received_fds: deque[int] = deque()  # arrive before their orders
+        # Ended attempts: their slots are free, their pipes still open.
+        self._undrained: list[AttemptProcess] = []
         self._waiting: deque[StartOrder] = deque()
         self._running: dict[int, AttemptProcess] = {}  # by pid
-        self._unwatched: deque[AttemptProcess] = (
-            deque()
-        )  # not watched yet, oldest first
-        self._pipe_readers: dict[
-            int, AttemptProcess
-        ] = {}  # by pipe descriptor, watched ones
+        # Attempts whose pipes are not registered yet, oldest first.
+        self._unwatched: deque[AttemptProcess] = deque()
+        # By the descriptor of a registered pipe.
+        self._pipe_readers: dict[int, AttemptProcess] = {}
         self._last_end_s = 0.0
-        self._polled_s = 0.0  # all descriptors were looked at
+        self._polled_s = 0.0  # time of the last poll
         self._unkilled: list[AttemptProcess] = []
         self._exits: deque[tuple[int, int, bytes]] = deque()
-        self._has_children = False  #: that have not ended, or were left by tasks
+        self._has_children = False  #: children of any kind, also orphans of tasks
         self._is_closing = False
         self._epoll = select.epoll()
         self._outbox = Outbox(control, self._epoll)
@@ -110,21 +107,21 @@ class Launcher:
         )
 
     def run(self) -> None:
-        """Serve until the agent is gone, then end every tree."""
+        """Run orders until the agent is gone, then kill every process tree."""
         self._control.settimeout(0)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            # Meant for the agent, if they reach all its processes; it ends us.
+            # These signals are for the agent, which then closes its launchers.
             signal.signal(number, signal.SIG_IGN)
         self._epoll.register(self._control, select.EPOLLIN)
         self._epoll.register(self._reaper.fd, select.EPOLLIN)
-        is_deaf = False
+        is_exit_only = False
         while not (self._is_closing or self._outbox.is_agent_gone):
-            self._wait_for_events(is_exit_awaited_only=is_deaf)
+            self._wait_for_events(is_exit_awaited_only=is_exit_only)
             self._handle_exits()
             self._start_waiting()
-            is_deaf = self._is_exit_awaited_only()
-            if is_deaf and len(self._undrained) < UNDRAINED_MAX:
-                continue  # The rest is done for several at a time, in warm caches.
+            is_exit_only = self._is_exit_awaited_only()
+            if is_exit_only and len(self._undrained) < UNDRAINED_MAX:
+                continue  # Draining several at a time is faster, with warm caches.
             self._drain_ended()
             now_s = time.monotonic()
             self._run_timers(now_s)
@@ -144,7 +141,7 @@ class Launcher:
             self._has_children = self._reap_children()
 
     def _is_exit_awaited_only(self) -> bool:
-        """Whether an end is all that matters: slots are taken, and more is to do."""
+        """Return True if all slots are taken and orders wait: only an exit matters."""
         return (
             len(self._waiting) >= HOLD_WAITING_MIN
             and not (self._slots or self._pipe_readers or self._outbox.is_blocked)
@@ -158,11 +155,11 @@ class Launcher:
         elif fd == self._control.fileno():
             self._receive_orders()
         elif (child := self._pipe_readers.get(fd)) is not None:
-            sink = child.stdout if child.stdout.fd == fd else child.stderr
-            sink.read_chunk()
-            if not sink.is_open:
+            reader = child.stdout if child.stdout.fd == fd else child.stderr
+            reader.read_chunk()
+            if not reader.is_open:
                 del self._pipe_readers[fd]
-            elif not child.has_requested_file and len(sink.head) > BUFFER_BYTES_MAX:
+            elif not child.has_requested_file and len(reader.head) > BUFFER_BYTES_MAX:
                 self._ask_for_file(child)
 
     # -- the pool --------------------------------------------------------------
@@ -203,10 +200,10 @@ class Launcher:
                 assert name == "close"
                 self._is_closing = True
 
-    def _stop_attempt(self, key: object, verdict: object) -> None:
+    def _stop_attempt(self, key: object, end_reason: object) -> None:
         for child in self._running.values():
             if child.key == key:
-                self._deadlines.end_task(child, str(verdict), time.monotonic())
+                self._deadlines.end_task(child, str(end_reason), time.monotonic())
         if any(order.key == key for order in self._waiting):
             self._waiting = deque(o for o in self._waiting if o.key != key)
             self._outbox.add_message("back", key)
@@ -219,12 +216,12 @@ class Launcher:
     # -- output in files -------------------------------------------------------
 
     def _ask_for_file(self, child: AttemptProcess) -> None:
-        """Read no further until there is a file: the pipe fills, the task waits."""
+        """Ask for a file; stop reading until then, so that the full pipe blocks."""
         child.has_requested_file = True
         self._outbox.add_message("full", child.key)
-        for sink in (child.stdout, child.stderr):
-            if self._pipe_readers.pop(sink.fd, None) is not None:
-                sink.unregister()
+        for reader in (child.stdout, child.stderr):
+            if self._pipe_readers.pop(reader.fd, None) is not None:
+                reader.unregister()
 
     def _attach_file(self, key: object, fd: int | None) -> None:
         child = next((c for c in self._running.values() if c.key == key), None)
@@ -235,9 +232,9 @@ class Launcher:
         child.has_requested_file = True
         if fd is not None:
             child.attach_file(fd, self._transcript_bytes_max)
-        for sink in (child.stdout, child.stderr):
-            if sink.is_open and sink.fd not in self._pipe_readers:
-                self._watch_pipe(sink, child)
+        for reader in (child.stdout, child.stderr):
+            if reader.is_open and reader.fd not in self._pipe_readers:
+                self._watch_pipe(reader, child)
 
     # -- starting --------------------------------------------------------------
 
@@ -274,11 +271,11 @@ class Launcher:
     # -- ending ----------------------------------------------------------------
 
     def _reap_children(self) -> bool:
-        """Reap what has ended; return whether any child is left."""
-        ends = self._reaper
-        while (pid := ends.reap_child()) > 0:
+        """Reap ended children; return True if any child is left."""
+        reaper = self._reaper
+        while (pid := reaper.reap_child()) > 0:
             if pid in self._running:
-                self._exits.append((pid, ends.status, ends.usage_bytes))
+                self._exits.append((pid, reaper.status, reaper.usage_bytes))
             else:
                 self._process_tracker.on_reaped(pid)
         return pid == 0
@@ -299,7 +296,7 @@ class Launcher:
                 self._unkilled.append(child)
 
     def _drain_ended(self) -> None:
-        """Take the last output of what is over; its slot has been given already."""
+        """Read the last output of ended attempts, whose slots are free already."""
         for child in self._undrained:
             self._drain_attempt(child)
             self._outbox.add_end(child)
@@ -307,9 +304,9 @@ class Launcher:
 
     def _drain_attempt(self, child: AttemptProcess) -> None:
         if self._pipe_readers:
-            for sink in (child.stdout, child.stderr):
-                if sink.is_open:  # Else the number may be another task's by now.
-                    self._pipe_readers.pop(sink.fd, None)
+            for reader in (child.stdout, child.stderr):
+                if reader.is_open:  # A closed number may belong to another pipe now.
+                    self._pipe_readers.pop(reader.fd, None)
         child.drain_output()
 
     def _kill_all(self) -> None:
@@ -348,12 +345,12 @@ class Launcher:
         if self._running.get(child.pid) is not child:
             return
         self._outbox.add_message("alive", child.key, child.pid)
-        for sink in (child.stdout, child.stderr):
-            self._watch_pipe(sink, child)
+        for reader in (child.stdout, child.stderr):
+            self._watch_pipe(reader, child)
 
-    def _watch_pipe(self, sink: PipeReader, child: AttemptProcess) -> None:
-        sink.register(self._epoll)
-        self._pipe_readers[sink.fd] = child
+    def _watch_pipe(self, reader: PipeReader, child: AttemptProcess) -> None:
+        reader.register(self._epoll)
+        self._pipe_readers[reader.fd] = child
 
     def _kill_leftovers(self, now_s: float) -> None:
         dying, self._unkilled = self._unkilled, []
@@ -369,9 +366,9 @@ class Launcher:
 
 
 def raise_oom_score() -> None:
-    """Let a machine that is out of memory end tasks, rather than their agent.
+    """Make the kernel kill tasks, not their agent, when memory runs out.
 
-    They inherit the score, and each that matters is larger than this process.
+    Tasks inherit the score; a task that uses much memory is larger than this process.
     """
     score = Path("/proc/self/oom_score_adj")
     with suppress(OSError, ValueError):
@@ -380,16 +377,16 @@ def raise_oom_score() -> None:
 
 
 def restore_core_limit(bytes_max: int) -> None:
-    """Give tasks the bound on core files that the agent has taken from itself."""
+    """Restore the limit on core files, which the agent lowered for itself."""
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (bytes_max, hard))
 
 
 def main() -> None:
-    """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`; see `frames` for settings."""
+    """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    # What the agent inherited from its own parent is nothing for tasks either.
+    # Tasks must not inherit descriptors that the agent inherited from its parent.
     names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
     os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
@@ -398,13 +395,13 @@ def main() -> None:
     launcher = Launcher(control, settings)
     if settings["core_bytes"] is not None:
         restore_core_limit(int(str(settings["core_bytes"])))
-    if settings["user"]:  # Behind what only the agent's own user may open.
+    if settings["user"]:  # `Launcher` has opened what only the agent's user may open.
         switch_user(*settings["user"])
-    # Next to no cycles are made, so it is enough to look for them now and then.
+    # The launcher creates almost no reference cycles, so collect them rarely.
     gc.freeze()
     gc.set_threshold(20_000)
-    # Ahead of all orders: no task is to blame for a launcher that dies unheard.
-    with suppress(OSError):  # The agent is gone, as `run` will find.
+    # Sent before any order: if a launcher dies before this, no task caused it.
+    with suppress(OSError):  # The agent is gone; `run` notices it.
         control.sendall(pack_frame([["ready", 0]]))
     launcher.run()
 

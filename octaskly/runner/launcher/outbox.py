@@ -1,4 +1,4 @@
-"""What a launcher has to tell its agent: together, while there is more to start."""
+"""Results on their way to the agent, batched while more orders wait."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from octaskly.runner.launch_protocol import pack_results
 from octaskly.runner.launcher.child import AttemptProcess
 from octaskly.runner.processes.limits import UsageReader
 
-HOLD_MAX_S = 0.05  #: ends wait so long for others while there is more to start
-STATUS_HOLD_S = 0.025  #: and what is no end, as it tells of what is not brief
-HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
-OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
-FINAL_SEND_S = 1.0  #: for an agent to take what is told at the end
+HOLD_MAX_S = 0.05  #: an `end` waits so long for others while orders wait
+STATUS_HOLD_S = 0.025  #: any other message, as it concerns longer tasks
+HOLD_WAITING_MIN = 2  #: with fewer waiting orders, results are sent at once
+OUTBOX_BYTES_MAX = 16 << 20  #: no attempt is started while so much is unsent
+FINAL_SEND_S = 1.0  #: timeout for the last results
 
 
 class Outbox:
     """Results on their way to the agent.
 
     Args:
-        control: The socket to the agent, which does not block.
-        epoll: Where it is registered, for what it can read.
+        control: The non-blocking socket to the agent.
+        epoll: The epoll in which it is registered for reading.
     """
 
     def __init__(self, control: socket.socket, epoll: select.epoll) -> None:
@@ -33,36 +33,36 @@ class Outbox:
         self._held_since_s = 0.0
         self._hold_s = HOLD_MAX_S
         self._usage_reader = UsageReader()
-        self.is_blocked = False  #: the socket is full, so we wait for room
-        self.is_agent_gone = False  #: the agent is gone
+        self.is_blocked = False  #: the socket buffer is full
+        self.is_agent_gone = False
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is unsent that nothing may be added to it."""
+        """True if so much is unsent that no attempt may be started."""
         return len(self._bytes) >= OUTBOX_BYTES_MAX
 
     @property
     def hold_s(self) -> float:
-        """How long results that are held may wait; for ever where there are none."""
+        """Seconds that held results may wait; infinite without results."""
         return self._hold_s if self._results else float("inf")
 
     def add_message(self, *result: object) -> None:
-        """Tell a result that is no end."""
+        """Add a message other than `end`."""
         self._hold_s = STATUS_HOLD_S
         self._results.append(list(result))
 
     def add_end(self, child: AttemptProcess) -> None:
-        """Tell the end of an attempt, whose message is made when it is sent.
+        """Add the `end` of an attempt; its message is built when it is sent.
 
-        Many at a time take a third of what each would take after a pause.
+        Building many messages at once takes a third of the time for each.
         """
         self._results.append(child)
 
     def send_due(self, waiting: int, now_s: float) -> None:
-        """Send what there is, unless it may wait.
+        """Send the results, unless they may still wait.
 
         Args:
-            waiting: Orders that can be started.
+            waiting: Number of orders that wait for a slot.
             now_s: Now, on the monotonic clock.
         """
         if self._results and not self._is_holding(waiting, now_s):
@@ -84,7 +84,7 @@ class Outbox:
             self._epoll.modify(self._control, select.EPOLLIN | out)
 
     def send_all(self) -> None:
-        """Send all that there is, if the agent still reads."""
+        """Send all results, waiting at most `FINAL_SEND_S` for the agent to read."""
         self._control.settimeout(FINAL_SEND_S)
         with suppress(OSError):
             self._control.sendall(bytes(self._bytes) + self._pack())
@@ -103,7 +103,7 @@ class Outbox:
         )
 
     def _is_holding(self, waiting: int, now_s: float) -> bool:
-        # One wake-up of the agent for several results, while it has nothing to add.
+        # Batching saves wake-ups of the agent, and enough orders wait here meanwhile.
         if waiting < HOLD_WAITING_MIN:
             return False
         self._held_since_s = self._held_since_s or now_s

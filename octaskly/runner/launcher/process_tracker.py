@@ -1,6 +1,6 @@
-"""Which processes belong to which task of a launcher, and how they are ended.
+"""The processes of each task of a launcher: finding, signalling, killing, freezing.
 
-See `tree` for how that is found out and what it can miss.
+See `proc_tree` for the method and its limits.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from octaskly.runner.launcher.child import AttemptProcess
 from octaskly.runner.processes import proc_tree
 
 KILL_ROUNDS = 40
-ORPHAN_KILL_ROUNDS = 50  #: looks at orphans alone, between two at all processes
-CHILDREN_BYTES_SHORT = 4000  #: the kernel gives a page at once; less is the end
+ORPHAN_KILL_ROUNDS = 50  #: scans of orphans alone between two scans of all processes
+CHILDREN_BYTES_SHORT = 4000  #: a read returns up to a page; less means the end
 
 
 class ProcessTracker:
-    """The processes below a launcher.
+    """The processes of a launcher's tasks.
 
     Args:
         running: The launcher's tasks by the pid of their first process.
-        reap: Collects children that have ended.
+        reap: Reaps children that have ended.
     """
 
     def __init__(
@@ -34,20 +34,20 @@ class ProcessTracker:
         self._owners: dict[int, tuple[int, set[int]]] = {}  # of adopted processes
         self._stopped: dict[int, proc_tree.Process] = {}  # by a freeze
         self._children_fd: int | None = None
-        with suppress(OSError):  # A kernel may be built without that file.
+        with suppress(OSError):  # A kernel may be built without this file.
             self._children_fd = os.open(
                 f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC
             )
 
     def on_reaped(self, pid: int) -> None:
-        """Note that an adopted process was reaped: its pid may come again."""
+        """Forget an adopted process that was reaped: its pid may be reused."""
         self._owners.pop(pid, None)
 
     def kill_remaining(self, child: AttemptProcess) -> bool:
-        """Kill what a task left whose first process has ended.
+        """Kill the remaining processes of a task whose first process has ended.
 
         Returns:
-            Whether nothing is left; if not, ask again a little later.
+            True if no process is left; otherwise call again a little later.
         """
         if child.slot.group is not None and child.slot.group.is_populated():
             child.slot.group.kill_all()
@@ -63,22 +63,22 @@ class ProcessTracker:
         return False
 
     def signal_task(self, child: AttemptProcess, number: int) -> None:
-        """Send a signal to every process of a task that still runs."""
+        """Send a signal to every process of a running task."""
         for process in self._processes_of(child):
             proc_tree.signal_process(process, number)
 
     def kill_task(self, child: AttemptProcess) -> None:
-        """Kill every process of a task that still runs."""
+        """Kill every process of a running task."""
         if child.slot.group is not None:
             child.slot.group.kill_all()
         self._kill_orphans(lambda pid: self._owner_of(pid, child)[0] == child.pid)
         self.signal_task(child, signal.SIGKILL)
 
     def freeze_all(self) -> bool:
-        """Stop every process of every task where it is, whoever it belongs to.
+        """Stop every process of every task, of whichever user.
 
         Returns:
-            Whether all stand still; if not, ask again a little later.
+            True if all are stopped; otherwise call again a little later.
         """
         grouped: set[int] = set()
         for child in self._running.values():
@@ -100,17 +100,17 @@ class ProcessTracker:
         return False
 
     def _is_stopped(self, process: proc_tree.Process) -> bool:
-        # What waits in the kernel, for a disk or as `vfork` for a child, stops as it
-        # wakes, but only if it was told to.
-        is_told = process.state == "D" and process.pid in self._stopped
-        return is_told or process.state in proc_tree.STOPPED_STATES
+        # A process that waits in the kernel (state D: for a disk, or in `vfork`) stops
+        # when it wakes up, if it has received SIGSTOP.
+        will_stop = process.state == "D" and process.pid in self._stopped
+        return will_stop or process.state in proc_tree.STOPPED_STATES
 
     def thaw_all(self) -> None:
-        """Let all go on, but for what tasks had stopped themselves."""
+        """Continue all processes, except those that tasks stopped themselves."""
         for child in self._running.values():
             if child.slot.group is not None and child.slot.group.is_frozen:
                 child.slot.group.set_frozen(is_frozen=False)
-        # Children first: no parent finds a child stopped.
+        # Children first, so that no parent sees a stopped child.
         for process in reversed(self._stopped.values()):
             proc_tree.signal_process(process, signal.SIGCONT)
         self._stopped.clear()
@@ -122,7 +122,7 @@ class ProcessTracker:
         return [processes[pid] for pid in below]
 
     def _processes_of(self, child: AttemptProcess) -> list[proc_tree.Process]:
-        """Return every process of a task that still runs, parents first."""
+        """Return every process of a running task, parents first."""
         adopted = self._adopted()
         processes = proc_tree.process_table()
         roots = {pid for pid in adopted if self._owner_of(pid, child)[0] == child.pid}
@@ -133,20 +133,20 @@ class ProcessTracker:
         return [processes[pid] for pid in below]
 
     def kill_all(self) -> None:
-        """Send SIGKILL to all that is below the launcher."""
+        """Send SIGKILL to every descendant of the launcher."""
         self._kill_orphans(lambda _pid: True)
         for process in self._descendants():
             proc_tree.signal_process(process, signal.SIGKILL)
 
     def _kill_orphans(self, is_meant: Callable[[int], bool]) -> set[int]:
-        """Kill orphans as fast as they come, until none is left or for some time.
+        """Kill adopted orphans repeatedly, until none is left or `ORPHAN_KILL_ROUNDS`.
 
-        What forks and ends, over and over, has another pid by the time that all
-        processes have been looked at. Its children come here each time, and there
-        are few of those.
+        A process that keeps forking and exiting has a new pid before a scan of the
+        whole process table is over. The launcher adopts each of its children, and a
+        scan of its few adopted children is fast.
 
         Returns:
-            Those that are left.
+            The orphans that are left.
         """
         left: set[int] = set()
         for _ in range(ORPHAN_KILL_ROUNDS):
@@ -154,8 +154,9 @@ class ProcessTracker:
             if not left:
                 break
             for pid in left:
-                with suppress(OSError):  # Another user's, by a program with rights.
-                    os.kill(pid, signal.SIGKILL)  # Not reaped yet, so still itself.
+                # The pid is not reaped yet, so it cannot have been reused.
+                with suppress(OSError):  # A set-user-id program is another user's.
+                    os.kill(pid, signal.SIGKILL)
             self._reap()
         return left
 
@@ -176,12 +177,12 @@ class ProcessTracker:
         owner, suspects = self._owner_of(pid, ended)
         if owner:
             return owner == ended.pid or owner not in self._running
-        # Unknown: it goes when all have ended that may have started it.
+        # Unknown owner: kill it when every task that may have started it has ended.
         suspects.intersection_update(self._running)
         return not suspects
 
     def _owner_of(self, pid: int, child: AttemptProcess) -> tuple[int, set[int]]:
-        """Return whose an adopted process is, or else (0, whose it may be)."""
+        """Return the owner's pid of an adopted process, or (0, the possible owners)."""
         if pid not in self._owners:
             candidates = {child.pid: child} | self._running
             owner = self._find_owner(pid, candidates)
@@ -191,7 +192,8 @@ class ProcessTracker:
     @staticmethod
     def _find_owner(pid: int, candidates: dict[int, AttemptProcess]) -> int:
         if len(candidates) == 1:
-            return next(iter(candidates))  # To ask takes longer than some of them live.
+            # Reading /proc takes longer than some of these processes live.
+            return next(iter(candidates))
         process = proc_tree.read_process(pid)
         if process is None:
             return 0

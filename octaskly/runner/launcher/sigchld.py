@@ -1,7 +1,7 @@
-"""How a launcher hears that children have ended: by SIGCHLD, which stays blocked.
+"""Reaping children on SIGCHLD, which stays blocked and is read from a signalfd.
 
-A handler would interrupt the wait, which begins again, and have a descriptor written,
-polled and read. A blocked signal is taken by the one call that waits for it.
+Python's signal handler would interrupt and restart each wait, and write to a wake-up
+descriptor that must be polled and read. A blocked signal needs one call to wait for it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ USAGE_BYTES: Final = 1024  #: more than any library has in its `struct rusage`
 
 
 class ChildReaper:
-    """Tells whether children may have ended since it was asked last.
+    """Waits for SIGCHLD and reaps children.
 
-    To be made by a process with one thread, before it has children; these must not
-    inherit the mask.
+    Create it in a process with one thread, before its first child. Children must not
+    inherit the signal mask.
 
     Raises:
-        OSError: there is no descriptor to be had.
+        OSError: no descriptor could be created.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class ChildReaper:
         mask = bytes(ctypes.c_ulong(1 << (signal.SIGCHLD - 1)))
         flags = os.O_NONBLOCK | os.O_CLOEXEC  # as SFD_NONBLOCK and SFD_CLOEXEC
         self.fd: int = libc.signalfd(-1, mask.ljust(SIGSET_BYTES, b"\0"), flags)
-        """Readable when there is something to tell."""
+        """Readable when SIGCHLD is pending."""
         if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "no descriptor for signals")
+            raise OSError(ctypes.get_errno(), "cannot create a signalfd")
         self._wait4 = libc.wait4
         number, address = ctypes.c_int, ctypes.c_void_p
         self._wait4.argtypes = [number, address, number, address]
@@ -48,32 +48,32 @@ class ChildReaper:
         self._pointers = ctypes.addressof(self._status), ctypes.addressof(self._usage)
 
     def read_signal(self) -> None:
-        """Take what `fd` was readable for; only then are children collected."""
+        """Clear the pending signal; call this before reaping."""
         with suppress(BlockingIOError):
             os.read(self.fd, INFO_BYTES)
 
     def reap_child(self) -> int:
-        """Collect a child that has ended; see `status` and `usage` then.
+        """Reap an ended child; sets `status` and `usage_bytes`.
 
-        `os.wait4` makes sixteen numbers of what it was told, and says by an exception
-        that there is no child, which is so after most tasks.
+        `os.wait4` is slower: it builds sixteen numbers, and it raises an exception if
+        there is no child, which is the case after most tasks.
 
         Returns:
-            Its pid, 0 if there are only others, -1 if there is no child.
+            The pid; 0 if children exist but none has ended; -1 if there is no child.
         """
         status_at, usage_at = self._pointers
         return self._wait4(-1, status_at, os.WNOHANG, usage_at)  # type: ignore[no-any-return]
 
     @property
     def status(self) -> int:
-        """How the last one that was collected ended, as `os.wait4` has it."""
+        """Wait status of the last reaped child, as from `os.wait4`."""
         return self._status.value
 
     @property
     def usage_bytes(self) -> bytes:
-        """What it used, for `usage.Gauge`."""
+        """Resource usage of the last reaped child, for `limits.UsageReader`."""
         return bytes(self._view)
 
     def wait_for_signal(self, most_s: float) -> None:
-        """Wait for that, and for nothing else, but not for longer."""
+        """Wait up to `most_s` seconds for SIGCHLD, ignoring descriptors."""
         signal.sigtimedwait(SIGNALS, most_s)

@@ -1,4 +1,4 @@
-"""The slots of a launcher: what an attempt has from its start to its end."""
+"""The slots of a launcher, and the cgroup of the attempt in each."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from octaskly.runner.processes.limits import LimitEnforcer
 
 
 class Slot:
-    """One of the slots, while an attempt has it."""
+    """A slot that an attempt holds from its start to its end."""
 
     __slots__ = ("group", "index", "limit_enforcer")
 
     def __init__(self, index: int) -> None:
-        self.index = index  #: no other attempt on this node has it at the same time
-        self.group: Group | None = None  #: that its processes are in
-        self.limit_enforcer: LimitEnforcer | None = (
-            None  #: its limits, where it has any
-        )
+        self.index = index  #: unique among the running attempts of this node
+        self.group: Group | None = None  #: contains the processes
+        self.limit_enforcer: LimitEnforcer | None = None  #: None without limits
 
 
 class SlotAllocator:
-    """All slots of a launcher, which is single-threaded.
+    """All slots of a launcher. Not thread-safe.
 
     Args:
-        first: Index of the first one on this node.
-        count: How many there are.
-        folder: The launcher's cgroup, where there is one.
+        first: Index of the launcher's first slot, unique on this node.
+        count: Number of slots.
+        folder: The launcher's cgroup; None if it has none.
     """
 
     def __init__(self, first: int, count: int, folder: Path | None) -> None:
@@ -41,14 +39,16 @@ class SlotAllocator:
                 )
 
     def __bool__(self) -> bool:
-        """Whether one is free."""
+        """Return True if a slot is free."""
         return bool(self._free)
 
     def acquire_slot(self, limit_enforcer: LimitEnforcer | None) -> Slot:
-        """Take a free slot; what the launcher starts until it leaves, begins there.
+        """Acquire a free slot, and move the launcher into its cgroup.
+
+        Processes that the launcher starts before `leave_group` begin in that cgroup.
 
         Args:
-            limit_enforcer: The limits of the attempt, where it has any.
+            limit_enforcer: The limits of the attempt; None without limits.
         """
         slot = Slot(self._free.pop())
         if limit_enforcer is not None:
@@ -60,14 +60,14 @@ class SlotAllocator:
         return slot
 
     def leave_group(self) -> None:
-        """Move the launcher out of what it entered."""
+        """Move the launcher out of the cgroup that `acquire_slot` moved it into."""
         if self._groups is not None:
             self._groups.move_launcher_out()
 
     def release_slot(self, slot: Slot, *, is_empty: bool = True) -> None:
-        """Take back the slot of an attempt that has ended, or could not begin.
+        """Release the slot of an attempt that has ended or could not start.
 
-        A group in which a process is left, that cannot be killed, is not used again.
+        A cgroup with a process that cannot be killed is not used again.
         """
         self._free.append(slot.index)
         if slot.group is None or not is_empty:

@@ -1,7 +1,7 @@
-"""How attempts are started, each in the surroundings that it asked for.
+"""Spawning attempts with their working directory, environment, stdin and limits.
 
-Used by the launcher alone, which is single-threaded: the working directory of the
-launcher is that of the task it is starting.
+Only for a single-threaded process: the launcher changes its own working directory to
+that of the task that it starts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from octaskly.runner.processes.limits import READY_FD
 SHELL = "/bin/sh"
 ATTEMPT_VARIABLES = (b"OCTASKLY_TASK_ID", b"OCTASKLY_ATTEMPT", b"OCTASKLY_MARK")
 SLOT_VARIABLE = b"OCTASKLY_SLOT"
-NOT_FOUND = 127  #: exit code where there is no program, or no shell to look for it
+NOT_FOUND = 127  #: exit code if the program or the shell does not exist
 
 
 def find_program(word: str, path: str) -> str | None:
-    """Return the file that a shell would execute, or None when it must decide.
+    """Return the file that a shell would execute, or None to let the shell decide.
 
-    It decides whatever is not simple: relative folders in PATH, a first match that
-    cannot be executed, and of course a program that is not there.
+    The shell decides all special cases: relative folders in PATH, a first match that
+    is not executable, and a program that does not exist.
     """
     if "/" in word:
         return word
@@ -40,7 +40,7 @@ def find_program(word: str, path: str) -> str | None:
         if not folder.startswith("/"):
             return None
         file = f"{folder}/{word}"
-        # What is not there is told by `access` without an exception.
+        # `access` reports a missing file without an exception.
         if os.access(file, os.F_OK) and os.path.isfile(file):  # noqa: PTH113 - fast
             return file if os.access(file, os.X_OK) else None
     return None
@@ -48,20 +48,20 @@ def find_program(word: str, path: str) -> str | None:
 
 def _execute(
     order: StartOrder,
-    before: str,
+    preamble: str,
     env: dict[bytes, bytes],
     files: Sequence[tuple[int, int]],
 ) -> int:
-    """Start a command in a session of its own and return its pid; raise OSError.
+    """Start a command in its own session and return its pid; raise OSError.
 
     Args:
         order: What to run.
-        before: Shell text that prepares and then executes it as `sh "$@"`; or nothing.
+        preamble: Shell script that runs first and then executes `sh "$@"`; or empty.
         env: The whole environment.
-        files: Descriptors of ours with what they are for the command.
+        files: Pairs of our descriptor and its number in the command.
     """
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in files]
-    if order.argv is not None and not before:
+    if order.argv is not None and not preamble:
         path = os.fsdecode(env.get(b"PATH", b""))
         program = find_program(order.argv[0], path)
         if program is not None:
@@ -70,10 +70,10 @@ def _execute(
             except OSError as error:
                 if error.errno in RESOURCE_ERRORS:
                     raise
-                # The shell says it as people expect it.
+                # Fall through: the shell prints the error that people expect.
     words = shell_argv(order.command)
-    if before:
-        words = [b"sh", b"-c", before.encode(), *words]
+    if preamble:
+        words = [b"sh", b"-c", preamble.encode(), *words]
     return _spawn(SHELL, words, env, actions)
 
 
@@ -98,15 +98,15 @@ class SpawnRefused(Exception):
     """An attempt could not be started.
 
     Args:
-        detail: What is in the way.
-        code: Exit code, as a shell would give it.
-        is_final: Whether it would fail again, so it has failed.
+        detail: The reason.
+        code: Exit code that a shell would return.
+        is_final: True if another attempt would fail too, so the task has failed.
     """
 
     def __init__(
         self, detail: str, *, code: int = NOT_STARTED, is_final: bool = True
     ) -> None:
-        # It travels and is kept as UTF-8, which the name of a file need not be.
+        # The log stores UTF-8, but a file name may be any bytes.
         super().__init__(detail.encode("utf-8", "backslashreplace").decode())
         self.code = code
         self.is_final = is_final
@@ -115,20 +115,20 @@ class SpawnRefused(Exception):
 def build_refused_message(
     order: StartOrder, now_ms: int, refusal: SpawnRefused
 ) -> list[object]:
-    """Return the message that ends an attempt that could not be executed."""
+    """Return the `end` message of an attempt that could not be executed."""
     head = ["end", order.key, refusal.code, "", now_ms, now_ms, 0, None, None]
     return [*head, b"", b"", 0, 0, str(refusal)]
 
 
 class SpawnContext:
-    """What all attempts of a launcher have in common when they start.
+    """Spawns the attempts of a launcher; holds what they have in common.
 
     Args:
-        workdir: Where they run unless they ask for another folder; it may come and go.
-        node: Name of this node, for their environment.
-        output_bytes_max: Bytes to keep of each stream.
-        has_ctype: Whether the agent gave `LC_CTYPE`. Python adds it by itself where
-            no locale is set, and a task must not see that.
+        workdir: Default working directory; it may be missing at times.
+        node: Name of this node, for the environment of tasks.
+        output_bytes_max: Bytes of each stream to keep.
+        has_ctype: True if the agent's environment has `LC_CTYPE`. Otherwise the
+            launcher's Python may have set it, and tasks must not see it.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class SpawnContext:
         if not has_ctype:
             self._env.pop(b"LC_CTYPE", None)
         self._env[b"OCTASKLY_NODE"] = node.encode()
-        # What a shell would export; a program started directly must see the same.
+        # A shell sets PWD; a program that is started without a shell needs it too.
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
 
     def spawn_attempt(
@@ -151,12 +151,12 @@ class SpawnContext:
 
         Args:
             order: What to run.
-            slot: What it has been given.
+            slot: The slot that it holds.
             begin_s: Now, on the monotonic clock.
             begin_ms: Now, on the wall clock.
 
         Raises:
-            Refused: it cannot be executed, or not at this moment.
+            SpawnRefused: it cannot be executed, or not now.
         """
         self._change_folder(order.options)
         try:
@@ -169,12 +169,12 @@ class SpawnContext:
             ) from error
         finally:
             if order.options:
-                os.chdir("/")  # A disk whose task has ended can be unmounted.
-        sinks = (
+                os.chdir("/")  # A busy working directory could not be unmounted.
+        readers = (
             PipeReader(out_fd, self._output_bytes_max, 0),
             PipeReader(err_fd, self._output_bytes_max, 1),
         )
-        return AttemptProcess(order, slot, pid, sinks, (begin_s, begin_ms))
+        return AttemptProcess(order, slot, pid, readers, (begin_s, begin_ms))
 
     def _spawn_captured(self, order: StartOrder, slot: Slot) -> tuple[int, int, int]:
         """Return the pid and the read ends of both pipes."""
@@ -197,29 +197,29 @@ class SpawnContext:
         return pid, out_r, err_r
 
     def _start(self, order: StartOrder, slot: Slot, out_w: int, err_w: int) -> int:
-        asked, env = order.options, self._env
+        options, env = order.options, self._env
         env |= zip(
             ATTEMPT_VARIABLES, (order.task, order.attempt, order.marker), strict=True
         )
         env[SLOT_VARIABLE] = b"%d" % slot.index
         files, ours = [(out_w, 1), (err_w, 2)], []
-        if asked:
-            # Behind what marks its processes, which is looked for at the beginning.
-            env = env | asked.get("env", {})
+        if options:
+            # Our markers come first, because an environment is read up to a bound.
+            env = env | options.get("env", {})
             env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
         try:
-            if "stdin" in asked:
-                ours.append(open_as_stdin(asked["stdin"]))
+            if "stdin" in options:
+                ours.append(open_as_stdin(options["stdin"]))
                 files.append((ours[-1], 0))
-            fence = slot.limit_enforcer
-            before = "" if fence is None else fence.shell_preamble()
-            if fence is None or fence.group is None:
-                return _execute(order, before, env, files)
-            # It must not enter by itself: by a descriptor with which it could, a
-            # library that its environment names could put any process there.
+            enforcer = slot.limit_enforcer
+            preamble = "" if enforcer is None else enforcer.shell_preamble()
+            if enforcer is None or enforcer.group is None:
+                return _execute(order, preamble, env, files)
+            # The launcher moves the process into the cgroup. With a descriptor to do so
+            # itself, a library from the task's LD_PRELOAD could move any process there.
             ours += os.pipe2(os.O_CLOEXEC)
-            pid = _execute(order, before, env, [*files, (ours[-2], READY_FD)])
-            if fence.group.move_process_in(pid):
+            pid = _execute(order, preamble, env, [*files, (ours[-2], READY_FD)])
+            if enforcer.group.move_process_in(pid):
                 os.write(ours[-1], b"\n")
             return pid
         finally:
@@ -236,7 +236,7 @@ class SpawnContext:
             os.chdir(folder)
         except (OSError, ValueError) as error:
             what = f"cwd {cwd}" if cwd else f"working directory {folder}"
-            # Of NUL alone Python itself says why, each version in its own words.
+            # A NUL raises ValueError, whose text differs between Python versions.
             reason = getattr(error, "strerror", "it contains a NUL character")
             why = f"cannot be entered ({reason})"
             if isinstance(error, FileNotFoundError):
@@ -247,7 +247,7 @@ class SpawnContext:
 
 
 def open_as_stdin(data: bytes) -> int:
-    """Return a descriptor that gives these bytes; nobody waits for a reader."""
+    """Return a descriptor that reads these bytes, from a file in memory."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
         view = memoryview(data)
