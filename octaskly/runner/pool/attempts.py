@@ -1,4 +1,4 @@
-"""What the pool remembers: attempts on their way, and launchers with their load."""
+"""State of the pool: attempts, launchers with their load, free slots and GPUs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree
 from octaskly.runner.processes.limits import LimitGroup, create_limit_group
 
-SHORT_TASK_MS_MAX = 50.0  #: tasks that take longer are never queued behind each other
-QUEUE_DEPTH_MAX = 120  #: orders that wait in one launcher, so that it never idles
-QUEUED_MS_MAX = 45.0  #: work that may wait in one launcher
-BRIEF_QUEUED_MS_MAX = 90.0  #: and of brief tasks, whose ends are told each 50
+SHORT_TASK_MS_MAX = 50.0  #: longer tasks never queue in a launcher
+QUEUE_DEPTH_MAX = 120  #: orders that wait in one launcher to keep it busy
+QUEUED_MS_MAX = 45.0  #: expected work that may wait in one launcher
+BRIEF_QUEUED_MS_MAX = 90.0  #: for brief tasks, whose ends come every 50 ms
 
 
 class PoolAttempt:
-    """An attempt on its way through the pool."""
+    """An attempt in the pool, from its arrival to its report."""
 
     __slots__ = (
         "attempt",
@@ -54,21 +54,23 @@ class PoolAttempt:
         self.slots = slots_of(spec.options)
         requires = spec.options.requires if spec.options else None
         self.gpus_requested = requires.gpus if requires else 0
-        self.gpus: tuple[str, ...] = ()  #: that it was given
+        self.gpus: tuple[str, ...] = ()  #: the GPUs assigned to it
         self.waiting_since_s = since_s
-        self.pid: int | None = None  #: known once it has run for a moment
-        self.confirmed_s = float("inf")  #: when that was known
+        self.pid: int | None = None  #: known once it has run for some milliseconds
+        self.confirmed_s = float("inf")  #: when the pid became known
         self.is_cancelled = False
-        self.folder: Path | None = None  #: its own, where it asked for one
-        self.limit_group: LimitGroup | None = None  #: its cgroup, where it has limits
-        self.process: LauncherProcess | None = None  #: known together with the pid
-        self.is_output_read = False  #: somebody reads its output
-        self.has_output_file = False  #: for its output; asked for, at least
-        self.is_file_refused = False  #: there was no room for the file
-        self.is_return_requested = False  #: handed back unless it has begun
+        self.folder: Path | None = None  #: its scratch folder; None without one
+        self.limit_group: LimitGroup | None = None  #: its cgroup; None without limits
+        self.process: LauncherProcess | None = (
+            None  #: its launcher; known together with the pid
+        )
+        self.is_output_read = False  #: a client reads its output
+        self.has_output_file = False  #: an output file exists or is being created
+        self.is_file_refused = False  #: there was no room for the output file
+        self.is_return_requested = False  #: to be released unless it has started
 
     def create_limit_group(self, parent: Path | None) -> list[int]:
-        """Make a cgroup for its limits, if possible; return what its launcher needs."""
+        """Create a cgroup for its limits if possible; return its open files."""
         options = self.spec.options
         if parent is None or options is None or options.limits is None:
             return []
@@ -77,7 +79,7 @@ class PoolAttempt:
         return self.limit_group.fds if self.limit_group else []
 
     def remove_limit_group(self) -> None:
-        """Remove that cgroup, unless something is left in it."""
+        """Remove its cgroup, unless a process is left in it."""
         if self.limit_group is not None:
             with suppress(OSError):
                 self.limit_group.folder.rmdir()
@@ -85,16 +87,17 @@ class PoolAttempt:
 
     @property
     def marker(self) -> str:
-        """What no other attempt anywhere has in the environment of its processes.
+        """Globally unique value that marks the environment of its processes.
 
-        Two tasks may have one name, and two reigns a first attempt of one task.
+        It has the task id, because two tasks may have one name, and the epoch, because
+        two epochs may each have a first attempt of one task.
         """
         a = self.attempt
         return f"{self.spec.id}.{a.term}.{a.stream}.{a.n}"
 
 
 class LauncherState:
-    """The place of one launcher: its share of the slots and what it was handed."""
+    """One launcher's slots, attempts and queue; its process may not run yet."""
 
     __slots__ = (
         *(
@@ -111,16 +114,18 @@ class LauncherState:
 
     def __init__(self, share: int, first_slot: int) -> None:
         self.slots = share
-        self.first_slot = first_slot  #: of this node, for its tasks
+        self.first_slot = first_slot  #: index of its first slot, unique on this node
         self.attempts: dict[int, PoolAttempt] = {}
         self.process: LauncherProcess | None = None
-        self.folder: Path | None = None  #: its cgroup
-        self.mean_task_ms = SHORT_TASK_MS_MAX  #: of recent tasks
-        self.queue_depth = 0  #: orders that may wait here while all slots are taken
+        self.folder: Path | None = None  #: its cgroup; None without one
+        self.mean_task_ms = SHORT_TASK_MS_MAX  #: moving average of recent tasks
+        self.queue_depth = (
+            0  #: orders that may wait in this launcher while all its slots are taken
+        )
         self.started_s = float("-inf")
 
     def update_queue_depth(self) -> None:
-        """Count on tasks that take as long as the recent ones."""
+        """Set the queue depth from the mean duration of recent tasks."""
         mean_ms = self.mean_task_ms
         most_ms = BRIEF_QUEUED_MS_MAX if mean_ms < SHORT_TASK_MS else QUEUED_MS_MAX
         ahead = int(most_ms / max(mean_ms, 1.0))
@@ -129,17 +134,17 @@ class LauncherState:
         )
 
     def slots_running_since(self, moment_s: float) -> int:
-        """Return how many slots are held by attempts that ran already then."""
+        """Return the number of slots of attempts that have run since `moment_s`."""
         return sum(i.slots for i in self.attempts.values() if i.confirmed_s <= moment_s)
 
 
 def requested_limits(limits: TaskLimits) -> dict[str, int]:
-    """Return the limits that a task asked for, by their names."""
+    """Return the limits of a task, by the field names of `TaskLimits`."""
     return {name: most for name, most in asdict(limits).items() if most}
 
 
 def share_slots(slots: int, launchers: int) -> list[LauncherState]:
-    """Share the slots of a node among its launchers, of which none is without."""
+    """Divide the slots of a node among launchers; each gets at least one slot."""
     count = max(1, min(launchers, slots))
     shares = [slots // count + (place < slots % count) for place in range(count)]
     return [
@@ -148,15 +153,18 @@ def share_slots(slots: int, launchers: int) -> list[LauncherState]:
 
 
 def pick_launcher(states: Sequence[LauncherState]) -> LauncherState | None:
-    """Return where an attempt would start first, None when it had to wait."""
+    """Return the launcher with the most room, or None if an attempt must wait.
+
+    A free slot comes before a place in a queue.
+    """
     best, most = None, 0
     deepest, deepest_room = None, 0
-    for seat in states:
-        room = seat.slots - len(seat.attempts)
+    for state in states:
+        room = state.slots - len(state.attempts)
         if room > most:
-            best, most = seat, room
-        if room + seat.queue_depth > deepest_room:
-            deepest, deepest_room = seat, room + seat.queue_depth
+            best, most = state, room
+        if room + state.queue_depth > deepest_room:
+            deepest, deepest_room = state, room + state.queue_depth
     return best or deepest
 
 
@@ -166,13 +174,13 @@ def kill_lost_attempts(
     folder: Path | None,
     adopted: set[int],
 ) -> None:
-    """Kill what a dead launcher ran; takes a while, so not on the event loop.
+    """Kill the tasks of a dead launcher. Blocks; call it in a thread.
 
     Args:
-        task_user_ops: What may signal tasks.
-        lost: Attempts that it ran.
-        folder: Its cgroup, where it had one.
-        adopted: Processes of tasks that lost it as their parent.
+        task_user_ops: Signals tasks with the rights of their user.
+        lost: Attempts that the launcher ran.
+        folder: The launcher's cgroup; None if it had none.
+        adopted: Processes of its tasks that this process has adopted.
     """
     if folder is not None:
         proc_tree.reap_adopted(cgroup.kill_and_remove_group(folder))
@@ -183,14 +191,14 @@ def kill_lost_attempts(
 
 
 class ResourceAllocator:
-    """The slots and GPUs of a node.
+    """Allocates the slots and GPUs of a node to attempts.
 
-    The dispatcher gives no node more than it has. This is so that an attempt waits for
-    those before it, and to say which GPUs are whose.
+    The dispatcher never assigns more than a node has. This class makes an attempt wait
+    until earlier ones have released their slots, and chooses the GPUs of each attempt.
 
     Args:
-        slots: How many there are.
-        gpus: What CUDA calls each.
+        slots: Number of slots.
+        gpus: Names of the GPUs in `CUDA_VISIBLE_DEVICES`.
     """
 
     def __init__(self, slots: int, gpus: Sequence[str]) -> None:
@@ -200,26 +208,26 @@ class ResourceAllocator:
         self._extra_slots = 0
 
     def can_ever_fit(self, item: PoolAttempt) -> bool:
-        """Whether there are as many GPUs as an attempt asks for, used or not."""
+        """Return True if the node has enough GPUs for an attempt, free or not."""
         return item.gpus_requested <= len(self._gpus_all)
 
     def fits_now(self, item: PoolAttempt, begun: int) -> bool:
-        """Whether an attempt may begin beside `begun` others."""
+        """Return True if an attempt may start while `begun` others run."""
         if item.gpus_requested > len(self._gpus):
             return False
         if item.slots == 1 and not self._extra_slots:
-            return True  # It may as well wait in a launcher.
+            return True  # If all slots are taken, it waits in a launcher.
         return not begun or begun + self._extra_slots + item.slots <= self._slots
 
     def allocate(self, item: PoolAttempt) -> None:
-        """Set aside what an attempt asks for, which fits."""
+        """Allocate slots and GPUs to an attempt; it must fit."""
         self._extra_slots += item.slots - 1
         if item.gpus_requested:
             item.gpus = tuple(self._gpus[: item.gpus_requested])
             del self._gpus[: item.gpus_requested]
 
     def release(self, item: PoolAttempt) -> None:
-        """Take back what an attempt had, of which nothing runs any more."""
+        """Release the slots and GPUs of an attempt that no longer runs."""
         self._extra_slots -= item.slots - 1
         if item.gpus:
             self._gpus = [g for g in self._gpus_all if g in {*self._gpus, *item.gpus}]

@@ -1,4 +1,4 @@
-"""Turns what a launcher reports into an outcome."""
+"""Messages to and from launchers: start orders, and the outcome of an end."""
 
 from __future__ import annotations
 
@@ -14,54 +14,61 @@ from octaskly.runner.launch_protocol import NOT_STARTED, RESOURCE_ERRORS
 from octaskly.runner.pool.attempts import PoolAttempt, requested_limits
 
 GPU_VARIABLE = b"CUDA_VISIBLE_DEVICES"
-RESERVED_PREFIX = "OCTASKLY_"  #: begins the variables that only the agent sets
-MEMBER_VARIABLES = (
-    INDEX_VARIABLE,
-    ITEM_VARIABLE,
-)  #: which come with the task all the same
+RESERVED_PREFIX = "OCTASKLY_"  #: variables with this prefix are set by the agent only
+#: Variables of array members: they have the prefix, but come with the task.
+MEMBER_VARIABLES = (INDEX_VARIABLE, ITEM_VARIABLE)
 
 
 def build_start_order(item: PoolAttempt) -> list[object]:
-    """Return the order to start an attempt; of most tasks it has no wishes."""
+    """Return the `run` message of an attempt; the options are left out if empty."""
     spec = item.spec
     order: list[object] = [
         *("run", item.key, task_name(spec.id), str(item.attempt.n), item.marker),
         *(_to_bytes(spec.command), spec.timeout_s),
     ]
     if spec.options is not None:
-        asked = build_launch_options(spec.options)
+        launch_options = build_launch_options(spec.options)
         if item.folder is not None:
-            asked["folder"] = os.fsencode(item.folder)
+            launch_options["folder"] = os.fsencode(item.folder)
         if (group := item.limit_group) is not None:
-            asked["group"] = [os.fsencode(group.folder), group.enforced, len(group.fds)]
+            launch_options["group"] = [
+                os.fsencode(group.folder),
+                group.enforced,
+                len(group.fds),
+            ]
         if item.gpus:
-            env = {**asked.get("env", {}), GPU_VARIABLE: ",".join(item.gpus).encode()}
-            asked["env"] = env
-        if asked:
-            order.append(asked)
+            env = {
+                **launch_options.get("env", {}),
+                GPU_VARIABLE: ",".join(item.gpus).encode(),
+            }
+            launch_options["env"] = env
+        if launch_options:
+            order.append(launch_options)
     return order
 
 
 def build_launch_options(options: TaskOptions) -> dict[str, Any]:
-    """Return what a launcher must know of what a task asks for, as bytes.
+    """Return the options of a task that concern its launcher; texts as bytes.
 
-    `env` adds variables; `cwd` and `stdin` are given if they are not the usual ones,
-    and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`. An
-    attempt with a folder of its own has `folder` besides, and one with a cgroup of its
-    own `group`: its folder, the limits that it holds, and how many descriptors come.
+    `env` adds variables. `cwd`, `stdin`, `grace_s` and `limits` are present only if the
+    task sets them. The keys of `limits` are the field names of `TaskLimits`.
+    `build_start_order` adds `folder`, the scratch folder, and `group`: the cgroup's
+    folder, the limits that it enforces, and the number of descriptors that come along.
     """
-    asked: dict[str, Any] = {}
+    launch_options: dict[str, Any] = {}
     if env := [pair for pair in options.env if _is_variable_allowed(pair[0])]:
-        asked["env"] = {_to_bytes(name): _to_bytes(value) for name, value in env}
+        launch_options["env"] = {
+            _to_bytes(name): _to_bytes(value) for name, value in env
+        }
     if options.cwd:
-        asked["cwd"] = _to_bytes(options.cwd)
+        launch_options["cwd"] = _to_bytes(options.cwd)
     if options.stdin:
-        asked["stdin"] = options.stdin
+        launch_options["stdin"] = options.stdin
     if options.grace_s is not None:
-        asked["grace_s"] = options.grace_s
+        launch_options["grace_s"] = options.grace_s
     if options.limits is not None:
-        asked["limits"] = requested_limits(options.limits)
-    return asked
+        launch_options["limits"] = requested_limits(options.limits)
+    return launch_options
 
 
 def _is_variable_allowed(name: str) -> bool:
@@ -79,16 +86,16 @@ DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def outcome_of_end(fields: list[Any]) -> Outcome:
-    """Return the outcome that an `end` message tells.
+    """Return the outcome that an `end` message reports.
 
     Args:
-        fields: Status (negative: minus the signal), verdict, started_ms, ended_ms,
+        fields: Status (negative: minus the signal), end_reason, started_ms, ended_ms,
             duration_ms, cpu_ms, memory_max_kb, stdout, stderr, stdout_bytes,
             stderr_bytes, detail.
     """
-    status, verdict, started_ms, ended_ms, duration_ms, cpu_ms, memory_max_kb = fields[
-        :7
-    ]
+    status, end_reason, started_ms, ended_ms, duration_ms, cpu_ms, memory_max_kb = (
+        fields[:7]
+    )
     stdout, stderr, stdout_bytes, stderr_bytes, detail = fields[7:]
     state, reason = AttemptState.FAILED, EndReason.EXIT
     exit_code, number = status, None
@@ -98,13 +105,13 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
             -status,
             EndReason.SIGNAL,
         )
-    if verdict == "timeout":
+    if end_reason == "timeout":
         exit_code, number, reason = TIMEOUT_EXIT_CODE, None, EndReason.TIMEOUT
-    elif verdict == "draining":
+    elif end_reason == "draining":
         return released_outcome(EndReason.DRAINING, _describe_exit(status))
-    elif verdict == "limit":
+    elif end_reason == "limit":
         reason = EndReason.LIMIT
-    elif verdict == "cancelled":
+    elif end_reason == "cancelled":
         state, reason = AttemptState.CANCELLED, EndReason.CANCELLED
     elif status == 0:
         state = AttemptState.OK
@@ -128,12 +135,12 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
 
 
 def _describe_exit(status: int) -> str:
-    """Return how the main process of an attempt ended that does not count."""
+    """Return the end of the first process, for an attempt that is released."""
     return f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
 
 
 def clean_detail(text: str) -> str:
-    """Return what explains an end, as the log can keep it: bounded, and UTF-8."""
+    """Return a detail text in valid UTF-8 of at most `DETAIL_CHARS_MAX` characters."""
     shown = text.encode("utf-8", "backslashreplace").decode()
     if len(shown) > DETAIL_CHARS_MAX:
         shown = shown[: DETAIL_CHARS_MAX - 3] + "..."
@@ -141,17 +148,19 @@ def clean_detail(text: str) -> str:
 
 
 def released_outcome(reason: EndReason, detail: str = "") -> Outcome:
-    """Return the outcome of an attempt that did not end here: another may follow."""
+    """Return the outcome of an attempt that is released, so that another may follow."""
     return Outcome(
         state=AttemptState.RELEASED, reason=reason, detail=clean_detail(detail)
     )
 
 
 def preparation_failed(error: BaseException, node: str) -> Outcome:
-    """Return the outcome of an attempt whose folder or inputs could not be had.
+    """Return the outcome of an attempt whose scratch folder or inputs failed.
 
-    What this machine lacks at this moment another one may have; anything else would
-    go wrong again. It lacks room for longer, as for inputs: others are tried first.
+    The attempt is released if this machine lacks a resource, because another node may
+    have it. A full disk lasts longer, so it is reported like a missing input: other
+    nodes are tried first. After any other error the attempt has failed, because it
+    would fail again.
     """
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
         why = os.strerror(error.errno)
@@ -169,5 +178,5 @@ def preparation_failed(error: BaseException, node: str) -> Outcome:
 
 
 def cancelled_outcome() -> Outcome:
-    """Return the outcome of an attempt that was stopped before it began."""
+    """Return the outcome of an attempt that was cancelled before it started."""
     return Outcome(state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)

@@ -1,4 +1,4 @@
-"""One launcher, seen from the agent: its process, its socket, its end."""
+"""The agent's handle of one launcher: its process and its control socket."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from octaskly.runner.launcher import launcher
 from octaskly.runner.python_command import import_folders, python_argv
 
 CONTROL_FD = 3
-STOP_S = 6.0  #: a launcher that was told to close has this long to end its trees
+STOP_S = 6.0  #: timeout for a closing launcher to kill its process trees
 
-#: Never passed on: they speak to the agent alone.
+#: Variables that concern only the agent and are never passed to tasks.
 PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
 PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
 
-#: With what a task performs calls of `octaskly.Executor`: see `executor.call_runner`.
+#: Variables with which a task runs a call of `octaskly.Executor`: see
+#: `executor.call_runner`.
 CALL_VARIABLES = {
     "OCTASKLY_PYTHON": sys.executable,
     "OCTASKLY_CALLEE": str(
@@ -44,13 +45,13 @@ def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class LauncherProcess:
-    """A launcher that is running, from its start to the end of its process.
+    """A launcher process, from its start to its exit.
 
     Args:
-        settings: As the launcher wants them.
-        env: Environment of the launcher, and so of its tasks.
-        on_messages: Called with what it sent.
-        on_exit: Called once, when the process is gone and all it sent was delivered.
+        settings: The settings that `launcher.Launcher` reads.
+        env: Environment of the launcher, which its tasks inherit.
+        on_messages: Called with the messages that it sent.
+        on_exit: Called once, after the exit and after the last `on_messages`.
 
     Raises:
         OSError: it cannot be started.
@@ -69,9 +70,9 @@ class LauncherProcess:
         self._on_exit = on_exit
         self._frame_buffer = launch_protocol.FrameBuffer()
         self._outbox = bytearray()
-        self._is_blocked = False  #: the socket is full: what is left goes later
-        self._fds: list[int] = []  #: to be sent with what is in the outbox
-        self.was_ready = False  #: it came as far as to start what it is handed
+        self._is_blocked = False  #: the socket buffer is full; the rest is sent later
+        self._fds: list[int] = []  #: to be sent with the bytes in the outbox
+        self.was_ready = False  #: it has started completely, and can run orders
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
         words = [
@@ -90,7 +91,7 @@ class LauncherProcess:
                     (os.POSIX_SPAWN_DUP2, null_fd, 1),
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
                 ),
-                # Not in the agent's session: Ctrl-C is for the agent, which tells us.
+                # Its own session, so that Ctrl-C reaches the agent alone.
                 setsid=True,
                 setsigdef=RESET_SIGNALS,
                 setsigmask=(),
@@ -107,11 +108,11 @@ class LauncherProcess:
         self.exited = self._loop.create_future()  #: done when the process has ended
 
     def send(self, messages: list[LauncherMessage], fds: Sequence[int] = ()) -> None:
-        """Send at once, or as soon as the socket takes it.
+        """Send at once, or as soon as the socket buffer has room.
 
         Args:
             messages: What to send.
-            fds: Descriptors that go along; they are closed here.
+            fds: Descriptors to send along; this object closes them.
         """
         self._outbox += launch_protocol.pack_frame(messages)
         self._fds += fds
@@ -119,7 +120,7 @@ class LauncherProcess:
 
     def _flush(self) -> None:
         while len(self._fds) > launch_protocol.FDS_MAX and self._send_piece(1):
-            pass  # Descriptors may come ahead of their message, but never behind it.
+            pass  # Descriptors may arrive before their message, but never after it.
         if len(self._fds) <= launch_protocol.FDS_MAX:
             self._send_piece(len(self._outbox))
         if bool(self._outbox) == self._is_blocked:
@@ -131,7 +132,7 @@ class LauncherProcess:
             self._loop.remove_writer(self._control)
 
     def _send_piece(self, size: int) -> bool:
-        """Send up to so many bytes, and descriptors; return whether any went."""
+        """Send up to `size` bytes, and descriptors; return True if any were sent."""
         fds = self._fds[: launch_protocol.FDS_MAX]
         piece = self._outbox if size >= len(self._outbox) else self._outbox[:size]
         try:
@@ -142,7 +143,7 @@ class LauncherProcess:
         except BlockingIOError:
             return False
         except OSError:
-            # It is dying; `_on_exited` follows.
+            # The launcher is exiting: drop the rest; `_on_exited` follows.
             sent, fds = len(self._outbox), self._fds
         del self._outbox[:sent]
         self._close_fds(fds)
@@ -158,10 +159,10 @@ class LauncherProcess:
         if data:
             self._handle_data(data)
         elif data is not None:
-            self._loop.remove_reader(self._control)  # It is ending: see `_on_exited`.
+            self._loop.remove_reader(self._control)  # It is exiting: see `_on_exited`.
 
     def _read(self) -> bytes | None:
-        """Return what has come, None if nothing, no bytes at the end of the stream."""
+        """Return received bytes; None if there are none, `b""` at the end."""
         try:
             return self._control.recv(launch_protocol.RECEIVE_BYTES)
         except BlockingIOError:
@@ -170,12 +171,12 @@ class LauncherProcess:
             return b""
 
     def _handle_data(self, data: bytes) -> None:
-        self.was_ready = True  # It says so before all else.
+        self.was_ready = True  # Its first message is `ready`.
         if messages := self._frame_buffer.add_data(data):
             self._on_messages(messages)
 
     def _on_exited(self) -> None:
-        """Tidy up after the process, which has ended."""
+        """Reap the process, deliver its last messages and close everything."""
         os.waitpid(self.pid, 0)
         self._loop.remove_reader(self._pid_fd)
         os.close(self._pid_fd)
@@ -190,17 +191,17 @@ class LauncherProcess:
         self._on_exit()
 
     def was_stopped(self) -> bool:
-        """Whether somebody has stopped it (SIGSTOP) since this was asked last."""
+        """Return True if SIGSTOP has stopped it since the last call."""
         if self.exited.done():
             return False
         try:
             look = os.WSTOPPED | os.WNOHANG
             return os.waitid(os.P_PIDFD, self._pid_fd, look) is not None
-        except ChildProcessError:  # It has ended, which `_on_exited` is about to see.
+        except ChildProcessError:  # It has exited; `_on_exited` follows.
             return False
 
     async def stop(self) -> bool:
-        """Have it end its trees and itself; return whether it is gone."""
+        """Make it kill its process trees and exit; return True if it has exited."""
         if not self.exited.done():
             self.send([["close"]])
         try:

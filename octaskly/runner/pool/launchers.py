@@ -1,4 +1,4 @@
-"""The launchers of a node: started when needed, in cgroups where those may be made."""
+"""The launchers of a node: started on demand, in cgroups where that is allowed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from octaskly.runner.pool.attempts import LauncherState
 from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree
 
-QUEUE_WAIT_S_MAX = 0.05  #: behind attempts that run so long, none waits any longer
-NO_LAUNCHER_WAIT_S = 3.0  #: without a launcher, other nodes are asked after so long
-RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
-FAILED_MAX = 5  #: so many in a row that came to nothing are no accident
-PROBE_S = 5.0  #: how often one is tried while they come to nothing
+#: An attempt waits at most so long behind attempts that have run at least so long.
+QUEUE_WAIT_S_MAX = 0.05
+NO_LAUNCHER_WAIT_S = 3.0  #: without a launcher, attempts are returned after this
+RESTART_S = 1.0  #: minimum time between two starts of one launcher
+FAILED_MAX = 5  #: after so many failed starts in a row, launchers are failing
+PROBE_S = 5.0  #: time between start attempts while launchers are failing
 
 
 class Launchers:
-    """A launcher for each seat, from the first attempt to the end of the agent.
+    """Starts and restarts the launchers of a node, from the first attempt on.
 
     Args:
-        seats: Their places.
-        settings: As launchers want them, but for what differs between seats.
-        env: Environment of launchers, and so of tasks.
-        account: The user that launchers become, and so tasks; None: the agent's.
-        hands: What may signal launchers.
+        states: One for each launcher.
+        settings: Settings that all launchers have in common.
+        env: Environment of launchers, which tasks inherit.
+        account: The user that launchers and tasks run as; None: the agent's.
+        task_user_ops: Signals launchers with the rights of their user.
         clock: The machine's clocks.
-        threads: Where groups that an earlier agent left are removed.
-        with_cgroups: Whether to make cgroups where that is allowed.
-        on_messages: Called with what the launcher of a seat sent.
-        on_exit: Called when the launcher of a seat is gone.
+        threads: Runs blocking calls.
+        with_cgroups: Whether to create cgroups where that is allowed.
+        on_messages: Called with the messages of a launcher.
+        on_exit: Called when a launcher has exited.
     """
 
     def __init__(
@@ -66,78 +67,79 @@ class Launchers:
         self._on_messages = on_messages
         self._on_exit = on_exit
         self._started = 0
-        self._failed_in_a_row = 0  #: launchers that came to nothing since one was ready
-        self._groups_dir: Path | None = None  #: own cgroup, once looked for
+        self._failed_in_a_row = 0  #: failed starts since a launcher was ready
+        self._groups_dir: Path | None = None  #: parent of the launchers' cgroups
 
-    def ensure_started(self, seat: LauncherState) -> LauncherProcess | None:
-        """Return the launcher of a seat, started if need be; None if that failed."""
-        if seat.process is None and self._may_start(seat):
-            seat.started_s = self._clock.now().mono_s
-            seat.folder = self._make_group() if self._with_cgroups else None
+    def ensure_started(self, state: LauncherState) -> LauncherProcess | None:
+        """Return a launcher's process, started if necessary; None if that failed."""
+        if state.process is None and self._may_start(state):
+            state.started_s = self._clock.now().mono_s
+            state.folder = self._make_group() if self._with_cgroups else None
             try:
-                seat.process = self._launch(seat)
-            except OSError:  # No process or memory to be had; tried again.
+                state.process = self._launch(state)
+            except OSError:  # No process or memory available; retried later.
                 self._failed_in_a_row += 1
-        return seat.process
+        return state.process
 
     def are_failing(self) -> bool:
-        """Return whether none starts; while that is so, one is tried now and again.
+        """Return True if launchers fail to start; tries to start one every `PROBE_S`.
 
-        Nothing else would: a node that says so is given no work.
+        Nothing else would start one, because a node that reports this gets no work.
         """
-        if any(seat.process and seat.process.was_ready for seat in self.states):
+        if any(state.process and state.process.was_ready for state in self.states):
             self._failed_in_a_row = 0
         if self._failed_in_a_row < FAILED_MAX:
             return False
         now_s = self._clock.now().mono_s
-        if all(now_s - seat.started_s >= PROBE_S for seat in self.states):
+        if all(now_s - state.started_s >= PROBE_S for state in self.states):
             self.ensure_started(self.states[0])
         return True
 
     def usable_launchers(self) -> list[LauncherState]:
-        """Return the seats that have a launcher, or may have one now."""
+        """Return the launchers that run or may be started now."""
         return [s for s in self.states if s.process is not None or self._may_start(s)]
 
     def attempt_wait_s(self, now_s: float, slots: int) -> float:
-        """Return how long an attempt may wait here before others are asked."""
-        if not any(seat.process for seat in self.states):
+        """Return the seconds that an attempt may wait before it is returned."""
+        if not any(state.process for state in self.states):
             return NO_LAUNCHER_WAIT_S
         long = sum(
-            seat.slots_running_since(now_s - QUEUE_WAIT_S_MAX) for seat in self.states
+            state.slots_running_since(now_s - QUEUE_WAIT_S_MAX) for state in self.states
         )
         return QUEUE_WAIT_S_MAX if long >= slots else float("inf")
 
     def send_to_all(self, order: str) -> None:
-        """Send an order to each that runs."""
-        for seat in self.states:
-            if seat.process is not None:
-                seat.process.send([[order]])
+        """Send an order without fields to each running launcher."""
+        for state in self.states:
+            if state.process is not None:
+                state.process.send([[order]])
 
     def continue_stopped(self) -> None:
-        """Let launchers go on that a task has stopped; nobody else keeps its time."""
+        """Continue launchers that a task has stopped: only they enforce its timeout."""
         running = [s.process for s in self.states if s.process is not None]
         if pids := {process.pid for process in running if process.was_stopped()}:
             self._threads.submit(self._task_user_ops.continue_processes, pids)
 
     async def close(self) -> None:
-        """End every tree and every launcher, and remove their groups."""
+        """End every process tree and every launcher, and remove their cgroups."""
         async with asyncio.TaskGroup() as group:
-            for seat in self.states:
-                if seat.process is not None:
-                    group.create_task(self._stop_process(seat.process))
-        for seat in self.states:
-            if seat.folder is not None:
-                await asyncio.to_thread(cgroup.kill_and_remove_group, seat.folder)
+            for state in self.states:
+                if state.process is not None:
+                    group.create_task(self._stop_process(state.process))
+        for state in self.states:
+            if state.folder is not None:
+                await asyncio.to_thread(cgroup.kill_and_remove_group, state.folder)
 
     def adopted_processes(self) -> set[int]:
-        """Return the processes of tasks that this one has adopted.
+        """Return the processes of tasks that the agent has adopted.
 
-        To be called on the event loop, where launchers are started: a launcher that
-        nobody knows yet would look like one of them.
+        Call it on the event loop, where launchers are started: in a thread, a launcher
+        that is just being started would be mistaken for a task's process.
         """
         if self._account is None:
-            return set()  # Other processes of this user may be children of ours.
-        own = {seat.process.pid for seat in self.states if seat.process is not None}
+            # Other children of the agent have the same user as tasks.
+            return set()
+        own = {state.process.pid for state in self.states if state.process is not None}
         return {
             pid
             for pid in proc_tree.children_of(os.getpid()) - own
@@ -145,19 +147,19 @@ class Launchers:
         }
 
     async def _stop_process(self, process: LauncherProcess) -> None:
-        """Have a launcher end its trees and itself; it is killed if it does not."""
+        """Make a launcher kill its process trees and exit; kill it on timeout."""
         if await process.stop():
             return
         await asyncio.to_thread(self._task_user_ops.kill_marked, set(), {process.pid})
         await process.exited
 
-    def _on_process_exit(self, seat: LauncherState) -> None:
-        was_ready = seat.process is not None and seat.process.was_ready
+    def _on_process_exit(self, state: LauncherState) -> None:
+        was_ready = state.process is not None and state.process.was_ready
         self._failed_in_a_row = 0 if was_ready else self._failed_in_a_row + 1
-        self._on_exit(seat)
+        self._on_exit(state)
 
-    def _may_start(self, seat: LauncherState) -> bool:
-        return self._clock.now().mono_s - seat.started_s >= RESTART_S
+    def _may_start(self, state: LauncherState) -> bool:
+        return self._clock.now().mono_s - state.started_s >= RESTART_S
 
     def _make_group(self) -> Path | None:
         if self._started == 0 and (own := cgroup.own_group_folder()):
@@ -168,20 +170,20 @@ class Launchers:
             return None
         return cgroup.create_launcher_group(self._groups_dir, self._started)
 
-    def _launch(self, seat: LauncherState) -> LauncherProcess:
+    def _launch(self, state: LauncherState) -> LauncherProcess:
         process = LauncherProcess(
             {
                 **self._settings,
-                "slots": seat.slots,
-                "first_slot": seat.first_slot,
-                "cgroup": str(seat.folder or ""),
+                "slots": state.slots,
+                "first_slot": state.first_slot,
+                "cgroup": str(state.folder or ""),
             },
             env=self._env,
-            on_messages=partial(self._on_messages, seat),
-            on_exit=partial(self._on_process_exit, seat),
+            on_messages=partial(self._on_messages, state),
+            on_exit=partial(self._on_process_exit, state),
         )
-        if seat.folder is not None and not cgroup.move_process(
-            seat.folder / "home", process.pid
+        if state.folder is not None and not cgroup.move_process(
+            state.folder / "home", process.pid
         ):
-            seat.folder = None
+            state.folder = None
         return process

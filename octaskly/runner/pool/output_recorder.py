@@ -1,7 +1,7 @@
-"""Has output written to files: where it is long, and where somebody wants to see it.
+"""Recording the output of attempts in files, and streaming it to readers.
 
-Most attempts are over in milliseconds and write little, so for them no file is made:
-their output travels with the result.
+An attempt gets a file if its output is long or if a client reads it while it runs. Most
+attempts end within milliseconds and write little: their output comes with the result.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from octaskly.runner.output.output_file import OutputFileReader
 from octaskly.runner.pool.attempts import PoolAttempt
 from octaskly.runner.pool.launcher_process import LauncherProcess
 
-POLL_S = 0.03  #: until a file that is followed is looked at again
-POLL_S_MAX = 0.12  #: where nothing has come for a while
-POLLS_MAX = 50  #: for the file of an attempt that runs, where it is not followed
+POLL_S = 0.03  #: first pause between two reads of a file that is followed
+POLL_S_MAX = 0.12  #: longest pause while nothing is written
+POLLS_MAX = 50  #: for the new file of a running attempt, unless it is followed
 CLEANUP_PERIOD_S = 600.0
 THREADS = 4
 
@@ -34,12 +34,12 @@ Result = TypeVar("Result")
 
 
 class OutputRecorder:
-    """Files for the output of a pool's attempts.
+    """Records and streams the output of a pool's attempts.
 
     Args:
-        archive: Where they lie.
-        depot: Files of other kinds, which are tidied, too.
-        items: What the pool runs.
+        archive: Holds the files.
+        blob_store: Holds uploaded files; its expired files are deleted here too.
+        attempts: The attempts in the pool, which keeps this mapping up to date.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class OutputRecorder:
     ) -> None:
         self._archive, self._blob_store = archive, blob_store
         self._attempts = attempts
-        # Its own: in the pool's, outputs of a gigabyte are copied.
+        # The pool's threads may be busy copying outputs of a gigabyte.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recorder")
 
     async def close(self) -> None:
-        """Finish what is being done with files."""
+        """Wait until pending work on files is done."""
         await asyncio.to_thread(self._threads.shutdown)
 
     async def run_cleanup(self) -> None:
-        """Delete what is too old or too much, now and again, until cancelled."""
+        """Delete expired files every `CLEANUP_PERIOD_S`, until cancelled."""
         while True:
             await self._in_thread(self._archive.delete_expired)
             await self._in_thread(self._blob_store.delete_expired)
@@ -67,13 +67,13 @@ class OutputRecorder:
     # -- the pool ----------------------------------------------------------------
 
     def on_started(self, item: PoolAttempt, process: LauncherProcess) -> None:
-        """Note that an attempt has run for a moment, and who writes its file."""
+        """Note the launcher of a running attempt; start its file if a client reads."""
         item.process = process
         if item.is_output_read:
             self.record_output(item)
 
     def record_output(self, item: PoolAttempt) -> None:
-        """Have the output of an attempt that has begun written to a file."""
+        """Create an output file for a running attempt, unless it has one."""
         if not item.has_output_file:
             item.has_output_file = True
             making = self._in_thread(
@@ -82,9 +82,10 @@ class OutputRecorder:
             making.add_done_callback(lambda made: self._on_file_created(item, made))
 
     def on_ended(self, item: PoolAttempt) -> None:
-        """Note that nothing more is written."""
+        """Mark the file of an ended attempt as complete."""
         if item.has_output_file:
-            with suppress(RuntimeError):  # We stop: the next agent counts the file.
+            # During shutdown the threads refuse work; the next agent counts the file.
+            with suppress(RuntimeError):
                 self._threads.submit(
                     self._archive.mark_complete, item.spec.id, item.attempt
                 )
@@ -114,7 +115,7 @@ class OutputRecorder:
         *,
         follow: bool,
     ) -> AsyncIterator[OutputChunk]:
-        """Return the output of an attempt: see `output.OutputSource.stream_output`."""
+        """Yield the output of an attempt: see `ports.OutputSource.stream_output`."""
         item = self._attempts.get((task, attempt))
         if item is None:
             reader = await self._in_thread(self._archive.open_file, task, attempt)
@@ -123,7 +124,7 @@ class OutputRecorder:
         offsets = {n: start for n, start in enumerate(starts) if start is not None}
         pause_s = POLL_S
         while True:
-            # Asked before the file is read: what an ended attempt wrote is all there.
+            # Check this before reading: once it is False, the file is complete.
             is_live = item is not None and self._is_live(item)
             found = await self._in_thread(_read_chunks, reader, offsets)
             for piece in found:
@@ -142,7 +143,7 @@ class OutputRecorder:
     async def _open_running(
         self, item: PoolAttempt, *, follow: bool
     ) -> OutputFileReader:
-        """Open the file of an attempt that runs, once there is one."""
+        """Open the file of a running attempt, waiting until it exists."""
         item.is_output_read = True
         if item.process is not None:
             self.record_output(item)
@@ -158,7 +159,7 @@ class OutputRecorder:
             await asyncio.sleep(POLL_S)
         reader = await self._in_thread(self._try_open, task, attempt)
         if reader is None:
-            raise OutputNotFound(f"{task} has no file with output on this node")
+            raise OutputNotFound(f"{task} has no output file on this node")
         return reader
 
     def _in_thread(
@@ -178,7 +179,7 @@ class OutputRecorder:
 def _read_chunks(
     reader: OutputFileReader, offsets: Mapping[int, int]
 ) -> list[OutputChunk]:
-    """Return the next block of each stream, if there is more."""
+    """Return the next chunk of each stream that has one."""
     reader.refresh_index()
     found = []
     for stream, offset in offsets.items():

@@ -1,4 +1,4 @@
-"""The runner of a node: hands attempts to launchers and reports how they ended."""
+"""The runner of a node: distributes attempts to launchers and reports outcomes."""
 
 from __future__ import annotations
 
@@ -59,30 +59,30 @@ OVERDUE_CHECK_S = 0.02
 
 
 class Pool:
-    """Runs attempts in a fixed number of slots; implements `seams.Runner`.
+    """Runs attempts in a fixed number of slots; implements `core_loop.Runner`.
 
-    Launchers are started with the first attempt. Attempts beyond the slots wait, and
-    are reported as released (`returned`) when the slots are held by long ones.
+    The first attempt starts the launchers. Attempts wait while all slots are taken. If
+    the attempts in the slots run long, waiting ones are released as `returned`.
 
     Args:
-        slots: Attempts that run at the same time.
-        workdir: Where they run, and where inputs are looked for.
-        outputs_dir: Where declared outputs are kept, a folder for each attempt.
-        scratch_dir: Where attempts get a fresh folder that ask for one.
-        archive: Where long output is kept, and what somebody reads meanwhile.
-        supply: Brings the files that tasks name.
+        slots: Maximum number of attempts that run at the same time.
+        workdir: Working directory of attempts, and the folder of their inputs.
+        outputs_dir: Folder for captured outputs, with a subfolder for each attempt.
+        scratch_dir: Folder for the scratch folders of attempts.
+        archive: Holds output files: long output, and output that a client reads.
+        blob_fetcher: Fetches uploaded files from other nodes.
         node_name: Shown to tasks as `OCTASKLY_NODE`.
         clock: The machine's clocks.
         on_ended: Called on the event loop with one or more reports.
         launchers: Launcher processes; default one per core, at most one per slot.
         output_bytes_max: Bytes kept of each stream; the rest is counted.
         kill_grace_s: Time between SIGTERM and SIGKILL.
-        inherited: What tasks have otherwise than the agent.
-        env: Environment that tasks start from; default the agent's, without what
-            speaks to the agent alone.
+        inherited: Process settings of tasks that differ from the agent's.
+        env: Base environment of tasks; default the agent's, without the variables
+            that concern only the agent.
         account: The user that tasks run as; None: the agent's own.
-        gpus: What CUDA calls each GPU that attempts can be given.
-        with_cgroups: Whether to make cgroups for launchers where that is allowed.
+        gpus: Names of the GPUs in `CUDA_VISIBLE_DEVICES`.
+        with_cgroups: Whether to create cgroups for launchers where that is allowed.
     """
 
     _last_key = 0
@@ -139,7 +139,7 @@ class Pool:
     # -- the port --------------------------------------------------------------
 
     def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
-        """Take attempts; those that are here already are not taken twice."""
+        """Start attempts, or queue them; ignores attempts that the pool already has."""
         now_s = self._clock.now().mono_s
         for attempt, spec in items:
             name = (spec.id, attempt)
@@ -165,7 +165,7 @@ class Pool:
         items: Sequence[tuple[TaskId, AttemptId]],
         reason: EndReason = EndReason.CANCELLED,
     ) -> None:
-        """End attempts and all that they started; unknown ones are ignored."""
+        """End attempts with their process trees; ignores unknown attempts."""
         for name in items:
             item = self._attempts.get(name)
             if item is None or item.is_cancelled:
@@ -176,13 +176,13 @@ class Pool:
                 self._waiting.remove(item)
                 self._end_attempt(item, released_outcome(reason))
                 continue
-            for seat in self._launchers.states:
-                if item.key in seat.attempts and seat.process is not None:
-                    seat.process.send([["stop", item.key, reason.value]])
+            for state in self._launchers.states:
+                if item.key in state.attempts and state.process is not None:
+                    state.process.send([["stop", item.key, reason.value]])
         self._reports.schedule_flush()
 
     def release_waiting(self) -> None:
-        """Report the attempts that have not begun as released."""
+        """Release the attempts that have not started."""
         for item in self._attempts.values():
             item.is_return_requested = True
         while self._waiting:
@@ -193,29 +193,29 @@ class Pool:
         self._reports.schedule_flush()
 
     def set_frozen(self, *, is_frozen: bool) -> None:
-        """Stop every process of every attempt where it is, or let it go on."""
+        """Stop every process of every attempt (SIGSTOP or cgroup), or continue it."""
         self._launchers.send_to_all("freeze" if is_frozen else "thaw")
 
     def check_launchers(self) -> bool:
-        """Undo what a task has done to its launcher; tell whether some can start."""
+        """Continue stopped launchers; return True if launchers can be started."""
         self._launchers.continue_stopped()
         return not self._launchers.are_failing()
 
     def count_attempts(self) -> tuple[int, int, int]:
-        """Return how many attempts are in launchers, how many wait, and launchers."""
-        seats = self._launchers.states
-        begun = sum(len(seat.attempts) for seat in seats)
-        processes = sum(seat.process is not None for seat in seats)
+        """Return the numbers of attempts in launchers, waiting ones, and launchers."""
+        states = self._launchers.states
+        begun = sum(len(state.attempts) for state in states)
+        processes = sum(state.process is not None for state in states)
         return begun, len(self._waiting), processes
 
     async def close(self) -> None:
-        """End every tree and every launcher; what had not ended is released."""
+        """End every process tree and launcher; release the remaining attempts."""
         self._is_closing = True
         await self._launchers.close()
         await asyncio.to_thread(self._blob_fetcher.close)
         await asyncio.to_thread(self._threads.shutdown)
         await self.recorder.close()
-        # Let the callbacks of the threads run, which report captured outputs.
+        # Run the callbacks of the threads first: they report captured outputs.
         await asyncio.sleep(0)
         for item in list(self._attempts.values()):
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
@@ -255,7 +255,7 @@ class Pool:
         self._flush_reports()
 
     def _requeue_or_end(self, item: PoolAttempt) -> None:
-        """Let an attempt wait that a launcher did not start, if it still may."""
+        """Requeue an attempt that a launcher did not start, unless it is stopped."""
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
         elif item.is_return_requested:
@@ -264,12 +264,12 @@ class Pool:
             self._waiting.appendleft(item)
 
     def _on_attempt_end(
-        self, seat: LauncherState, item: PoolAttempt, fields: list[Any]
+        self, state: LauncherState, item: PoolAttempt, fields: list[Any]
     ) -> None:
         outcome = outcome_of_end(fields)
         duration_ms = outcome.duration_ms or 0
-        seat.mean_task_ms = (
-            0.7 * min(seat.mean_task_ms, 2 * SHORT_TASK_MS_MAX) + 0.3 * duration_ms
+        state.mean_task_ms = (
+            0.7 * min(state.mean_task_ms, 2 * SHORT_TASK_MS_MAX) + 0.3 * duration_ms
         )
         if not item.spec.outputs or item.is_cancelled:
             self._end_attempt(item, outcome)
@@ -281,24 +281,25 @@ class Pool:
             ),
         )
 
-    def _on_launcher_exit(self, seat: LauncherState) -> None:
-        """A launcher is gone: end what it ran, so that others may run it.
+    def _on_launcher_exit(self, state: LauncherState) -> None:
+        """Kill the tasks of a launcher that has exited, then release its attempts.
 
-        One that was not ready yet ran nothing, as where the program was replaced
-        under its agent: no task took it down, and none may fail for it.
+        A launcher that exited before it was ready has run nothing, for example because
+        the program was upgraded under the running agent. No task caused that, so its
+        attempts are requeued.
         """
-        may_have_begun = seat.process is not None and seat.process.was_ready
-        seat.process = None
+        may_have_begun = state.process is not None and state.process.was_ready
+        state.process = None
         if self._is_closing:
             return
         self.attempt_stats.launcher_crashes += 1
-        lost, seat.attempts = list(seat.attempts.values()), {}
-        strays = self._launchers.adopted_processes()
-        bury = partial(
-            kill_lost_attempts, self._task_user_ops, lost, seat.folder, strays
+        lost, state.attempts = list(state.attempts.values()), {}
+        adopted = self._launchers.adopted_processes()
+        kill = partial(
+            kill_lost_attempts, self._task_user_ops, lost, state.folder, adopted
         )
-        buried = partial(self._on_lost_killed, lost, may_have_begun=may_have_begun)
-        self._in_thread(buried, bury)
+        on_killed = partial(self._on_lost_killed, lost, may_have_begun=may_have_begun)
+        self._in_thread(on_killed, kill)
 
     def _on_lost_killed(
         self, lost: list[PoolAttempt], _: object, *, may_have_begun: bool
@@ -318,25 +319,25 @@ class Pool:
     # -- waiting ---------------------------------------------------------------
 
     def _start_waiting(self) -> None:
-        """Hand waiting attempts to launchers with room."""
+        """Send waiting attempts to launchers that have room."""
         if not self._waiting or self._is_closing:
             return
         batches: dict[LauncherProcess, tuple[list[list[Any]], list[int]]] = {}
-        seats = self._launchers.usable_launchers()
-        begun = sum(len(seat.attempts) for seat in self._launchers.states)
+        states = self._launchers.usable_launchers()
+        begun = sum(len(state.attempts) for state in self._launchers.states)
         while self._waiting and self._resources.fits_now(self._waiting[0], begun):
-            seat = pick_launcher(seats)
+            state = pick_launcher(states)
             if (
-                seat is None
-                or (process := self._launchers.ensure_started(seat)) is None
+                state is None
+                or (process := self._launchers.ensure_started(state)) is None
             ):
                 break
             item = self._waiting.popleft()
-            seat.attempts[item.key] = item
+            state.attempts[item.key] = item
             begun += 1
             self._resources.allocate(item)
             orders, fds = batches.setdefault(process, ([], []))
-            fds += item.create_limit_group(seat.folder)
+            fds += item.create_limit_group(state.folder)
             orders.append(build_start_order(item))
         for process, (orders, fds) in batches.items():
             process.send(orders, fds)
@@ -345,12 +346,12 @@ class Pool:
             self._overdue_timer = loop.call_later(OVERDUE_CHECK_S, self._return_overdue)
 
     def _return_overdue(self) -> None:
-        """Give back what waits behind long attempts, or as no launcher starts."""
+        """Return attempts that waited too long: for long ones, or for a launcher."""
         self._overdue_timer = None
         now_s = self._clock.now().mono_s
-        patience_s = self._launchers.attempt_wait_s(now_s, self._slots)
+        wait_s_max = self._launchers.attempt_wait_s(now_s, self._slots)
         for item in [
-            i for i in self._waiting if now_s - i.waiting_since_s >= patience_s
+            i for i in self._waiting if now_s - i.waiting_since_s >= wait_s_max
         ]:
             self._waiting.remove(item)
             self._end_attempt(item, released_outcome(EndReason.RETURNED))
@@ -367,7 +368,7 @@ class Pool:
     ) -> None:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(threads or self._threads, work)
-        # An error is an answer too: nothing may stay in a slot for ever.
+        # Pass an error on as a result: otherwise the attempt would never end.
         future.add_done_callback(lambda done: then(done.exception() or done.result()))
 
     def _prepare(self, item: PoolAttempt) -> None:
@@ -382,7 +383,7 @@ class Pool:
         self._in_thread(
             partial(self._on_prepared, item),
             partial(self._scratch.prepare_attempt, item.spec, sources, is_wanted),
-            # What comes from other nodes takes its time, and others need not wait.
+            # Fetching is slow, so it has its own threads.
             self._blob_fetcher.threads if sources else self._threads,
         )
 
@@ -421,7 +422,7 @@ class Pool:
         if item.folder is not None:
             self._scratch.discard_folder(item.folder)
         if item.is_cancelled and outcome.state != AttemptState.CANCELLED:
-            # Success is never reported for what was told to end.
+            # A cancelled attempt is never reported as completed.
             outcome = replace(
                 outcome, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED
             )

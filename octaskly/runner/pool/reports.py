@@ -1,4 +1,4 @@
-"""Reports on their way to the core: together where that costs nobody time."""
+"""Batching of reports to the core, and statistics of ended attempts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ BUFFERED_MAX: Final = 4096
 
 
 class AttemptStats:
-    """Since the agent started.
+    """Statistics of attempts since the agent started.
 
-    How long attempts took is put aside, and counted for many at once: that costs each
-    a fraction of a microsecond.
+    Durations are buffered and added to the histograms in batches, which costs a
+    fraction of a microsecond for each attempt.
     """
 
     def __init__(self) -> None:
         self.ended: Counter[tuple[AttemptState, EndReason]] = Counter()
-        self.queue_s = Histogram(BOUNDS_S)  #: from acceptance to the first start
+        self.queue_s = Histogram(BOUNDS_S)  #: from admission to the first start
         self.run_s = Histogram(BOUNDS_S)
         self.launcher_crashes = 0
         self._completed = 0
@@ -47,25 +47,25 @@ class AttemptStats:
                 self.flush()
 
     def flush(self) -> Self:
-        """Count what was put aside; to be called before the numbers are read."""
+        """Add the buffered values; call it before reading the statistics."""
         self.ended[AttemptState.OK, EndReason.EXIT] += self._completed
         self._completed = 0
         self.run_s.observe_all([ms / 1000 for ms in self._run_ms])
-        # Two machines may have said when; a start before the acceptance is none.
+        # The two times may come from two clocks, so the difference may be negative.
         self.queue_s.observe_all([max(0, ms) / 1000 for ms in self._queue_ms])
         self._run_ms.clear()
         self._queue_ms.clear()
         return self
 
 
-COALESCE_S = 0.05  #: reports are held so long while more attempts wait
-COALESCE_REPORTS = 512
+COALESCE_S = 0.05  #: reports are delayed so long while more attempts wait
+COALESCE_REPORTS = 512  #: so many reports are never delayed
 
 EndedCallback = Callable[[tuple[Report, ...]], None]
 
 
 class ReportQueue:
-    """What has ended and was not reported yet.
+    """Reports that were not delivered yet.
 
     Args:
         clock: The machine's clocks.
@@ -80,16 +80,16 @@ class ReportQueue:
         self._timer: asyncio.Handle | None = None
 
     def add_report(self, report: Report) -> None:
-        """Take a report; it goes with the next delivery."""
+        """Add a report to the next delivery."""
         self._reports.append(report)
 
     def schedule_flush(self) -> None:
-        """Report, but not from within a call of the core, which is in mid-step."""
+        """Deliver soon, but after the current call: the core may be inside a step."""
         if self._reports and self._timer is None:
             self._timer = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush_or_delay(self, *, is_busy: bool) -> None:
-        """Report now, or a moment later together with others while much is to do."""
+        """Deliver now; or, if `is_busy`, within `COALESCE_S` together with others."""
         if not self._reports:
             return
         since_s = self._clock.now().mono_s - self._flushed_s
@@ -101,7 +101,7 @@ class ReportQueue:
             self._timer = loop.call_later(COALESCE_S, self.flush)
 
     def flush(self) -> None:
-        """Report what there is."""
+        """Deliver all reports now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
