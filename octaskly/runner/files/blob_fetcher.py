@@ -1,4 +1,4 @@
-"""Brings files that a task names to this node, from the nodes that have them."""
+"""Fetching uploaded files that a task needs from the nodes that have them."""
 
 from __future__ import annotations
 
@@ -18,63 +18,61 @@ from octaskly.ports import ContentMismatch, FileQuotaExceeded
 from octaskly.runner.files.blob_store import COPY_RETENTION_S, BlobStore
 
 FILES_PATH: Final = "/internal/v1/files/"
-STALL_S: Final = 20.0  #: between two parts of a file
-FETCH_TRIES: Final = 4  #: a node that begins again is back within seconds
+STALL_S: Final = 20.0  #: timeout for each read
+FETCH_TRIES: Final = 4  #: a node that restarts is back within seconds
 PAUSE_S: Final = 1.0
 CHUNK_BYTES: Final = 1 << 20
-CONCURRENT_FETCHES_MAX: Final = 4  #: files that are fetched
+CONCURRENT_FETCHES_MAX: Final = 4
 
 Tune = Callable[[socket.socket], None]
 UrlsOf = Callable[[str], Sequence[str]]
 
 
 class FileSource(NamedTuple):
-    """A file, and where it can be had."""
+    """A file, and the URLs of nodes that may have it."""
 
     file: UploadedFile
     urls: Sequence[str]
 
 
 class _NodeUnreachable(Exception):
-    """The node is not there, or broke off."""
+    """The node did not answer, or the connection broke."""
 
 
 class NamedLocks:
-    """Locks by name, each kept only while somebody has it or waits for it."""
+    """Locks by name; a lock exists only while a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}  #: and by how many
+        #: The lock, and how many threads hold it or wait for it.
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
 
     def __len__(self) -> int:
         return len(self._locks)
 
     @contextmanager
     def hold_lock(self, name: str) -> Iterator[None]:
-        """Keep others out who want the same name, for the length of the block."""
+        """Hold the lock of a name for the length of the block."""
         with self._lock:
-            turn, count = self._locks.get(name, (threading.Lock(), 0))
-            self._locks[name] = turn, count + 1
+            lock, count = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = lock, count + 1
         try:
-            with turn:
+            with lock:
                 yield
         finally:
             with self._lock:
                 _, count = self._locks.pop(name)
                 if count > 1:
-                    self._locks[name] = turn, count - 1
+                    self._locks[name] = lock, count - 1
 
 
 class BlobFetcher:
-    """Fetches files; who asks for some is blocked until they are here.
-
-    It has `threads` for that, so that others need not wait.
+    """Fetches files from other nodes. `fetch_files` blocks; call it in `threads`.
 
     Args:
-        depot: Where they are kept.
-        tls: Returns how this node shows to others that it is one.
-        urls_of: Returns where another node, by name or id, serves; called where
-            attempts are started.
+        blob_store: Holds the fetched files.
+        tls: Returns the TLS context that authenticates this node to others.
+        urls_of: Returns the URLs of a node by name or id; called on the event loop.
     """
 
     def __init__(
@@ -86,28 +84,28 @@ class BlobFetcher:
         self.threads = ThreadPoolExecutor(
             CONCURRENT_FETCHES_MAX, thread_name_prefix="supply"
         )
-        self.file_locks = NamedLocks()  #: of files that are fetched
+        self.file_locks = NamedLocks()  #: by the SHA-256 of files being fetched
         self._lock = threading.Lock()
         self._open_sockets: set[socket.socket] = set()
         self._is_closed = threading.Event()
 
     def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
-        """Return where files can be had; not for other threads."""
+        """Return the sources of files; call it on the event loop."""
         return [FileSource(file, self._urls_of(file.node)) for file in files]
 
     def fetch_files(
         self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
     ) -> list[str]:
-        """Have files here; return what cannot be had, in words.
+        """Fetch files that are not here; return a text for each that failed.
 
         Args:
-            sources: What, and where from.
-            may_continue: Asked now and again whether they are still wanted.
+            sources: The files with their sources.
+            may_continue: Returns False once the files are not needed any more.
         """
-        lacking = []
+        failed = []
         for source in sources:
             try:
-                # Many tasks may want the same file, which comes once.
+                # Many tasks may need the same file, which is fetched once.
                 with self.file_locks.hold_lock(source.file.sha256):
                     self._fetch_file(source, may_continue)
             except (
@@ -117,11 +115,11 @@ class BlobFetcher:
                 _NodeUnreachable,
             ) as error:
                 name = f"{source.file.path} ({source.file.sha256[:12]}...)"
-                lacking.append(f"{name} of node {source.file.node}: {error}")
-        return lacking
+                failed.append(f"{name} of node {source.file.node}: {error}")
+        return failed
 
     def close(self) -> None:
-        """Fetch no more; what is on its way is given up; blocks until it is."""
+        """Abort all fetches and wait until the threads have ended."""
         self._is_closed.set()
         with self._lock:
             for connection in self._open_sockets:
@@ -145,7 +143,7 @@ class BlobFetcher:
     def _try_sources(
         self, source: FileSource, may_continue: Callable[[], bool]
     ) -> None:
-        last = _NodeUnreachable("it is not there")
+        last = _NodeUnreachable("it cannot be reached")
         for url in source.urls:
             try:
                 self._fetch_from(source.file.sha256, url, may_continue)
@@ -181,17 +179,17 @@ class BlobFetcher:
         may_continue: Callable[[], bool],
     ) -> None:
         if response.status == http.HTTPStatus.NOT_FOUND:
-            raise OutputNotFound("it has no such file any more")
+            raise OutputNotFound("it does not have the file any more")
         if response.status != http.HTTPStatus.OK or response.length is None:
-            raise _NodeUnreachable(f"it answered {response.status}")
-        arrival = self.blob_store.start_upload(
+            raise _NodeUnreachable(f"it answered with status {response.status}")
+        upload = self.blob_store.start_upload(
             name, response.length, keep_s=COPY_RETENTION_S
         )
         try:
             while data := response.read(CHUNK_BYTES):
                 if self._is_closed.is_set() or not may_continue():
-                    raise _NodeUnreachable("it is not wanted any more")
-                arrival.write(data)
-            arrival.finish()
+                    raise _NodeUnreachable("the file is not needed any more")
+                upload.write(data)
+            upload.finish()
         finally:
-            arrival.abort()
+            upload.abort()

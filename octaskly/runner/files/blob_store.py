@@ -1,7 +1,7 @@
-"""Files that clients left at this node, and copies of those that tasks needed here.
+"""Content-addressed store of uploaded files and of copies that tasks needed here.
 
-Each is called by the SHA-256 of its bytes, so it is kept once, whoever brings it, and
-never changes. Together they are bounded; what was not wanted for longest goes first.
+The SHA-256 of a file is its name, so each content is stored once and never changes. The
+total size is bounded; the file that expired first is deleted first.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from octaskly.runner.output.output_archive import (
     RESERVE_BYTES,
 )
 
-RETENTION_S: Final = 3600.0  #: whoever left or named a file may count on it so long
-COPY_RETENTION_S: Final = 60.0  #: a copy can be had again
-UNUSED_S_MAX: Final = 86_400.0  #: what nobody wanted for so long is deleted
-FILES_MAX: Final = 20_000  #: names and sizes are kept in memory
+RETENTION_S: Final = 3600.0  #: a file stays so long after it was uploaded or named
+COPY_RETENTION_S: Final = 60.0  #: of a copy, which can be fetched again
+UNUSED_S_MAX: Final = 86_400.0  #: after its expiry, a file may stay so long
+FILES_MAX: Final = 20_000  #: bounds the index, which is kept in memory
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlobStore:
-    """Implements `ports.Files`.
+    """Stores files in a folder; implements `ports.FileStore`.
 
-    Until when a file must stay is the time of its last change on the disk, so that the
-    next agent knows it, too.
+    The modification time of a file on disk is its expiry, so that it survives a restart
+    of the agent.
 
     Args:
-        folder: Where they lie; it is made, for the agent alone.
-        quota_bytes: What all may take; default 10 GiB, or a tenth of the disk where
-            that is less.
+        folder: Holds the files; created with access for the agent alone.
+        quota_bytes: Maximum size of all files; default 10 GiB, or a tenth of the disk
+            if that is less.
         clock: The machine's clocks.
-        reserve_bytes: What is left free on the disk, for the log.
+        reserve_bytes: Bytes to leave free on the disk, for the log.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class BlobStore:
         self._quota_bytes = quota_bytes
         self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
-        self._index: dict[str, tuple[int, float]] | None = None  #: size, until when
+        self._index: dict[str, tuple[int, float]] | None = None  #: size, expiry
         self._uploading_bytes = 0
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
-        """Return the size of a file, which stays for so long; None: there is none."""
+        """Return the size of a file and keep it for `keep_s`; None if there is none."""
         with self._lock:
             kept = self._load_index().get(sha256)
             if kept is None:
@@ -73,11 +73,11 @@ class BlobStore:
             with suppress(OSError):
                 self._set_expiry(sha256, kept[0], max(kept[1], self._now_s() + keep_s))
                 return kept[0]
-            del self._load_index()[sha256]  # Somebody else has deleted it.
+            del self._load_index()[sha256]  # It was deleted by hand.
             return None
 
     def release_file(self, sha256: str) -> None:
-        """Note that nobody counts on a file any more; it stays while there is room."""
+        """Let a file expire now; it stays while there is room."""
         with self._lock:
             kept = self._load_index().get(sha256)
             if kept is not None:
@@ -85,7 +85,11 @@ class BlobStore:
                     self._set_expiry(sha256, kept[0], self._now_s())
 
     def file_path(self, sha256: str) -> Path:
-        """Return where a file lies, to be read."""
+        """Return the path of a file, and keep it for `COPY_RETENTION_S`.
+
+        Raises:
+            OutputNotFound: there is no such file.
+        """
         if self.touch_file(sha256, keep_s=COPY_RETENTION_S) is None:
             raise OutputNotFound(f"there is no file {sha256[:12]}... on this node")
         return self._folder / sha256
@@ -93,9 +97,15 @@ class BlobStore:
     def start_upload(
         self, sha256: str, size_bytes: int, *, keep_s: float = RETENTION_S
     ) -> BlobUpload:
-        """Begin to take a file in, which then must stay for so long."""
+        """Start an upload; the finished file is kept for `keep_s`.
+
+        Raises:
+            ContentMismatch: `sha256` is not a SHA-256 in hexadecimal.
+            FileQuotaExceeded: there is no room for the file.
+            OSError: the folder cannot be used.
+        """
         if not _NAME.fullmatch(sha256):
-            raise ContentMismatch(f"{sha256[:80]!r} is no SHA-256")
+            raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
             self._make_room(size_bytes)
             partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
@@ -104,7 +114,7 @@ class BlobStore:
         return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
 
     def finish_upload(self, upload: BlobUpload, *, is_whole: bool) -> None:
-        """Keep what has come in, or delete it."""
+        """Store an upload, or delete it if it is not whole."""
         with self._lock:
             self._uploading_bytes -= upload.size_bytes
             if not is_whole:
@@ -115,7 +125,7 @@ class BlobStore:
             self._set_expiry(upload.sha256, upload.size_bytes, until_s)
 
     def delete_expired(self) -> None:
-        """Delete what nobody wanted for long."""
+        """Delete files that expired more than `UNUSED_S_MAX` ago."""
         before_s = self._now_s() - UNUSED_S_MAX
         with self._lock, suppress(OSError):
             if not self._folder.exists():
@@ -125,7 +135,7 @@ class BlobStore:
                     self._delete(name)
 
     def _load_index(self) -> dict[str, tuple[int, float]]:
-        """Return what is kept, which an earlier agent may have left."""
+        """Return the index; the first call reads it from the folder."""
         if self._index is None:
             self._index = {}
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,7 +144,7 @@ class BlobStore:
                 if _NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
                     self._index[place.name] = status.st_size, status.st_mtime
                 else:
-                    place.unlink()  # It was coming when that agent ended.
+                    place.unlink()  # An upload that the previous agent did not finish.
         return self._index
 
     def _set_expiry(self, name: str, size_bytes: int, until_s: float) -> None:
@@ -164,8 +174,8 @@ class BlobStore:
         if used_bytes > quota_bytes or free_bytes < 0 or len(kept) >= FILES_MAX:
             raise FileQuotaExceeded(
                 f"no room for a file of {size_bytes} bytes",
-                hint="files go an hour after they were last wanted; --files-quota"
-                " of the agent, or more disk, makes room",
+                hint="a file may be deleted an hour after its last use; raise the"
+                " agent's --files-quota, or free disk space",
             )
 
     def _delete(self, name: str) -> None:
@@ -177,7 +187,7 @@ class BlobStore:
 
 
 class BlobUpload:
-    """Implements `ports.Intake`."""
+    """An upload in progress; implements `ports.FileUpload`."""
 
     def __init__(
         self,
@@ -196,11 +206,11 @@ class BlobUpload:
         self._remaining_bytes = size_bytes
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Append bytes."""
         self._remaining_bytes -= len(data)
         if self._remaining_bytes < 0:
             raise ContentMismatch(
-                f"more than the {self.size_bytes} bytes that were told"
+                f"more than the announced {self.size_bytes} bytes were sent"
             )
         self._digest.update(data)
         view = memoryview(data)
@@ -208,19 +218,17 @@ class BlobUpload:
             view = view[os.write(self._fd, view) :]
 
     def finish(self) -> None:
-        """Keep the file, which is whole."""
+        """Store the file, after checking its size and SHA-256."""
         found = self._digest.hexdigest()
         if self._remaining_bytes or found != self.sha256:
             came = self.size_bytes - self._remaining_bytes
-            raise ContentMismatch(
-                f"what came are {came} bytes with the SHA-256 {found}"
-            )
-        # Tasks read it by other names, and must not change it for each other.
+            raise ContentMismatch(f"received {came} bytes with the SHA-256 {found}")
+        # Tasks get hard links to it, and must not change it for each other.
         os.fchmod(self._fd, 0o400)
         self._close(is_whole=True)
 
     def abort(self) -> None:
-        """Forget it, unless it was finished."""
+        """Delete the upload, unless it was finished."""
         if self._fd >= 0:
             self._close(is_whole=False)
 

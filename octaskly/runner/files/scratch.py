@@ -1,4 +1,4 @@
-"""Where attempts run: the worker directory, or a fresh folder that goes with them."""
+"""Preparing attempts: inputs, scratch folders, and capturing declared outputs."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ from octaskly.runner.files.workdir import (
     outputs_folder,
 )
 
-CLOSE_S = 2.0  #: an agent that stops waits so long for folders to be removed
-REMOVE_TRIES = 5  #: what a killed agent left may still be written to, for a second
+CLOSE_S = 2.0  #: on shutdown, wait so long for the removal of folders
+#: After an agent was killed, its tasks may still write to their folders for a second.
+REMOVE_TRIES = 5
 REMOVE_RETRY_S = 1.0
 
 
 class Prepared(NamedTuple):
-    """What was found before the start of an attempt."""
+    """The result of preparing an attempt."""
 
-    missing: list[str]  #: inputs
-    folder: Path | None  #: a fresh one, if it asked for that and nothing is missing
+    missing: list[str]  #: missing inputs and files, as text
+    folder: Path | None  #: its scratch folder, if it has one and nothing is missing
 
 
 class ScratchFolders:
-    """The fresh folders of attempts, for the user alone whose tasks they are.
+    """The scratch folders of attempts; only the user of the tasks may enter them.
 
     Args:
-        hands: What touches files of tasks.
-        folder: Where they are made; what is in it belongs to an agent that was killed.
-        workdir: The worker directory, which has the inputs.
-        outputs_dir: Where declared outputs are kept, a folder for each attempt.
-        supply: Brings the files that tasks name.
+        task_user_ops: Accesses files with the rights of the tasks' user.
+        folder: Parent of the scratch folders; existing ones are stale and removed.
+        workdir: The worker directory, which contains the inputs.
+        outputs_dir: Folder for captured outputs, with a subfolder for each attempt.
+        blob_fetcher: Fetches uploaded files from other nodes.
     """
 
     def __init__(
@@ -68,15 +69,15 @@ class ScratchFolders:
         sources: Sequence[FileSource],
         may_continue: Callable[[], bool],
     ) -> Prepared:
-        """Look for the inputs of an attempt, and make its folder; blocks.
+        """Check inputs, fetch files and create the scratch folder. Blocks.
 
         Args:
             spec: The task.
-            sources: Of the files that it names.
-            may_continue: Asked now and again whether it is still wanted.
+            sources: Sources of the task's uploaded files.
+            may_continue: Returns False once the attempt is not wanted any more.
 
         Raises:
-            OSError: nobody can tell, or no folder can be made.
+            OSError: inputs could not be checked, or no folder could be created.
         """
         missing = []
         if spec.inputs:
@@ -89,7 +90,7 @@ class ScratchFolders:
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
             self._place_files(folder, options.files)
-        except OutputNotFound as error:  # So quickly there was need of the room.
+        except OutputNotFound as error:  # It was already deleted again to make room.
             self.discard_folder(folder)
             return Prepared([str(error)], None)
         except OSError:
@@ -100,7 +101,7 @@ class ScratchFolders:
     def capture_outputs(
         self, spec: TaskSpec, attempt: AttemptId, folder: Path | None
     ) -> CapturedOutputs:
-        """Copy the declared outputs of an attempt from where it ran; blocks."""
+        """Copy the declared outputs of an attempt from its folder. Blocks."""
         kept = outputs_folder(self._outputs_dir, spec.id, attempt)
         opened = self._task_user_ops.open_output
         return capture_outputs(
@@ -108,11 +109,11 @@ class ScratchFolders:
         )
 
     def discard_folder(self, folder: Path) -> None:
-        """Remove the folder of an attempt that has ended, beside all else."""
+        """Remove the folder of an ended attempt in the background."""
         self._removals.submit(self._remove_folder, folder)
 
     def close(self) -> None:
-        """Wait a moment for what is being removed; the next agent does the rest."""
+        """Wait up to `CLOSE_S` for removals; the next agent removes the rest."""
         if self._is_closing.is_set():
             return
         with suppress(StillRemoving):

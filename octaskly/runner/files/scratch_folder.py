@@ -1,4 +1,4 @@
-"""Removes what tasks left, whatever it is: deep, large, locked, or full of links."""
+"""Creating, filling and removing scratch folders, whatever tasks left in them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(folder: Path, may_continue: Callable[[], bool]) -> bool:
-    """Remove a folder with all that is in it; links are removed, never followed.
+    """Remove a folder with its contents; links are removed, never followed.
 
-    Every folder below is first moved up to the top. So it takes neither recursion nor
+    Each subfolder is first moved up into `folder`. So this needs neither recursion nor
     more than two descriptors, however deep the tree is.
 
     Args:
-        folder: What to remove.
-        may_continue: Asked before each file, so that an agent that stops need not wait.
+        folder: The folder to remove.
+        may_continue: Called before each file; if it returns False, removal stops.
 
     Returns:
-        Whether it is gone.
+        True if the folder is gone.
     """
-    tag = f".{secrets.token_hex(8)}-"  # No task can know which names will be used.
+    tag = f".{secrets.token_hex(8)}-"  # Random, so that no task can guess the names.
     try:
         top_fd = _open(os.fsdecode(folder), None)
     except OSError:
         with suppress(OSError):
-            folder.unlink()  # A link or a file in its place is not what was made.
+            folder.unlink()  # A task replaced the folder by a link or a file.
         return not os.path.lexists(folder)
     try:
         ahead, moved = _remove_files(top_fd, may_continue), 0
@@ -60,17 +60,17 @@ def remove_tree(folder: Path, may_continue: Callable[[], bool]) -> bool:
 
 
 def _move(name: str, dir_fd: int, new: str, top_fd: int) -> None:
-    """Move a folder up; raise OSError."""
+    """Move a folder into the top folder; raise OSError."""
     try:
         os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=top_fd)
     except PermissionError:
-        # Who is not root must be able to write in what gets another parent.
+        # Without root, moving a folder requires write permission in that folder.
         os.close(_open(name, dir_fd))
         os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=top_fd)
 
 
 def _open(name: str, dir_fd: int | None) -> int:
-    """Open a folder so that everything in it can be removed; raise OSError."""
+    """Open a folder with the permissions to remove its contents; raise OSError."""
     try:
         fd = os.open(name, _FOLDER, dir_fd=dir_fd)
     except PermissionError:
@@ -85,12 +85,12 @@ def _open(name: str, dir_fd: int | None) -> int:
     return fd
 
 
-def _remove_files(fd: int, go_on: Callable[[], bool]) -> list[str]:
-    """Remove all but the folders in a folder; return their names."""
+def _remove_files(fd: int, may_continue: Callable[[], bool]) -> list[str]:
+    """Remove all entries of a folder except folders; return the folders' names."""
     folders = []
     with os.scandir(fd) as entries:
         for entry in entries:
-            if not go_on():
+            if not may_continue():
                 break
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
@@ -104,10 +104,10 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> Path:
-    """Make a folder below `base` with links to inputs, and with the folder `cwd`.
+    """Create a folder in `base` with links to the inputs, and the folder `cwd` in it.
 
     Raises:
-        OSError: something cannot be made; then nothing is left.
+        OSError: something could not be created; then nothing is left.
     """
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="", dir=base))
@@ -118,7 +118,7 @@ def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> 
             (folder / own).mkdir(parents=True)
         for path in given:
             if _is_inside(path, given):
-                continue  # It is there by way of a folder.
+                continue  # The link to its folder contains it.
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to(workdir / path)
     except OSError:
@@ -128,10 +128,10 @@ def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> 
 
 
 def link_or_copy(source: Path, folder: Path, path: str) -> None:
-    """Have a file in a fresh folder by another name, or a copy of it.
+    """Place a file in a scratch folder as a hard link, or else as a copy.
 
     Raises:
-        OSError: it cannot be had there.
+        OSError: neither is possible.
     """
     target = _target(folder, path)
     try:
@@ -143,10 +143,10 @@ def link_or_copy(source: Path, folder: Path, path: str) -> None:
 
 
 def create_file(folder: Path, path: str) -> int:
-    """Make a file in a fresh folder; return a descriptor to write it with.
+    """Create a read-only file in a scratch folder; return a descriptor to write it.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it could not be created.
     """
     return os.open(_target(folder, path), _CREATE, 0o400)
 
@@ -160,5 +160,5 @@ def _target(folder: Path, path: str) -> Path:
 
 
 def _is_inside(path: str, others: Container[str]) -> bool:
-    """Whether a path lies in one of the others, which is a folder then."""
+    """Return True if one of the other paths is a parent of this path."""
     return any(str(parent) in others for parent in PurePosixPath(path).parents)

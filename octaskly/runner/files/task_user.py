@@ -1,8 +1,8 @@
-"""What touches the files and processes of tasks: the agent, or a process of their user.
+"""File and process operations with the rights of the tasks' user.
 
-Where tasks run as another user, the agent may neither read what they made for
-themselves, nor remove it, nor signal them. A steward does, with their rights and no
-more: whatever tasks plant, it leads nowhere that they could not go themselves.
+If tasks run as another user, the agent may neither read or remove their private files
+nor signal them. A helper process of that user does this with the same rights as the
+tasks. So a link that a task plants gives access only to files that the task could open.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from octaskly.runner.files.workdir import COPY_BYTES, missing_inputs, open_outpu
 from octaskly.runner.processes import proc_tree
 from octaskly.runner.python_command import import_folders, python_argv
 
-REPLY_S = 10.0  #: later than this it is replaced: a task may have stopped it
-START_S = 30.0  #: for the first answer: a busy machine takes long to start a Python
+REPLY_S = 10.0  #: timeout; then the helper is replaced, as a task may have stopped it
+START_S = 30.0  #: timeout of the first reply: on a busy machine, Python starts slowly
 EXIT_WAIT_S = 1.0
 
 
 class TaskUserOps(Protocol):
-    """What must be done with the rights of tasks. All of it blocks."""
+    """Operations that need the rights of the tasks' user. All methods block."""
 
     def missing_inputs(self, workdir: Path, inputs: Iterable[str]) -> list[str]:
         """See `workdir.missing_inputs`."""
@@ -40,29 +40,29 @@ class TaskUserOps(Protocol):
     def make_scratch(
         self, base: Path, workdir: Path, inputs: Iterable[str], cwd: str
     ) -> Path:
-        """See `fresh.make_scratch`."""
+        """See `scratch_folder.make_scratch`."""
 
     def open_output(self, workdir: Path, path: str) -> int:
         """See `workdir.open_output`."""
 
     def place_file(self, source: Path, folder: Path, path: str) -> None:
-        """Have a file of the agent in a folder of an attempt, to be read."""
+        """Place a readable file of the agent in a scratch folder."""
 
-    def remove_folder(self, folder: Path, go_on: Callable[[], bool]) -> bool:
-        """See `removal.remove_tree`."""
+    def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
+        """See `scratch_folder.remove_tree`."""
 
     def kill_marked(self, marks: set[bytes], pids: set[int]) -> set[int]:
-        """See `tree.end_marked`."""
+        """See `proc_tree.kill_marked`."""
 
     def continue_processes(self, pids: set[int]) -> None:
-        """See `tree.wake`."""
+        """See `proc_tree.continue_processes`."""
 
     def close(self) -> None:
-        """Do no more."""
+        """Close the helper, if there is one."""
 
 
 class SameUserOps:
-    """For tasks that run as the agent's own user."""
+    """Operations for tasks that run as the agent's own user."""
 
     missing_inputs = staticmethod(missing_inputs)
     make_scratch = staticmethod(make_scratch)
@@ -77,9 +77,10 @@ class SameUserOps:
 
 
 class TaskUserHelper:
-    """For tasks of another user: asks a process of that user; see `steward`.
+    """Operations for tasks of another user, by a process of that user.
 
-    Any thread may use it; one waits for the other.
+    `task_user_helper` is that process. It starts on demand and is restarted on errors.
+    Thread-safe: requests run one after the other.
 
     Args:
         account: The user.
@@ -94,10 +95,10 @@ class TaskUserHelper:
         self._is_closed = False
 
     def unwritable_folders(self, folders: Iterable[Path]) -> list[str]:
-        """Return the folders in which tasks could not make files.
+        """Return the folders in which tasks could not create files.
 
         Raises:
-            OSError: nobody can become that user here.
+            OSError: the helper could not run as that user.
         """
         found: list[str] = self._request(
             "unusable", [_path_bytes(folder) for folder in folders]
@@ -105,7 +106,7 @@ class TaskUserHelper:
         return found
 
     def missing_inputs(self, workdir: Path, inputs: Iterable[str]) -> list[str]:
-        """Return those inputs that tasks would not find."""
+        """Return the inputs that tasks would not find."""
         missing: list[str] = self._request(
             "missing", _path_bytes(workdir), list(inputs)
         )
@@ -114,7 +115,7 @@ class TaskUserHelper:
     def make_scratch(
         self, base: Path, workdir: Path, inputs: Iterable[str], cwd: str
     ) -> Path:
-        """Make a folder that belongs to that user."""
+        """Create a scratch folder that belongs to that user."""
         made = self._request(
             "scratch", _path_bytes(base), _path_bytes(workdir), list(inputs), cwd
         )
@@ -124,34 +125,35 @@ class TaskUserHelper:
         return folder
 
     def open_output(self, workdir: Path, path: str) -> int:
-        """Open a file that this user may read."""
+        """Open an output that this user may read."""
         return self._request_with_fd("open", _path_bytes(workdir), path)[1]
 
     def place_file(self, source: Path, folder: Path, path: str) -> None:
-        """Make a copy that belongs to that user, who may not see the original."""
+        """Create a copy that belongs to that user, who may not read the original."""
         fd = self._request_with_fd("create", _path_bytes(folder), path)[1]
         with source.open("rb") as theirs, os.fdopen(fd, "wb") as ours:
             shutil.copyfileobj(theirs, ours, COPY_BYTES)
 
-    def remove_folder(self, folder: Path, go_on: Callable[[], bool]) -> bool:
-        """Remove a folder, a moment of work at a time."""
-        is_cut = True
+    def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
+        """Remove a folder in several short requests."""
+        is_unfinished = True
         with suppress(OSError):
-            while is_cut and go_on():
-                is_cut = self._request("remove", _path_bytes(folder))
-        # What is the agent's own: from before tasks had a user, or the folder itself.
-        return remove_tree(folder, go_on)
+            while is_unfinished and may_continue():
+                is_unfinished = self._request("remove", _path_bytes(folder))
+        # The agent removes the rest: files from before tasks had their own user, and
+        # the folder itself.
+        return remove_tree(folder, may_continue)
 
     def kill_marked(self, marks: set[bytes], pids: set[int]) -> set[int]:
-        """Kill, as far as that user may."""
+        """Kill the processes that this user may kill."""
         return set(self._request("end", list(marks), list(pids)))
 
     def continue_processes(self, pids: set[int]) -> None:
-        """Let processes go on, as far as that user may."""
+        """Continue stopped processes that this user may signal."""
         self._request("wake", list(pids))
 
     def close(self) -> None:
-        """Let the process go, which sees the end of its socket."""
+        """Close the socket, so that the helper exits; wait up to `EXIT_WAIT_S`."""
         with self._lock:
             self._is_closed = True
             self._close_helper()
@@ -166,11 +168,11 @@ class TaskUserHelper:
         return value
 
     def _request_with_fd(self, name: str, *fields: object) -> tuple[Any, int]:
-        """Return what it answers, and a descriptor or -1; raise its OSError."""
+        """Return the helper's value, and a descriptor or -1; raise its OSError."""
         with self._lock:
             try:
                 code, value, fd = self._try_request([name, *fields])
-            except OSError:  # Tasks may end it, or stop it; then there is another.
+            except OSError:  # A task may have killed or stopped it: start another one.
                 code, value, fd = self._try_request([name, *fields])
         if code:
             raise OSError(code, value)
@@ -183,7 +185,7 @@ class TaskUserHelper:
             return self._exchange(request)
         except OSError as error:
             self._close_helper()
-            text = f"no answer from a process of {self._account.name}: {error}"
+            text = f"no answer from the helper of user {self._account.name}: {error}"
             raise OSError(errno.EAGAIN, text) from error
 
     def _exchange(self, request: list[object]) -> tuple[int, Any, int]:
@@ -196,13 +198,13 @@ class TaskUserHelper:
             if not data:
                 raise OSError(errno.EPIPE, "it has ended")
             for message in self._frame_buffer.add_data(data):
-                self._control.settimeout(REPLY_S)  # By now it has started.
+                self._control.settimeout(REPLY_S)  # It has started.
                 code, value = cast("tuple[int, Any]", message)
                 return code, value, fds[0] if fds else -1
 
     def _start(self) -> None:
         if self._is_closed:
-            raise OSError(errno.EAGAIN, "this agent is stopping")
+            raise OSError(errno.EAGAIN, "this agent is shutting down")
         before = self._process
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_S)
@@ -230,7 +232,7 @@ class TaskUserHelper:
 
 
 def task_user_ops_for(account: Account | None) -> TaskUserOps:
-    """Return what works for tasks of this user, or of the agent's."""
+    """Return the operations for tasks of `account`; None: the agent's user."""
     return SameUserOps() if account is None else TaskUserHelper(account)
 
 

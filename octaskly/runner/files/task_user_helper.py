@@ -1,9 +1,9 @@
-"""The steward: a small process that does for the agent what only tasks' user may do.
+"""The helper process that runs file and process operations as the tasks' user.
 
-Started by file, as the launcher is, with its socket as stdin. Each request is a frame
-with one message, a name and fields, and is answered by one: 0 and a value, with which
-a descriptor may come, or the number and text of an error. When the socket ends, so
-does it.
+The agent starts it by file, like a launcher, with a socket as stdin. A request is a
+frame with one message: a name and fields. A reply is a frame with one message: 0 and a
+value, possibly with a descriptor; or the number and text of an error. The helper exits
+when the socket closes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # As in the launcher: the agent names the folders of this package and of msgpack.
+    # As in the launcher: the agent passes the folders of this package and of msgpack.
     sys.path[:] = [*sys.argv[4:], *sys.path[1:]]
 
 from octaskly.runner.files.scratch_folder import create_file, make_scratch, remove_tree
@@ -27,14 +27,14 @@ from octaskly.runner.launch_protocol import FrameBuffer, pack_frame, receive_wit
 from octaskly.runner.processes import proc_tree
 from octaskly.runner.processes.privileges import switch_user
 
-REMOVE_S = 0.2  #: others wait meanwhile
+REMOVE_S = 0.2  #: for one request, as other requests wait
 
 
 def handle_request(name: str, fields: list[Any]) -> tuple[object, int]:
-    """Do what is asked for; return a value, and a descriptor or -1.
+    """Handle a request; return a value, and a descriptor or -1.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: the operation failed.
     """
     match name, fields:
         case "unusable", [folders]:
@@ -68,14 +68,14 @@ def _is_usable(folder: str) -> bool:
 
 
 def _is_removal_unfinished(folder: Path) -> bool:
-    """Remove for a moment; return whether there was more to do."""
+    """Remove for up to `REMOVE_S`; return True if time ran out before the end."""
     until_s = time.monotonic() + REMOVE_S
     is_gone = remove_tree(folder, lambda: time.monotonic() < until_s)
     return not is_gone and time.monotonic() >= until_s
 
 
 def serve_requests(control: socket.socket) -> None:
-    """Answer until the agent is gone."""
+    """Handle requests until the agent closes the socket."""
     inbox = FrameBuffer()
     while True:
         data, fds = receive_with_fds(control)
@@ -98,7 +98,7 @@ def serve_requests(control: socket.socket) -> None:
 
 
 def main() -> None:
-    """Run as `steward.py UID GID GROUP,... FOLDER...`."""
+    """Run as `task_user_helper.py UID GID GROUP,... FOLDER...`."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
@@ -106,7 +106,7 @@ def main() -> None:
     switch_user(
         int(uid), int(gid), [int(group) for group in groups.split(",") if group]
     )
-    with suppress(OSError):  # The agent is gone, or will not hear of it.
+    with suppress(OSError):  # The agent is gone, or has closed its socket.
         serve_requests(control)
 
 

@@ -1,8 +1,8 @@
-"""Inputs and outputs of tasks in the node's work directory.
+"""Inputs and declared outputs of tasks in the worker directory.
 
-Tasks may do what they like in that directory, also while it is read here. So paths
-are walked one component at a time from an open folder, and no component is followed
-blindly: a link cannot lead out, and a pipe or device is never opened.
+Tasks may change that directory at any time, also while the agent reads it. So a path is
+resolved one component at a time from an open folder, and each component is checked: a
+link cannot lead out of the folder, and a pipe or device is never opened.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from octaskly.errors import OutputNotFound
 from octaskly.runner.launch_protocol import RESOURCE_ERRORS
 
 OUTPUT_BYTES_MAX = 1 << 30  #: of all outputs of one attempt together
-TOO_LARGE = "all of them together may have 1 GiB"
+TOO_LARGE = "all outputs together may have at most 1 GiB"
 PATH_CHARS_MAX = 4096
-LINKS_MAX = 40  #: as the kernel's own limit
+LINKS_MAX = 40  #: the kernel's own limit
 COPY_BYTES = 1 << 20
 
 _PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,12 +42,12 @@ def path_components(path: str) -> list[str] | None:
 
 
 def open_beneath(root_fd: int, path: str, *, may_follow: bool) -> int:
-    """Open a place (O_PATH) that lies below a folder.
+    """Open a file or folder below a folder, with O_PATH.
 
     Args:
-        root_fd: The folder that must not be left.
+        root_fd: The folder; the path must not leave it.
         path: Relative and normalised.
-        may_follow: Whether links are followed, as long as they stay below.
+        may_follow: Whether to follow links that stay below the folder.
 
     Raises:
         OSError: it does not exist, leaves the folder, or is reached through a link
@@ -63,7 +63,7 @@ def open_beneath(root_fd: int, path: str, *, may_follow: bool) -> int:
 
 
 def _walk(root_fd: int, ahead: deque[str], *, may_follow: bool) -> int:
-    folders = [os.dup(root_fd)]  # from the root to where we are
+    folders = [os.dup(root_fd)]  # from the root to the current folder
     links = 0
     try:
         while ahead:
@@ -99,12 +99,12 @@ def _link_target(link_fd: int, links: int, *, may_follow: bool) -> str:
 
 
 def missing_inputs(workdir: Path, inputs: Iterable[str]) -> list[str]:
-    """Return those inputs that are not below the work directory.
+    """Return the inputs that do not exist below the worker directory.
 
-    A file or folder counts; so does what is reached by a link that stays below.
+    An input may be a file or folder, also through a link that stays below.
 
     Raises:
-        OSError: this process can open nothing at the moment, so nobody can tell.
+        OSError: this process cannot open files now, so the answer is unknown.
     """
     try:
         root_fd = os.open(workdir, _FOLDER)
@@ -135,7 +135,7 @@ def _is_input(root_fd: int, path: str) -> bool:
 def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
     """Return the folder of an attempt's outputs.
 
-    The id of a task may be `.` or `..`, which as a folder would be another's.
+    A task id may be `.` or `..`, which is encoded: it would name another folder.
     """
     name = str(task)
     if path_components(name) != [name]:
@@ -146,10 +146,10 @@ def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
 def open_output(workdir: Path, path: str) -> int:
     """Open a declared output for reading.
 
-    Only a regular file below the work directory counts, without any link on the way.
+    It must be a regular file below the worker directory, and no link may lead to it.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file.
     """
     root_fd = os.open(workdir, _FOLDER)
     try:
@@ -159,10 +159,10 @@ def open_output(workdir: Path, path: str) -> int:
 
 
 class CapturedOutputs(NamedTuple):
-    """What was kept of declared outputs."""
+    """Result of capturing declared outputs."""
 
-    files: tuple[OutputFile, ...]  #: the size is None for what cannot be had
-    problem: str = ""  #: what was there was not kept
+    files: tuple[OutputFile, ...]  #: the size is None if it was not captured
+    problem: str = ""  #: why existing files were not kept
 
 
 def capture_outputs(
@@ -176,11 +176,11 @@ def capture_outputs(
     """Copy declared outputs.
 
     Args:
-        workdir: Where the task ran.
-        folder: Where the copies go; it is made.
-        paths: As declared.
-        left: Bytes that all of them together may have.
-        opened: Opens one of them as whoever may, or raises OSError.
+        workdir: The folder in which the task ran.
+        folder: Destination of the copies; it is created.
+        paths: The declared paths.
+        left: Maximum size of all outputs together, in bytes.
+        opened: Opens an output with the rights of the tasks' user; raises OSError.
     """
     files: dict[str, OutputFile] = {}
     why = []
@@ -199,8 +199,8 @@ def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | No
     """Copy one output; return its size, None if there is no such file.
 
     Raises:
-        OSError: it is no regular file, or behind a link; it is too large, the disk is
-            full, or it is a folder in another's path.
+        OSError: it is not a regular file, is reached through a link or is too large;
+            the disk is full; or another output has its path as a folder.
     """
     try:
         source_fd = opened()
@@ -218,7 +218,7 @@ def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | No
 
 
 def _copy_to_new_file(source_fd: int, target: Path, left: int) -> int | None:
-    """Copy into a new file; no part of one is left, least of all on a full disk."""
+    """Copy into a new file, which is deleted unless the copy is complete."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     target.unlink(missing_ok=True)
     target_fd = os.open(target, _CREATE, 0o600)
@@ -233,20 +233,20 @@ def _copy_to_new_file(source_fd: int, target: Path, left: int) -> int | None:
 
 
 def _open_regular(root_fd: int, path: str) -> int:
-    """Open a file for reading whose every component is what it seems."""
+    """Open a regular file for reading; no component of its path may be a link."""
     place_fd = open_beneath(root_fd, path, may_follow=False)
     try:
         place = os.fstat(place_fd)
         if not stat.S_ISREG(place.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
-        # Through /proc the very file that was examined is opened, no other.
+        # The path in /proc opens exactly the file that was checked.
         return os.open(f"/proc/self/fd/{place_fd}", _READ)
     finally:
         os.close(place_fd)
 
 
 def _copy(source_fd: int, target_fd: int, left: int) -> int | None:
-    """Copy to the end; return the bytes, or None if there are more than `left`."""
+    """Copy a file; return its size, or None if it is larger than `left`."""
     size = 0
     while data := os.read(source_fd, COPY_BYTES):
         size += len(data)
@@ -264,7 +264,7 @@ def captured_path(
     """Return the copy of an output that was captured here.
 
     Raises:
-        OutputNotFound: there is none.
+        OutputNotFound: there is no such copy.
     """
     file = outputs_folder(outputs_dir, task, attempt)
     parts = path_components(path)
