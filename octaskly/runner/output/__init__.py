@@ -1,1 +1,1 @@
-"""Output of attempts as bounded files."""
+"""Output of attempts in files of bounded size."""

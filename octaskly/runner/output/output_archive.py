@@ -1,7 +1,8 @@
-"""What attempts left on this node's disk: within bounds, the oldest is deleted first.
+"""Retention of output files and captured outputs on this node's disk.
 
-The folder belongs to the agent alone, and files in it are only ever made anew, never
-through a link; whatever tasks do to names, descriptors stay what they were.
+The total size is bounded, and the oldest files are deleted first. Only the agent may
+enter the folder. It creates each file anew and never through a link, and then passes
+the open descriptor on: renamed or replaced files cannot redirect it.
 """
 
 from __future__ import annotations
@@ -19,36 +20,35 @@ from octaskly.errors import OutputNotFound
 from octaskly.ports import Clock
 from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 
-QUOTA_BYTES_MAX = 10 << 30  #: unless another one is asked for
-DISK_PARTS = 10
-RESERVE_BYTES = 256 << 20
-CONCURRENT_FILES_MIN = (
-    4  #: attempts that may write long output at once, on the smallest disk
-)
-FILES_MAX = 20_000  #: names and sizes are kept in memory
+QUOTA_BYTES_MAX = 10 << 30  #: default; less on a small disk
+DISK_PARTS = 10  #: the default quota is at most this fraction of the disk
+RESERVE_BYTES = 256 << 20  #: left free for the log
+#: Attempts that can write output files at once, also on a small disk.
+CONCURRENT_FILES_MIN = 4
+FILES_MAX = 20_000  #: bounds the index, which is kept in memory
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_BLOCK_BYTES = 512  #: in which `st_blocks` counts
+_BLOCK_BYTES = 512  #: unit of `st_blocks`
 
 
 def output_file_name(task: TaskId, attempt: AttemptId) -> str:
-    """Return the name of an attempt's file; no task is called so that it leads away."""
+    """Return the name of an attempt's file, which cannot name another folder."""
     return f"{task}.{attempt.term}-{attempt.stream}-{attempt.n}"
 
 
 class OutputArchive:
-    """Transcripts and captured outputs. All methods block; any thread may call them.
+    """Output files and captured outputs. All methods block and are thread-safe.
 
     Args:
-        folder: Where transcripts lie; it is made.
-        outputs_dir: Where captured outputs lie.
-        bytes_max: What one transcript may take on the disk.
-        quota_bytes: What all may take together, those being written in full; default
-            10 GiB, or a tenth of the disk where that is less, of which one then takes
-            at most a quarter.
-        retention_s: How long both are kept.
+        folder: Holds the output files; it is created.
+        outputs_dir: Holds the captured outputs.
+        bytes_max: Maximum size of one output file on disk.
+        quota_bytes: Maximum size of all output files; one that is being written counts
+            with `bytes_max`. Default: 10 GiB, or a tenth of the disk if that is less;
+            then one file may take at most a quarter of it.
+        retention_s: Seconds for which output files and captured outputs are kept.
         clock: The machine's clocks.
-        reserve_bytes: What is left free on the disk, for the log.
+        reserve_bytes: Bytes to leave free on the disk, for the log.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class OutputArchive:
         self._complete_bytes = 0
 
     def create_file(self, task: TaskId, attempt: AttemptId) -> int:
-        """Make the file of an attempt that runs; return its descriptor.
+        """Create the file of a running attempt; return its descriptor.
 
         Raises:
-            OSError: the disk is full, or what is being written needs all the room.
+            OSError: the disk is full, or the files being written need the whole quota.
         """
         name = output_file_name(task, attempt)
         with self._lock:
@@ -94,7 +94,7 @@ class OutputArchive:
             return fd
 
     def mark_complete(self, task: TaskId, attempt: AttemptId) -> None:
-        """Note that a file is complete; an empty one is deleted."""
+        """Mark a file as complete; an empty file is deleted."""
         name = output_file_name(task, attempt)
         with self._lock:
             if name not in self._open_names:
@@ -107,7 +107,7 @@ class OutputArchive:
         """Open the file of an attempt for reading.
 
         Raises:
-            OutputNotFound: there is none.
+            OutputNotFound: there is no such file.
         """
         try:
             fd = os.open(self._folder / output_file_name(task, attempt), _READ)
@@ -116,10 +116,10 @@ class OutputArchive:
             os.close(fd)
         except OSError:
             pass
-        raise OutputNotFound(f"{task} has no file with output on this node")
+        raise OutputNotFound(f"{task} has no output file on this node")
 
     def delete_expired(self) -> None:
-        """Delete what is too old or too much."""
+        """Delete what is older than the retention or exceeds the quota."""
         with self._lock, suppress(OSError):
             self._make_room(len(self._open_names) * self.bytes_max)
         before_s = self._clock.now().wall_ms / 1000 - self._retention_s
@@ -127,7 +127,7 @@ class OutputArchive:
             with suppress(OSError):
                 if folder.lstat().st_mtime < before_s:
                     shutil.rmtree(folder)
-                    folder.parent.rmdir()  # Fails while it has another attempt's.
+                    folder.parent.rmdir()  # Fails while it has other attempts' outputs.
 
     def _make_room(self, needed_bytes: int) -> None:
         if self._complete is None:
@@ -150,10 +150,10 @@ class OutputArchive:
             self._complete_bytes -= size
             spare_bytes += size
         if needed_bytes > min(self._quota_bytes, spare_bytes):
-            raise OSError(errno.EDQUOT, "what is being written needs all the room")
+            raise OSError(errno.EDQUOT, "files being written need the whole quota")
 
     def _scan_folder(self) -> None:
-        """Count what an earlier agent left."""
+        """Add the files of an earlier agent, oldest first."""
         try:
             with os.scandir(self._folder) as entries:
                 found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]

@@ -1,13 +1,12 @@
-"""What one attempt wrote, in one file of bounded size: its beginning and its end.
+"""Output file of one attempt: bounded size, keeps the beginning and the end.
 
-The file is cut into blocks. Each belongs to one stream and has a place in the index:
-where in its stream it starts, and how much of it is used. When all are taken, a new
-one takes the place of the oldest of the stream that has most, but never of one from
-the first MiB of a stream. So a flood on one stream does not push out the other.
+The file consists of blocks. Each block belongs to one stream. Its index entry has its
+offset in the stream and the number of bytes used. When all blocks are taken, the oldest
+block of the stream with the most blocks is reused, but never a block from the first MiB
+of a stream. So much output on one stream does not displace the other stream.
 
-The launcher writes and agents read at the same time, without a lock: an entry is
-emptied before its block is written anew, and whoever reads a block looks at its entry
-before and after.
+The launcher writes while agents read, without a lock. The writer clears an index entry
+before it reuses the block. A reader compares the entry before and after reading.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ from typing import NamedTuple
 
 STREAMS = 2  #: stdout and stderr, by number
 BLOCK_BYTES = 256 << 10
-HEAD_BYTES = 1 << 20  #: of each stream stay, whatever follows
-INDEX_BYTES = 64 << 10  #: before the first block
-BLOCKS_MAX = 4000  #: that the index has room for
-READ_BYTES_MAX = 16 << 10  #: at once: many may read slowly at the same time
-BYTES_MIN = 4 << 20  #: both heads, and as much for the ends
+HEAD_BYTES = 1 << 20  #: bytes of each stream that are never overwritten
+INDEX_BYTES = 64 << 10  #: size of the index, before the first block
+BLOCKS_MAX = 4000  #: as many entries fit in the index
+READ_BYTES_MAX = 16 << 10  #: bounds memory with many slow readers
+BYTES_MIN = 4 << 20  #: two heads of 1 MiB, and as much for the ends
 
 _MAGIC = b"octaskly-output1"
-_ENTRY = struct.Struct("<QIB3x")  # where it starts, bytes used, stream
+_ENTRY = struct.Struct("<QIB3x")  # offset in the stream, bytes used, stream
 _EMPTY = bytes(_ENTRY.size)
-_READS_MAX = 8  #: tries to read a block that is being written anew
+_READS_MAX = 8  #: tries to read a block that is being reused
 
 
 def count_blocks(bytes_max: int) -> int:
-    """Return how many blocks a file of this size has."""
+    """Return the number of blocks of a file of this size."""
     return min(BLOCKS_MAX, (bytes_max - INDEX_BYTES) // BLOCK_BYTES)
 
 
 class OutputFileWriter:
-    """The launcher's side; the descriptor is its own from now on.
+    """Writes an output file, in the launcher; takes ownership of the descriptor.
 
     Args:
-        fd: An empty file.
-        bytes_max: How large it may get, at least `BYTES_MIN`.
+        fd: Descriptor of an empty file.
+        bytes_max: Maximum size of the file, at least `BYTES_MIN`.
     """
 
     __slots__ = ("_allocated", "_blocks", "_current", "_fd", "_recyclable", "sizes")
@@ -51,25 +50,25 @@ class OutputFileWriter:
         self._fd = fd
         self._blocks = count_blocks(bytes_max)
         self._allocated = 0
-        self.sizes = [0, 0]  #: of each stream, written or not
+        self.sizes = [0, 0]  #: total size of each stream, including skipped bytes
         self._current: list[list[int] | None] = [None, None]  # [place, start, used]
         self._recyclable: tuple[deque[int], deque[int]] = (deque(), deque())
 
     def publish(self) -> None:
-        """Let others read: what was written until now is complete."""
+        """Write the magic number, which makes the file readable."""
         self._write(_MAGIC, 0)
 
     def skip_to(self, stream: int, offset: int) -> None:
-        """Go on at an offset; what is in between is not there."""
+        """Continue a stream at an offset; the bytes in between are missing."""
         if offset > self.sizes[stream]:
             self.sizes[stream] = offset
             self._current[stream] = None
 
     def write(self, stream: int, data: bytes | bytearray) -> None:
-        """Add to a stream.
+        """Append to a stream.
 
         Raises:
-            OSError: the disk takes no more.
+            OSError: the disk is full.
         """
         view = memoryview(data)
         while view:
@@ -86,7 +85,7 @@ class OutputFileWriter:
             view = view[len(part) :]
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         with suppress(OSError):
             os.close(self._fd)
 
@@ -113,21 +112,20 @@ class OutputFileWriter:
 class OutputBlock(NamedTuple):
     """One entry of the index."""
 
-    start: int
-    used: int
-    position: int
+    start: int  #: offset in the stream
+    used: int  #: bytes
+    position: int  #: number of the block in the file
 
     @property
     def end_offset(self) -> int:
-        """The offset behind its last byte."""
+        """Offset after its last byte."""
         return self.start + self.used
 
 
 class OutputFileReader:
-    """Reads a file that may still be written; closes the descriptor with itself.
+    """Reads an output file that may still be written; closes it when deleted.
 
-    Nothing in the file is trusted further than that: tasks of the agent's own user
-    could have written it.
+    The content is not trusted: tasks of the agent's own user could have written it.
     """
 
     def __init__(self, fd: int) -> None:
@@ -136,11 +134,11 @@ class OutputFileReader:
         self._blocks: tuple[list[OutputBlock], list[OutputBlock]] = ([], [])
 
     def __del__(self) -> None:
-        # So also a thread that still reads for somebody who is gone has it open.
+        # Not earlier: a thread may still read for a client that has disconnected.
         os.close(self._fd)
 
     def refresh_index(self) -> bool:
-        """Read the index afresh; return whether the file can be read already."""
+        """Read the index again; return True if the file is readable."""
         made = -(-(os.fstat(self._fd).st_size - INDEX_BYTES) // BLOCK_BYTES)
         size = _index_offset(max(0, min(made, BLOCKS_MAX)))
         raw = os.pread(self._fd, size, 0)
@@ -159,16 +157,16 @@ class OutputFileReader:
         return True
 
     def stream_size(self, stream: int) -> int:
-        """Return the offset behind the last byte that was written."""
+        """Return the offset after the last byte in the index."""
         blocks = self._blocks[stream]
         return blocks[-1].end_offset if blocks else 0
 
     def read(self, stream: int, offset: int) -> tuple[int, bytes]:
-        """Return the next bytes from an offset on, as many as fit one message.
+        """Read up to `READ_BYTES_MAX` bytes from an offset on.
 
         Returns:
-            Where they begin, which is later than asked for where something is missing,
-            and none at the end.
+            The offset of the first byte, and the bytes. The offset is greater than
+            `offset` if bytes are missing there. At the end there are no bytes.
         """
         for _ in range(_READS_MAX):
             block = next(
