@@ -1,16 +1,19 @@
-"""Groups of processes that the kernel keeps (cgroup v2): exact, and killed at once.
+"""Cgroups (v2): exact membership of tasks' processes, and killing all of them at once.
 
-A pool makes a folder for each launcher below its own group, where it may:
-`octaskly-<pid of the agent>-<place>`, with a `home` for the launcher. With several
-slots it has one `slot-<n>` for each, used by one task after the other: the launcher
-moves in, starts the task, and moves out. With one slot tasks start in `home`, which
-costs nothing, and the launcher moves `out` while it ends or freezes one. A task with
-limits gets a group of its own, `limits-<key>`, where controllers are passed on; the
-agent makes it, and the launcher gets its open files.
+If the agent may create groups, each launcher has a group below the agent's:
+`octaskly-<pid of the agent>-<number>`. It contains these groups:
 
-Groups are the agent's, also where tasks run as another user: then neither tasks nor
-launchers may move a process, or make a group. A launcher opens the files of its groups
-before it becomes that user; the kernel asks who opened a file, not who writes to it.
+- `home` holds the launcher.
+- With several slots, each has a group `slot-<n>` that serves one task after the other:
+  the launcher moves in, starts the task, and moves out.
+- With one slot, tasks start in `home`, which costs no move. While the launcher kills or
+  freezes a task, it moves to `out`.
+- A task with limits has its own group `limits-<key>`, if controllers are available. The
+  agent creates it and sends the open files to the launcher.
+
+The agent owns all groups. If tasks run as another user, neither they nor the launchers
+may move a process or create a group. A launcher opens the files of its groups before it
+switches to that user: the kernel checks who opened a file, not who writes to it.
 """
 
 from __future__ import annotations
@@ -23,20 +26,25 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "octaskly-"
-AGENT = "agent"  #: as `DelegateSubgroup` in systemd/octaskly.service
-CONTROLLERS = ("memory", "pids")  #: that hold a task to its limits
+AGENT = "agent"  #: the `DelegateSubgroup` in systemd/octaskly.service
+CONTROLLERS = ("memory", "pids")  #: that enforce the limits of a task
 CPU_CONTROLLER = "cpu"  #: the controller that divides processors between groups
 TASKS_WEIGHT = 10  #: of each launcher with its tasks; the agent's group has 100
-REMOVE_TRIES = 50  #: each with all its looks
+REMOVE_TRIES = 50  #: each with `SETTLE_TRIES` checks
 SETTLE_TRIES = 200  #: killed processes leave their group within microseconds
 SETTLE_RETRY_S = 0.0002
-CONTROL_FILES = ("procs", "freeze", "kill")  #: files of a group, the oldest first
+#: Files of a group; the kernel has had the first ones for longest.
+CONTROL_FILES = ("procs", "freeze", "kill")
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CLOEXEC
 
 
 def parse_mounts(mountinfo: str) -> str | None:
-    """Return where the whole v2 hierarchy is mounted, from `/proc/self/mountinfo`."""
+    """Return the mount point of the whole v2 hierarchy; None if there is none.
+
+    Args:
+        mountinfo: Content of `/proc/self/mountinfo`.
+    """
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(" - ")
         parts = fields.split()
@@ -46,7 +54,7 @@ def parse_mounts(mountinfo: str) -> str | None:
 
 
 def own_group_folder() -> Path | None:
-    """Return the folder of this process's own group, None when there is no v2."""
+    """Return the folder of this process's own group; None without cgroup v2."""
     try:
         mount = parse_mounts(Path("/proc/self/mountinfo").read_text())
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -54,7 +62,7 @@ def own_group_folder() -> Path | None:
         if mount is None:
             return None
         folder = Path(mount, own.lstrip("/"))
-        # Seen through a namespace or a partial mount it may be another's.
+        # In a namespace or a partial mount, the path may name another group.
         pids = (folder / "cgroup.procs").read_text().split()
     except (OSError, StopIteration):
         return None
@@ -62,11 +70,11 @@ def own_group_folder() -> Path | None:
 
 
 def prepare_parent_group(own: Path) -> Path:
-    """Return the group below which groups are made, if possible with controllers.
+    """Return the parent of the launchers' groups, if possible with controllers.
 
-    The kernel passes controllers on from a group without processes only. So systemd
-    starts the agent in a group below its service (`DelegateSubgroup`). Versions that do
-    not know that put it into the group of the service itself: then it moves.
+    The kernel enables controllers only below a group without processes. So systemd
+    starts the agent in a group below its service (`DelegateSubgroup`). Versions without
+    that setting start it in the group of the service: then the agent moves itself.
     """
     parent = own.parent if own.name == AGENT else own
     try:
@@ -74,13 +82,13 @@ def prepare_parent_group(own: Path) -> Path:
             return own
         if parent == own:
             if Group(own).pids() != {os.getpid()}:
-                return own  # Others are not ours to move.
+                return own  # Processes that are not ours must not be moved.
             (own / AGENT).mkdir(exist_ok=True)
             (own / AGENT / "cgroup.procs").write_text(str(os.getpid()))
         _enable_controllers(parent)
     except OSError:
         return own
-    with suppress(OSError):  # A kernel may refuse it where real-time processes are.
+    with suppress(OSError):  # A kernel may refuse it with real-time processes.
         _enable_controllers(parent, (CPU_CONTROLLER,))
     return parent
 
@@ -88,7 +96,7 @@ def prepare_parent_group(own: Path) -> Path:
 def _available_controllers(
     folder: Path, wanted: Iterable[str] = CONTROLLERS
 ) -> list[str]:
-    """Return which of the wanted controllers groups below may have."""
+    """Return the wanted controllers that subgroups may have."""
     names = (folder / "cgroup.controllers").read_text().split()
     return [name for name in wanted if name in names]
 
@@ -99,7 +107,7 @@ def _enable_controllers(folder: Path, wanted: Iterable[str] = CONTROLLERS) -> No
 
 
 def create_launcher_group(parent: Path, place: int) -> Path | None:
-    """Make the folder of a launcher, or return None where that is not allowed."""
+    """Create the group of a launcher; return None if that is not allowed."""
     folder = parent / f"{PREFIX}{os.getpid()}-{place}"
     try:
         make_group(folder)
@@ -108,21 +116,19 @@ def create_launcher_group(parent: Path, place: int) -> Path | None:
         return None
     with suppress(OSError):
         _enable_controllers(folder)
-    with suppress(
-        OSError
-    ):  # It is there where `prepare_parent_group` passed the controller on.
+    with suppress(OSError):  # The cpu controller may be missing.
         (folder / "cpu.weight").write_text(str(TASKS_WEIGHT))
     return folder
 
 
 def make_group(folder: Path) -> None:
-    """Make a group that others may look at, whatever the umask is."""
+    """Create a group that other users may read, whatever the umask is."""
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
 
 
 def move_process(folder: Path, pid: int) -> bool:
-    """Move a process into a group; return whether it was allowed."""
+    """Move a process into a group; return True if that was allowed."""
     try:
         (folder / "cgroup.procs").write_text(str(pid))
     except OSError:
@@ -131,17 +137,17 @@ def move_process(folder: Path, pid: int) -> bool:
 
 
 def kill_and_remove_group(folder: Path) -> set[int]:
-    """Kill all that is in a launcher's folder, and remove it if it gets empty.
+    """Kill all processes in a launcher's group, and remove it once it is empty.
 
     Returns:
-        Whom it killed.
+        The pids of the killed processes.
     """
     killed: set[int] = set()
     with suppress(OSError):
         for inner in _subgroups(folder):
             killed |= Group(inner).pids()
         group = Group(folder)
-        for _ in range(REMOVE_TRIES):  # On a busy machine they take their time.
+        for _ in range(REMOVE_TRIES):  # On a busy machine, dying takes longer.
             if group.kill_all():
                 break
     for inner in (*_subgroups(folder), folder):
@@ -151,7 +157,7 @@ def kill_and_remove_group(folder: Path) -> set[int]:
 
 
 def remove_stale_groups(parent: Path) -> None:
-    """Remove what agents left here that were killed together with their launchers."""
+    """Remove the groups of agents that were killed together with their launchers."""
     for folder in _subgroups(parent):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         if (
@@ -164,7 +170,7 @@ def remove_stale_groups(parent: Path) -> None:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether it holds processes of another pid namespace, which are shown as 0."""
+    """Return True if it has processes of another pid namespace, which appear as 0."""
     return any(0 in Group(inner).pids() for inner in _subgroups(folder))
 
 
@@ -176,9 +182,9 @@ def _subgroups(folder: Path) -> Iterable[Path]:
 
 
 def open_group(folder: Path) -> list[int]:
-    """Open what is written to a group, as far as this process may, by `CONTROL_FILES`."""
+    """Open the `CONTROL_FILES` of a group, up to the first that is not writable."""
     fds = []
-    with suppress(OSError):  # Before Linux 5.14, or not ours to change.
+    with suppress(OSError):  # Linux before 5.14 lacks `kill`; or no permission.
         for name in CONTROL_FILES:
             fds.append(os.open(folder / f"cgroup.{name}", _WRITE))  # noqa: PERF401
     return fds
@@ -188,8 +194,8 @@ class Group:
     """One group, by its folder.
 
     Args:
-        folder: Of the group.
-        fds: What `open_group` opened, where this process may not.
+        folder: Folder of the group.
+        fds: From `open_group`, if this process may not open the files itself.
     """
 
     def __init__(self, folder: Path, fds: Sequence[int] = ()) -> None:
@@ -210,19 +216,19 @@ class Group:
         return True
 
     def move_self_in(self) -> bool:
-        """Move this process in; return whether it was allowed."""
+        """Move this process in; return True if that was allowed."""
         return self.move_process_in(0)
 
     def move_process_in(self, pid: int) -> bool:
-        """Move a process in, 0 for this one; return whether it was allowed."""
+        """Move a process in, 0: this one; return True if that was allowed."""
         return self._write("procs", b"%d" % pid)
 
     def is_populated(self) -> bool:
-        """Whether any process is left in it or below."""
+        """Return True if a process is in the group or below."""
         try:
             return b"populated 1" in os.pread(self._fds["events"], 256, 0)
         except OSError:
-            return False  # It was removed, so nothing was left.
+            return False  # The group was removed, so it was empty.
 
     def pids(self) -> set[int]:
         """Return the processes in it."""
@@ -232,9 +238,9 @@ class Group:
             return set()
 
     def set_frozen(self, *, is_frozen: bool) -> bool:
-        """Stop all that is in it, or let it go on; return whether that is possible.
+        """Freeze or thaw all processes in it; return True if that was allowed.
 
-        What is frozen can be killed.
+        Frozen processes can be killed.
         """
         if not self._write("freeze", b"1" if is_frozen else b"0"):
             return False
@@ -242,7 +248,7 @@ class Group:
         return True
 
     def kill_all(self) -> bool:
-        """Kill what is in it, at once; return whether it is empty now."""
+        """Kill all processes in it; return True if it is empty now."""
         if not self._write("kill", b"1"):
             for pid in self.pids():
                 with suppress(OSError):
@@ -255,16 +261,16 @@ class Group:
 
 
 class LauncherTaskGroup(Group):
-    """The group in which a launcher with one slot lives together with its task."""
+    """The group that a launcher with one slot shares with its task."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "home")
         make_group(folder / "out")
         self._launcher_group = Group(folder / "out")
-        self.is_launcher_inside = False  #: the launcher is; else no task may be started
+        self.is_launcher_inside = False  #: otherwise no task may be started
 
     def move_launcher_in(self) -> bool:
-        """Move the launcher in, unless a task is frozen there or does not die."""
+        """Move the launcher in, unless a frozen or unkillable task is there."""
         if (
             not self.is_launcher_inside
             and not self.is_frozen
@@ -280,21 +286,21 @@ class LauncherTaskGroup(Group):
         return not self.is_launcher_inside
 
     def is_populated(self) -> bool:
-        """Whether any process but the launcher is in it."""
+        """Return True if a process other than the launcher is in it."""
         return bool(self.pids())
 
     def pids(self) -> set[int]:
-        """Return the processes in it, but for the launcher."""
+        """Return the processes in it, without the launcher."""
         return super().pids() - {os.getpid()}
 
     def set_frozen(self, *, is_frozen: bool) -> bool:
-        """Stop all that is in it; the launcher stays outside until its task ends."""
+        """Freeze or thaw the task; the launcher then stays outside until it ends."""
         if is_frozen and not self._move_launcher_out():
             return False
         return super().set_frozen(is_frozen=is_frozen)
 
     def kill_all(self) -> bool:
-        """Kill what is in it, from outside."""
+        """Move the launcher out, kill the task, and move in again."""
         if not self._move_launcher_out():
             return False
         is_empty = super().kill_all()
@@ -303,7 +309,7 @@ class LauncherTaskGroup(Group):
 
 
 class SingleGroupPool:
-    """The groups of a launcher that has one slot; used by the launcher itself."""
+    """The group of a launcher with one slot; the launcher itself uses this class."""
 
     def __init__(self, folder: Path) -> None:
         self._group = LauncherTaskGroup(folder)
@@ -311,30 +317,31 @@ class SingleGroupPool:
             raise OSError(f"cannot enter {self._group.folder}")
 
     def acquire_group(self) -> Group | None:
-        """Return the group, None if an earlier task does not leave it."""
+        """Return the group; None while processes of an earlier task are in it."""
         return self._group if self._group.move_launcher_in() else None
 
     def move_launcher_in(self, group: Group) -> bool:
-        """Return whether the launcher is in it, as always."""
+        """Return True for its own group: the launcher is always inside."""
         return group is self._group
 
     def move_launcher_out(self) -> None:
-        """Do nothing: the launcher stays in it."""
+        """Do nothing: the launcher stays in the group."""
 
     def release_group(self, group: Group) -> None:
-        """Take back the group of a task that has ended."""
+        """Thaw the group of a task that has ended."""
         if group.is_frozen:
             group.set_frozen(is_frozen=False)
 
 
 class GroupPool:
-    """The groups of a launcher's slots; used by the launcher itself.
+    """The groups of a launcher's slots; the launcher itself uses this class.
 
-    Moving is 20 microseconds on some kernels and milliseconds on others, where it
-    waits for all cores. There it is given up, since it would cost more than starting.
+    Moving a process takes 20 microseconds on some kernels, and milliseconds on others,
+    which wait for all cores. There it would cost more than starting a task, so tasks
+    run without a group.
     """
 
-    MOVES_MIN = 8  #: before the mean is judged
+    MOVES_MIN = 8  #: moves before the mean is used
     MOVE_MAX_S = 0.0005
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -349,7 +356,7 @@ class GroupPool:
             self._free.append(Group(folder / f"slot-{place}"))
 
     def acquire_group(self) -> Group | None:
-        """Return an empty group for a task, None when there is none to be had."""
+        """Return an empty group for a task; None without one, or if moving is slow."""
         if self._moves > self.MOVES_MIN and (
             self._moving_s / self._moves > self.MOVE_MAX_S
         ):
@@ -357,7 +364,7 @@ class GroupPool:
         return self._free.pop() if self._free else None
 
     def move_launcher_in(self, group: Group) -> bool:
-        """Move the launcher in; whom it starts from now on begins there."""
+        """Move the launcher in; its new children start in this group."""
         begin_s = time.perf_counter()
         is_in = group.move_self_in()
         self._moves += 1
@@ -365,11 +372,11 @@ class GroupPool:
         return is_in
 
     def move_launcher_out(self) -> None:
-        """Move the launcher home."""
+        """Move the launcher back to its own group."""
         self._launcher_group.move_self_in()
 
     def release_group(self, group: Group) -> None:
-        """Take back the empty group of a task that has ended."""
+        """Thaw the empty group of a task that has ended, and make it free."""
         if group.is_frozen:
             group.set_frozen(is_frozen=False)
         self._free.append(group)

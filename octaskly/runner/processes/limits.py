@@ -1,9 +1,9 @@
-"""The limits of one attempt: what holds them, and whether they were its end.
+"""Resource limits and usage of one attempt: enforcement, and which limit ended it.
 
-A cgroup of its own holds memory and processes where the kernel lets the agent have
-one with those controllers. Everything else is a limit of each process, set by the
-shell that starts the command: `setrlimit` of another process would come too late, and
-in the launcher it would hit the launcher.
+A cgroup limits memory and the number of processes, if the agent may create one with
+these controllers. All other limits apply to each process. The shell that starts the
+command sets them: `setrlimit` on another process would come too late, and in the
+launcher it would limit the launcher.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from typing import Any, Final, NamedTuple
 from octaskly.runner.processes import cgroup
 from octaskly.runner.processes.cgroup import Group
 
-_USED: Final = struct.Struct("@5l")  #: two times in seconds and microseconds, and KiB
-USAGE_BYTES: Final = _USED.size  #: of a `struct rusage` that are read
-SLACK_KB = 1024  #: the kernel counts memory in pieces, so two readings may differ
+_USED: Final = struct.Struct("@5l")  #: two times, each in s and µs; KiB
+USAGE_BYTES: Final = _USED.size  #: bytes of a `struct rusage` that are used
+SLACK_KB = 1024  #: the kernel batches its counts, so two readings may differ
 UNKNOWN_KB = 1 << 62
 
 ResourceUsage = tuple[int, int | None]
-"""Milliseconds of processor time; KiB that one process had resident, if known."""
+"""Milliseconds of processor time; peak resident KiB of one process, if known."""
 
 
 class UsageReader:
-    """Reads what the kernel says of a process at its end.
+    """Parses the kernel's resource usage of an ended process.
 
-    Every process begins as a copy of the launcher, whose peak the kernel takes for
-    its own. So a peak that is not above the launcher's is not known.
+    Each process starts as a copy of the launcher, and the kernel counts the launcher's
+    peak as its own. So a peak that is not above the launcher's is unknown.
     """
 
     def __init__(self) -> None:
         self._floor_kb = 0
 
     def parse_usage(self, usage: bytes) -> ResourceUsage:
-        """Return what was used, as `wait4` said."""
+        """Return the usage from the start of a `struct rusage`, as `wait4` fills it."""
         user_s, user_us, system_s, system_us, peak_kb = _USED.unpack(usage)
         cpu_ms = round((user_s + system_s) * 1000 + (user_us + system_us) / 1000)
-        if peak_kb > self._floor_kb:  # Rarely: the floor is found with few tasks.
+        if peak_kb > self._floor_kb:  # Rare: few tasks are above an old floor.
             self._floor_kb = own_peak_kb() + SLACK_KB
         return cpu_ms, peak_kb if peak_kb > self._floor_kb else None
 
 
 def own_peak_kb() -> int:
-    """Return the most that this process had resident, since it was executed."""
+    """Return the peak resident KiB of this process."""
     with open("/proc/self/status", "rb") as file:  # noqa: PTH123 - cheaper than a Path
         for line in file:
             if line.startswith(b"VmHWM:"):
@@ -57,38 +57,37 @@ def own_peak_kb() -> int:
     return UNKNOWN_KB
 
 
-CPU_GRACE_S = 2  #: from SIGXCPU, which a process may act on, to SIGKILL
-BLOCK_BYTES = 512  #: of `ulimit -f`
-LOAD_FAILED_CODES = (
-    126,
-    127,
-)  #: what a shell or loader says that lacks memory for a program
+CPU_GRACE_S = 2  #: from SIGXCPU, which a process may handle, to SIGKILL
+BLOCK_BYTES = 512  #: unit of `ulimit -f`
+#: Exit codes of a shell or loader without enough memory to load a program.
+LOAD_FAILED_CODES = (126, 127)
 MIB = 1 << 20
-CPU_SPENT_RATIO = 0.5  #: of a limit; much less and the signal came from somebody else
-READY_FD = 9  #: on which the shell is told that it is in the group
-SHELL_SIGNAL_OFFSET = 128  #: what a shell adds to the signal that ended its command
+#: With less than this share of the limit, another process sent the signal.
+CPU_SPENT_RATIO = 0.5
+READY_FD = 9  #: the launcher writes to it once the shell is in the group
+SHELL_SIGNAL_OFFSET = 128  #: a shell exits with this plus the signal of its command
 
-#: Of limits that a group can hold: its file, and what one unit is there.
+#: Limits that a group can enforce: the file, and the factor for its unit.
 _GROUP_FILES = {"memory_mb": ("memory.max", MIB), "processes": ("pids.max", 1)}
 
 
 class LimitGroup(NamedTuple):
-    """A group for one attempt, as the agent made it."""
+    """A group that the agent created for one attempt."""
 
     folder: Path
-    enforced: list[str]  #: limits that it holds
-    fds: list[int]  #: of `cgroup.open_group`, for the launcher
+    enforced: list[str]  #: limits that the group enforces
+    fds: list[int]  #: from `cgroup.open_group`, for the launcher
 
 
 def create_limit_group(folder: Path, limits: Mapping[str, int]) -> LimitGroup | None:
-    """Make a group for an attempt, unless there is no limit that it can hold.
+    """Create a group for an attempt; return None if it could not enforce any limit.
 
-    The agent does this, not a launcher: so a task can lift its limits only where it is
-    the agent's user itself.
+    The agent creates it, not a launcher. So a task can raise its limits only if it runs
+    as the agent's own user.
 
     Args:
-        folder: Of the new group.
-        limits: As `orders.wishes` made them.
+        folder: Folder of the new group.
+        limits: By the field names of `TaskLimits`.
     """
     held: list[str] = []
     asked = _GROUP_FILES.keys() & limits.keys()
@@ -114,11 +113,11 @@ def create_limit_group(folder: Path, limits: Mapping[str, int]) -> LimitGroup | 
 def build_limit_enforcer(
     options: Mapping[str, Any], fds: deque[int]
 ) -> LimitEnforcer | None:
-    """Return what holds an attempt, in its launcher; None where it has no limits.
+    """Return the enforcer of an attempt's limits; None without limits.
 
     Args:
-        options: As `orders.run_order` made it.
-        fds: Descriptors that have come, of which it takes those of its group.
+        options: See `launch_messages.build_launch_options`.
+        fds: Received descriptors; those of the attempt's group are removed from it.
     """
     limits = options.get("limits")
     if not limits:
@@ -131,12 +130,12 @@ def build_limit_enforcer(
 
 
 class LimitEnforcer:
-    """What an attempt may take.
+    """Enforces the limits of an attempt, in its launcher.
 
     Args:
-        limits: As `orders.wishes` made them.
-        held: Those that its group holds.
-        group: As the agent made it; None where that would hold nothing.
+        limits: By the field names of `TaskLimits`.
+        enforced: The limits that the group enforces.
+        group: The group that the agent created; None if it would enforce nothing.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class LimitEnforcer:
         self.group = group
 
     def shell_preamble(self) -> str:
-        """Return what a shell does before it has `sh` take its arguments."""
+        """Return a shell script that sets the limits and then executes `sh "$@"`."""
         limits, lines = self._limits, ["-S -c 0"]
         if cpu_s := limits.get("cpu_s"):
             lines += [f"-S -t {cpu_s}", f"-H -t {cpu_s + CPU_GRACE_S}"]
@@ -157,16 +156,16 @@ class LimitEnforcer:
             lines.append(f"-v {limits['memory_mb'] * 1024}")
         if "processes" in limits.keys() - self._enforced:
             most = limits["processes"] + count_threads(os.getuid())
-            # dash calls it -p, which is another limit for bash.
+            # In dash the option is -p, which is another limit in bash.
             lines.append(f"-u {most} 2>/dev/null || ulimit -p {most}")
-        # One that cannot be set is above what the agent itself is held to.
+        # Setting a limit fails only if the agent's own limit is lower.
         steps = [f"ulimit {line} 2>/dev/null" for line in lines]
         if self.group is not None:
             steps.append(f"read -r _ <&{READY_FD} || exit 126\nexec {READY_FD}<&-")
         return "\n".join([*steps, 'exec /bin/sh "$@"'])
 
     def measured_usage(self, used: ResourceUsage) -> ResourceUsage:
-        """Return what was used: by all of its group, where one counts it."""
+        """Return the usage of the whole group if it is counted, otherwise `used`."""
         cpu_ms, peak_kb = used
         if self.group is not None:
             spent_us = _counter(self.group.folder / "cpu.stat", "usage_usec")
@@ -176,11 +175,11 @@ class LimitEnforcer:
         return cpu_ms, peak_kb
 
     def exceeded_limit(self, status: int, used: ResourceUsage) -> str:
-        """Return which limit ended it, as far as that is known; else nothing.
+        """Return the limit that ended the attempt, as text; empty if none is known.
 
         Args:
-            status: Of its first process; negative: minus the signal.
-            used: What the kernel counted for it.
+            status: Exit code of the first process; negative: minus the signal.
+            used: Resource usage of the attempt.
         """
         limits = self._limits
         number = _signal_of(status)
@@ -195,7 +194,7 @@ class LimitEnforcer:
         return ""
 
     def possible_cause(self, status: int, used: ResourceUsage) -> str:
-        """Return what may explain an end, but is not known to be its reason."""
+        """Return a limit that may have ended the attempt, as text; empty if none."""
         if count := self._count_refused("processes", "pids.events", "max"):
             most = self._limits["processes"]
             return f"limit processes: {count} were refused beyond {most}"
@@ -222,16 +221,16 @@ def _signal_of(status: int) -> int:
 
 
 def _is_cpu_limit_spent(used: ResourceUsage, cpu_s: int) -> bool:
-    """Whether a limit of processor time may have been reached.
+    """Return True if the limit of processor time may have been reached.
 
-    The kernel counts whole ticks for it, but exact times for what it tells at the end,
-    which on a busy machine is visibly less.
+    The kernel enforces the limit in whole ticks, but reports the exact time at the end.
+    On a busy machine the exact time is noticeably less.
     """
     return bool(cpu_s) and used[0] >= cpu_s * 1000 * CPU_SPENT_RATIO
 
 
 def count_threads(uid: int) -> int:
-    """Return how many threads a user has, which RLIMIT_NPROC counts too."""
+    """Return the number of threads of a user, which RLIMIT_NPROC counts too."""
     count = 0
     for name in os.listdir("/proc"):  # noqa: PTH208 - names are enough
         if name.isdigit():
@@ -243,7 +242,7 @@ def count_threads(uid: int) -> int:
 
 
 def _counter(file: Path, name: str) -> int:
-    """Return a line of a file of a group, as `oom_kill 1`; 0 where there is none."""
+    """Return the number in a line of a group's file, as in `oom_kill 1`; else 0."""
     with suppress(OSError, ValueError):
         for line in file.read_text().splitlines():
             if line.startswith(f"{name} "):

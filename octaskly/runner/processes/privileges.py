@@ -1,10 +1,10 @@
-"""Becoming the user that tasks run as, for good.
+"""Switching permanently to the user that tasks run as.
 
-Used by the processes that the agent starts for tasks, as soon as they have opened what
-only the agent may open. They do it themselves rather than through `setpriv`: who is
-another user when Python is executed can be traced by tasks of that user, until Python
-says otherwise some milliseconds later. Who changes its user in mid-life cannot, not
-for a moment. See docs/decisions/0020-launchers-become-the-task-user.md.
+Launchers and the task user's helper call this, after opening what only the agent may
+open. They do not use `setpriv`: if a process already has the other user when it
+executes Python, tasks of that user can trace it for some milliseconds, until Python
+forbids it. A process that changes its user later cannot be traced at any time.
+See docs/decisions/0020-launchers-become-the-task-user.md.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 
 def switch_user(uid: int, gid: int, groups: Sequence[int]) -> None:
-    """Take the rights of a user, and of nobody else; there is no way back.
+    """Switch to the rights of a user; this cannot be undone.
 
-    No group but those given, no capability, no new rights by executing a program,
-    and no other process of this user can read, trace or take over this one.
+    Afterwards the process has only the given groups and no capability. It gains no
+    rights by executing a program. Other processes of this user cannot trace it.
 
     Raises:
-        OSError: this process may not do that, or it did not work.
+        OSError: this process may not switch, or some rights are left.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    # Capabilities of an agent that is not root outlive the change of its user.
+    # Without root, the agent's capabilities survive the change of user.
     _call(libc.prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     _call(libc.capset, header, (ctypes.c_uint32 * 6)())
@@ -47,11 +47,13 @@ def switch_user(uid: int, gid: int, groups: Sequence[int]) -> None:
 
 def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
     if function(*arguments) != 0:
-        raise OSError(ctypes.get_errno(), f"cannot give up rights: {function.__name__}")
+        raise OSError(
+            ctypes.get_errno(), f"cannot drop privileges: {function.__name__} failed"
+        )
 
 
 def _verify(uid: int, gid: int, groups: Sequence[int]) -> None:
-    """Believe the kernel alone: what is left would be every task's."""
+    """Check the result in /proc, because tasks would inherit any rights left."""
     wanted = {
         **dict.fromkeys(_CAPABILITIES, "0" * 16),
         "Uid": "\t".join([str(uid)] * 4),
@@ -63,4 +65,4 @@ def _verify(uid: int, gid: int, groups: Sequence[int]) -> None:
     found = dict(line.split(":", 1) for line in lines if ":" in line)
     for name, value in wanted.items():
         if found.get(name, "").strip() != value:
-            raise OSError(0, f"rights are left: {name} is {found.get(name)!r}")
+            raise OSError(0, f"privileges are left: {name} is {found.get(name)!r}")

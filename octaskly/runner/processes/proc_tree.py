@@ -1,18 +1,21 @@
-"""Finds and ends everything that a task started, with nothing but `/proc`.
+"""Process trees from `/proc`: finding and killing all processes of a task.
 
-The launcher is a *subreaper*: whoever loses its parent becomes a child of the
-launcher, so every process that a task ever started is below the launcher, whatever
-it did (`setsid`, double fork, `env -i`). What remains is to tell whose it is. In
-this order: it is below the task's first process; it is in the session that the task
-began in; its environment names the task. What fits none of these is *unknown*, and is
-ended as soon as all tasks have ended that ran when it was first seen.
+The launcher is a *subreaper*: a process that loses its parent becomes a child of the
+launcher. So every process of a task is a descendant of the launcher, whatever it did
+(`setsid`, double fork, `env -i`). A process belongs to a task if, in this order:
 
-So without cgroups this can be missed: a process that left its parents, its session
-*and* its environment behind may outlive its task until the other tasks of the same
-launcher have ended too. With one slot for each launcher (one for each core, the
-default) nothing is ever unknown. And when the launcher itself is
-killed, what was adopted by it is found by session and environment alone. Where a
-cgroup can be created, none of this applies: see `cgroup`.
+1. it is a descendant of the task's first process;
+2. it is in the session of the task's first process;
+3. its environment names the attempt.
+
+The owner of any other process is *unknown*. It is killed when all tasks have ended that
+ran when it was first seen.
+
+So without cgroups, a process that left its parents, its session *and* its environment
+may outlive its task until the other tasks of the same launcher have ended. With one
+slot for each launcher (the default: a launcher for each core), no owner is unknown. If
+the launcher itself is killed, its adopted processes are found by session and
+environment only. With a cgroup, none of this applies: see `cgroup`.
 """
 
 from __future__ import annotations
@@ -25,18 +28,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
-KILL_ROUNDS = 100  #: how often to look for what was started while others were killed
+KILL_ROUNDS = 100  #: scans for processes that were started during the killing
 POLL_S = 0.001
-MARKER_PREFIX = (
-    b"OCTASKLY_MARK="  #: the setting in the environment that names an attempt
-)
-STOPPED_STATES = "TtZX"  #: states of processes that do nothing more: stopped, or ended
-ENVIRONMENT_BYTES_MAX = 1 << 20  #: environments are read no further than this
+MARKER_PREFIX = b"OCTASKLY_MARK="  #: environment variable that names an attempt
+STOPPED_STATES = "TtZX"  #: process states: stopped, traced, zombie, dead
+ENVIRONMENT_BYTES_MAX = 1 << 20  #: the rest of an environment is not read
 
 
 def become_subreaper() -> None:
-    """Let orphans below this process become its children, not init's."""
-    import ctypes  # noqa: PLC0415 - the one thing that needs it
+    """Make orphaned descendants children of this process, not of init."""
+    import ctypes  # noqa: PLC0415 - only this function needs it
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -54,15 +55,15 @@ class Process:
         self.pid = pid
         self.parent = parent
         self.session = session
-        self.start_ticks = start_ticks  #: with the pid, names it for ever
+        self.start_ticks = start_ticks  #: with the pid, identifies the process
         self.state = state  #: one letter, `Z` for a zombie
 
 
 def parse_stat(line: bytes) -> Process:
-    """Read `/proc/<pid>/stat`; the name in it may hold spaces and parentheses.
+    """Parse `/proc/<pid>/stat`; the name in it may have spaces and parentheses.
 
     Raises:
-        ValueError: the line is not of that form.
+        ValueError: the line has another format.
     """
     head, separator, tail = line.rpartition(b")")
     if not separator:
@@ -80,7 +81,7 @@ def parse_stat(line: bytes) -> Process:
 
 
 def read_process(pid: int) -> Process | None:
-    """Return one process, or None when it is gone."""
+    """Return one process, or None if it is gone."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -103,16 +104,16 @@ def process_table() -> dict[int, Process]:
 
 
 def children_of(pid: int) -> set[int]:
-    """Return the children of a process by walking the whole table."""
+    """Return the children of a process, from a scan of the whole process table."""
     return {
         process.pid for process in process_table().values() if process.parent == pid
     }
 
 
 def uid_of(pid: int) -> int | None:
-    """Return the user of a process, None when it is gone.
+    """Return the real user id of a process, or None if it is gone.
 
-    The owner of its folder in `/proc` is root for who lets nobody trace it.
+    The owner of its folder in `/proc` would be root for a non-dumpable process.
     """
     try:
         with open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123 - of many
@@ -125,7 +126,7 @@ def uid_of(pid: int) -> int | None:
 def descendants(processes: dict[int, Process], roots: Iterable[int]) -> list[int]:
     """Return the roots that exist and all their descendants, parents first.
 
-    A parent that hears of the end before its children do can still clean up.
+    A parent that gets a signal before its children can still clean up.
     """
     offspring: dict[int, list[int]] = {}
     for process in processes.values():
@@ -146,12 +147,12 @@ def session_processes(processes: dict[int, Process], session: int) -> set[int]:
 
 
 def environment_of(pid: int) -> list[bytes]:
-    """Return the environment that a process was started with, as `NAME=value` each."""
+    """Return the initial environment of a process, as `NAME=value` each."""
     return read_environment(pid).split(b"\0")
 
 
 def read_environment(pid: int) -> bytes:
-    """Return the environment that a process was started with; empty when unreadable."""
+    """Return the initial environment of a process; empty if unreadable."""
     try:
         fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -170,7 +171,7 @@ def read_environment(pid: int) -> bytes:
 
 
 def signal_process(process: Process, number: int) -> None:
-    """Send a signal to exactly this process, never to a later owner of its pid."""
+    """Send a signal to this process, never to a later process with its pid."""
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:
@@ -180,7 +181,7 @@ def signal_process(process: Process, number: int) -> None:
         if again is not None and again.start_ticks == process.start_ticks:
             signal.pidfd_send_signal(fd, number)
             if number == signal.SIGTERM:
-                # A stopped process could not act on it.
+                # A stopped process handles SIGTERM only once it continues.
                 signal.pidfd_send_signal(fd, signal.SIGCONT)
     except OSError:
         return
@@ -189,21 +190,21 @@ def signal_process(process: Process, number: int) -> None:
 
 
 def continue_processes(pids: Iterable[int]) -> None:
-    """Let processes go on that were stopped."""
+    """Continue stopped processes."""
     for pid in pids:
         if (process := read_process(pid)) is not None:
             signal_process(process, signal.SIGCONT)
 
 
 def kill_marked(markers: set[bytes], pids: set[int]) -> set[int]:
-    """Kill tasks whose launcher is gone, as far as they can be told.
+    """Kill the processes of tasks whose launcher is gone.
 
     Args:
-        markers: Settings in the environment that name each attempt.
-        pids: Their first processes, and others that are theirs, where known.
+        markers: Environment entries that name the attempts.
+        pids: Known processes of the tasks; their sessions are killed too.
 
     Returns:
-        Whom it killed.
+        `pids` and the pids of all killed processes.
     """
     killed: set[int] = set(pids)
     for _ in range(KILL_ROUNDS):
@@ -221,7 +222,7 @@ def kill_marked(markers: set[bytes], pids: set[int]) -> set[int]:
 
 
 def reap_adopted(pids: set[int]) -> None:
-    """Take the exits of killed processes that became children of this one."""
+    """Reap killed processes that became children of this process."""
     for _ in range(KILL_ROUNDS):
         left = [process for pid in pids if (process := read_process(pid)) is not None]
         if not left:
@@ -230,4 +231,4 @@ def reap_adopted(pids: set[int]) -> None:
             if process.parent == os.getpid():
                 with suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
-        time.sleep(POLL_S)  # Their parents are dying too: they are adopted in a moment.
+        time.sleep(POLL_S)  # Their parents are dying too, so they are adopted soon.
