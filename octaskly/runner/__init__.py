@@ -1,5 +1,5 @@
-"""Runs attempts on this machine: launchers, process trees, inputs and outputs.
+"""Running attempts on this machine: launchers, process trees, inputs and outputs.
 
-Nothing is imported here: launchers load modules of this package by file and must
-start in milliseconds.
+This module imports nothing, because launchers import from this package and must start
+within milliseconds.
 """

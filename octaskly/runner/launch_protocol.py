@@ -1,11 +1,25 @@
-"""What agent and launcher say to each other, as bytes.
+"""The protocol between agent and launcher.
 
-Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
-messages, each a list. To the launcher: `run` and what `orders.run_order` says; `stop`
-key verdict; `recall`: give back what has not begun; `freeze`, `thaw`; `file` key
-is_given, with the descriptor of an empty file; `close`. From it: `ready`, before all
-else, under a key that no attempt has; `alive` key pid; `full` key, which asks for a
-file; `back` key; `lost` key reason; `end` key and what `outcome.outcome_of_end` reads.
+A frame on the control socket is a 4-byte big-endian length, then a msgpack list of
+messages. Each message is a list of its name and its fields.
+
+To the launcher:
+
+- `run`: start an attempt; the fields are those of `launch_messages.build_start_order`.
+- `stop` key reason: end an attempt.
+- `recall`: return the attempts that have not started.
+- `freeze`, `thaw`: stop or continue all tasks.
+- `file` key is_given: write the output to a new file; its descriptor comes along.
+- `close`: end all tasks and exit.
+
+From the launcher:
+
+- `ready` key: the first message; no attempt has this key.
+- `alive` key pid: the attempt is running.
+- `full` key: the output needs a file.
+- `back` key: the attempt was not started.
+- `lost` key reason: the attempt could not be started now.
+- `end` key: the attempt ended; `launch_messages.outcome_of_end` reads the other fields.
 """
 
 from __future__ import annotations
@@ -20,13 +34,14 @@ from typing import Any
 
 import msgpack
 
-NOT_STARTED = 126  #: exit code of what could not be executed
+NOT_STARTED = 126  #: exit code of a command that could not be executed
 
-#: Errors of this moment and machine, not of the task: another attempt may go well.
+#: Temporary errors of this machine, not of the task: another attempt may succeed.
 RESOURCE_ERRORS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
-#: What an agent under nohup, in the background of a script or in Python ignores would
-#: be ignored by every task, and a `yes | head` would never end.
+#: A process inherits ignored signals. An agent ignores some of these under nohup, in
+#: the background of a script, and because Python does. A task that inherited them would
+#: misbehave: `yes | head` would never end.
 RESET_SIGNALS = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -46,31 +61,30 @@ RESET_SIGNALS = (
 
 FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
-FDS_MAX = 16  #: descriptors that are sent with one piece of the byte stream
+FDS_MAX = 16  #: descriptors that one system call sends
 
-NAME_ENCODING_ERRORS = (
-    "surrogateescape"  #: in settings, as names of files may be any bytes
-)
+#: Settings contain file names, which may be any bytes.
+NAME_ENCODING_ERRORS = "surrogateescape"
 _LENGTH = struct.Struct(">I")
 _FD = struct.Struct("i")
 
 
 def pack_frame(messages: list[list[object]]) -> bytes:
-    """Return one frame."""
+    """Return messages as one frame."""
     body: bytes = msgpack.packb(messages)
     return _LENGTH.pack(len(body)) + body
 
 
 def pack_results(results: list[list[object]], output_bytes: int) -> bytes:
-    """Return results as one frame, or as one each when their output is large."""
+    """Return results as one frame, or as a frame each if their output is large."""
     if output_bytes < FRAME_BYTES_SOFT:
         return pack_frame(results)
     return b"".join(pack_frame([end]) for end in results)
 
 
 def receive_with_fds(control: socket.socket) -> tuple[bytes, list[int]]:
-    """Return what has come: bytes, and descriptors that no child inherits."""
-    # The library's `recv_fds` drops its flags.
+    """Return the received bytes, and descriptors that no child inherits."""
+    # `socket.recv_fds` ignores its `flags` argument.
     data, ancillary, *_ = control.recvmsg(
         RECEIVE_BYTES, socket.CMSG_LEN(FDS_MAX * _FD.size), socket.MSG_CMSG_CLOEXEC
     )
@@ -79,14 +93,14 @@ def receive_with_fds(control: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def encode_settings(settings: Mapping[str, object]) -> str:
-    """Return settings as one word of a command line."""
+    """Return settings as one command-line argument."""
     return bytes(
         msgpack.packb(dict(settings), unicode_errors=NAME_ENCODING_ERRORS)
     ).hex()
 
 
 def decode_settings(word: str) -> dict[str, Any]:
-    """Reverse `encode_settings`."""
+    """Return the settings that `encode_settings` encoded."""
     settings: dict[str, Any] = msgpack.unpackb(
         bytes.fromhex(word), unicode_errors=NAME_ENCODING_ERRORS
     )
@@ -94,12 +108,12 @@ def decode_settings(word: str) -> dict[str, Any]:
 
 
 def msgpack_folder() -> str:
-    """Return the folder that a launcher needs on its path besides this package's."""
+    """Return the folder that contains msgpack, which a launcher needs on its path."""
     return str(Path(msgpack.__file__).parent.parent)
 
 
 class FrameBuffer:
-    """Cuts a byte stream into frames."""
+    """Splits a byte stream into frames."""
 
     __slots__ = ("_buffer",)
 
@@ -107,7 +121,7 @@ class FrameBuffer:
         self._buffer = bytearray()
 
     def add_data(self, data: bytes) -> list[list[object]]:
-        """Take bytes; return the messages that are complete."""
+        """Add received bytes; return the messages that are complete."""
         buffer = self._buffer
         buffer += data
         messages: list[list[object]] = []

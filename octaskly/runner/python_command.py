@@ -10,11 +10,11 @@ from octaskly.runner import launch_protocol
 
 
 def python_argv(file: str) -> list[str]:
-    """Return the beginning of a command line that runs a module by its file."""
+    """Return a command line, without arguments, that runs a module by its file."""
     return [sys.executable, "-I", "-S", file]
 
 
 def import_folders() -> list[str]:
-    """Return what such a program must have on its path."""
+    """Return the folders that this program needs on its `sys.path`."""
     package = Path(octaskly.__file__).resolve().parent.parent
     return [str(package), launch_protocol.msgpack_folder()]
