@@ -1,7 +1,7 @@
-"""The SQLite file of a node: log, queue, results, counters.
+"""The durable store of a node: log, tasks, results and counters in one SQLite file.
 
-`log` has the port, `writer` its one writing thread, `tables` the joining of facts,
-`reader` the questions, `state` what a node keeps of itself, `database` the file.
+`store` implements `ports.DurableStore`. `writing` has the single writer thread,
+`reading` the queries, and `tables` the schema and the database file.
 """
 
 from octaskly.store.store import Store

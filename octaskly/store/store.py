@@ -1,4 +1,4 @@
-"""The durable side of a node: `ports.Log` on one SQLite file."""
+"""`ports.DurableStore` on one SQLite file."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ QUEUED_ENTRIES_MAX: Final = 200_000  #: entries that may wait for a stalled disk
 class Store:
     """Log, tasks, attempts, spool and peers in one file.
 
-    Create it on the event loop that shall hear of commits; `open` may run in a thread.
+    Commits are reported on `loop`. `open` may run in a thread.
 
     Args:
-        path: The database file; its folder is made where it is missing.
-        packer: Turns facts and reports into bytes.
-        on_persisted: Called on the event loop with the highest number made durable.
-        clock: Dates the last meeting with a peer.
-        loop: By default the running one.
-        room_bytes: Free space that `has_disk_room` leaves alone.
-        bytes_max: Of a larger log the oldest tasks are forgotten; by default 8 GiB,
-            or a tenth of the disk where that is less.
+        path: The database file. Its folder is created if it is missing.
+        packer: Converts facts and reports to bytes.
+        on_persisted: Called on the event loop with the highest durable number.
+        clock: Source of the time of the last contact with a peer.
+        loop: The running event loop by default.
+        free_bytes_min: Free disk space that must remain after new work is accepted.
+        bytes_max: Size of the log above which the oldest ended tasks are purged.
+            The default is 8 GiB or a tenth of the disk, whichever is less.
     """
 
     def __init__(
@@ -103,49 +103,50 @@ class Store:
 
     @property
     def write_failure(self) -> str | None:
-        """Why nothing can be written at the moment; None while all is well."""
+        """The reason why writes fail now, or None while they succeed."""
         return None if self._writer is None else self._writer.write_failure
 
     @property
     def has_writer_stopped(self) -> bool:
-        """Whether nothing will ever be written again: the process must end."""
+        """Return True if the writer has stopped for good, so the process must end."""
         return self._writer is not None and self._writer.has_stopped
 
     @property
     def notification_count(self) -> int:
-        """A count that grows whenever `read_pending_notifications` may find more."""
+        """A counter that grows when `read_pending_notifications` may find new tasks."""
         return 0 if self._writer is None else self._writer.notification_count
 
     async def wait_until_purged(self) -> None:
-        """Wait until nothing that was forgotten is shown any more."""
+        """Wait until no row below the compaction floor is left."""
         if self._writer is not None:
             await self._writer.wait_until_purged()
 
     def has_disk_room(self, needed_bytes: int = 0) -> bool:
-        """Return whether new work can be kept: the disk has room and takes writes."""
+        """Return True if the disk has room for new work and accepts writes."""
         return self.shortage_reason(needed_bytes) is None
 
     def shortage_reason(self, needed_bytes: int = 0) -> str | None:
-        """Return why no new work can be kept; None if it can."""
+        """Return why new work cannot be stored, or None if it can."""
         writer = self._writer
         if writer is None:
             return "the log is not open"
         if writer.write_failure:
             return writer.write_failure
         if writer.queued_entries > QUEUED_ENTRIES_MAX:
-            return "the disk is far behind with its writes"
+            return "the disk is too slow: too many entries wait to be written"
         free, needed = free_bytes(self._folder), self._free_bytes_min + needed_bytes
         if free >= needed:
             return None
         return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
 
     def open(self) -> SavedState:
-        """Open or create the database and return what the node must know.
+        """Open or create the database and return the node's saved state.
 
         Raises:
-            StoreCorrupt: damaged, foreign, or written by a newer version; untouched.
-            StoreUnusable: it cannot be opened, or another process has it.
-            StoreFull: the disk has no room.
+            StoreCorrupt: The file is damaged, belongs to another program, or was
+                written by a newer version. It is left unchanged.
+            StoreUnusable: The file cannot be opened, or another process uses it.
+            StoreFull: The disk is full.
         """
         assert self._writer is None
         lock = DatabaseLock(self._path)
@@ -170,16 +171,16 @@ class Store:
         entries: Sequence[Entry],
         epochs: Sequence[tuple[StreamId, Epoch]] = (),
     ) -> None:
-        """Queue entries for the next commit; those already held are skipped."""
-        handed = self._queued_seqs
+        """Queue entries for the next commit, except those that are already held."""
+        queued = self._queued_seqs
         for stream, _ in epochs:
-            handed.setdefault(stream, 0)
+            queued.setdefault(stream, 0)
         fresh = []
         for entry in entries:
-            held = handed[entry.stream]
+            held = queued[entry.stream]
             if entry.seq > held:
                 assert entry.seq == held + 1, f"gap in stream {entry.stream}"
-                handed[entry.stream] = entry.seq
+                queued[entry.stream] = entry.seq
                 fresh.append(entry)
                 if isinstance(entry.fact, Floor):
                     self._note_queued(entry.fact.ends)
@@ -199,11 +200,11 @@ class Store:
         self._queue_item(item)
 
     def spool_results(self, reports: Sequence[Report]) -> None:
-        """Queue results to keep until `unspool_results`."""
+        """Queue results, which are kept until `unspool_results`."""
         self._queue_item(Spool(tuple(reports)))
 
     def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """Queue the end of kept results."""
+        """Queue the deletion of spooled results."""
         self._queue_item(Unspool(tuple(items)))
 
     def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
@@ -221,13 +222,13 @@ class Store:
         )
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
-        """Read tasks whose wait for others is over, the oldest first."""
+        """Read tasks whose dependencies are met or broken, oldest first."""
         return await self._query(lambda db: load_unblocked_tasks(db, ask))
 
     async def load_live_tasks(
         self, named: Sequence[TaskId] = ()
     ) -> tuple[TaskRecord, ...]:
-        """Read tasks that run, and those that are decided while their latest does."""
+        """Read tasks whose latest attempt has not ended, and those in `named`."""
         return await self._query(lambda db: queue.load_live_tasks(db, named))
 
     async def read_pull_reply(
@@ -236,7 +237,7 @@ class Store:
         cursor: SnapshotCursor | None,
         bytes_max: int,
     ) -> PackedMessage:
-        """Read what answers a PULL: `Entries`, or the next part of a `MeshSnapshot`."""
+        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
         packer = self._packer
 
         def packed(db: sqlite3.Connection) -> PackedMessage:
@@ -248,27 +249,27 @@ class Store:
         return await self._query(packed)
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
-        """Find how far the floor may rise."""
+        """Find how far the compaction floor may rise."""
         return await self._query(lambda db: plan_compaction(db, ask, self._size_max()))
 
     async def read_vector(self) -> tuple[tuple[StreamId, int], ...]:
-        """Return what is durable, per stream."""
+        """Read the last durable sequence number of each stream."""
         return await self._query(queries.read_durable_vector)
 
     async def stream_extents_at(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
-        """Return how far each stream goes at that time: latest timestamp, streams."""
+        """Read the latest timestamp up to `hlc`, and the end of each stream then."""
         return await self._query(lambda db: histories.stream_extents_at(db, hlc))
 
     async def read_feed_page(
         self, vector: Mapping[StreamId, int], limit: int
     ) -> FeedPage:
-        """Read entries beyond `read_vector` across streams, in the order of timestamps."""
+        """Read entries beyond `vector` from all streams, in timestamp order."""
         return await self._query(
             lambda db: histories.read_feed_page(db, self._packer, vector, limit)
         )
 
     async def read_task(self, ref: str) -> TaskRecord | None:
-        """Read the task with this id or name, and its outputs."""
+        """Read the task with this id or name, with outputs."""
         return await self._query(lambda db: queries.read_task(db, ref))
 
     async def read_tasks_by_name(
@@ -278,17 +279,17 @@ class Store:
         return await self._query(lambda db: queries.read_tasks_by_name(db, names))
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
-        """Read in which streams these tasks were accepted."""
+        """Read the streams in which these tasks were accepted."""
         return await self._query(lambda db: queries.streams_of_tasks(db, ids))
 
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
-        """Return the names of tasks that have this sequence number (at most 2)."""
+        """Read at most two names of tasks with this sequence number."""
         return await self._query(lambda db: queries.names_with_sequence(db, sequence))
 
     async def find_name_collision(
         self, arrays: Mapping[TaskId, ArraySpec]
     ) -> str | None:
-        """Return a task that is called as a member of one of these would be."""
+        """Return the name of a task that a member of `arrays` would also have."""
         return await self._query(
             lambda db: name_collisions.find_name_collision(db, arrays)
         )
@@ -302,7 +303,7 @@ class Store:
     async def incomplete_member_ranges(
         self, array: TaskId, limit: int
     ) -> tuple[tuple[int, int], ...]:
-        """Read the places of members that are not completed, as runs, in order."""
+        """Read the positions of members that are not completed, as ranges in order."""
         return await self._query(
             lambda db: queries.incomplete_member_ranges(db, array, limit)
         )
@@ -310,13 +311,13 @@ class Store:
     async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
-        """Read members that have ended, from a place to another, with outputs."""
+        """Read ended members at positions `first` to `last`, with outputs."""
         return await self._query(
             lambda db: queries.read_ended_members(db, array, first, last, limit)
         )
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read attempts that run, and those that ended since."""
+        """Read attempts that run now or have ended since `since_ms`."""
         return await self._query(
             lambda db: attempts.read_recent_attempts(db, since_ms, limit)
         )
@@ -324,13 +325,13 @@ class Store:
     async def read_pending_notifications(
         self, known: frozenset[int], limit: int
     ) -> PendingNotifications:
-        """Find ended tasks of whose end somebody is to be told."""
+        """Find ended tasks whose notification has not been sent."""
         return await self._query(
             lambda db: queries.read_pending_notifications(db, known, limit)
         )
 
     async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        """Read one page of records, also those that are over."""
+        """Read one page of records, including expired ones."""
         return await self._query(lambda db: records_.read_page(db, query))
 
     async def read_stats(self) -> StoreStats:
@@ -347,18 +348,18 @@ class Store:
         )
 
     async def close(self) -> None:
-        """Commit what is queued, stop the writer, close the file.
+        """Commit queued items, stop the writer and close the file.
 
         Raises:
-            StoreError: something could not be written; it was never acknowledged.
+            StoreError: Some items could not be written. They were never acknowledged.
         """
         await asyncio.to_thread(self._close_all)
 
     def _start(self, connection: sqlite3.Connection) -> SavedState:
-        """Read what the node must know and start the threads."""
+        """Read the saved state and start the threads."""
         try:
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
-            # Streams of which nothing is held yet are known all the same.
+            # This includes streams without entries.
             streams = connection.execute("SELECT stream, last_seq FROM streams")
             self._queued_seqs = {StreamId(stream): have for stream, have in streams}
             self._readers.open()

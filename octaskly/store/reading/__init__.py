@@ -1,1 +1,1 @@
-"""Queries: pages, queue, history and snapshots."""
+"""Queries of the store: pages, queue, history, snapshots and compaction plan."""

@@ -1,4 +1,4 @@
-"""How far the floor may rise: what is old enough, and what must be carried first."""
+"""Compaction plan: the next floor, and the tasks and records to rewrite above it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ from octaskly.store.tables.database import used_bytes
 from octaskly.store.tables.floors import read_floor
 from octaskly.store.tables.node_state import read_rows_ahead
 
-TASKS_MAX: Final = 10_000  #: looked at in one step
-CARRIED_MAX: Final = 500  #: written again in one step,
-CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
-ENTRIES_MIN: Final = 1000  #: that are worth a floor where no task is
-KEY_MAX: Final = (1 << 63) - 1  #: no task has this one, or one behind it
-SPARE_DIVISOR: Final = (
-    16  #: this part of the bytes is left to what comes while the oldest go
-)
+TASKS_MAX: Final = 10_000  #: tasks examined in one step
+CARRIED_MAX: Final = 500  #: tasks, or records, rewritten in one step
+CARRIED_BYTES_MAX: Final = 1 << 20  #: size of the tasks rewritten in one step
+ENTRIES_MIN: Final = 1000  #: entries that justify a floor which removes no task
+KEY_MAX: Final = (1 << 63) - 1  #: above the keys of all tasks
+SPARE_DIVISOR: Final = 16  #: 1/16 of the bytes is kept free for entries during a purge
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
-_BY_BIRTH: Final = (
+_BY_FIRST_SUBMISSION: Final = (
     f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
     " is_live OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id),"
     " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq"
@@ -40,39 +38,39 @@ _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_f
 
 
 class _ResubmittedTask(NamedTuple):
-    """An ended task that goes if its last submission does, and is carried else."""
+    """An ended task: void if its last submission is void, carried otherwise."""
 
-    reborn: int
-    changed: int
+    last_submitted_hlc: int
+    last_change_hlc: int
     rows: int
     records: list[TaskRecord]
 
 
 @dataclass(slots=True)
 class _CompactionCut:
-    """How far the walk came: all tasks born up to `horizon` are void or carried."""
+    """Progress of the scan. All tasks up to `horizon` are void or carried."""
 
     horizon: int = 0
     last: dict[int, int] = field(default_factory=dict)
-    """For each stream the last submission that the walk passed."""
+    """The last submission in each stream that the scan has passed."""
     carried: list[TaskRecord] = field(default_factory=list)
     resubmitted: list[_ResubmittedTask] = field(default_factory=list)
-    """Ended tasks that were submitted again, maybe beyond the cut."""
-    latest_void_hlc: int = 0  #: fact about a task that is void
-    void_rows: int = 0  #: rows of tasks and members that are void
-    is_over: bool = True  #: nothing beyond is old enough
-    horizon_max: int = HLC_MAX  #: no other task was born up to here
+    """Ended tasks that were resubmitted, possibly after the horizon."""
+    latest_void_hlc: int = 0  #: timestamp of the latest fact about a void task
+    void_rows: int = 0  #: number of void rows of tasks and members
+    is_over: bool = True  #: no later task is old enough
+    horizon_max: int = HLC_MAX  #: no task after the cut was submitted up to here
 
-    def add_void(self, gone: int, changed: int) -> None:
-        """Note that a task is void, with the rows of its members."""
-        self.void_rows += gone
-        self.latest_void_hlc = max(self.latest_void_hlc, changed)
+    def add_void(self, row_count: int, last_change_hlc: int) -> None:
+        """Count a void task; `row_count` includes the rows of its members."""
+        self.void_rows += row_count
+        self.latest_void_hlc = max(self.latest_void_hlc, last_change_hlc)
 
     def decide_resubmitted(self) -> None:
-        """Say what happens to those that were in doubt: how far it came is known."""
+        """Decide for each resubmitted task if it is void: `horizon` is known now."""
         for each in self.resubmitted:
-            if each.reborn <= self.horizon:
-                self.add_void(each.rows, each.changed)
+            if each.last_submitted_hlc <= self.horizon:
+                self.add_void(each.rows, each.last_change_hlc)
             else:
                 self.carried += each.records
         if self.horizon:
@@ -84,28 +82,32 @@ class _CompactionCut:
 def plan_compaction(
     db: sqlite3.Connection, ask: PlanFloor, bytes_max: int
 ) -> FloorPlanned:
-    """Find the next step of the floor.
+    """Plan the next rise of the compaction floor.
 
-    It is a cut through time: tasks born up to the horizon are void or carried. A node
-    that lacks entries from before it gets rows instead, so nothing that counts is lost.
-    While rows say more than the log, there is no floor, but tasks or records to write
-    again; so it is where more records lie below than one step may carry.
-    Where the log nears `bytes_max` the oldest tasks go, whatever their age. The reader
-    is in a transaction.
+    The horizon is a point in time. A task that was first submitted before it is either
+    void, or carried: its facts are written again above the floor. A node that lacks
+    entries below the floor gets rows instead, so it loses no live data.
+
+    The plan has no floor while rows are ahead of the log, or while more records lie
+    below the floor than one step may carry. It then names tasks or records to write
+    again. As the log nears `bytes_max`, the oldest ended tasks are purged at any age.
+
+    The caller must have opened a transaction.
     """
     known = read_floor(db)
     floors = {mark.stream: mark.seq for mark in known.stream_floors}
     if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
-    loose = records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
-    if loose:
-        return FloorPlanned(None, has_more=True, records=loose)
+    unlogged = records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
+    if unlogged:
+        return FloorPlanned(None, has_more=True, records=unlogged)
     ahead = read_rows_ahead(db)
     if ahead:
         return _plan_rows_ahead(db, ask, ahead, known.horizon)
     ended, used = _count_ended(db), used_bytes(db)
     part = bytes_max // SPARE_DIVISOR
-    high, low = bytes_max - part, bytes_max - 2 * part  # It stays between the two.
+    # Purging starts above `high` and aims at `low`.
+    high, low = bytes_max - part, bytes_max - 2 * part
     surplus = ended - ask.tasks_max
     if used > high:
         if _is_purging_log(db, floors):
@@ -134,7 +136,7 @@ def plan_compaction(
 
 
 def _count_ended(db: sqlite3.Connection) -> int:
-    """Return how many rows there are of tasks that have ended."""
+    """Return the number of rows of ended tasks and members."""
     (tasks,) = db.execute(
         "SELECT coalesce(sum(n), 0) FROM counts"  # noqa: S608
         f" WHERE kind < ? AND state IN ({rows.placeholders(len(_ENDED))})",
@@ -144,7 +146,7 @@ def _count_ended(db: sqlite3.Connection) -> int:
 
 
 def _count_rows(db: sqlite3.Connection) -> int:
-    """Return how many rows there are of tasks and members."""
+    """Return the number of rows of tasks and members."""
     (tasks,) = db.execute(
         "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
     ).fetchone()
@@ -154,21 +156,26 @@ def _count_rows(db: sqlite3.Connection) -> int:
 def _plan_rows_ahead(
     db: sqlite3.Connection, ask: PlanFloor, rows_ahead: VectorItems, horizon: int
 ) -> FloorPlanned:
-    """Return tasks that may be known from rows alone, the last keys first.
+    """Return tasks with facts that may be in rows alone, highest keys first.
 
-    So members come before their array, which counts for nobody without its envelope:
-    where it was forgotten it must not come back with half of what was said of it.
+    This order puts members before their array. Facts about members count only once the
+    envelope of the array is known. So a node that has purged the array does not
+    get it back without its members.
 
-    What the log lacks of a stream is later than what it holds of it, so a task of which
-    nothing is as late is in the log whole. So is one that was born in the own stream,
-    unlike one whose envelope came there again. The two look alike once a floor has
-    passed the first envelope, so of tasks from before the horizon that is not asked.
+    Two kinds of tasks are complete in the log and are skipped:
+
+    - Tasks unchanged since the last entry that the log holds of each of these streams.
+      The entries that it lacks are later.
+    - Tasks first submitted in this node's own stream. A resubmission in this stream
+      looks the same once a floor has passed the first envelope. So this rule applies
+      only to tasks after the horizon.
     """
     since = min(_last_hlc_held(db, stream) for stream, _ in rows_ahead)
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
         " WHERE key < ? AND last_change_hlc > ?"
-        " AND (stream != ? OR first_submitted_hlc != last_submitted_hlc OR ord & ? <= ?)"
+        " AND (stream != ? OR first_submitted_hlc != last_submitted_hlc"
+        " OR ord & ? <= ?)"
         " ORDER BY key DESC LIMIT ?",
         (
             ask.after_key or KEY_MAX,
@@ -193,7 +200,7 @@ def _plan_rows_ahead(
 
 
 def _last_hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
-    """Return when the last entry held of a stream was written, 0 if that is gone."""
+    """Return the timestamp of the last entry of a stream, or 0 if it was deleted."""
     found = db.execute(
         "SELECT hlc FROM streams CROSS JOIN log"
         " ON log.stream = streams.stream AND log.seq = streams.last_seq"
@@ -204,18 +211,19 @@ def _last_hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
 
 
 def _is_purging(db: sqlite3.Connection, horizon: int) -> bool:
-    """Return whether tasks wait for their deletion since the last step."""
+    """Return True if void tasks of the last step are not deleted yet."""
     found = db.execute(
         "SELECT 1 FROM tasks INDEXED BY tasks_first_submitted"
         " CROSS JOIN streams ON streams.stream = tasks.stream"
-        " WHERE first_submitted_hlc <= ? AND last_change_hlc <= ? AND seq <= floor_seq LIMIT 1",
+        " WHERE first_submitted_hlc <= ? AND last_change_hlc <= ?"
+        " AND seq <= floor_seq LIMIT 1",
         (horizon, horizon),
     ).fetchone()
     return found is not None
 
 
 def _is_purging_log(db: sqlite3.Connection, floors: Mapping[StreamId, int]) -> bool:
-    """Return whether entries wait for their deletion: there will be more room."""
+    """Return True if entries below the floor are not deleted yet."""
     return any(
         db.execute(
             "SELECT 1 FROM log WHERE stream = ? AND seq <= ? LIMIT 1", mark
@@ -231,25 +239,25 @@ def _scan_oldest(
     surplus: int,
     ended: int,
 ) -> _CompactionCut:
-    """Pass tasks in the order of their birth until one has to stay where it is."""
+    """Scan tasks by first submission, up to the first one that must stay in place."""
     cut = _CompactionCut()
     left = CARRIED_BYTES_MAX
-    for passed, row in enumerate(db.execute(_BY_BIRTH)):
+    for passed, row in enumerate(db.execute(_BY_FIRST_SUBMISSION)):
         if row[0] >= arrays.MEMBER_KEYS_START:
-            break  # They go with their arrays.
+            break  # Members are deleted with their arrays.
         is_wanted, changed, born, reborn, stream, seq = row[-6:]
         is_ended = row[-7] in _ENDED and not is_wanted
         limit = changed if is_ended else born
         before_hlc = max(ask.before_hlc, ask.purge_hlc if ended > 0 else 0)
         is_old = surplus > 0 or limit < before_hlc
-        if born > cut.horizon:  # Else the cut is through it already.
+        if born > cut.horizon:  # Otherwise the horizon is past this task already.
             kept = len(cut.carried) + len(cut.resubmitted)
             is_full = passed >= TASKS_MAX or kept >= CARRIED_MAX
             if not is_old or is_full or left <= 0 or _is_large(db, row):
                 cut.is_over = not (is_old and (is_full or left <= 0))
                 cut.horizon_max = born - 1
                 break
-        # One that was submitted again meanwhile stays, with what was said of it.
+        # A task that was resubmitted after the cut stays, with all its facts.
         is_passed = reborn <= max(born, cut.horizon) and is_old
         if is_ended and (is_passed or seq <= floors.get(stream, 0)):
             gone = 1 + _count_member_rows(db, row)
@@ -260,10 +268,10 @@ def _scan_oldest(
             carried = _with_members(db, row[:-7])
             left -= sum(map(rows.size_of, carried))
             if is_ended and is_old:
-                doubt = _ResubmittedTask(
+                task = _ResubmittedTask(
                     reborn, changed, 1 + _count_member_rows(db, row), carried
                 )
-                cut.resubmitted.append(doubt)
+                cut.resubmitted.append(task)
             else:
                 cut.carried += carried
         cut.horizon = max(cut.horizon, born)
@@ -274,22 +282,23 @@ def _scan_oldest(
 
 
 def _count_member_rows(db: sqlite3.Connection, row: Sequence[Any]) -> int:
-    """Return how many rows the members have of what may be an array."""
+    """Return the number of member rows of a task; 0 if it is not an array."""
     members = arrays.read_members(db, [row[0]]) if row[_OPTIONS] is not None else {}
     return sum(counted.row_count for counted in members.values())
 
 
 def _is_large(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
-    """Whether this is an array that is not over, and too large to be written again.
+    """Return True if this is a live array with too many member rows to carry.
 
-    Nothing younger is forgotten before it: people see it, and can cancel its rest.
+    It stops the scan, so no younger task is purged before it. Users see the array, and
+    can cancel its remaining members.
     """
     is_open = row[-7] not in _ENDED or row[-6]
     return bool(is_open and _count_member_rows(db, row) > CARRIED_MAX)
 
 
 def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord]:
-    """Return a task, an array behind all members of which anything is known."""
+    """Return the records of a task: for an array, first all members with a row."""
     carried: list[TaskRecord] = []
     found = arrays.read_members(db, [row[0]]) if row[_OPTIONS] is not None else {}
     for members in found.values():
@@ -310,7 +319,7 @@ def _read_record(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
 def _marks_at_horizon(
     db: sqlite3.Connection, cut: _CompactionCut, floors: Mapping[StreamId, int]
 ) -> tuple[StreamFloor, ...]:
-    """Return for each stream the last entry up to the horizon."""
+    """Return the last entry of each stream up to the horizon."""
     marks = []
     for stream, term, node, have, base in db.execute(
         "SELECT stream, term, node, last_seq, snapshot_seq FROM streams ORDER BY stream"
@@ -318,7 +327,7 @@ def _marks_at_horizon(
         floor = max(floors.get(stream, 0), cut.last.get(stream, 0))
         seq = _last_until(db, stream, cut.horizon, max(floor, base), have)
         if seq == base > floor:
-            seq = floor  # The log begins later; nothing more is known of before.
+            seq = floor  # The log starts after a snapshot and has no earlier entry.
         if seq:
             marks.append(StreamFloor(StreamId(stream), seq, Epoch(term, NodeId(node))))
     return tuple(marks)
@@ -330,9 +339,9 @@ def _marks_without_tasks(
     floors: Mapping[StreamId, int],
     ask: PlanFloor,
 ) -> tuple[StreamFloor, ...]:
-    """Return marks where no task has to go, but much that is about none of them.
+    """Return marks that remove at least `ENTRIES_MIN` entries but no task, or none.
 
-    So a log of records alone does not grow for ever.
+    This bounds a log that gets only records.
     """
     cut.horizon = min(ask.before_hlc, cut.horizon_max)
     marks = _marks_at_horizon(db, cut, floors)
@@ -343,7 +352,7 @@ def _marks_without_tasks(
 def _last_until(
     db: sqlite3.Connection, stream: int, horizon: int, low: int, high: int
 ) -> int:
-    """Return the last entry between `low` and `high` that is not after the horizon."""
+    """Return the last entry from `low` to `high` that is not after the horizon."""
     while low < high:
         middle = (low + high + 1) // 2
         found = db.execute(

@@ -1,4 +1,4 @@
-"""The log as people read it: across streams, in the order of timestamps."""
+"""Change feed and recent attempts, read across streams in timestamp order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from octaskly.ports.events import AttemptWithTask, RecentAttempts
 from octaskly.store.reading import pages
 from octaskly.store.tables import arrays, name_collisions, rows
 
-PART_BYTES_MAX: Final = 4 << 20  #: of the entries of one part, roughly
+PART_BYTES_MAX: Final = 4 << 20  #: approximate size of the entries of one page
 
-# What news show: nothing that can be large.
+# The change feed shows no large columns.
 _OUTLINE_COLUMNS: Final = rows.TASK_COLUMNS.replace(" command,", " '',").replace(
     "inputs, outputs, options, stdin, items",
     "NULL, NULL, (SELECT tasks.options FROM arrays WHERE arrays.task = tasks.key),"
@@ -35,9 +35,9 @@ _STREAMS: Final = (
 def stream_extents_at(
     db: sqlite3.Connection, hlc: int
 ) -> tuple[int, tuple[StreamExtent, ...]]:
-    """Return the latest timestamp in the log up to `hlc`, and how far each stream goes.
+    """Return the latest timestamp in the log up to `hlc`, and the end of each stream.
 
-    A stream of which the rows are gone goes as far as they did.
+    If all entries of a stream up to `hlc` are deleted, its end is the last deleted one.
     """
     latest, found = 0, []
     for stream, term, node, have, start in db.execute(_STREAMS).fetchall():
@@ -69,9 +69,9 @@ def _stream_extent(
 def read_feed_page(
     db: sqlite3.Connection, packer: Packer, vector: Mapping[StreamId, int], limit: int
 ) -> FeedPage:
-    """Return at most `limit` entries beyond `vector`, the oldest first.
+    """Return at most `limit` entries beyond `vector`, oldest first.
 
-    What is no longer in the log is left out, and what is about tasks that are gone.
+    Compacted entries and entries about deleted tasks are left out.
     """
     reached: dict[StreamId, int] = {}
     parts = []
@@ -132,16 +132,16 @@ def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, Task
     }
 
 
-SCANNED_TASKS_MAX: Final = 8000  #: entries at the end of each stream that are looked at
+SCANNED_TASKS_MAX: Final = 8000  #: entries examined at the end of each stream
 
 
 def read_recent_attempts(
     db: sqlite3.Connection, since_ms: int, limit: int
 ) -> RecentAttempts:
-    """Return attempts that run, and those that ended since, the latest first.
+    """Return running attempts, and those that ended since, the latter latest first.
 
-    At most `limit` of each. There is no index by time, for which each attempt would
-    pay: what ended is found from the end of the log backwards.
+    Each list has at most `limit` items. There is no index by time, as it would slow
+    down each attempt. Ended attempts are found by a backward scan of the log.
     """
     live = dict(
         db.execute(
@@ -173,7 +173,7 @@ def read_recent_attempts(
 
 
 def _recently_changed(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
-    """Return the keys of tasks that were tried, and of which the log told lately."""
+    """Return the keys of tasks with attempts and with recent entries in the log."""
     parts = []
     _, found = stream_extents_at(db, hlc_of(since_ms))
     ends = dict(db.execute("SELECT stream, last_seq FROM streams"))

@@ -1,4 +1,4 @@
-"""Pages of lists, and searches in them."""
+"""Pages of task lists, and text searches in them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
 from octaskly.store.tables import arrays, block_counts, name_collisions, rows
 
-SEARCH_S_MAX: Final = 0.03  #: so long one answer may look; then it says where to go on
+SEARCH_S_MAX: Final = 0.03  #: time limit of one search
 
-_NAME = "options ->> 0"  #: null where nothing is asked for
+_NAME = "options ->> 0"  #: null for a task without options
 _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 = ?"
 
 Keys = tuple[int, int]
-"""The first and the last key of those that a question is about."""
+"""The first and the last key of a range."""
 
 
 def read_task_page(
@@ -27,13 +27,13 @@ def read_task_page(
     query: TaskQuery,
     now_s: Callable[[], float] = float,
 ) -> TaskListPage:
-    """Return one page, and how many tasks match in all.
+    """Return one page, and the total number of matching tasks.
 
     Args:
-        db: Where to look.
-        query: What is asked for.
-        now_s: A clock that never goes back; by default it stands, so that a search
-            takes the time it needs.
+        db: The database.
+        query: Filters, order and position of the page.
+        now_s: A monotonic clock. The default always returns 0, so a search has no time
+            limit.
     """
     if query.search is not None:
         return _search(db, query, query.search, now_s)
@@ -87,10 +87,11 @@ def _search(
     search: TaskSearch,
     now_s: Callable[[], float],
 ) -> TaskListPage:
-    """Return what has this name, label or text, for which there is no index.
+    """Return the tasks with this name, label or text, without an index.
 
-    It looks at one block after another, as long as there is time, so that a million
-    tasks hold up nobody. A first page goes on beyond its last line, to count.
+    It scans one block of keys after another until the time limit, so that a search in
+    a million tasks delays nobody. For the first page it scans past the last task shown,
+    so as to count all matches.
     """
     end_s = now_s() + SEARCH_S_MAX
     condition, wanted = _condition(search)
@@ -122,7 +123,7 @@ def _search(
 def _parts(
     db: sqlite3.Connection, query: TaskQuery, search: TaskSearch
 ) -> Iterator[tuple[Keys, int]]:
-    """Yield the keys of blocks in which there are rows, and how many, in order."""
+    """Yield the key range and the row count of each block with rows, in order."""
     first, last = 0, arrays.MEMBER_KEYS_START - 1
     if search.after is not None:
         (key,) = db.execute(
@@ -138,7 +139,7 @@ def _parts(
 
 
 def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
-    """Return the name of the last task that was looked at, here or just before."""
+    """Return the name of the last task scanned: the one at `key`, or the one before."""
     near = "key >= ?" if query.is_newest_first else "key <= ?"
     order = "ASC" if query.is_newest_first else "DESC"
     found = db.execute(
@@ -154,8 +155,8 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
 
 
 def _condition(search: TaskSearch) -> tuple[str, list[str]]:
-    """Return what rows must be like, and the parameters."""
-    # What is quick comes first, and leaves few rows of which the JSON is read.
+    """Return the SQL condition of a search, and its parameters."""
+    # The fast test comes first, so that the JSON of few rows is parsed.
     parts: list[str] = []
     values: list[str] = []
     if search.name is not None:
@@ -182,13 +183,13 @@ def _as_stored(value: object) -> str:
 
 
 def _like_pattern(text: str) -> str:
-    """Return what LIKE takes for anything with this text in it."""
+    """Return the LIKE pattern that matches any text with `text` in it."""
     escaped = re.sub(r"([\\%_])", r"\\\1", text)
     return f"%{escaped}%"
 
 
 def _cells(query: TaskQuery) -> tuple[str, int]:
-    """Return the node and state of the cells that count what is asked for."""
+    """Return the node and state in `block_counts` that match the filters."""
     state = None if query.state is None else rows.NUMBER_OF[query.state]
     return (
         block_counts.ANY_NODE if query.node is None else query.node,
@@ -197,7 +198,7 @@ def _cells(query: TaskQuery) -> tuple[str, int]:
 
 
 def _keys_from(query: TaskQuery, keys: Keys, key: int) -> Keys:
-    """Return the keys from one on, in the order that is asked for."""
+    """Return the part of a key range from `key` on, in the order of the query."""
     return (keys[0], key) if query.is_newest_first else (key, keys[1])
 
 
@@ -206,7 +207,7 @@ def _order(query: TaskQuery) -> str:
 
 
 def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
-    """Return the table with its index and the condition, and the parameters."""
+    """Return the table with its index and condition, and the parameters."""
     between = "key BETWEEN ? AND ?"
     if query.node is not None and query.state is not None:
         return (

@@ -1,4 +1,4 @@
-"""Questions to the tables, each answered from one read-only snapshot."""
+"""Queries for single tasks, arrays, counters, notifications and log entries."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, name_collisions, rows
 from octaskly.store.tables.node_state import read_vector
 
-NOTIFICATIONS_MAX = 20_000  #: ended tasks that are looked at to be told of
-ENTRY_OVERHEAD_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
+NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
+ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
@@ -38,7 +38,7 @@ _MEMBER = re.compile(
 
 
 def read_task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
-    """Return the task with this id or name, and what its attempts wrote."""
+    """Return the task with this id or name, with outputs."""
     select = f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
@@ -50,10 +50,10 @@ def read_task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
 
 
 def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
-    """Return a member of an array of which nothing is known but that there is one."""
+    """Return a member of an array that has no row yet."""
     places = [split_member_id(TaskId(ref))]
     if match := _MEMBER.fullmatch(ref):
-        # A chosen name may look like an id that the dispatcher gave.
+        # A client may choose a name that looks like a generated id.
         array_id = name_collisions.id_of(db, f"{match['name']}{match['twin'] or ''}")
         places += [] if array_id is None else [(array_id, int(match["number"]))]
     for array_id, number in filter(None, places):
@@ -65,7 +65,7 @@ def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
 def with_outputs(
     db: sqlite3.Connection, record: TaskRecord, outputs: Mapping[AttemptId, int]
 ) -> TaskRecord:
-    """Return a record with what its attempts wrote."""
+    """Return a record with the outputs of its attempts."""
     if not outputs:
         return record
     attempts = tuple(
@@ -80,7 +80,7 @@ def with_outputs(
 def read_tasks_by_name(
     db: sqlite3.Connection, names: Sequence[str]
 ) -> dict[str, tuple[TaskRecord, ...]]:
-    """Return the tasks with these names, without outputs; no name without a task."""
+    """Return the tasks with each name, without outputs. Unused names are left out."""
     ids = name_collisions.ids_of(db, names)
     records: dict[TaskId, TaskRecord] = {}
     for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
@@ -103,7 +103,7 @@ def read_tasks_by_name(
 def streams_of_tasks(
     db: sqlite3.Connection, ids: Sequence[TaskId]
 ) -> frozenset[StreamId]:
-    """Return in which streams these tasks were accepted."""
+    """Return the streams in which these tasks were accepted."""
     return frozenset(
         StreamId(stream)
         for some in rows.split_for_parameters(ids)
@@ -116,7 +116,7 @@ def streams_of_tasks(
 
 
 def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
-    """Return at most two names of tasks with this number."""
+    """Return at most two names of tasks with this sequence number."""
     if not 0 <= sequence < rows.DERIVED_SEQUENCE_START:
         return ()
     found = db.execute(
@@ -132,9 +132,9 @@ def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...
 def incomplete_member_ranges(
     db: sqlite3.Connection, array: TaskId, limit: int
 ) -> tuple[tuple[int, int], ...]:
-    """Return the places of members that are not completed, as runs, in order.
+    """Return the positions of members that are not completed, as ranges in order.
 
-    The last of each is included.
+    A range includes its last position.
     """
     members = arrays.read_members_of(db, array)
     if members is None:
@@ -156,9 +156,9 @@ def incomplete_member_ranges(
 def read_ended_members(
     db: sqlite3.Connection, array: TaskId, first: int, last: int, limit: int
 ) -> tuple[EndedMember, ...]:
-    """Return members that have ended, from a place to another, and what they wrote.
+    """Return ended members at positions `first` to `last`, with outputs.
 
-    What follows from the array is left out: to read that takes longer than the rest.
+    The members have no envelope: it would take longer to read than everything else.
     """
     members = arrays.read_members_of(db, array)
     if members is None:
@@ -182,7 +182,7 @@ def read_ended_members(
 
 
 def read_stats(db: sqlite3.Connection) -> StoreStats:
-    """Return what the tables say of themselves."""
+    """Return the counters of the tables."""
     found = dict.fromkeys(rows.STATES, 0)
     for number, n in db.execute(
         "SELECT state, sum(n) FROM counts WHERE kind != ? GROUP BY state",
@@ -204,7 +204,7 @@ def read_stats(db: sqlite3.Connection) -> StoreStats:
 def read_pending_notifications(
     db: sqlite3.Connection, known: frozenset[int], limit: int
 ) -> PendingNotifications:
-    """Return ended tasks of whose end somebody is to be told, `limit` unknown ones."""
+    """Return the keys of pending notifications, and `limit` tasks not in `known`."""
     keys = frozenset(
         key
         for (key,) in db.execute(
@@ -226,13 +226,14 @@ def pack_entries_beyond(
     vector: Mapping[StreamId, int],
     bytes_max: int,
 ) -> PackedMessage:
-    """Return `Entries` beyond `read_durable_vector`, the oldest reign first, at least one if any.
+    """Return `Entries` beyond `vector`, oldest epoch first; at least one, if any.
 
-    Nothing of a stream whose next entry for the peer is gone: it needs a snapshot.
+    A stream is left out if its next entry for the peer was compacted: the peer needs a
+    snapshot.
     """
     stored: list[PackedEntry] = []
     epochs: list[tuple[StreamId, Epoch]] = []
-    left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
+    left = max(1, bytes_max)  # An empty reply would make the peer ask forever.
     more = False
     streams = db.execute(
         "SELECT stream, term, node, last_seq, max(snapshot_seq, floor_seq) FROM streams"
@@ -262,12 +263,12 @@ def pack_entries_beyond(
 
 
 def read_durable_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
-    """Return what is durable, per stream."""
+    """Return the last durable sequence number of each stream."""
     return read_vector(db)
 
 
 def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> PackedEntry:
-    """Return an entry with the output that is kept apart, which few have."""
+    """Return an entry with its output, which few entries have."""
     seq, hlc, body, stdout, stderr = row
     if stdout is None:
         return stream, seq, hlc, body

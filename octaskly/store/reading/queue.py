@@ -1,4 +1,4 @@
-"""What waits and what runs, as the dispatcher asks for it."""
+"""Queued and live tasks, read for the dispatcher."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from octaskly.core.model.task_options import Requirements, requires_of
 from octaskly.core.model.tasks import PRIORITY_SHIFT
 from octaskly.store.tables import arrays, rows
 
-LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
-LANE_LOAD_BYTES = 1 << 20  #: of other shapes, as there are many
-SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
-SHAPE_HEADS_MAX = 1000  #: of shapes and priorities, to find the oldest task
+LOAD_BYTES = 16 << 20  #: approximate size of the tasks of one reply
+LANE_LOAD_BYTES = 1 << 20  #: the same for shapes other than 0, as there are many
+SHAPES_MAX = 10_000  #: number of shapes in one reply
+SHAPE_HEADS_MAX = 1000  #: pairs of shape and priority read for `oldest_ms`
 
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
 
@@ -27,8 +27,8 @@ def load_queued_tasks(
 ) -> QueuedLoaded:
     """Return queued tasks of one shape with `ord > after_ord`, in order.
 
-    Tasks with one `ord` are never torn apart, so there may be more than `limit`; what
-    is large may make it fewer. With the front of shape 0 go the other shapes.
+    Tasks with the same `ord` are never split, so there may be more than `limit`. There
+    may be fewer if they are large. The first page of shape 0 lists the other shapes.
     """
     found: list[rows.Row] = []
     size = 0
@@ -52,9 +52,10 @@ def load_queued_tasks(
 
 
 def oldest_ms(db: sqlite3.Connection) -> int | None:
-    """Return when the oldest task of the queue was accepted; None: it is empty.
+    """Return the time when the oldest queued task was accepted; None if there is none.
 
-    Each shape and priority has its tasks in that order, so their first ones will do.
+    Within a shape and priority, tasks are ordered by that time. So the first task of
+    each suffices.
     """
     oldest: int | None = None
     place = (0, 0)
@@ -75,10 +76,11 @@ def oldest_ms(db: sqlite3.Connection) -> int | None:
 def load_live_tasks(
     db: sqlite3.Connection, named: Sequence[TaskId] = ()
 ) -> tuple[TaskRecord, ...]:
-    """Return tasks of which an attempt has no end, oldest first.
+    """Return tasks with an attempt that has not ended, oldest first.
 
-    Besides those that run, a few that are decided: cancelled but not yet ended. An
-    array of which members run comes with its members, and so do those that are named.
+    These are running tasks, and tasks in a final state whose latest attempt has not
+    ended, such as cancelled ones. Arrays with running members, and these members, are
+    included. So are the tasks in `named`, in any state.
     """
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
@@ -97,7 +99,7 @@ def load_live_tasks(
 
 
 def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:
-    """Return what the tasks that wait ask for, each once, for so many at most."""
+    """Return the requirements of each shape in the queue, `SHAPES_MAX` at most."""
     shapes: list[tuple[int, Requirements]] = []
     last = 0
     while len(shapes) < SHAPES_MAX:
@@ -120,7 +122,7 @@ def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:
 def _queue_records(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> tuple[TaskRecord, ...]:
-    """Return records; of arrays with the members about which nothing is known."""
+    """Return records; those of arrays list the members without a row."""
     records = arrays.records_without_outputs(db, found)
     if not any(record.progress for record in records):
         return records
@@ -138,7 +140,7 @@ def _queue_records(
 def _with_ties(
     db: sqlite3.Connection, shape: int, found: list[rows.Row]
 ) -> list[rows.Row]:
-    """Complete the group of the last `ord`, which the limit cut."""
+    """Add the other tasks with the last `ord`, which the limit cut off."""
     last = found[-1][-1]
     ties = db.execute(
         f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord = ?"

@@ -1,4 +1,4 @@
-"""Connections that read, each in a thread of its own, while the writer writes."""
+"""Pool of read-only connections, each used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _T = TypeVar("_T")
 
 
 class ReaderPool:
-    """Answers questions, each from one snapshot of the database.
+    """Runs queries in threads, each on one snapshot of the database.
 
     Args:
-        path: The database file, which exists by the time of `open`.
-        loop: The event loop on which is asked.
+        path: The database file. It must exist before `open`.
+        loop: The event loop of the callers.
     """
 
     def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
@@ -33,21 +33,22 @@ class ReaderPool:
         self._connections: list[sqlite3.Connection] = []
 
     def open(self) -> None:
-        """Open a connection for each reader, while there are descriptors for it.
+        """Open all connections now, while file descriptors are available.
 
         Raises:
-            StoreError, sqlite3.Error: that does not work; `close` all the same.
+            StoreError, sqlite3.Error: A connection failed. Call `close` in this case
+                as well.
         """
         self._idle = SimpleQueue()
         for _ in range(_READERS):
             db = open_reader(self._path)
             self._connections.append(db)
-            db.execute("SELECT 1 FROM meta").fetchone()  # Opens the log beside it.
+            db.execute("SELECT 1 FROM meta").fetchone()  # Opens the write-ahead log.
             self._idle.put(db)
         self._pool = ThreadPoolExecutor(_READERS, "octaskly-reader")
 
     def close(self) -> None:
-        """Wait for questions under way, and close the connections."""
+        """Wait for running queries, and close the connections."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -56,7 +57,7 @@ class ReaderPool:
         self._connections.clear()
 
     async def run_query(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Answer a question, in a thread."""
+        """Run a query in a thread, in one read transaction."""
         assert self._pool is not None, "the store is not open"
         return await self._loop.run_in_executor(self._pool, self._run_in_thread, query)
 

@@ -1,4 +1,4 @@
-"""Tasks whose dependencies have ended, read for the dispatcher."""
+"""Tasks whose dependencies are met or broken, read for the dispatcher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 
 
 def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> UnblockedLoaded:
-    """Return tasks whose wait is over, the oldest first."""
+    """Return tasks whose dependencies are met or broken, oldest first."""
     keys = [
         key
         for (key,) in db.execute(
@@ -21,7 +21,7 @@ def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> Unblocke
     ]
     if ask.before_hlc and len(keys) < ask.limit:
         keys += _tasks_with_unknown_parents(db, ask.before_hlc, ask.limit - len(keys))
-    ripe: list[UnblockedTask] = []
+    unblocked: list[UnblockedTask] = []
     for some in rows.split_for_parameters(dict.fromkeys(keys)):
         these = f"IN ({rows.placeholders(len(some))})"
         found = db.execute(
@@ -36,20 +36,21 @@ def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> Unblocke
             )
         )
         records = rows.records_from(db, found)
-        ripe += [
+        unblocked += [
             UnblockedTask(record, broken.get(row[0]))
             for row, (record, _) in zip(found, records, strict=True)
         ]
     left = db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
-    return UnblockedLoaded(ask.query_number, tuple(ripe), left is not None)
+    return UnblockedLoaded(ask.query_number, tuple(unblocked), left is not None)
 
 
 def _tasks_with_unknown_parents(
     db: sqlite3.Connection, before_hlc: int, limit: int
 ) -> list[int]:
-    """Return old tasks that wait for nothing but tasks which are not known here."""
+    """Return old tasks whose open dependencies are all on unknown tasks."""
     found = db.execute(
-        "SELECT DISTINCT child FROM dependencies AS e JOIN tasks AS t ON t.key = e.child"
+        "SELECT DISTINCT child FROM dependencies AS e"
+        " JOIN tasks AS t ON t.key = e.child"
         " WHERE (t.ord & ?) < ? AND e.status = ? AND NOT EXISTS ("
         "SELECT 1 FROM dependencies AS o JOIN tasks AS p ON p.id = o.parent"
         " WHERE o.child = e.child AND o.status = ?) LIMIT ?",

@@ -1,7 +1,7 @@
-"""Gives joined tasks and records to a peer instead of the entries about them.
+"""Snapshots: task rows and records sent to a peer instead of log entries.
 
-No transaction lasts longer than one part: the vector is read before the first row, so
-every row is as new or newer, and joining the newer ones twice changes nothing.
+A transaction covers one part at most. The vector is read before the first row, so each
+row is at least as new as the vector. Merging a newer row twice changes nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, node_state, records, rows
 from octaskly.store.tables.floors import read_floor
 
-LAG_ENTRIES: Final = 200_000  #: fewer are always given as entries
-ENTRIES_PER_TASK: Final = 2  #: more than these, for each task held, are given as rows
+LAG_ENTRIES: Final = 200_000  #: a smaller lag is always sent as entries
+ENTRIES_PER_TASK: Final = 2  #: a larger lag per task is sent as rows
 
 _PAGE: Final = 64
 
@@ -37,13 +37,13 @@ def read_snapshot_part(
     cursor: SnapshotCursor | None,
     bytes_max: int,
 ) -> Snapshot | None:
-    """Return the next part of a snapshot; None if entries serve the peer better.
+    """Return the next part of a snapshot; None if the peer should get entries.
 
     Args:
         db: A reader in a transaction.
-        vector: What the peer holds.
-        cursor: How far it came with a snapshot, None before the first part.
-        bytes_max: When to end the part; it has one row at least, if there are any.
+        vector: The vector of the peer.
+        cursor: The end of the last part that the peer got; None before the first part.
+        bytes_max: Size limit of the part. It has at least one row, if any is left.
     """
     head = None
     if cursor in (None, FULL_SNAPSHOT):
@@ -51,25 +51,25 @@ def read_snapshot_part(
         if cursor is None and not _is_snapshot_needed(db, vector, head):
             return None
         cursor = SnapshotCursor(head.hlc, 0)
-    # A row is as new as what this log holds, or the snapshot that it came with.
-    stands_for = dict(node_state.read_vector(db)) | dict(node_state.read_rows_ahead(db))
+    # A row covers the entries of this log, or those of the snapshot it came from.
+    covered = dict(node_state.read_vector(db)) | dict(node_state.read_rows_ahead(db))
     part = Snapshot(
         rows=(),
         cursor=cursor,
         has_more=False,
         head=head,
-        vector=tuple(sorted(stands_for.items())),
+        vector=tuple(sorted(covered.items())),
     )
-    told: list[Recorded] = []
+    sent: list[Recorded] = []
     found: list[TaskRow] = []
     left = bytes_max
     for id_, record in records.read_after(db, cursor.record_key):
-        if told and left <= 0:
-            return replace(part, records=tuple(told), cursor=cursor, has_more=True)
-        told.append(record)
+        if sent and left <= 0:
+            return replace(part, records=tuple(sent), cursor=cursor, has_more=True)
+        sent.append(record)
         cursor = replace(cursor, record_key=id_)
         left -= records.size_of(record)
-    part = replace(part, records=tuple(told))
+    part = replace(part, records=tuple(sent))
     for key, row in _rows(db, cursor.row_key):
         if found and left <= 0:
             return replace(part, rows=tuple(found), cursor=cursor, has_more=True)
@@ -80,7 +80,7 @@ def read_snapshot_part(
 
 
 def _read_head(db: sqlite3.Connection) -> SnapshotHead:
-    """Return what the rows stand for: all entries but those that cannot count yet."""
+    """Return the vector that the rows cover, which ends before any pending entry."""
     waiting = dict(
         db.execute(
             "SELECT stream, min(seq) FROM pending_entries JOIN streams USING (stream)"
@@ -102,7 +102,7 @@ def _read_head(db: sqlite3.Connection) -> SnapshotHead:
 def _is_snapshot_needed(
     db: sqlite3.Connection, vector: Mapping[StreamId, int], head: SnapshotHead
 ) -> bool:
-    """Return whether entries are gone that the peer needs, or would be far more."""
+    """Return True if entries for the peer are deleted, or far more than the rows."""
     lag = 0
     starts = dict(
         db.execute("SELECT stream, max(snapshot_seq, floor_seq) FROM streams")
@@ -123,7 +123,8 @@ def _is_snapshot_needed(
 def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
     while True:
         found = db.execute(
-            f"SELECT {rows.TASK_COLUMNS}, last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq"  # noqa: S608
+            f"SELECT {rows.TASK_COLUMNS}, last_change_hlc,"  # noqa: S608
+            " first_submitted_hlc, last_submitted_hlc, stream, seq"
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
         ).fetchall()

@@ -1,1 +1,1 @@
-"""The SQLite schema, and rows of one table each."""
+"""The SQLite schema, the database file, and the rows of each table."""

@@ -1,10 +1,11 @@
-"""Arrays and their members in the tables.
+"""Rows of task arrays and their members.
 
-An array is one row of `tasks`, and one of `arrays` that counts its members. A member
-has a row from the first fact about it on; its key is that of the array's first member
-plus its position, so its place needs no index, and `tasks` below `MEMBER_KEYS_START` has what
-lists show. What follows from the array is not stored again: the row of a member has its
-place in the queue and its state, no envelope.
+An array has one row in `tasks`, and one in `arrays` that counts its members. A member
+gets a row in `tasks` with the first fact about it. The key of that row is the key of
+the array's first member plus the member's position, so it needs no index. Keys of
+members start at `MEMBER_KEYS_START`; rows below it are the ones that lists show. The
+row of a member holds its queue position and its state. Its envelope is not stored,
+because it follows from the array.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from octaskly.core.model.tasks import Outcome, TaskState
 from octaskly.store.tables import rows
 from octaskly.store.tables.block_counts import next_block_key
 
-MEMBER_KEYS_START: Final = 1 << 40  #: keys of members begin here
+MEMBER_KEYS_START: Final = 1 << 40  #: lowest key of a member
 MEMBER_BIRTH: Final = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
-"""Of a member: it is void with its array, so no floor looks for it."""
+"""Placeholder for members: compaction deletes a member with its array."""
 
 TASK, ARRAY, MEMBER = range(3)
-"""What `counts` counts apart; of members also those without a row."""
+"""Values of `counts.kind`. Members without a row are counted as well."""
 
 _QUEUED: Final = rows.NUMBER_OF[TaskState.QUEUED]
 _CANCELLED: Final = rows.NUMBER_OF[TaskState.CANCELLED]
@@ -46,35 +47,38 @@ _COLUMNS: Final = (
 
 @dataclass(slots=True)
 class ArrayMembers:
-    """What is stored of the members of one array."""
+    """The row of one array in `arrays`: counts of its members."""
 
-    first: int  #: key of the first
+    first: int  #: key of the first member
     total: int
     counts: list[int] = field(default_factory=lambda: [0] * len(rows.STATES))
-    """Rows by number of their state."""
-    live_count: int = 0  #: rows of which an attempt has no end
-    started_ms: int | None = None  #: when the first attempt began that has ended
-    ended_ms: int | None = None  #: when the last one ended of those that have
+    """Number of rows, indexed by the number of the state."""
+    live_count: int = 0  #: rows with an attempt that has not ended
+    started_ms: int | None = None  #: earliest start of an ended attempt
+    ended_ms: int | None = None  #: latest end of an attempt
     counted_without_row: tuple[int, int] | None = None
-    """State and number of the members without a row, as `counts` has them."""
+    """State and number of the members without a row, as stored in `counts`."""
 
     @property
     def last(self) -> int:
-        """Key of the last."""
+        """Key of the last member."""
         return self.first + self.total - 1
 
     @property
     def row_count(self) -> int:
-        """How many have a row."""
+        """Number of members with a row."""
         return sum(self.counts)
 
     def without_row(self, by: str | None) -> tuple[int, int]:
-        """Return the state of those without a row, and how many they are."""
+        """Return the state and the number of the members without a row.
+
+        They are queued, or cancelled if `by` cancelled the array.
+        """
         state = _QUEUED if by is None else _CANCELLED
         return state, self.total - self.row_count
 
     def progress(self, by: str | None) -> ArrayProgress:
-        """Return how many members are in each state, those without a row included."""
+        """Return the number of members in each state, including those without a row."""
         counts = list(self.counts)
         state, left = self.without_row(by)
         counts[state] += left
@@ -86,7 +90,7 @@ class ArrayMembers:
         )
 
     def widen_times(self, outcome: Outcome) -> None:
-        """Note when an attempt of a member began and ended."""
+        """Extend the times of the array by those of an ended attempt."""
         if outcome.started_ms is not None:
             known_ms = self.started_ms or outcome.started_ms
             self.started_ms = min(known_ms, outcome.started_ms)
@@ -102,7 +106,7 @@ class ArrayMembers:
 def read_members(
     db: sqlite3.Connection, keys: Iterable[int]
 ) -> dict[int, ArrayMembers]:
-    """Return what is stored of the members of arrays, by the keys of these."""
+    """Read the counts of arrays, by key of the array."""
     found = {}
     for some in rows.split_for_parameters(keys):
         for key, first, total, *counts, live, started_ms, ended_ms in db.execute(
@@ -117,19 +121,19 @@ def read_members(
 
 
 def read_members_of(db: sqlite3.Connection, array: TaskId) -> ArrayMembers | None:
-    """Return what is stored of the members of one array; None: it is none."""
+    """Read the counts of one array, or None if `array` is not an array."""
     found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
     return None if found is None else read_members(db, found).get(found[0])
 
 
 def next_key(db: sqlite3.Connection) -> int:
-    """Return the key from which on no member has one; it begins a block."""
+    """Return the first key of a block above all keys of members."""
     (last,) = db.execute("SELECT max(members + total) FROM arrays").fetchone()
     return next_block_key(last or MEMBER_KEYS_START)
 
 
 def count_member_rows(db: sqlite3.Connection) -> int:
-    """Return how many members have a row."""
+    """Return the number of members with a row."""
     (held,) = db.execute(
         "SELECT coalesce(sum(queued + running + completed + failed + cancelled), 0)"
         " FROM arrays"
@@ -138,7 +142,7 @@ def count_member_rows(db: sqlite3.Connection) -> int:
 
 
 def count_ended_member_rows(db: sqlite3.Connection) -> int:
-    """Return how many members have a row and have ended."""
+    """Return the number of ended members with a row."""
     (ended,) = db.execute(
         "SELECT coalesce(sum(completed + failed + cancelled), 0) FROM arrays"
     ).fetchone()
@@ -146,18 +150,18 @@ def count_ended_member_rows(db: sqlite3.Connection) -> int:
 
 
 RecordsWithOutputs = list[tuple[TaskRecord, dict[AttemptId, int]]]
-"""Records, and where the output of their attempts lies."""
+"""Records, each with the ids in `outputs` of its attempts."""
 
 
 def raw_records_from(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> RecordsWithOutputs:
-    """Return what the facts about tasks say, for rows of `TASK_COLUMNS`.
+    """Return records as the facts alone define them, for rows of `TASK_COLUMNS`.
 
-    Members are without an envelope, and as if nothing had become of their array.
+    Members have no envelope, and do not reflect a cancellation of their array.
     """
     plain = rows.records_from(db, found)
-    if not found or found[-1][0] < MEMBER_KEYS_START:  # By key, or a single one.
+    if not found or found[-1][0] < MEMBER_KEYS_START:  # Rows are sorted by key.
         return plain
     return [
         (replace(record, spec=None) if row[0] >= MEMBER_KEYS_START else record, outputs)
@@ -168,9 +172,9 @@ def raw_records_from(
 def records_from(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> RecordsWithOutputs:
-    """Return what is shown, for rows of `TASK_COLUMNS`.
+    """Return complete records, for rows of `TASK_COLUMNS`.
 
-    Members have the envelope that follows from their array, and arrays their progress.
+    Members get the envelope that follows from their array. Arrays get their progress.
     """
     plain = rows.records_from(db, found)
     places = (split_member_id(record.id) for record, _ in plain)
@@ -190,14 +194,14 @@ def records_from(
 def records_without_outputs(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> tuple[TaskRecord, ...]:
-    """Return the records alone, for rows of `TASK_COLUMNS`."""
+    """Return complete records without outputs, for rows of `TASK_COLUMNS`."""
     return tuple(record for record, _ in records_from(db, found))
 
 
 def build_member_record(
     array: TaskRecord, number: int, *, twin: int = 1
 ) -> TaskRecord | None:
-    """Return the member of which the log says nothing; None: there is none."""
+    """Return the record of a member without facts; None if no such member exists."""
     spec = None if array.spec is None else member_spec(array.spec, number)
     if spec is None:
         return None
@@ -209,7 +213,7 @@ def build_member_record(
 def ranges_without_row(
     db: sqlite3.Connection, members: ArrayMembers
 ) -> tuple[tuple[int, int], ...]:
-    """Return the positions of members without a row, as runs, the first ones."""
+    """Return the positions of members without a row: the first `RUNS_MAX` ranges."""
     held = members.row_count
     if not held:
         return ((0, members.total - 1),)
@@ -237,7 +241,7 @@ def _is_array(record: TaskRecord) -> bool:
 def read_arrays(
     db: sqlite3.Connection, ids: Iterable[TaskId]
 ) -> dict[TaskId, TaskRecord]:
-    """Return arrays with their items, without their progress."""
+    """Read arrays with their items, without their progress."""
     whole = {}
     for some in rows.split_for_parameters(dict.fromkeys(ids)):
         found = db.execute(

@@ -1,7 +1,8 @@
-"""How many rows each filter of lists finds, counted in blocks of keys.
+"""Row counts per list filter and block of keys, for pagination.
 
-So however deep a page lies, it takes some hundred rows of `blocks` and the rows of one
-block to find it, not all that come before. Kept with each commit, so it is exact.
+To find a page at any offset, a query reads some hundred rows of `block_counts` and the
+rows of one block, not all rows before the page. Each commit updates the counts, so
+they are exact.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Final
 
 from octaskly.store.tables import bulk
 
-BLOCK_BITS: Final = 10  #: of a key, within its block
-ANY_NODE: Final = ""  #: rows of all nodes, and those of none
+BLOCK_BITS: Final = 10  #: low bits of a key: its position in the block
+ANY_NODE: Final = ""  #: rows with any node or none
 ANY_STATE: Final = -1
 
 BlockCell = tuple[str, int, int]
-"""Node (empty: none), number of the state, and block."""
+"""Node (empty for none), number of the state, and block."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageStart:
-    """Where a page begins."""
+    """The first row of a page."""
 
-    total: int  #: rows that match in all
-    start: int  #: key from which on to read,
-    skip: int  #: and how many rows to leave out
+    total: int  #: number of all matching rows
+    start: int  #: key at which reading starts
+    skip: int  #: number of rows to skip from there
 
 
 def block_of(key: int) -> int:
@@ -37,29 +38,30 @@ def block_of(key: int) -> int:
 
 
 def next_block_key(key: int) -> int:
-    """Return the first key of a block that is not before `key`."""
+    """Return the lowest first key of a block that is at least `key`."""
     return -(-key >> BLOCK_BITS) << BLOCK_BITS
 
 
 def add_counts(db: sqlite3.Connection, changes: Mapping[BlockCell, int]) -> None:
-    """Count rows that came or went, for each filter that finds them."""
+    """Add changes in the number of rows to each filter that matches them."""
     sums: defaultdict[BlockCell, int] = defaultdict(int)
     for (node, state, block), n in changes.items():
         for nodes in dict.fromkeys((node, ANY_NODE)):
-            # What has no node is found by no filter for one.
+            # For rows without a node both strings are equal, so they count once.
             sums[nodes, state, block] += n
             sums[nodes, ANY_STATE, block] += n
     moved = [(*cell, n) for cell, n in sums.items() if n]
     bulk.BLOCK_ADD.execute(db, moved)
     if fewer := [row[:3] for row in moved if row[3] < 0]:
         db.executemany(
-            "DELETE FROM block_counts WHERE node = ? AND state = ? AND block = ? AND n = 0",
+            "DELETE FROM block_counts"
+            " WHERE node = ? AND state = ? AND block = ? AND n = 0",
             fewer,
         )
 
 
 def last_key_of_block(start: int) -> int:
-    """Return the last key of the block that begins with `start`."""
+    """Return the last key of the block that starts with `start`."""
     return start + (1 << BLOCK_BITS) - 1
 
 
@@ -71,16 +73,17 @@ def find_page_start(
     *,
     is_last_first: bool = False,
 ) -> PageStart:
-    """Find the row with so many before it, among all between two keys.
+    """Find the row at `offset` among the rows between two keys.
 
-    The first of the keys begins a block, and nothing else is in the block of the last.
+    The first key must be the first of its block. The block of the last key must hold
+    no other rows.
 
     Args:
-        db: Where to look.
-        cells: Node and state of the rows; `ANY_NODE`, `ANY_STATE` for all.
+        db: The database.
+        cells: Node and state of the rows; `ANY_NODE` and `ANY_STATE` match all.
         keys: The first and the last key.
-        offset: How many rows come before.
-        is_last_first: Count from the last key on, and read downwards.
+        offset: Number of rows before the page.
+        is_last_first: Count and read downwards from the last key.
     """
     total, start, skip = 0, keys[1] + 1, 0
     for first, n in read_block_counts(db, cells, keys, is_last_first=is_last_first):
@@ -98,7 +101,7 @@ def read_block_counts(
     *,
     is_last_first: bool,
 ) -> list[tuple[int, int]]:
-    """Return the first key of each block between two keys, and its number of rows."""
+    """Read the first key and the number of rows of each block between two keys."""
     found = db.execute(
         "SELECT block, n FROM block_counts"
         " WHERE node = ? AND state = ? AND block BETWEEN ? AND ? ORDER BY block",

@@ -1,6 +1,6 @@
-"""The database file: its lock, its checks, its connections, and moving it aside.
+"""The database file: lock, checks, connections, free space, and moving it aside.
 
-Whatever is wrong with an existing file is found before the first byte is written.
+An existing file is checked completely before the first byte is written to it.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from octaskly.errors import StoreCorrupt, StoreError, StoreFull, StoreUnusable
 from octaskly.store.tables.schema import APPLICATION_ID, MIGRATIONS, VERSION
 
 SCAN_BYTES_MAX: Final = 200 << 20
-"""Up to this size all pages are checked at the start, above it only the schema."""
+"""A larger file has only its schema checked at start; others have all pages checked."""
 
-WAL_PAGES: Final = 4096  #: 16 MiB of write-ahead log, then it is moved into the file
+WAL_PAGES: Final = 4096  #: size of the write-ahead log at a checkpoint: 16 MiB
 _WAL_BYTES: Final = WAL_PAGES * (4096 + 24) + 32
 _RESERVE_BYTES: Final = 1 << 20
-_RESERVE_SHARE: Final = 64  #: never more than this part of the free space
+_RESERVE_SHARE: Final = 64  #: at most 1/64 of the free space
 
-VACUUM_PAGES: Final = 64  #: given back in one commit
-_SPARE_PAGES: Final = 1024  #: so many stay, to be used again,
-_SPARE_PARTS: Final = 16  #: or this part of the file, where that is more
-_SIZE_MAX: Final = 8 << 30  #: of a log whose size nobody chose,
-_SIZE_DISK_PARTS: Final = 10  #: and this part of the disk
+VACUUM_PAGES: Final = 64  #: pages freed in one commit
+_SPARE_PAGES: Final = 1024  #: free pages that stay in the file for reuse,
+_SPARE_PARTS: Final = 16  #: or 1/16 of all pages, whichever is more
+_SIZE_MAX: Final = 8 << 30  #: default size limit of the log,
+_SIZE_DISK_PARTS: Final = 10  #: or 1/10 of the disk, whichever is less
 
 _MAGIC: Final = b"SQLite format 3\0"
 _RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FULL_BYTES: Final = 1 << 20
-_BUSY_S: Final = 1.0  #: another program may have the file for so long
+_BUSY_S: Final = 1.0  #: how long to wait for another program's lock
 
-# Python asks for an adapter of each such value, and finding none costs an exception:
-# that was a fifth of the writer's time. These return what they get, without a call of
-# a function of Python.
+# Python looks up an adapter for each value of these types, and a missing one costs an
+# exception. That took a fifth of the writer's time. These adapters return their
+# argument without a call of a Python function.
 sqlite3.register_adapter(bytes, bytes)
 sqlite3.register_adapter(bool, int)
 _NONE: dict[None, int] = {}
@@ -49,7 +49,7 @@ sqlite3.register_adapter(type(None), _NONE.get)
 
 
 def build_store_error(path: Path, error: sqlite3.Error) -> StoreError:
-    """Return what an error of SQLite means, with what to do about it."""
+    """Return the `StoreError` for an error of SQLite, with a hint."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _DAMAGE:
         return StoreCorrupt(f"{path} is damaged: {error}", hint=_RESET)
@@ -67,14 +67,14 @@ def build_store_error(path: Path, error: sqlite3.Error) -> StoreError:
 
 
 class DatabaseLock:
-    """One process's right to the database; ends with the process at the latest."""
+    """The exclusive lock of a process on the database; ends with the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
         self._fd = self._acquire(path)
 
     def release(self) -> None:
-        """Let others have the database."""
+        """Release the lock."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -104,13 +104,14 @@ class DatabaseLock:
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """Check or create the database and return the one connection that writes.
+    """Check or create the database and return the only writing connection.
 
-    The caller holds the `DatabaseLock`.
+    The caller must hold the `DatabaseLock`.
 
     Raises:
-        StoreCorrupt: it is damaged, foreign or newer; nothing was written.
-        StoreUnusable: it cannot be opened or written.
+        StoreCorrupt: The file is damaged, belongs to another program, or is newer.
+            Nothing was written.
+        StoreUnusable: The file cannot be opened or written.
     """
     try:
         if path.exists() and path.stat().st_size:
@@ -123,27 +124,27 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
 
 class DatabaseFile:
-    """The file that was opened, which others may take away."""
+    """The open database file, which other programs can delete or replace."""
 
     def __init__(self, path: Path) -> None:
-        self._path = str(path)  # Twice at each commit, and a path is made text anew.
+        self._path = str(path)  # Each commit uses it twice; a `Path` is slower.
         self._inode = _inode(self._path)
 
     def require_present(self) -> None:
-        """Raise OSError unless the file is still there."""
+        """Raise OSError unless the opened file is still at its path."""
         if _inode(self._path) != self._inode:
             raise FileNotFoundError(0, "another file has taken its place")
 
     def describe_loss(self, error: OSError) -> str:
-        """Return what such an error means."""
+        """Return the message for an OSError of `require_present`."""
         return f"{self._path} is gone: {error.strerror}"
 
 
 class WalPreallocation:
-    """Makes the write-ahead log as long as it may become, bit by bit.
+    """Extends the write-ahead log to its full size in small steps.
 
-    A commit then overwrites: flushing bytes that lengthen a file costs twice as much.
-    Zeros behind the last commit are no part of the log.
+    A commit then overwrites bytes of the file. A flush that lengthens a file takes
+    twice as long. SQLite ignores the zeros after the last commit.
     """
 
     def __init__(self, path: Path) -> None:
@@ -151,19 +152,19 @@ class WalPreallocation:
         self._is_done = False
 
     def extend_wal(self) -> bool:
-        """Write one more piece; return whether there may be more to do."""
+        """Write one more piece. Return True if more may be left."""
         if not self._is_done:
             try:
                 self._is_done = self._write_zeros()
             except OSError:
-                self._is_done = True  # It is only faster.
+                self._is_done = True  # Preallocation only saves time.
         return not self._is_done
 
     def _write_zeros(self) -> bool:
         free_bytes = shutil.disk_usage(self._path.parent).free
         if free_bytes < _WAL_BYTES * _RESERVE_SHARE:
             return True
-        # Another descriptor than SQLite's may be closed: its locks are elsewhere.
+        # SQLite holds no locks on this file, so closing a descriptor loses none.
         descriptor = os.open(self._path, os.O_WRONLY)
         try:
             size = os.fstat(descriptor).st_size
@@ -177,21 +178,21 @@ class WalPreallocation:
 
 
 def default_size_max(path: Path) -> int:
-    """Return how large the log may be where nobody says it."""
+    """Return the default size limit of the log in bytes."""
     return min(_SIZE_MAX, shutil.disk_usage(path.parent).total // _SIZE_DISK_PARTS)
 
 
 def free_bytes(folder: str) -> int:
-    """Return the free space of a folder's disk, 0 where it cannot be told."""
+    """Return the free space of a folder's disk, or 0 if it cannot be read."""
     try:
-        found = os.statvfs(folder)  # At each request for a task, so the cheap call.
+        found = os.statvfs(folder)  # The cheap call, since each submission makes it.
     except OSError:
         return 0
     return found.f_bavail * found.f_frsize
 
 
 def disk_bytes(path: Path) -> int:
-    """Return what the database takes, with the files beside it."""
+    """Return the size of the database with its `-wal` and `-shm` files."""
     total = 0
     for suffix in ("", "-wal", "-shm"):
         with suppress(OSError):
@@ -200,15 +201,15 @@ def disk_bytes(path: Path) -> int:
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
-    """Return how much of the file is in use."""
+    """Return the size of the pages in use."""
     pages = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
     return pages * _pragma(connection, "page_size")
 
 
 def has_spare_pages(connection: sqlite3.Connection) -> bool:
-    """Return whether so much of the file is free that some shall be given back.
+    """Return True if so many pages are free that the file should shrink.
 
-    Never of a file that an earlier version made: there, pages are only used again.
+    A file from a version without `auto_vacuum` never shrinks: its pages are reused.
     """
     free, pages = (_pragma(connection, n) for n in ("freelist_count", "page_count"))
     is_much = free > max(_SPARE_PAGES, pages // _SPARE_PARTS)
@@ -216,26 +217,29 @@ def has_spare_pages(connection: sqlite3.Connection) -> bool:
 
 
 def vacuum_some_pages(connection: sqlite3.Connection) -> None:
-    """Make the file a little shorter; the caller has begun a transaction."""
-    for _ in range(VACUUM_PAGES):  # Python lets such a statement make one step only.
+    """Free up to `VACUUM_PAGES` pages of the file, in a transaction of the caller."""
+    for _ in range(VACUUM_PAGES):  # Python makes only one step of such a statement.
         connection.execute("PRAGMA incremental_vacuum(1)")
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Return a connection that only reads; any thread may use it, one at a time."""
+    """Return a read-only connection. Any thread may use it, one at a time."""
     return _connect(path, "ro", _prepare_reader)
 
 
 def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
-    """Rename the database to `<name>.<suffix>`, with its log; return the new names.
+    """Rename the database and its write-ahead log to `<name>.<suffix>`.
+
+    Returns:
+        The new names.
 
     Raises:
-        StoreUnusable: an agent uses it, or it cannot be renamed.
+        StoreUnusable: An agent uses the database, or it cannot be renamed.
     """
     lock = DatabaseLock(path)
     moved = []
     try:
-        for part in ("-wal", "-shm", ""):  # SQLite pairs them by name.
+        for part in ("-wal", "-shm", ""):  # SQLite pairs the files by name.
             source = path.with_name(path.name + part)
             target = path.with_name(f"{path.name}.{suffix}{part}")
             if target.exists():
@@ -251,7 +255,7 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
 
 
 def _inode(path: str) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116  at each commit, so the cheap call
+    found = os.stat(path)  # noqa: PTH116  the cheap call, made at each commit
     return found.st_dev, found.st_ino
 
 
@@ -265,7 +269,7 @@ def _unusable(path: Path, error: OSError) -> StoreError:
 
 
 def _is_full(path: Path) -> bool:
-    """Return whether an I/O error is explained by a disk without room."""
+    """Return True if the disk is full, which explains an I/O error."""
     try:
         return shutil.disk_usage(path.parent).free < _FULL_BYTES
     except OSError:
@@ -275,12 +279,12 @@ def _is_full(path: Path) -> bool:
 def _connect(
     path: Path, mode: str, prepare: Callable[[sqlite3.Connection, Path], None]
 ) -> sqlite3.Connection:
-    """Connect and prepare, or close and say what is wrong."""
+    """Open and prepare a connection; on failure, close it and raise StoreError."""
     try:
         connection = sqlite3.connect(
             f"file:{quote(str(path))}?mode={mode}",
             uri=True,
-            isolation_level=None,  # Transactions are begun and ended by us alone.
+            isolation_level=None,  # Only our code opens transactions.
             check_same_thread=False,
             timeout=_BUSY_S,
             cached_statements=256,
@@ -299,17 +303,17 @@ def _connect(
 
 
 def _create(path: Path) -> None:
-    """Make an empty file that nobody but the owner can ever read."""
+    """Create an empty file that only its owner can read."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)  # Else a power cut could take the whole file away.
+        os.fsync(folder)  # Without this, a power cut could lose the file.
     finally:
         os.close(folder)
 
 
 def _check(path: Path) -> None:
-    """Refuse a file that is damaged, foreign or newer, without writing to it."""
+    """Raise StoreCorrupt for a damaged, foreign or newer file; write nothing."""
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
@@ -334,7 +338,7 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # Of a new file.
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # Works only for a new file.
     if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
         raise StoreUnusable(
             f"{path}: this file system cannot keep a write-ahead log",

@@ -1,9 +1,4 @@
-"""Forgets what lies below the floor, some rows at a time, between other commits.
-
-A task is void when its latest submission is, and everything that was said of it; what
-it wrote goes with it. Rows that wait for their deletion are still shown, but nothing is
-ever joined to them.
-"""
+"""Compaction floors of the streams, and the highest numbers kept in `meta`."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ from octaskly.core.model.ids import Epoch, NodeId, StreamId
 
 
 def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
-    """Raise the floors of streams; what is below them is held, as far as it counts."""
+    """Raise the floors of streams. All entries up to a floor count as held."""
     db.executemany(
         "INSERT INTO streams (stream, term, node, last_seq, floor_seq)"
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -27,7 +22,7 @@ def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
 
 
 def read_floor(db: sqlite3.Connection) -> Floor:
-    """Return all floors that this node knows."""
+    """Return the floors of all streams that have one."""
     found = db.execute(
         "SELECT stream, floor_seq, term, node FROM streams"
         " WHERE floor_seq > 0 ORDER BY stream"
@@ -40,7 +35,7 @@ def read_floor(db: sqlite3.Connection) -> Floor:
 
 
 def raise_meta_number(db: sqlite3.Connection, key: str, number: int) -> None:
-    """Keep the highest value of a number in `meta`."""
+    """Raise a number in `meta` to `number`; it never falls."""
     db.execute(
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE"
         " SET value = max(value, excluded.value)",
@@ -49,7 +44,7 @@ def raise_meta_number(db: sqlite3.Connection, key: str, number: int) -> None:
 
 
 def read_meta_numbers(db: sqlite3.Connection) -> Mapping[str, int]:
-    """Return the numbers that are kept in `meta` by `raise_meta_number`."""
+    """Return the numbers in `meta` that `raise_meta_number` writes."""
     return dict(
         db.execute(
             "SELECT key, value FROM meta"

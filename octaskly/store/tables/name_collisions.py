@@ -1,8 +1,8 @@
-"""Names of tasks, where clients chose one name for several on sides of a split.
+"""Names of tasks for which clients chose the same name during a network split.
 
-The ids differ, so each task stays whole. The one that was accepted first keeps the
-name, the others are called `<name>~2`, `<name>~3`: for all nodes with the same tasks
-alike, and without a fact that says so.
+The ids of such tasks differ. The task that was accepted first keeps the name, and the
+others are shown as `<name>~2`, `<name>~3`. All nodes that hold the same tasks derive
+the same names, without a fact in the log.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _REF: Final = re.compile(r"([^~]+)(?:~([1-9][0-9]*))?")
 
 
 def ids_of(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, list[TaskId]]:
-    """Return the tasks of each name, in the order of their places."""
+    """Return the tasks with each name, in the order of their acceptance."""
     found: list[tuple[bool, int, TaskId]] = []
     for some in rows.split_for_parameters(names):
         listed = ",".join(["(?)"] * len(some))
-        # `~` is the last character before 127 that is visible.
+        # `~` is character 126, so this range holds all ids `<name>~...`.
         found += db.execute(
             f"WITH n (name) AS (VALUES {listed})"  # noqa: S608
             " SELECT 0, ord, id FROM n CROSS JOIN tasks ON id = name UNION ALL"
@@ -43,22 +43,22 @@ def ids_of(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, list[TaskI
 
 
 def id_of(db: sqlite3.Connection, ref: str) -> TaskId | None:
-    """Return the task that clients call so."""
+    """Return the task that clients refer to as `ref`, or None."""
     match = _REF.fullmatch(ref)
     if match is None:
         return None
     ids = ids_of(db, [match[1]]).get(match[1], [])
-    place = int(match[2] or 1)
+    occurrence = int(match[2] or 1)
     is_proper = match[2] != "1"
-    return ids[place - 1] if is_proper and place <= len(ids) else None
+    return ids[occurrence - 1] if is_proper and occurrence <= len(ids) else None
 
 
 def find_name_collision(
     db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]
 ) -> str | None:
-    """Return a task that is called as a member of one of these arrays would be."""
+    """Return the name of a task that a member of `arrays` would also have."""
     for name, array in arrays.items():
-        # `:` comes right behind the digits.
+        # `:` is the character after `9`.
         found = db.execute(
             "SELECT id FROM tasks WHERE id > ? || '.' AND id < ? || '.:'", (name, name)
         )
@@ -73,7 +73,7 @@ def find_name_collision(
 def read_occurrences(
     db: sqlite3.Connection, ids: Iterable[TaskId]
 ) -> dict[TaskId, int]:
-    """Return the places of tasks whose names were chosen; all others have the first."""
+    """Return the occurrence, from 1, of tasks with chosen names; others have 1."""
     names = dict.fromkeys(task_name(task_id) for task_id in ids if "~" in task_id)
     if not names:
         return {}
@@ -84,10 +84,10 @@ def read_occurrences(
 def with_occurrences(
     db: sqlite3.Connection, records: Sequence[TaskRecord]
 ) -> tuple[TaskRecord, ...]:
-    """Return records that know their places."""
-    twins = read_occurrences(db, (record.id for record in records))
+    """Return the records with `occurrence` set."""
+    occurrences = read_occurrences(db, (record.id for record in records))
     return tuple(
-        record if place == 1 else replace(record, occurrence=place)
+        record if number == 1 else replace(record, occurrence=number)
         for record in records
-        for place in [twins.get(record.id, 1)]
+        for number in [occurrences.get(record.id, 1)]
     )

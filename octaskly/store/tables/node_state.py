@@ -1,4 +1,4 @@
-"""What a node keeps about itself: its term, its spooled results, its peers."""
+"""Node state: term, vector, rows ahead of the log, spooled results and peers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from octaskly.store.tables import records, rows
 from octaskly.store.tables.arrays import ARRAY
 from octaskly.store.tables.floors import read_floor, read_meta_numbers
 
-PEER_DAYS: Final = 7  #: a peer not met for longer is not dialled at the start
+PEER_DAYS: Final = 7  #: a peer without contact for longer is not dialled at start
 PEERS_MAX: Final = 1024
 
 _DAY_MS: Final = 86_400_000
@@ -37,7 +37,7 @@ _DAY_MS: Final = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class PeerContact:
-    """A peer was met at this wall clock, UTC milliseconds since 1970."""
+    """The last contact with a peer, in UTC milliseconds since 1970."""
 
     peer: NodeId
     name: str
@@ -46,7 +46,7 @@ class PeerContact:
 
 
 def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
-    """Write the fields that are not None; streams are the business of `TableWriter`."""
+    """Write the fields that are not None, except streams: `TableWriter` adds those."""
     values: dict[str, int | str] = {}
     for save in saves:
         if save.term is not None:
@@ -66,7 +66,7 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
 
 
 def write_peers(db: sqlite3.Connection, peers: Iterable[PeerContact]) -> None:
-    """Keep where peers were met last."""
+    """Write the names, addresses and times of the last contact with peers."""
     db.executemany(
         "INSERT OR REPLACE INTO peers (id, name, addresses, last_contact_ms)"
         " VALUES (?, ?, ?, ?)",
@@ -80,19 +80,19 @@ def write_peers(db: sqlite3.Connection, peers: Iterable[PeerContact]) -> None:
 def write_spool(
     db: sqlite3.Connection, packer: Packer, items: Sequence[Spool | Unspool]
 ) -> None:
-    """Keep and forget results; one that comes and goes in a batch costs no write."""
+    """Write and delete spooled results. A result that is in both is never written."""
     kept: dict[tuple[TaskId, AttemptId], Report] = {}
-    gone: list[tuple[TaskId, AttemptId]] = []
+    removed: list[tuple[TaskId, AttemptId]] = []
     for item in items:
         if isinstance(item, Spool):
             kept.update(((r.task, r.attempt), r) for r in item.reports)
             continue
-        gone += item.items
+        removed += item.items
         for key in item.items:
             kept.pop(key, None)
     db.executemany(
         "DELETE FROM spool WHERE task_id = ? AND term = ? AND stream = ? AND n = ?",
-        [(task, *astuple(attempt)) for task, attempt in gone],
+        [(task, *astuple(attempt)) for task, attempt in removed],
     )
     db.executemany(
         "INSERT OR REPLACE INTO spool (task_id, term, stream, n, report)"
@@ -105,7 +105,7 @@ def write_spool(
 
 
 def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedState:
-    """Return what the node knew; peers met in the last `PEER_DAYS`, latest first."""
+    """Return the saved state, with the peers of the last `PEER_DAYS`, latest first."""
     meta: dict[str, Any] = dict(db.execute("SELECT key, value FROM meta"))
     queued = db.execute(
         "SELECT sum(n) FROM counts WHERE kind != ? AND state = ?",
@@ -134,7 +134,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
 
 
 def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
-    """Return the vector, ordered by stream; empty streams are left out."""
+    """Return the vector, ordered by stream, without empty streams."""
     found = db.execute(
         "SELECT stream, last_seq FROM streams WHERE last_seq > 0 ORDER BY stream"
     )
@@ -142,15 +142,15 @@ def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
 
 
 def raise_rows_ahead(db: sqlite3.Connection, vector: VectorItems) -> None:
-    """Note that rows of snapshots stand for so much, whatever the log holds."""
+    """Save the vector that rows of a snapshot cover beyond the log."""
     have = dict(_read_stored_rows_ahead(db))
-    news = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
-    if news:
-        _write_rows_ahead(db, have | news)
+    raised = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
+    if raised:
+        _write_rows_ahead(db, have | raised)
 
 
 def read_rows_ahead(db: sqlite3.Connection) -> VectorItems:
-    """Return what rows stand for beyond the log."""
+    """Return the vector that rows cover, for streams where it exceeds the log."""
     have = dict(read_vector(db))
     return tuple(
         (stream, seq)
@@ -159,10 +159,12 @@ def read_rows_ahead(db: sqlite3.Connection) -> VectorItems:
     )
 
 
-def _lower_rows_ahead(db: sqlite3.Connection, retold: VectorItems) -> None:
-    said = dict(retold)
+def _lower_rows_ahead(db: sqlite3.Connection, rewritten: VectorItems) -> None:
+    written = dict(rewritten)
     left = {
-        stream: seq for stream, seq in read_rows_ahead(db) if seq > said.get(stream, 0)
+        stream: seq
+        for stream, seq in read_rows_ahead(db)
+        if seq > written.get(stream, 0)
     }
     _write_rows_ahead(db, left)
 
@@ -186,11 +188,11 @@ def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:
 
 
 def read_hlc(db: sqlite3.Connection) -> int:
-    """Return the highest hybrid timestamp: it only grows within a stream."""
-    # Of what is no longer in the log, the highest was kept.
+    """Return the highest hybrid timestamp of any entry, compacted ones included."""
+    # Timestamps grow within a stream, so the last entry of each stream suffices.
     kept = read_meta_numbers(db).get("hlc", 0)
     found = db.execute(
-        # In this order: there are few streams, and maybe millions of entries.
+        # CROSS JOIN keeps this order: there are few streams and many entries.
         "SELECT max(hlc) FROM streams CROSS JOIN log"
         " ON log.stream = streams.stream AND log.seq = streams.last_seq"
     ).fetchone()

@@ -1,8 +1,8 @@
-"""Rows of records: what the mesh keeps that is about no task.
+"""Rows of records: facts of the mesh that are not about a task.
 
-A row is what counts of its kind and key, and the latest entry that says it, which is
-what a floor is compared with. Stream 0 stands for none: a dispatcher told it, or it
-came with a snapshot, so the log here does not say it yet.
+A row holds the merged record of its kind and key, and the position of the latest entry
+with this record. Compaction compares that position with the floor. Stream 0 means that
+no entry of the local log has the record: it came from a dispatcher or a snapshot.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from octaskly.core.log.facts import Entry, Recorded, StreamFloor
 from octaskly.core.log.records import KINDS, earlier_record
 from octaskly.ports import RecordQuery
 
-GRACE_MS: Final = 86_400_000  #: clocks of nodes differ: what is over stays so long
-RECORD_OVERHEAD_BYTES: Final = 200  #: of a record in a message, beside its body
+GRACE_MS: Final = 86_400_000  #: how long an expired record stays, as clocks differ
+RECORD_OVERHEAD_BYTES: Final = 200  #: in a message, without body and key
 
 _COLUMNS: Final = "kind, key, body, expires_ms, recorded_hlc"
 _LISTED: Final = tuple(name for name, kind in KINDS.items() if kind.is_list_only)
@@ -28,10 +28,10 @@ _LISTED: Final = tuple(name for name, kind in KINDS.items() if kind.is_list_only
 def apply_record(
     db: sqlite3.Connection, entry: Entry, record: Recorded, wall_ms: int
 ) -> None:
-    """Join what an entry says, which is in the log; forget others that are over.
+    """Merge the record of an entry of the log, and delete expired ones of its kind.
 
-    That goes by this machine's own clock: one that is wrong elsewhere must not make
-    all forget what was revoked.
+    `wall_ms` is this machine's clock: a wrong clock elsewhere must not make all nodes
+    forget a revocation.
     """
     _upsert_record(db, record, (entry.hlc, entry.stream, entry.seq))
     db.execute(
@@ -42,7 +42,7 @@ def apply_record(
 
 
 def merge_records(db: sqlite3.Connection, records: Iterable[Recorded]) -> None:
-    """Join what others told, which the log here does not say."""
+    """Merge records from other nodes that the local log does not have."""
     for record in records:
         _upsert_record(db, record, (0, 0, 0))
     for kind in _LISTED:
@@ -52,7 +52,7 @@ def merge_records(db: sqlite3.Connection, records: Iterable[Recorded]) -> None:
 def _upsert_record(
     db: sqlite3.Connection, record: Recorded, place: tuple[int, int, int]
 ) -> None:
-    """Keep what counts; of two entries that say it, the later one."""
+    """Merge a record. If two entries have it, the position of the later one is kept."""
     found = db.execute(
         f"SELECT {_COLUMNS}, hlc, stream, seq FROM records"  # noqa: S608
         " WHERE kind = ? AND key = ?",
@@ -65,18 +65,20 @@ def _upsert_record(
         elif earlier_record(known, record) == known:
             return
     db.execute(
-        "INSERT INTO records (kind, key, body, expires_ms, recorded_hlc, hlc, stream, seq)"
+        "INSERT INTO records"
+        " (kind, key, body, expires_ms, recorded_hlc, hlc, stream, seq)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET"
-        " body = excluded.body, expires_ms = excluded.expires_ms, recorded_hlc = excluded.recorded_hlc,"
-        " hlc = excluded.hlc, stream = excluded.stream, seq = excluded.seq",
+        " body = excluded.body, expires_ms = excluded.expires_ms,"
+        " recorded_hlc = excluded.recorded_hlc, hlc = excluded.hlc,"
+        " stream = excluded.stream, seq = excluded.seq",
         (record.kind, record.key, record.body, record.expires_ms, record.hlc, *place),
     )
 
 
 def _delete_oldest(db: sqlite3.Connection, kind: str) -> None:
-    """Forget the oldest of a kind that is only listed.
+    """Delete the oldest records of a list-only kind above its limit.
 
-    To keep the latest ones is a join as well, so nodes still agree.
+    Keeping the latest ones is a merge as well, so nodes still agree.
     """
     if kind in _LISTED:
         db.execute(
@@ -87,7 +89,7 @@ def _delete_oldest(db: sqlite3.Connection, kind: str) -> None:
 
 
 def read_unlisted(db: sqlite3.Connection) -> tuple[Recorded, ...]:
-    """Return all records but those that are only listed."""
+    """Return the records of all kinds that are not list-only."""
     marks = ", ".join("?" * len(_LISTED))
     found = db.execute(
         f"SELECT {_COLUMNS} FROM records WHERE kind NOT IN ({marks}) ORDER BY id",  # noqa: S608
@@ -97,7 +99,7 @@ def read_unlisted(db: sqlite3.Connection) -> tuple[Recorded, ...]:
 
 
 def read_after(db: sqlite3.Connection, last: int) -> Iterator[tuple[int, Recorded]]:
-    """Return records with the ids of their rows, behind row `last`."""
+    """Yield the id and record of each row after row `last`."""
     for id_, *row in db.execute(
         f"SELECT id, {_COLUMNS} FROM records WHERE id > ? ORDER BY id",  # noqa: S608
         (last,),
@@ -106,7 +108,7 @@ def read_after(db: sqlite3.Connection, last: int) -> Iterator[tuple[int, Recorde
 
 
 def read_page(db: sqlite3.Connection, query: RecordQuery) -> tuple[Recorded, ...]:
-    """Return records of these kinds, in one order."""
+    """Return one page of records of several kinds, merged in time order."""
     found = heapq.merge(
         *(_of_kind(db, kind, query) for kind in query.kinds),
         key=lambda record: (record.hlc, record.key),
@@ -138,14 +140,14 @@ def _of_kind(
 def read_missing_from_log(
     db: sqlite3.Connection, today_ms: int, limit: int
 ) -> tuple[Recorded, ...]:
-    """Return records that the log here does not say."""
+    """Return records that are in no entry of the local log."""
     return _read_upto(db, 0, 0, today_ms, limit)
 
 
 def read_below_marks(
     db: sqlite3.Connection, marks: Iterable[StreamFloor], today_ms: int, limit: int
 ) -> tuple[Recorded, ...]:
-    """Return records that only entries up to these marks say."""
+    """Return records whose latest entry is at or below these marks."""
     found: list[Recorded] = []
     for mark in marks:
         found += _read_upto(db, mark.stream, mark.seq, today_ms, limit - len(found))
@@ -166,5 +168,5 @@ def _read_upto(
 
 
 def size_of(record: Recorded) -> int:
-    """Return roughly how many bytes a record takes in a message."""
+    """Return the approximate size of a record in a message, in bytes."""
     return RECORD_OVERHEAD_BYTES + len(record.body) + len(record.key)

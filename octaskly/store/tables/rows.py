@@ -1,4 +1,4 @@
-"""Task records to rows of `tasks` and `attempts`, and back."""
+"""Conversion of task records to rows of `tasks` and `attempts`, and back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STATES: Final = (
     TaskState.FAILED,
     TaskState.CANCELLED,
 )
-"""Position is the number in the database, for ever."""
+"""The position of a state is its number in the database, so it must not change."""
 
 NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
@@ -43,11 +43,11 @@ TASK_COLUMNS: Final = (
     " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
     " created_ms, ord"
 )
-NOTIFIED, TO_NOTIFY = 0, 1  #: in `notify`
+NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
-"""The same without what can be large, which no list shows."""
+"""The same without large columns, which no list shows."""
 SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
-"""The same without the items of an array, which are never shown together."""
+"""The same without the items of an array, which are only shown per member."""
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
@@ -59,23 +59,22 @@ OptionalColumns = tuple[str | None, bool, bool, int | None]
 """`cancelled_by`, `is_ready`, `is_blocked` and `notify` of a task."""
 NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, False, False, None)
 
-_CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
+_CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
 DERIVED_SEQUENCE_START: Final = 1 << 62
-ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
-_DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
+ROW_BYTES: Final = 200  #: approximate size of a task or attempt, without texts
+_DERIVED_DIGITS: Final = 12  #: number of digits of ids from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
 _REASONS: Final = {reason.value: reason for reason in EndReason}
-_REASON_TEXTS: Final = {
-    reason: reason.value for reason in EndReason
-}  #: sooner than `value`
+# A lookup is faster than `reason.value`.
+_REASON_TEXTS: Final = {reason: reason.value for reason in EndReason}
 
 
 def sequence_of(task: TaskId) -> int | None:
-    """Return the number in a task id as it is stored, None if there is none.
+    """Return the sequence number of a task id as stored, or None if it has none.
 
-    A number that was derived from an idempotency key, rather than counted, is stored
-    with `DERIVED_SEQUENCE_START` added: it must not move the counter.
+    A number derived from an idempotency key is stored with `DERIVED_SEQUENCE_START`
+    added, so that it does not advance the counter.
     """
     match = _SEQUENCE.fullmatch(task)
     if match is None:
@@ -87,7 +86,7 @@ def sequence_of(task: TaskId) -> int | None:
 
 
 def sequence_max(db: sqlite3.Connection) -> int:
-    """Return the highest number that was ever counted in a task id."""
+    """Return the highest counted sequence number, deleted tasks included."""
     found = db.execute(
         "SELECT max(sequence) FROM tasks INDEXED BY tasks_sequence"
         " WHERE sequence IS NOT NULL AND sequence < ?",
@@ -98,7 +97,7 @@ def sequence_max(db: sqlite3.Connection) -> int:
 
 
 def counted_node(record: TaskRecord, state: TaskState) -> NodeId | None:
-    """Return the node that a task counts for: nobody's while it waits."""
+    """Return the node that a task counts for, or None while it is queued."""
     if state is TaskState.QUEUED:
         return None
     if state is TaskState.RUNNING:
@@ -109,7 +108,7 @@ def counted_node(record: TaskRecord, state: TaskState) -> NodeId | None:
 
 
 def notify_of(record: TaskRecord) -> int | None:
-    """Return whether somebody is to be told of its end: None if nobody asked."""
+    """Return `TO_NOTIFY`, `NOTIFIED`, or None if no notification was requested."""
     if record.is_notified:
         return NOTIFIED
     options = None if record.spec is None else record.spec.options
@@ -117,7 +116,7 @@ def notify_of(record: TaskRecord) -> int | None:
 
 
 def is_live(record: TaskRecord) -> bool:
-    """Return whether the latest attempt has no end."""
+    """Return True if the latest attempt has not ended."""
     return bool(record.attempts) and record.attempts[-1].state.is_live
 
 
@@ -137,7 +136,7 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
 
 
 def member_row(array: TaskSpec) -> tuple[Any, ...]:
-    """Return the same columns of a member of an array, which says the rest."""
+    """Return the same columns for a member; its envelope follows from its array."""
     shape = shape_of(array.options)
     return ("", 0, None, None, None, None, None, "", 0, array.ord, shape)
 
@@ -163,28 +162,28 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
 
 
 def size_of_row(row: Row) -> int:
-    """Return roughly how many characters and bytes a row of `TASK_COLUMNS` has."""
+    """Return the approximate size of a row of `TASK_COLUMNS` in characters or bytes."""
     return sum(len(part) for part in row[4:] if isinstance(part, str | bytes))
 
 
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
-    """Return the columns of a task that most tasks never have."""
+    """Return the columns that are empty for most tasks."""
     return record.cancelled_by, record.is_unblocked, is_blocked, notify_of(record)
 
 
 def is_plain(spec: TaskSpec) -> bool:
-    """Whether nothing but a command is asked for."""
+    """Return True if the task is nothing but a command."""
     return spec.options is None and not (spec.inputs or spec.outputs)
 
 
 def has_no_optional_columns(record: TaskRecord, spec: TaskSpec) -> bool:
-    """Whether a task has none of `OptionalColumns`, and is no array."""
-    is_untold = not (record.is_notified or record.is_unblocked)
-    return spec.options is None and record.cancelled_by is None and is_untold
+    """Return True if the task has no `OptionalColumns` and is not an array."""
+    has_flags = record.is_notified or record.is_unblocked
+    return spec.options is None and record.cancelled_by is None and not has_flags
 
 
 def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
-    """Return `command` to `ord` of a plain task, without what is null."""
+    """Return the columns `command` to `ord` of a plain task that are not null."""
     return spec.command, spec.timeout_s, spec.submitter, spec.created_ms, spec.ord
 
 
@@ -209,7 +208,7 @@ def plain_end_row(
 def ended_row(
     key: int, attempt: Attempt, outcome: Outcome, output: int | None
 ) -> tuple[Any, ...]:
-    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
+    """Return a row of `ATTEMPT_COLUMNS`; `output` is the id of the kept output."""
     return (
         *(key, *astuple(attempt.id), attempt.node, int(attempt.state)),
         *(_REASON_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
@@ -251,8 +250,8 @@ def attempt_from(row: Row) -> Attempt:
 
 
 def without_output(outcome: Outcome) -> Outcome:
-    """Return an outcome without what was kept of stdout and stderr."""
-    # Spelled out: `replace` takes many times as long, and this is for each result.
+    """Return an outcome without stdout and stderr."""
+    # `replace` would take many times as long, and this runs for each result.
     return Outcome(
         outcome.state,
         outcome.reason,
@@ -273,21 +272,21 @@ def without_output(outcome: Outcome) -> Outcome:
 
 
 def split_for_parameters(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Split items into lists that fit as parameters of one statement."""
+    """Yield lists of items that fit the parameters of one statement."""
     iterator = iter(items)
     while chunk := list(islice(iterator, _CHUNK)):
         yield chunk
 
 
 def placeholders(count: int) -> str:
-    """Return the placeholders for so many parameters."""
+    """Return `count` SQL placeholders, separated by commas."""
     return ",".join("?" * count)
 
 
 def records_from(
     connection: sqlite3.Connection, rows: Sequence[Row]
 ) -> list[tuple[TaskRecord, dict[AttemptId, int]]]:
-    """Return, for rows of `TASK_COLUMNS`, the records and where their output lies."""
+    """Return the records of rows of `TASK_COLUMNS`, with the ids in `outputs`."""
     tried = (row[0] for row in rows if row[3])  # Most queued tasks have no attempt.
     attempts: dict[int, list[Attempt]] = {}
     outputs: dict[int, dict[AttemptId, int]] = {}
@@ -311,7 +310,7 @@ def records_from(
 
 
 def read_output(connection: sqlite3.Connection, output: int) -> tuple[bytes, bytes]:
-    """Return what was kept of stdout and stderr."""
+    """Return the kept stdout and stderr."""
     row = connection.execute(
         "SELECT stdout, stderr FROM outputs WHERE id = ?", (output,)
     ).fetchone()
@@ -326,7 +325,7 @@ def with_output(attempt: Attempt, kept: tuple[bytes, bytes]) -> Attempt:
 
 
 def size_of(record: TaskRecord) -> int:
-    """Return roughly how many bytes a record takes in a message."""
+    """Return the approximate size of a record in a message, in bytes."""
     size = ROW_BYTES
     if record.spec is not None:
         size += record.spec.size_bytes
@@ -340,7 +339,7 @@ def size_of(record: TaskRecord) -> int:
 def _options_row(
     options: TaskOptions | None,
 ) -> tuple[str | None, bytes | None, str | None]:
-    """Return the columns `options`, as an array in JSON, `stdin` and `items`."""
+    """Return the columns `options` (a JSON array), `stdin` and `items`."""
     if options is None:
         return None, None, None
     items, array = None, options.array

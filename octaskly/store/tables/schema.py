@@ -1,10 +1,10 @@
-"""The tables, in their final shape, as steps of `PRAGMA user_version`.
+"""SQL schema migrations, one per value of `PRAGMA user_version`.
 
-A step is never changed once released; a new one is added behind it.
+A released migration never changes; a new one is appended.
 
-`log` is the truth and `tasks`, `attempts` and `counts` are joined from it in the same
-transaction. What a task wrote to stdout and stderr lies in `outputs` alone: the log
-row and the attempt point at it, so that lists, queue and merges never read it.
+`log` is the source of truth. The same transaction derives `tasks`, `attempts` and
+`counts` from it. Only `outputs` holds stdout and stderr of tasks. The log row and the
+attempt refer to it by id, so lists, the queue and merges never read it.
 """
 
 from __future__ import annotations
@@ -120,10 +120,9 @@ CREATE TABLE counts (
 ) STRICT, WITHOUT ROWID;
 """
 
-# What it takes to forget tasks, and to join by snapshot. `base_seq`: the log begins
-# behind it, since what came before arrived as rows. `born`, `reborn`: hybrid timestamps
-# of the first and the latest submission, the latter at (`stream`, `seq`); `changed`:
-# that of the latest fact.
+# Columns for compaction and snapshots. The log of a stream starts after `snapshot_seq`,
+# because a snapshot brought the part before it as rows. (`stream`, `seq`) is the entry
+# of the latest submission. `last_change_hlc` is the timestamp of the latest fact.
 _SECOND: Final = """
 ALTER TABLE streams ADD COLUMN snapshot_seq INTEGER NOT NULL DEFAULT 0;
 
@@ -143,10 +142,10 @@ DROP INDEX log_tasks;
 CREATE INDEX tasks_first_submitted ON tasks (first_submitted_hlc);
 """
 
-# What tasks ask for beyond a command; `stdin` and the items of an array apart, as they
-# may be large. `notify`: 1 until who asked for it was told of the end, then 0. `shape`
-# is what they ask of a node, as a number: each shape has its own place in the queue.
-# Rows of members of arrays: see `store.arrays`.
+# Options of tasks. `stdin` and `items` are columns of their own, as they may be large.
+# `notify` is 1 until the notification of the end was sent, then 0. `shape` identifies
+# the requirements of a task; each shape has its own lane in the queue. For rows of
+# members of arrays, see `store.tables.arrays`.
 _THIRD: Final = """
 ALTER TABLE tasks ADD COLUMN options TEXT;
 ALTER TABLE tasks ADD COLUMN stdin BLOB;
@@ -182,7 +181,7 @@ DROP TABLE counts_before;
 ALTER TABLE attempts ADD COLUMN cpu_ms INTEGER;
 ALTER TABLE attempts ADD COLUMN memory_max_kb INTEGER;
 
--- How many rows there are of each node and state, in block_counts of keys: `store.block_counts`.
+-- Number of rows per node, state and block of keys: see `store.tables.block_counts`.
 CREATE TABLE block_counts (
     node TEXT NOT NULL,
     state INTEGER NOT NULL,
@@ -199,7 +198,7 @@ INSERT INTO block_counts
     GROUP BY state, key >> 10
     UNION ALL SELECT '', -1, key >> 10, count(*) FROM tasks GROUP BY key >> 10;
 
--- Tasks that come after others wait outside the queue.
+-- Tasks with unmet dependencies are not in the queue.
 ALTER TABLE tasks ADD COLUMN is_unblocked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN is_blocked INTEGER NOT NULL DEFAULT 0;
 DROP INDEX tasks_queued;
@@ -217,8 +216,9 @@ CREATE TABLE unblocked_tasks (
 ) STRICT;
 """
 
-# What is about no task, see `store.records`. `at`: hybrid timestamp of when it was
-# recorded first; `hlc`, `stream`, `seq`: of the latest entry that says it.
+# Facts that are not about a task: see `store.tables.records`. `recorded_hlc` is the
+# hybrid timestamp of the first recording. `hlc`, `stream` and `seq` are those of the
+# latest entry with this record.
 _FOURTH: Final = """
 CREATE TABLE records (
     id INTEGER PRIMARY KEY,
@@ -236,7 +236,7 @@ CREATE INDEX records_recorded_hlc ON records (kind, recorded_hlc, key);
 CREATE INDEX records_entry ON records (stream, seq);
 """
 
-# When the first member of an array began, and the last ended, of those that have.
+# Earliest start and latest end of the ended attempts of an array.
 _FIFTH: Final = """
 ALTER TABLE arrays ADD COLUMN started_ms INTEGER;
 ALTER TABLE arrays ADD COLUMN ended_ms INTEGER;
@@ -247,6 +247,6 @@ UPDATE arrays SET (started_ms, ended_ms) = (
 """
 
 MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
-"""SQL that leads from version i to i + 1."""
+"""Item `i` migrates version `i` to `i + 1`."""
 
 VERSION: Final = len(MIGRATIONS)

@@ -1,1 +1,1 @@
-"""The single writer: commits, projection and compaction."""
+"""The single writer thread: commits, projection of facts to rows, and purging."""

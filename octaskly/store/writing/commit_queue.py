@@ -1,4 +1,4 @@
-"""What waits for the writer, and how much of it goes into one commit."""
+"""Queue of items for the writer, and the batches for its commits."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ BATCH_ENTRIES_MAX: Final = 8192
 
 
 class CommitQueue:
-    """Items in their order, counted."""
+    """Items in order, with counts of entries and urgent items."""
 
     def __init__(self) -> None:
         self.items: deque[QueueItem] = deque()
         self.entries = 0
-        self.urgent_items = 0  #: items for whose commit somebody waits
+        self.urgent_items = 0  #: items whose commit a caller may wait for
 
     def add_item(self, item: QueueItem) -> None:
-        """Take one more."""
+        """Append one item."""
         self.items.append(item)
         self.entries += count_entries(item)
         self.urgent_items += _is_urgent(item)
 
     def next_batch(self) -> list[QueueItem]:
-        """Give what goes into one commit."""
+        """Remove and return the items of the next commit."""
         batch: list[QueueItem] = []
         if len(self.items) <= BATCH_ITEMS_MAX and self.entries <= BATCH_ENTRIES_MAX:
-            batch += self.items  # All of it, as mostly: nothing is left to be counted.
+            batch += self.items  # The usual case: take everything.
             self.items.clear()
             self.entries = self.urgent_items = 0
             return batch
@@ -48,14 +48,14 @@ class CommitQueue:
 
 
 def count_entries(item: QueueItem) -> int:
-    """Return how many entries an item counts for."""
+    """Return the number of entries that an item counts as, at least 1."""
     if isinstance(item, Append):
         return len(item.entries) or 1
     return len(item.rows) + len(item.records) or 1 if isinstance(item, MergeRows) else 1
 
 
 def last_number(batch: Sequence[QueueItem]) -> int | None:
-    """Return the number that is durable with these items, None if none is."""
+    """Return the highest number that this batch makes durable, or None."""
     for item in reversed(batch):
         if isinstance(item, Append | MergeRows | Save):
             return item.number
@@ -63,10 +63,10 @@ def last_number(batch: Sequence[QueueItem]) -> int | None:
 
 
 def _is_urgent(item: QueueItem) -> bool:
-    """Return whether somebody may wait for the commit of this item."""
+    """Return True if a caller may wait for the commit of this item."""
     if not isinstance(item, Append):
         return True
-    for entry in item.entries:  # noqa: SIM110  a generator is a call for each
+    for entry in item.entries:  # noqa: SIM110  a generator costs a call per entry
         if not isinstance(entry.fact, Assigned):
             return True
     return False

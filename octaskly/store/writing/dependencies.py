@@ -1,10 +1,9 @@
-"""Who waits for whom, kept in step with the tasks, in the writer's transaction.
+"""Index of task dependencies, updated in the writer's transaction.
 
-`edges` has a row for each task that another one comes after, until that one need not
-wait any more, and `ripe` each task whose wait is over: all have ended as they should,
-or one of them did not. Both only follow from `tasks`; what a dispatcher decides are
-facts of the log. A parent that is not known here yet is waited for, and one that has
-ended is not forgotten while somebody comes after it.
+`dependencies` has a row for each parent of a blocked task. `unblocked_tasks` has each
+blocked task whose dependencies are all met, or one of which is broken. Both tables are
+derived from `tasks`; the decision of a dispatcher is a fact in the log. A dependency on
+an unknown parent stays open. An ended parent is not purged while a task depends on it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_MET, EDGE_OPEN
 from octaskly.store.writing.projection import ProjectedTask
 
-"""Position is the number in the database, for ever."""
 _SATISFYING_STATES: Final = {
     "success": {TaskState.COMPLETED},
     "failure": {TaskState.FAILED, TaskState.CANCELLED},
@@ -32,17 +30,17 @@ _SATISFYING_STATES: Final = {
 
 @dataclass(slots=True)
 class DependencyChanges:
-    """What one commit changes about who waits."""
+    """Changes of dependencies in one commit."""
 
     added: list[tuple[int, After]] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
-    """Tasks that wait no longer."""
+    """Tasks that are no longer blocked."""
     ended_parents: list[tuple[TaskId, TaskState]] = field(default_factory=list)
 
     def compare_task(
         self, task: ProjectedTask, record: TaskRecord, state: TaskState
     ) -> None:
-        """Compare a task in this state with its row; it has a key."""
+        """Note the differences between a task and its row. The task must have a key."""
         assert task.key is not None
         after = record.waits_for
         if state.is_final and not task.is_final:
@@ -55,23 +53,23 @@ class DependencyChanges:
 
 
 class DependencyIndex:
-    """The waits of all tasks, through the writer's connection."""
+    """The dependencies of all tasks, through the writer's connection."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self.refresh()
 
     def refresh(self) -> None:
-        """See whether any task waits: most logs have none."""
+        """Check if any task has dependencies: most logs have none."""
         found = self._db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
         self._has_any = found is not None
 
-    def apply_changes(self, waits: DependencyChanges) -> None:
-        """Keep step with a commit whose rows are written."""
-        for child, after in waits.added:
+    def apply_changes(self, changes: DependencyChanges) -> None:
+        """Apply the changes of a commit after its rows are written."""
+        for child, after in changes.added:
             self._add_dependencies(child, after)
-        self._mark_parents_ended(waits.ended_parents)
-        self._delete_children(waits.removed)
+        self._mark_parents_ended(changes.ended_parents)
+        self._delete_children(changes.removed)
 
     def _add_dependencies(self, child: int, after: After) -> None:
         states = self._read_states(after.tasks)
@@ -112,11 +110,13 @@ class DependencyIndex:
                 )
 
     def _add_unblocked_tasks(self, children: Iterable[int]) -> None:
-        """See whose wait is over, however many edges they have."""
+        """Add the tasks with a broken dependency, or with no open one."""
         self._db.executemany(
             "INSERT OR IGNORE INTO unblocked_tasks SELECT ?1"
-            " WHERE EXISTS (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?2)"
-            " OR NOT EXISTS (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?3)",
+            " WHERE EXISTS"
+            " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?2)"
+            " OR NOT EXISTS"
+            " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?3)",
             [(child, EDGE_BROKEN, EDGE_OPEN) for child in children],
         )
 
@@ -135,7 +135,7 @@ class DependencyIndex:
 
 
 def _dependency_status(wanted: int, state: TaskState | None) -> int:
-    """Return how far an edge has come, by the state of the parent."""
+    """Return the status of a dependency, given the state of the parent."""
     if state is None or not state.is_final:
         return EDGE_OPEN
     return (

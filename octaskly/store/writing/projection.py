@@ -1,7 +1,7 @@
-"""Folds facts into the record of a task, with what it wrote kept apart.
+"""Projection of facts to task records, with outputs stored separately.
 
-What a task wrote to stdout and stderr goes to the table `outputs`; records in here
-carry it only where two ends of one attempt must be compared.
+Stdout and stderr of a task go to the table `outputs`. Records in this module hold them
+only while two outcomes of one attempt are compared.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from octaskly.store.tables.floors import read_meta_numbers
 
 
 class PendingEntry(NamedTuple):
-    """One entry without its output, and the number of that."""
+    """An entry whose task has no envelope yet, with the id of its output."""
 
     stream: StreamId
     seq: int
     hlc: int
     fact: TaskFact
     output: int | None
-    is_stored: bool = False  #: it is in the table
+    is_stored: bool = False  #: it is in `pending_entries`
 
 
 class PendingEntries:
-    """The table `orphans`, seen by the writer."""
+    """The table `pending_entries`: entries about tasks without an envelope."""
 
     def __init__(self, db: sqlite3.Connection, packer: Packer) -> None:
         self._db = db
@@ -54,12 +54,12 @@ class PendingEntries:
         self.refresh()
 
     def refresh(self) -> None:
-        """Find out whether there are any."""
+        """Check if the table has any rows."""
         found = self._db.execute("SELECT 1 FROM pending_entries LIMIT 1").fetchone()
         self.has_any = found is not None
 
     def read_entries_about(self, tasks: Iterable[TaskId]) -> Iterator[PendingEntry]:
-        """Return the entries about these tasks that are not void."""
+        """Yield the entries about these tasks above the floor."""
         for some in rows.split_for_parameters(tasks if self.has_any else ()):
             for stream, seq, hlc, body, output in self._db.execute(
                 "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
@@ -69,11 +69,13 @@ class PendingEntries:
                 some,
             ).fetchall():
                 fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
-                assert not isinstance(fact, Floor | Recorded), "it waits for no task"
+                assert not isinstance(fact, Floor | Recorded), (
+                    "only facts about tasks are pending"
+                )
                 yield PendingEntry(stream, seq, hlc, fact, output, is_stored=True)
 
     def read_members_of(self, array: TaskId) -> set[TaskId]:
-        """Return the members of an array about which there are entries."""
+        """Return the members of an array that have pending entries."""
         if not self.has_any:
             return set()
         name = array.partition("~")[0]
@@ -85,75 +87,82 @@ class PendingEntries:
         return {id_ for (id_,) in found if (split_member_id(id_) or ("",))[0] == array}
 
     def update_entries(
-        self, held: Iterable[PendingEntry], counted: Iterable[PendingEntry]
+        self, held: Iterable[PendingEntry], applied: Iterable[PendingEntry]
     ) -> None:
-        """Hold what cannot count yet, let go of what does now."""
-        gone = [(e.fact.task, e.stream, e.seq) for e in counted if e.is_stored]
+        """Insert newly pending entries, and delete those that were applied."""
+        removed = [(e.fact.task, e.stream, e.seq) for e in applied if e.is_stored]
         fresh = [(e.fact.task, e.stream, e.seq) for e in held if not e.is_stored]
         self._db.executemany(
             "DELETE FROM pending_entries WHERE task_id = ? AND stream = ? AND seq = ?",
-            gone,
+            removed,
         )
         bulk.PENDING_ENTRY_INSERT.execute(self._db, fresh)
         self.has_any = self.has_any or bool(fresh)
 
 
-FETCHED_COLUMNS: Final = f"{rows.TASK_COLUMNS}, node, state, last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq"
+FETCHED_COLUMNS: Final = (
+    f"{rows.TASK_COLUMNS}, node, state, last_change_hlc,"
+    " first_submitted_hlc, last_submitted_hlc, stream, seq"
+)
 _WIDTH: Final = rows.TASK_COLUMNS.count(",") + 1
-CHANGED_COLUMN: Final = _WIDTH + 2  #: place of that column
+CHANGED_COLUMN: Final = _WIDTH + 2  #: index of `last_change_hlc` in a row
 
 CountKey = tuple[int, str, int]  #: kind, node (empty: none) and number of the state
 
 
 @dataclass(slots=True)
 class ProjectedTask:
-    """One task in the writer's hands; its record holds no kept output."""
+    """One task as the writer sees it. Its record holds no outputs."""
 
     record: TaskRecord | None = None
     key: int | None = None  #: None until its row is written
-    outputs: dict[AttemptId, int] | None = None  #: None: not one
-    counted_as: CountKey | None = None  #: what `counts` and the row say
-    stored_spec: TaskSpec | None = None
-    is_final: bool = False  #: as of the row
-    is_blocked: bool = False  #: as of the row
-    stored_optional: rows.OptionalColumns | None = None  #: as of the row
-    changed_attempts: set[AttemptId] | None = (
-        None  #: attempts that differ from their rows
+    outputs: dict[AttemptId, int] | None = (
+        None  #: ids in `outputs`; None if there are none
     )
+    counted_as: CountKey | None = None  #: as in `counts` and in the row
+    stored_spec: TaskSpec | None = None
+    is_final: bool = False  #: as in the row
+    is_blocked: bool = False  #: as in the row
+    stored_optional: rows.OptionalColumns | None = None  #: as in the row
+    changed_attempts: set[AttemptId] | None = None  #: differ from their rows
     changed_hlc: int = 0
     submission_times: SubmissionTimes | None = None
     stored_submission_times: SubmissionTimes | None = None
-    pending: list[PendingEntry] | None = None  #: what cannot count yet
-    applied_pending: list[PendingEntry] | None = None
-    members: ArrayMembers | None = None  #: of an array
-    array: ProjectedTask | None = None  #: of a member
-    counted_live: bool = False  #: as its array counts it, of a member
+    pending: list[PendingEntry] | None = None  #: entries that wait for the envelope
+    applied_pending: list[PendingEntry] | None = None  #: applied in this commit
+    members: ArrayMembers | None = None  #: set for an array
+    array: ProjectedTask | None = None  #: set for a member
+    counted_live: bool = False  #: whether its array counts this member as live
 
     @property
     def spec(self) -> TaskSpec | None:
-        """The envelope, once it is here."""
+        """The envelope, or None until it is known."""
         return None if self.record is None else self.record.spec
 
     def output_id(self, attempt: AttemptId) -> int | None:
-        """Return the number of what an attempt wrote, None if that is nothing."""
+        """Return the id of the output of an attempt, or None if it wrote nothing."""
         return None if self.outputs is None else self.outputs.get(attempt)
 
     def mark_changed(self, attempt: AttemptId) -> None:
-        """Note that an attempt has to be written."""
+        """Mark an attempt to be written with the next rows."""
         if self.changed_attempts is None:
             self.changed_attempts = set()
         self.changed_attempts.add(attempt)
 
-    def add_pending(self, early: PendingEntry) -> None:
-        """Keep what cannot count until a submission is here."""
+    def add_pending(self, entry: PendingEntry) -> None:
+        """Keep an entry until the envelope of the task is known."""
         if self.pending is None:
             self.pending = []
-        self.pending.append(early)
+        self.pending.append(entry)
 
     def is_superseded_by(self, row: TaskRow, floors: Mapping[StreamId, int]) -> bool:
-        """Whether `row` is of a later task with this id; by `floors`, of the peer.
+        """Return True if `row` is a later task with the same id.
 
-        A member goes with its array, whose row says it.
+        It is always False for a member, which is superseded with its array.
+
+        Args:
+            row: The row of a peer.
+            floors: The floors of that peer.
         """
         mine, theirs = self.spec, row.record.spec
         if mine is None or theirs is None or self.submission_times is None:
@@ -167,18 +176,16 @@ class ProjectedTask:
 
 
 class Projection:
-    """What is known of tasks, fact by fact, within one transaction."""
+    """Applies facts to tasks, within one transaction at a time."""
 
     def __init__(self, db: sqlite3.Connection, pending_entries: PendingEntries) -> None:
         self._db = db
         self._pending_entries = pending_entries
-        self._new_outputs: dict[
-            int, tuple[bytes, bytes]
-        ] = {}  #: outputs of this commit
+        self._new_outputs: dict[int, tuple[bytes, bytes]] = {}  #: of this commit
         self.reset()
 
     def reset(self) -> None:
-        """Start from what the file says."""
+        """Read the state from the file, after a rollback."""
         self._new_outputs.clear()
         (last,) = self._db.execute("SELECT max(id) FROM outputs").fetchone()
         given = read_meta_numbers(self._db).get("output", 0)
@@ -193,29 +200,29 @@ class Projection:
         self._new_outputs.clear()
 
     def write_pending(self, tasks: Iterable[ProjectedTask]) -> None:
-        """Note what cannot count until a submission is here, and what does by now."""
+        """Write which entries became pending, and which were applied."""
         held: list[PendingEntry] = []
-        counted: list[PendingEntry] = []
+        applied: list[PendingEntry] = []
         for task in tasks:
             held += task.pending or ()
-            counted += task.applied_pending or ()
+            applied += task.applied_pending or ()
             task.pending = task.applied_pending = None
-        if held or counted:
-            self._pending_entries.update_entries(held, counted)
+        if held or applied:
+            self._pending_entries.update_entries(held, applied)
 
     def apply_entry(
         self, task: ProjectedTask, entry: Entry, fact: TaskFact
     ) -> tuple[TaskFact, int | None]:
-        """Fold the fact of an entry, or set it aside until it can count.
+        """Apply the fact of an entry, or keep it until the envelope is known.
 
         Returns:
-            The fact without its output, and the number of that.
+            The fact without its output, and the id of the output.
         """
         stream, seq, hlc = entry.stream, entry.seq, entry.hlc
         output = None
         if isinstance(fact, Submitted):
             if task.array is not None:
-                return fact, None  # The array has said it.
+                return fact, None  # The envelope follows from the array.
             self._apply_submission(task, fact, SubmissionTimes(hlc, hlc, stream, seq))
         else:
             if isinstance(fact, Finished):
@@ -230,10 +237,10 @@ class Projection:
     def _apply_submission(
         self, task: ProjectedTask, fact: Submitted, birth: SubmissionTimes
     ) -> None:
-        """Fold a submission, and what came before it and counts now.
+        """Apply a submission, and the pending entries of the task.
 
-        One that makes another array of it is none of ours, as the content of a task is
-        in its id; and the members of this one have their rooms.
+        A submission with another array is ignored. A task id depends on the content of
+        the task, so no correct node sends one, and the keys of the members are fixed.
         """
         if task.spec is not None and task.spec.array != fact.spec.array:
             return
@@ -241,16 +248,16 @@ class Projection:
             task.submission_times, birth
         )
         task.record = merge.apply_fact(task.record, fact)
-        if not task.pending:  # As mostly.
+        if not task.pending:
             return
-        for early in task.pending:
-            self._apply_fact(task, early.fact, early.output)
-            task.changed_hlc = max(task.changed_hlc, early.hlc)
+        for entry in task.pending:
+            self._apply_fact(task, entry.fact, entry.output)
+            task.changed_hlc = max(task.changed_hlc, entry.hlc)
         task.applied_pending = [*(task.applied_pending or ()), *task.pending]
         task.pending = None
 
     def apply_array_spec(self, task_id: TaskId, task: ProjectedTask) -> None:
-        """Give a member its envelope, once its array is here and has such a member."""
+        """Set the envelope of a member, if its array is known and has such a member."""
         array = None if task.array is None else task.array.spec
         place = split_member_id(task_id)
         if task.spec is not None or array is None or place is None:
@@ -260,7 +267,7 @@ class Projection:
             self._apply_submission(task, Submitted(spec), MEMBER_BIRTH)
 
     def apply_row(self, task: ProjectedTask, row: TaskRow) -> None:
-        """Fold all facts of a peer's row."""
+        """Apply all facts in the row of a peer."""
         for fact in merge.facts_of(row.record):
             if isinstance(fact, Submitted):
                 self._apply_submission(task, fact, row.submission_times)
@@ -273,14 +280,14 @@ class Projection:
     def _detach_output(
         self, task: ProjectedTask, fact: Finished
     ) -> tuple[Finished, int | None]:
-        """Set the kept output of a fact aside; return its number in `outputs`."""
+        """Return a fact without its output, and the id of the output."""
         kept = (fact.outcome.stdout, fact.outcome.stderr)
         if not any(kept):
             return fact, None
         bare = Finished(
             fact.task, fact.attempt, fact.node, rows.without_output(fact.outcome)
         )
-        # A result that is told again, to another dispatcher, is not kept twice.
+        # A result reported again, to another dispatcher, is not stored twice.
         known = task.output_id(fact.attempt)
         if known is not None and self._read_output(known) == kept:
             return bare, known
@@ -292,7 +299,7 @@ class Projection:
     def _apply_fact(
         self, task: ProjectedTask, fact: TaskFact, output: int | None
     ) -> None:
-        """Join one fact, without output, whose output has this number."""
+        """Merge one fact without its output; `output` is the id of the output."""
         record = task.record
         if isinstance(fact, Finished):
             task.mark_changed(fact.attempt)
@@ -309,9 +316,9 @@ class Projection:
     def _merge_equal_ends(
         self, task: ProjectedTask, mine: Attempt, fact: Finished, output: int | None
     ) -> None:
-        """Join two ends of one attempt that are alike: the content decides.
+        """Merge two outcomes of one attempt with equal states, by their content.
 
-        Rare (a result told to two dispatchers), so reading the outputs costs nothing.
+        This is rare (a result reported to two dispatchers), so outputs may be read.
         """
         ours = self._with_output(mine, task.output_id(mine.id))
         theirs = self._with_output(merge.record_of(fact).attempts[0], output)
@@ -340,7 +347,7 @@ class Projection:
 def tasks_from(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> Iterator[tuple[TaskId, ProjectedTask]]:
-    """Yield tasks of rows of `FETCHED_COLUMNS`; members of arrays without an envelope."""
+    """Yield the tasks of rows of `FETCHED_COLUMNS`; members have no envelope."""
     records = rows.records_from(db, [row[:_WIDTH] for row in found])
     members = arrays.read_members(
         db, (row[0] for row in found if row[0] < arrays.MEMBER_KEYS_START)
@@ -355,7 +362,7 @@ def _task_from(
     outputs: dict[AttemptId, int],
     members: ArrayMembers | None,
 ) -> ProjectedTask:
-    """Return a task as it is stored."""
+    """Return a task as stored."""
     node, state, changed = row[_WIDTH : CHANGED_COLUMN + 1]
     birth = SubmissionTimes(*row[-4:])
     kind = arrays.TASK if members is None else arrays.ARRAY

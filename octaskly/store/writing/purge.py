@@ -1,8 +1,8 @@
-"""Forgets what lies below the floor, some rows at a time, between other commits.
+"""Purge: deletes rows below the compaction floor in small steps between commits.
 
-A task is void when its latest submission is, and everything that was said of it; what
-it wrote goes with it. Rows that wait for their deletion are still shown, but nothing is
-ever joined to them.
+A task is void when its latest submission is below the floor and its latest fact is not
+after the horizon. Its outputs are deleted with it. Void rows are still shown until they
+are deleted, but no fact is merged into them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _USED: Final = (
 
 
 class Purger:
-    """Walks the tables once after each rise of the floor, and once at the start."""
+    """Scans the tables once at the start, and once after each rise of the floor."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self.restart()
 
     def restart(self) -> None:
-        """Walk from the beginning."""
+        """Scan from the beginning."""
         floor = read_floor(self._db)
         self._horizon = floor.horizon
         self._floors = {mark.stream: mark.seq for mark in floor.stream_floors}
@@ -43,11 +43,11 @@ class Purger:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing void is left."""
+        """Return True if no void row is left."""
         return not self._has_tasks and not self._streams
 
     def delete_some(self) -> None:
-        """Delete a few rows; the caller has begun a transaction."""
+        """Delete a few rows, in a transaction of the caller."""
         if self._has_tasks:
             self._delete_tasks()
         elif self._streams:
@@ -55,9 +55,10 @@ class Purger:
 
     def _delete_tasks(self) -> None:
         found = self._db.execute(
-            "SELECT first_submitted_hlc, key, last_submitted_hlc, stream, seq, last_change_hlc"
-            " FROM tasks INDEXED BY tasks_first_submitted"
-            " WHERE (first_submitted_hlc, key) > (?, ?) AND first_submitted_hlc <= ? ORDER BY first_submitted_hlc, key LIMIT ?",
+            "SELECT first_submitted_hlc, key, last_submitted_hlc, stream, seq,"
+            " last_change_hlc FROM tasks INDEXED BY tasks_first_submitted"
+            " WHERE (first_submitted_hlc, key) > (?, ?) AND first_submitted_hlc <= ?"
+            " ORDER BY first_submitted_hlc, key LIMIT ?",
             (*self._after, self._horizon, TASKS_PER_STEP),
         ).fetchall()
         void, kept = [], []
@@ -66,12 +67,13 @@ class Purger:
             if is_void and changed <= self._horizon:
                 void.append(key)
             else:
-                # Its turn comes with its latest submission, or with its last fact. The
-                # former may lie below the horizon, if it came from elsewhere: no mark
-                # may pass an entry before the walk over the births has passed its task.
+                # Move the task to its latest submission or its last fact, so that a
+                # later scan finds it. The latest submission may be below the horizon
+                # if another node sent it. A floor must not pass an entry before the
+                # scan by first submission has passed the task of the entry.
                 kept.append((changed if is_void else reborn, key))
         if delete_members(self._db, void, TASKS_PER_STEP):
-            return  # Their arrays go when they are gone.
+            return  # Arrays are deleted after all their members.
         delete_tasks(self._db, void)
         self._db.executemany(
             "UPDATE tasks SET first_submitted_hlc = ? WHERE key = ?", kept
@@ -81,7 +83,7 @@ class Purger:
             self._after = found[-1][:2]
 
     def _delete_entries(self, stream: StreamId) -> None:
-        """Delete the oldest entries of a stream, and the outputs of these alone."""
+        """Delete the oldest entries of a stream, and outputs that no task uses."""
         db, floor = self._db, self._floors[stream]
         found = db.execute(
             "SELECT max(seq), count(*) FROM (SELECT seq FROM log"
@@ -109,9 +111,9 @@ class Purger:
 
 
 def delete_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
-    """Delete tasks with their attempts and outputs, and count them off.
+    """Delete tasks with their attempts and outputs, and update the counters.
 
-    Members go with their array.
+    The members of an array are deleted with it.
     """
     if keys:
         _save_highest_numbers(db)
@@ -123,7 +125,7 @@ def delete_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
 
 
 def delete_members(db: sqlite3.Connection, keys: Sequence[int], limit: int) -> bool:
-    """Delete some of the members of arrays; return whether there were any."""
+    """Delete up to `limit` members of one array. Return True if there were any."""
     for members in arrays.read_members(db, keys).values():
         found = db.execute(
             "SELECT key FROM tasks WHERE key BETWEEN ? AND ? LIMIT ?",
@@ -137,7 +139,7 @@ def delete_members(db: sqlite3.Connection, keys: Sequence[int], limit: int) -> b
 
 
 def _delete_arrays(db: sqlite3.Connection, keys: Sequence[int]) -> None:
-    """Delete arrays without members that have a row."""
+    """Delete arrays whose members have no rows."""
     for key, members in arrays.read_members(db, keys).items():
         (by,) = db.execute(
             "SELECT cancelled_by FROM tasks WHERE key = ?", (key,)
@@ -173,7 +175,7 @@ def _delete_task_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) ->
 
 
 def _save_highest_numbers(db: sqlite3.Connection) -> None:
-    """Remember numbers that must never be given again, whatever is deleted."""
+    """Save the highest numbers, so that they are not reused after the deletion."""
     raise_meta_number(db, "sequence", rows.sequence_max(db))
     (output,) = db.execute("SELECT coalesce(max(id), 0) FROM outputs").fetchone()
     raise_meta_number(db, "output", output)

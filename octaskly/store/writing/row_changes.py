@@ -1,4 +1,4 @@
-"""The rows that one commit changes: tasks, attempts, arrays and counters."""
+"""Row changes of one commit: tasks, attempts, arrays and counters."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _QUEUED_COUNT: Final[CountKey] = (arrays.TASK, "", rows.NUMBER_OF[TaskState.QUEU
 
 @dataclass(slots=True)
 class RowChanges:
-    """Rows of one commit, gathered so that each is written once."""
+    """Rows of one commit, collected so that each is written once."""
 
     inserts: list[bulk.Row] = field(default_factory=list)
-    plain_inserts: list[bulk.Row] = field(default_factory=list)  #: inserts, too
-    running_inserts: list[bulk.Row] = field(default_factory=list)  #: inserts, too
+    plain_inserts: list[bulk.Row] = field(default_factory=list)
+    running_inserts: list[bulk.Row] = field(default_factory=list)
     state_updates: list[bulk.Row] = field(default_factory=list)
     updates: list[bulk.Row] = field(default_factory=list)
     spec_updates: list[bulk.Row] = field(default_factory=list)
     submission_updates: list[bulk.Row] = field(default_factory=list)
-    live_attempts: list[bulk.Row] = field(default_factory=list)  #: attempts
-    ended_attempts: list[bulk.Row] = field(default_factory=list)  #: attempts
-    plain_ended_attempts: list[bulk.Row] = field(default_factory=list)  #: attempts
+    live_attempts: list[bulk.Row] = field(default_factory=list)
+    ended_attempts: list[bulk.Row] = field(default_factory=list)
+    plain_ended_attempts: list[bulk.Row] = field(default_factory=list)
     array_upserts: list[bulk.Row] = field(default_factory=list)
     queue_positions: list[tuple[int, int, int]] = field(default_factory=list)
-    """Place in the queue of the members between two keys."""
+    """New `ord`, with the first and last key of the members that get it."""
     dependency_changes: DependencyChanges = field(default_factory=DependencyChanges)
     count_deltas: defaultdict[CountKey, int] = field(
         default_factory=lambda: defaultdict(int)
@@ -45,15 +45,15 @@ class RowChanges:
     count_moves: defaultdict[tuple[CountKey | None, CountKey, int], int] = field(
         default_factory=lambda: defaultdict(int)
     )
-    """Rows that are counted otherwise than before: how before, how now, which block."""
+    """Number of rows that move between counters: old counter, new counter, block."""
     queued_by_block: defaultdict[int, int] = field(
         default_factory=lambda: defaultdict(int)
     )
-    """New rows of tasks that wait, by block."""
-    notification_count: int = 0  #: ends of which somebody is to be told
+    """Number of new rows of queued tasks, by block."""
+    notification_count: int = 0  #: number of ended tasks that need a notification
 
     def write_rows(self, db: sqlite3.Connection) -> None:
-        """Write them."""
+        """Write all rows and counters."""
         for statement, some in (
             (bulk.TASK_INSERT, self.inserts),
             (bulk.PLAIN_INSERT, self.plain_inserts),
@@ -67,7 +67,7 @@ class RowChanges:
             (bulk.ATTEMPT_PLAIN_UPSERT, self.plain_ended_attempts),
             (bulk.ARRAY_UPSERT, self.array_upserts),
         ):
-            if some:  # Of most kinds a commit has none.
+            if some:  # Most lists are empty in most commits.
                 statement.execute(db, some)
         if self.queue_positions:
             db.executemany(
@@ -88,7 +88,7 @@ class RowChanges:
         block_counts.add_counts(db, cells)
 
     def add_task(self, task: ProjectedTask, record: TaskRecord, spec: TaskSpec) -> None:
-        """Note what is new of a task that is no member; it has its key."""
+        """Collect the changes of a task that is not a member. It must have a key."""
         if rows.has_no_optional_columns(record, spec):
             is_done = self._add_plain_insert(
                 task, record, spec
@@ -106,13 +106,13 @@ class RowChanges:
         number = rows.NUMBER_OF[state]
         node = rows.counted_node(record, state)
         self.dependency_changes.compare_task(task, record, state)
-        rare = rows.optional_columns(record, is_blocked=task.is_blocked)
-        self.notification_count += state.is_final and rare[-1] == rows.TO_NOTIFY
+        optional = rows.optional_columns(record, is_blocked=task.is_blocked)
+        self.notification_count += state.is_final and optional[-1] == rows.TO_NOTIFY
         if task.counted_as is None:
-            self._add_full_insert(task, record, spec, (number, node, is_live), rare)
+            self._add_full_insert(task, record, spec, (number, node, is_live), optional)
         else:
-            self._add_update(task, record, spec, (number, node, is_live), rare)
-        task.stored_optional = rare
+            self._add_update(task, record, spec, (number, node, is_live), optional)
+        task.stored_optional = optional
         task.stored_spec, task.stored_submission_times = spec, task.submission_times
         task.is_final = state.is_final
         self._add_attempts(task, record)
@@ -121,10 +121,13 @@ class RowChanges:
     def _add_plain_insert(
         self, task: ProjectedTask, record: TaskRecord, spec: TaskSpec
     ) -> bool:
-        """Note a new task that is as most are when they are submitted; False: it isn't.
+        """Collect a new plain task, queued or in its first attempt.
 
-        On an idle node it has begun by then.
-        This and `_add_state_update` do what `add_task` does, without looking for what is not there.
+        This method and `_add_state_update` are fast paths of `add_task` for most tasks.
+        They skip columns that such tasks do not have.
+
+        Returns:
+            False if the task is not of this kind. Nothing was collected then.
         """
         key, birth, tries = task.key, task.submission_times, record.attempts
         if task.counted_as is not None or len(tries) > 1 or not rows.is_plain(spec):
@@ -157,7 +160,11 @@ class RowChanges:
     def _add_state_update(
         self, task: ProjectedTask, record: TaskRecord, spec: TaskSpec
     ) -> bool:
-        """Note where the only attempt of a stored task stands; False: it isn't so."""
+        """Collect the state of a stored plain task with one attempt.
+
+        Returns:
+            False if the task is not of this kind. Nothing was collected then.
+        """
         if (
             len(record.attempts) != 1
             or task.stored_optional != rows.NO_OPTIONAL_COLUMNS
@@ -186,12 +193,12 @@ class RowChanges:
         record: TaskRecord,
         spec: TaskSpec,
         place: tuple[int, NodeId | None, bool],
-        rare: rows.OptionalColumns,
+        optional: rows.OptionalColumns,
     ) -> None:
         assert task.submission_times is not None
         number = rows.sequence_of(record.id)
         state, node, is_live = place
-        by, *flags, notify = rare
+        by, *flags, notify = optional
         self.inserts.append(
             (
                 *(task.key, record.id, number, state, node, by, is_live),
@@ -206,14 +213,14 @@ class RowChanges:
         record: TaskRecord,
         spec: TaskSpec,
         place: tuple[int, NodeId | None, bool],
-        rare: rows.OptionalColumns,
+        optional: rows.OptionalColumns,
     ) -> None:
         state, node, is_live = place
         tries, changed, key = len(record.attempts), task.changed_hlc, task.key
-        if rare == task.stored_optional:
+        if optional == task.stored_optional:
             self.state_updates.append((state, node, is_live, tries, changed, key))
         else:
-            by, *flags, notify = rare
+            by, *flags, notify = optional
             self.updates.append(
                 (state, node, by, is_live, tries, *flags, changed, notify, key)
             )
@@ -226,7 +233,7 @@ class RowChanges:
     def add_member(
         self, task: ProjectedTask, array: ProjectedTask, members: ArrayMembers
     ) -> None:
-        """Note what is new of a member, in its row and in the counts of its array."""
+        """Collect the changes of a member: its row, and the counts of its array."""
         record = task.record
         assert record is not None
         assert array.record is not None
@@ -237,7 +244,7 @@ class RowChanges:
         node = rows.counted_node(shown, state)
         is_live = rows.is_live(record)
         by, tries = record.cancelled_by, len(record.attempts)
-        ready = (False, False)  # A member is what its array is.
+        ready = (False, False)  # Dependencies belong to the array.
         row = (number, node, by, is_live, tries, *ready, task.changed_hlc, None)
         if task.counted_as is None:
             head = (task.key, record.id, None)
@@ -264,7 +271,7 @@ class RowChanges:
         record: TaskRecord,
         spec: TaskSpec,
     ) -> None:
-        """Note the counts of an array, and of its members without a row."""
+        """Collect the counts of an array, and of its members without a row."""
         assert task.key is not None
         self.array_upserts.append(members.array_row(task.key))
         if members.counted_without_row is not None:

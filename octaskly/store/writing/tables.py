@@ -1,8 +1,8 @@
-"""Joins what arrives into the tables, inside the writer's transaction.
+"""Merge of log entries and snapshot rows into the tables.
 
-Each commit's facts are grouped by task: the records concerned are read once, folded
-by `core.merge`, and written once. The writer is the only one that writes, so what it
-wrote lately need not be read again.
+The facts of a commit are grouped by task. Each task is read once, merged with
+`core.log.merge`, and written once. All of this runs in the writer's transaction. Only
+the writer changes the file, so it caches the tasks that it wrote recently.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from octaskly.store.writing.projection import (
 )
 from octaskly.store.writing.row_changes import RowChanges
 
-CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
+CACHED_TASKS: Final = 10_000  #: number of unfinished tasks in the cache
 
 
 class TableWriter:
@@ -54,13 +54,11 @@ class TableWriter:
         self._projection = Projection(connection, self._pending_entries)
         self._purger = purge.Purger(connection)
         self._dependencies = DependencyIndex(connection)
-        self.notification_count = (
-            0  #: so far; a transaction that failed may have added some
-        )
+        self.notification_count = 0  #: includes those of failed transactions
         self._read_numbers()
 
     def reload(self) -> None:
-        """Start from what the file says: the transaction was rolled back."""
+        """Read the state from the file, after a rollback."""
         self._cache.clear()
         self._pending_entries.refresh()
         self._projection.reset()
@@ -70,20 +68,20 @@ class TableWriter:
 
     @property
     def is_purged(self) -> bool:
-        """Whether nothing is left to purge."""
+        """Return True if no void row is left."""
         return self._purger.is_done
 
     def purge_some(self) -> None:
-        """Delete some rows that are void, in a transaction that the caller began."""
+        """Delete some void rows, in a transaction of the caller."""
         self._purger.delete_some()
 
     def append_entries(self, items: Sequence[Append]) -> None:
-        """Add entries to the log and join them; those already held are skipped.
+        """Add entries to the log and merge them, except those that are already held.
 
-        The caller has begun a transaction, and calls `reload` if it fails.
+        The caller must open a transaction, and call `reload` if it fails.
         """
         for item in items:
-            if item.epochs:  # As once in a reign.
+            if item.epochs:  # Once per epoch.
                 self._add_streams(item.epochs)
         entries = self._select_new_entries(items)
         some: list[tuple[Entry, TaskFact]] = []
@@ -102,12 +100,12 @@ class TableWriter:
         self._advance_vector(entries)
 
     def merge_rows(self, item: MergeRows) -> None:
-        """Join rows of a peer, and at the end its vector; a transaction has begun."""
+        """Merge rows of a peer, and its vector with the last ones, in a transaction."""
         plain = [
             row
-            for told in item.rows
-            if told.record.spec is not None and split_member_id(told.record.id) is None
-            if (row := self._live_part_of(told)) is not None
+            for sent in item.rows
+            if sent.record.spec is not None and split_member_id(sent.record.id) is None
+            if (row := self._live_part_of(sent)) is not None
         ]
         members = [
             row for row in item.rows if split_member_id(row.record.id) is not None
@@ -120,20 +118,20 @@ class TableWriter:
             self._finish_merge(item)
 
     def _merge_some_rows(self, item: MergeRows, some: Sequence[TaskRow]) -> None:
-        """Join rows of tasks, or those of members, whose arrays are here by then."""
+        """Merge rows of tasks, or of members whose arrays are already merged."""
         floors = {mark.stream: mark.seq for mark in item.head.floor.stream_floors}
         touched = self._fetch_tasks(dict.fromkeys(row.record.id for row in some))
         for row in some:
             task_id = row.record.id
             task = touched[task_id]
             if task.is_superseded_by(row, floors):
-                # An id that is used again: the peer has forgotten what we show.
+                # The id was reused: the peer has purged the task that we still have.
                 if task.key is None:
-                    continue  # Or it is told twice in one part: none of ours would.
+                    continue  # The part has the id twice, as no correct node sends.
                 purge.delete_tasks(self._db, [task.key])
                 task = touched[task_id] = ProjectedTask()
                 task.pending = list(self._pending_entries.read_entries_about([task_id]))
-            # What is void to the peer is not in the row either.
+            # Entries below the floor of the peer are not in its row either.
             known = task.pending or ()
             task.pending = [e for e in known if e.seq > floors.get(e.stream, 0)]
             if task.array is None or task.spec is not None:
@@ -143,7 +141,7 @@ class TableWriter:
         self._update_cache(touched)
 
     def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
-        """Note who writes a stream."""
+        """Add a stream, with the epoch in which it is written."""
         self._add_streams([(stream, epoch)])
 
     def _read_numbers(self) -> None:
@@ -187,7 +185,7 @@ class TableWriter:
         return fresh
 
     def _append_task_entries(self, some: Sequence[tuple[Entry, TaskFact]]) -> None:
-        """Add entries between two floors; there may be none."""
+        """Append entries of tasks to the log and merge them; there may be none."""
         touched = self._fetch_tasks([fact.task for _, fact in some])
         log = [
             self._apply_entry(touched[fact.task], entry, fact) for entry, fact in some
@@ -199,7 +197,7 @@ class TableWriter:
         self._update_cache(touched)
 
     def _apply_new_arrays(self, touched: dict[TaskId, ProjectedTask]) -> None:
-        """Let what was said of members count whose array has come with this commit."""
+        """Apply pending entries of members whose array is in this commit."""
         parents: dict[TaskId, TaskId] = {}
         for task_id, task in touched.items() if self._pending_entries.has_any else ():
             if task.key is None and task.spec is not None and task.spec.array:
@@ -229,25 +227,26 @@ class TableWriter:
         for stream, seq in floor.ends:
             self._floors[stream] = max(self._floors.get(stream, 0), seq)
             self._last_seqs[stream] = max(self._last_seqs.get(stream, 0), seq)
-        self._cache.clear()  # It may hold what is void now.
+        self._cache.clear()  # It may hold tasks that are void now.
         self._purger.restart()
 
     def _is_void(self, birth: SubmissionTimes, changed_hlc: int) -> bool:
-        """Whether the task is void, and waits for its deletion."""
+        """Return True if the task is void, so it will be purged."""
         is_below = 0 < birth.seq <= self._floors.get(birth.stream, 0)
         return is_below and changed_hlc <= self._horizon
 
     def _live_part_of(self, row: TaskRow) -> TaskRow | None:
-        """Return a row; of a void one what it adds to a task that lives on here.
+        """Return a row, or None if it is void and no live task here has its id.
 
-        Its entries would add it, too: some of them may lie beyond the floor.
+        A void row is merged into a live task, because its entries would be as well:
+        some of them may be above the floor.
         """
         if not self._is_void(row.submission_times, row.last_change_hlc):
             return row
         assert row.record.spec is not None
         found = self._db.execute(
-            "SELECT last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq FROM tasks"
-            " WHERE id = ? AND ord = ?",
+            "SELECT last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream,"
+            " seq FROM tasks WHERE id = ? AND ord = ?",
             (row.record.id, row.record.spec.ord),
         ).fetchone()
         if found is None or self._is_void(
@@ -257,7 +256,7 @@ class TableWriter:
         return replace(row, submission_times=birth)
 
     def _finish_merge(self, item: MergeRows) -> None:
-        """Hold all that the rows stand for, without the entries."""
+        """Count all entries that the rows cover as held."""
         head = item.head
         self._add_streams(head.epochs)
         ahead = [
@@ -273,9 +272,9 @@ class TableWriter:
         self._raise_floor(head.floor)
 
     def _fetch_tasks(self, ids: Iterable[TaskId]) -> dict[TaskId, ProjectedTask]:
-        """Return what is known of these tasks, in their order: keys follow it.
+        """Return the tasks with these ids, in order: new keys follow this order.
 
-        With members of an array comes the array, which counts them.
+        The arrays of members are included, because they count their members.
         """
         plain = dict.fromkeys(ids)
         parents: dict[TaskId, TaskId] = {}
@@ -292,7 +291,7 @@ class TableWriter:
     def _fetch_members(
         self, parents: Mapping[TaskId, TaskId], tasks: Mapping[TaskId, ProjectedTask]
     ) -> dict[TaskId, ProjectedTask]:
-        """Return what is known of members whose arrays are in `tasks`."""
+        """Return members whose arrays are in `tasks`."""
         members = self._fetch_rows(parents)
         for task_id, task in members.items():
             task.array = tasks[parents[task_id]]
@@ -316,7 +315,7 @@ class TableWriter:
                 some,
             ).fetchall()
             if not found:
-                continue  # Most are new.
+                continue  # Most tasks are new.
             void = [
                 row[0]
                 for row in found
@@ -326,16 +325,16 @@ class TableWriter:
             found = [row for row in found if row[0] not in void]
             tasks.update(tasks_from(self._db, found))
         if missing and self._pending_entries.has_any:
-            for early in self._pending_entries.read_entries_about(
+            for entry in self._pending_entries.read_entries_about(
                 t for t in missing if tasks[t].key is None
             ):
-                tasks[early.fact.task].add_pending(early)
+                tasks[entry.fact.task].add_pending(entry)
         return tasks
 
     def _apply_entry(
         self, task: ProjectedTask, entry: Entry, fact: TaskFact
     ) -> tuple[int, int, int, str, bytes, int | None]:
-        """Fold one entry and return its row of the log."""
+        """Apply one entry and return its row of the log."""
         bare, output = self._projection.apply_entry(task, entry, fact)
         stream, seq, hlc = entry.stream, entry.seq, entry.hlc
         packed = entry if bare is fact else Entry(stream, seq, hlc, bare)
@@ -364,7 +363,7 @@ class TableWriter:
         self._projection.write_pending(touched.values())
 
     def _assign_key(self, task: ProjectedTask, spec: TaskSpec) -> None:
-        """Give a new task its place among all, and an array room for its members."""
+        """Assign the key of a new task, and the keys of the members of an array."""
         task.key = self._next_key
         self._next_key += 1
         if spec.array is not None:
@@ -376,7 +375,7 @@ class TableWriter:
     def _fetch_cancelled_members(
         self, touched: Mapping[TaskId, ProjectedTask]
     ) -> dict[TaskId, ProjectedTask]:
-        """Return the members that waited when their array was cancelled just now."""
+        """Return the queued members of arrays that this commit cancels."""
         waiting: dict[TaskId, TaskId] = {}
         for array_id, task in touched.items():
             members, record = task.members, task.record
@@ -414,13 +413,13 @@ class TableWriter:
         changes.add_member(task, array, members)
 
     def _advance_vector(self, entries: Sequence[Entry]) -> None:
-        """Move the vector forward."""
+        """Write the new vector."""
         moved = "UPDATE streams SET last_seq = ? WHERE stream = ?"
         for stream in {entry.stream for entry in entries}:
             self._db.execute(moved, (self._last_seqs[stream], stream))
 
     def _update_cache(self, touched: dict[TaskId, ProjectedTask]) -> None:
-        """Keep unfinished tasks at hand."""
+        """Cache unfinished tasks."""
         cache = self._cache
         for task_id, task in touched.items():
             if task.key is not None and not task.is_final:

@@ -1,11 +1,15 @@
-"""The one thread that writes: everything that waits goes into one commit.
+"""The writer thread: group commit of all queued items, with retries.
 
-The first write after a pause is committed at once. Only while writes arrive faster
-than they are committed does the thread wait a little, so that a commit carries more.
-Facts for which nobody waits (an attempt was assigned) may wait a little for company,
-and do not wake the thread: a short task then costs two commits instead of three, and
-the thread does not ask for Python's lock while its attempt is being started.
-A write that fails is kept and tried again, and acknowledged once it is durable.
+The first write after a pause is committed at once. While writes arrive faster than
+commits finish, the thread waits up to a few milliseconds, so that a commit holds more
+of them.
+
+Facts without a waiting caller (an attempt was assigned) do not wake the thread. They
+are committed with the next urgent item, or after `DEFERRED_S_MAX`. A short task then
+costs two commits instead of three, and the thread does not take Python's global
+lock while the attempt starts.
+
+A failed write is retried until it is durable, and acknowledged only then.
 """
 
 from __future__ import annotations
@@ -40,18 +44,14 @@ from octaskly.store.writing.commit_queue import (
 )
 from octaskly.store.writing.tables import TableWriter
 
-BUSY_ITEMS: Final = 2  #: urgent items that came during a commit: more will follow
-COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
-COALESCE_WAITS_MAX: Final = 5  #: so many times at most, and only while more does come
-COALESCE_ENTRIES: Final = 256  #: so many end that wait
-DEFERRED_S_MAX: Final = 0.005  #: facts that nobody waits for are hurried after so long
-PURGE_ENTRIES_PER_STEP: Final = (
-    128  #: for so many that were added, one step of the purge,
-)
-PURGE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
-SPARE_PAGES_CHECK_S: Final = (
-    1.0  #: between two looks for spare pages, unless many were deleted
-)
+BUSY_ITEMS: Final = 2  #: with so many urgent items after a commit, expect more
+COALESCE_S: Final = 0.001  #: length of one wait for more items while busy
+COALESCE_WAITS_MAX: Final = 5  #: number of such waits, while more items arrive
+COALESCE_ENTRIES: Final = 256  #: number of entries that ends the wait
+DEFERRED_S_MAX: Final = 0.005  #: time until items are committed that are not urgent
+PURGE_ENTRIES_PER_STEP: Final = 128  #: one purge step per so many added entries
+PURGE_STEPS_MAX: Final = 16  #: purge steps after a commit; writes wait for them
+SPARE_PAGES_CHECK_S: Final = 1.0  #: time between checks for spare pages without a purge
 RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 2.0
 COMMIT_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
@@ -81,18 +81,18 @@ class Writer:
         self._file = DatabaseFile(path)
         self._changed = threading.Condition()
         self._queue = CommitQueue()
-        self._is_deferral_scheduled = False  #: `_hurry` will be called
-        self._is_deferral_over = False  #: what waits goes into a commit, urgent or not
-        self._wake_entries = _NEVER  #: wake the thread at so many entries
-        self._next_spare_check_s = 0.0  #: when to look for spare pages
+        self._is_deferral_scheduled = False  #: `_commit_deferred` will be called
+        self._is_deferral_over = False  #: commit all items, urgent or not
+        self._wake_entries = _NEVER  #: number of entries that wakes the thread
+        self._next_spare_check_s = 0.0  #: monotonic time of the next check
         self._is_closing = False
         self._has_purged = asyncio.Event()
         self._failure: str | None = None
         self._clock = clock
         self.commit_s = Histogram(COMMIT_BOUNDS_S)
-        self.committed_entries = 0  #: entries
-        self.notification_count = 0  #: that were committed, at least
-        self.has_stopped = False  #: for good, by an error that trying again cannot mend
+        self.committed_entries = 0
+        self.notification_count = 0  #: grows with each pending notification
+        self.has_stopped = False  #: for good, after an error that a retry cannot fix
         self._thread = threading.Thread(
             target=self._run, name="octaskly-writer", daemon=True
         )
@@ -100,7 +100,7 @@ class Writer:
 
     @property
     def write_failure(self) -> str | None:
-        """Why nothing is written at the moment, None while all is well."""
+        """The reason why writes fail now, or None while they succeed."""
         if self._failure is None:
             try:
                 self._file.require_present()
@@ -114,7 +114,7 @@ class Writer:
         return self._queue.entries
 
     def queue_item(self, item: QueueItem) -> None:
-        """Queue one item; returns at once."""
+        """Queue one item without blocking."""
         with self._changed:
             self._queue.add_item(item)
             if self._queue.urgent_items:
@@ -127,7 +127,7 @@ class Writer:
         self._loop.call_later(DEFERRED_S_MAX, self._commit_deferred)
 
     def _commit_deferred(self) -> None:
-        """Commit what waits now, though nobody waits for it."""
+        """Have the thread commit the items that are not urgent."""
         with self._changed:
             self._is_deferral_scheduled = False
             self._is_deferral_over = bool(self._queue.items)
@@ -135,10 +135,10 @@ class Writer:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Commit what waits, move the log into the file, and end.
+        """Commit queued items, checkpoint the write-ahead log, and stop the thread.
 
         Raises:
-            StoreError: something could not be written; it was never acknowledged.
+            StoreError: Some items could not be written. They were never acknowledged.
         """
         with self._changed:
             self._is_closing = True
@@ -146,7 +146,7 @@ class Writer:
         self._thread.join()
         self._db.close()
         if self._failure is not None:
-            raise StoreError(f"closed without the last writes: {self._failure}")
+            raise StoreError(f"the last writes were not saved: {self._failure}")
 
     def _run(self) -> None:
         try:
@@ -156,7 +156,7 @@ class Writer:
                 added = sum(map(count_entries, batch))
                 self.committed_entries += added
                 self._purge_in_proportion(added)
-            with suppress(sqlite3.Error):  # Not needed: all is in the log.
+            with suppress(sqlite3.Error):  # Optional: the write-ahead log is durable.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
             self._failure = f"{self._path}: the writer stopped: {error!r}"
@@ -164,7 +164,7 @@ class Writer:
             raise
 
     def _next_batch(self) -> list[QueueItem]:
-        """Wait for items and return those of the next commit; none: close."""
+        """Wait for items and return the next batch; it is empty after `close`."""
         while not (self._queue.items or self._is_closing) and (
             self._wal_preallocation.extend_wal()
             or self._purge_once()
@@ -181,7 +181,7 @@ class Writer:
             return batch
 
     def _coalesce(self) -> None:
-        """Let more arrive, as long as it does: clients that wait for us send none."""
+        """Wait for more items while they arrive; blocked clients send none."""
         for _ in range(COALESCE_WAITS_MAX):
             before = self._queue.entries
             self._wait(COALESCE_ENTRIES, COALESCE_S)
@@ -201,7 +201,7 @@ class Writer:
         self._wake_entries = _NEVER
 
     def _commit_with_retry(self, batch: Sequence[QueueItem]) -> bool:
-        """Commit a batch, however long that takes; False: gave up at the end."""
+        """Commit a batch, with retries. Return False if `close` ended the retries."""
         delay_s = RETRY_S
         while True:
             is_last = self._is_closing
@@ -215,44 +215,44 @@ class Writer:
             delay_s = min(2 * delay_s, RETRY_S_MAX)
 
     def _report_commit(self, number: int | None) -> None:
-        """Have the event loop hear what is durable; it takes a moment to wake."""
+        """Report the durable number on the event loop."""
         if number is not None:
-            with suppress(RuntimeError):  # The loop has ended before the store.
+            with suppress(RuntimeError):  # The loop was closed before the store.
                 self._loop.call_soon_threadsafe(self._on_commit, number)
 
     async def wait_until_purged(self) -> None:
-        """Wait until nothing void is left, as of some commit."""
+        """Wait until no void row is left, as of some commit."""
         while not self._tables.is_purged:
             self._has_purged.clear()
             await self._has_purged.wait()
 
     def _purge_in_proportion(self, added: int) -> None:
-        """Purge a little, and more where much was added: what is void never piles up.
+        """Purge in proportion to the entries added, so that void rows never pile up.
 
-        That is about twice what it takes to delete as much, so it catches up.
+        The proportion deletes about twice as many entries as were added.
         """
         for _ in range(min(1 + added // PURGE_ENTRIES_PER_STEP, PURGE_STEPS_MAX)):
             if not self._purge_once():
                 break
 
     def _purge_once(self) -> bool:
-        """Purge a little in a commit of its own; return whether there is more to do."""
+        """Run one purge step in its own commit. Return True if more is left."""
         if self._failure is not None or self._tables.is_purged:
             return False
         try:
             self._run_transaction(self._tables.purge_some)
         except (sqlite3.Error, OSError):
             self._tables.reload()
-            return False  # It is tried again behind the next commit.
+            return False  # The next commit is followed by a retry.
         self._next_spare_check_s = 0.0
         is_over = bool(self._tables.is_purged)
         if is_over:
-            with suppress(RuntimeError):  # The loop has ended before the store.
+            with suppress(RuntimeError):  # The loop was closed before the store.
                 self._loop.call_soon_threadsafe(self._has_purged.set)
         return not is_over
 
     def _shrink_file(self) -> bool:
-        """Give some of the file back; return whether there is more to give."""
+        """Free some pages of the file. Return True if more may be left."""
         now_s = self._clock.now().mono_s
         if self._failure is not None or now_s < self._next_spare_check_s:
             return False
@@ -262,11 +262,11 @@ class Writer:
                 return False
             self._run_transaction(lambda: vacuum_some_pages(self._db))
         except (sqlite3.Error, OSError):
-            return False  # It is tried again behind the next commit.
+            return False  # The next commit is followed by a retry.
         return True
 
     def _try_commit(self, batch: Sequence[QueueItem]) -> bool:
-        """Commit a batch; False: it failed, and `write_failure` says why."""
+        """Commit a batch. Return False on failure, and set `write_failure`."""
         try:
             self._commit(batch)
         except sqlite3.Error as error:
@@ -297,12 +297,12 @@ class Writer:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        # A file that was deleted under us still takes writes, but keeps none.
+        # Writes to a deleted file succeed, but are lost.
         self._file.require_present()
 
     def _write_batch(self, batch: Sequence[QueueItem]) -> None:
         appends = [item for item in batch if isinstance(item, Append)]
-        if len(appends) == len(batch):  # As of a dispatcher, mostly.
+        if len(appends) == len(batch):  # The usual batch of a dispatcher.
             self._tables.append_entries(appends)
             return
         saves = [item for item in batch if isinstance(item, Save)]
