@@ -1,7 +1,7 @@
-"""The seams of the agent: what it needs from its parts, and what the API needs of it.
+"""Interfaces between the agent, its components and the API.
 
-The parts never know each other; they meet in `octaskly.agent`, through these
-protocols. Fakes for tests pass the same contract suites as the real parts.
+Components do not import each other. `octaskly.agent` connects them through these
+protocols. Test fakes pass the same contract suites as the real components.
 """
 
 from __future__ import annotations
@@ -82,4 +82,4 @@ __all__ = [
 ]
 
 HelloSource = Callable[[], Hello]
-"""Returns what this node says of itself at this moment."""
+"""Returns the current `Hello` of this node."""

@@ -1,4 +1,4 @@
-"""The seam between the API and what lets machines into a mesh."""
+"""Interface for joining and leaving a mesh: invites, join requests, membership."""
 
 from __future__ import annotations
 
@@ -11,69 +11,70 @@ from octaskly.ports.tokens import Principal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinStatus:
-    """Where a node stands: what it belongs to, and what it would leave behind."""
+    """The mesh of a node, with the members and tasks that it would leave behind."""
 
     name: str
     node_id: str
-    node_key: bytes  #: its public key
-    mesh: str | None  #: None: it is in none yet
-    interfaces: tuple[str, ...]  #: that it was told to use; empty: the usual ones
-    members: tuple[str, ...] = ()  #: names of the others
-    tasks: int = 0  #: in its log
+    node_key: bytes  #: public key of the node
+    mesh: str | None  #: None: the node is in no mesh
+    interfaces: tuple[str, ...]  #: from the settings; empty: the default ones
+    members: tuple[str, ...] = ()  #: names of the other members
+    tasks: int = 0  #: number of tasks in its log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedInvite:
-    """One machine may come in, once, soon."""
+    """An invite that admits one machine, once, before it expires."""
 
     code: str = field(repr=False)
     expires_ms: int  #: wall clock
-    endpoints: tuple[str, ...]  #: where it is answered, as `HOST:PORT`
+    endpoints: tuple[str, ...]  #: addresses that accept the code, as `HOST:PORT`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingMachine:
-    """A machine that waits to be let in; nothing of it is proven but the words."""
+    """A machine that asks to join. Only its fingerprint is proven."""
 
     name: str
     node_id: str
-    fingerprint: str  #: three words, which it shows too if nobody is in the middle
+    fingerprint: str
+    """Three words. The machine shows the same ones unless the path is attacked."""
     address: str
 
 
 class JoinService(Protocol):
-    """How a node lets machines in, and gets into a mesh itself."""
+    """Admits machines to the mesh of this node, and lets the node join or leave."""
 
     async def join_status(self) -> JoinStatus:
-        """Return where this node stands."""
+        """Return the mesh of this node and its contents."""
 
     async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
         """Open an invite.
 
         Raises:
-            TooManyInvites: as many are open as may be.
-            ConfigError: no port is free.
+            TooManyInvites: The number of open invites is at its limit.
+            ConfigError: No port is free.
         """
 
     async def list_join_requests(self) -> Sequence[WaitingMachine]:
-        """Look for machines that want in, and return those that wait."""
+        """Search for machines that ask to join, and return them."""
 
     async def approve_join(
         self, name: str, words: str, *, principal: Principal
     ) -> WaitingMachine:
-        """Let a machine in that waits, is called so and shows these words.
+        """Admit the machine with this name and fingerprint.
 
         Raises:
-            NoSuchRequest: there is none.
+            JoinRequestNotFound: No such machine asks to join.
         """
 
     async def refuse_join(
         self, name: str, words: str, *, principal: Principal
     ) -> WaitingMachine:
-        """Send a machine away that waits, is called so and shows these words.
+        """Refuse the machine with this name and fingerprint.
 
         Raises:
-            NoSuchRequest: there is none.
+            JoinRequestNotFound: No such machine asks to join.
         """
 
     async def join_mesh(
@@ -84,27 +85,27 @@ class JoinService(Protocol):
         force: bool,
         principal: Principal,
     ) -> None:
-        """Become a member of the mesh with this keyring, and leave any other.
+        """Join the mesh with this keyring, and leave any other mesh.
 
         Args:
-            secret_text: Lines of its secret file.
-            seeds: Where a member may be dialled.
-            force: Leave members and tasks behind.
-            principal: Who wants it.
+            secret_text: The lines of the secret file of the new mesh.
+            seeds: Addresses of members.
+            force: Join even if members and tasks are left behind.
+            principal: The subject of the request.
 
         Raises:
-            WouldLeave: there are members or tasks, and `force` is not set.
-            ConfigError: the keyring, a seed or the secret file is unusable.
+            MeshNotEmpty: This mesh has other members or tasks, and `force` is false.
+            ConfigError: The keyring, a seed or the secret file is unusable.
         """
 
     async def leave_mesh(self, *, force: bool, principal: Principal) -> None:
-        """Leave the mesh for good: end what runs, stop, and forget all of it.
+        """Leave the mesh: end running tasks, stop the agent, and delete its state.
 
         Args:
-            force: Although tasks may be lost.
-            principal: Who wants it.
+            force: Leave even if tasks may be lost.
+            principal: The subject of the request.
 
         Raises:
-            OnlyCopy: tasks may be lost, and `force` is not set.
-            ConfigError: this node cannot forget its secret.
+            OnlyCopy: Tasks may be lost, and `force` is false.
+            ConfigError: The secret of this node cannot be deleted.
         """

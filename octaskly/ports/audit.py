@@ -1,4 +1,4 @@
-"""Who did what, from where, and with what answer."""
+"""Audit log: requests with their subject, source and status."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from octaskly.core.model.ids import NodeId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One request that changed something, or was refused; or several that are alike."""
+    """One request that changed something or was refused, or several equal ones."""
 
-    id: str  #: unique in the mesh, so that it may be handed over twice
+    id: str  #: unique in the mesh, so that a repeated delivery is harmless
     at_ms: int  #: wall clock of the node that decided
-    subject: str | None  #: None: nobody was known
+    subject: str | None  #: None: unauthenticated
     role: str | None
-    action: str  #: method and path of the route, or a word for what is no request
+    action: str  #: method and path of the route, or a word for other actions
     target: str | None  #: the task, node or token that the path names
     source: str  #: an address, or `uid N` on the local socket
     received_by: NodeId  #: the node that the client asked
     decided_by: NodeId  #: the node that carried it out or refused it
-    status: int  #: of the answer
-    tasks: tuple[str, ...] = ()  #: the first of those that came of it
+    status: int  #: HTTP status of the reply
+    tasks: tuple[str, ...] = ()  #: the first tasks that the request created
     task_count: int = 0
-    count: int = 1  #: of requests
-    last_ms: int | None = None  #: when the last one was, of several
+    count: int = 1  #: number of requests
+    last_ms: int | None = None  #: time of the last of several requests
 
     @property
     def is_unauthenticated(self) -> bool:
-        """Whether nobody showed who asks; what is counted as one still has a role."""
+        """Return True if the request had no credentials.
+
+        A summary of several requests has no subject, but a role.
+        """
         return self.subject is None and self.role is None
 
 
@@ -39,29 +42,29 @@ class AuditPage:
     """A part of the audit log, oldest first."""
 
     entries: tuple[AuditEntry, ...]
-    cursor: str | None  #: behind the last one; None where the page is empty
+    cursor: str | None  #: position after the last entry; None if the page is empty
 
 
 class AuditLog(Protocol):
-    """The log of deeds; it only grows, until they are too old or too many."""
+    """The audit log. Only old or surplus entries are deleted."""
 
     async def record_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Write deeds, and return when they are safe.
+        """Write entries, and return when they are durable.
 
         Raises:
-            NotDispatcher: another node is dispatcher; nothing was written.
-            NotDurable: one copy is too few.
+            NotDispatcher: Another node is dispatcher. Nothing was written.
+            NotDurable: Two copies are needed, and no standby acknowledges.
         """
 
     async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        """Return of those that were met as new ones when that was, in wall-clock ms."""
+        """Return the wall-clock time, in ms, when nodes joined, if it was recorded."""
 
     async def read_page(
         self, *, since_ms: int | None, after: str | None, limit: int
     ) -> AuditPage:
-        """Read deeds since a time, or behind a cursor; by default the latest.
+        """Read entries since a time or after a cursor; by default the latest ones.
 
         Raises:
-            ValueError: `after` is no cursor.
-            NotDispatcher: another node is dispatcher.
+            ValueError: `after` is not a cursor.
+            NotDispatcher: Another node is dispatcher.
         """

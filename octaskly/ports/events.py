@@ -1,4 +1,4 @@
-"""What happens in the mesh, from the log of the past to those who listen."""
+"""Interfaces for the change feed: log reader, event source and subscriptions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.tasks import Attempt
 
 EndedMember = tuple[int, TaskRecord]
-"""A member of an array that has ended: its place, and what is known but its envelope.
-"""
+"""Position and record of an ended member of an array. The record has no envelope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,70 +22,67 @@ class AttemptWithTask:
 
     record: TaskRecord
     attempt: Attempt
-    assigned_ms: int | None = None  #: of one that runs; its worker tells of its start
+    assigned_ms: int | None = None  #: for a running attempt: when it was assigned
 
 
 @dataclass(frozen=True, slots=True)
 class RecentAttempts:
-    """What runs, and what ended of late."""
+    """Running attempts, and those that ended recently."""
 
-    running: tuple[AttemptWithTask, ...]  #: the oldest tasks first
-    ended: tuple[AttemptWithTask, ...]  #: the latest first
+    running: tuple[AttemptWithTask, ...]  #: oldest task first
+    ended: tuple[AttemptWithTask, ...]  #: latest end first
     is_truncated: bool  #: more may have ended in that time
 
 
 class LogReader(Protocol):
-    """The log in the order of timestamps."""
+    """Reads the log in timestamp order."""
 
     async def stream_extents_at(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
-        """Return how far each stream goes at that time: latest timestamp, streams."""
+        """Read the latest timestamp up to `hlc`, and the end of each stream then."""
 
     async def read_feed_page(
         self, vector: Mapping[StreamId, int], limit: int
     ) -> FeedPage:
-        """Read entries beyond `vector` across streams, in the order of timestamps."""
+        """Read entries beyond `vector` from all streams, in timestamp order."""
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read attempts that run, and those that ended since; so many of each."""
+        """Read up to `limit` running attempts, and up to `limit` ended ones."""
 
     async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
-        """Read members that have ended, from a place to another, with outputs.
-
-        In order; the members at both ends are included.
-        """
+        """Read ended members at positions `first` to `last`, in order, with outputs."""
 
 
 class EventSubscription(Protocol):
-    """One reader of what happens."""
+    """One subscription to the change feed."""
 
     async def next_items(self) -> Sequence[FeedItem]:
-        """Wait for news; raise NotDispatcher if this reader is too slow for them."""
+        """Wait for the next items; raise NotDispatcher if this reader is too slow."""
 
 
 class EventSource(Protocol):
-    """An agent that tells what happens."""
+    """The change feed of an agent."""
 
     def subscribe(
         self, after: FeedPosition | None
     ) -> AbstractAsyncContextManager[EventSubscription]:
-        """Hear what happens to tasks and nodes, from a place in the log or from now on.
+        """Subscribe to changes of tasks and nodes, after a position or from now on.
 
-        First comes how each node is now.
+        The first items are the current states of all nodes.
 
         Raises:
-            NotDispatcher: another node is dispatcher.
+            NotDispatcher: Another node is dispatcher.
         """
 
     async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
-        """Read members that have ended; see `LogReader`."""
+        """Read ended members; see `LogReader`."""
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read attempts that run, and those that ended since; so many of each.
+        """Read running and recently ended attempts; see `LogReader`.
 
         Raises:
-            NotDispatcher: another node is dispatcher.
+            NotDispatcher: Another node is dispatcher.
         """

@@ -1,4 +1,4 @@
-"""Files that clients leave at a node for tasks; each is known by its SHA-256."""
+"""Interface for files that clients upload for tasks, addressed by SHA-256."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from octaskly.errors import OctasklyError
 
 
 class FileQuotaExceeded(OctasklyError):
-    """What is kept may not be deleted yet, and leaves too little room."""
+    """The stored files leave too little room, and none may be deleted yet."""
 
 
 class ContentMismatch(OctasklyError):
-    """What came is not what was announced."""
+    """The content differs from the announced size or hash."""
 
 
 class FileUpload(Protocol):
-    """One file on its way in. All of it blocks."""
+    """One upload in progress. All methods block."""
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes.
+        """Append bytes.
 
         Raises:
-            WrongBytes: they are more than was announced.
-            OSError: the disk takes no more.
+            ContentMismatch: There are more bytes than announced.
+            OSError: The disk accepts no more.
         """
 
     def finish(self) -> None:
-        """Keep the file, which is whole.
+        """Store the complete file.
 
         Raises:
-            WrongBytes: it is not what it is called.
+            ContentMismatch: Its size or hash differs from the announced one.
         """
 
     def abort(self) -> None:
-        """Forget it, unless it was finished."""
+        """Delete the upload, unless it was finished."""
 
 
 class FileStore(Protocol):
     """The files of this node. All methods block; any thread may call them."""
 
     def touch_file(self, sha256: str) -> int | None:
-        """Return the size of a file, which stays for a while; None: there is none."""
+        """Return the size of a file and protect it for a while, or None."""
 
     def start_upload(self, sha256: str, size_bytes: int) -> FileUpload:
-        """Begin to take a file in.
+        """Start an upload.
 
         Raises:
-            NoRoom: there is none for it.
-            OSError: the folder cannot be used.
+            FileQuotaExceeded: There is no room for the file.
+            OSError: The folder cannot be used.
         """
 
     def release_file(self, sha256: str) -> None:
-        """Note that nobody counts on a file any more; it stays while there is room."""
+        """End the protection of a file. It stays while there is room."""
 
     def file_path(self, sha256: str) -> Path:
-        """Return where a file lies, to be read.
+        """Return the path of a file, for reading.
 
         Raises:
-            OutputNotFound: there is none.
+            OutputNotFound: There is no such file.
         """

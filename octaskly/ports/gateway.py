@@ -1,4 +1,4 @@
-"""What the API may ask of the agent it lives in, and the values that it gets."""
+"""Interface of the agent for the API, with the values that it returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from octaskly.ports.tokens import Principal, TokenRegistry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatcherView:
-    """Where the dispatcher is, seen from this node."""
+    """The dispatcher as this node sees it."""
 
     is_self: bool
     node: NodeId
@@ -38,35 +38,37 @@ class DispatcherView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLocation:
-    """Where the bytes of a declared output lie."""
+    """The node and file that hold a declared output."""
 
     node: NodeId
     task: TaskId
     attempt: AttemptId
     path: str
     size_bytes: int
-    local_path: Path | None = None  #: set when the file is on this node
-    lan_urls: tuple[str, ...] = ()  #: of the node that has it, otherwise
+    local_path: Path | None = None  #: set if the file is on this node
+    lan_urls: tuple[str, ...] = ()  #: of the node with the file, otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationState:
-    """Who reigns, and who keeps copies of what is accepted now."""
+    """The current epoch, and the standbys that hold copies of new entries."""
 
     epoch: Epoch
-    standbys: tuple[StandbyView, ...] = ()  #: the one that would succeed first
-    last_takeover: Takeover | None = None  #: the last one, if this reign came of one
-    has_rows_ahead: bool = False  #: this node still has to tell standbys of some tasks
+    standbys: tuple[StandbyView, ...] = ()  #: next dispatcher first
+    last_takeover: Takeover | None = (
+        None  #: the takeover that started this epoch, if any
+    )
+    has_rows_ahead: bool = False  #: some rows here are not in the log yet
 
     @property
     def replicas(self) -> int:
-        """How many disks will hold a task that is accepted now."""
+        """Number of disks that will hold a task accepted now."""
         return 1 + sum(standby.is_in_sync for standby in self.standbys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshStats:
-    """What `GET /api/v1/stats` shows."""
+    """The reply to `GET /api/v1/stats`."""
 
     workers_total: int
     workers_active: int
@@ -79,22 +81,22 @@ class MeshStats:
     replication: ReplicationState
     dispatching_s: float = 0.0  #: since this dispatcher began to accept tasks
     refused_counts: Mapping[str, int] = field(default_factory=dict)
-    """Messages of peers that could not be, by the code of the reason."""
+    """Number of refused messages of peers, by code of the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSample:
-    """How tasks stood at a time."""
+    """Numbers of tasks at one time."""
 
     at_ms: int  #: wall clock
     queued: int
     running: int
-    ended_per_s: float  #: since the point before
+    ended_per_s: float  #: since the previous sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Whether this node can serve."""
+    """The health of this node."""
 
     is_healthy: bool
     uptime_s: float
@@ -102,10 +104,10 @@ class Health:
 
 
 class Gateway(OutputSource, EventSource, Protocol):
-    """What the API may ask of the agent it lives in.
+    """The agent, as the API uses it.
 
-    Calls that need the dispatcher raise NotDispatcher when this node stops being it;
-    the API then forwards or answers 503.
+    Calls that need the dispatcher raise NotDispatcher if this node has stepped down.
+    The API then forwards the request or replies with 503.
     """
 
     @property
@@ -114,16 +116,16 @@ class Gateway(OutputSource, EventSource, Protocol):
 
     @property
     def node_id(self) -> NodeId:
-        """This node."""
+        """Id of this node."""
 
     def dispatcher(self) -> DispatcherView | None:
-        """Return the dispatcher, or None while none is known or it is not ready."""
+        """Return the dispatcher, or None while it is unknown or not ready."""
 
     async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
-        """Wait until `dispatcher()` is not None, at most so long.
+        """Wait up to `timeout_s` seconds until `dispatcher()` is not None.
 
         Raises:
-            LeftBehind: there is none, and this node is in the mesh no more.
+            NotAMember: There is no dispatcher, and this node has left the mesh.
         """
 
     async def submit_tasks(
@@ -134,39 +136,38 @@ class Gateway(OutputSource, EventSource, Protocol):
         idempotency_key: str | None = None,
         is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
-        """Accept all tasks durably, or none; return them and the replica count.
+        """Accept all tasks durably, or none. Return them and the replica count.
 
-        With `is_strict`, one copy is too few.
+        With `is_strict`, at least two disks must hold the tasks.
 
         Raises:
-            NotDispatcher: another node is dispatcher.
-            NotDurable: one copy is too few, and no standby acknowledges.
-            ParentNotFound, CyclicTasks: what it shall come after does not exist, or
-                waits for it.
-            TaskExists: an id that a client chose is taken, or the key was used for
+            NotDispatcher: Another node is dispatcher.
+            NotDurable: Two copies are needed, and no standby acknowledges.
+            ParentNotFound, CyclicTasks: A dependency does not exist, or is circular.
+            TaskExists: A chosen id is taken, or the idempotency key was used for
                 another body.
-            StoreFull: the disk has no room.
-            QueueFull: as many tasks wait as may.
-            NoNodeFits: no node could ever run one that shall fail fast.
+            StoreFull: The disk is full.
+            QueueFull: The queue has reached its limit.
+            NoNodeFits: A task must fail fast, and no node can ever run it.
         """
 
     async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
-        """Return ids for tasks that may be submitted, with numbers of their own."""
+        """Return new ids with unique sequence numbers for a later submission."""
 
     async def find_task(self, ref: str) -> TaskRecord:
-        """Return one task with outputs; `task-<sequence>` alone is understood.
+        """Return one task with outputs. `ref` may be just `task-<sequence>`.
 
         Raises:
-            TaskNotFound: no such task.
-            CatchingUp: it is unknown here, but another node may know it.
-            TaskAmbiguous: the sequence fits several.
+            TaskNotFound: There is no such task.
+            CatchingUp: The task is unknown here, but another node may have it.
+            TaskAmbiguous: Several tasks have this sequence number.
         """
 
     def at_hand(self, ref: str) -> TaskRecord | None:
-        """Return a task that has ended, where that is known without a look."""
+        """Return an ended task from the cache, or None without reading the store."""
 
     async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
-        """As `find_task`, but return only when it is final or the time is over."""
+        """Do as `find_task`, but return once the task is final or the time is over."""
 
     async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         """Return one page of tasks."""
@@ -177,87 +178,89 @@ class Gateway(OutputSource, EventSource, Protocol):
         """Cancel a task.
 
         Raises:
-            TaskNotFound: none such, or it is completed or failed.
-            TaskNotCancellable: it runs, and `force` is false.
-            PermissionDenied: it is somebody else's.
+            TaskNotFound: There is no such task, or it is completed or failed.
+            TaskNotCancellable: The task runs, and `force` is false.
+            PermissionDenied: The task belongs to another subject.
         """
 
     async def retry_task(
         self, ref: str, *, principal: Principal
     ) -> tuple[TaskRecord, int]:
-        """Accept a task that repeats an ended one; return it and the replica count.
+        """Accept a new task that repeats an ended one. Return it and the replica count.
 
-        Who repeats a task twice gets the same task again.
+        A second retry of the same task returns the same new task.
 
         Raises:
-            TaskNotEnded: it is queued or runs.
-            NothingToRepeat: it is an array without failed members, or too many.
-            TaskNotFound, TaskAmbiguous, CatchingUp: as `find_task`.
-            NotDispatcher, NotDurable, StoreFull: as `submit_tasks`.
+            TaskNotEnded: The task is queued or runs.
+            NothingToRetry: The task is an array with no failed member, or too many.
+            TaskNotFound, TaskAmbiguous, CatchingUp: See `find_task`.
+            NotDispatcher, NotDurable, StoreFull: See `submit_tasks`.
         """
 
     async def purge_ended_tasks(self, older_than_s: int) -> int | None:
-        """Forget tasks that ended so long ago, 0: all that have, on all nodes.
+        """Purge tasks on all nodes that ended `older_than_s` or more seconds ago.
 
-        Return how many, members that had begun included; None: it goes on behind.
+        Returns:
+            The number of purged tasks, with members of arrays that had started. None
+            if the purge continues in the background.
 
         Raises:
-            NotDispatcher: this node is not dispatcher.
+            NotDispatcher: This node is not dispatcher.
         """
 
     async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
-        """Return a task, and why it is where it is.
+        """Return a task, and the explanation of its state.
 
         Raises:
-            TaskNotFound, TaskAmbiguous, CatchingUp: as `find_task`.
-            NotDispatcher: another node is dispatcher.
+            TaskNotFound, TaskAmbiguous, CatchingUp: See `find_task`.
+            NotDispatcher: Another node is dispatcher.
         """
 
     async def locate_output(self, ref: str, path: str) -> OutputLocation:
-        """Return where a declared output lies.
+        """Return the location of a declared output.
 
         Raises:
-            TaskNotFound, OutputNotFound: there is none.
-            NodeNotFound: its worker is gone.
+            TaskNotFound, OutputNotFound: There is no such task or output.
+            NodeNotFound: The worker that has it is gone.
         """
 
     def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
         """Return the file of an output that this node captured.
 
         Raises:
-            OutputNotFound: there is none.
+            OutputNotFound: There is no such file.
         """
 
     async def set_availability(
         self, steering: AvailabilityCommand, *, principal: Principal
     ) -> RosterEntry:
-        """Drain, resume, pause or unpause this node; return it as it is then.
+        """Drain, resume, pause or unpause this node. Return its new roster entry.
 
         Raises:
-            NoDispatcher: nobody keeps a roster at this moment.
-            StoreFull: it is in force, but a restart will end it.
+            DispatcherUnknown: No dispatcher keeps a roster now.
+            StoreFull: The change applies, but will not survive a restart.
         """
 
     def api_urls_of(self, name: str) -> tuple[str, ...]:
-        """Return where the API of a node, by name or id, is; none if it is lost.
+        """Return the API URLs of a node, best first; empty if the node is lost.
 
-        The best comes first.
+        `name` is a name or an id.
         """
 
     def roster(self) -> Roster | None:
-        """Return the members of the mesh, None while none is known."""
+        """Return the members of the mesh, or None before the first roster arrives."""
 
     def replication_state(self) -> ReplicationState:
-        """Return who reigns, and what the dispatcher knows of its standbys."""
+        """Return the current epoch, and the state of the standbys."""
 
     def last_heard_ms(self, node: NodeId) -> int | None:
-        """Return when a member was last heard, as wall-clock time."""
+        """Return the wall-clock time of the last message from a member."""
 
     async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        """Return of those that were met as new ones when that was."""
+        """Return the wall-clock time, in ms, when nodes joined, if it was recorded."""
 
     def node_names(self) -> Mapping[NodeId, str]:
-        """Return the name of every node ever met, for showing attempts."""
+        """Return the names of all nodes ever met, to show old attempts."""
 
     def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
@@ -266,17 +269,17 @@ class Gateway(OutputSource, EventSource, Protocol):
         """Return counts of the whole mesh and the state of this machine."""
 
     def queue_history(self) -> Sequence[QueueSample]:
-        """Return how tasks stood of late, at even times; of this reign alone."""
+        """Return recent samples at equal intervals, all from the current epoch."""
 
     def health(self) -> Health:
-        """Return whether this node can serve."""
+        """Return the health of this node."""
 
     def last_load(self) -> LoadSample:
-        """Return the last sample of this machine."""
+        """Return the last load sample of this machine."""
 
     @property
     def audit(self) -> AuditLog:
-        """Who did what."""
+        """The audit log."""
 
     @property
     def tokens(self) -> TokenRegistry:

@@ -1,4 +1,4 @@
-"""How often something took how long, counted where it happens and read when asked."""
+"""Histogram with fixed buckets, for metrics."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from collections.abc import Sequence
 
 
 class Histogram:
-    """Values counted by size.
+    """Counts and sum of values, by bucket.
 
-    One thread adds; whoever reads meanwhile may see the last value half.
+    Only one thread may add values. A concurrent reader may see the count of the last
+    value without its sum.
 
     Args:
-        bounds: Upper ends of the sizes, rising; what is above them counts, too.
+        bounds: Upper bounds of the buckets, in rising order. One more bucket holds
+            values above all of them.
     """
 
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)  #: the last one has what is above all
-        self.total = 0.0  #: of all values
+        self.counts = [0] * (len(bounds) + 1)  #: the last bucket is above all bounds
+        self.total = 0.0  #: sum of all values
 
     def observe(self, value: float) -> None:
-        """Count one value."""
+        """Add one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def observe_all(self, values: list[float]) -> None:
-        """Count many values, which are put into order; they cost little each."""
+        """Add many values at a low cost each. The list is sorted in place."""
         values.sort()
         start = 0
         for number, bound in enumerate(self.bounds):

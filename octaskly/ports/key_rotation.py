@@ -1,4 +1,4 @@
-"""What the API may ask about the mesh secret; it never sees the secret itself."""
+"""Interface for the rotation of the mesh secret, which the API never sees."""
 
 from __future__ import annotations
 
@@ -12,41 +12,40 @@ from octaskly.ports.tokens import Principal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotationProgress:
-    """How far the renewal of the mesh secret has come, seen from one node."""
+    """Progress of a rotation of the mesh secret, as one node sees it."""
 
     keys: KeyringState
-    due_ms: int | None  #: wall clock, when the next step comes at the latest
-    confirmed: tuple[NodeId, ...]  #: have the newest generation
-    unconfirmed: tuple[NodeId, ...]  #: may not have it yet
-    is_revoked: bool = False  #: this node itself is
-    has_missed_rotation: bool = (
-        False  #: the mesh has dropped the generations of this node
-    )
+    due_ms: int | None  #: wall clock; latest time of the next step
+    confirmed: tuple[NodeId, ...]  #: nodes that have the newest generation
+    unconfirmed: tuple[NodeId, ...]  #: nodes that may not have it yet
+    is_revoked: bool = False  #: this node is revoked
+    has_missed_rotation: bool = False
+    """The mesh has dropped all generations of the secret that this node has."""
 
 
 class KeyRotationControl(Protocol):
-    """The mesh secret of one node, as people may handle it."""
+    """Operations of admins on the mesh secret."""
 
     def rotation_progress(self) -> RotationProgress:
-        """Return how far the newest generation has come."""
+        """Return the progress of the newest generation."""
 
     def is_node_refused(self, node: NodeId) -> bool:
-        """Whether a node may not act for others, or not at this moment."""
+        """Return True if a node may not act for others, or not now."""
 
     async def start_rotation(
         self, *, principal: Principal, is_urgent: bool
     ) -> RotationProgress:
-        """Begin to renew the secret; one that is urgent ends the old one in seconds.
+        """Start a rotation. An urgent one ends the old secret within seconds.
 
         Raises:
-            RotationRefused: one is on its way, or it cannot be kept.
+            RotationRefused: A rotation is running, or the secret cannot be saved.
         """
 
     async def revoke_node(
         self, node: NodeId, *, principal: Principal
     ) -> RotationProgress:
-        """Renew the secret at once, without this node.
+        """Rotate the secret at once, and exclude `node`.
 
         Raises:
-            RotationRefused: it is this node, or the secret cannot be kept.
+            RotationRefused: `node` is this node, or the secret cannot be saved.
         """

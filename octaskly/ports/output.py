@@ -1,4 +1,4 @@
-"""What a task writes, as it is passed on piece by piece while the task runs."""
+"""Output of tasks: chunks of stdout and stderr, also while a task runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ STREAMS = ("stdout", "stderr")
 class OutputChunk(NamedTuple):
     """Bytes of one stream of an attempt.
 
-    Pieces of a stream come in order. Where one begins later than the one before ended,
-    what is in between was not kept. One without bytes says how far the stream goes.
+    Chunks of a stream come in order. A gap between two chunks means that the bytes
+    between them were not kept. A chunk without bytes marks the current end of the
+    stream.
     """
 
     stream: int  #: index in `STREAMS`
@@ -24,20 +25,19 @@ class OutputChunk(NamedTuple):
 
     @property
     def end_offset(self) -> int:
-        """The offset behind its last byte."""
+        """The offset after the last byte."""
         return self.offset + len(self.data)
 
 
 class OutputSource(Protocol):
-    """What the API asks of the agent for output that is longer, or still being made."""
+    """Source of output that is not in a result: long output, or of a running task."""
 
     async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
     ) -> TaskRecord:
-        """Return a task once it is as wanted, or when the time is over.
+        """Return a task once `is_wanted` is true of it, or when the time is over.
 
-        It may be as wanted before another node has a copy of that. Raises what
-        `Gateway.find_task` does.
+        The change may not be replicated yet. Raises the errors of `Gateway.find_task`.
         """
 
     def stream_output(
@@ -51,11 +51,11 @@ class OutputSource(Protocol):
         """Return the output of an attempt.
 
         Args:
-            task: As the log knows it.
-            attempt: One that this node runs or ran.
-            starts: The offset for each stream; None leaves a stream out.
-            follow: Whether to go on until the attempt has ended.
+            task: Id of the task.
+            attempt: An attempt that this node runs or ran.
+            starts: First offset of each stream; None leaves a stream out.
+            follow: Continue until the attempt has ended.
 
         Raises:
-            OutputNotFound: nothing was kept here but what is in the result.
+            OutputNotFound: This node kept no output except that in the result.
         """

@@ -1,4 +1,4 @@
-"""What the agent needs of its clock, of its packer and of the durable side."""
+"""Interfaces of the clock, the packer and the durable store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Clock(Protocol):
     """The two clocks of this machine."""
 
     def now(self) -> Moment:
-        """Return both clocks; the monotonic one keeps counting in suspend."""
+        """Return both clocks. The monotonic one also counts during suspend."""
 
     def draw(self) -> float:
         """Return a random number in [0, 1)."""
@@ -43,13 +43,13 @@ T = TypeVar("T")
 
 
 class Packer(Protocol):
-    """Turns facts, reports and specs into bytes and back; given to the store."""
+    """Converts facts, reports and specs to bytes and back, for the store."""
 
     def pack_entry_body(self, entry: Entry) -> bytes:
-        """Return the fact of an entry as bytes, as `pack` would; the writer's alone."""
+        """Return the fact of an entry as `pack` would. Only the writer calls this."""
 
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
-        """Return the entry; raise RemoteProtocolError on damaged bytes."""
+        """Return the entry; raise RemoteProtocolError if the bytes are damaged."""
 
     def pack_entries(
         self,
@@ -59,7 +59,7 @@ class Packer(Protocol):
         *,
         more: bool,
     ) -> PackedMessage:
-        """Return `Entries` of entries whose facts `pack_entry_body` has packed."""
+        """Return `Entries` with facts that `pack_entry_body` has packed."""
 
     def pack(self, value: Struct) -> bytes:
         """Return a value of the core as bytes."""
@@ -70,59 +70,59 @@ class Packer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSearch:
-    """What tasks are to be like; none of them may be a member of an array."""
+    """Conditions of a search. Members of arrays never match."""
 
     name: str | None = None
-    labels: tuple[tuple[str, str | None], ...] = ()  #: with this value; None: with any
-    text: str | None = None  #: in the command or the name; a for A, too
-    after: TaskId | None = None  #: only what comes behind this task
+    labels: tuple[tuple[str, str | None], ...] = ()  #: label and value; None: any value
+    text: str | None = None  #: in the command or the name, in any case
+    after: TaskId | None = None  #: only tasks after this one in the order of the query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuery:
-    """One page of tasks, oldest first."""
+    """One page of tasks, oldest first by default."""
 
     state: TaskState | None = None
     node: NodeId | None = None
     limit: int = 100
-    offset: int = 0  #: nothing else in a search
-    array: TaskId | None = None  #: members of it that have begun; else no members
-    is_arrays_only: bool = False  #: only arrays, and no other filter
+    offset: int = 0  #: ignored in a search
+    array: TaskId | None = None  #: list its members with a row; None: no members
+    is_arrays_only: bool = False  #: list only arrays, without other filters
     is_newest_first: bool = False
     search: TaskSearch | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskListPage:
-    """A page without outputs, and how many tasks match in all."""
+    """A page of tasks without outputs."""
 
     records: tuple[TaskRecord, ...]
-    total: int | None  #: None: a search has not looked at all
-    next_name: str | None = None  #: name of the task behind which a search goes on
-    unsearched: int = 0  #: how many tasks a search has not looked at
+    total: int | None  #: matching tasks; None if a search has not scanned all
+    next_name: str | None = None  #: the search continues after this task
+    unsearched: int = 0  #: number of tasks that a search has not scanned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
-    """What the log holds, and how it fares."""
+    """Counters of the store."""
 
     counts: Mapping[TaskState, int]
     disk_bytes: int
     sequence: int = 0
-    oldest_ms: int | None = None  #: when the oldest task that may run was accepted
+    oldest_ms: int | None = None  #: when the oldest queued task was accepted
     log_entries: int = 0
-    free_bytes: int = 0  #: on the disk
-    queued_entries: int = 0  #: entries that wait for a commit
-    committed_entries: int = 0  #: entries, since the start
+    free_bytes: int = 0  #: free space of the disk
+    queued_entries: int = 0  #: waiting for a commit
+    committed_entries: int = 0  #: since the start
     commit_s: Histogram | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PendingNotifications:
-    """Ended tasks whose end somebody asked to be told of, and was not yet."""
+    """Ended tasks whose requested notification has not been sent."""
 
-    keys: frozenset[int]  #: of all, or as many as were looked at
-    new_tasks: tuple[tuple[int, TaskRecord], ...]  #: those that the asker did not know
+    keys: frozenset[int]  #: keys of all of them, up to a limit
+    new_tasks: tuple[tuple[int, TaskRecord], ...]  #: those unknown to the caller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,27 +130,30 @@ class RecordQuery:
     """One page of the records of some kinds, in the order of their first recording."""
 
     kinds: tuple[str, ...]
-    keys: tuple[str, ...] | None = None  #: None: whatever their keys
+    keys: tuple[str, ...] | None = None  #: None: any key
     limit: int = 1000
-    since_hlc: int = 0  #: hybrid timestamp
-    after: tuple[int, str] | None = None  #: `at` and key of the last one of a page
+    since_hlc: int = 0  #: hybrid timestamp of the first recording
+    after: tuple[int, str] | None = (
+        None  #: timestamp and key of the last record of a page
+    )
     is_newest_first: bool = False
 
 
 class DurableStore(LogReader, Protocol):
-    """The durable side: log, tasks, attempts, spool, peers.
+    """The durable store: log, tasks, attempts, spool and peers.
 
-    Writing calls return at once and are performed in order by one writer;
-    `on_persisted(number)` is called on the event loop after the commit that made
-    `number` and all before it durable. Reading calls are coroutines.
+    Calls that write return at once, and one writer performs them in order. After the
+    commit that makes `number` and all before it durable, `on_persisted(number)` is
+    called on the event loop. Calls that read are coroutines.
     """
 
     def open(self) -> SavedState:
-        """Open or create the database and return what the node must know.
+        """Open or create the database and return the node's saved state.
 
         Raises:
-            StoreCorrupt: damaged, or written by a newer version; untouched.
-            StoreError: it cannot be opened or locked.
+            StoreCorrupt: The file is damaged, or written by a newer version. It is left
+                unchanged.
+            StoreError: The file cannot be opened or locked.
         """
 
     def append_entries(
@@ -162,22 +165,22 @@ class DurableStore(LogReader, Protocol):
         """Queue entries for the next commit."""
 
     def merge_rows(self, item: MergeRows) -> None:
-        """Queue rows of a snapshot; with the last, the log holds what its head says."""
+        """Queue rows of a snapshot. The last ones add the vector of its head."""
 
     def save_node_state(self, item: Save) -> None:
         """Queue node state for the next commit."""
 
     def spool_results(self, reports: Sequence[Report]) -> None:
-        """Queue results to keep until `unspool_results`."""
+        """Queue results, which are kept until `unspool_results`."""
 
     def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """Queue the end of kept results."""
+        """Queue the deletion of spooled results."""
 
     def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
 
     async def wait_until_purged(self) -> None:
-        """Wait until nothing that was forgotten is shown any more."""
+        """Wait until no row below the compaction floor is left."""
 
     async def load_queued_tasks(
         self, after_ord: int, limit: int, shape: int = 0
@@ -187,13 +190,13 @@ class DurableStore(LogReader, Protocol):
     async def load_live_tasks(
         self, named: Sequence[TaskId] = ()
     ) -> tuple[TaskRecord, ...]:
-        """Read tasks that run, and those that are decided while their latest does.
+        """Read tasks whose latest attempt has not ended, and those in `named`.
 
-        What is named comes with them, whether it runs or not.
+        Some of the former are in a final state, such as cancelled ones.
         """
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
-        """Read tasks whose wait for others is over, the oldest first."""
+        """Read tasks whose dependencies are met or broken, oldest first."""
 
     async def read_pull_reply(
         self,
@@ -201,32 +204,32 @@ class DurableStore(LogReader, Protocol):
         cursor: SnapshotCursor | None,
         bytes_max: int,
     ) -> PackedMessage:
-        """Read what answers a PULL: `Entries`, or the next part of a `MeshSnapshot`."""
+        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
-        """Find how far the floor may rise."""
+        """Find how far the compaction floor may rise."""
 
     async def read_vector(self) -> VectorItems:
-        """Return what is durable, per stream."""
+        """Read the last durable sequence number of each stream."""
 
     async def read_task(self, ref: str) -> TaskRecord | None:
-        """Read the task with this id or name, and its outputs."""
+        """Read the task with this id or name, with outputs."""
 
     async def read_tasks_by_name(
         self, names: Sequence[str]
     ) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with these names, in the order of places, without outputs."""
+        """Read the tasks with each name, oldest first, without outputs."""
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
-        """Read in which streams these tasks were accepted."""
+        """Read the streams in which these tasks were accepted."""
 
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
-        """Return the names of tasks that have this sequence number (at most 2)."""
+        """Read at most two names of tasks with this sequence number."""
 
     async def find_name_collision(
         self, arrays: Mapping[TaskId, ArraySpec]
     ) -> str | None:
-        """Return a task that is called as a member of one of these would be."""
+        """Return the name of a task that a member of `arrays` would also have."""
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         """Read one page of tasks."""
@@ -234,22 +237,22 @@ class DurableStore(LogReader, Protocol):
     async def incomplete_member_ranges(
         self, array: TaskId, limit: int
     ) -> tuple[tuple[int, int], ...]:
-        """Read the places of members that are not completed, as runs, in order."""
+        """Read the positions of members that are not completed, as ranges in order."""
 
     @property
     def notification_count(self) -> int:
-        """A count that grows whenever `read_pending_notifications` may find more."""
+        """A counter that grows when `read_pending_notifications` may find new tasks."""
 
     async def read_pending_notifications(
         self, known: frozenset[int], limit: int
     ) -> PendingNotifications:
-        """Find ended tasks of whose end somebody is to be told."""
+        """Find ended tasks whose notification has not been sent."""
 
     async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        """Read one page of records, also those that are over."""
+        """Read one page of records, including expired ones."""
 
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
 
     async def close(self) -> None:
-        """Commit what is queued, stop the writer, close the file."""
+        """Commit queued items, stop the writer and close the file."""

@@ -1,4 +1,4 @@
-"""Who may ask: what the API needs of the tokens of the mesh."""
+"""Interface for API tokens, and the principal of a request."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from octaskly.core.model.ids import NodeId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who asks, and what that subject may do."""
+    """The subject of a request, with its role and credentials."""
 
     subject: str
     role: str  #: `admin`, `client` or `viewer`
     node: NodeId | None = None  #: the node that forwarded the request, if one did
-    token: str | None = None  #: id of the token that was shown, if one was
-    expires_ms: int | None = None  #: wall clock, where the token was shown
-    generation: int | None = None  #: of the secret that signed it, likewise
-    uid: int | None = None  #: of a user of this machine's socket
-    session_node: NodeId | None = None  #: where a user of the socket opened this page
+    token: str | None = None  #: id of the token in the request, if any
+    expires_ms: int | None = None  #: wall clock; expiry of that token
+    generation: int | None = None  #: of the mesh secret that signed that token
+    uid: int | None = None  #: of the user of the local socket
+    session_node: NodeId | None = None  #: node where a socket user opened the page
     session_started_s: int | None = None  #: when, in seconds since 1970
 
     @property
     def may_submit(self) -> bool:
-        """Whether it may create and cancel tasks."""
+        """Return True if the subject may create and cancel tasks."""
         return self.role in ("admin", "client")
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may touch everybody's tasks, tokens and nodes."""
+        """Return True if the subject may change all tasks, tokens and nodes."""
         return self.role == "admin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenInfo:
-    """What is kept of a token; never the token."""
+    """The stored description of a token, without the token itself."""
 
     id: str
-    name: str | None  #: None: it was issued without one, and is not kept
+    name: str | None  #: None: an unnamed token, which is not stored
     subject: str | None
     role: str | None
     issued_ms: int | None
@@ -49,7 +49,7 @@ class TokenInfo:
 
 
 class TokenRegistry(Protocol):
-    """Issues tokens, lists them, takes them back."""
+    """Issues, lists and revokes tokens."""
 
     async def issue(
         self,
@@ -60,45 +60,47 @@ class TokenRegistry(Protocol):
         name: str | None,
         by: Principal,
     ) -> tuple[str, TokenInfo]:
-        """Return a new token, and what is kept of it.
+        """Return a new token, and its description.
 
         Raises:
-            NotDispatcher: another node is dispatcher.
-            PermissionDenied: it would outlast the secret that `by` was let in with.
-            TokenExists: a token that is still good has this name.
-            TooManyRecords: the mesh keeps no more tokens.
-            StoreFull: the disk takes no writes.
+            NotDispatcher: Another node is dispatcher.
+            PermissionDenied: The token would outlast the secret behind `by`.
+            TokenExists: A valid token has this name.
+            TooManyRecords: The mesh has reached its limit of tokens.
+            StoreFull: The disk accepts no writes.
         """
 
     async def list_tokens(self) -> tuple[TokenInfo, ...]:
-        """Return the tokens that have a name and have not expired, oldest first.
+        """Return the named tokens that have not expired, oldest first.
 
         Raises:
-            NotDispatcher: another node is dispatcher.
+            NotDispatcher: Another node is dispatcher.
         """
 
     async def revoke(self, ref: str, *, by: str) -> TokenInfo:
-        """Take a token back, by its name or id; to do it twice changes nothing.
+        """Revoke a token, by name or id. A second call changes nothing.
 
         Raises:
-            NotDispatcher: another node is dispatcher.
-            TokenNotFound: no token has this name.
-            TooManyRecords: the mesh keeps no more revocations.
-            StoreFull: the disk takes no writes.
+            NotDispatcher: Another node is dispatcher.
+            TokenNotFound: No token has this name.
+            TooManyRecords: The mesh has reached its limit of revocations.
+            StoreFull: The disk accepts no writes.
         """
 
     def issue_session_token(
         self, *, subject: str, role: str, node: NodeId
     ) -> tuple[str, TokenInfo]:
-        """Return a short token for a page that was just opened at this node."""
+        """Return a short-lived token for a page that was opened at this node."""
 
     def renew_session_token(self, principal: Principal) -> tuple[str, TokenInfo]:
-        """Return a later token of the same id; what revokes one revokes all of them.
+        """Return a token with the same id and a later expiry.
+
+        A revocation of one token revokes all with its id.
 
         Raises:
-            PermissionDenied: the token is not of a page.
-            TrustError: the page was opened too long ago, or under an older secret.
+            PermissionDenied: The token is not a session token.
+            TrustError: The page was opened too long ago, or under an older secret.
         """
 
     def is_valid(self, principal: Principal) -> bool:
-        """Whether the token that was shown is neither expired nor revoked by now."""
+        """Return True if the token of `principal` is neither expired nor revoked."""
