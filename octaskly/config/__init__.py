@@ -1,9 +1,9 @@
-"""The settings of an agent: what may be set, where it is said, and what then holds.
+"""Settings of an agent: definitions, value types, sources and effective values.
 
-`table` is the one list of settings; flags, variables, files, `octaskly config` and the
-reference page are made of it. `kinds` has the ways to write a value, `sources` the
-places where one is said, `agent` what an agent gets of all that, `places` where its
-files lie, `account` whose rights its tasks get.
+`settings` and `limits` have the table of all settings. Flags, variables, files,
+`octaskly config` and the reference page are derived from it. `value_types` has the
+syntax of values, and `sources` reads flags, variables and files. `agent` has the
+effective values, `paths` the files of an agent, and `account` the user of its tasks.
 
-Nothing is imported here: a quick command needs a folder, and none of the rest.
+This module imports nothing, because quick commands need only `paths`.
 """

@@ -1,4 +1,4 @@
-"""The user that tasks run as, where that is not the agent's own; what else differs."""
+"""User account of tasks, if it is not the agent's, and its environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHELL = "/bin/sh"
 NO_SHELLS = ("", "/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false")
 CAP_SETGID, CAP_SETUID = 6, 7
 
-#: These name what belongs to the agent's user, or what systemd made for the agent.
+#: Variables about the agent's user, or about its systemd unit.
 DROPPED_VARIABLES = (
     *("DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "ICEAUTHORITY", "INVOCATION_ID"),
     *("JOURNAL_STREAM", "KRB5CCNAME", "MAIL", "SYSTEMD_EXEC_PID", "XAUTHORITY"),
@@ -35,12 +35,12 @@ class Account:
     name: str
     uid: int
     gid: int
-    groups: tuple[int, ...] = ()  #: others that it is in, as for GPUs
+    groups: tuple[int, ...] = ()  #: supplementary groups, for example for GPUs
     home: str
     login_shell: str
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Return an environment as this user has it, made from another user's."""
+        """Return the environment of another user, adapted to this user."""
         kept = {
             name: value
             for name, value in environ.items()
@@ -51,24 +51,24 @@ class Account:
 
 
 class InheritedSettings(NamedTuple):
-    """What tasks have from whoever started the agent, which itself has it otherwise."""
+    """Process settings for tasks, as they were before the agent changed its own."""
 
-    umask: int = 0o022  #: the agent's own files are private
-    core_bytes: int | None = None  #: of a core file, -1: any; the agent makes none
+    umask: int = 0o022  #: the agent itself uses a private umask
+    core_bytes: int | None = None  #: core file limit; -1: unlimited. For the agent: 0
 
 
 DEFAULT_INHERITED: Final = InheritedSettings()
 
 
 def resolve_account(name: str | None) -> Account | None:
-    """Return whose rights tasks get; None: those of the agent.
+    """Return the account of tasks, or None if they run as the agent's user.
 
     Args:
-        name: Of the user that was asked for; None where nobody asked.
+        name: Name of the user from the settings, or None.
 
     Raises:
-        ConfigError: there is no such user, it would protect nothing, or this process
-            may not become it.
+        ConfigError: The user does not exist, would not protect the agent from tasks, or
+            this process may not change to it.
     """
     if name is None:
         return None
@@ -81,7 +81,7 @@ def resolve_account(name: str | None) -> Account | None:
             hint=f"sudo useradd --system {name}; for octaskly-task: systemd-sysusers",
         ) from error
     if entry.pw_uid == os.geteuid() == 0:
-        return None  # That was said by name, so it is no accident.
+        return None  # The user named root explicitly, so this is no accident.
     groups = set(os.getgrouplist(name, entry.pw_gid))
     _check_unprivileged(name, entry.pw_uid, groups)
     shell = SHELL if entry.pw_shell in NO_SHELLS else entry.pw_shell
@@ -111,20 +111,20 @@ def _check_unprivileged(name: str, uid: int, groups: set[int]) -> None:
         raise _task_user_error(
             name,
             "this agent may not change users",
-            hint="run it by systemd/octaskly.service, which lets it, or as root;"
-            " without --task-user tasks run as the agent's user",
+            hint="run it with systemd/octaskly.service or as root;"
+            " without --task-user, tasks run as the agent's user",
         )
 
 
 def may_change_users() -> bool:
-    """Whether this process has the capabilities for that."""
+    """Return True if this process has the capabilities to change its user."""
     lines = Path("/proc/self/status").read_text().splitlines()
     held = next(int(line[7:], 16) for line in lines if line.startswith("CapEff:"))
     return all(held >> capability & 1 for capability in (CAP_SETGID, CAP_SETUID))
 
 
 def _privileged_groups() -> set[int]:
-    """Return root's group, the agent's own, and the one that may use its socket."""
+    """Return the groups of root, of the agent, and of users of the local socket."""
     groups = {0, os.getegid()}
     with suppress(KeyError):
         groups.add(grp.getgrnam(SOCKET_GROUP).gr_gid)

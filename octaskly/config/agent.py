@@ -1,6 +1,6 @@
-"""The settings of one agent as it uses them: all sources read, defaults filled in.
+"""Effective settings of an agent, from all sources and defaults.
 
-Every problem is named with the place where it was said; the process exits with 78.
+Errors name the source of the value. The process then exits with status 78.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ _FIELDS = {field.name for field in fields(AgentOptions)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """Options with every default filled in."""
+    """Effective settings, with all defaults filled in."""
 
     name: str
     paths: Paths
     slots: int
     labels: tuple[tuple[str, str], ...]
     seeds: tuple[tuple[str, int], ...]  #: host and peer port of nodes to dial
-    is_strict: bool  #: nothing counts that only one disk holds
+    is_strict: bool  #: strict durability: accept only with two copies
     options: AgentOptions
-    origins: Mapping[str, str]  #: by field of the options: where it was said
+    origins: Mapping[str, str]  #: source of each value, by field of the options
     timing: Timing
     limits: Limits
-    account: Account | None = None  #: the user that tasks run as; None: the agent's
-    was_renewed: bool = False  #: the state folder was a copy: its node has a new id
+    account: Account | None = None  #: user of tasks; None: the agent's user
+    was_renewed: bool = False  #: the state folder was a copy, so the node got a new id
     inherited: InheritedSettings = DEFAULT_INHERITED
 
 
 def load_agent_config(
     flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> AgentConfig:
-    """Return the settings that flags, environment, files and defaults make.
+    """Return the effective settings from flags, environment, files and defaults.
 
     Args:
-        flags: By field of `AgentOptions`, as text; None was not given.
-        environ: The environment; it also says where files are.
+        flags: Texts of flags, by field of `AgentOptions`; None means absent.
+        environ: The environment, which also locates the files.
 
     Raises:
         ConfigError: something is unusable; the message has one line per problem.
     """
     faults: list[str] = []
-    said = read_all_sources(flags, environ, faults)
-    options = build_options(said, faults)
+    values = read_all_sources(flags, environ, faults)
+    options = build_options(values, faults)
     raise_faults(faults)
     return _fill_defaults(
-        options, {field: each.origin for field, each in said.items()}, environ
+        options, {field: each.origin for field, each in values.items()}, environ
     )
 
 
 def build_options(
     values: Mapping[str, SettingValue], faults: list[str]
 ) -> AgentOptions:
-    """Return the options; what does not fit together is noted."""
+    """Return the options, and add errors for values that contradict each other."""
     options = AgentOptions(
         **{name: each.value for name, each in values.items() if name in _FIELDS}
     )
@@ -82,10 +82,10 @@ def build_options(
 
 
 def raise_faults(faults: list[str]) -> None:
-    """Raise what is wrong with settings, if anything is.
+    """Raise the collected errors, if there are any.
 
     Raises:
-        ConfigError: with one line per problem.
+        ConfigError: The message has one line per error.
     """
     if not faults:
         return
@@ -123,7 +123,7 @@ def _paths(
     options: AgentOptions, name: str, state_origin: str, environ: Mapping[str, str]
 ) -> Paths:
     state = (options.state_dir or state_dir_default(name, environ)).absolute()
-    # Several agents of one user have folders by flag or variable, and maybe one name.
+    # Agents with a folder from a flag or variable may share a name: use that folder.
     is_apart = state_origin.startswith(("--", "OCTASKLY_"))
     runtime = state if is_apart else runtime_dir_default(environ) or state
     return Paths(
@@ -135,6 +135,6 @@ def _paths(
 
 
 def _host_name() -> str:
-    """Return the machine's short name, cleaned to what a node name may hold."""
+    """Return the machine's short name, with invalid characters replaced by dashes."""
     raw = socket.gethostname().split(".")[0]
     return re.sub(r"[^A-Za-z0-9-]", "-", raw).strip("-")[:63] or "node"

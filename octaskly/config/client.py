@@ -1,4 +1,4 @@
-"""The settings of commands and programs that use a mesh, beside those of an agent."""
+"""Settings of commands and client programs."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ CLIENT_SETTINGS: Final = (
         default=None,
     ),
 )
-"""Their flags stand before the command."""
+"""Their flags come before the name of the command."""

@@ -1,4 +1,4 @@
-"""Ports, names and amounts that hold where nobody says otherwise, and their bounds."""
+"""Default ports, names and amounts of settings, and their bounds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ EXIT_CONFIG = 78  #: sysexits(3) EX_CONFIG: systemd does not restart in a loop
 API_PORT = 3000
 PEER_PORT = 7878
 LAN_PORT = 3443
-PAIRING_PORT = 7879  #: while an invite is open, or a machine waits to be let in
-SOCKET_GROUP = "octaskly"  #: its members may use the local socket, so command the mesh
+PAIRING_PORT = 7879  #: while an invite is open, or a machine asks to join
+SOCKET_GROUP = "octaskly"  #: its members may use the local socket as admins
 LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 RETENTION_S = 7 * 86_400
@@ -34,14 +34,14 @@ ROTATE_WITHIN_S = 86_400
 CONNECTIONS_MAX = 512
 CONNECTIONS_PER_ADDRESS = 64
 COUNT_MAX = 65_536
-STREAMS_MAX = 256  #: half of all connections: other requests always get in
+STREAMS_MAX = 256  #: half of all connections, so that other requests get one
 HEADER_S = 10
 HEADER_BYTES = 8190
-HEADER_BYTES_MIN = 2048  #: of a token, and some
+HEADER_BYTES_MIN = 2048  #: enough for a token
 HEADER_BYTES_MAX = 64 << 10
 BODY_S = 10
 BODIES_BYTES = 96 << 20
-BODIES_BYTES_MIN = 32 << 20  #: of the largest one
+BODIES_BYTES_MIN = 32 << 20  #: size of the largest body
 STALL_S = 30
 DEADLINE_S_MAX = 3600
 HANDSHAKES_MAX = 64

@@ -1,4 +1,4 @@
-"""Settings that limit the resources of a node that others may use."""
+"""Settings that limit the resources of a node for strangers, clients and peers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def setting(
     unset: str = "",
     details: str = "",
 ) -> Any:
-    """Return the field of one row.
+    """Return the dataclass field of one setting.
 
     Args:
-        flag: Of `octaskly agent`; the key in files and the variable follow from it.
-        value_type: The format and bounds of a value.
-        summary: The meaning, in one sentence without a full stop.
-        default: The value if no source sets one.
+        flag: Flag of `octaskly agent`. The key in files and the variable follow it.
+        value_type: Syntax and bounds of values.
+        summary: Effect of the setting, in one sentence without a full stop.
+        default: Default value.
         unset: The default in words, if it depends on the machine.
-        details: Details for the reference page, in Markdown.
+        details: More text for the reference page, in Markdown.
     """
     shown = {
         "flag": flag,
@@ -44,7 +44,7 @@ def setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions:
-    """The rows of `AgentOptions` that are limits."""
+    """The fields of `AgentOptions` that are limits."""
 
     connections_max: int = setting(
         "--connections-max",

@@ -1,4 +1,4 @@
-"""Where the files of an agent lie."""
+"""Paths of the files of an agent."""
 
 from __future__ import annotations
 
@@ -26,49 +26,49 @@ class Paths:
 
     @property
     def outputs(self) -> Path:
-        """Captured outputs of attempts that ran here."""
+        """Declared outputs captured from attempts that ran here."""
         return self.state / "outputs"
 
     @property
     def scratch(self) -> Path:
-        """Fresh folders of attempts that run here and asked for one."""
+        """Scratch folders of attempts that run here."""
         return self.state / "scratch"
 
     @property
     def files(self) -> Path:
-        """Files that clients left here for tasks, and copies of such."""
+        """Files that clients uploaded for tasks, and copies of files of other nodes."""
         return self.state / "files"
 
     @property
     def transcripts(self) -> Path:
-        """Long output of attempts that ran here."""
+        """Output of attempts that is too long for their results."""
         return self.state / "transcripts"
 
     def socket_path(self, name: str) -> Path:
-        """Return the local socket of the agent of this name."""
+        """Return the path of the local socket of the agent `name`."""
         is_own = self.runtime == self.state
         return self.runtime / ("octaskly.sock" if is_own else f"{name}.sock")
 
     def is_discoverable(self, environ: Mapping[str, str]) -> bool:
-        """Return whether commands of this user find the agent without its folder."""
+        """Return True if commands of this user find the agent by its name alone."""
         folders = xdg_folder(environ, *STATE_BASE) / "octaskly"
         return self.runtime != self.state or self.state.parent == folders
 
     @property
     def description(self) -> Path:
-        """What programs on this machine need to find the running agent."""
+        """The file from which programs on this machine find the running agent."""
         return self.state / "agent.json"
 
 
 def state_dir_default(name: str, environ: Mapping[str, str]) -> Path:
-    """Return where an agent of this name keeps its state."""
+    """Return the default state folder of the agent `name`."""
     if given := environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
     return xdg_folder(environ, *STATE_BASE) / "octaskly" / name
 
 
 def runtime_dir_default(environ: Mapping[str, str]) -> Path | None:
-    """Return the folder for sockets, or None where the state folder must do."""
+    """Return the default folder for sockets; None to use the state folder."""
     if given := environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0])
     if given := environ.get("XDG_RUNTIME_DIR"):
@@ -77,18 +77,18 @@ def runtime_dir_default(environ: Mapping[str, str]) -> Path | None:
 
 
 def secret_default(environ: Mapping[str, str], state: Path) -> Path:
-    """Return the file of the mesh secret that is used unless a setting names one."""
+    """Return the default path of the mesh secret."""
     if credentials := environ.get("CREDENTIALS_DIRECTORY"):
         given_key = Path(credentials) / "mesh.key"
-        # Without a credential a unit makes its own secret, in its state folder.
+        # Without a credential, the agent creates a secret in its state folder.
         return given_key if given_key.exists() else state / "mesh.key"
     return xdg_folder(environ, "XDG_CONFIG_HOME", ".config") / "octaskly" / "mesh.key"
 
 
 def settings_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Return the files that may hold settings; what an earlier one says prevails.
+    """Return the settings files. Earlier ones override later ones.
 
-    Where systemd names the folder of a service, no other file decides.
+    If systemd sets the configuration folder of a service, only its file is used.
     """
     if given := environ.get("CONFIGURATION_DIRECTORY"):
         return (Path(given.split(":")[0]) / "config.toml",)
@@ -97,7 +97,7 @@ def settings_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def xdg_folder(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
-    """Return a base folder after the XDG specification; relative ones are ignored."""
+    """Return a base folder of the XDG specification; relative paths are ignored."""
     given = environ.get(variable, "")
     if given.startswith("/"):
         return Path(given)

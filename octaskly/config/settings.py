@@ -1,8 +1,8 @@
 """The table of all settings of an agent.
 
-Each field of `AgentOptions` is one row. It defines the flag of `octaskly agent`, the
-variable, the key in files, the row in `octaskly config` and in
-docs/reference/configuration.md, and the checks of the value.
+Each field of `AgentOptions` defines one setting: its flag of `octaskly agent`, its
+variable, its key in files, the checks of its value, and its row in `octaskly config`
+and in docs/reference/configuration.md.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ _HOST = ValueType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions(LimitOptions):
-    """The values of all settings; None and () mean that no source sets one.
+    """Values of all settings; None and () mean that a setting was not given.
 
-    A port that is set must be free. A default port that is taken moves to the next
-    free one. Port 0 means any free port.
+    A given port must be free. If a default port is taken, the next free one is used.
+    Port 0 means any free port.
     """
 
     name: str | None = setting(
@@ -330,44 +330,44 @@ class AgentOptions(LimitOptions):
 
     @property
     def rates(self) -> dict[str, int]:
-        """Requests per minute by role; a `stranger` sends no token."""
+        """Requests per minute by role of the client; a `stranger` has no token."""
         roles = ("admin", "client", "viewer", "stranger")
         return {role: getattr(self, f"rate_{role}") for role in roles}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One row of the table."""
+    """One setting of the table."""
 
-    field: str  #: of `AgentOptions`
+    field: str  #: name of the field of `AgentOptions`
     flag: str
     value_type: ValueType
     summary: str
     unset: str
     details: str
     default: Any
-    has_variable: bool = True  #: `OCTASKLY_NODE` tells tasks where they run
+    has_variable: bool = True  #: `OCTASKLY_NODE` has another meaning: a task's node
 
     @property
     def key(self) -> str:
-        """The key in files, which is also the name in `octaskly config`."""
+        """Name of the setting in files and in `octaskly config`."""
         if isinstance(self.value_type, ListOf):
             return self.field
         return self.flag.removeprefix("--").replace("-", "_")
 
     @property
     def variable(self) -> str:
-        """The environment variable; empty if there is none."""
+        """Name of its variable; empty if it has none."""
         return f"OCTASKLY_{self.key.upper()}" if self.has_variable else ""
 
     @property
     def default_text(self) -> str:
-        """The default, as text."""
+        """The default in words."""
         return self.unset or self.value_type.format(self.default)
 
 
 _ROWS = fields(AgentOptions)
-_LIMITS_COUNT = len(fields(LimitOptions))  # They come first there, and last for people.
+_LIMITS_COUNT = len(fields(LimitOptions))  # They are first there, but shown last.
 SETTINGS = tuple(
     Setting(field=row.name, default=row.default, **row.metadata)
     for row in (*_ROWS[_LIMITS_COUNT:], *_ROWS[:_LIMITS_COUNT])

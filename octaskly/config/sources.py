@@ -1,7 +1,7 @@
-"""Where settings are said: flags, the environment, files; and what is wrong there.
+"""Sources of settings: flags, environment variables and files, with their errors.
 
-Every fault of every source is found before anything is refused: who mends a file does
-not want to meet its errors one by one.
+All errors of all sources are collected before any is reported, so that a user can fix
+them at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octaskly.config.paths import settings_files
 from octaskly.config.settings import SETTINGS, Setting
 from octaskly.config.value_types import InvalidValue
 
-SHOWN_CHARS = 60  #: of a value that is refused
+SHOWN_CHARS = 60  #: length of a rejected value in a message
 
 _PLAIN = re.compile(r"[\w./:=@+-]{1,60}", re.ASCII)
 _BY_KEY = {setting.key: setting for setting in (*SETTINGS, *CLIENT_SETTINGS)}
@@ -27,25 +27,25 @@ _BY_KEY = {setting.key: setting for setting in (*SETTINGS, *CLIENT_SETTINGS)}
 
 @dataclass(frozen=True, slots=True)
 class SettingValue:
-    """A value, and where it was said."""
+    """A value with its source."""
 
     value: Any
     origin: str  #: a flag, a variable, or `FILE:LINE`
 
 
 def _quoted(value: object) -> str:
-    """Return a value for a message, never long."""
+    """Return the `repr` of a value, cut to `SHOWN_CHARS`."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 def _unquoted(value: object) -> str:
-    """Return text as it was typed, where that is clear."""
+    """Return a plain value as typed, and any other value quoted."""
     return str(value) if _PLAIN.fullmatch(str(value)) else _quoted(value)
 
 
 class _SourceReader:
-    """What one source says, by field of the options."""
+    """The values of one source, by field of the options."""
 
     def __init__(
         self, faults: list[str], show: Callable[[object], str] = _unquoted
@@ -57,7 +57,7 @@ class _SourceReader:
     def read_setting(
         self, field: str, read: Callable[[Any], Any], raw: Any, origin: str, name: str
     ) -> None:
-        """Keep what `raw` means; note what is wrong with it, after its `name`."""
+        """Parse and keep `raw`, or add its errors, which start with `name`."""
         try:
             self.values[field] = SettingValue(read(raw), origin)
         except InvalidValue as error:
@@ -73,22 +73,25 @@ def read_all_sources(
     faults: list[str],
     settings: Sequence[Setting] = SETTINGS,
 ) -> dict[str, SettingValue]:
-    """Return what all sources say, by field; flags prevail, then the environment."""
-    said: dict[str, SettingValue] = {}
+    """Return the values of all sources, by field.
+
+    Flags override the environment, which overrides files. Errors are added to `faults`.
+    """
+    values: dict[str, SettingValue] = {}
     for path in reversed(settings_files(environ)):
-        said |= read_settings_file(path, faults)
-    said |= _read_environment(environ, faults, settings)
-    said |= _read_flags(flags, faults, settings)
+        values |= read_settings_file(path, faults)
+    values |= _read_environment(environ, faults, settings)
+    values |= _read_flags(flags, faults, settings)
     fields = {setting.field for setting in settings}
-    return {field: each for field, each in said.items() if field in fields}
+    return {field: each for field, each in values.items() if field in fields}
 
 
 def read_settings_file(path: Path, faults: list[str]) -> dict[str, SettingValue]:
-    """Return what a file says, by field; one that is not there says nothing."""
+    """Return the values of a file, by field; none if the file is missing."""
     source = _SourceReader(faults, _quoted)
     try:
         text = read_protected_file(path)
-        # Imported here: most machines have no file, and commands shall be quick.
+        # Imported here, as most machines have no file and commands must be quick.
         import tomllib  # noqa: PLC0415
 
         rows = tomllib.loads(text)
@@ -112,7 +115,7 @@ def read_settings_file(path: Path, faults: list[str]) -> dict[str, SettingValue]
 def _read_environment(
     environ: Mapping[str, str], faults: list[str], settings: Sequence[Setting]
 ) -> dict[str, SettingValue]:
-    """Return what variables say; an empty one says nothing."""
+    """Return the values of variables, by field; empty variables are ignored."""
     source = _SourceReader(faults)
     for setting in settings:
         name = setting.variable
@@ -126,7 +129,7 @@ def _read_environment(
 def _read_flags(
     flags: Mapping[str, Any], faults: list[str], settings: Sequence[Setting]
 ) -> dict[str, SettingValue]:
-    """Return what flags say; None and () were not given."""
+    """Return the values of flags, by field; None and () mean that a flag is absent."""
     source = _SourceReader(faults)
     for setting in settings:
         raw, flag = flags.get(setting.field), setting.flag
@@ -138,7 +141,7 @@ def _read_flags(
 
 
 def _line(text: str, key: str) -> int:
-    """Return the number of the line where a key stands, as far as a search can tell."""
+    """Return the line number of a key, found by a text search; 1 if not found."""
     match = re.search(rf"^[ \t]*\[*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 

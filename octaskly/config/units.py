@@ -1,4 +1,4 @@
-"""Amounts and addresses as people write them: `15m`, `64M`, `[fd00::1]:47800`."""
+"""Amounts with units and addresses with ports: `15m`, `64M`, `[fd00::1]:47800`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 
 def host_and_port(host: str, port: int) -> str:
-    """Return where something listens; an IPv6 address stands in brackets."""
+    """Return `HOST:PORT`, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_host(text: str) -> bool:
-    """Whether text can be looked up; Python fails at a name like `pi4..local`.
+    """Return True if Python can look up the name.
 
-    No part of a name is empty, or has more than 63 characters.
+    Each label of a name has 1 to 63 characters, so `pi4..local` is not a host.
     """
     try:
         text.encode("idna")
@@ -26,14 +26,14 @@ def is_host(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """What an amount counts, and the letters that multiply it."""
+    """A unit of amounts, with the letters for its multiples."""
 
     factors: Mapping[str, int]
     example: str
-    ending: str = ""  #: may follow a letter, and changes nothing
+    ending: str = ""  #: may follow a letter, without effect
 
     def parse(self, text: str) -> int | None:
-        """Return the amount; None where the text is none."""
+        """Return the amount, or None if the text is not an amount."""
         letters = "".join(self.factors)
         pattern = (
             rf"([0-9]{{1,18}})\s*(?:([{letters}])(?:{self.ending})?)?"

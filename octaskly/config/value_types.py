@@ -1,7 +1,8 @@
-"""The ways in which a value is written, in a flag, a variable and a TOML file.
+"""Types of setting values, parsed from flags, variables and TOML files.
 
-A kind reads text (flags, variables) and TOML values, and says what it takes. A file is
-read strictly: `slots = "8"` is refused there, since TOML has numbers.
+A type parses text (flags, variables) and TOML values, and describes its syntax for
+messages. TOML values must have the right type: `slots = "8"` is rejected, because TOML
+has numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from octaskly.config.units import COUNT, Unit, host_and_port, is_host
 
 
 class InvalidValue(ValueError):
-    """Values that a kind does not take, each with what is allowed instead."""
+    """Invalid values, each with a description of the valid ones."""
 
     def __init__(self, *faults: tuple[object, str]) -> None:
         super().__init__(
@@ -26,12 +27,12 @@ class InvalidValue(ValueError):
 
 
 class ValueType:
-    """One way to write a value; as it stands, text that fits a pattern.
+    """Base class of value types; by itself, text that matches a pattern.
 
     Args:
-        metavar: Stands for a value in what `--help` says.
-        allowed: What is taken, in words.
-        pattern: What all of the text must fit.
+        metavar: Placeholder for a value in `--help`.
+        allowed: Description of valid values.
+        pattern: Regular expression that the whole text must match.
     """
 
     def __init__(self, metavar: str, allowed: str, pattern: str = r"[^\s,]+") -> None:
@@ -40,31 +41,31 @@ class ValueType:
         self._pattern = re.compile(pattern)
 
     def parse_text(self, text: str) -> Any:
-        """Return the value that text means.
+        """Return the value of a text.
 
         Raises:
-            Unusable: it means none.
+            InvalidValue: The text is not valid.
         """
         if not self._pattern.fullmatch(text):
             raise InvalidValue((text, self.allowed))
         return text
 
     def parse_flag(self, raw: Any) -> Any:
-        """Return the value of a flag; `InvalidValue` as above."""
+        """Return the value of a flag; raise InvalidValue if it is not valid."""
         return self.parse_text(str(raw))
 
     def parse_toml(self, raw: object) -> Any:
-        """Return the value that is written so in a TOML file.
+        """Return the value of an item of a TOML file.
 
         Raises:
-            Unusable: there is none.
+            InvalidValue: The item is not valid.
         """
         if not isinstance(raw, str):
             raise InvalidValue((raw, f"{self.allowed}, in quotes"))
         return self.parse_text(raw)
 
     def format(self, value: Any) -> str:
-        """Return the text that means this value."""
+        """Return the text of a value, which `parse_text` reads."""
         return str(value)
 
 
@@ -81,9 +82,9 @@ class Choices(ValueType):
 
 
 class PathValue(ValueType):
-    """A file or folder.
+    """The path of a file or folder.
 
-    What a file of settings names must not depend on where the agent was started.
+    In a settings file it must not depend on the current directory of the agent.
     """
 
     def parse_text(self, text: str) -> Path:
@@ -91,7 +92,7 @@ class PathValue(ValueType):
         return Path(super().parse_text(text))
 
     def parse_toml(self, raw: object) -> Path:
-        """Return the path; a leading `~` is this user's home."""
+        """Return the path, with a leading `~` replaced by this user's home."""
         path = super().parse_toml(raw)
         if not str(path).startswith(("/", "~/")):
             raise InvalidValue((raw, "a path that begins with / or ~/"))
@@ -99,7 +100,7 @@ class PathValue(ValueType):
 
 
 class HostAndPort(ValueType):
-    """Where another node is: its host and a port, the peer port if not given."""
+    """The address of another node: a host, and a port or the default one."""
 
     def __init__(self, port_default: int = PEER_PORT) -> None:
         super().__init__(
@@ -119,12 +120,12 @@ class HostAndPort(ValueType):
         return host, port
 
     def format(self, value: tuple[str, int]) -> str:
-        """Return host and port with a colon between."""
+        """Return `HOST:PORT`."""
         return host_and_port(*value)
 
 
 class Amount(ValueType):
-    """A whole number within bounds, in some unit."""
+    """A whole number within bounds, with a unit."""
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class Amount(ValueType):
         return self._check_range(raw if type(raw) is int else None, raw)
 
     def format(self, value: int) -> str:
-        """Return the number with the unit that makes it short."""
+        """Return the number with the largest unit that divides it."""
         return self._unit.format(value)
 
     def _check_range(self, value: int | None, raw: object) -> int:
@@ -166,7 +167,7 @@ class Amount(ValueType):
 
 
 class Boolean(ValueType):
-    """Yes or no; as a flag it is a pair, `--electable` and `--no-electable`."""
+    """True or false; as flags a pair, such as `--electable` and `--no-electable`."""
 
     def __init__(self) -> None:
         super().__init__("", "true or false", "true|false")
@@ -176,7 +177,7 @@ class Boolean(ValueType):
         return bool(super().parse_text(text) == "true")
 
     def parse_flag(self, raw: bool) -> bool:  # noqa: FBT001  as the others
-        """Return which of the pair it was."""
+        """Return the flag unchanged."""
         return raw
 
     def parse_toml(self, raw: object) -> bool:
@@ -186,12 +187,12 @@ class Boolean(ValueType):
         return raw
 
     def format(self, value: bool) -> str:  # noqa: FBT001  as the others
-        """Return the word of TOML."""
+        """Return `true` or `false`, as in TOML."""
         return str(value).lower()
 
 
 class ListOf(ValueType):
-    """Several values of a kind: a repeatable flag, a list, text with commas between."""
+    """Several values of one type: a repeated flag, a TOML list, or text with commas."""
 
     def __init__(
         self,
@@ -200,28 +201,28 @@ class ListOf(ValueType):
         items_max: int = 1000,
         has_unique_keys: bool = False,
     ) -> None:
-        """Take up to `most`; `is_each_once`: none, or no KEY of KEY=VALUE, twice."""
+        """Allow `items_max` values; `has_unique_keys`: each KEY of KEY=VALUE once."""
         super().__init__(value_type.metavar, value_type.allowed)
         self._value_type = value_type
         self._items_max = items_max
         self._has_unique_keys = has_unique_keys
 
     def parse_text(self, text: str) -> tuple[Any, ...]:
-        """Return the values between commas."""
+        """Return the values of a text with commas."""
         return self.parse_flag(tuple(part.strip() for part in text.split(",")))
 
     def parse_flag(self, raw: tuple[str, ...]) -> tuple[Any, ...]:
-        """Return a value for each time that the flag was given."""
+        """Return one value for each use of the flag."""
         return self._parse_each(raw, self._value_type.parse_text)
 
     def parse_toml(self, raw: object) -> tuple[Any, ...]:
-        """Return a value for each item."""
+        """Return one value for each item of the list."""
         if not isinstance(raw, list):
             raise InvalidValue((raw, 'a list like ["a", "b"]'))
         return self._parse_each(tuple(raw), self._value_type.parse_toml)
 
     def format(self, value: tuple[Any, ...]) -> str:
-        """Return the values with commas between."""
+        """Return the values, separated by commas."""
         return ",".join(map(self._value_type.format, value))
 
     def _parse_each(

@@ -200,7 +200,7 @@ def test_unusable_words_of_operators_end_the_agent(
         ('name = "ash\n', "Illegal character '\\n' (at line 1, column 12)"),
         ("slots = 1\nslots = 2\n", "Cannot overwrite a value (at line 2, column 10)"),
         ("x = " + "[" * 5000, ""),
-        ("#" * (64 << 10) + "#", "no file, or one of over 65536 bytes"),
+        ("#" * (64 << 10) + "#", "not a regular file, or over 65536 bytes"),
     ],
     ids=["open string", "twice", "deep", "long"],
 )
@@ -253,7 +253,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang_the_start(home: Home) -> No
 
     [line] = home.faults()
 
-    assert line == f"{home.own}: no file, or one of over 65536 bytes"
+    assert line == f"{home.own}: not a regular file, or over 65536 bytes"
 
 
 @pytest.mark.parametrize(
