@@ -1,11 +1,11 @@
-"""The rules of the mesh, pure: events and a time go in, effects come out.
+"""The pure core of a node: it takes events and a time, and returns effects.
 
-Four rules hold for every module of this folder:
+Four rules hold for every module of this package:
 
-1. No input or output, no clock, no dice, no log: what a rule needs arrives in the
-   event, and what it wants done leaves as an effect.
-2. Values are frozen; each state machine owns its own mutable state and nobody else's.
+1. No I/O, clock, randomness or logging. All input arrives in events; all actions
+   leave as effects.
+2. Values are frozen. Each component changes only its own state.
 3. The same events in the same order give the same effects, under any hash seed.
-4. What a peer does wrong is a value to handle, never an exception; a broken
-   invariant of our own is an `assert`.
+4. A peer's mistake is a value to handle, never an exception. A broken invariant of
+   our own is an `assert`.
 """

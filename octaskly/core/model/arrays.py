@@ -1,8 +1,8 @@
-"""Arrays: one task that stands for many, each of which is derived from it.
+"""Arrays: tasks that stand for many members, and the ids, specs and states of members.
 
-The log has one submission for an array. A member is a task whose id and envelope follow
-from those of its array, so nothing is written of it before it runs; and what an array
-is doing follows from what is known of its members.
+The log has one submission per array. The id and the spec of a member follow from those
+of its array, so the log says nothing about a member before it runs. The state of an
+array follows from the states of its members.
 
 Source: docs/decisions/0016-arrays-are-one-task.md.
 """
@@ -25,23 +25,24 @@ from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskSpec, TaskState
 
 MEMBERS_MAX: Final = 10_000_000
-MEMBER_NUMBER_MAX: Final = 999_999_999  #: of a member
+MEMBER_NUMBER_MAX: Final = 999_999_999
 ITEM_BYTES_MAX: Final = 65_536
-ITEMS_BYTES_MAX: Final = 4 << 20  #: of one array, as it travels in one frame
-RUNS_MAX: Final = 10_000  #: runs of members of an array that are read at once
+ITEMS_BYTES_MAX: Final = 4 << 20  #: per array, because an array travels in one frame
+RUNS_MAX: Final = 10_000  #: runs of an array's members that one read returns
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
 MAX_FAILS_CANCELLER: Final = (
-    "max_fails"  #: who cancels the rest after too many failures
+    "max_fails"  #: recorded as the canceller of the rest after too many failures
 )
 FORCED_PREFIX: Final = "\x1fforce "
-"""Begins who cancelled an array with the members that run.
+"""Prefix of the canceller of an array whose running members are cancelled too.
 
-It is less than each subject, so it stays where others cancelled the array, too.
+It sorts before every subject, and the smallest canceller counts. So a forced cancel
+stays when others cancel the array as well.
 """
 
-# What a client called a task has `~` and a digest behind it: 15 digits of it for a
-# task, 14 for an array, so a name with a dot and a number in it is no member.
+# A name that a client chose is followed by `~` and a digest: 15 digits for a task, 14
+# for an array. So a task whose name ends in `.<number>` is not taken for a member.
 ARRAY_DIGEST_DIGITS: Final = 14
 _MEMBER_ID: Final = re.compile(
     r"(task-[0-9]{3,18}-[0-9a-f]{8}|.+(?=\.[0-9]+~))"
@@ -63,20 +64,22 @@ class ArrayProgress(Struct, frozen=True, array_like=True):
     remaining_runs: Annotated[
         tuple[tuple[Count, Count], ...], Meta(max_length=RUNS_MAX)
     ] = ()
-    """Runs of positions, the last included, of which the log says nothing; for the
-    queue alone, which was told all of them if they are not too many."""
-    started_ms: Millis | None = None  #: when the first member began that has ended
-    ended_ms: Millis | None = None  #: when the last one ended of those that have
+    """Runs of positions, last one included, about which the log says nothing.
+
+    Only reads for the queue fill this in, with at most `RUNS_MAX` runs.
+    """
+    started_ms: Millis | None = None  #: earliest start of the members that have ended
+    ended_ms: Millis | None = None  #: latest end of a member so far
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """Number of members."""
         ended = self.completed + self.failed + self.cancelled
         return self.queued + self.running + ended
 
 
 class RemainingMembers:
-    """The members of an array that were not handed out, as runs of positions."""
+    """The members of an array that were never assigned, as runs of positions."""
 
     def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
         self._runs = deque(runs)
@@ -85,14 +88,14 @@ class RemainingMembers:
         return bool(self._runs)
 
     def pop(self) -> int:
-        """Take the first position out."""
+        """Remove and return the first position."""
         first, last = self._runs.popleft()
         if first < last:
             self._runs.appendleft((first + 1, last))
         return first
 
     def remove(self, position: int) -> None:
-        """Take a position out, if it is there."""
+        """Remove a position, if present."""
         self._runs = deque(
             run
             for first, last in self._runs
@@ -105,7 +108,7 @@ class RemainingMembers:
         )
 
     def intersect(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Take all out that is in none of these runs, which are in order."""
+        """Keep only the positions that are in one of `runs`, which are in order."""
         kept: deque[tuple[int, int]] = deque()
         own_runs = iter(self._runs)
         run = next(own_runs, None)
@@ -121,13 +124,13 @@ class RemainingMembers:
 
 
 def member_id(array: TaskId, number: int) -> TaskId:
-    """Return the id of the member with a number."""
+    """Return the id of the array's member with this number."""
     name, mark, digest = array.partition("~")
     return TaskId(f"{name}.{number}{mark}{digest}")
 
 
 def split_member_id(task: TaskId) -> tuple[TaskId, int] | None:
-    """Return the array that a member belongs to, and its number; None: it is none."""
+    """Return array and number of a member; None if `task` is not a member."""
     return _split_cached(task) if "." in task else None
 
 
@@ -140,13 +143,13 @@ def _split_cached(task: TaskId) -> tuple[TaskId, int] | None:
 
 
 def split_member_name(name: str) -> tuple[str, int] | None:
-    """Return array and number of the member that clients would call so, if any."""
+    """Return array name and number if `name` has the form of a member's name."""
     match = _MEMBER_NAME.fullmatch(name) if "." in name else None
     return None if match is None else (match[1], int(match[2]))
 
 
 def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
-    """Return the envelope of the member with a number; None: there is none."""
+    """Return the spec of the member with this number; None if there is none."""
     array_spec = array.array
     position = None if array_spec is None else array_spec.position(number)
     if array_spec is None or position is None or array.options is None:
@@ -167,13 +170,13 @@ def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
 
 
 def _member_paths(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:
-    """Return the paths of a member, each once."""
+    """Return the paths of a member, without duplicates."""
     filled = (placeholders.fill_placeholders(path, item, position) for path in paths)
     return tuple(dict.fromkeys(filled))
 
 
 def is_valid_array(array: ArraySpec) -> bool:
-    """Whether the members can be numbered and counted."""
+    """Return True if the members can be numbered and counted."""
     return (
         0 < array.count <= MEMBERS_MAX
         and 0 <= array.first <= MEMBER_NUMBER_MAX
@@ -186,7 +189,7 @@ def is_valid_array(array: ArraySpec) -> bool:
 def has_too_many_failures(
     array: ArraySpec, progress: ArrayProgress, cancelled_by: str | None
 ) -> bool:
-    """Whether too many members have failed, and nobody has cancelled the rest yet."""
+    """Return True if too many members failed and the rest is not yet cancelled."""
     fails_max = array.max_fails
     if fails_max is None or progress.failed <= fails_max or cancelled_by is not None:
         return False
@@ -196,7 +199,7 @@ def has_too_many_failures(
 def array_state(
     array: ArraySpec, progress: ArrayProgress, cancelled_by: str | None
 ) -> TaskState:
-    """Return where an array stands, a pure function of what its members do."""
+    """Return the state of an array, a pure function of its members' states."""
     failed = progress.failed
     if progress.running:
         return TaskState.RUNNING

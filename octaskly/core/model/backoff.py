@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-DOUBLINGS_MAX = 30  #: beyond this every cap is reached, and powers stay small
+DOUBLINGS_MAX = 30  #: by then every cap is reached, and the power stays small
 
 
 def backoff(failures: int, *, base_s: float, cap_s: float) -> float:
-    """Return the wait after `failures`, in seconds: doubled up to the cap.
+    """Return the seconds to wait after `failures`: doubled each time, up to the cap.
 
-    It has no jitter: one sender repeats itself on one link, so that no herd of others
-    can be in step with it.
+    There is no jitter: a single sender retries on a single link, so its retries cannot
+    coincide with those of others.
 
     Args:
         failures: Failures so far, from 1.

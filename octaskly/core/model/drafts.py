@@ -15,25 +15,25 @@ from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 
 
 class TaskDraft(Struct, frozen=True):
-    """A task that somebody asks for, validated, not yet accepted."""
+    """A validated task that is not yet accepted."""
 
     command: str
     timeout_s: int = 3600
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    id: TaskId | None = None  #: name that a client chose, or derived from its key
+    id: TaskId | None = None  #: chosen by the client, or derived from its key
     priority: int = 0  #: -50..50, a higher one runs first
     options: TaskOptions | None = None
-    is_fail_fast: bool = False  #: refuse it if no node could ever run it
+    is_fail_fast: bool = False  #: reject it if no node could ever run it
 
 
-PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
+PRIORITY_BAND = 50  #: band of priority 0; a lower band runs first
 SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
-DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
+DIGEST_DIGITS = 15  #: digest of the draft in the id of a task with a chosen name
 
 
 def sequence_of(task: TaskId) -> int:
-    """Return the number in the id of a task that was counted, else 0."""
+    """Return the sequence number in a generated task id, else 0."""
     word, _, rest = task.partition("-")
     digits = rest.partition("-")[0]
     is_number = word == "task" and digits.isdecimal() and digits.isascii()
@@ -41,12 +41,12 @@ def sequence_of(task: TaskId) -> int:
 
 
 def priority_of(spec: TaskSpec) -> int:
-    """Return the priority that a task was given: a higher one runs first."""
+    """Return the priority of a task: a higher one runs first."""
     return PRIORITY_BAND - (spec.ord >> PRIORITY_SHIFT)
 
 
 def rerun_draft(spec: TaskSpec) -> TaskDraft:
-    """Return the wish to run an ended task once more, as another task."""
+    """Return a draft that runs an ended task again, as a new task."""
     options = replace(
         spec.options or TaskOptions(), retry_of=task_name(spec.id), after=None
     )
@@ -54,12 +54,12 @@ def rerun_draft(spec: TaskSpec) -> TaskDraft:
 
 
 def matches_draft(draft: TaskDraft, spec: TaskSpec) -> bool:
-    """Whether a task is what the draft asks for, whoever asked and by what name."""
+    """Return True if the task equals the draft, apart from name and submitter."""
     return replace(draft, id=None, is_fail_fast=False) == _draft_of(spec)
 
 
 def _draft_of(spec: TaskSpec) -> TaskDraft:
-    """Return the draft that a task was made of, without a name."""
+    """Return the draft from which a task was made, without its name."""
     return TaskDraft(
         command=spec.command,
         timeout_s=spec.timeout_s,
@@ -71,9 +71,10 @@ def _draft_of(spec: TaskSpec) -> TaskDraft:
 
 
 def log_id_of(draft: TaskDraft, submitter: str) -> TaskId | None:
-    """Return the id of a task whose name was chosen; None where it was not.
+    """Return the id of a task with a chosen name; None if no name was chosen.
 
-    It is the same for the same task on both sides of a split, and only for that.
+    Both sides of a network split give equal tasks the same id, and different tasks
+    different ids.
     """
     if draft.id is None:
         return None

@@ -1,8 +1,8 @@
-"""Hybrid timestamps: when a fact was written, in an order that all nodes agree on.
+"""Hybrid logical timestamps: they order facts the same way on all nodes.
 
-Milliseconds since 2020 stand above a counter, so timestamps grow even where the wall
-clock stands still or goes back. They also give each task its place in the queue, below
-the band of its priority.
+The high bits are milliseconds since 2020, the low bits a counter. So timestamps grow
+even when the wall clock stands still or goes back. A timestamp also orders the queue
+within each priority band.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 
 HLC_EPOCH_MS = 1_577_836_800_000  #: 2020-01-01T00:00:00Z
 HLC_COUNTER_BITS = 15
-HLC_MAX = 1 << 62  #: none is so late; beyond it there would be no room to count on
-HLC_AHEAD_MS = 3_600_000  #: so far a node follows the clock of another that is ahead
-ORD_HLC_MASK = (1 << PRIORITY_SHIFT) - 1  #: the bits of it in `TaskSpec.ord`
+HLC_MAX = 1 << 62  #: all timestamps are below it, which leaves room to count further
+HLC_AHEAD_MS = 3_600_000  #: most that a node follows another node's faster clock
+ORD_HLC_MASK = (1 << PRIORITY_SHIFT) - 1  #: bits of the timestamp in `TaskSpec.ord`
 
 
 def hlc_of(wall_ms: int) -> int:
@@ -22,14 +22,14 @@ def hlc_of(wall_ms: int) -> int:
 
 
 def wall_ms_of(hlc: int) -> int:
-    """Return the millisecond in which a timestamp was given."""
+    """Return the wall-clock millisecond of a timestamp."""
     return (hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS
 
 
 def hlc_of_latest_remote(wall_ms: int) -> int:
-    """Return the latest timestamp that is taken over from others.
+    """Return the latest timestamp that a node adopts from others.
 
-    A clock that is wrong somewhere must not carry all others along.
+    The bound keeps one wrong clock from advancing the clocks of all nodes.
     """
     return hlc_of(wall_ms + HLC_AHEAD_MS)
 
@@ -40,5 +40,5 @@ def hlc_next(last: int, wall_ms: int) -> int:
 
 
 def accepted_hlc(spec: TaskSpec) -> int:
-    """Return when a task was accepted, by the clock of that dispatcher."""
+    """Return when a task was accepted, by the clock of its dispatcher."""
     return spec.ord & ORD_HLC_MASK

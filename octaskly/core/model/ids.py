@@ -17,33 +17,33 @@ NodeId = NewType("NodeId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
 
 TaskId = NewType("TaskId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,96}\Z")])
-"""What the log calls a task: its name, `[A-Za-z0-9._-]{1,64}`, where a node made it up.
+"""Id of a task in the log: its name, `[A-Za-z0-9._-]{1,64}`, if a node generated it.
 
-Where a client chose the name, `~` and a digest of what it asked for follow. So two
-halves of a split that accept different tasks under one name hold two tasks; clients
-see them as `<name>` and `<name>~2`.
+If a client chose the name, `~` and a digest of the draft follow. So when both sides of
+a network split accept different tasks under one name, the ids differ. Clients see these
+tasks as `<name>` and `<name>~2`.
 """
 
 StreamId = NewType("StreamId", Annotated[int, Meta(ge=0, le=(1 << 63) - 1)])
-"""63-bit random number of a log stream, minted at each claim, never zero."""
+"""63-bit random number of a log stream, drawn at each claim, never zero."""
 
 Vector = dict[StreamId, int]
-"""For each stream the highest sequence number held without a gap."""
+"""For each stream, the sequence number up to which all entries are held."""
 
 VectorItems = Annotated[
     tuple[tuple[StreamId, Count], ...], Meta(max_length=STREAMS_MAX)
 ]
-"""A vector as messages carry it."""
+"""A vector in a message."""
 
 
 def task_name(task: TaskId, occurrence: int = 1) -> str:
-    """Return what clients call the task that is the `twin`-th of its name."""
+    """Return the name for clients; `occurrence` counts tasks of one name from 1."""
     name = task.partition("~")[0] if "~" in task else task
     return name if occurrence == 1 else f"{name}~{occurrence}"
 
 
 class Epoch(NamedTuple):
-    """One node's reign as dispatcher; compared by term, then by node id."""
+    """One node's time as dispatcher; compared by term, then by node id."""
 
     term: Count
     node: NodeId
@@ -56,9 +56,9 @@ Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_
 
 
 class AttemptId(Struct, frozen=True, array_like=True, order=True):
-    """Name of one run of a task, unique together with the task id.
+    """Id of one run of a task, unique together with the task id.
 
-    Ordered: the smallest successful attempt is the one that counts, on all nodes.
+    Attempt ids are ordered: on all nodes the smallest successful attempt counts.
     """
 
     term: Count
@@ -69,8 +69,8 @@ class AttemptId(Struct, frozen=True, array_like=True, order=True):
 class Moment(NamedTuple):
     """The two clocks at one instant, given to every step.
 
-    `mono_s` never jumps and keeps counting in suspend; all rules use it.
-    `wall_ms` is UTC milliseconds since 1970, for timestamps that people read.
+    `mono_s` never jumps and continues during suspend; all rules use it.
+    `wall_ms` is milliseconds since 1970 (UTC), for timestamps that people read.
     """
 
     mono_s: float
@@ -78,9 +78,9 @@ class Moment(NamedTuple):
 
 
 class Address(NamedTuple):
-    """Where a peer may be dialled."""
+    """An address at which a peer may be dialled."""
 
-    host: Host  #: IP address, an IPv6 link-local one with its scope
+    host: Host  #: IP address; a link-local IPv6 address includes its scope
     port: Port
 
 
@@ -90,7 +90,7 @@ Hosts = Annotated[tuple[Host, ...], Meta(max_length=ADDRESSES_MAX)]
 
 @dataclass(frozen=True, slots=True)
 class DispatcherEpoch:
-    """One claim of this node to be dispatcher."""
+    """An epoch of this node, and the log stream that it writes in that epoch."""
 
     epoch: Epoch
     stream: StreamId
@@ -99,10 +99,10 @@ class DispatcherEpoch:
 def covers(
     mine: Mapping[StreamId, int], theirs: Iterable[tuple[StreamId, int]]
 ) -> bool:
-    """Return whether `mine` holds every entry that `theirs` counts."""
+    """Return True if `mine` includes every entry that `theirs` includes."""
     return all(mine.get(stream, 0) >= seq for stream, seq in theirs)
 
 
 def count_entries(vector: Iterable[tuple[StreamId, int]]) -> int:
-    """Return how many entries a vector counts."""
+    """Return the number of entries that a vector includes."""
     return sum(seq for _, seq in vector)

@@ -1,8 +1,8 @@
-"""What may be known of a node's keyring: which generations it has, and no secret.
+"""Keyring state without secrets, and the messages, events and effects of key rotation.
 
-Keyrings join as facts do: of two, the one of higher rank counts, and the nodes that
-either denies are denied. So it does not matter in which order nodes hear of a rotation,
-or from whom, and any dispatcher can go on with one that another began.
+Keyrings join as facts do: the one with the higher rank counts, and the sets of revoked
+nodes are united. So a rotation may reach nodes in any order and from any peer. Any
+dispatcher can continue a rotation that another dispatcher started.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from octaskly.core.model.field_types import Count, Millis
 from octaskly.core.model.ids import NodeId
 
 REVOKED_MAX = 1024  #: revoked nodes that a keyring remembers
-GENERATION_MAX = 1_000_000_000  #: of a generation
+GENERATION_MAX = 1_000_000_000
 FINGERPRINT_CHARS_MAX = 64
-KEYRING_CHARS_MAX = 64 * 1024  #: of a keyring
+KEYRING_CHARS_MAX = 64 * 1024
 REVOKED_REASON = "revoked: the mesh has a new secret, without this node"
-"""Why a link ends; what a revoked node that is honest goes by."""
+"""Reason for which a link ends; from it an honest node learns that it is revoked."""
 OUTDATED_REASON = "the secret of this link is over"
 
 
 class RotationPhase(StrEnum):
-    """How far the newest generation of the mesh secret has come."""
+    """Phase in the rotation to the newest generation of the mesh secret."""
 
-    SPREADING = "spreading"  #: accepted, the one before is in force
-    SWITCHED = "switched"  #: in force, the one before is accepted still
-    SETTLED = "settled"  #: the only one
+    SPREADING = "spreading"  #: the newest is accepted, the previous one is in force
+    SWITCHED = "switched"  #: the newest is in force, the previous one still accepted
+    SETTLED = "settled"  #: only the newest is accepted
 
 
 class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
-    """The generations that one node accepts, and the one with which it shows itself."""
+    """The generations that one node accepts, and the one that it uses itself."""
 
     oldest: Count = 1
     generation: Count = 1  #: in force
     newest: Count = 1
     fingerprint: Annotated[str, Meta(max_length=FINGERPRINT_CHARS_MAX)] = ""
-    """Tells two secrets of one generation apart, and nothing else."""
-    is_urgent: bool = False  #: nobody is waited for long: a node was revoked, say
+    """Distinguishes two secrets of one generation; reveals nothing else."""
+    is_urgent: bool = False  #: wait only briefly for nodes, as after a revocation
     phase_since_ms: Millis = (
-        0  #: wall clock, when the phase began; 0: as long as the mesh
+        0  #: wall clock at the start of the phase; 0: since the mesh exists
     )
     revoked: Annotated[tuple[NodeId, ...], Meta(max_length=REVOKED_MAX)] = ()
     """Revoked nodes, ordered."""
 
     @property
     def phase(self) -> RotationPhase:
-        """How far the newest generation has come."""
+        """Phase of the newest generation."""
         if self.generation < self.newest:
             return RotationPhase.SPREADING
         return (
@@ -60,10 +60,10 @@ class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[int, int, int, bool, str, int]:
-        """Of two keyrings of one mesh, that of the higher rank counts.
+        """Sort key: of two keyrings of one mesh, the one with the higher rank counts.
 
-        Who is further is never set back. Where two halves of a split renewed the
-        secret on their own, all nodes choose the same one.
+        A rotation never goes back. If both sides of a network split renewed the secret,
+        all nodes choose the same one.
         """
         return (
             self.newest,
@@ -76,79 +76,79 @@ class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
 
     @property
     def is_valid(self) -> bool:
-        """Whether a keyring of ours could be so."""
+        """Return True if the generations are in order and within their bound."""
         return 0 < self.oldest <= self.generation <= self.newest < GENERATION_MAX
 
     def would_gain_from(self, other: KeyringState) -> bool:
-        """Whether this keyring would change by taking over `other`."""
+        """Return True if joining `other` would change this keyring."""
         return self.rank < other.rank or not set(other.revoked) <= set(self.revoked)
 
 
-# --- What peers say.
+# --- Messages.
 
 
 class KeyringStatus(Struct, frozen=True, array_like=True, tag=28):
-    """The sender's keyring is this now; said to those who may not know it."""
+    """The state of the sender's keyring, for peers that may not know it."""
 
     keys: KeyringState
 
 
 class KeyringTransfer(Struct, frozen=True, array_like=True, tag=29):
-    """The sender's keyring itself, for a peer that lacks some of it."""
+    """The sender's keyring, secrets included, for a peer that lacks part of it."""
 
     text: Annotated[str, Meta(max_length=KEYRING_CHARS_MAX)]  #: as in a secret file
 
     def __repr__(self) -> str:
-        return "KeysGiven(...)"  # A secret belongs in no log.
+        return "KeyringTransfer(...)"  # A secret must not appear in a log.
 
 
 KeyringMessage = KeyringStatus | KeyringTransfer
 
 
 def is_valid_keyring_message(message: KeyringMessage) -> bool:
-    """Whether a member of ours could say so."""
+    """Return True if the state in the message, if any, is valid."""
     return isinstance(message, KeyringTransfer) or message.keys.is_valid
 
 
-# --- What happens.
+# --- Events.
 
 
 class KeyringChanged(Struct, frozen=True):
-    """The keyring of this node is this now, and on its disk."""
+    """This node's keyring changed and is on its disk, or the change failed."""
 
     keys: KeyringState
-    failure: str = ""  #: why what was asked for could not be done
+    failure: str = ""  #: why the requested change failed
 
 
 class RotateRequested(Struct, frozen=True):
     """Renew the mesh secret; answered by `Answer(ticket, ...)`."""
 
     ticket: int
-    revoked: NodeId | None  #: whom to leave out
+    revoked: NodeId | None  #: node to revoke
     by: str
-    is_urgent: bool = False  #: the old secret is to be over within seconds
+    is_urgent: bool = False  #: stop accepting the old secret within seconds
 
 
 KeyringEvent = KeyringChanged | RotateRequested
 
-# --- What the shell is asked to do.
+# --- Effects.
 
 
 class KeyringStep(StrEnum):
-    """What becomes of a keyring."""
+    """A change to a keyring."""
 
-    RENEW = "renew"  #: one generation more, which is accepted
-    SWITCH = "switch"  #: the newest one is in force
-    SETTLE = "settle"  #: the newest one is the only one
-    REVOKE = "deny"  #: a node is revoked, and nothing else
+    RENEW = "renew"  #: add a generation that is accepted
+    SWITCH = "switch"  #: put the newest generation in force
+    SETTLE = "settle"  #: accept the newest generation only
+    REVOKE = "deny"  #: revoke a node, without a new generation
 
 
 class ChangeKeyring(Struct, frozen=True):
-    """Change the keyring on disk, then in use; `KeyringChanged` says that it is done."""
+    """Change the keyring on disk, then in memory; answered by `KeyringChanged`."""
 
     step: KeyringStep
     revoked: NodeId | None = None
-    is_urgent: bool = False  #: of a renewal, also where nobody is revoked
+    is_urgent: bool = False  #: for RENEW; may be set without a revoked node
 
 
 class SendKeyring(Struct, frozen=True):
@@ -158,25 +158,25 @@ class SendKeyring(Struct, frozen=True):
 
 
 class MergeKeyring(Struct, frozen=True):
-    """Join what a peer gave with the keyring of this node; then as `ChangeKeyring`."""
+    """Join a peer's keyring with this node's; otherwise as `ChangeKeyring`."""
 
     peer: NodeId
     text: str
 
     def __repr__(self) -> str:
-        return f"TakeKeys(peer={self.peer!r}, ...)"
+        return f"MergeKeyring(peer={self.peer!r}, ...)"
 
 
 KeyringEffect = ChangeKeyring | SendKeyring | MergeKeyring
 
 
 class RotationStarted(Struct, frozen=True):
-    """The answer to `RotateRequested`: a newer generation is on its way to all nodes."""
+    """Reply to `RotateRequested`: a newer generation is being sent to all nodes."""
 
     keys: KeyringState
 
 
 class RotationNotStarted(Struct, frozen=True):
-    """The answer to `RotateRequested` where nothing is done."""
+    """Reply to `RotateRequested`: nothing was done."""
 
     reason: str

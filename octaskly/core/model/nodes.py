@@ -12,7 +12,7 @@ from octaskly.core.model.ids import Hosts, NodeId
 
 
 class Role(StrEnum):
-    """What a node is for the mesh at this moment."""
+    """A node's current role in the mesh."""
 
     DISPATCHER = "dispatcher"
     STANDBY = "standby"
@@ -20,7 +20,7 @@ class Role(StrEnum):
 
 
 class NodeState(StrEnum):
-    """Whether a node takes work."""
+    """A node's availability for work."""
 
     READY = "ready"
     DRAINING = "draining"
@@ -29,22 +29,22 @@ class NodeState(StrEnum):
 
 
 class AvailabilityCommand(StrEnum):
-    """What an operator may tell a node."""
+    """A command that an operator may give to a node."""
 
-    DRAIN = "drain"  #: end what runs, take no more
-    RESUME = "resume"  #: the end of that
-    PAUSE = "pause"  #: freeze what runs, take no more
-    UNPAUSE = "unpause"  #: the end of that
+    DRAIN = "drain"  #: let running attempts end, take no new ones
+    RESUME = "resume"  #: undo DRAIN
+    PAUSE = "pause"  #: freeze running attempts, take no new ones
+    UNPAUSE = "unpause"  #: undo PAUSE
 
 
 class OperatorHold(NamedTuple):
-    """Why a node takes no work, by order of an operator; a restart changes nothing."""
+    """An operator's reasons for a node to take no work; they survive a restart."""
 
     is_drained: bool = False
     is_paused: bool = False
 
     def after_command(self, command: AvailabilityCommand) -> OperatorHold:
-        """Return what holds after one more order."""
+        """Return the hold after one more command."""
         match command:
             case AvailabilityCommand.DRAIN | AvailabilityCommand.RESUME:
                 return self._replace(is_drained=command is AvailabilityCommand.DRAIN)
@@ -56,11 +56,11 @@ NO_HOLD = OperatorHold()
 
 
 class Pressure(StrEnum):
-    """Why a node that is ready takes no work all the same."""
+    """A shortage that keeps a ready node from taking work."""
 
-    DISK = "disk"  #: its disk is full, or fails
-    MEMORY = "memory"  #: its tasks stand still for lack of memory
-    LAUNCHERS = "launchers"  #: the processes that start its tasks come to nothing
+    DISK = "disk"  #: its disk is full or fails
+    MEMORY = "memory"  #: its tasks stall for lack of memory
+    LAUNCHERS = "launchers"  #: the processes that start its tasks keep failing
 
 
 LABELS_MAX = 64  #: of a node
@@ -72,9 +72,9 @@ Gpus = Annotated[tuple[NodeWord, ...], Meta(max_length=GPUS_MAX)]
 
 
 class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
-    """What a node says of itself when it meets a peer.
+    """A node's description of itself, sent to each peer in the handshake.
 
-    Fixed while it runs, but for the addresses.
+    It is fixed while the process runs, except for the addresses.
     """
 
     id: NodeId
@@ -91,45 +91,45 @@ class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
     has_mains_power: bool = True
     os: NodeWord = ""  #: as `linux`
     arch: NodeWord = ""  #: as `x86_64`
-    cpus: Count = 0  #: of the machine; `slots` are those on offer
-    gpus: Gpus = ()  #: what each is called
+    cpus: Count = 0  #: CPUs of the machine; `slots` may differ
+    gpus: Gpus = ()  #: name of each GPU
 
 
 class LoadSample(Struct, frozen=True, array_like=True):
-    """How busy a machine is."""
+    """A measurement of a machine's load."""
 
     cpu_percent: Float  #: of the whole machine
     load1: Float  #: run queue over the last minute
     memory_used_mb: Int
     process_mb: Int  #: resident set of the agent
-    stalled_percent: Float = 0.0  #: of 10 s in which all waited for memory
+    stalled_percent: Float = 0.0  #: share of 10 s in which all tasks waited for memory
 
 
 class StandbyView(NamedTuple):
     """A standby as its dispatcher sees it."""
 
     node: NodeId
-    is_in_sync: bool  #: it acknowledges what is appended as that happens
-    lag: int  #: entries that it has not acknowledged
+    is_in_sync: bool  #: it acknowledges each append as it happens
+    lag: int  #: entries not yet acknowledged
 
 
 class Takeover(NamedTuple):
-    """How this node became dispatcher in place of another one."""
+    """A failover in which this node replaced another dispatcher."""
 
-    at_ms: int  #: wall clock at the end of it
-    duration_ms: int  #: from the last sign of the old dispatcher to the new reign
+    at_ms: int  #: wall clock at the end of the failover
+    duration_ms: int  #: from the old dispatcher's last sign of life to the new epoch
     reason: str
 
 
 NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: before the first sample
 
 
-STALLED_PERCENT_HIGH = 20.0  #: of the time without any progress: memory is short
-STALLED_PERCENT_LOW = 5.0  #: below this it is short no more
+STALLED_PERCENT_HIGH = 20.0  #: from this `stalled_percent` on, memory is short
+STALLED_PERCENT_LOW = 5.0  #: below this, the shortage is over
 
 
 class Availability(NamedTuple):
-    """What operators, a stop and the machine say about taking work."""
+    """Everything that decides if a node takes work: holds, a stop and shortages."""
 
     hold: OperatorHold = NO_HOLD
     is_stopping: bool = False
@@ -140,7 +140,7 @@ class Availability(NamedTuple):
 
     @property
     def state(self) -> NodeState:
-        """What the mesh is told."""
+        """State that other nodes see."""
         if self.hold.is_paused and not self.is_stopping:
             return NodeState.PAUSED
         is_draining = self.hold.is_drained or self.is_stopping or self.is_revoked
@@ -148,7 +148,7 @@ class Availability(NamedTuple):
 
     @property
     def pressure(self) -> Pressure | None:
-        """What the machine lacks."""
+        """The machine's most urgent shortage, if any."""
         if self.is_disk_short:
             return Pressure.DISK
         if self.is_memory_short:
@@ -157,30 +157,30 @@ class Availability(NamedTuple):
 
     @property
     def takes_work(self) -> bool:
-        """Whether attempts are welcome."""
+        """Return True if the node takes new attempts."""
         return self.state is NodeState.READY and self.pressure is None
 
     def with_stopping(self) -> Availability:
-        """Return the stance of a node that stops."""
+        """Return the availability of a node that stops."""
         return self._replace(is_stopping=True)
 
     def with_revoked(self) -> Availability:
-        """Return the stance of a node that is no member any more."""
+        """Return the availability of a node that is no longer a member."""
         return self._replace(is_revoked=True)
 
     def with_hold(self, hold: OperatorHold) -> Availability:
-        """Return the stance after an order of an operator."""
+        """Return the availability after an operator's command."""
         return self._replace(hold=hold)
 
     def with_disk(self, *, is_failing: bool) -> Availability:
-        """Return the stance after a change of the disk."""
+        """Return the availability after a change of the disk."""
         return self._replace(is_disk_short=is_failing)
 
     def with_launchers(self, *, are_failing: bool) -> Availability:
-        """Return the stance after another look at what starts tasks."""
+        """Return the availability after a check of the launchers."""
         return self._replace(are_launchers_failing=are_failing)
 
     def with_stalled_percent(self, stalled_percent: float) -> Availability:
-        """Return the stance after a look at how long tasks waited for memory."""
+        """Return the availability after a measurement of memory stalls, in percent."""
         bound = STALLED_PERCENT_LOW if self.is_memory_short else STALLED_PERCENT_HIGH
         return self._replace(is_memory_short=stalled_percent >= bound)

@@ -1,7 +1,7 @@
-"""What stands for an item in the command and the paths of an array, as in GNU parallel.
+"""Placeholders in the command and paths of an array, as in GNU parallel.
 
-They are filled in by whoever needs the envelope of a member, so all nodes must agree on
-them: what one means never changes.
+Every node that needs a member's spec fills them in by itself. So all nodes must agree,
+and the meaning of a placeholder never changes.
 
 Source: docs/reference/rest-api.md, "Arrays"; GNU parallel's `--rpl`.
 """
@@ -48,12 +48,12 @@ PLACEHOLDER_PATTERN: Final = re.compile(f"({'|'.join(map(re.escape, PLACEHOLDERS
 
 @lru_cache(maxsize=256)
 def split_placeholders(text: str) -> tuple[str, ...]:
-    """Return the text in pieces, of which each second one is a placeholder."""
+    """Return the pieces of `text`; those at odd indexes are placeholders."""
     return tuple(PLACEHOLDER_PATTERN.split(text))
 
 
 def placeholder_value(placeholder: str, item: str, position: int) -> str:
-    """Return what a placeholder stands for; the first item has the position 0."""
+    """Return the value of a placeholder; `position` counts from 0."""
     return (
         str(position + 1)
         if placeholder == NUMBER_PLACEHOLDER
@@ -64,9 +64,9 @@ def placeholder_value(placeholder: str, item: str, position: int) -> str:
 def fill_placeholders(
     text: str, item: str, position: int, *, is_quoted: bool = False
 ) -> str:
-    """Return the text with what its placeholders stand for.
+    """Return `text` with the values of its placeholders.
 
-    With `is_quoted` each becomes one word of the shell, whatever is in it.
+    With `is_quoted`, each value is quoted as a single word for the shell.
     """
     pieces = list(split_placeholders(text))
     for at in range(1, len(pieces), 2):

@@ -20,13 +20,13 @@ from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import CHAR_BYTES, ArraySpec, TaskOptions
 
 PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
-ORD_MAX = 127 << PRIORITY_SHIFT  #: behind each place is that of another band
-SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
-SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
+ORD_MAX = 127 << PRIORITY_SHIFT  #: leaves room for one more band in 63 bits
+SPEC_BYTES = 256  #: size of a spec in a message without its texts, roughly
+SPEC_PATH_CHARS = 8  #: overhead of a path in a message, roughly
 
 
 class TaskState(StrEnum):
-    """Where a task stands, as the API says it."""
+    """The state of a task in the API."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -36,16 +36,16 @@ class TaskState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Return True if nothing but the heal of a split can change it."""
+        """Return True if only the merge after a network split can change it."""
         return self is not TaskState.QUEUED and self is not TaskState.RUNNING
 
 
 class AttemptState(IntEnum):
-    """How far an attempt has come; merging keeps the highest."""
+    """The state of an attempt; a merge keeps the highest."""
 
     ASSIGNED = 0
     RUNNING = 1
-    RELEASED = 2  #: given back, refused or lost: another attempt may follow
+    RELEASED = 2  #: returned, refused or lost; another attempt may follow
     CANCELLED = 3
     FAILED = 4
     OK = 5
@@ -57,7 +57,7 @@ class AttemptState(IntEnum):
 
 
 class EndReason(StrEnum):
-    """Why an attempt or a task ended as it did."""
+    """The reason for the end of an attempt or a task."""
 
     EXIT = "exit"
     SIGNAL = "signal"
@@ -67,8 +67,8 @@ class EndReason(StrEnum):
     LIMIT = "limit"
     POISON = "poison"
     CANCELLED = "cancelled"
-    # The following only ever release an attempt; a task never shows them.
-    RETURNED = "returned"  #: it waited on the worker while others had room
+    # The following only release an attempt; a task never shows them.
+    RETURNED = "returned"  #: it waited on its worker while other workers had room
     DRAINING = "draining"
     STALE = "stale"  #: refused: sent by a deposed dispatcher
 
@@ -77,7 +77,7 @@ Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]
 
 
 class TaskSpec(Struct, frozen=True, array_like=True):
-    """What a user asked for: the immutable envelope of a task."""
+    """The immutable specification of a task, as the user submitted it."""
 
     id: TaskId
     command: Text
@@ -89,16 +89,16 @@ class TaskSpec(Struct, frozen=True, array_like=True):
     ord: Annotated[int, Meta(ge=0, lt=ORD_MAX)] = (
         0  #: place in the queue: priority band << 56 | hybrid timestamp
     )
-    options: TaskOptions | None = None  #: None: nothing else is asked for
+    options: TaskOptions | None = None
 
     @property
     def array(self) -> ArraySpec | None:
-        """The members that it stands for, if it is an array."""
+        """The array's members, if the task is an array."""
         return None if self.options is None else self.options.array
 
     @property
     def size_bytes(self) -> int:
-        """Most bytes that it takes in a message, roughly."""
+        """Upper bound on its size in a message, roughly."""
         chars = len(self.command) + len(self.submitter)
         if self.inputs or self.outputs:
             for path in self.inputs + self.outputs:
@@ -116,33 +116,33 @@ class OutputFile(Struct, frozen=True, array_like=True):
 
 
 class Outcome(Struct, frozen=True, array_like=True):
-    """What really happened to one attempt that ended."""
+    """How one attempt ended."""
 
     state: AttemptState  #: RELEASED, CANCELLED, FAILED or OK
     reason: EndReason
-    exit_code: Int | None = None  #: the process's own; 128+N by signal; 124 timeout
+    exit_code: Int | None = None  #: of the process; 128+N for signal N; 124: timeout
     signal: Int | None = None
     started_ms: Millis | None = None  #: wall clock of the worker
     ended_ms: Millis | None = None
     duration_ms: Millis | None = None  #: by the monotonic clock
-    stdout: Blob = b""  #: what was kept, exact bytes
+    stdout: Blob = b""  #: the part that was kept, as raw bytes
     stderr: Blob = b""
-    stdout_bytes: Count = 0  #: what the task really wrote
+    stdout_bytes: Count = 0  #: number of bytes that the task wrote
     stderr_bytes: Count = 0
     outputs: Annotated[tuple[OutputFile, ...], Meta(max_length=10_000)] = ()
-    detail: Text = ""  #: for people: the missing input, the folder that is not there
+    detail: Text = ""  #: for people, such as the name of the missing input
     cpu_ms: Millis | None = None  #: processor time of its processes
     memory_max_kb: Count | None = None
-    """Most that one of its processes had resident; None: little."""
+    """Peak resident memory of its largest process; None if small."""
 
     @property
     def was_observed(self) -> bool:
-        """Whether anybody saw the end; else it is not known what the attempt wrote."""
+        """Return True if a worker saw the end; else its output is unknown."""
         return self.reason not in (EndReason.LOST, EndReason.POISON)
 
 
 class Attempt(Struct, frozen=True, array_like=True):
-    """One run of a task, as the log knows it."""
+    """One run of a task, as recorded in the log."""
 
     id: AttemptId
     node: NodeId
