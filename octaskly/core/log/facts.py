@@ -1,8 +1,9 @@
-"""What the log says: facts about tasks and the mesh, never orders, never overwritten.
+"""Facts and entries of the replicated log.
 
-An entry is one fact in one stream. Entries of a stream are written by one node in
-one epoch, numbered from 1 without gaps, and never truncated: a `Floor` says for all
-nodes alike which of them are too old to count.
+A fact states what happened; it is never a command and never overwritten. An entry is
+one fact in one stream. One node writes a stream in one epoch and numbers its entries
+from 1 without gaps. A stream is never truncated. Instead, a `Floor` voids old entries
+on all nodes alike.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ class Submitted(Struct, frozen=True, array_like=True, tag=100):
 
     @property
     def task(self) -> TaskId:
-        """The task that this is about."""
+        """Id of the accepted task."""
         return self.spec.id
 
 
 class TaskCancelled(Struct, frozen=True, array_like=True, tag=101):
-    """Somebody cancelled the task; it wins over everything but success."""
+    """The task was cancelled; only a success takes precedence."""
 
     task: TaskId
     by: Canceller
 
 
 class Assigned(Struct, frozen=True, array_like=True, tag=102):
-    """An attempt was handed to a worker."""
+    """An attempt was assigned to a worker."""
 
     task: TaskId
     attempt: AttemptId
@@ -51,7 +52,7 @@ class Assigned(Struct, frozen=True, array_like=True, tag=102):
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=103):
-    """An attempt ended; `outcome.state` RELEASED means that another may follow."""
+    """An attempt ended; another may follow if `outcome.state` is RELEASED."""
 
     task: TaskId
     attempt: AttemptId
@@ -60,65 +61,66 @@ class Finished(Struct, frozen=True, array_like=True, tag=103):
 
 
 class Notified(Struct, frozen=True, array_like=True, tag=106):
-    """Who asked to be told of the task's end was told, or was given up."""
+    """The notification about the task's end was delivered or abandoned."""
 
     task: TaskId
 
 
 class Unblocked(Struct, frozen=True, array_like=True, tag=105):
-    """The tasks that this one came after have ended as it asked: it may run."""
+    """The task's dependencies ended as required, so it may run."""
 
     task: TaskId
 
 
 class StreamFloor(Struct, frozen=True, array_like=True):
-    """How far one stream is void, the entry `seq` included."""
+    """Compaction floor of one stream: entries up to `seq`, included, are void."""
 
     stream: StreamId
     seq: Count
-    epoch: Epoch  #: who wrote the stream
+    epoch: Epoch  #: in which the stream was written
 
 
 class Floor(Struct, frozen=True, array_like=True, tag=104):
-    """Everything up to here is too old to count, for ever.
+    """Compaction floor: all entries up to it are void for ever.
 
-    A task without a submission beyond the marks is gone. Tasks that were still wanted
-    were written again, whole, before. A node takes this fact in only when it holds what
-    its writer held, so nothing is gone there before it is known to have ended.
+    A task without a submission above the floor is forgotten. Before a floor, its writer
+    writes every task that must stay again, in full. A node applies the floor only once
+    it holds what the writer held. So no node forgets a task before it knows the end.
     """
 
-    horizon: Count  #: hybrid timestamp; in the marked streams all up to it is void
+    horizon: Count  #: hybrid timestamp; entries of these streams up to it are void
     stream_floors: Annotated[tuple[StreamFloor, ...], Meta(max_length=STREAMS_MAX)]
-    """Of all streams that ever had one, ordered by stream."""
-    required_vector: VectorItems = ()  #: what the writer held beyond the marks, in other streams
+    """Floors of all streams that ever had one, ordered by stream."""
+    required_vector: VectorItems = ()
+    """Entries of other streams that the writer held; required to apply the floor."""
 
     @property
     def ends(self) -> VectorItems:
-        """How far each of these streams is void."""
+        """For each stream, the last void entry."""
         return tuple((mark.stream, mark.seq) for mark in self.stream_floors)
 
     @property
     def task(self) -> TaskId:
-        """No task: this is about all of them."""
+        """Empty: a floor is about all tasks."""
         return TaskId("")
 
 
 class Recorded(Struct, frozen=True, array_like=True, tag=107):
-    """Something about no task that the whole mesh keeps; `core.records` has the kinds.
+    """A record that the mesh keeps and that belongs to no task; see `log.records`.
 
-    Of several with one kind and key the first one counts, see `records.first`.
+    Of several records with one kind and key, the earliest counts.
     """
 
     kind: Word
     key: Word
-    body: Blob  #: means something to whoever wrote it, not to the log
+    body: Blob  #: opaque to the log
     expires_ms: Millis  #: wall clock after which every node may forget it; 0: never
     hlc: Count
-    """Hybrid timestamp of when it was recorded; stays when it is written again."""
+    """Hybrid timestamp of the first write; a rewrite keeps it."""
 
     @property
     def task(self) -> TaskId:
-        """No task."""
+        """Empty: a record belongs to no task."""
         return TaskId("")
 
 
@@ -140,4 +142,4 @@ class Entry(Struct, frozen=True, array_like=True):
 
 
 PackedEntry = tuple[StreamId, int, int, bytes]
-"""An entry as the log keeps it: its fact is packed."""
+"""An entry with a packed fact, as stored."""

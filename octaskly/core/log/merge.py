@@ -1,7 +1,8 @@
-"""Task records as a join-semilattice: the order in which facts arrive never matters.
+"""Task records, and the join that merges facts into them in any order.
 
-`join_records` is commutative, associative and idempotent, so any two nodes that hold the same
-facts show the same task. The store applies it; nothing here touches a disk.
+Task records form a join-semilattice: `join_records` is commutative, associative and
+idempotent. So two nodes with the same facts show the same task. The store applies the
+join; this module does no I/O.
 
 Source: docs/explanation/log.md.
 """
@@ -42,19 +43,19 @@ from octaskly.core.model.tasks import (
 )
 
 PRESUMED_REASONS: Final = (EndReason.LOST, EndReason.POISON, EndReason.RETURNED)
-"""How a dispatcher says that attempts ended of which it will hear no more, it thinks.
+"""End reasons that a dispatcher presumes, without a report from the worker.
 
-What was only waiting on a worker that is gone counts as returned.
+An attempt that only waited on a lost worker counts as returned.
 """
 DEPENDENCY_FAILED_PREFIX = "\x1fafter "
-"""Begins who cancelled a task, where one before it ended otherwise.
+"""Prefix of the canceller of a task whose dependency did not end as required.
 
-No subject of a token begins so: they are printable.
+The subject of a token is printable, so it never has this prefix.
 """
 
 
 class TaskRecord(Struct, frozen=True, array_like=True):
-    """Everything the log says of one task, joined.
+    """The join of all facts about one task.
 
     A record without `spec` belongs to a task whose submission has not arrived yet.
     """
@@ -65,29 +66,29 @@ class TaskRecord(Struct, frozen=True, array_like=True):
     attempts: Annotated[tuple[Attempt, ...], Meta(max_length=1 << 13)] = ()
     """Ordered by attempt id."""
     occurrence: Count = (
-        1  #: place among the tasks of one name, where the store was asked
+        1  #: number among the tasks of one name, from 1; filled in by the store
     )
-    progress: ArrayProgress | None = None  #: of an array, where the store was asked
-    is_notified: bool = False  #: nobody needs to be told of its end any more
-    is_unblocked: bool = False  #: what it came after has ended
+    progress: ArrayProgress | None = None  #: of an array; filled in by the store
+    is_notified: bool = False  #: its end needs no further notification
+    is_unblocked: bool = False  #: its dependencies ended as required
 
     @property
     def name(self) -> str:
-        """What clients call it."""
+        """Name of the task for clients."""
         return task_name(self.id, self.occurrence)
 
     @property
     def waits_for(self) -> After | None:
-        """The tasks that it waits for; an attempt shows that it need not any more."""
+        """Its dependencies; None once it was unblocked, attempted or cancelled."""
         options = None if self.spec is None else self.spec.options
-        if options is None:  # As most have none.
+        if options is None:  # A shortcut for most tasks.
             return None
         is_over = self.is_unblocked or self.attempts or self.cancelled_by is not None
         return None if is_over else options.after
 
     @property
     def has_too_many_failures(self) -> bool:
-        """Whether it is an array whose rest is to be cancelled, as too many failed."""
+        """Return True if too many members of the array failed; cancel the rest then."""
         array = None if self.spec is None else self.spec.array
         if array is None or self.progress is None:
             return False
@@ -95,7 +96,7 @@ class TaskRecord(Struct, frozen=True, array_like=True):
 
     @property
     def failed_dependency(self) -> str | None:
-        """The task before it whose end cancelled it, as clients call that one."""
+        """Name of the dependency whose end cancelled the task, if any."""
         by = self.cancelled_by
         return (
             by.removeprefix(DEPENDENCY_FAILED_PREFIX)
@@ -105,8 +106,8 @@ class TaskRecord(Struct, frozen=True, array_like=True):
 
     @property
     def deciding_attempt(self) -> Attempt | None:
-        """The attempt that decides: the first success, or failure, or else the last."""
-        if len(self.attempts) == 1:  # As mostly.
+        """The attempt that decides: the first success, else failure, else the last."""
+        if len(self.attempts) == 1:  # A shortcut for most tasks.
             return self.attempts[0]
         for attempt in self.attempts:
             if attempt.state is AttemptState.OK:
@@ -124,7 +125,7 @@ class TaskRecord(Struct, frozen=True, array_like=True):
         if not self.attempts:
             is_cancelled = self.cancelled_by is not None
             return TaskState.CANCELLED if is_cancelled else TaskState.QUEUED
-        if len(self.attempts) == 1:  # As mostly; then by identity, which is faster.
+        if len(self.attempts) == 1:  # A faster way for most tasks.
             return _single_attempt_state(self.attempts[0].state, self.cancelled_by)
         states = [attempt.state for attempt in self.attempts]
         if AttemptState.OK in states:
@@ -139,7 +140,7 @@ class TaskRecord(Struct, frozen=True, array_like=True):
 
 
 def _single_attempt_state(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
-    """Return what `TaskRecord.state` says of a task with one attempt."""
+    """Return the state of a task with one attempt; see `TaskRecord.state`."""
     state = _STATE_BY_ATTEMPT[attempt]
     is_cancelled = cancelled_by is not None and state is not _COMPLETED
     return TaskState.CANCELLED if is_cancelled else state
@@ -154,12 +155,12 @@ _STATE_BY_ATTEMPT: Final = {
     AttemptState.FAILED: TaskState.FAILED,
     AttemptState.OK: TaskState.COMPLETED,
 }
-"""A table, since Python 3.11 is slow to find the members of an enumeration."""
+"""A table, because member look-ups in an enumeration are slow in Python 3.11."""
 
 
 def record_of(fact: TaskFact) -> TaskRecord:
-    """Return the record of a task about which only `fact` is known."""
-    if isinstance(fact, Submitted):  # Of each task, so it comes first.
+    """Return the record that follows from `fact` alone."""
+    if isinstance(fact, Submitted):  # Every task has one, so test it first.
         return TaskRecord(fact.spec.id, fact.spec)
     match fact:
         case TaskCancelled(task, by):
@@ -176,7 +177,7 @@ def record_of(fact: TaskFact) -> TaskRecord:
 
 
 def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
-    """Return what is known when both `a` and `b` are; both have one task id."""
+    """Return the join of two records of one task."""
     assert a.id == b.id
     return TaskRecord(
         id=a.id,
@@ -194,7 +195,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     """Return `record` with one more fact."""
     if record is None:
         return record_of(fact)
-    # For these two as `join` does, without a record in between: most are of this kind.
+    # The two most frequent facts are joined without an intermediate record.
     if isinstance(fact, Finished):
         outcome = fact.outcome
         attempt = Attempt(fact.attempt, fact.node, outcome.state, outcome)
@@ -216,9 +217,9 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
 
 
 def facts_of(record: TaskRecord) -> list[TaskFact]:
-    """Return facts that say everything of a task again, its envelope first.
+    """Return facts from which `record` can be rebuilt, the submission first.
 
-    That of a member of an array is never said: it follows from the array.
+    A member of an array has no submission, because its spec follows from the array.
     """
     facts: list[TaskFact] = []
     if record.spec is not None and split_member_id(record.id) is None:
@@ -238,23 +239,23 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
 
 
 def with_array_cancelled(record: TaskRecord, by: str | None) -> TaskRecord:
-    """Return a member as it is shown where its array was cancelled, if it waits."""
+    """Return a member's record after its array was cancelled: cancelled if queued."""
     if by is None or record.state is not TaskState.QUEUED:
         return record
     return replace(record, cancelled_by=by)
 
 
 class SubmissionTimes(Struct, frozen=True, array_like=True, order=True):
-    """When a task was submitted, and where last: what a floor is compared with."""
+    """First and latest submission of a task, to be compared with a floor."""
 
-    first_hlc: Time  #: hybrid timestamp of the first submission that counts
-    last_hlc: Time  #: of the latest one, which is entry `seq` of `stream`
+    first_hlc: Time  #: hybrid timestamp of the first submission above the floor
+    last_hlc: Time  #: the same for the latest one, which is entry `seq` of `stream`
     stream: StreamId
     seq: Time
 
 
 class TaskRow(Struct, frozen=True, array_like=True):
-    """A task as one node gives it to another instead of the entries about it."""
+    """A row of a snapshot: a task's joined record instead of its entries."""
 
     record: TaskRecord
     submission_times: SubmissionTimes
@@ -264,7 +265,7 @@ class TaskRow(Struct, frozen=True, array_like=True):
 def join_submission_times(
     a: SubmissionTimes | None, b: SubmissionTimes | None
 ) -> SubmissionTimes | None:
-    """Return the first and the latest of all submissions."""
+    """Return the first and the latest submission of both."""
     if a is None or b is None:
         return a or b
     latest = max(
@@ -280,7 +281,7 @@ def join_submission_times(
 
 
 def join_floors(a: Floor, b: Floor) -> Floor:
-    """Return what is void by either floor; a mark only ever rises."""
+    """Return the floor that voids everything that `a` or `b` voids."""
     marks: dict[StreamId, StreamFloor] = {mark.stream: mark for mark in a.stream_floors}
     for mark in b.stream_floors:
         mine = marks.get(mark.stream)
@@ -292,10 +293,10 @@ def join_floors(a: Floor, b: Floor) -> Floor:
 
 
 def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
-    """Keep one envelope; two differ only in when each side of a split accepted it."""
+    """Keep one spec; two differ only in when each side of a split accepted it."""
     if a is None or b is None:
         return a or b
-    if a is b:  # What is told again, of which a text would be made to compare it.
+    if a is b:  # A shortcut that avoids the `repr` below.
         return a
     return min(a, b, key=lambda spec: (spec.ord, spec.created_ms, repr(spec)))
 
@@ -321,11 +322,10 @@ def _join_attempts(
 
 
 def _more_advanced(a: Attempt, b: Attempt) -> Attempt:
-    """Return the attempt that has come further; ties fall to the smaller outcome.
+    """Return the attempt with the higher state; ties go to the smaller outcome.
 
-    An end that was seen counts more than one that was supposed, as nobody heard of the
-    attempt. The node is joined apart: it must not decide, as what is joined later may
-    change it.
+    A reported end takes precedence over a presumed one. The node is joined separately.
+    It must not decide the tie, because a later join may change it.
     """
     if a.state != b.state:
         winner = a if a.state > b.state else b
@@ -336,7 +336,7 @@ def _more_advanced(a: Attempt, b: Attempt) -> Attempt:
 
 
 def _tie_break_key(attempt: Attempt) -> tuple[bool, str]:
-    """Return what the smallest of counts, of attempts that have come equally far."""
+    """Return the key by which the smallest of equally advanced attempts wins."""
     outcome = attempt.outcome
     is_presumed = outcome is not None and outcome.reason in PRESUMED_REASONS
     return is_presumed, repr(outcome)

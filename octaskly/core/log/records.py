@@ -1,9 +1,9 @@
-"""Records: what the mesh keeps that is about no task, by kind and key.
+"""Records of the mesh that belong to no task, by kind and key.
 
-Of all that were written with one kind and key the first one counts. That is a join:
-commutative, associative and idempotent, so nodes that have heard the same go by the
-same, in whatever order it came. Keys are never given twice, so nothing has to end for
-another to count.
+Of all records with one kind and key, the earliest counts. This rule is a join:
+commutative, associative and idempotent. So nodes with the same records agree, in
+whatever order the records arrived. Keys are never reused, so a record never has to end
+before another can count.
 
 Source: docs/explanation/records.md.
 """
@@ -19,24 +19,27 @@ KEY_CHARS_MAX: Final = 200
 
 
 class RecordKind(NamedTuple):
-    """What holds for all records of a kind."""
+    """Rules for all records of one kind."""
 
-    count_max: int  #: that are kept at a time
+    count_max: int  #: records kept at a time
     body_bytes_max: int
     is_broadcast: bool = False
-    """Every node goes by it, so followers are told, whether they keep a log or not."""
+    """Every node applies it, so the dispatcher sends it even to nodes without a log."""
     is_list_only: bool = False
-    """It is only ever listed, so no node has it in memory, and of more than `count_max` the
-    oldest are forgotten. Of any other kind no more than `count_max` are accepted."""
+    """The records are only listed, so no node keeps them in memory.
+
+    Beyond `count_max`, the oldest are forgotten. For all other kinds, further records
+    are rejected.
+    """
 
 
 TOKEN: Final = "token"  # noqa: S105  (the name of a kind)
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105
 AUDIT: Final = "audit"
 AUDIT_UNAUTHENTICATED: Final = "audit-strangers"
-"""Refusals of who showed nobody that it is: apart, so that they push out no others."""
+"""Rejected unauthenticated requests, apart so that they displace no other record."""
 KEYS_HELD: Final = "keys-held"
-"""A node has the newest generation of the secret, while another one is waited for."""
+"""A node has the newest generation of the secret, while others do not yet have it."""
 
 KINDS: Final[Mapping[str, RecordKind]] = {
     TOKEN: RecordKind(1000, 2048),
@@ -48,13 +51,13 @@ KINDS: Final[Mapping[str, RecordKind]] = {
 
 
 def earlier_record(a: Recorded, b: Recorded) -> Recorded:
-    """Return the one that counts, of two with one kind and key."""
+    """Return the record that counts, of two with one kind and key."""
     assert (a.kind, a.key) == (b.kind, b.key)
     return min(a, b, key=lambda record: (record.hlc, record.expires_ms, record.body))
 
 
 def is_valid_record(record: Recorded) -> bool:
-    """Whether a node of ours could have written it."""
+    """Return True if the record has a known kind and respects the kind's bounds."""
     kind = KINDS.get(record.kind)
     return (
         kind is not None
@@ -65,12 +68,12 @@ def is_valid_record(record: Recorded) -> bool:
 
 
 def is_expired(record: Recorded, wall_ms: int) -> bool:
-    """Whether a record may be forgotten."""
+    """Return True if the record has expired and may be forgotten."""
     return 0 < record.expires_ms <= wall_ms
 
 
 class RecordTable:
-    """The records that one node has in memory: all but those that are only listed."""
+    """The records that one node keeps in memory: all kinds that are not list-only."""
 
     def __init__(self, records: Iterable[Recorded]) -> None:
         self._records: dict[tuple[str, str], Recorded] = {}
@@ -80,7 +83,7 @@ class RecordTable:
             self.add_record(record)
 
     def add_record(self, record: Recorded) -> bool:
-        """Take a record in; return whether it changes what this node goes by."""
+        """Add a record; return True if it now counts for its kind and key."""
         kind = KINDS.get(record.kind)
         if kind is None or kind.is_list_only:
             return False
@@ -93,21 +96,21 @@ class RecordTable:
         return True
 
     def add_logged_record(self, record: Recorded) -> None:
-        """Take in a record that the log of this node says."""
+        """Add a record from this node's log."""
         self.add_record(record)
         if self.get(record.kind, record.key) == record:
             self._logged.add((record.kind, record.key))
 
     def is_logged(self, record: Recorded) -> bool:
-        """Whether this process has seen in its log what counts here."""
+        """Return True if this process has read the record from its log."""
         return (record.kind, record.key) in self._logged
 
     def get(self, kind: str, key: str) -> Recorded | None:
-        """Return what counts."""
+        """Return the record that counts, if any."""
         return self._records.get((kind, key))
 
     def free_count(self, kind: str, wall_ms: int) -> int:
-        """Return how many more of a kind may be kept; forget those that are over."""
+        """Return how many more records of a kind fit, after dropping expired ones."""
         of_kind = [record for record in self._records.values() if record.kind == kind]
         over = [record for record in of_kind if is_expired(record, wall_ms)]
         for record in over:
@@ -116,7 +119,7 @@ class RecordTable:
         return KINDS[kind].count_max - (len(of_kind) - len(over))
 
     def pop_new_records(self) -> tuple[Recorded, ...]:
-        """Return once what was learnt since this was asked last."""
+        """Return the records that were added since the previous call."""
         if not self._new_records:
             return ()
         news, self._new_records = tuple(self._new_records.values()), {}

@@ -1,8 +1,8 @@
-"""What peers say to each other: one frozen class each, and the union `LauncherMessage`.
+"""Messages between peers: a frozen struct for each, and their union `Message`.
 
-Every message but `Hello` travels only on a link whose both ends sent HELLO_OK.
-Items travel in batches: one frame carries many. `epoch` names the reign in which a
-dispatcher speaks; a node that has seen a higher one answers with it and does not act.
+Every message except `Hello` and `HelloOk` needs a link on which both sides sent
+HelloOk. One frame carries a batch of items. A dispatcher's messages carry its `epoch`.
+A node that has seen a higher epoch replies with it and ignores the message.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from octaskly.core.model.tasks import (
 PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
 
-# Why a link ends without a loss, in `Leave` and `PeerDown`.
+# Reasons in `Leave` and `PeerDown` for which a link ends without counting as a loss.
 STOPPING_REASON = "stopping"
 UNNEEDED_REASON = (
-    "attached"  #: a large mesh, and the sender needs no link to the receiver
+    "attached"  #: in a large mesh, the sender does not need a link to the receiver
 )
 
-ENTRIES_MAX = 1 << 13  #: of a message, which has a few hundred
-ITEMS_MAX = 1 << 16  #: of a message: most have 16 bytes at least, and a part has 1 MiB
-MEMBERS_MAX = 1 << 11  #: of a roster; a mesh has `Limits.peers`
+ENTRIES_MAX = 1 << 13  #: per message; usual messages have a few hundred
+ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
+MEMBERS_MAX = 1 << 11  #: per roster; a mesh has at most `Limits.peers`
 
 EntryBatch = Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
 EntryWriters = Annotated[
@@ -67,72 +67,72 @@ WorkBatch = Annotated[
 ]
 
 PROTOCOL_PREFIX = "protocol: "
-"""Begins the reason where a peer said what it must not; what follows is for people."""
+"""Prefix of the reason after a protocol violation; the rest is for people."""
 
 
 class Hello(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
-    """First frame of each side; frozen when it is sent, so both compare one pair."""
+    """First frame of each side; fixed once sent, so both compare the same pair."""
 
     version: Int = PROTOCOL_VERSION
     version_min: Int = VERSION_MIN
     node: NodeInfo
     epoch: Epoch  #: highest epoch seen
-    dispatcher: NodeId | None  #: whom the sender follows; itself if it is dispatcher
-    followers: Int = 0  #: live followers, when the sender is dispatcher
+    dispatcher: NodeId | None  #: node that the sender follows; itself if dispatcher
+    followers: Int = 0  #: live followers, if the sender is dispatcher
     vector: VectorItems = ()
     uptime_s: Float = 0.0
-    wall_ms: Int = 0  #: to tell people about clocks that differ
-    readable_log_version: Int = 1  #: newest version of the log that the sender can read
-    log_version: Int = 1  #: the version of its log
+    wall_ms: Int = 0  #: to report clocks that differ
+    readable_log_version: Int = 1  #: newest log version that the sender can read
+    log_version: Int = 1  #: version of the sender's log
 
 
 class HelloOk(Struct, frozen=True, array_like=True, tag=2):
-    """The sender accepts the link; only now is it connected."""
+    """The sender accepts the link, which is connected once both sides sent this."""
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag=3):
-    """The dispatcher lives and reigns."""
+    """The dispatcher is alive and still dispatcher."""
 
     epoch: Epoch
-    sent_s: Float  #: sender's clock, echoed
+    sent_s: Float  #: by the sender's clock; the receiver returns it
     confirmed_sent_s: Float | None = None
-    """For a standby that answers wait for: `sent_s` of the last one it confirmed.
+    """`sent_s` of the last heartbeat that the receiver confirmed, 0 if none.
 
-    0 while it has confirmed none. None: no answer waits for the receiver.
+    None if no client's answer waits for an acknowledgement by the receiver.
     """
 
 
 class HeartbeatOk(Struct, frozen=True, array_like=True, tag=4):
-    """A follower lives, and how it is."""
+    """A follower is alive, and its current state."""
 
     epoch: Epoch
     sent_s: Float
     state: NodeState
-    credit: Int  #: attempts that it takes in all, running and waiting
+    credit: Int  #: most attempts that it takes, running and waiting together
     load: LoadSample
-    is_disk_failing: bool = False  #: so it can neither keep copies nor succeed
-    pressure: Pressure | None = None  #: why it takes no work though it is ready
-    addresses: Hosts = ()  #: that it has since its HELLO, if it has others
+    is_disk_failing: bool = False  #: then it can be neither standby nor successor
+    pressure: Pressure | None = None  #: why it takes no work although it is ready
+    addresses: Hosts = ()  #: current addresses, if they changed since its Hello
 
 
 class Probe(Struct, frozen=True, array_like=True, tag=5):
-    """Has the receiver heard from this node lately?"""
+    """Asks how recently the receiver had a frame from `suspect`."""
 
     suspect: NodeId
     sent_s: Float
 
 
 class ProbeOk(Struct, frozen=True, array_like=True, tag=6):
-    """How long ago the sender had a frame from the node; None: no link to it."""
+    """Answer to Probe: the age of the last frame from `suspect`."""
 
     suspect: NodeId
     sent_s: Float
-    age_s: Float | None
-    epoch: Epoch  #: highest that the answering node has seen
+    age_s: Float | None  #: None: the sender has no link to it
+    epoch: Epoch  #: highest that the sender has seen
 
 
 class Claim(Struct, frozen=True, array_like=True, tag=7):
-    """The sender reigns from now on, in an epoch that it has made durable."""
+    """The sender is dispatcher from now on, in an epoch that is on its disk."""
 
     epoch: Epoch
     stream: StreamId
@@ -144,23 +144,23 @@ class ClaimOk(Struct, frozen=True, array_like=True, tag=8):
 
     epoch: Epoch
     vector: VectorItems
-    rows_ahead: VectorItems = ()  #: what its rows of a broken-off snapshot say beyond that
+    rows_ahead: VectorItems = ()  #: beyond `vector`: rows of an incomplete snapshot
 
 
 class ClaimRejected(Struct, frozen=True, array_like=True, tag=9):
-    """A higher epoch is known."""
+    """The claim is rejected, because the sender knows this higher epoch."""
 
     epoch: Epoch
 
 
 class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
-    """One line of the roster."""
+    """One member in the roster."""
 
     id: NodeId
     name: Title  #: unique in the mesh, given by the dispatcher
     role: Role
     state: NodeState
-    addresses: Addresses  #: peer port
+    addresses: Addresses  #: with the peer port
     lan_port: Int
     slots: Int
     running: Int = 0
@@ -176,7 +176,7 @@ class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Roster(Struct, frozen=True, array_like=True, tag=10):
-    """Who is in the mesh; members in the order in which they would succeed."""
+    """The members of the mesh, in order of succession."""
 
     epoch: Epoch
     version: Int
@@ -184,7 +184,7 @@ class Roster(Struct, frozen=True, array_like=True, tag=10):
 
 
 class Redirect(Struct, frozen=True, array_like=True, tag=11):
-    """The sender is not dispatcher; this node is."""
+    """The sender is not dispatcher; `dispatcher` is."""
 
     epoch: Epoch
     dispatcher: NodeId
@@ -192,109 +192,109 @@ class Redirect(Struct, frozen=True, array_like=True, tag=11):
 
 
 class SnapshotCursor(Struct, frozen=True, array_like=True):
-    """How far a snapshot has come."""
+    """Position in a snapshot. Records come before rows."""
 
-    snapshot_id: Count  #: `hlc` of its head at first, then the name that the asker uses
-    row_key: Int  #: names the last row
-    record_key: Int = 0  #: names the last record, which come first
+    snapshot_id: Count  #: at first the `hlc` of its head, later chosen by the receiver
+    row_key: Int  #: key of the last row
+    record_key: Int = 0  #: key of the last record
 
 
 FULL_SNAPSHOT = SnapshotCursor(
     0, 0
-)  #: asks for a snapshot, also where entries would do
+)  #: requests a snapshot even if entries would suffice
 
 
 class Pull(Struct, frozen=True, array_like=True, tag=12):
-    """Send me the entries beyond this vector."""
+    """Requests the entries beyond this vector."""
 
     vector: VectorItems
     cursor: SnapshotCursor | None = (
-        None  #: go on with this snapshot; `WHOLE`: begin one
+        None  #: continue this snapshot; `FULL_SNAPSHOT` starts one
     )
 
 
 class Entries(Struct, frozen=True, array_like=True, tag=13):
-    """Part of the answer to PULL, each stream in order and without gaps."""
+    """Part of the answer to Pull, each stream in order and without gaps."""
 
     entries: EntryBatch
-    epochs: EntryWriters  #: of the streams that appear
-    has_more: bool  #: ask again with the new vector
-    vector: VectorItems  #: what the sender holds
+    epochs: EntryWriters  #: of the streams in `entries`
+    has_more: bool  #: send another Pull with the new vector
+    vector: VectorItems  #: entries that the sender holds
 
 
 class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
-    """What the receiver holds once it has all rows of a snapshot."""
+    """The state that the receiver has reached with all rows of a snapshot."""
 
-    vector: VectorItems  #: read before the first row, so the rows are as new or newer
-    epochs: Writers  #: of these streams
+    vector: VectorItems  #: read before the first row, so no row is older
+    epochs: Writers  #: of the streams in `vector`
     floor: Floor
     hlc: Count  #: highest hybrid timestamp of the sender
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
-    """Part of an answer to PULL that gives joined tasks instead of entries."""
+    """Part of an answer to Pull that has joined tasks instead of entries."""
 
     rows: Annotated[tuple[TaskRow, ...], Meta(max_length=ENTRIES_MAX)]
-    cursor: SnapshotCursor  #: PULL it to get more
+    cursor: SnapshotCursor  #: for the next Pull
     has_more: bool
     head: SnapshotHead | None = None  #: in the first part only
-    vector: VectorItems = ()  #: what the sender held when it read these rows
+    vector: VectorItems = ()  #: entries that the sender held when it read these rows
     records: RecordedFacts = ()
 
 
 class PackedMessage(Struct, frozen=True):
-    """A message that was packed elsewhere, so that the event loop need not."""
+    """A message that was encoded outside the event loop, which it would delay."""
 
     data: bytes
 
 
 class Replicate(Struct, frozen=True, array_like=True, tag=21):
-    """What the dispatcher gave to its own disk, for a standby to keep as well.
+    """Entries that the dispatcher appends to its own log, for a standby to append too.
 
-    Entries come in the order of the dispatcher's appends, without gaps.
+    They are in the order of the dispatcher's appends, without gaps.
     """
 
     epoch: Epoch
-    number: Count  #: of the append that is complete with this message; 0: more follows
+    number: Count  #: of the append that this message completes; 0: more follows
     entries: EntryBatch
-    epochs: EntryWriters  #: of streams that may be new
+    epochs: EntryWriters  #: of streams that may be new to the receiver
     acks_beyond_standbys: bool = False
-    """The sender answers for more than what standbys confirm.
+    """The sender acknowledges more to clients than standbys have confirmed.
 
-    It knows of tasks from rows of a snapshot alone, or has no level standby yet.
+    It knows tasks from rows of a snapshot alone, or no standby is in sync yet.
     """
 
 
 class ReplicateOk(Struct, frozen=True, array_like=True, tag=22):
-    """All appends up to this number are durable at the sender."""
+    """All appends up to this number are on the sender's disk."""
 
     epoch: Epoch
     number: Count
 
 
 class RecordBatch(Struct, frozen=True, array_like=True, tag=25):
-    """What every node goes by; a follower keeps it, though it may keep no log."""
+    """Records that every node applies; a follower stores them even without a log."""
 
     epoch: Epoch
     items: RecordedFacts
 
 
 class Assign(Struct, frozen=True, array_like=True, tag=14):
-    """Run these."""
+    """Run these attempts."""
 
     epoch: Epoch
     items: WorkBatch
 
 
 class Kill(Struct, frozen=True, array_like=True, tag=15):
-    """End these attempts, the whole process tree of each."""
+    """Kill these attempts, with all their processes."""
 
     epoch: Epoch
     items: AttemptBatch
 
 
 class Report(Struct, frozen=True, array_like=True):
-    """How one attempt ended; the envelope comes along when it is sent again."""
+    """How one attempt ended; a repeated report includes the spec."""
 
     task: TaskId
     attempt: AttemptId
@@ -303,23 +303,23 @@ class Report(Struct, frozen=True, array_like=True):
 
 
 class Results(Struct, frozen=True, array_like=True, tag=16):
-    """Attempts that ended or are given back; repeated until acknowledged."""
+    """Attempts that ended or are returned; repeated until acknowledged."""
 
     reports: Annotated[tuple[Report, ...], Meta(max_length=ITEMS_MAX)]
     credit: Int  #: as in HeartbeatOk
-    state: NodeState | None = None  #: where it changed just now
+    state: NodeState | None = None  #: if it just changed
 
 
 class ResultsOk(Struct, frozen=True, array_like=True, tag=17):
-    """These results are durable at the dispatcher; the worker may forget them."""
+    """These results are on the dispatcher's disk; the worker may forget them."""
 
     items: AttemptBatch
 
 
 class Reattach(Struct, frozen=True, array_like=True, tag=18):
-    """What a worker still runs, told to a new dispatcher or after a broken link.
+    """A worker's live attempts, sent to a new dispatcher or after a broken link.
 
-    Much of it comes in several messages: what none of them lists is lost.
+    A long list takes several messages. An attempt that none of them lists is lost.
     """
 
     running: WorkBatch
@@ -329,7 +329,7 @@ class Reattach(Struct, frozen=True, array_like=True, tag=18):
 
 
 class Transfer(Struct, frozen=True, array_like=True, tag=19):
-    """A stopping dispatcher asks the receiver to claim; it has accepted its last."""
+    """A stopping dispatcher, which accepts no tasks, asks the receiver to claim."""
 
     epoch: Epoch
     vector: VectorItems
@@ -338,7 +338,7 @@ class Transfer(Struct, frozen=True, array_like=True, tag=19):
 class Leave(Struct, frozen=True, array_like=True, tag=20):
     """The sender closes this link on purpose."""
 
-    reason: Text  #: `STOPPING`, `ATTACHED`, or in words that only people read
+    reason: Text  #: `STOPPING_REASON`, `UNNEEDED_REASON`, or a text for people
 
 
 Message = (

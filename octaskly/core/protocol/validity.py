@@ -1,7 +1,7 @@
-"""Which values a node of ours could have made: bounds that hold at any time.
+"""Validity checks of single values in messages from peers.
 
-Each function looks at one value alone. Whether a message fits its sender, the term and
-this node's log is for `vetting`.
+Each function checks one value by itself. `node.message_checks` checks that a message
+fits its sender, the term and this node's log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octaskly.core.protocol.messages import Report, RosterEntry
 
 
 def is_valid_fact(fact: Fact) -> bool:
-    """Return True if a node of ours could have written this fact."""
+    """Return True if a correct node could have written this fact."""
     match fact:
         case Submitted(spec):
             return is_valid_spec(spec)
@@ -32,25 +32,25 @@ def is_valid_fact(fact: Fact) -> bool:
 
 
 def is_valid_report(report: Report) -> bool:
-    """Return True if a worker of ours could report this."""
+    """Return True if a correct worker could send this report."""
     is_known = report.spec is None or is_valid_spec(report.spec)
     return is_known and is_valid_outcome(report.outcome)
 
 
 def is_valid_spec(spec: TaskSpec) -> bool:
-    """Return True if the members of a task can be counted, where it is an array."""
+    """Return True if the task is no array, or an array whose numbers are in bounds."""
     return spec.array is None or arrays.is_valid_array(spec.array)
 
 
 def is_valid_outcome(outcome: Outcome) -> bool:
-    """Return True if this is an end: any other state would hold its task for ever."""
+    """Return True if the state is not live, which would block the task for ever."""
     return not outcome.state.is_live
 
 
 def is_valid_row(row: TaskRow) -> bool:
-    """Return True if a row could be joined from facts.
+    """Return True if facts could join to this row.
 
-    An attempt and its outcome name the same state, and one that runs has no outcome.
+    An attempt and its outcome must have the same state. A live attempt has no outcome.
     """
     record = row.record
     if record.spec is not None and record.spec.id != record.id:
@@ -62,17 +62,17 @@ def is_valid_row(row: TaskRow) -> bool:
 
 
 def is_valid_vector(vector: VectorItems) -> bool:
-    """Return True if it names streams only; those that are unknown here are normal."""
+    """Return True if no stream is 0; streams that this node does not know are valid."""
     return all(stream for stream, _ in vector)
 
 
 def is_valid_node(node: NodeInfo | RosterEntry) -> bool:
-    """Return True if people can be shown what a node says of itself."""
+    """Return True if the texts in a node's description are printable."""
     hosts = (one if isinstance(one, str) else one.host for one in node.addresses)
     boot = node.boot if isinstance(node, NodeInfo) else ""
     return are_printable((node.name, node.version, boot, *hosts))
 
 
 def are_printable(texts: Iterable[str]) -> bool:
-    """Return True if a terminal shows all of these as they are."""
+    """Return True if all texts consist of printable characters."""
     return all(map(str.isprintable, texts))
