@@ -1,7 +1,7 @@
-"""Arrays in the queue: each is one entry, out of which members come one by one.
+"""Arrays in the queue, and the members of each that are not yet assigned.
 
-Owns which members of an array in hand are still to be handed out. A member becomes a
-task in hand when a worker gets it, and is like any other from then on.
+An array is a single queued task. A member becomes a task of its own when a worker gets
+it. From then on it is treated like any other task.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
 COUNTED_ARRAYS_MAX = (
-    10_000  #: arrays that are not in hand and whose failures are counted
+    10_000  #: arrays outside the queue whose failures are still counted
 )
 
 MemberNumbers = Mapping[TaskId, list[int]]
-"""Numbers of members in hand, by array."""
+"""Numbers of the members in memory, by array."""
 
 
 def new_queued_task(spec: TaskSpec) -> QueuedTask:
-    """Return a new task as it waits; an array with all its members."""
+    """Return a new queued task; for an array, all members remain."""
     task = QueuedTask(spec)
     if spec.array is not None:
         task.remaining = RemainingMembers([(0, spec.array.count - 1)])
@@ -41,7 +41,7 @@ def new_queued_task(spec: TaskSpec) -> QueuedTask:
 
 
 def queued_member_numbers(tasks: Iterable[TaskId]) -> MemberNumbers:
-    """Return which members are in hand, so that a read may be older than that."""
+    """Return the numbers of the members in memory, which a read may not show yet."""
     found: defaultdict[TaskId, list[int]] = defaultdict(list)
     for array_and_number in map(split_member_id, tasks):
         if array_and_number is not None:
@@ -52,7 +52,7 @@ def queued_member_numbers(tasks: Iterable[TaskId]) -> MemberNumbers:
 def merge_array_record(
     task: QueuedTask, record: TaskRecord, numbers: MemberNumbers
 ) -> None:
-    """Take over what the store says of the members of an array."""
+    """Merge the store's progress of an array into its queued task."""
     progress, array = record.progress, task.spec.array
     assert progress is not None
     assert array is not None
@@ -72,16 +72,18 @@ def merge_array_record(
 
 
 class ArrayQueue:
-    """The arrays among the tasks in hand."""
+    """The arrays among the tasks in memory."""
 
     def __init__(self, tasks: dict[TaskId, QueuedTask]) -> None:
         self._tasks = tasks
         self._counted_arrays: OrderedDict[TaskId, QueuedTask] = OrderedDict()
-        """Those with a bound on failures, without items and rest: their members may
-        fail when all of them were handed out, or while the store is read."""
+        """Arrays with a bound on failures, reduced to that bound.
+
+        Members may fail after all were assigned, or while the store is read.
+        """
 
     def counted_array_of(self, member: TaskId) -> QueuedTask | None:
-        """Return the array of a member that counts its failures, if one does."""
+        """Return the array that counts a member's failures, if there is one."""
         array_and_number = split_member_id(member)
         if array_and_number is None:
             return None
@@ -91,7 +93,7 @@ class ArrayQueue:
         return array if array is not None and array.stage is Stage.QUEUED else None
 
     def keep_counting_failures(self, array: QueuedTask) -> None:
-        """Count the failures of an array whether it is in hand or not."""
+        """Keep the failure count of an array, even after it left the queue."""
         array_spec, id_ = array.spec.array, array.spec.id
         if array_spec is None or array_spec.max_fails is None:
             return
@@ -107,15 +109,15 @@ class ArrayQueue:
             self._counted_arrays.popitem(last=False)
 
     def stop_counting_failures(self, array: TaskId) -> None:
-        """Count no more failures of an array that is over, or not the same any more."""
+        """Stop counting failures of an array that ended or whose id was reused."""
         self._counted_arrays.pop(array, None)
 
     def clear_arrays(self) -> None:
-        """The reign is over."""
+        """Drop all arrays at the end of an epoch."""
         self._counted_arrays.clear()
 
     def queued_array_of(self, member: TaskId) -> QueuedTask | None:
-        """Return the array of a member, if it waits in hand."""
+        """Return the array of a member, if it is queued in memory."""
         array_and_number = split_member_id(member)
         array = (
             None if array_and_number is None else self._tasks.get(array_and_number[0])
@@ -124,7 +126,7 @@ class ArrayQueue:
         return array if is_waiting else None
 
     def is_remainder_cancelled(self, member: TaskId) -> bool:
-        """Whether the rest of its array was cancelled just now."""
+        """Return True if the rest of the member's array was just cancelled."""
         array_and_number = split_member_id(member)
         array = (
             None if array_and_number is None else self._tasks.get(array_and_number[0])
@@ -132,11 +134,11 @@ class ArrayQueue:
         return array is not None and array.stage is Stage.ENDED
 
     def take_next_member(self, array: QueuedTask) -> QueuedTask | None:
-        """Return the member that is next, not yet in hand; None: none is left."""
+        """Return the next member that is not yet in memory; None if none is left."""
         array_spec = array.spec.array
         assert array_spec is not None
         if array.next_member is not None and array.next_member.spec.id in self._tasks:
-            array.next_member = None  # A read of the store was newer.
+            array.next_member = None  # A newer read of the store added it.
         while array.next_member is None and array.remaining:
             number = array_spec.number(array.remaining.pop())
             if member_id(array.spec.id, number) not in self._tasks:
@@ -146,7 +148,7 @@ class ArrayQueue:
         return array.next_member
 
     def remove_member(self, member: TaskId) -> None:
-        """Note that a member is in hand otherwise, and not to be handed out."""
+        """Remove a member that got into memory by other means from its array."""
         array = self.queued_array_of(member)
         if array is None or array.remaining is None or array.spec.array is None:
             return

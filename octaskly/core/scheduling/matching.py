@@ -1,10 +1,10 @@
-"""Who is next: lanes against workers, and a worker that is kept for the patient.
+"""Matching of queued tasks to workers, with a reservation against starvation.
 
-Owns the order in which lanes are served, and the one reservation. Within a lane the
-order is the lane's own; among lanes the task that stands first by priority and age is
-placed first. A lane whose first task finds no room is passed over, so that others run;
-what has been passed over for `RESERVE_AFTER_S` gets a worker that is given nothing else
-that stands behind it, until it has room. One worker at a time is kept that way.
+Lanes keep their own order. Among the first tasks of all lanes, the one with the highest
+priority and then the greatest age is placed first. If no worker has room for it, the
+matcher skips its lane, so that other lanes proceed. A lane skipped for
+`RESERVE_AFTER_S` gets a reservation: one worker takes no later task from other lanes
+until it has room for that lane's first task. There is one reservation at a time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ RESERVE_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A worker that is kept for the first task of a lane."""
+    """A worker that is reserved for the first task of a lane."""
 
     node: NodeId
     shape: int
-    ord: int  #: place of that task: who stands before it may still have the worker
+    ord: int  #: place of that task; earlier tasks may still use the worker
 
 
 class Matcher:
@@ -41,11 +41,11 @@ class Matcher:
         self.reservation: Reservation | None = None
 
     def clear_reservation(self) -> None:
-        """Keep no worker for anybody."""
+        """Drop the reservation, if any."""
         self.reservation = None
 
     def reserved_from(self, task: QueuedTask, shape: int | None) -> tuple[NodeId, ...]:
-        """Return the worker that this task may not have, if there is one."""
+        """Return the reserved worker if this task may not use it, else nothing."""
         reservation = self.reservation
         if (
             reservation is None
@@ -56,7 +56,7 @@ class Matcher:
         return (reservation.node,)
 
     def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Yield who runs where; the caller assigns each before it asks for the next."""
+        """Yield pairs of task and worker; the caller assigns each before the next."""
         lanes = self._queue.lanes
         if lanes.has_constrained:
             while True:
@@ -64,7 +64,7 @@ class Matcher:
                 yield from self._match_in_order(now)
                 if reservation is None or reservation is self.reservation:
                     break
-                # It was released: lanes that were passed over may have its worker now.
+                # The reservation was released, so a skipped lane may use its worker.
         else:
             self._pool.workers_with_room.clear()
         yield from self._match_unconstrained(None)
@@ -72,7 +72,7 @@ class Matcher:
     def _match_unconstrained(
         self, before: int | None
     ) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Place what asks for nothing, and stands before that place."""
+        """Match tasks without requirements, up to the place `before`."""
         queue, pool = self._queue, self._pool
         lane = queue.lanes.unconstrained
         while (task := queue.first_in_lane(lane)) is not None:
@@ -84,14 +84,14 @@ class Matcher:
             yield task, node
 
     def _match_in_order(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Place what asks for something, and what asks for nothing before that."""
+        """Match tasks with requirements, and those without that come before them."""
         queue, pool = self._queue, self._pool
         freed, pool.workers_with_room = pool.workers_with_room, set()
         waiting = []
         for shape, lane in queue.lanes.constrained():
             task = queue.first_in_lane(lane)
             if task is None:
-                lane.blocked_s = None  # What comes next was not passed over yet.
+                lane.blocked_s = None  # The lane's next task was never skipped.
             else:
                 waiting.append((task.spec.ord, shape, lane))
         heapify(waiting)
@@ -118,11 +118,11 @@ class Matcher:
     def _candidate_nodes(
         self, lane: Lane, ord_: int, freed: set[NodeId]
     ) -> set[NodeId] | None:
-        """Return who may have room for a lane; None: anybody."""
+        """Return the workers that may have room for a lane; None: any worker."""
         if not lane.is_blocked:
             return None
         reservation = self.reservation
-        # Others had no room before. The kept one may not have been asked.
+        # The other workers had no room before. The reserved one was perhaps not tried.
         return (
             freed
             if reservation is None or ord_ > reservation.ord
@@ -130,7 +130,7 @@ class Matcher:
         )
 
     def _update_reservation(self, now_s: float) -> None:
-        """Keep a worker for who has waited too long, no longer than that is needed."""
+        """Release a reservation that is not needed, and make one for a starved lane."""
         reservation = self.reservation
         if reservation is not None and not self._is_reservation_needed(reservation):
             self._release_reservation(reservation)
@@ -153,7 +153,7 @@ class Matcher:
         )
 
     def _reserve_worker(self, now_s: float) -> Reservation | None:
-        """Return a worker for the first of those that were passed over for long."""
+        """Return a reservation for the first task of the lanes skipped for too long."""
         long_blocked: list[tuple[int, int, Lane, Requirements]] = []
         for shape, lane in self._queue.lanes.constrained():
             if lane.blocked_s is None or now_s - lane.blocked_s < RESERVE_AFTER_S:
@@ -165,5 +165,5 @@ class Matcher:
             node = self._pool.soonest_free_worker(requires)
             if node is not None:
                 return Reservation(node, shape, ord_)
-            lane.blocked_s = now_s  # Nobody could run it: look again later.
+            lane.blocked_s = now_s  # No worker could run it, so try again later.
         return None

@@ -1,7 +1,6 @@
-"""One task as a dispatcher works with it, and the moves that it may make.
+"""A queued task in the dispatcher's memory, and the table of its stage transitions.
 
-Owns the life of a task in memory, as a table of transitions. Order and places are the
-queue's.
+The order of tasks is decided in `lanes`.
 """
 
 from __future__ import annotations
@@ -17,95 +16,95 @@ from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries
 
 
 class Stage(IntEnum):
-    """Where a task in hand stands."""
+    """The stage of a task in memory."""
 
     QUEUED = 0
     LIVE = 1  #: a worker holds an attempt
-    ENDED = 2  #: nothing to do; kept until that is durable
+    ENDED = 2  #: nothing to do; kept until the end is durable
     BACKING_OFF = 3  #: it failed, and waits before it is queued again
 
 
 class Transition(IntEnum):
-    """What moves a task to another stage."""
+    """A cause for a change of stage."""
 
-    ASSIGN = 0  #: an attempt was given to a worker, or found at one
-    RELEASE = 1  #: the attempt came back, another may follow
-    END = 2  #: a result, a cancel, or the store is to be asked again
-    BACK_OFF = 3  #: the attempt failed, another follows later
-    RETRY = 4  #: it has rested
+    ASSIGN = 0  #: an attempt was assigned to a worker, or found at one
+    RELEASE = 1  #: the attempt was released; another may follow
+    END = 2  #: a result or a cancel, or the store must be read again
+    BACK_OFF = 3  #: the attempt failed; another follows later
+    RETRY = 4  #: the backoff is over
 
 
 WAITING_STAGES = (
     Stage.QUEUED,
     Stage.BACKING_OFF,
-)  #: nobody holds it, and it has not ended
+)  #: no worker holds it, and it has not ended
 
 
 TRANSITIONS: tuple[tuple[Stage | None, ...], ...] = (
-    # ASSIGN       RELEASE        END          REST           WAKE
+    # ASSIGN, RELEASE, END, BACK_OFF, RETRY
     (Stage.LIVE, None, Stage.ENDED, None, None),  # QUEUED
     (None, Stage.QUEUED, Stage.ENDED, Stage.BACKING_OFF, None),  # LIVE
     (None, None, Stage.ENDED, None, None),  # ENDED
-    (Stage.LIVE, None, Stage.ENDED, None, Stage.QUEUED),  # RESTING
+    (Stage.LIVE, None, Stage.ENDED, None, Stage.QUEUED),  # BACKING_OFF
 )
-"""Legal moves, by stage and turn; None is a broken invariant."""
+"""Next stage, by stage and transition; None means a broken invariant."""
 
 
 @dataclass(slots=True)
 class QueuedTask:
-    """One task as the dispatcher works with it."""
+    """A task in the dispatcher's memory, with the state of its attempts."""
 
     spec: TaskSpec
     stage: Stage = Stage.QUEUED
-    attempt: AttemptId | None = None  #: the live one, or the last one that was
-    node: NodeId | None = None  #: who holds it, or held it last
+    attempt: AttemptId | None = None  #: the live or else the last one
+    node: NodeId | None = None  #: worker of that attempt
     last_attempt_n: int = 0  #: highest attempt number known
-    reported: tuple[AttemptId, ...] = ()  #: attempts whose end is on record
+    reported: tuple[AttemptId, ...] = ()  #: attempts whose ends were reported
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: workers without an input
     missing_input: str = ""  #: the input that the last of them named
     final_state: TaskState | None = None  #: decided, though an attempt may still run
     commit_number: int = (
-        0  #: of the commit that makes the last facts durable; 0: they are
+        0  #: commit that makes its last facts durable; 0: they are durable
     )
-    is_store_confirmed: bool = True  #: the store was seen to agree that it is not final
+    is_store_confirmed: bool = True  #: the store also says that it is not final
     is_worker_confirmed: bool = (
-        False  #: its worker said that it runs it, or was just given it
+        False  #: its worker reported it as running, or just got it
     )
-    tries: Tries = NO_TRIES  #: attempts in vain
+    tries: Tries = NO_TRIES  #: attempts without a result
     may_be_array_cancelled: bool = False
-    """Its array may be cancelled: before it runs again the store is asked."""
+    """Its array may be cancelled, so the store is read before it runs again."""
     is_array_cancelled: bool = (
-        False  #: its array was cancelled while it ran: no attempt follows
+        False  #: its array was cancelled while it ran, so no attempt follows
     )
     remaining: RemainingMembers | None = (
-        None  #: of an array: its members that were not handed out
+        None  #: for an array, its members that were never assigned
     )
-    next_member: QueuedTask | None = None  #: of an array: the member to hand out next
-    failed_members: int = 0  #: of an array: its members that failed
-    shape: int | None = None  #: of the lane in which it waits, once it does
-    size_bytes: int = 0  #: bytes that it takes while it waits, roughly
+    next_member: QueuedTask | None = None  #: for an array, the member to assign next
+    failed_members: int = 0  #: for an array, the number of failed members
+    shape: int | None = None  #: shape of its lane, once it is in one
+    size_bytes: int = 0  #: its size while it waits, roughly
 
     @property
     def requires(self) -> Requirements | None:
-        """What it asks of its node."""
+        """The task's requirements, if any."""
         return requires_of(self.spec.options)
 
     @property
     def slots(self) -> int:
-        """How many slots it holds on its node."""
+        """Number of slots that an attempt holds."""
         return slots_of(self.spec.options)
 
 
 @dataclass(slots=True)
 class Grant:
-    """What the attempts on one node were granted beyond one slot each."""
+    """Resources granted to the attempts on one node, beyond one slot each."""
 
     slots: int = 0
     memory_mb: int = 0
     gpus: int = 0
 
     def add(self, requires: Requirements, sign: int) -> None:
-        """Count what one attempt was granted (1), or no longer has (-1)."""
+        """Add the resources of one attempt with `sign` 1, or remove them with -1."""
         self.slots += sign * (requires.slots - 1)
         self.memory_mb += sign * requires.memory_mb
         self.gpus += sign * requires.gpus

@@ -1,4 +1,4 @@
-"""What tasks ask of nodes and what nodes have: one rule for placing and for people."""
+"""Requirements of tasks against nodes: one rule for matching and for explanations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from octaskly.core.replies import RejectionReason
 
 
 def count_phrase(count: int, what: str) -> str:
-    """Return a number of things in words."""
+    """Return a count with its noun, in the plural if needed."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def meets_requirements(node: NodeInfo | RosterEntry, requires: Requirements) -> bool:
-    """Whether a node could run such a task if it had nothing else to do."""
+    """Return True if an idle node could run a task with these requirements."""
     return next(unmet_requirements(node, requires), None) is None
 
 
 def unmet_requirements(
     node: NodeInfo | RosterEntry, requires: Requirements
 ) -> Iterator[RejectionReason]:
-    """Yield what a node lacks for good."""
+    """Yield each requirement that a node does not meet even when idle."""
     if requires.node and requires.node not in (node.id, node.name):
         yield RejectionReason("node", f"is not {requires.node}")
     if requires.os and requires.os != node.os:
@@ -54,7 +54,7 @@ def unmet_requirements(
 
 
 def describe_requirements(requires: Requirements | None) -> str:
-    """Return what is asked of a node, in words."""
+    """Return the requirements in words."""
     if requires is None:
         return "nothing"
     parts = [f"label {name}={value}" for name, value in requires.labels]
@@ -69,7 +69,7 @@ def describe_requirements(requires: Requirements | None) -> str:
 def why_none_meets(
     nodes: Sequence[NodeInfo | RosterEntry], requires: Requirements
 ) -> str | None:
-    """Return why none of these nodes could run such a task; None: one could."""
+    """Return why no node meets the requirements, or None if one does."""
     if not nodes:
         return "no node is here"
     if any(meets_requirements(node, requires) for node in nodes):
@@ -81,7 +81,7 @@ def why_none_meets(
 
 
 def _single_requirements(requires: Requirements) -> Iterator[Requirements]:
-    """Yield what is asked for one by one."""
+    """Yield each requirement by itself."""
     for label in requires.labels:
         yield Requirements(labels=(label,))
     yield Requirements(node=requires.node)
@@ -93,7 +93,7 @@ def _single_requirements(requires: Requirements) -> Iterator[Requirements]:
 
 
 def _describe_unmet(part: Requirements, nodes: Sequence[NodeInfo | RosterEntry]) -> str:
-    """Return that no node has the one thing asked for, and who comes nearest."""
+    """Return a text that no node meets this requirement, with the closest node."""
     if part.labels:
         return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"
     if part.node:

@@ -1,4 +1,4 @@
-"""When to try again, as a function of how often it failed."""
+"""Retry policy: which attempts are followed by another, and after which delay."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ from octaskly.core.model.tasks import (
     TaskSpec,
 )
 
-LOSSES_MAX = 3  #: a task whose worker was lost so often is taken for the cause
+LOSSES_MAX = 3  #: after so many lost workers, the task is presumed to be the cause
 LOSS_BACKOFF_S = 5.0
-"""Before its last try: where many nodes go down together, the next one is not used up
-by that. Longer than a dead node may seem alive."""
+"""Delay before the last try after losses.
+
+Without it, nodes that fail together could use up all tries. It is longer than a dead
+node may seem alive.
+"""
 
 RETRY_BASE_S = 1.0
 RETRY_CAP_S = 300.0
 DRAW_BYTES = 7
 DEFAULT_RETRY = Retry()
 FAILURE_REASONS = (EndReason.EXIT, EndReason.SIGNAL, EndReason.TIMEOUT, EndReason.LIMIT)
-"""Reasons of attempts that failed by themselves."""
+"""End reasons for which the task itself is responsible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """Attempts at a task that came to nothing, and may be followed by another.
+    """Attempts of a task that failed or were lost and may be followed by another.
 
-    By name: what is told or read twice counts once.
+    They are sets of ids, so a repeated report or read counts once.
     """
 
-    failed: frozenset[AttemptId] = frozenset()  #: by themselves
+    failed: frozenset[AttemptId] = frozenset()
     lost: frozenset[AttemptId] = frozenset()  #: with their workers
 
     def __or__(self, other: Tries) -> Tries:
-        """Return what is known by both; what was taken for lost may have failed."""
+        """Return the union; an attempt presumed lost counts as failed if it failed."""
         failed = self.failed | other.failed
         return Tries(failed, (self.lost | other.lost) - failed)
 
@@ -52,7 +55,7 @@ NO_TRIES = Tries()
 
 
 def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
-    """Return what the log says of attempts that others followed."""
+    """Return the tries that the log shows: attempts that were released."""
     tries = NO_TRIES
     for attempt in attempts:
         if attempt.state is AttemptState.RELEASED and attempt.outcome is not None:
@@ -61,9 +64,9 @@ def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
 
 
 def reported_attempts(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
-    """Return the attempts whose ends the log has from their workers.
+    """Return the attempts whose ends were reported by their workers.
 
-    What was supposed of a worker that was away is not told: it may tell more.
+    Presumed ends of absent workers are left out, because a report may still come.
     """
     ended = [(a.id, a.outcome) for a in attempts if a.outcome is not None]
     return tuple(name for name, end in ended if end.reason not in PRESUMED_REASONS)
@@ -72,10 +75,10 @@ def reported_attempts(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
 def apply_retry_policy(
     spec: TaskSpec, attempt: AttemptId, outcome: Outcome, tries: Tries
 ) -> Outcome:
-    """Return an end as the log shall have it: released if another attempt follows.
+    """Return the outcome for the log: RELEASED if another attempt follows.
 
-    That hangs on the other attempts. One that has failed already is told again, and
-    stays what it was.
+    This depends on the earlier tries. An attempt already among the failed tries is a
+    repeated report, so its outcome stays RELEASED.
     """
     state, reason = outcome.state, outcome.reason
     is_loss = state is AttemptState.RELEASED and reason is EndReason.LOST
@@ -94,12 +97,12 @@ def apply_retry_policy(
 
 
 def may_rerun_if_lost(spec: TaskSpec) -> bool:
-    """Whether an attempt that may have begun can be followed by another."""
+    """Return True if an attempt that may have started can be followed by another."""
     return _retry_policy(spec).on_lost
 
 
 def add_try(tries: Tries, attempt: AttemptId, outcome: Outcome) -> Tries:
-    """Return the tries after one more attempt that another follows."""
+    """Return `tries` with one more released attempt."""
     if outcome.reason is EndReason.LOST:
         return tries | Tries(lost=frozenset((attempt,)))
     if outcome.reason in FAILURE_REASONS:
@@ -108,11 +111,11 @@ def add_try(tries: Tries, attempt: AttemptId, outcome: Outcome) -> Tries:
 
 
 def retry_delay_s(task: TaskId, failed: int) -> float:
-    """Return how long a task waits after its `failed`-th failure, in seconds.
+    """Return the seconds to wait after a task's `failed`-th failure.
 
-    Full jitter: anywhere between nothing and the doubled wait. The draw comes from
-    the name of the task, so that a replay repeats it; tasks that failed together do
-    not come back together. Source: Marc Brooker, "Exponential backoff and jitter".
+    Full jitter: the delay is a fraction of the doubled wait, so tasks that failed
+    together do not retry together. The fraction is a hash of the task id, so a replay
+    repeats it. Source: Marc Brooker, "Exponential backoff and jitter".
     """
     digest = blake2b(f"{task}:{failed}".encode(), digest_size=DRAW_BYTES).digest()
     draw = int.from_bytes(digest, "big") / (1 << 8 * DRAW_BYTES)
@@ -120,7 +123,7 @@ def retry_delay_s(task: TaskId, failed: int) -> float:
 
 
 def lost_outcome(now: Moment) -> Outcome:
-    """Return the outcome of an attempt whose end nobody will report."""
+    """Return the outcome of an attempt whose end no worker will report."""
     return Outcome(
         state=AttemptState.RELEASED, reason=EndReason.LOST, ended_ms=now.wall_ms
     )

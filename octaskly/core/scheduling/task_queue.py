@@ -1,12 +1,14 @@
-"""The tasks that a dispatcher has in hand: the front of the queue, and what runs.
+"""The dispatcher's tasks in memory: the front of the queue, and all live tasks.
 
-Owns which tasks are in hand, and how they follow the store. The order of what waits is
-in `lanes`. It does not choose workers and writes no facts.
+This module decides which tasks are in memory, and keeps them consistent with the store.
+`lanes` decides the order. The queue does not choose workers and writes no facts.
 
-Memory follows running work: the store holds the whole queue, the lanes its front.
-A read of the store may be older than what this node decided meanwhile, so a task
-stays in hand until the facts about it are durable, and as a shadow until no read is
-under way that could still show it as it was.
+The store holds the whole queue, the lanes only its front. So the use of memory depends
+on running work, not on the length of the queue.
+
+A read of the store may be older than a decision of this node. So a task stays in memory
+until its facts are durable. After that, an ended task stays as a shadow until no
+pending read can return its old state.
 """
 
 from __future__ import annotations
@@ -42,15 +44,15 @@ from octaskly.core.scheduling.queued_task import (
 )
 from octaskly.core.scheduling.retry_policy import reported_attempts, tries_of
 
-EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers that one placement looks at
+EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers to try in one step
 
 
 class TaskQueue:
-    """Tasks in hand, the front of the queue, and the reads that feed it.
+    """Tasks in memory, and the reads of the store that supply them.
 
     Args:
-        limits: How much of the queue is in memory.
-        can_run: Whether some worker has what is asked for, busy or not.
+        limits: Bounds on the part of the queue in memory.
+        can_run: Returns True if some worker meets the requirements, busy or not.
     """
 
     def __init__(
@@ -59,21 +61,21 @@ class TaskQueue:
         self._window_tasks = limits.window_tasks
         self.tasks: dict[TaskId, QueuedTask] = {}
         self.tasks_by_node: dict[NodeId, dict[TaskId, QueuedTask]] = {}
-        """Live tasks by the node that holds them."""
+        """Live tasks by the node of their attempt."""
         self.array_queue = ArrayQueue(self.tasks)
         self._granted: dict[NodeId, Grant] = {}
         self.lanes = Lanes(limits, can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self._shadows: list[QueuedTask] = []
-        # A plain dict would look for its first key behind all that were deleted.
+        # To find its first key, a plain dict would scan all deleted entries before it.
         self._recent_finals: OrderedDict[TaskId, TaskState] = OrderedDict()
         self.ended_counts = dict.fromkeys(TaskState, 0)
-        """How many tasks and members ended here, by state, since the start."""
+        """Number of tasks and members that ended here since the start, by state."""
         self._lookups: dict[TaskId, None] = {}
         self.looked_up: tuple[TaskId, ...] = ()
-        """What the last read of live tasks was to bring, live or not."""
+        """Tasks that the last read of live tasks looked up by id."""
         self.is_reading_paused = False
-        """Nothing is read: others may hold newer facts than this node's disk."""
+        """No reads, because other nodes may hold newer facts than this node's disk."""
         self._term = 0
         self._pending_live_reads = 0
         self._needs_live_read = False
@@ -83,11 +85,11 @@ class TaskQueue:
 
     @property
     def is_reading(self) -> bool:
-        """Whether an answer of the store is awaited."""
+        """Return True if a read of the store is pending."""
         return self.lanes.is_reading or self._pending_live_reads > 0
 
     def clear_queue(self) -> None:
-        """Drop everything: the reign is over."""
+        """Drop all tasks at the end of an epoch."""
         self.tasks.clear()
         self.tasks_by_node.clear()
         self._granted.clear()
@@ -102,14 +104,14 @@ class TaskQueue:
         self._pending_live_reads = 0
 
     def start_reading(self, term: int) -> list[Effect]:
-        """Read everything: the front of the queue, and what the log says is live."""
+        """Start an epoch: read the front of the queue and all live tasks."""
         self.clear_queue()
         self._term = term
         self.mark_for_reread()
         return self.next_reads()
 
     def mark_for_reread(self) -> None:
-        """Read the queue from its front, and what is live, at the next `next_reads`."""
+        """Have `next_reads` read the queue from its front, and all live tasks."""
         self.lanes.needs_restart = self._needs_live_read = True
 
     def _restart_lanes(self) -> None:
@@ -124,7 +126,7 @@ class TaskQueue:
         self.lanes.restart(task for task in waiting if task.commit_number)
 
     def look_up_missing(self, task: TaskId) -> None:
-        """Read what is not in hand by its id at the next `next_reads`, live or not."""
+        """Like `look_up_task`, unless the task is in memory."""
         if task not in self.tasks:
             self.look_up_task(task)
 
@@ -134,7 +136,7 @@ class TaskQueue:
         self._needs_live_read = True
 
     def look_up_waiting(self) -> None:
-        """Read what waits in hand and is not read with the queue: it may be over."""
+        """Look up waiting tasks that reads of the queue omit; they may have ended."""
         for task in self.tasks.values():
             if task.stage is Stage.BACKING_OFF or (
                 task.stage in WAITING_STAGES and task.commit_number
@@ -142,7 +144,7 @@ class TaskQueue:
                 self.look_up_task(task.spec.id)
 
     def on_live_answer(self) -> bool:
-        """Count an answer to `LoadLive`; tell whether it counts for this reign."""
+        """Count an answer to `LoadLive`; return True if it belongs to this epoch."""
         if self._stale_live_reads:
             self._stale_live_reads -= 1
             return False
@@ -152,13 +154,13 @@ class TaskQueue:
         return True
 
     def next_reads(self) -> list[Effect]:
-        """Read what is out of date, and more when the window is below half."""
+        """Return the reads that are needed: stale tasks, and lanes below half."""
         effects: list[Effect] = []
         if self.is_reading_paused:
             return effects
         if not self.is_reading:
             self._drop_shadows()
-            # Of what is dropped, no read that is under way may bring an older state.
+            # Dropping tasks is safe only if no pending read can return an older state.
             if self.lanes.needs_restart:
                 self._restart_lanes()
         if self._needs_live_read and not self._pending_live_reads:
@@ -171,7 +173,7 @@ class TaskQueue:
         return effects if load is None else [*effects, load]
 
     def on_queued_answer(self, answer: QueuedLoaded) -> bool:
-        """Take what the store answered; tell whether it counts for this reign."""
+        """Queue the answer of the store; return True if it belongs to this epoch."""
         if not self.lanes.on_answer(answer):
             return False
         lane = self.lanes.get(answer.shape)
@@ -187,7 +189,7 @@ class TaskQueue:
         return True
 
     def add_arrays(self, records: Iterable[TaskRecord]) -> None:
-        """Queue what is left of arrays of the store, or learn what others have run."""
+        """Queue arrays from the store, or merge their progress into queued ones."""
         arrays = [record for record in records if record.progress is not None]
         numbers = queued_member_numbers(self.tasks) if arrays else {}
         for record in arrays:
@@ -202,11 +204,11 @@ class TaskQueue:
                     self._enqueue(task)
 
     def _add_record(self, record: TaskRecord, shape: int) -> None:
-        """Queue a task of the store, unless it is in hand already."""
+        """Queue a task from the store, unless it is in memory."""
         if record.progress is not None:
             return
         if (queued := self.tasks.get(record.id)) is not None:
-            if queued.stage is not Stage.ENDED:  # Else more is known of it than that.
+            if queued.stage is not Stage.ENDED:  # An ended task is newer in memory.
                 queued.is_store_confirmed = True
                 queued.tries |= tries_of(record.attempts)
                 queued.last_attempt_n = max(
@@ -221,7 +223,7 @@ class TaskQueue:
             self._enqueue(task)
 
     def task_from_record(self, record: TaskRecord) -> QueuedTask:
-        """Return a task as the log knows it, not yet in hand."""
+        """Return a task in the state of its record, without queueing it."""
         assert record.spec is not None
         task = QueuedTask(record.spec, tries=tries_of(record.attempts))
         task.reported = reported_attempts(record.attempts)
@@ -229,7 +231,7 @@ class TaskQueue:
             task.last_attempt_n = max(task.last_attempt_n, attempt.id.n)
             task.attempt, task.node = attempt.id, attempt.node
             outcome = attempt.outcome
-            # What a worker lacked in an earlier reign it may have got since.
+            # Inputs that a worker lacked in an earlier epoch may have arrived since.
             lacked_inputs = outcome is not None and outcome.reason is EndReason.INPUTS
             if outcome is not None and lacked_inputs and attempt.id.term == self._term:
                 task.nodes_lacking_inputs |= {attempt.node}
@@ -237,11 +239,11 @@ class TaskQueue:
         return task
 
     def outstanding(self, node: NodeId) -> int:
-        """Return how many attempts the node holds, as far as is known."""
+        """Return the known number of attempts on the node."""
         return len(self.tasks_by_node.get(node, ()))
 
     def granted_resources(self, node: NodeId) -> Grant:
-        """Return what its attempts were granted beyond one slot each."""
+        """Return the resources of its attempts beyond one slot each."""
         return self._granted.get(node) or Grant()
 
     def _count_grant(self, task: QueuedTask, node: NodeId, sign: int) -> None:
@@ -249,16 +251,15 @@ class TaskQueue:
         if requires is not None and requires.needs_exclusive_resources:
             self._granted.setdefault(node, Grant()).add(requires, sign)
 
-    # --- The life of a task.
+    # --- Transitions of tasks.
 
     def admit(self, specs: Iterable[TaskSpec]) -> None:
         """Queue tasks that became durable, or leave them in the store for later."""
         for spec in specs:
             if spec.id in self.tasks:
-                continue  # A read was faster than the news of the commit.
-            self.array_queue.stop_counting_failures(
-                spec.id
-            )  # Of one of its name that is forgotten.
+                continue  # A read returned it before the commit was reported.
+            # A forgotten array may have had the same id.
+            self.array_queue.stop_counting_failures(spec.id)
             if (lane := self.lanes.admitting_lane(spec)) is not None:
                 task = self.tasks[spec.id] = new_queued_task(spec)
                 lane.push(task)
@@ -266,13 +267,13 @@ class TaskQueue:
             del self.tasks[task.spec.id]
 
     def put_undurable(self, spec: TaskSpec) -> QueuedTask:
-        """Queue a task that is not durable yet; the caller must `touch` it."""
+        """Queue a task that is not durable; the caller must `pin_until_durable` it."""
         task = QueuedTask(spec)
         self._enqueue(task)
         return task
 
     def first_in_lane(self, lane: Lane) -> QueuedTask | None:
-        """Return the task of a lane that is next, if any worker will do for it."""
+        """Return a lane's next task that any worker of its shape may run."""
         while (task := lane.first(self.tasks)) is not None:
             if task.remaining is None:
                 return task
@@ -282,7 +283,7 @@ class TaskQueue:
         return None
 
     def _drop_array(self, array: QueuedTask) -> None:
-        """Let go of an array all of whose members were handed out."""
+        """Drop an array whose members were all assigned."""
         self._leave_lane(array)
         self.array_queue.keep_counting_failures(array)
         del self.tasks[array.spec.id]
@@ -290,7 +291,7 @@ class TaskQueue:
             self.mark_for_reread()
 
     def next_excluding_tasks(self) -> list[QueuedTask]:
-        """Return some of the tasks that not every worker can run, each in its turn."""
+        """Return some of the tasks with excluded workers; calls rotate through all."""
         some = list(islice(self._excluding_tasks.values(), EXCLUDING_TASKS_MAX))
         for task in some:
             del self._excluding_tasks[task.spec.id]
@@ -298,11 +299,11 @@ class TaskQueue:
         return some
 
     def all_excluding_tasks(self) -> list[QueuedTask]:
-        """Return all queued tasks that some worker could not run."""
+        """Return all queued tasks with excluded workers."""
         return list(self._excluding_tasks.values())
 
     def assign(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
-        """Say that `node` holds the task."""
+        """Record that `node` holds an attempt of the task."""
         self._apply_transition(task, Transition.ASSIGN)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
         task.last_attempt_n = max(task.last_attempt_n, attempt.n)
@@ -311,7 +312,7 @@ class TaskQueue:
             self._count_grant(task, node, 1)
 
     def adopt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
-        """Take a task in hand that `node` was found to hold."""
+        """Add a task that `node` was found to hold."""
         known = self.tasks.setdefault(task.spec.id, task)
         assert known is task
         self.array_queue.remove_member(task.spec.id)
@@ -319,7 +320,7 @@ class TaskQueue:
         self.assign(task, attempt, node)
 
     def requeue_attempted(self, task: QueuedTask) -> None:
-        """Queue the task again at its old place; final ones end instead."""
+        """Queue the task again at its old place, or end it if it is or may be final."""
         if (
             task.final_state is not None
             or not task.is_store_confirmed
@@ -330,24 +331,23 @@ class TaskQueue:
         self._apply_transition(task, Transition.RELEASE)
 
     def back_off_task(self, task: QueuedTask) -> None:
-        """Take the task back, but let it wait until `end_back_off`."""
+        """Release the task, but keep it from the queue until `end_back_off`."""
         self._apply_transition(task, Transition.BACK_OFF)
 
     def end_back_off(self, task: QueuedTask) -> None:
-        """Queue a task that has rested."""
+        """Queue a task after its backoff."""
         self._apply_transition(task, Transition.RETRY)
 
     def end(self, task: QueuedTask, final: TaskState | None) -> None:
-        """Take the task out of the queue; without `final` the store is asked."""
+        """Remove the task from the queue; without `final`, the store is read again."""
         if final is not None:
             task.final_state = final
-            self.ended_counts[final] += (
-                task.remaining is None
-            )  # Of an array its members count.
+            # An array does not count, because its members do.
+            self.ended_counts[final] += task.remaining is None
         self._apply_transition(task, Transition.END)
 
     def add_shadow(self, spec: TaskSpec, final: TaskState | None) -> QueuedTask:
-        """Remember a task that is not in hand and must not be read as it was."""
+        """Add an ended task, so that a pending read cannot return its old state."""
         task = QueuedTask(
             spec, stage=Stage.ENDED, final_state=final, is_store_confirmed=False
         )
@@ -356,11 +356,11 @@ class TaskQueue:
         return task
 
     def drop_durable_tasks(self, tasks: Iterable[QueuedTask], number: int) -> None:
-        """Let go of what commit `number` made durable."""
+        """Release tasks whose facts were made durable by commit `number`."""
         is_read = self.is_reading
         for task in tasks:
             if task.commit_number != number:
-                continue  # Later facts are still on their way.
+                continue  # It has later facts that are not yet durable.
             task.commit_number = 0
             if task.stage is Stage.ENDED and is_read:
                 self._shadows.append(task)
@@ -368,19 +368,19 @@ class TaskQueue:
                 self._retire_shadow(task)
 
     def has_ended_recently(self, task_id: TaskId) -> bool:
-        """Whether a task that is not in hand is known to have ended a while ago."""
+        """Return True if a task that is not in memory ended recently."""
         return task_id in self._recent_finals
 
     def forget_final(self, task_id: TaskId) -> None:
-        """Forget how a task ended: another one has the name of one that is gone."""
+        """Forget the end of a task, because a new task reuses its id."""
         self._recent_finals.pop(task_id, None)
 
     def final_state_of(self, task_id: TaskId, stored_state: TaskState) -> TaskState:
-        """Return how a task ended that is not in hand; the store said it is `known`."""
+        """Return the final state of a task not in memory, else `stored_state`."""
         return self._recent_finals.get(task_id, stored_state)
 
     def _apply_transition(self, task: QueuedTask, transition: Transition) -> None:
-        """Change the stage by the table and keep counts and places in step."""
+        """Change the stage by the table, and update counts and lanes."""
         before = task.stage
         after = TRANSITIONS[before][transition]
         assert after is not None, f"{task.spec.id}: {transition.name} in {before.name}"
@@ -407,7 +407,7 @@ class TaskQueue:
             self._excluding_tasks.pop(task.spec.id, None)
 
     def _drop_shadows(self) -> None:
-        """Let go of ended tasks once no read can bring them back."""
+        """Drop shadows once no pending read can return their old state."""
         for task in self._shadows:
             if task.commit_number == 0:
                 self._retire_shadow(task)
@@ -415,7 +415,7 @@ class TaskQueue:
 
     def _retire_shadow(self, task: QueuedTask) -> None:
         if self.tasks.get(task.spec.id) is not task:
-            return  # Of an earlier reign, or more was told of it since.
+            return  # It is from an earlier epoch, or the task changed since.
         del self.tasks[task.spec.id]
         if task.final_state is None:
             self.mark_for_reread()
@@ -429,7 +429,7 @@ BACKING_OFF_MAX = 10_000
 
 
 class BackoffQueue:
-    """Who waits, and until when."""
+    """Tasks that back off after a failure, by the time at which they retry."""
 
     def __init__(self, queue: TaskQueue, timers: TimerHeap) -> None:
         self._queue = queue
@@ -437,7 +437,7 @@ class BackoffQueue:
         self._due: list[tuple[float, TaskId]] = []
 
     def clear_backoff(self) -> None:
-        """Let nobody wait: the reign is over."""
+        """Drop all tasks at the end of an epoch."""
         self._due.clear()
         self._set_timer()
 
@@ -445,11 +445,11 @@ class BackoffQueue:
         self._timers.set(Timer.BACKOFF, self._due[0][0] if self._due else math.inf)
 
     def due_s(self, task: TaskId) -> float | None:
-        """Return until when a task waits, None if it does not."""
+        """Return the time until which a task backs off; None if it does not."""
         return next((due_s for due_s, id_ in self._due if id_ == task), None)
 
     def add_task(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
-        """Let a task wait whose live attempt came to nothing, or queue it at once."""
+        """Back off a task after a failed attempt, or queue it at once."""
         if (
             task.final_state is not None
             or not task.is_store_confirmed
@@ -462,7 +462,7 @@ class BackoffQueue:
         self._set_timer()
 
     def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
-        """Yield the tasks that have waited long enough."""
+        """Yield the tasks whose backoff is over."""
         while self._due and self._due[0][0] <= now.mono_s:
             task = self._queue.tasks.get(heappop(self._due)[1])
             if task is not None and task.stage is Stage.BACKING_OFF:

@@ -1,10 +1,10 @@
-"""Which worker gets the next attempt: free slots first, then prefetch, always fair.
+"""Worker pool: selects the worker of the next attempt by free slots, then prefetch.
 
-Owns how much each worker may hold and how much it holds. It does not know tasks:
-it answers "who takes one more?", in logarithmic time, so that neither a long queue
-nor a big mesh costs anything per task. For the few that ask for something it looks at
-each worker: such a task gets what it asks for until it ends, and never more is given
-away than a worker has.
+The pool knows the capacity of each worker and the resources in use, but no tasks.
+Selection for a task without requirements takes logarithmic time, so neither a long
+queue nor a large mesh slows it down. For a task with requirements it checks each
+worker. Such a task holds its resources until it ends, and a worker never grants more
+than it has.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from octaskly.core.scheduling.requirements import (
 )
 
 LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
-HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
+HEAP_SLACK = 64  #: outdated heap entries beyond which the heap is rebuilt
 
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker as the pool counts it."""
+    """One worker, with its capacity and the resources in use."""
 
     info: NodeInfo
     slots: int
     credit: int
-    outstanding: int = 0  #: slots that its attempts hold, or wait for
-    memory_mb: int = 0  #: that its attempts were granted
+    outstanding: int = 0  #: slots that its attempts hold or wait for
+    memory_mb: int = 0  #: granted to its attempts
     gpus: int = 0
     load: int = 0  #: in steps of `LOAD_STEP_PERCENT`
     is_attached: bool = False
-    heap_version: int = 0  #: of its line in the heap; other lines are outdated
+    heap_version: int = 0  #: of its valid heap entry; others are outdated
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Its place among workers with room: the lowest comes first."""
+        """Sort key among workers with room: the lowest comes first."""
         return self.outstanding / self.slots, self.load
 
     def has_room(self, requires: Requirements) -> bool:
-        """Whether a task may be given to it now, if it suits at all."""
+        """Return True if it has room now for a task that it can run."""
         if not self.is_attached or self.outstanding >= self.credit:
             return False
         if not requires.needs_exclusive_resources:
             return True
         return (
-            # What it asks for is set aside at once, so nothing may be before it.
+            # Resources are reserved at once, so the attempt must be able to start now.
             self.outstanding + requires.slots <= min(self.credit, self.slots)
             and self.memory_mb + requires.memory_mb <= self.info.memory_mb
             and self.gpus + requires.gpus <= len(self.info.gpus)
@@ -64,8 +64,8 @@ class _Worker:
 class WorkerPool:
     """The live workers, ordered by who should take the next attempt.
 
-    Order: outstanding per slot, then load, then id. A worker below one attempt per
-    slot has a free slot, so free slots come first by themselves.
+    The order is outstanding slots per slot, then load, then id. A ratio below 1 means
+    that a slot is free, so workers with free slots come first.
     """
 
     def __init__(self, prefetch_max: int) -> None:
@@ -73,10 +73,10 @@ class WorkerPool:
         self._workers: dict[NodeId, _Worker] = {}
         self._heap: list[tuple[float, int, NodeId, int]] = []
         self.workers_with_room: set[NodeId] = set()
-        """Workers that may have more room than when this was emptied."""
+        """Workers that may have got more room since this set was last emptied."""
 
     def add(self, info: NodeInfo) -> None:
-        """Know a worker; it takes nothing before it is attached."""
+        """Add or update a worker; it gets no attempts before `attach`."""
         slots = max(info.slots, 1)
         worker = self._workers.get(info.id)
         if worker is None:
@@ -86,17 +86,17 @@ class WorkerPool:
         self._push_to_heap(info.id, worker)
 
     def remove(self, node: NodeId) -> None:
-        """Forget a worker; its lines in the heap become outdated."""
+        """Remove a worker; its heap entries become outdated."""
         self._workers.pop(node, None)
         self.workers_with_room.discard(node)
 
     def attach(self, node: NodeId, attempts: int, extra: Grant) -> None:
-        """Let a worker take attempts, on top of those that it said it holds."""
+        """Allow attempts on a worker, in addition to those that it reported."""
         self._workers[node].is_attached = True
         self.set_held(node, attempts, extra)
 
     def set_held(self, node: NodeId, attempts: int, extra: Grant) -> None:
-        """Count what the worker holds: so many attempts, and what they were granted."""
+        """Set the number of the worker's attempts and their extra resources."""
         worker = self._workers.get(node)
         if worker is not None:
             worker.outstanding = attempts + extra.slots
@@ -104,7 +104,7 @@ class WorkerPool:
             self._push_to_heap(node, worker)
 
     def detach_all(self) -> None:
-        """Let nobody take anything until it is attached again."""
+        """Stop attempts on all workers until they are attached again."""
         for worker in self._workers.values():
             worker.is_attached = False
             worker.outstanding = worker.memory_mb = worker.gpus = 0
@@ -113,12 +113,12 @@ class WorkerPool:
         self.workers_with_room.clear()
 
     def slots(self, node: NodeId) -> int:
-        """Return how many attempts a worker runs at a time, 0 if it is not known."""
+        """Return the number of slots of a worker, 0 if it is unknown."""
         worker = self._workers.get(node)
         return 0 if worker is None else worker.slots
 
     def is_attached(self, node: NodeId) -> bool:
-        """Whether the worker takes attempts."""
+        """Return True if the worker takes attempts."""
         worker = self._workers.get(node)
         return worker is not None and worker.is_attached
 
@@ -127,7 +127,7 @@ class WorkerPool:
         return [node for node, worker in self._workers.items() if worker.is_attached]
 
     def capable_workers(self, requires: Requirements | None) -> list[NodeId]:
-        """Return the workers that take such attempts, busy or not."""
+        """Return the attached workers that meet the requirements, busy or not."""
         if requires is None:
             return self.attached()
         workers = self._workers
@@ -136,20 +136,20 @@ class WorkerPool:
         ]
 
     def can_run(self, requires: Requirements) -> bool:
-        """Whether a worker that is known could run such an attempt."""
+        """Return True if any known worker meets the requirements."""
         return any(
             meets_requirements(each.info, requires) for each in self._workers.values()
         )
 
     def why_none_meets(self, requires: Requirements) -> str | None:
-        """Return why no worker that is known could run such an attempt, if so."""
+        """Return why no known worker meets the requirements; None if one does."""
         infos = [worker.info for worker in self._workers.values()]
         return why_none_meets(infos, requires)
 
     def shortage_reasons(
         self, node: NodeId, requires: Requirements
     ) -> Iterator[RejectionReason]:
-        """Yield what a worker has not free for such an attempt."""
+        """Yield the resources that a worker lacks now for the requirements."""
         worker = self._workers[node]
         if not worker.credit:
             yield RejectionReason("slots", "takes no work at this moment")
@@ -178,7 +178,7 @@ class WorkerPool:
             )
 
     def could_make_room_for(self, node: NodeId, requires: Requirements) -> bool:
-        """Whether a worker will have room for such an attempt if it gets no others."""
+        """Return True if a worker that gets no other attempts will have room."""
         worker = self._workers.get(node)
         return (
             worker is not None
@@ -188,7 +188,7 @@ class WorkerPool:
         )
 
     def soonest_free_worker(self, requires: Requirements) -> NodeId | None:
-        """Return the worker that will have room for such an attempt first, roughly."""
+        """Return the worker that is likely to have room first, if any will."""
         return min(
             (
                 node
@@ -200,7 +200,7 @@ class WorkerPool:
         )
 
     def set_credit(self, node: NodeId, credit: int) -> None:
-        """Believe what a worker says it takes in all, within what we allow."""
+        """Set the credit that a worker reported, capped at slots plus prefetch."""
         worker = self._workers.get(node)
         if worker is not None:
             credit = max(0, min(credit, worker.slots + self._prefetch_max))
@@ -209,24 +209,24 @@ class WorkerPool:
                 self._push_to_heap(node, worker)
 
     def cap_credit(self, node: NodeId, *, is_refusing: bool) -> None:
-        """Give no work ahead, or none at all, until the worker names a credit."""
+        """Give no prefetch, or no attempt at all, until the worker reports a credit."""
         worker = self._workers.get(node)
         if worker is not None:
             cap = 0 if is_refusing else worker.slots
             worker.credit = min(worker.credit, cap)
 
     def set_load(self, node: NodeId, cpu_percent: float) -> None:
-        """Prefer idle machines among those that hold equally much."""
+        """Set a machine's load, which decides between equally occupied workers."""
         worker = self._workers.get(node)
         if worker is not None:
-            # In this order of arguments NaN counts as idle.
+            # With this order of arguments, NaN counts as idle.
             load = int(max(0.0, min(cpu_percent, 100.0))) // LOAD_STEP_PERCENT
             if load != worker.load:
                 worker.load = load
                 self._push_to_heap(node, worker)
 
     def take_slot(self, excluded: Collection[NodeId] = ()) -> NodeId | None:
-        """Choose who takes one more attempt and count it; None: all are full."""
+        """Choose a worker for one more attempt and count it; None if all are full."""
         heap, workers = self._heap, self._workers
         excluded_lines: list[tuple[float, int, NodeId, int]] = []
         chosen: NodeId | None = None
@@ -237,7 +237,7 @@ class WorkerPool:
             if worker is None or worker.heap_version != line[3]:
                 continue
             if worker.outstanding >= worker.credit:
-                continue  # Its credit shrank; a larger one offers it again.
+                continue  # Its credit shrank; a larger credit will push it again.
             if node in excluded:
                 excluded_lines.append(line)
                 continue
@@ -255,12 +255,12 @@ class WorkerPool:
         excluded: Collection[NodeId],
         among: Collection[NodeId] | None = None,
     ) -> NodeId | None:
-        """Choose who takes an attempt that asks for something, and count it.
+        """Choose a worker for an attempt with requirements, and count its resources.
 
         Args:
-            requires: What it asks for.
-            excluded: Who does not get it.
-            among: Who may have more room than before; None: ask everybody.
+            requires: Requirements of the task.
+            excluded: Workers that must not get it.
+            among: Workers to check; None for all.
         """
         chosen: NodeId | None = None
         best: tuple[float, int, NodeId] | None = None
@@ -282,7 +282,7 @@ class WorkerPool:
         return chosen
 
     def _push_to_heap(self, node: NodeId, worker: _Worker) -> None:
-        """Put the worker's current line into the heap, if it has room."""
+        """Push the worker's current entry to the heap, if it has room."""
         worker.heap_version += 1
         if not worker.is_attached or worker.outstanding >= worker.credit:
             return
@@ -293,7 +293,7 @@ class WorkerPool:
             self._rebuild_heap()
 
     def _rebuild_heap(self) -> None:
-        """Drop the outdated lines."""
+        """Drop the outdated heap entries."""
         self._heap[:] = [
             line
             for line in self._heap
