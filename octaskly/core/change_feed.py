@@ -1,10 +1,10 @@
-"""Where a reader of the log stands, and what an entry means to people.
+"""Change feed: positions and cursors of log readers, and task events for clients.
 
-The log is read in the order of its timestamps, across streams. A place in it can be
-named in a few bytes, and found again on every node that holds the same entries: the
-reign that told of it has been read up to `seq`, all other streams up to a timestamp.
-A digest tells whether they are the same, since a stream that comes to light later may
-hold entries from before.
+The log is read in timestamp order, across streams. A position takes a few bytes and can
+be resumed on every node with the same entries. It says: the stream of the dispatcher
+that served the reader was read up to `seq`, all other streams up to a timestamp. A
+digest of the other streams shows if they are the same on another node, because a stream
+that arrives late may hold older entries.
 
 Source: docs/explanation/events.md.
 """
@@ -36,8 +36,7 @@ from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
 from octaskly.core.protocol.messages import RosterEntry
 
 REWRITE_AGE_MS = 1000
-"""A submission that is written later than this after its task was accepted is no news:
-it was written again."""
+"""A submission written later than this after acceptance is a rewrite, not an event."""
 
 _POSITION = re.compile(r"(?:([0-9a-f]{1,16})-)" * 3 + r"([0-9a-f]{16})")
 _STATES = {
@@ -49,37 +48,37 @@ _STATES = {
 
 
 class StreamExtent(NamedTuple):
-    """How far one stream goes at some time."""
+    """The part of one stream that was written up to some time."""
 
     stream: StreamId
-    epoch: Epoch  #: who wrote it
-    seq: int  #: last entry from before that time
-    compacted_seq: int  #: what it says up to here is in the log no more
+    epoch: Epoch  #: in which it was written
+    seq: int  #: last entry up to that time
+    compacted_seq: int  #: entries up to here are no longer in the log
 
 
 class FeedPosition(NamedTuple):
-    """A place in the log, as clients keep it."""
+    """A position in the log that clients can store."""
 
     hlc: int
-    stream: StreamId  #: the reign that told of it
-    seq: int  #: what was told of that stream
-    digest: str  #: of how far all others were told
+    stream: StreamId  #: written by the dispatcher that served the reader
+    seq: int  #: last entry of that stream that was sent
+    digest: str  #: of the last entries of all other streams that were sent
 
     def __str__(self) -> str:
         return f"{self.hlc:x}-{self.stream:x}-{self.seq:x}-{self.digest}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the place that was shown as `text`; raise ValueError if none was."""
+        """Return the position from its text; raise ValueError if it is malformed."""
         match = _POSITION.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text[:80]!a} is no place in the log")
+            raise ValueError(f"{text[:80]!a} is not a position in the log")
         hlc, stream, seq = (int(part, 16) for part in match.groups()[:3])
         return cls(hlc, StreamId(stream), seq, match[4])
 
 
 class FeedCursor:
-    """How far one reader has come, for a dispatcher that writes `stream`."""
+    """One reader's progress through the log, on a dispatcher that writes `stream`."""
 
     def __init__(
         self, hlc: int, vector: Mapping[StreamId, int], stream: StreamId
@@ -87,25 +86,25 @@ class FeedCursor:
         self.hlc = hlc
         self.vector: Vector = dict(vector)
         self.corrected_ends: dict[TaskId, TaskEvent] = {}
-        """Ends of tasks of which something else was told last.
+        """Ends of tasks for which the reader last got a different state.
 
-        The other half of a split may have gone on with a task that had ended here.
+        The other side of a network split may continue a task that had ended here.
         """
         self._stream = stream
         self._digest: str | None = None
 
     @property
     def position(self) -> FeedPosition:
-        """Where the reader is."""
+        """Current position of the reader."""
         if self._digest is None:
             self._digest = _digest(self.vector.items(), self._stream)
         seq = self.vector.get(self._stream, 0)
         return FeedPosition(self.hlc, self._stream, seq, self._digest)
 
     def advance_past(self, entry: Entry) -> bool:
-        """Move behind an entry; return whether the place can be found again.
+        """Advance past an entry; return True if the new position can be resumed.
 
-        It cannot in the midst of entries that came to light late.
+        A position between entries that arrived late cannot.
         """
         self.skip_entries(entry.stream, entry.seq)
         is_late = entry.hlc < self.hlc
@@ -113,7 +112,7 @@ class FeedCursor:
         return not is_late
 
     def skip_entries(self, stream: StreamId, seq: int) -> None:
-        """Move behind all entries of a stream up to `seq`."""
+        """Advance past all entries of a stream up to `seq`."""
         self.vector[stream] = max(seq, self.vector.get(stream, 0))
         if stream != self._stream:
             self._digest = None
@@ -122,36 +121,38 @@ class FeedCursor:
 def resume_cursor(
     position: FeedPosition, extents: Iterable[StreamExtent], stream: StreamId
 ) -> tuple[FeedCursor, bool]:
-    """Return a bookmark at a place, and whether nothing is missing between the two.
+    """Return a cursor at `position`, and if it continues there exactly, without a gap.
 
     Args:
-        position: How far a client got, by the word of any dispatcher.
-        extents: How far each stream goes at the time of the place.
-        stream: What the dispatcher of this day writes.
+        position: Position of a client, from any dispatcher.
+        extents: Extent of each stream at the position's time.
+        stream: Stream that the current dispatcher writes.
     """
     extents = tuple(extents)
-    known = {reach.stream: reach for reach in extents}
-    told_extent = known.get(position.stream)
-    # A reign that came later is not known to the one that told, though its clock may
-    # be behind; unless it lost against that one when a split healed.
-    epoch = told_extent.epoch if told_extent else NO_EPOCH
+    known = {extent.stream: extent for extent in extents}
+    writer_extent = known.get(position.stream)
+    # The dispatcher that served the client knew no later epoch, although the clock of a
+    # later one may be behind. An epoch that lost when a split healed is an exception.
+    epoch = writer_extent.epoch if writer_extent else NO_EPOCH
     before = {
-        r.stream: r.seq for r in extents if told_extent is None or r.epoch <= epoch
+        r.stream: r.seq for r in extents if writer_extent is None or r.epoch <= epoch
     }
-    everything = {reach.stream: reach.seq for reach in extents}
-    is_found = told_extent is not None or position.seq == 0
+    everything = {extent.stream: extent.seq for extent in extents}
+    is_found = writer_extent is not None or position.seq == 0
     for vector in (before, everything):
         if is_found and _digest(vector.items(), position.stream) == position.digest:
-            is_exact = told_extent is None or position.seq >= told_extent.compacted_seq
+            is_exact = (
+                writer_extent is None or position.seq >= writer_extent.compacted_seq
+            )
             break
     else:
-        # Rather tell something twice than not at all.
+        # It is better to repeat an event than to miss one.
         vector, is_exact = before, False
-    # What is lacking here was told, but a task may have gone on without it: it is told
-    # again when it comes.
+    # The client got entries that this node lacks, but their tasks may have continued
+    # without them. So they are sent again when they arrive.
     vector[position.stream] = (
-        max(min(position.seq, told_extent.seq), told_extent.compacted_seq)
-        if told_extent is not None
+        max(min(position.seq, writer_extent.seq), writer_extent.compacted_seq)
+        if writer_extent is not None
         else 0
     )
     return FeedCursor(position.hlc, vector, stream), is_exact
@@ -166,55 +167,55 @@ def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
 
 
 class TaskEvent(Struct, frozen=True):
-    """A task went into a state."""
+    """A task entered a state."""
 
-    record: TaskRecord  #: its outline
-    state: TaskState  #: where it went at the time; it may be somewhere else by now
-    at_ms: int  #: wall clock of the dispatcher that wrote it
-    attempt: Attempt | None = None  #: that made it so
+    record: TaskRecord  #: an outline; see `outline_record`
+    state: TaskState  #: state at that time; the task may have changed since
+    at_ms: int  #: wall clock of the dispatcher that wrote the fact
+    attempt: Attempt | None = None  #: attempt that caused the state
 
 
 class FeedPage(Struct, frozen=True):
-    """A part of the log in the order of timestamps, as people read it."""
+    """A page of the log in timestamp order."""
 
     items: tuple[tuple[Entry, TaskRecord], ...]
-    """Entries about tasks that are known, with what is known of the task now."""
-    arrays: Mapping[TaskId, TaskRecord]  #: that those tasks are, or are members of
-    reached: VectorItems  #: how far the streams concerned are read now
+    """Entries about known tasks, with the current record of each task."""
+    arrays: Mapping[TaskId, TaskRecord]  #: arrays among these tasks or of their members
+    reached: VectorItems  #: last entry read of each stream on the page
     has_more: bool
-    is_whole: bool  #: nothing in between had been deleted before it was read
+    is_whole: bool  #: no entry in its range was deleted before it was read
 
 
 class NodeEvent(Struct, frozen=True):
-    """A node is in the mesh like this now."""
+    """A node's entry in the roster changed."""
 
     member: RosterEntry
-    is_gone: bool = False  #: it was lost for so long that it is listed no more
+    is_gone: bool = False  #: it was lost for so long that it left the roster
 
 
 class FeedGap(Struct, frozen=True):
-    """What happened between the last news and the next is not known in full."""
+    """Events between the previous and the next item may be missing."""
 
 
 FeedContent = TaskEvent | NodeEvent | FeedGap
 
 
 class FeedItem(Struct, frozen=True):
-    """Something that happened, and where to go on after it."""
+    """An event, and the position after it."""
 
-    content: FeedContent | None  #: None: nothing but the place
-    position: FeedPosition | None = None  #: None: none but the one before
+    content: FeedContent | None  #: None: only a new position
+    position: FeedPosition | None = None  #: None: the previous position stays
 
 
 def task_event_of(entry: Entry, record: TaskRecord) -> TaskEvent | None:
-    """Return what an entry says that people wait for, if it does.
+    """Return the event that an entry means for clients, if any.
 
-    Facts that decide nothing are no news: what is written again before it is
-    forgotten, or how a second attempt ended whose task was decided by the first.
+    Facts that decide nothing are no events. Examples are rewritten facts, and the end
+    of a second attempt after the first one decided the task.
     """
     at_ms, fact = wall_ms_of(entry.hlc), entry.fact
     if record.progress is not None and not isinstance(fact, Submitted):
-        return None  # What becomes of an array follows from its members.
+        return None  # The state of an array follows from its members.
     match fact:
         case Submitted(spec):
             is_fresh = (
@@ -245,30 +246,30 @@ def task_event_of(entry: Entry, record: TaskRecord) -> TaskEvent | None:
         if deciding.id < attempt:
             return None
         if deciding.id == attempt and state is TaskState.QUEUED:
-            # Given back by a worker that was taken for lost: nobody has the task again.
+            # A worker that was presumed lost returned it, so it must not become queued.
             return end_event(record, at_ms)
     return _task_event(record, state, at_ms, shown_attempt)
 
 
 def array_event_of(entry: Entry, array: TaskRecord) -> TaskEvent | None:
-    """Return that an array has ended, as far as is known; `entry` is of a member."""
+    """Return the end of an array, if it has ended; `entry` is about a member."""
     is_ended = array.state.is_final
     return _task_event(array, array.state, wall_ms_of(entry.hlc)) if is_ended else None
 
 
 def end_event(record: TaskRecord, at_ms: int) -> TaskEvent:
-    """Return how a task ended."""
+    """Return the event for the end of a task."""
     return _task_event(record, record.state, at_ms, record.deciding_attempt)
 
 
 def array_id_of(task: TaskId) -> TaskId:
-    """Return the array of a member; all other tasks as they are."""
+    """Return the id of a member's array; for any other task its own id."""
     array_and_number = split_member_id(task)
     return task if array_and_number is None else array_and_number[0]
 
 
 def outline_record(record: TaskRecord) -> TaskRecord:
-    """Return what news show of a task: little, however much it asks for."""
+    """Return the small part of a record that events carry, whatever its size."""
     spec = record.spec
     if spec is None:
         return replace(record, attempts=())

@@ -1,10 +1,9 @@
-"""What a node asks its shell to do: the only outputs of `Node.step`.
+"""Effects: the only outputs of `Node.step`, which the agent performs in order.
 
-The list is ordered and is performed in order. `Append` and `Save` are handed to the
-one writer and not awaited: `Persisted(number)` comes back, and only then does the node
-emit what depended on them (acknowledgements, claims, dispatches). So a disk that
-stalls for a second never stops heartbeats, and nothing that needs durability can
-leave before it.
+The agent passes `Append` and `Save` to the writer without waiting. When they are
+durable, `Persisted(number)` comes back. Only then does the node emit the effects that
+depend on them, such as acknowledgements and claims. So a slow disk never delays
+heartbeats, and no message claims durability too early.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ class Append(Struct, frozen=True):
     """Make entries durable and join them into the task table, in one transaction.
 
     `epochs` names the writer of each stream that the store may not know yet.
-    Entries that the store holds already are skipped; a gap is refused by assertion.
+    The store skips entries that it already holds; a gap fails an assertion.
     """
 
-    number: int  #: one more than that of the `Append` or `Save` before
+    number: int  #: one more than that of the previous `Append` or `Save`
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()
 
 
 class Save(Struct, frozen=True, kw_only=True):
-    """Make the node's own state durable; fields that are None stay as they are."""
+    """Make the node's own state durable; fields that are None do not change."""
 
     number: int
     term: int | None = None
@@ -57,15 +56,15 @@ class Save(Struct, frozen=True, kw_only=True):
     name: str | None = None
     hold: OperatorHold | None = None
     rewritten_rows: VectorItems = ()
-    """What rows of snapshots said beyond the log up to here is in the log now."""
-    records: tuple[Recorded, ...] = ()  #: that a dispatcher told, outside the log
+    """Snapshot rows beyond the log, up to this vector, were written to the log."""
+    records: tuple[Recorded, ...] = ()  #: that the dispatcher sent outside the log
     log_version: int | None = None
 
 
 class MergeRows(Struct, frozen=True):
-    """Join a peer's tasks into the task table, without entries of the log.
+    """Join rows of a peer's snapshot into the task table, without log entries.
 
-    With the last of them, in the same transaction, the node holds what `head` says.
+    The last rows come with `head`, which takes effect in the same transaction.
     """
 
     number: int  #: as in `Append`
@@ -81,7 +80,7 @@ LogWrite = Append | MergeRows
 
 
 class Send(Struct, frozen=True):
-    """Put messages into the peer's bounded outbox; never waits for the network."""
+    """Put messages into the peer's bounded outbox, without waiting for the network."""
 
     peer: NodeId
     messages: tuple[Message, ...]
@@ -90,7 +89,7 @@ class Send(Struct, frozen=True):
 class Dial(Struct, frozen=True):
     """Try these addresses in order until one leads to a connected peer.
 
-    Idempotent: nothing happens while the peer is connected or a dial to it runs.
+    Idempotent: it does nothing while the peer is connected or a dial to it runs.
     """
 
     node: NodeId | None
@@ -98,46 +97,46 @@ class Dial(Struct, frozen=True):
 
 
 class Disconnect(Struct, frozen=True):
-    """Close the link to a peer after telling it why."""
+    """Send a peer the reason, then close the link to it."""
 
     peer: NodeId
     reason: str
 
 
 class ServePull(Struct, frozen=True):
-    """Read what lies beyond `vector` and send it to the peer.
+    """Read the log beyond `vector` and send it to the peer.
 
-    As `Entries`, or as a `MeshSnapshot` where entries are gone or would be far more.
+    It is sent as `Entries`, or as a `Snapshot` if entries are compacted or far larger.
     """
 
     peer: NodeId
     vector: VectorItems
-    cursor: SnapshotCursor | None = None  #: go on with this snapshot
+    cursor: SnapshotCursor | None = None  #: continue this snapshot
 
 
 class Browse(Struct, frozen=True):
-    """Ask mDNS afresh (a new browser), or stop browsing."""
+    """Start a new mDNS browser, or stop browsing."""
 
     is_wanted: bool
 
 
 class Advertise(Struct, frozen=True):
-    """Say over mDNS what this node is now."""
+    """Advertise this node's current role over mDNS."""
 
     is_dispatcher: bool
     term: int
 
 
 class Start(Struct, frozen=True):
-    """Run these attempts; each is reported once by `AttemptsEnded`."""
+    """Run these attempts; `AttemptsEnded` reports each of them once."""
 
     items: tuple[tuple[AttemptId, TaskSpec], ...]
 
 
 class Stop(Struct, frozen=True):
-    """End these attempts, waiting ones too, and everything that they started.
+    """Kill these attempts, waiting ones included, with all their processes.
 
-    They are reported as CANCELLED, or as RELEASED where the reason is DRAINING.
+    They are reported as CANCELLED, or as RELEASED if the reason is DRAINING.
     """
 
     items: tuple[tuple[TaskId, AttemptId], ...]
@@ -145,29 +144,29 @@ class Stop(Struct, frozen=True):
 
 
 class ReleaseWaiting(Struct, frozen=True):
-    """Report the attempts that have not begun as released, for other nodes to run."""
+    """Report the attempts that have not started as released, for other nodes to run."""
 
 
 class Freeze(Struct, frozen=True):
-    """Stop all processes of all attempts where they are, or let them go on."""
+    """Freeze or continue all processes of all attempts."""
 
     is_frozen: bool
 
 
 class Spool(Struct, frozen=True):
-    """Keep results on disk until `Unspool`; not awaited."""
+    """Store results on disk until `Unspool`, without waiting for the disk."""
 
     reports: tuple[Report, ...]
 
 
 class Unspool(Struct, frozen=True):
-    """Forget results that a dispatcher has made durable."""
+    """Delete stored results that a dispatcher has made durable."""
 
     items: tuple[tuple[TaskId, AttemptId], ...]
 
 
 class LoadQueued(Struct, frozen=True):
-    """Read queued tasks of one shape with `ord > after_ord`; answered by `QueuedLoaded`."""
+    """Read queued tasks of a shape beyond `after_ord`; answered by `QueuedLoaded`."""
 
     after_ord: int
     limit: int
@@ -175,66 +174,65 @@ class LoadQueued(Struct, frozen=True):
 
 
 class LoadUnblocked(Struct, frozen=True):
-    """Read tasks whose wait for others is over; answered by `UnblockedLoaded`."""
+    """Read tasks whose dependencies have ended; answered by `UnblockedLoaded`."""
 
-    query_number: int  #: of the question, repeated in the answer
+    query_number: int  #: repeated in the answer
     limit: int
     before_hlc: int = 0
-    """Tasks accepted earlier do not wait for tasks that the store does not know."""
+    """Tasks accepted earlier no longer wait for tasks that the store does not know."""
 
 
 class LoadLive(Struct, frozen=True):
-    """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
+    """Read all tasks with a live attempt; answered by `LiveLoaded`."""
 
-    looked_up: tuple[TaskId, ...] = ()  #: besides these, whether any of it runs or not
+    looked_up: tuple[TaskId, ...] = ()  #: also read these, live or not
 
 
 class PlanFloor(Struct, frozen=True):
-    """Find how far the floor may rise; answered by `FloorPlanned`."""
+    """Find how far the compaction floor may rise; answered by `FloorPlanned`."""
 
-    before_hlc: int  #: what ended before is old enough
-    tasks_max: int  #: of more ended tasks than these, the oldest go, whatever their age
-    stream: StreamId = StreamId(0)  #: of this reign: what was born there is in the log
+    before_hlc: int  #: tasks that ended earlier are old enough
+    tasks_max: int  #: beyond this many ended tasks, the oldest go at any age
+    stream: StreamId = StreamId(0)  #: of this epoch; its submissions are in the log
     after_key: int = 0  #: as in `FloorPlanned`
     purge_hlc: int = 0
-    """What ended before is to go; what waits is carried only as far as needed."""
-    wall_ms: int = 0  #: wall clock; records that ended before are not carried
+    """Forget tasks that ended earlier; carry waiting tasks only as far as needed."""
+    wall_ms: int = 0  #: wall clock; records that expired earlier are not carried
 
 
 class Answer(Struct, frozen=True):
-    """Release the request that carried this ticket."""
+    """Answer the request with this ticket."""
 
     ticket: int
     reply: Reply
 
 
 class AnnounceTaskStates(Struct, frozen=True):
-    """Tasks reached a new state that is durable: wake whoever waits for them."""
+    """Wake the clients that wait for these tasks, whose new states are durable."""
 
     tasks: tuple[TaskId, ...]
 
 
 class ApplyRecords(Struct, frozen=True):
-    """These records are on this node's disk, for the first time: go by them.
+    """Apply records that are new on this node's disk; after a start, all of them.
 
-    After a start that is all that it kept. Kinds of which only a dispatcher is asked
-    (`records.RecordKind.is_list_only`) are left out.
+    Kinds that are only listed (`records.RecordKind.is_list_only`) are left out.
     """
 
     records: tuple[Recorded, ...]
 
 
 class PublishMeshState(Struct, frozen=True):
-    """The mesh changed: role, dispatcher or members; for API, log and systemd."""
+    """Publish a change of role, dispatcher or members to API, log and systemd."""
 
     epoch: Epoch
     dispatcher: NodeId | None
-    is_serving: bool  #: this node is dispatcher and accepts
+    is_serving: bool  #: this node is dispatcher and accepts tasks
     roster: Roster | None
 
 
 class SavePeer(Struct, frozen=True):
-    """Keep a peer's addresses for the next start."""
+    """Store a peer's addresses for the next start."""
 
     peer: NodeId
     name: str
@@ -242,7 +240,7 @@ class SavePeer(Struct, frozen=True):
 
 
 class LogLine(Struct, frozen=True):
-    """One line for the agent's log: a constant event name and its fields."""
+    """A line for the agent's log: a constant event name and its fields."""
 
     level: str  #: `debug`, `info`, `warning` or `error`
     event: str
@@ -250,7 +248,7 @@ class LogLine(Struct, frozen=True):
 
 
 class Stopped(Struct, frozen=True):
-    """Hand-over and drain are complete; the process may end."""
+    """Transfer and drain are complete, so the process may exit."""
 
 
 Effect = (

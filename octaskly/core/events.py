@@ -1,7 +1,7 @@
-"""What can happen to a node: the only inputs of `Node.step`.
+"""Events: the only inputs of `Node.step`.
 
-Events carry batches, so that purity costs nothing per task. Where a rule needs
-chance, the event carries a `draw`, so that a replay repeats it.
+Events carry batches, so the overhead per task is small. Randomness arrives as the
+event's `draw`, so a replay repeats it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from octaskly.core.protocol.messages import Hello, Message, Report
 
 
 class TimerFired(Struct, frozen=True):
-    """Nothing happened but time."""
+    """Only time has passed."""
 
     draw: float = 0.0  #: in [0, 1)
 
@@ -51,34 +51,32 @@ class PeerUp(Struct, frozen=True):
     """A link is connected: both sides sent HELLO_OK. There is one link per peer."""
 
     peer: NodeId
-    own_hello: Hello  #: what this node had said
-    peer_hello: Hello  #: what the peer said
-    address: Address  #: where the peer's peer port can be dialled
+    own_hello: Hello  #: that this node sent
+    peer_hello: Hello  #: that the peer sent
+    address: Address  #: of the peer's peer port
     draw: float = 0.0  #: in [0, 1)
-    handshake_ms: int = (
-        0  #: from the connection until now; both said HELLO in that time
-    )
+    handshake_ms: int = 0  #: since the connection; both sent Hello in that time
 
 
 class PeerDown(Struct, frozen=True):
     """The link to a peer ended."""
 
     peer: NodeId
-    reason: str  #: `eof`, `reset`, `protocol: ...`, or what its Leave said
+    reason: str  #: `eof`, `reset`, `protocol: ...`, or the reason in its Leave
     draw: float = 0.0  #: in [0, 1)
 
 
 class PeerHint(Struct, frozen=True):
-    """One node as mDNS, the memory of peers or `--join` names it: a hint to dial."""
+    """A node that may be dialled, found by mDNS, stored peers or `--join`."""
 
-    node: NodeId | None  #: None where only an address is known
+    node: NodeId | None  #: None if only the addresses are known
     addresses: tuple[Address, ...]
     is_dispatcher: bool = False
     term: int = 0
 
 
 class PeersDiscovered(Struct, frozen=True):
-    """Hints arrived."""
+    """Peer hints arrived."""
 
     hints: tuple[PeerHint, ...]
 
@@ -88,7 +86,7 @@ class DialFailed(Struct, frozen=True):
 
     node: NodeId | None
     addresses: tuple[Address, ...]
-    was_refused: bool  #: every address refused at once: no process listens there
+    was_refused: bool  #: every address refused at once, so no process listens there
 
 
 class TasksSubmitted(Struct, frozen=True):
@@ -98,41 +96,41 @@ class TasksSubmitted(Struct, frozen=True):
     drafts: tuple[TaskDraft, ...]
     submitter: str
     id_suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
-    is_strict: bool = False  #: rather none than with only one copy
+    is_strict: bool = False  #: accept none if only one copy would exist
     log_ids: tuple[TaskId | None, ...] = ()
-    """`acceptance.logged_id` of each draft, if that was worked out beforehand."""
+    """`drafts.log_id_of` for each draft, if it was computed beforehand."""
 
 
 class TaskIdsRequested(Struct, frozen=True):
-    """Name tasks that are to be handed in; answered by `Answer(ticket, Named)`."""
+    """Reserve task ids for a submission; answered by `TaskIdsReserved`."""
 
     ticket: int
     id_suffixes: tuple[str, ...]  #: 8 random hex digits for each task
 
 
 class CatchUpRequested(Struct, frozen=True):
-    """Say whether what is unknown here is unknown everywhere.
+    """Find out if a task that is unknown here is unknown on every node.
 
-    Answered by `Answer(ticket, Passed)`, with what is so after the question.
+    Answered by `CatchUpStatus`, which describes a time after the request.
     """
 
     ticket: int
 
 
 class ExplainRequested(Struct, frozen=True):
-    """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
+    """Explain the state of a task; answered by `TaskExplanation`."""
 
     ticket: int
-    record: TaskRecord  #: as the store has it
+    record: TaskRecord  #: from the store
     names: tuple[tuple[NodeId, str], ...] = ()
-    """Of nodes that had it: the roster lacks those that have left."""
+    """Names of nodes that ran it, because the roster lacks nodes that have left."""
 
 
 class CancelRequested(Struct, frozen=True):
     """Cancel one task; answered by `Answer(ticket, ...)`.
 
-    `stored_state` is what the store says; the node's own knowledge of queued and running
-    tasks is newer and wins.
+    `stored_state` comes from the store. The node's state of queued and running tasks is
+    newer and takes precedence.
     """
 
     ticket: int
@@ -141,22 +139,22 @@ class CancelRequested(Struct, frozen=True):
     force: bool
     by: str
     array_record: TaskRecord | None = (
-        None  #: the task as the store has it, if it is one
+        None  #: the task's record from the store, if it is an array
     )
 
 
 class PurgeRequested(Struct, frozen=True):
-    """Forget tasks that ended so long ago, now; answered by `Answer(ticket, Forgot)`.
+    """Forget tasks that ended long ago; answered by `TasksPurged`.
 
-    The answer comes when that is done, which may take minutes.
+    The answer comes once they are forgotten, which may take minutes.
     """
 
     ticket: int
-    older_than_s: int  #: 0: all that have ended
+    older_than_s: int  #: seconds since the end; 0: all ended tasks
 
 
 class RecordDraft(NamedTuple):
-    """Something to record; see `facts.Recorded`."""
+    """A record that is not yet written; see `facts.Recorded`."""
 
     kind: str
     key: str
@@ -165,20 +163,20 @@ class RecordDraft(NamedTuple):
 
 
 class RecordRequested(Struct, frozen=True):
-    """Record these, all or none; answered by `Answer(ticket, Kept)`."""
+    """Write these records, all or none; answered by `RecordsKept`."""
 
     ticket: int
     drafts: tuple[RecordDraft, ...]
 
 
 class TasksNotified(Struct, frozen=True):
-    """Who asked for it was told how these tasks ended, or was given up."""
+    """Notifications about the ends of these tasks were delivered or abandoned."""
 
     tasks: tuple[TaskId, ...]
 
 
 class AttemptsEnded(Struct, frozen=True):
-    """The runner saw attempts of this node end, or gives them back unstarted."""
+    """Attempts of this node ended, or the runner returns them unstarted."""
 
     reports: tuple[Report, ...]
 
@@ -190,71 +188,72 @@ class Persisted(Struct, frozen=True):
 
 
 class QueuedLoaded(Struct, frozen=True):
-    """Queued tasks of one shape in queue order, the answer to `LoadQueued`."""
+    """Answer to `LoadQueued`: queued tasks of one shape in queue order."""
 
     after_ord: int  #: as in the effect
     records: tuple[TaskRecord, ...]
     has_more: bool
     shape: int = 0  #: as in the effect
     other_shapes: tuple[tuple[int, Requirements], ...] = ()
-    """The other shapes that wait, where shape 0 was read from its front."""
+    """All other shapes with queued tasks, if shape 0 was read from its front."""
 
 
 class LiveLoaded(Struct, frozen=True):
-    """Tasks whose latest attempt has no end in the log: the answer to `LoadLive`."""
+    """Answer to `LoadLive`: tasks with a live attempt, and tasks looked up by id."""
 
     records: tuple[TaskRecord, ...]
 
 
 class UnblockedTask(NamedTuple):
-    """A task whose wait for others is over."""
+    """A task that no longer waits for its dependencies."""
 
     record: TaskRecord
-    failed_dependency: (
-        TaskId | None
-    )  #: the one that did not end as it should; None: it may run
+    failed_dependency: TaskId | None  #: did not end as required; None: the task may run
 
 
 class UnblockedLoaded(Struct, frozen=True):
-    """Tasks that wait for nobody any more: the answer to `LoadUnblocked`."""
+    """Answer to `LoadUnblocked`: tasks that no longer wait for dependencies."""
 
     query_number: int  #: as in the effect
     tasks: tuple[UnblockedTask, ...]
-    has_more: bool  #: others wait, or were beyond the limit
+    has_more: bool  #: other tasks still wait, or exceeded the limit
 
 
 class FloorPlanned(Struct, frozen=True):
-    """How far the floor may rise: the answer to `PlanFloor`."""
+    """Answer to `PlanFloor`: how far the compaction floor may rise."""
 
     floor: Floor | None  #: None: nothing is old enough
-    carried: tuple[TaskRecord, ...] = ()  #: to be written again before it, with outputs
-    has_more: bool = False  #: more is old enough; a step is bounded
+    carried: tuple[TaskRecord, ...] = ()  #: to write again before it, with outputs
+    has_more: bool = False  #: more is old enough, but a step is bounded
     rows_ahead: VectorItems = ()
-    """Rows of snapshots stand for so much that the log lacks. As long as that is so,
-    `carried` are tasks that it may say less of, and there is no floor."""
-    after_key: int = 0  #: how far these tasks were read; ask on from there
-    is_low_on_space: bool = False  #: little room is left: look again soon
-    is_log_too_large: bool = False  #: the log is, and no task in it may be forgotten
-    purged_count: int = 0  #: tasks that this floor ends, begun members included
-    records: tuple[Recorded, ...] = ()  #: to be written again before it
+    """Entries that the log lacks and rows of snapshots stand for.
+
+    While there are any, there is no floor, and `carried` are the tasks about which the
+    log may lack facts.
+    """
+    after_key: int = 0  #: how far these tasks were read; continue there
+    is_low_on_space: bool = False  #: little space is left, so plan again soon
+    is_log_too_large: bool = False  #: although no task in it may be forgotten
+    purged_count: int = 0  #: tasks that this floor forgets, with started members
+    records: tuple[Recorded, ...] = ()  #: to write again before it
 
 
 class LoadSampled(Struct, frozen=True):
-    """How busy this machine is, and whether it can begin tasks at all."""
+    """A measurement of this machine's load and of its launchers."""
 
     load: LoadSample
     are_launchers_failing: bool = False
 
 
 class DiskChanged(Struct, frozen=True):
-    """The disk of this node takes no more writes, or it takes them again."""
+    """This node's disk started to reject writes, or accepts them again."""
 
     is_failing: bool
     reason: str = ""
 
 
 class AvailabilityRequested(Struct, frozen=True):
-    """An operator steers this node; answered by `Answer(ticket, ...)`."""
+    """An operator's command to this node; answered by `Answer(ticket, ...)`."""
 
     ticket: int
     command: AvailabilityCommand
@@ -262,40 +261,40 @@ class AvailabilityRequested(Struct, frozen=True):
 
 
 class StopRequested(Struct, frozen=True):
-    """Hand over, drain and stop; the node says `Stopped` when it is done.
+    """Transfer the dispatcher role, drain and stop; ends with the effect `Stopped`.
 
-    A second one stops at once.
+    A second request stops at once.
     """
 
     drain_s: float
 
 
 class AddressesChanged(Struct, frozen=True):
-    """This machine has other addresses than before."""
+    """This machine's addresses changed."""
 
     addresses: tuple[str, ...]
 
 
 class SavedState(Struct, frozen=True, kw_only=True):
-    """What a node knew when it last stopped: given to it at the start, no event."""
+    """A node's state from its disk, given to it at the start; not an event."""
 
     term: int = 0
     epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
     vector: VectorItems = ()
-    rows_ahead: VectorItems = ()  #: what rows of broken-off snapshots say beyond that
-    epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: who wrote each stream
+    rows_ahead: VectorItems = ()  #: beyond `vector`: rows of incomplete snapshots
+    epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: in which each was written
     hlc: int = 0
     floor: Floor = NO_FLOOR
     sequence: int = 0  #: highest used in a task id
-    queued: int = 0  #: tasks that wait in the store
-    name: str | None = None  #: given by a dispatcher because ours was taken
+    queued: int = 0  #: tasks queued in the store
+    name: str | None = None  #: given by a dispatcher because this node's was taken
     reports: tuple[Report, ...] = ()  #: results that no dispatcher acknowledged
-    peers: tuple[PeerHint, ...] = ()  #: remembered, most recently met first
+    peers: tuple[PeerHint, ...] = ()  #: stored peers, most recently met first
     names: tuple[tuple[NodeId, str], ...] = ()  #: every node ever in a roster
-    hold: OperatorHold = NO_HOLD  #: what operators told this node
-    records: tuple[Recorded, ...] = ()  #: but for kinds that are only listed
-    keys: KeyringState = KeyringState()  #: the generations of the mesh secret
-    log_version: int = 1  #: the newest of who wrote what the log holds
+    hold: OperatorHold = NO_HOLD  #: set by operators' commands
+    records: tuple[Recorded, ...] = ()  #: except for list-only kinds
+    keys: KeyringState = KeyringState()  #: generations of the mesh secret
+    log_version: int = 1  #: newest version that any writer of the log used
 
 
 Event = (

@@ -1,6 +1,6 @@
-"""What a request is answered with: the replies that `effects.Answer` carries.
+"""Replies to requests, carried by `effects.Answer`.
 
-A reply leaves only when what it says is as durable as it says.
+A reply is sent only once its content is as durable as it states.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ TRANSIENT_CODES = frozenset(
         "parents",
     }
 )
-"""Reasons that end by themselves while the node takes work."""
+"""Codes of reasons that pass by themselves while the node takes work."""
 
 
 class RejectionReason(NamedTuple):
     """One reason why a node does not run a task."""
 
     code: str
-    text: str  #: follows the name of the node
+    text: str  #: for people, to be read after the node's name
 
     @property
     def is_permanent(self) -> bool:
-        """Whether it stays as long as nobody does something about it."""
+        """Return True if the reason stays until somebody acts."""
         return self.code not in TRANSIENT_CODES
 
 
 class NodeRejection(Struct, frozen=True):
-    """Why one node does not run the task."""
+    """The reasons why one node does not run the task."""
 
     node: NodeId
     name: str
@@ -52,16 +52,16 @@ class NodeRejection(Struct, frozen=True):
 
 
 class TaskExplanation(Struct, frozen=True):
-    """Why a task is where it is."""
+    """An explanation of a task's state and placement."""
 
     state: TaskState
     summary: str  #: one sentence, without a full stop
-    rejections: tuple[NodeRejection, ...] = ()  #: of a task that waits
-    placement_reason: str = ""  #: why it was given to the node that has or had it
+    rejections: tuple[NodeRejection, ...] = ()  #: for a task that waits
+    placement_reason: str = ""  #: why its node was chosen
 
 
 class TaskIdsReserved(Struct, frozen=True):
-    """Ids for tasks that may be handed in, and that no other task has."""
+    """Unique ids for tasks that may be submitted."""
 
     ids: tuple[TaskId, ...]
 
@@ -74,40 +74,40 @@ class TasksAccepted(Struct, frozen=True):
 
 
 class CatchUpStatus(Struct, frozen=True):
-    """Whether no other node may hold a task that this one does not know."""
+    """The state of catch-up with the logs of other nodes."""
 
-    is_complete: bool
+    is_complete: bool  #: no other node may hold a task that is unknown here
 
 
 class CancelResult(Struct, frozen=True):
-    """What became of a cancel: the state that the task has now, and whether we did."""
+    """The result of a cancel."""
 
     task: TaskId
-    state: TaskState
-    was_done: bool
+    state: TaskState  #: state of the task now
+    was_done: bool  #: this request cancelled it
 
 
 class NotDispatching(Struct, frozen=True):
-    """This node is not dispatcher (any more); nothing was accepted."""
+    """This node is not dispatcher; nothing was accepted."""
 
 
 class NotReplicated(Struct, frozen=True):
-    """No standby keeps a copy, and the request insists on one.
+    """The request requires a copy on a standby, and there is none.
 
-    Nothing was accepted; only if the standbys failed while the request was under way
-    may this node's disk hold it all the same.
+    Nothing was accepted. If the standbys failed during the request, this node's disk
+    may hold the data nevertheless.
     """
 
 
 class AvailabilityChanged(Struct, frozen=True):
-    """What the operator told this node is in force, and outlives a restart."""
+    """The operator's command is in force and survives a restart."""
 
     state: NodeState
     running: int  #: attempts in slots
 
 
 class Unplaceable(Struct, frozen=True):
-    """No node that is here could ever run a task that shall fail fast.
+    """No node of the mesh could ever run a fail-fast task.
 
     Nothing was accepted.
     """
@@ -117,15 +117,15 @@ class Unplaceable(Struct, frozen=True):
 
 
 class TasksPurged(Struct, frozen=True):
-    """What was to be forgotten is void on every node that knows as much."""
+    """The tasks are forgotten on every node that applies the new floor."""
 
-    count: int  #: with the members of arrays that had begun
+    count: int  #: number of tasks, including started members of arrays
 
 
 class RecordsKept(Struct, frozen=True):
-    """Records are durable; for each that was asked for, the one that counts.
+    """For each requested record the one that counts, now durable.
 
-    That is an earlier one where kind and key were taken.
+    It is an earlier record if kind and key were already used.
     """
 
     records: tuple[Recorded, ...]
@@ -133,7 +133,7 @@ class RecordsKept(Struct, frozen=True):
 
 
 class RecordLimitReached(Struct, frozen=True):
-    """The mesh keeps as many records of a kind as it may; none was added."""
+    """The mesh already has the most records of a kind; none was added."""
 
     kind: str
     count_max: int
