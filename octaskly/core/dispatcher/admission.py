@@ -1,4 +1,4 @@
-"""Drafts become tasks: who names them, and where they stand in the queue."""
+"""Admission: turns drafts into tasks, with ids and places in the queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PADDED_NUMBER_MAX = 99  #: numbers above have so many
 
 
 class Admission:
-    """Names and places of new tasks."""
+    """Assigns ids and places in the queue to new tasks."""
 
     def __init__(self, journal: Journal, queue: TaskQueue, sequence: int) -> None:
         self._journal = journal

@@ -1,7 +1,7 @@
-"""Cancels tasks and arrays, and answers whoever asked for it.
+"""Cancellation of tasks and arrays.
 
-What is in hand is newer than what the store said when it was asked. Nothing is told
-before it is safe, and what runs is killed without waiting for that.
+The state of a task in memory is newer than the state from the store. An answer waits
+until the cancel is replicated; running attempts are killed without waiting.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Sta
 
 
 class CommitStep(Protocol):
-    """Ends a step of the reign."""
+    """Commits the dispatcher's current step."""
 
     def __call__(self, now: Moment, *, when_replicated: WhenReplicated) -> list[Effect]:
         """Do `when_replicated` once all that was decided so far is safe."""
 
 
 class Canceller:
-    """What is cancelled in this reign.
+    """Cancels tasks and arrays while this node is dispatcher.
 
     Args:
-        placing: The tasks in hand, and what is decided of them in a step.
-        journal: Whether rows alone may say what is known.
-        replication: Who keeps copies.
-        commit: Ends a step.
-        is_strict: Whether an answer needs two disks.
+        step: Tasks in memory, and the facts of the current step.
+        journal: Shows if rows of snapshots are ahead of the log.
+        replication: Shows if a standby is in sync.
+        commit_step: Commits the current step.
+        is_strict: If true, an answer needs copies on two disks.
     """
 
     def __init__(

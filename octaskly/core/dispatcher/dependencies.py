@@ -1,11 +1,11 @@
-"""Tasks that come after others: when they may run, and when they never will.
+"""Dependencies between tasks: releases tasks to run, or cancels those that never can.
 
-Owns when the store is asked whose wait is over, and what is written about those tasks.
-The store keeps who waits for whom, since there may be a million of them. Each answer
-is settled on disk before the next question, so no task is decided twice.
+The store keeps the dependencies, since there may be a million of them. This module
+decides when to query it for unblocked tasks, and writes facts about them. The facts of
+each answer are durable before the next query, so no task is decided twice.
 
-Now and then tasks are let go that wait for one that nobody knows: it was forgotten
-while they came in, or the only disk that had it has been away for long.
+A task does not wait for ever for a task that no node knows. That one was forgotten
+during the submission, or the only disk that had it has been away for long.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def has_dependencies(spec: TaskSpec) -> bool:
 
 
 class Dependencies:
-    """The tasks of this reign that wait for others."""
+    """Releases or cancels tasks that wait for dependencies."""
 
     def __init__(
         self, step: DispatchStep, journal: Journal, timing: Timing, timers: TimerHeap
@@ -43,7 +43,7 @@ class Dependencies:
         self._queue = step.queue
         self._journal = journal
         self._query_number = 0
-        """Of the last question; answers to others are of an earlier reign."""
+        """Number of the last query; other answers belong to an earlier epoch."""
         self._has_waiting_tasks = False
         """Whether any task waits, as far as is known."""
         self._needs_query = False
@@ -108,7 +108,7 @@ class Dependencies:
         self._has_waiting_tasks = (
             event.has_more or bool(event.tasks) or self._has_new_waiting_tasks
         )
-        # What a worker was found to run, or told of, waits no more.
+        # A task that a worker was found to run, or reported, no longer waits.
         tasks = self._queue.tasks
         undecided = [
             r

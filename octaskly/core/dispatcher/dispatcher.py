@@ -1,8 +1,7 @@
-"""This node's reign as dispatcher: it accepts tasks and records how they end.
+"""The dispatcher: handles requests of clients and reports of workers.
 
-Owns the flow between clients, workers and the log: what is answered, to whom, and
-what has to be durable before. Who reigns is decided elsewhere, and how a step becomes
-effects in `placing`.
+It decides which answers are sent, and which facts must be durable before them.
+`election` decides which node is dispatcher. `step` turns decisions into effects.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ from octaskly.core.replies import (
 
 
 class Dispatcher:
-    """The dispatcher's half of a node; idle while another node reigns.
+    """The dispatcher component of a node; idle while another node is dispatcher.
 
-    Every `QueuedLoaded` and `LiveLoaded` must come here, reigning or not: answers to reads
-    of an earlier reign are counted off.
+    It must get every `QueuedLoaded` and `LiveLoaded`, even while idle, because it
+    counts the answers to reads of an earlier epoch.
     """
 
     def __init__(
@@ -93,12 +92,12 @@ class Dispatcher:
         )
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
 
-    # --- The reign.
+    # --- Start and end of an epoch.
 
     def start_dispatching(
         self, epoch: Epoch, stream: StreamId, now: Moment
     ) -> list[Effect]:
-        """Reign; the journal's own stream is open."""
+        """Start an epoch as dispatcher; the journal's own stream must be open."""
         self.is_active = self.is_accepting = True
         self.reconciler.open_reattach_window(now)
         self.retention.start_retention(now)
@@ -108,7 +107,7 @@ class Dispatcher:
         ) + self._dependencies.query_unblocked(now)
 
     def stop_dispatching(self) -> None:
-        """Reign no more: forget all. What was appended is still acknowledged."""
+        """End the epoch and drop its state; appended facts are still acknowledged."""
         self.is_active = self.is_accepting = False
         self.reconciler.stop_waiting()
         self._backoff_queue.clear_backoff()
@@ -116,11 +115,11 @@ class Dispatcher:
         self._step.close_epoch()
 
     def pause_accepting(self) -> None:
-        """Accept and place nothing more, before the reign is handed over."""
+        """Stop accepting and assigning tasks before a transfer of the dispatcher."""
         self.is_accepting = self._step.is_assigning = False
 
     def resume_accepting(self, now: Moment) -> list[Effect]:
-        """Accept and place again: nobody took the reign over."""
+        """Accept and assign tasks again, because no node took over."""
         if not self.is_active:
             return []
         self.is_accepting = self._step.is_assigning = True
@@ -138,7 +137,7 @@ class Dispatcher:
     # --- Clients.
 
     def reserve_task_ids(self, suffixes: Iterable[str]) -> TaskIdsReserved:
-        """Return ids for tasks that may be handed in."""
+        """Return ids for tasks that may be submitted."""
         return TaskIdsReserved(tuple(map(self._admission.mint_task_id, suffixes)))
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
@@ -159,7 +158,7 @@ class Dispatcher:
         is_single_task = (
             len(new_specs) == len(runnable_specs) == 1 and new_specs[0].array is None
         )
-        # A worker may have told of it already, if it was handed in to another reign.
+        # A worker may have reported it already, if it was submitted in another epoch.
         is_single_task = is_single_task and new_specs[0].id not in self._queue.tasks
         if (
             is_single_task
@@ -208,7 +207,7 @@ class Dispatcher:
         return self._canceller.on_cancel_requested(event, now)
 
     def on_tasks_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
-        """Write who was told, so that a later dispatcher does not do it again."""
+        """Record delivered notifications, so that a later dispatcher skips them."""
         if not self.is_active:
             return []
         self._step.facts += [Notified(task) for task in event.tasks]

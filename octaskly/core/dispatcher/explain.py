@@ -1,7 +1,6 @@
-"""Why a task does not run: for each node the true reason, in words.
+"""Explanations: why a task does not run, with the reasons of each node in words.
 
-It only looks: it holds what the queue has and what the pool counts against the roster,
-and changes nothing.
+The explainer compares the queue, the worker pool and the roster. It changes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ PARENTS_SHOWN_MAX = 3  #: of up to a thousand
 
 
 class Explainer:
-    """Looks at a reign for somebody who asks."""
+    """Explains the states of tasks on the current dispatcher."""
 
     def __init__(self, step: DispatchStep) -> None:
         self._step = step

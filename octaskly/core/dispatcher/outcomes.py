@@ -1,7 +1,7 @@
-"""How attempts ended, as facts: what ends a task, and what another attempt follows.
+"""Outcomes of attempts as facts: decides if a task ends or another attempt follows.
 
-Owns the judgement of one report against what is in hand. When it is acknowledged and
-who hears of it is decided in `dispatch`.
+It checks each report against the tasks in memory. `dispatcher` decides when a report is
+acknowledged, and which clients are notified.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ REFUSAL_REASONS = (EndReason.DRAINING, EndReason.STALE)
 
 
 class OutcomeRecorder:
-    """Reports of workers, judged one by one."""
+    """Records the reports of workers."""
 
     def __init__(self, step: DispatchStep, reconciler: Reconciler) -> None:
         self._step = step
@@ -57,27 +57,30 @@ class OutcomeRecorder:
         self._queue = step.queue
         self._pool = step.pool
         self._unacknowledged: set[AttemptKey] = set()
-        """What is recorded, and told again until it may be acknowledged."""
+        """Recorded attempts; workers repeat their reports until acknowledged."""
         self._deferred_reports: dict[
             TaskId, dict[AttemptId, tuple[NodeId, Report]]
         ] = {}
-        """Ends that wait for what the store says of their tasks, and who told."""
+        """Reports that wait for a read of their tasks, with the reporting nodes."""
         self._acknowledged: tuple[set[AttemptKey], set[AttemptKey]] = (set(), set())
-        """What was acknowledged of late, and before that: it is told again where it
-        crossed that, as who is told to end what has ended repeats its result."""
+        """Recently acknowledged attempts, in a newer and an older set.
+
+        A report may cross its acknowledgement: a worker that gets a Kill for an ended
+        attempt repeats the result.
+        """
 
     def clear_reports(self) -> None:
-        """The reign is over."""
+        """Drop all reports at the end of an epoch."""
         self._unacknowledged.clear()
         self._deferred_reports.clear()
         self._acknowledged = (set(), set())
 
     def defer_report(self, node: NodeId, report: Report) -> bool:
-        """Let an end wait for a read of the store; tell whether it does.
+        """Defer a report until its task is read; return True if it is deferred.
 
-        That is where this reign has not seen the task in its log. Who cancelled it may
-        have been told so, by the dispatcher before, and a success that counts would
-        undo it; and how often it has failed says whether a failure ends it.
+        This concerns tasks that this epoch has not yet read from the log. The previous
+        dispatcher may have confirmed a cancel to a client, and a counted success would
+        undo it. The number of earlier failures decides if a failure ends the task.
         """
         queue, key = self._queue, (report.task, report.attempt)
         deferred = self._deferred_reports.get(report.task)
@@ -122,7 +125,7 @@ class OutcomeRecorder:
     def take_ready_reports(
         self, records: Iterable[TaskRecord]
     ) -> dict[NodeId, list[Report]]:
-        """Return the reports that waited for the last read, by who told them."""
+        """Return the reports that waited for the last read, by reporting node."""
         known = {record.id: record for record in records}
         ready: dict[NodeId, list[Report]] = {}
         for task_id in self._queue.looked_up:
@@ -159,10 +162,11 @@ class OutcomeRecorder:
             self._rewrite_ends(record, reports)
 
     def _add_ended_shadow(self, report: Report, final: TaskState | None) -> QueuedTask:
-        """Take in hand a task of which ends are told; `final` if it is over.
+        """Add a shadow for a task with reported ends; `final` is its state if it ended.
 
-        Else the store is asked when they are durable, also of a task that ended here:
-        that may be forgotten, and another half of a split has told that it goes on.
+        Without `final`, the store is read once the ends are durable. This includes a
+        task that ended here: it may be forgotten here, while the other side of a
+        network split reported that it continues.
         """
         spec, is_over = report.spec, self._queue.has_ended_recently(report.task)
         if spec is not None and final is None and not is_over:
@@ -174,9 +178,9 @@ class OutcomeRecorder:
     def _rewrite_ends(
         self, record: TaskRecord, reports: dict[AttemptId, tuple[NodeId, Report]]
     ) -> None:
-        """Write what is known of ends that are told again, before that is said.
+        """Write known ends again before acknowledging repeated reports of them.
 
-        It may be so from rows of a snapshot, which this node alone holds.
+        They may be known from rows of a snapshot alone, which only this node holds.
         """
         for attempt in record.attempts:
             known, deferred = attempt.outcome, reports.get(attempt.id)
@@ -189,7 +193,7 @@ class OutcomeRecorder:
                 self._step.facts.append(end)
 
     def mark_acknowledged(self, items: Iterable[AttemptKey]) -> None:
-        """The worker is told that these are safe."""
+        """Note that these reports are acknowledged to their worker."""
         self._unacknowledged.difference_update(items)
         late, _ = self._acknowledged
         late.update(items)
@@ -207,11 +211,11 @@ class OutcomeRecorder:
     def _awaits_acknowledgement(
         self, task: QueuedTask | None, node: NodeId, item: AttemptKey
     ) -> bool:
-        """Whether an end is told again that waits to be acknowledged.
+        """Return True if the report repeats one that is recorded but unacknowledged.
 
-        Else a log without a standby would grow with each repeat. What is too much for
-        one message is listed as running by a new link, and ends once more where it was
-        taken in hand again by that.
+        Otherwise, without a standby, each repeat would make the log grow. A live
+        attempt is an exception: after a new link, a worker with too many reports for
+        one message lists some ended attempts as running. These must end once more.
         """
         return item in self._unacknowledged and not _is_live_attempt(
             task, node, item[1]
@@ -230,7 +234,7 @@ class OutcomeRecorder:
         if task is None:
             task = self._add_ended_shadow(report, None)
         if report.attempt in task.reported:
-            return False  # Told again because the acknowledgement was slow.
+            return False  # It was repeated because the acknowledgement was slow.
         task.reported += (report.attempt,)
         step.pin_until_durable(task)
         was_open = task.final_state is None
@@ -352,7 +356,7 @@ def _effective_outcome(
     A failure is judged then, too: it shall not take the place of what decided it.
     """
     if task.final_state is TaskState.CANCELLED and reported.state is AttemptState.OK:
-        # It ended while that was on its way, but who cancelled it was told so.
+        # It ended before the kill arrived, but the client got a confirmed cancel.
         return replace(
             reported, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED
         )

@@ -1,11 +1,13 @@
-"""Which attempts that were running before still count, and which are run again.
+"""Reconciliation of attempts from earlier epochs: which still count, which run again.
 
-Owns the time that absent workers get to come back: after a change of dispatcher, and
-when another node's log arrives. What a worker says it runs counts more than the log.
-What it does not list has ended or was lost. The log tells which once it holds what the
-nodes here hold. A new reign waits for that before it reads the log: a moment, and some
-seconds for nodes that speak. It waits up to the adopt window before it takes an attempt
-for lost.
+It applies after a change of dispatcher, and when another node's log arrives. Absent
+workers get a reattach window to return. A worker's list of running attempts takes
+precedence over the log. An attempt that is not on the list has ended or was lost. The
+log shows which, once it holds all entries of the nodes in the mesh.
+
+So a new dispatcher waits for catch-up before it reads the log: `CATCH_UP_S`, and up to
+`CATCH_UP_S_MAX` while nodes respond. It presumes an attempt lost only after the
+reattach window.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from octaskly.core.protocol.messages import Reattach
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 from octaskly.core.scheduling.retry_policy import NO_TRIES, reported_attempts, tries_of
 
-CATCH_UP_S = 0.5  #: how long a new reign waits for what others hold;
-CATCH_UP_S_MAX = 3.0  #: and for those that are not silent
+CATCH_UP_S = 0.5  #: how long a new dispatcher waits for entries of other nodes
+CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond
 
 
 class Reconciler:
-    """Attempts that this reign did not start, and workers that are awaited."""
+    """Adopts attempts of earlier epochs, and waits for absent workers."""
 
     def __init__(
         self, step: DispatchStep, reattach_s: float, timers: TimerHeap
@@ -41,7 +43,7 @@ class Reconciler:
         self._reattach_s = reattach_s
         self._window_end_s = 0.0
         self.is_window_open = False
-        """Whether workers of the reign before may still come."""
+        """True while workers of the previous epoch may still reattach."""
         self._read_delayed_until_s = math.inf
         self._read_delay_end_s = 0.0
         self.is_log_behind = False
@@ -52,14 +54,14 @@ class Reconciler:
         """What ended elsewhere, until no read that is under way may be older."""
 
     def open_reattach_window(self, now: Moment) -> None:
-        """Wait for the workers of the reign before."""
+        """Wait for the workers of the previous epoch."""
         self._window_end_s = now.mono_s + self._reattach_s
         self._absent_workers.clear()
         self.is_window_open = True
         self._set_timer()
 
     def delay_read(self, now: Moment) -> None:
-        """Read nothing until `trust_log`, for a while: others have ends to tell."""
+        """Pause reads until `trust_log`, for a time: others may have newer ends."""
         self.is_log_behind = self._queue.is_reading_paused = True
         self._read_delay_end_s = now.mono_s + CATCH_UP_S_MAX
         self.extend_read_delay(now)
@@ -109,9 +111,9 @@ class Reconciler:
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
-        self._stop_awaiting(node)
-        # By the same link it reattaches where it was claimed twice: what this reign
-        # gave it since is on its way.
+        self._absent_workers.pop(node, None)
+        # After a repeated claim it reattaches over the same link, so attempts that this
+        # epoch assigned since then may still be on their way.
         own_stream = self._step.stream if self._pool.is_attached(node) else None
         listed_attempts = set()
         for attempt, spec in message.running:
@@ -224,7 +226,7 @@ class Reconciler:
     def _look_up_found_task(self, task: QueuedTask) -> None:
         """Ask once whether a task is over that its worker was found to run.
 
-        The reign before may have taken the worker for lost, and then ended the task.
+        The previous dispatcher may have presumed the worker lost and ended the task.
         """
         queue, attempt = self._queue, task.attempt
         is_found = attempt is not None and attempt.stream != self._step.stream
@@ -293,7 +295,7 @@ class Reconciler:
             self._step.pin_until_durable(task)
 
     def _likely_live_attempt(self, live: Sequence[Attempt]) -> Attempt:
-        """Return the last attempt that may run, as far as workers have told."""
+        """Return the last attempt that may run, by the workers' lists so far."""
         pool = self._pool
         may_run = [
             a for a in live if self.is_log_behind or not pool.is_attached(a.node)
@@ -345,7 +347,7 @@ class Reconciler:
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
         if attempt in task.reported:
-            return False  # Its end is known, and told again would move nothing.
+            return False  # Its end is known, so a repeated report changes nothing.
         # Its assignment was lost with the dispatcher before, or is still to be read.
         is_unconfirmed = is_live and not task.is_worker_confirmed
         is_newer = task.attempt is None or task.attempt < attempt
@@ -391,7 +393,7 @@ class Reconciler:
 def _is_retry_of_known(task: QueuedTask, attempt: AttemptId) -> bool:
     """Whether all that is known of a task are earlier attempts that came to nothing.
 
-    Their ends are told again by workers that the dispatcher before did not acknowledge.
+    Workers repeat the reports that the previous dispatcher did not acknowledge.
     """
     is_shadow = task.stage is Stage.ENDED and task.attempt is None
     is_undecided = is_shadow and task.final_state is None and bool(task.reported)

@@ -1,8 +1,9 @@
-"""Records what the dispatcher is asked to, and lets all nodes know it.
+"""Writing and broadcasting of records.
 
-A record goes through the log as a task does: the answer leaves once it is on this disk
-and on a standby's. What every node goes by is also told to the followers, since most of
-them keep no log: at once when it is durable, and all of it when they attach.
+A record goes through the log as a task does: the answer is sent once the record is on
+this node's disk and on a standby's. Broadcast records also go to all followers, because
+most of them keep no log. Followers get each record once it is durable, and all records
+when they attach.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RECORDS_PER_MESSAGE_MAX: Final = 1000  #: records in one message, of 4 KiB at mo
 
 
 class RecordWriter:
-    """The records of one node; it writes while the node reigns."""
+    """Writes records while this node is dispatcher, and stores broadcast ones."""
 
     def __init__(
         self,
@@ -45,8 +46,8 @@ class RecordWriter:
         self._peer_table = replication.peer_table
         self._is_strict = settings.is_strict
         self._broadcast_records: dict[tuple[str, str], Recorded] = {}
-        """What followers have to know, as far as it is durable here."""
-        self._seen_peer_changes = -1  #: of the members, when all had been told
+        """Records that followers must have, once durable on this node."""
+        self._seen_peer_changes = -1  #: peer table's `change_count` at the last send
 
     def on_record_requested(
         self, event: RecordRequested, now: Moment, *, may_write: bool
@@ -87,7 +88,7 @@ class RecordWriter:
                 )
                 self._step.facts.append(known)
             elif not self._journal.record_table.is_logged(known):
-                # It was told without the log, which no standby copies.
+                # It came outside the log, so no standby has a copy in its log.
                 self._step.facts.append(known)
             effective.append(known)
         return effective
@@ -120,7 +121,7 @@ class RecordWriter:
     def broadcast_new_records(
         self, dispatcher_epoch: DispatcherEpoch | None, now: Moment
     ) -> list[Effect]:
-        """Let know what is new, here and at the followers of this reign."""
+        """Apply new records here, and send them to the followers of this epoch."""
         effects: list[Effect] = []
         new_records = self._journal.record_table.pop_new_records()
         if new_records:
@@ -143,7 +144,7 @@ class RecordWriter:
         return effects
 
     def _broadcast(self, items: tuple[Recorded, ...]) -> list[Effect]:
-        """Tell the followers what is durable now, if this node reigns."""
+        """Send durable records to the followers, if this node is dispatcher."""
         epoch = self._step.epoch
         if not items or epoch == NO_EPOCH:
             return []
@@ -151,7 +152,7 @@ class RecordWriter:
         return [Send(peer, messages) for peer, _ in self._peer_table.followers(epoch)]
 
     def _send_all_records(self, peer: NodeId, now: Moment) -> list[Effect]:
-        """Tell a follower all that it has to know."""
+        """Send a follower all broadcast records."""
         expired = [
             k
             for k, record in self._broadcast_records.items()

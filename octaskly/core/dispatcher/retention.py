@@ -1,10 +1,10 @@
-"""When the dispatcher lets the floor rise, and what it writes again before.
+"""Retention: raises the compaction floor, and first writes again what must stay.
 
-The store finds how far it may rise, a bounded step at a time. Tasks below that are
-not final are carried: all that is known of them is written again, before the floor.
-So are records, see `core.records`, and what this node knows from rows of a snapshot
-alone, because their entries did not follow: whoever gave them may never come back, and
-no PULL brings rows to others.
+The store finds how far the floor may rise, in bounded steps. Tasks below it that are
+not final are carried: all their facts are written again before the floor. The same
+holds for records (see `core.log.records`), and for tasks that this node knows from rows
+of a snapshot alone. The sender of those rows may never return, and a Pull of entries
+does not include them.
 
 Source: docs/explanation/log.md.
 """
@@ -26,9 +26,7 @@ from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replies import TasksPurged
 
-CLOCK_GAIN_MS_MAX = (
-    3_600_000  #: most that a wall clock is believed to gain in one reign
-)
+CLOCK_GAIN_MS_MAX = 3_600_000  #: most that a wall clock may plausibly gain in one epoch
 FLOOR_STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough
 SHORT_INTERVAL_S = (
     1.0  #: from one look to the next, while there is little room or rows come
@@ -36,7 +34,7 @@ SHORT_INTERVAL_S = (
 
 
 class Retention:
-    """The floor of one reign."""
+    """Raises the compaction floor while this node is dispatcher."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""What one reign has decided in a step: facts to write, orders to workers.
+"""Dispatch steps: collect facts and messages to workers, and turn them into effects.
 
-Owns the queue and the pool of workers together, and turns what a step collected into
-effects: one `Append`, then what may leave at once (kills, dispatches: an assignment
-is not awaited), and when the append is durable what had to wait for it. Why a fact
-is written is decided in `dispatch`.
+A step has one `Append`, then the messages that need not wait for it: kills and
+assignments. The other effects follow once the append is durable. This module owns the
+queue and the worker pool. `dispatcher` decides which facts are written.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def worker_messages(
     """Return one `SendRequest` for each worker, its kills first.
 
     Args:
-        epoch: Of the reign.
+        epoch: The dispatcher's epoch.
         kills: Attempts that are to end.
         batches: Attempts that are to begin.
         bytes_max: Of attempts in one message, as the bound on frames asks for.
@@ -103,7 +102,7 @@ INPUTS_MISSING_OUTCOME = Outcome(state=AttemptState.FAILED, reason=EndReason.INP
 
 
 class DispatchStep:
-    """Queue, workers, and the facts and orders of the step under way."""
+    """Queue, worker pool, and the facts and messages of the current step."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class DispatchStep:
         return self.queue.start_reading(epoch.term)
 
     def close_epoch(self) -> None:
-        """Forget what the reign had in hand."""
+        """Drop the state of the epoch."""
         self.epoch = NO_EPOCH
         self.is_assigning = False
         self.pool.detach_all()
@@ -283,7 +282,7 @@ class DispatchStep:
         self.facts.append(Finished(task_id, attempt, node, lost_outcome(now)))
 
     def _fail_task(self, task: QueuedTask) -> None:
-        """End a task; that is told to who waits for it once it is safe."""
+        """End a task as failed; waiting clients are answered once that is safe."""
         self.queue.end(task, TaskState.FAILED)
         self.pin_until_durable(task)
         self.announce_ended([task.spec.id])
@@ -329,7 +328,7 @@ class DispatchStep:
         ]
 
     def reapply_forced_cancel(self, array: TaskRecord) -> None:
-        """End what runs of an array that another reign cancelled by force."""
+        """Kill running members of an array cancelled by force in another epoch."""
         by = array.cancelled_by
         if array.spec is not None and by is not None and by.startswith(FORCED_PREFIX):
             self.cancel_live_members(array.spec, by.removeprefix(FORCED_PREFIX))
@@ -370,7 +369,7 @@ class DispatchStep:
             )
 
     def cancel_failing_arrays(self, records: Iterable[TaskRecord]) -> None:
-        """Begin no more members of arrays of which too many failed in all reigns."""
+        """Cancel the rest of arrays with too many failures over all epochs."""
         for record in records:
             spec, task = record.spec, self.queue.tasks.get(record.id)
             is_already_ended = task is not None and task.stage is Stage.ENDED
