@@ -1,5 +1,5 @@
-"""The composition root: wires the parts of a node together and runs its loop.
+"""The composition root: builds the components of a node and runs its loop.
 
-`main` orders start and stop, `loop` feeds events to the core and performs its effects,
-`gateway` answers the API, `notify` talks to systemd, `clock` is the one clock and dice.
+`lifecycle` starts and stops a node, and `components` builds it. `core_loop` feeds
+events to the core and performs its effects. `gateway` answers the API.
 """

@@ -1,4 +1,4 @@
-"""Lets machines in, and moves this node into another mesh: the `JoinService` port."""
+"""The `JoinService` port: admits machines, and moves this node to another mesh."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ UNFINISHED: Final = (TaskState.QUEUED, TaskState.RUNNING)
 
 @dataclass(frozen=True, slots=True)
 class MeshChangeCallbacks:
-    """Who is told that this node shall be in another mesh, or in none."""
+    """Callbacks that run when this node joins another mesh or leaves its mesh."""
 
     on_mesh_joined: Callable[[tuple[tuple[str, int], ...]], None]
-    """The secret of another mesh is in place; this is where its members may be."""
-    on_mesh_left: Callable[[], None]  #: it shall stop, and forget this mesh
+    """Called with addresses of members, after the new mesh's secret was stored."""
+    on_mesh_left: Callable[[], None]  #: stops the node and deletes its mesh state
 
 
 class AgentJoinService:
-    """Of a member, or of a node that is in no mesh yet.
+    """The join service of a member, or of a node that is in no mesh yet.
 
     Args:
         config: The settings.
-        name: Of this node in the mesh.
-        key: Of this node.
-        gateway: Who else is in it.
-        store: Its log.
-        invites: Of a member.
-        waiting: At a member, who wants in.
-        moves: Told that this node shall be in another mesh, or in none.
-        log: Where events go.
+        name: The name of this node in the mesh.
+        key: The key of this node.
+        gateway: Knows the members of the mesh.
+        store: The log of this node.
+        invites: Serves invites; None on a node without a mesh.
+        waiting_machines: Finds machines that ask to join; None without a mesh.
+        mesh_changes: Called when this node joins another mesh or leaves its mesh.
+        log: Receives log events.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class AgentJoinService:
         self._log = log
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Allow invites; the group owns their listener."""
+        """Start to accept invites; the task group owns their listener."""
         assert self._invites is not None, "only members invite"
         self._invites.start(tasks)
 
     async def close(self) -> None:
-        """Burn all invites."""
+        """Revoke all open invites and stop looking for machines."""
         if self._invites is not None:
             await self._invites.close()
         if self._waiting_machines is not None:
             self._waiting_machines.close()
 
     async def join_status(self) -> JoinStatus:
-        """Return where this node stands."""
+        """Return the mesh, the members and the task count that this node knows."""
         roster = self._gateway.roster()
         own = self._gateway.node_id
         return JoinStatus(
@@ -113,28 +113,28 @@ class AgentJoinService:
     async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
         """Open an invite."""
         del principal
-        assert self._invites is not None, "the gate keeps others out"
+        assert self._invites is not None, "the API refuses this without a mesh"
         return await self._invites.open_invite(ttl_s)
 
     async def list_join_requests(self) -> Sequence[WaitingMachine]:
-        """Look for machines that want in, and return those that wait."""
-        assert self._waiting_machines is not None, "the gate keeps others out"
+        """Look for machines that ask to join, and return them."""
+        assert self._waiting_machines is not None, "the API refuses this without a mesh"
         return await self._waiting_machines.discover_machines()
 
     async def approve_join(
         self, name: str, words: str, *, principal: Principal
     ) -> WaitingMachine:
-        """Let a machine in that waits, is called so and shows these words."""
+        """Admit the waiting machine that has this name and shows these words."""
         del principal
-        assert self._waiting_machines is not None, "the gate keeps others out"
+        assert self._waiting_machines is not None, "the API refuses this without a mesh"
         return await self._waiting_machines.approve_join(name, words)
 
     async def refuse_join(
         self, name: str, words: str, *, principal: Principal
     ) -> WaitingMachine:
-        """Send a machine away that waits, is called so and shows these words."""
+        """Refuse the waiting machine that has this name and shows these words."""
         del principal
-        assert self._waiting_machines is not None, "the gate keeps others out"
+        assert self._waiting_machines is not None, "the API refuses this without a mesh"
         return await self._waiting_machines.refuse_join(name, words)
 
     async def join_mesh(
@@ -145,13 +145,13 @@ class AgentJoinService:
         force: bool,
         principal: Principal,
     ) -> None:
-        """Become a member of another mesh, and leave this one."""
+        """Join another mesh and leave this one."""
         secret, dialled = _parse_secret(secret_text), _parse_seeds(seeds)
         own = await self.join_status()
         if own.node_id in secret.revoked:
             raise ConfigError(
-                "this node was revoked: with its id it cannot come back",
-                hint="octaskly leave    gives it a new one; then join again",
+                "this node was revoked and cannot join with the same node id",
+                hint="octaskly leave    creates a new id; then join again",
             )
         if secret.mesh_id == own.mesh:
             await self._adopt_renewed_secret(secret)
@@ -161,11 +161,11 @@ class AgentJoinService:
             raise MeshNotEmpty(
                 f"{own.tasks} tasks and {len(own.members)} other nodes "
                 "would be left behind",
-                hint="force says that this is wanted",
+                hint="use force to join all the same",
             )
         paths = self._config.paths
         has_one = own.mesh is not None
-        # What is on disk counts: it may have been renewed since the start.
+        # Read the file again: the secret may have been renewed since the start.
         old = SecretFile(paths.secret, paths.state).load() if has_one else None
         replace_mesh_secret(paths, secret, old)
         self._log.info(
@@ -177,7 +177,7 @@ class AgentJoinService:
         self._mesh_changes.on_mesh_joined(dialled)
 
     async def leave_mesh(self, *, force: bool, principal: Principal) -> None:
-        """Leave this mesh for good; the node stops, and forgets it."""
+        """Leave this mesh for good: stop the node and delete its mesh state."""
         lost = await self._data_loss_reason()
         if lost and not force:
             raise OnlyCopy(f"{self._name} may have the only copy of tasks: {lost}")
@@ -191,13 +191,13 @@ class AgentJoinService:
         self._mesh_changes.on_mesh_left()
 
     async def _data_loss_reason(self) -> str | None:
-        """Return why tasks may be lost with this node, None if none can be."""
+        """Return why tasks may be lost with this node, or None if none can be."""
         counts = (await self._store.read_stats()).counts
         dispatcher = self._gateway.dispatcher()
         if not sum(counts.values()):
             return None
         if dispatcher is None:
-            return "there is no dispatcher, so nobody knows what others have"
+            return "there is no dispatcher, so the copies on other nodes are unknown"
         unfinished = sum(counts.get(state, 0) for state in UNFINISHED)
         if not unfinished or not dispatcher.is_self:
             return None
@@ -209,11 +209,11 @@ class AgentJoinService:
         return None
 
     async def _adopt_renewed_secret(self, secret: MeshSecret) -> None:
-        """Take a renewed secret of this node's own mesh, which it missed."""
+        """Store a renewed secret of this node's own mesh if it is newer."""
         keyring = SecretFile(self._config.paths.secret, self._config.paths.state)
         before = keyring.load()
         if secret.keys.rank <= before.keys.rank:
-            raise ConfigError(f"this node is in the mesh {secret.mesh_id} already")
+            raise ConfigError(f"this node is already in the mesh {secret.mesh_id}")
         try:
             await asyncio.to_thread(
                 keyring.update_secret, lambda kept: kept.merged_with(secret)
@@ -235,11 +235,11 @@ def build_member_join_service(
     log: Logger,
     mesh_changes: MeshChangeCallbacks,
 ) -> AgentJoinService:
-    """Return the admissions of a member, with its invites."""
+    """Return the join service of a member."""
     interfaces = config.options.interfaces
 
     def keyring() -> str:
-        # What is on disk counts: the secret may have been renewed since the start.
+        # Read the file again: the secret may have been renewed since the start.
         return SecretFile(config.paths.secret, config.paths.state).load().to_text()
 
     return AgentJoinService(
@@ -275,7 +275,9 @@ def _parse_secret(secret_text: str) -> MeshSecret:
     try:
         return parse_secret(secret_text)
     except TrustError as error:
-        raise ConfigError(f"the keyring is none: {error}", field="keyring") from None
+        raise ConfigError(
+            f"this is not a mesh secret: {error}", field="keyring"
+        ) from None
 
 
 def _parse_seeds(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:

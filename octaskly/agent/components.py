@@ -1,4 +1,4 @@
-"""The parts of a member: built in order, started in order, closed in reverse."""
+"""The components of a member: builds, starts and closes them in order."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
 
 
 class MachineMonitor:
-    """Looks at the machine; the caller says when, and hands on what is found."""
+    """Samples the load and the disk of this machine when it is called."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -69,13 +69,13 @@ class MachineMonitor:
 
     def sample_load(self, *, are_launchers_failing: bool) -> LoadSampled:
         """Take a sample of the load."""
-        # Without a descriptor to spare, the sample before is good enough.
+        # Keep the previous sample if no file descriptor is free.
         with contextlib.suppress(OSError):
             self.load = self._sampler.sample()
         return LoadSampled(self.load, are_launchers_failing)
 
     def check_disk(self) -> DiskChanged | None:
-        """Return whether the disk takes the log, if that is new."""
+        """Return whether the log can be written, or None if that has not changed."""
         why = self._store.shortage_reason()
         is_failing = why is not None
         if is_failing == self._is_disk_failing:
@@ -93,17 +93,17 @@ def build_pool(
     urls_of: UrlsOf,
     on_ended: EndedCallback,
 ) -> tuple[Pool, BlobStore]:
-    """Return the runner of a node, and the files that clients leave there.
+    """Return the runner of a node and the store of uploaded files.
 
     Args:
         config: The settings.
         info: The node.
         clock: The machine's clocks.
-        tls: Returns how this node shows to others that it is one.
-        urls_of: Returns where another node, by name or id, serves.
+        tls: Returns the client TLS context of this node.
+        urls_of: Returns the API URLs of another node, by name or id.
         on_ended: Called on the event loop with one or more reports.
     """
-    depot = BlobStore(
+    blob_store = BlobStore(
         config.paths.files,
         clock=clock,
         quota_bytes=config.options.files_quota_bytes,
@@ -122,7 +122,7 @@ def build_pool(
         outputs_dir=config.paths.outputs,
         scratch_dir=config.paths.scratch,
         archive=archive,
-        blob_fetcher=BlobFetcher(depot, tls, urls_of),
+        blob_fetcher=BlobFetcher(blob_store, tls, urls_of),
         node_name=info.name,
         inherited=config.inherited,
         account=config.account,
@@ -131,14 +131,14 @@ def build_pool(
         clock=clock,
         on_ended=on_ended,
     )
-    return pool, depot
+    return pool, blob_store
 
 
-AUDIT_FLUSH_S: Final = 1.0  #: for what the audit log still lacks at the end
+AUDIT_FLUSH_S: Final = 1.0  #: longest wait at the end for audit entries not yet written
 
 
 class Components:
-    """Everything that one member consists of."""
+    """All components of one member."""
 
     def __init__(
         self,
@@ -154,19 +154,19 @@ class Components:
         on_duplicate: Callable[[], None],
         mesh_changes: MeshChangeCallbacks,
     ) -> None:
-        """Bind the ports and build all parts; nothing is served yet.
+        """Bind the ports and build all components; nothing is served yet.
 
         Args:
             config: The settings.
-            secret_file: Where the mesh secret lies, of which there is one.
-            store: The log, open; the caller closes it.
-            saved: What the log said when it was opened.
-            clock: Clock and dice of the agent.
-            log: Where events go.
-            is_first: This node has just made the mesh: it need not look for others.
+            secret_file: The file of the mesh secret, which must exist.
+            store: The open log; the caller closes it.
+            saved: The state that the log had when it was opened.
+            clock: The clock and the random numbers of the agent.
+            log: Receives log events.
+            is_first: This node has just created the mesh, so it skips discovery.
             on_stopped: Called once the core has stopped.
-            on_duplicate: Called when another agent lives with this node's id.
-            mesh_changes: Called when this node shall be in another mesh, or in none.
+            on_duplicate: Called when another agent runs with this node's id.
+            mesh_changes: Called when this node joins another mesh or leaves its mesh.
 
         Raises:
             ConfigError: the node key or a port cannot be used.
@@ -182,7 +182,7 @@ class Components:
         self._info = self._node_info(assigned_name(config.name, saved.name))
         self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
-        #: Run until the close.
+        #: Cancelled by `close`.
         self._background_tasks: list[asyncio.Task[None]] = []
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_join_service(secret, key, mesh_changes)
@@ -198,7 +198,7 @@ class Components:
         )
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Serve: links, API, mDNS, then the first step of the core."""
+        """Start links, the API, the core and mDNS, in this order."""
         self.loop.connect(
             links=self._transport,
             runner=self._pool,
@@ -234,11 +234,11 @@ class Components:
         )
 
     def request_stop(self, drain_s: float) -> None:
-        """Begin the hand-over and the drain."""
+        """Ask the core to transfer the dispatcher role and to drain."""
         self.loop.post(ev.StopRequested(drain_s))
 
     def sample_machine(self) -> None:
-        """Take a sample of this machine: its load, and whether its disk has room."""
+        """Sample the load, the launchers and the disk, and post the results."""
         is_failing = not self._pool.check_launchers()
         self.loop.post(
             self._machine_monitor.sample_load(are_launchers_failing=is_failing)
@@ -247,24 +247,24 @@ class Components:
             self.loop.post(changed)
 
     def on_persisted(self, number: int) -> None:
-        """Tell the core, and those who listen, that more is on disk."""
+        """Report to the core, task waiters and event feed that `number` is on disk."""
         self.loop.handle(ev.Persisted(number))
         self.gateway.waiters.on_persisted(number)
         self.gateway.feed.on_committed()
 
     def store_failure(self) -> str | None:
-        """Return why this node cannot serve, or None."""
+        """Return why the log cannot be written, or None if it can."""
         return self._store.write_failure
 
     def fail_if_store_stopped(self) -> None:
-        """End the node if it cannot keep anything any more, so that it is restarted."""
+        """End the node if the store's writer has stopped; systemd restarts it."""
         if self._store.has_writer_stopped and self.loop.failure is None:
             self.loop.fail(
                 StoreError(self._store.write_failure or "the writer stopped")
             )
 
     async def close(self) -> None:
-        """Answer what is in flight, say goodbye, end every tree."""
+        """Answer pending requests, close links and end all processes of tasks."""
         with contextlib.suppress(FileNotFoundError):
             self._config.paths.description.unlink()
         for work in self._background_tasks:
@@ -281,7 +281,7 @@ class Components:
         await self._pool.close()
 
     def _subscribe_to_secret(self, tasks: asyncio.TaskGroup) -> None:
-        """Let all parts that use the mesh secret hear when it is renewed."""
+        """Register every component that uses the mesh secret for its renewals."""
         self._discovery.advertise_retired(self._secret_holder.secret.retired)
         self._secret_holder.connect(
             node=self._node,
@@ -348,7 +348,7 @@ class Components:
             captured_path=lambda task, attempt, path: captured_path(
                 config.paths.outputs, task, attempt, path
             ),
-            # The pool is made later.
+            # The pool does not exist yet.
             stream_output=lambda *what, **how: self._pool.recorder.stream_output(  # noqa: PLW0108
                 *what, **how
             ),
@@ -500,7 +500,7 @@ class Components:
             tasks.create_task(self._dial_seed(host, port))
 
     async def _dial_seed(self, host: str, port: int) -> None:
-        """Look a `--join` name up and hand it to the core as a hint."""
+        """Resolve a `--join` name and post its addresses as a peer hint."""
         addresses = await resolve_seed(host, port, self._log)
         if addresses:
             self.loop.post(ev.PeersDiscovered((ev.PeerHint(None, addresses),)))

@@ -1,7 +1,7 @@
-"""Feeds events to the core, one at a time, and performs its effects in order.
+"""The core loop: feeds events to the core and performs its effects in order.
 
-The loop owns the node. Nothing here waits: reads of the store run as tasks whose
-answers come back as events, writes go to the writer, messages go to outboxes.
+The loop owns the node and never blocks. Store reads run as tasks and return their
+results as events. Writes go to the writer thread, messages to outboxes.
 """
 
 from __future__ import annotations
@@ -30,40 +30,41 @@ class Runner(Protocol):
     """Runs attempts on this machine."""
 
     def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
-        """Take attempts; each is reported once through the callback given at birth."""
+        """Queue attempts; each one is reported once through the `on_ended` callback."""
 
     def stop_attempts(
         self,
         items: Sequence[tuple[TaskId, AttemptId]],
         reason: EndReason = EndReason.CANCELLED,
     ) -> None:
-        """End attempts, and all that they started; unknown ones are ignored.
+        """End attempts and all their processes; ignore unknown attempts.
 
-        They are reported as cancelled, or as released where `reason` is DRAINING; what
-        has ended by itself is told as it was, but never as a success after a cancel.
+        They are reported as cancelled, or as released if `reason` is DRAINING. An
+        attempt that ended by itself is reported as it ended, but never as a success
+        after a cancel.
         """
 
     def release_waiting(self) -> None:
-        """Report the attempts that have not begun as released."""
+        """Report the attempts that have not started as released."""
 
     def set_frozen(self, *, is_frozen: bool) -> None:
-        """Stop every process of every attempt where it is, or let it go on.
+        """Freeze or resume all processes of all attempts.
 
-        While they are stopped nothing is started, and no time counts.
+        While they are frozen, no attempt starts and no timeout runs.
         """
 
     async def close(self) -> None:
-        """End every tree and every launcher."""
+        """End all processes of tasks and all launchers."""
 
 
 class PeerLinks(Protocol):
     """Connected peers; at most one link each."""
 
     def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
-        """Queue messages; drops the link when its outbox is over its bound."""
+        """Queue messages; close the link if its outbox exceeds its bound."""
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
-        """Start a dial unless connected to `node` or dialling it."""
+        """Dial `node` unless a link to it exists or is being dialled."""
 
     def disconnect(self, peer: NodeId, reason: str) -> None:
         """Send Leave and close."""
@@ -73,17 +74,17 @@ class PeerLinks(Protocol):
 
 
 class Advertiser(Protocol):
-    """What the loop asks of discovery."""
+    """The part of discovery that the loop uses."""
 
     def set_browsing(self, *, is_wanted: bool) -> None:
-        """Ask afresh, or stop asking."""
+        """Restart or stop mDNS browsing."""
 
     def advertise(self, *, is_dispatcher: bool, term: int) -> None:
-        """Say what this node is now."""
+        """Advertise the role of this node and its term."""
 
 
-EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
-TIMER_SLACK_S = 0.1  #: a timer that is earlier than needed by less may stay
+EVENTS_PER_TURN = 256  #: then asyncio serves sockets and timers
+TIMER_SLACK_S = 0.1  #: a timer that fires too early by less than this is kept
 
 
 class CoreLoop:
@@ -100,7 +101,7 @@ class CoreLoop:
         on_stopped: Callable[[], None],
     ) -> None:
         self.node = node
-        self.is_stopped = False  #: hand-over and drain are complete, or it failed
+        self.is_stopped = False  #: after the transfer and the drain, or after a failure
         self.failure: BaseException | None = None
         self.last_turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
         self._clock = clock
@@ -114,11 +115,11 @@ class CoreLoop:
         self._timer_update: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: on the node's clock
-        self._was_size_warned = False  #: the log; said once
+        self._was_size_warned = False  #: True once the log size warning was logged
         self._performers: dict[type, Callable[[Any], None]] = {}
-        self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
+        self._pulls: dict[NodeId, ef.ServePull] = {}  #: the latest pull of each peer
         self._load_live_lock = asyncio.Lock()
-        """One at a time: an earlier reign's answer is known by coming first."""
+        """Loads run one at a time, so answers for an earlier epoch arrive first."""
 
     def connect(
         self,
@@ -131,7 +132,7 @@ class CoreLoop:
         reads: asyncio.TaskGroup,
         on_ended: Callable[[], None],
     ) -> None:
-        """Give the loop the parts that perform effects; before `start_attempts`."""
+        """Set the components that perform effects. Call this before `start`."""
         store = self._store
         self._notes = LogThrottle(
             lambda n: log_line(self._log, gateway.view.with_node_names(n))
@@ -176,13 +177,13 @@ class CoreLoop:
         self.post(ev.TimerFired(draw=self._clock.draw()))
 
     def post(self, event: ev.Event) -> None:
-        """Queue an event; it is handled within this or the next turn of the loop."""
+        """Queue an event for this or the next turn of the loop."""
         self._inbox.append(event)
         if self._turn_handle is None:
             self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
 
     def handle(self, event: ev.Event) -> None:
-        """Handle an event now, behind those that wait; saves a turn of the loop.
+        """Handle an event now, after those already queued; this saves a loop turn.
 
         Its effects are performed before this returns, unless a turn is under way.
         """
@@ -191,12 +192,12 @@ class CoreLoop:
             self._run_turn()
 
     def fail(self, error: BaseException) -> None:
-        """End the node, which cannot go on; the process then ends with this error."""
+        """Stop the node; the process then exits with this error."""
         self.failure = self.failure or error
         self._stop()
 
     def close(self) -> None:
-        """Take no more steps."""
+        """Stop stepping the core and cancel all timers."""
         if self._performers:
             self._notes.close()
         self._performers = {}
@@ -214,14 +215,15 @@ class CoreLoop:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
                 self._step(self._inbox.popleft())
         except Exception as error:  # noqa: BLE001  the boundary: systemd restarts us
-            # A broken invariant: nothing that we would still say could be trusted.
+            # An invariant is broken, so no further answer could be trusted.
             self.fail(error)
             return
         finally:
             self._is_in_turn = False
         if self._inbox and self._turn_handle is None:
             self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
-        if self._timer_update is None:  # Behind those who were just given an answer.
+        # Requests that were just answered continue first.
+        if self._timer_update is None:
             self._timer_update = asyncio.get_running_loop().call_soon(
                 self._update_timer
             )
@@ -233,10 +235,10 @@ class CoreLoop:
                 action(effect)
 
     def _update_timer(self) -> None:
-        """Wake when the node wants to be woken.
+        """Set the timer to the node's next deadline.
 
-        It mostly wants that later and later. A timer that is a little early then looks
-        again: on a busy node that costs less than another timer for each step.
+        The deadline mostly moves later. A timer that fires slightly early is kept and
+        set again then. On a busy node this is cheaper than a new timer per step.
         """
         self._timer_update = None
         now_s = self._clock.now().mono_s
@@ -306,13 +308,14 @@ class CoreLoop:
         if planned.is_log_too_large and not self._was_size_warned:
             self._log.warning(
                 "log size limit exceeded",
-                hint="what waits or runs stays; allow more, or cancel some of it",
+                hint="queued and running tasks are kept; raise --retained-bytes, or"
+                " cancel some",
             )
         self._was_size_warned = planned.is_log_too_large
         self.post(planned)
 
     def _queue_pull(self, pull: ef.ServePull) -> None:
-        """Read what a peer asked for; of what it asks meanwhile the last counts."""
+        """Answer a pull request; of those that arrive meanwhile, only the last."""
         is_served = pull.peer in self._pulls
         self._pulls[pull.peer] = pull
         if not is_served:

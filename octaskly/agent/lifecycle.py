@@ -1,4 +1,4 @@
-"""The life of an agent, from its secret to its end, in order."""
+"""The lifecycle of an agent: secret, start, run, drain, stop."""
 
 from __future__ import annotations
 
@@ -36,16 +36,15 @@ from octaskly.trust import MeshSecret, NodeKey, SecretFile, create_secret_file
 from octaskly.trust.secret_file import SecretUse
 
 CHECK_S = 2.0  #: between two samples of load and health
-SECRET_POLL_S = 1.0  #: between two looks for the secret file, while unpaired
-CLOSE_S = 20.0  #: for systemd: what closing may take behind the end of all tasks
-LOOP_LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
-GIL_SWITCH_INTERVAL_S = (
-    0.001  #: a thread that wants Python's lock waits no longer; 5 ms by default
-)
+SECRET_POLL_S = 1.0  #: between checks for the secret file, while unpaired
+CLOSE_S = 20.0  #: longest shutdown after the end of all tasks, announced to systemd
+LOOP_LAG_S_MAX = 5.0  #: with a larger lag, the watchdog is not notified
+#: Longest wait of a thread for the GIL; Python's default is 5 ms.
+GIL_SWITCH_INTERVAL_S = 0.001
 
 
 class Agent:
-    """One life of a node."""
+    """One agent process, which runs one node at a time."""
 
     def __init__(
         self,
@@ -61,28 +60,28 @@ class Agent:
         self._secret_file = SecretFile(config.paths.secret, config.paths.state)
         self._components: Components | None = None
         self._signals, self._has_changed = signals, signals.received
-        self._is_duplicate = False  #: another agent lives with this node's id
+        self._is_duplicate = False  #: another agent runs with this node's id
         self._was_renewed = False
         self._has_joined_other_mesh = False  #: the secret of another mesh is in place
-        self._is_leaving = False  #: it shall forget its mesh, and stop
+        self._is_leaving = False  #: the node leaves its mesh and stops
         self._mesh_changes = MeshChangeCallbacks(
             self._on_mesh_joined, self._on_mesh_left
         )
         self._secret_use = SecretUse(config.paths.secret)
 
     async def run(self, meshes: frozenset[str] | None) -> int:
-        """Live until told to stop; return the exit code of the process.
+        """Run until a stop is requested; return the exit code of the process.
 
         Args:
-            meshes: Those in sight, if somebody has looked already.
+            meshes: The meshes that a scan has found; None: not scanned yet.
 
         Raises:
-            ConfigError, StoreError: something cannot be used.
+            ConfigError, StoreError: a folder, a file or a port cannot be used.
         """
         if state_folder.is_leaving(self._config.paths):
-            self._delete_mesh_state("this was asked for before it stopped")
+            self._delete_mesh_state("a leave was requested before the agent stopped")
         self._make_folders()
-        # Said before a secret is made, or waited for, that nobody may use.
+        # Fail now if another agent holds the database, before a secret is created.
         DatabaseLock(self._config.paths.database).release()
         become_subreaper()
         sys.unraisablehook = build_unraisable_hook(self._log, self._clock)
@@ -104,7 +103,7 @@ class Agent:
         return 0
 
     async def _run_node(self, *, is_first: bool) -> None:
-        """Be one node, until told to stop or to be another."""
+        """Run one node until it stops, gets another id or changes its mesh."""
         store = Store(
             self._config.paths.database,
             WirePacker(),
@@ -129,8 +128,8 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
                 self._garbage_collection.freeze_startup_objects()
-                # At each system call the loop gives Python's lock away, and the
-                # writer keeps it.
+                # The loop releases the GIL at each system call. The writer thread may
+                # then hold it for this interval.
                 sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
                 self._notifier.notify_ready()
                 watch = tasks.create_task(self._monitor(parts))
@@ -143,43 +142,43 @@ class Agent:
             raise parts.loop.failure
 
     def _on_duplicate_node(self) -> None:
-        """Another agent lives with this node's id; a second time would be a lie."""
+        """Restart with a new id, at most once: a report about a new id is false."""
         if not self._was_renewed:
             self._is_duplicate = True
             self._has_changed.set()
 
     def _replace_node_key(self) -> None:
-        """Become another node: this state folder is a copy of one that is in use."""
+        """Create a new node key: the state folder is a copy of one in use."""
         key = NodeKey.renew(self._config.paths.state)
         self._is_duplicate, self._was_renewed = False, True
         self._config = replace(self._config, was_renewed=True)
         self._log.warning(
             "node id renewed",
             node_id=key.node_id,
-            cause="another agent lives with the key of this state folder",
-            hint="a copied state folder is to be without node.key",
+            cause="another agent runs with the key of this state folder",
+            hint="when you copy a state folder, leave out node.key",
         )
 
     def _on_mesh_joined(self, seeds: tuple[tuple[str, int], ...]) -> None:
-        """Another mesh's secret is in place: begin anew with it."""
+        """Restart the node with the secret of another mesh, which was stored."""
         self._config = replace(self._config, seeds=(*self._config.seeds, *seeds))
         self._has_joined_other_mesh = True
         self._has_changed.set()
 
     def _on_mesh_left(self) -> None:
-        """Stop, and forget the mesh."""
+        """Stop the node and delete its mesh state."""
         self._is_leaving = True
         self._has_changed.set()
 
     def _delete_mesh_state(self, cause: str) -> None:
-        """Forget the mesh; nobody of this node is left in it."""
+        """Delete the state of the mesh that this node has left."""
         paths = self._config.paths
         if state_folder.delete_mesh_state(paths, self._secret_use):
-            cause += "; other agents of this machine go on with the secret file"
+            cause += "; other agents on this machine still use the secret file"
         self._log.warning("left the mesh", cause=cause)
 
     def _isolate_mesh_state(self, mesh_id: str) -> None:
-        """Let nothing of a mesh that this node has left get into another one."""
+        """Move the log of a previous mesh aside, so that it enters no other mesh."""
         config = self._config
         left = isolate_mesh_state(config.paths, mesh_id)
         if left is not None:
@@ -198,24 +197,24 @@ class Agent:
         if os.geteuid() == 0 and account is None:
             self._log.warning(
                 "tasks run as root",
-                hint="every member of the mesh may be root here; to prevent that:"
-                " octaskly agent --task-user NAME",
+                hint="every member of the mesh can run commands as root here; to"
+                " prevent this: octaskly agent --task-user NAME",
             )
 
     async def _obtain_secret(
         self, meshes: frozenset[str] | None
     ) -> tuple[MeshSecret | None, bool]:
-        """Return the mesh secret, and whether this node has just made it.
+        """Return the mesh secret, and whether this node has just created it.
 
-        A machine that sees a mesh never makes a second one silently: it waits for the
-        secret file. None: it was told to stop meanwhile.
+        An agent that discovers a mesh never creates a second one silently: it waits
+        for the secret file. The secret is None if the agent has to stop meanwhile.
         """
         path = self._config.paths.secret
         if _exists(path):
             return self._secret_file.load(), False
         if meshes is None:
             meshes = await scan_meshes(FIRST_SCAN_S, self._config.options.interfaces)
-        # Another agent of this user may have made it while we looked.
+        # Another agent of this user may have created the secret during the scan.
         if _exists(path) or not meshes:
             was_made = create_secret_file(path)
             if was_made:
@@ -225,7 +224,9 @@ class Agent:
             self._config, meshes, self._clock, self._log, self._mesh_changes
         ):
             self._notifier.notify_ready()
-            self._notifier.set_status("unpaired: a mesh is in sight, no secret here")
+            self._notifier.set_status(
+                "unpaired: a mesh was discovered, but there is no secret here"
+            )
             while not (_exists(path) or self._signals.count or self._is_leaving):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(SECRET_POLL_S):
@@ -235,7 +236,7 @@ class Agent:
         return (None if is_over else self._secret_file.load()), False
 
     async def _serve_until_stopped(self, components: Components) -> None:
-        """Run until asked to stop or failed; then hand over and drain."""
+        """Run until a stop or a failure; then transfer the role and drain."""
         await self._wait_until(
             lambda: (
                 self._signals.count > 0
@@ -264,7 +265,7 @@ class Agent:
             self._has_changed.clear()
 
     async def _monitor(self, components: Components) -> None:
-        """Sample the load, tell systemd that the main loop passes its self-check."""
+        """Sample the machine, and notify the watchdog while the loop is responsive."""
         period_s = min(CHECK_S, self._notifier.watchdog_s or CHECK_S)
         while True:
             components.sample_machine()
@@ -278,5 +279,6 @@ class Agent:
 
 
 def _exists(path: Path) -> bool:
-    # An unreadable folder raises when it is read, which names it.
+    # `lexists` never raises. If the folder is unreadable, reading or creating the
+    # secret raises an error that names it.
     return os.path.lexists(path)

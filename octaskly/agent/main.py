@@ -1,7 +1,7 @@
-"""Starts an agent: looks for a mesh, where it has to, while the program loads.
+"""The entry point of an agent: scans for meshes while the program loads.
 
-Only what that takes is imported here. Loading the rest takes a good part of the time
-that a machine without a secret has to look, so both are done at once.
+This module imports only the scan. An agent without a secret must scan first, and
+loading the other modules takes a good part of that time, so both run at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXIT_FAILED = 1
 
 
 def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> int:
-    """Run a node until it is told to stop; return the exit code of the process."""
+    """Run a node until a stop is requested; return the exit code of the process."""
     options = config.options
     log = configure(options.log_format, options.log_level, environ)
     config = replace(
@@ -40,23 +40,23 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
         log.info("commands need the state folder of this agent", hint=hint)
     try:
         with contextlib.closing(SystemdNotifier(environ)) as notifier:
-            # An unreadable folder raises when it is read, which names it.
+            # If the folder is unreadable, a later read raises an error that names it.
             has_secret = os.path.lexists(config.paths.secret)
             return asyncio.run(
                 _start_agent(config, log, notifier, has_secret=has_secret)
             )
     except (ConfigError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  the last output of a command
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
-        # What no setting mends may heal: systemd starts the agent again.
+        # systemd restarts the agent unless the configuration is wrong.
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
 
 
 def _disable_core_dumps() -> int:
-    """Let no crash write the mesh secret to a disk; return what the bound was.
+    """Disable core dumps, which would contain the mesh secret; return the old limit.
 
-    Not by PR_SET_DUMPABLE, which would hide from users which agent has a port.
+    PR_SET_DUMPABLE is no alternative: it would hide from users which agent uses a port.
     """
     bytes_max, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

@@ -1,7 +1,7 @@
-"""Keeps the mesh secret of a running agent: on disk, in use, and shared with peers.
+"""The mesh secret of a running agent: stores, applies and sends it.
 
-What is done is decided by the core, which never sees a secret. A change is on disk
-before it is in use, and in use before the core goes on from it.
+The core decides each step and never sees a secret. A change is on disk before it is
+in use, and in use before the core continues.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from octaskly.trust import MeshSecret, SecretFile
 from octaskly.trust.mesh_secret import generate_generation, parse_secret
 
 SecretChange = Callable[[MeshSecret], MeshSecret]
-ROTATION_REPLY_S = 10.0  #: a disk that takes longer does not keep a secret
+ROTATION_REPLY_S = 10.0  #: a slower write of the secret counts as failed
 
 
 class MeshSecretHolder:
-    """The one place of an agent that changes the secret.
+    """Holds the mesh secret; nothing else in an agent changes it.
 
     Args:
-        keyring: Where it lies.
-        secret: As it was loaded.
-        me: This node.
-        clock: For the times of its phases.
-        timing: How long they take.
-        log: Where events go.
+        secret_file: The file of the secret.
+        secret: The secret as it was loaded.
+        own_id: The id of this node.
+        clock: Gives the times of the rotation phases.
+        timing: Gives the lengths of the phases.
+        log: Receives log events.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class MeshSecretHolder:
         tasks: asyncio.TaskGroup,
         secret_listeners: Sequence[Callable[[MeshSecret], None]],
     ) -> None:
-        """Give the keeper the parts that it works with; before the first step.
+        """Set the components that the holder uses. Call this before the first step.
 
         Args:
-            node: Of its rotation the holder shows the state.
-            pending_requests: For requests that wait for the core.
-            post: Takes events for the core.
-            send: Sends to a connected peer.
-            tasks: Owns what takes time.
-            secret_listeners: Each uses the secret that it is given, for what comes from then on.
+            rotation: The core's view of the rotation.
+            pending_requests: Sends requests to the core.
+            post: Posts an event to the core.
+            send: Sends messages to a connected peer.
+            tasks: Owns the tasks that write the secret file.
+            secret_listeners: Called with each new secret, to use it from then on.
         """
         self._rotation = node.rotation
         self._pending_requests = pending_requests
@@ -94,10 +94,10 @@ class MeshSecretHolder:
         self._tasks = tasks
         self._secret_listeners = secret_listeners
 
-    # --- What the core asks for.
+    # --- Effects of the core.
 
     def change_keyring(self, effect: ChangeKeyring) -> None:
-        """Take a step of a rotation."""
+        """Apply one step of a rotation to the secret file."""
         now_ms, revoked = self._clock.now().wall_ms, effect.revoked
         steps: dict[KeyringStep, SecretChange] = {
             KeyringStep.RENEW: lambda s: s.with_new_generation(
@@ -115,11 +115,11 @@ class MeshSecretHolder:
         self._tasks.create_task(self._change_secret(steps[effect.step]))
 
     def send_keyring(self, effect: SendKeyring) -> None:
-        """Send the keyring to a peer, on a link that both sides have proven."""
+        """Send the secret to a peer, on a mutually authenticated link."""
         self._send(effect.peer, (KeyringTransfer(self.secret.to_text()),))
 
     def merge_keyring(self, effect: MergeKeyring) -> None:
-        """Join what a peer gave."""
+        """Merge the secret that a peer has sent."""
         now_ms, me = self._clock.now().wall_ms, self._own_id
         self._tasks.create_task(
             self._change_secret(
@@ -132,7 +132,7 @@ class MeshSecretHolder:
     async def _change_secret(self, change: SecretChange) -> None:
         async with self._change_lock:
             try:
-                # Another agent with the same file may be ahead, or this one.
+                # Merge: another agent with the same file may have a newer secret.
                 after = await asyncio.to_thread(
                     self._secret_file.update_secret,
                     lambda kept: change(kept.merged_with(self.secret)),
@@ -148,7 +148,7 @@ class MeshSecretHolder:
             self._post(KeyringChanged(after.keys))
 
     def _warn_of_copy(self) -> None:
-        """Say once that the secret file is not the place of the secret any more."""
+        """Log once that the secret is now kept in the state folder."""
         if self._was_copy_warned or not self._secret_file.copy_path.exists():
             return
         self._was_copy_warned = True
@@ -156,15 +156,15 @@ class MeshSecretHolder:
             "mesh secret kept in the state folder",
             file=str(self._secret_file.copy_path),
             cause=f"{self._secret_file.path} cannot be written",
-            hint="from now on it counts before that file; copy it there when you can",
+            hint="the copy now takes precedence; copy it to that file when you can",
         )
 
-    # --- What others see of it.
+    # --- Missed rotations.
 
     def on_retirement_proofs(self, proofs: Sequence[str]) -> None:
-        """A node of this mesh shows which generations are over.
+        """Handle another node's proofs that generations of the secret are retired.
 
-        What it shows can be made only by who had them, so it is no stranger's word.
+        Only a node that had a generation can make its proof, so a stranger cannot.
         """
         secret = self.secret
         is_over = secret.retirement_proof(secret.newest) in proofs
@@ -173,17 +173,17 @@ class MeshSecretHolder:
         self.has_missed_rotation = True
         self._log.error(
             "key rotation missed",
-            cause=f"generation {secret.newest} is over, and this node was away",
+            cause=f"generation {secret.newest} was retired while this node was away",
             hint=self.rejoin_hint,
         )
 
     @property
     def rejoin_hint(self) -> str:
-        """How a node that was left behind comes back."""
+        """How a node that missed a rotation joins again."""
         return "octaskly invite    on a member, then here: octaskly join CODE"
 
     def lost_membership_reason(self) -> str | None:
-        """Return why this node is in the mesh no more, None if it is."""
+        """Return why this node is not a member any more, or None if it is one."""
         if self._rotation.is_revoked:
             return "this node was revoked; `octaskly leave --force`, then join"
         if self.has_missed_rotation:
@@ -193,7 +193,7 @@ class MeshSecretHolder:
     # --- The `KeyRotationControl` port.
 
     def rotation_progress(self) -> RotationProgress:
-        """Return how far the newest generation has come."""
+        """Return the phase of the newest generation and the nodes that lack it."""
         rotation, timing = self._rotation, self._timing
         keys = rotation.keyring
         lasts_s = {
@@ -216,13 +216,13 @@ class MeshSecretHolder:
         )
 
     def is_node_refused(self, node: NodeId) -> bool:
-        """Whether a node may not act for others now."""
+        """Return True if a node may not act for other nodes now."""
         return self._rotation.link_refusal(node) is not None
 
     async def start_rotation(
         self, *, principal: Principal, is_urgent: bool
     ) -> RotationProgress:
-        """Begin to renew the secret."""
+        """Start to renew the secret."""
         return await self._request_rotation(None, principal, is_urgent=is_urgent)
 
     async def revoke_node(
@@ -243,7 +243,8 @@ class MeshSecretHolder:
                 )
         except TimeoutError:
             raise RotationRefused(
-                "the disk does not take the new secret", hint="octaskly rotate --status"
+                "the new secret cannot be written to the disk",
+                hint="octaskly rotate --status",
             ) from None
         if isinstance(reply, RotationNotStarted):
             raise RotationRefused(reply.reason, hint="octaskly rotate --status")

@@ -1,7 +1,7 @@
-"""Gathers what this node reports of itself, at each scrape; nothing is kept for it.
+"""The metrics of this node, collected at each scrape.
 
-What happens often is counted where it happens, in plain numbers. The library that
-writes the answer is loaded with the first scrape: most nodes are never asked.
+Frequent events are counted in plain numbers where they happen. The exposition library
+is loaded by the first scrape, because most nodes are never scraped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KILLS = {
 
 
 class MetricsReport:
-    """The report of one node."""
+    """Collects the metrics of one node."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MetricsReport:
         self._api: ApiServer | None = None
 
     def connect(self, api: ApiServer) -> None:
-        """Report of the API, which reports itself through this."""
+        """Set the API, which serves these metrics and has metrics of its own."""
         self._api = api
 
     async def render_report(self) -> bytes:
@@ -71,7 +71,7 @@ class MetricsReport:
         try:
             stored = await self._store.read_stats()
         except StoreError:
-            return expose(values)  # That it cannot be read must not hide the rest.
+            return expose(values)  # Report the other metrics all the same.
         return expose(
             {**values, **self._store_values(stored), **self._dispatcher_values(stored)}
         )
@@ -101,7 +101,7 @@ class MetricsReport:
         return values
 
     def _dispatcher_values(self, stored: StoreStats) -> Values:
-        """Return what only the dispatcher knows."""
+        """Return the metrics that only a dispatcher has."""
         view, now = self._view, self._clock.now()
         since = view.dispatching_since
         if since is None:
@@ -199,7 +199,7 @@ def _split_action(action: str) -> tuple[str, str]:
 
 
 def _load_exposition() -> Callable[[Values], bytes]:
-    """Return what writes the answer; takes 50 ms the first time, so in a thread."""
+    """Return the renderer. The first import takes 50 ms, so it runs in a thread."""
     from octaskly.metrics.exposition import render_metrics  # noqa: PLC0415
 
     return render_metrics

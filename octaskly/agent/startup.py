@@ -1,4 +1,4 @@
-"""What must be there before a node can live: folders, and its description."""
+"""The start of a node: its folders, its description and the `--join` names."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from octaskly.runner.files.task_user import TaskUserHelper
 from octaskly.system.load import is_on_mains_power, list_gpus, memory_total_mb
 from octaskly.system.log import Logger
 
-SOCKET_PATH_BYTES_MAX = 107  #: unix(7), but for the NUL at the end
+SOCKET_PATH_BYTES_MAX = 107  #: unix(7), without the final NUL
 OTHER_FOLDER_HINT = "octaskly agent {} DIR uses another one"
 
 
 def make_folders(paths: Paths, name: str, account: Account | None = None) -> None:
-    """Create the folders of an agent; its state is for its own user alone.
+    """Create the folders of an agent; only its own user can read its state.
 
     Args:
-        paths: Where they lie.
-        name: Of the node.
-        account: The user that tasks run as; None: the agent's own. It may pass through
-            the state folder, and write where tasks run.
+        paths: The paths of the folders.
+        name: The name of the node.
+        account: The user that tasks run as; None: the agent's own. It gets access
+            through the state folder, and may write where tasks run.
 
     Raises:
-        ConfigError: a folder cannot be made or entered, or its path is too long.
+        ConfigError: a folder cannot be created or entered, or the path of the
+            agent's socket is too long.
     """
     path = paths.socket_path(name)
     if (size := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
-            f"{path} has {size} bytes, and the path of a socket"
+            f"{path} has {size} bytes, but the path of a socket may have"
             f" {SOCKET_PATH_BYTES_MAX} at most",
-            hint="octaskly agent --state-dir DIR, a shorter one",
+            hint="octaskly agent --state-dir DIR, with a shorter path",
         )
     for folder, mode in (
         (paths.state, 0o700),
@@ -63,7 +64,7 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"cannot make the folder {folder}: {error.strerror}", hint=hint
+                f"cannot create the folder {folder}: {error.strerror}", hint=hint
             ) from error
         is_ours = account is None or folder != paths.workdir
         if is_ours and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -75,23 +76,23 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
 
 
 def _grant_task_user(paths: Paths, account: Account) -> None:
-    """Give the user of tasks what it needs of the agent's folders, and try that."""
+    """Give the task user access to the agent's folders, and check the access."""
     try:
         if os.geteuid() != 0:
-            # Who is in a group may give files to it.
+            # Only a member of a group may give files to that group.
             os.setgroups(sorted({*os.getgroups(), account.gid}))
         paths.scratch.mkdir(mode=0o700, exist_ok=True)
         paths.state.chmod(0o711)
         _share_with_group(paths.scratch, account, 0o770)
         if paths.state in paths.workdir.parents:
             _share_with_group(paths.workdir, account, 0o775)
-        with closing(TaskUserHelper(account)) as steward:
-            unusable = steward.unwritable_folders([paths.workdir, paths.scratch])
+        with closing(TaskUserHelper(account)) as helper:
+            unusable = helper.unwritable_folders([paths.workdir, paths.scratch])
     except OSError as error:
         raise ConfigError(
             f"--task-user {account.name}: tasks cannot run as that user: {error}",
             hint=f"octaskly agent --state-dir DIR, a folder that {account.name}"
-            " may pass through",
+            " may enter",
         ) from error
     if unusable:
         flag = (
@@ -99,7 +100,7 @@ def _grant_task_user(paths: Paths, account: Account) -> None:
         )
         raise ConfigError(
             f"tasks run as {account.name}, who cannot write in {unusable[0]}",
-            hint=f"octaskly agent {flag} DIR, where {account.name} may pass through all"
+            hint=f"octaskly agent {flag} DIR, where {account.name} may enter all"
             " folders above, for example /var/lib/octaskly",
         )
 
@@ -112,7 +113,7 @@ def _share_with_group(folder: Path, account: Account, mode: int) -> None:
 def describe_agent(
     config: AgentConfig, node: NodeInfo, *, mesh: str | None, api_port: int
 ) -> Checkup:
-    """Return what `agent.json` and `octaskly doctor` are told of a running agent."""
+    """Return the description of a running agent for `agent.json` and `doctor`."""
     options = config.options
     ports = (
         ("api", options.api_port, API_PORT, api_port),
@@ -145,12 +146,12 @@ def describe_agent(
 
 
 def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
-    """Return what a node says of itself.
+    """Return the information that a node announces.
 
     Args:
         config: The settings.
-        name: By which the mesh knows it.
-        known: Fields that depend on neither settings nor machine.
+        name: The name of the node in the mesh.
+        known: Fields that depend neither on settings nor on the machine.
     """
     return NodeInfo(
         name=name,
@@ -169,7 +170,7 @@ def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
 
 
 def write_description(config: AgentConfig, described: Checkup) -> None:
-    """Write `agent.json` in one step: readers see all of it or nothing."""
+    """Write `agent.json` atomically."""
     path = config.paths.description
     draft = path.with_suffix(".new")
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(described)) + b"\n")
@@ -178,7 +179,7 @@ def write_description(config: AgentConfig, described: Checkup) -> None:
 
 
 async def resolve_seed(host: str, port: int, log: Logger) -> tuple[Address, ...]:
-    """Return where a `--join` name may be dialled; say so where it has no address."""
+    """Return the addresses of a `--join` name; log a warning if it has none."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -190,7 +191,7 @@ async def resolve_seed(host: str, port: int, log: Logger) -> tuple[Address, ...]
 
 
 def assigned_name(asked: str, given: str | None) -> str:
-    """Return the name that a dispatcher gave because `asked` was taken, if it did."""
+    """Return the name that the dispatcher assigned if `asked` was taken."""
     if given is not None and given.startswith(f"{asked}-"):
         return given
     return asked

@@ -1,4 +1,4 @@
-"""A node without a secret that sees a mesh: it serves `/health`, and how to join."""
+"""An unpaired node: it has discovered a mesh, but has no secret to join it."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ async def serve_unpaired(
     log: Logger,
     mesh_changes: MeshChangeCallbacks,
 ) -> AsyncIterator[None]:
-    """Serve `/health`, and 503 with the way in, for the length of the block.
+    """Serve `/health`, `join` and `leave` while the block runs, else answer 503.
 
-    `octaskly join` and `octaskly leave` are served too; `moves` is told of them.
+    The 503 says how to join. `mesh_changes` is called after a join or a leave.
 
     Raises:
         ConfigError: the state folder, the database or the API port cannot be used.
@@ -91,7 +91,7 @@ async def _serve_local_api(
     log: Logger,
     mesh_changes: MeshChangeCallbacks,
 ) -> AsyncIterator[NodeInfo]:
-    """Serve the API on loopback and the local socket; nothing but health is open."""
+    """Serve the API on loopback and the local socket; refuse every token."""
     key = NodeKey.load_or_create(config.paths.state)
     node = _node_info(config, key, clock)
     gateway = _build_gateway(node, store, clock)

@@ -1,7 +1,7 @@
-"""Tells those who asked for it that tasks have ended, until they have heard it.
+"""Webhook delivery: notifies receivers that tasks have ended, with retries.
 
-The log says who was told. So the next dispatcher goes on where this one stopped, and
-tells again only what this one had no time to write down.
+Deliveries are recorded in the log. The next dispatcher continues from there, and
+repeats only deliveries that were not recorded yet.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from octaskly.errors import MeshError, StoreError
 from octaskly.ports import Clock, DurableStore
 from octaskly.system.log import Logger
 
-PENDING_MAX = 10_000  #: ended tasks in hand; others wait in the store
+PENDING_MAX = 10_000  #: ended tasks in memory; others wait in the store
 CONCURRENT_MAX = 8
-CONCURRENT_PER_HOST_MAX = 2  #: so that one that never answers holds up nobody else
+CONCURRENT_PER_HOST_MAX = 2  #: a host that never answers does not delay other hosts
 TRIES_MAX = 10
 GIVE_UP_S = 3600.0
 RETRY_BASE_S = 5.0
 RETRY_CAP_S = 900.0
-POLL_S = 15.0  #: an end that nobody announced is found so soon
-COALESCE_S = 0.2  #: of tasks that end, before the store is asked which are meant
-BATCH_MAX = 100  #: read from the store at a look
+POLL_S = 15.0  #: longest time until an unannounced end is found
+COALESCE_S = 0.2  #: ends within this time share one read of the store
+BATCH_MAX = 100  #: tasks per read of the store
 
 
 @dataclass(slots=True)
 class _Notification:
-    """One ended task."""
+    """The pending notification of one ended task."""
 
     key: int
     event: TaskEvent
@@ -49,9 +49,9 @@ class _Notification:
 
 
 class WebhookScheduler:
-    """Sends at most `CONCURRENT_MAX` messages at a time, while this node is dispatcher.
+    """Sends notifications while this node is dispatcher, `CONCURRENT_MAX` at a time.
 
-    Not before a standby has the ends, too: no failover takes back what was told.
+    An end is sent only after it was replicated, so no failover can revoke it.
     """
 
     def __init__(
@@ -74,25 +74,23 @@ class WebhookScheduler:
         self._epoch = NO_EPOCH
         self._pending_keys: set[int] = set()
         self._waiting: dict[str, list[tuple[float, int, _Notification]]] = {}
-        """By host, the one that is due first at the front."""
+        """By host: a heap ordered by due time."""
         self._sending: Counter[str] = Counter()
         self._have_tasks_ended = asyncio.Event()
         self._has_changed = asyncio.Event()
         self._polled_s = 0.0
-        self._seen_count: int | None = (
-            None  #: the store's count, once all of it is in hand
-        )
+        #: The store's count when all its notifications were last in memory.
+        self._seen_count: int | None = None
 
     def on_tasks_ended(self) -> None:
-        """Tasks have ended, or this node may be dispatcher since now."""
-        if (
-            not self._have_tasks_ended.is_set()
-        ):  # Else a look is coming, and need not be hurried.
+        """Wake up: tasks have ended, or this node may have become dispatcher."""
+        # If the event is set already, a read of the store is scheduled.
+        if not self._have_tasks_ended.is_set():
             self._have_tasks_ended.set()
             self._has_changed.set()
 
     async def run(self) -> None:
-        """Send for ever."""
+        """Send notifications until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
@@ -104,7 +102,7 @@ class WebhookScheduler:
             await self._poster.close()
 
     async def _read_pending(self) -> None:
-        """Ask the store who is to be told, now and then."""
+        """Read pending notifications from the store if a read is due."""
         now_s = self._clock.now().mono_s
         if not self._view.is_serving:
             self._reset()
@@ -121,7 +119,7 @@ class WebhookScheduler:
         self._polled_s = now_s
         count = self._store.notification_count
         if count == self._seen_count:
-            return  # Of what ended since the last look, nobody is to be told.
+            return  # No notification was added since the last read.
         limit = min(BATCH_MAX, PENDING_MAX - len(self._pending_keys))
         try:
             found = await self._store.read_pending_notifications(
@@ -130,8 +128,8 @@ class WebhookScheduler:
             if found.new_tasks:
                 await self._wait_until_replicated()
         except (StoreError, MeshError):
-            # It is asked again; who cares for the disk says what is wrong, and another
-            # dispatcher tells what this one cannot.
+            # The next read tries again. The store logs its own failures. If this node
+            # is not dispatcher any more, the next dispatcher sends them.
             return
         if self._view.epoch != self._epoch:
             return
@@ -158,7 +156,7 @@ class WebhookScheduler:
         )
 
     def _pop_due(self) -> list[_Notification]:
-        """Take those that can be sent now."""
+        """Remove and return the notifications that can be sent now."""
         now_s = self._clock.now().mono_s
         due: list[_Notification] = []
         for host, waiting in self._waiting.items():
@@ -174,7 +172,7 @@ class WebhookScheduler:
         return due
 
     async def _wait_for_work(self) -> None:
-        """Wait until there may be something to do."""
+        """Wait for a change, or until the next notification or read is due."""
         now_s = self._clock.now().mono_s
         due_s = [
             self._polled_s + (COALESCE_S if self._have_tasks_ended.is_set() else POLL_S)
@@ -202,10 +200,10 @@ class WebhookScheduler:
                 self._clock.now().wall_ms,
             )
         finally:
-            self._sending -= Counter((notification.host,))  # Drops what is zero.
+            self._sending -= Counter((notification.host,))  # Drops zero counts.
             self._has_changed.set()
         if epoch != self._epoch:
-            return  # The next dispatcher tells it again.
+            return  # The next dispatcher sends it again.
         notification.tries += 1
         if why is not None and not self._is_expired(notification):
             wait_s = backoff(notification.tries, base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
@@ -227,7 +225,7 @@ class WebhookScheduler:
         return notification.tries >= TRIES_MAX or late_s >= GIVE_UP_S
 
     def _reset(self) -> None:
-        """Another dispatcher tells from now on, or another one has told so far."""
+        """Clear the state: the epoch, and with it the dispatcher, has changed."""
         self._epoch = NO_EPOCH
         self._pending_keys.clear()
         self._waiting.clear()
