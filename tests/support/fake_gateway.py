@@ -214,7 +214,7 @@ class FakeGateway:
         for index, draft in enumerate(drafts):
             if draft.id in self.records:
                 place = "$.id" if len(drafts) == 1 else f"$[{index}].id"
-                raise TaskExists(f"{draft.id} exists already", field=place)
+                raise TaskExists(f"{draft.id} already exists", field=place)
         records = [self._accept(draft, principal) for draft in drafts]
         if idempotency_key is not None:
             ids = [record.id for record in records]

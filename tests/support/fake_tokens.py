@@ -36,7 +36,7 @@ class FakeTokens:
     ) -> tuple[str, TokenInfo]:
         self._require_dispatcher()
         if any(info.name == name for info in self._good()):
-            raise TokenExists(f"a token is called {name!r} already", field="$.name")
+            raise TokenExists(f"a token named {name!r} already exists", field="$.name")
         jti = f"{len(self._infos):0{ID_CHARS}x}"
         subject = subject or name or by.subject
         if name is None and expires_s > DAY_S:
@@ -93,7 +93,7 @@ class FakeTokens:
 
     def renew_session_token(self, principal: Principal) -> tuple[str, TokenInfo]:
         if principal.token is None or principal.session_started_s is None:
-            raise PermissionDenied("this token is of no page")
+            raise PermissionDenied("this is not a session token")
         if self.now_ms >= (principal.session_started_s + PAGE_S_MAX) * 1000:
             raise TrustError("the page was opened too long ago")
         return self._page(principal.subject, principal.role, principal.token)

@@ -1,1 +1,1 @@
-"""The agent's side of the REST API: requests to the core, answers to clients."""
+"""The gateway of the agent: answers the REST API from the core and the store."""

@@ -1,4 +1,4 @@
-"""The audit log: deeds as records, which the whole mesh keeps and lists."""
+"""The audit log: its entries are records, which the whole mesh keeps."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from octaskly.ports import AuditEntry, AuditPage, RecordQuery
 from octaskly.system.clock import SystemClock
 
 RETENTION_MS: Final = 90 * 86_400_000
-TEXT_BYTES_MAX: Final = 160  #: of each text in a deed, which others may have chosen
-JOIN_ACTION: Final = "join"  #: a node was met for the first time
+TEXT_BYTES_MAX: Final = 160  #: of each text in an entry; clients may have chosen it
+JOIN_ACTION: Final = "join"  #: the action of a node's first contact
 RETRY_S: Final = 2.0  #: while the disk takes no writes
-ABSENT_S: Final = 60.0  #: a node without such a deed is asked for again after so long
+ABSENT_S: Final = 60.0  #: after this, a join time that was not found is read again
 
 _CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x21-\x7e]{1,200})")
 
 
 class AgentAuditLog:
-    """The deeds of one mesh, seen from one node.
+    """The audit log of one mesh, as one node has it.
 
     Args:
-        records: Where they are kept.
-        clock: The time by which they are forgotten.
+        records: Stores the entries.
+        clock: Gives the time for entries and their expiry.
         node_id: This node.
-        require_dispatcher: Raises NotDispatcher unless this node reigns.
+        require_dispatcher: Raises NotDispatcher unless this node is dispatcher.
     """
 
     def __init__(
@@ -52,17 +52,19 @@ class AgentAuditLog:
         self._clock = clock
         self._node_id = node_id
         self._require_dispatcher = require_dispatcher
-        self._join_times: dict[NodeId, int] = {}  #: as far as they were asked for
-        self._absent: dict[NodeId, float] = {}  #: who had none when, as the founder
+        self._join_times: dict[NodeId, int] = {}  #: known join times
+        self._absent: dict[
+            NodeId, float
+        ] = {}  #: read time of nodes without a join entry, such as the founder
 
     async def record_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Write deeds, and return when they are safe."""
+        """Write entries; return once they are replicated."""
         await self._records.write_records(*map(_record_of_entry, entries))
 
     async def record_join(self, node: NodeId, name: str) -> None:
-        """Write that a node is in the mesh that was never met before."""
+        """Write an entry for a node that is new to the mesh."""
         now_ms = self._clock.now().wall_ms
-        deed = AuditEntry(
+        entry = AuditEntry(
             id=f"{JOIN_ACTION}-{node}",
             at_ms=now_ms,
             subject=f"node:{name}",
@@ -74,12 +76,12 @@ class AgentAuditLog:
             decided_by=self._node_id,
             status=200,
         )
-        with suppress(OctasklyError):  # Another dispatcher will meet it, too.
-            await self._record_with_retry(deed)
+        with suppress(OctasklyError):  # The next dispatcher writes it.
+            await self._record_with_retry(entry)
             self._absent.pop(node, None)
 
     async def _record_with_retry(self, entry: AuditEntry) -> None:
-        """Write what nobody would tell again, once the disk takes writes."""
+        """Write an entry; retry while the disk is full, as nothing else would."""
         while True:
             with suppress(StoreFull):
                 await self.record_entries([entry])
@@ -87,7 +89,7 @@ class AgentAuditLog:
             await asyncio.sleep(RETRY_S)
 
     async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        """Return of those that were met as new ones when that was, in wall-clock ms."""
+        """Return the known join times by node id, in wall-clock ms."""
         now_s = self._clock.now().mono_s
         unknown = {node for node in nodes if node not in self._join_times}
         since_s = now_s - ABSENT_S
@@ -101,20 +103,20 @@ class AgentAuditLog:
         }
         if not asked:
             return self._join_times
-        # Set before the answer: who is met meanwhile is asked for again.
+        # Set before the read, so that a node that joins meanwhile is read again.
         self._absent |= dict.fromkeys(asked.values(), now_s)
         found = await self._records.read_page(
             RecordQuery(kinds=(AUDIT,), keys=tuple(asked), limit=len(asked))
         )
         for record in found:
-            if (deed := _entry_of_record(record)) is not None:
-                self._join_times[asked[record.key]] = deed.at_ms
+            if (entry := _entry_of_record(record)) is not None:
+                self._join_times[asked[record.key]] = entry.at_ms
         return self._join_times
 
     async def read_page(
         self, *, since_ms: int | None, after: str | None, limit: int
     ) -> AuditPage:
-        """Read deeds since a time, or behind a cursor; by default the latest."""
+        """Read entries since a time or after a cursor; by default the latest."""
         self._require_dispatcher()
         oldest_ms = self._clock.now().wall_ms - RETENTION_MS
         since = hlc_of(max(oldest_ms, since_ms or 0))
@@ -138,12 +140,12 @@ class AgentAuditLog:
 def _parse_cursor(cursor: str) -> tuple[int, str]:
     match = _CURSOR.fullmatch(cursor)
     if match is None or int(match[1], 16) > HLC_MAX:
-        raise ValueError(f"{cursor[:80]!a} is no cursor")
+        raise ValueError(f"{cursor[:80]!a} is not a cursor")
     return int(match[1], 16), match[2]
 
 
 def _record_of_entry(entry: AuditEntry) -> RecordDraft:
-    """Return a deed as a record, which has a bound on its size."""
+    """Return an entry as a record; truncate it to the size limit of records."""
     brief = replace(
         entry,
         subject=_truncate(entry.subject),
@@ -159,16 +161,16 @@ def _record_of_entry(entry: AuditEntry) -> RecordDraft:
 
 
 def _entry_of_record(record: Recorded) -> AuditEntry | None:
-    """Return the deed of a record; None if it is none that can be shown.
+    """Return the entry of a record; None if the record is not a valid entry.
 
-    A newer version may have written something else, and a hostile member anything.
+    A newer version or a hostile member may have written the record.
     """
     try:
-        deed = msgspec.json.decode(record.body, type=AuditEntry)
+        entry = msgspec.json.decode(record.body, type=AuditEntry)
     except (msgspec.DecodeError, ValueError):
         return None
-    times = (deed.at_ms, deed.last_ms or 0)
-    return deed if all(0 <= time < TIME_MS_MAX for time in times) else None
+    times = (entry.at_ms, entry.last_ms or 0)
+    return entry if all(0 <= time < TIME_MS_MAX for time in times) else None
 
 
 def _truncate(text: str | None) -> str | None:

@@ -1,7 +1,7 @@
-"""Finds the tasks that new ones come after, before they are accepted.
+"""Dependency resolution: finds the parents of new tasks before they are accepted.
 
-A parent is a task that is known, or another one of the same request. What clients
-call it becomes what the log calls it; that name is the same on both sides of a split.
+A parent is a known task or another task of the same request. The name that the client
+uses is replaced by the id in the log, which is the same on both sides of a partition.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ async def resolve_parents(
     store: DurableStore,
     find_task: FindTask,
 ) -> tuple[TaskDraft, ...]:
-    """Return the drafts with their parents as the log calls them.
+    """Return the drafts with the log ids of their parents.
 
     Raises:
-        ParentNotFound: there is no such task.
+        ParentNotFound: a parent does not exist, or is a member of an array.
         CyclicTasks: tasks of the request wait for each other.
-        CatchingUp: one is unknown here, but another node may know it.
+        CatchingUp: a parent is unknown here, but another node may know it.
     """
     if not [draft for draft in drafts if draft.options and draft.options.after]:
         return tuple(drafts)
@@ -44,7 +44,7 @@ async def resolve_parents(
 
 
 class _ParentResolver:
-    """The drafts of one request, each after those that it comes after."""
+    """Resolves the drafts of one request, parents first."""
 
     def __init__(
         self, own: Mapping[str, TaskDraft], known: Mapping[str, str], submitter: str
@@ -64,7 +64,7 @@ class _ParentResolver:
         )
 
     def _resolve_task(self, name: str) -> None:
-        """Name a task and those before it; without recursion, as chains are long."""
+        """Resolve a task and its ancestors, without recursion: chains can be long."""
         path: dict[str, None] = {name: None}
         while path:
             at = next(reversed(path))
@@ -101,7 +101,7 @@ async def _read_parent_names(
     store: DurableStore,
     find_task: FindTask,
 ) -> dict[str, str]:
-    """Return what the log calls the parents that are no tasks of this request."""
+    """Return the log ids of the parents that are not in this request."""
     refs = {
         task: (index, place)
         for index, draft in enumerate(drafts)
@@ -120,7 +120,7 @@ async def _read_parent_names(
             hint = f"no task is called {ref}"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error
         if split_member_id(TaskId(known[ref])) is not None:
-            hint = f"{ref} is a member of an array: come after all of it"
+            hint = f"{ref} is a member of an array: use the array as parent"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
     return known
 

@@ -1,8 +1,8 @@
-"""What happens to tasks and nodes, for those who listen.
+"""The event feed: changes of tasks and nodes, for subscribers.
 
-Read from the log on disk, and told once a standby has it, too, as answers are: so that
-no failover takes back what was told. The first listener that has nothing to tell its
-client reads for all. While nobody listens nothing is done here.
+Events are read from the log on disk and sent only after they were replicated, so no
+failover can revoke them. The first subscriber that runs out of events reads the log
+for all subscribers. Without subscribers, the log is not read.
 """
 
 from __future__ import annotations
@@ -36,24 +36,22 @@ from octaskly.errors import NotDispatcher
 from octaskly.ports import DurableStore
 from octaskly.ports.events import RecentAttempts
 
-BUFFERED_ITEMS_MAX = (
-    4096  #: news for listeners that are behind; one that is more so is cut
-)
-READ_ENTRIES_MAX = 500  #: entries that are read at once
-_READ_PAUSE_S = 0.01  #: between two reads, for all that else there is to do
+BUFFERED_ITEMS_MAX = 4096  #: a subscriber further behind is disconnected
+READ_ENTRIES_MAX = 500  #: log entries per read
+_READ_PAUSE_S = 0.01  #: between two reads, for other work of the event loop
 
 _Origin = tuple[StreamId, int] | None
-"""The entry that news come from; None for those of nodes."""
+"""Stream and sequence number of an item's log entry; None for node events."""
 
 
 class EventFeed:
-    """Reads the log once for all listeners.
+    """Reads the log once for all subscribers.
 
     Args:
-        store: Where the log is.
-        view: Who is in the mesh.
-        stream: Returns what this node writes as dispatcher.
-        when_safe: Waits until what is on this disk is as safe as an accepted task.
+        store: The log.
+        view: The members of the mesh.
+        stream: Returns the stream that this node writes as dispatcher.
+        wait_until_replicated: Returns once all that is on this disk is replicated.
     """
 
     def __init__(
@@ -74,16 +72,16 @@ class EventFeed:
         self._waiter_lock = asyncio.Lock()
         self._read_lock = asyncio.Lock()
         self._has_changed = asyncio.Event()
-        self.first_number = 0  #: number of the first news that are kept
-        self.next_number = 0  #: and of the next to come
+        self.first_number = 0  #: number of the first buffered item
+        self.next_number = 0  #: number of the next item
 
     def on_committed(self) -> None:
-        """More is durable than before."""
+        """Wake the subscribers: more entries are on disk."""
         if self._subscriptions:
             self._has_changed.set()
 
     def on_roster_published(self, news: PublishMeshState) -> None:
-        """Take in who is in the mesh."""
+        """Emit events for members that were added, changed or removed."""
         if not self._subscriptions or news.roster is None:
             return
         before, self._members = self._members, _by_id(news.roster.members)
@@ -101,7 +99,7 @@ class EventFeed:
     async def subscribe(
         self, after: FeedPosition | None
     ) -> AsyncIterator[FeedSubscription]:
-        """Hear what happens, from a place in the log or from now on."""
+        """Subscribe from a position in the log, or from now on."""
         stream = self._stream()
         if stream is None or not self._view.is_serving:
             raise NotDispatcher("this node is not dispatcher")
@@ -120,9 +118,9 @@ class EventFeed:
                 yield FeedSubscription(self, [start, *nodes])
             else:
                 _, reaches = await self._store.stream_extents_at(after.hlc)
-                bookmark, is_whole = resume_cursor(after, reaches, stream)
-                lost = [] if is_whole else [FeedItem(FeedGap(), bookmark.position)]
-                yield FeedSubscription(self, [*lost, *nodes], bookmark)
+                resumed, is_whole = resume_cursor(after, reaches, stream)
+                lost = [] if is_whole else [FeedItem(FeedGap(), resumed.position)]
+                yield FeedSubscription(self, [*lost, *nodes], resumed)
         finally:
             self._subscriptions -= 1
             if not self._subscriptions:
@@ -132,16 +130,18 @@ class EventFeed:
                 self.first_number = self.next_number
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read attempts that run, and those that ended since."""
+        """Read running attempts, and those that ended since `since_ms`."""
         if not self._view.is_serving:
             raise NotDispatcher("this node is not dispatcher")
         return await self._store.read_recent_attempts(since_ms, limit)
 
     async def wait_for_items(self, number: int) -> Sequence[tuple[_Origin, FeedItem]]:
-        """Wait for news from this number on."""
+        """Wait for items from this number on."""
         while True:
             if number < self.first_number:
-                raise NotDispatcher("the client reads more slowly than things happen")
+                raise NotDispatcher(
+                    "the client reads events more slowly than they happen"
+                )
             if number < self.next_number:
                 skipped = number - self.first_number
                 return [each for n, each in enumerate(self._buffer) if n >= skipped]
@@ -152,7 +152,7 @@ class EventFeed:
     async def read_items(
         self, cursor: FeedCursor
     ) -> tuple[list[tuple[_Origin, FeedItem]], bool]:
-        """Read on in the log, and move the bookmark; return whether there is more."""
+        """Read the next items and advance the cursor; also return if more remain."""
         async with self._read_lock:
             part = await self._store.read_feed_page(cursor.vector, READ_ENTRIES_MAX)
             if part.items:
@@ -161,7 +161,7 @@ class EventFeed:
         return _items_of(part, cursor), part.has_more
 
     async def _read_or_wait(self) -> None:
-        """Read what is new for all, or wait until something is."""
+        """Read new items for all subscribers, or wait for a change."""
         assert self._cursor is not None
         self._has_changed.clear()
         number = self.next_number
@@ -180,7 +180,7 @@ class EventFeed:
 
 
 class FeedSubscription:
-    """One reader: of the past by itself, then of what is read for all."""
+    """One subscriber: reads past items itself, then the shared buffer."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class FeedSubscription:
         self._next = feed.next_number
 
     async def next_items(self) -> Sequence[FeedItem]:
-        """Wait for news."""
+        """Wait for items and return them."""
         if self._initial_items:
             first, self._initial_items = self._initial_items, ()
             return first
@@ -217,25 +217,25 @@ class FeedSubscription:
 
 
 def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedItem]]:
-    """Return the news in a part of the log, and move the bookmark behind it."""
+    """Return the items of a page of the log, and advance the cursor past it."""
     found: list[tuple[_Origin, FeedItem]] = []
     if not part.is_whole:
         found.append((None, FeedItem(FeedGap())))
     last = {array_id_of(entry.fact.task): entry for entry, _ in part.items}
     for entry, record in part.items:
         can_resume = cursor.advance_past(entry)
-        about = [task_event_of(entry, record)]
+        candidates = [task_event_of(entry, record)]
         array = part.arrays.get(array_id_of(record.id))
         if array is not None and entry is last[array.id]:
-            about.append(array_event_of(entry, array))
-        told = [each for each in about if each is not None]
-        for each in told:
+            candidates.append(array_event_of(entry, array))
+        events = [each for each in candidates if each is not None]
+        for each in events:
             if each.state.is_final or not record.state.is_final:
                 cursor.corrected_ends.pop(each.record.id, None)
             else:
                 cursor.corrected_ends[record.id] = end_event(record, each.at_ms)
-            # Only behind all that one entry says a client may go on.
-            place = cursor.position if can_resume and each is told[-1] else None
+            # A client may resume only after the last event of an entry.
+            place = cursor.position if can_resume and each is events[-1] else None
             found.append(((entry.stream, entry.seq), FeedItem(each, place)))
     for stream, seq in part.reached:
         cursor.skip_entries(stream, seq)
@@ -247,9 +247,9 @@ def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedIte
 def _append_owed_ends(
     found: list[tuple[_Origin, FeedItem]], cursor: FeedCursor
 ) -> None:
-    """Add how tasks ended of which something else was told last.
+    """Append the end event of each task whose latest event is not its end.
 
-    Who has the place of the latest news must have heard these, too.
+    They come before the resume position, so that a resuming client has seen them.
     """
     origin, place = None, None
     if found:
@@ -267,5 +267,5 @@ def _by_id(members: Iterable[RosterEntry]) -> dict[NodeId, RosterEntry]:
 
 
 def _visible_fields(member: RosterEntry) -> tuple[object, ...]:
-    """Return what makes news of a node: not its load."""
+    """Return the fields whose change is an event; load is not one of them."""
     return member.name, member.role, member.state, member.slots, member.version

@@ -1,8 +1,8 @@
-"""Answers the API from the core and the store.
+"""The `Gateway` port: answers the API from the core and the store.
 
-Writes go through the core and come back by ticket; reads come from the store, so they
-show what is durable. Only the dispatcher answers for the mesh: elsewhere these calls
-raise NotDispatcher and the API forwards.
+Writes are requests to the core, matched to their replies by ticket. Reads come from
+the store, so they show durable state. Only the dispatcher answers for the mesh. On
+other nodes these calls raise NotDispatcher, and the API forwards the request.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from octaskly.ports.output import OutputChunk
 from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner
 
-PURGE_WAIT_S: Final = 10.0  #: a request waits so long; the dispatcher goes on behind it
+PURGE_WAIT_S: Final = 10.0  #: longest wait of a request; the purge continues
 
 
 async def purge_ended_tasks(
@@ -69,15 +69,16 @@ async def purge_ended_tasks(
     older_than_s: int,
     require_dispatcher: Callable[[], None],
 ) -> int | None:
-    """Return how many tasks were forgotten, None while there are more to forget.
+    """Purge ended tasks; return their number, or None while the purge continues.
 
-    Then nobody is shown them any more, nor given one for an `Idempotency-Key`.
+    A purged task is not shown any more, nor returned for an `Idempotency-Key`.
 
     Args:
-        pending_requests: Takes the question to the core.
-        store: Deletes what was forgotten.
-        older_than_s: How long ago they must have ended.
-        require_dispatcher: Raises if this node is dispatcher no more, so nobody is at it.
+        pending_requests: Sends the request to the core.
+        store: Deletes the purged tasks.
+        older_than_s: Purge only tasks that ended at least this long ago.
+        require_dispatcher: Raises if this node is not dispatcher any more; then no
+            node continues the purge.
     """
     try:
         async with asyncio.timeout(PURGE_WAIT_S):
@@ -92,11 +93,11 @@ async def purge_ended_tasks(
     return reply.count
 
 
-AVAILABILITY_CHANGE_S = 2.0  #: what an operator says is on disk, and known, so soon
+AVAILABILITY_CHANGE_S = 2.0  #: longest wait for the disk, then for the roster
 
 
 class AgentGateway:
-    """Gateway port on a real agent."""
+    """The `Gateway` port of a running agent."""
 
     def __init__(
         self,
@@ -163,16 +164,16 @@ class AgentGateway:
         """Fail every request that still waits for the core."""
         self.pending_requests.close()
 
-    # --- who and where -------------------------------------------------------------
+    # --- mesh and nodes ------------------------------------------------------------
 
     @property
     def mesh_id(self) -> str | None:
-        """Public name of the mesh."""
+        """The public id of the mesh."""
         return self._mesh_id
 
     @property
     def node_id(self) -> NodeId:
-        """This node."""
+        """The id of this node."""
         return self._node_id
 
     def dispatcher(self) -> DispatcherView | None:
@@ -180,7 +181,7 @@ class AgentGateway:
         return self.view.dispatcher()
 
     async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
-        """Wait until a dispatcher is known, at most so long."""
+        """Wait up to `timeout_s` until a dispatcher is known."""
         known = await self.view.wait_for_dispatcher(timeout_s)
         if known is None:
             self._health_checks.require_membership()
@@ -191,7 +192,7 @@ class AgentGateway:
         return self.view.roster
 
     def replication_state(self) -> ReplicationState:
-        """Return who reigns, and what the dispatcher knows of its standbys."""
+        """Return the epoch and what the dispatcher knows of its standbys."""
         return ReplicationState(
             epoch=self.view.epoch,
             standbys=self._node.standbys,
@@ -200,7 +201,7 @@ class AgentGateway:
         )
 
     def last_heard_ms(self, node: NodeId) -> int | None:
-        """Return when a member was last heard, or was found lost."""
+        """Return when a member was last heard or found lost, in wall-clock ms."""
         now = self._clock.now()
         if node == self._node_id:
             return now.wall_ms
@@ -210,11 +211,11 @@ class AgentGateway:
         return now.wall_ms - round((now.mono_s - heard_s) * 1000)
 
     async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        """Return of those that were met as new ones when that was."""
+        """Return the known join times by node id, in wall-clock ms."""
         return await self.audit.join_times(nodes)
 
     def node_names(self) -> Mapping[NodeId, str]:
-        """Return the name of every node ever met."""
+        """Return the name of every node that this node has ever known."""
         return self.view.names
 
     def find_node_id(self, name: str) -> NodeId | None:
@@ -255,7 +256,7 @@ class AgentGateway:
         return await self._submissions.accept_submission(submission)
 
     async def wait_until_replicated(self) -> None:
-        """Wait until what is on this disk is as safe as an accepted task."""
+        """Wait until all that is on this disk is replicated like an accepted task."""
         await self._submissions.wait_until_replicated()
 
     async def find_task(self, ref: str) -> TaskRecord:
@@ -264,11 +265,11 @@ class AgentGateway:
         return await self._task_finder.find_task(ref)
 
     def at_hand(self, ref: str) -> TaskRecord | None:
-        """Return a task that has ended, where that is known without a look."""
+        """Return an ended task that is in memory; None if it must be read."""
         return self.waiters.at_hand(ref) if self.view.is_serving else None
 
     async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
-        """Return a task when it is final, or as it is when the time is over."""
+        """Return a task once it is final, or its current state at the timeout."""
         if timeout_s <= 0:
             return await self.find_task(ref)
         self._require_dispatcher()
@@ -283,7 +284,7 @@ class AgentGateway:
     async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
     ) -> TaskRecord:
-        """Return a task once it is as wanted, or as it is when the time is over."""
+        """Return a task once `is_wanted` accepts it, or at the timeout."""
         name = await self._task_finder.find_name(ref)
         return await self.waiters.wait_until(
             name,
@@ -321,7 +322,8 @@ class AgentGateway:
         assert isinstance(reply, replies.CancelResult)
         if reply.state is TaskState.RUNNING:
             raise TaskNotCancellable(
-                "Cannot cancel running task", hint="it runs; `force` ends its processes"
+                "Cannot cancel running task",
+                hint="it is running; `force` ends its processes",
             )
         if not reply.was_done:
             raise TaskNotFound("Task not found", hint=f"it has ended: {reply.state}")
@@ -337,7 +339,7 @@ class AgentGateway:
         return records[0], replicas
 
     async def purge_ended_tasks(self, older_than_s: int) -> int | None:
-        """Forget what ended so long ago, on all nodes."""
+        """Purge tasks that ended at least this long ago, on all nodes."""
         self._require_dispatcher()
         here = self._require_dispatcher
         return await purge_ended_tasks(
@@ -345,18 +347,20 @@ class AgentGateway:
         )
 
     async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
-        """Return a task, and why it is where it is."""
+        """Return a task and the reason for its state."""
         record = about = await self.find_task(ref)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
         if is_waiting and (place := split_member_id(record.id)) is not None:
-            about = await self.find_task(place[0])  # It waits with its array.
+            about = await self.find_task(place[0])  # It is queued with its array.
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
         reply = await self.pending_requests.send_request(
             lambda n: ev.ExplainRequested(n, about, names)
         )
         assert isinstance(reply, TaskExplanation)
         if about is not record:
-            reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
+            reply = replace(
+                reply, state=TaskState.QUEUED
+            )  # Other members of the array may run.
         return record, reply
 
     # --- this node -----------------------------------------------------------------
@@ -364,7 +368,7 @@ class AgentGateway:
     async def set_availability(
         self, steering: AvailabilityCommand, *, principal: Principal
     ) -> RosterEntry:
-        """Drain, resume, pause or unpause this node; return it as it is then."""
+        """Drain, resume, pause or unpause this node; return its new roster entry."""
         try:
             async with asyncio.timeout(AVAILABILITY_CHANGE_S):
                 reply = await self.pending_requests.send_request(
@@ -374,27 +378,27 @@ class AgentGateway:
                 )
         except TimeoutError:
             raise StoreFull(
-                f"{steering.value} is in force, but the disk does not keep it",
-                hint="it is forgotten when this agent restarts",
+                f"{steering.value} is in force, but could not be written to disk",
+                hint="it ends when this agent restarts",
             ) from None
         assert isinstance(reply, replies.AvailabilityChanged)
-        # The dispatcher shall know, so that whoever asks it next is told the same.
+        # Wait for the dispatcher, so that its next answer shows the new state.
         member = await self.view.wait_for_own_state(reply.state, AVAILABILITY_CHANGE_S)
         if member is None:
             raise DispatcherUnknown(
-                "no dispatcher keeps a list of nodes at this moment",
-                hint=f"{steering.value} is in force all the same",
+                "no dispatcher has this node in its roster at the moment",
+                hint=f"{steering.value} is in force on this node all the same",
             )
         return replace(member, state=reply.state, running=reply.running)
 
     def api_urls_of(self, name: str) -> tuple[str, ...]:
-        """Return where the API of a node, by name or id, is, the best first."""
+        """Return the API URLs of a node, by name or id, the best first."""
         return self.view.lan_urls_of(name)
 
-    # --- how things are ------------------------------------------------------------
+    # --- state ---------------------------------------------------------------------
 
     async def mesh_stats(self) -> MeshStats:
-        """Return counts of the whole mesh and the state of this machine."""
+        """Return counts of the whole mesh, and the load of this machine."""
         self._require_dispatcher()
         stored = await self._store.read_stats()
         live = self.view.live_members
@@ -415,7 +419,7 @@ class AgentGateway:
         )
 
     def health(self) -> Health:
-        """Return whether this node can serve."""
+        """Return if this node can serve, and if not, why."""
         failure = self._health_checks.failure_reason()
         return Health(
             is_healthy=failure is None,
@@ -424,13 +428,13 @@ class AgentGateway:
         )
 
     def last_load(self) -> LoadSample:
-        """Return the last sample of this machine."""
+        """Return the latest load sample of this machine."""
         return self._last_load()
 
-    # --- inside --------------------------------------------------------------------
+    # --- internal ------------------------------------------------------------------
 
     def _own_stream(self) -> StreamId | None:
-        """Return what this node writes as dispatcher."""
+        """Return the stream that this node writes as dispatcher."""
         return self._node.stream
 
     def _require_dispatcher(self) -> None:

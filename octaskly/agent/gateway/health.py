@@ -1,4 +1,4 @@
-"""Whether this node can serve the mesh: it is in it, and its disk takes the log."""
+"""Health checks: membership of this node, and space and writes of its disk."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ def _no_reason() -> None:
 
 @dataclass(frozen=True, slots=True)
 class HealthChecks:
-    """What is asked of the parts that know it, at each request."""
+    """Checks that run at each request."""
 
-    write_failure: Callable[[], str | None]  #: why the log cannot be written
-    has_disk_room: Callable[[], bool]  #: and whether it can
+    write_failure: Callable[[], str | None]  #: why the log cannot be written, or None
+    has_disk_room: Callable[[], bool]  #: True if the disk has room for the log
     lost_membership_reason: Callable[[], str | None] = _no_reason
-    """Why this node is in the mesh no more, and how it comes back."""
+    """Why this node is no longer a member, and how it can join again; or None."""
 
     def failure_reason(self) -> str | None:
-        """Return why this node cannot serve, None if it can."""
+        """Return why this node cannot serve, or None if it can."""
         return self.write_failure() or self.lost_membership_reason()
 
     def require_membership(self) -> None:
-        """Raise LeftBehind where no other member hears of this node any more."""
+        """Raise NotAMember if this node is not in the mesh any more."""
         if why := self.lost_membership_reason():
             raise NotAMember(why)
 
     def require_disk_room(self) -> None:
-        """Raise StoreFull where the log of a dispatcher cannot be written."""
+        """Raise StoreFull if the disk has no room for the log, or writes fail."""
         if self.has_disk_room():
             return
         self.require_writable_log()
@@ -41,14 +41,14 @@ class HealthChecks:
         )
 
     def require_writable_log(self) -> None:
-        """Raise StoreFull where nothing at all can be written, before it is asked."""
+        """Raise StoreFull if writes of the log fail."""
         if failure := self.write_failure():
             raise StoreFull("the dispatcher cannot write its log", hint=failure)
 
     def require_durable(self, done: str) -> None:
-        """Raise StoreFull where what is in force, as `done` says, is not written."""
+        """Raise StoreFull if writes fail, so that the change `done` is not on disk."""
         if failure := self.write_failure():
             raise StoreFull(
-                f"{done}, but the disk keeps nothing",
-                hint=f"ask again when it does: {failure}",
+                f"{done}, but the disk takes no writes",
+                hint=f"retry when it does: {failure}",
             )

@@ -1,4 +1,4 @@
-"""What this node knows of the mesh: dispatcher, members, names, addresses."""
+"""The mesh as this node sees it: dispatcher, members, names, addresses."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from octaskly.ports import DispatcherView
 
 
 class MeshView:
-    """The latest news of the core, as the API asks for it."""
+    """The mesh state that the core published last, for the API."""
 
     def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
-        self.names = dict(names)  #: every node ever met
+        self.names = dict(names)  #: of every node that was ever in a roster
         self._peer_names: dict[NodeId, str] = {}
         self._node_id = node_id
         self._published: PublishMeshState | None = None
         self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
-        self._epoch_start: tuple[Epoch, Moment] | None = None  #: and when it began
-        self.takeovers = 0  #: reigns of this node in place of a lost dispatcher
-        self._broken_links = 0  #: links whose peer sent what is no message
+        self._epoch_start: tuple[Epoch, Moment] | None = None  #: with its start
+        self.takeovers = 0  #: epochs of this node that replaced a lost dispatcher
+        self._broken_links = 0  #: links closed because the peer sent an invalid frame
 
     def on_published(self, news: PublishMeshState) -> None:
-        """Take in who is dispatcher and who is in the mesh."""
+        """Store the dispatcher and the roster, and wake waiting requests."""
         self._published = news
         if news.roster is not None:
             self.names.update((m.id, m.name) for m in news.roster.members)
@@ -57,12 +57,12 @@ class MeshView:
 
     @property
     def is_serving(self) -> bool:
-        """Whether this node is dispatcher and accepts."""
+        """Return True if this node is dispatcher and accepts tasks."""
         news = self._published
         return news is not None and news.is_serving and news.dispatcher == self._node_id
 
     def record_epoch_start(self, now: Moment, takeover: Takeover | None) -> None:
-        """Remember when a reign began, if the last news were that."""
+        """Store the start of this node's epoch if a new one has begun."""
         if self.is_serving and (
             self._epoch_start is None or self._epoch_start[0] != self.epoch
         ):
@@ -70,14 +70,14 @@ class MeshView:
             self.takeovers += takeover is not None
 
     def count_broken_link(self) -> None:
-        """Count a link that its peer broke."""
+        """Count a link that was closed because of an invalid frame."""
         self._broken_links += 1
 
     def refused_counts(self, messages: Mapping[str, int]) -> Mapping[str, int]:
-        """Return how often peers were refused, by the code of the reason.
+        """Return the number of refused messages and frames, by reason code.
 
         Args:
-            messages: How often the core has refused what they said.
+            messages: The counts of messages that the core has refused.
         """
         return (
             {**messages, "frame": self._broken_links}
@@ -87,16 +87,16 @@ class MeshView:
 
     @property
     def dispatching_since(self) -> Moment | None:
-        """When this node began to accept tasks, if it does."""
+        """The start of this node's epoch, or None if it is not dispatcher."""
         return self._epoch_start[1] if self._epoch_start and self.is_serving else None
 
     def dispatching_s(self, now_s: float) -> float:
-        """Return for how long this node has reigned."""
+        """Return the seconds for which this node has been dispatcher, or 0."""
         return now_s - self.dispatching_since.mono_s if self.dispatching_since else 0.0
 
     @property
     def role(self) -> Role | None:
-        """What this node is, None while nobody reigns."""
+        """The role of this node; None while there is no dispatcher."""
         if self.is_serving:
             return Role.DISPATCHER
         own = self._own_line()
@@ -121,7 +121,7 @@ class MeshView:
         )
 
     async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
-        """Wait until a dispatcher is known, at most so long."""
+        """Wait up to `timeout_s` until a dispatcher is known."""
         try:
             async with asyncio.timeout(timeout_s):
                 while (view := self.dispatcher()) is None:
@@ -133,9 +133,9 @@ class MeshView:
     async def wait_for_own_state(
         self, state: NodeState, timeout_s: float
     ) -> RosterEntry | None:
-        """Return this node's line of the roster, once it says so or the time is over.
+        """Return this node's roster entry once it has `state`, or at the timeout.
 
-        None: no roster has this node.
+        None: this node is in no roster.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -148,15 +148,15 @@ class MeshView:
         return next((m for m in members if m.id == self._node_id), None)
 
     def name_of(self, node: NodeId) -> str:
-        """Return the name of a node, its id while none is known."""
+        """Return the name of a node, or its id if the name is unknown."""
         return self.names.get(node) or self._peer_names.get(node, node)
 
     def learn_peer_name(self, node: NodeId, name: str) -> None:
-        """Know what a peer calls itself, until a roster says its name in the mesh."""
+        """Store a peer's own name, used until a roster gives its name in the mesh."""
         self._peer_names[node] = name
 
     def with_node_names(self, note: LogLine) -> LogLine:
-        """Return a line for the log with the names of nodes, which people know."""
+        """Return a log line with node names in place of node ids."""
         fields = tuple(
             (key, self.name_of(NodeId(str(value))) if key == "peer" else value)
             for key, value in note.fields
@@ -164,7 +164,7 @@ class MeshView:
         return replace(note, fields=fields)
 
     def lan_urls_of(self, name: str) -> tuple[str, ...]:
-        """Return where a live member, by name or id, serves its LAN API."""
+        """Return the LAN API URLs of a live member, by name or id."""
         for member in self.live_members:
             if name in (member.id, member.name):
                 port = member.lan_port
@@ -178,7 +178,7 @@ class MeshView:
         return next((id_ for id_, known in self.names.items() if known == name), None)
 
     def status_line(self) -> str:
-        """Return one line on this node for `systemctl status`."""
+        """Return the line about this node for `systemctl status`."""
         news = self._published
         running = sum(member.running for member in self.live_members)
         if news is None or news.dispatcher is None:
@@ -192,9 +192,9 @@ class MeshView:
 
 
 def lan_url(host: str, port: int) -> str:
-    """Return where a node serves the LAN.
+    """Return the URL of a node's LAN API.
 
-    A scope stands there as it is, for programs give the system what they find: with the
-    %25 of RFC 6874 it names no interface.
+    An IPv6 scope is not escaped as %25 (RFC 6874): programs pass the host to the system
+    as it is, and the escaped scope names no interface.
     """
     return f"https://{host_and_port(host, port)}"

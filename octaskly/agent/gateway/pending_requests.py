@@ -1,4 +1,4 @@
-"""Requests that wait: for an answer of the core, or for a task to end."""
+"""Pending requests: those that wait for the core, and those for a task's end."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from octaskly.core.replies import NotDispatching, NotReplicated, Reply
 from octaskly.errors import DispatcherUnknown, NotDispatcher, OutcomeUnknown
 
 TASKS_MAX: Final = 64
-FEW_ENTRIES: Final = 4  #: of one append; of busy nodes nothing is remembered
+FEW_ENTRIES: Final = 4  #: per append; a larger append empties the cache
 FACTS_MAX: Final = 8  #: of one task
 OUTPUT_BYTES_MAX: Final = 16 << 10  #: of one attempt
 
 
 @dataclass(slots=True)
 class Story:
-    """Everything that was ever written of one task, in order."""
+    """All facts of one task, in the order of the log."""
 
-    facts: list[TaskFact]  #: begins with its submission
-    is_told: bool = False  #: all of it is durable, and its end was announced
+    facts: list[TaskFact]  #: the first one is the submission
+    is_told: bool = False  #: all facts are durable, and the end was announced
 
     @property
     def record(self) -> TaskRecord:
-        """The task as it may be shown: an end only once it is durable."""
+        """The task as clients may see it: its end only once that is durable."""
         shown = self.facts if self.is_told else self.facts[:1]
         return reduce(merge.apply_fact, shown[1:], merge.record_of(shown[0]))
 
 
 class Recent:
-    """Stories of tasks that were accepted in this reign, newest last."""
+    """A cache of the tasks accepted in this epoch, newest last."""
 
     def __init__(self) -> None:
         self._stories: dict[TaskId, Story] = {}
@@ -55,17 +55,17 @@ class Recent:
         self._epoch: Epoch | None = None
 
     def get(self, task: TaskId) -> Story | None:
-        """Return what is known of a task, None if it has to be read."""
+        """Return the facts of a task; None if it must be read from the store."""
         return self._stories.get(task)
 
     def reigns(self, epoch: Epoch) -> None:
-        """Forget what another reign than this one may have gone on with."""
+        """Empty the cache if the epoch is new: others may have changed the tasks."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._stories.clear()
 
     def appended(self, entries: Sequence[Entry]) -> None:
-        """Remember few entries of the own stream; by others, nothing is whole."""
+        """Cache a small append. Another stream or a large append empties the cache."""
         stories = self._stories
         if len(entries) > FEW_ENTRIES:
             stories.clear()
@@ -80,7 +80,7 @@ class Recent:
             del stories[next(iter(stories))]
 
     def announced(self, tasks: Sequence[TaskId]) -> None:
-        """What was appended of these tasks is durable."""
+        """Mark these tasks: all their appended facts are durable."""
         for task in tasks if self._stories else ():
             if (story := self._stories.get(task)) is not None:
                 story.is_told = True
@@ -93,7 +93,7 @@ class Recent:
             return
         if isinstance(fact, MESH_FACTS):
             if isinstance(fact, Floor):
-                self._stories.clear()  # It may be the end of any of them.
+                self._stories.clear()  # A floor may purge any of these tasks.
         elif (story := self._stories.get(fact.task)) is not None:
             story.facts.append(fact)
             if len(story.facts) > FACTS_MAX or story.is_told or _is_large(fact):
@@ -107,12 +107,12 @@ def _is_large(fact: TaskFact) -> bool:
     return len(outcome.stdout) + len(outcome.stderr) > OUTPUT_BYTES_MAX
 
 
-REPLY_CHECK_S = 2.0  #: between two looks at what keeps an answer
+REPLY_CHECK_S = 2.0  #: between two calls of `check`
 PENDING_MAX = 10_000  #: requests that wait for the core at once
 
 
 class PendingRequests:
-    """Pairs each question to the core with its answer."""
+    """Sends requests to the core and matches replies to them by ticket."""
 
     def __init__(self, post: Callable[[Event], None]) -> None:
         self._post = post
@@ -126,20 +126,20 @@ class PendingRequests:
         *,
         check: Callable[[], None] | None = None,
     ) -> Reply:
-        """Give the core an event with a fresh ticket and wait for its answer.
+        """Send the core an event with a new ticket, and wait for its reply.
 
         Args:
-            event: Makes it of its ticket.
-            check: Called now and then while there is none; may raise, to wait no more.
+            event: Builds the event from its ticket.
+            check: Called every `REPLY_CHECK_S` until the reply; may raise, to give up.
 
         Raises:
-            NoDispatcher: too many requests wait already, or this node stops.
-            AnswerLost: this node stopped before the answer.
-            NotDispatcher: another node is dispatcher.
-            NotDurable: one copy is too few, and no standby acknowledges.
+            DispatcherUnknown: too many requests wait, or this node stops.
+            OutcomeUnknown: this node stopped before the reply.
+            NotDispatcher: this node is not dispatcher.
+            NotDurable: durability is strict, and no standby acknowledges.
         """
         if self._is_closed:
-            raise DispatcherUnknown("this node stops")
+            raise DispatcherUnknown("this node is stopping")
         if len(self._futures) >= PENDING_MAX:
             raise DispatcherUnknown("too many requests wait", hint="retry in a second")
         self._last_ticket += 1
@@ -158,7 +158,7 @@ class PendingRequests:
         if isinstance(reply, NotReplicated):
             raise errors.NotDurable(
                 "durability is strict, and no standby acknowledges",
-                hint="repeat the request when one is back, a POST with an "
+                hint="repeat the request when a standby is back; send a POST with an "
                 "Idempotency-Key",
             )
         if isinstance(reply, NotDispatching):
@@ -166,16 +166,16 @@ class PendingRequests:
         return reply
 
     def set_reply(self, ticket: int, reply: Reply) -> None:
-        """Release the request that waits for this ticket."""
+        """Complete the request that has this ticket."""
         future = self._futures.get(ticket)
         if future is not None and not future.done():
             future.set_result(reply)
 
     def close(self) -> None:
-        """Tell everybody that this node answers no more.
+        """Fail all pending requests with OutcomeUnknown.
 
-        What was asked may be in the log already: it must not be asked again elsewhere,
-        or it would be done twice.
+        A request may be in the log already. If another node repeated it, it would be
+        done twice.
         """
         self._is_closed = True
         for future in self._futures.values():
@@ -189,37 +189,37 @@ class PendingRequests:
                 )
 
 
-_ANY_MEMBER = ".*"  #: behind the name of an array: whoever waits for a member of it
-ARRAY_POLL_S = 0.1  #: between two looks at an array that somebody waits for
+_ANY_MEMBER = ".*"  #: array name + this: the key of waits for any of its members
+ARRAY_POLL_S = 0.1  #: between two reads of an array for one wait
 
 
 @dataclass(slots=True, eq=False)
 class _TaskWait:
-    """One long poll: what was written about its task since it began."""
+    """One long poll, with the facts about its task since it started."""
 
-    accepts_local_commit: (
-        bool  #: what is on this disk counts, though it may have no other copy
-    )
+    accepts_local_commit: bool  #: facts on this disk count before they are replicated
     has_changed: asyncio.Event = field(default_factory=asyncio.Event)
     facts: list[TaskFact] = field(default_factory=list)
 
 
 class TaskWaiters:
-    """Long polls, answered when their task has a new durable state."""
+    """Long polls, woken when their task has a new durable state."""
 
     def __init__(self) -> None:
-        self._waits: dict[str, set[_TaskWait]] = {}  #: by name, twins together
+        self._waits: dict[
+            str, set[_TaskWait]
+        ] = {}  #: by name; tasks that share a name share a key
         self._unpersisted: deque[tuple[int, _TaskWait, TaskFact]] = deque()
-        """On the way to the disk, for eager waits, with the number of its write."""
+        """Facts not yet on disk, for `accepts_local_commit`, with the write number."""
         self.recent = Recent()
 
     def on_appended(self, entries: Sequence[Entry], number: int) -> None:
-        """Keep facts that somebody waits for: they spare reading them again."""
+        """Keep the facts that waits need, so that they need not read the store."""
         self.recent.appended(entries)
         waits = self._waits
         for entry in entries if waits else ():
             fact = entry.fact
-            task = fact.task  # None has the name of what is about no task.
+            task = fact.task  # No wait has the name used by mesh facts.
             for wait in waits.get(task_name(task) if "~" in task else task, ()):
                 assert not isinstance(fact, MESH_FACTS)
                 if wait.accepts_local_commit:
@@ -228,10 +228,9 @@ class TaskWaiters:
                     wait.facts.append(fact)
 
     def on_persisted(self, number: int) -> None:
-        """What was appended so far is on this disk: wake who wants to know so soon.
+        """Wake waits that accept local commits: writes up to `number` are on disk.
 
-        Not before: who then reads the task would find it as it was, and take that for
-        news.
+        Woken earlier, they would read the old state of the task.
         """
         while self._unpersisted and self._unpersisted[0][0] <= number:
             _, wait, fact = self._unpersisted.popleft()
@@ -239,7 +238,7 @@ class TaskWaiters:
             wait.has_changed.set()
 
     def on_replicated(self, tasks: Sequence[TaskId]) -> None:
-        """What was appended about these tasks is durable: wake who waits for them."""
+        """Wake the waits for these tasks: their appended facts are durable."""
         self.recent.announced(tasks)
         waits = self._waits
         for task in tasks if waits else ():
@@ -250,7 +249,7 @@ class TaskWaiters:
                 wait.has_changed.set()
 
     def at_hand(self, name: str) -> TaskRecord | None:
-        """Return a task that has ended, None where it has to be read or waited for."""
+        """Return an ended task that is cached; None if it must be read or awaited."""
         story = self.recent.get(TaskId(name))
         record = story.record if story and story.is_told else None
         return record if record and record.state.is_final else None
@@ -264,18 +263,19 @@ class TaskWaiters:
         *,
         accepts_local_commit: bool = False,
     ) -> TaskRecord:
-        """Return a task once it is as wanted, or when the time is over.
+        """Return a task once `is_wanted` accepts it, or at the timeout.
 
         Args:
-            name: What the client calls it; not its number alone.
-            read: Returns the task as the store has it, with outputs.
-            is_wanted: Whether to return it as it is.
-            timeout_s: How long to wait.
-            accepts_local_commit: Return it once that is on this disk; it may come otherwise.
+            name: The client's name of the task, not its number alone.
+            read: Reads the task with its outputs from the store.
+            is_wanted: Returns True if the task should be returned now.
+            timeout_s: Longest wait.
+            accepts_local_commit: Return a state that is on this disk only, which a
+                failover may still revoke.
         """
         wait = _TaskWait(accepts_local_commit)
-        # Registered before the first read, so that no change falls between the two;
-        # a fact that both bring is joined twice, which changes nothing.
+        # Register before the first read, so that no change is missed. Applying a fact
+        # twice changes nothing.
         keys = _wait_keys(name)
         for key in keys:
             self._waits.setdefault(key, set()).add(wait)
@@ -283,13 +283,13 @@ class TaskWaiters:
         story = None if accepts_local_commit else self.recent.get(TaskId(name))
         try:
             async with asyncio.timeout(timeout_s):
-                # Its record has the submission, with which a story begins.
+                # The record has the submission, which is the first fact.
                 wait.facts += story.facts[1:] if story else ()
                 record = story.record if story else await read()
                 while not is_wanted(record):
                     await wait.has_changed.wait()
                     if record.progress is not None:
-                        # Members end by the thousand; it is not read for each.
+                        # Members end by the thousand: do not read the array for each.
                         await asyncio.sleep(ARRAY_POLL_S)
                     wait.has_changed.clear()
                     own = (fact for fact in wait.facts if fact.task == record.id)
@@ -307,14 +307,14 @@ class TaskWaiters:
 
 
 def _wait_keys(name: str) -> list[str]:
-    """Return under what to wait for a task: a member may end with its array, too."""
+    """Return the keys of a wait; a member also waits for the end of its array."""
     key = task_name(TaskId(name))
     array, dot, number = key.rpartition(".")
     return [key, array + _ANY_MEMBER] if dot and number.isdecimal() else [key]
 
 
 def _newest_record(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
-    """Return what is known when the store may be behind, or hold another one."""
+    """Join both records if they are of one non-array task, else return `read`."""
     if known is None or known.id != read.id or read.progress is not None:
         return read
     return merge.join_records(known, read)

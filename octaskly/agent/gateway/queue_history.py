@@ -1,7 +1,7 @@
-"""How the queue stood of late, for charts that shall not begin empty.
+"""The recent history of the queue, so that charts do not start empty.
 
-The dispatcher looks every few seconds, and keeps a fixed number of points in memory: of
-its own reign alone, as history is no part of the log.
+The dispatcher takes a sample every few seconds and keeps a fixed number in memory. The
+samples cover its own epoch only, because the log has no history of the queue.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ SAMPLES_MAX = 120  #: ten minutes
 
 
 class QueueHistorySampler:
-    """The points of this reign, none elsewhere than at the dispatcher."""
+    """Samples the queue on the dispatcher; other nodes have no samples."""
 
     def __init__(self, store: DurableStore, view: MeshView, clock: Clock) -> None:
         self._store, self._view, self._clock = store, view, clock
         self._samples: deque[QueueSample] = deque(maxlen=SAMPLES_MAX)
-        self._last_ended: tuple[Moment, int] | None = (
-            None  #: and what had ended by then
-        )
+        #: The time of the last sample and the number of ended tasks then.
+        self._last_ended: tuple[Moment, int] | None = None
 
     def samples(self) -> tuple[QueueSample, ...]:
-        """Return them, the oldest first."""
+        """Return the samples, oldest first."""
         return tuple(self._samples)
 
     async def run(self) -> None:
-        """Look again and again, for ever."""
+        """Take samples until cancelled."""
         while True:
             await self.record_sample()
             await asyncio.sleep(SAMPLE_PERIOD_S)
 
     async def record_sample(self) -> None:
-        """Add a point, or forget all where this node does not reign."""
+        """Add a sample, or delete all samples if this node is not dispatcher."""
         if not self._view.is_serving:
             self._samples.clear()
             self._last_ended = None
@@ -48,12 +47,12 @@ class QueueHistorySampler:
         try:
             counts = (await self._store.read_stats()).counts
         except StoreError:
-            return  # The agent says so elsewhere; the chart has a gap.
+            return  # The agent logs the failure elsewhere; the chart has a gap.
         now = self._clock.now()
         ended = sum(count for state, count in counts.items() if state.is_final)
         if self._last_ended is not None:
             before, ended_before = self._last_ended
-            # What was forgotten meanwhile had ended before.
+            # The count drops when ended tasks are purged.
             passed = max(0, ended - ended_before)
             point = QueueSample(
                 at_ms=now.wall_ms,

@@ -1,8 +1,8 @@
-"""Records, for the parts of the shell: to write one, to read them, to be told of one.
+"""Records of the mesh: writes, reads and subscriptions for the shell.
 
-Whoever goes by records of a kind subscribes before the agent starts. It is told of all
-that this node has kept once the core takes its first step, and then of each that is on
-this node's disk, wherever it was written; see `core.records`.
+Components subscribe to a kind before the agent starts. At the first step of the core
+they receive all stored records of that kind. Later they receive each record that
+reaches this node's disk, from any node. See `octaskly.core.log.records`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RecordListener = Callable[[Recorded], None]
 
 
 class Records:
-    """What this node knows that is about no task."""
+    """The records of this node: named values that belong to no task."""
 
     def __init__(
         self,
@@ -37,40 +37,42 @@ class Records:
         self._listeners: dict[str, list[RecordListener]] = {}
 
     def subscribe(self, kind: str, listener: RecordListener) -> None:
-        """Call `heard` with each record of a kind, on the event loop."""
+        """Call `listener` with each record of a kind, on the event loop."""
         self._listeners.setdefault(kind, []).append(listener)
 
     def on_records(self, records: Sequence[Recorded]) -> None:
-        """Pass on what has come to this node's disk."""
+        """Pass records that are on this node's disk to their listeners."""
         for record in records:
-            for heard in self._listeners.get(record.kind, ()):
-                heard(record)
+            for listener in self._listeners.get(record.kind, ()):
+                listener(record)
 
     async def write_records(self, *drafts: RecordDraft) -> RecordsKept:
-        """Record these, all or none, and return what counts when that is safe.
+        """Write all records or none; return the valid ones once replicated.
 
-        Where kind and key were taken, that is the earlier record.
+        If a record with the same kind and key exists, that one is returned.
 
         Raises:
             NotDispatcher: another node is dispatcher; nothing was recorded.
-            NotDurable: one copy is too few.
-            TooManyRecords: the mesh keeps no more of a kind.
-            StoreFull: the disk takes no writes. What was asked for when it stopped to
-                do so is recorded once it does again.
+            NotDurable: durability is strict, and no standby acknowledges.
+            TooManyRecords: the mesh has the maximum number of records of a kind.
+            StoreFull: the disk takes no writes. If it stopped after the request, the
+                records are written once it takes writes again.
         """
         assert all(is_valid_record(Recorded(*draft, hlc=0)) for draft in drafts)
         self._health_checks.require_writable_log()
         reply = await self._pending_requests.send_request(
             lambda ticket: RecordRequested(ticket, drafts),
-            check=partial(self._health_checks.require_durable, "it is noted for later"),
+            check=partial(
+                self._health_checks.require_durable, "the record will be written later"
+            ),
         )
         if isinstance(reply, RecordLimitReached):
             raise TooManyRecords(
-                f"the mesh keeps {reply.count_max} records {reply.kind}"
+                f"the mesh has {reply.count_max} records {reply.kind}, the maximum"
             )
         assert isinstance(reply, RecordsKept)
         return reply
 
     async def read_page(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        """Read records of one kind, also those that are over."""
+        """Read records, including expired ones."""
         return await self._store.read_records(query)

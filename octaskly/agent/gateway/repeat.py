@@ -1,4 +1,4 @@
-"""How an ended task is repeated: of an array the members that did not succeed."""
+"""Retries of ended tasks: of an array, only the members that did not succeed."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from octaskly.core.model.task_options import ITEMS_MAX, ArraySpec
 from octaskly.errors import NothingToRetry, TaskNotEnded
 from octaskly.ports import DurableStore
 
-RETRY_KEY_PREFIX = (
-    "retry "  #: begins the key of a repetition; no client's key has a space
-)
+#: Prefix of a retry's idempotency key; a key from a client has no space.
+RETRY_KEY_PREFIX = "retry "
 
 PositionRanges = Sequence[tuple[int, int]]
-"""Places of members, from one to another."""
+"""Ranges of member positions, from first to last."""
 
 _RANGES_SHOWN_MAX = 8
-_MEMBERS_MAX = ITEMS_MAX + 1  #: so many fit into no array
+_MEMBERS_MAX = ITEMS_MAX + 1  #: more than one array can have
 
 
 async def build_retry(
     record: TaskRecord, store: DurableStore, submitter: str
 ) -> Submission:
-    """Return the wish to repeat a task, which is the same whoever has it.
+    """Return a submission that retries a task; it is the same for all clients.
 
     Raises:
-        TaskNotEnded: it is queued or runs.
-        NothingToRepeat: it is an array whose members are all completed, or of which
-            more are not than one can name, and not in one range.
+        TaskNotEnded: the task is queued or running.
+        NothingToRetry: all members of the array are completed; or the others are too
+            many for one list and are not one range.
     """
     spec = record.spec
     if spec is None or not record.state.is_final:
@@ -46,7 +45,7 @@ async def build_retry(
     return Submission(
         drafts=(draft,),
         submitter=submitter,
-        # Once it is forgotten, the name may be chosen again.
+        # The time is needed: after a purge, another task may get this name.
         idempotency_key=f"{RETRY_KEY_PREFIX}{record.name} {spec.created_ms}",
         is_key_shared=True,
         is_strict=False,
@@ -74,7 +73,7 @@ async def _draft_of_unsuccessful(
 
 
 def _array_of_items(ranges: PositionRanges, original: ArraySpec) -> ArraySpec | None:
-    """Return an array that names each of its members; None: they are too many."""
+    """Return an array that lists its members; None if they are too many."""
     count = sum(last - first + 1 for first, last in ranges)
     if count > ITEMS_MAX:
         return None
@@ -85,10 +84,10 @@ def _array_of_items(ranges: PositionRanges, original: ArraySpec) -> ArraySpec | 
 
 
 def _array_of_range(ranges: PositionRanges, original: ArraySpec) -> ArraySpec:
-    """Return an array of which two numbers say all.
+    """Return an array that is one range of numbers.
 
     Raises:
-        NothingToRepeat: they do not, as some between them are completed.
+        NothingToRetry: there are several ranges, with completed members between.
     """
     (first, last), *more = ranges
     if not more:
@@ -103,5 +102,5 @@ def _array_of_range(ranges: PositionRanges, original: ArraySpec) -> ArraySpec:
     raise NothingToRetry(
         "Nothing to repeat",
         hint="more members are left than one array can name, and not in one range;"
-        f" hand in arrays of {', '.join(shown)}",
+        f" submit arrays of {', '.join(shown)}",
     )

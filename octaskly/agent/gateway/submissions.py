@@ -1,7 +1,8 @@
-"""Hands submissions to the core, and makes repeating one harmless.
+"""Submissions of tasks to the core, with idempotency.
 
-An `Idempotency-Key` becomes the ids of its tasks, which are the same on both sides of
-a split. So a repeated request finds them in the store, or meets the first one at work.
+Task ids are derived from the `Idempotency-Key`, so they are the same on both sides of
+a partition. A repeated request finds its tasks in the store, or waits for the first
+request.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from octaskly.ports import DurableStore
 from octaskly.system.clock import SystemClock
 from octaskly.system.cooperative import map_in_batches
 
-QUEUE_COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
-SMALL_BATCH_MAX = 1000  #: tasks of a request that are prepared and accepted in one turn
+QUEUE_COUNT_S = 30.0  #: longest time between two counts, while tasks arrive
+SMALL_BATCH_MAX = 1000  #: prepared and accepted in one turn of the event loop
 
 AcceptedTasks = tuple[list[TaskRecord], int]
-"""Accepted tasks in order, and how many disks hold them."""
+"""Accepted tasks in order, and the number of disks that hold them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +55,15 @@ class Submission:
     drafts: tuple[TaskDraft, ...]
     submitter: str
     idempotency_key: str | None
-    is_key_shared: bool = False  #: whoever brings it means the same tasks
-    is_strict: bool  #: rather none than with only one copy
+    is_key_shared: bool = False  #: the key means the same tasks for every submitter
+    is_strict: bool  #: refuse the tasks if only one disk would hold them
 
 
 class QueueQuota:
-    """How many more tasks may wait.
+    """Bounds the number of queued tasks.
 
-    Counting takes a moment, so it is done anew only where what was counted last and has
-    been accepted since would be too much, or was counted long ago.
+    Counting is slow. The queue is counted again only if the last count is old, or if
+    the last count and the tasks accepted since exceed the bound.
     """
 
     def __init__(self, store: DurableStore, clock: SystemClock, queue_max: int) -> None:
@@ -73,17 +74,17 @@ class QueueQuota:
         self._counted_s = float("-inf")
 
     async def reserve(self, count: int) -> None:
-        """Let so many tasks in.
+        """Reserve room for `count` tasks.
 
         Raises:
-            QueueFull: there is no room for them.
-            QueueTooSmall: there never is.
+            QueueFull: the queue has no room for them now.
+            QueueTooSmall: they exceed the bound of an empty queue.
         """
         if count > self._queue_max:
             raise QueueTooSmall(
                 "Queue is full",
                 hint=f"these are {count} tasks, and {self._queue_max} may wait;"
-                " hand in fewer at a time, or raise --queue-max of the agents",
+                " submit fewer at a time, or raise --queue-max of the agents",
             )
         now_s = self._clock.now().mono_s
         is_old = now_s - self._counted_s >= QUEUE_COUNT_S
@@ -94,14 +95,15 @@ class QueueQuota:
             if self._queued_estimate + count > self._queue_max:
                 raise QueueFull(
                     "Queue is full",
-                    hint=f"{self._queued_estimate} tasks wait, and {self._queue_max} may;"
-                    " try again when some have run, or raise --queue-max of the agent",
+                    hint=f"{self._queued_estimate} tasks wait, and {self._queue_max}"
+                    " may; try again when some have run, or raise --queue-max of the"
+                    " agent",
                 )
         self._queued_estimate += count
 
 
 class SubmissionService:
-    """The way of tasks into the core."""
+    """Submits tasks to the core."""
 
     def __init__(
         self,
@@ -126,15 +128,15 @@ class SubmissionService:
         self._claims: dict[TaskId, asyncio.Event] = {}
 
     async def accept_submission(self, submission: Submission) -> AcceptedTasks:
-        """Accept new tasks; return those that an earlier request brought as they are.
+        """Accept new tasks; return tasks of an earlier, equal request as they are.
 
         Raises:
-            TaskExists: an id is taken by another task.
-            NotDurable: one copy is too few.
+            TaskExists: another task has the id.
+            NotDurable: durability is strict, and no standby acknowledges.
             NotDispatcher: this node is not dispatcher any more; nothing was accepted.
-            ParentNotFound, CyclicTasks, CatchingUp: see `lineage.resolve`.
-            StoreFull: the disk has stopped to take writes. What was asked for may be
-                accepted once it does again.
+            ParentNotFound, CyclicTasks, CatchingUp: see `resolve_parents`.
+            StoreFull: the disk takes no writes. The tasks may be accepted once it
+                takes writes again.
         """
         after = None
         if submission.idempotency_key is not None:
@@ -155,12 +157,13 @@ class SubmissionService:
             missing = tuple(d for d in submission.drafts if d.id not in known)
             await self._refuse_member_names(missing)
             await self._refuse_arrays_over_tasks(missing)
-            # As safe as a new one would be: this disk may be the only one as yet that
-            # has what another dispatcher accepted. No tasks wait for all before them.
+            # Submit even if no task is missing: an empty submission waits until all
+            # earlier entries are replicated. This disk may hold the only copy of a
+            # known task that another dispatcher accepted.
             fresh, replicas = await self._submit_to_core(
                 replace(submission, drafts=missing)
             )
-            if known and missing:  # What was known may have fewer copies.
+            if known and missing:  # The known tasks may have fewer copies.
                 _, least = await self._submit_to_core(replace(submission, drafts=()))
                 replicas = min(replicas, least)
             more = iter(fresh)
@@ -168,7 +171,7 @@ class SubmissionService:
             return [record or next(more) for record in held], replicas
 
     async def reserve_task_ids(self, count: int) -> tuple[TaskId, ...]:
-        """Return ids for tasks that may be handed in.
+        """Return ids for tasks that may be submitted later.
 
         Raises:
             NotDispatcher: this node is not dispatcher any more.
@@ -181,7 +184,7 @@ class SubmissionService:
         return reply.ids
 
     async def wait_until_replicated(self) -> None:
-        """Wait until what is on this disk is as safe as an accepted task.
+        """Wait until all that is on this disk is replicated like an accepted task.
 
         Raises:
             NotDispatcher: this node is not dispatcher any more, or stops.
@@ -196,10 +199,10 @@ class SubmissionService:
     async def _claim_ids(
         self, drafts: Sequence[TaskDraft], ids: Sequence[TaskId]
     ) -> AsyncIterator[None]:
-        """Claim ids; a request that repeats one waits until the first is answered.
+        """Claim ids; wait while another request has claimed one of them.
 
-        So does an array while a task comes with the name of a member, or a task
-        while the array of its name does.
+        An array also waits for a request with the name of one of its members, and a
+        task with such a name waits for a request with the array.
         """
         arrays = {draft.id for draft in drafts if _array_of(draft)}
         while busy := self._conflicting_claim(ids, arrays):
@@ -217,7 +220,7 @@ class SubmissionService:
     def _conflicting_claim(
         self, ids: Sequence[TaskId], arrays: Collection[str | None]
     ) -> asyncio.Event | None:
-        """Return when a request is answered that stands in the way of these names."""
+        """Return the event of a request whose claim conflicts with these names."""
         for task in ids:
             place = split_member_name(task)
             for name in (task, place and TaskId(place[0])):
@@ -236,7 +239,9 @@ class SubmissionService:
         suffixes = self._random_suffixes(len(submission.drafts))
         logged = await self._logged_ids(submission)
         if len(submission.drafts) > SMALL_BATCH_MAX:
-            await asyncio.sleep(0)  # The step of the core is long enough by itself.
+            await asyncio.sleep(
+                0
+            )  # The step of the core gets a turn of its own, because it is long.
         reply = await self._pending_requests.send_request(
             lambda ticket: ev.TasksSubmitted(
                 *(
@@ -260,21 +265,21 @@ class SubmissionService:
         return records, reply.replicas
 
     def _require_writes(self) -> None:
-        """Raise StoreFull where what is on its way to the disk stays there."""
+        """Raise StoreFull if writes fail while the tasks are being written."""
         if failure := self._health_checks.write_failure():
             raise StoreFull(
-                "it may be accepted later, but the disk keeps nothing",
-                hint="look before you repeat it, or send an Idempotency-Key:"
+                "the disk takes no writes; the tasks may be accepted later",
+                hint="check before you repeat it, or send an Idempotency-Key:"
                 f" {failure}",
             )
 
     def _random_suffixes(self, count: int) -> tuple[str, ...]:
-        """Return what keeps tasks of the same number apart."""
+        """Return random id suffixes, which distinguish tasks of the same number."""
         digits = self._clock.hex_digits(8 * count) if count else ""
         return tuple([digits[at : at + 8] for at in range(0, len(digits), 8)])
 
     async def _with_keyed_ids(self, submission: Submission) -> list[TaskDraft]:
-        """Return the drafts, those without a name under one that the key gives."""
+        """Return the drafts; those without an id get one derived from the key."""
 
         def keyed(pair: tuple[int, TaskDraft]) -> TaskDraft:
             draft = pair[1]
@@ -285,7 +290,7 @@ class SubmissionService:
         return await map_in_batches(list(enumerate(submission.drafts)), keyed)
 
     async def _logged_ids(self, submission: Submission) -> tuple[TaskId | None, ...]:
-        """Return what the log will call the tasks that have a name."""
+        """Return the ids in the log of the tasks that have a chosen id."""
         drafts = submission.drafts
         if not [draft for draft in drafts if draft.id is not None]:
             return (None,) * len(drafts)
@@ -301,11 +306,11 @@ class SubmissionService:
     ) -> dict[TaskId, TaskRecord]:
         """Return the tasks of a repeated request, by chosen id; none if all are free.
 
-        `after` is the id that the key would give to one task more: where it is taken,
-        the first request with this key was a longer one.
+        `after` is the id that the key would give to one more task. If it is taken, the
+        first request with this key had more tasks.
 
-        A dispatcher that was lost in the midst of sending a large batch to a standby
-        has acknowledged nothing of it. It may have left some, to be completed.
+        A dispatcher that was lost while it replicated a large batch has acknowledged
+        no task of it. The standby may have some of them; the repeat adds the others.
         """
         if len(set(ids)) < len(ids):
             raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
@@ -327,15 +332,15 @@ class SubmissionService:
             )
             is_repeat = self._stream() not in streams
         if not is_repeat:
-            field, hint = "id", f"{busy} exists already"
+            field, hint = "id", f"{busy} already exists"
             if after:
                 field = "Idempotency-Key"
-                hint = f"it was sent before with other tasks: {busy} is one"
+                hint = f"it was used before with other tasks, such as {busy}"
             raise TaskExists("Duplicate task ID", field=field, hint=hint)
         return records
 
     async def _refuse_member_names(self, drafts: Sequence[TaskDraft]) -> None:
-        """Refuse names that members of arrays have, also those that have not begun."""
+        """Refuse names of array members, including members that have not started."""
         places = {
             draft.id: place
             for draft in drafts
@@ -357,16 +362,16 @@ class SubmissionService:
                     raise TaskExists("Duplicate task ID", field="id", hint=hint)
 
     async def _refuse_arrays_over_tasks(self, drafts: Sequence[TaskDraft]) -> None:
-        """Refuse arrays of which a member would have the name that a task has."""
+        """Refuse arrays with a member whose name an existing task has."""
         pairs = [(draft.id, _array_of(draft)) for draft in drafts]
         arrays = {name: array for name, array in pairs if name and array}
         task = await self._store.find_name_collision(arrays) if arrays else None
         if task is not None:
-            hint = f"{task} exists already, and would be a member"
+            hint = f"{task} already exists and would be a member"
             raise TaskExists("Duplicate task ID", field="id", hint=hint)
 
     def _keyed_id(self, submission: Submission, index: int) -> TaskId:
-        """Return the id that this key has on both sides of a split."""
+        """Return the id for this key, the same on both sides of a partition."""
         assert submission.idempotency_key is not None
         whose = "" if submission.is_key_shared else submission.submitter
         text = "\0".join(
@@ -377,7 +382,7 @@ class SubmissionService:
 
 
 def _find_matching(draft: TaskDraft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
-    """Return the task that is what the draft asks for."""
+    """Return the existing task that equals the draft, or None."""
     for record in taken:
         if record.spec is not None and matches_draft(draft, record.spec):
             return record
@@ -389,6 +394,6 @@ def _array_of(draft: TaskDraft) -> ArraySpec | None:
 
 
 def _count_tasks(draft: TaskDraft) -> int:
-    """Return how many tasks a draft stands for."""
+    """Return the number of tasks in a draft: an array has many."""
     array = _array_of(draft)
     return 1 if array is None else array.count

@@ -1,4 +1,4 @@
-"""Where the outputs lie that tasks declared: at the nodes that ran them."""
+"""Lookup of tasks, and of the nodes that have their captured outputs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
 
 class TaskFinder:
-    """The tasks of the log, as far as this node holds it.
+    """Finds tasks in this node's copy of the log.
 
     Args:
-        store: Where they are.
-        tickets: Where the core is asked whether another node may know more.
+        store: The log.
+        pending_requests: Asks the core if catch-up is complete.
     """
 
     def __init__(self, store: DurableStore, pending_requests: PendingRequests) -> None:
@@ -40,11 +40,11 @@ class TaskFinder:
         """Return one task with outputs.
 
         Raises:
-            TaskNotFound: no such task.
-            CatchingUp: it is unknown here, but another node may know it.
-            TaskAmbiguous: the sequence fits several.
-            NotDispatcher, NoDispatcher, AnswerLost: it is unknown, and this node does
-                not reign, is too busy, or stops.
+            TaskNotFound: there is no such task.
+            CatchingUp: the task is unknown here, but another node may know it.
+            TaskAmbiguous: several tasks have this number.
+            NotDispatcher, DispatcherUnknown, OutcomeUnknown: the task is unknown here,
+                and this node is not dispatcher, is overloaded, or stops.
         """
         record = await self._read_task(ref)
         if record is None:
@@ -52,18 +52,18 @@ class TaskFinder:
             assert isinstance(reply, CatchUpStatus)
             if not reply.is_complete:
                 raise CatchingUp(
-                    f"{ref} is unknown here, and a node that may know it is missing",
-                    hint="ask again; a node that stays away is given up after "
+                    f"{ref} is unknown here, but a missing node may know it",
+                    hint="ask again; a missing node is no longer awaited after "
                     "10 minutes",
                 )
-            # What has come in since the store was read is found now.
+            # Entries may have arrived since the first read.
             record = await self._read_task(ref)
         if record is None:
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
 
     async def find_name(self, ref: str) -> str:
-        """Return the name of a task that may be given by its number."""
+        """Return the name of a task; `ref` may be its number."""
         is_short = _SEQUENCE.fullmatch(ref) is not None
         return (await self.find_task(ref)).name if is_short else ref
 
@@ -80,17 +80,17 @@ class TaskFinder:
 
 
 CapturedPath = Callable[[TaskId, AttemptId, str], Path]
-"""Returns the file of an output that this node captured."""
+"""Returns the path of an output that this node captured."""
 
 
 class OutputLocator:
-    """The captured outputs of the mesh.
+    """Finds captured outputs in the mesh.
 
     Args:
-        task: Returns a task by what clients call it.
-        view: Who is in the mesh.
+        find_task: Returns a task by name or number.
+        view: The members of the mesh.
         node_id: This node.
-        captured: Where its own lie.
+        captured_path: Returns the path of an output on this node.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class OutputLocator:
         self._captured_path = captured_path
 
     async def locate_output(self, ref: str, path: str) -> OutputLocation:
-        """Return where a declared output lies."""
+        """Return the node and the path or URLs of a declared output."""
         record = await self._find_task(ref)
         attempt = record.deciding_attempt
         outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
@@ -123,7 +123,9 @@ class OutputLocator:
         urls = () if local else self._view.lan_urls_of(attempt.node)
         if local is None and not urls:
             name = self._view.name_of(attempt.node)
-            raise NodeNotFound(f"node {name}, which has this output, is gone")
+            raise NodeNotFound(
+                f"node {name}, which has this output, is not in the mesh"
+            )
         return OutputLocation(
             node=attempt.node,
             task=record.id,
@@ -135,5 +137,5 @@ class OutputLocator:
         )
 
     def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
-        """Return the file of an output that this node captured."""
+        """Return the path of an output that this node captured."""
         return self._captured_path(TaskId(task), attempt, path)

@@ -1,7 +1,7 @@
-"""Tokens of the API: issues them, knows which were taken back.
+"""API tokens: issues, verifies, lists and revokes them.
 
-A token is signed and is kept nowhere. What is kept of a named one is a record, so that
-it can be listed and revoked; a revocation is a record that every node goes by.
+Tokens are signed and not stored. A named token has a record, so that it can be listed
+and revoked. A revocation is a record that every node applies.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner
 from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, SessionOrigin
 
-SESSION_S: Final = 900  #: for which the token of a page is good
-SESSION_S_MAX: Final = 12 * 3600  #: from its opening; then somebody opens it again
-UNNAMED_TOKEN_S_MAX: Final = 86_400  #: a token that is good for longer gets a name
+SESSION_S: Final = 900  #: lifetime of a session token of the dashboard
+SESSION_S_MAX: Final = (
+    12 * 3600
+)  #: lifetime of a session; then the page must be opened again
+UNNAMED_TOKEN_S_MAX: Final = 86_400  #: a token with a longer lifetime gets a name
 REVOKED: Final = "token revoked"
-OUTDATED_SECRET: Final = "a token of an older secret issues none under the newer one"  # noqa: S105
+OUTDATED_SECRET: Final = (
+    "a token of an older secret cannot issue a token of the newer one"  # noqa: S105
+)
 SESSION_EXPIRED: Final = "the page was opened too long ago"
-ISSUER_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
+ISSUER_BYTES_MAX: Final = 160  #: of the issuing or revoking subject
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class _Body(msgspec.Struct, frozen=True):
-    """What the records of a token and of its end say, all of which can be shown."""
+    """The body of the records of a token and of its revocation; not secret."""
 
     name: str | None = None
     subject: str | None = None
@@ -49,13 +53,13 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class TokenService:
-    """The tokens of one mesh, seen from one node.
+    """The tokens of one mesh, as one node knows them.
 
     Args:
-        signer: Signs and verifies; None on a node that is in no mesh.
-        records: Where tokens and revocations are kept.
-        clock: The time by which tokens expire, and dice for their ids.
-        require_dispatcher: Raises NotDispatcher unless this node reigns.
+        signer: Signs and verifies; None on a node without a mesh.
+        records: Stores named tokens and revocations.
+        clock: Gives the time, and random digits for token ids.
+        require_dispatcher: Raises NotDispatcher unless this node is dispatcher.
     """
 
     def __init__(
@@ -74,10 +78,10 @@ class TokenService:
         records.subscribe(TOKEN_REVOKED, self._on_revocation)
 
     def verify(self, token: str) -> Principal:
-        """Return who shows a token.
+        """Return the principal of a token.
 
         Raises:
-            TrustError: it is not valid, has expired, or was revoked.
+            TrustError: the token is invalid, expired or revoked.
         """
         signer, now_ms = self._require_signer(), self._now_ms()
         claims = signer.verify_token(token, now_ms / 1000)
@@ -95,7 +99,7 @@ class TokenService:
         )
 
     def is_valid(self, principal: Principal) -> bool:
-        """Whether a token is neither expired nor revoked, nor its generation over."""
+        """Return True if a token is not expired, revoked or of a retired generation."""
         expires_ms, generation = principal.expires_ms, principal.generation
         is_over = expires_ms is not None and expires_ms <= self._now_ms()
         if generation is not None and self._signer is not None:
@@ -111,10 +115,10 @@ class TokenService:
         name: str | None,
         by: Principal,
     ) -> tuple[str, TokenInfo]:
-        """Return a new token, and what is kept of it."""
+        """Return a new token and its public information."""
         self._require_dispatcher()
         signer, now_ms = self._require_signer(), self._now_ms()
-        # Else whoever has an older secret could go on under the one that replaced it.
+        # Otherwise the holder of a replaced secret could get a token of the new one.
         if by.generation is not None and by.generation < signer.signing_generation:
             raise PermissionDenied(
                 OUTDATED_SECRET, hint="octaskly token create    on a member"
@@ -146,16 +150,16 @@ class TokenService:
     def issue_session_token(
         self, *, subject: str, role: str, node: NodeId
     ) -> tuple[str, TokenInfo]:
-        """Return a short token for a page that was just opened at this node."""
+        """Return a short-lived token for a dashboard page opened at this node."""
         opened = SessionOrigin(node, self._now_ms() // 1000)
         return self._session_token(subject, role, self._clock.hex_digits(32), opened)
 
     def renew_session_token(self, principal: Principal) -> tuple[str, TokenInfo]:
-        """Return a later token of the same id."""
+        """Return a new token with the same id and a later expiry."""
         node, opened_s = principal.session_node, principal.session_started_s
         if principal.token is None or node is None or opened_s is None:
             raise PermissionDenied(
-                "this token is of no page",
+                "this is not a session token",
                 hint="only a page that `octaskly open` opened renews its token",
             )
         is_older = principal.generation != self._require_signer().signing_generation
@@ -200,11 +204,11 @@ class TokenService:
         return tuple(i for i in infos if i.expires_ms and i.expires_ms > now_ms)
 
     async def revoke(self, ref: str, *, by: str) -> TokenInfo:
-        """Take a token back, by its name or id."""
+        """Revoke a token, by its name or id."""
         named = [
             info for info in await self.list_tokens() if ref in (info.name, info.id)
         ]
-        # One that was revoked may share its name with one that was issued since.
+        # A revoked token and a later one may have the same name.
         info = next((i for i in named if i.revoked_ms is None), None)
         info = info or next(iter(named[-1:]), None)
         if info is None:
@@ -221,12 +225,12 @@ class TokenService:
         return self._with_revocation(info)
 
     async def _record_token(self, info: TokenInfo) -> None:
-        """Record a token, unless one that is still good has its name."""
+        """Record a token; refuse the name of a token that is still valid."""
         async with self._issue_lock:
             for other in await self.list_tokens():
                 if other.name == info.name and other.revoked_ms is None:
                     raise TokenExists(
-                        f"a token is called {info.name!r} already",
+                        f"a token named {info.name!r} already exists",
                         hint=f"choose another name, or `octaskly token revoke "
                         f"{info.name}` first",
                         field="$.name",
@@ -257,7 +261,7 @@ class TokenService:
         )
 
     def _unnamed_info(self, jti: str) -> TokenInfo:
-        """Return what is known of a token that has no name: its id."""
+        """Return the information on a token without a record: only its id."""
         return self._with_revocation(
             TokenInfo(
                 id=jti,
@@ -278,7 +282,7 @@ class TokenService:
         return replace(info, revoked_ms=body.at_ms, revoked_by=body.by)
 
     def _on_revocation(self, record: Recorded) -> None:
-        """Refuse a token from now on, on this node."""
+        """Refuse this token on this node from now on."""
         now_ms = self._now_ms()
         if len(self._revoked) >= KINDS[TOKEN_REVOKED].count_max:
             known = self._revoked.items()
@@ -295,7 +299,7 @@ class TokenService:
 
 
 def _truncate_subject(text: str) -> str:
-    """Return the beginning of a subject, which others may have chosen."""
+    """Return a subject cut to `ISSUER_BYTES_MAX`; clients may have chosen it."""
     return text.encode("utf-8", "replace")[:ISSUER_BYTES_MAX].decode("utf-8", "ignore")
 
 
@@ -304,7 +308,7 @@ def _pack_body(body: dict[str, Any]) -> bytes:
 
 
 def _unpack_body(record: Recorded) -> _Body:
-    """Return the body of a record; of what no node of ours wrote, an empty one."""
+    """Return the body of a record, or an empty one if it is invalid."""
     try:
         return msgspec.json.decode(record.body, type=_Body)
     except (msgspec.DecodeError, ValueError):

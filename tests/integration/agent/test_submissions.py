@@ -263,7 +263,7 @@ async def test_another_batch_with_the_same_key_completes_none(
         await submissions(store).accept_submission(keyed(*drafts))
 
     assert refused.value.field == "Idempotency-Key"
-    assert "sent before with other tasks" in str(refused.value.hint)
+    assert "used before with other tasks" in str(refused.value.hint)
 
 
 def named(name: str, options: TaskOptions | None = None) -> Submission:
@@ -291,7 +291,7 @@ async def test_an_array_takes_no_name_of_a_task_for_a_member(
     with pytest.raises(TaskExists) as refused:
         await submissions(store).accept_submission(named("new", ARRAY))
 
-    assert refused.value.hint == "new.4 exists already, and would be a member"
+    assert refused.value.hint == "new.4 already exists and would be a member"
 
 
 @pytest.mark.parametrize("task", ["new.1", "new.6", "new.04", "new.x", "new.0.x", "ne"])

@@ -54,7 +54,7 @@ async def test_who_asked_before_that_was_known_waits_no_longer(
             await asyncio.sleep(0)
         desk.failure = "the disk is full"
 
-    assert "noted for later" in asked.result()
+    assert "the record will be written later" in asked.result()
 
 
 async def _refusal(records: Records) -> str:

@@ -70,4 +70,4 @@ async def test_many_with_gaps_are_refused_by_their_ranges(
     with pytest.raises(NothingToRetry) as refused:
         await repeated((0, 1), (4, 9))
 
-    assert str(refused.value.hint).endswith("hand in arrays of 10-12:2, 18-28:2")
+    assert str(refused.value.hint).endswith("submit arrays of 10-12:2, 18-28:2")
