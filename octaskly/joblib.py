@@ -1,4 +1,4 @@
-"""A backend of joblib, so that what takes `n_jobs` uses the machines of the mesh.
+"""A joblib backend: code that accepts `n_jobs` runs on the mesh.
 
     import joblib
     import octaskly.joblib
@@ -6,7 +6,8 @@
     with joblib.parallel_config("octaskly"):
         cross_val_score(model, X, y, n_jobs=-1)
 
-Importing it registers the backend. Its options are those of `octaskly.Executor`.
+Importing this module registers the backend. Its options are those of
+`octaskly.Executor`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from octaskly.client.client import Client
 from octaskly.executor import Executor
 
 BACKEND_NAME: Final = "octaskly"
-BATCH_S_MIN: Final = 0.5  #: a task begins in a fifth of that
+BATCH_S_MIN: Final = 0.5  #: a task takes 0.1 s to start
 BATCH_S_MAX: Final = 5.0
 ENDPOINT_OPTIONS: Final = ("url", "token", "ca", "node", "state_dir")
 
 
 class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc] # joblib has no types
-    """Performs batches of calls as tasks of the mesh.
+    """Runs batches of calls as tasks of the mesh.
 
     Args:
-        nesting_level: How deep in other backends it is.
-        options: For the executor.
+        nesting_level: The depth of nested joblib backends.
+        options: Options of `octaskly.Executor`.
     """
 
     supports_retrieve_callback = True
@@ -48,7 +49,7 @@ class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._tasks_max = 1
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many tasks run at a time; -1 is as many as the mesh has slots."""
+        """Return the number of parallel tasks; -1 means all slots of the mesh."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
@@ -61,7 +62,7 @@ class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return max(slots + 1 + n_jobs, 1)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
-        """Begin to take calls; `options` are those of another backend, and ignored."""
+        """Create the executor; ignore `options`, which are for other backends."""
         del options
         n_jobs = self.effective_n_jobs(n_jobs)
         self.parallel = parallel
@@ -80,18 +81,18 @@ class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return future
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """Return what a call returned, or raise what it raised."""
+        """Return the value of a call, or raise its exception."""
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002 - as the base class has it
-        """Cancel what has not begun, and be as new if more is to come."""
+        """Cancel calls that have not started; create a new executor if required."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
         if ensure_ready and self._executor is not None:
             self._executor = Executor(self._tasks_max, **self._options)
 
     def terminate(self) -> None:
-        """Take no more calls."""
+        """Shut down the executor and cancel its waiting calls."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None

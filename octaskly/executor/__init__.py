@@ -1,4 +1,4 @@
-"""`octaskly.Executor`: the mesh as an executor of `concurrent.futures`."""
+"""`octaskly.Executor`: a `concurrent.futures` executor that runs on the mesh."""
 
 from octaskly.executor.errors import (
     BrokenCall,

@@ -1,11 +1,11 @@
-"""Performs the calls of an `Executor` in the process of a task.
+"""The program that runs the calls of an `Executor` in the process of a task.
 
-Started by its file, in whatever interpreter was chosen there: so it needs the standard
-library and cloudpickle alone, and nothing else of this package.
+It is started by file name in the interpreter that the caller chose. It therefore
+imports only the standard library and cloudpickle, and nothing else of this package.
 
-A parcel is some parts, one behind the other, then JSON that tells their sizes, then the
-length of that JSON. It comes as stdin; parts of it may lie in files instead. The answer
-is a parcel too: on stdout, or in a file where it is large.
+A payload is a sequence of parts, then a JSON header with their sizes, then the length
+of the header. A part may be in a file instead. The call's payload arrives on stdin. The
+result is a payload on stdout, or in a file if it is large.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # What lies beside this file must not hide modules of the same name.
+    # Files beside this one must not shadow other modules.
     del sys.path[0]
 
 import json
@@ -26,46 +26,46 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-INLINE_BYTES_MAX = 256 << 10  #: of a parcel in stdin or stdout
-RESULT_BYTES_MAX = 1 << 30  #: of one in a file: what a node keeps of a task
-RESULT_FILE = "octaskly.result"  #: in the folder of the task
-PICKLE_PROTOCOL = 5  #: of pickles; the first with buffers beside them
-PAYLOAD_VERSION = 1  #: of parcels
+INLINE_BYTES_MAX = 256 << 10  #: of a payload on stdin or stdout
+RESULT_BYTES_MAX = 1 << 30  #: of a payload in a file; a node keeps no larger output
+RESULT_FILE = "octaskly.result"  #: in the working folder of the task
+PICKLE_PROTOCOL = 5  #: the first protocol with out-of-band buffers
+PAYLOAD_VERSION = 1  #: version of the payload format
 
-_ALIGNMENT = 64  #: arrays want their numbers at round addresses
+_ALIGNMENT = 64  #: arrays need aligned buffers
 _LENGTH = struct.Struct(">Q")
 
 Dumps = Callable[..., bytes]
 
 
 class InvalidPayload(ValueError):
-    """These bytes are no parcel, or not all of one."""
+    """These bytes are not a complete payload."""
 
 
 def python_version() -> str:
-    """Return what two interpreters must have in common to exchange functions."""
+    """Return the minor Python version, which caller and node must share."""
     return "{}.{}".format(*sys.version_info)
 
 
 def pickle_value(value: object, dumps: Dumps) -> list[bytes | memoryview]:
-    """Return a pickle and the large buffers that it refers to, not copied."""
+    """Return a pickle, then its out-of-band buffers, which are not copied."""
     buffers: list[pickle.PickleBuffer] = []
     first = dumps(value, protocol=PICKLE_PROTOCOL, buffer_callback=buffers.append)
     try:
         return [first, *(buffer.raw() for buffer in buffers)]
-    except BufferError:  # One is not in one piece.
+    except BufferError:  # A buffer is not contiguous.
         return [dumps(value, protocol=PICKLE_PROTOCOL)]
 
 
 def payload_bytes(parts: Sequence[bytes | memoryview]) -> int:
-    """Return how many bytes a parcel of these parts takes, without its JSON."""
+    """Return the size in bytes of a payload with these parts, without header."""
     return sum(len(part) + _padding(len(part)) for part in parts)
 
 
 def encode_payload(
     parts: Sequence[bytes | memoryview | str], header: dict[str, Any]
 ) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a parcel; a text is the name of the file with that part."""
+    """Yield the bytes of a payload; a `str` part is the name of a file."""
     for part in parts:
         if not isinstance(part, str):
             yield part
@@ -79,19 +79,19 @@ def encode_payload(
 
 
 def decode_payload(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
-    """Return what is told of a parcel, and its parts; those in files are opened.
+    """Return the header and the parts of a payload; map the parts in files.
 
     Raises:
-        NoParcel: it is none.
-        OSError: a file is not there.
+        InvalidPayload: the bytes are not a complete payload.
+        OSError: a file cannot be read.
     """
     try:
         end = len(data) - _LENGTH.size
         begin = end - _LENGTH.unpack(data[end:])[0]
-        told: dict[str, Any] = json.loads(bytes(data[max(begin, 0) : end]))
-        sizes = told["parts"]
+        header: dict[str, Any] = json.loads(bytes(data[max(begin, 0) : end]))
+        sizes = header["parts"]
     except (ValueError, KeyError, TypeError, struct.error):
-        raise InvalidPayload("this is no parcel") from None
+        raise InvalidPayload("these bytes are not a payload") from None
     parts: list[memoryview] = []
     place = 0
     for size in sizes:
@@ -101,12 +101,12 @@ def decode_payload(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
         parts.append(data[place : place + size])
         place += size + _padding(size)
     if place != begin:
-        raise InvalidPayload("the parcel is not whole")
-    return told, parts
+        raise InvalidPayload("the payload is incomplete")
+    return header, parts
 
 
 def map_file(path: str) -> memoryview:
-    """Return the bytes of a file; what is changed there stays in this process."""
+    """Map a file into memory; changes to it stay in this process."""
     with open(path, "rb") as file:  # noqa: PTH123 - no Path for one call
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
@@ -121,26 +121,26 @@ def _padding(size: int) -> int:
 
 
 def _main() -> int:
-    """Take a parcel from stdin, perform its calls, answer; return an exit code."""
-    # Whatever else is printed here is for people who read the log of the task.
-    answer_fd = os.dup(1)
+    """Read a payload from stdin, run its calls, write the result."""
+    # Send everything that the call prints to stderr: stdout carries the result.
+    result_fd = os.dup(1)
     os.dup2(2, 1)
     folder_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     data = memoryview(bytearray(sys.stdin.buffer.read()))
-    parts, told = _perform_calls(data)
+    parts, header = _perform_calls(data)
     if payload_bytes(parts) > RESULT_BYTES_MAX:
-        told = {"kind": "too-large", "bytes": payload_bytes(parts)}
+        header = {"kind": "too-large", "bytes": payload_bytes(parts)}
         parts = []
-    _write_result(parts, told, answer_fd, folder_fd)
-    return 0 if told["kind"] == "value" else 1
+    _write_result(parts, header, result_fd, folder_fd)
+    return 0 if header["kind"] == "value" else 1
 
 
 def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
-    told, parts = decode_payload(data)
+    header, parts = decode_payload(data)
     del data
-    if (why := _interpreter_mismatch(told)) is not None:
+    if (why := _interpreter_mismatch(header)) is not None:
         return [], {"kind": "mismatch", "text": why}
-    import cloudpickle  # noqa: PLC0415 - the mismatch is said first
+    import cloudpickle  # noqa: PLC0415 - the mismatch is checked first
 
     dumps = cloudpickle.dumps
     try:
@@ -149,7 +149,7 @@ def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
         values = [function(*arguments, **named) for arguments, named in calls]
         value = values if is_chunk else values[0]
         del function, calls, values
-    except BaseException as error:  # noqa: BLE001 - SystemExit, too, is an answer
+    except BaseException as error:  # noqa: BLE001 - SystemExit is a result too
         return _encode_exception(error, dumps)
     try:
         return pickle_value(value, dumps), {"kind": "value"}
@@ -160,7 +160,7 @@ def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _interpreter_mismatch(header: dict[str, Any]) -> str | None:
-    """Return why this interpreter cannot take these pickles."""
+    """Return why this interpreter cannot load these pickles, or None."""
     here, there = python_version(), header["python"]
     if here != there:
         return f"{sys.executable} is Python {here}, and the call comes from {there}"
@@ -178,19 +178,19 @@ def _interpreter_mismatch(header: dict[str, Any]) -> str | None:
 def _encode_exception(
     error: BaseException, dumps: Dumps
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return the answer for an exception: itself where it can be pickled, and text."""
+    """Return the result for an exception: pickled if possible, and as text."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     sys.stderr.write(text)
     kind = type(error)
-    told = {
+    header = {
         "kind": "error",
         "type": f"{kind.__module__}.{kind.__qualname__}",
         "text": str(error),
         "traceback": text,
     }
     with suppress(BaseException):
-        return pickle_value(error.with_traceback(None), dumps), told
-    return [], told
+        return pickle_value(error.with_traceback(None), dumps), header
+    return [], header
 
 
 def _write_result(

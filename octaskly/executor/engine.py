@@ -1,7 +1,7 @@
-"""Hands the work of one executor to the mesh, and its ends to futures.
+"""The threads of an executor: submit work items and set the results of futures.
 
-Three kinds of threads, which begin with the first work and end with the last: one hands
-out, one listens to what happens, and some fetch what has ended.
+One thread submits tasks, one reads the event feed, and some fetch ended tasks. They
+start with the first work item and stop after the last one.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ BATCH_MAX: Final = 500  #: tasks in one submission
 BATCH_BYTES_MAX: Final = 8 << 20
 
 DeferredCall = Callable[[], None]
-"""What is asked of the mesh and has no answer."""
+"""A request to the mesh whose result is ignored."""
 
 
 class WorkItem:
     """One future and its task.
 
     Args:
-        id: Of the task.
-        size_bytes: What it takes in a submission, roughly.
-        make: Returns the task to submit; called once, or until there is room.
-        value: Returns what the future gets of the ended task; may raise.
-        after: What is to be done once the future has its end, if a task was made.
+        id: The id of the task.
+        size_bytes: The approximate size of the task in a submission.
+        make_draft: Returns the task to submit; called again if a node had no room.
+        result_of: Returns the result of the future from the ended task; may raise.
+        on_end: Called after the future has ended, if `make_draft` succeeded.
     """
 
     __slots__ = (
@@ -66,16 +66,15 @@ class WorkItem:
         self.future: Future[Any] = Future()
         self.id = id
         self.size_bytes = size_bytes
-        self.make_draft: Callable[[], Draft] | None = (
-            make_draft  #: None: it was submitted
-        )
+        #: None after a draft was made.
+        self.make_draft: Callable[[], Draft] | None = make_draft
         self.result_of = result_of
         self.on_end = on_end
         self.is_submitted = False
-        self.is_started = False  #: the future runs, or was found cancelled
+        self.is_started = False  #: the future is running or cancelled
 
     def start(self) -> bool:
-        """Let the future run, if it does not; return whether it was not cancelled."""
+        """Mark the future as running; return False if it was cancelled."""
         if not self.is_started:
             self.is_started = True
             self.future.set_running_or_notify_cancel()
@@ -83,23 +82,23 @@ class WorkItem:
 
 
 class Engine:
-    """What works behind an executor, also when that is collected before the end.
+    """Runs the work items of an executor, even after the executor was collected.
 
     Args:
-        mesh: Where tasks go.
-        window: How many of them are there at a time.
+        mesh: Receives the tasks.
+        tasks_max: The largest number of tasks in the mesh at a time.
     """
 
     def __init__(self, mesh: MeshClient, tasks_max: int) -> None:
         self._mesh = mesh
         self._tasks_max = tasks_max
-        self._changed = threading.Condition()  #: guards what follows
-        self._items: dict[str, WorkItem] = {}  #: whose future has no end yet
+        self._changed = threading.Condition()  #: guards the fields below
+        self._items: dict[str, WorkItem] = {}  #: items whose future has not ended
         self._queue: deque[WorkItem] = deque()
         self._submitted_count = 0
         self._deferred_calls: list[DeferredCall] = []
         self._is_listening = False
-        self._is_full = False  #: until something ends
+        self._is_full = False  #: a node had no room; reset when a task ends
         self._is_closed = False
         self._error: OctasklyError | None = None
         self._ended_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -107,11 +106,11 @@ class Engine:
         self._threads: list[threading.Thread] = []
 
     def add(self, item: WorkItem) -> None:
-        """Take work.
+        """Queue a work item.
 
         Raises:
-            RuntimeError: it is too late for any.
-            MeshLost: the mesh is away.
+            RuntimeError: the engine or the interpreter is shutting down.
+            MeshLost: no node answers any more.
         """
         with self._changed:
             self._raise_if_closed()
@@ -123,12 +122,12 @@ class Engine:
         item.future.add_done_callback(partial(self._on_done, item))
 
     def check_open(self) -> None:
-        """Raise what `add` would."""
+        """Raise the error that `add` would raise."""
         with self._changed:
             self._raise_if_closed()
 
     def close(self, *, cancels_pending: bool = False) -> None:
-        """Take no more work; cancel what has not begun, if asked to."""
+        """Accept no more work; optionally cancel items that have not started."""
         with self._changed:
             self._is_closed = True
             works = list(self._items.values()) if cancels_pending else []
@@ -160,30 +159,30 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    # -- out -------------------------------------------------------------------------
+    # -- submit ----------------------------------------------------------------------
 
     def _submit_loop(self) -> None:
         while (turn := self._wait_for_batch()) is not None:
-            batch, errands = turn
-            for errand in errands:
-                with suppress(OctasklyError):  # Nobody waits for what comes of it.
-                    errand()
+            batch, calls = turn
+            for call in calls:
+                with suppress(OctasklyError):  # The result is ignored.
+                    call()
             if batch:
                 self._submit_batch(batch)
-            del turn, batch, errands
+            del turn, batch, calls
         self._mesh.stop_events()
         for _ in range(FETCHERS):
             self._ended_ids.put(None)
 
     def _wait_for_batch(self) -> tuple[list[WorkItem], list[DeferredCall]] | None:
-        """Wait for something to do; None: there will be nothing more."""
+        """Wait for tasks to submit or deferred calls; None when all is done."""
         with self._changed:
             while True:
                 is_ready = self._is_listening and not self._is_full
                 batch = self._take_batch() if is_ready else []
-                errands, self._deferred_calls = self._deferred_calls, []
-                if batch or errands:
-                    return batch, errands
+                calls, self._deferred_calls = self._deferred_calls, []
+                if batch or calls:
+                    return batch, calls
                 if not self._items and (self._is_closed or self._error):
                     return None
                 self._changed.wait()
@@ -197,7 +196,7 @@ class Engine:
             and len(batch) < BATCH_MAX
         ):
             work = self._queue[0]
-            if work.id in self._items:  # Else it was cancelled meanwhile.
+            if work.id in self._items:  # Otherwise it was cancelled.
                 size_bytes += work.size_bytes
                 if batch and size_bytes > BATCH_BYTES_MAX:
                     break
@@ -231,7 +230,7 @@ class Engine:
                 self._end_future(work, error)
 
     def _requeue(self, item: WorkItem) -> bool:
-        """Try again when something has ended; False: nothing will."""
+        """Queue an item again until a task ends; False if no task is left to end."""
         with self._changed:
             if item.id not in self._items:
                 return True
@@ -242,7 +241,7 @@ class Engine:
                 self._queue.appendleft(item)
             return self._is_full
 
-    # -- back ------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------
 
     def _listen_loop(self) -> None:
         try:
@@ -293,7 +292,7 @@ class Engine:
                 work.start()
 
     def _end_future(self, item: WorkItem, end: Task | OctasklyError) -> None:
-        """Give a future its end, once."""
+        """Set the result or the exception of a future, once."""
         if not self._remove_item(item):
             return
         if isinstance(end, OctasklyError):
@@ -301,13 +300,13 @@ class Engine:
             return
         try:
             value = item.result_of(end)
-        except BaseException as error:  # noqa: BLE001 - that is what the future is for
+        except BaseException as error:  # noqa: BLE001 - the future carries it
             item.future.set_exception(error)
         else:
             item.future.set_result(value)
 
     def _remove_item(self, item: WorkItem) -> bool:
-        """Return whether the caller is the one to end a future."""
+        """Remove an item; return True if the caller must end its future."""
         with self._changed:
             if self._items.pop(item.id, None) is None:
                 return False
@@ -342,12 +341,12 @@ _is_exiting = threading.Event()
 
 
 def _at_exit() -> None:
-    """Let all work end before the interpreter does, as the executors of Python do."""
+    """Wait for all work before the interpreter exits, like Python's executors."""
     _is_exiting.set()
     for engine in list(_engines):
         engine.close()
         engine.join()
 
 
-# What `concurrent.futures` uses itself: `atexit` comes after threads were joined.
+# As in `concurrent.futures`: `atexit` callbacks run after threads were joined.
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined] # noqa: SLF001

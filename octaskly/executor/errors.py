@@ -1,4 +1,4 @@
-"""How calls end that return nothing."""
+"""Errors of calls that return no value."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from octaskly.errors import OctasklyError
 
 
 class BrokenCall(BrokenExecutor, OctasklyError):
-    """The process of a call ended, or never began, without an answer.
+    """The process of a call ended without a result, or never started.
 
-    Other calls of the executor go on. `task` is the id of its task, `node` the name of
-    the node where it ran last; `exit_code` and `signal` are those of its process.
+    Other calls of the executor continue. `task` is the id of the task, and `node` the
+    name of the node that ran it last. `exit_code` and `signal` are of its process.
     """
 
     def __init__(
@@ -32,22 +32,22 @@ class BrokenCall(BrokenExecutor, OctasklyError):
 
 
 class InterpreterMismatch(BrokenCall):
-    """The interpreter on that node cannot take what this one pickles."""
+    """The interpreter on the node cannot load pickles of this interpreter."""
 
 
 class ResultLost(BrokenCall):
-    """The call was performed, and its result cannot be had."""
+    """The call ran, but its result cannot be retrieved."""
 
 
 class MeshLost(BrokenExecutor, OctasklyError):
-    """No node answers any more, or none takes calls: the executor is of no use."""
+    """No node answers or accepts calls any more, so the executor is unusable."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         OctasklyError.__init__(self, message, hint=hint)
 
 
 class RemoteTraceback(Exception):
-    """The cause of an exception that a call raised: where, as text."""
+    """The remote traceback of a call, as text; the cause of its exception."""
 
     def __init__(self, tb: str) -> None:
         super().__init__(tb)
@@ -58,4 +58,4 @@ class RemoteTraceback(Exception):
 
 
 class RemoteError(Exception):
-    """A call raised an exception that cannot be had here; this is its text."""
+    """A call raised an exception that cannot be unpickled here; has its text."""

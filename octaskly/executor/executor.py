@@ -1,4 +1,4 @@
-"""The executor: calls and commands as futures."""
+"""`Executor`: Python calls and commands as futures."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from octaskly.rest.client_types import Draft, Task
 if TYPE_CHECKING:
     from octaskly.executor.pickling import Arguments, CallPayload
 
-TASKS_MAX_DEFAULT: Final = (
-    1000  #: tasks in the mesh at a time, unless another number is asked for
-)
-CALL_S_MAX: Final = 86_400  #: how long a call may run, unless said otherwise
+TASKS_MAX_DEFAULT: Final = 1000  #: default of `max_workers`
+CALL_S_MAX: Final = 86_400  #: default `timeout` of a call
 NAME_CHARS_MAX: Final = 128
 
-_CALL_RUNNER = '"${OCTASKLY_CALLEE:?the agent of this node knows no calls: update it}"'
+_CALL_RUNNER = (
+    '"${OCTASKLY_CALLEE:?the agent of this node does not support calls: update it}"'
+)
 _AGENT_PYTHON = '"$OCTASKLY_PYTHON"'
 _T = TypeVar("_T")
 
 
 class ExecutorFields(TypedDict, total=False):
-    """What all tasks of an executor ask for; the REST reference says what it means."""
+    """Fields of all tasks of an executor; the REST reference defines them."""
 
     timeout: int
     labels: Mapping[str, str]
@@ -57,28 +57,28 @@ class ExecutorFields(TypedDict, total=False):
 
 
 class Executor(FuturesExecutor):
-    """The mesh as an executor of `concurrent.futures`.
+    """A `concurrent.futures` executor that runs on the mesh.
 
         with octaskly.Executor() as executor:
             print(list(executor.map(render, range(240))))
 
-    A call runs in a fresh process of its own, on whatever node has a slot. It may run
-    again where a node is lost, unless `retry_on` says otherwise. Functions and values
-    travel by cloudpickle, between this process and that one alone; what is large goes
-    as files. Nodes need the same minor version of Python and `octaskly[python]`.
+    A call runs in its own new process on any node with a free slot. If a node is lost,
+    its calls run again, unless `retry_on` prevents it. Functions and values are sent by
+    cloudpickle; only this process and the call's process unpickle them. Large values
+    are sent as files. Nodes need the same minor Python version and `octaskly[python]`.
 
     Args:
-        max_workers: How many tasks of this executor are in the mesh at a time, waiting
-            or running; the others wait here, where they can still be cancelled without
-            a request.
-        url: As for `Client`, and so are `token`, `ca`, `node` and `state_dir`.
-        retry_timeout_s: How long a mesh that does not answer is asked again.
-        python: The interpreter on the nodes; default the one that runs their agent.
-        asked: What all tasks ask for, as `requires={"memory_mb": 4096}`.
+        max_workers: The largest number of this executor's tasks in the mesh at a time,
+            queued or running. The others wait in this process and can be cancelled
+            without a request.
+        url: As for `Client`, like `token`, `ca`, `node` and `state_dir`.
+        retry_timeout_s: How long requests are retried while no node answers.
+        python: The interpreter on the nodes; by default the one of their agent.
+        fields: Fields of all tasks, for example `requires={"memory_mb": 4096}`.
 
     Raises:
-        ConfigError: a place that cannot be used.
-        Invalid: something that no task can ask for.
+        ConfigError: the endpoint cannot be used.
+        Invalid: a task field is invalid.
     """
 
     def __init__(
@@ -108,15 +108,15 @@ class Executor(FuturesExecutor):
         make_draft(self._command, _merge_fields(fields, {}))
         self._prefix = f"py-{secrets.token_hex(6)}"
         self._numbers = count()
-        # What was submitted goes on without this object; the rest of it ends then.
+        # Submitted work continues after this object is collected; then threads stop.
         weakref.finalize(self, self._engine.close).atexit = False
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        """Call `fn(*args, **kwargs)` on a node; return the future of what it returns.
+        """Call `fn(*args, **kwargs)` on a node; return the future of its result.
 
         Raises:
-            PicklingError: the function or an argument cannot be pickled; says which.
-            RuntimeError: it is too late for more work.
+            PicklingError: the function or an argument cannot be pickled.
+            RuntimeError: the executor or the interpreter is shutting down.
             MeshLost: no node answers any more.
         """
         return self._submit_calls(fn, [(args, kwargs)], is_chunk=False)
@@ -126,10 +126,10 @@ class Executor(FuturesExecutor):
     ) -> Future[Task]:
         """Run a command on a node; return the future of the ended task.
 
-        A command that fails is no exception: look at `exit_code`.
+        A failed command raises no exception: check `exit_code`.
 
         Raises:
-            Invalid: it asks for something that no task knows.
+            Invalid: a task field is invalid.
         """
         self._engine.check_open()
         name = fields.get("id") or self._new_task_id()
@@ -147,19 +147,19 @@ class Executor(FuturesExecutor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[_T]:
-        """Yield `fn` of each of the items, in order, as the built-in `map`.
+        """Yield `fn` of each item in order, like the built-in `map`.
 
         Args:
             fn: The function.
-            iterables: Its arguments.
-            timeout: Seconds from now on until a result must be there.
-            chunksize: How many calls one task performs, one after the other. A process
-                begins in a tenth of a second, so short calls need large chunks.
-            buffersize: How many chunks are submitted ahead of the one that is yielded;
-                None: all of them at once.
+            iterables: One iterable per argument of `fn`.
+            timeout: Seconds from now within which all results must arrive.
+            chunksize: The number of calls that one task runs in sequence. A process
+                takes 0.1 s to start, so short calls need large chunks.
+            buffersize: The number of chunks submitted ahead of the one being yielded;
+                None: all at once.
 
         Raises:
-            TimeoutError: a result was not there in time; what is left is cancelled.
+            TimeoutError: a result was late; the remaining calls are cancelled.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -172,7 +172,7 @@ class Executor(FuturesExecutor):
         return _results(begun, futures, end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base class has it
-        """Take no more work; wait for what was submitted, or cancel what waits."""
+        """Accept no more work; wait for submitted work, or cancel waiting work."""
         self._engine.close(cancels_pending=cancel_futures)
         if wait:
             self._engine.join()
@@ -180,7 +180,7 @@ class Executor(FuturesExecutor):
     def _submit_calls(
         self, fn: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
     ) -> Future[Any]:
-        # Commands do without cloudpickle.
+        # Imported here because commands need no cloudpickle.
         from octaskly.executor.pickling import pickle_calls  # noqa: PLC0415
 
         self._engine.check_open()
@@ -214,7 +214,7 @@ class Executor(FuturesExecutor):
 
 
 def _merge_fields(asked: Mapping[str, Any], more: Mapping[str, Any]) -> TaskFields:
-    """Return what a task asks for beyond what all of them do."""
+    """Merge the fields of one task into those of all tasks."""
     merged: Any = {**asked, **more}
     if "env" in asked and "env" in more:
         merged["env"] = {**asked["env"], **more["env"]}
@@ -222,7 +222,7 @@ def _merge_fields(asked: Mapping[str, Any], more: Mapping[str, Any]) -> TaskFiel
 
 
 def _chunks(items: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[Arguments]]:
-    """Yield calls in lists of a size; the last one may be shorter."""
+    """Yield lists of `size` calls; the last one may be shorter."""
     calls: Iterator[Arguments] = ((item, {}) for item in items)
     while chunk := list(islice(calls, size)):
         yield chunk
@@ -233,14 +233,14 @@ def _results(
     more: Iterator[Future[list[_T]]],
     deadline_s: float | None,
 ) -> Generator[_T]:
-    """Yield results in order; cancel what is left when nobody wants any more."""
+    """Yield results in order; cancel the remaining calls when closed."""
     try:
         while started:
             values = _result(started.popleft(), deadline_s)
             started.extend(islice(more, 1))
             values.reverse()
             while values:
-                yield values.pop()  # Nothing here refers to it any more.
+                yield values.pop()  # Keep no reference to a yielded value.
     finally:
         for future in started:
             future.cancel()
@@ -256,6 +256,6 @@ def _result(future: Future[list[_T]], deadline_s: float | None) -> list[_T]:
 
 
 def _shown_name(fn: Callable[..., Any]) -> str:
-    """Return the name of a task that calls a function."""
+    """Return the task name for a call of `fn`."""
     name = getattr(fn, "__qualname__", type(fn).__qualname__)
     return "".join(c for c in name if c.isprintable())[:NAME_CHARS_MAX] or "call"

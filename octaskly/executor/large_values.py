@@ -1,4 +1,4 @@
-"""Large parts of calls, as files that are left at a node while calls need them."""
+"""Large values of calls: uploads them to a node while calls need them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from octaskly.client.errors import Unavailable
 from octaskly.errors import OctasklyError
 from octaskly.executor.mesh import INSUFFICIENT_STORAGE, MeshClient
 
-REUPLOAD_AFTER_S: Final = 600.0  #: a node keeps for an hour what it was asked for
+REUPLOAD_AFTER_S: Final = 600.0  #: a node keeps a file for an hour after each upload
 
 
 class Blob(NamedTuple):
-    """A part that travels as a file of its own."""
+    """A part of a call that is sent as a file."""
 
-    name: str  #: of the file, in the folder of the task
+    name: str  #: of the file in the working folder of the task
     sha256: str
     data: bytes | memoryview
 
 
 class NodeFilesFull(OctasklyError):
-    """The node takes no more files at the moment."""
+    """The node has no room for more files at the moment."""
 
 
 class UploadedValues:
-    """What one executor has left at a node; for the thread that hands out work."""
+    """The uploaded files of one executor; used only by its submit thread."""
 
     def __init__(self, mesh: MeshClient) -> None:
         self._mesh = mesh
-        self._use_counts: Counter[str] = Counter()  #: calls that need a file
-        self._uploaded: dict[
-            str, tuple[str, float]
-        ] = {}  #: node, and until when it is so
+        self._use_counts: Counter[str] = Counter()  #: number of calls that need a file
+        #: By digest: the node, and the time of the next upload.
+        self._uploaded: dict[str, tuple[str, float]] = {}
 
     def upload(self, blobs: Sequence[Blob]) -> list[dict[str, str]]:
-        """Have parts at a node; return how a task names them.
+        """Upload blobs that are not uploaded yet; return a task's `files` field.
 
         Raises:
-            NoRoom: there is no room for one.
+            NodeFilesFull: the node has no room for a blob.
         """
         names = [blob.sha256 for blob in blobs]
         self._use_counts.update(names)
@@ -60,13 +59,13 @@ class UploadedValues:
             raise
 
     def release(self, names: Iterable[str]) -> None:
-        """Note that a call needs its parts no more."""
+        """Release the files of an ended call; delete those no longer needed."""
         for name in names:
             self._use_counts[name] -= 1
             if self._use_counts[name] <= 0:
                 del self._use_counts[name]
                 self._uploaded.pop(name, None)
-                with suppress(OctasklyError):  # It goes by itself, only later.
+                with suppress(OctasklyError):  # The node deletes it later by itself.
                     self._mesh.release_file(name)
 
     def _upload_if_needed(self, blob: Blob) -> str:

@@ -1,4 +1,4 @@
-"""What an executor asks of the mesh."""
+"""The mesh client of an executor: tasks, events, outputs and files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from octaskly.client.flows import files, streams, tasks
 from octaskly.client.flows.sse import Event
 from octaskly.rest.client_types import Draft, Task
 
-INSUFFICIENT_STORAGE = (
-    507  #: status where a node cannot take a file, or a task, at the moment
-)
+INSUFFICIENT_STORAGE = 507  #: HTTP status: no room for a file or task at the moment
 
 
 class MeshClient:
-    """The way into the mesh, through one node; any thread may use it.
+    """Sends requests to the mesh through one node; thread-safe.
 
     Args:
-        place: That node.
-        retry_timeout_s: How long a mesh that does not answer is asked again.
+        endpoint: The API of that node.
+        retry_timeout_s: How long requests are retried while no node answers.
     """
 
     def __init__(self, endpoint: Endpoint, retry_timeout_s: float) -> None:
@@ -47,22 +45,22 @@ class MeshClient:
             try:
                 self._driver.run(flow)
             except TooMany:
-                continue  # It was asked patiently, and there is no hurry.
+                continue  # The queue is full: try again without a limit.
             return
 
     def get_task(self, name: str) -> Task:
-        """Return a task as it is now."""
+        """Return the current state of a task."""
         return self._driver.run(tasks.task(self._requests, name))
 
     def cancel(self, name: str) -> None:
-        """Cancel a task, be it that it runs."""
+        """Cancel a task, even if it is running."""
         self._driver.run(tasks.cancel(self._requests, name, force=True))
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens, the first event at once, until `stop_events`."""
+        """Yield events until `stop_events`; the first one arrives at once."""
         flow = streams.events(
             self._requests,
-            types=("task", "node"),  # Nodes are told of first.
+            types=("task", "node"),  # The first events are about nodes.
             task=None,
             after="",
             deadline=self._requests.deadline_after(None),
@@ -79,18 +77,18 @@ class MeshClient:
         target.writelines(self._driver.iterate(flow))
 
     def upload_file(self, sha256: str, data: bytes | memoryview) -> str:
-        """Leave a file for tasks; return the id of the node that has it."""
+        """Upload a file for tasks; return the id of the node that has it."""
         return self._driver.run(files.upload_file(self._requests, sha256, data)).node
 
     def release_file(self, sha256: str) -> None:
-        """Say that no task will name a file any more."""
+        """Release a file that no further task needs."""
         self._driver.run(files.release_file(self._requests, sha256))
 
     def stop_events(self) -> None:
-        """Have `events` end, in whatever thread it waits."""
+        """End `events`, in whichever thread it waits."""
         self._event_driver.close()
 
     def close(self) -> None:
-        """Close all connections; nothing more is asked."""
+        """Close all connections."""
         self._event_driver.close()
         self._driver.close()

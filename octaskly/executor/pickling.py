@@ -1,7 +1,7 @@
-"""What goes out as a call and what comes back as its answer; the door to cloudpickle.
+"""Pickling of calls and unpickling of their results, with cloudpickle.
 
-Whoever submits a call pickles it here, and the process of its task unpickles it; the
-answer goes the other way. Nobody in between looks into either.
+The caller pickles a call here, and the process of its task unpickles it. Results are
+sent back in the same way. No node between them unpickles either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ try:
     import cloudpickle
 except ImportError as error:  # pragma: no cover - the extra is there in tests
     raise ConfigError(
-        "functions travel by cloudpickle, which is not installed here",
+        "calls need cloudpickle, which is not installed here",
         hint="pip install 'octaskly[python]'    here, and where the agents run",
     ) from error
 
@@ -38,7 +38,7 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class CallPayload:
-    """A call that is ready to leave."""
+    """A pickled call: its stdin and its large parts."""
 
     stdin: bytes
     blobs: Sequence[Blob]
@@ -47,16 +47,16 @@ class CallPayload:
 def pickle_calls(
     function: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
 ) -> CallPayload:
-    """Pickle one call, or several that one process performs one after the other.
+    """Pickle one call, or several that one process runs in sequence.
 
     Raises:
-        PicklingError: something cannot be pickled; says what.
+        PicklingError: the function or an argument cannot be pickled.
     """
     try:
         parts = call_runner.pickle_value((function, calls, is_chunk), cloudpickle.dumps)
     except Exception as error:  # Whatever `__reduce__` of the caller's class raises.
         raise _unpicklable_error(function, calls, error) from error
-    told = {
+    header = {
         "python": call_runner.python_version(),
         "cloudpickle": cloudpickle.__version__,
     }
@@ -70,22 +70,22 @@ def pickle_calls(
         digest = hashlib.sha256(part).hexdigest()
         blobs.append(Blob(f"octaskly.{len(blobs)}", digest, part))
         kept.append(blobs[-1].name)
-    return CallPayload(b"".join(call_runner.encode_payload(kept, told)), blobs)
+    return CallPayload(b"".join(call_runner.encode_payload(kept, header)), blobs)
 
 
 def unpickle_result(data: memoryview, task: Task) -> Any:
-    """Return what the answer of a call carries.
+    """Return the value in the result of a call.
 
     Raises:
-        BaseException: what the call raised, or why there is no value.
+        BaseException: the exception of the call, or the reason for a missing value.
     """
-    told, parts = call_runner.decode_payload(data)
-    if told["kind"] == "value":
+    header, parts = call_runner.decode_payload(data)
+    if header["kind"] == "value":
         return _unpickle_value(parts, task)
-    if told["kind"] == "error":
-        text = f'\n"""\n{told["traceback"]}"""'
-        raise _remote_exception(told, parts) from RemoteTraceback(text)
-    raise _missing_value_error(told, task)
+    if header["kind"] == "error":
+        text = f'\n"""\n{header["traceback"]}"""'
+        raise _remote_exception(header, parts) from RemoteTraceback(text)
+    raise _missing_value_error(header, task)
 
 
 def _unpickle_value(parts: Sequence[memoryview], task: Task) -> Any:
@@ -93,7 +93,7 @@ def _unpickle_value(parts: Sequence[memoryview], task: Task) -> Any:
         return call_runner.unpickle(parts)
     except Exception as error:
         raise ResultLost(
-            f"the result of {task.id} came back, and cannot be unpickled here:"
+            f"the result of {task.id} cannot be unpickled here:"
             f" {type(error).__name__}: {error}",
             task=task.id,
             node=task.worker_id,
@@ -101,7 +101,7 @@ def _unpickle_value(parts: Sequence[memoryview], task: Task) -> Any:
 
 
 def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
-    """Return why an answer has neither a value nor an exception."""
+    """Return the error for a result with neither a value nor an exception."""
     kind: type[BrokenCall] = ResultLost
     match header["kind"]:
         case "mismatch":
@@ -112,14 +112,14 @@ def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
             )
         case "unpicklable":
             text = header["text"]
-            hint = "return something that can be pickled, as numbers, texts, arrays"
+            hint = "return values that can be pickled, such as numbers, texts, arrays"
         case "too-large":
             most = f"a node keeps at most {call_runner.RESULT_BYTES_MAX} of a task"
             text = f"the result has {header['bytes']} bytes, and {most}"
             hint = "return it in parts, or write it where all machines can read it"
         case other:
             text, hint = (
-                f"an answer of the unknown kind {other!r}",
+                f"the result has the unknown kind {other!r}",
                 "octaskly --version",
             )
     return kind(
@@ -133,7 +133,7 @@ def _remote_exception(
     if parts:
         try:
             error = call_runner.unpickle(parts)
-        except Exception:  # noqa: BLE001 - classes may ask for more than they pickle
+        except Exception:  # noqa: BLE001 - unpickling may run any code of the class
             error = None
         if isinstance(error, BaseException):
             return error

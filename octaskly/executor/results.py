@@ -1,4 +1,4 @@
-"""What a future gets of a task that has ended."""
+"""Results of futures: the value or the error of an ended task."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from octaskly.executor.errors import BrokenCall, ResultLost
 from octaskly.executor.mesh import MeshClient
 from octaskly.rest.client_types import Task
 
-STDERR_LINES: Final = 10  #: of a process that left no answer
+STDERR_LINES: Final = 10  #: shown from a process without a result
 STDERR_CHARS_MAX: Final = 1000
 
 
 def result_of_task(mesh: MeshClient, task: Task) -> Any:
-    """Return what a call returned.
+    """Return the value that a call returned.
 
     Raises:
-        BaseException: what it raised, or a BrokenCall that says why there is nothing.
+        BaseException: the exception that it raised, or a BrokenCall with the reason
+            for the missing value.
     """
     from octaskly.executor.pickling import unpickle_result  # noqa: PLC0415 - as in `executor`
 
     data = memoryview(bytearray(task.output_bytes("stdout")))
     try:
-        told, _ = decode_payload(data)
+        header, _ = decode_payload(data)
     except InvalidPayload:
         raise _broken_call(task) from None
-    if told["kind"] == "file":
+    if header["kind"] == "file":
         data = _fetch_result_file(mesh, task)
     return unpickle_result(data, task)
 
 
 def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
-    """Return an answer that lies in a file at the node of the task."""
+    """Fetch a result that is in a file on the node of the task."""
     sizes = [output.bytes for output in task.outputs]
     if sizes == [None]:
         raise ResultLost(
@@ -51,15 +52,14 @@ def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
             hint="its disk may be full: octaskly doctor    there",
         )
     try:
-        # Mapped and not read: pages come as they are needed.
+        # Map the file: its pages are loaded when they are needed.
         with tempfile.NamedTemporaryFile(prefix="octaskly-") as file:
             mesh.save_output(task.id, RESULT_FILE, file)
             file.flush()
             return map_file(file.name)
     except (OctasklyError, OSError) as error:
         raise ResultLost(
-            f"the result of {task.id} lies on {task.worker_id} and cannot be had:"
-            f" {error}",
+            f"the result of {task.id} on {task.worker_id} cannot be fetched: {error}",
             task=task.id,
             node=task.worker_id,
             hint=f"octaskly show {task.id}",
@@ -67,7 +67,7 @@ def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
 
 
 def _broken_call(task: Task) -> BrokenCall:
-    """Return the error of a call whose process left no answer."""
+    """Return the error of a call whose process wrote no result."""
     text = f"{task.id} {_describe_end(task)}"
     if task.worker_id:
         text += f" on {task.worker_id}"
@@ -85,7 +85,7 @@ def _broken_call(task: Task) -> BrokenCall:
 
 
 def _describe_end(task: Task) -> str:
-    """Return how it ended, as a part of a sentence."""
+    """Return the predicate of the sentence that says how a task ended."""
     match task.reason:
         case "exit":
             return f"ended its interpreter with exit code {task.exit_code}"
