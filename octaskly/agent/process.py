@@ -54,9 +54,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.count = 0
-        self.received = (
-            asyncio.Event()
-        )  #: set by a signal, and by other reasons to stop
+        self.received = asyncio.Event()  #: set by a signal or another reason to stop
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)

@@ -53,9 +53,8 @@ class AgentAuditLog:
         self._node_id = node_id
         self._require_dispatcher = require_dispatcher
         self._join_times: dict[NodeId, int] = {}  #: known join times
-        self._absent: dict[
-            NodeId, float
-        ] = {}  #: read time of nodes without a join entry, such as the founder
+        #: Read time by node without a join entry, such as the founder of the mesh.
+        self._absent: dict[NodeId, float] = {}
 
     async def record_entries(self, entries: Sequence[AuditEntry]) -> None:
         """Write entries; return once they are replicated."""

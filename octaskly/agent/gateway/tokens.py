@@ -27,9 +27,7 @@ from octaskly.trust import TokenSigner
 from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, SessionOrigin
 
 SESSION_S: Final = 900  #: lifetime of a session token of the dashboard
-SESSION_S_MAX: Final = (
-    12 * 3600
-)  #: lifetime of a session; then the page must be opened again
+SESSION_S_MAX: Final = 12 * 3600  #: lifetime of a session; then open the page again
 UNNAMED_TOKEN_S_MAX: Final = 86_400  #: a token with a longer lifetime gets a name
 REVOKED: Final = "token revoked"
 OUTDATED_SECRET: Final = (
