@@ -206,9 +206,8 @@ class TaskWaiters:
     """Long polls, woken when their task has a new durable state."""
 
     def __init__(self) -> None:
-        self._waits: dict[
-            str, set[_TaskWait]
-        ] = {}  #: by name; tasks that share a name share a key
+        #: By name; tasks that share a name share a key.
+        self._waits: dict[str, set[_TaskWait]] = {}
         self._unpersisted: deque[tuple[int, _TaskWait, TaskFact]] = deque()
         """Facts not yet on disk, for `accepts_local_commit`, with the write number."""
         self.recent = Recent()

@@ -239,9 +239,8 @@ class SubmissionService:
         suffixes = self._random_suffixes(len(submission.drafts))
         logged = await self._logged_ids(submission)
         if len(submission.drafts) > SMALL_BATCH_MAX:
-            await asyncio.sleep(
-                0
-            )  # The step of the core gets a turn of its own, because it is long.
+            # The step of the core is long, so it gets a turn of the loop of its own.
+            await asyncio.sleep(0)
         reply = await self._pending_requests.send_request(
             lambda ticket: ev.TasksSubmitted(
                 *(
