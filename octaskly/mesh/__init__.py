@@ -1,1 +1,1 @@
-"""Talking to peers: frames, links, the transport, and finding peers over mDNS."""
+"""Peer-to-peer networking: the wire format, TLS links and mDNS discovery."""

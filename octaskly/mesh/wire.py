@@ -1,9 +1,9 @@
-"""Bytes to messages and back: pure, without sockets.
+"""Wire format: converts bytes to messages and back, without sockets.
 
-A frame is a length, 4 bytes big-endian, and a msgpack array of messages. A message is
-an array of its type number and its fields, in the order of their declaration. Many
-messages travel in one frame. The length is checked before anything is decoded; types
-and bounds are those that the classes of the core declare.
+A frame is a length (4 bytes, big-endian) followed by a msgpack array of messages. A
+message is an array: its type number, then its fields in declaration order. The length
+is checked before anything is decoded. The message classes in the core declare the
+types and bounds.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolErr
 
 HEADER_BYTES: Final = 4
 MESSAGES_MAX: Final = 1 << 16
-"""Most messages of one frame; a node gathers far fewer."""
+"""Maximum number of messages in one frame; a node sends far fewer."""
 
 SPLIT_FRAME_BYTES: Final = 1 << 20
-"""Batches above this size are sent in several messages."""
+"""Batches above this size are split into several messages."""
 
 MESSAGE_NUMBERS_END: Final = 100
-"""Type numbers below this one are those of messages, also of versions to come."""
+"""Type numbers below this one are reserved for messages, in future versions too."""
 
 _BATCHES: Final[dict[type, str]] = {
     Assign: "items",
@@ -52,7 +52,7 @@ _BATCHES: Final[dict[type, str]] = {
     ResultsOk: "items",
     Reattach: "running",
 }
-"""Which field of a message may come in several messages."""
+"""Batch messages: the field that may be split over several messages."""
 
 _LARGE: Final[dict[type[Struct], str]] = {
     Assign: "items",
@@ -62,7 +62,7 @@ _LARGE: Final[dict[type[Struct], str]] = {
     Replicate: "entries",
     Snapshot: "rows",
 }
-"""Which field of a message may hold many items with many small values each."""
+"""The field that may hold many items, each with many small values."""
 
 _ARRAY_HEADER_BYTES: Final = 5
 _FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES + _ARRAY_HEADER_BYTES
@@ -71,10 +71,10 @@ T = TypeVar("T")
 
 
 class Decoder:
-    """The receiving side of one connection; of no use after it raised.
+    """Decoder for one connection; unusable after it has raised.
 
-    Frames may have `hello_bytes` until the peer said HELLO_OK, `frame_bytes` after.
-    Messages of an unknown type are left out if the peer speaks a newer version.
+    A frame may have `hello_bytes` until the peer sends HELLO_OK, then `frame_bytes`.
+    Messages of an unknown type are skipped if the peer speaks a newer version.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -87,22 +87,24 @@ class Decoder:
         """Return the messages that `data` completes, in order.
 
         Raises:
-            FrameTooLarge: a length is above the limit; its frame was not read.
-            RemoteProtocolError: a frame is not what a peer of ours would send.
+            FrameTooLarge: A length is above the limit; its frame was not read.
+            RemoteProtocolError: A frame is malformed.
         """
         self.add_data(data)
         return list(self.decode_messages())
 
     def add_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Take what came, for `decode_messages` to decode."""
+        """Buffer received bytes for `decode_messages`."""
         self._buffer += data
 
     def decode_messages(self) -> Iterator[Message]:
-        """Decode what is complete, message by message; one of these at a time.
+        """Decode the complete frames, one message at a time.
+
+        Exhaust one iterator before starting the next.
 
         Raises:
-            FrameTooLarge: a length is above the limit; its frame was not read.
-            RemoteProtocolError: a frame is not what a peer of ours would send.
+            FrameTooLarge: A length is above the limit; its frame was not read.
+            RemoteProtocolError: A frame is malformed.
         """
         while (body := self._next_frame()) is not None:
             for packed in _decode(_FRAME, body):
@@ -116,7 +118,7 @@ class Decoder:
                 yield message
 
     def _next_frame(self) -> bytes | None:
-        """Take the body of the next frame, if all of it is there."""
+        """Remove and return the body of the next frame, or None if it is incomplete."""
         buffer = self._buffer
         if len(buffer) < HEADER_BYTES:
             return None
@@ -130,11 +132,11 @@ class Decoder:
             return None
         with memoryview(buffer) as view:
             body = bytes(view[HEADER_BYTES:end])
-        del buffer[:end]  # That moves nothing: a bytearray keeps where it begins.
+        del buffer[:end]  # This copies nothing: a bytearray keeps a start offset.
         return body
 
     def _message(self, packed: Raw) -> Message | None:
-        """Decode one message; None: a newer peer says what this version lacks."""
+        """Decode one message; return None for a type that only newer versions know."""
         try:
             return _decode(_MESSAGE, packed)
         except RemoteProtocolError:
@@ -145,7 +147,7 @@ class Decoder:
             raise
 
     def _apply_handshake(self, message: Message) -> None:
-        """Learn from the first messages what else may come."""
+        """Set the frame limit and the peer's version from its handshake messages."""
         match message:
             case Hello(version=version):
                 self._is_newer = version > PROTOCOL_VERSION
@@ -156,7 +158,7 @@ class Decoder:
 
 
 class _Number(Struct, array_like=True):
-    """What all messages begin with."""
+    """The first element of every message."""
 
     number: int
 
@@ -176,13 +178,14 @@ _FACT: Final[msgpack.Decoder[Fact]] = msgpack.Decoder(Fact)
 
 
 def _check_batch(packed: Raw) -> None:
-    """Refuse a large message of many items, but for one large item.
+    """Reject a batch above `SPLIT_FRAME_BYTES` that the sender should have split.
 
-    In memory, small values take 30 times as much as in a frame. No node sends more than
-    `SPLIT_BYTES` of them: only one long list of an array makes a message larger.
+    Small values take 30 times as much memory as in a frame. A node splits batches above
+    this size, so only a single large item can make a message larger. The largest item
+    therefore does not count.
 
     Raises:
-        RemoteProtocolError: there are several large items, or very many.
+        RemoteProtocolError: The items without the largest exceed the bound.
     """
     kind = _KINDS.get(_decode(_NUMBER, packed).number)
     if kind not in _LARGE:
@@ -205,26 +208,26 @@ def _decode(decoder: msgpack.Decoder[T], data: bytes | Raw) -> T:
 
 
 def encode(messages: Iterable[Message]) -> bytes:
-    """Return one frame with these messages, of whatever size.
+    """Return one frame with these messages, without a size limit.
 
     Raises:
-        LocalProtocolError: a message cannot be sent.
+        LocalProtocolError: A message cannot be packed.
     """
     return build_frame([_pack(message) for message in messages])
 
 
 def build_frame(parts: Sequence[bytes]) -> bytes:
-    """Return one frame with messages that `pack_parts` packed."""
+    """Return one frame of messages that `pack_parts` has packed."""
     size = _ARRAY_HEADER_BYTES + sum(map(len, parts))
     header = size.to_bytes(HEADER_BYTES, "big") + b"\xdd"
     return b"".join((header, len(parts).to_bytes(4, "big"), *parts))
 
 
 def pack_parts(message: Message | PackedMessage, frame_bytes: int) -> list[bytes]:
-    """Return a message packed, split into several where it is a large batch.
+    """Pack a message; split it into several if it is a large batch.
 
     Raises:
-        LocalProtocolError: it is too large for a frame and cannot be split.
+        LocalProtocolError: It is too large for a frame and cannot be split.
     """
     packed = message.data if isinstance(message, PackedMessage) else _pack(message)
     size = len(packed) + _FRAME_OVERHEAD_BYTES
@@ -240,7 +243,10 @@ def pack_parts(message: Message | PackedMessage, frame_bytes: int) -> list[bytes
 
 
 class MessagePacker:
-    """Packs messages for links: what several peers are sent in turn is packed once."""
+    """Packs messages, and keeps the last one packed.
+
+    A message that goes to several peers in turn is thus packed once.
+    """
 
     def __init__(self, frame_bytes: int) -> None:
         self._frame_bytes = frame_bytes
@@ -248,10 +254,10 @@ class MessagePacker:
         self._parts: list[bytes] = []
 
     def pack_parts(self, message: Message | PackedMessage) -> list[bytes]:
-        """Return what the function of this name does.
+        """Call the function `pack_parts`, unless `message` is the last one packed.
 
         Raises:
-            LocalProtocolError: the message cannot be sent.
+            LocalProtocolError: The message cannot be sent.
         """
         if message is not self._message:
             self._parts = pack_parts(message, self._frame_bytes)
@@ -260,7 +266,7 @@ class MessagePacker:
 
 
 def _split_batch(message: Message | PackedMessage) -> tuple[Message, ...]:
-    """Split a batch in two that mean the same together; nothing where it is none."""
+    """Split a batch into two equivalent halves; return () if it cannot be split."""
     batch: Any = message
     field = _BATCHES.get(type(message), "")
     items = getattr(batch, field, ())
@@ -274,17 +280,17 @@ def _split_batch(message: Message | PackedMessage) -> tuple[Message, ...]:
 
 
 class WirePacker:
-    """The store's way to turn facts and values into bytes; `ports.Packer`."""
+    """Serialises facts and values for the store; implements `ports.Packer`."""
 
     def pack_entry_body(self, entry: Entry) -> bytes:
-        """Return the fact of an entry as bytes, as `pack` would."""
+        """Return the fact of an entry as bytes, in the format of `pack`."""
         return _pack(entry.fact)
 
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
-        """Return the entry.
+        """Return the entry with the fact that `body` holds.
 
         Raises:
-            RemoteProtocolError: the bytes are damaged.
+            RemoteProtocolError: The bytes are damaged.
         """
         return Entry(stream, seq, hlc, _decode(_FACT, body))
 
@@ -296,9 +302,9 @@ class WirePacker:
         *,
         more: bool,
     ) -> PackedMessage:
-        """Return `Entries` of entries whose facts `pack_entry_body` has packed.
+        """Return an `Entries` message built from facts that are already packed.
 
-        A fact lies in the frame as it lies in the log, so nothing is decoded.
+        A fact has the same bytes in a frame as in the log, so nothing is decoded.
         """
         entries = [(stream, seq, hlc, Raw(body)) for stream, seq, hlc, body in stored]
         return PackedMessage(_pack((_tag(Entries), entries, epochs, more, vector)))
@@ -307,15 +313,15 @@ class WirePacker:
         """Return a value as bytes.
 
         Raises:
-            LocalProtocolError: it cannot be packed.
+            LocalProtocolError: It cannot be packed.
         """
         return _pack(value)
 
     def unpack(self, data: bytes, kind: type[T]) -> T:
-        """Return a value of this class from what `pack` gave.
+        """Return the value of class `kind` that `pack` has packed.
 
         Raises:
-            RemoteProtocolError: the bytes are damaged.
+            RemoteProtocolError: The bytes are damaged.
         """
         return _decode(msgpack.Decoder(kind), data)
 

@@ -1,8 +1,7 @@
-"""What nodes say over mDNS, read as the hostile input that it is.
+"""mDNS adverts: the TXT record of the service, and a bounded table of nodes.
 
-Owns the TXT record of the service and the bounded table of nodes in sight. Nothing
-here is believed: a sighting is a hint for dialling. It does no I/O; the sockets are
-in `mdns`.
+Adverts are hostile input. An advert is only a hint for dialling; nothing in it is
+trusted. This module does no I/O; the sockets are in `mdns`.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from octaskly.core.protocol.messages import PROTOCOL_VERSION
 
 SERVICE = "_octaskly._tcp.local."
 PAIRING_SERVICE = "_octaskly-pair._tcp.local."
-"""Of members while an invite is open, and of machines that wait to be let in."""
-TXT_BYTES_MAX = 400  #: ours has less than 200
-DISCOVERED_NODES_MAX = 1024  #: nodes of any mesh in sight that are kept
-NODES_PER_ENDPOINT_MAX = (
-    4  #: nodes that name one address and port; a reinstalled one lingers
-)
-RETIRED_GENERATIONS_MAX = 4  #: generations that one advert calls over
-NODES_PER_HOST_MAX = 64  #: nodes that name one address, where it is not loopback
+"""Advertised by members with an open invite, and by machines that ask to join."""
+TXT_BYTES_MAX = 400  #: our own TXT record has less than 200
+DISCOVERED_NODES_MAX = 1024  #: nodes kept, of all meshes together
+#: Nodes with the same address and port. The advert of a reinstalled node remains for
+#: a while, so there can be more than one.
+NODES_PER_ENDPOINT_MAX = 4
+RETIRED_GENERATIONS_MAX = 4  #: retired secret generations in one advert
+NODES_PER_HOST_MAX = 64  #: nodes with the same address, unless it is loopback
 
 _Key = TypeVar("_Key")
 
@@ -41,21 +40,21 @@ _SHOWN_CHARS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRecord:
-    """What one record says; every text in it is harmless to print."""
+    """The contents of one advert; every text in it is safe to print."""
 
     node: NodeId
     mesh: str | None  #: None: the node is unpaired
     boot: str
     port: int
     hosts: tuple[str, ...]
-    lan_port: int = 0  #: of its HTTPS API; 0: it says none
+    lan_port: int = 0  #: of its HTTPS API; 0: none advertised
     is_dispatcher: bool = False
     term: int = 0
-    retired: tuple[str, ...] = ()  #: how generations that are over are told so
+    retired: tuple[str, ...] = ()  #: proofs that a secret generation is retired
 
 
 class MalformedAdvert(ValueError):
-    """A record that no node of ours would send; the message may be shown."""
+    """A malformed record; the error message is safe to print."""
 
 
 def build_txt(
@@ -66,7 +65,10 @@ def build_txt(
     term: int,
     retired: Sequence[str] = (),
 ) -> dict[str, str | bytes | None]:
-    """Return the TXT properties of a node; never stats, or each change is a storm."""
+    """Return the TXT properties of a node.
+
+    They hold no statistics: each change of a property costs multicast traffic.
+    """
     txt: dict[str, str | bytes | None] = {
         "v": str(PROTOCOL_VERSION),
         "b": node.boot,
@@ -83,13 +85,13 @@ def build_txt(
 
 
 def node_id_of_name(name: str, service: str = SERVICE) -> NodeId | None:
-    """Return the node that a service name stands for, None if it is no name of ours."""
+    """Return the node id in a service name, or None if the name is not one of ours."""
     label = name.removesuffix(f".{service}")
     return NodeId(label) if label != name and _NODE.fullmatch(label) else None
 
 
 def printable(text: str) -> str:
-    """Return a stranger's text so that no terminal obeys it, cut to 64 characters."""
+    """Return untrusted text without control characters, cut to 64 characters."""
     cut = text[:_SHOWN_CHARS]
     return "".join(char if char.isprintable() else "?" for char in cut)
 
@@ -102,10 +104,10 @@ def parse_service_record(
     port: int | None,
     hosts: Sequence[str],
 ) -> ServiceRecord:
-    """Read a record.
+    """Parse and validate a record.
 
     Raises:
-        MalformedAdvert: it breaks the form; nothing of it is to be used.
+        MalformedAdvert: A property is missing or invalid; use nothing of the record.
     """
     if txt_bytes > TXT_BYTES_MAX:
         raise MalformedAdvert(f"TXT of {txt_bytes} bytes")
@@ -138,7 +140,7 @@ def parse_service_record(
 
 
 class DiscoveredNodes:
-    """The nodes in sight, at most 1024 of all meshes together."""
+    """The nodes discovered, at most 1024 of all meshes together."""
 
     def __init__(self) -> None:
         self._records: dict[NodeId, ServiceRecord] = {}
@@ -149,14 +151,14 @@ class DiscoveredNodes:
         return len(self._records)
 
     def has_room(self, node: NodeId) -> bool:
-        """Whether a sighting of this node would be kept."""
+        """Return True if `update_node` may be called for this node."""
         return node in self._records or len(self) < DISCOVERED_NODES_MAX
 
     def update_node(self, sighting: ServiceRecord) -> ServiceRecord:
-        """Keep the newest sighting of a node; the caller asked `has_room`.
+        """Store the newest record of a node; the caller has checked `has_room`.
 
-        Returns it without the addresses that many other nodes name too: a thousand
-        forged adverts of one victim lead to a few dials, not to a thousand.
+        Returns the record without the addresses that too many other nodes claim. A
+        thousand forged adverts for one victim thus cause a few dials, not a thousand.
         """
         self.remove_node(sighting.node)
         hosts = [
@@ -168,14 +170,14 @@ class DiscoveredNodes:
         return sighting
 
     def remove_node(self, node: NodeId) -> ServiceRecord | None:
-        """Forget a node and return what was known of it."""
+        """Remove a node and return its record, if there is one."""
         sighting = self._records.pop(node, None)
         if sighting is not None:
             self._count(sighting, -1)
         return sighting
 
     def clear(self) -> None:
-        """Forget all, before a fresh browser replays what is still true."""
+        """Remove all nodes; a new browser then reports those in the cache again."""
         self._records.clear()
         self._endpoint_counts.clear()
         self._host_counts.clear()
@@ -193,19 +195,19 @@ class DiscoveredNodes:
 
 
 def _change_count(counter: Counter[_Key], key: _Key, change: int) -> None:
-    """Change a count, and keep no zeros: strangers choose the keys."""
+    """Change a count, and drop zeros: strangers choose the keys."""
     counter[key] += change
     if not counter[key]:
         del counter[key]
 
 
 def _port(text: str) -> int:
-    """Return a port, 0 where the text is none."""
+    """Return the port, or 0 if the text is not a port."""
     is_port = _PORT.fullmatch(text) is not None and int(text) <= PORT_MAX
     return int(text) if is_port else 0
 
 
 def _text(txt: Mapping[bytes, bytes | None], key: str) -> str:
-    """Return a property as text, empty where it is missing or not ASCII."""
+    """Return a property as text, empty if it is missing."""
     value = txt.get(key.encode()) or b""
     return value.decode("ascii", errors="replace")

@@ -1,8 +1,8 @@
-"""Finds the nodes of this LAN over mDNS, and lets them find this one.
+"""mDNS discovery: finds the nodes on this LAN and advertises this one.
 
-What it reports are hints for dialling, never facts: a node that is gone stays in sight
-for an hour, and anybody on the LAN may claim anything. Where port 5353 cannot be had
-it says so once and does nothing; remembered peers and `--join` still work.
+It reports hints for dialling, not facts: the advert of a dead node remains for an
+hour, and any host on the LAN can send any advert. If port 5353 is not available,
+discovery logs a warning and does nothing; remembered peers and `--join` still work.
 """
 
 from __future__ import annotations
@@ -29,28 +29,26 @@ from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.discovery.mdns import Mdns, open_mdns, reachable_addresses
 from octaskly.ports import Clock
 
-LARGE_MESH_PEERS = (
-    50  #: with more peers than this, a newcomer waits before it announces
-)
-LARGE_MESH_DELAY_S = 2.0
-WARNING_PERIOD_S = (
-    60.0  #: the same complaint about what others send is made once a minute
-)
-CLONE_CHECK_PERIOD_S = 30.0  #: between dials to who says to be this node: anybody can
-STOP_S = 2.0  #: for the tasks, at the end
-RETRY_POLLS = 6  #: a port that was taken is tried again at every sixth look
-CHANGES_PER_TURN = 64  #: looked up before other work of the loop gets its turn
-CHANGES_MAX = 10_000  #: waiting to be looked up; zeroconf keeps no more records
-MESHES_MAX = 64  #: other meshes that are told of
-UNRESOLVED_MAX = 256  #: nodes whose records have to be asked for
+LARGE_MESH_PEERS = 50  #: above this, a starting node delays its announcement
+LARGE_MESH_DELAY_S = 2.0  #: longest such delay
+WARNING_PERIOD_S = 60.0  #: minimum time between two equal warnings
+#: Minimum time between two dials to an advert of this node's own id, which any host on
+#: the LAN can send.
+CLONE_CHECK_PERIOD_S = 30.0
+STOP_S = 2.0  #: time for the tasks to end
+RETRY_POLLS = 6  #: while port 5353 is taken, every sixth poll tries to open it
+CHANGES_PER_TURN = 64  #: changes handled in one turn of the event loop
+CHANGES_MAX = 10_000  #: changes queued; zeroconf caches no more records
+MESHES_MAX = 64  #: other meshes that are reported
+UNRESOLVED_MAX = 256  #: nodes queued for a query because the cache lacks records
 RESOLVERS = 4
 
 
 class Discovery:
-    """One agent's mDNS: a service, a browser that comes and goes, and the interfaces.
+    """mDNS of one agent: its service, an optional browser, and its interfaces.
 
-    All calls are made on the event loop; none of them waits for the network except
-    `start` and `close`. While port 5353 cannot be had, all calls do nothing.
+    Call all methods on the event loop. Only `start` and `close` wait for the network.
+    While port 5353 is not available, calls have no effect.
     """
 
     def __init__(
@@ -69,35 +67,36 @@ class Discovery:
         poll_s: float = 5.0,
         debounce_s: float = 2.0,
     ) -> None:
-        """Prepare; nothing is opened before `start`.
+        """Prepare discovery; `start` opens the sockets.
 
         Args:
-            node: Who is advertised: id, boot, peer and LAN API port.
-            mesh_id: Whose adverts become events; None while unpaired.
-            clock: For rates and jitter.
-            on_event: Gets nodes of our mesh that came, changed or said goodbye.
-            on_note: Gets lines for the log.
-            interfaces: Names that restrict the choice.
-            on_other_mesh: Told once of each other mesh in sight.
-            on_addresses: Told when this machine's addresses have changed.
-            on_clone: Told where another process seems to live with this node's id.
-            on_retired: Told which generations of the secret nodes of our mesh call over.
-            poll_s: Between two looks at the addresses.
-            debounce_s: A change counts when it has lasted so long.
+            node: The node to advertise: id, boot id, peer port and LAN API port.
+            mesh_id: The mesh to report nodes of; None while unpaired.
+            clock: For rate limits and jitter.
+            on_event: Called with nodes of our mesh that appeared, changed or left.
+            on_note: Called with lines for the log.
+            interfaces: Names of the interfaces to use; empty for the default choice.
+            on_other_mesh: Called once with the id of each other mesh.
+            on_addresses: Called with this machine's addresses when they have changed.
+            on_clone: Called with the addresses of a process that uses this node's id.
+            on_retired: Called with the proofs of retired secret generations that a
+                node of our mesh advertises.
+            poll_s: Time between two polls of the addresses.
+            debounce_s: Time for which a change of the addresses must last.
         """
         self._node, self._mesh_id, self._clock = node, mesh_id, clock
         self._interface_names = tuple(interfaces)
         self._on_event, self._on_note = on_event, on_note
         self._on_other_mesh, self._on_addresses = on_other_mesh, on_addresses
         self._on_clone, self._on_retired = on_clone, on_retired
-        self._retired: tuple[str, ...] = ()  #: what this node calls over
+        self._retired: tuple[str, ...] = ()  #: proofs that this node advertises
         self._poll_s, self._debounce_s = poll_s, debounce_s
         self._local_addresses: tuple[LocalAddress, ...] = ()
         self._mdns: Mdns | None = None
         self._is_browsing, self._role = False, (False, 0)
-        self._needs_announce = asyncio.Event()  #: what we advertise has changed
+        self._needs_announce = asyncio.Event()  #: the advert has changed
         self._nodes, self._reported_meshes = DiscoveredNodes(), set[str]()
-        self._changes: dict[str, bool] = {}  #: names to look up, and whether they left
+        self._changes: dict[str, bool] = {}  #: changed service names; True: left
         self._report_handle: asyncio.Handle | None = None
         self._unresolved = asyncio.Queue[NodeId](UNRESOLVED_MAX)
         self._warned_s, self._clone_due_s = dict[str, float](), 0.0
@@ -108,10 +107,11 @@ class Discovery:
 
         Args:
             tasks: Owns the tasks, which end with `close`.
-            peers_known: Peers met before; among many, the announcement is delayed.
+            peers_known: Number of remembered peers; above 50, the announcement has a
+                random delay.
 
         Raises:
-            ConfigError: an interface that was named does not exist.
+            ConfigError: A named interface does not exist.
         """
         self._local_addresses = await asyncio.to_thread(
             local_addresses, self._interface_names
@@ -127,7 +127,7 @@ class Discovery:
             self.set_browsing(is_wanted=True)
 
     def set_browsing(self, *, is_wanted: bool) -> None:
-        """Ask afresh, which reports again all that is in sight; or stop asking."""
+        """Start or stop browsing; each start reports all visible nodes again."""
         self._is_browsing = is_wanted
         if self._mdns is None:
             return
@@ -138,20 +138,20 @@ class Discovery:
         self._mdns.browse(self._on_browser_change)
 
     def advertise(self, *, is_dispatcher: bool, term: int) -> None:
-        """Say over mDNS what this node is now; repeated calls cost nothing."""
+        """Advertise this node's role; a call that changes nothing sends nothing."""
         if self._role != (is_dispatcher, term):
             self._role = (is_dispatcher, term)
             self._needs_announce.set()
 
     def advertise_retired(self, retired: Sequence[tuple[int, str]]) -> None:
-        """Say over mDNS which generations of the secret are over."""
+        """Advertise which generations of the secret are retired."""
         proofs = tuple(proof for _, proof in retired)
         if self._retired != proofs:
             self._retired = proofs
             self._needs_announce.set()
 
     async def close(self) -> None:
-        """Say goodbye and close the sockets; takes a quarter of a second."""
+        """Send the mDNS goodbye and close the sockets; takes a quarter of a second."""
         self._is_browsing = False
         for task in self._tasks:
             task.cancel()
@@ -165,11 +165,11 @@ class Discovery:
             await mdns.close()
 
     async def _open(self) -> bool:
-        """Open the sockets, or say why not and return False."""
+        """Open the sockets; log a warning and return False if that fails."""
         try:
             self._mdns = await open_mdns(self._local_addresses)
         except OSError as error:
-            hint = "other machines are found by --join HOST only"
+            hint = "only --join HOST finds other machines"
             if error.errno == errno.EADDRINUSE:
                 hint += "; UDP port 5353 is held (avahi: disallow-other-stacks=no)"
             hint += "; octaskly doctor says more"
@@ -177,7 +177,7 @@ class Discovery:
         return self._mdns is not None
 
     async def _publish(self, delay_s: float) -> None:
-        """Keep what is announced as it should be."""
+        """Announce this node whenever its advert has changed."""
         await asyncio.sleep(delay_s)
         while True:
             await self._needs_announce.wait()
@@ -200,12 +200,13 @@ class Discovery:
             )
 
     async def _watch_addresses(self) -> None:
-        """Follow the addresses of this machine; mDNS does not do so by itself."""
+        """Poll the addresses of this machine; zeroconf does not watch them."""
         polls = 0
         while True:
             await asyncio.sleep(self._poll_s)
             polls += 1
-            with contextlib.suppress(OSError):  # Not one descriptor is left: later.
+            # No file descriptor is free: the next poll tries again.
+            with contextlib.suppress(OSError):
                 await self._poll_addresses()
             is_due = self._mdns is None and polls % RETRY_POLLS == 0
             if is_due and await self._open():
@@ -213,7 +214,7 @@ class Discovery:
                 self._reannounce()
 
     async def _poll_addresses(self) -> None:
-        """Take over a change of the addresses that lasts."""
+        """Apply a change of the addresses that has lasted for `debounce_s`."""
         seen = await asyncio.to_thread(
             local_addresses, self._interface_names, must_exist=False
         )
@@ -233,13 +234,13 @@ class Discovery:
             self._on_addresses(again)
 
     def _reannounce(self) -> None:
-        """Announce again, and ask again where we were asking."""
+        """Announce again, and restart the browser if it was running."""
         self._needs_announce.set()
         if self._is_browsing:
             self.set_browsing(is_wanted=True)
 
     def _on_browser_change(self, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
-        """Collect what the browser says; one packet may bring many names."""
+        """Collect the changes; one packet may contain many names."""
         if len(self._changes) < CHANGES_MAX:
             self._changes[name] = has_left
         if self._report_handle is None:
@@ -253,7 +254,8 @@ class Discovery:
         adverts = []
         names = list(self._changes)
         if len(names) > CHANGES_PER_TURN:
-            # Whoever floods the LAN must not choose who finds room in the table.
+            # A random start keeps a host that floods the LAN from choosing which nodes
+            # get the free places in the table.
             start = int(self._clock.draw() * len(names))
             names = names[start : start + CHANGES_PER_TURN]
         for name in names[:CHANGES_PER_TURN]:
@@ -268,7 +270,7 @@ class Discovery:
             self._on_event(PeersDiscovered(tuple(adverts)))
 
     def _read_change(self, name: str, *, has_left: bool) -> PeerHint | None:
-        """Return what a change means for our mesh, None where it means nothing."""
+        """Return the hint for a node of our mesh that changed, or None."""
         node = node_id_of_name(name)
         if node is None:
             self._warn("advert ignored", name=printable(name), cause="no node id")
@@ -277,7 +279,7 @@ class Discovery:
             gone = self._nodes.remove_node(node)
             if gone is None or gone.mesh is None or gone.mesh != self._mesh_id:
                 return None
-            # It may well be alive: the core probes it by dialling.
+            # The node may still be alive: the core dials it to find out.
             gone = replace(gone, is_dispatcher=False, term=0)
             return self._build_peer_hint(
                 gone, reachable_addresses(gone, self._local_addresses)
@@ -298,7 +300,7 @@ class Discovery:
         return None
 
     async def _resolve_names(self) -> None:
-        """Ask for the records of nodes of which only the name is known."""
+        """Query the records of nodes of which the cache has only the name."""
         while True:
             node = await self._unresolved.get()
             if self._mdns is None:
@@ -321,7 +323,7 @@ class Discovery:
         return has_room
 
     def _record_sighting(self, sighting: ServiceRecord) -> PeerHint | None:
-        """Note a node, and return it as an advert when it belongs to our mesh."""
+        """Store a record, and return a hint if the node belongs to our mesh."""
         if sighting.node == self._node.id:
             if sighting.boot != self._node.boot:
                 self._report_clone(sighting)
@@ -329,9 +331,8 @@ class Discovery:
         sighting = self._nodes.update_node(sighting)
         addresses = reachable_addresses(sighting, self._local_addresses)
         if not addresses:
-            self._nodes.remove_node(
-                sighting.node
-            )  # It is to take no honest node's room.
+            # A node that cannot be dialled must not fill the table.
+            self._nodes.remove_node(sighting.node)
         if sighting.mesh is not None and sighting.mesh == self._mesh_id:
             if sighting.retired and self._on_retired is not None:
                 self._on_retired(sighting.retired)
@@ -341,7 +342,10 @@ class Discovery:
         return None
 
     def _report_clone(self, sighting: ServiceRecord) -> None:
-        """Have it dialled, which tells a copy from what this node's last life left."""
+        """Request a dial to a node that advertises this node's id.
+
+        The dial tells a copy of this node from an advert of its previous run.
+        """
         self._warn("duplicate node id", node=sighting.node)
         addresses, now_s = (
             reachable_addresses(sighting, self._local_addresses),
@@ -367,7 +371,7 @@ class Discovery:
     def _build_peer_hint(
         self, sighting: ServiceRecord, addresses: tuple[Address, ...]
     ) -> PeerHint | None:
-        """Return the hint to dial a node, None if no address is on our networks."""
+        """Return a hint for dialling, or None if no address is on our networks."""
         if not addresses:
             self._warn("advert ignored", node=sighting.node, cause="no address to dial")
             return None
@@ -379,7 +383,7 @@ class Discovery:
         )
 
     def _warn(self, event: str, **fields: str | int) -> None:
-        """Note a complaint, unless the same was made within the last minute."""
+        """Log a warning, unless the same event was logged within the last minute."""
         now_s = self._clock.now().mono_s
         last_s = self._warned_s.get(event)
         if last_s is None or now_s - last_s >= WARNING_PERIOD_S:

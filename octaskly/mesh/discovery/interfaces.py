@@ -1,8 +1,8 @@
-"""Which network interfaces and addresses of this machine the mesh uses.
+"""Network interfaces: the addresses to listen on, to advertise and to dial.
 
-Owns the choice: what is left out by default (loopback, container bridges,
-point-to-point links), and which addresses of a peer to dial first. It opens no socket.
-Listing reads `/sys` and blocks for about a millisecond; choosing is pure.
+By default, loopback, container bridges and point-to-point links are excluded. This
+module opens no sockets. Listing reads `/sys` and blocks for about a millisecond;
+selection is pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import ifaddr
 from octaskly.core.model.ids import Address
 from octaskly.errors import ConfigError
 
-ADDRESSES_MAX = 16  #: of one machine, that are advertised; and of a peer, that are kept
+ADDRESSES_MAX = 16  #: addresses advertised by a machine, or kept for a peer
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 _V4 = 4
@@ -36,7 +36,7 @@ _IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x1, 0x8, 0x10
 
 
 class InterfaceKind(StrEnum):
-    """What an interface is for the mesh; only `LAN` is used unasked."""
+    """The kind of an interface; by default, only `LAN` is used."""
 
     LAN = "lan"
     LOOPBACK = "loopback"
@@ -48,24 +48,24 @@ class InterfaceKind(StrEnum):
 class LocalAddress(NamedTuple):
     """One address of this machine."""
 
-    host: str  #: an IPv6 link-local one with its interface: `fe80::1%eth0`
-    prefix: int  #: bits of the network part
+    host: str  #: IPv6 link-local addresses include the interface: `fe80::1%eth0`
+    prefix: int  #: length of the network prefix in bits
     interface: str
-    scope: int  #: number of the interface, for IPv6
+    scope: int  #: index of the interface, for IPv6
 
     @property
     def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        """The network that is reached without a router."""
+        """The network that this address reaches without a router."""
         return _network(self.host.partition("%")[0], self.prefix)
 
     @property
     def is_link_local(self) -> bool:
-        """Whether it means something on its own link only."""
+        """Return True if the address is valid on its own link only."""
         return ipaddress.ip_address(self.host).is_link_local
 
     @property
     def is_scoped(self) -> bool:
-        """Whether it cannot be dialled without naming the interface."""
+        """Return True if dialling the address requires the interface name."""
         return "%" in self.host
 
 
@@ -79,7 +79,10 @@ class Interface:
 
 
 def list_interfaces() -> tuple[Interface, ...]:
-    """Return the interfaces of this machine that have an address; blocks briefly."""
+    """Return the interfaces of this machine that have an address.
+
+    Blocks for about a millisecond.
+    """
     found = []
     for adapter in ifaddr.get_adapters():
         name = str(adapter.name).partition(":")[0]
@@ -98,17 +101,17 @@ def select_addresses(
 ) -> tuple[LocalAddress, ...]:
     """Return the addresses to listen on and to advertise, best first.
 
-    IPv4 comes before global IPv6, link-local IPv6 last. A machine that has nothing
-    but loopback gets loopback, so that its own agents still find each other.
+    The order is IPv4, global IPv6, link-local IPv6. A machine with no interface but
+    loopback uses loopback, so that agents on it still find each other.
 
     Args:
-        interfaces: What `list_interfaces` said.
-        names: Exactly these interfaces, whatever they are; empty: the usual choice.
-        must_exist: Whether an unknown name is an error; a cable that is pulled out
-            later is not.
+        interfaces: The result of `list_interfaces`.
+        names: Use exactly these interfaces, of any kind; empty: use the default choice.
+        must_exist: Reject unknown names. Pass False after start-up: an interface may
+            disappear when a cable is unplugged.
 
     Raises:
-        ConfigError: a name is unknown; the hint lists those that exist.
+        ConfigError: A name is unknown; the hint lists the known names.
     """
     interfaces = tuple(interfaces)
     if names:
@@ -133,16 +136,16 @@ def select_addresses(
 def local_addresses(
     names: Sequence[str] = (), *, must_exist: bool = True
 ) -> tuple[LocalAddress, ...]:
-    """Return `select_addresses` over `list_interfaces`; blocks briefly."""
+    """Apply `select_addresses` to `list_interfaces`; blocks for about 1 ms."""
     return select_addresses(list_interfaces(), names, must_exist=must_exist)
 
 
 def dialable_address(host: str, local: Sequence[LocalAddress]) -> str | None:
-    """Return how to dial an advertised address, or None if it is not on our networks.
+    """Return the address to dial for an advertised one, or None to ignore it.
 
-    An advert may name any victim's address, so only those that are reached without a
-    router count. A link-local address gets the scope of the interface when the advert
-    left it out and there is only one that it can be.
+    A forged advert may contain a victim's address. Only addresses on a directly
+    connected network are therefore accepted. A link-local address without a scope gets
+    one if only one interface is possible.
     """
     bare, _, scope = host.partition("%")
     try:
@@ -162,8 +165,9 @@ def dial_order(
 ) -> tuple[Address, ...]:
     """Return a peer's addresses in the order in which to try them.
 
-    Those on a network of ours come first, then routed ones, link-local ones last;
-    within each group the order stays as given, since what worked comes first there.
+    Directly connected networks come first, then routed addresses, then link-local ones.
+    Within each group the given order is kept, because the caller puts addresses that
+    worked before first.
     """
     unique = dict.fromkeys(addresses)
 
@@ -173,19 +177,19 @@ def dial_order(
             if ipaddress.ip_address(bare).is_link_local:
                 return 2
         except ValueError:
-            return 1  # A name that --join gave.
+            return 1  # The host is a name from --join.
         return 0 if dialable_address(address.host, local) else 1
 
     return tuple(sorted(unique, key=rank))
 
 
-@lru_cache(64)  # Each advert is compared with the few that this machine has.
+@lru_cache(64)  # Every advert is compared with the few networks of this machine.
 def _network(bare: str, prefix: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return ipaddress.ip_network(f"{bare}/{prefix}", strict=False)
 
 
 def _is_host_of(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """Whether it can be a machine of this network, so not its broadcast address."""
+    """Return True if `ip` is in this network and is not its broadcast address."""
     if ip.version != net.version or ip not in net:
         return False
     has_broadcast = ip.version == _V4 and net.num_addresses > _PAIR
@@ -195,10 +199,10 @@ def _is_host_of(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> 
 def _scoped(
     ip: ipaddress.IPv6Address, scope: str, local: Sequence[LocalAddress]
 ) -> str | None:
-    """Return a link-local address with its interface, or None where that is unclear.
+    """Return a link-local address with its interface, or None if that is ambiguous.
 
-    All of fe80::/10 is for links, but what is outside of a link's own network (/64)
-    goes to its router.
+    All of fe80::/10 is link-local, but packets for addresses outside the link's own
+    network (/64) go to its router. Those addresses are rejected.
     """
     scoped = (one for one in local if one.is_scoped and _is_host_of(ip, one.network))
     near = {one.interface: one.scope for one in scoped}
@@ -211,12 +215,12 @@ def _scoped(
 
 
 def _preference(one: LocalAddress) -> tuple[int, int]:
-    """Sort IPv4 first and link-local last; the sort is stable for the rest."""
+    """Sort key: IPv4 first, link-local last."""
     return (one.is_link_local, ":" in one.host)
 
 
 def _local_address(ip: ifaddr.IP, interface: str, index: int) -> LocalAddress:
-    """Read one address of an adapter."""
+    """Convert one address of an adapter."""
     host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
     parsed: _IP = ipaddress.ip_address(host)
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.is_link_local:
@@ -225,7 +229,7 @@ def _local_address(ip: ifaddr.IP, interface: str, index: int) -> LocalAddress:
 
 
 def _classify_interface(name: str, sys: Path) -> InterfaceKind:
-    """Say what an interface is: by `/sys` where it can be read, else by its name."""
+    """Classify an interface by `/sys` if it is readable, else by its name."""
     flags = _flags(sys / name / "flags")
     if (name == "lo") if flags is None else flags & _IFF_LOOPBACK:
         return InterfaceKind.LOOPBACK
@@ -239,16 +243,17 @@ def _classify_interface(name: str, sys: Path) -> InterfaceKind:
 
 
 def _is_point_to_point(name: str, flags: int | None, sys: Path) -> bool:
-    """Whether it is a tunnel or another link to one other end."""
+    """Return True if the interface is a tunnel or another point-to-point link."""
     if flags is not None and flags & _IFF_POINTOPOINT:
         return True
     return (sys / name / "tun_flags").exists() or bool(_LINK_NAME.fullmatch(name))
 
 
 def _is_portless_bridge(name: str, sys: Path) -> bool:
-    """Whether it is a bridge without real hardware, so with containers only.
+    """Return True if the interface is a bridge without a hardware port.
 
-    The LAN of a virtualisation host is itself a bridge, over a network card.
+    Such a bridge connects containers only. The LAN of a virtualisation host is a
+    bridge, too, but one of its ports is a network card.
     """
     if not (sys / name / "bridge").is_dir():
         return False
@@ -257,7 +262,7 @@ def _is_portless_bridge(name: str, sys: Path) -> bool:
 
 
 def _flags(path: Path) -> int | None:
-    """Read the flags of an interface, None where the kernel does not tell."""
+    """Return the flags of an interface, or None if they cannot be read."""
     try:
         return int(path.read_text(encoding="ascii").strip(), 16)
     except (OSError, ValueError):

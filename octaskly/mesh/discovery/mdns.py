@@ -1,7 +1,6 @@
-"""The one door to zeroconf: opens mDNS on chosen addresses, says and hears records.
+"""mDNS over zeroconf: opens the sockets, announces, browses and reads records.
 
-Owns the sockets on port 5353 and the quirks of the library. What the records mean is
-decided in `discovery`.
+This is the only module that imports zeroconf. `discovery` interprets the records.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ OPEN_S = 2.0
 CLOSE_S = 2.0  #: a goodbye takes a quarter of a second
 RESOLVE_MS = 1500
 
-# Its warnings show strangers' names as they came; what matters, we note ourselves.
+# Its warnings contain unescaped names from the network. `discovery` logs its own.
 logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
 
 
 class Mdns:
-    """Sockets, one service and one browser; made by `open_mdns`."""
+    """mDNS sockets with one service and one browser; created by `open_mdns`."""
 
     def __init__(self, zeroconf: AsyncZeroconf, service: str) -> None:
         self._zeroconf = zeroconf
@@ -52,9 +51,9 @@ class Mdns:
         hosts: Sequence[str],
         txt: dict[str, str | bytes | None],
     ) -> None:
-        """Register this node, or renew its records; the repeats take half a second.
+        """Register this node or update its records; the repeats take half a second.
 
-        Two calls at once would let the repeats of the first undo the second.
+        Do not make concurrent calls: the repeats of the first would undo the second.
         """
         info = AsyncServiceInfo(
             self._service,
@@ -65,21 +64,21 @@ class Mdns:
             properties=txt,
         )
         if self._is_registered:
-            said = await self._zeroconf.async_update_service(info)
+            announced = await self._zeroconf.async_update_service(info)
         else:
-            # Instance names are random, so nobody has to be asked about ours.
-            said = await self._zeroconf.async_register_service(
+            # Instance names are random, so a probe for conflicts is not needed.
+            announced = await self._zeroconf.async_register_service(
                 info, cooperating_responders=True
             )
             self._is_registered = True
         with contextlib.suppress(ZeroconfError, OSError):
-            await said
+            await announced
 
     def browse(self, on_change: Callable[[str, bool], None]) -> None:
-        """Ask afresh; names in the cache are reported again.
+        """Start a new browser, which also reports the names in the cache again.
 
         Args:
-            on_change: Gets a service name, and whether its goodbye was heard.
+            on_change: Called with a service name, and True if the service has left.
         """
         self.stop_browsing()
 
@@ -90,22 +89,22 @@ class Mdns:
             self._zeroconf.zeroconf,
             self._service,
             handlers=[changed],
-            # A unicast answer reaches only one of several agents of one machine.
+            # A unicast answer reaches only one of several agents on one machine.
             question_type=DNSQuestionType.QM,
         )
 
     def stop_browsing(self) -> None:
-        """Ask no more."""
+        """Stop the browser."""
         if self._browser is not None:
-            # The public form does the same, but only as a coroutine.
+            # The public `async_cancel` does the same, but is a coroutine.
             self._browser._async_cancel()  # noqa: SLF001
             self._browser = None
 
     def read_cached(self, node: NodeId) -> ServiceRecord | None:
-        """Return what the cache says of a node, None where it lacks a record.
+        """Return the cached records of a node, or None if one is missing.
 
         Raises:
-            MalformedAdvert: the records are not of the form that ours have.
+            MalformedAdvert: The records are malformed.
         """
         info = self._info(node)
         if not info.load_from_cache(self._zeroconf.zeroconf):
@@ -113,10 +112,10 @@ class Mdns:
         return _record_of(node, info)
 
     async def resolve_node(self, node: NodeId) -> ServiceRecord | None:
-        """As `read_cached`, but ask for what the cache lacks, for 1.5 s at most.
+        """Return the records of a node; query missing ones for at most 1.5 s.
 
         Raises:
-            MalformedAdvert: the records are not of the form that ours have.
+            MalformedAdvert: The records are malformed.
         """
         info = self._info(node)
         is_complete = False
@@ -127,13 +126,13 @@ class Mdns:
         return _record_of(node, info) if is_complete else None
 
     async def rebind(self, local: Sequence[LocalAddress]) -> None:
-        """Use these addresses from now on; those that fail are left out."""
+        """Switch to these addresses; those that fail are skipped."""
         interfaces, version = _zeroconf_options(local)
         with contextlib.suppress(ZeroconfError, OSError):
             await self._zeroconf.async_update_interfaces(interfaces, version)
 
     async def close(self) -> None:
-        """Say goodbye and close, within a bounded time."""
+        """Send the goodbye and close the sockets, within `CLOSE_S`."""
         self.stop_browsing()
         await _close(self._zeroconf)
 
@@ -144,17 +143,17 @@ class Mdns:
 async def open_mdns(
     local: Sequence[LocalAddress], *, is_guest: bool = False, service: str = SERVICE
 ) -> Mdns:
-    """Open mDNS on these addresses, on IPv4 alone where the two do not go together.
+    """Open mDNS on these addresses; fall back to IPv4 alone if IPv6 fails.
 
     Args:
-        local: Of this machine, one for each interface to use.
-        is_guest: Ask from a port of our own. Answers come at once and to us alone,
-            also where nodes have just announced themselves and so must not repeat it
-            for a second; but announcements are not heard, and none can be made.
-        service: What is announced and asked for.
+        local: The addresses of this machine to use.
+        is_guest: Query from an ephemeral port. Answers are unicast and come at once,
+            even from nodes that have just announced themselves and may not repeat that
+            over multicast within a second. Announcements cannot be received or sent.
+        service: The service to announce and to query.
 
     Raises:
-        OSError: port 5353 cannot be had, or no interface takes part in multicast.
+        OSError: Port 5353 is not available, or no interface supports multicast.
     """
     if not is_guest:
         require_shareable_port()
@@ -169,7 +168,7 @@ async def open_mdns(
             interfaces=interfaces, ip_version=IPVersion.V4Only, unicast=is_guest
         )
     try:
-        # Cancelled in there, it could never be closed.
+        # If the start itself were cancelled, zeroconf could not be closed.
         await asyncio.shield(zeroconf.zeroconf.async_wait_for_start(timeout=OPEN_S))
     except ZeroconfError as error:
         await _close(zeroconf)
@@ -178,7 +177,7 @@ async def open_mdns(
         await _close(zeroconf)
         raise
     if not zeroconf.zeroconf.engine.senders:
-        # Without this check it would be deaf and dumb and look healthy.
+        # Without this check it would look healthy, but neither send nor receive.
         await _close(zeroconf)
         raise OSError(errno.ENODEV, "no interface takes part in multicast")
     return Mdns(zeroconf, service)
@@ -187,17 +186,17 @@ async def open_mdns(
 def reachable_addresses(
     record: ServiceRecord, local: Sequence[LocalAddress]
 ) -> tuple[Address, ...]:
-    """Return where on our networks a node says it is, in the order for dialling."""
+    """Return the advertised addresses on our own networks, in dial order."""
     hosts = (dialable_address(host, local) for host in record.hosts)
     dialled = [Address(host, record.port) for host in hosts if host is not None]
     return dial_order(dialled, local)
 
 
 def require_shareable_port() -> None:
-    """Find out whether port 5353 can be shared; zeroconf would leak its sockets.
+    """Check that port 5353 can be shared: zeroconf leaks sockets if it cannot.
 
     Raises:
-        OSError: another program has it for itself alone.
+        OSError: Another program has bound the port exclusively.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,9 +213,9 @@ async def _close(zeroconf: AsyncZeroconf) -> None:
 def _zeroconf_options(
     local: Sequence[LocalAddress],
 ) -> tuple[list[str | int], IPVersion]:
-    """Return what zeroconf is to use: an IPv4 address and the number per interface.
+    """Return zeroconf's arguments: an IPv4 address and an index per interface.
 
-    Loopback is IPv4 only: its IPv6 side has no multicast.
+    Loopback uses IPv4 only: it has no IPv6 multicast.
     """
     first: dict[str, str] = {}
     scopes: dict[int, None] = {}

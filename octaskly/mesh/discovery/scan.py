@@ -1,6 +1,6 @@
-"""A short look at who is in sight, and a beacon for those who take one.
+"""Short mDNS scans for meshes, nodes and open invites, and the pairing advert.
 
-Both open mDNS for themselves and close it again; what they say is a hint for dialling.
+Each opens its own mDNS sockets and closes them again. Results are hints for dialling.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from octaskly.mesh.discovery.adverts import (
 from octaskly.mesh.discovery.interfaces import local_addresses
 from octaskly.mesh.discovery.mdns import Mdns, open_mdns, reachable_addresses
 
-#: How long a machine without a secret looks for a mesh. A member that has spoken over
-#: mDNS within the last second may not repeat it at once (RFC 6762, 6): the library then
-#: answers after 1.02 to 1.12 s. Whoever looked for less made a mesh of its own.
+#: How long a machine without a secret scans for a mesh. A node that has sent a record
+#: within the last second may not repeat it at once (RFC 6762, section 6): zeroconf then
+#: answers after 1.02 to 1.12 s. With a shorter scan, machines created meshes of their
+#: own beside the existing one.
 FIRST_SCAN_S = 1.2
-SETTLE_S = 0.1  #: after the first that is wanted, for others to be heard
+SETTLE_S = 0.1  #: time after the first match to collect further ones
 
 
 @dataclass(frozen=True, slots=True)
 class FoundNode:
-    """A node in sight."""
+    """A node that a scan has found."""
 
     node: NodeId
-    mesh: str | None  #: None: it is in none yet
-    addresses: tuple[Address, ...]  #: where to dial it, best first
-    lan_port: int = 0  #: of its HTTPS API; 0: it says none
+    mesh: str | None  #: None: it is in no mesh yet
+    addresses: tuple[Address, ...]  #: to dial, best first
+    lan_port: int = 0  #: of its HTTPS API; 0: none advertised
 
 
 async def scan_meshes(
@@ -54,18 +55,18 @@ async def scan_meshes(
     *,
     meanwhile: Callable[[], Awaitable[object]] | None = None,
 ) -> frozenset[str]:
-    """Return the ids of the meshes in sight, as soon as there is one.
+    """Return the ids of the meshes on this LAN, as soon as one is found.
 
-    A machine without a secret asks this before it makes one. Where mDNS cannot be
-    used, nothing is in sight.
+    A machine without a secret calls this before it creates a mesh. Returns an empty
+    set if mDNS is not available.
 
     Args:
-        timeout_s: How long to look when there is none.
-        interfaces: Names that restrict the choice.
-        meanwhile: What this process does meanwhile; it is awaited, too.
+        timeout_s: Duration of the scan if no mesh is found.
+        interfaces: Names of the interfaces to use; empty for the default choice.
+        meanwhile: Work to await while the scan runs.
 
     Raises:
-        ConfigError: an interface that was named does not exist.
+        ConfigError: A named interface does not exist.
     """
     found = await _scan(
         timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh), meanwhile=meanwhile
@@ -76,14 +77,15 @@ async def scan_meshes(
 async def scan_nodes(
     timeout_s: float, interfaces: Sequence[str] = ()
 ) -> list[FoundNode]:
-    """Return all nodes in sight, of whatever mesh.
+    """Return all nodes on this LAN, of any mesh.
 
     Args:
-        timeout_s: How long to look when there is none; half of it once there is one.
-        interfaces: Names that restrict the choice.
+        timeout_s: Duration of the scan if no node is found. After the first node the
+            scan continues for at most half of this time.
+        interfaces: Names of the interfaces to use; empty for the default choice.
 
     Raises:
-        ConfigError: as `scan_meshes`.
+        ConfigError: A named interface does not exist.
     """
     return await _scan(
         timeout_s, interfaces, SERVICE, lambda _: True, settle_s=timeout_s / 2
@@ -96,9 +98,9 @@ async def scan_pairing_beacons(
     *,
     of_members: bool,
 ) -> list[FoundNode]:
-    """Return who lets machines in, or who wants to be let in.
+    """Return members with an open invite, or machines that ask to join.
 
-    As `scan_meshes`, but those are awaited too that answer a little later.
+    After the first match, the scan continues for `SETTLE_S`.
     """
     return await _scan(
         timeout_s,
@@ -112,22 +114,23 @@ async def scan_pairing_beacons(
 async def scan_inviting_members(
     timeout_s: float, interfaces: Sequence[str] = ()
 ) -> AsyncGenerator[FoundNode]:
-    """Yield who lets machines in, each as soon as it is heard of, until time is up.
+    """Yield members with an open invite as they are found, until the timeout.
 
-    Whoever ends this early should close it, as it holds sockets.
+    Close the generator if you stop early, because it holds sockets.
     """
     ends_s = asyncio.get_running_loop().time() + timeout_s
     async with _open_scan(
         interfaces, PAIRING_SERVICE, lambda one: bool(one.mesh)
-    ) as sky:
-        told: set[NodeId] = set()
+    ) as results:
+        yielded: set[NodeId] = set()
         while True:
-            news = [one for one in sky.found.values() if one.node not in told]
-            for one in news:
-                told.add(one.node)
+            new = [one for one in results.found.values() if one.node not in yielded]
+            for one in new:
+                yielded.add(one.node)
                 yield one
-            sky.has_changed.clear()
-            if told == sky.found.keys() and not await sky.wait_for_node(ends_s):
+            results.has_changed.clear()
+            is_complete = yielded == results.found.keys()
+            if is_complete and not await results.wait_for_node(ends_s):
                 return
 
 
@@ -135,14 +138,14 @@ async def scan_inviting_members(
 async def advertise_pairing(
     node: NodeInfo, *, mesh_id: str | None, interfaces: Sequence[str]
 ) -> AsyncIterator[bool]:
-    """Say over mDNS, for the length of the block, where a pairing can be begun.
+    """Advertise the pairing address of a node over mDNS while the block runs.
 
     Args:
-        node: Who it is; its peer port stands for that of the pairing.
-        mesh_id: The mesh that lets in; None: the node wants to be let in.
-        interfaces: Names that restrict the choice.
+        node: The node to advertise; its peer port must be the pairing port.
+        mesh_id: The mesh that has an open invite; None: the node asks to join.
+        interfaces: Names of the interfaces to use; empty for the default choice.
 
-    Yields whether it could be said.
+    Yields False if mDNS is not available.
     """
     local = await asyncio.to_thread(local_addresses, interfaces, must_exist=False)
     try:
@@ -163,14 +166,14 @@ async def advertise_pairing(
 
 
 class _ScanResults:
-    """Who is in sight."""
+    """The nodes that a running scan has found."""
 
     def __init__(self) -> None:
         self.found: dict[NodeId, FoundNode] = {}
         self.has_changed = asyncio.Event()
 
     async def wait_for_node(self, ends_s: float) -> bool:
-        """Wait for the next that is found; return False when time is up."""
+        """Wait for the next node; return False at the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(ends_s):
                 await self.has_changed.wait()
@@ -182,9 +185,9 @@ class _ScanResults:
 async def _open_scan(
     interfaces: Sequence[str], service: str, is_wanted: Callable[[ServiceRecord], bool]
 ) -> AsyncIterator[_ScanResults]:
-    """Look for the length of the block; what is forged has the bounds of an agent."""
+    """Scan while the block runs; forged adverts are bounded as in `Discovery`."""
     local = await asyncio.to_thread(local_addresses, interfaces)
-    sky, candidates = _ScanResults(), DiscoveredNodes()
+    results, candidates = _ScanResults(), DiscoveredNodes()
 
     def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
         node = node_id_of_name(name, service)
@@ -197,8 +200,8 @@ async def _open_scan(
             sighting = candidates.update_node(sighting)
             if addresses := reachable_addresses(sighting, local):
                 found = FoundNode(node, sighting.mesh, addresses, sighting.lan_port)
-                sky.found[node] = found
-                sky.has_changed.set()
+                results.found[node] = found
+                results.has_changed.set()
 
     async with contextlib.AsyncExitStack() as opened:
         for is_guest in (True, False):
@@ -206,7 +209,7 @@ async def _open_scan(
                 mdns = await open_mdns(local, is_guest=is_guest, service=service)
                 opened.push_async_callback(mdns.close)
                 mdns.browse(partial(look, mdns))
-        yield sky
+        yield results
 
 
 async def _scan(
@@ -218,13 +221,13 @@ async def _scan(
     settle_s: float = 0.0,
     meanwhile: Callable[[], Awaitable[object]] | None = None,
 ) -> list[FoundNode]:
-    async with _open_scan(interfaces, service, is_wanted) as sky:
+    async with _open_scan(interfaces, service, is_wanted) as results:
         clock = asyncio.get_running_loop().time
         ends_s = clock() + timeout_s
         if meanwhile is not None:
             await meanwhile()
-            # What came while this process was busy has yet to be read.
+            # Packets that arrived while this process was busy are not read yet.
             ends_s = max(ends_s, clock() + SETTLE_S)
-        if await sky.wait_for_node(ends_s):
+        if await results.wait_for_node(ends_s):
             await asyncio.sleep(min(settle_s, max(0.0, ends_s - clock())))
-    return list(sky.found.values())
+    return list(results.found.values())

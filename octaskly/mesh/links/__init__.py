@@ -1,1 +1,1 @@
-"""Connections between peers: TLS links, limits and duplicates."""
+"""Connections between peers: TLS links, their limits, and duplicate links."""

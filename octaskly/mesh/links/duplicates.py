@@ -1,13 +1,12 @@
-"""Which of several links to one peer lives.
+"""Duplicate links and duplicate node ids: which link to a peer is kept.
 
-Where two nodes dial each other at once, the one with the smaller id decides which
-link lives: it accepts one HELLO at a time, and prefers the link that it dialled. The
-other accepts whatever it is offered, and a link that becomes connected replaces the
-one before. So both ends always agree, and a peer that lost its link without this node
-noticing can come back at once.
+If two nodes dial each other at the same time, the node with the smaller id decides. It
+accepts one HELLO at a time and prefers the link that it dialled. The other node accepts
+every HELLO, and a newly connected link replaces the previous one. Both ends therefore
+agree, and a peer whose old link died unnoticed can reconnect at once.
 
-Where two processes live with one node id, because a state folder was copied, the
-second is refused, and takes a new id.
+If two processes use one node id because a state folder was copied, the second one is
+refused and takes a new id.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from octaskly.core.protocol.messages import Hello
 from octaskly.mesh.links.link import Link
 from octaskly.ports import Clock
 
-ALIVE_S: Final = 1.0  #: a peer heard within this time lives: heartbeats come faster
-RACE_S: Final = 2.0  #: in which the other dial may arrive, once a link is connected
+ALIVE_S: Final = 1.0  #: a peer heard within this time is alive: heartbeats come faster
+RACE_S: Final = 2.0  #: after a link is connected, the peer's own dial may still arrive
 
 DUPLICATE: Final = "duplicate link"
 DUPLICATE_ID: Final = "duplicate node id"
@@ -30,13 +29,13 @@ TOO_MANY_PEERS: Final = "too many peers"
 
 
 class DuplicateLinks:
-    """All links of this node that are not ended.
+    """All links of this node that have not ended.
 
     Args:
-        me: This node.
-        peers_max: Most links that are connected, and most that are on the way there.
-        clock: Times when peers were heard.
-        on_duplicate: Told that another process lives with this node's id, and keeps it.
+        own_id: This node.
+        peers_max: Maximum number of connected links, and also of links in handshake.
+        clock: For the times at which peers were heard.
+        on_duplicate: Called if another process uses this node's id and keeps it.
     """
 
     def __init__(
@@ -56,20 +55,20 @@ class DuplicateLinks:
         self._heard_s: dict[NodeId, float] = {}
 
     def on_open(self, link: Link) -> str | None:
-        """Give up a dial to a peer that is reached already."""
+        """Return why a link is unwanted, for example a dial to a connected peer."""
         if len(self.handshaking) >= self._peers_max:
             return TOO_MANY_PEERS
         self.handshaking.add(link)
         if link.peer == self._own_id:
-            return None  # The HELLO tells a clone from this very process.
+            return None  # The HELLO shows whether this is a copy or this process.
         if link.dialled is None:
             return None
-        rivals = self._other_handshakes(link)
-        is_met = any(rival.dialled or rival.has_accepted for rival in rivals)
-        return DUPLICATE if is_met or link.peer in self.links else None
+        others = self._other_handshakes(link)
+        has_other = any(other.dialled or other.has_accepted for other in others)
+        return DUPLICATE if has_other or link.peer in self.links else None
 
     def on_hello(self, link: Link) -> str | None:
-        """Accept a peer, or say why not."""
+        """Return why a peer is refused, or None to accept it."""
         assert link.peer_hello is not None
         assert link.own_hello is not None
         if link.peer == self._own_id:
@@ -83,17 +82,17 @@ class DuplicateLinks:
         return None
 
     def on_connected(self, link: Link) -> None:
-        """Put a link in its place, which is empty."""
+        """Record a connected link; the caller has closed the previous one."""
         self.handshaking.discard(link)
         self.links[link.peer] = link
         self._connected_s[link.peer] = self._clock.now().mono_s
 
     def record_heard(self, peer: NodeId) -> None:
-        """A frame came from a connected peer."""
+        """Record that a connected peer has sent a frame."""
         self._heard_s[peer] = self._clock.now().mono_s
 
     def on_ended(self, link: Link) -> bool:
-        """Take a link out; tell whether it was the connected one of its peer."""
+        """Remove a link; return True if it was the connected link of its peer."""
         self.handshaking.discard(link)
         if self.links.get(link.peer) is not link:
             return False
@@ -103,7 +102,10 @@ class DuplicateLinks:
         return True
 
     def _handle_own_id(self, sent: Hello, hello: Hello) -> str:
-        """Tell this very process from a copy; of two, the younger gives up the id."""
+        """Return why a link to the own id is refused.
+
+        If the peer is another process, the younger of the two gives up the id.
+        """
         mine, theirs = sent.node.boot, hello.node.boot
         if mine == theirs:
             return OWN_NODE
@@ -113,10 +115,10 @@ class DuplicateLinks:
         return OWN_NODE
 
     def _is_id_in_use(self, link: Link) -> bool:
-        """Return whether another process with this peer's id lives: a copied folder.
+        """Return True if another live process uses this peer's id.
 
-        A process that ended has closed its link before it can start again, and a
-        machine that fell silent takes longer than `ALIVE_S` to come back.
+        A restart cannot look like that: a process that ends closes its link, and a
+        machine that fails without closing it takes longer than `ALIVE_S` to restart.
         """
         existing = self.links.get(link.peer)
         if existing is None:
@@ -132,16 +134,16 @@ class DuplicateLinks:
         return [o for o in self.handshaking if o is not link and o.peer == link.peer]
 
     def _is_duplicate(self, link: Link) -> bool:
-        """Decide as the smaller of two nodes whether a link is one too many."""
+        """Return True if this node, which has the smaller id, refuses a link."""
         assert link.peer_hello is not None
-        rivals = self._other_handshakes(link)
+        others = self._other_handshakes(link)
         if link.dialled:
-            return link.peer in self.links or any(o.has_accepted for o in rivals)
-        if any(o.dialled for o in rivals):
+            return link.peer in self.links or any(o.has_accepted for o in others)
+        if any(o.dialled for o in others):
             return True
         existing = self.links.get(link.peer)
         if existing is None or existing.dialled is None:
-            return False  # The peer dialled again, so it lost what was there.
+            return False  # The peer dialled again, so it has lost the existing link.
         assert existing.peer_hello is not None
         if existing.peer_hello.node.boot != link.peer_hello.node.boot:
             return False

@@ -1,16 +1,15 @@
-"""Bounds on handshakes under way, and on the return of peers that broke the protocol.
+"""Limits on concurrent dials and handshakes, and a backoff for protocol violations.
 
-Whoever opens many and says nothing must not get many: each costs a descriptor and the
-memory of a TLS handshake. This machine is bounded apart from all others: a hundred
-agents may start here at once, and what runs here takes no place of a peer elsewhere.
-A handshake takes some 300 kB until it is over.
+A pending handshake costs a file descriptor and about 300 kB, so the number per address
+is bounded. Local connections have a bound of their own: a hundred agents may start on
+this machine at once, and they must not displace remote peers.
 
-Who has many addresses, as IPv6 gives them, could take all places. So nobody is refused
-for that all are taken: who has waited longest makes room, of the address that has most.
-A peer needs a moment, and whoever says nothing waits.
+A host with many IPv6 addresses could fill the total bound. A new connection is
+therefore never refused because of it. Instead, the oldest handshake of the address with
+the most handshakes is closed. A real peer finishes quickly; a silent one waits longest.
 
 A peer that broke the protocol is refused for ten seconds: its bytes may be costly to
-read, and a broken or hostile peer may dial again at once.
+decode, and a broken or hostile peer may dial again at once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ DIALS_TO_HOST_MAX: Final = 2
 
 
 class DialLimiter:
-    """Turns to dial, in the order in which they are asked for."""
+    """Bounds concurrent dials, in total and per host; waiters are served in order."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
@@ -41,20 +40,20 @@ class DialLimiter:
 
     @asynccontextmanager
     async def limit_dial(self, host: str) -> AsyncIterator[None]:
-        """Wait for a turn to dial a host, and have it for the length of the block."""
+        """Wait until a dial to a host is allowed, and count it while the block runs."""
         is_here = host == "::1" or host.startswith("127.")
         most = DIALS_AT_ONCE_MAX if is_here else DIALS_TO_HOST_MAX
-        turns = self._hosts.get(host) or asyncio.Semaphore(most)
-        self._hosts[host] = turns
-        async with turns, self._all:
+        host_limit = self._hosts.get(host) or asyncio.Semaphore(most)
+        self._hosts[host] = host_limit
+        async with host_limit, self._all:
             yield
 
 
 LOCAL_HANDSHAKES_MAX: Final = 96
 LOCAL_TIMEOUT_FACTOR: Final = 2
-"""Agents that start here, on few cores, may take so many times longer than others."""
+"""Multiplies the timeout of local handshakes: many agents may share few cores."""
 
-REFUSED_S: Final = 10.0  #: after a peer broke the protocol
+REFUSED_S: Final = 10.0  #: how long a peer that broke the protocol is refused
 REFUSED_MAX: Final = 1024  #: a hostile member can have any number of ids
 VIOLATION_REASON: Final = "refused for a while: this peer broke the protocol"
 
@@ -63,18 +62,18 @@ _LOCAL_HOST: Final = ""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingHandshake:
-    """What one connection takes."""
+    """An accepted connection whose TLS handshake has not finished."""
 
-    host: str  #: whose it is; empty: this machine's
+    host: str  #: address of the other end; empty: this machine
     connection: socket.socket
 
 
 class HandshakeLimiter:
-    """Handshakes under way, by the address from which they come."""
+    """Bounds pending handshakes, in total and per remote address."""
 
     def __init__(self, bounds: LimitOptions | None = None) -> None:
         self._bounds = bounds or LimitOptions()
-        self._handshakes: dict[PendingHandshake, None] = {}  #: who came first is first
+        self._handshakes: dict[PendingHandshake, None] = {}  #: oldest first
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -83,20 +82,20 @@ class HandshakeLimiter:
     def admit_connection(
         self, connection: socket.socket, host: str
     ) -> PendingHandshake | None:
-        """Return the place that a new connection takes; None: hang up."""
-        is_near = host == connection.getsockname()[0]
-        place = PendingHandshake(_LOCAL_HOST if is_near else host, connection)
+        """Count a new connection; return None if the caller must close it."""
+        is_local = host == connection.getsockname()[0]
+        handshake = PendingHandshake(_LOCAL_HOST if is_local else host, connection)
         most = self._bounds.handshakes_per_address
-        if self._counts[place.host] >= (LOCAL_HANDSHAKES_MAX if is_near else most):
+        if self._counts[handshake.host] >= (LOCAL_HANDSHAKES_MAX if is_local else most):
             return None
-        if not is_near and self._remote_count >= self._bounds.handshakes_max:
+        if not is_local and self._remote_count >= self._bounds.handshakes_max:
             self._evict_handshake()
-        self._handshakes[place] = None
-        self._counts[place.host] += 1
-        return place
+        self._handshakes[handshake] = None
+        self._counts[handshake.host] += 1
+        return handshake
 
     def release_handshake(self, handshake: PendingHandshake) -> None:
-        """Give a place back, unless another has it: a member was found, or nobody."""
+        """Stop counting a handshake; no effect if it was evicted."""
         if handshake not in self._handshakes:
             return
         del self._handshakes[handshake]
@@ -105,7 +104,7 @@ class HandshakeLimiter:
             del self._counts[handshake.host]
 
     def handshake_timeout_s(self, handshake: PendingHandshake) -> float:
-        """Return how long who has taken a place may take to show a certificate."""
+        """Return the seconds in which the peer must present its certificate."""
         times = LOCAL_TIMEOUT_FACTOR if handshake.host == _LOCAL_HOST else 1
         return float(times * self._bounds.handshake_s)
 
@@ -114,13 +113,13 @@ class HandshakeLimiter:
         return len(self._handshakes) - self._counts[_LOCAL_HOST]
 
     def _evict_handshake(self) -> None:
-        """End what somebody elsewhere has begun, as if the other side had hung up."""
+        """Shut down the oldest handshake of the remote address that has most."""
         counts = self._counts
-        others = [place for place in self._handshakes if place.host != _LOCAL_HOST]
-        longest = max(others, key=lambda place: counts[place.host])
-        self.release_handshake(longest)
+        remote = [each for each in self._handshakes if each.host != _LOCAL_HOST]
+        oldest = max(remote, key=lambda each: counts[each.host])
+        self.release_handshake(oldest)
         with suppress(OSError):
-            longest.connection.shutdown(socket.SHUT_RDWR)
+            oldest.connection.shutdown(socket.SHUT_RDWR)
 
 
 class ViolationBackoff:
@@ -131,7 +130,7 @@ class ViolationBackoff:
         self._until_s: dict[NodeId, float] = {}  #: the latest violation is last
 
     def add(self, peer: NodeId) -> None:
-        """Refuse a peer from now on."""
+        """Refuse a peer for `REFUSED_S` from now on."""
         self._until_s.pop(peer, None)
         self._until_s[peer] = self._clock.now().mono_s + REFUSED_S
         if len(self._until_s) > REFUSED_MAX:

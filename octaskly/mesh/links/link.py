@@ -1,9 +1,9 @@
-"""One TLS connection to a peer: handshake, frames, bounded outbox.
+"""TLS link to a peer: handshake, frames and a bounded outbox.
 
-Both sides send HELLO as soon as TLS is done; who accepts the other's HELLO answers
-HELLO_OK. A link is connected when both were said: with TLS 1.3 a dialler cannot tell
-before that whether its certificate was accepted. The peer's node id comes from its
-certificate, never from what it says.
+Both sides send HELLO after the TLS handshake, and HELLO_OK to accept the other's HELLO.
+A link is connected once both have sent HELLO_OK. With TLS 1.3, a dialler does not know
+earlier whether its certificate was accepted. The peer's node id comes from its
+certificate, never from its messages.
 """
 
 from __future__ import annotations
@@ -35,59 +35,57 @@ from octaskly.trust import MeshTls
 from octaskly.trust.tls import ALPN
 
 FRAME_SOFT_BYTES: Final = 256 * 1024
-"""Messages are gathered into one frame up to this size."""
+"""Messages are combined into one frame up to this size."""
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
-"""Above this, what is sent waits in the outbox instead of the TLS layer."""
+"""Above this write buffer size, messages wait in the outbox."""
 
-PART_OVERHEAD_BYTES: Final = (
-    64  #: what a message in the outbox takes beside its own bytes
-)
+PART_OVERHEAD_BYTES: Final = 64  #: memory per message in the outbox beside its bytes
 
 REASON_CHARS_MAX: Final = 200
 
 NOT_ACCEPTED: Final = "peer does not accept our mesh secret"
 HANDSHAKE_TIMED_OUT: Final = "no handshake in time"
 REJECTION_S: Final = 2.0
-"""From the connection on: a peer that hangs up so soon does not accept our certificate.
-One that does so later may just have waited for it long enough, on a busy machine."""
+"""A peer that closes within this time of the connection rejects our certificate.
+A later close may be a timeout of a peer on a busy machine."""
 OVERFLOW: Final = "outbox overflow"
 
 
 class LinkOwner(Protocol):
-    """What a link tells the transport that made it, always in order."""
+    """Callbacks of a link, called in the order of its life."""
 
     def on_open(self, link: Link) -> str | None:
-        """TLS is done; return why the link is not wanted, or None."""
+        """Handle the end of the TLS handshake; return why to close, or None."""
 
     def on_hello(self, link: Link) -> str | None:
-        """The peer introduced itself; return why it is refused, or None."""
+        """Handle the peer's HELLO; return why the peer is refused, or None."""
 
     def on_connected(self, link: Link) -> None:
-        """Both sides said HELLO_OK."""
+        """Handle the link's HELLO_OK from both sides."""
 
     def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
-        """Messages arrived on a connected link."""
+        """Handle messages that arrived on a connected link."""
 
     def on_ended(self, link: Link) -> None:
-        """The link is of no more use, because of `link.reason`; called once."""
+        """Handle the end of the link, for `link.reason`; called once."""
 
     def on_closed(self, link: Link) -> None:
-        """Nothing of the connection is left."""
+        """Handle the close of the TCP connection; called after `on_ended`."""
 
 
 class Link(asyncio.Protocol):
     """The state of one connection.
 
     Args:
-        owner: Is told what happens.
-        trust: Knows whose certificate the peer shows.
+        owner: Receives the callbacks.
+        trust: Checks the peer's certificate.
         limits: Bounds on frames.
-        packing: Packs what is sent; shared by all links.
-        hello: Asked once, for what this node says of itself.
+        packer: Packs outgoing messages; shared by all links.
+        hello: Returns this node's HELLO; called once.
         dialled: The address that was dialled; None if the peer dialled.
-        outbox_bytes: A send that finds more than this waiting ends the link.
-        progress: How far this node has written what it was told.
+        outbox_bytes: A send that finds more than this queued ends the link.
+        progress: Returns how far this node has written received entries to disk.
     """
 
     def __init__(
@@ -104,19 +102,17 @@ class Link(asyncio.Protocol):
     ) -> None:
         self.dialled = dialled
         self.remote: Address | None = None  #: the other end of the socket
-        self.peer = NodeId("")  #: known once TLS is done
+        self.peer = NodeId("")  #: known after the TLS handshake
         self.own_hello: Hello | None = None
-        self.peer_hello: Hello | None = None  #: what the peer said
-        self.has_accepted = False  #: this node said HELLO_OK
+        self.peer_hello: Hello | None = None
+        self.has_accepted = False  #: this node has sent HELLO_OK
         self.is_connected = False
-        self.reason: str | None = None  #: why it ended
-        self.was_closed_by_peer = False  #: the peer ended it, and said why
-        self.has_peer_violated = False  #: the peer sent what is no message now
-        self.was_closed_before_hello = (
-            False  #: dialled, the peer hung up without a HELLO
-        )
+        self.reason: str | None = None  #: why the link ended
+        self.was_closed_by_peer = False  #: the peer sent Leave with a reason
+        self.has_peer_violated = False  #: the peer broke the protocol
+        self.was_closed_before_hello = False  #: the dialled peer closed without a HELLO
         self.handshake_over = asyncio.Event()  #: connected or ended
-        self.closed = asyncio.Event()  #: nothing of the connection is left
+        self.closed = asyncio.Event()  #: the TCP connection is closed
         self._opened_s = asyncio.get_running_loop().time()
         self._owner = owner
         self._trust = trust
@@ -136,13 +132,13 @@ class Link(asyncio.Protocol):
     # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Learn who the peer is, and introduce this node."""
+        """Check the peer's certificate and send HELLO."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         name = transport.get_extra_info("peername")
         if name is None:
-            self.abort("reset")  # It is gone already.
+            self.abort("reset")  # The peer has already disconnected.
             return
         self.remote = dialable_peer_address(name)
         tls = self._tls = transport.get_extra_info("ssl_object")
@@ -163,21 +159,21 @@ class Link(asyncio.Protocol):
         self._write([self.own_hello])
 
     def data_received(self, data: bytes) -> None:
-        """Handle what the peer sent."""
+        """Handle received bytes."""
         if self.reason is None:
             self._receiver.receive_data(data)
 
     def pause_writing(self) -> None:
-        """Keep what is sent in the outbox: the peer reads too slowly."""
+        """Keep messages in the outbox: the peer reads too slowly."""
         self._is_paused = True
 
     def resume_writing(self) -> None:
-        """Go on with the outbox."""
+        """Send the outbox."""
         self._is_paused = False
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the connection is gone, once what came before that is taken."""
+        """Handle the lost connection after all bytes received before it."""
         self._transport = None
         self._receiver.drain(lambda: self._on_connection_lost(exc))
 
@@ -185,32 +181,33 @@ class Link(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether TLS was done and the connection is not gone yet."""
+        """Return True between the TLS handshake and the loss of the connection."""
         return self._transport is not None
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was dialled or accepted."""
+        """Seconds since the connection was dialled or accepted."""
         return asyncio.get_running_loop().time() - self._opened_s
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes that wait for the peer to read, as far as this process holds them."""
+        """Bytes in the outbox and the write buffer, without the kernel's buffers."""
         buffered = 0
         if self._transport is not None:
             buffered = self._transport.get_write_buffer_size()
         return self._outbox_bytes + buffered
 
     def send(self, messages: Sequence[Message | PackedMessage]) -> None:
-        """Queue messages; all of one turn of the event loop share frames.
+        """Queue messages; those of one turn of the event loop share frames.
 
         Raises:
-            LocalProtocolError: a message cannot be sent; those before it are queued.
+            LocalProtocolError: A message cannot be packed; those before it are queued.
         """
         if self.reason is not None or self._transport is None:
             return
         if self.queued_bytes > self._outbox_bytes_max:
-            # One burst may be large; what must not be is a peer that does not read.
+            # The check comes before the burst is added: one burst may be large, but a
+            # peer that does not read must not fill the memory.
             self.abort(OVERFLOW)
             return
         for message in messages:
@@ -222,16 +219,16 @@ class Link(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
 
     def close(self, reason: str) -> None:
-        """Tell the peer why, then close once that is sent."""
+        """Send Leave with the reason, then close."""
         if self.reason is None and self._transport is not None:
             self._flush()
-            # What still waits is given up; a slow peer would hold us up.
+            # The rest of the outbox is dropped: a slow peer would delay the close.
             self._write([Leave(reason[:REASON_CHARS_MAX])])
             self._transport.close()
         self._mark_ended(reason)
 
     def abort(self, reason: str) -> None:
-        """Close at once, without a word."""
+        """Close at once, without sending Leave."""
         if self._transport is not None:
             self._transport.abort()
         self._mark_ended(reason)
@@ -260,7 +257,8 @@ class Link(asyncio.Protocol):
         try:
             self._handle_messages(messages)
         except VersionMismatch as error:
-            self.close(str(error))  # It breaks nothing, and may be upgraded any time.
+            # This is no violation: the peer may be upgraded and dial again.
+            self.close(str(error))
         except RemoteProtocolError as error:
             self._close_on_violation(error)
 
@@ -274,19 +272,19 @@ class Link(asyncio.Protocol):
             if self.reason is not None:
                 return
         rest = messages[taken:]
-        words = [m for m in rest if isinstance(m, Hello | HelloOk | Leave)]
-        if not words:
+        controls = [m for m in rest if isinstance(m, Hello | HelloOk | Leave)]
+        if not controls:
             if rest:
                 self._owner.on_messages(self, rest)
             return
-        end = rest.index(words[0])
+        end = rest.index(controls[0])
         if end:
             self._owner.on_messages(self, rest[:end])
-        match words[0]:
+        match controls[0]:
             case Leave(reason):
                 self._handle_leave(reason)
-            case word:
-                raise RemoteProtocolError(f"{type(word).__name__} came again")
+            case repeated:
+                raise RemoteProtocolError(f"{type(repeated).__name__} came again")
 
     def _handle_handshake(self, message: Message) -> None:
         """Handle a message before the link is connected."""
@@ -306,7 +304,10 @@ class Link(asyncio.Protocol):
                 raise RemoteProtocolError(f"{name} came before HELLO_OK")
 
     def _is_current(self) -> bool:
-        """Whether the secret was not renewed while the peer greeted, without it."""
+        """Return True if the secret generation of the peer is still accepted.
+
+        The secret may be renewed during the handshake.
+        """
         assert self._tls is not None
         return self._trust.is_generation_accepted(self._tls)
 
@@ -329,14 +330,14 @@ class Link(asyncio.Protocol):
             self.close(refusal)
 
     def _handle_leave(self, reason: str) -> None:
-        """End the link, since the peer said that it does."""
+        """End the link for the peer's reason."""
         self.was_closed_by_peer = self.reason is None
         if self._transport is not None:
             self._transport.close()
         self._mark_ended(reason[:REASON_CHARS_MAX])
 
     def _write(self, messages: Sequence[Message]) -> None:
-        """Send at once, before what waits in the outbox."""
+        """Send messages before those in the outbox."""
         if self._transport is not None:
             self._transport.write(wire.encode(messages))
 
@@ -349,7 +350,7 @@ class Link(asyncio.Protocol):
             transport.write(wire.build_frame(self._next_parts()))
 
     def _next_parts(self) -> list[bytes]:
-        """Take messages for one frame: at least one, then up to the soft bound."""
+        """Remove packed messages for one frame: at least one, up to the soft limit."""
         parts: list[bytes] = []
         size = 0
         while self._outbox:

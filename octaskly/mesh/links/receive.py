@@ -1,9 +1,9 @@
-"""What a peer sends, taken in so that others get their turn.
+"""Receive side of a link, with flow control.
 
-A peer that floods this node with valid messages must neither keep clients waiting nor
-fill the memory. So of what came at once a few messages are handled in each turn of the
-event loop, and nothing more is read from it meanwhile. Who sends what is long to decode
-rests for it; who brings more than the disk takes waits for the disk.
+A peer that floods this node with valid messages must neither delay clients nor fill the
+memory. Each turn of the event loop therefore handles a few messages, and reading from
+the peer is paused meanwhile. After costly decoding, reading pauses in proportion. If
+entries arrive faster than the disk writes them, reading waits for the disk.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from octaskly.core.protocol.messages import Entries, Message
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh.wire import Decoder
 
-MESSAGES_PER_TURN: Final = 64  #: some milliseconds of work
-TURN_S: Final = 0.01  #: of decoding, then others get their turn
-DECODE_S_MAX: Final = (
-    0.03  #: decoding that takes longer of a core is followed by a rest
-)
-PAUSE_FACTOR: Final = 2  #: so many times as long as what goes beyond that
-UNPERSISTED_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk,
-UNPERSISTED_ENTRIES_MAX: Final = (
-    1 << 11
-)  #: and entries, of 2 kB each; an answer has less
-DISK_POLL_S: Final = 0.02  #: until the disk is looked at again
+MESSAGES_PER_TURN: Final = 64  #: takes some milliseconds
+TURN_S: Final = 0.01  #: decoding time per turn of the event loop
+DECODE_S_MAX: Final = 0.03  #: CPU time for decoding that causes no pause
+PAUSE_FACTOR: Final = 2  #: seconds of pause per second of decoding above the maximum
+UNPERSISTED_BYTES_MAX: Final = 4 << 20  #: bytes received that may not be on disk yet
+#: Entries received that may not be on disk yet, at 2 kB each. One answer has fewer.
+UNPERSISTED_ENTRIES_MAX: Final = 1 << 11
+DISK_POLL_S: Final = 0.02  #: time between two checks of the progress on disk
 
 DiskProgress = Callable[[], tuple[int, int]]
-"""Returns the numbers of what was last given to the disk, and is on it."""
+"""Returns the numbers of the last entry submitted to the disk and the last on disk."""
 
 
 class Receiver:
@@ -38,9 +35,10 @@ class Receiver:
 
     Args:
         decoder: Turns bytes into messages.
-        take: Gets messages in order, some at a time.
-        broken: Told what no peer of ours would send; nothing is taken after that.
-        progress: How far this node has written what it was told.
+        on_messages: Called with some messages at a time, in order.
+        on_violation: Called with the error if the peer breaks the protocol; no
+            messages are delivered after that.
+        progress: Returns how far this node has written received entries to disk.
     """
 
     def __init__(
@@ -55,22 +53,20 @@ class Receiver:
         self._on_violation = on_violation
         self._progress = progress
         self._transport: asyncio.Transport | None = None
-        self._decoding: Iterator[Message] | None = None  #: None: all is decoded
-        self._scheduled: asyncio.Handle | None = None  #: set while nothing is read
-        self._on_drained: Callable[[], None] | None = None  #: once all is taken
-        self._decode_s = 0.0  #: of a core, for decoding, less what was rested for
+        self._decoding: Iterator[Message] | None = None  #: None: nothing left to decode
+        self._scheduled: asyncio.Handle | None = None  #: set while reading is paused
+        self._on_drained: Callable[[], None] | None = None
+        self._decode_s = 0.0  #: CPU time for decoding since the last pause
         self._unpersisted_bytes = 0
         self._unpersisted_entries = 0
-        self._awaited_number = (
-            0  #: once this is on disk, so is what came before it was set
-        )
+        self._awaited_number = 0  #: once this is on disk, all counted entries are, too
 
     def attach_transport(self, transport: asyncio.Transport) -> None:
-        """Read from this transport."""
+        """Set the transport whose reading is paused and resumed."""
         self._transport = transport
 
     def receive_data(self, data: bytes) -> None:
-        """Take what came."""
+        """Buffer received bytes, and process them unless reading is paused."""
         self._count_bytes(len(data))
         self._decoder.add_data(data)
         if self._decoding is None:
@@ -79,13 +75,13 @@ class Receiver:
             self._process()
 
     def drain(self, on_drained: Callable[[], None]) -> None:
-        """Take what is left, as nothing more will come; then do what is given."""
+        """Process the remaining bytes of a lost connection, then call `on_drained`."""
         self._transport, self._on_drained = None, on_drained
         if self._scheduled is None:
             self._process()
 
     def stop(self) -> None:
-        """Take nothing any more."""
+        """Discard the remaining bytes."""
         self._transport = self._decoding = None
         if self._scheduled is not None:
             self._scheduled.cancel()
@@ -96,14 +92,17 @@ class Receiver:
 
     @property
     def _is_disk_behind(self) -> bool:
-        """Whether the disk is waited for; for that of a lost connection it is not."""
+        """Return True if reading must wait for the disk.
+
+        The remaining bytes of a lost connection do not wait.
+        """
         return self._transport is not None and (
             self._unpersisted_bytes > UNPERSISTED_BYTES_MAX
             or self._unpersisted_entries > UNPERSISTED_ENTRIES_MAX
         )
 
     def _process(self) -> None:
-        """Take some of what came; then go on in a later turn, or read on."""
+        """Deliver a batch, then schedule the next one or resume reading."""
         self._scheduled = None
         try:
             some = self._decode_batch()
@@ -131,7 +130,7 @@ class Receiver:
         self._process()
 
     def _decode_batch(self) -> list[Message]:
-        """Decode for a moment."""
+        """Decode messages until one of the bounds of a turn is reached."""
         some: list[Message] = []
         if self._decoding is None or self._is_disk_behind:
             return some
@@ -149,13 +148,13 @@ class Receiver:
                 break
         else:
             self._decoding = None
-        # Not what was waited for a core or Python's lock: that is no work of the peer,
-        # and where it is long, a standby would rest behind each part of the log.
+        # CPU time excludes waits for a core or for the GIL, which the peer does not
+        # cause. On a busy machine they would slow down the catch-up of a standby.
         self._decode_s += time.thread_time() - begin_cpu_s
         return some
 
     def _pause_s(self) -> float | None:
-        """Return for how long nothing is done, or None: what comes may come."""
+        """Return the seconds to pause, or None to resume reading."""
         over_s = self._decode_s - DECODE_S_MAX
         if over_s > 0.0:
             self._decode_s = DECODE_S_MAX
@@ -168,12 +167,12 @@ class Receiver:
         return None
 
     def _await_entries(self, messages: Sequence[Message]) -> None:
-        """Note the append that brings the entries of these messages to the disk."""
+        """Remember the append that writes the entries of these messages to disk."""
         if any(type(message) is Entries for message in messages):
             self._awaited_number = self._progress()[0]
 
     def _count_bytes(self, size_bytes: int) -> None:
-        """Count what came and may not be on disk yet."""
+        """Count received bytes; reset both counts once all of it is on disk."""
         appended, persisted = self._progress()
         if persisted >= self._awaited_number:
             self._awaited_number = appended

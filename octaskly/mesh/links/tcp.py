@@ -1,4 +1,4 @@
-"""TCP connections between nodes: made, tuned to notice silence, and named."""
+"""TCP connections between nodes: connecting, socket options and peer addresses."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Final
 
 from octaskly.core.model.ids import Address
 
-CONNECT_S: Final = 1.0  #: TCP, for each address
-USER_TIMEOUT_MS: Final = 5000  #: bytes that nobody acknowledges end a link
+CONNECT_S: Final = 1.0  #: timeout per address
+USER_TIMEOUT_MS: Final = 5000  #: unacknowledged bytes end the connection after this
 KEEPALIVE_IDLE_S: Final = 5
 KEEPALIVE_INTERVAL_S: Final = 1
 KEEPALIVE_COUNT: Final = 3
 
 
 async def connect(address: Address) -> socket.socket:
-    """Return a TCP connection to an address, ready to be given to a link.
+    """Return a TCP connection to an address, with the options of `tune_socket`.
 
     Raises:
-        ConnectionRefusedError: no process listens there.
-        OSError: the address is none, or nobody answers in time.
+        ConnectionRefusedError: No process listens there.
+        OSError: The address is invalid, or there is no answer in time.
     """
     try:
         found = socket.getaddrinfo(
@@ -46,9 +46,10 @@ async def connect(address: Address) -> socket.socket:
 
 
 def tune_socket(connection: socket.socket) -> None:
-    """Send small frames at once, and notice a peer that went silent.
+    """Send small frames at once, and detect a silent peer.
 
-    Failures are left alone: the system may lack an option, and heartbeats decide.
+    Errors are ignored: the system may lack an option, and heartbeats also detect
+    silence.
     """
     options = (
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -64,7 +65,7 @@ def tune_socket(connection: socket.socket) -> None:
 
 
 def dialable_peer_address(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
-    """Return a peer's address as it can be dialled from here, with its scope."""
+    """Return the address of a peer in a form that can be dialled, with its scope."""
     host, port, *rest = name
     ip = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):

@@ -1,4 +1,4 @@
-"""Links to all peers: listening, dialling, and at most one link for each."""
+"""Transport over TCP and TLS: listens, dials, and keeps one link per peer."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from octaskly.ports import Clock, HelloSource
 from octaskly.trust import MeshTls
 
 HANDSHAKE_S: Final = 15.0
-"""From the connection to HELLO_OK. Where many start at once on few cores, they all
-are slow together; handshakes that miss a deadline were work in vain, and come again."""
+"""Timeout from the TCP connection to HELLO_OK. It is long because many agents may start
+at once on few cores: a handshake that times out is wasted work and is repeated."""
 DIALS_WAITING_MAX: Final = 1024
 BACKLOG: Final = 128
-ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
+ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 SHUTDOWN_S: Final = 1.0
 LOGGED_MAX: Final = 1024
 
@@ -65,7 +65,7 @@ UNLOGGED_REASONS: Final = frozenset(
         "woke",
     }
 )
-"""Reasons that are part of life and not worth a line in the log."""
+"""Reasons of normal operation, which are not logged."""
 
 
 class Transport:
@@ -74,16 +74,17 @@ class Transport:
     Args:
         trust: Certificates of this mesh.
         limits: Bounds on frames and peers.
-        clock: Time, and draws for events.
-        hello: Returns what this node says of itself.
-        on_event: Takes `PeerUp`, `Received`, `PeerDown` and `DialFailed`; for each
-            peer `PeerUp` and `PeerDown` alternate.
-        on_note: Takes lines for the log.
-        on_duplicate: Told that another process lives with this node's id, and keeps it.
-        handshake_s: Time from a TCP connection to HELLO_OK.
-        outbox_bytes: Bytes that may wait for one peer; two frames unless given.
-        progress: Numbers of what was last given to the disk, and is on it.
-        bounds: On strangers.
+        clock: Time, and random numbers for events.
+        hello: Returns this node's HELLO.
+        on_event: Called with `PeerUp`, `Received`, `PeerDown` and `DialFailed`; for
+            each peer `PeerUp` and `PeerDown` alternate.
+        on_note: Called with lines for the log.
+        on_duplicate: Called if another process uses this node's id and keeps it.
+        on_violation: Called each time a peer breaks the protocol.
+        handshake_s: Timeout from a TCP connection to HELLO_OK.
+        outbox_bytes: Bytes that may be queued per peer; default: two frames.
+        progress: Returns how far this node has written received entries to disk.
+        bounds: Limits on pending handshakes.
     """
 
     def __init__(
@@ -148,15 +149,15 @@ class Transport:
 
     @property
     def link_count(self) -> int:
-        """How many peers are connected."""
+        """Number of connected peers."""
         return len(self._links)
 
-    # The `Links` port
+    # The `Connections` port
 
     def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
-        """Queue messages; drops the link when its outbox is over its bound.
+        """Queue messages; end the link if its outbox is above its bound.
 
-        Without a link nothing happens: its `PeerDown` is on the way already.
+        Without a link this has no effect: `PeerDown` has already been sent.
         """
         link = self._links.get(peer)
         if link is None:
@@ -171,7 +172,7 @@ class Transport:
             )
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
-        """Start a dial unless connected to `node` or dialling it."""
+        """Start a dial, unless `node` is connected or being dialled."""
         key = addresses[0] if node is None else node
         if node in self._links or key in self._dial_keys or self._group is None:
             return
@@ -182,14 +183,14 @@ class Transport:
         self._spawn(self._dial(node, tuple(addresses), key))
 
     def disconnect(self, peer: NodeId, reason: str) -> None:
-        """Send Leave and close."""
+        """Send Leave with the reason and close the link to a peer."""
         link = self._links.get(peer)
         if link is not None:
-            self._logged.add((peer, reason))  # Who asks for it has told people why.
+            self._logged.add((peer, reason))  # The caller has already logged it.
             link.close(reason)
 
     async def close(self) -> None:
-        """Close the listener and all links, after telling peers that we stop."""
+        """Close the listeners, send Leave to all peers and close their links."""
         self._group = None
         running = tuple(self._tasks)
         for task in running:
@@ -207,20 +208,20 @@ class Transport:
         for link in tuple(self._closing):
             link.abort(STOPPING_REASON)
 
-    # What links tell; see `LinkOwner`
+    # Callbacks of links; see `LinkOwner`
 
     def on_open(self, link: Link) -> str | None:
-        """Say why a link is not wanted, if it is not."""
+        """Return why a link is unwanted, or None."""
         if self._violators.is_refused(link.peer):
             return VIOLATION_REASON
         return self._duplicates.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:
-        """Accept a peer, or say why not."""
+        """Return why a peer is refused, or None to accept it."""
         return self._duplicates.on_hello(link)
 
     def on_connected(self, link: Link) -> None:
-        """Tell the core that a peer is there."""
+        """Close the previous link to the peer, if any, and report `PeerUp`."""
         assert link.peer_hello is not None
         assert link.own_hello is not None
         before = self._links.get(link.peer)
@@ -241,12 +242,12 @@ class Transport:
         )
 
     def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
-        """Hand messages to the core."""
+        """Report `Received`."""
         self._duplicates.record_heard(link.peer)
         self._on_event(Received(link.peer, tuple(messages), self._clock.draw()))
 
     def on_ended(self, link: Link) -> None:
-        """Tell the core if it knew of the link, and people if something is wrong."""
+        """Report `PeerDown` if the link was connected, and log unusual reasons."""
         assert link.reason is not None
         was_connected = self._duplicates.on_ended(link)
         if link.is_open:
@@ -267,7 +268,7 @@ class Transport:
             self._on_event(PeerDown(link.peer, link.reason, self._clock.draw()))
 
     def on_closed(self, link: Link) -> None:
-        """Forget a link whose connection is gone."""
+        """Remove a link whose connection is closed."""
         self._closing.discard(link)
 
     # Listening
@@ -280,20 +281,21 @@ class Transport:
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            place = self._handshake_limiter.admit_connection(connection, str(name[0]))
-            if place is None:
+            host = str(name[0])
+            handshake = self._handshake_limiter.admit_connection(connection, host)
+            if handshake is None:
                 connection.close()
                 continue
             tune_socket(connection)
-            self._spawn(self._run_handshake(connection, place))
+            self._spawn(self._run_handshake(connection, handshake))
 
     async def _run_handshake(
         self, connection: socket.socket, handshake: PendingHandshake
     ) -> None:
-        """Bring one connection from a stranger's to a peer's, or close it.
+        """Run the TLS and HELLO handshakes of an accepted connection, or close it.
 
-        Whoever has shown a certificate of the mesh is no stranger any more, and takes
-        no place of one while its HELLO is under way.
+        After the TLS handshake the peer is a member, so the connection no longer counts
+        as a pending handshake.
         """
         link = self._new_link(None)
         certificate_s = min(
@@ -341,12 +343,13 @@ class Transport:
         self._on_event(DialFailed(node, addresses, refused == len(addresses)))
 
     async def _dial_address(self, address: Address) -> Link | None:
-        """Return the link if the peer was met: connected, or connected otherwise.
+        """Return the link if the peer is connected by it or by another link.
 
-        A peer that was away while the secret was renewed knows an older generation.
+        Older secret generations are tried, too: a peer that was away during a renewal
+        knows only an older one.
 
         Raises:
-            ConnectionRefusedError: no process listens there.
+            ConnectionRefusedError: No process listens there.
         """
         for context in self._trust.client_contexts():
             link = await self._try_dial(address, context)
@@ -357,10 +360,10 @@ class Transport:
         return None
 
     async def _try_dial(self, address: Address, context: ssl.SSLContext) -> Link | None:
-        """Return the link once it is connected or ended; None: there is no way to it.
+        """Return the link once it is connected or ended; None if TCP fails.
 
         Raises:
-            ConnectionRefusedError: no process listens there.
+            ConnectionRefusedError: No process listens there.
         """
         link = self._new_link(address)
         try:
@@ -405,22 +408,25 @@ class Transport:
         task.add_done_callback(self._tasks.discard)
 
     def _warn_once(self, link: Link, reason: str) -> None:
-        """Log what is wrong with a peer, once until it connects, if that mends it."""
-        place = link.dialled or link.remote
-        who = link.peer or (place.host if place else "")
+        """Log why a link ended; repeat the same reason only after the peer connects.
+
+        `on_connected` keeps protocol violations: connecting again does not fix them.
+        """
+        address = link.dialled or link.remote
+        host = address.host if address else ""
+        who = link.peer or host
         if (who, reason) in self._logged:
             return
         if len(self._logged) >= LOGGED_MAX:
             self._logged.clear()
         self._logged.add((who, reason))
-        host = place.host if place else ""
         fields = (("peer", link.peer), ("address", host), ("reason", reason))
         known = tuple((name, value) for name, value in fields if value)
         self._on_note(LogLine("warning", "link to peer refused", known))
 
 
 def _handshake_failure(error: OSError) -> str:
-    """Return why a handshake failed, as people read it."""
+    """Return why a handshake failed, for the log."""
     match error:
         case ssl.SSLCertVerificationError():
             return "peer is not of our mesh"
