@@ -1,8 +1,8 @@
-"""Who belongs to the mesh: its secret, certificates, node keys and tokens.
+"""Authentication: the mesh secret, certificates, node keys and API tokens.
 
-One secret made by a machine is all that is ever configured; everything else here is
-derived from it or signed with what is derived. Members trust each other fully: each
-can sign certificates and tokens.
+The mesh secret is generated, and is the only credential to configure. All other keys
+are derived from it or signed by a derived key. Members trust each other fully: each can
+sign certificates and tokens.
 """
 
 from octaskly.trust.mesh_secret import (

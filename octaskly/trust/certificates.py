@@ -1,12 +1,12 @@
-"""Certificates of the mesh: its authority, its nodes, and their HTTPS listeners.
+"""X.509 certificates: the mesh authority, its nodes, and their HTTPS listeners.
 
-The authority's keys follow from the mesh secret, so every member can sign, and its
-certificates are the same bytes on all nodes: signatures are deterministic, and serial
-number, dates and names are fixed. Dates are wide, since machines on a LAN may have no
-clock when they start.
+The authority's keys are derived from the mesh secret, so every member can sign. Its
+certificates are byte-for-byte equal on all nodes: signatures are deterministic, and
+serial number, dates and names are fixed. The validity period is long, because machines
+on a LAN may start with a wrong clock.
 
-Nodes know each other by Ed25519 keys. No browser takes a certificate that such a key
-signed, so listeners for people have another root, on the curve P-256.
+Nodes use Ed25519 keys. Browsers reject certificates that such a key signed, so HTTPS
+listeners have a second root with a P-256 key.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from octaskly.trust.node_key import node_id_of
 
 NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
 LAN_NOT_BEFORE: Final = datetime(2019, 6, 1, tzinfo=UTC)
-"""Of later certificates of servers, systems of Apple take none for over 825 days."""
+"""Apple systems reject later server certificates that are valid for over 825 days."""
 NOT_AFTER: Final = datetime(2119, 12, 31, tzinfo=UTC)
 SERIAL_BYTES: Final = 16
 _COMMON_NAME_MAX: Final = 64
@@ -51,15 +51,15 @@ class CertificateAuthority:
     """The certificate authority of one generation of the mesh secret.
 
     Args:
-        seed: The 32 bytes of the Ed25519 key that signs for nodes.
-        lan_seed: 48 bytes, from which the key for HTTPS listeners follows.
+        seed: The 32 bytes of the Ed25519 key that signs node certificates.
+        lan_seed: 48 bytes, from which the key for HTTPS listeners is derived.
         mesh_id: Public name of the mesh.
     """
 
     def __init__(self, seed: bytes, lan_seed: bytes, mesh_id: str) -> None:
         name = f"octaskly mesh {mesh_id}"
         self._nodes = _SigningKey(Ed25519PrivateKey.from_private_bytes(seed), name)
-        # So many bits more than the order has that each key is as likely as others.
+        # The seed is 128 bits longer than the order, so the modulo has no real bias.
         number = int.from_bytes(lan_seed) % (_P256_ORDER - 1) + 1
         self._lan = _SigningKey(
             derive_private_key(number, SECP256R1()), f"{name} HTTPS"
@@ -69,13 +69,13 @@ class CertificateAuthority:
     def node_certificate(
         self, node_id: NodeId, public: Ed25519PublicKey
     ) -> x509.Certificate:
-        """Return what a node shows to its peers, as client and as server."""
+        """Return the certificate of a node for peer links, as client and as server."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         names = [x509.DNSName(node_id)]
         return self._nodes.issue_certificate(node_id, public, names, usages, NOT_BEFORE)
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
-        """Whether this authority made the certificate of a node."""
+        """Return True if this authority has signed a node's certificate."""
         try:
             certificate.verify_directly_issued_by(self.certificates[-1])
         except (InvalidSignature, TypeError, ValueError):
@@ -88,10 +88,10 @@ class CertificateAuthority:
         addresses: Iterable[str],
         public: EllipticCurvePublicKey,
     ) -> x509.Certificate:
-        """Return what a node's HTTPS listener shows to people and programs.
+        """Return the certificate of a node's HTTPS listener.
 
         Raises:
-            ValueError: a name is no host name, or an address no IP address.
+            ValueError: A host name or an IP address is invalid.
         """
         places = (*names, *(address.partition("%")[0] for address in addresses))
         alternatives = [_subject_alternative(place) for place in dict.fromkeys(places)]
@@ -102,7 +102,7 @@ class CertificateAuthority:
 
 
 class _SigningKey:
-    """A key that signs certificates, and its own one."""
+    """A signing key with its self-signed certificate."""
 
     def __init__(
         self, key: Ed25519PrivateKey | EllipticCurvePrivateKey, common_name: str
@@ -130,7 +130,7 @@ class _SigningKey:
         usages: Sequence[ObjectIdentifier],
         begins: datetime,
     ) -> x509.Certificate:
-        """Return a certificate of somebody else."""
+        """Return a certificate for another key."""
         serial = int.from_bytes(secrets.token_bytes(SERIAL_BYTES), "big") >> 1 | 1
         builder = (
             _builder(_name(common_name[:_COMMON_NAME_MAX]), self._name, serial, begins)
@@ -159,13 +159,13 @@ class _SigningKey:
 
 
 def node_id_of_certificate(certificate: bytes) -> NodeId:
-    """Return the node id of a certificate in DER that TLS has verified.
+    """Return the node id in a DER certificate that TLS has verified.
 
-    The id must be that of the key, so that one member cannot use another's id even
-    though it can sign certificates.
+    The id must match the key: a member can sign certificates, but must not be able to
+    use another node's id.
 
     Raises:
-        TrustError: this is no certificate of a node.
+        TrustError: The certificate is not one of a node.
     """
     try:
         parsed = x509.load_der_x509_certificate(certificate)
@@ -173,9 +173,9 @@ def node_id_of_certificate(certificate: bytes) -> NodeId:
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         claimed = names.value.get_values_for_type(x509.DNSName)
     except (ValueError, x509.ExtensionNotFound) as error:
-        raise TrustError("the peer's certificate is none of a node") from error
+        raise TrustError("the peer's certificate is not a node certificate") from error
     if not isinstance(public, Ed25519PublicKey):
-        raise TrustError("the peer's certificate is none of a node")
+        raise TrustError("the peer's certificate is not a node certificate")
     node_id = node_id_of(public.public_bytes_raw())
     if claimed != [node_id]:
         raise TrustError(f"node {node_id} shows a certificate with another node's id")
@@ -183,7 +183,7 @@ def node_id_of_certificate(certificate: bytes) -> NodeId:
 
 
 def _subject_alternative(place: str) -> x509.GeneralName:
-    """Return a host name or an IP address as certificates hold it."""
+    """Return the subject alternative name of a host name or an IP address."""
     if ":" in place or place.replace(".", "").isdecimal():
         return x509.IPAddress(ip_address(place))
     return x509.DNSName(place.encode("idna").decode())

@@ -1,10 +1,10 @@
-"""The mesh secret: how it is written, kept, shared on a machine, and derived from.
+"""Mesh secret: generations, revocations, derived keys, and its file.
 
-A secret is 160 random bits, shown as `okm1-`, 32 base32 characters and 4 of checksum.
-The file holds one line for each generation, oldest first; the last one is in force,
-unless it says `next`; the others are still accepted. A line alone is generation 1, and
-the mesh id follows from it. Once a mesh has renewed its secret, lines say their number
-and the mesh id, so that older ones can go and nothing changes its name.
+A generation is 160 random bits, written as `okm1-`, 32 base32 characters and 4 of
+checksum. The file has one line per generation, oldest first. The last one is in force
+unless it is marked `next`; all are accepted. A single plain line is generation 1, and
+the mesh id is derived from it. After a renewal, each line contains its number and the
+mesh id, so that older lines can be removed without a change of the mesh id.
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ MESH_ID_BYTES: Final = 8
 DIGEST_BYTES: Final = 8
 KEY_BYTES: Final = 32
 LAN_SEED_BYTES: Final = 48
-RETIRED_MAX: Final = 4  #: generations that are over and can still be told so
+RETIRED_MAX: Final = 4  #: retired generations with a retirement proof
 _SALT: Final = b"octaskly/v1"
 
 
 @dataclass(frozen=True, slots=True)
 class MeshSecret:
-    """The generations of a mesh secret that a node accepts; never shown by `repr`."""
+    """The generations of a mesh secret that a node accepts; `repr` hides them."""
 
     generations: tuple[bytes, ...] = field(repr=False)  #: oldest first, at least one
     first_number: int = field(default=1, repr=False)  #: number of the oldest
     mesh_id: str = field(default="", repr=False)
-    """Public name of the mesh, 16 hex digits; follows from generation 1, for ever."""
+    """Public name of the mesh, 16 hex digits, derived from generation 1."""
     has_next: bool = field(default=False, repr=False)  #: the newest is not in force yet
     is_urgent: bool = field(default=False, repr=False)  #: as in `KeyringState`
     phase_since_ms: int = field(default=0, repr=False)  #: as in `KeyringState`
     revocations: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
-    """Revoked nodes, ordered, each with the first generation that it never got.
+    """Revoked nodes, sorted, each with the first generation that it never received.
 
-    Once nothing older is accepted, it cannot get in anyway; so of too many, those of
-    the oldest generations are forgotten, and never one that could.
+    Once all older generations are retired, such a node cannot connect anyway. If there
+    are too many, the entries with the oldest generations are dropped, but never one
+    that could still connect.
     """
     retired: tuple[tuple[int, str], ...] = field(default=(), repr=False)
-    """Numbers of the last generations that are over, and how each is told so."""
+    """Numbers of the last retired generations, each with its retirement proof."""
 
     def __post_init__(self) -> None:
         if not self.mesh_id:
@@ -77,7 +78,7 @@ class MeshSecret:
 
     @property
     def keys(self) -> KeyringState:
-        """What may be known of it."""
+        """The public part of the secret, without its bytes."""
         return KeyringState(
             oldest=self.first_number,
             generation=self.generation,
@@ -92,7 +93,7 @@ class MeshSecret:
 
     @property
     def revoked(self) -> tuple[NodeId, ...]:
-        """The revoked nodes, ordered."""
+        """The revoked nodes, sorted."""
         return tuple(node for node, _ in self.revocations)
 
     def authority_seed(self, generation: int) -> bytes:
@@ -100,25 +101,25 @@ class MeshSecret:
         return _derive(self._generation_bytes(generation), "ca", KEY_BYTES)
 
     def lan_authority_seed(self, generation: int) -> bytes:
-        """Return the bytes of which its P-256 key follows, for HTTPS listeners."""
+        """Return the 48-byte seed of the authority's P-256 key, for HTTPS listeners."""
         return _derive(self._generation_bytes(generation), "ca/lan", LAN_SEED_BYTES)
 
     def token_key(self, generation: int) -> bytes:
-        """Return the 32 bytes that sign tokens."""
+        """Return the 32-byte key that signs tokens."""
         return _derive(
             self._generation_bytes(generation), f"jwt/{generation}", KEY_BYTES
         )
 
     def webhook_key(self) -> bytes:
-        """Return the 32 bytes that sign messages to receivers outside the mesh."""
+        """Return the 32-byte key that signs webhook requests."""
         label = f"webhook/{self.generation}"
         return _derive(self._generation_bytes(self.generation), label, KEY_BYTES)
 
     def retirement_proof(self, generation: int) -> str:
-        """Return what tells a node that knows a generation that it is over.
+        """Return the proof that a generation is retired, for nodes that have it.
 
-        Only who has that generation can make it, or tell that it is right; so a mesh
-        may show it to everybody, once the generation is over.
+        Computing or verifying the proof requires the generation. The mesh can therefore
+        publish it once the generation is retired.
         """
         return _derive(
             self._generation_bytes(generation), f"ended/{generation}", DIGEST_BYTES
@@ -134,16 +135,16 @@ class MeshSecret:
         revoked: NodeId | None = None,
         is_urgent: bool = False,
     ) -> MeshSecret:
-        """Return it with one generation more, which is accepted and not yet in force.
+        """Return a copy with a new generation that is accepted but not yet in force.
 
         Args:
-            raw: The new secret, which follows from no other.
+            raw: The new generation, from `generate_generation`.
             now_ms: Wall clock.
-            revoked: The node because of which it is renewed, and at once, if any is.
-            is_urgent: At once in any case.
+            revoked: A node to revoke; makes the renewal urgent.
+            is_urgent: Renew even if the newest generation is not in force yet.
 
         Raises:
-            TrustError: the last one has not come into force yet, or there are too many.
+            TrustError: The newest generation is not in force yet, or there are 16.
         """
         is_urgent = is_urgent or revoked is not None
         if self.has_next and not is_urgent:
@@ -165,13 +166,13 @@ class MeshSecret:
         )
 
     def with_newest_in_force(self, now_ms: int) -> MeshSecret:
-        """Return it with the newest generation in force."""
+        """Return a copy with the newest generation in force."""
         if not self.has_next:
             return self
         return replace(self, has_next=False, phase_since_ms=now_ms)
 
     def with_newest_only(self, now_ms: int) -> MeshSecret:
-        """Return it with the newest generation alone, and in force."""
+        """Return a copy with only the newest generation, in force."""
         if len(self.generations) == 1:
             return self
         gone = tuple((old, self.retirement_proof(old)) for old in self.accepted[:-1])
@@ -186,18 +187,20 @@ class MeshSecret:
         )
 
     def with_revoked(self, nodes: Iterable[NodeId]) -> MeshSecret:
-        """Return it with these nodes denied, too; they are to get no newer generation.
+        """Return a copy that also revokes these nodes.
+
+        They may have all current generations, and must not receive a newer one.
 
         Raises:
-            TrustError: there are too many that may have one of those accepted.
+            TrustError: Too many revoked nodes may have an accepted generation.
         """
         return _with_revocations(self, dict.fromkeys(nodes, self.newest + 1))
 
     def merged_with(self, other: MeshSecret) -> MeshSecret:
-        """Return what two keyrings of one mesh say together.
+        """Return the later of two keyrings of one mesh, with the revocations of both.
 
         Raises:
-            TrustError: the other one is of another mesh.
+            TrustError: The other one is of another mesh.
         """
         if other.mesh_id != self.mesh_id:
             raise TrustError(f"that is the secret of another mesh, {other.mesh_id}")
@@ -209,26 +212,26 @@ class MeshSecret:
     def merged_with_received(
         self, other: MeshSecret, raw: bytes, now_ms: int, *, own_id: NodeId
     ) -> MeshSecret:
-        """Return the same, with one generation more if a revoked node may have them.
+        """Return the merged keyring; add a generation if a revoked node has the newest.
 
-        Where nodes are revoked at two places at once, each place gives what it made to
-        the node that the other one leaves out.
+        If two nodes are revoked in different places at once, each place sends its new
+        generation to the node that the other place has revoked.
 
         Args:
             other: The keyring of a peer.
-            raw: The new secret, should there have to be one.
+            raw: The new generation, in case it is needed.
             now_ms: Wall clock.
-            own_id: This node; one that is revoked makes nothing for others.
+            own_id: This node. A revoked node never adds a generation.
 
         Raises:
-            TrustError: as `merged_with` and `with_new_generation`.
+            TrustError: As `merged_with` and `with_new_generation`.
         """
         both = self.merged_with(other)
-        told = {*both.revoked} - {*self._later_of(other).revoked}
-        if not told or own_id in both.revoked:
+        added = {*both.revoked} - {*self._later_of(other).revoked}
+        if not added or own_id in both.revoked:
             return both
-        newer = both.with_new_generation(raw, now_ms, revoked=min(told))
-        return _with_revocations(newer, dict.fromkeys(told, newer.newest))
+        newer = both.with_new_generation(raw, now_ms, revoked=min(added))
+        return _with_revocations(newer, dict.fromkeys(added, newer.newest))
 
     def _later_of(self, other: MeshSecret) -> MeshSecret:
         return other if self.keys.rank < other.keys.rank else self
@@ -236,7 +239,7 @@ class MeshSecret:
     def to_text(self) -> str:
         """Return the content of a secret file."""
         if self == MeshSecret(self.generations):
-            # As all versions read it.
+            # This form can be read by all versions.
             return "".join(
                 f"{secret_format.format_generation(raw)}\n" for raw in self.generations
             )
@@ -269,28 +272,29 @@ def generate_secret() -> MeshSecret:
 
 
 def generate_generation() -> bytes:
-    """Return a new generation, which follows from no other one."""
+    """Return a new random generation."""
     return secrets.token_bytes(SECRET_BYTES)
 
 
 def parse_secret(text: str) -> MeshSecret:
-    """Return the secret that `text` holds, one generation a line.
+    """Return the secret in the text of a secret file.
 
-    Empty lines and those that begin with `#` are skipped.
+    Empty lines and lines that start with `#` are skipped.
 
     Raises:
-        TrustError: it holds none, or a line is malformed; the text is not repeated.
+        TrustError: There is no generation, or a line is malformed. The error does not
+            contain any of the text.
     """
     page = secret_format.parse_lines(text)
     if not 1 <= len(page.generations) <= GENERATIONS_MAX:
         raise TrustError(f"a secret has 1 to {GENERATIONS_MAX} {PREFIX} lines")
     first = page.numbers[0]
     if page.numbers != tuple(range(first, first + len(page.numbers))):
-        raise TrustError("the generations of a secret follow each other")
+        raise TrustError("the generation numbers are not consecutive")
     if first > 1 and not page.mesh_id:
-        raise TrustError("without generation 1, a line says mesh=ID")
+        raise TrustError("mesh=ID is missing, which is required without generation 1")
     if page.has_next and len(page.generations) == 1:
-        raise TrustError("the only generation of a secret cannot be the next one")
+        raise TrustError("the only generation of a secret cannot be marked next")
     secret = MeshSecret(
         page.generations,
         first_number=first,
@@ -306,10 +310,10 @@ def parse_secret(text: str) -> MeshSecret:
 def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
     """Read the secret file.
 
-    A file in systemd's `CREDENTIALS_DIRECTORY` may have any mode: systemd guards it.
+    A file in systemd's `CREDENTIALS_DIRECTORY` may have any mode: systemd protects it.
 
     Raises:
-        ConfigError: it is missing, unreadable or malformed, or others may read it.
+        ConfigError: It is missing, unreadable or malformed, or others may read it.
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     is_guarded = bool(credentials) and path.parent == Path(credentials or "")
@@ -323,7 +327,7 @@ def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecr
     try:
         return parse_secret(data.decode("ascii"))
     except (UnicodeDecodeError, TrustError) as error:
-        # Without the cause: a decoding error would show the bytes.
+        # No cause is attached: a decoding error would contain the bytes.
         reason = error if isinstance(error, TrustError) else "it is not plain text"
         raise ConfigError(
             f"{path} is no mesh secret: {reason}",
@@ -334,33 +338,33 @@ def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecr
 def load_or_create_secret(
     path: Path, environ: Mapping[str, str] = os.environ
 ) -> MeshSecret:
-    """Read the secret file; make a new secret where there is none.
+    """Read the secret file; create it with a new secret if it does not exist.
 
-    Processes that do this at once all get the same secret.
+    Concurrent processes all get the same secret.
 
     Raises:
-        ConfigError: as `load_secret`, or the file cannot be made.
+        ConfigError: As `load_secret`, or the file cannot be created.
     """
     create_secret_file(path)
     return load_secret(path, environ)
 
 
 def create_secret_file(path: Path) -> bool:
-    """Make a new secret unless there is one; return whether this call made it.
+    """Create a secret file unless it exists; return True if this call created it.
 
-    Of several processes that do this at once, one makes it.
+    Of several concurrent processes, exactly one creates it.
 
     Raises:
-        ConfigError: the file cannot be made.
+        ConfigError: The file cannot be created.
     """
-    # `exists` would hide an unreadable file or folder; `load_secret` names what is wrong.
+    # `exists` would return False for an unreadable file; `load_secret` reports those.
     if os.path.lexists(path):
         return False
     return create_private(path, generate_secret().to_text().encode())
 
 
 def _with_revocations(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
-    """Return it with these nodes denied; the order of many such steps is all one."""
+    """Return a copy that also revokes these nodes; the order of calls has no effect."""
     found = _newest_revocations(secret.revocations, denials.items())
     kept = sorted(found, key=lambda node: (found[node], node))[-REVOKED_MAX:]
     if any(found[node] > secret.first_number for node in found.keys() - {*kept}):
@@ -373,7 +377,7 @@ def _with_revocations(secret: MeshSecret, denials: Mapping[NodeId, int]) -> Mesh
 def _newest_revocations(
     some: Iterable[tuple[NodeId, int]], more: Iterable[tuple[NodeId, int]]
 ) -> dict[NodeId, int]:
-    """Return of each denied node the newest generation that is said of it."""
+    """Merge two lists of revocations; the higher generation of a node wins."""
     found = dict(some)
     for node, number in more:
         found[node] = max(number, found.get(node, 0))

@@ -1,4 +1,4 @@
-"""A node's own key, and the node id that follows from it."""
+"""Node key: the Ed25519 key of a node, and the node id derived from it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class NodeKey:
 
     @classmethod
     def generate(cls) -> NodeKey:
-        """Return a new key that is kept nowhere."""
+        """Return a new key, without saving it."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def load_or_create(cls, state: Path) -> NodeKey:
-        """Return the key in this state folder, made where there is none.
+        """Return the key in this state folder; create it if it does not exist.
 
         Raises:
-            ConfigError: it cannot be read or made, others may read it, or it is no
-                Ed25519 key.
+            ConfigError: It cannot be read or created, others may read it, or it is not
+                an Ed25519 key.
         """
         path = state / KEY_FILE
         try:
@@ -62,27 +62,27 @@ class NodeKey:
             private = None
         if not isinstance(private, Ed25519PrivateKey):
             raise ConfigError(
-                f"{path} is no Ed25519 key",
+                f"{path} is not an Ed25519 key",
                 hint=f"move {path} away; the node then takes a new id",
             )
         return cls(private)
 
     @classmethod
     def renew(cls, state: Path) -> NodeKey:
-        """Return a new key in place of the one in this state folder.
+        """Replace the key in this state folder by a new one, and return it.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: It cannot be created.
         """
         (state / KEY_FILE).unlink(missing_ok=True)
         return cls.load_or_create(state)
 
     def public_bytes(self) -> bytes:
-        """Return the public half, 32 bytes."""
+        """Return the public key, 32 bytes."""
         return self.private.public_key().public_bytes_raw()
 
     def pem(self) -> bytes:
-        """Return the key as its file holds it."""
+        """Return the private key in PEM, the format of its file."""
         return self.private.private_bytes(
             Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
         )

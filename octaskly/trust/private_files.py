@@ -1,4 +1,4 @@
-"""Files that only their owner may read, made without a moment of weakness."""
+"""Private files: created with mode 0600 from the start, and replaced atomically."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _GROUP_AND_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
-    """Return the content of a file that nobody else can read.
+    """Return the content of a file that only its owner may read.
 
     Args:
-        path: The file; links to it are followed.
+        path: The file; symbolic links are followed.
         may_be_shared: Accept a file that others may read.
 
     Raises:
-        FileNotFoundError: there is none.
-        ConfigError: it cannot be read, is no regular file, is too large, or others
+        FileNotFoundError: The file does not exist.
+        ConfigError: It cannot be read, is not a regular file, is too large, or others
             may read it.
     """
     try:
-        # A FIFO in its place must not hang the start, hence O_NONBLOCK.
+        # O_NONBLOCK: opening a FIFO must not block the start.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
@@ -42,7 +42,10 @@ def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
-            raise ConfigError(f"{path} is no file of that kind", hint=f"look at {path}")
+            raise ConfigError(
+                f"{path} is not a regular file of at most {FILE_BYTES_MAX} bytes",
+                hint=f"ls -l {path}",
+            )
         if status.st_mode & _GROUP_AND_OTHERS and not may_be_shared:
             raise ConfigError(
                 f"{path} can be read by others (mode {status.st_mode & 0o777:04o})",
@@ -54,13 +57,12 @@ def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
 
 
 def create_private(path: Path, data: bytes) -> bool:
-    """Create a file with mode 0600 and all of `data`, unless it exists.
+    """Create a file with mode 0600 unless it exists; return True if this call did.
 
-    Several processes may try at once: one creates it, and nobody ever sees a part of
-    it. Returns whether this call created it.
+    Of several concurrent processes, one creates it. Readers never see a partial file.
 
     Raises:
-        ConfigError: the folder or the file cannot be made.
+        ConfigError: The folder or the file cannot be created.
     """
     folder = path.parent
     temporary = folder / f".{path.name}.{secrets.token_hex(8)}"
@@ -68,7 +70,7 @@ def create_private(path: Path, data: bytes) -> bool:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_new(temporary, data)
         try:
-            # A link, not a rename: it never replaces what another process made.
+            # Unlike a rename, a link never replaces a file of another process.
             os.link(temporary, path)
         except FileExistsError:
             return False
@@ -84,10 +86,10 @@ def create_private(path: Path, data: bytes) -> bool:
 
 
 def replace_private(path: Path, data: bytes) -> None:
-    """Put `data` in place of a file, with mode 0600; readers see all of it or what was.
+    """Replace the content of a file atomically, with mode 0600.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     _write_new(temporary, data)
@@ -101,7 +103,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes that do the same out, for the length of the block."""
+    """Hold an exclusive `flock` on a folder while the block runs."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -115,7 +117,7 @@ def _write_new(path: Path, data: bytes) -> None:
     descriptor = os.open(path, flags, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # An umask of 0777 would leave a file that its owner cannot read.
+            # With an umask of 0777 the owner could not read the file.
             os.fchmod(descriptor, 0o600)
             file.write(data)
             file.flush()

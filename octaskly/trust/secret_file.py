@@ -1,8 +1,8 @@
-"""The file in which a node keeps its secret, once the secret may change.
+"""Secret file of an agent: locked updates, a copy in the state folder, and its users.
 
-All agents of one user share one file, so that it is changed under a lock and replaced
-in one step. Where it cannot be written, as a credential of systemd, the state folder
-has a copy; of the two, the one that is further in a rotation counts.
+All agents of one user share the file, so it is changed under a lock and replaced
+atomically. If it is read-only, like a systemd credential, changes go to a copy in the
+state folder. Of file and copy, the later keyring in a rotation is used.
 """
 
 from __future__ import annotations
@@ -20,26 +20,30 @@ from octaskly.trust.private_files import lock_folder, replace_private
 
 
 class SecretUse:
-    """That this process uses a secret file; ends with the process at the latest."""
+    """Marks this process as a user of a secret file, at most until it exits."""
 
     def __init__(self, path: Path) -> None:
-        # A link stays one, and agents may come to the same file by different ones.
+        # Agents may use different symbolic links to the same file.
         self.path = path.resolve().with_name(f"{path.resolve().name}.users")
         self._fd: int | None = None
 
     def register(self) -> None:
-        """Be one of those who use it, unless its folder is for others to write."""
+        """Take a shared lock; has no effect if the users file is another user's."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with suppress(OSError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = self._fd or os.open(self.path, flags, 0o600)
             if os.fstat(self._fd).st_uid != os.geteuid():
-                self.unregister()  # Who made it could keep this process waiting for ever.
+                # Its owner could hold the lock and block this process for ever.
+                self.unregister()
                 return
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def is_shared(self) -> bool:
-        """Whether another process uses it; until `unregister`, no other one begins then."""
+        """Return True if another process uses the file.
+
+        If not, no other process can register until `unregister`.
+        """
         self.register()
         if self._fd is None:
             return False
@@ -50,7 +54,7 @@ class SecretUse:
         return False
 
     def unregister(self) -> None:
-        """Use it no more."""
+        """Release the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -63,9 +67,9 @@ class SecretFile:
     """The secret of one agent on disk.
 
     Args:
-        path: The secret file, as it is configured.
+        path: The configured secret file.
         state: The state folder of this agent.
-        environ: The environment, which tells credentials of systemd.
+        environ: The environment, for systemd's `CREDENTIALS_DIRECTORY`.
     """
 
     def __init__(
@@ -76,12 +80,12 @@ class SecretFile:
         self._environ = environ
 
     def load(self) -> MeshSecret:
-        """Return the secret: what the file says, and the copy if there is one.
+        """Return the secret in the file, merged with the copy if there is one.
 
-        A copy that is of another mesh is ignored: the file was changed by hand.
+        A copy of another mesh is ignored: somebody has replaced the file.
 
         Raises:
-            ConfigError: the file is missing, or one of the two is unusable.
+            ConfigError: The file is missing, or the file or the copy is unusable.
         """
         secret = load_secret(self.path, self._environ)
         if not os.path.lexists(self.copy_path):
@@ -90,17 +94,16 @@ class SecretFile:
         return secret.merged_with(kept) if kept.mesh_id == secret.mesh_id else secret
 
     def update_secret(self, change: Callable[[MeshSecret], MeshSecret]) -> MeshSecret:
-        """Write what `update_secret` makes of the secret, and return that.
+        """Apply `change` to the secret, write the result if it differs, and return it.
 
-        What is on disk counts: another agent may have changed it already. Nothing is
-        written where nothing changes.
+        `change` gets the secret on disk, because another agent may have changed it.
 
         Raises:
-            ConfigError: as `load`.
-            TrustError: `update_secret` refuses, or neither file can be written.
+            ConfigError: As `load`.
+            TrustError: `change` raises it, or neither file can be written.
         """
         with lock_folder(self.copy_path.parent):
-            # The file may be shared, so it is locked, too; always in this order.
+            # The folder of the shared file is locked second, always in this order.
             folder = self.path.resolve().parent
             if folder == self.copy_path.parent.resolve():
                 return self._update_locked(change)
@@ -119,12 +122,12 @@ class SecretFile:
         is_given = bool(credentials) and self.path.parent == Path(credentials or "")
         try:
             if not is_given:
-                # A link stays one: what it leads to is replaced.
+                # A symbolic link is kept; its target is replaced.
                 replace_private(self.path.resolve(), data)
                 self.copy_path.unlink(missing_ok=True)
                 return
         except OSError:
-            pass  # The copy is for this.
+            pass  # The file is read-only: write the copy instead.
         try:
             replace_private(self.copy_path, data)
         except OSError as error:

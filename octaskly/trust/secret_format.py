@@ -1,13 +1,13 @@
-"""The lines of a secret file.
+"""Text format of the secret file.
 
     okm1-<32 base32 characters><4 of checksum> [generation=N] [mesh=ID] [since=MS]
         [next] [urgent]
     ended=N:PROOF
     denied=N:NODE
 
-A line of the first kind is one generation; the other kinds name generations that are
-over and nodes that are revoked, each with the first generation that it never got (it
-may be missing). What is not known here is refused, not half understood.
+The first kind of line is a generation. `ended` is a retired generation with its proof.
+`denied` is a revoked node with the first generation that it never received; that number
+may be missing. Unknown words and lines are rejected.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ _REVOKED_PATTERN: Final = re.compile(r"(?:([1-9][0-9]{0,9}):)?([a-z0-9._-]{1,16}
 
 @dataclass(slots=True, kw_only=True)
 class ParsedSecret:
-    """What all lines together say, as far as it can be said line by line."""
+    """The content of all lines, before checks that involve several lines."""
 
     generations: tuple[bytes, ...] = field(default=(), repr=False)
     numbers: tuple[int, ...] = ()  #: of the generations
     mesh_id: str = ""
-    phase_since_ms: int = 0  #: of the last generation, as the following ones
+    #: This and the next two fields are those of the last generation.
+    phase_since_ms: int = 0
     has_next: bool = False
     is_urgent: bool = False
     retired: tuple[tuple[int, str], ...] = ()
@@ -53,17 +54,17 @@ class ParsedSecret:
 
 
 def format_generation(raw: bytes) -> str:
-    """Return a secret as people see it."""
+    """Return a generation in the form of the secret file."""
     return f"{PREFIX}{_base32(raw)}{_checksum(raw)}"
 
 
 def parse_lines(text: str) -> ParsedSecret:
-    """Return what the lines of a file say.
+    """Parse the lines of a secret file.
 
-    Empty lines and those that begin with `#` are skipped.
+    Empty lines and lines that start with `#` are skipped.
 
     Raises:
-        TrustError: a line is malformed; neither it nor a part of it is repeated.
+        TrustError: A line is malformed. The error does not contain any part of it.
     """
     page = ParsedSecret()
     for number, line in enumerate(text.splitlines(), start=1):
@@ -88,11 +89,11 @@ def _parse_generation(parsed: ParsedSecret, line: str, number: int) -> None:
         key, _, value = word.partition("=")
         form = _HEADER_PATTERNS.get(key)
         if form is None or not form.fullmatch(value) or key in words:
-            raise TrustError(f"line {number} says more than this version understands")
+            raise TrustError(f"line {number} has a word that this version cannot read")
         words[key] = value
     mesh_id = words.get("mesh", parsed.mesh_id)
     if parsed.has_next or (parsed.mesh_id and mesh_id != parsed.mesh_id):
-        raise TrustError(f"line {number} does not follow the one before")
+        raise TrustError(f"line {number} contradicts the lines before it")
     before = parsed.numbers[-1] if parsed.numbers else 0
     parsed.generations += (raw,)
     parsed.numbers += (int(words.get("generation", before + 1)),)

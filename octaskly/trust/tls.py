@@ -1,4 +1,4 @@
-"""The TLS of the mesh: who may connect, and as whom."""
+"""TLS contexts of the mesh, and the node ids of verified peers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ from octaskly.trust.node_key import NodeKey
 
 ALPN: Final = "octaskly/1"
 ALPN_HTTP: Final = "http/1.1"
-_SERVER_NAME_PREFIX: Final = (
-    "generation-"  #: begins what a dialler asks for in the clear
-)
+_SERVER_NAME_PREFIX: Final = "generation-"  #: of the SNI name, which is not encrypted
 _GENERATION_DIGITS_MAX: Final = 10
 
 
 class MeshTls:
-    """What a member of the mesh needs to prove itself and to know others.
+    """TLS contexts of one node, for peer links and for HTTPS.
 
-    All contexts speak TLS 1.3 only, and accept certificates that any generation of
-    the secret signed; the one in force signs this node's. Who listens shows an older
-    one to a dialler that says that it knows no newer one. `use_secret` puts another secret
-    in force for connections that come; those that are there stay.
+    All contexts speak TLS 1.3 only and accept certificates that any generation of the
+    secret has signed. The generation in force signs this node's certificate. A listener
+    presents an older one to a dialler whose SNI name asks for it. `use_secret` affects
+    new connections only; existing ones continue.
     """
 
     def __init__(self, secret: MeshSecret, key: NodeKey) -> None:
@@ -46,7 +44,7 @@ class MeshTls:
         self.use_secret(secret)
 
     def use_secret(self, secret: MeshSecret) -> None:
-        """Use these generations from now on."""
+        """Use these generations for new connections."""
         self._force, self._newest = secret.generation, secret.newest
         self._denied = frozenset(secret.revoked)
         self._authorities = {
@@ -72,18 +70,18 @@ class MeshTls:
     def ca_pem(self) -> str:
         """Return the certificates of the mesh authority, newest first.
 
-        Of each generation that for HTTPS comes first: some programs import one alone.
+        The HTTPS root of a generation comes first: some programs import only one.
         """
         newest_first = reversed(self._authorities.values())
         return "".join(_pem(one) for each in newest_first for one in each.certificates)
 
     @property
     def server_name(self) -> str:
-        """What a dialler asks for, so that it is shown a certificate that it knows."""
+        """The SNI name of a dialler, which names the newest generation it accepts."""
         return f"{_SERVER_NAME_PREFIX}{self._newest}"
 
     def server_context(self) -> ssl.SSLContext:
-        """Return the context of the peer port: only nodes of this mesh get in."""
+        """Return the context of the peer port, which admits only nodes of this mesh."""
         front = self._peer_context(ssl.PROTOCOL_TLS_SERVER, self._force)
 
         def choose(
@@ -95,11 +93,14 @@ class MeshTls:
         return front
 
     def client_context(self) -> ssl.SSLContext:
-        """Return the context for dialling a peer port, as it is at this moment."""
+        """Return the current context for dialling a peer port."""
         return self._clients[0]
 
     def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
-        """Return the same, then those for peers that know older generations only."""
+        """Return the contexts for dialling, newest generation first.
+
+        The others are for peers that know only older generations.
+        """
         return self._clients
 
     def lan_server_context(
@@ -107,16 +108,16 @@ class MeshTls:
     ) -> ssl.SSLContext:
         """Return the context of the HTTPS listener.
 
-        A client certificate is optional; one that is shown must be a node's of this
-        mesh. The key is new each time and kept nowhere. The oldest generation signs, so
-        that people have time to fetch the newer authority.
+        A client certificate is optional, but if present it must be a node's of this
+        mesh. The key is new on each call and is never stored. The oldest generation
+        signs, so that people have time to install the newer root.
 
         Args:
             hostnames: Names that clients use for this machine; the node id is added.
-            addresses: IP addresses of this machine; scopes are left out.
+            addresses: IP addresses of this machine; scopes are removed.
 
         Raises:
-            ConfigError: a name or an address is none.
+            ConfigError: A name or an address is invalid.
         """
         self._lan_names = (*hostnames, self.node_id), tuple(addresses)
         front = self._lan_server = self._lan_context(*self._lan_names)
@@ -130,20 +131,20 @@ class MeshTls:
         return front
 
     def lan_client_context(self) -> ssl.SSLContext:
-        """Return the context for forwarding, as it is at this moment."""
+        """Return the current context for forwarding requests to another node."""
         context = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN_HTTP)
         self._load_node_certificate(context, self._force)
         return context
 
     def peer_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
-        """Return who is at the other end.
+        """Return the node id of the peer.
 
         Args:
-            peer: The connection after its handshake, or the peer's certificate in
-                DER as the handshake verified it.
+            peer: The connection after its handshake, or the peer's verified
+                certificate in DER.
 
         Raises:
-            TrustError: the peer showed no certificate, or none of a node.
+            TrustError: The peer presented no certificate, or not one of a node.
         """
         if not isinstance(peer, bytes):
             certificate = peer.getpeercert(binary_form=True)
@@ -153,10 +154,10 @@ class MeshTls:
         return node_id_of_certificate(peer)
 
     def authorized_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
-        """As `peer_node_id`, for one that may act for others.
+        """Return the node id of the peer, unless it is revoked.
 
         Raises:
-            TrustError: the same, or the node is revoked.
+            TrustError: As `peer_node_id`, or the node is revoked.
         """
         node = self.peer_node_id(peer)
         if node in self._denied:
@@ -164,16 +165,19 @@ class MeshTls:
         return node
 
     def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:
-        """Whether the generation that let a peer in is accepted at this moment, too."""
+        """Return True if the generation that signed the peer's certificate is accepted.
+
+        It may have been retired since the TLS handshake.
+        """
         certificate = peer.getpeercert(binary_form=True)
         assert certificate is not None  # As `peer_node_id` has found.
         parsed = load_der_x509_certificate(certificate)
         return any(one.has_signed(parsed) for one in self._authorities.values())
 
     def _generation_for(self, name: str | None) -> int:
-        """Return the generation to show to a dialler that says what it knows."""
+        """Return the generation of the certificate for a dialler with this SNI name."""
         number = (name or "").removeprefix(_SERVER_NAME_PREFIX)
-        # As little as a number is believed: what is shown must be accepted anyway.
+        # The name is untrusted, but it can only select an accepted generation.
         newest = (
             int(number)
             if number.isdecimal() and len(number) < _GENERATION_DIGITS_MAX
@@ -196,7 +200,7 @@ class MeshTls:
             certificate = oldest.lan_certificate(names, addresses, private.public_key())
         except ValueError as error:
             raise ConfigError(
-                f"no certificate can be made for {', '.join(names[:-1])}: {error}",
+                f"cannot create a certificate for {', '.join(names[:-1])}: {error}",
                 hint="host names have letters, digits, dots and hyphens",
             ) from error
         context = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL, ALPN_HTTP)
@@ -209,19 +213,19 @@ class MeshTls:
     ) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
-        # Peers are dialled by address and known by key; the id is checked instead.
+        # Peers are dialled by address and identified by key: links check the node id.
         context.check_hostname = False
         context.verify_mode = verify_mode
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(cadata=self.ca_pem())
         context.set_alpn_protocols([alpn])
         if protocol == ssl.PROTOCOL_TLS_SERVER:
-            # A resumed session would outlive the generation that let it in.
+            # A resumed session would remain valid after its generation is retired.
             context.num_tickets = 0
         return context
 
     def _load_node_certificate(self, context: ssl.SSLContext, generation: int) -> None:
-        """Let a context show this node's certificate of a generation."""
+        """Load this node's certificate of a generation into a context."""
         certificate = self._authorities[generation].node_certificate(
             self.node_id, self._key.private.public_key()
         )
@@ -233,9 +237,9 @@ def _pem(certificate: Certificate) -> str:
 
 
 def _load_chain(context: ssl.SSLContext, certificate: Certificate, key: bytes) -> None:
-    """Give a context its certificate and key, which `ssl` takes from files only.
+    """Load a certificate and key into a context; `ssl` reads them only from files.
 
-    The file lies in memory and has no name, so that a crash leaves no key behind.
+    An anonymous file in memory is used, so that a crash leaves no key on disk.
     """
     descriptor = os.memfd_create("octaskly", os.MFD_CLOEXEC)
     try:

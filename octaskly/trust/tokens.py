@@ -1,7 +1,7 @@
-"""Tokens of the REST API: JWT, signed with a key that follows from the mesh secret.
+"""API tokens: JWTs signed with a key that is derived from the mesh secret.
 
-Any member can mint and verify them without asking anybody. Time is always an
-argument, in seconds since 1970.
+Any member can sign and verify them without contacting another node. Times are
+arguments, in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PERMISSIONS: Final = {
     "client": ("read", "submit"),
     "viewer": ("read",),
 }
-"""What each role may do; `permissions` in a token only repeats it for people."""
+"""Permissions of each role; the claim `permissions` only shows them to people."""
 
 INVALID: Final = "token is not valid"
 EXPIRED: Final = "token expired"
@@ -36,7 +36,10 @@ _CLAIMS: Final = ["iss", "aud", "sub", "jti", "iat", "exp", "role", "permissions
 
 @dataclass(frozen=True, slots=True)
 class SessionOrigin:
-    """That a token is of a page, which a user of a node's local socket opened."""
+    """The session of the web page that a token belongs to.
+
+    A user of a node's local socket has opened it.
+    """
 
     node: str  #: id of that node
     started_s: int
@@ -44,7 +47,7 @@ class SessionOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What a verified token says."""
+    """The claims of a verified token."""
 
     subject: str
     role: str  #: a key of `PERMISSIONS`
@@ -52,11 +55,11 @@ class Claims:
     issued_s: int
     expires_s: int
     generation: int  #: of the secret that signed it
-    session: SessionOrigin | None  #: None: it is of no page
+    session: SessionOrigin | None  #: None: it does not belong to a web page
 
 
 class TokenSigner:
-    """Mints and verifies the tokens of one mesh."""
+    """Signs and verifies the tokens of one mesh."""
 
     def __init__(self, secret: MeshSecret) -> None:
         self._issuer = secret.mesh_id
@@ -65,10 +68,10 @@ class TokenSigner:
         self.use_secret(secret)
 
     def use_secret(self, secret: MeshSecret) -> None:
-        """Accept tokens of these generations, and no others any more.
+        """Accept tokens of these generations only.
 
-        Where the old secret has to go, those of it end at once, and new ones are of
-        the newest: whoever has the old one could make them, too.
+        In an urgent renewal, tokens of older generations become invalid at once and the
+        newest generation signs: an old generation may be in the hands of an attacker.
         """
         newest = secret.newest
         accepted = (newest,) if secret.is_urgent else secret.accepted
@@ -78,7 +81,7 @@ class TokenSigner:
 
     @property
     def signing_generation(self) -> int:
-        """That of the secret that signs."""
+        """Number of the secret generation that signs."""
         return int(self._kid)
 
     def sign_token(
@@ -94,20 +97,22 @@ class TokenSigner:
         """Return a new token.
 
         Args:
-            subject: Whom it is for.
+            subject: The person or program that will use it.
             role: `admin`, `client` or `viewer`.
-            expires_s: Seconds for which it is good, at most 90 days.
-            now_s: The time of minting.
+            expires_s: Lifetime in seconds, at most 90 days.
+            now_s: The current time.
             jti: Name of this token, unique in the mesh.
-            session: The page that it is for.
+            session: The web page session that it belongs to, if any.
 
         Raises:
-            TrustError: the role is unknown, or a value is out of its range.
+            TrustError: The role is unknown, or a value is out of range.
         """
         if role not in PERMISSIONS:
-            raise TrustError(f"{role!r} is no role", hint="admin, client or viewer")
+            raise TrustError(
+                f"{role!r} is not a role", hint="use admin, client or viewer"
+            )
         if not 0 < expires_s <= EXPIRES_S_MAX:
-            raise TrustError("a token is good for 1 second to 90 days")
+            raise TrustError("the lifetime of a token is 1 second to 90 days")
         if not all(0 < len(text) <= NAME_CHARS_MAX for text in (subject, jti)):
             raise TrustError(f"a subject has 1 to {NAME_CHARS_MAX} characters")
         claims = {
@@ -127,11 +132,10 @@ class TokenSigner:
         )
 
     def verify_token(self, token: str, now_s: float) -> Claims:
-        """Return what a token says.
+        """Return the claims of a valid token.
 
         Raises:
-            TrustError: `EXPIRED` if all but the time is right, else `INVALID`,
-                whatever is wrong.
+            TrustError: `EXPIRED` if only the time is wrong, else `INVALID`.
         """
         claims = self._verified.get(token)
         if claims is None:
@@ -145,25 +149,25 @@ class TokenSigner:
         return claims
 
     def is_generation_retired(self, generation: int) -> bool:
-        """Whether tokens of this generation are good no more."""
+        """Return True if tokens of this generation are no longer accepted."""
         return generation < min(map(int, self._keys))
 
     def _cache_claims(self, token: str, claims: Claims) -> None:
-        """Keep what was verified last; the oldest goes when there are too many."""
+        """Cache verified claims; drop the least recently used above `CACHE_MAX`."""
         self._verified.pop(token, None)
         self._verified[token] = claims
         if len(self._verified) > CACHE_MAX:
             del self._verified[next(iter(self._verified))]
 
     def _verify_signature(self, token: str) -> Claims:
-        # The size comes first: nothing longer is worth a look.
+        # The size is checked first, so that long input costs nothing.
         if len(token) > TOKEN_BYTES_MAX:
             raise TrustError(INVALID)
         try:
             kid = jwt.get_unverified_header(token).get("kid", "")
             return _validate_claims(self._decode(token, kid), int(kid))
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            # No cause and one text: a forger learns nothing from it.
+            # One text for all causes: a forger learns nothing from the error.
             raise TrustError(INVALID) from None
 
     def _decode(self, token: str, kid: str) -> dict[str, Any]:
@@ -179,7 +183,7 @@ class TokenSigner:
             options={
                 "require": _CLAIMS,
                 "strict_aud": True,
-                # The caller's clock decides, not the one that the library reads.
+                # `verify_token` checks the times against the caller's clock.
                 "verify_exp": False,
                 "verify_iat": False,
                 "verify_nbf": False,
@@ -189,7 +193,7 @@ class TokenSigner:
 
 
 def _validate_claims(claims: dict[str, Any], generation: int) -> Claims:
-    """Return the claims; ValueError where the library is too generous."""
+    """Check types and ranges that the library does not check; may raise ValueError."""
     issued_s, expires_s = claims["iat"], claims["exp"]
     subject, jti, role = claims["sub"], claims["jti"], claims["role"]
     if type(issued_s) is not int or type(expires_s) is not int:

@@ -170,7 +170,7 @@ def test_the_certificate_of_a_listener_is_none_of_a_node() -> None:
     public = generate_private_key(SECP256R1()).public_key()
     certificate = authority.lan_certificate(["a"], [], public)
 
-    with pytest.raises(TrustError, match="none of a node"):
+    with pytest.raises(TrustError, match="not a node certificate"):
         node_id_of_certificate(certificate.public_bytes(Encoding.DER))
 
 

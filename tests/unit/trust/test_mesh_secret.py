@@ -451,7 +451,7 @@ def test_a_damaged_node_key_is_refused_and_left_alone(tmp_path: Path) -> None:
     """A new key would be a new node; that is for people to decide."""
     path = write(tmp_path / "node.key", "-----BEGIN PRIVATE KEY-----\nx\n")
 
-    with pytest.raises(ConfigError, match=r"node\.key is no Ed25519 key"):
+    with pytest.raises(ConfigError, match=r"node\.key is not an Ed25519 key"):
         NodeKey.load_or_create(tmp_path)
 
     assert path.read_text().startswith("-----BEGIN")
