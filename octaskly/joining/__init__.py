@@ -1,1 +1,1 @@
-"""How machines join and leave a mesh: invites, pairing and fingerprints."""
+"""Joining and leaving a mesh: invites, pairing and fingerprints."""

@@ -1,7 +1,7 @@
-"""Connections of pairings: messages of fixed sizes between machines that are strangers.
+"""Pairing connections: fixed-size messages between machines without mutual trust.
 
-Who connects is bounded in number and time, in all and for each address, and not a byte
-more is read than the next message has.
+Connections are bounded in number and time, in total and per address. A read never takes
+more bytes than the next message has.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from octaskly.errors import OctasklyError
 from octaskly.mesh.links.limits import HandshakeLimiter, PendingHandshake
 from octaskly.mesh.links.tcp import connect, tune_socket
 
-EXCHANGE_S: Final = 10.0  #: for all messages between two programs
-ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
+EXCHANGE_S: Final = 10.0  #: timeout for all messages between two programs
+ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 
 
 class Conversation:
@@ -34,15 +34,15 @@ class Conversation:
         """Send a message.
 
         Raises:
-            OSError: the connection is lost.
+            OSError: The connection is lost.
         """
         await asyncio.get_running_loop().sock_sendall(self._connection, message)
 
     async def receive(self, size_bytes: int) -> bytes:
-        """Return the next message, which has that size.
+        """Return the next message, which has exactly this size.
 
         Raises:
-            OSError: the connection is lost.
+            OSError: The connection is lost.
         """
         loop = asyncio.get_running_loop()
         message = bytearray()
@@ -50,12 +50,12 @@ class Conversation:
             missing = size_bytes - len(message)
             chunk = await loop.sock_recv(self._connection, missing)
             if not chunk:
-                raise ConnectionResetError("the other side hung up")
+                raise ConnectionResetError("the other side closed the connection")
             message += chunk
         return bytes(message)
 
     def is_closed_by_peer(self) -> bool:
-        """Whether the other side has hung up."""
+        """Return True if the other side has closed the connection."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -64,33 +64,33 @@ class Conversation:
             return True
 
     def detach(self) -> None:
-        """Go on once the welcome is over; whoever has it then closes it."""
+        """Keep the connection open after its handler; the new owner closes it."""
         self._is_detached = True
 
     def close_unless_detached(self) -> None:
-        """Hang up unless it was kept."""
+        """Close the connection unless `detach` was called."""
         if not self._is_detached:
             self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 ConnectionHandler = Callable[[Conversation], Awaitable[None]]
-"""Leads a conversation with a stranger; may raise OSError and OctasklyError."""
+"""Handles one connection; may raise OSError and OctasklyError."""
 
 
 async def serve_connections(
     sockets: Iterable[socket.socket], handler: ConnectionHandler
 ) -> None:
-    """Welcome who connects to these bound sockets, until cancelled; then close them."""
-    strangers = HandshakeLimiter()
+    """Accept connections on bound sockets until cancelled, then close the sockets."""
+    limiter = HandshakeLimiter()
     listeners = list(sockets)
     try:
         async with asyncio.TaskGroup() as tasks:
             for listener in listeners:
-                tasks.create_task(_accept(tasks, listener, strangers, handler))
+                tasks.create_task(_accept(tasks, listener, limiter, handler))
     finally:
         for listener in listeners:
             listener.close()
@@ -100,7 +100,7 @@ async def connect_first(addresses: Sequence[Address]) -> Conversation:
     """Return a connection to the first of these addresses that answers.
 
     Raises:
-        OSError: none does.
+        OSError: None of them answers.
     """
     failure: OSError | None = None
     for address in addresses:
@@ -125,15 +125,15 @@ async def _accept(
             await asyncio.sleep(ACCEPT_PAUSE_S)
             continue
         host = str(name[0])
-        place = limiter.admit_connection(connection, host)
-        if place is None:
+        handshake = limiter.admit_connection(connection, host)
+        if handshake is None:
             connection.close()
             continue
         tune_socket(connection)
         connection.setblocking(False)  # noqa: FBT003  no keyword there
-        talk = _run_handler(Conversation(connection, host), handler)
-        tasks.create_task(talk).add_done_callback(
-            partial(_release_handshake, limiter=limiter, handshake=place)
+        run = _run_handler(Conversation(connection, host), handler)
+        tasks.create_task(run).add_done_callback(
+            partial(_release_handshake, limiter=limiter, handshake=handshake)
         )
 
 

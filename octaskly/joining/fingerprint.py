@@ -1,9 +1,10 @@
-"""Pairing without a code: both sides show three words, and people compare them.
+"""Fingerprint words for pairing without a code: people compare three words.
 
-The member dials the machine that wants in. It commits to its half of what the words
-follow from, sees the other half, and then opens its own. So whoever sits in the middle
-has to fix all that it says before it learns a word: it is found out by all but one in
-16 777 216 attempts, each of which two people would see. Words cannot be ground.
+The member dials the joiner. It sends a commitment to its key share, receives the
+joiner's share, and then reveals its own. A man in the middle must therefore choose both
+of its shares before it can compute the words, so it cannot search for matching ones.
+An attack remains undetected with a probability of 1 in 16 777 216, and two people see
+each attempt.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ umbrella valley vanilla velvet violin volcano wagon wallet walnut walrus weasel
 whale wheel whistle willow window winter wolf wombat yacht zebra zipper
 """
 WORDS: Final = tuple(_WORD_LINES.split())
-"""256 words, one for each byte; no two begin with the same four letters."""
+"""256 words, one for each byte; no two start with the same four letters."""
 
 
 def words_of(data: bytes) -> str:
-    """Return the words for these bytes, as they are shown and typed."""
+    """Return the words for these bytes, joined by hyphens."""
     return "-".join(WORDS[byte] for byte in data)
 
 
@@ -64,25 +65,25 @@ _FINGERPRINT_LABEL: Final = b"octaskly comparison/1 words"
 
 @dataclass(frozen=True, slots=True)
 class KeyShare:
-    """What one side adds: a nonce and a key, both fresh."""
+    """The contribution of one side: a new nonce and a new key."""
 
     private: X25519PrivateKey = field(repr=False)
     nonce: bytes = field(repr=False)
 
     @classmethod
     def generate(cls) -> Self:
-        """Return a half that was never used."""
+        """Return a new random share."""
         return cls(X25519PrivateKey.generate(), secrets.token_bytes(NONCE_BYTES))
 
     def public(self) -> bytes:
-        """Return what the other side gets of it."""
+        """Return the public part, which is sent to the other side."""
         return self.nonce + self.private.public_key().public_bytes_raw()
 
     def derive_keys(self, theirs: bytes, *said: bytes) -> PairingKeys:
-        """Return the keys that follow from both halves and all that was said.
+        """Return the keys derived from both shares and all messages.
 
         Raises:
-            PairingFailed: the other side's key is none.
+            PairingFailed: The other side's public key is invalid.
         """
         assert len(theirs) == KEY_SHARE_BYTES
         try:
@@ -90,27 +91,27 @@ class KeyShare:
                 X25519PublicKey.from_public_bytes(theirs[NONCE_BYTES:])
             )
         except ValueError:
-            raise PairingFailed("the other side breaks the rules of pairing") from None
+            raise PairingFailed("the other side broke the pairing protocol") from None
         return derive_pairing_keys(shared, *said)
 
 
 def commitment(greeting: bytes, share: bytes) -> bytes:
-    """Return what binds a member to its half before it has seen the other one."""
+    """Return the member's commitment to its greeting and its key share."""
     return sha256(_COMMITMENT_LABEL + greeting + share).digest()
 
 
 def verify_commitment(given: bytes, greeting: bytes, share: bytes) -> None:
-    """Make sure that a half is the one that was committed to.
+    """Check a revealed key share against its commitment.
 
     Raises:
-        PairingFailed: it is another one.
+        PairingFailed: The share is a different one.
     """
     if not hmac.compare_digest(given, commitment(greeting, share)):
-        raise PairingFailed("the other side breaks the rules of pairing")
+        raise PairingFailed("the other side broke the pairing protocol")
 
 
 def fingerprint(keys: PairingKeys) -> str:
-    """Return the words that both sides show if nobody is in the middle."""
+    """Return the words that are equal on both sides without a man in the middle."""
     return words_of(
         sha256(_FINGERPRINT_LABEL + keys.transcript).digest()[:FINGERPRINT_BYTES]
     )

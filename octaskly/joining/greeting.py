@@ -1,7 +1,7 @@
-"""The first message of each side of a pairing: who it is, before anybody is trusted.
+"""Greeting: the first, unauthenticated message of each side of a pairing.
 
-It has a fixed size and fixed fields, so that nothing of a stranger is parsed that has
-a length, a nesting or an encoding of its own choice.
+It has a fixed size and fixed fields, so an untrusted sender cannot choose a length, a
+nesting or an encoding that this node must parse.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from octaskly.errors import PairingFailed
 from octaskly.trust.node_key import node_id_of
 
 PAIRING_VERSION: Final = 1
-CLOCK_SKEW_MS_MAX: Final = 5 * 60_000  #: tokens and times in the log suffer beyond that
+CLOCK_SKEW_MS_MAX: Final = 5 * 60_000  #: beyond it, tokens and log times are wrong
 KEY_BYTES: Final = 32
 _NAME_BYTES: Final = 96
 _SOFTWARE_BYTES: Final = 16
@@ -31,7 +31,7 @@ _WORD: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9.+~-]*")
 
 
 class RefusalReason(IntEnum):
-    """Why the other side goes no further."""
+    """Why the other side refuses a pairing."""
 
     NONE = 0
     NO_SLOT = 1
@@ -41,12 +41,12 @@ class RefusalReason(IntEnum):
 
 
 class PairingRefused(PairingFailed):
-    """The other side goes no further; another one may."""
+    """A member refuses the pairing; another member may accept it."""
 
     def __init__(self, why: RefusalReason, name: str) -> None:
-        what, cause = _REFUSAL_TEXTS[why]
+        text, cause = _REFUSAL_TEXTS[why]
         super().__init__(
-            f"{name} {what}",
+            f"{name} {text}",
             cause=cause,
             hint="octaskly invite    on a member makes a new code",
         )
@@ -64,27 +64,25 @@ _REFUSAL_TEXTS: Final = {
     ),
     RefusalReason.USED: (
         "does not take that code any more",
-        "it was tried before, and a code is good for one attempt",
+        "it was tried before, and a code is valid for one attempt",
     ),
-    RefusalReason.BUSY: ("lets nobody in at this moment", "too many ask at once"),
+    RefusalReason.BUSY: ("admits no machine now", "too many machines ask at once"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
-    """What one side says of itself; believed only once the pairing is confirmed."""
+    """What one side claims; untrusted until the pairing is confirmed."""
 
     name: str  #: of the node
-    key: bytes  #: its public key, 32 bytes
-    wall_ms: int  #: what its clock says
-    slot_or_port: int = (
-        0  #: the slot that is asked for; or the peer port that is offered
-    )
+    key: bytes  #: the node's public key, 32 bytes
+    wall_ms: int  #: the node's wall clock
+    slot_or_port: int = 0  #: from the joiner: the slot; from the member: its peer port
     refusal: RefusalReason = RefusalReason.NONE
     software: str = __version__
 
     def pack(self) -> bytes:
-        """Return the message."""
+        """Return the greeting as bytes."""
         return _LAYOUT.pack(
             _MAGIC,
             PAIRING_VERSION,
@@ -100,10 +98,10 @@ class Greeting:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Return what a message says.
+        """Parse a greeting.
 
         Raises:
-            PairingFailed: no node of ours would say that, or a newer one did.
+            PairingFailed: It is malformed, or of an incompatible version.
         """
         (
             magic,
@@ -119,7 +117,7 @@ class Greeting:
         ) = _LAYOUT.unpack(data)
         if magic != _MAGIC:
             raise PairingFailed(
-                "what answers there is no node that invites",
+                "the other side is not an Octaskly node with an open invite",
                 hint="octaskly invite    on a member shows where it listens",
             )
         software = _read_word(software)
@@ -127,7 +125,7 @@ class Greeting:
         if pairing != PAIRING_VERSION or is_foreign:
             raise PairingFailed(
                 f"the other machine runs Octaskly {software}, and this one "
-                f"{__version__}: they do not understand each other",
+                f"{__version__}: these versions are not compatible",
                 hint="octaskly --version    on both, then upgrade the older one",
             )
         if refusal > max(RefusalReason):
@@ -143,15 +141,15 @@ class Greeting:
 
     @property
     def node_id(self) -> str:
-        """Id of the node that it speaks for."""
+        """Id of the node that `key` belongs to."""
         return node_id_of(self.key)
 
     def require_compatible(self, now_ms: int) -> None:
-        """Make sure that a pairing may go on.
+        """Check that the pairing may continue.
 
         Raises:
-            Refused: the other side refuses.
-            PairingFailed: the clocks differ too much.
+            PairingRefused: The other side refuses.
+            PairingFailed: The clocks differ too much.
         """
         if self.refusal is not RefusalReason.NONE:
             raise PairingRefused(self.refusal, self.name)
@@ -162,13 +160,13 @@ class Greeting:
                 f"{apart_ms // 60_000} minutes apart",
                 cause="tokens and times would be wrong; at most 5 minutes are allowed",
                 hint="timedatectl    on both shows which clock is wrong; "
-                "the code is still good",
+                "the code is still valid",
             )
 
 
 def _read_word(raw: bytes) -> str:
-    """Return a field that anybody may have filled, if it is harmless."""
+    """Return an untrusted text field; raise PairingFailed unless it is a plain word."""
     word = raw.rstrip(b"\0")
     if not _WORD.fullmatch(word):
-        raise PairingFailed("the other side says what no node of ours would say")
+        raise PairingFailed("the other side sent a malformed greeting")
     return word.decode("ascii")

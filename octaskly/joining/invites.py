@@ -1,4 +1,4 @@
-"""The invites of a member: while one is open, a listener lets one machine in by it."""
+"""Invites of a member: each open invite admits one machine that knows its code."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
 
 OPEN_INVITES_MAX: Final = 3
-FAILURES_MAX: Final = 10  #: within an hour; then all open invites are burnt
+FAILURES_MAX: Final = 10  #: within an hour; then all open invites are revoked
 FAILURE_WINDOW_S: Final = 3600.0
-CLOSED_SLOTS_MAX: Final = 32  #: slots of which it is known why they are closed
+CLOSED_SLOTS_MAX: Final = 32  #: closed slots whose reason is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenInvite:
-    """An invite that nobody has tried yet."""
+    """An invite whose code has not been tried yet."""
 
     exchange: KeyExchange
     expires_s: float
 
 
 class InviteServer:
-    """All invites of this node.
+    """All invites of this node, with a listener while one is open.
 
     Args:
-        node: This node as it is known in the mesh.
+        node: This node as the mesh knows it.
         node_key: Its public key.
         mesh_id: Public name of the mesh.
-        keyring: Returns what a machine gets that is let in.
+        secret_text: Returns the secret file that an admitted machine receives.
         addresses: IP addresses to listen on.
-        interfaces: Names that restrict the beacon.
-        clock: For the ends of invites.
-        log: Told who came in, and who failed.
+        interfaces: Names of the interfaces to advertise on; empty for the default.
+        clock: For the expiry of invites.
+        log: Logs admitted and refused machines.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class InviteServer:
         self._port = 0
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Allow invites; the group owns the listener."""
+        """Set the task group, which owns the listener; required for invites."""
         self._group = tasks
 
     async def open_invite(self, ttl_s: int) -> IssuedInvite:
         """Open an invite; raises as `JoinService.open_invite`."""
         if self._is_closing and self._listener_task is not None:
-            # Its port is about to be free; a next one would be a surprise.
+            # Wait until the port is free: a different port would surprise people.
             await asyncio.wait([self._listener_task])
         self._expire_invites()
         if len(self._open) >= OPEN_INVITES_MAX:
@@ -106,7 +106,7 @@ class InviteServer:
                 hint=f"use one of them, or wait {wait_s:.0f} s until one expires",
             )
         self._ensure_listening()
-        self._failures.clear()  # This is the fresh command.
+        self._failures.clear()  # A person has asked for a new invite.
         taken = self._open.keys() | self._closed.keys()
         slot = secrets.choice([n for n in range(1, SLOT_MAX + 1) if n not in taken])
         code, now = InviteCode.generate(slot), self._clock.now()
@@ -119,15 +119,15 @@ class InviteServer:
             endpoints=tuple(
                 host_and_port(host, self._port)
                 for host in self._node.addresses
-                if "%" not in host  # The scope is ours, not the other machine's.
+                if "%" not in host  # A scope has no meaning on the other machine.
             ),
         )
 
     async def close(self) -> None:
-        """Burn all invites and stop listening."""
+        """Revoke all invites and stop listening."""
         self._group = None
         if self._listener_task is not None:
-            if not self._is_closing:  # Else that would be cut short.
+            if not self._is_closing:  # Otherwise it ends by itself.
                 self._listener_task.cancel()
             await asyncio.wait([self._listener_task])
 
@@ -136,7 +136,7 @@ class InviteServer:
     def _ensure_listening(self) -> None:
         if self._listener_task is not None and not self._listener_task.done():
             return
-        assert self._group is not None, "invites come after the start"
+        assert self._group is not None, "call start before open_invite"
         sockets = bind_port(
             "--pairing-port",
             requested=None,
@@ -149,7 +149,7 @@ class InviteServer:
         self._listener_task = self._group.create_task(self._accept_while_open(sockets))
 
     async def _accept_while_open(self, sockets: list[socket.socket]) -> None:
-        """Let machines in until no invite is open any more."""
+        """Serve connections until no invite is open."""
         async with asyncio.TaskGroup() as tasks:
             work = [
                 tasks.create_task(serve_connections(sockets, self._handle_connection)),
@@ -163,7 +163,7 @@ class InviteServer:
                 task.cancel()
 
     async def _advertise(self) -> None:
-        """Say over mDNS where invites are answered, until cancelled."""
+        """Advertise the pairing port over mDNS until cancelled."""
         node = replace(self._node, peer_port=self._port)
         async with advertise_pairing(
             node, mesh_id=self._mesh_id, interfaces=self._interfaces
@@ -176,7 +176,7 @@ class InviteServer:
             await asyncio.Event().wait()
 
     async def _wait_for_change(self) -> None:
-        """Wait until an invite expires or anything else happens."""
+        """Wait until an invite expires or the invites change."""
         ends = [one.expires_s for one in self._open.values()]
         wait_s = min(ends) - self._clock.now().mono_s if ends else None
         try:
@@ -197,33 +197,34 @@ class InviteServer:
             self._changed.set()
 
     async def _run_handshake(self, conversation: Conversation) -> None:
-        """Lead one run, in the order that the protocol has.
+        """Run the member's side of one pairing.
 
         Raises:
-            OSError: the connection is lost.
-            PairingFailed: the other side breaks the rules.
+            OSError: The connection is lost.
+            PairingFailed: The other side broke the protocol.
         """
         hello = await conversation.receive(GREETING_BYTES)
         welcome = self._greeting().pack()
         try:
-            asked = Greeting.unpack(hello)
+            joiner = Greeting.unpack(hello)
         except PairingFailed:
-            await conversation.send(welcome)  # It tells a newer machine our version.
+            await conversation.send(welcome)  # A newer machine reads our version.
             raise
         self._expire_invites()
-        if asked.slot_or_port not in self._open:
+        if joiner.slot_or_port not in self._open:
             self._record_failure(conversation.host, "no such invite")
-            refusal = self._closed.get(asked.slot_or_port, RefusalReason.NO_SLOT)
+            refusal = self._closed.get(joiner.slot_or_port, RefusalReason.NO_SLOT)
             await conversation.send(self._greeting(refusal).pack())
             return
         await conversation.send(welcome)
         share = await conversation.receive(SHARE_BYTES)
-        run = self._invalidate_invite(asked.slot_or_port, RefusalReason.USED)
+        run = self._invalidate_invite(joiner.slot_or_port, RefusalReason.USED)
         if run is None:
-            return  # Another machine was quicker.
-        reason = "hung up"
+            return  # Another machine has used the invite in the meantime.
+        reason = "connection lost"
         try:
-            # Ours first: how long the rest takes would tell of the code.
+            # Send the share before any computation with the code, because its duration
+            # would leak information about the code.
             await conversation.send(run.exchange.share)
             keys = run.exchange.derive_keys(share, hello, welcome)
             proof = await conversation.receive(PROOF_BYTES)
@@ -233,7 +234,7 @@ class InviteServer:
                 return
             reason = "the secret file cannot be used"
             sealed = seal_secret(keys, self._secret_text())
-            reason = "hung up"
+            reason = "connection lost"
             await conversation.send(keys.member_proof() + sealed)
             reason = ""
         finally:
@@ -241,8 +242,8 @@ class InviteServer:
                 self._record_failure(conversation.host, reason)
         self._log.info(
             "machine admitted",
-            name=asked.name,
-            node_id=asked.node_id,
+            name=joiner.name,
+            node_id=joiner.node_id,
             address=conversation.host,
         )
 
@@ -255,7 +256,7 @@ class InviteServer:
             refusal=refusal,
         )
 
-    # --- what becomes of invites ---------------------------------------------------
+    # --- ends of invites -----------------------------------------------------------
 
     def _expire_invites(self) -> None:
         now_s = self._clock.now().mono_s
@@ -276,7 +277,7 @@ class InviteServer:
         return run
 
     def _record_failure(self, host: str, reason: str) -> None:
-        """Note a failure; too many within an hour burn all that is open."""
+        """Record a failure; `FAILURES_MAX` within an hour revoke all open invites."""
         now_s = self._clock.now().mono_s
         self._failures.append(now_s)
         self._log.warning("machine refused", address=host, reason=reason)
@@ -287,5 +288,5 @@ class InviteServer:
             self._log.warning(
                 "all invites revoked",
                 cause=f"{FAILURES_MAX} failures within an hour",
-                hint="octaskly invite    makes a new one",
+                hint="octaskly invite    creates a new one",
             )

@@ -1,7 +1,7 @@
-"""The joiner's side of a pairing: from a code to the keyring of a mesh.
+"""Joiner's side of a pairing with an invite code.
 
-`octaskly join` runs this in its own short life, with an agent or without; whatever
-fails, nothing has been changed on this machine.
+`octaskly join` runs this in its own process, whether an agent runs or not. If it fails,
+nothing has been changed on this machine.
 """
 
 from __future__ import annotations
@@ -43,37 +43,35 @@ from octaskly.ports import Clock
 from octaskly.trust import MeshSecret, SecretFile
 from octaskly.trust.mesh_secret import parse_secret
 
-DISCOVERY_S: Final = 5.0  #: for a member with an open invite
-GREETING_S: Final = 3.0  #: for its first answer; others may invite, too
-CONCURRENT_DIALS_MAX: Final = (
-    8  #: members; who is silent keeps none of the others waiting
-)
-CODE_TRIES_MAX: Final = 3  #: members that may try one code, each with one guess
-NEXT_MEMBER_S: Final = 1.0  #: for another with that number, once one did not accept it
-MESH_ID_SHOWN_CHARS: Final = 4  #: of a mesh's id, enough for people who compare
+DISCOVERY_S: Final = 5.0  #: time to find members with an open invite
+GREETING_S: Final = 3.0  #: timeout for a member's greeting; others may invite, too
+CONCURRENT_DIALS_MAX: Final = 8  #: so that a silent member does not delay the others
+CODE_TRIES_MAX: Final = 3  #: members that may receive a proof of one code
+NEXT_MEMBER_S: Final = 1.0  #: to wait for another member after one rejects the code
+MESH_ID_SHOWN_CHARS: Final = 4  #: digits of a mesh id that are shown to people
 _NEW_CODE: Final = "octaskly invite    on a member makes a new code"
 
 
 @dataclass(frozen=True, slots=True)
 class JoinTarget:
-    """Where a member may let this machine in."""
+    """A member that may have an open invite."""
 
-    mesh: str | None  #: None: it is known by its address alone
+    mesh: str | None  #: None: only the address is known
     addresses: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinGrant:
-    """What a machine has that was let in."""
+    """The result of a successful pairing."""
 
-    secret_text: str = field(repr=False)
-    member: str  #: name of the node that let it in
-    seed: str  #: where that is dialled, as `HOST:PORT`
+    secret_text: str = field(repr=False)  #: content of the secret file
+    member: str  #: name of the node that admitted this machine
+    seed: str  #: peer address of that node, as `HOST:PORT`
 
 
 @dataclass(frozen=True, slots=True)
 class _Greetings:
-    """What both sides said before they showed anything of the code."""
+    """The greetings of both sides, which the key exchange authenticates."""
 
     hello: bytes
     welcome: bytes
@@ -81,14 +79,14 @@ class _Greetings:
 
 
 class _OpenConversation(NamedTuple):
-    """A conversation with a member that has an invite of the code's number."""
+    """A connection to a member with an open invite for the code's slot."""
 
     conversation: Conversation
     greetings: _Greetings
 
 
 class _Failure(NamedTuple):
-    """Why a member lets this machine not in, and how much that tells."""
+    """Why a member did not admit this machine; the most specific one is reported."""
 
     error: OctasklyError
     specificity: int
@@ -98,13 +96,13 @@ _NO_MEMBER, _NO_REPLY, _OTHER_INVITE, _CODE_REJECTED, _DISCOVERY_FAILED = range(
 
 
 class JoinClient:
-    """This machine, as it asks for a way in.
+    """The joiner's side of a pairing with an invite code.
 
     Args:
-        name: Of this node.
+        name: Name of this node.
         key: Its public key.
-        clock: What the other side compares its own with.
-        tell: Takes lines on how it goes.
+        clock: The members compare it with theirs.
+        report: Called with lines about the progress.
     """
 
     def __init__(
@@ -117,23 +115,24 @@ class JoinClient:
     async def join_by_code(
         self, code: InviteCode, targets: AsyncIterable[JoinTarget]
     ) -> JoinGrant:
-        """Return the keyring that the member has which showed this code.
+        """Pair with the member that has issued this code.
 
-        Others may invite, too, so all are asked at once as they come, and what the code
-        is for is shown to the first that has its number. If that was not the one, since
-        two have the same number, the next few may be.
+        Several members may have open invites. All are greeted concurrently, and the
+        proof of the code goes to the first one with an open invite for its slot. If
+        that member rejects the code, another member may have an invite with the same
+        slot, so the next ones are tried, up to `CODE_TRIES_MAX`.
 
         Raises:
-            PairingFailed: no member took it, or it is not the right one.
+            PairingFailed: No member accepted the code.
         """
-        talks: asyncio.Queue[_OpenConversation | _Failure | None] = asyncio.Queue()
+        replies: asyncio.Queue[_OpenConversation | _Failure | None] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
-            asking = tasks.create_task(self._contact_members(code, targets, talks))
-            outcome = await self._first_grant(code, talks)
-            asking.cancel()
-        while not talks.empty():
-            if isinstance(talk := talks.get_nowait(), _OpenConversation):
-                talk.conversation.close()
+            contacts = tasks.create_task(self._contact_members(code, targets, replies))
+            outcome = await self._first_grant(code, replies)
+            contacts.cancel()
+        while not replies.empty():
+            if isinstance(reply := replies.get_nowait(), _OpenConversation):
+                reply.conversation.close()
         if isinstance(outcome, OctasklyError):
             raise outcome
         return outcome
@@ -142,30 +141,30 @@ class JoinClient:
         self,
         code: InviteCode,
         targets: AsyncIterable[JoinTarget],
-        talks: asyncio.Queue[_OpenConversation | _Failure | None],
+        replies: asyncio.Queue[_OpenConversation | _Failure | None],
     ) -> None:
-        """Ask members as they come, some at a time; tell each answer, then None."""
-        room = asyncio.Semaphore(CONCURRENT_DIALS_MAX)
+        """Greet members concurrently as they are found; queue each reply, then None."""
+        limit = asyncio.Semaphore(CONCURRENT_DIALS_MAX)
 
-        async def ask(place: JoinTarget) -> None:
+        async def contact(target: JoinTarget) -> None:
             try:
-                talks.put_nowait(await self._contact_member(code, place))
+                replies.put_nowait(await self._contact_member(code, target))
             finally:
-                room.release()
+                limit.release()
 
         async with asyncio.TaskGroup() as tasks:
             try:
-                async for place in targets:
-                    await room.acquire()
-                    tasks.create_task(ask(place))
+                async for target in targets:
+                    await limit.acquire()
+                    tasks.create_task(contact(target))
             except OctasklyError as error:
-                talks.put_nowait(_Failure(error, _DISCOVERY_FAILED))
-        talks.put_nowait(None)
+                replies.put_nowait(_Failure(error, _DISCOVERY_FAILED))
+        replies.put_nowait(None)
 
     async def _contact_member(
         self, code: InviteCode, target: JoinTarget
     ) -> _OpenConversation | _Failure:
-        """Return a conversation with a member that has an invite of this number."""
+        """Greet a member; return the connection if it has an invite for the slot."""
         try:
             conversation = await connect_first(target.addresses)
         except OSError as error:
@@ -191,48 +190,51 @@ class JoinClient:
     async def _first_grant(
         self,
         code: InviteCode,
-        talks: asyncio.Queue[_OpenConversation | _Failure | None],
+        replies: asyncio.Queue[_OpenConversation | _Failure | None],
     ) -> JoinGrant | OctasklyError:
-        """Return what the first member gives that accepts the code, or why none does.
+        """Return the grant of the first member that accepts the code, or an error.
 
-        Of several failures the most telling: what a member says of this very code.
+        Of several errors, the most specific one is returned.
         """
         failures = [_Failure(no_open_invite_error(), _NO_MEMBER)]
-        shown = 0
+        tries = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit:
                 while (
-                    shown < CODE_TRIES_MAX and (talk := await talks.get()) is not None
+                    tries < CODE_TRIES_MAX
+                    and (reply := await replies.get()) is not None
                 ):
-                    if isinstance(talk, _Failure):
-                        failures.append(talk)
+                    if isinstance(reply, _Failure):
+                        failures.append(reply)
                         continue
-                    with contextlib.closing(talk.conversation):
+                    with contextlib.closing(reply.conversation):
                         try:
-                            return await self._prove_code(talk, code)
+                            return await self._prove_code(reply, code)
                         except PairingFailed as error:
                             failures.append(_Failure(error, _CODE_REJECTED))
-                    shown += 1
+                    tries += 1
                     limit.reschedule(asyncio.get_running_loop().time() + NEXT_MEMBER_S)
         return max(failures, key=lambda failure: failure.specificity).error
 
     async def _exchange_greetings(
         self, conversation: Conversation, code: InviteCode, target: JoinTarget
     ) -> _Greetings:
-        """Say hello; nothing of the code but its first number is in that."""
+        """Exchange greetings; ours contains only the slot of the code."""
         hello = self._greeting(code.slot).pack()
         async with asyncio.timeout(GREETING_S):
             await conversation.send(hello)
             welcome = await conversation.receive(GREETING_BYTES)
         member = Greeting.unpack(welcome)
         member.require_compatible(self._clock.now().wall_ms)
-        way = "" if target.mesh is None else " by mDNS"
-        self._report(f"found {member.name} at {conversation.host}{way}")
+        suffix = "" if target.mesh is None else " by mDNS"
+        self._report(f"found {member.name} at {conversation.host}{suffix}")
         return _Greetings(hello, welcome, member)
 
-    async def _prove_code(self, talk: _OpenConversation, code: InviteCode) -> JoinGrant:
-        """Show that both know the code, and take the keyring."""
-        conversation, greetings = talk
+    async def _prove_code(
+        self, opened: _OpenConversation, code: InviteCode
+    ) -> JoinGrant:
+        """Prove the code to each other, and receive the mesh secret."""
+        conversation, greetings = opened
         exchange, member = KeyExchange.for_joiner(code), greetings.member
         try:
             async with asyncio.timeout(EXCHANGE_S):
@@ -246,11 +248,11 @@ class JoinClient:
                 sealed = await conversation.receive(SEALED_BYTES)
         except OSError as error:
             raise _connection_lost_error(member.name) from error
-        keyring = unseal_secret(keys, sealed)
-        mesh = parse_received_secret(keyring).mesh_id[:MESH_ID_SHOWN_CHARS]
+        secret_text = unseal_secret(keys, sealed)
+        mesh = parse_received_secret(secret_text).mesh_id[:MESH_ID_SHOWN_CHARS]
         self._report(f"both sides proved that they know the code (mesh {mesh})")
         return JoinGrant(
-            secret_text=keyring,
+            secret_text=secret_text,
             member=member.name,
             seed=host_and_port(conversation.host, member.slot_or_port),
         )
@@ -265,10 +267,10 @@ class JoinClient:
 async def discover_targets(
     interfaces: Sequence[str], own_mesh: str | None
 ) -> AsyncGenerator[JoinTarget]:
-    """Yield the members in sight that have an open invite, of any other mesh.
+    """Yield the members of other meshes that advertise an open invite.
 
     Raises:
-        PairingFailed: all that are in sight are of this mesh.
+        PairingFailed: All members that were found are of this mesh.
     """
     meshes: set[str | None] = set()
     members = scan_inviting_members(DISCOVERY_S, interfaces)
@@ -285,11 +287,11 @@ async def discover_targets(
 
 
 async def resolve_target(text: str) -> AsyncGenerator[JoinTarget]:
-    """Yield where `HOST` or `HOST:PORT` says that a member invites.
+    """Yield the target for `HOST` or `HOST:PORT`.
 
     Raises:
-        ConfigError: it is neither.
-        PairingFailed: nothing has that name.
+        ConfigError: The text is neither.
+        PairingFailed: The host name cannot be resolved.
     """
     try:
         host, port = HostAndPort(PAIRING_PORT).parse_text(text)
@@ -303,7 +305,7 @@ async def resolve_target(text: str) -> AsyncGenerator[JoinTarget]:
         )
     except OSError as error:
         raise PairingFailed(
-            f"nothing is called {host!r}",
+            f"the host name {host!r} cannot be resolved",
             cause=error.strerror,
             hint="octaskly invite    on a member shows its addresses",
         ) from error
@@ -311,11 +313,11 @@ async def resolve_target(text: str) -> AsyncGenerator[JoinTarget]:
 
 
 def save_mesh_secret(paths: Paths, secret_text: str) -> Path | None:
-    """Write the secret of the mesh for the next start; return where the old one went.
+    """Write the mesh secret for the next start; return the folder of the old one.
 
     Raises:
-        PairingFailed: what the member sent is no keyring.
-        ConfigError: it cannot be written.
+        PairingFailed: The text is not a mesh secret.
+        ConfigError: The secret cannot be written.
     """
     secret = parse_received_secret(secret_text)
     has_one = os.path.lexists(paths.secret)
@@ -324,37 +326,37 @@ def save_mesh_secret(paths: Paths, secret_text: str) -> Path | None:
 
 
 def parse_received_secret(secret_text: str) -> MeshSecret:
-    """Return what a member sent.
+    """Parse the mesh secret that a member sent.
 
     Raises:
-        PairingFailed: it is no keyring.
+        PairingFailed: The text is not a mesh secret.
     """
     try:
         return parse_secret(secret_text)
     except TrustError as error:
         raise PairingFailed(
-            "what the member sent is no keyring", cause=str(error)
+            "the member sent an invalid mesh secret", cause=str(error)
         ) from None
 
 
 def no_open_invite_error() -> PairingFailed:
-    """Return that nobody lets machines in."""
+    """Return the error for a search that found no open invite."""
     return PairingFailed(
         "no member in sight has an open invite",
         cause="none was opened, or it has expired or was tried before, "
         "or multicast is blocked",
         hint=f"{_NEW_CODE}\n"
-        "octaskly join --at HOST CODE    where multicast is blocked\n"
-        "octaskly doctor    says whether it is",
+        "octaskly join --at HOST CODE    if multicast is blocked\n"
+        "octaskly doctor    shows whether it is",
     )
 
 
-def _unreachable_error(place: JoinTarget, error: OSError) -> PairingFailed:
-    where = place.addresses[0]
+def _unreachable_error(target: JoinTarget, error: OSError) -> PairingFailed:
+    address = target.addresses[0]
     is_refused = isinstance(error, ConnectionRefusedError)
     return PairingFailed(
-        f"no member lets anybody in at {where.host} port {where.port}",
-        cause="nothing listens there" if is_refused else "nobody answers there",
+        f"no member has an open invite at {address.host} port {address.port}",
+        cause="no program listens there" if is_refused else "nothing answers there",
         hint="octaskly invite    on a member shows where it listens, "
         "while an invite is open",
     )
@@ -362,7 +364,7 @@ def _unreachable_error(place: JoinTarget, error: OSError) -> PairingFailed:
 
 def _not_inviting_error(host: str) -> PairingFailed:
     return PairingFailed(
-        f"what answers at {host} is no member with an open invite",
+        f"the program that answers at {host} is not a member with an open invite",
         hint="octaskly invite    on a member shows where it listens",
     )
 
@@ -370,8 +372,8 @@ def _not_inviting_error(host: str) -> PairingFailed:
 def _wrong_code_error(member: str) -> PairingFailed:
     return PairingFailed(
         f"{member} does not accept the code",
-        cause="a digit is wrong, or somebody else answered in its name; "
-        "the code is burnt",
+        cause="a digit is wrong, or another machine answered in its name; "
+        "the code is used up",
         hint=_NEW_CODE,
     )
 
@@ -379,6 +381,6 @@ def _wrong_code_error(member: str) -> PairingFailed:
 def _connection_lost_error(member: str) -> PairingFailed:
     return PairingFailed(
         f"the connection to {member} was lost",
-        cause="another machine may have used the code at the same time; it is burnt",
+        cause="another machine may have used the code at the same time; it is used up",
         hint=_NEW_CODE,
     )

@@ -1,7 +1,7 @@
-"""The joiner's side of a pairing without a code: wait for a member, compare, come in.
+"""Joiner's side of a pairing without a code: wait for a member and compare words.
 
-`octaskly join` runs this in its own short life. It listens only while it waits, and for
-one member: each command shows words once, so nobody can try until they fit.
+`octaskly join` runs this in its own process. It listens only while it waits, and for
+one member. Each command shows words once, so an attacker cannot retry until they match.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from octaskly.system.listeners import WILDCARD_ADDRESSES, bind_port, port_of
 from octaskly.system.load import process_on_port
 from octaskly.trust import node_id_of
 
-MEMBER_WAIT_S: Final = 600.0  #: for a member to look
-APPROVAL_WAIT_S: Final = 300.0  #: for somebody there to approve
+MEMBER_WAIT_S: Final = 600.0  #: to wait for the connection of a member
+APPROVAL_WAIT_S: Final = 300.0  #: to wait for a person to approve on the member
 
 
 @dataclass(frozen=True, slots=True)
 class PendingComparison:
-    """A member that answered; people have yet to compare the words."""
+    """A connection to a member before people have compared the words."""
 
     member: Greeting
     words: str
@@ -58,16 +58,16 @@ class PendingComparison:
 async def wait_for_member(
     name: str, key: bytes, interfaces: Sequence[str]
 ) -> PendingComparison:
-    """Wait until the first member looks for machines that want in.
+    """Advertise this machine, and wait for the first member that connects.
 
     Args:
-        name: Of this node.
+        name: Name of this node.
         key: Its public key.
-        interfaces: Names that restrict where it is heard.
+        interfaces: Names of the interfaces to use; empty for the default choice.
 
     Raises:
-        PairingFailed: none came.
-        ConfigError: no port is free, or an interface does not exist.
+        PairingFailed: No member connected within `MEMBER_WAIT_S`.
+        ConfigError: No port is free, or an interface does not exist.
     """
     clock = SystemClock()
     local = [one.host for one in local_addresses(interfaces)]
@@ -84,11 +84,11 @@ async def wait_for_member(
 
     async def welcome(conversation: Conversation) -> None:
         own = Greeting(name=name, key=key, wall_ms=clock.now().wall_ms)
-        meeting = await _exchange_fingerprints(conversation, own)
-        meeting.member.require_compatible(clock.now().wall_ms)
+        comparison = await _exchange_fingerprints(conversation, own)
+        comparison.member.require_compatible(clock.now().wall_ms)
         if not first.done():
             conversation.detach()
-            first.set_result(meeting)
+            first.set_result(comparison)
 
     async with asyncio.TaskGroup() as tasks:
         listening = tasks.create_task(serve_connections(sockets, welcome))
@@ -100,14 +100,14 @@ async def wait_for_member(
             listening.cancel()
     if not first.done():
         raise PairingFailed(
-            f"no member came within {MEMBER_WAIT_S / 60:.0f} minutes",
-            hint=f"octaskly approve {name}    on a member, while this one waits",
+            f"no member connected within {MEMBER_WAIT_S / 60:.0f} minutes",
+            hint=f"octaskly approve {name}    on a member, while this command waits",
         )
     return first.result()
 
 
 def _beacon_info(name: str, key: bytes, port: int, clock: SystemClock) -> NodeInfo:
-    """Return this machine as its beacon shows it."""
+    """Return the node that `advertise_pairing` advertises."""
     return NodeInfo(
         id=node_id_of(key),
         boot=clock.hex_digits(16),
@@ -120,10 +120,10 @@ def _beacon_info(name: str, key: bytes, port: int, clock: SystemClock) -> NodeIn
 
 
 async def receive_approval(meeting: PendingComparison) -> JoinGrant:
-    """Return the keyring, once somebody at the member has approved.
+    """Wait for approval on the member, and return the received grant.
 
     Raises:
-        PairingFailed: nobody did, or what came is not from that member.
+        PairingFailed: It was refused or timed out, or the proof is not the member's.
     """
     name = meeting.member.name
     conversation = meeting.conversation
@@ -136,19 +136,19 @@ async def receive_approval(meeting: PendingComparison) -> JoinGrant:
         raise PairingFailed(
             f"{name} did not let this machine in",
             cause="nobody approved in time" if not str(error) else str(error),
-            hint="octaskly join    once more",
+            hint="octaskly join    tries again",
         ) from None
     finally:
         conversation.close()
     if is_no:
         raise PairingFailed(
             f"{name} said no: the words differ",
-            cause="somebody may be in the middle",
-            hint="octaskly join    once more; if they differ again, use a code of "
-            "`octaskly invite`",
+            cause="another machine may intercept the connection",
+            hint="octaskly join    tries again; if the words differ again, use a code "
+            "of `octaskly invite`",
         )
     if not is_proof_valid(proof, meeting.keys.member_proof()):
-        raise PairingFailed(f"what {name} sent is not from the machine that you saw")
+        raise PairingFailed(f"the answer of {name} has a wrong proof of identity")
     return JoinGrant(
         secret_text=unseal_secret(meeting.keys, sealed),
         member=name,
@@ -159,13 +159,13 @@ async def receive_approval(meeting: PendingComparison) -> JoinGrant:
 async def _exchange_fingerprints(
     conversation: Conversation, own: Greeting
 ) -> PendingComparison:
-    """Lead the joiner's side up to the words; see `trust.comparison`."""
+    """Run the joiner's side up to the words; see `joining.fingerprint`."""
     first = await conversation.receive(GREETING_BYTES + COMMITMENT_BYTES)
-    greeting, promised = first[:GREETING_BYTES], first[GREETING_BYTES:]
-    member, half = Greeting.unpack(greeting), KeyShare.generate()
-    second = own.pack() + half.public()
+    greeting, committed = first[:GREETING_BYTES], first[GREETING_BYTES:]
+    member, share = Greeting.unpack(greeting), KeyShare.generate()
+    second = own.pack() + share.public()
     await conversation.send(second)
     theirs = await conversation.receive(KEY_SHARE_BYTES)
-    verify_commitment(promised, greeting, theirs)
-    keys = half.derive_keys(theirs, first, second, theirs)
+    verify_commitment(committed, greeting, theirs)
+    keys = share.derive_keys(theirs, first, second, theirs)
     return PendingComparison(member, fingerprint(keys), conversation, keys)

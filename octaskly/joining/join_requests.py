@@ -1,7 +1,7 @@
-"""Machines that want in without a code: a member meets them, and people compare words.
+"""Member's side of a pairing without a code: join requests that people approve.
 
-The member listens for nothing: it looks for such machines and dials them, and only
-when somebody at it asks for that.
+The member does not listen. It scans for waiting machines and dials them, and only when
+a person asks for that.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from octaskly.ports import Clock, WaitingMachine
 from octaskly.system.log import Logger
 
 DISCOVERY_S: Final = 1.0
-HANDSHAKE_S: Final = 3.0  #: for each of the machines that want in
-WAITING_MAX: Final = 16  #: at a time
+HANDSHAKE_S: Final = 3.0  #: timeout per waiting machine
+WAITING_MAX: Final = 16  #: connections kept at a time
 WAITING_PER_ADDRESS_MAX: Final = 4
-WAITING_S_MAX: Final = 300.0  #: so long people may take
+WAITING_S_MAX: Final = 300.0  #: time for people to compare and approve
 
 
 @dataclass(frozen=True, slots=True)
 class _WaitingConnection:
-    """A machine that waits to be approved."""
+    """A connection to a machine that waits for approval."""
 
     request: WaitingMachine
     conversation: Conversation
@@ -47,20 +47,20 @@ class _WaitingConnection:
 
     @property
     def host(self) -> str:
-        """The address at which it was met."""
+        """The address of the machine."""
         return self.conversation.host
 
 
 class WaitingMachines:
-    """All machines that wait for this node's people.
+    """All machines that wait for approval on this node.
 
     Args:
-        node: This node as it is known in the mesh.
+        node: This node as the mesh knows it.
         node_key: Its public key.
-        keyring: Returns what a machine gets that is let in.
-        interfaces: Names that restrict where it looks.
-        clock: For the ends of requests.
-        log: Told who came in, and who was refused.
+        secret_text: Returns the secret file that an admitted machine receives.
+        interfaces: Names of the interfaces to scan; empty for the default choice.
+        clock: For the expiry of requests.
+        log: Logs admitted and refused machines.
     """
 
     def __init__(
@@ -77,12 +77,10 @@ class WaitingMachines:
         self._secret_text = secret_text
         self._interfaces = tuple(interfaces)
         self._clock, self._log = clock, log
-        self._waiting: dict[
-            NodeId, _WaitingConnection
-        ] = {}  #: those met first come first
+        self._waiting: dict[NodeId, _WaitingConnection] = {}  #: oldest first
 
     async def discover_machines(self) -> list[WaitingMachine]:
-        """Look who wants in, and return all that wait, by name."""
+        """Scan for waiting machines and dial new ones; return all, sorted by name."""
         self._drop_expired()
         found = await scan_pairing_beacons(
             DISCOVERY_S, self._interfaces, of_members=False
@@ -92,11 +90,11 @@ class WaitingMachines:
     async def contact_machines(
         self, found: Sequence[FoundNode]
     ) -> list[WaitingMachine]:
-        """Meet those in sight that are new, and return all that wait, by name.
+        """Dial the new machines; return all that wait, sorted by name.
 
-        Whoever makes up machines keeps no place from a real one: an address has but a
-        few, of too many it is chance that chooses, and the oldest of the address that
-        has most gives way.
+        Forged machines must not keep out real ones. Requests are bounded per address,
+        a random choice is made among too many, and above `WAITING_MAX` the oldest
+        request of the address with most requests is closed.
         """
         newcomers = self._select_newcomers(
             [one for one in found if one.node not in self._waiting]
@@ -108,10 +106,10 @@ class WaitingMachines:
             hosts = self._count_by_host()
             most = max(hosts.values())
             (oldest, *_) = (
-                n for n, met in self._waiting.items() if hosts[met.host] == most
+                n for n, one in self._waiting.items() if hosts[one.host] == most
             )
             self._waiting.pop(oldest).conversation.close()
-        waiting = (met.request for met in self._waiting.values())
+        waiting = (one.request for one in self._waiting.values())
         return sorted(waiting, key=lambda request: (request.name, request.node_id))
 
     def _select_newcomers(self, newcomers: list[FoundNode]) -> list[FoundNode]:
@@ -127,43 +125,45 @@ class WaitingMachines:
             self._log.warning(
                 "too many join requests",
                 left_out=left_out,
-                hint="octaskly requests    looks again; octaskly invite    needs none",
+                hint="octaskly requests    scans again\n"
+                "octaskly invite    creates a code, which needs no scan",
             )
         return chosen
 
     def _count_by_host(self) -> Counter[str]:
-        """Return how many have been met at each address."""
-        return Counter(met.host for met in self._waiting.values())
+        """Return the number of waiting machines per address."""
+        return Counter(one.host for one in self._waiting.values())
 
     async def approve_join(self, name: str, words: str) -> WaitingMachine:
-        """Let a machine in whose words somebody has compared.
+        """Send the mesh secret to a machine after people have compared the words.
 
         Raises:
-            NoSuchRequest: none of that name or node id shows these words.
+            JoinRequestNotFound: No machine with this name or node id has these words,
+                or it does not wait any more.
         """
         return await self._send_secret(self._pop_waiting(name, words))
 
     async def refuse_join(self, name: str, words: str) -> WaitingMachine:
-        """Send a machine away that shows other words; for new ones it asks anew.
+        """Refuse a machine that shows other words; a new request has new words.
 
         Raises:
-            NoSuchRequest: none of that name or node id waits with these words.
+            JoinRequestNotFound: No machine with this name or node id has these words.
         """
-        met = self._pop_waiting(name, words)
+        waiting = self._pop_waiting(name, words)
         try:
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(HANDSHAKE_S):
-                    await met.conversation.send(NO_PROOF)
+                    await waiting.conversation.send(NO_PROOF)
         finally:
-            met.conversation.close()
-        self._log_decision("machine refused", met.request)
-        return met.request
+            waiting.conversation.close()
+        self._log_decision("machine refused", waiting.request)
+        return waiting.request
 
     def _pop_waiting(self, name: str, words: str) -> _WaitingConnection:
-        """Take a machine out of those that wait: its words are good for one answer."""
+        """Remove and return a waiting machine: its words are valid for one decision."""
         self._drop_expired()
-        for node, met in tuple(self._waiting.items()):
-            request = met.request
+        for node, waiting in tuple(self._waiting.items()):
+            request = waiting.request
             if name in (request.name, node) and request.fingerprint == words:
                 return self._waiting.pop(node)
         raise JoinRequestNotFound(
@@ -172,43 +172,44 @@ class WaitingMachines:
         )
 
     def close(self) -> None:
-        """Hang up on all of them."""
-        for met in self._waiting.values():
-            met.conversation.close()
+        """Close all connections."""
+        for waiting in self._waiting.values():
+            waiting.conversation.close()
         self._waiting.clear()
 
     async def _contact_machine(self, found: FoundNode) -> None:
-        """Meet a machine, if it is one of ours and answers in time."""
+        """Dial a machine, and keep it if the handshake succeeds in time."""
         with contextlib.suppress(OSError, PairingFailed):
             async with asyncio.timeout(HANDSHAKE_S):
                 conversation = await connect_first(found.addresses)
                 try:
-                    met = await self._exchange_fingerprints(conversation)
+                    waiting = await self._exchange_fingerprints(conversation)
                 except BaseException:
                     conversation.close()
                     raise
-            if met.request.node_id == found.node:
-                self._waiting[found.node] = met
+            if waiting.request.node_id == found.node:
+                self._waiting[found.node] = waiting
             else:
                 conversation.close()
 
     async def _exchange_fingerprints(
         self, conversation: Conversation
     ) -> _WaitingConnection:
-        """Lead the member's side up to the words; see `trust.comparison`."""
-        now, half = self._clock.now(), KeyShare.generate()
+        """Run the member's side up to the words; see `joining.fingerprint`."""
+        now, share = self._clock.now(), KeyShare.generate()
         greeting = Greeting(
             name=self._node.name,
             key=self._node_key,
             wall_ms=now.wall_ms,
             slot_or_port=self._node.peer_port,
         ).pack()
-        first = greeting + commitment(greeting, half.public())
+        first = greeting + commitment(greeting, share.public())
         await conversation.send(first)
         second = await conversation.receive(GREETING_BYTES + KEY_SHARE_BYTES)
         joiner = Greeting.unpack(second[:GREETING_BYTES])
-        await conversation.send(half.public())
-        keys = half.derive_keys(second[GREETING_BYTES:], first, second, half.public())
+        await conversation.send(share.public())
+        theirs = second[GREETING_BYTES:]
+        keys = share.derive_keys(theirs, first, second, share.public())
         request = WaitingMachine(
             name=joiner.name,
             node_id=joiner.node_id,
@@ -219,34 +220,34 @@ class WaitingMachines:
             request, conversation, keys, now.mono_s + WAITING_S_MAX
         )
 
-    async def _send_secret(self, met: _WaitingConnection) -> WaitingMachine:
-        request = met.request
+    async def _send_secret(self, waiting: _WaitingConnection) -> WaitingMachine:
+        request = waiting.request
         try:
-            sealed = seal_secret(met.keys, self._secret_text())
+            sealed = seal_secret(waiting.keys, self._secret_text())
             async with asyncio.timeout(HANDSHAKE_S):
-                await met.conversation.send(met.keys.member_proof() + sealed)
+                await waiting.conversation.send(waiting.keys.member_proof() + sealed)
         except OSError:
             raise JoinRequestNotFound(
                 f"{request.name} does not wait any more",
-                hint=f"octaskly join    on {request.name}, once more",
+                hint=f"octaskly join    on {request.name} tries again",
             ) from None
         finally:
-            met.conversation.close()
+            waiting.conversation.close()
         self._log_decision("machine admitted", request)
         return request
 
-    def _log_decision(self, what: str, request: WaitingMachine) -> None:
+    def _log_decision(self, event: str, request: WaitingMachine) -> None:
         self._log.info(
-            what,
+            event,
             name=request.name,
             node_id=request.node_id,
             address=request.address,
         )
 
     def _drop_expired(self) -> None:
-        """Drop those that wait no longer."""
+        """Remove machines whose time is over or that have disconnected."""
         now_s = self._clock.now().mono_s
-        for node, met in tuple(self._waiting.items()):
-            if met.expires_s <= now_s or met.conversation.is_closed_by_peer():
-                met.conversation.close()
+        for node, waiting in tuple(self._waiting.items()):
+            if waiting.expires_s <= now_s or waiting.conversation.is_closed_by_peer():
+                waiting.conversation.close()
                 del self._waiting[node]

@@ -1,7 +1,7 @@
-"""Pairing with a code: SPAKE2, proof that both know the code, and the keyring, sealed.
+"""Key exchange of a pairing with a code: SPAKE2, proofs, and the sealed mesh secret.
 
-Pure: bytes in, bytes out, each message of a size that is known beforehand. Who guesses
-a code, or sits in the middle, gets one try for each run, and learns nothing else.
+The module is pure: bytes in, bytes out. Each message has a fixed size. An attacker who
+guesses a code or intercepts the connection has one try per run and learns nothing else.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PATTERN: Final = re.compile(r"([1-9][0-9]?)[-\s]+([0-9]{4})[-\s]*([0-9]{4})")
 
 @dataclass(frozen=True, slots=True)
 class InviteCode:
-    """A slot, which is public, and eight digits, which are not; 26 bits."""
+    """A public slot and eight secret digits (26 bits)."""
 
-    slot: int  #: tells open invites of one member apart, from 1
+    slot: int  #: number of the invite among those of its member, from 1
     digits: str = field(repr=False)
 
     @classmethod
@@ -40,35 +40,35 @@ class InviteCode:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the code that somebody typed.
+        """Parse a typed code.
 
         Raises:
-            PairingFailed: it has not the form of one; the text is not repeated.
+            PairingFailed: It is malformed. The error does not contain the text.
         """
         match = _PATTERN.fullmatch(text.strip())
         if match is None:
             raise PairingFailed(
-                "that is no code of an invite",
+                "that is not an invite code",
                 hint="octaskly join 7-4821-9375    with the code that "
                 "`octaskly invite` shows on a member",
             )
         return cls(int(match[1]), match[2] + match[3])
 
     def formatted(self) -> str:
-        """Return the code as people read it."""
+        """Return the code in the form for people, such as 7-4821-9375."""
         half = DIGIT_COUNT // 2
         return f"{self.slot}-{self.digits[:half]}-{self.digits[half:]}"
 
     def password(self) -> bytes:
-        """Return what both sides of a pairing must know."""
+        """Return the SPAKE2 password."""
         return f"{self.slot}-{self.digits}".encode()
 
 
 SHARE_BYTES: Final = 33
 PROOF_BYTES: Final = 32
-SECRET_TEXT_BYTES_MAX: Final = 40_958  #: the longest that a secret file gets
+SECRET_TEXT_BYTES_MAX: Final = 40_958  #: size of the longest possible secret file
 SEALED_BYTES: Final = SECRET_TEXT_BYTES_MAX + 2 + 16
-NO_PROOF: Final = bytes(PROOF_BYTES)  #: says that a proof was wrong
+NO_PROOF: Final = bytes(PROOF_BYTES)  #: sent instead of a proof: refused
 
 _LABEL: Final = b"octaskly pairing/1 "
 _JOINER, _MEMBER = _LABEL + b"joiner", _LABEL + b"member"
@@ -76,29 +76,29 @@ _LENGTH: Final = struct.Struct("!H")
 
 
 class PairingKeys(NamedTuple):
-    """What follows from a pairing; of no use to who only saw its messages."""
+    """The keys of one pairing run, which its messages do not reveal."""
 
-    joiner: bytes  #: proves that the joiner knows the code
-    member: bytes  #: proves the same of the member
+    joiner: bytes  #: key of the joiner's proof
+    member: bytes  #: key of the member's proof
     sealing_key: bytes
-    transcript: bytes  #: hash of all that was said
+    transcript: bytes  #: hash of all messages
 
     def joiner_proof(self) -> bytes:
-        """Return what the joiner says first."""
+        """Return the proof that the joiner sends first."""
         return hmac.digest(self.joiner, self.transcript, "sha256")
 
     def member_proof(self) -> bytes:
-        """Return what the member says once it has seen the joiner's proof."""
+        """Return the proof that the member sends after checking the joiner's."""
         return hmac.digest(self.member, self.transcript, "sha256")
 
 
 @dataclass(slots=True)
 class KeyExchange:
-    """One side of one run; made before anybody connects, used once.
+    """One side of one SPAKE2 run; created before the connection and used once.
 
-    The package computes in pure Python, so not in constant time. Nothing that depends
-    on the code is computed between two messages before the guess is made: `share`
-    exists when the run begins, and after a proof the code is burnt.
+    The package `spake2` is pure Python, so its operations do not take constant time.
+    Their timing must not help a guess. `share` is therefore computed before the first
+    message, and the code is invalid after one proof.
     """
 
     share: bytes = field(repr=False)
@@ -108,7 +108,7 @@ class KeyExchange:
     @classmethod
     def for_joiner(cls, code: InviteCode) -> KeyExchange:
         """Return the side that typed the code."""
-        from spake2 import SPAKE2_A  # noqa: PLC0415 - 20 ms, for pairings only
+        from spake2 import SPAKE2_A  # noqa: PLC0415 - takes 20 ms; only pairings use it
 
         spake = SPAKE2_A(code.password(), idA=_JOINER, idB=_MEMBER)
         return cls(spake.start(), spake, _is_joiner=True)
@@ -126,20 +126,20 @@ class KeyExchange:
 
         Args:
             theirs: The other side's share.
-            hello: What the joiner said first: its node key, the slot it asked for.
-            welcome: What the member answered: its node key among others.
+            hello: The joiner's greeting.
+            welcome: The member's greeting.
 
         Raises:
-            PairingFailed: the share is none.
+            PairingFailed: The share is invalid.
         """
-        from spake2 import SPAKEError  # noqa: PLC0415 - is there since `share` is
-        from spake2.ed25519_basic import NotOnCurve  # noqa: PLC0415 - is there, too
+        from spake2 import SPAKEError  # noqa: PLC0415 - already imported for `share`
+        from spake2.ed25519_basic import NotOnCurve  # noqa: PLC0415 - as above
 
         assert len(theirs) == SHARE_BYTES
         try:
             key: bytes = self._spake.finish(theirs)
         except (SPAKEError, NotOnCurve, ValueError):
-            raise PairingFailed("the other side breaks the rules of pairing") from None
+            raise PairingFailed("the other side broke the pairing protocol") from None
         first, second = (
             (self.share, theirs) if self._is_joiner else (theirs, self.share)
         )
@@ -147,9 +147,9 @@ class KeyExchange:
 
 
 def derive_pairing_keys(shared: bytes, *said: bytes) -> PairingKeys:
-    """Return the keys that follow from a shared secret and all that was said.
+    """Return the keys derived from a shared secret and all messages.
 
-    Each message has a fixed size, so their sequence is unambiguous.
+    Each message has a fixed size, so their concatenation is unambiguous.
     """
     transcript = sha256(_LABEL + b"".join(said)).digest()
     kdf = HKDF(algorithm=SHA256(), length=96, salt=transcript, info=_LABEL)
@@ -158,14 +158,14 @@ def derive_pairing_keys(shared: bytes, *said: bytes) -> PairingKeys:
 
 
 def is_proof_valid(given: bytes, wanted: bytes) -> bool:
-    """Whether the other side knows what it must."""
+    """Return True if two proofs are equal, in constant time."""
     return hmac.compare_digest(given, wanted)
 
 
 def seal_secret(keys: PairingKeys, secret_text: str) -> bytes:
-    """Return a keyring for the other side alone, always of one size.
+    """Encrypt a secret file for the other side, padded to a fixed size.
 
-    The nonce is constant: a key seals one message in its life.
+    The nonce is constant, because each key encrypts only one message.
     """
     data = secret_text.encode()
     assert len(data) <= SECRET_TEXT_BYTES_MAX
@@ -174,14 +174,14 @@ def seal_secret(keys: PairingKeys, secret_text: str) -> bytes:
 
 
 def unseal_secret(keys: PairingKeys, sealed: bytes) -> str:
-    """Return the keyring that was sealed.
+    """Decrypt a secret file.
 
     Raises:
-        PairingFailed: it was not sealed with this key, or is none.
+        PairingFailed: It was encrypted with another key, or is not ASCII.
     """
     try:
         padded = AESGCM(keys.sealing_key).decrypt(bytes(12), sealed, keys.transcript)
         (length,) = _LENGTH.unpack_from(padded)
         return padded[_LENGTH.size : _LENGTH.size + length].decode("ascii")
     except (InvalidTag, UnicodeDecodeError):
-        raise PairingFailed("what the member sent cannot be read") from None
+        raise PairingFailed("the member's sealed secret cannot be read") from None

@@ -1,7 +1,7 @@
-"""A node that leaves its mesh for good forgets all that it has of it.
+"""State folder of a node: changing the mesh, and deleting the state on leaving.
 
-That it shall lies in the state folder before anybody is told so. Whoever dies half-way
-goes on with it at the next start, so nothing is left of it either way.
+A marker file records the decision to leave before the mesh is informed. If the node
+crashes before it has deleted everything, the next start continues with that.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DATABASE_SUFFIXES: Final = ("-wal", "-shm", "")  #: SQLite pairs its files by n
 
 
 def isolate_mesh_state(paths: Paths, mesh_id: str) -> Path | None:
-    """Make sure that the state is that of this mesh; return where another's went.
+    """Move the state of another mesh aside, if there is any; return its new folder.
 
     Raises:
-        StoreUnusable: an agent uses this state folder.
-        ConfigError: something cannot be moved.
+        StoreUnusable: An agent uses this state folder.
+        ConfigError: A file or folder cannot be moved.
     """
     mark = paths.state / "mesh.id"
     lock = DatabaseLock(paths.database)
@@ -44,8 +44,8 @@ def isolate_mesh_state(paths: Paths, mesh_id: str) -> Path | None:
             replace_private(mark, f"{mesh_id}\n".encode())
     except OSError as error:
         raise ConfigError(
-            f"what belongs to another mesh cannot be moved aside: {error}",
-            hint=f"look at {paths.state}",
+            f"the state of another mesh cannot be moved aside: {error}",
+            hint=f"make {paths.state} a folder that this user may write",
         ) from error
     finally:
         lock.release()
@@ -55,12 +55,10 @@ def isolate_mesh_state(paths: Paths, mesh_id: str) -> Path | None:
 def replace_mesh_secret(
     paths: Paths, secret: MeshSecret, old: MeshSecret | None
 ) -> Path | None:
-    """Put a secret in the place of the one that this node has.
-
-    Returns the folder in which the old one lies now, if there was one.
+    """Replace the mesh secret; return the folder of the old one, if there was one.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: It cannot be written.
     """
     folder = None
     try:
@@ -69,12 +67,12 @@ def replace_mesh_secret(
             folder.mkdir(mode=0o700, exist_ok=True)
             replace_private(folder / "mesh.key", old.to_text().encode())
         paths.secret.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A link stays one: what it leads to is replaced.
+        # A symbolic link is kept; its target is replaced.
         replace_private(paths.secret.resolve(), secret.to_text().encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the mesh secret {paths.secret}: {error.strerror}",
-            hint="who put that file there has to put the one of the new mesh there",
+            hint="the owner of that file must replace it by the new mesh's secret",
         ) from error
     return folder
 
@@ -88,7 +86,7 @@ def _read_mesh_id(mark: Path) -> str | None:
 
 
 def _unused_folder(folder: Path, name: str) -> Path:
-    """Return the folder, or one beside it, that does not hold a file of this name."""
+    """Return `folder`, or one with a number added, without a file of this name."""
     number, free = 1, folder
     while (free / name).exists():
         number += 1
@@ -108,30 +106,30 @@ def _move_state_aside(paths: Paths, left: Path) -> None:
 
 
 LEAVING_MARKER_FILE: Final = "leaving"
-MESH_ID_FILE: Final = "mesh.id"  #: which mesh a state folder is of, until the end
+MESH_ID_FILE: Final = "mesh.id"  #: id of the mesh that a state folder belongs to
 MESH_FILES: Final = ("log.db-wal", "log.db-shm", "log.db", COPY_FILE, KEY_FILE)
 
 
 def require_deletable_secret(paths: Paths) -> None:
-    """Make sure that this user can delete the secret, before anything else is.
+    """Check that this user can delete the secret, before anything is deleted.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: The folder of the secret is not writable.
     """
     secret = paths.secret
     if os.path.lexists(secret) and not os.access(secret.parent, os.W_OK):
         raise ConfigError(
             f"this node cannot delete the mesh secret {secret}: "
             f"its folder is not writable for user {os.geteuid()}",
-            hint="who put it there deletes it first; then once more: octaskly leave",
+            hint="let its owner delete it first, then run octaskly leave again",
         )
 
 
 def mark_leaving(paths: Paths) -> None:
-    """Let this node forget its mesh, whatever happens from now on.
+    """Record the decision to leave, so that a restart continues with it.
 
     Raises:
-        ConfigError: as `require_deletable_secret`, or the state folder cannot be written.
+        ConfigError: As `require_deletable_secret`, or the state folder is not writable.
     """
     require_deletable_secret(paths)
     try:
@@ -141,26 +139,26 @@ def mark_leaving(paths: Paths) -> None:
 
 
 def is_leaving(paths: Paths) -> bool:
-    """Whether this node shall forget its mesh, and has not done so yet."""
+    """Return True if this node has decided to leave but has not deleted all state."""
     return os.path.lexists(paths.state / LEAVING_MARKER_FILE)
 
 
 def delete_mesh_state(paths: Paths, use: SecretUse) -> bool:
-    """Delete what a node has of its mesh; return whether its secret file stays.
+    """Delete a node's state of its mesh; return True if the secret file is kept.
 
-    It does where another agent of this machine runs with it, or has its state folder
-    beside this one and is of the same mesh: that one may only be stopped.
+    The secret file is kept if another agent on this machine uses it. A state folder of
+    the same mesh beside this one also counts, because its agent may only be stopped.
 
     Args:
-        paths: Of the node.
-        use: Its use of the secret file, which ends with this.
+        paths: The paths of the node.
+        use: Its use of the secret file, which this call ends.
 
     Raises:
-        StoreUnusable: an agent uses the state folder; nothing is deleted.
-        ConfigError: something cannot be deleted.
+        StoreUnusable: An agent uses the state folder; nothing is deleted.
+        ConfigError: A file cannot be deleted.
     """
     folders = (paths.outputs, paths.transcripts, paths.scratch, paths.files)
-    # An agent that a service has started again at once is not to lose its log.
+    # The lock protects the log of an agent that a service has already restarted.
     lock = DatabaseLock(paths.database)
     try:
         for name in MESH_FILES:
@@ -181,10 +179,10 @@ def delete_mesh_state(paths: Paths, use: SecretUse) -> bool:
 
 
 def _has_sibling_of_mesh(state: Path) -> bool:
-    """Whether a folder beside this one is of the same mesh."""
+    """Return True if a state folder beside this one belongs to the same mesh."""
     marks: dict[Path, bytes] = {}
     for path in state.parent.glob(f"*/{MESH_ID_FILE}"):
-        # What this user cannot read, or others can, is no agent's of this user.
+        # A file that is not private to this user belongs to no agent of this user.
         with suppress(OSError, ConfigError):
             marks[path.parent] = read_private(path)
     own = marks.pop(state, None)
@@ -193,6 +191,6 @@ def _has_sibling_of_mesh(state: Path) -> bool:
 
 def _delete_error(paths: Paths, error: OSError) -> ConfigError:
     return ConfigError(
-        f"cannot forget the mesh: {error.filename}: {error.strerror}",
-        hint=f"delete it by hand, and what else is left in {paths.state}",
+        f"cannot delete the state of the mesh: {error.filename}: {error.strerror}",
+        hint=f"delete it by hand, and everything else in {paths.state}",
     )

@@ -212,7 +212,7 @@ def test_another_version_is_named() -> None:
     data = bytearray(greeting().pack())
     data[16:18] = bytes([PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1])
 
-    with pytest.raises(PairingFailed, match="do not understand each other"):
+    with pytest.raises(PairingFailed, match="versions are not compatible"):
         Greeting.unpack(bytes(data))
 
 

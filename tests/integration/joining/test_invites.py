@@ -277,8 +277,8 @@ async def test_what_answers_elsewhere_is_named() -> None:
             with pytest.raises(PairingFailed) as refused:
                 await ash.join(InviteCode(1, "00000000"))
 
-    assert "no member lets anybody in at 127.0.0.1 port 1" in str(refused.value)
-    assert str(refused.value.__cause__) == "nothing listens there"
+    assert "no member has an open invite at 127.0.0.1 port 1" in str(refused.value)
+    assert str(refused.value.__cause__) == "no program listens there"
 
 
 async def test_where_several_invite_all_are_asked_as_they_are_heard_of() -> None:
