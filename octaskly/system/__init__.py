@@ -1,1 +1,1 @@
-"""This machine: clock, log, load and listeners."""
+"""Access to this machine: clock, log, load and listening sockets."""

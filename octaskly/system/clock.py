@@ -1,4 +1,4 @@
-"""The one clock and the one pair of dice of an agent."""
+"""System clock and random numbers of an agent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from octaskly.core.model.ids import Moment
 
 
 class SystemClock:
-    """Clock port on the real machine.
+    """Implements the `Clock` port with the system's clocks.
 
-    The monotonic side is CLOCK_BOOTTIME: unlike CLOCK_MONOTONIC it goes on while the
-    machine sleeps, so a woken dispatcher cannot believe that it still reigns.
+    The monotonic clock is CLOCK_BOOTTIME. Unlike CLOCK_MONOTONIC it includes suspended
+    time, so a dispatcher that wakes from suspend knows that its epoch may have ended.
     """
 
     def now(self) -> Moment:
-        """Return both clocks."""
+        """Return the monotonic and the wall clock."""
         mono_s, wall_ns = time.clock_gettime(time.CLOCK_BOOTTIME), time.time_ns()
-        # Without the class's own `__new__`, which is a function of Python: this is
-        # asked a dozen times for each task.
+        # `tuple.__new__` avoids `Moment.__new__`, a slower function in Python: `now` is
+        # called a dozen times per task.
         return tuple.__new__(Moment, (mono_s, wall_ns // 1_000_000))
 
     def draw(self) -> float:

@@ -1,4 +1,4 @@
-"""Long work of one request, in several turns of the loop."""
+"""Long computations of one request, split over several turns of the event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-ITEMS = 500  #: a few milliseconds of work
+ITEMS = 500  #: per batch; takes a few milliseconds
 
 _From = TypeVar("_From")
 _To = TypeVar("_To")
@@ -15,7 +15,7 @@ _To = TypeVar("_To")
 async def map_in_batches(
     items: Sequence[_From], convert: Callable[[_From], _To]
 ) -> list[_To]:
-    """Return what is made of each item, while others have their turns in between."""
+    """Convert each item; yield to the event loop after every batch."""
     made: list[_To] = []
     for start in range(0, len(items), ITEMS):
         if start:

@@ -1,4 +1,4 @@
-"""Binds the agent's ports, before anything listens: two agents never share one."""
+"""Listening sockets of the agent; two agents never share a port."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from octaskly.errors import ConfigError
 from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
 
-WILDCARD_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
+WILDCARD_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104  peers are authenticated by TLS
 
-NEXT_PORT_TRIES = 100  #: how far a default port that is taken may move
-ANY_PORT_TRIES = 20  #: port 0 must be free on every address at once
+NEXT_PORT_TRIES = 100  #: ports to try, from the default port on
+ANY_PORT_TRIES = 20  #: for port 0: a random port must be free on every address
 
 
 def bind_port(
@@ -29,15 +29,15 @@ def bind_port(
     """Return one bound TCP socket per address, all with one port.
 
     Args:
-        flag: The flag that asks for this port, for the error.
-        requested: The port that somebody asked for, 0 for any; None: the default or the
-            next free one.
-        default: Where to begin when nobody asked.
-        addresses: IP addresses; an IPv6 one that this machine lacks is left out.
-        process_on: Names the process that listens on a port, if it can be read.
+        flag: The command-line flag of this port, for errors.
+        requested: The requested port, 0 for any; None: the default or the next free
+            one.
+        default: The first port to try if none is requested.
+        addresses: IP addresses; IPv6 addresses that this machine lacks are skipped.
+        process_on: Returns the name of the process that listens on a port, if known.
 
     Raises:
-        ConfigError: the port that was asked for is taken, or none could be bound.
+        ConfigError: The requested port is taken, or no port could be bound.
     """
     if requested is None:
         candidates = range(default, default + NEXT_PORT_TRIES)
@@ -64,10 +64,10 @@ def bind_port(
 def bind_ports(
     options: AgentOptions, lan: Sequence[str], log: Logger
 ) -> list[list[socket.socket]]:
-    """Return the sockets of the local API, of the peer port and of the LAN's API.
+    """Return the sockets of the local API, of the peer port and of the LAN API.
 
     Raises:
-        ConfigError: as `bind_port`.
+        ConfigError: As `bind_port`.
     """
     wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
         ("--api-port", options.api_port, API_PORT, LOOPBACK),
@@ -75,15 +75,15 @@ def bind_ports(
         ("--lan-port", options.lan_port, LAN_PORT, lan),
     )
     bound: list[list[socket.socket]] = []
-    for flag, asked, default, addresses in wanted:
+    for flag, requested, default, addresses in wanted:
         sockets = bind_port(
             flag,
-            requested=asked,
+            requested=requested,
             default=default,
             addresses=addresses,
             process_on=process_on_port,
         )
-        if asked is None and port_of(sockets) != default:
+        if requested is None and port_of(sockets) != default:
             log.warning(
                 "port taken",
                 port=default,
@@ -114,7 +114,7 @@ def _bind_ephemeral(flag: str, addresses: Sequence[str]) -> list[socket.socket]:
 def _bind_all(
     flag: str, addresses: Sequence[str], port: int
 ) -> list[socket.socket] | None:
-    """Bind every address; None if the port is taken on one of them."""
+    """Bind every address; return None if the port is taken on one of them."""
     sockets: list[socket.socket] = []
     for address in addresses:
         try:
@@ -124,7 +124,7 @@ def _bind_all(
                 errno.EADDRNOTAVAIL,
                 errno.EAFNOSUPPORT,
             ):
-                continue  # IPv6 is off on this machine.
+                continue  # IPv6 is disabled on this machine.
             for bound in sockets:
                 bound.close()
             if error.errno == errno.EADDRINUSE:
@@ -141,13 +141,14 @@ def _bind_one(address: str, port: int) -> socket.socket:
     )[0]
     bound = socket.socket(family, kind)
     try:
-        # A listener that just ended must not block its successor; a live one does.
+        # Allow a restart right after the old listener has closed. A port with a live
+        # listener still cannot be bound.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.setblocking(False)  # noqa: FBT003  no keyword there
         bound.bind(target)
-        # Only a listening socket keeps others with SO_REUSEADDR off the port.
+        # Only a listening socket reserves the port: others set SO_REUSEADDR, too.
         bound.listen(512)
     except OSError:
         bound.close()

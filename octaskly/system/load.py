@@ -1,4 +1,4 @@
-"""Samples how busy this machine is: the only module that knows psutil."""
+"""Load, GPUs, power and port owners of this machine; the only importer of psutil."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _FULL_AVG10 = re.compile(r"full avg10=(\d+\.\d+) ")
 
 
 class LoadSampler:
-    """Takes samples; each covers the time since the one before."""
+    """Samples the load; each sample covers the time since the previous one."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        # This begins the first interval: psutil's first answer is always zero.
+        # This call starts the first interval: psutil's first result is always zero.
         psutil.cpu_percent(interval=None)
 
     def sample(self) -> LoadSample:
-        """Return the present load; costs well under a millisecond."""
+        """Return the current load; takes well under a millisecond."""
         memory = psutil.virtual_memory()
         return LoadSample(
             cpu_percent=float(psutil.cpu_percent(interval=None)),
@@ -37,10 +37,12 @@ class LoadSampler:
 
 
 def memory_stalled_percent(pressure: str) -> float:
-    """Return how much of 10 s nothing went on for lack of memory, 0.0 if unknown.
+    """Return the share of the last 10 s in which all processes waited for memory.
+
+    The result is in percent, and 0.0 if it is unknown.
 
     Args:
-        pressure: As in `/proc/pressure/memory`.
+        pressure: Content of `/proc/pressure/memory`.
     """
     for line in pressure.splitlines():
         if match := _FULL_AVG10.match(line):
@@ -51,21 +53,21 @@ def memory_stalled_percent(pressure: str) -> float:
 def _read(file: Path) -> str:
     try:
         return file.read_text()
-    except OSError:  # A kernel may be built without it.
+    except OSError:  # Some kernels are built without pressure stall information.
         return ""
 
 
 def memory_total_mb() -> int:
-    """Return the memory of this machine."""
+    """Return the total memory of this machine in MiB."""
     return int(psutil.virtual_memory().total >> 20)
 
 
 def list_gpus(proc: Path = NVIDIA_GPUS_FOLDER, dev: Path = DEV) -> tuple[str, ...]:
-    """Return the GPUs of this machine as CUDA numbers them: those of NVIDIA's driver.
+    """Return the CUDA numbers of this machine's NVIDIA GPUs.
 
     Args:
-        proc: Where the driver has a folder for each.
-        dev: Where the devices are, if the driver has no folder.
+        proc: The folder in which the driver has one folder per GPU.
+        dev: The folder of the device files, used if `proc` does not exist.
     """
     try:
         count = sum(1 for _ in proc.iterdir())
@@ -75,13 +77,13 @@ def list_gpus(proc: Path = NVIDIA_GPUS_FOLDER, dev: Path = DEV) -> tuple[str, ..
 
 
 def is_on_mains_power() -> bool:
-    """Return whether this machine has no battery, or does not live on it."""
+    """Return True if this machine has no battery or is plugged in."""
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     return battery is None or bool(battery.power_plugged)
 
 
 def process_on_port(port: int, *, kind: Literal["tcp", "udp"] = "tcp") -> str | None:
-    """Return `name (pid N)` of the process that has a port, if readable."""
+    """Return `name (pid N)` of the process that uses a port, or None if unknown."""
     state = psutil.CONN_LISTEN if kind == "tcp" else psutil.CONN_NONE
     try:
         for connection in psutil.net_connections(kind=kind):

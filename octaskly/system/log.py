@@ -1,8 +1,8 @@
-"""Configures the agent's log: the only module that knows structlog.
+"""Log configuration, and a throttle for repeated lines; the only importer of structlog.
 
-Events are constant names with fields. On a terminal they are aligned and coloured, in
-the journal they carry a priority and read as `key=value`; JSON can be asked for, and
-carries it there, too. Values are escaped, so that one event is always one line.
+Events are constant names with fields. On a terminal, lines are aligned and coloured. In
+the systemd journal, lines have a priority and the form `key=value`. JSON is optional,
+and has a priority in the journal, too. Values are escaped, so an event is one line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import LogLine
 
-# structlog imports rich, if it is installed, for tracebacks that the agent never draws.
-# An agent then takes 81 MB instead of 77, and 6 % more CPU time until it is ready:
-# `python -m benchmarks.compare start`.
+# structlog imports rich, if it is installed, for tracebacks that the agent never
+# prints. With rich, an agent takes 81 MB instead of 77, and 6 % more CPU time until it
+# is ready: `python -m benchmarks.compare start`.
 _IS_RICH_THERE = "rich" in sys.modules
 if not _IS_RICH_THERE:
     sys.modules["rich"] = cast("ModuleType", None)
@@ -32,30 +32,30 @@ if not _IS_RICH_THERE:
     del sys.modules["rich"]
 
 WINDOW_S: Final = 1.0
-ALIKE_MAX: Final = 10  #: lines of one kind in a second that are written as they are
+ALIKE_MAX: Final = 10  #: lines of one kind per second that are written at once
 
 _Kind = tuple[str, object]  #: the event, and the peer if it is about one
 
 _LITERAL_TYPES = (str, int, float, list, tuple, dict, type(None))
-"""Kinds of values that every form of the log shows on one line; paths are none."""
+"""Types that every renderer shows on one line; others, such as paths, become text."""
 
 _JOURNAL_PRIORITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
 class Logger(Protocol):
-    """What the agent's parts need of a log."""
+    """The logger interface of the agent's components."""
 
     def debug(self, event: str, **fields: Any) -> Any:
-        """Messages."""
+        """Log a detail, such as a message of the protocol."""
 
     def info(self, event: str, **fields: Any) -> Any:
-        """State changed."""
+        """Log a change of state."""
 
     def warning(self, event: str, **fields: Any) -> Any:
-        """We recovered."""
+        """Log a problem that the agent has recovered from."""
 
     def error(self, event: str, **fields: Any) -> Any:
-        """A human must act."""
+        """Log a problem that requires a person to act."""
 
     def bind(self, **fields: Any) -> Logger:
         """Return a logger that adds these fields to each event."""
@@ -67,7 +67,7 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
     Args:
         style: `auto`, `console`, `json` or `journal`.
         level: Lowest level shown: `debug`, `info`, `warning` or `error`.
-        environ: Environment that tells a journal (JOURNAL_STREAM) and NO_COLOR.
+        environ: Environment, of which JOURNAL_STREAM and NO_COLOR are used.
     """
     is_journal = _is_stderr_journal(environ)
     if style == "auto":
@@ -88,23 +88,24 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Libraries log per hostile packet or request; a flood of those is no news.
+    # Libraries log every malformed packet or request, which could flood the log.
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
     logger: Logger = structlog.get_logger()
     return logger
 
 
 def log_line(logger: Logger, note: LogLine) -> None:
-    """Log what a part of the agent has noted."""
+    """Log a line that a component has returned."""
     getattr(logger, note.level)(note.event, **dict(note.fields))
 
 
 class LogThrottle:
-    """Lines of one node on their way to the log, few of a kind in a second.
+    """Rate limit for log lines with the same event and peer.
 
-    A member may change whom this node follows as often as it likes, and must not fill
-    the log with that. Of lines with the same event and peer the first `ALIKE_MAX` are
-    written, and from then on each second the last, with the number left out.
+    A peer can cause the same event very often, for example a new dispatcher, and must
+    not fill the log. In each second, the first `ALIKE_MAX` lines of a kind are written.
+    After that, only the last line of each second is written, with the number of lines
+    left out.
 
     Args:
         write: Writes a line.
@@ -113,11 +114,12 @@ class LogThrottle:
     def __init__(self, write: Callable[[LogLine], None]) -> None:
         self._write = write
         self._written: Counter[_Kind] = Counter()  #: in this second
-        self._held: dict[_Kind, tuple[LogLine, int]] = {}  #: the last, how many before
+        #: The last line of a kind, and the number of lines left out before it.
+        self._held: dict[_Kind, tuple[LogLine, int]] = {}
         self._timer: asyncio.TimerHandle | None = None  #: to the end of this second
 
     def take(self, note: LogLine) -> None:
-        """Write a line, or hold it until the second is over."""
+        """Write a line, or hold it until the end of the second."""
         kind = (note.event, dict(note.fields).get("peer"))
         if self._timer is None:
             self._begin_second()
@@ -129,7 +131,7 @@ class LogThrottle:
             self._held[kind] = (note, before + 1)
 
     def close(self) -> None:
-        """Write the lines that are held; none is taken any more."""
+        """Write the held lines; do not call `take` afterwards."""
         if self._timer is not None:
             self._timer.cancel()
         self._write_held()
@@ -140,7 +142,7 @@ class LogThrottle:
 
     def _end_second(self) -> None:
         self._timer = None
-        # Lines that went on to the end are held in the next second, too.
+        # Kinds that reached the limit stay limited in the next second.
         self._written = Counter(dict.fromkeys(self._held, ALIKE_MAX))
         if self._held:
             self._begin_second()
@@ -154,10 +156,10 @@ class LogThrottle:
 
 
 def _is_stderr_journal(environ: Mapping[str, str]) -> bool:
-    """Return whether the journal reads stderr.
+    """Return True if stderr is connected to the systemd journal.
 
-    Whatever a service or a desktop starts inherits the variable, terminals too: it
-    names the stream that is meant by device and inode.
+    Child processes inherit JOURNAL_STREAM even if their stderr is a terminal. Its
+    device and inode are therefore compared with those of stderr.
     """
     try:
         here = os.fstat(sys.stderr.fileno())
