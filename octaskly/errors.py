@@ -1,57 +1,61 @@
-"""The exceptions of Octaskly.
+"""Exceptions of Octaskly.
 
     OctasklyError
     ├── ConfigError              a setting, file or port is unusable; exit 78
     ├── ProtocolError
-    │   ├── LocalProtocolError   we misused the protocol: a bug
-    │   └── RemoteProtocolError  a peer sent what it must not
+    │   ├── LocalProtocolError   this node misused the protocol: a bug
+    │   └── RemoteProtocolError  a peer broke the protocol
     │       ├── FrameTooLarge
     │       └── VersionMismatch
     ├── TaskError
     │   ├── TaskNotFound
-    │   ├── TaskAmbiguous        a short id fits several tasks
-    │   ├── TaskExists           a client chose an id that is taken
+    │   ├── TaskAmbiguous        a short id matches several tasks
+    │   ├── TaskExists           the id that a client chose is taken
+    │   ├── NoNodeFits           no node can run a task that must fail fast
+    │   ├── QueueFull
+    │   │   └── QueueTooSmall    more tasks at once than the queue can hold
     │   ├── TaskNotCancellable
     │   ├── TaskNotEnded
-    │   ├── NothingToRepeat
+    │   ├── NothingToRetry
     │   ├── ParentNotFound
     │   ├── CyclicTasks
     │   └── OutputNotFound
     ├── MeshError
-    │   ├── NoDispatcher         none is elected at this moment
-    │   ├── NotDispatcher        this node is not it (any more)
-    │   ├── AnswerLost           it stopped before it could say what became of it
-    │   ├── NotDurable           no standby keeps a copy, and that was insisted on
-    │   ├── CatchingUp           a node that may know the task is missing
-    │   ├── LeftBehind           this node is in the mesh no more
+    │   ├── DispatcherUnknown    no dispatcher is elected now
+    │   ├── NotDispatcher        this node is not the dispatcher (any more)
+    │   ├── OutcomeUnknown       the node stopped before it could report the outcome
+    │   ├── NotDurable           no standby has a copy, and one is required
     │   ├── RotationRefused      the mesh secret cannot be renewed now
-    │   ├── TooManyRecords       the mesh keeps no more tokens or revocations
+    │   ├── CatchingUp           a node that may know the task is missing
+    │   ├── NotAMember           this node is no longer in the mesh
+    │   ├── TooManyRecords       the mesh cannot store more tokens or revocations
     │   ├── NodeNotFound
-    │   ├── NoSuchRequest        no machine of that name waits to be let in
+    │   ├── JoinRequestNotFound  no machine with that name and those words waits
     │   ├── TooManyInvites
-    │   ├── WouldLeave           joining would leave members or tasks behind
+    │   ├── MeshNotEmpty         joining another mesh would abandon members or tasks
     │   └── OnlyCopy             leaving may lose tasks
     ├── TokenNotFound
-    ├── TokenExists              a token that is still good has that name
+    ├── TokenExists              a valid token has that name
     ├── TrustError               a secret, certificate or token is not acceptable
-    │   └── PairingFailed        a machine did not get into a mesh
-    ├── PermissionDenied         the principal may not do that
+    │   └── PairingFailed        a machine could not join a mesh
+    ├── PermissionDenied         the principal lacks the permission
     └── StoreError
         ├── StoreUnusable        another process has the file, or it is read-only
         ├── StoreCorrupt         the file is damaged, or newer than this program
-        └── StoreFull            the disk has no room
+        └── StoreFull            the disk is full
 
-Every error says what failed on which thing; `hint` says what to do.
+`StoreUnusable` and `StoreCorrupt` are also `ConfigError`s. Every error message states
+what failed and on which object; `hint` says what to do.
 """
 
 from __future__ import annotations
 
 
 class OctasklyError(Exception):
-    """Base of everything that Octaskly raises on purpose.
+    """Base of all exceptions that Octaskly raises on purpose.
 
-    `str(error)` names what failed and the offending value; `hint` is one line that
-    helps, a command where possible; `field` names the setting or request field.
+    `str(error)` states the failure and the offending value. `hint` says what to do, as
+    a command where possible. `field` is the name of the setting or request field.
     """
 
     def __init__(
@@ -71,11 +75,11 @@ class ProtocolError(OctasklyError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This node tried to send what the protocol forbids."""
+    """This node tried to send a message that the protocol forbids."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """A peer sent what the protocol forbids; the link is closed."""
+    """A peer sent bytes that the protocol forbids; the link is closed."""
 
 
 class FrameTooLarge(RemoteProtocolError):
@@ -95,7 +99,7 @@ class TaskNotFound(TaskError):
 
 
 class TaskAmbiguous(TaskError):
-    """A shortened id fits more than one task."""
+    """A shortened id matches more than one task."""
 
 
 class TaskExists(TaskError):
@@ -103,35 +107,35 @@ class TaskExists(TaskError):
 
 
 class NoNodeFits(TaskError):
-    """No node could ever run a task that shall fail fast; nothing was accepted."""
+    """No node can ever run a task that must fail fast; nothing was accepted."""
 
 
 class QueueFull(TaskError):
-    """As many tasks wait as may; nothing was accepted."""
+    """The queue is full; nothing was accepted."""
 
 
 class QueueTooSmall(QueueFull):
-    """More tasks at once than may wait at all: to try again does not help."""
+    """One request has more tasks than the queue can hold; do not retry it."""
 
 
 class TaskNotCancellable(TaskError):
-    """The task runs, and force was not asked for."""
+    """The task is running, and `force` was not set."""
 
 
 class TaskNotEnded(TaskError):
-    """Only what has ended can be tried again."""
+    """The task has not ended, so it cannot be retried."""
 
 
 class NothingToRetry(TaskError):
-    """No member of the array failed, or too many did for one array."""
+    """No member of the array failed, or more failed than one array may have."""
 
 
 class ParentNotFound(TaskError):
-    """A task shall come after one that does not exist."""
+    """A task depends on a task that does not exist."""
 
 
 class CyclicTasks(TaskError):
-    """Tasks of one request shall each come after the other."""
+    """The dependencies between the tasks of one request form a cycle."""
 
 
 class OutputNotFound(TaskError):
@@ -143,19 +147,19 @@ class MeshError(OctasklyError):
 
 
 class DispatcherUnknown(MeshError):
-    """No dispatcher is elected at this moment; retry shortly."""
+    """No dispatcher is elected now; retry shortly."""
 
 
 class NotDispatcher(MeshError):
-    """The request reached a node that is not dispatcher."""
+    """The request reached a node that is not the dispatcher."""
 
 
 class OutcomeUnknown(MeshError):
-    """The node stops; the request may have been carried out, so it is not repeated."""
+    """The node is stopping; the request may have been executed, so do not repeat it."""
 
 
 class NotDurable(MeshError):
-    """No standby keeps a copy, and the request or the setting insists on one."""
+    """No standby has a copy, and the request or a setting requires one."""
 
 
 class RotationRefused(MeshError):
@@ -167,31 +171,31 @@ class CatchingUp(MeshError):
 
 
 class NotAMember(MeshError):
-    """This node is in the mesh no more; what it accepted, nobody else would know."""
+    """This node has left the mesh; no other node would know a task it accepted."""
 
 
 class TooManyRecords(MeshError):
-    """The mesh keeps as many records of a kind as it may; nothing was recorded."""
+    """The mesh has its maximum number of records of a kind; nothing was recorded."""
 
 
 class NodeNotFound(MeshError):
-    """No node has that name or id, or it is gone."""
+    """No node has that name or id, or it has left."""
 
 
 class JoinRequestNotFound(MeshError):
-    """No machine of that name, which shows these words, waits to be let in."""
+    """No machine with that name and those words waits for approval."""
 
 
 class TooManyInvites(MeshError):
-    """As many invites are open as may be."""
+    """The maximum number of invites is open."""
 
 
 class MeshNotEmpty(MeshError):
-    """Joining another mesh would leave members or tasks behind."""
+    """Joining another mesh would abandon members or tasks of this one."""
 
 
 class OnlyCopy(MeshError):
-    """This node may have the only copy of tasks, and is to leave."""
+    """This node cannot leave, because it may have the only copy of tasks."""
 
 
 class TokenNotFound(OctasklyError):
@@ -199,7 +203,7 @@ class TokenNotFound(OctasklyError):
 
 
 class TokenExists(OctasklyError):
-    """A token that is still good has that name; none was issued."""
+    """A valid token has that name; none was issued."""
 
 
 class TrustError(OctasklyError):
@@ -207,7 +211,7 @@ class TrustError(OctasklyError):
 
 
 class PairingFailed(TrustError):
-    """A machine did not get into a mesh; nothing was changed on it."""
+    """A machine could not join a mesh; nothing was changed on it."""
 
     def __init__(
         self, message: str, *, cause: str | None = None, hint: str | None = None
@@ -218,15 +222,15 @@ class PairingFailed(TrustError):
 
 
 class PermissionDenied(OctasklyError):
-    """The principal is known, but may not do that."""
+    """The principal is authenticated, but lacks the permission."""
 
 
 class StoreError(OctasklyError):
-    """The database cannot do what was asked."""
+    """A database operation failed."""
 
 
 class StoreUnusable(StoreError, ConfigError):
-    """The database cannot be opened, locked or moved; exit 78 at the start."""
+    """The database cannot be opened, locked or moved; at start, exit 78."""
 
 
 class StoreCorrupt(StoreError, ConfigError):
@@ -234,4 +238,4 @@ class StoreCorrupt(StoreError, ConfigError):
 
 
 class StoreFull(StoreError):
-    """The disk has no room; nothing was accepted."""
+    """The disk is full; nothing was accepted."""
