@@ -1,1 +1,1 @@
-"""What a node reports of itself in numbers, and the form that Prometheus reads."""
+"""Metrics of a node, and their Prometheus exposition format."""

@@ -1,4 +1,4 @@
-"""Writes metrics as Prometheus reads them: the only module that knows its client."""
+"""Prometheus exposition of metrics; the only importer of `prometheus_client`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _ScrapeCollector(Collector):
         self._values = values
 
     def collect(self) -> Iterator[Family]:
-        """Return what has a value, in the order of the table, then the process."""
+        """Yield metrics with a value, in table order, then those of the process."""
         for metric in METRICS:
             if metric.name in self._values:
                 yield _family(metric, self._values)
@@ -41,7 +41,7 @@ class _ScrapeCollector(Collector):
 
 
 def render_metrics(values: Values) -> bytes:
-    """Return the answer to a scrape: the text format, version 0.0.4."""
+    """Return the metrics in the Prometheus text format, version 0.0.4."""
     return generate_latest(_ScrapeCollector(values))
 
 
@@ -51,9 +51,9 @@ def _family(metric: Metric, values: Values) -> Family:
     text = f"{metric.help_text[0].upper()}{metric.help_text[1:]}."
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(metric.name, text, labels=metric.labels)
-        for labels, tally in samples:
-            assert isinstance(tally, Histogram), metric.name
-            histogram.add_metric(labels, _buckets(tally), tally.total)
+        for labels, sample in samples:
+            assert isinstance(sample, Histogram), metric.name
+            histogram.add_metric(labels, _buckets(sample), sample.total)
         return histogram
     family = _NUMBERS[metric.kind](metric.name, text, labels=metric.labels)
     for labels, number in samples:
@@ -62,6 +62,6 @@ def _family(metric: Metric, values: Values) -> Family:
     return family
 
 
-def _buckets(tally: Histogram) -> list[tuple[str, float]]:
-    ends = [*(f"{bound:g}" for bound in tally.bounds), "+Inf"]
-    return list(zip(ends, accumulate(tally.counts), strict=True))
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    ends = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+    return list(zip(ends, accumulate(histogram.counts), strict=True))

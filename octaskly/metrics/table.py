@@ -1,7 +1,7 @@
-"""The one table of metrics: what `/metrics` reports, and what the reference says.
+"""Table of all metrics, for `/metrics` and for the reference page.
 
-Names and units keep to the conventions of Prometheus. No label has a value that users
-or strangers choose: neither tasks nor names nor addresses.
+Names and units follow the conventions of Prometheus. Labels never contain values that
+users or strangers choose, such as tasks, names or addresses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ReportedBy = Literal["every node", "the dispatcher", "followers"]
 
 Sample = float | Histogram
 Values = Mapping[str, Sample | Sequence[tuple[tuple[str, ...], Sample]]]
-"""By the name of a metric: what it is, or what it is for each value of its labels."""
+"""Metric name to its value, or to one value per combination of label values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Metric:
 
     @property
     def group(self) -> str:
-        """The part of a node that it is about."""
+        """The key in `GROUPS` of the component that the metric describes."""
         return self.name.removeprefix("octaskly_").partition("_")[0]
 
 
@@ -240,4 +240,4 @@ GROUPS: Final[Mapping[str, str]] = {
     "store": "The log on disk",
     "api": "The API",
 }
-"""The parts of a node, as people call them."""
+"""Headings for the groups of metrics."""
