@@ -300,7 +300,7 @@ class Discovery:
         return None
 
     async def _resolve_names(self) -> None:
-        """Query the records of nodes of which the cache has only the name."""
+        """Query the records of nodes whose name alone is in the cache."""
         while True:
             node = await self._unresolved.get()
             if self._mdns is None:

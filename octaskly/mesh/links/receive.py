@@ -27,7 +27,7 @@ UNPERSISTED_ENTRIES_MAX: Final = 1 << 11
 DISK_POLL_S: Final = 0.02  #: time between two checks of the progress on disk
 
 DiskProgress = Callable[[], tuple[int, int]]
-"""Returns the numbers of the last entry submitted to the disk and the last on disk."""
+"""Returns the numbers of the last write submitted to the disk and the last on disk."""
 
 
 class Receiver:
