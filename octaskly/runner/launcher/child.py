@@ -293,7 +293,7 @@ class AttemptProcess:
             if not self.end_reason and (
                 exceeded := enforcer.exceeded_limit(code, used)
             ):
-                self.end_reason, self.detail = "head_bytes_max", exceeded
+                self.end_reason, self.detail = "limit", exceeded
         times = (self.started_ms, self.ended_ms)
         ran_ms = int((self.ended_s - self.started_s) * 1000)
         written = (bytes(out.head), bytes(err.head), out.size_bytes, err.size_bytes)
