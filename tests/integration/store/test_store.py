@@ -49,7 +49,7 @@ async def write(stream, pipe):
     epochs = ((stream, Epoch(1, NodeId("a"))),)
     for seq in range(1, 1_000_000):
         facts = [kit.submitted(seq, id=f"{stream}.{seq}")]
-        store.append(seq, kit.entries(facts, stream=stream, after=seq - 1), epochs)
+        store.append_entries(seq, kit.entries(facts, stream=stream, after=seq - 1), epochs)
         if seq % 7 == 0:
             await asyncio.sleep(0.0005)
 
