@@ -49,7 +49,7 @@ from pathlib import Path
 from octaskly.runner.files.workdir import capture_outputs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # EFBIG above it
-print(capture(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]).files)
+print(capture_outputs(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]).files)
 """
     words = [sys.executable, "-c", script, str(workdir), str(tmp_path / "kept")]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
