@@ -1,7 +1,7 @@
-"""Whether a node may reign, how it ranks, and how long others go before it.
+"""Candidacy: the eligibility and rank of a node, and its delay before a claim.
 
-Owns what keeps a node from reigning, and the line of succession that its dispatcher
-gave out.
+Owns the reasons that bar this node from the role of dispatcher, and the succession
+order from the dispatcher's roster.
 
 Source: docs/explanation/election.md.
 """
@@ -17,13 +17,12 @@ from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import Hello, Roster
 from octaskly.core.replication.journal import Journal
 
-UNREADABLE_LOG_REASON = (
-    "a dispatcher cannot read this log"  #: why a newer program claims
-)
+UNREADABLE_LOG_REASON = "a dispatcher cannot read this log"
+"""Reason of a claim by a newer program."""
 
 
 class LogVersions:
-    """What this node can read, what it holds, and what it has heard of."""
+    """The log versions of this node's program, of its log, and of the peers' logs."""
 
     def __init__(
         self, settings: Settings, journal: Journal, peer_table: PeerTable
@@ -33,18 +32,18 @@ class LogVersions:
         self._peer_table = peer_table
         self._newest_heard = (
             journal.log_version
-        )  #: of the logs of the mesh, as far as heard
+        )  #: newest log version known in the mesh
 
     @property
     def is_outdated(self) -> bool:
-        """Whether a peer could reign that reads what this node cannot."""
+        """Return True if an electable peer reads newer logs than this node can."""
         return self._newest_heard > self._readable and any(
             view.readable_log_version >= self._newest_heard and view.info.electable
             for view in self._peer_table.peers.values()
         )
 
     def on_peer_up(self, peer: NodeId, hello: Hello) -> list[Effect]:
-        """Take in what a peer says of its program and its log."""
+        """Record a peer's log versions from HELLO; warn if its program is older."""
         self._newest_heard = max(self._newest_heard, hello.log_version)
         effects = self.raise_log_version(hello.log_version)
         if hello.readable_log_version < self._journal.log_version:
@@ -54,7 +53,7 @@ class LogVersions:
         return effects
 
     def on_dispatcher_followed(self, peer: NodeId) -> list[Effect]:
-        """Expect the log to be of the version that its dispatcher writes."""
+        """Raise the log version to the one that the dispatcher writes."""
         view = self._peer_table.peers.get(peer)
         if view is None:
             return []
@@ -62,23 +61,23 @@ class LogVersions:
         return self.raise_log_version(view.readable_log_version)
 
     def write_own_version(self) -> list[Effect]:
-        """Write in the version of this program from now on."""
+        """Raise the log version to that of this program."""
         return self.raise_log_version(self._readable)
 
     def raise_log_version(self, version: int) -> list[Effect]:
-        """Entries of a version may come here, if this program can read them."""
+        """Raise the version of this node's log, unless this program cannot read it."""
         if not self._journal.log_version < version <= self._readable:
             return []
         self._newest_heard = max(self._newest_heard, version)
         return [self._journal.save(log_version=version)]
 
     def can_read_our_log(self, peer: NodeId) -> bool:
-        """Whether a peer can read the log of this node, as far as is known."""
+        """Return True if a peer can read this node's log, or is not connected."""
         view = self._peer_table.peers.get(peer)
         return view is None or view.readable_log_version >= self._journal.log_version
 
     def is_log_readable(self, peer: NodeId) -> bool:
-        """Whether this node can read the log of a connected peer."""
+        """Return True if this node can read the log of a connected peer."""
         return self._peer_table.peers[peer].log_version <= self._readable
 
     def rank_of(self, view: PeerView, now: Moment) -> CandidateRank:
@@ -91,11 +90,11 @@ class LogVersions:
         )
 
 
-STAGGERED_CLAIMS_MAX = 12  #: successors beyond this many claim at the same time
+STAGGERED_CLAIMS_MAX = 12  #: all later successors claim at the same time
 
 
 class Candidacy:
-    """One node as a candidate, beside the others that it knows."""
+    """This node as a candidate, compared with the peers that it knows."""
 
     def __init__(
         self,
@@ -105,11 +104,11 @@ class Candidacy:
         log_versions: LogVersions,
     ) -> None:
         self.successors: dict[NodeId, tuple[Address, ...]] = {}
-        """From the roster, best first, with where to dial them."""
-        self.is_withdrawn = False  #: it stops, or was revoked: it claims no more
-        self.is_disk_failing = False  #: so a claim would never be durable
+        """Addresses of each successor, in the order of the roster: best first."""
+        self.is_withdrawn = False  #: this node stops or was revoked
+        self.is_disk_failing = False  #: a claim would never become durable
         self.log_versions = log_versions
-        self._absent: set[NodeId] = set()  #: successors that a dial did not find
+        self._absent: set[NodeId] = set()  #: successors with a failed dial
         self._limits = settings.limits
         self._info = settings.node
         self._timing = settings.timing
@@ -119,31 +118,31 @@ class Candidacy:
 
     @property
     def is_eligible(self) -> bool:
-        """Whether this node may reign at all."""
+        """Return True if this node may be dispatcher."""
         is_barred = self.is_withdrawn or self.is_disk_failing
         return self._info.electable and not is_barred
 
     @property
     def may_succeed(self) -> bool:
-        """Whether this node may claim in place of a dispatcher that is gone."""
+        """Return True if this node may claim after the loss of a dispatcher."""
         return self.is_eligible and not self.log_versions.is_outdated
 
     def start_uptime(self, now: Moment) -> None:
-        """Count the uptime from now on."""
+        """Start the uptime now."""
         self._started_s = now.mono_s
 
     def withdraw(self) -> None:
-        """Claim no more, for good."""
+        """Never claim again."""
         self.is_withdrawn = True
 
     def set_disk_failing(self, *, is_failing: bool) -> bool:
-        """Note how the disk is; return whether that is news."""
+        """Record the state of the disk; return True if it has changed."""
         is_change = is_failing != self.is_disk_failing
         self.is_disk_failing = is_failing
         return is_change
 
     def set_successors(self, roster: Roster) -> None:
-        """Know who would succeed the dispatcher whose roster this is."""
+        """Take the succession order from the dispatcher's roster."""
         self._absent.clear()
         self.successors = {
             member.id: member.addresses
@@ -152,9 +151,9 @@ class Candidacy:
         }
 
     def mark_absent(self, node: NodeId) -> bool:
-        """A dial found nobody there, who goes before nobody then; return if it is news.
+        """Skip a successor after a failed dial; return True if it was not marked yet.
 
-        It is no more once the next roster came.
+        The next roster clears the mark.
         """
         is_change = node not in self._absent
         self._absent.add(node)
@@ -162,11 +161,11 @@ class Candidacy:
 
     @property
     def successor_ratio(self) -> float:
-        """How crowded the line of succession is, whoever of it is met."""
+        """The number of successors as a multiple of the full-mesh limit, at least 1."""
         return self._limits.full_mesh_ratio(len(self.successors))
 
     def nodes_claiming_first(self, lost_dispatcher: NodeId) -> list[NodeId]:
-        """Return who may claim before this node, as far as nobody proved absent."""
+        """Return the successors before this node that are not marked absent."""
         earlier: list[NodeId] = []
         for node in self.successors:
             if node == self._info.id:
@@ -177,7 +176,7 @@ class Candidacy:
         return earlier
 
     def uptime_s(self, now: Moment) -> float:
-        """Return the seconds since the first step."""
+        """Return the seconds since `start_uptime`, or 0 before it."""
         return 0.0 if self._started_s is None else now.mono_s - self._started_s
 
     def rank(self, now: Moment) -> CandidateRank:
@@ -188,11 +187,14 @@ class Candidacy:
         return (True, *rank[1:]) if is_last else rank
 
     def reads_newer_log_than(self, peer: NodeId) -> bool:
-        """Whether this node may reign, and that peer cannot read its log."""
+        """Return True if this node is eligible and the peer cannot read its log."""
         return self.is_eligible and not self.log_versions.can_read_our_log(peer)
 
     def count_better_ranked(self, now: Moment) -> int:
-        """Return how many peers rank before this node, or may once they are met."""
+        """Return the number of peers that rank before this node.
+
+        A node that has not answered a dial yet counts if its id is lower.
+        """
         own_rank, me = self.rank(now), self._info.id
         views = self._peer_table.peers.values()
         better = sum(self.log_versions.rank_of(view, now) < own_rank for view in views)
@@ -201,16 +203,17 @@ class Candidacy:
         )
 
     def claim_delay_s(self, lost_dispatcher: NodeId, *, is_proven: bool) -> float:
-        """Return how long others may claim before this node, as the roster has them.
+        """Return the seconds for which this node leaves the claim to better successors.
 
-        In a crowd this node may have a link to none of them, as those that it had were
-        to standbys that died with the dispatcher. Whom it meets then, or is about to,
-        saw the same at the same time, if a process ended; where many share few cores
-        it is slow to notice, and gets more time, the more there are.
+        Above the full-mesh limit, this node may have lost its links to all of them:
+        they were standbys that died with the dispatcher. If the dispatcher's process
+        ended, every connected node saw it at the same time. On hosts that run many
+        nodes on few cores, nodes notice it later, so the delay grows with the number of
+        successors.
 
         Args:
-            lost_dispatcher: The dispatcher that was.
-            is_proven: Its process ended.
+            lost_dispatcher: The former dispatcher.
+            is_proven: True if its process is known to have ended.
         """
         earlier = self.nodes_claiming_first(lost_dispatcher)
         wait_s = min(len(earlier), STAGGERED_CLAIMS_MAX) * self._timing.claim_stagger_s
@@ -225,5 +228,5 @@ class Candidacy:
             count_entries(view.vector.items()) > own_size and view.is_candidate
             for view in peers.values()
         ):
-            wait_s += self._timing.claim_wait_s  # A fuller log goes first.
+            wait_s += self._timing.claim_wait_s  # The larger log goes first.
         return wait_s

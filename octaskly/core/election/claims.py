@@ -1,6 +1,6 @@
-"""What peers say of who reigns, and what this node makes of it and answers.
+"""Handlers of the peers' messages about the dispatcher: HELLO, claims and redirects.
 
-Owns nothing; the moves are those of `election`.
+Owns no state; `election` changes the phase.
 
 Source: docs/explanation/election.md.
 """
@@ -35,11 +35,11 @@ from octaskly.core.replication.journal import Journal
 
 
 def wins_over(mine: Hello, theirs: Hello) -> bool:
-    """Return whether the dispatcher that sent `mine` keeps the role.
+    """Return True if the dispatcher that sent `mine` keeps the role.
 
-    One that can read the other's log, if the other cannot read its own. Then more
-    followers, then the higher term, then the higher id. Both sides compare the two
-    HELLOs of one link, which nobody can change afterwards.
+    If only one of the two can read the other's log, that one wins. Otherwise more
+    followers win, then the higher term, then the higher id. Both sides compare the same
+    two HELLOs of one link, so they reach the same result.
     """
     reads, is_read = (
         mine.readable_log_version >= theirs.log_version,
@@ -55,7 +55,7 @@ def _score(hello: Hello) -> tuple[int, int, str]:
 
 
 class ClaimHandlers:
-    """The claims of this node and of others, as peers hear and tell of them."""
+    """Decides from messages to follow, reject, claim or step down."""
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class ClaimHandlers:
         self._election = election
 
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
-        """Compare what both sides said in HELLO."""
+        """Compare the dispatchers and log versions in the two HELLOs of a new link."""
         hello, peer = event.peer_hello, event.peer
-        self._anti_entropy.drop_peer(peer)  # An earlier link may have owed an answer.
+        self._anti_entropy.drop_peer(peer)  # A pull on the earlier link gets no answer.
         effects = self._log_versions.on_peer_up(peer, hello)
         return effects + self._compare_dispatchers(event, now)
 
@@ -94,10 +94,10 @@ class ClaimHandlers:
         if peer_dispatches and is_known_winner:
             return []
         if peer_dispatches and hello.epoch >= self._election.epoch:
-            reason = "it reigned when met"
+            reason = "it was dispatcher when met"
             return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
         if isinstance(phase, Following) and peer == phase.follow_link.dispatcher:
-            # It came back without its role: a reign never resumes.
+            # It restarted without its role, and an epoch never resumes.
             return self._election.on_dispatcher_lost("it restarted", now)
         attachment = self._election.attachment
         follows_another = (
@@ -112,13 +112,13 @@ class ClaimHandlers:
     def _on_peer_up_as_dispatcher(
         self, event: PeerUp, dispatcher_epoch: DispatcherEpoch, now: Moment
     ) -> list[Effect]:
-        """A dispatcher meets a peer that may be one too."""
+        """Compare the epochs when this dispatcher connects to a peer."""
         hello, sent, peer = event.peer_hello, event.own_hello, event.peer
         is_same = sent.dispatcher == self._me and sent.epoch == dispatcher_epoch.epoch
         if hello.dispatcher == peer and is_same:
             return self._resolve_rival_dispatcher(event, dispatcher_epoch, now)
         if hello.dispatcher == peer and hello.epoch > dispatcher_epoch.epoch:
-            reason = "a higher epoch reigns"
+            reason = "a higher epoch exists"
             return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
         effects: list[Effect] = []
         if not is_same:
@@ -135,7 +135,7 @@ class ClaimHandlers:
     def _resolve_rival_dispatcher(
         self, event: PeerUp, dispatcher_epoch: DispatcherEpoch, now: Moment
     ) -> list[Effect]:
-        """Two dispatchers meet: both compare the same two statements."""
+        """Decide between two dispatchers from the two HELLOs, with `wins_over`."""
         if not wins_over(event.own_hello, event.peer_hello):
             return self._election.step_down_for(event.peer, "lost to a dispatcher", now)
         if event.peer_hello.epoch < dispatcher_epoch.epoch:
@@ -149,13 +149,13 @@ class ClaimHandlers:
         return self._election.claim_epoch_above(event.peer_hello.epoch, reason)
 
     def _claim_above_unowned(self, epoch: Epoch) -> list[Effect]:
-        """Renew the reign above an epoch in which nobody is known to live."""
+        """Claim a new epoch above one that has no known dispatcher."""
         return self._election.claim_epoch_above(epoch, "a higher epoch was seen")
 
     # Messages
 
     def on_claim(self, peer: NodeId, message: Claim, now: Moment) -> list[Effect]:
-        """Follow a claim that is not behind what was seen."""
+        """Follow the peer if its epoch is at least the highest epoch seen."""
         epoch = message.epoch
         if epoch.node != peer:
             return []
@@ -168,11 +168,11 @@ class ClaimHandlers:
             self._election.is_followed_epoch(peer, epoch)
             and self._election.attachment is None
         ):
-            return []  # The answer waits for the disk, or for the log.
+            return []  # The answer is pending: it waits for the disk, or for the log.
         return self._election.follow(peer, epoch, message.vector, "it claims", now)
 
     def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
-        """Judge a heartbeat; the answer is the node's affair."""
+        """Follow or reject the sender of a heartbeat; the node sends the answer."""
         if self._election.is_followed_epoch(peer, epoch) or self._is_predecessor_epoch(
             epoch
         ):
@@ -182,16 +182,19 @@ class ClaimHandlers:
         return self._election.follow(peer, epoch, (), "it sends heartbeats", now)
 
     def _is_predecessor_epoch(self, epoch: Epoch) -> bool:
-        """Whether a reign handed over: what it still says is no reason to turn back."""
+        """Return True if this epoch was transferred to this node's pending claim.
+
+        Messages of that epoch do not stop the claim.
+        """
         phase = self._election.phase
         return isinstance(phase, Claiming) and phase.predecessor == epoch
 
     def on_claim_ok(self, peer: NodeId, message: ClaimOk) -> list[Effect]:
-        """A peer follows this reign; take over what only it holds."""
+        """Record a follower of this epoch; pull the entries that only it holds."""
         phase = self._election.phase
         if isinstance(phase, SteppingDown) and peer == phase.winner:
-            # Each has given way to the other; this one heard of it first.
-            return self._election.claim_epoch("the winner gave way")
+            # Both dispatchers stepped down for each other; this one notices first.
+            return self._election.claim_epoch("the winner stepped down")
         if not isinstance(phase, Dispatching):
             return self._redirect_follower(peer)
         if message.epoch != phase.dispatcher_epoch.epoch:
@@ -204,17 +207,17 @@ class ClaimHandlers:
     def on_claim_no(
         self, peer: NodeId, message: ClaimRejected, now: Moment
     ) -> list[Effect]:
-        """A higher epoch is known: yield to who lives in it, else rise above it."""
+        """Handle a higher epoch: step down for its dispatcher, else claim above it."""
         epoch = message.epoch
         self._election.observe_term(epoch.term)
         if self._election.dispatcher_epoch is None or epoch <= self._election.min_epoch:
             return []
         if epoch.node == peer:
-            return self._election.step_down_for(peer, "a higher epoch reigns", now)
+            return self._election.step_down_for(peer, "a higher epoch exists", now)
         return self._claim_above_unowned(epoch)
 
     def on_redirect(self, peer: NodeId, message: Redirect, now: Moment) -> list[Effect]:
-        """A peer says who is dispatcher."""
+        """Dial the dispatcher that a peer names, unless its epoch is stale."""
         election = self._election
         epoch, dispatcher = message.epoch, message.dispatcher
         election.observe_term(epoch.term)
@@ -222,14 +225,14 @@ class ClaimHandlers:
             isinstance(election.phase, Following) and peer == election.dispatcher
         )
         if dispatcher == self._me or (is_own_dispatcher and epoch < election.epoch):
-            return []  # The latter was said before the reign that is followed.
+            return []  # The peer sent it before the epoch that this node follows.
         if peer in self._peer_table.peers:
             self._peer_table.peers[peer].dispatcher = dispatcher
         effects: list[Effect] = []
         if election.dispatcher_epoch is not None:
             if epoch <= election.min_epoch:
                 return []
-            effects = election.step_down_for(dispatcher, "a higher epoch reigns", now)
+            effects = election.step_down_for(dispatcher, "a higher epoch exists", now)
         elif is_own_dispatcher:
             effects = election.start_discovering("redirected", now)
         elif epoch < election.epoch:
@@ -240,7 +243,7 @@ class ClaimHandlers:
         return effects + dials
 
     def on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
-        """See in a peer's question what it holds."""
+        """Record the vector of a PULL; finish stepping down if it covers the log."""
         view = self._peer_table.peers.get(peer)
         if view is not None:
             view.vector = dict(message.vector)
@@ -252,7 +255,7 @@ class ClaimHandlers:
         return []
 
     def on_transfer(self, peer: NodeId, message: Transfer, now: Moment) -> list[Effect]:
-        """The dispatcher stops and hands over: pull what is missing, then claim."""
+        """Pull what is missing from a dispatcher that transfers its role; claim."""
         phase = self._election.phase
         if not isinstance(phase, Following) or self._candidacy.is_withdrawn:
             return []
@@ -264,7 +267,7 @@ class ClaimHandlers:
         return effects + self.continue_transfer()
 
     def continue_transfer(self) -> list[Effect]:
-        """Entries were taken in: perhaps the transfer is complete."""
+        """Claim if a transfer is pending and its entries are all here."""
         phase = self._election.phase
         if (
             not isinstance(phase, Following | Campaigning)
@@ -276,10 +279,10 @@ class ClaimHandlers:
         election = self._election
         return election.claim_epoch("handed over", election.epoch)
 
-    # Whom others are told to follow
+    # Redirects
 
     def reject_stale_dispatcher(self, peer: NodeId) -> list[Effect]:
-        """Tell a deposed dispatcher whom this node follows, or at least how late."""
+        """Send a deposed dispatcher this node's dispatcher, or the minimal epoch."""
         election = self._election
         attachment = election.attachment
         if election.dispatcher_epoch is None and attachment is not None:
@@ -289,9 +292,10 @@ class ClaimHandlers:
         return [Send(peer, (ClaimRejected(election.min_epoch),))]
 
     def _redirect_follower(self, peer: NodeId) -> list[Effect]:
-        """Tell a peer that would follow this node, which has given way, whom to follow.
+        """Redirect a peer that follows this node after it stepped down.
 
-        Else it would take the silence here for a death, and claim.
+        Without a redirect, the peer would take this node's silence for a failure, and
+        claim.
         """
         phase = self._election.phase
         winner = phase.winner if isinstance(phase, SteppingDown) else None

@@ -1,9 +1,9 @@
-"""Where a node stands in the mesh, and what each move from phase to phase consists of.
+"""Leader election: the phase of one node, and its transitions.
 
-Owns the phase, the highest epoch seen, and what is known of a dispatcher that was lost;
-`dispatcher_epoch` and `attachment` are what the rest of the node goes by. When to move is decided
-by `watch`, which has the time, and by `claims`, which hears the peers; here stands what
-belongs to a move, so that nothing is forgotten on any way into or out of a role.
+Owns the phase, the highest epoch seen, and the facts about a lost dispatcher. The rest
+of the node reads `dispatcher_epoch` and `attachment`. `timeouts` starts transitions on
+timers, and `claims` starts them on messages. This module makes each transition
+complete, whichever of the two started it.
 
 Source: docs/explanation/election.md.
 """
@@ -51,40 +51,40 @@ from octaskly.core.replication.journal import Journal
 def mint_stream(info: NodeInfo, term: int, draw: float) -> StreamId:
     """Return the id of a new stream: 63 bits, never zero.
 
-    `draw` brings the chance; node, boot and term keep two claims apart that were
-    given the same one.
+    `draw` supplies the randomness. Node, boot and term make the ids of two claims
+    differ even if their draws are equal.
     """
     seed = f"{info.id}/{info.boot}/{term}/{draw!r}".encode()
     number = int.from_bytes(sha256(seed).digest()[:8], "big") >> 1
     return StreamId(number or 1)
 
 
-# Named, since what is asked for at each step is not put together each time.
+# Constants, because building these unions at every step costs time.
 LINKED_PHASES = (Following, SteppingDown)  #: phases of a node that follows a dispatcher
-ATTACHED_PHASES = (Following, Dispatching)  #: phases in which a worker may have one
+ATTACHED_PHASES = (Following, Dispatching)  #: phases in which a worker may be attached
 
 
 @dataclass(slots=True)
 class DispatcherLoss:
-    """What is known of the dispatcher before, until another one is followed."""
+    """Facts about the lost dispatcher, until this node follows another one."""
 
-    since_s: float | None = None  #: its last sign; None: nobody is missed
+    since_s: float | None = None  #: start of the loss; None: no dispatcher is missing
     dispatcher: NodeId | None = None
-    was_silent: bool = False  #: so it may be at work still
+    was_silent: bool = False  #: True: it may still be running
 
     def mark_missing(self, now: Moment, dispatcher: NodeId | None = None) -> None:
-        """Count from now, unless somebody is missed already."""
+        """Start the loss now, unless it has started already."""
         self.dispatcher = dispatcher or self.dispatcher
         if self.since_s is None:
             self.since_s = now.mono_s
 
     def mark_silent(self, since_s: float) -> None:
-        """It fell silent then, which is no proof of its end."""
+        """Record the start of its silence, which does not prove that it ended."""
         self.since_s, self.was_silent = since_s, True
 
 
 class Election:
-    """The phase of one node, and every move to another."""
+    """The phase of one node, and every transition between phases."""
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class Election:
         self._outbox = outbox
         self.phase: Phase = Discovering(0.0, 0.0, Moment(0.0, 0))
         self.dispatcher_epoch: DispatcherEpoch | None = None
-        """That of the phase: durable, so in force; asked for many times in a step."""
-        self.epoch = saved.epoch  #: highest followed or reigned in
-        self.term = max(saved.term, saved.epoch.term)  #: highest heard of
+        """Durable epoch of the phase `Dispatching`; cached, as it is read often."""
+        self.epoch = saved.epoch  #: highest epoch followed or owned
+        self.term = max(saved.term, saved.epoch.term)  #: highest term seen
         self.loss = DispatcherLoss()
-        self.last_takeover: Takeover | None = None  #: how this node took over last
+        self.last_takeover: Takeover | None = None  #: this node's latest takeover
         self.timeout_scaling = TimeoutScaling()
         self.heartbeats = heartbeats
         self._me = settings.node
@@ -113,21 +113,19 @@ class Election:
         self._candidacy = candidacy
         self._log_versions = candidacy.log_versions
         self.draw = 0.0
-        """Chance, as the last event that brought some has it."""
-        self._epoch_save_number = 0  #: of the `Save` that made `epoch` durable
-        self._attachment_serial = (
-            0  #: of the last dispatcher that was followed, or reign begun
-        )
+        """Random number in [0, 1) from the latest event that carried one."""
+        self._epoch_save_number = 0  #: number of the `Save` that made `epoch` durable
+        self._attachment_serial = 0  #: serial of the latest attachment
 
     @property
     def follow_link(self) -> FollowLink | None:
-        """What ties this node to the dispatcher that it follows."""
+        """The link to the dispatcher that this node follows."""
         phase = self.phase
         return phase.follow_link if isinstance(phase, LINKED_PHASES) else None
 
     @property
     def dispatcher(self) -> NodeId | None:
-        """Whom this node follows."""
+        """The dispatcher that this node follows."""
         follow_link = self.follow_link
         return None if follow_link is None else follow_link.attachment.dispatcher
 
@@ -141,39 +139,39 @@ class Election:
 
     @property
     def attachment(self) -> Attachment | None:
-        """Whom the worker of this node serves."""
+        """The dispatcher and epoch that this node's worker serves."""
         phase = self.phase
         return phase.attachment if isinstance(phase, ATTACHED_PHASES) else None
 
     @property
     def follower_count(self) -> int:
-        """How many peers follow this node."""
-        reign = self.dispatcher_epoch
-        followers = () if reign is None else self._peer_table.followers(reign.epoch)
+        """The number of peers that follow this node."""
+        own = self.dispatcher_epoch
+        followers = () if own is None else self._peer_table.followers(own.epoch)
         return sum(1 for _ in followers)
 
     @property
     def is_withdrawn(self) -> bool:
-        """Return True if this node claims no more, as it stops or was revoked."""
+        """Return True if this node never claims again: it stops or was revoked."""
         return self._candidacy.is_withdrawn
 
     @property
     def has_many_successors(self) -> bool:
-        """Return True if not all that could succeed have links to each other."""
+        """Return True if the successors are too many to be linked to each other."""
         return self._candidacy.successor_ratio > 1.0
 
     @property
     def is_mass_succession(self) -> bool:
-        """Return True if many lost their dispatcher and all dial down its roster."""
+        """Return True if many nodes dial successors at once, as this one does."""
         is_succeeding = isinstance(self.phase, Following | Campaigning | Claiming)
         return is_succeeding and self.has_many_successors
 
     @property
     def min_epoch(self) -> Epoch:
-        """The epoch below which nobody is followed.
+        """The lowest epoch that this node would follow.
 
-        A claim of the first hour binds only once it is durable; one that renews a
-        reign binds at once, since this node reigns either way.
+        A first claim counts only once it is durable. A claim that renews this node's
+        epoch counts at once, because this node is dispatcher in either case.
         """
         phase = self.phase
         if isinstance(phase, Dispatching) and phase.claim is not None:
@@ -181,7 +179,7 @@ class Election:
         return self.epoch
 
     def is_followed_epoch(self, peer: NodeId, epoch: Epoch) -> bool:
-        """Return True if this node follows that peer in that epoch."""
+        """Return True if this node follows the peer in this epoch."""
         return peer == self.dispatcher and epoch == self.epoch
 
     @property
@@ -191,7 +189,7 @@ class Election:
         return phase.claim if isinstance(phase, Claiming | Dispatching) else None
 
     def observe_term(self, term: int) -> None:
-        """A term is in use: the next claim must be above it."""
+        """Record a term in use, so that the next claim is above it."""
         self.term = max(self.term, term)
 
     def _enter_phase(self, phase: Phase) -> None:
@@ -204,25 +202,25 @@ class Election:
             self.dispatcher_epoch = None
             self.heartbeats.stop_heartbeats()
 
-    # Seeking
+    # Discovering
 
     def start_election(self, now: Moment) -> list[Effect]:
-        """Begin to look for a mesh."""
+        """Start the uptime and look for a mesh."""
         self._candidacy.start_uptime(now)
         return self.start_discovering("started", now)
 
     def start_discovering(self, reason: str, now: Moment) -> list[Effect]:
-        """Look for a mesh; whatever role there was is over."""
+        """End any role and look for a mesh."""
         jitter_s = self._timing.discovery_jitter_s * self.draw
         self._enter_phase(Discovering(now.mono_s, jitter_s, now))
         return [LogLine("info", "seeking", (("reason", reason),))]
 
     def withdraw(self) -> None:
-        """Claim no more, for good."""
+        """Never claim again."""
         self._candidacy.withdraw()
 
     def leave_mesh(self, reason: str, now: Moment) -> list[Effect]:
-        """Give up every role and close all links; nothing is logged of that."""
+        """End any role and close all links, without entries in the log."""
         self.start_discovering(reason, now)
         effects: list[Effect] = []
         for peer in tuple(self._peer_table.peers):
@@ -230,7 +228,7 @@ class Election:
         return effects
 
     def silent_followers(self, now: Moment) -> list[NodeId]:
-        """Return the followers that have been silent for too long."""
+        """Return the followers that exceed the worker timeout."""
         assert self.dispatcher_epoch is not None
         scaling = self.timeout_scaling
         timeout_s = self._timing.worker_timeout_s * scaling.timeout_scale(now)
@@ -245,7 +243,7 @@ class Election:
     def follow(
         self, peer: NodeId, epoch: Epoch, vector: VectorItems, reason: str, now: Moment
     ) -> list[Effect]:
-        """Follow a dispatcher whose epoch is not behind the highest seen."""
+        """Follow a dispatcher; its epoch must be at least the highest seen."""
         assert epoch >= self.epoch
         if self._candidacy.reads_newer_log_than(peer):
             return self.claim_epoch_above(epoch, UNREADABLE_LOG_REASON)
@@ -268,8 +266,8 @@ class Election:
             self._epoch_save_number = self._journal.last_number
         fields = (("peer", peer), ("term", epoch.term), ("reason", reason))
         effects.append(LogLine("info", "dispatcher followed", fields))
-        # The epoch is on disk before anything starts under it: a restart must not
-        # bring back a worker that takes orders of an older one.
+        # The epoch is durable before anything starts in it: after a restart, a worker
+        # must not obey a dispatcher of an older epoch.
         if self._journal.is_all_durable:
             return effects + self._confirm_follow(follow_link)
         self._journal.defer_until_durable(
@@ -278,7 +276,7 @@ class Election:
         return effects
 
     def _confirm_follow(self, follow_link: FollowLink) -> list[Effect]:
-        """Tell the dispatcher that this node follows, and serve it."""
+        """Confirm the claim to the dispatcher and attach the worker."""
         if (
             follow_link is not self.follow_link
             or follow_link.dispatcher not in self._peer_table.peers
@@ -291,12 +289,15 @@ class Election:
         return [self._claim_ok_message(follow_link)]
 
     def set_plain_worker(self, *, is_plain_worker: bool) -> None:
-        """Know whether this node is one worker of many, as the dispatcher has it."""
+        """Record if the dispatcher treats this node as a plain worker."""
         if self.follow_link is not None:
             self.follow_link.is_plain_worker = is_plain_worker
 
     def send_vector(self, source: NodeId) -> list[Effect]:
-        """Tell the dispatcher that entries came from elsewhere: it may lack them."""
+        """Send the dispatcher this node's vector after entries came from `source`.
+
+        The dispatcher may lack these entries.
+        """
         follow_link = self.follow_link
         if (
             follow_link is None
@@ -313,7 +314,7 @@ class Election:
     def on_dispatcher_lost(
         self, reason: str, now: Moment, *, is_proven: bool = False
     ) -> list[Effect]:
-        """The dispatcher is gone for good: its successors claim, one after another."""
+        """Start the succession after the dispatcher is known to be lost."""
         phase = self.phase
         assert isinstance(phase, Following)
         lost_dispatcher = phase.follow_link.dispatcher
@@ -327,20 +328,20 @@ class Election:
         return [LogLine("warning", "dispatcher lost", fields), *self.claim_if_turn(now)]
 
     def on_dispatcher_silent(self, since_s: float) -> None:
-        """The dispatcher has been silent since then, which is no proof of its end."""
+        """Record the start of the silence of a dispatcher that may be alive."""
         self.loss.mark_silent(since_s)
         self._outbox.put(DispatcherSilent())
 
     def start_suspicion(
         self, phase: Discovering | Following, suspicion: Suspicion, now: Moment
     ) -> None:
-        """Doubt that a dispatcher lives; its worker stands by meanwhile."""
+        """Suspect a dispatcher; the worker is detached while the suspicion lasts."""
         self.loss.mark_missing(now)
         phase.suspicion = suspicion
         self._outbox.put(RoleChanged())
 
     def claim_turn_s(self, phase: Campaigning) -> float:
-        """Return when it is this node's turn to claim."""
+        """Return the time of this node's turn to claim."""
         wait_s = self._candidacy.claim_delay_s(
             phase.lost_dispatcher, is_proven=phase.is_end_proven
         )
@@ -354,12 +355,12 @@ class Election:
             return []
         return self.claim_epoch("dispatcher lost")
 
-    # Reigning
+    # Claiming
 
     def claim_epoch(
         self, reason: str, predecessor: Epoch | None = None
     ) -> list[Effect]:
-        """Claim: the new epoch and its stream go to the disk before anybody hears."""
+        """Claim a new epoch; no peer hears of it before it is durable."""
         self.term = max(self.term, self.epoch.term) + 1
         epoch = Epoch(self.term, self._me.id)
         stream = mint_stream(self._me, self.term, self.draw)
@@ -379,7 +380,7 @@ class Election:
         return [*effects, save, LogLine("info", "claiming", fields)]
 
     def claim_epoch_above(self, epoch: Epoch, reason: str) -> list[Effect]:
-        """Claim again so that this reign stands above `epoch`; once is enough."""
+        """Claim a new epoch above `epoch`, unless a pending claim is above it."""
         if self._pending_claim is not None and self._pending_claim.epoch > epoch:
             return []
         self.observe_term(epoch.term)
@@ -388,7 +389,7 @@ class Election:
     def _on_claim_durable(
         self, claim: DispatcherEpoch, number: int, reason: str, now: Moment
     ) -> list[Effect]:
-        """The claim is durable: reign, unless somebody else was followed since."""
+        """Become dispatcher, unless the claim was abandoned before it was durable."""
         if self._pending_claim is not claim:
             return []
         self._attachment_serial += 1
@@ -409,10 +410,10 @@ class Election:
         note = LogLine("info", "dispatcher elected", fields)
         return [*self.heartbeats.start_heartbeats(claim, now), note]
 
-    # Yielding
+    # Stepping down
 
     def step_down_for(self, winner: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Stop at once, and wait for the winner's claim."""
+        """Stop dispatching at once, and wait for the winner's claim."""
         if self._candidacy.reads_newer_log_than(winner):
             return self.claim_epoch_above(self.min_epoch, UNREADABLE_LOG_REASON)
         effects = self._redirect_followers(winner, self.epoch)
@@ -421,21 +422,21 @@ class Election:
         return [*effects, LogLine("info", "yielding", fields)]
 
     def on_winner_lost(self, now: Moment) -> None:
-        """The winner that was followed is gone: another one may claim."""
+        """Wait for any claim after the loss of the winner that this node followed."""
         self._enter_phase(SteppingDown(now.mono_s))
 
     def finish_step_down(self, reason: str, now: Moment) -> list[Effect]:
-        """The dispatcher holds what this node wrote, or will: its worker serves it."""
+        """Attach the worker to the winner, which holds or will pull this node's log."""
         follow_link = self.follow_link
         assert follow_link is not None
         self._enter_phase(Following(follow_link, now.mono_s, is_worker_attached=True))
         fields = (("peer", follow_link.dispatcher), ("reason", reason))
         return [LogLine("info", "yielded", fields)]
 
-    # Whom others are told to follow
+    # Redirects
 
     def _redirect_followers(self, dispatcher: NodeId, epoch: Epoch) -> list[Effect]:
-        """Send who goes by this node, or is followed by it, to another dispatcher."""
+        """Redirect this node's followers, or the dispatcher that it follows."""
         if self.dispatcher_epoch is not None:
             followers = self._peer_table.followers(self.dispatcher_epoch.epoch)
             peers = [peer for peer, _ in followers]
@@ -447,7 +448,7 @@ class Election:
     def redirect_peers(
         self, peers: Iterable[NodeId], dispatcher: NodeId, epoch: Epoch
     ) -> list[Effect]:
-        """Tell peers, as far as they are connected, who is dispatcher."""
+        """Send the address of the dispatcher to those of `peers` that are connected."""
         addresses = self._peer_table.addresses_of(dispatcher)
         redirect = Redirect(epoch, dispatcher, addresses)
         return [

@@ -1,9 +1,8 @@
-"""Whether a dispatcher that fell silent is dead: one dial, and the word of others.
+"""Failure detector: tests a silent dispatcher by a dial and by probes to peers.
 
-The dial goes to the suspect itself; at the same time peers are asked how long ago they
-had a frame from it. A refused dial is proof: no process listens there any more.
-Anybody with a fresh frame holds the takeover back, for the suspect is then only
-unreachable from here.
+The dial goes to the suspect. At the same time, probes ask peers for the age of their
+last frame from it. A refused dial proves that its process ended. If a peer has a fresh
+frame, the takeover is held back: the suspect is only unreachable from this node.
 
 Source: docs/explanation/election.md, after SWIM and Lifeguard.
 """
@@ -19,37 +18,37 @@ from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import Probe, ProbeOk
 
-EPOCH_CHURN_WINDOW_S = 30.0  #: reigns that begin within this time count as restless
-EPOCH_CHURN_MAX = 3  #: each of them beyond this number doubles the patience
+EPOCH_CHURN_WINDOW_S = 30.0  #: window in which epoch starts are counted
+EPOCH_CHURN_MAX = 3  #: each further start in the window doubles the timeouts
 TIMEOUT_SCALE_MAX = 8.0
 
 
 class TimeoutScaling:
-    """How much longer than usual silence is borne.
+    """The factor that lengthens suspicion timeouts while epochs change often.
 
-    Where reigns change again and again, nodes are slow rather than dead: each claim
-    adds work, which makes them slower still. So patience grows until it is calm. Who
-    stood still itself begins to listen anew.
+    Frequent epoch changes mean that nodes are slow, not dead. Each claim adds work and
+    makes them slower, so the timeouts grow until the changes stop. After a pause of
+    this node itself, silence counts from the end of the pause.
     """
 
     def __init__(self) -> None:
         self._epoch_starts_s: deque[float] = deque(maxlen=EPOCH_CHURN_MAX + 4)
-        self._resumed_s = 0.0  #: end of this node's last own pause
+        self._resumed_s = 0.0  #: end of this node's last pause
 
     def on_pause(self, now: Moment) -> None:
-        """This node itself stood still until now."""
+        """Count the silence of peers from now on, the end of this node's own pause."""
         self._resumed_s = now.mono_s
 
     def silent_since_s(self, frame_s: float = 0.0) -> float:
-        """Return from when on a peer is silent that sent its last frame then."""
+        """Return the start of a peer's silence, given the time of its last frame."""
         return max(frame_s, self._resumed_s)
 
     def on_epoch_start(self, now: Moment) -> None:
-        """A reign begins, here or elsewhere."""
+        """Count the start of an epoch, on this node or another."""
         self._epoch_starts_s.append(now.mono_s)
 
     def timeout_scale(self, now: Moment) -> float:
-        """Return by how much to multiply the times of silence, from 1 on."""
+        """Return the factor for suspicion timeouts, from 1 to `TIMEOUT_SCALE_MAX`."""
         if len(self._epoch_starts_s) <= EPOCH_CHURN_MAX:
             return 1.0
         recent = sum(
@@ -60,15 +59,15 @@ class TimeoutScaling:
 
 
 class SuspicionState(Enum):
-    """What is known of the suspect."""
+    """The state of a suspicion."""
 
     PROBING = "wait"
-    HEARD = "hold"  #: somebody hears it
+    HEARD = "hold"  #: a peer has a fresh frame from it
     DEAD = "dead"
 
 
 class Suspicion:
-    """One suspect, from the first doubt to the judgement."""
+    """The probes about one suspect, and their result."""
 
     def __init__(
         self, suspect: NodeId, timing: Timing, timeout_scale: float = 1.0
@@ -84,7 +83,7 @@ class Suspicion:
         self.is_proven = False
 
     def send_probes(self, peers: Iterable[NodeId], now: Moment) -> list[Effect]:
-        """Ask these peers about the suspect; the caller dials it."""
+        """Send probes to all peers but the suspect, which the caller dials."""
         self._probe_sent_s = now.mono_s
         self._state_until_s = now.mono_s + self._probe_s
         self._is_heard = self._is_takeover_held = False
@@ -92,27 +91,27 @@ class Suspicion:
         return [Send(peer, (probe,)) for peer in peers if peer != self.suspect]
 
     def on_probe_ok(self, message: ProbeOk) -> None:
-        """Take a peer's word, if it answers the question asked last."""
+        """Record a peer's answer, if it answers the latest probe."""
         if message.suspect != self.suspect or message.sent_s != self._probe_sent_s:
             return
         if message.age_s is not None and message.age_s <= self._timing.frame_fresh_s:
             self._is_heard = True
 
     def mark_proven_dead(self) -> None:
-        """The suspect's process is gone for certain."""
+        """Record that the suspect's process has ended."""
         self._is_dead = self.is_proven = True
 
     @property
     def death_reason(self) -> str:
-        """Why the suspect counts as dead, in words for people."""
+        """The reason for the state `DEAD`, for the log."""
         return "nobody listens there" if self.is_proven else "nobody hears it"
 
     def restart_probe(self, now: Moment) -> None:
-        """Give the suspect the time again that this node itself slept through."""
+        """Restart the wait for answers after a pause of this node itself."""
         self._state_until_s = now.mono_s + self._probe_s
 
     def evaluate(self, now: Moment) -> SuspicionState:
-        """Return what is known; after HOLD has lasted, ask again."""
+        """Return the state now; after a hold has ended, it is `PROBING` again."""
         if self._is_dead:
             return SuspicionState.DEAD
         if now.mono_s < self._state_until_s:
@@ -131,9 +130,9 @@ class Suspicion:
         return SuspicionState.HEARD
 
     def is_probe_due(self, now: Moment) -> bool:
-        """Whether a hold has lasted long enough to ask again."""
+        """Return True if a hold has ended, so that probes are due again."""
         return self._is_takeover_held and now.mono_s >= self._state_until_s
 
     def deadline(self) -> float:
-        """Return when the judgement may change."""
+        """Return the time at which the state may change."""
         return 0.0 if self._is_dead else self._state_until_s

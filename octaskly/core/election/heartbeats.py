@@ -1,8 +1,8 @@
-"""What a dispatcher says again and again: its heartbeat, and its claim.
+"""Heartbeats of a dispatcher, and repeated claims to peers that did not confirm.
 
-The claim is repeated to peers that have not confirmed it: an answer may have been lost.
-In a crowd, a worker that keeps no copies gets each third heartbeat alone, so that their
-number does not grow with the mesh as fast; such a worker bears longer silence.
+A claim is repeated because its answer may have been lost. Above the full-mesh limit,
+workers that are not standbys get only every third heartbeat, which limits traffic;
+their suspicion timeout is three times as long.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 
 HASTENED_HEARTBEAT_S = (
-    0.03  #: between two heartbeats, where somebody waits for their answers
+    0.03  #: interval of heartbeats while a request waits for an answer
 )
-PLAIN_WORKER_HEARTBEATS = 3  #: in a crowd, a plain worker gets each third heartbeat
+PLAIN_WORKER_HEARTBEATS = 3  #: a plain worker gets every third heartbeat
 
 
 class Heartbeats:
-    """When this node, as dispatcher, speaks next, and to whom."""
+    """The schedule and recipients of this dispatcher's heartbeats and claims."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class Heartbeats:
     def start_heartbeats(
         self, dispatcher_epoch: DispatcherEpoch, now: Moment
     ) -> list[Effect]:
-        """Claim before all connected peers; the first heartbeat is due at once."""
+        """Send the claim to all connected peers; the first heartbeat is due at once."""
         self._set_next_heartbeat(now.mono_s)
         self._next_claim_s = now.mono_s + self._claim_timeout_s
         return self._send_claims(dispatcher_epoch, now)
 
     def is_due(self, now: Moment) -> bool:
-        """Return True if the next heartbeat is to be sent."""
+        """Return True if the next heartbeat is due."""
         return now.mono_s >= self._next_heartbeat_s
 
     def on_time(self, dispatcher_epoch: DispatcherEpoch, now: Moment) -> list[Effect]:
-        """Send heartbeats, and the claim again to peers that do not follow."""
+        """Send heartbeats that are due; repeat the claim to peers without an answer."""
         if not self.is_due(now):
             return []
         self._last_heartbeat_s = now.mono_s
@@ -78,18 +78,18 @@ class Heartbeats:
 
     @property
     def _claim_timeout_s(self) -> float:
-        """How long an answer to the claim may take: in a crowd many come at once."""
+        """Seconds to wait for answers to a claim; longer if many peers answer."""
         connected = len(self._peer_table.peers)
         return self._timing.claim_wait_s * self._limits.full_mesh_ratio(connected)
 
     def hasten_heartbeat(self) -> None:
-        """Have the next heartbeat sent soon."""
+        """Send the next heartbeat soon: `HASTENED_HEARTBEAT_S` after the last one."""
         self._set_next_heartbeat(
             min(self._next_heartbeat_s, self._last_heartbeat_s + HASTENED_HEARTBEAT_S)
         )
 
     def stop_heartbeats(self) -> None:
-        """Send none any more."""
+        """Stop sending heartbeats."""
         self._timers.clear(Timer.HEARTBEAT)
 
     def _set_next_heartbeat(self, at_s: float) -> None:
@@ -97,7 +97,7 @@ class Heartbeats:
         self._timers.set(Timer.HEARTBEAT, at_s)
 
     def claim_message(self, dispatcher_epoch: DispatcherEpoch) -> Claim:
-        """Return the claim, with what this node holds by now."""
+        """Return the claim with this node's current vector."""
         return Claim(
             dispatcher_epoch.epoch,
             dispatcher_epoch.stream,
@@ -105,7 +105,7 @@ class Heartbeats:
         )
 
     def next_recipients(self, dispatcher_epoch: DispatcherEpoch) -> list[NodeId]:
-        """Count one more heartbeat; return whom it is sent to."""
+        """Count one more heartbeat and return its recipients."""
         self._heartbeat_count += 1
         followers = list(self._peer_table.followers(dispatcher_epoch.epoch))
         is_all = len(followers) < self._limits.full_mesh_peers
@@ -113,7 +113,7 @@ class Heartbeats:
         return [node for node, view in followers if is_all or view.is_standby]
 
     def _heartbeat_for(self, node: NodeId, heartbeat: Heartbeat) -> Heartbeat:
-        """Return what is sent to one follower; all but standbys get the same."""
+        """Return the heartbeat for a follower; it confirms one to in-sync standbys."""
         if not self._replication.is_in_sync(node):
             return heartbeat
         last_ok = self._peer_table.peers[node].last_heartbeat_ok
@@ -122,7 +122,7 @@ class Heartbeats:
     def _send_claims(
         self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, min_age_s: float = 0.0
     ) -> list[Effect]:
-        """Send the claim to peers that have not confirmed it on a link of this age."""
+        """Send the claim to unconfirmed peers with a link at least `min_age_s` old."""
         claim = self.claim_message(dispatcher_epoch)
         return [
             Send(peer, (claim,))

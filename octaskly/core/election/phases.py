@@ -1,7 +1,7 @@
-"""Where a node stands in the mesh: one value for each phase, with what only it needs.
+"""Phases of the election: one class per phase, with the data that only it needs.
 
-What a phase carries ends with it, so that nothing of one role is left in the next.
-`election` makes the moves; `watch` and `claims` say when.
+The data of a phase ends with it, so no role leaves state to the next. `election` makes
+the transitions; `timeouts` and `claims` start them.
 
 Source: docs/explanation/election.md.
 """
@@ -16,7 +16,7 @@ from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, Vect
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Whom the worker of this node serves; a new one asks it to reattach."""
+    """The dispatcher that this node's worker serves; a new value makes it reattach."""
 
     dispatcher: NodeId
     epoch: Epoch
@@ -25,44 +25,44 @@ class Attachment:
 
 @dataclass(slots=True)
 class FollowLink:
-    """A dispatcher that is followed, from the word on that made this node follow it."""
+    """The link to a followed dispatcher; it starts when this node follows it."""
 
     attachment: Attachment
     is_confirmed: bool = (
-        False  #: it knows that this node follows, which is durable here
+        False  #: the epoch is durable here, and a confirmation was sent
     )
-    is_plain_worker: bool = False  #: one worker of many: it is beaten less often
+    is_plain_worker: bool = False  #: a worker that gets only every third heartbeat
 
     @property
     def dispatcher(self) -> NodeId:
-        """Who is followed."""
+        """The followed dispatcher."""
         return self.attachment.dispatcher
 
 
 @dataclass(slots=True)
 class Discovering:
-    """It looks for a mesh; when nobody better claims in its time, it does."""
+    """The node looks for a mesh, and claims if no better candidate does in time."""
 
     since_s: float
     jitter_s: float
-    last_look: Moment  #: when it last looked who is better
-    suspicion: Suspicion | None = None  #: of a dispatcher that others name
+    last_look: Moment  #: latest check for better candidates
+    suspicion: Suspicion | None = None  #: of a dispatcher that peers name
 
 
 @dataclass(slots=True)
 class Following:
-    """It runs tasks of a dispatcher, and watches whether that is alive."""
+    """The node runs tasks of a dispatcher, and checks that it is alive."""
 
     follow_link: FollowLink
     since_s: float
-    is_worker_attached: bool = False  #: its worker, unless the dispatcher is suspected
+    is_worker_attached: bool = False  #: ignored during a suspicion
     suspicion: Suspicion | None = None
     transfer_vector: VectorItems | None = None
-    """What a dispatcher that hands over holds, while this node lacks some."""
+    """Vector of a dispatcher that transfers its role to this node; else None."""
 
     @property
     def attachment(self) -> Attachment | None:
-        """Whom the worker serves."""
+        """The dispatcher and epoch that the worker serves."""
         return (
             self.follow_link.attachment
             if self.is_worker_attached and self.suspicion is None
@@ -72,43 +72,41 @@ class Following:
 
 @dataclass(slots=True)
 class Campaigning:
-    """The dispatcher is gone for good; those before this node may claim first."""
+    """The dispatcher is lost; earlier successors may claim first."""
 
-    since_s: float  #: when that was known
-    lost_dispatcher: NodeId  #: the dispatcher that was
-    is_end_proven: (
-        bool  #: its process ended, which all whom it had a link to saw at once
-    )
+    since_s: float  #: when the loss was detected
+    lost_dispatcher: NodeId  #: the former dispatcher
+    is_end_proven: bool  #: its process ended, and all its peers saw it at once
     transfer_vector: VectorItems | None
-    """As in `OutputPrinter`; once this node has it all, it waits no longer."""
-    dial_rounds: int = 0  #: how often it has begun to dial one more; at first a few
+    """As in `Following`; once this node holds all of it, it claims at once."""
+    dial_rounds: int = 0  #: rounds of dials; each dials one more successor
 
 
 @dataclass(slots=True)
 class Claiming:
-    """It claims, but that is not durable yet; so nobody hears of it."""
+    """The node claims; the claim is not durable yet, so no peer hears of it."""
 
     claim: DispatcherEpoch
-    predecessor: Epoch | None  #: the reign that handed over, if one did
+    predecessor: Epoch | None  #: the epoch that was transferred to this node
 
 
 @dataclass(slots=True)
 class Dispatching:
-    """It is dispatcher, and serves itself."""
+    """The node is dispatcher, and its worker serves itself."""
 
     dispatcher_epoch: DispatcherEpoch
     attachment: Attachment
-    claim: DispatcherEpoch | None = None  #: one that renews the reign, not durable yet
+    claim: DispatcherEpoch | None = None  #: renews the epoch; not durable yet
 
 
 @dataclass(slots=True)
 class SteppingDown:
-    """It has given way: the winner may claim above both, then reads this node's log."""
+    """The node lost to another dispatcher, which claims and then pulls its log."""
 
     since_s: float
-    winner: NodeId | None = None  #: whose claim is awaited
+    winner: NodeId | None = None  #: the dispatcher that is expected to claim
     follow_link: FollowLink | None = (
-        None  #: to the one that claimed and has not read all yet
+        None  #: link to the winner, which has claimed and is still pulling
     )
 
 
@@ -122,4 +120,4 @@ PHASE_TRANSITIONS: dict[type[Phase], tuple[type[Phase], ...]] = {
     Dispatching: (Discovering, Following, Dispatching, SteppingDown),
     SteppingDown: (Discovering, Following, Claiming, SteppingDown),
 }
-"""Where each phase may lead; anything else is a broken invariant."""
+"""The allowed transitions from each phase."""

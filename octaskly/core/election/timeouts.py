@@ -1,6 +1,6 @@
-"""What time makes of a phase: whose turn it is to claim, and who is silent too long.
+"""Election timeouts: turns to claim, silence of the dispatcher, and suspicions.
 
-Owns nothing: what it doubts stands in the phase. The moves are those of `election`.
+Owns no state: a suspicion is part of the phase. `election` changes the phase.
 
 Source: docs/explanation/election.md.
 """
@@ -32,12 +32,12 @@ from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import STOPPING_REASON, Probe, ProbeOk
 from octaskly.core.replication.catch_up import NON_PARTITION_REASONS
 
-PROBED_PEERS_MAX = 16  #: peers asked about a suspect
+PROBED_PEERS_MAX = 16  #: peers that get a probe about a suspect
 SUCCESSORS_DIALLED_MAX = 3
 
 
 class Timeouts:
-    """The timers of one node's phases, and its doubts."""
+    """The timer of one node's phase, and its suspicions."""
 
     def __init__(
         self,
@@ -65,24 +65,24 @@ class Timeouts:
         phase = self._phase
         return phase.suspicion if isinstance(phase, Discovering | Following) else None
 
-    # Time
+    # Timer
 
     def set_timer(self, now: Moment) -> None:
-        """Set the timer by what is known now.
+        """Set the election timer to the deadline of the phase.
 
-        Frames of the dispatcher put its end off: with each heartbeat, the timer too.
+        Each heartbeat of the dispatcher postpones it.
         """
         due_s = self.deadline(now)
         if isinstance(self._phase, Discovering | Campaigning):
-            # What these wait for moves with all that is heard of others.
+            # These deadlines depend on peers, so they are checked at every tick.
             due_s = min(due_s, now.mono_s + self._timing.tick_s)
         self._timers.set(Timer.ELECTION, due_s)
 
     def deadline(self, now: Moment) -> float:
-        """Return when time alone changes something, as it looks now."""
+        """Return the time at which the phase times out, as known now."""
         match self._election.phase:
             case Dispatching() | Claiming():
-                return math.inf  # Heartbeats have a timer of their own, or the disk.
+                return math.inf  # They use the disk or Timer.HEARTBEAT.
             case Following(suspicion=Suspicion() as suspicion):
                 return suspicion.deadline()
             case Following() as phase:
@@ -98,7 +98,7 @@ class Timeouts:
                 return self._step_down_deadline_s(phase)
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Do what is due."""
+        """Handle the timeout of the phase, and set the timer again."""
         effects = self._do_due(now)
         self.set_timer(now)
         return effects
@@ -119,7 +119,7 @@ class Timeouts:
                 return self._on_stepping_down(phase, now)
 
     def _on_discovering(self, phase: Discovering, now: Moment) -> list[Effect]:
-        """Claim when it is this node's turn, unless a peer hears a dispatcher."""
+        """Claim at this node's turn, unless peers name a live dispatcher."""
         phase.last_look = now
         if self._candidacy.is_withdrawn or now.mono_s < self._claim_turn_s(phase):
             return []
@@ -134,7 +134,7 @@ class Timeouts:
         return self._start_suspicion(phase, suspect, now)
 
     def _claim_turn_s(self, phase: Discovering) -> float:
-        """Return when those that are better, or may be, have had their time."""
+        """Return the time at which all better-ranked candidates could have claimed."""
         timing, address_book = self._timing, self._address_book
         window_s = timing.discovery_s + phase.jitter_s
         if address_book.knows_no_peer:
@@ -142,21 +142,21 @@ class Timeouts:
         elif address_book.is_awaiting_dials:
             window_s += (
                 address_book.dial_wait_s
-            )  # Slow handshakes; dead ones fail before.
+            )  # For slow handshakes; dials to dead hosts fail earlier.
         wait_s = (
             self._candidacy.count_better_ranked(phase.last_look) * timing.claim_wait_s
         )
         return phase.since_s + window_s + wait_s
 
     def _next_check_s(self, phase: Discovering) -> float:
-        """Return when this node has its turn, asks on, or awaits one less."""
+        """Return the time of this node's turn, next probe or first dial timeout."""
         due_s = self._claim_turn_s(phase)
         if phase.suspicion is not None:
             due_s = max(due_s, phase.suspicion.deadline())
         return min(due_s, self._address_book.first_dial_deadline_s)
 
     def _on_following(self, phase: Following, now: Moment) -> list[Effect]:
-        """Doubt a dispatcher that is silent, and claim once it is taken for dead."""
+        """Suspect a silent dispatcher; start the succession once it counts as dead."""
         suspicion = phase.suspicion
         if suspicion is None:
             return self._check_silence(phase, now)
@@ -172,7 +172,7 @@ class Timeouts:
                 return []
 
     def _check_silence(self, phase: Following, now: Moment) -> list[Effect]:
-        """Suspect a dispatcher that is silent; its link may only look alive."""
+        """Suspect a silent dispatcher and close its link, which may be broken."""
         if now.mono_s < self._silence_deadline_s(phase, now):
             return []
         dispatcher = phase.follow_link.dispatcher
@@ -186,19 +186,19 @@ class Timeouts:
         return [*effects, note, *self._start_suspicion(phase, dispatcher, now)]
 
     def _silence_deadline_s(self, phase: Following, now: Moment) -> float:
-        """Return when a dispatcher that says nothing more is suspected."""
+        """Return the end of the suspicion timeout if no further frame arrives."""
         view = self._peer_table.peers.get(phase.follow_link.dispatcher)
         if view is None:
             return now.mono_s
         scale = self._timeout_scaling.timeout_scale(now)
         silence_s = self._timing.suspicion_timeout_s * scale
         silence_s *= PLAIN_WORKER_HEARTBEATS if phase.follow_link.is_plain_worker else 1
-        if view.last_frame_s <= phase.since_s:  # It has not even said that it heard.
+        if view.last_frame_s <= phase.since_s:  # No frame has arrived yet.
             silence_s += self._address_book.dial_wait_s
         return self._timeout_scaling.silent_since_s(view.last_frame_s) + silence_s
 
     def _on_stepping_down(self, phase: SteppingDown, now: Moment) -> list[Effect]:
-        """Give up a winner that takes too long to claim, or is gone."""
+        """Stop waiting for a winner that is lost, or does not claim or pull in time."""
         if now.mono_s < self._step_down_deadline_s(phase):
             return []
         if phase.follow_link is None:
@@ -207,11 +207,12 @@ class Timeouts:
             dispatcher = phase.follow_link.dispatcher
             effects = self._peer_table.disconnect(dispatcher, "silent", now)
             return [*effects, *self._election.start_discovering("winner lost", now)]
-        # The rest is on this disk and joins later; the worker must not wait.
+        # The rest of the log is on this disk and is pulled later; the worker must not
+        # wait.
         return self._election.finish_step_down("the worker waits no longer", now)
 
     def _step_down_deadline_s(self, phase: SteppingDown) -> float:
-        """Return when this node waits for the winner no longer."""
+        """Return the end of the wait for the winner."""
         if phase.follow_link is None:
             return phase.since_s + self._timing.step_down_s
         return min(
@@ -220,12 +221,12 @@ class Timeouts:
         )
 
     def _winner_deadline_s(self, follow_link: FollowLink) -> float:
-        """Return when a winner that says nothing more is taken for lost."""
+        """Return the time at which a silent winner counts as lost."""
         view = self._peer_table.peers.get(follow_link.dispatcher)
         return 0.0 if view is None else view.last_frame_s + self._timing.step_down_s
 
     def on_pause(self, gap_s: float, now: Moment) -> None:
-        """This node itself stood still: others get the time of silence again."""
+        """Restart the timeouts after a pause of this node itself."""
         self._timeout_scaling.on_pause(now)
         phase = self._phase
         if isinstance(phase, Discovering):
@@ -234,12 +235,12 @@ class Timeouts:
             self._suspicion.restart_probe(now)
         self.set_timer(now)
 
-    # Doubts
+    # Suspicions
 
     def _start_suspicion(
         self, phase: Discovering | Following, suspect: NodeId, now: Moment
     ) -> list[Effect]:
-        """Doubt that a dispatcher lives; its worker stands by meanwhile."""
+        """Suspect a dispatcher, and probe it."""
         suspicion = Suspicion(
             suspect, self._timing, self._timeout_scaling.timeout_scale(now)
         )
@@ -247,7 +248,7 @@ class Timeouts:
         return self._probe_suspect(suspicion, now)
 
     def _probe_suspect(self, suspicion: Suspicion, now: Moment) -> list[Effect]:
-        """Dial the suspect, and ask others about it, those first that know best."""
+        """Dial the suspect and the first successors; probe peers, successors first."""
         suspect, peer_table = suspicion.suspect, self._peer_table
         successors = self._candidacy.successors
         successors_here = [node for node in successors if node in peer_table.peers]
@@ -263,25 +264,25 @@ class Timeouts:
         return effects
 
     def _dial_node(self, node: NodeId, now: Moment) -> list[Effect]:
-        """Dial a node where this one has seen it, else where the roster says it is."""
+        """Dial a node at its known addresses, else at those of the roster."""
         listed = self._candidacy.successors.get(node, ())
         return self._address_book.dial_node(
             node, self._address_book.addresses_of(node) or listed, now
         )
 
     def _next_dial_round_s(self, phase: Campaigning) -> float:
-        """Return when it dials more of those before it, though no dial has failed.
+        """Return the time at which to dial one more successor, without a failed dial.
 
-        Hosts that are gone refuse nothing; a dial to each takes its time.
+        A host that is gone does not refuse a dial; the dial times out instead.
         """
         if phase.is_end_proven and phase.dial_rounds:
             return math.inf
         return phase.since_s + phase.dial_rounds * self._timing.claim_stagger_s
 
     def _dial_earlier_successors(self, phase: Campaigning, now: Moment) -> list[Effect]:
-        """Dial down the roster, a few at a time, until one is met that goes before.
+        """Dial earlier successors, a few at a time, until one is connected.
 
-        So all who have lost the same links meet at the first of them that is there.
+        Thus all nodes that lost the same links connect to the first live successor.
         """
         while now.mono_s >= self._next_dial_round_s(phase):
             phase.dial_rounds += 1
@@ -295,7 +296,7 @@ class Timeouts:
         return effects
 
     def _is_suspicion_over(self, suspicion: Suspicion, now: Moment) -> bool:
-        """Whether a dispatcher that others name is dead, or may be asked about anew."""
+        """Return True if the suspect is dead, or if probes about it are due again."""
         if suspicion.evaluate(now) is not SuspicionState.DEAD:
             return suspicion.is_probe_due(now)
         for view in self._peer_table.peers.values():
@@ -304,14 +305,14 @@ class Timeouts:
         return True
 
     def _absent_dispatcher(self) -> NodeId | None:
-        """Return the highest dispatcher that peers name and that is not connected."""
+        """Return the unconnected dispatcher that a peer names in the highest epoch."""
         peers = self._peer_table.peers
         here = {None, self._me, *peers}
         named = [view for view in peers.values() if view.dispatcher not in here]
         return max(named, key=lambda view: view.epoch).dispatcher if named else None
 
     def on_probe(self, peer: NodeId, message: Probe, now: Moment) -> list[Effect]:
-        """Say how long ago a frame came from the node that is asked about."""
+        """Answer with the age of the last frame from the suspect."""
         suspect = message.suspect
         age_s = (
             0.0 if suspect == self._me else self._peer_table.frame_age_s(suspect, now)
@@ -320,25 +321,26 @@ class Timeouts:
         return [Send(peer, (ok,))]
 
     def on_dispatcher_heard(self, now: Moment) -> list[Effect]:
-        """The dispatcher that this node follows has sent a heartbeat."""
+        """Postpone the timeout after a heartbeat of the dispatcher."""
         phase, election = self._phase, self._election
         if not isinstance(phase, Following) or phase.suspicion is not None:
             return []
         self.set_timer(now)
         if not self._candidacy.reads_newer_log_than(phase.follow_link.dispatcher):
             return []
-        # It was followed while this node could not reign, or had no such log yet.
+        # When it was followed, this node was not eligible, or its log had an older
+        # version.
         return election.claim_epoch_above(election.epoch, UNREADABLE_LOG_REASON)
 
     def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
-        """Take a peer's word about a suspect."""
+        """Record a peer's answer about the suspect."""
         self._election.observe_term(message.epoch.term)
         if self._suspicion is not None:
             self._suspicion.on_probe_ok(message)
         return []
 
     def on_dial_failed(self, event: DialFailed, now: Moment) -> list[Effect]:
-        """Nobody is where a node was; if it was refused, its process is gone."""
+        """Skip a successor after a failed dial; a refusal proves a suspect dead."""
         node, phase, suspicion = event.node, self._phase, self._suspicion
         if node is None:
             return []
@@ -352,7 +354,7 @@ class Timeouts:
         if node != lost_dispatcher:
             return self.on_time(now) if isinstance(phase, Campaigning) else []
         if not event.was_refused:
-            # As a process ends, its links may do so before it listens no more.
+            # A process that ends may close its links before its listening socket.
             return self._dial_node(node, now) if is_first else []
         if isinstance(phase, Campaigning):
             phase.is_end_proven = True
@@ -361,10 +363,10 @@ class Timeouts:
         return self.on_time(now)
 
     def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """A link ended; that of the dispatcher is a reason to doubt it."""
+        """Suspect the dispatcher if its link ended."""
         phase = self._phase
         if isinstance(phase, Campaigning):
-            return self.on_time(now)  # It may be one that was met, and goes before.
+            return self.on_time(now)  # The peer may have been an earlier successor.
         if peer != self._election.dispatcher:
             return []
         if isinstance(phase, SteppingDown):
@@ -374,7 +376,8 @@ class Timeouts:
         if reason == STOPPING_REASON:
             return self._election.on_dispatcher_lost("it stopped", now)
         if reason not in NON_PARTITION_REASONS:
-            # This node stood still, else it would have noticed the silence: it may have
-            # been given up as standby meanwhile, and what told it so is lost.
+            # Without a pause of its own, this node would have noticed the silence. In
+            # the pause, the dispatcher may have dropped it as standby, and the message
+            # about it is lost.
             self._election.on_dispatcher_silent(now.mono_s)
         return self._start_suspicion(phase, peer, now)

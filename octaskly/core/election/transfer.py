@@ -1,6 +1,6 @@
-"""Giving the reign to a follower: one successor after another is asked to claim.
+"""Transfer of the role of dispatcher: asks one successor after another to claim.
 
-A dispatcher hands over when its node stops, and when its disk takes no more writes.
+A dispatcher transfers its role when its node stops, or when its disk fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SUCCESSORS_ASKED_MAX = 3
 
 
 class DispatcherTransfer:
-    """The successors that were asked, and how long the last may take."""
+    """The successors asked so far, and the deadline of the latest."""
 
     def __init__(
         self,
@@ -34,33 +34,33 @@ class DispatcherTransfer:
         self._election = election
         self._replication = replication
         self._asked_successors: list[NodeId] = []
-        self._asked_at_s: float | None = None  #: when the last was asked
+        self._asked_at_s: float | None = None  #: when the latest was asked
         self._transferred_epoch: DispatcherEpoch | None = (
-            None  #: what it was asked to take over
+            None  #: the epoch that it was asked to succeed
         )
 
     @property
     def is_in_progress(self) -> bool:
-        """Whether a successor is claiming, so that the log must not grow."""
+        """Return True if a successor may be claiming, so the log must not grow."""
         return (
             self._transferred_epoch is not None
             and self._transferred_epoch is self._election.dispatcher_epoch
         )
 
     def reset(self) -> None:
-        """Begin with the best successor again."""
+        """Forget the successors asked, so that the next one is the best again."""
         self._asked_successors.clear()
         self._asked_at_s = self._transferred_epoch = None
 
     def ask_next_successor(
         self, now: Moment, *, must_be_in_sync: bool = False
     ) -> list[Effect] | None:
-        """Ask the next successor, or wait for the last; None: nobody is left to ask.
+        """Ask the next successor, or wait for the latest; None: no successor is left.
 
         Args:
             now: Both clocks.
-            must_be_in_sync: Ask only a standby that holds everything, as this node's
-                own disk does not.
+            must_be_in_sync: Ask only a standby that has acknowledged everything,
+            because this node's own disk fails.
         """
         dispatcher_epoch = self._election.dispatcher_epoch
         assert dispatcher_epoch is not None
@@ -88,7 +88,7 @@ class DispatcherTransfer:
         return [note, Send(successor, (transfer,))]
 
     def deadline(self) -> float | None:
-        """Return when the successor that was asked last has had its time."""
+        """Return the deadline of the latest successor; None: none was asked."""
         if self._asked_at_s is None:
             return None
         return self._asked_at_s + self._timing.step_down_s
@@ -96,9 +96,9 @@ class DispatcherTransfer:
     def _best_successor(
         self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, must_be_in_sync: bool
     ) -> NodeId | None:
-        """Return the best follower that was not asked, unless enough were.
+        """Return the best follower not asked yet; None after `SUCCESSORS_ASKED_MAX`.
 
-        A standby that holds all is best: the claim need not wait for the log.
+        A standby that holds everything is best: its claim need not wait for the log.
         """
         if len(self._asked_successors) >= SUCCESSORS_ASKED_MAX:
             return None
