@@ -1,8 +1,8 @@
-"""Asks peers for the entries that they hold and this node lacks.
+"""Anti-entropy: pulls from peers the entries that this node lacks.
 
-One PULL at a time goes to a peer; each non-empty answer is followed by another, so the
-last PULL of a series shows the peer what this node holds by then. A peer may answer
-with a snapshot, part by part; one that stops half-way is begun again.
+Each peer gets one PULL at a time. After each non-empty answer follows another PULL, so
+the last PULL of a series shows the peer everything that this node holds. A peer may
+answer with a snapshot in parts. An interrupted snapshot starts again.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ from octaskly.core.replication.journal import Journal
 
 
 class AntiEntropy:
-    """Which peers were asked for entries and have not answered."""
+    """The pending pulls and snapshots of each peer."""
 
     def __init__(self, journal: Journal, outbox: Outbox) -> None:
         self._outbox = outbox
         self._journal = journal
         self._pending_pulls: set[NodeId] = set()
         self._snapshots: dict[NodeId, tuple[int, SnapshotHead]] = {}
-        """Of snapshots under way, each with the name that it was given here."""
-        self._last_snapshot_id = 0  #: the name of the last that was begun
+        """Id, assigned by this node, and head of each snapshot in progress."""
+        self._last_snapshot_id = 0  #: id of the latest snapshot
         self._last_appends: dict[
             NodeId, int
-        ] = {}  #: append of the last entries that came
+        ] = {}  #: number of the append with the latest entries
         self._has_new_entries = False
         self._rows_wanted: dict[NodeId, VectorItems] = {}
-        """Whose rows are to be asked for, and how far they go beyond its log."""
+        """Rows to pull: the extent of each peer's rows beyond its log."""
         self._rows_pulling: dict[
             NodeId, VectorItems
-        ] = {}  #: the same, of those asked for
-        self._rows_held: dict[NodeId, VectorItems] = {}  #: and of those that came
+        ] = {}  #: the same, for pulls in progress
+        self._rows_held: dict[NodeId, VectorItems] = {}  #: the same, for rows received
 
     @property
     def is_pulling(self) -> bool:
-        """Whether a peer owes an answer."""
+        """Return True if an answer of any peer is pending."""
         return bool(self._pending_pulls or self._snapshots)
 
     def awaits_answer_from(self, peer: NodeId) -> bool:
-        """Whether this peer does."""
+        """Return True if an answer of this peer is pending."""
         return peer in self._pending_pulls or peer in self._snapshots
 
     def lacks_rows(self, peer: NodeId, rows_ahead: VectorItems) -> bool:
-        """Whether a peer has rows of which neither log nor rows here know."""
+        """Return True if the peer has rows ahead that this node's log and rows lack."""
         is_known = self._rows_held.get(peer) == rows_ahead
         return not is_known and not covers(self._journal.vector, rows_ahead)
 
     def pull_missing(self, peer: NodeId, vector: VectorItems) -> list[Effect]:
-        """Ask the peer for what `vector` counts beyond this node's own."""
+        """Pull from the peer if `vector` covers entries that this node lacks."""
         if covers(self._journal.vector, vector):
             return []
         return self.pull_from(peer)
 
     def pull_from(self, peer: NodeId, rows_ahead: VectorItems = ()) -> list[Effect]:
-        """Ask the peer for more, which also shows it what this node holds.
+        """Send a PULL, which also shows the peer this node's vector.
 
-        What only its rows say, beyond its log, comes as a snapshot, if it is not known.
+        If the peer has unknown rows ahead of its log, the PULL asks for a snapshot.
         """
         if (
             self.lacks_rows(peer, rows_ahead)
@@ -78,10 +78,10 @@ class AntiEntropy:
         return [] if peer in self._pending_pulls else self._send_pull(peer)
 
     def on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
-        """Take entries in, and ask for more.
+        """Append a peer's entries, and pull more.
 
-        Only an empty answer ends the series. One that brings nothing new does not:
-        another peer may have brought the same meanwhile, and more may follow.
+        Only an empty answer ends the series. An answer without new entries does not:
+        another peer may have sent the same entries first, and more may follow.
         """
         self._pending_pulls.discard(peer)
         self._outbox.put(SyncProgressed())
@@ -95,19 +95,20 @@ class AntiEntropy:
         return [append, *self._pull_when_durable(peer, append.number)]
 
     def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
-        """Take rows in; ask for more once they are on disk, so that none pile up."""
+        """Merge rows; pull the next part once they are durable, to bound memory."""
         self._outbox.put(SyncProgressed())
         snapshot_id = message.cursor.snapshot_id
         if message.head is not None:
-            # Its giver names it by a clock that may stand still between two of them,
-            # and says again what it is asked for.
+            # The sender takes ids from a clock that may not advance between two
+            # snapshots, and it echoes the id in the cursor. So this node assigns a
+            # larger id.
             self._last_snapshot_id = snapshot_id = max(
                 self._last_snapshot_id + 1, snapshot_id
             )
             self._snapshots[peer] = snapshot_id, message.head
         name, head = self._snapshots.get(peer, (None, None))
         if head is None or name != snapshot_id:
-            return []  # Of a snapshot that was begun again since.
+            return []  # Part of a snapshot that has been restarted since.
         if not covers(dict(message.vector), head.vector):
             return self._restart_snapshot(peer)
         join = self._journal.merge_rows(message, head)
@@ -128,16 +129,16 @@ class AntiEntropy:
         return [join]
 
     def _restart_snapshot(self, peer: NodeId) -> list[Effect]:
-        """Ask anew: the giver lost the disk that it began with, and has other rows."""
+        """Restart a snapshot whose sender lost its disk and has other rows now."""
         self._snapshots.pop(peer, None)
         if peer in self._rows_pulling:
             self._rows_wanted[peer] = self._rows_pulling.pop(peer)
         return self._send_pull(peer)
 
     def pop_has_new_entries(self, connected: Container[NodeId]) -> bool:
-        """Return once whether entries came in, as soon as nobody owes an answer.
+        """Return True once after new entries, when no answer is pending.
 
-        Before that a task may seem to wait only because its end is still to come.
+        Earlier, a task may seem to be waiting only because its end has not arrived yet.
         """
         if self._pending_pulls or self._snapshots:
             for peer in {*self._pending_pulls, *self._snapshots}:
@@ -149,7 +150,7 @@ class AntiEntropy:
         return True
 
     def drop_peer(self, peer: NodeId) -> None:
-        """The link is gone, and the question with it."""
+        """Forget the pulls of a peer whose link ended."""
         if self.awaits_answer_from(peer):
             self._outbox.put(SyncProgressed())
         self._pending_pulls.discard(peer)
@@ -159,9 +160,9 @@ class AntiEntropy:
         self._rows_pulling.pop(peer, None)
 
     def _pull_when_durable(self, peer: NodeId, number: int) -> list[Effect]:
-        """Ask for more once the part before the last is on disk, so that none pile up.
+        """Pull more once the part before the latest is durable, to bound memory.
 
-        The disk is busy with one part while the next one is on its way.
+        Thus the disk writes one part while the next one is in transit.
         """
         before = self._last_appends.get(peer, 0)
         self._last_appends[peer] = number
@@ -173,7 +174,7 @@ class AntiEntropy:
                 self._send_pull(peer) if self._last_appends.get(peer) == number else []
             )
 
-        self._pending_pulls.add(peer)  # It owes the rest.
+        self._pending_pulls.add(peer)  # The rest is still pending.
         self._journal.defer_until_durable(go_on, before)
         return []
 

@@ -1,12 +1,11 @@
-"""Whether another node may hold tasks that this reign does not know.
+"""Catch-up: decides when "unknown here" means "unknown everywhere" (404 or 503).
 
-A dispatcher that is asked for an unknown task says "not found" only when it can know:
-nobody is missing who may have accepted it, and nothing is still being pulled. Until
-then the answer is that it cannot tell yet.
+A dispatcher answers "not found" only if no node is missing that may have accepted the
+task, and no pull is pending. Until then it answers that it is catching up.
 
-A follower that is cut off may follow somebody else, and keep tasks of that reign,
-before its silence shows. So an answer waits until each follower that may do so has
-confirmed a heartbeat that was sent after the question.
+A partitioned follower may follow another dispatcher, and store its tasks, before the
+silence is noticed. So an answer waits until every electable peer has confirmed a
+heartbeat that was sent after the request.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import CatchUpStatus, NotDispatching
 
-REMEMBERED_PEER_S = 30.0  #: for peers that are remembered to come, after a start
+REMEMBERED_PEER_S = 30.0  #: wait for remembered peers after a start
 
 NON_PARTITION_REASONS = (
     "eof",
@@ -34,11 +33,11 @@ NON_PARTITION_REASONS = (
     UNNEEDED_REASON,
     REVOKED_REASON,
 )
-"""Ends of a link after which the other side is not at work without this one."""
+"""Reasons of a link's end that rule out a partition."""
 
 
 class CatchUp:
-    """Who is missing in this reign, and for how long that is worth an excuse."""
+    """The missing nodes of this epoch, and the requests that wait for them."""
 
     def __init__(
         self,
@@ -48,43 +47,44 @@ class CatchUp:
         suspicion_timeout_s: float,
     ) -> None:
         self._suspicion_timeout_s = (
-            suspicion_timeout_s  #: after which a follower may claim
+            suspicion_timeout_s  #: a follower may claim after it
         )
         self._journal = journal
         self._peer_table = peer_table
         self._anti_entropy = anti_entropy
         self._epoch: Epoch = NO_EPOCH
         self._missing_nodes: dict[NodeId, float] = {}
-        """Nodes that may know more, and until when they are waited for."""
+        """Nodes that may hold unknown tasks, with the end of the wait for each."""
         self.pending_requests: list[tuple[int, Epoch, float]] = []
-        """Who waits for an answer: tickets, in which reign they asked, and when."""
+        """Waiting requests: ticket, epoch and time of each."""
 
     def expect_nodes(self, nodes: list[NodeId], now_s: float) -> None:
-        """These were in the mesh before this process started."""
+        """Wait for nodes that were in the mesh before this process started."""
         self._missing_nodes = dict.fromkeys(nodes, now_s + REMEMBERED_PEER_S)
 
     def start_catch_up(
         self, epoch: Epoch, roster: Roster | None, in_sync_epoch: Epoch, now_s: float
     ) -> None:
-        """Reign.
+        """Start an epoch of this node, and find the nodes that may hold more.
 
         Args:
-            epoch: Of this reign.
-            roster: As last heard from the dispatcher before.
-            in_sync_epoch: The reign with which this node's log was level last.
+            epoch: The new epoch.
+            roster: The latest roster of the previous dispatcher.
+            in_sync_epoch: The latest epoch in which this node was in sync.
             now_s: The monotonic clock.
         """
         self._epoch = epoch
         if roster is None:
-            # Nobody has said who was in the mesh that this node met.
+            # Without a roster, any node that this process has heard of may hold tasks.
             heard_of = self._peer_table.address_book.heard_of_nodes()
             self._missing_nodes.update(
                 dict.fromkeys(heard_of, now_s + REMEMBERED_PEER_S)
             )
             return
         for member in roster.members:
-            is_lost = member.state is NodeState.LOST  # It may be at work elsewhere.
-            # A standby has all that its dispatcher answered for, or another one has.
+            is_lost = member.state is NodeState.LOST  # It may still be running.
+            # Whatever the dispatcher acknowledged is on this in-sync standby or on
+            # another one.
             is_covered = (
                 member.role is Role.DISPATCHER and in_sync_epoch == roster.epoch
             )
@@ -96,9 +96,9 @@ class CatchUp:
     def on_peer_lost(
         self, node: NodeId, view: PeerView, reason: str, now_s: float
     ) -> None:
-        """A peer is gone, perhaps with entries that it had not handed over yet.
+        """Wait for a lost peer that may hold entries which this node lacks.
 
-        A follower of this reign that is cut off may also be at work elsewhere.
+        A partitioned follower of this epoch may also follow another dispatcher.
         """
         is_follower = view.followed_epoch == self._epoch
         is_cut_off = is_follower and reason not in NON_PARTITION_REASONS
@@ -110,14 +110,14 @@ class CatchUp:
             self._missing_nodes.pop(node, None)
 
     def add_request(self, ticket: int, now: Moment) -> None:
-        """Have `on_time` answer whether this reign knows of all tasks."""
+        """Add a request that `on_time` answers with the catch-up status."""
         self.pending_requests.append((ticket, self._epoch, now.mono_s))
 
     def on_time(self, own_epoch: Epoch | None, now: Moment) -> list[Effect]:
-        """Answer what can be answered.
+        """Answer the requests that need not wait longer.
 
         Args:
-            own_epoch: The epoch in which this node reigns; None: in none.
+            own_epoch: The epoch of this dispatcher; None: this node is not dispatcher.
             now: The clocks.
         """
         requests, self.pending_requests = self.pending_requests, []
@@ -134,7 +134,7 @@ class CatchUp:
         return answers
 
     def _confirmed_heartbeat_s(self) -> float:
-        """Return when the last heartbeat was sent that all who may claim confirmed."""
+        """Return the send time of the last heartbeat confirmed by all candidates."""
         sent_s = math.inf
         for view in self._peer_table.peers.values():
             if view.info.electable:
@@ -144,7 +144,7 @@ class CatchUp:
         return sent_s
 
     def is_complete(self, now_s: float) -> bool:
-        """Return whether a task that is unknown here is unknown everywhere."""
+        """Return True if a task that is unknown here is unknown everywhere."""
         self._missing_nodes = {
             node: until_s
             for node, until_s in self._missing_nodes.items()
@@ -157,10 +157,10 @@ class CatchUp:
         )
 
     def _hears_all_followers(self, now_s: float) -> bool:
-        """Return whether no follower is silent for so long that it may have claimed.
+        """Return True if no electable peer has been silent long enough to claim.
 
-        Where a LAN falls apart, the other half takes this node for dead before this
-        one gives up the links to it.
+        In a partition, the other side may declare this node dead before this node
+        closes its links to that side.
         """
         return all(
             now_s - view.last_frame_s < self._suspicion_timeout_s
@@ -170,7 +170,7 @@ class CatchUp:
 
     @property
     def has_read_all(self) -> bool:
-        """Whether all that the nodes here hold can be read from this node's disk."""
+        """Return True if this node's disk holds all that connected nodes hold."""
         return (
             not self._anti_entropy.is_pulling
             and self._journal.is_remote_durable
@@ -180,7 +180,7 @@ class CatchUp:
         )
 
     def can_read_more(self, now_s: float) -> bool:
-        """Return whether a node that has more to tell is not silent."""
+        """Return True if more entries are expected from a peer that is not silent."""
         return not self._journal.is_remote_durable or any(
             now_s - view.last_frame_s < self._suspicion_timeout_s
             for node, view in self._peer_table.peers.items()
@@ -189,7 +189,7 @@ class CatchUp:
         )
 
     def _has_read_peer(self, node: NodeId, view: PeerView) -> bool:
-        """Whether a node that follows holds nothing that this one has not."""
+        """Return True if a follower holds nothing that is missing here."""
         return (
             self._is_follower(node)
             and not self._anti_entropy.lacks_rows(node, view.rows_ahead)

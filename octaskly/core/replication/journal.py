@@ -1,7 +1,7 @@
-"""Numbers what this node makes durable, and holds back what depends on it.
+"""Journal: numbers the writes of this node, and defers actions until they are durable.
 
-Owns the vector, the hybrid clock, this node's own stream, and the actions that wait
-for a commit. One journal serves election and dispatch, since one writer serves both.
+Owns the vector, the hybrid clock, this node's own stream, and the deferred actions.
+Election and dispatcher share one journal because they share one writer.
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.protocol.messages import Snapshot, SnapshotHead
 
 WhenDurable = Callable[[Moment], list[Effect]]
-"""What happens once something is durable."""
+"""An action for the time when a write is durable."""
 
 
 class Journal:
-    """The writing side of the log, seen from the rules."""
+    """The writing side of the log, as the core uses it."""
 
     def __init__(self, saved: SavedState, outbox: Outbox) -> None:
         self._outbox = outbox
         self.vector: Vector = dict(saved.vector)
-        """Per stream the last sequence handed to the writer."""
+        """Per stream, the last sequence number passed to the writer."""
         self._rows_ahead: Vector = dict(saved.rows_ahead)
         self.epochs: dict[StreamId, Epoch] = dict(saved.epochs)
-        """Who writes each stream that is known, in which reign."""
+        """The epoch, with its node, that writes each known stream."""
         self.floor = saved.floor
-        """What is void on every node that knows as much."""
+        """The compaction floor: entries below it are void."""
         self.record_table = RecordTable(saved.records)
-        """What is known that is about no task."""
+        """The records of the mesh, which belong to no task."""
         self.log_version = saved.log_version
-        """The newest version in which anybody wrote what may be held here."""
+        """The newest version of any entry that this log may hold."""
         self._hlc = 0
         self._heard_hlc = (
             saved.hlc
-        )  #: highest timestamp of others, until it was followed
+        )  #: highest timestamp of other nodes that `_hlc` has not adopted yet
         self._last_number = 0
         self._persisted = 0
-        self._last_remote_number = 0  #: number of the last write with what others hold
+        self._last_remote_number = 0  #: number of the latest write of others' entries
         self.last_append = 0
         """Number of the last `Append`."""
         self.last_merge = 0
         """Number of the last `MergeRows`."""
         self.stream: StreamId | None = None
-        """This node's own, while it reigns."""
+        """This node's own stream, while it is dispatcher."""
         self._deferred: deque[tuple[int, WhenDurable]] = deque()
         if saved.records:
             outbox.put(RecordsAdded())
@@ -81,31 +81,31 @@ class Journal:
 
     @property
     def persisted(self) -> int:
-        """Up to this number everything is durable."""
+        """All writes up to this number are durable."""
         return self._persisted
 
     @property
     def is_all_durable(self) -> bool:
-        """Whether everything handed to the writer is durable."""
+        """Return True if everything passed to the writer is durable."""
         return self._persisted == self._last_number
 
     @property
     def is_remote_durable(self) -> bool:
-        """Whether all that came from others is durable, so that it can be read."""
+        """Return True if everything from other nodes is durable, hence readable."""
         return self._last_remote_number <= self._persisted
 
     def vector_items(self) -> VectorItems:
-        """Return the vector as messages carry it, ordered by stream."""
+        """Return the vector in the form of messages, ordered by stream."""
         return tuple(sorted(self.vector.items()))
 
     @property
     def has_rows_ahead(self) -> bool:
-        """Whether rows of snapshots say more than the log."""
+        """Return True if rows of snapshots are ahead of the log."""
         ahead = self._rows_ahead
         return bool(ahead) and not covers(self.vector, ahead.items())
 
     def rows_ahead_items(self) -> VectorItems:
-        """Return what rows of snapshots say beyond the log, ordered by stream."""
+        """Return the extent of snapshot rows beyond the log, ordered by stream."""
         vector = self.vector
         beyond = (
             (s, seq) for s, seq in self._rows_ahead.items() if seq > vector.get(s, 0)
@@ -113,7 +113,7 @@ class Journal:
         return tuple(sorted(beyond))
 
     def reserve_timestamps(self, now: Moment, times: int = 1) -> int:
-        """Return the next hybrid timestamp, the first of so many in a row."""
+        """Return the first of `times` consecutive hybrid timestamps."""
         if self._heard_hlc:
             heard, self._heard_hlc = (
                 min(self._heard_hlc, hlc_of_latest_remote(now.wall_ms)),
@@ -125,23 +125,23 @@ class Journal:
         return first
 
     def open_stream(self, stream: StreamId) -> None:
-        """Write own facts into `stream` from now on; it must be new."""
+        """Start to write own facts into `stream`, which must be new."""
         assert stream not in self.vector
         self.stream = stream
         self.vector[stream] = 0
 
     def close_stream(self) -> None:
-        """Write no more own facts: the reign is over, and streams never resume."""
+        """Stop writing own facts; a stream never resumes after its epoch."""
         self.stream = None
 
     def append(self, facts: Sequence[Fact], now: Moment) -> Append:
-        """Return the effect that writes `facts` at the end of the own stream.
+        """Return the effect that appends `facts` to the own stream.
 
-        A `Submitted` whose spec has an `ord` keeps it as its hybrid timestamp order:
-        callers take timestamps by `reserve_timestamps` first.
+        The `ord` of a `Submitted` spec is a hybrid timestamp; callers take it from
+        `reserve_timestamps` first.
         """
         stream = self.stream
-        assert stream is not None, "no reign, no facts"
+        assert stream is not None, "facts need an open stream"
         first, hlc = self.vector[stream] + 1, self.reserve_timestamps(now)
         entries = tuple(map(Entry, repeat(stream), count(first), count(hlc), facts))
         if entries:
@@ -158,17 +158,17 @@ class Journal:
     ) -> Append | None:
         """Return the effect that stores a peer's entries; None if all are known.
 
-        Entries beyond a gap are left out: a later PULL brings them.
+        Entries beyond a gap are left out, because a later PULL fetches them.
         """
         new_entries = []
         for entry in entries:
             if entry.stream == self.stream:
-                continue  # Nobody but this node writes there.
+                continue  # Only this node writes there.
             fact = entry.fact
             if isinstance(fact, Floor) and not covers(
                 self.vector, fact.required_vector
             ):
-                continue  # As a gap: first comes what it builds on.
+                continue  # Treat it as a gap: the entries that it requires come first.
             if entry.seq == self.vector.get(entry.stream, 0) + 1:
                 self.vector[entry.stream] = entry.seq
                 self._heard_hlc = max(self._heard_hlc, entry.hlc)
@@ -183,7 +183,7 @@ class Journal:
         return append
 
     def merge_rows(self, part: Snapshot, head: SnapshotHead) -> MergeRows:
-        """Return the effect that stores rows; the last ones bring the vector."""
+        """Return the effect that stores rows; the last part also raises the vector."""
         for record in part.records:
             self.record_table.add_record(record)
             self._outbox.put(RecordsAdded())
@@ -206,7 +206,7 @@ class Journal:
         )
 
     def floor_for_own_stream(self, floor: Floor) -> Floor:
-        """Return a floor as this node's stream says it, now."""
+        """Return `floor` with the vector that this node's stream requires now."""
         void = {mark.stream: mark.seq for mark in floor.stream_floors}
         required_vector = tuple(
             (stream, seq)
@@ -216,7 +216,7 @@ class Journal:
         return replace(floor, required_vector=required_vector)
 
     def _apply_mesh_fact(self, fact: Fact) -> None:
-        """Go by a fact that is about no task."""
+        """Apply a fact that belongs to no task."""
         if isinstance(fact, Floor):
             self.raise_floor(fact)
         elif isinstance(fact, Recorded):
@@ -224,7 +224,7 @@ class Journal:
             self._outbox.put(RecordsAdded())
 
     def raise_floor(self, floor: Floor) -> None:
-        """Hold void entries for known: nobody needs them any more."""
+        """Raise the compaction floor; the void entries below it count as known."""
         self.floor = join_floors(self.floor, floor)
         self._outbox.put(FloorRaised())
         for mark in floor.stream_floors:
@@ -232,10 +232,10 @@ class Journal:
             self.epochs[mark.stream] = mark.epoch
 
     def is_below_floor(self, attempt: AttemptId, spec: TaskSpec) -> bool:
-        """Whether the floor has passed the task, so that only the store knows it.
+        """Return True if the task is below the floor, so that only the store has it.
 
-        Streams are pulled in the order of their reigns, so who holds any of the stream
-        in which the attempt was assigned holds what was said of the task before.
+        Streams are pulled in the order of their epochs. So a node that holds any entry
+        of the attempt's stream also holds all earlier entries of the task.
         """
         return (
             accepted_hlc(spec) <= self.floor.horizon and attempt.stream in self.vector
@@ -276,27 +276,30 @@ class Journal:
     def defer_until_durable(
         self, callback: WhenDurable, number: int | None = None
     ) -> None:
-        """Do `then` once `last_number` (by default: everything so far) is durable."""
+        """Call `callback` once `number` (default: everything so far) is durable."""
         self._deferred.append(
             (self._last_number if number is None else number, callback)
         )
 
     def when_durable(self, callback: WhenDurable, now: Moment) -> list[Effect]:
-        """Do `then` at once if nothing is on its way to the disk, else after it."""
+        """Call `callback` now if everything is durable, else once it is."""
         if self.is_all_durable:
             return callback(now)
         self.defer_until_durable(callback)
         return []
 
     def on_persisted(self, number: int) -> None:
-        """Everything up to `last_number` is durable; `run_deferred` does what waited for it."""
+        """Record that all writes up to `number` are durable.
+
+        The caller then runs the deferred actions with `run_deferred`.
+        """
         is_news = self._persisted < self._last_remote_number <= number
-        if is_news and self.stream is not None:  # Others do not read their log.
+        if is_news and self.stream is not None:  # Only a dispatcher reads its log.
             self._outbox.put(SyncProgressed())
         self._persisted = max(self._persisted, number)
 
     def run_deferred(self, now: Moment) -> list[Effect]:
-        """Do, in order, what waited for commits that are done."""
+        """Run the deferred actions of durable writes, in order."""
         effects: list[Effect] = []
         while self._deferred and self._deferred[0][0] <= self._persisted:
             effects += self._deferred.popleft()[1](now)

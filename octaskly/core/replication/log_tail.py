@@ -1,6 +1,6 @@
-"""What a dispatcher appended lately: enough to bring a follower level from memory.
+"""Log tail: the latest appends, in memory, from which a follower can catch up.
 
-Bounded in entries and bytes; what is older is on disk and asked for by PULL.
+It is bounded in entries and bytes. Older entries are on disk, and followers pull them.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import CHAR_BYTES
 from octaskly.core.protocol.messages import Replicate
 
-ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
-FIELDS_CHARS = 3  #: what stands beside a path, as characters
+ENTRY_BYTES = 200  #: approximate size of an entry without its texts
+FIELDS_CHARS = 3  #: the other fields of an output file, in characters
 
 
 @dataclass(slots=True)
 class UnackedPart:
-    """Something under way to a standby."""
+    """Appends in transit to a standby, not acknowledged yet."""
 
     number: int
     sent_s: float
     entry_count: int
     size_bytes: int
-    last_seqs: dict[StreamId, int]  #: last sequence of each stream in it
+    last_seqs: dict[StreamId, int]  #: last sequence number of each stream in it
 
 
 class LogTail:
-    """The last appends of a reign, in order."""
+    """The latest appends of an epoch, in order."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._appends: deque[tuple[Append, int]] = deque()  #: with their bytes
+        self._appends: deque[tuple[Append, int]] = deque()  #: with their sizes in bytes
         self._entry_count = self._size_bytes = 0
         self._base_vector: Vector = {}
-        """What a node must hold for the tail to bring it level."""
+        """The entries that a node must hold to catch up from the tail."""
 
     def restart_from(self, vector: Vector) -> None:
-        """Start empty, behind what `vector` counts."""
+        """Clear the tail; it starts after the entries that `vector` covers."""
         self._appends.clear()
         self._entry_count = self._size_bytes = 0
         self._base_vector = dict(vector)
 
     def may_keep(self, append: Append) -> bool:
-        """Whether an append may stay, by its entries."""
+        """Return True if an append has few enough entries for the tail."""
         return len(append.entries) <= self._limits.tail_entries
 
     def add(self, append: Append, size_bytes: int) -> None:
-        """Keep one more append, and let go of the oldest beyond the bounds."""
+        """Add an append, and remove the oldest ones beyond the bounds."""
         self._appends.append((append, size_bytes))
         for entry in append.entries:
             if type(entry.fact) is Floor:
@@ -86,9 +86,10 @@ class LogTail:
                 self._base_vector[entry.stream] = max(before, entry.seq)
 
     def _raise_base(self, floor: Floor) -> None:
-        """Give nothing to who lacks what is void: it is in no row, either.
+        """Never stream to a node that lacks void entries: no row has them either.
 
-        The other half of a split may hold tasks to which it would still be joined.
+        After a partition, the other side may hold tasks with which they must still be
+        merged.
         """
         for stream, seq in floor.ends:
             self._base_vector[stream] = max(self._base_vector.get(stream, 0), seq)
@@ -96,7 +97,7 @@ class LogTail:
     def appends_missing_in(
         self, peer_vector: Mapping[StreamId, int]
     ) -> list[Append] | None:
-        """Return what a node lacks that holds so much; None: the tail is too short."""
+        """Return the appends that a peer lacks; None: the tail starts too late."""
         if not covers(peer_vector, self._base_vector.items()):
             return None
         missing = []
@@ -116,10 +117,11 @@ def replicate_messages(
     *,
     acks_beyond_standbys: bool = False,
 ) -> tuple[Replicate, ...]:
-    """Return appends as messages of at most about `bytes_max`, complete at `number`.
+    """Return appends as messages of about `bytes_max` at most.
 
-    All but the last have the number 0, as they complete no append. The last says
-    whether the sender answers for more than it appends.
+    The last message has `number`. The others have the number 0, because they complete
+    no append. The last one also says if the sender acknowledges more than the standbys
+    hold.
     """
     epoch = dispatcher_epoch.epoch
     messages = []
@@ -142,11 +144,11 @@ def replicate_messages(
 
 
 def append_size_bytes(append: Append) -> int:
-    """Return roughly how many bytes an append takes on the wire."""
+    """Return the approximate size of an append on the wire, in bytes."""
     size = ENTRY_BYTES * len(append.entries)
     for entry in append.entries:
         fact = entry.fact
-        if type(fact) is Submitted:  # Of which there are ten thousand in one.
+        if type(fact) is Submitted:  # Common: ten thousand in one append.
             size += fact.spec.size_bytes
         else:
             size += _entry_size_bytes(entry) - ENTRY_BYTES
@@ -155,7 +157,7 @@ def append_size_bytes(append: Append) -> int:
 
 def _entry_size_bytes(entry: Entry) -> int:
     fact = entry.fact
-    if isinstance(fact, Assigned):  # Every third.
+    if isinstance(fact, Assigned):  # First, because every third entry is one.
         return ENTRY_BYTES
     if isinstance(fact, Finished):
         outcome = fact.outcome
@@ -174,7 +176,7 @@ def _entry_size_bytes(entry: Entry) -> int:
 def unacked_part(
     appends: Sequence[Append], number: int, size_bytes: int, now: Moment
 ) -> UnackedPart:
-    """Return what is kept of appends that are on their way."""
+    """Return the bookkeeping for appends in transit."""
     entries = [entry for append in appends for entry in append.entries]
     ends = {entry.stream: entry.seq for entry in entries}
     return UnackedPart(number, now.mono_s, len(entries), size_bytes, ends)

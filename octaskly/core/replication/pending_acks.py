@@ -1,8 +1,8 @@
-"""Answers that promise durability: each waits until that is true.
+"""Pending acknowledgements: answers that wait until their data is durable.
 
-It waits for this node's disk and for one standby. Where no standby acknowledges, it
-leaves after `solo_s` with a count of one copy, and later ones leave without waiting,
-until a standby is level again.
+An answer waits for this node's disk and for one standby. If no standby acknowledges
+within `replication_wait_s`, the answer leaves and reports one copy. Later answers do
+not wait until a standby is in sync again.
 
 Source: docs/explanation/replication.md.
 """
@@ -19,7 +19,7 @@ from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal
 
 WhenReplicated = Callable[[Moment, int], list[Effect]]
-"""What happens once something is safe; it is given how many disks hold that."""
+"""An action for replicated data; it gets the time and the number of durable copies."""
 
 ALWAYS = float("-inf")
 NEVER = float("inf")
@@ -27,23 +27,24 @@ NEVER = float("inf")
 
 @dataclass(slots=True)
 class _PendingAck:
-    """An answer that waits."""
+    """A waiting answer."""
 
-    commit_number: int  #: durable here at this commit
-    append_number: int  #: and at a standby that acknowledged this append
+    commit_number: int  #: durable here once this write is
+    append_number: int  #: on a standby that acknowledged this append
     since_s: float
     on_replicated: WhenReplicated
     remaining_copies: frozenset[NodeId] = frozenset()
-    """Standbys that had acknowledged it when the reign ended, and are there still."""
+    """Connected standbys that had acknowledged it when the epoch ended."""
 
 
 class PendingAcks:
-    """The answers that wait, in the order in which they were given.
+    """The waiting answers, oldest first.
 
     Args:
-        journal: Tells what is durable here.
-        solo_s: How long an answer waits for a standby, in seconds.
-        holders: Returns which standbys have acknowledged an append.
+        journal: The source of the durable write number.
+        replication_wait_s: Longest wait for a standby, in seconds.
+        acked_standbys: Returns the standbys that have acknowledged an append.
+        timers: The heap with the timer `REPLICATION`.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class PendingAcks:
         timers: TimerHeap,
     ) -> None:
         self.unreplicated_since_s: float | None = ALWAYS
-        """Since when no standby is level, None if one is."""
+        """Time since when no standby has been in sync; None: one is."""
         self._journal = journal
         self._replication_wait_s = replication_wait_s
         self._acked_standbys = acked_standbys
@@ -63,22 +64,25 @@ class PendingAcks:
 
     @property
     def is_unreplicated(self) -> bool:
-        """Whether no standby is level: answers leave without one, now or soon."""
+        """Return True if no standby is in sync, so waits for one are limited."""
         return self.unreplicated_since_s is not None
 
     @property
     def is_empty(self) -> bool:
-        """Whether no answer waits."""
+        """Return True if no answer waits."""
         return not self._pending
 
     def when_replicated(self, callback: WhenReplicated, now: Moment) -> list[Effect]:
-        """Do `on_replicated` once all that was decided so far is durable in two places."""
+        """Call `callback` once everything appended so far has two durable copies.
+
+        After `replication_wait_s`, one copy is enough.
+        """
         number, append_number = self._journal.last_number, self._journal.last_append
         self._pending.append(_PendingAck(number, append_number, now.mono_s, callback))
         return self.release_acks(now)
 
     def release_acks(self, now: Moment) -> list[Effect]:
-        """Do what waited, in order, as far as it is safe."""
+        """Release the answers that are sufficiently replicated, in order."""
         if not self._pending:
             return []
         effects: list[Effect] = []
@@ -99,17 +103,17 @@ class PendingAcks:
         return effects
 
     def note_current_copies(self) -> None:
-        """Remember where there are copies of each: the standbys are let go."""
+        """Keep the copies of each answer before the list of standbys is cleared."""
         for ack in self._pending:
             ack.remaining_copies = self._acked_standbys(ack.append_number)
 
     def discount_node(self, node: NodeId) -> None:
-        """Count on a node no more that may never come back with its copies."""
+        """Stop counting the copies of a node that may never return."""
         for ack in self._pending:
             ack.remaining_copies -= {node}
 
     def deadline(self) -> float:
-        """Return when the first leaves with a single copy, if only time is lacking."""
+        """Return the time at which the first answer leaves with a single copy."""
         if not self._pending:
             return NEVER
         first = self._pending[0]
@@ -119,7 +123,7 @@ class PendingAcks:
         return self._single_copy_at_s(first) if has_copy else NEVER
 
     def _single_copy_at_s(self, ack: _PendingAck) -> float:
-        """Return when an answer leaves with a single copy."""
+        """Return the time at which an answer may leave with a single copy."""
         since_s = (
             ack.since_s
             if self.unreplicated_since_s is None

@@ -1,7 +1,7 @@
-"""The dispatcher's copies: which standbys keep what this reign appends.
+"""Replication: the dispatcher streams its appends to standbys.
 
-Everything that goes to this node's writer goes to the standbys in the same step.
-Answers wait in `promises` until one of them has acknowledged what they tell.
+Each append goes to this node's writer and to the standbys in the same step. Answers
+wait in `pending_acks` until a standby has acknowledged their data.
 
 Source: docs/explanation/replication.md.
 """
@@ -44,24 +44,24 @@ from octaskly.core.replication.pending_acks import (
 )
 
 STANDBYS_MAX = 2  #: electable followers that keep copies
-UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
+UNACKED_BYTES_MAX = 16 << 20  #: approximate bytes in transit to one standby
 
 DRAINING = NodeState.DRAINING
 
 
 class _SyncState(Enum):
-    """How far a standby has come."""
+    """The state of a standby."""
 
-    CATCHING_UP = "joining"  #: it pulls what it lacks
-    STREAMING = "streaming"  #: it is sent what is appended
-    IN_SYNC = "level"  #: and has acknowledged, so answers wait for it
+    CATCHING_UP = "joining"  #: it pulls missing entries
+    STREAMING = "streaming"  #: it gets each append
+    IN_SYNC = "level"  #: it also acknowledges, so answers wait for it
 
 
 @dataclass(slots=True)
 class _StandbyProgress:
-    """One standby."""
+    """The state of one standby, and the appends in transit to it."""
 
-    last_active_s: float  #: when it last pulled or acknowledged
+    last_active_s: float  #: time of its latest PULL or acknowledgement
     sync_state: _SyncState = _SyncState.CATCHING_UP
     acked: int = 0
     unacked: deque[UnackedPart] = field(default_factory=deque)
@@ -69,7 +69,7 @@ class _StandbyProgress:
 
 
 class Replication:
-    """Standbys, what is on its way to them, and what waits for them."""
+    """The standbys, the appends in transit to them, and the waiting answers."""
 
     def __init__(
         self,
@@ -86,22 +86,22 @@ class Replication:
         self._dispatcher_epoch: DispatcherEpoch | None = None
         self._standbys: dict[NodeId, _StandbyProgress] = {}
         self._dropped_as_slow_s: dict[NodeId, float] = {}
-        """When a node was last given up as too slow."""
+        """Time at which each node was last dropped as too slow."""
         self._log_tail = LogTail(settings.limits)
-        self._last_streamed = 0  #: of the last append that was streamed
+        self._last_streamed = 0  #: number of the latest streamed append
         self._pending_acks = PendingAcks(
             journal, settings.timing.replication_wait_s, self._acked_standbys, timers
         )
-        self._was_in_sync = False  #: a standby of this epoch, at the last look
-        self._seen_peer_changes = -1  #: of the members, at the last choice
-        self._next_choice_s = NEVER  #: when a node that was slow may be chosen again
+        self._was_in_sync = False  #: a standby was in sync at the latest check
+        self._seen_peer_changes = -1  #: change count at the latest choice
+        self._next_choice_s = NEVER  #: time at which a slow node may be chosen again
 
-    # --- The reign.
+    # --- The epoch.
 
     def start_replicating(
         self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, expects_standbys: bool
     ) -> None:
-        """Reign; with `is_expecting`, members who may be standbys are on their way."""
+        """Start an epoch; with `expects_standbys`, answers first wait for one."""
         self._dispatcher_epoch = dispatcher_epoch
         self._clear_standbys()
         self._log_tail.restart_from(self._journal.vector)
@@ -111,10 +111,11 @@ class Replication:
         )
 
     def stop_replicating(self, now: Moment) -> None:
-        """Reign no more; what waits is told how many copies it has, if it has any.
+        """End the epoch; waiting answers still report their number of copies.
 
-        A standby that was level may be about to reign without what it has not
-        acknowledged: that is told as if it were slow, and not at once.
+        A standby that was in sync may become dispatcher without the appends that it has
+        not acknowledged. So an answer with one copy still waits for
+        `replication_wait_s`.
         """
         self._pending_acks.note_current_copies()
         if not self._pending_acks.is_unreplicated:
@@ -130,11 +131,11 @@ class Replication:
         self._seen_peer_changes = -1
         self._next_choice_s = NEVER
 
-    # --- What is seen of it.
+    # --- State.
 
     @property
     def standby_nodes(self) -> tuple[NodeId, ...]:
-        """The standbys, the one that should succeed first."""
+        """The standbys, in-sync ones first; the first should succeed."""
         standbys = self._standbys
         in_sync = _SyncState.IN_SYNC
         return tuple(
@@ -143,28 +144,28 @@ class Replication:
 
     @property
     def has_in_sync_standby(self) -> bool:
-        """Whether a standby keeps up with this node."""
+        """Return True if a standby is in sync."""
         return _SyncState.IN_SYNC in [
             standby.sync_state for standby in self._standbys.values()
         ]
 
     @property
     def has_no_pending_acks(self) -> bool:
-        """Whether no answer waits."""
+        """Return True if no answer waits."""
         return self._pending_acks.is_empty
 
     def is_in_sync(self, node: NodeId) -> bool:
-        """Return whether this standby keeps up with what is appended."""
+        """Return True if `node` is an in-sync standby."""
         standby = self._standbys.get(node)
         return standby is not None and standby.sync_state is _SyncState.IN_SYNC
 
     def has_acked_all(self, node: NodeId) -> bool:
-        """Return whether this standby has acknowledged everything."""
+        """Return True if `node` is a standby that has acknowledged everything."""
         standby = self._standbys.get(node)
         return standby is not None and standby.acked >= self._journal.last_append
 
     def standby_views(self) -> tuple[StandbyView, ...]:
-        """Return the standbys in order, and how far each is behind."""
+        """Return the standbys in order, each with its lag in entries."""
         return tuple(
             self._standby_view(node, self._standbys[node])
             for node in self.standby_nodes
@@ -184,15 +185,15 @@ class Replication:
     # --- Answers.
 
     def when_replicated(self, callback: WhenReplicated, now: Moment) -> list[Effect]:
-        """Do `then` once all that was decided so far is durable in two places."""
+        """Call `callback` once everything appended so far is replicated."""
         return self._pending_acks.when_replicated(callback, now)
 
     def release_acks(self, now: Moment) -> list[Effect]:
-        """Do what waited, in order, as far as it is safe."""
+        """Release the answers that are sufficiently replicated, in order."""
         return self._pending_acks.release_acks(now)
 
     def discount_node(self, node: NodeId) -> None:
-        """Count on a node no more that is gone, for answers of an earlier reign."""
+        """Stop counting a lost node's copies for answers of an earlier epoch."""
         self._pending_acks.discount_node(node)
 
     def _acked_standbys(self, number: int) -> frozenset[NodeId]:
@@ -206,7 +207,7 @@ class Replication:
     # --- Streaming.
 
     def on_log_write(self, append: LogWrite, now: Moment) -> list[Effect]:
-        """Send the standbys what goes to this node's own disk."""
+        """Stream a write of this node to the standbys."""
         if self._dispatcher_epoch is None:
             return []
         if isinstance(append, MergeRows):
@@ -217,14 +218,14 @@ class Replication:
             for node, standby in self._standbys.items()
             if standby.sync_state is not _SyncState.CATCHING_UP
         ]
-        # It takes a while to count, and a large request is one step.
+        # Skip the count if possible: it is slow for a large request, which is one step.
         is_counted = bool(standbys) or self._log_tail.may_keep(append)
         size_bytes = append_size_bytes(append) if is_counted else 0
         self._log_tail.add(append, size_bytes)
         if not standbys:
             return []
         part = unacked_part((append,), append.number, size_bytes, now)
-        # The same messages for all, so that they are packed once.
+        # All standbys share the messages, so that they are encoded once.
         messages = self._replicate_messages(self._dispatcher_epoch, (append,))
         return [
             effect
@@ -233,7 +234,7 @@ class Replication:
         ]
 
     def _restart_standbys(self, now: Moment) -> list[Effect]:
-        """Rows of a snapshot came in, which are no entries: standbys join anew."""
+        """Restart the catch-up of all standbys: the tail cannot carry snapshot rows."""
         self._log_tail.restart_from(self._journal.vector)
         effects: list[Effect] = []
         for node, standby in self._standbys.items():
@@ -252,7 +253,7 @@ class Replication:
         now: Moment,
     ) -> list[Effect]:
         if standby.unacked_bytes + part.size_bytes > UNACKED_BYTES_MAX:
-            # More would end the link. It asks for the rest at its own pace.
+            # More would close the link. The standby pulls the rest at its own pace.
             self._restart_catch_up(standby, now)
             return self._serve_pull(node, now)
         if not standby.unacked:
@@ -263,15 +264,15 @@ class Replication:
         return [Send(node, messages)]
 
     def _serve_pull(self, node: NodeId, now: Moment) -> list[Effect]:
-        """Send a standby what it lacks; it asks on by itself for the rest.
+        """Send a standby the first missing entries; it then pulls the rest.
 
-        Only what is on disk can be read, and an empty answer would end its questions.
+        Only durable entries can be read, and an empty answer would end its pulls.
         """
         vector = tuple(sorted(self.peer_table.peers[node].vector.items()))
         return self._journal.when_durable(lambda _: [ServePull(node, vector)], now)
 
     def _restart_catch_up(self, standby: _StandbyProgress, now: Moment) -> None:
-        """A standby has to join again."""
+        """Set a standby back to catching up."""
         if standby.sync_state is _SyncState.IN_SYNC:
             self.peer_table.count_change()
         standby.sync_state = _SyncState.CATCHING_UP
@@ -286,20 +287,20 @@ class Replication:
     # --- Standbys.
 
     def on_pull(self, node: NodeId, message: Pull, now: Moment) -> list[Effect]:
-        """A peer asks for entries: a standby may be close enough by now."""
+        """Answer a PULL; stream to a standby if the tail has all that it lacks."""
         standby = self._standbys.get(node)
         if standby is None or message.cursor is not None:
             if standby is not None:
                 standby.last_active_s = now.mono_s
             return [ServePull(node, message.vector, message.cursor)]
-        # One that is streamed to asks only if something was lost on the way.
+        # A streaming standby pulls only if it has detected a gap.
         self._restart_catch_up(standby, now)
         return self._start_streaming(node, standby, now) or self._serve_pull(node, now)
 
     def on_replicate_ok(
         self, node: NodeId, message: ReplicateOk, now: Moment
     ) -> list[Effect]:
-        """A standby has made durable what it was sent."""
+        """Record an acknowledgement: the standby has made an append durable."""
         standby = self._standbys.get(node)
         dispatcher_epoch = self._dispatcher_epoch
         if (
@@ -309,7 +310,7 @@ class Replication:
         ):
             return []
         if message.number > self._last_streamed:
-            return []  # Nobody can hold what was never sent.
+            return []  # No standby can hold an append that was never sent.
         standby.last_active_s = now.mono_s
         standby.acked = max(standby.acked, message.number)
         peer_vector = self.peer_table.peers[node].vector
@@ -317,20 +318,23 @@ class Replication:
             part = standby.unacked.popleft()
             standby.unacked_bytes -= part.size_bytes
             for stream, seq in part.last_seqs.items():
-                # It may hold more, of a reign of its own.
+                # It may hold more, from an epoch of its own.
                 peer_vector[stream] = max(seq, peer_vector.get(stream, 0))
         effects: list[Effect] = []
         if standby.sync_state is _SyncState.STREAMING:
             effects += self._mark_in_sync(node, standby, dispatcher_epoch)
         effects += self.release_acks(now)
-        if not standby.unacked:  # As mostly, nothing is under way any more.
+        if not standby.unacked:  # The common case: nothing is in transit.
             self._timers.set(Timer.REPLICATION, self.deadline())
         return effects
 
     def _mark_in_sync(
         self, node: NodeId, standby: _StandbyProgress, dispatcher_epoch: DispatcherEpoch
     ) -> list[Effect]:
-        """Let answers wait for a standby from now on, and tell it where none did."""
+        """Mark a standby in sync, so that answers wait for it.
+
+        If no standby was in sync before, it also gets an empty `Replicate`.
+        """
         standby.sync_state = _SyncState.IN_SYNC
         was_unreplicated, self._pending_acks.unreplicated_since_s = (
             self._pending_acks.is_unreplicated,
@@ -339,7 +343,7 @@ class Replication:
         self._dropped_as_slow_s.pop(node, None)
         self.peer_table.count_change()
         note = LogLine("info", "standby level", (("peer", node),))
-        # What it was sent until now may have been answered for without it.
+        # Earlier appends may have been acknowledged to clients without it.
         return (
             [Send(node, self._replicate_messages(dispatcher_epoch, ())), note]
             if was_unreplicated
@@ -347,7 +351,7 @@ class Replication:
         )
 
     def on_follower_lost(self, node: NodeId, now: Moment, *, is_leaving: bool) -> None:
-        """A follower's link is gone, and its copy with it."""
+        """Drop a standby whose link ended."""
         if node in self._standbys:
             self._drop_standby(node, now.mono_s)
             if is_leaving and not self._has_candidates():
@@ -361,7 +365,7 @@ class Replication:
         )
 
     def update_standbys(self, now: Moment) -> list[Effect]:
-        """Replace standbys that are too slow, choose where one is missing."""
+        """Drop standbys that are too slow, and choose new ones."""
         if self._dispatcher_epoch is None:
             return self._pending_acks.release_acks(now)
         effects: list[Effect] = []
@@ -380,7 +384,7 @@ class Replication:
         return effects + self._pending_acks.release_acks(now)
 
     def _warn_single_copy(self) -> list[Effect]:
-        """Say it when tasks that are accepted from now on have one copy only."""
+        """Log a warning when the last in-sync standby is lost."""
         was_in_sync, self._was_in_sync = self._was_in_sync, self.has_in_sync_standby
         if self._was_in_sync or not was_in_sync:
             return []
@@ -389,21 +393,22 @@ class Replication:
         ]
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Do what is due.
+        """Update the standbys, and set the timer again.
 
-        The timer may be early: acknowledgements put it off, and do not set it.
+        The timer may be early: acknowledgements postpone the deadline without setting
+        it.
         """
         effects = self.update_standbys(now)
         self._timers.set(Timer.REPLICATION, self.deadline())
         return effects
 
     def deadline(self) -> float:
-        """Return when `update_standbys` has something to do."""
+        """Return the time at which `update_standbys` is due."""
         due_s = min(self._pending_acks.deadline(), self._next_choice_s)
         return min(due_s, *map(self._slow_at_s, self._standbys.values()), NEVER)
 
     def _slow_at_s(self, standby: _StandbyProgress) -> float:
-        """Return when a standby is too slow, if it is silent until then."""
+        """Return the time at which a silent standby counts as too slow."""
         if standby.sync_state is _SyncState.CATCHING_UP:
             return standby.last_active_s + self._timing.standby_cooldown_s
         if not standby.unacked:
@@ -411,7 +416,7 @@ class Replication:
         return standby.unacked[0].sent_s + self._timing.standby_timeout_s
 
     def _choose_standbys(self, now: Moment) -> list[Effect]:
-        """Take the best followers where standbys are missing."""
+        """Choose the best followers for the missing standbys."""
         assert self._dispatcher_epoch is not None
         timing = self._timing
         ranked = []
@@ -450,7 +455,7 @@ class Replication:
     def _start_streaming(
         self, node: NodeId, standby: _StandbyProgress, now: Moment
     ) -> list[Effect]:
-        """Stream to a standby if what it lacks is all in the tail."""
+        """Stream to a standby if the tail has all that it lacks."""
         missing = self._log_tail.appends_missing_in(self.peer_table.peers[node].vector)
         if missing is None:
             return []
@@ -479,7 +484,7 @@ class Replication:
         )
 
     def _drop_standby(self, node: NodeId, since_s: float) -> None:
-        """Count on a standby no more; `since_s` is when it was last of use."""
+        """Drop a standby; `since_s` is the time of its last useful acknowledgement."""
         del self._standbys[node]
         self.peer_table.set_standby(node, is_standby=False)
         if not self._pending_acks.is_unreplicated and not self.has_in_sync_standby:

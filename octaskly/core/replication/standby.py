@@ -1,9 +1,9 @@
-"""This node as standby: it keeps what the dispatcher appends, and says when it does.
+"""Standby: stores the dispatcher's appends and acknowledges them.
 
-An acknowledgement leaves only when everything up to it is on this node's disk: also
-what was pulled before the dispatcher began to stream. What is too much for one message
-is kept when all of it is here: else a dispatcher that dies leaves a part of a batch,
-which its successor would run.
+An acknowledgement leaves only when everything before it is on this node's disk,
+including entries that were pulled before streaming started. An append of several
+messages is stored only when it is complete. Otherwise a dispatcher that dies could
+leave part of a batch, and its successor would run that part.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from octaskly.core.protocol.messages import Heartbeat, Replicate, ReplicateOk
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 
-NO_EVIDENCE_S = float("-inf")  #: nothing later is known
+NO_EVIDENCE_S = float("-inf")  #: no heartbeat has given evidence
 HEARTBEATS_MAX = 150
-"""Heartbeats that are remembered: of over 4 s, as often as they come at most."""
+"""Heartbeats kept: those of over 4 s at the highest rate."""
 
 
 class _ConfirmedHeartbeat(NamedTuple):
-    """A heartbeat that was confirmed."""
+    """A heartbeat that this node has confirmed."""
 
-    sent_s: float  #: sender's clock, its name
-    confirmed_s: float  #: when it was confirmed
-    earlier_confirmed_s: float  #: it was sent after that
-    received_append: int  #: the last append that had come by then
-    acked_append: int  #: and the last that was acknowledged by then
+    sent_s: float  #: sender's clock; identifies the heartbeat
+    confirmed_s: float  #: this node's clock
+    earlier_confirmed_s: float  #: the heartbeat was sent after this
+    received_append: int  #: latest append received by then
+    acked_append: int  #: latest append acknowledged by then
 
 
 class AckGuarantee:
-    """What the heartbeats of one reign say of that.
+    """Evidence from heartbeats that the dispatcher still waits for this standby.
 
     Args:
-        solo_s: How long an answer waits for a standby, in seconds.
+        replication_wait_s: Longest wait of an answer for a standby, in seconds.
     """
 
     def __init__(self, replication_wait_s: float) -> None:
         self._replication_wait_s = replication_wait_s
         self._heartbeats: deque[_ConfirmedHeartbeat] = deque(maxlen=HEARTBEATS_MAX)
         self._unacked_since_s = NO_EVIDENCE_S
-        """What the dispatcher may lack an acknowledgement of was sent after that."""
+        """Every append that may lack an acknowledgement was sent after this time."""
 
     def end_guarantee(self) -> None:
-        """No answer waits for this node from now on."""
+        """Discard the evidence: answers do not wait for this node."""
         self._heartbeats.clear()
         self._unacked_since_s = NO_EVIDENCE_S
 
     def is_guaranteed(self, now_s: float) -> bool:
-        """Whether no answer can have left without this node yet."""
+        """Return True if no answer can have left without this node yet."""
         return now_s < self._unacked_since_s + self._replication_wait_s
 
     def on_heartbeat(
@@ -65,14 +65,15 @@ class AckGuarantee:
         received: int,
         acked: int,
     ) -> None:
-        """Take in a heartbeat that this node confirms now.
+        """Record a heartbeat that this node confirms now.
 
         Args:
-            sent_s: What it is told by.
-            confirmed_sent_s: The one whose confirmation the sender had heard last.
+            sent_s: Identifies the heartbeat.
+            confirmed_sent_s: The latest heartbeat whose confirmation reached the
+                sender.
             now_s: This node's clock.
-            received: Number of the last append that has come.
-            acked: Number of the last append that was acknowledged.
+            received: Number of the latest append received.
+            acked: Number of the latest append acknowledged.
         """
         heartbeats = self._heartbeats
         confirmed = next(
@@ -92,7 +93,8 @@ class AckGuarantee:
             ):
                 heartbeats.popleft()
             if heartbeats[0].received_append <= confirmed.acked_append:
-                # All that came before it was acknowledged, and that was heard.
+                # The dispatcher has received acknowledgements of all appends before
+                # this heartbeat.
                 self._unacked_since_s = max(
                     self._unacked_since_s, heartbeats[0].earlier_confirmed_s
                 )
@@ -100,11 +102,11 @@ class AckGuarantee:
 
 
 APPEND_PARTS_MAX: Final = 64
-"""Most parts of an append that are held: a dispatcher sends 16 MiB that way at most."""
+"""Limit of the parts held of an append; a dispatcher sends at most 16 MiB in parts."""
 
 
 class Standby:
-    """The standby's half of a node; idle until a dispatcher streams to it."""
+    """This node's role as standby; idle until a dispatcher streams to it."""
 
     def __init__(
         self, journal: Journal, anti_entropy: AntiEntropy, replication_wait_s: float
@@ -112,25 +114,21 @@ class Standby:
         self._journal = journal
         self._anti_entropy = anti_entropy
         self.in_sync_epoch: Epoch = NO_EPOCH
-        """The last reign that this node kept level with."""
+        """The latest epoch in which this node was in sync."""
         self._ack_guarantee = AckGuarantee(replication_wait_s)
-        self._received_append = (
-            0  #: number of the last `Repl`, so that acks are not repeated
-        )
-        self._acked_append = 0  #: number of the last that was acknowledged
-        self._streaming_epoch: Epoch = NO_EPOCH  #: the reign of the last `Repl`
-        self._parts: list[
-            Replicate
-        ] = []  #: what came of an append whose end is missing
+        self._received_append = 0  #: number of the latest `Replicate`
+        self._acked_append = 0  #: number of the latest acknowledged append
+        self._streaming_epoch: Epoch = NO_EPOCH  #: epoch of the latest `Replicate`
+        self._parts: list[Replicate] = []  #: parts of an incomplete append
         self._missing_vector: Vector = {}
-        """What was streamed beyond a gap: until it is here, no append is complete."""
+        """Entries streamed beyond a gap; no append is complete before they are here."""
 
     def mark_behind(self) -> None:
-        """The dispatcher may answer without this node: it serves or lists another."""
+        """Leave the in-sync state: the dispatcher may answer without this node."""
         self.in_sync_epoch = NO_EPOCH
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: Moment) -> None:
-        """The dispatcher says whether it waits for this node, and what it has heard."""
+        """Update the evidence that the dispatcher waits for this node."""
         if heartbeat.confirmed_sent_s is None:
             self._ack_guarantee.end_guarantee()
             self._mark_behind_in(heartbeat.epoch)
@@ -144,7 +142,7 @@ class Standby:
             )
 
     def check_ack_guarantee(self, now: Moment) -> None:
-        """Fall behind unless answers must have waited for this node until now."""
+        """Mark this node behind unless answers must have waited for it until now."""
         if not self._ack_guarantee.is_guaranteed(now.mono_s):
             self.mark_behind()
 
@@ -153,10 +151,10 @@ class Standby:
             self.mark_behind()
 
     def note_missed(self, message: Replicate) -> None:
-        """Note what this node did not keep, as it does not follow who streams it.
+        """Record entries that were streamed while this node did not follow the sender.
 
-        It may follow the same reign again, and must acknowledge nothing behind that
-        before it is here.
+        This node may follow the same epoch again. It must not acknowledge later appends
+        before these entries are here.
         """
         if message.epoch >= self._streaming_epoch:
             self._has_all_streamed(self._join_parts(message))
@@ -164,7 +162,7 @@ class Standby:
     def on_replicate(
         self, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
-        """Keep what the dispatcher of this node's epoch appends."""
+        """Store an append of the dispatcher, and acknowledge it once durable."""
         if not message.number and len(self._parts) < APPEND_PARTS_MAX:
             self._parts = [*self._earlier_parts(message), message]
             self._anti_entropy.drop_peer(peer)
@@ -173,15 +171,16 @@ class Standby:
         append = self._journal.append_remote(message.entries, message.epochs)
         effects: list[Effect] = [] if append is None else [append]
         if not self._has_all_streamed(message):
-            # It was taken for level, and is not: what is missing comes by PULL.
+            # This node has a gap, so it is not in sync, and pulls the missing entries.
             self._mark_behind_in(message.epoch)
             return [*effects, *self._anti_entropy.pull_from(peer)]
         self._anti_entropy.drop_peer(peer)
         if not message.number:
             return effects
         if message.acks_beyond_standbys:
-            # It answers for what its rows alone say, too, and that is not here yet;
-            # or without this node, until it has heard that it keeps up.
+            # The dispatcher also acknowledges data that only its rows hold, which this
+            # node lacks. Or it does not wait for this node until it knows that it is in
+            # sync.
             self._mark_behind_in(message.epoch)
         else:
             self.in_sync_epoch = message.epoch
@@ -189,7 +188,7 @@ class Standby:
         ok = ReplicateOk(message.epoch, message.number)
 
         def durable(_: Moment) -> list[Effect]:
-            # A later one says the same and more, if it is durable by the same commit.
+            # If a later append is durable too, its acknowledgement includes this one.
             if self._received_append != ok.number and self._journal.is_all_durable:
                 return []
             self._acked_append = ok.number
@@ -198,7 +197,7 @@ class Standby:
         return effects + self._journal.when_durable(durable, now)
 
     def _join_parts(self, last: Replicate) -> Replicate:
-        """Return a message with the parts that came before it."""
+        """Return the message joined with the earlier parts of its append."""
         parts, self._parts = [*self._earlier_parts(last), last], []
         if len(parts) == 1:
             return last
@@ -207,11 +206,11 @@ class Standby:
         return replace(last, entries=entries, epochs=tuple(epochs))
 
     def _earlier_parts(self, message: Replicate) -> list[Replicate]:
-        """Return what came before of the same append; of other reigns it is void."""
+        """Return the earlier parts of the append; parts of other epochs are void."""
         return [part for part in self._parts if part.epoch == message.epoch]
 
     def _has_all_streamed(self, message: Replicate) -> bool:
-        """Return whether this and all before it in this reign is with the writer."""
+        """Return True if the writer has this and everything before it in the epoch."""
         if message.epoch != self._streaming_epoch:
             self._streaming_epoch = message.epoch
             self._received_append = self._acked_append = 0
