@@ -1,8 +1,9 @@
-"""Where peers may be found, and when each place is dialled.
+"""Address book: the addresses of peers, and the schedule of dials.
 
-Hints come from mDNS, from memory, from rosters and from `--join`; none of them is a
-fact. Many machines that are switched on together see each other at once: who seeks
-then meets a few, the same few as all others, and leaves the rest to who reigns.
+Addresses come from mDNS, from the saved peers, from rosters and from `--join`; none is
+verified. Machines that are switched on together discover each other at once.
+Discovering nodes then connect only to the same few first-ranked nodes; the dispatcher
+connects to the rest.
 """
 
 from __future__ import annotations
@@ -20,25 +21,27 @@ from octaskly.core.model.ids import Address, Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 
-FORGET_PEER_S: Final = 7 * 86_400.0  #: for how long an absent peer is dialled
+FORGET_PEER_S: Final = 7 * 86_400.0  #: an absent peer is dialled for this long
 FORGET_ADVERT_S: Final = 60.0
-"""For how long what was only seen: that anybody can say, and who is there says it again
-each time that it is asked, which a dispatcher does three times in that time."""
+"""The same for an unconfirmed advertisement, which any host can send.
+
+A live node repeats it at each mDNS query; a dispatcher sends three in this time.
+"""
 
 
 @dataclass(slots=True)
 class DialTarget:
-    """One place to dial."""
+    """One node or address to dial."""
 
     node: NodeId | None
     addresses: tuple[Address, ...]
-    absent_since_s: float  #: when it was heard of first, or lost
+    absent_since_s: float  #: when it was first heard of, or lost
     next_dial_s: float
-    last_heard_s: float  #: when it was heard of last
-    is_confirmed: bool = field(kw_only=True)  #: as a peer, or by `--join`
+    last_heard_s: float  #: when it was last heard of
+    is_confirmed: bool = field(kw_only=True)  #: by a link, a roster or `--join`
 
     def is_expired(self, now_s: float) -> bool:
-        """Whether it is dialled no more."""
+        """Return True if the target is too old to be dialled."""
         if self.is_confirmed:
             return now_s - self.absent_since_s > FORGET_PEER_S
         return now_s - self.last_heard_s > FORGET_ADVERT_S
@@ -46,40 +49,40 @@ class DialTarget:
 
 @dataclass(slots=True)
 class PendingDial:
-    """A dial that has neither met anybody nor failed."""
+    """A dial in progress."""
 
     node: NodeId | None
-    deadline_s: float  #: then it is waited for no longer
-    was_discovered: bool = False  #: not only remembered
+    deadline_s: float  #: the dial is abandoned then
+    was_discovered: bool = False  #: by discovery, not only from the saved peers
     is_dispatcher: bool = False
 
 
-REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
-REDIAL_MAX_S = 30.0  #: and after that
+REDIAL_S = 2.5  #: interval of dials to an absent peer in the first ten minutes
+REDIAL_MAX_S = 30.0  #: upper bound of the interval later
 REDIAL_FAST_FOR_S = 600.0
 PREFERRED_DISPATCHERS_MAX = (
-    3  #: dispatchers in sight for which others wait, until a peer is met
+    3  #: dials to this many discovered dispatchers delay other dials
 )
-DIAL_DELAY_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
-ROSTER_WAIT_S = 1.0  #: for a dispatcher that was just met to send its roster
-DISCOVERY_PEERS = 4  #: peers that a seeking node meets before it tries greater ids
+DIAL_DELAY_S = 0.3  #: delay of discovered nodes, so that a dispatcher is dialled first
+ROSTER_WAIT_S = 1.0  #: wait for the roster of a newly connected dispatcher
+DISCOVERY_PEERS = 4  #: a discovering node connects to this many smaller ids only
 DIAL_WAIT_SCALE_MAX = 7.0
-"""By so much more is waited in a crowd: enough for a hundred agents of one machine.
-Anybody can say that there are a thousand, and nobody is to wait minutes for them."""
+"""Limit of the factor for waits in a large mesh: enough for a hundred agents on a host.
+
+A thousand false advertisements must not cause waits of minutes.
+"""
 
 
 class DialScope(Enum):
-    """Whom a node dials."""
+    """The set of nodes that this node dials."""
 
-    FIRST_RANKED = (
-        "few"  #: who seeks meets those that rank first, a dispatcher before them
-    )
-    EVERYBODY = "all"  #: who reigns meets everybody
-    NOBODY = "none"  #: who follows leaves it to its dispatcher
+    FIRST_RANKED = "few"  #: discovering: a dispatcher, then the first-ranked nodes
+    EVERYBODY = "all"  #: dispatcher: all nodes
+    NOBODY = "none"  #: follower: none, because its dispatcher dials
 
 
 class AddressBook:
-    """Places to dial, with the times of the next dials."""
+    """The nodes and addresses to dial, with the time of each next dial."""
 
     def __init__(
         self,
@@ -90,14 +93,14 @@ class AddressBook:
     ) -> None:
         self._dial_scope = DialScope.FIRST_RANKED
         self._timers = timers
-        self._peers = peers  #: who is connected, as `membership` has it
+        self._peers = peers  #: connected peers, owned by `PeerTable`
         self._me = settings.node.id
         self._limits = settings.limits
         self._dial_wait_s = settings.timing.dial_wait_s
         self._targets: dict[NodeId | Address, DialTarget] = {}
         self._remembered = saved.peers
         self._pending_dials: dict[NodeId | Address, PendingDial] = {}
-        self._delayed_nodes: set[NodeId] = set()  #: in sight, not dialled yet
+        self._delayed_nodes: set[NodeId] = set()  #: discovered, not dialled yet
         self._blocked: frozenset[NodeId] = frozenset()
         self._blocks_all = False
         self._delayed_until_s = 0.0
@@ -105,7 +108,7 @@ class AddressBook:
 
     @property
     def is_awaiting_dials(self) -> bool:
-        """Whether a dispatcher is being dialled, or nobody is met of those in sight."""
+        """Return True if a dial to a dispatcher, or the first link, is pending."""
         is_dialling_discovered = any(
             dial.was_discovered for dial in self._pending_dials.values()
         )
@@ -115,16 +118,16 @@ class AddressBook:
 
     @property
     def dial_wait_s(self) -> float:
-        """How long to wait for nodes that are dialled: longer in a crowd."""
+        """Seconds to wait for a dial; longer if many nodes are known."""
         return self._dial_wait_s * min(self._heard_of_ratio, DIAL_WAIT_SCALE_MAX)
 
     @property
     def knows_no_peer(self) -> bool:
-        """Whether no peer was ever seen or remembered."""
+        """Return True if no peer is connected, discovered or saved."""
         return not self._peers and not self._targets and not self._remembered
 
     def unanswered_nodes(self) -> list[NodeId]:
-        """Return the nodes in sight that are dialled and have not answered yet."""
+        """Return the discovered nodes with a dial in progress."""
         return [
             dial.node
             for dial in self._pending_dials.values()
@@ -132,26 +135,26 @@ class AddressBook:
         ]
 
     def is_dialling(self, node: NodeId) -> bool:
-        """Whether a dial to a node is under way."""
+        """Return True if a dial to the node is in progress."""
         return node in self._pending_dials
 
     @property
     def first_dial_deadline_s(self) -> float:
-        """When the first of the dials under way is given up."""
+        """The earliest deadline of the dials in progress."""
         return min(
             (d.deadline_s for d in self._pending_dials.values()), default=math.inf
         )
 
     def heard_of_nodes(self) -> list[NodeId]:
-        """Return the nodes that this process has heard of."""
+        """Return all nodes in the address book."""
         return [hint.node for hint in self._targets.values() if hint.node is not None]
 
     def remembered_nodes(self) -> list[NodeId]:
-        """Return the nodes that were met before this process started."""
+        """Return the saved nodes, until they are dialled."""
         return [advert.node for advert in self._remembered if advert.node is not None]
 
     def dial_remembered(self, now: Moment) -> list[Effect]:
-        """Dial peers that are remembered."""
+        """Dial the saved peers."""
         saved, self._remembered = self._remembered, ()
         for advert in saved:
             self._add_target(advert.node, advert.addresses, now)
@@ -160,13 +163,13 @@ class AddressBook:
         return effects
 
     def set_dial_scope(self, scope: DialScope) -> None:
-        """Dial these nodes from now on."""
+        """Change the set of nodes that this node dials."""
         if scope is not self._dial_scope:
             self._dial_scope = scope
             self._set_timer()
 
     def block_nodes(self, nodes: Iterable[NodeId], *, blocks_all: bool) -> None:
-        """Dial these nodes no more, or nobody: they were revoked, or this node was."""
+        """Stop dialling revoked nodes, or all nodes if this node was revoked."""
         self._blocked, self._blocks_all = frozenset(nodes), blocks_all
         for key, hint in tuple(self._targets.items()):
             if blocks_all or hint.node in self._blocked:
@@ -174,7 +177,7 @@ class AddressBook:
         self._set_timer()
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
-        """Return where a node may be dialled, as far as it was heard."""
+        """Return the known addresses of a node."""
         hint = self._targets.get(node)
         return () if hint is None else hint.addresses
 
@@ -184,12 +187,12 @@ class AddressBook:
         now: Moment,
         needed: frozenset[NodeId] = frozenset(),
     ) -> list[Effect]:
-        """Keep hints and dial those that lead to no connected peer.
+        """Add addresses, and dial those of nodes that are not connected.
 
         Args:
-            hints: As discovery, memory or `--join` brought them.
+            hints: Addresses from discovery or `--join`.
             now: Both clocks.
-            needed: When not empty, only these nodes are worth a link.
+            needed: If not empty, dial only these nodes.
         """
         effects: list[Effect] = []
         for peer_hint in hints:
@@ -213,7 +216,7 @@ class AddressBook:
         return effects
 
     def _delay_dial(self, node: NodeId, target: DialTarget, now: Moment) -> None:
-        """Dial a node a little later: met first, a dispatcher may make it needless."""
+        """Delay the dial to a node: a link to a dispatcher may make it unnecessary."""
         dial = self._pending_dials.get(node)
         if dial is not None:
             dial.was_discovered = True
@@ -232,11 +235,11 @@ class AddressBook:
 
     @property
     def has_dials(self) -> bool:
-        """Whether a dial is under way, or waits."""
+        """Return True if a dial is in progress or delayed."""
         return bool(self._pending_dials or self._delayed_nodes)
 
     def dial_delayed(self, needed: frozenset[NodeId], now: Moment) -> list[Effect]:
-        """Dial those that waited, unless a follower in a large mesh needs no link."""
+        """Dial delayed nodes, except from a follower in a large mesh."""
         if self._pending_dials:
             self._pending_dials = {
                 key: dial
@@ -291,13 +294,13 @@ class AddressBook:
     def dial_node_later(
         self, node: NodeId, addresses: tuple[Address, ...], now: Moment
     ) -> None:
-        """Dial one node in a moment, unless it has dialled this one by then."""
+        """Dial one node after a delay, unless it has connected by then."""
         target = self._add_target(node, addresses, now)
         if target is not None and node != self._me:
             self._delay_dial(node, target, now)
 
     def on_dial_failed(self, event: DialFailed, now: Moment) -> None:
-        """Wait before the next dial, longer when the peer is away for long."""
+        """Schedule the next dial; the interval grows with the peer's absence."""
         for key in (event.node, *event.addresses):
             if key is not None:
                 self._pending_dials.pop(key, None)
@@ -311,7 +314,7 @@ class AddressBook:
     def on_peer_up(
         self, event: PeerUp, addresses: tuple[Address, ...], now: Moment
     ) -> None:
-        """A dial has led to a peer, or the peer has dialled itself."""
+        """Record a new link, whichever side dialled."""
         node = event.peer
         self._targets.pop(event.address, None)
         self._pending_dials.pop(event.address, None)
@@ -325,11 +328,11 @@ class AddressBook:
     def on_addresses_changed(
         self, node: NodeId, addresses: tuple[Address, ...], now: Moment
     ) -> None:
-        """A connected peer has other addresses than before."""
+        """Record new addresses of a connected peer."""
         self._add_target(node, addresses, now)
 
     def on_peer_down(self, node: NodeId, now: Moment) -> None:
-        """A link ended; it may come back."""
+        """Schedule a dial to a peer whose link ended."""
         target = self._targets.get(node)
         if target is not None:
             target.absent_since_s = now.mono_s
@@ -338,7 +341,10 @@ class AddressBook:
                 self._timers.set_earlier(Timer.DIAL, target.next_dial_s)
 
     def redial_all(self, now: Moment) -> list[Effect]:
-        """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
+        """Dial all nodes that are not connected.
+
+        In a large mesh, a node that is not dispatcher keeps to the schedule instead.
+        """
         if self._dial_scope is not DialScope.EVERYBODY and self._heard_of_ratio > 1.0:
             return []
         targets = [
@@ -351,7 +357,7 @@ class AddressBook:
         return effects
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Dial the hints that are due, forget those that are too old."""
+        """Dial the targets that are due, and remove expired ones."""
         effects: list[Effect] = []
         if self._dial_scope is not DialScope.NOBODY:
             effects = self._dial_due_targets(now)
@@ -371,9 +377,9 @@ class AddressBook:
         return self._dial_targets(due, now)
 
     def _set_timer(self) -> None:
-        """Set the timer for the next dial, or for the end of one under way.
+        """Set the timer for the next dial, or for the deadline of one in progress.
 
-        Where many nodes are dialled in a loop it may be too early, never too late.
+        During a loop of dials the timer may be too early, but never too late.
         """
         due_s = self.first_dial_deadline_s
         if self._delayed_nodes:
@@ -390,7 +396,7 @@ class AddressBook:
 
     @property
     def _heard_of_ratio(self) -> float:
-        """How crowded the LAN is by what was heard, true or not."""
+        """Known targets, verified or not, as a multiple of the full-mesh limit."""
         return self._limits.full_mesh_ratio(len(self._targets))
 
     def _dial_targets(
@@ -400,10 +406,10 @@ class AddressBook:
         *,
         was_discovered: bool = False,
     ) -> list[Effect]:
-        """Dial places; while seeking, a dispatcher first, then those first by id.
+        """Dial targets; while discovering, a dispatcher first, then the smallest ids.
 
-        Of nodes that start together the one with the smallest id ranks first. All meet
-        it then, or meet one who has, without a link between each two of them.
+        Of nodes that start together, the one with the smallest id ranks first. Thus
+        each of them connects to it, or to a node that has, without a full mesh.
         """
         if self._dial_scope is DialScope.FIRST_RANKED and self._is_dialling_dispatcher:
             return []
@@ -434,7 +440,7 @@ class AddressBook:
         is_dispatcher: bool = False,
     ) -> list[Effect]:
         if target.node in self._peers or not target.addresses:
-            return []  # Nowhere to dial is no proof that nobody is there.
+            return []  # Without a dial there is no proof that the node is absent.
         target.next_dial_s = now.mono_s + self._redial_delay_s(target, now)
         key = target.node or target.addresses[0]
         until_s = now.mono_s + self.dial_wait_s
@@ -457,9 +463,9 @@ class AddressBook:
         *,
         is_confirmed: bool = True,
     ) -> DialTarget | None:
-        """Return the hint for a place; None where a connected peer covers it.
+        """Return the target of an address; None if a connected peer has the address.
 
-        None also where nobody is to be dialled.
+        Also None if the node must not be dialled.
         """
         if self._blocks_all or node in self._blocked:
             return None
@@ -483,7 +489,7 @@ class AddressBook:
         return target
 
     def _drop_oldest_target(self) -> None:
-        """Forget the oldest hint that leads to no connected peer, or was only seen."""
+        """Remove the oldest unconnected target; unconfirmed ones first."""
         if len(self._targets) <= self._limits.peers:
             return
         absent = [key for key, h in self._targets.items() if h.node not in self._peers]
@@ -493,7 +499,7 @@ class AddressBook:
             ]
 
     def _redial_delay_s(self, target: DialTarget, now: Moment) -> float:
-        """Return the seconds before an absent peer is dialled again."""
+        """Return the seconds before the next dial to an absent peer."""
         absent_s = now.mono_s - target.absent_since_s
         factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)
         if self._dial_scope is DialScope.FIRST_RANKED:

@@ -1,4 +1,4 @@
-"""When to ask mDNS afresh: seldom while the mesh is found, often while not."""
+"""Schedule of mDNS queries: rare in a mesh, frequent without one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from octaskly.core.model.timer_heap import Timer, TimerHeap
 
 BROWSE_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  #: after losing the mesh; then every 20 s
 BROWSE_INTERVAL_S = 20.0
-BROWSE_JITTER = 0.25  #: share by which a dispatcher's browsing is spread
+BROWSE_JITTER = 0.25  #: jitter of a dispatcher's interval, as a share of it
 
 
 class MdnsSchedule:
-    """The times of this node's questions."""
+    """The times of this node's mDNS queries."""
 
     def __init__(self, timers: TimerHeap) -> None:
         self._timers = timers
@@ -24,20 +24,21 @@ class MdnsSchedule:
 
     @property
     def is_browsing(self) -> bool:
-        """Whether this node browses."""
+        """Return True if this node browses."""
         return self._next_query_s < math.inf
 
     def start(self, now: Moment, *, is_delayed: bool = False) -> list[Effect]:
-        """Browse from now on, first at once; or a second later, if still needed then.
+        """Start browsing now; if `is_delayed`, the first query follows a second later.
 
-        In a crowd each question costs all of them something, and all ask at once.
+        In a large mesh each query costs every node time, and all nodes would query at
+        once.
         """
         self._since_s, self._query_count = now.mono_s, 0
         self._set_next_query(now.mono_s + BROWSE_DELAYS_S[0])
         return [] if is_delayed else [Browse(is_wanted=True)]
 
     def stop(self) -> list[Effect]:
-        """Browse no more."""
+        """Stop browsing."""
         if not self.is_browsing:
             return []
         self._set_next_query(math.inf)
@@ -46,7 +47,7 @@ class MdnsSchedule:
     def on_time(
         self, now: Moment, *, draw: float, is_dispatching: bool
     ) -> list[Effect]:
-        """Ask again when it is due."""
+        """Send the next query if it is due."""
         if now.mono_s < self._next_query_s:
             return []
         self._query_count += 1

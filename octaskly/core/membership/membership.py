@@ -1,7 +1,7 @@
-"""Which peers are connected.
+"""Peer table: the connected peers and their latest state.
 
-Owns what peers said of themselves; where others may be found is for `address_book`. It does
-not judge a dispatcher's silence (`suspicion`), nor give names (`roster`).
+`address_book` owns the addresses of other nodes, `failure_detector` decides about
+silent dispatchers, and `roster` assigns names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from octaskly.core.protocol.messages import HeartbeatOk
 
 
 class PeerTable:
-    """Connected peers, beside the places to dial."""
+    """The connected peers, and the address book."""
 
     def __init__(
         self,
@@ -34,30 +34,30 @@ class PeerTable:
         self._outbox = outbox
         self.peers: dict[NodeId, PeerView] = {}  #: connected
         self.address_book = AddressBook(settings, saved, self.peers, timers)
-        self.members_max = settings.limits.peers  #: of which all are told
-        self.change_count = 0  #: grows when peers come, go or begin to follow
+        self.members_max = settings.limits.peers  #: most members of a roster
+        self.change_count = 0  #: grows when peers connect, leave or start to follow
         self._me = settings.node.id
         self._log_version = settings.log_version
 
     def count_change(self) -> None:
-        """Count a change of the peers, or of what they are to this node."""
+        """Count a change of the peers or of their roles."""
         self.change_count += 1
         self._outbox.put(MembershipChanged())
 
     def record_state(self, view: PeerView, state: NodeState) -> None:
-        """Know how a peer is."""
+        """Record the state of a peer."""
         if state is not view.state:
             view.state = state
             self.count_change()
 
     def record_heartbeat_ok(self, view: PeerView, message: HeartbeatOk) -> None:
-        """Know what a follower has answered."""
+        """Record a follower's answer to a heartbeat."""
         was_candidate, view.last_heartbeat_ok = view.is_candidate, message
         if view.is_candidate is not was_candidate:
             self.count_change()
 
     def set_standby(self, node: NodeId, *, is_standby: bool) -> None:
-        """A follower keeps copies from now on, or no more."""
+        """Record if a follower is a standby."""
         if node in self.peers:
             self.peers[node].is_standby = is_standby
         self.count_change()
@@ -65,7 +65,7 @@ class PeerTable:
     # Links
 
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
-        """A link is connected; what was known of an earlier one is void."""
+        """Add the peer of a new link; it replaces the data of an earlier link."""
         hello = event.peer_hello
         addresses = merge_addresses(
             (event.address,),
@@ -92,7 +92,7 @@ class PeerTable:
     def on_addresses_changed(
         self, peer: NodeId, hosts: tuple[str, ...], now: Moment
     ) -> list[Effect]:
-        """A connected peer says that its machine has these addresses by now, if any."""
+        """Record the addresses that a connected peer now reports, if any."""
         view = self.peers.get(peer)
         if view is None or not hosts or hosts == view.info.addresses:
             return []
@@ -101,20 +101,20 @@ class PeerTable:
         return [SavePeer(peer, view.info.name, view.addresses)]
 
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
-        """A link ended; return what was known, None if it was not connected."""
+        """Remove the peer of an ended link; return its view, or None."""
         view = self.peers.pop(peer, None)
         self.count_change()
         self.address_book.on_peer_down(peer, now)
         return view
 
     def disconnect(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Close a link; frames of it that are still under way count no more."""
+        """Close a link; later frames from it are ignored."""
         if self.on_peer_down(peer, now) is None:
             return []
         return [Disconnect(peer, reason)]
 
     def record_frame(self, peer: NodeId, now: Moment) -> bool:
-        """Note a frame; return whether the peer is connected at all."""
+        """Record the time of a frame; return True if the peer is connected."""
         view = self.peers.get(peer)
         if view is None:
             return False
@@ -128,7 +128,7 @@ class PeerTable:
         vector: VectorItems,
         rows_ahead: VectorItems = (),
     ) -> None:
-        """A connected peer follows this node's reign."""
+        """Record that a connected peer follows this node's epoch."""
         view = self.peers[peer]
         if view.followed_epoch != epoch:
             view.followed_epoch = epoch
@@ -139,26 +139,27 @@ class PeerTable:
         self.count_change()
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
-        """Return where a node may be dialled, best first."""
+        """Return the addresses of a node, best first."""
         view = self.peers.get(node)
         return self.address_book.addresses_of(node) if view is None else view.addresses
 
     def earliest_wall_ms(self, now: Moment) -> int:
-        """Return the wall clock that is furthest behind, of ours and the peers'.
+        """Return the earliest of the wall clocks of this node and its peers.
 
-        One that was never set does not count: it would hold up all that goes by age.
+        A clock that was never set does not count, because it would delay everything
+        that depends on age.
         """
         views = self.peers.values()
         peer_wall_ms = (now.wall_ms + view.wall_ahead_ms for view in views)
         return min((now.wall_ms, *(ms for ms in peer_wall_ms if ms >= HLC_EPOCH_MS)))
 
     def frame_age_s(self, node: NodeId, now: Moment) -> float | None:
-        """Return the age of the last frame; None without a link."""
+        """Return the age of the last frame in seconds; None without a link."""
         view = self.peers.get(node)
         return None if view is None else now.mono_s - view.last_frame_s
 
     def followers(self, epoch: Epoch) -> Iterator[tuple[NodeId, PeerView]]:
-        """Yield the peers that confirmed this reign, ordered by id."""
+        """Yield the peers that confirmed this epoch, ordered by id."""
         for peer in sorted(self.peers):
             if self.peers[peer].followed_epoch == epoch:
                 yield peer, self.peers[peer]

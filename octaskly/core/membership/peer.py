@@ -1,4 +1,4 @@
-"""One connected peer as this node knows it."""
+"""The view of one connected peer, and the rank of candidates."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from octaskly.core.model.nodes import NodeInfo, NodeState
 from octaskly.core.protocol.messages import HeartbeatOk, Reattach
 
 UPTIME_BUCKET_S = 600.0
-"""Uptimes within ten minutes count as equal: a restart of all must not be a race."""
+"""Uptimes count in steps of ten minutes, so that a common restart is not a race."""
 
 CandidateRank = tuple[bool, int, bool, int, str]
 """Sorts the better candidate first."""
 
 
 def candidate_rank(info: NodeInfo, entries: int, uptime_s: float) -> CandidateRank:
-    """Return the rank of a node as a key that sorts the best candidate first.
+    """Return the rank of a node: a key that sorts the best candidate first.
 
-    Nodes that may not be elected come last; then decides the longer log, mains before
-    battery, the longer uptime in steps of `UPTIME_BUCKET_S`, and the smaller id.
+    Nodes that are not electable come last. Then the order is: longer log, mains before
+    battery, longer uptime in steps of `UPTIME_BUCKET_S`, smaller id.
     """
     bucket = int(uptime_s // UPTIME_BUCKET_S)
     return (not info.electable, -entries, not info.has_mains_power, -bucket, info.id)
@@ -42,45 +42,45 @@ ADDRESSES_MAX = 16  #: of one peer
 
 @dataclass(slots=True)
 class PeerView:
-    """What this node knows of one connected peer."""
+    """The data about one connected peer."""
 
     info: NodeInfo
     addresses: tuple[Address, ...]  #: best first
     connected_s: float  #: when the link came up
     last_frame_s: float  #: when the last frame came
-    uptime_s: float  #: of the peer, when the link came up
-    epoch: Epoch  #: highest that it named
-    dispatcher: NodeId | None  #: whom it said to follow
+    uptime_s: float  #: uptime of the peer when the link came up
+    epoch: Epoch  #: epoch in its HELLO
+    dispatcher: NodeId | None  #: the dispatcher that it follows
     vector: dict[StreamId, int]
-    readable_log_version: int = 1  #: the newest version of the log that it can read
-    log_version: int = 1  #: of its log, when the link came up
-    can_read_our_log: bool = True  #: it can read what this node would write
-    rows_ahead: VectorItems = ()  #: what its rows say beyond that, as it said last
-    wall_ahead_ms: int = 0  #: its wall clock against ours, when the link came up
+    readable_log_version: int = 1  #: newest log version that it can read
+    log_version: int = 1  #: version of its log when the link came up
+    can_read_our_log: bool = True  #: it can read the version that this node writes
+    rows_ahead: VectorItems = ()  #: extent of its rows beyond `vector`
+    wall_ahead_ms: int = 0  #: its wall clock minus this node's, when the link came up
     last_heartbeat_ok: HeartbeatOk | None = None
-    state: NodeState = NodeState.READY  #: as it said last
-    followed_epoch: Epoch | None = None  #: the reign of this node that it confirmed
-    has_roster: bool = False  #: it was sent the roster of that reign
-    has_records: bool = False  #: it was told the records that all go by
-    is_standby: bool = False  #: it keeps copies of this node's reign
-    is_worker: bool = False  #: it has told what it runs, so it can be given work
+    state: NodeState = NodeState.READY  #: latest reported state
+    followed_epoch: Epoch | None = None  #: the epoch of this node that it confirmed
+    has_roster: bool = False  #: it was sent the roster of that epoch
+    has_records: bool = False  #: it was sent the records of the mesh
+    is_standby: bool = False  #: it is a standby of this node
+    is_worker: bool = False  #: it has reported its attempts, so it can get work
     last_streamed: tuple[Epoch, int] = (
         NO_EPOCH,
         0,
-    )  #: the last number that it streamed
+    )  #: its latest streamed append
     reattach_parts: list[Reattach] = field(
         default_factory=list
-    )  #: parts, until the last
+    )  #: parts of an incomplete `Reattach`
 
     def set_addresses(self, hosts: tuple[str, ...]) -> None:
-        """Know it under these addresses, and under that of its link, which lives."""
+        """Set the addresses; the address of the link stays first, because it works."""
         self.info = replace(self.info, addresses=hosts)
         told_addresses = tuple(Address(host, self.info.peer_port) for host in hosts)
         self.addresses = merge_addresses(self.addresses[:1], told_addresses)
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it may keep copies and succeed."""
+        """Return True if the peer may be a standby and a successor."""
         is_failing = (
             self.last_heartbeat_ok is not None
             and self.last_heartbeat_ok.is_disk_failing
@@ -88,12 +88,12 @@ class PeerView:
         return self.info.electable and self.can_read_our_log and not is_failing
 
     def rank(self, now: Moment) -> CandidateRank:
-        """Return the peer's rank as a candidate."""
+        """Return the rank of the peer as a candidate."""
         uptime_s = self.uptime_s + now.mono_s - self.connected_s
         return candidate_rank(self.info, count_entries(self.vector.items()), uptime_s)
 
     def join_reattach_parts(self, part: Reattach) -> Reattach:
-        """Return the parts of what it runs as one message, once they are complete."""
+        """Return one message with all parts once they are complete, else `part`."""
         if part.has_more:
             self.reattach_parts.append(part)
             return part
@@ -104,5 +104,5 @@ class PeerView:
 def merge_addresses(
     first: tuple[Address, ...], then: tuple[Address, ...]
 ) -> tuple[Address, ...]:
-    """Return all of both once, in this order, as many as are kept of a peer."""
+    """Return the distinct addresses in this order, at most `ADDRESSES_MAX`."""
     return tuple(dict.fromkeys(first + then))[:ADDRESSES_MAX]

@@ -1,7 +1,8 @@
-"""The list of members that a dispatcher gives out, and unique names for them.
+"""Roster: the dispatcher's list of members, with their unique names.
 
-A name that is taken becomes `<name>-<first 4 of the node id>`, for good. Members stand
-in the order in which they would succeed; those that were lost stay for a while.
+If a name is taken, the node is permanently named `<name>-<first 4 of the node id>`.
+Members are in the order of succession. Lost members stay in the list for
+`LOST_MEMBER_S`.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from octaskly.core.model.ids import Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_LOAD, Availability, NodeState, Role
 from octaskly.core.protocol.messages import Roster, RosterEntry
 
-LOST_MEMBER_S = 600.0  #: for how long a lost member is listed
-CHANGE_INTERVAL_S = 0.1  #: between rosters when members come and go, and between looks
-LOAD_INTERVAL_S = 1.0  #: between rosters when only loads change
-FULL_RATE_MEMBERS = 16  #: these times grow with the mesh beyond this
+LOST_MEMBER_S = 600.0  #: a lost member is listed for this long
+CHANGE_INTERVAL_S = 0.1  #: interval of rosters after changes of members, and of checks
+LOAD_INTERVAL_S = 1.0  #: interval of rosters if only loads change
+FULL_RATE_MEMBERS = 16  #: the intervals grow with the mesh above this size
 LABELS_BYTES_MAX = 3 << 20
-"""Of the labels and GPUs of all members: a roster travels in one frame, of which what
-else is said of 1,024 of them takes 4 MiB at most."""
-WORD_OVERHEAD = 4  #: bytes beside each of these words
-NAME_SUFFIX_CHARS = 4  #: characters of the node id; more where that is taken, too
+"""Limit of the labels and GPUs of all members.
+
+A roster is one frame; the other fields of 1,024 members take at most 4 MiB of it.
+"""
+WORD_OVERHEAD = 4  #: bytes of encoding per label or GPU
+NAME_SUFFIX_CHARS = 4  #: characters of the node id; more if that name is taken too
 
 _URGENT_FIELDS = attrgetter(
     *(name for name in RosterEntry.__struct_fields__ if name not in ("running", "load"))
 )
-"""What followers must know at once when it changes."""
+"""Fields whose changes followers must get at once."""
 
 
 class RosterBuilder:
-    """Who is in the mesh: as dispatcher the author of the roster, else its reader."""
+    """Builds the roster on the dispatcher, and holds the latest one on every node."""
 
     def __init__(
         self, names: Iterable[tuple[NodeId, str]], peer_table: PeerTable
@@ -45,15 +48,15 @@ class RosterBuilder:
         self._names = dict(names)
         self._lost: dict[NodeId, tuple[RosterEntry, float]] = {}
         self._built_from: tuple[object, ...] = ()
-        """What tells cheaply, at every step, that the members have changed."""
-        self._next_build_s = 0.0  #: when they are looked at though they have not
-        self.next_change_s = 0.0  #: a roster of members that changed comes no earlier
-        self._next_loads_s = 0.0  #: and one of loads that did
+        """Inputs of the latest build, for a cheap check at every step."""
+        self._next_build_s = 0.0  #: next check without a change
+        self.next_change_s = 0.0  #: earliest roster after a change of members
+        self._next_loads_s = 0.0  #: earliest roster after a change of loads
 
     # Names
 
     def assign_name(self, node: NodeId, wanted: str) -> str:
-        """Return the node's name in the mesh, and give it one if it has none."""
+        """Return the node's name in the mesh; assign one if it has none."""
         given = self._names.get(node)
         if given is not None and (
             given == wanted or _is_name_variant(given, wanted, node)
@@ -67,15 +70,15 @@ class RosterBuilder:
         return self._names[node]
 
     def given_name(self, node: NodeId) -> str | None:
-        """Return the name that the mesh knows a node by."""
+        """Return the name of a node in the mesh, or None."""
         return self._names.get(node)
 
     def named_nodes(self) -> frozenset[NodeId]:
-        """Return the nodes that rosters have shown, or an earlier process has met."""
+        """Return the nodes named in rosters or saved by an earlier process."""
         return frozenset(self._names)
 
     def set_roster(self, roster: Roster) -> None:
-        """Take over a dispatcher's roster."""
+        """Store a dispatcher's roster."""
         self.roster = roster
         for member in roster.members:
             self._names[member.id] = member.name
@@ -83,7 +86,7 @@ class RosterBuilder:
     def needed_links(
         self, dispatcher: NodeId | None, me: NodeId, full_mesh_max: int
     ) -> frozenset[NodeId]:
-        """Return whom a follower needs a link to; empty: up to `most` are no burden."""
+        """Return the nodes that a follower must be linked to; empty: no restriction."""
         roster = self.roster
         if roster is None or dispatcher is None or len(roster.members) <= full_mesh_max:
             return frozenset()
@@ -91,12 +94,12 @@ class RosterBuilder:
         return frozenset() if me in standbys else frozenset({dispatcher}) | standbys
 
     def role_of(self, node: NodeId) -> Role | None:
-        """Return what a node is by the last roster, None if it is not in there."""
+        """Return the role of a node in the latest roster, or None."""
         members = () if self.roster is None else self.roster.members
         return next((m.role for m in members if m.id == node), None)
 
     def expects_others(self, me: NodeId, deposed: NodeId | None) -> bool:
-        """Return whether others than these were in the mesh when last heard."""
+        """Return True if the latest roster has other members that are not lost."""
         roster = self.roster
         return roster is not None and any(
             member.id not in (me, deposed) and member.state is not NodeState.LOST
@@ -106,7 +109,10 @@ class RosterBuilder:
     # Building
 
     def mark_members_lost(self, now: Moment) -> None:
-        """This node reigns: who was in the last roster is lost until it comes."""
+        """Mark all members of the latest roster lost at the start of an epoch.
+
+        Each stays lost until it follows this node.
+        """
         self.next_change_s = 0.0
         if self.roster is None:
             return
@@ -116,7 +122,7 @@ class RosterBuilder:
             self._lost[member.id] = (_as_lost(member), now.mono_s)
 
     def on_follower_lost(self, peer: NodeId, now: Moment, *, is_leaving: bool) -> None:
-        """A follower's link ended."""
+        """Mark a follower lost, or remove it if it left on purpose."""
         if is_leaving or self.roster is None:
             self._lost.pop(peer, None)
             return
@@ -125,14 +131,14 @@ class RosterBuilder:
                 self._lost[peer] = (_as_lost(member), now.mono_s)
 
     def lost_since_s(self, node: NodeId) -> float | None:
-        """Return since when a member is lost."""
+        """Return the time at which a member was lost, or None."""
         lost = self._lost.get(node)
         return None if lost is None else lost[1]
 
     def is_build_due(
         self, epoch: Epoch, own_availability: Availability, now: Moment
     ) -> bool:
-        """Return whether `build_roster` would look at the members; asked at each step."""
+        """Return True if `build_roster` would build; called at every step."""
         if now.mono_s < self.next_change_s:
             return False
         seen = (epoch, self._peer_table.change_count, own_availability)
@@ -147,14 +153,14 @@ class RosterBuilder:
         running: Callable[[NodeId], int],
         now: Moment,
     ) -> Roster | None:
-        """Return a new roster if one is due and differs from the last.
+        """Return a new roster if one is due and differs from the latest.
 
         Args:
-            epoch: The reign of this node.
-            own_entry: Returns this node's line, except its name; not asked at each step.
-            own_availability: Of this node, as in its line.
-            standbys: Followers that keep copies, best first.
-            running: Returns how many attempts a node has.
+            epoch: The epoch of this dispatcher.
+            own_entry: Returns this node's entry; called only if a build is due.
+            own_availability: Availability of this node.
+            standbys: The standbys, best first.
+            running: Returns the number of attempts of a node.
             now: Both clocks.
         """
         if not self.is_build_due(epoch, own_availability, now):
@@ -185,9 +191,10 @@ class RosterBuilder:
     def _recently_lost(
         self, present: list[RosterEntry], now: Moment
     ) -> list[RosterEntry]:
-        """Return who was lost lately, as many as there is room for, and forget others.
+        """Return the latest lost members that fit, and forget the others.
 
-        A member may call itself another one each time: no follower reads such a roster.
+        A member may reconnect under ever new ids, and followers reject a roster above
+        the limit.
         """
         here = {member.id for member in present}
         lost = [
@@ -202,7 +209,7 @@ class RosterBuilder:
     def _is_not_worth_sending(
         self, new: tuple[RosterEntry, ...], last: Roster, now: Moment
     ) -> bool:
-        """Whether `new` says nothing that is worth sending yet."""
+        """Return True if `new` need not be sent yet."""
         if [*map(_URGENT_FIELDS, new)] != [*map(_URGENT_FIELDS, last.members)]:
             return False
         if now.mono_s < self._next_loads_s:
@@ -259,7 +266,7 @@ def _follower_entry(
 
 
 def _fit_in_frame(listed: Iterable[RosterEntry]) -> tuple[RosterEntry, ...]:
-    """Leave out the labels and GPUs of those for which a frame may have no room."""
+    """Remove labels and GPUs from the entries that exceed `LABELS_BYTES_MAX`."""
     fitting = []
     room = LABELS_BYTES_MAX
     for line in listed:
@@ -286,7 +293,7 @@ def _is_name_variant(name: str, wanted: str, node: NodeId) -> bool:
 
 
 def _rounded_loads(members: tuple[RosterEntry, ...]) -> list[tuple[int, int, int, int]]:
-    """Return the loads as coarsely as people care, so that idle nodes stay quiet."""
+    """Return rounded loads, so that idle nodes cause no rosters."""
     return [
         (
             member.running,
