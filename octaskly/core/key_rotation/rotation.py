@@ -1,11 +1,12 @@
-"""Renews the mesh secret: who knows which generation, and when the next step is due.
+"""Key rotation: renews the mesh secret, and tracks the generations that nodes have.
 
-Every node tells its peers which generations it has, and gives its keyring to those that
-lack some of it; so a rotation reaches all nodes whoever began it, also through one that
-was away. The dispatcher alone takes the steps: the newer generation comes into force
-when all nodes know it or have had the time, and the older one goes long after. How far
-that is stands in the keyring, so any other dispatcher goes on with it. While a node is
-waited for, it writes down which others have confirmed, as those may sleep when it dies.
+Every node sends its peers its keyring status, and sends the keyring to peers that lack
+part of it. So a rotation reaches all nodes, even through a node that was offline. Only
+the dispatcher advances a rotation. The new generation comes into force when all nodes
+have it, or after a timeout; the old one ends much later. The keyring stores the
+progress, so a new dispatcher continues the rotation. While the dispatcher waits for a
+node, it writes the confirmations of the others to the log: they may be offline when it
+dies.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from octaskly.core.model.keys import (
 from octaskly.core.model.settings import URGENT_STEP_S, Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 
-RENEWING_REASON = "until the old secret is over none but members are let in"
-STEP_RETRY_S = 15.0  #: a step is asked for again after so long
-OLD_LINK_GRACE_S = 15.0  #: links of a generation that is over end after so long
+RENEWING_REASON = "only known members may connect until the old secret ends"
+STEP_RETRY_S = 15.0  #: delay before a step is requested again
+OLD_LINK_GRACE_S = 15.0  #: delay before links of an ended generation are closed
 TICKETS_MAX = 64  #: requests that wait for one rotation
 
 
 class KeyRotation:
-    """The generations of this node, and of those it knows."""
+    """The generations of this node and of the nodes that it knows."""
 
     def __init__(
         self,
@@ -64,42 +65,40 @@ class KeyRotation:
         self._peer_keyrings_max = settings.limits.peers
         self._peer_table = peer_table
         self._roster_builder = roster_builder
-        self._record_table = (
-            record_table  #: which nodes are known to have which generation
-        )
-        self._peer_keyrings: dict[NodeId, KeyringState] = {}  #: as peers said last
+        self._record_table = record_table  #: holds the confirmations of other nodes
+        self._peer_keyrings: dict[NodeId, KeyringState] = {}  #: latest status
         self._sent_keyrings: dict[
             NodeId, KeyringState
-        ] = {}  #: what connected peers know of this node
+        ] = {}  #: latest status sent to each peer
         self._tickets: list[int] = []
         self._step_requested_s: float | None = (
-            None  #: when the shell was asked for a step
+            None  #: time of the latest request to the shell
         )
         self._changed_s = 0.0
         self._phase_age: tuple[float, float] | None = None
-        """How old the phase was when this process first asked for that, and when."""
+        """Age of the phase at its first query, and the monotonic time of that query."""
         self._may_have_confirmations = (
-            True  #: a peer may have confirmed since that was written
+            True  #: True: there may be confirmations that are not in the log
         )
         self._allowed_nodes: frozenset[NodeId] | None = None
-        """Who gets the new secret while others can still show the old one."""
+        """Nodes that may have links while the old secret is valid; None: all."""
 
     @property
     def is_revoked(self) -> bool:
-        """Whether this node itself has to go."""
+        """Return True if this node itself is revoked."""
         return self._me in self.keyring.revoked
 
     def is_peer_revoked(self, peer: NodeId) -> bool:
-        """Whether a peer is revoked."""
+        """Return True if the peer is revoked."""
         return peer in self.keyring.revoked
 
     def link_refusal(self, peer: NodeId) -> str | None:
-        """Return why a peer may have no link, None if it may.
+        """Return the reason to refuse a link to the peer; None: it is allowed.
 
-        Who has a secret that has to go can make any number of identities. Those that
-        no roster has shown to people are out until that secret is. The roster of the
-        moment would not do: a dispatcher that is revoked takes out of it whoever leaves
-        it for that.
+        The owner of a compromised secret can create any number of identities.
+        Identities that were in no roster are refused until the secret ends. The current
+        roster is not enough, because a revoked dispatcher can remove from it the nodes
+        that left it.
         """
         if self.is_peer_revoked(peer):
             return REVOKED_REASON
@@ -107,12 +106,12 @@ class KeyRotation:
         return None if is_known else RENEWING_REASON
 
     def confirmed_nodes(self) -> frozenset[NodeId]:
-        """Return the nodes that are known to have the newest generation."""
+        """Return the nodes that have confirmed the newest generation."""
         nodes = {*self._peer_keyrings, *self._known_nodes()}
         return frozenset(filter(self._has_confirmed, nodes))
 
     def awaited_nodes(self) -> frozenset[NodeId]:
-        """Return the nodes that should have the newest generation, and may not yet."""
+        """Return the nodes that have not confirmed the newest generation yet."""
         if self.keyring.phase is RotationPhase.SETTLED:
             return frozenset()
         nodes = (
@@ -125,8 +124,8 @@ class KeyRotation:
         )
 
     def unwritten_confirmations(self) -> list[RecordDraft]:
-        """Return what the next dispatcher has to know, while a node is waited for."""
-        if not self._may_have_confirmations:  # As mostly: it is asked at each step.
+        """Return the confirmations that the next dispatcher needs from the log."""
+        if not self._may_have_confirmations:  # The common case, on every heartbeat.
             return []
         is_spreading = (
             self.keyring.phase is RotationPhase.SPREADING and not self.keyring.is_urgent
@@ -147,10 +146,7 @@ class KeyRotation:
     # --- Peers.
 
     def on_peer_up(self, peer: NodeId, now: Moment) -> list[Effect]:
-        """Tell a peer that came what this node has.
-
-        A mesh that never renewed its secret says nothing.
-        """
+        """Send a new peer the keyring status, unless the secret was never renewed."""
         if self.keyring.newest > 1:
             self._timers.set_earlier(
                 Timer.OUTDATED_LINKS, now.mono_s + OLD_LINK_GRACE_S
@@ -160,10 +156,10 @@ class KeyRotation:
         return [] if was_never_renewed else self._send_status((peer,))
 
     def on_keyring_message(self, peer: NodeId, message: KeyringMessage) -> list[Effect]:
-        """Learn what a peer has, give it what it lacks, take what this node lacks."""
+        """Merge a peer's keyring, or record its status and send what it lacks."""
         match message:
             case KeyringTransfer(text):
-                # What a revoked node makes of keyrings is not for others.
+                # A revoked node takes no part in rotations.
                 return [] if self.is_revoked else [MergeKeyring(peer, text)]
             case KeyringStatus(keys):
                 self._peer_keyrings.pop(peer, None)
@@ -179,7 +175,7 @@ class KeyRotation:
                 return effects + self._send_keyring((peer,))
 
     def on_own_revocation(self, by: NodeId) -> list[Effect]:
-        """A member said that this node has to go; keep that, and go by it."""
+        """Store a revocation of this node that a member reported."""
         if self.is_revoked:
             return []
         note = LogLine(
@@ -192,12 +188,13 @@ class KeyRotation:
     # --- This node.
 
     def on_rotate_requested(self, event: RotateRequested, now: Moment) -> list[Effect]:
-        """Begin a rotation, if none is on its way."""
+        """Start a rotation, unless one is in progress."""
         hindrance = self._why_not_now(event, now)
         if hindrance is not None or len(self._tickets) >= TICKETS_MAX:
             return [
                 Answer(
-                    event.ticket, RotationNotStarted(hindrance or "too many ask for it")
+                    event.ticket,
+                    RotationNotStarted(hindrance or "too many requests wait for it"),
                 )
             ]
         self._tickets.append(event.ticket)
@@ -209,14 +206,14 @@ class KeyRotation:
         return [note, *self._request_step(change, now)]
 
     def on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
-        """Go by the keyring as it is now, and tell everybody."""
+        """Apply a changed keyring, answer requests, and send it to all peers."""
         before, self.keyring = self.keyring, event.keys
         is_newly_urgent = self.keyring.is_urgent and self.keyring.newest > before.newest
         if is_newly_urgent or not set(self.keyring.revoked) <= set(before.revoked):
             self._allowed_nodes = self._roster_builder.named_nodes() or frozenset(
                 self._peer_table.peers
             )
-        if self._tickets or not event.failure:  # A step is not tried again at once.
+        if self._tickets or not event.failure:  # Failed steps retry later.
             self._step_requested_s = None
         self._may_have_confirmations = True
         effects: list[Effect] = []
@@ -236,16 +233,16 @@ class KeyRotation:
         tickets, self._tickets = self._tickets, []
         effects += [Answer(ticket, reply) for ticket in tickets]
         effects += self._send_status(self._peer_table.peers)
-        # Nobody is asked first: what is new here is new to nearly all.
+        # Send it without a request, because nearly all peers lack it.
         return effects + self._send_keyring(self._peer_table.peers)
 
     def lift_link_refusal(self) -> None:
-        """Refuse nobody any more whom TLS lets in, once the old secret is over."""
+        """Stop refusing unknown nodes once the old secret has ended."""
         if not self.keyring.is_urgent:
             self._allowed_nodes = None
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Take the step that is due; only a dispatcher is asked."""
+        """Request the next step of the rotation if it is due; for a dispatcher only."""
         if (
             self.keyring.phase is RotationPhase.SETTLED
             or self.is_revoked
@@ -266,10 +263,11 @@ class KeyRotation:
         )
 
     def links_to_close(self, now: Moment) -> list[tuple[NodeId, str]]:
-        """Return the connected peers whose links have to end, and what to tell them.
+        """Return the peers whose links must end, each with the reason.
 
-        A link outlives the certificates that made it, but not for long: whoever has
-        not shown that it knows the newer generation is gone once the older is over.
+        A link can outlive the certificates that it was made with. After the old
+        generation ends, the link of a peer without the new one is closed after
+        `OLD_LINK_GRACE_S`.
         """
         if not self.keyring.revoked and self.keyring.newest == 1:
             return []
@@ -287,7 +285,7 @@ class KeyRotation:
         return ends
 
     def set_timer(self, now: Moment) -> None:
-        """Set the timer for the next link that may have to end."""
+        """Set the timer for the next link that may have to be closed."""
         grace_ends_s = (
             max(self._changed_s, view.connected_s) + OLD_LINK_GRACE_S
             for view in self._peer_table.peers.values()
@@ -295,21 +293,22 @@ class KeyRotation:
         due_s = min((at_s for at_s in grace_ends_s if at_s > now.mono_s), default=inf)
         self._timers.set(Timer.OUTDATED_LINKS, due_s)
 
-    # --- Inside.
+    # --- Helpers.
 
     def _is_step_pending(self, now: Moment) -> bool:
-        """Whether the shell is at a step, or failed at one a moment ago."""
+        """Return True if a step was requested within the last `STEP_RETRY_S`."""
         return (
             self._step_requested_s is not None
             and now.mono_s < self._step_requested_s + STEP_RETRY_S
         )
 
     def _phase_age_s(self, now: Moment) -> float:
-        """Return for how long the phase has lasted.
+        """Return the age of the phase in seconds.
 
-        Wall clocks are asked once, for what has passed before. So neither one that
-        jumps ends a secret that sleeping nodes show, nor does one that was ahead, or
-        goes back, keep that of a revoked node alive.
+        The wall clocks are read once per phase, for the time before this process. So a
+        clock that jumps forward does not end a secret that sleeping nodes still use. A
+        clock that was ahead, or that jumps back, does not keep the secret of a revoked
+        node valid.
         """
         if self._phase_age is None:
             passed_ms = (
@@ -328,13 +327,13 @@ class KeyRotation:
             return "a node does not revoke itself" if is_own else None
         is_spreading = keys.phase is RotationPhase.SPREADING
         if request.is_urgent and is_spreading and not keys.is_urgent:
-            return None  # One that takes long is overtaken.
+            return None  # An urgent rotation replaces a slow one.
         if is_spreading or self._is_step_pending(now):
             return f"generation {keys.newest} is not in force yet"
         return None
 
     def _known_nodes(self) -> set[NodeId]:
-        """Return the nodes of the mesh, whether they are there or not."""
+        """Return the nodes of the mesh, connected or not."""
         roster = self._roster_builder.roster
         listed = () if roster is None else (member.id for member in roster.members)
         address_book = self._peer_table.address_book
@@ -345,7 +344,7 @@ class KeyRotation:
         }
 
     def _has_confirmed(self, node: NodeId) -> bool:
-        """Whether a node has the newest generation; its own word counts most."""
+        """Return True if a node has the newest generation, by status or log."""
         peer_keyring = self._peer_keyrings.get(node)
         return (
             self._is_confirmation_written(node)
@@ -360,7 +359,7 @@ class KeyRotation:
         return f"{self.keyring.newest}-{self.keyring.fingerprint}-{node}"
 
     def _has_newest_generation(self, peer_keyring: KeyringState) -> bool:
-        """Whether a peer has the newest generation, and the same one."""
+        """Return True if a peer has a newer generation, or the same newest one."""
         keys = self.keyring
         if peer_keyring.newest != keys.newest:
             return peer_keyring.newest > keys.newest
@@ -371,10 +370,10 @@ class KeyRotation:
         return [change]
 
     def _send_keyring(self, peers: Iterable[NodeId]) -> list[Effect]:
-        """Give the keyring to those of these peers that lack some of it.
+        """Send the keyring to those of `peers` that lack part of it.
 
-        A revoked node does not: who was away with it would renew a secret that the
-        others have renewed already.
+        A revoked node sends none: a node that was offline with it would otherwise renew
+        a secret that the others have renewed already.
         """
         if self.is_revoked:
             return []
@@ -388,7 +387,7 @@ class KeyRotation:
         ]
 
     def _send_status(self, peers: Iterable[NodeId]) -> list[Effect]:
-        """Tell what this node has to those of these peers that do not know it."""
+        """Send the keyring status to those of `peers` that lack it."""
         effects: list[Effect] = []
         for peer in tuple(peers):
             if self._sent_keyrings.get(
