@@ -1,7 +1,6 @@
-"""Results that no dispatcher has acknowledged: kept, sent, sent again.
+"""Result outbox: stores, sends and resends unacknowledged results.
 
-Owns which of them are on disk and when each is due again. It does not know how an
-attempt came to its end.
+Owns the spool state and the next send time of each result.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, TaskSpec
 from octaskly.core.protocol.messages import Report
 
-RESEND_S = 1.0  #: before the first repetition of a result: no link loses one
-RESEND_MAX_S = 5.0  #: before any, and also before the first one to oneself
-REPORT_BYTES = 512  #: what a report takes beyond output and envelope, roughly
+RESEND_S = 1.0  #: delay before the first resend; live links lose no messages
+RESEND_MAX_S = 5.0  #: upper bound of the delay; to this node itself, the only delay
+REPORT_BYTES = 512  #: approximate size of a report without output and spec
 
 AttemptKey = tuple[TaskId, AttemptId]
 
@@ -30,29 +29,29 @@ AttemptKey = tuple[TaskId, AttemptId]
 class PendingResult:
     """One result that no dispatcher has acknowledged."""
 
-    report: Report  #: as news, which need no envelope
+    report: Report  #: without the spec, as in the first send
     spec: TaskSpec | None
-    size_bytes: int  #: in bytes on the wire, roughly
+    size_bytes: int  #: approximate size on the wire
     is_spooled: bool = False
-    due_s: float = RESEND_S  #: when it is sent again
-    send_count: int = 0  #: to the present dispatcher
+    due_s: float = RESEND_S  #: time of the next send
+    send_count: int = 0  #: sends to the current dispatcher
 
     def report_with_spec(self) -> Report:
-        """Return what is told again, for a dispatcher that may not know the task."""
+        """Return the report with its spec, for a dispatcher that may lack the task."""
         return replace(self.report, spec=self.spec)
 
 
 class ResultOutbox:
-    """Results in the order in which they were sent last; unsent ones come first."""
+    """The unacknowledged results, ordered by latest send; unsent ones come first."""
 
     def __init__(self, saved: Iterable[Report], message_bytes: int) -> None:
         self._message_bytes = message_bytes
         self._results: dict[AttemptKey, PendingResult] = {}
         self.size_bytes = 0
-        """Bytes of all of them on the wire, roughly."""
+        """Approximate size of all results on the wire, in bytes."""
         self._quiet_until_s = 0.0
         self._resent: set[AttemptKey] = set()
-        """What was sent again last, and is not acknowledged."""
+        """The results of the latest resend that are not acknowledged."""
         self._resend_s = RESEND_S
         self._is_own_dispatcher = False
         for report in saved:
@@ -69,7 +68,7 @@ class ResultOutbox:
         return self._results[key]
 
     def add_result(self, report: Report, spec: TaskSpec | None) -> PendingResult:
-        """Keep a result until `drop_acknowledged`, behind all others."""
+        """Add a result at the end; it stays until `drop_acknowledged`."""
         key = (report.task, report.attempt)
         size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
         if spec is not None:
@@ -82,8 +81,9 @@ class ResultOutbox:
     def drop_acknowledged(self, keys: Iterable[AttemptKey]) -> tuple[AttemptKey, ...]:
         """Drop acknowledged results; return those that are on disk.
 
-        What the present dispatcher was not sent stays, whoever else has it: it was
-        told that the attempt runs, and would wait for its end for ever.
+        A result that the current dispatcher was not sent stays, even if another node
+        has it. That dispatcher was told that the attempt runs, and would wait for its
+        end forever.
         """
         spooled = []
         for key in keys:
@@ -96,16 +96,16 @@ class ResultOutbox:
                 spooled.append(key)
         if self._resent and self._resent.isdisjoint(self._results):
             self._resent.clear()
-            self._quiet_until_s = 0.0  # The dispatcher keeps up: the next may follow.
+            self._quiet_until_s = 0.0  # The dispatcher keeps up.
         return tuple(spooled)
 
     def mark_all_unsent(self, now_s: float, *, is_own_dispatcher: bool) -> None:
-        """Count every result as unsent: there is a new dispatcher.
+        """Mark every result unsent for a new dispatcher.
 
-        What a node tells itself is not lost on the way, so that a disk with much to
-        write is all that it waits for: to repeat it makes that longer. What it has not
-        told itself yet waits for nothing, though: where no answer comes for want of a
-        standby, that would be told as running for as long.
+        Messages of a node to itself are never lost; only the disk can delay their
+        acknowledgement, and a resend would delay it more. Hence the long resend delay.
+        Unsent results to itself are due at once: without a standby, acknowledgements
+        are late, and the attempts would be listed as running for that time.
         """
         self._is_own_dispatcher = is_own_dispatcher
         self._resend_s = RESEND_MAX_S if is_own_dispatcher else RESEND_S
@@ -118,22 +118,23 @@ class ResultOutbox:
         self._resent.clear()
 
     def unsent_results(self) -> list[PendingResult]:
-        """Return those that the present dispatcher was not sent."""
+        """Return the results that the current dispatcher was not sent."""
         return list(
             takewhile(lambda kept: kept.send_count == 0, self._results.values())
         )
 
     def deadline(self) -> float:
-        """Return when one is due again."""
+        """Return the time at which the first result is due."""
         if not self._results:
             return math.inf
         return self._due_s(next(iter(self._results.values())))
 
     def due_results(self, now_s: float) -> list[PendingResult]:
-        """Return those to send again, and then stay quiet until it is acknowledged.
+        """Return the results of one message to resend, and delay further resends.
 
-        One message at a time: a dispatcher that is slow is not helped by more. That
-        may be lost, too, so after a while there is another one all the same.
+        One message at a time is in transit, because more would not help a slow
+        dispatcher. The next one follows after an acknowledgement, or after a delay, as
+        the message may be lost.
         """
         if self.deadline() > now_s:
             return []
@@ -147,7 +148,7 @@ class ResultOutbox:
     def split_into_messages(
         self, results: Iterable[PendingResult]
     ) -> Iterator[list[PendingResult]]:
-        """Cut results so that each part fits into a frame; look at no more of them."""
+        """Split results into chunks that fit into a frame, lazily."""
         chunk: list[PendingResult] = []
         size = 0
         for result in results:
@@ -160,15 +161,15 @@ class ResultOutbox:
             yield chunk
 
     def mark_sent(self, result: PendingResult, now_s: float, *, is_new: bool) -> Report:
-        """Note that a result is sent now; return what is said of it.
+        """Record a send; return the report to send.
 
-        All but news carry the envelope: their dispatcher may not know the task.
+        A resent report includes the spec, because the dispatcher may lack the task.
         """
         result.send_count += 1
         wait_s = backoff(result.send_count, base_s=self._resend_s, cap_s=RESEND_MAX_S)
         result.due_s = now_s + wait_s
         if is_new:
-            return result.report  # It is the last one as it is.
+            return result.report  # It is at the end of the order already.
         key = (result.report.task, result.report.attempt)
         del self._results[key]
         self._results[key] = result
@@ -177,7 +178,7 @@ class ResultOutbox:
     def spool_results(
         self, candidates: Iterable[PendingResult] | None = None
     ) -> list[Effect]:
-        """Write results to disk that are not there; what was given back need not be."""
+        """Spool results that are not on disk, except released attempts."""
         unspooled = [
             kept
             for kept in (self._results.values() if candidates is None else candidates)
@@ -196,5 +197,5 @@ class ResultOutbox:
         return max(result.due_s, self._quiet_until_s)
 
     def _is_unsent_to_self(self, result: PendingResult) -> bool:
-        """Whether this node reigns, and has not told itself of a result yet."""
+        """Return True if the result is unsent and this node is the dispatcher."""
         return self._is_own_dispatcher and result.send_count == 0

@@ -1,7 +1,7 @@
-"""This node as worker: it takes attempts, and keeps their ends until acknowledged.
+"""Worker: holds this node's attempts, and their results until acknowledged.
 
-Owns which attempts are here, which results no dispatcher has acknowledged, and how
-much work this node takes. It does not run processes: the runner does.
+Owns the attempts, the result outbox and the credit of this node. The runner runs the
+processes.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.worker.result_outbox import AttemptKey, PendingResult, ResultOutbox
 
-PREFETCH_MS = 50.0  #: of work that should wait on a worker with short tasks
-SHORT_TASK_PREFETCH_MS = 100.0  #: of work with such tasks, whose ends are told each 50
-LONG_TASK_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
-DURATION_MS_MIN = 0.5  #: durations are whole milliseconds; 0 means less than one
+PREFETCH_MS = 50.0  #: amount of work to prefetch
+SHORT_TASK_PREFETCH_MS = 100.0  #: for short tasks, with results every 50 ms
+LONG_TASK_MS = 50.0  #: tasks above this are long; nothing is prefetched behind them
+DURATION_MS_MIN = 0.5  #: durations are whole milliseconds, so 0 means less than one
 EWMA_SHARE = 0.125  #: weight of the newest duration
-OUTBOX_BYTES_MAX = 64 << 20  #: of results kept before this node takes no more work
+OUTBOX_BYTES_MAX = 64 << 20  #: with more results waiting, the credit is 0
 
 
 @dataclass(slots=True)
 class _HeldAttempt:
-    """An attempt that is here, running or waiting for a slot."""
+    """An attempt that runs or waits for a slot."""
 
     spec: TaskSpec
-    slots: int  #: that it holds while it runs
+    slots: int  #: slots that it holds while it runs
     is_killed: bool = False
 
 
 class Worker:
-    """The worker's half of a node."""
+    """This node's role as worker."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class Worker:
         self._dispatcher_id: NodeId | None = None
         self._epoch = NO_EPOCH
         self.availability = Availability(hold, is_revoked=is_revoked)
-        """Whether it takes work."""
+        """The reasons that keep this node from new work."""
         self._attempts: dict[AttemptKey, _HeldAttempt] = {}
         self._started_s: dict[AttemptKey, float] = {}
-        """Attempts in slots and since when, oldest first, as far as can be told."""
-        self._busy_slots = 0  #: slots that these hold
+        """Attempts in slots with approximate start times, oldest first."""
+        self._busy_slots = 0  #: slots held by these attempts
         self._waiting: deque[AttemptKey] = deque()
         self._outbox = ResultOutbox(saved_reports, settings.limits.entries_bytes)
         self._mean_ms: float | None = None
@@ -91,23 +91,23 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """How many attempts are in slots."""
+        """The number of attempts in slots."""
         return len(self._started_s)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is lost if the node stops: no attempt, nothing to report.
+        """Return True if the node can stop: no attempt and no result is pending.
 
-        Without a dispatcher the results wait on disk for the next start.
+        Without a dispatcher, results wait on disk for the next start.
         """
         return not self._attempts and (not self._outbox or self._dispatcher_id is None)
 
     @property
     def credit(self) -> int:
-        """How many attempts this node takes in all, running and waiting.
+        """The number of attempts that this node accepts, running and waiting.
 
-        Work for some 50 to 100 ms may wait here, and none behind a long task: a
-        short one would be faster anywhere else.
+        Work for 50 to 100 ms is prefetched, but none behind a long task: a short task
+        would start earlier on any other node.
         """
         if (
             not self.availability.takes_work
@@ -125,18 +125,18 @@ class Worker:
         return self._slots + min(ahead, self._prefetch_max)
 
     def credit_at(self, now: Moment) -> int:
-        """Return `credit`, though nothing has happened here for a while."""
+        """Return `credit` at this time."""
         self._now_s = now.mono_s
         return self.credit
 
     # --- The dispatcher.
 
     def attach(self, dispatcher: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
-        """Follow a dispatcher: tell it what ended unheard, then what still runs.
+        """Attach to a dispatcher: send unacknowledged results, then running attempts.
 
-        In this order, because an attempt that is neither reported nor running is
-        lost, and would be run again. Results that do not fit into the first message
-        are told as running; they follow as that is acknowledged.
+        The order matters: an attempt that is neither reported nor running counts as
+        lost and would run again. Results that do not fit into the first message are
+        listed as running; they follow after acknowledgements.
         """
         self._now_s = now.mono_s
         self._dispatcher_id = dispatcher
@@ -157,18 +157,18 @@ class Worker:
         return [*effects, Send(dispatcher, (message,))]
 
     def detach(self, now: Moment) -> list[Effect]:
-        """Go on without a dispatcher; results wait, on disk."""
+        """Detach from the dispatcher; attempts continue, results are spooled."""
         self._now_s = now.mono_s
         self._dispatcher_id = None
         self._timers.clear(Timer.RESULTS)
         return self._outbox.spool_results()
 
     def on_assign(self, sender: NodeId, message: Assign, now: Moment) -> list[Effect]:
-        """Start attempts, each once, and none for a deposed dispatcher."""
+        """Start attempts, each once; refuse those of a deposed dispatcher."""
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
-            # Rule I7: a node that has seen an epoch never starts work for an older
-            # one. The sender may learn it from this.
+            # Rule I7: a node that has seen an epoch never starts work for an older one.
+            # The answer tells the sender that it is deposed.
             reports = [
                 replace(_refused_report(attempt, spec, EndReason.STALE), spec=spec)
                 for attempt, spec in message.items
@@ -197,13 +197,14 @@ class Worker:
         return effects + self._send_new_results(refused)
 
     def on_kill(self, message: Kill, now: Moment) -> list[Effect]:
-        """End attempts; each is reported as cancelled, whatever it still achieves.
+        """Stop attempts; each is reported as cancelled, even if it succeeds.
 
-        What has ended is told as it did: a dispatcher knows whether that still counts.
+        Attempts that had ended before keep their result; the dispatcher decides about
+        it.
         """
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
-            return []  # Its successor decides what is void.
+            return []  # The new dispatcher decides about these attempts.
         stops: list[AttemptKey] = []
         resent: list[PendingResult] = []
         unknown: list[PendingResult] = []
@@ -231,10 +232,10 @@ class Worker:
         self._set_timer()
         return effects + self._send_credit_change()
 
-    # --- The runner, the operator, time.
+    # --- Runner, operator and timer.
 
     def on_attempts_ended(self, event: AttemptsEnded, now: Moment) -> list[Effect]:
-        """Report what the runner saw end or gives back."""
+        """Report attempts that ended or were released by the runner."""
         self._now_s = now.mono_s
         new_results = []
         for report in event.reports:
@@ -247,12 +248,12 @@ class Worker:
         return self._send_new_results(new_results)
 
     def stop_attempts(self) -> list[Effect]:
-        """End what still runs, for other nodes to run it."""
+        """Stop running attempts, so that other nodes run them."""
         keys = tuple(key for key, held in self._attempts.items() if not held.is_killed)
         return [Stop(keys, EndReason.DRAINING)] if keys else []
 
     def set_availability(self, availability: Availability, now: Moment) -> list[Effect]:
-        """Take work from now on, or none; the dispatcher hears of it at once."""
+        """Set the availability, and send a change to the dispatcher at once."""
         self._now_s = now.mono_s
         previous, self.availability = self.availability, availability
         if availability != previous:
@@ -274,7 +275,7 @@ class Worker:
         return [*effects, Send(self._dispatcher_id, (update,))]
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Repeat results that were not acknowledged, the oldest message first."""
+        """Resend unacknowledged results, the oldest message first."""
         self._now_s = now.mono_s
         if self._dispatcher_id is None or not self._outbox:
             return []
@@ -283,10 +284,10 @@ class Worker:
         return effects
 
     def _set_timer(self) -> None:
-        """Set the timer for the next repetition; news only ever put it off."""
+        """Set the timer for the next resend."""
         self._timers.set(Timer.RESULTS, self._outbox.deadline())
 
-    # --- Slots and waiting.
+    # --- Slots and the waiting queue.
 
     def _hold_attempt(self, key: AttemptKey, spec: TaskSpec) -> None:
         held = self._attempts[key] = _HeldAttempt(spec, slots_of(spec.options))
@@ -300,10 +301,10 @@ class Worker:
         self._busy_slots += held.slots
 
     def _remove_attempt(self, key: AttemptKey) -> _HeldAttempt | None:
-        """Take an attempt out of its slots or its waiting place."""
+        """Remove an attempt, and start waiting ones in its slots."""
         held = self._attempts.pop(key, None)
         if held is None or self._started_s.pop(key, None) is None:
-            return held  # Its line among those that wait is skipped later.
+            return held  # Its entry in the waiting queue is skipped later.
         self._busy_slots -= held.slots
         while self._waiting:
             successor = self._attempts.get(self._waiting[0])
@@ -315,7 +316,7 @@ class Worker:
         return held
 
     def _update_mean_duration(self, outcome: Outcome) -> None:
-        """Follow how long tasks take here."""
+        """Update the moving average of task durations."""
         if outcome.duration_ms is None or outcome.state is AttemptState.RELEASED:
             return
         lasted_ms = max(float(outcome.duration_ms), DURATION_MS_MIN)
@@ -326,7 +327,7 @@ class Worker:
     # --- Results.
 
     def _send_new_results(self, new_results: list[PendingResult]) -> list[Effect]:
-        """Send results that were just kept where a dispatcher is known."""
+        """Spool new results, and send them if there is a dispatcher."""
         if not new_results:
             return []
         is_remote = self._dispatcher_id != self._me
@@ -351,7 +352,7 @@ class Worker:
         return [Send(self._dispatcher_id, tuple(messages))]
 
     def _send_unsent(self) -> list[Effect]:
-        """Send one message of what the present dispatcher was not sent."""
+        """Send one message of results that the current dispatcher was not sent."""
         return self._send_results(
             next(
                 iter(self._outbox.split_into_messages(self._outbox.unsent_results())),
@@ -360,7 +361,7 @@ class Worker:
         )
 
     def _send_credit_change(self) -> list[Effect]:
-        """Say at once that this node takes work again, or no more."""
+        """Send the credit at once if it changes to or from 0."""
         credit = self.credit
         if self._dispatcher_id is None or bool(credit) == bool(self._sent_credit):
             return []
@@ -374,7 +375,7 @@ def _refused_report(attempt: AttemptId, spec: TaskSpec, reason: EndReason) -> Re
 
 
 def _cancelled_report(key: AttemptKey, now: Moment) -> Report:
-    """Return the end of an attempt that was never here, or is here no more."""
+    """Return the report of a cancelled attempt that this node does not hold."""
     outcome = Outcome(
         state=AttemptState.CANCELLED, reason=EndReason.CANCELLED, ended_ms=now.wall_ms
     )
@@ -382,5 +383,5 @@ def _cancelled_report(key: AttemptKey, now: Moment) -> Report:
 
 
 def _killed_outcome(outcome: Outcome) -> Outcome:
-    """Return the end of an attempt that was told to end: never a success."""
+    """Return the outcome of a killed attempt, which is never a success."""
     return replace(outcome, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
