@@ -1,4 +1,4 @@
-"""What a node tells of itself: on a new link, with a heartbeat, in the roster."""
+"""Announcements of a node: HELLO, heartbeat answers, the roster and the mesh state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from octaskly.core.worker.worker import Worker
 
 
 class SelfDescription:
-    """This node, as other nodes are told of it."""
+    """Describes this node to other nodes."""
 
     def __init__(
         self,
@@ -41,27 +41,27 @@ class SelfDescription:
         self._load = NO_LOAD
         self._changed_addresses: tuple[
             str, ...
-        ] = ()  #: its addresses, once they have changed
+        ] = ()  #: set once the addresses have changed
 
     def set_addresses(self, addresses: tuple[str, ...]) -> None:
-        """Name these addresses from now on: the machine has others than before.
+        """Announce changed addresses of this machine.
 
-        A link may outlive that, over another interface or a link-local address.
+        Links may survive the change, over another interface or a link-local address.
         """
         self._changed_addresses = addresses
         self._info = replace(self._info, addresses=addresses)
 
     @property
     def availability(self) -> Availability:
-        """Whether this node takes work."""
+        """The availability of this node's worker."""
         return self._worker.availability
 
     def set_load(self, load: LoadSample) -> None:
-        """Name this load from now on."""
+        """Announce this load."""
         self._load = load
 
     def hello(self, now: Moment) -> Hello:
-        """Return what is said first on a new link."""
+        """Return the HELLO for a new link."""
         election = self._election
         return Hello(
             node=self._info,
@@ -76,7 +76,10 @@ class SelfDescription:
         )
 
     def heartbeat_ok(self, now: Moment) -> HeartbeatOk:
-        """Return how this node is: `epoch` and `sent_s` are its own."""
+        """Return this node's state, with its own epoch and time.
+
+        In an answer to a dispatcher, the caller replaces `epoch` and `sent_s`.
+        """
         worker = self._worker
         return HeartbeatOk(
             self._election.epoch,
@@ -90,7 +93,7 @@ class SelfDescription:
         )
 
     def roster_entry(self) -> RosterEntry:
-        """Return this node's line of the roster that it sends as dispatcher."""
+        """Return this node's entry of the roster that it sends as dispatcher."""
         info, worker = self._info, self._worker
         return RosterEntry(
             id=info.id,
@@ -114,7 +117,7 @@ class SelfDescription:
 
 
 class RosterSender:
-    """Sends a dispatcher's followers the list of members."""
+    """Sends the roster from a dispatcher to its followers."""
 
     def __init__(
         self,
@@ -129,16 +132,16 @@ class RosterSender:
         self._peer_table = peer_table
         self._roster_builder = roster_builder
         self._dispatcher = dispatcher
-        self._sent_peer_changes = -1  #: of the members, when all had the roster
+        self._sent_peer_changes = -1  #: change count at the latest send
 
     def send_roster(
         self, epoch: Epoch, standbys: Sequence[NodeId], now: Moment
     ) -> list[Effect]:
-        """Send followers a roster that changed, and newcomers the last one.
+        """Send a changed roster to all followers, or the latest one to new followers.
 
         Args:
-            epoch: Of this node as dispatcher.
-            standbys: Followers that keep copies, best first.
+            epoch: The epoch of this dispatcher.
+            standbys: The standbys, best first.
             now: Both clocks.
         """
         availability = self._self_description.availability
@@ -153,13 +156,14 @@ class RosterSender:
                 now,
             )
         elif now.mono_s < self._roster_builder.next_change_s:
-            # Else the next heartbeat is early enough, as only loads may have changed.
+            # Otherwise only loads may have changed, and the next heartbeat is early
+            # enough.
             self._timers.set(Timer.ROSTER, self._roster_builder.next_change_s)
         if new is None and self._peer_table.change_count == self._sent_peer_changes:
             return []
         self._sent_peer_changes = self._peer_table.change_count
         roster = self._roster_builder.roster
-        assert roster is not None, "the first build of an epoch is never put off"
+        assert roster is not None, "the first build of an epoch is never delayed"
         effects: list[Effect] = []
         for peer, view in self._peer_table.followers(epoch):
             if new is not None or not view.has_roster:
@@ -179,7 +183,7 @@ class MeshStatePublisher:
         roster_builder: RosterBuilder,
     ) -> None:
         self._me = me
-        self._given_name = given_name  #: by which the mesh knows this node
+        self._given_name = given_name  #: this node's name in the mesh
         self._journal = journal
         self._roster_builder = roster_builder
         self._published: tuple[object, ...] = ()
@@ -187,7 +191,7 @@ class MeshStatePublisher:
     def publish(
         self, epoch: Epoch, dispatcher: NodeId | None, *, is_serving: bool
     ) -> list[Effect]:
-        """Publish the state unless it is the one that was published last."""
+        """Publish the state if it differs from the latest published one."""
         roster = self._roster_builder.roster
         version = None if roster is None else (roster.epoch, roster.version)
         state = (epoch, dispatcher, is_serving, version)
@@ -195,12 +199,12 @@ class MeshStatePublisher:
             return []
         self._published = state
         return [
-            *self._save_given_name(),  # Only a roster or an epoch of its own gives one.
+            *self._save_given_name(),  # Only a roster or an own epoch sets a name.
             PublishMeshState(epoch, dispatcher, is_serving, roster),
         ]
 
     def _save_given_name(self) -> list[Effect]:
-        """Keep the name that the mesh has given this node."""
+        """Save this node's name in the mesh."""
         given = self._roster_builder.given_name(self._me)
         if given is None or given == self._given_name:
             return []

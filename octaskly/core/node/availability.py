@@ -1,8 +1,8 @@
-"""Whether a node takes work: what operators tell it, and what its machine lacks.
+"""Availability of a node for work: operators' orders and shortages of its machine.
 
-An order is in force at once, and answered when it is kept: a machine that was drained
-for a repair stays drained through its restarts. A node whose disk or memory is short,
-or on which no launcher starts, takes no work until that is over, and says so.
+An order applies at once and is answered once it is durable, so a drained node stays
+drained after a restart. A node that is short of disk, memory or launchers accepts no
+work meanwhile, and announces the shortage.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import AvailabilityChanged
 from octaskly.core.worker.worker import Worker
 
-TRANSFER_RETRY_S = 5.0  #: before standbys that did not take over are asked again
+TRANSFER_RETRY_S = 5.0  #: delay before standbys are asked again
 
 
 class DiskFailureHandler:
-    """The state of this node's disk, and the hand-over when it fails."""
+    """The state of this node's disk, and the transfer of the role when it fails."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class DiskFailureHandler:
         self._dispatcher = dispatcher
         self._timers = timers
         self._outbox = outbox
-        self._next_transfer_s = 0.0  #: no standby is asked before
+        self._next_transfer_s = 0.0  #: earliest time of the next transfer
 
     def on_disk_changed(self, event: DiskChanged, now: Moment) -> list[Effect]:
-        """The disk fails, or works again."""
+        """Record that the disk fails or works again."""
         if not self._candidacy.set_disk_failing(is_failing=event.is_failing):
             return []
         self._next_transfer_s = now.mono_s
@@ -60,10 +60,10 @@ class DiskFailureHandler:
         return effects + self._keep_dispatching(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Hand the role over while the disk fails; asked at each step meanwhile."""
+        """Transfer the role while the disk fails; called at every step meanwhile."""
         effects = self._hand_over(now)
         deadline_s = self._deadline_s()
-        # What was due already waits for something else than time.
+        # An overdue action waits for something other than time.
         self._timers.set(
             Timer.TRANSFER, deadline_s if deadline_s > now.mono_s else math.inf
         )
@@ -84,19 +84,19 @@ class DiskFailureHandler:
         if effects is None:
             self._next_transfer_s = now.mono_s + TRANSFER_RETRY_S
             return self._keep_dispatching(now)
-        # So that the standby can draw level.
+        # New tasks would keep the standby from being in sync.
         self._dispatcher.pause_accepting()
         self._outbox.put(AdmissionChanged())
         return effects
 
     def _keep_dispatching(self, now: Moment) -> list[Effect]:
-        """Nobody took over, or nobody needs to any more."""
+        """Stop the transfer, because no standby took over or the disk works again."""
         self._dispatcher_transfer.reset()
         self._outbox.put(AdmissionChanged())
         return self._dispatcher.resume_accepting(now)
 
     def _deadline_s(self) -> float:
-        """Return when `on_time` has something to do."""
+        """Return the time at which `on_time` is due."""
         if (
             not self._candidacy.is_disk_failing
             or self._election.dispatcher_epoch is None
@@ -106,7 +106,7 @@ class DiskFailureHandler:
 
 
 class AvailabilityControl:
-    """What changes the stance of one node."""
+    """Changes the availability of this node."""
 
     def __init__(self, journal: Journal, worker: Worker) -> None:
         self._journal = journal
@@ -115,7 +115,7 @@ class AvailabilityControl:
     def on_availability_requested(
         self, event: AvailabilityRequested, now: Moment
     ) -> list[Effect]:
-        """Do as an operator says; an order that changes nothing is fine, too."""
+        """Apply an operator's order; an order that changes nothing succeeds too."""
         availability = self._worker.availability
         hold = availability.hold.after_command(event.command)
         effects: list[Effect] = []
@@ -134,10 +134,10 @@ class AvailabilityControl:
         return effects + self._journal.when_durable(kept, now)
 
     def on_load_sampled(self, event: LoadSampled, now: Moment) -> list[Effect]:
-        """Take no work while what runs stands still for lack of memory.
+        """Take no work while tasks stall for lack of memory, or launchers fail.
 
-        Nor while nothing would begin: what is given back after a while each time is
-        late, and other nodes could have run it.
+        Without a launcher each attempt would be released after a delay; other nodes
+        could have run it earlier.
         """
         availability = self._worker.availability.with_stalled_percent(
             event.load.stalled_percent
@@ -146,7 +146,7 @@ class AvailabilityControl:
         return self._set_pressure(availability.with_launchers(are_failing=failing), now)
 
     def on_disk_changed(self, now: Moment, *, is_failing: bool) -> list[Effect]:
-        """Take no work while its results could not be kept."""
+        """Take no work while the disk cannot store results."""
         availability = self._worker.availability.with_disk(is_failing=is_failing)
         return self._set_pressure(availability, now)
 

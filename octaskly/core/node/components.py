@@ -1,4 +1,4 @@
-"""The state machines and handlers of one node, each with the few that it needs."""
+"""Components and handlers of one node: each gets only the components that it uses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from octaskly.core.worker.worker import Worker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """The state machines: one of each."""
+    """The components of a node."""
 
     timers: TimerHeap
     outbox: Outbox
@@ -70,7 +70,7 @@ class Components:
 
 
 def build_components(settings: Settings, saved: SavedState) -> Components:
-    """Build the state machines of a node that starts with what it had saved."""
+    """Build the components of a node from its settings and saved state."""
     timing = settings.timing
     timers, outbox = TimerHeap(), Outbox()
     journal = Journal(saved, outbox)
@@ -116,7 +116,7 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handlers:
-    """What decides by the state of a few machines, and has little of its own."""
+    """Decides from the state of several components; has little state of its own."""
 
     connections: Connections
     revocation_enforcer: RevocationEnforcer
@@ -134,13 +134,13 @@ class Handlers:
 def build_handlers(
     settings: Settings, components: Components, given_name: str, on_lost: OnPeerLost
 ) -> Handlers:
-    """Build what handles events beside the state machines.
+    """Build the handlers of a node.
 
     Args:
-        settings: Of the node.
-        components: Its state machines.
-        given_name: By which the mesh knows it.
-        on_lost: What the state machines do about a lost peer.
+        settings: Settings of the node.
+        components: Components of the node.
+        given_name: Name of the node in the mesh.
+        on_lost: Informs the components of a lost peer.
     """
     c, timing = components, settings.timing
     timers, outbox, roster = c.timers, c.outbox, c.roster_builder

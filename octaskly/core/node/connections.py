@@ -1,4 +1,4 @@
-"""The links of one node: which are refused, which end, and which are worth a dial."""
+"""Connections: accepts, refuses and closes links, and chooses the nodes to dial."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.protocol.messages import PROTOCOL_PREFIX, Message
 
 OnPeerLost = Callable[[NodeId, PeerView, str, Moment], list[Effect]]
-"""What the other state machines do about a lost peer; it is given the reason."""
+"""Informs the components of a lost peer; the string is the reason."""
 
 
 class Connections:
-    """The links of one node, and what their ends have to say."""
+    """The links of one node, from HELLO to their end."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class Connections:
         self._on_peer_lost = on_peer_lost
 
     def on_peer_up(self, event: PeerUp, term: int, now: Moment) -> list[Effect]:
-        """A link is connected; it takes the place of any before it.
+        """Accept or refuse a new link; it replaces an earlier one.
 
         Args:
-            event: What both sides said.
-            term: The highest that this node has heard of.
+            event: The HELLOs of both sides.
+            term: The highest term seen.
             now: Both clocks.
         """
         effects = self.drop_peer(event.peer, "replaced", now)
@@ -63,18 +63,18 @@ class Connections:
         return effects + self._claim_handlers.on_peer_up(event, now)
 
     def drop_peer(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Forget a peer whose link ended."""
+        """Remove a peer whose link ended."""
         view = self._peer_table.on_peer_down(peer, now)
         return [] if view is None else self._on_peer_lost(peer, view, reason, now)
 
     def close_link(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Close a link, which is then as lost as one that broke."""
+        """Close a link and remove the peer, as for a broken link."""
         return [Disconnect(peer, reason), *self.drop_peer(peer, reason, now)]
 
     def reject_invalid(
         self, peer: NodeId, message: Message, term: int, now: Moment
     ) -> list[Effect]:
-        """End the link to a peer that says what cannot be; nothing if all is well."""
+        """Close the link to a peer that sent an invalid message."""
         code = self._message_validator.validate_message(peer, message, term)
         if code is None:
             return []
@@ -87,7 +87,7 @@ class Connections:
 
 
 class LinkPolicy:
-    """Which nodes are worth a link, by this node's role and the size of the mesh."""
+    """Decides which links this node needs, by its role and the size of the mesh."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class LinkPolicy:
         self._election = election
 
     def needed_peers(self) -> frozenset[NodeId]:
-        """Return the only nodes worth a link; empty: all are."""
+        """Return the only nodes to be linked to; empty: all nodes."""
         election = self._election
         if election.attachment is None or election.dispatcher_epoch is not None:
             return frozenset()
@@ -113,13 +113,13 @@ class LinkPolicy:
         )
 
     def unneeded_peers(self) -> list[tuple[NodeId, PeerView]]:
-        """Return the peers without which a takeover in a large mesh would succeed."""
+        """Return the peers whose links no takeover in a large mesh needs."""
         needed = self.needed_peers()
         peers = self._peer_table.peers.items() if needed else ()
         return [(peer, view) for peer, view in peers if peer not in needed]
 
     def dial_delayed(self, now: Moment) -> list[Effect]:
-        """Dial nodes in sight that are due and still worth a link."""
+        """Dial discovered nodes that are due and still needed."""
         if not self._address_book.has_dials:
             return []
         return self._address_book.dial_delayed(self.needed_peers(), now)
@@ -127,7 +127,8 @@ class LinkPolicy:
     def dial_absent_members(self, now: Moment) -> list[Effect]:
         """Dial the members of the mesh that are not connected.
 
-        Many that saw the dispatcher's process end dial down the roster by themselves.
+        If many members saw the dispatcher's process end, they dial too, so dials are
+        delayed.
         """
         roster, was_silent = self._roster_builder.roster, self._election.loss.was_silent
         are_dialling = self._election.has_many_successors and not was_silent
@@ -144,7 +145,7 @@ class LinkPolicy:
         return effects
 
     def update_dial_scope(self) -> None:
-        """Let the address book dial those that this node's role asks for."""
+        """Set the dial scope that fits this node's role."""
         election = self._election
         if election.dispatcher_epoch is not None:
             scope = DialScope.EVERYBODY
@@ -156,7 +157,7 @@ class LinkPolicy:
 
 
 class RevocationEnforcer:
-    """Ends the links of nodes that the keyring excludes, and dials them no more."""
+    """Closes links to nodes that the keyring excludes, and blocks dials to them."""
 
     def __init__(
         self, rotation: KeyRotation, connections: Connections, address_book: AddressBook
@@ -166,7 +167,7 @@ class RevocationEnforcer:
         self._address_book = address_book
 
     def on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
-        """Go by the keyring that is there now."""
+        """Apply a changed keyring to links and dials."""
         effects = self._rotation.on_keyring_changed(event, now)
         effects += self.close_unwanted_links(now)
         self._rotation.lift_link_refusal()
@@ -174,20 +175,20 @@ class RevocationEnforcer:
         return effects
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """End the links that have not shown the newer secret in time."""
+        """Close the links of peers that did not get the new secret in time."""
         effects = self.close_unwanted_links(now)
         self._rotation.set_timer(now)
         return effects
 
     def close_unwanted_links(self, now: Moment) -> list[Effect]:
-        """End the links of revoked nodes, and those made with an old secret."""
+        """Close the links of revoked nodes, and of nodes with an ended secret."""
         effects: list[Effect] = []
         for peer, reason in self._rotation.links_to_close(now):
             effects += self._connections.close_link(peer, reason, now)
         return effects
 
     def block_dials(self) -> None:
-        """Dial no revoked node, and nobody if this node itself is revoked."""
+        """Block dials to revoked nodes; block all dials if this node is revoked."""
         rotation = self._rotation
         self._address_book.block_nodes(
             rotation.keyring.revoked, blocks_all=rotation.is_revoked

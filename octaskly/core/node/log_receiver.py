@@ -1,4 +1,4 @@
-"""The log of other nodes as it comes in: entries, snapshots, a dispatcher's stream."""
+"""Log receiver: entries, snapshots and the dispatcher's stream from other nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octaskly.core.replication.standby import Standby
 
 
 class LogReceiver:
-    """Takes in what other nodes wrote, and what that means for this node's tasks."""
+    """Stores other nodes' log entries, and updates this node's tasks from them."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class LogReceiver:
         self._dispatcher = dispatcher
 
     def on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
-        """Take in entries that this node asked for."""
+        """Store entries that this node pulled."""
         effects = self._anti_entropy.on_entries(peer, message)
         self._dispatcher.raise_sequence(highest_submitted_sequence(message.entries))
         self._withdraw_ended(message, effects)
         return effects
 
     def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
-        """Take in rows that this node asked for."""
+        """Store snapshot rows that this node pulled."""
         effects = self._anti_entropy.on_snapshot(peer, message)
         self._dispatcher.raise_sequence(
             highest_id_sequence(row.record.id for row in message.rows)
@@ -51,7 +51,7 @@ class LogReceiver:
     def _withdraw_ended(
         self, message: Entries | Snapshot, effects: Iterable[Effect]
     ) -> None:
-        """Begin none of the tasks that ended elsewhere, once that is on disk."""
+        """Withdraw tasks that ended elsewhere, once their entries are durable."""
         ended = _ended_tasks(message)
         if ended and any(isinstance(effect, LogWrite) for effect in effects):
             self._journal.defer_until_durable(
@@ -61,18 +61,18 @@ class LogReceiver:
     def on_replicate(
         self, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
-        """Keep what the dispatcher appends."""
+        """Store an append of the dispatcher."""
         self._dispatcher.raise_sequence(highest_submitted_sequence(message.entries))
         return self._standby.on_replicate(peer, message, now)
 
     def on_foreign_stream(self, peer: NodeId, message: Replicate) -> None:
-        """Keep nothing of what a node appends that this one does not follow."""
-        # It may be all the answer that a PULL gets, which is owed no more then.
+        """Discard an append from a node that this one does not follow."""
+        # It may be the only answer to a PULL, which is then no longer pending.
         self._anti_entropy.drop_peer(peer)
         self._standby.note_missed(message)
 
     def empty_answer(self, peer: NodeId, pull: Pull) -> Send:
-        """Return an answer that gives a peer nothing, so that none is owed to it."""
+        """Return an empty answer, so that the peer's PULL is not left pending."""
         own_vector = self._journal.vector
         common = (
             (s, min(seq, own_vector[s])) for s, seq in pull.vector if s in own_vector
@@ -81,9 +81,9 @@ class LogReceiver:
 
 
 def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:
-    """Return the tasks that are over, or tried in vain, by what came from another node.
+    """Return the tasks that ended, or had failed attempts, according to `message`.
 
-    How often they were tried decides whether they are tried again.
+    The number of failed attempts decides about a retry.
     """
     match message:
         case Entries(entries):
@@ -102,7 +102,7 @@ def _has_ended_attempt(record: TaskRecord) -> bool:
 
 
 def highest_submitted_sequence(entries: tuple[Entry, ...]) -> int:
-    """Return the highest sequence number in ids of submitted tasks, else 0."""
+    """Return the highest sequence number in the ids of submitted tasks, or 0."""
     facts = (entry.fact for entry in entries)
     return highest_id_sequence(
         fact.task for fact in facts if isinstance(fact, Submitted)
@@ -110,5 +110,5 @@ def highest_submitted_sequence(entries: tuple[Entry, ...]) -> int:
 
 
 def highest_id_sequence(ids: Iterable[TaskId]) -> int:
-    """Return the highest sequence number in ids of tasks, else 0."""
+    """Return the highest sequence number in task ids, or 0."""
     return max(map(sequence_of, ids), default=0)

@@ -1,9 +1,9 @@
-"""What no peer of ours would say: found before a message is handled.
+"""Message validation: refuses messages that no correct peer sends, before handling.
 
-A peer may be slow, deposed or of another version; that is met elsewhere, with answers
-or by ignoring it. What is refused here cannot come about by any of that: a broken or
-hostile member sent it. Nothing of such a message is used, and its link is closed with
-the code that `validate_message` returns. So numbers from outside never stop a writer or a claim.
+A peer may be slow, deposed or of another version; the handlers answer or ignore its
+messages. The messages refused here have no such cause: a broken or hostile member sent
+them. They are discarded, and the link is closed with the code from `validate_message`.
+Thus no number from a peer can block the writer or a claim.
 """
 
 from __future__ import annotations
@@ -66,32 +66,32 @@ from octaskly.core.protocol.validity import (
 )
 from octaskly.core.replication.journal import Journal
 
-TERMS_AHEAD_MAX: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
-SKEW_MS_MAX: Final = 5_000  #: between clocks, before people are told
-REATTACH_PARTS_MAX: Final = 1024  #: of what a worker says that it runs
+TERMS_AHEAD_MAX: Final = 1 << 20  #: terms grow by one, so none is further ahead
+SKEW_MS_MAX: Final = 5_000  #: difference of wall clocks that causes a warning
+REATTACH_PARTS_MAX: Final = 1024  #: parts of one `Reattach`
 LOGGED_MAX: Final = 1024
 
 _DispatcherMessages = (
     Heartbeat | Claim | Roster | Assign | Kill | Transfer | Replicate | RecordBatch
 )
-"""What only a dispatcher says, in its own epoch."""
+"""Messages that only a dispatcher sends, in its own epoch."""
 
 
 class MessageValidator:
-    """The judge of messages, and what it has refused so far."""
+    """Validates messages and counts refusals."""
 
     def __init__(self, me: NodeId, journal: Journal, peer_table: PeerTable) -> None:
         self.refused_counts: Counter[str] = Counter()
-        """How often, by code."""
+        """Number of refusals by code."""
         self._me = me
         self._journal = journal
         self._peer_table = peer_table
         self._logged: set[tuple[NodeId, str]] = set()
 
     def validate_message(self, peer: NodeId, message: Message, term: int) -> str | None:
-        """Return why a message of a connected peer cannot be, None if it can.
+        """Return the code of a peer's invalid message; None: it is valid.
 
-        `term` is the highest that this node has heard of.
+        `term` is the highest term seen.
         """
         epoch: Epoch | None = getattr(message, "epoch", None)
         if epoch is not None and not _is_term_plausible(epoch, term):
@@ -114,7 +114,7 @@ class MessageValidator:
                 return _check_addresses(message)
 
     def count_refusal(self, peer: NodeId, code: str) -> list[Effect]:
-        """Count a refusal, and tell people of the first of its kind."""
+        """Count a refusal; log the first of each peer and code."""
         self.refused_counts[code] += 1
         fields = (("peer", peer), ("reason", f"{PROTOCOL_PREFIX}{code}"))
         return self._log_once(
@@ -122,11 +122,11 @@ class MessageValidator:
         )
 
     def check_clock_skew(self, up: PeerUp) -> list[Effect]:
-        """Tell people of a peer whose clock is not ours.
+        """Log a warning about a peer whose wall clock differs.
 
-        On busy machines one side may say HELLO long after the other one, though never
-        further apart than all of the handshake took. Nothing goes by that clock but
-        what is shown and how long tokens live.
+        On busy machines the two HELLOs may be sent far apart, but at most the duration
+        of the handshake. The wall clock only affects displayed times and the lifetime
+        of tokens.
         """
         peer, theirs_ms = up.peer, up.peer_hello.wall_ms
         skew_ms = theirs_ms - up.own_hello.wall_ms
@@ -143,9 +143,9 @@ class MessageValidator:
     def check_entry_clocks(
         self, peer: NodeId, entries: Iterable[Entry], now: Moment
     ) -> list[Effect]:
-        """Tell people of entries that are written in a time still to come.
+        """Log a warning about entries with timestamps in the future.
 
-        They are kept as they are; this node's own clock does not follow them.
+        They are stored unchanged, but this node's clock does not follow them.
         """
         latest = max((entry.hlc for entry in entries), default=0)
         if latest <= hlc_of_latest_remote(now.wall_ms):
@@ -184,10 +184,11 @@ class MessageValidator:
                 return self._check_replicate_ok(epoch, number)
 
     def _check_entries(self, entries: Iterable[Entry], epochs: Writers) -> str | None:
-        """No stream has a gap within a message.
+        """Refuse gaps of a stream within one message, and invalid entries.
 
-        One may begin beyond what this node holds: it answers a question that this node
-        asked before it lost its last writes. Such entries are left out, and asked for.
+        A stream may start beyond the entries of this node: the message answers a PULL
+        that was sent before this node lost its latest writes. Such entries are left out
+        and pulled later.
         """
         journal = self._journal
         named = dict(epochs)
@@ -211,7 +212,7 @@ class MessageValidator:
         return None
 
     def _check_snapshot(self, message: Snapshot, term: int) -> str | None:
-        """Judge rows as facts, and the head as a vector with a floor."""
+        """Validate rows and records as facts, and the head as a vector with a floor."""
         head = message.head
         if not all(map(is_valid_row, message.rows)):
             return "fact"
@@ -226,7 +227,7 @@ class MessageValidator:
         return code or self._check_floor(head.floor)
 
     def _check_floor(self, floor: Floor) -> str | None:
-        """A floor voids nothing that this node has still to write."""
+        """Refuse a floor above this node's own stream, or with other writers."""
         journal = self._journal
         for mark in floor.stream_floors:
             stream = mark.stream
@@ -237,7 +238,7 @@ class MessageValidator:
         return _check_vectors(floor.ends, floor.required_vector)
 
     def _check_writers(self, epochs: Writers, term: int) -> str | None:
-        """A stream has one writer, in one epoch, whoever tells of it."""
+        """Refuse a second writer or epoch of a stream."""
         known = dict(epochs)
         known.update(
             (stream, self._journal.epochs[stream])
@@ -254,7 +255,7 @@ class MessageValidator:
     def _check_append_number(
         self, peer: NodeId, epoch: Epoch, number: int
     ) -> str | None:
-        """Numbers of one reign never go back on one link; 0 completes nothing."""
+        """Refuse append numbers that decrease in an epoch; 0 completes no append."""
         view = self._peer_table.peers.get(peer)
         if view is None or not number:
             return None
@@ -265,12 +266,12 @@ class MessageValidator:
         return None
 
     def _check_replicate_ok(self, epoch: Epoch, number: int) -> str | None:
-        """Only what this reign has appended can be acknowledged to it."""
+        """Refuse acknowledgements of numbers that this node has not appended."""
         journal = self._journal
         if epoch.node != self._me:
             return "epoch"
         if journal.stream is None or journal.epochs.get(journal.stream) != epoch:
-            return None  # Of a reign that is over: it is ignored.
+            return None  # It belongs to an ended epoch and is ignored later.
         return None if 0 < number <= journal.last_number else "number"
 
     # --- Work.
@@ -292,7 +293,7 @@ class MessageValidator:
 
 
 def _check_addresses(message: Message) -> str | None:
-    """Judge what is said of nodes and where they are, if anything is."""
+    """Validate the members and addresses in a message."""
     match message:
         case Roster(members=members):
             return _check_nodes(members)
@@ -306,7 +307,7 @@ def _check_addresses(message: Message) -> str | None:
 
 
 def _check_self_description(message: Hello | Pull | ClaimOk | Transfer) -> str | None:
-    """Judge what a node says of itself, and of what it holds."""
+    """Validate a node's description of itself and its vectors."""
     match message:
         case Hello(node=node, vector=vector):
             return _check_vectors(vector) or _check_nodes((node,))
@@ -317,7 +318,7 @@ def _check_self_description(message: Hello | Pull | ClaimOk | Transfer) -> str |
 
 
 def _check_broadcast(message: RecordBatch | KeyringMessage) -> str | None:
-    """Judge what every node goes by."""
+    """Validate records and keyring messages, which apply to every node."""
     if isinstance(message, RecordBatch):
         return None if all(map(is_valid_fact, message.items)) else "fact"
     return None if is_valid_keyring_message(message) else "keys"

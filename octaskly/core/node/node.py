@@ -1,9 +1,8 @@
-"""One node of the mesh: joins the state machines into `step`.
+"""One node of the mesh: composes all components into `step`.
 
-The composer: it alone sees all state machines, and says who acts when. First comes what
-time makes due, then the event, then the consequences that one machine has for another,
-until none is left. The dispatcher is its own worker, so what its two halves send each
-other never leaves this module.
+Only this module sees all components. A step runs the timers that are due, then the
+event, then the consequences that components have for each other, until none is left. A
+dispatcher is also its own worker; their messages never leave this module.
 """
 
 from __future__ import annotations
@@ -111,14 +110,12 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replies import NotDispatching, TaskExplanation
 
-LATE_STEP_S = (
-    0.05  #: behind the longest time between two steps, and it was own slowness
-)
-EVENTS_WITH_DRAW = (TimerFired, Received, PeerUp, PeerDown)  #: what brings chance along
+LATE_STEP_S = 0.05  #: a step later than `tick_s` by more than this counts as a pause
+EVENTS_WITH_DRAW = (TimerFired, Received, PeerUp, PeerDown)  #: carry a random number
 
 
 class Node:
-    """Everything that one agent decides."""
+    """All decisions of one agent."""
 
     def __init__(self, settings: Settings, saved: SavedState) -> None:
         self._settings = settings
@@ -145,13 +142,13 @@ class Node:
         self._worker = components.worker
         self._message_validator = components.message_validator
         self.rotation: KeyRotation = components.rotation
-        """Which generations of the mesh secret are known where."""
+        """The key rotation, with the generations of the mesh secret."""
         self.refused_counts: Mapping[str, int] = (
             components.message_validator.refused_counts
         )
-        """How many messages of peers were refused, by the code of the reason."""
+        """Number of refused messages by code."""
         self.ended_counts: Mapping[TaskState, int] = components.dispatcher.ended_counts
-        """How many tasks ended while this node reigned, by state."""
+        """Number of tasks that ended while this node was dispatcher, by state."""
         given_name = saved.name or settings.node.name
         self._handlers = build_handlers(
             settings, components, given_name, self._on_peer_lost
@@ -159,84 +156,84 @@ class Node:
         self._last_step_s: float | None = None
         self._next_own_heartbeat_s = 0.0
         self._dispatcher_epoch: DispatcherEpoch | None = None
-        """In which the machines act as dispatcher; `election` may be ahead of it."""
-        self._attachment: Attachment | None = None  #: the same, of the worker
+        """The epoch applied to the components; `election` may be ahead of it."""
+        self._attachment: Attachment | None = None  #: the same for the worker
         self._handlers.revocation_enforcer.block_dials()
         if self.rotation.is_revoked:
             self._election.withdraw()
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Numbers of what was last given to the disk, and of what is on it."""
+        """The numbers of the latest write and of the latest durable write."""
         return self._journal.last_number, self._journal.persisted
 
     @property
     def phase(self) -> Phase:
-        """Where this node stands in the mesh."""
+        """The phase of the election."""
         return self._election.phase
 
     @property
     def is_dispatcher(self) -> bool:
-        """Whether this node reigns; so only once its claim is durable."""
+        """Return True if this node is dispatcher: its claim is durable."""
         return self._election.dispatcher_epoch is not None
 
     @property
     def dispatcher(self) -> NodeId | None:
-        """The dispatcher as far as this node can reach it."""
+        """The dispatcher, if this node can reach it."""
         return self._election.reachable_dispatcher
 
     @property
     def epoch(self) -> Epoch:
-        """The highest epoch that this node has followed or reigned in."""
+        """The highest epoch that this node has followed or owned."""
         return self._election.epoch
 
     @property
     def roster(self) -> Roster | None:
-        """The members of the mesh, as last heard."""
+        """The latest roster."""
         return self._roster_builder.roster
 
     @property
     def standbys(self) -> tuple[StandbyView, ...]:
-        """Who keeps copies of what this reign appends; none unless it reigns."""
+        """The standbys of this dispatcher; empty on other nodes."""
         return self._replication.standby_views()
 
     @property
     def has_rows_ahead(self) -> bool:
-        """Whether this node knows of tasks more than its log says to standbys."""
+        """Return True if snapshot rows are ahead of this node's log."""
         return self._journal.has_rows_ahead
 
     @property
     def last_takeover(self) -> Takeover | None:
-        """How this node took over last, if it reigns in place of another one."""
+        """This node's latest takeover from another dispatcher, or None."""
         return self._election.last_takeover
 
     @property
     def stream(self) -> StreamId | None:
-        """Where this reign writes; None unless this node reigns."""
+        """This dispatcher's own stream; None on other nodes."""
         return self._journal.stream
 
     @property
     def peers(self) -> Mapping[NodeId, PeerView]:
-        """Who is connected."""
+        """The connected peers."""
         return self._peer_table.peers
 
     @property
     def in_sync_epoch(self) -> Epoch:
-        """The last reign with which this node kept level as a standby."""
+        """The latest epoch in which this node was an in-sync standby."""
         return self._standby.in_sync_epoch
 
     @property
     def has_in_sync_standby(self) -> bool:
-        """Whether answers wait for a copy elsewhere."""
+        """Return True if a standby is in sync, so that answers wait for it."""
         return self._replication.has_in_sync_standby
 
     @property
     def has_read_all(self) -> bool:
-        """Whether all that the nodes here hold can be read from this node's disk."""
+        """Return True if this node's disk holds all that connected nodes hold."""
         return self._catch_up.has_read_all
 
     def last_heard_s(self, node: NodeId) -> float | None:
-        """Return when a peer was last heard, or was found lost, if that is known."""
+        """Return the time of a peer's last frame, or of its loss, or None."""
         view = self._peer_table.peers.get(node)
         return (
             self._roster_builder.lost_since_s(node)
@@ -245,18 +242,18 @@ class Node:
         )
 
     def hello(self, now: Moment) -> Hello:
-        """Return what this node says of itself on a new link."""
+        """Return the HELLO for a new link."""
         return self._handlers.self_description.hello(now)
 
     def deadline(self) -> float:
-        """Return when to step again without an event, in monotonic seconds."""
+        """Return the monotonic time of the next step without an event."""
         if self._last_step_s is None:
             return -math.inf
         tick_s = self._last_step_s + self._settings.timing.tick_s
         return min(self._timers.next_at(), tick_s)
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
-        """Do what is due at `now`, then handle `event`; return what to do, in order."""
+        """Run the timers due at `now`, then handle `event`; return ordered effects."""
         if isinstance(event, EVENTS_WITH_DRAW):
             self._election.draw = event.draw
         effects = self._check_clock_gap(now)
@@ -272,7 +269,7 @@ class Node:
     # --- Time.
 
     def _check_clock_gap(self, now: Moment) -> list[Effect]:
-        """Begin, or notice that this node itself stood still."""
+        """Start at the first step; later, detect pauses of this process."""
         last_s, self._last_step_s = self._last_step_s, now.mono_s
         timing = self._settings.timing
         if last_s is None:
@@ -286,18 +283,18 @@ class Node:
         return self._handlers.self_fencing.on_pause(gap_s, now)
 
     def _start(self, now: Moment) -> list[Effect]:
-        """Look for a mesh."""
+        """Look for a mesh, with mDNS and dials to saved peers."""
         effects = self._election.start_election(now)
         self._catch_up.expect_nodes(self._address_book.remembered_nodes(), now.mono_s)
         effects += self._mdns_schedule.start(now)
         return effects + self._address_book.dial_remembered(now)
 
     def _on_resume(self, now: Moment) -> list[Effect]:
-        """The machine slept: its roles and links belong to the time before."""
+        """End all roles and links after the machine was suspended."""
         effects = self._election.start_discovering("woke", now)
         for peer in tuple(self._peer_table.peers):
             effects += self._handlers.connections.close_link(peer, "woke", now)
-        effects += self._apply_role(now)  # Nothing is accepted on the way.
+        effects += self._apply_role(now)  # Accept no tasks meanwhile.
         effects += self._mdns_schedule.start(now)
         return effects + self._address_book.redial_all(now)
 
@@ -326,7 +323,7 @@ class Node:
             case Timer.FENCING:
                 return self._handlers.self_fencing.on_time(now)
             case Timer.REATTACH:
-                # Nodes that have more to tell, and speak, are waited for a little more.
+                # Wait longer for nodes that are not silent and hold more entries.
                 return self._reread_after_sync(now) + self._dispatcher.on_time(now)
             case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF:
                 effects = self._dispatcher.on_time(now)
@@ -339,10 +336,10 @@ class Node:
             case Timer.ROSTER:
                 return self._announce_changes(now)
             case Timer.SHUTDOWN | Timer.TRANSFER:
-                return []  # What waits for these looks at each step.
+                return []  # `step` calls their handlers each time.
 
     def _on_heartbeat_due(self, now: Moment) -> list[Effect]:
-        """Send heartbeats and judge the followers, this node's own worker included."""
+        """Send heartbeats, and check the followers and this node's own worker."""
         heartbeats = self._election.heartbeats
         dispatcher_epoch = self._election.dispatcher_epoch
         if dispatcher_epoch is None or not heartbeats.is_due(now):
@@ -426,7 +423,7 @@ class Node:
                 return effects
             case Persisted(number):
                 self._journal.on_persisted(number)
-                # Who waits for an answer comes first.
+                # Clients are waiting for these answers, so they come first.
                 effects = self._replication.release_acks(now)
                 return effects + self._journal.run_deferred(now)
             case AttemptsEnded():
@@ -472,12 +469,12 @@ class Node:
         return shutdown.start_shutdown(drain_s, now)
 
     def _on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
-        """Go by the keyring; a revoked node takes part in nothing any more."""
+        """Apply a changed keyring; a revoked node stops all its roles."""
         effects = self._handlers.revocation_enforcer.on_keyring_changed(event, now)
         availability = self._worker.availability
         if self.rotation.is_revoked and not availability.is_revoked:
             effects += self._worker.set_availability(availability.with_revoked(), now)
-            # It is lost to the others, who run it again.
+            # The other nodes count these attempts as lost and run them again.
             effects += self._worker.stop_attempts()
             self._election.withdraw()
             effects += self._election.start_discovering("revoked", now)
@@ -489,7 +486,7 @@ class Node:
         peer = event.peer
         if peer == self._me:
             return []
-        if self._handlers.shutdown.is_done:  # Its process takes a moment to end.
+        if self._handlers.shutdown.is_done:  # The process ends soon.
             return [Disconnect(peer, STOPPING_REASON)]
         effects = self._handlers.connections.on_peer_up(event, self._election.term, now)
         needed = self._handlers.link_policy.needed_peers()
@@ -498,7 +495,7 @@ class Node:
         return effects
 
     def _on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """A link ended, as the event or the peer's last message says."""
+        """Remove a peer after the end of its link or its Leave."""
         is_revoked = reason == REVOKED_REASON and peer in self._peer_table.peers
         effects = self.rotation.on_own_revocation(peer) if is_revoked else []
         return effects + self._handlers.connections.drop_peer(peer, reason, now)
@@ -506,7 +503,7 @@ class Node:
     def _on_peer_lost(
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
     ) -> list[Effect]:
-        """A peer is gone, and with it what it owed and what it ran or kept."""
+        """Inform the components of a lost peer."""
         if reason != UNNEEDED_REASON:
             self._replication.discount_node(peer)
         effects: list[Effect] = []
@@ -521,7 +518,7 @@ class Node:
     def _on_follower_lost(
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
     ) -> list[Effect]:
-        """A follower of this node is gone; its attempts may run elsewhere."""
+        """Handle the loss of a follower; its attempts may run on other nodes."""
         is_leaving = reason in (STOPPING_REASON, UNNEEDED_REASON, REVOKED_REASON)
         self._roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
         self._replication.on_follower_lost(peer, now, is_leaving=is_leaving)
@@ -531,7 +528,7 @@ class Node:
         return [note, *self._dispatcher.on_worker_down(peer, now)]
 
     def _drop_unneeded_links(self, now: Moment) -> list[Effect]:
-        """In a large mesh, keep only the links that a takeover needs."""
+        """In a large mesh, close the links that no takeover needs."""
         effects: list[Effect] = []
         for peer, view in self._handlers.link_policy.unneeded_peers():
             if (
@@ -549,7 +546,7 @@ class Node:
         effects: list[Effect] = []
         for message in messages:
             if not self._peer_table.record_frame(peer, now):
-                break  # It left, or was told to leave, in mid-batch.
+                break  # The link ended within this batch.
             refused = self._handlers.connections.reject_invalid(
                 peer, message, self._election.term, now
             )
@@ -561,9 +558,9 @@ class Node:
     def _on_message(  # noqa: C901, PLR0911, PLR0912  # A flat table.
         self, peer: NodeId, message: Message, now: Moment
     ) -> list[Effect]:
-        """Handle one message of a connected peer, or of this node's other half.
+        """Handle one message of a connected peer, or of this node to itself.
 
-        A peer may be slow, deposed or wrong: an order that does not fit its role is
+        A peer may be slow, deposed or wrong. A message that does not fit its role is
         ignored or answered, never an error.
         """
         claim_handlers = self._claim_handlers
@@ -571,8 +568,8 @@ class Node:
             case Assign(epoch) | Kill(epoch) | RecordBatch(epoch) if (
                 self._is_stale_epoch(epoch)
             ):
-                # Rule I7, from the moment a higher epoch is known: the worker hears of
-                # it only once it is on disk.
+                # Rule I7 applies as soon as a higher epoch is known. The worker gets
+                # the epoch only once it is durable.
                 return claim_handlers.reject_stale_dispatcher(peer)
             case Heartbeat():
                 return self._on_heartbeat(peer, message, now)
@@ -583,7 +580,7 @@ class Node:
             case ResultsOk():
                 return self._worker.on_results_ok(message, now)
             case RecordBatch():
-                # Whoever said it: it is true in every epoch.
+                # Records are valid in every epoch.
                 self._outbox.put(RecordsAdded())
                 return self._dispatcher.record_writer.on_record_batch(message)
             case Roster():
@@ -617,7 +614,7 @@ class Node:
             case Leave(reason):
                 return self._on_peer_down(peer, reason, now)
             case Hello() | HelloOk():
-                return []  # The link has consumed those; a second one means nothing.
+                return []  # The link handles the first of each; more are ignored.
 
     def _is_stale_epoch(self, epoch: Epoch) -> bool:
         return epoch < self._election.epoch
@@ -655,7 +652,7 @@ class Node:
     def _on_replicate(
         self, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
-        """Keep what the dispatcher appends, unless it is dispatcher no more."""
+        """Store an append of the dispatcher, unless the dispatcher is deposed."""
         if not self._election.is_followed_epoch(peer, message.epoch):
             self._handlers.log_receiver.on_foreign_stream(peer, message)
             return self._claim_handlers.reject_stale_dispatcher(peer)
@@ -665,16 +662,16 @@ class Node:
 
     def _on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
         effects = self._claim_handlers.on_pull(peer, message, now)
-        self._outbox.put(SyncProgressed())  # It says what the peer holds.
+        self._outbox.put(SyncProgressed())  # It carries the peer's vector.
         if not self._log_versions.can_read_our_log(peer):
-            # It asked before it heard that a newer program writes here now.
+            # The peer sent it before it knew that this node writes a newer log version.
             return [self._handlers.log_receiver.empty_answer(peer, message), *effects]
         return self._replication.on_pull(peer, message, now) + effects
 
     def _on_remote_log(
         self, peer: NodeId, message: Entries | Snapshot, now: Moment
     ) -> list[Effect]:
-        """Take in what another node's log holds, and tell the dispatcher of it."""
+        """Store another node's entries, and send the dispatcher the new vector."""
         if isinstance(message, Entries):
             entries = message.entries
             effects = self._message_validator.check_entry_clocks(peer, entries, now)
@@ -683,19 +680,19 @@ class Node:
             effects = self._handlers.log_receiver.on_snapshot(peer, message)
         if any(isinstance(effect, LogWrite) for effect in effects):
             if peer == self._election.dispatcher:
-                self._standby.mark_behind()  # Else it had been streamed.
+                self._standby.mark_behind()  # If in sync, it gets a stream.
             effects += self._election.send_vector(peer)
         return effects + self._claim_handlers.continue_transfer()
 
     def _on_worker_message(
         self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment
     ) -> list[Effect]:
-        """Hand a worker's message to the dispatcher, in the epoch that it confirmed."""
+        """Pass a worker's message to the dispatcher, if it confirmed this epoch."""
         dispatcher, view = self._dispatcher, self._peer_table.peers.get(peer)
         if not dispatcher.is_active or self._election.dispatcher_epoch is None:
             return []  # The worker keeps its results until there is a dispatcher.
         if view is not None and view.followed_epoch != self._election.epoch:
-            return []  # Said in an earlier epoch; it will be said again.
+            return []  # It was sent in an earlier epoch; the worker repeats it.
         if view is not None and message.state is not None:
             self._peer_table.record_state(view, message.state)
         match message:
@@ -710,7 +707,7 @@ class Node:
                 return effects + dispatcher.on_heartbeat_ok(peer, message, now)
             case Results():
                 if self._dispatcher_transfer.is_in_progress:
-                    return []  # The successor must not take up a log that still grows.
+                    return []  # The log must not grow while a successor catches up.
                 return dispatcher.on_results(peer, message, now)
             case Reattach():
                 return self._on_reattach(peer, message, now)
@@ -718,13 +715,13 @@ class Node:
     def _on_reattach(
         self, peer: NodeId, message: Reattach, now: Moment
     ) -> list[Effect]:
-        """Know what a worker runs, once it has told all of it."""
+        """Register a worker once all parts of its `Reattach` are here."""
         view = self._peer_table.peers.get(peer)
         info = self._settings.node if view is None else view.info
         if view is not None:
             message = view.join_reattach_parts(message)
             if message.has_more:
-                return []  # What the next part lists is not lost.
+                return []  # Attempts in the next parts are not lost.
         effects = self._register_worker(info, now)
         if view is not None:
             view.is_worker = True
@@ -737,7 +734,7 @@ class Node:
     # --- Consequences.
 
     def _deliver(self, effects: list[Effect], now: Moment) -> list[Effect]:
-        """Deliver what this node's machines send each other, until all is quiet."""
+        """Deliver messages to this node itself and consequences, until none is left."""
         done: list[Effect] = []
         waiting = deque(effects)
         has_changed = False
@@ -745,7 +742,7 @@ class Node:
             while waiting:
                 effect = waiting.popleft()
                 if isinstance(effect, Send) and effect.peer == self._me:
-                    # Behind what is decided already, as appends keep their order.
+                    # After the earlier effects, because appends must keep their order.
                     for message in effect.messages:
                         waiting += self._on_message(self._me, message, now)
                 else:
@@ -762,7 +759,7 @@ class Node:
     def _on_consequence(self, consequence: Consequence, now: Moment) -> list[Effect]:
         match consequence:
             case DispatcherSilent():
-                # It may have given up this standby meanwhile, whoever is followed next.
+                # The dispatcher may have dropped this standby meanwhile.
                 self._standby.mark_behind()
                 return []
             case RoleChanged():
@@ -786,10 +783,10 @@ class Node:
             case RecordsAdded():
                 return self._broadcast_new_records(now)
             case AdmissionChanged() | WorkerAvailabilityChanged() | RosterChanged():
-                return []  # They are only announced.
+                return []  # `_deliver` announces these changes.
 
     def _reread_after_sync(self, now: Moment) -> list[Effect]:
-        """Let the queue be read afresh once all entries of others are on disk."""
+        """Read the queue again once all entries of other nodes are durable."""
         dispatcher, catch_up = self._dispatcher, self._catch_up
         self._hasten_row_rewrite(now)
         if dispatcher.reconciler.is_log_behind:
@@ -803,9 +800,10 @@ class Node:
         return self._journal.when_durable(dispatcher.on_remote_entries, now)
 
     def _hasten_row_rewrite(self, now: Moment) -> None:
-        """Let standbys have what rows alone say here, if nobody brings the log.
+        """Rewrite rows that are ahead of the log soon, so that standbys get them.
 
-        Alone this node can wait for that longer: it is most of what it holds, maybe.
+        Without a standby this can wait, because it may be most of the data of this
+        node.
         """
         if not self._dispatcher.is_active or not self._journal.has_rows_ahead:
             return
@@ -813,7 +811,7 @@ class Node:
             self._dispatcher.retention.hasten_row_rewrite(now)
 
     def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:
-        """Answer whether all tasks that exist are known here, if that is clear."""
+        """Answer the catch-up requests that need not wait longer."""
         if not self._catch_up.pending_requests:
             return []
         dispatcher_epoch = self._election.dispatcher_epoch
@@ -827,7 +825,7 @@ class Node:
         )
 
     def _announce_changes(self, now: Moment) -> list[Effect]:
-        """Tell followers and the agent what is new in the mesh, if anything is."""
+        """Send a changed roster to followers, and the mesh state to the agent."""
         election, effects = self._election, list[Effect]()
         is_dispatching = election.dispatcher_epoch is not None
         if is_dispatching:
@@ -843,7 +841,7 @@ class Node:
     # --- Roles.
 
     def _apply_role(self, now: Moment) -> list[Effect]:
-        """Make dispatcher, replication and worker go by what the election says now."""
+        """Apply the election's role to dispatcher, replication and worker."""
         election, effects = self._election, list[Effect]()
         dispatcher_epoch, attachment = election.dispatcher_epoch, election.attachment
         if dispatcher_epoch is not self._dispatcher_epoch:
@@ -881,8 +879,8 @@ class Node:
         if not self._catch_up.has_read_all:
             self._dispatcher.reconciler.delay_read(now)
         effects = self._dispatcher.start_dispatching(epoch, stream, now)
-        # Count on who is here, before all have told what they run: else a task that
-        # shall fail fast would be refused for a moment.
+        # Register connected nodes before their `Reattach` arrives. Otherwise a task
+        # that must fail fast would be refused at first.
         for info in (self._settings.node, *(view.info for view in peers.values())):
             effects += self._register_worker(info, now)
         if self._election.is_withdrawn:
@@ -898,7 +896,7 @@ class Node:
     def _change_attachment(
         self, attachment: Attachment | None, now: Moment
     ) -> list[Effect]:
-        """Let the worker serve another dispatcher, or none; look for one then."""
+        """Attach the worker to another dispatcher, or detach it and browse."""
         effects: list[Effect] = []
         if self._attachment is not None:
             effects += self._worker.detach(now)

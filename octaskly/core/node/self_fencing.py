@@ -1,8 +1,8 @@
-"""A dispatcher that stood still may be deposed: it does nothing until it is heard.
+"""Self-fencing: a dispatcher that was paused stops until a follower confirms its epoch.
 
-After a pause of its own it neither accepts nor places work before a follower has
-answered a heartbeat of this reign, sent after the pause. It waits for that as long as
-an answer waits for a standby; then it goes on, alone.
+After a pause of its own process, another node may have been elected. So the dispatcher
+neither accepts nor places work until a follower answers a heartbeat of this epoch that
+was sent after the pause. It waits for at most `replication_wait_s`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from octaskly.core.model.settings import Timing
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import HeartbeatOk
 
-FENCING_PAUSE_S = 1.0  #: a pause that others may have taken for death
+FENCING_PAUSE_S = 1.0  #: after such a pause, others may have elected a dispatcher
 
 
 class SelfFencing:
-    """Whether this node's reign is in doubt, and since when."""
+    """The fence of this dispatcher: the unconfirmed epoch, and its start."""
 
     def __init__(
         self,
@@ -38,11 +38,13 @@ class SelfFencing:
         self._dispatcher = dispatcher
         self._timers = timers
         self._outbox = outbox
-        self._fenced_epoch: Epoch | None = None  #: the reign that is in doubt
+        self._fenced_epoch: Epoch | None = (
+            None  #: the unconfirmed epoch; None: no fence
+        )
         self._fenced_since_s = 0.0
 
     def on_pause(self, gap_s: float, now: Moment) -> list[Effect]:
-        """This node itself stood still for so long."""
+        """Fence this dispatcher after a pause of its own process."""
         dispatcher_epoch = self._election.dispatcher_epoch
         if (
             gap_s < FENCING_PAUSE_S
@@ -57,13 +59,13 @@ class SelfFencing:
         return [LogLine("warning", "stood still", (("seconds", round(gap_s, 1)),))]
 
     def on_heartbeat_ok(self, message: HeartbeatOk, now: Moment) -> list[Effect]:
-        """A follower of this reign has answered."""
+        """Lift the fence if a follower answered a heartbeat sent after the pause."""
         if message.epoch != self._fenced_epoch or message.sent_s < self._fenced_since_s:
             return []
         return self._lift_fence(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Go on when nobody is left to ask."""
+        """Lift the fence after the longest wait."""
         if self._fenced_epoch is None or now.mono_s < self._deadline_s():
             return []
         return self._lift_fence(now)
@@ -78,6 +80,6 @@ class SelfFencing:
         if dispatcher_epoch is None or dispatcher_epoch.epoch != epoch:
             return []
         if self._election.is_withdrawn or self._dispatcher_transfer.is_in_progress:
-            return []  # It is paused for more than this.
+            return []  # Another reason keeps it paused.
         self._outbox.put(AdmissionChanged())
         return self._dispatcher.resume_accepting(now)

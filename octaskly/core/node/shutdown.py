@@ -1,8 +1,8 @@
-"""How a node leaves on purpose: hand over, finish what runs, say goodbye.
+"""Shutdown: transfers the role of dispatcher, drains the worker and closes all links.
 
-A dispatcher asks its best follower to claim, one after another until one does; alone,
-it ends its reign by itself. Then the worker drains; what still runs when patience is
-over is ended and given back. At last every link gets its Leave.
+A dispatcher asks its best followers to claim, one after another; without followers it
+just stops. Then the worker drains. Attempts that still run at the drain deadline are
+stopped and released. At last every link gets a Leave.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from octaskly.core.protocol.messages import STOPPING_REASON
 from octaskly.core.replication.journal import Journal
 from octaskly.core.worker.worker import Worker
 
-PROCESS_EXIT_S = 6.0  #: beyond the grace, for processes to go and results to be kept
-DISK_FLUSH_S = 2.0  #: for what is on its way to the disk when patience is over
+PROCESS_EXIT_S = 6.0  #: after the kill grace, for exits and stored results
+DISK_FLUSH_S = 2.0  #: time for pending writes after the drain deadline
 
 
 class Shutdown:
-    """The way out of one node; idle until it is asked for."""
+    """The shutdown of one node; idle until it is requested."""
 
     def __init__(
         self,
@@ -36,40 +36,38 @@ class Shutdown:
         worker: Worker,
         timers: TimerHeap,
     ) -> None:
-        self.is_requested = False  #: the node is on its way out
+        self.is_requested = False  #: the shutdown has started
         self.is_done = False
         self._journal = journal
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
         self._worker = worker
         self._timers = timers
-        self._drain_deadline_s: float | None = (
-            None  #: when patience with the worker is over
-        )
+        self._drain_deadline_s: float | None = None  #: end of the wait for the worker
         self._kill_timeout_s = timing.kill_grace_s + PROCESS_EXIT_S
         self._has_stopped_attempts = False
         self._is_drain_over = False
 
     def start_shutdown(self, drain_s: float, now: Moment) -> list[Effect]:
-        """Start to leave; asked a second time, leave at once."""
+        """Start the shutdown; a second call ends it at once."""
         if self.is_requested:
             return self._finish("stopped at once", now)
         if self._worker.availability.hold.is_paused:
-            drain_s = 0.0  # What is frozen does not end.
+            drain_s = 0.0  # Frozen processes do not end.
         self.is_requested = True
         self._drain_deadline_s = now.mono_s + drain_s
         self._election.withdraw()
-        # Standbys that were asked while the disk failed may be ready by now.
+        # Standbys that were asked while the disk failed may be in sync now.
         self._dispatcher_transfer.reset()
         note = LogLine("info", "stopping", (("drain_s", drain_s),))
         availability = self._worker.availability.with_stopping()
         return [note, *self._worker.set_availability(availability, now)]
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Go on as far as possible; asked at each step while the node stops."""
+        """Advance the shutdown as far as possible; called at every step."""
         effects = self._go_on(now)
         deadline_s = self._deadline_s()
-        # What was due already waits for something else than time.
+        # An overdue action waits for something other than time.
         self._timers.set(
             Timer.SHUTDOWN, deadline_s if deadline_s > now.mono_s else math.inf
         )
@@ -81,11 +79,12 @@ class Shutdown:
         self._is_drain_over = is_drain_over = now.mono_s >= self._drain_deadline_s
         if is_drain_over and not self._has_stopped_attempts:
             self._has_stopped_attempts = True
-            # Others run it again, but not beside what is left of it here.
+            # Wait for the processes to end before other nodes run these attempts again.
             if ended := self._worker.stop_attempts():
                 self._drain_deadline_s += self._kill_timeout_s
                 return ended
-        # Without a successor answers would leave that one disk alone holds.
+        # Without a successor, answers would leave with a single copy. So wait for one,
+        # unless this disk does not respond.
         has_waited = now.mono_s >= self._drain_deadline_s + DISK_FLUSH_S
         is_stuck = has_waited and not self._journal.is_all_durable
         if self._election.dispatcher_epoch is not None and not is_stuck:
@@ -98,7 +97,7 @@ class Shutdown:
         return self._finish("drain over" if is_over else "drained", now)
 
     def _deadline_s(self) -> float:
-        """Return when patience ends."""
+        """Return the time of the next action."""
         if self._drain_deadline_s is None or self.is_done:
             return math.inf
         if self._election.dispatcher_epoch is None:
@@ -107,7 +106,7 @@ class Shutdown:
         return self._dispatcher_transfer.deadline() or self._drain_deadline_s + flush_s
 
     def _is_safe_to_stop(self) -> bool:
-        """Whether all that this node ran and wrote is safe elsewhere or on disk."""
+        """Return True if all results and writes of this node are safe."""
         is_stepping_down = isinstance(self._election.phase, SteppingDown)
         return (
             self._worker.is_idle
