@@ -60,7 +60,7 @@ def _read_client_file(path: Path) -> dict[str, str]:
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{key} is no text")  # noqa: TRY004 - as any fault of a file
+        raise ValueError(f"{key} is not a string")  # noqa: TRY004 - as any fault of a file
     if key != "ca_file":
         return value
     if not value.startswith(("/", "~/")):
@@ -80,7 +80,7 @@ def read_protected_file(path: Path) -> str:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
-            raise ValueError(f"no file, or one of over {FILE_BYTES_MAX} bytes")
+            raise ValueError(f"not a regular file, or over {FILE_BYTES_MAX} bytes")
         if status.st_mode & _OTHERS_WRITE:
             mode = f"{status.st_mode & 0o777:04o}"
             raise ValueError(f"others may write it (mode {mode}): chmod go-w {path}")

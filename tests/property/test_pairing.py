@@ -49,7 +49,7 @@ GREETINGS = st.builds(
     name=NAMES,
     key=st.binary(min_size=32, max_size=32),
     wall_ms=st.integers(0, 2**63),
-    number=st.integers(0, 2**16 - 1),
+    slot_or_port=st.integers(0, 2**16 - 1),
     refusal=st.sampled_from(RefusalReason),
 )
 KEYRING = "okm1-not-really\n" * 3

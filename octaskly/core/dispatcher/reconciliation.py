@@ -111,7 +111,7 @@ class Reconciler:
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
-        self._absent_workers.pop(node, None)
+        self._stop_awaiting(node)
         # After a repeated claim it reattaches over the same link, so attempts that this
         # epoch assigned since then may still be on their way.
         own_stream = self._step.stream if self._pool.is_attached(node) else None

@@ -72,7 +72,7 @@ def test_place_is_read_as_it_is_shown() -> None:
 )
 def test_nonsense_is_no_place(text: str) -> None:
     """Whatever a client sends, it is refused rather than guessed at."""
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="not a position"):
         FeedPosition.parse(text)
 
 
