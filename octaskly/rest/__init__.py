@@ -1,1 +1,1 @@
-"""The JSON of the REST API, each type once: nodes make it, clients read it."""
+"""JSON types of the REST API, defined once for nodes and clients."""

@@ -1,4 +1,4 @@
-"""Tokens, the audit log, and how machines join and leave, as the API's JSON."""
+"""JSON types for tokens, sessions, the audit log, key rotation and joining."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a token; what is not known of one without a name is null."""
+    """A token in a list; a token without a name has null in unknown fields."""
 
     id: str
     name: str | None = None
@@ -37,14 +37,14 @@ class TokenLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenList(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokens that have a name."""
+    """The tokens that have a name and have not expired."""
 
     tokens: list[TokenLine]
     total: int = 0
 
 
 class SessionCode(msgspec.Struct, frozen=True, kw_only=True):
-    """A code that opens a page, and the page's addresses with it."""
+    """A one-time code that opens the dashboard, and the URLs that contain it."""
 
     code: str
     expires_at: At = ""
@@ -53,7 +53,7 @@ class SessionCode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PageSession(msgspec.Struct, frozen=True, kw_only=True):
-    """The token of a page."""
+    """A session token for the dashboard."""
 
     token: str
     expires_at: At
@@ -62,7 +62,7 @@ class PageSession(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that changed something or was refused, or several that are alike."""
+    """One request that changed something or was refused, or several merged requests."""
 
     id: str = ""
     at: At
@@ -90,7 +90,7 @@ class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyRotation(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the newest generation of the mesh secret has come."""
+    """Progress of the newest generation of the mesh secret through the nodes."""
 
     generation: int = 0
     newest: int = 0
@@ -104,7 +104,7 @@ class KeyRotation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a node stands: what it belongs to, and what it would leave behind.
+    """The mesh of a node, and the members and tasks that remain if the node leaves.
 
     `node_key` is hexadecimal.
     """
@@ -119,7 +119,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Invite(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine may come in, once, soon."""
+    """An invite: it admits one machine, once, until `expires_at`."""
 
     code: str
     expires_at: At
@@ -127,14 +127,14 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entering(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that begins anew in another mesh, or ends in none."""
+    """A node that is joining another mesh or leaving its mesh."""
 
     name: str
     node_id: str
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that waits to be let in; nothing of it is proven but the words."""
+    """A machine that waits for approval; only its fingerprint is verified."""
 
     name: str
     node_id: str
@@ -143,7 +143,7 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinRequests(msgspec.Struct, frozen=True, kw_only=True):
-    """All machines that wait to be let in."""
+    """All machines that wait for approval."""
 
     requests: list[JoinRequest] = []
     total: int = 0

@@ -1,9 +1,9 @@
-"""What all types of the API's JSON share.
+"""Shared types of the API's JSON.
 
-A node sends every field, null where nothing is known, except fields whose default is
-UNSET. A client ignores fields that it does not know, and takes the default of a field
-that an older node does not send. So words are not enumerations here: a newer node may
-know more of them.
+A node sends every field, with null for an unknown value; it omits only fields whose
+default is UNSET. A client ignores unknown fields and uses the default of a field that
+an older node does not send. Text fields are not enumerations here, because a newer node
+may send values that an older client does not know.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Instant = Annotated[
 
 
 def one_of(*words: str) -> msgspec.Meta:
-    """Return what the OpenAPI document says of a text; decoding takes any text."""
+    """Return the OpenAPI values of a text field; decoding accepts any text."""
     return msgspec.Meta(extra_json_schema={"enum": list(words)})
 
 
@@ -31,7 +31,7 @@ NodeState = Annotated[str, one_of("ready", "draining", "paused", "lost")]
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Every answer that is an error."""
+    """The body of every error response."""
 
     error: str
     status: int

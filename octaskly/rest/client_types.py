@@ -1,4 +1,4 @@
-"""What clients have beyond the types of the API: submissions, and whole tasks."""
+"""Types that only clients use: drafts to submit, and tasks with decoded output."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ FINAL: Final = frozenset({"completed", "failed", "cancelled"})
 
 
 class Task(TaskDetail, frozen=True, kw_only=True):
-    """A task as the API shows it; None where the node does not know yet.
+    """A task as the API shows it; a field is None while the node does not know it.
 
-    `stdout` and `stderr` are its output as text, the first MiB of each, with
-    replacement characters for what is no UTF-8; `output_bytes` gives the bytes.
+    `stdout` and `stderr` are the output as text, the first MiB of each, with
+    replacement characters for bytes that are not UTF-8. `output_bytes` returns the
+    exact bytes.
     """
 
-    index: int | None = None  #: of a member of an array, and so is `item`
+    index: int | None = None  #: only for a member of an array, as `item`
     item: str | None = None
-    replicas: int | None = None  #: of a task that was just accepted
+    replicas: int | None = None  #: only in the response to a submission
 
     @property
     def is_final(self) -> bool:
-        """Whether its state will not change any more (but for a healed split)."""
+        """Return True if the state is final; only a healed split can change it."""
         return self.status in FINAL
 
     @property
     def encoding(self) -> str | None:
-        """How its output was sent: None, or `base64` or `utf-8-replaced`."""
+        """Encoding of the output that was sent: None, `base64` or `utf-8-replaced`."""
         return self.sent_encoding or None
 
     @property
     def stdout(self) -> str | None:
-        """What it wrote to stdout, as text; None before the end."""
+        """The stdout of the task as text; None before its end."""
         return self._text(self.sent_stdout)
 
     @property
     def stderr(self) -> str | None:
-        """What it wrote to stderr, as text; None before the end."""
+        """The stderr of the task as text; None before its end."""
         return self._text(self.sent_stderr)
 
     def output_bytes(self, stream: str) -> bytes:
-        """Return the kept bytes of `stdout` or `stderr`."""
+        """Return the kept bytes of `stdout` or `stderr`, whichever `stream` names."""
         text = (self.sent_stdout if stream == "stdout" else self.sent_stderr) or ""
         if self.encoding == "base64":
             return base64.b64decode(text)
@@ -65,7 +66,7 @@ class TaskPage(TaskLines, frozen=True, kw_only=True):
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A task to submit; what is left out takes the node's default."""
+    """A task to submit; the node sets the default of each field that is left out."""
 
     command: str
     timeout: int | None = None

@@ -1,4 +1,4 @@
-"""The mesh and its nodes as the API's JSON."""
+"""JSON types for the mesh, its nodes, statistics, health and checks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Reached = Annotated[str, one_of("reached", "refused", "silent")]
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):
-    """The epoch of a dispatcher."""
+    """The epoch of a dispatcher: its term and its node id."""
 
     term: int
     node: str
 
 
 class Standby(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that keeps copies; `lag` counts the entries that it lacks."""
+    """A node with a copy of the log; `lag` counts the entries that it lacks."""
 
     name: str
     id: str = ""
@@ -30,7 +30,7 @@ class Standby(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failover(msgspec.Struct, frozen=True, kw_only=True):
-    """When a node took the place of a dispatcher, and after how long without one."""
+    """The last failover: its time, and how long the mesh had no dispatcher."""
 
     at: At | None = None
     duration_ms: int = 0
@@ -38,7 +38,7 @@ class Failover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshState(msgspec.Struct, frozen=True, kw_only=True):
-    """Who reigns, and how safe is what is accepted now."""
+    """The dispatcher's epoch, the standbys, and how many replicas a new task gets."""
 
     term: int = 0
     epoch: Epoch | None = None
@@ -48,14 +48,14 @@ class MeshState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshDetail(MeshState, frozen=True, kw_only=True):
-    """The state of the mesh, and the messages of peers that were refused, by reason."""
+    """The state of the mesh, with counts of refused peer messages by reason."""
 
     reign_seconds: int = 0
     refused: dict[str, int] = {}
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy a machine was when its agent last looked."""
+    """Load of a machine at the agent's last sample."""
 
     cpu_percent: float = 0.0
     load1: float = 0.0
@@ -65,7 +65,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as `GET /api/v1/nodes` shows it; `load` as last sampled."""
+    """A node as `GET /api/v1/nodes` shows it; `load` is the last sample."""
 
     name: str
     id: str = ""
@@ -89,14 +89,14 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodePage(MeshState, frozen=True, kw_only=True):
-    """All nodes of the mesh, in the order of succession."""
+    """All nodes of the mesh, in order of succession."""
 
     nodes: list[NodeInfo]
     total: int = 0
 
 
 class NodeEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """How a node is now, as the stream of events has it."""
+    """The state of a node in the event stream."""
 
     name: str
     id: str
@@ -107,7 +107,7 @@ class NodeEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes that run tasks."""
+    """Counts of the nodes that run tasks."""
 
     total: int = 0
     active: int = 0
@@ -115,7 +115,7 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """Tasks by state, members of arrays each for itself."""
+    """Counts of tasks by state; each member of an array counts as one task."""
 
     queued: int = 0
     running: int = 0
@@ -125,7 +125,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent of the dispatcher, and the CPU of its machine."""
+    """Uptime and memory of the dispatcher's agent, and CPU use of its machine."""
 
     uptime_seconds: int = 0
     memory_usage_mb: int = 0
@@ -133,14 +133,14 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Database(msgspec.Struct, frozen=True, kw_only=True):
-    """The log of the dispatcher."""
+    """Size of the dispatcher's log."""
 
     total_tasks: int = 0
     disk_size_mb: int = 0
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole mesh in numbers."""
+    """Statistics of the whole mesh."""
 
     workers: Workers = Workers()
     tasks: Counts = Counts()
@@ -150,7 +150,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tasks waited and ran, and how fast they ended since the point before."""
+    """Queued and running tasks at a time, and the rate of ends since the last point."""
 
     at: At
     queued: int
@@ -159,7 +159,7 @@ class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """The points of this reign, at most of ten minutes, the oldest first."""
+    """Points of the current dispatcher's epoch: at most ten minutes, oldest first."""
 
     points: list[HistoryPoint]
 
@@ -184,7 +184,7 @@ class Unhealthy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MovedPort(msgspec.Struct, frozen=True, kw_only=True):
-    """A default port that was taken when the agent started."""
+    """A default port that was in use when the agent started."""
 
     port: Annotated[str, one_of("api", "peer", "lan")]
     wanted: int
@@ -192,7 +192,7 @@ class MovedPort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkup(msgspec.Struct, frozen=True, kw_only=True):
-    """How an agent is set up; the last two only where it is in a mesh."""
+    """Setup of an agent; only a member of a mesh has the last two fields."""
 
     name: str
     node_id: str
@@ -213,7 +213,7 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a node can open TCP connections to another one."""
+    """Results of TCP connections from one node to another."""
 
     node: str = ""
     peer_port: Reached
@@ -221,7 +221,7 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScrapeTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """One node, as the HTTP service discovery of Prometheus has it."""
+    """One node in the format of Prometheus HTTP service discovery."""
 
     targets: list[str]
     labels: dict[str, str]

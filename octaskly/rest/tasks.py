@@ -1,4 +1,4 @@
-"""Tasks, arrays, attempts and files as the API's JSON."""
+"""JSON types for tasks, arrays, attempts and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Workdir = Annotated[str, one_of("scratch")]
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that was accepted."""
+    """An accepted task."""
 
     id: str
     command: str | None
@@ -37,13 +37,13 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Repeated(Created, frozen=True, kw_only=True):
-    """A task that repeats an ended one."""
+    """An accepted task that repeats an ended task."""
 
     retry_of: str
 
 
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that is cancelled."""
+    """A cancelled task."""
 
     id: str
     status: Annotated[str, one_of("cancelled")]
@@ -51,19 +51,19 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
-    """How many ended tasks were forgotten; null: that goes on."""
+    """Number of ended tasks that were forgotten; null while forgetting continues."""
 
     forgotten: int | None
 
 
 class NewIds(msgspec.Struct, frozen=True, kw_only=True):
-    """Names for tasks that are to be submitted."""
+    """Ids for tasks that a client is going to submit."""
 
     ids: list[str]
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
-    """The members of an array: how many there are, and how many in each state."""
+    """Counts of the members of an array, in all and by state."""
 
     range: str | None = None
     total: int = 0
@@ -76,7 +76,7 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A task in a list; null is what the node does not know yet."""
+    """A task in a list; unknown values are null."""
 
     id: str
     command: str | None = ""
@@ -104,8 +104,9 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
 class TaskLines(msgspec.Struct, frozen=True, kw_only=True):
     """A page of tasks, without their output.
 
-    Where tasks are searched, `next` is the task behind which the search goes on, and
-    `left` how many it has not looked at; without these, `total` is null.
+    In a search, `next` is the task after which the search continues, and `left` is the
+    number of tasks that it has not examined; `total` is null unless the search examined
+    all tasks. Other pages omit `next` and `left`.
     """
 
     tasks: Sequence[TaskLine]
@@ -125,20 +126,20 @@ class ArrayMember(TaskLine, frozen=True, kw_only=True):
 
 
 class TaskArray(TaskLine, frozen=True, kw_only=True):
-    """An array, with a part of its members that failed."""
+    """An array, with a page of its failed members."""
 
     failed_members: list[ArrayMember] = []
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """A declared output; `bytes` is None where it was missing at the end."""
+    """A declared output; `bytes` is null if it was missing at the end."""
 
     path: str
     bytes: int | None = None
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):
-    """What the node of a task must have; null: anything."""
+    """Requirements of a task for its node; null means no requirement."""
 
     labels: dict[str, str] = {}
     node: str | None = None
@@ -150,7 +151,7 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task may take; null: as much as the node has."""
+    """Resource limits of a task; null means no limit."""
 
     memory_mb: int | None = None
     cpu_seconds: int | None = None
@@ -159,7 +160,7 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileGiven(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that an attempt finds in its folder."""
+    """A file that the node places in an attempt's folder."""
 
     path: str
     sha256: str
@@ -167,7 +168,7 @@ class FileGiven(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileLeft(msgspec.Struct, frozen=True, kw_only=True):
-    """A file at a node, for tasks to name."""
+    """A file that a client uploaded to a node, for tasks to name."""
 
     sha256: str
     bytes: int
@@ -175,7 +176,7 @@ class FileLeft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDetail(TaskLine, frozen=True, kw_only=True):
-    """All of one task."""
+    """A task with all its fields."""
 
     sent_stdout: str | None = msgspec.field(default=None, name="stdout")
     sent_stderr: str | None = msgspec.field(default=None, name="stderr")
@@ -205,7 +206,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
 
 
 class TaskEnd(TaskLine, frozen=True, kw_only=True):
-    """The end of a task or of one attempt, as streams of its output say it."""
+    """The end of a task or of one attempt, in a stream of its output."""
 
     stdout_bytes: int | None = None
     stdout_truncated: bool | None = None
@@ -214,7 +215,7 @@ class TaskEnd(TaskLine, frozen=True, kw_only=True):
 
 
 class MemberResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a member of an array ended and what it wrote, as a stream of results has it.
+    """Result of a member of an array, in a stream of results.
 
     `position` counts members from 0.
     """
@@ -240,9 +241,9 @@ class MemberResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened to a task: neither its command nor its output.
+    """A change of a task's state, without its command and output.
 
-    The message to a receiver says beside it when that was, not in `at`.
+    A webhook message gives the time in `timestamp` and omits `at`.
     """
 
     id: str
@@ -261,7 +262,7 @@ class TaskChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
-    """The message to the receiver of a task's end."""
+    """The webhook message that reports the end of a task."""
 
     type: str
     timestamp: At | None
@@ -269,14 +270,14 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a node does not run a task."""
+    """A reason that prevents a node from running a task."""
 
     code: str
     message: str
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in the way on one node."""
+    """The reasons that prevent one node from running a task."""
 
     name: str
     id: str = ""
@@ -285,9 +286,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a task is where it is; `nodes` of one that waits.
+    """Explanation of a task's state; `nodes` is filled for a queued task.
 
-    `placement` says why it was given to the node that has or had it.
+    `placement` says why the dispatcher chose the node that has or had the task.
     """
 
     id: str
@@ -298,7 +299,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a task; `released` ones do not count, as another one may follow."""
+    """One attempt of a task; another may follow a `released` one."""
 
     attempt: int = 0
     worker_id: str = ""
@@ -315,14 +316,14 @@ class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempts(msgspec.Struct, frozen=True, kw_only=True):
-    """The attempts of one task, in their order."""
+    """The attempts of one task, in order."""
 
     id: str
     attempts: list[AttemptLine]
 
 
 class Run(AttemptLine, frozen=True, kw_only=True):
-    """An attempt with the task that it is of."""
+    """An attempt with its task."""
 
     id: str
     name: str | None = None
@@ -331,7 +332,7 @@ class Run(AttemptLine, frozen=True, kw_only=True):
 
 
 class Runs(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs, and what ended of late."""
+    """Running attempts, and attempts that ended recently."""
 
     running: list[Run]
     ended: list[Run] = []
