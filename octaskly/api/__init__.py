@@ -1,4 +1,4 @@
-"""The REST API of a node: on loopback, on the LAN by TLS, and on a UNIX socket."""
+"""REST API of a node, over loopback HTTP, LAN HTTPS and a UNIX socket."""
 
 from octaskly.api.http.request import HttpTimeouts
 from octaskly.api.server.responses import AccessLogEntry

@@ -1,7 +1,6 @@
-"""What goes wrong, as HTTP: one table from exceptions to statuses and texts.
+"""HTTP error responses: the table from exceptions to statuses and texts.
 
-`error` carries the text of the API reference; what is wrong in particular goes into
-`hint` and `field`.
+`error` has the text of the API reference; details are in `hint` and `field`.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ NOT_A_MEMBER = "This node is in the mesh no more"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"
-"""Marks an answer of a node that did nothing because it is not dispatcher."""
+"""Marks the response of a node that took no action because it is not dispatcher."""
 
 
 class Problem(Exception):
-    """A request that is answered with an error."""
+    """An HTTP error response, raised by a handler or the pipeline."""
 
     def __init__(
         self,
@@ -57,12 +56,10 @@ class Problem(Exception):
         self.hint = hint
         self.field = field
         self.headers = dict(headers or {})
-        self.closes_connection = (
-            closes_connection  #: whether the connection cannot be used any further
-        )
+        self.closes_connection = closes_connection
 
 
-# Looked up along the class hierarchy, so a subclass needs no row of its own.
+# The lookup follows the class hierarchy, so a subclass needs no row of its own.
 _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TaskNotFound: (404, TASK_NOT_FOUND),
     errors.TaskAmbiguous: (409, "Task ID is ambiguous"),
@@ -118,7 +115,7 @@ _TEXTS = {
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return how to answer a request that failed with `error`."""
+    """Return the error response for an exception."""
     if isinstance(error, Problem):
         return error
     for kind in type(error).__mro__:
@@ -126,11 +123,11 @@ def problem_of(error: Exception) -> Problem:
         if row is None:
             continue
         status, text = row
-        # To wait brings no node back into a mesh, and makes no queue longer.
+        # A retry cannot help: waiting restores no membership and enlarges no queue.
         is_for_good = isinstance(error, errors.NotAMember | errors.QueueTooSmall)
         wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
-        # Some errors carry the reference's text already; it is not said twice.
+        # Some errors already contain the text of the reference; do not repeat it.
         told = (str(error), getattr(error, "hint", None))
         return Problem(
             status,
@@ -143,19 +140,19 @@ def problem_of(error: Exception) -> Problem:
 
 
 def status_problem(status: int, hint: str | None = None) -> Problem:
-    """Return the problem for a status that the HTTP library chose."""
+    """Return the problem for a status that aiohttp chose."""
     phrase = HTTPStatus(status).phrase
     return Problem(status, _TEXTS.get(status, phrase), hint=hint)
 
 
 def timestamp(wall_ms: int) -> str:
-    """Return a wall-clock time as the API shows it: UTC, whole seconds, `Z`."""
+    """Return a wall-clock time in the API's format: UTC, whole seconds, `Z`."""
     moment = datetime.fromtimestamp(wall_ms // 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def encode_problem(problem: Problem, wall_ms: int) -> bytes:
-    """Return the JSON body of an error answer."""
+    """Return the JSON body of an error response."""
     body = ErrorBody(
         error=problem.error,
         status=problem.status,
@@ -167,12 +164,12 @@ def encode_problem(problem: Problem, wall_ms: int) -> bytes:
 
 
 def _printable(text: str | None) -> str | msgspec.UnsetType:
-    """Replace lone surrogates, which no JSON encoder takes; leave out no text."""
+    """Return `text` without lone surrogates, which JSON encoders refuse, or UNSET."""
     return text.encode("utf-8", "replace").decode("utf-8") if text else msgspec.UNSET
 
 
 def too_many_connections() -> Problem:
-    """Return the answer on a connection that is one too many."""
+    """Return the 503 response for a connection above the limit."""
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         TOO_MANY_CONNECTIONS,

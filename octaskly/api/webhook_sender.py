@@ -1,7 +1,8 @@
-"""One message to a receiver outside the mesh that a task has ended, signed.
+"""Webhook sender: one signed message when a task has ended.
 
-The form is that of Standard Webhooks, for which there are libraries: the key signs id,
-time and body, so that a receiver knows who sent it and that it is not an old one.
+The format is Standard Webhooks, for which libraries exist. The signature covers id,
+time and body, so that a receiver can verify the sender and reject old messages.
+
 Source: https://www.standardwebhooks.com.
 """
 
@@ -21,18 +22,18 @@ from octaskly.core.change_feed import TaskEvent
 from octaskly.core.model.ids import NodeId
 from octaskly.rest.tasks import Webhook
 
-RESPONSE_S_MAX = 10.0  #: from the look-up of the name to the status line
+RESPONSE_S_MAX = 10.0  #: from the DNS lookup to the status line
 
 
 class WebhookSender:
-    """Sends messages; what receivers answer beyond a status is never read."""
+    """Sends webhook messages; reads only the status of a response."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._session: aiohttp.ClientSession | None = None
 
     def set_key(self, key: bytes) -> None:
-        """Sign with this key from now on."""
+        """Sign later messages with this key."""
         self._key = key
 
     async def send(
@@ -42,7 +43,7 @@ class WebhookSender:
         names: Mapping[NodeId, str],
         wall_ms: int,
     ) -> str | None:
-        """Tell a receiver how a task ended; return why it was not told, if so."""
+        """Send the end of a task to a receiver; return the reason if that failed."""
         body = encode_body(event, names)
         try:
             response = await self._open_session().post(
@@ -55,20 +56,20 @@ class WebhookSender:
             )
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
             return str(error) or f"no answer within {RESPONSE_S_MAX:g} s"
-        response.close()  # Whatever it has to say, however long.
+        response.close()  # The body may be endless, so it is not read.
         if HTTPStatus(200) <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return None
         return f"it answered {response.status}"
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # The next try may find the receiver at another address.
+                # The receiver may have another address at the next attempt.
                 connector=aiohttp.TCPConnector(use_dns_cache=False),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -79,7 +80,7 @@ class WebhookSender:
 
 
 def encode_body(event: TaskEvent, names: Mapping[NodeId, str]) -> bytes:
-    """Return what is told of a task: neither its command nor its output."""
+    """Return the message body, which omits the task's command and output."""
     change = task_response.task_change(event, names)
     return task_response.encode(
         Webhook(
@@ -93,7 +94,7 @@ def encode_body(event: TaskEvent, names: Mapping[NodeId, str]) -> bytes:
 def signature_headers(
     key: bytes, message_id: str, at_s: int, body: bytes
 ) -> dict[str, str]:
-    """Return the headers with which a receiver can check a message."""
+    """Return the headers that let a receiver verify a message."""
     text = b"%s.%d.%s" % (message_id.encode(), at_s, body)
     mac = hmac.new(key, text, hashlib.sha256).digest()
     return {

@@ -1,1 +1,1 @@
-"""Rate limits, sessions and checks of Host and Origin, without I/O."""
+"""Rate limits, sessions, and checks of Host and Origin, without I/O."""

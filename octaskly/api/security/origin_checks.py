@@ -1,7 +1,7 @@
-"""Which requests may come in at all: Host, Origin, fetch metadata; and CORS.
+"""Checks of Host, Origin and fetch metadata, and CORS headers.
 
-A web page must neither reach this node through a name that it controls (DNS
-rebinding) nor make a browser send requests here on its behalf.
+They stop two attacks by web pages: reaching this node through a name that the page
+controls (DNS rebinding), and making a browser send requests on the page's behalf.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ PREFLIGHT_MAX_AGE_S = 600
 
 
 class AllowList:
-    """The allow-lists of one node."""
+    """The allow lists of one node for Host and Origin."""
 
     def __init__(self, *, names: Collection[str], origins: Collection[str]) -> None:
         self._host_names = {name.lower().removesuffix(".") for name in names}
         self._origins = frozenset(origins)
-        # Nearly all requests carry one of a few hosts.
+        # Nearly all requests have one of a few hosts.
         self._is_own_host = lru_cache(_HOST_CACHE_MAX)(self._match_own_host)
 
     def check_host(
         self, hosts: Sequence[str], uri_host: str | None, own: frozenset[str]
     ) -> None:
-        """Refuse a request that is meant for another machine.
+        """Raise `Problem` for a request that is addressed to another host.
 
         Args:
             hosts: Values of all Host headers.
             uri_host: Authority of a request target in absolute form.
-            own: Names and addresses under which this listener may be called, too.
+            own: Further names and addresses of this listener.
         """
         if len(hosts) != 1 or not hosts[0]:
             raise Problem(
@@ -67,18 +67,18 @@ class AllowList:
                 )
 
     def allowed_origin(self, headers: Mapping[str, str], scheme: str) -> str | None:
-        """Return the Origin to reflect; raise `Problem` for one that is foreign."""
+        """Return the Origin to reflect; raise `Problem` for a foreign one."""
         origin = headers.get("Origin")
         if origin is None:
             site = headers.get("Sec-Fetch-Site")
             if site and site.strip().lower() == "cross-site":
                 raise _foreign_origin_problem(
-                    "Sec-Fetch-Site", "a page of another site asks"
+                    "Sec-Fetch-Site", "the request comes from a page of another site"
                 )
             return None
         if self._is_local_origin(origin) or origin in self._origins:
             return origin
-        # A page that this very listener served; its Host has been checked.
+        # This listener served the page itself; its Host header is already verified.
         if origin == f"{scheme}://{headers.get('Host', '')}".lower():
             return origin
         raise _foreign_origin_problem(
@@ -109,7 +109,7 @@ class AllowList:
 
 
 def cors_headers(origin: str | None) -> dict[str, str]:
-    """Return the headers that let the page of an allowed origin read an answer."""
+    """Return the headers that let a page of an allowed origin read the response."""
     headers = {"Vary": "Origin"}
     if origin is not None:
         headers["Access-Control-Allow-Origin"] = origin
@@ -118,7 +118,7 @@ def cors_headers(origin: str | None) -> dict[str, str]:
 
 
 def preflight_headers(origin: str | None, allow: str) -> dict[str, str]:
-    """Return the headers of an answer to OPTIONS."""
+    """Return the headers of the response to OPTIONS."""
     headers = {"Allow": allow}
     if origin is not None:
         headers["Access-Control-Allow-Methods"] = METHODS

@@ -1,7 +1,8 @@
-"""How many requests a minute one client may make, and what it is told about that.
+"""Rate limits: requests per minute of one client, and the response headers.
 
-A request is counted where it is answered: most go to the dispatcher, so that asking
-many nodes gives nobody more. What a node answers by itself, `toll` has counted there.
+The node that answers a request counts it. The dispatcher answers most requests, so a
+client gains nothing by asking many nodes. If another node answers a request by itself,
+`shared_rate_limit` counts the request at the dispatcher.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ _SLOTS: Final = WINDOW_S // SLOT_S + 1
 
 
 class SlidingWindow:
-    """What one client has asked for lately."""
+    """Requests of one client within the last minute."""
 
     __slots__ = ("_slots", "total")
 
     def __init__(self) -> None:
         self._slots: deque[list[int]] = deque()
-        """Number and requests of each slot that had some, the oldest first."""
+        """Slot number and request count of each used slot, oldest first."""
         self.total = 0  #: requests within the window
 
     def count_request(self, now_s: float, limit: int) -> bool:
-        """Count a request, unless there were `limit` of them; return whether it was.
+        """Return True if there is room for a request, and count it.
 
         Args:
-            now_s: Monotonic; never less than in the call before.
-            limit: Requests within any window.
+            now_s: Monotonic time; it never decreases between calls.
+            limit: Requests allowed within any window.
         """
         slot = floor(now_s / SLOT_S)
         slots = self._slots
@@ -55,21 +56,22 @@ class SlidingWindow:
 
 RATE_LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 CLIENTS_MAX = 1024
-"""Of more, those that were silent for longest are forgotten, and begin anew.
+"""Above this number, the limiter forgets the client with the oldest last request.
 
-That many clients ask must not be a reason to refuse one of them.
+A forgotten client starts with an empty window. A large number of clients must not be a
+reason to refuse one of them.
 """
 
 
-ANONYMOUS = "stranger"  #: who shows no token, among the roles of those who do
+ANONYMOUS = "stranger"  #: the role of a client without a token
 
 
 class RateLimiter:
     """Counts the requests of every client of this node.
 
     Args:
-        rates: Requests that may come within a minute, by role; 0 is no limit.
-        clock: Its monotonic time counts.
+        limits_per_minute: Requests allowed within a minute, by role; 0 means no limit.
+        clock: The source of monotonic time.
     """
 
     def __init__(self, limits_per_minute: Mapping[str, int], clock: Clock) -> None:
@@ -80,16 +82,16 @@ class RateLimiter:
         self.refused_count = 0  #: requests, since the start
 
     def charge(self, principal: Principal) -> Mapping[str, str]:
-        """Count a request; return the headers that tell what is left.
+        """Count a request; return the rate limit headers.
 
         Raises:
-            Problem: 429, it is one too many.
+            Problem: 429, the limit is reached.
         """
         name = principal.token or f"{principal.role} {principal.subject}"
         return self._charge(self._by_principal, name, principal.role)
 
     def charge_anonymous(self, address: str) -> Mapping[str, str]:
-        """Count a request of somebody who did not show who asks; as `charge`."""
+        """Count a request without authentication by its address; see `charge`."""
         return self._charge(self._by_address, address, ANONYMOUS)
 
     def _charge(
@@ -113,12 +115,11 @@ class RateLimiter:
 
 
 def too_many_requests(headers: Mapping[str, str]) -> Problem:
-    """Return the answer to one request too many, with these headers of a rate."""
+    """Return the 429 response with these rate limit headers."""
     limit, _, wait_s = (headers[name] for name in RATE_LIMIT_HEADERS)
     return Problem(
         429,
         TOO_MANY_REQUESTS,
-        hint=f"{limit} requests a minute are taken from one client; there is room "
-        f"for another one in {wait_s} s",
+        hint=f"one client may send {limit} requests a minute; try again in {wait_s} s",
         headers={**headers, "Retry-After": wait_s},
     )

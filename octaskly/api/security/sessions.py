@@ -1,4 +1,4 @@
-"""Codes that open a page: each is good once, soon, and on the node that made it."""
+"""One-time codes for dashboard sessions, and the end of requests with their token."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ IsTokenValid = Callable[[Principal], bool]
 
 
 class TokenEnded(Exception):
-    """The token under which a request lasts was revoked, or has expired."""
+    """The token of a running request was revoked or has expired."""
 
 
 class TokenMonitor:
-    """The requests of one API that may last; a timer runs only while there are some."""
+    """Ends long requests with their tokens; its timer runs only during requests."""
 
     def __init__(self, is_token_valid: IsTokenValid) -> None:
         self._is_token_valid = is_token_valid
@@ -31,7 +31,7 @@ class TokenMonitor:
 
     @asynccontextmanager
     async def cancel_when_token_ends(self, principal: Principal) -> AsyncIterator[None]:
-        """Raise TokenEnded in the block soon after the end of a principal's token."""
+        """Raise TokenEnded in the block soon after the principal's token ends."""
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -63,7 +63,7 @@ class TokenMonitor:
 
 CODE_TTL_S: Final = 60.0
 CODES_MAX: Final = 16
-"""Of more, the oldest goes: whoever makes one wants the newest to work."""
+"""Above this number, the oldest code is deleted, so that the newest one works."""
 
 CODE_CHARS_MAX: Final = 128
 _RANDOM_BYTES: Final = 32
@@ -72,30 +72,32 @@ ROOT_UID: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class OneTimeCode:
-    """Who made a code, and for whom."""
+    """The principal that created a code, and the user that may redeem it."""
 
     principal: Principal
-    uid: int | None  #: who alone may bring it, through loopback; None: whoever has it
+    uid: int | None  #: the only user that may redeem it, over loopback; None: any
     expires_s: float  #: on the monotonic clock
 
     def may_be_redeemed_by(self, uids: frozenset[int]) -> bool:
-        """Whether it is good for who is at the other end of a loopback connection.
+        """Return True if a client with these user ids may redeem the code.
 
         Args:
-            uids: All who may be that; empty where the connection is another one.
+            uids: All users that the client of a loopback connection may be; empty for
+                any other connection.
         """
-        # Root brings it where a relay does so for a user, as into a virtual machine.
+        # Root redeems a code when it relays for a user, for example into a virtual
+        # machine.
         return self.uid is None or (bool(uids) and uids <= {self.uid, ROOT_UID})
 
 
 class OneTimeCodes:
-    """The codes of one node that are open."""
+    """The codes of one node that are not redeemed yet."""
 
     def __init__(self) -> None:
         self._codes: dict[str, OneTimeCode] = {}
 
     def create(self, principal: Principal, *, uid: int | None, now_s: float) -> str:
-        """Return a new code."""
+        """Create a code; return its text."""
         code = secrets.token_urlsafe(_RANDOM_BYTES)
         self._codes[code] = OneTimeCode(principal, uid, now_s + CODE_TTL_S)
         if len(self._codes) > CODES_MAX:
@@ -103,9 +105,10 @@ class OneTimeCodes:
         return code
 
     def redeem(self, given: str, now_s: float) -> OneTimeCode | None:
-        """Return what a code was made for, and burn it; None if there is none such."""
+        """Redeem a code: delete and return it; None if it is unknown or has expired."""
         found = None
-        # All are compared, each in constant time: how long it takes tells nothing.
+        # Compare all codes, each in constant time, so that the duration reveals
+        # nothing.
         for code in self._codes:
             if hmac.compare_digest(code.encode(), given.encode("utf-8", "replace")):
                 found = code
