@@ -1,9 +1,10 @@
-"""The door to the HTTPS listener: bounds the strangers that have not said hello.
+"""Connection limits, and limits on unfinished TLS handshakes.
 
-A TLS connection costs buffers from its first byte, and a descriptor, so whoever opens
-many and says nothing must not get many. Done on the plain connection, before there is
-any TLS. Where all places are taken, who has waited longest makes room, of the address
-that has most: a machine with many addresses is to keep no node out.
+A TLS connection costs buffers and a descriptor from its first byte, so the number of
+unfinished handshakes is bounded. The check happens on the TCP connection, before any
+TLS object exists. If all handshake places are taken, the oldest handshake of the
+address with the most handshakes is aborted, so that a client with many addresses cannot
+keep nodes out.
 """
 
 from __future__ import annotations
@@ -21,36 +22,38 @@ from octaskly.config.limits import LimitOptions
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
-"""Connections beyond the bound that are told so; others are cut."""
+"""Connections above the limit that get an error response; others are closed at once."""
 
 DESCRIPTORS_RESERVED: Final = 48
-"""For files, launchers and peers; connections get the rest."""
+"""Descriptors for files, launchers and peers; connections get the rest."""
 
 NON_MEMBERS_SHARE: Final = 0.75
-"""Of the connections, for strangers of the LAN together; this machine and nodes of the
-mesh have the rest, however many addresses a stranger has."""
+"""Share of the connections for all LAN clients that are not members.
 
-SOCKET_CONNECTIONS_RESERVED: Final = (
-    64  #: more connections that only the UNIX socket may have
-)
+This machine and the nodes of the mesh get the rest, regardless of the number of
+addresses that other clients have.
+"""
+
+SOCKET_CONNECTIONS_RESERVED: Final = 64
+"""Additional connections that only the UNIX socket may use."""
 
 
 class ConnectionLimits:
-    """Judges connections, and knows those from each address of strangers."""
+    """Checks new connections, and counts those of LAN clients by address."""
 
     def __init__(self, limits: LimitOptions) -> None:
         self._limits = limits
         self._count_by_address: Counter[str] = Counter()
 
     def excess_connections(self, count: int, *, is_socket: bool) -> int:
-        """Return how many connections are too many, with one more than `count`."""
+        """Return how far `count` and one more connection exceed the limit."""
         reserve = SOCKET_CONNECTIONS_RESERVED if is_socket else 0
         return count + 1 - self._connections_max() - reserve
 
     def add_connection(self, host: str) -> bool:
-        """Note a stranger's connection; False: it is one more than may be had.
+        """Count the connection of a client that is not a member.
 
-        Its address has its share already, or all strangers together have theirs.
+        Returns False if its address or all such clients together exceed their share.
         """
         self._count_by_address[host] += 1
         most = self._connections_max() * NON_MEMBERS_SHARE
@@ -58,13 +61,13 @@ class ConnectionLimits:
         return not is_crowd and self._count_by_address.total() <= most
 
     def remove_connection(self, host: str) -> None:
-        """Forget a connection that entered."""
+        """Remove a connection that `add_connection` counted."""
         self._count_by_address[host] -= 1
         if not self._count_by_address[host]:
             del self._count_by_address[host]
 
     def _connections_max(self) -> int:
-        """Return how many this process has descriptors for, within bounds."""
+        """Return the limit that this process's descriptors allow, within bounds."""
         most = self._limits.connections_max
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if descriptors == resource.RLIM_INFINITY:
@@ -76,7 +79,7 @@ TLS_SHUTDOWN_S = 1.0
 
 
 class TlsHandshakeLimiter:
-    """Handshakes under way on one listener; called for each connection."""
+    """Unfinished handshakes of one listener; called for each new connection."""
 
     def __init__(
         self,
@@ -87,14 +90,14 @@ class TlsHandshakeLimiter:
         self._context = context
         self._limits = limits
         self._protocol_factory = protocol_factory
-        self._pending: dict[asyncio.Transport, str] = {}  #: who came first is first
+        self._pending: dict[asyncio.Transport, str] = {}  #: in order of arrival
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
         return _AcceptedConnection(self)
 
     def start_handshake(self, transport: asyncio.Transport) -> None:
-        """Begin the handshake, or hang up."""
+        """Start the handshake, or abort the connection if its address has too many."""
         host = str((transport.get_extra_info("peername") or ("",))[0])
         pending, bounds = self._pending, self._limits
         counts = Counter(pending.values())
@@ -109,7 +112,7 @@ class TlsHandshakeLimiter:
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[None] = loop.create_future()
         settled.add_done_callback(lambda done: self._handshake_done(transport, done))
-        # As `loop.start_tls` does it, which would need a task to wait in.
+        # `loop.start_tls` does the same, but needs a task that waits.
         tls = SSLProtocol(
             loop,
             self._protocol_factory(),
@@ -126,12 +129,13 @@ class TlsHandshakeLimiter:
     def _handshake_done(
         self, transport: asyncio.Transport, done: asyncio.Future[None]
     ) -> None:
-        done.exception()  # Of a stranger's handshake, which is no news.
+        # Otherwise asyncio logs each failed handshake of a client.
+        done.exception()
         self._pending.pop(transport, None)
 
 
 class _AcceptedConnection(asyncio.Protocol):
-    """A connection on which nothing was said yet."""
+    """A connection before its first byte."""
 
     def __init__(self, limiter: TlsHandshakeLimiter) -> None:
         self._limiter = limiter

@@ -1,7 +1,8 @@
-"""The one way in: everything passes here, in this order, before a handler runs.
+"""Request pipeline: every request passes these checks before its handler runs.
 
-Host, Origin, preflight, membership, route, who asks, rights, how often, body. Whatever
-fails, and whatever a handler raises, leaves as JSON: `answering` gives it its shape.
+The order is: Host, Origin, preflight, membership, route, authentication, permissions,
+rate limit, body. `RequestLifecycle` turns each failure, of a check or a handler, into a
+JSON error response.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ from octaskly.api.server.responses import RequestLifecycle, connection_of
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
-READING = ("GET", "HEAD")  #: they may last, and change nothing
+READING = ("GET", "HEAD")  #: requests that may take long and change nothing
 
 AiohttpHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @dataclass(slots=True)
 class _RoutedRequest:
-    """One request at the gate."""
+    """A request with its route, before its checks."""
 
     request: web.BaseRequest
-    match_info: web.UrlMappingMatchInfo  #: by the router
+    match_info: web.UrlMappingMatchInfo  #: the router's result
     info: RequestInfo
     connection: Connection
 
 
 class RequestPipeline:
-    """Admits requests, and performs them."""
+    """Checks requests, and runs their handlers."""
 
     def __init__(
         self,
@@ -79,10 +80,10 @@ class RequestPipeline:
         self._routes: dict[object, Route] = {}
 
     def register_route(self, route: Route) -> AiohttpHandler:
-        """Return the aiohttp handler of a route; only the gate may call it."""
+        """Return the aiohttp handler that identifies a route; nothing calls it."""
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            raise AssertionError(f"{request.path} was reached around the gate")
+            raise AssertionError(f"{request.path} was handled outside the pipeline")
 
         self._routes[handle] = route
         return handle
@@ -90,18 +91,21 @@ class RequestPipeline:
     async def handle(
         self, request: web.BaseRequest, match_info: web.UrlMappingMatchInfo
     ) -> web.StreamResponse:
-        """Answer a request for a route; raises only when the connection is lost."""
+        """Answer a request; raises only when the connection is lost."""
         connection = connection_of(request)
         seen = self._lifecycle.start_request(request, connection)
         try:
             asked = _RoutedRequest(request, match_info, seen, connection)
             return await self._handle(asked)
-        except Exception as error:  # The table decides; what is unknown is a 500.
+        except Exception as error:  # The table maps it; an unknown exception is a 500.
             if request.writer.output_size > 0:
-                # The answer has begun: only a broken connection can tell the client.
+                # Headers are sent already, so only a broken connection can report the
+                # failure.
                 if not isinstance(error, ConnectionError):
                     self._lifecycle.to_problem(error, seen)
-                raise ConnectionError("failed in mid-answer") from error
+                raise ConnectionError(
+                    "failure after the start of the response"
+                ) from error
             if isinstance(error, web.HTTPException):
                 return self._lifecycle.problem_response(status_problem(error.status))
             return self._lifecycle.problem_response(
@@ -139,10 +143,10 @@ class RequestPipeline:
             raise authentication.token_ended_problem() from None
 
     async def _run_handler(self, request: Request, route: Route) -> web.StreamResponse:
-        """Answer here or at the dispatcher; a request is counted where that is done."""
+        """Run the handler here or at the dispatcher; that node counts the request."""
         if route.is_local:
             if route.access is Access.READ_OR_LOCAL:
-                # Each node is asked by itself, and answers while none reigns.
+                # Each node answers this for itself, even when no dispatcher is elected.
                 self._charge(request.principal, request.info)
             elif request.principal is not None and request.forwarded_by is None:
                 await shared_rate_limit.charge(request)
@@ -155,12 +159,12 @@ class RequestPipeline:
         return await self._services.node_client.forward_to_dispatcher(request, perform)
 
     def _charge(self, principal: Principal | None, info: RequestInfo) -> None:
-        """Count a request, once."""
+        """Count a request in the rate limit, at most once."""
         if principal is not None and info.rate_limit_headers is None:
             info.rate_limit_headers = self._services.rate_limiter.charge(principal)
 
     def _charge_anonymous(self, routed: _RoutedRequest) -> None:
-        """Count a request from the network that did not show who asks."""
+        """Count a request from the LAN that is not authenticated."""
         connection, address = routed.connection, routed.request.remote
         if connection.is_lan and connection.peer is None and address:
             routed.info.rate_limit_headers = (
@@ -168,10 +172,10 @@ class RequestPipeline:
             )
 
     def _find_route(self, routed: _RoutedRequest) -> Route | None:
-        """Return what is asked for, None for what browsers ask before; or `Problem`."""
+        """Return the route of a request, None for a preflight; or raise `Problem`."""
         request, found = routed.request, routed.match_info
         self._check_host_and_origin(routed)
-        if request.version.major != 1:  # The library would answer as if it were.
+        if request.version.major != 1:  # aiohttp would treat it as version 1.
             raise _unsupported_version_problem()
         if request.method == "OPTIONS":
             return None
@@ -190,7 +194,7 @@ class RequestPipeline:
         return route
 
     def _check_host_and_origin(self, routed: _RoutedRequest) -> None:
-        """Keep out browsers that a foreign page sent."""
+        """Refuse requests that a foreign web page makes a browser send."""
         request, connection = routed.request, routed.connection
         if not connection.is_socket and connection.peer is None:
             own = connection.own_addresses
@@ -211,7 +215,7 @@ class RequestPipeline:
             authentication.check_rights(principal, route, is_local=is_local)
             view = self._services.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:
-                self._charge(principal, seen)  # Before its body is read.
+                self._charge(principal, seen)  # Before the body is read.
         has_query = route.query is not None and "?" in request.raw_path
         given = request.query.items() if has_query else ()
         call_query = Query(given, route.query or ())
@@ -234,14 +238,17 @@ class RequestPipeline:
     def _is_local(
         self, connection: Connection, principal: Principal, route: Route
     ) -> bool:
-        """Whether a user of this machine's socket asks, maybe through a page."""
+        """Return True if the client is a user of the local socket.
+
+        A dashboard session that such a user opened counts where the route allows it.
+        """
         if route.access is not Access.LOCAL_PAGE or connection.is_lan:
             return connection.is_socket
         own = self._services.gateway.node_id
         return connection.is_socket or principal.session_node == own
 
     def _authenticate(self, routed: _RoutedRequest, route: Route) -> Principal | None:
-        """Return who asks; raise `Problem` (401, 403) unless that is known."""
+        """Return the principal of a request; raise `Problem` (401, 403) if unknown."""
         if route.access is Access.PUBLIC:
             return None
         request, connection = routed.request, routed.connection
@@ -251,7 +258,7 @@ class RequestPipeline:
                 raise Problem(
                     401,
                     UNAUTHENTICATED,
-                    hint="only nodes of the mesh may ask this",
+                    hint="only nodes of the mesh may use this path",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
             return None
@@ -270,14 +277,17 @@ class RequestPipeline:
         )
 
     def _require_valid_token(self, principal: Principal) -> Principal:
-        """Refuse a token that the node which forwards does not know to be revoked."""
+        """Return the principal; raise `Problem` if its token has ended.
+
+        The forwarding node may not know yet that the token was revoked.
+        """
         if not self._services.gateway.tokens.is_valid(principal):
             raise authentication.token_ended_problem()
         return principal
 
 
 def _target_host(request: web.BaseRequest) -> str | None:
-    """Return the authority of a target in absolute form, which counts as a Host."""
+    """Return the authority of an absolute request target, which counts as a Host."""
     target = request.raw_path
     if target.startswith(("/", "*")):
         return None
@@ -292,7 +302,7 @@ def _allowed(failure: web.HTTPException | None) -> str:
 
 def _unsupported_version_problem() -> Problem:
     problem = status_problem(
-        HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this is HTTP/1.1, and takes HTTP/1.0"
+        HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "use HTTP/1.1 or HTTP/1.0"
     )
     problem.closes_connection = True
     return problem

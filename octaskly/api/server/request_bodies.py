@@ -1,8 +1,9 @@
-"""Bodies of requests: bounded in size and time, and in bytes of all of them together.
+"""Request bodies, bounded in size, in time, and in the bytes of all together.
 
-A body lies in memory until its request is answered, and some may have 32 MiB. Who has
-a token could send one over each connection at once; so those that find no room are
-asked to come again. The first bytes of each need none: small ones always get in.
+A body stays in memory until its request is answered, and some may have 32 MiB. A client
+with a token could send one on each connection at the same time, so a body that exceeds
+the total is refused with 503. The first bytes of each body are not counted, so small
+bodies are always accepted.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ SMALL_BODY_BYTES: Final = 64 << 10
 
 
 class BodyReader:
-    """The bodies that one node holds."""
+    """Reads bodies, and counts the bytes that this node holds."""
 
     def __init__(self, timeout_s: float, total_bytes_max: int) -> None:
         self._timeout_s = timeout_s
         self._total_bytes_max = total_bytes_max
-        self._reserved_bytes = 0  #: beyond what is small
+        self._reserved_bytes = 0  #: bytes above SMALL_BODY_BYTES of each body
 
     async def read(
         self, request: web.BaseRequest, info: RequestInfo, route: Route
     ) -> bytes:
-        """Return the body of a request; what it takes is held until `release`.
+        """Return the body of a request; its bytes count until `release`.
 
-        One that its route reads is left to that.
+        A body that its handler streams is not read here.
 
         Raises:
-            Problem: it is too large, too late, of another type, or one too many.
+            Problem: 413 too large, 408 too late, 415 another type, 503 no room.
         """
         if not request.body_exists:
             return b""
@@ -51,7 +52,7 @@ class BodyReader:
         content = request.content
         try:
             if content.is_eof() and content.total_bytes <= bytes_max:
-                # It came along with the header: no timer.
+                # The body arrived with the header, so no timer is needed.
                 self._reserve(info, content.total_bytes)
                 return content.read_nowait()
             async with asyncio.timeout(self._timeout_s):
@@ -69,7 +70,7 @@ class BodyReader:
             ) from None
 
     def release(self, info: RequestInfo) -> None:
-        """Forget the body of a request that is answered."""
+        """Free the bytes of a request that is answered."""
         self._reserved_bytes -= max(0, info.body_bytes - SMALL_BODY_BYTES)
         info.body_bytes = 0
 
@@ -85,14 +86,15 @@ class BodyReader:
         return b"".join(chunks)
 
     def _reserve(self, info: RequestInfo, size_bytes: int) -> None:
-        """Count more bytes of a body, if there is room for them."""
+        """Count more bytes of a body; raise `Problem` (503) if there is no room."""
         before = max(0, info.body_bytes - SMALL_BODY_BYTES)
         more = max(0, info.body_bytes + size_bytes - SMALL_BODY_BYTES) - before
         if more and self._reserved_bytes + more > self._total_bytes_max:
             raise Problem(
                 503,
                 "Too many large requests",
-                hint=f"bodies of {self._total_bytes_max} bytes are in work; come again",
+                hint=f"request bodies may take {self._total_bytes_max} bytes in all; "
+                "try again later",
                 headers={"Retry-After": "1"},
                 closes_connection=True,
             )

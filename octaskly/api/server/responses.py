@@ -1,6 +1,6 @@
-"""What every answer has: headers, JSON where it is a failure, and a line in the log.
+"""Request lifecycle: common headers, JSON errors, metrics and access log.
 
-That holds for the answers of handlers, of the gate, and of the library itself.
+It applies to the responses of handlers, of the pipeline and of aiohttp itself.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ DURATION_BUCKETS_S: Final = (
 
 
 class RequestMetrics:
-    """Since the API was made.
+    """Counts and durations of responses since the start of the API.
 
-    An action is `METHOD /template`, and empty where there is no route: nothing that a
-    client makes up can be one.
+    An action is `METHOD /template`, or empty without a route. It never contains text
+    that a client chooses, so the number of actions is bounded.
     """
 
     def __init__(self) -> None:
         self.response_counts: Counter[tuple[str, int]] = Counter()
-        """By action and first digit of the status."""
+        """Responses by action and first digit of the status."""
         self.durations_s: dict[str, Histogram] = {}  #: by action
 
     def record_response(self, info: RequestInfo, response: web.StreamResponse) -> None:
-        """Count a request that was answered."""
+        """Record the status and duration of an answered request."""
         action = info.action
         self.response_counts[action, response.status // 100] += 1
-        # Of most answers the class says that they are no stream of events.
+        # The exact class rules out an event stream for most responses, at little cost.
         is_whole = type(response) is web.Response
         if not is_whole and response.content_type == CONTENT_TYPE:
-            return  # It lasts as long as somebody listens.
+            return  # A stream lasts as long as its client reads.
         tally = self.durations_s.get(action)
         if tally is None:
             tally = self.durations_s[action] = Histogram(DURATION_BUCKETS_S)
@@ -75,8 +75,8 @@ _NO_CACHE_HEADERS = {
 _SERVER_NAME = "octaskly"
 _DEFAULT_HEADERS = {
     "Server": _SERVER_NAME,
-    # Whatever an answer holds, a browser shows it as what it says that it is, runs
-    # nothing of it, tells no other site of it, and lets no page frame it.
+    # A browser uses the declared content type, runs no foreign script, sends no
+    # referrer to other sites, and lets no page frame the response.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -86,7 +86,7 @@ _DEFAULT_HEADERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessLogEntry:
-    """One request that was answered, for the log."""
+    """An answered request, for the access log."""
 
     request_id: str
     method: str  #: empty when the request could not be parsed
@@ -99,11 +99,11 @@ class AccessLogEntry:
 
 OnResponse = Callable[[AccessLogEntry], None]
 OnUnexpectedError = Callable[[str, BaseException], None]
-"""Gets the request id and an exception that nobody expected."""
+"""Receives the request id and an unexpected exception."""
 
 
 class RequestLifecycle:
-    """Knows each request from its first byte until its answer is written."""
+    """Follows each request from its header until its response is written."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class RequestLifecycle:
     def start_request(
         self, request: web.BaseRequest, connection: Connection
     ) -> RequestInfo:
-        """Note that a request came in."""
+        """Create the record of a new request."""
         given = request.headers.get("X-Request-ID")
         name = given if given and _REQUEST_ID.fullmatch(given) else self._new_id()
         seen = RequestInfo(name, asyncio.get_running_loop().time())
@@ -131,7 +131,7 @@ class RequestLifecycle:
         return seen
 
     def to_problem(self, error: Exception, info: RequestInfo) -> Problem:
-        """Return what a failure means for the client; tell of one nobody expected."""
+        """Return the problem of an exception; report an unexpected exception."""
         problem = problem_of(error)
         is_unexpected = problem.status == HTTPStatus.INTERNAL_SERVER_ERROR
         if is_unexpected and self._on_unexpected_error is not None:
@@ -139,7 +139,7 @@ class RequestLifecycle:
         return problem
 
     def problem_response(self, problem: Problem) -> web.Response:
-        """Return the answer to a request that failed."""
+        """Return the HTTP response for a problem."""
         body = encode_problem(problem, self._clock.now().wall_ms)
         response = json_response(body, problem.status)
         response.headers.update(problem.headers)
@@ -150,7 +150,7 @@ class RequestLifecycle:
     def add_headers(
         self, request: web.BaseRequest, response: web.StreamResponse
     ) -> None:
-        """Add the headers of every answer, once."""
+        """Add the common headers to a response, once."""
         headers = response.headers
         if "X-Request-ID" in headers:
             return
@@ -173,7 +173,7 @@ class RequestLifecycle:
     def finish_request(
         self, request: web.BaseRequest, response: web.StreamResponse
     ) -> None:
-        """Tell the log, and forget the request."""
+        """Record an answered request in audit log, metrics and access log."""
         connection = connection_of(request)
         seen, connection.request_info = connection.request_info, None
         if seen is not None:
@@ -199,5 +199,5 @@ class RequestLifecycle:
 
 
 def connection_of(request: web.BaseRequest) -> Connection:
-    """Return the connection under a request."""
+    """Return the connection of a request."""
     return request.protocol  # type: ignore[return-value]  # made by ApiServer alone

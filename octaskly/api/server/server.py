@@ -1,7 +1,7 @@
-"""The HTTP server: its listeners, its connections, and what the library gets wrong.
+"""HTTP server: listeners, connections, and corrections of aiohttp's defaults.
 
-Three kinds of listeners share one application: plain HTTP on loopback, HTTPS on the
-LAN, and a UNIX socket whose peers are known by their credentials.
+Three kinds of listeners share one router: plain HTTP on loopback, HTTPS on the LAN, and
+a UNIX socket whose clients are known by their kernel credentials.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _DRAIN_S = 0.2
 
 
 class ListenerKind(Enum):
-    """Where a connection came in."""
+    """The kind of listener that accepted a connection."""
 
     LOOPBACK = auto()
     LAN = auto()
@@ -86,7 +86,7 @@ class ListenerKind(Enum):
 
 
 class ServerConnection(web.RequestHandler):
-    """One connection."""
+    """One HTTP connection."""
 
     __slots__ = (
         "_connection_limits",
@@ -120,23 +120,21 @@ class ServerConnection(web.RequestHandler):
         self._stall_timer = StallTimer(stall_s)
         self._lifecycle = lifecycle
         self._connection_limits = connection_limits
-        self._counted_address: str | None = None  #: the address that it counts for
+        self._counted_address: str | None = None  #: address in ConnectionLimits
         self._peer_node_id, self._rotations = peer_node_id, rotations
-        self.certificate_node: NodeId | None = (
-            None  #: the node whose certificate it showed
-        )
+        #: The node whose certificate the client showed.
+        self.certificate_node: NodeId | None = None
         self._local_user: Principal | None = None
-        self.is_socket = (
-            listener is ListenerKind.SOCKET
-        )  #: from a user of this machine, known
-        self.is_lan = listener is ListenerKind.LAN  #: through TLS, from the network
-        self.is_excess = False  #: it is one too many: it gets an answer, and is closed
-        self.request_info: RequestInfo | None = None  #: the request in work
+        #: The client is a user of this machine, known by kernel credentials.
+        self.is_socket = listener is ListenerKind.SOCKET
+        self.is_lan = listener is ListenerKind.LAN  #: from the LAN, over TLS
+        self.is_excess = False  #: above the limit: it gets an error response
+        self.request_info: RequestInfo | None = None  #: the current request
         self.own_addresses: frozenset[str] = frozenset()
 
     @property
     def peer(self) -> NodeId | None:
-        """The node at the other end, if it is one that may act for others."""
+        """The node at the other end, if it is a member and not revoked."""
         if self.certificate_node is None or self._rotations is None:
             return self.certificate_node
         return (
@@ -156,7 +154,7 @@ class ServerConnection(web.RequestHandler):
         return self._local_user
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, unless there are too many."""
+        """Accept the connection, unless there are too many."""
         manager = self._manager
         assert manager is not None
         count = len(manager.connections)
@@ -174,7 +172,7 @@ class ServerConnection(web.RequestHandler):
             self._identify_peer(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give its place back."""
+        """Remove the connection from the counts."""
         super().connection_lost(exc)
         self._stall_timer.stop()
         if self._counted_address is not None:
@@ -182,18 +180,18 @@ class ServerConnection(web.RequestHandler):
             self._counted_address = None
 
     def pause_writing(self) -> None:
-        """Give who does not read a while; without a bound it would keep its place."""
+        """Start the stall timer, because a client that never reads must be closed."""
         super().pause_writing()
         self._stall_timer.start()
 
     def resume_writing(self) -> None:
-        """Go on: something was read."""
+        """Stop the stall timer: the client reads again."""
         super().resume_writing()
         self._stall_timer.stop()
 
     def _identify_peer(self, transport: asyncio.BaseTransport) -> None:
-        """Learn who is at the other end, and whether too many come from there."""
-        # No certificate is no error here: such a client shows a token.
+        """Identify the node by its certificate, and count a client without one."""
+        # A missing certificate is no error: a client without one shows a token.
         with contextlib.suppress(TrustError):
             self.certificate_node = self._peer_node_id(
                 transport.get_extra_info("ssl_object")
@@ -214,14 +212,12 @@ class ServerConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what the library refuses before a request exists, as JSON."""
+        """Answer in JSON a request that aiohttp refuses before the pipeline runs."""
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
+            raise ConnectionError("the response has already started")
         first = (message or "").strip().partition("\n")[0].rstrip(":")
         if isinstance(exc, LineTooLong):
-            first = (
-                f"the first line or a field of the header is over {exc.args[1]} bytes"
-            )
+            first = f"the request line or a header field is over {exc.args[1]} bytes"
         problem = status_problem(status, ascii(first[:200])[1:-1] or None)
         problem.closes_connection = True
         return self._lifecycle.problem_response(problem)
@@ -232,7 +228,7 @@ class ServerConnection(web.RequestHandler):
         resp: web.StreamResponse,
         start_time: float | None,
     ) -> tuple[web.StreamResponse, bool]:
-        """Complete every answer, also those that never passed the gate."""
+        """Add headers to every response, also to those that bypassed the pipeline."""
         if isinstance(resp, web.HTTPException):
             resp = self._lifecycle.problem_response(status_problem(resp.status))
         if not resp.prepared:
@@ -246,7 +242,7 @@ class ServerConnection(web.RequestHandler):
 class ApiServer:
     """The REST API of one node."""
 
-    _server: web.Server | None = None  #: what the connections have in common
+    _server: web.Server | None = None  #: shared by all connections
     _socket_path: Path | None = None
     _servers: tuple[asyncio.Server, ...] = ()
 
@@ -319,25 +315,25 @@ class ApiServer:
 
     @property
     def auditor(self) -> Auditor:
-        """What writes down who changes what here; the caller runs it."""
+        """The audit recorder of this node; the caller runs it."""
         return self._lifecycle.auditor
 
     @property
     def connection_count(self) -> int:
-        """How many there are."""
+        """Number of open connections."""
         return 0 if self._server is None else len(self._server.connections)
 
     def set_client_tls(self, tls: ssl.SSLContext) -> None:
-        """Show another certificate to other nodes from now on."""
+        """Use another certificate for new connections to other nodes."""
         self._node_client.set_tls_context(tls)
 
     def close_connections_of(
         self, nodes: Collection[NodeId], *, is_settled: bool
     ) -> None:
-        """End the connections of these nodes, which may act for users no more.
+        """Close the connections of these nodes, which may no longer act for users.
 
-        Once a secret `is_settled`, those of all nodes end soon that are there: the
-        certificate may be of a generation that is over.
+        If `is_settled`, the connections of all other nodes close after a grace period:
+        they may use a certificate of an earlier generation.
         """
         loop, server = asyncio.get_running_loop(), self._server
         for handler in () if server is None else server.connections:
@@ -356,10 +352,10 @@ class ApiServer:
                 )
 
     async def serve(self, site: ListenerKind, sockets: Sequence[socket.socket]) -> None:
-        """Serve on sockets that are bound already; they belong to the API from now on.
+        """Serve on sockets that are already bound; the API owns them from now on.
 
         Raises:
-            OSError: one of them cannot listen.
+            OSError: a socket cannot listen.
         """
         tls = self._lan_ssl if site is ListenerKind.LAN else None
         assert tls is not None or site is not ListenerKind.LAN, (
@@ -376,10 +372,10 @@ class ApiServer:
             self._servers += (server,)
 
     async def serve_unix(self, path: Path, group: str | None = None) -> None:
-        """Serve local users on a socket file that this user and `group` may open.
+        """Serve local users on a UNIX socket that this user and `group` may open.
 
         Raises:
-            OSError: another process serves there, or the path cannot be used.
+            OSError: another process serves the path, or it cannot be used.
         """
         factory = self._protocol_factory(ListenerKind.SOCKET)
         connection = bind_local_socket(path, group)
@@ -391,14 +387,14 @@ class ApiServer:
         self._socket_path = path
 
     async def close(self) -> None:
-        """Stop accepting; let requests in flight finish within a few seconds."""
+        """Stop accepting connections; give running requests a few seconds."""
         for server in self._servers:
             server.close()
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
         self._long_polls.close()
-        # Answers now say `Connection: close`. Cutting kept connections at once would
-        # lose the request that a client is just sending on one.
+        # Responses now carry `Connection: close`. Closing kept-alive connections at
+        # once would lose a request that a client is sending.
         await asyncio.sleep(_DRAIN_S if self.connection_count else 0)
         if self._server is not None:
             self._server.pre_shutdown()
@@ -407,10 +403,10 @@ class ApiServer:
         await self._node_client.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        # Not by an `Application`, whose middle layers would only pass requests on.
+        # An aiohttp `Application` would add layers that only pass requests on.
         assert isinstance(request, web.Request)
         found = await self.router.resolve(request)
-        if request.headers.get("Expect"):  # The client may wait for leave to go on.
+        if request.headers.get("Expect"):  # The client may wait for 100 Continue.
             await found.expect_handler(request)
             await request.writer.drain()
         return await self._pipeline.handle(request, found)
@@ -419,7 +415,7 @@ class ApiServer:
         if self._server is None:
             self._server = web.Server(
                 self._handle,
-                # The kind that the router asks for; here it belongs to no application.
+                # The router needs `web.Request`; here it belongs to no application.
                 request_factory=partial(web.Request, loop=asyncio.get_running_loop()),
                 handler_cancellation=True,
             )
@@ -442,7 +438,7 @@ class ApiServer:
         )
 
     def _build_router(self) -> web.UrlDispatcher:
-        dashboard.assets()  # Read at the start, and never for a request.
+        dashboard.assets()  # Read the files at the start; requests never read the disk.
         router = web.UrlDispatcher()
         for route in ROUTES:
             handle = self._pipeline.register_route(route)
@@ -456,8 +452,8 @@ class ApiServer:
 def _silent_logger() -> logging.Logger:
     """Return a logger that drops everything.
 
-    The library writes a traceback for each malformed request, which lets anybody fill
-    the log; what matters reaches the callbacks of `answering`.
+    aiohttp logs a traceback for each malformed request, so any client could fill the
+    log. `RequestLifecycle` reports the errors that matter.
     """
     logger = logging.getLogger("octaskly.api.http")
     logger.disabled = True

@@ -710,7 +710,7 @@ async def test_b18_what_is_too_long_is_told_in_our_words(
     answer = parse(await exchange(node.port, PROTOCOL_ERRORS[kind]))
 
     assert answer.json["hint"] == (
-        "the first line or a field of the header is over 8190 bytes"
+        "the request line or a header field is over 8190 bytes"
     )
 
 
