@@ -1,1 +1,1 @@
-"""What routes share: requests, authentication, streams, calls to other nodes."""
+"""Shared parts of routes: requests, authentication, streams, calls to other nodes."""

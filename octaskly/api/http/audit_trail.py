@@ -1,9 +1,9 @@
-"""Notes what is changed and refused at this node, and hands it to the dispatcher.
+"""Audit recorder: collects changes and refusals, and sends them to the dispatcher.
 
-Whoever decides writes it down: the node that carries a request out, or refuses it.
-The first few of a kind are written one by one, the rest of the minute as one line with
-a count; so neither a client that submits a thousand times a second nor somebody who
-tries tokens fills the log.
+The node that decides a request records it. The first requests of a group within a
+minute get one entry each; the others are merged into one entry with a count. So neither
+a client that submits a thousand times a second nor one that guesses tokens fills the
+log.
 """
 
 from __future__ import annotations
@@ -39,37 +39,37 @@ PATH: Final = "/internal/v1/audit"
 REFUSED_STATUSES: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 READ_METHODS: Final = ("GET", "HEAD", "OPTIONS", "")
 WINDOW_MS: Final = 60_000
-UNMERGED_MAX: Final = 10  #: of one kind in a minute, written one by one,
-UNMERGED_REFUSED_MAX: Final = 1  #: and so many where they were refused
-GROUPS_MAX: Final = 64  #: kinds in a minute; the rest is counted as one
+UNMERGED_MAX: Final = 10  #: entries of one group in a minute before merging
+UNMERGED_REFUSED_MAX: Final = 1  #: the same for refused requests
+GROUPS_MAX: Final = 64  #: groups in a minute; the rest is merged into one
 ANONYMOUS_GROUPS_MAX: Final = 16  #: and of those who did not show who asks
-QUEUE_MAX: Final = 2000  #: lines that wait for a dispatcher; then the oldest go
+QUEUE_MAX: Final = 2000  #: entries that wait for a dispatcher; the oldest are dropped
 ANONYMOUS_QUEUE_MAX: Final = 200  #: and of those who did not show who asks
 BATCH_MAX: Final = 100
 FLUSH_S: Final = 0.2
 RETRY_S: Final = 1.0
 SEND_S: Final = 5.0
-TARGET_CHARS_MAX: Final = 160  #: so that a batch fits into a body, whoever chose it
-MANY: Final = "many"  #: the source of what is counted as one
+TARGET_CHARS_MAX: Final = 160  #: bounds the size of a batch
+MANY: Final = "many"  #: the source of an entry that merges several groups
 
 _GroupKey = tuple[object, ...]
 
 
 @dataclass(slots=True)
 class _Group:
-    """What was alike since a moment."""
+    """Similar requests since `began_ms`."""
 
     began_ms: int
     count: int = 0
-    merged: AuditEntry | None = None  #: beyond those that were written one by one
+    merged: AuditEntry | None = None  #: requests above the limit of single entries
 
 
 class Auditor:
-    """What one node has to tell; `run` tells it.
+    """Entries of one node that wait for the dispatcher; `run` sends them.
 
     Args:
-        parts: Who is dispatcher, and the way to it; the clock.
-        prefix: Of their ids, for this process of this node.
+        services: The gateway, the node client and the clock.
+        id_prefix: Prefix of entry ids, unique to this process of this node.
     """
 
     def __init__(self, services: Services, id_prefix: str) -> None:
@@ -80,13 +80,13 @@ class Auditor:
         self._last_number = 0
         self._groups: dict[_GroupKey, _Group] = {}
         self._queue: deque[AuditEntry] = deque(maxlen=QUEUE_MAX)
-        # Apart, so that nobody is hidden by many who show no token.
+        # Separate, so that anonymous requests cannot displace authenticated ones.
         self._anonymous_groups: dict[_GroupKey, _Group] = {}
         self._anonymous_queue: deque[AuditEntry] = deque(maxlen=ANONYMOUS_QUEUE_MAX)
         self._queue_changed = asyncio.Event()
 
     def record_request(self, info: RequestInfo, method: str, status: int) -> None:
-        """Note a request that was answered, if it is one to be noted."""
+        """Record an answered request if it was refused or changed something audited."""
         is_refused = status in REFUSED_STATUSES
         is_change = method not in READ_METHODS and status < HTTPStatus.BAD_REQUEST
         if not (is_refused or (is_change and info.is_audited)):
@@ -139,7 +139,7 @@ class Auditor:
             group.merged = _merge_entries(group.merged, entry)
 
     def _enqueue_expired_groups(self, now_ms: int) -> None:
-        """Tell of the groups whose minute is over."""
+        """Enqueue the merged entries of groups older than a minute."""
         for groups in (self._groups, self._anonymous_groups):
             over = [
                 kind
@@ -156,10 +156,10 @@ class Auditor:
         self._queue_changed.set()
 
     async def run(self) -> None:
-        """Hand over what was noted, until this is cancelled."""
+        """Send entries to the dispatcher until cancelled."""
         while True:
             try:
-                # What is held back is told by the clock; there may be none of it.
+                # Merged entries become due by time, so wake up while there are groups.
                 is_holding = self._groups or self._anonymous_groups
                 async with asyncio.timeout(RETRY_S if is_holding else None):
                     await self._queue_changed.wait()
@@ -172,7 +172,7 @@ class Auditor:
                     await asyncio.sleep(RETRY_S)
 
     async def flush(self) -> None:
-        """Hand over once more what waits, before this node stops."""
+        """Send the remaining entries once, before this node stops."""
         for groups in (self._groups, self._anonymous_groups):
             for group in groups.values():
                 if group.merged is not None:
@@ -183,16 +183,16 @@ class Auditor:
                 return
 
     async def _send_batch(self) -> bool:
-        """Hand over the oldest, of strangers last; return whether that went well."""
+        """Send the oldest entries, anonymous ones last; return True on success."""
         queues = self._queue, self._anonymous_queue
         some = [*islice(chain(*queues), BATCH_MAX)]
         try:
             async with asyncio.timeout(SEND_S):
                 await self._send(some)
         except (OctasklyError, aiohttp.ClientError, OSError, TimeoutError):
-            return False  # They wait for the next dispatcher.
+            return False  # The entries wait for the next dispatcher.
         done = {deed.id for deed in some}
-        for queue in queues:  # What came meanwhile may have pushed some out.
+        for queue in queues:  # A full queue may have dropped some already.
             while queue and queue[0].id in done:
                 queue.popleft()
         return True
@@ -202,7 +202,7 @@ class Auditor:
         if view is not None and view.is_self:
             await self._gateway.audit.record_entries(entries)
         elif view is None or not await self._post_to(view, entries):
-            raise MeshError("no dispatcher takes the audit log")
+            raise MeshError("no dispatcher accepted the audit entries")
 
     async def _post_to(
         self, view: DispatcherView, entries: Sequence[AuditEntry]
@@ -222,7 +222,7 @@ class Auditor:
 
 
 def _merge_entries(merged: AuditEntry, entry: AuditEntry) -> AuditEntry:
-    # Field by field: `replace` would look for each of them by its name.
+    # Field by field, because `replace` looks up each field by name and is slower.
     return AuditEntry(
         id=merged.id,
         at_ms=merged.at_ms,
@@ -244,7 +244,7 @@ def _merge_entries(merged: AuditEntry, entry: AuditEntry) -> AuditEntry:
 def record_source(
     info: RequestInfo, request: web.BaseRequest, peer: NodeId | None
 ) -> None:
-    """Note from where a request came, by the word of a node that forwarded it."""
+    """Record the source of a request, as stated by the node that forwarded it."""
     info.source = request.remote or ""
     if peer is not None and HOP_HEADER in request.headers:
         info.forwarded_by = peer
@@ -254,16 +254,16 @@ def record_source(
 def record_route(
     info: RequestInfo, path_params: Mapping[str, str], route: Route
 ) -> None:
-    """Note what is asked for."""
+    """Record the route and target of a request."""
     info.action = f"{route.method} {route.path}"
-    for target in path_params.values():  # The first.
+    for target in path_params.values():  # Only the first one is recorded.
         info.target = target[:TARGET_CHARS_MAX]
         break
     info.is_audited = route.access not in (Access.PUBLIC, Access.NODE)
 
 
 def record_principal(info: RequestInfo, principal: Principal) -> None:
-    """Note who asks."""
+    """Record the principal of a request."""
     info.principal, info.subject = principal, principal.subject
     if principal.uid is not None:
         info.source = f"uid {principal.uid}"
@@ -273,7 +273,7 @@ _entries_decoder = msgspec.json.Decoder(list[AuditEntry])
 
 
 async def receive_entries(request: Request) -> web.StreamResponse:
-    """Write what another node has noted."""
+    """Write the audit entries of another node."""
     try:
         deeds = _entries_decoder.decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
-"""Who asks: a token, a local user, or a node that states for whom it forwards.
+"""Authentication by token, local user or forwarding node, and checks of permissions.
 
-A node certificate authenticates the hop and nothing else: it lets the sender state a
-principal, and fetch outputs; alone it gives no right.
+A node certificate authenticates only the hop. It lets the sender state a principal and
+fetch outputs; it grants no other permission.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
     """Raise `Problem` (403) unless a principal may use a route.
 
     Args:
-        principal: Who asks.
-        route: What is asked for.
-        is_local: As a user of this machine's socket, as far as the route counts that.
+        principal: The principal of the request.
+        route: The requested route.
+        is_local: True for a user of this machine's socket, as the route defines it.
     """
     access = route.access
     if access is Access.SUBMIT and not principal.may_submit:
@@ -119,7 +119,7 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
 
 
 def token_ended_problem() -> Problem:
-    """Return the answer where a token was revoked or has expired meanwhile."""
+    """Return the 401 response for a token that was revoked or has expired."""
     return _unauthenticated("the token was revoked, or has expired")
 
 

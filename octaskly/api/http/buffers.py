@@ -1,6 +1,6 @@
-"""How much waits in memory for a connection, and for how long.
+"""Buffer limits and stall timeouts of connections.
 
-Little, and not for ever, since clients need not read.
+Clients need not read, so both the bytes that wait for them and the time are bounded.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ from asyncio import constants
 from asyncio.sslproto import SSLProtocol
 from typing import Final
 
-WRITE_BUFFER_BYTES: Final = 16 << 10  #: that may wait for one client, at each layer
-KERNEL_UNSENT_BYTES: Final = (
-    128 << 10
-)  #: that the kernel may hold beyond what is on its way
-RECORD_BYTES: Final = 16 << 10  #: a record of TLS, which comes whole or not at all
-READ_BYTES: Final = RECORD_BYTES // 2  #: the HTTP client stops reading at the double
+WRITE_BUFFER_BYTES: Final = 16 << 10  #: unsent bytes for one client, at each layer
+KERNEL_UNSENT_BYTES: Final = 128 << 10  #: in the kernel, beyond bytes in flight
+RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
+READ_BYTES: Final = RECORD_BYTES // 2  #: aiohttp's client pauses at twice this size
 
 
 def shrink_tls_buffers() -> None:
-    """Have TLS connections of this process receive no more than a record at a time.
+    """Limit the receive buffers of TLS connections in this process to one record.
 
-    By itself asyncio keeps a buffer of a quarter of a megabyte for each, and as much
-    again for who does not read. There is no option for it, and for a connection that
-    the HTTP client makes there is no place to give one either.
+    By default, asyncio keeps a buffer of 256 KiB for each connection, and as much again
+    while the application does not read. asyncio has no option for it, and aiohttp's
+    client offers no place to set one on its connections.
     """
     SSLProtocol.max_size = RECORD_BYTES
     vars(constants)["FLOW_CONTROL_HIGH_WATER_SSL_READ"] = RECORD_BYTES >> 10
 
 
 class StallTimer:
-    """Cuts a connection whose other end takes nothing for so long."""
+    """Aborts a connection whose other end reads nothing for the timeout."""
 
     __slots__ = ("_handle", "_timeout_s", "_transport")
 
@@ -42,15 +40,16 @@ class StallTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def attach(self, transport: asyncio.BaseTransport) -> None:
-        """Bound what waits for this connection, and for how long."""
+        """Set the buffer limits and TCP timeouts of a connection."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         connection = transport.get_extra_info("socket")
         if connection.family != socket.AF_UNIX:
-            # Of files, which the kernel sends by itself, nothing waits here. It counts
-            # a closed window, too: tcp(7). Without a bound it would take up to 4 MB
-            # for who reads nothing.
+            # The kernel sends files by itself, so their bytes do not wait in this
+            # process. TCP_USER_TIMEOUT covers a closed window, too: tcp(7). Without the
+            # limit on unsent bytes, the kernel would hold up to 4 MB for a client that
+            # reads nothing.
             timeout_ms = int(self._timeout_s * 1000)
             with contextlib.suppress(OSError):
                 connection.setsockopt(
@@ -61,13 +60,13 @@ class StallTimer:
                 )
 
     def start(self) -> None:
-        """Note that what waits is more than may wait."""
+        """Start the timer: the buffers are full."""
         if self._transport is not None:
             loop = asyncio.get_running_loop()
             self._handle = loop.call_later(self._timeout_s, self._transport.abort)
 
     def stop(self) -> None:
-        """Note that something was read, or that the connection is gone."""
+        """Stop the timer: the other end reads, or the connection is gone."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

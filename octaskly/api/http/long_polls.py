@@ -1,4 +1,4 @@
-"""Ends long waits early: when the dispatcher they wait on is deposed, or at close."""
+"""Ends long polls when their dispatcher is deposed, or when the API closes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from octaskly.ports import DispatcherView
 
 _CHECK_INTERVAL_S = 0.1
 _DEPOSED_GRACE_S = 2.0
-"""A dispatcher that hands over still answers what it has accepted.
+"""Seconds in which a deposed dispatcher still answers accepted requests.
 
-What may be repeated does not wait for that: if the machine died, nothing would come.
+Repeatable requests do not wait: if the machine died, no answer would come.
 """
 
 
 class LongPolls:
-    """All waits of one API; a timer runs only while there are some."""
+    """The long polls of one API; a timer runs only while there are some."""
 
     def __init__(self, dispatcher: Callable[[], DispatcherView | None]) -> None:
         self._dispatcher = dispatcher
@@ -29,7 +29,7 @@ class LongPolls:
     async def cancel_when_dispatcher_ends(
         self, view: DispatcherView | None = None, *, is_repeatable: bool = False
     ) -> AsyncIterator[None]:
-        """Raise TimeoutError in the block at close, or soon after `view` is over."""
+        """Raise TimeoutError in the block at close, or soon after `view` ends."""
         async with asyncio.timeout(0 if self.is_closing else None) as limit:
             self._timeouts[limit] = view, 0.0 if is_repeatable else _DEPOSED_GRACE_S
             self._schedule_check()
@@ -39,7 +39,7 @@ class LongPolls:
                 del self._timeouts[limit]
 
     def close(self) -> None:
-        """End all waits, now and in future."""
+        """End all long polls, now and in the future."""
         self.is_closing = True
         if self._timer is not None:
             self._timer.cancel()

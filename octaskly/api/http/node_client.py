@@ -1,8 +1,8 @@
-"""Brings a request to the dispatcher, by mutual TLS, and survives its change.
+"""HTTP client for other nodes: forwards requests to the dispatcher by mutual TLS.
 
-The front authenticates, then states the principal; a node certificate authenticates
-only the hop. Whether a failed request may be sent again depends on whether the
-dispatcher may have got it.
+The node that receives a request authenticates the client and states the principal; the
+node certificate authenticates only the hop. A failed request is sent again if the
+dispatcher cannot have received it, or if the request is repeatable.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from octaskly.ports import DispatcherView, Gateway
 
 
 class NodeNotResponding(Exception):
-    """The other node did not answer, or stopped doing so."""
+    """The other node did not answer, or stopped in the middle of its response."""
 
 
 @asynccontextmanager
@@ -54,17 +54,17 @@ async def request_from_node(
     extra_wait_s: float = 0.0,
     response_timeout_s: float | None = None,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Ask another node for an internal path; the block reads the answer.
+    """Request an internal path from another node; the block reads the response.
 
     Args:
-        request: The request on whose behalf it is.
+        request: The client's request that needs the response.
         lan_urls: Where the node serves, best first.
-        path: What to ask for.
-        extra_wait_s: How long the node may take longer than usual to begin.
-        response_timeout_s: How long that is usually; None: as long as a stream may stall.
+        path: The internal path with its query.
+        extra_wait_s: Seconds added to the timeout, for example for a long poll.
+        response_timeout_s: Seconds until the response starts; None means `stall_s`.
 
     Raises:
-        Unanswered: it is not there, or broke off while the block read.
+        NodeNotResponding: the node did not answer, or stopped while the block read.
     """
     stall_s = (
         request.services.timeouts.stall_s
@@ -82,7 +82,7 @@ async def request_from_node(
                     allow_redirects=False,
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            # A GET may arrive twice: any failure leads to the next address.
+            # A GET is repeatable, so any failure leads to the next address.
             raise NotSent(str(error) or type(error).__name__) from None
 
     try:
@@ -100,8 +100,8 @@ EPOCH_HEADER = "Octaskly-Epoch"
 _BUFFERED_BYTES_MAX = 64 << 10
 _PAUSE_S = 0.02
 _PAUSE_S_MAX = 0.25
-# Below the header deadline of the other side, which would close an idle connection
-# just as the next request goes out.
+# Shorter than the header timeout of the other node, which would close an idle
+# connection just when the next request is sent.
 _IDLE_S_MAX = 5.0
 _FORWARDED_REQUEST_HEADERS = (
     "Content-Type",
@@ -127,7 +127,7 @@ _FORWARDED_RESPONSE_HEADERS = (
 
 _T = TypeVar("_T")
 ConfigureSocket = Callable[[socket.socket], None]
-"""Makes a connection notice that the other end went silent."""
+"""Sets socket options that detect a silent peer."""
 
 
 class MaybeSent(Exception):
@@ -135,11 +135,11 @@ class MaybeSent(Exception):
 
 
 class StreamBroken(ConnectionError):
-    """A body ended early; the client must see a broken connection, not an end."""
+    """A relayed body ended early; the client must see a broken connection."""
 
 
 class HttpNodeClient:
-    """One client session to the other nodes."""
+    """The HTTP client session of this node to the other nodes."""
 
     def __init__(
         self,
@@ -156,14 +156,13 @@ class HttpNodeClient:
         self._configure_socket = configure_socket
         self._peer_addresses = PeerAddresses()
         self._session: aiohttp.ClientSession | None = None
-        self._retired_sessions: list[
-            aiohttp.ClientSession
-        ] = []  #: answers may still come
+        #: Sessions with an old certificate; their responses may still arrive.
+        self._retired_sessions: list[aiohttp.ClientSession] = []
         self._cached_view: DispatcherView | None = None
-        self._cached_headers: Mapping[str, str] = {}  #: what its answers say of it
+        self._cached_headers: Mapping[str, str] = {}  #: of that dispatcher
 
     def set_tls_context(self, tls: ssl.SSLContext) -> None:
-        """Show this certificate on connections that are made from now on."""
+        """Use this certificate for new connections."""
         self._tls = tls
         if self._session is not None:
             self._retired_sessions.append(self._session)
@@ -178,12 +177,13 @@ class HttpNodeClient:
     async def forward_to_dispatcher(
         self, request: Request, handle_locally: Handler
     ) -> web.StreamResponse:
-        """Answer `call` here or at the dispatcher, waiting for one if need be.
+        """Answer a request here or at the dispatcher; wait if none is elected.
 
         Raises:
-            Problem: 503, none came in time, or nobody knows whether it arrived.
+            Problem: 503, no dispatcher was found in time, or the outcome is unknown.
         """
-        # A long poll may go well for minutes before its trouble; a submission may not.
+        # A long poll may run for minutes before it fails, and then gets a new budget; a
+        # submission does not.
         is_renewed = request.http_request.method in ("GET", "HEAD")
         hold = _RetryBudget(
             self._timeouts.dispatcher_wait_s, restarts_after_long_attempt=is_renewed
@@ -211,7 +211,7 @@ class HttpNodeClient:
     async def forward_to_node(
         self, request: Request, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
-        """Pass on what another node sends for an internal path."""
+        """Relay the response of another node to a path."""
         try:
             return await self.try_each(
                 lan_urls, partial(self._send, request, None, path)
@@ -220,7 +220,7 @@ class HttpNodeClient:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 WORKER_NOT_FOUND,
-                hint=f"that node cannot be reached: {error}",
+                hint=f"the node cannot be reached: {error}",
                 headers={"Retry-After": "5"},
             ) from None
 
@@ -229,7 +229,7 @@ class HttpNodeClient:
     ) -> DispatcherView:
         view = self._gateway.dispatcher()
         if request.forwarded_by is not None and (view is None or not view.is_self):
-            # Two nodes that each take the other for dispatcher would play ping-pong.
+            # Two nodes that each consider the other dispatcher would forward forever.
             raise _not_dispatcher_problem()
         if view is None:
             with contextlib.suppress(TimeoutError):
@@ -245,7 +245,7 @@ class HttpNodeClient:
         self, lan_urls: Sequence[str], send: Callable[[str], Awaitable[_T]]
     ) -> _T:
         """Return what `send` returns for the first address that works."""
-        last = NotSent("it has no address")
+        last = NotSent("the node has no address")
         for lan_url in self._peer_addresses.urls_to_try(lan_urls):
             try:
                 return await send(lan_url)
@@ -257,8 +257,8 @@ class HttpNodeClient:
         self, request: Request, view: DispatcherView | None, path: str, lan_url: str
     ) -> web.StreamResponse:
         try:
-            # A long poll at the dispatcher lasts as long as its reign; else a node
-            # that is silent is as good as gone.
+            # A long poll lasts as long as the dispatcher's epoch. Any other node that
+            # stays silent for `stall_s` counts as lost.
             limit_s = None if view else self._timeouts.stall_s
             wait = self._long_polls.cancel_when_dispatcher_ends(
                 view, is_repeatable=_is_repeatable(request.http_request)
@@ -277,7 +277,7 @@ class HttpNodeClient:
             raise MaybeSent(str(error) or type(error).__name__) from None
         async with response:
             if REFUSED_HEADER in response.headers:
-                raise NotDispatcher("it is not dispatcher any more")
+                raise NotDispatcher("the node is no longer dispatcher")
             request.info.is_decided_elsewhere = True
             return await self._relay_response(request, response, view)
 
@@ -316,8 +316,8 @@ class HttpNodeClient:
         view: DispatcherView | None,
     ) -> web.StreamResponse:
         async def copy(stream: sse.EventStream) -> None:
-            # The client resumes from its last whole event, so that any end is as good
-            # as another.
+            # The client resumes from its last whole event, so an early end does no
+            # harm.
             with contextlib.suppress(aiohttp.ClientError):
                 while chunk := await self._chunk(response):
                     await stream.write(chunk)
@@ -349,7 +349,7 @@ class HttpNodeClient:
         return answer
 
     def forwarding_headers(self, request: Request) -> dict[str, str]:
-        """Return what another node must know of a request."""
+        """Return the headers of a request that another node needs."""
         given = request.http_request.headers
         headers = {
             name: given[name] for name in _FORWARDED_REQUEST_HEADERS if name in given
@@ -362,7 +362,7 @@ class HttpNodeClient:
         return headers
 
     def session(self) -> aiohttp.ClientSession:
-        """Return the session to other nodes; raise NotSent where there is none."""
+        """Return the session to other nodes; raise NotSent without a certificate."""
         if self._tls is None:
             raise NotSent("this node has no certificate to show")
         if self._session is None:
@@ -390,8 +390,8 @@ class HttpNodeClient:
         return connection
 
     def _dispatcher_headers(self, view: DispatcherView) -> Mapping[str, str]:
-        """Return the headers that say which dispatcher answers, and in which reign."""
-        if view is not self._cached_view:  # News of the mesh come with another one.
+        """Return the headers with the name and the epoch of the dispatcher."""
+        if view is not self._cached_view:  # A change in the mesh creates a new view.
             self._cached_view, epoch = view, view.epoch
             self._cached_headers = {
                 DISPATCHER_HEADER: dispatcher_name(self._gateway, view.node),
@@ -401,13 +401,12 @@ class HttpNodeClient:
 
 
 class _RetryBudget:
-    """How long one request may still wait for a dispatcher."""
+    """The time that one request may still wait for a dispatcher."""
 
     def __init__(self, budget_s: float, *, restarts_after_long_attempt: bool) -> None:
         self._budget_s = budget_s
-        self._restarts_after_long_attempt = (
-            restarts_after_long_attempt  #: by an attempt that lasted longer
-        )
+        #: An attempt that lasted longer than the budget renews it.
+        self._restarts_after_long_attempt = restarts_after_long_attempt
         self._delay_s = _PAUSE_S
         self._clock = asyncio.get_running_loop().time
         self._attempt_started_s = self._clock()
@@ -417,11 +416,11 @@ class _RetryBudget:
         return max(0.0, self._deadline_s - self._clock())
 
     def start_attempt(self) -> None:
-        """Note that an attempt starts."""
+        """Record the start of an attempt."""
         self._attempt_started_s = self._clock()
 
     async def wait_before_retry(self) -> None:
-        """Wait a little before the next attempt; raise `Problem` when it is late."""
+        """Wait before the next attempt; raise `Problem` after the deadline."""
         now_s = self._clock()
         if (
             self._restarts_after_long_attempt
@@ -435,20 +434,20 @@ class _RetryBudget:
 
 
 def dispatcher_name(gateway: Gateway, node: NodeId) -> str:
-    """Return the name of a node, fit for a header."""
+    """Return a node's name if a header can carry it, else its id."""
     name = gateway.node_names().get(node, node)
     return name if name.isascii() and name.isprintable() else node
 
 
 def _is_repeatable(request: web.BaseRequest) -> bool:
-    """Return whether doing it twice is as good as doing it once."""
+    """Return True if the request can be carried out twice without harm."""
     return request.method in ("GET", "HEAD", "DELETE") or (
         "Idempotency-Key" in request.headers
     )
 
 
 def no_dispatcher_problem(hint: str | None = None) -> Problem:
-    """Return the answer where no dispatcher is found in time."""
+    """Return the 503 response for a request that found no dispatcher in time."""
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         NO_DISPATCHER,
@@ -470,7 +469,7 @@ def _unknown_outcome_problem(reason: str) -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         CONNECTION_LOST,
-        hint=f"the request may have been carried out ({reason}); look before you "
+        hint=f"the request may have been carried out ({reason}); check before you "
         "repeat it, or send an Idempotency-Key so that repeating is safe",
         headers={"Retry-After": "1"},
     )

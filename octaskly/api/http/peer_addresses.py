@@ -1,4 +1,4 @@
-"""At which of its addresses another node is tried first."""
+"""Order in which the addresses of another node are tried."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ NODES_MAX = 256
 
 
 class PeerAddresses:
-    """Where nodes were reached last.
+    """The last address of each node that worked.
 
-    An address that leads nowhere costs each request a second until it is given up, so
-    others begin where one got through.
+    An unreachable address costs each request about a second until its timeout, so later
+    requests start with the address that worked.
     """
 
     def __init__(self) -> None:
-        self._first_index: dict[tuple[str, ...], int] = {}  #: where it is not the first
+        self._first_index: dict[tuple[str, ...], int] = {}  #: 0 if missing
 
     def urls_to_try(self, lan_urls: Sequence[str]) -> Iterator[str]:
-        """Yield each address of a node; to ask for another one gives up the last."""
+        """Yield the addresses of a node; asking for the next one rejects the last."""
         urls = tuple(lan_urls)
         begin = self._first_index.get(urls, 0)
         for place in (*range(begin, len(urls)), *range(begin)):

@@ -1,4 +1,4 @@
-"""What a route is, and what its handler gets."""
+"""Routes, requests and the services that handlers use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 
 AUDITED_TASKS_MAX = 8
-"""Tasks of one request that the audit log names."""
+"""Number of tasks of one request that the audit log names."""
 
 _RETRY_AFTER_S = 5
 
@@ -43,32 +43,31 @@ _T = TypeVar("_T")
 
 
 class Access(Enum):
-    """Who may use a route; the default of a route is the strictest."""
+    """The permission that a route requires; the default is ADMIN."""
 
     PUBLIC = auto()  #: everybody
     READ = auto()  #: every principal
-    READ_OR_LOCAL = auto()  #: the same, and who is on this machine without a token
+    READ_OR_LOCAL = auto()  #: the same, and clients on this machine without a token
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
     LOCAL = auto()  #: users of this machine's socket; no token is enough
-    LOCAL_PAGE = auto()  #: the same, also through a page that one of them opened here
+    LOCAL_PAGE = auto()  #: the same, also through a page that such a user opened
     NODE = auto()  #: nodes of the mesh, by certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpTimeouts:
-    """Bounds in time on what clients and peers may take."""
+    """Timeouts for clients and for other nodes."""
 
-    header_s: float = 10.0  #: from connect, or the last answer, to a whole header
+    header_s: float = 10.0  #: from connect or the last response to a complete header
     body_s: float = 10.0
     dispatcher_wait_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
-    stall_s: float = 30.0  #: between two parts of what is streamed
-    keepalive_s: float = 3.0  #: until a stream without events shows that it lives
+    stall_s: float = 30.0  #: between two parts of a stream
+    keepalive_s: float = 3.0  #: until an idle stream sends a keepalive
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
-    old_certificate_grace_s: float = (
-        15.0  #: to nodes whose connection is of an older secret
-    )
+    #: for connections of nodes whose certificate is of an older secret
+    old_certificate_grace_s: float = 15.0
 
 
 class NotSent(ConnectionError):
@@ -76,17 +75,17 @@ class NotSent(ConnectionError):
 
 
 class NodeClient(Protocol):
-    """The way to other nodes."""
+    """The HTTP client for other nodes."""
 
     async def forward_to_dispatcher(
         self, request: Request, handle_locally: Handler
     ) -> web.StreamResponse:
-        """Answer here or at the dispatcher."""
+        """Answer a request here or at the dispatcher."""
 
     async def forward_to_node(
         self, request: Request, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
-        """Pass on what another node sends."""
+        """Relay the response of another node to a path."""
 
     async def try_each(
         self, lan_urls: Sequence[str], send: Callable[[str], Awaitable[_T]]
@@ -94,36 +93,36 @@ class NodeClient(Protocol):
         """Return what `send` returns for the first address that works.
 
         Args:
-            lan_urls: Where the other node serves, best first.
-            send: Sends to one address; its NotSent leads to the next address.
+            lan_urls: URLs of the other node, best first.
+            send: Sends to one URL; if it raises NotSent, the next URL is tried.
 
         Raises:
-            NotSent: no address works, or there is none.
+            NotSent: no URL works, or there is none.
         """
 
     def session(self) -> aiohttp.ClientSession:
         """Return the session to other nodes.
 
         Raises:
-            NotSent: this node has no certificate to show.
+            NotSent: this node has no certificate.
         """
 
     def forwarding_headers(self, request: Request) -> dict[str, str]:
-        """Return what another node must know of a request."""
+        """Return the headers of a request that another node needs."""
 
 
 async def empty_metrics() -> bytes:
-    """Return the report of a node that counts nothing."""
+    """Return the metrics of a node that has none."""
     return b""
 
 
 def no_checkup() -> Checkup:
-    """Return the setup of a node that tells nothing of itself."""
+    """Return an empty setup, for an API without an agent."""
     return Checkup(name="", node_id="", state_dir="", secret_file="", descriptors_max=0)
 
 
 class OpenStreams:
-    """Counts the answers of one node that are streams of events."""
+    """Counts the open event streams of one node."""
 
     def __init__(self, streams_max: int = STREAMS_MAX) -> None:
         self.count = 0
@@ -131,19 +130,19 @@ class OpenStreams:
 
     @contextlib.contextmanager
     def count_stream(self) -> Iterator[None]:
-        """Count a stream for as long as the block lasts.
+        """Count a stream while the block runs.
 
         Raises:
-            Problem: 503, there are too many.
+            Problem: 503, the limit is reached.
         """
         if self.count >= self._streams_max:
             raise Problem(
                 503,
                 "Too many event streams",
-                hint=f"this node serves {self._streams_max} at once; ask another "
-                "node, or later",
+                hint=f"this node serves {self._streams_max} at a time; use another "
+                "node, or try again later",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
-                closes_connection=True,  # Idle, it would keep other requests out.
+                closes_connection=True,  # An idle connection takes a place.
             )
         self.count += 1
         try:
@@ -154,7 +153,7 @@ class OpenStreams:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of the API that handlers use."""
+    """The objects that handlers use."""
 
     gateway: Gateway
     clock: Clock
@@ -173,56 +172,55 @@ class Services:
 
 @dataclass(slots=True)
 class RequestInfo:
-    """What the gate knows of a request before anything else: how to answer it."""
+    """Facts about a request that are known before it is parsed, or recorded later."""
 
     id: str
-    started_s: float  #: on the clock of the event loop
+    started_s: float  #: on the event loop's clock
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
-    body_bytes: int = 0  #: of its body, as long as that is held
+    body_bytes: int = 0  #: counted bytes of its body
     principal: Principal | None = None
     action: str = ""  #: method and path of the route
-    target: str | None = None  #: what the path names
-    source: str = ""  #: where it came from: an address, or a user of this machine
+    target: str | None = None  #: first variable part of the path
+    source: str = ""  #: source: an address, or a user of this machine
     forwarded_by: NodeId | None = None  #: the node that forwarded it
-    tasks: Sequence[str] = ()  #: the first ones that came of it,
-    task_count: int = 0  #: of so many
-    is_audited: bool = False  #: what it changes is the business of the audit log
+    tasks: Sequence[str] = ()  #: the first tasks that it created
+    task_count: int = 0  #: number of tasks that it created
+    is_audited: bool = False  #: its changes are recorded in the audit log
     is_decided_elsewhere: bool = False  #: another node answered
     dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers of a dispatcher's answer, also of one that refuses."""
+    """Headers of a dispatcher's response, also of an error response."""
     rate_limit_headers: Mapping[str, str] | None = None
-    """Headers of what the client may still ask for, once this request was counted."""
+    """Rate limit headers, after this request was counted."""
 
 
 class Connection(Protocol):
-    """What the gate knows of the connection under a request."""
+    """The connection of a request."""
 
-    request_info: RequestInfo | None  #: the request in work
+    request_info: RequestInfo | None  #: the current request
     peer: NodeId | None  #: the node at the other end, if it is one
-    own_addresses: frozenset[str]  #: under which the other end reached this node
-    is_excess: bool  #: it is one too many
+    own_addresses: frozenset[str]  #: addresses at which the client reached this node
+    is_excess: bool  #: above the connection limit
     is_socket: bool  #: the other end is a local process with known credentials
-    is_lan: bool  #: it came through TLS from the network
+    is_lan: bool  #: it came over TLS from
 
     def local_principal(self, node_name: str) -> Principal:
-        """Return the user at the other end of a UNIX socket."""
+        """Return the user at the other end of the UNIX socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request that has passed the gate."""
+    """A request that passed the checks of the pipeline."""
 
     http_request: web.BaseRequest
     info: RequestInfo
-    add_headers: Callable[
-        [web.StreamResponse], None
-    ]  #: adds the headers of every answer
+    #: adds the common headers to a response
+    add_headers: Callable[[web.StreamResponse], None]
     services: Services
     path_params: Mapping[str, str]  #: variable parts of the path
     query: Query
     body: bytes
-    principal: Principal | None  #: None only on open routes and between nodes
+    principal: Principal | None  #: None only on public routes and between nodes
     forwarded_by: NodeId | None  #: the node that forwarded it
 
     @property
@@ -232,17 +230,17 @@ class Request:
 
     @property
     def authenticated_principal(self) -> Principal:
-        """The principal of a route that is not open."""
+        """The principal of a route that is not public."""
         assert self.principal is not None
         return self.principal
 
     def audit_tasks(self, records: Sequence[TaskRecord]) -> None:
-        """Let the audit log tell which tasks came of this."""
+        """Record the tasks that this request created, for the audit log."""
         self.info.tasks = [record.name for record in records[:AUDITED_TASKS_MAX]]
         self.info.task_count = len(records)
 
     def elapsed_s(self) -> float:
-        """Return how long ago the request came in."""
+        """Return the seconds since the request arrived."""
         return asyncio.get_running_loop().time() - self.info.started_s
 
 
@@ -257,26 +255,22 @@ class Route:
     path: str
     handler: Handler
     access: Access = Access.ADMIN
-    is_local: bool = False  #: answered by this node, whoever is dispatcher
-    is_for_unpaired: bool = False  #: also where this node is in no mesh
+    is_local: bool = False  #: always answered by the node that receives it
+    is_for_unpaired: bool = False  #: also available while this node is in no mesh
     body_bytes_max: int = BODY_BYTES_MAX
-    is_body_streamed: bool = False  #: it is no JSON, and read by `perform`, bit by bit
+    is_body_streamed: bool = False  #: not JSON; the handler reads it in parts
     query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
 
-    is_page: bool = False  #: it is no part of the API, so of no OpenAPI document
-    # What follows is said in the OpenAPI document, and tests check that it is true.
-    responses: Mapping[int, Any]  #: by status: type of the JSON; None in other media
-    media_type: str = JSON  #: of the answers that are no errors
-    body_type: Any = None  #: type of the JSON body; None: there is none
-    request_headers: tuple[
-        str, ...
-    ] = ()  #: headers of a request that matter beyond the usual
-    response_headers: tuple[str, ...] = ()  #: headers of an answer beyond the usual
-    error_statuses: tuple[
-        int, ...
-    ] = ()  #: statuses beyond those that any route may give
+    is_page: bool = False  #: a dashboard file, which the OpenAPI document omits
+    # The OpenAPI document contains the following fields, and tests verify them.
+    responses: Mapping[int, Any]  #: JSON type by status; None for another media type
+    media_type: str = JSON  #: of the responses that are not errors
+    body_type: Any = None  #: type of the JSON body; None: no body
+    request_headers: tuple[str, ...] = ()  #: in addition to the common ones
+    response_headers: tuple[str, ...] = ()  #: in addition to the common ones
+    error_statuses: tuple[int, ...] = ()  #: in addition to those of every route
 
 
 def json_response(body: bytes, status: int = 200) -> web.Response:
-    """Return a JSON answer."""
+    """Return a JSON response."""
     return web.Response(body=body, status=status, content_type=JSON)

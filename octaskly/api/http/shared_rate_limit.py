@@ -1,7 +1,7 @@
-"""Counts at the dispatcher what another node answers by itself.
+"""Rate limit at the dispatcher for requests that another node answers by itself.
 
-So a client has one account for all nodes. Where the dispatcher cannot be asked, the
-node counts alone, and a client has as many accounts as there are such nodes.
+So one limit covers all nodes. If the dispatcher cannot be reached, the node counts
+alone, and the limit applies per node.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def charge(request: Request) -> None:
     """Count a request that this node answers by itself.
 
     Raises:
-        Problem: 429, it is one too many.
+        Problem: 429, the limit is reached.
     """
     view = request.gateway.dispatcher()
     if view is None or view.is_self or not await _charge_at_dispatcher(request, view):
@@ -36,7 +36,7 @@ async def charge(request: Request) -> None:
 
 
 async def _charge_at_dispatcher(request: Request, view: DispatcherView) -> bool:
-    """Whether the dispatcher has counted it."""
+    """Return True if the dispatcher counted the request."""
     limit = asyncio.timeout(request.services.timeouts.connect_s)
     with suppress(NodeNotResponding, TimeoutError):
         async with (
@@ -60,7 +60,7 @@ async def charge_for_node(request: Request) -> web.StreamResponse:
     """Count a request that another node answers."""
     statement = request.http_request.headers.get(authentication.PRINCIPAL_HEADER)
     if statement is None or request.forwarded_by is None:
-        raise status_problem(400, "who asks was not stated")
+        raise status_problem(400, "the request states no principal")
     request.info.rate_limit_headers = request.services.rate_limiter.charge(
         authentication.parse_principal_header(statement, request.forwarded_by)
     )

@@ -1,6 +1,6 @@
-"""Sockets of this machine: the local one, and whose the other ends of loopback are.
+"""Local sockets: the UNIX socket of the API, and the users of loopback connections.
 
-The file of the local one is made by hand so that its rights are ours at once.
+The UNIX socket is created here, so that its mode is right from the start.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _OWNER_MODE = 0o600
 
 
 def bind_local_socket(path: Path, group: str | None) -> socket.socket:
-    """Bind a UNIX socket that this user, and `group` where it exists, may open.
+    """Bind a UNIX socket that this user and `group`, if it exists, may open.
 
-    A file that a dead process left is replaced.
+    The stale file of a dead process is replaced.
 
     Raises:
-        OSError: another process listens there (EADDRINUSE), or it cannot be made.
+        OSError: another process listens there (EADDRINUSE), or bind fails.
     """
     _remove_stale(path)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # The file takes this mode at birth: there is no instant at which all may.
+        # `bind` creates the file with this mode, so other users never have access.
         os.fchmod(connection.fileno(), _OWNER_MODE)
         connection.bind(str(path))
         path.chmod(_OWNER_MODE)
@@ -46,15 +46,15 @@ def bind_local_socket(path: Path, group: str | None) -> socket.socket:
 def loopback_uids(
     client_port: int, own_port: int, tables: Sequence[Path] = TCP_TABLES
 ) -> frozenset[int]:
-    """Return the users of the sockets that are connected so, by the kernel's tables.
+    """Return the users of the sockets with these ports, from the kernel's tables.
 
-    Ports alone are compared, so there may be another connection between the same ports
-    of other addresses; whoever trusts a user has to trust all of these.
+    Only ports are compared, so another connection between the same ports of other
+    addresses may match as well. A caller has to trust all returned users.
     """
     ends = (f":{client_port:04X}", f":{own_port:04X}")
     users = set()
     for table in tables:
-        with contextlib.suppress(OSError):  # A kernel may have no IPv6.
+        with contextlib.suppress(OSError):  # The kernel may lack IPv6.
             for line in table.read_text().splitlines()[1:]:
                 fields = line.split()
                 if fields[1].endswith(ends[0]) and fields[2].endswith(ends[1]):
@@ -65,7 +65,7 @@ def loopback_uids(
 def _grant_group(path: Path, group: str | None) -> None:
     if group is None:
         return
-    # Without the group, or without the right to give to it, only the owner has access.
+    # If the group is missing, or chown is not permitted, only the owner has access.
     with contextlib.suppress(KeyError, PermissionError):
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
         path.chmod(_GROUP_MODE)
@@ -78,7 +78,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # On a local socket this never waits: EAGAIN means a listener with a full queue.
+        # This never waits on a UNIX socket: EAGAIN means a listener with a full queue.
         probe.settimeout(0)
         if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
             path.unlink()
@@ -87,7 +87,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def address_without_scope(sockname: Sequence[Any] | None) -> frozenset[str]:
-    """Return the address that a client reached, without scope."""
+    """Return the address that a client connected to, without its scope."""
     if not sockname:
         return frozenset()
     literal = str(sockname[0]).partition("%")[0]

@@ -1,7 +1,8 @@
-"""Answers that are streams of server-sent events.
+"""Responses that are streams of server-sent events.
 
-A stream may end at any time: the agent stops, the dispatcher changes, the client reads
-too slowly. Clients come back by themselves and say in `Last-Event-ID` how far they got.
+A stream may end at any time: the agent stops, the dispatcher changes, or the client
+reads too slowly. Clients reconnect by themselves and send `Last-Event-ID`, so that the
+stream continues after the last event that they received.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def encode_event(
 
 
 def encode_event_id(event_id: str) -> bytes:
-    """Return the bytes that tell from where to go on, without an event."""
+    """Return the bytes that set the client's last event id, without an event."""
     return f"id: {event_id}\n\n".encode()
 
 
 class EventStream:
-    """The sending end of one stream."""
+    """The server's end of one stream."""
 
     def __init__(self, request: Request, headers: Mapping[str, str]) -> None:
         self.response = web.StreamResponse(headers=headers)
@@ -55,17 +56,17 @@ class EventStream:
     async def send(
         self, data: object, *, event: str | None = None, event_id: str | None = None
     ) -> None:
-        """Send one event with `data` as JSON; return when there is room for the next.
+        """Send one event with `data` as JSON; return when the next one fits.
 
         Raises:
-            ConnectionError: the client is gone, or read nothing for too long.
+            ConnectionError: the client is gone, or read nothing for `stall_s`.
         """
         await self.write(encode_event(data, event=event, event_id=event_id))
 
     async def write(self, part: bytes) -> None:
-        """Send bytes of the stream; as `send`."""
+        """Send raw bytes of the stream; otherwise as `send`."""
         try:
-            # Beyond what the transport holds back nothing is kept here.
+            # Only the transport buffers bytes; this class keeps none.
             async with (
                 self._write_lock,
                 asyncio.timeout(self._request.services.timeouts.stall_s),
@@ -83,9 +84,9 @@ class EventStream:
         await self.response.prepare(self._request.http_request)
 
     async def send_keepalives(self, keepalive: bytes) -> None:
-        """Send a sign whenever nothing else was sent for a while."""
+        """Send `keepalive` whenever nothing else was sent for `keepalive_s`."""
         quiet_s = self._request.services.timeouts.keepalive_s
-        with contextlib.suppress(ConnectionError):  # It ends the handler, too.
+        with contextlib.suppress(ConnectionError):  # The handler gets the same error.
             while True:
                 left_s = self._last_write_s + quiet_s - self._clock()
                 if left_s <= 0:
@@ -94,7 +95,7 @@ class EventStream:
                     await asyncio.sleep(left_s)
 
     async def finish(self) -> None:
-        """End the stream so that the client sees an end, not an accident."""
+        """End the stream in order, so that the client sees a complete response."""
         try:
             async with asyncio.timeout(self._request.services.timeouts.shutdown_s):
                 await self.response.write_eof()
@@ -102,22 +103,22 @@ class EventStream:
             self.abort()
 
     def abort(self) -> None:
-        """Break the connection, so that what came does not look complete."""
+        """Abort the connection, so that a partial stream does not look complete."""
         if self._request.http_request.transport is not None:
             self._request.http_request.transport.abort()
 
 
 Produce = Callable[[EventStream], Awaitable[None]]
-"""Sends events until there are no more; cancelled when the stream ends earlier."""
+"""Sends all events; it is cancelled if the stream ends earlier."""
 
 
 async def serve_events(
     request: Request, produce: Produce, *, dispatcher: DispatcherView | None = None
 ) -> web.StreamResponse:
-    """Answer with the events that `produce` sends, at most while `reign` lasts.
+    """Answer with the events of `produce`, at most until `dispatcher` is deposed.
 
     Raises:
-        Problem: 503, this node has too many streams.
+        Problem: 503, the node's limit of streams is reached.
     """
 
     async def send_all(stream: EventStream) -> None:
@@ -138,9 +139,9 @@ async def serve_stream(
     dispatcher: DispatcherView | None = None,
     keepalive: bytes = b"",
 ) -> web.StreamResponse:
-    """As `serve_events`, but every byte comes from `produce`, and all other headers.
+    """Answer with the bytes of `produce` and with these headers.
 
-    A `sign` is sent while nothing else is, to show that the stream lives.
+    Otherwise as `serve_events`. `keepalive` is sent while the stream is idle.
     """
     stream = EventStream(request, headers)
     with request.services.streams.count_stream():
@@ -166,19 +167,19 @@ async def _produce_with_keepalives(
             keeper = tasks.create_task(stream.send_keepalives(keepalive))
             await produce(stream)
             keeper.cancel()
-    except ExceptionGroup as group:  # Only `produce` can have failed.
+    except ExceptionGroup as group:  # Only `produce` can fail.
         raise group.exceptions[0] from None
 
 
 def parse_last_event_id(request: Request, parse: Callable[[str], Id]) -> Id | None:
-    """Return how far the client got on an earlier stream, None for a new one.
+    """Return the position in `Last-Event-ID`, or None for a new stream.
 
     Args:
         request: The request.
-        parse: Turns an id into what it means; raises ValueError if it means nothing.
+        parse: Parses an id; raises ValueError if it is not valid.
 
     Raises:
-        Problem: 400, it is no id of this stream.
+        Problem: 400, the id does not belong to this stream.
     """
     given = request.http_request.headers.getall(RESUME_HEADER, [])
     if not any(given):
@@ -187,5 +188,5 @@ def parse_last_event_id(request: Request, parse: Callable[[str], Id]) -> Id | No
         (text,) = given
         return parse(text)
     except ValueError:
-        hint = "send the id of the last event that you got from this path, or none"
+        hint = "send the id of the last event from this path, or omit the header"
         raise Problem(400, INVALID_VALUE, hint=hint, field=RESUME_HEADER) from None
