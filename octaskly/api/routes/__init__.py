@@ -1,1 +1,1 @@
-"""The REST routes, one module per resource; `table` lists them all."""
+"""REST routes, one module per resource; `table` lists them all."""

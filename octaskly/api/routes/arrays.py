@@ -1,4 +1,4 @@
-"""The routes of arrays."""
+"""Routes of arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from octaskly.rest import tasks as rest
 
 
 async def list_arrays(request: Request) -> web.StreamResponse:
-    """Return a page of arrays with their members counted, oldest first unless told."""
+    """Return a page of arrays with counts of their members.
+
+    The oldest array comes first unless `newest` is true.
+    """
     given = request.query
     asked = TaskQuery(
         is_arrays_only=True,
@@ -30,7 +33,7 @@ async def list_arrays(request: Request) -> web.StreamResponse:
 
 
 async def show_array(request: Request) -> web.StreamResponse:
-    """Return an array with its members counted, and those that failed."""
+    """Return an array with counts of its members, and a page of its failed members."""
     limit, offset = request.query.limit(), request.query.offset()
     record = tasks.require_array(await tasks.find_task(request, request.query.wait_s()))
     failed = await request.gateway.list_tasks(
@@ -41,7 +44,7 @@ async def show_array(request: Request) -> web.StreamResponse:
 
 
 async def cancel_array(request: Request) -> web.StreamResponse:
-    """Cancel the members that have not begun, with `force` those that run, too."""
+    """Cancel the queued members of an array, and with `force` the running ones, too."""
     ref = query.task_ref(request.path_params["id"])
     tasks.require_array(await request.gateway.find_task(ref))
     return await tasks.cancel_task(request)

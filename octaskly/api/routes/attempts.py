@@ -1,4 +1,4 @@
-"""The routes of attempts: those of one task, and those of late on all nodes."""
+"""Routes of attempts: those of one task, and recent ones of all nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.ports import events
 from octaskly.rest import tasks as rest
 
-COMMAND_CHARS = 200  #: of a command that is shown beside its attempts
+COMMAND_CHARS = 200  #: of a command in a list of attempts
 
 _STATUS: Mapping[AttemptState, str] = {
     AttemptState.ASSIGNED: "running",
@@ -28,11 +28,11 @@ _STATUS: Mapping[AttemptState, str] = {
 
 
 async def list_recent_attempts(request: Request) -> web.StreamResponse:
-    """Return attempts that run, and those that ended of late, the latest first.
+    """Return running attempts and recently ended attempts, the latest first.
 
-    At most `limit` of each; `truncated` says that more have ended in that time.
-    Commands are cut to 200 characters. Of what runs, `assigned_at` is when it was
-    given to its node, where it may wait for a slot.
+    At most `limit` of each; `truncated` is true if more attempts ended in that time.
+    Commands are cut to 200 characters. `assigned_at` of a running attempt is the time
+    of its assignment to its node, where it may still wait for a slot.
     """
     now_ms = request.services.clock.now().wall_ms
     since_s = request.query.since_s()

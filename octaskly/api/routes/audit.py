@@ -1,4 +1,4 @@
-"""The route that reads the audit log."""
+"""Route that reads the audit log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from octaskly.rest import access as rest
 
 
 async def list_audit_entries(request: Request) -> web.StreamResponse:
-    """Return what was changed and refused: the latest, or from some place on."""
+    """Return audit log entries: the latest ones, or those after `after`."""
     since_s = request.query.since_s()
     since_ms = None
     if since_s is not None:

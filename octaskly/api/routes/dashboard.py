@@ -1,10 +1,10 @@
-"""The dashboard's files, which every node serves to everybody: they hold no data.
+"""Dashboard files, which every node serves without authentication: they hold no data.
 
-The table of them is made when the API starts, and nothing else is ever read for a
-request: no path from outside reaches the disk.
+The table of files is built when the API starts, and requests read only this table. So
+no path in a request reaches the disk.
 
-The page names its files below a hash of them all, so browsers keep those for good, and
-a new version of the agent is seen at once all the same.
+The page names its files under a hash of them all. Browsers may cache these URLs
+forever, and a new version of the agent still takes effect at once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ CONTENT_TYPES: Final[Mapping[str, str]] = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-"""Endings of the files that are served; licences and lists of hashes are not."""
+"""Suffixes of the files that are served; licences and lists of hashes are not."""
 
 HEADERS: Final[Mapping[str, str]] = {
-    # Scripts and styles come from here alone, data goes nowhere else, and no text
-    # becomes markup: what a task wrote stays text, whatever a view does with it.
+    # Scripts and styles load only from this node, data goes only to this node, and no
+    # text becomes markup. So output of a task remains text in every view.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
     "style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
@@ -48,23 +48,23 @@ HEADERS: Final[Mapping[str, str]] = {
     "Vary": "Origin, Accept-Encoding",
 }
 REVALIDATE: Final = "no-cache"
-"""A new version of the agent must be seen at once; the hash spares the transfer."""
+"""Browsers revalidate, so new versions are visible at once; ETags save transfers."""
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file as it is sent."""
+    """A file with its response headers."""
 
     body: bytes
     content_type: str
     etag: str
-    cache_control: str  #: how long browsers may keep it unasked
+    cache_control: str  #: value of Cache-Control
 
 
 @functools.cache
 def assets() -> Mapping[str, Asset]:
-    """Return all files by their path below `/static`, also below their version."""
+    """Return all files by path below `/static`, with and without the version."""
     found = dict(_read(files("octaskly") / "static", PurePosixPath()))
     version = _hash(*(part for path in sorted(found) for part in (path, found[path])))
     index = _index(found.pop(INDEX), version, found)
@@ -85,10 +85,10 @@ def _read(folder: Traversable, place: PurePosixPath) -> Iterator[tuple[str, byte
 
 
 def _index(body: bytes, version: str, paths: Iterable[str]) -> bytes:
-    """Return the page with its files by version, and all modules named beforehand.
+    """Return the page with versioned paths and a preload link for each module.
 
-    Else a browser would hear of each module from the one that imports it, and ask for
-    them one after another.
+    Without the links, a browser would find each module in the one that imports it, and
+    request them one after another.
     """
     preloads = b"\n    ".join(
         b'<link rel="modulepreload" href="%s%s">' % (ROOT, path.encode())
@@ -106,7 +106,7 @@ def _asset(path: str, body: bytes, cached: str) -> Asset:
 
 @functools.cache
 def _gzipped(body: bytes) -> bytes:
-    """Return a file as it travels; not made at the start, as most pages stay closed."""
+    """Return a file compressed, on first use: many files are never requested."""
     return gzip.compress(body, mtime=0)
 
 
@@ -121,7 +121,7 @@ async def serve_asset(request: Request) -> web.StreamResponse:
     """Return a file of the dashboard."""
     asset = assets().get(request.path_params.get("file", INDEX))
     if asset is None:
-        raise status_problem(HTTPStatus.NOT_FOUND, "there is no such file")
+        raise status_problem(HTTPStatus.NOT_FOUND, "the dashboard has no such file")
     headers = {
         **HEADERS,
         "ETag": f'"{asset.etag}"',
@@ -144,7 +144,7 @@ ROUTES = tuple(
         handler=serve_asset,
         access=Access.PUBLIC,
         is_local=True,
-        query=None,  # Bookmarks carry all kinds of things.
+        query=None,  # Bookmarks may contain any parameters.
         is_page=True,
         responses={200: None, 304: None},
         media_type="text/html",

@@ -1,4 +1,4 @@
-"""The routes behind `octaskly doctor`: how an agent is set up, and whom it reaches."""
+"""Routes of `octaskly doctor`: setup of an agent, and reachability of members."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from octaskly.core.model.nodes import NodeState
 from octaskly.core.protocol.messages import RosterEntry
 from octaskly.rest.mesh import Checkup, Reach
 
-CONNECT_S_MAX: Final = (
-    1.0  #: for the answer to the first packet, which a LAN gives in ms
-)
-ADDRESSES_MAX: Final = 4  #: of the member that are tried
+CONNECT_S_MAX: Final = 1.0  #: a LAN answers within milliseconds
+ADDRESSES_MAX: Final = 4  #: addresses of a member that are tried
 BEST_FIRST: Final = ("reached", "refused", "silent")
 
 
 async def show_agent_setup(request: Request) -> web.StreamResponse:
-    """Return how this agent is set up."""
+    """Return the setup of this agent."""
     return json_response(task_response.encode(request.services.describe_agent()))
 
 
 async def check_reachability(request: Request) -> web.StreamResponse:
-    """Return whether one member reaches another; the first one itself finds out."""
+    """Return the result of connecting from one member to another."""
     gateway, path = request.gateway, request.path_params
     source, target = _member(request, path["name"]), _member(request, path["other"])
     if source.id == gateway.node_id:
@@ -42,7 +40,7 @@ async def check_reachability(request: Request) -> web.StreamResponse:
 
 
 async def _probe_member(target: RosterEntry) -> Reach:
-    """Dial a member of the roster: an address that a member vouches for."""
+    """Connect to both ports of a member, at addresses from the roster."""
     hosts = [address.host for address in target.addresses[:ADDRESSES_MAX]]
     port = target.addresses[0].port if target.addresses else 0
     async with asyncio.TaskGroup() as tasks:
@@ -55,7 +53,7 @@ async def _probe_member(target: RosterEntry) -> Reach:
 
 
 def _best(answers: list[str]) -> str:
-    """Return what the best of several addresses answered."""
+    """Return the best result of several addresses."""
     return min(answers, key=BEST_FIRST.index, default="silent")
 
 
@@ -65,7 +63,7 @@ async def _try_connect(host: str, port: int) -> str:
             _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return "refused"
-    except OSError:  # Also when the time is over.
+    except OSError:  # TimeoutError included.
         return "silent"
     writer.close()
     return "reached"
@@ -81,7 +79,9 @@ def _member(request: Request, name: str) -> RosterEntry:
 
 def _missing(name: str) -> Problem:
     return Problem(
-        HTTPStatus.NOT_FOUND, WORKER_NOT_FOUND, hint=f"no member {name[:80]!r} is there"
+        HTTPStatus.NOT_FOUND,
+        WORKER_NOT_FOUND,
+        hint=f"no member is called {name[:80]!r}, or it is lost",
     )
 
 

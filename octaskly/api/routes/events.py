@@ -1,4 +1,4 @@
-"""The route of events: what happens to tasks and nodes, as it happens."""
+"""Route of the event stream: changes of tasks and nodes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from octaskly.core.change_feed import (
 from octaskly.core.model.ids import TaskId
 from octaskly.ports.events import EventSubscription
 
-_WRITE_BYTES = 64 << 10  #: at once
+_WRITE_BYTES = 64 << 10  #: bytes of one write
 TYPES = ("task", "node")
 GAP_MESSAGE = "events may be missing here; read tasks and nodes again"
 
 
 async def stream_events(request: Request) -> web.StreamResponse:
-    """Send what happens from now on, or since an earlier stream ended."""
+    """Send the events from now on, or since an earlier stream ended."""
     types = request.query.types(TYPES)
     after = sse.parse_last_event_id(request, FeedPosition.parse)
     ref = request.query.task()
@@ -45,7 +45,7 @@ async def stream_events(request: Request) -> web.StreamResponse:
 
 
 class _EventSender:
-    """Puts news into one stream."""
+    """Writes feed items to one stream."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class _EventSender:
         self._task_filter = task
 
     async def send_until_closed(self, listening: EventSubscription) -> None:
-        """Send news for ever."""
+        """Send the items of a subscription until cancelled."""
         while True:
             parts: list[bytes] = []
             size_bytes = 0
@@ -74,7 +74,7 @@ class _EventSender:
                 await self._stream.write(b"".join(parts))
 
     def _frames(self, some: Sequence[FeedItem]) -> Iterator[bytes]:
-        """Yield what the client wants of some news, and where it is behind them."""
+        """Yield the requested events of some items, and the position after them."""
         passed: FeedPosition | None = None
         for news in some:
             if news.content is None:
@@ -87,7 +87,7 @@ class _EventSender:
             elif news.position is not None:
                 passed = news.position
         if passed is not None:
-            # It need not hear again what it did not want.
+            # On resume, the client skips the items that it did not request.
             yield sse.encode_event_id(str(passed))
 
     def _is_requested(self, about: FeedContent) -> bool:

@@ -1,7 +1,7 @@
-"""The routes of files that clients leave at a node for tasks.
+"""Routes of files that clients upload to a node for tasks.
 
-They stay at that node; the workers whose tasks name them fetch them from there. What is
-left is never given back to clients, so a file tells nobody more than a task does.
+A file stays at that node; workers fetch it from there for tasks that name it. Clients
+cannot download files, so a file reveals no more than the task that reads it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore, FileUp
 from octaskly.rest.tasks import FileLeft
 
 PATH: Final = "/api/v1/files/{sha256}"
-CHUNK_BYTES: Final = 256 << 10  #: written at a time, and what memory holds of one file
+CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
 
 
 async def upload_file(request: Request) -> web.StreamResponse:
-    """Take a file in, for tasks to name; what is here already is not read again."""
+    """Store an uploaded file for tasks; a file that exists is not read again."""
     name, files = _requested_file(request)
     size = request.http_request.content_length
     if size is None:
-        hint = "send Content-Length: a file is not taken in chunks"
+        hint = "send Content-Length: chunked uploads are not supported"
         raise Problem(411, "Length required", hint=hint, closes_connection=True)
     kept = await asyncio.to_thread(files.touch_file, name)
     if kept is not None:
         response = json_response(_encode_file(request, name, kept))
-        response.force_close()  # Its body is still on the way.
+        response.force_close()  # The rest of the body is not read.
         return response
     with request.services.streams.count_stream():
         await _store_upload(request, files, name, size)
@@ -41,16 +41,18 @@ async def upload_file(request: Request) -> web.StreamResponse:
 
 
 async def show_file(request: Request) -> web.StreamResponse:
-    """Return whether a file is at this node; it stays for an hour from now."""
+    """Return a file's size if this node has it, and keep it for another hour."""
     name, files = _requested_file(request)
     kept = await asyncio.to_thread(files.touch_file, name)
     if kept is None:
-        raise Problem(404, "File not found", hint="it is left by POST to the same path")
+        raise Problem(
+            404, "File not found", hint="upload it with POST to the same path"
+        )
     return json_response(_encode_file(request, name, kept))
 
 
 async def release_file(request: Request) -> web.StreamResponse:
-    """Note that no task will name a file any more; it goes where room is needed."""
+    """Release a file that no further task will name; it is deleted to make room."""
     name, files = _requested_file(request)
     await asyncio.to_thread(files.release_file, name)
     return web.Response(status=HTTPStatus.NO_CONTENT)
@@ -63,7 +65,7 @@ async def send_file_to_node(request: Request) -> web.StreamResponse:
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:
-    assert request.services.files is not None  # As on each member of a mesh.
+    assert request.services.files is not None  # Every member of a mesh has it.
     return query.sha256(request.path_params["sha256"]), request.services.files
 
 
@@ -81,7 +83,7 @@ async def _store_upload(
             await _copy(request, request.http_request.content, intake)
             await asyncio.to_thread(intake.finish)
         finally:
-            # Also where the client is gone, which cancels this.
+            # Also when the client disconnects, which cancels this handler.
             await asyncio.shield(asyncio.to_thread(intake.abort))
     except FileQuotaExceeded as error:
         raise Problem(
@@ -91,7 +93,7 @@ async def _store_upload(
             closes_connection=True,
         ) from None
     except OSError as error:
-        hint = f"the disk of the node takes no more: {error.strerror}"
+        hint = f"the node cannot write to its disk: {error.strerror}"
         raise Problem(
             507, "No room for the file", hint=hint, closes_connection=True
         ) from None
@@ -100,7 +102,7 @@ async def _store_upload(
             400, INVALID_VALUE, hint=str(error), field="sha256", closes_connection=True
         ) from None
     except TimeoutError:
-        hint = "nothing came of it for too long"
+        hint = "no bytes of the body arrived within the stall timeout"
         raise Problem(
             408, "Request timeout", hint=hint, closes_connection=True
         ) from None

@@ -1,4 +1,4 @@
-"""The routes by which machines get into a mesh; for users of this machine alone."""
+"""Routes for joining and leaving a mesh, only for users of this machine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FINGERPRINT_CHARS_MAX: Final = 64
 
 
 class InviteIn(RequestBody):
-    """A wish to let a machine in."""
+    """A request for an invite."""
 
     ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S
 
 
 class JoinIn(RequestBody):
-    """What it takes to be a member of another mesh."""
+    """A request to join another mesh."""
 
     keyring: Annotated[str, msgspec.Meta(max_length=KEYRING_MAX)]
     seeds: Annotated[tuple[str, ...], msgspec.Meta(max_length=SEEDS_MAX)] = ()
@@ -39,13 +39,13 @@ class JoinIn(RequestBody):
 
 
 class LeaveIn(RequestBody):
-    """A wish to be in no mesh any more."""
+    """A request to leave the mesh."""
 
     force: bool = False
 
 
 class FingerprintIn(RequestBody):
-    """The words of the machine that is answered."""
+    """The fingerprint of the machine to approve or refuse."""
 
     fingerprint: Annotated[str, msgspec.Meta(max_length=FINGERPRINT_CHARS_MAX)]
 
@@ -57,7 +57,7 @@ _join_decoder = msgspec.json.Decoder(JoinIn)
 
 
 async def show_membership(request: Request) -> web.StreamResponse:
-    """Return where this node stands, and what it would leave behind."""
+    """Return the mesh of this node, and what would remain if it left."""
     found = await _admissions(request).join_status()
     body = rest.Membership(
         name=found.name,
@@ -72,7 +72,7 @@ async def show_membership(request: Request) -> web.StreamResponse:
 
 
 async def join_mesh(request: Request) -> web.StreamResponse:
-    """Make this node a member of another mesh; it begins anew there."""
+    """Join another mesh; the node starts there with empty state."""
     asked: JoinIn = decode_body(_join_decoder, JoinIn, request.body)
     admissions = _admissions(request)
     found = await admissions.join_status()
@@ -87,7 +87,7 @@ async def join_mesh(request: Request) -> web.StreamResponse:
 
 
 async def leave_mesh(request: Request) -> web.StreamResponse:
-    """Let this node leave its mesh for good; it stops, and forgets all of it."""
+    """Leave the mesh permanently; the node stops and deletes its state of the mesh."""
     asked: LeaveIn = decode_body(_leave_decoder, LeaveIn, request.body)
     admissions = _admissions(request)
     found = await admissions.join_status()
@@ -99,7 +99,7 @@ async def leave_mesh(request: Request) -> web.StreamResponse:
 
 
 async def create_invite(request: Request) -> web.StreamResponse:
-    """Open an invite and return its code."""
+    """Open an invite, and return its code."""
     asked: InviteIn = decode_body(_invite_decoder, InviteIn, request.body)
     opened = await _admissions(request).open_invite(
         asked.ttl_s, principal=request.authenticated_principal
@@ -113,7 +113,7 @@ async def create_invite(request: Request) -> web.StreamResponse:
 
 
 async def list_join_requests(request: Request) -> web.StreamResponse:
-    """Look for machines that want in, and return those that wait."""
+    """Search for machines that ask to join, and return those that wait."""
     waiting = [
         _render_request(each)
         for each in await _admissions(request).list_join_requests()
@@ -123,7 +123,7 @@ async def list_join_requests(request: Request) -> web.StreamResponse:
 
 
 async def approve_join_request(call: Request) -> web.StreamResponse:
-    """Let a machine in, by name or node id, and by the words that it shows."""
+    """Approve a machine, by name or node id and by the fingerprint that it shows."""
     asked: FingerprintIn = decode_body(_fingerprint_decoder, FingerprintIn, call.body)
     name = call.path_params["name"]
     request = await _admissions(call).approve_join(
@@ -133,7 +133,7 @@ async def approve_join_request(call: Request) -> web.StreamResponse:
 
 
 async def refuse_join_request(call: Request) -> web.StreamResponse:
-    """Send a machine away, by name or node id, and by the words that belong to it."""
+    """Refuse a machine, by name or node id and by its fingerprint."""
     asked: FingerprintIn = decode_body(_fingerprint_decoder, FingerprintIn, call.body)
     name = call.path_params["name"]
     request = await _admissions(call).refuse_join(

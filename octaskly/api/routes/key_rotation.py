@@ -1,4 +1,4 @@
-"""The routes that tell of the mesh secret, renew it, and revoke a node."""
+"""Routes that show and rotate the mesh secret, and revoke a node."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from octaskly.rest.access import KeyRotation
 
 
 async def show_rotation(request: Request) -> web.StreamResponse:
-    """Return how far the newest generation of the secret has come."""
+    """Return the progress of the newest generation of the mesh secret."""
     return _rotation_response(request, _rotations(request).rotation_progress())
 
 
 async def start_rotation(request: Request) -> web.StreamResponse:
-    """Begin to renew the secret, on all nodes."""
+    """Start a rotation of the mesh secret on all nodes."""
     is_urgent = request.query.flag("now")
     view = await _rotations(request).start_rotation(
         principal=request.authenticated_principal, is_urgent=is_urgent
@@ -28,7 +28,10 @@ async def start_rotation(request: Request) -> web.StreamResponse:
 
 
 async def revoke_node(request: Request) -> web.StreamResponse:
-    """Renew the secret at once, without a node; the node that is asked does it."""
+    """Revoke a node: rotate the secret at once without it.
+
+    The node that receives the request starts the rotation.
+    """
     name = request.path_params["name"]
     node = request.gateway.find_node_id(name)
     if node is None:

@@ -1,4 +1,4 @@
-"""The routes for Prometheus: what this node reports, and where all nodes are."""
+"""Routes for Prometheus: metrics of this node, and service discovery of all nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def show_metrics(request: Request) -> web.StreamResponse:
 
 
 async def list_scrape_targets(request: Request) -> web.StreamResponse:
-    """Return where the metrics of all nodes are; also of those that are lost."""
+    """Return the scrape targets of all nodes, also of lost ones."""
     roster = request.gateway.roster()
     members = roster.members if roster else ()
     shown = [_target(m, request.gateway.mesh_id or "") for m in members if m.addresses]
@@ -51,7 +51,11 @@ def _target(member: RosterEntry, mesh_id: str) -> ScrapeTarget:
 
 
 def _reachable_address(member: RosterEntry) -> str:
-    """Return where others reach a node; its scope, if any, is of this machine."""
+    """Return the address at which others reach a node.
+
+    A link-local address is the last choice, because its scope is valid only on this
+    machine.
+    """
     hosts = [address.host.partition("%")[0] for address in member.addresses]
     host = next(
         (h for h in hosts if not ipaddress.ip_address(h).is_link_local), hosts[0]
@@ -66,7 +70,7 @@ ROUTES = (
         handler=show_metrics,
         access=Access.READ_OR_LOCAL,
         is_local=True,
-        query=None,  # Prometheus can be told to add parameters.
+        query=None,  # Prometheus can be configured to add parameters.
         responses={200: None},
         media_type=MEDIA,
     ),

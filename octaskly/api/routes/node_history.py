@@ -1,4 +1,4 @@
-"""The route of how tasks stood in the last minutes."""
+"""Route of the queue history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from octaskly.rest.mesh import History, HistoryPoint
 
 
 async def show_queue_history(request: Request) -> web.StreamResponse:
-    """Return how tasks stood in the last ten minutes, at even times."""
+    """Return task counts of the last ten minutes, at regular intervals."""
     points = [
         HistoryPoint(
             at=timestamp(point.at_ms),

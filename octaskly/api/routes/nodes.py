@@ -1,4 +1,4 @@
-"""The routes that tell of the mesh and of this node."""
+"""Routes of nodes, health and statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from octaskly.rest import mesh as rest
 
 
 async def show_health(request: Request) -> web.StreamResponse:
-    """Return whether this node can serve."""
+    """Return the health of this node."""
     state = request.gateway.health()
     now_ms = request.services.clock.now().wall_ms
     status = HTTPStatus.OK if state.is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
@@ -25,7 +25,7 @@ async def show_health(request: Request) -> web.StreamResponse:
 
 
 async def show_stats(request: Request) -> web.StreamResponse:
-    """Return counts of the mesh and the state of the dispatcher's machine."""
+    """Return statistics of the mesh and of the dispatcher's machine."""
     gateway = request.gateway
     shown = mesh_response.stats(await gateway.mesh_stats(), gateway.node_names())
     return json_response(task_response.encode(shown))
@@ -50,7 +50,7 @@ async def show_node(request: Request) -> web.StreamResponse:
 
 
 async def set_availability(request: Request) -> web.StreamResponse:
-    """Tell a node to take no more work, or the opposite; that node itself answers."""
+    """Set the availability of a node; that node itself answers."""
     steering = AvailabilityCommand(request.http_request.path.rpartition("/")[2])
     name, gateway = request.path_params["name"], request.gateway
     if gateway.find_node_id(name) == gateway.node_id:
@@ -65,7 +65,7 @@ async def set_availability(request: Request) -> web.StreamResponse:
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             WORKER_NOT_FOUND,
-            hint=f"{member.name} is not in the mesh at this moment",
+            hint=f"{member.name} is not connected to the mesh at the moment",
             headers={"Retry-After": "5"},
         )
     path = f"/api/v1/nodes/{member.id}/{steering.value}"
@@ -100,7 +100,7 @@ ROUTES = (
         handler=show_health,
         access=Access.PUBLIC,
         is_local=True,
-        query=None,  # Probes add parameters against caches.
+        query=None,  # Probes add parameters to bypass caches.
         responses={200: rest.Healthy, 503: rest.Unhealthy},
     ),
     Route(

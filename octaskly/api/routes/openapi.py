@@ -1,7 +1,7 @@
-"""The OpenAPI document of this API, made of its routes and the types that they name.
+"""OpenAPI document, generated from the routes and their types.
 
-Bodies of requests are described by the very types that validate them, answers by those
-of `octaskly.rest`; summaries are the first lines of the handlers' docstrings.
+The types that validate request bodies describe them; the types of `octaskly.rest`
+describe responses. Summaries are the first lines of the handlers' docstrings.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Json = dict[str, Any]
 
 _TEMPLATE = "#/components/schemas/{name}"
 _ABOUT: Final = (
-    "What the fields mean is told in docs/reference/rest-api.md. HEAD works wherever "
-    "GET does. Operations with x-internal are for nodes of the mesh alone."
+    "docs/reference/rest-api.md explains the fields. HEAD works wherever GET does. "
+    "Operations with x-internal are only for nodes of the mesh."
 )
 _RIGHTS: Final[Mapping[Access, str]] = {
     Access.PUBLIC: "Rights: none are needed.",
@@ -37,8 +37,8 @@ _RIGHTS: Final[Mapping[Access, str]] = {
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
     Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
-    Access.LOCAL_PAGE: "Rights: users of the node's local socket, also through loopback in "
-    "a page that one of them opened; no other token is enough.",
+    Access.LOCAL_PAGE: "Rights: users of the node's local socket, also through "
+    "loopback in a page that one of them opened; no other token is enough.",
     Access.NODE: "Rights: nodes of the mesh.",
 }
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
@@ -61,20 +61,20 @@ _SCHEMES: Final[Json] = {
     "node": {"type": "mutualTLS", "description": "the certificate of a node"},
 }
 _COMMON_ERRORS: Final = (400, 403, 408, 413, 415, 417, 429, 500, 503)
-"""What any route may answer instead."""
+"""Error statuses that any route may return."""
 
 _REQUEST_HEADERS: Final[Mapping[str, Json]] = {
     "Idempotency-Key": {
-        "description": "the same key of the same subject is the same task",
+        "description": "a repeated key of the same subject submits no second task",
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
     },
     "If-Range": {
-        "description": "`ETag` or `Last-Modified` of what a range continues; the whole"
-        " is sent where that is not there any more",
+        "description": "`ETag` or `Last-Modified` of the file that a range continues;"
+        " if the file has changed, all of it is sent",
         "schema": {"type": "string"},
     },
     "Last-Event-ID": {
-        "description": "id of the last event that was got: what came since then",
+        "description": "id of the last event received: send the events after it",
         "schema": {"type": "string"},
     },
     "Range": {
@@ -82,29 +82,32 @@ _REQUEST_HEADERS: Final[Mapping[str, Json]] = {
         "schema": {"type": "string"},
     },
     "X-Request-ID": {
-        "description": "names this request in the log; one that cannot is replaced",
+        "description": "id of this request in the log; an invalid one is replaced",
         "schema": {"type": "string"},
     },
 }
 _RESPONSE_HEADERS: Final[Mapping[str, tuple[str, str]]] = {
     "Octaskly-Dispatcher": ("string", "name of the dispatcher that answered"),
-    "Octaskly-Epoch": ("string", "its reign, as TERM/NODE-ID"),
-    "Octaskly-Output-Bytes": ("integer", "how much was written, once that has ended"),
-    "Octaskly-Replicas": ("integer", "on how many disks the task is flushed"),
+    "Octaskly-Epoch": ("string", "epoch of the dispatcher, as TERM/NODE-ID"),
+    "Octaskly-Output-Bytes": (
+        "integer",
+        "bytes written in all, once the task has ended",
+    ),
+    "Octaskly-Replicas": ("integer", "number of disks to which the task was flushed"),
     "RateLimit-Limit": ("integer", "requests of this client within any minute"),
-    "RateLimit-Remaining": ("integer", "how many of them are left"),
-    "RateLimit-Reset": ("integer", "seconds until the oldest counts no more"),
-    "Retry-After": ("integer", "seconds until another try is worth it"),
-    "WWW-Authenticate": ("string", "what is missing"),
-    "X-Request-ID": ("string", "names this request in the log"),
-    "X-Response-Time-ms": ("number", "how long the answer took"),
+    "RateLimit-Remaining": ("integer", "remaining requests in this minute"),
+    "RateLimit-Reset": ("integer", "seconds until the oldest request no longer counts"),
+    "Retry-After": ("integer", "seconds to wait before a retry"),
+    "WWW-Authenticate": ("string", "required authentication scheme"),
+    "X-Request-ID": ("string", "id of this request in the log"),
+    "X-Response-Time-ms": ("number", "milliseconds until the response started"),
 }
 _PHRASES: Final = {
     413: "Content Too Large",
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""What Python 3.13 calls otherwise than those before it."""
+"""Phrases that Python 3.13 changed."""
 _COMMON_HEADERS: Final = ("X-Request-ID", "X-Response-Time-ms", *RATE_LIMIT_HEADERS)
 _DISPATCHER_HEADERS: Final = ("Octaskly-Dispatcher", "Octaskly-Epoch")
 _ERROR_HEADERS: Final[Mapping[int, tuple[str, ...]]] = {
@@ -115,7 +118,7 @@ _ERROR_HEADERS: Final[Mapping[int, tuple[str, ...]]] = {
 
 
 def with_openapi_route(*routes: Route) -> tuple[Route, ...]:
-    """Return the routes, and one more that answers with the document of all."""
+    """Return the routes, and one more that returns their OpenAPI document."""
 
     @functools.cache
     def encoded() -> bytes:
@@ -138,7 +141,7 @@ def with_openapi_route(*routes: Route) -> tuple[Route, ...]:
 
 
 def document(routes: Iterable[Route]) -> Json:
-    """Return the document of these routes."""
+    """Return the OpenAPI document of these routes."""
     types = _SchemaCollector()
     paths: dict[str, Json] = {}
     for route in routes:
@@ -173,7 +176,7 @@ def document(routes: Iterable[Route]) -> Json:
 
 
 class _SchemaCollector:
-    """Gathers what operations refer to."""
+    """Collects the schemas and error responses that operations refer to."""
 
     def __init__(self) -> None:
         self.components: Json = {}
@@ -185,7 +188,7 @@ class _SchemaCollector:
 
         Args:
             kind: The type.
-            hints: What fields may be, by name.
+            hints: Descriptions of fields, by name.
         """
         found, components = _schemas(kind)
         for schema in components.values():
@@ -196,10 +199,11 @@ class _SchemaCollector:
         return found
 
     def answer(self, kind: Any) -> Json:
-        """Return the schema of the type of an answer.
+        """Return the schema of a response type.
 
-        Defaults are for clients. A node sends every field but what is UNSET, which is
-        the one default that a schema does not show.
+        Defaults are for clients only. A node sends every field except one whose default
+        is UNSET, and schemas do not show that default. So every field with a shown
+        default becomes required.
         """
         found, components = _schemas(kind)
         for schema in components.values():
@@ -219,7 +223,7 @@ class _SchemaCollector:
 
 
 def _schemas(kind: Any) -> tuple[Json, Json]:
-    """Return the schema of a type, and those of the types that it refers to."""
+    """Return the schema of a type, and of the types that it refers to."""
     (found,), components = msgspec.json.schema_components(
         [kind], ref_template=_TEMPLATE
     )
@@ -306,7 +310,7 @@ def _responses(route: Route, path: str, types: _SchemaCollector) -> Json:
 
 
 def phrase(status: int) -> str:
-    """Return what a status is called in RFC 9110, whatever Python this is."""
+    """Return the phrase of a status in RFC 9110, independent of the Python version."""
     return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 

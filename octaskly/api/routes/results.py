@@ -1,9 +1,8 @@
-"""The route of results: what the members of an array wrote, as one stream.
+"""Route of array results: the output of all members in one stream.
 
-Who runs a command for many items wants all their output and not a request for each.
-What has ended is read from the tables, what ends from then on is heard of by the feed
-of events; nothing is kept here but a place and a mark for each member that was sent
-(one byte), so a reader may be as slow as it likes.
+A client that runs a command for many items gets all output in one request. Results of
+ended members are read from the tables; later ends arrive through the event feed. The
+server keeps only a position and one byte per member, so a slow reader costs no memory.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.ports.events import EndedMember, EventSubscription
 
-READ_MAX: Final = 64  #: members at once, each with up to two streams of output
+READ_MAX: Final = 64  #: members per read, each with up to two
 
 
 async def stream_results(request: Request) -> web.StreamResponse:
-    """Send how the members of an array end and what they wrote, until all have."""
+    """Send the result and output of each member of an array, until all have ended."""
     start, is_by_number = request.query.offset(), request.query.is_ordered_by_number()
     ref = query.task_ref(request.path_params["id"])
     array = tasks.require_array(await request.gateway.find_task(ref))
@@ -47,11 +46,11 @@ class _ResultSender:
     """Sends the results of one array.
 
     Args:
-        call: The request.
-        stream: Where they go.
-        array: Whose members they are.
-        start: The place of the first member that is wanted.
-        is_by_number: Whether a member waits for those before it.
+        request: The request.
+        stream: The stream to write to.
+        array: The array.
+        start: Position of the first member to send.
+        is_by_number: True if members are sent in order of their numbers.
     """
 
     def __init__(
@@ -71,18 +70,18 @@ class _ResultSender:
         self._array = array
         self._members: ArraySpec = array.spec.options.array
         self._start = self._next = start
-        # Who ends while what has ended is read, is heard of too.
+        # A member that ends during the first read is also in the feed; send it once.
         self._is_sent = bytearray(self._members.count)
         self._is_by_number = is_by_number
 
     async def send_until_array_ended(self, listening: EventSubscription) -> None:
-        """Send what has ended, then what ends, then how the array ended."""
+        """Send ended members, then members as they end, then the end of the array."""
         array = await self._read_array()
         await self._send_ended_from_next(is_over=array.state.is_final)
         while not array.state.is_final:
             news = await listening.next_items()
             if any(isinstance(each.content, FeedGap) for each in news):
-                return  # Something is not told: whoever reads comes back.
+                return  # Events are missing, so the client has to reconnect.
             if any(_is_about(each, self._array.id) for each in news):
                 array = await self._read_array()
             if self._is_by_number:
@@ -97,7 +96,7 @@ class _ResultSender:
         return await self._request.gateway.find_task(self._array.id)
 
     def _ended_positions(self, news: Iterable[FeedItem]) -> Iterator[int]:
-        """Yield the places of members that ended by these news."""
+        """Yield the positions of members that ended, according to feed items."""
         for each in news:
             if (
                 not isinstance(each.content, TaskEvent)
@@ -111,10 +110,10 @@ class _ResultSender:
                     yield position
 
     async def _send_ended_from_next(self, *, is_over: bool) -> None:
-        """Send what has ended of all members that were not looked at.
+        """Send the ended members from the next position on.
 
-        Where they are sent by number, those behind one that has not ended wait. Once
-        the array is over, there is no such: it never began.
+        In order of numbers, a member waits until all members before it have ended. Once
+        the array is over, a member without an end never started, so none waits.
         """
         while some := await self._read(self._next, self._members.count - 1):
             if self._is_by_number and not is_over:
@@ -125,7 +124,7 @@ class _ResultSender:
             self._next = some[-1][0] + 1
 
     async def _send_positions(self, positions: list[int]) -> None:
-        """Send the members at some places, which are in order."""
+        """Send the members at these positions, which are sorted."""
         while positions:
             run = 1
             while (

@@ -1,8 +1,8 @@
-"""The routes by which a page gets its token: `octaskly open` makes a code for it.
+"""Routes of dashboard sessions: `octaskly open` creates a code, the page redeems it.
 
-The code stands in the fragment of an address, which no server and no Referer sees. It
-may be read from a list of processes while a browser starts; so it is good once, for
-its maker's own processes alone unless that is asked for otherwise.
+The code is in the fragment of a URL, which browsers send to no server and in no
+Referer. Other users may read it from the process list while a browser starts. So a code
+works once, and only for processes of its creator unless the request says otherwise.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from octaskly.api.security.sessions import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
 from octaskly.rest.access import PageSession, SessionCode
 
-PREFIX_CHARS: Final = 8  #: of a node id, which tell where a code is good
+PREFIX_CHARS: Final = 8  #: of the node id; they name the node of a code
 INVALID_CODE_HINT: Final = (
-    "a code is good once, for a minute; open the page again: octaskly open"
+    "a code works once and for a minute; open the page again: octaskly open"
 )
 
 
 class CodeIn(RequestBody):
-    """A wish to open a page."""
+    """A request for a code."""
 
     good_for: Literal["me", "anybody"] = "me"
 
 
 class SessionIn(RequestBody):
-    """A code, to be swapped for a token."""
+    """A code to redeem for a token."""
 
     code: Annotated[str, msgspec.Meta(max_length=CODE_CHARS_MAX)]
 
@@ -46,7 +46,7 @@ _session = msgspec.json.Decoder(SessionIn)
 
 
 async def create_code(request: Request) -> web.StreamResponse:
-    """Return a code that opens a page on this node."""
+    """Create a code that opens a page on this node."""
     asked: CodeIn = decode_body(_code, CodeIn, request.body)
     now = request.services.clock.now()
     user = request.authenticated_principal.uid if asked.good_for == "me" else None
@@ -60,15 +60,15 @@ async def create_code(request: Request) -> web.StreamResponse:
         code=code,
         expires_at=timestamp(now.wall_ms + int(CODE_TTL_S * 1000)),
         url=f"{described.api_url}/#code={code}",
-        # Who brings it through the network is known to nobody.
+        # The user of a LAN client is unknown.
         lan_url=f"{lan_url}/#code={code}" if lan_url and user is None else None,
     )
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
 
 
 async def create_session(request: Request) -> web.StreamResponse:
-    """Swap a code for the token of a page."""
-    if request.info.rate_limit_headers is None:  # Guesses count on loopback, too.
+    """Redeem a code for the token of a page."""
+    if request.info.rate_limit_headers is None:  # Limit guesses on loopback, too.
         source = request.http_request.remote or ""
         request.info.rate_limit_headers = (
             request.services.rate_limiter.charge_anonymous(source)
@@ -99,19 +99,19 @@ async def create_session(request: Request) -> web.StreamResponse:
 
 
 async def renew_session(request: Request) -> web.StreamResponse:
-    """Return a later token for a page that shows a good one."""
+    """Return a token that expires later, for a page with a valid token."""
     return _session_response(
         *request.gateway.tokens.renew_session_token(request.authenticated_principal)
     )
 
 
 def _loopback_uids(request: Request) -> frozenset[int]:
-    """Return whose the other end is, of a connection through loopback."""
+    """Return the users that the client of a loopback connection may be."""
     transport = request.http_request.transport
     if transport is None or transport.get_extra_info("ssl_object") is not None:
         return frozenset()
     client, own = (transport.get_extra_info(end) for end in ("peername", "sockname"))
-    if not isinstance(client, tuple):  # The local socket, which needs no code.
+    if not isinstance(client, tuple):  # A UNIX socket needs no code.
         return frozenset()
     return loopback_uids(client[1], own[1])
 

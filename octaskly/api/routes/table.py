@@ -1,4 +1,4 @@
-"""The table of all routes."""
+"""Table of all routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The route of names for tasks that are to be submitted."""
+"""Route that reserves task ids."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from octaskly.rest.tasks import NewIds
 
 
 async def create_ids(request: Request) -> web.StreamResponse:
-    """Return ids for tasks that are to be submitted, which no other task has.
+    """Return unused ids for tasks that the client is going to submit.
 
-    With such ids and an `Idempotency-Key` a submission may be repeated, as with the key
-    alone, and its tasks are counted as those without one.
+    A submission with such ids and an `Idempotency-Key` can be repeated, as one with the
+    key alone. Its tasks count in the same way as tasks without a given id.
     """
     ids = await request.gateway.reserve_task_ids(request.query.count())
     return json_response(task_response.encode(NewIds(ids=list(ids))))

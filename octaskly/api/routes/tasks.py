@@ -1,4 +1,4 @@
-"""The routes of tasks."""
+"""Routes of tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPLICAS_HEADER = "Octaskly-Replicas"
 
 
 async def submit_tasks(request: Request) -> web.StreamResponse:
-    """Accept one task or an array of tasks, all or none."""
+    """Accept one task or a list of tasks, all or none."""
     asked = await task_request.parse_tasks(request.body)
     is_strict = request.query.is_strict() or asked.is_strict
     drafts = asked.drafts
@@ -45,11 +45,12 @@ async def submit_tasks(request: Request) -> web.StreamResponse:
 
 
 async def list_tasks(request: Request) -> web.StreamResponse:
-    """Return a page of tasks, oldest first unless told.
+    """Return a page of tasks, oldest first unless `newest` is true.
 
-    With `name`, `label` or `text` it is a search: it looks at as many tasks as a short
-    time allows. `total` is null unless that were all, `left` is how many were not
-    looked at yet, and `next`, where it is not null, is the `after` to go on with.
+    With `name`, `label` or `text` the request is a search, which examines as many tasks
+    as a short time allows. `total` is null unless it examined all tasks, `left` is the
+    number of tasks that it has not examined, and `next`, if not null, is the `after` of
+    the next request.
     """
     gateway, given = request.gateway, request.query
     asked = TaskQuery(
@@ -78,7 +79,7 @@ async def list_tasks(request: Request) -> web.StreamResponse:
 
 
 async def show_task(request: Request) -> web.StreamResponse:
-    """Return one task, on request only when it is final or the wait is over."""
+    """Return one task; with `wait`, once it is final or the wait is over."""
     wait_s, is_exact = request.query.wait_s(), request.query.is_base64()
     record = await find_task(request, wait_s)
     shown = task_response.task(record, request.gateway.node_names(), is_exact=is_exact)
@@ -86,7 +87,7 @@ async def show_task(request: Request) -> web.StreamResponse:
 
 
 async def find_task(request: Request, wait_s: float) -> TaskRecord:
-    """Return the task that the path names, when it is final or the wait is over."""
+    """Return the task in the path; with `wait_s`, once it is final or time is up."""
     ref = query.task_ref(request.path_params["id"])
     if wait_s:
         return await _wait_until_final(request, ref, wait_s)
@@ -94,14 +95,14 @@ async def find_task(request: Request, wait_s: float) -> TaskRecord:
 
 
 def require_array(record: TaskRecord, field: str = "id") -> TaskRecord:
-    """Return a record that is an array's.
+    """Return `record` if it belongs to an array.
 
     Args:
-        record: Of any task.
-        field: What names it in the request.
+        record: The record of any task.
+        field: The field of the request that names it.
 
     Raises:
-        Problem: 404, it is another task's.
+        Problem: 404, the task is not an array.
     """
     if record.spec is None or record.spec.array is None:
         hint = f"{record.name} is a task, no array"
@@ -110,14 +111,14 @@ def require_array(record: TaskRecord, field: str = "id") -> TaskRecord:
 
 
 async def explain_task(request: Request) -> web.StreamResponse:
-    """Return why a task is where it is, for each node."""
+    """Explain the state of a task, for each node."""
     ref = query.task_ref(request.path_params["id"])
     record, told = await request.gateway.explain_task(ref)
     return json_response(task_response.encode(task_response.explanation(record, told)))
 
 
 async def cancel_task(request: Request) -> web.StreamResponse:
-    """Cancel a task that is queued, or with `force` one that runs."""
+    """Cancel a queued task, or with `force` a running one."""
     ref = query.task_ref(request.path_params["id"])
     record = await request.gateway.cancel_task(
         ref, force=request.query.force(), principal=request.authenticated_principal
@@ -139,7 +140,7 @@ async def retry_task(request: Request) -> web.StreamResponse:
 
 
 async def forget_tasks(request: Request) -> web.StreamResponse:
-    """Forget tasks that have ended, on all nodes, instead of waiting for their age."""
+    """Delete ended tasks on all nodes before their retention ends."""
     asked = task_request.parse_forget(request.body)
     forgotten = await request.gateway.purge_ended_tasks(asked.older_than_s)
     status = HTTPStatus.ACCEPTED if forgotten is None else HTTPStatus.OK
@@ -149,10 +150,10 @@ async def forget_tasks(request: Request) -> web.StreamResponse:
 
 
 async def _wait_until_final(request: Request, ref: str, wait_s: float) -> TaskRecord:
-    # As on an idle node a task often has, when its client asks for its end.
+    # On an idle node, a task has often ended when its client asks for the end.
     if (ended := request.gateway.at_hand(ref)) is not None:
         return ended
-    # A handler that runs again after a change of dispatcher waits for the rest only.
+    # After a change of dispatcher the handler runs again, and waits only for the rest.
     left_s = max(0.0, wait_s - request.elapsed_s())
     try:
         async with request.services.long_polls.cancel_when_dispatcher_ends():

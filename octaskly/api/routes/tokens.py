@@ -1,4 +1,4 @@
-"""The routes of tokens: issued, listed, taken back."""
+"""Routes that issue, list and revoke tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
 
 async def issue_token(request: Request) -> web.StreamResponse:
-    """Return a new token; nobody can be shown it again."""
+    """Issue a token; it cannot be shown again."""
     asked = task_request.parse_token(request.body)
     token, info = await request.gateway.tokens.issue(
         role=asked.role,
@@ -42,7 +42,7 @@ async def list_tokens(request: Request) -> web.StreamResponse:
 
 
 async def revoke_token(request: Request) -> web.StreamResponse:
-    """Take a token back, by its name or id: no node accepts it any more."""
+    """Revoke a token by name or id; every node refuses it from then on."""
     ref = request.path_params["token"]
     info = await request.gateway.tokens.revoke(
         ref, by=request.authenticated_principal.subject
