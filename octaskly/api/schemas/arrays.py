@@ -1,4 +1,4 @@
-"""Arrays as clients write them and as they are shown."""
+"""Validation and JSON of arrays."""
 
 from __future__ import annotations
 
@@ -38,16 +38,15 @@ _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
 )
 
-_RANGE_PATTERN = (
-    f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"  #: names of groups differ
-)
+# ECMAScript, which OpenAPI uses, writes named groups differently, so omit the names.
+_RANGE_PATTERN = f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"
 NAME_BYTES_MAX: Final = 255
-QUOTED_MAX: Final = 5 * CHAR_BYTES  #: most bytes of one character that is quoted
+QUOTED_MAX: Final = 5 * CHAR_BYTES  #: maximal bytes of one quoted character
 
 FIELD_HINTS: Final = {
     "array": "an object with `range` or `items`, and `max_fails`",
-    "range": f"FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to {MEMBER_NUMBER_MAX}, and"
-    f" at most {MEMBERS_MAX} members",
+    "range": "FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to"
+    f" {MEMBER_NUMBER_MAX}, and at most {MEMBERS_MAX} members",
     "items": f"1 to {ITEMS_MAX} texts of at most {ITEM_BYTES_MAX} bytes each and"
     f" {ITEMS_BYTES_MAX} in all",
     "max_fails": f"an integer from 0 to {MEMBERS_MAX}",
@@ -55,7 +54,7 @@ FIELD_HINTS: Final = {
 
 
 class ArrayIn(RequestBody, gc=False):
-    """Which members an array has."""
+    """The members of an array."""
 
     range: Annotated[str, openapi_schema(pattern=_RANGE_PATTERN)] | None = None
     items: Annotated[list[str], openapi_schema(minItems=1)] | None = None
@@ -63,15 +62,15 @@ class ArrayIn(RequestBody, gc=False):
 
 
 def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
-    """Return the members that a client asks for.
+    """Return the members of a requested array.
 
     Args:
-        array_in: What the client wrote.
-        command: That of the array; each member's must keep to the bound, too.
-        command_bytes_max: That bound.
+        array_in: The array in the request.
+        command: The command of the array, with placeholders.
+        command_bytes_max: Limit for the command of each member.
 
     Raises:
-        Wrong: there are none, too many, or one cannot be used.
+        InvalidField: there are no members, too many, or one is invalid.
     """
     if (array_in.range is None) == (array_in.items is None):
         raise InvalidField("array", "either `range` or `items`")
@@ -85,9 +84,9 @@ def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> Arra
     pieces = split_placeholders(command)
     times, size_bytes = len(pieces) // 2, len("".join(pieces[::2]).encode())
     if array_in.items and size_bytes + times * longest > command_bytes_max:
-        # By the roughest measure it is too long: look at each.
+        # The upper bound is too long, so measure each item exactly.
         longest = max(len(shlex.quote(item).encode()) for item in array_in.items)
-    # A part of an item is no longer than that, but for `''` and `{#}`.
+    # A placeholder's value is at most as long as the item, except `''` and `{#}`.
     size_bytes += times * max(longest, len(str(array.count)), len("''"))
     if size_bytes > command_bytes_max:
         what = f"with its longest member the command has {size_bytes} bytes"
@@ -98,9 +97,10 @@ def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> Arra
 
 
 def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
-    """Raise `InvalidField` unless items may stand for placeholders in these paths.
+    """Raise `InvalidField` unless all items can replace placeholders in these paths.
 
-    So that a path stays where it is: what one stands for is at most one part of it.
+    The value of a placeholder must stay within one part of the path, so that it cannot
+    change the folder.
     """
     rooms: dict[str, int] = {}
     for pieces in (split_placeholders(part) for path in paths for part in _parts(path)):
@@ -122,14 +122,14 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
 
 
 def _parts(path: str) -> list[str]:
-    """Return the parts of a path; a slash of a placeholder ends none."""
+    """Return the parts of a path; a slash inside a placeholder does not separate."""
     pieces = list(split_placeholders(path))
     pieces[::2] = (piece.replace("/", "\0") for piece in pieces[::2])
     return "".join(pieces).split("\0")
 
 
 def render_array(record: TaskRecord) -> Members | None:
-    """Return what a list shows of an array; None of other tasks."""
+    """Return the counts of an array for a list; None for another task."""
     array = None if record.spec is None else record.spec.array
     if array is None:
         return None
@@ -149,7 +149,7 @@ def render_array(record: TaskRecord) -> Members | None:
 
 
 def render_member(record: TaskRecord) -> dict[str, Any]:
-    """Return the number of a member, and what it is given."""
+    """Return the number and the item of a member."""
     options = None if record.spec is None else record.spec.options
     env = {} if options is None else dict(options.env)
     return {"index": int(env[INDEX_VARIABLE]), "item": env[ITEM_VARIABLE]}

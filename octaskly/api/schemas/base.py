@@ -1,4 +1,4 @@
-"""What all bodies and their fields have: a schema, and a way to be wrong."""
+"""Shared parts of request bodies: base struct, schema metadata and field errors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def openapi_schema(**schema: object) -> msgspec.Meta:
-    """Return what the OpenAPI document adds of a type; it checks nothing.
+    """Return metadata for the OpenAPI document; it validates nothing.
 
-    What a field may be is checked here and in `schema`, with better hints.
+    `task_request` and its neighbours validate these fields, with better hints.
     """
     return msgspec.Meta(extra_json_schema=dict(schema))
 
 
 class RequestBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request; unknown fields are refused."""
+    """Base of request bodies; unknown fields are refused."""
 
 
 class InvalidField(ValueError):
-    """A field cannot be used.
+    """A field of a request is invalid.
 
     Args:
-        field: Its path below the task.
-        what: What is wrong with it.
+        field: Path of the field below the task.
+        message: The reason.
     """
 
     def __init__(self, field: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that a task names, which a client left at a node: as written, and shown."""
+"""Validation and JSON of the uploaded files that a task names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class FileIn(RequestBody, gc=False):
-    """A file that an attempt finds in its scratch folder."""
+    """A file that the node places in the attempt's scratch folder."""
 
     path: Annotated[str, openapi_schema(pattern=f"^{_NAME.pattern}$")]
     sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
@@ -36,10 +36,10 @@ FILES_HINT: Final = (
 def parse_files(
     files_in: Iterable[FileIn], *, is_scratch: bool
 ) -> tuple[UploadedFile, ...]:
-    """Return the files that a task names.
+    """Return the uploaded files that a task names.
 
     Raises:
-        Wrong: one cannot be used.
+        InvalidField: a file is invalid.
     """
     files: dict[str, UploadedFile] = {}
     for index, file in enumerate(files_in):
@@ -51,13 +51,15 @@ def parse_files(
             path=file.path, sha256=file.sha256, node=file.node
         )
     if files and not is_scratch:
-        raise InvalidField("files", "files lie in a folder of the task: ask for one")
+        raise InvalidField(
+            "files", "files need a folder of the task: set `workdir` to scratch"
+        )
     return tuple(files.values())
 
 
 def check_no_input_overlap(files_in: Iterable[FileIn], inputs: Iterable[str]) -> None:
-    """Raise `InvalidField` unless files and inputs have different places in the folder."""
-    if not files_in:  # As mostly.
+    """Raise `InvalidField` if a file and an input have the same name in the folder."""
+    if not files_in:  # Most tasks name no files.
         return
     taken = {path.removeprefix("./").partition("/")[0] for path in inputs}
     for index, file in enumerate(files_in):
@@ -66,7 +68,7 @@ def check_no_input_overlap(files_in: Iterable[FileIn], inputs: Iterable[str]) ->
 
 
 def render_files(files: Iterable[UploadedFile]) -> list[FileGiven]:
-    """Return files as they are shown."""
+    """Return the JSON of files."""
     return [FileGiven(path=f.path, sha256=f.sha256, node=f.node) for f in files]
 
 
@@ -74,7 +76,7 @@ def _file_error(file: FileIn) -> str | None:
     if not _NAME.fullmatch(file.path):
         return f"unusable name {file.path[:80]!r}"
     if not SHA256.fullmatch(file.sha256):
-        return f"{file.sha256[:80]!r} is no SHA-256 in hexadecimal"
+        return f"{file.sha256[:80]!r} is not a SHA-256 in hexadecimal"
     if not _NODE.fullmatch(file.node):
-        return f"{file.node[:80]!r} can be no node"
+        return f"{file.node[:80]!r} is not a valid node name or id"
     return None

@@ -1,4 +1,4 @@
-"""The mesh, its nodes and its health as the JSON of the API reference."""
+"""JSON of the mesh, its nodes, statistics and health."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nodes(
     state: ReplicationState,
     names: Mapping[NodeId, str],
 ) -> rest.NodePage:
-    """Return the members of the mesh, and how safe it is."""
+    """Return the nodes of the mesh, and its replication state."""
     return rest.NodePage(
         nodes=[node(m, seen_ms(m.id), joined_ms.get(m.id)) for m in members],
         total=len(members),
@@ -34,7 +34,7 @@ def nodes(
 
 
 def _safety(state: ReplicationState, names: Mapping[NodeId, str]) -> dict[str, Any]:
-    """Return who reigns, who keeps copies, and when another node did both last."""
+    """Return the dispatcher's epoch, the standbys and the last failover."""
     epoch, failover = state.epoch, state.last_takeover
     return {
         "term": epoch.term,
@@ -93,7 +93,7 @@ def node(
 
 
 def node_event(news: NodeEvent) -> rest.NodeEvent:
-    """Return how a node is now."""
+    """Return the state of a node for the event stream."""
     member = news.member
     return rest.NodeEvent(
         name=member.name,
@@ -106,7 +106,7 @@ def node_event(news: NodeEvent) -> rest.NodeEvent:
 
 
 def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> rest.Stats:
-    """Return counts of the mesh and the state of the dispatcher's machine."""
+    """Return statistics of the mesh and of the dispatcher's machine."""
     counts = {state.value: numbers.counts.get(state, 0) for state in TaskState}
     return rest.Stats(
         workers=rest.Workers(
@@ -133,7 +133,10 @@ def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> rest.Stats:
 
 
 def health(state: Health, version: str, now_ms: int) -> rest.Healthy | rest.Unhealthy:
-    """Return whether this node can serve, in both wordings of the reference."""
+    """Return the health of this node.
+
+    An unhealthy body has its text in `message` and `error`, as in the reference.
+    """
     uptime_s = int(state.uptime_s)
     if state.is_healthy:
         return rest.Healthy(version=version, uptime_seconds=uptime_s)

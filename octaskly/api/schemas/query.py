@@ -1,4 +1,4 @@
-"""Query parameters, path parts and headers as typed values."""
+"""Query parameters, path parameters and headers as typed values."""
 
 from __future__ import annotations
 
@@ -33,79 +33,79 @@ _NAME_MAX = 255
 _TEXT_CHARS_MAX = 256
 _LABEL_CHARS_MAX = 64 + 1 + 256
 _LABELS_MAX = 32
-_REPEATABLE = ("label",)  #: parameters that may be given several times
+_REPEATABLE = ("label",)  #: parameters that may be repeated
 
 _Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=_TEXT_CHARS_MAX)]
 _Start = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
 
 PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
-    "after": (str, "`next` of an earlier answer: go on behind it"),
-    "array": (_Ref, "only members of this array; else all tasks that are no members"),
+    "after": (str, "`next` of an earlier response: continue after it"),
+    "array": (_Ref, "only members of this array; default: tasks that are not members"),
     "attempt": (
         Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)],
-        "number of the attempt that is read; 0, as none: the one that counts",
+        "number of the attempt to read; 0 or absent: the one that counts",
     ),
     "count": (
         Annotated[int, msgspec.Meta(ge=1, le=BATCH_MAX)],
-        "how many there shall be; 1 unless told",
+        "number of ids; default 1",
     ),
     "durability": (
         Literal["normal", "strict"],
-        "strict: refused with 503, rather than accepted with one copy only",
+        "strict: refuse with 503 rather than accept with only one copy",
     ),
-    "encoding": (Literal["utf-8", "base64"], "of stdout and stderr"),
-    "fail_fast": (bool, "true: refused where no node could ever run it"),
-    "follow": (bool, "true: go on until the task has ended"),
-    "force": (bool, "true: end what runs, too"),
-    "kept": (bool, "true: with the bytes of output that the log has"),
-    "known": (str, "what is known already: answer once that has changed"),
+    "encoding": (Literal["utf-8", "base64"], "encoding of stdout and stderr"),
+    "fail_fast": (bool, "true: refuse a task that no node could ever run"),
+    "follow": (bool, "true: continue until the task has ended"),
+    "force": (bool, "true: also end running tasks"),
+    "kept": (bool, "true: include the output bytes in the log"),
+    "known": (str, "version that is already known: answer once it has changed"),
     "label": (
         list[Annotated[str, msgspec.Meta(min_length=1, max_length=_LABEL_CHARS_MAX)]],
-        "only tasks with this label, as NAME=VALUE or NAME alone; of several all",
+        "only tasks with this label, as NAME=VALUE or NAME; several must all match",
     ),
     "limit": (
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
-        f"how many items at most; {LIMIT_DEFAULT} unless told",
+        f"maximal number of items; default {LIMIT_DEFAULT}",
     ),
     "name": (_Text, "only tasks with this name, which is not their id"),
-    "newest": (bool, "true: the latest first"),
-    "now": (bool, "true: the old secret is over within seconds"),
+    "newest": (bool, "true: latest first"),
+    "now": (bool, "true: the old secret becomes invalid within seconds"),
     "order": (
         Literal["end", "number"],
-        "in which results come: as members end, or by their numbers",
+        "order of results: as members end, or by their numbers",
     ),
-    "offset": (_Start, "how many items, or bytes of each stream, to skip"),
+    "offset": (_Start, "number of items, or of bytes of each stream, to skip"),
     "since_s": (
         Annotated[int, msgspec.Meta(ge=0, le=SINCE_S_MAX)],
-        "only what was not longer ago, in seconds; else the latest",
+        "only entries of the last N seconds; default: the latest",
     ),
     "status": (TaskState, "only tasks in this state"),
-    "stderr": (_Start, "offset in stderr; none: leave it out"),
-    "stdout": (_Start, "offset in stdout; none: leave it out"),
-    "stream": (Literal["stdout", "stderr", "both"], "which of them to send"),
-    "task": (_Ref, "the only task to tell of"),
-    "text": (_Text, "only tasks with this in their command or name; a for A, too"),
+    "stderr": (_Start, "offset in stderr; absent: omit stderr"),
+    "stdout": (_Start, "offset in stdout; absent: omit stdout"),
+    "stream": (Literal["stdout", "stderr", "both"], "streams to send"),
+    "task": (_Ref, "only events of this task"),
+    "text": (_Text, "only tasks with this text in command or name, in any case"),
     "types": (
         Annotated[str, msgspec.Meta(pattern="^(task|node)(,(task|node))*$")],
-        "which events to send",
+        "types of events to send",
     ),
     "wait": (
         Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)],
-        "how many seconds to wait for the end at most, in steps of 0.001",
+        "maximal seconds to wait for the end, in steps of 0.001",
     ),
     "worker_id": (
         Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_MAX)],
         "only tasks that this node runs or ran, by name or id",
     ),
 }
-"""Type of each parameter and what it means, for the OpenAPI document."""
+"""Type and meaning of each parameter, for the OpenAPI document."""
 
 PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
     "id": (_Ref, "id of a task"),
     "name": (str, "name or id of a node"),
     "other": (str, "name or id of another node"),
-    "path": (str, "path of an output; it may have slashes"),
+    "path": (str, "path of an output; it may contain slashes"),
     "sha256": (
         Annotated[str, msgspec.Meta(pattern=f"^{SHA256.pattern}$")],
         "SHA-256 of the bytes of a file, in hexadecimal",
@@ -119,11 +119,11 @@ PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
     "stream": (int, "stream of the attempt"),
     "n": (int, "number of the attempt"),
 }
-"""The same of each variable part of a path."""
+"""Type and meaning of each path parameter."""
 
 
 class Query:
-    """The parameters of one request, each given at most once and known by name."""
+    """Query parameters of one request; only known names, and only labels repeat."""
 
     def __init__(self, given: Iterable[tuple[str, str]], known: Iterable[str]) -> None:
         self._values: dict[str, str] = {}
@@ -143,21 +143,21 @@ class Query:
         return self._integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
 
     def count(self) -> int:
-        """Return how many are asked for."""
+        """Return the requested number."""
         return self._integer("count", 1, 1, BATCH_MAX)
 
     def offset(self) -> int:
-        """Return how many items come before the page."""
+        """Return the number of items to skip."""
         return self._integer("offset", 0, 0, OFFSET_MAX)
 
     def since_s(self) -> int | None:
-        """Return how far back to go, None: it was not said."""
+        """Return the age limit in seconds, None if absent."""
         if "since_s" not in self._values:
             return None
         return self._integer("since_s", 0, 0, SINCE_S_MAX)
 
     def status(self) -> TaskState | None:
-        """Return the state to keep, None for all."""
+        """Return the requested state, None for all."""
         text = self._values.get("status")
         if text is None:
             return None
@@ -168,12 +168,12 @@ class Query:
             raise _invalid("status", f"`status` is one of {states}") from None
 
     def array(self) -> str | None:
-        """Return the array whose members to keep, None for all that is no member."""
+        """Return the array whose members to list, None for tasks outside arrays."""
         text = self._values.get("array")
         return None if text is None else task_ref(text)
 
     def search(self) -> TaskSearch | None:
-        """Return what tasks are to be like, but for the place to go on."""
+        """Return a search without its position, None if no condition is given."""
         labels = tuple(map(_label, self._labels))
         if len(labels) > _LABELS_MAX:
             raise _invalid("label", f"at most {_LABELS_MAX} labels are looked for")
@@ -188,7 +188,7 @@ class Query:
         return TaskSearch(name=name, labels=labels, text=text)
 
     def after(self) -> str | None:
-        """Return the task behind which a search goes on."""
+        """Return the task after which a search continues."""
         text = self._values.get("after")
         return None if text is None else task_ref(text, "after")
 
@@ -200,14 +200,14 @@ class Query:
         return text
 
     def worker_id(self) -> str | None:
-        """Return the name of the node whose tasks to keep, None for all."""
+        """Return the name or id of the node whose tasks to list, None for all."""
         text = self._values.get("worker_id")
         if text is not None and not 1 <= len(text) <= _NAME_MAX:
             raise _invalid("worker_id", "`worker_id` is the name of a node")
         return text
 
     def wait_s(self) -> float:
-        """Return how long to wait for the end of a task."""
+        """Return the seconds to wait for the end of a task."""
         text = self._values.get("wait")
         if text is None:
             return 0.0
@@ -216,60 +216,60 @@ class Query:
         return float(text)
 
     def is_base64(self) -> bool:
-        """Return whether output is asked for as exact bytes, in base64."""
+        """Return True if output is requested as exact bytes, in base64."""
         text = self._values.get("encoding", "utf-8")
         if text not in ("utf-8", "base64"):
             raise _invalid("encoding", "`encoding` is utf-8 or base64")
         return text == "base64"
 
     def is_strict(self) -> bool:
-        """Return whether a task with a single copy is to be refused."""
+        """Return True if a task with only one copy must be refused."""
         text = self._values.get("durability", "normal")
         if text not in DURABILITIES:
             raise _invalid("durability", "`durability` is normal or strict")
         return text == "strict"
 
     def force(self) -> bool:
-        """Return whether to end a task that runs."""
+        """Return True if a running task must be ended, too."""
         return self.flag("force")
 
     def flag(self, name: str) -> bool:
-        """Return a parameter that is true or false, which is the default."""
+        """Return True if the boolean parameter `name` is true; absent means false."""
         text = self._values.get(name, "false")
         if text not in ("true", "false"):
             raise _invalid(name, f"`{name}` is true or false")
         return text == "true"
 
     def text(self, name: str) -> str:
-        """Return a parameter that another node made up."""
+        """Return the text of a parameter, empty if absent."""
         return self._values.get(name, "")
 
     def is_ordered_by_number(self) -> bool:
-        """Return whether results are wanted in the order of members."""
+        """Return True if results are requested in order of members."""
         text = self._values.get("order", "end")
         if text not in ("end", "number"):
             raise _invalid("order", "`order` is end or number")
         return text == "number"
 
     def streams(self) -> tuple[bool, bool]:
-        """Return whether stdout and stderr are asked for."""
+        """Return whether stdout and whether stderr is requested."""
         text = self._values.get("stream", "both")
         if text not in ("stdout", "stderr", "both"):
             raise _invalid("stream", "`stream` is stdout, stderr or both")
         return text != "stderr", text != "stdout"
 
     def attempt(self) -> int:
-        """Return the number of the attempt that is asked for, 0 for none."""
+        """Return the number of the requested attempt, 0 for none."""
         return self._integer("attempt", 0, 0, ATTEMPTS_MAX)
 
     def stream_offset(self, name: str) -> int | None:
-        """Return where to begin in a stream, None to leave it out."""
+        """Return the start offset in a stream, None to omit the stream."""
         if name not in self._values:
             return None
         return self._integer(name, 0, 0, OFFSET_MAX)
 
     def types(self, known: tuple[str, ...]) -> tuple[str, ...]:
-        """Return which kinds of events to send, all unless told."""
+        """Return the types of events to send; the default is all."""
         text = self._values.get("types")
         if text is None:
             return known
@@ -279,7 +279,7 @@ class Query:
         return types
 
     def task(self) -> str | None:
-        """Return the only task to tell of, None for all."""
+        """Return the task whose events to send, None for all."""
         text = self._values.get("task")
         return None if text is None else task_ref(text, "task")
 
@@ -300,21 +300,21 @@ def _label(text: str) -> tuple[str, str | None]:
 
 
 def task_ref(text: str, field: str = "id") -> str:
-    """Return a task id from a path; raise `Problem` unless it can be one."""
+    """Return a task id from a path; raise `Problem` if it is invalid."""
     if not _REF.fullmatch(text) or text in (".", ".."):
         raise _invalid(field, "a task id is 1 to 64 characters of A-Z a-z 0-9 . _ -")
     return text
 
 
 def logged_id(text: str) -> str:
-    """Return a task id as nodes know it; raise `Problem` unless it can be one."""
+    """Return a task id in the log's form; raise `Problem` if it is invalid."""
     if not _LOGGED.fullmatch(text) or text in (".", ".."):
-        raise _invalid("id", "this is no id of a task in the log")
+        raise _invalid("id", "this is not an id of a task in the log")
     return text
 
 
 def idempotency_key(text: str | None) -> str | None:
-    """Return the value of `Idempotency-Key`; raise `Problem` unless it is usable."""
+    """Return the value of `Idempotency-Key`; raise `Problem` if it is invalid."""
     if text is not None and not _KEY.fullmatch(text):
         raise _invalid(
             "Idempotency-Key", "the key is 1 to 255 visible ASCII characters"
@@ -323,7 +323,7 @@ def idempotency_key(text: str | None) -> str | None:
 
 
 def output_path(clean: Callable[[str], str], text: str) -> str:
-    """Return the path of an output from a URL, in its normal form."""
+    """Return the normal form of an output path from a URL."""
     try:
         return clean(text)
     except ValueError as error:
@@ -331,9 +331,9 @@ def output_path(clean: Callable[[str], str], text: str) -> str:
 
 
 def sha256(text: str) -> str:
-    """Return the name of a file from a URL."""
+    """Return the SHA-256 of a file from a URL."""
     if not SHA256.fullmatch(text):
-        raise _invalid("sha256", "64 digits of 0-9 a-f name a file: its SHA-256")
+        raise _invalid("sha256", "a file is named by its SHA-256: 64 digits of 0-9 a-f")
     return text
 
 

@@ -1,6 +1,6 @@
-"""What a task asks for beyond its command: as clients write it, checked, and shown.
+"""Validation and JSON of task options.
 
-The one place that knows the JSON of `core.options`.
+Only this module knows the JSON of `core.model.task_options`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAME_CHARS_MAX: Final = 128
 LABELS_MAX: Final = 32
 LABEL_CHARS_MAX: Final = 256
 ENV_MAX: Final = 1000
-ENV_BYTES_MAX: Final = 1 << 20  #: of all names and values
+ENV_BYTES_MAX: Final = 1 << 20  #: of all names and values together
 ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel takes 128 KiB with the name
 CWD_BYTES_MAX: Final = 4096
 STDIN_BYTES_MAX: Final = 1 << 20
@@ -44,7 +44,7 @@ RETRIES_MAX: Final = 100
 RETRY_CODES_MAX: Final = 64
 URL_CHARS_MAX: Final = 2048
 PARENTS_MAX: Final = 1000
-RESERVED_PREFIX: Final = "OCTASKLY_"  #: begins the variables that the agent sets
+RESERVED_PREFIX: Final = "OCTASKLY_"  #: prefix of the variables that the agent sets
 
 _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
@@ -81,7 +81,7 @@ RetryOn = Annotated[
 
 
 class RequiresIn(RequestBody, gc=False):
-    """What a node must have."""
+    """Requirements of a task for its node."""
 
     labels: Labels = msgspec.field(default_factory=dict)
     node: Word | None = None
@@ -93,7 +93,7 @@ class RequiresIn(RequestBody, gc=False):
 
 
 class LimitsIn(RequestBody, gc=False):
-    """What a task may take."""
+    """Resource limits of a task."""
 
     memory_mb: Megabytes | None = None
     cpu_seconds: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] | None = None
@@ -102,7 +102,7 @@ class LimitsIn(RequestBody, gc=False):
 
 
 class OptionsIn(RequestBody, gc=False):
-    """The fields of a task that few tasks have."""
+    """The optional fields of a task."""
 
     name: (
         Annotated[str, openapi_schema(minLength=1, maxLength=NAME_CHARS_MAX)] | None
@@ -156,7 +156,8 @@ FIELD_HINTS: Final = {
     "file_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
     "cpu_seconds": f"an integer from 1 to {1 << 30}",
     "retries": f"an integer from 0 to {RETRIES_MAX}",
-    "retry_on": f"at most {RETRY_CODES_MAX} of: failure, lost, exit codes from 1 to 255",
+    "retry_on": f"at most {RETRY_CODES_MAX} of: failure, lost, exit codes from 1 to"
+    " 255",
     "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters, all"
     " of them visible ASCII",
     "after": f"at most {PARENTS_MAX} ids of tasks",
@@ -165,17 +166,17 @@ FIELD_HINTS: Final = {
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
-"""What each field may be, for hints."""
+"""Valid values of each field, for hints and the OpenAPI document."""
 
 
 def parse_options(fields: OptionsIn) -> TaskOptions | None:
-    """Return what a task asks for; None if it is nothing.
+    """Return the options of a task; None if all have their defaults.
 
     Raises:
-        Wrong: a field cannot be used.
+        InvalidField: a field is invalid.
     """
     if _option_fields(fields) == _DEFAULT_FIELDS:
-        return None  # As most: this is on the way of each task.
+        return None  # Most tasks have no options, and this runs for each task.
     # An empty one is a variable that is not set: not a task without it.
     if fields.name is not None and not _is_printable(fields.name, NAME_CHARS_MAX):
         raise InvalidField("name", "unusable name")
@@ -198,7 +199,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
 
 
 def render_options(options: TaskOptions | None) -> dict[str, Any]:
-    """Return what a task asks for, but for the bytes of stdin, as fields of JSON."""
+    """Return the JSON fields of options, without the bytes of stdin."""
     return _NO_OPTIONS_RENDERED if options is None else _render(options)
 
 
@@ -290,7 +291,7 @@ def _notify_url(url: str | None) -> str:
         parts = urlsplit(url)
         host = parts.hostname or ""
         is_usable = bool(host) and is_host(host) and parts.port != 0
-    except ValueError:  # The port is none, or the address.
+    except ValueError:  # The port or the address is invalid.
         parts, is_usable = SplitResult("", "", "", "", ""), False
     if not is_usable:
         raise InvalidField("notify_url", "the URL names no host that can be reached")
@@ -322,8 +323,8 @@ def _stdin(fields: OptionsIn) -> bytes:
         data = fields.stdin.encode() or base64.b64decode(
             fields.stdin_base64, validate=True
         )
-    except ValueError:  # Also where it has characters beyond ASCII.
-        raise InvalidField("stdin_base64", "this is no base64") from None
+    except ValueError:  # Characters beyond ASCII raise it, too.
+        raise InvalidField("stdin_base64", "this is not base64") from None
     if len(data) > STDIN_BYTES_MAX:
         field = "stdin" if fields.stdin else "stdin_base64"
         raise InvalidField(field, f"stdin has {len(data)} bytes")
@@ -383,10 +384,10 @@ def _retry(fields: OptionsIn) -> Retry | None:
 def _after(fields: OptionsIn) -> After | None:
     for index, ref in enumerate(fields.after):
         if not _REF.fullmatch(ref):
-            raise InvalidField(f"after[{index}]", "this can be no id")
+            raise InvalidField(f"after[{index}]", "this is not a valid id")
     if not fields.after:
         if fields.on != "success":
-            raise InvalidField("on", "`on` is said of the tasks in `after`")
+            raise InvalidField("on", "`on` needs tasks in `after`")
         return None
     return After(tasks=tuple(dict.fromkeys(fields.after)), end=fields.on)
 
@@ -400,5 +401,5 @@ def _is_printable(text: str, chars_max: int) -> bool:
         return False
     if text.isprintable():
         return True
-    # Emoji and some scripts join what stands beside; alone a joiner shows nothing.
+    # Emoji and some scripts join adjacent characters; a joiner alone shows nothing.
     return all(part and part.isprintable() for part in _JOINERS.split(text))

@@ -1,7 +1,7 @@
-"""Requests as typed values: bodies and query parameters, validated to the last field.
+"""Request bodies as validated values.
 
-Everything that a client can get wrong leaves here as a `Problem` that names the
-field; nothing here knows HTTP headers or the agent.
+Each error of a client becomes a `Problem` that names the field. This module does not
+depend on HTTP headers or the agent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 COMMAND_BYTES_MAX = 65_536
 PATHS_MAX = 10_000
 PATH_BYTES_MAX = 4_096
-LIST_BYTES_MAX = 1 << 20  #: of one list of paths; a task must fit into a frame
+LIST_BYTES_MAX = 1 << 20  #: of one list of paths, because a task must fit into a frame
 BATCH_MAX = 10_000
 TOKEN_S_DEFAULT = 86_400
 RESCAN_BYTES_MAX = 1 << 20
@@ -58,7 +58,7 @@ Paths = Annotated[tuple[Path, ...], msgspec.Meta(max_length=PATHS_MAX)]
 
 
 class TaskIn(OptionsIn, gc=False, kw_only=True):
-    """One task as a client writes it."""
+    """One task in a submission."""
 
     command: Annotated[str, openapi_schema(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
     timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
@@ -81,7 +81,7 @@ class Batch:
 
     drafts: list[TaskDraft]
     is_array: bool
-    is_strict: bool  #: of one task at least, which goes for all: all or none
+    is_strict: bool  #: True if any task asks for it, because all or none are accepted
 
 
 FORGET_S_MAX: Final = 10 * 365 * 86_400
@@ -99,13 +99,13 @@ class TokenIn(RequestBody):
 
 
 class ForgetIn(RequestBody):
-    """A wish to forget ended tasks."""
+    """A request to delete ended tasks."""
 
     older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
 
 
 class EmptyIn(RequestBody):
-    """What a request may say that needs no body."""
+    """The body of a request that needs none."""
 
 
 FIELD_HINTS: Final = {
@@ -133,7 +133,7 @@ _nothing = msgspec.json.Decoder(EmptyIn)
 
 
 async def parse_tasks(body: bytes) -> Batch:
-    """Return the tasks of a submission; of a large one in several turns."""
+    """Return the tasks of a submission; yield to the event loop during a large one."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
         task: TaskIn = decode_body(_one, TaskIn, body)
         is_strict = task.durability == "strict"
@@ -157,7 +157,7 @@ async def parse_tasks(body: bytes) -> Batch:
 
 
 def parse_forget(body: bytes) -> ForgetIn:
-    """Return a wish to forget ended tasks."""
+    """Return a request to delete ended tasks."""
     asked: ForgetIn = decode_body(_forget, ForgetIn, body)
     return asked
 
@@ -166,25 +166,24 @@ def parse_token(body: bytes) -> TokenIn:
     """Return a request for a token."""
     asked: TokenIn = decode_body(_token, TokenIn, body)
     if asked.role not in PERMISSIONS:
-        _raise_invalid("$.role", f"`{asked.role}` is no role")
+        _raise_invalid("$.role", f"`{asked.role}` is not a role")
     if asked.subject is not None and not (
         1 <= len(asked.subject) <= SUBJECT_MAX and asked.subject.isprintable()
     ):
         _raise_invalid("$.subject", "unusable subject")
     if asked.name is not None and not _ID.fullmatch(asked.name):
-        hint = (
-            f"a token's name is {FIELD_HINTS['id']}"  # The name of a task may be more.
-        )
+        # FIELD_HINTS describes the name of a task, which allows more characters.
+        hint = f"a token's name is {FIELD_HINTS['id']}"
         raise Problem(400, INVALID_VALUE, hint=hint, field="$.name")
     return asked
 
 
 def clean_path(path: str) -> str:
-    """Return a path below the worker directory in its normal form.
+    """Return the normal form of a path below the worker directory.
 
     Raises:
-        ValueError: it is absolute, leaves the directory, or cannot be a file name;
-            says which.
+        ValueError: the path is absolute, leaves the directory, or is not a valid
+            file name; the message says which.
     """
     if not path:
         raise ValueError("a path is empty")
@@ -251,7 +250,7 @@ def _json_path(index: int | None) -> str:
 
 
 def _wrong_command(command: str) -> str | None:
-    """Return what is wrong with a command, None for a good one."""
+    """Return the error of a command, None if it is valid."""
     if not command or command.isspace():
         return "the command is empty"
     if "\0" in command:
@@ -314,14 +313,14 @@ def _field_name(place: str) -> str:
 
 
 def require_empty_body(body: bytes) -> None:
-    """Refuse a body where none is needed, unless that is an empty object."""
+    """Raise `Problem` for a body other than an empty object."""
     decode_body(_nothing, EmptyIn, body)
 
 
 def decode_body(
     decoder: msgspec.json.Decoder[Any], kind: type[msgspec.Struct], body: bytes
 ) -> Any:
-    """Return a body as a value of `kind`, for which the decoder was made."""
+    """Return a body as a value of `kind`, for which `decoder` was made."""
     if not body:
         raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
     try:
@@ -336,7 +335,7 @@ def decode_body(
 
 
 def _problem_of_message(message: str, kind: type[msgspec.Struct]) -> Problem:
-    """Translate msgspec's sentence into the reference's text, a hint and a field."""
+    """Return the problem for an error message of msgspec."""
     place = _MSGSPEC_MESSAGE.match(message)
     what, path = (place["what"], place["path"] or "$") if place else (message, "$")
     if unknown := _UNKNOWN.fullmatch(what):
@@ -360,7 +359,7 @@ def _problem_of_message(message: str, kind: type[msgspec.Struct]) -> Problem:
         )
     name = _field_name(path)
     if name in FIELD_HINTS:
-        # What is ours says more than the library's first half of the same.
+        # Our hint is more precise than the library's message.
         bound = _BOUND.fullmatch(what)
         got = f"got {bound['got']}" if bound and bound["got"] else "" if bound else what
         what = f"{got}; expected {FIELD_HINTS[name]}".removeprefix("; ")
@@ -371,12 +370,12 @@ def _problem_of_message(message: str, kind: type[msgspec.Struct]) -> Problem:
 def _find_surrogate(body: bytes) -> str | None:
     """Return the path of the first text with a lone surrogate, which msgspec refuses.
 
-    Only a body that has already failed comes here, and only up to 1 MiB of it.
+    It runs only for a body that failed to decode, and only up to 1 MiB.
     """
     if len(body) > RESCAN_BYTES_MAX or b"\\ud" not in body.lower():
         return None
     try:
-        # The standard library takes lone surrogates; msgspec cannot say where one is.
+        # The standard library accepts lone surrogates; msgspec cannot locate one.
         value = json.loads(body)
     except (ValueError, RecursionError):
         return None
@@ -387,7 +386,7 @@ def _find_surrogate(body: bytes) -> str | None:
 
 
 def _walk_strings(value: object, place: str) -> Iterator[tuple[str, str]]:
-    """Walk a decoded body as deep as a valid one can be."""
+    """Yield path and text of each string, as deep as a valid body can be."""
     stack: list[tuple[str, object, int]] = [(place, value, 0)]
     deepest = 4
     while stack:

@@ -1,4 +1,4 @@
-"""Tasks as the JSON of the API reference; unknown values are null."""
+"""JSON of tasks, attempts and arrays; unknown values are null."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def _at_second(wall_s: int) -> str:
 
 
 def at(wall_ms: int | None) -> str | None:
-    """Return a time as the API shows it, None while it is unknown."""
-    # A batch shares its second, so the text is made once.
+    """Return a time in the API's format; None if it is unknown."""
+    # Tasks of a batch share their second, so the cached text is reused.
     return _at_second(wall_ms // 1000) if wall_ms else None
 
 
 def created(record: TaskRecord, replicas: int) -> rest.Created:
-    """Return the answer to a submission, which `replicas` disks hold."""
+    """Return the response to a submission that is on `replicas` disks."""
     spec = record.spec
     return rest.Created(
         id=record.name,
@@ -57,7 +57,7 @@ def created(record: TaskRecord, replicas: int) -> rest.Created:
 
 
 def repeated(record: TaskRecord, replicas: int) -> rest.Repeated:
-    """Return the answer to a wish to repeat an ended task."""
+    """Return the response to a request that repeats an ended task."""
     options = record.spec.options if record.spec else None
     assert options is not None
     return rest.Repeated(
@@ -66,7 +66,7 @@ def repeated(record: TaskRecord, replicas: int) -> rest.Repeated:
 
 
 def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> rest.TaskLine:
-    """Return one line of a list: everything but output."""
+    """Return a task in a list, without output."""
     return _line(record, names, *_visible(record))
 
 
@@ -101,7 +101,7 @@ def _line(
         started_at=started_at,
         completed_at=ended_at,
         priority=priority_of(spec) if spec else None,
-        # Most tasks ask for nothing, so are no arrays.
+        # Most tasks have no options, so they are not arrays.
         name=(options.name or None) if options else None,
         labels=dict(options.labels) if options else {},
         array=arrays.render_array(record) if options else None,
@@ -111,10 +111,10 @@ def _line(
 def task(
     record: TaskRecord, names: Mapping[NodeId, str], *, is_exact: bool = False
 ) -> rest.TaskDetail:
-    """Return all of one task, with the output that was kept.
+    """Return a task with all fields and its kept output.
 
-    Text shows what is no UTF-8 as replacement characters; `is_exact` gives the very
-    bytes, in base64.
+    Text has replacement characters for bytes that are not UTF-8; `is_exact` selects the
+    exact bytes, in base64.
     """
     state, attempt, outcome = _visible(record)
     shown = _base64 if is_exact else _text
@@ -140,7 +140,7 @@ def task(
 def array(
     record: TaskRecord, failed: Sequence[TaskRecord], names: Mapping[NodeId, str]
 ) -> rest.TaskArray:
-    """Return an array with some members that failed."""
+    """Return an array with some of its failed members."""
     return rest.TaskArray(
         **_fields(listed(record, names)),
         failed_members=[
@@ -160,14 +160,14 @@ def result(
     index: int,
     position: int,
 ) -> rest.MemberResult:
-    """Return how a member ended and what it wrote.
+    """Return the result and output of a member of an array.
 
     Args:
-        record: Of the member.
-        names: Of the nodes.
-        array: The name of its array.
-        index: Its number.
-        position: How many members are before it.
+        record: Record of the member.
+        names: Names of the nodes.
+        array: Name of the array.
+        index: Number of the member.
+        position: Number of members before it.
     """
     state, attempt, outcome = _visible(record)
     seen = outcome if outcome and outcome.was_observed else None
@@ -193,7 +193,7 @@ def result(
 def ended(
     record: TaskRecord, attempt: Attempt | None, names: Mapping[NodeId, str]
 ) -> rest.TaskEnd:
-    """Return a task as in a list, with how one attempt ended and what it wrote."""
+    """Return a task as in a list, with the end and output sizes of one attempt."""
     outcome = attempt.outcome if attempt else None
     more: dict[str, Any] = _sizes(outcome)
     if attempt and outcome:
@@ -219,7 +219,7 @@ def _sizes(outcome: Outcome | None) -> dict[str, Any]:
 
 
 def task_change(event: TaskEvent, names: Mapping[NodeId, str]) -> rest.TaskChange:
-    """Return what happened to a task: neither its command nor its output."""
+    """Return a change of a task, without its command and output."""
     record, attempt = event.record, event.attempt
     outcome = attempt.outcome if attempt else None
     times = outcome or (_span(record) if event.state.is_final else None)
@@ -243,7 +243,7 @@ def task_change(event: TaskEvent, names: Mapping[NodeId, str]) -> rest.TaskChang
 def page(
     found: TaskListPage, query: TaskQuery, names: Mapping[NodeId, str]
 ) -> rest.TaskLines:
-    """Return a page of tasks with its place in the whole."""
+    """Return a page of tasks with its position in the list."""
     is_search = query.search is not None
     return rest.TaskLines(
         tasks=[listed(record, names) for record in found.records],
@@ -257,7 +257,7 @@ def page(
 
 
 def cancelled(record: TaskRecord) -> rest.Cancelled:
-    """Return the answer to a cancellation."""
+    """Return the response to a cancellation."""
     return rest.Cancelled(
         id=record.name,
         status=TaskState.CANCELLED,
@@ -266,7 +266,7 @@ def cancelled(record: TaskRecord) -> rest.Cancelled:
 
 
 def explanation(record: TaskRecord, told: TaskExplanation) -> rest.Explanation:
-    """Return why a task is where it is."""
+    """Return the explanation of a task's state."""
     return rest.Explanation(
         id=record.name,
         status=told.state,
@@ -290,7 +290,7 @@ def explanation(record: TaskRecord, told: TaskExplanation) -> rest.Explanation:
 def _visible(
     record: TaskRecord,
 ) -> tuple[TaskState, Attempt | None, Outcome | None]:
-    """Return the state of a task, and the attempt and the outcome to be shown."""
+    """Return the state of a task, with the attempt and outcome to show."""
     state = record.state
     attempt = visible_attempt(record, state)
     return state, attempt, visible_outcome(attempt, state)
@@ -303,14 +303,14 @@ _NO_TIMES: Final[_Times] = (None,) * 6
 
 
 def _times(outcome: Outcome | None, spec: TaskSpec | None) -> _Times:
-    """Return how long it ran and waited, what it took, and when it began and ended."""
+    """Return duration, queue time, CPU time, peak memory, start and end."""
     if outcome is None:
         return _NO_TIMES
     started_ms, cpu_ms = outcome.started_ms, outcome.cpu_ms
     peak_kb = outcome.memory_max_kb
     waited_ms = None
     if started_ms is not None and spec is not None:
-        # By the clocks of two machines: it could come out as less than nothing.
+        # The times are from clocks of two machines, so the difference may be negative.
         waited_ms = max(0, started_ms - spec.created_ms)
     return (
         outcome.duration_ms,
@@ -323,7 +323,7 @@ def _times(outcome: Outcome | None, spec: TaskSpec | None) -> _Times:
 
 
 def _span(record: TaskRecord) -> Outcome | None:
-    """Return as one run the time from the first member of an array to the last one."""
+    """Return an outcome from the first start to the last end of an array's members."""
     progress = record.progress
     if progress is None or progress.started_ms is None or progress.ended_ms is None:
         return None
@@ -332,23 +332,23 @@ def _span(record: TaskRecord) -> Outcome | None:
         reason=EndReason.EXIT,
         started_ms=progress.started_ms,
         ended_ms=progress.ended_ms,
-        # By the clocks of several machines: it could come out as less than nothing.
+        # The clocks of several machines may differ, so the result may be negative.
         duration_ms=max(0, progress.ended_ms - progress.started_ms),
     )
 
 
 def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
-    """Return the attempt that a reader cares for."""
+    """Return the attempt to show for a task in `state`."""
     if state.is_final:
         return record.deciding_attempt
     if state is TaskState.QUEUED:
-        return None  # Earlier attempts were given back: nobody holds the task.
+        return None  # Earlier attempts were released, so no node has the task.
     live = (a for a in reversed(record.attempts) if a.state.is_live)
     return next(live, None)  # An array has no attempts.
 
 
 def visible_outcome(attempt: Attempt | None, state: TaskState) -> Outcome | None:
-    """Return how it ended, where that is how the task ended."""
+    """Return the outcome of an attempt if it decides the end of the task."""
     if attempt is None or not state.is_final or attempt.state is _RELEASED:
         return None
     return attempt.outcome
@@ -360,7 +360,7 @@ def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
     return _REASONS[outcome.reason] if outcome else None
 
 
-# Python 3.11 is slow to find members of an enumeration, and what they stand for.
+# Access to enumeration members and their values is slow in Python 3.11.
 _CANCELLED: Final = TaskState.CANCELLED
 _RELEASED: Final = AttemptState.RELEASED
 _REASONS: Final = {reason: reason.value for reason in EndReason}
@@ -380,7 +380,10 @@ def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[rest.Output]:
 
 
 def _is_text(data: bytes, shown: str | None) -> bool:
-    """Whether `shown` is all that there is; a text may have such characters itself."""
+    """Return True if `shown` represents `data` exactly.
+
+    The output itself may contain replacement characters.
+    """
     return shown is not None and ("\ufffd" not in shown or shown.encode() == data)
 
 
