@@ -1,7 +1,7 @@
-"""Downloads of declared outputs, wherever they lie.
+"""Downloads of declared outputs from any node.
 
-The dispatcher knows which node has the file. It sends its own, and passes on that of
-another node, which gives it to members only.
+The dispatcher knows the node that has the file. It sends a file of its own, or relays
+the file of another node, which sends it only to members.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from octaskly.ports import OutputLocation
 
 _CHUNK_BYTES = 256 << 10
 _INTERNAL = "/internal/v1/outputs"
-# The last none, which cannot be had of any file; the library takes it for all of them.
+# A suffix of zero bytes, which no file can satisfy; aiohttp would send all bytes.
 _EMPTY_SUFFIX_RANGE = re.compile(r"bytes=-0+", re.IGNORECASE)
-# A file beside the asked one that ends in .gz is another output, not an encoding of
-# this one; and a copy that never changes needs no condition. `If-Range` is looked at
-# here: the library takes any date from then on for a match, and no entity tag.
+# A neighbour with the suffix .gz is another output, not an encoding of this file. A
+# copy that never changes needs no conditions. This module evaluates `If-Range` itself,
+# because aiohttp accepts any later date as a match, and no entity tag.
 _DROPPED = frozenset(
     (
         "accept-encoding",
@@ -71,7 +71,7 @@ async def send_output_to_node(request: Request) -> web.StreamResponse:
 
 
 async def send_file(request: Request, file: Path) -> web.StreamResponse:
-    """Return a file as an attachment; part of it where a range was asked for."""
+    """Return a file as an attachment, or the requested range of it."""
     there = _stat(file)
     answer = _Attachment(file, there)
     if answer.matches_if_range(request.http_request):
@@ -80,20 +80,20 @@ async def send_file(request: Request, file: Path) -> web.StreamResponse:
 
 
 class _Attachment(web.FileResponse):
-    """A file as it is, whatever else lies beside it."""
+    """A file response that ignores neighbouring files and most conditions."""
 
     def __init__(self, file: Path, stat: os.stat_result) -> None:
         # Bytes from a task are data, never a page of this origin.
         told = f"attachment; filename*=UTF-8''{quote(file.name)}"
         headers = {"Content-Type": BYTES, "Content-Disposition": told}
         super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
-        # As the library will, but known before it is asked for a part.
+        # aiohttp sets the same values, but only after `matches_if_range` needs them.
         self.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
         self.last_modified = stat.st_mtime
         self.is_whole = True
 
     def matches_if_range(self, request: web.BaseRequest) -> bool:
-        """Whether a range is of this file, and of no other that was here before.
+        """Return True if `If-Range` is absent or matches this file.
 
         Source: RFC 9110, section 13.1.5.
         """
@@ -101,7 +101,7 @@ class _Attachment(web.FileResponse):
         return wanted in (None, self.headers["ETag"], self.headers["Last-Modified"])
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send headers and file; once, though the library asks for it again."""
+        """Send headers and file, once, although aiohttp calls this twice."""
         if self.prepared:
             return None
         dropped = _DROPPED | {"range"} if self.is_whole else _DROPPED
@@ -117,22 +117,23 @@ def _stat(file: Path) -> os.stat_result:
     try:
         return file.stat()
     except OSError:
-        raise OutputNotFound(f"{file.name} is not there any more") from None
+        raise OutputNotFound(f"{file.name} no longer exists") from None
 
 
 def _requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
-    """Return which bytes to send; None: all, or nothing is asked that is understood.
+    """Return the range to send; None for the whole file.
 
-    The last bytes of an empty output are all of it, which no `Content-Range` can say.
+    An invalid or unsupported range header selects the whole file. So does a suffix of
+    an empty output, which no `Content-Range` can express.
 
     Source: RFC 9110, sections 14.1.2 and 14.2.
 
     Raises:
-        Problem: there are none, which the library's own 416 says without JSON.
+        Problem: 416, the range has no bytes; aiohttp's own 416 has no JSON.
     """
     try:
         part = request.http_range
-    except ValueError:  # Another unit, several ranges, or no range at all.
+    except ValueError:  # Another unit, several ranges, or an invalid range.
         return None
     if request.method != "GET" or part.start is None:
         return None

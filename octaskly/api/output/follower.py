@@ -1,8 +1,8 @@
-"""One task's output for one reader: across queue, attempts, nodes and dispatchers.
+"""Output follower: reads one task across queue, attempts, nodes and dispatchers.
 
-The node that the client is connected to asks the dispatcher where the task stands, and
-fetches the bytes from the worker itself. Both may change; what the reader has got stays
-where it was, by attempt and offset.
+The node of the client asks the dispatcher for the status of the task, and fetches bytes
+directly from the worker. Both may change; the reader's position stays valid, because it
+consists of attempt and offsets.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, OutputChunk
 
-STATUS_WAIT_S = 20.0  #: for news of the dispatcher, then it is asked again
-RETRY_S = 0.5  #: until a worker is asked again that has not answered
-CANCELLED_RETRIES_MAX = (
-    10  #: to hear of the end of what was cancelled, which may be lost
-)
+STATUS_WAIT_S = 20.0  #: long poll for a change of status
+RETRY_S = 0.5  #: between two requests to a worker
+CANCELLED_RETRIES_MAX = 10
+"""Requests for the end of a cancelled attempt, which may be lost."""
 
 
 @dataclass(slots=True)
 class OutputPosition:
-    """How far a reader has got."""
+    """Position of a reader: attempt, and offsets of both streams."""
 
     attempt: AttemptId | None = None
     offsets: list[int] = field(default_factory=lambda: [0, 0])
@@ -36,23 +35,23 @@ class OutputPosition:
 
 @dataclass(frozen=True, slots=True)
 class NotRunning:
-    """Nobody runs the task at the moment."""
+    """No node runs the task at the moment."""
 
     status: str
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """The output of an attempt begins, from its start on."""
+    """The output of an attempt follows, from its start."""
 
     attempt: int
     node: str
-    previous_reason: str | None  #: why the attempt before it does not count
+    previous_reason: str | None  #: reason why the previous attempt does not count
 
 
 @dataclass(frozen=True, slots=True)
 class OutputGap:
-    """Bytes of a stream that are not kept anywhere."""
+    """Bytes of a stream that no node keeps."""
 
     stream: int
     offset: int
@@ -69,11 +68,11 @@ class OutputFollower:
     """Reads the output of one task.
 
     Args:
-        call: The request.
-        question: The task that is read.
-        begin: Where it stands.
-        place: How far the reader has got; it is kept up to date.
-        wanted: Whether stdout and stderr are read.
+        request: The request.
+        status_query: The query for the task's status.
+        status: The current status.
+        position: Position of the reader; this object updates it.
+        streams: Whether stdout and whether stderr is read.
     """
 
     def __init__(
@@ -86,12 +85,12 @@ class OutputFollower:
     ) -> None:
         self._request = request
         self._status_query = status_query
-        self.status = status  #: where the task stands
+        self.status = status  #: the last known status
         self._position = position
         self._streams = [stream for stream in range(len(STREAMS)) if streams[stream]]
 
     async def events(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
-        """Return what there is to read now, and with `follow` until the end."""
+        """Yield the output that exists now; with `follow`, continue until the end."""
         said = ""
         tries_left = CANCELLED_RETRIES_MAX
         while True:
@@ -119,7 +118,7 @@ class OutputFollower:
                 return
             tries_left -= self.status.is_ending
             said = said if attempt is None else ""
-            # A result is there a moment after the last byte.
+            # The result arrives shortly after the last byte.
             await self._refresh_status(
                 STATUS_WAIT_S if is_whole or attempt is None else RETRY_S
             )
@@ -138,16 +137,17 @@ class OutputFollower:
         )
 
     async def _read_running(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
-        """Return what a running attempt writes, as long as its node says it."""
+        """Yield the output of a running attempt while its node sends it."""
         try:
             async with aclosing(self._read_from_node(follow=follow)) as found:
                 async for step in found:
                     yield step
         except (OutputNotFound, NodeNotResponding):
-            return  # Not there yet, or gone: the dispatcher will say.
+            # The output does not exist yet, or the node is lost: ask the dispatcher.
+            return
 
     async def _read_ended(self) -> AsyncGenerator[OutputEvent]:
-        """Return the rest of an attempt that has ended."""
+        """Yield the rest of an attempt that has ended."""
         now, offsets = self.status, self._position.offsets
         why = _TRUNCATED
         if now.is_end_unseen or any(
@@ -159,7 +159,7 @@ class OutputFollower:
                     async for step in found:
                         yield step
             except OutputNotFound:
-                why = f"{now.node_name} keeps no more of it"
+                why = f"{now.node_name} does not keep the rest"
             except NodeNotResponding:
                 why = f"{now.node_name}, which keeps the rest, cannot be reached"
         async for step in self._read_logged():
@@ -171,10 +171,10 @@ class OutputFollower:
                 yield self._skip_to(stream, now.output_bytes[stream], why)
 
     async def _read_logged(self) -> AsyncGenerator[OutputEvent]:
-        """Return what the log has of an ended attempt, beyond what was read.
+        """Yield the output in the log of an ended attempt, beyond the position.
 
-        Another dispatcher may have to hear of the end first: then it counts as not yet
-        come.
+        A new dispatcher may not know the end yet. Then its status replaces the old one,
+        and the attempt counts as not ended.
         """
         offsets = self._position.offsets
         if all(offsets[s] >= self.status.logged_bytes[s] for s in self._streams):
@@ -208,7 +208,9 @@ class OutputFollower:
         async with aclosing(found):
             async for piece in found:
                 if piece.offset < offsets[piece.stream]:
-                    raise NodeNotResponding("the node sends what was not asked for")
+                    raise NodeNotResponding(
+                        "the node sends bytes before the requested offset"
+                    )
                 if piece.offset > offsets[piece.stream]:
                     yield self._skip_to(piece.stream, piece.offset, _TRUNCATED)
                 offsets[piece.stream] = piece.end_offset

@@ -1,4 +1,4 @@
-"""What tasks write, while they run and after: as events, and as raw bytes."""
+"""Routes of task output, live and afterwards: as events, and as raw bytes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from octaskly.api.schemas import query
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.ports.output import STREAMS, OutputChunk
 
-EVENT_BYTES_MAX = 64 << 10  #: of output in one event, before it becomes text
+EVENT_BYTES_MAX = 64 << 10  #: output bytes in one event, before decoding
 _CHARACTER_BYTES_MAX = 4
 _CONTINUATION, _CONTINUATION_MASK = 0x80, 0xC0
 _LEADING_BYTES = ((0xC0, 0xE0, 2), (0xE0, 0xF0, 3), (0xF0, 0xF8, 4))
-"""The first byte of a longer character, its mask, and how long it is: RFC 3629."""
+"""First byte of a longer character, its mask, and the length: RFC 3629."""
 TOTAL_HEADER = "Octaskly-Output-Bytes"
 _ID = re.compile(r"(?:(\d{1,19})-(\d{1,19})-(\d{1,9}))?:(\d{1,16}):(\d{1,16})")
 
 
 async def stream_logs(request: Request) -> web.StreamResponse:
-    """Send what a task writes as server-sent events."""
+    """Send the output of a task as server-sent events."""
     question = _status_query(request)
     wanted, follow = request.query.streams(), request.query.flag("follow")
     start = request.query.offset()
@@ -72,7 +72,7 @@ def _status_query(request: Request) -> StatusQuery:
 
 
 def parse_event_id(text: str) -> OutputPosition:
-    """Return the place that an event id names; raise ValueError if it is none."""
+    """Return the position in an event id; raise ValueError if it is invalid."""
     match = _ID.fullmatch(text)
     if match is None:
         raise ValueError(text)
@@ -82,17 +82,17 @@ def parse_event_id(text: str) -> OutputPosition:
 
 
 class _OutputEventWriter:
-    """Turns steps into events.
+    """Writes output events to a stream of server-sent events.
 
-    Characters that fall between two pieces are put together. Bytes that are no UTF-8
-    are sent in base64, so nothing is lost on the way.
+    It joins characters that are split between two chunks. It sends bytes that are not
+    UTF-8 in base64, so no byte is lost.
     """
 
     def __init__(self, stream: sse.EventStream, position: OutputPosition) -> None:
         self._stream = stream
         self._position = position
         self._sent_offsets = list(position.offsets)
-        self._incomplete = [b"", b""]  #: a character that is not complete yet
+        self._incomplete = [b"", b""]  #: bytes of an incomplete character, by stream
 
     async def write(self, event: OutputEvent) -> None:
         match event:
@@ -124,12 +124,12 @@ class _OutputEventWriter:
                 await self._send("state", {"status": event.status})
 
     async def write_end(self, follower: OutputFollower) -> None:
-        """Say how things are now: the last event."""
+        """Send the last event, with the final status."""
         await self._flush()
         await self._send("end", follower.status.last_event)
 
     async def _send_text(self, stream: int, data: bytes) -> bytes:
-        """Send whole characters; return what has come of the last one."""
+        """Send whole characters; return the bytes of an incomplete last one."""
         while data:
             part = data[:EVENT_BYTES_MAX]
             part = part[: len(part) - _incomplete_bytes(part)]
@@ -162,7 +162,7 @@ class _OutputEventWriter:
 
 
 def _incomplete_bytes(data: bytes) -> int:
-    """Return how many bytes at the end belong to a character that is not complete."""
+    """Return the number of bytes of an incomplete character at the end."""
     for back in range(1, min(_CHARACTER_BYTES_MAX, len(data) + 1)):
         byte = data[-back]
         if byte & _CONTINUATION_MASK != _CONTINUATION:
@@ -172,7 +172,7 @@ def _incomplete_bytes(data: bytes) -> int:
 
 
 async def _send_raw(request: Request, stream: int) -> web.StreamResponse:
-    """Send the bytes of one stream, as far as they are kept."""
+    """Send the kept bytes of one stream."""
     question = _status_query(request)
     follow = request.query.flag("follow")
     place = OutputPosition(None, [request.query.offset()] * len(STREAMS))
@@ -185,7 +185,7 @@ async def _send_raw(request: Request, stream: int) -> web.StreamResponse:
         try:
             await _write_all(answer, follower, follow=follow)
         except BaseException:
-            answer.abort()  # What came so far must not look like all.
+            answer.abort()  # A partial stream must not look complete.
             raise
 
     file = f"{question.ref}.{STREAMS[stream]}"
@@ -207,7 +207,9 @@ async def _write_all(
         async for step in steps:
             attempts += isinstance(step, AttemptStarted)
             if attempts > 1:
-                raise ConnectionError("what was sent is void: the task runs again")
+                raise ConnectionError(
+                    "the output sent so far is void: the task runs again"
+                )
             if isinstance(step, OutputChunk):
                 await answer.write(step.data)
 

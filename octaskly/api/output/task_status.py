@@ -1,6 +1,6 @@
-"""Where a task stands, as a node must know that shows its output.
+"""Status of a task for nodes that show its output.
 
-The dispatcher says it; the node that the client is connected to asks, also a new one.
+The node of the client asks the dispatcher, and asks again after a change of dispatcher.
 """
 
 from __future__ import annotations
@@ -32,32 +32,31 @@ from octaskly.rest.tasks import TaskEnd
 
 _INTERNAL = "/internal/v1/tasks/{id}/status"
 _PAUSE_S = 0.05
-_BUSY_S = 1.0  #: until a dispatcher is asked again that has no room
+_BUSY_S = 1.0  #: before asking a busy dispatcher again
 _BYTES_MAX = 8 << 20
 
 
 class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides where its output is."""
+    """Status of a task, and the location of its output."""
 
-    task: str  #: as the log knows it
-    name: str  #: as clients know it
+    task: str  #: id in the log
+    name: str  #: id for clients
     status: str
-    attempt: tuple[int, int, int] | None = None  #: the one that counts so far
-    node: str = ""  #: that runs or ran it
+    attempt: tuple[int, int, int] | None = None  #: the attempt that counts so far
+    node: str = ""  #: the node of the attempt
     node_name: str = ""
-    previous_reason: str | None = (
-        None  #: why the attempt before that one does not count
-    )
-    output_bytes: tuple[int, int] = (0, 0)  #: what it wrote, once it has ended
-    is_end_unseen: bool = False  #: its end was not seen: its node may know more
-    logged_bytes: tuple[int, int] = (0, 0)  #: what the log has of it
-    logged_output: tuple[bytes, bytes] | None = None  #: the very bytes, where asked for
-    end_event: TaskEnd | None = None  #: what is said at the end, once it has come
-    is_ending: bool = False  #: cancelled, and its processes are not gone yet
+    #: reason why the previous attempt does not count
+    previous_reason: str | None = None
+    output_bytes: tuple[int, int] = (0, 0)  #: bytes written, once it has ended
+    is_end_unseen: bool = False  #: no node saw its end
+    logged_bytes: tuple[int, int] = (0, 0)  #: bytes of it in the log
+    logged_output: tuple[bytes, bytes] | None = None  #: only if requested
+    end_event: TaskEnd | None = None  #: the last event, once it has ended
+    is_ending: bool = False  #: cancelled, but its processes still run
 
     @property
     def version(self) -> str:
-        """Changes when anything does that a reader must act on."""
+        """A text that changes with every change that concerns a reader."""
         attempt = self.attempt_id
         ending = "*" if self.is_ending else ""
         return f"{self.status}{ending}:{format_attempt_id(attempt) if attempt else ''}"
@@ -72,12 +71,12 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def last_event(self) -> TaskEnd | dict[str, str]:
-        """What is said of it at the end of a stream."""
+        """The last event of a stream."""
         return self.end_event or {"id": self.name, "status": self.status}
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will be written."""
+        """Return True if the task writes no more output."""
         return self.end_event is not None and not self.is_ending
 
 
@@ -88,25 +87,23 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 
 
 def format_attempt_id(attempt: AttemptId) -> str:
-    """Return an attempt as a word."""
+    """Return the text form of an attempt id."""
     return f"{attempt.term}-{attempt.stream}-{attempt.n}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusQuery:
-    """What the dispatcher is asked."""
+    """A query to the dispatcher for the status of a task."""
 
-    ref: str  #: the task, as the client calls it
-    attempt_number: int = 0  #: of the attempt; 0: the one that counts
-    known_version: str = (
-        ""  #: version that is known already: answer once there is another
-    )
-    wait_s: float = 0.0  #: at most so long
-    with_output: bool = False  #: with what the log has of its output
+    ref: str  #: the task's id for clients
+    attempt_number: int = 0  #: 0: the attempt that counts
+    known_version: str = ""  #: if set, wait for another version
+    wait_s: float = 0.0  #: maximal wait
+    with_output: bool = False  #: include the logged bytes
 
     @property
     def path(self) -> str:
-        """The question as another node is asked it."""
+        """The internal path of this query."""
         place = _INTERNAL.replace("{id}", quote(self.ref, safe=""))
         kept = "true" if self.with_output else "false"
         return (
@@ -116,10 +113,10 @@ class StatusQuery:
 
 
 async def get_task_status(request: Request, status_query: StatusQuery) -> TaskStatus:
-    """Return where a task stands.
+    """Return the status of a task.
 
-    Who knows a version already is somebody who waits: for him a dispatcher that cannot
-    say anything at the moment is asked again.
+    A query with a known version waits for a change. Such a query is repeated while the
+    dispatcher is temporarily unable to answer.
 
     Raises:
         Problem: the dispatcher refuses, or none is found in time.
@@ -140,19 +137,19 @@ async def get_task_status(request: Request, status_query: StatusQuery) -> TaskSt
                     raise
             status_query = replace(
                 status_query, known_version=""
-            )  # Not to wait there once more.
+            )  # Do not wait once more.
             await asyncio.sleep(_BUSY_S)
-            give_up_s = clock() + hold_s  # A dispatcher is there.
+            give_up_s = clock() + hold_s  # A dispatcher answered.
             continue
         if clock() - began_s > hold_s:
-            give_up_s = clock() + hold_s  # It went well until now.
+            give_up_s = clock() + hold_s  # The dispatcher answered until now.
         if clock() > give_up_s or request.services.long_polls.is_closing:
             raise no_dispatcher_problem()
         await asyncio.sleep(_PAUSE_S)
 
 
 def _is_temporary(error: Problem | CatchingUp) -> bool:
-    """Whether another node is only full, or still learns what there is."""
+    """Return True if the node is only full, or still catching up."""
     if isinstance(error, CatchingUp):
         return True
     return error.status == HTTPStatus.SERVICE_UNAVAILABLE and error.error != (
@@ -175,7 +172,7 @@ async def _query_once(request: Request, status_query: StatusQuery) -> TaskStatus
             request, view.lan_urls, status_query.path, extra_wait_s=status_query.wait_s
         ) as response:
             if REFUSED_HEADER in response.headers:
-                raise NotDispatcher("it is not dispatcher any more")
+                raise NotDispatcher("the node is no longer dispatcher")
             return await _decode_status(request, response)
 
 
@@ -183,7 +180,7 @@ async def _decode_status(
     request: Request, response: aiohttp.ClientResponse
 ) -> TaskStatus:
     if (response.content_length or 0) > _BYTES_MAX:
-        raise NodeNotResponding("an answer that is too large")
+        raise NodeNotResponding("the response is too large")
     async with asyncio.timeout(request.services.timeouts.stall_s):
         body = await response.read()
     try:
@@ -191,7 +188,7 @@ async def _decode_status(
             return msgspec.json.decode(body, type=TaskStatus)
         told = msgspec.json.decode(body, type=_ErrorBody)
     except msgspec.DecodeError as error:
-        raise NodeNotResponding(f"an answer that makes no sense: {error}") from None
+        raise NodeNotResponding(f"the response is invalid: {error}") from None
     headers = {n: v for n, v in response.headers.items() if n == "Retry-After"}
     raise Problem(
         response.status, told.error, hint=told.hint, field=told.field, headers=headers
@@ -227,7 +224,7 @@ def _status_of_record(
         counts = task_response.visible_attempt(record, state)
         outcome, is_final = task_response.visible_outcome(counts, state), state.is_final
         is_ending = is_final and counts is not None and counts.state.is_live
-        # Where nothing that ran decided, it was cancelled before.
+        # Without an outcome, the task was cancelled before it ran.
         attempt = None if is_final and not is_ending and outcome is None else counts
     gone = [
         other.outcome.reason.value
@@ -255,7 +252,7 @@ def _status_of_record(
 
 
 def _find_attempt(record: TaskRecord, number: int) -> Attempt:
-    """Return the attempt of this number; of several, both sides of a split, one."""
+    """Return the last attempt with this number; after a split there may be several."""
     found = [attempt for attempt in record.attempts if attempt.id.n == number]
     if not found:
         raise OutputNotFound(
@@ -267,7 +264,7 @@ def _find_attempt(record: TaskRecord, number: int) -> Attempt:
 
 
 async def show_task_status(request: Request) -> web.StreamResponse:
-    """Tell another node where a task stands."""
+    """Return the status of a task to another node."""
     given = request.query
     question = StatusQuery(
         ref=query.task_ref(request.path_params["id"]),
@@ -276,7 +273,7 @@ async def show_task_status(request: Request) -> web.StreamResponse:
         wait_s=given.wait_s(),
         with_output=given.flag("kept"),
     )
-    # Who waits holds a connection for long, as a stream does.
+    # A waiting request keeps a connection for long, as a stream does.
     is_long = bool(question.known_version)
     with (
         request.services.streams.count_stream() if is_long else contextlib.nullcontext()

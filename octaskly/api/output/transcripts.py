@@ -1,6 +1,6 @@
-"""The output of an attempt from the node that has it, to the one that is asked.
+"""Transfer of an attempt's output from its node to the node of the client.
 
-Between nodes it is a stream of frames: kind (1 byte), offset (8), length (4), bytes.
+Between nodes, it is a stream of frames: kind (1 byte), offset (8), length (4), bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from octaskly.ports.output import STREAMS, OutputChunk
 _INTERNAL = "/internal/v1/transcripts"
 _FRAME = struct.Struct(">BQI")
 _BYTES_MAX = 1 << 20
-_ABSENT, _END, _KEEPALIVE = 253, 254, 255  #: kinds beside the numbers of streams
+_ABSENT, _END, _KEEPALIVE = 253, 254, 255  #: frame kinds that are not stream numbers
 _KEEPALIVES_MISSED_MAX = 2
 _KEEPALIVE_FRAME = _FRAME.pack(_KEEPALIVE, 0, 0)
 
@@ -40,11 +40,11 @@ async def read_transcript(
     *,
     follow: bool,
 ) -> AsyncGenerator[OutputChunk]:
-    """Return the output of an attempt from its node: see `output.OutputSource.stream_output`.
+    """Yield the output of an attempt from its node; see `OutputSource.stream_output`.
 
     Raises:
-        OutputNotFound: the node has nothing but what is in the result.
-        Unanswered: the node is not there, or stopped in between.
+        OutputNotFound: the node has no file; the result has all that is kept.
+        NodeNotResponding: the node did not answer, or stopped in the middle.
     """
     if node == request.gateway.node_id:
         async for piece in request.gateway.stream_output(
@@ -89,10 +89,11 @@ async def _decode_frames(
 
 
 def _frame_timeout_s(request: Request, *, follow: bool) -> float:
-    """Return after how long a node that says nothing is taken for gone.
+    """Return the seconds of silence after which a node counts as lost.
 
-    It shows again and again that it lives. Who follows asks once more and goes on where
-    it was, but by then the task may run elsewhere; else what is missing stays missing.
+    A node sends keepalives. A follower has a short timeout, because the task may run
+    elsewhere by then, and it can ask again at the same offset. Other readers do not ask
+    again, so their timeout is long.
     """
     deadlines = request.services.timeouts
     return (

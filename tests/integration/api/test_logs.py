@@ -306,7 +306,7 @@ async def test_what_is_not_kept_is_said(patient_node: ApiNode) -> None:
                 "stream": "stdout",
                 "offset": 4,
                 "bytes": 996,
-                "reason": "laptop-01 keeps no more of it",
+                "reason": "laptop-01 does not keep the rest",
             },
         ),
         ("end", "completed"),
