@@ -128,11 +128,11 @@ def problem_of(error: Exception) -> Problem:
         wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
         # Some errors already contain the text of the reference; do not repeat it.
-        told = (str(error), getattr(error, "hint", None))
+        details = (str(error), getattr(error, "hint", None))
         return Problem(
             status,
             text,
-            hint="; ".join(part for part in told if part and part != text) or None,
+            hint="; ".join(part for part in details if part and part != text) or None,
             field=getattr(error, "field", None),
             headers=headers,
         )

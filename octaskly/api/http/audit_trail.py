@@ -96,7 +96,7 @@ class Auditor:
         who, now_ms = info.principal, self._clock.now().wall_ms
         own = self._gateway.node_id
         self._last_number += 1
-        deed = AuditEntry(
+        entry = AuditEntry(
             id=f"{own}-{self._id_prefix}-{self._last_number:x}",
             at_ms=now_ms,
             subject=None if who is None else who.subject,
@@ -110,7 +110,7 @@ class Auditor:
             tasks=tuple(info.tasks),
             task_count=info.task_count,
         )
-        self._add_to_group(deed, is_refused=is_refused)
+        self._add_to_group(entry, is_refused=is_refused)
 
     def _add_to_group(self, entry: AuditEntry, *, is_refused: bool) -> None:
         kind: _GroupKey = (entry.subject, entry.source, entry.received_by, entry.status)
@@ -191,7 +191,7 @@ class Auditor:
                 await self._send(some)
         except (OctasklyError, aiohttp.ClientError, OSError, TimeoutError):
             return False  # The entries wait for the next dispatcher.
-        done = {deed.id for deed in some}
+        done = {entry.id for entry in some}
         for queue in queues:  # A full queue may have dropped some already.
             while queue and queue[0].id in done:
                 queue.popleft()
@@ -275,10 +275,10 @@ _entries_decoder = msgspec.json.Decoder(list[AuditEntry])
 async def receive_entries(request: Request) -> web.StreamResponse:
     """Write the audit entries of another node."""
     try:
-        deeds = _entries_decoder.decode(request.body)
+        entries = _entries_decoder.decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(400, MALFORMED_JSON, hint=str(error)) from None
-    await request.gateway.audit.record_entries(deeds[:BATCH_MAX])
+    await request.gateway.audit.record_entries(entries[:BATCH_MAX])
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
 

@@ -71,14 +71,14 @@ async def request_from_node(
         if response_timeout_s is None
         else response_timeout_s
     )
-    forwarder = request.services.node_client
+    node_client = request.services.node_client
 
     async def get(lan_url: str) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(stall_s + extra_wait_s):
-                return await forwarder.session().get(
+                return await node_client.session().get(
                     URL(lan_url + path, encoded=True),
-                    headers=forwarder.forwarding_headers(request),
+                    headers=node_client.forwarding_headers(request),
                     allow_redirects=False,
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
@@ -86,7 +86,7 @@ async def request_from_node(
             raise NotSent(str(error) or type(error).__name__) from None
 
     try:
-        async with await forwarder.try_each(lan_urls, get) as response:
+        async with await node_client.try_each(lan_urls, get) as response:
             yield response
     except (aiohttp.ClientError, OSError) as error:
         raise NodeNotResponding(str(error) or type(error).__name__) from None
@@ -185,12 +185,12 @@ class HttpNodeClient:
         # A long poll may run for minutes before it fails, and then gets a new budget; a
         # submission does not.
         is_renewed = request.http_request.method in ("GET", "HEAD")
-        hold = _RetryBudget(
+        budget = _RetryBudget(
             self._timeouts.dispatcher_wait_s, restarts_after_long_attempt=is_renewed
         )
         while True:
-            view = await self._wait_for_dispatcher(request, hold)
-            hold.start_attempt()
+            view = await self._wait_for_dispatcher(request, budget)
+            budget.start_attempt()
             try:
                 if view.is_self:
                     request.info.dispatcher_headers = self._dispatcher_headers(view)
@@ -206,7 +206,7 @@ class HttpNodeClient:
                     raise _unknown_outcome_problem(str(error)) from None
             if request.forwarded_by is not None:
                 raise _not_dispatcher_problem()
-            await hold.wait_before_retry()
+            await budget.wait_before_retry()
 
     async def forward_to_node(
         self, request: Request, lan_urls: Sequence[str], path: str

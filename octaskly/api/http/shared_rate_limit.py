@@ -43,15 +43,15 @@ async def _charge_at_dispatcher(request: Request, view: DispatcherView) -> bool:
             limit,
             request_from_node(request, view.lan_urls, _INTERNAL) as response,
         ):
-            told = {
+            headers = {
                 name: response.headers[name]
                 for name in RATE_LIMIT_HEADERS
                 if name in response.headers
             }
-            if response.status == HTTPStatus.TOO_MANY_REQUESTS and told:
-                raise too_many_requests(told)
+            if response.status == HTTPStatus.TOO_MANY_REQUESTS and headers:
+                raise too_many_requests(headers)
             if response.status == HTTPStatus.NO_CONTENT:
-                request.info.rate_limit_headers = told
+                request.info.rate_limit_headers = headers
                 return True
     return False
 

@@ -164,9 +164,9 @@ async def _produce_with_keepalives(
         return
     try:
         async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(stream.send_keepalives(keepalive))
+            keepalives = tasks.create_task(stream.send_keepalives(keepalive))
             await produce(stream)
-            keeper.cancel()
+            keepalives.cancel()
     except ExceptionGroup as group:  # Only `produce` can fail.
         raise group.exceptions[0] from None
 

@@ -84,8 +84,8 @@ class _Attachment(web.FileResponse):
 
     def __init__(self, file: Path, stat: os.stat_result) -> None:
         # Bytes from a task are data, never a page of this origin.
-        told = f"attachment; filename*=UTF-8''{quote(file.name)}"
-        headers = {"Content-Type": BYTES, "Content-Disposition": told}
+        disposition = f"attachment; filename*=UTF-8''{quote(file.name)}"
+        headers = {"Content-Type": BYTES, "Content-Disposition": disposition}
         super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
         # aiohttp sets the same values, but only after `matches_if_range` needs them.
         self.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"

@@ -47,11 +47,11 @@ async def stream_logs(request: Request) -> web.StreamResponse:
     follower = OutputFollower(request, question, begin, place, wanted)
 
     async def send_all(stream: sse.EventStream) -> None:
-        teller = _OutputEventWriter(stream, place)
+        writer = _OutputEventWriter(stream, place)
         async with aclosing(follower.events(follow=follow)) as steps:
             async for step in steps:
-                await teller.write(step)
-        await teller.write_end(follower)
+                await writer.write(step)
+        await writer.write_end(follower)
 
     return await sse.serve_events(request, send_all)
 

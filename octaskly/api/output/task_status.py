@@ -186,12 +186,16 @@ async def _decode_status(
     try:
         if response.status == HTTPStatus.OK:
             return msgspec.json.decode(body, type=TaskStatus)
-        told = msgspec.json.decode(body, type=_ErrorBody)
+        failure = msgspec.json.decode(body, type=_ErrorBody)
     except msgspec.DecodeError as error:
         raise NodeNotResponding(f"the response is invalid: {error}") from None
     headers = {n: v for n, v in response.headers.items() if n == "Retry-After"}
     raise Problem(
-        response.status, told.error, hint=told.hint, field=told.field, headers=headers
+        response.status,
+        failure.error,
+        hint=failure.hint,
+        field=failure.field,
+        headers=headers,
     )
 
 

@@ -95,10 +95,8 @@ def _frame_timeout_s(request: Request, *, follow: bool) -> float:
     elsewhere by then, and it can ask again at the same offset. Other readers do not ask
     again, so their timeout is long.
     """
-    deadlines = request.services.timeouts
-    return (
-        _KEEPALIVES_MISSED_MAX * deadlines.keepalive_s if follow else deadlines.stall_s
-    )
+    timeouts = request.services.timeouts
+    return _KEEPALIVES_MISSED_MAX * timeouts.keepalive_s if follow else timeouts.stall_s
 
 
 def _path(

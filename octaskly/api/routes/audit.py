@@ -30,7 +30,7 @@ async def list_audit_entries(request: Request) -> web.StreamResponse:
         hint = f"{error}; send `next` of an earlier answer"
         raise Problem(400, INVALID_VALUE, hint=hint, field="after") from None
     names = request.gateway.node_names()
-    shown = [_render_entry(deed, names) for deed in page.entries]
+    shown = [_render_entry(entry, names) for entry in page.entries]
     body = rest.AuditPage(entries=shown, returned=len(shown), next=page.cursor)
     return json_response(task_response.encode(body))
 

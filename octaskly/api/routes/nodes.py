@@ -51,13 +51,13 @@ async def show_node(request: Request) -> web.StreamResponse:
 
 async def set_availability(request: Request) -> web.StreamResponse:
     """Set the availability of a node; that node itself answers."""
-    steering = AvailabilityCommand(request.http_request.path.rpartition("/")[2])
+    command = AvailabilityCommand(request.http_request.path.rpartition("/")[2])
     name, gateway = request.path_params["name"], request.gateway
     if gateway.find_node_id(name) == gateway.node_id:
         return await _node_response(
             request,
             await gateway.set_availability(
-                steering, principal=request.authenticated_principal
+                command, principal=request.authenticated_principal
             ),
         )
     member = _member(request, name)
@@ -68,7 +68,7 @@ async def set_availability(request: Request) -> web.StreamResponse:
             hint=f"{member.name} is not connected to the mesh at the moment",
             headers={"Retry-After": "5"},
         )
-    path = f"/api/v1/nodes/{member.id}/{steering.value}"
+    path = f"/api/v1/nodes/{member.id}/{command.value}"
     return await request.services.node_client.forward_to_node(
         request, gateway.api_urls_of(member.id), path
     )
@@ -127,13 +127,13 @@ ROUTES = (
     *(
         Route(
             method="POST",
-            path=f"/api/v1/nodes/{{name}}/{steering.value}",
+            path=f"/api/v1/nodes/{{name}}/{command.value}",
             handler=set_availability,
             access=Access.ADMIN,
             is_local=True,
             responses={200: rest.NodeInfo},
             error_statuses=(507,),
         )
-        for steering in AvailabilityCommand
+        for command in AvailabilityCommand
     ),
 )

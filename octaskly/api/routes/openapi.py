@@ -290,7 +290,7 @@ def _responses(route: Route, path: str, types: _SchemaCollector) -> Json:
         refusals.add(404)
     refusals -= route.responses.keys()
     types.error_statuses |= refusals
-    told = (
+    headers = (
         *_COMMON_HEADERS,
         *route.response_headers,
         *(() if route.is_local else _DISPATCHER_HEADERS),
@@ -298,7 +298,7 @@ def _responses(route: Route, path: str, types: _SchemaCollector) -> Json:
     answers = {
         str(status): {
             "description": phrase(status),
-            "headers": _headers(told),
+            "headers": _headers(headers),
             **_content(route, status, kind, types),
         }
         for status, kind in route.responses.items()
@@ -330,10 +330,10 @@ def _body(status: int, kind: Any, types: _SchemaCollector) -> Json:
 
 
 def _error_response(status: int, types: _SchemaCollector) -> Json:
-    told = (*_COMMON_HEADERS, *_DISPATCHER_HEADERS, *_ERROR_HEADERS.get(status, ()))
+    headers = (*_COMMON_HEADERS, *_DISPATCHER_HEADERS, *_ERROR_HEADERS.get(status, ()))
     return {
         "description": phrase(status),
-        "headers": _headers(told),
+        "headers": _headers(headers),
         "content": {JSON: {"schema": types.problem}},
     }
 

@@ -113,8 +113,8 @@ def require_array(record: TaskRecord, field: str = "id") -> TaskRecord:
 async def explain_task(request: Request) -> web.StreamResponse:
     """Explain the state of a task, for each node."""
     ref = query.task_ref(request.path_params["id"])
-    record, told = await request.gateway.explain_task(ref)
-    return json_response(task_response.encode(task_response.explanation(record, told)))
+    record, found = await request.gateway.explain_task(ref)
+    return json_response(task_response.encode(task_response.explanation(record, found)))
 
 
 async def cancel_task(request: Request) -> web.StreamResponse:

@@ -265,13 +265,13 @@ def cancelled(record: TaskRecord) -> rest.Cancelled:
     )
 
 
-def explanation(record: TaskRecord, told: TaskExplanation) -> rest.Explanation:
+def explanation(record: TaskRecord, found: TaskExplanation) -> rest.Explanation:
     """Return the explanation of a task's state."""
     return rest.Explanation(
         id=record.name,
-        status=told.state,
-        summary=told.summary,
-        placement=told.placement_reason or None,
+        status=found.state,
+        summary=found.summary,
+        placement=found.placement_reason or None,
         nodes=[
             rest.Verdict(
                 name=verdict.name,
@@ -282,7 +282,7 @@ def explanation(record: TaskRecord, told: TaskExplanation) -> rest.Explanation:
                     for why in verdict.reasons
                 ],
             )
-            for verdict in told.rejections
+            for verdict in found.rejections
         ],
     )
 

@@ -105,10 +105,10 @@ class RateLimiter:
         if len(windows) > CLIENTS_MAX:
             windows.popitem(last=False)
         now_s = self._clock.now().mono_s
-        is_taken = window.count_request(now_s, limit)
+        is_counted = window.count_request(now_s, limit)
         values = (limit, limit - window.total, window.seconds_until_free(now_s))
         headers = dict(zip(RATE_LIMIT_HEADERS, map(str, values), strict=True))
-        if not is_taken:
+        if not is_counted:
             self.refused_count += 1
             raise too_many_requests(headers)
         return headers

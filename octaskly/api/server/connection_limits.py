@@ -105,9 +105,9 @@ class TlsHandshakeLimiter:
             transport.abort()
             return
         if len(pending) >= bounds.lan_handshakes_max:
-            longest = max(pending, key=lambda one: counts[pending[one]])
-            del pending[longest]
-            longest.abort()
+            displaced = max(pending, key=lambda one: counts[pending[one]])
+            del pending[displaced]
+            displaced.abort()
         pending[transport] = host
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[None] = loop.create_future()

@@ -252,7 +252,9 @@ class RequestPipeline:
         if route.access is Access.PUBLIC:
             return None
         request, connection = routed.request, routed.connection
-        is_bare = not connection.is_lan and "Authorization" not in request.headers
+        is_local_without_token = (
+            not connection.is_lan and "Authorization" not in request.headers
+        )
         if route.access is Access.NODE:
             if connection.peer is None:
                 raise Problem(
@@ -264,7 +266,7 @@ class RequestPipeline:
             return None
         if connection.is_socket:
             return connection.local_principal(self._node_name)
-        if route.access is Access.READ_OR_LOCAL and is_bare:
+        if route.access is Access.READ_OR_LOCAL and is_local_without_token:
             return None
         if connection.peer is not None:
             statement = request.headers.get(authentication.PRINCIPAL_HEADER)

@@ -161,11 +161,11 @@ class RequestLifecycle:
             **({} if "Cache-Control" in headers else _NO_CACHE_HEADERS),
             **origin_checks.cors_headers(seen.origin),
         }
-        told = {name: usual[name] for name in usual if name not in headers}
-        told["X-Request-ID"] = seen.id
-        told["X-Response-Time-ms"] = f"{(now_s - seen.started_s) * 1000:.3f}"
+        added = {name: usual[name] for name in usual if name not in headers}
+        added["X-Request-ID"] = seen.id
+        added["X-Response-Time-ms"] = f"{(now_s - seen.started_s) * 1000:.3f}"
         headers.update(
-            {**told, **seen.dispatcher_headers, **(seen.rate_limit_headers or {})}
+            {**added, **seen.dispatcher_headers, **(seen.rate_limit_headers or {})}
         )
         if self._long_polls.is_closing:
             response.force_close()
