@@ -13,13 +13,13 @@ from typing import Final
 
 from msgspec import structs
 
-from octaskly.agent.admissions import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.join_service import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.agent.metrics import MetricsReport
-from octaskly.agent.startup import (
+from octaskly.agent.node_setup import (
     assigned_name,
     describe_agent,
     node_info,
@@ -49,10 +49,10 @@ from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool
-from octaskly.runner.pool.reports import EndedCallback
+from octaskly.runner.pool.report_queue import EndedCallback
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import WILDCARD_ADDRESSES, bind_ports, port_of
+from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_ports, port_of
 from octaskly.system.load import LoadSampler
 from octaskly.system.log import Logger, log_line
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner

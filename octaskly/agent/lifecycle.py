@@ -10,21 +10,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.agent.admissions import MeshChangeCallbacks
 from octaskly.agent.components import Components
+from octaskly.agent.join_service import MeshChangeCallbacks
+from octaskly.agent.node_setup import make_folders
 from octaskly.agent.process import (
     GarbageCollection,
     StopSignals,
     SystemdNotifier,
     build_unraisable_hook,
 )
-from octaskly.agent.startup import make_folders
 from octaskly.agent.unpaired import serve_unpaired
-from octaskly.config.account import resolve_account
 from octaskly.config.agent import AgentConfig
+from octaskly.config.task_account import resolve_account
 from octaskly.core.node.shutdown import PROCESS_EXIT_S
-from octaskly.joining import state_folder
-from octaskly.joining.state_folder import isolate_mesh_state
+from octaskly.joining import change_mesh
+from octaskly.joining.change_mesh import isolate_mesh_state
 from octaskly.mesh.discovery.scan import FIRST_SCAN_S, scan_meshes
 from octaskly.mesh.wire import WirePacker
 from octaskly.runner.processes.proc_tree import become_subreaper
@@ -78,7 +78,7 @@ class Agent:
         Raises:
             ConfigError, StoreError: a folder, a file or a port cannot be used.
         """
-        if state_folder.is_leaving(self._config.paths):
+        if change_mesh.is_leaving(self._config.paths):
             self._delete_mesh_state("a leave was requested before the agent stopped")
         self._make_folders()
         # Fail now if another agent holds the database, before a secret is created.
@@ -173,7 +173,7 @@ class Agent:
     def _delete_mesh_state(self, cause: str) -> None:
         """Delete the state of the mesh that this node has left."""
         paths = self._config.paths
-        if state_folder.delete_mesh_state(paths, self._secret_use):
+        if change_mesh.delete_mesh_state(paths, self._secret_use):
             cause += "; other agents on this machine still use the secret file"
         self._log.warning("left the mesh", cause=cause)
 

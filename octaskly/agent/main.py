@@ -18,9 +18,9 @@ from dataclasses import replace
 from typing import Any
 
 from octaskly.agent.process import StopSignals, SystemdNotifier
-from octaskly.config.account import InheritedSettings
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
+from octaskly.config.task_account import InheritedSettings
 from octaskly.errors import ConfigError, StoreError
 from octaskly.mesh.discovery.scan import FIRST_SCAN_S, scan_meshes
 from octaskly.system.log import Logger, configure

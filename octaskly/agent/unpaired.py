@@ -9,10 +9,10 @@ from functools import partial
 from typing import NoReturn
 
 from octaskly import __version__
-from octaskly.agent.admissions import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.health import HealthChecks
-from octaskly.agent.startup import describe_agent, write_description
+from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
+from octaskly.agent.node_setup import describe_agent, write_description
 from octaskly.api import ApiServer, ListenerKind
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import (
@@ -32,7 +32,7 @@ from octaskly.mesh.wire import WirePacker
 from octaskly.ports import Principal
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import bind_port, port_of
+from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger, log_line
 from octaskly.trust import NodeKey

@@ -19,7 +19,7 @@ from octaskly.cli.output.render import cut, note
 from octaskly.client import Refused, Session
 from octaskly.client.endpoint import Endpoint, resolve_endpoint
 from octaskly.client.errors import Invalid, NotFound
-from octaskly.client.flows import calls
+from octaskly.client.flows import api_calls
 from octaskly.errors import MeshError
 from octaskly.rest.client_types import Task, TaskPage
 
@@ -105,7 +105,7 @@ def resolve_ref(client: Session, ref: str) -> str:
     full = pad_task_number(ref)
     for known in dict.fromkeys((full, ref)):
         with contextlib.suppress(NotFound, Invalid):  # A name need not do as an id.
-            found = client.send_and_decode(calls.task(known), Task)
+            found = client.send_and_decode(api_calls.task(known), Task)
             return found.id if known == ref else known  # As people write it.
     if (
         task := _find_among_newest(client, ref) or _resolve_member(client, ref)
@@ -120,13 +120,13 @@ def resolve_id(client: Session, ref: str) -> str:
     """Return the whole id of what people call a task; raise as `resolve_ref` does."""
     known = resolve_ref(client, ref)
     if _NUMBER.fullmatch(known):
-        return client.send_and_decode(calls.task(known), Task).id
+        return client.send_and_decode(api_calls.task(known), Task).id
     return known
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:
     """Return at most so many of the newest tasks, the latest first."""
-    return client.send_and_decode(calls.newest(limit), TaskPage).tasks
+    return client.send_and_decode(api_calls.newest(limit), TaskPage).tasks
 
 
 def _find_among_newest(client: Session, ref: str) -> str | None:
@@ -150,7 +150,7 @@ def _resolve_member(client: Session, ref: str) -> str | None:
     array, _, number = ref.rpartition(".")
     if not array or not number.isdecimal():
         return None
-    return f"{client.send_and_decode(calls.task(resolve_ref(client, array)), Task).id}.{number}"
+    return f"{client.send_and_decode(api_calls.task(resolve_ref(client, array)), Task).id}.{number}"
 
 
 def pad_task_number(ref: str) -> str:

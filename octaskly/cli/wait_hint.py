@@ -9,7 +9,7 @@ from typing import Final
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import is_quiet, note
-from octaskly.client.flows import calls
+from octaskly.client.flows import api_calls
 from octaskly.errors import OctasklyError
 from octaskly.rest.tasks import Explanation
 
@@ -42,7 +42,7 @@ def _explain_waiting_task(
     # Whatever goes wrong here, the one who waits finds out too, and says so.
     with contextlib.suppress(OctasklyError), context.connect(is_silent=True) as client:
         for ref in refs[:TASKS_CHECKED_MAX]:
-            told = client.send_and_decode(calls.explain(ref), Explanation)
+            told = client.send_and_decode(api_calls.explain(ref), Explanation)
             if told.status == "queued" and not is_over.is_set():
                 note(f"queued: {told.summary}; octaskly explain {told.id} tells more")
                 return

@@ -4,6 +4,7 @@
 use. All run the same flows.
 """
 
+from octaskly.client.command_session import Session
 from octaskly.client.errors import (
     NoAnswer,
     Refused,
@@ -11,9 +12,8 @@ from octaskly.client.errors import (
     SeveralAgents,
     Unreachable,
 )
-from octaskly.client.flows.calls import Response
+from octaskly.client.flows.api_calls import Response
 from octaskly.client.local_agents import find_agent_socket, find_local_agents
-from octaskly.client.session import Session
 
 __all__ = [
     "NoAnswer",

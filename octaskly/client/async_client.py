@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from octaskly.client.drivers.asyncio_driver import AsyncioDriver
-from octaskly.client.drivers.request_flow import make_request_flow
+from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows import arrays, listing, streams
 from octaskly.client.flows import tasks as flows

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
-from octaskly.client.drivers.request_flow import make_request_flow
+from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows import arrays, listing, streams

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from octaskly.client import errors
 from octaskly.client.errors import NoAnswer, ReplyLost
-from octaskly.client.flows.calls import Call, Response
+from octaskly.client.flows.api_calls import Call, Response
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from octaskly.config.account import DEFAULT_INHERITED, Account, InheritedSettings
 from octaskly.config.paths import (
     Paths,
     runtime_dir_default,
@@ -21,6 +20,7 @@ from octaskly.config.paths import (
 )
 from octaskly.config.settings import AgentOptions
 from octaskly.config.sources import SettingValue, read_all_sources
+from octaskly.config.task_account import DEFAULT_INHERITED, Account, InheritedSettings
 from octaskly.core.model.settings import Limits, Timing
 from octaskly.errors import ConfigError
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from octaskly.core.model.ids import Address
 from octaskly.errors import OctasklyError
-from octaskly.mesh.links.limits import HandshakeLimiter, PendingHandshake
+from octaskly.mesh.links.handshake_limits import HandshakeLimiter, PendingHandshake
 from octaskly.mesh.links.tcp import connect, tune_socket
 
 EXCHANGE_S: Final = 10.0  #: timeout for all messages between two programs

@@ -30,7 +30,7 @@ from octaskly.joining.key_exchange import (
 )
 from octaskly.mesh.discovery.scan import advertise_pairing
 from octaskly.ports import Clock, IssuedInvite
-from octaskly.system.listeners import bind_port, port_of
+from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
 

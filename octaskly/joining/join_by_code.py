@@ -21,6 +21,7 @@ from octaskly.config.units import host_and_port
 from octaskly.config.value_types import HostAndPort, InvalidValue
 from octaskly.core.model.ids import Address
 from octaskly.errors import ConfigError, OctasklyError, PairingFailed, TrustError
+from octaskly.joining.change_mesh import replace_mesh_secret
 from octaskly.joining.conversation import EXCHANGE_S, Conversation, connect_first
 from octaskly.joining.greeting import (
     GREETING_BYTES,
@@ -37,7 +38,6 @@ from octaskly.joining.key_exchange import (
     is_proof_valid,
     unseal_secret,
 )
-from octaskly.joining.state_folder import replace_mesh_secret
 from octaskly.mesh.discovery.scan import scan_inviting_members
 from octaskly.ports import Clock
 from octaskly.trust import MeshSecret, SecretFile

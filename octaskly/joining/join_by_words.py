@@ -37,7 +37,7 @@ from octaskly.joining.key_exchange import (
 from octaskly.mesh.discovery.interfaces import local_addresses
 from octaskly.mesh.discovery.scan import advertise_pairing
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import WILDCARD_ADDRESSES, bind_port, port_of
+from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_port, port_of
 from octaskly.system.load import process_on_port
 from octaskly.trust import node_id_of
 

@@ -9,12 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octaskly.core.protocol.messages import Hello
-from octaskly.ports.admissions import (
-    IssuedInvite,
-    JoinService,
-    JoinStatus,
-    WaitingMachine,
-)
 from octaskly.ports.audit import AuditEntry, AuditLog, AuditPage
 from octaskly.ports.files import (
     ContentMismatch,
@@ -30,6 +24,12 @@ from octaskly.ports.gateway import (
     OutputLocation,
     QueueSample,
     ReplicationState,
+)
+from octaskly.ports.join_service import (
+    IssuedInvite,
+    JoinService,
+    JoinStatus,
+    WaitingMachine,
 )
 from octaskly.ports.key_rotation import KeyRotationControl, RotationProgress
 from octaskly.ports.store import (

@@ -36,15 +36,15 @@ from octaskly.ports import (
     TaskQuery,
 )
 from octaskly.ports.events import EndedMember, RecentAttempts
-from octaskly.store.reading import history as attempts
-from octaskly.store.reading import history as histories
+from octaskly.store.reading import change_feed as attempts
+from octaskly.store.reading import change_feed as histories
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.reader_pool import ReaderPool
-from octaskly.store.reading.ready_tasks import load_unblocked_tasks
 from octaskly.store.reading.snapshot import read_snapshot_part
+from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
+from octaskly.store.tables import mesh_records as records_
 from octaskly.store.tables import name_collisions
-from octaskly.store.tables import records as records_
 from octaskly.store.tables.database import (
     DatabaseLock,
     build_store_error,

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from playwright.async_api import Browser, Page
 
-from octaskly.api.schemas.task_request import TaskIn, parse_tasks
+from octaskly.api.schemas.request_bodies import TaskIn, parse_tasks
 from octaskly.cli.commands.arrays import array, map_
 from octaskly.cli.commands.run import run
 from tests.browser.chromium import visitor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli.service.ownership import find_untrusted_paths
+from octaskly.cli.service.program_trust import find_untrusted_paths
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")
 

@@ -21,8 +21,8 @@ import pexpect
 import pytest
 
 from octaskly.cli.doctor.command import format_findings
-from octaskly.cli.doctor.findings import make_findings
-from octaskly.cli.doctor.symptoms import Symptoms, TakenPort
+from octaskly.cli.doctor.diagnosis import make_findings
+from octaskly.cli.doctor.observations import Symptoms, TakenPort
 from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
 from tests.cli.test_reading import ended_task

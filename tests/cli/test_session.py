@@ -19,15 +19,15 @@ from octaskly.cli.output.render import exit_code_of
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import NoAnswer, NotOctaskly
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import NODES, STATS, TOKENS, Call
-from octaskly.client.flows.request import UNKNOWN_OUTCOME_ERRORS
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import NODES, STATS, TOKENS, Call
+from octaskly.client.flows.request_flow import UNKNOWN_OUTCOME_ERRORS
 from octaskly.client.http_connection import HttpConnection, connect_unix
 from octaskly.rest.mesh import NodePage
 from tests.cli.stand_in import Api, serving
 from tests.support.agents import until
 
-ONCE = calls.post_once(TOKENS, {"role": "viewer", "expires_s": 60})
+ONCE = api_calls.post_once(TOKENS, {"role": "viewer", "expires_s": 60})
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskS
 from octaskly.core.protocol.messages import Entries, Report
 from octaskly.ports import DurableStore, TaskListPage, TaskQuery
 from octaskly.store import Store
-from octaskly.store.reading import history
+from octaskly.store.reading import change_feed
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
 from tests.simulation.store.disk import Disk
@@ -868,7 +868,7 @@ async def test_parts_of_history_are_small(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where tasks are large; and what is large is in no outline."""
-    monkeypatch.setattr(history, "PART_BYTES_MAX", 5000)
+    monkeypatch.setattr(change_feed, "PART_BYTES_MAX", 5000)
     large = TaskOptions(env=(("A", "x" * 2000),), array=ArraySpec(count=3))
     command = "echo " + "x" * 2000
     await bench.add(

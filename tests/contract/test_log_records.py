@@ -9,7 +9,7 @@ import pytest
 
 from octaskly.core.effects import PlanFloor, Save
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import AUDIT, AUDIT_UNAUTHENTICATED, TOKEN_REVOKED
+from octaskly.core.log.mesh_records import AUDIT, AUDIT_UNAUTHENTICATED, TOKEN_REVOKED
 from octaskly.core.model.ids import VectorItems
 from octaskly.ports import RecordQuery
 from tests.contract import log_kit as kit

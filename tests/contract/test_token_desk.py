@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from octaskly.agent.gateway.records import Records
+from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.gateway.tokens import SESSION_S, SESSION_S_MAX, TokenService
 from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import TOKEN, TOKEN_REVOKED
+from octaskly.core.log.mesh_records import TOKEN, TOKEN_REVOKED
 from octaskly.core.model.ids import NodeId
 from octaskly.core.replies import RecordsKept
 from octaskly.errors import (

@@ -33,7 +33,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import rows
-from octaskly.store.writing.tables import TableWriter
+from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 from tests.property.test_store import ATTEMPTS, NODES, OUTCOMES, filled, interleaved

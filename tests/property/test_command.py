@@ -12,7 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from octaskly.runner.launcher.child import SHELL_KEYWORDS, split_simple_command
+from octaskly.runner.launcher.attempt_process import (
+    SHELL_KEYWORDS,
+    split_simple_command,
+)
 from octaskly.runner.launcher.spawn import find_program
 
 PLAIN = "abcXYZ019_@%+=:,./-"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.log.facts import Entry, Recorded
-from octaskly.core.log.records import (
+from octaskly.core.log.mesh_records import (
     AUDIT,
     KINDS,
     TOKEN_REVOKED,
@@ -14,7 +14,7 @@ from octaskly.core.log.records import (
     earlier_record,
 )
 from octaskly.core.model.ids import StreamId
-from octaskly.store.tables import records as table
+from octaskly.store.tables import mesh_records as table
 from tests.contract import log_kit as kit
 
 RECORDS = st.builds(

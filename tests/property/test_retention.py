@@ -36,7 +36,7 @@ from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.snapshot import read_snapshot_part
 from octaskly.store.tables.floors import read_floor
 from octaskly.store.tables.node_state import read_vector
-from octaskly.store.writing.tables import TableWriter
+from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 

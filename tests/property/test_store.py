@@ -29,7 +29,7 @@ from octaskly.core.protocol.messages import Entries
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.tables import rows
-from octaskly.store.writing.tables import TableWriter
+from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 

@@ -19,7 +19,7 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
-from octaskly.store.writing.tables import TableWriter
+from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.support.builders import journal, moment
 

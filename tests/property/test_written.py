@@ -58,7 +58,7 @@ from octaskly.mesh import wire
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import node_state
-from octaskly.store.writing.tables import TableWriter
+from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import fuzz
 from tests.support.builders import moment

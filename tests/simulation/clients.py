@@ -20,7 +20,7 @@ from octaskly.core.events import (
     RecordRequested,
     TasksSubmitted,
 )
-from octaskly.core.log import records
+from octaskly.core.log import mesh_records
 from octaskly.core.log.facts import Submitted
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import NodeId, TaskId, task_name
@@ -129,9 +129,9 @@ class Clients:
         draw = self._world.notes
         kind, few = draw.choice(
             (
-                (records.TOKEN_REVOKED, True),
-                (records.TOKEN_REVOKED, False),
-                (records.AUDIT, False),
+                (mesh_records.TOKEN_REVOKED, True),
+                (mesh_records.TOKEN_REVOKED, False),
+                (mesh_records.AUDIT, False),
             )
         )
         key = str(draw.randrange(6)) if few else f"{draw.getrandbits(64):x}"

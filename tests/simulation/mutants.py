@@ -13,9 +13,9 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
-from octaskly.core.dispatcher.records import RecordWriter
 from octaskly.core.dispatcher.retention import Retention
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
@@ -24,7 +24,7 @@ from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.events import Event, PeerUp, Persisted, SavedState
 from octaskly.core.membership.address_book import AddressBook
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import Outcome, TaskSpec

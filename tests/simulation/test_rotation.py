@@ -6,7 +6,11 @@ import pytest
 
 from octaskly.core.key_rotation.rotation import STEP_RETRY_S
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keys import RotationNotStarted, RotationPhase, RotationStarted
+from octaskly.core.model.keyring import (
+    RotationNotStarted,
+    RotationPhase,
+    RotationStarted,
+)
 from octaskly.core.model.settings import URGENT_STEP_S
 from tests.simulation.checks.kept import all_go_by_the_same_records, records_are_kept
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld

@@ -16,7 +16,7 @@ from octaskly.config.defaults import LOOPBACK
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
-from octaskly.system.listeners import bind_port, port_of
+from octaskly.system.listening_sockets import bind_port, port_of
 from tests.support.agents import WAIT_S_MAX
 from tests.support.conformance import conforms
 from tests.support.fake_gateway import NOW_MS, FakeGateway

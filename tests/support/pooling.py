@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from octaskly.config.account import Account
+from octaskly.config.task_account import Account
 from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report

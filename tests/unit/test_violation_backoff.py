@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.mesh.links.limits import REFUSED_MAX, REFUSED_S, ViolationBackoff
+from octaskly.mesh.links.handshake_limits import (
+    REFUSED_MAX,
+    REFUSED_S,
+    ViolationBackoff,
+)
 
 DEPENDENCY_FAILED_PREFIX = NodeId("broken")
 

@@ -24,10 +24,10 @@ from yarl import URL
 
 from octaskly.api.http import sse
 from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
-from octaskly.api.http.buffers import READ_BYTES
 from octaskly.api.http.long_polls import LongPolls
-from octaskly.api.http.peer_addresses import PeerAddresses
+from octaskly.api.http.node_urls import PeerAddresses
 from octaskly.api.http.request import Handler, HttpTimeouts, NotSent, Request
+from octaskly.api.http.slow_clients import READ_BYTES
 from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,

@@ -15,8 +15,8 @@ from aiohttp import web
 from octaskly.api.http.long_polls import LongPolls
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
+from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
-from octaskly.api.security.sessions import OneTimeCodes
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId

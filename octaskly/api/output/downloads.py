@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from octaskly.api.http.request import BYTES, Access, Request, Route
 from octaskly.api.problems import INVALID_VALUE, Problem
-from octaskly.api.schemas import query, task_request
+from octaskly.api.schemas import query, request_bodies
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.errors import NodeNotFound, OutputNotFound
 from octaskly.ports import OutputLocation
@@ -43,7 +43,7 @@ _DROPPED = frozenset(
 async def download_output(request: Request) -> web.StreamResponse:
     """Send a declared output of a task."""
     ref = query.task_ref(request.path_params["id"])
-    path = query.output_path(task_request.clean_path, request.path_params["path"])
+    path = query.output_path(request_bodies.clean_path, request.path_params["path"])
     try:
         place = await request.gateway.locate_output(ref, path)
     except NodeNotFound as error:
@@ -60,7 +60,7 @@ async def download_output(request: Request) -> web.StreamResponse:
 async def send_output_to_node(request: Request) -> web.StreamResponse:
     """Send a captured output of this node to another node."""
     parts = request.path_params
-    path = query.output_path(task_request.clean_path, parts["path"])
+    path = query.output_path(request_bodies.clean_path, parts["path"])
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )

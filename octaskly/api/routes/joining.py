@@ -12,7 +12,7 @@ from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import FORBIDDEN, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
-from octaskly.api.schemas.task_request import decode_body
+from octaskly.api.schemas.request_bodies import decode_body
 from octaskly.ports import JoinService, WaitingMachine
 from octaskly.rest import access as rest
 

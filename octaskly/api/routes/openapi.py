@@ -19,7 +19,7 @@ from aiohttp import web
 from octaskly import __version__
 from octaskly.api.http.request import BYTES, JSON, Access, Request, Route, json_response
 from octaskly.api.schemas.query import PARAMETERS, PATH_PARTS
-from octaskly.api.schemas.task_request import FIELD_HINTS
+from octaskly.api.schemas.request_bodies import FIELD_HINTS
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.rest.base import ErrorBody
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from octaskly.api.http import audit_trail, shared_rate_limit
-from octaskly.api.output import downloads, logs, task_status, transcripts
+from octaskly.api.output import downloads, logs, output_transfer, status_query
 from octaskly.api.routes import (
+    array_results,
     arrays,
     attempts,
     audit,
@@ -15,12 +16,11 @@ from octaskly.api.routes import (
     joining,
     key_rotation,
     metrics,
-    node_history,
     nodes,
     openapi,
-    results,
+    queue_history,
+    reserved_ids,
     sessions,
-    task_ids,
     tasks,
     tokens,
 )
@@ -28,14 +28,14 @@ from octaskly.api.routes import (
 ROUTES = openapi.with_openapi_route(
     *dashboard.ROUTES,
     *tasks.ROUTES,
-    *task_ids.ROUTES,
+    *reserved_ids.ROUTES,
     *arrays.ROUTES,
     *attempts.ROUTES,
     *logs.ROUTES,
     *downloads.ROUTES,
     *files.ROUTES,
     *nodes.ROUTES,
-    *node_history.ROUTES,
+    *queue_history.ROUTES,
     *tokens.ROUTES,
     *sessions.ROUTES,
     *doctor.ROUTES,
@@ -43,9 +43,9 @@ ROUTES = openapi.with_openapi_route(
     *audit_trail.ROUTES,
     *joining.ROUTES,
     *events.ROUTES,
-    *results.ROUTES,
-    *task_status.ROUTES,
-    *transcripts.ROUTES,
+    *array_results.ROUTES,
+    *status_query.ROUTES,
+    *output_transfer.ROUTES,
     *shared_rate_limit.ROUTES,
     *key_rotation.ROUTES,
     *metrics.ROUTES,

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
-from octaskly.api.schemas import query, task_request, task_response
+from octaskly.api.schemas import query, request_bodies, task_response
 from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
@@ -22,7 +22,7 @@ REPLICAS_HEADER = "Octaskly-Replicas"
 
 async def submit_tasks(request: Request) -> web.StreamResponse:
     """Accept one task or a list of tasks, all or none."""
-    asked = await task_request.parse_tasks(request.body)
+    asked = await request_bodies.parse_tasks(request.body)
     is_strict = request.query.is_strict() or asked.is_strict
     drafts = asked.drafts
     if request.query.flag("fail_fast"):
@@ -141,7 +141,7 @@ async def retry_task(request: Request) -> web.StreamResponse:
 
 async def forget_tasks(request: Request) -> web.StreamResponse:
     """Delete ended tasks on all nodes before their retention ends."""
-    asked = task_request.parse_forget(request.body)
+    asked = request_bodies.parse_forget(request.body)
     forgotten = await request.gateway.purge_ended_tasks(asked.older_than_s)
     status = HTTPStatus.ACCEPTED if forgotten is None else HTTPStatus.OK
     return json_response(
@@ -170,7 +170,7 @@ ROUTES = (
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
         query=("durability", "fail_fast"),
-        body_type=task_request.TaskIn | task_request.Tasks,
+        body_type=request_bodies.TaskIn | request_bodies.Tasks,
         responses={201: rest.Created | list[rest.Created]},
         request_headers=("Idempotency-Key",),
         response_headers=(REPLICAS_HEADER,),
@@ -228,7 +228,7 @@ ROUTES = (
         path="/api/v1/forget",
         handler=forget_tasks,
         access=Access.ADMIN,
-        body_type=task_request.ForgetIn,
+        body_type=request_bodies.ForgetIn,
         responses={200: rest.Forgotten, 202: rest.Forgotten},
     ),
 )

@@ -8,14 +8,14 @@ from aiohttp import web
 
 from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import timestamp
-from octaskly.api.schemas import task_request, task_response
+from octaskly.api.schemas import request_bodies, task_response
 from octaskly.ports import TokenInfo
 from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
 
 async def issue_token(request: Request) -> web.StreamResponse:
     """Issue a token; it cannot be shown again."""
-    asked = task_request.parse_token(request.body)
+    asked = request_bodies.parse_token(request.body)
     token, info = await request.gateway.tokens.issue(
         role=asked.role,
         expires_s=asked.expires_s,
@@ -75,7 +75,7 @@ ROUTES = (
         path="/api/v1/tokens",
         handler=issue_token,
         access=Access.ADMIN,
-        body_type=task_request.TokenIn,
+        body_type=request_bodies.TokenIn,
         responses={201: IssuedToken},
         error_statuses=(409, 507),
     ),

@@ -11,7 +11,7 @@ import msgspec
 
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas.base import SHA256
-from octaskly.api.schemas.task_request import BATCH_MAX
+from octaskly.api.schemas.request_bodies import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskSearch

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from octaskly.api.http.buffers import WRITE_BUFFER_BYTES
+from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.limits import LimitOptions
 
 CONNECTIONS_MIN: Final = 4

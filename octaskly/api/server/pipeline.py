@@ -31,12 +31,12 @@ from octaskly.api.problems import (
     status_problem,
     too_many_connections,
 )
-from octaskly.api.schemas import task_request
+from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks
-from octaskly.api.security.sessions import TokenEnded, TokenMonitor
+from octaskly.api.security.one_time_codes import TokenEnded, TokenMonitor
 from octaskly.api.server.request_bodies import BodyReader
-from octaskly.api.server.responses import RequestLifecycle, connection_of
+from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
@@ -222,7 +222,7 @@ class RequestPipeline:
         hop = connection.peer if HOP_HEADER in request.headers else None
         body = await self._body_reader.read(request, seen, route)
         if body and route.body_type is None:
-            task_request.require_empty_body(body)
+            request_bodies.require_empty_body(body)
         return Request(
             http_request=request,
             info=seen,

@@ -23,7 +23,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from octaskly.api.http import authentication
 from octaskly.api.http.audit_trail import Auditor
-from octaskly.api.http.buffers import StallTimer, shrink_tls_buffers
+from octaskly.api.http.local_socket import address_without_scope, bind_local_socket
 from octaskly.api.http.long_polls import LongPolls
 from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
 from octaskly.api.http.request import (
@@ -34,7 +34,7 @@ from octaskly.api.http.request import (
     empty_metrics,
     no_checkup,
 )
-from octaskly.api.http.sockets import address_without_scope, bind_local_socket
+from octaskly.api.http.slow_clients import StallTimer, shrink_tls_buffers
 from octaskly.api.problems import status_problem
 from octaskly.api.routes import dashboard
 from octaskly.api.routes.table import ROUTES
@@ -47,7 +47,7 @@ from octaskly.api.server.connection_limits import (
 )
 from octaskly.api.server.pipeline import RequestPipeline
 from octaskly.api.server.request_bodies import BodyReader
-from octaskly.api.server.responses import (
+from octaskly.api.server.request_lifecycle import (
     OnResponse,
     OnUnexpectedError,
     RequestLifecycle,

@@ -29,7 +29,7 @@ from octaskly.cli.output.render import (
 )
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.wait_hint import explain_if_waiting
-from octaskly.client.flows import calls
+from octaskly.client.flows import api_calls
 from octaskly.core.model import placeholders
 from octaskly.core.model.arrays import (
     INDEX_VARIABLE,
@@ -43,7 +43,7 @@ from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
 if TYPE_CHECKING:
-    from octaskly.cli.output.results import ResultPrinter
+    from octaskly.cli.output.array_results import ResultPrinter
     from octaskly.client import Session
     from octaskly.rest.client_types import Draft
 
@@ -279,7 +279,7 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
 
 def _retry_array(client: Session, ref: str) -> Task:
     full = resolve_ref(client, ref)
-    task = client.send_and_decode(calls.retry_array(full), Task)
+    task = client.send_and_decode(api_calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was repeated before, as {task.id}")
     return task
@@ -292,7 +292,7 @@ def _run_array(
     keep_order: bool,  # noqa: FBT001
 ) -> int:
     """Begin an array and print its results; return the exit code."""
-    from octaskly.cli.output.results import ResultPrinter  # noqa: PLC0415
+    from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
     try:
         with context.connect() as client, defer_first_interrupt() as noted:
@@ -338,7 +338,7 @@ def _cancel_rest(client: Session, array: str) -> int:
     with defer_first_interrupt():
         note(f"cancelling what is left of {array}")
         cancel_if_running(client, array)
-        _print_unsuccessful(client.send_and_decode(calls.task(array), Task))
+        _print_unsuccessful(client.send_and_decode(api_calls.task(array), Task))
     return EXIT_CANCELLED
 
 

@@ -17,8 +17,8 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import format_capacity, note, print_json, printable
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, resource_path
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import MEMBERSHIP, NODES, Call, resource_path
 from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
 from octaskly.joining.join_by_code import JoinGrant
 from octaskly.joining.join_by_words import (
@@ -132,7 +132,7 @@ def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT00
     The code is good for one attempt. Whoever types it first joins.
     """
     with context.connect() as client:
-        reply = client.send(calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
+        reply = client.send(api_calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
     if as_json:
         print_json(reply.body)
         return
@@ -191,7 +191,7 @@ def join(
         admitted = way.pair(own.name, bytes.fromhex(own.node_key), own.mesh)
         with _explain_interrupt(admitted):
             wanted = {"keyring": admitted.secret_text, "seeds": [admitted.seed]}
-            client.send(calls.post_once(MEMBERSHIP, {**wanted, "force": force}))
+            client.send(api_calls.post_once(MEMBERSHIP, {**wanted, "force": force}))
             _await_ready(socket, own, admitted)
 
 

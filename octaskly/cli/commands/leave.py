@@ -19,8 +19,8 @@ from octaskly.cli.commands.join import next_agent_config
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.client import Session, Unreachable
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import CHECKUP, MEMBERSHIP, Call
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import CHECKUP, MEMBERSHIP, Call
 from octaskly.config.paths import Paths
 from octaskly.errors import ConfigError, MeshError
 from octaskly.rest.access import Membership
@@ -52,7 +52,7 @@ def leave(
             _check_folder(context, agent)
             own = client.send_and_decode(Call("GET", MEMBERSHIP), Membership)
             _confirm(agent.name, own.tasks, agent.state_dir, yes=yes)
-            client.send(calls.post_once(f"{MEMBERSHIP}/leave", {"force": force}))
+            client.send(api_calls.post_once(f"{MEMBERSHIP}/leave", {"force": force}))
     except Unreachable:
         _leave_without_agent(context, yes=yes)
         return
@@ -89,7 +89,7 @@ def _await_end(agent: Checkup) -> None:
     Raises:
         MeshError: it did, before it had forgotten everything.
     """
-    from octaskly.joining.state_folder import LEAVING_MARKER_FILE  # noqa: PLC0415
+    from octaskly.joining.change_mesh import LEAVING_MARKER_FILE  # noqa: PLC0415
 
     note(f"{agent.name} ends what it runs, at most as long as --drain says")
     try:
@@ -126,7 +126,7 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
         StoreUnusable: one does, and does not answer.
         ConfigError: there is nothing to forget, or it cannot be deleted.
     """
-    from octaskly.joining import state_folder  # noqa: PLC0415
+    from octaskly.joining import change_mesh  # noqa: PLC0415
     from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
 
     config, _ = next_agent_config(context, None)
@@ -138,8 +138,8 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
         )
     _confirm(config.name, None, str(paths.state), yes=yes)
     drop_root_to_owner(paths.state)
-    state_folder.require_deletable_secret(paths)
-    state_folder.delete_mesh_state(paths, SecretUse(paths.secret))
+    change_mesh.require_deletable_secret(paths)
+    change_mesh.delete_mesh_state(paths, SecretUse(paths.secret))
     _print_left(config.name, paths.secret)
 
 

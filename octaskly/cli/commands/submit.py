@@ -24,7 +24,7 @@ from octaskly.cli.task_options import (
 )
 from octaskly.client import Session
 from octaskly.client.errors import Invalid, NotFound
-from octaskly.client.flows import calls
+from octaskly.client.flows import api_calls
 from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import Draft, Task
 from octaskly.rest.tasks import NewIds
@@ -162,7 +162,7 @@ def submit_drafts(
         drafts, key = named, client.requests.new_key()
     for index, body in enumerate(_batches(drafts)):
         part = f"{key}-{index}" if key and index else key
-        call = calls.submission(body, key=part, durability=durability)
+        call = api_calls.submission(body, key=part, durability=durability)
         yield client.send_and_decode(call, list[Task])
 
 
@@ -175,7 +175,7 @@ def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
     for at in range(0, len(drafts), BATCH_TASKS_MAX):
         part = drafts[at : at + BATCH_TASKS_MAX]
         try:
-            ids = client.send_and_decode(calls.new_ids(len(part)), NewIds).ids
+            ids = client.send_and_decode(api_calls.new_ids(len(part)), NewIds).ids
         except NotFound:
             return None
         named += [replace(item, id=i) for item, i in zip(part, ids, strict=True)]

@@ -28,8 +28,8 @@ from octaskly.cli.output.task_view import (
 )
 from octaskly.client import Refused, Session
 from octaskly.client.errors import NotFound
-from octaskly.client.flows import calls, listing
-from octaskly.client.flows.calls import TASKS, Call
+from octaskly.client.flows import api_calls, listing
+from octaskly.client.flows.api_calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.tasks import Explanation, Forgotten
 
@@ -152,9 +152,9 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.send(calls.task(full, is_exact=False)).body)
+            print_json(client.send(api_calls.task(full, is_exact=False)).body)
             return
-        task = client.send_and_decode(calls.task(full), Task)
+        task = client.send_and_decode(api_calls.task(full), Task)
         if task.array is not None:
             print_array(client, task)
             return
@@ -246,7 +246,7 @@ def logs(
     with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.send(calls.task(full, is_exact=False)).body)
+            print_json(client.send(api_calls.task(full, is_exact=False)).body)
             return
         following = OutputPrinter(
             client,
@@ -259,7 +259,7 @@ def logs(
             task = following.print_all(follow=follow)
         if not (task.is_final or attempt):
             task = client.send_and_decode(
-                calls.task(full), Task
+                api_calls.task(full), Task
             )  # The last event says no more than its state.
     if task.array is not None:
         note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
@@ -293,7 +293,7 @@ def cancel(
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
             try:
-                reply = client.send(calls.cancel(full, force=force))
+                reply = client.send(api_calls.cancel(full, force=force))
             except NotFound as error:
                 if not (error.hint or "").startswith("it has ended"):
                     raise
@@ -316,7 +316,7 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
     """Say why a task does not run, for each node."""
     with context.connect() as client:
         full = resolve_ref(client, ref)
-        reply = client.send(calls.explain(full))
+        reply = client.send(api_calls.explain(full))
     if as_json:
         print_json(reply.body)
         return
@@ -364,7 +364,7 @@ def forget(
         )
     with context.connect() as client:
         reply = client.send(
-            calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
+            api_calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
         )
     if as_json:
         print_json(reply.body)
@@ -401,7 +401,7 @@ def retry(
 
         def retry_one(ref: str) -> None:
             old = ref if failed else resolve_ref(client, ref)
-            reply = client.send(calls.retry(old))
+            reply = client.send(api_calls.retry(old))
             new = client.decode(reply, Task)
             if new.status != "queued":
                 note(f"{old} was repeated as {new.id}, which is {new.status}")

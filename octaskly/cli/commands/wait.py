@@ -27,7 +27,7 @@ from octaskly.cli.output.render import (
 )
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
-from octaskly.client.flows import calls, streams
+from octaskly.client.flows import api_calls, streams
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def wait(
                 waiting.end_line()
             if as_json:
                 for task in waiting.ended:
-                    print_json(client.send(calls.task(task.id, is_exact=False)).body)
+                    print_json(
+                        client.send(api_calls.task(task.id, is_exact=False)).body
+                    )
     except OctasklyError as error:
         code = report_error(error)
         return (

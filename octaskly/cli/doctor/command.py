@@ -15,7 +15,7 @@ from octaskly.cli.output.render import EXIT_FAILED, has_colour, print_json, prin
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from octaskly.cli.doctor.findings import Finding
+    from octaskly.cli.doctor.diagnosis import Finding
 
 MARKS = {"ok": "✓", "warning": "!", "fault": "✗", "unchecked": "-"}
 COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "unchecked": None}
@@ -55,7 +55,7 @@ def doctor(
     seconds, and changes nothing.
     """
     # Imported here: mDNS and TLS cost more than a quick command takes.
-    from octaskly.cli.doctor.findings import FindingStatus, make_findings  # noqa: PLC0415
+    from octaskly.cli.doctor.diagnosis import FindingStatus, make_findings  # noqa: PLC0415
     from octaskly.cli.doctor.probes import collect_symptoms  # noqa: PLC0415
 
     if context.url:

@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 from octaskly import __version__
 from octaskly.cli.context import CliContext
-from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms, TakenPort
+from octaskly.cli.doctor.observations import ProbedNode, Symptoms, TakenPort
 from octaskly.client import Session, Unreachable
-from octaskly.client.flows.calls import CHECKUP, NODES, Call, resource_path
+from octaskly.client.flows.api_calls import CHECKUP, NODES, Call, resource_path
 from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.errors import ConfigError, OctasklyError, PermissionDenied

@@ -14,7 +14,7 @@ import click
 
 from octaskly.cli.agent import agent
 from octaskly.cli.service import unit_files
-from octaskly.cli.service.ownership import (
+from octaskly.cli.service.program_trust import (
     console_script,
     find_untrusted_paths,
     program_paths,

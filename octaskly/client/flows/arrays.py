@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from octaskly.client.flows import calls, tasks
-from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows import api_calls, tasks
+from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow, Flow
@@ -135,13 +135,15 @@ def results(
     items: Sequence[str] = (),
 ) -> EmittingFlow[Task]:
     """Hand out the members of an array as they end, or in their order; each once."""
-    path = calls.resource_path(calls.ARRAYS, ref_of(array), "results")
+    path = api_calls.resource_path(api_calls.ARRAYS, ref_of(array), "results")
     seen = _PositionSet()
     ended = 0
 
     def call(_last_id: str) -> Call:
         order = "number" if ordered else "end"
-        return calls.open_stream(path, {"order": order, "offset": seen.first_missing})
+        return api_calls.open_stream(
+            path, {"order": order, "offset": seen.first_missing}
+        )
 
     told = ResumableEvents(requests, call, deadline)
     while True:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.steps import Emit, EmittingFlow, Flow
 from octaskly.client.flows.task_fields import Status, encode_json, ref_of
 from octaskly.rest.client_types import Task, TaskPage
@@ -35,7 +35,7 @@ def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
     is_search = bool({"name", "labels", "text"} & task_filter.keys())
     while True:
         page = yield from requests.send_and_decode(
-            Call("GET", calls.TASKS, dict(query)), TaskPage
+            Call("GET", api_calls.TASKS, dict(query)), TaskPage
         )
         for task in page.tasks:
             yield Emit(task)
@@ -66,16 +66,18 @@ def _query(task_filter: TaskFilter) -> dict[str, Any]:
 def explain(requests: RequestFlow, task: str | Task) -> Flow[Explanation]:
     """Say why a task is where it is."""
     return (
-        yield from requests.send_and_decode(calls.explain(ref_of(task)), Explanation)
+        yield from requests.send_and_decode(
+            api_calls.explain(ref_of(task)), Explanation
+        )
     )
 
 
 def nodes(requests: RequestFlow) -> Flow[list[NodeInfo]]:
     """Return the members."""
-    page = yield from requests.send_and_decode(Call("GET", calls.NODES), NodePage)
+    page = yield from requests.send_and_decode(Call("GET", api_calls.NODES), NodePage)
     return page.nodes
 
 
 def stats(requests: RequestFlow) -> Flow[Stats]:
     """Count the whole mesh."""
-    return (yield from requests.send_and_decode(Call("GET", calls.STATS), Stats))
+    return (yield from requests.send_and_decode(Call("GET", api_calls.STATS), Stats))

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from octaskly.client.flows.calls import Call
+from octaskly.client.flows.api_calls import Call
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import msgspec
 
 from octaskly.client.errors import ReplyLost
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.resumable import ResumableBody, ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.sse import Event
@@ -55,7 +55,7 @@ def logs(
     deadline: Deadline,
 ) -> EmittingFlow[Log]:
     """Tell what a task writes."""
-    path = calls.resource_path(calls.TASKS, ref_of(task), "logs")
+    path = api_calls.resource_path(api_calls.TASKS, ref_of(task), "logs")
     query = {
         "stream": stream,
         "follow": "true" if follow else "false",
@@ -63,7 +63,7 @@ def logs(
     }
 
     def call(last_id: str) -> Call:
-        return calls.open_stream(path, query, last_id)
+        return api_calls.open_stream(path, query, last_id)
 
     told = ResumableEvents(requests, call, deadline, last_id=after)
     while True:
@@ -123,7 +123,9 @@ def as_ended(
         else:
             continue
         for ref in [ref for ref in ended if ref in waiting]:
-            task = yield from requests.send_and_decode(calls.task(ref), Task, deadline)
+            task = yield from requests.send_and_decode(
+                api_calls.task(ref), Task, deadline
+            )
             del waiting[ref]
             if task.is_final:
                 yield Emit(task)
@@ -143,7 +145,7 @@ def _event_stream(
     query = {"types": ",".join(types), "task": task}
 
     def call(last_id: str) -> Call:
-        return calls.open_stream(calls.EVENTS, query, last_id)
+        return api_calls.open_stream(api_calls.EVENTS, query, last_id)
 
     return ResumableEvents(requests, call, deadline, last_id=after)
 
@@ -152,8 +154,8 @@ def output(
     requests: RequestFlow, task: str | Task, path: str, *, deadline: Deadline
 ) -> EmittingFlow[bytes]:
     """Hand out the bytes of a file that a task left."""
-    where = calls.resource_path(
-        calls.TASKS, ref_of(task), "outputs", calls.quoted(path)
+    where = api_calls.resource_path(
+        api_calls.TASKS, ref_of(task), "outputs", api_calls.quoted(path)
     )
     got = 0
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from octaskly.client.errors import TaskFailed
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call
-from octaskly.client.flows.request import RequestFlow, may_have_taken_effect
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows.request_flow import RequestFlow, may_have_taken_effect
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import Flow
 from octaskly.client.flows.task_fields import (
@@ -88,7 +88,7 @@ def submit_many(
 
 def task(requests: RequestFlow, ref: str | Task) -> Flow[Task]:
     """Return a task as it is now."""
-    return (yield from requests.send_and_decode(calls.task(ref_of(ref)), Task))
+    return (yield from requests.send_and_decode(api_calls.task(ref_of(ref)), Task))
 
 
 def run(
@@ -120,7 +120,7 @@ def wait(requests: RequestFlow, task: str | Task, *, deadline: Deadline) -> Flow
     """Return a task once it has ended."""
     ref = ref_of(task)
     while True:
-        call = calls.task(ref, wait_s=deadline.cap(POLL_S))
+        call = api_calls.task(ref, wait_s=deadline.cap(POLL_S))
         now = yield from requests.send_and_decode(call, Task, deadline)
         if now.is_final:
             return now
@@ -131,21 +131,21 @@ def cancel(requests: RequestFlow, ref: str | Task, *, force: bool) -> Flow[Task]
     """Cancel a task."""
     return (
         yield from requests.send_and_decode(
-            calls.cancel(ref_of(ref), force=force), Task
+            api_calls.cancel(ref_of(ref), force=force), Task
         )
     )
 
 
 def retry(requests: RequestFlow, task: str | Task) -> Flow[Task]:
     """Run an ended task once more, as another; who repeats it gets that."""
-    return (yield from requests.send_and_decode(calls.retry(ref_of(task)), Task))
+    return (yield from requests.send_and_decode(api_calls.retry(ref_of(task)), Task))
 
 
 def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
     """Cancel what nobody waits for any more, as far as that goes quickly."""
     # It may have ended by itself, or the mesh is away: who leaves, leaves.
     with suppress(OctasklyError):
-        call = calls.cancel(task.id, force=True)
+        call = api_calls.cancel(task.id, force=True)
         yield from requests.send(call, requests.deadline_after(CANCEL_S_MAX))
 
 
@@ -157,7 +157,7 @@ def _submission_call(
     An empty key is sent as it is, and refused: it is of a variable that is not set.
     """
     key = requests.new_key() if key is None else key
-    return calls.submission(body, key=key, durability=durability)
+    return api_calls.submission(body, key=key, durability=durability)
 
 
 def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:

@@ -12,9 +12,9 @@ from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.dispatcher.cancellation import Canceller
 from octaskly.core.dispatcher.dependencies import Dependencies, has_dependencies
 from octaskly.core.dispatcher.explain import Explainer
+from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
-from octaskly.core.dispatcher.records import RecordWriter
 from octaskly.core.dispatcher.retention import Retention
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send

@@ -18,7 +18,7 @@ from octaskly.core.effects import Answer, Effect, PlanFloor
 from octaskly.core.events import FloorPlanned, PurgeRequested
 from octaskly.core.log.facts import NO_FLOOR, Floor
 from octaskly.core.log.merge import facts_of, join_floors
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, hlc_of
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Settings

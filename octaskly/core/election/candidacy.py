@@ -9,8 +9,8 @@ Source: docs/explanation/election.md.
 from __future__ import annotations
 
 from octaskly.core.effects import Effect, LogLine
-from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import CandidateRank, PeerView, candidate_rank
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import Address, Moment, NodeId, count_entries
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.settings import Settings

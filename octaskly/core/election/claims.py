@@ -18,7 +18,7 @@ from octaskly.core.election.phases import (
     SteppingDown,
 )
 from octaskly.core.events import PeerUp
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, covers
 from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import (

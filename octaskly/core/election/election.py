@@ -31,8 +31,7 @@ from octaskly.core.election.phases import (
     SteppingDown,
 )
 from octaskly.core.events import SavedState
-from octaskly.core.membership.membership import PeerTable
-from octaskly.core.model.consequences import DispatcherSilent, Outbox, RoleChanged
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -44,6 +43,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeInfo, Takeover
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.signals import DispatcherSilent, Outbox, RoleChanged
 from octaskly.core.protocol.messages import ClaimOk, Redirect
 from octaskly.core.replication.journal import Journal
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap

@@ -25,7 +25,7 @@ from octaskly.core.election.phases import (
     SteppingDown,
 )
 from octaskly.core.events import DialFailed
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from octaskly.core.effects import Effect, LogLine, Send
 from octaskly.core.election.election import Election
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import Transfer

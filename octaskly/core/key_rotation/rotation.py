@@ -16,11 +16,11 @@ from math import inf
 
 from octaskly.core.effects import Answer, Effect, LogLine, Send
 from octaskly.core.events import RecordDraft
-from octaskly.core.log.records import KEYS_HELD, RecordTable
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.log.mesh_records import KEYS_HELD, RecordTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.keys import (
+from octaskly.core.model.keyring import (
     OUTDATED_REASON,
     REVOKED_REASON,
     ChangeKeyring,

@@ -13,8 +13,8 @@ from operator import attrgetter
 
 from msgspec.structs import replace
 
-from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import PeerView
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_LOAD, Availability, NodeState, Role
 from octaskly.core.protocol.messages import Roster, RosterEntry

@@ -10,7 +10,7 @@ from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, PublishMeshState, Send
 from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_LOAD, Availability, LoadSample, Role

@@ -10,11 +10,11 @@ from octaskly.core.election.election import Election
 from octaskly.core.events import PeerUp
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.address_book import AddressBook, DialScope
-from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import PeerView
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.keys import KeyringChanged
+from octaskly.core.model.keyring import KeyringChanged
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.protocol.messages import PROTOCOL_PREFIX, Message

@@ -15,7 +15,7 @@ from typing import Final
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.events import PeerUp
 from octaskly.core.log.facts import Entry, Floor
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.hlc import hlc_of_latest_remote
 from octaskly.core.model.ids import (
     Epoch,
@@ -25,7 +25,7 @@ from octaskly.core.model.ids import (
     VectorItems,
     Writers,
 )
-from octaskly.core.model.keys import (
+from octaskly.core.model.keyring import (
     KeyringMessage,
     KeyringStatus,
     KeyringTransfer,

@@ -54,7 +54,17 @@ from octaskly.core.events import (
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
-from octaskly.core.model.consequences import (
+from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
+from octaskly.core.model.keyring import (
+    REVOKED_REASON,
+    KeyringChanged,
+    KeyringStatus,
+    KeyringTransfer,
+    RotateRequested,
+)
+from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
+from octaskly.core.model.settings import Settings
+from octaskly.core.model.signals import (
     AdmissionChanged,
     Consequence,
     DispatcherSilent,
@@ -66,16 +76,6 @@ from octaskly.core.model.consequences import (
     SyncProgressed,
     WorkerAvailabilityChanged,
 )
-from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
-from octaskly.core.model.keys import (
-    REVOKED_REASON,
-    KeyringChanged,
-    KeyringStatus,
-    KeyringTransfer,
-    RotateRequested,
-)
-from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
-from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers

@@ -25,7 +25,7 @@ from octaskly.core.model.ids import (
     VectorItems,
     Writers,
 )
-from octaskly.core.model.keys import KeyringMessage
+from octaskly.core.model.keyring import KeyringMessage
 from octaskly.core.model.nodes import (
     NO_LOAD,
     Gpus,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from octaskly.core.log import records
+from octaskly.core.log import mesh_records
 from octaskly.core.log.facts import Fact, Finished, Recorded, Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model import arrays
@@ -26,7 +26,7 @@ def is_valid_fact(fact: Fact) -> bool:
         case Finished(outcome=outcome):
             return is_valid_outcome(outcome)
         case Recorded():
-            return records.is_valid_record(fact)
+            return mesh_records.is_valid_record(fact)
         case _:
             return True
 

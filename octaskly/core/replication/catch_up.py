@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 
 from octaskly.core.effects import Answer, Effect
-from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import PeerView
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import LOST_MEMBER_S
 from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, covers
-from octaskly.core.model.keys import REVOKED_REASON
+from octaskly.core.model.keyring import REVOKED_REASON
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.protocol.messages import STOPPING_REASON, UNNEEDED_REASON, Roster
 from octaskly.core.replication.anti_entropy import AntiEntropy

@@ -22,7 +22,7 @@ from octaskly.core.effects import (
     Send,
     ServePull,
 )
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, StandbyView
 from octaskly.core.model.settings import Settings

@@ -13,7 +13,7 @@ from octaskly.config.limits import LimitOptions
 from octaskly.core.effects import LogLine
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.model.ids import Address, NodeId
-from octaskly.core.model.keys import REVOKED_REASON
+from octaskly.core.model.keyring import REVOKED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,
@@ -29,7 +29,7 @@ from octaskly.mesh.links.duplicates import (
     OWN_NODE,
     DuplicateLinks,
 )
-from octaskly.mesh.links.limits import (
+from octaskly.mesh.links.handshake_limits import (
     VIOLATION_REASON,
     DialLimiter,
     HandshakeLimiter,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 
-from octaskly.runner.launcher.child import AttemptProcess
+from octaskly.runner.launcher.attempt_process import AttemptProcess
 from octaskly.runner.launcher.process_tracker import ProcessTracker
 
 KILL_RETRY_S = 0.02

@@ -35,7 +35,7 @@ from octaskly.runner.launch_protocol import (
     pack_frame,
     receive_with_fds,
 )
-from octaskly.runner.launcher.child import (
+from octaskly.runner.launcher.attempt_process import (
     BUFFER_BYTES_MAX,
     AttemptProcess,
     PipeReader,

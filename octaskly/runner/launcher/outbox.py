@@ -7,7 +7,7 @@ import socket
 from contextlib import suppress
 
 from octaskly.runner.launch_protocol import pack_results
-from octaskly.runner.launcher.child import AttemptProcess
+from octaskly.runner.launcher.attempt_process import AttemptProcess
 from octaskly.runner.processes.limits import UsageReader
 
 HOLD_MAX_S = 0.05  #: an `end` waits so long for others while orders wait

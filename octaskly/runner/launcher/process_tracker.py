@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
-from octaskly.runner.launcher.child import AttemptProcess
+from octaskly.runner.launcher.attempt_process import AttemptProcess
 from octaskly.runner.processes import proc_tree
 
 KILL_ROUNDS = 40

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octaskly.runner.launch_protocol import NOT_STARTED, RESET_SIGNALS, RESOURCE_ERRORS
-from octaskly.runner.launcher.child import (
+from octaskly.runner.launcher.attempt_process import (
     AttemptProcess,
     PipeReader,
     StartOrder,

@@ -11,7 +11,7 @@ from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.settings import SHORT_TASK_MS
 from octaskly.core.model.task_options import TaskLimits, slots_of
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.runner.files.task_user import TaskUserOps
+from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree
 from octaskly.runner.processes.limits import LimitGroup, create_limit_group

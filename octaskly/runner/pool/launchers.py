@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from octaskly.config.account import Account
+from octaskly.config.task_account import Account
 from octaskly.ports import Clock
-from octaskly.runner.files.task_user import TaskUserOps
+from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.pool.attempts import LauncherState
 from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from octaskly.config.account import DEFAULT_INHERITED, Account, InheritedSettings
+from octaskly.config.task_account import DEFAULT_INHERITED, Account, InheritedSettings
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import (
     AttemptState,
@@ -24,9 +24,9 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
+from octaskly.runner.files.attempt_files import Prepared, ScratchFolders
 from octaskly.runner.files.blob_fetcher import BlobFetcher
-from octaskly.runner.files.scratch import Prepared, ScratchFolders
-from octaskly.runner.files.task_user import task_user_ops_for
+from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.files.workdir import CapturedOutputs
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
@@ -53,7 +53,7 @@ from octaskly.runner.pool.launcher_process import (
 )
 from octaskly.runner.pool.launchers import Launchers
 from octaskly.runner.pool.output_recorder import OutputRecorder
-from octaskly.runner.pool.reports import AttemptStats, EndedCallback, ReportQueue
+from octaskly.runner.pool.report_queue import AttemptStats, EndedCallback, ReportQueue
 
 OVERDUE_CHECK_S = 0.02
 

@@ -15,7 +15,7 @@ from octaskly.core.model.hlc import HLC_MAX, ORD_HLC_MASK
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.reading import queries
-from octaskly.store.tables import arrays, records, rows
+from octaskly.store.tables import arrays, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
 from octaskly.store.tables.floors import read_floor
 from octaskly.store.tables.node_state import read_rows_ahead
@@ -43,7 +43,7 @@ class _ResubmittedTask(NamedTuple):
     last_submitted_hlc: int
     last_change_hlc: int
     rows: int
-    records: list[TaskRecord]
+    mesh_records: list[TaskRecord]
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ def plan_compaction(
     floors = {mark.stream: mark.seq for mark in known.stream_floors}
     if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
-    unlogged = records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
+    unlogged = mesh_records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
     if unlogged:
         return FloorPlanned(None, has_more=True, records=unlogged)
     ahead = read_rows_ahead(db)
@@ -122,7 +122,7 @@ def plan_compaction(
     if not marks:
         is_full = used > bytes_max
         return FloorPlanned(None, is_low_on_space=used > low, is_log_too_large=is_full)
-    left = records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
+    left = mesh_records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
     if len(left) > CARRIED_MAX:
         return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
     return FloorPlanned(

@@ -22,7 +22,7 @@ from octaskly.core.protocol.messages import (
     SnapshotHead,
 )
 from octaskly.store.reading import queries
-from octaskly.store.tables import arrays, node_state, records, rows
+from octaskly.store.tables import arrays, mesh_records, node_state, rows
 from octaskly.store.tables.floors import read_floor
 
 LAG_ENTRIES: Final = 200_000  #: a smaller lag is always sent as entries
@@ -63,12 +63,12 @@ def read_snapshot_part(
     sent: list[Recorded] = []
     found: list[TaskRow] = []
     left = bytes_max
-    for id_, record in records.read_after(db, cursor.record_key):
+    for id_, record in mesh_records.read_after(db, cursor.record_key):
         if sent and left <= 0:
             return replace(part, records=tuple(sent), cursor=cursor, has_more=True)
         sent.append(record)
         cursor = replace(cursor, record_key=id_)
-        left -= records.size_of(record)
+        left -= mesh_records.size_of(record)
     part = replace(part, records=tuple(sent))
     for key, row in _rows(db, cursor.row_key):
         if found and left <= 0:

@@ -25,7 +25,7 @@ from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Packer
-from octaskly.store.tables import records, rows
+from octaskly.store.tables import mesh_records, rows
 from octaskly.store.tables.arrays import ARRAY
 from octaskly.store.tables.floors import read_floor, read_meta_numbers
 
@@ -57,7 +57,7 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
             values["name"] = save.name
         if save.rewritten_rows:
             _lower_rows_ahead(db, save.rewritten_rows)
-        records.merge_records(db, save.records)
+        mesh_records.merge_records(db, save.records)
         if save.log_version is not None:
             values["log_version"] = save.log_version
         if save.hold is not None:
@@ -128,7 +128,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
         names=tuple((NodeId(node), name) for node, name in names),
         hold=OperatorHold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
-        records=records.read_unlisted(db),
+        records=mesh_records.read_unlisted(db),
         log_version=meta.get("log_version", 1),
     )
 

@@ -42,7 +42,7 @@ from octaskly.store.writing.commit_queue import (
     count_entries,
     last_number,
 )
-from octaskly.store.writing.tables import TableWriter
+from octaskly.store.writing.table_merge import TableWriter
 
 BUSY_ITEMS: Final = 2  #: with so many urgent items after a commit, expect more
 COALESCE_S: Final = 0.001  #: length of one wait for more items while busy

@@ -14,7 +14,7 @@ import pytest
 
 from octaskly.api import HttpTimeouts
 from octaskly.api.http import long_polls, sse
-from octaskly.api.http.buffers import WRITE_BUFFER_BYTES
+from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.ports import Principal

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from octaskly.api.problems import Problem, encode_problem
 from octaskly.api.routes.joining import InviteIn
-from octaskly.api.schemas.task_request import (
+from octaskly.api.schemas.request_bodies import (
     PATH_BYTES_MAX,
     clean_path,
     decode_body,

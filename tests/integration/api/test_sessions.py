@@ -16,9 +16,9 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.api import ListenerKind
+from octaskly.api.http.local_socket import loopback_uids
 from octaskly.api.http.request import no_checkup
-from octaskly.api.http.sockets import loopback_uids
-from octaskly.api.security.sessions import CODE_TTL_S, CODES_MAX, OneTimeCodes
+from octaskly.api.security.one_time_codes import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import JoinStatus, Principal, WaitingMachine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from octaskly.api.problems import Problem
-from octaskly.api.schemas.task_request import parse_tasks
+from octaskly.api.schemas.request_bodies import parse_tasks
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.task_options import (
     Requirements,

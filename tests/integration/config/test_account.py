@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.config.account import Account, resolve_account
 from octaskly.config.defaults import EXIT_CONFIG
+from octaskly.config.task_account import Account, resolve_account
 from octaskly.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import pytest
 
 from octaskly.config.defaults import HANDSHAKES_MAX
 from octaskly.core.model.ids import Address, Moment, NodeId
-from octaskly.core.model.keys import REVOKED_MAX
+from octaskly.core.model.keyring import REVOKED_MAX
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
 from octaskly.joining.conversation import Conversation, connect_first, serve_connections
@@ -30,9 +30,9 @@ from octaskly.joining.key_exchange import (
     InviteCode,
     KeyExchange,
 )
-from octaskly.mesh.links.limits import LOCAL_HANDSHAKES_MAX
+from octaskly.mesh.links.handshake_limits import LOCAL_HANDSHAKES_MAX
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import bind_port, port_of
+from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import configure
 from octaskly.trust import NodeKey
 from octaskly.trust.mesh_secret import GENERATIONS_MAX, RETIRED_MAX, MeshSecret

@@ -18,7 +18,7 @@ from octaskly.joining.join_requests import (
 )
 from octaskly.mesh.discovery.scan import FoundNode
 from octaskly.system.clock import SystemClock
-from octaskly.system.listeners import bind_port, port_of
+from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import configure
 from octaskly.trust.node_key import NodeKey
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from octaskly.config.paths import Paths
-from octaskly.joining.state_folder import delete_mesh_state
+from octaskly.joining.change_mesh import delete_mesh_state
 from octaskly.trust import create_secret_file
 from octaskly.trust.private_files import create_private
 from octaskly.trust.secret_file import SecretUse

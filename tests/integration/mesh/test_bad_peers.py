@@ -24,7 +24,7 @@ from octaskly.core.protocol.messages import (
     Pull,
 )
 from octaskly.mesh import wire
-from octaskly.mesh.links.limits import REFUSED_S, VIOLATION_REASON
+from octaskly.mesh.links.handshake_limits import REFUSED_S, VIOLATION_REASON
 from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.integration.agent.test_identity import in_order
 from tests.mesh.databases import vector

@@ -25,10 +25,10 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.mesh import wire
-from octaskly.mesh.links import limits as strangers
+from octaskly.mesh.links import handshake_limits as strangers
 from octaskly.mesh.links import link
 from octaskly.mesh.links.duplicates import DUPLICATE, DUPLICATE_ID
-from octaskly.mesh.links.limits import DIALS_AT_ONCE_MAX, LOCAL_HANDSHAKES_MAX
+from octaskly.mesh.links.handshake_limits import DIALS_AT_ONCE_MAX, LOCAL_HANDSHAKES_MAX
 from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, NOT_ACCEPTED, OVERFLOW
 from octaskly.mesh.links.tcp import dialable_peer_address
 from octaskly.mesh.links.transport import Transport

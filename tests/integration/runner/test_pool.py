@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.config.account import DEFAULT_INHERITED
+from octaskly.config.task_account import DEFAULT_INHERITED
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.launch_protocol import encode_settings
 from octaskly.runner.launcher import launcher
-from octaskly.runner.launcher.child import PipeReader
+from octaskly.runner.launcher.attempt_process import PipeReader
 from octaskly.runner.pool import launchers
 from octaskly.runner.pool.launcher_process import task_environment
-from octaskly.runner.pool.reports import COALESCE_S
+from octaskly.runner.pool.report_queue import COALESCE_S
 from octaskly.runner.python_command import import_folders, python_argv
 from tests.support.pooling import (
     CALLS,

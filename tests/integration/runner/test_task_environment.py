@@ -14,7 +14,7 @@ import pytest
 from octaskly.core.model.task_options import Requirements, TaskLimits, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.runner.launcher import spawn
-from octaskly.runner.launcher.child import StartOrder
+from octaskly.runner.launcher.attempt_process import StartOrder
 from octaskly.runner.launcher.slots import SlotAllocator
 from octaskly.runner.processes import cgroup, limits
 from tests.support.agents import ending, finished, start, submit

@@ -16,7 +16,7 @@ from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Fact, Recorded
 from octaskly.core.log.merge import facts_of
-from octaskly.core.log.records import AUDIT, TOKEN_REVOKED
+from octaskly.core.log.mesh_records import AUDIT, TOKEN_REVOKED
 from octaskly.core.model.tasks import TaskState
 from octaskly.store import Store
 from octaskly.store.reading.compaction_plan import ENTRIES_MIN, SPARE_DIVISOR

@@ -6,7 +6,7 @@ A promise is void only where all disks are lost that held it when it was made.
 from __future__ import annotations
 
 from octaskly.core.log.facts import Fact, Finished, Recorded, Submitted, TaskCancelled
-from octaskly.core.log.records import KINDS, earlier_record
+from octaskly.core.log.mesh_records import KINDS, earlier_record
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import HLC_MAX, accepted_hlc
 from octaskly.core.model.ids import TaskId, task_name

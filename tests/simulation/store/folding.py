@@ -19,7 +19,7 @@ from octaskly.core.log.facts import (
     TaskFact,
 )
 from octaskly.core.log.merge import SubmissionTimes, apply_fact, join_submission_times
-from octaskly.core.log.records import earlier_record
+from octaskly.core.log.mesh_records import earlier_record
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.node.log_receiver import highest_id_sequence

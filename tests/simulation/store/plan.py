@@ -14,7 +14,7 @@ from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.log.records import is_expired
+from octaskly.core.log.mesh_records import is_expired
 from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.members import BORN

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.agent.admissions import AgentJoinService
+from octaskly.agent.join_service import AgentJoinService
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import StandbyView
 from octaskly.core.model.tasks import TaskState

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from octaskly.cli.doctor import probes
-from octaskly.cli.doctor.findings import Finding, FindingStatus, make_findings
-from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms
+from octaskly.cli.doctor.diagnosis import Finding, FindingStatus, make_findings
+from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.rest.mesh import Checkup
 from octaskly.trust import generate_secret
 

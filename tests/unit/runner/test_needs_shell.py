@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.runner.launcher.child import shell_argv, split_simple_command
+from octaskly.runner.launcher.attempt_process import shell_argv, split_simple_command
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables.schema import MIGRATIONS
-from octaskly.store.writing.dependencies import DependencyChanges, DependencyIndex
+from octaskly.store.writing.dependency_index import DependencyChanges, DependencyIndex
 
 FEW = 50
 MANY = 800

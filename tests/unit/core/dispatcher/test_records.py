@@ -25,7 +25,13 @@ from octaskly.core.events import (
     TimerFired,
 )
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, RecordKind
+from octaskly.core.log.mesh_records import (
+    AUDIT,
+    KINDS,
+    TOKEN,
+    TOKEN_REVOKED,
+    RecordKind,
+)
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.node.node import Node

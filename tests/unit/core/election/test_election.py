@@ -30,9 +30,8 @@ from octaskly.core.election.phases import (
 from octaskly.core.election.timeouts import Timeouts
 from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
-from octaskly.core.membership.membership import PeerTable
 from octaskly.core.membership.peer import candidate_rank
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -44,6 +43,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
+from octaskly.core.model.signals import Outbox
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import (
     Claim,

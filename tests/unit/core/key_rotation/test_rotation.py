@@ -8,12 +8,11 @@ from msgspec.structs import replace
 from octaskly.core.effects import Effect
 from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.key_rotation.rotation import RENEWING_REASON, KeyRotation
-from octaskly.core.log.records import RecordTable
-from octaskly.core.membership.membership import PeerTable
+from octaskly.core.log.mesh_records import RecordTable
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
-from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Moment, NodeId
-from octaskly.core.model.keys import (
+from octaskly.core.model.keyring import (
     REVOKED_REASON,
     ChangeKeyring,
     KeyringChanged,
@@ -22,6 +21,7 @@ from octaskly.core.model.keys import (
     SendKeyring,
 )
 from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.signals import Outbox
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from tests.support.builders import epoch, moment, node_id, node_info, settings

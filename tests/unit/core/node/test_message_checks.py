@@ -26,7 +26,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
-from octaskly.core.log.records import AUDIT
+from octaskly.core.log.mesh_records import AUDIT
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
 from octaskly.core.model.nodes import NodeState, Role

@@ -23,7 +23,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.keys import (
+from octaskly.core.model.keyring import (
     KeyringState,
     KeyringStatus,
     KeyringTransfer,

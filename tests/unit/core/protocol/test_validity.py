@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import Assigned, Entry, Fact, Submitted, TaskCancelled
-from octaskly.core.log.records import AUDIT
+from octaskly.core.log.mesh_records import AUDIT
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import (
     NO_EPOCH,

@@ -12,10 +12,10 @@ from octaskly.config.value_types import HostAndPort, InvalidValue, ListOf
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import ConfigError, MeshNotEmpty, OnlyCopy, TrustError
-from octaskly.joining import state_folder
+from octaskly.joining import change_mesh
+from octaskly.joining.change_mesh import replace_mesh_secret
 from octaskly.joining.invites import InviteServer
 from octaskly.joining.join_requests import WaitingMachines
-from octaskly.joining.state_folder import replace_mesh_secret
 from octaskly.ports import (
     Clock,
     DurableStore,
@@ -25,7 +25,7 @@ from octaskly.ports import (
     Principal,
     WaitingMachine,
 )
-from octaskly.system.listeners import WILDCARD_ADDRESSES
+from octaskly.system.listening_sockets import WILDCARD_ADDRESSES
 from octaskly.system.log import Logger
 from octaskly.trust import MeshSecret, NodeKey, SecretFile
 from octaskly.trust.mesh_secret import parse_secret
@@ -181,7 +181,7 @@ class AgentJoinService:
         lost = await self._data_loss_reason()
         if lost and not force:
             raise OnlyCopy(f"{self._name} may have the only copy of tasks: {lost}")
-        await asyncio.to_thread(state_folder.mark_leaving, self._config.paths)
+        await asyncio.to_thread(change_mesh.mark_leaving, self._config.paths)
         self._log.warning(
             "leaving the mesh",
             mesh=self._gateway.mesh_id,

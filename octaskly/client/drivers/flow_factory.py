@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from octaskly.client.flows.request import RequestFlow
+from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.errors import OctasklyError
 

@@ -2,7 +2,7 @@
 
 Components subscribe to a kind before the agent starts. At the first step of the core
 they receive all stored records of that kind. Later they receive each record that
-reaches this node's disk, from any node. See `octaskly.core.log.records`.
+reaches this node's disk, from any node. See `octaskly.core.log.mesh_records`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import RecordDraft, RecordRequested
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.records import is_valid_record
+from octaskly.core.log.mesh_records import is_valid_record
 from octaskly.core.replies import RecordLimitReached, RecordsKept
 from octaskly.errors import TooManyRecords
 from octaskly.ports import DurableStore, RecordQuery

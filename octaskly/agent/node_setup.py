@@ -16,15 +16,15 @@ from msgspec import UNSET
 
 from octaskly import __version__
 from octaskly.agent.gateway.mesh_view import lan_url
-from octaskly.config.account import Account
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, LAN_PORT, PEER_PORT
 from octaskly.config.paths import Paths
+from octaskly.config.task_account import Account
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
 from octaskly.rest.mesh import Checkup, MovedPort
-from octaskly.runner.files.task_user import TaskUserHelper
+from octaskly.runner.files.task_user_ops import TaskUserHelper
 from octaskly.system.load import is_on_mains_power, list_gpus, memory_total_mb
 from octaskly.system.log import Logger
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from octaskly.cli.doctor.symptoms import ProbedNode, Symptoms
+from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.cli.output.render import size
 
 FREE_BYTES_MIN = 64 << 20  #: below it the agent takes no new work

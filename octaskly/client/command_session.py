@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from octaskly.client.drivers.request_flow import make_request_flow
+from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Refused
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import Call, Response
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import Call, Response
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.errors import OctasklyError
 
@@ -81,7 +81,7 @@ class Session:
         Raises:
             NotOctaskly: it is something else.
         """
-        return calls.decode_body(reply, kind, self.requests.node_label)
+        return api_calls.decode_body(reply, kind, self.requests.node_label)
 
     def run(self, flow: Flow[_T]) -> _T:
         """Perform a flow; return what it comes to."""

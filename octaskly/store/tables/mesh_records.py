@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from octaskly.core.log.facts import Entry, Recorded, StreamFloor
-from octaskly.core.log.records import KINDS, earlier_record
+from octaskly.core.log.mesh_records import KINDS, earlier_record
 from octaskly.ports import RecordQuery
 
 GRACE_MS: Final = 86_400_000  #: how long an expired record stays, as clocks differ

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from octaskly.config.account import Account
+from octaskly.config.task_account import Account
 from octaskly.runner import launch_protocol
 from octaskly.runner.files import task_user_helper
 from octaskly.runner.files.scratch_folder import link_or_copy, make_scratch, remove_tree

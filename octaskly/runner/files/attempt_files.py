@@ -15,7 +15,7 @@ from octaskly.core.model.task_options import UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource
-from octaskly.runner.files.task_user import TaskUserOps
+from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.files.workdir import (
     CapturedOutputs,
     capture_outputs,

@@ -21,12 +21,12 @@ from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
-from octaskly.store.tables import arrays, bulk, node_state, records, rows
+from octaskly.store.tables import arrays, bulk, mesh_records, node_state, rows
 from octaskly.store.tables.arrays import ArrayMembers
-from octaskly.store.tables.block_counts import next_block_key
 from octaskly.store.tables.floors import raise_meta_number, read_floor, write_floor
+from octaskly.store.tables.page_counts import next_block_key
 from octaskly.store.writing import purge
-from octaskly.store.writing.dependencies import DependencyIndex
+from octaskly.store.writing.dependency_index import DependencyIndex
 from octaskly.store.writing.projection import (
     CHANGED_COLUMN,
     FETCHED_COLUMNS,
@@ -95,7 +95,9 @@ class TableWriter:
                 some = []
             else:
                 self._append_log_row(entry)
-                records.apply_record(self._db, entry, fact, self._clock.now().wall_ms)
+                mesh_records.apply_record(
+                    self._db, entry, fact, self._clock.now().wall_ms
+                )
         self._append_task_entries(some)
         self._advance_vector(entries)
 
@@ -112,7 +114,7 @@ class TableWriter:
         ]
         self._merge_some_rows(item, plain)
         self._merge_some_rows(item, members)
-        records.merge_records(self._db, item.records)
+        mesh_records.merge_records(self._db, item.records)
         node_state.raise_rows_ahead(self._db, item.vector)
         if item.is_last:
             self._finish_merge(item)
