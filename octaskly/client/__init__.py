@@ -1,7 +1,6 @@
-"""Clients of a mesh, and what they are made of.
+"""Clients of a mesh: `Client` and `AsyncClient` for programs, `Session` for commands.
 
-`client` and `async_client` have the clients of programs; `session` is what commands
-use. All run the same flows.
+All three run the same flows.
 """
 
 from octaskly.client.command_session import Session

@@ -1,4 +1,4 @@
-"""`octaskly.AsyncClient`: the mesh for programs on an event loop."""
+"""`octaskly.AsyncClient`: the client for asyncio."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from octaskly.rest.tasks import Explanation
 
 
 class AsyncClient:
-    """As `Client`, for asyncio: the same words, to be awaited.
+    """`Client` for asyncio, with the same methods as coroutines and generators.
 
         async with octaskly.AsyncClient() as mesh:
             print((await mesh.run("hostname")).stdout)
 
-    It belongs to the event loop that uses it first; its tasks may share it. What is
-    cancelled stops at once: `run` and `map` cancel what they began in the mesh, too.
+    A client belongs to the event loop that uses it first; coroutines may share it.
+    Cancelling `run` or `map` also cancels the tasks that they submitted.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; what was submitted goes on."""
+        """Close all connections; submitted tasks go on."""
         await self._driver.close()
 
     # -- submitting ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`octaskly.Client`: the mesh for programs that wait."""
+"""`octaskly.Client`: the blocking client."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from octaskly.rest.tasks import Explanation
 
 
 class Client:
-    """The mesh, through one of its nodes.
+    """A blocking client of a mesh, connected to one of its nodes.
 
         with octaskly.Client() as mesh:
             print(mesh.run("hostname").stdout)
 
-    Without a place, and where no file of settings names one, it takes the agent of this
-    machine, by its socket, which needs no token. Several threads may share a client; so
-    may a process that forked.
+    The node is the first one named by the arguments, the environment or a settings
+    file. Otherwise it is the agent of this machine; its socket needs no token. Threads
+    may share a client, and a forked child may go on using it.
 
     Args:
-        url: `https://NODE:3443`, or `http://localhost:3000`; else `OCTASKLY_URL`.
-        token: What `octaskly token create` printed; else `OCTASKLY_TOKEN`.
-        ca: File with the CA of the mesh, of `octaskly ca`; else `OCTASKLY_CA_FILE`.
-        node: Name of an agent of this machine, where several run.
-        state_dir: Its state folder, instead.
-        retry_timeout_s: How long a mesh that does not answer, has no dispatcher, or asks
-            for a pause (429, 503) is asked again before that is an error.
+        url: `https://NODE:3443` or `http://localhost:3000`; default `OCTASKLY_URL`.
+        token: Token from `octaskly token create`; default `OCTASKLY_TOKEN`.
+        ca: CA file of the mesh, from `octaskly ca`; default `OCTASKLY_CA_FILE`.
+        node: Name of an agent on this machine, needed if several run.
+        state_dir: State folder of that agent, instead of `node`.
+        retry_timeout_s: How long a request is retried while the mesh does not answer,
+            has no dispatcher, or asks for a pause (429, 503).
 
     Raises:
-        ConfigError: the place cannot be used.
+        ConfigError: the arguments or settings are unusable.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; what was submitted goes on."""
+        """Close all connections; submitted tasks go on."""
         self._driver.close()
 
     # -- submitting ----------------------------------------------------------------
@@ -83,12 +83,12 @@ class Client:
     ) -> Task:
         """Submit a task and return it as it was accepted.
 
-        It is one task, whatever happens on the way: the submission has a key, and is
-        repeated by it. With a key of your own that holds across processes, too.
+        Retries never create a second task, because they carry the same idempotency
+        key. Pass `idempotency_key` to extend this guarantee across processes.
 
         Raises:
-            Invalid: a value is not taken.
-            TimedOut: no answer within `deadline_s`.
+            Invalid: a value is invalid.
+            TimedOut: no response within `deadline_s`.
         """
         flow = flows.submit(
             self._requests,
@@ -111,7 +111,7 @@ class Client:
         """Submit up to 10 000 tasks in one request, all or none; return them in order.
 
         Raises:
-            Invalid: there are more, or a value is not taken; nothing was accepted.
+            Invalid: too many tasks, or an invalid value; nothing was accepted.
         """
         flow = flows.submit_many(
             self._requests,
@@ -133,9 +133,9 @@ class Client:
         deadline_s: float | None = None,
         **fields: Unpack[TaskFields],
     ) -> Task:
-        """Submit one array: `members` is a range such as `"1-1000"`, or the items.
+        """Submit one array: `members` is a range like `"1-1000"`, or the items.
 
-        `{}` in the command stands for the number or item. See `results`.
+        `{}` in the command is replaced by the number or item. See `results`.
         """
         flow = arrays.array(
             self._requests,
@@ -158,13 +158,13 @@ class Client:
         deadline_s: float | None = None,
         **fields: Unpack[TaskFields],
     ) -> Task:
-        """Run a command and return the ended task, as `subprocess.run` would.
+        """Run a command and return the ended task, like `subprocess.run`.
 
-        If this is left early, by `deadline_s` or Ctrl-C, the task is cancelled.
+        The task is cancelled if the call is interrupted by `deadline_s` or Ctrl-C.
 
         Raises:
-            TaskFailed: it did not complete, with `check`.
-            TimedOut: it did not end within `deadline_s`.
+            TaskFailed: the task did not complete and `check` is set.
+            TimedOut: the task did not end within `deadline_s`.
         """
         flow = flows.run(
             self._requests,
@@ -187,17 +187,17 @@ class Client:
     ) -> Generator[Task]:
         """Run a command for each item, and yield the ended tasks.
 
-        `{}` in the command stands for the item, as one word; without it the item is in
-        the variable `OCTASKLY_ITEM`. Items are taken as they are needed, up to 20 000
-        ahead, so there may be any number. Nothing is submitted before the first result
-        is asked for; if the generator is closed early, what has not ended is cancelled.
+        `{}` in the command is replaced by the item, as one word; without `{}`, use the
+        variable `OCTASKLY_ITEM`. Items are consumed lazily, at most 20 000 ahead, so
+        their number is unlimited. The first `next()` submits the first tasks. Closing
+        the generator early cancels the tasks that have not ended.
 
         Args:
-            command: What is run.
-            items: Texts, or what becomes one by `str()`; `item` of a task has it.
-            ordered: Whether results come in the order of the items, or as they end.
-            deadline_s: How long to go on.
-            fields: What each task asks for.
+            command: The shell command.
+            items: Converted by `str()`; `Task.item` has the text.
+            ordered: Yield results in the order of the items, else as they end.
+            deadline_s: Time limit for all items together.
+            fields: Fields of each task.
         """
         flow = arrays.map_(
             self._requests,
@@ -212,10 +212,10 @@ class Client:
     # -- waiting -------------------------------------------------------------------
 
     def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
-        """Return a task once it has ended, however that is.
+        """Wait until a task has ended, in whatever state, and return it.
 
         Raises:
-            TimedOut: not within `deadline_s`; it goes on.
+            TimedOut: the task did not end within `deadline_s`; it goes on.
         """
         until = self._requests.deadline_after(deadline_s)
         return self._driver.run(flows.wait(self._requests, task, deadline=until))
@@ -223,7 +223,7 @@ class Client:
     def as_ended(
         self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
     ) -> Generator[Task]:
-        """Yield tasks as they end, over one stream however many they are."""
+        """Yield tasks as they end, over a single stream."""
         until = self._requests.deadline_after(deadline_s)
         return self._driver.iterate(
             streams.as_ended(self._requests, tasks, deadline=until)
@@ -254,14 +254,14 @@ class Client:
         after: str = "",
         deadline_s: float | None = None,
     ) -> Generator[Log]:
-        """Yield what a task writes as it does, until it has ended.
+        """Yield the output of a task as it is written, until the task has ended.
 
         Args:
             task: The task, or its id.
-            follow: Whether to wait for more; else what there is by now.
+            follow: Wait for more output; else stop after the output so far.
             stream: `stdout`, `stderr` or `both`.
-            attempt: The number of an attempt that is read alone.
-            after: Id of the last piece that is known.
+            attempt: Number of the only attempt to read.
+            after: Id of the last `Log` already received.
             deadline_s: How long to go on.
         """
         flow = streams.logs(
@@ -283,14 +283,14 @@ class Client:
         after: str = "",
         deadline_s: float | None = None,
     ) -> Generator[Event]:
-        """Yield what happens to tasks and nodes, for ever.
+        """Yield the changes of tasks and nodes, without end.
 
-        Nothing is missed, or an event `reset` says so: read again then.
+        An event `reset` means that events were missed: read the state again.
 
         Args:
             types: Which kinds of events.
-            task: The only task, or array with its members, to hear of.
-            after: Id of the last event that is known.
+            task: Yield only events of this task, or of this array and its members.
+            after: Id of the last event already received.
             deadline_s: How long to go on.
         """
         flow = streams.events(
@@ -318,30 +318,30 @@ class Client:
         )
 
     def cancel(self, task: str | Task, *, force: bool = False) -> Task:
-        """Cancel a task that is queued, with `force` also one that runs.
+        """Cancel a queued task, with `force` also a running one.
 
         Raises:
-            Conflict: it runs.
-            NotFound: there is none, or it has ended.
+            Conflict: the task is running.
+            NotFound: the task does not exist, or has ended.
         """
         return self._driver.run(flows.cancel(self._requests, task, force=force))
 
     def retry(self, task: str | Task) -> Task:
-        """Run an ended task once more, or what failed of an array; return the new one.
+        """Rerun an ended task, or the failed members of an array, as a new task.
 
         Raises:
-            Conflict: it has not ended.
+            Conflict: the task has not ended.
         """
         return self._driver.run(flows.retry(self._requests, task))
 
     def explain(self, task: str | Task) -> Explanation:
-        """Return why a task is where it is, and what keeps it from each node."""
+        """Return the reason for a task's state, and why each node cannot run it."""
         return self._driver.run(listing.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
     def tasks(self, **task_filter: Unpack[TaskFilter]) -> Generator[Task]:
-        """Yield tasks without their output, oldest first unless told."""
+        """Yield tasks without their output, oldest first by default."""
         return self._driver.iterate(listing.tasks(self._requests, task_filter))
 
     def nodes(self) -> list[NodeInfo]:
@@ -349,5 +349,5 @@ class Client:
         return self._driver.run(listing.nodes(self._requests))
 
     def stats(self) -> Stats:
-        """Return the whole mesh in numbers."""
+        """Return statistics of the whole mesh."""
         return self._driver.run(listing.stats(self._requests))

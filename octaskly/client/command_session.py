@@ -1,4 +1,4 @@
-"""What a command asks of one node: calls and flows, with the patience of a person."""
+"""The client of the commands: sends calls to one node, with a short retry timeout."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _T = TypeVar("_T")
 
 
 class Session:
-    """The way to one node; a context manager, which threads may share.
+    """A client of one node; a context manager that threads may share.
 
     Args:
-        place: The node.
-        retry_timeout_s: How long a mesh that cannot answer at the moment is asked again.
-        on_wait: Told why, once for each request.
+        endpoint: The node.
+        retry_timeout_s: How long a failed request is retried.
+        on_wait: Called with the refusal before the first retry of a request.
     """
 
     def __init__(
@@ -42,9 +42,7 @@ class Session:
             on_failure=self._count_failure,
             is_program=False,
         )
-        self.reconnect_count = (
-            0  #: times that a connection was lost and another one opened
-        )
+        self.reconnect_count = 0  #: retries after a lost connection
         self._driver = ThreadDriver(endpoint)
         self._on_wait = on_wait
 
@@ -52,7 +50,7 @@ class Session:
     def at_socket(
         cls, path: Path | str, *, retry_timeout_s: float = RETRY_TIMEOUT_S
     ) -> Self:
-        """Return the way to the agent that has this socket."""
+        """Return a session with the agent at this socket."""
         return cls(Endpoint(path=Path(path)), retry_timeout_s=retry_timeout_s)
 
     def __enter__(self) -> Self:
@@ -62,33 +60,33 @@ class Session:
         self._driver.close()
 
     def send(self, call: Call) -> Response:
-        """Return the answer to a call.
+        """Send a call and return the response.
 
         Raises:
             Refused: the node refused.
-            Unreachable: nobody answers there.
-            ReplyLost: the connection ended before the answer.
+            Unreachable: no agent answers.
+            ReplyLost: the connection ended before the response.
         """
         return self.run(self.requests.send(call))
 
     def send_and_decode(self, call: Call, kind: type[_T]) -> _T:
-        """As `send`; return what the answer carries."""
+        """Send a call and return the decoded body of the response."""
         return self.run(self.requests.send_and_decode(call, kind))
 
     def decode(self, reply: Response, kind: type[_T]) -> _T:
-        """Return what an answer carries.
+        """Return the decoded body of a response.
 
         Raises:
-            NotOctaskly: it is something else.
+            NotOctaskly: the body is not of this type.
         """
         return api_calls.decode_body(reply, kind, self.requests.node_label)
 
     def run(self, flow: Flow[_T]) -> _T:
-        """Perform a flow; return what it comes to."""
+        """Run a flow and return its result."""
         return self._driver.run(flow)
 
     def iterate(self, flow: EmittingFlow[_T]) -> Generator[_T]:
-        """Perform a flow; yield what it emits."""
+        """Run a flow and yield its items."""
         return self._driver.iterate(flow)
 
     def _count_failure(self, error: OctasklyError) -> None:

@@ -1,4 +1,4 @@
-"""Which node a client talks to: a URL with a token, or an agent of this machine."""
+"""The node that a client uses: a URL with a token, or an agent of this machine."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _URLS = "https://NODE:3443, or http://localhost:3000 on this machine"
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One node, as the caller named it; `url` None: an agent of this machine."""
+    """One node; without `url`, an agent of this machine."""
 
     url: str | None = None
     token: str | None = None
     ca: Path | None = None
     node: str | None = None
     state_dir: Path | None = None
-    path: Path | None = None  #: of its socket, where that is known
+    path: Path | None = None  #: of its socket, if already known
     environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
 
     def __repr__(self) -> str:
-        """Show no token, and no environment, which may have one."""
+        """Hide the token, and the environment, which may contain one."""
         return f"Target({self.label!r})"
 
     @property
     def label(self) -> str:
-        """What errors call it."""
+        """Name of the node in error messages."""
         if self.url is not None:
             return self.url
         if self.path is not None:
@@ -48,7 +48,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return f"the agent {self.node}" if self.node else "the agent of this machine"
 
     def socket_path(self) -> Path:
-        """Return the socket of the agent; as `local_socket`."""
+        """Return the socket of the agent; raises as `find_agent_socket` does."""
         if self.path is not None:
             return self.path
         return find_agent_socket(self.environ, node=self.node, state_dir=self.state_dir)
@@ -64,13 +64,13 @@ def resolve_endpoint(
     environ: Mapping[str, str] | None = None,
     is_local: bool = False,
 ) -> Endpoint:
-    """Return the node that is meant, by what is given, the environment, or files.
+    """Return the node named by the arguments, the environment or a settings file.
 
-    The first of them that names a node decides; a URL prevails over an agent there. If
-    it `is_local`, that is an agent of this machine, whatever URL anything says.
+    The first source that names a node decides. Within a source, a URL takes precedence
+    over an agent. `is_local` ignores every URL and returns an agent of this machine.
 
     Raises:
-        ConfigError: it contradicts itself, or is no such URL.
+        ConfigError: the arguments contradict each other, or the URL is invalid.
     """
     environ = os.environ if environ is None else environ
     said = {"url": url, "node": node, "state_dir": state_dir}
@@ -100,7 +100,7 @@ def resolve_endpoint(
 def _first_source(
     said: Mapping[str, Any], environ: Mapping[str, str], *, is_local: bool
 ) -> Mapping[str, Any]:
-    """Return what the first source says that names a node."""
+    """Return the settings of the first source that names a node."""
     keys = ("node", "state_dir") if is_local else ("url", "node", "state_dir")
     variables = {
         "url": environ.get("OCTASKLY_URL"),
@@ -116,7 +116,7 @@ def _ca_file(environ: Mapping[str, str]) -> str | None:
 
 
 def _normalize_url(url: str) -> str:
-    """Return a URL without what follows the port."""
+    """Return scheme, host and port of a URL; reject anything after the port."""
     parts = urlsplit(url)
     try:
         port = parts.port
@@ -144,7 +144,7 @@ def _normalize_url(url: str) -> str:
 
 
 def _without_password(url: str) -> str:
-    """Return a URL that may be printed: without a password."""
+    """Return a URL without its password, safe to print."""
     return url.rpartition("@")[2]
 
 
@@ -158,11 +158,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _token(token: str | None) -> str | None:
-    """Return a token as a header can carry it."""
+    """Return a token in a form that an HTTP header can carry."""
     token = (token or "").strip()
     if not token.isascii() or not token.isprintable():
         raise ConfigError(
-            "the token holds what no token has",
+            "the token has characters that no token contains",
             hint="octaskly token create --role client    prints one",
         )
     return token or None

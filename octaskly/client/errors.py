@@ -1,28 +1,28 @@
-"""What can go wrong between a client and a mesh.
+"""Exceptions of the clients.
 
     OctasklyError
-    ├── ConfigError          the URL, the CA or the choice of an agent is unusable
-    │   └── SeveralAgents    more than one runs here, and none was chosen
-    ├── PermissionDenied     the agent's socket is not for this user
+    ├── ConfigError          the URL, CA file or choice of an agent is unusable
+    │   └── SeveralAgents    several agents run here, and none was chosen
+    ├── PermissionDenied     this user may not use the agent's socket
     ├── MeshError
-    │   ├── Unreachable      nobody answers there; nothing was sent
-    │   ├── ReplyLost        the answer did not come; the node may have acted
-    │   │   └── NoAnswer     nor did the connection end: it is stopped, or busy
-    │   └── NotOctaskly      who answers there is no node, or none of a known version
-    ├── Refused              the node said no; `status` is the HTTP status
-    │   ├── Invalid          a value that is not taken (400, 413, 415, 416, 422)
-    │   ├── Unauthorized     no token, or one that is not good any more (401)
-    │   ├── Forbidden        the role of the token may not do that (403)
-    │   ├── NotFound         no such task, node or output (404)
-    │   ├── Conflict         not in the state that it is in (409)
-    │   ├── TooMany          more requests than may be, or the queue is full (429)
-    │   └── Unavailable      not now (503, 507)
-    │       └── NoDispatcher none is elected at this moment
-    ├── TimedOut             the caller's `deadline_s` is over; the task goes on
+    │   ├── Unreachable      no connection; the request was not sent
+    │   ├── ReplyLost        the connection broke; the node may have acted
+    │   │   └── NoAnswer     timeout: the node is stopped or busy
+    │   └── NotOctaskly      no Octaskly node, or one with an unknown API version
+    ├── Refused              the node refused; `status` is the HTTP status
+    │   ├── Invalid          a value is invalid (400, 413, 415, 416, 422)
+    │   ├── Unauthorized     the token is missing or not valid (401)
+    │   ├── Forbidden        the role of the token does not allow this (403)
+    │   ├── NotFound         the task, node or output does not exist (404)
+    │   ├── Conflict         the state of the task does not allow this (409)
+    │   ├── TooMany          rate limit exceeded, or the queue is full (429)
+    │   └── Unavailable      the mesh cannot do this at the moment (503, 507)
+    │       └── NoDispatcher no dispatcher is elected at the moment
+    ├── TimedOut             `deadline_s` has passed; the task goes on
     ├── TaskFailed           `run(check=True)`: the task did not complete
     └── Closed               the client was closed, or belongs to another process
 
-`hint` says what helps, `field` which field, parameter or setting is meant.
+`hint` suggests a fix; `field` names the invalid field, parameter or setting.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RETRY_S_MIN: Final = 0.1
 
 
 class Refused(OctasklyError):
-    """The node refused; `status` is the HTTP status, the text is the node's own."""
+    """The node refused; `status` is the HTTP status, the message is the node's."""
 
     def __init__(
         self,
@@ -59,59 +59,59 @@ class Refused(OctasklyError):
 
 
 class Invalid(Refused, ValueError):
-    """A value is not taken; `field` names it. Nothing was accepted."""
+    """The value of `field` is invalid; nothing was accepted."""
 
 
 class Unauthorized(Refused):
-    """There is no token, or it is malformed, foreign, expired or revoked."""
+    """The token is missing, malformed, expired, revoked or of another mesh."""
 
 
 class Forbidden(Refused):
-    """The role of the token may not do that, or the task is somebody else's."""
+    """The token's role does not allow this, or the task belongs to someone else."""
 
 
 class NotFound(Refused, LookupError):
-    """There is no such task, node or output."""
+    """The task, node or output does not exist."""
 
 
 class Conflict(Refused):
-    """What was asked for does not go with the state of the task."""
+    """The state of the task does not allow this operation."""
 
 
 class TooMany(Refused):
-    """More requests than this client may make, or more tasks than may wait."""
+    """This client exceeded its request rate, or the queue is full."""
 
 
 class Unavailable(Refused):
-    """The mesh cannot do that at the moment."""
+    """The mesh cannot do this at the moment."""
 
 
 class NoDispatcher(Unavailable):
-    """No dispatcher is elected at this moment."""
+    """No dispatcher is elected at the moment."""
 
 
 class Unreachable(MeshError):
-    """Nobody answers there; the request was not sent."""
+    """No connection to the node; the request was not sent."""
 
 
 class ReplyLost(MeshError):
-    """The connection ended before the answer; the node may have acted on it."""
+    """The connection ended before the response; the node may have acted."""
 
 
 class NoAnswer(ReplyLost):
-    """Nothing came in time: the node is stopped, or busy; it may act yet."""
+    """No response in time: the node is stopped or busy, and may still act."""
 
 
 class NotOctaskly(MeshError):
-    """Something else than a node answers there, or one of another age."""
+    """The server is no Octaskly node, or has an incompatible version."""
 
 
 class TimedOut(OctasklyError, TimeoutError):
-    """The time that the caller gave is over; what was submitted goes on."""
+    """The caller's deadline has passed; submitted tasks go on."""
 
 
 class TaskFailed(OctasklyError):
-    """The task did not complete; `task` tells how it ended."""
+    """The task did not complete; `task` has its final state."""
 
     def __init__(self, message: str, *, task: Task, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -150,7 +150,7 @@ _BY_STATUS: Final[Mapping[int, type[Refused]]] = {
 
 
 def connect_error(node_label: str, error: OSError) -> OctasklyError:
-    """Return what it means that no connection came about."""
+    """Return the client error for a failed connection attempt."""
     if "certificate verify failed" in str(error).lower():
         return ConfigError(
             f"{node_label} has no certificate of a mesh that is trusted here",
@@ -169,7 +169,7 @@ def connect_error(node_label: str, error: OSError) -> OctasklyError:
 def parse_refusal(
     status: int, headers: Mapping[str, str], body: bytes
 ) -> Refused | None:
-    """Return the error that a refusing answer means; None: no node says so."""
+    """Return the error for an error response, None if no node sent it."""
     try:
         details = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):

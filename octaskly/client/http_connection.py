@@ -1,7 +1,7 @@
-"""One HTTP connection to a node: its timeouts, its errors.
+"""A blocking HTTP connection to a node, with timeouts and client errors.
 
-The standard library's `http.client` only: a command has to start in a tenth of a
-second, and the big HTTP libraries alone take longer.
+It uses the standard library's `http.client`, because a command must start within
+0.1 s and the import of a large HTTP library alone takes longer.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ if TYPE_CHECKING:
 
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
-CONNECT_RETRY_S = 0.01  #: between calls at the door of a busy node
-SIGNAL_CHECK_S = (
-    0.5  #: of one wait for bytes, before Python looks whether it was Ctrl-C
-)
+CONNECT_RETRY_S = 0.01  #: between attempts while the accept queue of a node is full
+SIGNAL_CHECK_S = 0.5  #: longest wait for bytes before Python handles signals
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
 
 
 class _InterruptibleReader(io.RawIOBase):
-    """What comes from a socket, waited for in turns.
+    """Socket reader that waits in short intervals, so that Ctrl-C works.
 
-    Python hears of a signal between two calls only: one that comes in the instant
-    before it waits would else be heard of after the wait, half a minute later.
+    Python handles signals only between two calls. A signal just before a long wait
+    would be handled after that wait, up to half a minute later.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -55,7 +53,7 @@ class _InterruptibleReader(io.RawIOBase):
         return self._file.readinto(buffer)
 
     def close(self) -> None:
-        with contextlib.suppress(AttributeError):  # Ctrl-C came before there was one.
+        with contextlib.suppress(AttributeError):  # Ctrl-C interrupted `__init__`.
             self._file.close()
         super().close()
 
@@ -63,23 +61,23 @@ class _InterruptibleReader(io.RawIOBase):
         timeout_s = self._sock.gettimeout()
         if timeout_s is None or _has_decrypted_bytes(self._sock):
             return
-        give_up_at = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while not self._poll.poll(min(timeout_s, SIGNAL_CHECK_S) * 1000):
-            timeout_s = give_up_at - time.monotonic()
+            timeout_s = deadline - time.monotonic()
             if timeout_s <= 0:
                 raise TimeoutError("timed out")
 
 
 def _has_decrypted_bytes(sock: socket.socket) -> bool:
-    """Whether TLS has bytes that the kernel no longer has."""
+    """Return True if TLS has buffered bytes that `poll` cannot see."""
     pending = getattr(sock, "pending", None)
     return pending is not None and pending() > 0
 
 
 class _InterruptibleResponse(http.client.HTTPResponse):
-    """An answer that Ctrl-C does not wait for."""
+    """A response whose reads Ctrl-C can interrupt."""
 
-    fp: Any = None  #: not yet, where Ctrl-C comes first
+    fp: Any = None  #: None if Ctrl-C interrupts `__init__`
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -87,10 +85,10 @@ class _InterruptibleResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_InterruptibleReader(sock))
 
     def flush(self) -> None:
-        """Do nothing: it is only read.
+        """Do nothing, because a response is only read.
 
-        The library's way fails where Ctrl-C came while it was being closed, and from
-        Python 3.13 on such a failure is shown, with a traceback.
+        The inherited method fails if Ctrl-C interrupts `close`, and Python 3.13 and
+        later print that failure with a traceback.
         """
 
 
@@ -113,11 +111,11 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def connect_unix(sock: socket.socket, path: Path) -> None:
-    """Connect to a socket file, also where its path is longer than an address.
+    """Connect to a socket file, even if its path exceeds `sun_path`.
 
     Raises:
-        OSError: nobody listens there, this user may not use it, or nobody took the
-            call within the timeout of the socket.
+        OSError: no process listens, this user may not use the socket, or the
+            connection was not accepted within the timeout of the socket.
     """
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
         _connect_with_retries(sock, str(path))
@@ -130,22 +128,22 @@ def connect_unix(sock: socket.socket, path: Path) -> None:
 
 
 def _connect_with_retries(sock: socket.socket, address: str) -> None:
-    """Connect; wait while a busy node has yet to take as many calls as may wait.
+    """Connect, and retry while the accept queue of a busy node is full.
 
-    Over TCP the kernel asks again by itself, here it says EAGAIN.
+    TCP retries in the kernel; a Unix socket returns EAGAIN.
     """
-    give_up_at = time.monotonic() + (sock.gettimeout() or 0)
+    deadline = time.monotonic() + (sock.gettimeout() or 0)
     while True:
         try:
             return sock.connect(address)
         except BlockingIOError:
-            if time.monotonic() > give_up_at:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(CONNECT_RETRY_S)
 
 
 class HttpConnection:
-    """A connection to one node, opened when it is needed; for one thread at a time."""
+    """A connection to one node, opened on first use; for one thread at a time."""
 
     def __init__(
         self,
@@ -171,7 +169,7 @@ class HttpConnection:
     def at_url(
         cls, url: str, *, token: str | None, ca_file: Path | None
     ) -> HttpConnection:
-        """Return a connection to the node at a URL that `targets` has read.
+        """Return a connection to the node at a URL from `resolve_endpoint`.
 
         Raises:
             ConfigError: `ca_file` is unusable.
@@ -199,17 +197,17 @@ class HttpConnection:
         headers: Mapping[str, str],
         timeout_s: float,
     ) -> http.client.HTTPResponse:
-        """Send a request; leave it to the caller to read the answer to its end."""
+        """Send a request; the caller must read the response to its end."""
         used_at = self._last_used_at
         if used_at is not None and time.monotonic() - used_at > IDLE_S_MAX:
             self.close()
-        everything = {**self._headers, **headers}
+        all_headers = {**self._headers, **headers}
         if body is not None:
-            everything.setdefault("Content-Type", "application/json")
+            all_headers.setdefault("Content-Type", "application/json")
         self._connect()
         try:
             self._connection.sock.settimeout(timeout_s)
-            self._connection.request(method, target, body=body, headers=everything)
+            self._connection.request(method, target, body=body, headers=all_headers)
             response = self._connection.getresponse()
         except TimeoutError as error:
             self.close()
@@ -224,28 +222,28 @@ class HttpConnection:
                 hint=None if method == "GET" else hint,
             ) from error
         except BaseException:
-            # Interrupted half-way: what comes next must not read this answer.
+            # After an interrupt, the next request must not read this response.
             self.close()
             raise
         self._last_used_at = time.monotonic()
         return response
 
     def request(self, call: Call, timeout_s: float) -> Response:
-        """Send one request; return its answer, good or bad."""
+        """Send one request; return its response, whatever its status."""
         response = self.send_request(
             call.method, call.target, call.body, call.headers, timeout_s
         )
         return self.read_response(response)
 
     def read_response(self, response: http.client.HTTPResponse) -> Response:
-        """Read an answer to its end."""
+        """Read a response to its end."""
         data = self._read_body(response)
         return Response(response.status, headers_of(response), data)
 
     def read_chunk(
         self, response: http.client.HTTPResponse, size: int, timeout_s: float
     ) -> bytes:
-        """Return the next bytes of an answer that is a stream, none at its end."""
+        """Return the next bytes of a streamed response, b"" at its end."""
         try:
             if (sock := self._connection.sock) is not None:
                 sock.settimeout(timeout_s)
@@ -257,7 +255,7 @@ class HttpConnection:
             ) from error
 
     def abort(self) -> None:
-        """End what another thread reads or writes at this moment."""
+        """Interrupt the read or write of another thread."""
         if (sock := self._connection.sock) is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -274,7 +272,7 @@ class HttpConnection:
     def _read_body(self, response: http.client.HTTPResponse) -> bytes:
         try:
             data = response.read()
-            # Python closes what was forgotten, too, but loses a Ctrl-C that comes then.
+            # Close explicitly: a finalizer would swallow a Ctrl-C that arrives then.
             response.close()
         except (OSError, http.client.HTTPException) as error:
             self.close()
@@ -288,12 +286,12 @@ class HttpConnection:
 
 
 def tls_context(ca_file: Path | str | None) -> ssl.SSLContext:
-    """Return what checks who a node is, by the CA of the mesh or those of the system.
+    """Return a TLS context that trusts the CA of the mesh, or those of the system.
 
     Raises:
-        ConfigError: the file is no CA.
+        ConfigError: the file is not a CA certificate.
     """
-    import ssl  # noqa: PLC0415 - costs 10 ms that the local socket need not pay
+    import ssl  # noqa: PLC0415 - takes 10 ms, and the local socket needs no TLS
 
     try:
         return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
@@ -305,5 +303,5 @@ def tls_context(ca_file: Path | str | None) -> ssl.SSLContext:
 
 
 def headers_of(response: http.client.HTTPResponse) -> dict[str, str]:
-    """Return the headers of an answer, their names in small letters."""
+    """Return the headers of a response, with names in lower case."""
     return {name.lower(): value for name, value in response.getheaders()}

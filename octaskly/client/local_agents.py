@@ -1,4 +1,4 @@
-"""Where the agents of this machine answer: their sockets, and how one is chosen."""
+"""Discovery of the agents on this machine by their sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ octaskly service install      keep it running, also after a reboot"""
 
 
 class _AgentDescription(msgspec.Struct):
-    """What is read of what a running agent says of itself."""
+    """The fields of `agent.json` that a client needs."""
 
     name: str
     socket: str
@@ -32,14 +32,14 @@ class _AgentDescription(msgspec.Struct):
 def find_agent_socket(
     environ: Mapping[str, str], *, node: str | None, state_dir: Path | None
 ) -> Path:
-    """Return the socket of the agent on this machine that is meant.
+    """Return the socket of an agent on this machine.
 
-    Where nobody chose, the only agent that answers is taken.
+    Without `node` and `state_dir`, return that of the only running agent.
 
     Raises:
         Unreachable: no agent answers.
-        SeveralAgents: several answer and none was chosen.
-        PermissionDenied: the socket is not for this user.
+        SeveralAgents: several agents answer and none was chosen.
+        PermissionDenied: this user may not use the socket.
     """
     if state_dir is not None:
         return _socket_of_state_dir(state_dir)
@@ -63,10 +63,10 @@ def find_agent_socket(
 def find_local_agents(
     environ: Mapping[str, str], node: str | None = None
 ) -> Iterator[tuple[str, Path]]:
-    """Yield name and socket of agents that may be running on this machine.
+    """Yield name and socket of each agent that may be running on this machine.
 
-    Folders of the state come last, and only where no socket lies in a folder for
-    sockets, unless `node` asks for one that was not found there.
+    Socket folders are searched first, then state folders. The search of the state
+    folders is skipped if the socket folders have a socket for `node`.
     """
     folders = [RUN_FOLDER]
     if runtime := environ.get("XDG_RUNTIME_DIR"):
@@ -94,7 +94,7 @@ def _glob_or_nothing(folder: Path, pattern: str) -> list[Path]:
 
 
 def _try_read_description(folder: Path) -> tuple[str, Path] | None:
-    """Return name and socket of an agent, None where its folder does not tell."""
+    """Return name and socket of an agent, None if its folder is unreadable."""
     try:
         return _read_description(folder)
     except (OSError, ValueError):
@@ -104,14 +104,14 @@ def _try_read_description(folder: Path) -> tuple[str, Path] | None:
 def _read_description(folder: Path) -> tuple[str, Path]:
     """Return name and socket from the `agent.json` of a state folder."""
     written = (folder / "agent.json").read_bytes()
-    told = msgspec.json.decode(written, type=_AgentDescription)
-    return told.name, Path(told.socket)
+    description = msgspec.json.decode(written, type=_AgentDescription)
+    return description.name, Path(description.socket)
 
 
 def _is_listening(path: Path) -> bool:
-    """Whether somebody listens there; a socket file outlives an agent that died."""
+    """Return True if an agent listens; a socket file outlives a crashed agent."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(CONNECT_S_MAX)  # A dead one is refused at once.
+        sock.settimeout(CONNECT_S_MAX)  # A stale socket refuses at once.
         try:
             connect_unix(sock, path)
         except PermissionError as error:
@@ -129,7 +129,7 @@ def _socket_of_state_dir(folder: Path) -> Path:
         described = _read_description(folder)
     except PermissionError:
         raise PermissionDenied(
-            f"this user may not look into the state folder {folder}",
+            f"this user may not read the state folder {folder}",
             hint=f"ls -ld {shlex.quote(str(folder))}    is it yours?",
         ) from None
     except (OSError, ValueError):
