@@ -106,7 +106,7 @@ def test_a_state_folder_of_another_user_is_not_taken_for_one_without_an_agent(
     )
 
     assert done.returncode == 4
-    said = f"error: this user may not look into the state folder {folder}\n"
+    said = f"error: this user may not read the state folder {folder}\n"
     assert done.stderr.decode().startswith(said)
 
 

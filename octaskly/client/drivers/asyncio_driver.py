@@ -1,4 +1,4 @@
-"""The steps of flows, performed on an event loop, by aiohttp."""
+"""Driver of flows for asyncio, on top of aiohttp."""
 
 from __future__ import annotations
 
@@ -38,56 +38,54 @@ _T = TypeVar("_T")
 
 
 class AsyncioDriver:
-    """Connections to one node, of one event loop, opened when they are needed."""
+    """Runs flows on one event loop; opens connections to one node on first use."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._session: aiohttp.ClientSession | None = None
         self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._socket_dir_fd: int | None = (
-            None  #: descriptor, for a path that is too long
-        )
+        self._socket_dir_fd: int | None = None  #: open if the path exceeds `sun_path`
         self._opening = asyncio.Lock()
         self._is_closed = False
 
     async def run(self, flow: Flow[_T]) -> _T:
-        """Perform a flow; return what it comes to."""
-        stage = _AsyncioFlowRun(self)
-        came: object = None
+        """Run a flow and return its result."""
+        flow_run = _AsyncioFlowRun(self)
+        result: object = None
         raised: BaseException | None = None
         while True:
             try:
-                step = flow.send(came) if raised is None else flow.throw(raised)
+                step = flow.send(result) if raised is None else flow.throw(raised)
             except StopIteration as end:
                 value: _T = end.value
                 return value
-            came = raised = None
+            result = raised = None
             try:
-                came = await stage.perform_step(step)
-            except BaseException as error:  # noqa: BLE001 - the flow raises it, or not
+                result = await flow_run.perform_step(step)
+            except BaseException as error:  # noqa: BLE001 - thrown into the flow
                 raised = error
 
     async def iterate(self, flow: EmittingFlow[_T]) -> AsyncGenerator[_T]:
-        """Perform a flow; yield what it emits. Who leaves early is told to the flow."""
-        stage = _AsyncioFlowRun(self)
-        came: object = None
+        """Run a flow and yield its items; closing early raises in the flow."""
+        flow_run = _AsyncioFlowRun(self)
+        result: object = None
         raised: BaseException | None = None
         try:
             while True:
                 try:
-                    step = flow.send(came) if raised is None else flow.throw(raised)
+                    step = flow.send(result) if raised is None else flow.throw(raised)
                 except StopIteration:
                     return
-                came = raised = None
+                result = raised = None
                 try:
                     if isinstance(step, Emit):
                         yield step.item
                     else:
-                        came = await stage.perform_step(step)
+                        result = await flow_run.perform_step(step)
                 except BaseException as error:  # noqa: BLE001 - as above
                     raised = error
         finally:
-            stage.close_stream()
+            flow_run.close_stream()
 
     async def close(self) -> None:
         """Close the connections, also those in use."""
@@ -100,11 +98,11 @@ class AsyncioDriver:
             self._socket_dir_fd = None
 
     async def session(self) -> aiohttp.ClientSession:
-        """Return the session, which has connections to nothing but the node.
+        """Return the HTTP session with the node.
 
         Raises:
-            Closed: there is none any more, or it is of another loop or process.
-            Unreachable, ConfigError: there is no such node.
+            Closed: the client is closed, or belongs to another loop or process.
+            Unreachable, ConfigError: the node cannot be found.
         """
         owner = (os.getpid(), asyncio.get_running_loop())
         if self._is_closed:
@@ -143,7 +141,7 @@ class AsyncioDriver:
         return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S_MAX, ssl=context)
 
     def _socket_address(self, path: Path) -> str:
-        """Return a socket's path; a long one by way of its folder."""
+        """Return the path of a socket; through `/proc/self/fd` if it is too long."""
         if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
             return str(path)
         if self._socket_dir_fd is None:
@@ -155,7 +153,7 @@ class AsyncioDriver:
     async def start_request(
         self, call: Call, timeout_s: float
     ) -> aiohttp.ClientResponse:
-        """Send a request; return its answer, whose body is still to be read."""
+        """Send a request; return its response with the body unread."""
         session = await self.session()
         headers = {"Accept": "application/json", **call.headers}
         if call.body is not None:
@@ -178,18 +176,18 @@ class AsyncioDriver:
 
     @property
     def node_label(self) -> str:
-        """What errors call the node."""
+        """Name of the node in error messages."""
         return self._endpoint.label
 
     def raise_lost(self, message: str, error: BaseException) -> NoReturn:
-        """Raise that an answer did not come."""
+        """Raise the error for a lost response."""
         if isinstance(error, TimeoutError):
             raise NoAnswer(f"{self.node_label} did not answer in time") from error
         raise ReplyLost(f"{self.node_label} {message}") from error
 
 
 class _AsyncioFlowRun:
-    """Where one flow is performed, with the stream that it may have open."""
+    """One run of a flow, with its open stream if any."""
 
     def __init__(self, driver: AsyncioDriver) -> None:
         self._driver = driver
@@ -214,7 +212,7 @@ class _AsyncioFlowRun:
         return None
 
     def close_stream(self) -> None:
-        """Close the stream; whatever is left of it is nobody's answer."""
+        """Close the stream with its connection, because unread bytes may remain."""
         response, self._response = self._response, None
         if response is not None:
             response.close()

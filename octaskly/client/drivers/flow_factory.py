@@ -1,4 +1,4 @@
-"""Request flows with the clock and the random numbers of this process."""
+"""Construction of request flows with the clock and randomness of this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_request_flow(
     on_failure: Callable[[OctasklyError], None] | None = None,
     is_program: bool = True,
 ) -> RequestFlow:
-    """Return a `RequestFlow` for requests to one node; the arguments are its own."""
+    """Return a `RequestFlow` with these arguments."""
     return RequestFlow(
         node_label,
         clock=time.monotonic,

@@ -1,4 +1,4 @@
-"""The steps of flows, performed by threads that wait: a pool of connections."""
+"""Blocking driver of flows, with a connection pool that threads share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from octaskly.client.flows.steps import (
 )
 from octaskly.client.http_connection import HttpConnection, headers_of
 
-IDLE_MAX: Final = 8  #: connections that are kept for the next requests
+IDLE_MAX: Final = 8  #: idle connections kept in the pool
 CHUNK_BYTES: Final = 1 << 16
 ERROR_STATUS_MIN: Final = 400
 
@@ -35,59 +35,59 @@ _T = TypeVar("_T")
 
 
 class ThreadDriver:
-    """Connections to one node, as many as threads use at a time.
+    """Runs flows over a pool of connections to one node.
 
-    A deque is all the locking that this needs: it takes and gives in one step. After a
-    fork the child leaves the connections to its parent.
+    The pool needs no lock, because `append` and `pop` of a deque are atomic. After a
+    fork, the child opens connections of its own.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._idle: deque[HttpConnection] = deque()
-        self.streams: set[HttpConnection] = set()  #: that are open
+        self.streams: set[HttpConnection] = set()  #: connections with an open stream
         self._pid = os.getpid()
         self._is_closed = False
 
     def run(self, flow: Flow[_T], raised: BaseException | None = None) -> _T:
-        """Perform a flow; return what it comes to. `raised` is thrown into it first."""
-        stage = _ThreadFlowRun(self)
-        came: object = None
+        """Run a flow and return its result; `raised` is thrown into it first."""
+        flow_run = _ThreadFlowRun(self)
+        result: object = None
         try:
             while True:
                 try:
-                    step = flow.send(came) if raised is None else flow.throw(raised)
+                    step = flow.send(result) if raised is None else flow.throw(raised)
                 except StopIteration as end:
                     value: _T = end.value
                     return value
-                came = raised = None
+                result = raised = None
                 try:
-                    came = stage.perform_step(step)
-                except BaseException as error:  # noqa: BLE001 - the flow raises it
+                    result = flow_run.perform_step(step)
+                except BaseException as error:  # noqa: BLE001 - thrown into the flow
                     raised = error
         except BaseException as error:
             if is_finished(flow):
                 raise
-            # Ctrl-C between two steps: the flow has to hear of it as of one within.
+            # The flow must also receive a Ctrl-C that arrives between two steps.
             return self.run(flow, error)
 
     def iterate(
         self, flow: EmittingFlow[_T], raised: BaseException | None = None
     ) -> Generator[_T]:
-        """Perform a flow; yield what it emits. Who leaves early is told to the flow."""
-        stage = _ThreadFlowRun(self)
-        came: object = None
+        """Run a flow and yield its items; closing early raises in the flow."""
+        flow_run = _ThreadFlowRun(self)
+        result: object = None
         try:
             while True:
                 try:
-                    step = flow.send(came) if raised is None else flow.throw(raised)
+                    step = flow.send(result) if raised is None else flow.throw(raised)
                 except StopIteration:
                     return
-                came = raised = None
+                result = raised = None
                 try:
                     if isinstance(step, Emit):
                         yield step.item
                     else:
-                        came = stage.perform_step(step)
+                        result = flow_run.perform_step(step)
                 except BaseException as error:  # noqa: BLE001 - as above
                     raised = error
         except BaseException as error:
@@ -95,13 +95,13 @@ class ThreadDriver:
                 raise
             yield from self.iterate(flow, error)  # As above.
         finally:
-            stage.close_stream()
+            flow_run.close_stream()
 
     def acquire_connection(self) -> HttpConnection:
         """Return a connection for one request.
 
         Raises:
-            Closed: there are none any more.
+            Closed: the client is closed.
         """
         if self._is_closed:
             raise Closed(
@@ -118,16 +118,16 @@ class ThreadDriver:
         return HttpConnection.at_url(target.url, token=target.token, ca_file=target.ca)
 
     def release_connection(self, connection: HttpConnection) -> None:
-        """Keep a connection whose answer was read to its end."""
+        """Return a connection to the pool, after its response was read completely."""
         if self._is_closed or len(self._idle) >= IDLE_MAX:
             connection.close()
         else:
             self._idle.append(connection)
 
     def close(self) -> None:
-        """Close the connections; those in use, when they are given back.
+        """Close idle connections now, and connections in use on their release.
 
-        Who reads a stream in another thread gets `Closed`.
+        A thread that reads a stream gets `Closed`.
         """
         self._is_closed = True
         if self._pid == os.getpid():
@@ -139,7 +139,7 @@ class ThreadDriver:
 
 
 class _ThreadFlowRun:
-    """Where one flow is performed, with the stream that it may have open."""
+    """One run of a flow, with its open stream if any."""
 
     def __init__(self, driver: ThreadDriver) -> None:
         self._driver = driver
@@ -164,7 +164,7 @@ class _ThreadFlowRun:
         return None
 
     def close_stream(self) -> None:
-        """Close the stream; whatever is left of it is nobody's answer."""
+        """Close the stream with its connection, because unread bytes may remain."""
         if self._connection is not None and self._pid == os.getpid():
             self._driver.streams.discard(self._connection)
             self._connection.close()

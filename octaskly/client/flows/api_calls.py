@@ -1,4 +1,4 @@
-"""The requests of the REST API as values: what to send, and whether it may repeat."""
+"""The requests of the REST API as values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class Response(NamedTuple):
-    """An answer, good or bad; the names of `headers` are in small letters."""
+    """A response of any status; the names of `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -32,21 +32,19 @@ class Response(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request; it may be sent again, by its nature or key, unless it `is_unrepeatable`."""
+    """One request, idempotent by its method or key unless `is_unrepeatable`."""
 
     method: str
     path: str
     query: Mapping[str, object] = {}
     body: bytes | memoryview | None = None
     headers: Mapping[str, str] = {}
-    extra_wait_s: float = (
-        0.0  #: how long the node may take longer, because it is asked to
-    )
-    is_unrepeatable: bool = False  #: done twice it would be something else
+    extra_wait_s: float = 0.0  #: added to the timeout, for long polls and uploads
+    is_unrepeatable: bool = False  #: a second request would have a second effect
 
     @property
     def target(self) -> str:
-        """Path and query; what is None is left out."""
+        """Path and query, without parameters that are None."""
         given = {key: value for key, value in self.query.items() if value is not None}
         return f"{self.path}?{urlencode(given, doseq=True)}" if given else self.path
 
@@ -57,24 +55,27 @@ def resource_path(collection: str, name: str, *more: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a part of a path; a lone surrogate, which is in no name, as `?`."""
+    """Return a quoted part of a path; lone surrogates, in no name, become `?`."""
     return quote(text, safe="", errors="replace")
 
 
 def submission(body: bytes, *, key: str | None, durability: str | None) -> Call:
-    """Submit tasks; the same key is the same tasks, without one each time others."""
+    """Submit tasks, at most once per key; without a key, each call submits new ones."""
     headers = {} if key is None else {"Idempotency-Key": key}
     query = {"durability": durability}
     return Call("POST", TASKS, query, body, headers, is_unrepeatable=key is None)
 
 
 def new_ids(count: int) -> Call:
-    """Ask for ids of tasks that are to be submitted."""
+    """Get ids for tasks that will be submitted."""
     return Call("GET", IDS, {"count": count})
 
 
 def task(ref: str, *, wait_s: float = 0.0, is_exact: bool = True) -> Call:
-    """Show a task with its output, exact or as text, at its end or `extra_wait_s` later."""
+    """Get a task with its output, after its end or `wait_s`, whichever is first.
+
+    The output is text, or base64 of the exact bytes with `is_exact`.
+    """
     query = {
         "encoding": "base64" if is_exact else None,
         "wait": f"{wait_s:.3f}" if wait_s else None,
@@ -83,12 +84,12 @@ def task(ref: str, *, wait_s: float = 0.0, is_exact: bool = True) -> Call:
 
 
 def newest(limit: int) -> Call:
-    """List the newest tasks, the latest first."""
+    """List the newest tasks, newest first."""
     return Call("GET", TASKS, {"newest": "true", "limit": limit})
 
 
 def open_stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
-    """Tell what happens, from behind an event on."""
+    """Open an event stream behind the event `last_id`."""
     return Call(
         "GET", path, query, headers={"Last-Event-ID": last_id} if last_id else {}
     )
@@ -101,31 +102,31 @@ def cancel(ref: str, *, force: bool) -> Call:
 
 
 def retry(ref: str) -> Call:
-    """Run an ended task once more, as another; who repeats it gets that."""
+    """Rerun an ended task as a new task; repeating the call returns the same one."""
     return Call("POST", resource_path(TASKS, ref, "retry"))
 
 
 def retry_array(ref: str) -> Call:
-    """Run members that did not succeed once more, as another array."""
+    """Rerun the members that did not succeed, as a new array."""
     return Call("POST", resource_path(ARRAYS, ref, "retry"))
 
 
 def explain(ref: str) -> Call:
-    """Say why a task is where it is."""
+    """Get the reason for a task's state."""
     return Call("GET", resource_path(TASKS, ref, "explain"))
 
 
 def post_once(path: str, fields: object = None) -> Call:
-    """Have something done, once."""
+    """Post a request that must not be repeated."""
     body = None if fields is None else msgspec.json.encode(fields)
     return Call("POST", path, body=body, is_unrepeatable=True)
 
 
 def decode_body(reply: Response, kind: type[_T], node_label: str) -> _T:
-    """Return what an answer carries.
+    """Return the decoded body of a response.
 
     Raises:
-        NotOctaskly: it is something else.
+        NotOctaskly: the body is not of this type.
     """
     try:
         return msgspec.json.decode(reply.body, type=kind)

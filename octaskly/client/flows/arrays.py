@@ -1,4 +1,4 @@
-"""One command for many items: arrays, and what their members come to."""
+"""Flows that submit arrays and read the results of their members."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from octaskly.client.flows.task_fields import Durability, TaskFields, ref_of
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
-ITEMS_MAX: Final = 10_000  #: of one array of a `map`, so that little is held here
+ITEMS_MAX: Final = 10_000  #: per array of a `map`, which bounds the client's memory
 ITEMS_BYTES_MAX: Final = 1 << 20
-ITEM_BYTES_MORE: Final = 6  #: what the API counts for each item besides its text
-ARRAYS_AHEAD_MAX: Final = 2  #: arrays of one `map` at a time
+ITEM_BYTES_MORE: Final = 6  #: overhead that the API counts for each item
+ARRAYS_AHEAD_MAX: Final = 2  #: arrays of one `map` that run at the same time
 
 
 def array(
@@ -35,7 +35,7 @@ def array(
     durability: Durability | None,
     deadline: Deadline,
 ) -> Flow[Task]:
-    """Submit one array; `members` is a range, or the items."""
+    """Submit one array; `members` is a range or the items."""
     wanted: dict[str, Any] = {}
     if isinstance(members, str):
         wanted["range"] = members
@@ -65,7 +65,7 @@ def map_(
     ordered: bool,
     deadline: Deadline,
 ) -> EmittingFlow[Task]:
-    """Run a command for each item; who leaves cancels what has not ended."""
+    """Run a command for each item; cancel unfinished tasks if interrupted."""
     parts = _chunk_items(items)
     under_way: deque[_ItemChunk] = deque()
     try:
@@ -103,7 +103,7 @@ def map_(
 
 
 class _ItemChunk:
-    """Items that make one array."""
+    """The items of one array."""
 
     def __init__(self, items: list[str]) -> None:
         self.items = items
@@ -111,7 +111,7 @@ class _ItemChunk:
 
 
 def _chunk_items(items: Iterable[object]) -> Iterator[_ItemChunk]:
-    """Yield the items as texts, as many at a time as one array takes."""
+    """Yield the items as texts, in chunks that fit into one array."""
     part: list[str] = []
     size = 0
     for item in items:
@@ -145,15 +145,15 @@ def results(
             path, {"order": order, "offset": seen.first_missing}
         )
 
-    told = ResumableEvents(requests, call, deadline)
+    source = ResumableEvents(requests, call, deadline)
     while True:
-        event = yield from told.next_event()
+        event = yield from source.next_event()
         if event.kind == "end":
             counts = msgspec.convert(event.data, Task).array or Members()
             if ended >= counts.completed + counts.failed:
                 yield CloseStream()
                 return
-            yield from told.reopen()
+            yield from source.reopen()
         elif event.kind == "result" and seen.add(event.data["position"]):
             task = msgspec.convert(event.data, Task)
             ended += task.status != "cancelled"
@@ -164,14 +164,14 @@ def results(
 
 
 class _PositionSet:
-    """Positions that came, a bit for each; those before `first_missing` came all."""
+    """Bitmap of received positions; all before `first_missing` were received."""
 
     def __init__(self) -> None:
         self.first_missing = 0
         self._bits = bytearray()
 
     def add(self, position: int) -> bool:
-        """Note a position; return whether it is new."""
+        """Add a position; return True if it is new."""
         if self._has(position):
             return False
         byte = position >> 3

@@ -1,4 +1,4 @@
-"""Files for tasks, left at the node that is asked; each is known by its SHA-256."""
+"""Flows that upload files for tasks to a node, addressed by SHA-256."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from octaskly.client.flows.steps import Flow
 from octaskly.rest.tasks import FileLeft
 
 FILES: Final = "/api/v1/files"
-BYTES_A_SECOND_MIN: Final = 1 << 20  #: a slower way to the node is as good as none
+BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
 
 
 def upload_file(
     requests: RequestFlow, sha256: str, data: bytes | memoryview
 ) -> Flow[FileLeft]:
-    """Leave a file, unless it is there."""
+    """Upload a file, unless the node has it."""
     path = resource_path(FILES, sha256)
     try:
         return (yield from requests.send_and_decode(Call("GET", path), FileLeft))
@@ -29,5 +29,5 @@ def upload_file(
 
 
 def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:
-    """Say that no task will name a file any more."""
+    """Allow the node to delete a file that no further task will use."""
     yield from requests.send(Call("DELETE", resource_path(FILES, sha256)))

@@ -1,4 +1,4 @@
-"""Looking: tasks in pages, why a task waits, the nodes, the mesh in numbers."""
+"""Flows that read state: task lists, explanations, nodes and statistics."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.mesh import NodeInfo, NodePage, Stats
 from octaskly.rest.tasks import Explanation
 
-PAGE: Final = 1000  #: tasks of one request
+PAGE: Final = 1000  #: tasks per request
 
 
 class TaskFilter(TypedDict, total=False):
-    """Which tasks to list; `name`, `labels` and `text` search."""
+    """Filter of a task list; `name`, `labels` and `text` use the search index."""
 
     status: Status
     worker_id: str  #: name or id of the node
-    array: str | Task  #: its members, where others are listed without members
+    array: str | Task  #: list the members of this array; other lists omit members
     name: str
     labels: Mapping[str, str]
-    text: str  #: is in the command or the name
-    newest: bool  #: the latest first
+    text: str  #: substring of the command or the name
+    newest: bool  #: newest first
 
 
 def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
-    """Hand out tasks, a page at a time."""
+    """Emit tasks, read page by page."""
     query = _query(task_filter)
     is_search = bool({"name", "labels", "text"} & task_filter.keys())
     while True:
@@ -57,14 +57,13 @@ def _query(task_filter: TaskFilter) -> dict[str, Any]:
         query["label"] = [f"{name}={value}" for name, value in labels.items()]
     if "newest" in task_filter:
         query["newest"] = "true" if task_filter["newest"] else "false"
-    encode_json(
-        query
-    )  # A text that is none cannot be sent; it is refused in our words.
+    # Reject lone surrogates here, with our error rather than that of `urlencode`.
+    encode_json(query)
     return query
 
 
 def explain(requests: RequestFlow, task: str | Task) -> Flow[Explanation]:
-    """Say why a task is where it is."""
+    """Return the reason for a task's state."""
     return (
         yield from requests.send_and_decode(
             api_calls.explain(ref_of(task)), Explanation

@@ -1,4 +1,4 @@
-"""One request to a mesh, until it is answered: the flow that all others are made of."""
+"""The flow of one request with retries, on which all other flows are built."""
 
 from __future__ import annotations
 
@@ -21,24 +21,18 @@ from octaskly.client.flows.retry import RETRY_TIMEOUT_S, Clock, Deadline, RetryS
 from octaskly.client.flows.steps import Flow, SendRequest, Sleep
 from octaskly.errors import OctasklyError
 
-RESPONSE_S_MAX: Final = (
-    30.0  #: a node holds a request up to 5 s, then answers in any case
-)
-FIRST_RESPONSE_S_MAX: Final = (
-    10.0  #: of what is quickly asked; before there was any answer
-)
-SMALL_BYTES: Final = 65_536  #: of a body that takes no time to send
-RESPONSE_GRACE_S: Final = (
-    1.0  #: what an answer that comes at the deadline may take to come
-)
+RESPONSE_S_MAX: Final = 30.0  #: a node holds a request for at most 5 s
+FIRST_RESPONSE_S_MAX: Final = 10.0  #: for small requests until a node has answered
+SMALL_BYTES: Final = 65_536  #: body size whose transfer time is negligible
+RESPONSE_GRACE_S: Final = 1.0  #: transfer time of a response sent at the deadline
 ERROR_STATUS_MIN: Final = 400
 VERSION_GAP_ERRORS: Final = ("Not found", "Unknown field", "Method not allowed")
-"""What nodes say to clients that know more, or less, than they do."""
+"""Refusals that may come from a node of another version than the client."""
 UNKNOWN_OUTCOME_ERRORS: Final = (
     "Connection to the dispatcher was lost",
     "No standby keeps a copy",
 )
-"""What nodes say where what was asked for may have been done."""
+"""Refusals after which the request may have taken effect."""
 _WRONG_PORT: Final = "is that its port? the API of the LAN is https://NODE:3443"
 _STOPPED: Final = "fg    in the terminal of that agent, if Ctrl-Z has stopped it"
 
@@ -46,17 +40,17 @@ _T = TypeVar("_T")
 
 
 class RequestFlow:
-    """Asks one node.
+    """Sends requests to one node, with retries.
 
     Args:
-        node_label: What errors call the node.
-        retry_timeout_s: How long a request that fails is sent again.
-        clock: Counts seconds.
-        random: Returns a number in [0, 1), for the delays between retries.
-        new_key: Makes the idempotency key of each submission.
-        on_failure: Is called with the first of several failures in a row, if a retry
+        node_label: Name of the node in error messages.
+        retry_timeout_s: How long a failed request is retried.
+        clock: Returns monotonic seconds.
+        random: Returns a number in [0, 1), for the jitter of retries.
+        new_key: Returns a new idempotency key.
+        on_failure: Called with the first of several consecutive failures, if a retry
             follows.
-        is_program: Whether hints are for the author of a program.
+        is_program: Hints address the author of a program, not the user of a command.
     """
 
     def __init__(
@@ -80,7 +74,7 @@ class RequestFlow:
         self._was_reached = False
 
     def send(self, call: Call, until: Deadline | None = None) -> Flow[Response]:
-        """Send a request until it is answered; return the answer, a good one."""
+        """Send a request, with retries; return its successful response."""
         until = until or self.deadline_after(None)
         failures = self.new_retry_state()
         while True:
@@ -101,7 +95,7 @@ class RequestFlow:
     def send_and_decode(
         self, call: Call, kind: type[_T], until: Deadline | None = None
     ) -> Flow[_T]:
-        """As `send`; return what the answer carries."""
+        """Send a request, with retries; return the decoded body of the response."""
         reply = yield from self.send(call, until)
         try:
             return decode_body(reply, kind, self.node_label)
@@ -109,7 +103,7 @@ class RequestFlow:
             raise (yield from self._with_hint(error)) from error
 
     def check_response(self, reply: Response) -> Response:
-        """Return a good answer; raise what a bad one means."""
+        """Return a successful response; raise the error of any other."""
         if reply.status < ERROR_STATUS_MIN:
             self._was_reached = True
             return reply
@@ -123,10 +117,11 @@ class RequestFlow:
         raise error
 
     def response_timeout_s(self, call: Call, deadline: Deadline) -> float:
-        """Return how long the answer to a call may take to come.
+        """Return the response timeout of a call, in seconds.
 
-        Who is stopped takes connections and answers nothing, which is told soon: unless
-        the node lives, or what was asked for may be done and cannot be asked for again.
+        A stopped process (Ctrl-Z) accepts connections and never responds. The timeout
+        is therefore short until the node has answered once, except for large bodies
+        and for calls that cannot be repeated.
         """
         is_quick = len(call.body or b"") <= SMALL_BYTES and not call.is_unrepeatable
         may_be_stopped = is_quick and not self._was_reached
@@ -134,7 +129,7 @@ class RequestFlow:
         return deadline.cap(reply_s + call.extra_wait_s) + RESPONSE_GRACE_S
 
     def new_retry_state(self) -> RetryState:
-        """Return an account of failures that has none yet."""
+        """Return a retry state without failures."""
         return RetryState(
             retry_timeout_s=self._retry_timeout_s,
             was_reached=self._was_reached,
@@ -143,13 +138,13 @@ class RequestFlow:
         )
 
     def deadline_after(self, seconds: float | None) -> Deadline:
-        """Return the deadline so many seconds from now."""
+        """Return the deadline `seconds` from now."""
         return Deadline(seconds, self._clock)
 
     def retry_delay_s(
         self, retry_state: RetryState, error: OctasklyError
     ) -> Flow[float]:
-        """Return how long to wait before another try; raise `error` if it is vain."""
+        """Return the delay before the next retry; raise `error` if there is none."""
         try:
             pause_s = retry_state.next_delay_s(error)
         except OctasklyError:
@@ -159,7 +154,7 @@ class RequestFlow:
         return pause_s
 
     def _with_hint(self, error: OctasklyError) -> Flow[OctasklyError]:
-        """Return the error with a hint about what is behind it."""
+        """Return the error with a hint about its likely cause."""
         match error:
             case Unauthorized() if self._is_program:
                 hint = "token=    from `octaskly token create --role client` on a node"
@@ -177,7 +172,7 @@ class RequestFlow:
         return isinstance(error, NotOctaskly) or str(error) in VERSION_GAP_ERRORS
 
     def _version_gap(self) -> Flow[str | None]:
-        """Return what to say of a node of another version; None: it is the same."""
+        """Return a hint if the node has another version than this client."""
         try:
             reply = yield SendRequest(Call("GET", "/health"), RESPONSE_S_MAX)
             there = decode_body(reply, dict[str, Any], self.node_label).get("version")
@@ -189,7 +184,7 @@ class RequestFlow:
 
 
 def may_have_taken_effect(error: BaseException) -> bool:
-    """Whether the node may have acted, or act yet, on what ended so for its caller."""
+    """Return True if a request that ended with `error` may still take effect."""
     return (
         not isinstance(error, OctasklyError)  # Ctrl-C, or a cancelled coroutine.
         or isinstance(error, ReplyLost | TimedOut)

@@ -1,4 +1,4 @@
-"""A stream that goes on where it was when its connection is lost."""
+"""Streams that resume at the same position after a lost connection."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from octaskly.client.flows.sse import Event, EventParser
 from octaskly.client.flows.steps import CloseStream, Flow, OpenStream, ReadStream, Sleep
 from octaskly.errors import OctasklyError
 
-SILENCE_S_MAX: Final = 45.0  #: nodes show every 3 s that a stream lives
+SILENCE_S_MAX: Final = 45.0  #: nodes send a keep-alive every 3 s
 
 
 class ResumableBody:
-    """Reads pieces of an answer, through lost connections.
+    """Reads a response body in chunks, and reopens lost connections.
 
     Args:
-        asker: Asks the node.
-        call: Returns the request for what has not come yet.
-        until: How long to go on.
+        requests: Checks responses and decides about retries.
+        make_call: Returns the request for the bytes not yet received.
+        deadline: Limit for the whole body.
     """
 
     def __init__(
@@ -33,18 +33,20 @@ class ResumableBody:
         self._make_call = make_call
         self._deadline = deadline
         self._retry_state = requests.new_retry_state()
-        self.response_head: Response | None = None  #: None: not open
+        self.response_head: Response | None = None  #: None while no stream is open
 
     def read_chunk(self) -> Flow[bytes | None]:
-        """Return the next piece, b"" at the end; None: it begins anew behind the last.
+        """Return the next chunk, b"" at the end, None after a lost connection.
+
+        After None, the next call reopens the stream behind the last chunk.
 
         Raises:
-            TimedOut: the deadline is over.
-            OctasklyError: the node refuses, or stays away.
+            TimedOut: the deadline has passed.
+            OctasklyError: the node refused, or retrying did not help.
         """
         try:
             if self.response_head is None:
-                # Refusals come here, as they do for any request.
+                # A refused stream has the status and body of any refused request.
                 call = self._make_call()
                 timeout_s = self._requests.response_timeout_s(call, self._deadline)
                 self.response_head = self._requests.check_response(
@@ -59,7 +61,7 @@ class ResumableBody:
         return data
 
     def close_and_wait(self, error: OctasklyError) -> Flow[None]:
-        """Leave the stream and wait before it is opened again; or raise `error`."""
+        """Close the stream and wait for the backoff; raise `error` if it is final."""
         self.response_head = None
         yield CloseStream()
         if isinstance(error, NoAnswer):
@@ -70,12 +72,13 @@ class ResumableBody:
 
 
 class ResumableEvents:
-    """The events of a stream, one by one; as `ResumableBody`.
+    """The events of a stream, resumed behind the last event id.
 
     Args:
-        asker: Asks the node.
-        call: Returns the request for what follows, given the id of the last event.
-        until: How long to go on.
+        requests: Checks responses and decides about retries.
+        make_call: Returns the request for the events behind a given event id.
+        deadline: Limit for the whole stream.
+        last_id: Id of the last event already received.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class ResumableEvents:
         self._events: deque[Event] = deque()
 
     def next_event(self) -> Flow[Event]:
-        """Return the next event; whoever has the last one leaves the stream."""
+        """Return the next event; the caller closes the stream after the last one."""
         while not self._events:
             data = yield from self._body.read_chunk()
             try:
@@ -101,7 +104,7 @@ class ResumableEvents:
                 yield from self._close_and_wait(error)
             if data == b"":
                 yield from self._close_and_wait(
-                    ReplyLost("the stream ended before all was told")
+                    ReplyLost("the stream ended before its last event")
                 )
             elif data is None:
                 self._parser = EventParser()
@@ -110,9 +113,11 @@ class ResumableEvents:
         return event
 
     def reopen(self) -> Flow[None]:
-        """Ask for the stream again, since it told too little."""
+        """Reopen the stream, because it ended with events missing."""
         self._events.clear()
-        yield from self._close_and_wait(ReplyLost("the stream did not tell all"))
+        yield from self._close_and_wait(
+            ReplyLost("the stream ended with events missing")
+        )
 
     def _close_and_wait(self, error: ReplyLost) -> Flow[None]:
         self._parser = EventParser()

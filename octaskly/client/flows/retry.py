@@ -1,4 +1,4 @@
-"""Whether and when a request that failed is sent again."""
+"""Retry policy of requests: backoff, retry timeout and deadline."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from octaskly.client.errors import (
 from octaskly.errors import OctasklyError
 
 RETRY_TIMEOUT_S: Final = 60.0
-FIRST_RETRY_TIMEOUT_S: Final = 2.0  #: before there was any answer: the URL may be wrong
+FIRST_RETRY_TIMEOUT_S: Final = 2.0  #: until a node has answered: the URL may be wrong
 RETRY_DELAY_S_MAX: Final = 2.0
 RETRY_DELAY_S_MIN: Final = 0.05
 TOO_MANY_STREAMS_ERROR: Final = "Too many event streams"
-"""How a node words that it lives, and has room once other streams have ended."""
+"""Refusal of a node whose stream limit is reached; it restarts the retry timeout."""
 
 CATCHING_UP_ERROR: Final = "The log is not complete yet"
 CATCHING_UP_RETRY_TIMEOUT_S: Final = 60.0
-"""While nodes merge their logs: who is asked then knows soon, unless one stays away."""
+"""Minimum retry timeout during catch-up, which ends soon unless a node is absent."""
 
 Clock = Callable[[], float]
 
 
 class Deadline:
-    """When the caller waits no longer; `seconds` from now, None: for ever."""
+    """The end of the caller's wait, `seconds` from now; None waits without limit."""
 
     def __init__(self, seconds: float | None, clock: Clock) -> None:
         self._seconds = seconds
@@ -38,17 +38,17 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has passed."""
+        """Return True if the deadline has passed."""
         return self._at is not None and self._clock() >= self._at
 
     def cap(self, seconds: float) -> float:
-        """Return so many seconds, or as many as are left."""
+        """Return `seconds` or the remaining time, whichever is shorter."""
         if self._at is None:
             return seconds
         return min(seconds, max(self._at - self._clock(), 0.001))
 
     def check(self, what: str) -> None:
-        """Raise `TimedOut` once it has passed."""
+        """Raise `TimedOut` if the deadline has passed."""
         if self.is_over:
             raise TimedOut(
                 f"{what} within {self._seconds} s",
@@ -57,13 +57,13 @@ class Deadline:
 
 
 class RetryState:
-    """The failures of one request in a row.
+    """The consecutive failures of one request.
 
     Args:
-        retry_timeout_s: How long they may go on.
+        retry_timeout_s: How long retries go on after the first failure.
         was_reached: Whether a node has ever answered this client.
-        random: Returns a number in [0, 1), for the delays.
-        clock: Counts seconds.
+        random: Returns a number in [0, 1), for the jitter.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -82,22 +82,22 @@ class RetryState:
         self._first_failure_s = 0.0
 
     def next_delay_s(self, error: OctasklyError) -> float:
-        """Return how long to wait before the next try.
+        """Return the delay before the next retry, in seconds.
 
         Raises:
-            OctasklyError: `error`; another try is not worth it.
+            OctasklyError: `error` itself, if a retry cannot help or would be too late.
         """
         now = self._clock()
         if self.count == 0 or str(error) == TOO_MANY_STREAMS_ERROR:
             self._first_failure_s = now
         self.count += 1
         pause_s = self._delay_s(error)
-        patience_s = self._retry_timeout_s
-        if patience_s and str(error) == CATCHING_UP_ERROR:
-            patience_s = max(patience_s, CATCHING_UP_RETRY_TIMEOUT_S)
+        timeout_s = self._retry_timeout_s
+        if timeout_s and str(error) == CATCHING_UP_ERROR:
+            timeout_s = max(timeout_s, CATCHING_UP_RETRY_TIMEOUT_S)
         if not self._was_reached and isinstance(error, ReplyLost):
-            patience_s = min(patience_s, FIRST_RETRY_TIMEOUT_S)
-        if pause_s is None or now + pause_s > self._first_failure_s + patience_s:
+            timeout_s = min(timeout_s, FIRST_RETRY_TIMEOUT_S)
+        if pause_s is None or now + pause_s > self._first_failure_s + timeout_s:
             raise error
         return pause_s
 
@@ -106,7 +106,7 @@ class RetryState:
             case Unreachable() | NoAnswer() if not self._was_reached:
                 return None
             case ReplyLost() if self.count == 1:
-                return 0.0  # Most likely the node had closed an idle connection.
+                return 0.0  # The node probably closed an idle connection.
             case Unreachable() | ReplyLost():
                 most_s = min(RETRY_DELAY_S_MAX, RETRY_DELAY_S_MIN * 2.0**self.count)
                 return most_s * (0.5 + self._random() / 2)

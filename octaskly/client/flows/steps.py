@@ -1,8 +1,9 @@
-"""What a flow asks of the client that runs it: all input and output there is.
+"""The steps of flows: every kind of I/O that a flow can ask its driver for.
 
-A flow is a generator. It yields a step, is sent what came of it, and returns what the
-caller wants; where a step fails, the error is thrown into it. So waiting, repeating and
-resuming are written once, and a client is no more than a way to perform six steps.
+A flow is a generator. It yields a step and receives the result of that step; if the
+step fails, the driver throws the error into the flow. The return value of the flow is
+the result for the caller. Waiting, retrying and resuming are thus written once, and a
+driver only implements six steps.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ T = TypeVar("T")
 
 
 class SendRequest(msgspec.Struct, frozen=True):
-    """Send a request; comes to its `Response`."""
+    """Send a request; the result is its `Response`."""
 
     call: Call
     timeout_s: float
 
 
 class OpenStream(msgspec.Struct, frozen=True):
-    """Send a request whose answer is a stream; comes to its head, or the refusal."""
+    """Open a stream; the result is the head of the response, or the refusal."""
 
     call: Call
     timeout_s: float
 
 
 class ReadStream(msgspec.Struct, frozen=True):
-    """Comes to the next bytes of the stream, none at its end."""
+    """Read from the stream; the result is the next bytes, b"" at its end."""
 
     timeout_s: float
 
@@ -43,13 +44,13 @@ class CloseStream(msgspec.Struct, frozen=True):
 
 
 class Sleep(msgspec.Struct, frozen=True):
-    """Let time pass."""
+    """Wait."""
 
     seconds: float
 
 
 class Emit(msgspec.Struct, Generic[T], frozen=True):
-    """Hand an item to the caller, who may take its time."""
+    """Yield an item to the caller, who may pause the flow for any time."""
 
     item: T
 
@@ -60,6 +61,6 @@ EmittingFlow: TypeAlias = Generator[Step | Emit[T], Any, None]
 
 
 def is_finished(flow: Flow[Any] | EmittingFlow[Any]) -> bool:
-    """Whether a flow has returned or raised."""
+    """Return True if a flow has returned or raised."""
     assert isinstance(flow, GeneratorType)
     return flow.gi_frame is None

@@ -1,4 +1,4 @@
-"""What happens, as it happens: logs, events, tasks as they end."""
+"""Flows that read event streams: logs, events, ended tasks, output files."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ EventType = Literal["task", "node"]
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of what a task wrote, or what happened to it meanwhile.
+    """One event of a task's log: a chunk of output, or a change of the task.
 
-    `kind` is `stdout` or `stderr` where there is `data`; `attempt` when another attempt
-    begins, whose output begins anew; `gap` where output is not kept; `state` when
-    nobody runs it; `end` at last. `details` has the fields of the REST reference.
+    `kind` is `stdout` or `stderr` for a chunk in `data`; `attempt` for the start of an
+    attempt, whose offsets restart at 0; `gap` for output that was not kept; `state`
+    while no node runs the task; `end` for the last event. `details` has the fields
+    that the REST reference lists.
     """
 
     kind: LogKind
     data: bytes = b""
-    offset: int | None = None  #: of `data` in its stream
-    id: str = ""  #: the log goes on behind it, see `after`
+    offset: int | None = None  #: of `data` in its stream, in bytes
+    id: str = ""  #: pass it as `after` to resume behind this event
     details: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
-        """The data as text; a character that was cut in two is replaced."""
+        """The data as text; characters split between chunks become U+FFFD."""
         return self.data.decode("utf-8", "replace")
 
 
@@ -65,9 +66,9 @@ def logs(
     def call(last_id: str) -> Call:
         return api_calls.open_stream(path, query, last_id)
 
-    told = ResumableEvents(requests, call, deadline, last_id=after)
+    source = ResumableEvents(requests, call, deadline, last_id=after)
     while True:
-        event = yield from told.next_event()
+        event = yield from source.next_event()
         if event.kind:
             yield Emit(_log(event))
         if event.kind == "end":
@@ -95,11 +96,11 @@ def events(
     after: str,
     deadline: Deadline,
 ) -> EmittingFlow[Event]:
-    """Tell what happens to tasks and nodes, for ever."""
+    """Emit the changes of tasks and nodes, without end."""
     only = None if task is None else ref_of(task)
-    told = _event_stream(requests, types, only, deadline, after=after)
+    source = _event_stream(requests, types, only, deadline, after=after)
     while True:
-        event = yield from told.next_event()
+        event = yield from source.next_event()
         if event.kind:
             yield Emit(event)
 
@@ -107,16 +108,16 @@ def events(
 def as_ended(
     requests: RequestFlow, tasks: Iterable[str | Task], *, deadline: Deadline
 ) -> EmittingFlow[Task]:
-    """Hand out tasks as they end."""
+    """Emit tasks as they end."""
     waiting = dict.fromkeys(map(ref_of, tasks))
     only = next(iter(waiting)) if len(waiting) == 1 else None
-    told = _event_stream(requests, ("task",), only, deadline)
-    is_told = False
+    source = _event_stream(requests, ("task",), only, deadline)
+    is_synced = False
     while waiting:
-        event = yield from told.next_event()
-        if not is_told or event.kind == "reset":
-            # From now on all ends are told; until now some were not.
-            is_told = True
+        event = yield from source.next_event()
+        if not is_synced or event.kind == "reset":
+            # The stream may have missed ends before this event: check every task.
+            is_synced = True
             ended = list(waiting)
         elif event.kind == "task" and event.data["status"] in FINAL:
             ended = [event.data["id"]]
@@ -130,7 +131,7 @@ def as_ended(
             if task.is_final:
                 yield Emit(task)
             else:
-                waiting[task.id] = None  # By its full id, as events call it.
+                waiting[task.id] = None  # Events use the full id.
     yield CloseStream()
 
 

@@ -1,4 +1,4 @@
-"""What a task asks for, as keywords with types, and the draft that they make."""
+"""The typed keyword arguments of a task, and their encoding as a submission."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from octaskly.client.errors import Invalid
 from octaskly.rest.client_types import Draft, Task
 
 COMMAND_BYTES_MAX: Final = 65_536
-TASKS_MAX: Final = 10_000  #: what one request may hold
+TASKS_MAX: Final = 10_000  #: per request
 BODY_BYTES_MAX: Final = 32 << 20
 STDIN_BYTES_MAX: Final = 1 << 20
 
@@ -21,7 +21,7 @@ Durability = Literal["normal", "strict"]
 
 
 class Limits(TypedDict, total=False):
-    """What a task may take; one that wants more is ended."""
+    """Resource limits of a task; a task that exceeds one is killed."""
 
     memory_mb: int
     cpu_seconds: int
@@ -30,7 +30,7 @@ class Limits(TypedDict, total=False):
 
 
 class Requires(TypedDict, total=False):
-    """What the node of a task must have."""
+    """Requirements on the node that runs a task."""
 
     labels: Mapping[str, str]
     node: str  #: name or id
@@ -42,9 +42,9 @@ class Requires(TypedDict, total=False):
 
 
 class TaskFields(TypedDict, total=False):
-    """Everything that a task can ask for; the REST reference says what it means.
+    """All fields of a task, as the REST reference describes them.
 
-    `timeout` is how long the task may run. How long a client waits is `deadline_s`.
+    `timeout` limits the run time of the task; `deadline_s` limits the client's wait.
     """
 
     timeout: int
@@ -76,14 +76,14 @@ def make_draft(
     """Return the task to submit.
 
     Raises:
-        Invalid: a keyword that no task knows.
+        Invalid: a keyword is unknown.
     """
     fields: dict[str, Any] = dict(task_fields)
     unknown = sorted(set(fields) - TaskFields.__optional_keys__)
     if unknown:
         known = ", ".join(sorted(TaskFields.__optional_keys__))
         raise invalid_value(
-            "a task does not ask for that", f"one of {known}", unknown[0]
+            f"a task has no field {unknown[0]!r}", f"one of {known}", unknown[0]
         )
     if (stdin := fields.pop("stdin", None)) is not None:
         fields["stdin_base64"] = _base64(stdin)
@@ -93,15 +93,15 @@ def make_draft(
 
 
 def ref_of(task: str | Task) -> str:
-    """Return the id by which a task is asked for."""
+    """Return the id of a task."""
     return task.id if isinstance(task, Task) else task
 
 
 def encode_batch(drafts: Iterable[Draft]) -> bytes:
-    """Return the body of one submission, as an array.
+    """Return the body of one submission, as a JSON array.
 
     Raises:
-        Invalid: what it holds is too much, or no JSON can carry it; nothing was sent.
+        Invalid: the tasks exceed a limit or cannot be encoded; nothing was sent.
     """
     items: list[bytes] = []
     size = 0
@@ -122,7 +122,7 @@ def encode_json(value: object) -> bytes:
     """Return a value as JSON.
 
     Raises:
-        Invalid: it has a text that is no Unicode, or something of a foreign type.
+        Invalid: it has a lone surrogate, or a type that JSON does not support.
     """
     try:
         return msgspec.json.encode(value)
@@ -135,7 +135,7 @@ def encode_json(value: object) -> bytes:
 
 
 def invalid_value(what: str, hint: str, field: str) -> Invalid:
-    """Return the error of a value that would be refused, before it is sent."""
+    """Return the client's own error for a value that the node would refuse."""
     return Invalid(what, status=400, hint=hint, field=field)
 
 

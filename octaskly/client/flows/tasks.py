@@ -1,7 +1,4 @@
-"""What a client does with a mesh, without input and output: one flow for each word.
-
-Both clients run these; what they differ in is how they perform the steps.
-"""
+"""Flows that submit, wait for, cancel and retry tasks."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ from octaskly.client.flows.task_fields import (
 from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import Draft, Task
 
-POLL_S: Final = 60.0  #: how long one long poll waits
-CANCEL_S_MAX: Final = 5.0  #: how long who leaves tries to cancel what it leaves
+POLL_S: Final = 60.0  #: duration of one long poll
+CANCEL_S_MAX: Final = 5.0  #: how long an interrupted flow tries to cancel its tasks
 
 
 def submit(
@@ -55,9 +52,9 @@ def submit_cancellable(
     durability: Durability | None = None,
     deadline: Deadline,
 ) -> Flow[Task]:
-    """Submit one task that nobody wants who does not wait for it.
+    """Submit a task and cancel it if the caller is interrupted.
 
-    Who leaves before the answer is there takes it back: it may run already.
+    The task may already run when the interrupt comes before the response.
     """
     body = encode_json(make_draft(command, fields, array))
     call = _submission_call(requests, body, None, durability)
@@ -77,7 +74,7 @@ def submit_many(
     durability: Durability | None,
     deadline: Deadline,
 ) -> Flow[list[Task]]:
-    """Submit tasks, all or none."""
+    """Submit all tasks or none."""
     wanted = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
     body = encode_batch(wanted)
     if body == b"[]":
@@ -100,7 +97,7 @@ def run(
     durability: Durability | None,
     deadline: Deadline,
 ) -> Flow[Task]:
-    """Submit a task and return it once it has ended; who leaves cancels it."""
+    """Submit a task and return it once it has ended; cancel it if interrupted."""
     task = None
     try:
         task = yield from submit_cancellable(
@@ -142,8 +139,8 @@ def retry(requests: RequestFlow, task: str | Task) -> Flow[Task]:
 
 
 def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
-    """Cancel what nobody waits for any more, as far as that goes quickly."""
-    # It may have ended by itself, or the mesh is away: who leaves, leaves.
+    """Try to cancel an abandoned task, for at most `CANCEL_S_MAX`."""
+    # An error must not replace the reason for leaving: the task may have ended.
     with suppress(OctasklyError):
         call = api_calls.cancel(task.id, force=True)
         yield from requests.send(call, requests.deadline_after(CANCEL_S_MAX))
@@ -152,16 +149,16 @@ def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
 def _submission_call(
     requests: RequestFlow, body: bytes, key: str | None, durability: Durability | None
 ) -> Call:
-    """Return the call that submits tasks, which can be repeated by its key.
+    """Return the call that submits tasks, idempotent by its key.
 
-    An empty key is sent as it is, and refused: it is of a variable that is not set.
+    An empty key is sent and refused: it usually comes from an unset variable.
     """
     key = requests.new_key() if key is None else key
     return api_calls.submission(body, key=key, durability=durability)
 
 
 def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:
-    """Cancel what may have been submitted; by its key that is the same task."""
+    """Repeat a submission, which returns the same task by its key, and cancel it."""
     with suppress(OctasklyError):
         until = requests.deadline_after(CANCEL_S_MAX)
         task = yield from requests.send_and_decode(submission, Task, until)
