@@ -1,4 +1,4 @@
-"""Agents of the demo: processes of their own on this machine, loopback only."""
+"""Agent processes of the demo, on the loopback interface only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DemoAgent:
     log: Path
 
     def description(self) -> dict[str, Any] | None:
-        """Return what it says of itself, None until it is ready."""
+        """Return the agent's description of itself, None until it is ready."""
         try:
             found: dict[str, Any] = json.loads((self.state / "agent.json").read_bytes())
         except (OSError, ValueError):
@@ -56,7 +56,7 @@ def run_agents(
 ) -> Iterator[list[DemoAgent]]:
     """Run agents that share one mesh secret and one worker directory.
 
-    At the end they are stopped, by force where they do not stop by themselves.
+    The agents are stopped at the end, by SIGKILL if they do not exit in time.
     """
     # Imported here: cryptography costs more than most commands take.
     from octaskly.trust import load_or_create_secret  # noqa: PLC0415
@@ -76,7 +76,7 @@ def run_agents(
 
 
 def wait_until_formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
-    """Wait until the agents are one mesh with one dispatcher; return its nodes.
+    """Wait until the agents form one mesh with one dispatcher; return its nodes.
 
     Raises:
         MeshError: an agent ended, or they do not find each other in time.
@@ -114,13 +114,13 @@ def _nodes_seen_by_all(started: Sequence[DemoAgent]) -> list[NodeInfo] | None:
 
 
 def last_log_lines(agent: DemoAgent) -> str:
-    """Return the last lines that an agent wrote."""
+    """Return the last lines of an agent's log."""
     lines = agent.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
     return "\n".join(f"    {agent.name}: {line}" for line in lines)
 
 
 def stop(started: Sequence[DemoAgent]) -> None:
-    """End the agents; a task that still runs may have `STOP_S_MAX` seconds."""
+    """Stop the agents; a running task gets `STOP_S_MAX` seconds."""
     for agent in started:
         agent.process.terminate()
     deadline = time.monotonic() + STOP_S_MAX
@@ -134,7 +134,7 @@ def stop(started: Sequence[DemoAgent]) -> None:
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that the block cleans up."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -149,7 +149,7 @@ def _ignore_interrupts() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _defer_interrupts() -> Iterator[None]:
-    """Put off what interrupts until the end of the block."""
+    """Defer interrupts until the end of the block."""
     noted: list[int] = []
     with signal_handlers(
         INTERRUPT_SIGNALS, lambda number, _frame: noted.append(number)

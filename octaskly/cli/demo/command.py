@@ -42,10 +42,10 @@ next:  octaskly agent               start a node of your own, here and on other 
 
 
 class Bar(Protocol):
-    """Shows how far something is."""
+    """Shows progress."""
 
     def __call__(self, done: int) -> None:
-        """Show that so many are done."""
+        """Show the number of finished tasks."""
 
 
 @click.command(epilog="Example: octaskly demo --modules 100")

@@ -1,4 +1,4 @@
-"""`octaskly doctor`: what is wrong here, and how to mend it. It changes nothing."""
+"""`octaskly doctor`: read-only diagnosis of this machine and its mesh."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def doctor(
 
 
 def format_findings(found: Iterable[Finding], colour: bool) -> Iterator[str]:  # noqa: FBT001
-    """Yield the lines that say what was found."""
+    """Yield the findings as lines of text."""
     for each in found:
         mark = MARKS[each.status]
         if colour:

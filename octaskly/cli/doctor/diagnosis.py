@@ -1,4 +1,4 @@
-"""What symptoms mean, and what helps: one plain sentence and one command for each."""
+"""Diagnosis of symptoms: one sentence and one command for each finding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_MAX = 3
 
 
 class FindingStatus(StrEnum):
-    """How a check ended."""
+    """Result of a check."""
 
     OK = "ok"
     WARNING = "warning"  #: it works, and should be known
@@ -27,7 +27,7 @@ class FindingStatus(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the doctor."""
+    """One line of the doctor's output."""
 
     check: str
     status: FindingStatus
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def make_findings(symptoms: Symptoms) -> list[Finding]:
-    """Return the findings, in the order in which one thing needs another."""
+    """Return the findings; each check comes after the checks that it depends on."""
     return [
         *_agent(symptoms),
         *_interfaces(symptoms),
@@ -144,7 +144,10 @@ def _secret(symptoms: Symptoms) -> Iterator[Finding]:
         )
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join --force")
     elif others and not mates:
-        says = f"this machine is alone in the mesh {symptoms.mesh}, not in {_list_nodes(others)}"
+        says = (
+            f"this machine is alone in the mesh {symptoms.mesh}, "
+            f"not in {_list_nodes(others)}"
+        )
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join")
     else:
         yield Finding("secret", FindingStatus.OK, f"that of the mesh {symptoms.mesh}")
@@ -186,7 +189,10 @@ def _multicast(symptoms: Symptoms) -> Iterator[Finding]:
         says = "not even this machine's own agent is heard: a firewall here drops it"
         yield Finding("multicast", FindingStatus.FAULT, says, "sudo ufw allow 5353/udp")
     elif unseen and len(unseen) == len(known):
-        says = f"{_list_nodes(unseen)} is reached over TCP, but its multicast does not come"
+        says = (
+            f"{_list_nodes(unseen)} is reached over TCP, "
+            "but its multicast does not come"
+        )
         yield Finding("multicast", FindingStatus.FAULT, says, hint)
     elif unseen:
         says = f"{_list_nodes(unseen)} is reached over TCP, but not heard; others are"
@@ -303,8 +309,8 @@ def _check_duplicate_ids(symptoms: Symptoms) -> Iterator[Finding]:
     key = symptoms.state_dir / "node.key"
     if symptoms.hosts_with_same_id:
         says = (
-            f"{', '.join(symptoms.hosts_with_same_id)} lives with the id of this state folder: "
-            "one is a copy of the other"
+            f"{', '.join(symptoms.hosts_with_same_id)} "
+            "lives with the id of this state folder: one is a copy of the other"
         )
         yield Finding(
             "state", FindingStatus.FAULT, says, f"rm {key}    gives it an id of its own"
@@ -324,7 +330,8 @@ def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
         says = f"{symptoms.state_dir} cannot be looked at"
         yield Finding("disk", FindingStatus.UNCHECKED, says, "sudo octaskly doctor")
     elif symptoms.free_bytes < FREE_BYTES_MIN:
-        says = f"{size(symptoms.free_bytes)} are free for {symptoms.state_dir}: no new work"
+        free = size(symptoms.free_bytes)
+        says = f"{free} are free for {symptoms.state_dir}: no new work"
         yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
     else:
         yield Finding("disk", FindingStatus.OK, f"{size(symptoms.free_bytes)} are free")
@@ -345,14 +352,14 @@ def _nodes_of_own_mesh(symptoms: Symptoms) -> list[ProbedNode]:
 
 
 def _of_other_meshes(symptoms: Symptoms) -> list[ProbedNode]:
-    """Return the nodes of other meshes; those of no mesh disturb nobody."""
+    """Return the nodes of other meshes, without nodes that have no mesh."""
     return [
         each for each in symptoms.probed_nodes if each.mesh not in (None, symptoms.mesh)
     ]
 
 
 def _list_nodes(some: list[ProbedNode]) -> str:
-    """Return who it is: nodes of our mesh by name, others by mesh."""
+    """Return the label of a node: its name in our mesh, else its mesh."""
     places: dict[str, dict[str, None]] = {}
     for each in some:
         places.setdefault(each.name, {})[each.address] = None

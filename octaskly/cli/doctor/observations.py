@@ -1,6 +1,6 @@
-"""What `octaskly doctor` sees of this machine, of its agent, and of its neighbours.
+"""Symptoms that `octaskly doctor` collects about the machine, agent and neighbours.
 
-Values alone: how they are found out is in `examining`, what they mean in `findings`.
+The module has values only: `probes` collects them and `findings` interprets them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenPort:
-    """A default port that another program has."""
+    """A default port that another program occupies."""
 
     flag: str  #: of the agent, that chooses another one
     port: int
@@ -28,7 +28,7 @@ class TakenPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedNode:
-    """Another node, and what happens when it is asked how it is."""
+    """Another node, and the result of its probe."""
 
     name: str  #: its id where no name is known
     mesh: str | None
@@ -46,7 +46,7 @@ class ProbedNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symptoms:
-    """All that is seen."""
+    """All symptoms."""
 
     agent: Checkup | None  #: None: none runs, or it does not talk to us
     agent_error: OctasklyError | None  #: why one that runs does not talk to us

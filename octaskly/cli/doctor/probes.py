@@ -1,7 +1,7 @@
-"""Finds out what `octaskly doctor` tells: asks the agent, looks around, tries ports.
+"""Probes of `octaskly doctor`: the local agent, mDNS and the ports of nodes.
 
-It changes nothing, needs no root, and sends nothing beyond the networks of the chosen
-interfaces, but for nodes that somebody named. Each wait has a bound.
+They change nothing and need no root. They send only to the networks of the chosen
+interfaces and to nodes that the user named. Each wait has a timeout.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\
 
 
 class ProbeTarget(NamedTuple):
-    """A node and where to ask it."""
+    """A node and its addresses."""
 
     node: ProbedNode
     hosts: tuple[str, ...]  #: best first
@@ -54,7 +54,7 @@ class ProbeTarget(NamedTuple):
 
 
 def target_of_member(member: NodeInfo, seen: ProbeTarget | None) -> ProbeTarget:
-    """Return a member of the agent's mesh, seen over mDNS or not."""
+    """Return a member of the agent's mesh, which may be invisible over mDNS."""
     places = [_split(address) for address in member.addresses or ()]
     hosts = tuple(host for host, _ in places)
     port = places[0][1] if places else 0
@@ -70,7 +70,7 @@ def target_of_member(member: NodeInfo, seen: ProbeTarget | None) -> ProbeTarget:
 
 
 def target_of_seed(host: str, port: int, mesh: str | None) -> ProbeTarget:
-    """Return a node that somebody named, of which nothing else is known."""
+    """Return a node that the user named; nothing else is known about it."""
     node = ProbedNode(
         name=host,
         mesh=mesh,
@@ -84,9 +84,9 @@ def target_of_seed(host: str, port: int, mesh: str | None) -> ProbeTarget:
 def probe_nodes(
     targets: Iterable[ProbeTarget], secret: MeshSecret | None
 ) -> list[ProbedNode]:
-    """Ask the nodes of our mesh, all at once, and return what each said.
+    """Probe the nodes of our mesh concurrently and return their responses.
 
-    Nodes of other meshes are not asked: what they say is not our trouble.
+    Nodes of other meshes are not probed, because their state does not matter here.
     """
     context = _context(secret) if secret else None
     mesh = secret.mesh_id if secret else None
@@ -129,7 +129,7 @@ async def _probe(target: ProbeTarget, context: ssl.SSLContext | None) -> ProbedN
     except TimeoutError:
         return replace(node, probe_result="silent")
     except (OSError, ValueError, EOFError, asyncio.LimitOverrunError):
-        # The peer port ends the connection of whoever has no certificate.
+        # The peer port closes connections without a certificate.
         return replace(node, probe_result="reached")
 
 
@@ -200,7 +200,7 @@ PORTS = (
 
 @dataclass(frozen=True, slots=True)
 class _AgentState:
-    """What the agent of this machine says, if one runs."""
+    """Data from the agent of this machine, if one runs."""
 
     checkup: Checkup | None = None
     socket: Path | None = None
@@ -214,10 +214,10 @@ def collect_symptoms(
     secret_file: Path | None,
     join: Sequence[str],
 ) -> Symptoms:
-    """Return what is seen of this machine and its LAN; takes some seconds.
+    """Return the symptoms of this machine and its LAN; takes some seconds.
 
     Raises:
-        ConfigError: an option is wrong, or several agents run and none was chosen.
+        ConfigError: an option is invalid, or several agents run and none was chosen.
     """
     flags = {"secret_file": secret_file, "interfaces": interfaces, "join": join}
     config = load_agent_config(context.agent_flags() | flags, context.environ)
@@ -282,7 +282,7 @@ def _members(client: Session) -> tuple[NodeInfo, ...]:
 
 
 def _config_of_agent(checkup: Checkup, config: AgentConfig) -> AgentConfig:
-    """Return the settings of a running agent as far as they matter here."""
+    """Return the settings of a running agent that matter here."""
     paths = replace(
         config.paths,
         state=Path(checkup.state_dir),
@@ -296,7 +296,7 @@ def _config_of_agent(checkup: Checkup, config: AgentConfig) -> AgentConfig:
 def _secret(
     config: AgentConfig,
 ) -> tuple[MeshSecret | None, OctasklyError | None, bool]:
-    """Return the secret, what is wrong with its file, and whether we may look at it."""
+    """Return the secret, the fault of its file, and True if the file is readable."""
     path = config.paths.secret
     try:
         if not os.path.lexists(path):
@@ -332,7 +332,7 @@ def _browse(names: Sequence[str], interfaces: Iterable[Interface]) -> list[Found
 
 
 def _sees_itself(checkup: Checkup | None, found: Iterable[FoundNode]) -> bool | None:
-    """Whether our agent is in sight; None where it says nothing over mDNS."""
+    """Return True if our agent is visible over mDNS, None if it does not use mDNS."""
     if checkup is None or checkup.mesh is None:
         return None
     return any(one.node == checkup.node_id for one in found)
@@ -353,7 +353,7 @@ def _mdns_error() -> OSError | None:
 def _hosts_with_same_id(
     found: Iterable[FoundNode], node_id: str | None, here: set[str]
 ) -> tuple[str, ...]:
-    """Return where else somebody lives with this node's id."""
+    """Return the other hosts that use this node's id."""
     places = (
         address.host
         for one in found
@@ -371,7 +371,7 @@ def _probe_targets(
     *,
     skip: str,
 ) -> list[ProbeTarget]:
-    """Return all nodes that are known from anywhere, each once."""
+    """Return the nodes known from any source, without duplicates."""
     known: dict[str, ProbeTarget] = {}
     mesh = secret.mesh_id if secret else None
     for one in found:
@@ -408,7 +408,7 @@ def _probe_targets(
 def _check_reachability(
     agent: _AgentState, known: list[ProbedNode]
 ) -> tuple[ProbedNode, ...]:
-    """Ask the members whether they reach this node."""
+    """Ask the members to connect to this node."""
     if agent.checkup is None or agent.socket is None:
         return tuple(known)
     path, me = agent.socket, agent.checkup.node_id
@@ -430,7 +430,7 @@ def _check_reachability(
 
 
 def _taken_ports(checkup: Checkup | None) -> Iterable[TakenPort]:
-    """Yield default ports that others have, if the agent would have them."""
+    """Yield default ports of the agent that other programs occupy."""
     moved = {each.port: each.used for each in checkup.moved_ports} if checkup else {}
     for flag, name, port, host in PORTS:
         if (checkup is None or name in moved) and _is_taken(host, port):
@@ -451,7 +451,7 @@ def _is_taken(host: str, port: int) -> bool:
 
 
 def _free_bytes(state: Path) -> int | None:
-    """Return the room where the state folder is or will be, None if that is hidden."""
+    """Return the free bytes for the state folder, None if it is unreadable."""
     for folder in (state, *state.parents):
         try:
             return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""What the members of an array wrote, on the terminal as they end."""
+"""Live printing of the results of an array."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAMED_MAX: Final = 20  #: failed members that are named on stderr
 
 
 class ResultPrinter:
-    """Prints what members write, each whole, through lost connections.
+    """Prints the output of each ended member in one piece, through lost connections.
 
     Args:
-        client: The node that is asked.
+        client: Session with the node that serves the results.
         array: Id of the array.
-        items: What its members were given, as far as known here.
-        total: How many members it has.
-        is_by_number: Whether they are printed in their order, not as they end.
+        items: The items of the members, if known here.
+        total: Number of members.
+        is_by_number: Print members in array order, not as they end.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ResultPrinter:
         self._progress = _ProgressLine(total)
 
     def print_all(self) -> Task:
-        """Print all results; return the array as it ended.
+        """Print all results; return the ended array.
 
         Raises:
-            ReplyLost, Unreachable: the node stays away.
-            Refused: it refuses.
+            ReplyLost, Unreachable: the node does not answer.
+            Refused: the node refuses.
         """
         asker = self._client.requests
         flow = arrays.results(
@@ -92,7 +92,7 @@ class ResultPrinter:
                 stream.buffer.flush()
 
     def _print_failure(self, task: Task) -> None:
-        """Say which member failed, unless many did."""
+        """Name a failed member on stderr, up to a maximum number."""
         if self._failed > NAMED_MAX:
             return
         item = f" ({task.item[:60]})" if self._items and task.item else ""
@@ -116,7 +116,7 @@ class _ProgressLine:
         self._width = 0
 
     def show(self, ended: int, failed: int) -> None:
-        """Draw how far it is."""
+        """Draw the progress."""
         if not self._is_shown:
             return
         took_s = time.monotonic() - self._began_s
@@ -129,7 +129,7 @@ class _ProgressLine:
         self._width = len(line)
 
     def clear(self) -> None:
-        """Make room for output."""
+        """Clear the progress line before output."""
         if self._width:
             sys.stderr.write(f"\r{'':{self._width}}\r")
             sys.stderr.flush()

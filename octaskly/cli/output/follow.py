@@ -1,4 +1,4 @@
-"""What a task writes, on the terminal as it comes."""
+"""Live printing of the output of one task."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class OutputPrinter:
     """Prints the output of one task, through lost connections.
 
     Args:
-        client: The node that is asked.
+        client: Session with the node that serves the log.
         ref: The task.
         stream: `stdout`, `stderr` or `both`.
-        attempt: Number of the only one that is printed.
-        says_state: Whether to say on stderr that the task waits.
+        attempt: Number of the only attempt to print.
+        says_state: Print on stderr that the task waits.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class OutputPrinter:
         self._has_printed = False  #: of the attempt before, if another one begins
 
     def print_all(self, *, follow: bool) -> Task:
-        """Print all there is, with `follow` until it has ended; return the task.
+        """Print the output, with `follow` until the task has ended; return the task.
 
-        May be called again after an interrupt: nothing is printed twice.
+        A second call after an interrupt prints nothing twice.
 
         Raises:
-            ReplyLost, Unreachable: the node stays away.
-            Refused: it refuses.
+            ReplyLost, Unreachable: the node does not answer.
+            Refused: the node refuses.
         """
         asker = self._client.requests
         flow = streams.logs(

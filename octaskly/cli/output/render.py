@@ -1,6 +1,6 @@
-"""How things look: tables, errors, notes, durations.
+"""Formatting of tables, errors, notes and durations for the terminal.
 
-Colour and boxes appear on a terminal only, and never where NO_COLOR is set.
+Colour and boxes appear on a terminal only, and never if NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _MARKS = ("Mn", "Me", "Cf")
 
 
 def width(text: str) -> int:
-    """Return the number of columns of a text on one line."""
+    """Return the display width of a text on one line, in columns."""
     return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def pad(text: str, columns: int) -> str:
-    """Return the text followed by as many blanks as fill the columns."""
+    """Return the text padded with blanks to a width in columns."""
     return text + " " * (columns - width(text))
 
 
 def cut(text: str, columns: int) -> str:
-    """Return what of a text fits into the columns, with a mark where some does not."""
+    """Return the text cut to a width in columns, with a mark if it was cut."""
     if width(text) <= columns:
         return text
     left = columns - 1  # The mark takes one.
@@ -146,7 +146,7 @@ def exit_code_of(error: OctasklyError) -> int:
 
 
 def has_colour(stream: IO[str]) -> bool:
-    """Whether colours may go there."""
+    """Return True if the stream may get colours."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -175,9 +175,9 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
 
 
 def for_each_task(refs: Iterable[str], action: Callable[[str], None]) -> int:
-    """Do something with each of several tasks; return the first exit code that is bad.
+    """Apply an operation to each task; return the first exit code other than 0.
 
-    What is refused for one of them is said, and the others are not left out.
+    A refusal for one task is printed, and the remaining tasks are still processed.
     """
     codes = []
     named = list(refs)
@@ -194,7 +194,7 @@ def for_each_task(refs: Iterable[str], action: Callable[[str], None]) -> int:
 def print_error(
     message: str, *, cause: str | None = None, hints: Iterable[str] = ()
 ) -> None:
-    """Say what failed, why, and the command that helps, on stderr."""
+    """Print on stderr the failure, its cause and the command that helps."""
     colour = has_colour(sys.stderr)
     label = click.style("error:", fg="red", bold=True) if colour else "error:"
     lines = [f"{label} {_indent_continuation(message)}"]
@@ -205,33 +205,33 @@ def print_error(
 
 
 def note(text: str) -> None:
-    """Say something on stderr, unless nobody wants to hear it.
+    """Print a note on stderr, unless `--quiet` is set.
 
-    Further lines go in, so that none passes for another.
+    Further lines are indented, so that none looks like another note.
     """
     if not is_quiet():
         _print_stderr(_indent_continuation(text))
 
 
 def _print_stderr(text: str) -> None:
-    """Say it on stderr; what is done goes on where nobody hears of it."""
+    """Print on stderr; ignore a closed stderr, so that the work goes on."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
 
 def is_quiet() -> bool:
-    """Whether only errors are told, by `--quiet`."""
+    """Return True if `--quiet` limits stderr to errors."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().params.get("quiet"))
 
 
 def printable(text: str) -> str:
-    """Return text of others without what could move the cursor or turn text round."""
+    """Return untrusted text without control characters and bidi overrides."""
     return _UNSAFE.sub("�", text)
 
 
 def on_one_line(text: str) -> str:
-    """Return the same on one line, so that nothing in it passes for another one."""
+    """Return untrusted text on one line, also without control characters."""
     return printable(text).replace("\n", " ⏎ ")
 
 
@@ -242,7 +242,7 @@ def _indent_continuation(text: str) -> str:
 def print_json(body: bytes) -> None:
     """Print an answer behind the version of its form; for people indented and harmless.
 
-    An object stays one: it gets `v` as its first key.
+    An object gets `v` as its first key.
     """
     if body.startswith(b"{"):
         more = body[1:].lstrip()
@@ -277,7 +277,7 @@ def print_table(
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Print one `key: value` a line; None is left out, and further lines go in."""
+    """Print one `key: value` per line; omit None, and indent further lines."""
     shown = [(key, value) for key, value in fields if value is not None]
     margin = max((len(key) for key, _ in shown), default=0) + 1
     for key, value in shown:
@@ -302,7 +302,7 @@ def duration(milliseconds: float | None) -> str:
 
 
 def format_optional_duration(milliseconds: float | None) -> str | None:
-    """Return a time span for a list of fields; None: it is not known."""
+    """Return a time span for a list of fields; None means unknown."""
     return None if milliseconds is None else duration(milliseconds)
 
 
@@ -317,7 +317,7 @@ def size(count: int) -> str:
 
 
 def format_capacity(node: NodeInfo) -> str:
-    """Return how much a node may do at a time."""
+    """Return the capacity of a node as text."""
     room = f"{node.slots or 0} tasks at a time"
     return room + (f", {node.memory_mb / 1024:.1f} GiB" if node.memory_mb else "")
 
@@ -334,7 +334,7 @@ def age(timestamp: str | None, now: dt.datetime) -> str:
 
 
 def seconds_since(timestamp: str, now: dt.datetime) -> float | None:
-    """Return how long ago a timestamp of the API was, None if it is none."""
+    """Return the age of an API timestamp, None if it is not a timestamp."""
     try:
         return (now - dt.datetime.fromisoformat(timestamp)).total_seconds()
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a task asked for beyond its command, as lines of `show`."""
+"""The optional fields of a task, as lines of `show`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RETRY_ON_DEFAULT: Final = ["failure", "lost"]
 
 
 def option_fields(task: Task) -> list[tuple[str, object]]:
-    """Return key and value of each thing that a task may ask for; None: it did not."""
+    """Return key and value of each optional field; None if the task omits it."""
     limits = {k: str(most) for k, most in _fields(task.limits).items() if most}
     return [
         ("time limit", f"{task.timeout} s" if task.timeout else None),
@@ -49,7 +49,7 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
 
 
 def format_pairs(named: Mapping[str, str]) -> str | None:
-    """Return names with their values on one line; None: there are none."""
+    """Return names with their values on one line, None if there are none."""
     shown = (f"{name}={value}" if value else name for name, value in named.items())
     return " ".join(shown) or None
 
@@ -67,7 +67,7 @@ def _needs(requires: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _retries(task: Task) -> str | None:
-    """Return how often it is tried again, and when, if not as usual."""
+    """Return the retry policy, None if it is the default."""
     causes = task.retry_on or []
     if not task.retries and causes in ([], RETRY_ON_DEFAULT):
         return None
@@ -89,13 +89,13 @@ SHOWN_FAILED = 20  #: failed members that `show` names
 
 
 def format_progress(counts: Members) -> str:
-    """Return how many have ended of how many."""
+    """Return the number of ended members and the total."""
     ended = counts.completed + counts.failed + counts.cancelled
     return f"{ended}/{counts.total}"
 
 
 def print_array(client: Session, task: Task) -> None:
-    """Print how far an array is, and which members failed."""
+    """Print the progress of an array and its failed members."""
     counts = task.array or Members()
     failed = client.send_and_decode(
         Call("GET", resource_path(ARRAYS, task.id), {"limit": SHOWN_FAILED}), TaskArray

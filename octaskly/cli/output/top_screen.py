@@ -1,4 +1,4 @@
-"""What one frame of `octaskly top` shows: the mesh, its nodes, and what runs."""
+"""One frame of `octaskly top`: the mesh, its nodes and the running attempts."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class MeshSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ended_count(self) -> int:
-        """How many tasks have ended, as far as they are not forgotten."""
+        """Number of ended tasks that were not deleted yet."""
         return sum(self.tasks.get(s, 0) for s in ("completed", "failed", "cancelled"))
 
 
 def fetch_snapshot(client: Session) -> MeshSnapshot:
-    """Ask for all that a frame shows."""
+    """Request the data of one frame."""
     asked = {"since_s": 1, "limit": RUNNING_MAX}
     stats, nodes, runs = (
         client.send_and_decode(Call("GET", path, query), dict[str, Any])
@@ -78,7 +78,7 @@ def fetch_snapshot(client: Session) -> MeshSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ViewOptions:
-    """How somebody wants to see it."""
+    """Display options that the user chose."""
 
     sort: str = "time"
     is_reversed: bool = False
@@ -94,14 +94,14 @@ def render_frame(
     late_s: float = 0.0,
     rows: int = _ROWS_UNLIMITED,
 ) -> RenderableType:
-    """Return one frame of at most so many rows, for so long after it was seen."""
+    """Return one frame of limited height, with times advanced by the sample's age."""
     page = msgspec.convert({**snapshot.mesh, "nodes": snapshot.nodes}, NodePage)
     tasks = sorted(msgspec.convert(snapshot.running, list[Run]), key=SORTS[view.sort])
     now = dt.datetime.fromisoformat(snapshot.at) + dt.timedelta(seconds=late_s)
     if view.is_reversed:
         tasks.reverse()
     left = rows - 6 - (view.error is not None) - view.has_keys
-    # Nodes get what tasks leave, and half of the frame in any case.
+    # Nodes get the rows that tasks leave, and at least half of the frame.
     some = max(2, left - len(tasks), left // 2)
     nodes = _first(page.nodes, some)
     left -= len(nodes) + (len(nodes) < len(page.nodes))
@@ -134,12 +134,12 @@ def render_plain(snapshot: MeshSnapshot, columns: int = PIPE_COLUMNS) -> str:
 
 
 def _first(items: list[Any], count: int) -> list[Any]:
-    """Return the first ones, leaving a row to say how many more there are."""
+    """Return the first rows, and one row with the number of hidden rows."""
     return items if len(items) <= count else items[: max(1, count - 1)]
 
 
 def _header_lines(snapshot: MeshSnapshot, page: NodePage) -> tuple[Text, Text]:
-    """Return the two lines on the whole mesh."""
+    """Return the two summary lines of the mesh."""
     reigns = (node.name for node in page.nodes if node.role == "dispatcher")
     ready = sum(node.state == "ready" for node in page.nodes)
     copies = page.replicas or 1
@@ -219,21 +219,21 @@ def _since(instant: str | None, now: dt.datetime) -> str:
 
 
 class _ClippedTable(Table):
-    """A table that leaves its right part out where there is no room for all of it.
+    """A table that is cut on the right if the terminal is too narrow.
 
-    The library would narrow columns until the names of nodes are gone.
+    The library would instead narrow columns until node names disappear.
     """
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> RenderResult:
-        """Lay it out for a usual terminal at least; what prints it cuts its lines."""
+        """Lay out for a minimum width; the console cuts longer lines."""
         columns = max(options.max_width, TABLE_COLUMNS)
         return super().__rich_console__(console, options.update_width(columns))
 
 
 def _table(wide: str, heads: Sequence[str]) -> Table:
-    """Return a table of which one column takes the room that others leave."""
+    """Return a table with one flexible column."""
     table = _ClippedTable(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
     )
@@ -243,7 +243,7 @@ def _table(wide: str, heads: Sequence[str]) -> Table:
 
 
 def _one_line_text(text: str, chars_max: int | None = None) -> Text:
-    """Return text of others on one line, cut to its column."""
+    """Return untrusted text on one line, cut to its column."""
     shown = Text(on_one_line(text), no_wrap=True, overflow="ellipsis")
     if chars_max is not None:
         shown.truncate(chars_max, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""`octaskly service`: an agent that runs without a terminal, also after a reboot."""
+"""`octaskly service`: the agent as a systemd service."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _scope(is_user: bool | None) -> Scope:  # noqa: FBT001
 
 
 def _installed_scope(is_user: bool | None, context: CliContext) -> Scope:  # noqa: FBT001
-    """Return the scope that was asked for, else the one that has a service."""
+    """Return the requested scope, else the one that has a service."""
     if is_user is None and unit_files.unit_path(Scope.USER, context.environ).exists():
         return Scope.USER
     if is_user is None and unit_files.unit_path(Scope.SYSTEM, context.environ).exists():
@@ -233,7 +233,7 @@ def _linger(systemd: Systemd) -> None:
 
 
 def _print_agent(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
-    """Say who the agent is now, where it listens, and what to do next."""
+    """Print the agent's name and addresses, and the next command."""
     try:
         agent = json.loads(config.paths.description.read_bytes())
     except (OSError, ValueError):
@@ -255,7 +255,7 @@ def _print_agent(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None
 
 
 def _print_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
-    """Say in which mesh the agent is; return it as that lists it, if it does."""
+    """Print the agent's mesh; return the agent's entry in the node list, if any."""
     name, mesh = agent["name"], agent["mesh"]
     with Session.at_socket(agent["socket"]) as client:
         try:
@@ -275,7 +275,7 @@ def _print_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
 
 
 def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:
-    """Return where data of the service lie, and whether a setting named the place."""
+    """Return the data paths of the service, and which of them a setting chose."""
     data = {
         config.paths.state: "state_dir" in config.origins,
         config.paths.secret: "secret_file" in config.origins,

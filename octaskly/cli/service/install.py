@@ -1,4 +1,4 @@
-"""`octaskly service install`: what would change, why not, and doing it as a whole."""
+"""The plan of `octaskly service install`, its checks, and its atomic execution."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SYSTEM_ENVIRON = {
 
 @dataclass(frozen=True, slots=True)
 class InstallPlan:
-    """What an installation is to do."""
+    """The plan of an installation."""
 
     scope: Scope
     files: tuple[unit_files.UnitFile, ...]
@@ -52,7 +52,7 @@ class InstallPlan:
 
     @property
     def changes(self) -> dict[unit_files.UnitFile, str]:
-        """The files that would change, with how."""
+        """The files that would change, with their diffs."""
         shown = {draft: unit_files.diff(draft) for draft in self.files}
         return {draft: text for draft, text in shown.items() if text}
 
@@ -64,17 +64,17 @@ class PlainTextError(Exception):
 def make_plan(
     scope: Scope, environ: Mapping[str, str], arguments: Sequence[str], *, force: bool
 ) -> InstallPlan:
-    """Return what is to be done.
+    """Return the plan of an installation.
 
     Args:
         scope: Whose service it is.
         environ: Of this process.
         arguments: Flags of the agent; none keeps those of the installation before.
-        force: Whether a unit that is not ours, or another's, is replaced.
+        force: Replace a unit that this program did not write, or of another program.
 
     Raises:
-        ConfigError: the program must not be a service, a flag is wrong, or the unit
-            that is there must not be replaced.
+        ConfigError: the program must not be a service, a flag is invalid, or the
+            existing unit must not be replaced.
     """
     program = console_script()
     if program is None:
@@ -102,10 +102,10 @@ def make_plan(
 
 
 def require_root_owned(program: Path) -> None:
-    """Make sure that only root decides what a service of the machine runs.
+    """Check that only root can change the program of a system service.
 
     Raises:
-        ConfigError: others may change a part of it, or it is in a home.
+        ConfigError: other users can change a part of it, or it is in a home folder.
     """
     found = find_untrusted_paths(program_paths(program))
     weak = list(dict.fromkeys(map(str, islice(found, SHOWN_MAX))))
@@ -123,7 +123,7 @@ def agent_flags(words: Sequence[str]) -> tuple[str, ...]:
     """Return flags of `octaskly agent` as its unit has them: whole names and paths.
 
     Raises:
-        click.UsageError: the agent knows no such flag.
+        click.UsageError: the agent does not have the flag.
     """
     flags: list[str] = []
     for name, value in _parse_agent_flags(words).items():
@@ -145,22 +145,22 @@ def service_config(
     """Return the settings that the agent of the service will have.
 
     Raises:
-        ConfigError: a value cannot be used.
+        ConfigError: a value is unusable.
     """
     if scope is Scope.SYSTEM:
         return load_agent_config(_parse_agent_flags(flags), SYSTEM_ENVIRON)
-    # What this shell sets, systemd does not tell the agent.
+    # systemd does not pass the variables of this shell to the agent.
     own = {k: v for k, v in environ.items() if not k.startswith("OCTASKLY_")}
     return load_agent_config(_parse_agent_flags(flags), own)
 
 
 def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
-    """Write, enable and start; return what was done to the agent.
+    """Write, enable and start the unit; return the action taken on the agent.
 
-    It is back once the agent is ready. Interrupted, it leaves things as they were.
+    It returns once the agent is ready. An interrupt restores the previous files.
 
     Raises:
-        SystemdFailed: systemd refuses, or the agent does not come up.
+        SystemdFailed: systemd refuses, or the agent does not start.
         ConfigError: a file cannot be written.
     """
     changes = plan.changes
@@ -184,7 +184,7 @@ def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
 def _roll_back_on_interrupt(
     plan: InstallPlan, systemd: Systemd, *, was_active: bool
 ) -> Iterator[None]:
-    """Put the files back as they were when the user interrupts."""
+    """Restore the previous files if the user interrupts the block."""
     before = {draft.path: _content(draft.path) for draft in plan.files}
     try:
         yield
@@ -210,7 +210,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _parse_agent_flags(words: Sequence[str]) -> dict[str, Any]:
-    """Return what flags of the agent say, by the name of the parameter."""
+    """Return the values of the agent's flags by parameter name."""
     context = agent.make_context("octaskly service install", list(words))
     return {
         name: value

@@ -1,7 +1,7 @@
-"""Who could change the program that a service starts: each file, link and folder of it.
+"""Ownership check of the program that a system service starts.
 
-A service of the machine that runs what a user can write gives that user the machine.
-Installers for users (`uv tool`, `pipx`) put programs exactly there.
+A root service that runs a file that a user can write gives that user root access.
+Installers for users (`uv tool`, `pipx`) put programs into user-writable folders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACL = "system.posix_acl_access"
 
 
 class UntrustedPath(NamedTuple):
-    """A place on the way to the program that others than root decide about."""
+    """A path component of the program that users other than root can change."""
 
     path: Path
     reason: str
@@ -48,9 +48,9 @@ def console_script() -> Path | None:
 
 
 def program_paths(script: Path) -> tuple[Path, ...]:
-    """Return all that runs when `script` is started, the script first.
+    """Return all paths that `script` runs or imports from, the script first.
 
-    Everything on `sys.path` runs with it: a module that is not ours may be imported.
+    They include all of `sys.path`, because Python may import any module there.
     """
     package = Path(octaskly.__file__).parent
     places = (
@@ -65,10 +65,10 @@ def program_paths(script: Path) -> tuple[Path, ...]:
 
 
 def find_untrusted_paths(paths: Iterable[Path]) -> Iterator[UntrustedPath]:
-    """Yield what others than root may change of these places, or hide from root.
+    """Yield the components of these paths that users other than root can change.
 
-    Looked at are every folder and link on the way, and all that lies below a folder of
-    modules. What does not exist cannot be run, but whoever may make it can.
+    The check covers every folder and link on the way, and everything below a module
+    folder. A missing path is weak if a user could create it.
     """
     seen: set[Path] = set()
     for place in paths:
@@ -78,7 +78,7 @@ def find_untrusted_paths(paths: Iterable[Path]) -> Iterator[UntrustedPath]:
 
 
 def _holds_modules(place: Path) -> bool:
-    """Whether Python imports from there; a prefix may be all of `/usr`."""
+    """Return True if Python imports from the folder; a prefix may be all of `/usr`."""
     return place.is_dir() and str(place) not in (sys.prefix, sys.base_prefix)
 
 
@@ -91,7 +91,7 @@ def _untrusted_below(folder: Path, seen: set[Path]) -> Iterator[UntrustedPath]:
 
 
 def _first_untrusted(steps: Iterable[Path], seen: set[Path]) -> Iterator[UntrustedPath]:
-    """Yield the first of these steps that is weak; whatever lies below it is too."""
+    """Yield the first weak step; everything below it is weak too."""
     for step in steps:
         if step in seen:
             continue
@@ -105,7 +105,7 @@ def _path_components(path: Path) -> Iterator[Path]:
     """Yield each folder, link and file that the kernel passes on its way to `path`.
 
     Raises:
-        OSError: links lead in a circle.
+        OSError: symbolic links form a loop.
     """
     here, links = Path("/"), 0
     ahead = list(reversed(path.absolute().parts[1:]))
@@ -130,7 +130,7 @@ def _path_components(path: Path) -> Iterator[Path]:
 
 
 def _untrusted_reason(step: Path) -> str | None:
-    """Return why root should not run what lies there; None: only root decides."""
+    """Return why root must not run this path, None if only root can change it."""
     if any(home in (step, *step.parents) for home in HOMES):
         return "is in a home"
     try:

@@ -1,6 +1,6 @@
-"""The one way to systemctl, loginctl and journalctl, and what their failures mean.
+"""Wrapper around systemctl, loginctl and journalctl.
 
-Owns running them and reading what they print; what is to be done is decided elsewhere.
+It runs them, parses their output and maps their failures to errors.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Scope(Enum):
 
 
 class SystemdFailed(MeshError):
-    """systemd refused, or the service did not come up."""
+    """systemd refused, or the service did not start."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What one of the programs answered."""
+    """Exit code and output of one of the programs."""
 
     exit_code: int
     stdout: str
@@ -54,7 +54,7 @@ class Systemd:
         self._environ = {**environ, "SYSTEMD_COLORS": "0", "LC_ALL": "C.UTF-8"}
 
     def require_available(self) -> None:
-        """Make sure that the manager can be asked to start something.
+        """Check that the service manager is available.
 
         Raises:
             ConfigError: systemd does not run here, or has no manager for this user.
@@ -81,10 +81,10 @@ class Systemd:
         return self._run("systemctl", f"--{self.scope.value}", *words, limit=timeout_s)
 
     def systemctl_or_raise(self, *words: str, timeout_s: float = CALL_S_MAX) -> None:
-        """Run systemctl, which must succeed.
+        """Run systemctl and require success.
 
         Raises:
-            SystemdFailed: it does not.
+            SystemdFailed: systemctl fails.
         """
         said = self.systemctl(*words, timeout_s=timeout_s)
         if said.exit_code != 0:
@@ -96,10 +96,10 @@ class Systemd:
             )
 
     def start_unit(self, verb: str) -> None:
-        """Start or restart the service; back once its agent is ready.
+        """Start or restart the service; return once its agent is ready.
 
         Raises:
-            SystemdFailed: it does not come up.
+            SystemdFailed: the service does not start.
         """
         said = self.systemctl(verb, UNIT, timeout_s=START_S_MAX)
         if said.exit_code != 0:
@@ -111,7 +111,7 @@ class Systemd:
             raise failure from _ProgramOutput(tail)
 
     def show_unit(self) -> dict[str, str]:
-        """Return what systemd knows of the unit, by property."""
+        """Return the properties of the unit."""
         names = (
             "LoadState,ActiveState,SubState,Result,MainPID,StatusText,"
             "UnitFileState,FragmentPath,ActiveEnterTimestamp,ExecMainStatus"
@@ -121,7 +121,7 @@ class Systemd:
         return {key: value for key, equals, value in pairs if equals}
 
     def enable_linger(self) -> bool:
-        """Let services of this user live without a session; return whether they do."""
+        """Enable lingering for this user; return True if it is enabled."""
         # Named, since loginctl finds no caller where su or sudo made no session.
         user = getpass.getuser()
         return (
@@ -142,15 +142,15 @@ class Systemd:
             )
 
     def journal_command(self, *words: str) -> list[str]:
-        """Return the command that shows what the service wrote."""
+        """Return the command that shows the service's journal."""
         return ["journalctl", f"--{self.scope.value}", "--unit", UNIT, *words]
 
     def logs_command(self) -> str:
-        """Return the command that shows what the service wrote, as users type it."""
+        """Return the command that shows the service's journal, as users type it."""
         return f"octaskly service logs --{self.scope.value}"
 
     def _last_journal_lines(self) -> str:
-        """Return what the agent wrote last to the journal, if that can be read."""
+        """Return the agent's last journal lines, if the journal is readable."""
         words = self.journal_command(
             *("--identifier=octaskly", "--lines=2", "--output=cat"),
             *("--no-pager", "--quiet"),
@@ -192,4 +192,4 @@ class Systemd:
 
 
 class _ProgramOutput(Exception):
-    """The words of another program."""
+    """Return the error text of another program."""

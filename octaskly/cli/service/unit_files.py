@@ -1,7 +1,7 @@
-"""The files of the service: their text, whether people changed them, what would change.
+"""The unit files of the service: their text, manual changes and diffs.
 
-Texts come from `systemd/`, which is part of the package. A file that this module wrote
-ends with what it was made of, so that a later change by hand is seen and kept.
+Texts come from `systemd/`, which is part of the package. Each file ends with a record
+of its source, so that later manual changes are detected and kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
 
 class UnitFile(NamedTuple):
-    """A file as it should be."""
+    """The wanted state of a file."""
 
     path: Path
     text: str
@@ -41,7 +41,7 @@ class UnitFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InstalledUnit:
-    """A unit as it lies on the disk."""
+    """A unit file on disk."""
 
     text: str  #: without what this module adds
     flags: tuple[str, ...] | None  #: of the agent; None: it was not written by us
@@ -55,7 +55,7 @@ class InstalledUnit:
 
 
 def unit_path(scope: Scope, environ: Mapping[str, str]) -> Path:
-    """Return where the unit lies."""
+    """Return the path of the unit."""
     if scope is Scope.SYSTEM:
         return Path("/etc/systemd/system") / UNIT
     return xdg_folder(environ, "XDG_CONFIG_HOME", ".config") / "systemd" / "user" / UNIT
@@ -83,7 +83,7 @@ def make_unit_files(
 
 
 def with_trailer(text: str, flags: Sequence[str]) -> str:
-    """Return a text with what tells a later change by hand."""
+    """Return a text with the record that reveals manual changes."""
     digest = _digest(text, flags)
     return (
         f"{text.rstrip()}\n\n"
@@ -94,7 +94,7 @@ def with_trailer(text: str, flags: Sequence[str]) -> str:
 
 
 def read_installed_unit(path: Path) -> InstalledUnit | None:
-    """Return what lies there, None where nothing does."""
+    """Return the installed unit, None if there is none."""
     try:
         text = path.read_text(errors="replace")
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def read_installed_unit(path: Path) -> InstalledUnit | None:
 
 
 def diff(draft: UnitFile) -> str:
-    """Return how the file would change, as `diff -u` shows it; empty: not at all."""
+    """Return the change of the file as a unified diff, empty if there is none."""
     before = read_installed_unit(draft.path)
     old = before.text if before else ""
     lines = difflib.unified_diff(
@@ -126,10 +126,10 @@ def diff(draft: UnitFile) -> str:
 
 
 def write_unit_file(draft: UnitFile) -> None:
-    """Write a file in one step.
+    """Write a file atomically.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     try:
         draft.path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def write_unit_file(draft: UnitFile) -> None:
 
 
 def quote_for_systemd(word: str) -> str:
-    """Return a word so that systemd reads it as it is: systemd.service(5), quoting."""
+    """Return a word quoted for systemd, see "Quoting" in systemd.syntax(7)."""
     word = word.replace("%", "%%").replace("$", "$$")
     if _PLAIN.fullmatch(word):
         return word
