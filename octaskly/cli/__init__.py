@@ -1,7 +1,7 @@
-"""The command `octaskly`: arguments in, text or JSON out.
+"""The command line `octaskly`.
 
-What a command prints on stdout is data; all else goes to stderr. Nothing here is
-imported before it is needed: `octaskly ls` has to answer in a tenth of a second.
+Commands print data on stdout and everything else on stderr. Imports are deferred until
+they are needed, because `octaskly ls` must answer within 0.1 s.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        arguments: What follows the program's name; None takes the process's own.
+        arguments: Arguments without the program's name; None means `sys.argv`.
     """
-    # Imports make objects that stay: to look for cycles among them, after every 700,
-    # took a twelfth of an agent's start, and a twentieth of a short command.
+    # Imports create objects that live on. Garbage collection among them, after every
+    # 700, took 1/12 of an agent's start and 1/20 of a short command.
     gc.set_threshold(COLLECT_OBJECTS)
     try:
         from octaskly.cli.root import run  # noqa: PLC0415 - keeps the import free
 
         return run(arguments)
-    except KeyboardInterrupt:  # Before anything was begun, or after its end.
+    except (
+        KeyboardInterrupt
+    ):  # Ctrl-C arrived before the command started, or after its end.
         return 130

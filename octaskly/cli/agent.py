@@ -1,4 +1,4 @@
-"""`octaskly agent`: a node in the foreground. Makes its flags from the settings."""
+"""`octaskly agent`: a node in the foreground, with flags derived from the settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from octaskly.config.value_types import Boolean, Choices, ListOf, PathValue, Val
 
 
 class _RawText(click.ParamType[Any]):
-    """Text that is read later, together with all other sources of settings."""
+    """Text that is parsed later, together with all other sources of settings."""
 
     def __init__(self, kind: ValueType) -> None:
         self.name = kind.metavar
@@ -29,7 +29,7 @@ class _RawText(click.ParamType[Any]):
         param: click.Parameter,  # noqa: ARG002
         incomplete: str,
     ) -> list[CompletionItem]:
-        """Offer the words of a setting that takes one of a few."""
+        """Complete the values of an enumerated setting."""
         return [CompletionItem(w) for w in self._words if w.startswith(incomplete)]
 
 
@@ -40,7 +40,7 @@ def _flag(setting: Setting) -> click.Option:
         pair = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
         return click.Option([pair, setting.field], default=None, help=f"{says}.")
     says = f"{says} (default: {setting.default_text})."
-    # What cannot be read is said by who reads it, as wherever else it is named.
+    # The reader of the file reports errors, as for all other sources of its path.
     place = click.Path(readable=False, path_type=Path)
     return click.Option(
         [setting.flag, setting.field],
@@ -66,14 +66,14 @@ def agent(ctx: click.Context, /, **flags: Any) -> int:
     if flags["state_dir"] is None:
         flags["state_dir"] = _state_dir_of_group(ctx)
     config = load_agent_config(flags, choice.environ)
-    # Imported here: the agent brings in every library that commands do without.
+    # Imported here, because the agent imports libraries that commands do not need.
     main = importlib.import_module("octaskly.agent.main")
     code: int = main.run(config)
     return code
 
 
 def _state_dir_of_group(ctx: click.Context) -> Path | None:
-    """Return the folder of `octaskly --state-dir DIR agent`, which means the same."""
+    """Return the folder of `octaskly --state-dir DIR agent`, an equivalent spelling."""
     above = ctx.parent
     if above is None:
         return None

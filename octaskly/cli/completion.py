@@ -1,7 +1,7 @@
-"""What a shell offers when Tab is pressed, and `octaskly completion`.
+"""Shell completion, and `octaskly completion`.
 
-What only the mesh knows is asked of the local agent, within `BUDGET_S`. Whatever goes
-wrong, nothing is offered and nothing is said: the user is in the middle of a line.
+Dynamic values come from the local agent within `BUDGET_S`. An error completes nothing
+and prints nothing, because the user is editing a command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FetchItems = Callable[[Session], Iterable[CompletionItem]]
 
 
 class _BudgetExceeded(BaseException):
-    """The budget is spent; nothing that handles errors may take it for one."""
+    """The time budget is used up; error handlers must not catch this."""
 
 
 def complete_tasks(
@@ -128,13 +128,13 @@ def complete_files(
 
 
 def _with_prefix(incomplete: str, items: Iterable[CompletionItem]) -> CompletionItems:
-    """Return the items that begin so, each value once."""
+    """Return the items with this prefix, without duplicates."""
     fitting = (item for item in items if item.value.startswith(incomplete))
     return list({item.value: item for item in fitting}.values())
 
 
 def _fetch_items(ctx: click.Context, fetch: FetchItems) -> CompletionItems:
-    """Return what the agent tells within the budget; nothing if it does not."""
+    """Return the agent's response, or nothing if it exceeds the time budget."""
     chosen = ctx.find_root().params
     choice = CliContext(
         node=chosen.get("node"),
@@ -174,7 +174,7 @@ def _items(some: Iterable[Task]) -> Iterator[CompletionItem]:
 
 
 def script(shell: str, command: click.Command) -> str:
-    """Return what a shell has to read once, so that it completes `command`."""
+    """Return the script that makes a shell complete `command`."""
     kind = get_completion_class(shell)
     assert kind is not None, shell
     # Not the method of the shell's own class: that starts the shell to see how old it

@@ -1,7 +1,7 @@
-"""Which node a command talks to.
+"""The node that a command uses, and resolution of task references.
 
-Either a URL with a token, or the local socket of an agent on this machine. Where
-nobody chose, the only agent that answers is taken; several are listed.
+The node is a URL with a token, or the socket of an agent on this machine. By default it
+is the only running agent; an error lists them if there are several.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEARCHED_TASKS = 1000  #: newest tasks
 
 
 class CliContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user said about the node to use."""
+    """The user's options that select a node."""
 
     node: str | None = None
     state_dir: Path | None = None
@@ -39,9 +39,9 @@ class CliContext(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
 
     def connect(self, *, is_silent: bool = False) -> Session:
-        """Return the way to the node that these options mean.
+        """Return a session with the node that these options select.
 
-        It says on stderr what it waits for, unless it `is_silent`.
+        The session prints on stderr why it waits, unless `is_silent` is set.
 
         Raises:
             ConfigError: an option is unusable.
@@ -56,21 +56,21 @@ class CliContext(msgspec.Struct, frozen=True, kw_only=True):
         return Session(place, on_wait=None if is_silent else _print_waiting)
 
     def agent_flags(self) -> dict[str, Any]:
-        """Return what is said of the agent's own settings, by their fields."""
+        """Return the options that are settings of an agent, by field."""
         return {"name": self.node, "state_dir": self.state_dir}
 
     def socket_path(self) -> Path:
-        """Return the socket of the local agent that these options mean.
+        """Return the socket of the local agent that these options select.
 
         Raises:
             Unreachable: no agent answers.
-            SeveralAgents: several answer and none was chosen.
-            PermissionDenied: the agent's socket is not for this user.
+            SeveralAgents: several agents answer and none was chosen.
+            PermissionDenied: this user may not use the agent's socket.
         """
         return self.local_endpoint().socket_path()
 
     def local_endpoint(self) -> Endpoint:
-        """Return the agent of this machine that these options mean."""
+        """Return the agent of this machine that these options select."""
         return resolve_endpoint(
             node=self.node,
             state_dir=self.state_dir,
@@ -84,17 +84,17 @@ def _print_waiting(refused: Refused) -> None:
 
 
 def resolve_ref(client: Session, ref: str) -> str:
-    """Return what the API understands of what people call a task.
+    """Return the API's reference for a user's reference to a task.
 
-    That is a full id, its number, `last`, the end of an id, or a name; the latter two
-    are looked for among the newest tasks, and no others. A member of an array is that
-    of the array, a dot and its number.
+    A user's reference is a full id, a number, `last`, the end of an id, or a name. Ends
+    and names are searched only among the newest tasks. A member of an array is the
+    array's reference, a dot and the member's number.
 
     Raises:
-        MeshError: there is no last task, or what fits is not one task alone.
-        NotFound: there is no such task.
+        MeshError: there is no last task, or the reference is ambiguous.
+        NotFound: the task does not exist.
     """
-    if not ref:  # Of a variable that is not set.
+    if not ref:  # The argument was probably an unset variable.
         raise NotFound("Task not found", status=404, hint="an empty text names no task")
     if ref == "last":
         if newest := newest_tasks(client, 1):
@@ -117,7 +117,7 @@ def resolve_ref(client: Session, ref: str) -> str:
 
 
 def resolve_id(client: Session, ref: str) -> str:
-    """Return the whole id of what people call a task; raise as `resolve_ref` does."""
+    """Return the full id for a user's reference; raise as `resolve_ref` does."""
     known = resolve_ref(client, ref)
     if _NUMBER.fullmatch(known):
         return client.send_and_decode(api_calls.task(known), Task).id
@@ -130,7 +130,7 @@ def newest_tasks(client: Session, limit: int) -> list[Task]:
 
 
 def _find_among_newest(client: Session, ref: str) -> str | None:
-    """Return the only task among the newest that ends so, or has this name."""
+    """Return the only task among the newest with this id suffix or name."""
     found = [
         task.id
         for task in newest_tasks(client, SEARCHED_TASKS)

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM, put off or let through; what waits for tasks must not lose one.
+"""Deferred handling of Ctrl-C and SIGTERM, so that no wait for tasks loses one.
 
-SIGTERM means the same: it comes from `timeout`, from a build server that is told to
-stop, from `kill`, and all of them think that they end what runs. SIGHUP is left as it
-is: the terminal is gone, nobody can be told anything, and the tasks go on.
+SIGTERM is handled like Ctrl-C: `timeout`, `kill` and build servers send it to end the
+task. SIGHUP keeps its default: the terminal is gone, so nothing can be printed, and
+the tasks go on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INTERRUPTING: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def defer_first_interrupt() -> Iterator[list[int]]:
-    """Put off the first Ctrl-C until the answer is there; a second one ends it."""
+    """Defer the first Ctrl-C until the response arrives; a second one interrupts."""
     noted: list[int] = []
 
     def on_interrupt(number: int, _frame: object) -> None:
@@ -32,7 +32,7 @@ def defer_first_interrupt() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def allow_interrupts(deferred: list[int]) -> Iterator[None]:
-    """Let Ctrl-C end the block at once, also one that was put off before."""
+    """Let Ctrl-C end the block at once, including a Ctrl-C deferred before."""
     with signal_handlers(_INTERRUPTING, _interrupt):
         if deferred:
             number = deferred[0]
@@ -46,7 +46,7 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 def interrupt_cause(interrupt: KeyboardInterrupt) -> str:
-    """Return what people call the signal that interrupted a block."""
+    """Return the display name of the signal that interrupted a block."""
     return "SIGTERM" if interrupt.args == (signal.SIGTERM,) else "Ctrl-C"
 
 
@@ -55,7 +55,7 @@ def signal_handlers(
     numbers: Sequence[signal.Signals],
     handler: Callable[[int, FrameType | None], object] | signal.Handlers,
 ) -> Iterator[None]:
-    """Handle signals so for the length of the block."""
+    """Install a signal handler for the duration of the block."""
     before = [(number, signal.signal(number, handler)) for number in numbers]
     try:
         yield

@@ -1,6 +1,6 @@
-"""The group of all commands, and what happens to an error.
+"""The group of all commands, and the handling of their errors.
 
-Each command lives in a module that is imported when the command is used.
+The module of a command is imported on the first use of the command.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ COMMANDS = {
     "wait": "octaskly.cli.commands.wait:wait",
 }
 
-#: What a write to stdout or stderr can end with; no file is named then.
+#: Errors of a write to stdout or stderr, if the error names no file.
 WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
 )
-# What cannot be read is said by who reads it, as wherever else it is named.
+# The reader of the file reports errors, as for all other sources of its path.
 _PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
 END_CHARS = 100
@@ -81,7 +81,7 @@ CONTEXT_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 
 class LazyGroup(click.Group):
-    """A group that imports the module of a command when it is asked for."""
+    """A group that imports the module of a command on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return all names."""
@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that is meant; name the nearest one if there is none."""
+        """Return the named command; the error for an unknown one names the nearest."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -162,7 +162,7 @@ def octaskly(
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Run a command; turn what goes wrong into text on stderr and an exit code."""
+    """Run a command; turn errors into text on stderr and an exit code."""
     _reopen_closed_streams()
     try:
         result = octaskly.main(
@@ -184,7 +184,7 @@ def run(arguments: Sequence[str] | None) -> int:
     except OctasklyError as error:
         return report_error(error)
     except OSError as error:
-        # A failure of what this program was given to work with, not of its own.
+        # The environment failed, not this program.
         print_os_error(error)
         _discard_output()
         return EXIT_FAILED
@@ -192,14 +192,14 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def _reopen_closed_streams() -> None:
-    """Have nothing come from a stream that was closed, as by `<&-`, nor go there."""
+    """Replace streams that were closed, as by `<&-`, with `/dev/null`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
 
 
 def print_os_error(error: OSError) -> None:
-    """Say what the system refused: a file, the output, or something else."""
+    """Print the cause of an `OSError`: a file, the output, or something else."""
     why = error.strerror or str(error)
     if error.filename is not None:
         path = os.fsdecode(error.filename)
@@ -214,15 +214,15 @@ def print_os_error(error: OSError) -> None:
 
 
 def _discard_output() -> None:
-    """Keep the interpreter from trying to write the rest again at its end."""
+    """Prevent the interpreter from flushing the remaining output again at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _normalize_message(message: str) -> str:
-    """Return click's message in the form of ours: small first letter, no full stop.
+    """Return click's message in our style: lower-case first letter, no full stop.
 
-    It names a flag, repeats what was typed, however long, and says what is taken.
+    The message names a flag, repeats the input at any length, and lists valid values.
     """
     line = " ".join(message.split()).removesuffix(".")
     if len(line) > SENTENCE_CHARS + END_CHARS:

@@ -1,4 +1,4 @@
-"""What `submit` and `run` ask for beyond a command: flags, and fields of a task."""
+"""The task options of `submit` and `run`, and the task fields that they set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[s
 def require_nonempty(
     _: click.Context, __: click.Parameter, text: str | None
 ) -> str | None:
-    """Refuse what a variable left that is not set: it would ask for nothing."""
+    """Refuse an empty value, which usually comes from an unset variable."""
     if text == "":
         raise click.BadParameter("it is empty")
     return text
@@ -63,7 +63,7 @@ def _required_labels(
 
 
 def _requires(values: dict[str, Any]) -> DraftFields:
-    """Return the field `requires` of a draft, out of the flags for it."""
+    """Return the field `requires` of a draft from its flags."""
     requires = {
         "cpus": values.pop("cpus"),
         "memory_mb": values.pop("memory"),
@@ -105,7 +105,7 @@ def _retry_causes(
 
 
 def _is_number(text: str) -> bool:
-    """Whether it is one that a node may take: Python reads no number of any length."""
+    """Return True if the number is in range; Python limits parsed digits."""
     return text.isdecimal() and len(text) <= DIGITS_MAX
 
 
@@ -292,7 +292,7 @@ DRAFT_FIELDS: Final = (
 
 
 def task_options(command: _C) -> _C:
-    """Add the flags; the command gets what they say as one argument, `fields`."""
+    """Add the flags; the command gets their values as one argument, `asked`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Says why a task still waits, to whoever waits for it."""
+"""Hint on stderr that explains why a task still waits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TASKS_CHECKED_MAX: Final = 8  #: tasks that are looked at to find one that waits
 
 @contextlib.contextmanager
 def explain_if_waiting(context: CliContext, refs: Sequence[str]) -> Iterator[None]:
-    """Say once on stderr why one of the tasks waits, if the block lasts that long."""
+    """Print once on stderr why one of the tasks waits, if the block is slow."""
     if is_quiet() or not refs:
         yield
         return
     is_over = threading.Event()
-    # A thread beside the block, which waits for an answer that may take hours.
+    # The block waits for a response that may take hours, so use a thread.
     threading.Thread(
         target=_explain_waiting_task, args=(context, refs, is_over), daemon=True
     ).start()
@@ -39,7 +39,7 @@ def _explain_waiting_task(
 ) -> None:
     if is_over.wait(HINT_AFTER_S):
         return
-    # Whatever goes wrong here, the one who waits finds out too, and says so.
+    # The block meets the same error and reports it.
     with contextlib.suppress(OctasklyError), context.connect(is_silent=True) as client:
         for ref in refs[:TASKS_CHECKED_MAX]:
             told = client.send_and_decode(api_calls.explain(ref), Explanation)

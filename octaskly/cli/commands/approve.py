@@ -1,4 +1,4 @@
-"""`octaskly requests`, `approve`: letting machines in by words that people compare."""
+"""`octaskly requests`, `approve`: admission of machines by comparing three words."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _find_requests(client: Session, name: str) -> list[JoinRequest]:
 def _confirm_words(
     client: Session, waiting: list[JoinRequest], name: str
 ) -> JoinRequest:
-    """Return the machine whose words somebody has compared; the others are refused."""
+    """Return the machine whose words the user confirms; the others are refused."""
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
         raise click.UsageError(

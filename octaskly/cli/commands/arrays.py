@@ -54,17 +54,17 @@ SEPARATOR: Final = ":::"
 def parse_command_and_items(
     words: Sequence[str], *, is_nul: bool
 ) -> tuple[str, Sequence[str]]:
-    """Return the shell text that words mean, and the items.
+    """Return the shell text of the words, and the items.
 
     Raises:
-        UsageError: there is no command, or an item that no array can have.
+        UsageError: the command is missing, or an item is invalid.
     """
     command, items = _split(words, is_nul=is_nul)
     if not command:
         raise click.UsageError(f"there is no command before {SEPARATOR}")
     _check(items)
     text = command_with_placeholders(command)
-    # Who reads the variables needs no placeholder.
+    # A command that reads the variables needs no placeholder.
     is_named = len(placeholders.split_placeholders(text)) > 1 or any(
         variable in text for variable in (ITEM_VARIABLE, INDEX_VARIABLE)
     )
@@ -72,7 +72,7 @@ def parse_command_and_items(
 
 
 def command_with_placeholders(words: Sequence[str]) -> str:
-    """Return the shell text of words, in which placeholders stay as they are."""
+    """Return the shell text of words, with placeholders unquoted."""
     return words[0] if len(words) == 1 else " ".join(map(_quoted, words))
 
 
@@ -96,10 +96,10 @@ def _split(
 
 
 def _read(*, is_nul: bool) -> list[str]:
-    """Return the lines of stdin that are not empty, or what NULs end there."""
+    """Return the non-empty lines of stdin, or its NUL-terminated items."""
     if sys.stdin.isatty():
         note("reading items from the terminal, one a line; Ctrl-D ends them")
-    # No more than may be: what writes there may have no end.
+    # Read a bounded number, because stdin may be endless.
     data = sys.stdin.buffer.read(ITEMS_BYTES_MAX + 1)
     if len(data) > ITEMS_BYTES_MAX:
         raise _too_many()
@@ -170,7 +170,7 @@ def array(
     Prints its id. {} in the command stands for the number, which is in
     OCTASKLY_ITEM, too.
     """
-    # Imported here, as below: what few commands need would cost all of them.
+    # Imported here and below, because an import at the top would slow all commands.
 
     wanted = _array_draft(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
@@ -185,7 +185,7 @@ def array(
 @click.command(
     name="map",
     epilog="Example: octaskly map 'gzip -k {}' ::: *.log",
-    # As for GNU parallel: with the first word that is no option the command begins.
+    # As in GNU parallel, the command starts at the first word that is no option.
     context_settings={"allow_interspersed_args": False},
 )
 @click.option(
@@ -291,8 +291,8 @@ def _run_array(
     items: Sequence[str],
     keep_order: bool,  # noqa: FBT001
 ) -> int:
-    """Begin an array and print its results; return the exit code."""
-    from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
+    """Submit an array and print its results; return the exit code."""
+    from octaskly.cli.output.results import ResultPrinter  # noqa: PLC0415
 
     try:
         with context.connect() as client, defer_first_interrupt() as noted:
@@ -317,7 +317,7 @@ def _run_array(
 def _print(
     client: Session, results: ResultPrinter, array: str, deferred: list[int]
 ) -> int:
-    """Print results until the array is over, or nobody gets them; Ctrl-C ends it."""
+    """Print results until the array has ended or stdout is closed; Ctrl-C cancels."""
     try:
         with allow_interrupts(deferred):
             task = results.print_all()
@@ -334,7 +334,7 @@ def _print(
 
 
 def _cancel_rest(client: Session, array: str) -> int:
-    """Cancel what is left, whoever is in a hurry; say how to go on."""
+    """Cancel the remaining members and print the next command."""
     with defer_first_interrupt():
         note(f"cancelling what is left of {array}")
         cancel_if_running(client, array)
@@ -343,7 +343,7 @@ def _cancel_rest(client: Session, array: str) -> int:
 
 
 def _print_unsuccessful(task: Task) -> None:
-    """Say what did not succeed, and how to go on."""
+    """Print the number of unsuccessful members and the next command."""
     counts = task.array or Members()
     left = counts.total - counts.completed
     if not left:

@@ -1,4 +1,4 @@
-"""`octaskly audit`: who did what, from where, and whether it was allowed."""
+"""`octaskly audit`: the audit log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def audit(context: CliContext, since: int | None, follow: bool, as_json: bool) -
 def _show(
     client: Session, since: int | None, cursor: str | None, *, as_json: bool
 ) -> str | None:
-    """Show all pages from here on; return behind which entry to go on."""
+    """Print all pages from a position; return the position behind the last entry."""
     is_first = cursor is None
     while True:
         limit = LATEST_ENTRIES if since is None and cursor is None else PAGE

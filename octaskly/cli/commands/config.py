@@ -1,4 +1,4 @@
-"""`octaskly config`: which settings hold for an agent here, and who said so."""
+"""`octaskly config`: the effective settings and the origin of each."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check(context: CliContext, file: Path | None) -> None:
 
 
 def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:
-    """Return what holds for commands here, and its origin, by key."""
+    """Return the effective settings of commands with their origins, by key."""
     flags = {"url": context.url, "node": context.node, "ca_file": context.ca_file}
     faults: list[str] = []
     said = read_all_sources(flags, context.environ, faults, CLIENT_SETTINGS)
@@ -96,7 +96,7 @@ def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:
 
 
 def _did_you_mean(variable: str) -> str | None:
-    """Return the variable that a misspelt one is for, None where it is not misspelt."""
+    """Return the variable that a misspelt one resembles, None if it is correct."""
     every = (*SETTINGS, *CLIENT_SETTINGS)
     known = [setting.variable for setting in every if setting.variable]
     close = difflib.get_close_matches(variable, known, 1, cutoff=0.9)
@@ -140,7 +140,7 @@ def _text(setting: Setting, found: AgentConfig) -> str:
 
 
 def _value(setting: Setting, found: AgentConfig) -> Any:
-    """Return what holds; None where that is found out when the agent starts."""
+    """Return the effective value, None if it is determined at the agent's start."""
     filled = {
         "name": found.name,
         "state_dir": str(found.paths.state),

@@ -1,4 +1,4 @@
-"""`octaskly db`: what to do with a log that cannot be used."""
+"""`octaskly db`: recovery from an unusable log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reset(context: CliContext) -> None:
     Nothing is deleted: the files stay beside the new log. The other nodes of the
     mesh bring the new log up to date.
     """
-    # Imported here: a quick command needs neither settings nor SQLite.
+    # Imported here, because other commands need neither settings nor SQLite.
     from octaskly.config.agent import load_agent_config  # noqa: PLC0415
     from octaskly.store.tables.database import move_aside  # noqa: PLC0415
 

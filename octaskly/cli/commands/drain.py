@@ -1,4 +1,4 @@
-"""`octaskly drain`, `resume`, `pause`, `unpause`: whether a node takes work."""
+"""`octaskly drain`, `resume`, `pause`, `unpause`: the admission of work to a node."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _format_state(node: NodeInfo) -> str:
 
 
 def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
-    """Wait until a drained node runs nothing; raise when it is drained no more."""
+    """Wait until a drained node runs nothing; raise if the drain is revoked."""
     while node.running:
         time.sleep(POLL_S)
         with context.connect() as client:
@@ -112,7 +112,7 @@ def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
                 Call("GET", resource_path(NODES, node.id)), NodeInfo
             )
         if node.state == "lost":
-            return  # What it ran is run elsewhere.
+            return  # Other nodes run its tasks again.
         if node.state == "ready":
             raise MeshError(
                 f"{node.name} takes work again", hint=f"octaskly drain {node.name}"

@@ -1,4 +1,4 @@
-"""`octaskly invite`, `join`: how machines get into a mesh."""
+"""`octaskly invite`, `join`: pairing of machines with a mesh."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": Fal
 
 
 async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> JoinGrant:
-    """Wait for a member, show the words, and get in once both sides have said yes.
+    """Wait for a member, show the words, and join once both sides have confirmed.
 
     Raises:
-        PairingFailed: no member came, or somebody at it said no.
-        MeshError: somebody here said no.
+        PairingFailed: no member connected, or its user refused.
+        MeshError: the user here refused.
     """
     meshes = await scan_meshes(BROWSE_S, interfaces)
     note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
@@ -58,7 +58,7 @@ async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Joi
 
 
 async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
-    """Ask here while the member is heard: what it refuses needs no answer any more."""
+    """Ask the user, and stop asking if the member refuses meanwhile."""
     member = meeting.member.name
     hearing = asyncio.ensure_future(receive_approval(meeting))
     try:
@@ -81,10 +81,10 @@ async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
 async def _read_confirmation(
     member: str, admission: asyncio.Future[JoinGrant]
 ) -> bool | None:
-    """Return what somebody types; None: it is no answer.
+    """Return the user's answer, None if it is neither yes nor no.
 
     Raises:
-        PairingFailed: somebody at the member said no meanwhile.
+        PairingFailed: the user of the member refused meanwhile.
         click.Abort: the terminal is closed.
     """
     loop = asyncio.get_running_loop()
@@ -197,15 +197,15 @@ def join(
 
 @dataclass(frozen=True, slots=True)
 class _JoinMethod:
-    """How this machine shall get in."""
+    """How this machine joins."""
 
     code: str | None  #: None: by words that people compare
     at: str | None
     interfaces: Sequence[str]
 
     def pair(self, name: str, key: bytes, mesh: str | None) -> JoinGrant:
-        """Get in, and return what a member has then."""
-        # Imported here, as below: pairing brings in what quick commands do without.
+        """Pair with a member, and return the credentials of a member."""
+        # Imported here and below, because only pairing needs these libraries.
         from octaskly.joining.key_exchange import InviteCode  # noqa: PLC0415
 
         if self.code is None:
@@ -228,7 +228,7 @@ def _check_join_options(code: str | None, at: str | None) -> None:
 
 
 def _agent_socket(context: CliContext) -> Path | None:
-    """Return the socket of the agent here, None where none runs."""
+    """Return the socket of the local agent, None if none runs."""
     try:
         return context.socket_path()
     except Unreachable:
@@ -244,7 +244,7 @@ def _read_code() -> str:
 
 
 def _check_leaving(own: Membership, *, force: bool) -> None:
-    """Say what joining would leave behind, before a code is spent."""
+    """Report what joining would leave behind, before a code is used up."""
     left = [f"{own.tasks} tasks"] if own.tasks else []
     if own.members:
         left.append(f"the nodes {', '.join(own.members)}")
@@ -295,7 +295,7 @@ def _print_step(text: str) -> None:
 def _join_without_agent(
     context: CliContext, method: _JoinMethod, secret_file: Path | None
 ) -> None:
-    """Join where no agent runs: write the secret, and start the service, if any.
+    """Join without a running agent: write the secret, and start any service.
 
     Raises:
         ConfigError: the agent of this machine is the system's service, which only root
@@ -323,9 +323,9 @@ def _join_without_agent(
 
 @contextlib.contextmanager
 def _explain_interrupt(admitted: JoinGrant) -> Iterator[None]:
-    """Say where Ctrl-C leaves this machine; until here it was where it had been.
+    """Report the state of this machine after Ctrl-C; before the block, it is unchanged.
 
-    What follows is done as a whole or not at all; which of the two is seen later.
+    The block takes effect completely or not at all; a later check shows which.
     """
     try:
         _print_step(f"{admitted.member} let this machine in")
@@ -343,7 +343,7 @@ def next_agent_config(
     """Return the settings of the agent that will run here; and whether as a service.
 
     Raises:
-        ConfigError: that is the service of the machine.
+        ConfigError: the agent is the system service.
     """
     from octaskly.cli.service import unit_files  # noqa: PLC0415
     from octaskly.cli.service.install import service_config  # noqa: PLC0415
@@ -367,7 +367,7 @@ def next_agent_config(
 
 
 def _await_ready(socket: Path, before: Membership, admitted: JoinGrant) -> None:
-    """Return once the agent is listed as a ready member; say so."""
+    """Wait until the agent is listed as a ready member, and report it."""
     give_up_at = time.monotonic() + READY_S
     while time.monotonic() < give_up_at:
         node = _find_own_node(socket, before, admitted)
@@ -389,9 +389,9 @@ def _await_ready(socket: Path, before: Membership, admitted: JoinGrant) -> None:
 def _find_own_node(
     socket: Path, before: Membership, admitted: JoinGrant
 ) -> NodeInfo | None:
-    """Return this node as its new mesh lists it, None while it does not.
+    """Return this node's entry in its new mesh, None until there is one.
 
-    The mesh may be its own, which has renewed its secret without it.
+    The new mesh may be its previous one, after a rotation that this node missed.
     """
     from octaskly.trust.mesh_secret import parse_secret  # noqa: PLC0415
 
@@ -407,7 +407,7 @@ def _find_own_node(
                 return None
             return _node(client, before.node_id)
     except (Refused, Unreachable, ReplyLost):
-        return None  # It is just beginning anew.
+        return None  # The agent is restarting.
 
 
 def _node(client: Session, name: str) -> NodeInfo:

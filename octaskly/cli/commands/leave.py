@@ -1,7 +1,7 @@
-"""`octaskly leave`: a machine goes, and forgets the mesh and everything of it.
+"""`octaskly leave`: removal of this machine from its mesh, with all data of the mesh.
 
-Its agent does that, so nothing depends on this command's life. Where none runs, this
-does the same under the lock of the state folder.
+The agent does the work, so an interrupt of this command does no harm. Without a running
+agent, this command does the same under the lock of the state folder.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def leave(
 
 
 def _check_folder(context: CliContext, agent: Checkup) -> None:
-    """Refuse where what answers has its files elsewhere than was said."""
+    """Refuse if the answering agent uses another state folder than the given one."""
     asked = context.state_dir
     if asked is not None and asked.resolve() != Path(agent.state_dir).resolve():
         raise ConfigError(
@@ -87,7 +87,7 @@ def _await_end(agent: Checkup) -> None:
     """Wait until the agent has ended.
 
     Raises:
-        MeshError: it did, before it had forgotten everything.
+        MeshError: the agent ended before it had deleted everything.
     """
     from octaskly.joining.change_mesh import LEAVING_MARKER_FILE  # noqa: PLC0415
 
@@ -105,9 +105,9 @@ def _await_end(agent: Checkup) -> None:
 
 
 def _await_exit(pid: int) -> None:
-    """Wait until a process has ended, whoever its parent is.
+    """Wait until a process has ended, even if it is not a child.
 
-    One of another container cannot be seen; its pid, often 1, means another one here.
+    A process in another container is invisible; here its pid is another process.
     """
     if pid <= 1:
         return
@@ -120,11 +120,11 @@ def _await_exit(pid: int) -> None:
 
 
 def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
-    """Forget the mesh where no agent runs.
+    """Delete the mesh's data without a running agent.
 
     Raises:
-        StoreUnusable: one does, and does not answer.
-        ConfigError: there is nothing to forget, or it cannot be deleted.
+        StoreUnusable: an agent runs and does not answer.
+        ConfigError: there is nothing to delete, or it cannot be deleted.
     """
     from octaskly.joining import change_mesh  # noqa: PLC0415
     from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
@@ -146,14 +146,14 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
 def _has_mesh_data(paths: Paths) -> bool:
     from octaskly.trust.node_key import KEY_FILE  # noqa: PLC0415
 
-    # Not the secret alone: agents of other names may have it.
+    # A secret alone does not count, because agents of other names may use it.
     return paths.database.exists() or (paths.state / KEY_FILE).exists()
 
 
 def drop_root_to_owner(folder: Path) -> None:
-    """Let root take the rights of whoever has this folder, for good.
+    """Switch root permanently to the user that owns this folder.
 
-    What lies in it may be links to anywhere.
+    The folder may contain links to any path.
     """
     with contextlib.suppress(FileNotFoundError):
         owner = folder.lstat().st_uid

@@ -1,4 +1,4 @@
-"""`octaskly nodes` and `stats`: the mesh at a glance."""
+"""`octaskly nodes` and `stats`: the state of the mesh."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def nodes(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _is_other(node: NodeInfo) -> bool:
-    """Whether this node is there and could keep a copy of what another accepts."""
+    """Return True if this node is up and could store a copy of an accepted task."""
     return node.role != "dispatcher" and node.state != "lost"
 
 
 def _is_short(node: NodeInfo) -> bool:
-    """Whether it takes no work though nobody told it so."""
+    """Return True if the node refuses work without a drain or pause."""
     return node.state == "ready" and node.short_of is not None
 
 
@@ -98,7 +98,7 @@ def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
 
 
 def _joined(node: NodeInfo, now: dt.datetime) -> str:
-    """Point at a node that is new."""
+    """Mark a node that joined recently."""
     if node.joined_at is None or node.state == "lost":
         return ""
     since_s = seconds_since(node.joined_at, now)

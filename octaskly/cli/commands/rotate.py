@@ -1,4 +1,4 @@
-"""`octaskly rotate` and `revoke`: a new secret for the mesh, with or without a node."""
+"""`octaskly rotate` and `revoke`: rotation of the mesh secret, removal of a node."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""`octaskly run`: as if the command ran here.
+"""`octaskly run`: a command in the mesh with local output and exit code.
 
-Its output and exit code become this command's own. The first Ctrl-C or SIGTERM
-ends the task, the second leaves it alone.
+The first Ctrl-C or SIGTERM cancels the task; the second only ends the wait.
 """
 
 from __future__ import annotations
@@ -103,10 +102,10 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
     """Wait for the end of a task through Ctrl-C and lost connections; report it.
 
     Args:
-        client: The node that has the task.
+        client: Session with a node.
         ref: Its id.
-        deferred: Takes a Ctrl-C that comes where nothing waits.
-        as_json: Whether the task is printed in the end, and not what it writes.
+        deferred: Holds a Ctrl-C that arrives outside a wait.
+        as_json: Print the ended task instead of its output.
     """
     following = OutputPrinter(client, ref, prints_state=False)
     task: Task | None = None
@@ -124,7 +123,7 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
             cancelled_by = interrupt_cause(interrupt)
-        except OSError:  # Nobody gets what it writes: here it would end, too.
+        except OSError:  # A local command would also end once its stdout is closed.
             with defer_first_interrupt():
                 cancel_if_running(client, ref)
             raise
@@ -135,7 +134,7 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
 
 @contextlib.contextmanager
 def hint_on_error(command: str) -> Iterator[None]:
-    """Say how to see what goes on in the mesh, where an error ends the waiting."""
+    """Print the command that shows the task's state, if an error ends the wait."""
     try:
         yield
     except OctasklyError:
@@ -152,7 +151,7 @@ def _wait(client: Session, ref: str) -> Task:
 
 
 def _cancel_on_interrupt(client: Session, ref: str, by: str) -> None:
-    """Cancel a task; a Ctrl-C that comes meanwhile ends only the waiting for it."""
+    """Cancel a task; another Ctrl-C ends only the wait for the cancellation."""
     with defer_first_interrupt() as again:
         note(f"cancelling {ref}; {by} again to stop waiting for it")
         cancel_if_running(client, ref)
@@ -167,7 +166,7 @@ def cancel_if_running(client: Session, ref: str) -> None:
 
 
 def exit_code_of_task(task: Task, *, is_cancelled: bool) -> int:
-    """Return the exit code that a task gives to a command; say what went wrong."""
+    """Return the exit code for an ended task; print the reason of a failure."""
     if task.array and task.status != "cancelled":
         failed, total = task.array.failed, task.array.total
         if failed:
@@ -197,13 +196,15 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
         return EXIT_OCTASKLY_FAILED
     if task.detail:
         note(task.detail)
-    if sys.stderr.isatty():  # For people; elsewhere it is as if the command ran here.
+    if (
+        sys.stderr.isatty()
+    ):  # Only on a terminal; in scripts, stderr has only the command's own output.
         _print_end(task)
     return task.exit_code
 
 
 def _print_end(task: Task) -> None:
-    """Say where a task ran, and for how long."""
+    """Print the node and the duration of a task."""
     code = task.exit_code
     how = f"✗ {task.id} exit {code}" if code else f"✓ {task.id} done"
     where = f" on {task.worker_id}" if task.worker_id else ""

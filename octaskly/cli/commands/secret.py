@@ -1,4 +1,4 @@
-"""`octaskly secret`, `ca`: what machines of a mesh share."""
+"""`octaskly secret`, `ca`: the mesh secret and the keys derived from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_secret() -> None:
     Put it into one file on each machine, readable by its user only:
     octaskly secret new > mesh.key; chmod 600 mesh.key
     """
-    # Imported here, as below: cryptography costs more than a quick command takes.
+    # Imported here and below, because importing cryptography slows other commands.
     from octaskly.trust import generate_secret  # noqa: PLC0415
 
     click.echo(generate_secret().to_text().strip())
@@ -65,7 +65,7 @@ def ca(context: CliContext, secret_file: Path | None) -> None:
     from octaskly.trust import MeshTls, NodeKey  # noqa: PLC0415
 
     mesh_secret = _secret_of(context, secret_file)
-    # Any node key will do: the CA depends on the secret alone.
+    # Any node key works, because the CA depends only on the secret.
     click.echo(MeshTls(mesh_secret, NodeKey.generate()).ca_pem().strip())
 
 
@@ -86,7 +86,7 @@ def _secret_of(context: CliContext, secret_file: Path | None) -> MeshSecret:
 
 
 def _secret_file_of_agent(description: Path) -> Path | None:
-    """Return where the agent that runs there has its secret; None: none runs there."""
+    """Return the secret file of the running agent, None if no agent runs."""
     try:
         return Path(json.loads(description.read_text())["secret_file"])
     except (OSError, ValueError, KeyError, TypeError):

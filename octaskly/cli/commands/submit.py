@@ -1,4 +1,4 @@
-"""`octaskly submit`: hand in tasks and print their ids, and nothing else."""
+"""`octaskly submit`: submission of tasks; prints only their ids."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ REQUEST_OPTIONS = (
 
 
 def request_options(command: _C) -> _C:
-    """Add the options that say how tasks are handed in."""
+    """Add the options of a submission."""
     for option in reversed(REQUEST_OPTIONS):
         command = option(command)
     return command
 
 
 def command_text(words: Sequence[str]) -> str:
-    """Return the shell text that the words after `--` mean.
+    """Return the shell text of the words after `--`.
 
-    One word is shell text already; several are quoted as a shell would need them.
+    One word is used as shell text; several words are quoted and joined.
     """
     return words[0] if len(words) == 1 else shlex.join(words)
 
@@ -70,7 +70,7 @@ def make_draft(command: str, fields: DraftFields) -> Draft:
     """Return the task to submit.
 
     Raises:
-        UsageError: a text is not UTF-8, which JSON cannot carry.
+        UsageError: a text is not UTF-8, so JSON cannot encode it.
     """
     for text in (command, *strings_in(fields)):
         if not _is_utf8(text):
@@ -79,7 +79,7 @@ def make_draft(command: str, fields: DraftFields) -> Draft:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether no byte of an argument or a file had to be smuggled through."""
+    """Return True if the text is valid UTF-8, without surrogate escapes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -88,7 +88,7 @@ def _is_utf8(text: str) -> bool:
 
 
 class _Line(NamedTuple):
-    """One command, and the line of the input that it stands in."""
+    """One command, and its line number in the input."""
 
     command: str
     number: int | None = None
@@ -148,14 +148,14 @@ def submit(
 def submit_drafts(
     client: Session, drafts: Iterable[Draft], *, key: str | None, durability: str | None
 ) -> Iterator[list[Task]]:
-    """Hand in tasks in as few requests as their number allows; yield those of each.
+    """Submit tasks in as few requests as possible; yield the tasks of each request.
 
-    Each request is all or nothing. Without a key it gets one of its own, by which it
-    is repeated where its answer is lost, and its tasks get ids from the mesh: those
-    that follow from a key have long numbers.
+    Each request is all or nothing. Without a user's key, each request gets a random
+    key for retries, and its tasks get ids from the mesh, because ids derived from a
+    key have long numbers.
 
     Raises:
-        MeshError: what a task comes after fits several tasks.
+        MeshError: the reference in `after` is ambiguous.
     """
     drafts = [*_with_resolved_parents(client, drafts)]
     if key is None and (named := _with_ids(client, drafts)) is not None:
@@ -167,10 +167,7 @@ def submit_drafts(
 
 
 def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
-    """Return drafts with the ids that their tasks shall have.
-
-    None: the node is too old to give any.
-    """
+    """Return drafts with ids from the mesh, None if the node is too old."""
     named = []
     for at in range(0, len(drafts), BATCH_TASKS_MAX):
         part = drafts[at : at + BATCH_TASKS_MAX]
@@ -183,8 +180,8 @@ def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
 
 
 def _with_resolved_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
-    """Yield drafts that name the tasks before them as the API understands it."""
-    full: dict[str, str] = {}  # Of many drafts, all come after the same ones.
+    """Yield drafts with the references in `after` resolved to full ids."""
+    full: dict[str, str] = {}  # Many drafts usually have the same predecessors.
     for item in drafts:
         for ref in item.after:
             if ref not in full:
@@ -194,7 +191,7 @@ def _with_resolved_parents(client: Session, drafts: Iterable[Draft]) -> Iterator
 
 
 def _batches(drafts: Iterable[Draft]) -> Iterator[bytes]:
-    """Yield bodies of requests: JSON arrays within the bounds of the API."""
+    """Yield request bodies: JSON arrays within the limits of the API."""
     items: list[bytes] = []
     size = 0
     for item in map(msgspec.json.encode, drafts):
@@ -213,7 +210,7 @@ def _is_stdin_consumed() -> bool:
 
 
 def _lines(file: BinaryIO | None) -> list[_Line]:
-    """Return the commands in a file, where a line that is blank has none."""
+    """Return the commands in a file, one per non-blank line."""
     lines = []
     for number, data in enumerate(file or (), 1):
         try:
@@ -225,11 +222,11 @@ def _lines(file: BinaryIO | None) -> list[_Line]:
 
 
 def _error_with_line(error: OctasklyError, lines: Sequence[_Line]) -> OctasklyError:
-    """Return an error about one of the commands so that it names the line.
+    """Return an error about one command, with its line number.
 
     Args:
-        error: What the API refused.
-        lines: Those of the request, and perhaps of later ones.
+        error: Refusal of the API.
+        lines: Lines of the request, and perhaps of later requests.
     """
     place = _COMMAND.fullmatch(error.field or "")
     if not isinstance(error, Invalid) or place is None:

@@ -119,7 +119,7 @@ def ls(
 def _fetch_tasks(
     client: Session, query: Mapping[str, object]
 ) -> tuple[list[Task], TaskPage]:
-    """Return the tasks of a page and the page; a search goes on until it is full."""
+    """Return the tasks of a page and the page; a search continues until it is full."""
     asked = dict(query)
     tasks: list[Task] = []
     while True:
@@ -239,7 +239,7 @@ def logs(
 
     With -f also what it still writes; Ctrl-C leaves the task alone.
     """
-    # Imported here: `ls` and `show` do without.
+    # Imported here, because `ls` and `show` do not need it.
     from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
     from octaskly.cli.wait_hint import explain_if_waiting  # noqa: PLC0415
 
@@ -406,7 +406,7 @@ def retry(
             if new.status != "queued":
                 note(f"{old} was repeated as {new.id}, which is {new.status}")
                 if failed:
-                    return  # Only those that were not repeated yet are asked for.
+                    return  # Count only tasks that were not repeated yet.
             if as_json:
                 print_json(reply.body)
             else:
@@ -416,6 +416,6 @@ def retry(
 
 
 def _failed_task_ids(client: Session) -> Iterator[str]:
-    """Yield the failed tasks of this moment, the oldest first."""
+    """Yield the currently failed tasks, oldest first."""
     found = client.iterate(listing.tasks(client.requests, {"status": "failed"}))
     return iter([task.id for task in found])

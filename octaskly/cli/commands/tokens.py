@@ -1,4 +1,4 @@
-"""`octaskly token`: what lets people and programs in."""
+"""`octaskly token`: management of API tokens."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def revoke(context: CliContext, name: str) -> None:
 
 
 def _id_of(token_text: str) -> str:
-    """Return the id that a token says it has; the mesh has to know it by that."""
+    """Return the id inside a token, by which the mesh identifies it."""
     claims: dict[str, Any] = {}
     _, _, rest = token_text.partition(".")
     body = rest.partition(".")[0]

@@ -1,4 +1,4 @@
-"""`octaskly top`: the mesh as it is at this moment, again and again."""
+"""`octaskly top`: a live view of the mesh."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def top(context: CliContext, once: bool, as_json: bool) -> None:  # noqa: FBT001
     Keys: q ends it, as Ctrl-C does; left and right choose the order of the tasks, r
     turns it round. Where stdout is no terminal, one frame is printed.
     """
-    # It takes 30 ms that other commands need not wait for.
+    # The import takes 30 ms, which would slow other commands.
     from octaskly.cli.output import top_screen  # noqa: PLC0415
 
     with context.connect() as client:
@@ -61,7 +61,7 @@ def top(context: CliContext, once: bool, as_json: bool) -> None:  # noqa: FBT001
 
 
 class _SnapshotPoller:
-    """Asks for the mesh in a thread, so that keys and frames never wait for it."""
+    """Polls the mesh in a thread, so that keys and frames never wait for a response."""
 
     def __init__(self, context: CliContext, first: MeshSnapshot) -> None:
         self.snapshot = first
@@ -75,8 +75,8 @@ class _SnapshotPoller:
 
     @contextlib.contextmanager
     def polling(self) -> Iterator[None]:
-        """Ask as long as the block lasts."""
-        # It may be in the middle of a request that takes seconds: nobody waits for it.
+        """Poll until the block ends."""
+        # Do not join the thread: its current request may take seconds.
         threading.Thread(target=self._run, daemon=True).start()
         try:
             yield
@@ -92,7 +92,7 @@ class _SnapshotPoller:
                 self._stopped.wait(ASK_S)
 
     def _poll(self) -> None:
-        """Ask until that fails; a new connection then finds who answers now."""
+        """Poll until a request fails; then reconnect to a node that answers."""
         from octaskly.cli.output import top_screen  # noqa: PLC0415
 
         with self._context.connect(is_silent=True) as client:
@@ -103,18 +103,18 @@ class _SnapshotPoller:
                 self.snapshot_s, self.error = time.monotonic(), None
 
     def _rate(self, ended: int) -> float:
-        """Return how many tasks a second have ended of late."""
+        """Return the recent number of ended tasks per second."""
         now_s = time.monotonic()
         self._ended.append((now_s, ended))
         while now_s - self._ended[0][0] > RATE_S and len(self._ended) > 2:  # noqa: PLR2004
             self._ended.popleft()
         then_s, before = self._ended[0]
-        # Those that are forgotten meanwhile are no tasks that did not end.
+        # Deleted tasks would otherwise make the rate negative.
         return max(0, ended - before) / max(now_s - then_s, ASK_S)
 
 
 def _run_live(poller: _SnapshotPoller) -> None:
-    """Draw until somebody has seen enough; leave the terminal as it was."""
+    """Draw frames until the user quits; restore the terminal."""
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
@@ -143,7 +143,7 @@ def _run_live(poller: _SnapshotPoller) -> None:
 
 
 def _apply_keys(view: ViewOptions, pressed: bytes) -> ViewOptions:
-    """Return how the tasks are ordered after these keys."""
+    """Return the display options after these keys."""
     from octaskly.cli.output.top_screen import SORTS  # noqa: PLC0415
 
     names = list(SORTS)
@@ -160,21 +160,21 @@ def _error_text(poller: _SnapshotPoller) -> str | None:
 
 
 class _Keyboard:
-    """The keyboard, key by key, without an echo; and the size of the terminal."""
+    """Unbuffered keyboard input without echo, and changes of the terminal's size."""
 
     def __init__(self) -> None:
         self._stdin = sys.stdin.fileno() if sys.stdin.isatty() else None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        """Change the terminal, until the end."""
+        """Change the terminal's mode."""
         self._woken, woken = os.pipe()
         for end in (self._woken, woken):
             self._stack.callback(os.close, end)
         os.set_blocking(woken, False)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         self._stack.callback(signal.set_wakeup_fd, -1)
-        # A signal must not end the process before the terminal is as it was.
+        # A signal must not end the process before the terminal is restored.
         for number, then in (
             (signal.SIGWINCH, _wake),
             (signal.SIGTERM, _exit),
@@ -191,11 +191,11 @@ class _Keyboard:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Put everything back."""
+        """Restore the terminal and the signal handlers."""
         self._stack.close()
 
     def wait(self, timeout_s: float) -> bytes:
-        """Return what is pressed within that time; less if the terminal changes."""
+        """Return the keys pressed within the timeout; return early on a resize."""
         waited = [self._woken] + ([] if self._stdin is None else [self._stdin])
         ready, _, _ = select.select(waited, [], [], timeout_s)
         if self._woken in ready:

@@ -1,4 +1,4 @@
-"""`octaskly wait` and `octaskly events`: what happens in the mesh, as it happens."""
+"""`octaskly wait` and `octaskly events`: live events of the mesh."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def events(
 
 
 class _TaskWaiter:
-    """Tasks that somebody waits for, by their ids."""
+    """The tasks to wait for, by id."""
 
     def __init__(self, client: Session, ids: Sequence[str]) -> None:
         self._client = client
@@ -140,19 +140,19 @@ class _TaskWaiter:
 
     @property
     def ended(self) -> list[Task]:
-        """Those that have ended, in the order in which they were named."""
+        """The ended tasks, in the order of the arguments."""
         return [task for task in self._tasks.values() if task is not None]
 
     @property
     def progress(self) -> str:
-        """How far it is."""
+        """The progress as text."""
         return f"{len(self.ended)} of {len(self._tasks)} have ended"
 
     def wait(self, *, limit_s: int | None, is_any: bool) -> None:
-        """Wait until all of them have ended, or one.
+        """Wait until all tasks have ended, or one.
 
         Raises:
-            TimedOut: they do not within `limit_s`.
+            TimedOut: they do not end within `limit_s`.
         """
         asker = self._client.requests
         flow = streams.as_ended(
@@ -166,7 +166,7 @@ class _TaskWaiter:
                     return
 
     def end_line(self) -> None:
-        """Leave the line of the progress."""
+        """End the progress line."""
         if self._shows:
             click.echo(err=True)
 
@@ -176,7 +176,7 @@ class _TaskWaiter:
 
 
 def _line(event: Event) -> str:
-    """Return an event for people."""
+    """Return an event as text."""
     data: dict[str, Any] = event.data
     if event.kind == "task":
         parts = [data["at"], data["id"], data["status"]]
