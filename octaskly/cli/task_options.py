@@ -105,7 +105,7 @@ def _retry_causes(
 
 
 def _is_number(text: str) -> bool:
-    """Return True if the number is in range; Python limits parsed digits."""
+    """Return True for digits within a length that Python and a node can parse."""
     return text.isdecimal() and len(text) <= DIGITS_MAX
 
 

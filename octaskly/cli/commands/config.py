@@ -96,7 +96,7 @@ def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:
 
 
 def _did_you_mean(variable: str) -> str | None:
-    """Return the variable that a misspelt one resembles, None if it is correct."""
+    """Return the variable that a misspelt one resembles, None for any other."""
     every = (*SETTINGS, *CLIENT_SETTINGS)
     known = [setting.variable for setting in every if setting.variable]
     close = difflib.get_close_matches(variable, known, 1, cutoff=0.9)

@@ -323,9 +323,9 @@ def _join_without_agent(
 
 @contextlib.contextmanager
 def _explain_interrupt(admitted: JoinGrant) -> Iterator[None]:
-    """Report the state of this machine after Ctrl-C; before the block, it is unchanged.
+    """Print how far joining got if Ctrl-C interrupts the block.
 
-    The block takes effect completely or not at all; a later check shows which.
+    The block takes effect completely or not at all; which one shows only later.
     """
     try:
         _print_step(f"{admitted.member} let this machine in")

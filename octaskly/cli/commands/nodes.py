@@ -64,7 +64,7 @@ def _is_other(node: NodeInfo) -> bool:
 
 
 def _is_short(node: NodeInfo) -> bool:
-    """Return True if the node refuses work without a drain or pause."""
+    """Return True if the node takes no work because it is short of a resource."""
     return node.state == "ready" and node.short_of is not None
 
 

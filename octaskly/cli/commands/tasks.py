@@ -406,7 +406,7 @@ def retry(
             if new.status != "queued":
                 note(f"{old} was repeated as {new.id}, which is {new.status}")
                 if failed:
-                    return  # Count only tasks that were not repeated yet.
+                    return  # `--failed` skips tasks that were repeated already.
             if as_json:
                 print_json(reply.body)
             else:

@@ -207,7 +207,7 @@ class _Keyboard:
 
 
 def _wake(_number: int, _frame: Any) -> None:
-    """Only wake whoever waits."""
+    """Do nothing: the signal itself interrupts the wait."""
 
 
 def _exit(number: int, _frame: Any) -> None:

@@ -166,7 +166,7 @@ async def _try_connect(host: str, port: int) -> str:
         return "refused"
     except socket.gaierror:
         return "unknown"
-    except OSError:  # Also when the time is over.
+    except OSError:  # Includes the timeout.
         return "silent"
     writer.close()
     return "reached"

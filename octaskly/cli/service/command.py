@@ -208,7 +208,7 @@ def logs(context: CliContext, is_user: bool | None, follow: bool, lines: int) ->
     try:
         return subprocess.run(words, check=False).returncode  # noqa: S603  ours
     except KeyboardInterrupt:
-        return 0  # As with `octaskly logs -f`: who looks may stop looking.
+        return 0  # Ctrl-C only ends the display, as with `octaskly logs -f`.
 
 
 def _scope(is_user: bool | None) -> Scope:  # noqa: FBT001

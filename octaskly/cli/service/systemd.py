@@ -122,7 +122,7 @@ class Systemd:
 
     def enable_linger(self) -> bool:
         """Enable lingering for this user; return True if it is enabled."""
-        # Named, since loginctl finds no caller where su or sudo made no session.
+        # Pass the user, because su and sudo may create no session for loginctl.
         user = getpass.getuser()
         return (
             self._run("loginctl", "enable-linger", user, limit=CALL_S_MAX).exit_code
