@@ -243,7 +243,7 @@ def test_who_speaks_no_http_is_no_node(open_client: Open) -> None:
         ("http://localhost:x", {}, "not a number"),
         ("http://localhost:3000/api", {}, "more than a host and a port"),
         ("http://me:secret@localhost", {}, "'localhost' has more than"),
-        ("http://localhost", {"token": "a\nb"}, "what no token has"),
+        ("http://localhost", {"token": "a\nb"}, "characters that no token contains"),
         ("http://localhost", {"node": "ash"}, "goes with no agent"),
         (None, {"token": "t"}, "leads nowhere"),
     ],
