@@ -18,7 +18,7 @@ PAGE: Final = 1000  #: tasks per request
 
 
 class TaskFilter(TypedDict, total=False):
-    """Filter of a task list; `name`, `labels` and `text` use the search index."""
+    """Filter of a task list; `name`, `labels` or `text` makes it a search."""
 
     status: Status
     worker_id: str  #: name or id of the node

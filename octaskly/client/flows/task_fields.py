@@ -21,7 +21,7 @@ Durability = Literal["normal", "strict"]
 
 
 class Limits(TypedDict, total=False):
-    """Resource limits of a task; a task that exceeds one is killed."""
+    """Resource limits of a task; a task that exceeds one is ended."""
 
     memory_mb: int
     cpu_seconds: int
