@@ -134,7 +134,7 @@ def build_pool(
     return pool, blob_store
 
 
-AUDIT_FLUSH_S: Final = 1.0  #: longest wait at the end for audit entries not yet written
+AUDIT_FLUSH_S: Final = 1.0  #: longest wait for unwritten audit entries at shutdown
 
 
 class Components:
@@ -247,7 +247,7 @@ class Components:
             self.loop.post(changed)
 
     def on_persisted(self, number: int) -> None:
-        """Report to the core, task waiters and event feed that `number` is on disk."""
+        """Report to the core, waits and event feed that write `number` is on disk."""
         self.loop.handle(ev.Persisted(number))
         self.gateway.waiters.on_persisted(number)
         self.gateway.feed.on_committed()
@@ -281,7 +281,7 @@ class Components:
         await self._pool.close()
 
     def _subscribe_to_secret(self, tasks: asyncio.TaskGroup) -> None:
-        """Register every component that uses the mesh secret for its renewals."""
+        """Pass each renewed mesh secret to the components that use it."""
         self._discovery.advertise_retired(self._secret_holder.secret.retired)
         self._secret_holder.connect(
             node=self._node,
@@ -396,7 +396,7 @@ class Components:
             on_other_mesh=lambda mesh: self._log.warning(
                 "another mesh discovered",
                 mesh=mesh,
-                hint="octaskly join    makes this node a member of it",
+                hint="octaskly join    moves this node to that mesh",
             ),
             on_addresses=self._on_addresses_changed,
             on_clone=partial(self._transport.dial, None),

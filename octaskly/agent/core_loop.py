@@ -1,7 +1,7 @@
 """The core loop: feeds events to the core and performs its effects in order.
 
 The loop owns the node and never blocks. Store reads run as tasks and return their
-results as events. Writes go to the writer thread, messages to outboxes.
+results as events. Writes go to the writer thread, and messages to outboxes.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Advertiser(Protocol):
         """Advertise the role of this node and its term."""
 
 
-EVENTS_PER_TURN = 256  #: then asyncio serves sockets and timers
-TIMER_SLACK_S = 0.1  #: a timer that fires too early by less than this is kept
+EVENTS_PER_TURN = 256  #: before asyncio serves sockets and timers again
+TIMER_SLACK_S = 0.1  #: a timer is kept if the deadline moves later by less
 
 
 class CoreLoop:
@@ -114,7 +114,7 @@ class CoreLoop:
         self._is_in_turn = False
         self._timer_update: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = 0.0  #: on the node's clock
+        self._timer_s = 0.0  #: due time of the timer, on the monotonic clock
         self._was_size_warned = False  #: True once the log size warning was logged
         self._performers: dict[type, Callable[[Any], None]] = {}
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the latest pull of each peer
@@ -237,8 +237,9 @@ class CoreLoop:
     def _update_timer(self) -> None:
         """Set the timer to the node's next deadline.
 
-        The deadline mostly moves later. A timer that fires slightly early is kept and
-        set again then. On a busy node this is cheaper than a new timer per step.
+        The deadline mostly moves later. If it moves by less than `TIMER_SLACK_S`, the
+        old timer is kept, fires early and is set again. On a busy node this is cheaper
+        than a new timer per step.
         """
         self._timer_update = None
         now_s = self._clock.now().mono_s
@@ -315,7 +316,7 @@ class CoreLoop:
         self.post(planned)
 
     def _queue_pull(self, pull: ef.ServePull) -> None:
-        """Answer a pull request; of those that arrive meanwhile, only the last."""
+        """Answer a pull request, then only the last of those that arrive meanwhile."""
         is_served = pull.peer in self._pulls
         self._pulls[pull.peer] = pull
         if not is_served:

@@ -161,7 +161,7 @@ class AgentJoinService:
             raise MeshNotEmpty(
                 f"{own.tasks} tasks and {len(own.members)} other nodes "
                 "would be left behind",
-                hint="use force to join all the same",
+                hint="use force to join anyway",
             )
         paths = self._config.paths
         has_one = own.mesh is not None
@@ -191,7 +191,7 @@ class AgentJoinService:
         self._mesh_changes.on_mesh_left()
 
     async def _data_loss_reason(self) -> str | None:
-        """Return why tasks may be lost with this node, or None if none can be."""
+        """Return why tasks may be lost if this node leaves; None: no task can be."""
         counts = (await self._store.read_stats()).counts
         dispatcher = self._gateway.dispatcher()
         if not sum(counts.values()):

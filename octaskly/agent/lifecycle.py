@@ -142,7 +142,7 @@ class Agent:
             raise parts.loop.failure
 
     def _on_duplicate_node(self) -> None:
-        """Restart with a new id, at most once: a report about a new id is false."""
+        """Restart with a new id, at most once: a new id has no duplicate."""
         if not self._was_renewed:
             self._is_duplicate = True
             self._has_changed.set()
@@ -160,7 +160,7 @@ class Agent:
         )
 
     def _on_mesh_joined(self, seeds: tuple[tuple[str, int], ...]) -> None:
-        """Restart the node with the secret of another mesh, which was stored."""
+        """Restart the node with the stored secret of another mesh."""
         self._config = replace(self._config, seeds=(*self._config.seeds, *seeds))
         self._has_joined_other_mesh = True
         self._has_changed.set()
@@ -206,8 +206,8 @@ class Agent:
     ) -> tuple[MeshSecret | None, bool]:
         """Return the mesh secret, and whether this node has just created it.
 
-        An agent that discovers a mesh never creates a second one silently: it waits
-        for the secret file. The secret is None if the agent has to stop meanwhile.
+        An agent that discovers a mesh does not create another mesh. It waits for the
+        secret file. The secret is None if the agent has to stop meanwhile.
         """
         path = self._config.paths.secret
         if _exists(path):
@@ -218,7 +218,7 @@ class Agent:
         if _exists(path) or not meshes:
             was_made = create_secret_file(path)
             if was_made:
-                self._log.info("mesh secret made", file=str(path))
+                self._log.info("mesh secret created", file=str(path))
             return self._secret_file.load(), was_made
         async with serve_unpaired(
             self._config, meshes, self._clock, self._log, self._mesh_changes

@@ -1,7 +1,7 @@
 """The entry point of an agent: scans for meshes while the program loads.
 
 This module imports only the scan. An agent without a secret must scan first, and
-loading the other modules takes a good part of that time, so both run at once.
+loading the other modules takes much of that time, so both run at once.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class MeshSecretHolder:
         secret_file: The file of the secret.
         secret: The secret as it was loaded.
         own_id: The id of this node.
-        clock: Gives the times of the rotation phases.
-        timing: Gives the lengths of the phases.
+        clock: The clock for the rotation phases.
+        timing: The lengths of the phases.
         log: Receives log events.
     """
 
@@ -80,7 +80,7 @@ class MeshSecretHolder:
         """Set the components that the holder uses. Call this before the first step.
 
         Args:
-            rotation: The core's view of the rotation.
+            node: The core, which knows the state of the rotation.
             pending_requests: Sends requests to the core.
             post: Posts an event to the core.
             send: Sends messages to a connected peer.
@@ -179,7 +179,7 @@ class MeshSecretHolder:
 
     @property
     def rejoin_hint(self) -> str:
-        """How a node that missed a rotation joins again."""
+        """The commands by which a node that missed a rotation joins again."""
         return "octaskly invite    on a member, then here: octaskly join CODE"
 
     def lost_membership_reason(self) -> str | None:
@@ -216,7 +216,7 @@ class MeshSecretHolder:
         )
 
     def is_node_refused(self, node: NodeId) -> bool:
-        """Return True if a node may not act for other nodes now."""
+        """Return True if links to this node are refused at the moment."""
         return self._rotation.link_refusal(node) is not None
 
     async def start_rotation(

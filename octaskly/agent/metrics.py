@@ -71,7 +71,7 @@ class MetricsReport:
         try:
             stored = await self._store.read_stats()
         except StoreError:
-            return expose(values)  # Report the other metrics all the same.
+            return expose(values)  # Report the other metrics.
         return expose(
             {**values, **self._store_values(stored), **self._dispatcher_values(stored)}
         )

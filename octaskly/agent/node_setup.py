@@ -38,8 +38,8 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
     Args:
         paths: The paths of the folders.
         name: The name of the node.
-        account: The user that tasks run as; None: the agent's own. It gets access
-            through the state folder, and may write where tasks run.
+        account: The user that tasks run as; None: the agent's own. It can enter the
+            state folder, and write in the folders where tasks run.
 
     Raises:
         ConfigError: a folder cannot be created or entered, or the path of the
@@ -191,7 +191,7 @@ async def resolve_seed(host: str, port: int, log: Logger) -> tuple[Address, ...]
 
 
 def assigned_name(asked: str, given: str | None) -> str:
-    """Return the name that the dispatcher assigned if `asked` was taken."""
+    """Return the name that the dispatcher assigned, or `asked` if it was free."""
     if given is not None and given.startswith(f"{asked}-"):
         return given
     return asked

@@ -19,13 +19,13 @@ from typing import Final
 from octaskly.ports import Clock
 from octaskly.system.log import Logger
 
-#: Allocations less deallocations since the last collection.
+#: Allocations minus deallocations since the last collection.
 YOUNG_OBJECTS_MAX: Final = 20_000
-AUTOMATIC_THRESHOLD: Final = 10 * YOUNG_OBJECTS_MAX  #: then Python collects by itself
+AUTOMATIC_THRESHOLD: Final = 10 * YOUNG_OBJECTS_MAX  #: of Python's own collections
 
 
 class GarbageCollection:
-    """Collects cyclic garbage when it is called, and seldom otherwise."""
+    """Collects cyclic garbage when called, so that Python rarely does it itself."""
 
     def __init__(self) -> None:
         self._is_due = False  #: a full collection is due
@@ -71,7 +71,7 @@ _SHOWN_CHARS: Final = 200
 def build_unraisable_hook(
     log: Logger, clock: Clock
 ) -> Callable[[sys.UnraisableHookArgs], None]:
-    """Return a `sys.unraisablehook` that logs a type at most once per `REPEAT_S`."""
+    """Return a `sys.unraisablehook` that logs a type once per `REPEAT_S` at most."""
     logged_s: dict[type[BaseException], float] = {}
 
     def log_error(what: sys.UnraisableHookArgs) -> None:
@@ -122,7 +122,7 @@ class SystemdNotifier:
             self._socket = None
 
     def notify_ready(self) -> None:
-        """Report that the node serves."""
+        """Report that the node is ready."""
         self._send("READY=1")
 
     def set_status(self, text: str) -> None:

@@ -46,9 +46,10 @@ async def serve_unpaired(
     log: Logger,
     mesh_changes: MeshChangeCallbacks,
 ) -> AsyncIterator[None]:
-    """Serve `/health`, `join` and `leave` while the block runs, else answer 503.
+    """Serve `/health`, `join` and `leave` while the block runs.
 
-    The 503 says how to join. `mesh_changes` is called after a join or a leave.
+    Other requests get a 503 that says how to join. `mesh_changes` is called after a
+    join or a leave.
 
     Raises:
         ConfigError: the state folder, the database or the API port cannot be used.

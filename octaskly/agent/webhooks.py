@@ -31,7 +31,7 @@ TRIES_MAX = 10
 GIVE_UP_S = 3600.0
 RETRY_BASE_S = 5.0
 RETRY_CAP_S = 900.0
-POLL_S = 15.0  #: longest time until an unannounced end is found
+POLL_S = 15.0  #: between two reads of the store if no end is announced
 COALESCE_S = 0.2  #: ends within this time share one read of the store
 BATCH_MAX = 100  #: tasks per read of the store
 
@@ -79,7 +79,7 @@ class WebhookScheduler:
         self._have_tasks_ended = asyncio.Event()
         self._has_changed = asyncio.Event()
         self._polled_s = 0.0
-        #: The store's count when all its notifications were last in memory.
+        #: The store's `notification_count` when all were last in memory.
         self._seen_count: int | None = None
 
     def on_tasks_ended(self) -> None:

@@ -26,7 +26,7 @@ RETENTION_MS: Final = 90 * 86_400_000
 TEXT_BYTES_MAX: Final = 160  #: of each text in an entry; clients may have chosen it
 JOIN_ACTION: Final = "join"  #: the action of a node's first contact
 RETRY_S: Final = 2.0  #: while the disk takes no writes
-ABSENT_S: Final = 60.0  #: after this, a join time that was not found is read again
+ABSENT_S: Final = 60.0  #: between two reads of a join time that was not found
 
 _CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x21-\x7e]{1,200})")
 
@@ -80,7 +80,7 @@ class AgentAuditLog:
             self._absent.pop(node, None)
 
     async def _record_with_retry(self, entry: AuditEntry) -> None:
-        """Write an entry; retry while the disk is full, as nothing else would."""
+        """Write an entry; retry while the disk is full: no caller does."""
         while True:
             with suppress(StoreFull):
                 await self.record_entries([entry])

@@ -152,7 +152,7 @@ class EventFeed:
     async def read_items(
         self, cursor: FeedCursor
     ) -> tuple[list[tuple[_Origin, FeedItem]], bool]:
-        """Read the next items and advance the cursor; also return if more remain."""
+        """Return the next items, and True if more remain; advance the cursor."""
         async with self._read_lock:
             part = await self._store.read_feed_page(cursor.vector, READ_ENTRIES_MAX)
             if part.items:
@@ -249,7 +249,7 @@ def _append_owed_ends(
 ) -> None:
     """Append the end event of each task whose latest event is not its end.
 
-    They come before the resume position, so that a resuming client has seen them.
+    They precede the resume position, so a client that resumes has received them.
     """
     origin, place = None, None
     if found:

@@ -192,7 +192,7 @@ class AgentGateway:
         return self.view.roster
 
     def replication_state(self) -> ReplicationState:
-        """Return the epoch and what the dispatcher knows of its standbys."""
+        """Return the epoch and the replication state of the standbys."""
         return ReplicationState(
             epoch=self.view.epoch,
             standbys=self._node.standbys,
@@ -387,7 +387,7 @@ class AgentGateway:
         if member is None:
             raise DispatcherUnknown(
                 "no dispatcher has this node in its roster at the moment",
-                hint=f"{steering.value} is in force on this node all the same",
+                hint=f"{steering.value} is nevertheless in force on this node",
             )
         return replace(member, state=reply.state, running=reply.running)
 
@@ -419,7 +419,7 @@ class AgentGateway:
         )
 
     def health(self) -> Health:
-        """Return if this node can serve, and if not, why."""
+        """Return the health of this node, with the reason if it cannot serve."""
         failure = self._health_checks.failure_reason()
         return Health(
             is_healthy=failure is None,

@@ -17,7 +17,7 @@ from octaskly.ports import DispatcherView
 
 
 class MeshView:
-    """The mesh state that the core published last, for the API."""
+    """The latest mesh state that the core has published, for the API."""
 
     def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
         self.names = dict(names)  #: of every node that was ever in a roster
@@ -26,7 +26,7 @@ class MeshView:
         self._published: PublishMeshState | None = None
         self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
-        self._epoch_start: tuple[Epoch, Moment] | None = None  #: with its start
+        self._epoch_start: tuple[Epoch, Moment] | None = None  #: and its start
         self.takeovers = 0  #: epochs of this node that replaced a lost dispatcher
         self._broken_links = 0  #: links closed because the peer sent an invalid frame
 

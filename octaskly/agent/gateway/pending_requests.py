@@ -1,4 +1,4 @@
-"""Pending requests: those that wait for the core, and those for a task's end."""
+"""Pending requests: requests to the core, and long polls for a task."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Recent:
         return self._stories.get(task)
 
     def reigns(self, epoch: Epoch) -> None:
-        """Empty the cache if the epoch is new: others may have changed the tasks."""
+        """Empty the cache if the epoch is new: other nodes may have changed tasks."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._stories.clear()
@@ -175,7 +175,7 @@ class PendingRequests:
         """Fail all pending requests with OutcomeUnknown.
 
         A request may be in the log already. If another node repeated it, it would be
-        done twice.
+        carried out twice.
         """
         self._is_closed = True
         for future in self._futures.values():
@@ -183,7 +183,7 @@ class PendingRequests:
                 future.set_exception(
                     OutcomeUnknown(
                         "the node stopped before it could answer",
-                        hint="the request may have been carried out; look before you "
+                        hint="the request may have been carried out; check before you "
                         "repeat it, or send an Idempotency-Key",
                     )
                 )
@@ -288,7 +288,7 @@ class TaskWaiters:
                 while not is_wanted(record):
                     await wait.has_changed.wait()
                     if record.progress is not None:
-                        # Members end by the thousand: do not read the array for each.
+                        # Thousands of members may end: do not read the array for each.
                         await asyncio.sleep(ARRAY_POLL_S)
                     wait.has_changed.clear()
                     own = (fact for fact in wait.facts if fact.task == record.id)
@@ -313,7 +313,7 @@ def _wait_keys(name: str) -> list[str]:
 
 
 def _newest_record(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
-    """Join both records if they are of one non-array task, else return `read`."""
+    """Return both records merged; for an array or another task, return `read`."""
     if known is None or known.id != read.id or read.progress is not None:
         return read
     return merge.join_records(known, read)

@@ -1,4 +1,4 @@
-"""Retries of ended tasks: of an array, only the members that did not succeed."""
+"""Retries of ended tasks, and of array members that did not succeed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PositionRanges = Sequence[tuple[int, int]]
 """Ranges of member positions, from first to last."""
 
 _RANGES_SHOWN_MAX = 8
-_MEMBERS_MAX = ITEMS_MAX + 1  #: more than one array can have
+_MEMBERS_MAX = ITEMS_MAX + 1  #: one more than an array can have
 
 
 async def build_retry(
@@ -33,8 +33,8 @@ async def build_retry(
 
     Raises:
         TaskNotEnded: the task is queued or running.
-        NothingToRetry: all members of the array are completed; or the others are too
-            many for one list and are not one range.
+        NothingToRetry: all members of the array are completed, or the remaining
+            ones are neither one range nor few enough for a list.
     """
     spec = record.spec
     if spec is None or not record.state.is_final:

@@ -239,7 +239,7 @@ class SubmissionService:
         suffixes = self._random_suffixes(len(submission.drafts))
         logged = await self._logged_ids(submission)
         if len(submission.drafts) > SMALL_BATCH_MAX:
-            # The step of the core is long, so it gets a turn of the loop of its own.
+            # The step of the core is long, so it runs in its own turn of the loop.
             await asyncio.sleep(0)
         reply = await self._pending_requests.send_request(
             lambda ticket: ev.TasksSubmitted(
