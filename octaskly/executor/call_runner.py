@@ -39,7 +39,7 @@ Dumps = Callable[..., bytes]
 
 
 class InvalidPayload(ValueError):
-    """These bytes are not a complete payload."""
+    """The bytes are not a complete payload."""
 
 
 def python_version() -> str:

@@ -82,7 +82,7 @@ class WorkItem:
 
 
 class Engine:
-    """Runs the work items of an executor, even after the executor was collected.
+    """Runs the work items of an executor, even one that was garbage-collected.
 
     Args:
         mesh: Receives the tasks.
@@ -165,7 +165,7 @@ class Engine:
         while (turn := self._wait_for_batch()) is not None:
             batch, calls = turn
             for call in calls:
-                with suppress(OctasklyError):  # The result is ignored.
+                with suppress(OctasklyError):  # Nothing uses the result.
                     call()
             if batch:
                 self._submit_batch(batch)
@@ -175,7 +175,7 @@ class Engine:
             self._ended_ids.put(None)
 
     def _wait_for_batch(self) -> tuple[list[WorkItem], list[DeferredCall]] | None:
-        """Wait for tasks to submit or deferred calls; None when all is done."""
+        """Wait for tasks or deferred calls; return None when all work is done."""
         with self._changed:
             while True:
                 is_ready = self._is_listening and not self._is_full
@@ -230,7 +230,7 @@ class Engine:
                 self._end_future(work, error)
 
     def _requeue(self, item: WorkItem) -> bool:
-        """Queue an item again until a task ends; False if no task is left to end."""
+        """Queue an item until a task ends; return False if no other is submitted."""
         with self._changed:
             if item.id not in self._items:
                 return True

@@ -11,7 +11,8 @@ class BrokenCall(BrokenExecutor, OctasklyError):
     """The process of a call ended without a result, or never started.
 
     Other calls of the executor continue. `task` is the id of the task, and `node` the
-    name of the node that ran it last. `exit_code` and `signal` are of its process.
+    name of the node that ran it last. `exit_code` and `signal` are those of the
+    process.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class MeshLost(BrokenExecutor, OctasklyError):
 
 
 class RemoteTraceback(Exception):
-    """The remote traceback of a call, as text; the cause of its exception."""
+    """The remote traceback of a call as text: the cause of its exception."""
 
     def __init__(self, tb: str) -> None:
         super().__init__(tb)
@@ -58,4 +59,4 @@ class RemoteTraceback(Exception):
 
 
 class RemoteError(Exception):
-    """A call raised an exception that cannot be unpickled here; has its text."""
+    """The text of a call's exception that cannot be unpickled here."""

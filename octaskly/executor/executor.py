@@ -71,7 +71,7 @@ class Executor(FuturesExecutor):
         max_workers: The largest number of this executor's tasks in the mesh at a time,
             queued or running. The others wait in this process and can be cancelled
             without a request.
-        url: As for `Client`, like `token`, `ca`, `node` and `state_dir`.
+        url: As for `Client`; so are `token`, `ca`, `node` and `state_dir`.
         retry_timeout_s: How long requests are retried while no node answers.
         python: The interpreter on the nodes; by default the one of their agent.
         fields: Fields of all tasks, for example `requires={"memory_mb": 4096}`.
@@ -108,7 +108,7 @@ class Executor(FuturesExecutor):
         make_draft(self._command, _merge_fields(fields, {}))
         self._prefix = f"py-{secrets.token_hex(6)}"
         self._numbers = count()
-        # Submitted work continues after this object is collected; then threads stop.
+        # Work continues after this object is garbage-collected; then threads stop.
         weakref.finalize(self, self._engine.close).atexit = False
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:

@@ -45,7 +45,7 @@ class MeshClient:
             try:
                 self._driver.run(flow)
             except TooMany:
-                continue  # The queue is full: try again without a limit.
+                continue  # The queue is full: retry without a time limit.
             return
 
     def get_task(self, name: str) -> Task:
@@ -85,7 +85,7 @@ class MeshClient:
         self._driver.run(files.release_file(self._requests, sha256))
 
     def stop_events(self) -> None:
-        """End `events`, in whichever thread it waits."""
+        """End `events`, even while another thread waits in it."""
         self._event_driver.close()
 
     def close(self) -> None:

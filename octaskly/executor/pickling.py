@@ -1,7 +1,7 @@
 """Pickling of calls and unpickling of their results, with cloudpickle.
 
 The caller pickles a call here, and the process of its task unpickles it. Results are
-sent back in the same way. No node between them unpickles either.
+sent back in the same way. The nodes between them unpickle neither.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def unpickle_result(data: memoryview, task: Task) -> Any:
     """Return the value in the result of a call.
 
     Raises:
-        BaseException: the exception of the call, or the reason for a missing value.
+        BaseException: the exception of the call, or a BrokenCall if there is no value.
     """
     header, parts = call_runner.decode_payload(data)
     if header["kind"] == "value":
@@ -112,7 +112,7 @@ def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
             )
         case "unpicklable":
             text = header["text"]
-            hint = "return values that can be pickled, such as numbers, texts, arrays"
+            hint = "return values that can be pickled, for example numbers or arrays"
         case "too-large":
             most = f"a node keeps at most {call_runner.RESULT_BYTES_MAX} of a task"
             text = f"the result has {header['bytes']} bytes, and {most}"

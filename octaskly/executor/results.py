@@ -26,8 +26,7 @@ def result_of_task(mesh: MeshClient, task: Task) -> Any:
     """Return the value that a call returned.
 
     Raises:
-        BaseException: the exception that it raised, or a BrokenCall with the reason
-            for the missing value.
+        BaseException: the exception of the call, or a BrokenCall if there is no value.
     """
     from octaskly.executor.pickling import unpickle_result  # noqa: PLC0415 - as in `executor`
 
@@ -52,7 +51,7 @@ def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
             hint="its disk may be full: octaskly doctor    there",
         )
     try:
-        # Map the file: its pages are loaded when they are needed.
+        # Map the file, so that its pages are loaded only when needed.
         with tempfile.NamedTemporaryFile(prefix="octaskly-") as file:
             mesh.save_output(task.id, RESULT_FILE, file)
             file.flush()
@@ -85,7 +84,7 @@ def _broken_call(task: Task) -> BrokenCall:
 
 
 def _describe_end(task: Task) -> str:
-    """Return the predicate of the sentence that says how a task ended."""
+    """Return how a task ended, as the end of a sentence that starts with its id."""
     match task.reason:
         case "exit":
             return f"ended its interpreter with exit code {task.exit_code}"
