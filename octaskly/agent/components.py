@@ -247,7 +247,7 @@ class Components:
             self.loop.post(changed)
 
     def on_persisted(self, number: int) -> None:
-        """Report to the core, waits and event feed that write `number` is on disk."""
+        """Report to core, long polls and event feed that write `number` is on disk."""
         self.loop.handle(ev.Persisted(number))
         self.gateway.waiters.on_persisted(number)
         self.gateway.feed.on_committed()
