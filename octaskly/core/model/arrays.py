@@ -28,17 +28,17 @@ MEMBERS_MAX: Final = 10_000_000
 MEMBER_NUMBER_MAX: Final = 999_999_999
 ITEM_BYTES_MAX: Final = 65_536
 ITEMS_BYTES_MAX: Final = 4 << 20  #: per array, because an array travels in one frame
-RUNS_MAX: Final = 10_000  #: runs of an array's members that one read returns
+RUNS_MAX: Final = 10_000  #: ranges of an array's members in one read
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
 MAX_FAILS_CANCELLER: Final = (
-    "max_fails"  #: recorded as the canceller of the rest after too many failures
+    "max_fails"  #: canceller of the other members after too many failures
 )
 FORCED_PREFIX: Final = "\x1fforce "
 """Prefix of the canceller of an array whose running members are cancelled too.
 
 It sorts before every subject, and the smallest canceller counts. So a forced cancel
-stays when others cancel the array as well.
+keeps precedence if others cancel the array too.
 """
 
 # A name that a client chose is followed by `~` and a digest: 15 digits for a task, 14
@@ -64,9 +64,9 @@ class ArrayProgress(Struct, frozen=True, array_like=True):
     remaining_runs: Annotated[
         tuple[tuple[Count, Count], ...], Meta(max_length=RUNS_MAX)
     ] = ()
-    """Runs of positions, last one included, about which the log says nothing.
+    """Inclusive ranges of positions without facts in the log.
 
-    Only reads for the queue fill this in, with at most `RUNS_MAX` runs.
+    Only reads for the queue fill this in, with at most `RUNS_MAX` ranges.
     """
     started_ms: Millis | None = None  #: earliest start of the members that have ended
     ended_ms: Millis | None = None  #: latest end of a member so far
@@ -79,7 +79,7 @@ class ArrayProgress(Struct, frozen=True, array_like=True):
 
 
 class RemainingMembers:
-    """The members of an array that were never assigned, as runs of positions."""
+    """The members of an array that were never assigned, as ranges of positions."""
 
     def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
         self._runs = deque(runs)
@@ -108,7 +108,7 @@ class RemainingMembers:
         )
 
     def intersect(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Keep only the positions that are in one of `runs`, which are in order."""
+        """Keep only the positions in `runs`, which must be in order."""
         kept: deque[tuple[int, int]] = deque()
         own_runs = iter(self._runs)
         run = next(own_runs, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DOUBLINGS_MAX = 30  #: by then every cap is reached, and the power stays small
+DOUBLINGS_MAX = 30  #: enough to reach every cap; bounds the power of two
 
 
 def backoff(failures: int, *, base_s: float, cap_s: float) -> float:

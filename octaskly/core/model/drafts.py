@@ -28,7 +28,7 @@ class TaskDraft(Struct, frozen=True):
 
 
 PRIORITY_BAND = 50  #: band of priority 0; a lower band runs first
-SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
+SEQUENCE_DIGITS_MAX = 11  #: a longer number in a task id comes from an idempotency key
 DIGEST_DIGITS = 15  #: digest of the draft in the id of a task with a chosen name
 
 

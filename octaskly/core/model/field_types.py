@@ -18,7 +18,7 @@ Float = Annotated[float, Meta(ge=-1e300, le=1e300)]
 
 COUNT_MAX = 1 << 62
 Count = Annotated[int, Meta(ge=0, lt=COUNT_MAX)]
-"""A counter or a hybrid timestamp; the bound leaves room to count further."""
+"""A counter or a hybrid timestamp; the bound leaves room for later increments."""
 
 Amount = Annotated[int, Meta(ge=0, lt=1 << 31)]
 """A number or a duration in seconds that a user chose."""
@@ -54,7 +54,7 @@ Canceller = Annotated[str, Meta(max_length=1024)]
 """A subject, with an optional prefix that says how the task was cancelled."""
 
 Time = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-"""A hybrid timestamp, or a number that is compared beside one.
+"""A hybrid timestamp, or a number that is compared with one.
 
 The bound lies above every real timestamp, so a value can stand for "later than all".
 """

@@ -10,8 +10,8 @@ from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Count, Host, Port
 
-STREAMS_MAX = 1 << 15  #: in a vector; each is a claim
-ADDRESSES_MAX = 64  #: of a node, which tells at most 16
+STREAMS_MAX = 1 << 15  #: per vector; each claim adds one stream
+ADDRESSES_MAX = 64  #: per peer; a node announces at most 16
 
 NodeId = NewType("NodeId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")])
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
@@ -52,7 +52,7 @@ class Epoch(NamedTuple):
 NO_EPOCH = Epoch(0, NodeId(""))
 
 Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_MAX)]
-"""Who wrote which stream."""
+"""The writer's epoch of each stream."""
 
 
 class AttemptId(Struct, frozen=True, array_like=True, order=True):

@@ -20,7 +20,7 @@ GENERATION_MAX = 1_000_000_000
 FINGERPRINT_CHARS_MAX = 64
 KEYRING_CHARS_MAX = 64 * 1024
 REVOKED_REASON = "revoked: the mesh has a new secret, without this node"
-"""Reason for which a link ends; from it an honest node learns that it is revoked."""
+"""Reason for the end of a link; it informs an honest node that it is revoked."""
 OUTDATED_REASON = "the secret of this link is over"
 
 
@@ -41,9 +41,7 @@ class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
     fingerprint: Annotated[str, Meta(max_length=FINGERPRINT_CHARS_MAX)] = ""
     """Distinguishes two secrets of one generation; reveals nothing else."""
     is_urgent: bool = False  #: wait only briefly for nodes, as after a revocation
-    phase_since_ms: Millis = (
-        0  #: wall clock at the start of the phase; 0: since the mesh exists
-    )
+    phase_since_ms: Millis = 0  #: wall clock at its start; 0: the mesh began in it
     revoked: Annotated[tuple[NodeId, ...], Meta(max_length=REVOKED_MAX)] = ()
     """Revoked nodes, ordered."""
 

@@ -63,8 +63,8 @@ class Pressure(StrEnum):
     LAUNCHERS = "launchers"  #: the processes that start its tasks keep failing
 
 
-LABELS_MAX = 64  #: of a node
-GPUS_MAX = 64  #: of a node
+LABELS_MAX = 64  #: per node
+GPUS_MAX = 64  #: per node
 NodeLabels = Annotated[
     tuple[tuple[NodeWord, NodeWord], ...], Meta(max_length=LABELS_MAX)
 ]
@@ -89,8 +89,8 @@ class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
     labels: NodeLabels = ()
     electable: bool = True
     has_mains_power: bool = True
-    os: NodeWord = ""  #: as `linux`
-    arch: NodeWord = ""  #: as `x86_64`
+    os: NodeWord = ""  #: for example `linux`
+    arch: NodeWord = ""  #: for example `x86_64`
     cpus: Count = 0  #: CPUs of the machine; `slots` may differ
     gpus: Gpus = ()  #: name of each GPU
 
@@ -121,7 +121,7 @@ class Takeover(NamedTuple):
     reason: str
 
 
-NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: before the first sample
+NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: the load before the first sample
 
 
 STALLED_PERCENT_HIGH = 20.0  #: from this `stalled_percent` on, memory is short

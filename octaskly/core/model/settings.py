@@ -34,12 +34,12 @@ class Timing:
     kill_grace_s: float = 10.0  #: between SIGTERM and SIGKILL
     suspend_gap_s: float = 10.0  #: a longer gap in the clock counts as suspend: rejoin
     replication_wait_s: float = (
-        2.0  #: most that an answer waits for a standby's acknowledgement
+        2.0  #: longest wait of an answer for a standby's acknowledgement
     )
     standby_timeout_s: float = (
-        1.0  #: without an acknowledgement for so long, a standby is replaced
+        1.0  #: a standby that acknowledges nothing this long is replaced
     )
-    standby_cooldown_s: float = 10.0  #: then others are preferred for so long
+    standby_cooldown_s: float = 10.0  #: it is chosen last for this long
     step_down_s: float = 2.0  #: a dispatcher that steps down waits for the winner
     tick_s: float = 0.35  #: longest time between two steps; heartbeats come sooner
     retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
@@ -49,7 +49,7 @@ class Timing:
     rotation_spread_s: float = (
         86_400.0  #: time that all nodes get to learn of a renewed secret
     )
-    old_secret_s: float = 7 * 86_400.0  #: the previous secret is accepted for so long
+    old_secret_s: float = 7 * 86_400.0  #: time that the old secret stays valid
     missing_dependency_s: float = 600.0  #: how long a task waits for an unknown task
 
 
@@ -87,7 +87,7 @@ class Settings:
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
     is_strict: bool = False  #: accept a task only if two disks hold it
-    log_version: int = LOG_VERSION  #: newest that this program reads; it writes it too
+    log_version: int = LOG_VERSION  #: newest version that this program reads and writes
 
 
 URGENT_STEP_S = 5.0

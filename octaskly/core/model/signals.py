@@ -1,7 +1,8 @@
-"""What a change in one state machine means for others: values that the node delivers.
+"""Consequences: changes in one component that the node delivers to other components.
 
-A machine puts a value into the outbox; the node delivers it at the end of the step to
-those that it concerns, however often it was put in. What changed stands in its sender.
+A component puts a consequence into the outbox. At the end of the step, the node
+delivers it once, even if it was put several times. It carries no data: its receivers
+read the changed state from its sender.
 """
 
 from __future__ import annotations
@@ -12,47 +13,47 @@ from typing import get_args
 
 @dataclass(frozen=True, slots=True)
 class DispatcherSilent:
-    """From `Election`: the dispatcher that was followed says nothing any more."""
+    """From `Election`: the followed dispatcher is silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """From `Election`: the phase is another one, or whom the worker serves."""
+    """From `Election`: the phase changed, or the dispatcher that the worker serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class MembershipChanged:
-    """From `PeerTable`: peers came, went, began to follow, or differ in their use."""
+    """From `PeerTable`: peers connected or left, or their roles changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncProgressed:
-    """From `AntiEntropy` and `Journal`: entries of others came, or are on disk now."""
+    """From `AntiEntropy` and `Journal`: a peer's entries arrived or became durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class FloorRaised:
-    """From `Journal`: entries are void that were not."""
+    """From `Journal`: the compaction floor rose, so more entries are void."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordsAdded:
-    """From `Journal`: records came into the log, or from the dispatcher."""
+    """From `Journal`: records arrived in the log or from the dispatcher."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionChanged:
-    """From `SelfFencing`, `DiskFailureHandler`, `Node`: tasks are accepted, or not."""
+    """From `SelfFencing`, `DiskFailureHandler`, `Node`: admission paused or resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerAvailabilityChanged:
-    """From `Worker`: this node takes work, or does not."""
+    """From `Worker`: the availability of this node changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """From `Node`: the dispatcher sent another roster."""
+    """From `Node`: the dispatcher sent a new roster."""
 
 
 Consequence = (
@@ -66,22 +67,22 @@ Consequence = (
     | WorkerAvailabilityChanged
     | RosterChanged
 )
-"""In the order in which they are delivered."""
+"""All consequences, in their order of delivery."""
 _ORDER = {kind: index for index, kind in enumerate(get_args(Consequence))}
 
 
 class Outbox:
-    """The consequences of a step that are still to be delivered."""
+    """The consequences of a step that are not delivered yet."""
 
     def __init__(self) -> None:
         self._consequences: set[Consequence] = set()
 
     def put(self, consequence: Consequence) -> None:
-        """Have a consequence delivered at the end of the step."""
+        """Add a consequence; the node delivers it at the end of the step."""
         self._consequences.add(consequence)
 
     def pop(self) -> Consequence | None:
-        """Return what is to be delivered next; None: nothing is left."""
+        """Remove and return the next consequence; None if none is left."""
         if not self._consequences:
             return None
         first = min(self._consequences, key=lambda one: _ORDER[type(one)])

@@ -21,7 +21,7 @@ Pairs = Annotated[tuple[tuple[Text, Text], ...], Meta(max_length=1 << 10)]
 PAIR_CHARS = 8  #: overhead of a pair in a message, roughly
 CHAR_BYTES = 4  #: most bytes of one character
 ITEM_BYTES = 6  #: overhead of an array's item in a message
-ITEMS_MAX = 1 << 18  #: per array; items in memory take 20 times their frame
+ITEMS_MAX = 1 << 18  #: per array; in memory, items take 20 times their encoded size
 
 
 class Requirements(Struct, frozen=True, array_like=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The timers of one node: state machines set and clear them, the composer pops them."""
+"""Timers of one node: components set and clear them, `Node` pops those that are due."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ HEAP_ENTRIES_MAX = 64  #: outdated entries are removed beyond this many
 
 
 class Timer(IntEnum):
-    """What may become due; of timers due at once, the one declared first goes first."""
+    """The timers, one per handler; timers due at the same time fire in this order."""
 
-    DIAL = auto()  #: a place is dialled, or a dial is given up
-    HEARTBEAT = auto()  #: a dispatcher sends heartbeats and judges its followers
-    ELECTION = auto()  #: a phase of the election times out
-    OUTDATED_LINKS = auto()  #: links made with an old mesh secret end
-    BROWSE = auto()  #: mDNS is asked again
-    FENCING = auto()  #: a paused dispatcher goes on alone
-    RETENTION = auto()  #: ended tasks may be forgotten
-    DEPENDENCIES = auto()  #: the store is asked for tasks that wait for nobody now
-    BACKOFF = auto()  #: a task has waited before its next attempt
-    REATTACH = auto()  #: workers, or the logs of others, are waited for no longer
-    RESULTS = auto()  #: a worker repeats results that were not acknowledged
-    REPLICATION = auto()  #: a standby is too slow, or an answer leaves without one
-    ROSTER = auto()  #: members that have changed may be told
-    SHUTDOWN = auto()  #: a node that stops waits no longer
-    TRANSFER = auto()  #: a successor is asked while the disk fails
+    DIAL = auto()  #: dial a peer, or abandon a dial
+    HEARTBEAT = auto()  #: send heartbeats and check the followers
+    ELECTION = auto()  #: end a phase of the election
+    OUTDATED_LINKS = auto()  #: close links made with an old mesh secret
+    BROWSE = auto()  #: send the next mDNS query
+    FENCING = auto()  #: lift the fence of a dispatcher without answers
+    RETENTION = auto()  #: look for ended tasks to forget
+    DEPENDENCIES = auto()  #: query the store for unblocked tasks
+    BACKOFF = auto()  #: queue a task after its backoff
+    REATTACH = auto()  #: stop waiting for workers or for other logs
+    RESULTS = auto()  #: resend unacknowledged results
+    REPLICATION = auto()  #: replace a slow standby, or answer without one
+    ROSTER = auto()  #: check if a changed roster may be sent
+    SHUTDOWN = auto()  #: end the wait of a node that stops
+    TRANSFER = auto()  #: ask the next successor while the disk fails
 
 
 class TimerHeap:
-    """Which timers are set, and for when, in monotonic seconds.
+    """The timers that are set, and the time of each in monotonic seconds.
 
-    A timer is a hint: its handler looks whether something is due, and sets it again.
+    A timer may be early: its handler checks if something is due, and sets it again.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class TimerHeap:
         self._heap: list[tuple[float, Timer]] = []  #: some entries are outdated
 
     def set(self, timer: Timer, at_s: float) -> None:
-        """Set a timer, whether it was set or not; infinity clears it."""
+        """Set or replace a timer; infinity clears it."""
         if at_s == math.inf:
             self.clear(timer)
         elif self._due_s.get(timer) != at_s:
@@ -58,7 +58,7 @@ class TimerHeap:
             self.set(timer, at_s)
 
     def clear(self, timer: Timer) -> None:
-        """Clear a timer, whether it was set or not."""
+        """Clear a timer, if it is set."""
         self._due_s.pop(timer, None)
 
     def next_at(self) -> float:
@@ -69,7 +69,7 @@ class TimerHeap:
         return heap[0][0] if heap else math.inf
 
     def pop_due(self, now_s: float) -> list[Timer]:
-        """Clear the timers that are due; return them by time, then as declared."""
+        """Clear and return the timers that are due, by time and then as declared."""
         due = []
         while self.next_at() <= now_s:
             due.append(heappop(self._heap)[1])
