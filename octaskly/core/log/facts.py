@@ -83,9 +83,10 @@ class StreamFloor(Struct, frozen=True, array_like=True):
 class Floor(Struct, frozen=True, array_like=True, tag=104):
     """Compaction floor: all entries up to it are void for ever.
 
-    A task without a submission above the floor is forgotten. Before a floor, its writer
-    writes every task that must stay again, in full. A node applies the floor only once
-    it holds what the writer held. So no node forgets a task before it knows the end.
+    A task without a submission above the floor is forgotten. Before it writes a floor,
+    a node rewrites in full every task that must stay. A node applies the floor only
+    once it holds what the writer held. So no node forgets a task before it knows the
+    end.
     """
 
     horizon: Count  #: hybrid timestamp; entries of these streams up to it are void

@@ -2,8 +2,8 @@
 
 Of all records with one kind and key, the earliest counts. This rule is a join:
 commutative, associative and idempotent. So nodes with the same records agree, in
-whatever order the records arrived. Keys are never reused, so a record never has to end
-before another can count.
+whatever order the records arrived. Keys are never reused, so no record has to expire
+before another one counts.
 
 Source: docs/explanation/records.md.
 """
@@ -37,7 +37,7 @@ TOKEN: Final = "token"  # noqa: S105  (the name of a kind)
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105
 AUDIT: Final = "audit"
 AUDIT_UNAUTHENTICATED: Final = "audit-strangers"
-"""Rejected unauthenticated requests, apart so that they displace no other record."""
+"""Rejected unauthenticated requests: a separate kind, so they displace no others."""
 KEYS_HELD: Final = "keys-held"
 """A node has the newest generation of the secret, while others do not yet have it."""
 
