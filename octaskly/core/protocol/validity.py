@@ -43,12 +43,12 @@ def is_valid_spec(spec: TaskSpec) -> bool:
 
 
 def is_valid_outcome(outcome: Outcome) -> bool:
-    """Return True if the state is not live, which would block the task for ever."""
+    """Return True if the state is not live, as a live one would block the task."""
     return not outcome.state.is_live
 
 
 def is_valid_row(row: TaskRow) -> bool:
-    """Return True if facts could join to this row.
+    """Return True if this row could be the join of facts.
 
     An attempt and its outcome must have the same state. A live attempt has no outcome.
     """
