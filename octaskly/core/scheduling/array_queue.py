@@ -77,7 +77,7 @@ class ArrayQueue:
     def __init__(self, tasks: dict[TaskId, QueuedTask]) -> None:
         self._tasks = tasks
         self._counted_arrays: OrderedDict[TaskId, QueuedTask] = OrderedDict()
-        """Arrays with a bound on failures, reduced to that bound.
+        """Arrays with a bound on failures, without their commands and items.
 
         Members may fail after all were assigned, or while the store is read.
         """

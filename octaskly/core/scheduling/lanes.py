@@ -273,7 +273,7 @@ class Lanes:
         return lane.is_empty
 
     def count_tasks_before(self, spec: TaskSpec, tasks: TasksById) -> tuple[int, bool]:
-        """Return how many tasks in memory precede `spec`, and if these are all."""
+        """Return the number of tasks in memory before `spec`; True if these are all."""
         lanes = self._lanes.values()
         count = sum(lane.count_before(spec.ord, tasks) for lane in lanes)
         are_all = all(not each.has_more or each.cursor >= spec.ord for each in lanes)

@@ -60,15 +60,15 @@ class QueuedTask:
     node: NodeId | None = None  #: worker of that attempt
     last_attempt_n: int = 0  #: highest attempt number known
     reported: tuple[AttemptId, ...] = ()  #: attempts whose ends were reported
-    nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: workers without an input
+    nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_input: str = ""  #: the input that the last of them named
-    final_state: TaskState | None = None  #: decided, though an attempt may still run
+    final_state: TaskState | None = None  #: set even if an attempt still runs
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
     )
-    is_store_confirmed: bool = True  #: the store also says that it is not final
+    is_store_confirmed: bool = True  #: the store confirms that it is not final
     is_worker_confirmed: bool = (
-        False  #: its worker reported it as running, or just got it
+        False  #: its worker reported it as running, or was just assigned it
     )
     tries: Tries = NO_TRIES  #: attempts without a result
     may_be_array_cancelled: bool = False

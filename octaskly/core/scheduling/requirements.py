@@ -77,7 +77,7 @@ def why_none_meets(
     for part in _single_requirements(requires):
         if not any(meets_requirements(node, part) for node in nodes):
             return _describe_unmet(part, nodes)
-    return "no node has all that it asks for"
+    return "no node meets all requirements"
 
 
 def _single_requirements(requires: Requirements) -> Iterator[Requirements]:

@@ -19,12 +19,12 @@ from octaskly.core.model.tasks import (
     TaskSpec,
 )
 
-LOSSES_MAX = 3  #: after so many lost workers, the task is presumed to be the cause
+LOSSES_MAX = 3  #: after this many lost workers, the task is presumed to be the cause
 LOSS_BACKOFF_S = 5.0
 """Delay before the last try after losses.
 
-Without it, nodes that fail together could use up all tries. It is longer than a dead
-node may seem alive.
+Without it, nodes that fail together could use up all tries. It exceeds the longest time
+for which a dead node seems alive.
 """
 
 RETRY_BASE_S = 1.0

@@ -75,7 +75,7 @@ class TaskQueue:
         self.looked_up: tuple[TaskId, ...] = ()
         """Tasks that the last read of live tasks looked up by id."""
         self.is_reading_paused = False
-        """No reads, because other nodes may hold newer facts than this node's disk."""
+        """Pauses reads while other nodes may hold newer facts than this node's disk."""
         self._term = 0
         self._pending_live_reads = 0
         self._needs_live_read = False

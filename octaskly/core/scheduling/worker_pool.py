@@ -3,8 +3,8 @@
 The pool knows the capacity of each worker and the resources in use, but no tasks.
 Selection for a task without requirements takes logarithmic time, so neither a long
 queue nor a large mesh slows it down. For a task with requirements it checks each
-worker. Such a task holds its resources until it ends, and a worker never grants more
-than it has.
+worker. The task holds its resources until it ends, and a worker never grants more than
+it has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from octaskly.core.scheduling.requirements import (
     why_none_meets,
 )
 
-LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
+LOAD_STEP_PERCENT = 10  #: smaller differences in load are noise
 HEAP_SLACK = 64  #: outdated heap entries beyond which the heap is rebuilt
 
 
@@ -62,7 +62,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """The live workers, ordered by who should take the next attempt.
+    """The live workers, ordered by preference for the next attempt.
 
     The order is outstanding slots per slot, then load, then id. A ratio below 1 means
     that a slot is free, so workers with free slots come first.
@@ -209,7 +209,7 @@ class WorkerPool:
                 self._push_to_heap(node, worker)
 
     def cap_credit(self, node: NodeId, *, is_refusing: bool) -> None:
-        """Give no prefetch, or no attempt at all, until the worker reports a credit."""
+        """Allow no prefetch, or no attempt, until the worker reports a credit."""
         worker = self._workers.get(node)
         if worker is not None:
             cap = 0 if is_refusing else worker.slots

@@ -157,7 +157,7 @@ def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
         (Requirements(node="c"), "no node is called c"),
         (Requirements(os="darwin"), "no node runs darwin"),
         (Requirements(arch="arm64"), "no node is arm64"),
-        (Requirements(cpus=8, gpus=1), "no node has all that it asks for"),
+        (Requirements(cpus=8, gpus=1), "no node meets all requirements"),
     ],
 )
 def test_what_nobody_has_is_said_in_one_line(
