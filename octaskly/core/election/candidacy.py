@@ -203,13 +203,13 @@ class Candidacy:
         )
 
     def claim_delay_s(self, lost_dispatcher: NodeId, *, is_proven: bool) -> float:
-        """Return the seconds for which this node leaves the claim to better successors.
+        """Return the delay in seconds before this node claims after better successors.
 
-        Above the full-mesh limit, this node may have lost its links to all of them:
-        they were standbys that died with the dispatcher. If the dispatcher's process
-        ended, every connected node saw it at the same time. On hosts that run many
-        nodes on few cores, nodes notice it later, so the delay grows with the number of
-        successors.
+        Above the full-mesh limit, this node may have no link to a better successor: its
+        links were to standbys that were lost with the dispatcher. If the dispatcher's
+        process ended, every connected node saw it at the same time. On hosts that run
+        many nodes on few cores, nodes notice it later, so the delay grows with the
+        number of successors.
 
         Args:
             lost_dispatcher: The former dispatcher.
@@ -228,5 +228,5 @@ class Candidacy:
             count_entries(view.vector.items()) > own_size and view.is_candidate
             for view in peers.values()
         ):
-            wait_s += self._timing.claim_wait_s  # The larger log goes first.
+            wait_s += self._timing.claim_wait_s  # The larger log has priority.
         return wait_s

@@ -55,7 +55,7 @@ def _score(hello: Hello) -> tuple[int, int, str]:
 
 
 class ClaimHandlers:
-    """Decides from messages to follow, reject, claim or step down."""
+    """Handles messages about the dispatcher: follows, rejects, claims or steps down."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class ClaimHandlers:
         if peer_dispatches and is_known_winner:
             return []
         if peer_dispatches and hello.epoch >= self._election.epoch:
-            reason = "it was dispatcher when met"
+            reason = "it was dispatcher when the link came up"
             return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
         if isinstance(phase, Following) and peer == phase.follow_link.dispatcher:
             # It restarted without its role, and an epoch never resumes.
@@ -251,7 +251,7 @@ class ClaimHandlers:
         if not isinstance(election.phase, SteppingDown) or peer != election.dispatcher:
             return []
         if covers(dict(message.vector), self._journal.vector_items()):
-            return self._election.finish_step_down("it holds all of the log", now)
+            return self._election.finish_step_down("it holds the whole log", now)
         return []
 
     def on_transfer(self, peer: NodeId, message: Transfer, now: Moment) -> list[Effect]:

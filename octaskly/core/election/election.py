@@ -360,7 +360,7 @@ class Election:
     def claim_epoch(
         self, reason: str, predecessor: Epoch | None = None
     ) -> list[Effect]:
-        """Claim a new epoch; no peer hears of it before it is durable."""
+        """Claim a new epoch; peers get the claim only once it is durable."""
         self.term = max(self.term, self.epoch.term) + 1
         epoch = Epoch(self.term, self._me.id)
         stream = mint_stream(self._me, self.term, self.draw)

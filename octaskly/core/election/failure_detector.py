@@ -36,7 +36,7 @@ class TimeoutScaling:
         self._resumed_s = 0.0  #: end of this node's last pause
 
     def on_pause(self, now: Moment) -> None:
-        """Count the silence of peers from now on, the end of this node's own pause."""
+        """Restart the silence of all peers now, at the end of this node's own pause."""
         self._resumed_s = now.mono_s
 
     def silent_since_s(self, frame_s: float = 0.0) -> float:
@@ -104,7 +104,7 @@ class Suspicion:
     @property
     def death_reason(self) -> str:
         """The reason for the state `DEAD`, for the log."""
-        return "nobody listens there" if self.is_proven else "nobody hears it"
+        return "nobody listens there" if self.is_proven else "no peer hears it"
 
     def restart_probe(self, now: Moment) -> None:
         """Restart the wait for answers after a pause of this node itself."""

@@ -84,7 +84,7 @@ class Campaigning:
 
 @dataclass(slots=True)
 class Claiming:
-    """The node claims; the claim is not durable yet, so no peer hears of it."""
+    """The node claims; the claim is not durable yet, so it is not sent to peers."""
 
     claim: DispatcherEpoch
     predecessor: Epoch | None  #: the epoch that was transferred to this node
