@@ -1,8 +1,8 @@
 """Anti-entropy: pulls from peers the entries that this node lacks.
 
-Each peer gets one PULL at a time. After each non-empty answer follows another PULL, so
-the last PULL of a series shows the peer everything that this node holds. A peer may
-answer with a snapshot in parts. An interrupted snapshot starts again.
+Each peer gets one PULL at a time. Another PULL follows each non-empty answer, so the
+last PULL of a series shows the peer everything that this node holds. A peer may answer
+with a snapshot in parts. An interrupted snapshot starts again.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class AntiEntropy:
         return self._send_pull(peer)
 
     def pop_has_new_entries(self, connected: Container[NodeId]) -> bool:
-        """Return True once after new entries, when no answer is pending.
+        """Return True if new entries came since the last True and no answer is pending.
 
         Earlier, a task may seem to be waiting only because its end has not arrived yet.
         """

@@ -47,7 +47,7 @@ class CatchUp:
         suspicion_timeout_s: float,
     ) -> None:
         self._suspicion_timeout_s = (
-            suspicion_timeout_s  #: a follower may claim after it
+            suspicion_timeout_s  #: silence after which a follower may claim
         )
         self._journal = journal
         self._peer_table = peer_table
@@ -83,8 +83,8 @@ class CatchUp:
             return
         for member in roster.members:
             is_lost = member.state is NodeState.LOST  # It may still be running.
-            # Whatever the dispatcher acknowledged is on this in-sync standby or on
-            # another one.
+            # All data that the dispatcher acknowledged is on this or another in-sync
+            # standby.
             is_covered = (
                 member.role is Role.DISPATCHER and in_sync_epoch == roster.epoch
             )

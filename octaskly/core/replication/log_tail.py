@@ -86,10 +86,10 @@ class LogTail:
                 self._base_vector[entry.stream] = max(before, entry.seq)
 
     def _raise_base(self, floor: Floor) -> None:
-        """Never stream to a node that lacks void entries: no row has them either.
+        """Never stream to a node that lacks void entries, because no row has them.
 
-        After a partition, the other side may hold tasks with which they must still be
-        merged.
+        After a partition, these entries must still be merged with tasks of the other
+        side.
         """
         for stream, seq in floor.ends:
             self._base_vector[stream] = max(self._base_vector.get(stream, 0), seq)

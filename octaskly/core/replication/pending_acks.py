@@ -1,7 +1,7 @@
 """Pending acknowledgements: answers that wait until their data is durable.
 
 An answer waits for this node's disk and for one standby. If no standby acknowledges
-within `replication_wait_s`, the answer leaves and reports one copy. Later answers do
+within `replication_wait_s`, the answer is sent and reports one copy. Later answers do
 not wait until a standby is in sync again.
 
 Source: docs/explanation/replication.md.
@@ -113,7 +113,7 @@ class PendingAcks:
             ack.remaining_copies -= {node}
 
     def deadline(self) -> float:
-        """Return the time at which the first answer leaves with a single copy."""
+        """Return the time at which the first answer is sent with a single copy."""
         if not self._pending:
             return NEVER
         first = self._pending[0]
@@ -123,7 +123,7 @@ class PendingAcks:
         return self._single_copy_at_s(first) if has_copy else NEVER
 
     def _single_copy_at_s(self, ack: _PendingAck) -> float:
-        """Return the time at which an answer may leave with a single copy."""
+        """Return the time at which an answer may be sent with a single copy."""
         since_s = (
             ack.since_s
             if self.unreplicated_since_s is None

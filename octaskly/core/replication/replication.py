@@ -135,7 +135,7 @@ class Replication:
 
     @property
     def standby_nodes(self) -> tuple[NodeId, ...]:
-        """The standbys, in-sync ones first; the first should succeed."""
+        """The standbys in order of succession: in-sync ones first."""
         standbys = self._standbys
         in_sync = _SyncState.IN_SYNC
         return tuple(

@@ -1,6 +1,6 @@
 """Standby: stores the dispatcher's appends and acknowledges them.
 
-An acknowledgement leaves only when everything before it is on this node's disk,
+An acknowledgement is sent only when everything before it is on this node's disk,
 including entries that were pulled before streaming started. An append of several
 messages is stored only when it is complete. Otherwise a dispatcher that dies could
 leave part of a batch, and its successor would run that part.
@@ -19,9 +19,9 @@ from octaskly.core.protocol.messages import Heartbeat, Replicate, ReplicateOk
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 
-NO_EVIDENCE_S = float("-inf")  #: no heartbeat has given evidence
+NO_EVIDENCE_S = float("-inf")  #: no evidence from any heartbeat
 HEARTBEATS_MAX = 150
-"""Heartbeats kept: those of over 4 s at the highest rate."""
+"""Heartbeats kept: over 4 s of heartbeats at the highest rate."""
 
 
 class _ConfirmedHeartbeat(NamedTuple):
@@ -53,7 +53,7 @@ class AckGuarantee:
         self._unacked_since_s = NO_EVIDENCE_S
 
     def is_guaranteed(self, now_s: float) -> bool:
-        """Return True if no answer can have left without this node yet."""
+        """Return True if no answer can have been sent without this node yet."""
         return now_s < self._unacked_since_s + self._replication_wait_s
 
     def on_heartbeat(
