@@ -1,9 +1,9 @@
 """Address book: the addresses of peers, and the schedule of dials.
 
 Addresses come from mDNS, from the saved peers, from rosters and from `--join`; none is
-verified. Machines that are switched on together discover each other at once.
-Discovering nodes then connect only to the same few first-ranked nodes; the dispatcher
-connects to the rest.
+verified. Machines that start together discover each other at the same time. Discovering
+nodes then connect only to the same few first-ranked nodes; the dispatcher connects to
+the rest.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from octaskly.core.model.timer_heap import Timer, TimerHeap
 
 FORGET_PEER_S: Final = 7 * 86_400.0  #: an absent peer is dialled for this long
 FORGET_ADVERT_S: Final = 60.0
-"""The same for an unconfirmed advertisement, which any host can send.
+"""The same limit for an unconfirmed advertisement, which any host can send.
 
-A live node repeats it at each mDNS query; a dispatcher sends three in this time.
+A live node advertises again at each query; a dispatcher sends three queries in this
+time.
 """
 
 
@@ -408,8 +409,9 @@ class AddressBook:
     ) -> list[Effect]:
         """Dial targets; while discovering, a dispatcher first, then the smallest ids.
 
-        Of nodes that start together, the one with the smallest id ranks first. Thus
-        each of them connects to it, or to a node that has, without a full mesh.
+        Of nodes that start together, the one with the smallest id ranks first. So each
+        of them connects to that node, or to a node with a link to it, without a full
+        mesh.
         """
         if self._dial_scope is DialScope.FIRST_RANKED and self._is_dialling_dispatcher:
             return []

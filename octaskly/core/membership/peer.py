@@ -21,7 +21,7 @@ from octaskly.core.model.nodes import NodeInfo, NodeState
 from octaskly.core.protocol.messages import HeartbeatOk, Reattach
 
 UPTIME_BUCKET_S = 600.0
-"""Uptimes count in steps of ten minutes, so that a common restart is not a race."""
+"""Uptimes count in steps of ten minutes, so seconds decide nothing after a restart."""
 
 CandidateRank = tuple[bool, int, bool, int, str]
 """Sorts the better candidate first."""
