@@ -81,9 +81,9 @@ class ResultOutbox:
     def drop_acknowledged(self, keys: Iterable[AttemptKey]) -> tuple[AttemptKey, ...]:
         """Drop acknowledged results; return those that are on disk.
 
-        A result that the current dispatcher was not sent stays, even if another node
-        has it. That dispatcher was told that the attempt runs, and would wait for its
-        end forever.
+        A result that was not sent to the current dispatcher stays, even if another node
+        has it. This node has listed the attempt as running, so that dispatcher would
+        wait for its end forever.
         """
         spooled = []
         for key in keys:
@@ -118,7 +118,7 @@ class ResultOutbox:
         self._resent.clear()
 
     def unsent_results(self) -> list[PendingResult]:
-        """Return the results that the current dispatcher was not sent."""
+        """Return the results that were not sent to the current dispatcher."""
         return list(
             takewhile(lambda kept: kept.send_count == 0, self._results.values())
         )

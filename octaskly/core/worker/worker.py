@@ -39,8 +39,8 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.worker.result_outbox import AttemptKey, PendingResult, ResultOutbox
 
-PREFETCH_MS = 50.0  #: amount of work to prefetch
-SHORT_TASK_PREFETCH_MS = 100.0  #: for short tasks, with results every 50 ms
+PREFETCH_MS = 50.0  #: prefetched work, in milliseconds
+SHORT_TASK_PREFETCH_MS = 100.0  #: for short tasks, whose results come every 50 ms
 LONG_TASK_MS = 50.0  #: tasks above this are long; nothing is prefetched behind them
 DURATION_MS_MIN = 0.5  #: durations are whole milliseconds, so 0 means less than one
 EWMA_SHARE = 0.125  #: weight of the newest duration
@@ -168,7 +168,7 @@ class Worker:
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             # Rule I7: a node that has seen an epoch never starts work for an older one.
-            # The answer tells the sender that it is deposed.
+            # The answer shows the sender that it is deposed.
             reports = [
                 replace(_refused_report(attempt, spec, EndReason.STALE), spec=spec)
                 for attempt, spec in message.items
@@ -352,7 +352,7 @@ class Worker:
         return [Send(self._dispatcher_id, tuple(messages))]
 
     def _send_unsent(self) -> list[Effect]:
-        """Send one message of results that the current dispatcher was not sent."""
+        """Send one message of results that were not sent to this dispatcher."""
         return self._send_results(
             next(
                 iter(self._outbox.split_into_messages(self._outbox.unsent_results())),
