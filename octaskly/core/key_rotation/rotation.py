@@ -72,7 +72,7 @@ class KeyRotation:
         ] = {}  #: latest status sent to each peer
         self._tickets: list[int] = []
         self._step_requested_s: float | None = (
-            None  #: time of the latest request to the shell
+            None  #: time of the latest request for a step
         )
         self._changed_s = 0.0
         self._phase_age: tuple[float, float] | None = None
@@ -97,8 +97,8 @@ class KeyRotation:
 
         The owner of a compromised secret can create any number of identities.
         Identities that were in no roster are refused until the secret ends. The current
-        roster is not enough, because a revoked dispatcher can remove from it the nodes
-        that left it.
+        roster does not suffice: a revoked dispatcher can remove from it nodes that no
+        longer follow.
         """
         if self.is_peer_revoked(peer):
             return REVOKED_REASON
