@@ -1,6 +1,6 @@
-"""Availability of a node for work: operators' orders and shortages of its machine.
+"""Availability of a node for work: operators' commands and shortages of its machine.
 
-An order applies at once and is answered once it is durable, so a drained node stays
+A command applies at once and is answered once it is durable, so a drained node stays
 drained after a restart. A node that is short of disk, memory or launchers accepts no
 work meanwhile, and announces the shortage.
 """
@@ -115,7 +115,7 @@ class AvailabilityControl:
     def on_availability_requested(
         self, event: AvailabilityRequested, now: Moment
     ) -> list[Effect]:
-        """Apply an operator's order; an order that changes nothing succeeds too."""
+        """Apply an operator's command; a command that changes nothing succeeds too."""
         availability = self._worker.availability
         hold = availability.hold.after_command(event.command)
         effects: list[Effect] = []

@@ -116,7 +116,7 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handlers:
-    """Decides from the state of several components; has little state of its own."""
+    """The handlers, which use several components and have little state of their own."""
 
     connections: Connections
     revocation_enforcer: RevocationEnforcer

@@ -1,7 +1,7 @@
 """Message validation: refuses messages that no correct peer sends, before handling.
 
 A peer may be slow, deposed or of another version; the handlers answer or ignore its
-messages. The messages refused here have no such cause: a broken or hostile member sent
+messages. The messages refused here have another cause: a broken or hostile member sent
 them. They are discarded, and the link is closed with the code from `validate_message`.
 Thus no number from a peer can block the writer or a claim.
 """
@@ -187,8 +187,8 @@ class MessageValidator:
         """Refuse gaps of a stream within one message, and invalid entries.
 
         A stream may start beyond the entries of this node: the message answers a PULL
-        that was sent before this node lost its latest writes. Such entries are left out
-        and pulled later.
+        that was sent before this node lost its latest writes. Entries beyond a gap are
+        left out and pulled later.
         """
         journal = self._journal
         named = dict(epochs)

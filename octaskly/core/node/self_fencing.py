@@ -1,8 +1,8 @@
 """Self-fencing: a dispatcher that was paused stops until a follower confirms its epoch.
 
-After a pause of its own process, another node may have been elected. So the dispatcher
-neither accepts nor places work until a follower answers a heartbeat of this epoch that
-was sent after the pause. It waits for at most `replication_wait_s`.
+While the process was paused, other nodes may have elected another dispatcher. So this
+dispatcher neither accepts nor places work until a follower answers a heartbeat of this
+epoch that was sent after the pause. It waits for at most `replication_wait_s`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from octaskly.core.model.signals import AdmissionChanged, Outbox
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import HeartbeatOk
 
-FENCING_PAUSE_S = 1.0  #: after such a pause, others may have elected a dispatcher
+FENCING_PAUSE_S = 1.0  #: after a pause this long, others may have elected a dispatcher
 
 
 class SelfFencing:

@@ -2,7 +2,7 @@
 
 A dispatcher asks its best followers to claim, one after another; without followers it
 just stops. Then the worker drains. Attempts that still run at the drain deadline are
-stopped and released. At last every link gets a Leave.
+stopped and released. Finally, a Leave is sent on every link.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Shutdown:
         return [note, *self._worker.set_availability(availability, now)]
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Advance the shutdown as far as possible; called at every step."""
+        """Run the actions of the shutdown that are due; called at every step."""
         effects = self._go_on(now)
         deadline_s = self._deadline_s()
         # An overdue action waits for something other than time.
