@@ -4,8 +4,8 @@ The store keeps the dependencies, since there may be a million of them. This mod
 decides when to query it for unblocked tasks, and writes facts about them. The facts of
 each answer are durable before the next query, so no task is decided twice.
 
-A task does not wait for ever for a task that no node knows. That one was forgotten
-during the submission, or the only disk that had it has been away for long.
+A task does not wait for ever for a dependency that no node knows. The dependency was
+forgotten during the submission, or its only disk has been offline for long.
 """
 
 from __future__ import annotations

@@ -42,10 +42,10 @@ FINAL_STATES = {
 AttemptKey = tuple[TaskId, AttemptId]
 
 ACKNOWLEDGED_MAX = 5000
-"""Results that are remembered, and as many before them: more than are on their way."""
+"""Size of each of two sets of acknowledged results; more than can be in transit."""
 
 REFUSAL_REASONS = (EndReason.DRAINING, EndReason.STALE)
-"""Reasons of workers that would hand the next attempt back, too."""
+"""Reasons for which a worker would also refuse the next attempt."""
 
 
 class OutcomeRecorder:

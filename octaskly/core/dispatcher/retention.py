@@ -1,4 +1,4 @@
-"""Retention: raises the compaction floor, and first writes again what must stay.
+"""Retention: raises the compaction floor, after it rewrites the facts that must stay.
 
 The store finds how far the floor may rise, in bounded steps. Tasks below it that are
 not final are carried: all their facts are written again before the floor. The same
