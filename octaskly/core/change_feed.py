@@ -1,10 +1,10 @@
 """Change feed: positions and cursors of log readers, and task events for clients.
 
 The log is read in timestamp order, across streams. A position takes a few bytes and can
-be resumed on every node with the same entries. It says: the stream of the dispatcher
-that served the reader was read up to `seq`, all other streams up to a timestamp. A
-digest of the other streams shows if they are the same on another node, because a stream
-that arrives late may hold older entries.
+be resumed on every node with the same entries. The dispatcher that served the reader
+writes one stream, which was read up to `seq`. All other streams were read up to a
+timestamp. A digest of the other streams shows if they are the same on another node,
+because a stream that arrives late may hold older entries.
 
 Source: docs/explanation/events.md.
 """
@@ -121,7 +121,7 @@ class FeedCursor:
 def resume_cursor(
     position: FeedPosition, extents: Iterable[StreamExtent], stream: StreamId
 ) -> tuple[FeedCursor, bool]:
-    """Return a cursor at `position`, and if it continues there exactly, without a gap.
+    """Return a cursor at `position`, and True if it continues there without a gap.
 
     Args:
         position: Position of a client, from any dispatcher.
@@ -131,8 +131,8 @@ def resume_cursor(
     extents = tuple(extents)
     known = {extent.stream: extent for extent in extents}
     writer_extent = known.get(position.stream)
-    # The dispatcher that served the client knew no later epoch, although the clock of a
-    # later one may be behind. An epoch that lost when a split healed is an exception.
+    # Leave out later epochs, even if their clock was behind: the dispatcher that served
+    # the client did not know them. An epoch that lost after a split is an exception.
     epoch = writer_extent.epoch if writer_extent else NO_EPOCH
     before = {
         r.stream: r.seq for r in extents if writer_extent is None or r.epoch <= epoch

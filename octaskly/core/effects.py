@@ -76,7 +76,7 @@ class MergeRows(Struct, frozen=True):
 
 
 LogWrite = Append | MergeRows
-"""What brings facts about tasks to the disk."""
+"""The effects that write facts about tasks to the disk."""
 
 
 class Send(Struct, frozen=True):
@@ -192,11 +192,11 @@ class PlanFloor(Struct, frozen=True):
     """Find how far the compaction floor may rise; answered by `FloorPlanned`."""
 
     before_hlc: int  #: tasks that ended earlier are old enough
-    tasks_max: int  #: beyond this many ended tasks, the oldest go at any age
+    tasks_max: int  #: beyond this, the oldest are forgotten at any age
     stream: StreamId = StreamId(0)  #: of this epoch; its submissions are in the log
     after_key: int = 0  #: as in `FloorPlanned`
     purge_hlc: int = 0
-    """Forget tasks that ended earlier; carry waiting tasks only as far as needed."""
+    """Forget tasks that ended earlier; carry only the waiting tasks that must stay."""
     wall_ms: int = 0  #: wall clock; records that expired earlier are not carried
 
 

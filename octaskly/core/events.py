@@ -226,14 +226,14 @@ class FloorPlanned(Struct, frozen=True):
     carried: tuple[TaskRecord, ...] = ()  #: to write again before it, with outputs
     has_more: bool = False  #: more is old enough, but a step is bounded
     rows_ahead: VectorItems = ()
-    """Entries that the log lacks and rows of snapshots stand for.
+    """Entries that the log lacks, but that rows of snapshots include.
 
     While there are any, there is no floor, and `carried` are the tasks about which the
     log may lack facts.
     """
-    after_key: int = 0  #: how far these tasks were read; continue there
+    after_key: int = 0  #: last key read; the next plan continues after it
     is_low_on_space: bool = False  #: little space is left, so plan again soon
-    is_log_too_large: bool = False  #: although no task in it may be forgotten
+    is_log_too_large: bool = False  #: too large, but no task in it may be forgotten
     purged_count: int = 0  #: tasks that this floor forgets, with started members
     records: tuple[Recorded, ...] = ()  #: to write again before it
 

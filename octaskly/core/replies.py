@@ -27,7 +27,7 @@ TRANSIENT_CODES = frozenset(
         "parents",
     }
 )
-"""Codes of reasons that pass by themselves while the node takes work."""
+"""Codes of temporary reasons, which end by themselves while the node takes work."""
 
 
 class RejectionReason(NamedTuple):
@@ -123,7 +123,7 @@ class TasksPurged(Struct, frozen=True):
 
 
 class RecordsKept(Struct, frozen=True):
-    """For each requested record the one that counts, now durable.
+    """The record that counts for each requested one, now durable.
 
     It is an earlier record if kind and key were already used.
     """
