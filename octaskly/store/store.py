@@ -69,7 +69,7 @@ class Store:
     Args:
         path: The database file. Its folder is created if it is missing.
         packer: Converts facts and reports to bytes.
-        on_persisted: Called on the event loop with the highest durable number.
+        on_persisted: Called on the event loop with the highest durable `number`.
         clock: Source of the time of the last contact with a peer.
         loop: The running event loop by default.
         free_bytes_min: Free disk space that must remain after new work is accepted.

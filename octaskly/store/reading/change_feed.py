@@ -138,7 +138,7 @@ SCANNED_TASKS_MAX: Final = 8000  #: entries examined at the end of each stream
 def read_recent_attempts(
     db: sqlite3.Connection, since_ms: int, limit: int
 ) -> RecentAttempts:
-    """Return running attempts, and those that ended since, the latter latest first.
+    """Return running attempts, and those ended since `since_ms`, latest end first.
 
     Each list has at most `limit` items. There is no index by time, as it would slow
     down each attempt. Ended attempts are found by a backward scan of the log.

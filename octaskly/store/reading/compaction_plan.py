@@ -52,14 +52,14 @@ class _CompactionCut:
 
     horizon: int = 0
     last: dict[int, int] = field(default_factory=dict)
-    """The last submission in each stream that the scan has passed."""
+    """Number of the last submission that the scan has passed, by stream."""
     carried: list[TaskRecord] = field(default_factory=list)
     resubmitted: list[_ResubmittedTask] = field(default_factory=list)
     """Ended tasks that were resubmitted, possibly after the horizon."""
     latest_void_hlc: int = 0  #: timestamp of the latest fact about a void task
     void_rows: int = 0  #: number of void rows of tasks and members
     is_over: bool = True  #: no later task is old enough
-    horizon_max: int = HLC_MAX  #: no task after the cut was submitted up to here
+    horizon_max: int = HLC_MAX  #: all tasks after the cut were submitted later
 
     def add_void(self, row_count: int, last_change_hlc: int) -> None:
         """Count a void task; `row_count` includes the rows of its members."""
@@ -67,7 +67,7 @@ class _CompactionCut:
         self.latest_void_hlc = max(self.latest_void_hlc, last_change_hlc)
 
     def decide_resubmitted(self) -> None:
-        """Decide for each resubmitted task if it is void: `horizon` is known now."""
+        """Decide for each resubmitted task if it is void, once `horizon` is known."""
         for each in self.resubmitted:
             if each.last_submitted_hlc <= self.horizon:
                 self.add_void(each.rows, each.last_change_hlc)
@@ -156,7 +156,7 @@ def _count_rows(db: sqlite3.Connection) -> int:
 def _plan_rows_ahead(
     db: sqlite3.Connection, ask: PlanFloor, rows_ahead: VectorItems, horizon: int
 ) -> FloorPlanned:
-    """Return tasks with facts that may be in rows alone, highest keys first.
+    """Return tasks with facts that the log may lack, highest keys first.
 
     This order puts members before their array. Facts about members count only once the
     envelope of the array is known. So a node that has purged the array does not
@@ -164,11 +164,11 @@ def _plan_rows_ahead(
 
     Two kinds of tasks are complete in the log and are skipped:
 
-    - Tasks unchanged since the last entry that the log holds of each of these streams.
-      The entries that it lacks are later.
-    - Tasks first submitted in this node's own stream. A resubmission in this stream
-      looks the same once a floor has passed the first envelope. So this rule applies
-      only to tasks after the horizon.
+    - Tasks that have not changed since the last entry that the log holds, in each
+      stream of `rows_ahead`. The entries that the log lacks are later.
+    - Tasks that were first submitted in this node's own stream, after the horizon.
+      Before the horizon, a floor may have passed the first envelope, and a
+      resubmission in this stream would look like a first submission.
     """
     since = min(_last_hlc_held(db, stream) for stream, _ in rows_ahead)
     found = db.execute(
@@ -339,9 +339,9 @@ def _marks_without_tasks(
     floors: Mapping[StreamId, int],
     ask: PlanFloor,
 ) -> tuple[StreamFloor, ...]:
-    """Return marks that remove at least `ENTRIES_MIN` entries but no task, or none.
+    """Return floors that remove at least `ENTRIES_MIN` entries but no task, or none.
 
-    This bounds a log that gets only records.
+    This bounds the size of a log that gets only records.
     """
     cut.horizon = min(ask.before_hlc, cut.horizon_max)
     marks = _marks_at_horizon(db, cut, floors)

@@ -156,7 +156,7 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
 
 def _condition(search: TaskSearch) -> tuple[str, list[str]]:
     """Return the SQL condition of a search, and its parameters."""
-    # The fast test comes first, so that the JSON of few rows is parsed.
+    # The fast test comes first, so that SQLite parses the JSON of few rows only.
     parts: list[str] = []
     values: list[str] = []
     if search.name is not None:

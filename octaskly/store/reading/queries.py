@@ -226,7 +226,7 @@ def pack_entries_beyond(
     vector: Mapping[StreamId, int],
     bytes_max: int,
 ) -> PackedMessage:
-    """Return `Entries` beyond `vector`, oldest epoch first; at least one, if any.
+    """Return `Entries` beyond `vector`, oldest epoch first; at least one if any exist.
 
     A stream is left out if its next entry for the peer was compacted: the peer needs a
     snapshot.

@@ -15,7 +15,7 @@ from octaskly.core.model.tasks import PRIORITY_SHIFT
 from octaskly.store.tables import arrays, rows
 
 LOAD_BYTES = 16 << 20  #: approximate size of the tasks of one reply
-LANE_LOAD_BYTES = 1 << 20  #: the same for shapes other than 0, as there are many
+LANE_LOAD_BYTES = 1 << 20  #: for shapes other than 0: there may be many
 SHAPES_MAX = 10_000  #: number of shapes in one reply
 SHAPE_HEADS_MAX = 1000  #: pairs of shape and priority read for `oldest_ms`
 
@@ -54,8 +54,8 @@ def load_queued_tasks(
 def oldest_ms(db: sqlite3.Connection) -> int | None:
     """Return the time when the oldest queued task was accepted; None if there is none.
 
-    Within a shape and priority, tasks are ordered by that time. So the first task of
-    each suffices.
+    Tasks of one shape and priority are ordered by that time, so only the first of them
+    is read.
     """
     oldest: int | None = None
     place = (0, 0)

@@ -25,8 +25,8 @@ from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, node_state, rows
 from octaskly.store.tables.floors import read_floor
 
-LAG_ENTRIES: Final = 200_000  #: a smaller lag is always sent as entries
-ENTRIES_PER_TASK: Final = 2  #: a larger lag per task is sent as rows
+LAG_ENTRIES: Final = 200_000  #: a lag up to this is always sent as entries
+ENTRIES_PER_TASK: Final = 2  #: more entries per task are sent as rows
 
 _PAGE: Final = 64
 
@@ -51,7 +51,7 @@ def read_snapshot_part(
         if cursor is None and not _is_snapshot_needed(db, vector, head):
             return None
         cursor = SnapshotCursor(head.hlc, 0)
-    # A row covers the entries of this log, or those of the snapshot it came from.
+    # Rows cover the entries of this log, and of the snapshots that they came from.
     covered = dict(node_state.read_vector(db)) | dict(node_state.read_rows_ahead(db))
     part = Snapshot(
         rows=(),
@@ -102,7 +102,7 @@ def _read_head(db: sqlite3.Connection) -> SnapshotHead:
 def _is_snapshot_needed(
     db: sqlite3.Connection, vector: Mapping[StreamId, int], head: SnapshotHead
 ) -> bool:
-    """Return True if entries for the peer are deleted, or far more than the rows."""
+    """Return True if the peer's next entries are deleted, or far more than the rows."""
     lag = 0
     starts = dict(
         db.execute("SELECT stream, max(snapshot_seq, floor_seq) FROM streams")

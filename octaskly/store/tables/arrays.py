@@ -3,9 +3,9 @@
 An array has one row in `tasks`, and one in `arrays` that counts its members. A member
 gets a row in `tasks` with the first fact about it. The key of that row is the key of
 the array's first member plus the member's position, so it needs no index. Keys of
-members start at `MEMBER_KEYS_START`; rows below it are the ones that lists show. The
-row of a member holds its queue position and its state. Its envelope is not stored,
-because it follows from the array.
+members start at `MEMBER_KEYS_START`; lists show only rows below it. The row of a member
+holds its queue position and its state. Its envelope is not stored, because it follows
+from the array.
 """
 
 from __future__ import annotations

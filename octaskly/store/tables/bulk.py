@@ -2,7 +2,7 @@
 
 Python releases its global lock at each step of SQLite. While the event loop is busy,
 the writer then waits up to 5 ms to get the lock back. So a commit must take few steps,
-not one per row. Without such contention, these statements are 1.5 to 2 times as fast
+not one per row. Without this contention, these statements are 1.5 to 2 times as fast
 as `executemany`.
 """
 

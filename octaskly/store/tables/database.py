@@ -185,7 +185,7 @@ def default_size_max(path: Path) -> int:
 def free_bytes(folder: str) -> int:
     """Return the free space of a folder's disk, or 0 if it cannot be read."""
     try:
-        found = os.statvfs(folder)  # The cheap call, since each submission makes it.
+        found = os.statvfs(folder)  # Each submission calls this, so it must be cheap.
     except OSError:
         return 0
     return found.f_bavail * found.f_frsize
@@ -218,7 +218,7 @@ def has_spare_pages(connection: sqlite3.Connection) -> bool:
 
 def vacuum_some_pages(connection: sqlite3.Connection) -> None:
     """Free up to `VACUUM_PAGES` pages of the file, in a transaction of the caller."""
-    for _ in range(VACUUM_PAGES):  # Python makes only one step of such a statement.
+    for _ in range(VACUUM_PAGES):  # Python runs only one step of this statement.
         connection.execute("PRAGMA incremental_vacuum(1)")
 
 

@@ -147,7 +147,7 @@ def read_missing_from_log(
 def read_below_marks(
     db: sqlite3.Connection, marks: Iterable[StreamFloor], today_ms: int, limit: int
 ) -> tuple[Recorded, ...]:
-    """Return records whose latest entry is at or below these marks."""
+    """Return records whose latest entry is at or below these floors."""
     found: list[Recorded] = []
     for mark in marks:
         found += _read_upto(db, mark.stream, mark.seq, today_ms, limit - len(found))

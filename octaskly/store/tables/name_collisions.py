@@ -1,6 +1,6 @@
 """Names of tasks for which clients chose the same name during a network split.
 
-The ids of such tasks differ. The task that was accepted first keeps the name, and the
+The ids of these tasks differ. The task that was accepted first keeps the name, and the
 others are shown as `<name>~2`, `<name>~3`. All nodes that hold the same tasks derive
 the same names, without a fact in the log.
 """
@@ -73,7 +73,7 @@ def find_name_collision(
 def read_occurrences(
     db: sqlite3.Connection, ids: Iterable[TaskId]
 ) -> dict[TaskId, int]:
-    """Return the occurrence, from 1, of tasks with chosen names; others have 1."""
+    """Return the occurrence, from 1, of each task with a chosen name, and no others."""
     names = dict.fromkeys(task_name(task_id) for task_id in ids if "~" in task_id)
     if not names:
         return {}

@@ -80,7 +80,7 @@ def write_peers(db: sqlite3.Connection, peers: Iterable[PeerContact]) -> None:
 def write_spool(
     db: sqlite3.Connection, packer: Packer, items: Sequence[Spool | Unspool]
 ) -> None:
-    """Write and delete spooled results. A result that is in both is never written."""
+    """Write and delete spooled results. A result in both lists is not written."""
     kept: dict[tuple[TaskId, AttemptId], Report] = {}
     removed: list[tuple[TaskId, AttemptId]] = []
     for item in items:

@@ -56,7 +56,7 @@ ATTEMPT_COLUMNS: Final = (
 
 Row = Sequence[Any]
 OptionalColumns = tuple[str | None, bool, bool, int | None]
-"""`cancelled_by`, `is_ready`, `is_blocked` and `notify` of a task."""
+"""`cancelled_by`, `is_unblocked`, `is_blocked` and `notify` of a task."""
 NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, False, False, None)
 
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite

@@ -1,9 +1,9 @@
 """Index of task dependencies, updated in the writer's transaction.
 
 `dependencies` has a row for each parent of a blocked task. `unblocked_tasks` has each
-blocked task whose dependencies are all met, or one of which is broken. Both tables are
-derived from `tasks`; the decision of a dispatcher is a fact in the log. A dependency on
-an unknown parent stays open. An ended parent is not purged while a task depends on it.
+blocked task with all dependencies met, or with a broken one. Both tables are derived
+from `tasks`; the decision of a dispatcher is a fact in the log. A dependency on an
+unknown parent stays open. An ended parent is not purged while a task depends on it.
 """
 
 from __future__ import annotations

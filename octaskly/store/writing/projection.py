@@ -239,8 +239,8 @@ class Projection:
     ) -> None:
         """Apply a submission, and the pending entries of the task.
 
-        A submission with another array is ignored. A task id depends on the content of
-        the task, so no correct node sends one, and the keys of the members are fixed.
+        A submission with a different array is ignored, because the keys of the members
+        are fixed. No correct node sends one: a task id depends on the task's content.
         """
         if task.spec is not None and task.spec.array != fact.spec.array:
             return
@@ -257,7 +257,7 @@ class Projection:
         task.pending = None
 
     def apply_array_spec(self, task_id: TaskId, task: ProjectedTask) -> None:
-        """Set the envelope of a member, if its array is known and has such a member."""
+        """Set the envelope of a member, if its array is known and has this member."""
         array = None if task.array is None else task.array.spec
         place = split_member_id(task_id)
         if task.spec is not None or array is None or place is None:

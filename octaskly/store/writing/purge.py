@@ -67,10 +67,10 @@ class Purger:
             if is_void and changed <= self._horizon:
                 void.append(key)
             else:
-                # Move the task to its latest submission or its last fact, so that a
-                # later scan finds it. The latest submission may be below the horizon
-                # if another node sent it. A floor must not pass an entry before the
-                # scan by first submission has passed the task of the entry.
+                # Set the time of first submission to that of the latest submission
+                # or fact, so that a later scan finds the task. The latest submission
+                # may be below the horizon if another node sent it. A floor must not
+                # pass an entry before the scan has passed the task of the entry.
                 kept.append((changed if is_void else reborn, key))
         if delete_members(self._db, void, TASKS_PER_STEP):
             return  # Arrays are deleted after all their members.

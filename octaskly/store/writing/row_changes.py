@@ -124,7 +124,7 @@ class RowChanges:
         """Collect a new plain task, queued or in its first attempt.
 
         This method and `_add_state_update` are fast paths of `add_task` for most tasks.
-        They skip columns that such tasks do not have.
+        They skip columns that these tasks do not have.
 
         Returns:
             False if the task is not of this kind. Nothing was collected then.

@@ -102,7 +102,7 @@ class TableWriter:
         self._advance_vector(entries)
 
     def merge_rows(self, item: MergeRows) -> None:
-        """Merge rows of a peer, and its vector with the last ones, in a transaction."""
+        """Merge rows of a peer, and its vector after the last row, in a transaction."""
         plain = [
             row
             for sent in item.rows
@@ -129,7 +129,7 @@ class TableWriter:
             if task.is_superseded_by(row, floors):
                 # The id was reused: the peer has purged the task that we still have.
                 if task.key is None:
-                    continue  # The part has the id twice, as no correct node sends.
+                    continue  # The part has the id twice; no correct node sends this.
                 purge.delete_tasks(self._db, [task.key])
                 task = touched[task_id] = ProjectedTask()
                 task.pending = list(self._pending_entries.read_entries_about([task_id]))
@@ -240,8 +240,8 @@ class TableWriter:
     def _live_part_of(self, row: TaskRow) -> TaskRow | None:
         """Return a row, or None if it is void and no live task here has its id.
 
-        A void row is merged into a live task, because its entries would be as well:
-        some of them may be above the floor.
+        A void row is merged into a live task, as its entries would be: some of them may
+        be above the floor.
         """
         if not self._is_void(row.submission_times, row.last_change_hlc):
             return row

@@ -44,12 +44,12 @@ from octaskly.store.writing.commit_queue import (
 )
 from octaskly.store.writing.table_merge import TableWriter
 
-BUSY_ITEMS: Final = 2  #: with so many urgent items after a commit, expect more
+BUSY_ITEMS: Final = 2  #: with this many urgent items after a commit, expect more
 COALESCE_S: Final = 0.001  #: length of one wait for more items while busy
-COALESCE_WAITS_MAX: Final = 5  #: number of such waits, while more items arrive
+COALESCE_WAITS_MAX: Final = 5  #: number of these waits, while more items arrive
 COALESCE_ENTRIES: Final = 256  #: number of entries that ends the wait
-DEFERRED_S_MAX: Final = 0.005  #: time until items are committed that are not urgent
-PURGE_ENTRIES_PER_STEP: Final = 128  #: one purge step per so many added entries
+DEFERRED_S_MAX: Final = 0.005  #: longest delay of items that are not urgent
+PURGE_ENTRIES_PER_STEP: Final = 128  #: added entries per purge step
 PURGE_STEPS_MAX: Final = 16  #: purge steps after a commit; writes wait for them
 SPARE_PAGES_CHECK_S: Final = 1.0  #: time between checks for spare pages without a purge
 RETRY_S: Final = 0.05
@@ -221,13 +221,13 @@ class Writer:
                 self._loop.call_soon_threadsafe(self._on_commit, number)
 
     async def wait_until_purged(self) -> None:
-        """Wait until no void row is left, as of some commit."""
+        """Wait until a commit has left no void row."""
         while not self._tables.is_purged:
             self._has_purged.clear()
             await self._has_purged.wait()
 
     def _purge_in_proportion(self, added: int) -> None:
-        """Purge in proportion to the entries added, so that void rows never pile up.
+        """Purge in proportion to the entries added, so that void rows never accumulate.
 
         The proportion deletes about twice as many entries as were added.
         """
