@@ -9,7 +9,7 @@ To the launcher:
 - `stop` key reason: end an attempt.
 - `recall`: return the attempts that have not started.
 - `freeze`, `thaw`: stop or continue all tasks.
-- `file` key is_given: write the output to a new file; its descriptor comes along.
+- `file` key is_given: write the output to a new file, whose descriptor is attached.
 - `close`: end all tasks and exit.
 
 From the launcher:

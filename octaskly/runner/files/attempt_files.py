@@ -22,7 +22,7 @@ from octaskly.runner.files.workdir import (
     outputs_folder,
 )
 
-CLOSE_S = 2.0  #: on shutdown, wait so long for the removal of folders
+CLOSE_S = 2.0  #: on shutdown, longest wait for the removal of folders
 #: After an agent was killed, its tasks may still write to their folders for a second.
 REMOVE_TRIES = 5
 REMOVE_RETRY_S = 1.0

@@ -25,9 +25,9 @@ from octaskly.runner.output.output_archive import (
     RESERVE_BYTES,
 )
 
-RETENTION_S: Final = 3600.0  #: a file stays so long after it was uploaded or named
-COPY_RETENTION_S: Final = 60.0  #: of a copy, which can be fetched again
-UNUSED_S_MAX: Final = 86_400.0  #: after its expiry, a file may stay so long
+RETENTION_S: Final = 3600.0  #: from the upload, or from the last use, to expiry
+COPY_RETENTION_S: Final = 60.0  #: the same for a copy, which can be fetched again
+UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
 FILES_MAX: Final = 20_000  #: bounds the index, which is kept in memory
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -77,7 +77,7 @@ class BlobStore:
             return None
 
     def release_file(self, sha256: str) -> None:
-        """Let a file expire now; it stays while there is room."""
+        """Make a file expire now; it stays while there is room."""
         with self._lock:
             kept = self._load_index().get(sha256)
             if kept is not None:

@@ -1,4 +1,4 @@
-"""Creating, filling and removing scratch folders, whatever tasks left in them."""
+"""Creating and filling scratch folders, and removing them with any content."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> 
             (folder / own).mkdir(parents=True)
         for path in given:
             if _is_inside(path, given):
-                continue  # The link to its folder contains it.
+                continue  # The link to its parent folder includes it.
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to(workdir / path)
     except OSError:

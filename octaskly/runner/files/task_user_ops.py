@@ -2,7 +2,7 @@
 
 If tasks run as another user, the agent may neither read or remove their private files
 nor signal them. A helper process of that user does this with the same rights as the
-tasks. So a link that a task plants gives access only to files that the task could open.
+tasks. So a link that a task creates leads only to files that the task could open.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class TaskUserHelper:
         with suppress(OSError):
             while is_unfinished and may_continue():
                 is_unfinished = self._request("remove", _path_bytes(folder))
-        # The agent removes the rest: files from before tasks had their own user, and
-        # the folder itself.
+        # The agent removes the rest: the folder itself, and files of tasks that ran as
+        # the agent's user.
         return remove_tree(folder, may_continue)
 
     def kill_marked(self, marks: set[bytes], pids: set[int]) -> set[int]:

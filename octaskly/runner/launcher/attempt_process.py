@@ -61,8 +61,8 @@ NO_OPTIONS: Final[Mapping[str, Any]] = {}  #: the options of most tasks
 class StartOrder:
     """The pool's order to run an attempt, prepared for a fast start.
 
-    The command is parsed here, not when a slot is free: orders arrive in batches, and
-    code that has just run is three times as fast as after a pause.
+    The command is parsed here, not when a slot is free. Orders arrive in batches, and
+    the parser is three times as fast if it has just run as after a pause.
     """
 
     __slots__ = (

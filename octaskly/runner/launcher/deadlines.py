@@ -57,7 +57,7 @@ class TaskDeadlines:
             self._refreeze_s = NEVER if is_stopped else now_s + FREEZE_RETRY_S
 
     def end_task(self, child: AttemptProcess, end_reason: str, now_s: float) -> None:
-        """Start to end a task, unless it is being ended already."""
+        """Start ending a task, unless it is being ended already."""
         is_ending = bool(child.end_reason)
         if not is_ending or end_reason == "cancelled":
             child.end_reason = end_reason

@@ -58,7 +58,7 @@ from octaskly.runner.processes.proc_tree import become_subreaper
 WATCH_AFTER_S = 0.005  #: most tasks end earlier and need no epoll calls
 UNDRAINED_MAX = 8  #: ended attempts whose output is read in one batch
 ORDER_WAIT_S_MAX = 0.05  #: an order that has not started by then is returned
-OOM_SCORE = 500  #: as if tasks used half of the memory more
+OOM_SCORE = 500  #: counts like half of the memory in use
 KILL_RETRY_S = 0.025
 KILL_GIVE_UP_S = 5.0  #: after this, report a process stuck in the kernel
 
@@ -305,7 +305,7 @@ class Launcher:
     def _drain_attempt(self, child: AttemptProcess) -> None:
         if self._pipe_readers:
             for reader in (child.stdout, child.stderr):
-                if reader.is_open:  # A closed number may belong to another pipe now.
+                if reader.is_open:  # Another pipe may have the number of a closed one.
                     self._pipe_readers.pop(reader.fd, None)
         child.drain_output()
 
@@ -368,7 +368,8 @@ class Launcher:
 def raise_oom_score() -> None:
     """Make the kernel kill tasks, not their agent, when memory runs out.
 
-    Tasks inherit the score; a task that uses much memory is larger than this process.
+    Tasks inherit the score. A task that uses much memory is killed before this process,
+    which is smaller.
     """
     score = Path("/proc/self/oom_score_adj")
     with suppress(OSError, ValueError):

@@ -10,10 +10,10 @@ from octaskly.runner.launch_protocol import pack_results
 from octaskly.runner.launcher.attempt_process import AttemptProcess
 from octaskly.runner.processes.limits import UsageReader
 
-HOLD_MAX_S = 0.05  #: an `end` waits so long for others while orders wait
-STATUS_HOLD_S = 0.025  #: any other message, as it concerns longer tasks
+HOLD_MAX_S = 0.05  #: longest wait of an `end` for others while orders wait
+STATUS_HOLD_S = 0.025  #: the same for other messages, about longer tasks
 HOLD_WAITING_MIN = 2  #: with fewer waiting orders, results are sent at once
-OUTBOX_BYTES_MAX = 16 << 20  #: no attempt is started while so much is unsent
+OUTBOX_BYTES_MAX = 16 << 20  #: no attempt is started while this much is unsent
 FINAL_SEND_S = 1.0  #: timeout for the last results
 
 
@@ -38,7 +38,7 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """True if so much is unsent that no attempt may be started."""
+        """Return True if too much is unsent to start attempts."""
         return len(self._bytes) >= OUTBOX_BYTES_MAX
 
     @property

@@ -75,7 +75,7 @@ class ProcessTracker:
         self.signal_task(child, signal.SIGKILL)
 
     def freeze_all(self) -> bool:
-        """Stop every process of every task, of whichever user.
+        """Stop every process of every task, of any user.
 
         Returns:
             True if all are stopped; otherwise call again a little later.
@@ -139,7 +139,7 @@ class ProcessTracker:
             proc_tree.signal_process(process, signal.SIGKILL)
 
     def _kill_orphans(self, is_meant: Callable[[int], bool]) -> set[int]:
-        """Kill adopted orphans repeatedly, until none is left or `ORPHAN_KILL_ROUNDS`.
+        """Kill adopted orphans until none is left, at most `ORPHAN_KILL_ROUNDS` times.
 
         A process that keeps forking and exiting has a new pid before a scan of the
         whole process table is over. The launcher adopts each of its children, and a

@@ -45,7 +45,7 @@ class SlotAllocator:
     def acquire_slot(self, limit_enforcer: LimitEnforcer | None) -> Slot:
         """Acquire a free slot, and move the launcher into its cgroup.
 
-        Processes that the launcher starts before `leave_group` begin in that cgroup.
+        Processes that the launcher starts before `leave_group` start in that cgroup.
 
         Args:
             limit_enforcer: The limits of the attempt; None without limits.

@@ -121,7 +121,7 @@ def build_refused_message(
 
 
 class SpawnContext:
-    """Spawns the attempts of a launcher; holds what they have in common.
+    """Spawns the attempts of a launcher; holds their common settings.
 
     Args:
         workdir: Default working directory; it may be missing at times.

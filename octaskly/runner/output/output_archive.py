@@ -2,7 +2,7 @@
 
 The total size is bounded, and the oldest files are deleted first. Only the agent may
 enter the folder. It creates each file anew and never through a link, and then passes
-the open descriptor on: renamed or replaced files cannot redirect it.
+the open descriptor on. Renamed or replaced files therefore cannot redirect output.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class OutputArchive:
         raise OutputNotFound(f"{task} has no output file on this node")
 
     def delete_expired(self) -> None:
-        """Delete what is older than the retention or exceeds the quota."""
+        """Delete outputs that are older than the retention or exceed the quota."""
         with self._lock, suppress(OSError):
             self._make_room(len(self._open_names) * self.bytes_max)
         before_s = self._clock.now().wall_ms / 1000 - self._retention_s

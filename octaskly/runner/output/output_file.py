@@ -3,7 +3,7 @@
 The file consists of blocks. Each block belongs to one stream. Its index entry has its
 offset in the stream and the number of bytes used. When all blocks are taken, the oldest
 block of the stream with the most blocks is reused, but never a block from the first MiB
-of a stream. So much output on one stream does not displace the other stream.
+of a stream. Therefore, a long stream never displaces the other one.
 
 The launcher writes while agents read, without a lock. The writer clears an index entry
 before it reuses the block. A reader compares the entry before and after reading.

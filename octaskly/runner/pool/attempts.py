@@ -19,7 +19,7 @@ from octaskly.runner.processes.limits import LimitGroup, create_limit_group
 SHORT_TASK_MS_MAX = 50.0  #: longer tasks never queue in a launcher
 QUEUE_DEPTH_MAX = 120  #: orders that wait in one launcher to keep it busy
 QUEUED_MS_MAX = 45.0  #: expected work that may wait in one launcher
-BRIEF_QUEUED_MS_MAX = 90.0  #: for brief tasks, whose ends come every 50 ms
+BRIEF_QUEUED_MS_MAX = 90.0  #: for brief tasks: their results come every 50 ms
 
 
 class PoolAttempt:
@@ -89,8 +89,8 @@ class PoolAttempt:
     def marker(self) -> str:
         """Globally unique value that marks the environment of its processes.
 
-        It has the task id, because two tasks may have one name, and the epoch, because
-        two epochs may each have a first attempt of one task.
+        It has the task id, because two tasks may have the same name. It has the epoch,
+        because two epochs may each have a first attempt of the same task.
         """
         a = self.attempt
         return f"{self.spec.id}.{a.term}.{a.stream}.{a.n}"

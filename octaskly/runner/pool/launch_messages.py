@@ -53,7 +53,7 @@ def build_launch_options(options: TaskOptions) -> dict[str, Any]:
     `env` adds variables. `cwd`, `stdin`, `grace_s` and `limits` are present only if the
     task sets them. The keys of `limits` are the field names of `TaskLimits`.
     `build_start_order` adds `folder`, the scratch folder, and `group`: the cgroup's
-    folder, the limits that it enforces, and the number of descriptors that come along.
+    folder, the limits that it enforces, and the number of attached descriptors.
     """
     launch_options: dict[str, Any] = {}
     if env := [pair for pair in options.env if _is_variable_allowed(pair[0])]:

@@ -17,11 +17,11 @@ from octaskly.runner.pool.attempts import LauncherState
 from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree
 
-#: An attempt waits at most so long behind attempts that have run at least so long.
+#: Maximum wait of an attempt behind attempts that have run at least as long.
 QUEUE_WAIT_S_MAX = 0.05
 NO_LAUNCHER_WAIT_S = 3.0  #: without a launcher, attempts are returned after this
 RESTART_S = 1.0  #: minimum time between two starts of one launcher
-FAILED_MAX = 5  #: after so many failed starts in a row, launchers are failing
+FAILED_MAX = 5  #: failed starts in a row after which launchers are failing
 PROBE_S = 5.0  #: time between start attempts while launchers are failing
 
 
@@ -115,7 +115,7 @@ class Launchers:
                 state.process.send([[order]])
 
     def continue_stopped(self) -> None:
-        """Continue launchers that a task has stopped: only they enforce its timeout."""
+        """Continue launchers that tasks stopped: only a launcher enforces timeouts."""
         running = [s.process for s in self.states if s.process is not None]
         if pids := {process.pid for process in running if process.was_stopped()}:
             self._threads.submit(self._task_user_ops.continue_processes, pids)

@@ -25,7 +25,7 @@ from octaskly.runner.pool.launcher_process import LauncherProcess
 
 POLL_S = 0.03  #: first pause between two reads of a file that is followed
 POLL_S_MAX = 0.12  #: longest pause while nothing is written
-POLLS_MAX = 50  #: for the new file of a running attempt, unless it is followed
+POLLS_MAX = 50  #: until a running attempt has a file, unless it is followed
 CLEANUP_PERIOD_S = 600.0
 THREADS = 4
 

@@ -202,7 +202,7 @@ class Pool:
         return not self._launchers.are_failing()
 
     def count_attempts(self) -> tuple[int, int, int]:
-        """Return the numbers of attempts in launchers, waiting ones, and launchers."""
+        """Count attempts in launchers, waiting attempts, and launchers."""
         states = self._launchers.states
         begun = sum(len(state.attempts) for state in states)
         processes = sum(state.process is not None for state in states)
@@ -346,7 +346,7 @@ class Pool:
             self._overdue_timer = loop.call_later(OVERDUE_CHECK_S, self._return_overdue)
 
     def _return_overdue(self) -> None:
-        """Return attempts that waited too long: for long ones, or for a launcher."""
+        """Return attempts that waited too long, for a slot or for a launcher."""
         self._overdue_timer = None
         now_s = self._clock.now().mono_s
         wait_s_max = self._launchers.attempt_wait_s(now_s, self._slots)

@@ -58,8 +58,8 @@ class AttemptStats:
         return self
 
 
-COALESCE_S = 0.05  #: reports are delayed so long while more attempts wait
-COALESCE_REPORTS = 512  #: so many reports are never delayed
+COALESCE_S = 0.05  #: longest delay of reports, while more attempts wait
+COALESCE_REPORTS = 512  #: this many reports are never delayed
 
 EndedCallback = Callable[[tuple[Report, ...]], None]
 

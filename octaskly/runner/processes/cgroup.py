@@ -33,7 +33,7 @@ TASKS_WEIGHT = 10  #: of each launcher with its tasks; the agent's group has 100
 REMOVE_TRIES = 50  #: each with `SETTLE_TRIES` checks
 SETTLE_TRIES = 200  #: killed processes leave their group within microseconds
 SETTLE_RETRY_S = 0.0002
-#: Files of a group; the kernel has had the first ones for longest.
+#: Files of a group; older kernels lack the last ones.
 CONTROL_FILES = ("procs", "freeze", "kill")
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CLOEXEC
@@ -122,7 +122,7 @@ def create_launcher_group(parent: Path, place: int) -> Path | None:
 
 
 def make_group(folder: Path) -> None:
-    """Create a group that other users may read, whatever the umask is."""
+    """Create a group that other users may read, with any umask."""
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
 

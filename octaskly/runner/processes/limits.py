@@ -43,7 +43,7 @@ class UsageReader:
         """Return the usage from the start of a `struct rusage`, as `wait4` fills it."""
         user_s, user_us, system_s, system_us, peak_kb = _USED.unpack(usage)
         cpu_ms = round((user_s + system_s) * 1000 + (user_us + system_us) / 1000)
-        if peak_kb > self._floor_kb:  # Rare: few tasks are above an old floor.
+        if peak_kb > self._floor_kb:  # This is rare, so reading /proc is too.
             self._floor_kb = own_peak_kb() + SLACK_KB
         return cpu_ms, peak_kb if peak_kb > self._floor_kb else None
 
@@ -62,7 +62,7 @@ BLOCK_BYTES = 512  #: unit of `ulimit -f`
 #: Exit codes of a shell or loader without enough memory to load a program.
 LOAD_FAILED_CODES = (126, 127)
 MIB = 1 << 20
-#: With less than this share of the limit, another process sent the signal.
+#: Below this share of the limit, the signal is not from the kernel.
 CPU_SPENT_RATIO = 0.5
 READY_FD = 9  #: the launcher writes to it once the shell is in the group
 SHELL_SIGNAL_OFFSET = 128  #: a shell exits with this plus the signal of its command

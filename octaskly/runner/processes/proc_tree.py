@@ -1,15 +1,15 @@
 """Process trees from `/proc`: finding and killing all processes of a task.
 
 The launcher is a *subreaper*: a process that loses its parent becomes a child of the
-launcher. So every process of a task is a descendant of the launcher, whatever it did
-(`setsid`, double fork, `env -i`). A process belongs to a task if, in this order:
+launcher. So every process of a task is a descendant of the launcher, even after
+`setsid`, a double fork or `env -i`. A process belongs to a task if, in this order:
 
 1. it is a descendant of the task's first process;
 2. it is in the session of the task's first process;
 3. its environment names the attempt.
 
-The owner of any other process is *unknown*. It is killed when all tasks have ended that
-ran when it was first seen.
+The owner of any other process is *unknown*. This process is killed once all tasks that
+ran when it was first seen have ended.
 
 So without cgroups, a process that left its parents, its session *and* its environment
 may outlive its task until the other tasks of the same launcher have ended. With one
