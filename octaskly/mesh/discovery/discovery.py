@@ -30,7 +30,7 @@ from octaskly.mesh.discovery.mdns import Mdns, open_mdns, reachable_addresses
 from octaskly.ports import Clock
 
 LARGE_MESH_PEERS = 50  #: above this, a starting node delays its announcement
-LARGE_MESH_DELAY_S = 2.0  #: longest such delay
+LARGE_MESH_DELAY_S = 2.0  #: longest delay of the announcement
 WARNING_PERIOD_S = 60.0  #: minimum time between two equal warnings
 #: Minimum time between two dials to an advert of this node's own id, which any host on
 #: the LAN can send.
@@ -38,7 +38,7 @@ CLONE_CHECK_PERIOD_S = 30.0
 STOP_S = 2.0  #: time for the tasks to end
 RETRY_POLLS = 6  #: while port 5353 is taken, every sixth poll tries to open it
 CHANGES_PER_TURN = 64  #: changes handled in one turn of the event loop
-CHANGES_MAX = 10_000  #: changes queued; zeroconf caches no more records
+CHANGES_MAX = 10_000  #: changes queued; also the limit of zeroconf's cache
 MESHES_MAX = 64  #: other meshes that are reported
 UNRESOLVED_MAX = 256  #: nodes queued for a query because the cache lacks records
 RESOLVERS = 4
@@ -172,7 +172,7 @@ class Discovery:
             hint = "only --join HOST finds other machines"
             if error.errno == errno.EADDRINUSE:
                 hint += "; UDP port 5353 is held (avahi: disallow-other-stacks=no)"
-            hint += "; octaskly doctor says more"
+            hint += "; octaskly doctor shows details"
             self._warn("discovery unavailable", cause=str(error), hint=hint)
         return self._mdns is not None
 

@@ -166,8 +166,8 @@ def dial_order(
     """Return a peer's addresses in the order in which to try them.
 
     Directly connected networks come first, then routed addresses, then link-local ones.
-    Within each group the given order is kept, because the caller puts addresses that
-    worked before first.
+    Within each group the given order is kept, because the caller starts with addresses
+    that have worked.
     """
     unique = dict.fromkeys(addresses)
 
@@ -252,7 +252,7 @@ def _is_point_to_point(name: str, flags: int | None, sys: Path) -> bool:
 def _is_portless_bridge(name: str, sys: Path) -> bool:
     """Return True if the interface is a bridge without a hardware port.
 
-    Such a bridge connects containers only. The LAN of a virtualisation host is a
+    A bridge without one connects containers only. The LAN of a virtualisation host is a
     bridge, too, but one of its ports is a network card.
     """
     if not (sys / name / "bridge").is_dir():

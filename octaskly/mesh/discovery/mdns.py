@@ -147,9 +147,9 @@ async def open_mdns(
 
     Args:
         local: The addresses of this machine to use.
-        is_guest: Query from an ephemeral port. Answers are unicast and come at once,
-            even from nodes that have just announced themselves and may not repeat that
-            over multicast within a second. Announcements cannot be received or sent.
+        is_guest: Query from an ephemeral port. Answers are unicast and come at once.
+            Over multicast, a node may not answer within a second of its announcement.
+            Announcements cannot be received or sent.
         service: The service to announce and to query.
 
     Raises:
@@ -177,7 +177,7 @@ async def open_mdns(
         await _close(zeroconf)
         raise
     if not zeroconf.zeroconf.engine.senders:
-        # Without this check it would look healthy, but neither send nor receive.
+        # Without this check, mDNS would start, but neither send nor receive.
         await _close(zeroconf)
         raise OSError(errno.ENODEV, "no interface takes part in multicast")
     return Mdns(zeroconf, service)

@@ -117,8 +117,8 @@ class DuplicateLinks:
     def _is_id_in_use(self, link: Link) -> bool:
         """Return True if another live process uses this peer's id.
 
-        A restart cannot look like that: a process that ends closes its link, and a
-        machine that fails without closing it takes longer than `ALIVE_S` to restart.
+        A restart does not cause this. A process that ends closes its link. A machine
+        that fails without closing it takes longer than `ALIVE_S` to restart.
         """
         existing = self.links.get(link.peer)
         if existing is None:

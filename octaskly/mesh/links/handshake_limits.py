@@ -113,7 +113,7 @@ class HandshakeLimiter:
         return len(self._handshakes) - self._counts[_LOCAL_HOST]
 
     def _evict_handshake(self) -> None:
-        """Shut down the oldest handshake of the remote address that has most."""
+        """Shut down the oldest handshake of the remote address that has the most."""
         counts = self._counts
         remote = [each for each in self._handshakes if each.host != _LOCAL_HOST]
         oldest = max(remote, key=lambda each: counts[each.host])

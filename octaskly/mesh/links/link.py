@@ -47,7 +47,7 @@ REASON_CHARS_MAX: Final = 200
 NOT_ACCEPTED: Final = "peer does not accept our mesh secret"
 HANDSHAKE_TIMED_OUT: Final = "no handshake in time"
 REJECTION_S: Final = 2.0
-"""A peer that closes within this time of the connection rejects our certificate.
+"""If a peer closes within this time after connecting, it rejects our certificate.
 A later close may be a timeout of a peer on a busy machine."""
 OVERFLOW: Final = "outbox overflow"
 
@@ -181,7 +181,7 @@ class Link(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Return True between the TLS handshake and the loss of the connection."""
+        """Return True if TLS is established and the connection is not lost."""
         return self._transport is not None
 
     @property

@@ -29,10 +29,10 @@ async def connect(address: Address) -> socket.socket:
             *address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
     except (ValueError, OverflowError) as error:
-        raise OSError(f"{address.host[:64]!r} is no IP address") from error
+        raise OSError(f"{address.host[:64]!r} is not an IP address") from error
     family, kind, protocol, _, place = found[0]
     if place[1] != address.port:
-        raise OSError(f"{address.port} is no port")
+        raise OSError(f"{address.port} is not a port")
     connection = socket.socket(family, kind, protocol)
     try:
         connection.settimeout(0)
