@@ -5,7 +5,7 @@ certificates are byte-for-byte equal on all nodes: signatures are deterministic,
 serial number, dates and names are fixed. The validity period is long, because machines
 on a LAN may start with a wrong clock.
 
-Nodes use Ed25519 keys. Browsers reject certificates that such a key signed, so HTTPS
+Nodes use Ed25519 keys. Browsers reject certificates with Ed25519 signatures, so HTTPS
 listeners have a second root with a P-256 key.
 """
 
@@ -38,7 +38,7 @@ from octaskly.trust.node_key import node_id_of
 
 NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
 LAN_NOT_BEFORE: Final = datetime(2019, 6, 1, tzinfo=UTC)
-"""Apple systems reject later server certificates that are valid for over 825 days."""
+"""Apple rejects server certificates from July 2019 on if valid for over 825 days."""
 NOT_AFTER: Final = datetime(2119, 12, 31, tzinfo=UTC)
 SERIAL_BYTES: Final = 16
 _COMMON_NAME_MAX: Final = 64

@@ -49,9 +49,9 @@ class MeshSecret:
     revocations: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
     """Revoked nodes, sorted, each with the first generation that it never received.
 
-    Once all older generations are retired, such a node cannot connect anyway. If there
-    are too many, the entries with the oldest generations are dropped, but never one
-    that could still connect.
+    Once all older generations are retired, a revoked node cannot connect anyway. If
+    there are too many entries, those with the oldest generations are dropped, but never
+    the entry of a node that could still connect.
     """
     retired: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """Numbers of the last retired generations, each with its retirement proof."""
@@ -116,10 +116,11 @@ class MeshSecret:
         return _derive(self._generation_bytes(self.generation), label, KEY_BYTES)
 
     def retirement_proof(self, generation: int) -> str:
-        """Return the proof that a generation is retired, for nodes that have it.
+        """Return the proof that a generation is retired.
 
         Computing or verifying the proof requires the generation. The mesh can therefore
-        publish it once the generation is retired.
+        publish the proof once the generation is retired. Nodes that still have this
+        generation verify the proof.
         """
         return _derive(
             self._generation_bytes(generation), f"ended/{generation}", DIGEST_BYTES
@@ -144,7 +145,7 @@ class MeshSecret:
             is_urgent: Renew even if the newest generation is not in force yet.
 
         Raises:
-            TrustError: The newest generation is not in force yet, or there are 16.
+            TrustError: The newest generation is not in force yet, or 16 are accepted.
         """
         is_urgent = is_urgent or revoked is not None
         if self.has_next and not is_urgent:

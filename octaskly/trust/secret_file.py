@@ -2,7 +2,7 @@
 
 All agents of one user share the file, so it is changed under a lock and replaced
 atomically. If it is read-only, like a systemd credential, changes go to a copy in the
-state folder. Of file and copy, the later keyring in a rotation is used.
+state folder. The agent merges both and uses the keyring that is later in a rotation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from octaskly.trust.private_files import lock_folder, replace_private
 
 
 class SecretUse:
-    """Marks this process as a user of a secret file, at most until it exits."""
+    """Marks this process as a user of a secret file, until `unregister` or its exit."""
 
     def __init__(self, path: Path) -> None:
         # Agents may use different symbolic links to the same file.
@@ -28,7 +28,7 @@ class SecretUse:
         self._fd: int | None = None
 
     def register(self) -> None:
-        """Take a shared lock; has no effect if the users file is another user's."""
+        """Take a shared lock, unless another user owns the file to lock."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with suppress(OSError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ class MeshTls:
     def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
         """Return the contexts for dialling, newest generation first.
 
-        The others are for peers that know only older generations.
+        All but the first are for peers that know only older generations.
         """
         return self._clients
 
@@ -170,7 +170,7 @@ class MeshTls:
         It may have been retired since the TLS handshake.
         """
         certificate = peer.getpeercert(binary_form=True)
-        assert certificate is not None  # As `peer_node_id` has found.
+        assert certificate is not None  # `peer_node_id` has checked this.
         parsed = load_der_x509_certificate(certificate)
         return any(one.has_signed(parsed) for one in self._authorities.values())
 

@@ -71,7 +71,7 @@ class TokenSigner:
         """Accept tokens of these generations only.
 
         In an urgent renewal, tokens of older generations become invalid at once and the
-        newest generation signs: an old generation may be in the hands of an attacker.
+        newest generation signs, because an attacker may have an older one.
         """
         newest = secret.newest
         accepted = (newest,) if secret.is_urgent else secret.accepted
