@@ -1,7 +1,7 @@
 """State folder of a node: changing the mesh, and deleting the state on leaving.
 
 A marker file records the decision to leave before the mesh is informed. If the node
-crashes before it has deleted everything, the next start continues with that.
+crashes before it has deleted everything, the next start continues the deletion.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _read_mesh_id(mark: Path) -> str | None:
 
 
 def _unused_folder(folder: Path, name: str) -> Path:
-    """Return `folder`, or one with a number added, without a file of this name."""
+    """Return `folder`, with a number added if it already has a file of this name."""
     number, free = 1, folder
     while (free / name).exists():
         number += 1

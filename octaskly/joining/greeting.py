@@ -31,7 +31,7 @@ _WORD: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9.+~-]*")
 
 
 class RefusalReason(IntEnum):
-    """Why the other side refuses a pairing."""
+    """Reason for which the other side refuses a pairing."""
 
     NONE = 0
     NO_SLOT = 1
@@ -72,7 +72,7 @@ _REFUSAL_TEXTS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
-    """What one side claims; untrusted until the pairing is confirmed."""
+    """Claims of one side; untrusted until the pairing is confirmed."""
 
     name: str  #: of the node
     key: bytes  #: the node's public key, 32 bytes

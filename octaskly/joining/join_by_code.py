@@ -86,7 +86,7 @@ class _OpenConversation(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """Why a member did not admit this machine; the most specific one is reported."""
+    """Failure of a pairing with one member; the most specific failure is reported."""
 
     error: OctasklyError
     specificity: int

@@ -1,7 +1,7 @@
 """Joiner's side of a pairing without a code: wait for a member and compare words.
 
 `octaskly join` runs this in its own process. It listens only while it waits, and for
-one member. Each command shows words once, so an attacker cannot retry until they match.
+one member. Each command shows words only once, so an attacker has one try to match.
 """
 
 from __future__ import annotations

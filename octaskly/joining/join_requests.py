@@ -92,9 +92,9 @@ class WaitingMachines:
     ) -> list[WaitingMachine]:
         """Dial the new machines; return all that wait, sorted by name.
 
-        Forged machines must not keep out real ones. Requests are bounded per address,
-        a random choice is made among too many, and above `WAITING_MAX` the oldest
-        request of the address with most requests is closed.
+        Forged requests must not displace real ones. The number of requests per address
+        is bounded. If too many machines are new, a random choice is dialled. Above
+        `WAITING_MAX` requests, the oldest one of the address with the most is closed.
         """
         newcomers = self._select_newcomers(
             [one for one in found if one.node not in self._waiting]
