@@ -67,7 +67,7 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
     Args:
         style: `auto`, `console`, `json` or `journal`.
         level: Lowest level shown: `debug`, `info`, `warning` or `error`.
-        environ: Environment, of which JOURNAL_STREAM and NO_COLOR are used.
+        environ: Environment; only JOURNAL_STREAM and NO_COLOR are used.
     """
     is_journal = _is_stderr_journal(environ)
     if style == "auto":
