@@ -11,7 +11,7 @@ from octaskly.core.model.ids import NodeId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One request that changed something or was refused, or several equal ones."""
+    """A request that changed something or was refused, or a summary of equal ones."""
 
     id: str  #: unique in the mesh, so that a repeated delivery is harmless
     at_ms: int  #: wall clock of the node that decided

@@ -31,7 +31,7 @@ class RecentAttempts:
 
     running: tuple[AttemptWithTask, ...]  #: oldest task first
     ended: tuple[AttemptWithTask, ...]  #: latest end first
-    is_truncated: bool  #: more may have ended in that time
+    is_truncated: bool  #: `ended` may be incomplete
 
 
 class LogReader(Protocol):

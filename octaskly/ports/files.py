@@ -24,7 +24,7 @@ class FileUpload(Protocol):
 
         Raises:
             ContentMismatch: There are more bytes than announced.
-            OSError: The disk accepts no more.
+            OSError: The disk is full or failing.
         """
 
     def finish(self) -> None:
@@ -42,7 +42,7 @@ class FileStore(Protocol):
     """The files of this node. All methods block; any thread may call them."""
 
     def touch_file(self, sha256: str) -> int | None:
-        """Return the size of a file and protect it for a while, or None."""
+        """Protect a file for a while and return its size; None if it is not stored."""
 
     def start_upload(self, sha256: str, size_bytes: int) -> FileUpload:
         """Start an upload.

@@ -164,10 +164,10 @@ class Gateway(OutputSource, EventSource, Protocol):
         """
 
     def at_hand(self, ref: str) -> TaskRecord | None:
-        """Return an ended task from the cache, or None without reading the store."""
+        """Return an ended task from the cache, or None; never read the store."""
 
     async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
-        """Do as `find_task`, but return once the task is final or the time is over."""
+        """Return a task as `find_task` does, once it is final or the time is over."""
 
     async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         """Return one page of tasks."""

@@ -38,7 +38,7 @@ class WaitingMachine:
     name: str
     node_id: str
     fingerprint: str
-    """Three words. The machine shows the same ones unless the path is attacked."""
+    """Three words. The machine shows others if the connection is intercepted."""
     address: str
 
 

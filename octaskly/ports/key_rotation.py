@@ -30,7 +30,7 @@ class KeyRotationControl(Protocol):
         """Return the progress of the newest generation."""
 
     def is_node_refused(self, node: NodeId) -> bool:
-        """Return True if a node may not act for others, or not now."""
+        """Return True if a node may not act for others, at least for now."""
 
     async def start_rotation(
         self, *, principal: Principal, is_urgent: bool

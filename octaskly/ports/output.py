@@ -30,7 +30,7 @@ class OutputChunk(NamedTuple):
 
 
 class OutputSource(Protocol):
-    """Source of output that is not in a result: long output, or of a running task."""
+    """Source of output that is not in a result: long, or of a running task."""
 
     async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float

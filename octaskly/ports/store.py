@@ -165,7 +165,7 @@ class DurableStore(LogReader, Protocol):
         """Queue entries for the next commit."""
 
     def merge_rows(self, item: MergeRows) -> None:
-        """Queue rows of a snapshot. The last ones add the vector of its head."""
+        """Queue rows of a snapshot. The last part adds the vector of its head."""
 
     def save_node_state(self, item: Save) -> None:
         """Queue node state for the next commit."""

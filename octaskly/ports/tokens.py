@@ -64,7 +64,7 @@ class TokenRegistry(Protocol):
 
         Raises:
             NotDispatcher: Another node is dispatcher.
-            PermissionDenied: The token would outlast the secret behind `by`.
+            PermissionDenied: The token of `by` is of an older secret.
             TokenExists: A valid token has this name.
             TooManyRecords: The mesh has reached its limit of tokens.
             StoreFull: The disk accepts no writes.
