@@ -1,7 +1,7 @@
-"""The node to ask, as settings files name it, and how such files are read.
+"""Client settings in settings files, and the checks before such a file is read.
 
-Commands import this alone: the table of all settings takes longer to import than a
-quick command may.
+Commands import only this module, because the table of all settings takes too long to
+import.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def read_client_settings(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Yield what each file says of the node to ask; the first prevails.
+    """Yield the client settings of each file; earlier files override later ones.
 
     Raises:
-        ConfigError: a file that says something of it cannot be used.
+        ConfigError: A file with client settings cannot be used.
     """
     for path in settings_files(environ):
         if _mentions_clients(path):
@@ -33,21 +33,21 @@ def read_client_settings(environ: Mapping[str, str]) -> Iterator[dict[str, str]]
 
 
 def _mentions_clients(path: Path) -> bool:
-    """Whether a file may say something to commands: those for agents alone do not."""
+    """Return True if a file may contain client settings."""
     try:
         with open(path, "rb", opener=_opened) as file:
             text = file.read(FILE_BYTES_MAX)
     except OSError:
-        return False  # There is none, or it is not for this user.
+        return False  # It is missing, or this user may not read it.
     return any(key.encode() in text for key in CLIENT_KEYS)
 
 
 def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # A FIFO must not hang a command.
+    return os.open(path, flags | os.O_NONBLOCK)  # A FIFO must not block a command.
 
 
 def _read_client_file(path: Path) -> dict[str, str]:
-    # Imported here: most machines have no such file, and commands shall be quick.
+    # Imported here, as most machines have no file and commands must be quick.
     import tomllib  # noqa: PLC0415
 
     try:
@@ -60,7 +60,7 @@ def _read_client_file(path: Path) -> dict[str, str]:
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{key} is not a string")  # noqa: TRY004 - as any fault of a file
+        raise ValueError(f"{key} is not text")  # noqa: TRY004 - as any fault of a file
     if key != "ca_file":
         return value
     if not value.startswith(("/", "~/")):
@@ -69,13 +69,15 @@ def _text(key: str, value: object) -> str:
 
 
 def read_protected_file(path: Path) -> str:
-    """Return the text of a file that nobody else can change: it decides what runs.
+    """Return the text of a file that only this user or root can change.
+
+    Other users must not change settings, because these decide which programs run.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no file for this; the text says why.
+        OSError: It cannot be read.
+        ValueError: It is unsuitable; the text states the reason.
     """
-    # A FIFO in its place must not hang the start, hence O_NONBLOCK.
+    # O_NONBLOCK: opening a FIFO must not block the start.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

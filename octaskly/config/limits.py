@@ -51,8 +51,8 @@ class LimitOptions:
         Amount(minimum=4, maximum=defaults.COUNT_MAX),
         "number of open API connections",
         default=defaults.CONNECTIONS_MAX,
-        details="fewer if the process may open fewer files; the local socket has 64 more; "
-        "LAN clients together get at most three quarters",
+        details="fewer if the process may open fewer files; the local socket has 64 "
+        "more; LAN clients together get at most three quarters",
     )
     connections_per_address: int = setting(
         "--connections-per-address",
@@ -84,7 +84,8 @@ class LimitOptions:
         ),
         "size of the first line of a request, and of each header field",
         default=defaults.HEADER_BYTES,
-        details="with at most 128 fields, on all routes; more is answered with 400 or 431",
+        details="with at most 128 fields, on all routes; more is answered with 400 or "
+        "431",
     )
     body_s: int = setting(
         "--body-timeout",

@@ -86,15 +86,16 @@ class AgentOptions(LimitOptions):
         NODE_NAME,
         "name of this node in the mesh",
         unset="the machine's short name",
-        details="a name that another node has becomes `NAME-` and four characters of the "
-        "node id, permanently",
+        details="a name that another node has becomes `NAME-` and four characters of "
+        "the node id, permanently",
     )
     state_dir: Path | None = setting(
         "--state-dir",
         _FOLDER,
         "folder of the log, results and identity",
         unset="~/.local/state/octaskly/NAME",
-        details="one agent per folder; systemd's `STATE_DIRECTORY` replaces the default",
+        details="one agent per folder; systemd's `STATE_DIRECTORY` replaces the "
+        "default",
     )
     secret_file: Path | None = setting(
         "--secret-file",
@@ -128,8 +129,8 @@ class AgentOptions(LimitOptions):
         "use this network interface only",
         default=(),
         unset="all but loopback, container bridges and tunnels",
-        details="for mDNS, the peer port and the LAN port; with `lo`, nothing leaves this "
-        "machine",
+        details="for mDNS, the peer port and the LAN port; with `lo`, nothing leaves "
+        "this machine",
     )
     join: tuple[tuple[str, int], ...] = setting(
         "--join",
@@ -171,7 +172,8 @@ class AgentOptions(LimitOptions):
         ValueType("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
         "run tasks as this user, who cannot access the agent's data",
         unset="the agent's own user",
-        details="without it, an agent that runs as root warns that its tasks are root too",
+        details="without it, an agent that runs as root warns that its tasks are root "
+        "too",
     )
     cors_origins: tuple[str, ...] = setting(
         "--cors-origin",
@@ -290,8 +292,8 @@ class AgentOptions(LimitOptions):
         Amount("T", SECONDS, maximum=DRAIN_S_MAX),
         "time that running tasks have to end after SIGTERM",
         default=DRAIN_S,
-        details="then they are killed and run elsewhere; the agent extends systemd's stop "
-        "timeout accordingly",
+        details="then they are killed and run elsewhere; the agent extends systemd's "
+        "stop timeout accordingly",
     )
     rotate_within_s: int = setting(
         "--rotate-within",
@@ -312,8 +314,8 @@ class AgentOptions(LimitOptions):
         Amount("T", SECONDS, maximum=KILL_GRACE_S_MAX),
         "time from SIGTERM to SIGKILL for tasks that are killed",
         default=KILL_GRACE_S,
-        details="because they timed out, were cancelled by force, or still ran when the "
-        "agent stopped; a task may set another `grace`",
+        details="because they timed out, were cancelled by force, or still ran when "
+        "the agent stopped; a task may set another `grace`",
     )
     log_format: str = setting(
         "--log-format",
@@ -367,7 +369,7 @@ class Setting:
 
 
 _ROWS = fields(AgentOptions)
-_LIMITS_COUNT = len(fields(LimitOptions))  # They are first there, but shown last.
+_LIMITS_COUNT = len(fields(LimitOptions))  # First in `_ROWS`, but shown last.
 SETTINGS = tuple(
     Setting(field=row.name, default=row.default, **row.metadata)
     for row in (*_ROWS[_LIMITS_COUNT:], *_ROWS[:_LIMITS_COUNT])
