@@ -270,7 +270,10 @@ class LauncherTaskGroup(Group):
         self.is_launcher_inside = False  #: otherwise no task may be started
 
     def move_launcher_in(self) -> bool:
-        """Move the launcher in, unless a frozen or unkillable task is there."""
+        """Move the launcher in; return True if it is in.
+
+        A frozen or unkillable task in the group prevents the move.
+        """
         if (
             not self.is_launcher_inside
             and not self.is_frozen
@@ -294,13 +297,16 @@ class LauncherTaskGroup(Group):
         return super().pids() - {os.getpid()}
 
     def set_frozen(self, *, is_frozen: bool) -> bool:
-        """Freeze or thaw the task; the launcher then stays outside until it ends."""
+        """Freeze or thaw the task; return True if that was allowed.
+
+        The launcher then stays outside until the task ends.
+        """
         if is_frozen and not self._move_launcher_out():
             return False
         return super().set_frozen(is_frozen=is_frozen)
 
     def kill_all(self) -> bool:
-        """Move the launcher out, kill the task, and move in again."""
+        """Kill the task while the launcher is outside; return True if it is gone."""
         if not self._move_launcher_out():
             return False
         is_empty = super().kill_all()
@@ -364,7 +370,10 @@ class GroupPool:
         return self._free.pop() if self._free else None
 
     def move_launcher_in(self, group: Group) -> bool:
-        """Move the launcher in; its new children start in this group."""
+        """Move the launcher in; return True if that was allowed.
+
+        Its new children start in this group.
+        """
         begin_s = time.perf_counter()
         is_in = group.move_self_in()
         self._moves += 1
