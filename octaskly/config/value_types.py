@@ -173,15 +173,15 @@ class Boolean(ValueType):
         super().__init__("", "true or false", "true|false")
 
     def parse_text(self, text: str) -> bool:
-        """Return the truth value."""
+        """Return True if the text is `true`."""
         return bool(super().parse_text(text) == "true")
 
     def parse_flag(self, raw: bool) -> bool:  # noqa: FBT001  as the others
-        """Return the flag unchanged."""
+        """Return True if the flag is set."""
         return raw
 
     def parse_toml(self, raw: object) -> bool:
-        """Return the truth value."""
+        """Return True if the item is `true`."""
         if not isinstance(raw, bool):
             raise InvalidValue((raw, self.allowed))
         return raw
