@@ -150,7 +150,8 @@ def _resolve_member(client: Session, ref: str) -> str | None:
     array, _, number = ref.rpartition(".")
     if not array or not number.isdecimal():
         return None
-    return f"{client.send_and_decode(api_calls.task(resolve_ref(client, array)), Task).id}.{number}"
+    found = client.send_and_decode(api_calls.task(resolve_ref(client, array)), Task)
+    return f"{found.id}.{number}"
 
 
 def pad_task_number(ref: str) -> str:

@@ -29,7 +29,8 @@ FLOWS = (request, resumable, retry, sse, streams)
 CLIENT = (http_connection, session, thread_driver, *FLOWS)
 FILES = {m.__file__ for m in COMMANDS + CLIENT}
 TICK_S, TICKS_IDLE = 0.3, 4
-http_connection.SIGNAL_CHECK_S = 3600  # Each look would run lines, so that no wait was the last.
+# Each look would run lines, so that no wait was the last.
+http_connection.SIGNAL_CHECK_S = 3600
 
 def interrupted(at):
     # Where there are fewer lines, in the wait behind the last one: none ran between

@@ -17,4 +17,5 @@ def tables() -> str:
 
 def _row(metric: Metric) -> str:
     labels = "".join(f", `{label}`" for label in metric.labels)
-    return f"| `{metric.name}` | {metric.kind}{labels} | {metric.reported_by} | {metric.help_text} |\n"
+    cells = (f"`{metric.name}`", f"{metric.kind}{labels}", metric.reported_by)
+    return f"| {' | '.join((*cells, metric.help_text))} |\n"

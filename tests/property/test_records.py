@@ -81,7 +81,8 @@ def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[objec
             entry = Entry(stream, seq, 10 * seq + stream, record)
             table.apply_record(db, entry, record, 0)
     found = db.execute(
-        "SELECT kind, key, body, expires_ms, recorded_hlc, hlc, stream, seq FROM records"
+        "SELECT kind, key, body, expires_ms, recorded_hlc, hlc, stream, seq"
+        " FROM records"
         " ORDER BY kind, key"
     ).fetchall()
     db.close()

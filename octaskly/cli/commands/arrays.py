@@ -292,7 +292,7 @@ def _run_array(
     keep_order: bool,  # noqa: FBT001
 ) -> int:
     """Submit an array and print its results; return the exit code."""
-    from octaskly.cli.output.results import ResultPrinter  # noqa: PLC0415
+    from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
     try:
         with context.connect() as client, defer_first_interrupt() as noted:

@@ -43,7 +43,7 @@ class _ResubmittedTask(NamedTuple):
     last_submitted_hlc: int
     last_change_hlc: int
     rows: int
-    mesh_records: list[TaskRecord]
+    records: list[TaskRecord]
 
 
 @dataclass(slots=True)
@@ -125,12 +125,22 @@ def plan_compaction(
     left = mesh_records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
     if len(left) > CARRIED_MAX:
         return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
+    return _planned(cut, marks, left, is_low_on_space=used > low)
+
+
+def _planned(
+    cut: _CompactionCut,
+    marks: tuple[StreamFloor, ...],
+    carried_records: tuple[Recorded, ...],
+    *,
+    is_low_on_space: bool,
+) -> FloorPlanned:
     return FloorPlanned(
         Floor(cut.horizon, marks),
         tuple(cut.carried),
-        records=left,
+        records=carried_records,
         has_more=not cut.is_over,
-        is_low_on_space=used > low,
+        is_low_on_space=is_low_on_space,
         purged_count=cut.void_rows,
     )
 

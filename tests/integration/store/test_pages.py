@@ -273,7 +273,10 @@ def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
 
 def test_blocks_count_what_is_there_and_go_with_it(db: sqlite3.Connection) -> None:
     """Of old tasks nothing is left to be read for ever."""
-    counted = "SELECT node, state, block, n FROM block_counts WHERE state >= 0 ORDER BY 1, 2, 3"
+    counted = (
+        "SELECT node, state, block, n FROM block_counts"
+        " WHERE state >= 0 ORDER BY 1, 2, 3"
+    )
     rows_of = (
         "SELECT node, state, key >> ?, count(*) FROM tasks WHERE node NOT NULL"
         " GROUP BY 1, 2, 3 UNION ALL SELECT '', state, key >> ?, count(*) FROM tasks"

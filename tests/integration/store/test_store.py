@@ -49,7 +49,8 @@ async def write(stream, pipe):
     epochs = ((stream, Epoch(1, NodeId("a"))),)
     for seq in range(1, 1_000_000):
         facts = [kit.submitted(seq, id=f"{stream}.{seq}")]
-        store.append_entries(seq, kit.entries(facts, stream=stream, after=seq - 1), epochs)
+        entries = kit.entries(facts, stream=stream, after=seq - 1)
+        store.append_entries(seq, entries, epochs)
         if seq % 7 == 0:
             await asyncio.sleep(0.0005)
 

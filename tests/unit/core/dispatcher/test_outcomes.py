@@ -310,7 +310,8 @@ def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again()
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
     assert send_acknowledgement(A, attempt(2)) in world.commit()
-    world.dispatch._queue._recent_finals.clear()  # Of them the last ones are remembered.
+    # Only the last ones are remembered.
+    world.dispatch._queue._recent_finals.clear()
     assert ONCE.spec is not None
     listed = ((attempt(), ONCE.spec), (attempt(2), ONCE.spec))
     world.dispatch.on_reattach(A, Reattach(listed, 0, NodeState.READY), moment())
@@ -608,7 +609,8 @@ def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     world.commit()
-    world.dispatch._queue._recent_finals.clear()  # Of them the last ones are remembered.
+    # Only the last ones are remembered.
+    world.dispatch._queue._recent_finals.clear()
     world.dispatch.on_worker_down(A, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     world.dispatch.on_reattach(A, listing(attempt(), spec()), moment())
