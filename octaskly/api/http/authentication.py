@@ -2,6 +2,10 @@
 
 A node certificate authenticates only the hop. It lets the sender state a principal and
 fetch outputs; it grants no other permission.
+
+`RequestPipeline._authenticate` in `api.server.pipeline` decides which method applies to
+a connection. The agent supplies the function that verifies tokens
+(`agent.gateway.tokens`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
-from octaskly.config.defaults import STREAMS_MAX
+from octaskly.config.defaults import BODY_S, HEADER_S, STALL_S, STREAMS_MAX
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import (
@@ -57,13 +57,17 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpTimeouts:
-    """Timeouts for clients and for other nodes."""
+    """Timeouts for clients and for other nodes.
 
-    header_s: float = 10.0  #: from connect or the last response to a complete header
-    body_s: float = 10.0
+    The options in `config.limits` set `header_s`, `body_s` and `stall_s`.
+    """
+
+    #: from connect or the last response to a complete header
+    header_s: float = HEADER_S
+    body_s: float = BODY_S
     dispatcher_wait_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
-    stall_s: float = 30.0  #: between two parts of a stream
+    stall_s: float = STALL_S  #: between two parts of a stream
     keepalive_s: float = 3.0  #: until an idle stream sends a keepalive
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
     #: for connections of nodes whose certificate is of an older secret

@@ -3,6 +3,9 @@
 The node of the client asks the dispatcher for the status of the task, and fetches bytes
 directly from the worker. Both may change; the reader's position stays valid, because it
 consists of attempt and offsets.
+
+`logs` sends the events to the client. `api.http.sse` disconnects clients that do not
+read.
 """
 
 from __future__ import annotations

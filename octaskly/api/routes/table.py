@@ -1,4 +1,9 @@
-"""Table of all routes."""
+"""Table of all routes.
+
+Each route states its permission (`Route.access`), its limits and its handler in the
+`ROUTES` of its own module. `api.http.request` defines `Route` and `Access`. To add a
+module of routes, list it here.
+"""
 
 from __future__ import annotations
 

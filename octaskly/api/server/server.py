@@ -429,6 +429,7 @@ class ApiServer:
             rotations=self._rotations,
             stall_s=self._timeouts.stall_s,
             loop=asyncio.get_running_loop(),
+            # --header-timeout and --header-max: see `config.limits`.
             keepalive_timeout=self._timeouts.header_s,
             max_line_size=self._limits.header_bytes,
             max_field_size=self._limits.header_bytes,

@@ -1,4 +1,8 @@
-"""Admission: turns drafts into tasks, with ids and places in the queue."""
+"""Admission: turns drafts into tasks, with ids and places in the queue.
+
+The place is `TaskSpec.ord`: a higher priority first, then the earlier submission. It is
+in the log, so a change of the formula applies to new tasks only.
+"""
 
 from __future__ import annotations
 

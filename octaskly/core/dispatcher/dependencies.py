@@ -1,8 +1,10 @@
 """Dependencies between tasks: releases tasks to run, or cancels those that never can.
 
-The store keeps the dependencies, since there may be a million of them. This module
-decides when to query it for unblocked tasks, and writes facts about them. The facts of
+The store keeps the dependencies, since there may be a million of them:
+`store.writing.dependency_index` decides if one is met or broken. This module decides
+when to query the store for unblocked tasks, and writes facts about them. The facts of
 each answer are durable before the next query, so no task is decided twice.
+`agent.gateway.parent_lookup` resolves the names of parents at submission.
 
 A task does not wait for ever for a dependency that no node knows. The dependency was
 forgotten during the submission, or its only disk has been offline for long.

@@ -2,9 +2,9 @@
 
 The store finds how far the floor may rise, in bounded steps. Tasks below it that are
 not final are carried: all their facts are written again before the floor. The same
-holds for records (see `core.log.records`), and for tasks that this node knows from rows
-of a snapshot alone. The sender of those rows may never return, and a Pull of entries
-does not include them.
+holds for records (see `core.log.mesh_records`), and for tasks that this node knows from
+rows of a snapshot alone. The sender of those rows may never return, and a Pull of
+entries does not include them.
 
 Source: docs/explanation/log.md.
 """

@@ -5,6 +5,9 @@ of the node reads `dispatcher_epoch` and `attachment`. `timeouts` starts transit
 timers, and `claims` starts them on messages. This module makes each transition
 complete, whichever of the two started it.
 
+This node announces a claim of its own, and confirms the claim of another node, only
+after the epoch is durable: see `claim_epoch` and `follow`.
+
 Source: docs/explanation/election.md.
 """
 

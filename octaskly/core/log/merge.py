@@ -4,6 +4,9 @@ Task records form a join-semilattice: `join_records` is commutative, associative
 idempotent. So two nodes with the same facts show the same task. The store applies the
 join; this module does no I/O.
 
+No entry is ever rolled back: each stream has one writer, so logs cannot conflict.
+`Journal.append_remote` in `core.replication.journal` leaves out entries beyond a gap.
+
 Source: docs/explanation/log.md.
 """
 

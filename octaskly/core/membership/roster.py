@@ -3,6 +3,8 @@
 If a name is taken, the node is permanently named `<name>-<first 4 of the node id>`.
 Members are in the order of succession. Lost members stay in the list for
 `LOST_MEMBER_S`.
+
+`peer` ranks the candidates. `core.replication.replication` chooses the standbys.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ DOUBLINGS_MAX = 30  #: enough to reach every cap; bounds the power of two
 def backoff(failures: int, *, base_s: float, cap_s: float) -> float:
     """Return the seconds to wait after `failures`: doubled each time, up to the cap.
 
-    There is no jitter: a single sender retries on a single link, so its retries cannot
-    coincide with those of others.
+    The result has no jitter. `retry_delay_s` in `core.scheduling.retry_policy` adds it,
+    because tasks that failed together would otherwise retry together.
 
     Args:
         failures: Failures so far, from 1.

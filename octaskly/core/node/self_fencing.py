@@ -1,8 +1,11 @@
 """Self-fencing: a dispatcher that was paused stops until a follower confirms its epoch.
 
-While the process was paused, other nodes may have elected another dispatcher. So this
-dispatcher neither accepts nor places work until a follower answers a heartbeat of this
-epoch that was sent after the pause. It waits for at most `replication_wait_s`.
+After a pause of its own process, another node may have been elected. So the dispatcher
+neither accepts nor places work until a follower answers a heartbeat of this epoch that
+was sent after the pause. It waits for at most `replication_wait_s`.
+
+Without a pause, a dispatcher that loses its followers continues, because there is no
+quorum. `core.election.claims` decides between two dispatchers once they meet.
 """
 
 from __future__ import annotations

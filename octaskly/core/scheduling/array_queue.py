@@ -2,6 +2,9 @@
 
 An array is a single queued task. A member becomes a task of its own when a worker gets
 it. From then on it is treated like any other task.
+
+Nothing limits how many members of an array run at once. `max_fails` only cancels the
+rest after too many failures.
 """
 
 from __future__ import annotations

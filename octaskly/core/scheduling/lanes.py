@@ -1,13 +1,16 @@
 """Lanes: the front of the queue in memory, split by the requirements of tasks.
 
-Lanes own the order of queued tasks, and how far the store was read. Tasks with equal
-requirements (most have none) have one shape and fit the same nodes. So they wait in one
-lane, ordered by priority and age, and the first of them shows if any can run. A task
-that no node can run now neither delays other lanes nor takes space from them.
+Lanes keep queued tasks in order, and record how far the store was read. Tasks with
+equal requirements (most have none) have one shape and fit the same nodes. So they wait
+in one lane, ordered by priority and age, and the first of them shows if any can run. A
+task that no node can run now neither delays other lanes nor takes space from them.
 
 The tasks and bytes of a lane are bounded, and so is the number of lanes. The store
 holds the rest. If there are more shapes than lanes, shapes that some node could run
 come first.
+
+The order is that of `TaskSpec.ord`, which `core.dispatcher.admission` computes from
+priority and time. `matching` reserves a worker for a lane that is blocked for too long.
 """
 
 from __future__ import annotations

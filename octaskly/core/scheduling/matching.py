@@ -5,6 +5,9 @@ priority and then the greatest age is placed first. If no worker has room for it
 matcher skips its lane, so that other lanes proceed. A lane skipped for
 `RESERVE_AFTER_S` gets a reservation: one worker takes no later task from other lanes
 until it has room for that lane's first task. There is one reservation at a time.
+
+`requirements` decides if an idle node could run a task. `worker_pool` decides if a
+worker has room now, and which of several workers is best.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A queued task in the dispatcher's memory, and the table of its stage transitions.
 
-The order of tasks is decided in `lanes`.
+`lanes` keeps the order of `TaskSpec.ord`.
 """
 
 from __future__ import annotations

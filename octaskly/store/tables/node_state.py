@@ -1,4 +1,8 @@
-"""Node state: term, vector, rows ahead of the log, spooled results and peers."""
+"""Node state: term, vector, rows ahead of the log, spooled results and peers.
+
+The core decides when these are saved, and what waits for that: see
+`core.election.election` and `core.replication.journal`.
+"""
 
 from __future__ import annotations
 
