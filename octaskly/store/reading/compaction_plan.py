@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import Floor, StreamFloor
+from octaskly.core.log.facts import Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import HLC_MAX, ORD_HLC_MASK
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
