@@ -275,7 +275,7 @@ class CoreLoop:
     ) -> None:
         gateway.view.on_published(effect)
         gateway.view.record_epoch_start(self._clock.now(), self.node.last_takeover)
-        gateway.waiters.recent.reigns(effect.epoch)
+        gateway.waiters.recent.start_epoch(effect.epoch)
         gateway.feed.on_roster_published(effect)
         self._on_ended()
 

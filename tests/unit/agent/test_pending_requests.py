@@ -11,7 +11,7 @@ from octaskly.agent.gateway.pending_requests import (
     FEW_ENTRIES,
     OUTPUT_BYTES_MAX,
     TASKS_MAX,
-    Recent,
+    RecentTasks,
     TaskWaiters,
 )
 from octaskly.core.log.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
@@ -36,15 +36,15 @@ def entries(*facts: Fact, stream: StreamId = STREAM, after: int = 0) -> list[Ent
     ]
 
 
-def remembering(*facts: Fact) -> Recent:
-    recent = Recent()
-    recent.reigns(EPOCH)
+def remembering(*facts: Fact) -> RecentTasks:
+    recent = RecentTasks()
+    recent.start_epoch(EPOCH)
     for i, fact in enumerate(facts):
         recent.appended(entries(fact, after=i))
     return recent
 
 
-def state_of(recent: Recent) -> TaskState | None:
+def state_of(recent: RecentTasks) -> TaskState | None:
     story = recent.get(TASK)
     return None if story is None else story.record.state
 
@@ -80,10 +80,10 @@ def test_what_is_not_known_whole_is_read(more: list[Entry]) -> None:
 def test_another_reign_forgets() -> None:
     """Somebody else may have gone on with the task meanwhile."""
     recent = remembering(*FACTS)
-    recent.reigns(EPOCH)
+    recent.start_epoch(EPOCH)
     assert recent.get(TASK) is not None
 
-    recent.reigns(Epoch(2, node_id("a")))
+    recent.start_epoch(Epoch(2, node_id("a")))
 
     assert recent.get(TASK) is None
 
@@ -97,7 +97,7 @@ def test_a_task_that_asks_for_something_is_read() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     """The oldest go first."""
-    recent = Recent()
+    recent = RecentTasks()
     names = [TaskId(f"task-{i:03d}-00000001") for i in range(TASKS_MAX + 1)]
     for i, name in enumerate(names):
         recent.appended(entries(Submitted(spec(name)), after=i))
