@@ -27,9 +27,9 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.task_options import Retry, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import TimerHeap

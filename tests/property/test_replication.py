@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from octaskly.core.effects import Append, Effect, LogLine, Send, ServePull
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -21,7 +22,6 @@ from octaskly.core.model.ids import (
     covers,
 )
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.signals import Outbox
 from octaskly.core.protocol.messages import (
     Entries,
     Message,

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded, SavedState
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.task_options import Pairs, Requirements, requires_of, shape_of
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report

@@ -8,6 +8,7 @@ from octaskly.core.effects import Effect, LogLine, Send, ServePull
 from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.log.facts import Fact, Submitted, TaskCancelled
 from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import (
     Address,
     DispatcherEpoch,
@@ -19,7 +20,6 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits, Settings
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from octaskly.core.effects import Send
 from octaskly.core.events import AttemptsEnded
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign, Kill, Report, Results

@@ -22,7 +22,7 @@ from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests, TaskWaiters
 from octaskly.agent.gateway.queue_history import QueueHistorySampler
-from octaskly.agent.gateway.retry import build_retry
+from octaskly.agent.gateway.rerun import build_retry
 from octaskly.agent.gateway.submissions import Submission, SubmissionService
 from octaskly.agent.gateway.task_lookup import OutputLocator, TaskFinder
 from octaskly.agent.gateway.tokens import TokenService

@@ -1,6 +1,6 @@
-"""Symptoms that `octaskly doctor` collects about the machine, agent and neighbours.
+"""Observations that `octaskly doctor` collects about the machine, agent and neighbours.
 
-The module has values only: `probes` collects them and `findings` interprets them.
+The module has values only: `probes` collects them and `diagnosis` interprets them.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from octaskly.core.election.phases import (
 )
 from octaskly.core.events import SavedState
 from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.model.component_signals import DispatcherSilent, Outbox, RoleChanged
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -46,7 +47,6 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeInfo, Takeover
 from octaskly.core.model.settings import Settings
-from octaskly.core.model.signals import DispatcherSilent, Outbox, RoleChanged
 from octaskly.core.protocol.messages import ClaimOk, Redirect
 from octaskly.core.replication.journal import Journal
 

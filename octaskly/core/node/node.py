@@ -54,17 +54,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
-from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
-from octaskly.core.model.keyring import (
-    REVOKED_REASON,
-    KeyringChanged,
-    KeyringStatus,
-    KeyringTransfer,
-    RotateRequested,
-)
-from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
-from octaskly.core.model.settings import Settings
-from octaskly.core.model.signals import (
+from octaskly.core.model.component_signals import (
     AdmissionChanged,
     Consequence,
     DispatcherSilent,
@@ -76,6 +66,16 @@ from octaskly.core.model.signals import (
     SyncProgressed,
     WorkerAvailabilityChanged,
 )
+from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
+from octaskly.core.model.keyring import (
+    REVOKED_REASON,
+    KeyringChanged,
+    KeyringStatus,
+    KeyringTransfer,
+    RotateRequested,
+)
+from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
+from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers

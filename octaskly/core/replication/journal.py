@@ -17,6 +17,12 @@ from octaskly.core.events import SavedState
 from octaskly.core.log.facts import MESH_FACTS, Entry, Fact, Floor, Recorded
 from octaskly.core.log.merge import join_floors
 from octaskly.core.log.mesh_records import RecordTable
+from octaskly.core.model.component_signals import (
+    FloorRaised,
+    Outbox,
+    RecordsAdded,
+    SyncProgressed,
+)
 from octaskly.core.model.hlc import accepted_hlc, hlc_next, hlc_of_latest_remote
 from octaskly.core.model.ids import (
     AttemptId,
@@ -28,12 +34,6 @@ from octaskly.core.model.ids import (
     covers,
 )
 from octaskly.core.model.nodes import OperatorHold
-from octaskly.core.model.signals import (
-    FloorRaised,
-    Outbox,
-    RecordsAdded,
-    SyncProgressed,
-)
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.protocol.messages import Snapshot, SnapshotHead
 

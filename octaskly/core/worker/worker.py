@@ -21,10 +21,10 @@ from octaskly.core.effects import (
     Unspool,
 )
 from octaskly.core.events import AttemptsEnded
+from octaskly.core.model.component_signals import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
 from octaskly.core.model.settings import SHORT_TASK_MS, Settings
-from octaskly.core.model.signals import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.task_options import slots_of
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap

@@ -11,7 +11,7 @@ from msgspec import json
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
-from octaskly.store.tables import arrays, name_collisions, page_counts, rows
+from octaskly.store.tables import arrays, list_counts, name_collisions, rows
 
 SEARCH_S_MAX: Final = 0.03  #: time limit of one search
 
@@ -47,7 +47,7 @@ def read_task_page(
         if members is None
         else (members.first, members.last)
     )
-    place = page_counts.find_page_start(
+    place = list_counts.find_page_start(
         db, _cells(query), keys, query.offset, is_last_first=query.is_newest_first
     )
     if query.offset >= place.total or query.limit <= 0:
@@ -131,10 +131,10 @@ def _parts(
         ).fetchone() or (0,)
         first, last = _keys_from(query, (first, last), key)
         first, last = (first, last - 1) if query.is_newest_first else (first + 1, last)
-    for start, n in page_counts.read_block_counts(
+    for start, n in list_counts.read_block_counts(
         db, _cells(query), (first, last), is_last_first=query.is_newest_first
     ):
-        end = page_counts.last_key_of_block(start)
+        end = list_counts.last_key_of_block(start)
         yield (max(first, start), min(last, end)), n
 
 
@@ -192,8 +192,8 @@ def _cells(query: TaskQuery) -> tuple[str, int]:
     """Return the node and state in `block_counts` that match the filters."""
     state = None if query.state is None else rows.NUMBER_OF[query.state]
     return (
-        page_counts.ANY_NODE if query.node is None else query.node,
-        page_counts.ANY_STATE if state is None else state,
+        list_counts.ANY_NODE if query.node is None else query.node,
+        list_counts.ANY_STATE if state is None else state,
     )
 
 

@@ -28,7 +28,7 @@ from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Outcome, TaskState
 from octaskly.store.tables import rows
-from octaskly.store.tables.page_counts import next_block_key
+from octaskly.store.tables.list_counts import next_block_key
 
 MEMBER_KEYS_START: Final = 1 << 40  #: lowest key of a member
 MEMBER_BIRTH: Final = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from octaskly.core.model.ids import StreamId
-from octaskly.store.tables import arrays, bulk, page_counts, rows
+from octaskly.store.tables import arrays, bulk, list_counts, rows
 from octaskly.store.tables.floors import raise_meta_number, read_floor
 
 TASKS_PER_STEP: Final = 200
@@ -155,12 +155,12 @@ def _delete_task_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) ->
     counted = db.execute(
         "SELECT coalesce(node, ''), state, key >> ?, -count(*) FROM tasks"  # noqa: S608
         f" WHERE key {these} GROUP BY 1, 2, 3",
-        (page_counts.BLOCK_BITS, *keys),
+        (list_counts.BLOCK_BITS, *keys),
     ).fetchall()
     bulk.COUNT_ADD.execute(
         db, [(kind, node, state, n) for node, state, _, n in counted]
     )
-    page_counts.add_counts(
+    list_counts.add_counts(
         db, {(node, state, block): n for node, state, block, n in counted}
     )
     db.execute(

@@ -12,7 +12,7 @@ from msgspec.structs import astuple, replace
 from octaskly.core.log.merge import TaskRecord, with_array_cancelled
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskSpec, TaskState
-from octaskly.store.tables import arrays, bulk, page_counts, rows
+from octaskly.store.tables import arrays, bulk, list_counts, rows
 from octaskly.store.tables.arrays import ArrayMembers
 from octaskly.store.writing.dependency_index import DependencyChanges
 from octaskly.store.writing.projection import CountKey, ProjectedTask
@@ -74,7 +74,7 @@ class RowChanges:
                 "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?",
                 self.queue_positions,
             )
-        cells: defaultdict[page_counts.BlockCell, int] = defaultdict(int)
+        cells: defaultdict[list_counts.BlockCell, int] = defaultdict(int)
         for block, n in self.queued_by_block.items():
             self.count_moves[None, _QUEUED_COUNT, block] += n
         for (before, count, block), n in self.count_moves.items():
@@ -85,7 +85,7 @@ class RowChanges:
                 cells[before[1], before[2], block] -= n
         deltas = [(*count, n) for count, n in self.count_deltas.items() if n]
         bulk.COUNT_ADD.execute(db, deltas)
-        page_counts.add_counts(db, cells)
+        list_counts.add_counts(db, cells)
 
     def add_task(self, task: ProjectedTask, record: TaskRecord, spec: TaskSpec) -> None:
         """Collect the changes of a task that is not a member. It must have a key."""
@@ -153,7 +153,7 @@ class RowChanges:
             self._move_count(task, (arrays.TASK, tries[0].node, _RUNNING))
         else:
             self.plain_inserts.append(row)
-            self.queued_by_block[page_counts.block_of(key)] += 1
+            self.queued_by_block[list_counts.block_of(key)] += 1
             task.counted_as = _QUEUED_COUNT
         return True
 
@@ -306,5 +306,5 @@ class RowChanges:
         if count == task.counted_as:
             return
         assert task.key is not None
-        self.count_moves[task.counted_as, count, page_counts.block_of(task.key)] += 1
+        self.count_moves[task.counted_as, count, list_counts.block_of(task.key)] += 1
         task.counted_as = count

@@ -24,7 +24,7 @@ from octaskly.ports import Clock, Packer
 from octaskly.store.tables import arrays, bulk, mesh_records, node_state, rows
 from octaskly.store.tables.arrays import ArrayMembers
 from octaskly.store.tables.floors import raise_meta_number, read_floor, write_floor
-from octaskly.store.tables.page_counts import next_block_key
+from octaskly.store.tables.list_counts import next_block_key
 from octaskly.store.writing import purge
 from octaskly.store.writing.dependency_index import DependencyIndex
 from octaskly.store.writing.projection import (

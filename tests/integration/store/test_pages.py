@@ -20,7 +20,7 @@ from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskQuery, TaskSearch
 from octaskly.store.reading import pages
-from octaskly.store.tables import page_counts, rows
+from octaskly.store.tables import list_counts, rows
 from octaskly.store.tables.database import open_writer
 from octaskly.store.writing import purge
 from octaskly.store.writing.table_merge import TableWriter
@@ -143,7 +143,7 @@ def test_a_page_takes_few_steps_however_deep(
         steps(db, TaskQuery(limit=10, offset=total * n // 9, **asked)) for n in range(9)
     ]
 
-    assert max(deep) <= first + 3 * (1 << page_counts.BLOCK_BITS)
+    assert max(deep) <= first + 3 * (1 << list_counts.BLOCK_BITS)
 
 
 def test_arrays_alone_are_listed_with_their_members_counted(
@@ -222,7 +222,7 @@ def test_a_search_finds_each_task_once_in_however_many_parts(
         search = replace(search, after=TaskId(page.next_name))
 
     assert shown == (wanted[::-1] if is_newest_first else wanted)
-    assert parts >= 5000 >> page_counts.BLOCK_BITS
+    assert parts >= 5000 >> list_counts.BLOCK_BITS
     assert page.unsearched == 0
 
 
@@ -241,7 +241,7 @@ def test_a_search_counts_only_when_it_has_looked_at_all(
 
     assert (whole.total, len(whole.records), whole.unsearched) == (715, 10, 0)
     assert whole.next_name == whole.records[-1].name
-    first_block = (1 << page_counts.BLOCK_BITS) - 1  # Keys begin at 1.
+    first_block = (1 << list_counts.BLOCK_BITS) - 1  # Keys begin at 1.
     assert (part.total, part.unsearched) == (None, 5000 - first_block)
     assert second.total is None
 
@@ -283,5 +283,5 @@ def test_blocks_count_what_is_there_and_go_with_it(db: sqlite3.Connection) -> No
         " GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
     )
 
-    found = db.execute(rows_of, [page_counts.BLOCK_BITS] * 2).fetchall()
+    found = db.execute(rows_of, [list_counts.BLOCK_BITS] * 2).fetchall()
     assert db.execute(counted).fetchall() == found

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from octaskly.agent.gateway import retry
-from octaskly.agent.gateway.retry import PositionRanges, build_retry
+from octaskly.agent.gateway import rerun
+from octaskly.agent.gateway.rerun import PositionRanges, build_retry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
@@ -56,7 +56,7 @@ async def test_many_that_follow_one_another_are_a_range(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two numbers say it all."""
-    monkeypatch.setattr(retry, "ITEMS_MAX", 3)
+    monkeypatch.setattr(rerun, "ITEMS_MAX", 3)
 
     assert await repeated((46, 49)) == ArraySpec(count=4, first=102, step=2)
 
@@ -65,7 +65,7 @@ async def test_many_with_gaps_are_refused_by_their_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As somebody would hand them in."""
-    monkeypatch.setattr(retry, "ITEMS_MAX", 3)
+    monkeypatch.setattr(rerun, "ITEMS_MAX", 3)
 
     with pytest.raises(NothingToRetry) as refused:
         await repeated((0, 1), (4, 9))

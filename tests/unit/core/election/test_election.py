@@ -32,6 +32,7 @@ from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.peer import candidate_rank
 from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -43,7 +44,6 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import (
     Claim,

@@ -11,6 +11,7 @@ from octaskly.core.key_rotation.rotation import RENEWING_REASON, KeyRotation
 from octaskly.core.log.mesh_records import RecordTable
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Moment, NodeId
 from octaskly.core.model.keyring import (
     REVOKED_REASON,
@@ -21,7 +22,6 @@ from octaskly.core.model.keyring import (
     SendKeyring,
 )
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
 from tests.support.builders import epoch, moment, node_id, node_info, settings

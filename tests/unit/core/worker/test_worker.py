@@ -15,6 +15,7 @@ from octaskly.core.effects import (
     Start,
     Stop,
 )
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import (
     NO_HOLD,
@@ -24,7 +25,6 @@ from octaskly.core.model.nodes import (
     OperatorHold,
     Pressure,
 )
-from octaskly.core.model.signals import Outbox
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Reattach, Results, ResultsOk

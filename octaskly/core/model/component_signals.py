@@ -1,4 +1,4 @@
-"""Consequences: changes in one component that the node delivers to other components.
+"""Signals between components: changes in one that the node delivers to the others.
 
 A component puts a consequence into the outbox. At the end of the step, the node
 delivers it once, even if it was put several times. It carries no data: its receivers
