@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
-from octaskly.cli.output.render import format_capacity, note, print_json, printable
-from octaskly.client import Refused, ReplyLost, Session, Unreachable
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import MEMBERSHIP, NODES, Call, resource_path
-from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
-from octaskly.joining.join_by_code import JoinGrant
-from octaskly.joining.join_by_words import (
-    PendingComparison,
-    receive_approval,
-    wait_for_member,
+from octaskly.cli.output.render import format_capacity, note, print_json
+from octaskly.client import (
+    Invite,
+    Membership,
+    NodeInfo,
+    Refused,
+    ReplyLost,
+    Session,
+    Unreachable,
 )
-from octaskly.mesh.discovery.scan import scan_meshes
-from octaskly.rest.access import Invite, Membership
-from octaskly.rest.mesh import NodeInfo
+from octaskly.client.flows import calls
+from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, resource_path
+from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
 
 if TYPE_CHECKING:
     from octaskly.config.agent import AgentConfig
+    from octaskly.joining.join_by_code import JoinGrant
     from octaskly.joining.key_exchange import InviteCode
 
 
@@ -210,6 +209,8 @@ class _JoinMethod:
 
         if self.code is None:
             import asyncio  # noqa: PLC0415
+
+            from octaskly.cli.join_dialog import join_by_words  # noqa: PLC0415
 
             return asyncio.run(join_by_words(name, key, self.interfaces))
         code = InviteCode.parse(_read_code() if self.code == "-" else self.code)

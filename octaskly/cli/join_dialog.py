@@ -1,0 +1,98 @@
+"""The dialog of a machine that joins by words: people here and at a member compare them.
+
+A module of its own, since what it imports takes longer than a quick command may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from octaskly.cli.output.render import note, printable
+from octaskly.errors import MeshError
+from octaskly.joining.join_by_code import JoinGrant
+from octaskly.joining.join_by_words import (
+    PendingComparison,
+    receive_approval,
+    wait_for_member,
+)
+from octaskly.mesh.discovery.scan import scan_meshes
+
+BROWSE_S: Final = 1.0
+CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": False}
+
+
+async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> JoinGrant:
+    """Wait for a member, show the words, and get in once both sides have said yes.
+
+    Raises:
+        PairingFailed: no member came, or somebody at it said no.
+        MeshError: somebody here said no.
+    """
+    meshes = await scan_meshes(BROWSE_S, interfaces)
+    note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
+    note(f"· waiting; on a member: octaskly approve {name}")
+    note("· three words to compare come here as soon as a member looks")
+    meeting = await wait_for_member(name, key, interfaces)
+    member = meeting.member.name
+    note(f"\n{member} answers. The words of this machine are:\n")
+    note(f"    {meeting.words}\n")
+    return await _confirm_while_waiting(meeting)
+
+
+async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
+    """Ask here while the member is heard: what it refuses needs no answer any more."""
+    member = meeting.member.name
+    hearing = asyncio.ensure_future(receive_approval(meeting))
+    try:
+        while (is_same := await _read_confirmation(member, hearing)) is None:
+            note("y or n?")
+        if not is_same:
+            raise MeshError(
+                "this machine did not join: the words differ",
+                hint="octaskly join    once more; if they differ again, somebody is in "
+                "the middle: use a code of `octaskly invite`",
+            )
+        if not hearing.done():
+            note(f"· waiting until somebody approves at {member}")
+        return await hearing
+    finally:
+        hearing.cancel()
+        meeting.conversation.close()
+
+
+async def _read_confirmation(
+    member: str, admission: asyncio.Future[JoinGrant]
+) -> bool | None:
+    """Return what somebody types; None: it is no answer.
+
+    Raises:
+        PairingFailed: somebody at the member said no meanwhile.
+        click.Abort: the terminal is closed.
+    """
+    loop = asyncio.get_running_loop()
+    typed = asyncio.Event()
+    asked = f"Does {printable(member)} show the same words? [y/N]: "
+    click.echo(asked, nl=False, err=True)
+    loop.add_reader(sys.stdin, typed.set)
+    typing = asyncio.ensure_future(typed.wait())
+    try:
+        await asyncio.wait(
+            (typing, *(() if admission.done() else (admission,))),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if admission.done() and admission.exception() is not None:
+            click.echo(err=True)
+            admission.result()
+        await typing
+    finally:
+        loop.remove_reader(sys.stdin)
+        typing.cancel()
+    line = sys.stdin.readline()
+    if not line:
+        raise click.Abort
+    return CONFIRMATIONS.get(line.strip().lower())
