@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
+
+from msgspec import structs
 
 from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.settings import SHORT_TASK_MS
