@@ -1,6 +1,6 @@
-"""The dialog of a machine that joins by words: people here and at a member compare them.
+"""The dialog of a machine that joins by words, which users compare on both machines.
 
-A module of its own, since what it imports takes longer than a quick command may.
+It is a module of its own because its imports are slow, and no other command needs them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": Fal
 
 
 async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> JoinGrant:
-    """Wait for a member, show the words, and get in once both sides have said yes.
+    """Wait for a member, show the words, and join once both sides have confirmed.
 
     Raises:
-        PairingFailed: no member came, or somebody at it said no.
-        MeshError: somebody here said no.
+        PairingFailed: no member connected, or its user refused.
+        MeshError: the user here refused.
     """
     meshes = await scan_meshes(BROWSE_S, interfaces)
     note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
@@ -45,7 +45,7 @@ async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Joi
 
 
 async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
-    """Ask here while the member is heard: what it refuses needs no answer any more."""
+    """Ask the user, and stop asking if the member refuses meanwhile."""
     member = meeting.member.name
     hearing = asyncio.ensure_future(receive_approval(meeting))
     try:
@@ -68,10 +68,10 @@ async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
 async def _read_confirmation(
     member: str, admission: asyncio.Future[JoinGrant]
 ) -> bool | None:
-    """Return what somebody types; None: it is no answer.
+    """Return the user's answer, None if it is neither yes nor no.
 
     Raises:
-        PairingFailed: somebody at the member said no meanwhile.
+        PairingFailed: the user of the member refused meanwhile.
         click.Abort: the terminal is closed.
     """
     loop = asyncio.get_running_loop()

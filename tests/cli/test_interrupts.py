@@ -20,13 +20,13 @@ import json, signal, sys
 from octaskly.cli import interrupts, main
 from octaskly.cli.commands import run
 from octaskly.cli.output import follow
-from octaskly.client import http_connection, session
+from octaskly.client import command_session, http_connection
 from octaskly.client.drivers import thread_driver
-from octaskly.client.flows import request, resumable, retry, sse, streams
+from octaskly.client.flows import request_flow, resumable, retry, sse, streams
 
 COMMANDS = (run, interrupts, follow)
-FLOWS = (request, resumable, retry, sse, streams)
-CLIENT = (http_connection, session, thread_driver, *FLOWS)
+FLOWS = (request_flow, resumable, retry, sse, streams)
+CLIENT = (http_connection, command_session, thread_driver, *FLOWS)
 FILES = {m.__file__ for m in COMMANDS + CLIENT}
 TICK_S, TICKS_IDLE = 0.3, 4
 # Each look would run lines, so that no wait was the last.

@@ -235,7 +235,7 @@ def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
 
     assert done.returncode == 1
     assert "does not accept the code" in done.stderr
-    assert "somebody else answered in its name" in done.stderr
+    assert "another machine answered in its name" in done.stderr
     assert not newcomer.secret.exists()
     assert middle.heard["member"][GREETING_BYTES + SHARE_BYTES :] == NO_PROOF
 

@@ -102,7 +102,9 @@ class KeyringShell(Shell):
                 raw, now_ms = self._fresh(), world.now(machine).wall_ms
                 self._put(
                     machine,
-                    lambda s: s.taking(parse_secret(text), raw, now_ms, me=machine.id),
+                    lambda s: s.merged_with_received(
+                        parse_secret(text), raw, now_ms, own_id=machine.id
+                    ),
                 )
             case _:
                 super().perform(machine, node, effect)
@@ -112,12 +114,12 @@ class KeyringShell(Shell):
         now_ms = self._keyrings.now(machine).wall_ms
         raw = self._fresh()
         changes = {
-            KeyringStep.RENEW: lambda s: s.renewed(
+            KeyringStep.RENEW: lambda s: s.with_new_generation(
                 raw, now_ms, revoked=revoked, is_urgent=is_urgent
             ),
-            KeyringStep.SWITCH: lambda s: s.switched(now_ms),
-            KeyringStep.SETTLE: lambda s: s.settled(now_ms),
-            KeyringStep.REVOKE: lambda s: s.denying([revoked]),
+            KeyringStep.SWITCH: lambda s: s.with_newest_in_force(now_ms),
+            KeyringStep.SETTLE: lambda s: s.with_newest_only(now_ms),
+            KeyringStep.REVOKE: lambda s: s.with_revoked([revoked]),
         }
         self._put(machine, changes[change.step])
 

@@ -335,7 +335,9 @@ def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
 
 def a_name_is_an_id(patch: pytest.MonkeyPatch) -> None:
     """Different tasks that got one name in two halves of a split are one."""
-    patch.setattr("octaskly.core.dispatcher.admission.log_id_of", lambda draft, _: draft.id)
+    patch.setattr(
+        "octaskly.core.dispatcher.admission.log_id_of", lambda draft, _: draft.id
+    )
 
 
 def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:

@@ -15,102 +15,19 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import format_capacity, note, print_json
-from octaskly.client import (
-    Invite,
-    Membership,
-    NodeInfo,
-    Refused,
-    ReplyLost,
-    Session,
-    Unreachable,
-)
-from octaskly.client.flows import calls
-from octaskly.client.flows.calls import MEMBERSHIP, NODES, Call, resource_path
+from octaskly.client import Refused, ReplyLost, Session, Unreachable
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import MEMBERSHIP, NODES, Call, resource_path
 from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
+from octaskly.rest.access import Invite, Membership
+from octaskly.rest.mesh import NodeInfo
 
 if TYPE_CHECKING:
     from octaskly.config.agent import AgentConfig
     from octaskly.joining.join_by_code import JoinGrant
     from octaskly.joining.key_exchange import InviteCode
 
-
-BROWSE_S: Final = 1.0
-CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": False}
-
-
-async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> JoinGrant:
-    """Wait for a member, show the words, and join once both sides have confirmed.
-
-    Raises:
-        PairingFailed: no member connected, or its user refused.
-        MeshError: the user here refused.
-    """
-    meshes = await scan_meshes(BROWSE_S, interfaces)
-    note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
-    note(f"· waiting; on a member: octaskly approve {name}")
-    note("· three words to compare come here as soon as a member looks")
-    meeting = await wait_for_member(name, key, interfaces)
-    member = meeting.member.name
-    note(f"\n{member} answers. The words of this machine are:\n")
-    note(f"    {meeting.words}\n")
-    return await _confirm_while_waiting(meeting)
-
-
-async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
-    """Ask the user, and stop asking if the member refuses meanwhile."""
-    member = meeting.member.name
-    hearing = asyncio.ensure_future(receive_approval(meeting))
-    try:
-        while (is_same := await _read_confirmation(member, hearing)) is None:
-            note("y or n?")
-        if not is_same:
-            raise MeshError(
-                "this machine did not join: the words differ",
-                hint="octaskly join    once more; if they differ again, somebody is in "
-                "the middle: use a code of `octaskly invite`",
-            )
-        if not hearing.done():
-            note(f"· waiting until somebody approves at {member}")
-        return await hearing
-    finally:
-        hearing.cancel()
-        meeting.conversation.close()
-
-
-async def _read_confirmation(
-    member: str, admission: asyncio.Future[JoinGrant]
-) -> bool | None:
-    """Return the user's answer, None if it is neither yes nor no.
-
-    Raises:
-        PairingFailed: the user of the member refused meanwhile.
-        click.Abort: the terminal is closed.
-    """
-    loop = asyncio.get_running_loop()
-    typed = asyncio.Event()
-    asked = f"Does {printable(member)} show the same words? [y/N]: "
-    click.echo(asked, nl=False, err=True)
-    loop.add_reader(sys.stdin, typed.set)
-    typing = asyncio.ensure_future(typed.wait())
-    try:
-        await asyncio.wait(
-            (typing, *(() if admission.done() else (admission,))),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if admission.done() and admission.exception() is not None:
-            click.echo(err=True)
-            admission.result()
-        await typing
-    finally:
-        loop.remove_reader(sys.stdin)
-        typing.cancel()
-    line = sys.stdin.readline()
-    if not line:
-        raise click.Abort
-    return CONFIRMATIONS.get(line.strip().lower())
-
-
-READY_S = 15.0  #: for the agent to be a member; it takes a second or two
+READY_S = 15.0  #: for the agent to become a member; it takes a second or two
 POLL_S = 0.1
 TTL_S = 300
 

@@ -141,7 +141,7 @@ class LauncherState:
 
 def requested_limits(limits: TaskLimits) -> dict[str, int]:
     """Return the limits of a task, by the field names of `TaskLimits`."""
-    return {name: most for name, most in asdict(limits).items() if most}
+    return {name: most for name, most in structs.asdict(limits).items() if most}
 
 
 def share_slots(slots: int, launchers: int) -> list[LauncherState]:

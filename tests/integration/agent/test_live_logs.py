@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from octaskly import Client, DurableStore
+from octaskly import Client, Log
 from tests.support.agents import (
     WAIT_S_MAX,
     Agent,
@@ -43,7 +43,7 @@ def client_of(agent: Agent) -> Client:
 class Lines:
     """The lines of stdout, as they come."""
 
-    def __init__(self, events: Iterator[DurableStore]) -> None:
+    def __init__(self, events: Iterator[Log]) -> None:
         self._events = events
         self._text = ""
 
@@ -55,7 +55,7 @@ class Lines:
         return line
 
 
-def until_kind(events: Iterator[DurableStore], kind: str) -> DurableStore:
+def until_kind(events: Iterator[Log], kind: str) -> Log:
     for event in events:
         if event.kind == kind:
             return event

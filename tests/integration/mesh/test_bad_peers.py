@@ -133,7 +133,7 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
         )
         lies: dict[str, Callable[[Member], bytes]] = {
             "announced": lambda _: b"\xff\xff\xff\xff",
-            "values": lambda _: length_prefixed(
+            "truncated": lambda _: length_prefixed(
                 (flood * 16)[: Limits().frame_bytes - 8]
             ),
             "field": lambda _: length_prefixed(b"\x91\x92\x14\x91\x05"),

@@ -245,7 +245,7 @@ def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
     assert transcripts(tmp_path) == [
         output_file_name(TaskId(task), ATTEMPT) for task in ("a", "b", "t0")
     ]
-    with pytest.raises(OSError, match="room"):
+    with pytest.raises(OSError, match="quota"):
         archive.create_file(TaskId("c"), ATTEMPT)
     os.close(first)
     os.close(second)
@@ -265,7 +265,7 @@ def test_a_full_disk_is_left_to_the_log(tmp_path: Path) -> None:
     )
     fill(archive_in(tmp_path), "old", 10)
 
-    with pytest.raises(OSError, match="room"):
+    with pytest.raises(OSError, match="quota"):
         archive.create_file(TaskId("a"), ATTEMPT)
 
     assert transcripts(tmp_path) == []

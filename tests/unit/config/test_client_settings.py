@@ -89,7 +89,7 @@ def test_a_ca_goes_with_a_url_from_anywhere(machine: Machine) -> None:
     ("text", "mode", "why"),
     [
         ('url = "https://a:1"', 0o666, "others may write it"),
-        ("url = 7", 0o600, "url is not a string"),
+        ("url = 7", 0o600, "url is not text"),
         ('url = "https://a:1', 0o600, "config.toml"),
         ('url = "https://a:1"\nca_file = "ca.pem"', 0o600, "begins with / or ~/"),
         ('url = "http://a:1"', 0o600, "in the clear"),
