@@ -136,7 +136,7 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
             "truncated": lambda _: length_prefixed(
                 (flood * 16)[: Limits().frame_bytes - 8]
             ),
-            "field": lambda _: length_prefixed(b"\x91\x92\x14\x91\x05"),
+            "Expected `str`": lambda _: length_prefixed(b"\x91\x92\x14\x91\x05"),
             "map": lambda _: length_prefixed(b"\x91\x80"),
             "term": Member.far,
             "gap": lambda _: wire.encode(
