@@ -137,12 +137,12 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
                 (flood * 16)[: Limits().frame_bytes - 8]
             ),
             "Expected `str`": lambda _: length_prefixed(b"\x91\x92\x14\x91\x05"),
-            "map": lambda _: length_prefixed(b"\x91\x80"),
+            "Expected `array`": lambda _: length_prefixed(b"\x91\x80"),
             "term": Member.far,
             "gap": lambda _: wire.encode(
                 [Entries(GAP, ((STREAM, Epoch(1, NodeId("x"))),), False, ())]
             ),
-            "vector": lambda _: wire.encode([Pull(((STREAM, -1),))]),
+            "Expected `int` >= 0": lambda _: wire.encode([Pull(((STREAM, -1),))]),
         }
         with strangers(port):
             for word, lie in lies.items():
@@ -161,9 +161,9 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
         _, stats = ana.call("GET", "/api/v1/stats")
 
         assert [task["stdout"] for task in tasks] == [f"{n}\n" for n in range(5)]
-        for word in ("announced", "term", "gap", "vector"):
+        for word in ("announced", "term", "gap", "int"):
             assert len(re.findall(f"link to peer refused .*{word}", log)) == 1, log
-        counts = {"frame": 5, "term": 1, "gap": 1, "vector": 1}
+        counts = {"frame": 6, "term": 1, "gap": 1}
         assert stats["mesh"]["refused"] == counts
         assert STREAM not in vector(ana.state)
         assert peak_kb(ana) - before_kb < GROWTH_KB_MAX
