@@ -127,7 +127,7 @@ class Engine:
             self._raise_if_closed()
 
     def close(self, *, cancels_pending: bool = False) -> None:
-        """Accept no more work; optionally cancel items that have not started."""
+        """Refuse further items; optionally cancel items that have not started."""
         with self._changed:
             self._is_closed = True
             works = list(self._items.values()) if cancels_pending else []

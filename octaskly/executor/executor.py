@@ -172,7 +172,11 @@ class Executor(FuturesExecutor):
         return _results(begun, futures, end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base class has it
-        """Accept no more work; wait for submitted work, or cancel waiting work."""
+        """Refuse further calls, and wait until the submitted ones are done.
+
+        `cancel_futures` cancels the calls that have not started. Without `wait` the
+        method returns at once.
+        """
         self._engine.close(cancels_pending=cancel_futures)
         if wait:
             self._engine.join()
