@@ -279,6 +279,8 @@ def at(ms: int) -> str:
 
 @given(worked())
 @settings(max_examples=25)
+@example((1, [attempt("t0", 0, 4), attempt("t1", 0, 0)]))
+@example((2, [attempt("t0", 0, 10), attempt("t1", 2, 2)]))
 async def test_what_ran_in_so_many_slots_stands_in_as_many_lanes(
     page: Page, of: tuple[int, list[dict[str, Any]]]
 ) -> None:

@@ -49,7 +49,7 @@ export class Lanes {
       if (bar.end === FUTURE && !live.has(key)) this.#remove(key, node, lane);
     }
     const bars = ended.filter((one) => one.started_at && one.completed_at).map((one) => barOf(one));
-    for (const bar of bars.sort((a, b) => a.start - b.start)) this.#put(bar);
+    for (const bar of bars.sort(byTime)) this.#put(bar);
     this.waiting = 0;
     for (const one of running) if (!this.#known.has(keyOf(one))) this.#begin(barOf(one));
     this.#forget();
@@ -64,7 +64,7 @@ export class Lanes {
     if (this.#known.has(bar.key)) return;
     const node = bar.attempt.worker_id;
     const lanes = this.#lanesOf(node);
-    let lane = lanes.findIndex((bars) => isFree(bars, bar.start, bar.end));
+    let lane = lanes.findIndex((bars) => isFree(bars, bar));
     if (lane < 0) lane = leastEnd(lanes, bar.start); // By a clock that was set.
     this.#add(bar, node, lane);
   }
@@ -86,9 +86,7 @@ export class Lanes {
 
   #add(bar, node, lane) {
     const bars = this.nodes.get(node)[lane];
-    let at = bars.length;
-    while (at > 0 && bars[at - 1].start > bar.start) at -= 1;
-    bars.splice(at, 0, bar);
+    bars.splice(placeOf(bars, bar), 0, bar);
     this.#known.set(bar.key, { bar, node, lane });
   }
 
@@ -125,12 +123,16 @@ function barOf(attempt) {
   };
 }
 
-function isFree(bars, start, end) {
-  for (let at = bars.length - 1; at >= 0; at -= 1) {
-    if (bars[at].end - SLACK_MS <= start) return true;
-    if (bars[at].start < end - SLACK_MS) return false;
-  }
-  return true;
+/** Of two that began together, the one that ended first: the other may have had its slot. */
+const byTime = (a, b) => (a.start === b.start ? a.end - b.end : a.start - b.start);
+
+/** The index in a lane at which a bar stands. */
+const placeOf = (bars, bar) => bars.findLastIndex((one) => byTime(one, bar) <= 0) + 1;
+
+function isFree(bars, bar) {
+  const at = placeOf(bars, bar);
+  const isAfterLast = at === 0 || bars[at - 1].end - SLACK_MS <= bar.start;
+  return isAfterLast && (at === bars.length || bar.end - SLACK_MS <= bars[at].start);
 }
 
 function leastEnd(lanes, start) {
