@@ -782,7 +782,10 @@ class Node:
                 return []
             case RecordsAdded():
                 return self._broadcast_new_records(now)
-            case AdmissionChanged() | WorkerAvailabilityChanged() | RosterChanged():
+            case AdmissionChanged():
+                self._hasten_row_rewrite(now)
+                return []
+            case WorkerAvailabilityChanged() | RosterChanged():
                 return []  # `_deliver` announces these changes.
 
     def _reread_after_sync(self, now: Moment) -> list[Effect]:
@@ -805,7 +808,7 @@ class Node:
         Without a standby this can wait, because it may be most of the data of this
         node.
         """
-        if not self._dispatcher.is_active or not self._journal.has_rows_ahead:
+        if not self._dispatcher.is_accepting or not self._journal.has_rows_ahead:
             return
         if self._replication.standby_nodes and self._catch_up.has_read_all:
             self._dispatcher.retention.hasten_row_rewrite(now)

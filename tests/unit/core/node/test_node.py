@@ -822,6 +822,43 @@ def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> No
     assert of(PlanFloor, shell.run(shell.now_s + 0.5))
 
 
+def test_a_dispatcher_that_hands_over_waits_with_what_only_rows_say() -> None:
+    """It may append nothing then, so a timer for it would only wake the node."""
+    shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
+    shell.serve()
+    shell.meet()
+    shell.hear(ClaimOk(EPOCH, ()))
+    shell.feed(StopRequested(60.0))
+    shell.hear(Entries((), (), has_more=False, vector=()))
+
+    steps = 0
+    until_s = shell.now_s + 3.0
+    while shell.now_s < until_s:
+        shell.feed(TimerFired(0.5), max(shell.node.deadline(), shell.now_s))
+        steps += 1
+        assert steps < 100
+
+    assert not of(PlanFloor, shell.log)
+
+
+def test_what_only_rows_say_is_written_again_once_a_node_accepts_again() -> None:
+    """It stood still meanwhile, so it wrote nothing when the standby told all."""
+    shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
+    shell.serve()
+    shell.meet()
+    shell.hear(ClaimOk(EPOCH, ()))
+    shell.hear(ReplicateOk(EPOCH, 1))
+    shell.feed(TimerFired(0.5), shell.now_s + 2.0)
+    shell.hear(Entries((), (), has_more=False, vector=()))
+    shell.run(shell.now_s + 0.5)
+    assert not of(PlanFloor, shell.log)
+
+    load = LoadSample(0, 0, 0, 0)
+    shell.hear(HeartbeatOk(EPOCH, shell.now_s, NodeState.READY, 2, load))
+
+    assert of(PlanFloor, shell.run(shell.now_s + 0.5))
+
+
 def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
     """Else it would say of a lost dispatcher's tasks that there are none."""
     shell = Shell()
