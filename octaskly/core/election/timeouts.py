@@ -73,8 +73,9 @@ class Timeouts:
         Each heartbeat of the dispatcher postpones it.
         """
         due_s = self.deadline(now)
-        if isinstance(self._phase, Discovering | Campaigning):
-            # These deadlines depend on peers, so they are checked at every tick.
+        if due_s < math.inf:
+            # It depends on peers and recent epochs, and may become earlier. So it is
+            # checked at every tick.
             due_s = min(due_s, now.mono_s + self._timing.tick_s)
         self._timers.set(Timer.ELECTION, due_s)
 

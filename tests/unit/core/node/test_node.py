@@ -669,6 +669,19 @@ def roster_of(*nodes: NodeId) -> Roster:
     )
 
 
+def test_a_dispatcher_that_falls_silent_after_its_first_frame_is_suspected() -> None:
+    """Before it there is more time, for a slow handshake; a roster ends that, too."""
+    shell = Shell()
+    shell.feed(TimerFired(0.5))
+    shell.meet(epoch=THEIRS)
+    shell.feed(TimerFired(0.5), shell.now_s + 0.1)
+    shell.hear(roster_of(PEER, ME))
+
+    effects = shell.run(shell.now_s + Timing().suspicion_timeout_s + Timing().tick_s)
+
+    assert Disconnect(PEER, "silent") in effects
+
+
 def test_the_name_that_the_mesh_gives_is_kept() -> None:
     """Tasks and people must find the node under it after a restart."""
     shell = Shell()
