@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
-from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Title
+from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Port, Title
 from octaskly.core.model.ids import Hosts, NodeId
 
 
@@ -82,8 +82,8 @@ class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
     name: NodeWord
     slots: Int
     version: Title
-    peer_port: Int
-    lan_port: Int
+    peer_port: Port
+    lan_port: Port
     addresses: Hosts = ()
     memory_mb: Count = 0
     labels: NodeLabels = ()

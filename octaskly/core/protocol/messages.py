@@ -13,7 +13,15 @@ from msgspec import Meta, Struct
 
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRow
-from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Text, Title
+from octaskly.core.model.field_types import (
+    Count,
+    Float,
+    Int,
+    NodeWord,
+    Port,
+    Text,
+    Title,
+)
 from octaskly.core.model.ids import (
     Addresses,
     AttemptId,
@@ -161,7 +169,7 @@ class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
     role: Role
     state: NodeState
     addresses: Addresses  #: with the peer port
-    lan_port: Int
+    lan_port: Port
     slots: Int
     running: Int = 0
     version: Title = ""

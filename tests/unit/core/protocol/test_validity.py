@@ -146,6 +146,8 @@ TOO_MUCH: tuple[dict[str, Any], ...] = (
     {"gpus": tuple(map(str, range(65)))},
     {"os": "x" * 64},
     {"memory_mb": -1},
+    {"peer_port": 65_536},
+    {"lan_port": -1},
 )
 
 
