@@ -23,6 +23,7 @@ PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority 
 ORD_MAX = 127 << PRIORITY_SHIFT  #: leaves room for one more band in 63 bits
 SPEC_BYTES = 256  #: size of a spec in a message without its texts, roughly
 SPEC_PATH_CHARS = 8  #: overhead of a path in a message, roughly
+OUTPUT_FILE_CHARS = 3  #: the same of an output file
 
 
 class TaskState(StrEnum):
@@ -134,6 +135,14 @@ class Outcome(Struct, frozen=True, array_like=True):
     cpu_ms: Millis | None = None  #: processor time of its processes
     memory_max_kb: Count | None = None
     """Peak resident memory of its largest process; None if small."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Upper bound on its output, texts and files in a message, roughly."""
+        chars = len(self.detail)
+        for file in self.outputs:
+            chars += len(file.path) + OUTPUT_FILE_CHARS
+        return len(self.stdout) + len(self.stderr) + CHAR_BYTES * chars
 
     @property
     def was_observed(self) -> bool:

@@ -31,7 +31,7 @@ from octaskly.core.model.task_options import CHAR_BYTES
 from octaskly.core.protocol.messages import Replicate
 
 ENTRY_BYTES = 200  #: approximate size of an entry without its texts
-FIELDS_CHARS = 3  #: the other fields of an output file, in characters
+MARK_BYTES = 64  #: size of one stream's mark in a floor, roughly
 
 
 @dataclass(slots=True)
@@ -160,16 +160,14 @@ def _entry_size_bytes(entry: Entry) -> int:
     if isinstance(fact, Assigned):  # First, because every third entry is one.
         return ENTRY_BYTES
     if isinstance(fact, Finished):
-        outcome = fact.outcome
-        raw_bytes = len(outcome.stdout) + len(outcome.stderr)
-        chars = len(outcome.detail)
-        if outcome.outputs:
-            chars += sum(len(file.path) + FIELDS_CHARS for file in outcome.outputs)
-        return ENTRY_BYTES + raw_bytes + CHAR_BYTES * chars
+        return ENTRY_BYTES + fact.outcome.size_bytes
     if isinstance(fact, Submitted):
         return ENTRY_BYTES + fact.spec.size_bytes
     if isinstance(fact, Recorded):
         return ENTRY_BYTES + len(fact.body) + CHAR_BYTES * len(fact.key)
+    if isinstance(fact, Floor):
+        marks = len(fact.stream_floors) + len(fact.required_vector)
+        return ENTRY_BYTES + MARK_BYTES * marks
     return ENTRY_BYTES
 
 

@@ -20,7 +20,7 @@ from octaskly.core.protocol.messages import Report
 
 RESEND_S = 1.0  #: delay before the first resend; live links lose no messages
 RESEND_MAX_S = 5.0  #: upper bound of the delay; to this node itself, the only delay
-REPORT_BYTES = 512  #: approximate size of a report without output and spec
+REPORT_BYTES = 512  #: approximate size of a report without outcome and spec
 
 AttemptKey = tuple[TaskId, AttemptId]
 
@@ -70,7 +70,7 @@ class ResultOutbox:
     def add_result(self, report: Report, spec: TaskSpec | None) -> PendingResult:
         """Add a result at the end; it stays until `drop_acknowledged`."""
         key = (report.task, report.attempt)
-        size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
+        size = REPORT_BYTES + report.outcome.size_bytes
         if spec is not None:
             size += spec.size_bytes
         before = self._results.pop(key, None)

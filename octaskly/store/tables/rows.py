@@ -332,7 +332,7 @@ def size_of(record: TaskRecord) -> int:
     for attempt in record.attempts:
         size += ROW_BYTES
         if attempt.outcome is not None:
-            size += len(attempt.outcome.stdout) + len(attempt.outcome.stderr)
+            size += attempt.outcome.size_bytes
     return size
 
 

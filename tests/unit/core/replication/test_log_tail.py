@@ -17,12 +17,13 @@ from octaskly.core.log.facts import (
 from octaskly.core.model.ids import DispatcherEpoch, StreamId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import OutputFile
-from octaskly.core.protocol.messages import Replicate
+from octaskly.core.protocol.messages import HelloOk, Replicate
 from octaskly.core.replication.log_tail import (
     LogTail,
     append_size_bytes,
     replicate_messages,
 )
+from octaskly.mesh import wire
 from tests.support.builders import STREAM, attempt, epoch, node_id, outcome, spec
 
 OTHER = StreamId(5)
@@ -176,3 +177,19 @@ def test_every_text_of_an_entry_counts() -> None:
         ),
     ):
         assert append_size_bytes(Append(1, (entry(1, fact),))) >= chars, fact
+
+
+def test_every_stream_of_a_floor_counts() -> None:
+    """A peer refuses a message above 1 MiB that could have been cut."""
+    streams = [StreamId((1 << 62) + n) for n in range(1000)]
+    marks = tuple(StreamFloor(one, 1 << 40, epoch()) for one in streams)
+    floor = Floor(1, marks, tuple((one, 1 << 40) for one in streams))
+    append = Append(1, tuple(entry(seq + 1, floor) for seq in range(60)))
+
+    parts = replicate_messages(REIGN, [append], 1, Limits().entries_bytes)
+
+    decoder = wire.Decoder(Limits())
+    messages = decoder.receive_data(wire.encode([HelloOk()]))
+    for part in parts:
+        messages += decoder.receive_data(wire.encode([part]))
+    assert messages == [HelloOk(), *parts]
