@@ -107,7 +107,7 @@ class Floor(Struct, frozen=True, array_like=True, tag=104):
 
 
 class Recorded(Struct, frozen=True, array_like=True, tag=107):
-    """A record that the mesh keeps and that belongs to no task; see `log.records`.
+    """A record that the mesh keeps and that belongs to no task; see `log.mesh_records`.
 
     Of several records with one kind and key, the earliest counts.
     """

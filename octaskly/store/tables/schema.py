@@ -181,7 +181,7 @@ DROP TABLE counts_before;
 ALTER TABLE attempts ADD COLUMN cpu_ms INTEGER;
 ALTER TABLE attempts ADD COLUMN memory_max_kb INTEGER;
 
--- Number of rows per node, state and block of keys: see `store.tables.block_counts`.
+-- Number of rows per node, state and block of keys: see `store.tables.list_counts`.
 CREATE TABLE block_counts (
     node TEXT NOT NULL,
     state INTEGER NOT NULL,
