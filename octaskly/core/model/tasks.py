@@ -109,6 +109,9 @@ class TaskSpec(Struct, frozen=True, array_like=True):
         return SPEC_BYTES + CHAR_BYTES * chars
 
 
+DETAIL_CHARS_MAX = 4096  #: of an outcome, as a correct worker reports it
+
+
 class OutputFile(Struct, frozen=True, array_like=True):
     """A declared output after the end of an attempt."""
 

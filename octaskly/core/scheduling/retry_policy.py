@@ -12,6 +12,7 @@ from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import (
+    DETAIL_CHARS_MAX,
     Attempt,
     AttemptState,
     EndReason,
@@ -131,7 +132,7 @@ def lost_outcome(now: Moment) -> Outcome:
 
 def _apply_loss_policy(rule: Retry, outcome: Outcome, others: int) -> Outcome:
     if not rule.on_lost:
-        lost = outcome.detail or "its worker was lost"
+        lost = outcome.detail[:DETAIL_CHARS_MAX] or "its worker was lost"
         detail = f"{lost}, and it asked not to be run twice"
         return replace(outcome, state=AttemptState.FAILED, detail=detail)
     if others + 1 < LOSSES_MAX:

@@ -9,7 +9,12 @@ from typing import Any
 from octaskly.core.model.arrays import INDEX_VARIABLE, ITEM_VARIABLE
 from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.model.tasks import (
+    DETAIL_CHARS_MAX,
+    AttemptState,
+    EndReason,
+    Outcome,
+)
 from octaskly.runner.launch_protocol import NOT_STARTED, RESOURCE_ERRORS
 from octaskly.runner.pool.attempts import PoolAttempt, requested_limits
 
@@ -81,7 +86,6 @@ def _to_bytes(text: str) -> bytes:
 
 TIMEOUT_EXIT_CODE = 124
 SIGNAL_EXIT_OFFSET = 128
-DETAIL_CHARS_MAX = 4096
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 

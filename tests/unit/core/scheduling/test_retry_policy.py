@@ -26,6 +26,7 @@ from octaskly.core.scheduling.retry_policy import (
     retry_delay_s,
     tries_of,
 )
+from octaskly.mesh import wire
 from tests.support.builders import attempt, moment, node_id, outcome
 
 
@@ -139,6 +140,16 @@ def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
 
     assert worker.detail == "its worker was lost, and it asked not to be run twice"
     assert launcher.detail == "its launcher died, and it asked not to be run twice"
+
+
+def test_a_detail_without_end_becomes_no_entry_that_nobody_can_read() -> None:
+    """A broken worker reports as much as a message may have."""
+    lost = replace(lost_outcome(moment()), detail="x" * (1 << 20))
+
+    end = apply_retry_policy(task(on_lost=False), attempt(), lost, NO_TRIES)
+
+    packer = wire.WirePacker()
+    assert packer.unpack(packer.pack(end), Outcome) == end
 
 
 def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
