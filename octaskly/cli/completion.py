@@ -27,7 +27,6 @@ SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_OCTASKLY_COMPLETE"
 
 CompletionItems = list[CompletionItem]
-Completer = Callable[[click.Context, click.Parameter, str], CompletionItems]
 FetchItems = Callable[[Session], Iterable[CompletionItem]]
 
 

@@ -28,6 +28,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher, OutputNotFound
+from octaskly.rest.base import ErrorBody
 from octaskly.rest.tasks import TaskEnd
 
 _INTERNAL = "/internal/v1/tasks/{id}/status"
@@ -78,12 +79,6 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     def is_final(self) -> bool:
         """Return True if the task writes no more output."""
         return self.end_event is not None and not self.is_ending
-
-
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: str
-    hint: str | None = None
-    field: str | None = None
 
 
 def format_attempt_id(attempt: AttemptId) -> str:
@@ -186,15 +181,15 @@ async def _decode_status(
     try:
         if response.status == HTTPStatus.OK:
             return msgspec.json.decode(body, type=TaskStatus)
-        failure = msgspec.json.decode(body, type=_ErrorBody)
+        failure = msgspec.json.decode(body, type=ErrorBody)
     except msgspec.DecodeError as error:
         raise NodeNotResponding(f"the response is invalid: {error}") from None
     headers = {n: v for n, v in response.headers.items() if n == "Retry-After"}
     raise Problem(
         response.status,
         failure.error,
-        hint=failure.hint,
-        field=failure.field,
+        hint=failure.hint or None,
+        field=failure.field or None,
         headers=headers,
     )
 

@@ -92,8 +92,7 @@ def _set_availability(
 
 
 def _format_state(node: NodeInfo) -> str:
-    running = node.running or 0
-    count = f"{running} task" if running == 1 else f"{running} tasks"
+    count = "1 task" if node.running == 1 else f"{node.running} tasks"
     match node.state:
         case "draining":
             return f"{node.name} is draining, {count} still running"

@@ -124,9 +124,9 @@ def stats(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         [
             ("workers", _counts(found.workers)),
             ("tasks", _counts(found.tasks)),
-            ("copies of a new task", mesh.replicas or None),
+            ("copies of a new task", mesh.replicas),
             ("standbys", standbys or None),
-            ("term", mesh.term or None),
+            ("term", mesh.term),
             ("last failover", _failover(failover, now) if failover else None),
             ("dispatcher's agent up", duration(system.uptime_seconds * 1000)),
             ("dispatcher's agent memory", f"{system.memory_usage_mb} MB"),

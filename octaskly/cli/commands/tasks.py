@@ -21,6 +21,7 @@ from octaskly.cli.output.render import (
     size,
 )
 from octaskly.cli.output.task_view import (
+    STATES,
     format_pairs,
     format_progress,
     option_fields,
@@ -33,7 +34,6 @@ from octaskly.client.flows.api_calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.tasks import Explanation, Forgotten
 
-STATES = ("queued", "running", "completed", "failed", "cancelled")
 LIMIT_MAX = 1000
 
 
@@ -125,7 +125,7 @@ def _fetch_tasks(
     while True:
         page = client.send_and_decode(Call("GET", TASKS, asked), TaskPage)
         tasks += page.tasks
-        room = (page.limit or 0) - len(page.tasks)
+        room = page.limit - len(page.tasks)
         if page.next is None or room <= 0:
             return tasks, page
         asked |= {"after": page.next, "limit": room}

@@ -55,7 +55,7 @@ class ProbeTarget(NamedTuple):
 
 def target_of_member(member: NodeInfo, seen: ProbeTarget | None) -> ProbeTarget:
     """Return a member of the agent's mesh, which may be invisible over mDNS."""
-    places = [_split(address) for address in member.addresses or ()]
+    places = [_split(address) for address in member.addresses]
     hosts = tuple(host for host, _ in places)
     port = places[0][1] if places else 0
     node = ProbedNode(
@@ -66,7 +66,7 @@ def target_of_member(member: NodeInfo, seen: ProbeTarget | None) -> ProbeTarget:
         is_member=True,
         version=member.version,
     )
-    return ProbeTarget(node, hosts, port, member.lan_port or 0)
+    return ProbeTarget(node, hosts, port, member.lan_port)
 
 
 def target_of_seed(host: str, port: int, mesh: str | None) -> ProbeTarget:

@@ -68,11 +68,10 @@ def _needs(requires: Mapping[str, Any]) -> Iterator[str]:
 
 def _retries(task: Task) -> str | None:
     """Return the retry policy, None if it is the default."""
-    causes = task.retry_on or []
-    if not task.retries and causes in ([], RETRY_ON_DEFAULT):
+    if not task.retries and task.retry_on in ([], RETRY_ON_DEFAULT):
         return None
-    what = ", ".join(map(str, causes)) or "nothing"
-    return f"{task.retries or 0}, on {what}"
+    what = ", ".join(map(str, task.retry_on)) or "nothing"
+    return f"{task.retries}, on {what}"
 
 
 def _parents(parents: Sequence[str], end: str | None) -> str | None:

@@ -168,16 +168,19 @@ def _node_table(nodes: list[NodeInfo], *, has_bars: bool) -> Table:
         is_short = node.state == "ready" and node.short_of is not None
         state = f"short of {node.short_of}" if is_short else node.state
         load = None if node.state == "lost" else node.load
-        cpu = None if load is None else load.cpu_percent
-        used_mb = None if load is None else load.memory_used_mb
-        memory = f"{(used_mb or 0) / 1024:.1f}/{(node.memory_mb or 0) / 1024:.1f} GiB"
+        running = cpu = memory = "-"
+        if load is not None:
+            running = f"{node.running}/{node.slots}"
+            cpu = f"{bar(load.cpu_percent / 100)}{load.cpu_percent:3.0f}%"
+            used_gib, all_gib = load.memory_used_mb / 1024, node.memory_mb / 1024
+            memory = f"{used_gib:.1f}/{all_gib:.1f} GiB"
         table.add_row(
             _one_line_text(node.name),
             Text(state, STATE_COLOURS.get(state, "")),
             Text(node.role, "bold" if node.role == "dispatcher" else ""),
-            "-" if load is None else f"{node.running or 0}/{node.slots or 0}",
-            "-" if cpu is None else f"{bar(cpu / 100)}{cpu:3.0f}%",
-            "-" if used_mb is None else memory,
+            running,
+            cpu,
+            memory,
         )
     return table
 
