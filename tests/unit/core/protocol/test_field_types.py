@@ -8,28 +8,10 @@ import pytest
 from msgspec import Struct, inspect, msgpack
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import (
-    Assigned,
-    Entry,
-    Fact,
-    Finished,
-    Floor,
-    Notified,
-    Recorded,
-    StreamFloor,
-    Submitted,
-    TaskCancelled,
-    Unblocked,
-)
-from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
-from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.keyring import (
-    KeyringState,
-    KeyringStatus,
-    KeyringTransfer,
-    MergeKeyring,
-)
-from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
+from octaskly.core.log.facts import Entry, Fact, Notified, Submitted, Unblocked
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import StreamId
+from octaskly.core.model.keyring import KeyringTransfer, MergeKeyring
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import (
     After,
@@ -37,56 +19,39 @@ from octaskly.core.model.task_options import (
     TaskLimits,
     TaskOptions,
 )
-from octaskly.core.model.tasks import (
-    Attempt,
-    AttemptState,
-    EndReason,
-    Outcome,
-    OutputFile,
-    TaskSpec,
-)
+from octaskly.core.model.tasks import Attempt, OutputFile, TaskSpec
 from octaskly.core.protocol.messages import (
-    Assign,
-    Claim,
     ClaimOk,
-    ClaimRejected,
     Entries,
-    Heartbeat,
-    HeartbeatOk,
     Hello,
-    HelloOk,
-    Kill,
     Leave,
     Message,
     Probe,
     ProbeOk,
     Pull,
-    Reattach,
-    RecordBatch,
-    Redirect,
-    Replicate,
-    ReplicateOk,
     Report,
     Results,
-    ResultsOk,
-    Roster,
-    RosterEntry,
-    Snapshot,
     SnapshotCursor,
-    SnapshotHead,
-    Transfer,
 )
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
+from tests.support.sample_messages import (
+    ATTEMPT,
+    ENTRIES,
+    EPOCH,
+    FLOOR,
+    MESSAGES,
+    NODE,
+    OUTCOME,
+    RECORD,
+    SPEC,
+    STREAM,
+    TASK,
+    VECTOR,
+    WRITERS,
+)
 
-NODE = NodeId("abcdefgh234567xy")
-EPOCH = Epoch(3, NODE)
-STREAM = StreamId(2**63 - 1)
-TASK = TaskId("task-001-deadbeef")
-ATTEMPT = AttemptId(3, STREAM, 1)
-VECTOR = ((STREAM, 7), (StreamId(1), 2))
-LOAD = LoadSample(12.5, 0.25, 100, 30)
-ADDRESS = Address("fe80::1%eth0", 7878)
+STREAM_MAX = StreamId(2**63 - 1)
 OPTIONS = TaskOptions(
     name="ü",
     labels=(("a", ""),),
@@ -98,111 +63,23 @@ OPTIONS = TaskOptions(
     limits=TaskLimits(processes=9),
     after=After(tasks=("a", "b"), end="any"),
 )
-SPEC = TaskSpec(
-    id=TASK,
-    command="printf 'é'",
-    inputs=("a", "b/c"),
-    outputs=("d",),
-    submitter="local:root@a",
-    created_ms=1_790_000_000_000,
-    ord=3 << 56,
-)
-OUTCOME = Outcome(
-    state=AttemptState.FAILED,
-    reason=EndReason.SIGNAL,
-    exit_code=137,
-    signal=9,
-    started_ms=1,
-    ended_ms=2,
-    duration_ms=1,
-    stdout=b"\xff\x00",
-    stdout_bytes=2,
-    outputs=(OutputFile("d", 4), OutputFile("e", None)),
-    detail="killed",
-)
-INFO = NodeInfo(
-    id=NODE,
-    boot="b",
-    name="häuschen",
-    slots=2,
-    version="1.0",
-    peer_port=7878,
-    lan_port=3443,
-    addresses=("10.0.0.1",),
-    labels=(("gpu", "none"),),
-    electable=False,
-)
-MEMBER = RosterEntry(
-    id=NODE,
-    name="a",
-    role=Role.STANDBY,
-    state=NodeState.PAUSED,
-    addresses=(ADDRESS,),
-    lan_port=3443,
-    slots=2,
-    load=LOAD,
-)
-REPORT = Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC)
-FLOOR = Floor(
-    5, (StreamFloor(STREAM, 7, EPOCH), StreamFloor(StreamId(1), 2, EPOCH)), VECTOR
-)
-RECORD = Recorded("node-revoked", NODE, b"\xff", 0, 98)
 FACTS: tuple[Fact, ...] = (
-    Submitted(SPEC),
-    TaskCancelled(TASK, "me"),
+    *(entry.fact for entry in ENTRIES),
+    Submitted(replace(SPEC, options=OPTIONS)),
     Notified(TASK),
-    Assigned(TASK, ATTEMPT, NODE),
-    Finished(TASK, ATTEMPT, NODE, OUTCOME),
-    FLOOR,
     Unblocked(TASK),
+    FLOOR,
     RECORD,
 )
-ENTRIES = tuple(Entry(STREAM, i + 1, 99, fact) for i, fact in enumerate(FACTS))
-MESSAGES: tuple[Message, ...] = (
-    Hello(node=INFO, epoch=EPOCH, dispatcher=None, vector=VECTOR, uptime_s=1.5),
-    Hello(node=INFO, epoch=EPOCH, dispatcher=NODE, followers=3, wall_ms=5),
-    HelloOk(),
-    Heartbeat(EPOCH, 1.25),
-    HeartbeatOk(EPOCH, 1.25, NodeState.DRAINING, 3, LOAD),
-    Probe(NODE, 2.0),
-    ProbeOk(NODE, 2.0, None, EPOCH),
-    ProbeOk(NODE, 2.0, 0.5, EPOCH),
-    Claim(EPOCH, STREAM, VECTOR),
-    ClaimOk(EPOCH, ()),
-    ClaimRejected(EPOCH),
-    Roster(EPOCH, 4, (MEMBER,)),
-    Redirect(EPOCH, NODE, (ADDRESS,)),
-    Pull(VECTOR),
-    Pull(VECTOR, SnapshotCursor(99, 9)),
-    Entries(ENTRIES, ((STREAM, EPOCH),), has_more=True, vector=VECTOR),
-    KeyringStatus(KeyringState(newest=2, fingerprint="ab", revoked=(NodeId("n"),))),
-    KeyringTransfer("okm1-x"),
-    Snapshot(
-        rows=(
-            TaskRow(
-                TaskRecord(id=TASK, spec=SPEC), SubmissionTimes(1, 2, STREAM, 3), 4
-            ),
-        ),
-        cursor=SnapshotCursor(99, 9),
-        has_more=True,
-        head=SnapshotHead(
-            vector=VECTOR, epochs=((STREAM, EPOCH),), floor=FLOOR, hlc=99
-        ),
-    ),
-    Assign(EPOCH, ((ATTEMPT, SPEC),)),
-    Kill(EPOCH, ((TASK, ATTEMPT),)),
-    Results((REPORT, Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME)), 5),
-    ResultsOk(((TASK, ATTEMPT),)),
-    Reattach(((ATTEMPT, SPEC),), 2, NodeState.READY),
-    Transfer(EPOCH, VECTOR),
-    Leave("stopping"),
-    Replicate(EPOCH, 7, ENTRIES, ((STREAM, EPOCH),)),
-    ReplicateOk(EPOCH, 7),
-    RecordBatch(EPOCH, (RECORD,)),
+REPORT = Report(
+    task=TASK,
+    attempt=replace(ATTEMPT, stream=STREAM_MAX),
+    outcome=replace(OUTCOME, outputs=(OutputFile("d", 4), OutputFile("e", None))),
 )
+HELLO = next(message for message in MESSAGES if isinstance(message, Hello))
 OTHERS = (
     *FACTS,
-    *ENTRIES,
+    *(Entry(STREAM_MAX, i + 1, 99, fact) for i, fact in enumerate(FACTS)),
     TaskRecord(id=TASK),
     TaskRecord(
         id=TASK,
@@ -211,14 +88,20 @@ OTHERS = (
         attempts=(Attempt(id=ATTEMPT, node=NODE, outcome=OUTCOME),),
     ),
     REPORT,
-    SPEC,
-    replace(SPEC, options=OPTIONS),
     OPTIONS,
     OUTCOME,
     Attempt(id=ATTEMPT, node=NODE),
-    INFO,
-    MEMBER,
-    ADDRESS,
+    Entries(
+        tuple(Entry(STREAM, i + 1, 99, fact) for i, fact in enumerate(FACTS)),
+        WRITERS,
+        has_more=False,
+        vector=VECTOR,
+    ),
+    Results((REPORT,), 5),
+    replace(HELLO, dispatcher=NODE, node=replace(HELLO.node, name="häuschen")),
+    ProbeOk(NODE, 2.0, 0.5, EPOCH),
+    ClaimOk(EPOCH, ()),
+    Pull(VECTOR, SnapshotCursor(99, 9)),
 )
 
 
