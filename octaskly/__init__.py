@@ -67,12 +67,12 @@ if TYPE_CHECKING:
     )
     from octaskly.rest.tasks import (
         Explanation as Explanation,
-        FileGiven as FileGiven,
         Members as Members,
         Output as Output,
         Reason as Reason,
         Requirements as Requirements,
         ResourceLimits as ResourceLimits,
+        TaskFile as TaskFile,
         Verdict as Verdict,
     )
 
@@ -111,7 +111,7 @@ _HOMES = {
         "Stats System Workers "
     ),
     "octaskly.rest.tasks": (
-        "Explanation FileGiven Members Output Reason Requirements ResourceLimits "
+        "Explanation Members Output Reason Requirements ResourceLimits TaskFile "
         "Verdict "
     ),
 }

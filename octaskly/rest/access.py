@@ -89,7 +89,7 @@ class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
     next: str | None = None
 
 
-class KeyRotation(msgspec.Struct, frozen=True, kw_only=True):
+class RotationStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of the newest generation of the mesh secret through the nodes."""
 
     generation: int = 0
@@ -126,7 +126,7 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
     places: list[str] = []
 
 
-class Entering(msgspec.Struct, frozen=True, kw_only=True):
+class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):
     """A node that is joining another mesh or leaving its mesh."""
 
     name: str

@@ -159,7 +159,7 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     processes: int | None = None
 
 
-class FileGiven(msgspec.Struct, frozen=True, kw_only=True):
+class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that the node places in an attempt's folder."""
 
     path: str
@@ -167,7 +167,7 @@ class FileGiven(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
-class FileLeft(msgspec.Struct, frozen=True, kw_only=True):
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that a client uploaded to a node, for tasks to name."""
 
     sha256: str
@@ -199,7 +199,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     cwd: str | None = None
     stdin_bytes: int = 0
     workdir: Workdir | None = None
-    files: list[FileGiven] = []
+    files: list[TaskFile] = []
     grace: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None

@@ -16,14 +16,14 @@ from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.mesh import wire
 from tests.property.fuzzing import fuzz
 from tests.property.test_messages import MESSAGES, values_of
+from tests.support import sample_messages
 from tests.support.builders import moment, node_id
 from tests.unit.core.node.test_message_checks import ME, PEER, Shell
-from tests.unit.mesh.test_golden_frames import MESSAGES as GOLDEN
 
 GREETING = Greeting(name="ash", key=bytes(32), wall_ms=0, slot_or_port=7).pack()
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 16)
 OK = wire.encode([HelloOk()])
-FRAMES = [wire.encode([message]) for message in GOLDEN]
+FRAMES = [wire.encode([message]) for message in sample_messages.MESSAGES]
 HELLOS: st.SearchStrategy[Hello] = values_of(Hello)
 EPOCHS = st.builds(Epoch, st.integers(0, 9), st.sampled_from([ME, PEER, node_id("c")]))
 

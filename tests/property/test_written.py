@@ -61,6 +61,7 @@ from octaskly.store.tables import node_state
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import fuzz
+from tests.support import sample_messages as samples
 from tests.support.builders import moment
 from tests.unit.core.node.test_message_checks import (
     KNOWN,
@@ -72,7 +73,6 @@ from tests.unit.core.node.test_message_checks import (
     Shell,
     hello_of,
 )
-from tests.unit.mesh import test_golden_frames as golden
 
 WISHES = TaskOptions(
     name="n",
@@ -87,20 +87,20 @@ WISHES = TaskOptions(
     after=After(tasks=("t1",)),
     files=(UploadedFile(path="a", sha256="0" * 64, node="x"),),
 )
-SPEC = replace(golden.SPEC, options=WISHES)
-TASK, ATTEMPT, OUTCOME = golden.TASK, golden.ATTEMPT, golden.OUTCOME
+SPEC = replace(samples.SPEC, options=WISHES)
+TASK, ATTEMPT, OUTCOME = samples.TASK, samples.ATTEMPT, samples.OUTCOME
 FACTS: tuple[Fact, ...] = (
     Submitted(SPEC),
     Assigned(TASK, ATTEMPT, ME),
     Finished(TASK, ATTEMPT, ME, OUTCOME),
-    golden.RECORD,
+    samples.RECORD,
     Unblocked(TASK),
     Notified(TASK),
 )
 LOGGED = tuple(Entry(KNOWN, 5 + n, 1000 + n, fact) for n, fact in enumerate(FACTS))
 TRIED = Attempt(id=ATTEMPT, node=ME, state=AttemptState.FAILED, outcome=OUTCOME)
 ROW = TaskRow(
-    TaskRecord(id=TASK, spec=golden.SPEC, attempts=(TRIED,)),
+    TaskRecord(id=TASK, spec=samples.SPEC, attempts=(TRIED,)),
     SubmissionTimes(3, 4, KNOWN, 5),
     6,
 )
@@ -171,11 +171,11 @@ class Writing(Shell):
 
 
 def _here(value: Any) -> Any:
-    """Return a golden value as the peer of these nodes would say it."""
+    """Return a sample as the peer of these nodes would say it."""
     if isinstance(value, Epoch):
         return THEIRS
     if isinstance(value, str):
-        names = {str(golden.NODE): PEER, str(golden.OTHER): OTHER}
+        names = {str(samples.NODE): PEER, str(samples.OTHER): OTHER}
         return names.get(value, value)
     if isinstance(value, Struct):
         own = {name: _here(getattr(value, name)) for name in value.__struct_fields__}
@@ -187,7 +187,7 @@ def _here(value: Any) -> Any:
 
 
 SAID: tuple[Message, ...] = (
-    *(_here(message) for message in golden.MESSAGES),
+    *(_here(message) for message in samples.MESSAGES),
     Entries(LOGGED, WRITERS, False, ((KNOWN, 10),)),
     Replicate(THEIRS, 3, LOGGED, WRITERS),
     Assign(THEIRS, ((ATTEMPT, SPEC),)),
@@ -244,7 +244,7 @@ def test_what_a_member_says_is_refused_or_can_be_kept(
 
 def _rowed(task: str, ord_: int, *, array: ArraySpec | None = None) -> TaskRow:
     """Return a row of a task that was accepted at a time, as one that has ended."""
-    spec = replace(golden.SPEC, id=TaskId(task), ord=ord_)
+    spec = replace(samples.SPEC, id=TaskId(task), ord=ord_)
     if array is not None:
         spec = replace(spec, options=TaskOptions(array=array))
     tries = () if array is not None else (TRIED,)

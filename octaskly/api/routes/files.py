@@ -17,7 +17,7 @@ from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, task_response
 from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore, FileUpload
-from octaskly.rest.tasks import FileLeft
+from octaskly.rest.tasks import StoredFile
 
 PATH: Final = "/api/v1/files/{sha256}"
 CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
@@ -70,7 +70,7 @@ def _requested_file(request: Request) -> tuple[str, FileStore]:
 
 
 def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
-    shown = FileLeft(sha256=name, bytes=size_bytes, node=request.gateway.node_id)
+    shown = StoredFile(sha256=name, bytes=size_bytes, node=request.gateway.node_id)
     return task_response.encode(shown)
 
 
@@ -128,7 +128,7 @@ ROUTES = (
         access=Access.SUBMIT,
         is_local=True,
         is_body_streamed=True,
-        responses={200: FileLeft, 201: FileLeft},
+        responses={200: StoredFile, 201: StoredFile},
         error_statuses=(411, 507),
     ),
     Route(
@@ -137,7 +137,7 @@ ROUTES = (
         handler=show_file,
         access=Access.SUBMIT,
         is_local=True,
-        responses={200: FileLeft},
+        responses={200: StoredFile},
     ),
     Route(
         method="DELETE",

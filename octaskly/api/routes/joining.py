@@ -82,7 +82,7 @@ async def join_mesh(request: Request) -> web.StreamResponse:
         force=asked.force,
         principal=request.authenticated_principal,
     )
-    body = rest.Entering(name=found.name, node_id=found.node_id)
+    body = rest.MembershipChange(name=found.name, node_id=found.node_id)
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
@@ -94,7 +94,7 @@ async def leave_mesh(request: Request) -> web.StreamResponse:
     await admissions.leave_mesh(
         force=asked.force, principal=request.authenticated_principal
     )
-    body = rest.Entering(name=found.name, node_id=found.node_id)
+    body = rest.MembershipChange(name=found.name, node_id=found.node_id)
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
@@ -175,7 +175,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         body_type=JoinIn,
-        responses={202: rest.Entering},
+        responses={202: rest.MembershipChange},
         error_statuses=(409,),
     ),
     Route(
@@ -186,7 +186,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         body_type=LeaveIn,
-        responses={202: rest.Entering},
+        responses={202: rest.MembershipChange},
         error_statuses=(409,),
     ),
     Route(

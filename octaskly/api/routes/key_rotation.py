@@ -10,7 +10,7 @@ from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.ports import KeyRotationControl, RotationProgress
-from octaskly.rest.access import KeyRotation
+from octaskly.rest.access import RotationStatus
 
 
 async def show_rotation(request: Request) -> web.StreamResponse:
@@ -59,7 +59,7 @@ def _rotation_response(
     request: Request, view: RotationProgress, status: int = 200
 ) -> web.StreamResponse:
     keys, names = view.keys, request.gateway.node_names()
-    body = KeyRotation(
+    body = RotationStatus(
         generation=keys.generation,
         newest=keys.newest,
         oldest=keys.oldest,
@@ -79,7 +79,7 @@ ROUTES = (
         path="/api/v1/rotation",
         handler=show_rotation,
         access=Access.READ,
-        responses={200: KeyRotation},
+        responses={200: RotationStatus},
     ),
     Route(
         method="POST",
@@ -87,7 +87,7 @@ ROUTES = (
         handler=start_rotation,
         query=("now",),
         access=Access.ADMIN,
-        responses={202: KeyRotation},
+        responses={202: RotationStatus},
         error_statuses=(409,),
     ),
     Route(
@@ -96,7 +96,7 @@ ROUTES = (
         handler=revoke_node,
         access=Access.ADMIN,
         is_local=True,
-        responses={202: KeyRotation},
+        responses={202: RotationStatus},
         error_statuses=(409,),
     ),
 )

@@ -10,7 +10,7 @@ import msgspec
 
 from octaskly.api.schemas.base import SHA256, InvalidField, RequestBody, openapi_schema
 from octaskly.core.model.task_options import UploadedFile
-from octaskly.rest.tasks import FileGiven
+from octaskly.rest.tasks import TaskFile
 
 FILES_MAX: Final = 256
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
@@ -67,9 +67,9 @@ def check_no_input_overlap(files_in: Iterable[FileIn], inputs: Iterable[str]) ->
             raise InvalidField(f"files[{index}]", f"an input is there: {file.path}")
 
 
-def render_files(files: Iterable[UploadedFile]) -> list[FileGiven]:
+def render_files(files: Iterable[UploadedFile]) -> list[TaskFile]:
     """Return the JSON of files."""
-    return [FileGiven(path=f.path, sha256=f.sha256, node=f.node) for f in files]
+    return [TaskFile(path=f.path, sha256=f.sha256, node=f.node) for f in files]
 
 
 def _file_error(file: FileIn) -> str | None:

@@ -124,9 +124,9 @@ def stats(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         [
             ("workers", _counts(found.workers)),
             ("tasks", _counts(found.tasks)),
-            ("copies of a new task", mesh.replicas),
+            ("copies of a new task", mesh.replicas or None),
             ("standbys", standbys or None),
-            ("term", mesh.term),
+            ("term", mesh.term or None),
             ("last failover", _failover(failover, now) if failover else None),
             ("dispatcher's agent up", duration(system.uptime_seconds * 1000)),
             ("dispatcher's agent memory", f"{system.memory_usage_mb} MB"),

@@ -15,7 +15,7 @@ from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import age, note, print_fields, print_json
 from octaskly.client.flows import api_calls
 from octaskly.client.flows.api_calls import NODES, Call, resource_path
-from octaskly.rest.access import KeyRotation
+from octaskly.rest.access import RotationStatus
 
 _ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
@@ -63,7 +63,7 @@ def rotate(
     if as_json:
         print_json(reply.body)
         return
-    _show(client.decode(reply, KeyRotation), is_urgent=now)
+    _show(client.decode(reply, RotationStatus), is_urgent=now)
     if not status:
         note("octaskly rotate --status    shows how far it is")
 
@@ -97,10 +97,10 @@ def revoke(
         print_json(reply.body)
         return
     note(f"{name} is revoked")
-    _show(client.decode(reply, KeyRotation), is_urgent=True)
+    _show(client.decode(reply, RotationStatus), is_urgent=True)
 
 
-def _show(found: KeyRotation, *, is_urgent: bool) -> None:
+def _show(found: RotationStatus, *, is_urgent: bool) -> None:
     is_spreading = found.phase == "spreading"
     text = _URGENT_TEXT if is_urgent and is_spreading else _PHASES[found.phase]
     # The CLI is no agent: it compares the API's wall-clock times with its own.
@@ -117,7 +117,7 @@ def _show(found: KeyRotation, *, is_urgent: bool) -> None:
     )
 
 
-def _due(found: KeyRotation) -> str | None:
+def _due(found: RotationStatus) -> str | None:
     if found.due is None:
         return None
     step = "in force" if found.phase == "spreading" else "alone"

@@ -8,7 +8,7 @@ from octaskly.client.errors import NotFound
 from octaskly.client.flows.api_calls import Call, resource_path
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.steps import Flow
-from octaskly.rest.tasks import FileLeft
+from octaskly.rest.tasks import StoredFile
 
 FILES: Final = "/api/v1/files"
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
@@ -16,16 +16,16 @@ BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
 
 def upload_file(
     requests: RequestFlow, sha256: str, data: bytes | memoryview
-) -> Flow[FileLeft]:
+) -> Flow[StoredFile]:
     """Upload a file, unless the node has it."""
     path = resource_path(FILES, sha256)
     try:
-        return (yield from requests.send_and_decode(Call("GET", path), FileLeft))
+        return (yield from requests.send_and_decode(Call("GET", path), StoredFile))
     except NotFound:
         headers = {"Content-Type": "application/octet-stream"}
         wait_s = len(data) / BYTES_A_SECOND_MIN
         call = Call("POST", path, body=data, headers=headers, extra_wait_s=wait_s)
-        return (yield from requests.send_and_decode(call, FileLeft))
+        return (yield from requests.send_and_decode(call, StoredFile))
 
 
 def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:
