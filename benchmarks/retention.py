@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Row, bound_row
-from octaskly.core.dispatcher.retention import FLOOR_STEP_S, SHORT_INTERVAL_S
+from octaskly.core.dispatcher.compaction import FLOOR_STEP_S, SHORT_INTERVAL_S
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Fact

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         Unreachable as Unreachable,
     )
     from octaskly.client.flows.streams import Log as Log
-    from octaskly.client.flows.listing import TaskFilter as TaskFilter
+    from octaskly.client.flows.queries import TaskFilter as TaskFilter
     from octaskly.client.flows.sse import Event as Event
     from octaskly.errors import (
         ConfigError as ConfigError,
@@ -98,7 +98,7 @@ _HOMES = {
         "Unauthorized Unavailable Unreachable "
     ),
     "octaskly.client.flows.streams": "Log",
-    "octaskly.client.flows.listing": "TaskFilter",
+    "octaskly.client.flows.queries": "TaskFilter",
     "octaskly.client.flows.sse": "Event",
     "octaskly.errors": "ConfigError MeshError OctasklyError PermissionDenied",
     "octaskly.executor": (

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.health import HealthChecks
 from octaskly.agent.join_service import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.agent.metrics import MetricsReport
@@ -53,8 +53,8 @@ from octaskly.runner.pool.report_queue import EndedCallback
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_ports, port_of
-from octaskly.system.load import LoadSampler
 from octaskly.system.log import Logger, log_line
+from octaskly.system.machine_stats import LoadSampler
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
 
 

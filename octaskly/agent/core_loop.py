@@ -16,7 +16,7 @@ from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
-from octaskly.core.model.keyring import ChangeKeyring, MergeKeyring, SendKeyring
+from octaskly.core.model.keyring_state import ChangeKeyring, MergeKeyring, SendKeyring
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.node.node import Node

@@ -13,7 +13,7 @@ from pathlib import Path
 from octaskly.agent.components import Components
 from octaskly.agent.join_service import MeshChangeCallbacks
 from octaskly.agent.node_setup import make_folders
-from octaskly.agent.process import (
+from octaskly.agent.process_hooks import (
     GarbageCollection,
     StopSignals,
     SystemdNotifier,

@@ -17,7 +17,7 @@ from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from octaskly.agent.process import StopSignals, SystemdNotifier
+from octaskly.agent.process_hooks import StopSignals, SystemdNotifier
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.task_account import InheritedSettings

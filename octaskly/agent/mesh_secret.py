@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import Event
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring import (
+from octaskly.core.model.keyring_state import (
     ChangeKeyring,
     KeyringChanged,
     KeyringStep,

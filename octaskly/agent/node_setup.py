@@ -25,8 +25,8 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
 from octaskly.rest.mesh import Checkup, MovedPort
 from octaskly.runner.files.task_user_ops import TaskUserHelper
-from octaskly.system.load import is_on_mains_power, list_gpus, memory_total_mb
 from octaskly.system.log import Logger
+from octaskly.system.machine_stats import is_on_mains_power, list_gpus, memory_total_mb
 
 SOCKET_PATH_BYTES_MAX = 107  #: unix(7), without the final NUL
 OTHER_FOLDER_HINT = "octaskly agent {} DIR uses another one"

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from octaskly import __version__
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.health import HealthChecks
 from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.node_setup import describe_agent, write_description
 from octaskly.api import ApiServer, ListenerKind
@@ -33,8 +33,8 @@ from octaskly.ports import Principal
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import bind_port, port_of
-from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger, log_line
+from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import NodeKey
 
 

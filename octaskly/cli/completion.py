@@ -14,7 +14,8 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
-from octaskly.cli.context import CliContext, newest_tasks
+from octaskly.cli.context import CliContext
+from octaskly.cli.task_refs import newest_tasks
 from octaskly.client import Session, find_local_agents
 from octaskly.client.flows.api_calls import NODES, TOKENS, Call
 from octaskly.rest.access import TokenList

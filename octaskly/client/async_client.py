@@ -9,9 +9,9 @@ from typing import Self, Unpack
 from octaskly.client.drivers.asyncio_driver import AsyncioDriver
 from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.endpoint import resolve_endpoint
-from octaskly.client.flows import arrays, listing, streams
+from octaskly.client.flows import arrays, queries, streams
 from octaskly.client.flows import tasks as flows
-from octaskly.client.flows.listing import TaskFilter
+from octaskly.client.flows.queries import TaskFilter
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
@@ -254,18 +254,18 @@ class AsyncClient:
 
     async def explain(self, task: str | Task) -> Explanation:
         """As `Client.explain`."""
-        return await self._driver.run(listing.explain(self._requests, task))
+        return await self._driver.run(queries.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
     def tasks(self, **task_filter: Unpack[TaskFilter]) -> AsyncGenerator[Task]:
         """As `Client.tasks`."""
-        return self._driver.iterate(listing.tasks(self._requests, task_filter))
+        return self._driver.iterate(queries.tasks(self._requests, task_filter))
 
     async def nodes(self) -> list[NodeInfo]:
         """As `Client.nodes`."""
-        return await self._driver.run(listing.nodes(self._requests))
+        return await self._driver.run(queries.nodes(self._requests))
 
     async def stats(self) -> Stats:
         """As `Client.stats`."""
-        return await self._driver.run(listing.stats(self._requests))
+        return await self._driver.run(queries.stats(self._requests))

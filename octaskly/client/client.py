@@ -9,9 +9,9 @@ from typing import Self, Unpack
 from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import resolve_endpoint
-from octaskly.client.flows import arrays, listing, streams
+from octaskly.client.flows import arrays, queries, streams
 from octaskly.client.flows import tasks as flows
-from octaskly.client.flows.listing import TaskFilter
+from octaskly.client.flows.queries import TaskFilter
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.streams import EventType, Log, Stream
@@ -336,18 +336,18 @@ class Client:
 
     def explain(self, task: str | Task) -> Explanation:
         """Return the reason for a task's state, and why each node cannot run it."""
-        return self._driver.run(listing.explain(self._requests, task))
+        return self._driver.run(queries.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
     def tasks(self, **task_filter: Unpack[TaskFilter]) -> Generator[Task]:
         """Yield tasks without their output, oldest first by default."""
-        return self._driver.iterate(listing.tasks(self._requests, task_filter))
+        return self._driver.iterate(queries.tasks(self._requests, task_filter))
 
     def nodes(self) -> list[NodeInfo]:
         """Return the members of the mesh, the dispatcher first."""
-        return self._driver.run(listing.nodes(self._requests))
+        return self._driver.run(queries.nodes(self._requests))
 
     def stats(self) -> Stats:
         """Return statistics of the whole mesh."""
-        return self._driver.run(listing.stats(self._requests))
+        return self._driver.run(queries.stats(self._requests))

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from octaskly.client.local_agents import find_agent_socket
-from octaskly.config.client_files import read_client_settings
+from octaskly.config.client_settings_file import read_client_settings
 from octaskly.config.units import is_host
 from octaskly.errors import ConfigError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.client_files import read_protected_file
+from octaskly.config.client_settings_file import read_protected_file
 from octaskly.config.paths import settings_files
 from octaskly.config.settings import SETTINGS, Setting
 from octaskly.config.value_types import InvalidValue

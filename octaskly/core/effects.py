@@ -21,7 +21,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.keyring import KeyringEffect
+from octaskly.core.model.keyring_state import KeyringEffect
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.protocol.messages import (

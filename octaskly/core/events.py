@@ -21,7 +21,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.keyring import KeyringEvent, KeyringState
+from octaskly.core.model.keyring_state import KeyringEvent, KeyringState
 from octaskly.core.model.nodes import (
     NO_HOLD,
     AvailabilityCommand,

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from octaskly.core.log.facts import Recorded
 from octaskly.core.model.ids import NodeId, TaskId
-from octaskly.core.model.keyring import RotationNotStarted, RotationStarted
+from octaskly.core.model.keyring_state import RotationNotStarted, RotationStarted
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import TaskSpec, TaskState
 

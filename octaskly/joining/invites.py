@@ -31,8 +31,8 @@ from octaskly.joining.key_exchange import (
 from octaskly.mesh.discovery.scan import advertise_pairing
 from octaskly.ports import Clock, IssuedInvite
 from octaskly.system.listening_sockets import bind_port, port_of
-from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
+from octaskly.system.machine_stats import process_on_port
 
 OPEN_INVITES_MAX: Final = 3
 FAILURES_MAX: Final = 10  #: within an hour; then all open invites are revoked

@@ -38,7 +38,7 @@ from octaskly.mesh.discovery.interfaces import local_addresses
 from octaskly.mesh.discovery.scan import advertise_pairing
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_port, port_of
-from octaskly.system.load import process_on_port
+from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import node_id_of
 
 MEMBER_WAIT_S: Final = 600.0  #: to wait for the connection of a member

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring import KeyringState
+from octaskly.core.model.keyring_state import KeyringState
 from octaskly.ports.tokens import Principal
 
 

@@ -44,7 +44,7 @@ from octaskly.store.reading.reader_pool import ReaderPool
 from octaskly.store.reading.snapshot import read_snapshot_part
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
 from octaskly.store.tables import mesh_records as records_
-from octaskly.store.tables import name_collisions
+from octaskly.store.tables import task_name_collisions
 from octaskly.store.tables.database import (
     DatabaseLock,
     build_store_error,
@@ -291,7 +291,7 @@ class Store:
     ) -> str | None:
         """Return the name of a task that a member of `arrays` would also have."""
         return await self._query(
-            lambda db: name_collisions.find_name_collision(db, arrays)
+            lambda db: task_name_collisions.find_name_collision(db, arrays)
         )
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:

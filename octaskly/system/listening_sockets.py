@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.config.settings import AgentOptions
 from octaskly.errors import ConfigError
-from octaskly.system.load import process_on_port
 from octaskly.system.log import Logger
+from octaskly.system.machine_stats import process_on_port
 
 WILDCARD_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104  peers are authenticated by TLS
 

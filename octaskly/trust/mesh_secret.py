@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring import REVOKED_MAX, KeyringState
+from octaskly.core.model.keyring_state import REVOKED_MAX, KeyringState
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust import secret_format
 from octaskly.trust.private_files import create_private, read_private

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import SavedState
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring import (
+from octaskly.core.model.keyring_state import (
     ChangeKeyring,
     KeyringChanged,
     KeyringStep,

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from octaskly.core.dispatcher.compaction import Compaction
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
-from octaskly.core.dispatcher.retention import Retention
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
 from octaskly.core.election.candidacy import LogVersions
@@ -42,12 +42,12 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication import replication
 from octaskly.core.replication.anti_entropy import AntiEntropy
-from octaskly.core.replication.catch_up import CatchUp
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.log_tail import replicate_messages
+from octaskly.core.replication.not_found_rule import NotFoundRule
 from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replication.standby import AckGuarantee, Standby
+from octaskly.core.replication.standby_appends import AckGuarantee, Standby
 from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, apply_retry_policy
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
@@ -289,7 +289,7 @@ def who_speaks_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
 
     What waits may have begun, or ended, as a node knows whose link is slow.
     """
-    patch.setattr(CatchUp, "can_read_more", lambda *_: False)
+    patch.setattr(NotFoundRule, "can_read_more", lambda *_: False)
 
 
 def a_success_counts_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -423,7 +423,7 @@ def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
 
 def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
     """What only rows say is written again when it is time for the next floor."""
-    patch.setattr(Retention, "hasten_row_rewrite", lambda *_: None)
+    patch.setattr(Compaction, "hasten_row_rewrite", lambda *_: None)
 
 
 def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
@@ -447,7 +447,7 @@ def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
 
 def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
     """Tasks that still wait below the floor are not written again."""
-    patch.setattr("octaskly.core.dispatcher.retention.facts_of", lambda _: [])
+    patch.setattr("octaskly.core.dispatcher.compaction.facts_of", lambda _: [])
 
 
 def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -536,7 +536,7 @@ Hunt = Callable[[int], object]
 
 def what_is_unknown_here_is_unknown(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher says 404 though others may know the task."""
-    patch.setattr(CatchUp, "is_complete", lambda _, __: True)
+    patch.setattr(NotFoundRule, "is_complete", lambda _, __: True)
 
 
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (

@@ -6,7 +6,7 @@ import pytest
 
 from octaskly.core.key_rotation.rotation import STEP_RETRY_S
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring import (
+from octaskly.core.model.keyring_state import (
     RotationNotStarted,
     RotationPhase,
     RotationStarted,

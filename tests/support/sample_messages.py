@@ -17,7 +17,11 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.keyring import KeyringState, KeyringStatus, KeyringTransfer
+from octaskly.core.model.keyring_state import (
+    KeyringState,
+    KeyringStatus,
+    KeyringTransfer,
+)
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
 from octaskly.core.model.tasks import (
     AttemptState,

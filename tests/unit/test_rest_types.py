@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from octaskly.core.model.keyring import RotationPhase
+from octaskly.core.model.keyring_state import RotationPhase
 from octaskly.core.model.nodes import NodeState, Pressure, Role
 from octaskly.core.model.tasks import EndReason, TaskState
 from octaskly.rest import access, base, client_types, mesh, tasks

@@ -17,15 +17,16 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.audit import AgentAuditLog
 from octaskly.agent.gateway.event_feed import EventFeed
-from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.gateway.pending_requests import PendingRequests, TaskWaiters
+from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.queue_history import QueueHistorySampler
 from octaskly.agent.gateway.rerun import build_retry
 from octaskly.agent.gateway.submissions import Submission, SubmissionService
 from octaskly.agent.gateway.task_lookup import OutputLocator, TaskFinder
+from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.agent.gateway.tokens import TokenService
+from octaskly.agent.health import HealthChecks
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.events import PurgeRequested

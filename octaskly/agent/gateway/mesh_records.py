@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.pending_requests import PendingRequests
+from octaskly.agent.health import HealthChecks
 from octaskly.core.events import RecordDraft, RecordRequested
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.mesh_records import is_valid_record

@@ -16,9 +16,9 @@ from functools import partial
 
 from msgspec import structs
 
-from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.parent_lookup import FindTask, resolve_parents
 from octaskly.agent.gateway.pending_requests import PendingRequests
+from octaskly.agent.health import HealthChecks
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.log.merge import TaskRecord

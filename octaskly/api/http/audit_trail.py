@@ -21,8 +21,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http.node_client import HOP_HEADER, SOURCE_HEADER
-from octaskly.api.http.request import (
+from octaskly.api.http.handler_types import (
     AUDITED_TASKS_MAX,
     Access,
     Request,
@@ -30,6 +29,7 @@ from octaskly.api.http.request import (
     Route,
     Services,
 )
+from octaskly.api.http.node_client import HOP_HEADER, SOURCE_HEADER
 from octaskly.api.problems import MALFORMED_JSON, Problem
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import MeshError, OctasklyError

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from urllib.parse import quote, unquote
 
-from octaskly.api.http.request import Access, Route
+from octaskly.api.http.handler_types import Access, Route
 from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
 from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.core.model.field_types import SUBJECT_CHARS_MAX

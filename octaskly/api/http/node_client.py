@@ -23,10 +23,10 @@ from aiohttp import AddrInfoType, web
 from yarl import URL
 
 from octaskly.api.http import sse
+from octaskly.api.http.address_order import PeerAddresses
 from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
-from octaskly.api.http.long_polls import LongPolls
-from octaskly.api.http.node_urls import PeerAddresses
-from octaskly.api.http.request import Handler, HttpTimeouts, NotSent, Request
+from octaskly.api.http.handler_types import Handler, HttpTimeouts, NotSent, Request
+from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.http.slow_clients import READ_BYTES
 from octaskly.api.problems import (
     CONNECTION_LOST,

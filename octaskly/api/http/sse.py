@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from octaskly.api.http.request import Request
+from octaskly.api.http.handler_types import Request
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas.task_response import encode
 from octaskly.errors import DispatcherUnknown, NotDispatcher

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from octaskly.api.http.request import BYTES, Access, Request, Route
+from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies
 from octaskly.core.model.ids import AttemptId, StreamId

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from octaskly.api.http.handler_types import Request
 from octaskly.api.http.node_client import NodeNotResponding
-from octaskly.api.http.request import Request
 from octaskly.api.output.output_transfer import StartOffsets, read_transcript
 from octaskly.api.output.status_query import StatusQuery, TaskStatus, get_task_status
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from octaskly.api.http import sse
-from octaskly.api.http.request import BYTES, Access, Request, Route
+from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.output.follower import (
     AttemptStarted,
     NotRunning,

@@ -15,8 +15,8 @@ import aiohttp
 from aiohttp import web
 
 from octaskly.api.http import sse
+from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
-from octaskly.api.http.request import BYTES, Access, Request, Route
 from octaskly.api.schemas import query
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.errors import OutputNotFound

@@ -16,12 +16,12 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import astuple
 
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.node_client import (
     NodeNotResponding,
     no_dispatcher_problem,
     request_from_node,
 )
-from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, REFUSED_HEADER, Problem
 from octaskly.api.schemas import query, task_response
 from octaskly.core.log.merge import TaskRecord

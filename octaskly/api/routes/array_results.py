@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from octaskly.api.http import sse
-from octaskly.api.http.request import Access, Request, Route
+from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
 from octaskly.core.change_feed import FeedGap, FeedItem, TaskEvent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
 from octaskly.core.model.tasks import TaskState

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import query, task_response
 from octaskly.core.model.ids import NodeId

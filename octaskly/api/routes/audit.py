@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.core.model.ids import NodeId

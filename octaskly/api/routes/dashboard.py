@@ -22,7 +22,7 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route
+from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.problems import status_problem
 
 INDEX: Final = "index.html"

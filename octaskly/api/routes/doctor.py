@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http.request import Request, Route, json_response
+from octaskly.api.http.handler_types import Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.core.model.nodes import NodeState

@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
-from octaskly.api.http.request import BYTES, Access, Request, Route, json_response
+from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, task_response

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import FORBIDDEN, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.ports import KeyRotationControl, RotationProgress

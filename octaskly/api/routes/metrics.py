@@ -6,7 +6,7 @@ import ipaddress
 
 from aiohttp import web
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.config.units import host_and_port
 from octaskly.core.protocol.messages import RosterEntry

@@ -17,7 +17,14 @@ import msgspec
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api.http.request import BYTES, JSON, Access, Request, Route, json_response
+from octaskly.api.http.handler_types import (
+    BYTES,
+    JSON,
+    Access,
+    Request,
+    Route,
+    json_response,
+)
 from octaskly.api.schemas.query import PARAMETERS, PATH_PARTS
 from octaskly.api.schemas.request_bodies import FIELD_HINTS
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS

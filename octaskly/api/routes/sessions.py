@@ -13,8 +13,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from aiohttp import web
 
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.local_socket import loopback_uids
-from octaskly.api.http.request import Access, Request, Route, json_response
 from octaskly.api.problems import UNAUTHENTICATED, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody

@@ -1,13 +1,13 @@
 """Table of all routes.
 
 Each route states its permission (`Route.access`), its limits and its handler in the
-`ROUTES` of its own module. `api.http.request` defines `Route` and `Access`. To add a
+`ROUTES` of its own module; `api.http.handler_types` defines these types. To add a
 module of routes, list it here.
 """
 
 from __future__ import annotations
 
-from octaskly.api.http import audit_trail, shared_rate_limit
+from octaskly.api.http import audit_trail, mesh_rate_limit
 from octaskly.api.output import downloads, logs, output_transfer, status_query
 from octaskly.api.routes import (
     array_results,
@@ -51,7 +51,7 @@ ROUTES = openapi.with_openapi_route(
     *array_results.ROUTES,
     *status_query.ROUTES,
     *output_transfer.ROUTES,
-    *shared_rate_limit.ROUTES,
+    *mesh_rate_limit.ROUTES,
     *key_rotation.ROUTES,
     *metrics.ROUTES,
 )

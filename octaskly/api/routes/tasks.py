@@ -8,7 +8,7 @@ from http import HTTPStatus
 from aiohttp import web
 from msgspec import structs
 
-from octaskly.api.http.request import Access, Request, Route, json_response
+from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
 from octaskly.core.log.merge import TaskRecord

@@ -13,9 +13,8 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http import audit_trail, authentication, shared_rate_limit
-from octaskly.api.http.node_client import HOP_HEADER
-from octaskly.api.http.request import (
+from octaskly.api.http import audit_trail, authentication, mesh_rate_limit
+from octaskly.api.http.handler_types import (
     Access,
     Connection,
     Request,
@@ -23,6 +22,7 @@ from octaskly.api.http.request import (
     Route,
     Services,
 )
+from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.problems import (
     FORBIDDEN,
     UNAUTHENTICATED,
@@ -34,7 +34,7 @@ from octaskly.api.problems import (
 from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks
-from octaskly.api.security.one_time_codes import TokenEnded, TokenMonitor
+from octaskly.api.security.token_monitor import TokenEnded, TokenMonitor
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.ports import Principal
@@ -149,7 +149,7 @@ class RequestPipeline:
                 # Each node answers this for itself, even when no dispatcher is elected.
                 self._charge(request.principal, request.info)
             elif request.principal is not None and request.forwarded_by is None:
-                await shared_rate_limit.charge(request)
+                await mesh_rate_limit.charge(request)
             return await route.handler(request)
 
         async def perform(call: Request) -> web.StreamResponse:

@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
-from octaskly.api.http.request import BYTES, JSON, RequestInfo, Route
+from octaskly.api.http.handler_types import BYTES, JSON, RequestInfo, Route
 from octaskly.api.problems import Problem, status_problem
 
 SMALL_BODY_BYTES: Final = 64 << 10

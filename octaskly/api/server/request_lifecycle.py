@@ -18,7 +18,12 @@ from typing import Final
 from aiohttp import web
 
 from octaskly.api.http import audit_trail
-from octaskly.api.http.request import Connection, RequestInfo, Services, json_response
+from octaskly.api.http.handler_types import (
+    Connection,
+    RequestInfo,
+    Services,
+    json_response,
+)
 from octaskly.api.http.sse import CONTENT_TYPE
 from octaskly.api.problems import Problem, encode_problem, problem_of
 from octaskly.api.security import origin_checks

@@ -23,10 +23,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from octaskly.api.http import authentication
 from octaskly.api.http.audit_trail import Auditor
-from octaskly.api.http.local_socket import address_without_scope, bind_local_socket
-from octaskly.api.http.long_polls import LongPolls
-from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
-from octaskly.api.http.request import (
+from octaskly.api.http.handler_types import (
     HttpTimeouts,
     OpenStreams,
     RequestInfo,
@@ -34,6 +31,9 @@ from octaskly.api.http.request import (
     empty_metrics,
     no_checkup,
 )
+from octaskly.api.http.local_socket import address_without_scope, bind_local_socket
+from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
+from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.http.slow_clients import StallTimer, shrink_tls_buffers
 from octaskly.api.problems import status_problem
 from octaskly.api.routes import dashboard

@@ -16,7 +16,7 @@ from octaskly.cli.commands.run import (
     hint_on_error,
 )
 from octaskly.cli.commands.submit import make_draft, request_options, submit_drafts
-from octaskly.cli.context import CliContext, resolve_ref
+from octaskly.cli.context import CliContext
 from octaskly.cli.interrupts import allow_interrupts, defer_first_interrupt
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
@@ -28,6 +28,7 @@ from octaskly.cli.output.render import (
     size,
 )
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
+from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.flows import api_calls
 from octaskly.core.model import placeholders

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from octaskly.cli import completion
-from octaskly.cli.context import CliContext, resolve_ref
+from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.cli.task_options import (
     STDIN_CONSUMED,
@@ -22,6 +22,7 @@ from octaskly.cli.task_options import (
     strings_in,
     task_options,
 )
+from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Session
 from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.flows import api_calls

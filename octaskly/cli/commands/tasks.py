@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.context import CliContext, resolve_ref
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import (
     duration,
@@ -27,9 +27,10 @@ from octaskly.cli.output.task_view import (
     option_fields,
     print_array,
 )
+from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
 from octaskly.client.errors import NotFound
-from octaskly.client.flows import api_calls, listing
+from octaskly.client.flows import api_calls, queries
 from octaskly.client.flows.api_calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.tasks import Explanation, Forgotten
@@ -417,5 +418,5 @@ def retry(
 
 def _failed_task_ids(client: Session) -> Iterator[str]:
     """Yield the currently failed tasks, oldest first."""
-    found = client.iterate(listing.tasks(client.requests, {"status": "failed"}))
+    found = client.iterate(queries.tasks(client.requests, {"status": "failed"}))
     return iter([task.id for task in found])

@@ -12,7 +12,7 @@ import click
 
 from octaskly.cli import completion
 from octaskly.cli.commands.run import OWN_EXIT_CODES, exit_code_of_task
-from octaskly.cli.context import CliContext, resolve_id, resolve_ref
+from octaskly.cli.context import CliContext
 from octaskly.cli.options import Duration
 from octaskly.cli.output.render import (
     EXIT_NOT_FOUND,
@@ -25,6 +25,7 @@ from octaskly.cli.output.render import (
     printable,
     report_error,
 )
+from octaskly.cli.task_refs import resolve_id, resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
 from octaskly.client.flows import api_calls, streams

@@ -35,7 +35,7 @@ from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
 from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
 from octaskly.mesh.discovery.scan import FoundNode, scan_nodes
 from octaskly.rest.mesh import Checkup, NodeInfo, NodePage, Reach
-from octaskly.system.load import process_on_port
+from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile
 
 CONNECT_S_MAX = 1.0  #: a LAN answers in milliseconds

@@ -1,1 +1,1 @@
-"""The dispatcher: admission, dispatch, outcomes, cancellation and retention."""
+"""The dispatcher: admission, dispatch, outcomes, cancellation and compaction."""

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.dispatcher.cancellation import Canceller
+from octaskly.core.dispatcher.compaction import Compaction
 from octaskly.core.dispatcher.dependencies import Dependencies, has_dependencies
 from octaskly.core.dispatcher.explain import Explainer
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
-from octaskly.core.dispatcher.retention import Retention
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send
 from octaskly.core.events import (
@@ -73,7 +73,7 @@ class Dispatcher:
         self.is_accepting = False
         self._step = DispatchStep(settings.limits, journal, replication, timers)
         self.reconciler = Reconciler(self._step, settings.timing.reattach_s, timers)
-        self.retention = Retention(
+        self.compaction = Compaction(
             settings, self._step, journal, replication.peer_table, timers
         )
         self._queue, self._pool = self._step.queue, self._step.pool
@@ -100,7 +100,7 @@ class Dispatcher:
         """Start an epoch as dispatcher; the journal's own stream must be open."""
         self.is_active = self.is_accepting = True
         self.reconciler.open_reattach_window(now)
-        self.retention.start_retention(now)
+        self.compaction.start_retention(now)
         self._dependencies.start_checking(now)
         return self._step.open_epoch(
             epoch, stream
@@ -123,7 +123,7 @@ class Dispatcher:
         if not self.is_active:
             return []
         self.is_accepting = self._step.is_assigning = True
-        self.retention.set_timer(now)
+        self.compaction.set_timer(now)
         return self._commit_step(now)
 
     def raise_sequence(self, sequence: int) -> None:
@@ -315,7 +315,7 @@ class Dispatcher:
                 )
             case FloorPlanned():
                 may_write = self.is_accepting
-                return self.retention.on_floor_planned(event, now, may_write=may_write)
+                return self.compaction.on_floor_planned(event, now, may_write=may_write)
 
     def on_queued_loaded(self, event: QueuedLoaded, now: Moment) -> list[Effect]:
         """Take more of the queue into the window."""
@@ -371,7 +371,7 @@ class Dispatcher:
         """Do what is due: one of the timers of these machines is."""
         if not self.is_active:
             return []
-        effects = self.retention.on_time(now) if self.is_accepting else []
+        effects = self.compaction.on_time(now) if self.is_accepting else []
         effects += self._dependencies.query_unblocked(now)
         if self._step.requeue_backed_off(now):
             effects += self._commit_step(now)

@@ -30,7 +30,7 @@ from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import STOPPING_REASON, Probe, ProbeOk
-from octaskly.core.replication.catch_up import NON_PARTITION_REASONS
+from octaskly.core.replication.not_found_rule import NON_PARTITION_REASONS
 
 PROBED_PEERS_MAX = 16  #: peers that get a probe about a suspect
 SUCCESSORS_DIALLED_MAX = 3

@@ -20,7 +20,7 @@ from octaskly.core.log.mesh_records import KEYS_HELD, RecordTable
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.keyring import (
+from octaskly.core.model.keyring_state import (
     OUTDATED_REASON,
     REVOKED_REASON,
     ChangeKeyring,

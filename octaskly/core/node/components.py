@@ -16,7 +16,7 @@ from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.mdns_schedule import MdnsSchedule
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
-from octaskly.core.model.component_signals import Outbox
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.node.announcements import (
@@ -33,13 +33,13 @@ from octaskly.core.node.connections import (
 )
 from octaskly.core.node.log_receiver import LogReceiver
 from octaskly.core.node.message_checks import MessageValidator
-from octaskly.core.node.self_fencing import SelfFencing
+from octaskly.core.node.pause_fencing import PauseFencing
 from octaskly.core.node.shutdown import Shutdown
 from octaskly.core.replication.anti_entropy import AntiEntropy
-from octaskly.core.replication.catch_up import CatchUp
 from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.not_found_rule import NotFoundRule
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replication.standby import Standby
+from octaskly.core.replication.standby_appends import Standby
 from octaskly.core.worker.worker import Worker
 
 
@@ -62,7 +62,7 @@ class Components:
     dispatcher_transfer: DispatcherTransfer
     replication: Replication
     standby: Standby
-    catch_up: CatchUp
+    not_found_rule: NotFoundRule
     dispatcher: Dispatcher
     worker: Worker
     rotation: KeyRotation
@@ -106,7 +106,9 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
         ),
         replication=replication,
         standby=Standby(journal, anti_entropy, timing.replication_wait_s),
-        catch_up=CatchUp(journal, peers, anti_entropy, timing.suspicion_timeout_s),
+        not_found_rule=NotFoundRule(
+            journal, peers, anti_entropy, timing.suspicion_timeout_s
+        ),
         dispatcher=Dispatcher(settings, journal, replication, saved.sequence, timers),
         worker=Worker(settings, reports, timers, outbox, hold, is_revoked=is_revoked),
         rotation=rotation,
@@ -125,7 +127,7 @@ class Handlers:
     self_description: SelfDescription
     roster_sender: RosterSender
     mesh_state_publisher: MeshStatePublisher
-    self_fencing: SelfFencing
+    pause_fencing: PauseFencing
     disk_failure_handler: DiskFailureHandler
     availability_control: AvailabilityControl
     shutdown: Shutdown
@@ -160,7 +162,7 @@ def build_handlers(
         mesh_state_publisher=MeshStatePublisher(
             settings.node.id, given_name, c.journal, roster
         ),
-        self_fencing=SelfFencing(
+        pause_fencing=PauseFencing(
             timing, election, transfer, dispatcher, timers, outbox
         ),
         disk_failure_handler=DiskFailureHandler(

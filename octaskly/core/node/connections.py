@@ -14,7 +14,7 @@ from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.keyring import KeyringChanged
+from octaskly.core.model.keyring_state import KeyringChanged
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.protocol.messages import PROTOCOL_PREFIX, Message

@@ -14,7 +14,7 @@ from octaskly.core.model.ids import Moment, NodeId, TaskId
 from octaskly.core.protocol.messages import Entries, Pull, Replicate, Snapshot
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.standby import Standby
+from octaskly.core.replication.standby_appends import Standby
 
 
 class LogReceiver:

@@ -25,7 +25,7 @@ from octaskly.core.model.ids import (
     VectorItems,
     Writers,
 )
-from octaskly.core.model.keyring import (
+from octaskly.core.model.keyring_state import (
     KeyringMessage,
     KeyringStatus,
     KeyringTransfer,

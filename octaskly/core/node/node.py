@@ -54,7 +54,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
-from octaskly.core.model.component_signals import (
+from octaskly.core.model.consequences import (
     AdmissionChanged,
     Consequence,
     DispatcherSilent,
@@ -67,7 +67,7 @@ from octaskly.core.model.component_signals import (
     WorkerAvailabilityChanged,
 )
 from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
-from octaskly.core.model.keyring import (
+from octaskly.core.model.keyring_state import (
     REVOKED_REASON,
     KeyringChanged,
     KeyringStatus,
@@ -137,7 +137,7 @@ class Node:
         self._dispatcher_transfer = components.dispatcher_transfer
         self._replication = components.replication
         self._standby = components.standby
-        self._catch_up = components.catch_up
+        self._not_found_rule = components.not_found_rule
         self._dispatcher = components.dispatcher
         self._worker = components.worker
         self._message_validator = components.message_validator
@@ -230,7 +230,7 @@ class Node:
     @property
     def has_read_all(self) -> bool:
         """Return True if this node's disk holds all that connected nodes hold."""
-        return self._catch_up.has_read_all
+        return self._not_found_rule.has_read_all
 
     def last_heard_s(self, node: NodeId) -> float | None:
         """Return the time of a peer's last frame, or of its loss, or None."""
@@ -280,12 +280,14 @@ class Node:
         if gap_s <= timing.tick_s + LATE_STEP_S:
             return []
         self._timeouts.on_pause(gap_s, now)
-        return self._handlers.self_fencing.on_pause(gap_s, now)
+        return self._handlers.pause_fencing.on_pause(gap_s, now)
 
     def _start(self, now: Moment) -> list[Effect]:
         """Look for a mesh, with mDNS and dials to saved peers."""
         effects = self._election.start_election(now)
-        self._catch_up.expect_nodes(self._address_book.remembered_nodes(), now.mono_s)
+        self._not_found_rule.expect_nodes(
+            self._address_book.remembered_nodes(), now.mono_s
+        )
         effects += self._mdns_schedule.start(now)
         return effects + self._address_book.dial_remembered(now)
 
@@ -321,7 +323,7 @@ class Node:
                 )
                 return effects and [*effects, *self._address_book.redial_all(now)]
             case Timer.FENCING:
-                return self._handlers.self_fencing.on_time(now)
+                return self._handlers.pause_fencing.on_time(now)
             case Timer.REATTACH:
                 # Wait longer for nodes that are not silent and hold more entries.
                 return self._reread_after_sync(now) + self._dispatcher.on_time(now)
@@ -405,10 +407,10 @@ class Node:
             ) if not dispatcher.is_active:
                 return [Answer(ticket, NotDispatching())]
             case PurgeRequested():
-                dispatcher.retention.on_purge_requested(event, now)
+                dispatcher.compaction.on_purge_requested(event, now)
                 return []
             case CatchUpRequested(ticket):
-                self._catch_up.add_request(ticket, now)
+                self._not_found_rule.add_request(ticket, now)
                 self._election.heartbeats.hasten_heartbeat()
                 return self._answer_catch_up_requests(now)
             case TaskIdsRequested(ticket, suffixes):
@@ -509,7 +511,7 @@ class Node:
         effects: list[Effect] = []
         dispatcher_epoch = self._election.dispatcher_epoch
         if dispatcher_epoch is not None:
-            self._catch_up.on_peer_lost(peer, view, reason, now.mono_s)
+            self._not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
             if view.followed_epoch == dispatcher_epoch.epoch:
                 effects += self._on_follower_lost(peer, view, reason, now)
         self._anti_entropy.drop_peer(peer)
@@ -702,7 +704,7 @@ class Node:
                 effects = self._peer_table.on_addresses_changed(
                     peer, message.addresses, now
                 )
-                effects += self._handlers.self_fencing.on_heartbeat_ok(message, now)
+                effects += self._handlers.pause_fencing.on_heartbeat_ok(message, now)
                 effects += self._answer_catch_up_requests(now)
                 return effects + dispatcher.on_heartbeat_ok(peer, message, now)
             case Results():
@@ -778,7 +780,7 @@ class Node:
                 return effects + self._answer_catch_up_requests(now)
             case FloorRaised():
                 if self._dispatcher.is_accepting:
-                    self._dispatcher.retention.set_timer(now)
+                    self._dispatcher.compaction.set_timer(now)
                 return []
             case RecordsAdded():
                 return self._broadcast_new_records(now)
@@ -790,13 +792,13 @@ class Node:
 
     def _reread_after_sync(self, now: Moment) -> list[Effect]:
         """Read the queue again once all entries of other nodes are durable."""
-        dispatcher, catch_up = self._dispatcher, self._catch_up
+        dispatcher, not_found_rule = self._dispatcher, self._not_found_rule
         self._hasten_row_rewrite(now)
         if dispatcher.reconciler.is_log_behind:
-            if catch_up.has_read_all:
+            if not_found_rule.has_read_all:
                 dispatcher.reconciler.trust_log()
                 return dispatcher.on_remote_entries(now)
-            if catch_up.can_read_more(now.mono_s):
+            if not_found_rule.can_read_more(now.mono_s):
                 dispatcher.reconciler.extend_read_delay(now)
         if not self._anti_entropy.pop_has_new_entries(self._peer_table.peers):
             return []
@@ -810,16 +812,16 @@ class Node:
         """
         if not self._dispatcher.is_accepting or not self._journal.has_rows_ahead:
             return
-        if self._replication.standby_nodes and self._catch_up.has_read_all:
-            self._dispatcher.retention.hasten_row_rewrite(now)
+        if self._replication.standby_nodes and self._not_found_rule.has_read_all:
+            self._dispatcher.compaction.hasten_row_rewrite(now)
 
     def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:
         """Answer the catch-up requests that need not wait longer."""
-        if not self._catch_up.pending_requests:
+        if not self._not_found_rule.pending_requests:
             return []
         dispatcher_epoch = self._election.dispatcher_epoch
         epoch = None if dispatcher_epoch is None else dispatcher_epoch.epoch
-        return self._catch_up.on_time(epoch, now)
+        return self._not_found_rule.on_time(epoch, now)
 
     def _broadcast_new_records(self, now: Moment) -> list[Effect]:
         dispatcher_epoch = self._election.dispatcher_epoch
@@ -876,10 +878,10 @@ class Node:
         )
         self._standby.check_ack_guarantee(now)
         in_sync_epoch = self._standby.in_sync_epoch
-        self._catch_up.start_catch_up(
+        self._not_found_rule.start_catch_up(
             epoch, roster_builder.roster, in_sync_epoch, now.mono_s
         )
-        if not self._catch_up.has_read_all:
+        if not self._not_found_rule.has_read_all:
             self._dispatcher.reconciler.delay_read(now)
         effects = self._dispatcher.start_dispatching(epoch, stream, now)
         # Register connected nodes before their `Reattach` arrives. Otherwise a task

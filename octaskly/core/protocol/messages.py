@@ -33,7 +33,7 @@ from octaskly.core.model.ids import (
     VectorItems,
     Writers,
 )
-from octaskly.core.model.keyring import KeyringMessage
+from octaskly.core.model.keyring_state import KeyringMessage
 from octaskly.core.model.nodes import (
     NO_LOAD,
     Gpus,

@@ -18,7 +18,7 @@ from heapq import heapify, heappop, heappush
 
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
-from octaskly.core.scheduling.lanes import Lane
+from octaskly.core.scheduling.queue_lanes import Lane
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool

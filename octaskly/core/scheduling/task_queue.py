@@ -34,7 +34,7 @@ from octaskly.core.scheduling.array_queue import (
     new_queued_task,
     queued_member_numbers,
 )
-from octaskly.core.scheduling.lanes import Lane, Lanes
+from octaskly.core.scheduling.queue_lanes import Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
     WAITING_STAGES,

@@ -21,7 +21,7 @@ from octaskly.core.effects import (
     Unspool,
 )
 from octaskly.core.events import AttemptsEnded
-from octaskly.core.model.component_signals import Outbox, WorkerAvailabilityChanged
+from octaskly.core.model.consequences import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
 from octaskly.core.model.settings import SHORT_TASK_MS, Settings

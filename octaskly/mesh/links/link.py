@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from octaskly.core.model.ids import Address, NodeId
-from octaskly.core.model.keyring import OUTDATED_REASON
+from octaskly.core.model.keyring_state import OUTDATED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,

@@ -13,7 +13,7 @@ from octaskly.config.limits import LimitOptions
 from octaskly.core.effects import LogLine
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.model.ids import Address, NodeId
-from octaskly.core.model.keyring import REVOKED_REASON
+from octaskly.core.model.keyring_state import REVOKED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,

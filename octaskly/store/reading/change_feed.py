@@ -17,7 +17,7 @@ from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.ports import Packer
 from octaskly.ports.events import AttemptWithTask, RecentAttempts
 from octaskly.store.reading import pages
-from octaskly.store.tables import arrays, name_collisions, rows
+from octaskly.store.tables import arrays, rows, task_name_collisions
 
 PART_BYTES_MAX: Final = 4 << 20  #: approximate size of the entries of one page
 
@@ -125,7 +125,9 @@ def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, Task
             some,
         ).fetchall()
         records += (record for record, _ in arrays.records_from(db, found))
-    places = name_collisions.read_occurrences(db, (record.id for record in records))
+    places = task_name_collisions.read_occurrences(
+        db, (record.id for record in records)
+    )
     return {
         record.id: replace(record, occurrence=places.get(record.id, 1))
         for record in records
@@ -200,7 +202,7 @@ def _live_records(
     db: sqlite3.Connection, keys: Iterable[int]
 ) -> Iterable[tuple[int, TaskRecord]]:
     found = pages.read_rows_by_key(db, sorted(keys))
-    records = name_collisions.with_occurrences(
+    records = task_name_collisions.with_occurrences(
         db, arrays.records_without_outputs(db, found)
     )
     return zip((row[0] for row in found), records, strict=True)

@@ -1,7 +1,7 @@
 """Compaction plan: the next floor, and the tasks and records to rewrite above it.
 
 The dispatcher decides when to ask for a plan, and how long ended tasks are kept: see
-`core.dispatcher.retention`.
+`core.dispatcher.compaction`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from msgspec import json
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
-from octaskly.store.tables import arrays, list_counts, name_collisions, rows
+from octaskly.store.tables import arrays, list_counts, rows, task_name_collisions
 
 SEARCH_S_MAX: Final = 0.03  #: time limit of one search
 
@@ -147,7 +147,7 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
         f" ORDER BY key {order} LIMIT 1",
         (key,),
     ).fetchall()
-    for record in name_collisions.with_occurrences(
+    for record in task_name_collisions.with_occurrences(
         db, arrays.records_without_outputs(db, found)
     ):
         return record.name
@@ -230,7 +230,7 @@ def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
 def _read_shown(
     db: sqlite3.Connection, query: TaskQuery, keys: Sequence[int]
 ) -> tuple[TaskRecord, ...]:
-    records = name_collisions.with_occurrences(
+    records = task_name_collisions.with_occurrences(
         db, arrays.records_without_outputs(db, read_rows_by_key(db, sorted(keys)))
     )
     return records[::-1] if query.is_newest_first else records

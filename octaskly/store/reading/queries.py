@@ -26,7 +26,7 @@ from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, PendingNotifications, StoreStats
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
-from octaskly.store.tables import arrays, name_collisions, rows
+from octaskly.store.tables import arrays, rows, task_name_collisions
 from octaskly.store.tables.node_state import read_vector
 
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
@@ -42,9 +42,9 @@ def read_task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     select = f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
-        found = db.execute(select, (name_collisions.id_of(db, ref),)).fetchall()
+        found = db.execute(select, (task_name_collisions.id_of(db, ref),)).fetchall()
     for record, outputs in arrays.records_from(db, found):
-        (numbered,) = name_collisions.with_occurrences(db, (record,))
+        (numbered,) = task_name_collisions.with_occurrences(db, (record,))
         return with_outputs(db, numbered, outputs)
     return _member_without_row(db, ref)
 
@@ -54,7 +54,9 @@ def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     places = [split_member_id(TaskId(ref))]
     if match := _MEMBER.fullmatch(ref):
         # A client may choose a name that looks like a generated id.
-        array_id = name_collisions.id_of(db, f"{match['name']}{match['twin'] or ''}")
+        array_id = task_name_collisions.id_of(
+            db, f"{match['name']}{match['twin'] or ''}"
+        )
         places += [] if array_id is None else [(array_id, int(match["number"]))]
     for array_id, number in filter(None, places):
         if array := arrays.read_arrays(db, (array_id,)).get(array_id):
@@ -81,7 +83,7 @@ def read_tasks_by_name(
     db: sqlite3.Connection, names: Sequence[str]
 ) -> dict[str, tuple[TaskRecord, ...]]:
     """Return the tasks with each name, without outputs. Unused names are left out."""
-    ids = name_collisions.ids_of(db, names)
+    ids = task_name_collisions.ids_of(db, names)
     records: dict[TaskId, TaskRecord] = {}
     for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
         found = db.execute(
@@ -125,7 +127,7 @@ def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...
         (sequence, sequence + rows.DERIVED_SEQUENCE_START),
     )
     ids = [TaskId(task_id) for (task_id,) in found]
-    places = name_collisions.read_occurrences(db, ids)
+    places = task_name_collisions.read_occurrences(db, ids)
     return tuple(task_name(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
@@ -214,7 +216,7 @@ def read_pending_notifications(
         )
     )
     fresh = sorted(keys - known)[:limit]
-    records = name_collisions.with_occurrences(
+    records = task_name_collisions.with_occurrences(
         db, arrays.records_without_outputs(db, pages.read_rows_by_key(db, fresh))
     )
     return PendingNotifications(keys, tuple(zip(fresh, records, strict=True)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.system.load import memory_stalled_percent
+from octaskly.system.machine_stats import memory_stalled_percent
 from tests.mesh.faults import fill, small_disk
 from tests.support.agents import (
     TASKS,

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.gateway.health import HealthChecks
+from octaskly.agent.health import HealthChecks
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import CatchUpRequested, Event, SavedState
 from octaskly.core.log.merge import TaskRecord

@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from octaskly.agent.process import SystemdNotifier
+from octaskly.agent.process_hooks import SystemdNotifier
 from octaskly.trust import create_secret_file
 from tests.support.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.submissions import Submission, SubmissionService
 from octaskly.agent.gateway.task_lookup import TaskFinder
+from octaskly.agent.health import HealthChecks
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of
 from octaskly.core.model.ids import StreamId, TaskId

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from octaskly.api import HttpTimeouts
-from octaskly.api.http import long_polls, sse
+from octaskly.api.http import open_long_polls, sse
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
@@ -682,7 +682,7 @@ async def test_poll_on_a_silent_dispatcher_moves_on(
 
     It ends at once, without the grace for what cannot be repeated.
     """
-    monkeypatch.setattr(long_polls, "_DEPOSED_GRACE_S", 3600.0)
+    monkeypatch.setattr(open_long_polls, "_DEPOSED_GRACE_S", 3600.0)
 
     async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)

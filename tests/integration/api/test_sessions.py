@@ -16,8 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.api import ListenerKind
+from octaskly.api.http.handler_types import no_checkup
 from octaskly.api.http.local_socket import loopback_uids
-from octaskly.api.http.request import no_checkup
 from octaskly.api.security.one_time_codes import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from octaskly.api import HttpTimeouts
 from octaskly.api.http import sse
-from octaskly.api.http.request import Access, Request, Route
+from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher

@@ -12,7 +12,7 @@ import pytest
 
 from octaskly.config.defaults import HANDSHAKES_MAX
 from octaskly.core.model.ids import Address, Moment, NodeId
-from octaskly.core.model.keyring import REVOKED_MAX
+from octaskly.core.model.keyring_state import REVOKED_MAX
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
 from octaskly.joining.conversation import Conversation, connect_first, serve_connections

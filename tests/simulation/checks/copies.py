@@ -6,7 +6,7 @@ and nobody is given what its program cannot read. All of it is checked step by s
 
 from __future__ import annotations
 
-from octaskly.core.dispatcher.retention import FLOOR_STEP_S
+from octaskly.core.dispatcher.compaction import FLOOR_STEP_S
 from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.log.facts import Finished, Submitted

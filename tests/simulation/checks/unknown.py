@@ -65,7 +65,7 @@ class Heirs:
 
 def knows_all(world: World, node: Node) -> bool:
     """Whether a node counts on nobody who may hold what it does not know."""
-    return node._catch_up.is_complete(world.time_s)
+    return node._not_found_rule.is_complete(world.time_s)
 
 
 def never_not_found(world: World) -> None:

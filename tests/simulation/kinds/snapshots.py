@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from octaskly.core.dispatcher.retention import FLOOR_STEP_S
+from octaskly.core.dispatcher.compaction import FLOOR_STEP_S
 from octaskly.core.model.ids import TaskId
 from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import unfinished

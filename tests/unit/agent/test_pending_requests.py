@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from octaskly.agent.gateway.pending_requests import (
+from octaskly.agent.gateway.recent_tasks import (
     FEW_ENTRIES,
     OUTPUT_BYTES_MAX,
     TASKS_MAX,
     RecentTasks,
-    TaskWaiters,
 )
+from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.core.log.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Epoch, StreamId, TaskId

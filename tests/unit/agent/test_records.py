@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from octaskly.agent.gateway import pending_requests
-from octaskly.agent.gateway.health import HealthChecks
 from octaskly.agent.gateway.mesh_records import Records
+from octaskly.agent.health import HealthChecks
 from octaskly.core.events import Event, RecordDraft
 from octaskly.core.log.mesh_records import TOKEN
 from octaskly.errors import StoreFull

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from octaskly import errors
-from octaskly.agent.gateway.pending_requests import PendingRequests, TaskWaiters
+from octaskly.agent.gateway.pending_requests import PendingRequests
+from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.log.facts import Assigned, Entry, Finished
 from octaskly.core.log.merge import TaskRecord

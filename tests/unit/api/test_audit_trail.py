@@ -16,8 +16,13 @@ from octaskly.api.http.audit_trail import (
     WINDOW_MS,
     Auditor,
 )
-from octaskly.api.http.long_polls import LongPolls
-from octaskly.api.http.request import HttpTimeouts, NodeClient, RequestInfo, Services
+from octaskly.api.http.handler_types import (
+    HttpTimeouts,
+    NodeClient,
+    RequestInfo,
+    Services,
+)
+from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import NotDispatcher

@@ -10,7 +10,7 @@ import pytest
 from octaskly.client.endpoint import Endpoint, resolve_endpoint
 from octaskly.config import paths
 from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.client_files import CLIENT_KEYS
+from octaskly.config.client_settings_file import CLIENT_KEYS
 from octaskly.errors import ConfigError
 
 

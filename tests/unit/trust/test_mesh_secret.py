@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring import REVOKED_MAX
+from octaskly.core.model.keyring_state import REVOKED_MAX
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.mesh_secret import (
     GENERATIONS_MAX,

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Entry, Fact, Notified, Submitted, Unblocked
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId
-from octaskly.core.model.keyring import KeyringTransfer, MergeKeyring
+from octaskly.core.model.keyring_state import KeyringTransfer, MergeKeyring
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import (
     After,

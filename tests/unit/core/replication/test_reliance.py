@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.replication.standby import HEARTBEATS_MAX, AckGuarantee
+from octaskly.core.replication.standby_appends import HEARTBEATS_MAX, AckGuarantee
 
 SOLO_S = 2.0
 BEAT_S = 0.3

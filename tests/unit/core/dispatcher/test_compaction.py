@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from octaskly.core.dispatcher.retention import (
+from octaskly.core.dispatcher.compaction import (
     CLOCK_GAIN_MS_MAX,
     FLOOR_STEP_S,
     SHORT_INTERVAL_S,
@@ -34,7 +34,7 @@ from octaskly.core.log.facts import (
     Submitted,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of
-from octaskly.core.model.component_signals import Outbox
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
@@ -142,7 +142,7 @@ def test_what_only_rows_say_is_written_again_step_by_step() -> None:
 def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
     """Not after a minute; but one step leaves time for others."""
     world = dispatcher_with()
-    world.dispatch.retention.hasten_row_rewrite(moment(5))
+    world.dispatch.compaction.hasten_row_rewrite(moment(5))
 
     assert world.dispatch.on_time(moment(5)) == []
     (ask,) = world.dispatch.on_time(moment(5 + FLOOR_STEP_S))
@@ -151,7 +151,7 @@ def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
         None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
     )
     world.dispatch.on_store_answer(some, moment(6))
-    world.dispatch.retention.hasten_row_rewrite(moment(6))
+    world.dispatch.compaction.hasten_row_rewrite(moment(6))
     assert world.dispatch.on_time(moment(7)) == []
     world.commit(7)
     assert len(world.dispatch.on_time(moment(7))) == 1
@@ -258,7 +258,7 @@ def asked_to_forget(
     world: DispatcherWithJournal, ticket: int, seconds: int
 ) -> PlanFloor:
     """Ask between two looks at the age; return what the store is asked."""
-    world.dispatch.retention.on_purge_requested(
+    world.dispatch.compaction.on_purge_requested(
         PurgeRequested(ticket, seconds), moment(5)
     )
     assert world.timers.next_at() <= moment(5).mono_s
@@ -313,7 +313,7 @@ def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
     """What it asks for beyond the first one is not told to be done."""
     world = dispatcher_with()
     asked_to_forget(world, 3, 60)
-    world.dispatch.retention.on_purge_requested(PurgeRequested(4, 0), moment(5))
+    world.dispatch.compaction.on_purge_requested(PurgeRequested(4, 0), moment(5))
 
     assert world.dispatch.on_store_answer(FloorPlanned(None), moment(5)) == []
     assert len(world.dispatch.on_time(moment(6))) == 1

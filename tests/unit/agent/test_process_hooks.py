@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from octaskly.agent.process import YOUNG_OBJECTS_MAX, GarbageCollection
+from octaskly.agent.process_hooks import YOUNG_OBJECTS_MAX, GarbageCollection
 
 
 class Knot:

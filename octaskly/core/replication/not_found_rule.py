@@ -17,7 +17,7 @@ from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import LOST_MEMBER_S
 from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, covers
-from octaskly.core.model.keyring import REVOKED_REASON
+from octaskly.core.model.keyring_state import REVOKED_REASON
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.protocol.messages import STOPPING_REASON, UNNEEDED_REASON, Roster
 from octaskly.core.replication.anti_entropy import AntiEntropy
@@ -36,7 +36,7 @@ NON_PARTITION_REASONS = (
 """Reasons of a link's end that rule out a partition."""
 
 
-class CatchUp:
+class NotFoundRule:
     """The missing nodes of this epoch, and the requests that wait for them."""
 
     def __init__(

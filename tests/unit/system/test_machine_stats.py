@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from octaskly.system.load import list_gpus
+from octaskly.system.machine_stats import list_gpus
 
 
 def test_gpus_are_those_of_the_driver_by_number(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Signals between components: changes in one that the node delivers to the others.
+"""Consequences: changes in one component that the node delivers to the others.
 
 A component puts a consequence into the outbox. At the end of the step, the node
 delivers it once, even if it was put several times. It carries no data: its receivers
@@ -43,7 +43,7 @@ class RecordsAdded:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionChanged:
-    """From `SelfFencing`, `DiskFailureHandler`, `Node`: admission paused or resumed."""
+    """From `PauseFencing`, `DiskFailureHandler`, `Node`: admission paused, resumed."""
 
 
 @dataclass(frozen=True, slots=True)

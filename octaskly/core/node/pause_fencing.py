@@ -14,7 +14,7 @@ from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
-from octaskly.core.model.component_signals import AdmissionChanged, Outbox
+from octaskly.core.model.consequences import AdmissionChanged, Outbox
 from octaskly.core.model.ids import Epoch, Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.timer_heap import Timer, TimerHeap
@@ -23,7 +23,7 @@ from octaskly.core.protocol.messages import HeartbeatOk
 FENCING_PAUSE_S = 1.0  #: after a pause this long, others may have elected a dispatcher
 
 
-class SelfFencing:
+class PauseFencing:
     """The fence of this dispatcher: the unconfirmed epoch, and its start."""
 
     def __init__(

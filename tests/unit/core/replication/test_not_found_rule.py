@@ -7,7 +7,7 @@ import pytest
 from octaskly.core.effects import Answer, Effect
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.roster import LOST_MEMBER_S
-from octaskly.core.model.component_signals import Outbox
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState, Role
 from octaskly.core.protocol.messages import (
@@ -18,7 +18,7 @@ from octaskly.core.protocol.messages import (
     RosterEntry,
 )
 from octaskly.core.replication.anti_entropy import AntiEntropy
-from octaskly.core.replication.catch_up import REMEMBERED_PEER_S, CatchUp
+from octaskly.core.replication.not_found_rule import REMEMBERED_PEER_S, NotFoundRule
 from octaskly.core.replies import CatchUpStatus, NotDispatching
 from tests.support.builders import epoch, moment, node_id
 from tests.support.replicating_dispatcher import ReplicatingDispatcher
@@ -33,7 +33,7 @@ class World(ReplicatingDispatcher):
     def __init__(self) -> None:
         super().__init__()
         self.exchange = AntiEntropy(self.journal, Outbox())
-        self.completeness = CatchUp(
+        self.completeness = NotFoundRule(
             *(
                 self.journal,
                 self.members,

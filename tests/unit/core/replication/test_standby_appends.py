@@ -5,7 +5,7 @@ from __future__ import annotations
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
-from octaskly.core.model.component_signals import Outbox
+from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import (
@@ -17,7 +17,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.standby import APPEND_PARTS_MAX, Standby
+from octaskly.core.replication.standby_appends import APPEND_PARTS_MAX, Standby
 from tests.support.builders import epoch, moment, node_id
 
 A, C = node_id("a"), node_id("c")

@@ -1,4 +1,4 @@
-"""Retention: raises the compaction floor, after it rewrites the facts that must stay.
+"""Compaction: raises the compaction floor, after it rewrites the facts that must stay.
 
 The store finds how far the floor may rise, in bounded steps. Tasks below it that are
 not final are carried: all their facts are written again before the floor. The same
@@ -33,7 +33,7 @@ SHORT_INTERVAL_S = (
 )
 
 
-class Retention:
+class Compaction:
     """Raises the compaction floor while this node is dispatcher."""
 
     def __init__(

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 from aiohttp import web
 
-from octaskly.api.http.long_polls import LongPolls
+from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes

@@ -1,0 +1,145 @@
+"""Long polls that wait for a change of a task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+from octaskly.agent.gateway.recent_tasks import RecentTasks
+from octaskly.core.log import merge
+from octaskly.core.log.facts import MESH_FACTS, Entry, TaskFact
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.ids import TaskId, task_name
+
+_ANY_MEMBER = ".*"  #: array name + this: the key of waits for any of its members
+ARRAY_POLL_S = 0.1  #: between two reads of an array for one wait
+
+
+@dataclass(slots=True, eq=False)
+class _TaskWait:
+    """One long poll, with the facts about its task since it started."""
+
+    accepts_local_commit: bool  #: facts on this disk count before they are replicated
+    has_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    facts: list[TaskFact] = field(default_factory=list)
+
+
+class TaskWaiters:
+    """Long polls, woken when their task has a new durable state."""
+
+    def __init__(self) -> None:
+        #: By name; tasks that share a name share a key.
+        self._waits: dict[str, set[_TaskWait]] = {}
+        self._unpersisted: deque[tuple[int, _TaskWait, TaskFact]] = deque()
+        """Facts not yet on disk, for `accepts_local_commit`, with the write number."""
+        self.recent = RecentTasks()
+
+    def on_appended(self, entries: Sequence[Entry], number: int) -> None:
+        """Keep the facts that waits need, so that they need not read the store."""
+        self.recent.appended(entries)
+        waits = self._waits
+        for entry in entries if waits else ():
+            fact = entry.fact
+            task = fact.task  # No wait has the name used by mesh facts.
+            for wait in waits.get(task_name(task) if "~" in task else task, ()):
+                assert not isinstance(fact, MESH_FACTS)
+                if wait.accepts_local_commit:
+                    self._unpersisted.append((number, wait, fact))
+                else:
+                    wait.facts.append(fact)
+
+    def on_persisted(self, number: int) -> None:
+        """Wake waits that accept local commits: writes up to `number` are on disk.
+
+        Woken earlier, they would read the old state of the task.
+        """
+        while self._unpersisted and self._unpersisted[0][0] <= number:
+            _, wait, fact = self._unpersisted.popleft()
+            wait.facts.append(fact)
+            wait.has_changed.set()
+
+    def on_replicated(self, tasks: Sequence[TaskId]) -> None:
+        """Wake the waits for these tasks: their appended facts are durable."""
+        self.recent.announced(tasks)
+        waits = self._waits
+        for task in tasks if waits else ():
+            name = task_name(task) if "~" in task else task
+            place = split_member_id(task) if "." in task else None
+            other = name + _ANY_MEMBER if place is None else task_name(place[0])
+            for wait in (*waits.get(name, ()), *waits.get(other, ())):
+                wait.has_changed.set()
+
+    def at_hand(self, name: str) -> TaskRecord | None:
+        """Return an ended task that is cached; None if it must be read or awaited."""
+        cached = self.recent.get(TaskId(name))
+        record = cached.record if cached and cached.is_end_announced else None
+        return record if record and record.state.is_final else None
+
+    async def wait_until(
+        self,
+        name: str,
+        read: Callable[[], Awaitable[TaskRecord]],
+        is_wanted: Callable[[TaskRecord], bool],
+        timeout_s: float,
+        *,
+        accepts_local_commit: bool = False,
+    ) -> TaskRecord:
+        """Return a task once `is_wanted` accepts it, or at the timeout.
+
+        Args:
+            name: The client's name of the task, not its number alone.
+            read: Reads the task with its outputs from the store.
+            is_wanted: Returns True if the task should be returned now.
+            timeout_s: Longest wait.
+            accepts_local_commit: Return a state that is on this disk only, which a
+                failover may still revoke.
+        """
+        wait = _TaskWait(accepts_local_commit)
+        # Register before the first read, so that no change is missed. Applying a fact
+        # twice changes nothing.
+        keys = _wait_keys(name)
+        for key in keys:
+            self._waits.setdefault(key, set()).add(wait)
+        record: TaskRecord | None = None
+        cached = None if accepts_local_commit else self.recent.get(TaskId(name))
+        try:
+            async with asyncio.timeout(timeout_s):
+                # The record has the submission, which is the first fact.
+                wait.facts += cached.facts[1:] if cached else ()
+                record = cached.record if cached else await read()
+                while not is_wanted(record):
+                    await wait.has_changed.wait()
+                    if record.progress is not None:
+                        # Thousands of members may end: do not read the array for each.
+                        await asyncio.sleep(ARRAY_POLL_S)
+                    wait.has_changed.clear()
+                    own = (fact for fact in wait.facts if fact.task == record.id)
+                    record = reduce(merge.apply_fact, own, record)
+                    if not is_wanted(record):
+                        record = _newest_record(record, await read())
+                return record
+        except TimeoutError:
+            return _newest_record(record, await read())
+        finally:
+            for key in keys:
+                self._waits[key].discard(wait)
+                if not self._waits[key]:
+                    del self._waits[key]
+
+
+def _wait_keys(name: str) -> list[str]:
+    """Return the keys of a wait; a member also waits for the end of its array."""
+    key = task_name(TaskId(name))
+    array, dot, number = key.rpartition(".")
+    return [key, array + _ANY_MEMBER] if dot and number.isdecimal() else [key]
+
+
+def _newest_record(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
+    """Return both records merged; for an array or another task, return `read`."""
+    if known is None or known.id != read.id or read.progress is not None:
+        return read
+    return merge.join_records(known, read)
