@@ -22,7 +22,10 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A token in a list; a token without a name has null in unknown fields."""
+    """A token in a list, or in the response to its revocation.
+
+    A token without a name is not stored, so only its id and revocation are known.
+    """
 
     id: str
     name: str | None = None
@@ -62,7 +65,7 @@ class PageSession(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that changed something or was refused, or several merged requests."""
+    """An audit log entry: a change or a refused request, or several of them merged."""
 
     id: str = ""
     at: At
@@ -90,7 +93,7 @@ class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RotationStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Progress of the newest generation of the mesh secret through the nodes."""
+    """Progress of a rotation: nodes that have, or lack, the newest mesh secret."""
 
     generation: int = 0
     newest: int = 0

@@ -15,18 +15,21 @@ FINAL: Final = frozenset({"completed", "failed", "cancelled"})
 class Task(TaskDetail, frozen=True, kw_only=True):
     """A task as the API shows it; a field is None while the node does not know it.
 
-    `stdout` and `stderr` are the output as text, the first MiB of each, with
-    replacement characters for bytes that are not UTF-8. `output_bytes` returns the
-    exact bytes.
+    `stdout` and `stderr` contain the first MiB of each stream as text. Replacement
+    characters stand for bytes that are not UTF-8; `output_bytes` returns the exact
+    bytes.
     """
 
-    index: int | None = None  #: only for a member of an array, as `item`
+    index: int | None = None  #: only for a member of an array, like `item`
     item: str | None = None
     replicas: int | None = None  #: only in the response to a submission
 
     @property
     def is_final(self) -> bool:
-        """Return True if the state is final; only a healed split can change it."""
+        """Return True if the task has ended.
+
+        Only the end of a network partition can still change the state.
+        """
         return self.status in FINAL
 
     @property
@@ -45,7 +48,7 @@ class Task(TaskDetail, frozen=True, kw_only=True):
         return self._text(self.sent_stderr)
 
     def output_bytes(self, stream: str) -> bytes:
-        """Return the kept bytes of `stdout` or `stderr`, whichever `stream` names."""
+        """Return the kept bytes of `stream`, which is `stdout` or `stderr`."""
         text = (self.sent_stdout if stream == "stdout" else self.sent_stderr) or ""
         if self.encoding == "base64":
             return base64.b64decode(text)

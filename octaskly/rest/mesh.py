@@ -38,7 +38,7 @@ class Failover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshState(msgspec.Struct, frozen=True, kw_only=True):
-    """The dispatcher's epoch, the standbys, and how many replicas a new task gets."""
+    """The dispatcher's epoch, the standbys, and the replica count of a new task."""
 
     term: int = 0
     epoch: Epoch | None = None
@@ -150,7 +150,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Queued and running tasks at a time, and the rate of ends since the last point."""
+    """Task counts at a time, and tasks ended per second since the previous point."""
 
     at: At
     queued: int
@@ -159,7 +159,7 @@ class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """Points of the current dispatcher's epoch: at most ten minutes, oldest first."""
+    """Queue history of the dispatcher's epoch: at most ten minutes, oldest first."""
 
     points: list[HistoryPoint]
 

@@ -104,9 +104,9 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
 class TaskLines(msgspec.Struct, frozen=True, kw_only=True):
     """A page of tasks, without their output.
 
-    In a search, `next` is the task after which the search continues, and `left` is the
-    number of tasks that it has not examined; `total` is null unless the search examined
-    all tasks. Other pages omit `next` and `left`.
+    Only a search sends `next` and `left`. `next` is the `after` of the next request, or
+    null at the end. `left` is the number of tasks not yet examined. `total` is null
+    unless the first response examined all tasks.
     """
 
     tasks: Sequence[TaskLine]
@@ -168,7 +168,7 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that a client uploaded to a node, for tasks to name."""
+    """An uploaded file on a node, which tasks can name."""
 
     sha256: str
     bytes: int
@@ -299,7 +299,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt of a task; another may follow a `released` one."""
+    """One attempt of a task; after a `released` attempt, the task may run again."""
 
     attempt: int = 0
     worker_id: str = ""
