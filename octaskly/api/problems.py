@@ -30,7 +30,7 @@ NOT_DURABLE = "No standby keeps a copy"
 CATCHING_UP = "The log is not complete yet"
 TOO_MANY_CONNECTIONS = "Too many connections"
 TOO_MANY_REQUESTS = "Too many requests"
-NOT_A_MEMBER = "This node is in the mesh no more"
+NOT_A_MEMBER = "This node is no longer in the mesh"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"
@@ -123,7 +123,7 @@ def problem_of(error: Exception) -> Problem:
         if row is None:
             continue
         status, text = row
-        # A retry cannot help: waiting restores no membership and enlarges no queue.
+        # A retry would fail, too: the node is not a member, or the queue is too small.
         is_for_good = isinstance(error, errors.NotAMember | errors.QueueTooSmall)
         wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
@@ -136,7 +136,7 @@ def problem_of(error: Exception) -> Problem:
             field=getattr(error, "field", None),
             headers=headers,
         )
-    return Problem(*_INTERNAL, hint="the log of this node tells more")
+    return Problem(*_INTERNAL, hint="see the log of this node")
 
 
 def status_problem(status: int, hint: str | None = None) -> Problem:

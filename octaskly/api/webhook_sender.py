@@ -59,7 +59,7 @@ class WebhookSender:
         response.close()  # The body may be endless, so it is not read.
         if HTTPStatus(200) <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return None
-        return f"it answered {response.status}"
+        return f"the receiver answered {response.status}"
 
     async def close(self) -> None:
         """Close all connections."""

@@ -212,7 +212,7 @@ def test_only_an_array_has_members_to_repeat(agent: DemoAgent, tmp_path: Path) -
     done = octaskly(agent, "map", "--retry-failed", "last")
 
     assert done.returncode == 3
-    assert b"is a task, no array" in done.stderr
+    assert b"is not an array" in done.stderr
     assert newest(agent)["command"] == command
     assert newest(agent)["retry_of"] is None
 

@@ -113,7 +113,7 @@ def lock_out(gone: Host, left: Sequence[Host]) -> None:
     assert "revoked" in health.json["message"]
     refused = gone.cli("submit", "true")
     assert refused.returncode == EXIT_NO_DISPATCHER
-    assert "error: This node is in the mesh no more" in refused.stderr
+    assert "error: This node is no longer in the mesh" in refused.stderr
     assert "this node was revoked; `octaskly leave --force`, then" in refused.stderr
     ready = {node["name"] for node in nodes(left[0]) if node["state"] == "ready"}
     assert ready == {host.name for host in left}

@@ -15,10 +15,10 @@ class PeerAddresses:
     """
 
     def __init__(self) -> None:
-        self._first_index: dict[tuple[str, ...], int] = {}  #: 0 if missing
+        self._first_index: dict[tuple[str, ...], int] = {}  #: start index; default 0
 
     def urls_to_try(self, lan_urls: Sequence[str]) -> Iterator[str]:
-        """Yield the addresses of a node; asking for the next one rejects the last."""
+        """Yield the addresses of a node; take the next one if one fails."""
         urls = tuple(lan_urls)
         begin = self._first_index.get(urls, 0)
         for place in (*range(begin, len(urls)), *range(begin)):

@@ -1,9 +1,8 @@
 """Audit recorder: collects changes and refusals, and sends them to the dispatcher.
 
 The node that decides a request records it. The first requests of a group within a
-minute get one entry each; the others are merged into one entry with a count. So neither
-a client that submits a thousand times a second nor one that guesses tokens fills the
-log.
+minute get one entry each; the others are merged into one entry with a count. This
+bounds the log when a client submits a thousand times a second, or guesses tokens.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ WINDOW_MS: Final = 60_000
 UNMERGED_MAX: Final = 10  #: entries of one group in a minute before merging
 UNMERGED_REFUSED_MAX: Final = 1  #: the same for refused requests
 GROUPS_MAX: Final = 64  #: groups in a minute; the rest is merged into one
-ANONYMOUS_GROUPS_MAX: Final = 16  #: and of those who did not show who asks
+ANONYMOUS_GROUPS_MAX: Final = 16  #: the same for unauthenticated requests
 QUEUE_MAX: Final = 2000  #: entries that wait for a dispatcher; the oldest are dropped
-ANONYMOUS_QUEUE_MAX: Final = 200  #: and of those who did not show who asks
+ANONYMOUS_QUEUE_MAX: Final = 200  #: the same for unauthenticated requests
 BATCH_MAX: Final = 100
 FLUSH_S: Final = 0.2
 RETRY_S: Final = 1.0
@@ -61,7 +60,7 @@ class _Group:
 
     began_ms: int
     count: int = 0
-    merged: AuditEntry | None = None  #: requests above the limit of single entries
+    merged: AuditEntry | None = None  #: the entry of all later requests
 
 
 class Auditor:
@@ -86,7 +85,7 @@ class Auditor:
         self._queue_changed = asyncio.Event()
 
     def record_request(self, info: RequestInfo, method: str, status: int) -> None:
-        """Record an answered request if it was refused or changed something audited."""
+        """Record an answered request if it was refused or made an audited change."""
         is_refused = status in REFUSED_STATUSES
         is_change = method not in READ_METHODS and status < HTTPStatus.BAD_REQUEST
         if not (is_refused or (is_change and info.is_audited)):
@@ -159,7 +158,7 @@ class Auditor:
         """Send entries to the dispatcher until cancelled."""
         while True:
             try:
-                # Merged entries become due by time, so wake up while there are groups.
+                # Groups expire by time, so wake up regularly while any exist.
                 is_holding = self._groups or self._anonymous_groups
                 async with asyncio.timeout(RETRY_S if is_holding else None):
                     await self._queue_changed.wait()
@@ -222,7 +221,7 @@ class Auditor:
 
 
 def _merge_entries(merged: AuditEntry, entry: AuditEntry) -> AuditEntry:
-    # Field by field, because `replace` looks up each field by name and is slower.
+    # `replace` would be slower, because it looks up each field by name.
     return AuditEntry(
         id=merged.id,
         at_ms=merged.at_ms,

@@ -105,18 +105,18 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
     Args:
         principal: The principal of the request.
         route: The requested route.
-        is_local: True for a user of this machine's socket, as the route defines it.
+        is_local: True if the route counts the client as a user of the local socket.
     """
     access = route.access
     if access is Access.SUBMIT and not principal.may_submit:
         hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
         raise Problem(403, FORBIDDEN, hint=hint)
     if access is Access.LOCAL and not is_local:
-        hint = "no token is enough: only the command on that machine may do that"
+        hint = "a token is not enough: use the command line of that machine"
         raise Problem(403, FORBIDDEN, hint=hint)
     if access is Access.LOCAL_PAGE and not is_local:
-        hint = "no token is enough: run `octaskly open` on that machine for a page "
-        raise Problem(403, FORBIDDEN, hint=hint + "that may, or use its command line")
+        hint = "a token is not enough: use the command line of that machine, or "
+        raise Problem(403, FORBIDDEN, hint=hint + "open a page there: octaskly open")
     is_reading = access in (Access.READ, Access.READ_OR_LOCAL, Access.SUBMIT)
     if not is_reading and not principal.is_admin:
         raise Problem(403, FORBIDDEN, hint="only an admin may do that")

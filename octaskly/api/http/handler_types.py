@@ -47,11 +47,11 @@ class Access(Enum):
 
     PUBLIC = auto()  #: everybody
     READ = auto()  #: every principal
-    READ_OR_LOCAL = auto()  #: the same, and clients on this machine without a token
+    READ_OR_LOCAL = auto()  #: every principal; no token is needed on this machine
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
-    LOCAL = auto()  #: users of this machine's socket; no token is enough
-    LOCAL_PAGE = auto()  #: the same, also through a page that such a user opened
+    LOCAL = auto()  #: users of the local socket; a token is not enough
+    LOCAL_PAGE = auto()  #: users of the local socket, and their dashboard sessions
     NODE = auto()  #: nodes of the mesh, by certificate
 
 
@@ -70,7 +70,7 @@ class HttpTimeouts:
     stall_s: float = STALL_S  #: between two parts of a stream
     keepalive_s: float = 3.0  #: until an idle stream sends a keepalive
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
-    #: for connections of nodes whose certificate is of an older secret
+    #: for connections of nodes with a certificate of an older mesh secret
     old_certificate_grace_s: float = 15.0
 
 
@@ -84,12 +84,12 @@ class NodeClient(Protocol):
     async def forward_to_dispatcher(
         self, request: Request, handle_locally: Handler
     ) -> web.StreamResponse:
-        """Answer a request here or at the dispatcher."""
+        """Handle a request locally or at the dispatcher."""
 
     async def forward_to_node(
         self, request: Request, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
-        """Relay the response of another node to a path."""
+        """Forward a request to a path of another node, and relay the response."""
 
     async def try_each(
         self, lan_urls: Sequence[str], send: Callable[[str], Awaitable[_T]]
@@ -112,11 +112,11 @@ class NodeClient(Protocol):
         """
 
     def forwarding_headers(self, request: Request) -> dict[str, str]:
-        """Return the headers of a request that another node needs."""
+        """Return the headers that forward a request to another node."""
 
 
 async def empty_metrics() -> bytes:
-    """Return the metrics of a node that has none."""
+    """Return no metrics, for an API without an agent."""
     return b""
 
 
@@ -146,7 +146,7 @@ class OpenStreams:
                 hint=f"this node serves {self._streams_max} at a time; use another "
                 "node, or try again later",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
-                closes_connection=True,  # An idle connection takes a place.
+                closes_connection=True,  # Free the connection for others.
             )
         self.count += 1
         try:
@@ -176,7 +176,7 @@ class Services:
 
 @dataclass(slots=True)
 class RequestInfo:
-    """Facts about a request that are known before it is parsed, or recorded later."""
+    """Data about a request, collected while it is processed."""
 
     id: str
     started_s: float  #: on the event loop's clock
@@ -186,7 +186,7 @@ class RequestInfo:
     principal: Principal | None = None
     action: str = ""  #: method and path of the route
     target: str | None = None  #: first variable part of the path
-    source: str = ""  #: source: an address, or a user of this machine
+    source: str = ""  #: an address, or a user of this machine
     forwarded_by: NodeId | None = None  #: the node that forwarded it
     tasks: Sequence[str] = ()  #: the first tasks that it created
     task_count: int = 0  #: number of tasks that it created
@@ -202,11 +202,11 @@ class Connection(Protocol):
     """The connection of a request."""
 
     request_info: RequestInfo | None  #: the current request
-    peer: NodeId | None  #: the node at the other end, if it is one
+    peer: NodeId | None  #: the node at the other end; None for other clients
     own_addresses: frozenset[str]  #: addresses at which the client reached this node
     is_excess: bool  #: above the connection limit
     is_socket: bool  #: the other end is a local process with known credentials
-    is_lan: bool  #: it came over TLS from
+    is_lan: bool  #: from the LAN, over TLS
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""

@@ -1,6 +1,6 @@
 """Local sockets: the UNIX socket of the API, and the users of loopback connections.
 
-The UNIX socket is created here, so that its mode is right from the start.
+This module creates the UNIX socket, so that its mode is correct from the start.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # This never waits on a UNIX socket: EAGAIN means a listener with a full queue.
+        # This does not block. EAGAIN means that the queue of a listener is full.
         probe.settimeout(0)
         if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
             path.unlink()

@@ -57,8 +57,8 @@ async def request_from_node(
     """Request an internal path from another node; the block reads the response.
 
     Args:
-        request: The client's request that needs the response.
-        lan_urls: Where the node serves, best first.
+        request: The client's request; its principal and some headers are sent.
+        lan_urls: URLs of the node, best first.
         path: The internal path with its query.
         extra_wait_s: Seconds added to the timeout, for example for a long poll.
         response_timeout_s: Seconds until the response starts; None means `stall_s`.
@@ -100,8 +100,8 @@ EPOCH_HEADER = "Octaskly-Epoch"
 _BUFFERED_BYTES_MAX = 64 << 10
 _PAUSE_S = 0.02
 _PAUSE_S_MAX = 0.25
-# Shorter than the header timeout of the other node, which would close an idle
-# connection just when the next request is sent.
+# This is shorter than the header timeout of the other node. Otherwise, that node could
+# close an idle connection while the next request is on its way.
 _IDLE_S_MAX = 5.0
 _FORWARDED_REQUEST_HEADERS = (
     "Content-Type",
@@ -131,7 +131,7 @@ ConfigureSocket = Callable[[socket.socket], None]
 
 
 class MaybeSent(Exception):
-    """The connection broke after the request may have arrived."""
+    """The connection broke, and the other node may have received the request."""
 
 
 class StreamBroken(ConnectionError):
@@ -159,7 +159,7 @@ class HttpNodeClient:
         #: Sessions with an old certificate; their responses may still arrive.
         self._retired_sessions: list[aiohttp.ClientSession] = []
         self._cached_view: DispatcherView | None = None
-        self._cached_headers: Mapping[str, str] = {}  #: of that dispatcher
+        self._cached_headers: Mapping[str, str] = {}  #: headers for `_cached_view`
 
     def set_tls_context(self, tls: ssl.SSLContext) -> None:
         """Use this certificate for new connections."""
@@ -177,13 +177,13 @@ class HttpNodeClient:
     async def forward_to_dispatcher(
         self, request: Request, handle_locally: Handler
     ) -> web.StreamResponse:
-        """Answer a request here or at the dispatcher; wait if none is elected.
+        """Handle a request locally or at the dispatcher; wait if none is elected.
 
         Raises:
             Problem: 503, no dispatcher was found in time, or the outcome is unknown.
         """
-        # A long poll may run for minutes before it fails, and then gets a new budget; a
-        # submission does not.
+        # A long poll may fail after minutes, so its time budget restarts. The budget of
+        # a submission does not.
         is_renewed = request.http_request.method in ("GET", "HEAD")
         budget = _RetryBudget(
             self._timeouts.dispatcher_wait_s, restarts_after_long_attempt=is_renewed
@@ -211,7 +211,7 @@ class HttpNodeClient:
     async def forward_to_node(
         self, request: Request, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
-        """Relay the response of another node to a path."""
+        """Forward a request to a path of another node, and relay the response."""
         try:
             return await self.try_each(
                 lan_urls, partial(self._send, request, None, path)
@@ -257,8 +257,8 @@ class HttpNodeClient:
         self, request: Request, view: DispatcherView | None, path: str, lan_url: str
     ) -> web.StreamResponse:
         try:
-            # A long poll lasts as long as the dispatcher's epoch. Any other node that
-            # stays silent for `stall_s` counts as lost.
+            # A dispatcher may answer a long poll late, so only its epoch limits the
+            # wait. Any other node that is silent for `stall_s` counts as lost.
             limit_s = None if view else self._timeouts.stall_s
             wait = self._long_polls.cancel_when_dispatcher_ends(
                 view, is_repeatable=_is_repeatable(request.http_request)
@@ -272,7 +272,7 @@ class HttpNodeClient:
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSent(str(error) or "no answer to a connect") from None
+            raise NotSent(str(error) or "the connection timed out") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise MaybeSent(str(error) or type(error).__name__) from None
         async with response:
@@ -349,7 +349,7 @@ class HttpNodeClient:
         return answer
 
     def forwarding_headers(self, request: Request) -> dict[str, str]:
-        """Return the headers of a request that another node needs."""
+        """Return the headers that forward a request to another node."""
         given = request.http_request.headers
         headers = {
             name: given[name] for name in _FORWARDED_REQUEST_HEADERS if name in given
@@ -364,7 +364,7 @@ class HttpNodeClient:
     def session(self) -> aiohttp.ClientSession:
         """Return the session to other nodes; raise NotSent without a certificate."""
         if self._tls is None:
-            raise NotSent("this node has no certificate to show")
+            raise NotSent("this node has no certificate")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(

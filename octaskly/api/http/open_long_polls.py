@@ -12,7 +12,7 @@ _CHECK_INTERVAL_S = 0.1
 _DEPOSED_GRACE_S = 2.0
 """Seconds in which a deposed dispatcher still answers accepted requests.
 
-Repeatable requests do not wait: if the machine died, no answer would come.
+Repeatable requests end at once: if its machine has failed, no response will come.
 """
 
 
@@ -29,7 +29,7 @@ class LongPolls:
     async def cancel_when_dispatcher_ends(
         self, view: DispatcherView | None = None, *, is_repeatable: bool = False
     ) -> AsyncIterator[None]:
-        """Raise TimeoutError in the block at close, or soon after `view` ends."""
+        """Raise TimeoutError in the block on `close`, or soon after `view` ended."""
         async with asyncio.timeout(0 if self.is_closing else None) as limit:
             self._timeouts[limit] = view, 0.0 if is_repeatable else _DEPOSED_GRACE_S
             self._schedule_check()

@@ -1,6 +1,6 @@
 """Buffer limits and stall timeouts of connections.
 
-Clients need not read, so both the bytes that wait for them and the time are bounded.
+A client may stop reading, so both its unsent bytes and the wait for it are bounded.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ _CHUNK_BYTES = 256 << 10
 _INTERNAL = "/internal/v1/outputs"
 # A suffix of zero bytes, which no file can satisfy; aiohttp would send all bytes.
 _EMPTY_SUFFIX_RANGE = re.compile(r"bytes=-0+", re.IGNORECASE)
-# A neighbour with the suffix .gz is another output, not an encoding of this file. A
-# copy that never changes needs no conditions. This module evaluates `If-Range` itself,
-# because aiohttp accepts any later date as a match, and no entity tag.
+# aiohttp would send `x.gz` as an encoding of `x`, but it is another output. A stored
+# output never changes, so conditional headers have no use. This module evaluates
+# `If-Range` itself, because aiohttp accepts any later date as a match, and no entity
+# tag.
 _DROPPED = frozenset(
     (
         "accept-encoding",
@@ -80,7 +81,7 @@ async def send_file(request: Request, file: Path) -> web.StreamResponse:
 
 
 class _Attachment(web.FileResponse):
-    """A file response that ignores neighbouring files and most conditions."""
+    """A file response that ignores compressed variants and most conditional headers."""
 
     def __init__(self, file: Path, stat: os.stat_result) -> None:
         # Bytes from a task are data, never a page of this origin.

@@ -1,4 +1,4 @@
-"""Output follower: reads one task across queue, attempts, nodes and dispatchers.
+"""Output follower: reads a task's output across attempts, nodes and dispatchers.
 
 The node of the client asks the dispatcher for the status of the task, and fetches bytes
 directly from the worker. Both may change; the reader's position stays valid, because it
@@ -25,7 +25,7 @@ from octaskly.ports.output import STREAMS, OutputChunk
 STATUS_WAIT_S = 20.0  #: long poll for a change of status
 RETRY_S = 0.5  #: between two requests to a worker
 CANCELLED_RETRIES_MAX = 10
-"""Requests for the end of a cancelled attempt, which may be lost."""
+"""Queries for the end of a cancelled attempt, bounded because it may never come."""
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ class OutputFollower:
             return
 
     async def _read_ended(self) -> AsyncGenerator[OutputEvent]:
-        """Yield the rest of an attempt that has ended."""
+        """Yield the rest of the output of an attempt that has ended."""
         now, offsets = self.status, self._position.offsets
         why = _TRUNCATED
         if now.is_end_unseen or any(

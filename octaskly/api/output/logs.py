@@ -30,7 +30,7 @@ EVENT_BYTES_MAX = 64 << 10  #: output bytes in one event, before decoding
 _CHARACTER_BYTES_MAX = 4
 _CONTINUATION, _CONTINUATION_MASK = 0x80, 0xC0
 _LEADING_BYTES = ((0xC0, 0xE0, 2), (0xE0, 0xF0, 3), (0xF0, 0xF8, 4))
-"""First byte of a longer character, its mask, and the length: RFC 3629."""
+"""Bits, mask and character length of each leading byte in UTF-8: RFC 3629."""
 TOTAL_HEADER = "Octaskly-Output-Bytes"
 _ID = re.compile(r"(?:(\d{1,19})-(\d{1,19})-(\d{1,9}))?:(\d{1,16}):(\d{1,16})")
 

@@ -43,7 +43,7 @@ async def read_transcript(
     """Yield the output of an attempt from its node; see `OutputSource.stream_output`.
 
     Raises:
-        OutputNotFound: the node has no file; the result has all that is kept.
+        OutputNotFound: the node kept no output except that in the result.
         NodeNotResponding: the node did not answer, or stopped in the middle.
     """
     if node == request.gateway.node_id:

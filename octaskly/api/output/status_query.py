@@ -77,7 +77,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_final(self) -> bool:
-        """Return True if the task writes no more output."""
+        """Return True if the task cannot write further output."""
         return self.end_event is not None and not self.is_ending
 
 
@@ -110,8 +110,8 @@ class StatusQuery:
 async def get_task_status(request: Request, status_query: StatusQuery) -> TaskStatus:
     """Return the status of a task.
 
-    A query with a known version waits for a change. Such a query is repeated while the
-    dispatcher is temporarily unable to answer.
+    A query with a known version waits for a change. It is repeated while the dispatcher
+    is temporarily unable to answer.
 
     Raises:
         Problem: the dispatcher refuses, or none is found in time.
@@ -130,14 +130,13 @@ async def get_task_status(request: Request, status_query: StatusQuery) -> TaskSt
             except (Problem, CatchingUp) as error:
                 if not (can_wait and _is_temporary(error)):
                     raise
-            status_query = replace(
-                status_query, known_version=""
-            )  # Do not wait once more.
+            # The next query returns at once: the change may have happened already.
+            status_query = replace(status_query, known_version="")
             await asyncio.sleep(_BUSY_S)
             give_up_s = clock() + hold_s  # A dispatcher answered.
             continue
         if clock() - began_s > hold_s:
-            give_up_s = clock() + hold_s  # The dispatcher answered until now.
+            give_up_s = clock() + hold_s  # A dispatcher held the query for long.
         if clock() > give_up_s or request.services.long_polls.is_closing:
             raise no_dispatcher_problem()
         await asyncio.sleep(_PAUSE_S)
@@ -251,7 +250,7 @@ def _status_of_record(
 
 
 def _find_attempt(record: TaskRecord, number: int) -> Attempt:
-    """Return the last attempt with this number; after a split there may be several."""
+    """Return the last attempt with this number; a partition may produce several."""
     found = [attempt for attempt in record.attempts if attempt.id.n == number]
     if not found:
         raise OutputNotFound(
@@ -272,7 +271,7 @@ async def show_task_status(request: Request) -> web.StreamResponse:
         wait_s=given.wait_s(),
         with_output=given.flag("kept"),
     )
-    # A waiting request keeps a connection for long, as a stream does.
+    # A waiting query occupies a connection like a stream, so it counts as one.
     is_long = bool(question.known_version)
     with (
         request.services.streams.count_stream() if is_long else contextlib.nullcontext()

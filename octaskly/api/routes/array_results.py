@@ -23,7 +23,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.ports.events import EndedMember, EventSubscription
 
-READ_MAX: Final = 64  #: members per read, each with up to two
+READ_MAX: Final = 64  #: members per read; each may have 2 MiB of output
 
 
 async def stream_results(request: Request) -> web.StreamResponse:
@@ -112,8 +112,8 @@ class _ResultSender:
     async def _send_ended_from_next(self, *, is_over: bool) -> None:
         """Send the ended members from the next position on.
 
-        In order of numbers, a member waits until all members before it have ended. Once
-        the array is over, a member without an end never started, so none waits.
+        In order of numbers, a member is sent after all members before it. Once the
+        array has ended, no member waits: one without an end never started.
         """
         while some := await self._read(self._next, self._members.count - 1):
             if self._is_by_number and not is_over:

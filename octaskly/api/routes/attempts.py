@@ -30,9 +30,9 @@ _STATUS: Mapping[AttemptState, str] = {
 async def list_recent_attempts(request: Request) -> web.StreamResponse:
     """Return running attempts and recently ended attempts, the latest first.
 
-    At most `limit` of each; `truncated` is true if more attempts ended in that time.
-    Commands are cut to 200 characters. `assigned_at` of a running attempt is the time
-    of its assignment to its node, where it may still wait for a slot.
+    The response has at most `limit` of each; `truncated` is true if more attempts ended
+    in that time. Commands are cut to 200 characters. `assigned_at` of a running attempt
+    is the time of its assignment to its node, where it may still wait for a slot.
     """
     now_ms = request.services.clock.now().wall_ms
     since_s = request.query.since_s()

@@ -27,7 +27,7 @@ async def list_audit_entries(request: Request) -> web.StreamResponse:
             since_ms=since_ms, after=after, limit=limit
         )
     except ValueError as error:
-        hint = f"{error}; send `next` of an earlier answer"
+        hint = f"{error}; send `next` of an earlier response"
         raise Problem(400, INVALID_VALUE, hint=hint, field="after") from None
     names = request.gateway.node_names()
     shown = [_render_entry(entry, names) for entry in page.entries]

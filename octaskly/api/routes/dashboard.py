@@ -3,8 +3,8 @@
 The table of files is built when the API starts, and requests read only this table. So
 no path in a request reaches the disk.
 
-The page names its files under a hash of them all. Browsers may cache these URLs
-forever, and a new version of the agent still takes effect at once.
+The page refers to its files by URLs with a hash of all files. So browsers may cache
+them forever, and a new version of the agent still takes effect at once.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _asset(path: str, body: bytes, cached: str) -> Asset:
 
 @functools.cache
 def _gzipped(body: bytes) -> bytes:
-    """Return a file compressed, on first use: many files are never requested."""
+    """Return a compressed file, made on first use, as many are never requested."""
     return gzip.compress(body, mtime=0)
 
 

@@ -63,7 +63,7 @@ async def _try_connect(host: str, port: int) -> str:
             _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return "refused"
-    except OSError:  # TimeoutError included.
+    except OSError:  # TimeoutError is an OSError, too.
         return "silent"
     writer.close()
     return "reached"

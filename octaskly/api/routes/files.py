@@ -1,7 +1,7 @@
 """Routes of files that clients upload to a node for tasks.
 
 A file stays at that node; workers fetch it from there for tasks that name it. Clients
-cannot download files, so a file reveals no more than the task that reads it.
+cannot download files; only tasks can read them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def show_file(request: Request) -> web.StreamResponse:
 
 
 async def release_file(request: Request) -> web.StreamResponse:
-    """Release a file that no further task will name; it is deleted to make room."""
+    """Release a file that no further task will name, so that it can be deleted."""
     name, files = _requested_file(request)
     await asyncio.to_thread(files.release_file, name)
     return web.Response(status=HTTPStatus.NO_CONTENT)
@@ -83,7 +83,7 @@ async def _store_upload(
             await _copy(request, request.http_request.content, intake)
             await asyncio.to_thread(intake.finish)
         finally:
-            # Also when the client disconnects, which cancels this handler.
+            # A disconnect of the client cancels this handler, so shield the cleanup.
             await asyncio.shield(asyncio.to_thread(intake.abort))
     except FileQuotaExceeded as error:
         raise Problem(

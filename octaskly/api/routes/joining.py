@@ -57,7 +57,7 @@ _join_decoder = msgspec.json.Decoder(JoinIn)
 
 
 async def show_membership(request: Request) -> web.StreamResponse:
-    """Return the mesh of this node, and what would remain if it left."""
+    """Return this node's mesh, and the members and tasks that remain if it leaves."""
     found = await _admissions(request).join_status()
     body = rest.Membership(
         name=found.name,
@@ -113,7 +113,7 @@ async def create_invite(request: Request) -> web.StreamResponse:
 
 
 async def list_join_requests(request: Request) -> web.StreamResponse:
-    """Search for machines that ask to join, and return those that wait."""
+    """Search for machines that ask to join, and return those that wait for approval."""
     waiting = [
         _render_request(each)
         for each in await _admissions(request).list_join_requests()
@@ -153,7 +153,7 @@ def _render_request(request: WaitingMachine) -> rest.JoinRequest:
 
 def _admissions(request: Request) -> JoinService:
     if request.services.admissions is None:
-        raise Problem(403, FORBIDDEN, hint="this node lets nobody in")
+        raise Problem(403, FORBIDDEN, hint="this node admits no machines")
     return request.services.admissions
 
 

@@ -28,7 +28,7 @@ async def start_rotation(request: Request) -> web.StreamResponse:
 
 
 async def revoke_node(request: Request) -> web.StreamResponse:
-    """Revoke a node: rotate the secret at once without it.
+    """Revoke a node: exclude it from an immediate rotation of the mesh secret.
 
     The node that receives the request starts the rotation.
     """
@@ -40,7 +40,7 @@ async def revoke_node(request: Request) -> web.StreamResponse:
         raise Problem(
             409,
             "Node cannot revoke itself",
-            hint=f"{name} is the node that was asked; another node can revoke it",
+            hint=f"{name} received this request; another node can revoke it",
         )
     view = await _rotations(request).revoke_node(
         node, principal=request.authenticated_principal

@@ -43,9 +43,9 @@ _RIGHTS: Final[Mapping[Access, str]] = {
     Access.READ_OR_LOCAL: "Rights: every role; none are needed on the machine itself.",
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
-    Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
+    Access.LOCAL: "Rights: users of the node's local socket; a token is not enough.",
     Access.LOCAL_PAGE: "Rights: users of the node's local socket, also through "
-    "loopback in a page that one of them opened; no other token is enough.",
+    "loopback in a page that one of them opened; other tokens are not enough.",
     Access.NODE: "Rights: nodes of the mesh.",
 }
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
@@ -208,9 +208,9 @@ class _SchemaCollector:
     def answer(self, kind: Any) -> Json:
         """Return the schema of a response type.
 
-        Defaults are for clients only. A node sends every field except one whose default
-        is UNSET, and schemas do not show that default. So every field with a shown
-        default becomes required.
+        Each field with a default in its schema becomes required, because a node sends
+        it. Clients use the default for older nodes. A node may omit only a field whose
+        default is UNSET, and a schema does not contain that default.
         """
         found, components = _schemas(kind)
         for schema in components.values():

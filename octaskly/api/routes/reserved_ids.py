@@ -12,8 +12,8 @@ from octaskly.rest.tasks import NewIds
 async def create_ids(request: Request) -> web.StreamResponse:
     """Return unused ids for tasks that the client is going to submit.
 
-    A submission with such ids and an `Idempotency-Key` can be repeated, as one with the
-    key alone. Its tasks count in the same way as tasks without a given id.
+    A submission with these ids and an `Idempotency-Key` can be repeated, like one with
+    only the key. The ids contain numbers of the same sequence as all task ids.
     """
     ids = await request.gateway.reserve_task_ids(request.query.count())
     return json_response(task_response.encode(NewIds(ids=list(ids))))

@@ -23,7 +23,7 @@ from octaskly.api.security.one_time_codes import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
 from octaskly.rest.access import PageSession, SessionCode
 
-PREFIX_CHARS: Final = 8  #: of the node id; they name the node of a code
+PREFIX_CHARS: Final = 8  #: of the node id, at the start of its codes
 INVALID_CODE_HINT: Final = (
     "a code works once and for a minute; open the page again: octaskly open"
 )
@@ -77,7 +77,7 @@ async def create_session(request: Request) -> web.StreamResponse:
     prefix, _, random = asked.code.partition(".")
     if random and prefix != request.gateway.node_id[:PREFIX_CHARS]:
         raise _invalid_code_problem(
-            "this code was made on another node; open it where it was made"
+            "this code was made on another node; open it on that node"
         )
     opened = request.services.one_time_codes.redeem(
         random, request.services.clock.now().mono_s
@@ -99,7 +99,7 @@ async def create_session(request: Request) -> web.StreamResponse:
 
 
 async def renew_session(request: Request) -> web.StreamResponse:
-    """Return a token that expires later, for a page with a valid token."""
+    """Renew the token of a page: return one that expires later."""
     return _session_response(
         *request.gateway.tokens.renew_session_token(request.authenticated_principal)
     )

@@ -48,9 +48,9 @@ async def list_tasks(request: Request) -> web.StreamResponse:
     """Return a page of tasks, oldest first unless `newest` is true.
 
     With `name`, `label` or `text` the request is a search, which examines as many tasks
-    as a short time allows. `total` is null unless it examined all tasks, `left` is the
-    number of tasks that it has not examined, and `next`, if not null, is the `after` of
-    the next request.
+    as a short time allows. `left` is the number of tasks not yet examined. `next` is
+    the `after` of the next request, or null at the end. `total` is null unless the
+    first response examined all tasks.
     """
     gateway, given = request.gateway, request.query
     asked = TaskQuery(
@@ -79,7 +79,7 @@ async def list_tasks(request: Request) -> web.StreamResponse:
 
 
 async def show_task(request: Request) -> web.StreamResponse:
-    """Return one task; with `wait`, once it is final or the wait is over."""
+    """Return one task; with `wait`, wait at most that long for its end."""
     wait_s, is_exact = request.query.wait_s(), request.query.is_base64()
     record = await find_task(request, wait_s)
     shown = task_response.task(record, request.gateway.node_names(), is_exact=is_exact)
@@ -87,7 +87,7 @@ async def show_task(request: Request) -> web.StreamResponse:
 
 
 async def find_task(request: Request, wait_s: float) -> TaskRecord:
-    """Return the task in the path; with `wait_s`, once it is final or time is up."""
+    """Return the task in the path, after at most `wait_s` for its end."""
     ref = query.task_ref(request.path_params["id"])
     if wait_s:
         return await _wait_until_final(request, ref, wait_s)
@@ -95,7 +95,7 @@ async def find_task(request: Request, wait_s: float) -> TaskRecord:
 
 
 def require_array(record: TaskRecord, field: str = "id") -> TaskRecord:
-    """Return `record` if it belongs to an array.
+    """Return `record` if it is an array.
 
     Args:
         record: The record of any task.
@@ -105,7 +105,7 @@ def require_array(record: TaskRecord, field: str = "id") -> TaskRecord:
         Problem: 404, the task is not an array.
     """
     if record.spec is None or record.spec.array is None:
-        hint = f"{record.name} is a task, no array"
+        hint = f"{record.name} is not an array"
         raise Problem(HTTPStatus.NOT_FOUND, TASK_NOT_FOUND, hint=hint, field=field)
     return record
 

@@ -73,7 +73,7 @@ def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> Arra
         InvalidField: there are no members, too many, or one is invalid.
     """
     if (array_in.range is None) == (array_in.items is None):
-        raise InvalidField("array", "either `range` or `items`")
+        raise InvalidField("array", "exactly one of `range` and `items` is required")
     if array_in.items is None:
         assert array_in.range is not None
         array = _parse_range(array_in.range)
@@ -89,7 +89,7 @@ def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> Arra
     # A placeholder's value is at most as long as the item, except `''` and `{#}`.
     size_bytes += times * max(longest, len(str(array.count)), len("''"))
     if size_bytes > command_bytes_max:
-        what = f"with its longest member the command has {size_bytes} bytes"
+        what = f"for its longest member the command has {size_bytes} bytes"
         raise InvalidField(
             "command", f"{what}; at most {command_bytes_max} are allowed"
         )
@@ -110,14 +110,14 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
             each = room // len(found)
             rooms[placeholder] = min(each, rooms.get(placeholder, each))
     if FOLDER_PLACEHOLDER in rooms:
-        raise InvalidField("array", f"{FOLDER_PLACEHOLDER} cannot stand in a path")
+        raise InvalidField("array", f"{FOLDER_PLACEHOLDER} is not allowed in a path")
     if not array.has_items:
         return
     for index, item in enumerate(array.items):
         for placeholder, room in rooms.items():
             part = placeholder_value(placeholder, item, index)
             if "/" in part or not part.strip(".") or len(part.encode()) > room:
-                what = f"{item[:40]!r} cannot stand for {placeholder} in a path"
+                what = f"{item[:40]!r} cannot replace {placeholder} in a path"
                 raise InvalidField(f"array.items[{index}]", what)
 
 
@@ -158,7 +158,7 @@ def render_member(record: TaskRecord) -> dict[str, Any]:
 def _parse_range(text: str) -> ArraySpec:
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise InvalidField("array.range", f"{text[:40]!r} is no range")
+        raise InvalidField("array.range", f"{text[:40]!r} is not a range")
     first, last, step = int(match["first"]), int(match["last"]), int(match["step"] or 1)
     if last < first:
         raise InvalidField("array.range", f"{first}-{last} is reversed")
@@ -181,7 +181,8 @@ def _parse_items(items: list[str]) -> ArraySpec:
     array = ArraySpec(count=len(items), has_items=True, items=tuple(items))
     if array.items_bytes > ITEMS_BYTES_MAX:
         what = (
-            f"the items take {array.items_bytes} bytes, {ITEM_BYTES} of each beside it"
+            f"the items take {array.items_bytes} bytes,"
+            f" including {ITEM_BYTES} of overhead for each"
         )
         raise InvalidField("array.items", what)
     return array

@@ -13,7 +13,7 @@ SHA256: Final = re.compile(r"[0-9a-f]{64}")
 def openapi_schema(**schema: object) -> msgspec.Meta:
     """Return metadata for the OpenAPI document; it validates nothing.
 
-    `task_request` and its neighbours validate these fields, with better hints.
+    The parsers of this package validate these fields, with better hints.
     """
     return msgspec.Meta(extra_json_schema=dict(schema))
 

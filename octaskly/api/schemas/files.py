@@ -52,7 +52,7 @@ def parse_files(
         )
     if files and not is_scratch:
         raise InvalidField(
-            "files", "files need a folder of the task: set `workdir` to scratch"
+            "files", "files need a scratch folder: set `workdir` to scratch"
         )
     return tuple(files.values())
 
@@ -64,7 +64,9 @@ def check_no_input_overlap(files_in: Iterable[FileIn], inputs: Iterable[str]) ->
     taken = {path.removeprefix("./").partition("/")[0] for path in inputs}
     for index, file in enumerate(files_in):
         if file.path in taken:
-            raise InvalidField(f"files[{index}]", f"an input is there: {file.path}")
+            raise InvalidField(
+                f"files[{index}]", f"an input has this name: {file.path}"
+            )
 
 
 def render_files(files: Iterable[UploadedFile]) -> list[TaskFile]:

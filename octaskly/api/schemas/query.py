@@ -123,7 +123,7 @@ PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
 
 
 class Query:
-    """Query parameters of one request; only known names, and only labels repeat."""
+    """Query parameters of one request: known names only, and only `label` repeats."""
 
     def __init__(self, given: Iterable[tuple[str, str]], known: Iterable[str]) -> None:
         self._values: dict[str, str] = {}
@@ -143,7 +143,7 @@ class Query:
         return self._integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
 
     def count(self) -> int:
-        """Return the requested number."""
+        """Return the requested number of ids."""
         return self._integer("count", 1, 1, BATCH_MAX)
 
     def offset(self) -> int:
@@ -176,15 +176,15 @@ class Query:
         """Return a search without its position, None if no condition is given."""
         labels = tuple(map(_label, self._labels))
         if len(labels) > _LABELS_MAX:
-            raise _invalid("label", f"at most {_LABELS_MAX} labels are looked for")
+            raise _invalid("label", f"at most {_LABELS_MAX} labels are allowed")
         name, text = self._words("name"), self._words("text")
         if not (labels or name or text):
             if "after" in self._values:
-                raise _invalid("after", "`after` goes with `name`, `label` or `text`")
+                raise _invalid("after", "`after` requires `name`, `label` or `text`")
             return None
-        for field, why in (("offset", "`after`"), ("array", "the array itself")):
+        for field, why in (("offset", "use `after`"), ("array", "it finds no members")):
             if self._values.get(field, "0") != "0":
-                raise _invalid(field, f"a search takes no `{field}`, but {why}")
+                raise _invalid(field, f"a search accepts no `{field}`; {why}")
         return TaskSearch(name=name, labels=labels, text=text)
 
     def after(self) -> str | None:

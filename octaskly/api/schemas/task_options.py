@@ -33,7 +33,7 @@ LABELS_MAX: Final = 32
 LABEL_CHARS_MAX: Final = 256
 ENV_MAX: Final = 1000
 ENV_BYTES_MAX: Final = 1 << 20  #: of all names and values together
-ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel takes 128 KiB with the name
+ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel allows 128 KiB with the name
 CWD_BYTES_MAX: Final = 4096
 STDIN_BYTES_MAX: Final = 1 << 20
 PRIORITY_MAX: Final = 50
@@ -147,8 +147,8 @@ FIELD_HINTS: Final = {
     "grace": f"an integer from 0 to {GRACE_S_MAX} (seconds)",
     "priority": f"an integer from -{PRIORITY_MAX} to {PRIORITY_MAX}",
     "node": "name or id of a node",
-    "os": "a word, as linux",
-    "arch": "a word, as x86_64",
+    "os": "a word, for example linux",
+    "arch": "a word, for example x86_64",
     "cpus": f"an integer from 1 to {COUNT_MAX}",
     "gpus": f"an integer from 1 to {COUNT_MAX}",
     "processes": f"an integer from 1 to {COUNT_MAX}",
@@ -177,7 +177,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
     """
     if _option_fields(fields) == _DEFAULT_FIELDS:
         return None  # Most tasks have no options, and this runs for each task.
-    # An empty one is a variable that is not set: not a task without it.
+    # An empty name is an error: it often comes from an unset shell variable.
     if fields.name is not None and not _is_printable(fields.name, NAME_CHARS_MAX):
         raise InvalidField("name", "unusable name")
     options = TaskOptions(
@@ -263,10 +263,11 @@ def _env(env: Mapping[str, str]) -> Pairs:
     size_bytes = 0
     for name, value in env.items():
         if not _VARIABLE.fullmatch(name):
-            raise InvalidField("env", f"{name[:80]!r} cannot be a variable")
+            raise InvalidField("env", f"{name[:80]!r} is not a valid variable name")
         if name.startswith(RESERVED_PREFIX):
             raise InvalidField(
-                "env", f"{name[:80]}: variables of {RESERVED_PREFIX} are the agent's"
+                "env",
+                f"{name[:80]}: only the agent sets {RESERVED_PREFIX} variables",
             )
         if "\0" in value:
             raise InvalidField("env", f"the value of {name} contains a NUL character")
@@ -294,10 +295,10 @@ def _notify_url(url: str | None) -> str:
     except ValueError:  # The port or the address is invalid.
         parts, is_usable = SplitResult("", "", "", "", ""), False
     if not is_usable:
-        raise InvalidField("notify_url", "the URL names no host that can be reached")
+        raise InvalidField("notify_url", "the URL has no valid host or port")
     if parts.username is not None:
         raise InvalidField(
-            "notify_url", "everybody can read the URL: no passwords there"
+            "notify_url", "the URL must not contain credentials: everybody can read it"
         )
     return url
 
@@ -334,7 +335,8 @@ def _stdin(fields: OptionsIn) -> bytes:
 def _requires(fields: RequiresIn) -> Requirements | None:
     for field in ("node", "os", "arch"):
         word: str | None = getattr(fields, field)
-        # An empty one is a variable that is not set: not a task without needs.
+        # An empty value often comes from an unset shell variable, so it is an error
+        # instead of a task without this requirement.
         if word is not None and not _SIMPLE.fullmatch(word):
             raise InvalidField(f"requires.{field}", "unusable word")
     return _or_none(
@@ -369,7 +371,7 @@ def _retry(fields: OptionsIn) -> Retry | None:
     codes = {cause for cause in fields.retry_on if isinstance(cause, int)}
     on_failure = "failure" in fields.retry_on
     if codes and not fields.retries:
-        raise InvalidField("retries", "`retry_on` names exit codes, and `retries` is 0")
+        raise InvalidField("retries", "`retry_on` has exit codes, but `retries` is 0")
     return _or_none(
         Retry(
             retries=fields.retries,

@@ -40,7 +40,7 @@ def _at_second(wall_s: int) -> str:
 
 def at(wall_ms: int | None) -> str | None:
     """Return a time in the API's format; None if it is unknown."""
-    # Tasks of a batch share their second, so the cached text is reused.
+    # Tasks of a batch have the same second, so a cache helps.
     return _at_second(wall_ms // 1000) if wall_ms else None
 
 
@@ -193,7 +193,7 @@ def result(
 def ended(
     record: TaskRecord, attempt: Attempt | None, names: Mapping[NodeId, str]
 ) -> rest.TaskEnd:
-    """Return a task as in a list, with the end and output sizes of one attempt."""
+    """Return a task in its list form, with the end and output sizes of one attempt."""
     outcome = attempt.outcome if attempt else None
     more: dict[str, Any] = _sizes(outcome)
     if attempt and outcome:

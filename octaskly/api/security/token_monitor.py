@@ -18,7 +18,7 @@ class TokenEnded(Exception):
 
 
 class TokenMonitor:
-    """Ends long requests with their tokens; its timer runs only during requests."""
+    """Cancels long requests whose token has ended; its timer runs only if needed."""
 
     def __init__(self, is_token_valid: IsTokenValid) -> None:
         self._is_token_valid = is_token_valid

@@ -2,9 +2,8 @@
 
 A TLS connection costs buffers and a descriptor from its first byte, so the number of
 unfinished handshakes is bounded. The check happens on the TCP connection, before any
-TLS object exists. If all handshake places are taken, the oldest handshake of the
-address with the most handshakes is aborted, so that a client with many addresses cannot
-keep nodes out.
+TLS object exists. At the limit, a new handshake aborts the oldest one of the address
+that has the most. So a client with many addresses cannot block nodes.
 """
 
 from __future__ import annotations
@@ -46,19 +45,22 @@ class ConnectionLimits:
         self._count_by_address: Counter[str] = Counter()
 
     def excess_connections(self, count: int, *, is_socket: bool) -> int:
-        """Return how far `count` and one more connection exceed the limit."""
+        """Return `count`, plus one for the new connection, minus the limit."""
         reserve = SOCKET_CONNECTIONS_RESERVED if is_socket else 0
         return count + 1 - self._connections_max() - reserve
 
     def add_connection(self, host: str) -> bool:
-        """Count the connection of a client that is not a member.
+        """Return True if a connection of a client that is not a member is allowed.
 
-        Returns False if its address or all such clients together exceed their share.
+        It is counted in either case. Both the number of connections of one address and
+        the number of connections of all clients that are not members are limited.
         """
         self._count_by_address[host] += 1
         most = self._connections_max() * NON_MEMBERS_SHARE
-        is_crowd = self._count_by_address[host] > self._limits.connections_per_address
-        return not is_crowd and self._count_by_address.total() <= most
+        is_over_limit = (
+            self._count_by_address[host] > self._limits.connections_per_address
+        )
+        return not is_over_limit and self._count_by_address.total() <= most
 
     def remove_connection(self, host: str) -> None:
         """Remove a connection that `add_connection` counted."""
@@ -67,7 +69,7 @@ class ConnectionLimits:
             del self._count_by_address[host]
 
     def _connections_max(self) -> int:
-        """Return the limit that this process's descriptors allow, within bounds."""
+        """Return the configured limit, or less if there are too few descriptors."""
         most = self._limits.connections_max
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if descriptors == resource.RLIM_INFINITY:
@@ -129,7 +131,7 @@ class TlsHandshakeLimiter:
     def _handshake_done(
         self, transport: asyncio.Transport, done: asyncio.Future[None]
     ) -> None:
-        # Otherwise asyncio logs each failed handshake of a client.
+        # Retrieve the exception; otherwise asyncio logs each failed handshake.
         done.exception()
         self._pending.pop(transport, None)
 

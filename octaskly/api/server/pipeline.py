@@ -97,7 +97,7 @@ class RequestPipeline:
         try:
             asked = _RoutedRequest(request, match_info, seen, connection)
             return await self._handle(asked)
-        except Exception as error:  # The table maps it; an unknown exception is a 500.
+        except Exception as error:  # `problem_of` maps it to a status; default 500.
             if request.writer.output_size > 0:
                 # Headers are sent already, so only a broken connection can report the
                 # failure.
@@ -143,7 +143,7 @@ class RequestPipeline:
             raise authentication.token_ended_problem() from None
 
     async def _run_handler(self, request: Request, route: Route) -> web.StreamResponse:
-        """Run the handler here or at the dispatcher; that node counts the request."""
+        """Run the handler here or at the dispatcher, and count it in the rate limit."""
         if route.is_local:
             if route.access is Access.READ_OR_LOCAL:
                 # Each node answers this for itself, even when no dispatcher is elected.
@@ -215,7 +215,7 @@ class RequestPipeline:
             authentication.check_rights(principal, route, is_local=is_local)
             view = self._services.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:
-                self._charge(principal, seen)  # Before the body is read.
+                self._charge(principal, seen)  # Refuse before reading the body.
         has_query = route.query is not None and "?" in request.raw_path
         given = request.query.items() if has_query else ()
         call_query = Query(given, route.query or ())
@@ -240,7 +240,8 @@ class RequestPipeline:
     ) -> bool:
         """Return True if the client is a user of the local socket.
 
-        A dashboard session that such a user opened counts where the route allows it.
+        For `Access.LOCAL_PAGE`, a dashboard session of this node counts, too, except
+        over the LAN.
         """
         if route.access is not Access.LOCAL_PAGE or connection.is_lan:
             return connection.is_socket

@@ -1,4 +1,4 @@
-"""Request bodies, bounded in size, in time, and in the bytes of all together.
+"""Limits on request bodies: size, read time, and total bytes in memory.
 
 A body stays in memory until its request is answered, and some may have 32 MiB. A client
 with a token could send one on each connection at the same time, so a body that exceeds

@@ -61,7 +61,7 @@ class RequestMetrics:
         """Record the status and duration of an answered request."""
         action = info.action
         self.response_counts[action, response.status // 100] += 1
-        # The exact class rules out an event stream for most responses, at little cost.
+        # Most responses are a `web.Response`, which is no stream. The check is cheap.
         is_whole = type(response) is web.Response
         if not is_whole and response.content_type == CONTENT_TYPE:
             return  # A stream lasts as long as its client reads.

@@ -180,7 +180,7 @@ class ServerConnection(web.RequestHandler):
             self._counted_address = None
 
     def pause_writing(self) -> None:
-        """Start the stall timer, because a client that never reads must be closed."""
+        """Start the stall timer, so that a client that never reads is disconnected."""
         super().pause_writing()
         self._stall_timer.start()
 

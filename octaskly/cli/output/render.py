@@ -105,7 +105,9 @@ _HINTS = {
     "Too many requests": "octaskly config    on the dispatcher shows its rates",
     "Worker not found": "octaskly nodes    shows the nodes there are",
     "This node is in no mesh yet": "octaskly join CODE    from `octaskly invite`",
-    "This node is in the mesh no more": "octaskly join CODE    from `octaskly invite`",
+    "This node is no longer in the mesh": (
+        "octaskly join CODE    from `octaskly invite`"
+    ),
     "No node can run the task": "octaskly nodes    shows the nodes there are",
     "Token not found": "octaskly token list    shows those that have a name",
     "Token exists": "octaskly token list    shows the names that are taken",

@@ -310,13 +310,13 @@ def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> Non
         ({"range": "1-1000000000"}, "range", "has 1000000000 members"),
         ({"range": "999999999-1000000000"}, "range", "1000000000 is too large"),
         ({"range": "1-9:0"}, "range", "the step is 0"),
-        ({"range": "one-two"}, "range", "is no range"),
+        ({"range": "one-two"}, "range", "is not a range"),
         ({"items": []}, "items", "there are 0 items"),
         ({"items": ["x", "y" * (1 << 20)]}, "items[1]", "the item has 1048576 bytes"),
         ({"items": ["x" * 65_000] * 80}, "items", "the items take 5200480 bytes"),
         ({"items": ["a\0b"]}, "items[0]", "NUL"),
-        ({"items": ["a"], "range": "1-2"}, None, "either `range` or `items`"),
-        ({}, None, "either `range` or `items`"),
+        ({"items": ["a"], "range": "1-2"}, None, "exactly one of `range` and `items`"),
+        ({}, None, "exactly one of `range` and `items`"),
         ({"range": "1-2", "max_fails": -1}, "max_fails", "0 to 10000000"),
         ({"range": "1-2", "most": 1}, "most", "unknown field"),
     ],
@@ -343,7 +343,7 @@ def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> 
     status, body = agent.call("POST", TASKS, {"command": "{} {} {}", "array": array})
 
     assert (status, body["field"]) == (400, "$.command")
-    assert "with its longest member the command has 90002 bytes" in body["hint"]
+    assert "for its longest member the command has 90002 bytes" in body["hint"]
 
 
 def test_tasks_come_after_arrays_and_arrays_after_tasks(
@@ -406,7 +406,7 @@ def test_each_member_has_files_of_its_own(agent: Agent) -> None:
         body = {"command": "true", "inputs": ["frames/{}.txt"], "array": members}
         status, answer = agent.call("POST", TASKS, body)
         assert (status, answer["field"]) == (400, "$.array.items[1]")
-        assert "cannot stand for {} in a path" in answer["hint"]
+        assert "cannot replace {} in a path" in answer["hint"]
 
 
 def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:

@@ -497,8 +497,8 @@ async def test_a_node_that_is_in_the_mesh_no_more_says_so(api_mesh: ApiMesh) -> 
     answer = await front.api.ask("GET", TASKS, headers=ADMIN)
     stream = await front.api.ask("GET", f"{TASKS}/task-1/logs", headers=ADMIN)
 
-    assert_problem(answer, 503, "This node is in the mesh no more")
-    assert_problem(stream, 503, "This node is in the mesh no more")
+    assert_problem(answer, 503, "This node is no longer in the mesh")
+    assert_problem(stream, 503, "This node is no longer in the mesh")
     assert answer.json["hint"] == "this node was revoked"
     assert "retry-after" not in answer.headers
 

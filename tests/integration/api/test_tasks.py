@@ -496,7 +496,7 @@ async def test_a_task_that_is_no_array_has_no_members(node: ApiNode) -> None:
     shown = await node.ask("GET", f"/api/v1/arrays/{task}", headers=VIEWER)
 
     assert_problem(listed, 404, "Task not found")
-    assert listed.json["hint"] == shown.json["hint"] == f"{task} is a task, no array"
+    assert listed.json["hint"] == shown.json["hint"] == f"{task} is not an array"
     assert (listed.json["field"], shown.json["field"]) == ("array", "id")
 
 

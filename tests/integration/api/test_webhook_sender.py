@@ -405,7 +405,7 @@ async def test_redirects_are_not_followed(
         await bench.until_told(1)
 
     assert target.got == []
-    assert bench.log.lines[0][1]["error"] == "it answered 307"
+    assert bench.log.lines[0][1]["error"] == "the receiver answered 307"
 
 
 async def test_only_so_many_are_told_at_once(bench: Bench) -> None:
