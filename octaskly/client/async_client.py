@@ -54,7 +54,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; submitted tasks go on."""
+        """Close all connections; submitted tasks keep running."""
         await self._driver.close()
 
     # -- submitting ----------------------------------------------------------------

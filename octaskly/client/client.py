@@ -67,7 +67,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; submitted tasks go on."""
+        """Close all connections; submitted tasks keep running."""
         self._driver.close()
 
     # -- submitting ----------------------------------------------------------------
@@ -81,7 +81,7 @@ class Client:
         deadline_s: float | None = None,
         **fields: Unpack[TaskFields],
     ) -> Task:
-        """Submit a task and return it as it was accepted.
+        """Submit a task and return the accepted task.
 
         Retries never create a second task, because they carry the same idempotency
         key. Pass `idempotency_key` to extend this guarantee across processes.
@@ -133,7 +133,7 @@ class Client:
         deadline_s: float | None = None,
         **fields: Unpack[TaskFields],
     ) -> Task:
-        """Submit one array: `members` is a range like `"1-1000"`, or the items.
+        """Submit one array; `members` is a range like `"1-1000"`, or the items.
 
         `{}` in the command is replaced by the number or item. See `results`.
         """
@@ -212,10 +212,10 @@ class Client:
     # -- waiting -------------------------------------------------------------------
 
     def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
-        """Wait until a task has ended, in whatever state, and return it.
+        """Wait until a task has ended, in any final state, and return it.
 
         Raises:
-            TimedOut: the task did not end within `deadline_s`; it goes on.
+            TimedOut: the task did not end within `deadline_s`; it keeps running.
         """
         until = self._requests.deadline_after(deadline_s)
         return self._driver.run(flows.wait(self._requests, task, deadline=until))
@@ -238,7 +238,7 @@ class Client:
     ) -> Generator[Task]:
         """Yield the members of an array with their output, in order or as they end.
 
-        One that was cancelled before it began has no result.
+        A member that was cancelled before it started has no result.
         """
         until = self._requests.deadline_after(deadline_s)
         flow = arrays.results(self._requests, array, ordered=ordered, deadline=until)
@@ -262,7 +262,7 @@ class Client:
             stream: `stdout`, `stderr` or `both`.
             attempt: Number of the only attempt to read.
             after: Id of the last `Log` already received.
-            deadline_s: How long to go on.
+            deadline_s: Seconds until `TimedOut` is raised.
         """
         flow = streams.logs(
             self._requests,
@@ -288,10 +288,10 @@ class Client:
         An event `reset` means that events were missed: read the state again.
 
         Args:
-            types: Which kinds of events.
+            types: Kinds of events to yield.
             task: Yield only events of this task, or of this array and its members.
             after: Id of the last event already received.
-            deadline_s: How long to go on.
+            deadline_s: Seconds until `TimedOut` is raised.
         """
         flow = streams.events(
             self._requests,
@@ -305,7 +305,7 @@ class Client:
     # -- one task ------------------------------------------------------------------
 
     def task(self, task: str | Task) -> Task:
-        """Return a task as it is now, with its output if it has ended."""
+        """Return the current state of a task, with its output if it has ended."""
         return self._driver.run(flows.task(self._requests, task))
 
     def output(

@@ -42,7 +42,7 @@ class Session:
             on_failure=self._count_failure,
             is_program=False,
         )
-        self.reconnect_count = 0  #: retries after a lost connection
+        self.reconnect_count = 0  #: number of lost connections that were retried
         self._driver = ThreadDriver(endpoint)
         self._on_wait = on_wait
 

@@ -29,12 +29,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ca: Path | None = None
     node: str | None = None
     state_dir: Path | None = None
-    path: Path | None = None  #: of its socket, if already known
+    path: Path | None = None  #: socket of the agent, if already known
     environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
 
     def __repr__(self) -> str:
         """Hide the token, and the environment, which may contain one."""
-        return f"Target({self.label!r})"
+        return f"Endpoint({self.label!r})"
 
     @property
     def label(self) -> str:
@@ -76,8 +76,8 @@ def resolve_endpoint(
     said = {"url": url, "node": node, "state_dir": state_dir}
     if (node or state_dir) and (url or token or ca):
         raise ConfigError(
-            "a URL, token or CA goes with no agent of this machine",
-            hint="either the URL of a node, or the name or state folder of an agent",
+            "a URL, token or CA cannot be used with an agent of this machine",
+            hint="give the URL of a node, or the name or state folder of an agent",
         )
     chosen = _first_source(said, environ, is_local=is_local)
     if chosen.get("url") and not is_local:
@@ -88,7 +88,7 @@ def resolve_endpoint(
             ca=Path(ca) if ca else None,
         )
     if token or ca:
-        raise ConfigError("a token or CA without a URL leads nowhere", hint=_URLS)
+        raise ConfigError("a token or CA needs a URL", hint=_URLS)
     folder = chosen.get("state_dir")
     return Endpoint(
         node=None if folder else chosen.get("node"),
@@ -128,7 +128,7 @@ def _normalize_url(url: str) -> str:
             hint=_URLS,
         )
     if not is_host(parts.hostname):
-        raise ConfigError(f"{_without_password(url)!r} names no host", hint=_URLS)
+        raise ConfigError(f"{_without_password(url)!r} has no valid host", hint=_URLS)
     if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(
             f"{_without_password(url)!r} has more than a host and a port",
@@ -136,7 +136,7 @@ def _normalize_url(url: str) -> str:
         )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ConfigError(
-            f"{url!r} would carry the token in the clear",
+            f"{url!r} would send the token unencrypted",
             hint=f"https://{parts.hostname}:3443    with the CA of `octaskly ca`",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -162,7 +162,7 @@ def _token(token: str | None) -> str | None:
     token = (token or "").strip()
     if not token.isascii() or not token.isprintable():
         raise ConfigError(
-            "the token has characters that no token contains",
+            "the token contains an invalid character",
             hint="octaskly token create --role client    prints one",
         )
     return token or None

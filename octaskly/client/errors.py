@@ -18,7 +18,7 @@
     │   ├── TooMany          rate limit exceeded, or the queue is full (429)
     │   └── Unavailable      the mesh cannot do this at the moment (503, 507)
     │       └── NoDispatcher no dispatcher is elected at the moment
-    ├── TimedOut             `deadline_s` has passed; the task goes on
+    ├── TimedOut             `deadline_s` has passed; the task keeps running
     ├── TaskFailed           `run(check=True)`: the task did not complete
     └── Closed               the client was closed, or belongs to another process
 
@@ -107,7 +107,7 @@ class NotOctaskly(MeshError):
 
 
 class TimedOut(OctasklyError, TimeoutError):
-    """The caller's deadline has passed; submitted tasks go on."""
+    """The caller's deadline has passed; submitted tasks keep running."""
 
 
 class TaskFailed(OctasklyError):
@@ -153,7 +153,7 @@ def connect_error(node_label: str, error: OSError) -> OctasklyError:
     """Return the client error for a failed connection attempt."""
     if "certificate verify failed" in str(error).lower():
         return ConfigError(
-            f"{node_label} has no certificate of a mesh that is trusted here",
+            f"the certificate of {node_label} is not trusted here",
             hint="octaskly ca > mesh-ca.pem    on a node; then name that file here",
         )
     if "ssl" in type(error).__name__.lower():
@@ -169,7 +169,7 @@ def connect_error(node_label: str, error: OSError) -> OctasklyError:
 def parse_refusal(
     status: int, headers: Mapping[str, str], body: bytes
 ) -> Refused | None:
-    """Return the error for an error response, None if no node sent it."""
+    """Return the error in an error response, None if no node sent the response."""
     try:
         details = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):

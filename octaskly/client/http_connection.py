@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
-CONNECT_RETRY_S = 0.01  #: between attempts while the accept queue of a node is full
+CONNECT_RETRY_S = 0.01  #: delay between attempts while the accept queue is full
 SIGNAL_CHECK_S = 0.5  #: longest wait for bytes before Python handles signals
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
 
@@ -75,7 +75,7 @@ def _has_decrypted_bytes(sock: socket.socket) -> bool:
 
 
 class _InterruptibleResponse(http.client.HTTPResponse):
-    """A response whose reads Ctrl-C can interrupt."""
+    """A response with reads that Ctrl-C can interrupt."""
 
     fp: Any = None  #: None if Ctrl-C interrupts `__init__`
 
@@ -272,7 +272,7 @@ class HttpConnection:
     def _read_body(self, response: http.client.HTTPResponse) -> bytes:
         try:
             data = response.read()
-            # Close explicitly: a finalizer would swallow a Ctrl-C that arrives then.
+            # Close explicitly: a finalizer would swallow a Ctrl-C during the close.
             response.close()
         except (OSError, http.client.HTTPException) as error:
             self.close()

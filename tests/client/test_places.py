@@ -155,7 +155,7 @@ def test_a_certificate_of_a_stranger_is_refused(
 
     for ca in (stranger, None):
         mesh = open_client(lan_url(agents[0]), token=token, ca=ca)
-        with pytest.raises(octaskly.ConfigError, match="no certificate") as caught:
+        with pytest.raises(octaskly.ConfigError, match="is not trusted here") as caught:
             mesh.nodes()
         assert "octaskly ca" in (caught.value.hint or "")
     with pytest.raises(octaskly.ConfigError, match="not a readable CA"):
@@ -236,16 +236,16 @@ def test_who_speaks_no_http_is_no_node(open_client: Open) -> None:
 @pytest.mark.parametrize(
     ("place", "settings", "what"),
     [
-        ("http://192.168.1.20:3000", {}, "in the clear"),
-        ("http://node:3000", {}, "in the clear"),
+        ("http://192.168.1.20:3000", {}, "unencrypted"),
+        ("http://node:3000", {}, "unencrypted"),
         ("ftp://localhost", {}, "not an http:// or https:// URL"),
         ("localhost:3000", {}, "not an http:// or https:// URL"),
         ("http://localhost:x", {}, "not a number"),
         ("http://localhost:3000/api", {}, "more than a host and a port"),
         ("http://me:secret@localhost", {}, "'localhost' has more than"),
-        ("http://localhost", {"token": "a\nb"}, "characters that no token contains"),
-        ("http://localhost", {"node": "ash"}, "goes with no agent"),
-        (None, {"token": "t"}, "leads nowhere"),
+        ("http://localhost", {"token": "a\nb"}, "contains an invalid character"),
+        ("http://localhost", {"node": "ash"}, "cannot be used with an agent"),
+        (None, {"token": "t"}, "needs a URL"),
     ],
 )
 def test_a_place_that_cannot_be_meant_is_refused_before_anything_is_sent(

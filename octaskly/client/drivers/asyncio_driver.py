@@ -66,7 +66,7 @@ class AsyncioDriver:
                 raised = error
 
     async def iterate(self, flow: EmittingFlow[_T]) -> AsyncGenerator[_T]:
-        """Run a flow and yield its items; closing early raises in the flow."""
+        """Run a flow and yield its items; closing this early cancels the flow."""
         flow_run = _AsyncioFlowRun(self)
         result: object = None
         raised: BaseException | None = None
@@ -88,7 +88,7 @@ class AsyncioDriver:
             flow_run.close_stream()
 
     async def close(self) -> None:
-        """Close the connections, also those in use."""
+        """Close all connections, including those in use."""
         self._is_closed = True
         session, self._session = self._session, None
         if session is not None:
@@ -141,7 +141,7 @@ class AsyncioDriver:
         return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S_MAX, ssl=context)
 
     def _socket_address(self, path: Path) -> str:
-        """Return the path of a socket; through `/proc/self/fd` if it is too long."""
+        """Return the path of a socket, shortened through `/proc/self/fd` if needed."""
         if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
             return str(path)
         if self._socket_dir_fd is None:

@@ -31,7 +31,7 @@ def make_request_flow(
 
 
 def _random() -> float:
-    return os.urandom(1)[0] / 256  # Importing `random` takes longer.
+    return os.urandom(1)[0] / 256  # Importing `random` is slow.
 
 
 def _new_key() -> str:

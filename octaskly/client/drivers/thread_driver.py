@@ -73,7 +73,7 @@ class ThreadDriver:
     def iterate(
         self, flow: EmittingFlow[_T], raised: BaseException | None = None
     ) -> Generator[_T]:
-        """Run a flow and yield its items; closing early raises in the flow."""
+        """Run a flow and yield its items; closing this early cancels the flow."""
         flow_run = _ThreadFlowRun(self)
         result: object = None
         try:
@@ -125,7 +125,7 @@ class ThreadDriver:
             self._idle.append(connection)
 
     def close(self) -> None:
-        """Close idle connections now, and connections in use on their release.
+        """Close idle connections now, and connections in use when they are released.
 
         A thread that reads a stream gets `Closed`.
         """

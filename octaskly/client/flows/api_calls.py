@@ -55,7 +55,7 @@ def resource_path(collection: str, name: str, *more: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a quoted part of a path; lone surrogates, in no name, become `?`."""
+    """Return a percent-encoded path segment; a lone surrogate becomes `?`."""
     return quote(text, safe="", errors="replace")
 
 
@@ -72,7 +72,7 @@ def new_ids(count: int) -> Call:
 
 
 def task(ref: str, *, wait_s: float = 0.0, is_exact: bool = True) -> Call:
-    """Get a task with its output, after its end or `wait_s`, whichever is first.
+    """Get a task with its output, once it has ended or `wait_s` has passed.
 
     The output is text, or base64 of the exact bytes with `is_exact`.
     """
@@ -89,7 +89,7 @@ def newest(limit: int) -> Call:
 
 
 def open_stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
-    """Open an event stream behind the event `last_id`."""
+    """Open an event stream after the event `last_id`."""
     return Call(
         "GET", path, query, headers={"Last-Event-ID": last_id} if last_id else {}
     )

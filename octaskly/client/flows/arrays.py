@@ -18,7 +18,7 @@ from octaskly.client.flows.task_fields import Durability, TaskFields, ref_of
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
-ITEMS_MAX: Final = 10_000  #: per array of a `map`, which bounds the client's memory
+ITEMS_MAX: Final = 10_000  #: per array of a `map`, to bound the memory of the client
 ITEMS_BYTES_MAX: Final = 1 << 20
 ITEM_BYTES_MORE: Final = 6  #: overhead that the API counts for each item
 ARRAYS_AHEAD_MAX: Final = 2  #: arrays of one `map` that run at the same time
@@ -134,7 +134,7 @@ def results(
     deadline: Deadline,
     items: Sequence[str] = (),
 ) -> EmittingFlow[Task]:
-    """Hand out the members of an array as they end, or in their order; each once."""
+    """Emit each member of an array once, in array order or as it ends."""
     path = api_calls.resource_path(api_calls.ARRAYS, ref_of(array), "results")
     seen = _PositionSet()
     ended = 0
@@ -164,7 +164,7 @@ def results(
 
 
 class _PositionSet:
-    """Bitmap of received positions; all before `first_missing` were received."""
+    """Bitmap of received positions; all below `first_missing` were received."""
 
     def __init__(self) -> None:
         self.first_missing = 0

@@ -72,11 +72,11 @@ def explain(requests: RequestFlow, task: str | Task) -> Flow[Explanation]:
 
 
 def nodes(requests: RequestFlow) -> Flow[list[NodeInfo]]:
-    """Return the members."""
+    """Return the nodes of the mesh."""
     page = yield from requests.send_and_decode(Call("GET", api_calls.NODES), NodePage)
     return page.nodes
 
 
 def stats(requests: RequestFlow) -> Flow[Stats]:
-    """Count the whole mesh."""
+    """Return statistics of the whole mesh."""
     return (yield from requests.send_and_decode(Call("GET", api_calls.STATS), Stats))

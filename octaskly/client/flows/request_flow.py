@@ -110,7 +110,7 @@ class RequestFlow:
         error = parse_refusal(reply.status, reply.headers, reply.body)
         if error is None:
             raise NotOctaskly(
-                f"{self.node_label} answered {reply.status}, but not as a node does",
+                f"{self.node_label} answered {reply.status}, but is no Octaskly node",
                 hint="octaskly nodes    on a machine of the mesh; ports are 3000, 3443",
             )
         self._was_reached = True
@@ -144,7 +144,7 @@ class RequestFlow:
     def retry_delay_s(
         self, retry_state: RetryState, error: OctasklyError
     ) -> Flow[float]:
-        """Return the delay before the next retry; raise `error` if there is none."""
+        """Return the delay before the next retry; raise `error` if it is final."""
         try:
             pause_s = retry_state.next_delay_s(error)
         except OctasklyError:

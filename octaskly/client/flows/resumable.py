@@ -38,7 +38,7 @@ class ResumableBody:
     def read_chunk(self) -> Flow[bytes | None]:
         """Return the next chunk, b"" at the end, None after a lost connection.
 
-        After None, the next call reopens the stream behind the last chunk.
+        After None, the next call reopens the stream after the last chunk.
 
         Raises:
             TimedOut: the deadline has passed.
@@ -46,7 +46,7 @@ class ResumableBody:
         """
         try:
             if self.response_head is None:
-                # A refused stream has the status and body of any refused request.
+                # The refusal of a stream has the same form as that of a request.
                 call = self._make_call()
                 timeout_s = self._requests.response_timeout_s(call, self._deadline)
                 self.response_head = self._requests.check_response(
@@ -72,11 +72,11 @@ class ResumableBody:
 
 
 class ResumableEvents:
-    """The events of a stream, resumed behind the last event id.
+    """The events of a stream, resumed after the last event id.
 
     Args:
         requests: Checks responses and decides about retries.
-        make_call: Returns the request for the events behind a given event id.
+        make_call: Returns the request for the events after a given event id.
         deadline: Limit for the whole stream.
         last_id: Id of the last event already received.
     """
@@ -113,7 +113,7 @@ class ResumableEvents:
         return event
 
     def reopen(self) -> Flow[None]:
-        """Reopen the stream, because it ended with events missing."""
+        """Reopen the stream, because it ended before all events arrived."""
         self._events.clear()
         yield from self._close_and_wait(
             ReplyLost("the stream ended with events missing")

@@ -60,8 +60,8 @@ class RetryState:
     """The consecutive failures of one request.
 
     Args:
-        retry_timeout_s: How long retries go on after the first failure.
-        was_reached: Whether a node has ever answered this client.
+        retry_timeout_s: How long requests are retried after the first failure.
+        was_reached: True if a node has ever answered this client.
         random: Returns a number in [0, 1), for the jitter.
         clock: Returns monotonic seconds.
     """

@@ -18,7 +18,7 @@ class Event(msgspec.Struct, frozen=True):
     """One event of a stream; `data` has the fields that the REST reference lists."""
 
     kind: str  #: empty if the event only advances the id
-    id: str  #: pass it as `after` to resume behind this event
+    id: str  #: pass it as `after` to resume after this event
     data: dict[str, Any]
 
     @property

@@ -36,7 +36,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     kind: LogKind
     data: bytes = b""
     offset: int | None = None  #: of `data` in its stream, in bytes
-    id: str = ""  #: pass it as `after` to resume behind this event
+    id: str = ""  #: pass it as `after` to resume after this event
     details: dict[str, Any] = {}
 
     @property
@@ -55,7 +55,7 @@ def logs(
     after: str,
     deadline: Deadline,
 ) -> EmittingFlow[Log]:
-    """Tell what a task writes."""
+    """Emit the log of a task."""
     path = api_calls.resource_path(api_calls.TASKS, ref_of(task), "logs")
     query = {
         "stream": stream,
@@ -116,7 +116,7 @@ def as_ended(
     while waiting:
         event = yield from source.next_event()
         if not is_synced or event.kind == "reset":
-            # The stream may have missed ends before this event: check every task.
+            # Tasks may have ended before this event, so check every task.
             is_synced = True
             ended = list(waiting)
         elif event.kind == "task" and event.data["status"] in FINAL:
@@ -154,7 +154,7 @@ def _event_stream(
 def output(
     requests: RequestFlow, task: str | Task, path: str, *, deadline: Deadline
 ) -> EmittingFlow[bytes]:
-    """Hand out the bytes of a file that a task left."""
+    """Emit the bytes of an output file of a task."""
     where = api_calls.resource_path(
         api_calls.TASKS, ref_of(task), "outputs", api_calls.quoted(path)
     )

@@ -110,8 +110,8 @@ def encode_batch(drafts: Iterable[Draft]) -> bytes:
         size += len(item) + 1
         if len(items) > TASKS_MAX or size > BODY_BYTES_MAX:
             raise invalid_value(
-                "one submission takes"
-                f" {TASKS_MAX} tasks in {BODY_BYTES_MAX >> 20} MiB at most",
+                "one submission has at most"
+                f" {TASKS_MAX} tasks and {BODY_BYTES_MAX >> 20} MiB",
                 "client.map(command, items) takes any number; or submit in parts",
                 "command",
             )
@@ -129,9 +129,7 @@ def encode_json(value: object) -> bytes:
     except UnicodeEncodeError as error:
         raise _surrogate_error(error) from error
     except TypeError as error:
-        raise invalid_value(
-            "a value that JSON cannot carry", str(error), "body"
-        ) from error
+        raise invalid_value("JSON cannot encode a value", str(error), "body") from error
 
 
 def invalid_value(what: str, hint: str, field: str) -> Invalid:
@@ -142,7 +140,7 @@ def invalid_value(what: str, hint: str, field: str) -> Invalid:
 def _surrogate_error(error: UnicodeEncodeError) -> Invalid:
     hint = "stdin takes any bytes; commands, names and paths are text"
     return invalid_value(
-        f"{error.object!a:.80} is no text: it has a lone surrogate", hint, "$"
+        f"{error.object!a:.80} is not text: it has a lone surrogate", hint, "$"
     )
 
 

@@ -54,7 +54,7 @@ def submit_cancellable(
 ) -> Flow[Task]:
     """Submit a task and cancel it if the caller is interrupted.
 
-    The task may already run when the interrupt comes before the response.
+    If the interrupt comes before the response, the task may already run.
     """
     body = encode_json(make_draft(command, fields, array))
     call = _submission_call(requests, body, None, durability)
@@ -84,7 +84,7 @@ def submit_many(
 
 
 def task(requests: RequestFlow, ref: str | Task) -> Flow[Task]:
-    """Return a task as it is now."""
+    """Return the current state of a task."""
     return (yield from requests.send_and_decode(api_calls.task(ref_of(ref)), Task))
 
 
@@ -134,13 +134,13 @@ def cancel(requests: RequestFlow, ref: str | Task, *, force: bool) -> Flow[Task]
 
 
 def retry(requests: RequestFlow, task: str | Task) -> Flow[Task]:
-    """Run an ended task once more, as another; who repeats it gets that."""
+    """Rerun an ended task as a new task; a repeated call returns the same one."""
     return (yield from requests.send_and_decode(api_calls.retry(ref_of(task)), Task))
 
 
 def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
     """Try to cancel an abandoned task, for at most `CANCEL_S_MAX`."""
-    # An error must not replace the reason for leaving: the task may have ended.
+    # The task may have ended; that error must not replace the original one.
     with suppress(OctasklyError):
         call = api_calls.cancel(task.id, force=True)
         yield from requests.send(call, requests.deadline_after(CANCEL_S_MAX))
@@ -158,7 +158,7 @@ def _submission_call(
 
 
 def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:
-    """Repeat a submission, which returns the same task by its key, and cancel it."""
+    """Cancel a task by its submission, which returns the same task if repeated."""
     with suppress(OctasklyError):
         until = requests.deadline_after(CANCEL_S_MAX)
         task = yield from requests.send_and_decode(submission, Task, until)

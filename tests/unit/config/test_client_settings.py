@@ -92,7 +92,7 @@ def test_a_ca_goes_with_a_url_from_anywhere(machine: Machine) -> None:
         ("url = 7", 0o600, "url is not text"),
         ('url = "https://a:1', 0o600, "config.toml"),
         ('url = "https://a:1"\nca_file = "ca.pem"', 0o600, "begins with / or ~/"),
-        ('url = "http://a:1"', 0o600, "in the clear"),
+        ('url = "http://a:1"', 0o600, "unencrypted"),
     ],
 )
 def test_a_file_that_cannot_be_followed_is_an_error(
