@@ -40,7 +40,7 @@ def _flag(setting: Setting) -> click.Option:
         pair = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
         return click.Option([pair, setting.field], default=None, help=f"{says}.")
     says = f"{says} (default: {setting.default_text})."
-    # The reader of the file reports errors, as for all other sources of its path.
+    # Errors are reported when the file is read, whatever source its path has.
     place = click.Path(readable=False, path_type=Path)
     return click.Option(
         [setting.flag, setting.field],
@@ -73,7 +73,7 @@ def agent(ctx: click.Context, /, **flags: Any) -> int:
 
 
 def _state_dir_of_group(ctx: click.Context) -> Path | None:
-    """Return the folder of `octaskly --state-dir DIR agent`, an equivalent spelling."""
+    """Return DIR of `octaskly --state-dir DIR agent`, like `agent --state-dir DIR`."""
     above = ctx.parent
     if above is None:
         return None

@@ -23,7 +23,7 @@ from octaskly.rest.client_types import Task
 from octaskly.rest.mesh import NodePage
 
 BUDGET_S: Final = 0.2
-OFFERED_MAX: Final = 50  #: tasks, the newest
+OFFERED_MAX: Final = 50  #: newest tasks offered
 SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_OCTASKLY_COMPLETE"
 
@@ -77,7 +77,7 @@ def complete_nodes(
 def complete_tokens(
     ctx: click.Context, _: click.Parameter, incomplete: str
 ) -> CompletionItems:
-    """Offer the names of the tokens that are still good, with their roles."""
+    """Offer the names of the valid tokens, with their roles."""
     return _with_prefix(
         incomplete,
         _fetch_items(
@@ -145,7 +145,7 @@ def _fetch_items(ctx: click.Context, fetch: FetchItems) -> CompletionItems:
     try:
         with _time_limit(), choice.connect(is_silent=True) as client:
             return list(fetch(client))
-    except (_BudgetExceeded, Exception):  # noqa: BLE001 - see above: silence is the contract
+    except (_BudgetExceeded, Exception):  # noqa: BLE001 - completion is silent, see above
         return []
 
 
@@ -177,8 +177,7 @@ def script(shell: str, command: click.Command) -> str:
     """Return the script that makes a shell complete `command`."""
     kind = get_completion_class(shell)
     assert kind is not None, shell
-    # Not the method of the shell's own class: that starts the shell to see how old it
-    # is, and says so on stdout.
+    # Call the base class, because bash's own class starts bash to check its version.
     return ShellComplete.source(kind(command, {}, "octaskly", VARIABLE))
 
 
@@ -192,5 +191,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     bash:  eval "$(octaskly completion bash)"    in ~/.bashrc
     zsh:   eval "$(octaskly completion zsh)"     in ~/.zshrc, after compinit
     fish:  octaskly completion fish > ~/.config/fish/completions/octaskly.fish
-    """  # noqa: D301 - click wants the character itself
+    """  # noqa: D301 - click needs this character
     click.echo(script(shell, ctx.find_root().command))

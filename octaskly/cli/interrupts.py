@@ -32,7 +32,7 @@ def defer_first_interrupt() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def allow_interrupts(deferred: list[int]) -> Iterator[None]:
-    """Let Ctrl-C end the block at once, including a Ctrl-C deferred before."""
+    """Let Ctrl-C end the block at once; a deferred Ctrl-C ends it before it starts."""
     with signal_handlers(_INTERRUPTING, _interrupt):
         if deferred:
             number = deferred[0]

@@ -27,16 +27,16 @@ CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": Fal
 
 
 async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> JoinGrant:
-    """Wait for a member, show the words, and join once both sides have confirmed.
+    """Wait for a member, print the words, and join once both users have confirmed.
 
     Raises:
         PairingFailed: no member connected, or its user refused.
         MeshError: the user here refused.
     """
     meshes = await scan_meshes(BROWSE_S, interfaces)
-    note(f"· meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
+    note(f"· visible meshes: {', '.join(sorted(meshes)) or 'none'}")
     note(f"· waiting; on a member: octaskly approve {name}")
-    note("· three words to compare come here as soon as a member looks")
+    note("· the three words to compare appear once a member has connected")
     meeting = await wait_for_member(name, key, interfaces)
     member = meeting.member.name
     note(f"\n{member} answers. The words of this machine are:\n")
@@ -47,21 +47,21 @@ async def join_by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Joi
 async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
     """Ask the user, and stop asking if the member refuses meanwhile."""
     member = meeting.member.name
-    hearing = asyncio.ensure_future(receive_approval(meeting))
+    approval = asyncio.ensure_future(receive_approval(meeting))
     try:
-        while (is_same := await _read_confirmation(member, hearing)) is None:
+        while (is_same := await _read_confirmation(member, approval)) is None:
             note("y or n?")
         if not is_same:
             raise MeshError(
                 "this machine did not join: the words differ",
-                hint="octaskly join    once more; if they differ again, somebody is in "
+                hint="octaskly join    again; if they differ again, an attacker is in "
                 "the middle: use a code of `octaskly invite`",
             )
-        if not hearing.done():
+        if not approval.done():
             note(f"· waiting until somebody approves at {member}")
-        return await hearing
+        return await approval
     finally:
-        hearing.cancel()
+        approval.cancel()
         meeting.conversation.close()
 
 

@@ -73,7 +73,7 @@ COMMANDS = {
 WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
 )
-# The reader of the file reports errors, as for all other sources of its path.
+# Errors are reported when the file is read, whatever source its path has.
 _PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
 END_CHARS = 100
@@ -106,13 +106,13 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib  # noqa: PLC0415 - a few milliseconds, for typos alone
+            import difflib  # noqa: PLC0415 - takes milliseconds, for typos only
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if not near:
                 raise
             raise click.UsageError(
-                f"there is no command {args[0]!r}; {near[0]!r} is one", error.ctx
+                f"there is no command {args[0]!r}; did you mean {near[0]!r}?", error.ctx
             ) from None
 
 
@@ -209,8 +209,8 @@ def print_os_error(error: OSError) -> None:
         hint = "df .    is there room where the output goes?"
         print_error(f"cannot write: {why}", hints=[hint])
     else:
-        hint = "octaskly doctor    looks at what this machine lacks"
-        print_error(f"the system refuses: {why}", hints=[hint])
+        hint = "octaskly doctor    checks this machine"
+        print_error(f"the operating system refuses: {why}", hints=[hint])
 
 
 def _discard_output() -> None:
@@ -222,7 +222,8 @@ def _discard_output() -> None:
 def _normalize_message(message: str) -> str:
     """Return click's message in our style: lower-case first letter, no full stop.
 
-    The message names a flag, repeats the input at any length, and lists valid values.
+    The message may repeat an input of any length between the flag and the valid values.
+    The middle of a long message is therefore cut.
     """
     line = " ".join(message.split()).removesuffix(".")
     if len(line) > SENTENCE_CHARS + END_CHARS:
@@ -237,5 +238,5 @@ def _usage_hints(error: click.ClickException) -> list[str]:
         return ["octaskly COMMAND --help"]
     if isinstance(error, click.NoSuchOption) and error.option_name in CONTEXT_OPTIONS:
         first = f"octaskly {error.option_name} VALUE {error.ctx.info_name}"
-        return [f"{first} ...    it stands before the command"]
+        return [f"{first} ...    place it before the command"]
     return [f"{error.ctx.command_path} --help"]

@@ -15,10 +15,9 @@ from octaskly.cli.options import Duration
 
 STDIN_BYTES_MAX: Final = 1 << 20
 LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
-DIGITS_MAX: Final = 18  #: of a number that JSON and the log can hold
-STDIN_CONSUMED: Final = (
-    f"{__name__}.taken"  #: in the context, once stdin was read for the task
-)
+DIGITS_MAX: Final = 18  #: digits of a number that JSON and the log can store
+STDIN_CONSUMED: Final = f"{__name__}.taken"
+"""Key in the click context: True once `--stdin -` has read stdin."""
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -105,7 +104,7 @@ def _retry_causes(
 
 
 def _is_number(text: str) -> bool:
-    """Return True for digits within a length that Python and a node can parse."""
+    """Return True if the text is a whole number that Python and a node can parse."""
     return text.isdecimal() and len(text) <= DIGITS_MAX
 
 
@@ -292,7 +291,7 @@ DRAFT_FIELDS: Final = (
 
 
 def task_options(command: _C) -> _C:
-    """Add the flags; the command gets their values as one argument, `asked`."""
+    """Add the task options; the command gets their values as one argument, `fields`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
@@ -306,7 +305,7 @@ def task_options(command: _C) -> _C:
 
 
 def strings_in(fields: DraftFields) -> list[str]:
-    """Return all texts in it."""
+    """Return all strings in the fields, including those in lists and mappings."""
     values: list[object] = []
     for value in fields.values():
         if isinstance(value, dict):

@@ -12,14 +12,14 @@ from octaskly.client.flows import api_calls
 from octaskly.errors import MeshError
 from octaskly.rest.client_types import Task, TaskPage
 
-_ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: made by a node
-_NUMBER = re.compile(r"task-[0-9]+")  #: stands for the only task that has it
-SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
-SEARCHED_TASKS = 1000  #: newest tasks
+_ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: id in full form
+_NUMBER = re.compile(r"task-[0-9]+")  #: short form, for the only task with this number
+SUFFIX_MIN = 4  #: length from which a text is tried as the end of an id
+SEARCHED_TASKS = 1000  #: newest tasks searched for a name or the end of an id
 
 
 def resolve_ref(client: Session, ref: str) -> str:
-    """Return the API's reference for a user's reference to a task.
+    """Return the reference that the API accepts for a user's reference to a task.
 
     A user's reference is a full id, a number, `last`, the end of an id, or a name. Ends
     and names are searched only among the newest tasks. A member of an array is the
@@ -39,9 +39,9 @@ def resolve_ref(client: Session, ref: str) -> str:
         return ref
     full = pad_task_number(ref)
     for known in dict.fromkeys((full, ref)):
-        with contextlib.suppress(NotFound, Invalid):  # A name need not do as an id.
+        with contextlib.suppress(NotFound, Invalid):  # A name may be an invalid id.
             found = client.send_and_decode(api_calls.task(known), Task)
-            return found.id if known == ref else known  # As people write it.
+            return found.id if known == ref else known  # Messages use the short form.
     if (
         task := _find_among_newest(client, ref) or _resolve_member(client, ref)
     ) is not None:
@@ -60,7 +60,7 @@ def resolve_id(client: Session, ref: str) -> str:
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:
-    """Return at most so many of the newest tasks, the latest first."""
+    """Return the newest tasks, at most `limit`, newest first."""
     return client.send_and_decode(api_calls.newest(limit), TaskPage).tasks
 
 
@@ -90,6 +90,6 @@ def _resolve_member(client: Session, ref: str) -> str | None:
 
 
 def pad_task_number(ref: str) -> str:
-    """Return `task-012` for `12`, anything else as it is."""
+    """Return `task-012` for `12`, and any other text unchanged."""
     is_number = ref.isascii() and ref.isdigit()
     return f"task-{ref.lstrip('0'):0>3}" if is_number else ref

@@ -13,8 +13,8 @@ from octaskly.client.flows import api_calls
 from octaskly.errors import OctasklyError
 from octaskly.rest.tasks import Explanation
 
-HINT_AFTER_S: Final = 1.5  #: a task that soon begins needs no word
-TASKS_CHECKED_MAX: Final = 8  #: tasks that are looked at to find one that waits
+HINT_AFTER_S: Final = 1.5  #: a task that starts earlier needs no hint
+TASKS_CHECKED_MAX: Final = 8  #: tasks checked to find one that waits
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def explain_if_waiting(context: CliContext, refs: Sequence[str]) -> Iterator[Non
         yield
         return
     is_over = threading.Event()
-    # The block waits for a response that may take hours, so use a thread.
+    # The block may wait for a response for hours, so the check needs a thread.
     threading.Thread(
         target=_explain_waiting_task, args=(context, refs, is_over), daemon=True
     ).start()
@@ -39,10 +39,10 @@ def _explain_waiting_task(
 ) -> None:
     if is_over.wait(HINT_AFTER_S):
         return
-    # The block meets the same error and reports it.
+    # The block gets the same error and reports it.
     with contextlib.suppress(OctasklyError), context.connect(is_silent=True) as client:
         for ref in refs[:TASKS_CHECKED_MAX]:
-            told = client.send_and_decode(api_calls.explain(ref), Explanation)
-            if told.status == "queued" and not is_over.is_set():
-                note(f"queued: {told.summary}; octaskly explain {told.id} tells more")
+            found = client.send_and_decode(api_calls.explain(ref), Explanation)
+            if found.status == "queued" and not is_over.is_set():
+                note(f"queued: {found.summary}; octaskly explain {found.id} tells more")
                 return

@@ -227,7 +227,10 @@ def test_a_viewer_is_not_told_to_become_admin(api: Api, octaskly: Run) -> None:
     [
         (
             ["lss"],
-            "error: there is no command 'lss'; 'ls' is one\n  hint: octaskly --help\n",
+            (
+                "error: there is no command 'lss'; did you mean 'ls'?\n"
+                "  hint: octaskly --help\n"
+            ),
         ),
         (
             ["ls", "--limit", "0"],
@@ -240,7 +243,7 @@ def test_a_viewer_is_not_told_to_become_admin(api: Api, octaskly: Run) -> None:
             ["ls", "--url", "x"],
             (
                 "error: no such option '--url'\n"
-                "  hint: octaskly --url VALUE ls ...    it stands before the command\n"
+                "  hint: octaskly --url VALUE ls ...    place it before the command\n"
             ),
         ),
         (

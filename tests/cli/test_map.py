@@ -197,7 +197,7 @@ def test_what_failed_is_repeated_and_printed(agent: DemoAgent, tmp_path: Path) -
 
     again = octaskly(agent, *hint.partition("octaskly ")[2].split(), "-k")
 
-    assert hint.startswith("go on with them: octaskly map --retry-failed task-")
+    assert hint.startswith("to retry them: octaskly map --retry-failed task-")
     assert (again.returncode, again.stdout) == (0, b"a\nc\n")
     third = octaskly(agent, "map", "--retry-failed", "last")
     assert third.returncode == 125
@@ -248,7 +248,7 @@ def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -
     terminal.expect_exact("3/100, 3%, ")
     terminal.expect_exact(" left")
     terminal.sendintr()
-    terminal.expect("cancelling what is left of (task-[0-9a-f-]+)")
+    terminal.expect("cancelling the rest of (task-[0-9a-f-]+)")
     assert isinstance(terminal.match, re.Match)
     array = terminal.match[1].decode()
     terminal.expect_exact("0 of 100 failed, 97 did not run to their end")
@@ -310,7 +310,7 @@ def test_a_reader_that_goes_away_cancels_the_rest(agent: DemoAgent) -> None:
         told = process.stderr.read()
 
     assert process.returncode == 1
-    assert b"cancelling what is left of task-" in told
+    assert b"cancelling the rest of task-" in told
 
 
 @pytest.mark.soak
@@ -339,4 +339,4 @@ def test_items_without_their_separator_are_missed(agent: DemoAgent) -> None:
     done = octaskly(agent, "map", "echo {}", "a", "b")
 
     assert (done.returncode, done.stdout) == (0, b"")
-    assert b"neither behind ::: nor on stdin" in done.stderr
+    assert b"neither after ::: nor on stdin" in done.stderr

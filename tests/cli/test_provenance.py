@@ -129,4 +129,4 @@ def test_home_is_no_place_for_a_service(safe: Path) -> None:
     """The unit cannot even see it; root's own home is one."""
     found = list(find_untrusted_paths([Path("/root/.local/bin/octaskly")]))
 
-    assert [str(each) for each in found] == ["/root is in a home"]
+    assert [str(each) for each in found] == ["/root is in a home folder"]

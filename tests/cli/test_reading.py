@@ -111,7 +111,7 @@ def test_show_has_what_was_asked_for(three_tasks: Api, octaskly: Run) -> None:
         "priority:    -5",
         "retries:     2, on 7, lost",
         "after:       a, b, c, d, e and 2 more, on any",
-        "repeats:     task-001-00000001",
+        "retry of:    task-001-00000001",
         "waited:      12 ms",
         "cpu time:    1m02s",
         "memory:      1.5 GiB peak",
@@ -324,7 +324,7 @@ def test_nodes_tells_who_keeps_copies(
 
     lines = done.stdout.decode().splitlines()
     assert [line[13:29].strip() for line in lines] == [
-        *("ROLE", "dispatcher", "standby level", "standby joining", "worker")
+        *("ROLE", "dispatcher", "standby in sync", "standby joining", "worker")
     ]
     assert re.fullmatch(
         rb"last failover: \d+h\d\dm ago, took 412 ms \(dispatcher lost\)\n", done.stderr
@@ -380,7 +380,7 @@ def test_stats_tells_how_safe_a_new_task_is(
 
     assert lines[2:5] == [
         "copies of a new task:       2",
-        "standbys:                   ben is level; cy is joining, 1200 entries behind",
+        f"{'standbys:':27} ben is in sync; cy is joining, 1200 entries behind",
         "term:                       4",
     ]
     assert lines[5].startswith("last failover:")
@@ -540,7 +540,7 @@ def test_an_empty_list_of_tokens_says_what_it_leaves_out(
 
     assert done.stdout == b""
     assert done.stderr == (
-        b"no token has a name; those without one are listed nowhere\n"
+        b"no token has a name; tokens without a name are not listed\n"
     )
 
 

@@ -146,7 +146,7 @@ def test_an_end_by_a_limit_says_which(agent: DemoAgent) -> None:
     )
 
     assert done.returncode == 128 + signal.SIGXFSZ
-    assert b"it went over a limit\n  cause: limit file_mb: " in done.stderr
+    assert b"it exceeded a limit\n  cause: limit file_mb: " in done.stderr
     shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
     assert (shown["status"], shown["reason"]) == ("failed", "limit")
     assert shown["limits"]["file_mb"] == 1

@@ -74,7 +74,7 @@ def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
     assert done.returncode == 125
     assert b"closed the connection" in done.stderr
     [task] = api.tasks
-    told = f"not waiting any more; see it with: octaskly logs -f {task}\n"
+    told = f"no longer waiting; see it with: octaskly logs -f {task}\n"
     assert told in done.stderr.decode()
 
 

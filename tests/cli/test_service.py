@@ -201,7 +201,7 @@ def test_agent_that_does_not_start_says_why(machine: Machine) -> None:
 
     assert failed.returncode == 1
     assert (
-        "error: the service is written, but its agent does not start" in failed.stderr
+        "error: the service is installed, but its agent does not start" in failed.stderr
     )
     assert f"{key} is no mesh secret" in failed.stderr
     assert "hint: octaskly service logs --user" in failed.stderr
@@ -317,7 +317,7 @@ def test_refused_linger_prints_the_command(machine: Machine, tmp_path: Path) -> 
     )
 
     assert installed.returncode == 0, installed.stderr
-    assert "! it stops when you log out\n" in installed.stderr
+    assert "! the service stops when you log out\n" in installed.stderr
     assert "hint: sudo loginctl enable-linger root\n" in installed.stderr
 
 
@@ -351,7 +351,7 @@ def test_machine_without_systemd_is_told_what_works(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 78
-    assert "error: systemd does not run this machine\n" in done.stderr
+    assert "error: this machine does not run systemd\n" in done.stderr
     assert "hint: octaskly agent" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

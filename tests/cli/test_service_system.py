@@ -151,6 +151,6 @@ def test_only_root_may_install_for_the_machine(machine: Machine) -> None:
     refused = machine.run(*nobody, PROGRAM, "service", "install", "--system")
 
     assert refused.returncode == 4
-    assert "error: only root may install a service for the machine\n" in refused.stderr
+    assert "error: only root may install a service of the machine\n" in refused.stderr
     assert f"hint: sudo {PROGRAM} service install --system\n" in refused.stderr
     assert "hint: octaskly service install " in refused.stderr

@@ -56,7 +56,7 @@ def test_a_variable_with_a_slip_of_the_pen_is_noticed(
     said = octaskly("config").stderr.decode().splitlines()
 
     assert said[0] == (
-        "OCTASKLY_DURABILTY is no setting; did you mean OCTASKLY_DURABILITY?"
+        "OCTASKLY_DURABILTY is not a setting; did you mean OCTASKLY_DURABILITY?"
     )
     assert said[1] == f"{file}: not there"
 
@@ -113,7 +113,7 @@ def test_check_says_of_a_named_file_whether_it_can_be_used(
     gone = octaskly("config", "check", str(tmp_path / "none.toml"), node=None)
 
     assert good.returncode == 0
-    assert good.stderr.decode() == f"{draft}: 1 settings, all can be used\n"
+    assert good.stderr.decode() == f"{draft}: 1 settings, all valid\n"
     assert gone.returncode == 78
     assert gone.stderr.startswith(b"error: there is no file ")
 

@@ -65,7 +65,7 @@ def test_waiting_for_a_drain_ends_when_it_is_taken_back(
     done = octaskly("drain", "pi4", "--wait")
 
     assert done.returncode == 1
-    assert "error: pi4 takes work again" in done.stderr.decode()
+    assert "error: pi4 accepts work again" in done.stderr.decode()
 
 
 def test_an_order_to_a_node_that_is_not_there(api: Api, octaskly: Run) -> None:

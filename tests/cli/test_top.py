@@ -210,7 +210,7 @@ def test_it_shows_what_was_last_while_nobody_answers(
     with watching(environ) as terminal:
         busy_api.refusal = "No dispatcher is elected"
         busy_api.refuse = lambda _method, _path: (503, {})
-        terminal.expect(r"No dispatcher is elected; this was \d+ s ago")
+        terminal.expect(r"No dispatcher is elected; view of \d+ s ago")
         busy_api.told["/api/v1/nodes"] = NODES | {"nodes": [NODE | {"name": "other"}]}
         busy_api.refuse = lambda _method, _path: None
         terminal.expect("other")

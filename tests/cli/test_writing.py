@@ -70,7 +70,7 @@ def test_what_was_handed_in_before_a_failure_is_known(
     assert done.returncode == 1
     assert done.stdout.count(b"\n") == 10_000
     first, *_ = done.stderr.decode().splitlines()
-    assert first == "the first 10000 of 10001 tasks were handed in"
+    assert first == "the first 10000 of 10001 tasks were submitted"
 
 
 @pytest.mark.parametrize("how", ["stdin", "file"])
@@ -410,8 +410,8 @@ def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) 
         (["--limit", f"memory_mb={'9' * 5000}", "--", "true"], b"give a whole number"),
         (["--require", "ssd", "--", "true"], b"give NAME=VALUE"),
         (["--priority", "51", "--", "true"], b"not in the range -50<=x<=50"),
-        (["--stdin", "-", "-"], b"not both"),
-        (["--stdin", "-", "--file", "-"], b"not both"),
+        (["--stdin", "-", "-"], b"cannot be both"),
+        (["--stdin", "-", "--file", "-"], b"cannot be both"),
         (["--env", b"A=\xff", "--", "true"], b"is not UTF-8 text"),
     ],
 )
@@ -518,7 +518,7 @@ def test_whoever_repeats_a_task_again_gets_the_same_one(
 
     assert done.stdout == b"task-002-00000002\n"
     assert done.stderr == (
-        b"task-001 was repeated as task-002-00000002, which is completed\n"
+        b"task-001 was retried as task-002-00000002, which is completed\n"
     )
     assert json.loads(as_json.stdout) == {"v": 1, **repeated}
 
@@ -539,7 +539,7 @@ def test_what_was_repeated_before_is_not_repeated_by_failed(
     done = octaskly("retry", "--failed")
 
     assert done.stdout == b"task-004-00000004\n"
-    assert b"task-001-00000001 was repeated as task-003-00000003" in done.stderr
+    assert b"task-001-00000001 was retried as task-003-00000003" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_held_5353_names_who_holds_it(lab: Lab, well: Found) -> None:
     holder.wait()
 
     assert held[0] == "fault"
-    assert f"(pid {holder.pid}) for itself alone" in held[1]
+    assert f"(pid {holder.pid}): no node is found" in held[1]
     assert "disallow-other-stacks=no" in held[2]
     assert well["mdns"][0] == "ok"
 
@@ -208,7 +208,7 @@ def test_tcp_that_is_blocked_one_way_is_seen_from_both_ends(lab: Lab) -> None:
     said = rf"{second.name} \({place}\) does not answer: "
     assert re.match(said, outside["tcp"][1])
     assert inside["tcp"][0] == "fault"
-    assert inside["tcp"][1].startswith(f"{first.name} gets no answer from this machine")
+    assert inside["tcp"][1].startswith(f"{first.name} cannot connect to this machine")
     assert "ufw allow 7878/tcp" in inside["tcp"][2]
     wait_until("it is mended", lambda: ask(second)["tcp"][0] == "ok", within_s=FORM_S)
 
@@ -408,7 +408,7 @@ def test_copied_state_folder_is_found_out(lab: Lab) -> None:
     own = ask_spare(lab, state=copy)["state"]
 
     assert cloned[0] == "fault"
-    assert f"{first.ip} lives with the id of this state folder" in cloned[1]
+    assert f"{first.ip} uses the id of this state folder" in cloned[1]
     assert f"rm {copy}/node.key" in cloned[2]
     assert own[0] == "ok"
 

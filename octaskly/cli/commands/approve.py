@@ -31,7 +31,7 @@ def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         return
     waiting = client.decode(reply, JoinRequests).requests
     if not waiting:
-        note("no machine waits to be let in")
+        note("no machine is waiting to join")
         return
     print_table(
         ("NAME", "WORDS", "ADDRESS", "NODE ID"),
@@ -60,7 +60,7 @@ def approve(context: CliContext, name: str, words: str | None) -> None:
         else:
             request = _match_words(waiting, name, words)
         _post_decision(client, request, "approve")
-    note(f"✓ {request.name} may come in; `octaskly nodes` shows it soon")
+    note(f"✓ {request.name} is approved; `octaskly nodes` shows it soon")
 
 
 def _post_decision(client: Session, request: JoinRequest, decision: str) -> None:
@@ -74,7 +74,7 @@ def _find_requests(client: Session, name: str) -> list[JoinRequest]:
     if not waiting:
         others = ", ".join(one.name for one in page.requests) or "none"
         raise MeshError(
-            f"no machine called {name!r} waits to be let in",
+            f"no machine called {name!r} is waiting to join",
             hint=f"{_JOIN_HINT}\noctaskly requests    shows those that wait: {others}",
         )
     return waiting
@@ -87,7 +87,7 @@ def _confirm_words(
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
         raise click.UsageError(
-            f"somebody has to compare the words ({words}); or give them with --words"
+            f"somebody has to compare the words ({words}); or pass them with --words"
         )
     for request in waiting:
         note(f"{request.name} at {request.address} wants to join.")
@@ -96,8 +96,8 @@ def _confirm_words(
             return request
         _post_decision(client, request, "refuse")
     raise MeshError(
-        f"{name} was not let in, and is told so: the words differ",
-        hint="octaskly invite    works also where somebody is in the middle",
+        f"{name} was refused, because the words differ",
+        hint="octaskly invite    is safe even with an attacker in the middle",
     )
 
 
@@ -106,7 +106,7 @@ def _match_words(waiting: list[JoinRequest], name: str, words: str) -> JoinReque
         if request.fingerprint == words.lower():
             return request
     raise MeshError(
-        f"{name} was not let in: it does not show the words {words}",
+        f"{name} was not approved: it does not show the words {words}",
         hint="octaskly requests    shows them; if they differ on that machine, "
-        "somebody is in the middle",
+        "an attacker is in the middle",
     )

@@ -92,7 +92,7 @@ def _split(
         at = list(words).index(SEPARATOR)
         return words[:at], words[at + 1 :]
     if click.get_current_context().meta.get(STDIN_CONSUMED):
-        raise click.UsageError("stdin holds the items, or what they read: not both")
+        raise click.UsageError("stdin cannot be both the items and --stdin")
     return words, _read(is_nul=is_nul)
 
 
@@ -100,7 +100,7 @@ def _read(*, is_nul: bool) -> list[str]:
     """Return the non-empty lines of stdin, or its NUL-terminated items."""
     if sys.stdin.isatty():
         note("reading items from the terminal, one a line; Ctrl-D ends them")
-    # Read a bounded number, because stdin may be endless.
+    # Read a limited number of bytes, because stdin may be endless.
     data = sys.stdin.buffer.read(ITEMS_BYTES_MAX + 1)
     if len(data) > ITEMS_BYTES_MAX:
         raise _too_many()
@@ -131,8 +131,8 @@ def _check(items: Sequence[str]) -> None:
 
 def _too_many() -> click.UsageError:
     return click.UsageError(
-        f"the items have more than {size(ITEMS_BYTES_MAX)} in all, where each counts"
-        f" {ITEM_BYTES} bytes more; hand them in in parts, as with split -l 10000"
+        f"the items exceed {size(ITEMS_BYTES_MAX)}, counting {ITEM_BYTES} bytes more"
+        " for each; submit them in parts, as with split -l 10000"
     )
 
 
@@ -171,8 +171,6 @@ def array(
     Prints its id. {} in the command stands for the number, which is in
     OCTASKLY_ITEM, too.
     """
-    # Imported here and below, because an import at the top would slow all commands.
-
     wanted = _array_draft(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
     )
@@ -247,7 +245,7 @@ def map_(
         )
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
-        note("nothing to run: there is no item, neither behind ::: nor on stdin")
+        note("nothing to run: there is no item, neither after ::: nor on stdin")
         return 0
     if dry_run:
         _print_commands(text, items)
@@ -282,7 +280,7 @@ def _retry_array(client: Session, ref: str) -> Task:
     full = resolve_ref(client, ref)
     task = client.send_and_decode(api_calls.retry_array(full), Task)
     if task.status != "queued":
-        note(f"{full} was repeated before, as {task.id}")
+        note(f"{full} was retried before, as {task.id}")
     return task
 
 
@@ -337,7 +335,7 @@ def _print(
 def _cancel_rest(client: Session, array: str) -> int:
     """Cancel the remaining members and print the next command."""
     with defer_first_interrupt():
-        note(f"cancelling what is left of {array}")
+        note(f"cancelling the rest of {array}")
         cancel_if_running(client, array)
         _print_unsuccessful(client.send_and_decode(api_calls.task(array), Task))
     return EXIT_CANCELLED
@@ -353,4 +351,4 @@ def _print_unsuccessful(task: Task) -> None:
     if others := left - counts.failed:
         what += f", {others} did not run to their end"
     note(what)
-    note(f"go on with them: octaskly map --retry-failed {task.id}")
+    note(f"to retry them: octaskly map --retry-failed {task.id}")

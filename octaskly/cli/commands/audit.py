@@ -17,7 +17,7 @@ from octaskly.rest.access import AuditLine, AuditPage
 PAGE: Final = 1000
 FOLLOW_S: Final = 1.0
 HEADS: Final = ("AT", "WHO", "ROLE", "FROM", "NODE", "ANSWER", "WHAT")
-LATEST_ENTRIES: Final = 100  #: of the latest, unless told how far back
+LATEST_ENTRIES: Final = 100  #: entries shown without --since
 
 
 @click.command(epilog="Example: octaskly audit --since 7d")
@@ -44,7 +44,7 @@ def audit(context: CliContext, since: int | None, follow: bool, as_json: bool) -
 def _show(
     client: Session, since: int | None, cursor: str | None, *, as_json: bool
 ) -> str | None:
-    """Print all pages from a position; return the position behind the last entry."""
+    """Print all pages from a position; return the position after the last entry."""
     is_first = cursor is None
     while True:
         limit = LATEST_ENTRIES if since is None and cursor is None else PAGE

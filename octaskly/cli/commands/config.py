@@ -26,7 +26,7 @@ from octaskly.config.sources import SettingValue, read_all_sources, read_setting
 from octaskly.config.value_types import ListOf
 from octaskly.errors import ConfigError
 
-DEFAULT = "default"  #: the origin of what nobody said
+DEFAULT = "default"  #: origin of a setting that no source has
 
 
 @click.group(invoke_without_command=True, epilog="Example: octaskly config --json")
@@ -60,7 +60,7 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
     print_table(("SETTING", "FROM", "VALUE"), rows, state_column=0)
     for variable in choice.environ:
         if variable.startswith("OCTASKLY_") and (meant := _did_you_mean(variable)):
-            note(f"{variable} is no setting; did you mean {meant}?")
+            note(f"{variable} is not a setting; did you mean {meant}?")
     for path in files:
         note(f"{path}: {'read' if path.exists() else 'not there'}")
 
@@ -73,7 +73,7 @@ def check(context: CliContext, file: Path | None) -> None:
     if file is None:
         load_agent_config(context.agent_flags(), context.environ)
         _client_values(context)
-        note("all settings can be used")
+        note("all settings are valid")
         return
     if not file.exists():
         raise ConfigError(f"there is no file {file}", hint="octaskly config")
@@ -81,7 +81,7 @@ def check(context: CliContext, file: Path | None) -> None:
     said = read_settings_file(file, faults)
     build_options(said, faults)
     raise_faults(faults)
-    note(f"{file}: {len(said)} settings, all can be used")
+    note(f"{file}: {len(said)} settings, all valid")
 
 
 def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:
@@ -91,8 +91,8 @@ def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:
     said = read_all_sources(flags, context.environ, faults, CLIENT_SETTINGS)
     raise_faults(faults)
     nobody = SettingValue(None, DEFAULT)
-    told = ((each.key, said.get(each.field, nobody)) for each in CLIENT_SETTINGS)
-    return {key: (each.value, each.origin) for key, each in told}
+    found = ((each.key, said.get(each.field, nobody)) for each in CLIENT_SETTINGS)
+    return {key: (each.value, each.origin) for key, each in found}
 
 
 def _did_you_mean(variable: str) -> str | None:
@@ -140,7 +140,7 @@ def _text(setting: Setting, found: AgentConfig) -> str:
 
 
 def _value(setting: Setting, found: AgentConfig) -> Any:
-    """Return the effective value, None if it is determined at the agent's start."""
+    """Return the effective value, None if the agent determines it at its start."""
     filled = {
         "name": found.name,
         "state_dir": str(found.paths.state),

@@ -103,7 +103,7 @@ def _format_state(node: NodeInfo) -> str:
 
 
 def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
-    """Wait until a drained node runs nothing; raise if the drain is revoked."""
+    """Wait until a drained node runs nothing; raise if somebody ends the drain."""
     while node.running:
         time.sleep(POLL_S)
         with context.connect() as client:
@@ -114,5 +114,5 @@ def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
             return  # Other nodes run its tasks again.
         if node.state == "ready":
             raise MeshError(
-                f"{node.name} takes work again", hint=f"octaskly drain {node.name}"
+                f"{node.name} accepts work again", hint=f"octaskly drain {node.name}"
             )

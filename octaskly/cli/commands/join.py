@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from octaskly.joining.join_by_code import JoinGrant
     from octaskly.joining.key_exchange import InviteCode
 
-READY_S = 15.0  #: for the agent to become a member; it takes a second or two
+READY_S = 15.0  #: limit for the agent to become a member, which takes 1 or 2 s
 POLL_S = 0.1
 TTL_S = 300
 
@@ -115,7 +115,7 @@ def join(
 class _JoinMethod:
     """How this machine joins."""
 
-    code: str | None  #: None: by words that people compare
+    code: str | None  #: None if users compare words instead
     at: str | None
     interfaces: Sequence[str]
 
@@ -141,7 +141,7 @@ def _check_join_options(code: str | None, at: str | None) -> None:
         raise click.UsageError("--at needs a code of `octaskly invite`")
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "without a code somebody has to compare words, at a terminal"
+            "without a code, somebody has to compare words at a terminal"
         )
 
 
@@ -151,7 +151,7 @@ def _agent_socket(context: CliContext) -> Path | None:
         return context.socket_path()
     except Unreachable:
         if context.node or context.state_dir:
-            raise  # One was meant.
+            raise  # The user chose an agent, which does not run.
         return None
 
 
@@ -162,7 +162,7 @@ def _read_code() -> str:
 
 
 def _check_leaving(own: Membership, *, force: bool) -> None:
-    """Report what joining would leave behind, before a code is used up."""
+    """Report what joining would leave behind, before the code is consumed."""
     left = [f"{own.tasks} tasks"] if own.tasks else []
     if own.members:
         left.append(f"the nodes {', '.join(own.members)}")
@@ -174,8 +174,8 @@ def _check_leaving(own: Membership, *, force: bool) -> None:
             f"leaves behind: {' and '.join(left)}",
             hint="octaskly nodes    shows who is in it; to stay there, do nothing\n"
             f"octaskly drain {own.name} --wait    first lets its tasks end\n"
-            "octaskly join --force CODE    leaves them all the same; its log is kept, "
-            "moved aside",
+            "octaskly join --force CODE    leaves them; the log is moved aside, not "
+            "deleted",
         )
     note(f"leaving behind: {' and '.join(left)}")
 
@@ -216,8 +216,8 @@ def _join_without_agent(
     """Join without a running agent: write the secret, and start any service.
 
     Raises:
-        ConfigError: the agent of this machine is the system's service, which only root
-            starts, and which has its secret where only it can write.
+        ConfigError: the agent of this machine is a system service, which only root can
+            start, and only the service can write its secret.
     """
     from octaskly.cli.service.systemd import Scope, Systemd  # noqa: PLC0415
     from octaskly.joining.join_by_code import save_mesh_secret  # noqa: PLC0415
@@ -229,7 +229,7 @@ def _join_without_agent(
     with _explain_interrupt(admitted):
         left = save_mesh_secret(config.paths, admitted.secret_text)
         if left is not None:
-            note(f"the secret of the mesh before lies in {left}")
+            note(f"the secret of the previous mesh is in {left}")
         note(f"✓ the mesh secret is in {config.paths.secret}")
         if has_service:
             Systemd(Scope.USER, context.environ).start_unit("restart")
@@ -243,7 +243,7 @@ def _join_without_agent(
 def _explain_interrupt(admitted: JoinGrant) -> Iterator[None]:
     """Print how far joining got if Ctrl-C interrupts the block.
 
-    The block takes effect completely or not at all; which one shows only later.
+    The block takes effect completely or not at all, but this is not known yet.
     """
     try:
         _print_step(f"{admitted.member} let this machine in")
@@ -251,14 +251,14 @@ def _explain_interrupt(admitted: JoinGrant) -> Iterator[None]:
     except KeyboardInterrupt:
         note(f"interrupted; this machine may be in the mesh of {admitted.member} now")
         note("octaskly nodes    shows whether it is")
-        note("octaskly leave    takes it out")
+        note("octaskly leave    removes it")
         raise
 
 
 def next_agent_config(
     context: CliContext, secret_file: Path | None
 ) -> tuple[AgentConfig, bool]:
-    """Return the settings of the agent that will run here; and whether as a service.
+    """Return the settings of the agent that will run here, and True for a service.
 
     Raises:
         ConfigError: the agent is the system service.
@@ -300,7 +300,7 @@ def _await_ready(socket: Path, before: Membership, admitted: JoinGrant) -> None:
     raise MeshError(
         f"this machine has the secret of {admitted.member}'s mesh, but is not "
         f"ready in it after {READY_S:.0f} s",
-        hint="octaskly nodes    shows whether it is in now; its log tells more",
+        hint="octaskly nodes    shows whether it is ready now; see also its log",
     )
 
 

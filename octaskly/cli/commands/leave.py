@@ -65,9 +65,9 @@ def _check_folder(context: CliContext, agent: Checkup) -> None:
     asked = context.state_dir
     if asked is not None and asked.resolve() != Path(agent.state_dir).resolve():
         raise ConfigError(
-            f"the agent of {asked} is not running; what answers at its socket is "
+            f"the agent of {asked} is not running; its socket belongs to "
             f"{agent.name}, with the state folder {agent.state_dir}",
-            hint=f"octaskly --state-dir {agent.state_dir} leave    if that is meant",
+            hint=f"octaskly --state-dir {agent.state_dir} leave    for that agent",
         )
 
 
@@ -76,8 +76,7 @@ def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None
         return
     log = "its log" if tasks is None else f"the {tasks} tasks in its log"
     click.confirm(
-        f"{name} forgets the mesh, with {log} and the outputs that lie in {state_dir}. "
-        "Go on?",
+        f"{name} forgets the mesh, with {log} and the outputs in {state_dir}. Go on?",
         abort=True,
         err=True,
     )
@@ -91,11 +90,11 @@ def _await_end(agent: Checkup) -> None:
     """
     from octaskly.joining.change_mesh import LEAVING_MARKER_FILE  # noqa: PLC0415
 
-    note(f"{agent.name} ends what it runs, at most as long as --drain says")
+    note(f"waiting for the tasks of {agent.name}, at most as long as --drain allows")
     try:
         _await_exit(agent.pid)
     except KeyboardInterrupt:
-        note(f"interrupted; {agent.name} goes on leaving all the same")
+        note(f"interrupted; {agent.name} still leaves the mesh")
         raise
     if os.path.lexists(Path(agent.state_dir, LEAVING_MARKER_FILE)):
         raise MeshError(
@@ -107,11 +106,11 @@ def _await_end(agent: Checkup) -> None:
 def _await_exit(pid: int) -> None:
     """Wait until a process has ended, even if it is not a child.
 
-    A process in another container is invisible; here its pid is another process.
+    The pid of an agent in a container, often 1, means another process here.
     """
     if pid <= 1:
         return
-    with contextlib.suppress(OSError):  # It has ended already.
+    with contextlib.suppress(OSError):  # The process has ended already.
         end = os.pidfd_open(pid)
         try:
             select.select([end], [], [])
@@ -120,7 +119,7 @@ def _await_exit(pid: int) -> None:
 
 
 def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
-    """Delete the mesh's data without a running agent.
+    """Delete the data of the mesh without a running agent.
 
     Raises:
         StoreUnusable: an agent runs and does not answer.
@@ -133,8 +132,8 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
     paths = config.paths
     if not _has_mesh_data(paths):
         raise ConfigError(
-            f"no agent runs here, and {paths.state} has nothing of a mesh",
-            hint="octaskly --state-dir DIR leave    forgets what lies elsewhere",
+            f"no agent runs here, and {paths.state} has no data of a mesh",
+            hint="octaskly --state-dir DIR leave    is for another folder",
         )
     _confirm(config.name, None, str(paths.state), yes=yes)
     drop_root_to_owner(paths.state)
@@ -146,7 +145,7 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
 def _has_mesh_data(paths: Paths) -> bool:
     from octaskly.trust.node_key import KEY_FILE  # noqa: PLC0415
 
-    # A secret alone does not count, because agents of other names may use it.
+    # A secret alone does not count, because agents with other names may use it.
     return paths.database.exists() or (paths.state / KEY_FILE).exists()
 
 

@@ -29,7 +29,7 @@ from octaskly.rest.mesh import (
     Workers,
 )
 
-NEW_S = 60.0  #: for so long it is said of a node that it has joined
+NEW_S = 60.0  #: how long a node is marked as joined
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 
 
@@ -44,7 +44,7 @@ def nodes(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         print_json(reply.body)
         return
     page = client.decode(reply, NodePage)
-    # The CLI is no agent: it compares the API's wall-clock times with its own.
+    # The API sends wall-clock times, so compare them with the wall clock.
     now = dt.datetime.now(dt.UTC)
     print_table(
         ("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN"),
@@ -69,8 +69,13 @@ def _is_short(node: NodeInfo) -> bool:
 
 
 def _format_standby(standby: Standby) -> str:
-    behind = f", {standby.lag} entries behind" if standby.state == "joining" else ""
-    return f"{standby.name} is {standby.state}{behind}"
+    lag = f", {standby.lag} entries behind" if standby.state == "joining" else ""
+    return f"{standby.name} is {_standby_state(standby)}{lag}"
+
+
+def _standby_state(standby: Standby) -> str:
+    """Return the display name of a state; the API calls `in sync` `level`."""
+    return "in sync" if standby.state == "level" else standby.state
 
 
 def _failover(failover: Failover, now: dt.datetime) -> str:
@@ -79,7 +84,7 @@ def _failover(failover: Failover, now: dt.datetime) -> str:
 
 
 def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
-    state = next((f" {s.state}" for s in page.standbys if s.id == node.id), "")
+    standby = next((s for s in page.standbys if s.id == node.id), None)
     load = node.load if node.state != "lost" else None
     memory = "-"
     if load is not None and node.memory_mb:
@@ -88,7 +93,7 @@ def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
     return (
         node.name,
         f"short of {node.short_of}" if _is_short(node) else node.state,
-        node.role if not state else f"standby{state}",
+        f"standby {_standby_state(standby)}" if standby else node.role,
         f"{node.running}/{node.slots}",
         "-" if load is None else f"{load.cpu_percent:.0f}%",
         memory,

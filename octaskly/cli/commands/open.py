@@ -13,7 +13,7 @@ from octaskly.errors import MeshError
 from octaskly.rest.access import SessionCode
 
 SCREENS = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
-CODE_HINT = "it signs in whoever opens it first, once, within 60 s"
+CODE_HINT = "it signs in the first user who opens it, within 60 s"
 
 
 @click.command("open", epilog="Example: octaskly open")
@@ -56,7 +56,7 @@ def _code(context: CliContext, good_for: str) -> SessionCode:
 def _lan_url(code: SessionCode) -> str:
     if code.lan_url is None:
         raise MeshError(
-            "this node serves nothing to the network",
+            "this node does not serve the dashboard to the network",
             hint="octaskly open --print    for this machine",
         )
     return code.lan_url

@@ -21,7 +21,7 @@ _ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
     "spreading": "generation {newest} is accepted; {generation} stays in force until "
     "all nodes know it",
-    "switched": "generation {newest} is in force; older ones are accepted still",
+    "switched": "generation {newest} is in force; older ones are still accepted",
     "settled": "generation {newest} is in force, alone",
 }
 _URGENT_TEXT = "generation {newest} is accepted; {generation} is over within 5 s"
@@ -50,7 +50,7 @@ def rotate(
     again, and tokens end. So does a rotation that a node which is away holds up.
     """
     if now and status:
-        raise click.UsageError("--status changes nothing, so it cannot be --now")
+        raise click.UsageError("--status changes nothing; do not use it with --now")
     if now and not yes and sys.stdin.isatty():
         click.confirm(
             "All tokens end, and nodes that are away have to be invited again. Go on?",
@@ -103,15 +103,15 @@ def revoke(
 def _show(found: RotationStatus, *, is_urgent: bool) -> None:
     is_spreading = found.phase == "spreading"
     text = _URGENT_TEXT if is_urgent and is_spreading else _PHASES[found.phase]
-    # The CLI is no agent: it compares the API's wall-clock times with its own.
+    # The API sends wall-clock times, so compare them with the wall clock.
     now = dt.datetime.now(dt.UTC)
     print_fields(
         [
             ("secret", text.format(**msgspec.structs.asdict(found))),
             ("since", age(found.since, now) if found.since else None),
             ("next step", _due(found)),
-            ("know it", ", ".join(found.confirmed) or None),
-            ("do not yet", ", ".join(found.awaited) or None),
+            ("known to", ", ".join(found.confirmed) or None),
+            ("waiting for", ", ".join(found.awaited) or None),
             ("revoked", ", ".join(found.revoked) or None),
         ]
     )

@@ -103,8 +103,8 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
 
     Args:
         client: Session with a node.
-        ref: Its id.
-        deferred: Holds a Ctrl-C that arrives outside a wait.
+        ref: Id of the task.
+        deferred: Signal number of a Ctrl-C that arrived outside a wait.
         as_json: Print the ended task instead of its output.
     """
     following = OutputPrinter(client, ref, prints_state=False)
@@ -120,7 +120,7 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
                 )
         except KeyboardInterrupt as interrupt:
             if cancelled_by:
-                note(f"not waiting any more; see it with: octaskly logs -f {ref}")
+                note(f"no longer waiting; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
             cancelled_by = interrupt_cause(interrupt)
         except OSError:  # A local command would also end once its stdout is closed.
@@ -138,12 +138,12 @@ def hint_on_error(command: str) -> Iterator[None]:
     try:
         yield
     except OctasklyError:
-        note(f"not waiting any more; see it with: octaskly {command}")
+        note(f"no longer waiting; see it with: octaskly {command}")
         raise
 
 
 def _wait(client: Session, ref: str) -> Task:
-    from octaskly.client.flows import tasks  # noqa: PLC0415 - only --json waits so
+    from octaskly.client.flows import tasks  # noqa: PLC0415 - for --json only
 
     return client.run(
         tasks.wait(client.requests, ref, deadline=client.requests.deadline_after(None))
@@ -196,9 +196,8 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
         return EXIT_OCTASKLY_FAILED
     if task.detail:
         note(task.detail)
-    if (
-        sys.stderr.isatty()
-    ):  # Only on a terminal; in scripts, stderr has only the command's own output.
+    # In scripts, stderr must have only the output of the command.
+    if sys.stderr.isatty():
         _print_end(task)
     return task.exit_code
 
@@ -215,8 +214,8 @@ def _print_failure(task: Task) -> None:
     what = {
         "inputs": "no worker has its inputs, or room",
         "lost": "its worker was lost",
-        "limit": "it went over a limit",
-        "poison": "it took down every worker that ran it",
+        "limit": "it exceeded a limit",
+        "poison": "every worker that ran it was lost",
     }.get(task.reason or "", "Octaskly could not run it")
     print_error(
         f"{task.id} failed: {what}",

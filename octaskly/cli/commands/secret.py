@@ -80,8 +80,8 @@ def _secret_of(context: CliContext, secret_file: Path | None) -> MeshSecret:
         return SecretFile(path, paths.state, context.environ).load()
     except ConfigError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            # A new one, as an agent would be told to make, is that of no mesh.
-            error.hint = "--secret-file FILE    the one that the mesh has"
+            # The original hint is to create a secret, which would belong to no mesh.
+            error.hint = "--secret-file FILE    the secret of the mesh"
         raise
 
 

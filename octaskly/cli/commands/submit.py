@@ -30,10 +30,10 @@ from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import Draft, Task
 from octaskly.rest.tasks import NewIds
 
-BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
-BATCH_BYTES_MAX: Final = 31 << 20  #: the node takes bodies of 32 MiB
+BATCH_TASKS_MAX: Final = 10_000  #: tasks per request
+BATCH_BYTES_MAX: Final = 31 << 20  #: nodes accept bodies of up to 32 MiB
 
-_COMMAND = re.compile(r"\$\[(\d+)\]\.command")  #: the place of one in a request
+_COMMAND = re.compile(r"\$\[(\d+)\]\.command")  #: the field of a task in a request
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -126,7 +126,7 @@ def submit(
     if (file is None) == (not words):
         raise click.UsageError("either a command, or - or --file with one per line")
     if file is not None and file.name == "<stdin>" and _is_stdin_consumed():
-        raise click.UsageError("stdin holds the commands, or what they read: not both")
+        raise click.UsageError("stdin cannot be both the commands and --stdin")
     lines = [_Line(command_text(words))] if words else _lines(file)
     drafts = [make_draft(line.command, fields) for line in lines]
     if not drafts:
@@ -142,7 +142,7 @@ def submit(
                 count += len(accepted)
         except OctasklyError as error:
             if count:
-                note(f"the first {count} of {len(drafts)} tasks were handed in")
+                note(f"the first {count} of {len(drafts)} tasks were submitted")
             raise _error_with_line(error, lines[count:]) from error.__cause__
 
 
@@ -182,7 +182,7 @@ def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
 
 def _with_resolved_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
     """Yield drafts with the references in `after` resolved to full ids."""
-    full: dict[str, str] = {}  # Many drafts usually have the same predecessors.
+    full: dict[str, str] = {}  # Many drafts usually have the same parents.
     for item in drafts:
         for ref in item.after:
             if ref not in full:

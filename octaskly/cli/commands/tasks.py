@@ -1,4 +1,4 @@
-"""`octaskly ls`, `show`, `logs`, `cancel`: look at tasks and end them."""
+"""`octaskly ls`, `show`, `logs`, `cancel`, `explain`, `forget` and `retry`."""
 
 from __future__ import annotations
 
@@ -259,9 +259,8 @@ def logs(
         with explain_if_waiting(context, [full] if follow else []):
             task = following.print_all(follow=follow)
         if not (task.is_final or attempt):
-            task = client.send_and_decode(
-                api_calls.task(full), Task
-            )  # The last event says no more than its state.
+            # The last event has only the state of the task.
+            task = client.send_and_decode(api_calls.task(full), Task)
     if task.array is not None:
         note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
     elif not (task.is_final or attempt):
@@ -321,14 +320,14 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
     if as_json:
         print_json(reply.body)
         return
-    told = client.decode(reply, Explanation)
-    click.echo(f"{told.id} ({told.status}): {told.summary}")
-    if told.placement:
-        click.echo(f"placed there: {told.placement}")
-    if told.nodes:
+    found = client.decode(reply, Explanation)
+    click.echo(f"{found.id} ({found.status}): {found.summary}")
+    if found.placement:
+        click.echo(f"placed there: {found.placement}")
+    if found.nodes:
         rows = [
             [node.name, node.state, "; ".join(why.message for why in node.reasons)]
-            for node in told.nodes
+            for node in found.nodes
         ]
         print_table(["NODE", "STATE", "WHY NOT THERE"], rows, state_column=1)
 
@@ -361,7 +360,7 @@ def forget(
         raise click.UsageError("either --older-than T, or --all-ended")
     if not yes and sys.stdin.isatty():
         click.confirm(
-            "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
+            "Forgotten tasks are deleted on all nodes. Go on?", abort=True, err=True
         )
     with context.connect() as client:
         reply = client.send(
@@ -372,7 +371,7 @@ def forget(
         return
     forgotten = client.decode(reply, Forgotten).forgotten
     if forgotten is None:
-        note("there are many: the dispatcher goes on, see `octaskly stats`")
+        note("still in progress, because there are many: see `octaskly stats`")
     else:
         note(f"{forgotten} {'task' if forgotten == 1 else 'tasks'} forgotten")
 
@@ -405,9 +404,9 @@ def retry(
             reply = client.send(api_calls.retry(old))
             new = client.decode(reply, Task)
             if new.status != "queued":
-                note(f"{old} was repeated as {new.id}, which is {new.status}")
+                note(f"{old} was retried as {new.id}, which is {new.status}")
                 if failed:
-                    return  # `--failed` skips tasks that were repeated already.
+                    return  # `--failed` skips tasks that were retried before.
             if as_json:
                 print_json(reply.body)
             else:

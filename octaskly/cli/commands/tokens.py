@@ -72,7 +72,7 @@ def list_(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         return
     found = client.decode(reply, TokenList)
     if not found.tokens:
-        note("no token has a name; those without one are listed nowhere")
+        note("no token has a name; tokens without a name are not listed")
         return
     now = dt.datetime.now(dt.UTC)
     print_table(
@@ -120,7 +120,7 @@ def _id_of(token_text: str) -> str:
         claims = msgspec.json.decode(raw, type=dict[str, Any])
     if "jti" not in claims:
         raise ConfigError(
-            "standard input holds no token",
+            "standard input has no token",
             hint="octaskly token revoke NAME    or the token alone, on standard input",
         )
     return str(claims["jti"])

@@ -27,9 +27,9 @@ from octaskly.errors import OctasklyError
 if TYPE_CHECKING:
     from octaskly.cli.output.top_screen import MeshSnapshot, ViewOptions
 
-ASK_S: Final = 1.0  #: between two looks at the mesh
-DRAW_S: Final = 0.5  #: between two frames, for the times that go on meanwhile
-RATE_S: Final = 10.0  #: tasks per second are those of so long
+ASK_S: Final = 1.0  #: between two polls of the mesh
+DRAW_S: Final = 0.5  #: between two frames, so that times advance between polls
+RATE_S: Final = 10.0  #: period over which tasks per second are measured
 KEY_BYTES: Final = 64
 RIGHT, LEFT = b"\x1b[C", b"\x1b[D"
 
@@ -92,7 +92,7 @@ class _SnapshotPoller:
                 self._stopped.wait(ASK_S)
 
     def _poll(self) -> None:
-        """Poll until a request fails; then reconnect to a node that answers."""
+        """Connect, and poll until a request fails."""
         from octaskly.cli.output import top_screen  # noqa: PLC0415
 
         with self._context.connect(is_silent=True) as client:
@@ -156,7 +156,7 @@ def _apply_keys(view: ViewOptions, pressed: bytes) -> ViewOptions:
 def _error_text(poller: _SnapshotPoller) -> str | None:
     if poller.error is None:
         return None
-    return f"{poller.error}; this was {time.monotonic() - poller.snapshot_s:.0f} s ago"
+    return f"{poller.error}; view of {time.monotonic() - poller.snapshot_s:.0f} s ago"
 
 
 class _Keyboard:
@@ -202,7 +202,7 @@ class _Keyboard:
             os.read(self._woken, KEY_BYTES)
         if self._stdin is None or self._stdin not in ready:
             return b""
-        # Nothing: the terminal is gone, and nobody looks any more.
+        # An empty read means that the terminal is gone, so quit.
         return os.read(self._stdin, KEY_BYTES) or b"q"
 
 

@@ -71,7 +71,7 @@ def wait(
                 with explain_if_waiting(context, full):
                     waiting.wait(limit_s=timeout, is_any=is_any)
             except TimedOut:
-                note(f"{waiting.progress} when the time was over")
+                note(f"{waiting.progress} within {timeout} s")
                 return EXIT_TIMEOUT
             finally:
                 waiting.end_line()

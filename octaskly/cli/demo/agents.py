@@ -58,15 +58,15 @@ def run_agents(
 
     The agents are stopped at the end, by SIGKILL if they do not exit in time.
     """
-    # Imported here: cryptography costs more than most commands take.
+    # Imported here, because importing cryptography would slow other commands.
     from octaskly.trust import load_or_create_secret  # noqa: PLC0415
 
-    # Made before they start: who finds another mesh on this machine, and has no
-    # secret, waits for one instead of making its own.
+    # Create the secret first: an agent without a secret that discovers another mesh
+    # would wait to join that mesh.
     load_or_create_secret(folder / "mesh.key")
     started: list[DemoAgent] = []
     try:
-        # Between the start of a process and the note of it, nothing may interrupt.
+        # An interrupt before a new process is in the list would leave it running.
         with _defer_interrupts():
             started.extend(_start(folder, name, workdir) for name in names)
         yield started
@@ -79,7 +79,7 @@ def wait_until_formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
     """Wait until the agents form one mesh with one dispatcher; return its nodes.
 
     Raises:
-        MeshError: an agent ended, or they do not find each other in time.
+        MeshError: an agent ended, or the agents formed no mesh in time.
     """
     deadline = time.monotonic() + READY_S_MAX
     while time.monotonic() < deadline:
@@ -94,7 +94,7 @@ def wait_until_formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
         time.sleep(POLL_S)
     logs = "\n".join(last_log_lines(agent) for agent in started)
     raise MeshError(
-        f"{len(started)} agents are no mesh after {READY_S_MAX:.0f} s\n{logs}"
+        f"{len(started)} agents formed no mesh within {READY_S_MAX:.0f} s\n{logs}"
     )
 
 
@@ -160,14 +160,14 @@ def _defer_interrupts() -> Iterator[None]:
 
 
 def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
-    from octaskly.trust import create_secret_file  # noqa: PLC0415  costs more than a quick command
+    from octaskly.trust import create_secret_file  # noqa: PLC0415  slow import
 
-    # Made beforehand: an agent that sees another mesh would wait for its secret.
+    # Create the secret first, as in `run_agents`.
     create_secret_file(folder / "mesh.key")
     state, log = folder / name, folder / f"{name}.log"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
-    environ["CONFIGURATION_DIRECTORY"] = str(folder)  # So no file of settings.
-    # The kernel ends them if this process is killed and cannot clean up.
+    environ["CONFIGURATION_DIRECTORY"] = str(folder)  # No settings file is there.
+    # The kernel ends the agent if this process is killed and cannot clean up.
     guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     with log.open("wb") as target:
         process = subprocess.Popen(  # noqa: S603
@@ -183,7 +183,7 @@ def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
             stdout=target,
             stderr=target,
             env=environ,
-            # Ctrl-C is for the demo, which then stops them in order.
+            # Ctrl-C must reach only the demo, which then stops the agents.
             start_new_session=True,
         )
     return DemoAgent(name, process, state, log)

@@ -34,7 +34,7 @@ from octaskly.errors import MeshError
 NAMES = ("ash", "birch", "cedar")
 WORK_S_MAX = 120.0
 POLL_S = 0.2
-PLAIN_S = 1.0  #: between two lines where no bar can be drawn
+PLAIN_S = 1.0  #: between two progress lines where stdout is no terminal
 LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 NEXT = """\
 next:  octaskly agent               start a node of your own, here and on other machines
@@ -168,7 +168,7 @@ def _verify(
     accepted: Sequence[Task],
     modules: Sequence[str],
 ) -> int:
-    """Fetch every output, from each node in turn; compare; return their bytes."""
+    """Fetch and compare every output, from the nodes in turn; return the total size."""
     fetched_bytes = 0
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(agent.client()) for agent in started]
@@ -200,7 +200,7 @@ def _summary(tasks: Sequence[Task], work_s: float) -> None:
 
 @contextlib.contextmanager
 def _bar(title: str, count: int) -> Iterator[Bar]:
-    """Show progress: a bar on a terminal, elsewhere a line now and then."""
+    """Show progress: a bar on a terminal, elsewhere one line per `PLAIN_S`."""
     if sys.stdout.isatty():
         from rich.progress import Progress  # noqa: PLC0415 - 40 ms, for terminals only
 

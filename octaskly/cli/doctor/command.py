@@ -54,13 +54,14 @@ def doctor(
     It asks the agent of this machine if one runs, looks around on the LAN for some
     seconds, and changes nothing.
     """
-    # Imported here: mDNS and TLS cost more than a quick command takes.
+    # Imported here, because importing mDNS and TLS would slow other commands.
     from octaskly.cli.doctor.diagnosis import FindingStatus, make_findings  # noqa: PLC0415
     from octaskly.cli.doctor.probes import collect_symptoms  # noqa: PLC0415
 
     if context.url:
         raise ConfigError(
-            "the doctor looks at this machine, not at --url", hint="octaskly doctor"
+            "`octaskly doctor` checks this machine, so --url is not allowed",
+            hint="octaskly doctor",
         )
     found = make_findings(collect_symptoms(context, interfaces, secret_file, join))
     is_healthy = all(each.status is not FindingStatus.FAULT for each in found)

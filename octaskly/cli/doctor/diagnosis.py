@@ -9,11 +9,11 @@ from typing import NamedTuple
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.cli.output.render import size
 
-FREE_BYTES_MIN = 64 << 20  #: below it the agent takes no new work
-DESCRIPTORS_NEEDED = 560  #: for all connections that the API may have, and the rest
-CLOCK_S_MAX = 30.0  #: that tokens forgive
+FREE_BYTES_MIN = 64 << 20  #: free space below which the agent accepts no work
+DESCRIPTORS_NEEDED = 560  #: for the most connections of the API, and all other files
+CLOCK_S_MAX = 30.0  #: difference between clocks that tokens tolerate
 CLOCK_S_NOTED = 5.0
-CLOCKS_AGREEING_MIN = 2  #: neighbours that agree against this machine's clock
+CLOCKS_AGREEING_MIN = 2  #: other nodes needed to call this machine's clock wrong
 SHOWN_MAX = 3
 
 
@@ -21,7 +21,7 @@ class FindingStatus(StrEnum):
     """Result of a check."""
 
     OK = "ok"
-    WARNING = "warning"  #: it works, and should be known
+    WARNING = "warning"  #: works, but may need attention
     FAULT = "fault"
     UNCHECKED = "unchecked"
 
@@ -56,7 +56,7 @@ def make_findings(symptoms: Symptoms) -> list[Finding]:
 
 def _agent(symptoms: Symptoms) -> Iterator[Finding]:
     if symptoms.agent_error is not None:
-        says = f"an agent runs here but does not talk to us: {symptoms.agent_error}"
+        says = f"an agent runs here but cannot be used: {symptoms.agent_error}"
         yield Finding("agent", FindingStatus.UNCHECKED, says, symptoms.agent_error.hint)
     elif symptoms.agent is None:
         says = "none runs on this machine"
@@ -85,13 +85,13 @@ def _interfaces(symptoms: Symptoms) -> Iterator[Finding]:
         if kind == "lan":
             yield Finding("interface", FindingStatus.OK, f"{name}, as chosen")
         elif kind == "loopback":
-            says = f"{name} was chosen: agents of this machine alone are found"
+            says = f"{name} was chosen: only agents of this machine are found"
             yield Finding("interface", FindingStatus.WARNING, says, instead)
         elif kind == "down":
             says = f"{name} was chosen, but is down or has no address"
             yield Finding("interface", FindingStatus.FAULT, says, instead)
         else:
-            says = f"{name} was chosen, a {kind}: the machines of the LAN are not there"
+            says = f"{name} was chosen, a {kind}, which does not lead to the LAN"
             yield Finding("interface", FindingStatus.FAULT, says, instead)
 
 
@@ -100,7 +100,7 @@ def _mdns(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("mdns", FindingStatus.OK, "UDP port 5353 is shared")
         return
     holder = symptoms.mdns_port_owner or "another program, which only root can see"
-    says = f"UDP port 5353 is held by {holder} for itself alone: nobody is found"
+    says = f"UDP port 5353 is used exclusively by {holder}: no node is found"
     hint = (
         "sudo sed -i s/^disallow-other-stacks=yes/disallow-other-stacks=no/ "
         "/etc/avahi/avahi-daemon.conf    if it is avahi; meanwhile: octaskly agent "
@@ -129,18 +129,20 @@ def _secret(symptoms: Symptoms) -> Iterator[Finding]:
         error = symptoms.secret_error
         yield Finding("secret", FindingStatus.FAULT, str(error), error.hint)
     elif symptoms.mesh is None and others:
-        says = f"there is none in {file}, but in sight is {_list_nodes(others)}"
+        says = f"{file} has none, but a mesh is visible: {_list_nodes(others)}"
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join")
     elif symptoms.mesh is None:
-        yield Finding("secret", FindingStatus.OK, "none yet: the first agent makes it")
+        yield Finding(
+            "secret", FindingStatus.OK, "none yet; the first agent creates it"
+        )
     elif running is not None and running != symptoms.mesh:
-        says = f"{file} was changed to another mesh's since the agent started"
+        says = f"{file} has the secret of another mesh than the running agent"
         hint = "systemctl --user restart octaskly    or however it was started"
         yield Finding("secret", FindingStatus.FAULT, says, hint)
     elif untrusted:
         says = (
-            f"{file} is an old one of the mesh {symptoms.mesh}, or a wrong one: "
-            f"{_list_nodes(untrusted)} has another"
+            f"{file} has an old or wrong secret of the mesh {symptoms.mesh}: "
+            f"{_list_nodes(untrusted)} has another one"
         )
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join --force")
     elif others and not mates:
@@ -163,11 +165,9 @@ def _meshes(symptoms: Symptoms) -> Iterator[Finding]:
         )
         yield Finding("mesh", FindingStatus.WARNING, says + _list_nodes(others), hint)
     elif others:
-        yield Finding(
-            "mesh", FindingStatus.OK, f"in sight, as said: {_list_nodes(others)}"
-        )
+        yield Finding("mesh", FindingStatus.OK, f"other meshes: {_list_nodes(others)}")
     else:
-        yield Finding("mesh", FindingStatus.OK, "no other mesh is in sight")
+        yield Finding("mesh", FindingStatus.OK, "no other mesh is visible")
 
 
 def _multicast(symptoms: Symptoms) -> Iterator[Finding]:
@@ -183,7 +183,7 @@ def _multicast(symptoms: Symptoms) -> Iterator[Finding]:
     unseen = [each for each in known if not each.is_seen_by_mdns]
     if symptoms.mdns_error is not None:
         yield Finding(
-            "multicast", FindingStatus.UNCHECKED, "port 5353 is not ours to ask"
+            "multicast", FindingStatus.UNCHECKED, "port 5353 is not available"
         )
     elif symptoms.sees_itself is False:
         says = "not even this machine's own agent is heard: a firewall here drops it"
@@ -191,7 +191,7 @@ def _multicast(symptoms: Symptoms) -> Iterator[Finding]:
     elif unseen and len(unseen) == len(known):
         says = (
             f"{_list_nodes(unseen)} is reached over TCP, "
-            "but its multicast does not come"
+            "but its multicast does not arrive"
         )
         yield Finding("multicast", FindingStatus.FAULT, says, hint)
     elif unseen:
@@ -211,17 +211,16 @@ def _tcp(symptoms: Symptoms) -> Iterator[Finding]:
     is_fine, gone = True, 0
     for each in own:
         if each.probe_result == "silent":
-            says = (
-                f"{each.name} ({each.address}) does not answer: a firewall is between"
-            )
+            node = f"{each.name} ({each.address})"
+            says = f"{node} does not answer: a firewall on the way blocks it"
             hint = "sudo ufw allow 7878/tcp && sudo ufw allow 3443/tcp    there"
         elif each.probe_result == "unknown":
             says = f"nothing is called {each.name!r} here: it has no address"
             hint = "octaskly doctor --join ADDRESS    as `ip address` shows it there"
         elif each.probe_result == "refused" and symptoms.agent and not each.is_member:
-            # It was a member once, or is to be one: nothing here is wrong.
+            # It may be a former or future member, so this is only a warning.
             says = f"no agent listens at {each.address}, where this one also looks"
-            hint = "octaskly nodes    shows who is there"
+            hint = "octaskly nodes    lists the nodes"
             yield Finding("tcp", FindingStatus.WARNING, says, hint)
             gone += 1
             continue
@@ -232,7 +231,9 @@ def _tcp(symptoms: Symptoms) -> Iterator[Finding]:
             each.reachability.peer_port,
             each.reachability.lan_port,
         ):
-            says = f"{each.name} gets no answer from this machine: a firewall is here"
+            says = (
+                f"{each.name} cannot connect to this machine: a firewall here blocks it"
+            )
             hint = "sudo ufw allow 7878/tcp && sudo ufw allow 3443/tcp"
         else:
             continue
@@ -302,7 +303,9 @@ def _ports(symptoms: Symptoms) -> Iterator[Finding]:
         hint = f"octaskly service install {each.flag} {each.used or each.port + 1}"
         yield Finding("port", FindingStatus.WARNING, says, hint)
     if not symptoms.taken_ports:
-        yield Finding("port", FindingStatus.OK, "those of the agent are its own")
+        yield Finding(
+            "port", FindingStatus.OK, "no other program uses the agent's ports"
+        )
 
 
 def _check_duplicate_ids(symptoms: Symptoms) -> Iterator[Finding]:
@@ -310,7 +313,7 @@ def _check_duplicate_ids(symptoms: Symptoms) -> Iterator[Finding]:
     if symptoms.hosts_with_same_id:
         says = (
             f"{', '.join(symptoms.hosts_with_same_id)} "
-            "lives with the id of this state folder: one is a copy of the other"
+            "uses the id of this state folder: one is a copy of the other"
         )
         yield Finding(
             "state", FindingStatus.FAULT, says, f"rm {key}    gives it an id of its own"
@@ -321,17 +324,19 @@ def _check_duplicate_ids(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("state", FindingStatus.WARNING, says, hint)
     else:
         yield Finding(
-            "state", FindingStatus.OK, f"{symptoms.state_dir} is this node's alone"
+            "state",
+            FindingStatus.OK,
+            f"no other node uses the id of {symptoms.state_dir}",
         )
 
 
 def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
     if symptoms.free_bytes is None:
-        says = f"{symptoms.state_dir} cannot be looked at"
+        says = f"{symptoms.state_dir} cannot be read"
         yield Finding("disk", FindingStatus.UNCHECKED, says, "sudo octaskly doctor")
     elif symptoms.free_bytes < FREE_BYTES_MIN:
         free = size(symptoms.free_bytes)
-        says = f"{free} are free for {symptoms.state_dir}: no new work"
+        says = f"{free} are free for {symptoms.state_dir}: no new work is accepted"
         yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
     else:
         yield Finding("disk", FindingStatus.OK, f"{size(symptoms.free_bytes)} are free")
@@ -340,7 +345,7 @@ def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
 def _descriptors(symptoms: Symptoms) -> Iterator[Finding]:
     most = symptoms.descriptors_max
     if 0 <= most < DESCRIPTORS_NEEDED:
-        says = f"the agent may open {most} files: it takes fewer connections"
+        says = f"the agent may open {most} files: it accepts fewer connections"
         hint = "ulimit -n 4096    before it starts; LimitNOFILE=4096 in a unit"
         yield Finding("descriptors", FindingStatus.FAULT, says, hint)
     else:
@@ -359,7 +364,7 @@ def _of_other_meshes(symptoms: Symptoms) -> list[ProbedNode]:
 
 
 def _list_nodes(some: list[ProbedNode]) -> str:
-    """Return the label of a node: its name in our mesh, else its mesh."""
+    """Return the first nodes with their addresses, and the number of the others."""
     places: dict[str, dict[str, None]] = {}
     for each in some:
         places.setdefault(each.name, {})[each.address] = None

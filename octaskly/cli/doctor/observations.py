@@ -20,50 +20,48 @@ if TYPE_CHECKING:
 class TakenPort:
     """A default port that another program occupies."""
 
-    flag: str  #: of the agent, that chooses another one
+    flag: str  #: flag of the agent that selects another port
     port: int
-    owner: str | None  #: None: it cannot be read
-    used: int | None = None  #: by the agent instead; None: no agent runs
+    owner: str | None  #: name of the program; None if unreadable
+    used: int | None = None  #: port of the agent instead; None if no agent runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedNode:
     """Another node, and the result of its probe."""
 
-    name: str  #: its id where no name is known
+    name: str  #: its id if no name is known
     mesh: str | None
-    address: str  #: HOST:PORT for peers
-    is_seen_by_mdns: bool  #: over mDNS
+    address: str  #: HOST:PORT of the peer port
+    is_seen_by_mdns: bool
     is_member: bool  #: our agent is connected to it
     probe_result: str = "unasked"
-    """`reached`, `refused` or `silent`; `unknown`: its name has no address here;
-    `untrusted`: its certificate is of another secret; `unasked`: it is of another
-    mesh."""
+    """`reached`, `refused`, `silent`, `unknown` if its name has no address here,
+    `untrusted` if its certificate is not signed with our secret, or `unasked` if it
+    belongs to another mesh."""
     version: str | None = None
-    clock_ahead_s: float | None = None  #: of its clock; precise to a second
-    reachability: Reach | None = None  #: what it finds when it dials this node
+    clock_ahead_s: float | None = None  #: compared with ours; precise to 1 s
+    reachability: Reach | None = None  #: its result when it connects to this node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symptoms:
-    """All symptoms."""
+    """All observations of one run."""
 
-    agent: Checkup | None  #: None: none runs, or it does not talk to us
-    agent_error: OctasklyError | None  #: why one that runs does not talk to us
-    version: str  #: of the agent, or of this program
-    mesh: str | None  #: of the secret file
+    agent: Checkup | None  #: None if none runs, or the query failed
+    agent_error: OctasklyError | None  #: why the query of a running agent failed
+    version: str  #: of the agent if it runs, else of this program
+    mesh: str | None  #: id of the mesh of the secret file
     secret_file: Path
     secret_error: OctasklyError | None
     may_read_secret: bool
-    node_id: (
-        str | None
-    )  #: of this state folder; None: it has none yet, or is unreadable
-    hosts_with_same_id: tuple[str, ...]  #: other machines that live with this node's id
-    names: tuple[str, ...]  #: of the interfaces that somebody asked for
+    node_id: str | None  #: id in the state folder; None if absent or unreadable
+    hosts_with_same_id: tuple[str, ...]  #: other machines that use this node's id
+    names: tuple[str, ...]  #: interfaces that the user chose
     interfaces: tuple[Interface, ...]
     mdns_error: OSError | None  #: why port 5353 cannot be shared
     mdns_port_owner: str | None
-    sees_itself: bool | None  #: our agent is in sight; None: no agent is in a mesh
+    sees_itself: bool | None  #: mDNS shows our agent; None if it is in no mesh
     probed_nodes: tuple[ProbedNode, ...]
     taken_ports: tuple[TakenPort, ...]
     state_dir: Path

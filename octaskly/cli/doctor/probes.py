@@ -152,7 +152,7 @@ async def _get_health(
     date = fields["Date"]
     if date is None:
         return node
-    # A date has whole seconds: on average, half of one is lost.
+    # HTTP dates have whole seconds; add the half that is lost on average.
     ahead_s = email.utils.parsedate_to_datetime(date).timestamp() + 0.5 - now_s
     version = json.loads(body).get("version")
     return replace(node, clock_ahead_s=ahead_s, version=str(version)[:40])
@@ -173,10 +173,10 @@ async def _try_connect(host: str, port: int) -> str:
 
 
 def _context(secret: MeshSecret) -> ssl.SSLContext:
-    """Return what tells nodes of our mesh from others; it shows no certificate."""
+    """Return a TLS context that trusts only our mesh and sends no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # Nodes are known by their key, not by a name.
+    context.check_hostname = False  # A node is identified by its key, not by a name.
     trust = MeshTls(secret, NodeKey.generate())
     context.load_verify_locations(cadata=trust.ca_pem())
     return context
@@ -188,8 +188,8 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-BROWSE_S = 3.0  #: where nobody is in sight; else half of it after the first is
-NODES_MAX = 16  #: that are asked; more would take longer than people wait
+BROWSE_S = 3.0  #: scan time without a result; half of it after the first node
+NODES_MAX = 16  #: nodes probed; more would take too long for a user
 EVERYWHERE = "0.0.0.0"  # noqa: S104  where the agent listens for peers
 PORTS = (
     ("--api-port", "api", API_PORT, LOOPBACK[0]),
@@ -204,8 +204,8 @@ class _AgentState:
 
     checkup: Checkup | None = None
     socket: Path | None = None
-    members: tuple[NodeInfo, ...] = ()  #: of its mesh, itself too
-    error: OctasklyError | None = None  #: one runs, but not for us
+    members: tuple[NodeInfo, ...] = ()  #: of its mesh, including itself
+    error: OctasklyError | None = None  #: why the query of a running agent failed
 
 
 def collect_symptoms(
@@ -282,7 +282,7 @@ def _members(client: Session) -> tuple[NodeInfo, ...]:
 
 
 def _config_of_agent(checkup: Checkup, config: AgentConfig) -> AgentConfig:
-    """Return the settings of a running agent that matter here."""
+    """Return `config` with the paths, interfaces and seeds of the running agent."""
     paths = replace(
         config.paths,
         state=Path(checkup.state_dir),
@@ -300,7 +300,7 @@ def _secret(
     path = config.paths.secret
     try:
         if not os.path.lexists(path):
-            path.parent.lstat()  # Raises where this user cannot tell.
+            path.parent.lstat()  # Raises if this user may not look.
             return None, None, True
         with path.open("rb"):
             pass
@@ -327,7 +327,7 @@ def _browse(names: Sequence[str], interfaces: Iterable[Interface]) -> list[Found
     known = {each.name for each in interfaces}
     there = tuple(name for name in names if name in known)
     if names and not there:
-        return []  # What was chosen is not there, which is another finding.
+        return []  # Missing interfaces have a finding of their own.
     return asyncio.run(scan_nodes(BROWSE_S, there))
 
 
@@ -430,7 +430,7 @@ def _check_reachability(
 
 
 def _taken_ports(checkup: Checkup | None) -> Iterable[TakenPort]:
-    """Yield default ports of the agent that other programs occupy."""
+    """Yield the agent's default ports that other programs occupy."""
     moved = {each.port: each.used for each in checkup.moved_ports} if checkup else {}
     for flag, name, port, host in PORTS:
         if (checkup is None or name in moved) and _is_taken(host, port):

@@ -16,11 +16,11 @@ from octaskly.rest.client_types import Task
 if TYPE_CHECKING:
     from octaskly.client import Session
 
-NAMED_MAX: Final = 20  #: failed members that are named on stderr
+NAMED_MAX: Final = 20  #: failed members named on stderr
 
 
 class ResultPrinter:
-    """Prints the output of each ended member in one piece, through lost connections.
+    """Prints the output of each ended member in one piece; resumes lost connections.
 
     Args:
         client: Session with the node that serves the results.
@@ -103,7 +103,7 @@ class ResultPrinter:
             why = f"signal {task.signal}"
         note(f"{task.id}{item} failed: {why}")
         if self._failed == NAMED_MAX:
-            note(f"more of them: octaskly ls --array {self._array} --status failed")
+            note(f"for more: octaskly ls --array {self._array} --status failed")
 
 
 class _ProgressLine:

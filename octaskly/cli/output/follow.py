@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class OutputPrinter:
-    """Prints the output of one task, through lost connections.
+    """Prints the output of one task; resumes lost connections.
 
     Args:
         client: Session with the node that serves the log.
         ref: The task.
         stream: `stdout`, `stderr` or `both`.
         attempt: Number of the only attempt to print.
-        says_state: Print on stderr that the task waits.
+        prints_state: Print on stderr that the task waits.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class OutputPrinter:
         self._attempt = attempt
         self._prints_state = prints_state
         self._after = ""
-        self._has_printed = False  #: of the attempt before, if another one begins
+        self._has_printed = False  #: whether output of the current attempt was printed
 
     def print_all(self, *, follow: bool) -> Task:
         """Print the output, with `follow` until the task has ended; return the task.
 
-        A second call after an interrupt prints nothing twice.
+        A second call after an interrupt does not repeat output.
 
         Raises:
             ReplyLost, Unreachable: the node does not answer.
@@ -77,7 +77,7 @@ class OutputPrinter:
         return msgspec.convert(log.details, Task)
 
     def _print_log(self, log: Log) -> None:
-        told = log.details
+        details = log.details
         match log.kind:
             case "stdout" | "stderr":
                 stream = sys.stdout if log.kind == "stdout" else sys.stderr
@@ -86,12 +86,14 @@ class OutputPrinter:
                 stream.buffer.flush()
                 self._has_printed = True
             case "gap":
-                what = f"{size(told['bytes'])} of {told['stream']} are missing here"
-                note(f"{what}: {told['reason']}")
+                what = (
+                    f"{size(details['bytes'])} of {details['stream']} are missing here"
+                )
+                note(f"{what}: {details['reason']}")
             case "attempt" if self._has_printed:
-                what = f"attempt {told['attempt']} on {told['node']}"
-                why = told["previous"] or "another one counts"
+                what = f"attempt {details['attempt']} on {details['node']}"
+                why = details["previous"] or "another one counts"
                 note(f"{what}; the one before it does not count: {why}")
                 self._has_printed = False
             case "state" if self._prints_state:
-                note(f"{self._ref} is {told['status']}")
+                note(f"{self._ref} is {details['status']}")

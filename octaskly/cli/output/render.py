@@ -46,7 +46,7 @@ def cut(text: str, columns: int) -> str:
     """Return the text cut to a width in columns, with a mark if it was cut."""
     if width(text) <= columns:
         return text
-    left = columns - 1  # The mark takes one.
+    left = columns - 1  # The mark takes one column.
     for index, char in enumerate(text):
         left -= _width(char)
         if left < 0:
@@ -70,7 +70,7 @@ EXIT_OCTASKLY_FAILED = 125
 EXIT_CANCELLED = 130  #: 128 + SIGINT
 
 JSON_VERSION = 1
-"""Of what `--json` prints: more when a key goes, or means something else."""
+"""Version of the `--json` output: raised if a key is removed or changes meaning."""
 
 STATE_COLOURS = {
     "completed": "green",
@@ -93,25 +93,25 @@ _BY_STATUS = {
     http.HTTPStatus.SERVICE_UNAVAILABLE: EXIT_NO_DISPATCHER,
 }
 _API_HINTS = {
-    400: "octaskly --help    and octaskly COMMAND --help say what is taken",
+    400: "octaskly --help    and octaskly COMMAND --help list the options",
     401: "OCTASKLY_TOKEN=$(octaskly token create --role client)    made on a node",
     403: "octaskly token create --role client    on a node, or --role admin",
-    404: "octaskly ls    shows the tasks there are",
+    404: "octaskly ls    lists the tasks",
     409: "octaskly cancel --force ID    also ends a task that runs",
-    503: "octaskly nodes    shows who is there, once a dispatcher is elected",
+    503: "octaskly nodes    lists the nodes, once a dispatcher is elected",
 }
 _HINTS = {
-    "No dispatcher is elected": "octaskly doctor    says what keeps nodes apart",
+    "No dispatcher is elected": "octaskly doctor    finds out why nodes do not connect",
     "Too many requests": "octaskly config    on the dispatcher shows its rates",
-    "Worker not found": "octaskly nodes    shows the nodes there are",
+    "Worker not found": "octaskly nodes    lists the nodes",
     "This node is in no mesh yet": "octaskly join CODE    from `octaskly invite`",
     "This node is no longer in the mesh": (
         "octaskly join CODE    from `octaskly invite`"
     ),
-    "No node can run the task": "octaskly nodes    shows the nodes there are",
-    "Token not found": "octaskly token list    shows those that have a name",
+    "No node can run the task": "octaskly nodes    lists the nodes",
+    "Token not found": "octaskly token list    lists the tokens that have a name",
     "Token exists": "octaskly token list    shows the names that are taken",
-    "Too many records": "octaskly token list    shows what is kept until it expires",
+    "Too many records": "octaskly token list    shows when each expires",
     "Too many open invites": "octaskly invite    once one of them has expired",
     "Members or tasks would be left behind": "octaskly join --force CODE",
     "Tasks may be lost": "octaskly leave --force    loses them",
@@ -123,10 +123,10 @@ _HINTS = {
     "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",
     "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
 }
-"""By the API's own text, where the status fits several things."""
+"""Hints by the API's error text, for a status with several causes."""
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape sequences
-    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # what changes the order of text
+    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # characters that reorder text
 )
 
 
@@ -155,10 +155,11 @@ def has_colour(stream: IO[str]) -> bool:
 def report_error(error: OctasklyError, *, about: str | None = None) -> int:
     """Print an error with its cause and the command that helps; return its exit code.
 
-    The API says in `error` what kind of thing is wrong, and what in particular in
-    `hint`: that is a cause here.
+    For a refusal, the API's `error` is the message and its `hint` is the cause.
 
-    `of` is what it is about, where that is one of several things.
+    Args:
+        error: The error.
+        about: Object of the error, if the command has several objects.
     """
     hints = (error.hint or "").splitlines()
     if isinstance(error, SeveralAgents):
@@ -167,7 +168,7 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
     if isinstance(error, Refused):
         cause = error.hint
         if cause and error.field and error.status == http.HTTPStatus.BAD_REQUEST:
-            # Of one task the place in the body is the name of its field.
+            # For a single task, print the name of the field instead of its path.
             place = error.field.removeprefix("$[0].").removeprefix("$.")
             cause = cause if place in cause else f"{place}: {cause}"
         hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
@@ -188,7 +189,7 @@ def for_each_task(refs: Iterable[str], action: Callable[[str], None]) -> int:
             action(ref)
         except Refused as error:
             if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise  # It would be for all of them.
+                raise  # It would fail for all tasks.
             codes.append(report_error(error, about=ref if len(named) > 1 else None))
     return codes[0] if codes else 0
 
@@ -242,7 +243,7 @@ def _indent_continuation(text: str) -> str:
 
 
 def print_json(body: bytes) -> None:
-    """Print an answer behind the version of its form; for people indented and harmless.
+    """Print a JSON response with the version of its format, escaped on a terminal.
 
     An object gets `v` as its first key.
     """
@@ -259,7 +260,7 @@ def print_json(body: bytes) -> None:
 def print_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, state_column: int
 ) -> None:
-    """Print rows under heads; the last column is cut to what a terminal has."""
+    """Print rows under headings; the last column is cut to fit the terminal."""
     cells = [list(map(on_one_line, row)) for row in rows]
     widths = [
         max(width(line[index]) for line in (heads, *cells))
@@ -291,7 +292,7 @@ def duration(milliseconds: float | None) -> str:
     """Return a time span in at most seven characters."""
     if milliseconds is None:
         return "-"
-    # Rounded before it is split: there is no 1m60s, and no 60.0 s.
+    # Round before splitting, so that neither 1m60s nor 60.0 s can appear.
     whole_ms, tenths, seconds = (round(milliseconds / unit) for unit in (1, 100, 1000))
     minute, hour = 60, 3600
     if whole_ms < 1000:  # noqa: PLR2004
@@ -304,12 +305,12 @@ def duration(milliseconds: float | None) -> str:
 
 
 def format_optional_duration(milliseconds: float | None) -> str | None:
-    """Return a time span for a list of fields; None means unknown."""
+    """Return a time span for `print_fields`, None if it is unknown."""
     return None if milliseconds is None else duration(milliseconds)
 
 
 def size(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes with a unit."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:  # noqa: PLR2004
@@ -325,7 +326,7 @@ def format_capacity(node: NodeInfo) -> str:
 
 
 def age(timestamp: str | None, now: dt.datetime) -> str:
-    """Return how long ago a timestamp of the API was: `now`, `12 s ago`."""
+    """Return the age of an API timestamp as text: `now`, `12 s ago`."""
     if not timestamp:
         return "-"
     seconds = seconds_since(timestamp, now)

@@ -24,7 +24,7 @@ from octaskly.rest.tasks import (
     TaskArray,
 )
 
-PARENTS_SHOWN: Final = 5  #: of up to a thousand
+PARENTS_SHOWN: Final = 5  #: a task may have a thousand
 RETRY_ON_DEFAULT: Final = ["failure", "lost"]
 
 
@@ -39,8 +39,8 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
         ("priority", task.priority or None),
         ("retries", _retries(task)),
         ("after", _parents(task.after, task.on)),
-        ("repeats", task.retry_of),
-        ("told at the end", task.notify_url),
+        ("retry of", task.retry_of),
+        ("notify url", task.notify_url),
         ("env", format_pairs(task.env)),
         ("cwd", task.cwd),
         ("workdir", task.workdir),

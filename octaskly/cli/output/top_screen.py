@@ -24,12 +24,12 @@ from octaskly.client.flows.api_calls import NODES, STATS, Call
 from octaskly.rest.mesh import NodeInfo, NodePage
 from octaskly.rest.tasks import Run
 
-RUNNING_MAX: Final = 1000  #: attempts that are asked for, as many as may be
-PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
-TABLE_COLUMNS: Final = 80  #: of a table; a narrower terminal shows its left part
+RUNNING_MAX: Final = 1000  #: attempts requested, which is the limit of the API
+PIPE_COLUMNS: Final = 1000  #: width without a terminal, so that nothing is cut
+TABLE_COLUMNS: Final = 80  #: a narrower terminal shows the left part of a table
 BAR: Final = 8
-TASK_CHARS, NODE_CHARS = 24, 16  #: of their columns, beside a command
-_ROWS_UNLIMITED: Final = 1 << 20  #: rows, where there is no terminal
+TASK_CHARS, NODE_CHARS = 24, 16  #: widths of these columns
+_ROWS_UNLIMITED: Final = 1 << 20  #: height without a terminal
 
 SORTS: Final[dict[str, Callable[[Run], Any]]] = {
     "time": lambda run: run.assigned_at or "~",
@@ -37,7 +37,7 @@ SORTS: Final[dict[str, Callable[[Run], Any]]] = {
     "task": lambda run: run.id,
     "command": lambda run: run.name or run.command,
 }
-"""Orders of the tasks, by what people call them; the first one to begin with."""
+"""Sort orders of the tasks by name; the first is the default."""
 
 
 class MeshSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class MeshSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     mesh: dict[str, Any]
     nodes: list[dict[str, Any]]
     tasks: dict[str, int]
-    tasks_per_second: float | None = None  #: that ended; None: seen once only
+    tasks_per_second: float | None = None  #: ended tasks; None in the first snapshot
     running: list[dict[str, Any]]
 
     @property
@@ -82,7 +82,7 @@ class ViewOptions:
 
     sort: str = "time"
     is_reversed: bool = False
-    error: str | None = None  #: why what is shown is not of this moment
+    error: str | None = None  #: why the snapshot is out of date
     has_keys: bool = False
     has_bars: bool = True
 
@@ -119,7 +119,7 @@ def render_frame(
     if view.error is not None:
         parts.append(Text(on_one_line(view.error), "red", overflow="ellipsis"))
     if view.has_keys:
-        parts.append(Text("q quit   left, right: order   r: the other way", "dim"))
+        parts.append(Text("q quit   left, right: order   r: reverse", "dim"))
     return Group(*parts)
 
 
@@ -134,20 +134,20 @@ def render_plain(snapshot: MeshSnapshot, columns: int = PIPE_COLUMNS) -> str:
 
 
 def _first(items: list[Any], count: int) -> list[Any]:
-    """Return the first rows, and one row with the number of hidden rows."""
+    """Return the first rows, leaving one row for the number of hidden rows."""
     return items if len(items) <= count else items[: max(1, count - 1)]
 
 
 def _header_lines(snapshot: MeshSnapshot, page: NodePage) -> tuple[Text, Text]:
     """Return the two summary lines of the mesh."""
-    reigns = (node.name for node in page.nodes if node.role == "dispatcher")
+    dispatchers = (node.name for node in page.nodes if node.role == "dispatcher")
     ready = sum(node.state == "ready" for node in page.nodes)
     copies = page.replicas or 1
     mesh = Text(no_wrap=True, overflow="ellipsis")
-    mesh.append(on_one_line(next(reigns, "no dispatcher")), "bold")
-    mesh.append(f" reigns in term {page.term}" if page.term else "")
-    if (reign_s := snapshot.mesh.get("reign_seconds")) is not None:
-        mesh.append(f" for {duration(reign_s * 1000)}")
+    mesh.append(on_one_line(next(dispatchers, "no dispatcher")), "bold")
+    mesh.append(f" is dispatcher in term {page.term}" if page.term else "")
+    if (term_s := snapshot.mesh.get("reign_seconds")) is not None:
+        mesh.append(f" for {duration(term_s * 1000)}")
     mesh.append(f"   {ready}/{len(page.nodes)} nodes ready")
     style = "yellow" if copies == 1 and len(page.nodes) > 1 else ""
     mesh.append(f"   {copies} {'copy' if copies == 1 else 'copies'}", style)
@@ -216,7 +216,7 @@ def _task_table(runs: list[Run], view: ViewOptions, now: dt.datetime) -> Table:
 def _since(instant: str | None, now: dt.datetime) -> str:
     if instant is None:
         return "-"
-    # A dispatcher before may have had another clock.
+    # The clock of an earlier dispatcher may have been ahead.
     spent = now - dt.datetime.fromisoformat(instant)
     return duration(max(0.0, spent.total_seconds() * 1000))
 

@@ -39,7 +39,7 @@ SCOPE_OPTION = click.option(
     help="Your own service, or the machine's (default: your own).",
 )
 ACTION_TEXTS = {"started": "written and started", "restarted": "written and restarted"}
-TASK_USER = "octaskly-task"  #: as the unit of the machine says
+TASK_USER = "octaskly-task"  #: user of tasks in the system unit
 SYSTEM_DATA = ("/var/cache/octaskly",)
 
 
@@ -75,9 +75,9 @@ def install(
     if dry_run:
         for difference in plan.changes.values():
             click.echo(difference)
-        note("nothing is changed; without --dry-run it would be")
+        note("nothing was changed, because of --dry-run")
         if os.geteuid() == 0 and scope is Scope.USER:
-            note("hint: octaskly service install --system    is for the whole machine")
+            note("hint: octaskly service install --system    for the whole machine")
         return
     systemd.require_available()
     for draft, difference in plan.changes.items():
@@ -114,13 +114,13 @@ def uninstall(
     if before is None:
         raise ConfigError(
             f"there is no {scope.value} service of Octaskly: {path} does not exist",
-            hint="octaskly service install    makes one",
+            hint="octaskly service install    creates one",
         )
     systemd.require_available()
     flags = before.flags or ()
     config = service_config(scope, context.environ, flags)
     data = _data_of(config, scope)
-    # What a setting names may hold more than ours: only people know that.
+    # A path from a setting may contain other data, so it is never removed.
     gone = [place for place, is_named in data.items() if purge and not is_named]
     if gone and not yes:
         places = ", ".join(map(str, gone))
@@ -143,7 +143,7 @@ def uninstall(
     for place in data:
         note(f"{'✓ removed' if place in gone else '  data stay:'} {place}")
     if data and not purge:
-        note("  hint: octaskly service install    goes on with them")
+        note("  hint: octaskly service install    uses them again")
 
 
 @service.command(epilog="Example: octaskly service status --json")
@@ -179,7 +179,7 @@ def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # 
             [(key, value) for key, value in (fields | {"flags": flags}).items()]
         )
         if not found:
-            note("hint: octaskly service install    makes it")
+            note("hint: octaskly service install    creates it")
         elif not is_active:
             note(f"hint: {systemd.logs_command()}    says why")
     return 0 if is_active else EXIT_FAILED
@@ -226,9 +226,9 @@ def _installed_scope(is_user: bool | None, context: CliContext) -> Scope:  # noq
 
 def _linger(systemd: Systemd) -> None:
     if systemd.enable_linger():
-        note("✓ linger is on, so it survives logout and starts with the machine")
+        note("✓ linger is on: the service survives logout and starts at boot")
         return
-    note("! it stops when you log out")
+    note("! the service stops when you log out")
     note(f"  hint: sudo loginctl enable-linger {getpass.getuser()}")
 
 
@@ -237,10 +237,10 @@ def _print_agent(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None
     try:
         agent = json.loads(config.paths.description.read_bytes())
     except (OSError, ValueError):
-        note(f"! the agent has stopped meanwhile: {systemd.logs_command()}")
+        note(f"! the agent has stopped in the meantime: {systemd.logs_command()}")
         return
     if agent.get("mesh") is None:
-        note("! a mesh is in sight, and this machine has no secret of it")
+        note("! a mesh is visible, but this machine does not have its secret")
         note("  hint: octaskly join    with a code that `octaskly invite` shows there")
         return
     own = _print_mesh(agent, is_new=is_new)
@@ -268,14 +268,14 @@ def _print_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
         plural = "" if others == 1 else "s"
         note(f"✓ {name} is in the mesh {mesh} with {others} other node{plural}")
     elif is_new:
-        note(f"✓ new mesh {mesh} made; {name} is its dispatcher")
+        note(f"✓ new mesh {mesh} created; {name} is its dispatcher")
     else:
         note(f"✓ {name} is the only node of the mesh {mesh} so far")
     return next((node for node in page.nodes if node.id == agent["node_id"]), None)
 
 
 def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:
-    """Return the data paths of the service, and which of them a setting chose."""
+    """Return the existing data paths, with True for each that a setting chose."""
     data = {
         config.paths.state: "state_dir" in config.origins,
         config.paths.secret: "secret_file" in config.origins,

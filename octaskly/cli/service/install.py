@@ -23,9 +23,9 @@ from octaskly.cli.service.systemd import UNIT, Scope, Systemd
 from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.errors import ConfigError
 
-SHOWN_MAX = 3  #: weak places that are named; one is enough to refuse
+SHOWN_MAX = 3  #: untrusted paths named in an error; one is enough to refuse
 ROOT_ONLY_HINT = """\
-sudo pipx install --global octaskly    puts it where only root can write
+sudo pipx install --global octaskly    installs it where only root can write
 sudo env UV_TOOL_DIR=/opt/octaskly UV_TOOL_BIN_DIR=/usr/local/bin uv tool install \
 --python /usr/bin/python3 octaskly    the same with uv
 make package && sudo apt install ./dist/octaskly_*.deb    from a clone, on Debian
@@ -37,7 +37,7 @@ SYSTEM_ENVIRON = {
     "CONFIGURATION_DIRECTORY": "/etc/octaskly",
     "CREDENTIALS_DIRECTORY": "/run/credentials/octaskly.service",
 }
-"""What systemd tells the agent of the system unit."""
+"""Variables that systemd sets for the agent of the system unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class InstallPlan:
     scope: Scope
     files: tuple[unit_files.UnitFile, ...]
     flags: tuple[str, ...]
-    config: AgentConfig  #: what the agent will have
-    kept_flags: bool  #: they are those of the installation before
+    config: AgentConfig  #: settings that the agent will have
+    kept_flags: bool  #: the flags are those of the previous installation
 
     @property
     def changes(self) -> dict[unit_files.UnitFile, str]:
@@ -58,7 +58,7 @@ class InstallPlan:
 
 
 class PlainTextError(Exception):
-    """A difference or a list, as the cause of an error."""
+    """A diff or a list of paths, as the cause of an error."""
 
 
 def make_plan(
@@ -67,14 +67,14 @@ def make_plan(
     """Return the plan of an installation.
 
     Args:
-        scope: Whose service it is.
-        environ: Of this process.
-        arguments: Flags of the agent; none keeps those of the installation before.
-        force: Replace a unit that this program did not write, or of another program.
+        scope: Service of this user, or of the machine.
+        environ: Environment of this process.
+        arguments: Flags of the agent; none keeps those of the previous installation.
+        force: Replace a unit that was changed or starts another program.
 
     Raises:
-        ConfigError: the program must not be a service, a flag is invalid, or the
-            existing unit must not be replaced.
+        ConfigError: the program is missing or not safe as a service, a flag is
+            invalid, or the existing unit must not be replaced.
     """
     program = console_script()
     if program is None:
@@ -105,22 +105,22 @@ def require_root_owned(program: Path) -> None:
     """Check that only root can change the program of a system service.
 
     Raises:
-        ConfigError: other users can change a part of it, or it is in a home folder.
+        ConfigError: users other than root can change it, or it is in a home folder.
     """
     found = find_untrusted_paths(program_paths(program))
     weak = list(dict.fromkeys(map(str, islice(found, SHOWN_MAX))))
     if not weak:
         return
     error = ConfigError(
-        f"a service of the machine may not start {program}: "
-        "others than root can change it, or it is in a home",
+        f"a system service may not start {program}: "
+        "users other than root can change it, or it is in a home folder",
         hint=ROOT_ONLY_HINT,
     )
     raise error from PlainTextError("; ".join(weak))
 
 
 def agent_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Return flags of `octaskly agent` as its unit has them: whole names and paths.
+    """Return agent flags as the unit stores them: long names and absolute paths.
 
     Raises:
         click.UsageError: the agent does not have the flag.
@@ -155,7 +155,7 @@ def service_config(
 
 
 def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
-    """Write, enable and start the unit; return the action taken on the agent.
+    """Write, enable and start the unit; return what happened to the agent.
 
     It returns once the agent is ready. An interrupt restores the previous files.
 
@@ -224,7 +224,8 @@ def _check_replaceable(
 ) -> None:
     unit = plan.files[0]
     if not before.is_ours and unit_files.diff(unit):
-        by = "was changed by hand" if before.flags is not None else "is not of ours"
+        is_edited = before.flags is not None
+        by = "was changed by hand" if is_edited else "was not written by Octaskly"
         error = ConfigError(
             f"{unit.path} {by}",
             hint="octaskly service install --force    replaces it\n"

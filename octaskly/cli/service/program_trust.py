@@ -20,10 +20,10 @@ from typing import NamedTuple
 import octaskly
 
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
-"""What `ProtectHome=yes` hides from the system unit."""
+"""Folders that `ProtectHome=yes` hides from the system unit."""
 
 PROGRAM = "octaskly"
-_LINKS_MAX = 40  #: as the kernel
+_LINKS_MAX = 40  #: limit of the kernel for one path
 _ACL = "system.posix_acl_access"
 
 
@@ -38,7 +38,7 @@ class UntrustedPath(NamedTuple):
 
 
 def console_script() -> Path | None:
-    """Return the absolute path of the program, as this Python's installer made it."""
+    """Return the `octaskly` program of this Python, None if it is not installed."""
     schemes = (sysconfig.get_default_scheme(), f"{os.name}_user")
     for scheme in schemes:
         script = Path(sysconfig.get_path("scripts", scheme)) / PROGRAM
@@ -68,7 +68,7 @@ def find_untrusted_paths(paths: Iterable[Path]) -> Iterator[UntrustedPath]:
     """Yield the components of these paths that users other than root can change.
 
     The check covers every folder and link on the way, and everything below a module
-    folder. A missing path is weak if a user could create it.
+    folder. A missing path is untrusted if a user could create it.
     """
     seen: set[Path] = set()
     for place in paths:
@@ -78,7 +78,7 @@ def find_untrusted_paths(paths: Iterable[Path]) -> Iterator[UntrustedPath]:
 
 
 def _holds_modules(place: Path) -> bool:
-    """Return True if Python imports from the folder; a prefix may be all of `/usr`."""
+    """Return True if Python imports from the folder; prefixes may be all of `/usr`."""
     return place.is_dir() and str(place) not in (sys.prefix, sys.base_prefix)
 
 
@@ -91,7 +91,7 @@ def _untrusted_below(folder: Path, seen: set[Path]) -> Iterator[UntrustedPath]:
 
 
 def _first_untrusted(steps: Iterable[Path], seen: set[Path]) -> Iterator[UntrustedPath]:
-    """Yield the first weak step; everything below it is weak too."""
+    """Yield the first untrusted step; everything below it is untrusted too."""
     for step in steps:
         if step in seen:
             continue
@@ -132,15 +132,15 @@ def _path_components(path: Path) -> Iterator[Path]:
 def _untrusted_reason(step: Path) -> str | None:
     """Return why root must not run this path, None if only root can change it."""
     if any(home in (step, *step.parents) for home in HOMES):
-        return "is in a home"
+        return "is in a home folder"
     try:
         status = step.lstat()
     except FileNotFoundError:
-        return None  # Its folder was judged: only who may write that can make it.
+        return None  # Creating it needs write access to its folder, checked before.
     if status.st_uid != 0:
         return f"belongs to {_user(status.st_uid)}"
     if stat.S_ISLNK(status.st_mode):
-        return None  # Only its folder decides who may change it.
+        return None  # Changing a link needs write access to its folder.
     if status.st_mode & stat.S_IWOTH:
         return "may be written by everybody"
     if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
@@ -154,7 +154,7 @@ def _has_acl(step: Path) -> bool:
     try:
         return bool(os.getxattr(step, _ACL))
     except OSError:
-        return False  # There is none, or this file system knows none.
+        return False  # No list, or the file system does not support lists.
 
 
 def _user(uid: int) -> str:

@@ -18,16 +18,15 @@ from typing import NoReturn
 
 from octaskly.errors import ConfigError, MeshError, PermissionDenied
 
-SYSTEMD_RUN_DIR = Path(
-    "/run/systemd/system"
-)  #: sd_booted(3): there exactly where systemd runs
+SYSTEMD_RUN_DIR = Path("/run/systemd/system")
+"""Exists if and only if systemd runs, see sd_booted(3)."""
 UNIT = "octaskly.service"
-START_S_MAX = 150.0  #: systemd gives a start 90 s, and a stop before it 60 s
+START_S_MAX = 150.0  #: systemd limits a start to 90 s, and the stop before to 60 s
 CALL_S_MAX = 30.0
 
 
 class Scope(Enum):
-    """Whose service it is."""
+    """The owner of a service: one user, or the machine."""
 
     USER = "user"
     SYSTEM = "system"
@@ -39,7 +38,7 @@ class SystemdFailed(MeshError):
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """Exit code and output of one of the programs."""
+    """Exit code and output of a program."""
 
     exit_code: int
     stdout: str
@@ -58,17 +57,17 @@ class Systemd:
 
         Raises:
             ConfigError: systemd does not run here, or has no manager for this user.
-            PermissionDenied: only root may do that.
+            PermissionDenied: the service of the machine needs root.
         """
         if not SYSTEMD_RUN_DIR.is_dir() or shutil.which("systemctl") is None:
             raise ConfigError(
-                "systemd does not run this machine",
+                "this machine does not run systemd",
                 hint="octaskly agent    runs a node in the foreground, under whatever "
                 "keeps programs running here",
             )
         if self.scope is Scope.SYSTEM and os.geteuid() != 0:
             raise PermissionDenied(
-                "only root may install a service for the machine",
+                "only root may install a service of the machine",
                 hint=f"sudo {sys.argv[0]} service install --system\n"
                 "octaskly service install    a service of your own, without root",
             )
@@ -105,7 +104,7 @@ class Systemd:
         if said.exit_code != 0:
             tail = self._last_journal_lines() or said.stderr
             failure = SystemdFailed(
-                "the service is written, but its agent does not start",
+                "the service is installed, but its agent does not start",
                 hint=f"{self.logs_command()}\noctaskly doctor",
             )
             raise failure from _ProgramOutput(tail)
@@ -192,4 +191,4 @@ class Systemd:
 
 
 class _ProgramOutput(Exception):
-    """Return the error text of another program."""
+    """Error output of another program, as the cause of an error."""

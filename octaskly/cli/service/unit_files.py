@@ -1,7 +1,7 @@
 """The unit files of the service: their text, manual changes and diffs.
 
-Texts come from `systemd/`, which is part of the package. Each file ends with a record
-of its source, so that later manual changes are detected and kept.
+Texts come from `systemd/`, which is part of the package. Each file ends with a trailer
+that has its flags and a digest, so that manual changes are detected and kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from octaskly.config.paths import xdg_folder
 from octaskly.errors import ConfigError
 
 _PACKAGE = Path(octaskly.__file__).parent
-_FOLDERS = (_PACKAGE / "systemd", _PACKAGE.parent / "systemd")  #: a wheel; a clone
+_FOLDERS = (_PACKAGE / "systemd", _PACKAGE.parent / "systemd")  #: wheel, clone
 _EXEC = re.compile(r"^ExecStart=.*$", re.MULTILINE)
 _TRAILER = re.compile(
     r"^# Written by `octaskly service install`.*\n"
@@ -33,7 +33,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
 
 class UnitFile(NamedTuple):
-    """The wanted state of a file."""
+    """A file and the text that it should have."""
 
     path: Path
     text: str
@@ -43,13 +43,13 @@ class UnitFile(NamedTuple):
 class InstalledUnit:
     """A unit file on disk."""
 
-    text: str  #: without what this module adds
-    flags: tuple[str, ...] | None  #: of the agent; None: it was not written by us
-    is_ours: bool  #: nobody changed it since this program wrote it
+    text: str  #: without the trailer
+    flags: tuple[str, ...] | None  #: of the agent; None if Octaskly did not write it
+    is_ours: bool  #: unchanged since Octaskly wrote it
 
     @property
     def program(self) -> Path | None:
-        """What it starts."""
+        """Path of the program that the unit starts."""
         match = re.search(r'^ExecStart="?([^\s"]+)', self.text, re.MULTILINE)
         return Path(match[1].replace("%%", "%")) if match else None
 
@@ -83,11 +83,11 @@ def make_unit_files(
 
 
 def with_trailer(text: str, flags: Sequence[str]) -> str:
-    """Return a text with the record that reveals manual changes."""
+    """Return a text with the trailer that reveals manual changes."""
     digest = _digest(text, flags)
     return (
         f"{text.rstrip()}\n\n"
-        "# Written by `octaskly service install`; what you change belongs into a "
+        "# Written by `octaskly service install`; put changes into a "
         "drop-in: systemctl edit\n"
         f"# flags: {json.dumps(list(flags))}\n# sha256: {digest}\n"
     )
@@ -163,5 +163,5 @@ def _read_template(name: str) -> str:
             return (folder / name).read_text()
     raise ConfigError(
         f"this installation of Octaskly lacks systemd/{name}",
-        hint="pipx install --force octaskly    brings it",
+        hint="pipx install --force octaskly    installs it",
     )

@@ -146,7 +146,7 @@ def test_tasks_that_are_only_here_are_not_lost_by_a_slip(pair: Pair) -> None:
 def test_an_agent_with_another_state_folder_is_not_meant(pair: Pair) -> None:
     """A description that is left over leads to whoever has the socket now."""
     assert pair.mistaken.code != 0
-    assert "what answers at its socket is birch" in pair.mistaken.words
+    assert "its socket belongs to birch" in pair.mistaken.words
 
 
 class Mishaps(NamedTuple):
@@ -219,7 +219,7 @@ def test_without_an_agent_the_command_forgets(mishaps: Mishaps) -> None:
     assert mishaps.alone.code == 0, mishaps.alone.words
     assert mishaps.alone_kept == set()
     assert mishaps.nothing.code != 0
-    assert "has nothing of a mesh" in mishaps.nothing.words
+    assert "has no data of a mesh" in mishaps.nothing.words
 
 
 def test_the_secret_of_an_agent_that_is_only_stopped_stays(tmp_path: Path) -> None:

@@ -61,15 +61,15 @@ def test_two_nodes_in_sight_are_one_mesh() -> None:
 
     says = found(replace(OUTSIDER, probed_nodes=both))["secret"].says
 
-    assert says.endswith("in sight is mesh 0123 (10.0.0.1:7878, 10.0.0.2:7878)")
+    assert says.endswith("visible: mesh 0123 (10.0.0.1:7878, 10.0.0.2:7878)")
 
 
 def test_no_line_denies_the_mesh_that_another_line_shows() -> None:
     """A machine without a secret is in none, and yet sees one."""
     seen = found(replace(OUTSIDER, probed_nodes=(of_mesh("10.0.0.1:7878"),)))
 
-    assert "in sight is mesh 0123" in seen["secret"].says
-    assert seen["mesh"].says == "in sight, as said: mesh 0123 (10.0.0.1:7878)"
+    assert "visible: mesh 0123" in seen["secret"].says
+    assert seen["mesh"].says == "other meshes: mesh 0123 (10.0.0.1:7878)"
     assert seen["tcp"].says == (
         "there is no other node in this machine's mesh to try it with"
     )
