@@ -83,7 +83,7 @@ def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
     """Through crashes and splits, and whatever operators say meanwhile."""
     world = run_steered(seed)
 
-    assert any(note.event == "node steered" for note in notes(world))
+    assert any(note.event == "availability changed" for note in notes(world))
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class LogVersions:
         if hello.readable_log_version < self._journal.log_version:
             hint = "update the program there: until then it keeps no copies"
             fields = (("peer", peer), ("version", hello.node.version), ("hint", hint))
-            effects.append(LogLine("warning", "program of a peer is older", fields))
+            effects.append(LogLine("warning", "peer runs an older version", fields))
         return effects
 
     def on_dispatcher_followed(self, peer: NodeId) -> list[Effect]:

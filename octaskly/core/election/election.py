@@ -216,7 +216,7 @@ class Election:
         """End any role and look for a mesh."""
         jitter_s = self._timing.discovery_jitter_s * self.draw
         self._enter_phase(Discovering(now.mono_s, jitter_s, now))
-        return [LogLine("info", "seeking", (("reason", reason),))]
+        return [LogLine("info", "discovering", (("reason", reason),))]
 
     def withdraw(self) -> None:
         """Never claim again."""
@@ -422,7 +422,7 @@ class Election:
         effects = self._redirect_followers(winner, self.epoch)
         self._enter_phase(SteppingDown(now.mono_s, winner=winner))
         fields = (("peer", winner), ("reason", reason))
-        return [*effects, LogLine("info", "yielding", fields)]
+        return [*effects, LogLine("info", "stepping down", fields)]
 
     def on_winner_lost(self, now: Moment) -> None:
         """Wait for any claim after the loss of the winner that this node followed."""
@@ -434,7 +434,7 @@ class Election:
         assert follow_link is not None
         self._enter_phase(Following(follow_link, now.mono_s, is_worker_attached=True))
         fields = (("peer", follow_link.dispatcher), ("reason", reason))
-        return [LogLine("info", "yielded", fields)]
+        return [LogLine("info", "stepped down", fields)]
 
     # Redirects
 

@@ -54,7 +54,7 @@ class DiskFailureHandler:
         if event.is_failing:
             fields = (("reason", event.reason),) if event.reason else ()
             return [LogLine("warning", "disk failing", fields)]
-        effects: list[Effect] = [LogLine("info", "disk well")]
+        effects: list[Effect] = [LogLine("info", "disk recovered")]
         if self._candidacy.is_withdrawn:
             return effects
         return effects + self._keep_dispatching(now)
@@ -121,7 +121,7 @@ class AvailabilityControl:
         effects: list[Effect] = []
         if hold != availability.hold:
             fields = (("order", event.command.value), ("by", event.by))
-            effects = [LogLine("info", "node steered", fields)]
+            effects = [LogLine("info", "availability changed", fields)]
             effects += self._worker.set_availability(availability.with_hold(hold), now)
             effects.append(self._journal.save(hold=hold))
 

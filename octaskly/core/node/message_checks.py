@@ -137,7 +137,7 @@ class MessageValidator:
             ("ahead_s", round(skew_ms / 1000, 1)),
             ("hint", "timedatectl set-ntp true    there, or here"),
         )
-        note = LogLine("warning", "clock of a peer is off", fields)
+        note = LogLine("warning", "clock of a peer differs", fields)
         return self._log_once(peer, note.event, note)
 
     def check_entry_clocks(
@@ -151,7 +151,7 @@ class MessageValidator:
         if latest <= hlc_of_latest_remote(now.wall_ms):
             return []
         fields = (("peer", peer), ("hint", "a clock here or there is wrong"))
-        note = LogLine("warning", "entries of the future", fields)
+        note = LogLine("warning", "entries with future timestamps", fields)
         return self._log_once(peer, note.event, note)
 
     def _log_once(self, peer: NodeId, code: str, note: LogLine) -> list[Effect]:

@@ -59,7 +59,9 @@ class PauseFencing:
         self._timers.set(Timer.FENCING, self._deadline_s())
         self._dispatcher.pause_accepting()
         self._outbox.put(AdmissionChanged())
-        return [LogLine("warning", "stood still", (("seconds", round(gap_s, 1)),))]
+        return [
+            LogLine("warning", "process was suspended", (("seconds", round(gap_s, 1)),))
+        ]
 
     def on_heartbeat_ok(self, message: HeartbeatOk, now: Moment) -> list[Effect]:
         """Lift the fence if a follower answered a heartbeat sent after the pause."""

@@ -342,7 +342,7 @@ class Replication:
         )
         self._dropped_as_slow_s.pop(node, None)
         self.peer_table.count_change()
-        note = LogLine("info", "standby level", (("peer", node),))
+        note = LogLine("info", "standby in sync", (("peer", node),))
         # Earlier appends may have been acknowledged to clients without it.
         return (
             [Send(node, self._replicate_messages(dispatcher_epoch, ())), note]

@@ -90,7 +90,7 @@ function statsCame(seen) {
   });
 }
 
-/** Takes in who reigns; what a dispatcher before the present one said is old. */
+/** Takes in the state of the mesh; what an earlier dispatcher said is old. */
 function meshCame(said) {
   const before = mesh.value;
   if (before !== null && before.epoch.term > said.epoch.term) return;

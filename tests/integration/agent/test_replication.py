@@ -256,11 +256,13 @@ def test_the_log_of_a_takeover_reads_as_a_story(
         ("dispatcher lost", lost),
         ("claiming", "dispatcher lost"),
         ("dispatcher elected", "dispatcher lost"),
-        ("standby level", other),
+        ("standby in sync", other),
     ]
     assert told[other][-1] == ("dispatcher followed", heir)
     lines = [json.loads(line) for line in trio.dispatcher.log().splitlines()]
-    assert {line["peer"] for line in lines if line["event"] == "standby level"} == names
+    assert {
+        line["peer"] for line in lines if line["event"] == "standby in sync"
+    } == names
 
 
 def test_what_a_strict_mesh_accepts_is_on_two_disks(tmp_path: Path) -> None:

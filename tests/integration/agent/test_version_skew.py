@@ -75,7 +75,7 @@ def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
     assert roles == {"ana": "dispatcher", "ben": "standby", "old": "worker"}
     assert (alone, both) == (1, 2)
     assert ran["status"] == "completed"
-    assert "program of a peer is older" in ana.log()
+    assert "peer runs an older version" in ana.log()
 
 
 def _accepted(agent: Agent) -> int:

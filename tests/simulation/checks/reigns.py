@@ -27,12 +27,12 @@ from tests.simulation.world import World
 
 CLAIMS = (Claim, ClaimOk)  #: what says whom a node reigns for or follows
 TELLS: dict[type[Phase], set[str]] = {
-    Discovering: {"seeking", "stopped"},
-    Following: {"dispatcher followed", "yielded"},
+    Discovering: {"discovering", "stopped"},
+    Following: {"dispatcher followed", "stepped down"},
     Campaigning: {"dispatcher lost"},
     Claiming: {"claiming"},
     Dispatching: {"dispatcher elected"},
-    SteppingDown: {"yielding", "dispatcher followed"},
+    SteppingDown: {"stepping down", "dispatcher followed"},
 }
 """The lines of the log that tell of each phase."""
 LINES = set().union(*TELLS.values())

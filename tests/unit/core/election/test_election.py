@@ -483,7 +483,7 @@ def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> N
 
     followed = Redirect(Epoch(3, A), C, where)
     assert note_events(world.claims.on_redirect(A, followed, node_moment(0.4))) == [
-        "seeking"
+        "discovering"
     ]
 
 
@@ -592,7 +592,7 @@ def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
         C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine
     )
 
-    assert note_events(effects) == ["yielding"]
+    assert note_events(effects) == ["stepping down"]
     assert isinstance(world.election.phase, SteppingDown)
     assert world.election.dispatcher_epoch is None
 
@@ -685,7 +685,7 @@ def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
     assert world.watch.deadline(node_moment(0.0)) == 9.5 + TIMING.reattach_s
 
     assert world.watch.on_time(node_moment(14.4)) == []
-    assert note_events(world.watch.on_time(node_moment(14.5))) == ["yielded"]
+    assert note_events(world.watch.on_time(node_moment(14.5))) == ["stepped down"]
 
 
 def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
@@ -696,7 +696,7 @@ def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
 
     assert world.watch.on_time(node_moment(10.9)) == []
-    assert note_events(world.watch.on_time(node_moment(11.0))) == ["seeking"]
+    assert note_events(world.watch.on_time(node_moment(11.0))) == ["discovering"]
 
 
 def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:

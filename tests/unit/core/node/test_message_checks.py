@@ -376,7 +376,7 @@ def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
 
     assert len([e for e in effects if isinstance(e, Append)]) == 2
     notes = [e.event for e in effects if isinstance(e, LogLine)]
-    assert notes.count("entries of the future") == 1
+    assert notes.count("entries with future timestamps") == 1
 
 
 def test_nobody_else_writes_into_the_stream_of_this_reign() -> None:

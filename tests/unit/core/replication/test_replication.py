@@ -322,7 +322,7 @@ def test_a_follower_that_holds_all_is_streamed_to_at_once() -> None:
 
     assert streamed_to(effects, "b") == [(0, [])]
     assert not world.level
-    assert note_events(world.ack("b")) == ["standby level"]
+    assert note_events(world.ack("b")) == ["standby in sync"]
     assert world.level == ["b"]
 
 
@@ -566,7 +566,7 @@ def test_a_standby_that_is_level_again_is_forgiven() -> None:
     world.review(1.0)
     world.review(2.0)
 
-    assert note_events(world.ack("b", at=2.1)) == ["standby level"]
+    assert note_events(world.ack("b", at=2.1)) == ["standby in sync"]
 
     world.lose("b", 2.2)
     for name in "bcd":
