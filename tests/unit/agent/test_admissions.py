@@ -1,4 +1,4 @@
-"""Who may leave the mesh without losing tasks."""
+"""Leaving the mesh without losing tasks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from octaskly.errors import OnlyCopy
 from octaskly.ports import ReplicationState
 from tests.support.builders import epoch
 
-LEVEL = (StandbyView(NodeId("b"), is_in_sync=True, lag=0),)
+IN_SYNC = (StandbyView(NodeId("b"), is_in_sync=True, lag=0),)
 
 
 async def leave(mesh: ReplicationState, state: TaskState) -> None:
-    """Leave, as the dispatcher, with one task; what would follow is an error."""
+    """Leave as the dispatcher with one task; any later step is an error."""
 
     async def stats() -> Any:
         return SimpleNamespace(counts={state: 1})
@@ -52,15 +52,15 @@ async def leave(mesh: ReplicationState, state: TaskState) -> None:
     [
         (ReplicationState(epoch=epoch()), "no standby keeps copies"),
         (
-            ReplicationState(epoch=epoch(), standbys=LEVEL, has_rows_ahead=True),
+            ReplicationState(epoch=epoch(), standbys=IN_SYNC, has_rows_ahead=True),
             "standbys lack some of them yet",
         ),
     ],
 )
-def test_who_has_the_only_copy_of_a_task_does_not_leave_by_a_slip(
+def test_a_node_with_the_only_copy_of_a_task_does_not_leave(
     mesh: ReplicationState, why: str
 ) -> None:
-    """It may know tasks that its log, which standbys keep, does not say."""
+    """It may know tasks that the log of its standbys does not contain."""
     with pytest.raises(OnlyCopy, match=f"1 wait or run, and {why}"):
         asyncio.run(leave(mesh, TaskState.QUEUED))
 
@@ -68,13 +68,13 @@ def test_who_has_the_only_copy_of_a_task_does_not_leave_by_a_slip(
 @pytest.mark.parametrize(
     ("mesh", "state"),
     [
-        (ReplicationState(epoch=epoch(), standbys=LEVEL), TaskState.QUEUED),
+        (ReplicationState(epoch=epoch(), standbys=IN_SYNC), TaskState.QUEUED),
         (ReplicationState(epoch=epoch()), TaskState.COMPLETED),
     ],
 )
-def test_who_has_only_copies_may_leave(
+def test_a_node_whose_tasks_have_other_copies_may_leave(
     mesh: ReplicationState, state: TaskState
 ) -> None:
-    """So may who has nothing that still has to run."""
-    with pytest.raises(AttributeError, match="paths"):  # It goes on to forget all.
+    """A node without unfinished tasks may leave, too."""
+    with pytest.raises(AttributeError, match="paths"):  # Next it forgets the mesh.
         asyncio.run(leave(mesh, state))

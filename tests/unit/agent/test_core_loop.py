@@ -1,4 +1,4 @@
-"""The order in which the loop hands events to the node, and when it wakes it."""
+"""The order in which the loop hands events to the node, and the node's timer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octaskly.system.clock import SystemClock
 
 
 class Recorder:
-    """Stands in for the node: keeps the events, and may do something at each."""
+    """Stands in for the node: records the events and may act on each."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -28,7 +28,7 @@ class Recorder:
         self.has_last = asyncio.Event()
 
     def step(self, event: Event, _: Moment) -> list[Effect]:
-        """Take an event."""
+        """Record an event."""
         self.events.append(event)
         self.during(event)
         if event == self.last:
@@ -36,12 +36,12 @@ class Recorder:
         return []
 
     def deadline(self) -> float:
-        """Return when to step without an event."""
+        """Return the time of the next step without an event."""
         return self.due_s
 
 
 def loop_of(node: Recorder, store: object = None) -> CoreLoop:
-    """Return a loop that has nothing but this node."""
+    """Return a loop that runs only this node."""
     none = cast("Any", None)
     return CoreLoop(
         cast("Node", node),
@@ -53,8 +53,8 @@ def loop_of(node: Recorder, store: object = None) -> CoreLoop:
     )
 
 
-async def test_an_event_is_handled_at_once_behind_those_that_wait() -> None:
-    """Nothing is overtaken, and nothing waits for a turn of the event loop."""
+async def test_an_event_is_handled_at_once_after_earlier_events() -> None:
+    """Events keep their order, and none waits for a turn of the event loop."""
     node = Recorder()
     loop = loop_of(node)
     loop.post(Persisted(1))
@@ -64,8 +64,8 @@ async def test_an_event_is_handled_at_once_behind_those_that_wait() -> None:
     loop.close()
 
 
-async def test_what_a_step_brings_about_waits_for_the_next_turn() -> None:
-    """The node is never stepped from within a step."""
+async def test_events_raised_in_a_step_wait_for_the_next_turn() -> None:
+    """A step never calls the node again."""
     node = Recorder()
     loop = loop_of(node)
 
@@ -84,8 +84,8 @@ async def test_what_a_step_brings_about_waits_for_the_next_turn() -> None:
     loop.close()
 
 
-async def test_a_step_that_fails_ends_the_loop_with_its_error() -> None:
-    """A broken invariant is not survived: the agent exits and is started again."""
+async def test_a_failed_step_ends_the_loop_with_its_error() -> None:
+    """After a broken invariant the agent exits, and its supervisor restarts it."""
     node = Recorder()
     loop = loop_of(node)
 
@@ -98,8 +98,8 @@ async def test_a_step_that_fails_ends_the_loop_with_its_error() -> None:
     loop.close()
 
 
-async def test_a_timer_that_comes_a_little_early_only_looks_again() -> None:
-    """A timer is kept while it is early enough, and wakes the node only when due."""
+async def test_a_slightly_early_timer_only_checks_the_deadline() -> None:
+    """The timer is kept and steps the node only when it is due."""
     node = Recorder()
     loop = loop_of(node)
     loop.handle(Persisted(1))
@@ -119,8 +119,8 @@ async def test_a_timer_that_comes_a_little_early_only_looks_again() -> None:
     loop.close()
 
 
-async def test_a_timer_that_is_far_too_early_is_set_anew() -> None:
-    """A follower wants to be woken later at each heartbeat: it then never has to be."""
+async def test_a_much_too_early_timer_is_set_again() -> None:
+    """Each heartbeat moves a follower's deadline, so it never becomes due."""
     node = Recorder()
     loop = loop_of(node)
     loop.handle(Persisted(1))
@@ -135,10 +135,8 @@ async def test_a_timer_that_is_far_too_early_is_set_anew() -> None:
     loop.close()
 
 
-async def test_the_store_answers_about_live_tasks_in_the_order_of_the_questions() -> (
-    None
-):
-    """The node counts off what an earlier reign asked; two readers may overtake."""
+async def test_the_store_answers_reads_of_live_tasks_in_order() -> None:
+    """The node counts the reads of an earlier epoch; two readers could overtake."""
     node = Recorder()
     store = SimpleNamespace()
     loop = loop_of(node, store)

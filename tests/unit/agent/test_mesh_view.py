@@ -1,4 +1,4 @@
-"""What a node knows of the mesh, as people read it."""
+"""A node's view of the mesh, as people read it."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def view(role: Role, dispatcher: str = "b") -> MeshView:
         (Role.DISPATCHER, "a", "dispatcher, 2 nodes, 0 running"),
     ],
 )
-def test_the_status_line_says_what_the_node_is_for_the_mesh(
+def test_the_status_line_shows_the_role_of_the_node(
     role: Role, dispatcher: str, line: str
 ) -> None:
-    """It is all that `systemctl status` shows."""
+    """`systemctl status` shows nothing else."""
     assert view(role, dispatcher).status_line() == line
 
 
-def test_lines_of_the_log_name_nodes_as_far_as_they_are_known() -> None:
-    """By the name in the mesh, by what a peer calls itself, else by the id."""
+def test_log_lines_name_nodes_by_the_best_known_name() -> None:
+    """First the name in the mesh, then the peer's own name, then the id."""
     made = view(Role.WORKER)
     made.learn_peer_name(STRANGER, "cy")
     made.learn_peer_name(DISPATCHER, "another-ben")

@@ -1,4 +1,4 @@
-"""What a dispatcher remembers of tasks, so that a long poll need not read them."""
+"""A dispatcher's memory of tasks, which spares reads for long polls."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def state_of(recent: RecentTasks) -> TaskState | None:
 
 
 def test_an_end_is_shown_once_it_is_durable() -> None:
-    """Before that a crash could make it undone."""
+    """Before that a crash could undo it."""
     recent = remembering(*FACTS)
     before = state_of(recent)
     recent.announced([TASK])
@@ -68,8 +68,8 @@ def test_an_end_is_shown_once_it_is_durable() -> None:
     ],
     ids=["busy", "another stream", "floor", "much output"],
 )
-def test_what_is_not_known_whole_is_read(more: list[Entry]) -> None:
-    """Part of what is known of a task would be told for all of it."""
+def test_a_partly_known_task_is_read_from_the_store(more: list[Entry]) -> None:
+    """An answer must not present a part as the whole."""
     assert len(b"x" * 16385) > OUTPUT_BYTES_MAX
     recent = remembering(*FACTS[:2])
     recent.appended(more)
@@ -77,8 +77,8 @@ def test_what_is_not_known_whole_is_read(more: list[Entry]) -> None:
     assert recent.get(TASK) is None
 
 
-def test_another_reign_forgets() -> None:
-    """Somebody else may have gone on with the task meanwhile."""
+def test_a_new_epoch_clears_the_memory() -> None:
+    """Another dispatcher may have run the task in the meantime."""
     recent = remembering(*FACTS)
     recent.start_epoch(EPOCH)
     assert recent.get(TASK) is not None
@@ -88,15 +88,15 @@ def test_another_reign_forgets() -> None:
     assert recent.get(TASK) is None
 
 
-def test_a_task_that_asks_for_something_is_read() -> None:
-    """An array or a task that is retried has more to it than its facts here."""
+def test_a_task_with_dependencies_or_options_is_read() -> None:
+    """An array or a retried task has more state than its facts here."""
     asking = Submitted(replace(spec(TASK), options=TaskOptions(name="x")))
 
     assert remembering(asking).get(TASK) is None
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """The oldest go first."""
+def test_the_memory_is_bounded() -> None:
+    """The oldest entries go first."""
     recent = RecentTasks()
     names = [TaskId(f"task-{i:03d}-00000001") for i in range(TASKS_MAX + 1)]
     for i, name in enumerate(names):
@@ -105,8 +105,8 @@ def test_what_is_remembered_is_bounded() -> None:
     assert [name for name in names if recent.get(name) is None] == names[:1]
 
 
-async def test_a_long_poll_for_a_task_that_is_ending_reads_nothing() -> None:
-    """While its end is on its way to the disk, a read would only be in the way."""
+async def test_a_long_poll_for_an_ending_task_reads_nothing() -> None:
+    """A read would only delay the write of the end."""
     waiters = TaskWaiters()
     for i, fact in enumerate(FACTS):
         waiters.on_appended(entries(fact, after=i), i)
@@ -125,8 +125,8 @@ async def test_a_long_poll_for_a_task_that_is_ending_reads_nothing() -> None:
     assert record.state is TaskState.COMPLETED
 
 
-def test_only_a_durable_end_is_at_hand() -> None:
-    """Else a client would be told what a crash could take back, or too early."""
+def test_only_a_durable_end_is_available() -> None:
+    """A client could otherwise see an end too early, or one that a crash undoes."""
     waiters = TaskWaiters()
     seen = []
     for i, fact in enumerate(FACTS):
@@ -138,8 +138,8 @@ def test_only_a_durable_end_is_at_hand() -> None:
     assert waiters.at_hand(TASK) == record_of_all(FACTS)
 
 
-def test_a_task_that_was_given_back_is_not_at_hand() -> None:
-    """What was announced of it is durable, and no end: it runs again."""
+def test_a_returned_task_is_not_available() -> None:
+    """The durable announcement is not an end: the task runs again."""
     given_back = Finished(
         TASK, attempt(), node_id("a"), outcome(state=AttemptState.RELEASED)
     )

@@ -1,4 +1,4 @@
-"""Cycles are looked for when that was asked for, the young ones first."""
+"""Garbage collection on request, youngest generation first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from octaskly.agent.process_hooks import YOUNG_OBJECTS_MAX, GarbageCollection
 
 
 class Knot:
-    """Ends only when it is looked for."""
+    """A reference cycle that is freed only by a collection."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -20,7 +20,7 @@ class Knot:
 
 @pytest.fixture
 def cycles() -> Iterator[GarbageCollection]:
-    """Begin anew; afterwards Python looks as it did."""
+    """Collect everything first; restore Python's settings afterwards."""
     before = gc.get_threshold()
     made = GarbageCollection()
     made.freeze_startup_objects()
@@ -29,8 +29,8 @@ def cycles() -> Iterator[GarbageCollection]:
     gc.unfreeze()
 
 
-def test_cycles_are_looked_for_when_much_was_made(cycles: GarbageCollection) -> None:
-    """Not before; and not by Python itself."""
+def test_cycles_are_collected_after_many_allocations(cycles: GarbageCollection) -> None:
+    """Neither earlier, nor by Python itself."""
     knot = weakref.ref(Knot())
 
     cycles.collect_if_due()
@@ -44,8 +44,8 @@ def test_cycles_are_looked_for_when_much_was_made(cycles: GarbageCollection) -> 
     assert made
 
 
-def test_what_grew_old_is_looked_at_in_a_calm_moment(cycles: GarbageCollection) -> None:
-    """Once, since nothing grows old before the next look at what is young."""
+def test_old_objects_are_collected_in_an_idle_moment(cycles: GarbageCollection) -> None:
+    """Once only: nothing grows old before the next young collection."""
     knot = Knot()
     ended = weakref.ref(knot)
     made: list[list[int]] = [[] for _ in range(2 * YOUNG_OBJECTS_MAX)]

@@ -1,4 +1,4 @@
-"""Records that are asked for while the disk takes no writes."""
+"""Requests for records while the disk refuses writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAFT = RecordDraft(TOKEN, "0" * 32, b"{}", 1_900_000_000_000)
 
 
 class Desk:
-    """Records whose core answers nothing, as it does while nothing is durable."""
+    """Records whose core never answers, because nothing becomes durable."""
 
     def __init__(self) -> None:
         self.posted: list[Event] = []
@@ -32,8 +32,8 @@ class Desk:
         )
 
 
-async def test_nothing_is_recorded_where_the_disk_is_known_to_take_nothing() -> None:
-    """Whoever repeats it finds no half of what was refused."""
+async def test_nothing_is_recorded_while_the_disk_refuses_writes() -> None:
+    """A client that repeats the request finds no half of it."""
     desk = Desk()
     desk.failure = "the disk is full"
 
@@ -42,10 +42,10 @@ async def test_nothing_is_recorded_where_the_disk_is_known_to_take_nothing() -> 
     assert desk.posted == []
 
 
-async def test_who_asked_before_that_was_known_waits_no_longer(
+async def test_requests_before_the_disk_error_stop_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was asked for is on its way, so the answer says that."""
+    """Their records are on the way to the disk, and the answer says that."""
     monkeypatch.setattr(pending_requests, "REPLY_CHECK_S", 0.01)
     desk = Desk()
     async with asyncio.TaskGroup() as group:

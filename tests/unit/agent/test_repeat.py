@@ -1,4 +1,4 @@
-"""What is handed in to repeat an array."""
+"""The submission that repeats an array."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stored:
 
 
 async def repeated(*runs: tuple[int, int]) -> ArraySpec:
-    """Return the array that is handed in."""
+    """Return the array that is submitted."""
     asked = await build_retry(RECORD, cast("DurableStore", Stored(*runs)), "ana")
     (draft,) = asked.drafts
     assert draft.options is not None
@@ -45,26 +45,26 @@ async def repeated(*runs: tuple[int, int]) -> ArraySpec:
     return draft.options.array
 
 
-async def test_members_are_named_while_there_are_few() -> None:
-    """Whichever they are, and also if they follow one another."""
+async def test_a_few_members_are_listed_one_by_one() -> None:
+    """Consecutive members are listed, too."""
     assert await repeated((0, 1), (4, 4)) == ArraySpec(
         count=3, has_items=True, items=("10", "12", "18")
     )
 
 
-async def test_many_that_follow_one_another_are_a_range(
+async def test_many_consecutive_members_are_a_range(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two numbers say it all."""
+    """Two numbers describe it."""
     monkeypatch.setattr(rerun, "ITEMS_MAX", 3)
 
     assert await repeated((46, 49)) == ArraySpec(count=4, first=102, step=2)
 
 
-async def test_many_with_gaps_are_refused_by_their_ranges(
+async def test_many_members_with_gaps_are_refused_with_their_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As somebody would hand them in."""
+    """The client can submit these ranges."""
     monkeypatch.setattr(rerun, "ITEMS_MAX", 3)
 
     with pytest.raises(NothingToRetry) as refused:

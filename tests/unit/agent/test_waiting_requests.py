@@ -1,4 +1,4 @@
-"""Requests that wait for the core, and a node that stops meanwhile."""
+"""Requests that wait for the core while a node stops."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def submission(ticket: int) -> Event:
     return TasksSubmitted(ticket, (), "ana", ())
 
 
-async def test_what_was_asked_is_not_called_undone_when_the_node_stops() -> None:
-    """It may be in the log: said to be not done, it would be done again elsewhere."""
+async def test_a_stopping_node_does_not_call_a_request_undone() -> None:
+    """It may be in the log; a client would repeat it elsewhere."""
     posted: list[Event] = []
     tickets = PendingRequests(posted.append)
     async with asyncio.TaskGroup() as group:
@@ -41,8 +41,8 @@ async def test_what_was_asked_is_not_called_undone_when_the_node_stops() -> None
     assert isinstance(asked.result(), OutcomeUnknown)
 
 
-async def test_a_node_that_stops_takes_no_more_questions() -> None:
-    """Nothing is posted, so the request may be sent elsewhere."""
+async def test_a_stopped_node_accepts_no_requests() -> None:
+    """Nothing is posted, so the client may send the request elsewhere."""
     posted: list[Event] = []
     tickets = PendingRequests(posted.append)
     tickets.close()
@@ -52,8 +52,8 @@ async def test_a_node_that_stops_takes_no_more_questions() -> None:
     assert posted == []
 
 
-async def test_an_answer_reaches_who_asked() -> None:
-    """Each question has its own ticket."""
+async def test_an_answer_reaches_its_request() -> None:
+    """Each request has its own ticket."""
     accepted = TasksAccepted((), 2)
     tickets = PendingRequests(lambda event: tickets.set_reply(event.ticket, accepted))  # type: ignore[union-attr]
 
@@ -64,18 +64,18 @@ async def test_an_answer_reaches_who_asked() -> None:
     ("reply", "error"),
     [(NotDispatching(), NotDispatcher), (NotReplicated(), errors.NotDurable)],
 )
-async def test_a_refusal_of_the_core_is_an_error(
+async def test_a_refusal_by_the_core_is_an_error(
     reply: Reply, error: type[OctasklyError]
 ) -> None:
-    """Whatever was asked: the API says the same for it."""
+    """The API reports it in the same way for every request."""
     tickets = PendingRequests(lambda event: tickets.set_reply(event.ticket, reply))  # type: ignore[union-attr]
 
     with pytest.raises(error):
         await tickets.send_request(submission)
 
 
-async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
-    """The other half of a split gave the name, too; both are waited for by it."""
+async def test_an_event_of_a_task_with_the_same_name_does_not_end_a_wait() -> None:
+    """The other half of a split used the name, too; both waits use it."""
     waiters = TaskWaiters()
     mine, other = TaskId("deploy~aaa"), TaskId("deploy~bbb")
     has_read = asyncio.Event()
@@ -103,10 +103,10 @@ async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
     assert (ended.name, ended.state) == ("deploy~2", TaskState.COMPLETED)
 
 
-async def test_what_is_told_early_is_on_disk() -> None:
-    """Else who asks again is told how it was before, as news: that it is queued.
+async def test_an_early_answer_is_on_disk() -> None:
+    """A second request must not see the older state, that the task is queued.
 
-    Of a task that had ended its output was asked for, and not found.
+    The output of an ended task was requested, and not found.
     """
     waiters = TaskWaiters()
     task = TaskId("task-001-0000000a")
@@ -143,8 +143,8 @@ async def _outcome(tickets: PendingRequests) -> object:
         return error
 
 
-async def test_a_member_that_never_began_ends_with_its_array() -> None:
-    """Nothing is written of such a member, so nothing tells of it by its own name."""
+async def test_a_member_that_never_started_ends_with_its_array() -> None:
+    """The log has no fact of the member, so no event carries its name."""
     array = TaskId("task-001-0000000a")
     waiting = TaskRecord(id=TaskId(f"{array}.5"))
     ended = TaskRecord(id=waiting.id, cancelled_by="ana")

@@ -1,4 +1,4 @@
-"""What a node notes of requests, and how little of it when there are many."""
+"""Audit records of requests, and their limits under many requests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class HandClock:
 
 
 class Desk:
-    """An auditor of a node that is dispatcher."""
+    """An auditor of a dispatcher."""
 
     def __init__(self) -> None:
         self.clock = HandClock()
@@ -81,7 +81,7 @@ class Desk:
             self.auditor.record_request(seen, method, status)
 
     async def written(self) -> list[AuditEntry]:
-        """Return what has been written once nothing waits."""
+        """Return the written records once nothing waits."""
         await self.auditor.flush()
         return self.gateway.audit.deeds
 
@@ -91,8 +91,10 @@ async def desk() -> Desk:
     return Desk()
 
 
-async def test_a_change_is_noted_with_who_what_where_and_the_answer(desk: Desk) -> None:
-    """Everything that a reader needs stands in one line."""
+async def test_a_change_is_recorded_with_caller_action_object_and_answer(
+    desk: Desk,
+) -> None:
+    """One line contains everything that a reader needs."""
     desk.ask(tasks=("task-1", "task-2"))
 
     assert await desk.written() == [
@@ -116,34 +118,36 @@ async def test_a_change_is_noted_with_who_what_where_and_the_answer(desk: Desk) 
 @pytest.mark.parametrize(
     ("method", "status"), [("GET", 200), ("POST", 400), ("DELETE", 404), ("POST", 503)]
 )
-async def test_what_changes_nothing_is_not_noted(
+async def test_requests_without_changes_are_not_recorded(
     desk: Desk, method: str, status: int
 ) -> None:
-    """Reading is free, and an error of a client is no refusal of rights."""
+    """Reads are not recorded, and a client error is no refusal of rights."""
     desk.ask(status, method=method)
 
     assert await desk.written() == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_every_refusal_for_rights_is_noted(desk: Desk, status: int) -> None:
-    """Also of who only wanted to read."""
+async def test_every_refusal_for_missing_rights_is_recorded(
+    desk: Desk, status: int
+) -> None:
+    """Reads included."""
     desk.ask(status, method="GET", who=None)
 
     (deed,) = await desk.written()
     assert (deed.status, deed.subject, deed.count) == (status, None, 1)
 
 
-async def test_what_another_node_decides_that_node_notes(desk: Desk) -> None:
-    """One request is one line, though two nodes have seen it."""
+async def test_the_node_that_decides_a_request_records_it(desk: Desk) -> None:
+    """One request gives one line, though two nodes have seen it."""
     desk.ask(is_elsewhere=True)
     desk.ask(403, is_elsewhere=True)
 
     assert await desk.written() == []
 
 
-async def test_a_flood_of_refusals_is_two_lines_a_minute(desk: Desk) -> None:
-    """Threat 11: who tries tokens cannot fill the log."""
+async def test_a_flood_of_refusals_gives_two_lines_a_minute(desk: Desk) -> None:
+    """Threat 11: a client that tries tokens cannot fill the log."""
     desk.ask(401, who=None, times=1000)
     desk.clock.wall_ms += WINDOW_MS
     desk.ask(401, who=None)
@@ -153,8 +157,8 @@ async def test_a_flood_of_refusals_is_two_lines_a_minute(desk: Desk) -> None:
     assert rest.last_ms == NOW_MS
 
 
-async def test_busy_clients_are_written_one_by_one_only_at_first(desk: Desk) -> None:
-    """A thousand submissions a second are eleven lines a minute."""
+async def test_frequent_changes_are_soon_summarised(desk: Desk) -> None:
+    """A thousand submissions a second give eleven lines a minute."""
     desk.ask(times=1000, tasks=("t",))
 
     deeds = await desk.written()
@@ -163,8 +167,8 @@ async def test_busy_clients_are_written_one_by_one_only_at_first(desk: Desk) -> 
     assert len(deeds[-1].tasks) <= 8
 
 
-async def test_refusals_from_everywhere_are_counted_as_one(desk: Desk) -> None:
-    """An address costs nothing where there is IPv6."""
+async def test_refusals_from_many_addresses_are_counted_together(desk: Desk) -> None:
+    """With IPv6 a new address costs nothing."""
     for number in range(3 * GROUPS_MAX):
         desk.ask(401, who=None, source=f"fe80::{number:x}")
 
@@ -173,8 +177,8 @@ async def test_refusals_from_everywhere_are_counted_as_one(desk: Desk) -> None:
     assert sum(deed.count for deed in deeds) == 3 * GROUPS_MAX
 
 
-async def test_what_no_dispatcher_takes_waits_within_bounds(desk: Desk) -> None:
-    """The oldest go first, and what was handed over half-way comes but once."""
+async def test_records_without_a_dispatcher_wait_within_bounds(desk: Desk) -> None:
+    """The oldest go first, and a record that was sent twice is written once."""
     for number in range(QUEUE_MAX + 5):
         desk.clock.wall_ms += WINDOW_MS
         desk.ask(source=str(number))
@@ -188,23 +192,23 @@ async def test_what_no_dispatcher_takes_waits_within_bounds(desk: Desk) -> None:
     assert deeds[0].source == "5"
 
 
-async def test_it_is_handed_over_without_being_asked(desk: Desk) -> None:
-    """Within a moment, for whoever follows the log."""
+async def test_records_are_sent_without_a_request(desk: Desk) -> None:
+    """They reach readers that follow the log within a moment."""
     desk.ask()
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         running = group.create_task(desk.auditor.run())
-        while not desk.gateway.audit.deeds:  # noqa: ASYNC110  # Nobody is told.
+        while not desk.gateway.audit.deeds:  # noqa: ASYNC110  # No event reports it.
             await asyncio.sleep(0.01)
         running.cancel()
 
     assert len(desk.gateway.audit.deeds) == 1
 
 
-async def test_a_dispatcher_that_is_deposed_meanwhile_loses_nothing(
+async def test_records_survive_the_loss_of_the_role(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it could not write waits for the next one."""
+    """What the node could not write waits for the next dispatcher."""
     keep = desk.gateway.audit.record_entries
 
     async def refuse(_: object) -> None:
@@ -218,10 +222,10 @@ async def test_a_dispatcher_that_is_deposed_meanwhile_loses_nothing(
     assert len(await desk.written()) == 1
 
 
-async def test_who_changes_something_is_noted_however_many_strangers_ask(
+async def test_changes_are_recorded_during_a_flood_of_strangers(
     desk: Desk,
 ) -> None:
-    """Any user of the machine has a net of source addresses, and could hide itself."""
+    """A local user has many source addresses, and could hide its change."""
     for number in range(2 * GROUPS_MAX):
         desk.ask(401, who=None, source=f"127.0.0.{number}")
     desk.ask(201, source="127.0.0.1")
@@ -231,10 +235,10 @@ async def test_who_changes_something_is_noted_however_many_strangers_ask(
     assert (change.subject, change.source) == ("bo", "127.0.0.1")
 
 
-async def test_without_a_dispatcher_strangers_push_out_nobody_but_each_other(
+async def test_strangers_push_out_only_strangers_without_a_dispatcher(
     desk: Desk,
 ) -> None:
-    """Whoever asks for long enough would hide what was changed meanwhile."""
+    """A long flood of requests could otherwise hide a change."""
     desk.gateway.elect(None)
     desk.ask()
     for number in range(QUEUE_MAX):

@@ -1,4 +1,4 @@
-"""What a node that forwards states of who asks."""
+"""The caller that a forwarding node reports."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SOME = [
 
 
 @pytest.mark.parametrize("principal", SOME, ids=lambda one: one.role)
-def test_a_dispatcher_learns_who_asked_and_under_which_secret(
+def test_the_dispatcher_learns_the_caller_and_the_secret_generation(
     principal: Principal,
 ) -> None:
-    """So that it judges a token as the node would that was shown it."""
+    """It judges a token exactly as the first node would."""
     assert parse_principal_header(format_principal_header(principal), HOP) == replace(
         principal, node=HOP
     )
 
 
 @pytest.mark.parametrize("subject", ["", "x" * 513])
-def test_nobody_is_stated_whose_name_no_log_would_take(subject: str) -> None:
-    """What was accepted in such a name would part the dispatcher from its standbys."""
+def test_a_caller_name_that_the_log_refuses_is_not_sent(subject: str) -> None:
+    """A fact with such a name would break replication to the standbys."""
     who = Principal(subject=subject, role="admin")
 
     with pytest.raises(Problem):
@@ -42,6 +42,6 @@ def test_nobody_is_stated_whose_name_no_log_would_take(subject: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.0", "x", "1" * 400])
-def test_a_generation_that_is_none_is_not_believed(word: str) -> None:
-    """A member of another version, or one that is not honest, may write anything."""
+def test_an_unknown_generation_is_ignored(word: str) -> None:
+    """A member of another version, or a dishonest one, may send any value."""
     assert parse_principal_header(f"admin ana  {word}", HOP).generation is None

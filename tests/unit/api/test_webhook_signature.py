@@ -1,4 +1,4 @@
-"""What receivers check is what the libraries of Standard Webhooks check."""
+"""Webhook signatures follow Standard Webhooks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from octaskly.trust import generate_secret
 from octaskly.trust.mesh_secret import MeshSecret
 
 
-def test_signature_is_that_of_the_standard() -> None:
-    """The example of its libraries."""
+def test_the_signature_matches_the_standard() -> None:
+    """The example comes from the libraries of the standard."""
     key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
     headers = signature_headers(
@@ -25,8 +25,8 @@ def test_signature_is_that_of_the_standard() -> None:
     }
 
 
-def test_key_follows_from_the_secret_in_force() -> None:
-    """The same on all nodes; another one once the secret was renewed."""
+def test_the_key_follows_from_the_secret_in_force() -> None:
+    """All nodes derive the same key; a renewed secret gives another one."""
     one, two = generate_secret().generations[0], generate_secret().generations[0]
     secret, renewed = MeshSecret((one,)), MeshSecret((one, two))
 

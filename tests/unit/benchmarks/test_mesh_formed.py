@@ -1,4 +1,4 @@
-"""When the hosts of a lab count as one mesh."""
+"""The rule by which the hosts of a lab form one mesh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOSTS: Any = [type("Host", (), {"name": name})() for name in ("ash", "bay")]
 
 
 def is_formed(monkeypatch: pytest.MonkeyPatch, **states: str) -> bool:
-    """Return whether ash and bay are, which both list nodes in these states."""
+    """Return True if ash and bay, which both list nodes in these states, form one."""
     listed = [
         {
             "name": name,
@@ -37,8 +37,8 @@ def is_formed(monkeypatch: pytest.MonkeyPatch, **states: str) -> bool:
         ({"ash": "ready", "bay": "ready", "elm": "ready"}, False),
     ],
 )
-def test_a_node_that_drains_is_of_the_mesh(
+def test_a_draining_node_counts_as_a_member(
     monkeypatch: pytest.MonkeyPatch, states: dict[str, str], is_one: bool
 ) -> None:
-    """And one that is no host any more need not be gone from the lists."""
+    """The lists may still contain a former host."""
     assert is_formed(monkeypatch, **states) == is_one

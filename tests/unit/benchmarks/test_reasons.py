@@ -1,4 +1,4 @@
-"""Why a goal is missed is told of figures that there are."""
+"""Reasons for missed goals belong to existing figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER_PLACEHOLDER = Path(reasons.__file__).parent
 
 
 def is_begun_by(node: ast.AST, begin: str) -> bool:
-    """Whether a text in the code begins so; what is filled in may be any number."""
+    """Return True if a text in the code starts so; placeholders match any number."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str) and node.value.startswith(begin)
     if not isinstance(node, ast.JoinedStr):
@@ -27,7 +27,7 @@ def is_begun_by(node: ast.AST, begin: str) -> bool:
 
 
 def is_a_figure(begin: str) -> bool:
-    """Whether a figure of the benchmarks has a name that begins so."""
+    """Return True if a benchmark figure has a name with this prefix."""
     return any(
         is_begun_by(node, begin)
         for path in FOLDER_PLACEHOLDER.glob("*.py")
@@ -37,19 +37,19 @@ def is_a_figure(begin: str) -> bool:
 
 
 @pytest.mark.parametrize("begin", reasons.REASONS)
-def test_each_reason_is_that_of_a_figure(begin: str) -> None:
-    """A figure that gets another name would be missed for no known reason."""
+def test_each_reason_belongs_to_a_figure(begin: str) -> None:
+    """A renamed figure would lose its reason."""
     assert is_a_figure(begin)
 
 
-def test_another_figure_is_missed_for_no_known_reason() -> None:
-    """It is not known to be missed, and the test above would notice."""
+def test_a_figure_without_a_reason_is_not_matched() -> None:
+    """Otherwise the test above could not fail."""
     assert not is_a_figure("64 slots of sleep 2")
     assert reasons.reason("64 slots of sleep 2") == reasons.UNKNOWN
 
 
-def test_the_page_has_the_section_that_each_reason_names() -> None:
-    """Who reads a reason looks there for more."""
+def test_the_page_has_the_section_of_each_reason() -> None:
+    """A reader of a reason looks there for details."""
     page = (FOLDER_PLACEHOLDER.parent / reasons.PAGE).read_text()
 
     assert f"## {reasons.HEADING}" in page.splitlines()

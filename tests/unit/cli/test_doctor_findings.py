@@ -1,4 +1,4 @@
-"""What the doctor makes of symptoms: it contradicts itself nowhere."""
+"""Findings of `octaskly doctor`, which must not contradict each other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OUTSIDER = Symptoms(
 
 
 def of_mesh(place: str) -> ProbedNode:
-    """Return a node of a mesh that this machine is not in."""
+    """Return a node of a mesh that does not include this machine."""
     return ProbedNode(
         name="mesh 0123",
         mesh="0123",
@@ -55,8 +55,8 @@ def found(seen: Symptoms) -> dict[str, Finding]:
     return {each.check: each for each in make_findings(seen)}
 
 
-def test_two_nodes_in_sight_are_one_mesh() -> None:
-    """Who sees its name twice looks for two."""
+def test_two_visible_nodes_are_one_mesh() -> None:
+    """A mesh name that is shown twice looks like two meshes."""
     both = (of_mesh("10.0.0.1:7878"), of_mesh("10.0.0.2:7878"))
 
     says = found(replace(OUTSIDER, probed_nodes=both))["secret"].says
@@ -64,8 +64,8 @@ def test_two_nodes_in_sight_are_one_mesh() -> None:
     assert says.endswith("visible: mesh 0123 (10.0.0.1:7878, 10.0.0.2:7878)")
 
 
-def test_no_line_denies_the_mesh_that_another_line_shows() -> None:
-    """A machine without a secret is in none, and yet sees one."""
+def test_no_line_denies_a_mesh_that_another_line_shows() -> None:
+    """A machine without a secret is in no mesh, and yet sees one."""
     seen = found(replace(OUTSIDER, probed_nodes=(of_mesh("10.0.0.1:7878"),)))
 
     assert "visible: mesh 0123" in seen["secret"].says
@@ -75,10 +75,10 @@ def test_no_line_denies_the_mesh_that_another_line_shows() -> None:
     )
 
 
-def test_a_name_without_an_address_is_no_firewall(
+def test_an_unresolved_name_is_not_reported_as_a_firewall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As of `pi4.local`, on a machine that looks up no names over mDNS."""
+    """Example: `pi4.local` on a machine that does not resolve names over mDNS."""
 
     def look_up(*_arguments: object, **_options: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -94,8 +94,8 @@ def test_a_name_without_an_address_is_no_firewall(
     assert seen["tcp"].says == "nothing is called 'pi4.local' here: it has no address"
 
 
-def test_a_node_that_left_is_no_fault() -> None:
-    """It was joined at an address, where this node looks as long as it runs."""
+def test_a_node_that_left_is_not_a_fault() -> None:
+    """It was joined by address, and this node dials that address for ever."""
     gone = ProbedNode(
         name="10.0.0.1",
         mesh="0123",

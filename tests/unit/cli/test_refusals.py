@@ -1,4 +1,4 @@
-"""What the system refuses to the command line, as people read it."""
+"""Errors of the operating system, as the command line shows them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def refused(number: int, *names: str) -> OSError:
     ],
     ids=["file", "output", "other"],
 )
-def test_what_really_failed_is_said(
+def test_the_message_names_the_operation_that_failed(
     error: OSError, said: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not every failure is one of writing."""
+    """Not every failure is a failed write."""
     print_os_error(error)
 
     first, second = capsys.readouterr().err.splitlines()

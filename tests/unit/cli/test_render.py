@@ -1,4 +1,4 @@
-"""Columns of a terminal, and spans of time, as tables show them."""
+"""Widths of text in a terminal, and durations in tables."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from octaskly.cli.output.render import cut, duration, pad, print_table, width
         ("", 0),
     ],
 )
-def test_wide_characters_take_two_columns_and_marks_none(
+def test_wide_characters_take_two_columns_and_combining_marks_none(
     text: str, columns: int
 ) -> None:
-    """As terminals draw them."""
+    """Terminals draw them so."""
     assert width(text) == columns
     assert width(pad(text, 12)) == 12
 
@@ -40,18 +40,16 @@ def test_wide_characters_take_two_columns_and_marks_none(
         ("e\u0301e\u0301e\u0301", 2, "e\u0301…"),
     ],
 )
-def test_what_does_not_fit_is_cut_with_a_mark(
-    text: str, columns: int, shown: str
-) -> None:
-    """No wide character is cut into halves: a column may stay free."""
+def test_long_text_is_cut_with_an_ellipsis(text: str, columns: int, shown: str) -> None:
+    """No wide character is cut in half: a column may stay empty."""
     assert cut(text, columns) == shown
     assert width(shown) <= columns
 
 
-def test_columns_of_a_table_stand_below_each_other_whatever_is_in_them(
+def test_table_columns_are_aligned_for_any_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A name in Chinese or with an emoji once moved the columns behind it."""
+    """Chinese names or emoji once shifted the following columns."""
     rows = [["1", "日本語", "a"], ["2", "🚀", "b"], ["3", "plain", "c"]]
 
     print_table(["ID", "NAME", "COMMAND"], rows, state_column=0)
@@ -73,7 +71,7 @@ def test_columns_of_a_table_stand_below_each_other_whatever_is_in_them(
         (7_199_000, "1h59m"),
     ],
 )
-def test_a_span_of_time_is_rounded_before_it_is_split(
+def test_a_duration_is_rounded_before_it_is_split(
     milliseconds: float, shown: str
 ) -> None:
     """There is no 1m60s."""

@@ -1,4 +1,4 @@
-"""What a client does with a mesh, played step by step: no socket, no time."""
+"""Client flows, played step by step without sockets or real time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEALTH = {"status": "healthy", "version": octaskly.__version__, "uptime_seconds"
 
 
 class Clock:
-    """Time that passes by pauses and waits alone."""
+    """A clock that only pauses and waits advance."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -58,7 +58,7 @@ BUSY = refused(503, "No dispatcher is elected", retry_after="1")
 
 
 class Play:
-    """Performs a flow with outcomes that were written beforehand."""
+    """Performs a flow with prepared outcomes."""
 
     def __init__(self, *outcomes: Any, patience_s: float = 10.0) -> None:
         self.clock = Clock()
@@ -119,8 +119,8 @@ def submitted(play: Play) -> octaskly.Task:
     return task
 
 
-def test_a_submission_is_repeated_by_its_key() -> None:
-    """The node may have accepted it, so only the key makes it harmless."""
+def test_a_submission_is_repeated_with_its_key() -> None:
+    """The node may have accepted it; the key makes the repetition harmless."""
     play = Play(LOST, BUSY, LOST, TASK)
 
     assert submitted(play).id == "task-1"
@@ -128,8 +128,8 @@ def test_a_submission_is_repeated_by_its_key() -> None:
     assert len({call.body for call in play.sent}) == 1
 
 
-def test_a_pause_that_the_node_asks_for_is_kept() -> None:
-    """By 503 and by 429; what is asked for is not shortened or stretched."""
+def test_the_pause_that_the_node_requests_is_kept() -> None:
+    """By 503 and by 429; the client neither shortens nor stretches it."""
     play = Play(BUSY, refused(429, "Too many requests", retry_after="7"), TASK)
 
     submitted(play)
@@ -137,8 +137,8 @@ def test_a_pause_that_the_node_asks_for_is_kept() -> None:
     assert play.paused == [1.0, 7.0]
 
 
-def test_a_pause_beyond_the_patience_is_an_error_at_once() -> None:
-    """Nobody is held up by a wait that cannot end well."""
+def test_a_pause_longer_than_the_patience_is_an_error_at_once() -> None:
+    """A wait that must fail holds nobody up."""
     play = Play(refused(429, "Queue is full", retry_after="11"))
 
     with pytest.raises(octaskly.TooMany) as caught:
@@ -146,8 +146,8 @@ def test_a_pause_beyond_the_patience_is_an_error_at_once() -> None:
     assert (play.paused, caught.value.retry_after_s) == ([], 11.0)
 
 
-def test_a_mesh_between_dispatchers_is_waited_for_as_long_as_patience_lasts() -> None:
-    """Then the error is what the node said, by name."""
+def test_a_mesh_without_a_dispatcher_is_retried_within_the_patience() -> None:
+    """Afterwards the error carries the node's answer."""
     play = Play(*[BUSY] * 11)
 
     with pytest.raises(octaskly.NoDispatcher):
@@ -156,10 +156,8 @@ def test_a_mesh_between_dispatchers_is_waited_for_as_long_as_patience_lasts() ->
 
 
 @pytest.mark.parametrize(("patience_s", "waited_s"), [(10.0, 60.0), (0.0, 0.0)])
-def test_logs_that_are_merged_are_waited_for_longer(
-    patience_s: float, waited_s: float
-) -> None:
-    """That takes longer than an election; who wants no wait at all has none."""
+def test_merging_logs_get_a_longer_patience(patience_s: float, waited_s: float) -> None:
+    """A merge takes longer than an election; a patience of zero stays zero."""
     behind = refused(503, CATCHING_UP_ERROR, retry_after="2")
     play = Play(*[behind] * 31, patience_s=patience_s)
 
@@ -168,13 +166,13 @@ def test_logs_that_are_merged_are_waited_for_longer(
     assert play.clock.now_s == waited_s
 
 
-def test_what_a_node_says_while_logs_are_merged_is_known() -> None:
-    """The client goes by the text."""
+def test_the_answer_of_a_merging_node_is_recognised() -> None:
+    """The client recognises the text."""
     assert CATCHING_UP_ERROR == CATCHING_UP
 
 
-def test_a_node_that_never_answered_is_not_waited_for() -> None:
-    """The place is more likely wrong than on its way."""
+def test_a_node_that_never_answered_is_not_retried() -> None:
+    """The address is more likely wrong than the node starting."""
     play = Play(AWAY)
 
     with pytest.raises(octaskly.Unreachable):
@@ -182,8 +180,8 @@ def test_a_node_that_never_answered_is_not_waited_for() -> None:
     assert play.paused == []
 
 
-def test_a_node_that_has_answered_before_is_waited_for() -> None:
-    """It restarts, most likely; the pauses grow."""
+def test_a_node_that_answered_before_is_retried() -> None:
+    """It is probably restarting; the pauses grow."""
     play = Play(TASK, AWAY, AWAY, AWAY, TASK)
     submitted(play)
 
@@ -210,7 +208,7 @@ def test_a_node_that_has_answered_before_is_waited_for() -> None:
 def test_a_refusal_is_an_error_of_its_kind_and_not_repeated(
     status: int, kind: type[octaskly.Refused]
 ) -> None:
-    """Without a pause that the node asks for, another try is vain."""
+    """Without a requested pause another try is useless."""
     play = Play(refused(status, "No"))
 
     with pytest.raises(kind, match="No") as caught:
@@ -229,8 +227,8 @@ def test_a_refusal_is_an_error_of_its_kind_and_not_repeated(
     ],
     ids=["field", "path", "form", "page"],
 )
-def test_a_gap_of_versions_is_named(outcome: Response) -> None:
-    """A newer client asks an older node for what that does not know, or vice versa."""
+def test_a_version_difference_is_named(outcome: Response) -> None:
+    """A newer client uses something that an older node lacks, or vice versa."""
     play = Play(outcome, reply(HEALTH | {"version": "0.0.1"}))
 
     with pytest.raises(octaskly.OctasklyError) as caught:
@@ -239,8 +237,8 @@ def test_a_gap_of_versions_is_named(outcome: Response) -> None:
     assert (caught.value.hint or "").splitlines()[-1] == gap
 
 
-def test_nodes_of_the_same_version_are_not_called_another() -> None:
-    """A path that does not exist is a mistake of the caller then."""
+def test_nodes_of_the_same_version_are_not_blamed() -> None:
+    """An unknown path is then a mistake of the caller."""
     play = Play(refused(404, "Not found"), reply(HEALTH))
 
     with pytest.raises(octaskly.NotFound) as caught:
@@ -252,8 +250,10 @@ def test_nodes_of_the_same_version_are_not_called_another() -> None:
     ("place", "hint"),
     [("http://pi4:3443", "https://NODE:3443"), ("/run/octaskly/pi4.sock", "Ctrl-Z")],
 )
-def test_why_nobody_answers_is_guessed_by_the_place(place: str, hint: str) -> None:
-    """A port may be the wrong one; a socket is the agent's own."""
+def test_the_error_of_an_unreachable_node_depends_on_the_address(
+    place: str, hint: str
+) -> None:
+    """A port may be wrong; a socket belongs to the local agent."""
     play = Play("nothing")
     play.asker.node_label = place
 
@@ -273,10 +273,10 @@ def test_why_nobody_answers_is_guessed_by_the_place(place: str, hint: str) -> No
     ],
     ids=["short", "long poll", "small", "large", "once"],
 )
-def test_a_node_that_is_silent_from_the_start_is_given_up(
+def test_a_node_that_never_answers_fails_after_one_timeout(
     call: Call, waited_s: float
 ) -> None:
-    """It is stopped: what it may take its time for still has that, and once."""
+    """It is stopped; a long poll still keeps its time, but only once."""
     play = Play("nothing")
 
     with pytest.raises(octaskly.NoAnswer):
@@ -284,8 +284,8 @@ def test_a_node_that_is_silent_from_the_start_is_given_up(
     assert play.clock.now_s == waited_s
 
 
-def test_a_node_that_has_answered_may_take_its_time() -> None:
-    """A busy one does, and a connection may be lost without a word."""
+def test_a_node_that_has_answered_may_be_slow() -> None:
+    """A busy node is slow, and a connection may be lost silently."""
     play = Play(TASK, "nothing", TASK)
     submitted(play)
 
@@ -294,8 +294,8 @@ def test_a_node_that_has_answered_may_take_its_time() -> None:
     assert play.clock.now_s == 31
 
 
-def test_a_stream_of_a_silent_node_is_given_up_as_soon() -> None:
-    """`logs -f` of a stopped agent."""
+def test_a_stream_of_a_silent_node_fails_as_soon() -> None:
+    """Example: `logs -f` of a stopped agent."""
     play = Play("nothing")
 
     with pytest.raises(octaskly.NoAnswer):
@@ -304,7 +304,7 @@ def test_a_stream_of_a_silent_node_is_given_up_as_soon() -> None:
 
 
 def test_a_deadline_ends_the_wait_for_a_silent_node() -> None:
-    """Its caller knows by the error that the time is over, as of any other node."""
+    """The error says that the time is over, as for any other node."""
     play = Play("nothing", "nothing", "nothing")
 
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
@@ -313,8 +313,8 @@ def test_a_deadline_ends_the_wait_for_a_silent_node() -> None:
         logged(play, deadline_s=2)
 
 
-def test_a_deadline_ends_the_tries() -> None:
-    """However patient the client is; the time is said."""
+def test_a_deadline_ends_the_retries() -> None:
+    """Whatever the patience; the error names the time."""
     play = Play(*[BUSY] * 11)
 
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
@@ -323,7 +323,7 @@ def test_a_deadline_ends_the_tries() -> None:
 
 
 def test_a_long_wait_is_many_polls() -> None:
-    """Each within what a node grants, and lost ones do not end it."""
+    """Each stays within a node's limit, and a lost one does not end the wait."""
     queued = reply({"id": "task-1", "status": "queued"})
     play = Play(queued, "nothing", queued, ENDED, patience_s=300)
 
@@ -347,8 +347,8 @@ def ran(play: Play) -> octaskly.Task:
     return task
 
 
-def test_who_leaves_a_run_cancels_it_whatever_made_it_leave() -> None:
-    """By Ctrl-C and by a cancelled task alike, which come as exceptions."""
+def test_leaving_a_run_cancels_its_task() -> None:
+    """Ctrl-C and a cancelled asyncio task both raise exceptions."""
     play = Play(
         TASK, KeyboardInterrupt(), reply({"id": "task-1", "status": "cancelled"})
     )
@@ -364,9 +364,10 @@ def test_who_leaves_a_run_cancels_it_whatever_made_it_leave() -> None:
     [KeyboardInterrupt(), asyncio.CancelledError(), octaskly.TimedOut("late")],
     ids=["ctrl-c", "cancelled", "late"],
 )
-def test_who_leaves_a_run_before_its_answer_takes_it_back(left: BaseException) -> None:
-    """It may have been accepted, and run; its key tells which task it is, or makes it
-    one that is cancelled before anybody has begun it.
+def test_leaving_a_run_before_its_answer_cancels_by_key(left: BaseException) -> None:
+    """The task may be accepted and running.
+
+    Its key finds it, or creates it as cancelled before it starts.
     """
     play = Play(left, TASK, reply({"id": "task-1", "status": "cancelled"}))
 
@@ -377,8 +378,8 @@ def test_who_leaves_a_run_before_its_answer_takes_it_back(left: BaseException) -
     assert (last.method, last.target) == ("DELETE", "/api/v1/tasks/task-1?force=true")
 
 
-def test_what_was_refused_is_not_taken_back() -> None:
-    """Nothing was accepted; asking once more could make a task of it."""
+def test_a_refused_submission_is_not_cancelled() -> None:
+    """Nothing was accepted; another request could create a task."""
     play = Play(refused(507, "The disk is full"))
 
     with pytest.raises(octaskly.Unavailable):
@@ -386,8 +387,8 @@ def test_what_was_refused_is_not_taken_back() -> None:
     assert len(play.sent) == 1
 
 
-def test_an_interrupt_stays_one_where_nobody_can_cancel() -> None:
-    """Who leaves, leaves, a few seconds later at the most."""
+def test_an_interrupt_stays_an_interrupt_if_the_cancel_fails() -> None:
+    """The caller leaves a few seconds later at most."""
     play = Play(TASK, KeyboardInterrupt(), *[BUSY] * 9, patience_s=3)
 
     with pytest.raises(KeyboardInterrupt):
@@ -395,8 +396,8 @@ def test_an_interrupt_stays_one_where_nobody_can_cancel() -> None:
     assert play.clock.now_s <= tasks.CANCEL_S_MAX
 
 
-def test_a_map_takes_back_what_it_was_about_to_begin() -> None:
-    """Of two arrays the second has no answer yet: both are cancelled."""
+def test_leaving_a_map_cancels_unanswered_arrays() -> None:
+    """The second of two arrays has no answer yet: both are cancelled."""
     gone = reply({"id": "task-1", "status": "cancelled"})
     play = Play(TASK, KeyboardInterrupt(), TASK, gone, gone)
     flow = arrays.map_(
@@ -452,32 +453,32 @@ def logged(play: Play, deadline_s: float | None = None) -> bytes:
     ],
     ids=["lost", "ended", "cut", "cut off", "garbled", "silent"],
 )
-def test_a_stream_goes_on_behind_what_came(broken: list[Any]) -> None:
-    """Nothing twice, nothing missing, whatever broke it."""
+def test_a_stream_resumes_after_the_last_event(broken: list[Any]) -> None:
+    """No event repeats and none is missing, whatever broke the stream."""
     play = Play(HEAD, A, *broken, HEAD, B + END, patience_s=60)
 
     assert logged(play) == b"ab"
     assert [call.headers for call in play.sent] == [{}, {"Last-Event-ID": "1:0:0"}]
 
 
-def test_a_stream_that_is_refused_is_an_error() -> None:
-    """As when the token was revoked meanwhile."""
+def test_a_refused_stream_is_an_error() -> None:
+    """Example: the token was revoked meanwhile."""
     play = Play(HEAD, A, LOST, refused(401, "Missing or invalid authentication token"))
 
     with pytest.raises(octaskly.Unauthorized):
         logged(play)
 
 
-def test_a_node_with_too_many_streams_is_asked_again() -> None:
-    """There is room once others have ended."""
+def test_a_node_with_too_many_streams_is_retried() -> None:
+    """There is room once other streams have ended."""
     play = Play(refused(503, "Too many event streams", retry_after="1"), HEAD, A + END)
 
     assert logged(play) == b"a"
     assert play.paused == [1.0]
 
 
-def test_tasks_that_are_waited_for_are_known_by_any_of_their_names() -> None:
-    """Events call them by their full id; each comes once, with its output."""
+def test_waits_accept_every_name_of_a_task() -> None:
+    """Events use the full id; each task comes once, with its output."""
     running = reply({"id": "task-1-aa", "status": "running"})
     ended = reply({"id": "task-1-aa", "status": "completed"})
     news = [
@@ -495,7 +496,7 @@ def test_tasks_that_are_waited_for_are_known_by_any_of_their_names() -> None:
     assert [task.id for task in play.emitted] == ["task-1-aa"]
 
 
-def test_nobody_who_waits_for_nothing_asks_anything() -> None:
+def test_a_wait_for_no_tasks_sends_no_request() -> None:
     """An empty list has ended."""
     play = Play()
 
@@ -504,8 +505,8 @@ def test_nobody_who_waits_for_nothing_asks_anything() -> None:
     assert play.sent == []
 
 
-def test_a_refusal_is_told_also_when_the_deadline_is_over() -> None:
-    """It is what the caller can mend; that it came late is not."""
+def test_a_refusal_is_reported_even_after_the_deadline() -> None:
+    """The caller can correct a refusal, but not the late answer."""
     play = Play(refused(400, "Invalid command format"))
     until = play.until(1)
     play.clock.now_s = 2.0
@@ -514,8 +515,8 @@ def test_a_refusal_is_told_also_when_the_deadline_is_over() -> None:
         play.run(tasks.submit(play.asker, "true", {}, until=until))
 
 
-def test_signs_of_life_keep_a_quiet_stream() -> None:
-    """They are no events, and no silence either."""
+def test_keepalives_keep_a_quiet_stream_open() -> None:
+    """They are not events, but they break the silence."""
     play = Play(HEAD, *[b":\n\n"] * 50, A, END)
 
     assert logged(play) == b"a"
@@ -529,8 +530,8 @@ RESULTS = [
 ALL = sse("end", {"id": "task-1", "status": "completed", "array": {"completed": 3}})
 
 
-def test_a_result_comes_once_though_its_stream_was_lost() -> None:
-    """It is asked for again from the first that is missing."""
+def test_each_result_comes_once_though_the_stream_was_lost() -> None:
+    """The client requests the stream again from the first missing result."""
     play = Play(
         HEAD, RESULTS[0] + RESULTS[2], LOST, HEAD, RESULTS[1] + RESULTS[2] + ALL
     )
@@ -541,8 +542,8 @@ def test_a_result_comes_once_though_its_stream_was_lost() -> None:
     assert [call.query["offset"] for call in play.sent] == [0, 1]
 
 
-def test_an_end_that_comes_before_all_results_is_not_believed() -> None:
-    """A node that has not heard of all ends is asked again."""
+def test_an_early_end_of_results_is_not_believed() -> None:
+    """A node that has not received all ends is asked again."""
     play = Play(HEAD, RESULTS[0] + ALL, HEAD, RESULTS[1] + RESULTS[2] + ALL)
 
     play.run(arrays.results(play.asker, "task-1", ordered=True, deadline=play.until()))
@@ -550,10 +551,10 @@ def test_an_end_that_comes_before_all_results_is_not_believed() -> None:
     assert len(play.emitted) == 3
 
 
-def test_a_map_has_two_arrays_under_way_and_takes_no_more_items_than_that(
+def test_a_map_has_at_most_two_arrays_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So the next begins while the last members of the one before still run."""
+    """So the next one starts while the last members of the previous one run."""
     monkeypatch.setattr(arrays, "ITEMS_MAX", 1)
     taken: list[int] = []
 
@@ -583,7 +584,7 @@ def test_a_map_has_two_arrays_under_way_and_takes_no_more_items_than_that(
     assert taken == [0, 1, 2]
 
 
-def test_items_are_told_apart_by_key() -> None:
+def test_items_have_their_own_keys() -> None:
     """Two arrays of one map are two tasks, though each may be sent twice."""
     play = Play(LOST, TASK, TASK)
     submitted(play)
@@ -605,10 +606,10 @@ events = st.lists(
 
 
 @given(events, st.lists(st.integers(0, 200)))
-def test_events_are_the_same_however_their_bytes_are_cut(
+def test_events_do_not_depend_on_chunk_boundaries(
     told: list[Event], cuts: list[int]
 ) -> None:
-    """The network cuts where it likes."""
+    """The network may split bytes anywhere."""
     data = b":\n\n".join(sse(each.kind, each.data, each.id) for each in told)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     parser = EventParser()

@@ -1,4 +1,4 @@
-"""Flows performed by threads: Ctrl-C at whichever line it comes."""
+"""Flows in threads, interrupted by Ctrl-C at every line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CLIENT = str(Path(octaskly.client.__file__).parent)
 
 
 class Mesh:
-    """A mesh that remembers submissions by their key; its tasks end in their time."""
+    """A mesh that remembers submissions by key; its tasks end in their time."""
 
     def __init__(self) -> None:
         self.status: dict[str, str] = {}
@@ -89,7 +89,7 @@ class Stage:
         self.perform_step = mesh.perform
 
     def close_stream(self) -> None:
-        """Close the stream, which needs none of it here."""
+        """Close the stream; nothing to do here."""
 
 
 def _sse(kind: str, data: object) -> bytes:
@@ -118,7 +118,7 @@ def map_(asker: RequestFlow, at: ThreadDriver) -> None:
 
 
 def interrupt_at(line: int) -> Callable[[FrameType, str, object], Any]:
-    """Return what interrupts the client at its so-manieth line."""
+    """Return a trace function that interrupts the client at this line number."""
     lines = itertools.count()
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
@@ -135,23 +135,23 @@ def interrupt_at(line: int) -> Callable[[FrameType, str, object], Any]:
 
 
 def _does_nothing(path: str, number: int) -> bool:
-    """Whether Python looks for no signals there, and lets no `except` cover it."""
+    """Return True if Python checks no signals there and no `except` can run."""
     return linecache.getline(path, number).strip() in {"try:", "while True:"}
 
 
 @pytest.fixture(autouse=True)
 def tracing() -> Iterator[None]:
-    """Leave what measures coverage, or debugs, as it was."""
+    """Restore the trace function of coverage tools and debuggers."""
     before = sys.gettrace()
     yield
     sys.settrace(before)
 
 
 @pytest.mark.parametrize("word", [run, map_])
-def test_ctrl_c_at_any_line_leaves_no_task_behind(
+def test_ctrl_c_at_any_line_leaves_no_task_running(
     monkeypatch: pytest.MonkeyPatch, word: Callable[[RequestFlow, ThreadDriver], None]
 ) -> None:
-    """Whether it comes within a step, between two, or before an answer is read."""
+    """Inside a step, between two steps, or before an answer is read."""
     cancelled = 0
     for line in itertools.count():
         mesh = Mesh()

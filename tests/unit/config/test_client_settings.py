@@ -1,4 +1,4 @@
-"""Which node is asked, by what is said in which place: the nearest one decides."""
+"""The node that commands ask, by the nearest source of settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from octaskly.errors import ConfigError
 
 
 class Machine:
-    """Files and variables, as far as they matter."""
+    """Files and variables that the settings read."""
 
     def __init__(self, folder: Path) -> None:
         self.own = folder / "home/.config/octaskly/config.toml"
@@ -34,8 +34,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path)
 
 
-def test_the_nearest_source_that_names_a_node_decides(machine: Machine) -> None:
-    """What is given, then variables, the file of the user, that of the machine."""
+def test_the_nearest_source_with_a_node_decides(machine: Machine) -> None:
+    """Order: arguments, variables, the user's file, the machine's file."""
     asked = [machine.target().url]
     machine.system.write_text('url = "https://system:3443"\n')
     asked.append(machine.target().url)
@@ -50,8 +50,8 @@ def test_the_nearest_source_that_names_a_node_decides(machine: Machine) -> None:
     assert asked == [None, *(f"https://{host}:3443" for host in hosts), None]
 
 
-def test_an_agent_that_is_named_nearer_prevails_over_a_url(machine: Machine) -> None:
-    """One source names the node, another does not correct it."""
+def test_a_nearer_agent_prevails_over_a_url(machine: Machine) -> None:
+    """One source names the node; another one does not correct it."""
     machine.system.write_text('url = "https://system:3443"\n')
     machine.own.write_text('node = "ash"\n')
     by_file = machine.target()
@@ -62,8 +62,8 @@ def test_an_agent_that_is_named_nearer_prevails_over_a_url(machine: Machine) -> 
     assert (by_variable.node, by_variable.state_dir) == (None, Path("/state"))
 
 
-def test_what_is_for_this_machine_goes_nowhere_else(machine: Machine) -> None:
-    """`octaskly join` and the like act upon the agent here."""
+def test_local_commands_ignore_a_remote_node(machine: Machine) -> None:
+    """`octaskly join` and the like act on the agent of this machine."""
     machine.own.write_text('url = "https://own:3443"\n')
     machine.system.write_text('node = "ash"\n')
     machine.environ["OCTASKLY_URL"] = "https://variable:3443"
@@ -73,8 +73,8 @@ def test_what_is_for_this_machine_goes_nowhere_else(machine: Machine) -> None:
     assert (here.url, here.node) == (None, "ash")
 
 
-def test_a_ca_goes_with_a_url_from_anywhere(machine: Machine) -> None:
-    """A laptop says both once; a token is no setting, as files are copied."""
+def test_a_ca_may_come_from_another_source_than_the_url(machine: Machine) -> None:
+    """A laptop sets both once; a token is no setting, because files are copied."""
     machine.own.write_text('url = "https://own:3443"\nca_file = "~/ca.pem"\n')
     machine.environ |= {"OCTASKLY_TOKEN": "secret"}
     place = machine.target()
@@ -95,10 +95,10 @@ def test_a_ca_goes_with_a_url_from_anywhere(machine: Machine) -> None:
         ('url = "http://a:1"', 0o600, "unencrypted"),
     ],
 )
-def test_a_file_that_cannot_be_followed_is_an_error(
+def test_an_unusable_file_is_an_error(
     machine: Machine, text: str, mode: int, why: str
 ) -> None:
-    """Whoever writes it decides who gets the token."""
+    """The author of the file decides which node gets the token."""
     machine.own.write_text(text)
     machine.own.chmod(mode)
 
@@ -106,10 +106,10 @@ def test_a_file_that_cannot_be_followed_is_an_error(
         machine.target()
 
 
-def test_a_file_that_is_for_agents_alone_is_none_of_a_commands_business(
+def test_commands_ignore_files_for_agents_alone(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its faults are told by agents, and parsing it would cost each command."""
+    """Agents report their faults, and parsing would slow down each command."""
     monkeypatch.setitem(sys.modules, "tomllib", None)
     machine.own.write_text("slots = [\n")
     machine.system.mkdir()
@@ -117,6 +117,6 @@ def test_a_file_that_is_for_agents_alone_is_none_of_a_commands_business(
     assert machine.target().url is None
 
 
-def test_the_keys_that_commands_read_are_those_of_the_table() -> None:
-    """They are named twice, as the table takes long to import."""
+def test_commands_read_keys_of_the_settings_table() -> None:
+    """The keys are listed twice, because importing the table takes long."""
     assert tuple(setting.key for setting in CLIENT_SETTINGS) == CLIENT_KEYS

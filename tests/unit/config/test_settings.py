@@ -1,4 +1,4 @@
-"""Settings: where they are said, which of them holds, and what is refused."""
+"""Settings: sources, precedence and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from octaskly.errors import ConfigError
 
 
 class Home:
-    """A user's home, with files of settings."""
+    """A user's home with settings files."""
 
     def __init__(self, folder: Path) -> None:
         self.environ = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "own")}
@@ -23,7 +23,7 @@ class Home:
         self.machine = folder / "machine/config.toml"
 
     def write(self, text: str, path: Path | None = None) -> Path:
-        """Write a file of settings, by default the user's."""
+        """Write a settings file, by default the user's."""
         path = path or self.own
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -31,11 +31,11 @@ class Home:
         return path
 
     def configure(self, **flags: Any) -> AgentConfig:
-        """Return what holds for an agent with these flags."""
+        """Return the settings of an agent with these flags."""
         return load_agent_config({"name": "ash", **flags}, self.environ)
 
     def faults(self, **flags: Any) -> list[str]:
-        """Return the lines about what is refused."""
+        """Return the lines about refused settings."""
         with pytest.raises(ConfigError) as caught:
             self.configure(**flags)
         return [line.strip() for line in str(caught.value).splitlines()]
@@ -47,10 +47,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home(tmp_path)
 
 
-def test_flags_prevail_over_variables_over_own_file_over_the_machines(
+def test_flags_precede_variables_own_file_and_system_file(
     home: Home,
 ) -> None:
-    """The nearer somebody said it, the more it counts; each place is named."""
+    """The nearest source wins, and each value names its source."""
     home.write("slots = 1\ndrain = 1\nqueue_max = 1\nretention = '1d'", home.machine)
     home.write("slots = 2\ndrain = 2\n\nqueue_max = 2")
     home.environ |= {"OCTASKLY_SLOTS": "3", "OCTASKLY_DRAIN": "3"}
@@ -70,10 +70,8 @@ def test_flags_prevail_over_variables_over_own_file_over_the_machines(
     }
 
 
-def test_where_systemd_names_a_folder_no_other_file_decides(
-    home: Home, tmp_path: Path
-) -> None:
-    """A service takes nothing from the home of its user, which tasks may reach."""
+def test_a_systemd_folder_excludes_other_files(home: Home, tmp_path: Path) -> None:
+    """A service reads nothing from its user's home, which tasks can write."""
     home.write("slots = 1", home.machine)
     home.write("slots = 2")
     home.write("slots = 3", tmp_path / "unit/config.toml")
@@ -82,7 +80,7 @@ def test_where_systemd_names_a_folder_no_other_file_decides(
     assert home.configure().slots == 3
 
 
-def test_every_value_can_be_said_in_a_file(home: Home) -> None:
+def test_every_value_can_be_set_in_a_file(home: Home) -> None:
     """With TOML's own types, and units in quotes."""
     home.write(
         """
@@ -109,8 +107,8 @@ def test_every_value_can_be_said_in_a_file(home: Home) -> None:
     assert found.paths.workdir == Path("~/work").expanduser()
 
 
-def test_a_list_of_a_source_replaces_that_of_another(home: Home) -> None:
-    """What holds can be read in one place."""
+def test_a_list_replaces_that_of_another_source(home: Home) -> None:
+    """The list in force can be read in one place."""
     home.write('labels = ["a=1"]\ngpus = ["0"]')
     home.environ["OCTASKLY_LABELS"] = "b=2, c=3"
 
@@ -120,7 +118,7 @@ def test_a_list_of_a_source_replaces_that_of_another(home: Home) -> None:
     assert found.options.gpus == ("1", "2")
 
 
-def test_origins_and_hosts_are_taken_as_requests_name_them(home: Home) -> None:
+def test_origins_and_hosts_match_the_form_of_requests(home: Home) -> None:
     """With and without ports; hosts also as addresses."""
     origins = ("https://dash.example", "http://[fe80::1]:8080", "tauri://localhost")
     hosts = ("Pi.lan", "10.0.0.7", "fe80::1", "::1")
@@ -130,15 +128,15 @@ def test_origins_and_hosts_are_taken_as_requests_name_them(home: Home) -> None:
     assert (found.cors_origins, found.allow_hosts) == (origins, hosts)
 
 
-def test_an_empty_variable_says_nothing(home: Home) -> None:
-    """That is how a unit or a shell unsets one."""
+def test_an_empty_variable_is_unset(home: Home) -> None:
+    """A unit or a shell unsets a variable so."""
     home.environ["OCTASKLY_DURABILITY"] = ""
 
     assert not home.configure().is_strict
 
 
-def test_all_mistakes_of_all_sources_are_told_at_once(home: Home) -> None:
-    """Each with its place, what stands there, and what may."""
+def test_all_mistakes_of_all_sources_are_reported_at_once(home: Home) -> None:
+    """Each with its source, its value, and the allowed values."""
     machine = home.write("api_port = 70000\nslotz = 3", home.machine)
     own = home.write('slots = "8"\n\nlabels = ["a=1", "b"]\n[agent]\nname = "x"')
     home.environ |= {"OCTASKLY_LOG_LEVEL": "verbose"}
@@ -185,10 +183,10 @@ def test_all_mistakes_of_all_sources_are_told_at_once(home: Home) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_unusable_words_of_operators_end_the_agent(
+def test_invalid_flags_end_the_agent(
     home: Home, flags: dict[str, Any], fault: str
 ) -> None:
-    """The message names the flag and what it takes."""
+    """The message names the flag and its allowed values."""
     [line] = home.faults(**flags)
 
     assert line.startswith(fault)
@@ -204,10 +202,10 @@ def test_unusable_words_of_operators_end_the_agent(
     ],
     ids=["open string", "twice", "deep", "long"],
 )
-def test_a_file_that_is_no_toml_is_refused_by_name(
+def test_a_file_that_is_not_toml_is_refused_by_name(
     home: Home, text: str, fault: str
 ) -> None:
-    """And with the line, where TOML's reader knows it."""
+    """The message has the line, if TOML's parser knows it."""
     path = home.write(text)
 
     [line] = home.faults()
@@ -215,8 +213,8 @@ def test_a_file_that_is_no_toml_is_refused_by_name(
     assert line.startswith(f"{path}: {fault}")
 
 
-def test_a_file_with_other_bytes_than_utf8_is_refused(home: Home) -> None:
-    """It was written by something else."""
+def test_a_file_that_is_not_utf8_is_refused(home: Home) -> None:
+    """Another program wrote it."""
     home.write("").write_bytes(b'name = "\xff"')
 
     [line] = home.faults()
@@ -225,8 +223,8 @@ def test_a_file_with_other_bytes_than_utf8_is_refused(home: Home) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o602, 0o620, 0o666], ids=oct)
-def test_a_file_that_others_may_write_is_refused(home: Home, mode: int) -> None:
-    """Who writes it, decides what runs."""
+def test_a_file_that_others_can_write_is_refused(home: Home, mode: int) -> None:
+    """Its author decides which commands run."""
     path = home.write("slots = 1")
     path.chmod(mode)
 
@@ -237,7 +235,7 @@ def test_a_file_that_others_may_write_is_refused(home: Home, mode: int) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away takes root")
 def test_a_file_of_another_user_is_refused(home: Home) -> None:
-    """Its owner may write it at any time."""
+    """Its owner can change it at any time."""
     path = home.write("slots = 1")
     os.chown(path, 12345, -1)
 
@@ -246,8 +244,8 @@ def test_a_file_of_another_user_is_refused(home: Home) -> None:
     assert line == f"{path}: it belongs to user 12345: sudo chown root {path}"
 
 
-def test_a_pipe_in_the_place_of_a_file_does_not_hang_the_start(home: Home) -> None:
-    """Opening one would wait for a writer."""
+def test_a_fifo_instead_of_a_file_does_not_block_the_start(home: Home) -> None:
+    """Opening a FIFO would wait for a writer."""
     home.own.parent.mkdir(parents=True)
     os.mkfifo(home.own, 0o600)
 
@@ -261,8 +259,8 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang_the_start(home: Home) -> No
     [setting for setting in SETTINGS if setting.default not in (None, ())],
     ids=lambda setting: setting.key,
 )
-def test_a_default_can_be_said_as_it_is_shown(home: Home, setting: Any) -> None:
-    """What `octaskly config` prints may be copied into a variable."""
+def test_a_default_can_be_set_as_it_is_shown(home: Home, setting: Any) -> None:
+    """The output of `octaskly config` may be copied into a variable."""
     home.environ[setting.variable] = setting.value_type.format(setting.default)
 
     found = home.configure()
@@ -270,10 +268,10 @@ def test_a_default_can_be_said_as_it_is_shown(home: Home, setting: Any) -> None:
     assert getattr(found.options, setting.field) == setting.default
 
 
-def test_the_socket_of_a_folder_that_a_file_names_is_where_commands_look(
+def test_commands_look_for_the_socket_in_the_folder_of_the_file(
     home: Home, tmp_path: Path
 ) -> None:
-    """A folder by flag or variable is one of several: it keeps its socket."""
+    """A folder from a flag or variable is one of several, and keeps its socket."""
     home.environ["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
     home.write(f'state_dir = "{tmp_path}/state"')
 
@@ -283,8 +281,10 @@ def test_the_socket_of_a_folder_that_a_file_names_is_where_commands_look(
     assert by_flag.paths.socket_path("ash") == tmp_path / "b/octaskly.sock"
 
 
-def test_an_agent_knows_whether_commands_find_it(home: Home, tmp_path: Path) -> None:
-    """They look where sockets lie, and below the default folder for state."""
+def test_an_agent_knows_whether_commands_can_find_it(
+    home: Home, tmp_path: Path
+) -> None:
+    """Commands look in the socket folder and below the default state folder."""
     home.environ.pop("XDG_RUNTIME_DIR", None)
     default, apart = home.configure(), home.configure(state_dir=str(tmp_path / "b"))
 
@@ -295,10 +295,10 @@ def test_an_agent_knows_whether_commands_find_it(home: Home, tmp_path: Path) -> 
     assert home.configure().paths.is_discoverable(home.environ)
 
 
-def test_an_agent_is_woken_by_heartbeats_rather_than_by_its_own_tick(
+def test_heartbeats_wake_an_agent_before_its_own_tick(
     home: Home,
 ) -> None:
-    """A tick within each beat would double what an idle node costs."""
+    """A tick between heartbeats would double the cost of an idle node."""
     timing = home.configure().timing
 
     assert timing.heartbeat_s < timing.tick_s < timing.suspicion_timeout_s / 3
