@@ -1,4 +1,4 @@
-"""Drafts become tasks with names, places in the queue, and no twins."""
+"""Admission: ids, queue order, and duplicate submissions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.dispatcher import submission
 
 
 def acceptance(sequence: int = 7) -> Admission:
-    """Return the acceptance of a mesh that has used so many numbers."""
+    """Return the admission of a mesh that has used this many sequence numbers."""
     return Admission(journal(), TaskQueue(Limits()), sequence)
 
 
@@ -28,8 +28,8 @@ def names(specs: list[TaskSpec]) -> list[str]:
     return [spec.id for spec in specs]
 
 
-def test_tasks_are_numbered_on_from_the_last_number_used() -> None:
-    """The suffix keeps two halves of a split apart."""
+def test_tasks_are_numbered_after_the_last_used_number() -> None:
+    """The suffix keeps the two halves of a split apart."""
     specs, fresh = acceptance().specs_from_drafts(
         submission(draft(), draft()), moment()
     )
@@ -38,8 +38,8 @@ def test_tasks_are_numbered_on_from_the_last_number_used() -> None:
     assert fresh == specs
 
 
-def test_a_higher_number_of_another_node_is_counted_on_from() -> None:
-    """After a failover numbers go on, and a lower one changes nothing."""
+def test_numbering_continues_after_a_higher_number_of_another_node() -> None:
+    """After a failover numbers continue; a lower one changes nothing."""
     made = acceptance()
     made.raise_sequence(41)
     made.raise_sequence(12)
@@ -49,8 +49,8 @@ def test_a_higher_number_of_another_node_is_counted_on_from() -> None:
     ]
 
 
-def test_tasks_stand_in_the_queue_in_the_order_of_the_request() -> None:
-    """All in one band of priority, at the time of this node."""
+def test_tasks_keep_the_order_of_their_request() -> None:
+    """All have one priority band and this node's time."""
     specs, _ = acceptance().specs_from_drafts(submission(draft(), draft()), moment())
 
     assert specs[0].ord < specs[1].ord
@@ -58,8 +58,8 @@ def test_tasks_stand_in_the_queue_in_the_order_of_the_request() -> None:
     assert {spec.created_ms for spec in specs} == {START_MS}
 
 
-def test_a_number_is_given_once_also_where_it_is_asked_for_beforehand() -> None:
-    """Whoever submits tasks with the names that it got may repeat that."""
+def test_a_reserved_number_is_used_once() -> None:
+    """A client that submits tasks with reserved ids may repeat the request."""
     made = acceptance()
 
     assert made.mint_task_id("0badcafe") == "task-008-0badcafe"
@@ -68,8 +68,8 @@ def test_a_number_is_given_once_also_where_it_is_asked_for_beforehand() -> None:
     ]
 
 
-def test_a_number_that_comes_with_a_task_is_counted_on_from() -> None:
-    """An earlier dispatcher gave it; a number that follows from a key is none."""
+def test_numbering_continues_after_the_number_of_a_submitted_id() -> None:
+    """An earlier dispatcher assigned it; ids from idempotency keys do not count."""
     made = acceptance()
     made.specs_from_drafts(
         submission(draft(id="task-011-0badcafe"), draft(id=f"task-{7:012}-0badcafe")),
@@ -81,7 +81,7 @@ def test_a_number_that_comes_with_a_task_is_counted_on_from() -> None:
     ]
 
 
-def test_an_id_that_a_client_chose_uses_no_number() -> None:
+def test_an_id_chosen_by_a_client_uses_no_number() -> None:
     """But it is the task's name."""
     specs, _ = acceptance().specs_from_drafts(
         submission(draft(id="mine"), draft()), moment()
@@ -90,8 +90,8 @@ def test_an_id_that_a_client_chose_uses_no_number() -> None:
     assert [task_name(spec.id) for spec in specs] == ["mine", "task-008-00000001"]
 
 
-def test_a_name_for_two_different_tasks_makes_two() -> None:
-    """Two halves of a split cannot know what the other one calls so."""
+def test_one_name_for_two_different_tasks_gives_two_ids() -> None:
+    """Two halves of a split do not know each other's tasks of that name."""
     one, _ = acceptance().specs_from_drafts(submission(draft(id="mine")), moment())
     other, _ = acceptance().specs_from_drafts(
         submission(draft("other", id="mine")), moment(1)
@@ -100,8 +100,8 @@ def test_a_name_for_two_different_tasks_makes_two() -> None:
     assert one[0].id != other[0].id
 
 
-def test_a_name_for_one_task_makes_one_on_both_sides_of_a_split() -> None:
-    """Wherever and whenever the same is asked for."""
+def test_one_name_for_one_task_gives_the_same_id_on_both_sides_of_a_split() -> None:
+    """The place and time of the request do not matter."""
     one, _ = acceptance().specs_from_drafts(submission(draft(id="mine")), moment())
     other, _ = acceptance(99).specs_from_drafts(submission(draft(id="mine")), moment(5))
 
@@ -118,18 +118,18 @@ def test_a_name_for_one_task_makes_one_on_both_sides_of_a_split() -> None:
         {"id": TaskId("other")},
     ],
 )
-def test_whatever_is_asked_for_tells_tasks_of_one_name_apart(
+def test_any_difference_in_the_submission_gives_another_id(
     change: dict[str, Any],
 ) -> None:
-    """So does who asks: a client cancels its own tasks only."""
+    """The caller counts, too: a client cancels only its own tasks."""
     asked = TaskDraft(command="a", id=TaskId("mine"))
 
     assert log_id_of(replace(asked, **change), "ana") != log_id_of(asked, "ana")
     assert log_id_of(asked, "bob") != log_id_of(asked, "ana")
 
 
-def test_a_chosen_id_that_is_under_way_is_the_same_task() -> None:
-    """Two requests with one key make one task, also before its commit."""
+def test_a_repeated_id_in_flight_is_the_same_task() -> None:
+    """Two requests with one key make one task, even before its commit."""
     made = acceptance()
     first, _ = made.specs_from_drafts(submission(draft(id="mine")), moment())
     again, fresh = made.specs_from_drafts(submission(draft(id="mine")), moment(1))
@@ -137,8 +137,8 @@ def test_a_chosen_id_that_is_under_way_is_the_same_task() -> None:
     assert (again, fresh) == (first, [])
 
 
-def test_a_repetition_asks_for_all_but_the_parents() -> None:
-    """They may have failed for good, or be forgotten: it would never begin."""
+def test_a_repetition_omits_the_parents() -> None:
+    """Parents may have failed or be forgotten; the task would never start."""
     parents = After(tasks=(TaskId("p"),))
     asked = TaskOptions(name="n", after=parents, retry=Retry(retries=2))
     spec = TaskSpec(id=TaskId("t"), command="c", timeout_s=5, options=asked)
@@ -150,7 +150,7 @@ def test_a_repetition_asks_for_all_but_the_parents() -> None:
 
 
 def test_a_chosen_id_is_forgotten_once_it_is_durable() -> None:
-    """From then on the store answers for it: memory is bounded by what is in hand."""
+    """Afterwards the store knows it; memory is bounded by tasks in hand."""
     made = acceptance()
     specs, _ = made.specs_from_drafts(submission(draft(id="mine")), moment())
     made.drop_durable_specs(specs)

@@ -1,4 +1,4 @@
-"""What is handed in under a chosen name may be known already, or be another task."""
+"""Submissions with a client's id, which may be known or belong to another task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NIGHTLY = draft(id="nightly")
 
 
 def name() -> TaskId:
-    """Return the id of the task whose name is chosen here."""
+    """Return the id of the task with the name chosen here."""
     known = log_id_of(NIGHTLY, "tester")
     assert known is not None
     return known
@@ -46,26 +46,26 @@ ENVELOPE = replace(spec(name()), command=NIGHTLY.command)
 
 
 def led(limits: Limits | None = None) -> DispatcherWithJournal:
-    """Return a reign with room on node b, in which node a is about to tell."""
+    """Return a dispatcher with room on node b; node a is about to report its tasks."""
     world = dispatcher_with(limits=limits, b=1)
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     return world
 
 
-def hand_in(world: DispatcherWithJournal) -> list[Effect]:
-    """Hand the task in, and let that be durable."""
+def submit(world: DispatcherWithJournal) -> list[Effect]:
+    """Submit the task and make it durable."""
     effects = world.dispatch.on_submitted(submission(NIGHTLY), moment())
     world.commit()
     return effects
 
 
-def test_what_a_worker_was_found_to_run_is_not_begun_by_who_hands_it_in_again() -> None:
-    """Whoever did had no answer of the dispatcher before, whose log is gone."""
+def test_a_resubmission_does_not_start_a_task_that_a_worker_runs() -> None:
+    """The previous dispatcher gave no answer, and its log is gone."""
     world = led()
     back = Reattach(((attempt(), ENVELOPE),), 1, NodeState.READY)
     world.dispatch.on_reattach(A, back, moment())
 
-    effects = hand_in(world)
+    effects = submit(world)
 
     assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
     world.dispatch.on_results(A, results_message(report(name())), moment())
@@ -73,32 +73,30 @@ def test_what_a_worker_was_found_to_run_is_not_begun_by_who_hands_it_in_again() 
     assert world.dispatch.outstanding(A) == 0
 
 
-def test_what_has_ended_is_not_begun_while_the_store_is_asked_about_it() -> None:
-    """Its worker told how, and this reign knows nothing of the task."""
+def test_a_resubmission_of_an_ended_task_waits_for_the_store() -> None:
+    """Its worker reported the end, and this dispatcher does not know the task."""
     world = led()
     late = report(name(), envelope=ENVELOPE)
     assert world.dispatch.on_results(A, results_message(late), moment()) == [
         LoadLive((name(),))
     ]
 
-    effects = hand_in(world)
+    effects = submit(world)
 
     assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
     effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     assert appended_facts(effects)[-1] == Finished(name(), attempt(), A, outcome())
 
 
-def test_who_has_the_name_of_what_ended_here_and_was_forgotten_can_be_cancelled() -> (
-    None
-):
-    """It waits in the store, as more is in hand than that holds."""
+def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:
+    """It waits in the store, because the memory is full."""
     world = led(Limits(window_tasks=1))
-    hand_in(world)
+    submit(world)
     world.dispatch.on_results(B, results_message(report(name())), moment())
     world.commit()
     world.dispatch.on_submitted(submission(draft(), draft(), draft()), moment())
     world.commit()
-    hand_in(world)
+    submit(world)
 
     effects = world.dispatch.on_cancel_requested(cancel_request(task=name()), moment())
 

@@ -1,4 +1,4 @@
-"""When the floor rises, what is carried before it, and how a snapshot is taken in."""
+"""The compaction floor, the facts carried past it, and snapshots."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ ROW = TaskRow(task_record(), SubmissionTimes(1, 1, OTHER, 5), 2)
 
 
 def pulls(effects: list[Effect]) -> list[Pull]:
-    """Return the questions among these effects."""
+    """Return the PULL messages among these effects."""
     sent = [e.messages for e in effects if isinstance(e, Send)]
     return [m for some in sent for m in some if isinstance(m, Pull)]
 
@@ -91,16 +91,16 @@ def part(key: int, *, more: bool, head: SnapshotHead | None = None) -> Snapshot:
 
 
 def planned(world: DispatcherWithJournal, event: FloorPlanned) -> list[Effect]:
-    """Ask the store when it is time, and let it answer."""
+    """Ask the store when planning is due, and return its answer's effects."""
     asked = world.dispatch.on_time(moment(61))
     assert [type(effect) for effect in asked] == [PlanFloor]
     return world.dispatch.on_store_answer(event, moment(61))
 
 
-def test_what_is_carried_stands_before_the_floor() -> None:
-    """All that is known of a task that is still wanted, its envelope behind the rest.
+def test_carried_facts_precede_the_floor() -> None:
+    """All facts of a live task are carried, with its envelope last.
 
-    So who has forgotten it never takes it back without its end.
+    A node that has forgotten the task never takes it back without its end.
     """
     world = dispatcher_with()
     ended = Attempt(attempt(), B, AttemptState.OK, outcome())
@@ -114,8 +114,8 @@ def test_what_is_carried_stands_before_the_floor() -> None:
     assert world.journal.vector[OTHER] == 3
 
 
-def test_what_only_rows_say_is_written_again_step_by_step() -> None:
-    """Then the store is told, behind the last of it; the floor stays where it is."""
+def test_facts_known_from_rows_only_are_rewritten_in_steps() -> None:
+    """Then the store learns of it, after the last of them; the floor does not move."""
     world = dispatcher_with()
     some = FloorPlanned(
         None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
@@ -129,7 +129,7 @@ def test_what_only_rows_say_is_written_again_step_by_step() -> None:
     assert (ask.after_key, ask.stream) == (4, STREAM)
     last = world.dispatch.on_store_answer(rest, moment(62))
 
-    # Behind the floor standbys hear that no rows say more.
+    # After the floor standbys hear that rows exceed the log no more.
     assert appended_facts(last) == [*facts_of(task_record()), NO_FLOOR]
     assert [e.rewritten_rows for e in last if isinstance(e, Save)] == [rest.rows_ahead]
     assert world.dispatch.on_time(moment(130)) == []
@@ -139,8 +139,8 @@ def test_what_only_rows_say_is_written_again_step_by_step() -> None:
     assert again.after_key == 0
 
 
-def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
-    """Not after a minute; but one step leaves time for others."""
+def test_row_facts_are_rewritten_soon_when_a_standby_keeps_them() -> None:
+    """Sooner than after a minute; but one step leaves time for others."""
     world = dispatcher_with()
     world.dispatch.compaction.hasten_row_rewrite(moment(5))
 
@@ -157,8 +157,8 @@ def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
     assert len(world.dispatch.on_time(moment(7))) == 1
 
 
-def test_while_rows_come_nothing_of_them_is_written_again() -> None:
-    """The members of an array come last, and in the end the log may say it all."""
+def test_row_facts_are_not_rewritten_during_a_snapshot() -> None:
+    """Members of an array come last, and the log may contain all facts in the end."""
     world = dispatcher_with()
     some = FloorPlanned(
         None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
@@ -174,8 +174,8 @@ def test_while_rows_come_nothing_of_them_is_written_again() -> None:
     assert again.after_key == 0
 
 
-def test_rows_that_come_while_the_store_reads_wait_for_the_next_round() -> None:
-    """They may lie behind what was read."""
+def test_rows_that_arrive_during_a_read_wait_for_the_next_round() -> None:
+    """They may precede the position of the read."""
     world = dispatcher_with()
     world.dispatch.on_time(moment(61))
     world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
@@ -187,8 +187,8 @@ def test_rows_that_come_while_the_store_reads_wait_for_the_next_round() -> None:
     assert not [e for e in last if isinstance(e, Save)]
 
 
-def test_what_was_planned_before_a_floor_came_is_planned_again() -> None:
-    """A task to be carried may be gone by that floor."""
+def test_a_plan_from_before_a_floor_is_repeated() -> None:
+    """That floor may have removed a task to be carried."""
     world = dispatcher_with()
     world.dispatch.on_time(moment(61))
     world.journal.raise_floor(FLOOR)
@@ -202,7 +202,7 @@ def test_what_was_planned_before_a_floor_came_is_planned_again() -> None:
 
 
 def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
-    """What is forgotten is gone on every node, and for good."""
+    """Forgotten tasks are gone on every node, for good."""
     world = dispatcher_with()
     late = moment(61)._replace(wall_ms=moment(61).wall_ms + 400 * DAY_MS)
 
@@ -214,15 +214,15 @@ def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
 
 
 def meet(world: DispatcherWithJournal, wall_ms: int) -> None:
-    """Let node b be met, whose clock says that."""
+    """Let node b connect, with this clock."""
     node = settings("b").node
     hello = Hello(node=node, epoch=NO_EPOCH, dispatcher=None, wall_ms=wall_ms)
     event = PeerUp(B, hello, hello, Address("10.0.0.2", 7878))
     world.replication.peer_table.on_peer_up(event, moment())
 
 
-def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
-    """One machine whose clock is ahead must not forget for all."""
+def test_age_is_judged_by_the_slowest_clock() -> None:
+    """One machine with a fast clock must not forget for all."""
     world = dispatcher_with()
     behind_ms = 600_000
     meet(world, moment().wall_ms - behind_ms)
@@ -233,8 +233,8 @@ def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
     assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS - behind_ms)
 
 
-def test_a_clock_that_was_never_set_does_not_count() -> None:
-    """A board without a battery says 1970; nothing would be forgotten any more."""
+def test_an_unset_clock_is_ignored() -> None:
+    """A board without a battery starts in 1970; nothing would ever be forgotten."""
     world = dispatcher_with()
     meet(world, DAY_MS)
 
@@ -244,8 +244,8 @@ def test_a_clock_that_was_never_set_does_not_count() -> None:
     assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS)
 
 
-def test_nothing_is_asked_while_a_step_is_under_way() -> None:
-    """The next one is planned from what this one has made durable."""
+def test_nothing_is_planned_during_a_step() -> None:
+    """The next step is planned from the durable result of this one."""
     world = dispatcher_with()
     planned(world, FloorPlanned(FLOOR, has_more=True))
 
@@ -257,7 +257,7 @@ def test_nothing_is_asked_while_a_step_is_under_way() -> None:
 def asked_to_forget(
     world: DispatcherWithJournal, ticket: int, seconds: int
 ) -> PlanFloor:
-    """Ask between two looks at the age; return what the store is asked."""
+    """Ask between two checks of the age; return the questions to the store."""
     world.dispatch.compaction.on_purge_requested(
         PurgeRequested(ticket, seconds), moment(5)
     )
@@ -271,8 +271,8 @@ def answered(effects: list[Effect]) -> list[Answer]:
     return [effect for effect in effects if isinstance(effect, Answer)]
 
 
-def test_who_asks_to_forget_hears_when_it_is_durable_and_how_many_went() -> None:
-    """At once, step by step, whatever the age that else counts."""
+def test_a_request_to_forget_is_answered_with_the_durable_count() -> None:
+    """It runs at once, in steps, and ignores the usual age."""
     world = dispatcher_with()
 
     ask = asked_to_forget(world, 3, 60)
@@ -294,8 +294,8 @@ def test_who_asks_to_forget_hears_when_it_is_durable_and_how_many_went() -> None
     assert later.purge_hlc == 0
 
 
-def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None:
-    """What is void still lies before what comes next."""
+def test_nothing_to_forget_is_answered_unless_rows_are_being_deleted() -> None:
+    """Void rows still precede the next ones."""
     world = dispatcher_with()
     asked_to_forget(world, 3, 0)
 
@@ -309,8 +309,8 @@ def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None
     assert done == [Answer(3, TasksPurged(0))]
 
 
-def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
-    """What it asks for beyond the first one is not told to be done."""
+def test_a_request_to_forget_during_a_plan_is_planned_next() -> None:
+    """Tasks beyond the first request are not reported as forgotten."""
     world = dispatcher_with()
     asked_to_forget(world, 3, 60)
     world.dispatch.compaction.on_purge_requested(PurgeRequested(4, 0), moment(5))
@@ -322,8 +322,8 @@ def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
     assert done == [Answer(3, TasksPurged(0)), Answer(4, TasksPurged(0))]
 
 
-def test_a_reign_begins_with_the_floor_that_is_known() -> None:
-    """Whoever reads its stream knows what was gone before it."""
+def test_an_epoch_starts_with_the_known_floor() -> None:
+    """A reader of its stream knows which tasks were gone before it."""
     world = DispatcherWithJournal()
     world.journal.raise_floor(FLOOR)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
@@ -332,7 +332,7 @@ def test_a_reign_begins_with_the_floor_that_is_known() -> None:
     assert world.dispatch.on_time(moment()) == []
 
 
-def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
+def test_a_result_below_the_floor_restores_no_task() -> None:
     """It is written and acknowledged, but its envelope is not."""
     world = dispatcher_with(a=1)
     ended = attempt(stream=OTHER)
@@ -352,8 +352,8 @@ def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
     ]
 
 
-def test_a_floor_waits_for_what_its_writer_held() -> None:
-    """Else a task would be gone here before its copy or its end has come."""
+def test_a_floor_waits_for_the_entries_of_its_writer() -> None:
+    """A task could otherwise disappear here before its copy or its end arrives."""
     log = journal()
     floor = replace(FLOOR, required_vector=((StreamId(6), 1),))
     entries = [Entry(StreamId(8), 1, 10, floor)]
@@ -367,8 +367,8 @@ def test_a_floor_waits_for_what_its_writer_held() -> None:
     assert log.floor == FLOOR
 
 
-def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> None:
-    """The next part is asked for once the one before is on disk."""
+def test_a_snapshot_is_applied_in_parts_and_moves_the_vector_at_its_end() -> None:
+    """The next part is requested once the previous one is on disk."""
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
@@ -386,8 +386,8 @@ def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> N
     assert pulls(last) == [Pull(((OTHER, 7),))]
 
 
-def test_a_snapshot_that_was_cut_off_is_begun_again() -> None:
-    """Parts of the one before do not count for the next."""
+def test_an_interrupted_snapshot_starts_again() -> None:
+    """Parts of the previous one do not count for the next."""
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)

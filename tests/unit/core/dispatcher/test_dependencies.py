@@ -1,4 +1,4 @@
-"""Tasks that come after others: the store is asked for each that came."""
+"""Tasks with parents: the dispatcher asks the store whether they may start."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.support.dispatcher import (
 
 
 def late() -> TaskDraft:
-    """Return a task that comes after another one."""
+    """Return a task with a parent."""
     return replace(draft(), options=TaskOptions(after=After(tasks=("p",))))
 
 
-def test_a_late_task_that_comes_while_the_store_answers_is_asked_for() -> None:
-    """The answer does not know it, so it does not say that nobody waits."""
+def test_a_dependent_task_that_arrives_during_a_read_is_read_next() -> None:
+    """The answer does not know it, so it does not say that no task waits."""
     world = dispatcher_with()
     world.dispatch.on_submitted(submission(late()), moment())
 
@@ -46,7 +46,7 @@ def test_a_late_task_that_comes_while_the_store_answers_is_asked_for() -> None:
     assert LoadUnblocked(3, UNBLOCKED_MAX) in effects
 
 
-def test_nobody_is_asked_about_where_no_task_is_late() -> None:
+def test_the_store_is_not_asked_without_dependent_tasks() -> None:
     """Each end of a task would cost a read."""
     world = dispatcher_with()
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
@@ -56,10 +56,10 @@ def test_nobody_is_asked_about_where_no_task_is_late() -> None:
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
-def test_who_is_cancelled_while_the_store_answers_does_not_run(
+def test_a_task_that_is_cancelled_during_a_read_does_not_run(
     *, is_durable: bool
 ) -> None:
-    """The store was asked before it knew that, or before it could write it."""
+    """The read is older than the cancel, or than its write."""
     world = dispatcher_with(b=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submission(late()), moment())
@@ -76,8 +76,8 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 
-def test_who_ends_while_the_store_answers_does_not_run() -> None:
-    """A worker tells so that began it in the reign before."""
+def test_a_task_that_ends_during_a_read_does_not_run() -> None:
+    """A worker that started it in the previous epoch reports the end."""
     world = dispatcher_with(b=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submission(late()), moment())
@@ -93,7 +93,7 @@ def test_who_ends_while_the_store_answers_does_not_run() -> None:
     assert not [e for e in effects if isinstance(e, Append | Send)]
 
 
-def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> None:
+def test_an_array_that_may_start_is_read_with_the_state_of_its_members() -> None:
     """Some were cancelled while it waited."""
     world = dispatcher_with(b=3)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
@@ -110,8 +110,8 @@ def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> 
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 
-def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
-    """Its reign had seen that one end well. It would be tried again, though over."""
+def test_a_running_task_is_not_cancelled_for_its_parent() -> None:
+    """Its first dispatcher saw the parent succeed; here the ended parent is retried."""
     world = dispatcher_with(a=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_submitted(submission(late()), moment())
@@ -127,8 +127,8 @@ def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
 
-def test_nobody_is_asked_about_while_others_are_read() -> None:
-    """They may hold that a late task has run, and how it ended."""
+def test_the_store_is_not_asked_during_a_queue_read() -> None:
+    """The read may show that a dependent task has run, and how it ended."""
     world = DispatcherWithJournal()
     world.dispatch.reconciler.delay_read(moment())
 

@@ -1,4 +1,4 @@
-"""Every end of an attempt is recorded, and acknowledged when that is durable."""
+"""Every end of an attempt is recorded, and acknowledged once it is durable."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.support.dispatcher import (
 
 
 def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
-    """The worker may forget it only then."""
+    """Only then may the worker forget it."""
     world = dispatcher_running_t(b=1)
 
     effects = world.dispatch.on_results(B, results_message(), moment())
@@ -57,7 +57,7 @@ def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
 
 
 def test_a_freed_slot_is_filled_in_the_same_step() -> None:
-    """End and next assignment share a commit; the dispatch does not wait for it."""
+    """The end and the next assignment share a commit; the dispatch does not wait."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
 
     effects = world.dispatch.on_results(B, results_message(credit=1), moment())
@@ -70,7 +70,7 @@ def test_a_freed_slot_is_filled_in_the_same_step() -> None:
 
 
 def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
-    """The worker repeats while the disk is slow."""
+    """The worker repeats it while the disk is slow."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_results(B, results_message(), moment())
 
@@ -101,8 +101,8 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
-def test_a_success_of_a_task_that_was_cancelled_before_this_reign_is_none() -> None:
-    """Who cancelled it was told so, by a dispatcher that died before the end came."""
+def test_a_success_of_a_task_cancelled_in_an_earlier_epoch_is_ignored() -> None:
+    """The previous dispatcher confirmed the cancel and died before the end arrived."""
     world = dispatcher_with(b=1)
     success = results_message(report(envelope=spec()))
 
@@ -119,8 +119,8 @@ def test_a_success_of_a_task_that_was_cancelled_before_this_reign_is_none() -> N
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
-def test_a_success_that_waits_for_the_store_keeps_its_task_from_being_started() -> None:
-    """Its assignment was lost with the dispatcher before, so it seems to wait."""
+def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> None:
+    """Its assignment was lost with the previous dispatcher, so it looks queued."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(A, 1), moment())
@@ -140,8 +140,8 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_being_started() 
     assert effects[1:] == []
 
 
-def test_what_is_cancelled_while_its_success_waits_for_the_store_is_cancelled() -> None:
-    """The read may be older than that."""
+def test_a_cancel_prevails_over_a_success_that_waits_for_the_store() -> None:
+    """The read may be older than the cancel."""
     world = dispatcher_with(b=1)
     world.dispatch.on_results(B, results_message(report(envelope=spec())), moment())
     asked = cancel_request(TaskState.RUNNING, force=True)
@@ -156,8 +156,8 @@ def test_what_is_cancelled_while_its_success_waits_for_the_store_is_cancelled() 
     assert fact.outcome.state is AttemptState.CANCELLED
 
 
-def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None:
-    """It may have ended long ago; only the store knows whether to run it."""
+def test_an_unknown_returned_task_is_read_from_the_store() -> None:
+    """It may have ended long ago; only the store knows whether it must run."""
     world = dispatcher_with(b=1)
     back = report(end=released(EndReason.RETURNED), envelope=spec())
 
@@ -171,7 +171,7 @@ def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None
     assert later == [send_acknowledgement(B), LoadLive(), LoadQueued(-2, 1000)]
 
 
-def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
+def test_a_returned_attempt_runs_elsewhere_with_its_old_position() -> None:
     """It waited on the worker while others had room."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
     world.dispatch.on_worker_up(node_info(A, 1), moment())
@@ -188,8 +188,8 @@ def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
     assert world.commit() == [send_acknowledgement(B)]
 
 
-def test_a_worker_that_refuses_is_not_asked_again_at_once() -> None:
-    """Else the attempt would go back and forth."""
+def test_a_worker_that_refuses_is_not_retried_at_once() -> None:
+    """The attempt would otherwise go back and forth."""
     world = dispatcher_running_t(b=1)
 
     effects = world.dispatch.on_results(
@@ -202,7 +202,7 @@ def test_a_worker_that_refuses_is_not_asked_again_at_once() -> None:
     assert effects[1:] == []
 
 
-def test_a_worker_without_an_input_is_not_tried_again() -> None:
+def test_a_worker_without_an_input_is_not_retried() -> None:
     """Another worker may have it."""
     world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "data.csv")
@@ -216,8 +216,8 @@ def test_a_worker_without_an_input_is_not_tried_again() -> None:
     assert appended_facts(second) == [Assigned(T, attempt(2), A)]
 
 
-def test_a_task_whose_input_nobody_has_fails_and_names_it() -> None:
-    """Waiting would be for ever."""
+def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
+    """The task would wait for ever."""
     world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_time(moment(LATE))
@@ -231,8 +231,8 @@ def test_a_task_whose_input_nobody_has_fails_and_names_it() -> None:
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
-def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
-    """The node that has the file may be the last to attach."""
+def test_inputs_are_judged_after_the_adopt_window() -> None:
+    """The node with the file may be the last to attach."""
     world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_results(B, results_message(report(end=lack)), moment())
@@ -247,8 +247,8 @@ def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
     assert world.commit() == [AnnounceTaskStates((T,))]
 
 
-def test_a_lost_attempt_that_succeeded_after_all_ends_its_successor() -> None:
-    """The work is done; the second run is of no use."""
+def test_a_late_success_of_a_lost_attempt_ends_its_successor() -> None:
+    """The work is done; the second run is useless."""
     world = dispatcher_with(task_record(), b=1, a=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_worker_down(B, moment(LATE))
@@ -261,15 +261,15 @@ def test_a_lost_attempt_that_succeeded_after_all_ends_its_successor() -> None:
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
-def test_news_of_credit_alone_needs_no_acknowledgement() -> None:
-    """A worker says so when it takes work again."""
+def test_credit_alone_needs_no_acknowledgement() -> None:
+    """A worker reports it when it accepts work again."""
     world = dispatcher_with(b=1)
 
     assert world.dispatch.on_results(B, Results((), 0), moment()) == []
 
 
-def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
-    """Worker b lacks it, worker a is merely busy."""
+def test_a_task_waits_for_a_busy_worker_with_its_inputs() -> None:
+    """Worker b lacks the input, worker a is merely busy."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     lack = released(EndReason.INPUTS, "data.csv")
@@ -283,8 +283,8 @@ def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
     assert effects == []
 
 
-def test_a_task_rests_before_its_last_try() -> None:
-    """Where many nodes go down at once, each next worker is about to be lost, too."""
+def test_a_task_backs_off_before_its_last_try() -> None:
+    """If many nodes fail at once, each next worker may fail soon, too."""
     world = dispatcher_running_t(a=1, b=1, c=1)
     world.dispatch.on_time(moment(LATE))
     world.commit()

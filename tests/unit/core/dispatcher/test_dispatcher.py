@@ -1,4 +1,4 @@
-"""A reign accepts durably, places at once, and answers cancels."""
+"""A dispatcher accepts durably, places tasks at once, and answers cancels."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ from tests.support.dispatcher import (
 )
 
 
-def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
-    """What was accepted before is the first thing to know."""
+def test_an_epoch_starts_by_reading_queue_and_live_tasks() -> None:
+    """Tasks accepted earlier come first."""
     world = DispatcherWithJournal()
 
     effects = world.dispatch.start_dispatching(epoch(), STREAM, moment())
@@ -102,8 +102,8 @@ def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
     assert world.dispatch.is_accepting
 
 
-def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
-    """They may be older than what was decided since."""
+def test_answers_to_reads_of_an_earlier_epoch_are_ignored() -> None:
+    """They may be older than later decisions."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.stop_dispatching()
@@ -119,8 +119,8 @@ def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
     assert world.dispatch.outstanding(A) == 0
 
 
-def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
-    """The API then forwards them."""
+def test_a_node_without_the_role_sends_clients_to_the_dispatcher() -> None:
+    """The API then forwards their requests."""
     world = DispatcherWithJournal()
     dispatch = world.dispatch
 
@@ -138,8 +138,8 @@ def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     assert dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment()) == []
 
 
-def test_who_was_told_of_an_end_is_written_down() -> None:
-    """By the dispatcher alone, so that the next one does not tell them again."""
+def test_notified_clients_are_recorded() -> None:
+    """The dispatcher alone records them, so that the next one does not repeat it."""
     event = TasksNotified((T, TaskId("u")))
 
     assert DispatcherWithJournal().dispatch.on_tasks_notified(event, moment()) == []
@@ -147,8 +147,8 @@ def test_who_was_told_of_an_end_is_written_down() -> None:
     assert appended_facts(effects) == [Notified(T), Notified(TaskId("u"))]
 
 
-def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:
-    """Its log is handed over; what workers bring belongs into it."""
+def test_a_stopping_dispatcher_accepts_no_tasks_but_acknowledges_results() -> None:
+    """Its log is handed over; results of workers belong in it."""
     world = dispatcher_running_t(a=1)
     world.dispatch.pause_accepting()
 
@@ -161,7 +161,7 @@ def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:
     assert world.commit() == [send_acknowledgement(A), AnnounceTaskStates((T,))]
 
 
-def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
+def test_an_accepted_submission_is_answered_after_the_epoch() -> None:
     """It is durable, and the successor pulls it."""
     world = dispatcher_with()
     world.dispatch.on_submitted(submission(), moment())
@@ -174,7 +174,7 @@ def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
 
 
 def take_rows(world: DispatcherWithJournal, *, is_ahead: bool) -> None:
-    """Take in a part of a snapshot; with `is_ahead` it says more than the log."""
+    """Take in a part of a snapshot; with `is_ahead` its rows exceed the log."""
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
     stands_for = ((StreamId(5), 3 if is_ahead else 0),)
     part = Snapshot(
@@ -184,10 +184,10 @@ def take_rows(world: DispatcherWithJournal, *, is_ahead: bool) -> None:
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
-def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
+def test_a_known_task_counts_one_copy_while_only_rows_contain_it(
     monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
 ) -> None:
-    """What a request repeats may have come with a snapshot; standbys lack that."""
+    """A repeated request may find a row of a snapshot; standbys lack that row."""
     monkeypatch.setattr(
         Replication, "when_replicated", lambda _, told, now: told(now, 2)
     )
@@ -203,8 +203,8 @@ def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
     assert answer.reply.replicas == 2
 
 
-def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:
-    """The answer waits for the commit, the command need not."""
+def test_an_idle_mesh_starts_a_task_during_its_commit() -> None:
+    """The answer waits for the commit; the command need not."""
     world = dispatcher_with(b=2)
 
     effects = world.dispatch.on_submitted(submission(draft("echo hi")), moment())
@@ -222,8 +222,8 @@ def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:
     assert later == [Answer(1, TasksAccepted((task,)))]
 
 
-def test_where_more_waits_a_task_is_placed_when_it_is_durable() -> None:
-    """A batch gains nothing by starting early, and the store must not miss it."""
+def test_a_busy_mesh_places_a_task_once_it_is_durable() -> None:
+    """A batch gains nothing by an early start, and the store must not miss it."""
     world = dispatcher_with(b=2)
 
     effects = world.dispatch.on_submitted(submission(draft(), draft()), moment())
@@ -238,7 +238,7 @@ def test_where_more_waits_a_task_is_placed_when_it_is_durable() -> None:
 
 
 def test_tasks_keep_the_order_of_their_batch() -> None:
-    """`ord` grows, also within one millisecond."""
+    """`ord` grows, even within one millisecond."""
     world = dispatcher_with()
 
     effects = world.dispatch.on_submitted(submission(draft(), draft()), moment())
@@ -250,8 +250,8 @@ def test_tasks_keep_the_order_of_their_batch() -> None:
     assert [one.id, two.id] == ["task-008-00000000", "task-009-00000001"]
 
 
-def test_a_sequence_that_another_node_used_is_not_used_again() -> None:
-    """Short ids stay unique where they can."""
+def test_sequence_numbers_of_other_nodes_are_not_reused() -> None:
+    """Short ids stay unique where possible."""
     world = dispatcher_with()
     world.dispatch.raise_sequence(41)
 
@@ -260,7 +260,7 @@ def test_a_sequence_that_another_node_used_is_not_used_again() -> None:
     assert [fact.task for fact in appended_facts(effects)] == ["task-042-00000000"]
 
 
-def test_an_id_that_is_in_hand_is_not_accepted_twice() -> None:
+def test_an_id_in_hand_is_not_accepted_twice() -> None:
     """Two requests with one key may pass the gateway's check together."""
     world = dispatcher_with()
     first = world.dispatch.on_submitted(submission(draft(id="t")), moment())
@@ -276,8 +276,8 @@ def test_an_id_that_is_in_hand_is_not_accepted_twice() -> None:
     assert third == [Answer(3, reply)]
 
 
-def test_one_message_carries_all_that_a_worker_gets_in_a_step() -> None:
-    """Frames and commits are shared."""
+def test_a_worker_gets_one_message_in_each_step() -> None:
+    """Its tasks share frames and commits."""
     world = dispatcher_with(b=2)
     world.dispatch.on_submitted(submission(draft(), draft()), moment())
 
@@ -288,8 +288,8 @@ def test_one_message_carries_all_that_a_worker_gets_in_a_step() -> None:
     assert len(later) == 3
 
 
-def test_a_worker_gets_nothing_before_it_said_what_it_runs() -> None:
-    """It may still hold the very task that would be sent."""
+def test_a_worker_gets_no_tasks_before_its_report() -> None:
+    """It may already run the same task."""
     world = dispatcher_with(task_record())
 
     up = world.dispatch.on_worker_up(node_info(B, 1), moment())
@@ -301,7 +301,7 @@ def test_a_worker_gets_nothing_before_it_said_what_it_runs() -> None:
     assert world.dispatch.outstanding(B) == 1
 
 
-def test_a_heartbeat_that_raises_the_credit_brings_work_at_once() -> None:
+def test_a_heartbeat_with_more_credit_brings_work_at_once() -> None:
     """Short tasks are sent ahead."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
     load = LoadSample(5.0, 0.0, 0, 0)
@@ -314,7 +314,7 @@ def test_a_heartbeat_that_raises_the_credit_brings_work_at_once() -> None:
     assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
 
 
-def test_a_long_batch_is_cut_into_several_messages() -> None:
+def test_a_long_batch_is_split_into_several_messages() -> None:
     """A frame above the limit would end the link."""
     world = dispatcher_with(b=2, limits=Limits(entries_bytes=1000))
     big = draft("x" * 200)
@@ -330,7 +330,7 @@ def test_a_long_batch_is_cut_into_several_messages() -> None:
     ] == [1, 1]
 
 
-def test_a_queued_task_is_cancelled_for_good() -> None:
+def test_a_queued_task_is_cancelled() -> None:
     """The answer waits for the commit."""
     world = dispatcher_with(task_record())
 
@@ -341,8 +341,8 @@ def test_a_queued_task_is_cancelled_for_good() -> None:
     assert world.commit() == [cancel_reply(), AnnounceTaskStates((T,))]
 
 
-def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None:
-    """The store may have answered before the cancel was written."""
+def test_a_read_in_flight_does_not_restore_a_cancelled_task() -> None:
+    """The store may have answered before the write of the cancel."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
@@ -358,7 +358,7 @@ def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None
 
 
 def test_a_running_task_is_not_cancelled_without_force() -> None:
-    """Somebody may count on its side effects."""
+    """Its side effects may matter."""
     world = dispatcher_running_t(b=1)
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
@@ -367,7 +367,7 @@ def test_a_running_task_is_not_cancelled_without_force() -> None:
 
 
 def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
-    """It was handed over ahead of a free slot, so it has not begun."""
+    """It was sent ahead of a free slot, so it has not started."""
     world = dispatcher_with(task_record("s", place=0), task_record(), b=1)
     world.dispatch.on_results(B, Results((), credit=2), moment())
     world.commit()
@@ -380,7 +380,7 @@ def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
 
 
 def test_a_running_task_is_killed_by_force() -> None:
-    """The kill leaves at once, the answer waits for the commit."""
+    """The kill leaves at once; the answer waits for the commit."""
     world = dispatcher_running_t(b=1)
 
     effects = world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
@@ -395,8 +395,8 @@ def test_a_running_task_is_killed_by_force() -> None:
     assert again == [cancel_reply()]
 
 
-def test_what_ended_since_it_was_looked_up_is_not_cancelled() -> None:
-    """The store said that it runs; its end was written, and let go of, meanwhile."""
+def test_a_task_that_ended_since_its_lookup_is_not_cancelled() -> None:
+    """The store said that it runs; meanwhile its end was written, and memory freed."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_results(B, results_message(report()), moment())
     world.commit()
@@ -408,8 +408,8 @@ def test_what_ended_since_it_was_looked_up_is_not_cancelled() -> None:
     assert effects == [cancel_reply(False, TaskState.COMPLETED)]
 
 
-def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> None:
-    """Its worker repeats it for as long as that takes."""
+def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> None:
+    """Its worker repeats it until a standby has it."""
     world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
@@ -429,8 +429,8 @@ def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> 
     assert again == []
 
 
-def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
-    """It is carried out all the same, and asked for again until a standby has it."""
+def test_a_strict_mesh_reports_a_cancel_on_one_disk_only() -> None:
+    """The cancel takes effect; the client repeats it until a standby has it."""
     world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(
@@ -450,10 +450,10 @@ def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])
-def test_a_strict_mesh_counts_no_copy_of_a_cancel_that_rows_alone_may_say(
+def test_a_strict_mesh_counts_no_copy_of_a_cancel_in_rows_only(
     monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
 ) -> None:
-    """Who asks again is told so until standbys have it in their logs."""
+    """A repeated request reports this until the logs of standbys have it."""
     monkeypatch.setattr(
         Replication, "when_replicated", lambda _, told, now: told(now, 2)
     )
@@ -468,8 +468,8 @@ def test_a_strict_mesh_counts_no_copy_of_a_cancel_that_rows_alone_may_say(
     assert again == [Answer(5, NotReplicated()) if is_ahead else cancel_reply()]
 
 
-def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
-    """It is cancelled, whatever becomes of the attempt."""
+def test_a_killed_task_is_not_rerun_when_its_worker_is_lost() -> None:
+    """It is cancelled, whatever the end of the attempt."""
     world = dispatcher_running_t(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment(LATE))
@@ -482,7 +482,7 @@ def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
 
 
 def test_a_kill_is_repeated_when_the_worker_comes_back() -> None:
-    """The first order may have been lost with the link."""
+    """The first kill may have been lost with the link."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     world.commit()
@@ -493,8 +493,8 @@ def test_a_kill_is_repeated_when_the_worker_comes_back() -> None:
     assert world.dispatch.on_reattach(B, back, moment()) == [send_kill(B)]
 
 
-def test_what_is_over_cannot_be_cancelled() -> None:
-    """The store knows; nothing is written."""
+def test_an_ended_task_cannot_be_cancelled() -> None:
+    """The store knows the end; nothing is written."""
     world = dispatcher_with()
 
     done = world.dispatch.on_cancel_requested(
@@ -509,10 +509,10 @@ def test_what_is_over_cannot_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize(("by", "is_done"), [(None, False), ("ann", True)])
-def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
+def test_a_repeated_cancel_of_an_array_is_answered_as_done(
     by: str | None, is_done: bool
 ) -> None:
-    """The first answer may be lost; members that run are another matter."""
+    """The first answer may be lost; running members are another matter."""
     world = dispatcher_with()
     options = TaskOptions(array=ArraySpec(count=3))
     array = TaskRecord(
@@ -530,17 +530,17 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
 
 
 def by_force(name: TaskId) -> CancelRequested:
-    """Return how an array of three is cancelled of which one member runs."""
+    """Return the forced cancel of an array of three with one running member."""
     spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
     array = TaskRecord(name, spec_, progress=ArrayProgress(running=1, queued=2))
     return CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
 
 
 @pytest.mark.parametrize("is_read", [True, False])
-def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
+def test_running_members_end_with_their_cancelled_array_in_a_new_epoch(
     is_read: bool,
 ) -> None:
-    """The reign is new: the log is still to be read, or a worker comes back later."""
+    """The log is still to be read, or a worker comes back later."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
@@ -564,8 +564,8 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
     assert effects[1:] == [Send(B, (ordered,))]
 
 
-def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() -> None:
-    """Its worker was away for longer than the adopt window, and begins no other."""
+def test_a_late_member_of_a_cancelled_array_ends_too() -> None:
+    """Its worker was away longer than the adopt window, and starts no other member."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
@@ -582,7 +582,7 @@ def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() ->
 
 
 @pytest.mark.parametrize("back_s", [0.0, 1.0, 2.0])
-def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
+def test_a_member_ends_after_its_array_was_cancelled_in_another_epoch(
     back_s: float,
 ) -> None:
     """That dispatcher died before the worker came back: with the log, or before it."""
@@ -601,7 +601,7 @@ def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
     for step_s in (0.0, 1.0, 2.0):
         if step_s == back_s:
             effects += world.dispatch.on_reattach(B, back, moment(step_s))
-        if step_s == 1.0:  # The log lacks who runs it, as that was not awaited.
+        if step_s == 1.0:  # The log lacks the assignment, as that was not awaited.
             live = LiveLoaded((array,))
             effects += world.dispatch.on_live_loaded(live, moment(step_s))
 
@@ -610,8 +610,8 @@ def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
     assert TaskCancelled(member.id, "ann") in [entry.fact for entry in told_]
 
 
-def test_members_of_an_array_that_was_cancelled_otherwise_run_on() -> None:
-    """Without force those that run go on, whoever reigns."""
+def test_running_members_continue_after_a_cancel_without_force() -> None:
+    """Every dispatcher lets them run on."""
     world = dispatcher_with(b=1)
     asked = by_force(TaskId("task-007-abcdef12")).array_record
     assert asked is not None
@@ -626,8 +626,8 @@ def test_members_of_an_array_that_was_cancelled_otherwise_run_on() -> None:
     assert not any(isinstance(effect, Send) for effect in effects)
 
 
-def test_force_stays_whoever_else_cancels_an_array() -> None:
-    """Of all who did so one is kept, the same on each node."""
+def test_a_forced_cancel_prevails_over_other_cancels_of_an_array() -> None:
+    """Of several cancels each node keeps the same one."""
     task = TaskId("task-007-abcdef12")
     forced = TaskRecord(task, cancelled_by=f"{FORCED_PREFIX}zoe")
 
@@ -635,8 +635,8 @@ def test_force_stays_whoever_else_cancels_an_array() -> None:
         assert join_records(forced, TaskRecord(task, cancelled_by=by)) == forced
 
 
-def test_a_new_reign_begins_no_more_members_after_too_many_failures() -> None:
-    """Each half of a split had allowed for as many."""
+def test_a_new_dispatcher_starts_no_members_after_too_many_failures() -> None:
+    """Each half of a split had allowed for as many failures."""
     name = TaskId("task-007-abcdef12")
     options = TaskOptions(array=ArraySpec(count=3, max_fails=0))
     progress = ArrayProgress(queued=2, failed=1, remaining_runs=((1, 2),))
@@ -650,8 +650,8 @@ def test_a_new_reign_begins_no_more_members_after_too_many_failures() -> None:
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 
-def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
-    """The cancelled one was forgotten meanwhile."""
+def test_an_array_with_the_name_of_a_cancelled_array_runs() -> None:
+    """The cancelled array was forgotten meanwhile."""
     world = dispatcher_with(b=1)
     name = TaskId("mine")
     options = TaskOptions(array=ArraySpec(count=3))
@@ -669,8 +669,8 @@ def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
     assert Send(B, (ordered,)) not in effects
 
 
-def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> None:
-    """What is in hand is newer than what the gateway read."""
+def test_a_task_that_just_ended_is_over_before_the_store_knows() -> None:
+    """Tasks in hand are newer than the gateway's read."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_results(B, results_message(), moment())
 
@@ -681,8 +681,8 @@ def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> 
     assert world.commit()[-1] == cancel_reply(False, TaskState.COMPLETED)
 
 
-def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
-    """The read of the new reign may have passed its place already."""
+def test_a_task_of_an_earlier_epoch_is_read_from_the_store() -> None:
+    """The read of the new epoch may have passed its position already."""
     world = dispatcher_with()
     world.dispatch.on_submitted(submission(), moment())
     world.dispatch.stop_dispatching()
@@ -697,8 +697,8 @@ def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
     assert LoadQueued(-3, 1000) in rest
 
 
-def test_a_task_that_is_looked_up_in_the_store_can_be_cancelled_meanwhile() -> None:
-    """Its attempt came back, and whether it is queued is not yet known."""
+def test_a_task_can_be_cancelled_during_its_lookup() -> None:
+    """Its attempt was returned; whether it is queued is not known yet."""
     world = dispatcher_with(b=1)
     back = report(end=released(EndReason.RETURNED), envelope=spec())
     world.dispatch.on_results(B, Results((back,), 1), moment())
@@ -710,8 +710,8 @@ def test_a_task_that_is_looked_up_in_the_store_can_be_cancelled_meanwhile() -> N
     assert world.commit()[1:] == [cancel_reply(), AnnounceTaskStates((T,))]
 
 
-def test_a_task_that_the_store_says_is_over_is_not_queued() -> None:
-    """A store may be asked for queued tasks only, but a rule does not rely on it."""
+def test_a_task_that_the_store_reports_ended_is_not_queued() -> None:
+    """The store is asked for queued tasks only, but the rule does not rely on it."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     over = (task_record("t", cancelled="ann"),)

@@ -1,4 +1,4 @@
-"""Why a task does not run, for each node, in words that are true."""
+"""Explanations of waiting tasks, for each node, in true words."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SSD = Requirements(labels=(("disk", "ssd"),))
 
 
 def asking(requires: Requirements | None = None) -> TaskSpec:
-    """Return a task that the store has, and that is not in hand."""
+    """Return a task that the store has, but that is not in hand."""
     return replace(spec("t", ord=999), options=TaskOptions(requires=requires))
 
 
@@ -57,7 +57,7 @@ def explained(
     *members: RosterEntry,
     at: float = 0.0,
 ) -> TaskExplanation:
-    """Ask why a task (or the one with this command) is where it is."""
+    """Return the explanation of a task, or of the one with this command."""
     if isinstance(what, str):
         tasks = mesh.dispatch._queue.tasks.values()
         what = next(task.spec for task in tasks if task.spec.command == what)
@@ -85,17 +85,17 @@ def reasons(told: TaskExplanation) -> list[tuple[str, str]]:
         (Requirements(arch="arm64"), ("arch", "is x86_64, not arm64")),
     ],
 )
-def test_what_a_node_lacks_for_good_is_named(
+def test_a_permanent_lack_of_a_node_is_named(
     requires: Requirements, reason: tuple[str, str]
 ) -> None:
-    """Each with a code that programs can read."""
+    """Each has a code that programs can read."""
     assert reasons(
         explained(DispatcherWithWorkers(B), asking(requires), roster_line(B))
     ) == [reason]
 
 
 def test_a_label_with_another_value_is_shown() -> None:
-    """That is the most likely mistake."""
+    """This is the most likely mistake."""
     hdd = node_info("b", 2, labels=(("disk", "hdd"),))
 
     told = explained(DispatcherWithWorkers(hdd), asking(SSD), roster_line(hdd))
@@ -121,15 +121,15 @@ def test_a_label_with_another_value_is_shown() -> None:
         ),
     ],
 )
-def test_a_node_that_takes_no_work_says_why(
+def test_a_node_that_accepts_no_work_says_why(
     line: RosterEntry, reason: tuple[str, str]
 ) -> None:
-    """Whatever the task asks for."""
+    """Whatever the task requests."""
     assert reasons(explained(DispatcherWithWorkers(B), asking(), line)) == [reason]
 
 
-def test_all_that_is_in_the_way_is_told() -> None:
-    """Else somebody resumes a node in vain."""
+def test_all_obstacles_are_reported() -> None:
+    """A person could otherwise resume a node in vain."""
     told = explained(
         DispatcherWithWorkers(B),
         asking(Requirements(cpus=4)),
@@ -139,8 +139,8 @@ def test_all_that_is_in_the_way_is_told() -> None:
     assert [code for code, _ in reasons(told)] == ["paused", "cpus"]
 
 
-def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
-    """Who asked for one node wants to hear of that, not of all the others."""
+def test_the_only_suitable_node_is_named_with_its_obstacle() -> None:
+    """A task for one node needs no explanation of all the others."""
     line = (roster_line(B, NodeState.DRAINING), roster_line(node_info("c", 2)))
 
     told = explained(DispatcherWithWorkers(B), asking(Requirements(node="b")), *line)
@@ -160,10 +160,8 @@ def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
         (Requirements(cpus=8, gpus=1), "no node meets all requirements"),
     ],
 )
-def test_what_nobody_has_is_said_in_one_line(
-    requires: Requirements, summary: str
-) -> None:
-    """With who comes nearest."""
+def test_a_lack_on_all_nodes_is_one_line(requires: Requirements, summary: str) -> None:
+    """It includes the nearest value."""
     ana = node_info("ana-desk", 8)
     own = node_info("b", 2, memory_mb=4, gpus=("0",))
     mesh = DispatcherWithWorkers(ana, own)
@@ -173,7 +171,7 @@ def test_what_nobody_has_is_said_in_one_line(
     assert told.summary == summary
 
 
-def test_lost_nodes_are_not_counted_among_those_that_have_it() -> None:
+def test_lost_nodes_do_not_count_as_suitable() -> None:
     """Nothing runs there, and they may never come back."""
     big = node_info("big", 64)
 
@@ -187,8 +185,8 @@ def test_lost_nodes_are_not_counted_among_those_that_have_it() -> None:
     assert told.summary == "no node has 32 CPUs; largest is 2 (b)"
 
 
-def test_a_lost_node_that_was_asked_for_by_name_is_not_unknown() -> None:
-    """It may come back, unlike one that nobody has heard of."""
+def test_a_lost_node_that_was_requested_by_name_is_not_unknown() -> None:
+    """It may come back, unlike a name that never existed."""
     gone = node_info("gone", 2)
 
     told = explained(
@@ -201,7 +199,7 @@ def test_a_lost_node_that_was_asked_for_by_name_is_not_unknown() -> None:
     assert told.summary == "gone is lost"
 
 
-def test_slots_in_use_are_told() -> None:
+def test_slots_in_use_are_reported() -> None:
     """The usual reason."""
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"), draft("two"), draft("three"))
@@ -212,8 +210,8 @@ def test_slots_in_use_are_told() -> None:
     assert told.summary == "b, which could run it, has no room"
 
 
-def test_what_is_granted_to_others_is_told() -> None:
-    """It is there, but not free."""
+def test_granted_resources_are_reported() -> None:
+    """They exist, but are not free."""
     big = node_info("b", 4, memory_mb=100, gpus=("0",))
     mesh = DispatcherWithWorkers(big)
     mesh.ask(draft_requiring("first", Requirements(cpus=3, memory_mb=80, gpus=1)))
@@ -226,8 +224,8 @@ def test_what_is_granted_to_others_is_told() -> None:
     ]
 
 
-def test_a_worker_that_is_kept_is_told_to_both() -> None:
-    """To the one it is kept for, and to who could have had it."""
+def test_a_reserved_worker_is_reported_to_both_tasks() -> None:
+    """To the task with the reservation, and to the one that was passed over."""
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("t0"), draft("t1"))
     mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
@@ -245,8 +243,8 @@ def test_a_worker_that_is_kept_is_told_to_both() -> None:
     )
 
 
-def test_a_task_that_is_far_behind_waits_for_its_turn() -> None:
-    """What is in the store alone is counted at least."""
+def test_a_task_far_back_in_the_queue_waits_for_its_turn() -> None:
+    """Tasks that only the store has are at least counted."""
     mesh = DispatcherWithWorkers(node_info("b", 2))
 
     told = explained(mesh, asking(), roster_line(B))
@@ -268,8 +266,8 @@ def test_a_missing_input_is_named() -> None:
     assert reasons(told) == [("input", "lacks data.csv")]
 
 
-def test_a_task_that_rests_says_until_when() -> None:
-    """It failed, and is tried again."""
+def test_a_task_in_backoff_shows_its_next_start() -> None:
+    """It failed, and is retried."""
     mesh = DispatcherWithWorkers(B)
     options = TaskOptions(retry=Retry(retries=2))
     mesh.ask(replace(draft("once"), options=options))
@@ -290,10 +288,8 @@ def test_a_task_that_rests_says_until_when() -> None:
         (["p"] * 1000, "at least one of p, p, p and 997 more"),
     ],
 )
-def test_a_task_that_comes_after_others_names_them(
-    parents: list[str], text: str
-) -> None:
-    """As clients call them, and not a thousand; some of them may have ended."""
+def test_a_dependent_task_names_its_parents(parents: list[str], text: str) -> None:
+    """As clients name them, up to a limit; some of them may have ended."""
     options = TaskOptions(after=After(tasks=tuple(parents)))
 
     told = explained(
@@ -304,8 +300,8 @@ def test_a_task_that_comes_after_others_names_them(
     assert reasons(told) == [("parents", f"is not given it, as it waits for {text}")]
 
 
-def test_of_a_task_that_comes_after_others_all_that_is_in_the_way_is_told() -> None:
-    """Else somebody waits for its parents in vain."""
+def test_all_obstacles_of_a_dependent_task_are_reported() -> None:
+    """A person could otherwise wait for its parents in vain."""
     options = TaskOptions(after=After(tasks=("p",)), requires=SSD)
     task = replace(spec(), options=options)
 
@@ -315,8 +311,8 @@ def test_of_a_task_that_comes_after_others_all_that_is_in_the_way_is_told() -> N
     assert [code for code, _ in reasons(told)] == ["paused", "label", "parents"]
 
 
-def test_where_a_task_runs_is_all_there_is_to_say() -> None:
-    """Also of one that waits on its worker."""
+def test_a_running_task_shows_only_its_node() -> None:
+    """So does one that waits on its worker."""
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"))
 
@@ -349,10 +345,10 @@ SSD_C = node_info("c", 2, labels=(("disk", "ssd"),))
         ),
     ],
 )
-def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
+def test_a_placement_is_explained_by_the_alternatives(
     requires: Requirements | None, nodes: list[NodeInfo], text: str
 ) -> None:
-    """Also once it has ended; a task that waits was placed nowhere."""
+    """After the end, too; a waiting task was placed nowhere."""
     own = asking(requires)
     ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
     record = TaskRecord(id=own.id, spec=own, attempts=(ended,))
@@ -366,8 +362,8 @@ def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
     assert explaining.explain_placement(waiting, members, names) == ""
 
 
-def test_what_stands_still_on_a_paused_node_is_told() -> None:
-    """It counts as running, but nothing happens."""
+def test_a_task_on_a_paused_node_is_reported_as_frozen() -> None:
+    """It counts as running, but makes no progress."""
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"))
     paused = replace(roster_line(B), state=NodeState.PAUSED)
@@ -375,8 +371,8 @@ def test_what_stands_still_on_a_paused_node_is_told() -> None:
     assert explained(mesh, "one", paused).summary == "it runs on b, which is paused"
 
 
-def test_of_an_array_the_members_that_wait_are_explained() -> None:
-    """Whether some of it runs or not; they all ask for the same."""
+def test_an_array_explains_its_waiting_members() -> None:
+    """Whether some run or not; all members request the same."""
     array = TaskOptions(array=ArraySpec(count=9), requires=Requirements(cpus=4))
     own = replace(spec(), options=array)
     some = TaskRecord(id=own.id, spec=own, progress=ArrayProgress(6, 2, 1))
@@ -394,8 +390,8 @@ def test_of_an_array_the_members_that_wait_are_explained() -> None:
     )
 
 
-def test_a_node_that_has_left_is_called_by_its_name() -> None:
-    """The roster has it no more."""
+def test_a_node_that_left_is_named() -> None:
+    """The roster no longer contains it."""
     ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(ended,))
     explaining, names = DispatcherWithWorkers(A).dispatch.explainer, {B.id: "ben"}
@@ -410,8 +406,8 @@ def test_a_node_that_has_left_is_called_by_its_name() -> None:
     )
 
 
-def test_an_ended_task_is_told_as_the_store_has_it() -> None:
-    """Nothing waits any more."""
+def test_an_ended_task_is_explained_from_the_store() -> None:
+    """It no longer waits."""
     record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="ana")
 
     assert explained(
@@ -427,7 +423,7 @@ def test_an_ended_task_is_told_as_the_store_has_it() -> None:
         (AttemptState.RELEASED, "it was cancelled"),
     ],
 )
-def test_a_task_that_was_cancelled_while_it_rested_was_so_nowhere(
+def test_a_task_cancelled_in_backoff_names_no_node(
     state: AttemptState, text: str
 ) -> None:
     """The node of its last attempt had no part in it."""
@@ -447,10 +443,10 @@ def test_a_task_that_was_cancelled_while_it_rested_was_so_nowhere(
         ),
     ],
 )
-def test_of_an_array_that_failed_it_is_told_how_much_of_it(
+def test_a_failed_array_shows_how_many_members_failed(
     progress: ArrayProgress, text: str
 ) -> None:
-    """Also where the others were given up."""
+    """Also where the rest was cancelled."""
     array = ArraySpec(count=progress.total, max_fails=2)
     own = replace(spec(), options=TaskOptions(array=array))
     record = TaskRecord(id=own.id, spec=own, progress=progress)
@@ -458,8 +454,8 @@ def test_of_an_array_that_failed_it_is_told_how_much_of_it(
     assert explained(DispatcherWithWorkers(B), record, roster_line(B)).summary == text
 
 
-def test_a_task_that_never_can_run_is_told_why() -> None:
-    """Who cancelled it is not a person."""
+def test_a_task_that_can_never_run_is_explained() -> None:
+    """A rule cancelled it, not a person."""
     record = TaskRecord(
         id=spec().id, spec=spec(), cancelled_by=f"{DEPENDENCY_FAILED_PREFIX}p"
     )
@@ -484,10 +480,10 @@ def test_a_task_that_never_can_run_is_told_why() -> None:
         ),
     ],
 )
-def test_a_task_that_failed_is_told_how(
+def test_a_failed_task_is_explained(
     reason: EndReason, code: int, signal: int | None, detail: str, text: str
 ) -> None:
-    """In the words that say most."""
+    """With the most informative words."""
     end = outcome(AttemptState.FAILED, reason, detail=detail)
     end = replace(end, exit_code=code, signal=signal)
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
@@ -500,7 +496,7 @@ def test_a_task_that_failed_is_told_how(
 
 
 def test_a_task_without_its_inputs_failed_on_no_node() -> None:
-    """The last one that was tried had no more to do with it than the others."""
+    """The last node tried had no more part in it than the others."""
     end = replace(outcome(AttemptState.FAILED, EndReason.INPUTS), detail="a.txt, b.txt")
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
@@ -510,8 +506,8 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
     assert told.summary == "it failed: no worker has its inputs, or room: a.txt, b.txt"
 
 
-def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:
-    """Nothing of its batch is accepted; others wait for a node that may come."""
+def test_a_fail_fast_task_that_fits_no_node_is_refused() -> None:
+    """Nothing of its batch is accepted; other tasks wait for a future node."""
     mesh = DispatcherWithWorkers(B)
     huge = draft_requiring("huge", Requirements(cpus=999))
     hasty = replace(huge, is_fail_fast=True)

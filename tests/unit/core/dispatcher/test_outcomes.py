@@ -1,4 +1,4 @@
-"""A failure that is tried again: in hand, at rest, queued, and in the log."""
+"""Retries after failures: in hand, in backoff, queued, and in the log."""
 
 from __future__ import annotations
 
@@ -57,52 +57,52 @@ from tests.support.dispatcher import (
     submission,
 )
 
-AGAIN = replace(FAILED, state=AttemptState.RELEASED)
-REST_S = retry_delay_s(T, 1)
+RETRIED = replace(FAILED, state=AttemptState.RELEASED)
+BACKOFF_S = retry_delay_s(T, 1)
 
 
-def stubborn(*attempts: Attempt, **rule: object) -> TaskRecord:
-    """Return task t that is tried again after a failure."""
+def retried(*attempts: Attempt, **rule: object) -> TaskRecord:
+    """Return task t, which is retried after a failure."""
     retry = Retry(**{"retries": 2, **rule})  # type: ignore[arg-type]
     task = replace(spec(), options=TaskOptions(retry=retry))
     return TaskRecord(id=task.id, spec=task, attempts=attempts)
 
 
-def resting() -> DispatcherWithJournal:
-    """Return a reign in which task t has failed once on node a."""
-    world = dispatcher_with(stubborn(), a=1)
+def backing_off() -> DispatcherWithJournal:
+    """Return a dispatcher whose task t has failed once on node a."""
+    world = dispatcher_with(retried(), a=1)
     effects = world.dispatch.on_results(
         A, results_message(report(end=FAILED)), moment()
     )
-    assert appended_facts(effects) == [Finished(T, attempt(), A, AGAIN)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, RETRIED)]
     world.commit()
     return world
 
 
-def test_a_failed_task_rests_and_runs_again() -> None:
-    """Nobody hears of an end, and the worker is free meanwhile."""
-    world = resting()
-    assert world.dispatch.on_time(moment(REST_S * 0.9)) == []
+def test_a_failed_task_backs_off_and_runs_again() -> None:
+    """Clients get no end, and the worker is free meanwhile."""
+    world = backing_off()
+    assert world.dispatch.on_time(moment(BACKOFF_S * 0.9)) == []
 
-    effects = world.dispatch.on_time(moment(REST_S))
+    effects = world.dispatch.on_time(moment(BACKOFF_S))
 
     assert appended_facts(effects) == [Assigned(T, attempt(2), A)]
 
 
-def test_the_node_is_woken_when_the_rest_is_over() -> None:
+def test_the_node_wakes_when_the_backoff_is_over() -> None:
     """Not a quarter of a second later."""
-    world = resting()
+    world = backing_off()
 
-    assert world.timers.next_at() == moment(REST_S).mono_s
+    assert world.timers.next_at() == moment(BACKOFF_S).mono_s
 
 
 def test_the_last_failure_is_the_end() -> None:
     """With its own code and reason."""
     released = [
-        Attempt(id=attempt(n), node=A, state=AttemptState.RELEASED, outcome=AGAIN)
+        Attempt(id=attempt(n), node=A, state=AttemptState.RELEASED, outcome=RETRIED)
         for n in (1, 2)
     ]
-    world = dispatcher_with(stubborn(*released), a=1)
+    world = dispatcher_with(retried(*released), a=1)
     last = report(of=attempt(3), end=FAILED)
 
     effects = world.dispatch.on_results(A, results_message(last), moment())
@@ -111,19 +111,19 @@ def test_the_last_failure_is_the_end() -> None:
     assert AnnounceTaskStates((T,)) in world.commit()
 
 
-def test_a_resting_task_is_cancelled_like_a_queued_one() -> None:
+def test_a_task_in_backoff_is_cancelled_like_a_queued_one() -> None:
     """It never runs again."""
-    world = resting()
+    world = backing_off()
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
     assert appended_facts(effects) == [TaskCancelled(T, "ann")]
     assert cancel_reply() in world.commit()
-    assert world.dispatch.on_time(moment(REST_S)) == []
+    assert world.dispatch.on_time(moment(BACKOFF_S)) == []
 
 
-def test_a_success_that_met_its_cancel_on_the_way_is_none() -> None:
-    """Who cancelled was answered that it is so; an end is an end once."""
+def test_a_success_after_a_confirmed_cancel_is_ignored() -> None:
+    """The client was told that the task is cancelled; a task ends once."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     assert cancel_reply() in world.commit()
@@ -136,9 +136,10 @@ def test_a_success_that_met_its_cancel_on_the_way_is_none() -> None:
     assert appended_facts(effects) == [Finished(T, attempt(), B, end)]
 
 
-def test_a_success_told_again_to_who_cancelled_it_is_none_either() -> None:
-    """The worker repeats it, as it was told to end what had ended: it crossed the
-    acknowledgement, and is acknowledged once more.
+def test_a_repeated_success_after_a_cancel_is_ignored_too() -> None:
+    """The kill crossed the acknowledgement.
+
+    The worker repeats the success and gets another acknowledgement.
     """
     world = dispatcher_running_t(b=1)
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
@@ -153,8 +154,8 @@ def test_a_success_told_again_to_who_cancelled_it_is_none_either() -> None:
     assert effects == [Send(B, (ResultsOk(((T, attempt()),)),))]
 
 
-def test_a_task_that_takes_the_name_of_a_forgotten_one_ends_as_well() -> None:
-    """Its first attempt has the number that the other one's had in this reign."""
+def test_a_new_task_with_a_forgotten_id_ends_as_well() -> None:
+    """Its first attempt has the number of the other task's attempt in this epoch."""
     world = dispatcher_with(b=1)
     nightly = draft(id="nightly")
     name = log_id_of(nightly, "tester")
@@ -169,29 +170,29 @@ def test_a_task_that_takes_the_name_of_a_forgotten_one_ends_as_well() -> None:
         assert appended_facts(effects) == [Finished(name, attempt(), B, outcome())]
 
 
-def test_a_resting_task_survives_a_new_read_of_the_queue() -> None:
+def test_a_task_in_backoff_survives_a_new_read_of_the_queue() -> None:
     """The store shows it as queued, and it is not queued twice."""
-    world = resting()
+    world = backing_off()
     world.dispatch.on_remote_entries(moment())
 
-    assert world.dispatch.on_time(moment(REST_S * 0.9)) == []
+    assert world.dispatch.on_time(moment(BACKOFF_S * 0.9)) == []
 
 
 def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
-    """Which knows how often it failed before."""
+    """The store knows how often it failed before."""
     world = dispatcher_with(a=1)
-    envelope = stubborn().spec
+    envelope = retried().spec
     late = report(end=FAILED, envelope=envelope)
 
     asked = world.dispatch.on_results(A, results_message(late), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((stubborn(),)), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((retried(),)), moment())
 
     assert asked == [LoadLive((T,))]
-    assert appended_facts(effects)[-1] == Finished(T, attempt(), A, AGAIN)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(), A, RETRIED)
 
 
-def new_reign(**workers: int) -> DispatcherWithJournal:
-    """Return a reign that has not read its log yet; these workers are linked."""
+def new_dispatcher(**workers: int) -> DispatcherWithJournal:
+    """Return a dispatcher with these workers that has not read its log yet."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
@@ -201,21 +202,23 @@ def new_reign(**workers: int) -> DispatcherWithJournal:
 
 
 def listing(of: AttemptId, task: TaskSpec | None) -> Reattach:
-    """Return how a worker tells that it runs one attempt."""
+    """Return a worker's report that it runs one attempt."""
     assert task is not None
     return Reattach(((of, task),), 1, NodeState.READY)
 
 
-ONCE = stubborn(replace(live_attempt(A), state=AGAIN.state, outcome=AGAIN), retries=1)
+ONCE = retried(
+    replace(live_attempt(A), state=RETRIED.state, outcome=RETRIED), retries=1
+)
 """It failed, and may be tried once more."""
 
 
 @pytest.mark.parametrize("is_listed", [False, True])
-def test_the_last_failure_is_the_end_also_for_a_reign_that_did_not_see_the_first(
+def test_a_new_dispatcher_counts_failures_of_earlier_epochs(
     is_listed: bool,
 ) -> None:
-    """It was told, or ended, before the log was read: one retry is one retry."""
-    world = new_reign(a=1)
+    """The end was reported before the log was read: one retry is one retry."""
+    world = new_dispatcher(a=1)
     if is_listed:
         world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
@@ -234,9 +237,9 @@ def test_the_last_failure_is_the_end_also_for_a_reign_that_did_not_see_the_first
     assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)
 
 
-def test_a_reign_that_reads_its_log_later_learns_how_often_a_task_failed() -> None:
-    """A worker listed it before: what it runs is the last attempt."""
-    world = new_reign(a=1)
+def test_reading_the_log_late_restores_the_failure_count() -> None:
+    """A worker listed the task before; its running attempt is the last."""
+    world = new_dispatcher(a=1)
     world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
@@ -247,9 +250,9 @@ def test_a_reign_that_reads_its_log_later_learns_how_often_a_task_failed() -> No
     assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED)]
 
 
-def test_an_attempt_that_followed_a_failure_goes_on_though_that_is_told_again() -> None:
-    """The reign before had recorded both, and died before it acknowledged."""
-    world = new_reign(a=1, b=1)
+def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
+    """The previous dispatcher recorded both and died before its acknowledgement."""
+    world = new_dispatcher(a=1, b=1)
     again = report(end=FAILED, envelope=ONCE.spec)
     world.dispatch.on_results(A, results_message(again), moment())
 
@@ -266,27 +269,27 @@ def test_an_attempt_that_followed_a_failure_goes_on_though_that_is_told_again() 
     assert appended_facts(effects) == [Finished(T, attempt(2), B, outcome())]
 
 
-def test_a_failure_told_again_after_the_next_one_counts_no_second_time() -> None:
-    """The log has the first; it was told here last, and ended the task."""
-    world = new_reign(a=1, b=1)
-    twice = stubborn(ONCE.attempts[0], retries=2)
+def test_a_repeated_failure_is_not_counted_twice() -> None:
+    """The log has the first; it arrives last here, and ended the task."""
+    world = new_dispatcher(a=1, b=1)
+    twice = retried(ONCE.attempts[0], retries=2)
     late = report(of=attempt(2), end=FAILED, envelope=twice.spec)
     world.dispatch.on_results(B, results_message(late), moment())
     log = replace(twice, attempts=(*twice.attempts, live_attempt(B, attempt(2))))
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, AGAIN)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED)
 
     again = report(end=FAILED, envelope=twice.spec)
     assert world.dispatch.on_results(A, results_message(again), moment()) == []
 
 
-def test_a_failure_that_is_heard_late_does_not_take_the_place_of_the_end() -> None:
-    """Another attempt followed it, and how that one failed was told to all."""
+def test_a_late_failure_does_not_replace_the_end() -> None:
+    """Another attempt followed it, and clients know the failure of that one."""
     world = dispatcher_with(a=1)
     end = replace(FAILED, exit_code=1)
     over = Attempt(id=attempt(2), node=A, state=AttemptState.FAILED, outcome=end)
-    log = stubborn(lost(1), over, on_failure=False, codes=(7,))
+    log = retried(lost(1), over, on_failure=False, codes=(7,))
     late = report(end=replace(FAILED, exit_code=7), envelope=log.spec)
     world.dispatch.on_results(B, results_message(late), moment())
 
@@ -296,13 +299,13 @@ def test_a_failure_that_is_heard_late_does_not_take_the_place_of_the_end() -> No
     assert appended_facts(effects) == [Finished(T, attempt(), B, known)]
 
 
-def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again() -> (
-    None
-):
-    """Acknowledgements got lost; others have ended since, and what this one's log says
-    is not in hand. The worker lists what it may say again, the first failure first.
+def test_a_repeated_end_waits_for_the_log() -> None:
+    """Acknowledgements were lost.
+
+    Others have ended since, and the log's record of this one is not in hand. The worker
+    lists what it may repeat, the first failure first.
     """
-    world = new_reign(a=1)
+    world = new_dispatcher(a=1)
     over = Attempt(id=attempt(2), node=A, state=FAILED.state, outcome=FAILED)
     log = replace(ONCE, attempts=(*ONCE.attempts, over))
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
@@ -323,16 +326,14 @@ def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again()
     assert send_acknowledgement(A, attempt(2)) in world.commit()
 
 
-def test_an_attempt_whose_end_is_known_is_not_taken_for_live_where_it_is_listed() -> (
-    None
-):
-    """Its worker tells it once more, which moves nothing: the task would hang."""
+def test_a_listed_attempt_with_a_known_end_is_not_live() -> None:
+    """The worker's repetition changes nothing, so the task would hang."""
     theirs = AttemptId(1, StreamId(99), 1)  # Of another half, so behind ours in order.
-    log = stubborn(Attempt(id=theirs, node=B, state=AGAIN.state, outcome=AGAIN))
+    log = retried(Attempt(id=theirs, node=B, state=RETRIED.state, outcome=RETRIED))
     world = dispatcher_with(log, a=1)
     ours = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(ours), moment())
-    assert appended_facts(effects) == [Finished(T, ours.attempt, A, AGAIN)]
+    assert appended_facts(effects) == [Finished(T, ours.attempt, A, RETRIED)]
     world.commit()
     world.dispatch.on_worker_up(node_info("b", 1), moment())
 
@@ -342,10 +343,10 @@ def test_an_attempt_whose_end_is_known_is_not_taken_for_live_where_it_is_listed(
     assert not [e for e in effects if isinstance(e, Append)]
 
 
-def test_an_attempt_whose_end_is_known_is_not_taken_for_live_by_an_older_read() -> None:
-    """The store was asked before it was told, and says that it runs."""
+def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
+    """The store was asked before the end arrived, and says that it runs."""
     theirs = AttemptId(1, StreamId(99), 1)
-    world = dispatcher_with(stubborn(retries=5), a=1)
+    world = dispatcher_with(retried(retries=5), a=1)
     world.dispatch.reconciler.trust_log()
     assert LoadLive() in world.dispatch.on_submitted(submission(), moment())
     world.dispatch.on_results(
@@ -353,16 +354,16 @@ def test_an_attempt_whose_end_is_known_is_not_taken_for_live_by_an_older_read() 
     )
     world.dispatch.on_results(A, results_message(report(end=FAILED)), moment())
     world.commit()
-    log = stubborn(live_attempt(A), live_attempt(B, theirs), retries=5)
+    log = retried(live_attempt(A), live_attempt(B, theirs), retries=5)
 
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
 
     assert world.dispatch._queue.tasks[T].stage is Stage.BACKING_OFF
 
 
-def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> None:
-    """It may be the last one: what is listed was taken for lost before."""
-    world = new_reign(a=1, b=1)
+def test_another_failure_of_a_listed_task_waits_for_the_log() -> None:
+    """It may be the last one: the listed attempt counted as lost before."""
+    world = new_dispatcher(a=1, b=1)
     world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     late = report(of=attempt(3), end=FAILED, envelope=ONCE.spec)
 
@@ -376,9 +377,9 @@ def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> 
     assert send_kill(A, attempt(2)) in effects
 
 
-def test_failures_behind_the_attempt_that_a_worker_listed_count_too() -> None:
-    """Each half of a split tried the task again; now there is one reign."""
-    world = new_reign(a=1)
+def test_later_failures_than_the_listed_attempt_count_too() -> None:
+    """Each half of a split retried the task; now there is one dispatcher."""
+    world = new_dispatcher(a=1)
     listed = AttemptId(1, StreamId(1), 1)
     world.dispatch.on_reattach(A, listing(listed, ONCE.spec), moment())
     here = live_attempt(A, listed)
@@ -391,9 +392,9 @@ def test_failures_behind_the_attempt_that_a_worker_listed_count_too() -> None:
     assert appended_facts(effects) == [Finished(T, listed, A, FAILED)]
 
 
-def test_a_failure_told_beside_what_was_given_back_waits_for_the_log_as_well() -> None:
-    """All that is known of the task is that: not even how often it may be tried."""
-    world = new_reign(a=1, b=1)
+def test_a_failure_beside_a_returned_attempt_waits_for_the_log() -> None:
+    """Nothing else is known of the task, not even its retry limit."""
+    world = new_dispatcher(a=1, b=1)
     back = Outcome(state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     world.dispatch.on_results(
         A, results_message(report(of=attempt(3), end=back)), moment()
@@ -409,12 +410,10 @@ def test_a_failure_told_beside_what_was_given_back_waits_for_the_log_as_well() -
     assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, FAILED)
 
 
-def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked() -> (
-    None
-):
-    """Its launcher was killed while nobody reigned; the new reign knows nothing."""
+def test_a_lost_attempt_of_an_at_most_once_task_is_not_rerun() -> None:
+    """Its launcher was killed while no dispatcher existed, so the log has no end."""
     world = dispatcher_with(a=1)
-    once = stubborn(retries=0, on_lost=False).spec
+    once = retried(retries=0, on_lost=False).spec
     late = report(end=LOST_OUTCOME, envelope=once)
 
     effects = world.dispatch.on_results(A, results_message(late), moment())
@@ -427,14 +426,14 @@ def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked()
     )
 
 
-def test_the_end_of_another_attempt_at_what_ended_here_asks_the_store() -> None:
-    """It may be forgotten, and another half of a split has told that it goes on."""
-    world = dispatcher_with(stubborn(), a=1, b=1)
+def test_the_end_of_another_attempt_at_an_ended_task_asks_the_store() -> None:
+    """It may be forgotten, and another half of a split may have continued it."""
+    world = dispatcher_with(retried(), a=1, b=1)
     world.dispatch.on_results(A, results_message(), moment())
     world.commit()
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
     assert send_kill(B, attempt(2)) in world.dispatch.on_reattach(B, back, moment())
-    gone = replace(AGAIN, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
+    gone = replace(RETRIED, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
     world.dispatch.on_results(
         B, results_message(report(of=attempt(2), end=gone)), moment()
     )
@@ -445,15 +444,15 @@ def test_the_end_of_another_attempt_at_what_ended_here_asks_the_store() -> None:
 
 
 def lost(n: int) -> Attempt:
-    """Return an attempt whose worker was lost."""
+    """Return the end of an attempt whose worker was lost."""
     outcome = Outcome(state=AttemptState.RELEASED, reason=EndReason.LOST)
     return Attempt(id=attempt(n), node=B, state=AttemptState.RELEASED, outcome=outcome)
 
 
-def test_a_task_that_takes_down_its_workers_is_stopped() -> None:
-    """It would take down one after the other."""
+def test_a_task_that_crashes_its_workers_is_stopped() -> None:
+    """It would crash one after the other."""
     before = [lost(n) for n in range(1, LOSSES_MAX)]
-    world = dispatcher_with(replace(stubborn(), attempts=tuple(before)), a=1)
+    world = dispatcher_with(replace(retried(), attempts=tuple(before)), a=1)
     world.dispatch.on_time(moment(LATE))
 
     (end,) = appended_facts(world.dispatch.on_worker_down(A, moment(LATE)))
@@ -465,8 +464,8 @@ def test_a_task_that_takes_down_its_workers_is_stopped() -> None:
     assert AnnounceTaskStates((T,)) in world.commit()
 
 
-def test_who_waits_on_a_lost_worker_did_not_take_it_down() -> None:
-    """Only what was in a slot can have."""
+def test_a_task_that_waits_on_a_lost_worker_is_not_blamed() -> None:
+    """Only a task in a slot can have crashed it."""
     world = dispatcher_with(a=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_submitted(submission(), moment())
@@ -484,9 +483,9 @@ def test_who_waits_on_a_lost_worker_did_not_take_it_down() -> None:
 
 
 @pytest.mark.parametrize("on_lost", [True, False])
-def test_at_most_once_means_that_a_doubt_is_an_end(on_lost: bool) -> None:
-    """A worker that does not know the attempt may be another process by now."""
-    world = dispatcher_with(stubborn(on_lost=on_lost), a=1)
+def test_at_most_once_ends_an_uncertain_attempt(on_lost: bool) -> None:
+    """A worker that does not know the attempt may be a new process."""
+    world = dispatcher_with(retried(on_lost=on_lost), a=1)
     world.dispatch.on_worker_down(A, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
 
@@ -501,22 +500,22 @@ def test_at_most_once_means_that_a_doubt_is_an_end(on_lost: bool) -> None:
     assert bool(more) is on_lost
 
 
-def test_a_resting_task_is_queued_for_clients() -> None:
+def test_a_task_in_backoff_is_queued_for_clients() -> None:
     """A cancel without force is enough."""
-    world = resting()
+    world = backing_off()
     task = world.dispatch._queue.tasks[T]
 
     assert visible_state(task, TaskState.RUNNING) is TaskState.QUEUED
 
 
 @pytest.mark.parametrize("reason", PRESUMED_REASONS)
-def test_the_end_of_an_attempt_of_which_only_a_guess_is_known_counts(
+def test_the_real_end_replaces_an_assumed_one(
     reason: EndReason,
 ) -> None:
-    """A dispatcher supposed that it never began, or was lost: its worker was away."""
+    """A dispatcher assumed that it never started or was lost: its worker was away."""
     state = AttemptState.RELEASED
     supposed = Outcome(state=state, reason=reason)
-    log = stubborn(replace(live_attempt(A), state=state, outcome=supposed))
+    log = retried(replace(live_attempt(A), state=state, outcome=supposed))
     world = dispatcher_with(log)
     world.dispatch.on_worker_up(node_info("a", 1), moment())
 
@@ -525,8 +524,8 @@ def test_the_end_of_an_attempt_of_which_only_a_guess_is_known_counts(
     assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
 
 
-def test_failures_that_the_queue_shows_count_for_what_a_worker_listed() -> None:
-    """It was read before the task was, by which the reign knows all of it."""
+def test_failures_in_the_queue_count_for_a_listed_task() -> None:
+    """The queue was read before the task was listed, so all of it is known."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
@@ -539,38 +538,38 @@ def test_failures_that_the_queue_shows_count_for_what_a_worker_listed() -> None:
     assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED)]
 
 
-def test_what_is_known_only_by_its_ends_is_not_known_by_the_queue() -> None:
-    """The end that was told came without what the task may be tried again by."""
+def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
+    """The reported end does not include the retry limit."""
     world = dispatcher_with(a=1, b=1)
     world.dispatch.on_remote_entries(moment())
     back = Outcome(state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     world.dispatch.on_results(A, results_message(report(end=back)), moment())
     world.dispatch.on_queued_loaded(
-        QueuedLoaded(-2, (stubborn(),), has_more=False), moment()
+        QueuedLoaded(-2, (retried(),), has_more=False), moment()
     )
 
-    late = report(of=attempt(2), end=FAILED, envelope=stubborn().spec)
+    late = report(of=attempt(2), end=FAILED, envelope=retried().spec)
     assert world.dispatch.on_results(B, results_message(late), moment()) == []
 
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((stubborn(),)), moment())
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, AGAIN)
+    effects = world.dispatch.on_live_loaded(LiveLoaded((retried(),)), moment())
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED)
 
 
 def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
-    """Of an earlier end all is durable by then, and that one is let go of."""
+    """An earlier end is durable by then, and is dropped."""
     world = dispatcher_with(a=1, b=1)
-    first = report(end=FAILED, envelope=stubborn().spec)
+    first = report(end=FAILED, envelope=retried().spec)
     world.dispatch.on_results(A, results_message(first), moment())
-    world.dispatch.on_live_loaded(LiveLoaded((stubborn(live_attempt(A)),)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded((retried(live_attempt(A)),)), moment())
     world.dispatch.on_remote_entries(moment())
     world.commit()
-    world.dispatch.on_reattach(B, listing(attempt(2), stubborn().spec), moment())
+    world.dispatch.on_reattach(B, listing(attempt(2), retried().spec), moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
     world.dispatch.on_results(B, results_message(report(of=attempt(2))), moment())
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
-    log = stubborn(*ONCE.attempts)
+    log = retried(*ONCE.attempts)
     effects = world.dispatch.on_queued_loaded(
         QueuedLoaded(-3, (log,), has_more=False), moment()
     )
@@ -578,11 +577,11 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
 
-def test_a_loss_that_is_told_beside_another_attempt_counts() -> None:
-    """Nobody had taken that one for lost; the third time is the last."""
-    world = new_reign(a=1, b=1)
-    world.dispatch.on_reattach(B, listing(attempt(3), stubborn().spec), moment())
-    log = stubborn(lost(1), live_attempt(B, attempt(3)))
+def test_a_loss_reported_beside_another_attempt_counts() -> None:
+    """No dispatcher counted that loss before; the third loss is the last."""
+    world = new_dispatcher(a=1, b=1)
+    world.dispatch.on_reattach(B, listing(attempt(3), retried().spec), moment())
+    log = retried(lost(1), live_attempt(B, attempt(3)))
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
     gone = report(of=attempt(2), end=LOST_OUTCOME)
     world.dispatch.on_results(A, results_message(gone), moment())
@@ -595,16 +594,16 @@ def test_a_loss_that_is_told_beside_another_attempt_counts() -> None:
 
 
 @pytest.mark.parametrize("state", [AttemptState.OK, AttemptState.CANCELLED])
-def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
+def test_a_listed_attempt_with_an_unacknowledged_end_ends_once_more(
     state: AttemptState,
 ) -> None:
-    """A new link lists results as running that are too many for one message."""
+    """A new link lists results as running if they exceed one message."""
     world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     late = report(end=outcome(state), envelope=spec())
     world.dispatch.on_results(A, results_message(late), moment())
-    log = replace(stubborn(), attempts=(replace(live_attempt(A), state=state),))
+    log = replace(retried(), attempts=(replace(live_attempt(A), state=state),))
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
@@ -623,23 +622,23 @@ def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
 
 
 def lacking_in_the_adopt_window() -> DispatcherWithJournal:
-    """Return a reign whose only worker lacks an input, while others may yet come."""
-    world = dispatcher_with(stubborn(), a=1)
+    """Return a dispatcher whose only worker lacks an input; others may yet come."""
+    world = dispatcher_with(retried(), a=1)
     lack = released(EndReason.INPUTS, "data.csv")
     world.dispatch.on_results(A, results_message(report(end=lack)), moment())
     world.commit()
     return world
 
 
-def test_what_every_worker_lacks_fails_also_when_it_is_read_after_the_window() -> None:
-    """As that closed it was not in hand."""
+def test_a_task_that_is_read_after_the_adopt_window_fails_without_its_input() -> None:
+    """It was not in hand as the window closed."""
     world = lacking_in_the_adopt_window()
     lack = released(EndReason.INPUTS, "data.csv")
     ended = replace(live_attempt(A), state=lack.state, outcome=lack)
     world.dispatch.on_remote_entries(moment())
     world.dispatch.on_time(moment(LATE))
 
-    log = (stubborn(ended),)
+    log = (retried(ended),)
     effects = world.dispatch.on_queued_loaded(
         QueuedLoaded(-2, log, has_more=False), moment(LATE)
     )
@@ -649,8 +648,8 @@ def test_what_every_worker_lacks_fails_also_when_it_is_read_after_the_window() -
     assert end.outcome.state is AttemptState.FAILED
 
 
-def test_what_every_worker_lacks_fails_also_when_they_come_after_the_window() -> None:
-    """As that closed nobody was there."""
+def test_a_task_fails_when_late_workers_lack_its_input() -> None:
+    """No worker was attached as the window closed."""
     world = lacking_in_the_adopt_window()
     world.dispatch.on_worker_down(A, moment())
     world.dispatch.on_time(moment(LATE))

@@ -1,4 +1,4 @@
-"""What the log of another node has ended is not begun while more of that comes."""
+"""Tasks that ended in another node's log do not start during its merge."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ARRAY = TaskId("task-001-0000000a")
 
 
 def array(*rest: tuple[int, int]) -> TaskRecord:
-    """Return an array of two, and what is left of it."""
+    """Return an array of two with its remaining members."""
     asked = TaskOptions(array=ArraySpec(count=2), retry=Retry(retries=1))
     task = replace(spec(ARRAY, ord=1), options=asked)
     return TaskRecord(
@@ -64,13 +64,13 @@ def array(*rest: tuple[int, int]) -> TaskRecord:
 
 
 def join(world: DispatcherWithJournal) -> list[Effect]:
-    """Let a worker come that has room for two."""
+    """Attach a worker with room for two."""
     world.dispatch.on_worker_up(node_info(B, 2), moment())
     return world.dispatch.on_reattach(*reattach_report(B, 2), moment())
 
 
-def test_a_task_that_waits_and_ended_elsewhere_is_read_again() -> None:
-    """Who waits for it is told; the store knows whether it is the same task."""
+def test_a_queued_task_that_ended_elsewhere_is_read_again() -> None:
+    """Waiting clients get the end; the store knows whether it is the same task."""
     world = dispatcher_with(task_record())
 
     effects = world.dispatch.on_ended_elsewhere((T,), moment())
@@ -79,15 +79,15 @@ def test_a_task_that_waits_and_ended_elsewhere_is_read_again() -> None:
     assert join(world) == []
 
 
-def test_who_does_not_reign_goes_by_no_end() -> None:
-    """A reign that begins later reads it."""
+def test_a_node_without_the_role_ignores_ends_elsewhere() -> None:
+    """A later epoch reads them."""
     world = DispatcherWithJournal()
 
     assert world.dispatch.on_ended_elsewhere((T,), moment()) == []
 
 
-def test_a_read_that_is_older_begins_nothing_that_ended_elsewhere() -> None:
-    """It was asked before the end was on this disk."""
+def test_an_older_read_starts_no_task_that_ended_elsewhere() -> None:
+    """The store was asked before the end was on this disk."""
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
     join(world)
@@ -103,7 +103,7 @@ def test_a_read_that_is_older_begins_nothing_that_ended_elsewhere() -> None:
 
 
 def test_a_later_read_is_believed() -> None:
-    """Another task may have the name of one that was forgotten."""
+    """Another task may have the id of a forgotten one."""
     world = dispatcher_with(task_record())
     world.dispatch.on_ended_elsewhere((T,), moment())
     join(world)
@@ -115,8 +115,8 @@ def test_a_later_read_is_believed() -> None:
     assert appended_facts(effects) == [Assigned(T, attempt(), B)]
 
 
-def test_what_runs_and_ended_elsewhere_is_looked_up_before_its_end_counts() -> None:
-    """It may have been cancelled there, and who did so was told."""
+def test_a_running_task_that_ended_elsewhere_is_read_before_its_end_counts() -> None:
+    """A confirmed cancel may have ended it there."""
     world = dispatcher_running_t(a=1)
     world.dispatch.on_ended_elsewhere((T,), moment())
 
@@ -126,8 +126,8 @@ def test_what_runs_and_ended_elsewhere_is_looked_up_before_its_end_counts() -> N
     assert world.dispatch.outstanding(A) == 0
 
 
-def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> None:
-    """Its worker was lost before it could tell."""
+def test_a_lost_task_that_ended_elsewhere_is_read_before_it_reruns() -> None:
+    """Its worker was lost before its report."""
     world = dispatcher_running_t(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_ended_elsewhere((T,), moment(LATE))
@@ -138,8 +138,8 @@ def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> No
     assert world.commit() == [LoadLive(), LoadQueued(-2, 1000)]
 
 
-def test_what_waits_at_its_worker_and_ended_elsewhere_is_called_back() -> None:
-    """It has not begun, as another task is before it; the store is asked then."""
+def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
+    """It has not started, as another task precedes it; then the store is asked."""
     world = dispatcher_with(task_record("u"), task_record(place=2))
     world.dispatch.on_worker_up(node_info(A, 1), moment())
     world.dispatch.on_reattach(*reattach_report("a", 2), moment())
@@ -154,8 +154,8 @@ def test_what_waits_at_its_worker_and_ended_elsewhere_is_called_back() -> None:
     assert LoadLive() in world.commit()
 
 
-def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
-    """Neither one that never left it, nor one that failed and would be tried again."""
+def test_no_member_of_an_array_cancelled_elsewhere_starts() -> None:
+    """Neither a member that was never assigned, nor one with a retry."""
     world = dispatcher_with(array((0, 1)), a=1)
     first = member_id(ARRAY, 0)
     world.dispatch.on_ended_elsewhere((ARRAY,), moment())
@@ -169,7 +169,7 @@ def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
     assert not [fact for fact in facts_ if isinstance(fact, Assigned)]
 
 
-def test_a_member_that_ended_elsewhere_does_not_begin() -> None:
+def test_a_member_that_ended_elsewhere_does_not_start() -> None:
     """The others do."""
     world = dispatcher_with(array((0, 1)))
     world.dispatch.on_ended_elsewhere((member_id(ARRAY, 0),), moment())
@@ -177,10 +177,8 @@ def test_a_member_that_ended_elsewhere_does_not_begin() -> None:
     assert appended_facts(join(world)) == [Assigned(member_id(ARRAY, 1), attempt(), B)]
 
 
-def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run() -> (
-    None
-):
-    """The store was asked before it knew that."""
+def test_a_dependent_task_that_ended_elsewhere_during_a_read_does_not_run() -> None:
+    """The read is older than the end."""
     late = TaskOptions(after=After(tasks=("p",)))
     world = dispatcher_with(b=1)
     world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
@@ -195,10 +193,8 @@ def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run()
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
 
-def test_an_end_that_waits_for_the_store_is_not_judged_by_what_was_read_before() -> (
-    None
-):
-    """What came from another node meanwhile may have used up all attempts."""
+def test_an_end_that_waits_for_the_store_is_not_judged_by_an_older_read() -> None:
+    """Entries of another node may have used up all attempts meanwhile."""
     retried = TaskOptions(retry=Retry(retries=1))
     log = replace(task_record(), spec=replace(spec(), options=retried))
     world = dispatcher_with(a=1)

@@ -1,4 +1,4 @@
-"""Workers come and go; what they run is kept, and what they lost is run again."""
+"""Running attempts are adopted after a failover, and lost ones run again."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from tests.support.dispatcher import (
 )
 
 
-def test_a_lost_worker_s_attempts_run_elsewhere_at_once() -> None:
-    """A new attempt with a new number."""
+def test_attempts_of_a_lost_worker_run_elsewhere_at_once() -> None:
+    """Each gets a new attempt number."""
     world = dispatcher_running_t(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
 
@@ -59,7 +59,7 @@ def test_a_lost_worker_s_attempts_run_elsewhere_at_once() -> None:
     assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
 
 
-def test_a_new_dispatcher_waits_for_the_workers_of_the_reign_before() -> None:
+def test_a_new_dispatcher_waits_for_the_workers_of_the_previous_epoch() -> None:
     """Their links break with the old dispatcher; their work goes on."""
     world = dispatcher_with(live=(task_record("t", live_attempt(B)),), a=1)
 
@@ -75,7 +75,7 @@ def test_a_new_dispatcher_waits_for_the_workers_of_the_reign_before() -> None:
     ]
 
 
-def test_an_attempt_that_its_worker_still_runs_is_adopted_as_it_is() -> None:
+def test_an_attempt_that_its_worker_still_runs_is_adopted() -> None:
     """No fact is needed: the log is right."""
     world = dispatcher_with(live=(task_record("t", live_attempt(B)),), a=1)
     world.dispatch.on_worker_up(node_info(B, 1), moment())
@@ -88,8 +88,8 @@ def test_an_attempt_that_its_worker_still_runs_is_adopted_as_it_is() -> None:
     assert world.dispatch.on_time(moment(LATE)) == []
 
 
-def test_an_attempt_that_the_log_does_not_know_becomes_a_fact() -> None:
-    """Its assignment was not yet replicated when the dispatcher died."""
+def test_an_attempt_missing_from_the_log_is_recorded() -> None:
+    """Its assignment was not replicated when the dispatcher died."""
     world = dispatcher_with()
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
@@ -102,7 +102,7 @@ def test_an_attempt_that_the_log_does_not_know_becomes_a_fact() -> None:
 
 
 def test_a_queued_task_that_a_worker_already_runs_is_not_started_again() -> None:
-    """The task reached the log, its assignment did not."""
+    """The log has the task but not its assignment."""
     world = dispatcher_with(task_record())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
@@ -114,7 +114,7 @@ def test_a_queued_task_that_a_worker_already_runs_is_not_started_again() -> None
 
 
 def test_a_superseded_attempt_is_killed_when_its_worker_comes_back() -> None:
-    """Another one has its place."""
+    """Another attempt replaced it."""
     world = dispatcher_running_t(a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_worker_down(A, moment(LATE))
@@ -125,8 +125,8 @@ def test_a_superseded_attempt_is_killed_when_its_worker_comes_back() -> None:
     assert world.dispatch.on_reattach(A, back, moment(LATE)) == [send_kill(A)]
 
 
-def test_an_attempt_of_a_task_that_ended_is_killed() -> None:
-    """Also when the task was let go of since."""
+def test_an_attempt_of_an_ended_task_is_killed() -> None:
+    """Also after the task has left memory."""
     world = dispatcher_running_t(a=1)
     world.dispatch.on_results(A, results_message(), moment())
     world.commit()
@@ -138,8 +138,8 @@ def test_an_attempt_of_a_task_that_ended_is_killed() -> None:
     assert effects == [send_kill(B, attempt(2))]
 
 
-def test_an_attempt_that_a_worker_does_not_know_any_more_is_lost_at_once() -> None:
-    """The order was lost with the link, or the worker restarted."""
+def test_an_attempt_unknown_to_its_worker_is_lost_at_once() -> None:
+    """The assignment was lost with the link, or the worker restarted."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_worker_down(B, moment(1))
     world.dispatch.on_worker_up(node_info(B, 1), moment(9))
@@ -152,8 +152,8 @@ def test_an_attempt_that_a_worker_does_not_know_any_more_is_lost_at_once() -> No
     ]
 
 
-def test_the_log_is_not_believed_about_a_worker_that_has_already_spoken() -> None:
-    """It said what it runs before the log was read."""
+def test_a_worker_report_precedes_the_log() -> None:
+    """The worker listed its attempts before the log was read."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
@@ -170,8 +170,8 @@ def test_the_log_is_not_believed_about_a_worker_that_has_already_spoken() -> Non
     ]
 
 
-def test_of_two_live_attempts_in_the_log_the_older_is_given_up() -> None:
-    """Two sides of a split each ran the task."""
+def test_the_older_of_two_live_attempts_in_the_log_is_lost() -> None:
+    """The two sides of a split each ran the task."""
     two = (live_attempt(A, attempt(1)), live_attempt(B, attempt(2)))
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment(9))
@@ -184,7 +184,7 @@ def test_of_two_live_attempts_in_the_log_the_older_is_given_up() -> None:
     assert world.dispatch.outstanding(B) == 1
 
 
-def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> None:
+def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
     """It may have ended on the other side of a split: success is never repeated."""
     world = dispatcher_with(a=1)
     world.dispatch.on_time(moment(LATE))
@@ -201,7 +201,7 @@ def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> Non
     assert world.commit() == [LoadLive(), LoadQueued(-2, 1000)]
 
 
-def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
+def test_entries_of_another_node_cause_a_new_read_of_the_queue() -> None:
     """Tasks of the other side are queued here, and ended ones are dropped."""
     world = dispatcher_with(task_record())
 
@@ -216,7 +216,7 @@ def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
     assert appended_facts(placed) == [Assigned(TaskId("u"), attempt(), B)]
 
 
-def test_the_log_may_know_of_an_attempt_of_a_task_that_was_read_as_queued() -> None:
+def test_the_log_may_contain_an_attempt_of_a_queued_task() -> None:
     """Another node's entries arrived between the two reads."""
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
@@ -233,8 +233,8 @@ def test_the_log_may_know_of_an_attempt_of_a_task_that_was_read_as_queued() -> N
     assert world.timers.next_at() == moment(5).mono_s
 
 
-def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
-    """Its success came with another node's log; an older attempt is still open."""
+def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
+    """Its success is in another node's log; an older attempt is still open."""
     old = live_attempt(A, attempt(1))
     done = Attempt(id=attempt(2), node=B, state=AttemptState.OK, outcome=outcome())
     released_later = Attempt(
@@ -262,8 +262,8 @@ def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
     assert attached == []
 
 
-def test_a_record_without_its_submission_is_left_alone() -> None:
-    """It comes with a later PULL."""
+def test_a_record_without_its_submission_is_ignored() -> None:
+    """The submission comes with a later PULL."""
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
     partial = TaskRecord(id=T, attempts=(live_attempt(B),))
@@ -274,7 +274,7 @@ def test_a_record_without_its_submission_is_left_alone() -> None:
     assert world.dispatch.outstanding(B) == 0
 
 
-def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
+def test_a_worker_that_leaves_in_the_adopt_window_has_its_own_time() -> None:
     """Entries of another node may name absent workers long after the start."""
     world = dispatcher_with()
     world.dispatch.on_time(moment(LATE))
@@ -289,7 +289,7 @@ def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
 
 
 def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
-    """Return a reign that has read its log though others hold more than it says."""
+    """Return a dispatcher that has read its log, while peers hold more entries."""
     world = DispatcherWithJournal()
     world.dispatch.reconciler.delay_read(moment())
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
@@ -302,8 +302,8 @@ def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
     return world
 
 
-def test_who_speaks_is_waited_for_but_not_for_ever() -> None:
-    """Of what waits, it may know that it has begun; three seconds are enough."""
+def test_a_worker_that_reported_delays_tasks_for_a_bounded_time() -> None:
+    """It may know that a queued task has started; three seconds are enough."""
     world = DispatcherWithJournal()
     world.dispatch.reconciler.delay_read(moment())
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
@@ -319,8 +319,8 @@ def test_who_speaks_is_waited_for_but_not_for_ever() -> None:
     ]
 
 
-def test_what_a_worker_does_not_list_may_have_ended_until_all_is_read() -> None:
-    """Its end came to the dispatcher before; then this node reads what that held."""
+def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
+    """The previous dispatcher got its end; this node then reads that log."""
     world = behind(task_record("t", live_attempt(B)), b=1)
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert effects == []
@@ -341,8 +341,8 @@ def test_what_a_worker_does_not_list_may_have_ended_until_all_is_read() -> None:
     assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
 
 
-def test_what_is_still_live_when_all_is_read_is_lost() -> None:
-    """Its worker lists nothing, and nobody knows of an end."""
+def test_an_attempt_without_an_end_in_all_logs_is_lost() -> None:
+    """Its worker does not list it, and no log has its end."""
     world = behind(task_record("t", live_attempt(B)), b=1)
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     world.dispatch.reconciler.trust_log()
@@ -357,8 +357,8 @@ def test_what_is_still_live_when_all_is_read_is_lost() -> None:
     ]
 
 
-def test_what_is_not_read_in_the_adopt_window_is_not_waited_for() -> None:
-    """A node that tells nothing may hold the task up for no longer."""
+def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
+    """A node that sends nothing may delay the task no longer."""
     world = behind(task_record("t", live_attempt(B)), b=1)
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert world.timers.next_at() == moment(5).mono_s
@@ -373,8 +373,8 @@ def test_what_is_not_read_in_the_adopt_window_is_not_waited_for() -> None:
     ]
 
 
-def test_until_all_is_read_a_later_attempt_that_a_worker_lists_counts() -> None:
-    """The dispatcher before had given up the one that the log shows."""
+def test_a_listed_later_attempt_counts_until_all_logs_are_read() -> None:
+    """The previous dispatcher had replaced the attempt in the log."""
     world = behind(task_record("t", live_attempt(A)), a=1, b=1)
     world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment(1))
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
@@ -386,8 +386,8 @@ def test_until_all_is_read_a_later_attempt_that_a_worker_lists_counts() -> None:
     assert world.dispatch.outstanding(B) == 1
 
 
-def test_who_waits_for_an_array_is_told_when_a_member_of_it_is_lost() -> None:
-    """If it was cancelled, it is over by that, and only the store can tell."""
+def test_waits_for_an_array_end_when_a_member_is_lost() -> None:
+    """A cancelled array is over then, and only the store knows that."""
     array = TaskId("task-007-abcdef12")
     world = dispatcher_with(live=(task_record(f"{array}.1", live_attempt(B)),), a=1)
 
@@ -396,8 +396,8 @@ def test_who_waits_for_an_array_is_told_when_a_member_of_it_is_lost() -> None:
     assert AnnounceTaskStates((array,)) in world.commit()
 
 
-def test_a_later_attempt_counts_over_one_whose_worker_is_not_heard() -> None:
-    """Who began it had given that up, which is on no disk that is left."""
+def test_a_later_attempt_precedes_one_of_a_silent_worker() -> None:
+    """Its dispatcher had given up the other one, but that fact is lost."""
     world = dispatcher_with(live=(task_record("t", live_attempt(A)),))
     world.dispatch.on_worker_up(node_info(B, 1), moment(1))
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
@@ -411,7 +411,7 @@ def test_a_later_attempt_counts_over_one_whose_worker_is_not_heard() -> None:
     assert world.dispatch.on_reattach(A, late, moment(2)) == [send_kill(A)]
 
 
-def test_of_two_attempts_that_the_log_shows_the_later_is_awaited() -> None:
+def test_the_later_of_two_attempts_in_the_log_is_awaited() -> None:
     """The other one is given up, though it was read first."""
     world = dispatcher_with(live=(task_record("t", live_attempt(A)),))
     world.dispatch.on_remote_entries(moment(1))
@@ -423,8 +423,8 @@ def test_of_two_attempts_that_the_log_shows_the_later_is_awaited() -> None:
     assert (world.dispatch.outstanding(A), world.dispatch.outstanding(B)) == (0, 1)
 
 
-def test_an_attempt_that_its_worker_lists_no_more_is_not_the_one_to_await() -> None:
-    """Else both were given up, and the other one runs on."""
+def test_an_attempt_that_its_worker_stopped_listing_is_not_awaited() -> None:
+    """Both attempts would otherwise be given up while the other one runs."""
     world = dispatcher_with(live=(), b=1)
     world.dispatch.on_remote_entries(moment(1))
 
@@ -435,8 +435,8 @@ def test_an_attempt_that_its_worker_lists_no_more_is_not_the_one_to_await() -> N
     assert world.dispatch.outstanding(A) == 1
 
 
-def test_an_absent_worker_s_attempt_that_the_log_shows_ended_is_let_go() -> None:
-    """Else it would count as lost when the time is over, and run again."""
+def test_an_attempt_of_an_absent_worker_that_ended_in_the_log_is_dropped() -> None:
+    """It would otherwise count as lost after the window, and run again."""
     world = dispatcher_with(live=(task_record("t", live_attempt(B)),), a=1)
     world.dispatch.on_remote_entries(moment(1))
 
@@ -446,8 +446,8 @@ def test_an_absent_worker_s_attempt_that_the_log_shows_ended_is_let_go() -> None
     assert world.dispatch.on_time(moment(LATE)) == []
 
 
-def test_who_was_taken_to_run_what_runs_elsewhere_has_room_again() -> None:
-    """It runs nothing, so it never tells of an end by which it would be counted."""
+def test_a_worker_has_room_again_when_its_attempt_runs_elsewhere() -> None:
+    """It runs nothing, so no report of an end frees the slot."""
     world = behind(task_record("t", live_attempt(A)), a=1, b=1)
     world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment(1))
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
@@ -460,10 +460,8 @@ def test_who_was_taken_to_run_what_runs_elsewhere_has_room_again() -> None:
     )
 
 
-def test_what_was_given_to_a_worker_that_reattaches_by_the_same_link_is_not_lost() -> (
-    None
-):
-    """It was claimed twice, as its answer took long; it did not know of this yet."""
+def test_an_assignment_before_a_reattach_on_the_same_link_is_not_lost() -> None:
+    """The claim was sent twice, and the report is older than the assignment."""
     world = dispatcher_running_t(a=1)
     world.dispatch.on_worker_up(node_info("a", 1), moment())
 

@@ -1,4 +1,4 @@
-"""How a dispatcher records what is about no task, and who hears of it."""
+"""Records that belong to no task, and their distribution to followers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ OLD = Recorded(TOKEN_REVOKED, "old", b"", 0, 7)
 
 
 class Shell:
-    """A node with a disk that writes when it is told to."""
+    """A node with a disk that writes on request."""
 
     def __init__(self, saved: SavedState | None = None) -> None:
         self.node = Node(settings("a"), saved or SavedState(records=(OLD,)))
@@ -68,20 +68,20 @@ class Shell:
         return effects
 
     def write(self) -> list[Effect]:
-        """Let the disk write what waits."""
+        """Write the queued entries to the disk."""
         effects: list[Effect] = []
         while self.numbers:
             effects += self.feed(Persisted(self.numbers.pop(0)))
         return effects
 
-    def reign(self) -> None:
+    def become_dispatcher(self) -> None:
         while not self.node.is_dispatcher:
             self.seconds += 0.1
             self.feed(TimerFired())
             self.write()
 
     def meet(self) -> list[Effect]:
-        """Let a peer connect and follow."""
+        """Connect a peer as follower."""
         hello = Hello(
             node=replace(settings("b").node, id=PEER), epoch=NO_EPOCH, dispatcher=None
         )
@@ -98,7 +98,7 @@ class Shell:
         return self.feed(RecordRequested(1, drafts))
 
 
-def told(effects: list[Effect]) -> list[Recorded]:
+def sent_records(effects: list[Effect]) -> list[Recorded]:
     """Return the records that were sent to the peer."""
     return [
         record
@@ -111,7 +111,7 @@ def told(effects: list[Effect]) -> list[Recorded]:
 
 
 def learnt(effects: list[Effect]) -> list[Recorded]:
-    """Return what the shell is told to go by."""
+    """Return the records that the shell must apply."""
     return [r for e in effects if isinstance(e, ApplyRecords) for r in e.records]
 
 
@@ -120,8 +120,8 @@ def kept(effects: list[Effect]) -> list[object]:
     return [e.reply for e in effects if isinstance(e, Answer)]
 
 
-def test_a_node_goes_by_what_it_kept_from_its_first_step_on() -> None:
-    """A token that was revoked stays so when every node restarts."""
+def test_a_node_applies_its_records_from_its_first_step() -> None:
+    """A revoked token stays revoked when every node restarts."""
     assert learnt(Shell().feed(TimerFired())) == [OLD]
 
 
@@ -133,10 +133,10 @@ def test_only_a_dispatcher_records() -> None:
     assert kept(shell.ask(DRAFT)) == [NotDispatching()]
 
 
-def test_a_record_is_gone_by_and_answered_once_it_is_on_the_disk() -> None:
-    """As a task: nobody is told what a crash would undo."""
+def test_a_record_is_applied_and_answered_once_it_is_durable() -> None:
+    """As for tasks: no answer reports anything that a crash would undo."""
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
 
     before = shell.ask(DRAFT)
     after = shell.write()
@@ -150,31 +150,31 @@ def test_a_record_is_gone_by_and_answered_once_it_is_on_the_disk() -> None:
     assert learnt(after) == [record]
 
 
-def test_followers_hear_all_when_they_attach_and_the_rest_when_it_is_durable() -> None:
+def test_followers_get_all_records_first_and_new_ones_once_durable() -> None:
     """Most of them keep no log."""
     shell = Shell()
-    shell.reign()
-    assert told(shell.meet()) == [OLD]
+    shell.become_dispatcher()
+    assert sent_records(shell.meet()) == [OLD]
 
-    assert told(shell.ask(DRAFT)) == []
-    (record,) = told(shell.write())
+    assert sent_records(shell.ask(DRAFT)) == []
+    (record,) = sent_records(shell.write())
 
     assert record.key == "abc"
 
 
-def test_what_is_only_listed_is_told_to_nobody() -> None:
-    """An audit log of twenty thousand lines concerns who asks for it."""
+def test_listed_records_are_not_sent_to_followers() -> None:
+    """Only readers of an audit log need its twenty thousand lines."""
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
     shell.meet()
 
     effects = shell.ask(RecordDraft(AUDIT, "1", b"{}")) + shell.write()
 
-    assert told(effects) == learnt(effects) == []
+    assert sent_records(effects) == learnt(effects) == []
 
 
-def test_a_follower_keeps_what_it_is_told_and_then_goes_by_it() -> None:
-    """Over a restart, too."""
+def test_a_follower_stores_a_record_before_it_applies_it() -> None:
+    """So the record survives a restart."""
     shell = Shell()
     shell.feed(TimerFired())
     epoch = Epoch(3, PEER)
@@ -193,10 +193,10 @@ def test_a_follower_keeps_what_it_is_told_and_then_goes_by_it() -> None:
     assert learnt(after) == [new]
 
 
-def test_a_key_that_is_taken_answers_with_what_counts() -> None:
-    """So who comes second knows that, and nothing is written twice."""
+def test_a_taken_key_answers_with_the_existing_record() -> None:
+    """The second client learns the record, and nothing is written twice."""
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
     shell.ask(RecordDraft(TOKEN, "2", b"first"))
     shell.write()
 
@@ -208,10 +208,10 @@ def test_a_key_that_is_taken_answers_with_what_counts() -> None:
     assert not any(isinstance(effect, Append) for effect in effects)
 
 
-def test_what_was_told_without_the_log_is_written_when_it_is_asked_for() -> None:
-    """The answer counts copies of the log, and nobody had copied that."""
+def test_a_record_received_without_the_log_is_written_on_request() -> None:
+    """The answer counts copies of the log, and none contains the record."""
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
 
     effects = shell.ask(RecordDraft(TOKEN_REVOKED, "old", b"again"))
 
@@ -221,13 +221,13 @@ def test_what_was_told_without_the_log_is_written_when_it_is_asked_for() -> None
     assert kept(shell.write()) == [RecordsKept((OLD,), 1)]
 
 
-def test_more_records_than_a_kind_may_have_are_refused(
+def test_records_beyond_the_limit_of_a_kind_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each node has them in memory; those that are over make room."""
+    """Each node keeps them in memory; expired ones make room."""
     monkeypatch.setitem(KINDS, TOKEN_REVOKED, RecordKind(2, 256, is_broadcast=True))
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
     now_ms = moment(shell.seconds).wall_ms
     shell.ask(DRAFT._replace(expires_ms=now_ms + 1))
 

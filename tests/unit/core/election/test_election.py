@@ -1,4 +1,4 @@
-"""The phases of one node: what it does when, with whom, and in which order."""
+"""Phases of one node: actions, peers and order."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def info(node: NodeId, **changes: object) -> NodeInfo:
 
 
 class Harness:
-    """One election with the machines that it reads, and a disk that is asked."""
+    """One election with the components that it reads, and a disk on request."""
 
     def __init__(self, saved: SavedState | None = None, **changes: object) -> None:
         saved = saved or SavedState()
@@ -157,16 +157,16 @@ class Harness:
         self.members.record_frame(dispatcher, node_moment(now_s + 0.001))
         assert self.election.attachment == Attachment(dispatcher, epoch, 1)
 
-    def reign(self, now_s: float) -> None:
+    def become_dispatcher(self, now_s: float) -> None:
         self.watch.on_time(node_moment(now_s))
         self.persist(now_s)
         assert isinstance(self.election.phase, Dispatching)
 
-    def beat(self, now_s: float) -> list[Effect]:
-        """Do what is due of a dispatcher's heartbeats."""
-        reign = self.election.dispatcher_epoch
-        assert reign is not None
-        return self.election.heartbeats.on_time(reign, node_moment(now_s))
+    def send_heartbeats(self, now_s: float) -> list[Effect]:
+        """Send the heartbeats that are due."""
+        become_dispatcher = self.election.dispatcher_epoch
+        assert become_dispatcher is not None
+        return self.election.heartbeats.on_time(become_dispatcher, node_moment(now_s))
 
 
 def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
@@ -179,20 +179,20 @@ ELSEWHERE = Address("10.0.0.9", 7878)
 
 
 def refused(node: NodeId) -> DialFailed:
-    """Return that no process listens where a node was."""
+    """Return the event that no process listens at a node's address."""
     return DialFailed(
         node, (Address(f"10.0.0.{ord(node[0])}", 7878),), was_refused=True
     )
 
 
 def test_the_timings_keep_their_ratios() -> None:
-    """One lost heartbeat is no silence, and where beats come no tick is needed."""
+    """One lost heartbeat is no silence, and a follower with heartbeats needs no tick."""
     assert TIMING.suspicion_timeout_s >= 3 * TIMING.heartbeat_s
     assert TIMING.worker_timeout_s >= TIMING.suspicion_timeout_s
     assert TIMING.heartbeat_s < TIMING.tick_s < TIMING.suspicion_timeout_s / 3
 
 
-def test_the_page_shows_the_phases_and_no_move_that_is_none() -> None:
+def test_the_page_lists_exactly_the_legal_transitions() -> None:
     """People read the table there before they read this code."""
     rows = re.findall(
         r"^\| ([a-z ]+) \| .* \| (.*) \|$", PAGE.read_text(), re.MULTILINE
@@ -207,7 +207,7 @@ def test_the_page_shows_the_phases_and_no_move_that_is_none() -> None:
         assert any(move in NAMES for move in moves), name
 
 
-def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None:
+def test_a_node_without_peers_claims_after_seven_tenths_of_a_second() -> None:
     """§ 3.5: one machine must serve at once."""
     world = Harness()
 
@@ -222,7 +222,7 @@ def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None
     )
 
 
-def test_a_claim_is_said_only_once_it_is_durable() -> None:
+def test_a_claim_is_sent_only_once_it_is_durable() -> None:
     """§ 3.4: terms are committed before any frame that depends on them."""
     world = Harness()
     world.meet(C, 0.1)
@@ -239,7 +239,7 @@ def test_a_claim_is_said_only_once_it_is_durable() -> None:
 
 
 def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
-    """The longer log leads; the next waits `claim_wait_s` for its claim."""
+    """The longer log leads; the next node waits `claim_wait_s` for its claim."""
     world = Harness()
     world.meet(C, 0.1, entries=5)
 
@@ -264,7 +264,7 @@ def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
 
 
 def test_a_stale_claim_is_answered_and_never_followed() -> None:
-    """§ 3.5: a deposed dispatcher learns from the answer how late it is."""
+    """§ 3.5: the answer shows a deposed dispatcher the newer epoch."""
     world = Harness(SavedState(term=9, epoch=Epoch(9, C)))
     world.meet(A, 0.2)
 
@@ -288,10 +288,8 @@ def test_a_follower_names_its_dispatcher_to_a_stale_one() -> None:
     ]
 
 
-def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_once() -> (
-    None
-):
-    """A killed process is replaced in milliseconds."""
+def test_a_refused_dial_after_eof_lets_the_first_successor_claim_at_once() -> None:
+    """The refusal proves the death; a killed process is replaced in milliseconds."""
     world = Harness()
     world.follow(0.1)
     world.candidacy.successors = dict.fromkeys((B, C, D), ())
@@ -302,7 +300,7 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     world.members.on_peer_down(A, node_moment(5.0))
 
     effects = world.watch.on_peer_down(A, "eof", node_moment(5.0))
-    # Where D may be found is not known, which is no proof that it is gone.
+    # D's address is unknown, so no dial can prove that it is gone.
     assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
     assert world.election.attachment is None
 
@@ -310,8 +308,8 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     assert note_events(effects) == ["dispatcher lost", "claiming"]
 
 
-def test_a_dispatcher_that_hangs_up_is_dialled_once_more() -> None:
-    """As a process ends, its links may do so before it listens no more."""
+def test_a_dispatcher_that_closes_its_link_is_dialled_once_more() -> None:
+    """A process that ends may close its links before its listening socket."""
     world = Harness()
     world.follow(0.1)
     world.members.on_peer_down(A, node_moment(5.0))
@@ -327,7 +325,7 @@ def test_a_dispatcher_that_hangs_up_is_dialled_once_more() -> None:
 
 
 def test_later_successors_wait_their_turn() -> None:
-    """Claims are staggered by place in the roster."""
+    """Claims are staggered by position in the roster."""
     world = Harness()
     world.follow(0.1)
     world.candidacy.successors = dict.fromkeys((C, D, B), ())
@@ -342,7 +340,7 @@ def test_later_successors_wait_their_turn() -> None:
     assert note_events(world.watch.on_time(node_moment(5.5))) == ["claiming"]
 
 
-def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> None:
+def test_a_successor_does_not_wait_for_nodes_that_refused_a_dial() -> None:
     """All the standbys may have died with the dispatcher."""
     world = Harness()
     world.follow(0.1)
@@ -359,8 +357,8 @@ def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> Non
     ]
 
 
-def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
-    """It had no link to any of them, so it would not hear their claims."""
+def test_a_node_in_a_large_mesh_dials_down_the_roster_until_one_answers() -> None:
+    """Without a link to any of them it would not hear their claims."""
     world = Harness()
     world.follow(0.1)
     line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
@@ -380,7 +378,7 @@ def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
     alone_s = 5.0 + STAGGERED_CLAIMS_MAX * TIMING.claim_stagger_s
     world.members.address_book.on_dial_failed(refused(line[6]), node_moment(5.1))
     assert world.watch.on_dial_failed(refused(line[6]), node_moment(5.1)) == []
-    # It has to notice first, as all others have.
+    # It has to notice the death first, as all others have.
     crowding = 22 / Limits().full_mesh_peers
     assert (
         world.watch.deadline(node_moment(0.0))
@@ -388,7 +386,7 @@ def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
     )
 
 
-def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
+def test_unreachable_hosts_are_skipped_in_time() -> None:
     """They refuse nothing: each quarter of a second one more is dialled."""
     world = Harness()
     world.follow(0.1)
@@ -420,7 +418,7 @@ def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> Non
     assert [e.node for e in effects if isinstance(e, Dial)] == [A]
 
 
-def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
+def test_no_node_claims_while_another_hears_the_dispatcher() -> None:
     """F11: A and C cannot talk, B hears both; nothing must change."""
     world = Harness()
     world.follow(0.1)
@@ -439,8 +437,8 @@ def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
     ]
 
 
-def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
-    """Where many follow at once it needs time for each; its heartbeats come after."""
+def test_a_dispatcher_that_has_not_answered_yet_gets_more_time() -> None:
+    """With many followers at once it needs time for each before its heartbeats."""
     world = Harness()
     world.meet(A, 0.1, epoch=Epoch(3, A), dispatcher=A)
     world.persist(0.1)
@@ -452,10 +450,10 @@ def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
     ]
 
 
-def test_a_follower_that_comes_too_late_is_sent_on() -> None:
-    """Who has given way sends no heartbeats, and is not to be taken for dead."""
+def test_a_late_follower_is_redirected() -> None:
+    """A node that has stepped down sends no heartbeats, but is not dead."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
     mine = Epoch(1, B)
     world.meet(C, 1.0)
     world.meet(A, 1.1, epoch=Epoch(3, A), dispatcher=A)
@@ -468,8 +466,8 @@ def test_a_follower_that_comes_too_late_is_sent_on() -> None:
     assert redirect.dispatcher == A
 
 
-def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> None:
-    """It was said before the claim that is followed, so it says nothing about it."""
+def test_a_message_of_an_earlier_epoch_does_not_detach_a_follower() -> None:
+    """It was sent before the claim in force, so it says nothing about it."""
     world = Harness()
     world.follow(0.1)
     where = (Address("10.0.0.3", 7878),)
@@ -487,8 +485,8 @@ def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> N
     ]
 
 
-def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
-    """It may have no time for a handshake yet, which has an end."""
+def test_no_claim_during_a_dial_to_a_dispatcher_named_by_a_peer() -> None:
+    """It may be too busy for a handshake, which has a time limit."""
     world = Harness()
     world.meet(C, 0.2)
     where = (Address("10.0.0.1", 7878),)
@@ -529,7 +527,7 @@ def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
 
 
 def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
-    """Lifeguard: who stood still must not accuse others of silence."""
+    """Lifeguard: a node that was stopped must not suspect others of silence."""
     world = Harness()
     world.follow(0.1)
 
@@ -541,7 +539,7 @@ def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
 
 
 def test_own_slowness_does_not_shorten_the_search() -> None:
-    """Who stood still has not looked for anybody meanwhile."""
+    """A node that was stopped has not searched meanwhile."""
     world = Harness()
 
     world.watch.on_pause(0.5, node_moment(0.6))
@@ -550,8 +548,8 @@ def test_own_slowness_does_not_shorten_the_search() -> None:
     assert note_events(world.watch.on_time(node_moment(1.2))) == ["claiming"]
 
 
-def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
-    """On a busy machine a handshake takes longer than the search; it has an end."""
+def test_no_claim_during_the_handshake_with_the_first_node_in_sight() -> None:
+    """On a busy machine a handshake takes longer than the search; it has a limit."""
     where = (Address("10.0.0.3", 7878),)
     head = PeerHint(C, where, is_dispatcher=True, term=1)
     for failed in (True, False):
@@ -570,8 +568,8 @@ def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
             ]
 
 
-def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
-    """A reign never resumes, so its successors claim."""
+def test_a_dispatcher_that_restarted_is_not_awaited() -> None:
+    """An epoch never resumes, so its successors claim."""
     world = Harness()
     world.follow(0.1)
     world.members.on_peer_down(A, node_moment(5.0))
@@ -585,7 +583,7 @@ def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
 def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
     """Both compare the same two HELLOs."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B, followers=1)
 
     effects = world.meet(
@@ -598,7 +596,7 @@ def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
 
 
 def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
-    """However few followers it has: the other one could not take its tasks over."""
+    """Followers do not count: the other one could not take over its tasks."""
     here, there = info(B), info(C)
     older = Hello(node=here, epoch=Epoch(9, B), dispatcher=B, followers=5)
     newer = Hello(
@@ -614,8 +612,8 @@ def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
     assert wins_over(older, replace(newer, log_version=1))
 
 
-def test_a_newer_program_claims_once_it_may_reign_again() -> None:
-    """Its full disk let it follow one that never learns of the tasks in its log."""
+def test_a_newer_program_claims_once_it_may_lead_again() -> None:
+    """Its full disk made it follow a node that cannot read the tasks in its log."""
     world = Harness(SavedState(log_version=2))
     world.candidacy.set_disk_failing(is_failing=True)
     world.follow(0.1)
@@ -631,9 +629,9 @@ def test_a_newer_program_claims_once_it_may_reign_again() -> None:
 
 
 def test_the_winner_claims_again_above_both() -> None:
-    """So that its epoch counts for every worker of either side."""
+    """So every worker of either side accepts its epoch."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B, followers=3)
 
     effects = world.meet(
@@ -649,18 +647,18 @@ def test_the_winner_claims_again_above_both() -> None:
 def yielding() -> tuple[Harness, StreamId]:
     """Return a dispatcher that meets one with more followers at 9 s, and its stream."""
     world = Harness()
-    world.reign(0.7)
-    reign = world.election.dispatcher_epoch
-    assert reign is not None
-    world.journal.open_stream(reign.stream)
+    world.become_dispatcher(0.7)
+    become_dispatcher = world.election.dispatcher_epoch
+    assert become_dispatcher is not None
+    world.journal.open_stream(become_dispatcher.stream)
     world.journal.append([TaskCancelled(TaskId("t"), "me")], node_moment(1.0))
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
-    return world, reign.stream
+    return world, become_dispatcher.stream
 
 
 def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
-    """Nothing accepted is left behind (G2); the worker waits so long."""
+    """No accepted task is left behind (G2); the worker waits for that long."""
     world, stream = yielding()
 
     world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), node_moment(9.1))
@@ -672,8 +670,8 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
     assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
 
 
-def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
-    """A winner that speaks is borne until the worker waits no longer."""
+def test_a_loser_reports_its_deadline_for_the_winner() -> None:
+    """A winner that speaks is not suspected before the worker's deadline."""
     world, _ = yielding()
     assert world.watch.deadline(node_moment(0.0)) == 9.0 + TIMING.step_down_s
 
@@ -688,10 +686,10 @@ def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
     assert note_events(world.watch.on_time(node_moment(14.5))) == ["stepped down"]
 
 
-def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
+def test_a_loser_whose_winner_vanishes_searches_again() -> None:
     """All steps are idempotent: the meeting may happen once more."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
 
@@ -699,10 +697,10 @@ def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
     assert note_events(world.watch.on_time(node_moment(11.0))) == ["discovering"]
 
 
-def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
-    """A node that remembers a higher epoch could follow nobody else."""
+def test_a_dispatcher_claims_above_an_epoch_whose_owner_is_gone() -> None:
+    """A node that remembers a higher epoch could follow no other node."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
 
     effects = world.meet(C, 2.0, epoch=Epoch(8, D))
 
@@ -713,7 +711,7 @@ def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
 def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
     """G5: before its next frame."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
     world.meet(C, 2.0, epoch=Epoch(1, B), dispatcher=B)
     world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
@@ -727,7 +725,7 @@ def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
     assert effects[-1] == Dial(D, where)
 
 
-def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
+def test_a_successor_claims_when_it_holds_the_log_handed_over() -> None:
     """A graceful stop loses nothing and waits for nothing else."""
     world = Harness()
     world.follow(0.1)
@@ -743,24 +741,27 @@ def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
     assert note_events(world.claims.continue_transfer()) == ["claiming"]
 
 
-def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> None:
+def test_late_messages_of_the_old_dispatcher_do_not_undo_the_claim() -> None:
     """Its last heartbeat may arrive while the successor's claim is being flushed."""
     world = Harness()
     world.follow(0.1)
-    reign = Epoch(3, A)
+    become_dispatcher = Epoch(3, A)
     assert note_events(
-        world.claims.on_transfer(A, Transfer(reign, ()), node_moment(1.0))
+        world.claims.on_transfer(A, Transfer(become_dispatcher, ()), node_moment(1.0))
     ) == ["claiming"]
 
-    assert world.claims.on_heartbeat(A, reign, node_moment(1.1)) == []
+    assert world.claims.on_heartbeat(A, become_dispatcher, node_moment(1.1)) == []
     assert (
-        world.claims.on_claim(A, Claim(reign, StreamId(9), ()), node_moment(1.1)) == []
+        world.claims.on_claim(
+            A, Claim(become_dispatcher, StreamId(9), ()), node_moment(1.1)
+        )
+        == []
     )
     assert note_events(world.persist(1.2)) == ["dispatcher elected"]
 
 
 def test_a_stopping_node_never_claims() -> None:
-    """It would only have to hand over again."""
+    """It would have to hand over at once."""
     world = Harness()
     world.candidacy.withdraw()
 
@@ -768,14 +769,14 @@ def test_a_stopping_node_never_claims() -> None:
 
 
 def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
-    """A peer that missed the claim hears it again each second."""
+    """A peer that missed the claim receives it again each second."""
     world = Harness()
-    world.reign(0.7)
+    world.become_dispatcher(0.7)
     world.meet(A, 0.8)
     world.meet(C, 0.8)
     world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
-    effects = world.beat(2.0)
+    effects = world.send_heartbeats(2.0)
 
     assert sent(effects, C) == [Heartbeat(Epoch(1, B), 2.0)]
     assert [type(message) for message in sent(effects, A)] == [Claim]
@@ -789,7 +790,7 @@ def test_a_node_that_may_not_be_elected_comes_last() -> None:
     assert plain < phone
 
 
-def test_rank_goes_by_log_then_mains_then_age_then_id() -> None:
+def test_rank_compares_log_then_mains_then_age_then_id() -> None:
     """§ 3.5, in this order."""
     ranked = [
         candidate_rank(info(D), 9, 0.0),
@@ -803,7 +804,7 @@ def test_rank_goes_by_log_then_mains_then_age_then_id() -> None:
     assert ranked == sorted(ranked)
 
 
-def test_two_dispatchers_always_agree_who_wins() -> None:
+def test_two_dispatchers_always_agree_on_the_winner() -> None:
     """The comparison is strict and the same from both sides."""
     one = Hello(node=info(A), epoch=Epoch(2, A), dispatcher=A, followers=1)
     two = Hello(node=info(B), epoch=Epoch(2, B), dispatcher=B, followers=1)
@@ -834,34 +835,36 @@ def test_a_vector_covers_another_only_in_every_stream() -> None:
     assert not covers(mine, [(StreamId(1), 5), (StreamId(2), 1)])
 
 
-def test_a_claim_is_said_again_later_where_many_have_to_answer() -> None:
-    """Who follows already would do so again."""
+def test_a_claim_is_repeated_later_in_a_large_mesh() -> None:
+    """A node that already follows would answer again."""
     for size, again_s in ((16, 1.0), (32, 2.0)):
         world = Harness()
         nodes = [NodeId(f"c{number:015d}") for number in range(size)]
         for node in nodes:
             world.meet(node, 0.1)
-        world.reign(3.0)
+        world.become_dispatcher(3.0)
 
-        early = world.beat(3.0 + again_s - 0.01)
-        late = world.beat(3.0 + again_s + TIMING.heartbeat_s)
+        early = world.send_heartbeats(3.0 + again_s - 0.01)
+        late = world.send_heartbeats(3.0 + again_s + TIMING.heartbeat_s)
 
         assert not any(isinstance(m, Claim) for m in sent(early, nodes[0]))
         assert any(isinstance(m, Claim) for m in sent(late, nodes[0]))
 
 
-def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
+def test_plain_workers_of_a_large_mesh_get_each_third_heartbeat() -> None:
     """Only standbys need to notice at once that a dispatcher is gone."""
     world = Harness()
-    world.reign(0.7)
-    reign = world.election.dispatcher_epoch
-    assert reign is not None
+    world.become_dispatcher(0.7)
+    become_dispatcher = world.election.dispatcher_epoch
+    assert become_dispatcher is not None
     nodes = [NodeId(f"1{number:015d}") for number in range(20)]
     for node in nodes:
         world.meet(node, 1.0)
-        world.members.confirm_follower(node, reign.epoch, ())
+        world.members.confirm_follower(node, become_dispatcher.epoch, ())
     world.members.set_standby(nodes[3], is_standby=True)
 
-    beaten = [world.election.heartbeats.next_recipients(reign) for _ in range(3)]
+    beaten = [
+        world.election.heartbeats.next_recipients(become_dispatcher) for _ in range(3)
+    ]
 
     assert sorted(map(len, beaten)) == [1, 1, 20]

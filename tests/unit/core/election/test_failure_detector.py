@@ -1,4 +1,4 @@
-"""How long silence is borne."""
+"""The suspicion timeout under repeated failovers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.support.builders import moment
 @pytest.mark.parametrize(
     ("reigns", "factor"), [(0, 1), (1, 1), (3, 1), (4, 2), (5, 4), (6, 8), (40, 8)]
 )
-def test_patience_doubles_with_each_reign_beyond_the_third(
+def test_the_timeout_doubles_with_each_epoch_beyond_the_third(
     reigns: int, factor: float
 ) -> None:
-    """The first failovers are as fast as ever; a storm calms itself."""
+    """The first failovers stay fast; a storm of them slows down."""
     patience = TimeoutScaling()
     for _ in range(reigns):
         patience.on_epoch_start(moment(1.0))
@@ -26,8 +26,8 @@ def test_patience_doubles_with_each_reign_beyond_the_third(
     assert patience.timeout_scale(moment(2.0)) == factor <= TIMEOUT_SCALE_MAX
 
 
-def test_patience_ends_when_it_has_been_calm_for_a_while() -> None:
-    """What was restless once is not punished for ever."""
+def test_the_timeout_is_reset_after_a_calm_period() -> None:
+    """An earlier storm has no lasting effect."""
     patience = TimeoutScaling()
     for _ in range(9):
         patience.on_epoch_start(moment(1.0))

@@ -1,4 +1,4 @@
-"""Who is given the secret when it is renewed because of a revoked node."""
+"""Recipients of a secret that is renewed because of a revoked node."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def roster(*names: str) -> Roster:
 
 
 def rotation() -> KeyRotation:
-    """Return one with three peers, of which rosters have shown two."""
+    """Return a rotation with three peers; rosters have shown two of them."""
     members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
     registry = RosterBuilder((), members)
     registry.set_roster(roster("a", "b", "d"))
@@ -68,7 +68,7 @@ def rotation() -> KeyRotation:
         members.on_peer_up(up, moment())
     registry.set_roster(
         roster("a", "d")
-    )  # The dispatcher, `d`, says that `b` has left.
+    )  # The dispatcher, `d`, reports that `b` has left.
     return KeyRotation(
         settings("a"), members, registry, RecordTable(()), KeyringState(), TimerHeap()
     )
@@ -78,8 +78,8 @@ def given(effects: list[Effect]) -> list[NodeId]:
     return [effect.peer for effect in effects if isinstance(effect, SendKeyring)]
 
 
-def test_a_peer_that_no_roster_shows_is_not_given_the_secret() -> None:
-    """Nobody could see it in `octaskly nodes`; it may be the revoked node itself."""
+def test_a_peer_missing_from_rosters_does_not_get_the_secret() -> None:
+    """`octaskly nodes` never showed it; it may be the revoked node itself."""
     rules = rotation()
 
     effects = rules.on_keyring_changed(KeyringChanged(URGENT), moment())
@@ -91,8 +91,8 @@ def test_a_peer_that_no_roster_shows_is_not_given_the_secret() -> None:
     ]
 
 
-def test_once_the_old_secret_is_over_tls_alone_lets_in() -> None:
-    """Also where a node learns of the revocation so late that it is over by then."""
+def test_after_the_old_secret_only_tls_admits_a_peer() -> None:
+    """Also where a node learns of the revocation only after the old secret ended."""
     rules = rotation()
     over = KeyringState(oldest=2, generation=2, newest=2, revoked=(GONE,))
 
@@ -104,8 +104,8 @@ def test_once_the_old_secret_is_over_tls_alone_lets_in() -> None:
     assert rules.link_refusal(HIDDEN) is None
 
 
-def test_an_urgent_renewal_leaves_out_who_was_never_shown() -> None:
-    """Whoever has the secret that has to go could have made that identity."""
+def test_an_urgent_renewal_excludes_unlisted_nodes() -> None:
+    """Any holder of the compromised secret could have made that identity."""
     rules = rotation()
 
     effects = rules.on_keyring_changed(
@@ -116,8 +116,8 @@ def test_an_urgent_renewal_leaves_out_who_was_never_shown() -> None:
     assert rules.links_to_close(moment()) == [(HIDDEN, RENEWING_REASON)]
 
 
-def test_a_plain_renewal_leaves_nobody_out() -> None:
-    """Who has the old secret is a member, and is to have the new one."""
+def test_a_plain_renewal_excludes_no_node() -> None:
+    """A holder of the old secret is a member, and gets the new one."""
     rules = rotation()
 
     effects = rules.on_keyring_changed(KeyringChanged(KeyringState(newest=2)), moment())
@@ -132,10 +132,10 @@ SWITCHED = replace(SPREAD, generation=2)
 
 
 def alone(keys: KeyringState) -> KeyRotation:
-    """Return one that has just learnt of a phase, with nobody in reach."""
+    """Return a rotation that has just learnt of a phase, with no peer in reach."""
     members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
     registry = RosterBuilder((), members)
-    registry.set_roster(roster("a", "b"))  # It sleeps.
+    registry.set_roster(roster("a", "b"))  # The machine is suspended.
     rules = KeyRotation(
         settings("a"), members, registry, RecordTable(()), KeyringState(), TimerHeap()
     )
@@ -144,30 +144,30 @@ def alone(keys: KeyringState) -> KeyRotation:
 
 
 def at(seconds: float, *, ahead_s: float = 0.0) -> Moment:
-    """Return a moment at which the wall clock is off."""
+    """Return a moment at which the wall clock is wrong."""
     now = moment(seconds)
     return now._replace(wall_ms=now.wall_ms + round(ahead_s * 1000))
 
 
 @pytest.mark.parametrize("keys", [SPREAD, SWITCHED])
-def test_a_clock_that_jumps_ahead_locks_nobody_out(keys: KeyringState) -> None:
-    """Nodes that sleep have as long as was said to learn of the new secret."""
+def test_a_clock_that_jumps_ahead_locks_no_node_out(keys: KeyringState) -> None:
+    """Suspended nodes have the announced time to learn the new secret."""
     rules = alone(keys)
     assert rules.on_time(at(1.0)) == []
 
     assert rules.on_time(at(2.0, ahead_s=3650 * DAY_S)) == []
 
 
-def test_a_clock_that_goes_back_keeps_no_secret_alive() -> None:
-    """That of a revoked node is over within seconds, whatever the clock says."""
+def test_a_clock_that_goes_back_does_not_prolong_an_old_secret() -> None:
+    """The secret of a revoked node ends within seconds, whatever the clock says."""
     rules = alone(replace(SWITCHED, is_urgent=True))
     assert rules.on_time(at(1.0)) == []
 
     assert rules.on_time(at(7.0, ahead_s=-DAY_S)) == [ChangeKeyring(KeyringStep.SETTLE)]
 
 
-def test_a_phase_that_began_by_a_clock_ahead_of_ours_ends_in_time() -> None:
-    """The dispatcher that took the step is gone, and so is its clock."""
+def test_a_phase_that_started_by_a_fast_clock_ends_in_time() -> None:
+    """The dispatcher that started it is gone, and so is its clock."""
     ahead_ms = round(DAY_S * 1000)
     rules = alone(
         replace(
@@ -179,7 +179,7 @@ def test_a_phase_that_began_by_a_clock_ahead_of_ours_ends_in_time() -> None:
     assert rules.on_time(at(7.0)) == [ChangeKeyring(KeyringStep.SETTLE)]
 
 
-def test_what_has_passed_while_nothing_ran_counts() -> None:
+def test_time_without_a_running_node_counts() -> None:
     """All nodes may have been off for a week."""
     rules = alone(SWITCHED)
 

@@ -1,4 +1,4 @@
-"""What a task looks like, given what is known of it."""
+"""The state of a task, merged from its facts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILED = outcome(AttemptState.FAILED)
 
 
 def known(*facts: TaskFact) -> TaskRecord:
-    """Return the record of a task about which these facts are known."""
+    """Return the record of a task with these facts."""
     record = None
     for fact in facts:
         record = apply_fact(record, fact)
@@ -30,7 +30,7 @@ def known(*facts: TaskFact) -> TaskRecord:
 
 
 def test_a_submitted_task_is_queued() -> None:
-    """Nobody holds it yet."""
+    """No worker holds it yet."""
     record = known(SUBMITTED)
 
     assert record.state is TaskState.QUEUED
@@ -51,7 +51,7 @@ def test_a_released_task_is_queued_again() -> None:
 
 
 def test_a_cancel_wins_over_a_failure() -> None:
-    """Somebody wanted it gone, and it brought nothing."""
+    """The client wanted it to end, and it has no output worth keeping."""
     record = known(TaskCancelled(TASK, "x"), Finished(TASK, attempt(), A, FAILED))
 
     assert record.state is TaskState.CANCELLED
@@ -65,7 +65,7 @@ def test_a_success_wins_over_a_cancel() -> None:
 
 
 def test_a_success_wins_over_an_earlier_failure() -> None:
-    """Two sides of a split ran it; the one that succeeded counts."""
+    """Both sides of a split ran it; the successful attempt counts."""
     record = known(
         Finished(TASK, attempt(1), A, FAILED),
         Finished(TASK, attempt(2), B, outcome()),
@@ -75,8 +75,8 @@ def test_a_success_wins_over_an_earlier_failure() -> None:
     assert record.deciding_attempt == record.attempts[1]
 
 
-def test_the_smallest_success_is_the_one_that_counts() -> None:
-    """So that all nodes show the same output."""
+def test_the_smallest_success_counts() -> None:
+    """So all nodes show the same output."""
     record = known(
         Finished(TASK, attempt(2), B, outcome(stdout=b"two")),
         Finished(TASK, attempt(1), A, outcome(stdout=b"one")),
@@ -86,7 +86,7 @@ def test_the_smallest_success_is_the_one_that_counts() -> None:
     assert record.deciding_attempt.id == attempt(1)
 
 
-def test_the_first_failure_is_the_one_that_counts_without_success() -> None:
+def test_the_first_failure_counts_without_a_success() -> None:
     """A failure is chosen before a later release."""
     record = known(
         Finished(TASK, attempt(1), A, FAILED),
@@ -105,8 +105,8 @@ def test_a_late_assignment_does_not_reopen_an_attempt() -> None:
     assert record.attempts[0].state is AttemptState.OK
 
 
-def test_what_a_lost_attempt_achieved_still_counts() -> None:
-    """A worker that was given up brings its result after all."""
+def test_a_success_of_a_lost_attempt_counts() -> None:
+    """A worker that was given up still delivers its result."""
     record = known(
         Finished(TASK, attempt(), A, released(EndReason.LOST)),
         Finished(TASK, attempt(), A, outcome()),
@@ -115,15 +115,15 @@ def test_what_a_lost_attempt_achieved_still_counts() -> None:
     assert record.state is TaskState.COMPLETED
 
 
-def test_two_who_cancelled_are_named_alike_everywhere() -> None:
-    """The smaller name stands."""
+def test_of_two_cancels_all_nodes_show_the_same_one() -> None:
+    """The smaller name counts."""
     record = known(TaskCancelled(TASK, "zoe"), TaskCancelled(TASK, "ann"))
 
     assert record.cancelled_by == "ann"
 
 
-def test_an_attempt_that_two_nodes_claim_has_one_node() -> None:
-    """It cannot happen without a fault, and then all nodes still agree."""
+def test_an_attempt_with_two_nodes_shows_one_node() -> None:
+    """It cannot happen without a fault, and even then all nodes agree."""
     record = known(
         Finished(TASK, attempt(), B, outcome()), Assigned(TASK, attempt(), A)
     )

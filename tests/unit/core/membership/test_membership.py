@@ -1,4 +1,4 @@
-"""Peers, hints and redials; names and the roster."""
+"""Membership: peers, hints, redials, names and the roster."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def up(peer: NodeId, name: str = "pi", address: Address = WHERE) -> PeerUp:
 
 
 def test_remembered_peers_are_dialled_at_the_start() -> None:
-    """Discovery may be slow or blocked; who was met once is tried at once."""
+    """Discovery may be slow or blocked; a known peer is tried at once."""
     here = members(SavedState(peers=(PeerHint(PEER, (WHERE,)),)))
 
     assert not here.address_book.knows_no_peer
@@ -100,7 +100,7 @@ def test_a_peer_that_was_met_is_remembered_with_all_its_addresses() -> None:
 
 
 def test_a_hint_to_a_connected_peer_or_to_oneself_is_not_dialled() -> None:
-    """A fresh browser replays everything that it knows."""
+    """A fresh browser replays all adverts."""
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
 
@@ -113,7 +113,7 @@ def test_a_hint_to_a_connected_peer_or_to_oneself_is_not_dialled() -> None:
     assert here.address_book.on_peers_discovered(adverts, at(1.0)) == []
 
 
-def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
+def test_an_absent_peer_is_dialled_with_growing_pauses() -> None:
     """§ 2.1: this is what heals a partition."""
     here = members(SavedState(peers=(PeerHint(PEER, (WHERE,)),)))
     here.address_book.dial_remembered(at(0.0))
@@ -134,7 +134,7 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
 
 
 def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
-    """A hundred followers must not all knock at an absent machine."""
+    """A hundred followers must not all dial an absent machine."""
     here = members()
     here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
     here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
@@ -147,7 +147,7 @@ def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
 
 
 def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
-    """Of fifty that start at once, each needs one link, not fifty."""
+    """Of fifty nodes that start at once, each needs one link, not fifty."""
     here = members()
     head = PeerHint(OTHER, (ELSEWHERE,), is_dispatcher=True, term=1)
 
@@ -166,8 +166,8 @@ def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
     assert dials == [Dial(PEER, (WHERE,))]
 
 
-def test_a_follower_leaves_a_crowd_in_sight_alone() -> None:
-    """Its dispatcher is all that it needs; in a small mesh it links to everybody."""
+def test_a_follower_does_not_dial_the_peers_of_a_large_mesh() -> None:
+    """It needs only its dispatcher; in a small mesh it links to every peer."""
     for most, dials in ((2, 0), (3, 3)):
         settings = Settings(node=info(ME), limits=Limits(full_mesh_peers=most))
         here = PeerTable(settings, SavedState(), TimerHeap(), Outbox())
@@ -191,8 +191,8 @@ def crowd(size: int) -> list[PeerHint]:
     ]
 
 
-def test_who_seeks_in_a_crowd_meets_those_that_rank_first() -> None:
-    """Fifty that start on two cores have no time for a link between each two."""
+def test_a_searching_node_in_a_large_mesh_dials_the_best_ranked() -> None:
+    """Fifty nodes that start on two cores have no time for all links."""
     here = members()
     adverts = crowd(20)
     here.address_book.on_peers_discovered(adverts[::-1], at(0.0))
@@ -212,8 +212,8 @@ def test_who_seeks_in_a_crowd_meets_those_that_rank_first() -> None:
     )
 
 
-def test_who_reigns_meets_everybody() -> None:
-    """Those that wait for a dispatcher need not look for it."""
+def test_a_dispatcher_dials_every_peer() -> None:
+    """Nodes that wait for a dispatcher need not look for it."""
     here = members()
     here.address_book.on_peers_discovered(crowd(20), at(0.0))
     here.address_book.dial_delayed(ALL, at(DIAL_DELAY_S))
@@ -227,8 +227,8 @@ def test_who_reigns_meets_everybody() -> None:
     assert len(here.address_book.redial_all(at(1.0))) == 20
 
 
-def test_who_seeks_in_a_crowd_dials_more_seldom() -> None:
-    """What is too much at once is not to come again at the next look."""
+def test_a_searching_node_in_a_large_mesh_dials_more_seldom() -> None:
+    """The next look must not repeat what is too much at once."""
     for size, pause_s in ((16, REDIAL_S), (32, 2 * REDIAL_S)):
         here = members()
         here.address_book.on_peers_discovered(crowd(size), at(0.0))
@@ -241,15 +241,15 @@ def test_who_seeks_in_a_crowd_dials_more_seldom() -> None:
         assert len(here.address_book.on_time(at(pause_s + 1.0))) == DISCOVERY_PEERS
 
 
-def test_what_anybody_can_say_makes_nobody_wait_for_minutes() -> None:
-    """A thousand adverts are forged at a stroke; no LAN has so many agents."""
+def test_forged_adverts_do_not_delay_a_node_for_minutes() -> None:
+    """A thousand adverts are forged easily; no LAN has so many agents."""
     here = members()
     here.address_book.on_peers_discovered(crowd(1000), at(0.0))
 
     assert here.address_book.dial_wait_s == 3.0 * DIAL_WAIT_SCALE_MAX
 
 
-def test_in_a_crowd_those_that_are_dialled_get_more_time() -> None:
+def test_dialled_peers_of_a_large_mesh_get_more_time() -> None:
     """Each of them has as much to do."""
     for size in (16, 32):
         here = members()
@@ -267,8 +267,8 @@ def test_in_a_crowd_those_that_are_dialled_get_more_time() -> None:
         assert here.address_book.unanswered_nodes() == []
 
 
-def test_who_is_sent_to_a_dispatcher_dials_nobody_else() -> None:
-    """Until that has failed, or takes too long."""
+def test_a_redirected_node_dials_only_the_dispatcher() -> None:
+    """Until that fails, or takes too long."""
     here = members()
     here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
     here.address_book.dial_node(OTHER, (ELSEWHERE,), at(0.1), is_dispatcher=True)
@@ -279,7 +279,7 @@ def test_who_is_sent_to_a_dispatcher_dials_nobody_else() -> None:
 
 
 def test_a_node_without_an_address_is_not_dialled() -> None:
-    """That no address answers would look as if all had refused."""
+    """An empty dial would look as if all addresses had refused."""
     here = members()
 
     assert here.address_book.dial_node(PEER, (), at(0.0)) == []
@@ -287,7 +287,7 @@ def test_a_node_without_an_address_is_not_dialled() -> None:
 
 
 def test_a_lost_peer_is_redialled_after_a_while() -> None:
-    """The link may come back without any news from mDNS."""
+    """The link may come back without an mDNS event."""
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
     assert here.address_book._timers.next_at() == float("inf")
@@ -298,8 +298,8 @@ def test_a_lost_peer_is_redialled_after_a_while() -> None:
     assert [type(e) for e in here.address_book.on_time(at(105.0))] == [Dial]
 
 
-def test_after_a_week_a_peer_is_forgotten() -> None:
-    """Laptops that went home for good cost nothing for ever."""
+def test_a_peer_is_forgotten_after_a_week() -> None:
+    """Laptops that left for good must not cost dials for ever."""
     here = members()
     here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
 
@@ -308,7 +308,7 @@ def test_after_a_week_a_peer_is_forgotten() -> None:
 
 
 def test_hints_are_bounded() -> None:
-    """Somebody who floods mDNS must not fill the memory."""
+    """A flood of mDNS adverts must not fill the memory."""
     here = members(peers=3)
 
     for index in range(50):
@@ -319,7 +319,7 @@ def test_hints_are_bounded() -> None:
 
 
 def test_a_flood_of_adverts_makes_no_peer_forgotten() -> None:
-    """Where mDNS finds nobody any more, what is remembered is the only way back."""
+    """Where mDNS finds no peer any more, remembered addresses are the only way back."""
     here = members(SavedState(peers=(PeerHint(PEER, (WHERE,)),)), peers=3)
     here.address_book.dial_remembered(at(0.0))
 
@@ -330,8 +330,8 @@ def test_a_flood_of_adverts_makes_no_peer_forgotten() -> None:
     assert here.addresses_of(PEER) == (WHERE,)
 
 
-def test_what_was_only_seen_is_not_dialled_for_long() -> None:
-    """Anybody can name a thousand places; who is there says so again when asked."""
+def test_an_address_from_an_advert_is_not_dialled_for_long() -> None:
+    """A forger can advertise a thousand; a real peer answers queries again."""
     here = members()
     adverts = (PeerHint(PEER, (WHERE,)), PeerHint(OTHER, (ELSEWHERE,)))
     here.address_book.on_peers_discovered(adverts, at(0.0))
@@ -344,8 +344,8 @@ def test_what_was_only_seen_is_not_dialled_for_long() -> None:
     assert here.addresses_of(OTHER) == ()
 
 
-def test_dispatchers_without_end_in_sight_hold_nobody_back_for_long() -> None:
-    """Anybody can say to be one; a few are waited for, and the others are nodes."""
+def test_many_forged_dispatchers_delay_a_node_only_briefly() -> None:
+    """Any host can claim the role; a few are awaited, the others count as nodes."""
     here = members()
     here.address_book.on_peers_discovered((PeerHint(PEER, (WHERE,)),), at(0.0))
     dials: list[Effect] = []
@@ -359,8 +359,8 @@ def test_dispatchers_without_end_in_sight_hold_nobody_back_for_long() -> None:
     assert dials[:1] == [Dial(PEER, (WHERE,))]
 
 
-def test_frames_of_a_link_that_was_closed_count_no_more() -> None:
-    """They may still be under way when this node has given up the peer."""
+def test_frames_of_a_closed_link_are_ignored() -> None:
+    """They may still be in flight when this node has given up the peer."""
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
 
@@ -381,7 +381,7 @@ def test_only_wanted_nodes_are_dialled_in_a_large_mesh() -> None:
     assert effects == [Dial(OTHER, (Address("10.0.0.3", 7878),))]
 
 
-def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
+def test_a_detached_node_queries_at_one_two_four_eight_sixteen_seconds() -> None:
     """Then every twenty seconds."""
     timers = TimerHeap()
     browsing = MdnsSchedule(timers)
@@ -395,8 +395,8 @@ def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
     assert asked == [1.0, 2.0, 4.0, 8.0, 16.0, 36.0, 56.0]
 
 
-def test_a_dispatcher_spreads_its_browsing_and_a_follower_stops() -> None:
-    """Two sides of a healed split must not ask in step for ever."""
+def test_a_dispatcher_spreads_its_queries_and_a_follower_stops() -> None:
+    """Two sides of a healed split must not query in step for ever."""
     timers = TimerHeap()
     browsing = MdnsSchedule(timers)
     browsing.start(at(0.0))
@@ -420,8 +420,8 @@ def own_line() -> RosterEntry:
     )
 
 
-def test_a_taken_name_gets_the_first_four_of_the_id_for_good() -> None:
-    """Five machines called `raspberrypi` are common."""
+def test_a_taken_name_gets_the_first_four_characters_of_the_id() -> None:
+    """The new name stays; five machines called `raspberrypi` are common."""
     registry = RosterBuilder([], members())
 
     assert registry.assign_name(ME, "pi") == "pi"
@@ -430,16 +430,16 @@ def test_a_taken_name_gets_the_first_four_of_the_id_for_good() -> None:
     assert registry.assign_name(NodeId("pppp" + "q" * 12), "pi") == "pi-ppppq"
 
 
-def test_a_node_that_is_renamed_gets_its_new_name() -> None:
-    """`--name` must work on a mesh that knows the node by another one."""
+def test_a_renamed_node_gets_its_new_name() -> None:
+    """`--name` must work in a mesh that knows the node by another name."""
     registry = RosterBuilder([(PEER, "old")], members())
 
     assert registry.assign_name(PEER, "new") == "new"
     assert registry.assign_name(OTHER, "old") == "old"
 
 
-def test_members_stand_in_the_order_of_succession() -> None:
-    """The dispatcher itself comes first, then its standbys in their order."""
+def test_the_roster_lists_members_in_the_order_of_succession() -> None:
+    """The dispatcher comes first, then its standbys in their order."""
     here = members()
     nodes = [NodeId(letter * 16) for letter in "cab"]
     for index, node in enumerate(nodes):
@@ -462,9 +462,7 @@ def test_members_stand_in_the_order_of_succession() -> None:
     assert [m.running for m in roster.members] == [0, 2, 2, 2]
 
 
-def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads() -> (
-    None
-):
+def test_a_roster_follows_member_changes_at_once_and_loads_each_second() -> None:
     """Idle nodes must stay quiet."""
     here = members()
     registry = RosterBuilder([], here)
@@ -486,7 +484,7 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
 
 
 def registry_of(size: int) -> RosterBuilder:
-    """Return what a dispatcher knows of so many nodes, all of which follow it."""
+    """Return a dispatcher's registry of so many followers."""
     here = members()
     registry = RosterBuilder([], here)
     for advert in crowd(size)[1:]:
@@ -496,8 +494,8 @@ def registry_of(size: int) -> RosterBuilder:
     return registry
 
 
-def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
-    """Rosters name all, so those of large meshes come as much more seldom."""
+def test_roster_traffic_of_a_follower_does_not_grow_with_the_mesh() -> None:
+    """Rosters list all nodes, so larger meshes send them more seldom."""
     for size in (16, 64):
         registry = registry_of(size)
         told = 0
@@ -511,8 +509,8 @@ def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
         assert 0.9 * 16 * 60 <= told <= 1.1 * 16 * 60 + size
 
 
-def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
-    """Who changes tells so; to look whether all is as before takes longer with each."""
+def test_members_of_a_large_mesh_are_checked_more_seldom() -> None:
+    """Changes are reported; a full check takes longer with each member."""
     looks = []
     for size in (16, 64):
         registry = registry_of(size)
@@ -527,8 +525,8 @@ def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
     assert looks[1] == pytest.approx(25, abs=3)
 
 
-def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> None:
-    """Each may say as much as it likes, within the bounds of one; all have a line."""
+def test_a_roster_with_the_longest_entries_fits_into_a_frame() -> None:
+    """Each node may fill its own bounds, and all are listed."""
     here = members()
     registry = RosterBuilder([], here)
     wide = "\N{GRINNING FACE}"
@@ -561,8 +559,8 @@ def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> 
     assert len(wire.pack_parts(roster, Limits().frame_bytes)) == 1
 
 
-def test_whoever_comes_and_goes_without_end_the_roster_has_room_for_members() -> None:
-    """A member could call itself another one each time; nobody reads longer ones."""
+def test_constant_joins_and_leaves_do_not_push_members_off_the_roster() -> None:
+    """A member could rename itself each time; no peer reads a longer roster."""
     here = members(peers=4)
     registry = RosterBuilder([], here)
     for index in range(9):
@@ -585,9 +583,7 @@ def test_whoever_comes_and_goes_without_end_the_roster_has_room_for_members() ->
     assert [m.name for m in roster.members] == ["pi", "pi-8", "pi-6", "pi-7"]
 
 
-def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not() -> (
-    None
-):
+def test_a_lost_member_stays_listed_for_ten_minutes_unlike_one_that_left() -> None:
     """People look for the machine that is missing."""
     here = members()
     registry = RosterBuilder([], here)

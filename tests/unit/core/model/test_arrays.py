@@ -1,4 +1,4 @@
-"""What an array stands for: its members, and what is left of them."""
+"""Members of an array, and the ones left to run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def runs(rest: RemainingMembers) -> list[int]:
     return taken
 
 
-def test_members_are_handed_out_in_order() -> None:
+def test_members_are_assigned_in_order() -> None:
     """One run is one entry, whatever its length."""
     assert runs(RemainingMembers([(0, 2), (5, 5), (7, 8)])) == [0, 1, 2, 5, 7, 8]
 
@@ -34,8 +34,8 @@ def test_members_are_handed_out_in_order() -> None:
     ("position", "left"),
     [(0, [1, 2, 5]), (1, [0, 2, 5]), (2, [0, 1, 5]), (5, [0, 1, 2]), (4, [0, 1, 2, 5])],
 )
-def test_a_member_is_taken_out(position: int, left: list[int]) -> None:
-    """A cancelled one is never handed out."""
+def test_a_cancelled_member_is_removed(position: int, left: list[int]) -> None:
+    """It is never assigned."""
     rest = RemainingMembers([(0, 2), (5, 5)])
 
     rest.remove(position)
@@ -54,10 +54,10 @@ def test_a_member_is_taken_out(position: int, left: list[int]) -> None:
         ([(0, 0), (2, 2), (4, 4)], [(0, 4)]),
     ],
 )
-def test_what_others_handed_out_is_taken_out(
+def test_members_assigned_elsewhere_are_removed(
     mine: list[tuple[int, int]], theirs: list[tuple[int, int]]
 ) -> None:
-    """After a heal members ran that this node had still to hand out."""
+    """After a heal, members have run that this node had still to assign."""
     rest = RemainingMembers(mine)
 
     rest.intersect(theirs)
@@ -78,15 +78,15 @@ def test_what_others_handed_out_is_taken_out(
         ("mine.5", None),
     ],
 )
-def test_an_id_tells_whether_it_is_a_members(
+def test_an_id_shows_whether_it_belongs_to_a_member(
     task: str, place: tuple[str, int] | None
 ) -> None:
     """A name that a client chose never makes a task a member."""
     assert split_member_id(TaskId(task)) == place
 
 
-def test_a_member_follows_from_its_array() -> None:
-    """The item is one word for the shell, and in the environment as it is."""
+def test_a_member_is_derived_from_its_array() -> None:
+    """The item is one word for the shell, and unchanged in the environment."""
     items = ("a", "b c; rm -rf /")
     options = TaskOptions(
         env=(("A", "1"), ("Z", "2")),
@@ -134,8 +134,8 @@ def test_a_member_follows_from_its_array() -> None:
         (ArrayProgress(cancelled=3), "ada", CANCELLED),
     ],
 )
-def test_an_array_is_what_its_members_are(
+def test_the_state_of_an_array_follows_from_its_members(
     progress: ArrayProgress, by: str | None, state: TaskState
 ) -> None:
-    """It has ended when all have, and then the worst of them counts."""
+    """It has ended when all have, and then the worst end counts."""
     assert array_state(ArraySpec(count=3, max_fails=1), progress, by) is state

@@ -1,4 +1,4 @@
-"""What a change in one state machine means for others."""
+"""Signals of one component to the others."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from octaskly.core.model.consequences import (
 )
 
 
-def test_consequences_come_as_they_are_declared_whoever_was_first() -> None:
-    """Standbys are chosen in the epoch that is in force, so the role comes first."""
+def test_signals_are_delivered_in_the_declared_order() -> None:
+    """Standbys are chosen in the epoch in force, so the role comes first."""
     outbox = Outbox()
     outbox.put(FloorRaised())
     outbox.put(MembershipChanged())
@@ -25,8 +25,8 @@ def test_consequences_come_as_they_are_declared_whoever_was_first() -> None:
     ]
 
 
-def test_a_consequence_is_delivered_once_however_often_it_was_put_in() -> None:
-    """Many peers may go in one step."""
+def test_a_repeated_signal_is_delivered_once() -> None:
+    """Many peers may leave in one step."""
     outbox = Outbox()
     outbox.put(MembershipChanged())
     outbox.put(MembershipChanged())

@@ -8,7 +8,7 @@ from random import Random
 from octaskly.core.model.timer_heap import HEAP_ENTRIES_MAX, Timer, TimerHeap
 
 
-def test_timers_that_are_due_come_by_time_then_as_they_are_declared() -> None:
+def test_due_timers_are_ordered_by_time_then_declaration() -> None:
     """A replay must call the same handlers in the same order."""
     timers = TimerHeap()
     timers.set(Timer.RESULTS, 1.0)
@@ -34,7 +34,7 @@ def test_a_timer_that_is_set_again_is_due_once() -> None:
 
 
 def test_a_timer_may_be_set_earlier_but_not_later() -> None:
-    """A handler that is called early sets it again by itself."""
+    """A handler that is called early sets its timer again."""
     timers = TimerHeap()
     timers.set_earlier(Timer.DIAL, 5.0)
     timers.set_earlier(Timer.DIAL, 7.0)
@@ -55,8 +55,8 @@ def test_a_cleared_timer_is_never_due() -> None:
     assert timers.pop_due(2.0) == []
 
 
-def test_timers_that_are_set_again_and_again_take_no_more_room() -> None:
-    """A heap keeps outdated entries; a model of it has none."""
+def test_timers_that_are_set_repeatedly_use_no_more_memory() -> None:
+    """A heap keeps outdated entries; its model has none."""
     timers, model, dice = TimerHeap(), dict[Timer, float](), Random(1)
     now_s = 0.0
     for _ in range(5000):
