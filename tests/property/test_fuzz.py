@@ -96,7 +96,7 @@ def test_any_messages_are_handled_or_refused(
     """No message of a member stops a node, whether it reigns or follows."""
     shell = Shell()
     if is_reigning:
-        shell.reign()
+        shell.become_dispatcher()
     for message in said:
         shell.hear(message)
         shell.seconds += 0.2

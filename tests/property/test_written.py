@@ -127,7 +127,7 @@ class Writing(Shell):
         self.tables.append_entries([Append(1, tuple(before), WRITERS)])
         super().__init__(hello_of(THEIRS) if is_following else None)
         if not is_following:
-            self.reign()
+            self.become_dispatcher()
 
     def feed(self, *events: Any) -> list[Effect]:
         done: list[Effect] = []

@@ -1,4 +1,4 @@
-"""Places in the log that every node finds again, and what entries mean."""
+"""The change feed: positions in the log, and the events of entries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bookmark(hlc: int = 100, *, stream: StreamId = OWN, **seqs: int) -> FeedCurs
     return FeedCursor(hlc, {names[name]: seq for name, seq in seqs.items()}, stream)
 
 
-def test_place_is_read_as_it_is_shown() -> None:
+def test_a_position_survives_its_text_form() -> None:
     """Clients keep it as text."""
     place = bookmark(old=3, own=200).position
 
@@ -70,13 +70,13 @@ def test_place_is_read_as_it_is_shown() -> None:
         "A-2-3-" + "0" * 16,
     ],
 )
-def test_nonsense_is_no_place(text: str) -> None:
-    """Whatever a client sends, it is refused rather than guessed at."""
+def test_an_invalid_position_is_refused(text: str) -> None:
+    """Whatever a client sends, the node does not guess."""
     with pytest.raises(ValueError, match="not a position"):
         FeedPosition.parse(text)
 
 
-def test_a_reader_goes_on_in_the_same_reign() -> None:
+def test_a_reader_resumes_in_the_same_epoch() -> None:
     """Nothing is missing, nothing comes twice."""
     place = bookmark(old=3, own=4).position
 
@@ -86,8 +86,8 @@ def test_a_reader_goes_on_in_the_same_reign() -> None:
     assert found.vector == {OLD: 3, OWN: 4}
 
 
-def test_a_reader_goes_on_after_a_failover() -> None:
-    """The next reign holds all that it was told of, and more of its own."""
+def test_a_reader_resumes_after_a_failover() -> None:
+    """The next epoch has everything that the reader saw, and more."""
     place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 0)]
 
@@ -97,8 +97,8 @@ def test_a_reader_goes_on_after_a_failover() -> None:
     assert found.vector == {OLD: 3, OWN: 4}
 
 
-def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
-    """What it wrote bears an earlier time than what the client saw last."""
+def test_a_next_dispatcher_with_a_slow_clock_hides_no_event() -> None:
+    """Its entries are older than the client's last one by timestamp."""
     place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 8)]
 
@@ -108,8 +108,8 @@ def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
     assert found.vector == {OLD: 3, OWN: 4}
 
 
-def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
-    """It may have run a task again, of which the client had heard that it ended."""
+def test_entries_missing_at_the_next_dispatcher_are_sent_again_later() -> None:
+    """It may have rerun a task that had ended for the client."""
     place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 3), reach(NEXT, 3, 0)]
 
@@ -119,8 +119,8 @@ def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
     assert found.vector == {OLD: 3, OWN: 3}
 
 
-def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
-    """It was merged, and told of, before the client left."""
+def test_merged_entries_of_a_split_count_as_seen() -> None:
+    """They were merged and sent before the client left."""
     place = bookmark(old=3, own=4, split=6).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 3, 6)]
 
@@ -130,8 +130,8 @@ def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
     assert found.vector == {OLD: 3, OWN: 4, SPLIT: 6}
 
 
-def test_what_came_to_light_late_is_no_secret() -> None:
-    """A stream with entries from before, of which the client was never told."""
+def test_late_entries_are_reported() -> None:
+    """A stream has older entries that the client never received."""
     place = bookmark(old=3, own=4).position
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 2, 6)]
 
@@ -140,15 +140,15 @@ def test_what_came_to_light_late_is_no_secret() -> None:
     assert not is_exact
 
 
-def test_a_reign_that_nobody_knows_is_no_secret() -> None:
-    """Its disk is lost, and with it what the client saw."""
+def test_a_position_of_an_unknown_epoch_is_reported() -> None:
+    """Its disk is lost, with the entries that the client saw."""
     found, is_exact = resume_cursor(bookmark(own=4).position, [reach(NEXT, 3, 2)], NEXT)
 
     assert not is_exact
     assert found.vector == {NEXT: 2, OWN: 0}
 
 
-def test_a_place_before_the_floor_is_no_secret() -> None:
+def test_a_position_before_the_floor_is_reported() -> None:
     """The entries in between are deleted."""
     found, is_exact = resume_cursor(
         bookmark(own=4).position, [reach(OWN, 2, 7, 7)], OWN
@@ -158,8 +158,8 @@ def test_a_place_before_the_floor_is_no_secret() -> None:
     assert found.vector == {OWN: 7}
 
 
-def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
-    """All that its clients saw is in other streams."""
+def test_an_epoch_without_entries_need_not_be_known() -> None:
+    """Everything that its clients saw is in other streams."""
     place = bookmark(old=3).position
 
     found, is_exact = resume_cursor(place, [reach(OLD, 1, 3), reach(NEXT, 3, 0)], NEXT)
@@ -168,8 +168,8 @@ def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
     assert found.vector == {OLD: 3, NEXT: 0, OWN: 0}
 
 
-def test_midst_of_late_entries_is_no_place() -> None:
-    """Only behind the last of them can a client go on."""
+def test_a_reader_cannot_resume_between_late_entries() -> None:
+    """It can resume only after the last of them."""
     reader = bookmark(hlc=AT, own=4)
     before = reader.position
 
@@ -195,8 +195,8 @@ def submitted(ord_hlc: int = AT) -> Submitted:
     return kit.submitted(1, ord=50 << 56 | ord_hlc)
 
 
-def test_acceptance_is_news_once() -> None:
-    """It is written again with what a worker tells, and before the floor rises."""
+def test_an_acceptance_is_one_event() -> None:
+    """Worker reports and floors write the submission again."""
     known = record(submitted())
     late = AT + (REWRITE_AGE_MS << HLC_COUNTER_BITS)
 
@@ -214,8 +214,10 @@ def test_acceptance_is_news_once() -> None:
         (AttemptState.RELEASED, TaskState.QUEUED),
     ],
 )
-def test_end_of_an_attempt_is_news(state: AttemptState, shown: TaskState) -> None:
-    """With the attempt, which says why."""
+def test_the_end_of_an_attempt_is_an_event(
+    state: AttemptState, shown: TaskState
+) -> None:
+    """It includes the attempt and its reason."""
     fact = kit.finished(1, state=state)
     known = record(submitted(), fact)
 
@@ -226,7 +228,7 @@ def test_end_of_an_attempt_is_news(state: AttemptState, shown: TaskState) -> Non
     assert told.attempt == known.attempts[0]
 
 
-def test_start_of_an_attempt_is_news() -> None:
+def test_the_start_of_an_attempt_is_an_event() -> None:
     """Also when the task has ended by now."""
     fact = kit.assigned(1)
     known = record(submitted(), kit.finished(1))
@@ -238,8 +240,8 @@ def test_start_of_an_attempt_is_news() -> None:
     assert told.attempt == Attempt(id=kit.attempt_id(), node=kit.WORKER)
 
 
-def test_failure_of_a_task_that_succeeded_is_no_news() -> None:
-    """A second attempt, which ran in the other half of a split, decides nothing."""
+def test_a_failure_of_a_completed_task_is_no_event() -> None:
+    """A second attempt in the other half of a split changes nothing."""
     second = kit.finished(1, 2, state=AttemptState.FAILED)
     known = record(submitted(), kit.finished(1), second)
 
@@ -255,10 +257,10 @@ def test_failure_of_a_task_that_succeeded_is_no_news() -> None:
         (kit.cancelled(1), TaskState.CANCELLED),
     ],
 )
-def test_a_task_that_has_ended_is_queued_no_more(
+def test_an_ended_task_is_not_queued_again(
     other: Finished | TaskCancelled, end: TaskState
 ) -> None:
-    """Its worker was taken for lost, but ended it, or it was cancelled there."""
+    """Its lost worker finished it, or the other side cancelled it."""
     lost = kit.finished(1, state=AttemptState.RELEASED)
     known = record(submitted(), lost, other)
 
@@ -268,8 +270,8 @@ def test_a_task_that_has_ended_is_queued_no_more(
     assert told.state is end
 
 
-def test_cancelling_counts_unless_the_task_succeeded() -> None:
-    """As the task is shown."""
+def test_a_cancel_is_an_event_unless_the_task_succeeded() -> None:
+    """The event matches the state of the task."""
     known = record(submitted(), kit.cancelled(1))
 
     assert news(kit.cancelled(1), known) == TaskEvent(
@@ -279,14 +281,14 @@ def test_cancelling_counts_unless_the_task_succeeded() -> None:
     assert news(kit.cancelled(1), ended) is None
 
 
-def test_floor_is_no_news() -> None:
-    """It is about no task."""
+def test_a_floor_is_no_event() -> None:
+    """It belongs to no task."""
     spec = TaskSpec(id=kit.task_id(1), command="true")
 
     assert news(NO_FLOOR, record(Submitted(spec))) is None
 
 
-def test_news_are_small() -> None:
+def test_events_are_small() -> None:
     """Thousands are kept for listeners, and a task may have megabytes."""
     spec = TaskSpec(
         id=kit.task_id(1),

@@ -186,7 +186,7 @@ def refused(node: NodeId) -> DialFailed:
 
 
 def test_the_timings_keep_their_ratios() -> None:
-    """One lost heartbeat is no silence, and a follower with heartbeats needs no tick."""
+    """One lost heartbeat is no silence; a follower with heartbeats needs no tick."""
     assert TIMING.suspicion_timeout_s >= 3 * TIMING.heartbeat_s
     assert TIMING.worker_timeout_s >= TIMING.suspicion_timeout_s
     assert TIMING.heartbeat_s < TIMING.tick_s < TIMING.suspicion_timeout_s / 3

@@ -33,7 +33,7 @@ def test_a_timer_that_is_set_again_is_due_once() -> None:
     assert timers.pop_due(9.0) == []
 
 
-def test_a_timer_may_be_set_earlier_but_not_later() -> None:
+def test_set_earlier_never_postpones_a_timer() -> None:
     """A handler that is called early sets its timer again."""
     timers = TimerHeap()
     timers.set_earlier(Timer.DIAL, 5.0)
@@ -57,13 +57,13 @@ def test_a_cleared_timer_is_never_due() -> None:
 
 def test_timers_that_are_set_repeatedly_use_no_more_memory() -> None:
     """A heap keeps outdated entries; its model has none."""
-    timers, model, dice = TimerHeap(), dict[Timer, float](), Random(1)
+    timers, model, random = TimerHeap(), dict[Timer, float](), Random(1)
     now_s = 0.0
     for _ in range(5000):
-        timer, at_s = dice.choice(tuple(Timer)), now_s + dice.random()
+        timer, at_s = random.choice(tuple(Timer)), now_s + random.random()
         timers.set(timer, at_s)
         model[timer] = at_s
-        if dice.random() < 0.1:
+        if random.random() < 0.1:
             now_s += 0.1
             due = sorted(
                 (at_s, timer) for timer, at_s in model.items() if at_s <= now_s

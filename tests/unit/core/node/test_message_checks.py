@@ -1,4 +1,4 @@
-"""What no peer of ours would say is refused before anything is made of it."""
+"""Messages that no correct peer sends are refused before they change anything."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ class Shell:
     def hear(self, *messages: Message) -> list[Effect]:
         return self.feed(Received(PEER, messages))
 
-    def reign(self) -> StreamId:
-        """Become dispatcher, followed by the peer; return its own stream."""
+    def become_dispatcher(self) -> StreamId:
+        """Become dispatcher, followed by the peer; return the node's own stream."""
         while not self.node.is_dispatcher:
             self.seconds += 0.1
             self.feed(TimerFired())
@@ -145,13 +145,13 @@ def telling(entry: Entry) -> Entries:
 
 
 def ended(state: AttemptState = AttemptState.OK, **more: Any) -> Entry:
-    """Return an entry that says how an attempt ended."""
+    """Return an entry with the end of an attempt."""
     how = replace(outcome(state), **more)
     return Entry(KNOWN, 5, 9, Finished(TaskId("t"), attempt(), ME, how))
 
 
 def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:
-    """Return a snapshot of one task whose attempt came so far."""
+    """Return a snapshot of one task with this attempt."""
     tried = Attempt(id=attempt(), node=ME, state=state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(tried,))
     row = TaskRow(record, SubmissionTimes(1, 1, KNOWN, 1), 1)
@@ -162,23 +162,23 @@ LATE = replace(spec(), created_ms=1 << 62)
 EMPTY = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=9)
 
 
-def asking(**options: Any) -> TaskSpec:
-    """Return a task that asks for something."""
+def demanding(**options: Any) -> TaskSpec:
+    """Return a task with these requirements."""
     return replace(spec(), options=TaskOptions(**options))
 
 
-def wishing(**options: Any) -> Entry:
+def submitting(**options: Any) -> Entry:
     """Return an entry with such a task."""
-    return Entry(KNOWN, 5, 9, Submitted(asking(**options)))
+    return Entry(KNOWN, 5, 9, Submitted(demanding(**options)))
 
 
 def array_of(**fields: Any) -> Entry:
-    """Return an entry with an array as it can only be made up."""
-    return wishing(array=ArraySpec(**fields))
+    """Return an entry with an invalid array."""
+    return submitting(array=ArraySpec(**fields))
 
 
 def listing(**more: Any) -> Roster:
-    """Return a roster of one node, of which something is told."""
+    """Return a roster with one node and these values."""
     line = RosterEntry(
         id=PEER,
         name="pi",
@@ -192,7 +192,7 @@ def listing(**more: Any) -> Roster:
 
 
 def two_named() -> Snapshot:
-    """Return a snapshot of a row that is that of two tasks."""
+    """Return a snapshot of a row with the ids of two tasks."""
     record = TaskRecord(id=TaskId("another"), spec=spec())
     row = TaskRow(record, SubmissionTimes(1, 1, KNOWN, 1), 1)
     return Snapshot(rows=(row,), cursor=SnapshotCursor(1, 1), has_more=True)
@@ -259,10 +259,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("message", "code"), WRONG.values(), ids=list(WRONG))
-def test_what_cannot_be_closes_the_link_and_changes_nothing(
+def test_an_impossible_message_closes_the_link_and_changes_nothing(
     message: Message, code: str
 ) -> None:
-    """Neither log, term nor role; what came in the same frame behind it is void."""
+    """Log, term and role stay; the rest of the frame is dropped."""
     shell = Shell()
     before = shell.vector
 
@@ -275,8 +275,8 @@ def test_what_cannot_be_closes_the_link_and_changes_nothing(
     assert shell.hear(Pull(())) == []
 
 
-def test_a_hello_of_a_far_term_is_no_meeting() -> None:
-    """It would drive every later claim towards the end of all numbers."""
+def test_a_hello_with_a_far_term_is_refused() -> None:
+    """It would push every later claim towards the largest number."""
     shell = Shell(hello_of(FAR))
 
     assert Disconnect(PEER, "protocol: term") in shell.met
@@ -290,17 +290,17 @@ def test_a_hello_of_a_far_term_is_no_meeting() -> None:
         {"version": "1\n2"},
     ],
 )
-def test_a_node_whose_name_no_terminal_shows_is_not_met(
+def test_a_node_name_with_control_characters_is_refused(
     more: dict[str, Any],
 ) -> None:
-    """What it says of itself is shown to people as it is."""
+    """Terminals show these names as they are."""
     told = hello_of(NO_EPOCH)
     shell = Shell(replace(told, node=replace(told.node, **more)))
 
     assert Disconnect(PEER, "protocol: node") in shell.met
 
 
-def test_a_kind_of_refusal_is_counted_each_time_and_told_once() -> None:
+def test_each_kind_of_refusal_is_counted_always_and_logged_once() -> None:
     """However often a broken peer comes back."""
     shell = Shell()
     told = []
@@ -319,7 +319,7 @@ def test_a_kind_of_refusal_is_counted_each_time_and_told_once() -> None:
 
 
 def test_unknown_streams_and_old_frames_are_harmless() -> None:
-    """A vector may name what this node has never heard of; replays are known."""
+    """A vector may name a stream unknown to this node, and replays are known."""
     shell = Shell()
 
     asked = shell.hear(Pull(((StreamId(99), 7),)))
@@ -332,8 +332,8 @@ def test_unknown_streams_and_old_frames_are_harmless() -> None:
 
 
 @pytest.mark.parametrize("off_s", [-3600, -6, 0, 4, 6, 3600, 10**10])
-def test_a_clock_that_is_off_is_told_of_once(off_s: int) -> None:
-    """B36: it changes nothing else, and a wrong clock is no reason not to meet."""
+def test_a_wrong_clock_is_logged_once(off_s: int) -> None:
+    """B36: it changes nothing else, and the peer stays connected."""
     shell = Shell()
     sent = shell.node.hello(moment())
     theirs = hello_of(NO_EPOCH, wall_ms=sent.wall_ms + off_s * 1000)
@@ -353,8 +353,8 @@ def test_a_clock_that_is_off_is_told_of_once(off_s: int) -> None:
 
 
 @pytest.mark.parametrize(("off_s", "is_told"), [(-12, False), (12, False), (17, True)])
-def test_no_clock_is_called_off_for_a_late_handshake(off_s: int, is_told: bool) -> None:
-    """On a busy machine one side says HELLO seconds after the other one."""
+def test_a_late_handshake_is_not_a_wrong_clock(off_s: int, is_told: bool) -> None:
+    """On a busy machine one side sends HELLO seconds after the other one."""
     shell = Shell()
     sent = shell.node.hello(moment())
     theirs = hello_of(NO_EPOCH, wall_ms=sent.wall_ms + off_s * 1000)
@@ -366,8 +366,8 @@ def test_no_clock_is_called_off_for_a_late_handshake(off_s: int, is_told: bool) 
     assert bool(told) == is_told
 
 
-def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
-    """They say nothing false about tasks; somebody's clock wants to be set."""
+def test_entries_from_the_future_are_kept_and_logged_once() -> None:
+    """Their facts are true; only a clock is wrong."""
     shell = Shell()
     ahead = hlc_of(moment(7200.0).wall_ms)
 
@@ -379,20 +379,20 @@ def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
     assert notes.count("entries with future timestamps") == 1
 
 
-def test_nobody_else_writes_into_the_stream_of_this_reign() -> None:
-    """What this node wrote may come back to it, and nothing more."""
+def test_no_peer_writes_into_the_stream_of_this_epoch() -> None:
+    """Only entries that this node wrote may come back to it."""
     shell = Shell()
-    own = shell.reign()
+    own = shell.become_dispatcher()
 
     forged = Entries(entries((own, 1)), ((own, shell.node.epoch),), False, ())
 
     assert Disconnect(PEER, "protocol: writer") in shell.hear(forged)
 
 
-def test_only_what_was_appended_can_be_acknowledged() -> None:
-    """A copy that a standby cannot have is none."""
+def test_only_appended_entries_can_be_acknowledged() -> None:
+    """A standby cannot have anything else."""
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
 
     old = shell.hear(ReplicateOk(Epoch(1, ME), 10**9))
     wrong = shell.hear(ReplicateOk(shell.node.epoch, 10**9))
@@ -401,8 +401,8 @@ def test_only_what_was_appended_can_be_acknowledged() -> None:
     assert Disconnect(PEER, "protocol: number") in wrong
 
 
-def test_the_numbers_of_a_reign_never_go_back_on_one_link() -> None:
-    """A replayed frame would be acknowledged as if it were new."""
+def test_append_numbers_of_an_epoch_never_decrease_on_one_link() -> None:
+    """A replayed frame would be acknowledged like a new one."""
     shell = Shell(hello_of(THEIRS))
 
     right = shell.hear(*(Replicate(THEIRS, n, (), ()) for n in (3, 3, 0, 7)))
@@ -412,10 +412,10 @@ def test_the_numbers_of_a_reign_never_go_back_on_one_link() -> None:
     assert Disconnect(PEER, "protocol: number") in wrong
 
 
-def test_what_a_worker_runs_does_not_come_in_parts_without_end() -> None:
+def test_the_parts_of_a_worker_report_are_bounded() -> None:
     """Each part is kept until the last."""
     shell = Shell()
-    shell.reign()
+    shell.become_dispatcher()
     part = Reattach((), 1, READY, has_more=True)
 
     kept = shell.hear(*[part] * REATTACH_PARTS_MAX)
@@ -425,8 +425,8 @@ def test_what_a_worker_runs_does_not_come_in_parts_without_end() -> None:
     assert Disconnect(PEER, "protocol: parts") in beyond
 
 
-def test_an_honest_peer_is_one_of_the_next_term() -> None:
-    """The bound is far from what can happen."""
+def test_a_peer_of_the_next_term_is_accepted() -> None:
+    """The bound is far above real terms."""
     shell = Shell()
     theirs = epoch(1 << 19, "b")
 

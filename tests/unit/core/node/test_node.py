@@ -1,4 +1,4 @@
-"""One node as its shell sees it: events in, effects out."""
+"""One node from the outside: events in, effects out."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Shell:
         return done
 
     def run(self, until_s: float) -> list[Effect]:
-        """Let time pass, waking the node when it asks for it."""
+        """Advance time, and step the node at its deadlines."""
         effects = []
         while self.now_s < until_s:
             due_s = max(self.node.deadline(), self.now_s + 0.001)
@@ -159,7 +159,7 @@ class Shell:
         return effects
 
     def serve(self) -> list[Effect]:
-        """Bring the node to serve alone."""
+        """Make the node a dispatcher without followers."""
         effects = self.feed(TimerFired(0.5)) + self.run(100.75)
         then = self.feed(LiveLoaded(())) + self.feed(
             QueuedLoaded(-1, (), has_more=False)
@@ -169,7 +169,7 @@ class Shell:
         return effects
 
     def meet(self, peer: NodeId = PEER, epoch: Epoch = NO_EPOCH) -> list[Effect]:
-        """Connect a peer, dispatcher if it has an epoch of its own."""
+        """Connect a peer; with an epoch of its own it is a dispatcher."""
         dispatcher = epoch.node or None
         hello = Hello(node=info(peer), epoch=epoch, dispatcher=dispatcher)
         sent = self.node.hello(node_moment(self.now_s))
@@ -185,7 +185,7 @@ def submitted(ticket: int = 1) -> TasksSubmitted:
 
 
 def followed() -> Shell:
-    """Return a node that reigns, and that a peer follows."""
+    """Return a dispatcher with one follower."""
     shell = Shell()
     shell.serve()
     shell.meet()
@@ -207,7 +207,7 @@ def sent(effects: list[Effect], peer: NodeId = PEER) -> list[Message]:
     ]
 
 
-def test_a_node_alone_serves_within_three_quarters_of_a_second() -> None:
+def test_a_lone_node_serves_within_three_quarters_of_a_second() -> None:
     """The first command after the install must work."""
     shell = Shell()
 
@@ -224,7 +224,7 @@ def test_a_node_alone_serves_within_three_quarters_of_a_second() -> None:
 
 
 def test_a_node_steps_at_least_each_tick_and_never_spins() -> None:
-    """Otherwise it would take its own laziness for a suspend."""
+    """Otherwise it would take its own pauses for a suspend."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet(NodeId("a" * 16))
@@ -235,8 +235,8 @@ def test_a_node_steps_at_least_each_tick_and_never_spins() -> None:
     assert shell.now_s > 110.0
 
 
-def test_a_node_that_waits_for_a_better_one_to_claim_sleeps_meanwhile() -> None:
-    """It is when all start at once that there is no core to spare."""
+def test_a_node_sleeps_while_a_better_ranked_one_may_claim() -> None:
+    """When all nodes start at once, no core is idle."""
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(NodeId("a" * 16))
@@ -250,7 +250,7 @@ def test_a_node_that_waits_for_a_better_one_to_claim_sleeps_meanwhile() -> None:
     assert steps <= waited_s / Timing().tick_s + 3
 
 
-def test_what_is_submitted_too_early_is_not_here() -> None:
+def test_an_early_submission_is_refused_as_not_here() -> None:
     """The API holds the request and looks for the dispatcher."""
     shell = Shell()
     shell.feed(TimerFired())
@@ -262,7 +262,7 @@ def test_what_is_submitted_too_early_is_not_here() -> None:
 
 
 def test_a_task_runs_on_the_dispatcher_itself_without_a_network() -> None:
-    """The dispatcher is its own worker: nothing is sent to anybody."""
+    """The dispatcher is its own worker: nothing is sent to a peer."""
     shell = Shell()
     shell.serve()
 
@@ -282,7 +282,7 @@ def test_a_task_runs_on_the_dispatcher_itself_without_a_network() -> None:
 
 
 def test_nothing_is_accepted_before_it_is_durable() -> None:
-    """G1: the answer is released by the commit."""
+    """G1: the commit releases the answer."""
     shell = Shell()
     shell.serve()
     shell.has_disk = False
@@ -298,7 +298,7 @@ def test_nothing_is_accepted_before_it_is_durable() -> None:
 def test_a_result_is_acknowledged_when_this_disk_and_a_standby_have_it(
     *, is_disk_first: bool
 ) -> None:
-    """Both are told of it in one step; until both have it, its worker keeps it."""
+    """Both get it in one step; until both have it, its worker keeps it."""
     shell = followed()
     shell.hear(Reattach((), 2, NodeState.READY))
     for ticket in range(3):  # The dispatcher itself has two slots.
@@ -332,8 +332,8 @@ def of_kind(kind: type, effects: list[Effect]) -> list[Message]:
     return [message for message in sent(effects) if isinstance(message, kind)]
 
 
-def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
-    """The whole way of a node that joins a mesh."""
+def test_a_follower_reattaches_and_answers_heartbeats() -> None:
+    """The complete path of a node that joins a mesh."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.feed(LoadSampled(LoadSample(50.0, 1.0, 100, 10)))
@@ -350,8 +350,8 @@ def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
     ]
 
 
-def test_a_heartbeat_is_answered_with_what_is_true_then() -> None:
-    """Nothing short should be sent behind a task that has run for long by now."""
+def test_a_heartbeat_is_answered_with_the_current_credit() -> None:
+    """No short task should be sent behind one that has run for long by now."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
@@ -368,12 +368,12 @@ def test_a_heartbeat_is_answered_with_what_is_true_then() -> None:
         return answer.credit
 
     assert credit() > 2
-    shell.now_s += 0.06  # Too soon for another look at what time makes due.
+    shell.now_s += 0.06  # Too early for the next check of the timers.
     assert credit() == 2
 
 
-def test_orders_of_an_older_epoch_start_nothing() -> None:
-    """I7: they are answered, so that the deposed dispatcher learns of it."""
+def test_assignments_of_an_older_epoch_start_nothing() -> None:
+    """I7: the answer shows the deposed dispatcher the newer epoch."""
     shell = Shell(SavedState(term=9, epoch=Epoch(9, OTHER)))
     shell.feed(TimerFired())
     shell.meet()
@@ -387,8 +387,8 @@ def test_orders_of_an_older_epoch_start_nothing() -> None:
     assert sent(effects) == [ClaimRejected(Epoch(9, OTHER))] * 2
 
 
-def test_a_follower_becomes_a_worker_when_it_says_what_it_runs() -> None:
-    """Between its confirmation and that, nothing is sent to it."""
+def test_a_follower_becomes_a_worker_with_its_report() -> None:
+    """Between its confirmation and its report, nothing is sent to it."""
     shell = Shell()
     shell.serve()
     effects = shell.meet()
@@ -420,7 +420,7 @@ def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
     assert not [m for m in sent(shell.run(104.0)) if isinstance(m, Roster)]
 
 
-def test_a_silent_worker_is_given_up_after_three_seconds() -> None:
+def test_a_silent_worker_is_lost_after_three_seconds() -> None:
     """Its link may look alive for minutes."""
     shell = Shell()
     shell.serve()
@@ -432,8 +432,8 @@ def test_a_silent_worker_is_given_up_after_three_seconds() -> None:
     assert of(Disconnect, shell.run(met_s + 3.4)) == [Disconnect(PEER, "silent")]
 
 
-def test_a_pull_is_served_and_a_second_hello_means_nothing() -> None:
-    """Any node serves what it holds; the link consumed the greeting."""
+def test_a_pull_is_served_and_a_second_hello_is_ignored() -> None:
+    """Any node serves its entries; the link consumed the first HELLO."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet()
@@ -441,8 +441,8 @@ def test_a_pull_is_served_and_a_second_hello_means_nothing() -> None:
     assert shell.hear(Pull(()), HelloOk()) == [ServePull(PEER, ())]
 
 
-def test_a_peer_that_leaves_is_heard_no_more_in_the_same_batch() -> None:
-    """Leave ends the link, whatever stands behind it."""
+def test_messages_after_a_leave_in_the_same_batch_are_ignored() -> None:
+    """Leave ends the link, whatever follows it."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet()
@@ -452,7 +452,7 @@ def test_a_peer_that_leaves_is_heard_no_more_in_the_same_batch() -> None:
 
 
 def test_messages_without_a_link_are_ignored() -> None:
-    """They were under way when the link was closed."""
+    """They were in flight when the link was closed."""
     shell = Shell()
     shell.feed(TimerFired())
 
@@ -460,7 +460,7 @@ def test_messages_without_a_link_are_ignored() -> None:
 
 
 def test_after_a_suspend_a_dispatcher_has_no_role_and_no_links() -> None:
-    """A woken laptop must not believe in its reign (§ 3.10)."""
+    """A resumed laptop must not act as dispatcher (§ 3.10)."""
     shell = Shell()
     shell.serve()
     shell.meet()
@@ -473,8 +473,8 @@ def test_after_a_suspend_a_dispatcher_has_no_role_and_no_links() -> None:
     assert not shell.node.is_dispatcher
 
 
-def test_a_node_alone_stops_as_soon_as_it_is_idle() -> None:
-    """Nobody is there to hand over to; the queue waits on the disk."""
+def test_a_lone_node_stops_as_soon_as_it_is_idle() -> None:
+    """No successor exists; the queue waits on the disk."""
     shell = Shell()
     shell.serve()
 
@@ -484,7 +484,7 @@ def test_a_node_alone_stops_as_soon_as_it_is_idle() -> None:
     assert shell.feed(submitted())[0] == Answer(1, NotDispatching())
 
 
-def test_a_node_that_has_stopped_takes_no_link_and_dials_nobody() -> None:
+def test_a_stopped_node_accepts_no_link_and_dials_no_peer() -> None:
     """Its process takes a moment to end; a peer would lose it a second time."""
     shell = Shell()
     shell.serve()
@@ -495,7 +495,7 @@ def test_a_node_that_has_stopped_takes_no_link_and_dials_nobody() -> None:
     assert shell.run(shell.now_s + 10.0) == []
 
 
-def test_a_stopping_node_finishes_what_runs_and_a_second_request_ends_it() -> None:
+def test_a_stopping_node_finishes_its_tasks_unless_asked_twice() -> None:
     """Running attempts get `drain_s`; an impatient operator wins."""
     shell = Shell()
     shell.serve()
@@ -506,8 +506,8 @@ def test_a_stopping_node_finishes_what_runs_and_a_second_request_ends_it() -> No
     assert of(Stopped, shell.feed(StopRequested(30.0))) == [Stopped()]
 
 
-def test_a_stopping_node_ends_what_runs_when_the_drain_is_over() -> None:
-    """And leaves once that is told, so that nobody runs it again beside it."""
+def test_a_stopping_node_kills_its_tasks_after_the_drain_time() -> None:
+    """It leaves once the ends are reported, so that no task runs twice at once."""
     shell = Shell()
     shell.serve()
     (started,) = of(Start, shell.feed(submitted()))
@@ -527,7 +527,7 @@ def test_a_stopping_node_ends_what_runs_when_the_drain_is_over() -> None:
     assert of(Stopped, effects) == [Stopped()]
 
 
-def test_a_stopping_node_does_not_wait_for_ever_for_what_it_ends() -> None:
+def test_a_stopping_node_waits_a_bounded_time_for_killed_tasks() -> None:
     """The service manager would kill it anyway."""
     shell = Shell()
     shell.serve()
@@ -539,7 +539,7 @@ def test_a_stopping_node_does_not_wait_for_ever_for_what_it_ends() -> None:
     assert of(Stopped, shell.run(end_s + 0.1)) == [Stopped()]
 
 
-def test_draining_is_told_and_can_be_taken_back() -> None:
+def test_draining_is_reported_and_can_be_undone() -> None:
     """The operator may want the machine for a while."""
     shell = Shell()
     shell.feed(TimerFired())
@@ -556,7 +556,7 @@ def test_draining_is_told_and_can_be_taken_back() -> None:
     assert ok.state is NodeState.READY
 
 
-def test_an_order_of_an_operator_is_answered_when_it_is_kept() -> None:
+def test_an_operator_order_is_answered_once_it_is_durable() -> None:
     """A machine that was drained for a repair stays so through its restarts."""
     shell = Shell()
     shell.feed(TimerFired())
@@ -575,8 +575,8 @@ def test_an_order_of_an_operator_is_answered_when_it_is_kept() -> None:
     ]
 
 
-def test_an_order_that_changes_nothing_is_answered_and_not_written() -> None:
-    """Asking twice is as good as asking once."""
+def test_an_order_without_effect_is_answered_and_not_written() -> None:
+    """A repeated order is idempotent."""
     shell = Shell(SavedState(hold=OperatorHold(is_paused=True)))
     shell.feed(TimerFired())
 
@@ -585,8 +585,8 @@ def test_an_order_that_changes_nothing_is_answered_and_not_written() -> None:
     assert effects == [Answer(7, AvailabilityChanged(NodeState.PAUSED, 0))]
 
 
-def test_a_dispatcher_lists_a_worker_as_it_said_it_is() -> None:
-    """It may be long until the next heartbeat, in a crowd."""
+def test_the_dispatcher_lists_a_worker_as_it_reported_itself() -> None:
+    """In a large mesh the next heartbeat may be late."""
     shell = followed()
     shell.hear(Results((), 0, NodeState.PAUSED))
     shell.run(shell.now_s + 1.0)
@@ -596,8 +596,8 @@ def test_a_dispatcher_lists_a_worker_as_it_said_it_is() -> None:
     assert {m.id: m.state for m in roster.members}[PEER] is NodeState.PAUSED
 
 
-def test_a_paused_node_leaves_without_waiting_for_what_is_frozen() -> None:
-    """It would never end."""
+def test_a_paused_node_leaves_without_waiting_for_frozen_tasks() -> None:
+    """They would never end."""
     shell = Shell()
     shell.serve()
     shell.feed(submitted())
@@ -607,7 +607,7 @@ def test_a_paused_node_leaves_without_waiting_for_what_is_frozen() -> None:
 
 
 def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
-    """They forward requests to the address that the roster says."""
+    """They forward requests to the address in the roster."""
     shell = followed()
     shell.run(shell.now_s + 2.0)
 
@@ -620,7 +620,7 @@ def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
 
 
 def test_a_follower_with_a_new_address_tells_its_dispatcher() -> None:
-    """Its link may outlive the change, so that no other HELLO says it."""
+    """Its link may outlive the change, so no other HELLO reports it."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
@@ -633,7 +633,10 @@ def test_a_follower_with_a_new_address_tells_its_dispatcher() -> None:
 
 
 def test_a_follower_is_listed_under_its_new_address() -> None:
-    """Beside that of its link, which lives; it is remembered for the next start."""
+    """The address of its live link stays listed.
+
+    Both are remembered for the next start.
+    """
     shell = followed()
     shell.run(shell.now_s + 2.0)
     load = LoadSample(0, 0, 0, 0)
@@ -670,7 +673,7 @@ def roster_of(*nodes: NodeId) -> Roster:
 
 
 def test_a_dispatcher_that_falls_silent_after_its_first_frame_is_suspected() -> None:
-    """Before it there is more time, for a slow handshake; a roster ends that, too."""
+    """Before it a slow handshake gets more time; a roster ends that, too."""
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
@@ -682,7 +685,7 @@ def test_a_dispatcher_that_falls_silent_after_its_first_frame_is_suspected() -> 
     assert Disconnect(PEER, "silent") in effects
 
 
-def test_the_name_that_the_mesh_gives_is_kept() -> None:
+def test_a_name_assigned_by_the_mesh_is_kept() -> None:
     """Tasks and people must find the node under it after a restart."""
     shell = Shell()
     shell.feed(TimerFired())
@@ -694,8 +697,8 @@ def test_the_name_that_the_mesh_gives_is_kept() -> None:
     assert shell.hear(roster_of(PEER, ME)) == []
 
 
-def test_a_roster_of_a_node_that_is_not_followed_is_ignored() -> None:
-    """Only the dispatcher speaks for the mesh."""
+def test_a_roster_from_another_node_than_the_dispatcher_is_ignored() -> None:
+    """Only the dispatcher writes the roster."""
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet()
@@ -718,8 +721,8 @@ def test_in_a_large_mesh_followers_keep_the_links_that_matter() -> None:
     assert shell.feed(PeersDiscovered((advert,))) == []
 
 
-def test_who_is_left_in_a_large_mesh_is_told_of_the_dispatcher_first() -> None:
-    """It was met before there was one, and would claim for want of any."""
+def test_an_unneeded_peer_of_a_large_mesh_is_redirected_to_the_dispatcher() -> None:
+    """It was met before the election, and would claim otherwise."""
     shell = Shell(limits=Limits(full_mesh_peers=2))
     shell.feed(TimerFired())
     shell.meet(OTHER)
@@ -733,8 +736,8 @@ def test_who_is_left_in_a_large_mesh_is_told_of_the_dispatcher_first() -> None:
     assert of(Disconnect, effects) == [Disconnect(OTHER, "attached")]
 
 
-def test_a_failed_dial_changes_nothing_for_a_node_that_suspects_nobody() -> None:
-    """It is only tried again later."""
+def test_a_failed_dial_changes_nothing_without_a_suspicion() -> None:
+    """The node dials again later."""
     shell = Shell()
     shell.feed(TimerFired())
 
@@ -752,18 +755,18 @@ def test_a_failed_dial_changes_nothing_for_a_node_that_suspects_nobody() -> None
         ("task-x-1", 0),
     ],
 )
-def test_sequences_of_other_nodes_are_not_used_again(task: str, sequence: int) -> None:
-    """Ids from idempotency keys have twelve digits and count for nothing."""
+def test_sequence_numbers_of_other_nodes_are_not_reused(
+    task: str, sequence: int
+) -> None:
+    """Ids from idempotency keys have twelve digits and do not count."""
     spec = TaskSpec(id=TaskId(task), command="true")
     entry = Entry(StreamId(1), 1, 1, Submitted(spec))
 
     assert highest_submitted_sequence((entry,)) == sequence
 
 
-def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for() -> (
-    None
-):
-    """It took this node for its standby; nothing would ever be read afresh else."""
+def test_a_deposed_dispatcher_that_replicates_is_not_awaited() -> None:
+    """It took this node for its standby; the log would never be read again."""
     shell = Shell()
     shell.serve()
     late, deposed = NodeId("a" * 16), Epoch(1, NodeId("a" * 16))
@@ -783,8 +786,8 @@ def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for
     assert of(LoadLive, effects) == [LoadLive()]
 
 
-def test_who_waits_for_a_task_is_told_that_another_node_knows_of_its_end() -> None:
-    """Two halves of a split met; no worker is going to tell that here."""
+def test_waiting_clients_get_an_end_recorded_by_another_node() -> None:
+    """Two halves of a split met; no worker will report the end here."""
     shell = Shell()
     shell.serve()
     shell.meet()
@@ -801,8 +804,8 @@ def test_who_waits_for_a_task_is_told_that_another_node_knows_of_its_end() -> No
     assert of(AnnounceTaskStates, effects) == [AnnounceTaskStates((task,))]
 
 
-def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
-    """It left its dispatcher for a moment, sent away, and follows it again."""
+def test_a_standby_acknowledges_nothing_after_a_dropped_entry() -> None:
+    """It left its dispatcher for a moment, and follows it again."""
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
@@ -820,8 +823,8 @@ def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
     assert [type(message) for message in sent(effects)] == [Pull]
 
 
-def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> None:
-    """Alone there is time: who gave the rows may come back with its log."""
+def test_row_facts_are_rewritten_once_a_standby_has_sent_all() -> None:
+    """Without peers there is time: the sender of the rows may return with its log."""
     shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
     shell.serve()
     shell.run(shell.now_s + 5)
@@ -835,8 +838,8 @@ def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> No
     assert of(PlanFloor, shell.run(shell.now_s + 0.5))
 
 
-def test_a_dispatcher_that_hands_over_waits_with_what_only_rows_say() -> None:
-    """It may append nothing then, so a timer for it would only wake the node."""
+def test_a_dispatcher_that_hands_over_does_not_rewrite_row_facts() -> None:
+    """It may append nothing then, so a timer would only wake the node."""
     shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
     shell.serve()
     shell.meet()
@@ -854,8 +857,8 @@ def test_a_dispatcher_that_hands_over_waits_with_what_only_rows_say() -> None:
     assert not of(PlanFloor, shell.log)
 
 
-def test_what_only_rows_say_is_written_again_once_a_node_accepts_again() -> None:
-    """It stood still meanwhile, so it wrote nothing when the standby told all."""
+def test_row_facts_are_rewritten_once_a_node_accepts_again() -> None:
+    """It was suspended as the standby sent all, so it wrote nothing then."""
     shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
     shell.serve()
     shell.meet()
@@ -872,8 +875,8 @@ def test_what_only_rows_say_is_written_again_once_a_node_accepts_again() -> None
     assert of(PlanFloor, shell.run(shell.now_s + 0.5))
 
 
-def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
-    """Else it would say of a lost dispatcher's tasks that there are none."""
+def test_a_standby_that_has_to_pull_is_not_in_sync() -> None:
+    """It could otherwise deny tasks of a lost dispatcher."""
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
@@ -892,8 +895,8 @@ def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
     assert shell.node.in_sync_epoch == THEIRS
 
 
-def test_a_standby_whose_dispatcher_fell_silent_is_level_no_more() -> None:
-    """It may have been given up meanwhile, whoever it follows before it reigns."""
+def test_a_standby_of_a_silent_dispatcher_is_not_in_sync() -> None:
+    """The dispatcher may have given it up; a later epoch must not trust its log."""
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
@@ -906,8 +909,8 @@ def test_a_standby_whose_dispatcher_fell_silent_is_level_no_more() -> None:
     assert shell.node.in_sync_epoch == NO_EPOCH
 
 
-def test_heartbeats_tell_a_standby_which_of_them_it_confirmed_last() -> None:
-    """It knows by that until when answers have waited for it."""
+def test_heartbeats_name_the_last_one_that_the_standby_confirmed() -> None:
+    """So it knows until when answers waited for it."""
     shell = followed()
     assert heartbeats(shell)[-1].confirmed_sent_s is None
 
@@ -927,13 +930,13 @@ def test_heartbeats_tell_a_standby_which_of_them_it_confirmed_last() -> None:
 
 
 def heartbeats(shell: Shell) -> list[Heartbeat]:
-    """Return those that go out within the next half second."""
+    """Return the heartbeats of the next half second."""
     said = sent(shell.run(shell.now_s + 0.5))
     return [message for message in said if isinstance(message, Heartbeat)]
 
 
-def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
-    """An attempt that only the second part lists is not lost with the first."""
+def test_a_worker_report_is_judged_after_its_last_part() -> None:
+    """An attempt in the second part is not lost with the first."""
     shell = Shell()
     shell.serve()
     shell.meet()
@@ -952,13 +955,13 @@ def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
     last = shell.hear(Reattach(held[1:], 9, NodeState.READY))
 
     assert of(Append, first + last) == []
-    shell.meet()  # By another link, so that what it does not list now is lost.
+    shell.meet()  # By another link, so that an unlisted attempt counts as lost.
     part = Reattach(held[1:], 9, NodeState.READY)
     assert of(Append, shell.hear(ClaimOk(EPOCH, ()), part)) != []
 
 
-def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
-    """A task that fails fast is not refused because nobody has reattached yet."""
+def test_a_new_dispatcher_knows_the_resources_of_connected_nodes_at_once() -> None:
+    """It must not refuse a fail-fast task before the first reattach."""
     shell = Shell()
     shell.feed(TimerFired(0.5))
     big = replace(info(PEER), slots=8)
@@ -979,8 +982,8 @@ def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
     assert hasty(2, 9) == [Answer(2, Unplaceable(0, why))]
 
 
-def test_a_floor_of_another_node_is_stated_in_the_next_step() -> None:
-    """Whatever way this node's stream travels, the floor comes first."""
+def test_a_floor_of_another_node_is_recorded_in_the_next_step() -> None:
+    """The floor precedes later entries of this node's stream everywhere."""
     shell = followed()
     shell.has_disk = False  #: so no event comes of its own
     theirs = (Entry(StreamId(9), 1, 1 << 20, Floor(5, ())),)

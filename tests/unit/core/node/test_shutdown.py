@@ -1,4 +1,4 @@
-"""How a node leaves: whom it asks to succeed it."""
+"""Shutdown of a node, and the choice of its successor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.builders import STREAM, epoch, moment, node_id, settings
 PEER = node_id("b")
 
 
-def reigning() -> Components:
-    """Return the machines of a dispatcher with one follower."""
+def components_of_dispatcher() -> Components:
+    """Return the components of a dispatcher with one follower."""
     machines = build_components(settings(), SavedState())
     reign, own = DispatcherEpoch(epoch(), STREAM), Attachment(node_id("a"), epoch(), 1)
     machines.election.phase = Dispatching(reign, own)
@@ -29,7 +29,7 @@ def reigning() -> Components:
 
 
 def shutdown_of(machines: Components) -> Shutdown:
-    """Return the way out of a node with these machines."""
+    """Return the shutdown of a node with these components."""
     return Shutdown(
         settings().timing,
         machines.journal,
@@ -41,7 +41,7 @@ def shutdown_of(machines: Components) -> Shutdown:
 
 
 def transfers(effects: list[Effect]) -> list[Transfer]:
-    """Return what successors are asked."""
+    """Return the transfer messages to successors."""
     return [
         message
         for effect in effects
@@ -50,9 +50,9 @@ def transfers(effects: list[Effect]) -> list[Transfer]:
     ]
 
 
-def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> None:
+def test_a_successor_is_asked_again_after_a_disk_failure() -> None:
     """It may be ready by now; else this node would leave without a successor."""
-    machines = reigning()
+    machines = components_of_dispatcher()
     departure = shutdown_of(machines)
     machines.dispatcher_transfer.ask_next_successor(moment())
 
@@ -62,9 +62,9 @@ def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> No
     assert transfers(effects) == [Transfer(epoch(), ())]
 
 
-def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
-    """A paused node has none, but what is on its way to the disk needs a successor."""
-    machines = reigning()
+def test_the_timeouts_for_worker_and_disk_are_independent() -> None:
+    """A paused node does not wait for tasks, but pending writes need a successor."""
+    machines = components_of_dispatcher()
     departure = shutdown_of(machines)
     machines.journal.save(term=1)
     departure.start_shutdown(0.0, moment())
@@ -76,9 +76,9 @@ def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
     assert transfers(effects) == [Transfer(epoch(), ())]
 
 
-def test_a_disk_that_takes_nothing_holds_up_nobody_for_long() -> None:
-    """And the clock wakes the node in time to leave."""
-    machines = reigning()
+def test_a_failing_disk_delays_the_shutdown_for_a_bounded_time() -> None:
+    """The clock wakes the node in time to leave."""
+    machines = components_of_dispatcher()
     departure = shutdown_of(machines)
     machines.journal.save(term=1)
     departure.start_shutdown(0.0, moment())

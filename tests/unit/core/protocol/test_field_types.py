@@ -1,4 +1,4 @@
-"""Values become msgpack and come back; what is wrong is refused."""
+"""Encoding and decoding of msgpack values, and refusals of wrong ones."""
 
 from __future__ import annotations
 
@@ -114,15 +114,15 @@ def test_samples_cover_every_message_and_fact() -> None:
     assert {type(fact) for fact in FACTS} == set(get_args(Fact))
 
 
-def test_no_type_number_is_given_twice() -> None:
-    """A number stays with its class, and is never given to another."""
+def test_type_numbers_are_unique() -> None:
+    """A number stays with its class, and is never reused."""
     kinds = (*get_args(Message), *get_args(Fact))
 
     assert len({kind.__struct_config__.tag for kind in kinds}) == len(kinds)
 
 
 @pytest.mark.parametrize("value", [*MESSAGES, *OTHERS], ids=lambda v: type(v).__name__)
-def test_value_survives_the_way_to_msgpack_and_back(value: Struct) -> None:
+def test_a_value_survives_encoding_and_decoding(value: Struct) -> None:
     """Everything is equal and of the same class after decoding."""
     back = PACKER.unpack(PACKER.pack(value), type(value))
 
@@ -131,19 +131,19 @@ def test_value_survives_the_way_to_msgpack_and_back(value: Struct) -> None:
 
 
 def test_unknown_trailing_fields_are_ignored() -> None:
-    """A newer peer may say more than this node understands."""
+    """A newer peer may send more than this node understands."""
     assert decode_body(20, "x", "new", 5) == [Leave("x")]
 
 
 def test_missing_trailing_fields_take_their_defaults() -> None:
-    """An older peer says less."""
+    """An older peer sends less."""
     brief = msgpack.encode([TASK, "true"])
 
     assert PACKER.unpack(brief, TaskSpec) == TaskSpec(id=TASK, command="true")
 
 
 def test_a_missing_field_without_default_is_refused() -> None:
-    """Half a message is none."""
+    """An incomplete message is refused."""
     with pytest.raises(RemoteProtocolError, match="at least length"):
         PACKER.unpack(msgpack.encode([TASK]), TaskSpec)
 
@@ -197,8 +197,8 @@ def _spec(**changes: Any) -> list[Any]:
         [13, [[1, 1, 1, [20, "x"]]], [], False, []],
     ],
 )
-def test_what_no_peer_would_send_is_refused(plain: object) -> None:
-    """Types, enum values, names and ranges are checked, whatever the nesting."""
+def test_values_that_no_correct_peer_sends_are_refused(plain: object) -> None:
+    """Types, enum values, names and ranges are checked at every depth."""
     body = msgpack.encode(plain)
 
     with pytest.raises(RemoteProtocolError):
@@ -207,8 +207,8 @@ def test_what_no_peer_would_send_is_refused(plain: object) -> None:
         PACKER.unpack_entry(STREAM, 1, 1, body)
 
 
-def test_only_messages_are_taken_for_messages() -> None:
-    """A fact has a number, too, but is never said on its own."""
+def test_only_messages_are_accepted_as_messages() -> None:
+    """A fact has a number, too, but is never sent on its own."""
     fact = FACTS[0]
 
     with pytest.raises(RemoteProtocolError):
@@ -217,7 +217,7 @@ def test_only_messages_are_taken_for_messages() -> None:
         PACKER.unpack_entry(STREAM, 1, 1, PACKER.pack(Leave("x")))
 
 
-def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
+def test_whole_numbers_become_floats_in_float_fields() -> None:
     """A clock at exactly 3 seconds is no protocol violation."""
     (back,) = decode_body(5, NODE, 3)
 
@@ -231,8 +231,8 @@ def test_the_text_of_a_keyring_is_never_shown() -> None:
     assert "okm1" not in repr(MergeKeyring(NODE, "okm1-x"))
 
 
-def test_every_field_that_a_peer_fills_is_bounded() -> None:
-    """Numbers fit into the database and are finite; nothing is of any length."""
+def test_every_field_from_a_peer_is_bounded() -> None:
+    """Numbers fit into the database and are finite; all lengths have a limit."""
     seen: set[str] = set()
 
     assert _unbounded(inspect.type_info(Message | Fact), "", seen) == []
@@ -271,7 +271,7 @@ def _unbounded(kind: Any, where: str, seen: set[str]) -> list[str]:
 
 
 def decode_body(*plain: object) -> list[Message]:
-    """Return what a peer makes of one message."""
+    """Return the message that a peer decodes."""
     return wire.Decoder(Limits()).receive_data(
         wire.build_frame([msgpack.encode(plain)])
     )

@@ -1,4 +1,4 @@
-"""The most that a peer can make a node spend on one frame, within all bounds."""
+"""The largest cost of one frame from a peer, within all bounds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ HELLO_OK: Final = wire.build_frame([b"\x91\x02"])
 
 
 def dense(kind: Any, most: int, *, are_tasks_short: bool) -> Any:
-    """Return a value of a type with lists of `most` items, or of what is allowed.
+    """Return a value of a type with lists of `most` items, or of the allowed length.
 
-    Where it is brief, what may be left out at its end is left out.
+    With `brief`, it omits optional fields at its end.
     """
     inner = partial(dense, most=most, are_tasks_short=are_tasks_short)
     match kind:
@@ -46,7 +46,7 @@ def dense(kind: Any, most: int, *, are_tasks_short: bool) -> Any:
 
 
 def dense_scalar(kind: Any) -> Any:
-    """Return what takes most memory for the bytes that it travels in."""
+    """Return the value with the most memory for each byte on the wire."""
     match kind:
         case inspect.EnumType(cls=cls):
             return next(iter(cls)).value
@@ -66,7 +66,7 @@ def dense_scalar(kind: Any) -> Any:
 
 
 def filled(item: bytes, most: int, room: int) -> list[bytes]:
-    """Return as many copies of a packed item as fit into some bytes, but one more."""
+    """Return as many copies of a packed item as fit into these bytes, less one."""
     return [item] * min(most, 1 + room // len(item))
 
 
@@ -76,7 +76,7 @@ def listed(parts: list[bytes]) -> bytes:
 
 
 def frames_of(kind: type[Struct]) -> Iterator[bytes]:
-    """Yield frames with the largest messages of a class, of several kinds of items."""
+    """Yield frames with the largest messages of a class for several items."""
     shape = inspect.type_info(kind)
     assert isinstance(shape, inspect.StructType)
     for most, are_tasks_short in (
@@ -106,7 +106,7 @@ def frames_of(kind: type[Struct]) -> Iterator[bytes]:
 def test_the_largest_message_of_each_class_stays_below_64_mb(
     kind: type[Struct],
 ) -> None:
-    """A hostile member of the mesh cannot make a small machine run out of memory."""
+    """A hostile member of the mesh cannot exhaust the memory of a small machine."""
     for frame in frames_of(kind):
         decoder = wire.Decoder(Limits())
         decoder.receive_data(HELLO_OK)

@@ -1,4 +1,4 @@
-"""What lies outside the bounds of its type is refused when it is decoded."""
+"""Values outside the bounds of their type are refused by the decoder."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ from tests.unit.core.node.test_message_checks import (
     READY,
     RECORD,
     THEIRS,
-    asking,
+    demanding,
     ended,
     hello_of,
     listing,
+    submitting,
     telling,
-    wishing,
 )
 
 END: Any = "maybe"
@@ -109,16 +109,18 @@ WRONG: dict[str, Message] = {
     "somebody without end who asks": telling(
         Entry(KNOWN, 5, 9, Submitted(replace(spec(), submitter="x" * 513)))
     ),
-    "a wait for no end of ours": telling(wishing(after=After(tasks=("t",), end=END))),
+    "a wait for no end of ours": telling(
+        submitting(after=After(tasks=("t",), end=END))
+    ),
     "a worker's word of such a wait": Results(
-        (replace(report(), spec=asking(after=After(tasks=(), end=END))),), 1
+        (replace(report(), spec=demanding(after=After(tasks=(), end=END))),), 1
     ),
     "memory of less than nothing": telling(
-        wishing(requires=Requirements(memory_mb=-1))
+        submitting(requires=Requirements(memory_mb=-1))
     ),
-    "processes without end": telling(wishing(limits=TaskLimits(processes=1 << 62))),
-    "a grace without end": telling(wishing(grace_s=1 << 62)),
-    "attempts without end": telling(wishing(retry=Retry(retries=1 << 62))),
+    "processes without end": telling(submitting(limits=TaskLimits(processes=1 << 62))),
+    "a grace without end": telling(submitting(grace_s=1 << 62)),
+    "attempts without end": telling(submitting(retry=Retry(retries=1 << 62))),
     "an attempt zero": Reattach(((attempt(0), spec()),), 1, READY),
     "an order of the far future": Assign(THEIRS, ((attempt(), LATE),)),
     "a vector of negative numbers": Pull(((KNOWN, -1),)),
@@ -167,10 +169,10 @@ def test_a_message_outside_the_bounds_of_its_fields_is_refused(
 
 
 @pytest.mark.parametrize("too_much", TOO_MUCH)
-def test_a_node_says_no_more_of_itself_than_can_be_kept(
+def test_the_description_of_a_node_is_bounded(
     too_much: dict[str, Any],
 ) -> None:
-    """What it says is kept for each node, and is in every roster."""
+    """It is kept for each node, and is in every roster."""
     hello = hello_of(NO_EPOCH)
 
     assert decode(hello) == [hello]
@@ -178,7 +180,7 @@ def test_a_node_says_no_more_of_itself_than_can_be_kept(
         decode(replace(hello, node=replace(hello.node, **too_much)))
 
 
-def test_a_roster_says_no_more_of_nodes_than_they_may() -> None:
-    """A dispatcher has refused them itself."""
+def test_the_entries_of_a_roster_are_bounded() -> None:
+    """A correct dispatcher has refused such nodes itself."""
     with pytest.raises(RemoteProtocolError):
         decode(listing(id=OTHER, name="c", role=Role.WORKER, gpus=("x" * 64,)))

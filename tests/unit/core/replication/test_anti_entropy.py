@@ -1,4 +1,4 @@
-"""How a node asks a peer for the entries that it lacks."""
+"""Anti-entropy: a node pulls missing entries from its peers."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def part(seq: int) -> Entries:
 
 
 def pull(seq: int) -> Send:
-    """Return the question of a node that holds so much."""
+    """Return the PULL of a node with this vector."""
     return Send(A, (Pull(((STREAM, seq),)),))
 
 
 def kinds(effects: list[Effect]) -> list[type]:
-    """Return what the effects are."""
+    """Return the kinds of the effects."""
     return [type(effect) for effect in effects]
 
 
-def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
-    """More would pile up in memory where the peer is faster than this disk."""
+def test_the_next_part_is_pulled_while_one_is_being_written() -> None:
+    """More would fill the memory if the peer is faster than this disk."""
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
@@ -57,8 +57,8 @@ def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
     assert kinds(exchange.on_entries(A, part(3))) == [Append]
 
 
-def test_rows_beyond_the_log_of_a_peer_are_asked_for_as_a_snapshot_once() -> None:
-    """No entries of that peer say what they do."""
+def test_rows_beyond_a_peer_s_log_are_pulled_once_as_a_snapshot() -> None:
+    """No entries of that peer contain their facts."""
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox())
     ahead = ((STREAM, 9),)
@@ -74,8 +74,8 @@ def test_rows_beyond_the_log_of_a_peer_are_asked_for_as_a_snapshot_once() -> Non
     assert exchange.pull_from(A, ahead) == [Send(A, (Pull(()),))]
 
 
-def test_rows_are_asked_for_after_the_answer_that_is_under_way() -> None:
-    """One question at a time goes to a peer."""
+def test_rows_are_pulled_after_the_answer_in_flight() -> None:
+    """A peer gets one PULL at a time."""
     exchange = AntiEntropy(Journal(SavedState(), Outbox()), Outbox())
     exchange.pull_from(A)
 
@@ -85,8 +85,8 @@ def test_rows_are_asked_for_after_the_answer_that_is_under_way() -> None:
     assert exchange.on_entries(A, empty) == [Send(A, (Pull((), FULL_SNAPSHOT),))]
 
 
-def test_a_peer_that_is_gone_is_not_asked_on() -> None:
-    """Who comes back is asked afresh."""
+def test_a_lost_peer_is_not_pulled_from() -> None:
+    """After its return it is asked from the start."""
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox())
     exchange.pull_from(A)
@@ -107,13 +107,13 @@ def rows(
     more: bool,
     held: int = 9,
 ) -> Snapshot:
-    """Return a part of a snapshot, whose rows do not matter here."""
+    """Return a part of a snapshot; its rows do not matter here."""
     vector = ((STREAM, held),)
     return Snapshot(rows=(), cursor=cursor, has_more=more, head=head, vector=vector)
 
 
 def head(seq: int) -> SnapshotHead:
-    """Return what a giver says whose clock stands still while its log grows."""
+    """Return the head of a sender whose clock stands still while its log grows."""
     return SnapshotHead(
         vector=((STREAM, seq),),
         epochs=((STREAM, epoch()),),
@@ -123,7 +123,7 @@ def head(seq: int) -> SnapshotHead:
 
 
 def asked(journal: Journal) -> SnapshotCursor:
-    """Return how the snapshot is asked on for that has just been begun."""
+    """Return the next PULL for a snapshot that has just started."""
     journal.on_persisted(journal.last_number)
     (send,) = journal.run_deferred(moment())
     assert isinstance(send, Send)
@@ -133,8 +133,8 @@ def asked(journal: Journal) -> SnapshotCursor:
     return message.cursor
 
 
-def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -> None:
-    """What came to the giver between the two stands in rows before that end."""
+def test_the_end_of_a_snapshot_does_not_complete_another_with_its_name() -> None:
+    """Entries that reached the sender between the two are in rows before that end."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox())
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
@@ -150,8 +150,8 @@ def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -
     assert journal.vector == {STREAM: 9}
 
 
-def test_nor_is_it_once_the_first_one_has_ended() -> None:
-    """It was given twice, and what is left of that comes late."""
+def test_a_late_duplicate_end_does_not_complete_a_snapshot() -> None:
+    """The first snapshot was sent twice, and the rest of that arrives late."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox())
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
@@ -166,8 +166,8 @@ def test_nor_is_it_once_the_first_one_has_ended() -> None:
     assert journal.vector == {STREAM: 3}
 
 
-def test_a_snapshot_whose_giver_has_lost_its_disk_is_begun_again() -> None:
-    """The rest would be of another log, and what the first one held be missing."""
+def test_a_snapshot_starts_again_when_its_sender_has_lost_its_disk() -> None:
+    """The rest would belong to another log, without entries of the first."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox())
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))

@@ -1,4 +1,4 @@
-"""Numbers, streams and what waits for the disk."""
+"""The journal: sequence numbers, streams and actions that wait for the disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER = StreamId(5)
 
 
 def note(name: str) -> WhenDurable:
-    """Return something to do later that leaves a trace."""
+    """Return a deferred action that leaves a trace."""
     return lambda _: [LogLine("info", name)]
 
 
@@ -39,12 +39,12 @@ def foreign(*seqs: int) -> list[Entry]:
 
 
 def born(wall_ms: int) -> TaskSpec:
-    """Return a task that was accepted then."""
+    """Return a task with this time of acceptance."""
     return replace(spec(), ord=(50 << PRIORITY_SHIFT) | hlc_of(wall_ms))
 
 
 def persisted(log: Journal, number: int) -> list[Effect]:
-    """Return what a commit releases."""
+    """Return the actions that a commit releases."""
     log.on_persisted(number)
     return log.run_deferred(moment())
 
@@ -78,8 +78,8 @@ def test_timestamps_only_grow_though_the_wall_clock_jumps_back() -> None:
     assert hlc_next(stamps[2], 0) == stamps[2] + 1
 
 
-def test_what_waits_is_released_in_order_by_the_commit_it_waits_for() -> None:
-    """Nothing that needs durability leaves before it."""
+def test_deferred_actions_are_released_in_order_by_their_commit() -> None:
+    """No action that needs durability runs before it."""
     log = journal()
     log.append([FACT], moment())
     log.defer_until_durable(note("one"))
@@ -94,8 +94,8 @@ def test_what_waits_is_released_in_order_by_the_commit_it_waits_for() -> None:
     assert log.is_all_durable
 
 
-def test_what_is_released_may_wait_again() -> None:
-    """An action that appends is followed by what waits for its own commit."""
+def test_a_released_action_may_defer_another() -> None:
+    """An action that appends is followed by the actions that wait for its commit."""
     log = journal()
     log.append([FACT], moment())
 
@@ -112,8 +112,8 @@ def test_what_is_released_may_wait_again() -> None:
     assert note_events(persisted(log, 2)) == ["later"]
 
 
-def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
-    """A restart does not repeat timestamps, though the clock is half an hour back."""
+def test_timestamps_continue_after_a_restart() -> None:
+    """None is repeated, though the clock is half an hour back."""
     last = hlc_of(moment(1800.0).wall_ms)
     log = Journal(SavedState(vector=((OTHER, 4),), hlc=last), Outbox())
 
@@ -122,8 +122,8 @@ def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
 
 
 @pytest.mark.parametrize("latest", [HLC_MAX - 1, hlc_of(moment(1e9).wall_ms)])
-def test_a_clock_far_ahead_is_followed_for_an_hour_and_no_further(latest: int) -> None:
-    """One bad clock would stop every writer, once numbers end; entries are kept."""
+def test_a_fast_clock_is_followed_for_at_most_an_hour(latest: int) -> None:
+    """One bad clock could use up all numbers for every writer; its entries are kept."""
     heard, saved = journal(), Journal(SavedState(hlc=latest), Outbox())
     entry = Entry(OTHER, 1, latest, FACT)
 
@@ -139,8 +139,8 @@ def test_a_clock_far_ahead_is_followed_for_an_hour_and_no_further(latest: int) -
     assert saved.reserve_timestamps(moment()) == hour + 1
 
 
-def test_entries_of_others_are_taken_up_to_a_gap() -> None:
-    """What lies beyond a gap comes with a later PULL."""
+def test_foreign_entries_are_accepted_up_to_a_gap() -> None:
+    """Later entries come with the next PULL."""
     log = journal()
 
     append = log.append_remote(foreign(1, 2, 4), [(OTHER, epoch(1, "b"))])
@@ -150,14 +150,14 @@ def test_entries_of_others_are_taken_up_to_a_gap() -> None:
 
 
 def test_known_entries_are_not_written_again() -> None:
-    """PULL may bring what is here already."""
+    """PULL may bring known entries again."""
     log = journal()
     log.append_remote(foreign(1), [])
 
     assert log.append_remote(foreign(1), []) is None
 
 
-def test_nobody_else_writes_into_the_own_stream() -> None:
+def test_no_peer_writes_into_the_own_stream() -> None:
     """A stream has one writer."""
     log = journal()
 
@@ -166,7 +166,7 @@ def test_nobody_else_writes_into_the_own_stream() -> None:
 
 
 def test_own_timestamps_follow_those_of_others() -> None:
-    """What is written after reading an entry is later than that entry."""
+    """An entry that is written after a read is later than the entry read."""
     log = journal()
     theirs = hlc_of(moment(1800.0).wall_ms)
     log.append_remote([Entry(OTHER, 1, theirs, FACT)], [])
@@ -175,7 +175,7 @@ def test_own_timestamps_follow_those_of_others() -> None:
 
 
 def test_a_stream_never_resumes() -> None:
-    """After the end of a reign its stream is closed for good."""
+    """After the end of an epoch its stream is closed for good."""
     log = journal()
     log.close_stream()
 
@@ -193,8 +193,8 @@ def test_node_state_is_numbered_with_the_entries() -> None:
     assert log.save(term=3) == Save(number=2, term=3)
 
 
-def test_what_the_floor_has_passed_is_not_told_again() -> None:
-    """Neither of an attempt that was assigned after it, in a stream without a mark."""
+def test_an_attempt_below_the_floor_is_recognised() -> None:
+    """An attempt in an unmarked stream is not below it, nor is a newer task's."""
     made = journal()
     old = born(START_MS)
     made.raise_floor(Floor(hlc_of(START_MS + 1), (StreamFloor(OTHER, 9, epoch()),)))

@@ -1,4 +1,4 @@
-"""What was appended lately, and how it is cut into messages."""
+"""The log tail: recent entries in memory, and their division into messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def entry(seq: int, fact: Fact = SMALL, stream: StreamId = STREAM) -> Entry:
     return Entry(stream, seq, seq, fact)
 
 
-def test_the_last_message_says_whether_rows_say_more() -> None:
+def test_the_last_message_says_whether_rows_exceed_the_log() -> None:
     """The others complete nothing."""
     some = [Append(9, (entry(1), entry(2)))]
 
@@ -52,7 +52,7 @@ def test_the_last_message_says_whether_rows_say_more() -> None:
 
 
 def tail(*appends: Append, limits: Limits | None = None) -> LogTail:
-    """Return a tail that began when the own stream was empty."""
+    """Return a tail that started with an empty own stream."""
     made = LogTail(limits or Limits())
     made.restart_from({STREAM: 0, OTHER: 3})
     for append in appends:
@@ -60,8 +60,8 @@ def tail(*appends: Append, limits: Limits | None = None) -> LogTail:
     return made
 
 
-def test_who_holds_what_was_before_lacks_the_whole_tail() -> None:
-    """And who holds part of it, the rest."""
+def test_a_peer_with_the_log_before_the_tail_lacks_the_whole_tail() -> None:
+    """A peer with a part of the tail lacks the rest."""
     one, two = Append(1, (entry(1),)), Append(2, (entry(2), entry(3)))
     kept = tail(one, two)
 
@@ -72,14 +72,14 @@ def test_who_holds_what_was_before_lacks_the_whole_tail() -> None:
     ]
 
 
-def test_who_lacks_what_was_before_is_not_helped_by_the_tail() -> None:
-    """It has to pull."""
+def test_a_peer_without_the_log_before_the_tail_must_pull() -> None:
+    """The tail alone would leave a gap."""
     assert tail(Append(1, (entry(1),))).appends_missing_in({OTHER: 2}) is None
     assert tail().appends_missing_in({}) is None
 
 
-def test_who_lacks_what_a_floor_has_passed_is_given_none_of_it() -> None:
-    """It is in no row either: the half of a split that has the tasks kept them."""
+def test_a_peer_without_entries_below_a_floor_gets_none_of_the_tail() -> None:
+    """No row has them either: the half of a split with the tasks kept them."""
     floor = Floor(
         1, (StreamFloor(STREAM, 1, epoch()), StreamFloor(OTHER, 4, epoch(1, "b")))
     )
@@ -94,7 +94,7 @@ def test_who_lacks_what_a_floor_has_passed_is_given_none_of_it() -> None:
 
 
 def test_more_entries_than_the_bound_push_out_the_oldest() -> None:
-    """Memory does not follow the backlog."""
+    """Memory does not grow with the backlog."""
     one, two, three = (Append(n, (entry(n),)) for n in (1, 2, 3))
     kept = tail(one, two, three, limits=Limits(tail_entries=2))
 
@@ -103,7 +103,7 @@ def test_more_entries_than_the_bound_push_out_the_oldest() -> None:
 
 
 def test_more_bytes_than_the_bound_push_out_the_oldest() -> None:
-    """Even all, where one append is larger than the tail may be."""
+    """Even all, if one append is larger than the whole tail."""
     large = Append(2, (entry(2, Submitted(spec(command="x" * 1000))),))
     kept = tail(Append(1, (entry(1),)), large, limits=Limits(tail_bytes=2000))
 
@@ -111,8 +111,8 @@ def test_more_bytes_than_the_bound_push_out_the_oldest() -> None:
     assert kept.appends_missing_in({OTHER: 3, STREAM: 2}) == []
 
 
-def test_who_wrote_new_streams_comes_with_their_entries() -> None:
-    """Also after a newcomer has been brought level."""
+def test_writers_of_new_streams_come_with_their_entries() -> None:
+    """Also after a new standby has caught up."""
     absorbed = Append(1, (entry(4, stream=OTHER),), ((OTHER, epoch(1, "b")),))
     missing = tail(absorbed).appends_missing_in({OTHER: 3})
 
@@ -127,15 +127,15 @@ def test_who_wrote_new_streams_comes_with_their_entries() -> None:
     )
 
 
-def test_nothing_missing_is_one_empty_message() -> None:
-    """Its acknowledgement is what makes a standby level."""
+def test_a_complete_peer_gets_one_empty_message() -> None:
+    """Its acknowledgement puts a standby in sync."""
     assert replicate_messages(REIGN, (), 9, 1000) == (
         Replicate(epoch(), 9, (), ((STREAM, epoch()),)),
     )
 
 
-def test_a_large_append_is_cut_and_only_the_last_part_has_its_number() -> None:
-    """An entry above the bound goes alone."""
+def test_a_large_append_is_split_and_only_the_last_part_has_its_number() -> None:
+    """An entry above the bound travels alone."""
     fact = Submitted(spec(command="x" * 200))
     append = Append(1, (entry(1), entry(2, fact), entry(3)))
 
@@ -148,8 +148,8 @@ def test_a_large_append_is_cut_and_only_the_last_part_has_its_number() -> None:
     ]
 
 
-def test_each_part_names_the_writers_of_the_streams_that_begin_in_it() -> None:
-    """A standby that knows no writer of a stream takes none of its entries."""
+def test_each_part_names_the_writers_of_its_new_streams() -> None:
+    """A standby refuses entries of a stream whose writer it does not know."""
     writers = ((OTHER, epoch(1, "b")), (StreamId(6), epoch(2, "c")))
     append = Append(1, (entry(4, stream=OTHER), entry(1, stream=StreamId(6))), writers)
 
@@ -180,7 +180,7 @@ def test_every_text_of_an_entry_counts() -> None:
 
 
 def test_every_stream_of_a_floor_counts() -> None:
-    """A peer refuses a message above 1 MiB that could have been cut."""
+    """A peer refuses a message above 1 MiB that could have been split."""
     streams = [StreamId((1 << 62) + n) for n in range(1000)]
     marks = tuple(StreamFloor(one, 1 << 40, epoch()) for one in streams)
     floor = Floor(1, marks, tuple((one, 1 << 40) for one in streams))

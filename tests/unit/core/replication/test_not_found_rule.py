@@ -1,4 +1,4 @@
-"""Whether "not found" may be said: not while somebody is missing who may know."""
+"""The answer "not found", which waits for every node that may know the task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BEFORE = epoch(1, "z")
 
 
 class World(ReplicatingDispatcher):
-    """Node a reigns, and is asked for tasks that it does not know."""
+    """Node a is dispatcher, and gets requests for tasks that it does not know."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class World(ReplicatingDispatcher):
         return self.completeness.is_complete(self.at(seconds))
 
     def gone(self, name: str, reason: str, seconds: float = 0.0) -> None:
-        """A peer's link ends."""
+        """End a peer's link."""
         view = self.members.on_peer_down(NodeId(name), moment(seconds))
         assert view is not None
         self.completeness.on_peer_lost(NodeId(name), view, reason, self.at(seconds))
 
     def confirm(self, name: str, sent: float, epoch: Epoch | None = None) -> None:
-        """A follower confirms a heartbeat."""
+        """Confirm a heartbeat as a follower."""
         beat = HeartbeatOk(
             epoch=epoch or self.epoch,
             sent_s=self.at(sent),
@@ -68,11 +68,11 @@ class World(ReplicatingDispatcher):
         self.members.peers[NodeId(name)].last_heartbeat_ok = beat
 
     def answers(self, seconds: float) -> list[Effect]:
-        """What is answered at that time."""
+        """Return the answers at that time."""
         return self.completeness.on_time(self.epoch, moment(seconds))
 
     def take_over(self, *members: RosterEntry, level: Epoch = BEFORE) -> None:
-        """Reign after z, which had sent this roster."""
+        """Take over from z, which had sent this roster."""
         roster = Roster(BEFORE, 1, members)
         self.completeness.start_catch_up(self.epoch, roster, level, self.at(0.0))
 
@@ -90,12 +90,12 @@ def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterE
     )
 
 
-def test_alone_a_node_knows_all_there_is() -> None:
-    """Nobody else can have accepted anything."""
+def test_a_lone_node_has_all_tasks() -> None:
+    """No other node can have accepted anything."""
     assert World().is_complete()
 
 
-def test_after_a_start_remembered_peers_are_waited_for_a_while() -> None:
+def test_remembered_peers_are_awaited_for_a_while_after_a_start() -> None:
     """They may have worked on without this node."""
     world = World()
     world.completeness.expect_nodes([node_id("b")], world.at(0.0))
@@ -104,8 +104,8 @@ def test_after_a_start_remembered_peers_are_waited_for_a_while() -> None:
     assert world.is_complete(REMEMBERED_PEER_S)
 
 
-def test_a_remembered_peer_that_follows_is_missing_no_more() -> None:
-    """It was asked for what only it held."""
+def test_a_remembered_peer_that_follows_is_not_awaited() -> None:
+    """It has sent the entries that only it held."""
     world = World()
     world.completeness.expect_nodes([node_id("b")], world.at(0.0))
     world.follow("b")
@@ -113,16 +113,16 @@ def test_a_remembered_peer_that_follows_is_missing_no_more() -> None:
     assert world.is_complete()
 
 
-def test_own_writes_under_way_hide_nothing() -> None:
-    """Under load something always is; what is not durable was promised to nobody."""
+def test_own_writes_in_flight_hide_no_task() -> None:
+    """Under load there always are some; no answer has promised them yet."""
     world = World()
     world.write()
 
     assert world.is_complete()
 
 
-def test_what_was_pulled_and_is_not_on_disk_yet_may_be_the_task() -> None:
-    """It cannot be read before its commit."""
+def test_pulled_entries_in_flight_to_the_disk_may_contain_the_task() -> None:
+    """They cannot be read before their commit."""
     world = World()
     entries = (Entry(OTHER, 1, 1, TaskCancelled(TaskId("t"), "x")),)
     world.exchange.on_entries(
@@ -137,8 +137,8 @@ def test_what_was_pulled_and_is_not_on_disk_yet_may_be_the_task() -> None:
     assert world.is_complete()
 
 
-def test_while_a_peer_owes_an_answer_more_may_come() -> None:
-    """The end of its answers is an empty one."""
+def test_an_open_pull_may_bring_the_task() -> None:
+    """Its answers end with an empty one."""
     world = World()
     world.exchange.pull_from(node_id("b"))
 
@@ -149,18 +149,16 @@ def test_while_a_peer_owes_an_answer_more_may_come() -> None:
     assert world.is_complete()
 
 
-def test_a_peer_that_holds_more_may_know_the_task() -> None:
-    """The answer to its claim came a moment ago."""
+def test_a_peer_with_a_longer_log_may_know_the_task() -> None:
+    """The answer to its claim arrived a moment ago."""
     world = World()
     world.follow("b", held=((OTHER, 3),))
 
     assert not world.is_complete()
 
 
-def test_a_peer_that_does_not_follow_yet_may_have_accepted_what_is_unknown_here() -> (
-    None
-):
-    """What it said in HELLO is old as soon as it is dispatcher itself."""
+def test_a_peer_that_does_not_follow_yet_may_have_accepted_the_task() -> None:
+    """Its HELLO is outdated as soon as it is dispatcher itself."""
     world = World()
     world.follow("b")
     world.members.peers[node_id("b")].followed_epoch = None
@@ -172,8 +170,8 @@ def test_a_peer_that_does_not_follow_yet_may_have_accepted_what_is_unknown_here(
     assert world.is_complete()
 
 
-def test_a_follower_s_rows_beyond_its_log_may_be_the_task() -> None:
-    """They came with half a snapshot, whose giver is gone."""
+def test_a_follower_s_rows_beyond_its_log_may_contain_the_task() -> None:
+    """They came with half a snapshot, whose sender is gone."""
     world = World()
     world.follow("b")
     world.members.confirm_follower(node_id("b"), world.epoch, (), ((OTHER, 3),))
@@ -181,8 +179,8 @@ def test_a_follower_s_rows_beyond_its_log_may_be_the_task() -> None:
     assert not world.is_complete()
 
 
-def test_a_follower_that_is_cut_off_may_be_at_work_elsewhere() -> None:
-    """It is waited for as long as it is listed."""
+def test_a_disconnected_follower_may_lead_elsewhere() -> None:
+    """It is awaited as long as it is listed."""
     world = World()
     world.follow("b")
     world.gone("b", "silent")
@@ -191,8 +189,8 @@ def test_a_follower_that_is_cut_off_may_be_at_work_elsewhere() -> None:
     assert world.is_complete(LOST_MEMBER_S)
 
 
-def test_a_follower_that_is_silent_may_have_claimed_already() -> None:
-    """Its link ends later than it takes a dispatcher for dead."""
+def test_a_silent_follower_may_have_claimed_already() -> None:
+    """Its link ends later than its suspicion timeout."""
     world = World()
     world.follow("b")
     world.follow("c", electable=False)
@@ -206,8 +204,8 @@ def test_a_follower_that_is_silent_may_have_claimed_already() -> None:
     assert world.is_complete(silence_s)
 
 
-def test_a_follower_whose_process_is_gone_accepts_nothing() -> None:
-    """What it held is held here."""
+def test_a_follower_with_a_dead_process_accepts_nothing() -> None:
+    """This node has all its entries."""
     for reason in ("eof", "reset", STOPPING_REASON):
         world = World()
         world.follow("b")
@@ -216,8 +214,8 @@ def test_a_follower_whose_process_is_gone_accepts_nothing() -> None:
         assert world.is_complete()
 
 
-def test_a_peer_that_dies_before_its_log_is_here_takes_tasks_with_it() -> None:
-    """A merge that was begun is not one that is done."""
+def test_a_peer_that_dies_during_its_merge_takes_tasks_with_it() -> None:
+    """An unfinished merge is not complete."""
     world = World()
     world.follow("b", held=((OTHER, 3),))
     world.gone("b", "eof")
@@ -226,8 +224,8 @@ def test_a_peer_that_dies_before_its_log_is_here_takes_tasks_with_it() -> None:
     assert world.is_complete(LOST_MEMBER_S)
 
 
-def test_a_peer_that_was_waited_for_and_leaves_is_missing_no_more() -> None:
-    """It came, handed over what it held, and went."""
+def test_an_awaited_peer_that_leaves_is_not_missing() -> None:
+    """It came, handed over its entries, and left."""
     world = World()
     world.completeness.expect_nodes([node_id("b")], world.at(0.0))
     world.follow("b")
@@ -236,8 +234,8 @@ def test_a_peer_that_was_waited_for_and_leaves_is_missing_no_more() -> None:
     assert world.is_complete()
 
 
-def test_the_dispatcher_before_is_missing_unless_this_node_was_level() -> None:
-    """A level standby has all that was answered for."""
+def test_the_previous_dispatcher_is_missing_unless_this_node_was_in_sync() -> None:
+    """An in-sync standby has every entry that an answer promised."""
     world = World()
     world.take_over(member("z", Role.DISPATCHER), member("a", Role.STANDBY))
 
@@ -251,7 +249,7 @@ def test_the_dispatcher_before_is_missing_unless_this_node_was_level() -> None:
 
 
 def test_the_other_standby_is_missing_until_it_follows() -> None:
-    """It may have acknowledged what this one had not."""
+    """It may have acknowledged entries that this one had not."""
     world = World()
     world.take_over(member("z", Role.DISPATCHER), member("b", Role.STANDBY))
 
@@ -262,16 +260,16 @@ def test_the_other_standby_is_missing_until_it_follows() -> None:
     assert world.is_complete()
 
 
-def test_workers_are_not_waited_for() -> None:
-    """What they accepted in another reign was pulled when they followed this mesh."""
+def test_workers_are_not_awaited() -> None:
+    """Their entries of other epochs were pulled when they followed this mesh."""
     world = World()
     world.take_over(member("b", Role.WORKER))
 
     assert world.is_complete()
 
 
-def test_members_that_were_lost_already_are_waited_for() -> None:
-    """Cut off, they may have reigned elsewhere; the next dispatcher knows no more."""
+def test_members_that_were_already_lost_are_awaited() -> None:
+    """They may have led elsewhere; the previous dispatcher could not know that."""
     world = World()
     world.take_over(member("b", Role.WORKER, NodeState.LOST))
 
@@ -279,8 +277,8 @@ def test_members_that_were_lost_already_are_waited_for() -> None:
     assert world.is_complete(LOST_MEMBER_S + 1)
 
 
-def test_a_question_waits_for_all_who_may_have_claimed_since() -> None:
-    """Who confirms a heartbeat that was sent later followed nobody else until then."""
+def test_a_lookup_waits_for_all_possible_claimants() -> None:
+    """A node that confirms a later heartbeat has followed no other node until then."""
     world = World()
     world.follow("b")
     world.follow("c")
@@ -299,8 +297,8 @@ def test_a_question_waits_for_all_who_may_have_claimed_since() -> None:
     assert world.answers(0.6) == []
 
 
-def test_what_followers_confirmed_to_an_earlier_reign_says_nothing() -> None:
-    """They may have left it for somebody else since."""
+def test_confirmations_of_an_earlier_epoch_do_not_count() -> None:
+    """Those followers may have left for another dispatcher since."""
     world = World()
     world.follow("b")
     world.confirm("b", 0.5, BEFORE)
@@ -309,8 +307,8 @@ def test_what_followers_confirmed_to_an_earlier_reign_says_nothing() -> None:
     assert world.answers(0.6) == []
 
 
-def test_a_question_is_answered_at_once_while_somebody_is_missing() -> None:
-    """And by then, if a follower goes before it has confirmed anything."""
+def test_a_lookup_is_answered_at_once_while_a_node_is_missing() -> None:
+    """Or at the latest when a follower leaves before its confirmation."""
     world = World()
     world.follow("b")
     world.completeness.add_request(1, moment(0.3))
@@ -323,8 +321,8 @@ def test_a_question_is_answered_at_once_while_somebody_is_missing() -> None:
     assert world.answers(0.5) == [Answer(2, CatchUpStatus(is_complete=False))]
 
 
-def test_alone_a_node_answers_at_once() -> None:
-    """There is nobody to ask."""
+def test_a_lone_node_answers_at_once() -> None:
+    """It has no peer to ask."""
     world = World()
     world.completeness.add_request(1, moment(0.3))
 
@@ -332,8 +330,8 @@ def test_alone_a_node_answers_at_once() -> None:
 
 
 @pytest.mark.parametrize("reign", [None, epoch(9, "a")])
-def test_the_question_of_a_reign_ends_with_it(reign: Epoch | None) -> None:
-    """Who reigns now is to be asked."""
+def test_a_lookup_ends_with_its_epoch(reign: Epoch | None) -> None:
+    """The client must ask the next dispatcher."""
     world = World()
     world.follow("b")
     world.completeness.add_request(1, moment(0.3))

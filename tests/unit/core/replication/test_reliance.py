@@ -1,4 +1,4 @@
-"""Whether a standby may take over as one that has all that was answered for."""
+"""Whether a standby may take over as in sync."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEAT_S = 0.3
 
 
 class Link:
-    """A dispatcher sends a heartbeat each 0.3 s, and hears answers a while later."""
+    """A dispatcher with a heartbeat each 0.3 s; its peer answers after a delay."""
 
     def __init__(self, way_s: float = 0.0) -> None:
         self.reliance = AckGuarantee(SOLO_S)
@@ -20,7 +20,7 @@ class Link:
         self._confirmed: list[tuple[float, float]] = []
 
     def beat(self, number: int) -> float:
-        """Let heartbeat `number` come; return when."""
+        """Deliver heartbeat `number`; return its time."""
         sent_s = number * BEAT_S
         now_s = sent_s + self.way_s
         heard = [name for name, at_s in self._confirmed if at_s + self.way_s <= sent_s]
@@ -33,17 +33,17 @@ class Link:
         return now_s
 
     def beats(self, until: int, first: int = 1) -> float:
-        """Let many come; return when the last one did."""
+        """Deliver many heartbeats; return the time of the last one."""
         return [self.beat(number) for number in range(first, until + 1)][-1]
 
 
-def test_who_was_never_waited_for_does_not_rely_on_it() -> None:
-    """It may lack whatever was answered for."""
+def test_a_standby_without_a_confirmation_is_not_in_sync() -> None:
+    """It may lack any entry that an answer promised."""
     assert not Link().reliance.is_guaranteed(0.0)
 
 
 @pytest.mark.parametrize("way_s", [0.0, 0.05, 0.25])
-def test_a_standby_that_keeps_up_relies_on_it_at_any_time(way_s: float) -> None:
+def test_a_standby_that_keeps_up_is_in_sync_at_any_time(way_s: float) -> None:
     """A dispatcher may die right before its next heartbeat."""
     link = Link(way_s)
     link.beats(6)
@@ -54,24 +54,24 @@ def test_a_standby_that_keeps_up_relies_on_it_at_any_time(way_s: float) -> None:
         link.beat(number)
 
 
-def test_silence_ends_it() -> None:
-    """Two seconds behind what was sent last it may have been given up."""
+def test_silence_ends_sync() -> None:
+    """Two seconds after the last message the dispatcher may have given it up."""
     link = Link()
     last_s = link.beats(10)
 
     assert not link.reliance.is_guaranteed(last_s + SOLO_S)
 
 
-def test_frames_that_take_over_a_second_end_it() -> None:
-    """What was sent first of all that is under way may be as old as that."""
+def test_frames_with_a_latency_over_one_second_end_sync() -> None:
+    """The oldest message in flight may be that old."""
     link = Link(way_s=1.2)
     last_s = link.beats(20)
 
     assert not link.reliance.is_guaranteed(last_s)
 
 
-def test_what_is_not_acknowledged_for_long_ends_it() -> None:
-    """Its disk stands still: the dispatcher waits for two seconds, and no longer."""
+def test_a_long_unacknowledged_append_ends_sync() -> None:
+    """Its disk is blocked: the dispatcher waits for two seconds, and no longer."""
     link = Link()
     link.beats(10)
     link.received = 1
@@ -83,8 +83,8 @@ def test_what_is_not_acknowledged_for_long_ends_it() -> None:
     assert not link.reliance.is_guaranteed(last_s + BEAT_S)
 
 
-def test_what_is_always_under_way_does_not_end_it() -> None:
-    """Each append is acknowledged soon, and then another one is not."""
+def test_constant_appends_in_flight_do_not_end_sync() -> None:
+    """Each one is acknowledged soon, and then another one is not."""
     link, last = Link(), 40
     for number in range(1, last + 1):
         link.received, link.acked = number, number - 1
@@ -93,8 +93,8 @@ def test_what_is_always_under_way_does_not_end_it() -> None:
     assert link.reliance.is_guaranteed((last + 1) * BEAT_S)
 
 
-def test_what_is_acknowledged_in_the_end_counts_again() -> None:
-    """The dispatcher waits for it once more, and says so."""
+def test_a_late_acknowledgement_restores_sync() -> None:
+    """The dispatcher waits for the standby once more, and says so."""
     link = Link()
     link.beats(10)
     link.received = 1
@@ -106,8 +106,8 @@ def test_what_is_acknowledged_in_the_end_counts_again() -> None:
     assert link.reliance.is_guaranteed(last_s)
 
 
-def test_who_is_told_that_it_does_not_count_relies_on_nothing() -> None:
-    """Whatever it was told before."""
+def test_a_standby_that_does_not_count_is_not_in_sync() -> None:
+    """The dispatcher's newest statement prevails."""
     link = Link()
     last_s = link.beats(10)
     link.reliance.end_guarantee()
@@ -115,7 +115,7 @@ def test_who_is_told_that_it_does_not_count_relies_on_nothing() -> None:
     assert not link.reliance.is_guaranteed(last_s)
 
 
-def test_an_unknown_name_of_a_heartbeat_says_nothing() -> None:
+def test_an_unknown_heartbeat_number_says_nothing() -> None:
     """It was confirmed on another link, or never."""
     reliance = AckGuarantee(SOLO_S)
     for number in range(10):
@@ -125,7 +125,7 @@ def test_an_unknown_name_of_a_heartbeat_says_nothing() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Whoever is followed may send as many heartbeats as it likes, all at once."""
+    """A dispatcher may send any number of heartbeats at once."""
     reliance = AckGuarantee(SOLO_S)
     for number in range(10_000):
         reliance.on_heartbeat(number, 0.0, 0.0, received=0, acked=0)

@@ -1,4 +1,4 @@
-"""The dispatcher's copies: what answers wait for, and who keeps what."""
+"""Replication: answers that wait for copies, and the choice of standbys."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.support.replicating_dispatcher import (
 )
 
 OTHER = StreamId(5)
-NOTHING = ()  #: held by a node that has just been installed
+NOTHING = ()  #: of a newly installed node
 
 
-def test_alone_an_answer_leaves_with_its_commit_and_says_one_copy() -> None:
-    """A mesh of one node waits for nobody."""
+def test_a_lone_node_answers_with_its_commit_and_reports_one_copy() -> None:
+    """A mesh of one node waits for no peer."""
     world = ReplicatingDispatcher()
     world.write()
 
@@ -44,8 +44,8 @@ def test_alone_an_answer_leaves_with_its_commit_and_says_one_copy() -> None:
     assert world.commit() == [answered_note("x", 1)]
 
 
-def test_what_is_durable_already_is_answered_at_once() -> None:
-    """A question about something old needs no commit."""
+def test_a_durable_entry_is_answered_at_once() -> None:
+    """A request about old entries needs no commit."""
     assert ReplicatingDispatcher().ask("x") == [answered_note("x", 1)]
 
 
@@ -66,7 +66,7 @@ def test_an_answer_waits_for_this_disk_and_a_standby() -> None:
 
 
 def test_one_of_two_standbys_is_enough() -> None:
-    """The other one may lag; who has acknowledged by then is counted."""
+    """The other one may lag; the answer counts the acknowledgements so far."""
     world = ReplicatingDispatcher("bc")
     world.write()
     world.ask("x")
@@ -83,7 +83,7 @@ def test_one_of_two_standbys_is_enough() -> None:
 
 
 def test_an_earlier_acknowledgement_is_not_enough() -> None:
-    """It promises what was appended before."""
+    """It covers only earlier entries."""
     world = ReplicatingDispatcher("b")
     world.write()
     before = world.journal.last_number
@@ -95,7 +95,7 @@ def test_an_earlier_acknowledgement_is_not_enough() -> None:
     assert world.ack("b") == [answered_note("x", 2)]
 
 
-def test_answers_leave_in_the_order_of_the_questions() -> None:
+def test_answers_leave_in_the_order_of_the_requests() -> None:
     """One acknowledgement releases all that it covers."""
     world = ReplicatingDispatcher("b")
     for name in "xyz":
@@ -110,8 +110,8 @@ def test_answers_leave_in_the_order_of_the_questions() -> None:
     assert world.ack("b") == [answered_note("z", 2)]
 
 
-def test_a_standby_that_acknowledges_nothing_holds_answers_for_two_seconds() -> None:
-    """After that one copy is said to be one."""
+def test_an_unresponsive_standby_delays_answers_for_two_seconds() -> None:
+    """Afterwards the answer reports one copy."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -121,8 +121,8 @@ def test_a_standby_that_acknowledges_nothing_holds_answers_for_two_seconds() -> 
     assert world.review(2.0) == [answered_note("x", 1)]
 
 
-def test_after_two_seconds_without_a_standby_nothing_waits() -> None:
-    """Until one is level again, which makes answers wait for it."""
+def test_no_answer_waits_after_two_seconds_without_a_standby() -> None:
+    """A standby that is in sync again makes answers wait for it."""
     world = ReplicatingDispatcher("b")
     world.lose("b")
     world.write()
@@ -144,7 +144,7 @@ def test_after_two_seconds_without_a_standby_nothing_waits() -> None:
     assert world.commit(4.0) == []
 
 
-def test_an_answer_that_waits_for_a_lost_standby_takes_another_one() -> None:
+def test_an_answer_that_waits_for_a_lost_standby_uses_another() -> None:
     """The loss of one of two changes nothing but the count."""
     world = ReplicatingDispatcher("bc")
     world.write()
@@ -155,8 +155,8 @@ def test_an_answer_that_waits_for_a_lost_standby_takes_another_one() -> None:
     assert world.ack("c") == [answered_note("x", 2)]
 
 
-def test_a_newcomer_replaces_a_lost_standby_and_releases_what_waits() -> None:
-    """It is streamed what waits, and its acknowledgement counts."""
+def test_a_new_standby_replaces_a_lost_one_and_releases_answers() -> None:
+    """It receives the pending entries, and its acknowledgement counts."""
     world = ReplicatingDispatcher("b")
     world.lose("b")
     world.write()
@@ -169,8 +169,8 @@ def test_a_newcomer_replaces_a_lost_standby_and_releases_what_waits() -> None:
     assert world.ack("c", at=0.6)[-1] == answered_note("x", 2)
 
 
-def test_a_last_standby_that_leaves_on_purpose_is_not_waited_for() -> None:
-    """It said so, and nobody else is there."""
+def test_a_last_standby_that_leaves_on_purpose_is_not_awaited() -> None:
+    """It announced that, and no other standby is there."""
     world = ReplicatingDispatcher("b")
     world.lose("b", reason=STOPPING_REASON)
     world.write()
@@ -179,8 +179,8 @@ def test_a_last_standby_that_leaves_on_purpose_is_not_waited_for() -> None:
     assert world.commit() == [answered_note("x", 1)]
 
 
-def test_a_new_reign_that_expects_others_waits_two_seconds_for_them() -> None:
-    """Its members are on their way; the first answers are worth a copy."""
+def test_a_new_epoch_waits_two_seconds_for_expected_members() -> None:
+    """They are about to connect; a copy of the first answers is worth the wait."""
     world = ReplicatingDispatcher()
     world.begin(is_expecting=True)
     world.write()
@@ -191,7 +191,7 @@ def test_a_new_reign_that_expects_others_waits_two_seconds_for_them() -> None:
 
 
 def test_followers_that_may_not_be_elected_keep_no_copies() -> None:
-    """Nobody could take over from them, so nothing waits for them."""
+    """They could not take over, so no answer waits for them."""
     world = ReplicatingDispatcher()
     world.follow("b", electable=False)
     world.write()
@@ -201,8 +201,8 @@ def test_followers_that_may_not_be_elected_keep_no_copies() -> None:
     assert world.commit() == [answered_note("x", 1)]
 
 
-def test_two_followers_become_standbys_and_a_third_when_one_is_lost() -> None:
-    """More copies than two cost more than they bring."""
+def test_two_followers_become_standbys_and_a_third_replaces_a_lost_one() -> None:
+    """More than two copies cost more than they protect."""
     world = ReplicatingDispatcher("bcd")
 
     assert world.standbys == ["b", "c"]
@@ -212,8 +212,8 @@ def test_two_followers_become_standbys_and_a_third_when_one_is_lost() -> None:
     assert sorted(world.standbys) == ["c", "d"]
 
 
-def test_the_fullest_logs_make_the_standbys() -> None:
-    """They need the least to become level."""
+def test_followers_with_the_longest_logs_become_standbys() -> None:
+    """They catch up fastest."""
     world = ReplicatingDispatcher()
     world.write()
     for name, held in (("b", 0), ("c", 0), ("d", 1)):
@@ -229,8 +229,8 @@ def test_the_fullest_logs_make_the_standbys() -> None:
     assert sorted(world.standbys) == ["d", "e"]
 
 
-def test_a_follower_that_drains_is_chosen_last() -> None:
-    """It is on its way out."""
+def test_a_draining_follower_is_chosen_last() -> None:
+    """It is about to leave."""
     world = ReplicatingDispatcher()
     world.follow("x")
     world.follow("y")
@@ -241,8 +241,8 @@ def test_a_follower_that_drains_is_chosen_last() -> None:
     assert sorted(world.standbys) == ["c", "y"]
 
 
-def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
-    """What it holds is all that was promised."""
+def test_an_in_sync_standby_comes_first_in_the_order_of_succession() -> None:
+    """It holds every promised entry."""
     world = ReplicatingDispatcher("bc", level=False)
     world.ack("c")
 
@@ -254,7 +254,7 @@ def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
 
 
 def rows(*, ahead: int, more: bool = False) -> tuple[Snapshot, SnapshotHead]:
-    """Return a part of a snapshot of which the log here lacks so much."""
+    """Return a part of a snapshot that is this far ahead of the log."""
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
     stands_for = ((OTHER, ahead),) if ahead else ()
     cursor = SnapshotCursor(1, 1)
@@ -263,7 +263,7 @@ def rows(*, ahead: int, more: bool = False) -> tuple[Snapshot, SnapshotHead]:
 
 
 def said_ahead(effects: list[Effect], to: str) -> list[bool]:
-    """Return what a standby is told of rows that say more than the log."""
+    """Return whether the message tells a standby that rows exceed the log."""
     return [
         m.acks_beyond_standbys
         for m in messages_to(effects, to)
@@ -271,8 +271,8 @@ def said_ahead(effects: list[Effect], to: str) -> list[bool]:
     ]
 
 
-def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
-    """They count on nothing but what is streamed."""
+def test_standbys_learn_whether_rows_exceed_their_log() -> None:
+    """Only streamed entries count for them."""
     world = ReplicatingDispatcher("b")
     assert said_ahead(world.write(), "b") == [False]
 
@@ -284,8 +284,8 @@ def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
     assert said_ahead(world.write(), "b") == [False]
 
 
-def test_a_standby_hears_when_answers_begin_to_wait_for_it() -> None:
-    """Until then it may lack tasks that others were told of, and must say so."""
+def test_a_standby_learns_when_answers_start_to_wait_for_it() -> None:
+    """Until then it may lack tasks that clients know, and must say so."""
     world = ReplicatingDispatcher()
     assert said_ahead(world.follow("b"), "b") == [True]
     assert said_ahead(world.write(), "b") == [True]
@@ -299,8 +299,8 @@ def test_a_standby_hears_when_answers_begin_to_wait_for_it() -> None:
     assert not streamed_to(world.ack("c", world.journal.last_append), "c")
 
 
-def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
-    """An empty answer would end its questions, and one copy be all for ten seconds."""
+def test_a_standby_that_lacks_only_rows_catches_up_at_once() -> None:
+    """An empty answer would end its PULLs, and leave one copy for ten seconds."""
     world = ReplicatingDispatcher("b")
 
     join = world.journal.merge_rows(*rows(ahead=0))
@@ -315,8 +315,8 @@ def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
 # --- Joining.
 
 
-def test_a_follower_that_holds_all_is_streamed_to_at_once() -> None:
-    """It says level with its first acknowledgement, not before."""
+def test_a_follower_with_the_whole_log_is_streamed_to_at_once() -> None:
+    """Its first acknowledgement puts it in sync, not earlier."""
     world = ReplicatingDispatcher()
     effects = world.follow("b")
 
@@ -326,8 +326,8 @@ def test_a_follower_that_holds_all_is_streamed_to_at_once() -> None:
     assert world.level == ["b"]
 
 
-def test_the_tail_brings_level_who_lacks_no_more() -> None:
-    """What is in memory need not be read from the disk."""
+def test_the_tail_completes_a_standby_that_lacks_nothing_else() -> None:
+    """Entries in memory need not be read from the disk."""
     world = ReplicatingDispatcher()
     world.write()
     world.write()
@@ -338,8 +338,8 @@ def test_the_tail_brings_level_who_lacks_no_more() -> None:
     assert nodes_served(effects) == []
 
 
-def test_a_tail_that_is_too_short_makes_a_standby_pull_first() -> None:
-    """It is served from the disk, and streamed to once the tail covers the rest."""
+def test_a_standby_beyond_the_tail_pulls_first() -> None:
+    """The disk serves it until the tail covers the rest."""
     world = ReplicatingDispatcher(limits=Limits(tail_entries=2))
     for _ in range(4):
         world.write()
@@ -354,8 +354,8 @@ def test_a_tail_that_is_too_short_makes_a_standby_pull_first() -> None:
     assert streamed_to(world.pull("b", ((STREAM, 2),)), "b") == [(4, [3, 4])]
 
 
-def test_what_was_there_before_the_reign_is_pulled() -> None:
-    """The tail begins with the reign."""
+def test_entries_from_before_the_epoch_are_pulled() -> None:
+    """The tail starts with the epoch."""
     world = ReplicatingDispatcher()
     world.write()
     world.commit()
@@ -364,10 +364,8 @@ def test_what_was_there_before_the_reign_is_pulled() -> None:
     assert nodes_served(world.follow("b", held=NOTHING)) == ["b"]
 
 
-def test_a_standby_that_asks_although_it_is_streamed_to_is_sent_the_rest_again() -> (
-    None
-):
-    """Something was lost on the way; until it is level again nothing counts on it."""
+def test_a_streamed_standby_that_pulls_gets_the_rest_again() -> None:
+    """A message was lost; until it is in sync again nothing counts on it."""
     world = ReplicatingDispatcher("b")
     world.write()
 
@@ -378,7 +376,7 @@ def test_a_standby_that_asks_although_it_is_streamed_to_is_sent_the_rest_again()
     assert not world.level
 
 
-def test_the_pull_that_shows_a_standby_close_enough_is_answered_from_memory() -> None:
+def test_the_pull_of_a_nearly_complete_standby_is_answered_from_memory() -> None:
     """Not from the disk as well."""
     world = ReplicatingDispatcher(limits=Limits(tail_entries=2))
     for _ in range(4):
@@ -389,8 +387,8 @@ def test_the_pull_that_shows_a_standby_close_enough_is_answered_from_memory() ->
     assert nodes_served(world.pull("b", ((STREAM, 3),))) == []
 
 
-def test_a_standby_is_served_when_what_it_lacks_is_on_disk() -> None:
-    """An empty answer would end its questions before it is level."""
+def test_a_standby_is_served_once_its_missing_entries_are_on_disk() -> None:
+    """An empty answer would end its PULLs too early."""
     world = ReplicatingDispatcher(limits=Limits(tail_entries=2))
     for _ in range(4):
         world.write()
@@ -400,16 +398,14 @@ def test_a_standby_is_served_when_what_it_lacks_is_on_disk() -> None:
 
 
 def test_other_followers_are_served_from_the_disk() -> None:
-    """A yielding dispatcher pulls, too."""
+    """A dispatcher that steps down pulls, too."""
     world = ReplicatingDispatcher("bcd")
 
     assert nodes_served(world.pull("d", NOTHING)) == ["d"]
 
 
-def test_a_joining_standby_that_asks_for_nothing_is_given_up_after_ten_seconds() -> (
-    None
-):
-    """A place that brings no copy is better given to another one."""
+def test_a_joining_standby_that_never_pulls_is_given_up_after_ten_seconds() -> None:
+    """Another follower makes better use of its place."""
     world = ReplicatingDispatcher(limits=Limits(tail_entries=1))
     world.write()
     world.write()
@@ -425,7 +421,7 @@ def test_a_joining_standby_that_asks_for_nothing_is_given_up_after_ten_seconds()
 # --- Streaming.
 
 
-def test_each_append_goes_to_both_standbys_as_the_same_message() -> None:
+def test_each_append_is_sent_to_both_standbys_as_one_message() -> None:
     """It is packed once."""
     world = ReplicatingDispatcher("bc")
     effects = world.write()
@@ -434,16 +430,16 @@ def test_each_append_goes_to_both_standbys_as_the_same_message() -> None:
     assert messages_to(effects, "b")[0] is messages_to(effects, "c")[0]
 
 
-def test_a_large_append_goes_in_parts_and_only_the_last_completes_it() -> None:
-    """A part must not be acknowledged for the whole."""
+def test_a_large_append_is_sent_in_parts_and_the_last_completes_it() -> None:
+    """A part must not be acknowledged as the whole."""
     world = ReplicatingDispatcher("b", limits=Limits(entries_bytes=1000))
     effects = world.write(*[large_fact(100)] * 4)
 
     assert streamed_to(effects, "b") == [(0, [1]), (0, [2]), (0, [3]), (1, [4])]
 
 
-def test_too_much_under_way_makes_a_standby_join_again() -> None:
-    """More would end its link; it asks for the rest at its own pace."""
+def test_a_standby_with_too_much_in_flight_joins_again() -> None:
+    """More would end its link; it pulls the rest at its own pace."""
     world = ReplicatingDispatcher("b")
     fact = large_fact(UNACKED_BYTES_MAX // 4 // 3)
     world.write(fact)
@@ -459,8 +455,8 @@ def test_too_much_under_way_makes_a_standby_join_again() -> None:
     assert streamed_to(world.write(), "b") == []
 
 
-def test_acknowledgements_of_another_epoch_say_nothing() -> None:
-    """The numbers of an earlier reign stand for other appends."""
+def test_acknowledgements_of_another_epoch_are_ignored() -> None:
+    """The numbers of an earlier epoch belong to other appends."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -470,8 +466,8 @@ def test_acknowledgements_of_another_epoch_say_nothing() -> None:
     assert world.ack("b", of=epoch(1, "c")) == []
 
 
-def test_an_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
-    """It would answer for all that is still to come."""
+def test_an_acknowledgement_of_an_unsent_number_is_ignored() -> None:
+    """It would cover all future appends."""
     world = ReplicatingDispatcher("b")
     world.ack("b", 1000)
     world.write()
@@ -480,8 +476,8 @@ def test_an_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
     assert world.commit() == []
 
 
-def test_acknowledgements_of_nodes_that_are_no_standbys_say_nothing() -> None:
-    """Only a standby was sent what it acknowledges."""
+def test_acknowledgements_of_other_nodes_are_ignored() -> None:
+    """Only a standby receives appends."""
     world = ReplicatingDispatcher("bcd")
     world.write()
     world.ask("x")
@@ -490,7 +486,7 @@ def test_acknowledgements_of_nodes_that_are_no_standbys_say_nothing() -> None:
     assert world.ack("d") == []
 
 
-def test_the_lag_of_a_level_standby_is_what_it_has_not_acknowledged() -> None:
+def test_the_lag_of_an_in_sync_standby_is_its_unacknowledged_part() -> None:
     """People see whether it keeps up."""
     world = ReplicatingDispatcher("b")
     world.write()
@@ -513,7 +509,7 @@ def test_the_lag_of_a_level_standby_is_what_it_has_not_acknowledged() -> None:
 # --- Slow standbys.
 
 
-def test_a_standby_that_acknowledges_nothing_for_a_second_is_replaced() -> None:
+def test_a_standby_without_acknowledgements_for_a_second_is_replaced() -> None:
     """Another candidate takes its place at once."""
     world = ReplicatingDispatcher("bcd")
     world.write()
@@ -524,10 +520,8 @@ def test_a_standby_that_acknowledges_nothing_for_a_second_is_replaced() -> None:
     assert world.standbys == ["c", "d"]
 
 
-def test_a_slow_standby_is_not_chosen_again_for_ten_seconds_if_others_are_there() -> (
-    None
-):
-    """A node that comes and goes would cost more than it keeps."""
+def test_a_slow_standby_is_avoided_for_ten_seconds_if_others_exist() -> None:
+    """A node that comes and goes would cost more than it protects."""
     world = ReplicatingDispatcher("bcd")
     world.write()
     world.ack("c")
@@ -543,8 +537,8 @@ def test_a_slow_standby_is_not_chosen_again_for_ten_seconds_if_others_are_there(
     assert sorted(world.standbys) == ["b", "c"]
 
 
-def test_a_slow_standby_rests_for_a_second_even_if_nobody_else_is_there() -> None:
-    """Then it is tried again, without anybody waiting for it."""
+def test_a_slow_standby_is_avoided_for_a_second_if_no_other_exists() -> None:
+    """Then it is tried again, but no answer waits for it."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.review(1.1)
@@ -559,8 +553,8 @@ def test_a_slow_standby_rests_for_a_second_even_if_nobody_else_is_there() -> Non
     assert not world.level
 
 
-def test_a_standby_that_is_level_again_is_forgiven() -> None:
-    """Its next slowness is its first."""
+def test_a_standby_in_sync_again_has_a_clean_record() -> None:
+    """Its next slowness counts as its first."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.review(1.0)
@@ -578,15 +572,13 @@ def test_a_standby_that_is_level_again_is_forgiven() -> None:
 # --- Time.
 
 
-def test_nothing_is_due_while_nothing_waits() -> None:
+def test_nothing_is_due_without_pending_answers() -> None:
     """An idle dispatcher sleeps until its next heartbeat."""
     assert ReplicatingDispatcher("b").replication.deadline() == math.inf
 
 
-def test_the_next_step_is_due_when_a_standby_becomes_slow_or_an_answer_is_late() -> (
-    None
-):
-    """Whichever is first."""
+def test_the_next_step_is_due_at_the_first_timeout() -> None:
+    """A slow standby and a late answer each have one."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -599,8 +591,8 @@ def test_the_next_step_is_due_when_a_standby_becomes_slow_or_an_answer_is_late()
     assert world.replication.deadline() == pytest.approx(102.0)
 
 
-def test_time_alone_changes_nothing_for_an_answer_that_waits_for_this_disk() -> None:
-    """A disk that stalls must not make the node step again and again."""
+def test_time_alone_does_not_release_an_answer_that_waits_for_this_disk() -> None:
+    """A blocked disk must not make the node step again and again."""
     world = ReplicatingDispatcher()
     world.write()
     world.ask("x")
@@ -608,8 +600,8 @@ def test_time_alone_changes_nothing_for_an_answer_that_waits_for_this_disk() -> 
     assert world.replication.deadline() == math.inf
 
 
-def test_a_node_that_was_slow_does_not_keep_the_dispatcher_awake() -> None:
-    """A time that is over is no reason for the next step."""
+def test_an_expired_timeout_of_a_slow_node_causes_no_steps() -> None:
+    """A time in the past is no reason for the next step."""
     world = ReplicatingDispatcher("bcd")
     world.write()
     world.ack("c")
@@ -625,8 +617,8 @@ def test_a_node_that_was_slow_does_not_keep_the_dispatcher_awake() -> None:
 # --- Reigns.
 
 
-def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
-    """It is on this disk; but for a moment the standby may reign without it."""
+def test_a_pending_answer_outlives_the_epoch_and_reports_one_copy() -> None:
+    """It is on this disk; but the standby may lead without it for a moment."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -641,8 +633,8 @@ def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
     assert world.replication.has_no_pending_acks
 
 
-def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
-    """The disk of who reigned fails; nothing else may wake this node."""
+def test_an_entry_that_only_the_successor_holds_is_answered_in_time() -> None:
+    """The old dispatcher's disk fails; nothing else may wake this node."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -657,8 +649,8 @@ def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
     ]
 
 
-def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
-    """It may never come back, or without its disk."""
+def test_an_entry_that_only_a_lost_node_holds_waits_for_this_disk() -> None:
+    """That node may never come back, or come back without its disk."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -671,8 +663,8 @@ def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
     assert world.commit(Timing().replication_wait_s) == [answered_note("x", 1)]
 
 
-def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
-    """There is none that could reign without it."""
+def test_answers_without_a_standby_leave_at_the_end_of_the_epoch() -> None:
+    """No standby could lead without them."""
     world = ReplicatingDispatcher()
     world.write()
     world.ask("x")
@@ -681,8 +673,8 @@ def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
     assert world.commit() == [answered_note("x", 1)]
 
 
-def test_without_a_reign_nothing_is_streamed() -> None:
-    """What a follower absorbs is its dispatcher's to spread."""
+def test_nothing_is_streamed_without_an_epoch() -> None:
+    """A follower's dispatcher spreads the entries that it pulled."""
     world = ReplicatingDispatcher("b")
     world.replication.stop_replicating(moment())
 
@@ -690,8 +682,8 @@ def test_without_a_reign_nothing_is_streamed() -> None:
     assert world.standbys == []
 
 
-def test_what_waits_when_a_claim_is_renewed_takes_a_standby_of_the_new_reign() -> None:
-    """A node is level with a reign only with all that was before it."""
+def test_pending_answers_use_a_standby_of_the_renewed_claim() -> None:
+    """A node is in sync with an epoch only if it has everything before it."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -705,8 +697,8 @@ def test_what_waits_when_a_claim_is_renewed_takes_a_standby_of_the_new_reign() -
     assert world.ack("b", at=0.4)[-1] == answered_note("x", 2)
 
 
-def test_a_standby_that_missed_the_last_append_of_a_reign_pulls_in_the_next() -> None:
-    """Its first acknowledgement must count for what waited."""
+def test_a_standby_that_missed_the_last_append_pulls_in_the_next_epoch() -> None:
+    """Its first acknowledgement must count for the pending answers."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.ask("x")
@@ -722,7 +714,7 @@ def test_a_standby_that_missed_the_last_append_of_a_reign_pulls_in_the_next() ->
 
 
 def test_a_link_that_comes_back_makes_a_fresh_standby() -> None:
-    """What was under way on the old link may be lost."""
+    """Messages in flight on the old link may be lost."""
     world = ReplicatingDispatcher("b")
     world.write()
     world.lose("b")

@@ -1,4 +1,4 @@
-"""A standby says only what is true of its own disk."""
+"""A standby reports only the state of its own disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN, OTHER = StreamId(5), StreamId(6)
 
 
 class World:
-    """Node b keeps what a streams; its disk is as slow as a test wants."""
+    """Node b stores the stream of a, with a disk as slow as a test needs."""
 
     def __init__(self) -> None:
         self.journal = Journal(SavedState(), Outbox())
@@ -40,13 +40,13 @@ class World:
         peer: NodeId = A,
         is_ahead: bool = False,
     ) -> list[Effect]:
-        """The dispatcher streams."""
+        """Stream an append from the dispatcher."""
         reign = of or epoch()
         message = Replicate(reign, number, entries, ((OWN, reign),), is_ahead)
         return self.standby.on_replicate(peer, message, moment())
 
     def commit(self, number: int | None = None) -> list[Effect]:
-        """What was written so far, or up to a number, is durable."""
+        """Make all writes so far durable, or those up to a number."""
         number = self.journal.last_number if number is None else number
         self.journal.on_persisted(number)
         return self.journal.run_deferred(moment())
@@ -63,7 +63,7 @@ def ok(number: int, of: Epoch | None = None, peer: NodeId = A) -> Send:
 
 
 def pulls(effects: list[Effect]) -> list[Pull]:
-    """Return the questions."""
+    """Return the PULL messages."""
     return [
         message
         for effect in effects
@@ -73,16 +73,16 @@ def pulls(effects: list[Effect]) -> list[Pull]:
     ]
 
 
-def test_what_is_streamed_is_acknowledged_when_it_is_durable() -> None:
-    """Not when it has arrived."""
+def test_streamed_entries_are_acknowledged_once_they_are_durable() -> None:
+    """Not on arrival."""
     world = World()
 
     assert world.repl(7, entry(1)) == [Append(1, (entry(1),), ((OWN, epoch()),))]
     assert world.commit() == [ok(7)]
 
 
-def test_a_standby_that_heartbeats_count_on_is_level_until_they_are_old() -> None:
-    """Where the link is slow it may have been given up, and not have heard of it."""
+def test_a_standby_is_in_sync_until_its_last_heartbeat_is_old() -> None:
+    """On a slow link it may have been given up without knowing it."""
     world = World()
     world.repl(7, entry(1))
     world.commit()
@@ -99,7 +99,7 @@ def test_a_standby_that_heartbeats_count_on_is_level_until_they_are_old() -> Non
     assert world.standby.in_sync_epoch == NO_EPOCH
 
 
-def test_a_standby_that_heartbeats_count_on_no_more_is_not_level() -> None:
+def test_a_standby_that_heartbeats_exclude_is_not_in_sync() -> None:
     """The dispatcher answers without it from now on."""
     world = World()
     world.repl(7, entry(1))
@@ -110,8 +110,8 @@ def test_a_standby_that_heartbeats_count_on_no_more_is_not_level() -> None:
     assert world.standby.in_sync_epoch == NO_EPOCH
 
 
-def test_what_is_held_already_is_acknowledged_once_it_is_durable() -> None:
-    """It may have come by PULL, and be on its way to the disk."""
+def test_known_entries_are_acknowledged_once_they_are_durable() -> None:
+    """A PULL may have brought them, and their write may be in flight."""
     world = World()
     world.exchange.on_entries(A, Entries((entry(1),), (), has_more=False, vector=()))
 
@@ -121,7 +121,7 @@ def test_what_is_held_already_is_acknowledged_once_it_is_durable() -> None:
 
 
 def test_one_commit_of_several_appends_is_acknowledged_once() -> None:
-    """The last says it for all."""
+    """The last acknowledgement covers all."""
     world = World()
     world.repl(7, entry(1))
     world.repl(8, entry(2))
@@ -129,7 +129,7 @@ def test_one_commit_of_several_appends_is_acknowledged_once() -> None:
     assert world.commit() == [ok(8)]
 
 
-def test_each_commit_is_acknowledged_while_more_is_on_its_way() -> None:
+def test_each_commit_is_acknowledged_while_more_is_in_flight() -> None:
     """The dispatcher does not wait for the end of a burst."""
     world = World()
     world.repl(7, entry(1))
@@ -152,7 +152,7 @@ def test_a_part_of_an_append_is_not_acknowledged() -> None:
 
 
 def test_an_append_is_kept_once_all_its_parts_are_here() -> None:
-    """Half a batch must not be run by who succeeds a dispatcher that has died."""
+    """The successor of a dead dispatcher must not run half a batch."""
     world = World()
 
     assert world.repl(0, entry(1)) == []
@@ -162,8 +162,8 @@ def test_an_append_is_kept_once_all_its_parts_are_here() -> None:
     ]
 
 
-def test_parts_of_one_reign_are_no_matter_of_the_next() -> None:
-    """Nobody will send the rest: what is missing comes by PULL, if anybody has it."""
+def test_parts_of_one_epoch_are_dropped_in_the_next() -> None:
+    """The rest will never be sent: PULL brings missing entries, if a node has them."""
     world = World()
     world.repl(0, entry(1))
 
@@ -172,8 +172,8 @@ def test_parts_of_one_reign_are_no_matter_of_the_next() -> None:
     ]
 
 
-def test_of_an_append_whose_middle_was_missed_nothing_is_kept() -> None:
-    """The node left its dispatcher for a moment, and asks for all of it."""
+def test_an_append_with_a_missing_middle_is_dropped() -> None:
+    """The node left its dispatcher for a moment, and pulls all of it."""
     world = World()
     world.repl(0, entry(1))
     world.standby.note_missed(Replicate(epoch(), 0, (entry(2),), ((OWN, epoch()),)))
@@ -184,8 +184,8 @@ def test_of_an_append_whose_middle_was_missed_nothing_is_kept() -> None:
     assert world.journal.vector == {}
 
 
-def test_parts_come_anew_after_a_link_has_broken() -> None:
-    """The dispatcher begins again with what this node does not hold."""
+def test_parts_start_again_after_a_broken_link() -> None:
+    """The dispatcher sends everything again that this node does not hold."""
     world = World()
     world.repl(0, entry(1))
     world.repl(0, entry(1))
@@ -195,8 +195,8 @@ def test_parts_come_anew_after_a_link_has_broken() -> None:
     assert world.commit() == [ok(7)]
 
 
-def test_a_node_that_is_sent_parts_without_end_keeps_them() -> None:
-    """Rather than hold all of them in memory."""
+def test_a_node_keeps_parts_that_never_end() -> None:
+    """The alternative would be to hold all of them in memory."""
     world = World()
     for seq in range(1, APPEND_PARTS_MAX + 1):
         world.repl(0, entry(seq))
@@ -207,22 +207,22 @@ def test_a_node_that_is_sent_parts_without_end_keeps_them() -> None:
     assert world.commit() == []
 
 
-def test_beyond_a_gap_nothing_is_acknowledged_and_the_rest_is_asked_for() -> None:
-    """It was taken for level, and is not."""
+def test_nothing_after_a_gap_is_acknowledged_and_the_rest_is_pulled() -> None:
+    """The dispatcher believed it in sync, and it is not."""
     world = World()
 
     assert pulls(world.repl(7, entry(2))) == [Pull(())]
     assert world.commit() == []
 
 
-def test_what_comes_after_a_gap_is_not_acknowledged_before_the_gap_is_filled() -> None:
-    """An acknowledgement stands for all appends before it, also those that failed."""
+def test_nothing_is_acknowledged_before_a_gap_is_filled() -> None:
+    """An acknowledgement covers all earlier appends, including failed ones."""
     world = World()
     world.repl(7, entry(2))
     world.repl(8, entry(1, OTHER))
 
     assert world.commit() == []
-    assert world.repl(9) == []  # Nor is it asked for twice.
+    assert world.repl(9) == []  # Nor is it pulled twice.
 
     got = Entries((entry(1), entry(2)), (), has_more=False, vector=())
     world.exchange.on_entries(A, got)
@@ -240,8 +240,8 @@ def test_a_part_after_a_gap_does_not_complete_the_append() -> None:
     assert world.commit() == []
 
 
-def test_what_was_missed_is_a_gap_though_the_next_part_shows_none() -> None:
-    """Once this node did not follow; what it hears next may all be known to it."""
+def test_a_missed_append_is_a_gap_even_if_the_next_part_shows_none() -> None:
+    """The node did not follow for a while; it may know the next append already."""
     world = World()
     world.repl(6, entry(1, OTHER))
     world.commit()
@@ -251,8 +251,8 @@ def test_what_was_missed_is_a_gap_though_the_next_part_shows_none() -> None:
     assert world.commit() == []
 
 
-def test_what_a_deposed_dispatcher_said_is_no_gap_of_the_present_reign() -> None:
-    """It may never be said by anybody again."""
+def test_a_gap_in_a_deposed_dispatcher_s_stream_is_ignored() -> None:
+    """Its messages may never be repeated."""
     world = World()
     world.repl(6, entry(1, OTHER), of=epoch(2))
     world.standby.note_missed(Replicate(epoch(1), 7, (entry(1),), ((OWN, epoch(1)),)))
@@ -261,8 +261,8 @@ def test_what_a_deposed_dispatcher_said_is_no_gap_of_the_present_reign() -> None
     assert not pulls(world.repl(7, entry(2, OTHER), of=epoch(2)))
 
 
-def test_a_gap_of_one_reign_is_no_matter_of_the_next() -> None:
-    """Its dispatcher may be gone with what nobody else has."""
+def test_a_gap_of_one_epoch_is_ignored_in_the_next() -> None:
+    """Its dispatcher may be gone, with entries that no other node has."""
     world = World()
     world.repl(7, entry(2))
     world.repl(1, entry(1, OTHER), of=epoch(2, "c"), peer=C)
@@ -270,10 +270,8 @@ def test_a_gap_of_one_reign_is_no_matter_of_the_next() -> None:
     assert world.commit() == [ok(1, epoch(2, "c"), C)]
 
 
-def test_the_reign_that_a_node_is_level_with_is_that_of_the_last_whole_message() -> (
-    None
-):
-    """Beyond a gap it is level with nobody new."""
+def test_a_node_is_in_sync_with_the_epoch_of_its_last_whole_message() -> None:
+    """After a gap it is in sync with no later epoch."""
     world = World()
     world.repl(7, entry(1))
     world.repl(8, entry(9), of=epoch(2))
@@ -281,8 +279,8 @@ def test_the_reign_that_a_node_is_level_with_is_that_of_the_last_whole_message()
     assert world.standby.in_sync_epoch == epoch(1)
 
 
-def test_beyond_a_gap_a_node_is_level_no_more() -> None:
-    """Its dispatcher may answer without it until it has asked for the rest."""
+def test_a_gap_ends_sync() -> None:
+    """The dispatcher may answer without this node until it has pulled the rest."""
     world = World()
     world.repl(7, entry(1))
     world.repl(8, entry(3))
@@ -290,8 +288,8 @@ def test_beyond_a_gap_a_node_is_level_no_more() -> None:
     assert world.standby.in_sync_epoch == NO_EPOCH
 
 
-def test_while_rows_of_its_dispatcher_say_more_a_node_is_not_level() -> None:
-    """It keeps what is streamed, and says so; the rest is not here yet."""
+def test_a_node_is_not_in_sync_while_its_dispatcher_has_more_rows() -> None:
+    """It stores the stream and acknowledges it; the rest is not here yet."""
     world = World()
 
     world.repl(7, entry(1), is_ahead=True)
@@ -305,8 +303,8 @@ def test_while_rows_of_its_dispatcher_say_more_a_node_is_not_level() -> None:
     assert world.standby.in_sync_epoch == NO_EPOCH
 
 
-def test_a_node_that_is_streamed_to_waits_for_no_answer() -> None:
-    """Else it would hold back what waits for the end of its questions."""
+def test_a_streamed_node_waits_for_no_pull() -> None:
+    """It would otherwise hold back answers that wait for the end of its PULLs."""
     world = World()
     world.exchange.pull_from(A)
     world.repl(7, entry(1))

@@ -1,4 +1,4 @@
-"""Arrays in the queue: members come out in order, and each once."""
+"""Arrays in the queue: members leave in order, each one once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def array_spec(count: int, ord_: int = 5) -> TaskSpec:
 
 
 def handed_out(tasks: TaskQueue, most: int = 99) -> list[str]:
-    """Give so many tasks to a worker; return their ids without that of the array."""
+    """Assign tasks to a worker; return their ids without the array's prefix."""
     order: list[str] = []
     while len(order) < most and (task := front(tasks)) is not None:
         order.append(task.spec.id.removeprefix(ARRAY))
@@ -43,8 +43,8 @@ def member(tasks: TaskQueue, number: int) -> QueuedTask:
     return tasks.tasks[member_id(ARRAY, number)]
 
 
-def test_an_array_is_one_entry_until_a_worker_takes_a_member() -> None:
-    """It stands in the queue where it was handed in."""
+def test_an_array_is_one_entry_until_a_worker_gets_a_member() -> None:
+    """It keeps its position in the queue."""
     tasks = queue(window=4)
     tasks.admit([spec("before", ord=4), array_spec(1_000_000), spec("behind", ord=9)])
 
@@ -55,8 +55,8 @@ def test_an_array_is_one_entry_until_a_worker_takes_a_member() -> None:
     assert tasks.lanes.unconstrained.queued == 2
 
 
-def test_a_member_that_came_back_goes_before_the_rest() -> None:
-    """Else it would wait for a million others."""
+def test_a_returned_member_precedes_the_rest() -> None:
+    """It could otherwise wait for a million others."""
     tasks = queue()
     tasks.admit([array_spec(4), spec("behind", ord=7)])
     assert handed_out(tasks, 2) == [".1", ".2"]
@@ -67,8 +67,8 @@ def test_a_member_that_came_back_goes_before_the_rest() -> None:
     assert tasks.lanes.unconstrained.queued == 0
 
 
-def test_what_was_cancelled_is_never_handed_out() -> None:
-    """Neither the member that is next, nor one further behind."""
+def test_a_cancelled_member_is_never_assigned() -> None:
+    """Neither the next member, nor one further behind."""
     tasks = queue()
     tasks.admit([array_spec(5)])
     assert handed_out(tasks, 1) == [".1"]
@@ -85,7 +85,7 @@ def test_what_was_cancelled_is_never_handed_out() -> None:
 
 
 def test_an_older_read_brings_no_member_twice() -> None:
-    """What is in hand is newer than what the store said."""
+    """Tasks in hand are newer than the store's answer."""
     tasks = queue()
     tasks.admit([array_spec(3)])
     assert handed_out(tasks) == [".1", ".2", ".3"]
@@ -104,7 +104,7 @@ def test_an_older_read_brings_no_member_twice() -> None:
     assert handed_out(tasks) == [".2"]
 
 
-def test_an_array_goes_on_where_the_reign_before_left_it() -> None:
+def test_an_array_continues_where_the_previous_epoch_stopped() -> None:
     """Members with a fact of their own come from the store as tasks."""
     tasks = queue()
     progress = ArrayProgress(queued=4, completed=2, remaining_runs=((1, 1), (4, 5)))

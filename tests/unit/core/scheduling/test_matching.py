@@ -1,4 +1,4 @@
-"""Who is next: heavy tasks get their room, and never starve behind small ones."""
+"""Matching: heavy tasks get room, and never starve behind small ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.support.builders import draft, moment, node_info
 from tests.support.dispatcher_with_workers import DispatcherWithWorkers, draft_requiring
 
 
-def test_a_task_holds_as_many_slots_as_it_asks_cpus() -> None:
-    """Others get what is left, and it gets none while too few are free."""
+def test_a_task_holds_as_many_slots_as_its_cpus() -> None:
+    """Other tasks get the rest; it waits while too few slots are free."""
     mesh = DispatcherWithWorkers(node_info("b", 4))
 
     assert mesh.ask(draft_requiring("three", Requirements(cpus=3))) == ["three"]
@@ -36,8 +36,8 @@ def test_memory_and_gpus_are_granted_once() -> None:
     assert mesh.end("both") == ["another"]
 
 
-def test_only_a_node_that_has_it_all_is_given_the_task() -> None:
-    """Labels, name, system, machine, each alone keeps a node out."""
+def test_a_task_runs_only_on_a_node_that_meets_all_requirements() -> None:
+    """Labels, name, system and machine each exclude a node."""
     mesh = DispatcherWithWorkers(
         node_info("a", 4, labels=(("disk", "hdd"),)),
         node_info("b", 4, labels=(("disk", "ssd"),), arch="aarch64"),
@@ -52,8 +52,8 @@ def test_only_a_node_that_has_it_all_is_given_the_task() -> None:
     assert [mesh.where(c) for c in ("label", "name", "arch", "os")] == [*"bcbc"]
 
 
-def test_what_asks_for_resources_is_never_sent_ahead_of_free_slots() -> None:
-    """Its share would be set aside while it only waits."""
+def test_a_task_with_resources_is_never_sent_ahead_of_free_slots() -> None:
+    """Its share would be reserved while it only waits."""
     mesh = DispatcherWithWorkers(node_info("b", 2))
     mesh.dispatch.on_results(NodeId("b"), Results((), 10), moment())
     mesh.ask(*(draft(f"t{n}") for n in range(3)))
@@ -63,7 +63,7 @@ def test_what_asks_for_resources_is_never_sent_ahead_of_free_slots() -> None:
 
 
 def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
-    """After a while a worker is kept for it, and only one."""
+    """After a while one worker is reserved for it, and only one."""
     mesh = DispatcherWithWorkers(node_info("a", 2), node_info("b", 2))
     mesh.ask(*(draft(f"t{n}") for n in range(4)))
     mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
@@ -84,8 +84,8 @@ def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
     assert mesh.dispatch._step.matcher.reservation is None
 
 
-def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
-    """Priority counts more than patience."""
+def test_an_earlier_task_may_use_a_reserved_worker() -> None:
+    """Priority counts more than waiting time."""
     mesh = DispatcherWithWorkers(node_info("b", 2))
     mesh.ask(draft("t0"), draft("t1"))
     mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
@@ -100,7 +100,7 @@ def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
     assert mesh.ask(urgent, at=late) == ["urgent"]
 
 
-def test_what_no_node_could_run_keeps_no_worker() -> None:
+def test_an_unrunnable_task_reserves_no_worker() -> None:
     """It may wait for ever."""
     mesh = DispatcherWithWorkers(node_info("b", 2))
     mesh.ask(draft_requiring("huge", Requirements(cpus=99)))
@@ -109,8 +109,8 @@ def test_what_no_node_could_run_keeps_no_worker() -> None:
     assert mesh.dispatch._step.matcher.reservation is None
 
 
-def test_a_worker_that_was_kept_in_vain_is_offered_to_who_was_passed_over() -> None:
-    """In the same step: nothing else may happen for long."""
+def test_a_worker_reserved_in_vain_is_offered_to_the_next_task() -> None:
+    """In the same step: no other event may follow for long."""
     mesh = DispatcherWithWorkers(
         node_info("b", 2, memory_mb=100), node_info("c", 4, memory_mb=50)
     )

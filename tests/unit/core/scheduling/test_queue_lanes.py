@@ -1,4 +1,4 @@
-"""Lanes: what cannot run now holds up nobody, and memory stays bounded."""
+"""Lanes: a task that cannot run now blocks no other, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ HUGE = Requirements(cpus=999)
 PAIR = Requirements(cpus=2)
 
 
-def asking(name: str, place: int, requires: Requirements | None) -> TaskSpec:
-    """Return a task with this place in the queue that asks for something."""
+def demanding(name: str, place: int, requires: Requirements | None) -> TaskSpec:
+    """Return a task with this position in the queue and these requirements."""
     options = None if requires is None else TaskOptions(requires=requires)
     return replace(spec(name, ord=place), options=options)
 
 
 def stored(*specs: TaskSpec) -> list[TaskRecord]:
-    """Return tasks as a store has them."""
+    """Return the tasks as stored records."""
     return [TaskRecord(id=each.id, spec=each) for each in specs]
 
 
 def is_small(requires: Requirements) -> bool:
-    """Whether any node of this mesh could run such a task."""
+    """Return True if any node of this mesh could run such a task."""
     return requires.slots <= 8
 
 
 def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
-    """Answer the reads of a queue from a store until it asks no more."""
+    """Answer the reads of a queue from a store until it has read all."""
     asked: list[LoadQueued] = []
     for _ in range(1000):
         effects = queue.next_reads()
@@ -63,7 +63,7 @@ def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
     raise AssertionError("it reads for ever")
 
 
-def begun(limits: Limits, *specs: TaskSpec) -> TaskQueue:
+def started(limits: Limits, *specs: TaskSpec) -> TaskQueue:
     """Return a queue that has read a store with these tasks."""
     queue = TaskQueue(limits, is_small)
     (_, first) = queue.start_reading(1)
@@ -80,8 +80,8 @@ def in_hand(queue: TaskQueue) -> set[str]:
     return {str(task_id) for task_id in queue.tasks}
 
 
-def test_equal_needs_have_one_shape_and_none_have_none() -> None:
-    """However they are said."""
+def test_equal_requirements_have_one_shape_and_none_have_none() -> None:
+    """Their notation does not matter."""
     assert shape_of(None) == shape_of(TaskOptions(requires=Requirements(cpus=1))) == 0
     assert (
         Requirements(cpus=2).shape
@@ -91,12 +91,12 @@ def test_equal_needs_have_one_shape_and_none_have_none() -> None:
     assert 0 < Requirements(labels=(("disk", "ssd"),)).shape < 1 << 63
 
 
-def test_ten_thousand_that_no_node_can_run_leave_the_others_their_window() -> None:
+def test_ten_thousand_unrunnable_tasks_do_not_take_the_window() -> None:
     """They wait in the store, whatever their age and priority."""
-    huge = [asking(f"h{n}", n, HUGE) for n in range(10_000)]
-    plain = [asking(f"p{n}", 20_000 + n, None) for n in range(100)]
+    huge = [demanding(f"h{n}", n, HUGE) for n in range(10_000)]
+    plain = [demanding(f"p{n}", 20_000 + n, None) for n in range(100)]
 
-    queue = begun(Limits(), *huge, *plain)
+    queue = started(Limits(), *huge, *plain)
 
     first = queue.lanes.unconstrained.first(queue.tasks)
     assert first is not None
@@ -105,11 +105,11 @@ def test_ten_thousand_that_no_node_can_run_leave_the_others_their_window() -> No
     assert queue.lanes.queued == 100 + Limits().lane_tasks
 
 
-def test_each_lane_is_read_on_as_it_empties() -> None:
-    """Nothing is left behind in the store."""
+def test_each_lane_is_refilled_as_it_empties() -> None:
+    """No task stays behind in the store."""
     limits = Limits(window_tasks=4, lane_tasks=4, load_tasks=2)
-    specs = [asking(f"t{n}", n, PAIR if n % 2 else None) for n in range(1, 31)]
-    queue = begun(limits, *specs)
+    specs = [demanding(f"t{n}", n, PAIR if n % 2 else None) for n in range(1, 31)]
+    queue = started(limits, *specs)
 
     seen = set()
     while queue.lanes.queued:
@@ -122,12 +122,12 @@ def test_each_lane_is_read_on_as_it_empties() -> None:
     assert seen == {str(each.id) for each in specs}
 
 
-def test_more_shapes_than_lanes_wait_for_a_lane_those_first_that_can_run() -> None:
-    """The bound on lanes keeps nobody from running for good."""
+def test_shapes_beyond_the_lanes_wait_and_runnable_ones_come_first() -> None:
+    """The bound on lanes keeps no task from running for ever."""
     limits = Limits(lanes=4)
-    hopeless = [asking(f"h{n}", n, Requirements(cpus=100 + n)) for n in range(9)]
-    able = [asking(f"a{n}", 50 + n, Requirements(memory_mb=1 + n)) for n in range(5)]
-    queue = begun(limits, *hopeless, *able)
+    hopeless = [demanding(f"h{n}", n, Requirements(cpus=100 + n)) for n in range(9)]
+    able = [demanding(f"a{n}", 50 + n, Requirements(memory_mb=1 + n)) for n in range(5)]
+    queue = started(limits, *hopeless, *able)
     waiting = {str(each.id): each for each in able}
 
     assert sum(1 for _ in queue.lanes.constrained()) == 3
@@ -143,11 +143,11 @@ def test_more_shapes_than_lanes_wait_for_a_lane_those_first_that_can_run() -> No
     assert in_hand(queue) <= {str(each.id) for each in hopeless}
 
 
-def test_a_new_shape_that_can_run_takes_the_lane_of_one_that_cannot() -> None:
-    """Else a few mistakes would stop the mesh."""
-    hopeless = [asking(f"h{n}", n, Requirements(cpus=100 + n)) for n in range(9)]
-    queue = begun(Limits(lanes=4), *hopeless)
-    new = asking("new", 100, PAIR)
+def test_a_new_runnable_shape_takes_the_lane_of_an_unrunnable_one() -> None:
+    """A few mistakes could otherwise stop the mesh."""
+    hopeless = [demanding(f"h{n}", n, Requirements(cpus=100 + n)) for n in range(9)]
+    queue = started(Limits(lanes=4), *hopeless)
+    new = demanding("new", 100, PAIR)
 
     queue.admit([new])
     fed(queue, stored(*hopeless, new))
@@ -155,14 +155,16 @@ def test_a_new_shape_that_can_run_takes_the_lane_of_one_that_cannot() -> None:
     assert "new" in in_hand(queue)
 
 
-def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
-    """What is known of workers changes."""
+def test_an_unrunnable_shape_gets_a_lane_when_a_suitable_node_attaches() -> None:
+    """The set of workers changes."""
     able: set[Requirements] = set()
     queue = TaskQueue(Limits(lanes=2), lambda requires: requires in able)
     (_, first) = queue.start_reading(1)
     queue.on_live_answer()
     assert isinstance(first, LoadQueued)
-    records = stored(*(asking(f"h{n}", n, Requirements(cpus=9 + n)) for n in range(5)))
+    records = stored(
+        *(demanding(f"h{n}", n, Requirements(cpus=9 + n)) for n in range(5))
+    )
     queue.on_queued_answer(load_reply(records, first))
     fed(queue, records)
     able.add(Requirements(cpus=13))
@@ -173,13 +175,13 @@ def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
     assert "h4" in in_hand(queue)
 
 
-def test_a_shape_that_came_while_shapes_were_listed_is_not_forgotten() -> None:
+def test_a_shape_that_arrives_during_a_listing_is_not_forgotten() -> None:
     """The list may be older than the commit."""
     queue = TaskQueue(Limits(), lambda _: False)
     (_, first) = queue.start_reading(1)
     queue.on_live_answer()
     assert isinstance(first, LoadQueued)
-    new = asking("new", 1, HUGE)
+    new = demanding("new", 1, HUGE)
     queue.admit([new])
 
     queue.on_queued_answer(load_reply([], first))
@@ -190,9 +192,9 @@ def test_a_shape_that_came_while_shapes_were_listed_is_not_forgotten() -> None:
 
 
 def test_the_window_is_bounded_in_bytes_too() -> None:
-    """A task may bring a megabyte; what does not fit waits in the store."""
+    """A task may have a megabyte; tasks that do not fit wait in the store."""
     limits = Limits(window_bytes=5000, lane_bytes=1000)
-    queue = begun(limits)
+    queue = started(limits)
     fat = [
         replace(spec(f"t{n}", ord=n), options=TaskOptions(stdin=b"x" * 500))
         for n in range(1, 20)
@@ -208,11 +210,11 @@ def test_the_window_is_bounded_in_bytes_too() -> None:
     assert "t4" in in_hand(queue)
 
 
-def test_memory_stays_bounded_whatever_the_priority_of_what_comes() -> None:
-    """What comes goes before what is in hand; then the end goes back to the store."""
+def test_memory_stays_bounded_whatever_the_priority_of_new_tasks() -> None:
+    """New tasks may precede those in hand; then the last ones return to the store."""
     limits = Limits(window_tasks=4, load_tasks=4)
     specs = [spec(f"t{n}", ord=1000 - n) for n in range(40)]
-    queue = begun(limits)
+    queue = started(limits)
 
     for each in specs:
         queue.admit([each])
@@ -232,7 +234,7 @@ def test_memory_stays_bounded_whatever_the_priority_of_what_comes() -> None:
 
 
 def test_priority_then_age_decides_among_lanes() -> None:
-    """A task that asks for something is not put back for that, nor preferred."""
+    """Requirements neither delay a task nor prefer it."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 1000)), moment())

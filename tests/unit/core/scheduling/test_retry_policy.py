@@ -1,4 +1,4 @@
-"""Backoff doubles and is capped; what is tried again, and how often."""
+"""The retry policy: backoff, its cap, and the number of attempts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_wait_doubles_until_the_cap() -> None:
     assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
-def test_a_million_failures_are_no_overflow() -> None:
+def test_a_million_failures_do_not_overflow() -> None:
     """A node that fails for weeks still gets a number."""
     assert backoff(1_000_000, base_s=0.2, cap_s=5.0) == 5.0
 
@@ -50,18 +50,18 @@ def test_failures_count_from_one(failures: int) -> None:
 
 
 def task(**rule: object) -> TaskSpec:
-    """Return a task with this rule."""
+    """Return a task with this retry policy."""
     options = TaskOptions(retry=Retry(**rule))  # type: ignore[arg-type]
     return TaskSpec(id=TaskId("t"), command="true", options=options)
 
 
 def failed(exit_code: int = 1, reason: EndReason = EndReason.EXIT) -> Outcome:
-    """Return the end of an attempt that failed."""
+    """Return the end of a failed attempt."""
     return Outcome(state=AttemptState.FAILED, reason=reason, exit_code=exit_code)
 
 
 def is_last(spec: TaskSpec, end: Outcome, tries: Tries = NO_TRIES) -> bool:
-    """Whether no attempt follows."""
+    """Return True if no attempt follows."""
     return (
         apply_retry_policy(spec, attempt(9), end, tries).state
         is not AttemptState.RELEASED
@@ -69,20 +69,20 @@ def is_last(spec: TaskSpec, end: Outcome, tries: Tries = NO_TRIES) -> bool:
 
 
 def tries(*, failed: int = 0, lost: int = 0) -> Tries:
-    """Return what is known where so many attempts came to nothing, one by one."""
+    """Return the record of a task with this many failed attempts, one by one."""
     names = [attempt(n) for n in range(1, failed + lost + 1)]
     return Tries(frozenset(names[:failed]), frozenset(names[failed:]))
 
 
-def test_a_task_that_asks_for_nothing_fails_at_once() -> None:
-    """A command is not repeated because it failed."""
+def test_a_task_without_a_retry_policy_fails_at_once() -> None:
+    """A failure alone is no reason to repeat a command."""
     assert is_last(TaskSpec(id=TaskId("t"), command="false"), failed())
 
 
 @pytest.mark.parametrize(
     "reason", [EndReason.EXIT, EndReason.SIGNAL, EndReason.TIMEOUT, EndReason.LIMIT]
 )
-def test_a_failure_is_tried_again_as_often_as_asked(reason: EndReason) -> None:
+def test_a_failure_is_retried_as_often_as_requested(reason: EndReason) -> None:
     """Its code, reason and output stay on record."""
     end = failed(7, reason)
     again = apply_retry_policy(task(retries=2), attempt(2), end, tries(failed=1))
@@ -94,19 +94,19 @@ def test_a_failure_is_tried_again_as_often_as_asked(reason: EndReason) -> None:
 
 
 @pytest.mark.parametrize("reason", [EndReason.INPUTS, EndReason.POISON, EndReason.LOST])
-def test_what_another_attempt_cannot_mend_is_final(reason: EndReason) -> None:
-    """It was decided by what became of earlier ones."""
+def test_a_failure_that_no_retry_can_fix_is_final(reason: EndReason) -> None:
+    """These reasons follow from earlier attempts."""
     assert is_last(task(retries=9), failed(reason=reason))
 
 
 def test_success_and_cancel_are_final() -> None:
-    """Whatever the rule."""
+    """Whatever the policy."""
     for state in (AttemptState.OK, AttemptState.CANCELLED):
         assert is_last(task(retries=9), outcome(state))
 
 
-def test_only_the_named_codes_are_tried_again() -> None:
-    """The others say that it makes no sense."""
+def test_only_the_listed_exit_codes_are_retried() -> None:
+    """Other codes report that a retry is useless."""
     rule = task(retries=3, on_failure=False, codes=(11, 75))
 
     assert [code for code in (1, 11, 75, 124) if not is_last(rule, failed(code))] == [
@@ -114,7 +114,7 @@ def test_only_the_named_codes_are_tried_again() -> None:
     ]
 
 
-def test_a_task_whose_worker_was_lost_runs_again_but_not_for_ever() -> None:
+def test_a_task_with_lost_workers_is_retried_a_bounded_number_of_times() -> None:
     """Three workers lost while it ran are no accident."""
     spec = TaskSpec(id=TaskId("t"), command="halt -f")
     before = NO_TRIES
@@ -128,8 +128,8 @@ def test_a_task_whose_worker_was_lost_runs_again_but_not_for_ever() -> None:
     assert "3 times" in end.detail
 
 
-def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
-    """Its worker may be well, where the task took down the launcher there alone."""
+def test_an_at_most_once_task_reports_its_loss() -> None:
+    """Its worker may live on, if the task killed only the launcher there."""
     rule = TaskOptions(retry=Retry(on_lost=False))
     spec = TaskSpec(id=TaskId("t"), command="kill -9 $PPID", options=rule)
     lost = lost_outcome(moment())
@@ -142,8 +142,8 @@ def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
     assert launcher.detail == "its launcher died, and it asked not to be run twice"
 
 
-def test_a_detail_without_end_becomes_no_entry_that_nobody_can_read() -> None:
-    """A broken worker reports as much as a message may have."""
+def test_a_long_detail_is_cut_to_a_readable_entry() -> None:
+    """A broken worker may report as much as a message holds."""
     lost = replace(lost_outcome(moment()), detail="x" * (1 << 20))
 
     end = apply_retry_policy(task(on_lost=False), attempt(), lost, NO_TRIES)
@@ -152,7 +152,7 @@ def test_a_detail_without_end_becomes_no_entry_that_nobody_can_read() -> None:
     assert packer.unpack(packer.pack(end), Outcome) == end
 
 
-def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
+def test_an_at_most_once_task_is_lost_with_its_worker() -> None:
     """It may have done its work."""
     end = apply_retry_policy(
         task(on_lost=False), attempt(), lost_outcome(moment()), NO_TRIES
@@ -161,8 +161,8 @@ def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
     assert (end.state, end.reason) == (AttemptState.FAILED, EndReason.LOST)
 
 
-def test_the_log_tells_how_often_it_was_tried() -> None:
-    """So the next dispatcher counts on."""
+def test_the_log_contains_the_number_of_failures() -> None:
+    """So the next dispatcher continues the count."""
     ends = [
         failed(),
         lost_outcome(moment()),
@@ -183,8 +183,8 @@ def test_the_log_tells_how_often_it_was_tried() -> None:
     assert tries_of(attempts) == Tries(failures, lost=frozenset((attempt(2),)))
 
 
-def test_an_attempt_that_is_told_twice_counts_once() -> None:
-    """It is judged as it was, by the others."""
+def test_a_repeated_failure_counts_once() -> None:
+    """The other attempts decide, as before."""
     known = tries(failed=2)
 
     again = apply_retry_policy(task(retries=2), attempt(2), failed(), known)
@@ -193,15 +193,15 @@ def test_an_attempt_that_is_told_twice_counts_once() -> None:
     assert add_try(known, attempt(2), failed()) == known
 
 
-def test_what_was_taken_for_lost_and_failed_after_all_is_no_loss() -> None:
-    """In whatever order the two are known."""
+def test_a_lost_attempt_that_failed_after_all_is_no_loss() -> None:
+    """The order of the two facts does not matter."""
     failure = add_try(NO_TRIES, attempt(), failed())
     lost = add_try(NO_TRIES, attempt(), lost_outcome(moment()))
 
     assert failure | lost == lost | failure == failure
 
 
-def test_tasks_that_failed_together_do_not_come_back_together() -> None:
+def test_tasks_that_failed_together_are_retried_at_different_times() -> None:
     """Each waits its own time, below the doubled wait; a replay repeats it."""
     waits = [retry_delay_s(TaskId(f"t{n}"), 4) for n in range(200)]
 

@@ -1,4 +1,4 @@
-"""The window over the queue: in order, bounded, and never older than decisions."""
+"""The queue's window: ordered, bounded, and never older than decisions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def record(place: int, *attempts: Attempt) -> TaskRecord:
 
 
 def front(tasks: TaskQueue) -> QueuedTask | None:
-    """Return the next task of those that ask for nothing."""
+    """Return the next task among those without requirements."""
     return tasks.first_in_lane(tasks.lanes.unconstrained)
 
 
 def run_all(tasks: TaskQueue) -> list[str]:
-    """Take out everything that is in hand, in order."""
+    """Take all tasks in hand out, in order."""
     order = []
     while (task := front(tasks)) is not None:
         order.append(str(task.spec.id))
@@ -51,7 +51,7 @@ def run_all(tasks: TaskQueue) -> list[str]:
     return order
 
 
-def test_every_move_of_the_table_is_legal_or_named_as_broken() -> None:
+def test_every_transition_of_the_table_is_legal_or_named_as_broken() -> None:
     """The table is total."""
     assert len(TRANSITIONS) == len(Stage)
     assert all(len(row) == len(Transition) for row in TRANSITIONS)
@@ -66,7 +66,7 @@ def test_every_move_of_the_table_is_legal_or_named_as_broken() -> None:
         if TRANSITIONS[stage][turn] is None
     ],
 )
-def test_an_illegal_move_stops_the_node(stage: Stage, turn: Transition) -> None:
+def test_an_illegal_transition_stops_the_node(stage: Stage, turn: Transition) -> None:
     """A broken invariant must not be written into the log."""
     task = QueuedTask(spec(), stage=stage)
 
@@ -83,7 +83,7 @@ def test_tasks_leave_in_queue_order_whatever_the_order_of_arrival() -> None:
     assert run_all(tasks) == ["one", "two", "three"]
 
 
-def test_a_released_task_comes_back_to_its_old_place() -> None:
+def test_a_released_task_returns_to_its_old_position() -> None:
     """It has waited long enough."""
     tasks = queue()
     tasks.admit([spec("old", ord=1), spec("new", ord=2)])
@@ -98,7 +98,7 @@ def test_a_released_task_comes_back_to_its_old_place() -> None:
     assert old.last_attempt_n == 2
 
 
-def test_what_does_not_fit_into_the_window_is_read_later() -> None:
+def test_tasks_beyond_the_window_are_read_later() -> None:
     """Memory follows running work, not the backlog."""
     tasks = queue(window=4, load=2)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 8))
@@ -115,7 +115,7 @@ def test_what_does_not_fit_into_the_window_is_read_later() -> None:
     assert tasks.next_reads() == []
 
 
-def test_new_tasks_wait_behind_older_ones_that_are_in_the_store() -> None:
+def test_new_tasks_wait_behind_older_ones_in_the_store() -> None:
     """A full window that empties is refilled in order."""
     tasks = queue(window=2, load=2)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 4))
@@ -135,7 +135,7 @@ def test_new_tasks_wait_behind_older_ones_that_are_in_the_store() -> None:
 
 
 def test_a_submission_during_a_read_is_not_overlooked() -> None:
-    """The read did not see it, and says that there is no more."""
+    """The read did not see it, and reports the end of the queue."""
     tasks = TaskQueue(Limits())
     tasks.start_reading(1)
     tasks.admit([spec("t5", ord=5)])
@@ -146,8 +146,8 @@ def test_a_submission_during_a_read_is_not_overlooked() -> None:
     assert tasks.next_reads() == [LoadQueued(-1, 1000)]
 
 
-def test_a_submission_that_stands_before_what_a_read_brings_is_not_overlooked() -> None:
-    """It has a higher priority; the store had answered before it was durable."""
+def test_a_submission_that_precedes_the_result_of_a_read_is_not_overlooked() -> None:
+    """It has a higher priority; the store answered before it was durable."""
     tasks = TaskQueue(Limits(window_tasks=4, load_tasks=2))
     tasks.start_reading(1)
 
@@ -160,8 +160,8 @@ def test_a_submission_that_stands_before_what_a_read_brings_is_not_overlooked() 
     assert asked.after_ord < urgent.ord
 
 
-def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
-    """A read can be faster than the news of the commit."""
+def test_a_task_from_both_the_store_and_the_commit_is_queued_once() -> None:
+    """A read can be faster than the event of the commit."""
     tasks = TaskQueue(Limits())
     tasks.start_reading(1)
     tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
@@ -171,8 +171,8 @@ def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
     assert tasks.lanes.queued == 1
 
 
-def test_a_read_that_brings_nothing_new_does_not_repeat_for_ever() -> None:
-    """The overlap of one `ord` is given up when it fills the page."""
+def test_a_read_without_new_tasks_is_not_repeated_for_ever() -> None:
+    """The overlap of one `ord` is dropped when it fills the page."""
     tasks = queue(window=4, load=1)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 6))
     for _ in range(2):
@@ -187,7 +187,7 @@ def test_a_read_that_brings_nothing_new_does_not_repeat_for_ever() -> None:
     assert tasks.next_reads() == [LoadQueued(BAND | 4, 1)]
 
 
-def test_an_ended_task_stays_as_a_shadow_until_no_read_can_bring_it_back() -> None:
+def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
     """The answer may be older than the end."""
     tasks = TaskQueue(Limits())
     tasks.start_reading(1)
@@ -205,7 +205,7 @@ def test_an_ended_task_stays_as_a_shadow_until_no_read_can_bring_it_back() -> No
 
 
 def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
-    """An earlier commit does not settle it."""
+    """An earlier commit does not cover them."""
     tasks = queue()
     task = tasks.add_shadow(spec(), TaskState.COMPLETED)
     task.commit_number = 2
@@ -217,7 +217,7 @@ def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
     assert tasks.tasks == {}
 
 
-def test_reading_again_keeps_what_the_store_cannot_know_yet() -> None:
+def test_a_new_read_keeps_facts_that_the_store_lacks() -> None:
     """A release that is not durable looks like a running task there."""
     tasks = queue()
     tasks.admit([spec("settled", ord=1), spec("fresh", ord=2)])
@@ -230,7 +230,7 @@ def test_reading_again_keeps_what_the_store_cannot_know_yet() -> None:
     assert run_all(tasks) == ["fresh"]
 
 
-def test_a_read_that_is_out_of_date_when_it_comes_is_repeated() -> None:
+def test_an_outdated_read_is_repeated() -> None:
     """Another node's entries became durable meanwhile."""
     tasks = TaskQueue(Limits())
     tasks.start_reading(1)
@@ -242,8 +242,8 @@ def test_a_read_that_is_out_of_date_when_it_comes_is_repeated() -> None:
     assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 1000)]
 
 
-def test_answers_that_nobody_asked_for_do_not_count() -> None:
-    """They belong to an earlier reign."""
+def test_unrequested_answers_are_ignored() -> None:
+    """They belong to an earlier epoch."""
     tasks = queue()
 
     assert not tasks.on_queued_answer(QueuedLoaded(-7, (record(1),), has_more=False))
@@ -251,8 +251,8 @@ def test_answers_that_nobody_asked_for_do_not_count() -> None:
     assert tasks.lanes.queued == 0
 
 
-def test_a_record_brings_attempt_numbers_and_missing_inputs_of_this_reign() -> None:
-    """What a worker lacked under another dispatcher it may have got since."""
+def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
+    """A worker may have got an input since an earlier epoch."""
     tasks = queue()
     lack = released(EndReason.INPUTS, "data.csv")
     old = Attempt(
@@ -267,7 +267,7 @@ def test_a_record_brings_attempt_numbers_and_missing_inputs_of_this_reign() -> N
     assert task.missing_input == "data.csv"
 
 
-def test_picky_tasks_take_turns_and_do_not_block_the_others() -> None:
+def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
     """They wait for one of a few workers."""
     tasks = queue()
     tasks.admit([spec("t1", ord=1), spec("t2", ord=2), spec("t3", ord=3)])
@@ -285,8 +285,8 @@ def test_picky_tasks_take_turns_and_do_not_block_the_others() -> None:
     assert tasks.all_excluding_tasks() == tasks.next_excluding_tasks()
 
 
-def test_ended_tasks_are_remembered_in_bounds() -> None:
-    """Late news of them is recognised for a while."""
+def test_the_memory_of_ended_tasks_is_bounded() -> None:
+    """Late reports about them are recognised for a while."""
     tasks = queue(window=2)
     for name in ("one", "two", "three"):
         task = tasks.add_shadow(spec(name), TaskState.COMPLETED)
@@ -302,8 +302,8 @@ def test_ended_tasks_are_remembered_in_bounds() -> None:
     ]
 
 
-def test_a_read_is_never_named_like_one_whose_answer_is_still_to_come() -> None:
-    """Else the answer of an earlier reign would be taken for this one's."""
+def test_a_read_never_gets_the_name_of_an_open_one() -> None:
+    """An answer of an earlier epoch would count as this one's."""
     tasks = queue()
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 7))
     run_all(tasks)

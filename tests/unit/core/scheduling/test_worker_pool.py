@@ -1,4 +1,4 @@
-"""Free slots first, then prefetch, always fair, never above credit."""
+"""Worker choice: free slots first, then prefetch, fair, never above credit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def pool_of(**slots: int) -> WorkerPool:
     return pool
 
 
-def test_work_goes_round_when_workers_are_alike() -> None:
-    """Equal workers take turns, the smaller id first."""
+def test_equal_workers_take_turns() -> None:
+    """The smaller id comes first."""
     views = [WorkerView(B, 2), WorkerView(A, 2)]
 
     assert nodes(place(views, 4, prefetch_max=8)) == "abab"
 
 
-def test_a_big_worker_takes_its_share() -> None:
+def test_a_large_worker_gets_its_share() -> None:
     """Fairness is per slot, not per node."""
     views = [WorkerView(A, 1), WorkerView(B, 3)]
 
@@ -60,15 +60,15 @@ def test_an_idle_machine_is_preferred_among_equals() -> None:
     assert nodes(place(views, 1, prefetch_max=8)) == "b"
 
 
-def test_a_load_that_is_no_number_counts_as_idle() -> None:
-    """A peer's nonsense must not stop the dispatcher."""
+def test_an_invalid_load_counts_as_idle() -> None:
+    """A wrong value from a peer must not stop the dispatcher."""
     views = [WorkerView(A, 1, cpu_percent=float("nan"))]
 
     assert nodes(place(views, 1, prefetch_max=8)) == "a"
 
 
-def test_nobody_is_chosen_when_all_are_full() -> None:
-    """The rest of the work waits."""
+def test_no_worker_is_chosen_when_all_are_full() -> None:
+    """The remaining tasks wait."""
     views = [WorkerView(A, 1, outstanding=1), WorkerView(B, 1, credit=0)]
 
     assert place(views, 3, prefetch_max=8) == []
@@ -82,7 +82,7 @@ def test_a_worker_cannot_claim_more_credit_than_is_allowed() -> None:
 
 
 def test_a_worker_gets_nothing_before_it_attached() -> None:
-    """What it still runs is not known before."""
+    """Its running attempts are unknown before."""
     pool = WorkerPool(prefetch_max=8)
     pool.add(node_info(A, 2))
 
@@ -95,8 +95,8 @@ def test_a_worker_gets_nothing_before_it_attached() -> None:
     assert pool.is_attached(A)
 
 
-def test_a_worker_that_is_gone_is_never_chosen() -> None:
-    """Its lines in the heap are outdated."""
+def test_a_lost_worker_is_never_chosen() -> None:
+    """Its entries in the heap are outdated."""
     pool = pool_of(a=1, b=1)
 
     pool.remove(A)
@@ -115,7 +115,7 @@ def test_excluded_workers_stay_available_for_others() -> None:
 
 
 def test_a_returned_attempt_makes_room_again() -> None:
-    """What it holds is told by who knows."""
+    """The dispatcher's record frees the slot."""
     pool = pool_of(a=1)
     pool.take_slot()
 
@@ -124,8 +124,8 @@ def test_a_returned_attempt_makes_room_again() -> None:
     assert [pool.take_slot(), pool.take_slot()] == [A, None]
 
 
-def test_a_worker_that_refuses_gets_nothing_until_it_names_a_credit() -> None:
-    """Else one refused attempt would go back and forth without end."""
+def test_a_worker_that_refuses_gets_nothing_until_it_reports_credit() -> None:
+    """One refused attempt could otherwise go back and forth without end."""
     pool = pool_of(a=2)
 
     pool.cap_credit(A, is_refusing=True)
@@ -135,8 +135,8 @@ def test_a_worker_that_refuses_gets_nothing_until_it_names_a_credit() -> None:
     assert pool.take_slot() == A
 
 
-def test_a_worker_that_returns_work_gets_no_more_ahead() -> None:
-    """Its credit is its slots until it says otherwise."""
+def test_a_worker_that_returns_tasks_gets_no_more_ahead() -> None:
+    """Its credit is its slots until it reports another one."""
     pool = pool_of(a=1)
     pool.set_credit(A, 5)
 
@@ -145,8 +145,8 @@ def test_a_worker_that_returns_work_gets_no_more_ahead() -> None:
     assert [pool.take_slot(), pool.take_slot()] == [A, None]
 
 
-def test_the_heap_stays_small_whatever_happens() -> None:
-    """Outdated lines are dropped in time."""
+def test_the_heap_stays_small() -> None:
+    """Outdated entries are dropped in time."""
     pool = pool_of(a=2, b=2, c=2)
 
     for turn in range(5000):
@@ -169,7 +169,7 @@ def test_more_slots_are_used_at_once() -> None:
 
 
 def test_calls_about_unknown_workers_change_nothing() -> None:
-    """News of a worker may come after its loss."""
+    """An event of a worker may follow its loss."""
     pool = WorkerPool(prefetch_max=8)
 
     pool.set_credit(A, 3)
