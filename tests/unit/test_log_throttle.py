@@ -1,4 +1,4 @@
-"""Lines of the log that repeat are counted, not written."""
+"""Repeated log lines are counted instead of written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def followed(peer: str, term: int) -> LogLine:
     return LogLine("info", "dispatcher followed", (("peer", peer), ("term", term)))
 
 
-async def test_the_first_lines_of_a_kind_and_the_last_are_written() -> None:
-    """The last says how many were left out; lines about other peers are not held."""
+async def test_the_first_and_the_last_line_of_a_kind_are_written() -> None:
+    """The last has the count of dropped lines; lines about other peers are not held."""
     written: list[LogLine] = []
     throttle = LogThrottle(written.append)
     for term in range(1000):
@@ -30,8 +30,8 @@ async def test_the_first_lines_of_a_kind_and_the_last_are_written() -> None:
     ]
 
 
-async def test_one_line_too_many_is_written_unchanged_but_later() -> None:
-    """It is written when the agent stops, at the latest."""
+async def test_one_line_above_the_limit_is_written_unchanged_but_later() -> None:
+    """At the latest when the agent stops."""
     written: list[LogLine] = []
     throttle = LogThrottle(written.append)
     lines = [followed("ben", term) for term in range(ALIKE_MAX + 1)]
@@ -43,7 +43,7 @@ async def test_one_line_too_many_is_written_unchanged_but_later() -> None:
     assert written == lines
 
 
-async def test_a_kind_that_goes_on_has_one_line_a_second_until_it_pauses(
+async def test_a_frequent_kind_has_one_line_a_second_until_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After a second without a held line its lines are written at once again."""

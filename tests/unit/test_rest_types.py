@@ -1,4 +1,4 @@
-"""The types of the API's JSON: what they say of words, and what clients tolerate."""
+"""REST types: their enumerated words, and the tolerance of clients."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from octaskly.core.model.tasks import EndReason, TaskState
 from octaskly.rest import access, base, client_types, mesh, tasks
 
 
-def words_of(annotated: Any) -> list[str]:
-    """Return the words that the OpenAPI document gives for a text."""
+def enumerated_words(annotated: Any) -> list[str]:
+    """Return the words that the OpenAPI document lists for a field."""
     (meta,) = (part for part in get_args(annotated) if isinstance(part, msgspec.Meta))
     words: list[str] = (meta.extra_json_schema or {})["enum"]
     return words
@@ -32,15 +32,15 @@ def words_of(annotated: Any) -> list[str]:
         (access.RotationPhase, RotationPhase),
     ],
 )
-def test_words_of_the_api_are_those_of_the_core(
+def test_the_words_of_the_api_are_those_of_the_core(
     annotated: Any, kind: type[StrEnum]
 ) -> None:
-    """The types list them, as importing the core takes commands too long."""
-    assert words_of(annotated) == [word.value for word in kind]
+    """The types repeat them, because commands cannot afford to import the core."""
+    assert enumerated_words(annotated) == [word.value for word in kind]
 
 
-def test_client_reads_a_task_of_a_newer_node() -> None:
-    """Fields, states and parts that it does not know change nothing."""
+def test_a_client_reads_a_task_of_a_newer_node() -> None:
+    """Unknown fields, states and parts change nothing."""
     body = b'{"id":"a","status":"frozen","ice":{"cm":2},"limits":{"ice_mb":1}}'
 
     task = msgspec.json.decode(body, type=client_types.Task)
@@ -49,8 +49,8 @@ def test_client_reads_a_task_of_a_newer_node() -> None:
     assert task.limits == tasks.ResourceLimits()
 
 
-def test_client_reads_a_task_of_an_older_node() -> None:
-    """What it does not send is unknown."""
+def test_a_client_reads_a_task_of_an_older_node() -> None:
+    """Missing fields are unknown."""
     body = b'{"id":"a","status":"running"}'
 
     task = msgspec.json.decode(body, type=client_types.Task)
@@ -58,8 +58,8 @@ def test_client_reads_a_task_of_an_older_node() -> None:
     assert (task.stdout, task.encoding, task.labels) == (None, None, {})
 
 
-def test_every_field_is_sent_but_what_is_unset() -> None:
-    """Null is what is not known yet."""
+def test_unset_fields_are_not_sent() -> None:
+    """Null means that the value is not known yet."""
     line = tasks.TaskLines(tasks=[], total=None)
 
     assert msgspec.json.decode(msgspec.json.encode(line)) == {

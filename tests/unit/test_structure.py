@@ -20,7 +20,7 @@ Make = Callable[[dict[str, str]], dict[str, Module]]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Return what writes a package called `made`, and reads it."""
+    """Return a function that writes a package called `made`, and reads it."""
 
     def write(files: dict[str, str]) -> dict[str, Module]:
         for name, text in {"__init__.py": "", **files}.items():
@@ -33,12 +33,12 @@ def make(tmp_path: Path) -> Make:
 
 
 def lines(count: int) -> str:
-    """Return so many simple statements."""
+    """Return this many simple statements."""
     return "x = 1\n" * count
 
 
 def function(make: Make, body: str) -> Function:
-    """Return the function whose body this is."""
+    """Return the function with this body."""
     text = "def made():\n" + indent(dedent(body), "    ")
     (found,) = functions(make({"a.py": text}).values())
     return found
@@ -256,8 +256,8 @@ def test_names_with_words_of_other_products_break_a_rule(make: Make) -> None:
     ]
 
 
-def test_module_that_nobody_imports_breaks_a_rule(make: Make) -> None:
-    """A module whose name stands in a string runs in its own process."""
+def test_module_without_importers_breaks_a_rule(make: Make) -> None:
+    """A module whose name is in a string runs in its own process."""
     modules = make(
         {
             "used.py": "COMMAND = 'python -m made.started'",
@@ -272,7 +272,7 @@ def test_module_that_nobody_imports_breaks_a_rule(make: Make) -> None:
 
 
 def test_test_without_docstring_breaks_a_rule(make: Make) -> None:
-    """The name says what is expected, the docstring why."""
+    """The name states the expectation, the docstring the reason."""
     modules = make(
         {
             "test_a.py": """
@@ -289,14 +289,14 @@ def test_test_without_docstring_breaks_a_rule(make: Make) -> None:
     ]
 
 
-def test_large_modules_are_asked_about(make: Make) -> None:
+def test_large_modules_are_reported(make: Make) -> None:
     """Above 700 lines a reviewer asks why."""
     modules = make({"a.py": lines(701), "b.py": lines(700)})
 
     assert rules.large_modules(modules.values()) == ["made.a (701)"]
 
 
-def test_small_module_used_only_in_its_folder_is_asked_about(make: Make) -> None:
+def test_small_module_used_only_in_its_folder_is_reported(make: Make) -> None:
     """It may be a part of its neighbour, unless others use it or it is long enough."""
     modules = make(
         {

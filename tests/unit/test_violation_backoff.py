@@ -1,4 +1,4 @@
-"""Peers that broke the protocol are refused for a while."""
+"""Backoff of peers that broke the protocol."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_peer_that_broke_the_protocol_is_refused_for_a_while() -> None:
     assert not backoff.is_refused(DEPENDENCY_FAILED_PREFIX)
 
 
-def test_a_second_violation_starts_the_time_anew() -> None:
+def test_a_second_violation_restarts_the_backoff() -> None:
     """A peer that never stops is refused for nearly all of the time."""
     clock = Hands()
     backoff = ViolationBackoff(clock)

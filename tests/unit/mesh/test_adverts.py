@@ -1,4 +1,4 @@
-"""mDNS records are read as the hostile input that they are."""
+"""mDNS records are parsed as hostile input."""
 
 import pytest
 
@@ -55,13 +55,13 @@ def sighting(
         (None, False, 0, (None, False, 0)),
     ],
 )
-def test_what_one_node_writes_another_reads(
+def test_one_node_reads_the_advert_of_another(
     mesh: str | None,
     is_dispatcher: bool,
     term: int,
     expected: tuple[str | None, bool, int],
 ) -> None:
-    """The term is said by a dispatcher only, the mesh by a paired node only."""
+    """Only a dispatcher includes the term, and only a paired node the mesh."""
     txt = build_txt(INFO, mesh_id=mesh, is_dispatcher=is_dispatcher, term=term)
 
     seen = read(encoded(txt))
@@ -92,14 +92,14 @@ def test_our_txt_is_small_and_carries_no_stats() -> None:
         {b"r": b"u"},
     ],
 )
-def test_a_record_of_another_form_is_malformed(txt: dict[bytes, bytes | None]) -> None:
+def test_a_malformed_record_is_refused(txt: dict[bytes, bytes | None]) -> None:
     """Nothing of it is used, and its text never reaches a terminal."""
     with pytest.raises(MalformedAdvert):
         read(txt)
 
 
 @pytest.mark.parametrize("port", [None, 0, -1, 65536])
-def test_a_port_that_cannot_be_dialled_is_malformed(port: int | None) -> None:
+def test_an_unusable_port_is_malformed(port: int | None) -> None:
     """SRV records carry any 16 bits, and a record may be missing."""
     with pytest.raises(MalformedAdvert):
         read({b"r": b"n", b"m": b"m1", b"b": b"1"}, port=port)
@@ -115,8 +115,8 @@ def test_a_long_txt_is_malformed() -> None:
 
 
 @pytest.mark.parametrize("term", [b"", b"-1", b"1e9", b"9" * 19, b"\xd9\xa1"])
-def test_a_dispatcher_without_a_sane_term_is_read_as_a_node(term: bytes) -> None:
-    """It is still worth a dial, which tells the truth."""
+def test_a_dispatcher_without_a_valid_term_counts_as_a_node(term: bytes) -> None:
+    """It is still worth a dial, whose HELLO has the real term."""
     seen = read({b"r": b"d", b"m": b"m1", b"b": b"1", b"t": term})
 
     assert (seen.is_dispatcher, seen.term) == (False, 0)
@@ -133,20 +133,20 @@ def test_a_dispatcher_without_a_sane_term_is_read_as_a_node(term: bytes) -> None
         (NODE, None),
     ],
 )
-def test_only_names_of_the_form_of_ours_stand_for_nodes(
+def test_only_instance_names_of_our_form_are_node_ids(
     name: str, node: NodeId | None
 ) -> None:
-    """So a node id can be printed wherever it goes."""
+    """So a node id can be printed anywhere."""
     assert node_id_of_name(name) == node
 
 
-def test_a_strange_name_is_shown_without_its_control_characters() -> None:
-    """No terminal obeys a name on the LAN."""
+def test_control_characters_of_foreign_names_are_removed() -> None:
+    """A name on the LAN must not control a terminal."""
     assert printable("a\x1b[2J\u202eb\n" + "x" * 99) == "a?[2J?b?" + "x" * 56
 
 
 def test_only_the_newest_sighting_of_a_node_is_kept() -> None:
-    """Nor is anything left of nodes that are forgotten."""
+    """Forgotten nodes leave nothing behind."""
     nodes = DiscoveredNodes()
     for node in "abc":
         nodes.update_node(sighting(node, "m1"))
@@ -159,8 +159,8 @@ def test_only_the_newest_sighting_of_a_node_is_kept() -> None:
     assert (len(nodes), nodes._endpoint_counts, nodes._host_counts) == (0, {}, {})
 
 
-def test_there_is_room_for_1024_nodes_in_sight() -> None:
-    """A flood of adverts must not grow memory; nodes that are known may change."""
+def test_the_view_holds_at_most_1024_nodes() -> None:
+    """A flood of adverts must not grow memory; known nodes may still change."""
     nodes = DiscoveredNodes()
     for number in range(DISCOVERED_NODES_MAX):
         nodes.update_node(sighting(f"n{number}"))
@@ -169,7 +169,7 @@ def test_there_is_room_for_1024_nodes_in_sight() -> None:
     assert nodes.has_room(NodeId("n7"))
 
 
-def test_an_address_that_many_nodes_name_is_left_out() -> None:
+def test_an_address_in_many_adverts_is_dropped() -> None:
     """Forged adverts must not make the mesh dial a victim a thousand times."""
     nodes = DiscoveredNodes()
     kept = [
@@ -184,8 +184,8 @@ def test_an_address_that_many_nodes_name_is_left_out() -> None:
     assert nodes.update_node(sighting("n4", hosts=("10.0.0.7",))).hosts == ("10.0.0.7",)
 
 
-def test_one_machine_may_have_64_agents_and_any_number_on_loopback() -> None:
-    """A victim's ports are no way around the limit."""
+def test_one_address_may_have_64_agents_and_loopback_any_number() -> None:
+    """Other ports of a victim do not evade the limit."""
     nodes = DiscoveredNodes()
     kept = [
         nodes.update_node(
@@ -199,7 +199,7 @@ def test_one_machine_may_have_64_agents_and_any_number_on_loopback() -> None:
 
 
 def test_a_node_that_is_seen_again_keeps_its_addresses() -> None:
-    """Its own former claim does not count against it."""
+    """Its own earlier advert does not count against it."""
     nodes = DiscoveredNodes()
     for _ in range(20):
         kept = nodes.update_node(sighting("n1", hosts=("10.0.0.7",)))

@@ -1,4 +1,4 @@
-"""Frames as every version so far has sent them: what was once sent is understood.
+"""Golden frames: every version reads the frames of all earlier ones.
 
 Each line of `tests/golden/frames.txt` is the name of a message and a frame in hex.
 What a version sent is never changed. When a field is added, `BLESS=1` adds a line with
@@ -20,7 +20,7 @@ from octaskly.mesh import wire
 from tests.support.sample_messages import MESSAGES
 
 FRAMES = Path(__file__).parents[2] / "golden" / "frames.txt"
-SENT = 26  #: lines that versions so far have sent; the rest is the next version's
+SENT = 26  #: lines of released versions; the rest belongs to the next version
 BY_NAME = {type(message).__name__: message for message in MESSAGES}
 
 
@@ -31,7 +31,7 @@ def lines() -> list[tuple[str, bytes]]:
 
 
 def bless() -> None:
-    """Keep what was sent, and each message that is now written in another way."""
+    """Keep the released lines, and replace each changed message."""
     sent = lines()[:SENT]
     now = [(name, wire.encode([message])) for name, message in BY_NAME.items()]
     kept = sent + [line for line in now if line not in sent]
@@ -39,15 +39,15 @@ def bless() -> None:
 
 
 @pytest.mark.parametrize(("name", "frame"), lines(), ids=lambda part: str(part)[:12])
-def test_a_frame_of_any_version_so_far_is_understood(name: str, frame: bytes) -> None:
-    """Nodes of different versions work together while a mesh is upgraded."""
+def test_frames_of_all_versions_are_understood(name: str, frame: bytes) -> None:
+    """Nodes of different versions work together during an upgrade."""
     decoder = wire.Decoder(Limits())
 
     assert decoder.receive_data(frame) == [BY_NAME[name]]
 
 
-def test_frames_are_still_written_as_they_are_kept() -> None:
-    """What changes is a new line, seen by whoever reviews it; all are there."""
+def test_the_encoding_of_each_message_is_recorded() -> None:
+    """A change adds a line that a reviewer sees; no message is missing."""
     if os.environ.get("BLESS"):
         bless()
     latest = dict(lines())

@@ -1,4 +1,4 @@
-"""Which interfaces and addresses the mesh uses, over listed adapters."""
+"""The interfaces and addresses of the mesh, chosen from listed adapters."""
 
 import ipaddress
 from pathlib import Path
@@ -43,8 +43,8 @@ def hosts(chosen: tuple[LocalAddress, ...]) -> list[str]:
     return [one.host for one in chosen]
 
 
-def test_only_lan_interfaces_are_used_unasked() -> None:
-    """Bridges, tunnels and loopback would advertise addresses nobody can reach."""
+def test_only_lan_interfaces_are_used_by_default() -> None:
+    """Bridges, tunnels and loopback would advertise unreachable addresses."""
     assert hosts(select_addresses(ALL)) == ["192.168.1.5", "fd00::1", "fe80::1%eth0"]
 
 
@@ -64,8 +64,8 @@ def test_a_machine_without_a_network_uses_loopback() -> None:
     assert hosts(select_addresses((LO, DOCKER, TUN))) == ["127.0.0.1", "::1"]
 
 
-def test_named_interfaces_are_used_exactly_whatever_they_are() -> None:
-    """The owner knows better than the rules by default."""
+def test_named_interfaces_are_used_exactly_whatever_their_kind() -> None:
+    """The owner knows better than the default rules."""
     assert hosts(select_addresses(ALL, ["tun0", "lo"])) == [
         "127.0.0.1",
         "10.8.0.2",
@@ -82,7 +82,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_existing_ones() -> None:
     assert caught.value.hint == "--interface takes one of: docker0, eth0, lo, tun0"
 
 
-def test_a_named_interface_that_goes_away_later_is_no_error() -> None:
+def test_a_named_interface_that_disappears_later_is_no_error() -> None:
     """A cable may be pulled out while the agent runs."""
     assert select_addresses(ALL, ["wlan0"], must_exist=False) == ()
 
@@ -140,7 +140,7 @@ def test_a_link_local_ipv4_network_counts_as_a_network() -> None:
 
 
 def test_a_peer_is_dialled_on_our_networks_first_and_over_link_local_last() -> None:
-    """Within a group the order stays: what worked comes first."""
+    """Within a group the order stays: the address that worked comes first."""
     addresses = [
         Address("fe80::7%eth0", 7878),
         Address("10.9.9.9", 7878),
@@ -160,7 +160,7 @@ def test_a_peer_is_dialled_on_our_networks_first_and_over_link_local_last() -> N
 
 
 def sys_folder(root: Path, name: str, flags: int, *inside: str) -> None:
-    """Lay down what the kernel says of an interface."""
+    """Write the kernel's description of an interface."""
     folder = root / name
     folder.mkdir()
     (folder / "flags").write_text(f"{flags:#x}\n")
@@ -168,7 +168,7 @@ def sys_folder(root: Path, name: str, flags: int, *inside: str) -> None:
         (folder / path).mkdir(parents=True)
 
 
-def test_the_kind_comes_from_the_kernel_where_it_tells(tmp_path: Path) -> None:
+def test_the_kind_comes_from_the_kernel_if_it_is_available(tmp_path: Path) -> None:
     """A bridge over a network card is a LAN, one without is for containers."""
     up, loopback, point = 0x1003, 0x9, 0x1091
     sys_folder(tmp_path, "lo", loopback)
@@ -220,7 +220,7 @@ def test_the_kind_comes_from_the_kernel_where_it_tells(tmp_path: Path) -> None:
         ("tailscale0", InterfaceKind.POINT_TO_POINT),
     ],
 )
-def test_the_kind_comes_from_the_name_where_the_kernel_does_not_tell(
+def test_the_kind_comes_from_the_name_without_the_kernel(
     name: str, kind: InterfaceKind, tmp_path: Path
 ) -> None:
     """In some containers `/sys` is not readable."""
@@ -228,7 +228,7 @@ def test_the_kind_comes_from_the_name_where_the_kernel_does_not_tell(
 
 
 def test_loopback_of_this_machine_is_listed() -> None:
-    """The real adapters are read in the form that the rules expect."""
+    """The real adapters have the form that the rules expect."""
     listed = {each.name: each for each in list_interfaces()}
 
     assert listed["lo"].kind is InterfaceKind.LOOPBACK

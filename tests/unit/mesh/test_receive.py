@@ -1,4 +1,4 @@
-"""What a peer sends is taken in turns, so that nobody waits for a long frame."""
+"""Messages of one peer are handled in turns, so a long frame delays no other peer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TURNS_MAX = 10_000
 
 
 class Peer(asyncio.Transport):
-    """A connection whose reading can be held up, and what came of it."""
+    """A connection whose reads can be paused, and a record of its messages."""
 
     def __init__(self, decoder: wire.Decoder | None = None) -> None:
         super().__init__()
@@ -39,21 +39,21 @@ class Peer(asyncio.Transport):
         decoder = decoder or wire.Decoder(Limits())
         decoder.receive_data(wire.encode([HelloOk()]))
         self.progress = (0, 0)
-        self.looks = 0  #: at the disk
+        self.looks = 0  #: being written to disk
         self.intake = Receiver(decoder, self._take, self._break, self._look)
         self.intake.attach_transport(cast("asyncio.Transport", self))
 
     def pause_reading(self) -> None:
-        """Note that nothing more is read."""
+        """Record that reads are paused."""
         self.is_read = False
 
     def resume_reading(self) -> None:
-        """Note that more is read."""
+        """Record that reads are resumed."""
         self.is_read = True
 
     @property
     def taken(self) -> list[Message]:
-        """All that came, in order."""
+        """All received messages, in order."""
         return [message for some in self.takes for message in some]
 
     def finish(self) -> None:
@@ -61,7 +61,7 @@ class Peer(asyncio.Transport):
         self.intake.drain(self._end)
 
     async def turns(self) -> int:
-        """Let the loop turn until all was taken; return how often it did."""
+        """Run the loop until all is handled; return the number of turns."""
         for turn in range(TURNS_MAX):
             if self.is_read:
                 return turn
@@ -69,7 +69,7 @@ class Peer(asyncio.Transport):
         raise AssertionError("it never reads again")
 
     async def looked(self) -> None:
-        """Let it look at the disk a few times, and do what it may then."""
+        """Let it check the disk a few times and act on it."""
         until = self.looks + 4
         for _ in range(TURNS_MAX):
             if self.looks >= until:
@@ -95,14 +95,14 @@ class Peer(asyncio.Transport):
 
 
 class Slow(wire.Decoder):
-    """Something happens while it decodes the first message after the greeting."""
+    """A decoder during whose first message after HELLO something happens."""
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
         super().__init__(Limits())
         self._meanwhile = meanwhile
 
     def decode_messages(self) -> Iterator[Message]:
-        """Decode, and let it happen in between."""
+        """Decode, and run the callback in between."""
         for message in super().decode_messages():
             if message != HelloOk():
                 self._meanwhile()
@@ -115,12 +115,13 @@ def _compute() -> None:
         pass
 
 
-async def test_who_sends_what_is_long_to_decode_rests(
+async def test_a_peer_with_expensive_frames_is_paused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is read from it for twice as long as what went beyond what is free.
+    """Reads stop for twice the time above the free limit.
 
-    A part of the log takes nearly that: a little more must not hold it up for long.
+    A part of the log takes nearly the free limit: a little more must not delay it for
+    long.
     """
     rests_s: list[float] = []
     loop = asyncio.get_running_loop()
@@ -142,21 +143,21 @@ async def test_who_sends_what_is_long_to_decode_rests(
     await peer.turns()
 
 
-async def test_nobody_rests_for_what_was_waited_for_a_core() -> None:
-    """Beside other work a joining standby would rest behind each part of the log."""
-    # As `time.sleep`, which no test lets the event loop do.
+async def test_waiting_for_a_core_pauses_no_peer() -> None:
+    """On a busy machine a joining standby would pause after each part of the log."""
+    # Like `time.sleep`, which no test lets the event loop do.
     peer = Peer(Slow(lambda: signal.sigtimedwait((), 2 * DECODE_S_MAX)))
 
     peer.intake.receive_data(wire.encode([Pull(())]))
-    for _ in range(3):  # Turns in which others are heard; no time goes by.
+    for _ in range(3):  # Turns in which other peers are handled; no time passes.
         await asyncio.sleep(0)
 
     assert peer.taken == [Pull(())]
     assert peer.is_read
 
 
-async def test_a_frame_of_many_messages_takes_many_turns() -> None:
-    """Some of them are taken in each, and nothing more is read meanwhile."""
+async def test_a_frame_with_many_messages_takes_many_turns() -> None:
+    """Each turn handles a few, and reads stay paused meanwhile."""
     peer = Peer()
     messages: list[Message] = [Results((), 1), Pull(())] * 2000
 
@@ -168,8 +169,8 @@ async def test_a_frame_of_many_messages_takes_many_turns() -> None:
     assert max(map(len, peer.takes)) <= MESSAGES_PER_TURN
 
 
-async def test_what_came_before_a_connection_was_lost_is_taken() -> None:
-    """Its end is told after that, however many turns it takes."""
+async def test_messages_before_a_lost_connection_are_handled() -> None:
+    """Its end is reported after them, however many turns they take."""
     peer = Peer()
     messages: list[Message] = [Results((), n) for n in range(3000)]
     peer.intake.receive_data(wire.encode(messages))
@@ -182,8 +183,8 @@ async def test_what_came_before_a_connection_was_lost_is_taken() -> None:
     assert peer.is_over
 
 
-async def test_nothing_is_taken_behind_what_breaks_the_protocol() -> None:
-    """What stood before it in good frames is."""
+async def test_nothing_is_handled_after_a_protocol_violation() -> None:
+    """Earlier good frames are."""
     peer = Peer()
     good: list[Message] = [Results((), n) for n in range(1000)]
     bad = b"\x00\x00\x00\x01\x80"
@@ -196,8 +197,8 @@ async def test_nothing_is_taken_behind_what_breaks_the_protocol() -> None:
     assert len(good) - len(peer.taken) < MESSAGES_PER_TURN
 
 
-async def test_a_link_that_is_given_up_takes_nothing_more() -> None:
-    """Its end is told once, at once."""
+async def test_an_aborted_link_delivers_nothing_more() -> None:
+    """Its end is reported once, at once."""
     peer = Peer()
     peer.intake.receive_data(wire.encode([Results((), 1)] * 1000))
     peer.finish()
@@ -210,8 +211,8 @@ async def test_a_link_that_is_given_up_takes_nothing_more() -> None:
     assert len(peer.taken) == taken
 
 
-async def test_long_parts_of_a_log_wait_until_the_one_before_is_on_disk() -> None:
-    """Each entry takes 2 kB here until then, and a frame may have many thousands."""
+async def test_long_parts_of_a_log_wait_until_the_previous_one_is_on_disk() -> None:
+    """Until then each entry takes 2 kB here, and a frame may have many thousands."""
     peer = Peer()
     entries = tuple(
         Entry(STREAM, n, 1, TaskCancelled(TaskId("t"), "me"))

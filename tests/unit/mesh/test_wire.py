@@ -33,21 +33,21 @@ LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
 
 
 def connected() -> wire.Decoder:
-    """Return a decoder that has seen HELLO_OK, so that large frames may come."""
+    """Return a decoder that has seen HELLO_OK, so that large frames are allowed."""
     decoder = wire.Decoder(LIMITS)
     decoder.receive_data(wire.encode([HelloOk()]))
     return decoder
 
 
 def test_one_frame_carries_many_messages() -> None:
-    """Batching is what makes the mesh fast."""
+    """Batching makes the mesh fast."""
     messages: list[Message] = [Leave("a"), Pull(()), HelloOk()]
 
     assert wire.Decoder(LIMITS).receive_data(wire.encode(messages)) == messages
 
 
 def test_frames_that_arrive_byte_by_byte_are_complete_with_the_last_one() -> None:
-    """A slow peer is no different from a fast one."""
+    """A slow peer works like a fast one."""
     decoder = wire.Decoder(LIMITS)
     data = wire.encode([Leave("a")]) + wire.encode([Leave("b")])
 
@@ -58,13 +58,13 @@ def test_frames_that_arrive_byte_by_byte_are_complete_with_the_last_one() -> Non
 
 
 def test_an_oversize_frame_is_refused_from_its_length_alone() -> None:
-    """Four bytes are enough to know; nothing is buffered or decoded."""
+    """Four bytes are enough; nothing is buffered or decoded."""
     with pytest.raises(FrameTooLarge, match="4294967295"):
         wire.Decoder(LIMITS).receive_data(b"\xff\xff\xff\xff")
 
 
-def test_a_large_frame_may_come_only_after_hello_ok() -> None:
-    """Before that, a peer may say little."""
+def test_a_large_frame_is_allowed_only_after_hello_ok() -> None:
+    """An unauthenticated peer may send little."""
     large = wire.encode([Leave("x" * 2000)])
 
     assert connected().receive_data(large) == [Leave("x" * 2000)]
@@ -73,7 +73,7 @@ def test_a_large_frame_may_come_only_after_hello_ok() -> None:
 
 
 def test_a_large_frame_may_follow_hello_ok_in_the_same_bytes() -> None:
-    """TCP does not keep the boundaries of what was sent."""
+    """TCP does not keep message boundaries."""
     data = wire.encode([HelloOk()]) + wire.encode([Leave("x" * 2000)])
 
     assert len(wire.Decoder(LIMITS).receive_data(data)) == 2
@@ -105,14 +105,14 @@ def test_a_large_frame_may_follow_hello_ok_in_the_same_bytes() -> None:
     ],
     ids=lambda body: body[:8].hex() or "empty",
 )
-def test_a_body_that_no_peer_would_send_is_refused(body: bytes) -> None:
+def test_an_invalid_body_is_refused(body: bytes) -> None:
     """Maps, extensions, cut and trailing bytes, depth bombs, false lengths."""
     with pytest.raises(RemoteProtocolError):
         connected().receive_data(length_prefixed(body))
 
 
 def test_a_megabyte_of_empty_maps_costs_almost_nothing() -> None:
-    """The first map ends it; decoded in full it would take 73 MB."""
+    """The first map ends the decoding; all of them would take 73 MB."""
     count = (1 << 20) - 16
     for size in (100_000, count):
         data = length_prefixed(b"\xdd" + size.to_bytes(4, "big") + b"\x80" * size)
@@ -121,7 +121,7 @@ def test_a_megabyte_of_empty_maps_costs_almost_nothing() -> None:
 
 
 def peak_of(decoder: wire.Decoder, data: bytes) -> int:
-    """Return the bytes that reading takes at most, whether it is refused or not."""
+    """Return the peak memory of a read in bytes, whether it is refused or not."""
     tracemalloc.start()
     try:
         with suppress(RemoteProtocolError):
@@ -136,13 +136,13 @@ def peak_of(decoder: wire.Decoder, data: bytes) -> int:
     [b"\x91" * (1 << 20), b"\xdd\x00\x00\xff\xff" * 200_000, b"\x90" * (1 << 20)],
     ids=["depth", "depth of wide arrays", "arrays of nothing"],
 )
-def test_what_is_no_message_costs_no_memory(body: bytes) -> None:
-    """Nothing is made of arrays where none may be, whatever length they announce."""
+def test_an_invalid_message_costs_no_memory(body: bytes) -> None:
+    """The decoder allocates no arrays in wrong places, whatever their length."""
     assert peak_of(connected(), length_prefixed(body)) < 4 * len(body)
 
 
-def test_what_a_worker_still_runs_may_come_in_parts() -> None:
-    """Only the last one says that this was all."""
+def test_a_worker_report_may_come_in_parts() -> None:
+    """Only the last part ends it."""
     spec = TaskSpec(id=TaskId("task-001-deadbeef"), command="x" * 1000)
     running = tuple((AttemptId(1, StreamId(9), n), spec) for n in range(1, 3001))
     message = Reattach(running, 7, NodeState.READY)
@@ -160,8 +160,8 @@ def test_what_a_worker_still_runs_may_come_in_parts() -> None:
     )
 
 
-def test_a_message_too_large_for_a_frame_is_split_where_it_is_a_batch() -> None:
-    """Many results of many bytes still arrive, in order."""
+def test_a_batch_that_is_too_large_for_a_frame_is_split() -> None:
+    """Many large results still arrive, in order."""
     results = Results(tuple(report(i, 300_000) for i in range(7)), 5)
     parts = wire.pack_parts(results, LIMITS.frame_bytes)
     decoder = connected()
@@ -175,20 +175,20 @@ def test_a_message_too_large_for_a_frame_is_split_where_it_is_a_batch() -> None:
     )
 
 
-def test_a_message_that_cannot_be_split_is_our_own_mistake() -> None:
-    """The bound is kept on the sending side, too."""
+def test_a_message_that_cannot_be_split_is_a_local_error() -> None:
+    """The sender keeps the bound, too."""
     with pytest.raises(LocalProtocolError, match="a Leave is larger"):
         wire.pack_parts(Leave("x" * 2_000_000), LIMITS.frame_bytes)
 
 
 def test_text_that_is_not_unicode_cannot_be_sent() -> None:
-    """A lone surrogate is caught before it reaches a socket."""
+    """A lone surrogate is found before it reaches a socket."""
     with pytest.raises(LocalProtocolError):
         wire.encode([Leave("\udc80")])
 
 
-def test_the_packer_of_the_store_gives_entries_and_values_back() -> None:
-    """What is written to disk is read again, and damage is noticed."""
+def test_the_store_s_packer_restores_entries_and_values() -> None:
+    """The disk is read with it, and damage is noticed."""
     packer = wire.WirePacker()
     spec = TaskSpec(id=TaskId("task-001-deadbeef"), command="true")
     entry = Entry(StreamId(5), 1, 9, Submitted(spec))
@@ -200,8 +200,8 @@ def test_the_packer_of_the_store_gives_entries_and_values_back() -> None:
         packer.unpack_entry(StreamId(5), 1, 9, body[:-1])
 
 
-def test_a_dispatch_of_hundred_stays_below_hundred_bytes_a_task() -> None:
-    """Rows are compact: names of fields never travel."""
+def test_a_dispatch_of_a_hundred_tasks_takes_less_than_100_bytes_each() -> None:
+    """Rows are compact: field names are not sent."""
     epoch = Epoch(1, NodeId("abcdefgh234567xy"))
     items = tuple(
         (
@@ -224,7 +224,7 @@ def report(number: int, size: int) -> Report:
     )
 
 
-def test_what_several_peers_are_sent_is_packed_once() -> None:
+def test_a_message_to_several_peers_is_packed_once() -> None:
     """The standbys get the same appends, and all followers the same heartbeat."""
     packing = wire.MessagePacker(LIMITS.frame_bytes)
     first, second = Leave("a"), Leave("b")
@@ -236,8 +236,8 @@ def test_what_several_peers_are_sent_is_packed_once() -> None:
     assert packing.pack_parts(first) == parts
 
 
-def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
-    """A peer gets the same bytes as if each entry had been made again."""
+def test_stored_facts_are_sent_in_their_stored_bytes() -> None:
+    """A peer gets the same bytes as from a fresh encoding."""
     stream = StreamId(2**62 - 1)
     entries = (
         Entry(stream, 1, 2**52, TaskCancelled(TaskId("t"), "me")),
@@ -256,7 +256,7 @@ def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
         )
 
 
-def test_what_was_packed_elsewhere_is_bounded_like_the_rest() -> None:
-    """A frame that the peer would refuse never leaves."""
+def test_prepacked_messages_have_the_same_bound() -> None:
+    """A frame that the peer would refuse is not sent."""
     with pytest.raises(LocalProtocolError):
         wire.pack_parts(PackedMessage(bytes(2000)), 1000)

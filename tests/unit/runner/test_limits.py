@@ -1,8 +1,7 @@
 """Limits by a cgroup, with files in place of the kernel's, and by `ulimit`.
 
-No machine of ours has the controllers, so what the kernel does with these files is
-told by its documentation (cgroup-v2.rst); `test_surroundings` asks a real one, where
-there is one.
+These files follow the kernel's documentation (cgroup-v2.rst), because few test machines
+have the controllers; `test_task_environment` uses real ones where they exist.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ IDLE = (10, None)
 
 @pytest.fixture
 def group(tmp_path: Path) -> Path:
-    """A folder as the kernel makes it in a group that passes both controllers on."""
+    """Return a folder like the kernel's for a group with both controllers."""
     folder = tmp_path / "a 'group'"
     folder.mkdir()
     for name in (
@@ -40,8 +39,8 @@ def group(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_group_holds_memory_and_processes(group: Path) -> None:
-    """The others are limits of each process, set before the command runs."""
+def test_a_group_limits_memory_and_processes(group: Path) -> None:
+    """The other limits are set for each process before the command starts."""
     fence = fenced(group)
 
     assert fence.group is not None
@@ -66,7 +65,7 @@ def test_a_group_holds_memory_and_processes(group: Path) -> None:
 
 
 def fenced(folder: Path) -> LimitEnforcer:
-    """Return what a launcher makes of a group that the agent made."""
+    """Return the launcher's use of a group that the agent made."""
     group = create_limit_group(folder, ALL)
     assert group is not None
     asked = {"limits": ALL, "group": [bytes(folder), group.enforced, len(group.fds)]}
@@ -75,8 +74,8 @@ def fenced(folder: Path) -> LimitEnforcer:
     return fence
 
 
-def test_without_a_group_each_process_is_held(tmp_path: Path) -> None:
-    """Memory by address space; processes beyond those that the user has already."""
+def test_without_a_group_each_process_has_its_own_limits(tmp_path: Path) -> None:
+    """Memory by address space; processes on top of the user's existing ones."""
     before = count_threads(os.getuid())
     lines = LimitEnforcer(ALL, (), None).shell_preamble().splitlines()
 
@@ -87,20 +86,20 @@ def test_without_a_group_each_process_is_held(tmp_path: Path) -> None:
     assert abs(most - 80 - before) < 80
 
 
-def test_a_group_without_controllers_is_not_kept(tmp_path: Path) -> None:
-    """Then it would hold nothing, and `ulimit` must."""
+def test_a_group_without_controllers_is_removed(tmp_path: Path) -> None:
+    """It would limit nothing, so `ulimit` must."""
     assert create_limit_group(tmp_path / "new", ALL) is None
     assert not (tmp_path / "new").exists()
 
 
-def test_no_group_is_made_for_what_it_cannot_hold(tmp_path: Path) -> None:
+def test_no_group_is_made_for_other_limits(tmp_path: Path) -> None:
     """Processor time and files are limits of each process anyway."""
     assert create_limit_group(tmp_path / "new", {"cpu_s": 5}) is None
     assert not (tmp_path / "new").exists()
 
 
-def test_out_of_memory_is_told_by_the_kernel(group: Path) -> None:
-    """Not guessed from SIGKILL, which anybody may send."""
+def test_out_of_memory_is_reported_by_the_kernel(group: Path) -> None:
+    """SIGKILL alone proves nothing, because anybody may send it."""
     fence = fenced(group)
 
     (group / "memory.events").write_text("low 0\nmax 9\noom 0\noom_kill 0\n")
@@ -112,7 +111,7 @@ def test_out_of_memory_is_told_by_the_kernel(group: Path) -> None:
 
 
 def test_refused_processes_are_a_remark(group: Path) -> None:
-    """They end nothing: what the command does about it is its own."""
+    """The command decides how it handles the refusal."""
     fence = fenced(group)
     (group / "pids.events").write_text("max 0\n")
     assert fence.possible_cause(2, IDLE) == ""
@@ -122,8 +121,8 @@ def test_refused_processes_are_a_remark(group: Path) -> None:
     assert fence.exceeded_limit(2, IDLE) == ""
 
 
-def test_what_a_group_used_is_what_it_counted(group: Path) -> None:
-    """Also by what was left in the background; where it counts less, rusage stands."""
+def test_the_usage_of_a_group_comes_from_its_counters(group: Path) -> None:
+    """Background processes included; a higher value of rusage prevails."""
     fence = fenced(group)
     (group / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 2000000\n")
     (group / "memory.peak").write_text(f"{50 << 20}\n")
@@ -138,9 +137,13 @@ def test_what_a_group_used_is_what_it_counted(group: Path) -> None:
     ("status", "cpu_ms", "ended_by"),
     [
         (-signal.SIGXCPU, 5000, "cpu_seconds"),
-        (128 + signal.SIGXCPU, 5000, "cpu_seconds"),  # A shell tells of its command.
-        (-signal.SIGXCPU, 4300, "cpu_seconds"),  # By ticks it was more.
-        (-signal.SIGXCPU, 100, ""),  # Somebody sent it.
+        (
+            128 + signal.SIGXCPU,
+            5000,
+            "cpu_seconds",
+        ),  # A shell's usage includes its command.
+        (-signal.SIGXCPU, 4300, "cpu_seconds"),  # The value in ticks was higher.
+        (-signal.SIGXCPU, 100, ""),  # Another process sent it.
         (-signal.SIGKILL, 9000, ""),
         (0, 9000, ""),
         (1, 9000, ""),
@@ -149,17 +152,17 @@ def test_what_a_group_used_is_what_it_counted(group: Path) -> None:
         (1, 0, ""),
     ],
 )
-def test_an_end_by_a_limit_is_told_from_any_other(
+def test_an_end_by_a_limit_is_distinguished_from_others(
     status: int, cpu_ms: int, ended_by: str
 ) -> None:
-    """Signal and processor time must both fit."""
+    """Signal and processor time must both match."""
     broken = LimitEnforcer(ALL, (), None).exceeded_limit(status, (cpu_ms, None))
 
     assert broken.startswith(f"limit {ended_by}" if ended_by else "")
     assert bool(broken) == bool(ended_by)
 
 
-def test_a_kill_that_a_limit_may_have_sent_is_a_remark() -> None:
+def test_a_kill_that_may_come_from_a_limit_is_a_remark() -> None:
     """Anybody may send SIGKILL, so the reason stays the signal."""
     fence = LimitEnforcer({"cpu_s": 5}, (), None)
 
@@ -170,8 +173,8 @@ def test_a_kill_that_a_limit_may_have_sent_is_a_remark() -> None:
     )
 
 
-def test_a_limit_that_is_not_held_is_told(group: Path) -> None:
-    """The kernel holds root to no number of processes."""
+def test_an_ineffective_limit_is_reported(group: Path) -> None:
+    """The kernel does not limit the processes of root."""
     limits = {"processes": 80}
     told = "limit processes: not held, as the agent is root without a cgroup"
 
@@ -185,31 +188,31 @@ def test_a_limit_that_is_not_held_is_told(group: Path) -> None:
 @pytest.mark.parametrize(
     ("controllers", "last"), [("memory pids", "+pids"), ("cpu memory pids", "+cpu")]
 )
-def test_controllers_are_passed_on_from_where_no_process_is(
+def test_controllers_are_delegated_from_an_empty_group(
     tmp_path: Path, controllers: str, last: str
 ) -> None:
-    """From the group of the service, where systemd put the agent into one below."""
+    """From the service's group, with the agent in a child group made by systemd."""
     own = service(tmp_path, "octaskly.service/agent", controllers)
 
     assert cgroup.prepare_parent_group(own) == own.parent
-    # Each write adds one; a file keeps the last.
+    # Each write adds one; the file keeps the last.
     assert (own.parent / "cgroup.subtree_control").read_text() == last
 
 
-def test_tasks_have_a_smaller_share_of_processors_than_their_agent(
+def test_tasks_have_a_smaller_cpu_weight_than_their_agent(
     kernel: Path,
 ) -> None:
-    """T18: the kernel gives the agent's group 100, as any that says nothing."""
+    """T18: the agent's group has the kernel's default of 100."""
     folder = cgroup.create_launcher_group(kernel, 1)
 
     assert folder is not None
     assert (folder / "cpu.weight").read_text() == "10"
-    # Beside each other they are alike: what is below gets memory and processes alone.
+    # Tasks have equal weights: their groups get memory and processes alone.
     assert (folder / "cgroup.subtree_control").read_text() == "+pids"
 
 
-def test_a_kernel_that_weighs_no_processors_changes_nothing(kernel: Path) -> None:
-    """As where that controller is not delegated: there is no such file."""
+def test_a_kernel_without_cpu_weights_changes_nothing(kernel: Path) -> None:
+    """If that controller is not delegated, its file is missing."""
     for weight in kernel.rglob("cpu.weight"):
         weight.unlink()
         weight.mkdir()
@@ -220,8 +223,8 @@ def test_a_kernel_that_weighs_no_processors_changes_nothing(kernel: Path) -> Non
     assert (folder / "cgroup.subtree_control").read_text() == "+pids"
 
 
-def test_an_agent_that_is_alone_makes_room(tmp_path: Path) -> None:
-    """As a version of systemd does not that knows no DelegateSubgroup."""
+def test_an_agent_that_is_alone_moves_into_a_child_group(tmp_path: Path) -> None:
+    """For versions of systemd without DelegateSubgroup."""
     own = service(tmp_path, "octaskly.service", "memory")
     (own / "agent").mkdir()
     (own / "cgroup.procs").write_text(f"{os.getpid()}\n")
@@ -231,7 +234,7 @@ def test_an_agent_that_is_alone_makes_room(tmp_path: Path) -> None:
     assert (own / "cgroup.subtree_control").read_text() == "+memory"
 
 
-def test_an_agent_among_others_moves_nobody(tmp_path: Path) -> None:
+def test_an_agent_beside_other_processes_moves_none(tmp_path: Path) -> None:
     """The group is a user's session, or a container's."""
     own = service(tmp_path, "session", "memory pids")
     (own / "cgroup.procs").write_text(f"{os.getpid()}\n1\n")
@@ -240,16 +243,16 @@ def test_an_agent_among_others_moves_nobody(tmp_path: Path) -> None:
     assert (own / "cgroup.subtree_control").read_text() == ""
 
 
-def test_where_there_are_no_controllers_nothing_changes(tmp_path: Path) -> None:
-    """As where the old hierarchy holds them."""
+def test_without_controllers_nothing_changes(tmp_path: Path) -> None:
+    """Example: the old hierarchy uses them."""
     own = service(tmp_path, "octaskly.service/agent", "")
 
     assert cgroup.prepare_parent_group(own) == own
 
 
 @pytest.mark.parametrize("status", [126, 127, 139, -signal.SIGSEGV])
-def test_a_program_that_did_not_get_loaded_may_have_lacked_memory(status: int) -> None:
-    """What the loader says of it does not name the limit."""
+def test_a_program_that_failed_to_load_may_have_lacked_memory(status: int) -> None:
+    """The loader's message does not name the limit."""
     fence = LimitEnforcer({"memory_mb": 1}, (), None)
     told = "limit memory_mb: 1 MiB for each process may be too little"
 
@@ -259,7 +262,7 @@ def test_a_program_that_did_not_get_loaded_may_have_lacked_memory(status: int) -
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Path:
-    """The group of a service, with what the kernel puts into a launcher's folder."""
+    """Create a service's group with the kernel's files for a launcher."""
     service(tmp_path, "octaskly.service/agent", "cpu memory pids")
     parent = tmp_path / "octaskly.service"
     folder = service(parent, f"octaskly-{os.getpid()}-1", "cpu memory pids")
@@ -268,7 +271,7 @@ def kernel(tmp_path: Path) -> Path:
 
 
 def service(root: Path, name: str, controllers: str) -> Path:
-    """Make the group of a service, and one below it if its name has two parts."""
+    """Create a service's group, and a child group if its name has two parts."""
     own = root / name
     own.mkdir(parents=True)
     for folder in {own, root / name.partition("/")[0]}:

@@ -1,4 +1,4 @@
-"""Which commands need no shell."""
+"""Commands that need no shell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from octaskly.runner.launcher.attempt_process import shell_argv, split_simple_co
 def test_a_program_with_plain_words_is_started_directly(
     command: str, words: list[str]
 ) -> None:
-    """Blanks separate, and nothing else means anything."""
+    """Only blanks have a meaning: they separate words."""
     assert split_simple_command(command) == words
 
 
@@ -70,8 +70,8 @@ def test_a_program_with_plain_words_is_started_directly(
         "x" * 200_000,
     ],
 )
-def test_whatever_a_shell_would_read_goes_to_the_shell(command: str) -> None:
-    """Syntax, builtins, keywords, assignments, and what is not plain ASCII."""
+def test_shell_syntax_goes_to_the_shell(command: str) -> None:
+    """Syntax, builtins, keywords, assignments, and anything but plain ASCII."""
     assert split_simple_command(command) is None
 
 

@@ -1,4 +1,4 @@
-"""What is known of the memory of a task, and what is not."""
+"""The memory usage of a task, if it is known."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from octaskly.runner.processes import limits
 
 
 def spent(user_us: int, system_us: int, peak_kb: int) -> bytes:
-    """Return what the kernel would say."""
+    """Return a usage report like the kernel's."""
     times = *divmod(user_us, 1_000_000), *divmod(system_us, 1_000_000)
     return struct.pack("@5l", *times, peak_kb)
 
 
-def test_a_peak_that_may_be_the_launchers_is_not_told() -> None:
-    """A process begins as a copy of the launcher, so small ones look as large."""
+def test_a_peak_that_may_belong_to_the_launcher_is_omitted() -> None:
+    """A process starts as a copy of the launcher, so small ones look as large."""
     own_kb = limits.own_peak_kb()
     gauge = limits.UsageReader()
 

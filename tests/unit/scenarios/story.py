@@ -1,21 +1,21 @@
-"""Stories of a mesh in plain text: what is done, a line, and what the nodes note.
+"""Scenarios of a mesh in plain text: commands, a line, and the nodes' notes.
 
-Above the line stand commands, one a line; below it what came of them. `BLESS=1`
-writes what really came, to be read before it is committed.
+Each command has its own line above the separator; the notes of the nodes follow below
+it. `BLESS=1` writes the actual notes, for a review before the commit.
 
-    nodes a b c          machines, whose agents do not run yet
-    start a b            agents start at the same instant; `start` alone: all
-    advance 2.5          seconds pass
-    settle               time passes until all agree on a dispatcher
-    crash a | dispatcher a process is killed; `standby`: the first of the dispatcher's
-    stop a | dispatcher  an agent is asked to stop
-    pause a 3            a process stands still so long
-    steer a drain        an operator tells a node to drain, resume, pause or unpause
-    only a               all attempts began there since the last `only`
-    split a b / c        the network falls apart
-    heal                 and comes together
-    submit a 3           tasks are submitted through a node
-    finish               time passes until every accepted task is final
+    nodes a b c          machines without a running agent
+    start a b            start agents at the same instant; `start` alone: all
+    advance 2.5          advance time by these seconds
+    settle               advance time until all agree on a dispatcher
+    crash a | dispatcher kill a process; `standby`: the dispatcher's first one
+    stop a | dispatcher  ask an agent to stop
+    pause a 3            suspend a process for these seconds
+    steer a drain        order a node to drain, resume, pause or unpause
+    only a               all attempts since the last `only` started there
+    split a b / c        split the network
+    heal                 heal the network
+    submit a 3           submit tasks through a node
+    finish               advance time until every accepted task is final
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tests.simulation.checks.rest import unfinished
 from tests.simulation.world import World
 
 MOST_S = 60.0  #: of virtual time for `settle` and `finish`
-QUIET = ("discovering",)  #: notes that would only blur a story
+QUIET = ("seeking",)  #: notes that no scenario needs
 
 
 class Story:
-    """One text, told to a world."""
+    """One scenario, played in a simulated world."""
 
     def __init__(self, commands: list[str]) -> None:
         names = next(c for c in commands if c.startswith("nodes ")).split()[1:]
         self.world = World(1, nodes=len(names))
         self._ids = dict(zip(names, self.world.machines, strict=True))
-        self._begun = 0  #: attempts, at the last `only`
+        self._started = 0  #: attempts, up to the last `only`
         self._names = {node: name for name, node in self._ids.items()}
         for command in commands:
             word, *arguments = command.split()
@@ -44,7 +44,7 @@ class Story:
                 getattr(self, f"_{word}")(*arguments)
 
     def lines(self) -> list[str]:
-        """Return what the nodes noted, in order of time, and the end."""
+        """Return the notes of the nodes in order of time, and the final state."""
         noted = [
             (at_s, self._names[machine.id], note)
             for machine in self.world.machines.values()
@@ -56,9 +56,9 @@ class Story:
             fields = [f"{k}={self._named(v)}" for k, v in note.fields if k != "peers"]
             lines.append(" ".join([f"{name}: {note.event}", *fields]))
         world = self.world
-        reigning = [self._names[node] for node in world.dispatchers()]
+        dispatchers = [self._names[node] for node in world.dispatchers()]
         lines.append(
-            f"end: dispatchers={','.join(reigning)} "
+            f"end: dispatchers={','.join(dispatchers)} "
             f"accepted={len(world.clients.accepted)} "
             f"open={len(unfinished(world))} starts={len(world.commands.started)}"
         )
@@ -72,9 +72,9 @@ class Story:
             (node,) = self.world.dispatchers()
             return node
         if name == "standby":
-            reign = self.world.machines[self._node("dispatcher")].node
-            assert reign is not None
-            return reign.standbys[0].node
+            dispatcher = self.world.machines[self._node("dispatcher")].node
+            assert dispatcher is not None
+            return dispatcher.standbys[0].node
         return self._ids[name]
 
     def _start(self, *names: str) -> None:
@@ -103,9 +103,9 @@ class Story:
         self.world.steer(self._node(name), AvailabilityCommand(order))
 
     def _only(self, *names: str) -> None:
-        begun = self.world.commands.started[self._begun :]
-        self._begun = len(self.world.commands.started)
-        assert {self._names[item.node] for item in begun} == set(names), names
+        started = self.world.commands.started[self._started :]
+        self._started = len(self.world.commands.started)
+        assert {self._names[item.node] for item in started} == set(names), names
 
     def _fill_disk(self, name: str, seconds: str) -> None:
         machine = self.world.machines[self._node(name)]

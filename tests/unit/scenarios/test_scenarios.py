@@ -1,4 +1,4 @@
-"""Each text beside this file is a story that must come out as written."""
+"""Each text beside this file is a scenario with its expected result."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ STORIES = sorted(Path(__file__).parent.glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
-def test_a_story_comes_out_as_written(path: Path) -> None:
-    """What nodes note is what people read in the log, so its order matters."""
+def test_a_scenario_gives_its_recorded_notes(path: Path) -> None:
+    """People read these notes in the log, so their order matters."""
     before, _, after = path.read_text().partition(f"{LINE}\n")
     commands = [
         line.strip()

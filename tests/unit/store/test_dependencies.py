@@ -1,4 +1,4 @@
-"""Who waits for whom, in tables: what it costs when many wait for many."""
+"""Dependencies in tables, and their cost with many parents and children."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def ripe(db: sqlite3.Connection) -> list[int]:
 
 
 @pytest.mark.parametrize("parents", [FEW, MANY])
-def test_the_end_of_a_parent_costs_the_same_however_many_there_are(
+def test_the_end_of_a_parent_has_a_constant_cost(
     db: sqlite3.Connection, parents: int
 ) -> None:
-    """Looking at all parents for each of them takes minutes for a thousand tasks."""
+    """A scan of all parents for each end takes minutes for a thousand tasks."""
     names = tuple(f"p{number}" for number in range(parents))
     edges = DependencyIndex(db)
     edges.apply_changes(DependencyChanges(added=[(1, After(tasks=names))]))
@@ -60,8 +60,8 @@ def test_the_end_of_a_parent_costs_the_same_however_many_there_are(
     assert steps < parents * STEPS_PER_PARENT_MAX
 
 
-def test_one_bad_end_is_enough(db: sqlite3.Connection) -> None:
-    """While others are waited for, and of those only that come after it."""
+def test_one_failed_parent_is_enough(db: sqlite3.Connection) -> None:
+    """Its child need not wait for other parents; their own children still do."""
     edges = DependencyIndex(db)
     edges.apply_changes(
         DependencyChanges(

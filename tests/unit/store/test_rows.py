@@ -21,8 +21,8 @@ from tests.support.builders import attempt, node_id, outcome
         replace(outcome(), outputs=(OutputFile("x" * 50, 1 << 40),) * 200),
     ],
 )
-def test_the_size_of_a_record_is_not_below_that_in_a_message(end: Outcome) -> None:
-    """A peer refuses a snapshot above 1 MiB that could have been cut."""
+def test_the_size_of_a_record_is_not_below_its_size_in_a_message(end: Outcome) -> None:
+    """A peer refuses a snapshot above 1 MiB that could have been split."""
     ended = Attempt(id=attempt(), node=node_id("b"), state=end.state, outcome=end)
     record = TaskRecord(id=TaskId("task-001-deadbeef.7"), attempts=(ended,))
 

@@ -1,4 +1,4 @@
-"""The clock of an agent goes on while the machine sleeps."""
+"""The clock of an agent continues during a suspend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ASK = (
     "import time; from octaskly.system.clock import SystemClock; "
     "print(SystemClock().now().mono_s - time.monotonic())"
 )
-#: A time namespace: there the machine has slept for so long.
+#: A time namespace in which the machine has been suspended for so long.
 SLEPT = ("unshare", "--time", "--fork", "--boottime", str(SLEPT_S))
 
 
@@ -20,8 +20,8 @@ SLEPT = ("unshare", "--time", "--fork", "--boottime", str(SLEPT_S))
     subprocess.run([*SLEPT, "true"], check=False, capture_output=True).returncode != 0,
     reason="a time namespace needs root and a kernel that has them",
 )
-def test_what_a_machine_slept_counts() -> None:
-    """Else a dispatcher that wakes up would believe that it still reigns."""
+def test_suspended_time_counts() -> None:
+    """A resumed dispatcher would otherwise keep its role."""
     done = subprocess.run(
         [*SLEPT, sys.executable, "-c", ASK], check=True, capture_output=True, text=True
     )

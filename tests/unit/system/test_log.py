@@ -1,4 +1,4 @@
-"""The agent's log: one event is one line, whoever chose the words in it."""
+"""The agent's log: one event is one line, whatever its values contain."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NASTY = "x\x1b[2J\x1b]0;t\x07\r\n<3>forged event\u202etxt\u2028y\x9b1m"
 
 @pytest.fixture(autouse=True)
 def _own_settings() -> Iterator[None]:
-    """Leave the settings of the process as they were."""
+    """Restore the settings of the process afterwards."""
     yield
     structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("style", ["console", "json", "journal"])
-def test_what_others_say_stays_on_the_line_that_tells_of_it(
+def test_foreign_text_stays_on_its_line(
     style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No forged line, no colour, no title of the terminal, in any form of the log."""
+    """No forged line, no colour and no terminal title, in any form of the log."""
     logger = log.configure(style, "info", {"NO_COLOR": "1"})
     logger.warning("link to peer refused", peer=NASTY, more=[NASTY, {NASTY: NASTY}])
     logger.error("failed", error=repr(ValueError(NASTY)))
@@ -48,10 +48,10 @@ def test_what_others_say_stays_on_the_line_that_tells_of_it(
         ("json", False, '{"'),
     ],
 )
-def test_lines_carry_a_priority_where_the_journal_reads_them(
+def test_lines_carry_a_priority_if_the_journal_reads_them(
     style: str, begin: str, *, leads_there: bool, tmp_path: Path
 ) -> None:
-    """The variable alone means nothing: a terminal of a desktop inherits it."""
+    """The variable alone proves nothing: a desktop's terminal inherits it."""
     file = tmp_path / "stderr"
     script = (
         "import os, sys; from octaskly.system.log import configure;"

@@ -1,4 +1,4 @@
-"""What an agent says of its machine."""
+"""The hardware that an agent reports."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from octaskly.system.machine_stats import list_gpus
 
 
-def test_gpus_are_those_of_the_driver_by_number(tmp_path: Path) -> None:
-    """It has a folder for each."""
+def test_gpus_are_listed_by_the_driver_s_numbers(tmp_path: Path) -> None:
+    """The driver has a folder for each."""
     for bus in ("0000:01:00.0", "0000:41:00.0"):
         (tmp_path / "proc" / bus).mkdir(parents=True)
 
     assert list_gpus(tmp_path / "proc", tmp_path / "dev") == ("0", "1")
 
 
-def test_without_a_folder_of_the_driver_devices_are_counted(tmp_path: Path) -> None:
-    """As in a container; those that control are none."""
+def test_without_the_driver_s_folder_devices_are_counted(tmp_path: Path) -> None:
+    """As in a container; control devices do not count."""
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
 

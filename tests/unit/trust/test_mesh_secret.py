@@ -1,4 +1,4 @@
-"""The mesh secret: its text, its file, and what follows from it."""
+"""The mesh secret: its text, its file, and the keys derived from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KNOWN_LINE = "okm1-aaaqeayeaudaocajbifqydiob4ibceqtxnl3"
 
 @pytest.fixture(params=[0o000, 0o022, 0o777], ids=lambda mask: f"umask {mask:03o}")
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the test under several umasks; none may change what is made."""
+    """Run the test under several umasks; none may change the modes of files."""
     before = os.umask(request.param)
     yield
     os.umask(before)
@@ -45,8 +45,8 @@ def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_a_known_secret_is_written_and_derived_as_ever() -> None:
-    """These values are a promise: nodes of all versions must agree on them."""
+def test_a_known_secret_keeps_its_text_and_derived_keys() -> None:
+    """Nodes of all versions must agree on these values."""
     assert KNOWN.to_text() == f"{KNOWN_LINE}\n"
     assert KNOWN.mesh_id == "96dbb607b64e3ad5"
     assert KNOWN.authority_seed(1).hex()[:16] == "4ebd1f13175b293a"
@@ -63,12 +63,12 @@ def test_a_secret_survives_writing_and_reading() -> None:
     )
 
 
-def test_two_secrets_are_never_alike() -> None:
+def test_two_secrets_differ() -> None:
     """Each has 160 random bits."""
     assert generate_secret() != generate_secret()
 
 
-def test_a_secret_never_shows_itself() -> None:
+def test_a_secret_is_never_printed() -> None:
     """Not in a log line, a traceback or a debugger's list of variables."""
     secret = generate_secret()
 
@@ -87,7 +87,7 @@ def test_a_second_generation_keeps_the_mesh_id_and_signs_with_its_own_keys() -> 
 
 
 def rotated(times: int = 1) -> MeshSecret:
-    """Return the known secret after so many rotations that ran to their end."""
+    """Return the known secret after this many complete rotations."""
     secret = KNOWN
     for turn in range(times):
         secret = secret.with_new_generation(
@@ -97,8 +97,8 @@ def rotated(times: int = 1) -> MeshSecret:
     return secret
 
 
-def test_an_old_generation_goes_and_nothing_changes_its_name() -> None:
-    """Mesh id, number and keys of the one that stays are what they were with it."""
+def test_the_removal_of_an_old_generation_changes_no_name() -> None:
+    """Mesh id, number and keys of the remaining generation stay the same."""
     both = KNOWN.with_new_generation(
         generate_generation(), 5, revoked=None
     ).with_newest_in_force(6)
@@ -112,8 +112,8 @@ def test_an_old_generation_goes_and_nothing_changes_its_name() -> None:
     assert alone.webhook_key() == both.webhook_key()
 
 
-def test_a_generation_to_come_is_accepted_and_not_in_force() -> None:
-    """Until all nodes know it, none may show itself with it."""
+def test_a_future_generation_is_accepted_but_not_in_force() -> None:
+    """Until all nodes know it, none may use it."""
     spreading = KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
 
     assert list(spreading.accepted) == [1, 2]
@@ -123,7 +123,7 @@ def test_a_generation_to_come_is_accepted_and_not_in_force() -> None:
 
 
 def test_every_phase_survives_writing_and_reading() -> None:
-    """A restart in the middle of a rotation goes on where it was."""
+    """A restart in the middle of a rotation continues it."""
     node = node_id_of(b"k" * 32)
     spreading = rotated().with_new_generation(generate_generation(), 5, revoked=node)
     for secret in (
@@ -136,8 +136,8 @@ def test_every_phase_survives_writing_and_reading() -> None:
         assert parse_secret(secret.to_text().upper()) == secret
 
 
-def test_a_rotated_secret_is_not_read_wrongly_by_the_version_before() -> None:
-    """That one took each line for the next number; it must rather refuse."""
+def test_an_older_version_refuses_a_rotated_secret() -> None:
+    """It would take each line for the next number; it must refuse instead."""
     spreading = KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
 
     assert all(" generation=" in line for line in spreading.to_text().splitlines())
@@ -146,11 +146,11 @@ def test_a_rotated_secret_is_not_read_wrongly_by_the_version_before() -> None:
 
 
 def test_a_fresh_generation_follows_from_no_other() -> None:
-    """Who knew an old one learns nothing of those after it."""
+    """A holder of an old one learns nothing of later ones."""
     assert rotated().generations != rotated().generations
 
 
-def test_who_knows_a_generation_can_tell_that_it_is_over() -> None:
+def test_a_holder_of_a_generation_can_verify_its_end() -> None:
     """Strangers cannot make that proof, and see it only once it is true."""
     proofs = dict(rotated().retired)
 
@@ -160,7 +160,7 @@ def test_who_knows_a_generation_can_tell_that_it_is_over() -> None:
 
 
 def test_a_second_rotation_waits_until_the_first_is_in_force() -> None:
-    """A mesh that knows one is not asked to learn two."""
+    """Nodes never have to learn two generations at once."""
     spreading = KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
 
     with pytest.raises(TrustError, match="not in force yet"):
@@ -168,7 +168,7 @@ def test_a_second_rotation_waits_until_the_first_is_in_force() -> None:
 
 
 def test_a_revocation_does_not_wait_for_a_rotation() -> None:
-    """What was still spreading may be known to the node that has to go."""
+    """The revoked node may know the generation that was still spreading."""
     node = node_id_of(b"k" * 32)
 
     urgent = KNOWN.with_new_generation(
@@ -180,7 +180,7 @@ def test_a_revocation_does_not_wait_for_a_rotation() -> None:
     assert urgent.revoked == (node,)
 
 
-def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
+def test_generations_and_revoked_nodes_are_bounded() -> None:
     """A file has its bounds, whoever sends it."""
     secret = KNOWN
     while len(secret.generations) < GENERATIONS_MAX:
@@ -195,8 +195,8 @@ def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
         KNOWN.with_revoked(many)
 
 
-def test_a_bound_on_revoked_nodes_lets_none_of_them_in() -> None:
-    """Who may still have a generation that is accepted is never the one forgotten."""
+def test_the_bound_on_revoked_nodes_readmits_none_of_them() -> None:
+    """A node that may still have an accepted generation is never forgotten."""
     many = [NodeId(f"{i:016}") for i in range(REVOKED_MAX)]
     full = (
         KNOWN.with_revoked(many)
@@ -220,14 +220,14 @@ def test_a_bound_on_revoked_nodes_lets_none_of_them_in() -> None:
 
 
 def test_a_file_without_the_generation_of_a_denial_is_read() -> None:
-    """As it was written before that was noted; such nodes are the first to go."""
+    """An older version wrote it; such nodes are forgotten first."""
     old = parse_secret(f"{KNOWN_LINE} generation=3 mesh=96dbb607b64e3ad5\ndenied=abc\n")
 
     assert old.revocations == ((NodeId("abc"), 0),)
     assert parse_secret(old.to_text()) == old
 
 
-def test_two_keyrings_join_alike_on_both_sides() -> None:
+def test_two_keyrings_merge_alike_on_both_sides() -> None:
     """Two halves of a split renewed the secret: all choose the same generation."""
     one, two = (
         KNOWN.with_new_generation(generate_generation(), 5, revoked=None)
@@ -243,8 +243,8 @@ def test_two_keyrings_join_alike_on_both_sides() -> None:
     ) == one.with_newest_in_force(6).with_newest_only(7)
 
 
-def test_a_keyring_of_another_mesh_is_never_joined() -> None:
-    """One mesh cannot be led into another by what a peer sends."""
+def test_a_keyring_of_another_mesh_is_never_merged() -> None:
+    """A peer's message cannot move a node into another mesh."""
     with pytest.raises(TrustError, match="another mesh"):
         KNOWN.merged_with(generate_secret())
 
@@ -283,7 +283,7 @@ def test_a_keyring_of_another_mesh_is_never_joined() -> None:
     ],
 )
 def test_a_malformed_secret_is_refused_without_repeating_it(text: str) -> None:
-    """A typing mistake is found by the checksum, and never lands in a log."""
+    """The checksum finds a typing mistake, which never reaches a log."""
     with pytest.raises(TrustError) as caught:
         parse_secret(text)
 
@@ -291,7 +291,7 @@ def test_a_malformed_secret_is_refused_without_repeating_it(text: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     """The hint is a command that names the path."""
     path = tmp_path / "mesh.key"
 
@@ -303,7 +303,7 @@ def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o644, 0o610, 0o602])
-def test_a_file_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_file_that_others_can_access_is_refused(tmp_path: Path, mode: int) -> None:
     """The hint is the command that helps."""
     path = write(tmp_path / "mesh.key", KNOWN.to_text(), mode)
 
@@ -314,7 +314,7 @@ def test_a_file_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> N
 
 
 def test_a_credential_of_systemd_may_have_any_mode(tmp_path: Path) -> None:
-    """Its folder is guarded instead."""
+    """Its folder protects it instead."""
     path = write(tmp_path / "mesh.key", KNOWN.to_text(), 0o444)
 
     assert load_secret(path, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == KNOWN
@@ -325,10 +325,10 @@ def test_a_credential_of_systemd_may_have_any_mode(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"rubbish", b"\xff\xfe", b"okm1-" * 100_000], ids=len
 )
-def test_a_file_with_something_else_is_refused_and_left_alone(
+def test_a_file_with_other_content_is_refused_and_not_changed(
     tmp_path: Path, content: bytes
 ) -> None:
-    """Never overwritten: it may be somebody's only copy."""
+    """It may be a user's only copy of something else."""
     path = write(tmp_path / "mesh.key", content)
 
     with pytest.raises(ConfigError, match=r"mesh\.key"):
@@ -338,8 +338,10 @@ def test_a_file_with_something_else_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "below a file"])
-def test_a_path_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
-    """Neither a FIFO nor a broken link may hang the start."""
+def test_a_path_to_no_regular_file_is_refused_at_once(
+    tmp_path: Path, kind: str
+) -> None:
+    """Neither a FIFO nor a broken link may block the start."""
     path = tmp_path / "mesh.key"
     match kind:
         case "folder":
@@ -358,7 +360,7 @@ def test_a_path_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) ->
     assert caught.value.hint
 
 
-def test_a_link_to_nowhere_is_reported_as_missing(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported_as_missing(tmp_path: Path) -> None:
     """It is not followed to create a file in some other place."""
     path = tmp_path / "mesh.key"
     path.symlink_to(tmp_path / "gone")
@@ -370,8 +372,8 @@ def test_a_link_to_nowhere_is_reported_as_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_what_is_made_is_private_under_any_umask(tmp_path: Path) -> None:
-    """The mode does not depend on who started the agent how."""
+def test_a_new_secret_is_private_under_any_umask(tmp_path: Path) -> None:
+    """The mode does not depend on the start of the agent."""
     path = tmp_path / "mesh.key"
 
     secret = load_or_create_secret(path)
@@ -391,7 +393,7 @@ def test_the_folder_of_a_new_secret_is_made_private(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
-    """Several agents of one user form one mesh with nothing to configure."""
+    """Several agents of one user form one mesh without configuration."""
     path = tmp_path / "mesh.key"
     code = (
         "import sys; from pathlib import Path\n"
@@ -423,7 +425,7 @@ def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
 
 
 def test_the_file_is_created_exclusively(tmp_path: Path) -> None:
-    """What another process made in the meantime is never replaced."""
+    """A file that another process made in the meantime is never replaced."""
     path = write(tmp_path / "mesh.key", KNOWN.to_text())
 
     assert create_private(path, b"other") is False
@@ -432,7 +434,7 @@ def test_the_file_is_created_exclusively(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("umask")
 def test_a_node_keeps_its_key_and_with_it_its_id(tmp_path: Path) -> None:
-    """The id is made of lower-case base32 and follows from the key alone."""
+    """The id is lower-case base32 and is derived from the key alone."""
     first = NodeKey.load_or_create(tmp_path)
     again = NodeKey.load_or_create(tmp_path)
 
@@ -442,13 +444,13 @@ def test_a_node_keeps_its_key_and_with_it_its_id(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "node.key").stat().st_mode) == 0o600
 
 
-def test_a_known_key_has_the_id_that_it_always_had() -> None:
-    """Ids live in databases; they must not change between versions."""
+def test_a_known_key_keeps_its_id() -> None:
+    """Ids are stored in databases; they must not change between versions."""
     assert node_id_of(bytes(32)) == "mzuhvlpymk6xo3ep"
 
 
-def test_a_damaged_node_key_is_refused_and_left_alone(tmp_path: Path) -> None:
-    """A new key would be a new node; that is for people to decide."""
+def test_a_damaged_node_key_is_refused_and_not_changed(tmp_path: Path) -> None:
+    """A new key would be a new node; people must decide that."""
     path = write(tmp_path / "node.key", "-----BEGIN PRIVATE KEY-----\nx\n")
 
     with pytest.raises(ConfigError, match=r"node\.key is not an Ed25519 key"):

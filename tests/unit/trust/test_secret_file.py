@@ -1,4 +1,4 @@
-"""The file of a secret that is renewed: shared, locked, or not writable."""
+"""The file of a renewed secret: shared, locked, or not writable."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def renew(secret: MeshSecret) -> MeshSecret:
     return secret.with_new_generation(generate_generation(), 1, revoked=None)
 
 
-def test_what_was_changed_is_there_after_a_restart(tmp_path: Path) -> None:
-    """In the secret file itself, private, and nothing else is left behind."""
+def test_a_change_survives_a_restart(tmp_path: Path) -> None:
+    """It is in the secret file itself, private, and no other file is left behind."""
     ring = keyring(tmp_path)
 
     changed = ring.update_secret(renew)
@@ -44,8 +44,8 @@ def test_what_was_changed_is_there_after_a_restart(tmp_path: Path) -> None:
     assert not ring.copy_path.exists()
 
 
-def test_a_credential_stays_as_it_is_and_the_copy_counts(tmp_path: Path) -> None:
-    """What systemd gives is read-only, and is the old secret at each start."""
+def test_a_credential_is_not_changed_and_the_copy_prevails(tmp_path: Path) -> None:
+    """A systemd credential is read-only, and has the old secret at each start."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
 
     changed = ring.update_secret(renew)
@@ -55,7 +55,7 @@ def test_a_credential_stays_as_it_is_and_the_copy_counts(tmp_path: Path) -> None
     assert ring.load() == changed
 
 
-def test_a_file_that_is_newer_than_the_copy_counts(tmp_path: Path) -> None:
+def test_a_file_newer_than_the_copy_prevails(tmp_path: Path) -> None:
     """The operator has put the renewed secret into the credential."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
     newest = ring.update_secret(renew).with_newest_in_force(2).with_newest_only(3)
@@ -65,7 +65,7 @@ def test_a_file_that_is_newer_than_the_copy_counts(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_another_mesh_is_ignored(tmp_path: Path) -> None:
-    """Whoever gives a node another secret means it."""
+    """An operator who replaces the secret does so on purpose."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
     ring.update_secret(renew)
     other = generate_secret()
@@ -75,7 +75,7 @@ def test_a_copy_of_another_mesh_is_ignored(tmp_path: Path) -> None:
 
 
 def test_a_link_to_the_secret_stays_a_link(tmp_path: Path) -> None:
-    """What it leads to is replaced."""
+    """Its target is replaced."""
     ring = keyring(tmp_path)
     real = tmp_path / "real.key"
     ring.path.rename(real)
@@ -87,8 +87,8 @@ def test_a_link_to_the_secret_stays_a_link(tmp_path: Path) -> None:
     assert real.read_text() == changed.to_text()
 
 
-def test_where_nothing_can_be_written_nothing_is_changed(tmp_path: Path) -> None:
-    """A rotation that would not outlive a restart does not begin."""
+def test_nothing_changes_if_nothing_can_be_written(tmp_path: Path) -> None:
+    """A rotation that would not outlive a restart does not start."""
     ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
     ring.copy_path.mkdir()
     (ring.copy_path / "in the way").touch()
@@ -109,7 +109,7 @@ for letter in "abcdefghijklmnopqrst":
 """
 
 
-def test_agents_that_change_one_file_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_changes_of_one_file_lose_nothing(tmp_path: Path) -> None:
     """All agents of one user share it, and none of them waits for the others."""
     ring = keyring(tmp_path)
     names = ["a" * 15, "b" * 15, "c" * 15]

@@ -1,4 +1,4 @@
-"""Tokens: what is minted verifies, and nothing else does."""
+"""Tokens: minted ones verify, and all others are refused."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def by_hand(
 
 
 @pytest.mark.parametrize("role", ["admin", "client", "viewer"])
-def test_a_minted_token_says_who_and_what(role: str) -> None:
-    """Every member of the mesh understands it, not only the one that minted it."""
+def test_a_minted_token_carries_subject_and_role(role: str) -> None:
+    """Every member of the mesh accepts it, not only its issuer."""
     token = mint(TokenSigner(SECRET), role=role)
 
     claims = TokenSigner(SECRET).verify_token(token, NOW_S)
@@ -67,14 +67,14 @@ def test_a_minted_token_says_who_and_what(role: str) -> None:
     assert claims.expires_s == NOW_S + DAY_S
 
 
-def test_the_claims_are_those_that_are_documented() -> None:
-    """Other programs may look inside."""
+def test_the_claims_match_the_documentation() -> None:
+    """Other programs may read them."""
     claims = jwt.decode(mint(TokenSigner(SECRET)), options={"verify_signature": False})
 
     assert claims == GOOD | {"permissions": ["read", "submit"]}
 
 
-def test_the_forger_of_these_tests_can_make_a_good_one() -> None:
+def test_the_forgery_helper_can_make_a_valid_token() -> None:
     """Otherwise the refusals below would prove nothing."""
     assert TokenSigner(SECRET).verify_token(forge(), NOW_S).subject == "me"
 
@@ -129,7 +129,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("token", FORGERIES.values(), ids=FORGERIES.keys())
-def test_every_forgery_is_refused_with_one_same_text(token: str) -> None:
+def test_every_forgery_is_refused_with_the_same_text(token: str) -> None:
     """A forger learns nothing from the answer."""
     with pytest.raises(TrustError) as caught:
         TokenSigner(SECRET).verify_token(token, NOW_S)
@@ -138,7 +138,7 @@ def test_every_forgery_is_refused_with_one_same_text(token: str) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_an_expired_token_is_told_so() -> None:
+def test_an_expired_token_is_refused_as_expired() -> None:
     """Its owner did nothing wrong and only needs a new one."""
     tokens = TokenSigner(SECRET)
     token = mint(tokens, expires_s=60)
@@ -150,7 +150,7 @@ def test_an_expired_token_is_told_so() -> None:
         TokenSigner(SECRET).verify_token(token, NOW_S + 60 + 30)
 
 
-def test_a_remembered_token_is_still_checked_for_its_time() -> None:
+def test_a_cached_token_is_still_checked_for_its_time() -> None:
     """The cache spares the signature, never the clock."""
     tokens = TokenSigner(SECRET)
     token = mint(tokens, expires_s=60)
@@ -160,8 +160,8 @@ def test_a_remembered_token_is_still_checked_for_its_time() -> None:
         tokens.verify_token(token, NOW_S + 1000)
 
 
-def test_the_memory_of_tokens_is_bounded() -> None:
-    """Whoever holds many tokens cannot fill the agent's memory with them."""
+def test_the_token_cache_is_bounded() -> None:
+    """A client with many tokens cannot fill the agent's memory."""
     tokens = TokenSigner(SECRET)
     for i in range(CACHE_MAX + 10):
         tokens.verify_token(mint(tokens, jti=str(i)), NOW_S)
@@ -169,8 +169,8 @@ def test_the_memory_of_tokens_is_bounded() -> None:
     assert len(tokens._verified) == CACHE_MAX
 
 
-def test_a_forgery_is_never_remembered() -> None:
-    """Else it would be accepted the second time."""
+def test_a_forgery_is_never_cached() -> None:
+    """It would be accepted the second time."""
     tokens = TokenSigner(SECRET)
     for _ in range(2):
         with pytest.raises(TrustError):
@@ -201,6 +201,6 @@ def test_tokens_of_an_older_generation_still_verify() -> None:
     ids=str,
 )
 def test_a_token_that_would_not_verify_is_not_minted(changes: dict[str, Any]) -> None:
-    """The mistake shows where it is made."""
+    """The error appears at the mint, not at the first use."""
     with pytest.raises(TrustError):
         mint(TokenSigner(SECRET), **changes)

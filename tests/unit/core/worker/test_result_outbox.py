@@ -1,4 +1,4 @@
-"""A result is kept until a dispatcher has made it durable."""
+"""The result outbox, which keeps each result until it is durable elsewhere."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.worker import (
 
 
 def test_a_result_goes_to_disk_before_it_is_sent() -> None:
-    """If this node dies now, the result is told after its restart."""
+    """If this node dies now, it reports the result after its restart."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
 
@@ -48,8 +48,8 @@ def test_a_result_goes_to_disk_before_it_is_sent() -> None:
     assert not worker.is_idle
 
 
-def test_a_result_for_this_node_itself_goes_straight_into_the_log() -> None:
-    """The dispatcher's own worker does not write everything twice."""
+def test_a_dispatcher_s_own_result_goes_straight_into_its_log() -> None:
+    """Its worker does not write every result twice."""
     worker = detached_worker()
     worker.attach(ME, epoch(), moment())
     worker.on_assign(ME, assignment(sender="a"), moment())
@@ -59,8 +59,8 @@ def test_a_result_for_this_node_itself_goes_straight_into_the_log() -> None:
     ]
 
 
-def test_what_was_given_back_is_reported_but_not_kept_on_disk() -> None:
-    """Nothing is lost if it is forgotten: the attempt is then lost, and run again."""
+def test_a_returned_attempt_is_reported_but_not_kept_on_disk() -> None:
+    """A forgotten report loses nothing: the attempt counts as lost, and runs again."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
     back = report(end=released(EndReason.RETURNED))
@@ -85,7 +85,7 @@ def test_an_acknowledged_result_is_forgotten() -> None:
 
 
 def test_an_unacknowledged_result_is_sent_again_with_its_envelope() -> None:
-    """More and more rarely, and the dispatcher may not know the task any more."""
+    """The pauses grow, and a new dispatcher may not know the task."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
     worker.on_attempts_ended(attempts_ended(), moment())
@@ -99,10 +99,8 @@ def test_an_unacknowledged_result_is_sent_again_with_its_envelope() -> None:
     assert worker._timers.next_at() == pytest.approx(moment(7 * RESEND_S).mono_s)
 
 
-def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow() -> (
-    None
-):
-    """It cannot be lost; of 92 000 tasks in bulk 158 000 ends were told again."""
+def test_a_dispatcher_s_own_result_is_not_repeated_while_its_disk_is_slow() -> None:
+    """It cannot be lost; 92 000 tasks in bulk once caused 158 000 repeated ends."""
     worker = detached_worker()
     worker.attach(ME, epoch(), moment())
     worker.on_assign(ME, assignment(sender="a"), moment())
@@ -110,12 +108,12 @@ def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow
 
     assert worker.on_time(moment(RESEND_MAX_S - 0.1)) == []
     assert worker._timers.next_at() == pytest.approx(moment(RESEND_MAX_S).mono_s)
-    # Where it was not acknowledged for want of a standby, that has to be asked for.
+    # Without a standby it was not acknowledged, so it must be sent again.
     again = send_results(report(envelope=spec()), to="a")
     assert worker.on_time(moment(RESEND_MAX_S)) == [again]
 
 
-def test_results_that_do_not_fit_into_one_frame_are_cut() -> None:
+def test_results_beyond_one_frame_are_split() -> None:
     """A frame above the limit would end the link."""
     worker = attached_worker(limits=Limits(entries_bytes=4000))
     worker.on_assign(D, assignment("t", "u"), moment())
@@ -127,8 +125,8 @@ def test_results_that_do_not_fit_into_one_frame_are_cut() -> None:
     assert effects[1:] == [Send(D, (Results((one,), 2), Results((two,), 2)))]
 
 
-def test_the_next_repetition_follows_as_the_last_one_is_acknowledged() -> None:
-    """After hours without a standby, all would else take five seconds a message."""
+def test_the_next_repetition_follows_the_acknowledgement_of_the_last() -> None:
+    """After hours without a standby each message would else take five seconds."""
     worker = attached_worker(limits=Limits(entries_bytes=4000))
     worker.on_assign(D, assignment("t", "u"), moment())
     big = outcome(stdout=b"x" * 3000)
@@ -136,26 +134,26 @@ def test_the_next_repetition_follows_as_the_last_one_is_acknowledged() -> None:
     worker.on_attempts_ended(attempts_ended(first, second), moment())
     late = moment(RESEND_S)
     (again,) = [
-        r for e in worker.on_time(late) if isinstance(e, Send) for r in _told(e)
+        r for e in worker.on_time(late) if isinstance(e, Send) for r in reported(e)
     ]
 
     assert worker.on_time(late) == []
     worker.on_results_ok(ResultsOk(((again.task, again.attempt),)), late)
 
     (other,) = [
-        r for e in worker.on_time(late) if isinstance(e, Send) for r in _told(e)
+        r for e in worker.on_time(late) if isinstance(e, Send) for r in reported(e)
     ]
     assert {again.task, other.task} == {"t", "u"}
 
 
-def _told(effect: Send) -> list[Report]:
-    """Return what one effect reports."""
+def reported(effect: Send) -> list[Report]:
+    """Return the reports in one effect."""
     messages = (m for m in effect.messages if isinstance(m, Results))
     return [one for message in messages for one in message.reports]
 
 
 def test_a_result_of_an_unknown_attempt_is_still_reported() -> None:
-    """The runner knows best what ran."""
+    """The runner has started it, so its report is right."""
     worker = attached_worker()
 
     effects = worker.on_attempts_ended(attempts_ended(), moment())
@@ -163,10 +161,8 @@ def test_a_result_of_an_unknown_attempt_is_still_reported() -> None:
     assert effects == [Spool((report(),)), send_results(report())]
 
 
-def test_too_many_unacknowledged_bytes_stop_the_flow_until_they_are_acknowledged() -> (
-    None
-):
-    """A dispatcher whose disk stalls must not fill the workers' memory."""
+def test_too_many_unacknowledged_bytes_stop_further_results() -> None:
+    """A dispatcher with a blocked disk must not fill the workers' memory."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
     worker.on_attempts_ended(
@@ -180,8 +176,8 @@ def test_too_many_unacknowledged_bytes_stop_the_flow_until_they_are_acknowledged
     assert effects == [Unspool((KEY,)), send_results(credit=2)]
 
 
-def test_a_new_dispatcher_hears_first_what_ended_then_what_runs() -> None:
-    """An attempt that is neither reported nor running would be run again."""
+def test_a_new_dispatcher_gets_ended_attempts_before_running_ones() -> None:
+    """An attempt in neither list would run again."""
     worker = attached_worker()
     worker.on_assign(D, assignment("t", "u"), moment())
     gone = worker.detach(moment())
@@ -197,8 +193,8 @@ def test_a_new_dispatcher_hears_first_what_ended_then_what_runs() -> None:
     ]
 
 
-def test_results_that_survived_a_restart_are_told() -> None:
-    """The spool is why no result is lost."""
+def test_results_that_survived_a_restart_are_sent() -> None:
+    """The spool exists so that no result is lost."""
     worker = detached_worker(report(envelope=spec()))
 
     effects = worker.attach(D, epoch(1, "d"), moment())
@@ -210,8 +206,8 @@ def test_results_that_survived_a_restart_are_told() -> None:
     assert worker.on_results_ok(ResultsOk((KEY,)), moment()) == [Unspool((KEY,))]
 
 
-def test_results_beyond_one_message_are_told_as_running_and_follow() -> None:
-    """A new dispatcher is not flooded, and takes nothing for lost meanwhile."""
+def test_results_beyond_one_message_are_listed_as_running_first() -> None:
+    """A new dispatcher is not flooded, and counts none of them as lost."""
     saved = [
         report(name, end=outcome(stdout=b"x" * 3000), envelope=spec(name))
         for name in ("t", "u")
@@ -228,8 +224,8 @@ def test_results_beyond_one_message_are_told_as_running_and_follow() -> None:
     assert more == [Unspool((KEY,)), send_results(saved[1])]
 
 
-def test_what_a_node_has_to_tell_itself_waits_for_no_acknowledgement() -> None:
-    """A strict one without a standby gives none, and none of it runs any more."""
+def test_a_dispatcher_s_own_results_wait_for_no_acknowledgement() -> None:
+    """A strict dispatcher without a standby sends none, and none of them runs."""
     names = ("t", "u", "v")
     saved = [
         report(name, end=outcome(stdout=b"x" * 3000), envelope=spec(name))
@@ -244,8 +240,8 @@ def test_what_a_node_has_to_tell_itself_waits_for_no_acknowledgement() -> None:
     assert worker._timers.next_at() == pytest.approx(moment(RESEND_MAX_S).mono_s)
 
 
-def test_a_late_acknowledgement_ends_nothing_that_was_told_as_running() -> None:
-    """The dispatcher before has the result; the present one would wait for ever."""
+def test_a_late_acknowledgement_removes_no_result_listed_as_running() -> None:
+    """The previous dispatcher has the result; the present one would wait for ever."""
     saved = [
         report(name, end=outcome(stdout=b"x" * 3000), envelope=spec(name))
         for name in ("t", "u")
@@ -258,8 +254,8 @@ def test_a_late_acknowledgement_ends_nothing_that_was_told_as_running() -> None:
     assert worker.on_results_ok(late, moment()) == [Unspool(late.items)]
 
 
-def test_a_dispatcher_that_follows_another_puts_its_own_results_on_disk() -> None:
-    """They were meant for its own log, which it writes no more."""
+def test_a_dispatcher_that_steps_down_writes_its_own_results_to_disk() -> None:
+    """They were meant for its own log, which it no longer writes."""
     worker = detached_worker()
     worker.attach(ME, epoch(), moment())
     worker.on_assign(ME, assignment(sender="a"), moment())
@@ -270,7 +266,7 @@ def test_a_dispatcher_that_follows_another_puts_its_own_results_on_disk() -> Non
 
 
 def test_without_a_dispatcher_nothing_is_due_and_results_wait_on_disk() -> None:
-    """A lone worker may stop: its next start tells them."""
+    """A lone worker may stop: it sends them after its next start."""
     worker = detached_worker(report(envelope=spec()))
 
     assert worker.on_time(moment(60)) == []

@@ -1,4 +1,4 @@
-"""A worker starts each attempt once, ends it when told, and asks for little ahead."""
+"""The worker: each attempt starts once, ends on order, and little is prefetched."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from tests.support.worker import (
 
 
 def test_a_dispatched_attempt_is_started() -> None:
-    """That is what workers are for."""
+    """The simplest case."""
     worker = attached_worker()
 
     effects = worker.on_assign(D, assignment(), moment())
@@ -64,8 +64,8 @@ def test_a_dispatched_attempt_is_started() -> None:
     assert not worker.is_idle
 
 
-def test_work_of_a_deposed_dispatcher_is_refused_and_never_started() -> None:
-    """Rule I7: who has seen an epoch starts nothing for an older one."""
+def test_an_assignment_of_a_deposed_dispatcher_is_refused() -> None:
+    """Rule I7: a node that has seen an epoch starts nothing for an older one."""
     worker = detached_worker()
     worker.attach(E, epoch(2, "e"), moment())
 
@@ -87,7 +87,7 @@ def test_of_two_dispatchers_in_one_term_the_smaller_node_is_deposed() -> None:
     assert effects == [send_results(stale, credit=0)]
 
 
-def test_an_attempt_that_is_here_is_not_started_twice() -> None:
+def test_a_known_attempt_is_not_started_twice() -> None:
     """A repeated message is harmless."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
@@ -95,8 +95,8 @@ def test_an_attempt_that_is_here_is_not_started_twice() -> None:
     assert worker.on_assign(D, assignment(), moment()) == []
 
 
-def test_an_attempt_that_has_ended_is_reported_again_not_run_again() -> None:
-    """A dispatch that was repeated late must not run the command twice."""
+def test_an_ended_attempt_is_reported_again_but_not_rerun() -> None:
+    """A late repetition of the message must not run the command twice."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
     worker.on_attempts_ended(attempts_ended(), moment())
@@ -106,82 +106,82 @@ def test_an_attempt_that_has_ended_is_reported_again_not_run_again() -> None:
     assert effects == [send_results(report(envelope=spec()))]
 
 
-def steered(*orders: AvailabilityCommand) -> OperatorHold:
-    """Return what holds after these orders."""
+def orders_after(*orders: AvailabilityCommand) -> OperatorHold:
+    """Return the orders in force after these."""
     return reduce(OperatorHold.after_command, orders, NO_HOLD)
 
 
-def steer(worker: Worker, *orders: AvailabilityCommand) -> list[Effect]:
-    """Have nothing hold but these orders."""
-    return worker.set_availability(Availability(steered(*orders)), moment())
+def set_orders(worker: Worker, *orders: AvailabilityCommand) -> list[Effect]:
+    """Put exactly these orders into force."""
+    return worker.set_availability(Availability(orders_after(*orders)), moment())
 
 
-def news(state: NodeState, credit: int) -> Send:
-    """Return how the dispatcher hears that this node is steered."""
+def report_of(state: NodeState, credit: int) -> Send:
+    """Return the report of the node's state to the dispatcher."""
     return Send(D, (Results((), credit, state),))
 
 
-def test_a_drained_worker_hands_back_what_waits_and_what_comes() -> None:
-    """It ends what runs, and takes no more."""
+def test_a_drained_worker_returns_waiting_and_new_attempts() -> None:
+    """Its running attempts finish."""
     worker = attached_worker()
-    drained = steer(worker, AvailabilityCommand.DRAIN)
+    drained = set_orders(worker, AvailabilityCommand.DRAIN)
 
     effects = worker.on_assign(D, assignment(), moment())
 
-    assert drained == [ReleaseWaiting(), news(NodeState.DRAINING, 0)]
+    assert drained == [ReleaseWaiting(), report_of(NodeState.DRAINING, 0)]
     assert effects == [send_results(report(end=released(EndReason.DRAINING)), credit=0)]
     assert worker.availability.state is NodeState.DRAINING
 
 
-def test_the_end_of_draining_is_told_at_once() -> None:
-    """Nobody would give it work otherwise."""
+def test_the_end_of_draining_is_reported_at_once() -> None:
+    """The dispatcher would send it no tasks otherwise."""
     worker = attached_worker()
-    steer(worker, AvailabilityCommand.DRAIN)
+    set_orders(worker, AvailabilityCommand.DRAIN)
 
-    assert steer(worker) == [news(NodeState.READY, 2)]
-    assert steer(worker) == []
+    assert set_orders(worker) == [report_of(NodeState.READY, 2)]
+    assert set_orders(worker) == []
 
 
-def test_a_paused_worker_freezes_what_runs() -> None:
-    """And hands back what waits, which other nodes can run."""
+def test_a_paused_worker_freezes_running_attempts() -> None:
+    """It returns waiting ones, which other nodes can run."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
 
-    paused = steer(worker, AvailabilityCommand.PAUSE)
-    unpaused = steer(worker)
+    paused = set_orders(worker, AvailabilityCommand.PAUSE)
+    unpaused = set_orders(worker)
 
     assert paused == [
         Freeze(is_frozen=True),
         ReleaseWaiting(),
-        news(NodeState.PAUSED, 0),
+        report_of(NodeState.PAUSED, 0),
     ]
-    assert unpaused == [Freeze(is_frozen=False), news(NodeState.READY, 2)]
+    assert unpaused == [Freeze(is_frozen=False), report_of(NodeState.READY, 2)]
 
 
-def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None:
-    """Each order is taken back by its own opposite."""
+def test_an_unpaused_worker_stays_drained() -> None:
+    """Each order has its own opposite."""
     worker = attached_worker()
-    steer(worker, AvailabilityCommand.DRAIN)
-    steer(worker, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE)
+    set_orders(worker, AvailabilityCommand.DRAIN)
+    set_orders(worker, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE)
 
-    effects = steer(
+    effects = set_orders(
         worker,
         AvailabilityCommand.DRAIN,
         AvailabilityCommand.PAUSE,
         AvailabilityCommand.UNPAUSE,
     )
 
-    assert effects == [Freeze(is_frozen=False), news(NodeState.DRAINING, 0)]
+    assert effects == [Freeze(is_frozen=False), report_of(NodeState.DRAINING, 0)]
 
 
-def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
+def test_a_leaving_worker_accepts_no_tasks_whatever_the_orders() -> None:
     """The operator may resume it while it stops."""
     worker = attached_worker()
     worker.set_availability(Availability(is_stopping=True), moment())
 
     stance = Availability(
         is_stopping=True,
-        hold=steered(AvailabilityCommand.DRAIN, AvailabilityCommand.RESUME),
+        hold=orders_after(AvailabilityCommand.DRAIN, AvailabilityCommand.RESUME),
     )
     assert worker.set_availability(stance, moment()) == []
     assert worker.availability.state is NodeState.DRAINING
@@ -190,26 +190,26 @@ def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
 @pytest.mark.parametrize(
     "short", [Availability(is_disk_short=True), Availability(is_memory_short=True)]
 )
-def test_a_worker_that_lacks_something_takes_no_work(short: Availability) -> None:
-    """What runs goes on, what waits is handed back; it recovers alone (B33, B41)."""
+def test_a_worker_with_a_shortage_accepts_no_tasks(short: Availability) -> None:
+    """Running attempts go on, waiting ones return; it recovers alone (B33, B41)."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
 
     begun = worker.set_availability(short, moment())
     refused = worker.on_assign(D, assignment("u"), moment())
 
-    assert begun == [ReleaseWaiting(), news(NodeState.READY, 0)]
+    assert begun == [ReleaseWaiting(), report_of(NodeState.READY, 0)]
     assert refused == [
         send_results(report("u", end=released(EndReason.DRAINING)), credit=0),
     ]
     assert worker.set_availability(short, moment()) == []
     assert worker.set_availability(Availability(), moment()) == [
-        news(NodeState.READY, 2)
+        report_of(NodeState.READY, 2)
     ]
 
 
-def test_memory_is_short_until_it_has_eased() -> None:
-    """Else a node would take and refuse work by turns."""
+def test_a_memory_shortage_ends_with_a_margin() -> None:
+    """Without the margin a node would accept and refuse tasks by turns."""
     seen = [10.0, 25.0, 10.0, 4.0, 10.0]
     stance, short = Availability(), []
     for percent in seen:
@@ -219,8 +219,8 @@ def test_memory_is_short_until_it_has_eased() -> None:
     assert short == [False, True, True, False, False]
 
 
-def test_a_node_on_which_no_launcher_starts_takes_no_work() -> None:
-    """It says why, and so does one that is short of something else first."""
+def test_a_worker_without_a_launcher_accepts_no_tasks() -> None:
+    """It reports this reason before any shortage."""
     failing = Availability().with_launchers(are_failing=True)
 
     assert (failing.pressure, failing.takes_work) == (Pressure.LAUNCHERS, False)
@@ -228,14 +228,14 @@ def test_a_node_on_which_no_launcher_starts_takes_no_work() -> None:
     assert failing.with_launchers(are_failing=False) == Availability()
 
 
-def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
+def test_a_worker_starts_with_its_stored_orders_and_reports_them() -> None:
     """A machine that was drained for a repair may start many times."""
     worker = Worker(
         settings("a", slots=2),
         (),
         TimerHeap(),
         Outbox(),
-        steered(AvailabilityCommand.DRAIN),
+        orders_after(AvailabilityCommand.DRAIN),
     )
 
     effects = worker.attach(D, epoch(1, "d"), moment())
@@ -259,7 +259,7 @@ def test_a_killed_attempt_never_counts_as_success() -> None:
 
 
 def test_a_kill_of_an_unknown_attempt_is_answered_as_cancelled() -> None:
-    """It will never run here: that is an answer, too."""
+    """It will never run here, so that is a final answer."""
     worker = attached_worker()
 
     effects = worker.on_kill(kill_message(), moment())
@@ -273,7 +273,7 @@ def test_a_kill_of_an_unknown_attempt_is_answered_as_cancelled() -> None:
 
 
 def test_a_kill_after_the_end_is_answered_with_the_result() -> None:
-    """What was reported stays reported."""
+    """A reported result does not change."""
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
     worker.on_attempts_ended(attempts_ended(), moment())
@@ -284,7 +284,7 @@ def test_a_kill_after_the_end_is_answered_with_the_result() -> None:
 
 
 def test_a_kill_of_a_deposed_dispatcher_is_ignored() -> None:
-    """Its successor decides what is void."""
+    """Its successor decides which attempts are void."""
     worker = detached_worker()
     worker.attach(E, epoch(2, "e"), moment())
     worker.on_assign(E, assignment(term=2, sender="e"), moment())
@@ -293,19 +293,19 @@ def test_a_kill_of_a_deposed_dispatcher_is_ignored() -> None:
 
 
 def run_one(worker: Worker, name: str, duration_ms: int, at: float = 0.0) -> None:
-    """Let one task run from dispatch to acknowledgement."""
+    """Run one task from dispatch to acknowledgement."""
     worker.on_assign(D, assignment(name), moment(at))
     done = report(name, end=outcome(duration_ms=duration_ms))
     worker.on_attempts_ended(attempts_ended(done), moment(at))
     worker.on_results_ok(ResultsOk(((TaskId(name), attempt()),)), moment(at))
 
 
-def test_a_worker_asks_for_its_slots_until_it_knows_its_tasks() -> None:
-    """Work ahead is for short tasks only."""
+def test_a_worker_requests_only_its_slots_until_it_knows_its_tasks() -> None:
+    """Prefetch is for short tasks only."""
     assert attached_worker(slots=3).credit == 3
 
 
-def test_short_tasks_earn_work_ahead() -> None:
+def test_short_tasks_allow_prefetch() -> None:
     """About 50 ms of work may wait."""
     worker = attached_worker(slots=2)
     run_one(worker, "t", 2)
@@ -313,23 +313,23 @@ def test_short_tasks_earn_work_ahead() -> None:
     assert worker.credit == 2 + 50
 
 
-def test_brief_tasks_earn_twice_as_much_time_ahead() -> None:
-    """Their ends are told in larger batches, and slots must not wait for those."""
+def test_very_short_tasks_allow_twice_the_prefetch() -> None:
+    """Their ends are reported in larger batches, and slots must not wait for those."""
     worker = attached_worker(slots=2)
     run_one(worker, "t", 1)
 
     assert worker.credit == 2 + 200
 
 
-def test_work_ahead_is_bounded() -> None:
-    """Tasks of less than a millisecond would ask for any number."""
+def test_prefetch_is_bounded() -> None:
+    """Tasks of less than a millisecond would allow any number."""
     worker = attached_worker(slots=8)
     run_one(worker, "t", 0)
 
     assert worker.credit == 8 + 256
 
 
-def test_a_long_task_ends_work_ahead_at_once() -> None:
+def test_a_long_task_ends_prefetch_at_once() -> None:
     """The next ones may be long, too."""
     worker = attached_worker()
     run_one(worker, "t", 2)
@@ -338,8 +338,8 @@ def test_a_long_task_ends_work_ahead_at_once() -> None:
     assert worker.credit == 2
 
 
-def test_a_task_that_runs_long_ends_work_ahead_before_it_ends() -> None:
-    """Nothing short should be sent behind it."""
+def test_a_long_running_task_ends_prefetch_before_its_end() -> None:
+    """No short task should be sent behind it."""
     worker = attached_worker()
     run_one(worker, "t", 2)
     worker.on_assign(D, assignment("u"), moment(1.0))
@@ -350,8 +350,8 @@ def test_a_task_that_runs_long_ends_work_ahead_before_it_ends() -> None:
     assert worker.credit == 2
 
 
-def test_a_waiting_attempt_is_not_taken_for_a_long_one() -> None:
-    """Its time counts from when a slot became free."""
+def test_waiting_time_does_not_count_as_running_time() -> None:
+    """An attempt's time starts when a slot becomes free."""
     worker = attached_worker(slots=1)
     run_one(worker, "t", 2)
     worker.on_assign(D, assignment("u", "v", "w"), moment(1.0))
@@ -373,7 +373,7 @@ def order_of(effects: list[Effect]) -> list[str]:
 
 
 def test_one_message_may_bring_new_known_and_ended_attempts() -> None:
-    """Each is treated for itself."""
+    """Each is handled separately."""
     worker = attached_worker(slots=1)
     worker.on_assign(D, assignment("t", "u"), moment())
     worker.on_attempts_ended(attempts_ended(), moment())
