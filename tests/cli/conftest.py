@@ -15,14 +15,14 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_starts() -> Iterator[None]:
-    """Start one interpreter, of which each command that is typed is a fork."""
+    """Start one interpreter; each typed command is a fork of it."""
     with quickly():
         yield
 
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """An environment in which no agent of this machine is seen."""
+    """An environment without the agents of this machine."""
     kept = {key: value for key, value in os.environ.items() if key[:4] != "OCTA"}
     kept |= {
         "HOME": str(tmp_path / "home"),

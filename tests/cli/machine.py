@@ -50,7 +50,7 @@ exec env -i PATH="$PATH" container=test unshare --cgroup sh -c '
     exec /lib/systemd/systemd --system --unit=quiet.target --log-target=null'
 """
 
-#: Gives root a home of its own, and a user manager as a login would.
+#: Gives root a home of its own, and a user manager as after a login.
 USER_MANAGER = """
 sed -i "s|^root:\\(.*\\):[^:]*:\\([^:]*\\)$|root:\\1:$HOME:\\2|" /etc/passwd
 systemctl start systemd-journald.service dbus.service systemd-logind.service
@@ -59,7 +59,7 @@ loginctl enable-linger root
 
 
 def missing() -> str | None:
-    """Return why no machine can be made here, None where it can."""
+    """Return the reason why no machine can be made here, or None."""
     if os.geteuid() != 0:
         return "namespaces need root"
     needed = ("unshare", "nsenter", "ip", "systemctl", "loginctl", "dbus-daemon")
@@ -77,7 +77,7 @@ class Machine:
     home: Path
 
     def words(self, *words: str, **environ: str) -> list[str]:
-        """Return what runs a command there."""
+        """Return the words that run a command there."""
         own = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
@@ -113,7 +113,7 @@ class Machine:
         return self.run(*OCTASKLY, *words, stdin=stdin, **environ)
 
     def read(self, path: str) -> str | None:
-        """Return what a file there holds."""
+        """Return the content of a file there."""
         done = self.run("cat", path)
         return done.stdout if done.returncode == 0 else None
 
@@ -197,7 +197,7 @@ def _until(look: Callable[[], T], what: str) -> T:
 
 
 def _remove_cgroup(name: str) -> None:
-    """Remove what is left of the machine's cgroups, all empty now."""
+    """Remove the machine's remaining cgroups, which are empty now."""
     script = (
         "umount -R /sys/fs/cgroup 2>/dev/null; mount -t cgroup2 none /sys/fs/cgroup &&"
         f"find /sys/fs/cgroup/{name} -depth -type d -delete"

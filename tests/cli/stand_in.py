@@ -33,13 +33,13 @@ Refusal = Callable[[str, str], tuple[int, dict[str, str]] | None]
 
 @dataclass
 class Api:
-    """The state behind the socket; tests may set its fields."""
+    """The state of the stand-in; tests may set its fields."""
 
     name: str = "here"
     needs_token: bool = False
     refuse: Refusal = lambda _method, _path: None
-    gives_ids: bool = True  #: else it is an older node
-    named: int = 0  #: ids that were given
+    gives_ids: bool = True  #: otherwise it is an older node
+    named: int = 0  #: reserved ids
     refusal: str = "Refused"  #: the text of the error
     refusal_hint: str = "the test said so"
     refusal_field: str | None = None
@@ -47,10 +47,10 @@ class Api:
     told: dict[str, Any] = field(default_factory=dict)  #: by path
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    stall: str = ""  #: why it waits, of every task that somebody asks about
+    stall: str = ""  #: the obstacles in every explanation
     left: int = 0  #: times that a drained node still shows tasks
     steered: str = "draining"
-    logs: bytes = b""  #: of every task, instead of what it wrote
+    logs: bytes = b""  #: of every task, instead of its output
     logs_break: int = 0  #: streams that end after their first event
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -213,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "v1", "tasks", ref, "logs"]:
                 return self.logs(unquote(ref), query)
             case ["api", "v1", "tasks", ref, "explain"]:
-                # Who has waited for long asks, as on a machine that stalls.
+                # A client that has waited for long asks, as on a slow machine.
                 state = "queued" if self.api.stall else "running"
                 told = {"status": state, "summary": self.api.stall, "nodes": []}
                 return 200, {"id": ref} | told
@@ -338,7 +338,7 @@ class Threading(socketserver.ThreadingMixIn):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent about clients that left, which is what some tests are about."""
+        """Ignore clients that left, because some tests cause that."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[misc]
 
@@ -353,7 +353,7 @@ class TcpServer(Threading, socketserver.TCPServer):
 
 @contextlib.contextmanager
 def serving(api: Api, path: Path | None = None) -> Iterator[str]:
-    """Serve on a UNIX socket, or on a free loopback port; yield the place."""
+    """Serve on a UNIX socket, or on a free loopback port; yield the address."""
     handler = type("ApiHandler", (Handler,), {"api": api})
     server: UnixServer | TcpServer = (
         TcpServer(("127.0.0.1", 0), handler)

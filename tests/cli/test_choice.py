@@ -1,4 +1,4 @@
-"""Which node a command talks to, and what it says when that fails."""
+"""The node that a command uses, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def dead_socket(path: Path) -> None:
 
 
 @needs_no_installed_agent
-def test_the_only_agent_that_answers_is_taken(
+def test_the_only_agent_that_answers_is_used(
     api: Api, octaskly: Run, tmp_path: Path
 ) -> None:
-    """A socket file outlives an agent that was killed; it is passed over."""
+    """The socket file of a killed agent remains; it is skipped."""
     dead_socket(tmp_path / "run" / "octaskly" / "gone.sock")
 
     assert octaskly("nodes", node=None).returncode == 0
@@ -36,7 +36,7 @@ def test_the_only_agent_that_answers_is_taken(
 
 @needs_no_installed_agent
 def test_several_agents_are_listed(api: Api, octaskly: Run, tmp_path: Path) -> None:
-    """Guessing would run commands on the wrong mesh."""
+    """A guess could run commands on the wrong mesh."""
     with serving(Api(name="other"), tmp_path / "run" / "octaskly" / "other.sock"):
         done = octaskly("ls", node=None)
 
@@ -47,7 +47,9 @@ def test_several_agents_are_listed(api: Api, octaskly: Run, tmp_path: Path) -> N
     )
 
 
-def test_node_chooses_among_several(api: Api, octaskly: Run, tmp_path: Path) -> None:
+def test_the_node_flag_chooses_among_several(
+    api: Api, octaskly: Run, tmp_path: Path
+) -> None:
     """By name, which is that of the socket."""
     other = Api(name="other")
     with serving(other, tmp_path / "run" / "octaskly" / "other.sock"):
@@ -56,7 +58,7 @@ def test_node_chooses_among_several(api: Api, octaskly: Run, tmp_path: Path) -> 
     assert (len(api.requests), len(other.requests)) == (0, 1)
 
 
-def test_unknown_node_is_named(api: Api, octaskly: Run) -> None:
+def test_an_unknown_node_is_named(api: Api, octaskly: Run) -> None:
     """The hint starts it."""
     done = octaskly("ls", node="nobody")
 
@@ -87,10 +89,10 @@ def test_state_dir_chooses_by_description(
 
 
 @pytest.mark.parametrize("how", ["flag", "variable"])
-def test_a_state_folder_of_another_user_is_not_taken_for_one_without_an_agent(
+def test_an_unreadable_state_folder_is_not_reported_as_empty(
     environ: dict[str, str], tmp_path: Path, how: str
 ) -> None:
-    """Nobody knows whether one runs there, so nobody is told to start it."""
+    """An agent may run there, so the hint must not start another one."""
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o000)
     chosen = ["--state-dir", str(folder)] if how == "flag" else []
@@ -110,10 +112,10 @@ def test_a_state_folder_of_another_user_is_not_taken_for_one_without_an_agent(
     assert done.stderr.decode().startswith(said)
 
 
-def test_agent_in_a_state_folder_is_found_by_name(
+def test_an_agent_in_a_state_folder_is_found_by_name(
     octaskly: Run, tmp_path: Path
 ) -> None:
-    """Without a folder for sockets, the socket lies in the state folder."""
+    """Without a folder for sockets, the socket is in the state folder."""
     state = tmp_path / "state" / "octaskly" / "lone"
     state.mkdir(parents=True)
     api = Api()
@@ -126,10 +128,10 @@ def test_agent_in_a_state_folder_is_found_by_name(
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_of_settings_says_which_node_is_asked(
+def test_a_settings_file_names_the_node(
     api: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """A laptop outside of the mesh needs no flags; nearer words prevail."""
+    """A laptop outside the mesh needs no flags; nearer sources prevail."""
     environ |= {"OCTASKLY_TOKEN": TOKEN, "XDG_CONFIG_HOME": str(tmp_path)}
     environ.pop("CONFIGURATION_DIRECTORY", None)
     (tmp_path / "octaskly").mkdir()
@@ -149,7 +151,7 @@ def test_a_file_of_settings_says_which_node_is_asked(
 def test_url_takes_the_token_from_the_environment(
     octaskly: Run, environ: dict[str, str]
 ) -> None:
-    """A token on the command line would be seen by every user of the machine."""
+    """Every user of the machine could see a token on the command line."""
     api = Api(needs_token=True)
     with serving(api) as url:
         without = octaskly("--url", url, "ls", node=None)
@@ -178,7 +180,7 @@ def test_url_takes_the_token_from_the_environment(
         "https://pi4..local:3443",
     ],
 )
-def test_unusable_url_is_named(octaskly: Run, url: str) -> None:
+def test_an_unusable_url_is_named(octaskly: Run, url: str) -> None:
     """Exit 78, as for every setting."""
     done = octaskly("--url", url, "ls", node=None)
 
@@ -186,8 +188,8 @@ def test_unusable_url_is_named(octaskly: Run, url: str) -> None:
     assert url in done.stderr.decode() or "port" in done.stderr.decode()
 
 
-def test_nobody_at_the_url_is_exit_5(octaskly: Run) -> None:
-    """The cause is the system's own word."""
+def test_an_unreachable_url_is_exit_5(octaskly: Run) -> None:
+    """The cause is the system's own text."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -201,10 +203,10 @@ def test_nobody_at_the_url_is_exit_5(octaskly: Run) -> None:
 @pytest.mark.parametrize(
     ("status", "code"), [(400, 2), (401, 4), (403, 4), (404, 3), (409, 1), (500, 1)]
 )
-def test_refusal_has_an_exit_code_of_its_own(
+def test_each_kind_of_refusal_has_its_own_exit_code(
     api: Api, octaskly: Run, status: int, code: int
 ) -> None:
-    """Scripts tell them apart; what in particular was wrong is the cause."""
+    """Scripts need the code; the error's cause has the details."""
     api.refuse = lambda _method, _path: (status, {})
 
     done = octaskly("show", "1")
@@ -213,8 +215,8 @@ def test_refusal_has_an_exit_code_of_its_own(
     assert done.stderr.decode().startswith("error: Refused\n  cause: the test said so")
 
 
-def test_a_viewer_is_not_told_to_become_admin(api: Api, octaskly: Run) -> None:
-    """A client is enough to submit and cancel; who is one knows that it is not."""
+def test_a_viewer_is_not_advised_to_become_admin(api: Api, octaskly: Run) -> None:
+    """The client role is enough to submit and cancel."""
     api.refuse = lambda _method, _path: (403, {})
 
     done = octaskly("submit", "--", "true")
@@ -256,7 +258,7 @@ def test_a_viewer_is_not_told_to_become_admin(api: Api, octaskly: Run) -> None:
         ),
     ],
 )
-def test_usage_error_says_what_and_how(
+def test_a_usage_error_states_the_mistake_and_the_fix(
     octaskly: Run, arguments: list[str], text: str
 ) -> None:
     """Exit 2, in the form of every other error."""

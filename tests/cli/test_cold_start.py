@@ -1,4 +1,4 @@
-"""A command answers in a tenth of a second, so it imports next to nothing."""
+"""Cold starts: a command answers in a tenth of a second, so it imports little."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEAVY = (
 def test_commands_import_no_heavy_library(
     api: Api, environ: dict[str, str], arguments: list[str]
 ) -> None:
-    """Aiohttp alone takes longer to import than the whole command may."""
+    """Importing aiohttp alone takes longer than the whole command may."""
     program = (
         "import sys\n"
         "from octaskly.cli import main\n"
@@ -57,13 +57,13 @@ def test_commands_import_no_heavy_library(
     modules = done.stderr.split()
 
     assert "click" in modules
-    # Only where all commands are listed, those with settings are imported.
+    # Commands with settings are imported only for the list of all commands.
     is_list = arguments == ["--help"]
     assert [name for name in HEAVY if name in modules] == [TABLE] * is_list
 
 
-def test_an_agent_imports_nothing_for_pictures_and_pairings() -> None:
-    """Rich and what it draws with took 4 MB of each node."""
+def test_an_agent_imports_no_terminal_or_pairing_library() -> None:
+    """Rich and its dependencies took 4 MB in each node."""
     program = "import octaskly.agent.lifecycle, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -75,8 +75,8 @@ def test_an_agent_imports_nothing_for_pictures_and_pairings() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_explains_itself(octaskly: Run, name: str) -> None:
-    """The table of lazy commands names only what exists."""
+def test_every_command_has_help(octaskly: Run, name: str) -> None:
+    """The table of lazy commands names only existing ones."""
     done = octaskly(name, "--help", node=None)
 
     assert done.returncode == 0, done.stderr

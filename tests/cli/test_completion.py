@@ -1,4 +1,4 @@
-"""Tab in real shells, which ask a node on a real socket."""
+"""Completion in real shells, with a node on a real socket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cli.typed import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
 WAIT_S = 60.0
-TRIES = 40  #: on a machine that is too busy for the budget, as a user does
+TRIES = 40  #: for machines too slow for the default budget; users may set it, too
 
 BASH = """\
 eval "$(octaskly completion bash)"
@@ -35,7 +35,7 @@ complete -C "octaskly {words} {last}"
 
 @pytest.fixture
 def shell_environ(environ: dict[str, str]) -> dict[str, str]:
-    """An environment in which `octaskly` is the one under test."""
+    """An environment in which `octaskly` is the version under test."""
     path = f"{Path(PROGRAM[0]).parent}:{environ['PATH']}"
     return environ | {"PATH": path, "TERM": "dumb"}
 
@@ -43,7 +43,7 @@ def shell_environ(environ: dict[str, str]) -> dict[str, str]:
 def offered(
     shell: str, environ: dict[str, str], words: list[str], last: str = ""
 ) -> list[str]:
-    """Return what bash or fish offers behind some words for the last one."""
+    """Return the completions of bash or fish for the last of these words."""
     text = {"bash": BASH, "fish": FISH}[shell].format(
         words=" ".join(words), count=len(words), last=last
     )
@@ -59,10 +59,10 @@ def offered(
     return [line.partition("\t")[0] for line in done.stdout.splitlines() if line]
 
 
-def told(
+def completions_of_tasks(
     shell: str, environ: dict[str, str], words: list[str], last: str = ""
 ) -> list[str]:
-    """Return what is offered of what the node knows."""
+    """Return the completions of the node's tasks."""
     tries = (offered(shell, environ, words, last) for _ in range(TRIES))
     return next((found for found in tries if found), [])
 
@@ -83,24 +83,28 @@ def test_shells_offer_commands_ids_nodes_and_options(
     task = octaskly("submit", "--", "true").stdout.decode().strip()
 
     assert "drain" in offered(shell, shell_environ, [], "dr")
-    assert told(shell, shell_environ, ["show"], "t") == [task]
-    assert told(shell, shell_environ, ["--node", "here", "drain"]) == ["here"]
+    assert completions_of_tasks(shell, shell_environ, ["show"], "t") == [task]
+    assert completions_of_tasks(shell, shell_environ, ["--node", "here", "drain"]) == [
+        "here"
+    ]
     tokens = [
         {"id": "1", "name": "ci", "role": "client", "state": "good"},
         {"id": "2", "name": "old", "role": "client", "state": "revoked"},
     ]
-    api.told["/api/v1/tokens"] = {"tokens": tokens}
-    assert told(shell, shell_environ, ["token", "revoke"]) == ["ci"]
-    assert told(shell, shell_environ, ["run", "--require"]) == ["room=attic"]
+    api.completions_of_tasks["/api/v1/tokens"] = {"tokens": tokens}
+    assert completions_of_tasks(shell, shell_environ, ["token", "revoke"]) == ["ci"]
+    assert completions_of_tasks(shell, shell_environ, ["run", "--require"]) == [
+        "room=attic"
+    ]
     assert "--max-fails" in offered(shell, shell_environ, ["array"], "--max")
-    assert told(shell, shell_environ, ["--node"]) == ["here"]
+    assert completions_of_tasks(shell, shell_environ, ["--node"]) == ["here"]
 
 
 @pytest.mark.slow
 def test_zsh_completes_an_id_in_the_line(
     api: Api, octaskly: Run, shell_environ: dict[str, str]
 ) -> None:
-    """Its completion lives in the line editor, so a terminal is needed."""
+    """Its completion is in the line editor, so a terminal is needed."""
     task = octaskly("submit", "--", "true").stdout.decode().strip()
     zsh = pexpect.spawn(
         need("zsh"), ["-f", "-i"], env=shell_environ, timeout=WAIT_S, encoding="utf-8"
@@ -120,18 +124,18 @@ def test_zsh_completes_an_id_in_the_line(
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_script_for_each_shell_needs_no_agent(octaskly: Run, shell: str) -> None:
-    """It goes into the start file of a shell, where nothing may be said."""
+def test_a_completion_script_needs_no_agent(octaskly: Run, shell: str) -> None:
+    """A shell reads it at its start, when no output is allowed."""
     done = octaskly("completion", shell, node=None)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"_OCTASKLY_COMPLETE" in done.stdout
 
 
-def test_only_the_newest_tasks_are_offered(
+def test_only_the_newest_tasks_are_completed(
     api: Api, shell_environ: dict[str, str]
 ) -> None:
-    """A million ids are no help, and would not come within the budget."""
+    """A million ids are no help, and would exceed the budget."""
     for number in range(1, OFFERED_MAX + 3):
         name = f"task-{number:03}-{number:08x}"
         api.tasks[name] = {"id": name, "command": "c", "status": "completed"}
@@ -146,10 +150,10 @@ def test_only_the_newest_tasks_are_offered(
 
 
 @pytest.mark.slow
-def test_a_node_that_does_not_answer_is_given_up_in_silence(
+def test_completion_gives_up_silently_on_a_silent_node(
     environ: dict[str, str], shell_environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """The user sits in the middle of a line: 0.2 s, and not a word."""
+    """The user is typing: 0.2 s, and no output."""
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(tmp_path / "run" / "octaskly" / "here.sock"))
         deaf.listen()
@@ -162,7 +166,7 @@ def test_a_node_that_does_not_answer_is_given_up_in_silence(
 
 
 def held_s(deaf: socket.socket) -> float:
-    """Return for how long a client waits that is not answered."""
+    """Return the time that a client waits for a missing answer."""
     with deaf.accept()[0] as client:
         began_s = time.monotonic()
         while client.recv(4096):
@@ -170,9 +174,9 @@ def held_s(deaf: socket.socket) -> float:
         return time.monotonic() - began_s
 
 
-def test_without_an_agent_nothing_is_offered_and_nothing_said(
+def test_without_an_agent_completion_is_silent(
     shell_environ: dict[str, str],
 ) -> None:
-    """Words that need no mesh come all the same."""
+    """Words that need no mesh are still completed."""
     assert offered("bash", shell_environ, ["drain"]) == []
     assert "drain" in offered("bash", shell_environ, [], "d")

@@ -80,12 +80,12 @@ print(json.dumps(codes))
         pytest.param(1, ["--json"], marks=pytest.mark.soak),
     ],
 )
-def test_an_interrupt_at_any_line_leaves_no_task_behind(
+def test_an_interrupt_at_any_line_leaves_no_task_running(
     api: Api, environ: dict[str, str], first: int, options: list[str]
 ) -> None:
-    """Whatever it was about to do: the task was not handed in, or is cancelled.
+    """The task was not submitted, or it is cancelled.
 
-    Every second line, from the first or the second on.
+    Tests take every second line, from the first or the second on.
     """
     done = subprocess.run(
         [sys.executable, "-c", EVERY_LINE, str(first), *options],
@@ -116,10 +116,10 @@ def terminal(environ: dict[str, str], *words: str) -> pexpect.spawn[str]:
 
 
 @pytest.mark.parametrize("phase", ["handing in", "waiting", "writing", "cancelling"])
-def test_control_c_in_each_phase_of_run(
+def test_ctrl_c_in_each_phase_of_run(
     api: Api, environ: dict[str, str], phase: str
 ) -> None:
-    """The terminal sends it to the whole group of processes, as a user does."""
+    """The terminal sends the signal to the whole process group."""
     may_answer = threading.Event()
     held = {"handing in": "POST", "cancelling": "DELETE"}.get(phase)
 
@@ -146,8 +146,8 @@ def test_control_c_in_each_phase_of_run(
     assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
 
 
-def test_sigterm_leaves_no_task_behind(api: Api, environ: dict[str, str]) -> None:
-    """As `timeout` and build servers send it, which think that they end what runs."""
+def test_sigterm_leaves_no_task_running(api: Api, environ: dict[str, str]) -> None:
+    """`timeout` and build servers send it, and expect that the command ends."""
     run = terminal(environ, "run", "--", "sleep 1000")
     wait_until_asked(api, "/logs")
     run.kill(signal.SIGTERM)

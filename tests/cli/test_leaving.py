@@ -1,4 +1,4 @@
-"""`octaskly leave`, as root may run it for an agent of another user."""
+"""`octaskly leave` by root, for an agent of another user."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of others need 
 @pytest.mark.parametrize(
     ("owner", "rights"), [(NOBODY, [str(NOBODY)] * 6), (0, ["0"] * 6)]
 )
-def test_root_deletes_what_an_agent_names_with_the_rights_of_that_agent(
+def test_root_deletes_files_of_an_agent_with_the_agent_s_rights(
     tmp_path: Path, owner: int, rights: list[str]
 ) -> None:
-    """It could name any file and any process of the machine."""
+    """An agent could name any file and any process of the machine."""
     socket = tmp_path / "ash.sock"
     socket.touch()
     os.chown(socket, owner, -1)

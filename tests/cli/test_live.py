@@ -1,4 +1,4 @@
-"""Each command against a real mesh of two, through the node that is not dispatcher."""
+"""Each command against a real mesh of two, through the node without the role."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.typed import apart, typed
+from tests.cli.typed import typed, without_wait_reason
 from tests.support.agents import Agent, running, until_nodes
 
 Done = subprocess.CompletedProcess[bytes]
@@ -44,13 +44,13 @@ def octaskly(node: Agent, *arguments: str | bytes, stdin: bytes = b"") -> Done:
         timeout=60,
         check=False,
     )
-    return apart(done)
+    return without_wait_reason(done)
 
 
 def assert_error_form(stderr: bytes) -> None:
-    """`error`, perhaps a `cause`, and at least one hint; no colour, no traceback.
+    """Check for `error`, perhaps `cause`, and a hint, without colour or traceback.
 
-    Why a task waits may have been told before.
+    The reason why a task waits may come before.
     """
     told = stderr.decode().splitlines()
     lines = [line for line in told if not line.startswith("queued: ")]
@@ -83,7 +83,7 @@ def assert_error_form(stderr: bytes) -> None:
 def test_every_error_has_a_hint_and_its_code(
     forwarding_agent: Agent, arguments: list[str | bytes], code: int
 ) -> None:
-    """Nothing on stdout, and what to do on stderr."""
+    """Stdout is empty, and stderr says what to do."""
     done = octaskly(forwarding_agent, *arguments)
 
     assert (done.returncode, done.stdout) == (code, b""), done.stderr
@@ -98,10 +98,10 @@ def test_every_error_has_a_hint_and_its_code(
         (["--url", "ftp://localhost"], 78),
     ],
 )
-def test_where_nobody_answers_the_hint_starts_somebody(
+def test_the_hint_for_an_unreachable_agent_starts_one(
     options: list[str], code: int
 ) -> None:
-    """Exit 5 is for scripts that may try again later."""
+    """Exit 5 tells scripts that they may try again later."""
     done = subprocess.run(
         [sys.executable, "-m", "octaskly", *options, "ls"],
         capture_output=True,
@@ -114,7 +114,7 @@ def test_where_nobody_answers_the_hint_starts_somebody(
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["--file", "-"]])
-def test_lines_that_are_no_text_are_refused_whole(
+def test_lines_that_are_not_text_are_refused_together(
     forwarding_agent: Agent, arguments: list[str]
 ) -> None:
     """The good line before the bad one is not submitted either."""
@@ -138,7 +138,7 @@ def test_lines_that_are_no_text_are_refused_whole(
         (["run", "--", r"printf '\000\377'"], 0, b"\x00\xff"),
     ],
 )
-def test_run_from_a_node_that_forwards(
+def test_run_works_through_a_forwarding_node(
     forwarding_agent: Agent, arguments: list[str], code: int, stdout: bytes
 ) -> None:
     """As if the command ran here."""
@@ -148,7 +148,7 @@ def test_run_from_a_node_that_forwards(
 
 
 def test_long_output_is_printed_whole(forwarding_agent: Agent) -> None:
-    """What the log does not keep comes from the worker; `logs` gives the same."""
+    """The worker sends the part that the log lacks; `logs` prints the same."""
     ran = octaskly(forwarding_agent, "run", "--", "sleep 0.1; seq 400000")
     logged = octaskly(forwarding_agent, "logs", "last")
 
@@ -157,8 +157,8 @@ def test_long_output_is_printed_whole(forwarding_agent: Agent) -> None:
     assert (logged.stdout, logged.stderr) == (ran.stdout, ran.stderr)
 
 
-def test_every_reading_command_speaks_json(forwarding_agent: Agent) -> None:
-    """One document on stdout, the same that the API answers."""
+def test_every_read_command_prints_json(forwarding_agent: Agent) -> None:
+    """One document on stdout, the same as the API's answer."""
     octaskly(forwarding_agent, "run", "--", "echo hi")
     keys = {
         ("ls",): "tasks",
@@ -173,8 +173,8 @@ def test_every_reading_command_speaks_json(forwarding_agent: Agent) -> None:
         assert key in json.loads(done.stdout), command
 
 
-def test_a_second_interrupt_leaves_the_task_alone(forwarding_agent: Agent) -> None:
-    """The first cancels, however soon the second comes that only ends the waiting."""
+def test_a_second_interrupt_does_not_affect_the_task(forwarding_agent: Agent) -> None:
+    """The first cancels it; the second ends only the wait, however soon it comes."""
     process = subprocess.Popen(
         words(
             forwarding_agent,
@@ -207,10 +207,10 @@ def test_a_second_interrupt_leaves_the_task_alone(forwarding_agent: Agent) -> No
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("arguments", [["ls"], ["logs", "last"], ["nodes", "--json"]])
-def test_output_that_cannot_be_written_is_an_error(
+def test_a_failed_write_of_output_is_an_error(
     forwarding_agent: Agent, arguments: list[str]
 ) -> None:
-    """A full disk is said, not thrown."""
+    """A full disk is reported without a traceback."""
     octaskly(forwarding_agent, "run", "--", "echo hi")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
@@ -226,7 +226,7 @@ def test_output_that_cannot_be_written_is_an_error(
 
 
 def test_a_pipe_that_closes_early_is_no_error(forwarding_agent: Agent) -> None:
-    """`octaskly ls | head -1` says nothing on stderr."""
+    """`octaskly ls | head -1` prints nothing on stderr."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
@@ -240,7 +240,9 @@ def test_a_pipe_that_closes_early_is_no_error(forwarding_agent: Agent) -> None:
     assert done.stderr == b""
 
 
-def test_a_key_makes_submitting_again_harmless(forwarding_agent: Agent) -> None:
+def test_a_repeated_submission_with_a_key_is_idempotent(
+    forwarding_agent: Agent,
+) -> None:
     """Same lines, same key, same ids; other lines are refused."""
     again = [
         octaskly(forwarding_agent, "submit", "--idempotency-key", "k", "-", stdin=lines)

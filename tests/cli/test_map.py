@@ -15,7 +15,7 @@ import pytest
 
 from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
 from octaskly.core.model.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
-from tests.cli.typed import apart, typed
+from tests.cli.typed import typed, without_wait_reason
 
 Call = subprocess.CompletedProcess[bytes]
 WAIT_S = 60.0
@@ -50,7 +50,7 @@ def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
         timeout=WAIT_S,
         check=False,
     )
-    return apart(done)
+    return without_wait_reason(done)
 
 
 def newest(agent: DemoAgent) -> dict[str, object]:
@@ -65,8 +65,8 @@ def count(agent: DemoAgent) -> int:
         return len(list(client.tasks()))
 
 
-def test_a_member_that_a_signal_ended_is_told_with_its_number(agent: DemoAgent) -> None:
-    """As `exit code` is."""
+def test_a_member_that_a_signal_ended_shows_its_signal(agent: DemoAgent) -> None:
+    """Like an exit code."""
     done = octaskly(agent, "map", "kill -{} $$", ":::", "9")
 
     assert done.returncode == 1
@@ -75,10 +75,10 @@ def test_a_member_that_a_signal_ended_is_told_with_its_number(agent: DemoAgent) 
     )
 
 
-def test_results_come_as_members_end_or_in_their_order(
+def test_results_come_in_order_of_completion_or_of_items(
     agent: DemoAgent, tmp_path: Path
 ) -> None:
-    """The first item ends once the second one's output was seen, or has ended."""
+    """The first item ends after the second one's output was seen, or after its end."""
     gate = tmp_path / "gate"
     command = f"test {{}} = b || until test -e {gate}; do sleep 0.05; done; echo {{}}"
     with subprocess.Popen(
@@ -111,16 +111,16 @@ def test_results_come_as_members_end_or_in_their_order(
         (["printf", "<%s>", ":::", "-k", ":::"], b"", b"<-k><:::>"),
     ],
 )
-def test_items_are_words_whatever_is_in_them(
+def test_items_may_contain_any_characters(
     agent: DemoAgent, arguments: list[str], stdin: bytes, printed: bytes
 ) -> None:
-    """From arguments, lines or NUL-ended texts; options end where a command begins."""
+    """From arguments, lines or NUL-ended texts; options end where a command starts."""
     done = octaskly(agent, "map", "--keep-order", *arguments, stdin=stdin)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, printed, b"")
 
 
-def test_a_dry_run_prints_what_a_shell_would_run(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_shell_commands(tmp_path: Path) -> None:
     """It needs no agent."""
     done = subprocess.run(
         [
@@ -148,10 +148,10 @@ def test_a_dry_run_prints_what_a_shell_would_run(tmp_path: Path) -> None:
     ],
     ids=["long", "large", "many", "latin", "nul"],
 )
-def test_items_that_no_array_can_have_are_told_before_any_runs(
+def test_invalid_items_are_reported_before_any_runs(
     agent: DemoAgent, stdin: bytes, told: bytes
 ) -> None:
-    """With the number of the item, and nothing was handed in."""
+    """The error has the number of the item, and nothing was submitted."""
     before = count(agent)
     done = octaskly(agent, "map", "true", stdin=stdin)
 
@@ -161,8 +161,8 @@ def test_items_that_no_array_can_have_are_told_before_any_runs(
     assert count(agent) == before
 
 
-def test_items_without_an_end_are_not_awaited(agent: DemoAgent) -> None:
-    """`yes` fills no memory."""
+def test_endless_items_are_not_read_ahead(agent: DemoAgent) -> None:
+    """`yes` must not fill the memory."""
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
         done = subprocess.run(
             words(agent, "map", "true"),
@@ -176,8 +176,8 @@ def test_items_without_an_end_are_not_awaited(agent: DemoAgent) -> None:
     assert done.returncode == 2
 
 
-def test_output_that_is_too_long_for_a_result_comes_whole(agent: DemoAgent) -> None:
-    """It is read from the node that has it, in its place."""
+def test_output_beyond_the_limit_of_a_result_comes_whole(agent: DemoAgent) -> None:
+    """The client reads it from its node, at its position."""
     command = "echo {}; yes {} | head -c 3000000; echo; echo end {}"
     done = octaskly(agent, "map", "-k", command, ":::", "a", "b")
 
@@ -186,8 +186,10 @@ def test_output_that_is_too_long_for_a_result_comes_whole(agent: DemoAgent) -> N
     assert b"end a\nb\n" in done.stdout
 
 
-def test_what_failed_is_repeated_and_printed(agent: DemoAgent, tmp_path: Path) -> None:
-    """By the id that was told; what succeeded is not run again."""
+def test_failed_members_are_repeated_and_printed(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
+    """By the printed id; successful members do not run again."""
     gate = tmp_path / "gate"
     command = f"echo {{}}; test {{}} = b || test -e {gate}"
     done = octaskly(agent, "map", "--name", "m", command, ":::", "a", "b", "c")
@@ -205,7 +207,7 @@ def test_what_failed_is_repeated_and_printed(agent: DemoAgent, tmp_path: Path) -
 
 
 def test_only_an_array_has_members_to_repeat(agent: DemoAgent, tmp_path: Path) -> None:
-    """Another task is not run once more because somebody took it for one."""
+    """Another task must not be repeated by mistake."""
     command = f"echo x >> {tmp_path}/runs; exit 3"
     assert octaskly(agent, "run", command).returncode == 3
 
@@ -217,8 +219,8 @@ def test_only_an_array_has_members_to_repeat(agent: DemoAgent, tmp_path: Path) -
     assert newest(agent)["retry_of"] is None
 
 
-def test_too_many_failures_leave_the_rest_for_later(agent: DemoAgent) -> None:
-    """`--retry-failed` then goes on with all that did not succeed."""
+def test_too_many_failures_stop_further_members(agent: DemoAgent) -> None:
+    """`--retry-failed` then continues with all unsuccessful members."""
     options = ["--max-fails", "0", "--cpus", "1"]
     done = octaskly(agent, "map", *options, "exit 3", stdin=b"1\n" * 500)
     told = done.stderr.decode()
@@ -241,8 +243,10 @@ def spawn(agent: DemoAgent, *arguments: str) -> pexpect.spawn[bytes]:
 
 
 @pytest.mark.slow
-def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -> None:
-    """On a terminal, where there is a line of progress as well."""
+def test_an_interrupt_cancels_the_rest_and_prints_how_to_continue(
+    agent: DemoAgent,
+) -> None:
+    """On a terminal with a progress line."""
     items = [str(number) for number in range(100)]
     terminal = spawn(agent, "map", "test {} -lt 3 || sleep 1000", ":::", *items)
     terminal.expect_exact("3/100, 3%, ")
@@ -262,10 +266,10 @@ def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -
     assert (ended.status, ended.array and ended.array.cancelled) == ("cancelled", 97)
 
 
-def test_a_reader_of_both_streams_that_goes_away_cancels_the_rest(
+def test_a_closed_reader_of_both_streams_cancels_the_rest(
     agent: DemoAgent,
 ) -> None:
-    """As `octaskly map ... 2>&1 | head -1` does: nobody hears of the cancel either."""
+    """As `octaskly map ... 2>&1 | head -1`: nobody reads of the cancel either."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
@@ -282,8 +286,8 @@ def test_a_reader_of_both_streams_that_goes_away_cancels_the_rest(
     assert newest(agent)["status"] == "cancelled"
 
 
-def test_a_member_is_named_by_what_names_its_array(agent: DemoAgent) -> None:
-    """As `ID.7` is told where an array is shown, and a number is an ID."""
+def test_a_member_is_named_by_any_name_of_its_array(agent: DemoAgent) -> None:
+    """The views of an array show `ID.7`, and a number is an ID, too."""
     assert octaskly(agent, "map", "echo {}", ":::", "p", "q").returncode == 0
     number = str(newest(agent)["id"]).split("-")[1]
 
@@ -294,8 +298,8 @@ def test_a_member_is_named_by_what_names_its_array(agent: DemoAgent) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_cancels_the_rest(agent: DemoAgent) -> None:
-    """As `octaskly map ... | head -1` does: nobody wants what is left."""
+def test_a_closed_reader_cancels_the_rest(agent: DemoAgent) -> None:
+    """As `octaskly map ... | head -1`: nobody wants the rest."""
     text = "echo {}; test {} -lt 3 || until test -e stop; do sleep 0.1; done"
     with subprocess.Popen(
         words(agent, "map", "--cpus", "1", text, ":::", *map(str, range(50))),
@@ -315,10 +319,10 @@ def test_a_reader_that_goes_away_cancels_the_rest(agent: DemoAgent) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_hundred_thousand_items_take_no_memory_and_lose_no_order(
+def test_a_hundred_thousand_items_keep_memory_small_and_order(
     agent: DemoAgent, tmp_path: Path
 ) -> None:
-    """The client holds the items and a bit for each, not what they wrote."""
+    """The client holds the items and one bit for each, not their output."""
     items = tmp_path / "items"
     items.write_text("".join(f"{number}\n" for number in range(100_000)))
     out = tmp_path / "out"
@@ -334,7 +338,7 @@ def test_a_hundred_thousand_items_take_no_memory_and_lose_no_order(
     assert usage.ru_maxrss < 150 << 10  # KiB
 
 
-def test_items_without_their_separator_are_missed(agent: DemoAgent) -> None:
+def test_a_missing_separator_before_items_is_an_error(agent: DemoAgent) -> None:
     """They look like words of the command, and stdin is empty."""
     done = octaskly(agent, "map", "echo {}", "a", "b")
 

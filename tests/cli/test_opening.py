@@ -16,7 +16,7 @@ CODE = {"code": "node-a.abc", "expires_at": "x", "url": URL, "lan_url": LAN}
 
 @pytest.fixture
 def code_api(api: Api, environ: dict[str, str]) -> Api:
-    """A node that makes codes, on a machine without a screen."""
+    """A node that issues login codes, on a machine without a screen."""
     api.told["/api/v1/sessions/codes"] = CODE
     for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
         environ.pop(name, None)
@@ -24,7 +24,7 @@ def code_api(api: Api, environ: dict[str, str]) -> Api:
 
 
 def browser(tmp_path: Path, environ: dict[str, str], *, exit_code: int = 0) -> Path:
-    """Install a browser that writes down what it is to open; return where."""
+    """Install a browser that writes its URL to a file; return that file."""
     opened, program = tmp_path / "opened", tmp_path / "browser"
     program.write_text(f'#!/bin/sh\necho "$1" > {opened}\nexit {exit_code}\n')
     program.chmod(0o755)
@@ -32,10 +32,10 @@ def browser(tmp_path: Path, environ: dict[str, str], *, exit_code: int = 0) -> P
     return opened
 
 
-def test_it_opens_a_browser_with_a_code_for_this_user_alone(
+def test_open_starts_a_browser_with_a_code_for_this_user(
     code_api: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """The code is on nobody's screen, as it would end up in a screenshot."""
+    """The code is not printed, as it would end up in a screenshot."""
     opened = browser(tmp_path, environ)
 
     done = octaskly("open")
@@ -47,17 +47,17 @@ def test_it_opens_a_browser_with_a_code_for_this_user_alone(
 
 
 def test_without_a_screen_the_address_is_printed(code_api: Api, octaskly: Run) -> None:
-    """For a browser elsewhere, such as through `ssh -L`; so anybody may bring it."""
+    """For a browser elsewhere, for example through `ssh -L`; so anybody may open it."""
     done = octaskly("open")
 
     assert done.stdout.decode() == f"{URL}\n"
     assert code_api.bodies == [{"good_for": "anybody"}]
 
 
-def test_a_browser_that_fails_leaves_the_address(
+def test_the_address_is_printed_if_the_browser_fails(
     code_api: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """The user gets somewhere all the same."""
+    """The user can still open it."""
     browser(tmp_path, environ, exit_code=1)
 
     done = octaskly("open")
@@ -67,15 +67,15 @@ def test_a_browser_that_fails_leaves_the_address(
     assert code_api.bodies[-1] == {"good_for": "anybody"}
 
 
-def test_the_address_for_another_machine_is_the_one_on_the_lan(
+def test_the_lan_address_is_printed_for_another_machine(
     code_api: Api, octaskly: Run
 ) -> None:
-    """And nothing but it is on stdout."""
+    """Stdout contains nothing else."""
     assert octaskly("open", "--lan").stdout.decode() == f"{LAN}\n"
 
 
-def test_a_node_without_a_lan_address_says_so(code_api: Api, octaskly: Run) -> None:
-    """It is in no mesh yet, or serves nobody."""
+def test_a_node_without_a_lan_address_is_an_error(code_api: Api, octaskly: Run) -> None:
+    """It is in no mesh yet, or does not serve the LAN."""
     code_api.told["/api/v1/sessions/codes"] = CODE | {"lan_url": None}
     done = octaskly("open", "--lan")
 

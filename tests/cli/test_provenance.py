@@ -1,4 +1,4 @@
-"""A service of the machine starts nothing that others than root can change."""
+"""A system service starts no program that users other than root can change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANA = 1234
 
 @pytest.fixture
 def safe() -> Iterator[Path]:
-    """A folder that only root can write, as its parents; not so below /tmp."""
+    """A folder that only root can write, including its parents; not below /tmp."""
     folder = Path(tempfile.mkdtemp(dir="/var/lib"))
     folder.chmod(0o755)
     yield folder
@@ -29,7 +29,7 @@ def safe() -> Iterator[Path]:
 
 @pytest.fixture
 def program(safe: Path) -> Path:
-    """A program that is reached through a link, as `pipx` makes it."""
+    """A program behind a link, as `pipx` makes it."""
     (safe / "venv" / "bin").mkdir(parents=True)
     (safe / "bin").mkdir()
     real = safe / "venv" / "bin" / "octaskly"
@@ -39,7 +39,7 @@ def program(safe: Path) -> Path:
     return link
 
 
-def test_program_of_root_alone_is_fine(program: Path) -> None:
+def test_a_program_of_root_alone_is_accepted(program: Path) -> None:
     """Also through a link, and with its interpreter in /usr."""
     assert list(find_untrusted_paths([program, Path("/usr/bin/env")])) == []
 
@@ -52,7 +52,7 @@ def shared_folder(safe: Path) -> Path:
 
 
 def shared_parent(safe: Path) -> Path:
-    """Let everybody write further up."""
+    """Let everybody write into a parent folder."""
     safe.chmod(0o1777)
     return safe
 
@@ -66,14 +66,14 @@ def shared_file(safe: Path) -> Path:
 
 
 def shared_link_folder(safe: Path) -> Path:
-    """Let somebody own the folder of the link."""
+    """Give the folder of the link to another user."""
     place = safe / "bin"
     os.chown(place, ANA, 0)
     return place
 
 
 def foreign_file(safe: Path) -> Path:
-    """Let somebody own the file."""
+    """Give the file to another user."""
     place = safe / "venv" / "bin" / "octaskly"
     os.chown(place, NOBODY, 0)
     return place
@@ -89,10 +89,10 @@ def foreign_file(safe: Path) -> Path:
         (foreign_file, "belongs to nobody"),
     ],
 )
-def test_each_step_to_the_program_is_judged(
+def test_each_step_to_the_program_is_checked(
     safe: Path, program: Path, weaken: Callable[[Path], Path], why: str
 ) -> None:
-    """The folder of a link counts as much as the file that it leads to."""
+    """The folder of a link counts as much as its target."""
     place = weaken(safe)
 
     found = list(find_untrusted_paths([program]))
@@ -100,8 +100,8 @@ def test_each_step_to_the_program_is_judged(
     assert [str(each) for each in found] == [f"{place} {why}"]
 
 
-def test_modules_are_judged_file_by_file(safe: Path) -> None:
-    """What Python imports runs too: one file among thousands is enough."""
+def test_modules_are_checked_file_by_file(safe: Path) -> None:
+    """Imported modules run, too: one file among thousands is enough."""
     modules = safe / "site-packages"
     (modules / "package").mkdir(parents=True)
     (modules / "package" / "fine.py").touch()
@@ -114,8 +114,8 @@ def test_modules_are_judged_file_by_file(safe: Path) -> None:
     assert [each.path for each in found] == [weak]
 
 
-def test_link_among_modules_is_followed(safe: Path) -> None:
-    """A module may lie elsewhere."""
+def test_a_link_among_modules_is_followed(safe: Path) -> None:
+    """A module may be elsewhere."""
     modules = safe / "site-packages"
     modules.mkdir()
     (modules / "module.py").symlink_to("/tmp/module.py")
@@ -125,8 +125,8 @@ def test_link_among_modules_is_followed(safe: Path) -> None:
     assert [str(each) for each in found] == ["/tmp may be written by everybody"]
 
 
-def test_home_is_no_place_for_a_service(safe: Path) -> None:
-    """The unit cannot even see it; root's own home is one."""
+def test_a_program_in_home_is_refused(safe: Path) -> None:
+    """The unit cannot even see /home; root's own home is one, too."""
     found = list(find_untrusted_paths([Path("/root/.local/bin/octaskly")]))
 
     assert [str(each) for each in found] == ["/root is in a home folder"]

@@ -1,4 +1,4 @@
-"""Commands that look: data on stdout, talk on stderr, JSON as the API says it."""
+"""Read commands: data on stdout, messages on stderr, JSON as in the API."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def three_tasks(api: Api) -> Api:
     return api
 
 
-def test_ls_is_one_line_a_task(three_tasks: Api, octaskly: Run) -> None:
-    """Without a terminal: no colours, no boxes, nothing cut, no talk on stdout."""
+def test_ls_prints_one_line_for_each_task(three_tasks: Api, octaskly: Run) -> None:
+    """Without a terminal: no colours, boxes, cut columns or messages on stdout."""
     done = octaskly("ls")
 
     assert done.stdout.decode() == (
@@ -59,8 +59,10 @@ def test_ls_is_one_line_a_task(three_tasks: Api, octaskly: Run) -> None:
     assert done.stderr == b""
 
 
-def test_ls_has_names_where_there_are_any(three_tasks: Api, octaskly: Run) -> None:
-    """Few tasks have one: no column for nothing."""
+def test_ls_has_a_name_column_if_a_task_has_a_name(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """Few tasks have one, and an empty column helps nobody."""
     three_tasks.tasks["task-002-00000002"]["name"] = "nightly"
 
     done = octaskly("ls")
@@ -73,8 +75,8 @@ def test_ls_has_names_where_there_are_any(three_tasks: Api, octaskly: Run) -> No
     )
 
 
-def test_show_has_what_was_asked_for(three_tasks: Api, octaskly: Run) -> None:
-    """Only that."""
+def test_show_prints_the_requested_options(three_tasks: Api, octaskly: Run) -> None:
+    """And no others."""
     three_tasks.forced = {
         "name": "nightly",
         "labels": {"team": "ci", "hot": ""},
@@ -118,8 +120,8 @@ def test_show_has_what_was_asked_for(three_tasks: Api, octaskly: Run) -> None:
     } <= set(done.stdout.decode().splitlines())
 
 
-def test_ls_says_on_stderr_that_there_is_more(three_tasks: Api, octaskly: Run) -> None:
-    """A cut list must not look like a whole one."""
+def test_ls_reports_further_tasks_on_stderr(three_tasks: Api, octaskly: Run) -> None:
+    """A cut list must not look complete."""
     done = octaskly("ls", "--limit", "1", "--offset", "1")
 
     assert done.stdout.count(b"\n") == 2
@@ -135,8 +137,8 @@ def test_ls_filters_by_state_and_node(three_tasks: Api, octaskly: Run) -> None:
     ]
 
 
-def test_show_has_all_that_is_known(three_tasks: Api, octaskly: Run) -> None:
-    """What is unknown is left out."""
+def test_show_prints_all_known_fields(three_tasks: Api, octaskly: Run) -> None:
+    """Unknown fields are omitted."""
     three_tasks.forced = {
         "outputs": [{"path": "a.txt", "bytes": 2048}, {"path": "b.txt", "bytes": None}]
     }
@@ -165,7 +167,7 @@ def test_show_has_all_that_is_known(three_tasks: Api, octaskly: Run) -> None:
 def test_a_task_is_named_by_id_or_number(
     three_tasks: Api, octaskly: Run, ref: str
 ) -> None:
-    """The number alone is what one types."""
+    """The number alone is quick to type."""
     done = octaskly("show", ref, "--json")
 
     assert json.loads(done.stdout)["id"] == "task-001-00000001"
@@ -178,7 +180,7 @@ def test_last_is_the_newest_task(three_tasks: Api, octaskly: Run) -> None:
     assert json.loads(done.stdout)["id"] == "task-003-00000003"
 
 
-def test_members_are_listed_of_whatever_names_an_array(
+def test_ls_lists_members_by_any_name_of_their_array(
     three_tasks: Api, octaskly: Run
 ) -> None:
     """The API knows ids alone."""
@@ -188,8 +190,8 @@ def test_members_are_listed_of_whatever_names_an_array(
     assert three_tasks.requests[-1] == asked
 
 
-def test_last_of_nothing_says_so(api: Api, octaskly: Run) -> None:
-    """An empty mesh has no last task; the hint makes one."""
+def test_last_in_an_empty_mesh_is_an_error(api: Api, octaskly: Run) -> None:
+    """No task exists; the hint submits one."""
     done = octaskly("logs", "last")
 
     assert done.returncode == 1
@@ -199,7 +201,7 @@ def test_last_of_nothing_says_so(api: Api, octaskly: Run) -> None:
 
 
 def test_logs_are_the_raw_streams(three_tasks: Api, octaskly: Run) -> None:
-    """Each goes where the task wrote it."""
+    """Each goes to the stream that the task wrote to."""
     done = octaskly("logs", "1")
 
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
@@ -214,21 +216,19 @@ def test_logs_are_the_raw_streams(three_tasks: Api, octaskly: Run) -> None:
         (["-f", "--stderr"], b"", b"err\n"),
     ],
 )
-def test_one_stream_alone_may_be_asked_for(
+def test_logs_of_one_stream_can_be_requested(
     three_tasks: Api, octaskly: Run, flags: list[str], stdout: bytes, stderr: bytes
 ) -> None:
-    """Of a task that has ended there is nothing to follow but its end."""
+    """Of an ended task only its end is left to follow."""
     done = octaskly("logs", *flags, "1")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)
 
 
-def test_logs_say_what_is_missing_and_what_runs_again(
-    three_tasks: Api, octaskly: Run
-) -> None:
+def test_logs_report_missing_output_and_reruns(three_tasks: Api, octaskly: Run) -> None:
     """On stderr: stdout has the bytes alone."""
     said = [
-        # Nothing was seen of an attempt before it, so it is none for the reader.
+        # No earlier attempt was seen, so the reader sees no rerun.
         ("attempt", {"attempt": 2, "node": "ash", "previous": "inputs"}),
         ("stdout", {"offset": 0, "data": "b"}),
         ("attempt", {"attempt": 3, "node": "pi4", "previous": "lost"}),
@@ -251,20 +251,20 @@ def test_logs_say_what_is_missing_and_what_runs_again(
     ]
 
 
-def test_logs_of_one_attempt_are_asked_for_by_its_number(
+def test_logs_of_one_attempt_are_requested_by_its_number(
     three_tasks: Api, octaskly: Run
 ) -> None:
-    """The node knows them all, also those that do not count."""
+    """The node knows all attempts, including superseded ones."""
     done = octaskly("logs", "--attempt", "2", "3")
 
     assert "attempt=2" in three_tasks.requests[-1]
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_logs_of_a_lost_task_say_that_more_may_have_been_written(
+def test_logs_of_a_lost_task_warn_of_missing_output(
     three_tasks: Api, octaskly: Run
 ) -> None:
-    """Its worker is gone: silence would look like an empty output."""
+    """Its worker is gone: no message would look like an empty output."""
     three_tasks.tasks["task-001-00000001"] |= {"status": "failed", "reason": "lost"}
 
     done = octaskly("logs", "1")
@@ -272,16 +272,18 @@ def test_logs_of_a_lost_task_say_that_more_may_have_been_written(
     assert b"was lost with its worker: it may have written more" in done.stderr
 
 
-def test_logs_say_when_there_is_nothing_yet(three_tasks: Api, octaskly: Run) -> None:
-    """Silence would look like an empty output."""
+def test_logs_report_that_there_is_no_output_yet(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """No message would look like an empty output."""
     done = octaskly("logs", "3")
 
     assert done.stdout == b""
     assert b"task-003-00000003 is queued" in done.stderr
 
 
-def test_nodes_lists_the_mesh(api: Api, octaskly: Run) -> None:
-    """One line a node."""
+def test_nodes_prints_one_line_for_each_node(api: Api, octaskly: Run) -> None:
+    """The whole mesh."""
     done = octaskly("nodes")
 
     head, line = done.stdout.decode().splitlines()
@@ -307,10 +309,10 @@ SAFE: dict[str, Any] = {
 }
 
 
-def test_nodes_tells_who_keeps_copies(
+def test_nodes_shows_standbys_and_the_last_failover(
     api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How far a standby has come, and what happened to the dispatcher before."""
+    """The progress of a standby, and the end of the previous dispatcher."""
     others = [
         {"name": "ben", "id": "0012", "role": "standby", "state": "ready"},
         {"name": "cy", "id": "0013", "role": "standby", "state": "ready"},
@@ -338,14 +340,14 @@ def test_nodes_tells_who_keeps_copies(
         (SAFE["standbys"][1:], b"cy is joining, 1200 entries behind"),
     ],
 )
-def test_nodes_warns_where_one_copy_is_all(
+def test_nodes_warns_if_there_is_only_one_copy(
     api: Api,
     octaskly: Run,
     monkeypatch: pytest.MonkeyPatch,
     standbys: list[Any],
     said: bytes,
 ) -> None:
-    """Others are there, so one would think that tasks are safe."""
+    """Other nodes exist, so a reader could believe that tasks are safe."""
     cy = {"name": "cy", "id": "0013", "role": "worker", "state": "ready"}
     monkeypatch.setitem(NODES, "nodes", [NODE, cy])
     monkeypatch.setitem(NODES, "replicas", 1)
@@ -356,10 +358,10 @@ def test_nodes_warns_where_one_copy_is_all(
     assert done.stderr == b"warning: new tasks have one copy only; " + said + b"\n"
 
 
-def test_one_node_alone_is_not_warned_of(
+def test_a_lone_node_is_not_warned_about(
     api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It cannot have another copy; a lost node is no other one."""
+    """It cannot have another copy; a lost node does not count."""
     gone = NODE | {"name": "cy", "id": "0013", "role": "worker", "state": "lost"}
     monkeypatch.setitem(NODES, "nodes", [NODE, gone])
     monkeypatch.setitem(NODES, "replicas", 1)
@@ -370,10 +372,10 @@ def test_one_node_alone_is_not_warned_of(
     assert done.stdout.splitlines()[-1].split()[4:6] == [b"-", b"-"]
 
 
-def test_stats_tells_how_safe_a_new_task_is(
+def test_stats_shows_the_safety_of_a_new_task(
     api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies, who keeps them, and the last change of dispatcher."""
+    """Copies, their nodes, and the last change of dispatcher."""
     monkeypatch.setitem(STATS, "mesh", SAFE)
 
     lines = octaskly("stats").stdout.decode().splitlines()
@@ -386,8 +388,8 @@ def test_stats_tells_how_safe_a_new_task_is(
     assert lines[5].startswith("last failover:")
 
 
-def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:
-    """Read by people; programs take --json."""
+def test_stats_summarises_the_mesh(api: Api, octaskly: Run) -> None:
+    """For people; programs use --json."""
     done = octaskly("stats")
 
     assert done.stdout.decode() == (
@@ -402,10 +404,10 @@ def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:
 
 
 @pytest.mark.parametrize(("command", "answer"), [("nodes", NODES), ("stats", STATS)])
-def test_json_is_what_the_api_answers(
+def test_json_is_the_answer_of_the_api(
     api: Api, octaskly: Run, command: str, answer: dict[str, Any]
 ) -> None:
-    """Behind the version of its form nothing is added: see the REST reference."""
+    """Only a format version is added: see the REST reference."""
     done = octaskly(command, "--json")
 
     assert done.stdout.startswith(b'{"v":1,')
@@ -422,13 +424,13 @@ UNSEEN = re.compile(
 @pytest.mark.parametrize(
     "line", [("ls",), ("show", "1"), ("nodes",), ("stats",), ("wait", "1")]
 )
-def test_control_characters_of_others_do_not_reach_the_terminal(
+def test_foreign_control_characters_do_not_reach_the_terminal(
     three_tasks: Api,
     octaskly: Run,
     line: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever others may name: commands, tasks, labels, nodes, subjects, reasons."""
+    """In commands, tasks, labels, nodes, subjects and reasons."""
     task = three_tasks.tasks["task-001-00000001"]
     task.update(command=NASTY, name=NASTY, labels={"a": NASTY}, detail=NASTY)
     task.update(worker_id=NASTY, submitted_by=NASTY)
@@ -447,7 +449,7 @@ def test_control_characters_of_others_do_not_reach_the_terminal(
 def test_json_on_a_terminal_has_no_control_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """JSON escapes some of them only: of one byte, and none that turn text round."""
+    """JSON escapes only some: not those above one byte, nor text-direction marks."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
@@ -460,16 +462,16 @@ def test_json_on_a_terminal_has_no_control_characters(
     assert json.loads(shown) == {"v": 1, "target": NASTY}
 
 
-def test_what_others_name_begins_no_line_of_its_own() -> None:
-    """A path that a stranger asks for would pass for a line of the audit log."""
+def test_foreign_text_starts_no_line_of_its_own() -> None:
+    """A path in a stranger's request could look like a line of the audit log."""
     assert on_one_line("/x\n2026-11-25  root") == "/x ⏎ 2026-11-25  root"
 
 
 @pytest.mark.parametrize("ref", ["00000002", "000002", "nightly"])
-def test_a_task_is_found_by_the_end_of_its_id_or_its_name(
+def test_a_task_is_found_by_its_name_or_the_end_of_its_id(
     three_tasks: Api, octaskly: Run, ref: str
 ) -> None:
-    """What people have at hand, where it is one task's alone."""
+    """People have these at hand; they work if they are unique."""
     three_tasks.tasks["task-002-00000002"]["name"] = "nightly"
 
     done = octaskly("show", ref)
@@ -481,10 +483,10 @@ def test_a_task_is_found_by_the_end_of_its_id_or_its_name(
 @pytest.mark.parametrize(
     "name", ["12", "task-force", "task-12-x", "nightly build", "сборка 🐙", "a/b"]
 )
-def test_a_task_is_found_by_a_name_that_looks_like_something_else(
+def test_a_name_that_looks_like_an_id_is_found(
     three_tasks: Api, octaskly: Run, name: str
 ) -> None:
-    """No task has such a number or id, or can have it: what is meant is the name."""
+    """No task has such a number or id, so only the name can be meant."""
     three_tasks.tasks["task-002-00000002"]["name"] = name
 
     done = octaskly("show", name)
@@ -493,10 +495,10 @@ def test_a_task_is_found_by_a_name_that_looks_like_something_else(
     assert b"task-002-00000002" in done.stdout
 
 
-def test_a_task_is_found_by_an_id_of_its_own_that_looks_like_a_number(
+def test_a_client_chosen_id_that_looks_like_a_number_is_found(
     three_tasks: Api, octaskly: Run
 ) -> None:
-    """Whoever handed it in chose so."""
+    """Its client chose it."""
     three_tasks.tasks["12"] = three_tasks.tasks["task-002-00000002"] | {"id": "12"}
 
     done = octaskly("show", "12")
@@ -517,10 +519,10 @@ def test_a_task_is_found_by_an_id_of_its_own_that_looks_like_a_number(
         ("", 3, b"an empty text names no task\n"),
     ],
 )
-def test_what_may_mean_several_tasks_means_none(
+def test_an_ambiguous_name_is_refused(
     three_tasks: Api, octaskly: Run, ref: str, code: int, told: bytes
 ) -> None:
-    """A guess could cancel the wrong one; digits alone are a number."""
+    """A guess could cancel the wrong task; digits alone are a number."""
     for number in (1, 3):
         three_tasks.tasks[f"task-00{number}-0000000{number}"]["name"] = "nightly"
     if ref == "02":
@@ -532,10 +534,10 @@ def test_what_may_mean_several_tasks_means_none(
     assert told in done.stderr
 
 
-def test_an_empty_list_of_tokens_says_what_it_leaves_out(
+def test_an_empty_list_of_tokens_says_that_some_are_unlisted(
     api: Api, octaskly: Run
 ) -> None:
-    """Else whoever just made one without a name thinks that it failed."""
+    """The owner of a new unnamed token could think that it failed."""
     done = octaskly("token", "list")
 
     assert done.stdout == b""
@@ -544,7 +546,7 @@ def test_an_empty_list_of_tokens_says_what_it_leaves_out(
     )
 
 
-def test_a_refused_task_names_the_command_that_shows_the_nodes(
+def test_the_error_of_a_refused_task_names_the_nodes_command(
     api: Api, octaskly: Run
 ) -> None:
     """The name in --on may be mistyped."""

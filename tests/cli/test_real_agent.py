@@ -1,4 +1,4 @@
-"""The command line and a real agent: a process of its own, loopback only."""
+"""The command line with a real agent: a process of its own on loopback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pexpect
 import pytest
 
 from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
-from tests.cli.typed import apart, typed
+from tests.cli.typed import typed, without_wait_reason
 
 Call = subprocess.CompletedProcess[bytes]
 
@@ -41,21 +41,21 @@ def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
         timeout=60,
         check=False,
     )
-    return apart(done)
+    return without_wait_reason(done)
 
 
-def test_run_is_as_if_the_command_ran_here(agent: DemoAgent) -> None:
-    """Exact bytes on both streams, and the code of the command."""
+def test_run_behaves_like_a_local_command(agent: DemoAgent) -> None:
+    """Exact bytes on both streams, and the exit code of the command."""
     done = octaskly(agent, "run", "--", r"printf 'a\000\377'; echo b >&2; exit 9")
 
     assert (done.returncode, done.stdout, done.stderr) == (9, b"a\x00\xff", b"b\n")
 
 
 @pytest.mark.parametrize(("code", "how"), [(0, "✓ {} done"), (9, "✗ {} exit 9")])
-def test_run_tells_people_where_and_for_how_long(
+def test_run_prints_node_and_duration_on_a_terminal(
     agent: DemoAgent, code: int, how: str
 ) -> None:
-    """At a terminal alone; it is the last line."""
+    """Only there; it is the last line."""
     words = ["--state-dir", str(agent.state), "run", "--", f"echo hi; exit {code}"]
     run = pexpect.spawn(
         sys.executable, ["-m", "octaskly", *words], encoding="utf-8", timeout=60
@@ -65,7 +65,7 @@ def test_run_tells_people_where_and_for_how_long(
 
     assert run.exitstatus == code
     end = how.format("task-[0-9]{3}-[0-9a-f]{8}")
-    said = re.sub(r"^queued: .*\n", "", said)  # So it is where the agent stalls.
+    said = re.sub(r"^queued: .*\n", "", said)  # It depends on the agent's speed.
     assert re.fullmatch(rf"hi\n{end} on lone in [\d.]+ m?s\n", said), said
 
 
@@ -86,8 +86,8 @@ def test_exit_codes_of_run(agent: DemoAgent, arguments: list[str], code: int) ->
     assert done.returncode == code, done.stderr
 
 
-def test_a_task_runs_in_the_surroundings_that_it_asked_for(agent: DemoAgent) -> None:
-    """From the flags through the log to the process, and back in what is shown."""
+def test_a_task_runs_with_the_requested_environment(agent: DemoAgent) -> None:
+    """From the flags through the log to the process, and back in `show`."""
     (agent.state.parent / "work" / "sub").mkdir()
     done = octaskly(
         agent,
@@ -104,8 +104,8 @@ def test_a_task_runs_in_the_surroundings_that_it_asked_for(agent: DemoAgent) -> 
     assert (shown["stdin_bytes"], shown["grace"]) == (2, 3)
 
 
-def test_a_cwd_that_is_not_there_is_told_and_not_tried_again(agent: DemoAgent) -> None:
-    """It has failed: the folder and the node are named."""
+def test_a_missing_cwd_fails_the_task_without_a_retry(agent: DemoAgent) -> None:
+    """The error names the folder and the node."""
     done = octaskly(agent, "run", "--cwd", "/no/such", "--", "true")
 
     assert (done.returncode, done.stderr) == (
@@ -116,8 +116,8 @@ def test_a_cwd_that_is_not_there_is_told_and_not_tried_again(agent: DemoAgent) -
     assert (shown["status"], shown["reason"], shown["attempt"]) == ("failed", "exit", 1)
 
 
-def test_a_task_with_scratch_leaves_nothing_but_its_outputs(agent: DemoAgent) -> None:
-    """Its input is there, and what it declares is kept."""
+def test_a_task_with_scratch_keeps_only_its_outputs(agent: DemoAgent) -> None:
+    """Its input is there, and its declared outputs are kept."""
     work = agent.state.parent / "work"
     (work / "given").write_text("in\n")
     done = octaskly(
@@ -139,8 +139,8 @@ def test_a_task_with_scratch_leaves_nothing_but_its_outputs(agent: DemoAgent) ->
         os.sched_yield()
 
 
-def test_an_end_by_a_limit_says_which(agent: DemoAgent) -> None:
-    """Exit code as the signal has it; it is not tried again."""
+def test_an_end_by_a_limit_names_the_limit(agent: DemoAgent) -> None:
+    """The exit code is that of the signal; the task is not retried."""
     done = octaskly(
         agent, "run", "--limit", "file_mb=1", "--", "head -c 2000000 /dev/zero >big"
     )
@@ -152,7 +152,7 @@ def test_an_end_by_a_limit_says_which(agent: DemoAgent) -> None:
     assert shown["limits"]["file_mb"] == 1
 
 
-def test_interrupt_ends_the_task(agent: DemoAgent) -> None:
+def test_an_interrupt_ends_the_task(agent: DemoAgent) -> None:
     """Ctrl-C of `run` is Ctrl-C of the command, wherever it runs."""
     marker = agent.state.parent / "work" / "running"
     process = subprocess.Popen(
@@ -191,7 +191,7 @@ def test_submitted_lines_are_listed_and_shown(agent: DemoAgent) -> None:
     assert b"exit code:   4" in octaskly(agent, "show", second).stdout
 
 
-def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
+def test_an_array_is_submitted_shown_and_repeated(agent: DemoAgent) -> None:
     """One id for all numbers; `{}` stays a placeholder among quoted words."""
     done = octaskly(
         agent,
@@ -220,8 +220,8 @@ def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
     assert repeated.total == 1
 
 
-def test_lines_of_a_command_are_no_fields(agent: DemoAgent) -> None:
-    """A command cannot pretend to have another state."""
+def test_multiline_commands_cannot_forge_fields(agent: DemoAgent) -> None:
+    """A command cannot fake another state."""
     command = "false\nstate: completed\nexit 3"
     task = octaskly(agent, "submit", "--", command).stdout.decode().strip()
     octaskly(agent, "wait", task)
@@ -232,8 +232,8 @@ def test_lines_of_a_command_are_no_fields(agent: DemoAgent) -> None:
     assert f"false\n{' ' * 13}state: completed\n{' ' * 13}exit 3\n" in shown
 
 
-def test_map_prints_what_items_give(agent: DemoAgent) -> None:
-    """From arguments or from stdin; who failed is told, and is the exit code."""
+def test_map_prints_the_output_of_items(agent: DemoAgent) -> None:
+    """From arguments or from stdin; failures are reported and set the exit code."""
     command = ["test {} != y && echo got {}", ":::", "x", "y", "a b"]
     done = octaskly(agent, "map", "-k", *command)
     assert (done.returncode, done.stdout) == (1, b"got x\ngot a b\n")
@@ -245,8 +245,8 @@ def test_map_prints_what_items_give(agent: DemoAgent) -> None:
     assert b"there is no item" in done.stderr
 
 
-def test_mesh_is_shown(agent: DemoAgent) -> None:
-    """Nodes and stats, for people and for programs."""
+def test_nodes_and_stats_show_the_mesh(agent: DemoAgent) -> None:
+    """For people and for programs."""
     nodes = json.loads(octaskly(agent, "nodes", "--json").stdout)
     assert [(n["name"], n["role"]) for n in nodes["nodes"]] == [("lone", "dispatcher")]
     assert b"lone  ready  dispatcher" in octaskly(agent, "nodes").stdout
@@ -254,8 +254,8 @@ def test_mesh_is_shown(agent: DemoAgent) -> None:
     assert lines[0].split()[:3] == [b"workers:", b"1", b"total,"]
 
 
-def test_unknown_task_is_exit_3(agent: DemoAgent) -> None:
-    """The error names it, the hint lists those there are."""
+def test_an_unknown_task_is_exit_3(agent: DemoAgent) -> None:
+    """The error names it, the hint lists existing tasks."""
     done = octaskly(agent, "show", "task-999999-00000000")
 
     assert done.returncode == 3
@@ -263,7 +263,7 @@ def test_unknown_task_is_exit_3(agent: DemoAgent) -> None:
     assert b"\n  hint: octaskly ls" in done.stderr
 
 
-def test_a_value_that_is_refused_is_told_with_its_name(agent: DemoAgent) -> None:
+def test_a_refused_value_is_reported_with_its_option(agent: DemoAgent) -> None:
     """`from 1 to 86400` alone could be any of twenty options."""
     done = octaskly(agent, "run", "--timeout", "25h", "--", "true")
 
@@ -271,8 +271,8 @@ def test_a_value_that_is_refused_is_told_with_its_name(agent: DemoAgent) -> None
     assert b"\n  cause: timeout: " in done.stderr
 
 
-def test_token_lets_its_role_in_over_http(agent: DemoAgent) -> None:
-    """A viewer reads; what it may not do is exit 4."""
+def test_a_token_grants_its_role_over_http(agent: DemoAgent) -> None:
+    """A viewer reads; a forbidden action is exit 4."""
     token = octaskly(agent, "token", "create", "--role", "viewer").stdout.decode()
     description = agent.description()
     assert description is not None
@@ -290,12 +290,12 @@ def test_token_lets_its_role_in_over_http(agent: DemoAgent) -> None:
     assert submits.returncode == 4, submits.stderr
 
 
-def test_https_url_is_trusted_by_the_ca_of_the_mesh(
+def test_an_https_url_is_trusted_by_the_ca_of_the_mesh(
     agent: DemoAgent, tmp_path: Path
 ) -> None:
-    """`octaskly ca` is all that a machine outside the mesh needs, besides a token.
+    """A machine outside the mesh needs only `octaskly ca` and a token.
 
-    It takes the secret file that the agent was started with, wherever that is.
+    The command uses the secret file that the agent was started with, wherever that is.
     """
     description = agent.description()
     assert description is not None
@@ -317,18 +317,18 @@ def test_https_url_is_trusted_by_the_ca_of_the_mesh(
     assert (done.returncode, done.stdout) == (0, b"over tls\n"), done.stderr
 
 
-def test_an_agent_takes_the_folder_that_is_named_before_the_command(
+def test_an_agent_uses_the_folder_named_before_the_command(
     agent: DemoAgent,
 ) -> None:
-    """`octaskly --state-dir DIR agent` is the agent that all other commands mean."""
+    """All other commands find the agent of `octaskly --state-dir DIR agent`."""
     second = octaskly(agent, "agent", "--interface", "lo", "--name", "second")
 
     assert second.returncode == 78
     assert os.fsencode(agent.state) in second.stderr
 
 
-def test_outputs_come_back(agent: DemoAgent) -> None:
-    """Declared outputs are kept and can be fetched by whoever has the id."""
+def test_outputs_can_be_fetched(agent: DemoAgent) -> None:
+    """Declared outputs are kept for every holder of the task id."""
     with agent.client() as client:
         task = client.run("printf kept > made.txt", outputs=["made.txt"], check=True)
 
@@ -336,7 +336,7 @@ def test_outputs_come_back(agent: DemoAgent) -> None:
 
 
 def test_db_reset_refuses_a_log_in_use(agent: DemoAgent) -> None:
-    """Moving it away under a running agent would lose what it acknowledges."""
+    """Moving it away from a running agent would lose acknowledged tasks."""
     done = octaskly(agent, "db", "reset")
 
     assert done.returncode != 0
@@ -345,7 +345,7 @@ def test_db_reset_refuses_a_log_in_use(agent: DemoAgent) -> None:
 
 @pytest.fixture
 def near() -> Iterator[Path]:
-    """Yield a folder of a short name: those of sockets are bounded."""
+    """Yield a folder with a short name, because socket paths are bounded."""
     with tempfile.TemporaryDirectory(prefix="near-") as name:
         yield Path(name)
 
@@ -353,7 +353,7 @@ def near() -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_demo_ends_by_itself_and_leaves_nothing(near: Path) -> None:
-    """Three agents form, share, and are gone: no process, no file."""
+    """Three agents form a mesh, share tasks and end: no process, no file."""
     done = demo(near)
     output, _ = done.communicate(timeout=280)
 
@@ -391,13 +391,13 @@ def demo(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def left_behind(folder: Path) -> tuple[list[str], list[str]]:
-    """Return files of a demo, and processes that name its folder."""
+    """Return files of a demo, and processes with its folder in their arguments."""
     processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes()
         except OSError:
-            continue  # It ended while we looked.
+            continue  # It ended during the scan.
         if os.fsencode(folder) in line:
             processes.append(line.decode(errors="replace"))
     return [path.name for path in folder.iterdir()], processes

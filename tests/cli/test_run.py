@@ -21,7 +21,7 @@ from tests.cli.stand_in import Api
 ID = "task-001-00000001"
 
 
-def test_output_goes_where_the_task_wrote_it(api: Api, octaskly: Run) -> None:
+def test_output_goes_to_the_stream_that_the_task_used(api: Api, octaskly: Run) -> None:
     """Stdout and stderr of the task are those of the command; nothing is added."""
     done = octaskly("run", "--", "echo out; echo err >&2")
 
@@ -29,14 +29,14 @@ def test_output_goes_where_the_task_wrote_it(api: Api, octaskly: Run) -> None:
 
 
 def test_output_is_exact_to_the_byte(api: Api, octaskly: Run) -> None:
-    """JSON cannot carry any byte, so what is no text comes in another encoding."""
+    """JSON cannot carry every byte, so binary output has another encoding."""
     done = octaskly("run", "--", r"printf '\377\000\033x'")
 
     assert done.stdout == b"\xff\x00\x1bx"
 
 
-def test_output_goes_on_where_a_connection_was_lost(api: Api, octaskly: Run) -> None:
-    """Nothing is lost and nothing comes twice; stderr says what happened."""
+def test_output_resumes_after_a_lost_connection(api: Api, octaskly: Run) -> None:
+    """Nothing is lost or repeated; stderr reports the loss."""
     api.logs_break = 1
 
     done = octaskly("run", "--", "echo out; echo err >&2; exit 3")
@@ -48,8 +48,8 @@ def test_output_goes_on_where_a_connection_was_lost(api: Api, octaskly: Run) -> 
     ]
 
 
-def test_a_node_with_too_many_streams_is_asked_again(api: Api, octaskly: Run) -> None:
-    """The task runs all the same, so its code must not be lost."""
+def test_a_node_with_too_many_streams_is_retried(api: Api, octaskly: Run) -> None:
+    """The task still runs, so its exit code must not be lost."""
     left = [2]
 
     def refuse(_method: str, path: str) -> tuple[int, dict[str, str]] | None:
@@ -65,7 +65,7 @@ def test_a_node_with_too_many_streams_is_asked_again(api: Api, octaskly: Run) ->
     assert done.stderr == b"Too many event streams; waiting\n"
 
 
-def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
+def test_run_gives_up_on_a_node_that_stays_away(api: Api, octaskly: Run) -> None:
     """With an exit code that no command has."""
     api.refuse = lambda _method, path: (0, {}) if path.count("/") > 3 else None
 
@@ -81,7 +81,7 @@ def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
 def test_several_words_are_quoted_as_a_shell_needs_them(
     api: Api, octaskly: Run
 ) -> None:
-    """`run -- printf %s 'a b'` has two arguments there too (decision 14)."""
+    """`run -- printf %s 'a b'` has two arguments there, too (decision 14)."""
     done = octaskly("run", "--", "printf", "[%s]", "a b", "$HOME")
 
     assert done.stdout == b"[a b][$HOME]"
@@ -94,12 +94,12 @@ def test_several_words_are_quoted_as_a_shell_needs_them(
 def test_exit_code_is_that_of_the_task(
     api: Api, octaskly: Run, command: str, code: int
 ) -> None:
-    """128+N for signal N, everything else as the shell says it."""
+    """128+N for signal N, otherwise as in a shell."""
     assert octaskly("run", "--", command).returncode == code
 
 
 def test_timeout_exits_with_124(api: Api, octaskly: Run) -> None:
-    """As `timeout(1)` does, and stderr says why."""
+    """As `timeout(1)` does, and stderr states the reason."""
     done = octaskly("run", "--timeout", "1", "--", "sleep 60")
 
     assert done.returncode == 124
@@ -111,7 +111,7 @@ def test_timeout_exits_with_124(api: Api, octaskly: Run) -> None:
 def test_failure_of_octaskly_exits_with_125(
     api: Api, octaskly: Run, reason: str
 ) -> None:
-    """What is not the command's own end must not look like one."""
+    """It must not look like the command's own end."""
     api.forced = {"status": "failed", "reason": reason, "exit_code": None}
 
     done = octaskly("run", "--", "true")
@@ -121,10 +121,10 @@ def test_failure_of_octaskly_exits_with_125(
 
 
 @pytest.mark.parametrize("follow", [["run"], ["run", "--json"]])
-def test_who_waits_long_is_told_once_why(
+def test_a_long_wait_is_explained_once(
     api: Api, environ: dict[str, str], tmp_path: Path, follow: list[str]
 ) -> None:
-    """Else a typo in --on looks like a command that takes its time."""
+    """A typo in --on could look like a slow command."""
     api.stall = "no node is called pi5"
     command = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
     process = subprocess.Popen(
@@ -144,14 +144,14 @@ def test_who_waits_long_is_told_once_why(
     )
 
 
-def test_quiet_hides_why_a_task_waits(api: Api, octaskly: Run) -> None:
-    """It is talk, and no error."""
+def test_quiet_hides_the_explanation_of_a_wait(api: Api, octaskly: Run) -> None:
+    """It is a message, not an error."""
     api.stall = "no node is called pi5"
     assert octaskly("--quiet", "run", "--", "sleep 2").stderr == b""
 
 
 def test_json_prints_the_task_instead_of_its_output(api: Api, octaskly: Run) -> None:
-    """Stdout is then one JSON object, as the API answers it."""
+    """Stdout is then one JSON object, as in the API."""
     done = octaskly("run", "--json", "--", "echo hi; exit 3")
 
     assert done.returncode == 3
@@ -159,7 +159,7 @@ def test_json_prints_the_task_instead_of_its_output(api: Api, octaskly: Run) -> 
 
 
 def test_without_an_agent_the_error_says_how_to_start_one(octaskly: Run) -> None:
-    """The first thing a new user sees; each hint is a command to paste."""
+    """A new user sees it first; each hint is a command to paste."""
     done = octaskly("run", "--", "echo", "hello", node=None)
 
     if Path("/run/octaskly").exists():
@@ -176,7 +176,7 @@ def test_without_an_agent_the_error_says_how_to_start_one(octaskly: Run) -> None
 def test_a_missing_dispatcher_exits_with_5_after_waiting(
     api: Api, octaskly: Run
 ) -> None:
-    """It waits as the node tells it to, says so once, and gives up after 10 s."""
+    """It waits as the node requests, says so once, and gives up after 10 s."""
     api.refuse = lambda _method, _path: (503, {"Retry-After": "6"})
 
     done = octaskly("run", "--", "true")
@@ -186,9 +186,7 @@ def test_a_missing_dispatcher_exits_with_5_after_waiting(
     assert len(api.requests) == 2
 
 
-def test_a_lost_connection_while_waiting_is_asked_again(
-    api: Api, octaskly: Run
-) -> None:
+def test_a_wait_resumes_after_a_lost_connection(api: Api, octaskly: Run) -> None:
     """The task is safe with the dispatcher; an agent may restart meanwhile."""
     lost: list[str] = []
 
@@ -206,10 +204,10 @@ def test_a_lost_connection_while_waiting_is_asked_again(
 
 
 @pytest.mark.parametrize("key", [[], ["--idempotency-key", "k"]])
-def test_a_lost_submission_is_repeated_by_its_key(
+def test_a_lost_submission_is_repeated_with_its_key(
     api: Api, octaskly: Run, key: list[str]
 ) -> None:
-    """It may have been accepted: the key makes it one task all the same."""
+    """It may have been accepted: the key prevents a second task."""
     answers: Iterator[tuple[int, dict[str, str]]] = iter([(0, {})])
     api.refuse = lambda method, _path: next(answers, None) if method == "POST" else None
 
@@ -227,7 +225,7 @@ def test_a_lost_submission_is_repeated_by_its_key(
 
 
 def test_a_submission_to_an_older_node_is_not_repeated(api: Api, octaskly: Run) -> None:
-    """It gives no ids, and those that follow from a key have long numbers."""
+    """An older node reserves no ids, and ids from keys have long numbers."""
     api.gives_ids = False
     api.refuse = lambda method, _path: (0, {}) if method == "POST" else None
 
@@ -264,10 +262,10 @@ def wait_until_asked(api: Api, what: str, *, after: str = "") -> None:
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, b"Ctrl-C"), (signal.SIGTERM, b"SIGTERM")]
 )
-def test_first_interrupt_cancels_the_task_and_waits(
+def test_the_first_interrupt_cancels_the_task_and_waits(
     api: Api, environ: dict[str, str], number: signal.Signals, name: bytes
 ) -> None:
-    """Ctrl-C means the command, wherever it runs; so does SIGTERM, by its name."""
+    """Ctrl-C means the command, wherever it runs; SIGTERM does the same."""
     process = start(environ, "sleep 60")
     wait_until_asked(api, "/logs")
 
@@ -281,10 +279,10 @@ def test_first_interrupt_cancels_the_task_and_waits(
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-def test_a_reader_that_goes_away_cancels_the_task(
+def test_a_closed_reader_cancels_the_task(
     api: Api, environ: dict[str, str], is_full: bool
 ) -> None:
-    """As `octaskly run -- yes | head -1` does, and a disk that has no more room."""
+    """As `octaskly run -- yes | head -1` does, and a full disk."""
     api.logs = b'event: stdout\nid: 1-1-1:2:0\ndata: {"offset": 0, "data": "y\\n"}\n\n'
     reading, writing = os.pipe()
     os.close(reading)
@@ -306,10 +304,10 @@ def test_a_reader_that_goes_away_cancels_the_task(
 
 
 @pytest.mark.parametrize("closed", [1, 2])
-def test_a_stream_that_is_closed_takes_what_it_gets(
+def test_a_closed_stream_drops_its_output(
     api: Api, environ: dict[str, str], closed: int
 ) -> None:
-    """As `octaskly run ... >&-`: no traceback, and the code is the task's own."""
+    """As `octaskly run ... >&-`: no traceback, and the task's own exit code."""
     words = [*COMMAND, "run", "--", "echo out; echo err >&2; exit 4"]
     done = subprocess.run(
         ["/bin/sh", "-c", f'exec "$@" {closed}>&-', "sh", *words],
@@ -324,10 +322,8 @@ def test_a_stream_that_is_closed_takes_what_it_gets(
 
 
 @pytest.mark.parametrize("words", ["run --stdin - -- cat", "submit -", "map cat"])
-def test_nothing_is_read_from_a_stream_that_is_closed(
-    api: Api, environ: dict[str, str], words: str
-) -> None:
-    """As `octaskly run --stdin - ... <&-`: an empty one, and no traceback."""
+def test_a_closed_stdin_is_empty(api: Api, environ: dict[str, str], words: str) -> None:
+    """As `octaskly run --stdin - ... <&-`: no traceback."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, *words.split()],
         capture_output=True,
@@ -340,10 +336,10 @@ def test_nothing_is_read_from_a_stream_that_is_closed(
     assert b"Traceback" not in done.stderr
 
 
-def test_interrupt_before_the_answer_cancels_too(
+def test_an_interrupt_before_the_answer_cancels_too(
     api: Api, environ: dict[str, str]
 ) -> None:
-    """The task may run before its id has come back; it must not be left behind."""
+    """The task may run before its id arrives; it must not run on."""
     may_answer = threading.Event()
 
     def hold(method: str, _path: str) -> None:
@@ -363,13 +359,13 @@ def test_interrupt_before_the_answer_cancels_too(
     assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
 
 
-def test_second_interrupt_leaves_and_says_where_to_look(
+def test_a_second_interrupt_exits_and_says_where_to_look(
     api: Api, environ: dict[str, str]
 ) -> None:
-    """A task that will not end must not hold the terminal."""
+    """A task that does not end must not block the terminal."""
     process = start(environ, "sleep 60")
     wait_until_asked(api, "/logs")
-    # The node takes the cancellation but the task does not end.
+    # The node accepts the cancel, but the task does not end.
     api.refuse = lambda method, _path: (200, {}) if method == "DELETE" else None
 
     process.send_signal(signal.SIGINT)

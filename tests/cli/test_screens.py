@@ -177,7 +177,7 @@ TOLD = {
         "revoked": [],
     },
 }
-#: So that `octaskly config` shows the same on each machine.
+#: So `octaskly config` prints the same on each machine.
 SETTINGS = {
     "OCTASKLY_NAME": "here",
     "OCTASKLY_SLOTS": "2",
@@ -200,7 +200,7 @@ for call in {calls!r}:
 
 @pytest.fixture
 def tasks(api: Api) -> Api:
-    """Three tasks that have ended, one with a name, one with a long command."""
+    """Three ended tasks, one with a name, one with a long command."""
     long = f"convert {' '.join(f'input-{number}.png' for number in range(12))} out.pdf"
     for task in (
         ended_task(1),
@@ -223,7 +223,7 @@ def tasks(api: Api) -> Api:
 
 
 def session(columns: int | None, environ: dict[str, str], folder: Path) -> str:
-    """Return what a terminal of that width shows, or a pipe."""
+    """Return the output of a terminal of that width, or of a pipe."""
     environ = environ | SETTINGS
     (folder / "draft.toml").write_text(DRAFT)
     program = [sys.executable, "-c", SESSION.format(calls=CALLS)]
@@ -275,8 +275,10 @@ AILING = replace(
 
 
 @pytest.mark.parametrize(("name", "seen"), [("well", OUTSIDER), ("ailing", AILING)])
-def test_what_the_doctor_says_looks_as_it_did(name: str, seen: Symptoms) -> None:
-    """Of a made-up machine, so that it is the same on each; no line has a width."""
+def test_the_report_of_the_doctor_matches_its_recording(
+    name: str, seen: Symptoms
+) -> None:
+    """Its machine is made up, so the report is always the same; lines have no width."""
     found = make_findings(seen)
     plain = "\n".join(format_findings(found, colour=False)) + "\n"
     coloured = "\n".join(format_findings(found, colour=True)) + "\n"
@@ -290,10 +292,10 @@ def test_what_the_doctor_says_looks_as_it_did(name: str, seen: Symptoms) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [None, 80, 120])
-def test_screens_look_as_they_did(
+def test_screens_match_their_recordings(
     tasks: Api, environ: dict[str, str], columns: int | None, tmp_path: Path
 ) -> None:
-    """Every difference is one that somebody meant, and read."""
+    """Every difference must be intended and reviewed."""
     text = session(columns, environ, tmp_path)
     text = re.sub(r"\d+h\d\dm ago", "AGE ago", text)
     text = re.sub(r"(octaskly) \d+\.\d+\.\d+\S*", r"\1 VERSION", text)
@@ -307,7 +309,7 @@ def test_screens_look_as_they_did(
 
 @pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
 def test_help_fits_a_terminal_of_80_columns(words: str, command: click.Command) -> None:
-    """Click breaks what it may; this finds what it may not break."""
+    """Click wraps text; this finds text that it cannot wrap."""
     with click.Context(command, info_name=f"octaskly {words}") as context:
         wide = [
             line for line in command.get_help(context).splitlines() if len(line) > 80

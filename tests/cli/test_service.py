@@ -1,4 +1,4 @@
-"""`octaskly service` where systemd boots a machine, and where it may not."""
+"""`octaskly service` on machines with and without systemd."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ def shared() -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(shared: Machine) -> Iterator[Machine]:
-    """The machine without a service and data, but for a secret: no wait for a mesh."""
+    """The machine with a secret only: no service, no data, no wait for a mesh."""
     create_secret_file(shared.home / ".config/octaskly/mesh.key")
     yield shared
     shared.run("systemctl", "--user", "disable", "--now", "octaskly")
     shared.run("sh", "-c", "rm -rf $HOME/.config $HOME/.local")
     shared.run("systemctl", "--user", "daemon-reload")
-    # Who is interrupted before it starts anything finds what was, and leaves it so.
+    # An interrupt before the start finds the previous state, and keeps it.
     shared.run("systemctl", "--user", "reset-failed")
 
 
 def unit_of(machine: Machine) -> Path:
-    """Return the unit's file, which lies in a folder that is this machine's too."""
+    """Return the unit's file, in a folder that both machines share."""
     return machine.home / UNIT
 
 
 def pid_of(machine: Machine) -> int:
-    """Return the agent that the service runs."""
+    """Return the process id of the service's agent."""
     shown = machine.octaskly("service", "status", "--json").stdout
     return int(json.loads(shown)["pid"])
 
 
-def test_first_minutes_of_one_machine(machine: Machine) -> None:
-    """As the design has them: told what to do, installed, and it just works."""
+def test_the_first_minutes_follow_the_design(machine: Machine) -> None:
+    """The hint, the installation, and then a working service."""
     (machine.home / ".config/octaskly/mesh.key").unlink()
 
     alone = machine.octaskly("run", "--", "echo", "hello")
@@ -96,7 +96,7 @@ def test_first_minutes_of_one_machine(machine: Machine) -> None:
 
 @pytest.mark.soak
 def test_first_result_comes_within_two_seconds_of_install(machine: Machine) -> None:
-    """From nothing, without a secret. It wants an idle machine."""
+    """Without a secret at the start. It needs an idle machine."""
     (machine.home / ".config/octaskly/mesh.key").unlink()
 
     began = time.perf_counter()
@@ -109,7 +109,7 @@ def test_first_result_comes_within_two_seconds_of_install(machine: Machine) -> N
 
 
 def test_second_install_changes_nothing(machine: Machine) -> None:
-    """Idempotent: the same agent goes on, with the flags that it has."""
+    """Idempotent: the same agent goes on, with its flags."""
     machine.octaskly("service", "install", "--label", "disk=ssd")
     before = pid_of(machine)
 
@@ -122,7 +122,7 @@ def test_second_install_changes_nothing(machine: Machine) -> None:
 
 
 def test_new_flags_are_shown_and_restart_the_agent(machine: Machine) -> None:
-    """What changes is seen as a difference."""
+    """The output shows the difference."""
     machine.octaskly("service", "install", "--name", "ash")
 
     changed = machine.octaskly("service", "install", "--name", "birch")
@@ -143,8 +143,8 @@ def test_dry_run_shows_and_changes_nothing(machine: Machine) -> None:
     assert not unit_of(machine).exists()
 
 
-def test_unit_that_was_changed_by_hand_is_kept(machine: Machine) -> None:
-    """Somebody's change is shown, not lost; --force replaces it."""
+def test_a_unit_that_was_edited_is_kept(machine: Machine) -> None:
+    """The edit is shown, not lost; --force replaces it."""
     unit = unit_of(machine)
     unit.parent.mkdir(parents=True)
     plan = unit_files.make_unit_files(
@@ -167,8 +167,8 @@ def test_unit_that_was_changed_by_hand_is_kept(machine: Machine) -> None:
     assert "WatchdogSec=30s" in unit.read_text()
 
 
-def test_unit_of_another_installation_is_kept(machine: Machine) -> None:
-    """Two installations do not fight for one service silently."""
+def test_a_unit_of_another_installation_is_kept(machine: Machine) -> None:
+    """Two installations do not overwrite one service silently."""
     other = machine.home / "other" / "octaskly"
     other.parent.mkdir(exist_ok=True)
     other.symlink_to("/bin/true")
@@ -186,13 +186,13 @@ def test_unit_of_another_installation_is_kept(machine: Machine) -> None:
 
     assert refused.returncode == 78
     assert f"starts another installation: {other}" in refused.stderr
-    # One that is gone has nothing to lose.
+    # An installation that is gone has nothing to lose.
     assert replaced.returncode == 0, replaced.stderr
     assert "· as before: --name old" in replaced.stderr
 
 
-def test_agent_that_does_not_start_says_why(machine: Machine) -> None:
-    """The last words of the agent are the cause, so nobody has to look for them."""
+def test_an_agent_that_does_not_start_shows_its_error(machine: Machine) -> None:
+    """The last log lines of the agent are the cause."""
     key = machine.home / "bad.key"
     key.write_text("no secret\n")
     key.chmod(0o600)
@@ -207,7 +207,7 @@ def test_agent_that_does_not_start_says_why(machine: Machine) -> None:
     assert "hint: octaskly service logs --user" in failed.stderr
 
 
-def test_interrupted_install_leaves_nothing(machine: Machine) -> None:
+def test_an_interrupted_install_leaves_nothing(machine: Machine) -> None:
     """Ctrl-C while it waits for the agent: no unit, no process, not enabled."""
     drop_in = unit_of(machine).with_suffix(".service.d") / "slow.conf"
     drop_in.parent.mkdir(parents=True)
@@ -231,7 +231,7 @@ def test_interrupted_install_leaves_nothing(machine: Machine) -> None:
 
 
 def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
-    """What is worth keeping stays, and it says where."""
+    """It prints the folder of the data."""
     machine.octaskly("service", "install", "--name", "ash")
     state = machine.home / ".local/state/octaskly/ash"
     secret = machine.home / ".config/octaskly/mesh.key"
@@ -249,7 +249,7 @@ def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
 
 
 def test_purge_asks_first(machine: Machine) -> None:
-    """Without a yes nothing is removed, with one all of it is."""
+    """Without a yes nothing is removed, with one everything is."""
     machine.octaskly("service", "install", "--name", "ash")
     state = machine.home / ".local/state/octaskly/ash"
 
@@ -264,7 +264,7 @@ def test_purge_asks_first(machine: Machine) -> None:
     assert not list((machine.home / ".config/octaskly").glob("mesh.key*"))
 
 
-def test_purge_leaves_a_folder_that_a_flag_named(machine: Machine) -> None:
+def test_purge_keeps_a_folder_from_a_flag(machine: Machine) -> None:
     """It may hold more than the agent's files, so only people may remove it."""
     state = machine.home / "documents"
     machine.octaskly("service", "install", "--state-dir", str(state))
@@ -287,7 +287,7 @@ def test_logs_are_those_of_the_agent(machine: Machine) -> None:
     assert 'event="agent ready" node=ash' in shown.stdout
 
 
-def test_status_is_for_people_and_programs(machine: Machine) -> None:
+def test_status_serves_people_and_programs(machine: Machine) -> None:
     """Exit code 0 means that it runs."""
     machine.octaskly("service", "install", "--slots", "3")
 
@@ -303,7 +303,7 @@ def test_status_is_for_people_and_programs(machine: Machine) -> None:
 
 
 def test_refused_linger_prints_the_command(machine: Machine, tmp_path: Path) -> None:
-    """It still works, until logout; root can mend that."""
+    """The service works until logout; root can change that."""
     refuses = machine.home / "refuses"
     refuses.mkdir(exist_ok=True)
     (refuses / "loginctl").write_text(
@@ -321,8 +321,8 @@ def test_refused_linger_prints_the_command(machine: Machine, tmp_path: Path) -> 
     assert "hint: sudo loginctl enable-linger root\n" in installed.stderr
 
 
-def test_user_without_a_manager_is_told_how_to_get_one(machine: Machine) -> None:
-    """As after `su`: there is a systemd, but none for this user."""
+def test_a_user_without_a_manager_gets_a_hint(machine: Machine) -> None:
+    """As after `su`: systemd runs, but no user manager."""
     refused = machine.octaskly("service", "install", XDG_RUNTIME_DIR="/run/nowhere")
 
     assert refused.returncode == 78
@@ -331,7 +331,7 @@ def test_user_without_a_manager_is_told_how_to_get_one(machine: Machine) -> None
     assert not unit_of(machine).exists()
 
 
-def test_machine_without_systemd_is_told_what_works(tmp_path: Path) -> None:
+def test_a_machine_without_systemd_gets_a_hint(tmp_path: Path) -> None:
     """In a container, for example."""
     words = [
         "unshare",
@@ -356,8 +356,8 @@ def test_machine_without_systemd_is_told_what_works(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_join_starts_a_service_that_stands_still(machine: Machine) -> None:
-    """Where no agent runs the secret is put in its place, and the service takes it."""
+def test_join_starts_a_stopped_service(machine: Machine) -> None:
+    """Join writes the secret file, and the service reads it."""
     state = machine.home / "member"
     machine.octaskly("service", "install", "--interface", "lo")
     machine.run("systemctl", "--user", "stop", "octaskly")

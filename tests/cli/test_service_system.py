@@ -1,4 +1,4 @@
-"""`octaskly service --system` on a machine that systemd boots."""
+"""`octaskly service --system` on a machine with systemd."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ chmod 755 {PROGRAM}
 chmod -R go-w {OPT}
 systemctl start systemd-journald.service
 """
-#: What holds a task of the task user beside that: the unit's filter of system calls.
+#: The unit's filter of system calls is the second limit of the task user.
 CONFINED = """
 grep -h -e ^Seccomp: /proc/self/status
 grep -h -e ^NoNewPrivs: /proc/self/status
@@ -43,7 +43,7 @@ UNIT = "/etc/systemd/system/octaskly.service"
 
 
 def reason() -> str | None:
-    """Return why this cannot be tried here."""
+    """Return the reason why this cannot be tried here."""
     if not PYTHON.exists():
         return f"{PYTHON} is missing, and others lie in homes"
     return machines.missing()
@@ -57,7 +57,7 @@ pytestmark = [
 
 
 def needed(name: str) -> set[str]:
-    """Return a distribution and all that it needs."""
+    """Return a distribution with all its dependencies."""
     found, ahead = set(), [name]
     while ahead:
         name = ahead.pop()
@@ -74,7 +74,7 @@ def needed(name: str) -> set[str]:
 
 
 def copy_modules(target: Path) -> None:
-    """Copy what Octaskly needs, as an installer of root would put it."""
+    """Copy Octaskly's modules as root's installer would."""
     for name in needed("octaskly") - {"octaskly"}:
         try:
             files = importlib.metadata.files(name) or []
@@ -105,7 +105,7 @@ def machine() -> Iterator[Machine]:
         yield machine
 
 
-def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
+def test_a_system_service_runs_as_its_own_user(machine: Machine) -> None:
     """One command makes the user, the folders and the unit; the agent serves."""
     installed = machine.run(PROGRAM, "service", "install", "--system", "--slots", "2")
     ran = machine.run(PROGRAM, "run", "--", "id -un")
@@ -129,8 +129,8 @@ def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
     assert machine.read("/etc/sysusers.d/octaskly.conf") is None
 
 
-def test_program_that_a_user_can_change_is_refused(machine: Machine) -> None:
-    """One module of one user is enough to take the machine; the way out is printed."""
+def test_a_program_that_a_user_can_change_is_refused(machine: Machine) -> None:
+    """One module of one user is enough to take the machine; a hint shows the fix."""
     module = f"{OPT}/lib/{PYTHON.name}/site-packages/click/core.py"
     machine.run("chown", "1234", module)
 
@@ -144,8 +144,8 @@ def test_program_that_a_user_can_change_is_refused(machine: Machine) -> None:
     assert machine.read(UNIT) is None
 
 
-def test_only_root_may_install_for_the_machine(machine: Machine) -> None:
-    """Who is not root is told the command with sudo, and the way without."""
+def test_only_root_may_install_a_system_service(machine: Machine) -> None:
+    """Others get the command with sudo, and the way without."""
     nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
 
     refused = machine.run(*nobody, PROGRAM, "service", "install", "--system")

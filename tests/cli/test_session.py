@@ -1,4 +1,4 @@
-"""What commands ask of a node, over a real socket: what is sent again, and what not."""
+"""Requests of commands over a real socket, and their retries."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ def api() -> Api:
 
 
 @pytest.fixture
-def told() -> list[Refused]:
-    """Why the session waited."""
+def notices() -> list[Refused]:
+    """The session's messages about waits."""
     return []
 
 
 @pytest.fixture
-def session(api: Api, tmp_path: Path, told: list[Refused]) -> Iterator[Session]:
+def session(api: Api, tmp_path: Path, notices: list[Refused]) -> Iterator[Session]:
     place = Endpoint(path=tmp_path / "s")
-    with serving(api, tmp_path / "s"), Session(place, on_wait=told.append) as session:
+    with (
+        serving(api, tmp_path / "s"),
+        Session(place, on_wait=notices.append) as session,
+    ):
         yield session
 
 
@@ -65,7 +68,7 @@ def lose_next(api: Api) -> None:
 def test_requests_share_a_connection(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening one for each request would cost more than the request."""
+    """A connection for each request would cost more than the request."""
     nodes(session)
     monkeypatch.setattr(http.client.HTTPConnection, "connect", None)
     monkeypatch.setattr("octaskly.client.http_connection.connect_unix", None)
@@ -76,8 +79,8 @@ def test_requests_share_a_connection(
     )
 
 
-def test_a_lost_answer_is_asked_for_again(session: Session, api: Api) -> None:
-    """A node closes idle connections, and agents restart; nobody need hear of that."""
+def test_a_request_without_an_answer_is_repeated(session: Session, api: Api) -> None:
+    """A node closes idle connections, and agents restart; users need not know."""
     nodes(session)
     lose_next(api)
 
@@ -86,7 +89,7 @@ def test_a_lost_answer_is_asked_for_again(session: Session, api: Api) -> None:
     assert session.reconnect_count == 1
 
 
-def test_what_must_not_be_done_twice_is_not_asked_for_twice(
+def test_a_request_that_is_not_idempotent_is_not_repeated(
     session: Session, api: Api
 ) -> None:
     """The node may have acted on it before the connection ended."""
@@ -98,10 +101,10 @@ def test_what_must_not_be_done_twice_is_not_asked_for_twice(
     assert "whether it was accepted" in str(lost.value.hint)
 
 
-def test_a_lost_answer_to_a_question_speaks_of_nothing_accepted(
+def test_a_lost_answer_to_a_read_does_not_mention_submissions(
     session: Session, api: Api
 ) -> None:
-    """`octaskly ls` at a wrong port was told to look with `octaskly ls`."""
+    """`octaskly ls` at a wrong port once got the hint to use `octaskly ls`."""
     lose_next(api)
 
     with pytest.raises(ReplyLost) as lost:
@@ -109,8 +112,8 @@ def test_a_lost_answer_to_a_question_speaks_of_nothing_accepted(
     assert lost.value.hint is None
 
 
-def test_an_agent_that_is_stopped_is_one_that_is_not_there(tmp_path: Path) -> None:
-    """The kernel takes calls for it; scripts go by the code."""
+def test_a_stopped_agent_counts_as_unreachable(tmp_path: Path) -> None:
+    """The kernel accepts its connections; scripts rely on the exit code."""
     with socket.socket(socket.AF_UNIX) as stopped:
         stopped.bind(str(tmp_path / "stopped.sock"))
         stopped.listen()
@@ -121,24 +124,24 @@ def test_an_agent_that_is_stopped_is_one_that_is_not_there(tmp_path: Path) -> No
     assert exit_code_of(silent.value) == 5
 
 
-def test_a_pause_that_the_node_asks_for_is_kept(
-    session: Session, api: Api, told: list[Refused]
+def test_a_pause_that_the_node_requests_is_kept(
+    session: Session, api: Api, notices: list[Refused]
 ) -> None:
-    """503 with Retry-After means: nothing was done, ask again. It is told once."""
+    """503 with Retry-After: nothing was done, try again. It is printed once."""
     answers = [(503, {"Retry-After": "0.1"})] * 2
     api.refuse = lambda _method, _path: answers.pop() if answers else None
 
     session.send(ONCE)
 
-    assert [error.status for error in told] == [503]
+    assert [error.status for error in notices] == [503]
     assert len(api.requests) == 3
 
 
 @pytest.mark.parametrize("text", UNKNOWN_OUTCOME_ERRORS)
-def test_a_refusal_that_leaves_it_open_is_none_to_repeat(
+def test_an_ambiguous_refusal_is_repeated_only_if_idempotent(
     session: Session, api: Api, text: str
 ) -> None:
-    """What was asked for may be in the log; a key, or its nature, makes it harmless."""
+    """The request may be in the log; a key, or its kind, makes it idempotent."""
     assert text in (CONNECTION_LOST, NOT_DURABLE)
     answers = [(503, {"Retry-After": "0.1"})] * 2
     api.refuse = lambda _method, _path: answers.pop() if answers else None
@@ -153,7 +156,7 @@ def test_a_refusal_that_leaves_it_open_is_none_to_repeat(
 def test_an_unavailable_node_without_a_pause_is_an_error(
     session: Session, api: Api
 ) -> None:
-    """Nothing says that asking again would help."""
+    """No answer promises that another try helps."""
     api.refuse = lambda _method, _path: (503, {})
 
     with pytest.raises(Refused) as caught:
@@ -165,7 +168,7 @@ def test_an_unavailable_node_without_a_pause_is_an_error(
 def test_an_interrupted_request_leaves_no_answer_behind(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next request must not read the answer of the one before."""
+    """The next request must not read the previous answer."""
 
     def interrupt(_self: object) -> None:
         monkeypatch.undo()
@@ -181,8 +184,8 @@ def test_an_interrupted_request_leaves_no_answer_behind(
     )
 
 
-def test_ctrl_c_is_heard_though_it_came_just_before_the_wait(tmp_path: Path) -> None:
-    """A signal that wakes nobody up is one that came an instant too early for that."""
+def test_ctrl_c_just_before_the_wait_is_handled(tmp_path: Path) -> None:
+    """The signal arrives an instant too early to wake the wait."""
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))
         silent.listen()
@@ -194,7 +197,9 @@ def test_ctrl_c_is_heard_though_it_came_just_before_the_wait(tmp_path: Path) -> 
                 _thread.interrupt_main()
 
                 assert caller.recv(1 << 16)
-                assert caller.recv(1) == b""  # It went, and did not wait for the end.
+                assert (
+                    caller.recv(1) == b""
+                )  # The client left without waiting for the end.
 
         node = threading.Thread(target=interrupt)
         node.start()
@@ -208,10 +213,10 @@ def main_thread_waits() -> bool:
     return stat.rpartition(")")[2].split()[0] == "S"
 
 
-def test_ctrl_c_is_heard_while_an_answer_is_put_away(
+def test_ctrl_c_during_garbage_collection_is_handled(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python puts away what nobody closed, and drops what is raised meanwhile."""
+    """Python closes forgotten objects then, and drops exceptions."""
     close = http.client.HTTPResponse.close
 
     def interrupted(answer: http.client.HTTPResponse) -> None:
@@ -224,14 +229,14 @@ def test_ctrl_c_is_heard_while_an_answer_is_put_away(
         [nodes(session) for _ in range(2)]
 
 
-def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
-    """What was not sent is told from a lost answer."""
+def test_an_unreachable_node_is_reported_at_once(tmp_path: Path) -> None:
+    """An unsent request differs from a lost answer."""
     with Session.at_socket(tmp_path / "none") as session, pytest.raises(Unreachable):
         nodes(session)
 
 
-def test_a_client_waits_its_turn_at_the_door_of_a_busy_node(tmp_path: Path) -> None:
-    """As many calls as may wait are there already, and nobody takes them yet."""
+def test_a_client_waits_in_the_backlog_of_a_busy_node(tmp_path: Path) -> None:
+    """The queue of connections is full, and the node accepts none yet."""
     path = tmp_path / "s"
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -253,9 +258,9 @@ def test_a_client_waits_its_turn_at_the_door_of_a_busy_node(tmp_path: Path) -> N
         assert second.getpeername() == str(path)
 
 
-def test_an_answer_of_another_program_is_none(session: Session, api: Api) -> None:
-    """An error, and no traceback."""
-    api.told[NODES] = b"<html>"
+def test_an_answer_of_another_program_is_an_error(session: Session, api: Api) -> None:
+    """No traceback."""
+    api.notices[NODES] = b"<html>"
 
     with pytest.raises(NotOctaskly, match="not Octaskly's API"):
         session.decode(session.send(Call("GET", NODES)), NodePage)

@@ -1,4 +1,4 @@
-"""`octaskly config`: what holds, who said so, and whether a file can be used."""
+"""`octaskly config`: values in force, their sources, and checks of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 
 @pytest.fixture
 def file(environ: dict[str, str], tmp_path: Path) -> Path:
-    """The file of settings of the user in whose name commands run."""
+    """The settings file of the user who runs the commands."""
     environ.pop("CONFIGURATION_DIRECTORY", None)
     environ.pop("XDG_CONFIG_HOME", None)
     folder = tmp_path / "home/.config/octaskly"
@@ -22,7 +22,7 @@ def file(environ: dict[str, str], tmp_path: Path) -> Path:
     return folder / "config.toml"
 
 
-def test_config_shows_each_setting_with_its_origin(
+def test_config_shows_each_setting_with_its_source(
     octaskly: Run, environ: dict[str, str], file: Path
 ) -> None:
     """A default, a file with its line, and a variable."""
@@ -47,10 +47,10 @@ def test_config_shows_each_setting_with_its_origin(
     assert done.stderr.decode().splitlines()[0] == f"{file}: read"
 
 
-def test_a_variable_with_a_slip_of_the_pen_is_noticed(
+def test_a_mistyped_variable_is_reported(
     octaskly: Run, environ: dict[str, str], file: Path
 ) -> None:
-    """An agent cannot know that it was meant; who looks at settings is told."""
+    """The agent cannot know that it was meant; `config` warns."""
     environ |= {"OCTASKLY_DURABILTY": "strict", "OCTASKLY_TOKEN": "x"}
 
     said = octaskly("config").stderr.decode().splitlines()
@@ -61,7 +61,7 @@ def test_a_variable_with_a_slip_of_the_pen_is_noticed(
     assert said[1] == f"{file}: not there"
 
 
-def test_config_as_json_has_values_of_their_types(octaskly: Run, file: Path) -> None:
+def test_config_as_json_has_typed_values(octaskly: Run, file: Path) -> None:
     """A script compares numbers, not texts."""
     file.write_text('labels = ["a=1"]\n')
 
@@ -83,10 +83,10 @@ def test_config_as_json_has_values_of_their_types(octaskly: Run, file: Path) -> 
 @pytest.mark.parametrize(
     "words", [("agent",), ("config",), ("config", "check"), ("ca",), ("db", "reset")]
 )
-def test_whatever_reads_a_wrong_file_names_its_mistakes(
+def test_every_reader_of_an_invalid_file_names_its_mistakes(
     octaskly: Run, file: Path, words: tuple[str, ...]
 ) -> None:
-    """In the form of all errors, with the exit code that keeps systemd from a loop."""
+    """In the form of all errors, with the exit code that stops systemd's restarts."""
     file.write_text('slotz = 3\ndrain = "soon"\n')
 
     done = octaskly(*words, node=None)
@@ -101,10 +101,10 @@ def test_whatever_reads_a_wrong_file_names_its_mistakes(
     ]
 
 
-def test_check_says_of_a_named_file_whether_it_can_be_used(
+def test_check_validates_a_named_file(
     octaskly: Run, file: Path, tmp_path: Path
 ) -> None:
-    """It is checked alone: what is in force does not matter."""
+    """It is checked alone: the settings in force do not matter."""
     file.write_text("slotz = 3\n")
     draft = tmp_path / "draft.toml"
     draft.write_text("slots = 3\n")
@@ -118,8 +118,10 @@ def test_check_says_of_a_named_file_whether_it_can_be_used(
     assert gone.stderr.startswith(b"error: there is no file ")
 
 
-def test_a_quick_command_does_not_look_at_settings(octaskly: Run, file: Path) -> None:
-    """A broken file is the agent's trouble; who lists tasks is not stopped by it."""
+def test_a_quick_command_does_not_read_agent_settings(
+    octaskly: Run, file: Path
+) -> None:
+    """An agent's broken file must not stop `octaskly ls`."""
     file.write_text("slotz = 3\n")
 
     done = octaskly("ls", node=None)

@@ -1,4 +1,4 @@
-"""`drain`, `resume`, `pause`, `unpause`: what they ask for, and what they say."""
+"""`drain`, `resume`, `pause`, `unpause`: requests and output."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
 
-def test_each_order_is_asked_for_and_told(api: Api, octaskly: Run) -> None:
-    """On stderr, since nobody pipes it anywhere."""
+def test_each_order_is_sent_and_reported(api: Api, octaskly: Run) -> None:
+    """On stderr, because no pipe needs it."""
     said = [octaskly(word, "pi 4") for word in ("drain", "resume", "pause", "unpause")]
 
     assert api.requests == [
@@ -28,8 +28,10 @@ def test_each_order_is_asked_for_and_told(api: Api, octaskly: Run) -> None:
 
 
 @pytest.mark.parametrize("word", ["drain", "resume", "pause", "unpause", "revoke"])
-def test_an_order_to_nobody_is_not_sent(api: Api, octaskly: Run, word: str) -> None:
-    """As `octaskly drain "$HOST"` where that is not set."""
+def test_an_order_without_a_node_is_not_sent(
+    api: Api, octaskly: Run, word: str
+) -> None:
+    """As `octaskly drain "$HOST"` with an unset variable."""
     done = octaskly(word, "")
 
     assert done.returncode == 2
@@ -37,8 +39,8 @@ def test_an_order_to_nobody_is_not_sent(api: Api, octaskly: Run, word: str) -> N
     assert api.requests == []
 
 
-def test_an_order_as_json_is_the_node(api: Api, octaskly: Run) -> None:
-    """As the API answers."""
+def test_an_order_with_json_prints_the_node(api: Api, octaskly: Run) -> None:
+    """As in the API."""
     done = octaskly("drain", "pi4", "--json")
 
     assert json.loads(done.stdout)["state"] == "draining"
@@ -57,9 +59,7 @@ def test_drain_can_wait_until_nothing_runs(api: Api, octaskly: Run) -> None:
     assert api.requests.count("GET /api/v1/nodes/pi4") == 3
 
 
-def test_waiting_for_a_drain_ends_when_it_is_taken_back(
-    api: Api, octaskly: Run
-) -> None:
+def test_a_wait_for_a_drain_ends_when_it_is_undone(api: Api, octaskly: Run) -> None:
     """It would never end otherwise."""
     api.left, api.steered = 2, "ready"
     done = octaskly("drain", "pi4", "--wait")
@@ -68,8 +68,8 @@ def test_waiting_for_a_drain_ends_when_it_is_taken_back(
     assert "error: pi4 accepts work again" in done.stderr.decode()
 
 
-def test_an_order_to_a_node_that_is_not_there(api: Api, octaskly: Run) -> None:
-    """Exit code 3, and the command that shows who is."""
+def test_an_order_to_an_unknown_node_is_an_error(api: Api, octaskly: Run) -> None:
+    """Exit code 3, and the command that lists the nodes."""
     api.refuse = lambda _method, _path: (404, {})
     api.refusal = "Worker not found"
     done = octaskly("drain", "nobody")

@@ -1,4 +1,4 @@
-"""The units are valid, and keep what tasks can reach as small as they say."""
+"""The systemd units are valid, and restrict tasks as documented."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def analyze(
 
 
 def installed(tmp_path: Path, name: str) -> Path:
-    """Return the unit as a file that names a program which exists here."""
+    """Return the unit as a file that names an existing program."""
     text = (UNITS / name).read_text()
     target = tmp_path / "octaskly.service"
     target.write_text(
@@ -43,8 +43,8 @@ def installed(tmp_path: Path, name: str) -> Path:
     return target
 
 
-def test_system_unit_is_valid(tmp_path: Path) -> None:
-    """Systemd finds nothing to complain about."""
+def test_the_system_unit_is_valid(tmp_path: Path) -> None:
+    """Systemd reports no problem."""
     unit = installed(tmp_path, "octaskly.service")
 
     done = analyze("--man=no", "verify", str(unit))
@@ -52,7 +52,7 @@ def test_system_unit_is_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_user_unit_is_valid(tmp_path: Path) -> None:
+def test_the_user_unit_is_valid(tmp_path: Path) -> None:
     """The same for the unit without root."""
     unit = installed(tmp_path, "octaskly-user.service")
 
@@ -61,8 +61,8 @@ def test_user_unit_is_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_system_unit_exposes_little(tmp_path: Path) -> None:
-    """It runs commands of others, so its sandbox is part of the product."""
+def test_the_system_unit_exposes_little(tmp_path: Path) -> None:
+    """It runs foreign commands, so its sandbox is part of the product."""
     unit = installed(tmp_path, "octaskly.service")
 
     done = analyze(
@@ -75,8 +75,8 @@ def test_system_unit_exposes_little(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "drop_in", sorted((UNITS / "drop-ins").glob("*.conf")), ids=lambda path: path.stem
 )
-def test_drop_in_is_valid(tmp_path: Path, drop_in: Path) -> None:
-    """Each works as it is, beside the unit."""
+def test_each_drop_in_is_valid(tmp_path: Path, drop_in: Path) -> None:
+    """Each works unchanged, beside the unit."""
     unit = installed(tmp_path, "octaskly.service")
     folder = tmp_path / "octaskly.service.d"
     folder.mkdir()
@@ -89,8 +89,8 @@ def test_drop_in_is_valid(tmp_path: Path, drop_in: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["octaskly.service", "octaskly-user.service"])
-def test_units_promise_what_the_agent_does(name: str) -> None:
-    """Readiness and watchdog come from the agent; exit 78 is not tried again."""
+def test_units_match_the_agent(name: str) -> None:
+    """Readiness and watchdog come from the agent; exit 78 is not restarted."""
     lines = (UNITS / name).read_text().splitlines()
 
     for line in (
@@ -108,7 +108,7 @@ def test_units_promise_what_the_agent_does(name: str) -> None:
     shutil.which("systemd-sysusers") is None, reason="needs systemd-sysusers"
 )
 def test_users_of_the_unit_are_made_by_sysusers(tmp_path: Path) -> None:
-    """The users that the unit names are those that are created."""
+    """The unit's users exist there."""
     (tmp_path / "etc").mkdir()
     done = subprocess.run(
         [
@@ -129,8 +129,8 @@ def test_users_of_the_unit_are_made_by_sysusers(tmp_path: Path) -> None:
     assert "Creating user 'octaskly-task'" in said
 
 
-def test_system_unit_runs_tasks_as_a_user_of_their_own() -> None:
-    """The one that is created, with nothing that goes beyond becoming it."""
+def test_the_system_unit_runs_tasks_as_their_own_user() -> None:
+    """The user exists, and the agent gets only the right to switch to it."""
     lines = (UNITS / "octaskly.service").read_text().splitlines()
 
     for line in (

@@ -1,4 +1,4 @@
-"""`octaskly top`: what a frame shows at two widths, and how it treats a terminal."""
+"""`octaskly top`: frames of two widths, and terminal handling."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(number: int, **more: object) -> dict[str, object]:
 
 
 def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.MeshSnapshot:
-    """A mesh of which one node is lost, and one short of memory."""
+    """A mesh with one lost node, and one short of memory."""
     members = [
         NODE,
         NODE | {"name": "attic", "role": "standby", "short_of": "memory", "running": 2},
@@ -58,8 +58,8 @@ def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.MeshSnapshot:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_frame_looks_as_it_did(columns: int) -> None:
-    """Every difference is one that somebody meant; hostile names do nothing."""
+def test_a_frame_matches_its_recording(columns: int) -> None:
+    """Every difference must be intended; hostile names have no effect."""
     text = top_screen.render_plain(snapshot(), columns) + "\n"
     file = SCREENS / f"top-{columns}.txt"
     if os.environ.get("OCTASKLY_SCREENS") == "write":
@@ -71,8 +71,8 @@ def test_a_frame_looks_as_it_did(columns: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [24, 40, 66])
-def test_a_narrow_terminal_shows_which_node_it_is(columns: int) -> None:
-    """What lies at the right has no room; names and states of nodes do."""
+def test_a_narrow_terminal_shows_names_and_states_of_nodes(columns: int) -> None:
+    """Columns at the right have no room."""
     lines = top_screen.render_plain(snapshot(), columns).splitlines()
 
     assert max(map(len, lines)) <= columns
@@ -98,8 +98,8 @@ def test_a_frame_fits_its_terminal(rows: int) -> None:
 
 
 @pytest.mark.parametrize("sort", list(top_screen.SORTS))
-def test_tasks_are_sorted_as_asked(sort: str) -> None:
-    """Also where a node does not know yet when something began."""
+def test_tasks_are_sorted_as_requested(sort: str) -> None:
+    """Also where a node does not know a start time yet."""
     seen = snapshot()
     seen.running[0]["assigned_at"] = None
 
@@ -117,7 +117,7 @@ def test_tasks_are_sorted_as_asked(sort: str) -> None:
     assert orders[0] == orders[1][::-1]
 
 
-def test_no_terminal_gets_one_frame(busy_api: Api, octaskly: Run) -> None:
+def test_without_a_terminal_one_frame_is_printed(busy_api: Api, octaskly: Run) -> None:
     """Whole lines, no colours, and an end."""
     done = octaskly("top")
 
@@ -127,7 +127,7 @@ def test_no_terminal_gets_one_frame(busy_api: Api, octaskly: Run) -> None:
 
 
 def test_json_is_one_versioned_snapshot(busy_api: Api, octaskly: Run) -> None:
-    """For scripts: the same that a frame shows."""
+    """For scripts: the same values as a frame."""
     done = octaskly("top", "--json")
 
     shown = json.loads(done.stdout)
@@ -140,7 +140,7 @@ def test_json_is_one_versioned_snapshot(busy_api: Api, octaskly: Run) -> None:
 
 @pytest.fixture
 def busy_api(api: Api) -> Api:
-    """A node of which two tasks run."""
+    """A node with two running tasks."""
     api.told["/api/v1/attempts"] = {"now": NOW, "running": [run(3), run(4)]}
     return api
 
@@ -163,7 +163,7 @@ def watching(environ: dict[str, str]) -> Iterator[Any]:
         assert termios.tcgetattr(terminal.child_fd) != before
         yield terminal
         end = terminal.read()
-        # The cursor is there again, and what was on the screen before.
+        # The cursor and the previous screen are restored.
         assert "\x1b[?25h" in end
         assert "\x1b[?1049l" in end
         assert termios.tcgetattr(terminal.child_fd) == before
@@ -172,7 +172,7 @@ def watching(environ: dict[str, str]) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_keys_order_the_tasks_and_the_frame_follows_the_terminal(
+def test_keys_sort_the_tasks_and_a_resize_redraws(
     busy_api: Api, environ: dict[str, str]
 ) -> None:
     """Right, left, r and q; a wider terminal shows more of a command at once."""
@@ -193,20 +193,20 @@ def test_keys_order_the_tasks_and_the_frame_follows_the_terminal(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)]
 )
-def test_a_signal_leaves_the_terminal_as_it_was(
+def test_a_signal_restores_the_terminal(
     busy_api: Api, environ: dict[str, str], number: signal.Signals, code: int
 ) -> None:
-    """Ctrl-C is the usual way out, and no failure."""
+    """Ctrl-C is the usual exit, and no failure."""
     with watching(environ) as terminal:
         terminal.kill(number)
     assert terminal.exitstatus == code
 
 
 @pytest.mark.slow
-def test_it_shows_what_was_last_while_nobody_answers(
+def test_the_last_frame_stays_while_no_node_answers(
     busy_api: Api, environ: dict[str, str]
 ) -> None:
-    """A failover is a line in red, not an end; then all goes on."""
+    """A failover is a red line, not an end; then updates resume."""
     with watching(environ) as terminal:
         busy_api.refusal = "No dispatcher is elected"
         busy_api.refuse = lambda _method, _path: (503, {})

@@ -22,7 +22,7 @@ DEADLINE_S = 60.0
 
 @pytest.fixture(scope="module")
 def roomy_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """A node with slots enough for what waits."""
+    """A node with enough slots for waiting tasks."""
     folder = tmp_path_factory.mktemp("mesh")
     with running(folder, "ash", extra=("--slots", "8")) as (agent,):
         until_nodes(agent, 1)
@@ -36,7 +36,7 @@ def submit(node: Agent, *commands: str) -> list[str]:
 
 
 def held(folder: Path, code: int = 0) -> tuple[str, Callable[[], None]]:
-    """Return a command that runs until the second thing is called."""
+    """Return a command that runs until the second returned function is called."""
     gate = folder / f"gate-{time.monotonic_ns()}"
     return f"until [ -e {gate} ]; do sleep 0.02; done; exit {code}", gate.touch
 
@@ -51,10 +51,10 @@ def begin(node: Agent, *arguments: str) -> subprocess.Popen[bytes]:
     ("command", "code"),
     [("true", 0), ("exit 3", 3), ("kill -9 $$", 137)],
 )
-def test_exit_code_is_that_of_the_task(
+def test_the_exit_code_is_that_of_the_task(
     roomy_agent: Agent, command: str, code: int
 ) -> None:
-    """As from `run`; also of one that has ended long ago."""
+    """As with `run`; also for a task that ended long ago."""
     (task,) = submit(roomy_agent, command)
 
     first, again = (
@@ -66,10 +66,10 @@ def test_exit_code_is_that_of_the_task(
     assert first.stdout == b""
 
 
-def test_exit_code_is_that_of_the_task_whatever_it_is_called(
+def test_the_exit_code_is_that_of_the_task_for_every_name(
     roomy_agent: Agent,
 ) -> None:
-    """A number without its zeros was awaited, and its end was not seen: always 0."""
+    """A number without its zeros once missed the end, and gave 0."""
     (task,) = submit(roomy_agent, "exit 3")
     number = int(task.split("-")[1])
 
@@ -77,10 +77,10 @@ def test_exit_code_is_that_of_the_task_whatever_it_is_called(
     assert [octaskly(roomy_agent, "wait", ref).returncode for ref in refs] == [3, 3, 3]
 
 
-def test_a_task_is_not_taken_for_one_whose_id_begins_as_its_own(
+def test_a_task_is_not_confused_with_one_with_a_longer_id(
     roomy_agent: Agent,
 ) -> None:
-    """Ids that clients choose may: `build` failed, `build-2` did not."""
+    """Client-chosen ids may share a prefix: `build` failed, `build-2` did not."""
     for name, command in (("build", "exit 4"), ("build-2", "sleep 0.2")):
         body = {"id": name, "command": command}
         assert roomy_agent.call("POST", "/api/v1/tasks", body)[0] == 201
@@ -93,7 +93,7 @@ def test_a_task_is_not_taken_for_one_whose_id_begins_as_its_own(
 
 
 def test_a_member_is_awaited_by_the_number_of_its_array(roomy_agent: Agent) -> None:
-    """As its array is, with or without the end of the id."""
+    """With or without the end of the array's id."""
     array = (
         octaskly(roomy_agent, "array", "1-2", "--", "exit {}").stdout.decode().strip()
     )
@@ -104,14 +104,14 @@ def test_a_member_is_awaited_by_the_number_of_its_array(roomy_agent: Agent) -> N
 
 
 def test_a_task_that_times_out_is_124(roomy_agent: Agent) -> None:
-    """As from `run`."""
+    """As with `run`."""
     done = octaskly(roomy_agent, "submit", "--timeout", "1", "--", "sleep 60")
 
     assert octaskly(roomy_agent, "wait", done.stdout.decode().strip()).returncode == 124
 
 
-def test_all_are_awaited(roomy_agent: Agent, tmp_path: Path) -> None:
-    """The first code that is not 0 counts, in the order in which they were named."""
+def test_all_tasks_are_awaited(roomy_agent: Agent, tmp_path: Path) -> None:
+    """The first non-zero code counts, in the order of the arguments."""
     slow, release = held(tmp_path, 4)
     tasks = submit(roomy_agent, "true", slow, "exit 5")
 
@@ -127,8 +127,8 @@ def test_all_are_awaited(roomy_agent: Agent, tmp_path: Path) -> None:
     assert [task["exit_code"] for task in ended] == [0, 4, 5]
 
 
-def test_any_is_enough(roomy_agent: Agent, tmp_path: Path) -> None:
-    """The code of the one that has ended."""
+def test_any_awaits_one_task(roomy_agent: Agent, tmp_path: Path) -> None:
+    """The code is that of the ended one."""
     slow, release = held(tmp_path)
     quick, unlock = held(tmp_path, 6)
     tasks = submit(roomy_agent, slow, quick)
@@ -141,7 +141,7 @@ def test_any_is_enough(roomy_agent: Agent, tmp_path: Path) -> None:
     assert waiting.returncode == 6
 
 
-def test_waiting_has_a_limit(roomy_agent: Agent, tmp_path: Path) -> None:
+def test_a_wait_has_a_time_limit(roomy_agent: Agent, tmp_path: Path) -> None:
     """The task goes on."""
     slow, release = held(tmp_path)
     (task,) = submit(roomy_agent, slow)
@@ -156,7 +156,7 @@ def test_waiting_has_a_limit(roomy_agent: Agent, tmp_path: Path) -> None:
 
 
 def test_an_array_ends_with_its_last_member(roomy_agent: Agent) -> None:
-    """With 1 if a member failed: each has a code of its own."""
+    """Exit code 1 if a member failed, because each has its own code."""
     good, bad = (
         octaskly(roomy_agent, "array", "1-3", "--", command).stdout.decode().strip()
         for command in ("sleep 0.{}", "sleep 0.{}; exit $((3 - {}))")
@@ -172,14 +172,14 @@ def test_an_array_ends_with_its_last_member(roomy_agent: Agent) -> None:
 
 
 def test_an_unknown_task_is_3(roomy_agent: Agent) -> None:
-    """At once, rather than waited for."""
+    """At once, without a wait."""
     done = octaskly(roomy_agent, "wait", "task-999")
 
     assert done.returncode == 3
     assert_error_form(done.stderr)
 
 
-def test_a_terminal_shows_how_far_it_is(roomy_agent: Agent) -> None:
+def test_a_terminal_shows_the_progress(roomy_agent: Agent) -> None:
     """On stderr alone."""
     tasks = submit(roomy_agent, "true", "true")
     ours, theirs = pty.openpty()
@@ -220,8 +220,8 @@ def test_a_quiet_terminal_shows_nothing(roomy_agent: Agent) -> None:
     assert (done.stdout, said) == (b"", [])
 
 
-def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
-    """Whoever it was when the waiting began."""
+def test_a_wait_continues_with_the_next_dispatcher(tmp_path: Path) -> None:
+    """After the failover of the dispatcher that it started with."""
     with running(tmp_path, "ash") as (ash,):
         until_nodes(ash, 1)
         with running(tmp_path, "birch") as (birch,):
@@ -238,7 +238,7 @@ def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
             assert watching.stdout is not None
             said = submit(birch, "true")
             while not select.select([watching.stdout], [], [], 1.0)[0]:
-                said += submit(birch, "true")  # It has not begun to listen yet.
+                said += submit(birch, "true")  # It does not listen yet.
             line = watching.stdout.readline()
             assert json.loads(line)["data"]["id"] in said
             ash.process.kill()
@@ -260,13 +260,13 @@ def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
 
 
 def test_events_are_printed_for_people(roomy_agent: Agent) -> None:
-    """One line each: nodes as they are, then what happens."""
+    """One line each: the nodes first, then the events."""
     watching = begin(roomy_agent, "events")
     assert watching.stdout is not None
     first = watching.stdout.readline().decode().split()
     (task,) = submit(roomy_agent, "exit 3")
     lines: list[str] = []
-    while len(lines) < 3:  # Of others there may be news as well.
+    while len(lines) < 3:  # Other events may come, too.
         line = watching.stdout.readline().decode()
         lines += [line] if task in line else []
     watching.send_signal(signal.SIGINT)

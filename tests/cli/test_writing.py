@@ -47,7 +47,7 @@ def test_many_lines_are_one_request(
 def test_more_than_a_batch_is_several_requests(
     api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The API takes 10 000 tasks at a time."""
+    """The API accepts 10 000 tasks at a time."""
     task = {"id": "task-001-00000001", "command": "true", "status": "queued"}
     monkeypatch.setattr(api, "submit", lambda _body: task)
 
@@ -57,10 +57,10 @@ def test_more_than_a_batch_is_several_requests(
     assert [len(body) for body in api.bodies] == [10_000, 1]
 
 
-def test_what_was_handed_in_before_a_failure_is_known(
+def test_tasks_submitted_before_a_failure_are_printed(
     api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else nobody knew which tasks to wait for, and which to hand in again."""
+    """The user must know which tasks to wait for, and which to submit again."""
     task = {"id": "task-001-00000001", "command": "true", "status": "queued"}
     monkeypatch.setattr(api, "submit", lambda _body: task)
     api.refuse = lambda _method, _path: (422, {}) if len(api.bodies) > 1 else None
@@ -74,10 +74,10 @@ def test_what_was_handed_in_before_a_failure_is_known(
 
 
 @pytest.mark.parametrize("how", ["stdin", "file"])
-def test_a_line_that_is_refused_is_named(
+def test_a_refused_line_is_named(
     api: Api, octaskly: Run, tmp_path: Path, how: str
 ) -> None:
-    """By its number in the input, where blank lines count, and no place in a body."""
+    """By its number in the input, counting blank lines, not by its index in a body."""
     api.refusal, api.refusal_hint = "Invalid command format", "it contains a NUL"
     api.refusal_field = "$[1].command"
     api.refuse = lambda method, _: (400, {}) if method == "POST" else None
@@ -98,7 +98,7 @@ def test_a_line_that_is_refused_is_named(
 def test_a_line_of_a_later_request_is_named(
     api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its place is counted from the first line of all."""
+    """Its number counts from the first line of all."""
     task = {"id": "task-001-00000001", "command": "true", "status": "queued"}
     monkeypatch.setattr(api, "submit", lambda _body: task)
     api.refusal_field = "$[1].command"
@@ -109,9 +109,7 @@ def test_a_line_of_a_later_request_is_named(
     assert "  cause: line 10002: the test said so" in done.stderr.decode().splitlines()
 
 
-def test_what_is_refused_of_the_only_command_is_named_as_before(
-    api: Api, octaskly: Run
-) -> None:
+def test_a_refusal_of_the_only_command_names_no_line(api: Api, octaskly: Run) -> None:
     """There are no lines."""
     api.refusal_field = "$[0].command"
     api.refuse = lambda method, _: (400, {}) if method == "POST" else None
@@ -121,8 +119,8 @@ def test_what_is_refused_of_the_only_command_is_named_as_before(
     assert "  cause: command: the test said so" in done.stderr.decode().splitlines()
 
 
-def test_a_line_that_is_no_text_is_named(api: Api, octaskly: Run) -> None:
-    """Found before anything is sent."""
+def test_a_line_that_is_not_text_is_named(api: Api, octaskly: Run) -> None:
+    """Before anything is sent."""
     done = octaskly("submit", "-", stdin=b"true\n\nfalse \xff\n")
 
     assert (done.returncode, done.stdout, api.requests) == (2, b"", [])
@@ -132,10 +130,10 @@ def test_a_line_that_is_no_text_is_named(api: Api, octaskly: Run) -> None:
 @pytest.mark.parametrize(
     "arguments", [["forget", "--all-ended"], ["revoke", "ash"], ["rotate", "--now"]]
 )
-def test_questions_are_no_data(
+def test_questions_go_to_stderr(
     api: Api, environ: dict[str, str], arguments: list[str]
 ) -> None:
-    """Where stdout goes into a file, who is asked would not see them."""
+    """With stdout in a file, the user would not see them."""
     ours, theirs = pty.openpty()
     try:
         os.write(ours, b"n\n")
@@ -155,8 +153,8 @@ def test_questions_are_no_data(
     assert b"Go on? [y/N]" in done.stderr
 
 
-def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
-    """With it, handing in again after a lost answer is harmless."""
+def test_the_idempotency_key_is_sent(api: Api, octaskly: Run) -> None:
+    """It makes a repetition after a lost answer idempotent."""
     octaskly("submit", "--idempotency-key", "k1", "--", "true")
 
     assert api.headers[0]["Idempotency-Key"] == "k1"
@@ -165,8 +163,8 @@ def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
 @pytest.mark.parametrize(
     "ref", ["last", "2", "0002", "later", "task-002", "task-002-00000002"]
 )
-def test_tasks_come_after_whatever_names_one(api: Api, octaskly: Run, ref: str) -> None:
-    """`--after` takes an ID as every other command does; the API knows ids alone."""
+def test_after_accepts_every_name_of_a_task(api: Api, octaskly: Run, ref: str) -> None:
+    """`--after` works like every other command; the API knows ids alone."""
     octaskly("submit", "-", stdin=b"true\ntrue\n")
     api.tasks["task-002-00000002"]["name"] = "later"
 
@@ -180,10 +178,8 @@ def test_tasks_come_after_whatever_names_one(api: Api, octaskly: Run, ref: str) 
         assert found["id"] == "task-002-00000002"
 
 
-def test_a_task_before_that_may_be_several_is_asked_about(
-    api: Api, octaskly: Run
-) -> None:
-    """Nothing is handed in."""
+def test_an_ambiguous_parent_is_refused(api: Api, octaskly: Run) -> None:
+    """Nothing is submitted."""
     octaskly("submit", "-", stdin=b"true\ntrue\n")
     for task in api.tasks.values():
         task["name"] = "same"
@@ -196,7 +192,7 @@ def test_a_task_before_that_may_be_several_is_asked_about(
 
 
 @pytest.mark.parametrize("command", ["submit", "run"])
-def test_durability_is_asked_for_the_whole_request(
+def test_durability_applies_to_the_whole_request(
     api: Api, octaskly: Run, command: str
 ) -> None:
     """The dispatcher refuses it while there is one copy only."""
@@ -207,7 +203,7 @@ def test_durability_is_asked_for_the_whole_request(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--file", "/dev/null", "--", "true"]])
-def test_submit_wants_one_source_of_commands(
+def test_submit_needs_exactly_one_source_of_commands(
     api: Api, octaskly: Run, arguments: list[str]
 ) -> None:
     """Neither and both are usage errors, found before anything is sent."""
@@ -239,16 +235,16 @@ def test_cancel_of_a_running_task_needs_force(api: Api, octaskly: Run) -> None:
 def test_token_create_prints_the_token_alone(
     api: Api, octaskly: Run, given: str, seconds: int
 ) -> None:
-    """It goes into a variable; times are read as people write them."""
+    """For use in a variable; durations are in the form that people write."""
     done = octaskly("token", "create", "--role", "client", "--expires", given)
 
     assert (done.stdout, done.stderr) == (f"client.{seconds}\n".encode(), b"")
 
 
-def test_secret_new_prints_a_secret_that_ca_understands(
+def test_secret_new_prints_a_secret_that_ca_accepts(
     octaskly: Run, tmp_path: Path
 ) -> None:
-    """Neither needs an agent: this is how the second machine is prepared."""
+    """Neither needs an agent: the second machine is prepared so."""
     secret = octaskly("secret", "new", node=None)
     file = tmp_path / "mesh.key"
     file.touch(mode=0o600)
@@ -264,7 +260,7 @@ def test_secret_new_prints_a_secret_that_ca_understands(
 
 
 def test_webhook_key_is_one_of_the_mesh(octaskly: Run, tmp_path: Path) -> None:
-    """In the form that the libraries of receivers take; it needs no agent."""
+    """In the form of the receivers' libraries; it needs no agent."""
     file = tmp_path / "mesh.key"
     file.touch(mode=0o600)
     file.write_bytes(octaskly("secret", "new", node=None).stdout)
@@ -282,7 +278,7 @@ def test_webhook_key_is_one_of_the_mesh(octaskly: Run, tmp_path: Path) -> None:
 def test_ca_refuses_a_secret_that_others_can_read(
     octaskly: Run, tmp_path: Path
 ) -> None:
-    """As the agent does: exit 78 and the file is named."""
+    """As the agent does: exit 78 and the name of the file."""
     file = tmp_path / "mesh.key"
     file.write_bytes(octaskly("secret", "new", node=None).stdout)
     file.chmod(0o644)
@@ -293,10 +289,10 @@ def test_ca_refuses_a_secret_that_others_can_read(
     assert str(file).encode() in done.stderr
 
 
-def test_ca_does_not_say_to_make_a_secret_where_none_is(
+def test_ca_without_a_secret_does_not_suggest_a_new_one(
     octaskly: Run, tmp_path: Path
 ) -> None:
-    """A new one would be that of no mesh, and in the way of the real one."""
+    """A new secret would belong to no mesh, and block the real one."""
     done = octaskly("ca", "--secret-file", str(tmp_path / "none"), node=None)
 
     assert done.returncode == 78
@@ -306,7 +302,7 @@ def test_ca_does_not_say_to_make_a_secret_where_none_is(
 
 
 def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:
-    """Nothing is deleted; what cannot be read may still be worth something."""
+    """Nothing is deleted; an unreadable log may still be of use."""
     state = tmp_path / "s"
     state.mkdir()
     (state / "log.db").write_bytes(b"not a database")
@@ -320,10 +316,10 @@ def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:
     assert str(moved).encode() in done.stderr
 
 
-def test_everything_that_is_asked_for_is_handed_on(
+def test_every_flag_is_sent(
     api: Api, octaskly: Run, tmp_path: Path, environ: dict[str, str]
 ) -> None:
-    """Each flag is a field; a variable without a value takes the caller's."""
+    """Each is a field; a variable without a value takes the caller's."""
     (tmp_path / "in").write_bytes(b"\0\xff")
     environ["MINE"] = "a=b"
 
@@ -360,8 +356,8 @@ def test_everything_that_is_asked_for_is_handed_on(
     ]
 
 
-def test_what_a_task_needs_is_handed_on(api: Api, octaskly: Run) -> None:
-    """Short flags for people, one object for the API; what is not asked for is not."""
+def test_requirements_are_sent(api: Api, octaskly: Run) -> None:
+    """Short flags for people, one object for the API; unset flags are omitted."""
     needs = (
         *("--cpus", "2", "--memory", "512", "--gpus", "1", "--on", "ana"),
         *("--require", "disk=ssd", "--require", "rack=a/1"),
@@ -390,7 +386,7 @@ def test_what_a_task_needs_is_handed_on(api: Api, octaskly: Run) -> None:
 
 
 def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) -> None:
-    """With `-`, as everywhere."""
+    """With `-`, as in other programs."""
     done = octaskly("run", "--stdin", "-", "--", "true", stdin=b"abc")
 
     assert done.returncode == 0, done.stderr
@@ -415,7 +411,7 @@ def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) 
         (["--env", b"A=\xff", "--", "true"], b"is not UTF-8 text"),
     ],
 )
-def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
+def test_impossible_requests_are_refused_before_anything_is_sent(
     api: Api, octaskly: Run, arguments: list[str], why: bytes
 ) -> None:
     """Usage errors, with the reason."""
@@ -441,10 +437,10 @@ def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
         ["--after-on", "x" * 5000],
     ],
 )
-def test_an_error_does_not_repeat_all_that_was_typed(
+def test_an_error_does_not_repeat_a_long_argument(
     api: Api, octaskly: Run, arguments: list[str]
 ) -> None:
-    """Its beginning names the flag, its end says what is taken."""
+    """Its start names the flag, its end the allowed values."""
     done = octaskly("submit", *arguments, "--", "true")
 
     assert done.returncode == 2
@@ -456,8 +452,10 @@ def test_an_error_does_not_repeat_all_that_was_typed(
 @pytest.mark.parametrize(
     "flag", ["--on", "--name", "--cwd", "--notify-url", "--idempotency-key"]
 )
-def test_a_flag_with_nothing_is_refused(api: Api, octaskly: Run, flag: str) -> None:
-    """As `--on "$HOST"` where that is not set: the command would run anywhere."""
+def test_a_flag_with_an_empty_value_is_refused(
+    api: Api, octaskly: Run, flag: str
+) -> None:
+    """As `--on "$HOST"` with an unset variable: the command would run anywhere."""
     done = octaskly("submit", flag, "", "--", "true")
 
     assert done.returncode == 2
@@ -465,10 +463,8 @@ def test_a_flag_with_nothing_is_refused(api: Api, octaskly: Run, flag: str) -> N
     assert api.requests == []
 
 
-def test_cancel_of_an_ended_task_says_that_it_has_ended(
-    api: Api, octaskly: Run
-) -> None:
-    """The API calls it not found, by contract; people see that it is there."""
+def test_a_cancel_of_an_ended_task_reports_the_end(api: Api, octaskly: Run) -> None:
+    """The API calls it not found, by contract; people see that it exists."""
     octaskly("submit", "--", "true")
     api.refusal, api.refusal_hint = "Task not found", "it has ended: completed"
     api.refuse = lambda method, _: (404, {}) if method == "DELETE" else None
@@ -484,10 +480,10 @@ def test_cancel_of_an_ended_task_says_that_it_has_ended(
 
 
 @pytest.mark.parametrize("command", [["cancel", "--force"], ["retry"]])
-def test_what_is_refused_for_one_task_is_done_for_the_others(
+def test_a_refusal_for_one_task_does_not_stop_the_others(
     api: Api, octaskly: Run, command: list[str]
 ) -> None:
-    """`octaskly cancel A B` ends B, too, where A has ended by itself."""
+    """`octaskly cancel A B` ends B, even if A has ended by itself."""
     octaskly("submit", "-", stdin=b"sleep 60\nsleep 60\n")
     refused = "task-001-00000001"
     api.refuse = lambda _, path: (404, {}) if f"/{refused}" in path else None
@@ -506,10 +502,8 @@ def test_what_is_refused_for_one_task_is_done_for_the_others(
     assert [path.split("/")[4] for path in done_to] == [refused, "task-002"]
 
 
-def test_whoever_repeats_a_task_again_gets_the_same_one(
-    api: Api, octaskly: Run
-) -> None:
-    """`id=$(octaskly retry ID)` has an id, however often it is done."""
+def test_a_repeated_retry_gives_the_same_task(api: Api, octaskly: Run) -> None:
+    """`id=$(octaskly retry ID)` has an id, however often it runs."""
     octaskly("submit", "--", "true")
     repeated = {"id": "task-002-00000002", "command": "true", "status": "completed"}
     api.told["/api/v1/tasks/task-001/retry"] = repeated
@@ -523,10 +517,8 @@ def test_whoever_repeats_a_task_again_gets_the_same_one(
     assert json.loads(as_json.stdout) == {"v": 1, **repeated}
 
 
-def test_what_was_repeated_before_is_not_repeated_by_failed(
-    api: Api, octaskly: Run
-) -> None:
-    """`retry --failed` prints what is new."""
+def test_retry_failed_skips_tasks_repeated_before(api: Api, octaskly: Run) -> None:
+    """`retry --failed` prints only new ids."""
     for number, state in ((1, "failed"), (2, "queued")):
         assert octaskly("run", "--", "false").returncode == 1
         task = f"task-{number + 2:03}-0000000{number + 2}"
@@ -545,8 +537,10 @@ def test_what_was_repeated_before_is_not_repeated_by_failed(
 @pytest.mark.parametrize(
     ("count", "text"), [(1, "1 task forgotten"), (2, "2 tasks forgotten")]
 )
-def test_forget_counts(api: Api, octaskly: Run, count: int, text: str) -> None:
-    """In words that fit the number."""
+def test_forget_prints_the_count(
+    api: Api, octaskly: Run, count: int, text: str
+) -> None:
+    """With correct singular and plural."""
     api.told["/api/v1/forget"] = {"forgotten": count}
 
     assert octaskly("forget", "--all-ended").stderr.decode() == f"{text}\n"
@@ -559,10 +553,10 @@ def test_forget_counts(api: Api, octaskly: Run, count: int, text: str) -> None:
         (["--now", "--yes"], "1 is over within 5 s"),
     ],
 )
-def test_rotate_says_how_long_the_old_secret_lasts(
+def test_rotate_prints_the_end_of_the_old_secret(
     api: Api, octaskly: Run, arguments: list[str], text: str
 ) -> None:
-    """With --now nobody is waited for."""
+    """With --now it waits for no node."""
     names: list[str] = []
     api.told["/api/v1/rotation"] = {
         "generation": 1,

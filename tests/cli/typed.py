@@ -1,4 +1,4 @@
-"""Commands as tests type them: each a process, forked where a start is no matter."""
+"""Commands as tests type them: processes, forked where a fresh start is not tested."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tests.support.cli_fork_server import forking_cli
 
-PROGRAM: list[str] = []  #: what `typed` begins with, while tests run
+PROGRAM: list[str] = []  #: prefix of `typed` while tests run
 
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Have what is typed start quickly, for the length of a block."""
+    """Make `typed` commands start quickly within the block."""
     with (
         tempfile.TemporaryDirectory(prefix="okq-") as folder,
         forking_cli(Path(folder)) as path,
@@ -25,12 +25,12 @@ def quickly() -> Iterator[None]:
         PROGRAM.clear()
 
 
-def apart(
+def without_wait_reason(
     done: subprocess.CompletedProcess[bytes],
 ) -> subprocess.CompletedProcess[bytes]:
-    """Return what a command said but for why a task waits: that is told where it does.
+    """Return the output of a command without the reason of a wait.
 
-    On a machine that stalls, any may.
+    On a slow machine any command may wait.
     """
     lines = done.stderr.splitlines(keepends=True)
     done.stderr = b"".join(one for one in lines if not one.startswith(b"queued: "))

@@ -1,4 +1,4 @@
-"""What several contracts need."""
+"""Fixtures of several contracts."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.support.dispatcher_role import DispatcherRole
 
 @pytest.fixture
 def dispatcher_role() -> DispatcherRole:
-    """A node that is dispatcher."""
+    """A dispatcher's role."""
     return DispatcherRole()

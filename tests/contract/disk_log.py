@@ -1,4 +1,4 @@
-"""The disk of the simulation as a `DurableStore`, as far as the core asks for one.
+"""The simulation's disk as a `DurableStore`, with the methods that the core uses.
 
 It passes the suite of the store, or the simulation would prove things about a disk
 that nobody has.
@@ -39,7 +39,7 @@ ENTRIES_MAX = 1000
 
 
 class DiskLog:
-    """Commits what waits at the next turn of the event loop."""
+    """Commits pending entries at the next turn of the event loop."""
 
     def __init__(self, disk: Disk, hear: Callable[[int], None]) -> None:
         self._disk = disk

@@ -77,13 +77,13 @@ class PicklePacker:
 async def entries_of(
     log: DurableStore, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
 ) -> Entries:
-    """Pull entries that lie beyond a vector."""
+    """Pull entries after a vector."""
     packed = await log.read_pull_reply(vector, None, bytes_max)
     return PicklePacker().unpack(packed.data, Entries)
 
 
 class HandClock:
-    """A clock that stands where it is put."""
+    """A clock that only the test moves."""
 
     def __init__(self, wall_ms: int = WALL_MS) -> None:
         self.wall_ms = wall_ms
@@ -104,7 +104,7 @@ def attempt_id(n: int = 1, stream: StreamId = STREAM, term: int = 1) -> AttemptI
 
 
 def submitted(number: int, **fields: Any) -> Submitted:
-    """A task whose place in the queue is its number."""
+    """A task whose position in the queue is its number."""
     asked = {
         "id": task_id(number),
         "command": f"echo {number}",
@@ -168,14 +168,14 @@ class _InMemory(sqlite3.Connection):
 
 
 def database() -> sqlite3.Connection:
-    """Return tables without rows; making them anew takes a hundred times as long."""
+    """Return empty tables; creating them anew takes a hundred times as long."""
     db = sqlite3.connect(":memory:", isolation_level=None, factory=_InMemory)
     db.deserialize(_empty())
     return db
 
 
 def open_store(path: Path, told: list[int] | None = None, **options: Any) -> Store:
-    """Create a store whose commits are told to a list; the caller opens it."""
+    """Create a store whose commits are appended to a list; the caller opens it."""
     numbers = [] if told is None else told
     clock = options.pop("clock", HandClock())
     return Store(path, PicklePacker(), numbers.append, clock, **options)

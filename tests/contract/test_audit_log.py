@@ -1,4 +1,4 @@
-"""What every audit log promises to the API."""
+"""The contract of every audit log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NODE = NodeId("n" * 16)
 
 
 class ListedRecords(MemoryRecords):
-    """Answers a page as the store does."""
+    """Returns pages as the store does."""
 
     asked = 0
 
@@ -74,7 +74,7 @@ def deed(number: int, **more: object) -> AuditEntry:
 
 
 async def test_pages_follow_each_other_without_a_gap(log: AuditLog) -> None:
-    """From the first on, each behind the cursor of the one before."""
+    """From the first on, each after the cursor of the previous one."""
     await log.record_entries([deed(n) for n in range(5)])
 
     first = await log.read_page(since_ms=0, after=None, limit=2)
@@ -87,8 +87,8 @@ async def test_pages_follow_each_other_without_a_gap(log: AuditLog) -> None:
     assert last.cursor == third.cursor
 
 
-async def test_the_latest_come_when_no_place_is_named(log: AuditLog) -> None:
-    """As of a log that one looks into; in the order in which they happened."""
+async def test_the_newest_records_come_without_a_cursor(log: AuditLog) -> None:
+    """They come in the order in which they happened."""
     await log.record_entries([deed(n) for n in range(5)])
 
     page = await log.read_page(since_ms=None, after=None, limit=2)
@@ -96,8 +96,8 @@ async def test_the_latest_come_when_no_place_is_named(log: AuditLog) -> None:
     assert [d.id for d in page.entries] == ["n-3", "n-4"]
 
 
-async def test_what_is_handed_over_twice_is_kept_once(log: AuditLog) -> None:
-    """A node that got no answer hands it over again."""
+async def test_a_record_that_is_sent_twice_is_kept_once(log: AuditLog) -> None:
+    """A node without an answer sends it again."""
     await log.record_entries([deed(1)])
     await log.record_entries([deed(1), deed(2)])
 
@@ -106,13 +106,13 @@ async def test_what_is_handed_over_twice_is_kept_once(log: AuditLog) -> None:
     assert [d.id for d in page.entries] == ["n-1", "n-2"]
 
 
-async def test_what_is_no_cursor_is_refused(log: AuditLog) -> None:
+async def test_an_invalid_cursor_is_refused(log: AuditLog) -> None:
     """It comes from a client."""
     with pytest.raises(ValueError, match=r".+"):
         await log.read_page(since_ms=None, after="?", limit=9)
 
 
-async def test_only_the_dispatcher_keeps_it(
+async def test_only_the_dispatcher_writes_the_audit_log(
     log: AuditLog, dispatcher_role: DispatcherRole
 ) -> None:
     """Another node forwards."""
@@ -122,8 +122,8 @@ async def test_only_the_dispatcher_keeps_it(
         await log.read_page(since_ms=0, after=None, limit=9)
 
 
-async def test_strangers_push_nothing_out_but_each_other() -> None:
-    """However many ask, who changed what has room of its own."""
+async def test_records_of_strangers_push_out_only_each_other() -> None:
+    """Changes by known callers have room of their own."""
     records = ListedRecords()
     log = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
     many_known = deed(2, subject=None, source="many")
@@ -137,7 +137,7 @@ async def test_strangers_push_nothing_out_but_each_other() -> None:
     assert [d.id for d in page.entries] == ["n-1", "n-2", "n-3"]
 
 
-async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:
+async def test_a_record_is_unchanged_until_it_expires_after_ninety_days() -> None:
     """However long the texts are that others chose."""
     records = ListedRecords()
     log = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
@@ -155,8 +155,8 @@ async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:
         assert record.expires_ms - plain.at_ms >= RETENTION_MS
 
 
-async def test_when_a_node_was_met_is_known_to_each_dispatcher() -> None:
-    """The first one wrote it; of those that write it again nothing counts."""
+async def test_each_dispatcher_knows_when_a_node_was_met() -> None:
+    """The first one recorded it; later records of the same node do not count."""
     records = ListedRecords()
     before, after = (
         AgentAuditLog(records, SystemClock(), NODE, lambda: None) for _ in range(2)
@@ -171,8 +171,8 @@ async def test_when_a_node_was_met_is_known_to_each_dispatcher() -> None:
     assert met.keys() == {node}
 
 
-async def test_the_store_is_not_asked_each_time_for_who_was_never_met() -> None:
-    """The founder has no such deed; a node that is met has one at once."""
+async def test_the_store_is_asked_once_about_a_node_without_a_record() -> None:
+    """The founder has none; a node that is met gets one at once."""
     records = ListedRecords()
     audit = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
     node, founder = NodeId("m" * 16), NodeId("f" * 16)
@@ -188,10 +188,10 @@ async def test_the_store_is_not_asked_each_time_for_who_was_never_met() -> None:
 
 
 @pytest.mark.parametrize("more", [{"at_ms": 1 << 60}, {"last_ms": -1}])
-async def test_a_deed_of_a_time_that_cannot_be_shown_hides_no_other(
+async def test_a_record_with_an_unprintable_time_hides_no_other(
     more: dict[str, object],
 ) -> None:
-    """A hostile member may write anything; `nodes` and `audit` must go on."""
+    """A hostile member may write anything; `nodes` and `audit` must still work."""
     records = ListedRecords()
     audit = AgentAuditLog(records, SystemClock(), NODE, DispatcherRole().require)
     await audit.record_join(NODE, "pi")

@@ -1,4 +1,4 @@
-"""What every Gateway promises to the API; run on the fake, and on the real one."""
+"""The contract of every Gateway; it runs on the fake and on the real one."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ CY = Principal(subject="cy", role="client")
 
 
 class Subject(Protocol):
-    """A gateway that is dispatcher, and the strings that a test pulls."""
+    """A gateway of a dispatcher, with controls for the test."""
 
     gateway: Gateway
 
     def run(self, task: TaskId) -> None:
-        """Let a queued task run, and go on running."""
+        """Start a queued task, and let it run on."""
 
     def end(self, task: TaskId) -> None:
-        """Let a running task succeed."""
+        """Complete a running task."""
 
     def depose(self) -> None:
-        """Let another node be dispatcher."""
+        """Make another node dispatcher."""
 
 
 class FakeSubject:
@@ -91,8 +91,8 @@ async def test_submitted_tasks_come_back_in_order_and_queued(subject: Subject) -
     assert len({record.id for record in records}) == 20
 
 
-async def test_task_is_found_by_id_and_by_number(subject: Subject) -> None:
-    """`task-<sequence>` alone is understood where it is unique."""
+async def test_a_task_is_found_by_id_and_by_number(subject: Subject) -> None:
+    """`task-<sequence>` alone is accepted where it is unique."""
     (task,) = await _submit(subject, "true")
 
     by_id = await subject.gateway.find_task(task)
@@ -101,8 +101,8 @@ async def test_task_is_found_by_id_and_by_number(subject: Subject) -> None:
     assert by_id.id == by_number.id == task
 
 
-async def test_ids_may_be_had_before_their_tasks(subject: Subject) -> None:
-    """With numbers of their own, which no later task has."""
+async def test_ids_can_be_reserved_before_their_tasks(subject: Subject) -> None:
+    """They have numbers of their own, which no later task gets."""
     ids = await subject.gateway.reserve_task_ids(2)
     drafts = [TaskDraft(command="true", id=task) for task in ids]
     later = await _submit(subject, "true")
@@ -113,8 +113,8 @@ async def test_ids_may_be_had_before_their_tasks(subject: Subject) -> None:
     assert len({task.split("-")[1] for task in (*ids, *later)}) == 3
 
 
-async def test_unknown_task_is_not_found(subject: Subject) -> None:
-    """By whatever is asked of it."""
+async def test_an_unknown_task_is_not_found(subject: Subject) -> None:
+    """By every request."""
     gateway = subject.gateway
 
     with pytest.raises(TaskNotFound):
@@ -127,8 +127,8 @@ async def test_unknown_task_is_not_found(subject: Subject) -> None:
         await gateway.locate_output("nothing", "a.txt")
 
 
-async def test_chosen_id_is_kept_and_taken_once(subject: Subject) -> None:
-    """All or nothing: the free one of the second batch is not accepted either."""
+async def test_a_chosen_id_is_kept_and_used_once(subject: Subject) -> None:
+    """All or nothing: the free id of the second batch is not accepted either."""
     chosen = TaskDraft(command="true", id=TaskId("mine"))
     await subject.gateway.submit_tasks([chosen], principal=ANA)
 
@@ -154,7 +154,7 @@ async def test_key_makes_a_submission_repeatable(subject: Subject) -> None:
 
 
 async def test_keys_of_two_subjects_differ(subject: Subject) -> None:
-    """Nobody learns of another's tasks by guessing a key."""
+    """No client learns of another's tasks by guessing a key."""
     mine = await _submit(subject, "a", principal=BO, key="k")
 
     other = await _submit(subject, "a", principal=CY, key="k")
@@ -163,7 +163,7 @@ async def test_keys_of_two_subjects_differ(subject: Subject) -> None:
 
 
 async def test_pages_are_oldest_first_with_an_exact_total(subject: Subject) -> None:
-    """The total counts what matches, not what is returned."""
+    """The total counts all matches, not only those returned."""
     tasks = await _submit(subject, *[f"echo {n}" for n in range(7)])
 
     page = await subject.gateway.list_tasks(TaskQuery(limit=3, offset=2))
@@ -176,7 +176,7 @@ async def test_pages_are_oldest_first_with_an_exact_total(subject: Subject) -> N
 
 
 async def test_wait_ends_with_the_task(subject: Subject) -> None:
-    """Or, when the time is over, with the task as it is."""
+    """Or, when the time is over, with the task unchanged."""
     (task,) = await _submit(subject, "true")
     early = await subject.gateway.wait_for_end(task, 0.05)
     subject.run(task)
@@ -190,8 +190,8 @@ async def test_wait_ends_with_the_task(subject: Subject) -> None:
     assert waiting.result().state is TaskState.COMPLETED
 
 
-async def test_queued_task_is_cancelled_again_and_again(subject: Subject) -> None:
-    """The second time changes nothing."""
+async def test_a_repeated_cancel_of_a_queued_task_succeeds(subject: Subject) -> None:
+    """The second cancel changes nothing."""
     (task,) = await _submit(subject, "true")
 
     await subject.gateway.cancel_task(task, force=False, principal=ANA)
@@ -201,7 +201,7 @@ async def test_queued_task_is_cancelled_again_and_again(subject: Subject) -> Non
 
 
 async def test_running_task_is_cancelled_by_force_only(subject: Subject) -> None:
-    """The reference's design choice, and the way out."""
+    """A design choice of the reference, and its exception."""
     (task,) = await _submit(subject, "sleep 60")
     subject.run(task)
 
@@ -212,8 +212,8 @@ async def test_running_task_is_cancelled_by_force_only(subject: Subject) -> None
     assert (await subject.gateway.find_task(task)).state is TaskState.CANCELLED
 
 
-async def test_finished_task_cannot_be_cancelled(subject: Subject) -> None:
-    """It is not found, as the reference says."""
+async def test_a_finished_task_cannot_be_cancelled(subject: Subject) -> None:
+    """The answer is "not found", as the reference says."""
     (task,) = await _submit(subject, "true")
     subject.run(task)
     subject.end(task)
@@ -223,7 +223,7 @@ async def test_finished_task_cannot_be_cancelled(subject: Subject) -> None:
 
 
 async def test_clients_cancel_their_own_tasks_only(subject: Subject) -> None:
-    """Admins cancel everybody's."""
+    """Admins cancel all tasks."""
     (task,) = await _submit(subject, "true", principal=BO)
 
     with pytest.raises(PermissionDenied):
@@ -232,7 +232,7 @@ async def test_clients_cancel_their_own_tasks_only(subject: Subject) -> None:
 
 
 async def test_undeclared_output_is_not_found(subject: Subject) -> None:
-    """Before the end, and by a name that nobody declared."""
+    """Before the end, and by an undeclared name."""
     (task,) = await _submit(subject, "true")
 
     with pytest.raises(OutputNotFound):
@@ -249,8 +249,8 @@ async def test_stats_count_the_tasks(subject: Subject) -> None:
     assert (counts[TaskState.QUEUED], counts[TaskState.CANCELLED]) == (1, 1)
 
 
-async def test_own_node_is_known_by_name_and_id(subject: Subject) -> None:
-    """A member can be asked for by either."""
+async def test_the_own_node_is_found_by_name_and_id(subject: Subject) -> None:
+    """Requests may use either."""
     gateway = subject.gateway
     name = gateway.node_names()[gateway.node_id]
 
@@ -259,7 +259,7 @@ async def test_own_node_is_known_by_name_and_id(subject: Subject) -> None:
     assert gateway.find_node_id("nobody-here") is None
 
 
-async def test_node_that_is_not_dispatcher_says_so(subject: Subject) -> None:
+async def test_a_node_that_is_not_dispatcher_refuses(subject: Subject) -> None:
     """Every call that needs the dispatcher; the API then forwards."""
     gateway = subject.gateway
     (task,) = await _submit(subject, "true")

@@ -1,4 +1,4 @@
-"""What everything behind `ports.Log` must do, whoever keeps the facts."""
+"""The contract of `ports.Log`, for every implementation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OTHER_WORKER = NodeId("v" * 16)
 
 
 class Bench:
-    """A log under test, the commits it told of, and how to open it again."""
+    """A log under test, its reported commits, and a way to open it again."""
 
     def __init__(self, make: Callable[[Callable[[int], None]], DurableStore]) -> None:
         self._make = make
@@ -119,7 +119,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @for_the_core
-async def test_a_new_log_knows_nothing(bench: Bench) -> None:
+async def test_a_new_log_is_empty(bench: Bench) -> None:
     """The first start needs no set-up."""
     assert bench.saved == SavedState()
     assert await bench.log.read_vector() == ()
@@ -142,8 +142,8 @@ async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> 
     assert await bench.log.read_task(kit.task_id(2)) is None
 
 
-async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
-    """All of it for whoever runs or shows the task; a list leaves stdin out."""
+async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
+    """Runs and views get all of them; a list omits stdin."""
     options = TaskOptions(
         name="ü",
         labels=(("a", "b"),),
@@ -170,13 +170,13 @@ async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
 
 
 def later(number: int, *parents: int, end: End = "success") -> Submitted:
-    """A task that comes after others."""
+    """A task with a parent."""
     after = After(tasks=tuple(kit.task_id(n) for n in parents), end=end)
     return kit.submitted(number, options=TaskOptions(after=after))
 
 
 async def ripe(log: DurableStore) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
-    """Return whose wait is over, with what broke it, and whether others wait."""
+    """Return the ready children, with failed parents, and whether others wait."""
     found = await log.load_unblocked_tasks(LoadUnblocked(7, 100))
     assert found.query_number == 7
     return [
@@ -184,10 +184,10 @@ async def ripe(log: DurableStore) -> tuple[list[tuple[TaskId, TaskId | None]], b
     ], found.has_more
 
 
-async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
+async def test_a_child_is_outside_the_queue_until_all_parents_ended(
     bench: Bench,
 ) -> None:
-    """And it is told only once nothing more is awaited."""
+    """It is reported only once no parent is open."""
     await bench.add(kit.submitted(1), kit.submitted(2), later(3, 1, 2))
     await bench.add(kit.finished(1))
     assert await ripe(bench.log) == ([], True)
@@ -214,10 +214,10 @@ async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
     ],
 )
 @pytest.mark.parametrize("is_ended", [True, False])
-async def test_how_a_parent_ended_decides(
+async def test_the_end_of_a_parent_decides(
     bench: Bench, end: End, state: AttemptState, is_broken: bool, is_ended: bool
 ) -> None:
-    """Before or after its child came."""
+    """Before or after its child arrived."""
     facts: list[Fact] = [kit.finished(1, state=state), later(2, 1, end=end)]
 
     await bench.add(kit.submitted(1), *(facts if is_ended else facts[::-1]))
@@ -226,7 +226,7 @@ async def test_how_a_parent_ended_decides(
     assert await ripe(bench.log) == ([(kit.task_id(2), broken)], True)
 
 
-async def test_one_bad_end_is_enough(bench: Bench) -> None:
+async def test_one_failed_parent_is_enough(bench: Bench) -> None:
     """The other parent may take hours."""
     await bench.add(kit.submitted(1), kit.submitted(2), later(3, 1, 2))
 
@@ -235,14 +235,14 @@ async def test_one_bad_end_is_enough(bench: Bench) -> None:
     assert await ripe(bench.log) == ([(kit.task_id(3), kit.task_id(2))], True)
 
 
-async def test_a_cancelled_child_waits_no_longer(bench: Bench) -> None:
-    """Its parent's end is nothing to it."""
+async def test_a_cancelled_child_does_not_wait(bench: Bench) -> None:
+    """Its parent's end does not matter."""
     await bench.add(kit.submitted(1), later(2, 1), kit.cancelled(2), kit.finished(1))
 
     assert await ripe(bench.log) == ([], False)
 
 
-async def test_a_parent_that_is_not_known_is_awaited_for_a_while(bench: Bench) -> None:
+async def test_an_unknown_parent_is_awaited_for_a_while(bench: Bench) -> None:
     """Its submission may come from another node, or it was forgotten."""
     await bench.add(later(2, 1))
     assert await ripe(bench.log) == ([], True)
@@ -254,8 +254,8 @@ async def test_a_parent_that_is_not_known_is_awaited_for_a_while(bench: Bench) -
     assert [item.record.id for item in found.tasks] == [kit.task_id(2)]
 
 
-async def test_who_waits_is_known_after_a_restart(bench: Bench) -> None:
-    """The parent ends in another life."""
+async def test_waiting_children_survive_a_restart(bench: Bench) -> None:
+    """The parent ends after the restart."""
     await bench.add(kit.submitted(1), later(2, 1))
     await bench.reopen()
 
@@ -265,7 +265,7 @@ async def test_who_waits_is_known_after_a_restart(bench: Bench) -> None:
 
 
 async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) -> None:
-    """Bytes survive as they are, and only `task` carries them."""
+    """Bytes are unchanged, and only `task` returns them."""
     end = kit.finished(
         1,
         stdout=bytes(range(256)),
@@ -293,8 +293,8 @@ async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) ->
 
 
 @for_the_core
-async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
-    """A number stands for all before it, so some may be skipped, none repeated."""
+async def test_commits_are_reported_in_order(bench: Bench) -> None:
+    """A number covers all before it, so some may be skipped, none repeated."""
     last = 0
     for number in range(1, 40):
         last = bench.next()
@@ -311,7 +311,7 @@ async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
 
 @for_the_core
 async def test_node_state_survives_a_restart(bench: Bench) -> None:
-    """Fields that are not named stay as they are."""
+    """Unnamed fields keep their values."""
     epoch = Epoch(4, NodeId("a" * 16))
     hold = OperatorHold(is_drained=True)
     bench.log.save_node_state(
@@ -333,7 +333,7 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
 
 @for_the_core
 async def test_log_position_survives_a_restart(bench: Bench) -> None:
-    """Vector, clock, sequence and backlog are what the next start needs."""
+    """The next start needs vector, clock, sequence and backlog."""
     await bench.add(kit.submitted(1), kit.submitted(12), kit.submitted(7))
     await bench.add(kit.assigned(1))
     await bench.add(kit.submitted(40), stream=kit.OTHER)
@@ -349,7 +349,7 @@ async def test_log_position_survives_a_restart(bench: Bench) -> None:
 async def test_an_id_derived_from_a_key_does_not_move_the_sequence(
     bench: Bench,
 ) -> None:
-    """Such ids have 12 random digits; counting on from there would never end."""
+    """Such ids have 12 random digits; counting from there would never end."""
     await bench.add(
         kit.submitted(1, id="task-999999999999-00000000"),
         kit.submitted(2, id="mine"),
@@ -365,8 +365,8 @@ async def test_an_id_derived_from_a_key_does_not_move_the_sequence(
 
 
 @for_the_core
-async def test_entries_held_already_change_nothing(bench: Bench) -> None:
-    """A peer may send what we have."""
+async def test_known_entries_change_nothing(bench: Bench) -> None:
+    """A peer may send entries again."""
     facts: list[Fact] = [kit.submitted(1), kit.assigned(1)]
     await bench.add(*facts)
 
@@ -380,7 +380,7 @@ async def test_entries_held_already_change_nothing(bench: Bench) -> None:
 
 
 async def test_a_gap_is_refused(bench: Bench) -> None:
-    """A hole in a stream would be believed to be filled for ever."""
+    """A hole in a stream would look filled for ever."""
     with pytest.raises(AssertionError):
         bench.log.append_entries(
             bench.next(), kit.entries([kit.submitted(1)], after=1), kit.EPOCHS
@@ -389,7 +389,7 @@ async def test_a_gap_is_refused(bench: Bench) -> None:
 
 @for_the_core
 async def test_facts_may_come_before_the_envelope(bench: Bench) -> None:
-    """The task is shown once its submission arrives, with all that was known."""
+    """The task appears once its submission arrives, with all its facts."""
     await bench.add(kit.assigned(1), kit.finished(1, stdout=b"out"))
     await bench.add(kit.cancelled(1))
     assert await bench.log.read_task(kit.task_id(1)) is None
@@ -406,7 +406,7 @@ async def test_facts_may_come_before_the_envelope(bench: Bench) -> None:
 
 @for_the_core
 async def test_the_queue_is_read_in_order_and_in_windows(bench: Bench) -> None:
-    """`ord` alone decides; what runs or ended is not in it."""
+    """`ord` alone decides; running and ended tasks are not in it."""
     await bench.add(*(kit.submitted(n) for n in (5, 3, 9, 1, 7)))
     await bench.add(kit.assigned(3), kit.cancelled(9))
 
@@ -420,10 +420,10 @@ async def test_the_queue_is_read_in_order_and_in_windows(bench: Bench) -> None:
 
 
 @for_the_core
-async def test_tasks_with_one_place_in_the_queue_are_loaded_together(
+async def test_tasks_with_one_position_in_the_queue_are_loaded_together(
     bench: Bench,
 ) -> None:
-    """Two reigns may give the same `ord`; asking beyond it must lose no task."""
+    """Two epochs may use the same `ord`; a read after it must lose no task."""
     await bench.add(*(kit.submitted(n, ord=min(n, 2)) for n in (1, 2, 3, 4)))
 
     window = await bench.log.load_queued_tasks(0, 2)
@@ -433,7 +433,7 @@ async def test_tasks_with_one_place_in_the_queue_are_loaded_together(
 
 
 @for_the_core
-async def test_a_task_given_back_is_loaded_with_its_attempts(bench: Bench) -> None:
+async def test_a_returned_task_is_loaded_with_its_attempts(bench: Bench) -> None:
     """The next attempt takes the next number."""
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     await bench.add(kit.submitted(1), kit.assigned(1), back)
@@ -445,7 +445,7 @@ async def test_a_task_given_back_is_loaded_with_its_attempts(bench: Bench) -> No
 
 
 @for_the_core
-async def test_live_tasks_are_those_of_which_an_attempt_may_still_run(
+async def test_tasks_with_a_possibly_running_attempt_are_live(
     bench: Bench,
 ) -> None:
     """Also a cancelled one: its process may still run."""
@@ -477,12 +477,12 @@ ARRAY = kit.submitted(
 
 
 def of_member(fact: Assigned | Finished, number: int) -> Assigned | Finished:
-    """Return what is said of a task as of a member of the array."""
+    """Return the record of a task as that of a member of the array."""
     return replace(fact, task=member_id(ARRAY.task, number))
 
 
 def counts_of(record: TaskRecord | None) -> tuple[int, ...]:
-    """Return how many members are in each state."""
+    """Return the number of members in each state."""
     assert record is not None
     assert record.progress is not None
     how: tuple[int, ...] = astuple(record.progress)[:5]
@@ -490,14 +490,14 @@ def counts_of(record: TaskRecord | None) -> tuple[int, ...]:
 
 
 def left_of(record: TaskRecord) -> list[int]:
-    """Return the places of the members of whom nothing is said."""
+    """Return the indexes of the members without facts."""
     assert record.progress is not None
     return [at for a, b in record.progress.remaining_runs for at in range(a, b + 1)]
 
 
 @for_the_core
-async def test_an_array_waits_as_one_and_runs_with_its_members(bench: Bench) -> None:
-    """Who asks is told which members were not handed out."""
+async def test_an_array_waits_as_one_task_and_runs_as_members(bench: Bench) -> None:
+    """The answer lists the members that were not assigned."""
     await bench.add(ARRAY)
     (waiting,) = (await bench.log.load_queued_tasks(0, 9)).records
     assert (counts_of(waiting), left_of(waiting)) == ((4, 0, 0, 0, 0), [0, 1, 2, 3])
@@ -516,10 +516,10 @@ async def test_an_array_waits_as_one_and_runs_with_its_members(bench: Bench) -> 
 
 
 @for_the_core
-async def test_a_member_that_was_given_back_waits_behind_its_array(
+async def test_a_returned_member_waits_behind_its_array(
     bench: Bench,
 ) -> None:
-    """It has been handed out, so the array does not hand it out again."""
+    """It was assigned, so the array does not assign it again."""
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, of_member(kit.assigned(1), 7), of_member(back, 7))
 
@@ -531,8 +531,8 @@ async def test_a_member_that_was_given_back_waits_behind_its_array(
 
 
 @for_the_core
-async def test_the_cancel_of_an_array_ends_what_waits_of_it(bench: Bench) -> None:
-    """What runs goes on, and is not tried again."""
+async def test_the_cancel_of_an_array_ends_its_waiting_members(bench: Bench) -> None:
+    """Running members go on, and are not retried."""
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, *(of_member(kit.assigned(1), n) for n in (7, 8, 9)))
     await bench.add(of_member(back, 7), TaskCancelled(ARRAY.task, "ada"))
@@ -554,7 +554,7 @@ async def test_the_cancel_of_an_array_ends_what_waits_of_it(bench: Bench) -> Non
 
 @for_the_core
 async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
-    """Those of whom something is said, live or not."""
+    """Members with facts only, live or not."""
     member = member_id(ARRAY.task, 7)
     await bench.add(ARRAY, TaskCancelled(member, "ada"))
 
@@ -568,10 +568,10 @@ async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
 
 
 @for_the_core
-async def test_what_is_said_of_members_may_come_before_their_array(
+async def test_facts_of_members_may_precede_their_array(
     bench: Bench,
 ) -> None:
-    """It counts as soon as the array is here."""
+    """They count as soon as the array is here."""
     failed = kit.finished(1, state=AttemptState.FAILED, exit_code=1)
     await bench.add(of_member(kit.assigned(1), 8), of_member(failed, 8))
     assert await bench.log.read_task(member_id(ARRAY.task, 8)) is None
@@ -585,8 +585,8 @@ async def test_what_is_said_of_members_may_come_before_their_array(
 
 
 @for_the_core
-async def test_entries_come_back_exactly_as_they_were(bench: Bench) -> None:
-    """Outputs are kept apart, and peers must not notice."""
+async def test_entries_are_restored_exactly(bench: Bench) -> None:
+    """Outputs are stored separately, and peers must not notice."""
     facts: Sequence[Fact] = [
         kit.submitted(1),
         kit.assigned(1),
@@ -610,8 +610,8 @@ async def test_entries_come_back_exactly_as_they_were(bench: Bench) -> None:
     assert rest == replace(got, entries=tuple(mine[5:]), epochs=kit.EPOCHS[:1])
 
 
-async def test_a_long_log_is_given_in_parts(bench: Bench) -> None:
-    """Each part is bounded by bytes, and asking on gets everything once."""
+async def test_a_long_log_is_read_in_parts(bench: Bench) -> None:
+    """Each part is bounded by bytes, and each entry comes once."""
     facts = [kit.finished(n, stdout=b"x" * 1000) for n in range(1, 21)]
     await bench.add(*facts[:10])
     await bench.add(*facts[10:], stream=kit.OTHER)
@@ -655,8 +655,8 @@ async def test_pages_are_oldest_first_with_exact_totals(bench: Bench) -> None:
     assert await numbers(node=NodeId("x" * 16)) == ([], 0)
 
 
-async def test_what_ended_of_late_is_told_the_latest_first(bench: Bench) -> None:
-    """And what runs, with when it was given to its node."""
+async def test_recently_ended_tasks_come_newest_first(bench: Bench) -> None:
+    """Running ones come with the time of their assignment."""
     await bench.add(*(kit.submitted(n) for n in range(1, 9)))
     await bench.add(*(kit.assigned(n) for n in range(1, 7)))
     ends = [(n, kit.finished(number)) for n, number in enumerate((3, 1, 2))]
@@ -675,8 +675,8 @@ async def test_what_ended_of_late_is_told_the_latest_first(bench: Bench) -> None
     assert (lately.is_truncated, few.is_truncated) == (False, True)
 
 
-async def test_what_runs_of_an_array_is_told_with_its_command(bench: Bench) -> None:
-    """Members have the command that follows from the array."""
+async def test_running_members_of_an_array_show_their_command(bench: Bench) -> None:
+    """It is derived from the array."""
     options = TaskOptions(array=ArraySpec(count=3, first=7))
     await bench.add(kit.submitted(1, command="run {}", options=options))
     member = member_id(kit.task_id(1), 8)
@@ -688,8 +688,8 @@ async def test_what_runs_of_an_array_is_told_with_its_command(bench: Bench) -> N
     assert (run.record.id, run.record.spec.command) == (member, "run 8")
 
 
-async def test_a_short_id_is_resolved_where_it_can(bench: Bench) -> None:
-    """Two are enough to know that it is ambiguous."""
+async def test_a_short_id_is_resolved_if_it_is_unique(bench: Bench) -> None:
+    """Two matches are enough to know that it is ambiguous."""
     await bench.add(
         kit.submitted(7),
         *(kit.submitted(8 + n, id=f"task-008-{n:08x}") for n in range(3)),
@@ -705,8 +705,8 @@ async def test_a_short_id_is_resolved_where_it_can(bench: Bench) -> None:
     assert await bench.log.names_with_sequence(1 << 70) == ()
 
 
-async def test_tasks_of_one_name_are_told_apart(bench: Bench) -> None:
-    """Two halves of a split gave it away; who was accepted first keeps it."""
+async def test_tasks_with_one_name_are_distinguished(bench: Bench) -> None:
+    """Two halves of a split used it; the task accepted first keeps it."""
     late = kit.submitted(5, id="deploy~aaa", command="late")
     other = kit.submitted(6, id="deploy-2~aaa")
     first = kit.submitted(4, id="deploy~bbb", command="first")
@@ -732,10 +732,10 @@ async def test_tasks_of_one_name_are_told_apart(bench: Bench) -> None:
     assert names == ["deploy~2", "deploy-2", "deploy"]
 
 
-async def test_a_short_id_of_several_tasks_of_one_name_is_ambiguous(
+async def test_a_short_id_of_several_tasks_with_one_name_is_ambiguous(
     bench: Bench,
 ) -> None:
-    """So that the hint names what can be asked for."""
+    """The hint lists the full ids."""
     await bench.add(
         kit.submitted(1, id="task-777777777777-00000000~b"),
         kit.submitted(2, id="task-777777777777-00000000~a"),
@@ -745,8 +745,8 @@ async def test_a_short_id_of_several_tasks_of_one_name_is_ambiguous(
     assert await bench.log.names_with_sequence(777777777777) == (name, f"{name}~2")
 
 
-async def test_a_name_without_digest_comes_first(bench: Bench) -> None:
-    """An older version accepted it, or a node made it up."""
+async def test_a_name_without_a_digest_comes_first(bench: Bench) -> None:
+    """An older version accepted it, or a node invented it."""
     await bench.add(kit.submitted(1, id="deploy~aaa"), kit.submitted(2, id="deploy"))
 
     page = await bench.log.read_task_page(TaskQuery())
@@ -777,7 +777,7 @@ async def test_spooled_results_survive_until_they_are_unspooled(bench: Bench) ->
 
 
 async def test_peers_are_remembered_with_names_and_addresses(bench: Bench) -> None:
-    """The last word about a peer counts."""
+    """The newest record of a peer counts."""
     address = Address("fe80::1%eth0", 7878)
     bench.log.save_peer(kit.WORKER, "old", [Address("10.0.0.1", 1)])
     bench.log.save_peer(kit.WORKER, "pi", [address, Address("10.0.0.2", 7878)])
@@ -793,8 +793,8 @@ async def test_peers_are_remembered_with_names_and_addresses(bench: Bench) -> No
 
 
 @for_the_core
-async def test_closing_keeps_what_was_queued(bench: Bench) -> None:
-    """An orderly stop loses nothing, told or not."""
+async def test_closing_keeps_queued_writes(bench: Bench) -> None:
+    """An orderly stop loses nothing, reported or not."""
     bench.log.append_entries(bench.next(), kit.entries([kit.submitted(1)]), kit.EPOCHS)
 
     await bench.reopen()
@@ -803,7 +803,7 @@ async def test_closing_keeps_what_was_queued(bench: Bench) -> None:
 
 
 async def test_readers_do_not_wait_for_one_another(bench: Bench) -> None:
-    """Many questions at once all get their answer."""
+    """Many reads at once all get their answer."""
     await bench.add(*(kit.submitted(n) for n in range(1, 101)))
 
     async with asyncio.TaskGroup() as group:
@@ -824,7 +824,7 @@ def _at(stream: StreamId, seq: int, hlc: int, fact: Fact) -> Entry:
 
 
 async def _add_two_streams(bench: Bench) -> None:
-    """Write two reigns that were side by side for a while."""
+    """Write two concurrent epochs."""
     number = bench.next()
     found = [
         _at(kit.STREAM, 1, 100, kit.submitted(1)),
@@ -837,8 +837,8 @@ async def _add_two_streams(bench: Bench) -> None:
     await bench.durable(number)
 
 
-async def test_history_is_read_in_the_order_of_time(bench: Bench) -> None:
-    """Part by part, with how each task is now, and without what it wrote."""
+async def test_history_is_read_in_order_of_time(bench: Bench) -> None:
+    """It comes in parts, with the current state of each task, without output."""
     await _add_two_streams(bench)
 
     got: list[tuple[int, TaskState]] = []
@@ -867,7 +867,7 @@ async def test_history_is_read_in_the_order_of_time(bench: Bench) -> None:
 async def test_parts_of_history_are_small(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where tasks are large; and what is large is in no outline."""
+    """Also with large tasks; outlines omit large fields."""
     monkeypatch.setattr(change_feed, "PART_BYTES_MAX", 5000)
     large = TaskOptions(env=(("A", "x" * 2000),), array=ArraySpec(count=3))
     command = "echo " + "x" * 2000
@@ -887,8 +887,8 @@ async def test_parts_of_history_are_small(
     assert record.spec.array.count == 3
 
 
-async def test_history_calls_twins_as_clients_do(bench: Bench) -> None:
-    """Both tasks of one name."""
+async def test_history_names_tasks_as_clients_do(bench: Bench) -> None:
+    """Both tasks with one name."""
     names = [f"x~{digit * 15}" for digit in "ab"]
     await bench.add(*(kit.submitted(n, id=name) for n, name in enumerate(names)))
 
@@ -904,7 +904,7 @@ async def test_history_calls_twins_as_clients_do(bench: Bench) -> None:
 async def test_a_moment_is_found_in_every_stream(
     bench: Bench, hlc: int, latest: int, seqs: tuple[int, int]
 ) -> None:
-    """The last entry of each from before."""
+    """The last earlier entry of each."""
     await _add_two_streams(bench)
 
     found = await bench.log.stream_extents_at(hlc)
@@ -918,8 +918,8 @@ async def test_a_moment_is_found_in_every_stream(
     assert [reach.seq for reach in everything] == [3, 2]
 
 
-async def test_history_tells_what_is_gone(bench: Bench) -> None:
-    """Below the floor nothing is left to read, and a reader hears of that."""
+async def test_history_reports_a_gap_below_the_floor(bench: Bench) -> None:
+    """The entries are gone, and the reader learns that."""
     await _add_two_streams(bench)
     (mine, my_epoch), (other, other_epoch) = kit.EPOCHS
     floor = Floor(
@@ -947,8 +947,10 @@ async def test_history_tells_what_is_gone(bench: Bench) -> None:
 NOTIFIED = TaskOptions(notify_url="http://a/")
 
 
-async def test_ended_tasks_are_told_of_until_somebody_was_told(bench: Bench) -> None:
-    """Only those of whose end somebody wants to hear, and of an array once."""
+async def test_ends_are_listed_until_their_notification_is_recorded(
+    bench: Bench,
+) -> None:
+    """Only requested notifications, and one for each array."""
     asked = TaskOptions(notify_url="http://a/", array=ArraySpec(count=2))
     await bench.add(
         kit.submitted(1, options=NOTIFIED),
@@ -980,8 +982,8 @@ async def test_ended_tasks_are_told_of_until_somebody_was_told(bench: Bench) -> 
     assert record.is_notified
 
 
-async def test_a_word_that_somebody_was_told_may_come_early(bench: Bench) -> None:
-    """As every fact: what it is about may still be on its way."""
+async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
+    """Like every fact: its task may still be on the way."""
     await bench.add(Notified(kit.task_id(1)), kit.finished(1))
     await bench.add(kit.submitted(1, options=NOTIFIED), stream=kit.OTHER)
 
@@ -990,8 +992,8 @@ async def test_a_word_that_somebody_was_told_may_come_early(bench: Bench) -> Non
     ).keys == frozenset()
 
 
-async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) -> None:
-    """The front of the plain queue names the shapes that wait, each once."""
+async def test_each_shape_of_requirements_has_its_own_queue(bench: Bench) -> None:
+    """The front of the plain queue names the waiting shapes, each once."""
     pair, disk = Requirements(cpus=2), Requirements(labels=(("disk", "ssd"),))
     asked = {2: pair, 3: disk, 4: pair, 6: pair}
     await bench.add(
@@ -1014,8 +1016,8 @@ async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) 
     assert (await bench.log.load_queued_tasks(1, 9)).other_shapes == ()
 
 
-async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
-    """So that a window over large tasks stays within its bytes."""
+async def test_large_tasks_are_loaded_in_parts(bench: Bench) -> None:
+    """So a window of large tasks stays within its bytes."""
     large = TaskOptions(stdin=bytes(1 << 20))
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 25)))
 
@@ -1028,8 +1030,10 @@ async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
     assert not rest.has_more
 
 
-async def test_of_what_asks_for_something_less_is_loaded_at_once(bench: Bench) -> None:
-    """There may be many kinds of needs, each with its own window."""
+async def test_large_tasks_with_requirements_are_loaded_in_smaller_parts(
+    bench: Bench,
+) -> None:
+    """There may be many shapes, each with its own window."""
     pair = Requirements(cpus=2)
     large = TaskOptions(stdin=bytes(1 << 19), requires=pair)
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 9)))

@@ -1,4 +1,4 @@
-"""What everything behind `ports.Log` must do with records, which are about no task."""
+"""The contract of `ports.Log` for records that belong to no task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TODAY_MS = kit.WALL_MS
 def record(
     key: str, body: bytes = b"", *, kind: str = TOKEN_REVOKED, at: int = 5
 ) -> Recorded:
-    """Return a record that is never over."""
+    """Return a record that never expires."""
     return Recorded(kind, key, body, 0, at)
 
 
@@ -31,18 +31,18 @@ async def listed(bench: Bench, kind: str = TOKEN_REVOKED) -> list[Recorded]:
     return list(await bench.log.read_records(RecordQuery(kinds=(kind,))))
 
 
-async def told(bench: Bench, *records: Recorded) -> None:
-    """Let a node keep what a dispatcher told it."""
+async def store_received(bench: Bench, *records: Recorded) -> None:
+    """Store records that a dispatcher sent."""
     bench.number += 1
     bench.log.save_node_state(Save(number=bench.number, records=records))
     await bench.durable()
 
 
-async def test_a_record_is_there_after_a_restart(benches: list[Bench]) -> None:
-    """Also one that a dispatcher told, which is in no log here."""
+async def test_a_record_survives_a_restart(benches: list[Bench]) -> None:
+    """Also one from a dispatcher, which is in no log here."""
     one, _ = benches
     await one.add(record("a"), kit.submitted(1))
-    await told(one, record("b"))
+    await store_received(one, record("b"))
 
     await one.reopen()
 
@@ -52,7 +52,7 @@ async def test_a_record_is_there_after_a_restart(benches: list[Bench]) -> None:
 
 
 async def test_the_first_record_of_a_key_counts(benches: list[Bench]) -> None:
-    """Whichever comes first: two halves of a split may have written one each."""
+    """Two halves of a split may have written one each."""
     one, two = benches
     early, late = (record("2", bytes([n]), at=n) for n in (1, 2))
 
@@ -63,7 +63,7 @@ async def test_the_first_record_of_a_key_counts(benches: list[Bench]) -> None:
 
 
 async def test_records_are_carried_over_the_floor(benches: list[Bench]) -> None:
-    """The log alone still says them, so whoever follows it learns them."""
+    """Only the log has them, so followers learn them from it."""
     one, two = benches
     await one.add(record("a"), kit.submitted(1), kit.finished(1))
 
@@ -76,10 +76,10 @@ async def test_records_are_carried_over_the_floor(benches: list[Bench]) -> None:
     assert await listed(two) == [record("a")]
 
 
-async def test_a_page_has_records_of_all_kinds_that_are_asked_for(
+async def test_a_page_has_records_of_all_requested_kinds(
     benches: list[Bench],
 ) -> None:
-    """In the one order in which they were recorded, from either end."""
+    """In the order of recording, from either end."""
     one, _ = benches
     kinds = (AUDIT, AUDIT_UNAUTHENTICATED)
     made = [record(str(n), kind=kinds[n % 2], at=n) for n in range(1, 6)]
@@ -95,8 +95,8 @@ async def test_a_page_has_records_of_all_kinds_that_are_asked_for(
     assert await page(is_newest_first=True) == made[:1:-1]
 
 
-async def test_what_is_over_is_not_carried(benches: list[Bench]) -> None:
-    """A revocation outlives its token for nobody."""
+async def test_expired_records_are_not_carried(benches: list[Bench]) -> None:
+    """A revocation need not outlive its token."""
     one, _ = benches
     over = Recorded(TOKEN_REVOKED, "a", b"", TODAY_MS - 1, 5)
     await one.add(over, record("b"), kit.submitted(1), kit.finished(1))
@@ -107,13 +107,13 @@ async def test_what_is_over_is_not_carried(benches: list[Bench]) -> None:
     assert planned.records == (record("b"),)
 
 
-async def test_what_others_told_is_written_before_the_floor_rises(
+async def test_received_records_are_written_before_the_floor_rises(
     benches: list[Bench],
 ) -> None:
-    """A node that comes to reign says in its log what it knows without one."""
+    """A new dispatcher writes the records into its log that it had without one."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.finished(1))
-    await told(one, record("a"))
+    await store_received(one, record("a"))
 
     planned = await one.log.plan_compaction(PlanFloor(AGES, MANY))
     await one.add(*planned.records)
@@ -124,10 +124,10 @@ async def test_what_others_told_is_written_before_the_floor_rises(
 
 
 @pytest.mark.parametrize("count", [1, 5])
-async def test_a_snapshot_gives_the_records_first(
+async def test_a_snapshot_sends_the_records_first(
     benches: list[Bench], count: int
 ) -> None:
-    """A node that joins goes by them before it holds all tasks; none is missing."""
+    """A joining node applies them before it has all tasks; none is missing."""
     one, two = benches
     records = [record(str(n), kind=AUDIT, at=n) for n in range(1, count + 1)]
     await one.add(*records, kit.submitted(1), kit.finished(1), kit.submitted(2))
@@ -145,7 +145,7 @@ async def test_a_snapshot_gives_the_records_first(
 
 
 async def test_records_are_found_by_their_keys(benches: list[Bench]) -> None:
-    """So many as there are, and only those of the kind."""
+    """All existing ones, and only those of the kind."""
     one, _ = benches
     wanted = record("b", b"it", kind=AUDIT)
     others = [record("a", kind=AUDIT), record("b", kind=AUDIT_UNAUTHENTICATED)]

@@ -1,4 +1,4 @@
-"""What everything behind `ports.Log` must do to forget tasks and to give them whole."""
+"""The contract of `ports.Log` for compaction and snapshots."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Bench:
                 await self._changed.wait()
 
     async def raise_floor(self, before_hlc: int = AGES, tasks_max: int = MANY) -> bool:
-        """Do what a dispatcher does with a plan; tell whether the floor rose."""
+        """Act on a plan as a dispatcher does; return whether the floor rose."""
         planned = await self.log.plan_compaction(PlanFloor(before_hlc, tasks_max))
         if planned.floor is None:
             return False
@@ -95,12 +95,12 @@ class Bench:
         assert page.total == len(numbers)
 
     async def pull(self, server: DurableStore) -> None:
-        """Take the entries that another log has beyond this one."""
+        """Pull the entries that another log has beyond this one."""
         held = dict(await self.log.read_vector())
         await self.take(list((await kit.entries_of(server, held)).entries))
 
     async def join(self, server: DurableStore, most: int = MANY) -> SnapshotHead | None:
-        """Take so many parts of a snapshot of another log."""
+        """Apply this many parts of a snapshot of another log."""
         cursor: SnapshotCursor | None = None
         head = None
         held = dict(await self.log.read_vector())
@@ -132,7 +132,7 @@ async def rows_of(
     cursor: SnapshotCursor | None = None,
     bytes_max: int = 1,
 ) -> Snapshot | None:
-    """Pull part of a snapshot, None where entries are given."""
+    """Pull a part of a snapshot; return None for entries."""
     packed = await log.read_pull_reply(vector, cursor, bytes_max)
     answer = kit.PicklePacker().unpack(packed.data, Struct)
     return answer if isinstance(answer, Snapshot) else None
@@ -160,7 +160,7 @@ async def benches(
         await bench.log.close()
 
 
-async def test_what_ended_long_ago_is_forgotten(benches: list[Bench]) -> None:
+async def test_old_ended_tasks_are_forgotten(benches: list[Bench]) -> None:
     """Rows, attempts, outputs, counts and entries go; the vector stays."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.submitted(2), kit.assigned(1))
@@ -176,10 +176,10 @@ async def test_what_ended_long_ago_is_forgotten(benches: list[Bench]) -> None:
     assert not await one.raise_floor()
 
 
-async def test_what_is_asked_to_go_carries_no_more_than_it_needs(
+async def test_a_request_to_forget_carries_only_needed_tasks(
     benches: list[Bench],
 ) -> None:
-    """Tasks that wait, and were submitted after the last one that goes, stay put."""
+    """Waiting tasks submitted after the last forgotten one stay in place."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.submitted(2), kit.assigned(2), kit.finished(2))
     await one.add(kit.submitted(3), kit.submitted(4))
@@ -194,8 +194,8 @@ async def test_what_is_asked_to_go_carries_no_more_than_it_needs(
     await one.shows(1, 3, 4)
 
 
-async def test_what_is_wanted_still_is_carried(benches: list[Bench]) -> None:
-    """Old tasks that wait or run stay as they were, behind the floor."""
+async def test_live_tasks_are_carried(benches: list[Bench]) -> None:
+    """Old tasks that wait or run keep their state, above the floor."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.assigned(1), kit.submitted(2), kit.submitted(3))
     await one.add(kit.finished(3))
@@ -209,10 +209,10 @@ async def test_what_is_wanted_still_is_carried(benches: list[Bench]) -> None:
     assert len(await one.log.load_live_tasks()) == 1
 
 
-async def test_what_a_later_reign_took_over_goes_with_what_is_younger(
+async def test_a_task_taken_over_by_a_later_epoch_is_forgotten_with_younger_ones(
     benches: list[Bench],
 ) -> None:
-    """It was submitted again, but before others that go: it is carried no more."""
+    """It was submitted again before other forgotten tasks, so it is not carried."""
     one, _ = benches
     await one.add(kit.submitted(1))
     again = kit.entries([kit.submitted(1), kit.finished(1)], stream=kit.OTHER)
@@ -225,8 +225,8 @@ async def test_what_a_later_reign_took_over_goes_with_what_is_younger(
     await one.shows()
 
 
-async def test_a_young_end_holds_the_floor_where_it_is(benches: list[Bench]) -> None:
-    """What was submitted after it waits, too: the floor is a cut through time."""
+async def test_a_recent_end_holds_the_floor_where_it_is(benches: list[Bench]) -> None:
+    """Later submissions wait, too: the floor is a cut through time."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
     await one.add(kit.submitted(3), kit.finished(3), kit.finished(2))
@@ -236,10 +236,10 @@ async def test_a_young_end_holds_the_floor_where_it_is(benches: list[Bench]) -> 
     await one.shows(2, 3)
 
 
-async def test_a_task_goes_with_the_last_that_was_said_of_it(
+async def test_a_task_is_forgotten_with_its_last_fact(
     benches: list[Bench],
 ) -> None:
-    """Else a part of the log would tell of tasks that are no more."""
+    """The log would otherwise contain facts of forgotten tasks."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.submitted(2), kit.finished(1))
     await one.raise_floor(before_hlc=1002)
@@ -250,10 +250,10 @@ async def test_a_task_goes_with_the_last_that_was_said_of_it(
     await one.shows()
 
 
-async def test_beyond_a_number_the_oldest_are_forgotten_however_young(
+async def test_above_a_maximum_count_the_oldest_tasks_are_forgotten(
     benches: list[Bench],
 ) -> None:
-    """A disk is not filled by a busy week."""
+    """Whatever their age: a busy week must not fill the disk."""
     one, _ = benches
     for n in range(1, 5):
         await one.add(kit.submitted(n), kit.finished(n))
@@ -264,7 +264,7 @@ async def test_beyond_a_number_the_oldest_are_forgotten_however_young(
     await one.shows(4, 5)
 
 
-async def test_numbers_are_not_given_again(benches: list[Bench]) -> None:
+async def test_numbers_are_not_reused(benches: list[Bench]) -> None:
     """Neither the sequence of tasks nor the clock goes back when all is gone."""
     one, _ = benches
     await one.add(kit.submitted(41), kit.finished(41, stdout=b"a"))
@@ -279,7 +279,7 @@ async def test_numbers_are_not_given_again(benches: list[Bench]) -> None:
     assert one.saved.vector == ((kit.STREAM, one.seq),)
 
 
-async def test_a_node_that_was_away_brings_nothing_back(benches: list[Bench]) -> None:
+async def test_an_absent_node_restores_no_forgotten_task(benches: list[Bench]) -> None:
     """Its own old entries are ignored, and its rows go when it learns the floor."""
     one, two = benches
     facts: list[Fact] = [kit.submitted(1), kit.submitted(2), kit.finished(1)]
@@ -299,10 +299,10 @@ async def test_a_node_that_was_away_brings_nothing_back(benches: list[Bench]) ->
     assert await two.log.read_vector() == await one.log.read_vector()
 
 
-async def test_a_late_result_of_what_is_gone_shows_nothing(
+async def test_a_late_result_of_a_forgotten_task_shows_nothing(
     benches: list[Bench],
 ) -> None:
-    """It is an entry without a task, also over a restart, and goes with the next."""
+    """It is an entry without a task, also over a restart, until the next floor."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.finished(1))
     await one.raise_floor()
@@ -324,7 +324,7 @@ async def test_a_late_result_of_what_is_gone_shows_nothing(
 async def test_a_snapshot_brings_everything_and_then_the_tail(
     benches: list[Bench],
 ) -> None:
-    """The receiver goes on from the vector that was read before the first row."""
+    """The receiver continues from the vector that was read before the first row."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1))
     await one.add(*(kit.submitted(n) for n in range(2, 5)), kit.assigned(4))
@@ -349,14 +349,14 @@ ARRAY = kit.submitted(9, options=TaskOptions(array=ArraySpec(count=3)))
 
 
 def run_of_array(number: int) -> list[Fact]:
-    """Return what is said of a member that ran."""
+    """Return the facts of a member that ran."""
     member = member_id(ARRAY.task, number)
     facts = (kit.assigned(9), kit.finished(9, stdout=b"kept"))
     return [replace(fact, task=member) for fact in facts]
 
 
-async def test_a_snapshot_brings_the_members_of_arrays(benches: list[Bench]) -> None:
-    """Those of whom something is said, behind all tasks."""
+async def test_a_snapshot_includes_the_members_of_arrays(benches: list[Bench]) -> None:
+    """Members with facts only, after all tasks."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1), ARRAY, *run_of_array(0))
     await one.add(*run_of_array(2)[:1], kit.submitted(10))
@@ -372,10 +372,10 @@ async def test_a_snapshot_brings_the_members_of_arrays(benches: list[Bench]) -> 
     assert (await two.log.read_stats()).counts == (await one.log.read_stats()).counts
 
 
-async def test_an_array_is_carried_with_its_members_and_goes_with_them(
+async def test_an_array_is_carried_and_forgotten_with_its_members(
     benches: list[Bench],
 ) -> None:
-    """As long as it is not over it stays as it is, behind the floor."""
+    """Until it has ended it keeps its state, above the floor."""
     one, _ = benches
     await one.add(ARRAY, *run_of_array(0), kit.submitted(10), kit.finished(10))
     ids = [ARRAY.task, *(member_id(ARRAY.task, n) for n in range(2))]
@@ -395,8 +395,8 @@ async def test_an_array_is_carried_with_its_members_and_goes_with_them(
     assert await one.log.read_task(ids[1]) is None
 
 
-async def test_rows_are_given_to_whoever_asks_for_them(benches: list[Bench]) -> None:
-    """Also where entries would do, for these rows may say more than the entries."""
+async def test_rows_are_sent_on_request(benches: list[Bench]) -> None:
+    """Even where entries would do, because these rows may contain more."""
     (one, _) = benches
     await one.add(kit.submitted(1), kit.finished(1))
 
@@ -408,10 +408,10 @@ async def test_rows_are_given_to_whoever_asks_for_them(benches: list[Bench]) -> 
     assert [row.record.id for row in part.rows] == [kit.task_id(1)]
 
 
-async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
+async def test_an_interrupted_snapshot_does_not_move_the_vector(
     benches: list[Bench],
 ) -> None:
-    """Its rows are true, so they may stay; it is begun again."""
+    """Its rows are true, so they may stay; the snapshot starts again."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1))
     await one.add(kit.submitted(2), kit.submitted(3))
@@ -428,10 +428,10 @@ async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
     assert await two.log.read_vector() == await one.log.read_vector()
 
 
-async def test_what_comes_from_below_the_horizon_is_carried_in_its_order(
+async def test_entries_from_below_the_horizon_are_carried_in_their_order(
     benches: list[Bench],
 ) -> None:
-    """A node that was away accepted it, and the floor rose twice while it came in."""
+    """An absent node accepted the task, and the floor rose twice during its merge."""
     one, _ = benches
     await one.add(kit.submitted(1), kit.finished(1))
     late = kit.entries([kit.submitted(2), kit.submitted(3)], stream=kit.OTHER)
@@ -450,8 +450,10 @@ async def test_what_comes_from_below_the_horizon_is_carried_in_its_order(
     await one.shows(2, 3)
 
 
-async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
-    """Whoever gave half a snapshot may never come back with the entries."""
+async def test_facts_known_from_rows_only_are_written_again(
+    benches: list[Bench],
+) -> None:
+    """The sender of half a snapshot may never return with the entries."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1))
     await one.add(kit.submitted(2), kit.submitted(3), kit.finished(3, stdout=b"out"))
@@ -475,10 +477,10 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     assert await two.log.plan_compaction(own) == FloorPlanned(None)
 
 
-async def test_of_an_array_that_only_rows_say_the_members_are_told_first(
+async def test_members_known_from_rows_are_written_before_their_array(
     benches: list[Bench],
 ) -> None:
-    """Whoever has forgotten it never takes it back with half of what was said of it."""
+    """A node that has forgotten the array never gets it back with half of its facts."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1), ARRAY)
     await one.add(*run_of_array(0), *run_of_array(2), *run_of_array(1))
@@ -496,7 +498,7 @@ async def test_of_an_array_that_only_rows_say_the_members_are_told_first(
 
 
 async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:
-    """It ends what was told again, and is an entry like any other."""
+    """It ends a series of rewritten facts, and is an entry like any other."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1), NO_FLOOR, kit.submitted(2))
     await two.pull(one.log)
@@ -518,10 +520,10 @@ async def half_joined(one: Bench, two: Bench) -> Bench:
     return two
 
 
-async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
+async def test_row_facts_are_written_again_after_a_second_envelope(
     benches: list[Bench],
 ) -> None:
-    """A late result brings the envelope alone; what was born in the stream is whole."""
+    """A late result brings the envelope alone; a task of the stream is whole."""
     two = await half_joined(*benches)
     again = kit.entries([kit.submitted(2), kit.submitted(4)], stream=kit.OTHER)
     await two.take([replace(entry, hlc=entry.hlc + 1000) for entry in again])
@@ -532,10 +534,10 @@ async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
     assert planned.carried[0].attempts
 
 
-async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
+async def test_row_facts_are_written_again_after_a_floor_passed_the_first_envelope(
     benches: list[Bench],
 ) -> None:
-    """Its turn comes with the later one then, as if it had been born there."""
+    """The later envelope then decides its turn, as if submitted there."""
     two = await half_joined(*benches)
     facts: list[Fact] = [kit.submitted(5), kit.finished(5), kit.submitted(2)]
     again = kit.entries(facts, stream=kit.OTHER)
@@ -551,8 +553,8 @@ async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
     assert planned.carried[0].attempts
 
 
-async def test_a_void_row_adds_to_a_task_that_lives_on(benches: list[Bench]) -> None:
-    """Both halves of a long split ran it, and for one of them its end is long ago."""
+async def test_a_void_row_adds_its_facts_to_a_live_task(benches: list[Bench]) -> None:
+    """Both halves of a long split ran it, and one of them ended it long ago."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1))
     await two.pull(one.log)
@@ -573,7 +575,7 @@ async def test_a_void_row_adds_to_a_task_that_lives_on(benches: list[Bench]) -> 
     assert [attempt.id.n for attempt in record.attempts] == [1, 2, 3]
 
 
-async def test_rows_whose_entries_follow_are_not_told_again(
+async def test_rows_followed_by_their_entries_are_not_written_again(
     benches: list[Bench],
 ) -> None:
     """The log has all of them by then."""
@@ -593,8 +595,10 @@ async def test_rows_whose_entries_follow_are_not_told_again(
     ).rows_ahead == ()
 
 
-async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> None:
-    """It lacks the entries, and never gives a stream with a hole."""
+async def test_a_node_that_joined_by_snapshot_sends_a_snapshot(
+    benches: list[Bench],
+) -> None:
+    """It lacks the entries, and never sends a stream with a hole."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
     await one.raise_floor(before_hlc=1003)
@@ -610,7 +614,7 @@ async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> 
 
 
 async def test_facts_without_a_task_are_left_to_the_tail(benches: list[Bench]) -> None:
-    """A snapshot has no row for them, so it does not count them as held."""
+    """A snapshot has no row for them, so they do not count as held."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
     await one.raise_floor(before_hlc=1003)
@@ -625,8 +629,8 @@ async def test_facts_without_a_task_are_left_to_the_tail(benches: list[Bench]) -
     assert [entry.fact for entry in rest.entries] == [early]
 
 
-async def test_a_floor_may_name_streams_that_are_unknown(benches: list[Bench]) -> None:
-    """Whatever was in them is void, so it counts as held."""
+async def test_a_floor_may_name_unknown_streams(benches: list[Bench]) -> None:
+    """Their entries are void, so they count as held."""
     one, _ = benches
     gone = StreamId(5)
     floor = Floor(999, (StreamFloor(gone, 7, Epoch(1, NodeId("c" * 16))),))

@@ -1,4 +1,4 @@
-"""What everything behind `seams.Runner` must do, whoever runs the attempts."""
+"""The contract of `ports.Runner`, for every implementation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class InstantRunner:
         items: Sequence[tuple[TaskId, AttemptId]],
         reason: EndReason = EndReason.CANCELLED,
     ) -> None:
-        """Cancel or release what runs."""
+        """Cancel or release running attempts."""
         is_cancel = reason is EndReason.CANCELLED
         state = AttemptState.CANCELLED if is_cancel else AttemptState.RELEASED
         for task, attempt in items:
@@ -52,13 +52,13 @@ class InstantRunner:
                 self._end(task, attempt, state, reason)
 
     def release_waiting(self) -> None:
-        """Do nothing: all that is here has begun."""
+        """Do nothing: all attempts here have started."""
 
     def set_frozen(self, *, is_frozen: bool) -> None:
-        """Do nothing: what waits for a stop uses no processor."""
+        """Do nothing: an attempt that waits for a stop uses no processor."""
 
     async def close(self) -> None:
-        """Release what runs."""
+        """Release running attempts."""
         self._is_closed = True
         for task, attempt in list(self._running):
             self._end(task, attempt, AttemptState.RELEASED, EndReason.DRAINING)
@@ -77,14 +77,14 @@ class InstantRunner:
 
 
 class Bench:
-    """A runner under test and what it reported."""
+    """A runner under test and its reports."""
 
     def __init__(self, make: Callable[[Ended], Runner]) -> None:
         self.reports: list[Report] = []
         self.runner = make(self.reports.extend)
 
     async def ends(self, count: int) -> dict[str, Outcome]:
-        """Wait for so many reports; return outcomes by task."""
+        """Wait for this many reports; return outcomes by task."""
         await eventually(lambda: len(self.reports) >= count)
         assert len(self.reports) == count
         return {report.task: report.outcome for report in self.reports}
@@ -96,7 +96,7 @@ def attempt(task: str, command: str, n: int = 1) -> tuple[AttemptId, TaskSpec]:
 
 @pytest.fixture(params=["instant", "one launcher", "two launchers"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    """Each kind of runner in turn, with room for four attempts."""
+    """Return each kind of runner in turn, with room for four attempts."""
 
     def make(on_ended: Ended) -> Runner:
         if request.param == "instant":
@@ -135,15 +135,15 @@ async def test_each_attempt_is_reported_once(bench: Bench) -> None:
     assert [end.state for end in ends.values()].count(AttemptState.OK) == 1
 
 
-async def test_two_attempts_of_one_task_are_two(bench: Bench) -> None:
-    """Both are run and reported under their own names."""
+async def test_two_attempts_of_one_task_are_separate(bench: Bench) -> None:
+    """Both run and are reported under their own names."""
     bench.runner.start_attempts([attempt("t", "exit 1", 1), attempt("t", "exit 1", 2)])
     await bench.ends(2)
 
     assert sorted(report.attempt.n for report in bench.reports) == [1, 2]
 
 
-async def test_a_running_attempt_is_not_taken_again(bench: Bench) -> None:
+async def test_a_running_attempt_is_not_started_again(bench: Bench) -> None:
     """The dispatcher may repeat itself."""
     item = attempt("t", "sleep 60")
     bench.runner.start_attempts([item])
@@ -156,7 +156,7 @@ async def test_a_running_attempt_is_not_taken_again(bench: Bench) -> None:
 async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
     bench: Bench,
 ) -> None:
-    """The reason is told, and only what was named ends."""
+    """The reason is reported, and only the named attempt ends."""
     items = [attempt(f"t{n}", "sleep 60") for n in range(3)]
     bench.runner.start_attempts(items)
     bench.runner.stop_attempts([(TaskId("t1"), items[1][0])])
@@ -166,8 +166,8 @@ async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
     assert ends["t1"].reason == EndReason.CANCELLED
 
 
-async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
-    """What it began before goes on later."""
+async def test_a_frozen_attempt_can_be_stopped(bench: Bench) -> None:
+    """The process continues later."""
     items = [attempt(f"t{n}", "sleep 60") for n in range(2)]
     bench.runner.start_attempts(items)
     bench.runner.set_frozen(is_frozen=True)
@@ -178,8 +178,8 @@ async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
     assert ends["t1"].state == AttemptState.CANCELLED
 
 
-async def test_what_a_leaving_node_stops_is_given_back(bench: Bench) -> None:
-    """For other nodes to run; that is no cancel."""
+async def test_attempts_of_a_leaving_node_are_returned(bench: Bench) -> None:
+    """Other nodes run them; this is not a cancel."""
     items = [attempt("t", "sleep 60"), attempt("u", "exit 0")]
     bench.runner.start_attempts(items)
     await bench.ends(1)
@@ -203,8 +203,8 @@ async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:
     assert (await bench.ends(1))["t"].state == AttemptState.OK
 
 
-async def test_closing_gives_back_what_runs_and_what_comes(bench: Bench) -> None:
-    """So that other nodes run it; closing twice is fine."""
+async def test_closing_returns_running_and_new_attempts(bench: Bench) -> None:
+    """Other nodes run them; closing twice is allowed."""
     bench.runner.start_attempts([attempt("t1", "sleep 60")])
     await bench.runner.close()
     bench.runner.start_attempts([attempt("t2", "exit 0")])

@@ -1,4 +1,4 @@
-"""What every desk for tokens promises to the API."""
+"""The contract of every token desk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAY_S = 86_400
 
 
 class MemoryRecords(Records):
-    """Records of a mesh of one, without a disk."""
+    """Records of a mesh of one node, without a disk."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], Recorded] = {}
@@ -72,7 +72,7 @@ def desk(
 
 
 class Signed(NamedTuple):
-    """A desk, what it signs with, and the secret of that."""
+    """A desk, its signer, and the signer's secret."""
 
     secret: MeshSecret
     signer: TokenSigner
@@ -90,7 +90,7 @@ def signed() -> Signed:
 
 
 def local(subject: str) -> Principal:
-    """Return somebody who came without a token."""
+    """Return a caller without a token."""
     return Principal(subject=subject, role="admin")
 
 
@@ -101,10 +101,10 @@ async def issued(desk: TokenRegistry, name: str | None, expires_s: int = DAY_S) 
     return info.id
 
 
-async def test_a_named_token_is_listed_and_is_for_whom_it_is_named_after(
+async def test_a_named_token_is_listed_with_its_name_as_subject(
     desk: TokenRegistry,
 ) -> None:
-    """Unless somebody else is named as its subject."""
+    """Unless the request names another subject."""
     jti = await issued(desk, "ci")
 
     (info,) = await desk.list_tokens()
@@ -116,14 +116,14 @@ async def test_a_named_token_is_listed_and_is_for_whom_it_is_named_after(
 async def test_a_token_for_a_day_needs_no_name_and_is_not_listed(
     desk: TokenRegistry,
 ) -> None:
-    """Scripts make them by the hundred."""
+    """Scripts make hundreds of them."""
     await issued(desk, None)
 
     assert await desk.list_tokens() == ()
 
 
 async def test_a_token_for_longer_gets_a_name(desk: TokenRegistry) -> None:
-    """Nothing that is good for weeks is good in secret."""
+    """A token that is valid for weeks must be listed."""
     jti = await issued(desk, None, DAY_S + 1)
 
     (info,) = await desk.list_tokens()
@@ -134,7 +134,7 @@ async def test_a_token_for_longer_gets_a_name(desk: TokenRegistry) -> None:
 async def test_a_name_is_free_again_once_its_token_is_revoked(
     desk: TokenRegistry,
 ) -> None:
-    """And the later one of the name is the one that is revoked next."""
+    """The next revocation applies to the later token."""
     first = await issued(desk, "ci")
     with pytest.raises(TokenExists):
         await issued(desk, "ci")
@@ -146,7 +146,7 @@ async def test_a_name_is_free_again_once_its_token_is_revoked(
     assert revoked.id == second != first
 
 
-async def test_a_revoked_token_is_good_no_more(desk: TokenRegistry) -> None:
+async def test_a_revoked_token_is_refused(desk: TokenRegistry) -> None:
     """By its name, by its id, and twice."""
     jti = await issued(desk, "ci")
     shown = Principal(subject="ci", role="client", token=jti)
@@ -161,20 +161,20 @@ async def test_a_revoked_token_is_good_no_more(desk: TokenRegistry) -> None:
 
 
 async def test_a_token_without_a_name_is_revoked_by_its_id(desk: TokenRegistry) -> None:
-    """What is not listed is known all the same to who holds it."""
+    """Its holder knows the id of the unlisted token."""
     jti = await issued(desk, None)
 
     assert (await desk.revoke(jti, by="bo")).id == jti
     assert not desk.is_valid(Principal(subject="x", role="client", token=jti))
 
 
-async def test_a_name_that_is_unknown_is_no_token(desk: TokenRegistry) -> None:
+async def test_an_unknown_token_name_is_an_error(desk: TokenRegistry) -> None:
     """A typing error must not look like success."""
     with pytest.raises(TokenNotFound):
         await desk.revoke("ic", by="bo")
 
 
-async def test_only_the_dispatcher_keeps_the_list(
+async def test_only_the_dispatcher_writes_the_list(
     desk: TokenRegistry, dispatcher_role: DispatcherRole
 ) -> None:
     """Another node forwards."""
@@ -185,8 +185,8 @@ async def test_only_the_dispatcher_keeps_the_list(
             await ask
 
 
-async def test_a_token_that_was_verified_before_is_judged_again() -> None:
-    """What was verified is remembered, so that must not outlast the token."""
+async def test_a_verified_token_is_checked_again() -> None:
+    """The cache of verified tokens must not outlast a token."""
     real = office(DispatcherRole())
     token, info = await real.issue(
         role="viewer", expires_s=60, subject=None, name=None, by=local("ana")
@@ -200,7 +200,7 @@ async def test_a_token_that_was_verified_before_is_judged_again() -> None:
 
 
 async def opened(desk: TokenRegistry, at_s: int = 0) -> Principal:
-    """Return who shows the token of a page that was opened so many seconds ago."""
+    """Return the caller with a dashboard token of this age in seconds."""
     _, info = desk.issue_session_token(subject="ana", role="admin", node=NodeId("n"))
     assert info.issued_ms is not None
     return Principal(
@@ -213,10 +213,10 @@ async def opened(desk: TokenRegistry, at_s: int = 0) -> Principal:
     )
 
 
-async def test_a_page_gets_a_short_token_and_renews_it_under_its_id(
+async def test_a_dashboard_token_is_short_and_renewed_under_its_id(
     desk: TokenRegistry, dispatcher_role: DispatcherRole
 ) -> None:
-    """At any node, so that a page lives through a change of dispatcher."""
+    """At any node, so a page survives a change of dispatcher."""
     dispatcher_role.is_over = True
     page = await opened(desk)
 
@@ -228,26 +228,26 @@ async def test_a_page_gets_a_short_token_and_renews_it_under_its_id(
     assert renewed.expires_ms - renewed.issued_ms == SESSION_S * 1000
 
 
-async def test_a_page_is_opened_anew_after_half_a_day(desk: TokenRegistry) -> None:
-    """Who walked away from a browser is not signed in for ever."""
+async def test_a_dashboard_session_ends_after_half_a_day(desk: TokenRegistry) -> None:
+    """An abandoned browser does not stay signed in for ever."""
     page = await opened(desk, at_s=SESSION_S_MAX)
 
     with pytest.raises(TrustError):
         desk.renew_session_token(page)
 
 
-async def test_only_the_token_of_a_page_is_renewed(desk: TokenRegistry) -> None:
-    """Any other would be good for longer than whoever issued it said."""
+async def test_only_a_dashboard_token_is_renewed(desk: TokenRegistry) -> None:
+    """Any other would become valid for longer than its issuer allowed."""
     jti = await issued(desk, "ci")
 
     with pytest.raises(PermissionDenied):
         desk.renew_session_token(Principal(subject="ci", role="client", token=jti))
 
 
-async def test_a_page_ends_with_the_secret_under_which_it_was_opened(
+async def test_a_dashboard_session_ends_with_its_secret(
     signed: Signed,
 ) -> None:
-    """Else a revoked machine would carry what it signed over into the new secret."""
+    """A revoked machine could otherwise carry its tokens over into the new secret."""
     secret, signer, desk = signed
     token, _ = desk.issue_session_token(subject="eve", role="admin", node=NodeId("n"))
     page = desk.verify(token)
@@ -261,7 +261,7 @@ async def test_a_page_ends_with_the_secret_under_which_it_was_opened(
         desk.renew_session_token(page)
 
 
-async def test_a_token_is_good_as_long_as_the_secret_that_signed_it(
+async def test_a_token_is_valid_as_long_as_the_secret_that_signed_it(
     signed: Signed,
 ) -> None:
     """A stream under a token of a revoked machine would outlast the rotation."""
@@ -279,8 +279,10 @@ async def test_a_token_is_good_as_long_as_the_secret_that_signed_it(
     assert not desk.is_valid(eve)
 
 
-async def test_a_token_ends_at_once_where_its_secret_has_to_go(signed: Signed) -> None:
-    """Whoever has that secret makes tokens of it; those made now stay good."""
+async def test_an_urgent_rotation_ends_tokens_of_the_old_secret_at_once(
+    signed: Signed,
+) -> None:
+    """Any holder of that secret can make tokens; those made now stay valid."""
     secret, signer, desk = signed
     wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
     token, _ = await desk.issue(**wish, by=local("root"))
@@ -298,7 +300,7 @@ async def test_a_token_ends_at_once_where_its_secret_has_to_go(signed: Signed) -
 
 
 async def test_a_token_issues_none_that_outlasts_its_secret(signed: Signed) -> None:
-    """Else who has the old secret makes one for 90 days while both are accepted."""
+    """A holder of the old secret could make a 90-day token while both are accepted."""
     secret, signer, desk = signed
     wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
     token, _ = await desk.issue(**wish, by=local("root"))
@@ -338,8 +340,8 @@ async def test_a_name_of_any_length_fits_into_a_record() -> None:
         b'{"at_ms": 99999999999999999}',
     ],
 )
-async def test_what_no_node_of_ours_wrote_hides_no_other_token(body: bytes) -> None:
-    """Who cannot list tokens cannot take any back by its name."""
+async def test_a_malformed_record_hides_no_other_token(body: bytes) -> None:
+    """A token that cannot be listed cannot be revoked by its name."""
     records = MemoryRecords()
     desk = TokenService(
         TokenSigner(generate_secret()), records, SystemClock(), DispatcherRole().require

@@ -15,7 +15,7 @@ collect_ignore = ["cpython"]  # It is collected by way of test_cpython.py.
 
 @pytest.fixture(scope="session")
 def agents() -> Iterator[list[Agent]]:
-    """Two agents with room for what sleeps."""
+    """Two agents with room for sleeping tasks."""
     with (
         tempfile.TemporaryDirectory(prefix="octaskly-") as folder,
         meshed(Path(folder), "ash", "birch", extra=("--slots", "5")) as agents,

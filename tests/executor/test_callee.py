@@ -1,4 +1,4 @@
-"""The process that performs calls, started as a task starts it."""
+"""The process that performs calls, started like a task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLD = {"python": call_runner.python_version(), "cloudpickle": cloudpickle.__ver
 def perform(
     stdin: bytes, folder: Path, *flags: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run it in a folder with a parcel."""
+    """Run the process in a folder with a parcel."""
     words = [sys.executable, *flags, call_runner.__file__]
     return subprocess.run(
         words, input=stdin, capture_output=True, cwd=folder, check=False, timeout=90
@@ -37,8 +37,8 @@ def told_by(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     return call_runner.decode_payload(memoryview(bytearray(done.stdout)))[0]
 
 
-def test_a_call_is_answered_by_its_value(tmp_path: Path) -> None:
-    """And by nothing else on stdout."""
+def test_a_call_is_answered_with_its_value(tmp_path: Path) -> None:
+    """Stdout has nothing else."""
 
     def add(a: int, b: int) -> int:
         print("said")
@@ -52,8 +52,8 @@ def test_a_call_is_answered_by_its_value(tmp_path: Path) -> None:
     assert done.stderr == b"said\n"
 
 
-def test_another_python_is_told_before_anything_is_unpickled(tmp_path: Path) -> None:
-    """What a version pickles of a function, another one cannot run."""
+def test_another_python_is_refused_before_unpickling(tmp_path: Path) -> None:
+    """A function pickled by one version does not run in another one."""
     done = perform(parcel(exit, 3, python="2.7"), tmp_path)
 
     assert (done.returncode, told_by(done)["kind"]) == (1, "mismatch")
@@ -61,8 +61,8 @@ def test_another_python_is_told_before_anything_is_unpickled(tmp_path: Path) -> 
     assert told_by(done)["text"] == f"{here}, and the call comes from 2.7"
 
 
-def test_cloudpickle_is_told_that_is_missing_or_of_another_age(tmp_path: Path) -> None:
-    """It must be where the interpreter of the worker looks."""
+def test_a_missing_or_different_cloudpickle_is_reported(tmp_path: Path) -> None:
+    """The worker's interpreter must be able to import it."""
     missing = told_by(perform(parcel(len, ""), tmp_path, "-I", "-S"))
     older = told_by(perform(parcel(len, "", cloudpickle="0.9"), tmp_path))
 
@@ -71,8 +71,8 @@ def test_cloudpickle_is_told_that_is_missing_or_of_another_age(tmp_path: Path) -
     assert older["text"].endswith("and the call comes from 0.9")
 
 
-def test_a_large_answer_lies_in_a_file(tmp_path: Path) -> None:
-    """Where the task began, wherever the call went; stdout says so."""
+def test_a_large_answer_is_a_file(tmp_path: Path) -> None:
+    """In the task's first working directory; stdout refers to it."""
 
     def elsewhere() -> bytes:
         import os
@@ -89,8 +89,8 @@ def test_a_large_answer_lies_in_a_file(tmp_path: Path) -> None:
     assert (told["kind"], call_runner.unpickle(parts)) == ("value", b"x" * 1_000_000)
 
 
-def test_parts_of_a_call_may_lie_in_files(tmp_path: Path) -> None:
-    """A call may change what it gets; the file stays as it is."""
+def test_parts_of_a_call_may_be_files(tmp_path: Path) -> None:
+    """A call may change its arguments; the file stays unchanged."""
 
     def change(data: Any) -> bytes:
         view = memoryview(data)
@@ -114,8 +114,8 @@ def test_parts_of_a_call_may_lie_in_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 20])
-def test_what_is_no_parcel_is_refused(cut: int) -> None:
-    """As the output of a process that was killed in the middle of its answer."""
+def test_an_invalid_parcel_is_refused(cut: int) -> None:
+    """For example the output of a process that was killed during its answer."""
     whole = b"".join(
         call_runner.encode_payload([b"abc", b"d" * 100], {"kind": "value"})
     )

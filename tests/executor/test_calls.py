@@ -1,4 +1,4 @@
-"""Calls that go over the mesh: what comes back, and what goes wrong."""
+"""Calls over the mesh: results and errors."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ NOWHERE: Any = {"labels": {"moon": "yes"}}  #: what no node has
 
 @pytest.fixture
 def executor(agents: list[Agent]) -> Iterator[octaskly.Executor]:
-    """One at the agent that is not dispatcher."""
+    """An executor at the agent that is not dispatcher."""
     with octaskly.Executor(state_dir=agents[1].state) as executor:
         yield executor
 
 
 def raised(executor: octaskly.Executor, fn: Callable[..., Any], *args: Any) -> Any:
-    """Return the exception that a call comes to."""
+    """Return the exception that a call raises."""
     return executor.submit(fn, *args).exception(RESULT_S_MAX)
 
 
 class Array:
-    """Bytes that leave a pickle as a buffer of their own, as those of NumPy do."""
+    """Bytes that leave a pickle as a buffer of their own, like NumPy's."""
 
     def __init__(self, data: bytearray | memoryview) -> None:
         self.data = data
@@ -50,15 +50,15 @@ class Array:
         return Array, (pickle.PickleBuffer(self.data),)
 
 
-class Picky(Exception):
-    """An exception that cannot be made from what is pickled of it."""
+class Unrestorable(Exception):
+    """An exception that cannot be restored from its pickle."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
 
 
-def numbers() -> Iterator[int]:
-    """Return what no pickle takes."""
+def unpicklable_numbers() -> Iterator[int]:
+    """Return numbers that cannot be pickled."""
     yield 1
 
 
@@ -66,10 +66,10 @@ def fail(value: object) -> NoReturn:
     raise LookupError(value)  # where it came from
 
 
-def test_an_exception_comes_back_with_the_place_it_came_from(
+def test_an_exception_comes_with_the_remote_traceback(
     executor: octaskly.Executor,
 ) -> None:
-    """As its cause, in words, as `ProcessPoolExecutor` gives it."""
+    """As text in its cause, like `ProcessPoolExecutor`."""
     error = raised(executor, fail, 7)
 
     assert type(error) is LookupError
@@ -78,16 +78,16 @@ def test_an_exception_comes_back_with_the_place_it_came_from(
     assert "in fail" in "".join(traceback.format_exception(error))
 
 
-def test_an_exception_that_cannot_travel_is_told_in_words(
+def test_an_exception_that_cannot_be_pickled_is_described_in_words(
     executor: octaskly.Executor,
 ) -> None:
-    """Be it that it cannot be pickled, or not be unpickled."""
+    """Or one that cannot be unpickled."""
 
     def open_raise() -> NoReturn:
-        raise ValueError(numbers())
+        raise ValueError(unpicklable_numbers())
 
     def picky_raise() -> NoReturn:
-        raise Picky(1, 2)
+        raise Unrestorable(1, 2)
 
     assert "ValueError: <generator" in str(raised(executor, open_raise))
     error = raised(executor, picky_raise)
@@ -104,14 +104,14 @@ def test_an_exception_that_cannot_travel_is_told_in_words(
     ],
     ids=["exit", "exit 0", "segfault"],
 )
-def test_a_call_that_ends_its_interpreter_breaks_itself_alone(
+def test_a_call_that_ends_its_interpreter_fails_alone(
     executor: octaskly.Executor,
     end: Callable[[], None],
     says: str,
     code: int,
     number: int | None,
 ) -> None:
-    """It says how and where; the executor goes on."""
+    """The error says how and where; the executor goes on."""
     beside = executor.submit(pow, 2, 8)
     error = raised(executor, end)
 
@@ -125,34 +125,34 @@ def test_a_call_that_ends_its_interpreter_breaks_itself_alone(
     assert executor.submit(pow, 2, 9).result(RESULT_S_MAX) == 512
 
 
-def test_an_argument_that_cannot_be_pickled_is_named_at_once(
+def test_an_unpicklable_argument_is_reported_at_once(
     executor: octaskly.Executor,
 ) -> None:
     """Before anything is sent."""
     with pytest.raises(
         pickle.PicklingError, match=r"argument 2 of fail\(\).*generator"
     ):
-        executor.submit(fail, 1, numbers())
+        executor.submit(fail, 1, unpicklable_numbers())
     with pytest.raises(pickle.PicklingError, match=r"argument 'value' of fail\(\)"):
         executor.submit(fail, value=sys._getframe())
     with pytest.raises(pickle.PicklingError, match=r"call 1, argument 1 of fail\(\)"):
-        executor.map(fail, [1, numbers()], chunksize=2)
+        executor.map(fail, [1, unpicklable_numbers()], chunksize=2)
 
 
-def test_a_result_that_cannot_be_pickled_is_an_error(
+def test_an_unpicklable_result_is_an_error(
     executor: octaskly.Executor,
 ) -> None:
-    """The call was performed, and its value stays where it is."""
-    error = raised(executor, numbers)
+    """The call was performed, and its value stays there."""
+    error = raised(executor, unpicklable_numbers)
 
     assert isinstance(error, octaskly.ResultLost)
     assert "of type generator, cannot be pickled" in str(error)
 
 
-def test_what_a_call_prints_is_in_the_log_of_its_task(
+def test_the_output_of_a_call_is_in_the_log_of_its_task(
     executor: octaskly.Executor, agents: list[Agent]
 ) -> None:
-    """Also what a program prints that it starts; the result is not disturbed."""
+    """Also that of its child processes; the result is not disturbed."""
 
     def print_some() -> str:
         print("from Python")
@@ -169,10 +169,10 @@ def test_what_a_call_prints_is_in_the_log_of_its_task(
     ]
 
 
-def test_large_arguments_and_results_travel_as_files(
+def test_large_arguments_and_results_are_files(
     executor: octaskly.Executor, agents: list[Agent]
 ) -> None:
-    """What many calls share goes to each node once; a call may change its own."""
+    """A shared argument goes to each node once; a call may change its own copy."""
     shared = Array(bytearray(os.urandom(2_000_000)))
     before = [files_of(agent) for agent in agents]
 
@@ -196,10 +196,10 @@ def files_of(agent: Agent) -> set[str]:
     return {p.name for p in folder.iterdir()} if folder.exists() else set()
 
 
-def test_a_future_that_waits_can_be_cancelled(
+def test_a_waiting_future_can_be_cancelled(
     agents: list[Agent], executor: octaskly.Executor
 ) -> None:
-    """Its task, too, if it is in the mesh already."""
+    """With its task, if the mesh has it already."""
     with octaskly.Executor(1, state_dir=agents[0].state, requires=NOWHERE) as waits:
         sent, kept = waits.submit(pow, 2, 8), waits.submit(pow, 2, 9)
         path = f"{TASKS}/{waits._prefix}-0"
@@ -215,10 +215,10 @@ def test_a_future_that_waits_can_be_cancelled(
     assert not running.cancel()
 
 
-def test_a_shutdown_cancels_what_has_not_begun(
+def test_a_shutdown_cancels_calls_that_have_not_started(
     agents: list[Agent], tmp_path: Path
 ) -> None:
-    """CPython's test of that, which may not count on what has begun in a moment."""
+    """CPython's test of this relies on a start within a moment."""
 
     def wait_for(gate: str) -> None:
         while not os.path.exists(gate):  # noqa: PTH110
@@ -239,10 +239,10 @@ def test_a_shutdown_cancels_what_has_not_begun(
     assert others
 
 
-def test_map_takes_no_more_than_it_is_given_room_for(
+def test_map_reads_no_more_items_than_its_buffer(
     executor: octaskly.Executor,
 ) -> None:
-    """So items may come without end, as with Python 3.14."""
+    """So items may be endless, as with Python 3.14."""
     taken = itertools.count()
     results = executor.map(
         pow, taken, itertools.repeat(2), chunksize=3, buffersize=2, timeout=RESULT_S_MAX
@@ -256,7 +256,7 @@ def test_map_takes_no_more_than_it_is_given_room_for(
 
 
 def test_commands_are_futures_too(executor: octaskly.Executor) -> None:
-    """One that fails is no exception."""
+    """A failed command is no exception."""
     future = executor.submit_command("cat; exit 3", stdin="hello", name="cat")
     task = future.result(RESULT_S_MAX)
 
@@ -264,8 +264,8 @@ def test_commands_are_futures_too(executor: octaskly.Executor) -> None:
     assert task.name == "cat"
 
 
-async def test_asyncio_takes_it_as_an_executor(agents: list[Agent]) -> None:
-    """`run_in_executor` needs no more than the base class promises."""
+async def test_asyncio_accepts_it_as_an_executor(agents: list[Agent]) -> None:
+    """`run_in_executor` needs only the base class."""
     executor = octaskly.Executor(state_dir=agents[1].state)
     loop = asyncio.get_running_loop()
     try:
@@ -274,10 +274,10 @@ async def test_asyncio_takes_it_as_an_executor(agents: list[Agent]) -> None:
         await asyncio.to_thread(executor.shutdown)
 
 
-def test_what_all_calls_ask_for_is_asked_of_each(
+def test_options_of_the_executor_apply_to_each_call(
     agents: list[Agent], executor: octaskly.Executor
 ) -> None:
-    """As the node, its environment, and another interpreter."""
+    """Node, environment and interpreter, for example."""
     del executor
     env = {"COLOUR": "teal"}
     with octaskly.Executor(
@@ -299,8 +299,8 @@ def test_what_all_calls_ask_for_is_asked_of_each(
         octaskly.Executor(state_dir=agents[1].state, colour="teal")  # type: ignore[call-arg]
 
 
-def test_a_mesh_that_is_away_breaks_the_executor(tmp_path: Path) -> None:
-    """What was submitted fails with the reason, and so does what comes later."""
+def test_an_unreachable_mesh_breaks_the_executor(tmp_path: Path) -> None:
+    """Submitted and later calls fail with the reason."""
     with octaskly.Executor(state_dir=tmp_path, retry_timeout_s=0.1) as executor:
         error = executor.submit(pow, 2, 8).exception(RESULT_S_MAX)
         assert isinstance(error, octaskly.MeshLost)

@@ -55,7 +55,7 @@ for module in (
 
 @pytest.fixture(autouse=True, scope="module")
 def _place(agents: list[Agent]) -> Iterator[None]:
-    """Have executors use the mesh, by an agent that is not dispatcher."""
+    """Make executors use the mesh, by an agent that is not dispatcher."""
     PLACE.append(agents[1].state)
     yield
     PLACE.clear()
@@ -63,7 +63,7 @@ def _place(agents: list[Agent]) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_collections() -> Iterator[None]:
-    """Collect no garbage of the thousands of tests before: theirs collect a lot."""
+    """Keep earlier garbage out of these tests, which collect often."""
     gc.collect()
     gc.freeze()
     yield
@@ -76,13 +76,13 @@ def on_mesh(max_workers: int | None = None) -> octaskly.Executor:
 
 
 class MeshMixin(ExecutorMixin):  # type: ignore[misc]
-    """What makes their tests ours."""
+    """Adapts their tests to the mesh."""
 
     executor_type = staticmethod(on_mesh)
 
 
 class TestExecutor(MeshMixin, executor.ExecutorTest, BaseTestCase):  # type: ignore[misc]
-    """`submit`, `map` and what they keep of objects."""
+    """`submit`, `map` and their references to objects."""
 
     test_map_chunksize = test_process_pool.ProcessPoolExecutorTest.test_map_chunksize
     test_map_timeout = pytest.mark.soak(executor.ExecutorTest.test_map_timeout)  # 5 s
@@ -119,7 +119,7 @@ class TestShutdown(MeshMixin, test_shutdown.ExecutorShutdownTest, BaseTestCase):
         assert (done.stderr, done.written) == ("", "apple")
 
     def test_submit_after_interpreter_shutdown(self) -> None:
-        """A handler of `atexit` comes too late."""
+        """An `atexit` handler runs too late."""
         done = script(
             """
             import atexit
@@ -157,7 +157,7 @@ class _Done:
 
 
 def script(text: str) -> _Done:
-    """Run a script that has an executor and the path of a file to write."""
+    """Run a script with an executor and the path of a file to write."""
     path = PLACE[0] / f"written-{os.urandom(4).hex()}"
     head = f"""if True:
             import octaskly

@@ -1,4 +1,4 @@
-"""What takes gigabytes, a failover, or scikit-learn: in `make soak`."""
+"""Tests with gigabytes, a failover or scikit-learn, for `make soak`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def three() -> Iterator[list[Agent]]:
-    """A mesh of its own, of which nodes may die."""
+    """A separate mesh, whose nodes may die."""
     names = ("ash", "birch", "cedar")
     with (
         tempfile.TemporaryDirectory(prefix="octaskly-") as folder,
@@ -37,7 +37,7 @@ def three() -> Iterator[list[Agent]]:
 
 
 class Array:
-    """Bytes that leave a pickle as a buffer of their own, as those of NumPy do."""
+    """Bytes that leave a pickle as a buffer of their own, like NumPy's."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -50,10 +50,10 @@ def memory_mb(agents: list[Agent]) -> list[float]:
     return [psutil.Process(a.process.pid).memory_info().rss / MIB for a in agents]
 
 
-def test_hundreds_of_megabytes_go_both_ways_past_the_agents(
+def test_hundreds_of_megabytes_bypass_the_agents_in_both_directions(
     agents: list[Agent],
 ) -> None:
-    """They go through disks; what is beyond the bound fails and says so."""
+    """They go through disks; data beyond the bound fails with an error."""
 
     def turned(array: Array) -> Array:
         array.data[0] = 7
@@ -75,7 +75,7 @@ def test_hundreds_of_megabytes_go_both_ways_past_the_agents(
 
 
 def test_calls_outlive_the_dispatcher(three: list[Agent]) -> None:
-    """It is killed while some run, some wait, and some are yet to be submitted."""
+    """It is killed while calls run, wait, and are still to be submitted."""
 
     def slow(number: int) -> int:
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""joblib on a mesh: what takes `n_jobs` needs no change."""
+"""joblib on a mesh: code with `n_jobs` needs no change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @pytest.fixture
 def _mesh(agents: list[Agent]) -> Iterator[None]:
-    """Have joblib use the mesh."""
+    """Make joblib use the mesh."""
     with joblib.parallel_config(backend.BACKEND_NAME, state_dir=agents[1].state):
         yield
 
@@ -30,7 +30,7 @@ def fail(number: int) -> int:
 
 
 @pytest.mark.usefixtures("_mesh")
-def test_calls_of_joblib_are_performed_on_the_mesh() -> None:
+def test_joblib_calls_run_on_the_mesh() -> None:
     """In order, in other processes, as many as the mesh has slots."""
     import os
 
@@ -47,8 +47,8 @@ def test_calls_of_joblib_are_performed_on_the_mesh() -> None:
 
 
 @pytest.mark.usefixtures("_mesh")
-def test_an_exception_ends_a_run_of_joblib_and_not_the_next() -> None:
-    """It comes back as itself."""
+def test_an_exception_ends_one_joblib_run_but_not_the_next() -> None:
+    """It has its original type."""
     run = joblib.Parallel(n_jobs=2)
     with pytest.raises(LookupError):
         run(joblib.delayed(fail)(number) for number in range(6))
@@ -57,8 +57,8 @@ def test_an_exception_ends_a_run_of_joblib_and_not_the_next() -> None:
 
 
 @pytest.mark.usefixtures("_mesh")
-def test_results_of_joblib_can_be_had_one_by_one() -> None:
-    """Also as they come."""
+def test_joblib_results_can_be_read_one_by_one() -> None:
+    """Also in order of completion."""
     for kind in ("generator", "generator_unordered"):
         run = joblib.Parallel(n_jobs=2, return_as=kind)
         assert sorted(run(joblib.delayed(fail)(n) for n in range(3))) == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""What is installed from a wheel, an sdist or a .deb runs, and goes again."""
+"""Packages: a wheel, an sdist and a .deb install, run and uninstall."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUILD_S = 900
 
 @cache
 def shared() -> dict[str, str]:
-    """Return what the wheel has under `share`, as its hook makes it."""
+    """Return the content of the wheel's `share`, as its hook makes it."""
     place = ROOT / "packages" / "share.py"
     spec = importlib.util.spec_from_file_location("octaskly_share", place)
     assert spec is not None
@@ -35,7 +35,7 @@ def shared() -> dict[str, str]:
 
 
 def test_each_command_has_a_man_page_with_its_flags() -> None:
-    """`man octaskly-run` says what `octaskly run --help` says."""
+    """`man octaskly-run` matches `octaskly run --help`."""
     missing = {}
     for words, command in commands():
         page = shared()[f"share/man/man1/octaskly-{words.replace(' ', '-')}.1"]
@@ -50,8 +50,8 @@ def test_each_command_has_a_man_page_with_its_flags() -> None:
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
-def test_man_pages_are_read_without_a_warning() -> None:
-    """A text that roff takes for an order of its own would be lost."""
+def test_man_pages_have_no_warnings() -> None:
+    """Text that looks like a roff request would be lost."""
     pages = [text for path, text in shared().items() if "/man1/" in path]
     done = subprocess.run(
         ["groff", "-man", "-Tutf8", "-ww", "-z"],
@@ -65,8 +65,8 @@ def test_man_pages_are_read_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize("name", ["postinst", "prerm", "postrm", "build"])
-def test_scripts_of_the_deb_can_be_read_by_a_shell(name: str) -> None:
-    """They run as root, when nobody looks."""
+def test_scripts_of_the_deb_are_valid_shell(name: str) -> None:
+    """They run as root and unattended."""
     script = DEBIAN / name
     shell = "bash" if name == "build" else "sh"
 
@@ -74,8 +74,8 @@ def test_scripts_of_the_deb_can_be_read_by_a_shell(name: str) -> None:
     subprocess.run([shell, "-n", str(script)], check=True)
 
 
-def test_the_deb_puts_the_program_where_the_unit_starts_it() -> None:
-    """And fills in each field that its control file leaves open."""
+def test_the_deb_installs_the_program_at_the_unit_s_path() -> None:
+    """It also fills in each open field of its control file."""
     build = (DEBIAN / "build").read_text()
     unit = (ROOT / "systemd" / "octaskly.service").read_text()
     fields = set(re.findall("@[A-Z]+@", (DEBIAN / "control").read_text()))
@@ -90,7 +90,7 @@ def test_the_deb_puts_the_program_where_the_unit_starts_it() -> None:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make package` makes of a fresh clone."""
+    """The result of `make package` in a fresh clone."""
     folder = tmp_path_factory.mktemp("package")
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder / "clone")], check=True)
     made = folder / "dist"
@@ -111,10 +111,10 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(BUILD_S)
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
 @pytest.mark.parametrize("words", ["uv tool install", "pipx install"])
-def test_what_is_installed_runs_a_task(
+def test_an_installed_package_runs_a_task(
     dist: Path, tmp_path: Path, words: str, pattern: str
 ) -> None:
-    """In a fresh environment, by the tools that people use; with its man pages."""
+    """In a fresh environment, with the usual tools and with its man pages."""
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     tool, *rest = words.split()
@@ -139,7 +139,7 @@ def test_what_is_installed_runs_a_task(
 
 
 def ran_a_task(program: Path, folder: Path) -> bool:
-    """Start an agent of this program, and let it run something."""
+    """Start an agent of this program, and let it run a task."""
     secret = subprocess.run([program, "secret", "new"], capture_output=True, check=True)
     key, state = folder / "mesh.key", folder / "state"
     key.touch(0o600)
@@ -219,7 +219,7 @@ exec chroot "$1/root" sh /root/in-root
 @pytest.mark.timeout(BUILD_S)
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_deb_installs_runs_a_task_and_purges(dist: Path, tmp_path: Path) -> None:
-    """In a root of its own, laid over this system: real dpkg, scripts and users.
+    """In a root of its own over this system, with real dpkg, scripts and users.
 
     The user stays, as the policy of `postrm` says; nothing else does.
     """
