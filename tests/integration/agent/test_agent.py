@@ -1,4 +1,4 @@
-"""Whole agents as processes on loopback: starting, refusing, stopping, coming back."""
+"""Whole agents as processes on loopback: start, refusals, stop, restart."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ EXIT_CONFIG = 78
 
 @pytest.fixture(scope="module")
 def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """An agent for tests that leave it as it was."""
+    """An agent for tests that do not change it."""
     with running(tmp_path_factory.mktemp("agent"), "solo") as (agent,):
         yield agent
 
 
-def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
-    """Not 78, so that systemd starts it again: it would accept nothing for ever."""
+def test_an_agent_whose_log_refuses_all_writes_exits(tmp_path: Path) -> None:
+    """Not with 78, so that systemd restarts it: it could accept nothing any more."""
     agent = start(tmp_path, "ana")
     with ending(agent):
         agent.ready()
         until(lambda: agent.call("GET", "/api/v1/stats")[0] == 200, "a dispatcher")
         agent.stop()
     with contextlib.closing(sqlite3.connect(next(agent.state.glob("*.db")))) as db, db:
-        # No number is left for the next output, which is no error of SQLite.
+        # No number is left for the next output, which SQLite accepts.
         db.execute("INSERT INTO outputs VALUES (9223372036854775807, x'6f', x'65')")
     agent = start(tmp_path, "ana")
     with ending(agent):
@@ -63,8 +63,8 @@ def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
         assert "the writer stopped" in agent.log()
 
 
-def test_an_agent_without_a_descriptor_to_spare_lives_on(solo: Agent) -> None:
-    """Whoever opens connections enough takes the descriptors, but not the agent."""
+def test_an_agent_survives_a_shortage_of_descriptors(solo: Agent) -> None:
+    """Any client that opens enough connections can cause it."""
     pid = solo.process.pid
     with contextlib.closing(solo.connection()) as kept:
         began = request(kept, "GET", "/health")[1]["uptime_seconds"]
@@ -86,26 +86,26 @@ def test_an_agent_without_a_descriptor_to_spare_lives_on(solo: Agent) -> None:
 
 
 def refusal(agent: Agent) -> str:
-    """Return what an agent said that refused to start."""
+    """Return the error of an agent that refused to start."""
     assert agent.process.wait(READY_S_MAX) == EXIT_CONFIG, agent.log()
     return agent.log()
 
 
-def test_a_state_folder_whose_socket_no_kernel_takes_is_refused(tmp_path: Path) -> None:
-    """A path that is too long is said before anything is served."""
+def test_a_state_folder_with_a_too_long_socket_path_is_refused(tmp_path: Path) -> None:
+    """The error comes before anything is served."""
     agent = start(tmp_path / ("long" * 30), "solo")
     with ending(agent):
         assert "107 at most" in refusal(agent)
 
 
-def test_a_folder_that_cannot_be_made_is_said_with_its_flag(tmp_path: Path) -> None:
-    """Where `--workdir` is wrong, another `--state-dir` would be no help."""
+def test_the_error_for_an_unusable_folder_names_its_flag(tmp_path: Path) -> None:
+    """For a wrong `--workdir` another `--state-dir` would be no help."""
     agent = start(tmp_path, "solo", "--workdir", "/proc/no")
     with ending(agent):
         assert "octaskly agent --workdir DIR uses another one" in refusal(agent)
 
 
-def test_a_node_alone_runs_a_command(solo: Agent) -> None:
+def test_a_lone_node_runs_a_command(solo: Agent) -> None:
     """The first agent of a mesh is dispatcher and worker at once."""
     task = finished(solo, submit(solo, "echo out; echo err >&2; exit 3"))
 
@@ -114,8 +114,8 @@ def test_a_node_alone_runs_a_command(solo: Agent) -> None:
     assert task["worker_id"] == "solo"
 
 
-def test_tasks_make_files_as_the_user_of_the_agent_would(solo: Agent) -> None:
-    """The agent's own files are private; what a task writes is not the agent's."""
+def test_tasks_create_files_with_the_user_s_umask(solo: Agent) -> None:
+    """The agent's own files are private; files of tasks need not be."""
     before = os.umask(0o022)
     os.umask(before)
     task = finished(solo, submit(solo, "umask"))
@@ -124,8 +124,8 @@ def test_tasks_make_files_as_the_user_of_the_agent_would(solo: Agent) -> None:
     assert (solo.state / "log.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_no_crash_of_an_agent_leaves_its_secret_on_a_disk(tmp_path: Path) -> None:
-    """It writes no core file; tasks may, as far as their agent might have."""
+def test_a_crash_of_an_agent_leaves_no_secret_on_a_disk(tmp_path: Path) -> None:
+    """It writes no core file; tasks may, within the limits of their agent."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     try:
@@ -141,10 +141,10 @@ def test_no_crash_of_an_agent_leaves_its_secret_on_a_disk(tmp_path: Path) -> Non
     assert task["stdout"].split()[4:6] == [shown, shown]
 
 
-def test_a_task_is_refused_with_the_reason_why_nothing_is_written(
+def test_a_refusal_names_the_reason_why_nothing_is_written(
     tmp_path: Path,
 ) -> None:
-    """A database that was deleted under the agent is not called a full disk."""
+    """A database that was deleted under the agent is not reported as a full disk."""
     with running(tmp_path, "solo") as (agent,):
         finished(agent, submit(agent, "true"))
         (tmp_path / "solo" / "log.db").unlink()
@@ -166,10 +166,10 @@ def test_a_second_agent_on_one_state_folder_is_refused(solo: Agent) -> None:
     assert solo.call("GET", "/health")[0] == 200
 
 
-def test_a_second_agent_is_refused_before_it_makes_a_secret(
+def test_a_second_agent_is_refused_before_it_creates_a_secret(
     solo: Agent, tmp_path: Path
 ) -> None:
-    """A secret that nobody uses would be taken for that of a mesh later."""
+    """An unused secret could later look like that of a mesh."""
     solo.ready()
 
     said = refusal(launch(solo.state, tmp_path / "new" / "mesh.key"))
@@ -178,7 +178,7 @@ def test_a_second_agent_is_refused_before_it_makes_a_secret(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> None:
+def test_a_requested_port_in_use_is_refused(tmp_path: Path) -> None:
     """B35: the error names port and holder; nothing else is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -188,8 +188,8 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> No
     assert f"pid {os.getpid()}" in said
 
 
-def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
-    """A world-readable secret is named with the command that mends it."""
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    """The error has the command that corrects the mode."""
     secret = tmp_path / "mesh.key"
     create_secret_file(secret)
     secret.chmod(0o644)
@@ -200,8 +200,8 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["flag", "variable", "place"])
-def test_a_secret_that_cannot_be_read_is_refused(tmp_path: Path, how: str) -> None:
-    """However it is named: 78, so that systemd does not start it again and again."""
+def test_an_unreadable_secret_is_refused(tmp_path: Path, how: str) -> None:
+    """From every source: 78, so that systemd does not restart it for ever."""
     secret = tmp_path / "octaskly" / "mesh.key"
     create_secret_file(secret)
     before = secret.read_bytes()
@@ -226,10 +226,10 @@ def test_a_secret_that_cannot_be_read_is_refused(tmp_path: Path, how: str) -> No
 
 
 @pytest.mark.parametrize("is_before", [True, False])
-def test_a_state_folder_that_cannot_be_read_is_refused(
+def test_an_unreadable_state_folder_is_refused(
     tmp_path: Path, *, is_before: bool
 ) -> None:
-    """As any other folder, wherever it is named: it is no wrong usage."""
+    """Like any other folder, from every source: it is not a usage error."""
     folder = tmp_path / "private"
     folder.mkdir(mode=0o000)
     place, agent = ["--state-dir", str(folder)], ["agent", "--interface", "lo"]
@@ -250,10 +250,10 @@ def test_a_state_folder_that_cannot_be_read_is_refused(
     ("content", "expected"),
     [(b"not a database at all\n" * 400, "not a database"), ("newer", "newer")],
 )
-def test_a_database_that_cannot_be_used_is_left_alone(
+def test_an_unusable_database_is_not_changed(
     tmp_path: Path, content: bytes | str, expected: str
 ) -> None:
-    """B34: corrupt or newer: exit 78, a hint, and not a byte is changed."""
+    """B34: corrupt or newer: exit 78, a hint, and no byte is changed."""
     path = tmp_path / "solo" / "log.db"
     path.parent.mkdir()
     if isinstance(content, bytes):
@@ -272,8 +272,8 @@ def test_a_database_that_cannot_be_used_is_left_alone(
     assert path.read_bytes() == before
 
 
-def test_a_database_that_another_program_writes_is_left_to_it(tmp_path: Path) -> None:
-    """B34: exit 78, and why; with that program gone all is as it was."""
+def test_a_database_that_another_program_writes_is_not_changed(tmp_path: Path) -> None:
+    """B34: exit 78 with the reason; without that program the agent starts."""
     agent = start(tmp_path, "solo")
     with ending(agent):
         task = submit(agent, "echo kept")
@@ -306,10 +306,10 @@ def test_a_node_that_sees_a_mesh_waits_for_its_secret(
         until_nodes(solo, 2)
 
 
-def test_a_dispatcher_that_is_killed_and_restarted_has_every_task(
+def test_a_killed_and_restarted_dispatcher_has_every_task(
     tmp_path: Path,
 ) -> None:
-    """What was answered with 201 survives SIGKILL, results as well."""
+    """Tasks answered with 201 survive SIGKILL, and so do results."""
     agent = start(tmp_path, "solo", "--slots", "1")
     with ending(agent):
         done = submit(agent, "echo kept")
@@ -333,7 +333,7 @@ def test_a_stopped_agent_lets_its_tasks_end(tmp_path: Path) -> None:
     agent = start(tmp_path, "solo")
     with ending(agent):
         task_id = submit(agent, f"touch {tmp_path}/on; sleep 1; echo drained")
-        # What has not begun is handed back, and runs at the next start.
+        # Queued attempts are returned, and run at the next start.
         until((tmp_path / "on").exists, "the task runs")
         agent.process.terminate()
 
@@ -347,7 +347,7 @@ def test_a_stopped_agent_lets_its_tasks_end(tmp_path: Path) -> None:
 
 
 def test_a_dispatcher_hands_over_without_a_failed_request(tmp_path: Path) -> None:
-    """SIGTERM under load: another node reigns, and each task ends once."""
+    """SIGTERM under load: another node takes over, and each task ends once."""
     with (
         meshed(tmp_path, "ana", "ben", "cy") as (old, front, _),
         contextlib.closing(front.connection()) as connection,
@@ -366,7 +366,7 @@ def test_a_dispatcher_hands_over_without_a_failed_request(tmp_path: Path) -> Non
         assert old.process.wait(WAIT_S_MAX) == 0, old.log()
 
 
-def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_loses_no_task(tmp_path: Path) -> None:
     """Its attempts run again elsewhere, as attempt 2."""
     two = ("--slots", "2")
     with meshed(tmp_path, "ana", "ben", extra=two) as (dispatcher, worker):
@@ -393,7 +393,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
         assert all(ended[task_id]["stdout"] == "2\n" for task_id in lost)
 
 
-def test_outputs_come_back_over_one_connection(solo: Agent) -> None:
+def test_outputs_are_fetched_over_one_connection(solo: Agent) -> None:
     """A download leaves the connection open for the next request."""
     command = "printf '\\0\\377' > a.bin; mkdir -p d; echo b > d/b.txt"
     outputs = ["a.bin", "d/b.txt", "missing"]
@@ -414,8 +414,8 @@ def test_outputs_come_back_over_one_connection(solo: Agent) -> None:
     assert got[2][0] == 404
 
 
-def test_a_request_may_be_strict_where_the_mesh_is_not(solo: Agent) -> None:
-    """A task that may be lost is refused, others are accepted with one copy."""
+def test_one_request_may_be_strict_in_a_mesh_that_is_not(solo: Agent) -> None:
+    """A task that might be lost is refused, others are accepted with one copy."""
     before = solo.call("GET", TASKS)[1]["total"]
     task = {"command": "true"}
     strict = task | {"durability": "strict"}

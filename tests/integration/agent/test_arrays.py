@@ -1,4 +1,4 @@
-"""Arrays on a whole agent: handed in as one, run one by one, cancelled, repeated."""
+"""Arrays on a whole agent: submission, runs, cancels and repetitions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.agents import (
 from tests.support.sse_client import stream
 
 ARRAYS = "/api/v1/arrays"
-MEMBERS = 400  #: of an array that is cut off after the first hundred
+MEMBERS = 400  #: of an array that stops after the first hundred
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 
 
@@ -76,8 +76,8 @@ def test_each_number_of_a_range_is_a_member(agent: Agent) -> None:
     assert page[1]["total"] == 4
 
 
-def test_an_item_is_one_word_and_only_what_failed_is_repeated(agent: Agent) -> None:
-    """A name with a space or a quote in it does what it does as an argument."""
+def test_an_item_is_one_word_and_only_failed_members_are_repeated(agent: Agent) -> None:
+    """A space or a quote in an item reaches the command as one argument."""
     items = ["a b", "c'd; exit 3", "$HOME", ""]
     array = submit(
         agent,
@@ -106,7 +106,7 @@ def test_an_item_is_one_word_and_only_what_failed_is_repeated(agent: Agent) -> N
 def test_results_of_all_members_come_in_one_stream(
     agent: Agent, query: str, indexes: list[int]
 ) -> None:
-    """How each ended and what it wrote, to the byte; then how the array did."""
+    """The end and the exact output of each member; then the end of the array."""
     array = submit(
         agent,
         "printf '\\377'; echo {} >&2; test {} -ne 5",
@@ -131,8 +131,8 @@ def test_results_of_all_members_come_in_one_stream(
     assert codes[7] == ("completed", 0)
 
 
-def test_results_are_of_arrays_alone(agent: Agent) -> None:
-    """A task has its own route; what is asked for has to exist."""
+def test_only_arrays_have_results(agent: Agent) -> None:
+    """A task has its own route, and unknown arrays are refused."""
     task = submit(agent, "true")
 
     assert agent.call("GET", f"{ARRAYS}/{task}/results")[0] == 404
@@ -141,8 +141,8 @@ def test_results_are_of_arrays_alone(agent: Agent) -> None:
     assert (status, body["field"]) == (400, "order")
 
 
-def test_placeholders_stand_in_commands_and_paths(agent: Agent) -> None:
-    """A path keeps to the worker directory, whatever the items are."""
+def test_placeholders_are_replaced_in_commands_and_paths(agent: Agent) -> None:
+    """A path stays in the worker directory, whatever the items are."""
     items = ["x/a b.c", "d.e"]
     array = submit(
         agent,
@@ -167,8 +167,10 @@ def test_placeholders_stand_in_commands_and_paths(agent: Agent) -> None:
     ("path", "item"),
     [("{//}", "a/b"), ("{/}", "a/.."), ("{.}", ".x"), ("{.}", "a/b.c")],
 )
-def test_a_placeholder_leads_no_path_astray(agent: Agent, path: str, item: str) -> None:
-    """It stands for one part of a path, and never for the folder above."""
+def test_a_placeholder_cannot_leave_its_folder(
+    agent: Agent, path: str, item: str
+) -> None:
+    """It stands for one part of a path, and never for the parent folder."""
     body = {"command": "true", "outputs": [path], "array": {"items": [item]}}
     status, answer = agent.call("POST", TASKS, body)
 
@@ -176,8 +178,8 @@ def test_a_placeholder_leads_no_path_astray(agent: Agent, path: str, item: str) 
     assert "in a path" in answer["hint"]
 
 
-def test_what_was_cancelled_is_repeated_with_what_failed(agent: Agent) -> None:
-    """Members that had not begun have no row of their own, and are not forgotten."""
+def test_cancelled_members_are_repeated_with_failed_ones(agent: Agent) -> None:
+    """Members that never started have no row of their own, but are not forgotten."""
     array = submit(
         agent,
         "test {} -ne 1 || exit 1; test {} -lt 3 || sleep 1000",
@@ -197,16 +199,16 @@ def test_what_was_cancelled_is_repeated_with_what_failed(agent: Agent) -> None:
     status, member = agent.call("GET", f"{TASKS}/{repeated['id']}.0")
     assert status == 200, member
     assert member["command"].startswith("test 1 -ne 1 ")
-    # Of the last one the log says nothing, as it never began.
+    # The log has no fact of the last one, as it never started.
     status, member = agent.call("GET", f"{TASKS}/{repeated['id']}.497")
     assert status == 200, member
     assert member["command"].startswith("test 499 -ne 1 ")
 
 
-def test_a_long_range_is_repeated_though_its_members_cannot_all_be_named(
+def test_a_long_range_is_repeated_without_a_list_of_members(
     agent: Agent,
 ) -> None:
-    """It is 409 only where some in the middle are completed."""
+    """It is 409 only if some members in the middle are completed."""
     array = submit(
         agent,
         "true",
@@ -225,8 +227,8 @@ def test_a_long_range_is_repeated_though_its_members_cannot_all_be_named(
     assert body["array"]["max_fails"] == 3
 
 
-def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
-    """Nor of a task by the route of arrays."""
+def test_an_array_without_failures_cannot_be_repeated(agent: Agent) -> None:
+    """Nor can a task by the route of arrays."""
     array = submit(agent, "true", array={"range": "0-2"})
     assert counts(ended(agent, array)) == {"completed": 3}
 
@@ -238,8 +240,8 @@ def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
     assert agent.call("POST", f"{ARRAYS}/{task}/retry")[0] == 404
 
 
-def test_a_member_that_was_cancelled_is_explained_as_such(agent: Agent) -> None:
-    """Not with those of its array that wait."""
+def test_a_cancelled_member_is_explained_as_cancelled(agent: Agent) -> None:
+    """Not like the waiting members of its array."""
     array = submit(agent, "true", array={"range": "0-2"}, requires={"gpus": 1000})
     assert agent.call("DELETE", f"{TASKS}/{array}.1")[0] == 200
 
@@ -253,7 +255,7 @@ def test_a_member_that_was_cancelled_is_explained_as_such(agent: Agent) -> None:
     assert told == ("cancelled", "it was cancelled")
 
 
-def test_too_many_failures_end_what_has_not_begun(agent: Agent) -> None:
+def test_too_many_failures_cancel_waiting_members(agent: Agent) -> None:
     """A million members that would all fail cost a few attempts."""
     array = submit(agent, "false", array={"range": "1-1000000", "max_fails": 3})
 
@@ -265,8 +267,8 @@ def test_too_many_failures_end_what_has_not_begun(agent: Agent) -> None:
     assert agent.call("GET", f"{TASKS}/{array}.777777")[1]["status"] == "cancelled"
 
 
-def test_too_many_failures_end_what_waits_for_another_try(agent: Agent) -> None:
-    """All have begun once, so nothing is left of the array but what is to go on."""
+def test_too_many_failures_cancel_retries(agent: Agent) -> None:
+    """All members have started once, so only retries are left."""
     array = submit(agent, "false", retries=1, array={"range": "1-100", "max_fails": 3})
 
     body = ended(agent, array)
@@ -276,8 +278,8 @@ def test_too_many_failures_end_what_waits_for_another_try(agent: Agent) -> None:
     assert body["array"]["failed"] + body["array"]["cancelled"] == 100
 
 
-def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> None:
-    """One request for all that waits; counts of the mesh are exact at each moment."""
+def test_cancelling_an_array_spares_running_members_unless_forced(agent: Agent) -> None:
+    """One request cancels all waiting ones; the counts are exact at each moment."""
     before = agent.call("GET", "/api/v1/stats")[1]["tasks"]
     array = submit(agent, "sleep 1000", array={"range": "1-1000"})
     path = f"{ARRAYS}/{array}"
@@ -295,7 +297,9 @@ def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> Non
     slots = body["array"]["running"]
     assert body["status"] == "running"
     assert counts(body) == {"running": slots, "cancelled": 1000 - slots}
-    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200  # It was asked again.
+    assert (
+        agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+    )  # The same request again.
     assert agent.call("DELETE", f"{ARRAYS}/{array}?force=true")[0] == 200
     body = ended(agent, array)
     assert body["status"] == "cancelled"
@@ -321,7 +325,7 @@ def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> Non
         ({"range": "1-2", "most": 1}, "most", "unknown field"),
     ],
 )
-def test_an_array_that_cannot_be_is_refused_whole(
+def test_an_invalid_array_is_refused(
     agent: Agent, array: object, field: str | None, hint: str
 ) -> None:
     """The answer names the field; nothing of the request is accepted."""
@@ -336,7 +340,7 @@ def test_an_array_that_cannot_be_is_refused_whole(
     assert agent.call("GET", TASKS)[1]["total"] == before
 
 
-def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> None:
+def test_the_command_of_each_member_has_the_limit_of_a_task(agent: Agent) -> None:
     """A short command and a long item can make a very long one."""
     array = {"items": ["short", "x" * 30_000]}
 
@@ -346,10 +350,10 @@ def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> 
     assert "for its longest member the command has 90002 bytes" in body["hint"]
 
 
-def test_tasks_come_after_arrays_and_arrays_after_tasks(
+def test_tasks_and_arrays_may_be_each_other_s_parents(
     agent: Agent, tmp_path: Path
 ) -> None:
-    """A whole array is waited for; a member is refused, since it may never begin."""
+    """A parent array must end completely; a member is refused, it may never start."""
     first = submit(agent, f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done")
     array = submit(agent, "echo {}", array={"range": "0-3"}, after=[first])
     last = submit(agent, "echo done", after=[array])
@@ -370,8 +374,8 @@ def test_tasks_come_after_arrays_and_arrays_after_tasks(
     assert counts(ended(agent, array)) == {"cancelled": 4}
 
 
-def test_members_ask_for_what_their_array_asks_for(agent: Agent) -> None:
-    """No node has the label, so all wait, and the reason is told of each."""
+def test_members_have_the_requirements_of_their_array(agent: Agent) -> None:
+    """No node has the label, so all wait, and each has the reason."""
     array = submit(
         agent,
         "echo {}",
@@ -389,8 +393,8 @@ def test_members_ask_for_what_their_array_asks_for(agent: Agent) -> None:
     assert counts(ended(agent, array)) == {"cancelled": 1_000_000}
 
 
-def test_each_member_has_files_of_its_own(agent: Agent) -> None:
-    """A path may have the item in it, as long as it stays where it is."""
+def test_each_member_has_its_own_files(agent: Agent) -> None:
+    """A path may contain the item, as long as it stays in its folder."""
     array = submit(
         agent,
         "mkdir -p frames && echo {} > frames/$OCTASKLY_ITEM.txt",
@@ -409,8 +413,8 @@ def test_each_member_has_files_of_its_own(agent: Agent) -> None:
         assert "cannot replace {} in a path" in answer["hint"]
 
 
-def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
-    """What has ended is not run again, and the members that waited come from disk."""
+def test_an_array_continues_after_a_restart(tmp_path: Path) -> None:
+    """Ended members do not run again, and waiting members come from disk."""
     ran, gate = tmp_path / "ran", tmp_path / "gate"
     ran.mkdir()
     agent = start(tmp_path, "ash")
@@ -436,9 +440,9 @@ def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
-    """The next one goes on with the members that did not end, and runs no other.
+    """The next one continues with the unfinished members, and runs no other.
 
-    Who reads their output hears of each once, in its place.
+    A reader of their output gets each once, in its position.
     """
     ran = tmp_path / "ran"
     ran.mkdir()
@@ -484,7 +488,7 @@ def newest(agent: Agent) -> str | None:
 
 
 def shown(agent: Agent, array: str) -> dict[str, int]:
-    """Return how many members are in each state now."""
+    """Return the current number of members in each state."""
     return counts(agent.call("GET", f"{ARRAYS}/{array}")[1])
 
 

@@ -1,4 +1,4 @@
-"""Whole agents on loopback: one audit log, whichever node was asked."""
+"""Whole agents on loopback: one audit log at every node."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def lines(agent: Agent) -> list[dict[str, Any]]:
 
 
 def join_times(agent: Agent) -> dict[str, str | None]:
-    """Return of each node when it came as a new one."""
+    """Return the time of each node's join."""
     nodes = agent.call("GET", "/api/v1/nodes")[1]["nodes"]
     return {node["name"]: node["joined_at"] for node in nodes}
 
 
 def told(agent: Agent) -> set[Line]:
-    """Return who did what at which node, and the answer."""
+    """Return caller, action, node and answer of each record."""
     return {
         (e["subject"], e["action"], e["target"], e["node"], e["status"])
         for e in lines(agent)
@@ -40,12 +40,12 @@ def ask(
         return request(opened, method, path, body, token)
 
 
-def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
+def test_all_changes_and_refusals_are_in_one_log(
     fresh_mesh: list[Agent],
 ) -> None:
-    """Whatever node is asked, also one that decides by itself; after a failover, too.
+    """From every node, including local decisions, and after a failover.
 
-    Who reads it is an admin.
+    Only admins read it.
     """
     worker = fresh_mesh[2]
     client, viewer = (
@@ -88,7 +88,7 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     assert (submission["source"], submission["decided_by"]) == ("127.0.0.1", "ana")
     (paused,) = (e for e in seen if e["action"].endswith("pause"))
     assert (paused["source"][:4], paused["decided_by"]) == ("uid ", "cy")
-    there = {e["id"]: e for e in lines(worker)}  # And what came meanwhile.
+    there = {e["id"]: e for e in lines(worker)}  # With the records that came meanwhile.
     assert [there[e["id"]] for e in seen] == seen
 
     came = join_times(worker)
@@ -102,10 +102,10 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     assert join_times(worker) == came
 
 
-def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
+def test_a_flood_of_refusals_and_of_tasks_gives_a_few_lines(
     fresh_mesh: list[Agent],
 ) -> None:
-    """Else it would cost more to refuse than to ask."""
+    """A refusal would otherwise cost more than a request."""
     token = issue(fresh_mesh[1], name="bulk")["token"]
     before = {e["id"] for e in lines(fresh_mesh[1])}
     began_s = time.monotonic()
@@ -125,7 +125,7 @@ def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
 
     refused = [e for e in seen if not e["allowed"]]
     bulk = [e for e in seen if e["action"] == "POST /api/v1/tasks"]
-    minutes = 1 + (time.monotonic() - began_s) // 60  # Each begins with a line.
+    minutes = 1 + (time.monotonic() - began_s) // 60  # Each starts with a line.
     assert len(refused) <= 2 + 2 * minutes
     assert len(bulk) <= 22
     assert all(len(e["tasks"]) <= 8 for e in bulk)

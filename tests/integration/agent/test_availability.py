@@ -1,4 +1,4 @@
-"""Nodes as operators steer them: drained, paused, and taken back."""
+"""Operator orders: drain, pause and their opposites."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OBEYS = "trap 'exit 0' TERM"
 
 
 def steer(agent: Agent, name: str, order: str) -> dict[str, Any]:
-    """Tell a node something through an agent, and return what it says it is."""
+    """Send an order to a node through an agent, and return the node's state."""
     status, node = agent.call("POST", f"{NODES}/{name}/{order}")
     assert status == 200, node
     found: dict[str, Any] = node
@@ -39,10 +39,10 @@ def status_of(agent: Agent, task_id: str) -> str:
     return str(agent.call("GET", f"{TASKS}/{task_id}")[1]["status"])
 
 
-def test_a_drained_node_ends_what_runs_and_takes_nothing_until_it_is_resumed(
+def test_a_drained_node_finishes_and_accepts_nothing_until_resumed(
     tmp_path: Path,
 ) -> None:
-    """Also when it is the only one, and the dispatcher, and was started anew."""
+    """Also as the only node and dispatcher, and after a restart."""
     agent = start(tmp_path, "solo", "--slots", "1")
     with ending(agent):
         wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
@@ -70,7 +70,7 @@ def test_a_drained_node_ends_what_runs_and_takes_nothing_until_it_is_resumed(
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """Two nodes with a slot each, which are idle and take work between tests."""
+    """Two idle nodes with a slot each, which accept work between tests."""
     flags = ("--slots", "1", "--kill-grace", "30")
     folder = tmp_path_factory.mktemp("pair")
     with running(folder, "ana", "ben", extra=flags) as agents:
@@ -78,8 +78,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
         yield agents
 
 
-def test_a_paused_node_goes_on_where_it_was(pair: list[Agent], tmp_path: Path) -> None:
-    """Its task loses no time of its limit, and other nodes get the work meanwhile."""
+def test_a_paused_task_continues_where_it_stopped(
+    pair: list[Agent], tmp_path: Path
+) -> None:
+    """The pause does not count for its time limit, and other nodes get the work."""
     ana, ben = pair
     mine = f"{tmp_path}/$OCTASKLY_NODE"
     wait = f"while ! [ -e {mine}.go ]; do sleep 0.05; done"
@@ -106,7 +108,7 @@ def test_a_paused_node_goes_on_where_it_was(pair: list[Agent], tmp_path: Path) -
 def test_a_paused_task_can_be_cancelled_by_force(
     pair: list[Agent], tmp_path: Path
 ) -> None:
-    """What was asked for is true at once, and its processes are gone."""
+    """The answer is true at once, and its processes are gone."""
     ana, _ = pair
     command = f"trap '' TERM; echo $$ > {tmp_path}/pid; sleep 600"
     task = submit(ana, command, requires={"node": "ana"})
@@ -121,8 +123,8 @@ def test_a_paused_task_can_be_cancelled_by_force(
     assert steer(ana, "ana", "unpause")["state"] == "ready"
 
 
-def told(agent: Agent, folder: Path, manner: str) -> str:
-    """Submit a task that notes where it runs, and waits in this manner."""
+def submit_waiting(agent: Agent, folder: Path, manner: str) -> str:
+    """Submit a task that records its node and waits with this command."""
     folder.mkdir(exist_ok=True)
     mine = f"{folder}/$OCTASKLY_ATTEMPT"
     command = (
@@ -135,17 +137,17 @@ def told(agent: Agent, folder: Path, manner: str) -> str:
     return task
 
 
-def test_a_stopped_worker_drains_and_gives_the_rest_back_b28(tmp_path: Path) -> None:
-    """It runs again elsewhere, and never beside what is left of the first run.
+def test_a_stopped_worker_drains_and_returns_the_rest_b28(tmp_path: Path) -> None:
+    """It runs again elsewhere, and never beside the first run.
 
-    One task obeys when it is told to end, the other one ignores it.
+    One task obeys SIGTERM, the other one ignores it.
     """
     flags = ("--slots", "2", "--drain", "1", "--kill-grace", "1")
     with meshed(tmp_path, "ana", "ben", extra=flags) as (dispatcher, worker):
         reigning = dispatcher.state.name
         steer(dispatcher, reigning, "drain")
         manners = {tmp_path / "obeys": OBEYS, tmp_path / "ignores": "trap '' TERM"}
-        tasks = [told(dispatcher, *each) for each in manners.items()]
+        tasks = [submit_waiting(dispatcher, *each) for each in manners.items()]
         steer(dispatcher, reigning, "resume")
         worker.process.terminate()
 
@@ -159,11 +161,11 @@ def test_a_stopped_worker_drains_and_gives_the_rest_back_b28(tmp_path: Path) -> 
         assert "reason='drain over'" in worker.log()
 
 
-def test_an_agent_alone_keeps_what_it_could_not_end(tmp_path: Path) -> None:
-    """Its next start runs that again (B28)."""
+def test_a_lone_agent_keeps_unfinished_tasks(tmp_path: Path) -> None:
+    """Its next start runs them again (B28)."""
     flags = ("--drain", "0", "--kill-grace", "1")
     with running(tmp_path, "solo", extra=flags) as (agent,):
-        task = told(agent, tmp_path, OBEYS)
+        task = submit_waiting(agent, tmp_path, OBEYS)
         agent.process.terminate()
         assert agent.process.wait(WAIT_S_MAX) == 0, agent.log()
     (tmp_path / "go").touch()
@@ -181,8 +183,8 @@ def test_an_agent_alone_keeps_what_it_could_not_end(tmp_path: Path) -> None:
 DAEMON = "(setsid sh -c 'env -i sleep {0} & exit' &) ; setsid sleep {0} & sleep {0}"
 
 
-def test_a_forced_cancel_leaves_nothing_on_another_node(pair: list[Agent]) -> None:
-    """Whatever forked twice, left its session or cleared its environment."""
+def test_a_forced_cancel_leaves_no_process_on_another_node(pair: list[Agent]) -> None:
+    """Even if it forked twice, left its session or cleared its environment."""
     ana, ben = pair
     words = [token(), token()]
     tasks = [submit(ana, DAEMON.format(word)) for word in words]
@@ -200,5 +202,5 @@ def test_a_forced_cancel_leaves_nothing_on_another_node(pair: list[Agent]) -> No
 
 
 def sleepers(word: str) -> list[int]:
-    """Return the processes that are a `sleep` of this time."""
+    """Return the `sleep` processes with this time."""
     return [pid for pid, text in processes_with(word).items() if text[:5] == "sleep"]

@@ -1,4 +1,4 @@
-"""What is secret is in no place where others look (threat 20)."""
+"""Secrets never appear where others can read (threat 20)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.agents import Agent, finished, request, running, submit, unti
 
 
 def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
-    """Return all that other users, backups and readers of a log may come to see."""
+    """Return everything that other users, backups and log readers can see."""
     process = psutil.Process(agent.process.pid)
     lines = []
     for each in (process, *process.children(recursive=True)):
@@ -23,7 +23,7 @@ def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
     assert lines
     files = {}
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # It has gone meanwhile.
+        with contextlib.suppress(FileNotFoundError):  # It was deleted meanwhile.
             if path.is_file():
                 files[str(path)] = path.read_bytes()
     return files | {
@@ -37,8 +37,8 @@ def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_no_secret_is_where_others_look(tmp_path: Path) -> None:
-    """Neither the mesh secret, nor keys that follow from it, nor a token in use."""
+def test_no_secret_is_readable_by_others(tmp_path: Path) -> None:
+    """Neither the mesh secret, nor keys derived from it, nor a token in use."""
     with running(tmp_path, "solo", extra=("--log-level", "debug")) as (agent,):
         until_nodes(agent, 1)
         _, made = agent.call("POST", "/api/v1/tokens", {"role": "client"})

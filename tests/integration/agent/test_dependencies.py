@@ -1,4 +1,4 @@
-"""Tasks that come after others, on a real agent that may be killed meanwhile."""
+"""Dependent tasks on a real agent, which may be killed meanwhile."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     started.stop()
 
 
-def test_a_task_begins_when_those_before_it_have_finished(agent: Agent) -> None:
-    """Whatever slots are free meanwhile; several parents are all waited for."""
+def test_a_task_starts_when_its_parents_have_finished(agent: Agent) -> None:
+    """Whatever slots are free; all parents must end."""
     first = submit(agent, "sleep 0.4; echo 1 >> order")
     second = submit(agent, "sleep 0.2; echo 2 >> order")
     last = submit(agent, "cat order", after=[first, second])
@@ -30,7 +30,7 @@ def test_a_task_begins_when_those_before_it_have_finished(agent: Agent) -> None:
     assert (end["after"], end["on"]) == ([first, second], "success")
 
 
-def test_what_has_ended_already_is_not_waited_for(agent: Agent) -> None:
+def test_an_ended_parent_is_not_awaited(agent: Agent) -> None:
     """Its number alone names it, too."""
     first = submit(agent, "true")
     finished(agent, first)
@@ -54,7 +54,7 @@ def test_what_has_ended_already_is_not_waited_for(agent: Agent) -> None:
 def test_the_end_of_a_parent_decides(
     agent: Agent, command: str, on: str, status: str
 ) -> None:
-    """As the child asked for; what never can run says why."""
+    """By the child's condition; a child that can never run gives the reason."""
     parent = submit(agent, command)
     child = submit(agent, "true", after=[parent], on=on)
 
@@ -66,8 +66,8 @@ def test_the_end_of_a_parent_decides(
         assert parent in end["detail"]
 
 
-def test_a_failure_resolves_all_that_come_after_it(agent: Agent) -> None:
-    """Also those that come after those, and at once, not when others have ended."""
+def test_a_failure_ends_all_dependent_tasks(agent: Agent) -> None:
+    """Including indirect ones, and at once, not when other parents have ended."""
     slow = submit(agent, "sleep 60")
     bad = submit(agent, "exit 3")
     child = submit(agent, "true", after=[slow, bad])
@@ -80,8 +80,8 @@ def test_a_failure_resolves_all_that_come_after_it(agent: Agent) -> None:
     agent.call("DELETE", f"{TASKS}/{slow}?force=true")
 
 
-def test_a_cancelled_parent_resolves_its_children(agent: Agent) -> None:
-    """A child that waits can be cancelled itself, without force."""
+def test_a_cancelled_parent_ends_its_children(agent: Agent) -> None:
+    """A waiting child can be cancelled itself, without force."""
     parent = submit(agent, "sleep 60")
     child = submit(agent, "true", after=[parent])
     other = submit(agent, "true", after=[parent])
@@ -93,8 +93,8 @@ def test_a_cancelled_parent_resolves_its_children(agent: Agent) -> None:
     assert finished(agent, other)["detail"] is None
 
 
-def test_tasks_of_one_request_can_come_after_each_other(agent: Agent) -> None:
-    """In any order, by the ids that the client chose."""
+def test_tasks_of_one_request_can_depend_on_each_other(agent: Agent) -> None:
+    """In any order, by client-chosen ids."""
     batch = [
         {"command": "cat made", "id": "use", "after": ["make"]},
         {"command": "cat made", "after": ["use"]},
@@ -107,8 +107,8 @@ def test_tasks_of_one_request_can_come_after_each_other(agent: Agent) -> None:
     assert [finished(agent, task["id"])["status"] for task in body] == ["completed"] * 3
 
 
-def test_what_waits_for_each_other_is_refused(agent: Agent) -> None:
-    """All of it, naming the circle; so is what waits for nobody."""
+def test_circular_dependencies_are_refused(agent: Agent) -> None:
+    """The error names the circle; an unknown parent is refused, too."""
     circle = [
         {"command": "true", "id": "a", "after": ["b"]},
         {"command": "true", "id": "b", "after": ["c"]},
@@ -128,8 +128,8 @@ def test_what_waits_for_each_other_is_refused(agent: Agent) -> None:
     assert agent.call("GET", f"{TASKS}/a")[0] == 404
 
 
-def test_a_dispatcher_that_was_killed_remembers_who_waits(tmp_path: Path) -> None:
-    """And finds out what ended while it was away, or never saw the end of it."""
+def test_a_killed_dispatcher_remembers_waiting_children(tmp_path: Path) -> None:
+    """It also learns which parents ended while it was away."""
     agent = agents.start(tmp_path, "lone", "--slots", "2")
     parent = submit(agent, "sleep 1; echo parent >> order")
     child = submit(agent, "echo child >> order; cat order", after=[parent])

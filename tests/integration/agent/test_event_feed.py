@@ -1,4 +1,4 @@
-"""The feed on a real log: nothing is missed, nothing is told early, all is bounded."""
+"""The event feed on a real log: complete, durable and bounded."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tests.contract import log_kit as kit
 from tests.support.agents import WAIT_S_MAX
 
 EPOCH = kit.EPOCHS[0][1]
-EARLY = StreamId(5)  #: of a reign that lost against the one of the tests
+EARLY = StreamId(5)  #: of an epoch that lost against the one of the tests
 EPOCHS = (*kit.EPOCHS, (EARLY, Epoch(1, NodeId("0" * 16))))
 STEP = 10
 
 
 class CountedStore(Store):
-    """A log that counts how often it is read for listeners."""
+    """A log that counts the reads for listeners."""
 
     reads = 0
 
@@ -64,7 +64,7 @@ class Bench:
             PublishMeshState(EPOCH, EPOCH.node, is_serving=True, roster=None)
         )
         self.is_asked = asyncio.Event()  #: whether a standby has it,
-        self.is_safe = asyncio.Event()  #: as it has
+        self.is_safe = asyncio.Event()  #: as is the case here
         self.is_safe.set()
         self.feed = EventFeed(
             self.store, self.view, lambda: self.stream, self._when_safe
@@ -91,7 +91,7 @@ class Bench:
                 await self._changed.wait()
 
     def mesh(self, *members: RosterEntry) -> None:
-        """Publish who is in the mesh."""
+        """Publish the members of the mesh."""
         roster = Roster(EPOCH, 1, members)
         news = PublishMeshState(EPOCH, EPOCH.node, is_serving=True, roster=roster)
         self.view.on_published(news)
@@ -129,7 +129,7 @@ def member(name: str, state: NodeState = NodeState.READY) -> RosterEntry:
 
 
 async def until(listening: EventSubscription, count: int) -> list[FeedItem]:
-    """Return the next news that are more than a place."""
+    """Return the next events that are more than a position."""
     found: list[FeedItem] = []
     async with asyncio.timeout(WAIT_S_MAX):
         while len(found) < count:
@@ -155,8 +155,8 @@ Q, R, C = TaskState.QUEUED, TaskState.RUNNING, TaskState.COMPLETED
 ONE, TWO, THREE = (kit.task_id(n) for n in (1, 2, 3))
 
 
-async def test_a_listener_hears_what_happens_from_now_on(bench: Bench) -> None:
-    """In order, each once, and nothing from before."""
+async def test_a_listener_receives_new_events_only(bench: Bench) -> None:
+    """In order, each once."""
     async with bench.feed.subscribe(None) as listening:
         await bench.add(kit.assigned(1))
         await bench.add(kit.finished(1), kit.submitted(2))
@@ -164,8 +164,8 @@ async def test_a_listener_hears_what_happens_from_now_on(bench: Bench) -> None:
         assert shown(await until(listening, 3)) == [(ONE, R), (ONE, C), (TWO, Q)]
 
 
-async def test_nothing_is_told_before_a_standby_has_it(bench: Bench) -> None:
-    """A failover would take it back."""
+async def test_an_event_is_sent_once_a_standby_has_it(bench: Bench) -> None:
+    """A failover could otherwise undo it."""
     async with bench.feed.subscribe(None) as listening, asyncio.TaskGroup() as group:
         bench.is_safe.clear()
         await bench.add(kit.assigned(1))
@@ -178,8 +178,8 @@ async def test_nothing_is_told_before_a_standby_has_it(bench: Bench) -> None:
     assert shown(told.result()) == [(ONE, R)]
 
 
-async def test_what_was_not_told_comes_to_the_next_who_asks(bench: Bench) -> None:
-    """Whoever read it for all has gone while it waited for a standby."""
+async def test_an_unsent_event_reaches_the_next_listener(bench: Bench) -> None:
+    """The listener that caused the read left while it waited for a standby."""
     async with (
         bench.feed.subscribe(None) as gone,
         bench.feed.subscribe(None) as listening,
@@ -194,8 +194,8 @@ async def test_what_was_not_told_comes_to_the_next_who_asks(bench: Bench) -> Non
         assert shown(await until(listening, 1)) == [(ONE, R)]
 
 
-async def test_a_place_is_given_at_once(bench: Bench) -> None:
-    """So a client that loses its connection before the first event misses none."""
+async def test_a_position_is_sent_at_once(bench: Bench) -> None:
+    """A client that disconnects before the first event misses none."""
     async with bench.feed.subscribe(None) as listening:
         (first,) = await listening.next_items()
     assert first.content is None
@@ -205,8 +205,8 @@ async def test_a_place_is_given_at_once(bench: Bench) -> None:
         assert shown(await until(listening, 1)) == [(ONE, R)]
 
 
-async def test_a_listener_goes_on_where_it_was(bench: Bench) -> None:
-    """What happened meanwhile comes from the log, what happens then as it comes."""
+async def test_a_listener_resumes_at_its_position(bench: Bench) -> None:
+    """Past events come from the log, new ones as they happen."""
     async with bench.feed.subscribe(None) as listening:
         await bench.add(kit.assigned(1))
         (running,) = await until(listening, 1)
@@ -218,10 +218,10 @@ async def test_a_listener_goes_on_where_it_was(bench: Bench) -> None:
         assert shown(await until(listening, 1)) == [(THREE, Q)]
 
 
-async def test_every_place_of_a_long_past_is_good(
+async def test_every_position_of_a_long_log_is_valid(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read in parts, across two reigns; from each event on come exactly the others."""
+    """The log is read in parts, over two epochs; all later events follow each one."""
     monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
     async with bench.feed.subscribe(None) as listening:
         (start,) = await listening.next_items()
@@ -238,10 +238,10 @@ async def test_every_place_of_a_long_past_is_good(
         assert shown(rest) == shown(every[number:])
 
 
-async def test_entries_that_come_late_are_told_to_all(bench: Bench) -> None:
-    """A stream from before comes to light: who listens hears it, who does not is told.
+async def test_late_entries_reach_all_listeners(bench: Bench) -> None:
+    """A merged stream brings them; absent clients get a reset.
 
-    The latter cannot know what was in it.
+    They cannot know its content.
     """
     async with bench.feed.subscribe(None) as listening:
         (before,) = await listening.next_items()
@@ -260,8 +260,8 @@ async def test_entries_that_come_late_are_told_to_all(bench: Bench) -> None:
         assert shown(await until(listening, 1)) == [(ONE, C)]
 
 
-async def test_how_a_task_ended_is_told_last(bench: Bench) -> None:
-    """The other half of a split lost a worker that had ended it, as that half knew."""
+async def test_the_end_of_a_task_is_the_last_event(bench: Bench) -> None:
+    """The other half of a split lost a worker whose end this half knew."""
     await bench.add(kit.assigned(1, 2), kit.finished(1, 2))
     lost = kit.finished(1, 1, state=AttemptState.RELEASED)
     async with bench.feed.subscribe(None) as listening:
@@ -278,10 +278,10 @@ async def test_how_a_task_ended_is_told_last(bench: Bench) -> None:
         assert shown(await until(listening, 3)) == [(ONE, Q), (TWO, Q), (ONE, C)]
 
 
-async def test_a_long_past_ends_with_how_tasks_ended(
+async def test_a_long_log_ends_with_the_ends_of_tasks(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told behind all that is known, however many parts that is read in."""
+    """After all other events, however many parts are read."""
     async with bench.feed.subscribe(None) as listening:
         (start,) = await listening.next_items()
     monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
@@ -294,7 +294,7 @@ async def test_a_long_past_ends_with_how_tasks_ended(
     assert shown(told) == [(ONE, C), (ONE, Q), (ONE, C)]
 
 
-async def test_the_log_is_read_once_for_all(bench: Bench) -> None:
+async def test_the_log_is_read_once_for_all_listeners(bench: Bench) -> None:
     """A hundred listeners cost one read for each commit."""
     async with asyncio.TaskGroup() as tasks:
         ready = asyncio.Barrier(101)
@@ -313,7 +313,7 @@ async def test_the_log_is_read_once_for_all(bench: Bench) -> None:
     assert bench.store.reads <= 4
 
 
-async def test_nothing_is_read_while_nobody_listens(bench: Bench) -> None:
+async def test_nothing_is_read_without_listeners(bench: Bench) -> None:
     """Nor kept."""
     async with bench.feed.subscribe(None) as listening:
         await bench.add(kit.assigned(1))
@@ -327,10 +327,10 @@ async def test_nothing_is_read_while_nobody_listens(bench: Bench) -> None:
     assert bench.feed.first_number == bench.feed.next_number
 
 
-async def test_a_listener_that_is_too_slow_is_cut(
+async def test_a_slow_listener_is_disconnected(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is kept for it is bounded; it resumes from the log."""
+    """Its queue is bounded; it resumes from the log."""
     monkeypatch.setattr(feeds, "BUFFERED_ITEMS_MAX", 2)
     async with bench.feed.subscribe(None) as slow, bench.feed.subscribe(None) as quick:
         (start,) = await slow.next_items()
@@ -347,8 +347,8 @@ async def test_a_listener_that_is_too_slow_is_cut(
         ]
 
 
-async def test_nodes_are_told_as_they_are_and_as_they_change(bench: Bench) -> None:
-    """Each stream begins with all of them, since their past is in no log."""
+async def test_a_stream_starts_with_all_nodes_and_reports_changes(bench: Bench) -> None:
+    """The past of nodes is in no log."""
     ana, bo = member("a"), member("b")
     bench.mesh(ana, bo)
     async with bench.feed.subscribe(None) as listening:
@@ -367,8 +367,8 @@ async def test_nodes_are_told_as_they_are_and_as_they_change(bench: Bench) -> No
     ]
 
 
-async def test_only_a_dispatcher_tells(bench: Bench) -> None:
-    """Elsewhere the log may be behind."""
+async def test_only_a_dispatcher_sends_events(bench: Bench) -> None:
+    """The log of another node may be behind."""
     bench.stream = None
 
     with pytest.raises(NotDispatcher):
@@ -376,8 +376,8 @@ async def test_only_a_dispatcher_tells(bench: Bench) -> None:
             pass
 
 
-async def test_an_array_has_ended_with_its_last_member(bench: Bench) -> None:
-    """Told behind the member; a client that was cut off in between hears of both."""
+async def test_the_end_of_an_array_follows_its_last_member(bench: Bench) -> None:
+    """A client that disconnects in between gets both."""
     asked = TaskOptions(array=ArraySpec(count=2))
     await bench.add(kit.submitted(5, options=asked))
     first, second = (f"{kit.task_id(5)}.{n}" for n in (0, 1))

@@ -1,4 +1,4 @@
-"""Events of whole agents: through restarts, and from one dispatcher to the next."""
+"""Events of whole agents, through restarts and failovers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield agent
 
 
-def test_a_stream_tells_nodes_and_tasks(solo: Agent) -> None:
-    """How each node is, then each step of each task, without command and output."""
+def test_a_stream_reports_nodes_and_tasks(solo: Agent) -> None:
+    """The state of each node, then the steps of each task, without command and output."""
     with events(solo) as stream:
         first = next(iter(stream))
         task = submit(solo, "echo secret-word; exit 3")
@@ -59,8 +59,8 @@ def test_a_stream_tells_nodes_and_tasks(solo: Agent) -> None:
     assert rest == again[1:]
 
 
-def test_a_stream_goes_on_after_a_restart(tmp_path: Path) -> None:
-    """It ends in order when the agent stops; nothing of what follows is missed."""
+def test_a_stream_resumes_after_a_restart(tmp_path: Path) -> None:
+    """It ends properly when the agent stops; no later event is missed."""
     agent = start(tmp_path, "ana")
     with ending(agent):
         until_nodes(agent, 1)
@@ -86,8 +86,8 @@ def test_a_stream_goes_on_after_a_restart(tmp_path: Path) -> None:
     ]
 
 
-def test_a_stream_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
-    """Through the node that follows, which then reigns: nothing is missed."""
+def test_a_stream_resumes_at_the_next_dispatcher(tmp_path: Path) -> None:
+    """Through a follower that takes over: no event is missed."""
     with running(tmp_path, "ana") as (ana,):
         until_nodes(ana, 1)
         with running(tmp_path, "bo") as (bo,):
@@ -115,8 +115,8 @@ def test_a_stream_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
     assert roles[0] == "dispatcher"
 
 
-def test_more_clients_than_streams_leave_the_api_usable(tmp_path: Path) -> None:
-    """B42: so many are served, the others are told when to come back."""
+def test_clients_beyond_the_stream_limit_leave_the_api_usable(tmp_path: Path) -> None:
+    """B42: those within the limit are served, the others get Retry-After."""
     with running(tmp_path, "solo") as (agent,), contextlib.ExitStack() as clients:
         until_nodes(agent, 1)
         statuses = []
@@ -132,7 +132,7 @@ def test_more_clients_than_streams_leave_the_api_usable(tmp_path: Path) -> None:
 
 
 def test_an_id_of_another_mesh_is_answered_by_a_reset(solo: Agent) -> None:
-    """The client is told that it cannot know what it missed."""
+    """The client may have missed anything."""
     with events(solo, last_id="1-2-3-0123456789abcdef") as stream:
         found = next(iter(stream))
     status = solo.call("GET", "/api/v1/events?types=tasks")[0]

@@ -29,7 +29,7 @@ from tests.support.agents import (
     until_nodes,
 )
 
-DISK_MB = 80  #: of which 64 are kept free
+DISK_MB = 80  #: 64 of them are kept free
 NODES = "/api/v1/nodes"
 TOKENS = "/api/v1/tokens"
 
@@ -40,8 +40,10 @@ def node_of(agent: Agent, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_takes_no_work_and_recovers_alone(tmp_path: Path) -> None:
-    """What runs ends and is told, new work is refused, reading works (B33)."""
+def test_a_node_with_a_full_disk_accepts_no_work_and_recovers_alone(
+    tmp_path: Path,
+) -> None:
+    """Running tasks end with a reason, new ones are refused, reads work (B33)."""
     with small_disk(tmp_path / "solo", DISK_MB) as disk:
         agent = start(tmp_path, "solo", "--slots", "1")
         with ending(agent):
@@ -65,10 +67,10 @@ def test_a_full_disk_takes_no_work_and_recovers_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_changes_are_answered_where_no_byte_can_be_written(tmp_path: Path) -> None:
-    """A cancel is in force, and kept once it is asked for with some room.
+def test_changes_are_answered_without_disk_space(tmp_path: Path) -> None:
+    """A cancel takes effect, and is kept once a repetition has some room.
 
-    Of a token nothing is kept.
+    A token is not kept.
     """
     with small_disk(tmp_path / "solo", DISK_MB) as disk:
         agent = start(tmp_path, "solo", "--slots", "1")
@@ -118,8 +120,8 @@ def test_a_worker_with_a_full_disk_gets_no_work(tmp_path: Path) -> None:
         assert ben.call("GET", TASKS)[0] == 200
 
 
-def test_pressure_on_memory_is_read_as_the_kernel_tells_it() -> None:
-    """Not all kernels do (B41)."""
+def test_memory_pressure_is_read_from_the_kernel() -> None:
+    """Not all kernels report it (B41)."""
     told = (
         "some avg10=41.50 avg60=3.11 avg300=0.70 total=100\n"
         "full avg10=22.04 avg60=1.30 avg300=0.25 total=90\n"
@@ -134,7 +136,7 @@ def test_pressure_on_memory_is_read_as_the_kernel_tells_it() -> None:
 
 
 def _used_s(pid: int) -> float:
-    """Return how much of the processor a process has used."""
+    """Return a process's processor time."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -145,7 +147,7 @@ def _asked(port: int) -> socket.socket:
     return connection
 
 
-def test_an_agent_with_few_descriptors_says_so_and_recovers(tmp_path: Path) -> None:
+def test_an_agent_short_of_descriptors_reports_it_and_recovers(tmp_path: Path) -> None:
     """Neither a crash nor a busy loop, and local commands go on (B41, threat 24)."""
     with running(tmp_path, "solo") as (agent,), contextlib.ExitStack() as opened:
         assert finished(agent, submit(agent, "true"))["status"] == "completed"

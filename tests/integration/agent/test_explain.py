@@ -1,4 +1,4 @@
-"""Real agents say why a task waits, refuse what cannot run, and bound their queue."""
+"""Explanations, refusals and the queue limit of real agents."""
 
 from __future__ import annotations
 
@@ -24,43 +24,44 @@ from tests.support.agents import (
 )
 
 
-def hand_in(agent: Agent, **task: Any) -> tuple[int, Any]:
+def submit_one(agent: Agent, **task: Any) -> tuple[int, Any]:
     """Submit one task that does nothing."""
     status, body = agent.call("POST", TASKS, {"command": "true", **task})
     return status, body
 
 
 def explained(agent: Agent, task: str) -> Any:
-    status, told = agent.call("GET", f"{TASKS}/{task}/explain")
-    assert status == 200, told
-    return told
+    status, explanation = agent.call("GET", f"{TASKS}/{task}/explain")
+    assert status == 200, explanation
+    return explanation
 
 
 def state_of(agent: Agent, name: str) -> str:
     return str(agent.call("GET", f"/api/v1/nodes/{name}")[1]["state"])
 
 
-def codes(told: Any) -> dict[str, list[str]]:
+def codes(explanation: Any) -> dict[str, list[str]]:
     """Return the codes of the reasons, by node."""
     return {
-        node["name"]: [why["code"] for why in node["reasons"]] for node in told["nodes"]
+        node["name"]: [why["code"] for why in node["reasons"]]
+        for node in explanation["nodes"]
     }
 
 
-def test_a_task_that_no_node_can_run_waits_and_is_explained(tmp_path: Path) -> None:
-    """B22: others run meanwhile; who wants to know at once is refused."""
+def test_a_task_that_fits_no_node_waits_and_is_explained(tmp_path: Path) -> None:
+    """B22: others run meanwhile; a fail-fast task is refused."""
     agent = start(tmp_path, "solo", "--slots", "2", "--label", "disk=hdd")
     with ending(agent):
         until(lambda: agent.call("GET", "/api/v1/nodes")[0] == 200, "a dispatcher")
         huge = {"requires": {"cpus": 999}}
-        status, accepted = hand_in(agent, **huge)
+        status, accepted = submit_one(agent, **huge)
         why = "no node has 999 CPUs; largest is 2 (solo)"
 
         assert status == 201
-        told = explained(agent, accepted["id"])
-        assert (told["status"], told["summary"]) == ("queued", why)
-        assert codes(told) == {"solo": ["cpus"]}
-        ssd = hand_in(agent, requires={"labels": {"disk": "ssd"}})[1]["id"]
+        explanation = explained(agent, accepted["id"])
+        assert (explanation["status"], explanation["summary"]) == ("queued", why)
+        assert codes(explanation) == {"solo": ["cpus"]}
+        ssd = submit_one(agent, requires={"labels": {"disk": "ssd"}})[1]["id"]
         (node,) = explained(agent, ssd)["nodes"]
         assert node["reasons"] == [
             {"code": "label", "message": "lacks label disk=ssd (has disk=hdd)"}
@@ -81,7 +82,9 @@ def test_a_task_that_no_node_can_run_waits_and_is_explained(tmp_path: Path) -> N
             assert refused["field"] == "$.requires"
         assert agent.call("GET", TASKS)[1]["total"] == before
         fits = {"requires": {"cpus": 2}, "fail_fast": True}
-        assert finished(agent, hand_in(agent, **fits)[1]["id"])["status"] == "completed"
+        assert (
+            finished(agent, submit_one(agent, **fits)[1]["id"])["status"] == "completed"
+        )
 
         shown = cli(agent, "explain", accepted["id"])
         assert why in shown
@@ -90,7 +93,7 @@ def test_a_task_that_no_node_can_run_waits_and_is_explained(tmp_path: Path) -> N
 
 
 def cli(agent: Agent, *arguments: str) -> str:
-    """Run a command of this package against an agent, and return what it prints."""
+    """Run a command of this package against an agent, and return its output."""
     command = [
         *(sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)),
         *arguments,
@@ -102,14 +105,14 @@ def cli(agent: Agent, *arguments: str) -> str:
 
 
 def test_every_node_has_its_own_reason(tmp_path: Path) -> None:
-    """Asked at any node: paused, drained, and another one is wanted."""
+    """From any node: paused, drained, and excluded by the task."""
     with running(tmp_path, "ana", "ben", extra=("--slots", "1")) as (ana, ben):
         until_nodes(ana, 2)
         steer(ana, "ana", "pause")
         steer(ana, "ben", "drain")
         until(lambda: state_of(ana, "ben") == "draining", "the dispatcher knows")
         task = submit(ana, "true")
-        only = hand_in(ana, requires={"node": "ben"})[1]["id"]
+        only = submit_one(ana, requires={"node": "ben"})[1]["id"]
 
         for agent in (ana, ben):
             assert codes(explained(agent, task)) == {
@@ -129,8 +132,8 @@ def test_every_node_has_its_own_reason(tmp_path: Path) -> None:
         assert explained(ana, task)["summary"] == "it completed on ben"
 
 
-def wait_told(agent: Agent, tasks: object) -> str | None:
-    """Hand in what is refused; return how long to wait until another try."""
+def refused_wait_s(agent: Agent, tasks: object) -> str | None:
+    """Submit tasks that are refused; return the time until another try."""
     with contextlib.closing(agent.connection()) as connection:
         head = {"Content-Type": "application/json"}
         connection.request("POST", TASKS, json.dumps(tasks), head)
@@ -140,7 +143,7 @@ def wait_told(agent: Agent, tasks: object) -> str | None:
     return reply.headers["Retry-After"]
 
 
-def test_a_full_queue_refuses_more_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_full_queue_refuses_more_and_keeps_its_tasks(tmp_path: Path) -> None:
     """B21: 429 with Retry-After; there is room again once tasks have run."""
     agent = start(tmp_path, "solo", "--slots", "1", "--queue-max", "3")
     with ending(agent):
@@ -148,15 +151,15 @@ def test_a_full_queue_refuses_more_and_keeps_what_it_has(tmp_path: Path) -> None
         steer(agent, "solo", "pause")
         taken = [submit(agent, "echo kept") for _ in range(3)]
 
-        status, refused = hand_in(agent)
+        status, refused = submit_one(agent)
 
         assert (status, refused["error"]) == (429, "Queue is full")
         assert refused["hint"].startswith("3 tasks wait, and 3 may")
-        assert wait_told(agent, {"command": "true"}) == "5"
+        assert refused_wait_s(agent, {"command": "true"}) == "5"
         batch = [{"command": "true"}] * 2
         assert agent.call("POST", TASKS, batch)[0] == 429
-        # More than may ever wait: to try again does not help.
-        assert wait_told(agent, batch * 2) is None
+        # More than the queue's size: another try does not help.
+        assert refused_wait_s(agent, batch * 2) is None
         assert agent.call("GET", TASKS)[1]["total"] == 3
         steer(agent, "solo", "unpause")
         assert [finished(agent, task)["stdout"] for task in taken] == ["kept\n"] * 3

@@ -1,4 +1,4 @@
-"""Files on their way from a client to the task that names them, on whatever node."""
+"""Files from a client to a task on any node."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def send(
     name: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, Any]:
-    """Leave a file at an agent; return status and answer."""
+    """Upload a file to an agent; return status and answer."""
     path = f"{FILES}/{name or sha256(data).hexdigest()}"
     with closing(agent.connection()) as connection:
         connection.request(
@@ -41,8 +41,8 @@ def send(
         return reply.status, json.loads(reply.read())
 
 
-def left(agent: Agent, data: bytes) -> dict[str, str]:
-    """Leave a file at an agent; return how tasks name it."""
+def uploaded(agent: Agent, data: bytes) -> dict[str, str]:
+    """Upload a file to an agent; return its name for tasks."""
     status, body = send(agent, data)
     assert status in (200, 201), body
     return {"path": "given", "sha256": body["sha256"], "node": body["node"]}
@@ -56,12 +56,12 @@ def run(worker: Agent, command: str, *files: Mapping[str, str]) -> dict[str, Any
 
 
 @pytest.mark.parametrize("front", [0, 1])
-def test_a_task_finds_the_file_wherever_it_was_left(
+def test_a_task_finds_a_file_uploaded_to_any_node(
     files_mesh: list[Agent], front: int
 ) -> None:
-    """At its own node, the dispatcher or another; only to be read, by no other task."""
+    """To its own node, the dispatcher or another; read-only, and for no other task."""
     data = os.urandom(3_000_000)
-    file = left(files_mesh[front], data)
+    file = uploaded(files_mesh[front], data)
 
     for worker in files_mesh:
         task = run(worker, "sha256sum given; stat -c %a given; ls -A", file)
@@ -71,9 +71,9 @@ def test_a_task_finds_the_file_wherever_it_was_left(
         assert worker.call("GET", f"/api/v1/tasks/{task['id']}")[1]["files"] == [file]
 
 
-def test_the_node_of_a_file_may_be_called_by_its_name(files_mesh: list[Agent]) -> None:
-    """As wherever else a task asks for a node."""
-    file = left(files_mesh[0], b"by name") | {"node": files_mesh[0].state.name}
+def test_the_node_of_a_file_may_be_named(files_mesh: list[Agent]) -> None:
+    """As in other options of a task."""
+    file = uploaded(files_mesh[0], b"by name") | {"node": files_mesh[0].state.name}
 
     for worker in files_mesh:
         task = run(worker, "cat given", file)
@@ -81,18 +81,18 @@ def test_the_node_of_a_file_may_be_called_by_its_name(files_mesh: list[Agent]) -
 
 
 def test_a_node_fetches_a_file_once(files_mesh: list[Agent]) -> None:
-    """What it has is enough when the first node has lost its own."""
+    """Its copy is enough when the first node has lost its own."""
     data = os.urandom(100_000)
-    file = left(files_mesh[0], data)
+    file = uploaded(files_mesh[0], data)
     assert run(files_mesh[1], "true", file)["status"] == "completed"
 
     (files_mesh[0].state / "files" / file["sha256"]).unlink()
     assert run(files_mesh[1], "wc -c < given", file)["stdout"].strip() == "100000"
 
 
-def test_a_file_that_nobody_has_is_named(files_mesh: list[Agent]) -> None:
-    """The task fails for it as for a missing input."""
-    file = left(files_mesh[0], b"here")
+def test_a_missing_file_is_named(files_mesh: list[Agent]) -> None:
+    """The task fails as with a missing input."""
+    file = uploaded(files_mesh[0], b"here")
     gone = {**file, "sha256": sha256(b"gone").hexdigest()}
     task = finished(
         files_mesh[0],
@@ -105,8 +105,8 @@ def test_a_file_that_nobody_has_is_named(files_mesh: list[Agent]) -> None:
     assert f"given ({gone['sha256'][:12]}...) of node {file['node']}" in task["detail"]
 
 
-def test_a_file_is_taken_once(files_mesh: list[Agent]) -> None:
-    """Whoever has it may ask first, and let it go when no task needs it."""
+def test_a_file_is_uploaded_once(files_mesh: list[Agent]) -> None:
+    """A client may ask whether it exists, and delete it when no task needs it."""
     name = sha256(b"once").hexdigest()
     assert files_mesh[0].call("GET", f"{FILES}/{name}")[0] == 404
     assert send(files_mesh[0], b"once")[0] == 201
@@ -116,11 +116,11 @@ def test_a_file_is_taken_once(files_mesh: list[Agent]) -> None:
     assert files_mesh[0].call("DELETE", f"{FILES}/{name}")[0] == 204
 
 
-def test_what_cannot_be_taken_is_refused_with_a_reason(files_mesh: list[Agent]) -> None:
-    """And the node keeps nothing of it."""
+def test_an_invalid_file_is_refused_with_a_reason(files_mesh: list[Agent]) -> None:
+    """And the node keeps no part of it."""
     agent = files_mesh[0]
     other = sha256(b"other").hexdigest()
-    folder = agent.state / "files"  #: made for the first file that is left
+    folder = agent.state / "files"  #: made for the first uploaded file
     before = {place.name for place in folder.glob("*")}
 
     status, body = send(agent, b"data", name=other)
@@ -148,7 +148,7 @@ def test_what_cannot_be_taken_is_refused_with_a_reason(files_mesh: list[Agent]) 
         ({"files": [{}] * 257}, "$.files"),
     ],
 )
-def test_files_that_cannot_be_named_are_refused(
+def test_invalid_file_names_are_refused(
     files_mesh: list[Agent], wish: dict[str, Any], field: str
 ) -> None:
     """The answer names the file."""
@@ -161,9 +161,9 @@ def test_files_that_cannot_be_named_are_refused(
     assert (status, body["field"]) == (400, field), body
 
 
-def test_a_client_reads_no_file_back(files_mesh: list[Agent]) -> None:
-    """Only nodes do; whoever may not submit leaves none either."""
-    name = left(files_mesh[0], b"secret")["sha256"]
+def test_a_client_cannot_read_a_file_back(files_mesh: list[Agent]) -> None:
+    """Only nodes can; without the right to submit there is no upload either."""
+    name = uploaded(files_mesh[0], b"secret")["sha256"]
     assert files_mesh[0].call("GET", f"/internal/v1/files/{name}")[0] == 401
     viewer = files_mesh[0].call("POST", "/api/v1/tokens", {"role": "viewer"})[1][
         "token"

@@ -1,4 +1,4 @@
-"""Ended tasks that go when an operator says so, by a real agent."""
+"""An operator's request to forget ended tasks, on a real agent."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield agent
 
 
-def test_ended_tasks_go_and_those_that_run_or_wait_stay(agent: Agent) -> None:
-    """With what they wrote, and at once; a second time there is nothing left."""
-    forget(agent, "--all-ended")  # What other tests have left.
+def test_ended_tasks_are_forgotten_and_others_stay(agent: Agent) -> None:
+    """With their output, and at once; a repetition finds nothing more."""
+    forget(agent, "--all-ended")  # The tasks of other tests.
     ended = [run(agent, f"echo {n}", wait=True) for n in range(3)]
     running = run(agent, "sleep 60")
     waiting = run(agent, "true")
@@ -43,8 +43,8 @@ def test_ended_tasks_go_and_those_that_run_or_wait_stay(agent: Agent) -> None:
     assert last["status"] == "completed"
 
 
-def test_what_was_forgotten_is_shown_no_more(agent: Agent) -> None:
-    """However much it is: rows go one step after the other, behind the decision."""
+def test_forgotten_tasks_are_not_shown(agent: Agent) -> None:
+    """However many they are: their rows are deleted in steps after the decision."""
     first = {"id": "first", "command": "true", "requires": {"gpus": 1000}}
     others = [{"command": "true", "after": ["first"]}] * 3000
     status, made = agent.call("POST", TASKS, [first, *others])
@@ -59,8 +59,8 @@ def test_what_was_forgotten_is_shown_no_more(agent: Agent) -> None:
     assert body["forgotten"] >= len(made)
 
 
-def test_what_ended_lately_stays_where_an_age_is_given(agent: Agent) -> None:
-    """The same age as by itself, but now."""
+def test_recent_tasks_stay_if_an_age_is_given(agent: Agent) -> None:
+    """The same age as in the automatic rule, but applied now."""
     task = run(agent, "true", wait=True)
 
     assert forget(agent, "--older-than", "1h") == 0
@@ -68,8 +68,8 @@ def test_what_ended_lately_stays_where_an_age_is_given(agent: Agent) -> None:
     assert agent.call("GET", f"{TASKS}/{task}")[0] == 200
 
 
-def test_a_name_that_is_given_again_is_repeated_for_itself(agent: Agent) -> None:
-    """Its first bearer was forgotten, while a repetition of that one waits."""
+def test_a_reused_name_is_repeated_for_its_new_task(agent: Agent) -> None:
+    """The first task was forgotten, while its repetition waits."""
     again = []
     for command in ("true", "echo other", "true"):
         made = {"id": "nightly", "command": command, "requires": {"gpus": 1000}}
@@ -79,14 +79,14 @@ def test_a_name_that_is_given_again_is_repeated_for_itself(agent: Agent) -> None
         assert (status, body.get("command")) == (201, command), body
         again.append(body["id"])
         forget(agent, "--all-ended")
-    for task in again:  # What waits would be seen by other tests.
+    for task in again:  # Other tests would see waiting tasks.
         agent.call("DELETE", f"{TASKS}/{task}")
 
     assert len(set(again)) == len(again)
 
 
-def test_what_shall_go_has_to_be_said(agent: Agent) -> None:
-    """Neither nothing nor both is a wish."""
+def test_a_request_to_forget_needs_exactly_one_choice(agent: Agent) -> None:
+    """Neither none nor both is valid."""
     for flags in ((), ("--all-ended", "--older-than", "7d")):
         done = octaskly(agent, "forget", *flags)
 

@@ -1,4 +1,4 @@
-"""Reads of the real gateway that race with what other nodes bring."""
+"""Reads of the real gateway that race with entries of other nodes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STREAM = StreamId(7)
 
 
 class LateStore(Store):
-    """A store to which an entry comes just after it was read."""
+    """A store that gets an entry just after it was read."""
 
     reads = 0
 
@@ -89,17 +89,17 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
     await store.close()
 
 
-async def test_a_task_that_comes_in_during_the_read_is_found(
+async def test_a_task_that_arrives_during_the_read_is_found(
     gateway: AgentGateway,
 ) -> None:
-    """G7: the log was not complete when it was read, and is when that is asked."""
+    """G7: the log was incomplete at the read, and complete at the check."""
     assert (await gateway.find_task("late")).id == "late"
 
 
-async def test_who_is_in_the_mesh_no_more_waits_for_no_dispatcher(
+async def test_a_node_that_left_does_not_wait_for_a_dispatcher(
     gateway: AgentGateway,
 ) -> None:
-    """Its own reign goes on, though: what it has may still be read."""
+    """Its own epoch goes on, though: its log may still be read."""
     why, reigning = "this node was revoked", gateway.dispatcher()
     gateway._health_checks = replace(
         gateway._health_checks, lost_membership_reason=lambda: why
@@ -113,7 +113,7 @@ async def test_who_is_in_the_mesh_no_more_waits_for_no_dispatcher(
         await gateway.wait_for_dispatcher(0)
 
 
-async def test_a_task_that_nobody_knows_is_not_found(gateway: AgentGateway) -> None:
-    """Also after the second look."""
+async def test_an_unknown_task_is_not_found(gateway: AgentGateway) -> None:
+    """Also after the second read."""
     with pytest.raises(TaskNotFound):
         await gateway.find_task("nothing")

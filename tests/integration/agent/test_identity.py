@@ -1,4 +1,4 @@
-"""Real agents whose state folder was copied or put back from a backup."""
+"""Real agents with a state folder that was copied or restored from a backup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.agents import (
 
 
 def copy_of(state: Path, name: str) -> Path:
-    """Copy the state folder of an agent that runs, as a backup of its machine does."""
+    """Copy the state folder of a running agent, as a backup does."""
     others = shutil.ignore_patterns("log.*", "agent.json", "*.sock")
     copied = shutil.copytree(state, state.parent / name, ignore=others)
     (copied / "log.db").touch(mode=0o600)
@@ -36,13 +36,13 @@ def copy_of(state: Path, name: str) -> Path:
 
 
 def names(agent: Agent) -> set[str]:
-    """Return the names of the nodes that the mesh shows as ready."""
+    """Return the names of the ready nodes of the mesh."""
     _, body = agent.call("GET", "/api/v1/nodes")
     return {node["name"] for node in body["nodes"] if node["state"] == "ready"}
 
 
-def test_a_copy_of_a_state_folder_becomes_a_node_of_its_own(tmp_path: Path) -> None:
-    """F18: the mesh keeps the first, and the copy says what happened to it."""
+def test_a_copied_state_folder_becomes_a_node_of_its_own(tmp_path: Path) -> None:
+    """F18: the mesh keeps the first, and the copy logs the reason."""
     with running(tmp_path, "ana", "ben") as (ana, ben):
         until_nodes(ana, 2)
         copy_of(ben.state, "copy")
@@ -60,7 +60,7 @@ def test_a_copy_of_a_state_folder_becomes_a_node_of_its_own(tmp_path: Path) -> N
 
 
 def test_a_lone_dispatcher_and_its_copy_find_each_other(tmp_path: Path) -> None:
-    """Nobody else is there who could tell the copy: mDNS brings them together."""
+    """No other node could inform the copy: mDNS brings them together."""
     with running(tmp_path, "ana") as (ana,):
         finished(ana, submit(ana, "true"))
         copy_of(ana.state, "copy")
@@ -82,7 +82,7 @@ def entries(state: Path) -> dict[tuple[int, int], Any]:
 def test_a_restored_backup_loses_nothing_and_resumes_no_stream(
     tmp_path: Path,
 ) -> None:
-    """F18: no place in the log has two contents, and what is final stays so."""
+    """F18: no position in the log has two contents, and final states stay final."""
     with running(tmp_path, "ana", "ben") as agents:
         until_nodes(agents[0], 2)
         restored, other = in_order(agents)
@@ -122,7 +122,7 @@ def in_order(agents: list[Agent]) -> tuple[Agent, Agent]:
 
 @contextlib.contextmanager
 def again(folder: Path, stopped: Agent) -> Iterator[Agent]:
-    """Run an agent on the folder of one that was stopped."""
+    """Run an agent on the folder of a stopped one."""
     agent = start(folder, stopped.state.name)
     with ending(agent):
         until(agent.description, "the agent is ready")

@@ -1,4 +1,4 @@
-"""Output while tasks run, on whole agents: line by line, whoever dies meanwhile."""
+"""Live output on whole agents, through the death of any node."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def nodes(agent: Agent) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
-    """First the dispatcher, then the worker; the node that it asks is the third.
+def test_a_follower_gets_all_output_whichever_node_dies(tmp_path: Path) -> None:
+    """First the dispatcher, then the worker; the client uses the third.
 
-    Nothing comes twice, nothing is left out, and each attempt begins from its start.
+    Nothing repeats, nothing is missing, and each attempt starts at its start.
     """
     names = ("ash", "birch", "cedar")
     with running(tmp_path, *names, extra=("--slots", "1")) as agents:
@@ -114,7 +114,7 @@ def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
             by_name[worker].process.send_signal(signal.SIGKILL)
             begin = until_kind(events, "attempt").details
             assert begin["node"] == front
-            # Both that knew of the first attempt may be the two that are dead.
+            # Both nodes that knew the first attempt may be the two dead ones.
             assert begin["previous"] in ("lost", None)
             n = begin["attempt"]
             go_on(tmp_path, task, n, "middle", "end")
@@ -127,10 +127,10 @@ def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_stream_that_broke_goes_on_at_another_node_under_the_next_dispatcher(
+def test_a_broken_stream_resumes_at_another_node_after_a_failover(
     tmp_path: Path,
 ) -> None:
-    """`Last-Event-ID` says the place to whichever node is asked, also after the end."""
+    """`Last-Event-ID` has the position for every node, also after the end."""
     names = ("ash", "birch", "cedar")
     with meshed(tmp_path, *names, extra=("--slots", "1")) as (head, front, worker):
         until(lambda: replicas(head) == 3, "all keep copies")
@@ -138,13 +138,13 @@ def test_a_stream_that_broke_goes_on_at_another_node_under_the_next_dispatcher(
         task = submit(head, command, requires={"node": worker.state.name})
         path = f"/api/v1/tasks/{task}/logs?stream=stdout&follow=true"
         with stream(head, path) as events:
-            until_said(events, "begin 1\n")
+            read_until(events, "begin 1\n")
         head.process.kill()
         head.process.wait()
         until_nodes(front, 2)
         go_on(tmp_path, task, 1, "middle")
         with stream(front, path, last_id=events.last_id) as more:
-            assert until_said(more, "middle 1\n") == "middle 1\n"
+            assert read_until(more, "middle 1\n") == "middle 1\n"
         go_on(tmp_path, task, 1, "end")
         assert finished(front, task)["status"] == "completed"
         for agent, last_id, text in (
@@ -156,8 +156,8 @@ def test_a_stream_that_broke_goes_on_at_another_node_under_the_next_dispatcher(
                 assert said_by(list(rest)) == text
 
 
-def until_said(events: Stream, end: str) -> str:
-    """Return what a stream tells of stdout until it ends so."""
+def read_until(events: Stream, end: str) -> str:
+    """Return the stdout of a stream until it ends so."""
     found: list[Event] = []
     for event in events:
         found.append(event)
@@ -220,7 +220,7 @@ def test_run_shows_lines_as_they_come(agent: Agent, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begin 1\n"
-    # Lists show what is on disk, which may be behind what is seen of a task.
+    # Lists show durable states, which may be behind the live output.
     [task] = until(
         lambda: [
             task["id"]
@@ -236,10 +236,10 @@ def test_run_shows_lines_as_they_come(agent: Agent, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_flood_stays_within_its_bounds(tmp_path: Path) -> None:
-    """On the disk, in the memory of the agent, in what is said of it (B31, threat 17).
+def test_a_flood_of_output_stays_within_its_bounds(tmp_path: Path) -> None:
+    """On the disk, in the agent's memory, and in the log (B31, threat 17).
 
-    Five gigabytes, and how long the API takes meanwhile: `python -m benchmarks logs`.
+    For five gigabytes, and the API's latency meanwhile: `python -m benchmarks logs`.
     """
     size = 150_000_000
     with running(tmp_path, "ash") as (agent,):
@@ -261,6 +261,6 @@ def test_a_flood_stays_within_its_bounds(tmp_path: Path) -> None:
 
 
 def resident_most_bytes(agent: Agent) -> int:
-    """Return the most memory that an agent ever had."""
+    """Return the peak memory of an agent."""
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10

@@ -1,4 +1,4 @@
-"""What real agents report of themselves, read as Prometheus reads it."""
+"""Metrics of real agents, read as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 CONTRIB = ROOT / "contrib"
 NAMES = ("ash", "birch", "cedar")
 NAMED = re.compile(r"\b(?:octaskly|process)_[a-z_]+")
-#: What a family is called whose samples have these ends.
+#: The name of a family whose samples have these suffixes.
 ENDS = ("_bucket", "_sum", "_count")
 
 
@@ -76,7 +76,7 @@ def scraped_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 
 
 def _work(agent: Agent) -> None:
-    """Have tasks of each end, with names that belong into no metric."""
+    """Run tasks with each kind of end, and with names that must not become labels."""
     ended = [
         submit(agent, command, name="secret-name", labels={"who": "secret-label"})
         for command in ("true", "exit 3", "kill -9 $$")
@@ -90,7 +90,7 @@ def _work(agent: Agent) -> None:
 
 
 def scraped(agent: Agent, **headers: str) -> dict[str, Family]:
-    """Return what a node reports on loopback without a token, by name."""
+    """Return the samples of a node on loopback without a token, by name."""
     request = urllib.request.Request(
         agent.ready()["api_url"] + "/metrics", headers=headers
     )
@@ -111,10 +111,10 @@ def value(family: Family, **labels: str) -> float:
     )
 
 
-def test_every_metric_of_the_table_is_reported_by_who_knows_it(
+def test_every_metric_of_the_table_is_reported_by_its_node(
     scraped_mesh: Mesh,
 ) -> None:
-    """What only the dispatcher knows, no other node reports, so sums are right."""
+    """Only the dispatcher reports its metrics, so sums are right."""
     reported = {
         "the dispatcher": set(scraped(scraped_mesh.dispatcher)),
         "followers": set(scraped(scraped_mesh.follower)),
@@ -123,12 +123,12 @@ def test_every_metric_of_the_table_is_reported_by_who_knows_it(
     rare = {"octaskly_mesh_failover_seconds"}  # Nothing has failed here.
     for who, names in reported.items():
         own = {m.name for m in METRICS if m.reported_by in ("every node", who)}
-        # Unless a machine that stalled was taken for dead.
+        # Unless a slow machine was taken for dead.
         assert {n for n in names if n.startswith("octaskly_")} - rare == own - rare
 
 
-def test_promtool_finds_nothing_wrong_with_the_metrics(scraped_mesh: Mesh) -> None:
-    """Names, units, types and help as its linter wants them."""
+def test_promtool_accepts_the_metrics(scraped_mesh: Mesh) -> None:
+    """Its linter checks names, units, types and help."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool of Debian's prometheus")
@@ -143,8 +143,8 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(scraped_mesh: Mesh) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_numbers_are_those_of_what_happened(scraped_mesh: Mesh) -> None:
-    """Ends by outcome, where the dispatcher decides and where attempts ran."""
+def test_the_values_match_the_events(scraped_mesh: Mesh) -> None:
+    """Ends by outcome, at the dispatcher and at the workers."""
     dispatcher = scraped(scraped_mesh.dispatcher)
     nodes = [scraped(agent) for agent in scraped_mesh.agents]
 
@@ -173,8 +173,8 @@ def test_numbers_are_those_of_what_happened(scraped_mesh: Mesh) -> None:
     )
 
 
-def test_no_label_has_what_users_or_strangers_choose(scraped_mesh: Mesh) -> None:
-    """Names of tasks are nobody's business, and paths would be series without end."""
+def test_no_label_contains_text_of_users_or_strangers(scraped_mesh: Mesh) -> None:
+    """Names of tasks are private, and paths would make unlimited series."""
     url = scraped_mesh.dispatcher.ready()["api_url"]
     for path in ("/one", "/two", "/three/secret-path", "/api/v1/tasks/secret-task"):
         request = urllib.request.Request(url + path, method="POST")
@@ -226,7 +226,7 @@ def _family(name: str, existing: set[str]) -> str | None:
 # --- who may scrape, and where -----------------------------------------------------
 
 
-def test_a_viewer_scrapes_over_the_network_and_nobody_without_a_token(
+def test_a_scrape_over_the_network_needs_a_viewer_token(
     scraped_mesh: Mesh,
 ) -> None:
     """On the machine itself none is needed; a bad one is refused there, too."""
@@ -256,7 +256,7 @@ def test_a_viewer_scrapes_over_the_network_and_nobody_without_a_token(
 
 
 def config_shown(**files: object) -> str:
-    """Return the configuration that the how-to shows, for this mesh."""
+    """Return the configuration of the how-to, for this mesh."""
     page = (ROOT / "docs/how-to/monitor-with-prometheus.md").read_text()
     text = page.partition("```yaml\n")[2].partition("```")[0]
     for shown, real in {
@@ -272,7 +272,7 @@ def config_shown(**files: object) -> str:
 
 @contextmanager
 def prometheus(folder: Path, config: str, port: int) -> Iterator[str]:
-    """Run the real one on loopback; its data goes with the block."""
+    """Run the real one on loopback; its data is deleted after the block."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("needs Debian's prometheus")
@@ -297,7 +297,7 @@ def prometheus(folder: Path, config: str, port: int) -> Iterator[str]:
 def test_prometheus_finds_and_scrapes_every_node(
     scraped_mesh: Mesh, tmp_path: Path, unused_tcp_port: int
 ) -> None:
-    """As the how-to says: one node names all, with a viewer's token and the CA."""
+    """As in the how-to: one node lists all, with a viewer's token and the CA."""
     token = tmp_path / "token"
     token.write_text(scraped_mesh.token("viewer"))
     url = scraped_mesh.follower.ready()["lan_url"]

@@ -32,9 +32,9 @@ from tests.support.conformance import DOCUMENT, path_of
 
 NAMES = ("ash", "birch", "cedar")
 TASKS = "/api/v1/tasks"
-#: Tasks that there are when it begins.
+#: Tasks that exist at the start.
 ENDED = ("good", "bad", "many", "many.2", "cancelled")
-#: What no node here is asked: one ran commands again, or was in the mesh no more.
+#: Excluded: one ran commands again, or removed the node from the mesh.
 SPARED = ("/resume", "/unpause", "/revoke")
 KNOWN = {"id": ENDED, "task": ENDED, "array": ENDED, "path": ("out.txt",)}
 CHECKS = [
@@ -45,18 +45,18 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
-#: Of each route, beyond the few dozens that every bound of its parameters makes.
+#: Of each route, beyond the few dozens that cover the bounds of its parameters.
 IS_LONG = settings.get_current_profile_name() == "soak"
 EXAMPLES = 300 if IS_LONG else 10
-#: Of what has no token: what is refused as no request, and that nobody asks.
+#: Without a token: refused as an invalid request, or never sent.
 STRANGERS = {400, 401, 403, 404, 405, 413, 415}
-#: What takes none: a code instead of one, or the certificate of a node.
+#: Routes without a token: with a code instead, or for the certificate of a node.
 TOKENLESS = ("/api/v1/sessions", "/internal/")
 OPEN = ("/health", "/metrics")  #: the latter on loopback
 
 
 def _narrowed() -> dict[str, Any]:
-    """Return the document so that requests mean something, and never wait long."""
+    """Return the document narrowed to meaningful requests without long waits."""
     narrowed = copy.deepcopy(DOCUMENT)
     for path, operations in narrowed["paths"].items():
         for operation in operations.values():
@@ -75,7 +75,7 @@ def _narrowed() -> dict[str, Any]:
     parameters = narrowed["paths"][TASKS]["post"]["parameters"]
     parameters[:] = [p for p in parameters if p["name"] != "Idempotency-Key"]
     fields = narrowed["components"]["schemas"]["TaskIn"]["properties"]
-    # What is queued here stays so: nobody shall guess its name and wait for it.
+    # Queued tasks stay queued here: no request may guess a name and wait for it.
     del fields["id"]
     fields["after"]["items"] = {"enum": ["good", "bad", "many", "cancelled"]}
     fields["notify_url"] = {"enum": [None, "http://127.0.0.1:9/"]}
@@ -104,13 +104,13 @@ class Front:
     token: str = ""
 
     def renew(self) -> None:
-        """Take a new token: who renewed the secret at once has ended all of them."""
+        """Get a new token: an urgent rotation has ended all of them."""
         status, minted = self.agent.call("POST", "/api/v1/tokens", {"role": "admin"})
         if status == 201:
             self.token = minted["token"]
 
     def ask(self, case: Case[Any]) -> requests.Response:
-        """Send a request; of a stream of events, which never ends, nothing is read."""
+        """Send a request; the body of an endless event stream is not read."""
         headers = {"Authorization": f"Bearer {self.token}"}
         given = case.as_transport_kwargs(base_url=self.url, headers=headers)
         with requests.request(**given, stream=True, timeout=60) as response:
@@ -120,7 +120,7 @@ class Front:
             return response
 
     def is_over(self, response: requests.Response) -> bool:
-        """Whether the token was refused, and not for what is asked."""
+        """Return True if the token itself was refused, not the request."""
         used = response.request.headers.get("Authorization") == f"Bearer {self.token}"
         path = path_of(str(response.request.url))
         return used and response.status_code == 401 and not path.startswith(TOKENLESS)
@@ -128,7 +128,7 @@ class Front:
 
 @pytest.fixture(scope="module")
 def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Front]]:
-    """The dispatcher and another node of a mesh that runs nothing any more."""
+    """The dispatcher and another node of a mesh that runs no tasks any more."""
     with meshed(tmp_path_factory.mktemp("mesh"), *NAMES) as agents:
         _fill(agents[0])
         for name in NAMES:
@@ -146,7 +146,7 @@ def _one_of(fronts: list[Front], case: Case[Any]) -> Front:
 
 
 def _fill(agent: Agent) -> None:
-    """Have a task of each kind, all ended."""
+    """Create an ended task of each kind."""
     tasks: list[dict[str, Any]] = [
         {"id": "good", "command": "echo out | tee out.txt", "outputs": ["out.txt"]},
         {"id": "bad", "command": r"printf '\377' >&2; kill -9 $$"},
@@ -172,10 +172,10 @@ def _front_of(agent: Agent) -> Front:
 @pytest.mark.timeout(600)
 @schema.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_one_of_the_document(
+def test_every_answer_matches_the_document(
     case: Case[Any], fronts: list[Front]
 ) -> None:
-    """Whatever is asked: no 500, and no status, header or body that it lacks.
+    """No request causes 500, or a status, header or body outside the document.
 
     Nor is a request accepted that it does not allow.
     """
@@ -183,7 +183,9 @@ def test_every_answer_is_one_of_the_document(
     answers = [front.ask(case)]
 
     def is_told() -> bool:
-        if front.is_over(answers[-1]):  # Else all that follows were refused unread.
+        if front.is_over(
+            answers[-1]
+        ):  # Otherwise all later requests would be refused unread.
             front.renew()
             answers.append(front.ask(case))
         return not front.is_over(answers[-1])
@@ -195,11 +197,13 @@ def test_every_answer_is_one_of_the_document(
 @pytest.mark.timeout(600)
 @for_strangers.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_who_has_no_token_gets_nothing(case: Case[Any], fronts: list[Front]) -> None:
-    """Whatever is asked, also with a made-up token: 401, or it is no request at all."""
+def test_every_request_without_a_token_is_refused(
+    case: Case[Any], fronts: list[Front]
+) -> None:
+    """Also with a made-up token: 401, or it is an invalid request."""
     given = case.as_transport_kwargs(base_url=_one_of(fronts, case).url)
     with requests.request(**given, timeout=60) as response:
-        if case.method == "OPTIONS":  # What browsers ask before; they send no token.
+        if case.method == "OPTIONS":  # The preflight of browsers, which has no token.
             assert (response.status_code, response.content) == (204, b"")
         elif response.status_code != 200 or case.path not in OPEN:
             assert response.status_code in STRANGERS

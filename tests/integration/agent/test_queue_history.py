@@ -1,4 +1,4 @@
-"""What the dispatcher remembers of its queue: even in time, bounded, of one reign."""
+"""The dispatcher's queue history: evenly spaced, bounded, of one epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.api_node import ADMIN, api_node
 
 
 class Hands:
-    """A clock whose hands a test moves."""
+    """A clock that a test moves."""
 
     s = 0.0
 
@@ -37,8 +37,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await made.store.close()
 
 
-async def test_a_point_tells_what_waits_and_how_fast_tasks_ended(bench: Bench) -> None:
-    """The first look has nothing to compare with, so it makes none."""
+async def test_a_point_has_the_queue_length_and_the_rate_of_ends(bench: Bench) -> None:
+    """The first sample has nothing to compare with, so it makes none."""
     clock = Hands()
     history = QueueHistorySampler(bench.store, bench.view, clock)
     await bench.add(kit.submitted(1), kit.submitted(2), kit.assigned(1))
@@ -53,8 +53,8 @@ async def test_a_point_tells_what_waits_and_how_fast_tasks_ended(bench: Bench) -
     )
 
 
-async def test_no_more_than_ten_minutes_are_kept(bench: Bench) -> None:
-    """A dispatcher reigns for months."""
+async def test_at_most_ten_minutes_are_kept(bench: Bench) -> None:
+    """An epoch may last for months."""
     clock = Hands()
     history = QueueHistorySampler(bench.store, bench.view, clock)
     for _ in range(SAMPLES_MAX + 5):
@@ -65,8 +65,8 @@ async def test_no_more_than_ten_minutes_are_kept(bench: Bench) -> None:
     assert history.samples()[-1].at_ms == clock.now().wall_ms
 
 
-async def test_another_reign_begins_anew(bench: Bench) -> None:
-    """What happened meanwhile was seen by another node."""
+async def test_a_new_epoch_clears_the_history(bench: Bench) -> None:
+    """Another node saw the time in between."""
     history = QueueHistorySampler(bench.store, bench.view, Hands())
     for _ in range(2):
         await history.record_sample()
@@ -77,8 +77,8 @@ async def test_another_reign_begins_anew(bench: Bench) -> None:
     assert history.samples() == ()
 
 
-async def test_the_points_are_shown_by_the_api() -> None:
-    """In seconds and in tasks a second, as all of the API."""
+async def test_the_api_shows_the_points() -> None:
+    """In seconds and in tasks a second, as everywhere in the API."""
     async with api_node() as node:
         node.gateway.points.append(
             QueueSample(at_ms=1_770_379_200_000, queued=5, running=2, ended_per_s=1.4)

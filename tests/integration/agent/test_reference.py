@@ -1,4 +1,4 @@
-"""The examples of the API reference on an agent; only port and token are put in."""
+"""The examples of the API reference on an agent; only port and token are replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.agents import Agent, finished, running, until_nodes
 
 @pytest.fixture
 def solo(tmp_path: Path) -> Iterator[Agent]:
-    """An agent that takes tasks and runs none, so that their state is known."""
+    """An agent that accepts tasks and runs none, so that their state is known."""
     with running(tmp_path, "solo") as (agent,):
         until_nodes(agent, 1)
         steer(agent, "drain")
@@ -31,7 +31,7 @@ def steer(agent: Agent, how: str) -> None:
 
 
 def ran(agent: Agent, text: str, placeholder: str, *words: str) -> str:
-    """Run text of the reference; return what it printed."""
+    """Run text of the reference; return its output."""
     port = agent.ready()["api_url"].rpartition(":")[2]
     asked = {"role": "client", "subject": "bo"}
     token = agent.call("POST", "/api/v1/tokens", asked)[1]["token"]

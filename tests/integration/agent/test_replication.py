@@ -1,4 +1,4 @@
-"""Whole agents on loopback: copies, and what clients see when the dispatcher dies."""
+"""Replication of whole agents, and the death of a dispatcher as clients see it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TASK = {"command": "true"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request got."""
+    """The answer to one request."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -75,7 +75,7 @@ def ask(
 
 
 def until(agent: Agent, path: str, is_so: Callable[[Any], Any]) -> Any:
-    """Ask until the body says so; return it."""
+    """Repeat a request until its body matches; return the body."""
     deadline = time.perf_counter() + WAIT_S_MAX
     while time.perf_counter() < deadline:
         answer = ask(agent, "GET", path)
@@ -91,7 +91,7 @@ def has_copies(count: int) -> Callable[[Any], bool]:
 
 @dataclass
 class Trio:
-    """Three agents, of which one was dispatcher when all had met."""
+    """Three agents, one of them dispatcher once all had met."""
 
     dispatcher: Agent
     others: list[Agent]
@@ -115,7 +115,7 @@ def trio(tmp_path: Path) -> Iterator[Trio]:
 
 @pytest.fixture(scope="module")
 def bereft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trio, Answer]]:
-    """Three that have lost their dispatcher, and what it answered to key k before."""
+    """Three that have lost their dispatcher, with its earlier answer to key k."""
     with three(tmp_path_factory.mktemp("bereft")) as trio:
         first = ask(trio.others[0], "POST", TASKS, TASK, key="k")
         kill_agent(trio.dispatcher)
@@ -124,7 +124,7 @@ def bereft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trio, Ans
 
 
 def events(agent: Agent) -> list[tuple[str, str | None]]:
-    """Return what an agent logged of its role: event, and peer or reason."""
+    """Return the role events in an agent's log: event, and peer or reason."""
     lines = [json.loads(line) for line in agent.log().splitlines()]
     other = ("agent ready", "another mesh discovered")
     return [
@@ -137,8 +137,8 @@ def events(agent: Agent) -> list[tuple[str, str | None]]:
 def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
     """G8: with keys, one task each; nothing but 201 and 503.
 
-    A client that gets 503 asks again, as it is told to. Its token makes it the same
-    subject at each node; on the local socket it would be another one at each.
+    A client repeats a request after 503, as the answer says. Its token makes it the
+    same subject at each node; on the local socket it would be another one at each.
     """
     asked = {"role": "client", "subject": "bo"}
     token = ask(trio.others[0], "POST", "/api/v1/tokens", asked).body["token"]
@@ -164,7 +164,7 @@ def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
                 kill_agent(trio.dispatcher)
                 died.set()
         assert died.wait(2 * WAIT_S_MAX)
-        # Asked once more, at the other front: the same tasks, not other ones.
+        # Once more, at the other node: the same tasks, no new ones.
         for turn in range(TURNS):
             submit(other, f"key-{number}-{turn}")
 
@@ -180,9 +180,10 @@ def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
 
 
 def test_no_command_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
-    """Nobody gave a key: tasks have usual ids, and there is one of each all the same.
+    """Without explicit keys: tasks have usual ids, and still none is duplicated.
 
-    That is so also once what the dead one had accepted alone has come back.
+    This also holds after the dead dispatcher returns with the tasks that it alone
+    accepted.
     """
     died = threading.Event()
 
@@ -216,7 +217,7 @@ def test_no_command_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
     assert len(set(accepted)) == CLIENTS * TURNS
 
 
-def test_a_retry_after_a_failover_tells_the_true_number_of_copies(
+def test_a_retry_after_a_failover_reports_the_current_copies(
     bereft: tuple[Trio, Answer],
 ) -> None:
     """It is as safe as a new task would be, not as safe as it was."""
@@ -237,7 +238,7 @@ def test_a_retry_after_a_failover_tells_the_true_number_of_copies(
     assert state["last_failover"]["duration_ms"] >= 0
 
 
-def test_the_log_of_a_takeover_reads_as_a_story(
+def test_the_log_of_a_takeover_is_readable(
     bereft: tuple[Trio, Answer],
 ) -> None:
     """One line for each transition, with the names of nodes, not with their ids."""
@@ -265,15 +266,15 @@ def test_the_log_of_a_takeover_reads_as_a_story(
     } == names
 
 
-def test_what_a_strict_mesh_accepts_is_on_two_disks(tmp_path: Path) -> None:
-    """Alone it refuses, whoever asks, and says when to try again."""
+def test_a_strict_mesh_accepts_tasks_with_two_copies_only(tmp_path: Path) -> None:
+    """A lone node refuses every request, and says when to try again."""
     with running(tmp_path, "ana", extra=("--durability", "strict")) as (first,):
         until_nodes(first, 1)
         refused = ask(first, "POST", TASKS, TASK)
         with running(tmp_path, "ben", extra=("--durability", "strict")) as (second,):
             until(first, "/api/v1/nodes", has_copies(2))
             accepted = ask(second, "POST", TASKS, TASK)
-            # Alone again, the first could not note how it ends.
+            # The first node is alone again, and could not record the end.
             finished(second, accepted.body["id"])
 
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
@@ -281,7 +282,7 @@ def test_what_a_strict_mesh_accepts_is_on_two_disks(tmp_path: Path) -> None:
     assert (accepted.status, accepted.body["replicas"]) == (201, 2)
 
 
-def test_a_task_that_only_an_absent_node_knows_is_never_called_unknown(
+def test_a_task_that_only_an_absent_node_knows_is_never_unknown(
     tmp_path: Path,
 ) -> None:
     """G7: a node that comes back alone cannot know what the other one accepted."""

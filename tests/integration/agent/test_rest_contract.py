@@ -37,7 +37,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request got."""
+    """The answer to one request."""
 
     status: int
     body: Any
@@ -68,7 +68,7 @@ class Front:
         token: str | None = "",
         **headers: str,
     ) -> Answer:
-        """Send a request; bytes go as they are, all else as JSON."""
+        """Send a request; bytes are sent unchanged, all else as JSON."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         data = body if body is None or isinstance(body, bytes) else _json(body)
         if data is not None:
@@ -99,7 +99,7 @@ class Front:
         return answer.body
 
     def run(self, command: str, **more: object) -> dict[str, Any]:
-        """Return a task when it has ended."""
+        """Return a task once it has ended."""
         task = self.submit({"command": command, **more})
         answer = self.ask("GET", f"{TASKS}/{task['id']}?wait=60")
         assert answer.status == 200, answer.body
@@ -134,12 +134,12 @@ def front_of(agent: Agent) -> Front:
 
 @contextlib.contextmanager
 def all_slots_busy(front: Front) -> Iterator[list[str]]:
-    """Have a long task in each slot of the mesh."""
+    """Fill each slot of the mesh with a long task."""
     count = len(NAMES) * SLOTS
     tasks = [task["id"] for task in front.submit([{"command": "sleep 3600"}] * count)]
     try:
-        # Right after short tasks a worker may hold one ahead; it gives that back. And
-        # some of those may still run, which other tests did not wait for.
+        # Right after short tasks a worker may hold one ahead; it returns that. And
+        # some of those may still run, as other tests did not wait for them.
         running = f"{TASKS}?status=running"
         until(front, running, lambda b: {t["id"] for t in b["tasks"]} == set(tasks))
         until(front, "/api/v1/nodes", _is_full)
@@ -155,7 +155,7 @@ def _is_full(body: dict[str, Any]) -> bool:
 
 
 def until(front: Front, path: str, is_true: Callable[[dict[str, Any]], bool]) -> None:
-    """Wait until what a path shows is as wanted."""
+    """Wait until a path shows the wanted state."""
     deadline = time.monotonic() + WAIT_S_MAX
     while not is_true(body := front.ask("GET", path).body):
         assert time.monotonic() < deadline, body
@@ -167,8 +167,8 @@ def until_state(front: Front, task: str, state: str) -> None:
     until(front, f"{TASKS}/{task}", lambda body: bool(body["status"] == state))
 
 
-def test_every_node_tells_what_a_client_may_still_ask_for(front: Front) -> None:
-    """It has one account for all of them, under the limit of its role."""
+def test_every_node_reports_the_remaining_rate_limit(front: Front) -> None:
+    """A client has one account for all nodes, with the limit of its role."""
     token = front.token("viewer", "rates")
     paths = ("/api/v1/stats", "/api/v1/openapi.json", "/api/v1/nodes")
 
@@ -216,7 +216,7 @@ def test_every_node_tells_what_a_client_may_still_ask_for(front: Front) -> None:
         ("DELETE", f"{TASKS}/unknown", None, 404, "Task not found"),
     ],
 )
-def test_what_is_wrong_is_said_alike_everywhere(
+def test_errors_are_the_same_at_every_node(
     front: Front, method: str, path: str, body: object, status: int, error: str
 ) -> None:
     """Rows B07 to B17, with the texts of the reference."""
@@ -228,9 +228,9 @@ def test_what_is_wrong_is_said_alike_everywhere(
 
 @pytest.mark.alone  # Ten thousand tasks at a time, on three agents.
 def test_lists_page_and_filter(front: Front, slotted_mesh: list[Agent]) -> None:
-    """Oldest first, with exact totals; all or nothing of a batch is there.
+    """Oldest first, with exact totals; a batch is there completely or not at all.
 
-    The fullest batch goes the longer way, through the node that is not dispatcher.
+    The fullest batch goes through the node that is not dispatcher.
     """
     before = front.ask("GET", f"{TASKS}?limit=1").body["total"]
     most = [{"command": f": {n}"} for n in range(10_000)]
@@ -260,7 +260,7 @@ def test_tasks_are_filtered_by_the_name_of_their_worker(front: Front) -> None:
     with all_slots_busy(front) as tasks:
         for name in NAMES:
             path = f"{TASKS}?status=running&worker_id={name}"
-            # Lists show what is on disk, some milliseconds behind the roster.
+            # Lists show durable states, some milliseconds behind the roster.
             until(front, path, lambda body: bool(body["total"] == SLOTS))
             page = front.ask("GET", path).body
             assert {task["worker_id"] for task in page["tasks"]} == {name}
@@ -274,10 +274,10 @@ def test_tasks_are_filtered_by_the_name_of_their_worker(front: Front) -> None:
 
 
 @pytest.mark.parametrize("round_", range(3))
-def test_one_key_is_one_task_however_often_and_wherever(
+def test_one_key_is_one_task_at_every_node(
     slotted_mesh: list[Agent], round_: int
 ) -> None:
-    """Twenty at once at three nodes are answered as one, also later."""
+    """Twenty requests at once at three nodes get one answer, also later."""
     fronts = [front_of(agent) for agent in slotted_mesh]
     key = f"parallel-{round_}-{time.monotonic_ns()}"
 
@@ -298,7 +298,7 @@ def test_one_key_is_one_task_however_often_and_wherever(
 
 
 def test_a_key_with_another_body_is_refused(front: Front) -> None:
-    """Another command, more tasks, or fewer: none of them is that request."""
+    """Another command, more tasks, or fewer: each is another request."""
     key = f"other-{time.monotonic_ns()}"
     two = [{"command": "true"}, {"command": "false"}]
     first = front.submit(two, Idempotency_Key=key)
@@ -310,7 +310,7 @@ def test_a_key_with_another_body_is_refused(front: Front) -> None:
         assert (answer.status, answer.body["error"]) == (409, "Duplicate task ID")
 
 
-def test_an_id_of_the_client_is_taken_once(front: Front) -> None:
+def test_a_client_chosen_id_is_used_once(front: Front) -> None:
     """A batch that repeats one leaves nothing behind."""
     name = f"mine.{time.monotonic_ns()}"
     front.submit({"command": "true", "id": name})
@@ -320,7 +320,7 @@ def test_an_id_of_the_client_is_taken_once(front: Front) -> None:
     assert front.ask("GET", f"{TASKS}/{name}.b").status == 404
 
 
-def test_roles_bound_what_a_token_may_do(front: Front) -> None:
+def test_roles_limit_the_rights_of_a_token(front: Front) -> None:
     """Decision 9: viewers read, clients cancel their own, and none mints tokens."""
     ann, bob = front.token("client", "ann"), front.token("client", "bob")
     viewer = front.token("viewer", "vic")
@@ -351,7 +351,7 @@ def test_roles_bound_what_a_token_may_do(front: Front) -> None:
     assert front.ask("GET", path).body["started_at"] is None
 
 
-def test_only_an_expired_token_is_called_expired(front: Front) -> None:
+def test_only_an_expired_token_is_reported_as_expired(front: Front) -> None:
     """B02: forged ones share one text, so that a forger learns nothing."""
     tokens = TokenSigner(load_secret(front.agent.state.parent / "mesh.key"))
     old = tokens.sign_token(
@@ -400,7 +400,7 @@ def test_endings(
 
 
 def test_output_is_kept_to_1_mib_with_true_counts(front: Front) -> None:
-    """Exactly 1 MiB is whole; more is cut and said so; exact bytes are to be had."""
+    """Exactly 1 MiB is complete; more is cut and marked; exact bytes are available."""
     cut = front.run("head -c 2097152 /dev/zero; head -c 1048576 /dev/zero >&2")
     odd = front.run(r"printf 'a\000\377\303\251'")
     exact = front.ask("GET", f"{TASKS}/{odd['id']}?encoding=base64").body
@@ -412,7 +412,7 @@ def test_output_is_kept_to_1_mib_with_true_counts(front: Front) -> None:
     assert base64.b64decode(exact["stdout"]) == b"a\x00\xff\xc3\xa9"
 
 
-def test_outputs_come_from_every_node_and_links_from_none(
+def test_outputs_come_from_every_node_and_never_through_links(
     front: Front, slotted_mesh: list[Agent]
 ) -> None:
     """Only regular files below the worker directory are captured."""
@@ -434,7 +434,7 @@ def test_outputs_come_from_every_node_and_links_from_none(
 
 
 def test_a_running_task_is_cancelled_by_force_only(front: Front) -> None:
-    """409, then 200 as often as asked; what had ended is 404."""
+    """409, then 200 on each repetition; an ended task is 404."""
     task = front.submit({"command": "setsid sleep 600 & sleep 600"})["id"]
     path = f"{TASKS}/{task}"
     until_state(front, task, "running")
@@ -453,7 +453,7 @@ def test_a_running_task_is_cancelled_by_force_only(front: Front) -> None:
     assert front.ask("DELETE", f"{TASKS}/{done}?force=true").status == 404
 
 
-def test_tasks_see_who_they_are_and_nothing_of_the_agent(front: Front) -> None:
+def test_tasks_see_their_own_ids_and_nothing_of_the_agent(front: Front) -> None:
     """Decision 13."""
     task = front.run("env | grep -E '^(OCTASKLY|NOTIFY|WATCHDOG|LISTEN)' | sort")
 
@@ -478,10 +478,10 @@ def test_tasks_see_who_they_are_and_nothing_of_the_agent(front: Front) -> None:
         ({"Sec_Fetch_Site": "cross-site"}, 403),
     ],
 )
-def test_pages_of_others_stay_out(
+def test_foreign_web_pages_are_refused(
     front: Front, headers: dict[str, str], status: int
 ) -> None:
-    """B04, B05: also of /health, which needs no token."""
+    """B04, B05: also for /health, which needs no token."""
     answer = front.ask("GET", "/health", token=None, **headers)
 
     assert answer.status == status
@@ -522,7 +522,7 @@ HEAD = b"Host: localhost\r\n"
         ),
     ],
 )
-def test_what_is_no_http_is_answered_in_json_and_closed(
+def test_invalid_http_is_answered_in_json_and_closed(
     front: Front, data: bytes, status: bytes
 ) -> None:
     """B18, with the headers of every answer."""

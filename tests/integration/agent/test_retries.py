@@ -1,4 +1,4 @@
-"""Tasks that are tried again, by a real agent that may die of them."""
+"""Retries on a real agent, which a task may kill."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield agent
 
 
-def test_a_failed_task_is_tried_again_until_it_succeeds(agent: Agent) -> None:
-    """Its last attempt is the one that counts."""
+def test_a_failed_task_is_retried_until_it_succeeds(agent: Agent) -> None:
+    """Its last attempt counts."""
     command = "echo x >> tries; exit $((75 * ($(wc -l < tries) < 3)))"
     task = submit(agent, command, retries=5, retry_on=[75])
 
@@ -42,8 +42,8 @@ def test_a_failed_task_is_tried_again_until_it_succeeds(agent: Agent) -> None:
     assert (end["status"], end["exit_code"], end["attempt"]) == ("completed", 0, 3)
 
 
-def test_a_code_that_is_not_named_is_the_end(agent: Agent) -> None:
-    """And it can be repeated by hand, as a task of its own."""
+def test_an_unlisted_exit_code_is_final(agent: Agent) -> None:
+    """The task can be repeated by hand, as a new task."""
     task = submit(agent, "exit 4", retries=5, retry_on=[75])
     end = finished(agent, task)
     assert (end["status"], end["exit_code"], end["attempt"]) == ("failed", 4, 1)
@@ -54,8 +54,8 @@ def test_a_code_that_is_not_named_is_the_end(agent: Agent) -> None:
     assert finished(agent, again["id"])["exit_code"] == 4
 
 
-def test_a_task_is_repeated_once_whoever_asks(agent: Agent) -> None:
-    """The local user of each node is another one, and means the same failure."""
+def test_a_task_is_repeated_once_by_any_user(agent: Agent) -> None:
+    """Each node's local user is another subject, but means the same failure."""
     task = submit(agent, "exit 4")
     finished(agent, task)
     status, minted = agent.call("POST", "/api/v1/tokens", {"role": "client"} | OTHER)
@@ -72,14 +72,14 @@ def test_a_task_is_repeated_once_whoever_asks(agent: Agent) -> None:
 
 
 def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> None:
-    """Else it would kill the agent as often as that is started again."""
+    """It would kill the agent after every restart."""
     agent = start(tmp_path, "lone", "--slots", "1")
     try:
         killer = submit(agent, f"touch {tmp_path}/$OCTASKLY_ATTEMPT.on; sleep 60")
         innocent = submit(agent, "echo still here")
         for attempt in range(1, LOSSES_MAX + 1):
             until((tmp_path / f"{attempt}.on").exists, "it runs, and kills")
-            # It starts while that is committed; only what the disk knows is counted.
+            # It starts during its commit; only durable attempts count.
             until(partial(_has_begun, agent, killer, attempt), "the disk knows of it")
             agent.process.kill()
             agent.process.wait()
@@ -93,16 +93,16 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
 
 
 def _has_begun(agent: Agent, task: str, attempt: int) -> bool:
-    """Whether that is the last attempt, as the agent's disk has it."""
+    """Return True if that is the last attempt on the agent's disk."""
     _, body = agent.call("GET", f"{TASKS}/{task}")
     return bool(body.get("attempt") == attempt)
 
 
 @pytest.mark.parametrize("retry_on", [["failure"], None])
-def test_nothing_is_made_up_of_what_a_lost_task_wrote(
+def test_the_output_of_a_lost_task_is_not_invented(
     agent: Agent, retry_on: list[str] | None
 ) -> None:
-    """Nobody saw its end; its node has kept what came before, also of poison."""
+    """Its end was not seen; its node has kept the earlier output, also of poison."""
     command = "head -c 3000000 /dev/zero; kill -9 $PPID; sleep 60"
     task = submit(agent, command, retry_on=retry_on)
 

@@ -1,4 +1,4 @@
-"""What the agent tells the service manager, over a real socket."""
+"""The agent's messages to the service manager, over a real socket."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from octaskly.trust import create_secret_file
 from tests.support.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
 
 
-def test_the_name_of_a_node_gives_no_order_to_systemd(tmp_path: Path) -> None:
-    """The status is one line, whatever peers call themselves."""
+def test_the_name_of_a_node_cannot_command_systemd(tmp_path: Path) -> None:
+    """The status is one line, whatever the names of peers."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(WAIT_S_MAX)
@@ -38,10 +38,10 @@ def test_a_long_drain_is_announced(tmp_path: Path) -> None:
         assert manager.recv(4096) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=90500000"
 
 
-def test_an_agent_is_ready_when_it_serves_and_alive_while_its_loop_turns(
+def test_an_agent_reports_readiness_and_its_watchdog(
     tmp_path: Path,
 ) -> None:
-    """Told to systemd at the moment at which the API answers, and ever again."""
+    """Readiness comes with the first answer of the API, and then regular pings."""
     secret = tmp_path / "mesh.key"
     create_secret_file(secret)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

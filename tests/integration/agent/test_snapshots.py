@@ -1,4 +1,4 @@
-"""A standby of real agents that joins when the beginning of the log is gone."""
+"""A standby of real agents that joins after the start of the log was deleted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.agents import (
 SLOT = ("--slots", "1")
 
 
-def test_who_joins_behind_a_floor_succeeds_with_all_that_is_left(
+def test_a_standby_that_joined_by_snapshot_takes_over_completely(
     tmp_path: Path,
 ) -> None:
-    """Rows and the tail: what has ended, runs and waits, and nothing forgotten."""
+    """Rows and the tail: ended, running and waiting tasks, and no forgotten one."""
     go = tmp_path / "go"
     with running(tmp_path, "ana", extra=SLOT) as (ana,):
         until_nodes(ana, 1)
@@ -36,7 +36,7 @@ def test_who_joins_behind_a_floor_succeeds_with_all_that_is_left(
         with running(tmp_path, "ben", extra=SLOT) as (ben,):
             until(lambda: replicas(ana) == 2, "it keeps a copy")
             last = submit(ana, "echo last", after=[waits])
-            # What it was not sent as entries came as rows.
+            # Everything that was not sent as entries came as rows.
             assert min(log(ben.state)).seq > min(log(ana.state)).seq > 1
             ana.process.kill()
             ana.process.wait()

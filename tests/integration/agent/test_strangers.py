@@ -1,4 +1,4 @@
-"""What strangers on the LAN do to an agent, before they have shown anything."""
+"""Unauthenticated connections from the LAN to an agent."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ATTEMPTS = 5
 
 @pytest.fixture(scope="module")
 def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """An agent that these tests leave as it was."""
+    """An agent that these tests do not change."""
     with running(tmp_path_factory.mktemp("strangers"), "solo") as (agent,):
         until_nodes(agent, 1)
         yield agent
 
 
 def first_bytes_of_tls(name: bytes) -> bytes:
-    """Return how a client begins that asks for a host of this name."""
+    """Return the first bytes of a TLS client that requests this host name."""
     context = ssl.create_default_context()
     said = ssl.MemoryBIO()
     tls = context.wrap_bio(ssl.MemoryBIO(), said, server_hostname=PLACEHOLDER)
@@ -34,10 +34,8 @@ def first_bytes_of_tls(name: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("port", ["peer_port", "lan_url"])
-def test_a_name_in_tls_that_is_no_text_writes_no_traceback(
-    solo: Agent, port: str
-) -> None:
-    """Python raises nowhere what goes wrong there, and says so at length each time."""
+def test_an_invalid_name_in_tls_writes_no_traceback(solo: Agent, port: str) -> None:
+    """Python cannot raise the error there, and logs it at length each time."""
     number = int(str(solo.ready()[port]).rpartition(":")[2])
     hello = first_bytes_of_tls(b"\xff" * len(PLACEHOLDER))
 
@@ -45,7 +43,7 @@ def test_a_name_in_tls_that_is_no_text_writes_no_traceback(
         with socket.create_connection(("127.0.0.1", number)) as connection:
             connection.sendall(hello)
             with contextlib.suppress(ConnectionError):
-                assert connection.recv(1) == b""  # The agent has hung up.
+                assert connection.recv(1) == b""  # The agent has closed the connection.
 
     told = [line for line in solo.log().splitlines() if "UnicodeDecodeError" in line]
     assert 1 <= len(told) < ATTEMPTS, solo.log()

@@ -1,4 +1,4 @@
-"""Repeated requests meet what a real store holds."""
+"""Repeated submissions against a real store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def told() -> Told:
 
 @pytest.fixture
 async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
-    """Two halves of a split have given one name to different tasks of ana's."""
+    """A store where two halves of a split gave one name to different tasks of ana."""
     store = Store(
         tmp_path / "log.db", kit.PicklePacker(), told.put_nowait, kit.HandClock()
     )
@@ -69,7 +69,7 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
 def submissions(
     store: Store, keep: Callable[[TaskDraft], Awaitable[None]] | None = None
 ) -> SubmissionService:
-    """Return the way into a core that accepts what `keep` makes durable, or nothing."""
+    """Return the submissions of a core that accepts and persists `keep`, or nothing."""
     at_work = []
 
     async def accept(event: TasksSubmitted) -> None:
@@ -96,7 +96,7 @@ def way_in(
     tickets: PendingRequests,
     failure: Callable[[], str | None] = lambda: None,
 ) -> SubmissionService:
-    """Return the way into a core that answers by tickets."""
+    """Return the submissions of a core that answers by tickets."""
     finder = TaskFinder(store, tickets)
     return SubmissionService(
         mesh_id="mesh",
@@ -111,7 +111,7 @@ def way_in(
 
 
 def asked(command: str, key: str | None) -> Submission:
-    """Return a request for a task of the chosen name."""
+    """Return a request for a task with the chosen name."""
     drafts = (TaskDraft(command=command, id=NAME),)
     return Submission(
         drafts=drafts, submitter="ana", idempotency_key=key, is_strict=False
@@ -121,7 +121,7 @@ def asked(command: str, key: str | None) -> Submission:
 @pytest.mark.parametrize(
     ("command", "name"), [("first", "nightly"), ("second", "nightly~2")]
 )
-async def test_who_repeats_a_request_finds_its_own_task(
+async def test_a_repeated_request_finds_its_own_task(
     store: Store, command: str, name: str
 ) -> None:
     """Whichever half of the split had accepted it."""
@@ -135,10 +135,10 @@ async def test_who_repeats_a_request_finds_its_own_task(
 
 
 @pytest.mark.parametrize(("command", "key"), [("third", "key"), ("second", None)])
-async def test_a_name_that_is_taken_is_not_given_again(
+async def test_a_used_name_is_not_given_again(
     store: Store, command: str, key: str | None
 ) -> None:
-    """Only a split can bring a second task of one name, never a request."""
+    """Only a split can create a second task with one name, never a request."""
     with pytest.raises(TaskExists):
         await submissions(store).accept_submission(asked(command, key))
 
@@ -151,10 +151,10 @@ async def test_a_name_that_is_taken_is_not_given_again(
         ("new.0", TaskDraft(command="true", id=TaskId("new"), options=ARRAY)),
     ],
 )
-async def test_the_name_of_a_member_is_taken_before_it_begins(
+async def test_the_name_of_a_member_is_reserved_before_it_starts(
     store: Store, name: str, array: TaskDraft | None
 ) -> None:
-    """Who asked for that task would be shown another one."""
+    """A client of that task would otherwise see another one."""
     draft = TaskDraft(command="true", id=TaskId(name))
     drafts = (draft,) if array is None else (draft, array)
     wish = Submission(
@@ -169,20 +169,22 @@ async def test_the_name_of_a_member_is_taken_before_it_begins(
 
 @pytest.mark.parametrize("name", ["sums.1", "sums.6", "sums.02", "sums.x", "other.2"])
 async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
-    """Versions are written like this, too."""
+    """Versions are written so, too."""
     draft = TaskDraft(command="true", id=TaskId(name))
     wish = Submission(
         drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
     )
 
-    with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
+    with pytest.raises(
+        AssertionError
+    ):  # The core gets the request, and accepts nothing here.
         await submissions(store).accept_submission(wish)
 
 
-async def test_who_hands_in_as_the_disk_fills_is_not_kept_waiting(
+async def test_a_submission_during_a_disk_error_does_not_wait(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer says that the task may be accepted all the same."""
+    """The answer says that the task may still be accepted."""
     monkeypatch.setattr("octaskly.agent.gateway.pending_requests.REPLY_CHECK_S", 0.01)
     drafts = (TaskDraft(command="true"),)
     wish = Submission(
@@ -209,7 +211,7 @@ def keyed(*drafts: TaskDraft) -> Submission:
 
 
 async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
-    """Have the first two tasks of the batch in a stream, and not the third."""
+    """Put the first two tasks of the batch into a stream, and not the third."""
     drafts = await submissions(store)._with_keyed_ids(keyed(*BATCH))
     facts = [
         kit.submitted(
@@ -227,10 +229,10 @@ async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
     await told.get()
 
 
-async def test_a_batch_of_which_a_lost_dispatcher_left_a_part_is_completed(
+async def test_a_partial_batch_of_a_lost_dispatcher_is_completed(
     store: Store, told: Told
 ) -> None:
-    """It died while it sent the batch, which was too much for one message."""
+    """It died while it sent the batch, which was too large for one message."""
     await leave_two(store, told, kit.STREAM)
     brought = []
 
@@ -253,10 +255,10 @@ async def test_a_batch_of_which_a_lost_dispatcher_left_a_part_is_completed(
         (kit.STREAM, BATCH[:1]),
     ],
 )
-async def test_another_batch_with_the_same_key_completes_none(
+async def test_another_batch_with_the_same_key_is_refused(
     store: Store, told: Told, stream: StreamId, drafts: tuple[TaskDraft, ...]
 ) -> None:
-    """What this very dispatcher accepted is whole, so more tasks are another batch."""
+    """This dispatcher's own batches are complete, so more tasks are another batch."""
     await leave_two(store, told, stream)
 
     with pytest.raises(TaskExists) as refused:
@@ -267,7 +269,7 @@ async def test_another_batch_with_the_same_key_completes_none(
 
 
 def named(name: str, options: TaskOptions | None = None) -> Submission:
-    """Return a request for one task of this name."""
+    """Return a request for one task with this name."""
     draft = TaskDraft(command="true", id=TaskId(name), options=options)
     return Submission(
         drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
@@ -282,10 +284,10 @@ async def keep(store: Store, told: Told, draft: TaskDraft) -> None:
     await told.get()
 
 
-async def test_an_array_takes_no_name_of_a_task_for_a_member(
+async def test_an_array_cannot_use_a_task_s_name_for_a_member(
     store: Store, told: Told
 ) -> None:
-    """Who asks for the member would be shown the task."""
+    """A client of the member would see the task."""
     await keep(store, told, *named("new.4").drafts)
 
     with pytest.raises(TaskExists) as refused:
@@ -295,18 +297,20 @@ async def test_an_array_takes_no_name_of_a_task_for_a_member(
 
 
 @pytest.mark.parametrize("task", ["new.1", "new.6", "new.04", "new.x", "new.0.x", "ne"])
-async def test_an_array_may_be_called_as_others_begin(
+async def test_an_array_may_share_a_prefix_with_other_names(
     store: Store, told: Told, task: str
 ) -> None:
-    """What is no number of a member is no name of one."""
+    """A suffix that is no member number makes no member name."""
     await keep(store, told, *named(task).drafts)
 
-    with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
+    with pytest.raises(
+        AssertionError
+    ):  # The core gets the request, and accepts nothing here.
         await submissions(store).accept_submission(named("new", ARRAY))
 
 
 @pytest.mark.parametrize("is_array_first", [False, True])
-async def test_only_one_of_an_array_and_a_task_called_as_a_member_comes_in(
+async def test_an_array_and_a_task_named_like_a_member_exclude_each_other(
     store: Store, told: Told, *, is_array_first: bool
 ) -> None:
     """Both find their names free, as long as neither is durable."""
@@ -328,18 +332,20 @@ async def test_only_one_of_an_array_and_a_task_called_as_a_member_comes_in(
     assert isinstance(answers[1], TaskExists)
 
 
-async def test_who_waits_for_safety_is_sent_on_by_a_node_that_stops(
+async def test_a_durability_wait_ends_with_a_redirect_at_a_stopping_node(
     store: Store,
 ) -> None:
-    """Nothing was asked for that may have been carried out."""
+    """It only waits, so the client may repeat it elsewhere."""
     tickets = PendingRequests(lambda _: tickets.close())
 
     with pytest.raises(NotDispatcher):
         await way_in(store, tickets).wait_until_replicated()
 
 
-async def test_what_never_finds_room_is_told_so(store: Store) -> None:
-    """Not to wait until some tasks have run."""
+async def test_a_submission_above_the_queue_size_is_refused_for_good(
+    store: Store,
+) -> None:
+    """It must not wait until some tasks have run."""
     array = TaskOptions(array=ArraySpec(count=20))
     draft = TaskDraft(command="true", options=array)
     wish = Submission(

@@ -1,4 +1,4 @@
-"""Whole agents on loopback: all refuse a token that was revoked, and soon."""
+"""Token revocation on whole agents on loopback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SOON_S = soon_s(2.0)  #: after the answer to a revocation
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """A mesh that is left as it was."""
+    """A mesh that tests do not change."""
     with three_agents(tmp_path_factory.mktemp("shared")) as agents:
         yield agents
 
@@ -46,7 +46,7 @@ def connection(agent: Agent) -> http.client.HTTPConnection:
 
 
 def status_at(agent: Agent, token: str, path: str = "/api/v1/tasks") -> int:
-    """Return how a node answers who shows a token."""
+    """Return a node's status for a token."""
     with contextlib.closing(connection(agent)) as opened:
         return request(opened, "GET", path, token=token)[0]
 
@@ -58,7 +58,7 @@ def issue(agent: Agent, **asked: Any) -> dict[str, Any]:
 
 
 def revoked_everywhere_s(agents: list[Agent], token: str) -> float:
-    """Return how long after now each node refuses a token."""
+    """Return the seconds until each node refuses a token."""
     began_s = time.perf_counter()
     for agent in agents:
         until(
@@ -68,13 +68,13 @@ def revoked_everywhere_s(agents: list[Agent], token: str) -> float:
     return time.perf_counter() - began_s
 
 
-def test_a_revoked_token_is_refused_by_all_and_stays_so(
+def test_a_revoked_token_is_refused_by_all_nodes_for_good(
     fresh_mesh: list[Agent], tmp_path: Path
 ) -> None:
     """Threat 11: within two seconds; after a failover; after all have restarted.
 
-    It is revoked through the worker, which forwards, and so does the node at which a
-    good token is shown: most of these requests go over two machines.
+    The worker forwards the revocation, and so does the node that gets a valid token:
+    most of these requests go over two machines.
     """
     worker = fresh_mesh[2]
     assert roles_of(worker)["cy"] == "worker"
@@ -117,7 +117,7 @@ def test_a_revoked_token_is_refused_by_all_and_stays_so(
 
 
 class Reader(threading.Thread):
-    """Reads an answer until it ends, however that is."""
+    """Reads an answer until it ends in any way."""
 
     def __init__(self, agent: Agent, path: str, token: str) -> None:
         super().__init__(daemon=True)
@@ -135,10 +135,10 @@ class Reader(threading.Thread):
         self._opened.close()
 
 
-def test_an_urgent_renewal_ends_tokens_and_the_old_secret(
+def test_an_urgent_rotation_ends_tokens_and_the_old_secret(
     fresh_mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """Nobody is revoked for it, and all nodes stay in the mesh."""
+    """No node is revoked, and all nodes stay in the mesh."""
     token = issue(fresh_mesh[2])["token"]
     old = (tmp_path / "mesh.key").read_text().strip()
 
@@ -159,8 +159,8 @@ def settled(agent: Agent) -> int | None:
     return int(body["generation"]) if is_settled else None
 
 
-def test_what_lasts_under_a_token_ends_with_it(shared: list[Agent]) -> None:
-    """A stream or a long poll that was open before shows nothing that came after."""
+def test_streams_and_long_polls_end_with_their_token(shared: list[Agent]) -> None:
+    """No later event reaches an open stream or a long poll."""
     issued = issue(shared[0], name="watch", role="viewer")
     brief = issue(shared[0], role="viewer")["token"]
     status, task = shared[0].call("POST", "/api/v1/tasks", {"command": "sleep 60"})
@@ -190,8 +190,8 @@ def test_what_lasts_under_a_token_ends_with_it(shared: list[Agent]) -> None:
     assert ended[0] == 200
 
 
-def test_a_token_is_kept_nowhere(shared: list[Agent]) -> None:
-    """Threat 20: not in a database, a log, or what others see of a process."""
+def test_a_token_is_stored_nowhere(shared: list[Agent]) -> None:
+    """Threat 20: not in a database, a log, or the visible data of a process."""
     issued = issue(shared[2], name="canary", role="admin")
     token = issued["token"]
     signature = token.rpartition(".")[2].encode()
@@ -205,7 +205,7 @@ def test_a_token_is_kept_nowhere(shared: list[Agent]) -> None:
 
     files: dict[Path, bytes] = {}
     for path in shared[0].state.parent.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # It has gone meanwhile.
+        with contextlib.suppress(FileNotFoundError):  # The process has ended meanwhile.
             if path.is_file():
                 files[path] = path.read_bytes()
     assert len(files) > len(shared)

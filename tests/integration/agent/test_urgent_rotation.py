@@ -1,4 +1,4 @@
-"""While the old secret is on its way out: what it still opens, and what no more.
+"""Rights of an old secret during an urgent rotation.
 
 A member that does not confirm keeps the moment long enough to look at it.
 """
@@ -25,11 +25,11 @@ ROTATION = "/api/v1/rotation"
 TASKS = "/api/v1/tasks"
 
 
-LOOKS_MAX = 5  #: at that moment, which is over before a machine that stalls has looked
+LOOKS_MAX = 5  #: that moment is over before a slow machine has checked
 
 
 class Caller:
-    """Who speaks HTTPS with a certificate of a secret, on one connection."""
+    """A client that speaks HTTPS with a certificate of a secret, on one connection."""
 
     def __init__(self, agent: Agent, trust: MeshTls) -> None:
         url = urlsplit(agent.ready()["lan_url"])
@@ -38,7 +38,7 @@ class Caller:
         )
 
     def status(self) -> int:
-        """Ask as a node that forwards for an admin; return the answer."""
+        """Send a request as a node that forwards for an admin; return the answer."""
         headers = {PRINCIPAL_HEADER: "admin eve"}
         self._connection.request("GET", TASKS, headers=headers)
         answer = self._connection.getresponse()
@@ -46,12 +46,12 @@ class Caller:
         return answer.status
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 def fresh(secret: MeshSecret) -> MeshTls:
-    """Return an identity that nobody has seen, made with a secret."""
+    """Return a new identity, made with a secret."""
     return MeshTls(secret, NodeKey.generate())
 
 
@@ -68,19 +68,19 @@ def with_token(agent: Agent, token: str) -> int:
         return request(opened, "GET", TASKS, token=token)[0]
 
 
-def test_an_old_secret_makes_no_new_member_and_no_token_once_it_has_to_go(
+def test_an_old_secret_makes_no_member_or_token_in_an_urgent_rotation(
     tmp_path: Path,
 ) -> None:
-    """At once, while members that have not confirmed yet still come in with it.
+    """At once, while unconfirmed members still connect with it.
 
-    A look that was too late shows nothing, and another one is taken at another mesh.
+    A check that came too late is repeated with another mesh.
     """
     for number in range(LOOKS_MAX):
         folder = tmp_path / str(number)
         folder.mkdir()
         with running(folder, "solo") as (solo,):
             until_nodes(solo, 1)
-            statuses, new_token = looked(solo, folder)
+            statuses, new_token = rights_of_old_secret(solo, folder)
             if statuses is None:
                 continue
             assert statuses == [401, 401, 200, 401, 200]
@@ -90,10 +90,10 @@ def test_an_old_secret_makes_no_new_member_and_no_token_once_it_has_to_go(
     pytest.fail("no look was in time")
 
 
-def looked(solo: Agent, folder: Path) -> tuple[list[int] | None, str]:
-    """Return what an old secret opens that has to go, and a new token.
+def rights_of_old_secret(solo: Agent, folder: Path) -> tuple[list[int] | None, str]:
+    """Return the rights of an old secret in an urgent rotation, and a new token.
 
-    Nothing is known where the secret was gone before all was tried.
+    Return None if the secret was gone before all checks.
     """
     secret, old_token = load_secret(folder / "mesh.key"), token_of(solo)
     member = Member(folder, int(solo.ready()["peer_port"]))

@@ -27,7 +27,7 @@ PROGRAMS = ("octaskly", NEXT)
 def test_agents_of_two_versions_work_together(
     tmp_path: Path, programs: tuple[str, str]
 ) -> None:
-    """Whichever reigns, both run tasks, and the other takes over with all results."""
+    """Both run tasks in either role, and the other takes over with all results."""
     secret = tmp_path / "mesh.key"
     create_secret_file(secret)
     slots = ("--slots", "1")
@@ -50,10 +50,10 @@ def test_agents_of_two_versions_work_together(
     assert "protocol: " not in first.log() + second.log()
 
 
-def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
+def test_an_older_program_never_becomes_standby_of_a_newer_log(
     tmp_path: Path,
 ) -> None:
-    """Who cannot read the log works on, and the one who can takes over."""
+    """A node that cannot read the log still works, and one that can takes over."""
     secret = tmp_path / "mesh.key"
     create_secret_file(secret)
     ana = launch(tmp_path / "ana", secret, "--name", "ana", program=NEXT_LOG)
@@ -79,7 +79,7 @@ def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
 
 
 def _accepted(agent: Agent) -> int:
-    """Submit a task; return how many copies the answer names."""
+    """Submit a task; return the number of copies in the answer."""
     status, task = agent.call("POST", "/api/v1/tasks", {"command": "true"})
     assert status == 201, task
     return int(task["replicas"])

@@ -1,4 +1,4 @@
-"""Webhooks of whole agents: the next dispatcher tells what the last one could not."""
+"""Webhooks of whole agents, through a failover."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support.receiver import is_signed, receiver
 
 
 async def _in_thread(call: Any, *args: Any, **more: Any) -> Any:
-    """Do what blocks while the receiver serves."""
+    """Run a blocking call while the receiver serves."""
     return await asyncio.to_thread(functools.partial(call, *args, **more))
 
 
-async def test_an_agent_tells_how_a_task_ended(tmp_path: Path) -> None:
-    """At once, and with the key that the secret of the mesh gives."""
+async def test_an_agent_sends_a_webhook_at_the_end_of_a_task(tmp_path: Path) -> None:
+    """At once, signed with the key of the mesh's secret."""
     with running(tmp_path, "solo") as (agent,):
         await _in_thread(until_nodes, agent, 1)
         async with receiver() as server:
@@ -53,8 +53,8 @@ async def test_an_agent_tells_how_a_task_ended(tmp_path: Path) -> None:
     assert len(base64.b64encode(key)) == 44
 
 
-def to_tell(agent: Agent) -> list[str]:
-    """Return the ended tasks of which somebody is to be told, as its log has it."""
+def pending_webhooks(agent: Agent) -> list[str]:
+    """Return the ended tasks with pending webhooks, from the agent's log."""
     log = f"file:{agent.state}/log.db?mode=ro"
     with contextlib.closing(sqlite3.connect(log, uri=True)) as db:
         rows = db.execute("SELECT id FROM tasks WHERE notify = 1 AND state > 1")
@@ -69,10 +69,10 @@ def _kill_the_first(ana: Agent, bo: Agent) -> None:
     )
 
 
-async def test_the_next_dispatcher_tells_what_the_last_could_not(
+async def test_the_next_dispatcher_sends_pending_webhooks(
     tmp_path: Path,
 ) -> None:
-    """And not again what the last one did: the log says who was told."""
+    """And repeats none of the last one's: the log records them."""
     with running(tmp_path, "ana") as (ana,):
         await _in_thread(until_nodes, ana, 1)
         with running(tmp_path, "bo") as (bo,):
@@ -87,7 +87,9 @@ async def test_the_next_dispatcher_tells_what_the_last_could_not(
                 for task in (heard, missed):
                     await _in_thread(finished, ana, task)
                 await _in_thread(
-                    until, lambda: to_tell(bo) == [missed], "bo knows who was told"
+                    until,
+                    lambda: pending_webhooks(bo) == [missed],
+                    "bo knows who was told",
                 )
                 server.got.clear()
                 server.answer = b"HTTP/1.1 204 No\r\n\r\n"
